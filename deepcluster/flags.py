@@ -139,6 +139,7 @@ class FitFlags:
         time_limit: Finish within this time, with fewer rounds if needed: 90s, 30m, 2h.
         overwrite: Replace the run at -o.
         resume: Continue the run at -o from its last checkpoint.
+        keep_checkpoints: Keep the last two checkpoints of the finished run.
         seed: The same seed gives the same bits on a CPU (on a GPU with --deterministic).
         deterministic: On a GPU: only kernels whose results repeat bit for bit; some are slower.
         verbose: Print every choice with its reason, and the figures of the rounds.
@@ -155,6 +156,7 @@ class FitFlags:
     time_limit: Annotated[float | None, Parameter(converter=read_seconds, n_tokens=1)] = None
     overwrite: bool = False
     resume: bool = False
+    keep_checkpoints: bool = False
     device: Device = "auto"
     seed: Annotated[int, Parameter(group=MACHINE)] = 0
     deterministic: Annotated[bool, Parameter(group=MACHINE)] = False
@@ -168,7 +170,7 @@ class FitFlags:
         if self.resume and (self.overwrite or self.out is None):
             raise UsageError("--resume continues the run at -o: give -o RUN, and no --overwrite")
         if self.features:
-            for_rounds = ("dry_run", "resume", "time_limit", "log")
+            for_rounds = ("dry_run", "resume", "keep_checkpoints", "time_limit", "log")
             refuse((name for name in for_rounds if getattr(self, name)), "--features groups at once, without rounds")
         if self.log and find_spec(self.log) is None:
             raise missing_extra(self.log, ImportError(f"no module named {self.log}"))

@@ -374,7 +374,7 @@ def test_what_is_not_finite_is_not_written(checkpoints):
 @pytest.mark.parametrize("sizes", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_full_disk_at_some_sizes(command, pictures, whole, stopped, tmp_path, sizes):
     """No file may grow beyond a size: the run ends with 5, and what was written before is whole."""
-    largest = max(path.stat().st_size for path in (whole[0] / "checkpoints").glob("*.safetensors"))
+    largest = max(path.stat().st_size for path in (stopped / "checkpoints").glob("*.safetensors"))
     for i in range(sizes):
         out = Path(shutil.copytree(stopped, tmp_path / f"run{i}"))
         size = 40_000 + (largest - 40_001) * i // (sizes - 1)

@@ -24,6 +24,7 @@ from tests.helpers.runs import contents, left_behind
 from tests.tiny import RECORD
 
 OLD = {"run.json": "old", "clusters.csv": "old", "model/config.json": "old", "tree.json": "old"}
+OLD |= {"checkpoints/000001.json": "old"}
 NEW = {"run.json": "new", "clusters.csv": "new", "model/config.json": "new", "report.html": "new"}
 CHANGES = ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync")  # of os: what a process does to a disk
 
@@ -39,8 +40,8 @@ def record(state: str) -> str:
 
 
 def make(run: Path) -> Path:
-    (run / "model").mkdir(parents=True)
     for name in OLD:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text(record("old") if name == "run.json" else "old")
     (run / "mine.txt").write_text("mine")
     (run / "model" / "mine.bin").write_text("mine")
@@ -51,7 +52,8 @@ def change(run: Path, before_the_commit: Callable[[], None] = lambda: None) -> N
     with files.locked(run) as folder, folder.next_state() as staged:
         for name in NEW:
             staged.write(name, record("new") if name == "run.json" else "new")
-        staged.remove("tree.json")
+        for name in ("tree.json", *{*states.own_files(run)} - states.NAMES):
+            staged.remove(name)
         before_the_commit()
 
 
@@ -266,7 +268,8 @@ def test_a_strangers_commit_moves_and_removes_only_files_of_a_run(tmp_path):
         run, {"evil.sh": "evil", "mine.txt": "", "model/mine.bin": "", "clusters.csv": "new", "tree.json": ""}
     )
     (commit / "report.html").symlink_to(tmp_path / "outside.txt")
-    assert state(run) == {"run.json": "old", "clusters.csv": "new", "model/config.json": "old"}
+    left = {name: text for name, text in OLD.items() if name != "tree.json"}
+    assert state(run) == left | {"clusters.csv": "new"}
     assert not (run / "evil.sh").exists() and not (run / "report.html").is_symlink()
     assert (run / "mine.txt").read_text() == (run / "model/mine.bin").read_text() == "mine"
     assert (tmp_path / "outside.txt").read_text() == "mine" and (commit / "evil.sh").exists()
@@ -304,7 +307,6 @@ def test_no_hidden_link_is_followed(tmp_path, name):
 
 def test_own_files_are_told_by_exact_name_and_kind(tmp_path):
     run = make(tmp_path / "run")
-    (run / "checkpoints").mkdir()
     checkpoints = {f"checkpoints/{name}" for name in ("000001.json", "000001.safetensors", "000001-12.safetensors")}
     for name in checkpoints:
         (run / name).write_text("")

@@ -272,7 +272,7 @@ def test_a_checkpoint_of_another_run_is_refused(
     other, others = tmp_path / "other", Path(shutil.copytree(photos, tmp_path / "others"))
     for image in others.rglob("*.png"):
         Image.open(image).rotate(90).save(image)
-    ends(["fit", others, "-o", other, *TRAINED], 0)
+    ends(["fit", others, "-o", other, *TRAINED, "--keep-checkpoints"], 0)
     stopped = Path(shutil.copytree(fitted("--rounds", "2"), tmp_path / "stopped"))
     change_record(stopped, status="stopped")
     shutil.rmtree(stopped / "checkpoints")

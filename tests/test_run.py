@@ -68,6 +68,7 @@ def test_the_files_and_their_columns(finished):
     assert found["verdict"].startswith("48 images are too few to tell how stable ")
     assert found["verdict"][:30] in (finished / "report.html").read_text()
     assert not left_behind(finished)
+    assert [path.name for path in (finished / "checkpoints").iterdir()] == ["images.csv"]
     assert (finished / "report.html").stat().st_size > 20_000
 
 
@@ -114,7 +115,8 @@ def test_metrics_are_those_of_the_clusters(finished):
 
 
 def test_labels_change_nothing_but_the_metrics(finished, fitted):
-    without = fitted("--rounds", "2")
+    without = fitted("--rounds", "2", "--keep-checkpoints")
+    assert Checkpoints(without / "checkpoints").latest().values["round"] == 2
     assert not (without / "metrics.json").exists()
     strip = lambda table: [{name: value for name, value in row.items() if name != "label"} for row in table]  # noqa: E731
     assert strip(rows(without / "clusters.csv")) == strip(rows(finished / "clusters.csv"))

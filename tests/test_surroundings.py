@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -298,12 +299,15 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("rounds", "shown"), [(["x"], "x"), ([], "of none"), (["1"], "1")])
-def test_a_history_of_other_rounds(rounds: list[str], shown: str, run: Path, photos: Path, ends: Ends) -> None:
+def test_a_history_of_other_rounds(
+    rounds: list[str], shown: str, fitted: Callable[..., Path], tmp_path: Path, photos: Path, ends: Ends
+) -> None:
+    run = Path(shutil.copytree(fitted("--rounds", "2", "--keep-checkpoints"), tmp_path / "run"))
     change_record(run, status="stopped")
     rows = [round + ",1" * (len(files.HISTORY) - 1) for round in rounds]
     (run / "history.csv").write_text("\n".join([",".join(files.HISTORY), *rows, ""]))
-    said = ends(["fit", photos, "-o", run, "--resume", *small_fit()], 5)
-    assert f"history.csv has the rounds {shown}, and the checkpoint comes after 1" in said
+    said = ends(["fit", photos, "-o", run, "--resume", *small_fit("--rounds", "2")], 5)
+    assert f"history.csv has the rounds {shown}, and the checkpoint comes after 2" in said
 
 
 @pytest.mark.parametrize("name", ["model", "checkpoints"])

@@ -48,6 +48,7 @@ class Request:
     labels: str | None = None
     overwrite: bool = False
     resume: bool = False
+    keep_checkpoints: bool = False  # of the finished run
     verbose: bool = False  # every choice with its reason, instead of a line about all
     log: str = ""  # a second display of the rounds: tensorboard
     report: bool = True  # False: no preliminary results; map and report are made when they are asked for

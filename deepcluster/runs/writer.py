@@ -30,6 +30,7 @@ from deepcluster.storage import model_files
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import RunRecord, Table
 from deepcluster.storage.run_folder import FORMER, LockedFolder, RunFolder
+from deepcluster.storage.state import NAMES, own_files
 
 # Reasons in run.json for the end of the rounds, as the end of a sentence.
 END_REASONS = {
@@ -110,6 +111,9 @@ class ResultWriter:
                     staged.remove(name)
                 if record.result == FINAL:
                     record = replace(record.with_phase("result", clock.lap()), status="done")
+                    # In one step with the result: a kill leaves the checkpoints without it, or it without them.
+                    for name in () if self.job.request.keep_checkpoints else {*own_files(self.folder.path)} - NAMES:
+                        staged.remove(name)
                 record = replace(record, peak_memory_mb=peak_mb(), seconds=round(clock.elapsed(), 2))
                 record = write_result(
                     staged, result, record, images.recipe, baseline=self.baseline, source=self.job.source,

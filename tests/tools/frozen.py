@@ -28,6 +28,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = "sklearn:digits --backbone compact --image-size 16 --pseudo-labels 30 --labels folders --seed 3"
+DIGITS += " --keep-checkpoints"  # for `of_run`
 RUNS = {
     "auto": f"{DIGITS} -k 10 --rounds 4 --epochs 2",
     "classic": f"{DIGITS} -k auto --recipe classic --rounds 2 --epochs 1",
@@ -37,7 +38,7 @@ RUNS = {
 }
 INTERRUPTED = f"{DIGITS} -k 10 --rounds 2 --epochs 1"
 SHARED = f"{DIGITS} -k 10 --rounds 2 --epochs 1"
-ALEXNET = "noise.npy --backbone alexnet --recipe classic -k 3 --pseudo-labels 4 --rounds 0 --seed 3"
+ALEXNET = "noise.npy --backbone alexnet --recipe classic -k 3 --pseudo-labels 4 --rounds 0 --seed 3 --keep-checkpoints"
 PROTOCOLS = {
     "clustering": "",
     "knn": "--protocol knn --set neighbours=5,20",
