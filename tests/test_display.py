@@ -1,5 +1,8 @@
 """Displays of a run: one's own, beside those of the package, and TensorBoard."""
 
+import logging
+import os
+import re
 import sys
 from types import ModuleType
 from typing import ClassVar
@@ -9,7 +12,9 @@ import pytest
 
 from deepcluster import DeepCluster
 from deepcluster.cli import run_command
+from deepcluster.errors import DeepClusterWarning
 from deepcluster.runtime import Display, Silent, TensorBoard
+from deepcluster.runtime.log import warn
 from tests.helpers.runs import record
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (36, 16, 16, 3), np.uint8)
@@ -41,10 +46,11 @@ def tensorboard(monkeypatch):
 
 class Told(Silent):
     def __init__(self):
-        self.said, self.phases, self.rows = [], set(), []
+        self.said, self.lines, self.phases, self.rows = [], [], set(), []
 
     def say(self, heading, text):
         self.said.append(heading)
+        self.lines.append(f"{heading}: {text}")
 
     def progress(self, phase, done, total):
         assert 0 <= done <= total
@@ -74,6 +80,60 @@ def test_a_finished_run_stays_finished_where_nobody_can_be_told(tmp_path):
     with pytest.raises(OSError, match="the window is closed"):
         DeepCluster(n_clusters=3, rounds=0, image_size=16).fit(PIXELS, run=tmp_path / "run", display=Broken())
     assert (record(tmp_path / "run")["status"], record(tmp_path / "run")["result"]) == ("done", "final")
+    assert logged(tmp_path / "run")[-1] == "ERROR OSError: the window is closed"
+
+
+def logged(run):
+    """The lines of a run's log, without their times."""
+    lines = (run / "log.txt").read_text().splitlines()
+    assert all(re.match(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00 ", line) and line.isprintable() for line in lines)
+    return [line[26:] for line in lines]
+
+
+def test_a_line_goes_to_the_display_the_logger_and_the_log(tmp_path, caplog, monkeypatch):
+    told, run = Told(), tmp_path / "run"
+    caplog.set_level(logging.INFO, "deepcluster")
+    dc = DeepCluster(n_clusters=3, rounds=0, image_size=16)
+    with pytest.warns(DeepClusterWarning, match="only 2 of 3 clusters") as warned:
+        dc.fit(PIXELS[:2].repeat(18, 0), run=run, display=told)
+    lines = [f"{line.levelname} {line.message}" for line in caplog.records]
+    assert [line for line in lines if line.startswith("INFO")] == [f"INFO {line}" for line in told.lines]
+    assert [line for line in lines if line.startswith("WARNING")] == [f"WARNING {one.message}" for one in warned]
+    assert logged(run) == lines[lines.index(f"INFO Run: {run}") :]
+
+    (tmp_path / "in\x1b[2J\n").mkdir()
+    assert run_command(["update", str(run), str(tmp_path / "in\x1b[2J\n"), "--quiet"]) in (0, 3)
+    assert run_command(["recut", str(run), "-k", "2", "--quiet"]) == 0
+    update, *_, recut, done = logged(run)[len(lines) - lines.index(f"INFO Run: {run}") :]
+    assert update.startswith("INFO deepcluster update ") and r"in\x1b[2J\n" in update
+    assert recut == f"INFO deepcluster recut {run} -k 2 --quiet" and done.startswith("INFO Done: 2 clusters of")
+
+    np.save(tmp_path / "x.npy", PIXELS)
+    anew = f"fit {tmp_path}/x.npy -o {run} -k 3 --rounds 1 --epochs 1 --image-size 16 --quiet --overwrite"
+    assert run_command(anew.split()) == 0
+    first, *_, round, _, done = logged(run)
+    assert first == f"INFO deepcluster {anew}" and "INFO 1/1: loss" in round and done.startswith("INFO Done: 3")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.warns(DeepClusterWarning, match="of another rank"):
+        warn("of another rank")
+    assert "of another rank" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["a full disk", "a hard link", "a folder"])
+def test_a_log_that_cannot_be_written_costs_its_lines(kind, run, tmp_path, command):
+    (log := run / "log.txt").unlink()
+    (tmp_path / "mine.txt").write_text("mine")
+    if kind == "a folder":
+        log.mkdir()
+    elif kind == "a hard link":
+        log.hardlink_to(tmp_path / "mine.txt")
+    else:
+        log.touch()
+        os.truncate(log, 1 << 26)
+    code, said = command("recut", run, "-k", "2", "--quiet", trap=("FSIZE", "", 1 << 26))
+    assert (code, "in the way" in said) == ((5, True) if kind == "a folder" else (0, False))
+    assert kind != "a full disk" or log.stat().st_size == 1 << 26
+    assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
 def test_numbers_of_a_row_become_scalars(tensorboard):

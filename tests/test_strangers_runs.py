@@ -239,13 +239,13 @@ def linked(run: Path, target: Path) -> None:
 
 def test_links_in_a_run_are_replaced_and_not_followed(run, tmp_path, photos, ends):
     linked(run, tmp_path / "elsewhere")
-    before = contents(tmp_path / "elsewhere")
+    before, log = contents(tmp_path / "elsewhere"), (tmp_path / "elsewhere/log.txt").read_text()
     ends(["recut", run, "-k", "3"], 0)
     written = ["clusters.csv", "cluster_summary.csv", "metrics.json", "run.json", "report.html"]
     assert not any((run / name).is_symlink() for name in written)
     ends(["fit", photos, "-o", run, *small_fit("--rounds", "0"), "--overwrite"], 0)
     assert not any(path.is_symlink() for path in run.rglob("*"))
-    assert contents(tmp_path / "elsewhere") == before
+    assert contents(tmp_path / "elsewhere") == before and (tmp_path / "elsewhere/log.txt").read_text() == log
 
 
 def test_a_link_in_place_of_the_model_is_refused(run, tmp_path, ends):

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 import torch
 
-from deepcluster.errors import DataError, DiskError, UsageError, warn
+from deepcluster.errors import DataError, DiskError, UsageError
 from deepcluster.evaluation import PROTOCOL_OPTIONS, ClusteringOptions, LinearOptions
 from deepcluster.evaluation.common import (
     Figure,
@@ -30,8 +30,9 @@ from deepcluster.images.store import Store, check_alike, read_once
 from deepcluster.model import Model
 from deepcluster.recipe import Options, read_options
 from deepcluster.runs.rows import images_at_hand
-from deepcluster.runtime.console import Display, Silent
+from deepcluster.runtime.console import Display, Log, Several, Silent
 from deepcluster.runtime.devices import choose_device
+from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import json_sha256
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import model_files as models
@@ -87,7 +88,7 @@ def evaluate(
         DeepClusterError: It says what to do; if possible before anything is computed.
     """
     folder = files.open_run(run)
-    display = display if display and processes.is_main else Silent()
+    display = Several(Log(), display) if processes.is_main else Silent()
     kind = PROTOCOL_OPTIONS[request.protocol]
     options = kind(**read_options(kind, request.options))
     with files.shared_lock(run, processes) as locked:

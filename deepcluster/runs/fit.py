@@ -47,7 +47,7 @@ from deepcluster.runs.rows import duplicate_rows, fingerprint, image_digests, re
 from deepcluster.runs.train import train
 from deepcluster.runs.writer import ResultWriter, rounds_text, summary_text, write_result
 from deepcluster.runtime import TensorBoard, signals
-from deepcluster.runtime.console import Display, Several, Silent
+from deepcluster.runtime.console import Display, Log, Several, Silent
 from deepcluster.runtime.devices import CPU, choose_device, environment, keep_freed_memory, working_on
 from deepcluster.runtime.machine import peak_mb
 from deepcluster.runtime.partition import Partition
@@ -80,9 +80,7 @@ def fit(
     """
     clock = Clock(request.begun)
     device = choose_device(request.device)
-    display = display if display and processes.is_main else Silent()
-    if request.log and processes.is_main:
-        display = Several(display, TensorBoard())
+    display = Several(Log(), display, TensorBoard() if request.log else None) if processes.is_main else Silent()
     with working_on(device, deterministic=request.deterministic):
         keep_freed_memory()
         source = find(images, stdin=stdin)
@@ -253,7 +251,7 @@ def fit_features(given: str | Path, request: Request, display: Display | None = 
         check_groups(request.n_clusters, len(features))
         recipe = _features_recipe(request, len(features))
         labels = true_labels(request.labels, source) if request.labels else None
-        job = Job(request, source, labels, CPU, display or Silent(), ALONE, clock)
+        job = Job(request, source, labels, CPU, Several(Log(), display), ALONE, clock)
         out = free_path(source, request)
         if request.overwrite:
             check_not_inside(replace(source, location=str(Path(given).absolute()), file=None), out)

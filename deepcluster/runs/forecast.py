@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from deepcluster.errors import OutOfMemoryError, warn
+from deepcluster.errors import OutOfMemoryError
 from deepcluster.groups.graph import SAMPLE
 from deepcluster.images import Images, Source, find
 from deepcluster.images.store import MEMORY_BUDGET, read_once
@@ -21,8 +21,9 @@ from deepcluster.recipe import AUTO, Recipe
 from deepcluster.report.pictures import MAX_PICTURES
 from deepcluster.runs.build import loss_of, network_of
 from deepcluster.runs.plan import Begun, Clock, Job, Request, begin
-from deepcluster.runtime.console import Display, Silent
+from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
+from deepcluster.runtime.log import warn
 from deepcluster.runtime.machine import CERTAIN, available, local_world_size
 from deepcluster.runtime.processes import ALONE
 
@@ -156,8 +157,7 @@ def announce(job: Job, begun: Begun, network: Network) -> float:
     job.display.say("Network", plan.network)
     job.display.say("Plan", plan.in_short(job.request.n_clusters))
     job.display.say("Memory", f"{needed / 1e9:.1f} GB on {job.device}")
-    is_seen = not isinstance(job.display, Silent) and not getattr(job.display, "quiet", False)
-    if begun.state == "new" and (limit is not None or is_seen):
+    if begun.state == "new" and (limit is not None or not getattr(job.display, "quiet", False)):
         first, whole = expected(measured(job.source, network, plan.recipe), plan.recipe, count, ranks)
         early = f", the first groups after {in_words(first)}" if whole > 1.5 * first else ""
         total = f"about {in_words(whole)}{early}"

@@ -23,7 +23,7 @@ from deepcluster.report.text import count
 from deepcluster.runs.result import GROUPING, Result, choose_number, describe, groups_of, place_rows
 from deepcluster.runs.rows import Rows, images_at_hand, read_run, recipe_of
 from deepcluster.runs.writer import baseline_of, summary_text, write_result
-from deepcluster.runtime.console import Display, Silent
+from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import RunRecord
@@ -44,7 +44,7 @@ def recut(
     The cluster numbers are new. ``source``: The images for the report, if the caller has them at hand. ``report``:
     False writes only a report that exists already again.
     """
-    display = display or Silent()
+    display = Several(Log(), display)
     files.open_run(run)
     with files.locked(run) as locked, locked.next_state() as folder:
         record, model, rows = read_run(folder)
@@ -67,7 +67,7 @@ def recut(
         record = replace(record, edits=None, cut=None, cut_k=n_clusters)  # they were of the clusters before
         report = report or folder.has("report.html")
         result = _write(folder, new, after, rows, record, {}, display, source, report=report)
-    display.say("Done", summary_text(result, record, n_clusters))
+        display.say("Done", summary_text(result, record, n_clusters))
     return files.open_run(run)
 
 
@@ -76,7 +76,7 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> RunFolder:
 
     Raises UsageError if the edits are not for its present clusters.
     """
-    display = display or Silent()
+    display = Several(Log(), display)
     files.open_run(run)
     with files.locked(run) as folder:
         record, model, rows = read_run(folder)
@@ -115,7 +115,7 @@ def undo(run: Path, display: Display | None = None) -> RunFolder:
         with folder.next_state() as staged:
             old = replace(model, groups=former.cut, names=former.names, junk=former.junk)
             record = replace(record, **former.about["record"])
-            display = display or Silent()
+            display = Several(Log(), display)
             display.say("Edits", f"taken back: {len(set(old.groups.groups.tolist()))} clusters, as before")
             _write(staged, old, old.place(rows.reduced), rows, record, former.about["baseline"], display)
             staged.remove(files.FORMER)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.outliers import MIN_ROWS
-from deepcluster.errors import UsageError, warn
+from deepcluster.errors import UsageError
 from deepcluster.groups.drift import drift
 from deepcluster.groups.graph import extended_layout
 from deepcluster.images import Images, Source, find
@@ -38,8 +38,9 @@ from deepcluster.runs.rows import (
     row_digests,
 )
 from deepcluster.runs.writer import baseline_of, write_result
-from deepcluster.runtime.console import Display, Silent
+from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.runtime.devices import CPU
+from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import RunRecord
@@ -90,7 +91,7 @@ def update(
     Raises UsageError if the run is not finished, DataError if no file can be used or too many cannot.
     """
     files.open_run(run)
-    display = display or Silent()
+    display = Several(Log(), display)
     with files.locked(run) as folder:
         record, model, rows = read_run(folder)
         if record.status != "done":

@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID,
 from rich.text import Text
 
 from deepcluster.errors import DiskError, missing_extra
+from deepcluster.runtime import log
+from deepcluster.runtime.log import printable
 
 WIDTH = 100  # characters of a line at most
 FOLDER = "tensorboard"  # in the run folder
@@ -33,12 +35,6 @@ PHASES = {
 # ---- texts ----------------------------------------------------------------------------------------------------------
 
 
-def printable(text: str) -> str:
-    """Return ``text`` with control characters and the lone surrogates of odd file names escaped."""
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def paragraph(heading: str, text: str) -> str:
     """Return a heading and a text, safe on a terminal. A text with a path is not wrapped: it may be copied."""
     heading, text = printable(f"{heading:9} "), printable(text)
@@ -52,6 +48,22 @@ def paragraph(heading: str, text: str) -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def round_line(row: Mapping[str, Any], rounds: int, *, verbose: bool) -> tuple[str, str]:
+    """Return the heading and the text of a round: its row of history.csv, in short or with all figures."""
+    seconds = sum(row[f"{phase}_seconds"] for phase in ("features", "clustering", "training"))
+    parts = [f"NMI {row['nmi_labels']:.3f}"] if "nmi_labels" in row else []
+    parts.append(f"{seconds:.1f} s")
+    number = row["round"] + 1
+    if not verbose:
+        return "Round", f"{number} of {rounds}: {'  '.join(parts)}"
+    changed = "-" if row["changed"] == "" else f"{row['changed']:.1%}"
+    figures = [f"loss {row['loss']:.2f} (chance {row['chance_loss']:.2f})", f"changed {changed}"]
+    if row["cluster_weight"] < 1:
+        figures.append(f"cluster weight {row['cluster_weight']:.0%}")
+    figures.append(f"largest {row['largest_share']:.0%}")
+    return f"{number}/{rounds}", "  ".join([*figures, *parts])
 
 
 def write_printable(text: str) -> None:
@@ -130,11 +142,22 @@ class Silent:
         pass
 
 
-class Several:
-    """Displays that all show a run."""
+class Log(Silent):
+    """Logs the lines of a run, with all figures of a round."""
 
-    def __init__(self, *displays: Display):
-        self.displays = displays
+    def say(self, heading: str, text: str) -> None:
+        log.record(f"{heading}: {text}")
+
+    def round(self, row: Mapping[str, Any], rounds: int) -> None:
+        self.say(*round_line(row, rounds, verbose=True))
+
+
+class Several:
+    """Displays that all show a run; None is no display."""
+
+    def __init__(self, *displays: Display | None):
+        self.displays = [display for display in displays if display is not None]
+        self.quiet = all(type(one) in (Silent, Log) or getattr(one, "quiet", False) for one in self.displays)
 
     def say(self, heading: str, text: str) -> None:
         for display in self.displays:
@@ -239,16 +262,4 @@ class Terminal:
         self.bar.update(self.task, completed=done, total=known)
 
     def round(self, row: Mapping[str, Any], rounds: int) -> None:
-        seconds = sum(row[f"{phase}_seconds"] for phase in ("features", "clustering", "training"))
-        parts = [f"NMI {row['nmi_labels']:.3f}"] if "nmi_labels" in row else []
-        parts.append(f"{seconds:.1f} s")
-        number = row["round"] + 1
-        if not self.verbose:
-            self.say("Round", f"{number} of {rounds}: {'  '.join(parts)}")
-            return
-        changed = "-" if row["changed"] == "" else f"{row['changed']:.1%}"
-        figures = [f"loss {row['loss']:.2f} (chance {row['chance_loss']:.2f})", f"changed {changed}"]
-        if row["cluster_weight"] < 1:
-            figures.append(f"cluster weight {row['cluster_weight']:.0%}")
-        figures.append(f"largest {row['largest_share']:.0%}")
-        self.say(f"{number}/{rounds}", "  ".join([*figures, *parts]))
+        self.say(*round_line(row, rounds, verbose=self.verbose))

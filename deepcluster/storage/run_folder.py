@@ -21,6 +21,7 @@ from deepcluster.images.arrays import load_array
 from deepcluster.images.source import RECORD as RECORD
 from deepcluster.images.source import RUN as RUN
 from deepcluster.images.source import is_run
+from deepcluster.runtime import log
 from deepcluster.runtime.plain_files import (
     MOST_JSON,
     Row,
@@ -185,6 +186,8 @@ class LockedFolder(RunFolder):
         for name in state.own_files(self.path) if anew else ():
             folder.remove(name)
         yield folder
+        if not folder.has(state.LOG) and (text := log.lines()):
+            folder.write(state.LOG, text)
         state.commit(self.path)
 
     def place(self, name: str) -> Path:
@@ -289,8 +292,8 @@ def folder_name(name: str) -> str:
 
 @contextmanager
 def locked(path: Path, *, make: bool = False) -> Iterator[LockedFolder]:
-    """Yield the run folder ``path``, for this process alone to write to; see :func:`state.locked`."""
-    with state.locked(path, make=make):
+    """Yield the run folder ``path``, for this process alone to write to, and log into it; see :func:`state.locked`."""
+    with state.locked(path, make=make), log.logged_in(path / state.LOG):
         yield LockedFolder(path)
 
 

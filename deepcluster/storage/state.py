@@ -35,7 +35,10 @@ REPORT = {"report.html", "tree.json", "thumbnails.webp"}
 MODEL = {f"model/{name}" for name in ("config.json", "model.safetensors", "groups.safetensors", "table.json")}
 CHECKPOINTS = {"checkpoints/images.csv"}
 EVALUATIONS = {f"evaluation-{protocol}.json" for protocol in PROTOCOL_OPTIONS}
-NAMES = frozenset({RUN, "recipe.toml", "metrics.json"} | TABLES | ARRAYS | REPORT | MODEL | CHECKPOINTS | EVALUATIONS)
+LOG = "log.txt"
+NAMES = frozenset(
+    {RUN, LOG, "recipe.toml", "metrics.json"} | TABLES | ARRAYS | REPORT | MODEL | CHECKPOINTS | EVALUATIONS
+)
 FOLDERS = ("model", "checkpoints")
 _CHECKPOINT = re.compile(r"checkpoints/\d{6}(\.json|(-\d{1,6})?\.safetensors)")
 

@@ -67,12 +67,12 @@ def change_record(run: Path, **values: object) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes | Path]:
-    """What is in each file below a folder, and where each link leads."""
+    """What is in each file below a folder, and where each link leads; a log has refused commands too."""
     return {
         path.relative_to(folder).as_posix(): path.readlink() if path.is_symlink() else path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_symlink() or path.is_file()
-        if path.parts[-2:] != LOCK
+        if path.parts[-2:] != LOCK and path.name != "log.txt"
     }
 
 

@@ -1,0 +1,85 @@
+"""The log: the logger ``deepcluster``, and the file log.txt of the run that a command changes.
+
+A line goes to both. In the file it has the time (UTC) and the level in front. The lines of a command are kept until it
+locks a run, and then appended, as are all later ones. A line that cannot be appended is lost, and the run goes on.
+"""
+
+import logging
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from pathlib import Path
+
+from deepcluster.errors import DeepClusterWarning, Stopped
+from deepcluster.runtime.machine import is_main_rank
+
+LOGGER = logging.getLogger("deepcluster")
+LOGGER.addHandler(logging.NullHandler())
+# To a plain file that exists; never to the target of a link, and without waiting for the reader of a FIFO.
+APPEND = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+
+# The lines of a command so far, and the file of the run that it has locked. By thread: each may change its own run.
+_lines: ContextVar[list[str] | None] = ContextVar("lines", default=None)
+_file: ContextVar[Path | None] = ContextVar("file", default=None)
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with control characters and the lone surrogates of odd file names escaped."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def record(text: str, level: int = logging.INFO) -> None:
+    """Log a line."""
+    LOGGER.log(level, "%s", text := printable(text))
+    if (so_far := _lines.get()) is not None:
+        so_far.append(f"{datetime.now(UTC).isoformat(timespec='seconds')} {logging.getLevelName(level)} {text}\n")
+        _append(so_far[-1])
+
+
+def warn(text: str) -> None:
+    """Give a DeepClusterWarning to the caller's caller, and log it on the main rank."""
+    if is_main_rank():
+        record(text, logging.WARNING)
+    warnings.warn(text, DeepClusterWarning, stacklevel=3)
+
+
+def begin(command: str) -> None:
+    """Begin the lines of a command, which come first in the log of the run that it locks."""
+    _lines.set([])
+    record(command)
+
+
+@contextmanager
+def logged_in(file: Path) -> Iterator[None]:
+    """Append lines to a file inside the context, and the error that ends it."""
+    before = _lines.get()
+    _lines.set(before or [])
+    _file.set(file)
+    _append(lines())
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, Stopped) as error:
+        record(f"{type(error).__name__}: {error}", logging.ERROR)
+        raise
+    finally:
+        _lines.set(None if before is None else [])
+        _file.set(None)
+
+
+def lines() -> str:
+    """Return the lines of the command so far."""
+    return "".join(_lines.get() or ())
+
+
+def _append(text: str) -> None:
+    with suppress(OSError):
+        if (file := _file.get()) and text:
+            with os.fdopen(os.open(file, APPEND), "wb", buffering=0) as stream:
+                status = os.fstat(stream.fileno())
+                if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+                    stream.write(text.encode())
