@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import time
-import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -23,13 +22,14 @@ from socketserver import ThreadingTCPServer
 from threading import Thread
 from typing import Any
 
-from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning, Stopped, UsageError
+from deepcluster.errors import DataError, DeepClusterError, Stopped, UsageError
 from deepcluster.report.page import SERVED, policy, served
 from deepcluster.report.sections import Picture
 from deepcluster.runs.page import pictures
 from deepcluster.runs.recut import apply, undo
 from deepcluster.runs.rows import images_at_hand
-from deepcluster.runtime.console import Silent
+from deepcluster.runtime import log
+from deepcluster.runtime.console import Log
 from deepcluster.runtime.plain_files import MOST_JSON, parse_json, sha256, shaped
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.edits_file import edits_of
@@ -44,16 +44,6 @@ class Refused(Exception):
     """A request that no page of this server makes."""
 
     status = HTTPStatus.FORBIDDEN
-
-
-class _Lines(Silent):
-    """A display that collects the lines of an action for the page."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def say(self, heading: str, text: str) -> None:
-        self.texts.append(f"{heading}: {text}")
 
 
 def _read(folder: RunFolder) -> tuple[str, dict[str, Any]]:
@@ -94,18 +84,15 @@ class _Server(ThreadingTCPServer):
     def change(self, action: str, request: dict[str, Any]) -> Answer:
         if request.get("version") != files.read_state(self.run, _read)[1]["version"]:
             raise UsageError("the run has changed since this page was loaded: reload the page, and repeat the edit")
-        lines = _Lines()
-        with warnings.catch_warnings(record=True, category=DeepClusterWarning, action="always") as caught:
-            if action == "apply":
-                apply(self.run, edits_of(request.get("edits")), lines)
-            elif action == "undo":
-                undo(self.run, lines)
-            else:
-                out = Path(f"{os.path.abspath(self.run)}-sorted")  # noqa: PTH100
-                self.sort(self.run, out, overwrite=True, display=lines)
-        said = "\n".join(
-            [*lines.texts, *(f"Warning: {one.message}" for one in caught if one.category is DeepClusterWarning)]
-        )
+        log.begin(f"the served report: {action}")
+        if action == "apply":
+            apply(self.run, edits_of(request.get("edits")))
+        elif action == "undo":
+            undo(self.run)
+        else:
+            out = Path(f"{os.path.abspath(self.run)}-sorted")  # noqa: PTH100
+            self.sort(self.run, out, overwrite=True, display=Log())
+        said = "\n".join(line.partition(" ")[2].removeprefix("INFO ") for line in log.lines().splitlines()[1:])
         return "application/json", json.dumps({"said": said}).encode()
 
 

@@ -58,7 +58,7 @@ def begin(command: str) -> None:
 def logged_in(file: Path) -> Iterator[None]:
     """Append lines to a file inside the context, and the error that ends it."""
     before = _lines.get()
-    _lines.set(before or [])
+    _lines.set([] if before is None else before)
     _file.set(file)
     _append(lines())
     try:
@@ -67,7 +67,7 @@ def logged_in(file: Path) -> Iterator[None]:
         record(f"{type(error).__name__}: {error}", logging.ERROR)
         raise
     finally:
-        _lines.set(None if before is None else [])
+        _lines.set(before)
         _file.set(None)
 
 
