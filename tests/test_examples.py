@@ -6,6 +6,9 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from threading import Thread
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from torch.optim import SGD
 
 from deepcluster.cli import run_command
 from deepcluster.clustering import kmeans, whiten
+from deepcluster.export import onnx
 from deepcluster.images.views import Augmentation, each_once, uniform_over_clusters
 from deepcluster.learning.heads import Outputs
 from deepcluster.learning.training import Learning, body_optimizer, train_on_pseudo_labels
@@ -25,7 +29,9 @@ from deepcluster.nets.network import as_network
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE
 from tests.drawings import KINDS, draw
+from tests.helpers.image_files import files_of_all_modes
 from tests.pages import ROOT, blocks
+from tests.predicting import predicted
 from tests.tiny import tiny_run
 
 EXAMPLES = ROOT / "examples"
@@ -89,6 +95,31 @@ def test_use_the_model(output_of, few_digits, tmp_path):
     lines = output_of("use_the_model.py", str(run))
     assert len(lines) == 21
     assert sum(map(int, lines[-1].partition("[")[2].rstrip("]").split(","))) == 20
+
+
+def test_serve_onnx(tmp_path):
+    """It prepares pixels as the package does, so it gives the clusters of `predict`."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    (folder := tmp_path / "in").mkdir()
+    for name, (data, _, _) in files_of_all_modes().items():
+        (folder / name).write_bytes(data)
+    Image.effect_noise((150, 90), 90).convert("RGB").save(folder / "large.jpg")
+    run = tiny_run(tmp_path / "run")
+    onnx(run, tmp_path / "graph.onnx")
+    wanted = predicted(run, folder)
+    placement = wanted.model.place(wanted.reduced)
+    assert len(wanted.paths) == len([*folder.iterdir()]) > 60
+    with runpy.run_path(str(EXAMPLES / "serve_onnx.py"))["server"](str(tmp_path / "graph.onnx"), 0) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        for path, cluster, distance in zip(wanted.paths, placement.cluster, placement.distance, strict=True):
+            with urlopen(address, data=(folder / path).read_bytes()) as answer:
+                got = json.load(answer)
+            assert got["cluster"] == cluster and got["distance"] == pytest.approx(float(distance), abs=1e-5), path
+        with pytest.raises(HTTPError, match="400"):
+            urlopen(address, data=b"no image")
+        server.shutdown()
 
 
 def test_photographs(output_of, photos, tmp_path, monkeypatch):
