@@ -13,7 +13,6 @@ from deepcluster import place as place_module
 from deepcluster.algorithm import conclude
 from deepcluster.clustering import kmeans, pic, whiten
 from deepcluster.clustering.agreement import nmi
-from deepcluster.clustering.pic import power_iteration
 from deepcluster.clustering.whitening import Reduction
 from deepcluster.images.views import Augmentation, each_once, random_views
 from deepcluster.learning.features import extract
@@ -86,8 +85,6 @@ RECIPES = {
         "clusters": [4, 6], "reuse_features": True, "head": CentroidHead(0.1), "dims": None, "sample": each_once,
         "views": (COLOURED, COLOURED, Augmentation(size=16)), "spherical": True, "loss": WithInstances(0.2),
     },
-    "adapting": {"clusters": 5, "head": CentroidHead(0.07), "whitening": 0.5, "dims": 8},
-    "pic": {"clusters": 5, "dims": 8, "clustering": power_iteration},
 }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from deepcluster.images.views import fixed_view
 from deepcluster.nets.network import build
 from deepcluster.runtime.partition import Partition
 from tests.drawings import drawings
+from tests.helpers.features import normal
 
 
 def task_of(seed: int = 0) -> ProbeTask:
@@ -34,13 +35,9 @@ def task_of(seed: int = 0) -> ProbeTask:
 # knn
 
 
-def points(count: int, seed: int) -> torch.Tensor:
-    return F.normalize(torch.randn(count, 12, generator=torch.Generator().manual_seed(seed)))
-
-
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
 def test_as_scikit_learn(temperature):
-    train, test = points(333, 0), points(100, 1)
+    train, test = F.normalize(normal(333, 12, 0)), F.normalize(normal(100, 12, 1))
     classes = torch.randint(4, (333,), generator=torch.Generator().manual_seed(2))
     counts = [20, 5, 333]
     for k, votes in zip(counts, weighted_votes(train, classes, test, counts, temperature, 4), strict=True):
@@ -64,7 +61,9 @@ def test_by_hand():
 
 
 def test_a_small_temperature_does_not_overflow():
-    (votes,) = weighted_votes(points(50, 0), torch.arange(50) % 3, points(9, 1), [50], 1e-3, 3)
+    (votes,) = weighted_votes(
+        F.normalize(normal(50, 12, 0)), torch.arange(50) % 3, F.normalize(normal(9, 12, 1)), [50], 1e-3, 3
+    )
     assert torch.isfinite(votes).all()
 
 

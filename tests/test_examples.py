@@ -204,10 +204,6 @@ def test_voc07(output_of, tmp_path):
     assert names["average_precisions"](scores, truth) == [pytest.approx((1 + 2 / 3) / 2), pytest.approx(1 / 2)]
 
 
-def test_no_example_is_long():
-    assert all(len(path.read_text().splitlines()) <= 150 for path in EXAMPLES.rglob("*.py"))
-
-
 def test_deepcluster_on_one_page_beside_the_package():
     """The page has its steps of the paper alone, and ours give the same numbers."""
     assert not re.findall(r"^ *(?:from|import) (?:deepcluster|tests)", (EXAMPLES / "from_scratch.py").read_text(), re.M)

@@ -56,23 +56,18 @@ def small_network() -> Network:
 
 def trained(processes: Processes, count: int, bad: frozenset[int], batch: int, memory: bool) -> dict[str, Any]:
     store = read_once(numbered(count, bad), SIZE, processes)
-    network, seen, original = small_network(), [], features.fixed_view
+    network, seen, original = small_network(), list[int](), features.fixed_view
+    k = min(3, len(store.kept))
 
     def recorded(images: Tensor, size: int) -> Tensor:
         seen.extend(images[:, 0, 0, 0].tolist())
         return original(images, size)
 
-    features.fixed_view = recorded
-    try:
-        rounds = list(
-            loop(
-                network, store.images, clusters=min(3, len(store.kept)), rounds=2, batch_size=batch, dims=4,
-                reuse_features=memory, head=CentroidHead(0.1) if memory else new_linear_head, processes=processes,
-            )
-        )  # fmt: skip
-    finally:
-        features.fixed_view = original
-    k = min(3, len(store.kept))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "fixed_view", recorded)
+        head = CentroidHead(0.1) if memory else new_linear_head
+        options = {"clusters": k, "rounds": 2, "batch_size": batch, "dims": 4, "reuse_features": memory, "head": head}
+        rounds = list(loop(network, store.images, **options, processes=processes))
     result = conclude(
         network, store.images, clusters=k, reduction=Reduction(4),
         place=Place.of(network, store.images, processes=processes),

@@ -99,15 +99,6 @@ def test_training_leaves_the_global_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_no_batch_is_too_small_for_batch_normalisation():
-    images, kinds = drawings(11)  # 33 images in batches of 16 would leave one alone
-    net = with_head()
-    sizes = []
-    net.body.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
-    train(net, images, torch.tensor(kinds), epochs=1)
-    assert sizes == [11, 11, 11]
-
-
 def test_a_loss_that_is_not_finite_stops_the_run():
     images, kinds = drawings(4)
     net = with_head()
@@ -222,41 +213,29 @@ def test_memory_takes_no_view_of_another_size():
         assert torch.allclose(memory, net.features(fixed_view(images, 24)), atol=1e-4)
 
 
-def test_views_have_their_sizes():
-    images, kinds = drawings(4)
+def test_no_batch_is_too_small_for_batch_normalisation_and_views_have_their_sizes():
+    images, kinds = drawings(11)  # 33 images in batches of 16 would leave one alone
     net = with_head()
     seen = []
     net.body.register_forward_hook(lambda module, inputs, output: seen.append(tuple(inputs[0].shape)))
     small = Augmentation(crop=(0.1, 0.3), size=16)
-    train(net, images, torch.tensor(kinds), views=[STILL, STILL, small], epochs=1, batch_size=12)
-    assert seen == [(24, 3, 24, 24), (12, 3, 16, 16)]
+    train(net, images, torch.tensor(kinds), views=[STILL, STILL, small], epochs=1)
+    assert seen == [(22, 3, 24, 24), (11, 3, 16, 16)] * 3
 
 
-def test_instances_by_hand():
-    """Two images, two views: each view must find its partner among the three others."""
-    views = torch.tensor([[2.0, 0], [0, 1], [1, 1], [0, 3]])  # image 0, image 1, and their second views
+@pytest.mark.parametrize("rows", [[7, 9], [7, 9, 7]])
+def test_instances_by_hand(rows):
+    """Each view must find its partner among the views of other images; a third, smaller view of each does not count."""
+    views, image = torch.randn(2 * len(rows), 4, generator=generator(0, "views")), 2 * rows
     unit = F.normalize(views, dim=1)
     expected = 0.0
-    for i, partner in enumerate((2, 3, 0, 1)):
-        likeness = {j: math.exp((unit[i] @ unit[j]).item() / 0.5) for j in range(4) if j != i}
-        expected -= math.log(likeness[partner] / sum(likeness.values())) / 4
-    # A third, smaller view would follow and does not count.
-    found = instance_loss(torch.cat([views, torch.ones(2, 2)]), torch.tensor([7, 9]), 0.5)
-    assert found.item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_an_image_that_a_batch_has_twice_is_not_told_from_itself():
-    """Images 7, 9, 7: the views of the third are no candidates for those of the first, nor the other way round."""
-    views = torch.randn(6, 4, generator=generator(0, "views"))
-    rows, image = torch.tensor([7, 9, 7]), [7, 9, 7, 7, 9, 7]
-    unit = F.normalize(views, dim=1)
-    expected = 0.0
-    for i in range(6):
-        partner = (i + 3) % 6
-        others = [j for j in range(6) if image[j] != image[i] or j == partner]
+    for i in range(len(image)):
+        partner = (i + len(rows)) % len(image)
+        others = [j for j in range(len(image)) if image[j] != image[i] or j == partner]
         likeness = {j: math.exp((unit[i] @ unit[j]).item() / 0.5) for j in others}
-        expected -= math.log(likeness[partner] / sum(likeness.values())) / 6
-    assert instance_loss(views, rows, 0.5).item() == pytest.approx(expected, rel=1e-5)
+        expected -= math.log(likeness[partner] / sum(likeness.values())) / len(image)
+    found = instance_loss(torch.cat([views, torch.ones(len(rows), 4)]), torch.tensor(rows), 0.5)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_weight_divides_a_step_between_clusters_and_instances():
@@ -358,3 +337,12 @@ def test_no_parts_where_images_have_an_effect_on_each_other(monkeypatch: pytest.
     assert taken_in_parts(monkeypatch, frozen, 24 * 24)[1] == {8}  # no fewer than FEWEST
     settings = {"loss": WithInstances(0.2), "views": [STILL, STILL]}
     assert taken_in_parts(monkeypatch, frozen, 24 * 24, **settings)[1] == {96}
+
+
+def test_features_of_an_image_do_not_depend_on_its_company():
+    images, _ = drawings(5)
+    net = network()
+    place = Place.of(net, images, batch_size=8)
+    together = extract(net, images, place)
+    alone = torch.cat([extract(net, images[i : i + 1], place) for i in range(len(images))])
+    assert torch.equal(together, alone)

@@ -5,10 +5,7 @@ import torch
 
 from deepcluster.clustering import blocks as room
 from deepcluster.clustering.blocks import nearest
-
-
-def points(count: int, seed: int) -> torch.Tensor:
-    return torch.randn(count, 12, generator=torch.Generator().manual_seed(seed))
+from tests.helpers.features import normal
 
 
 @pytest.mark.parametrize(("scores", "chunk"), [(room.SCORES, room.CHUNK), (1000, 50), (70, 10)])
@@ -16,7 +13,7 @@ def points(count: int, seed: int) -> torch.Tensor:
 def test_in_blocks_of_any_size(monkeypatch, scores, chunk, k):
     monkeypatch.setattr(room, "SCORES", scores)
     monkeypatch.setattr(room, "CHUNK", chunk)
-    rows, others = points(83, 0), points(61, 1)
+    rows, others = normal(83, 12), normal(61, 12)
     products, numbers = nearest(rows, k, others)
     whole = (rows @ others.T).sort(dim=1, descending=True)
     assert torch.allclose(products, whole.values[:, :k], atol=1e-5)
@@ -29,5 +26,5 @@ def test_in_blocks_of_any_size(monkeypatch, scores, chunk, k):
 
 
 def test_one_row_has_no_neighbour_and_a_twin_is_one():
-    assert nearest(points(1, 0), 3)[1].shape == (1, 0)
-    assert nearest(points(1, 0).repeat(2, 1), 3)[1].tolist() == [[1], [0]]
+    assert nearest(normal(1, 12), 3)[1].shape == (1, 0)
+    assert nearest(normal(1, 12).repeat(2, 1), 3)[1].tolist() == [[1], [0]]

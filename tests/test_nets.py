@@ -64,22 +64,15 @@ def first_conv(network: Network) -> nn.Conv2d:
 # The contract, for every network
 
 
-def test_features_are_one_finite_vector_per_image(network, images, row):
-    with torch.no_grad():
-        features = network.eval().features(images)
-    assert network.feature_dim == row[3]
-    assert features.shape == (2, network.feature_dim)
-    assert features.isfinite().all()
-    assert not torch.equal(features[0], features[1])
-
-
-def test_extracting_features_changes_nothing_and_looks_at_one_image_at_a_time(network, images):
+def test_features_are_one_finite_vector_per_image_and_extracting_them_changes_nothing(network, images, row):
     network.eval()
     before = snapshot(network)
     with torch.no_grad():
-        together, alone = network.features(images), network.features(images[:1])
+        features, alone = network.features(images), network.features(images[:1])
     assert same(before, network.state_dict())
-    torch.testing.assert_close(together[:1], alone, rtol=1e-4, atol=1e-5 * together.abs().max().item())
+    assert features.shape == (2, network.feature_dim) == (2, row[3])
+    assert features.isfinite().all() and not torch.equal(features[0], features[1])
+    torch.testing.assert_close(features[:1], alone, rtol=1e-4, atol=1e-5 * features.abs().max().item())
 
 
 def test_a_head_is_put_on_top_and_the_gradient_reaches_the_first_convolution(network, images):

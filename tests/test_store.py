@@ -70,7 +70,8 @@ def test_rows_are_the_squares_in_order() -> None:
         assert (store.images[i].permute(1, 2, 0).numpy() == square(image_of(i), 8)).all()
 
 
-def test_unusable_images_are_left_out_and_listed() -> None:
+def test_unusable_images_are_left_out_and_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_BLOCK", 4)  # gaps close over many blocks
     bad: dict[int, Exception] = {
         0: Undecodable("empty file"),
         4: PermissionError(errno.EACCES, "Permission denied", "/abs/00004"),
@@ -91,14 +92,6 @@ def test_unusable_images_are_left_out_and_listed() -> None:
     )
     alone = read_once(source_of(lambda i: image_of(good[i]), len(good)), 8)
     assert torch.equal(store.images, alone.images)
-
-
-def test_gaps_close_over_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_BLOCK", 16)
-    good = [i for i in range(250) if i % 3 != 1]
-    store = read_once(source_of(failing_where({i: Undecodable("bad") for i in {*range(250)} - {*good}}), 250), 4)
-    assert store.kept == tuple(good)
-    assert torch.equal(store.images, read_once(source_of(lambda i: image_of(good[i]), len(good)), 4).images)
 
 
 def test_the_size_is_passed_on(tmp_path: Path) -> None:
