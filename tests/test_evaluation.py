@@ -21,13 +21,10 @@ from tests.helpers.runs import change_record, rows
 LINEAR = ("--labels", "folders", "--protocol", "linear", "--epochs", 2)
 
 
-def evaluated(capsys, *arguments: object) -> dict[str, float | str]:
-    """Return the figures of `deepcluster evaluate`."""
-    capsys.readouterr()
-    code = run_command(["evaluate", *map(str, arguments), "--json"])
-    said = capsys.readouterr()
-    assert code == 0, said.err
-    return json.loads(said.out)["values"]
+@pytest.fixture
+def evaluated(run, prints):
+    """Returns the figures of `deepcluster evaluate` of the run."""
+    return lambda *arguments: json.loads(prints("evaluate", run, *arguments, "--json"))["values"]
 
 
 def test_agreement_by_hand():
@@ -87,20 +84,20 @@ def test_lists_of_numbers(text):
         numbers(text, "neighbours", int)
 
 
-def test_clusters_of_the_run_itself(run, photos, capsys):
-    figures = evaluated(capsys, run, "--labels", "folders")
+def test_clusters_of_the_run_itself(run, photos, evaluated):
+    figures = evaluated("--labels", "folders")
     table = rows(run / "clusters.csv")
     labels = [row["path"].split("/")[0] for row in table]
     assert figures == dict(clustering([int(row["cluster"]) for row in table], labels))
-    assert evaluated(capsys, run, photos, "--labels", "folders") == figures  # by the model: as fit places them
+    assert evaluated(photos, "--labels", "folders") == figures  # by the model: as fit places them
 
 
-def test_labels_of_a_table_need_no_images(run, photos, tmp_path, capsys, ends):
+def test_labels_of_a_table_need_no_images(run, photos, tmp_path, evaluated, ends):
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**record, "location": str(tmp_path / "gone")}))
     labels = tmp_path / "labels.csv"
     labels.write_text("path,label\nbars/00.png,x\nblob/01.png,y\n")
-    assert evaluated(capsys, run, "--labels", labels)["images"] == 2
+    assert evaluated("--labels", labels)["images"] == 2
     assert "name their place" in ends(["evaluate", run, "--labels", "folders"], 3)
 
 
@@ -116,23 +113,23 @@ def test_it_is_said_that_some_images_of_the_run_are_missing(run, photos, tmp_pat
     assert re.search(rf"^{figure} +\d\.\d{{4}}$", printed.out, re.MULTILINE)
 
 
-def test_what_was_found_is_kept_and_not_found_again(run, capsys, monkeypatch):
-    first = evaluated(capsys, run, "--labels", "folders")
+def test_what_was_found_is_kept_and_not_found_again(run, evaluated, monkeypatch):
+    first = evaluated("--labels", "folders")
     kept = json.loads((run / "evaluation-clustering.json").read_text())
     assert kept["values"] == first
 
     with monkeypatch.context() as patch:
         patch.setattr("deepcluster.clustering.agreement.scores", None)  # to compute anything is an error now
-        assert evaluated(capsys, run, "--labels", "folders") == first
+        assert evaluated("--labels", "folders") == first
         # Another number of shuffles is another question.
         assert run_command(["evaluate", str(run), "--labels", "folders", "--set", "shuffles=2"]) == 1
     # So is another seed, and another assignment.
-    assert evaluated(capsys, run, "--labels", "folders", "--seed", 1)["acc_chance"] != first["acc_chance"]
+    assert evaluated("--labels", "folders", "--seed", 1)["acc_chance"] != first["acc_chance"]
     assert run_command(["recut", str(run), "-k", "2", "--quiet"]) == 0
-    assert evaluated(capsys, run, "--labels", "folders")["clusters"] == 2
+    assert evaluated("--labels", "folders")["clusters"] == 2
 
 
-def test_a_stopped_evaluation_leaves_nothing(run, capsys, monkeypatch):
+def test_a_stopped_evaluation_leaves_nothing(run, monkeypatch):
     def stop(*arguments):
         signal.raise_signal(signal.SIGINT)
 
@@ -143,12 +140,12 @@ def test_a_stopped_evaluation_leaves_nothing(run, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"schema_version": 1, "values": {"acc": [1]}}', "values"])
-def test_a_damaged_file_is_written_again(run, capsys, content):
-    figures = evaluated(capsys, run, "--labels", "folders")
+def test_a_damaged_file_is_written_again(run, evaluated, content):
+    figures = evaluated("--labels", "folders")
     file = run / "evaluation-clustering.json"
     whole = file.read_text()
     file.write_text(json.dumps(json.loads(whole) | {"values": {"acc": [1]}}) if content == "values" else content)
-    assert evaluated(capsys, run, "--labels", "folders") == figures
+    assert evaluated("--labels", "folders") == figures
     assert file.read_text() == whole
 
 
@@ -166,21 +163,21 @@ def test_what_is_wrong_is_said(run, ends, arguments, code, said):
     assert not (run / "evaluation-clustering.json").exists()
 
 
-def test_a_fifth_is_held_out_where_nothing_else_is_given(run, capsys):
-    figures = evaluated(capsys, run, "--labels", "folders", "--protocol", "knn", "--set", "neighbours=3")
+def test_a_fifth_is_held_out_where_nothing_else_is_given(run, evaluated):
+    figures = evaluated("--labels", "folders", "--protocol", "knn", "--set", "neighbours=3")
     assert (figures["train_images"], figures["images"]) == (39, 9)
     assert not list(run.glob(".evaluate-*"))
 
 
-def test_images_to_learn_from_and_to_be_scored_on(run, photos, tmp_path, capsys, ends):
+def test_images_to_learn_from_and_to_be_scored_on(run, photos, tmp_path, evaluated, ends):
     apart = tmp_path / "apart"
     for kind in ("bars", "blob"):
         shutil.copytree(photos / kind, apart / kind)
     (apart / "bars" / "00.png").write_text("no image")
     common = ("--labels", "folders", "--protocol", "knn", "--set", "neighbours=1")
-    figures = evaluated(capsys, run, apart, *common)
+    figures = evaluated(apart, *common)
     assert (figures["train_images"], figures["images"], figures["top1_k1"]) == (48, 31, 1.0)  # copies of what it learnt
-    figures = evaluated(capsys, run, photos, "--train", apart, *common)
+    figures = evaluated(photos, "--train", apart, *common)
     assert (figures["train_images"], figures["images"], figures["classes"]) == (31, 48, 3)
     assert figures["top1_k1"] == pytest.approx(32 / 48, abs=0.03)  # nothing of the third class was learnt
 
