@@ -45,8 +45,6 @@ AT_ONCE = {  # answered before anything slow is imported: exit code and words
     "--help": (0, "Usage:"),
     "fit --help": (0, "Usage:"),
     "--version": (0, deepcluster.__version__),
-    "fti photos": (2, "fit"),
-    "fit photos --round 2": (2, "--rounds"),
     "fit photos --lr fast": (2, "--lr"),
     "fit photos --lr 101": (2, "lr=101.0 must lie between 0 and 100"),
     "fit photos --set lrr=1": (2, "did you mean lr?"),
@@ -103,7 +101,6 @@ AT_ONCE = {  # answered before anything slow is imported: exit code and words
     "recipes atuo": (2, "did you mean auto"),
     "pridict run photos": (2, 'Did you mean "predict"'),
     "fit photos --clustres 3": (2, "Did you mean --clusters"),
-    "fit photos --set momentun=1": (2, "did you mean momentum"),
 }
 IN_ONE_PROCESS = """
 import contextlib, io, json, sys

@@ -200,12 +200,7 @@ def test_overwrite_leaves_files_that_are_not_of_the_run(run: Path, ends: Ends) -
 
 
 STARTS = {
-    "too many groups": (["-k", "400"], 3),
-    "an unknown option": (["--set", "nope=1"], 2),
-    "an impossible value": (["--lr", "-1"], 2),
     "an image as weights": (["--backbone", "compact", "--weights", "{image}"], 4),
-    "missing labels": (["--labels", "nowhere.csv"], 2),
-    "a missing recipe": (["--recipe", "nowhere.toml"], 2),
     "a missing device": (["--device", "cuda:99"], 2),
     "too few usable images": (["-k", "48"], 3),
 }

@@ -250,8 +250,6 @@ def test_weights_in_a_published_layout_choose_their_network(tmp_path, sobel, bas
         ({"kmeans_start": "previous", "clustering": "pic", "heads": 1}, "kmeans_start=previous is for k-means"),
         ({"renumber": "true"}, "for a new linear head: temperature=0.1"),
         ({"rounds": "many"}, "whole number"),
-        ({"rounds": "1.5"}, "whole number"),
-        ({"rounds": True}, "whole number"),
         ({"lr": "fast"}, "a number"),
         ({"lr": "nan"}, "between"),
         ({"sobel": "maybe"}, "true or false"),
