@@ -193,6 +193,7 @@ NO_EDITS = [
     '"schema_version": 1, "cut": 3',
     '"schema_version": 1, "move": [[1]]',
     '"schema_version": 1, "move": [[1, -1]]',
+    '"schema_version": 1, "move": [[true, 1]]',
     '"schema_version": 1, "split": [[1, 1]]',
     '"schema_version": 1, "split": [[1, 13]]',
 ]
