@@ -188,7 +188,7 @@ def test_dry_run_writes_nothing_and_takes_the_name_of_a_run_that_exists(finished
     assert re.search(r"Memory +\d+\.\d GB on cpu\nTime +about [\d.]+ (s|min|h)", printed)
     assert printed.count("\n") <= 6
     plan = prints(*dry, "--recipe", "v1", "--backbone", "compact", "--image-size", "16")
-    assert "Plan      pseudo_labels 20: the recipe's 10,000 is more than the 48 images\n" in plan
+    assert "Plan      pseudo_labels 3: the recipe's 10,000 is more than the 48 images\n" in plan
     assert "backbone = " in prints(*dry, "--verbose")
     assert not (tmp_path / "run").exists()
     assert run_command(["fit", str(photos), "-k", "3", "-o", str(finished), "--dry-run"]) == 0
