@@ -22,7 +22,7 @@ from deepcluster.images.arrays import as_images
 from deepcluster.learning.features import extract
 from deepcluster.learning.training import Learning, body_optimizer, momenta, train_on_pseudo_labels
 from deepcluster.nets.network import as_network
-from deepcluster.place import Place
+from deepcluster.place import CLUSTERING, Place
 from deepcluster.records import Clustering, Round, State
 from deepcluster.seeding import derive, generator
 
@@ -68,6 +68,7 @@ def alternate(
         features = features.to(place.device_for(features.shape[1]))
 
         # Step 3, reduction, and step 4, clustering: the cluster numbers are the pseudo-labels.
+        place.progress(CLUSTERING, 0, 0)
         reduced = reduction(features, place)
         clusterings = clustering(reduced, numbers, state.previous, seed=seed, round=index, partition=place.partition)
         labels = torch.stack([one.labels for one in clusterings], 1)

@@ -11,7 +11,7 @@ from deepcluster.runtime.devices import CPU, holds_rows
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 
-FEATURES, TRAINING = "features", "training"  # phases
+FEATURES, CLUSTERING, TRAINING = "features", "clustering", "training"  # phases
 Progress = Callable[[str, int, int], None]  # phase, images done, images in all
 
 

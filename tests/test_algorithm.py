@@ -231,7 +231,7 @@ def test_the_steps_are_timed_by_the_calls_of_progress():
         assert (seconds["features"] > 0) == (index == 0)  # the second round clusters what training saw
         assert min(seconds["clustering"], seconds["training"]) > 0
         assert sum(seconds.values()) == pytest.approx(passed, abs=0.02)
-    assert set(told) == {"features", "training"}
+    assert set(told) == {"features", "clustering", "training"}
 
 
 V2 = {

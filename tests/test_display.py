@@ -67,7 +67,8 @@ def test_a_display_of_ones_own_is_told_of_each_round(tmp_path, capsys):
     assert [row["round"] for row, rounds in told.rows if rounds == 2] == [0, 1]
     assert [row["loss"] for row, _ in told.rows] == [row["loss"] for row in dc.history_]
     assert {"Run", "First", "Done"} <= {*told.said}
-    assert {"reading", "features", "training", "grouping", "map", "report"} == told.phases
+    rounds = {"features", "clustering", "training"}
+    assert {"reading", "duplicates", *rounds, "grouping", "map", "report"} == told.phases
     assert "Done" in capsys.readouterr().out  # verbose shows it, too
 
 

@@ -308,24 +308,23 @@ class Transfer:
 
     @property
     def text(self) -> str:
-        """The counts by way, and the ways that were refused."""
+        """The counts by way, the ways that were refused, and what the files lack."""
         done = ", ".join(f"{self.files[way]:,} {WORDS[way]}" for way in WORDS if self.files[way])
         refused = "".join(f"; {WORDS[way]} are refused there ({why})" for way, why in self.refused.items())
         why = "" if self.of_files else " (these images are not files)"
-        return f"{done}{why}; {self.bytes:,} bytes written{refused}; {self.metadata}"
+        size = f", {self.bytes:,} bytes" if self.bytes else ""
+        return f"{done}{why}{size}{refused}{self.metadata}"
 
     @property
     def plan(self) -> str:
         """The ways that will be tried."""
         ways = ", else ".join(WORDS[way] for way in (self.ways if self.of_files else (PNG,)))
-        return f"{ways}, {self.metadata}"
+        return f"{ways}{self.metadata}"
 
     @property
     def metadata(self) -> str:
-        """The fate of the metadata, in words."""
-        if self.strip or not self.of_files:
-            return "without EXIF, comments and other metadata"
-        return "EXIF (time, place), comments and other metadata stay in them"
+        """What the files lack, in words."""
+        return ", without the time, place and comments stored in them" if self.strip and self.of_files else ""
 
 
 def folders(

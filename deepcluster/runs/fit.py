@@ -183,6 +183,7 @@ def _read(
     for line in plan.by_reason() if job.request.verbose else ():
         display.say("Plan", line)
     digests = image_digests(source, store)
+    display.progress("duplicates", 0, 0)
     alike = near_duplicates(store.images, store.partition)
     pictures = tiny_pictures(store.images, store.partition.local.start, used)
     pictures = Partition.of(job.processes, len(pictures)).gather(pictures)

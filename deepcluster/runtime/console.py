@@ -24,7 +24,9 @@ DETAILS = ("Plan", "Memory", "Run", "Origin", "Alike", "Groups")  # headings tha
 PHASES = {
     "starting": "starting up",
     "reading": "reading the images",
+    "duplicates": "looking for duplicates",
     "features": "comparing the images",
+    "clustering": "making clusters to learn",
     "training": "learning from the images",
     "grouping": "making the clusters",
     "map": "drawing the map",

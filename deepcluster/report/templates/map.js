@@ -55,6 +55,8 @@ function map(points) {
     pen.globalAlpha = 1;
     if (sheetIsReady && (colour === "cluster" || zoom >= PICTURES_FROM)) drawPictures(pen);
     if (colour !== "distance") drawNames(pen);
+    const isSeen = i => left(i) > 0 && top(i) > 0 && left(i) < size[0] && top(i) < size[1];
+    $("#nowhere").hidden = [...x.keys()].some(isSeen);
     drawMarks();
   }
 
