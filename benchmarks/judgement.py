@@ -4,6 +4,7 @@
                                                    [--alike NAME,NAME] [--name judgement_outliers]
     python benchmarks/judgement.py CACHE number NAME [NAME ...]
     python benchmarks/judgement.py CACHE stability NAME [NAME ...]
+    python benchmarks/judgement.py CACHE names NAME [NAME ...]
 
 NAME is a file that `cached_features.py` made, without its ending; one that ends in -sSEED has features that a run
 adapted. Every constant is chosen on all other sets, and the figures of a set are by the constants chosen without it.
@@ -16,6 +17,7 @@ of their images that a new fit is due.
 
 number: the guess of `-k auto` against the classes of 300 to 2,500 images of all or of 3, 5 and 7 classes.
 stability: its rank correlation with the agreement to the labels; the right number of groups, half and twice as many.
+names: the nouns that fit the typical images of clusters best; as many as classes, half and twice as many.
 """
 
 import argparse
@@ -39,6 +41,9 @@ from deepcluster.clustering.whitening import whiten
 from deepcluster.groups.choose_k import candidates, stability
 from deepcluster.groups.cut import as_groups, cut, placement_of
 from deepcluster.groups.drift import STRANGE_MEDIAN
+from deepcluster.nets.names import PUBLISHED
+from deepcluster.nets.timm import nouns
+from deepcluster.report.sections import fitting_noun
 from deepcluster.runtime.partition import Partition
 
 HELD_OUT, STRANGERS, BATCH = 300, 60, 20
@@ -247,6 +252,45 @@ def stable(cache: Path, arguments: argparse.Namespace) -> None:
     save("judgement_stability", {"rank correlation": figures, "cuts": len(results)})
 
 
+# The noun that is a class of a set, and this class; all other suggestions are wrong.
+RIGHT = {("flowers", "daisy"): 0, ("textures", "spider web"): 6}
+
+
+def names(cache: Path, arguments: argparse.Namespace) -> None:
+    """How often is a suggested name right? The threshold of a set lies between right and wrong ones of the others."""
+    rows: list[dict[str, Any]] = []
+    for name in arguments.names:
+        cached, about = load(cache / f"{name}.pt"), {"file": name, "set": name.partition("-")[0]}
+        known = nouns(PUBLISHED["photos-small"].backbone, cached.rounds[0])
+        reduced = whiten(cached.rounds[-1], 80, 0.25, root=True)(cached.rounds[-1])
+        for factor in (0.5, 1, 2):
+            groups = cut(reduced, max(2, round(factor * len(cached.labels.unique()))))
+            placed = placement_of(reduced, groups, groups.centroids[:1])
+            for group in range(groups.count):
+                inside = torch.nonzero(placed.cluster == group).flatten()
+                typical = inside[placed.distance[inside].argsort(stable=True)[: len(inside) // 2]]
+                noun, sureness = fitting_noun([known[row] for row in typical.tolist()])
+                classes = torch.bincount(cached.labels[inside])
+                row = {**about, "noun": noun, "sureness": sureness, "class": int(classes.argmax())}
+                share, right = float(classes.max()) / len(inside), RIGHT.get((about["set"], noun)) == row["class"]
+                rows.append({**row, "share": share, "images": len(inside), "right": right})
+    rows.sort(key=lambda row: -row["sureness"])
+
+    def threshold(left_out: str) -> float:
+        """Return the middle between the surest wrong name of the other sets and the next surer right one."""
+        others = [row for row in rows if row["set"] != left_out]
+        wrong = max(row["sureness"] for row in others if not row["right"])
+        return (wrong + min(row["sureness"] for row in others if row["right"] and row["sureness"] > wrong)) / 2
+
+    thresholds = {left_out: threshold(left_out) for left_out in ("", *{row["set"] for row in rows})}
+    shown = [row for row in rows if row["sureness"] > thresholds[row["set"]]]
+    print(thresholds)
+    print(f"{len(rows)} clusters, {len(shown)} names shown, {sum(row['right'] for row in shown)} right")
+    for row in rows[:25]:
+        print(row)
+    save("judgement_names", {"thresholds": thresholds, "clusters": len(rows), "surest": rows[:25]})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cache", type=Path)
@@ -258,7 +302,8 @@ def main() -> None:
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     command.add_argument("--alike", type=lambda text: text.split(","), default=[])
     command.add_argument("--name", default="judgement_outliers")
-    for name, judge, counts in (("number", number, [1000, 300, 2500]), ("stability", stable, [300, 600, 1500, 3000])):
+    more = ("number", number, [1000, 300, 2500]), ("stability", stable, [300, 600, 1500, 3000]), ("names", names, [])
+    for name, judge, counts in more:
         command = judgements.add_parser(name)
         command.set_defaults(judge=judge)
         command.add_argument("names", nargs="+")

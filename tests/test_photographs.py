@@ -155,6 +155,10 @@ def test_a_run_of_photographs_and_what_comes_after_it(hub_cache, large_photos, t
     assert (recipe["backbone"], recipe["weights"]) == (PUBLISHED[SMALL].backbone, "timm")
     assert any(SMALL in reason for reason in json.loads((out / "run.json").read_text())["reasons"].values())
 
+    # The nouns of the images before training; drawings of 32 px have no name.
+    assert [row["path"] for row in rows(out / "nouns.csv")] == [row["path"] for row in rows(out / "clusters.csv")]
+    assert "suggested:" not in (out / "report.html").read_text()
+
     keep(hub_cache, "photos", tiny_file())  # a better one has come meanwhile, and would not even load
     clusters = (out / "clusters.csv").read_text()
     assert run_command([*fit, "--resume"]) == 0 and "finished already" in capsys.readouterr().out

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from deepcluster.cli import run_command
+from deepcluster.report import sections
 from deepcluster.runs import fit as runs
+from deepcluster.runs.page import report as write_report
 from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import apply, recut
 from deepcluster.storage.edits_file import Edits
@@ -146,6 +148,9 @@ def edit(page: Any, folder: Path) -> Path:
     page.locator("#cluster-1").get_by_role("button", name="Junk").click()
     page.locator("#cluster-2").get_by_role("button", name="Merge into").click()
     page.locator("#merge-list").get_by_text("Cluster 1", exact=True).click()
+    page.get_by_role("button", name="suggested: daisy").click()  # one cluster has it
+    assert page.locator("#cluster-1 .name").inner_text() == " · daisy"
+    assert not page.get_by_role("button", name="suggested").all()
     with page.expect_download() as download:
         page.get_by_role("button", name="Download edits.json").click()
     download.value.save_as(folder / download.value.suggested_filename)
@@ -194,6 +199,11 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(images / "bars" / f"{i:02}.png", images / name)
     out = images.parent / "a run"
     runs.fit(images, Request(out=out, n_clusters=3, options=QUICK, labels="folders"))
+    nouns = (f"{row['path']},daisy,{0.9 if row['cluster'] == '1' else 0.1}" for row in rows(out / "clusters.csv"))
+    (out / "nouns.csv").write_text("\n".join(["path,noun,probability", *nouns]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sections, "MIN_NAMED", 5)
+        write_report(out)
     return out
 
 
@@ -230,6 +240,13 @@ def test_a_small_run(run: Path, browser: Any, tmp_path: Path) -> None:
         assert all(re.search(r"Cluster [01]( · .*)?\ndistance \d\.\d+", text) for text in told)
         assert page.locator("img[src=x], main script, main b").count() == 0
 
+        # A place without images says so.
+        page.locator("#plane").hover(position={"x": 3, "y": 3})
+        page.mouse.wheel(0, -4000)
+        page.get_by_text("No image here").wait_for()
+        page.get_by_role("button", name="All", exact=True).click()
+        assert not page.locator("#nowhere").is_visible()
+
         # Sorting and filtering.
         page.get_by_role("tab", name="Clusters").click()
         page.locator("#sort").select_option("name")
@@ -243,7 +260,7 @@ def test_a_small_run(run: Path, browser: Any, tmp_path: Path) -> None:
 
     cut = json.loads((run / "run.json").read_text())["cut"]
     assert json.loads(edits.read_text(encoding="utf-8")) == {
-        "schema_version": 1, "cut": cut, "names": {"0": NAME}, "merge": [[1, 2]], "junk": [1],
+        "schema_version": 1, "cut": cut, "names": {"0": NAME, "1": "daisy"}, "merge": [[1, 2]], "junk": [1],
     }  # fmt: skip
 
 

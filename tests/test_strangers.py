@@ -60,6 +60,7 @@ READERS = {
     "run/metrics.json": (REPORT, 5),
     "run/tree.json": (REPORT, 5),
     "run/map.npy": (REPORT, 5),
+    "run/nouns.csv": (REPORT, 5),
     "run/thumbnails.webp": (REPORT, 5),
     "run/features.npy": (RECUT, 5),
     "run/residuals.npy": (RECUT, 5),
@@ -73,7 +74,7 @@ READERS = {
     "w.pt": (f"{FIT} --weights {{file}}", 4),
     "w.safetensors": (f"{FIT} --weights {{file}}", 4),
 }
-SPARE = ("duplicates.csv", "map.npy", "metrics.json", "thumbnails.webp", "tree.json", "recipe.toml")
+SPARE = ("duplicates.csv", "map.npy", "metrics.json", "nouns.csv", "thumbnails.webp", "tree.json", "recipe.toml")
 
 
 class Place:
@@ -115,6 +116,7 @@ def whole(finished: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
     here = tmp_path_factory.mktemp("whole") / "here"
     run = Path(shutil.copytree(finished, here / "run"))
     change_record(run, location="python:array")
+    (run / "nouns.csv").write_text("path,noun,probability\n" + "a,b,0.5\n" * 30)
     shutil.copy(run / "recipe.toml", here)
     edits = {"schema_version": 1, "cut": record(run)["cut"], "names": {"0": "a"}}
     (here / "edits.json").write_text(json.dumps(edits))

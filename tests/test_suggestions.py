@@ -1,9 +1,10 @@
-"""The candidates of a run without -k, on its page."""
+"""The candidates of a run without -k, and the names of clusters, as its page suggests them."""
 
 from deepcluster.groups.tree import Tree, nodes_at
 from deepcluster.report.pictures import MAX_PICTURES
-from deepcluster.report.sections import suggestions
-from tests.helpers.report import drawn, page
+from deepcluster.report.sections import suggested_name, suggestions
+from deepcluster.storage.content import Table
+from tests.helpers.report import drawn, page, row
 
 # Four pieces: 0 and 2 merge into node 4, 1 and 3 into 5, and both into 6.
 TREE = Tree(
@@ -41,3 +42,18 @@ def test_the_page_shows_them_only_where_no_number_was_asked_for() -> None:
     for without in ({}, run | {"edits": "0123"}):  # another cut would lose the edits
         _, parsed = page(run=without, **drawn(40))
         assert not [text for _, text in parsed.all("b") if "groups" in text]
+
+
+def test_a_name_is_suggested_if_it_surely_fits_the_typical_images_of_a_cluster() -> None:
+    def suggested(*nouns: tuple[str, float], others: int = 0) -> str:
+        images = Table.of(row(str(i), distance=str(i)) for i in range(len(nouns) + others))
+        return suggested_name(images, {str(i): noun for i, noun in enumerate(nouns)})
+
+    sure, unsure, other = ("daisy", 0.9), ("daisy", 0.6), ("bee", 1.0)
+    assert suggested(*[sure] * 20) == "daisy"
+    assert suggested(*[sure] * 19, others=9) == ""  # too few with a noun
+    assert suggested(*[sure] * 10, *[other] * 10) == "daisy"  # the nearer half counts
+    assert suggested(*[other] * 10, *[sure] * 10) == "bee"
+    assert suggested(*[sure] * 8, *[other] * 12) == "daisy"  # 7.2 / 10
+    assert suggested(*[sure] * 7, *[other] * 13) == ""  # 6.3 / 10
+    assert suggested(*[unsure] * 20) == ""

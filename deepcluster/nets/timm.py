@@ -10,11 +10,15 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from deepcluster.errors import UsageError, first_line
+from deepcluster.nets.hub import local_file
 from deepcluster.nets.names import PAPER_NETWORKS, PUBLISHED
-from deepcluster.nets.weights import shapes_only
+from deepcluster.nets.weights import read_state, shapes_only
 from deepcluster.seeding import lent_global
+
+ROWS_AT_ONCE = 1024  # rows of 22,000 probabilities take 90 MB
 
 
 def timm_body(name: str, image_size: int, seed: int) -> tuple[nn.Module, dict[str, Any]]:
@@ -103,6 +107,30 @@ def published_network(state: Mapping[str, Tensor]) -> str | None:
         if all(given.get(name) == tensor.shape for name, tensor in model.state_dict().items()):
             return published.name
     return None
+
+
+def nouns(name: str, features: Tensor) -> list[tuple[str, float]]:
+    """Return the most probable noun of each image, and its probability, by the last layer of a published network.
+
+    Args:
+        name: The network's backbone. The list is empty if it is none of ``PUBLISHED``, or learned without nouns.
+        features: N x D, of this network before any training.
+    """
+    import timm
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+
+    published = {one.backbone: one.network for one in PUBLISHED.values()}.get(name, "")
+    config: Any = timm.get_pretrained_cfg(published) if published else None
+    labels = infer_imagenet_subset(config.to_dict()) if config else None
+    if not labels or (file := local_file(published)) is None:
+        return []
+    words = [str(description).split(",")[0] for description in ImageNetInfo(labels).label_descriptions()]
+    with shapes_only():
+        model = timm.create_model(published)
+    state = in_layout_of(model, read_state(file))
+    weight, bias = (state[f"{config.classifier}.{kind}"] for kind in ("weight", "bias"))
+    tops = [F.linear(rows.float().cpu(), weight, bias).softmax(1).max(1) for rows in features.split(ROWS_AT_ONCE)]
+    return [(words[i], value) for top in tops for value, i in zip(*map(Tensor.tolist, top), strict=True)]
 
 
 def size_does_not_fit(name: str, image_size: int, error: Exception) -> UsageError:

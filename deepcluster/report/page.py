@@ -116,6 +116,7 @@ class RunData:
         parts: The parts that a cluster can be split into, by its number.
         part: The parts of their clusters that the n images are in.
         originals: The way from the page to the folder that the paths are relative to; empty: no links.
+        nouns: Rows of nouns.csv, from which names are suggested.
     """
 
     title: str
@@ -135,6 +136,7 @@ class RunData:
     parts: Mapping[int, Parts] = field(default_factory=dict)
     part: npt.NDArray[np.int64] | None = None
     originals: str = ""
+    nouns: Sequence[Row] = ()
 
     @cached_property
     def usable(self) -> Table:
@@ -326,7 +328,7 @@ def _clusters(data: RunData) -> Values:
         suggested = suggestions(data.run.get("candidates") or [], data.tree, len(data.usable))
     return {
         "captions": CAPTIONS,
-        "sections": sections(shown, data.usable, data.picture, on_page(data.usable)[0]),
+        "sections": sections(shown, data.usable, data.picture, on_page(data.usable)[0], data.nouns),
         "count": len(data.summary),
         "hidden": len(hidden),
         "hidden_images": sum(int(row["size"]) for row in hidden),

@@ -32,6 +32,7 @@ IMAGES = 17  # pictures of a cluster
 MANY_CLUSTERS, IMAGES_OF_MANY = 50, 11  # of more clusters fewer pictures, to keep them large
 MEDOID = 2  # times as wide and high as the others
 MAX_SUGGESTED = 12  # pictures of a suggestion
+SURE, MIN_NAMED = 0.65, 20  # mean probability and images of a cluster for a suggested name (benchmarks/judgement.py)
 MAX_SKIPPED = 200
 MAX_OUTLIERS = 100
 MAX_GROUPS, MAX_IN_GROUP = 60, 12  # of near-duplicates
@@ -104,7 +105,9 @@ def members_of(summary: Sequence[Row], clusters: Table) -> dict[str, Table]:
     return {row["cluster"]: parts.get(row["cluster"], clusters.at([])) for row in summary}
 
 
-def sections(shown: Sequence[Row], clusters: Table, picture: Picture, in_page: Sequence[int] = ()) -> list[Values]:
+def sections(
+    shown: Sequence[Row], clusters: Table, picture: Picture, in_page: Sequence[int] = (), nouns: Sequence[Row] = ()
+) -> list[Values]:
     """Return the sections of the clusters; ``nearest`` is another one, which is on the page too if ``linked``.
 
     Args:
@@ -112,7 +115,9 @@ def sections(shown: Sequence[Row], clusters: Table, picture: Picture, in_page: S
         clusters: The usable rows of clusters.csv.
         picture: As in ``page.RunData``.
         in_page: The rows whose images the script has.
+        nouns: As in ``page.RunData``.
     """
+    noun_of = {row["path"]: (row["noun"], number(row["probability"]) or 0.0) for row in nouns}
     number_in_page = {clusters[row]["path"]: i for i, row in enumerate(in_page)}
     members = members_of(shown, clusters)
     images = IMAGES if len(shown) <= MANY_CLUSTERS else IMAGES_OF_MANY
@@ -127,12 +132,12 @@ def sections(shown: Sequence[Row], clusters: Table, picture: Picture, in_page: S
             "size": int(row["size"]),
             "share": percent(number(row["share"])),
             "bar": round(100 * int(row["size"]) / max(1, largest), 1),
-            "mean_distance": figure(number(row["mean_distance"])),
             "nearest": row["nearest_cluster"],
             "linked": row["nearest_cluster"] in members,
             "outliers": len(members[row["cluster"]].where("is_outlier", "1")),
             "labels": _frequent_labels(members[row["cluster"]]),
             "junk": row.get("junk") == "1",
+            "suggested": suggested_name(members[row["cluster"]], noun_of),
             "tiles": [
                 _tile(member, kind, picture(member["path"]), share) | {"image": number_in_page.get(member["path"])}
                 for member, kind in tiles
@@ -159,6 +164,26 @@ def _tile(row: Row, kind: Kind, image: Image.Image | None, share: int) -> Values
         "title": " · ".join(filter(None, about)),
         "outlier": row["is_outlier"] == "1",
     }
+
+
+def suggested_name(rows: Table, noun_of: Mapping[str, tuple[str, float]]) -> str:
+    """Return the noun that fits the typical images of a cluster, the nearer half; empty if none surely does."""
+    known = rows.at([i for i, path in enumerate(rows.column("path")) if path in noun_of])
+    if len(known) < MIN_NAMED:
+        return ""
+    distances = np.array([number(cell) or 0.0 for cell in known.column("distance")])
+    typical = known.at(np.argsort(distances, kind="stable")[: len(known) // 2])
+    noun, sureness = fitting_noun([noun_of[path] for path in typical.column("path")])
+    return noun if sureness > SURE else ""
+
+
+def fitting_noun(known: Sequence[tuple[str, float]]) -> tuple[str, float]:
+    """Return the noun with the largest mean probability over images; of an image its most probable noun counts."""
+    sums: dict[str, float] = {}
+    for noun, probability in known:
+        sums[noun] = sums.get(noun, 0.0) + probability
+    best = max(sums, key=sums.__getitem__)
+    return best, sums[best] / len(known)
 
 
 def _frequent_labels(rows: Table) -> list[tuple[str, str]]:

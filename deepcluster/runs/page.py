@@ -23,6 +23,7 @@ from deepcluster.groups.tree import Tree, merge_tree, parts_of
 from deepcluster.images import Source
 from deepcluster.images.decode import Undecodable, one_line, pillow_limits
 from deepcluster.nets.names import FEATURES
+from deepcluster.nets.timm import nouns
 from deepcluster.place import Progress, ignore_progress
 from deepcluster.report.page import RunData, on_page, render
 from deepcluster.report.pictures import THUMBNAIL, on_sheet, pictures_on
@@ -30,6 +31,7 @@ from deepcluster.report.sections import MEDOID, Picture
 from deepcluster.report.text import Row
 from deepcluster.runs.rows import Rows, images_at_hand, read_run
 from deepcluster.runtime.log import warn
+from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.plain_files import check_file, shaped
 from deepcluster.seeding import derive
 from deepcluster.storage import run_folder as files
@@ -38,7 +40,8 @@ from deepcluster.storage.run_folder import LockedFolder, RunFolder
 
 MOST_ALIKE, MOST_ALIKE_IN_ALL = 8, 80_000  # most similar images of one, and of all together: 2 bytes an entry
 MOST_IN_TREE = 500  # groups: larger trees are unreadable, and take minutes
-MAP, TREE, SHEET = "map.npy", "tree.json", "thumbnails.webp"
+MAP, TREE, SHEET, NOUNS = "map.npy", "tree.json", "thumbnails.webp", "nouns.csv"
+NOUN_COLUMNS = ("path", "noun", "probability")
 MOST_SHEET = 1 << 21  # bytes
 TREE_VERSION = 1
 
@@ -67,13 +70,18 @@ class Shown:
 
 def shown_of(rows: Rows, groups: Cut, nearest: Tensor) -> Shown:
     """Gather the images on the sheet. ``nearest``: The nearest centroids of this rank's ``rows``. A collective."""
-    partition, on_map = rows.partition, torch.tensor(on_sheet(rows.partition.total))
+    partition = rows.partition
     counts, all_counts = (
         partition.processes.all_reduce(torch.bincount(centroids, minlength=len(groups.centroids)))
         for centroids in (nearest[: len(nearest) - rows.added], nearest)
     )
-    reduced, nearest = (partition.to_main(column, on_map) for column in (rows.reduced, nearest))
+    reduced, nearest = (on_sheet_of(column, partition) for column in (rows.reduced, nearest))
     return Shown(groups, reduced, nearest, counts, all_counts)
+
+
+def on_sheet_of(column: Tensor, partition: Partition) -> Tensor:
+    """Return the rows of the images on the sheet, on the main rank. A collective. ``column``: This rank's rows."""
+    return partition.to_main(column, torch.tensor(on_sheet(partition.total)))
 
 
 def tree_of(rows: Rows, groups: Cut, nearest: Tensor) -> Tree | None:
@@ -143,6 +151,7 @@ def write_page(
         name=_name_in_commands(folder.path),
         similar=most_alike(shown.reduced[::every]) if shown and len(used) else None,
         **_parts(shown, every),
+        nouns=folder.read_rows(NOUNS, NOUN_COLUMNS) if folder.has(NOUNS) else (),
         originals=_originals(folder.path, source),
     )
     folder.write("report.html", render(data))
@@ -244,6 +253,14 @@ def read_sheet(folder: RunFolder) -> bytes:
     if data[:4] + data[8:12] != b"RIFFWEBP":
         raise DiskError(f"{path} is no WebP picture: remove it, and the report does without")
     return data
+
+
+def write_nouns(folder: LockedFolder, backbone: str, features: Tensor, paths: Sequence[str]) -> None:
+    """Write the nouns of the images on the sheet, by their features before any training, if the network has nouns."""
+    rows = zip(on_sheet(len(paths)), nouns(backbone, features), strict=False)
+    table = [(paths[row], noun, f"{probability:.4f}") for row, (noun, probability) in rows]
+    if table:
+        folder.write_rows(NOUNS, NOUN_COLUMNS, [dict(zip(NOUN_COLUMNS, cells, strict=True)) for cells in table])
 
 
 def write_tree(folder: LockedFolder, tree: Tree) -> None:

@@ -21,7 +21,7 @@ from deepcluster.records import FINAL, PRELIMINARY
 from deepcluster.report.text import count
 from deepcluster.runs.build import place_of
 from deepcluster.runs.forecast import RESULT, RESULT_EACH, SHARE_OF_TIME
-from deepcluster.runs.page import MAP, TREE, Tables, write_page, write_tree
+from deepcluster.runs.page import MAP, TREE, Tables, on_sheet_of, write_nouns, write_page, write_tree
 from deepcluster.runs.plan import ImagesRead, Job
 from deepcluster.runs.predict import placement_columns
 from deepcluster.runs.result import Result, conclude_run, stability_entries
@@ -103,12 +103,16 @@ class ResultWriter:
         with self._averaged(record.rounds or 0):
             features = self.features() if features is None else features
             result, record = conclude_run(self.job, self.network, images, record, features)
+            untrained = images.recipe.weights == "timm" and not record.rounds
+            seen = on_sheet_of(features, result.rows.partition) if untrained else None
             if self.folder is None:
                 deque(result.rows.partition.blocks(result.rows.reduced), maxlen=0)  # the other ranks only send
                 return result, record
             with self.folder.next_state() as staged:
                 for name in (FORMER, MAP):  # of an earlier result
                     staged.remove(name)
+                if seen is not None:
+                    write_nouns(staged, images.recipe.backbone, seen, result.rows.paths)
                 if record.result == FINAL:
                     record = replace(record.with_phase("result", clock.lap()), status="done")
                     # In one step with the result: a kill leaves the checkpoints without it, or it without them.

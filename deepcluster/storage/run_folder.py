@@ -66,7 +66,7 @@ HISTORY = (
 FORMER = "former.safetensors"  # the groups before the last apply or recut
 RESIDUALS = "residuals.npy"  # of the features, by which an image is an outlier
 # A run can be read without these files, which some runs do not have.
-SPARE = ("duplicates.csv", "map.npy", "metrics.json", "thumbnails.webp", "tree.json")
+SPARE = ("duplicates.csv", "map.npy", "metrics.json", "nouns.csv", "thumbnails.webp", "tree.json")
 PREDICTIONS = ("path", "cluster", "name", "distance", "margin", "is_outlier")
 MOST_CSV = 4 << 30  # bytes: about 25 million images
 MOST_SMALL_CSV = 1 << 28  # of a table of other rows than images

@@ -202,7 +202,7 @@ function makeCard(number) {
   $("h3", card).firstChild.data = `Cluster ${number}`;
   $(".about ul", card).replaceChildren(element("li", {}, element("strong", {className: "size"})), element("li", {className: "origin"}));
   $(".sheet", card).replaceChildren(element("figure", {className: "many"}, element("ul")));
-  $(".rename", card)?.remove();
+  $$(".rename, [data-act=take]", card).forEach(other => other.remove());
   cards.set(number, card);
   $("#cluster-list").append(card);
 }
@@ -234,7 +234,7 @@ function paint(number) {
   note.textContent = told.join(" ");
   for (const button of $$("[data-act]", card)) {
     button.hidden = gone !== (button.dataset.act === "unmerge")
-      || (button.dataset.act === "split" && !maySplit(number)) || (button.dataset.act === "all" && !where);
+      || (button.dataset.act === "take" && nameOf(number)) || (button.dataset.act === "split" && !maySplit(number)) || (button.dataset.act === "all" && !where);
   }
   if (!where) return;
   for (const tile of $$("[data-image]", card)) tile.classList.toggle("away", !gone && root(where[tile.dataset.image]) !== number);
@@ -422,7 +422,9 @@ function openSplit(number) {
   slider.focus();
 }
 
-const acts = {rename, merge: openMerge, split: openSplit, junk: mark, unmerge, all: openCluster};
+const take = number => edit(() => state.names.set(number, plain($("[data-act=take]", cards.get(number)).value)));
+
+const acts = {rename, take, merge: openMerge, split: openSplit, junk: mark, unmerge, all: openCluster};
 $("#clusters").addEventListener("click", event => {
   const card = event.target.closest(".cluster"), button = event.target.closest("[data-act]");
   if (card) mind(card, false);
