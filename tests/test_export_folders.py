@@ -105,9 +105,8 @@ def test_hard_links_to_another_disk_become_copies(holiday, tmp_path, other_disk,
     monkeypatch.setattr(bringing, "WAYS", refuse("symlink"))
     said = Said()
     rows = folders(holiday, other_disk / "out", display=said)
-    written = sum((tmp_path / "photos" / row["path"]).stat().st_size for row in rows[:5])
     assert {row["how"] for row in rows} == {"copy", "skipped"}
-    assert f"5 copies, {written:,} bytes;" in said.lines[0]
+    assert "5 copies;" in said.lines[0]
     assert "hard links are refused there (invalid cross-device link)" in said.lines[0]
 
 

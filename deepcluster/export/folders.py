@@ -133,8 +133,8 @@ class RunImages:
 
     def is_file(self, row: Row) -> bool:
         """Tell if the image of a row is a file, and so not written as PNG."""
-        i = self.index.get(row["path"])
-        return self.source.file is not None and (i is None or self.source.file(i) is not None)
+        known = row["path"] in self.index
+        return self.original(row["path"]) is not None if known else self.source.file is not None
 
     def original(self, path: str) -> Path | None:
         """Return the place of an image that is a file, unchecked; None if it is none or not at hand."""
@@ -164,8 +164,7 @@ class RunImages:
         """
         if path not in self.index:
             raise Unavailable("no such image")
-        file = self.source.file(self.index[path]) if self.source.file else None
-        if file is None:
+        if (file := self.original(path)) is None:
             return None
         real = Path(os.path.realpath(file))
         if self.roots and self.roots.isdisjoint(map(str, (real, *real.parents))):
@@ -224,10 +223,6 @@ def _roots(folder: RunFolder, source: Source) -> frozenset[str]:
     return frozenset(map(os.path.realpath, (source.location, *origins)))
 
 
-def _hardlink(file: Path, target: Path) -> None:
-    os.link(os.path.realpath(file), target)  # a link to a link would be one
-
-
 def _copy(file: Path, target: Path) -> None:
     shutil.copyfile(file, target)
     with suppress(OSError):  # times and permissions, if the file system has them
@@ -235,7 +230,11 @@ def _copy(file: Path, target: Path) -> None:
 
 
 PNG = "png"
-WAYS: dict[str, Callable[[Path, Path], None]] = {"symlink": os.symlink, "hardlink": _hardlink, "copy": _copy}
+WAYS: dict[str, Callable[[Path, Path], None]] = {
+    "symlink": os.symlink,
+    "hardlink": lambda file, target: os.link(os.path.realpath(file), target),  # a link to a link would be one
+    "copy": _copy,
+}
 WORDS = {"symlink": "symbolic links", "hardlink": "hard links", "copy": "copies", PNG: "PNG files"}
 
 
@@ -262,7 +261,7 @@ class Transfer:
         self.ways = tuple(WAYS) if mode is None else (mode,)  # tried in turn
         self.refused: dict[str, str] = {}  # the first refusal of a way, with its reason
         self.files: Counter[str] = Counter()  # by way
-        self.bytes = 0  # written
+        self.lacks = ", without the time, place and comments stored in them" if strip and self.of_files else ""
 
     def __call__(self, path: str, target: Path) -> str:
         """Bring the image of a path to ``target``; return the way. Raises Unavailable, or an OSError of the target."""
@@ -278,8 +277,6 @@ class Transfer:
             with target.open("xb") as stream:
                 image.save(stream, "PNG")
         self.files[way] += 1
-        if way in ("copy", PNG):
-            self.bytes += target.stat().st_size
         return way
 
     def _link_or_copy(self, file: Path, target: Path) -> str | None:
@@ -312,19 +309,13 @@ class Transfer:
         done = ", ".join(f"{self.files[way]:,} {WORDS[way]}" for way in WORDS if self.files[way])
         refused = "".join(f"; {WORDS[way]} are refused there ({why})" for way, why in self.refused.items())
         why = "" if self.of_files else " (these images are not files)"
-        size = f", {self.bytes:,} bytes" if self.bytes else ""
-        return f"{done}{why}{size}{refused}{self.metadata}"
+        return f"{done}{why}{self.lacks}{refused}"
 
     @property
     def plan(self) -> str:
         """The ways that will be tried."""
         ways = ", else ".join(WORDS[way] for way in (self.ways if self.of_files else (PNG,)))
-        return f"{ways}{self.metadata}"
-
-    @property
-    def metadata(self) -> str:
-        """What the files lack, in words."""
-        return ", without the time, place and comments stored in them" if self.strip and self.of_files else ""
+        return f"{ways}{self.lacks}"
 
 
 def folders(
@@ -423,13 +414,9 @@ def folders(
         text = f"{len(missing):,} images no longer exist or cannot be used, and are left out: {some(missing)}"
         warn(text)
     if spared:
-        text = (
-            f"{count(len(spared), 'nearly identical image')} left out; {INVENTORY} names the images that stand for them"
-        )
-        display.say("Alike", text)
+        display.say("Alike", f"{count(len(spared), 'nearly identical image')} left out: see {INVENTORY}")
     if stays:
-        text = f"{count(len(stays), 'file')} in {out} not made by the export, or the only copy: {some(stays)}"
-        display.say("Left", text)
+        display.say("Left", f"{count(len(stays), 'file')} not made by the export, or the only copy: {some(stays)}")
     display.say("Exported", f"{count(transfer.files.total(), 'image')} to {out}: {transfer.text}")
     if transfer.files["symlink"]:
         display.say("Links", f"point to the images: keep the images where they are; {out} can be moved")
