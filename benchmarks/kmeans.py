@@ -152,7 +152,7 @@ def our_whitening(folder: str, warming: bool) -> dict[str, float]:
 
     def fit(x: Matrix) -> tuple[Map, Map]:
         fitted = whiten(torch.from_numpy(x), DIMS)
-        return lambda y: fitted.project(torch.from_numpy(y)).numpy(), lambda y: fitted(torch.from_numpy(y)).numpy()
+        return lambda y: fitted(torch.from_numpy(y), unit=False).numpy(), lambda y: fitted(torch.from_numpy(y)).numpy()
 
     return timed_whitening(folder, warming, fit)
 

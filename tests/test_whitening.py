@@ -19,7 +19,7 @@ def correlated(rows: int, width: int, *, rank: int | None = None, offset: float 
 @pytest.mark.parametrize("offset", [0.0, 50.0])
 def test_whitened_covariance_is_the_identity(rows, width, dims, offset):
     x = correlated(rows, width, offset=offset)
-    projected = whiten(x, dims).project(x).double().numpy()
+    projected = whiten(x, dims)(x, unit=False).double().numpy()
     kept = min(dims, width, rows - 1)
     assert projected.shape == (rows, kept)
     np.testing.assert_allclose(np.cov(projected.T), np.eye(kept), atol=2e-3 if offset else 1e-4)
@@ -28,7 +28,7 @@ def test_whitened_covariance_is_the_identity(rows, width, dims, offset):
 
 def test_same_as_scikit_learn_up_to_signs():
     x = correlated(800, 30)
-    ours = whiten(x, 10).project(x).numpy()
+    ours = whiten(x, 10)(x, unit=False).numpy()
     theirs = PCA(10, whiten=True, svd_solver="full").fit_transform(x.double().numpy())
     signs = np.sign((ours * theirs).sum(0))
     np.testing.assert_allclose(ours, theirs * signs, atol=1e-3)
@@ -37,7 +37,7 @@ def test_same_as_scikit_learn_up_to_signs():
 def test_by_hand():
     # Four points on two axes: the standard deviations (n - 1) are 2 sqrt(2/3) and sqrt(2/3).
     x = torch.tensor([[2.0, 0], [-2, 0], [0, 1], [0, -1]])
-    projected = whiten(x).project(x)
+    projected = whiten(x)(x, unit=False)
     expected = (3 / 2) ** 0.5
     assert torch.allclose(projected.abs(), torch.tensor([[expected, 0], [expected, 0], [0, expected], [0, expected]]))
     assert torch.allclose(whiten(x)(x).norm(dim=1), torch.ones(4))
@@ -78,7 +78,7 @@ def test_less_than_whitening_by_hand(strength):
     # The standard deviations of the two axes are 2 s and s, with s = sqrt(2/3): each is divided by its own ** strength.
     x = torch.tensor([[2.0, 0], [-2, 0], [0, 1], [0, -1]])
     s = (2 / 3) ** 0.5
-    projected = whiten(x, strength=strength).project(x).abs().amax(0)
+    projected = whiten(x, strength=strength)(x, unit=False).abs().amax(0)
     assert torch.allclose(projected, torch.tensor([2 / (2 * s) ** strength, 1 / s**strength]))
 
 
@@ -90,7 +90,7 @@ def test_square_roots_by_hand(rows):
     roots = np.sign(x.numpy()) * np.sqrt(np.abs(x.numpy()))
     roots /= np.linalg.norm(roots, axis=1, keepdims=True)
     fitted, by_hand = whiten(x, 3, 0.5, root=True), whiten(roots, 3, 0.5)
-    for found, wanted in ((fitted(x), by_hand(roots)), (fitted.project(x), by_hand.project(roots))):
+    for found, wanted in ((fitted(x), by_hand(roots)), (fitted(x, unit=False), by_hand(roots, unit=False))):
         assert torch.allclose(found.abs(), wanted.abs(), atol=1e-4)
     assert torch.allclose(fitted(7 * x), fitted(x), atol=1e-4)  # the length of a row counts no more
 
@@ -104,5 +104,5 @@ def test_not_finite():
         with pytest.raises(NonFiniteError, match="too small"):
             whiten(small)
     assert torch.allclose(
-        whiten(1e-15 * correlated(200, 4)).project(1e-15 * correlated(200, 4)).T.cov(), torch.eye(4), atol=1e-3
+        whiten(1e-15 * correlated(200, 4))(1e-15 * correlated(200, 4), unit=False).T.cov(), torch.eye(4), atol=1e-3
     )

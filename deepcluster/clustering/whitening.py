@@ -38,12 +38,11 @@ class Whitening:
     projection: Tensor
     root: bool = False
 
-    def project(self, x: Tensor) -> Tensor:
-        """N x D features to N x d whitened ones: mean zero and the identity as covariance on the fitted rows."""
-        return self(x, unit=False)
-
     def __call__(self, x: Tensor, device: torch.device | None = None, *, unit: bool = True) -> Tensor:
-        """N x D features to N x d rows of length 1, on ``device`` (None: that of x); a row at the mean stays zero."""
+        """N x D features to N x d rows of length 1, on ``device`` (None: that of x); a row at the mean stays zero.
+
+        Without ``unit`` the fitted rows have mean zero and the identity as covariance.
+        """
         x = matrix(x)
         device = device or x.device
         mean, weight = self.mean.to(device), self.projection.T.to(device).contiguous()

@@ -236,15 +236,10 @@ class _Pass(nn.Module):
 
 def _features(network: Network, views: Sequence[Tensor]) -> Tensor:
     """Return the features of all views, view after view; neighbouring views of one size share a forward pass."""
-    parts: list[Tensor] = []
-    for _, alike in groupby(views, key=lambda view: view.shape[-1]):
-        batch = list(alike)
-        parts.append(network.features(batch[0] if len(batch) == 1 else _stacked(batch)))
+    alike = [[*group] for _, group in groupby(views, key=lambda view: view.shape[-1])]
+    stacked = (torch.cat(some).contiguous(memory_format=torch.channels_last) if some[1:] else some[0] for some in alike)
+    parts = [network.features(batch) for batch in stacked]
     return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-
-def _stacked(views: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(views)).contiguous(memory_format=torch.channels_last)
 
 
 def _remember(memory: Tensor, embeddings: Tensor, rows: Tensor) -> None:

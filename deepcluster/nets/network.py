@@ -291,13 +291,8 @@ def copy_of_module(
 ) -> Network:
     """Return a network as of :func:`build`, around a copy of a module with its weights."""
     network = as_network(copy.deepcopy(module), image_size)
-    network.architecture = architecture_of_module(image_size)
+    network.architecture = {"name": MODULE, "image_size": image_size, "sobel": False}
     return network.with_projection(projection, seed)
-
-
-def architecture_of_module(image_size: int) -> dict[str, str | int | bool]:
-    """Return the record of a network around a module of the user, in place of the arguments of ``build``."""
-    return {"name": MODULE, "image_size": image_size, "sobel": False}
 
 
 def _width(features: object, name: str) -> int:
@@ -354,4 +349,6 @@ class Absent(nn.Module):
 
 def absent_module(weights: Mapping[str, Tensor], feature_dim: int, image_size: int) -> Network:
     """Return a network that was a module of the user's, without the module."""
-    return Network(Absent(weights), feature_dim, architecture=architecture_of_module(image_size))
+    return Network(
+        Absent(weights), feature_dim, architecture={"name": MODULE, "image_size": image_size, "sobel": False}
+    )

@@ -78,25 +78,11 @@ FACTS = {
     "version": "Version",
     "stopped_because": "Stopped because",
 }
-# Measure in metrics.json, or column of history.csv: its name, and the word of the page that explains it.
+# Measure in metrics.json: its name, and the word of the page that explains it.
 METRICS = {"acc": ("Accuracy", "accuracy"), "nmi": ("NMI", "nmi"), "ami": ("AMI", "ami"), "ari": ("ARI", "ari")}
-HISTORY_COLUMNS = {
-    "round": ("Round", "round"),
-    "loss": ("Loss", "loss"),
-    "chance_loss": ("Chance loss", "chance"),
-    "inertia": ("Inertia", "inertia"),
-    "nmi_previous": ("NMI to previous", "nmi"),
-    "changed": ("Changed", ""),
-    "cluster_weight": ("Cluster weight", ""),
-    "largest_share": ("Largest share", "largest"),
-    "reseeded": ("Reseeded", "reseeded"),
-    "lr": ("Learning rate", ""),
-    "features_seconds": ("Features, s", ""),
-    "clustering_seconds": ("Clustering, s", ""),
-    "training_seconds": ("Training, s", ""),
-    "images_per_second": ("Images per s", ""),
-    "nmi_labels": ("NMI to labels", ""),
-}
+# Column of history.csv: the word of the page that explains it.
+HISTORY_WORDS = {"chance_loss": "chance", "nmi_previous": "nmi", "largest_share": "largest"}
+HISTORY_WORDS |= {word: word for word in ("round", "loss", "inertia", "reseeded")}
 
 
 @dataclass(frozen=True)
@@ -200,13 +186,10 @@ def gallery(title: str, clusters: Sequence[Row], summary: Sequence[Row], picture
     largest = by_size(summary)[:GALLERY_CLUSTERS]
     members = members_of(largest, Table.of(clusters))
 
-    def tile(path: str) -> tuple[str, str]:
-        image = picture(path)
-        return short(path), "" if image is None else data_uri(image, GALLERY_BYTES, scale=1)
-
     def tiles(row: Row) -> list[tuple[str, str]]:
         chosen = representatives(members[row["cluster"]], GALLERY_IMAGES, medoid=row["medoid_path"])
-        return [tile(member["path"]) for member, _ in chosen]
+        images = ((short(member["path"]), picture(member["path"])) for member, _ in chosen)
+        return [(path, "" if image is None else data_uri(image, GALLERY_BYTES, scale=1)) for path, image in images]
 
     shown = [
         {
@@ -283,29 +266,16 @@ def _run(data: RunData) -> Values:
         "name": data.in_commands,
         "facts": [(name, fact(key, run[key])) for key, name in FACTS.items() if run.get(key) not in (None, "")],
         "command": [words for words in re.split(" (?=-)", retold(str(run.get("command") or ""))) if words],
-        "statements": [*filter(None, (_sizes(data), run.get("verdict"), *_rounds(data), _against_labels(data)))],
+        "statements": [*filter(None, (run.get("verdict"), _rounds(data), _against_labels(data)))],
     }
 
 
-def _sizes(data: RunData) -> str:
-    """Return a sentence on the sizes of the clusters; none if there are not two."""
-    sizes = [int(row["size"]) for row in data.summary]
-    if len(sizes) < 2 or not any(sizes):
-        return ""
-    largest, smallest = (percent(size / sum(sizes)) for size in (max(sizes), min(sizes)))
-    return f"The largest cluster holds {largest} of the images, the smallest {smallest}."
-
-
-def _rounds(data: RunData) -> list[str]:
+def _rounds(data: RunData) -> str:
     if not data.history:
-        return ["No round was trained: the clusters are those of the network as it was given."]
-    rounds = f"{count(len(data.history), 'round')} of clustering and training"
-    changed, loss, chance = (number(data.history[-1].get(name)) for name in ("changed", "loss", "chance_loss"))
-    if changed is not None:
-        rounds += f"; in the last, {percent(changed)} of the images changed pseudo-label"
-    if loss is None or chance is None:
-        return [f"{rounds}."]
-    return [f"{rounds}.", f"The last round's loss is {figure(loss)}; guessing would give {figure(chance)}."]
+        return "No round was trained: the clusters are those of the network as it was given."
+    rounds, changed = count(len(data.history), "round"), number(data.history[-1].get("changed"))
+    last = f"; in the last, {percent(changed)} of the images changed pseudo-label" if changed is not None else ""
+    return f"{rounds} of clustering and training{last}."
 
 
 def _against_labels(data: RunData) -> str:
@@ -347,8 +317,7 @@ def _training(data: RunData) -> Values:
 
     names = list(data.history[0]) if data.history else []
     return {
-        # A column without a title here is shown under its name.
-        "columns": [HISTORY_COLUMNS.get(name, (name, "")) for name in names],
+        "columns": [(name.replace("_", " "), HISTORY_WORDS.get(name, "")) for name in names],
         "rounds": [[cell(name, row[name]) for name in names] for row in data.history],
         "folded": len(data.history) >= LONG_HISTORY,
         "charts": training_charts(data.history),
