@@ -152,8 +152,6 @@ def _tile(row: Row, kind: Kind, image: Image.Image | None, share: int) -> Values
     about = (
         short(row["path"].rpartition("/")[2]),
         CAPTIONS[kind],
-        f"distance {figure(number(row['distance']))}",
-        f"margin {figure(number(row['margin']))}",
         f"label {row['label']}" if row["label"] else "",
         "outlier" if row["is_outlier"] == "1" else "",
     )
