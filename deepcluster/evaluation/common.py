@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deepcluster.clustering import agreement
 from deepcluster.clustering.blocks import nearest
-from deepcluster.errors import DataError, NonFiniteError, UsageError
+from deepcluster.errors import DataError, UsageError
 from deepcluster.evaluation import ClusteringOptions, KnnOptions
 from deepcluster.images import Source
 from deepcluster.learning.features import extract
@@ -133,14 +133,6 @@ def fingerprint(source: Source, labels: Sequence[str]) -> str:
         status = _status(place)
         add(place, *(() if status is None or stat.S_ISDIR(status.st_mode) else (status.st_size, status.st_mtime_ns)))
     return digest.hexdigest()
-
-
-def check_finite(loss: Tensor, title: str, option: str, lr: float) -> None:
-    """Raise NonFiniteError if a loss is not finite; ``option`` names the learning rate ``lr``."""
-    if not torch.isfinite(loss):
-        raise NonFiniteError(
-            f"the loss of {title} is not finite with {option}={lr:g}: try a tenth of it (--set {option}={lr / 10:g})"
-        )
 
 
 def score(task: ProbeTask, logits: Callable[[Tensor], Tensor], batch_size: int) -> dict[str, float]:

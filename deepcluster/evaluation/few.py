@@ -15,9 +15,9 @@ from torch.optim import SGD
 
 from deepcluster.errors import UsageError
 from deepcluster.evaluation import FewLabelsOptions
-from deepcluster.evaluation.common import Figure, NamedFigure, ProbeTask, check_finite, numbers, score
+from deepcluster.evaluation.common import Figure, NamedFigure, ProbeTask, numbers, score
 from deepcluster.images.views import Augmentation, fixed_view, random_views
-from deepcluster.learning.batches import Batch, batches
+from deepcluster.learning.batches import Batch, batches, check_finite
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.seeding import generator, lent_global
 
@@ -100,7 +100,7 @@ def fine_tune(
             total += loss.detach() * len(batch.drawn)
             display.progress(name, epoch * steps + batch.step + 1, options.epochs * steps)
         total = processes.all_reduce(total) / processes.world_size
-        check_finite(total, f"fine-tuning on {name} of the labels", "head_lr", head_lr)
+        check_finite(total, f"fine-tuning on {name} of the labels", "--set head_lr=", head_lr)
     processes.broadcast_buffers(network)
     network.eval()
     figures: dict[str, Figure] = {"labels": len(rows), "loss": total.item() / len(rows)}

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from deepcluster.evaluation import LinearOptions
-from deepcluster.evaluation.common import Figure, NamedFigure, ProbeTask, check_finite, score
+from deepcluster.evaluation.common import Figure, NamedFigure, ProbeTask, score
 from deepcluster.evaluation.feature_maps import Layer, chosen_layers, maps_at, pooling_of
 from deepcluster.images.views import centre_crop, fixed_view
-from deepcluster.learning.batches import Batch, batches
+from deepcluster.learning.batches import Batch, batches, check_finite
 from deepcluster.nets.paper import reset_linear
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.seeding import generator
@@ -94,7 +94,7 @@ def probe(task: ProbeTask, layer: Layer, options: LinearOptions, display: Displa
             total += loss.detach() * len(batch.drawn)
             display.progress(layer.name, t + 1, options.epochs * steps)
         total = processes.all_reduce(total) / processes.world_size
-        check_finite(total, f"the probe of {layer.name}", "lr", options.lr)
+        check_finite(total, f"the probe of {layer.name}", "--set lr=", options.lr)
 
     mean_loss, guessing = total.item() / len(classes), math.log(len(task.names))
     if options.epochs and mean_loss > guessing:

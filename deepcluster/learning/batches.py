@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from deepcluster.errors import NonFiniteError
 from deepcluster.learning.heads import IGNORED
 from deepcluster.runtime.devices import CPU, made_ahead, moved
 from deepcluster.runtime.partition import Partition
@@ -82,3 +83,11 @@ def strides(drawn: Tensor, world_size: int) -> list[Tensor]:
     size = max(2, -(-len(drawn) // world_size))
     filled = drawn[torch.arange(size * world_size) % len(drawn)]
     return [filled[rank::world_size] for rank in range(world_size)]
+
+
+def check_finite(loss: Tensor, title: str, option: str, lr: float) -> None:
+    """Raise NonFiniteError if a loss is not finite; ``option`` sets the learning rate ``lr``."""
+    if not torch.isfinite(loss):
+        raise NonFiniteError(
+            f"the loss of {title} is not finite with a learning rate of {lr:g}: try a tenth of it ({option}{lr / 10:g})"
+        )

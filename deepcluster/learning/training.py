@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD
 
-from deepcluster.errors import NonFiniteError, UsageError
+from deepcluster.errors import UsageError
 from deepcluster.images.views import Augmentation, random_views, uniform_over_clusters
-from deepcluster.learning.batches import Batch, batches
+from deepcluster.learning.batches import Batch, batches, check_finite
 from deepcluster.learning.heads import CrossEntropy, Head, Loss, Outputs, new_linear_head
 from deepcluster.nets.network import Network
 from deepcluster.place import TRAINING, Place
@@ -177,7 +177,7 @@ def train_on_pseudo_labels(
             epoch_loss = epoch_loss + loss * (len(batch.drawn) / count)
             place.progress(TRAINING, epoch * count + (batch.step + 1) * count // steps, epochs * count)
         epoch_loss = processes.all_reduce(epoch_loss) / processes.world_size
-        _check_finite(epoch_loss, round, epoch, optimizer)
+        check_finite(epoch_loss, f"round {round}, epoch {epoch},", "--lr ", optimizer.param_groups[0]["lr"])
         total += epoch_loss.item()
     processes.broadcast_buffers(network)
     return total / max(1, epochs)
@@ -187,14 +187,6 @@ def renumbered(labels: Tensor) -> Tensor:
     """Return the positions of the labels among those that occur, ascending."""
     positions: Tensor = torch.unique(labels, return_inverse=True)[1]
     return positions
-
-
-def _check_finite(loss: Tensor, round: int, epoch: int, optimizer: SGD) -> None:
-    if not math.isfinite(loss.item()):
-        raise NonFiniteError(
-            f"the loss is no longer finite in round {round}, epoch {epoch}, with a learning rate of"
-            f" {optimizer.param_groups[0]['lr']:g}: try a tenth of it (--lr)"
-        )
 
 
 def number_of_parts(network: Network, images: int, pixels: int, loss: Loss, processes: int = 1) -> int:
