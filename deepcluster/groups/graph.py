@@ -150,13 +150,8 @@ def layout(reduced: Tensor, seed: int = 0) -> Points:
     and seed give the same positions on one machine.
     """
     rows = graph_rows(reduced, seed, LANDMARKS)
-    places = torch.zeros(len(reduced), 2)
-    places[rows] = torch.from_numpy(embedding(neighbour_ties(reduced[rows]), 2, seed))
-    others = torch.ones(len(reduced), dtype=torch.bool)
-    others[rows] = False
-    if others.any():
-        places[others] = between(reduced[others], reduced[rows], places[rows])
-    return places.numpy()
+    places = embedding(neighbour_ties(reduced[rows]), 2, seed)
+    return extended_layout(places, rows.tolist(), range(len(reduced)), reduced)
 
 
 def between(rows: Tensor, landmarks: Tensor, places: Tensor) -> Tensor:
@@ -168,7 +163,7 @@ def between(rows: Tensor, landmarks: Tensor, places: Tensor) -> Tensor:
 
 def extended_layout(places: Points, before: Sequence[int], after: Sequence[int], reduced: Tensor) -> Points:
     """Return a map of the rows ``after``: the rows ``before`` stay at their ``places``, others come between them."""
-    known, rows = torch.tensor(before), torch.tensor(after)
+    known, rows = (torch.tensor(numbers, dtype=torch.int64) for numbers in (before, after))
     number = torch.full((len(reduced),), -1)
     number[known] = torch.arange(len(known))
     index = number[rows]
