@@ -176,9 +176,6 @@ def test_metrics_stand_beside_the_untrained_network() -> None:
         "NMI (arithmetic mean)0.5000.400+0.100",
         "ARI0.100\u2013\u2013",
     ]
-    assert "by this measure training did not help in this run" in parsed.text()
-    better = page(metrics=metrics | {"baseline_acc": 0.7})[1].text()
-    assert "by this measure training helped in this run" in better
     assert "Against the labels" not in page()[1].text()
 
 

@@ -266,7 +266,7 @@ def _run(data: RunData) -> Values:
         "name": data.in_commands,
         "facts": [(name, fact(key, run[key])) for key, name in FACTS.items() if run.get(key) not in (None, "")],
         "command": [words for words in re.split(" (?=-)", retold(str(run.get("command") or ""))) if words],
-        "statements": [*filter(None, (run.get("verdict"), _rounds(data), _against_labels(data)))],
+        "statements": [*filter(None, (run.get("verdict"), _rounds(data)))],
     }
 
 
@@ -276,17 +276,6 @@ def _rounds(data: RunData) -> str:
     rounds, changed = count(len(data.history), "round"), number(data.history[-1].get("changed"))
     last = f"; in the last, {percent(changed)} of the images changed pseudo-label" if changed is not None else ""
     return f"{rounds} of clustering and training{last}."
-
-
-def _against_labels(data: RunData) -> str:
-    reached, start = (number((data.metrics or {}).get(name)) for name in ("acc", "baseline_acc"))
-    if reached is None:
-        return ""
-    accuracy = f"Against the labels the clusters reach an accuracy of {reached:.3f}"
-    if start is None or not data.history:
-        return f"{accuracy}."
-    outcome = "training helped" if reached > start else "training did not help"
-    return f"{accuracy}, those of the network at the start {start:.3f}: by this measure {outcome} in this run."
 
 
 def _clusters(data: RunData) -> Values:
@@ -339,7 +328,6 @@ def _labels(data: RunData) -> Values:
         rows.append((*METRICS.get(name, (name, "")), three(trained), three(start), gain))
     return {
         "metrics": rows,
-        "compared": [row for row in rows if row[3] != NOTHING],
         "nmi_average": metrics.get("nmi_average"),
         "confusion": confusion(data.usable),
     }
