@@ -17,7 +17,7 @@ from deepcluster.groups.cut import DIMENSIONS, ROWS_EACH, Cut, cut, placement_of
 from deepcluster.groups.graph import embedding, modularity, neighbour_ties
 from deepcluster.seeding import derive, generator
 
-MAX_GROUPS = 30
+MAX_GROUPS, MAX_CANDIDATES = 30, 3
 ROWS = 3000  # of a sample: its graph and its cuts take seconds
 FINER = 0.98  # share of the best score from which the finest candidate comes first: people merge more easily than split
 CUTS = 3
@@ -47,10 +47,8 @@ def cut_once(rows: Tensor, k: int, seed: int) -> Cut:
     return cut(rows, k, embeddings=1, seed=seed)
 
 
-def candidates(
-    reduced: Tensor, *, seed: int = 0, count: int = 3, most: int = MAX_GROUPS, cut_rows: CutRows = cut_once
-) -> list[Candidate]:
-    """Return up to ``count`` numbers of groups from 2 to ``most`` for N x d features, the most plausible first.
+def candidates(reduced: Tensor, *, seed: int = 0, cut_rows: CutRows = cut_once) -> list[Candidate]:
+    """Return up to three numbers of groups from 2 to ``MAX_GROUPS`` for N x d features, the most plausible first.
 
     Ward's tree of an embedding (graph.py) is cut into all these numbers. The score of a cut is its silhouette there
     (Lowe et al. 2024) times its modularity (Newman and Girvan 2004): the silhouette alone often prefers two groups, the
@@ -61,8 +59,6 @@ def candidates(
     Args:
         reduced: N x d features (rows of length 1).
         seed: For the samples, the embedding and the cuts.
-        count: How many candidates to return.
-        most: The largest number of groups.
         cut_rows: How to cut a sample, for the stability.
     """
     from sklearn.metrics import silhouette_score  # here, as in clustering/agreement.py
@@ -73,7 +69,7 @@ def candidates(
         return []
     ties = neighbour_ties(rows)
     places = embedding(ties, DIMENSIONS, derive(seed, "embedding"))
-    numbers = np.arange(2, min(most, len(rows) - 2) + 1)
+    numbers = np.arange(2, min(MAX_GROUPS, len(rows) - 2) + 1)
     labelings = cut_tree(linkage(places, "ward"), numbers).T
     silhouettes = np.array([silhouette_score(places, labels) for labels in labelings])
     modularities = np.array([modularity(ties, labels) for labels in labelings])
@@ -84,7 +80,7 @@ def candidates(
             float(modularities[i]),
             stability(reduced, int(numbers[i]), seed=seed, cut_rows=cut_rows),
         )
-        for i in ranked(silhouettes * modularities.clip(0), count)
+        for i in ranked(silhouettes * modularities.clip(0), MAX_CANDIDATES)
     ]
 
 

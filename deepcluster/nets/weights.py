@@ -122,7 +122,7 @@ def load_body(
     missing, unexpected, misshapen = _misfits(given, expected)
     if missing or unexpected or misshapen:
         problems = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-        counts = "; ".join(f"{len(keys)} {kind} ({_first(keys)})" for kind, keys in problems if keys)
+        counts = "; ".join(f"{len(keys)} {kind} ({', '.join(keys[:3])})" for kind, keys in problems if keys)
         raise ModelError(
             f"{path}: these weights do not fit the network {name} with its {len(expected)} tensors: {counts}. "
             f"Is it the right --backbone, with the --image-size and Sobel setting that the weights were made with?"
@@ -174,10 +174,6 @@ def _is_named_tensor(item: tuple[object, object]) -> bool:
         return False
     # A sparse, quantised or storage-less (meta) tensor cannot be copied into a layer.
     return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
-
-
-def _first(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
 
 
 # Checkpoints that Python 2 wrote are translated into opcodes that torch reads without executing anything. Before its
