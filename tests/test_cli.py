@@ -29,7 +29,7 @@ from deepcluster.flags import Output
 from deepcluster.images import find
 from deepcluster.images.source import counted
 from deepcluster.presets import Facts, resolve
-from deepcluster.runs.forecast import in_words
+from deepcluster.report.text import in_words
 from deepcluster.storage import model_files as models
 from deepcluster.storage.run_folder import RunFolder
 from tests.helpers.runs import rows, small_fit

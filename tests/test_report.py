@@ -123,7 +123,7 @@ def test_the_header_is_one_line_and_the_facts_stand_in_a_part_of_their_own() -> 
         assert header.all("header")[0][1] == f"Holidays 40 images · 2 clusters · stability {text}"
         assert "Look." in header.all("ul", class_="told")[0][1]
     facts = parsed.all("dl", class_="facts")[0][1]
-    assert facts == "Imagesphotos Number of images1,797 Clusters2 Time1 h 02 min Seed12345"
+    assert facts == "Imagesphotos Number of images1,797 Clusters2 Time62 min Seed12345"
     told = parsed.all("ul", class_="told")[0][1]
     assert "3 rounds of clustering and training; in the last, 20.0% of the images changed pseudo-label." in told
     assert [text for _, text in parsed.all("title")] == ["Holidays"]

@@ -21,7 +21,7 @@ from deepcluster.report.charts import curve, histogram, histograms, training_cha
 from deepcluster.report.page import RunData, on_page, script_data
 from deepcluster.report.pictures import THUMBNAIL, columns, on_sheet, sprite_sheet, thumbnail, tile, tiny_pictures
 from deepcluster.report.sections import MAX_OUTLIERS, MEDOID, confusion, problems, representatives
-from deepcluster.report.text import duration, figure, inert
+from deepcluster.report.text import figure, inert
 from deepcluster.runs.page import pictures, report
 from deepcluster.storage.content import Table
 from tests.helpers.report import drawn, picture, row, summary_of
@@ -211,10 +211,9 @@ def test_inert(text: str, expected: str) -> None:
     assert inert(text) == expected
 
 
-def test_figures_and_durations() -> None:
+def test_figures() -> None:
     shown = {2.0: "2", 1234567.8: "1,234,568", 0.123456: "0.123", 123.4: "123", 0.00001234: "1.2e-05", -0.5: "-0.500"}
     assert {value: figure(value) for value in shown} == shown
-    assert [duration(seconds) for seconds in (3.14, 61, 3723.4)] == ["3.1 s", "1 min 01 s", "1 h 02 min"]
 
 
 # ---- the data of the page's script, and the tables beside it ---------------------------------------------------------

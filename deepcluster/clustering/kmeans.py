@@ -436,9 +436,5 @@ class KMeans:
 
 
 def on_cpu(clustering: Clustering) -> Clustering:
-    return replace(
-        clustering,
-        labels=clustering.labels.cpu(),
-        centroids=clustering.centroids.cpu(),
-        sizes=clustering.sizes.cpu(),
-    )
+    tensors = {name: getattr(clustering, name).cpu() for name in ("labels", "centroids", "sizes")}
+    return replace(clustering, **tensors)

@@ -46,15 +46,10 @@ class OfficialWeights:
     dropped: tuple[str, ...]
 
     @property
-    def clusters(self) -> int | None:
-        """Return the number K of pseudo-labels of the last round, if the file has their classifier."""
-        return None if self.head is None else len(self.head[1])
-
-    @property
     def text(self) -> str:
         """Return a description in one line."""
         net = self.backbone.removeprefix("timm:") + (" behind a Sobel filter" if self.sobel else "")
-        head = f", with the classifier of {self.clusters:,} pseudo-labels" if self.head else ""
+        head = f", with the classifier of {len(self.head[1]):,} pseudo-labels" if self.head else ""
         modules = dict.fromkeys(name.removeprefix("module.").split(".")[0] for name in self.dropped)
         return f"{self.release}, {net}{head}" + (f"; left out: {', '.join(modules)}" if modules else "")
 

@@ -45,8 +45,8 @@ from deepcluster.report.text import (
     agreement,
     bare,
     count,
-    duration,
     figure,
+    in_words,
     inert,
     number,
     percent,
@@ -254,7 +254,7 @@ def _run(data: RunData) -> Values:
 
     def fact(key: str, value: Any) -> str:
         if key == "seconds":
-            return duration(float(value))
+            return in_words(float(value))
         return f"{value:,}" if isinstance(value, int) and key != "seed" else str(value)
 
     return {

@@ -19,6 +19,7 @@ from deepcluster.place import Place
 from deepcluster.presets import options_of
 from deepcluster.recipe import AUTO, Recipe
 from deepcluster.report.pictures import MAX_PICTURES
+from deepcluster.report.text import in_words
 from deepcluster.runs.build import loss_of, network_of
 from deepcluster.runs.plan import Begun, Clock, Job, Request, begin
 from deepcluster.runtime.console import Display
@@ -134,14 +135,6 @@ def expected(pace: tuple[float, float], recipe: Recipe, count: int, ranks: int) 
     reading, features = (count * seconds / ranks for seconds in pace)
     first = reading + features + count * RESULT_EACH + RESULT
     return first, first + recipe.rounds * (features + training_cost(recipe, features))
-
-
-def in_words(seconds: float) -> str:
-    """Return ``40 s``, ``12 min`` or ``1.5 h``."""
-    unit, name = next(
-        (unit, name) for unit, name in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 1.5 * unit or unit == 1
-    )
-    return f"{seconds / unit:.{0 if seconds >= 10 * unit or unit == 1 else 1}f} {name}"
 
 
 # ---- the lines before a run -----------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from deepcluster.errors import DiskError
 from deepcluster.place import Stopwatch
 from deepcluster.recipe import Recipe
 from deepcluster.records import Round, State
-from deepcluster.report.text import count
+from deepcluster.report.text import count, in_words
 from deepcluster.runs.build import learning_rate, place_of, rounds_of, shares_pass
-from deepcluster.runs.forecast import SHARE_OF_TIME, in_words, training_cost
+from deepcluster.runs.forecast import SHARE_OF_TIME, training_cost
 from deepcluster.runs.plan import Job
 from deepcluster.runs.result import label_numbers
 from deepcluster.runs.writer import ResultWriter
