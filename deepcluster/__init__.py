@@ -1,5 +1,7 @@
 """DeepCluster: from a folder of unlabelled images to clusters, features and a model that places new images."""
 
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,17 +12,21 @@ __version__ = "0.1.0"
 __all__ = ["DeepCluster", "load"]
 
 
-def __getattr__(name: str) -> Any:
-    """Import at first use: `deepcluster --help` shall not wait for torch."""
-    if name == "load":
-        from deepcluster.storage.model_files import load
+def at_first_use(homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return the ``__getattr__`` of a package that imports names at first use: `--help` shall not wait for torch.
 
-        return load
-    if name == "DeepCluster":
-        from deepcluster.estimator import DeepCluster
+    ``homes``: The modules of the names.
+    """
 
-        return DeepCluster
-    raise AttributeError(f"module 'deepcluster' has no attribute {name!r}")
+    def imported(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"no attribute {name!r}")
+        return getattr(import_module(homes[name]), name)
+
+    return imported
+
+
+__getattr__ = at_first_use({"DeepCluster": "deepcluster.estimator", "load": "deepcluster.storage.model_files"})
 
 
 def __dir__() -> list[str]:

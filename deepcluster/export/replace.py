@@ -126,13 +126,8 @@ def _exists_elsewhere(out: Path, row: Row, original: Path | None, successor: Pat
 def _in_the_way(out: Path, comes: Sequence[str], goes: Collection[str]) -> list[str]:
     """Return the places of new files, and of their folders, that something else has."""
     folders = {str(above) for name in comes for above in PurePosixPath(name).parents[:-1]}
-    taken = [name for name in comes if name not in goes and os.path.lexists(out / name)]
-    taken += [
-        name
-        for name in folders - set(goes)
-        if os.path.lexists(out / name) and ((out / name).is_symlink() or not (out / name).is_dir())
-    ]
-    return sorted(taken)
+    there = {name: out / name for name in {*comes, *folders}.difference(goes) if os.path.lexists(out / name)}
+    return sorted(name for name, at in there.items() if name not in folders or at.is_symlink() or not at.is_dir())
 
 
 def _files(folder: Path) -> set[str]:

@@ -1,7 +1,8 @@
 """From files to one uint8 tensor, and from that to batches: images are decoded and resized once."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from deepcluster import at_first_use
 from deepcluster.images.files import Images, find
 from deepcluster.images.source import Source
 
@@ -10,13 +11,8 @@ if TYPE_CHECKING:
     from deepcluster.images.views import Augmentation, uniform_over_clusters
 
 __all__ = ["Augmentation", "Images", "Source", "Store", "find", "read_once", "uniform_over_clusters"]
-
-
-def __getattr__(name: str) -> Any:
-    """Import names that need torch at first use, because finding images does not need it."""
-    if name not in __all__:
-        raise AttributeError(f"module 'deepcluster.images' has no attribute {name!r}")
-    from deepcluster.images import store, views
-
-    home = views if name in ("Augmentation", "uniform_over_clusters") else store
-    return getattr(home, name)
+# Finding images does not need torch.
+__getattr__ = at_first_use(
+    dict.fromkeys(["Store", "read_once"], "deepcluster.images.store")
+    | dict.fromkeys(["Augmentation", "uniform_over_clusters"], "deepcluster.images.views")
+)

@@ -52,7 +52,6 @@ from deepcluster.report.text import (
     percent,
     retold,
     short,
-    three,
 )
 from deepcluster.storage.content import Table
 
@@ -325,7 +324,8 @@ def _labels(data: RunData) -> Values:
     for name in names:
         trained, start = number(metrics[name]), number(metrics.get(f"baseline_{name}"))
         gain = NOTHING if trained is None or start is None else f"{trained - start:+.3f}".replace("-", MINUS)
-        rows.append((*METRICS.get(name, (name, "")), three(trained), three(start), gain))
+        cells = [NOTHING if value is None else f"{value:.3f}" for value in (trained, start)]
+        rows.append((*METRICS.get(name, (name, "")), *cells, gain))
     return {
         "metrics": rows,
         "nmi_average": metrics.get("nmi_average"),

@@ -35,11 +35,6 @@ def figure(value: float | None) -> str:
     return f"{value:#.3g}".removesuffix(".") if abs(value) >= 1e-4 else f"{value:.2g}"
 
 
-def three(value: float | None) -> str:
-    """Return three decimals, as usual for measures between 0 and 1."""
-    return NOTHING if value is None else f"{value:.3f}"
-
-
 def percent(share: float | None) -> str:
     return NOTHING if share is None else f"{100 * share:.1f}%"
 
