@@ -288,7 +288,7 @@ def names(cache: Path, arguments: argparse.Namespace) -> None:
     print(f"{len(rows)} clusters, {len(shown)} names shown, {sum(row['right'] for row in shown)} right")
     for row in rows[:25]:
         print(row)
-    save("judgement_names", {"thresholds": thresholds, "clusters": len(rows), "surest": rows[:25]})
+    save("judgement_names", {"thresholds": thresholds, "clusters": len(rows), "surest": rows[:12]})
 
 
 def main() -> None:
