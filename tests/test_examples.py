@@ -30,8 +30,8 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE
 from tests.drawings import KINDS, draw
 from tests.helpers.image_files import files_of_all_modes
+from tests.helpers.runs import predicted
 from tests.pages import ROOT, blocks
-from tests.predicting import predicted
 from tests.tiny import tiny_run
 
 EXAMPLES = ROOT / "examples"
