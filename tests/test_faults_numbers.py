@@ -70,23 +70,6 @@ def test_less_than_one_cluster(k: int, tmp_path: Path) -> None:
         recut(tmp_path / "run", k)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "clustering"),
-    [
-        ("v1", "kmeans"),
-        ("v2", "kmeans"),
-        ("v1-official", "pic"),
-        pytest.param("v1", "pic", marks=pytest.mark.slow),
-        pytest.param("v1-official", "kmeans", marks=pytest.mark.slow),
-    ],
-)
-def test_other_recipes_on_two_images(recipe: str, clustering: str, tmp_path: Path) -> None:
-    options = {"rounds": 2, "image_size": 8, "backbone": "compact", "batch_size": 4, "clustering": clustering}
-    request = Request(out=tmp_path / "run", n_clusters=2, recipe=recipe, options=options)
-    folder = run.fit(noise(2), request).path
-    assert {row["cluster"] for row in rows(folder / "clusters.csv")} == {"0", "1"}
-
-
 # Images that are alike
 
 
