@@ -125,16 +125,6 @@ def test_images_that_are_no_files_are_written_as_png(tmp_path, mode):
     assert "these images are not files" in said.lines[0]
 
 
-def test_what_is_missing_is_named_and_the_rest_goes_on(holiday, tmp_path):
-    (tmp_path / "photos" / "sea" / "b.png").unlink()
-    (tmp_path / "photos" / "sky" / "c.png").unlink()
-    (tmp_path / "photos" / "sky" / "c.png").mkdir()
-    with pytest.warns(DeepClusterWarning, match=r"2 images no longer exist or .* left out: sea/b.png \(no such"):
-        rows = folders(holiday, tmp_path / "out")
-    assert tree(tmp_path / "out") == ["000-be_ach/A-3.PNG", "000-be_ach/a-2.png", "000-be_ach/a.png", "inventory.csv"]
-    assert [row["how"] for row in rows if not row["exported_path"]] == ["missing: no such image"] * 2 + ["skipped"]
-
-
 def test_nothing_at_hand(holiday, tmp_path):
     (tmp_path / "photos").rename(tmp_path / "moved")
     with pytest.raises(DataError, match=r"none of the 5 images of .* is at hand") as caught:

@@ -14,7 +14,7 @@ from deepcluster.export import folders, imagefolder
 from deepcluster.export.folders import SUFFIXES
 from deepcluster.export.metadata import UnknownFormat, stripped
 from deepcluster.images.decode import decode
-from tests.exports import colour, hand_run, photos_run, pixels, state, tree, write_image
+from tests.exports import colour, hand_run, photos_run, state, tree, write_image
 from tests.helpers.runs import Said
 from tests.helpers.runs import rows as read
 
@@ -99,20 +99,6 @@ def test_datasets_loads_hostile_names(tmp_path, monkeypatch, mode):
         assert (row["margin"], row["is_outlier"], row["junk"]) == (0.25, i % 2, 0)
 
 
-def test_files_with_other_suffixes_are_converted(tmp_path, monkeypatch):
-    for i, (name, kind) in enumerate([("photo", "JPEG"), ("scan.dat", "BMP"), ("x.eval", "PNG"), ("y.JPG", "JPEG")]):
-        write_image(tmp_path / "photos" / name, i, kind)
-    clusters = dict.fromkeys(["photo", "scan.dat", "x.eval", "y.JPG"], 0)
-    run = hand_run(tmp_path / "run", str(tmp_path / "photos"), clusters)
-    rows = imagefolder(run, tmp_path / "out")
-    assert [(row["exported_path"], row["how"]) for row in rows] == [
-        ("train/000/photo.png", "png"), ("train/000/scan.dat.png", "png"), ("train/000/x.eval.png", "png"),
-        ("train/000/y.JPG", "copy"),
-    ]  # fmt: skip
-    assert np.array_equal(pixels(tmp_path / "out/train/000/scan.dat.png"), pixels(tmp_path / "photos" / "scan.dat"))
-    assert len(loaded(tmp_path / "out", tmp_path, monkeypatch)) == 4
-
-
 def test_every_suffix_that_is_kept_is_known_to_datasets():
     module = pytest.importorskip("datasets.packaged_modules.imagefolder.imagefolder")
     assert set(module.IMAGE_EXTENSIONS) >= SUFFIXES
@@ -174,6 +160,8 @@ def others(folder: Path) -> None:
     tags[270] = "CANARY"
     picture().save(folder / "a.tif", tiffinfo=tags)
     (folder / "odd.jpg").write_bytes((folder / "a.tif").read_bytes())
+    (folder / "photo").write_bytes(FILES["plain.jpg"])
+    (folder / "y.JPG").write_bytes(FILES["plain.jpg"])
     (folder / "a.ppm").write_bytes(b"P6\n# CANARY\n1 1\n255\nabc")
 
 
@@ -225,11 +213,11 @@ def test_a_data_set_has_no_metadata_and_folders_have_unless_asked(tmp_path: Path
     run = run_of(photos(tmp_path / "photos"), tmp_path / "run")
     imagefolder(run, tmp_path / "a")
     found = exported(tmp_path / "a")
-    assert len(found) == len(FILES) + 9
+    assert len(found) == len(FILES) + 11 and found["y.JPG"] == found["plain.jpg"]
     assert not [name for name, data in found.items() if CANARY in data]
     pngs = [name for name, data in found.items() if data.startswith(b"\x89PNG")]
     assert sorted(pngs) == [
-        "a.gif.png", "a.png", "a.ppm.png", "a.tif.png", "a.webp.png", "odd.jpg", "turned.png"
+        "a.gif.png", "a.png", "a.ppm.png", "a.tif.png", "a.webp.png", "odd.jpg", "photo.png", "turned.png"
     ]  # fmt: skip
     for name in pngs:
         original = tmp_path / "photos" / (name if name in ("a.png", "turned.png") else name.removesuffix(".png"))

@@ -183,13 +183,6 @@ def test_without_k_a_number_is_suggested(photos, tmp_path):
     assert len(rows(folder / "cluster_summary.csv")) == count
 
 
-def test_no_rounds_clusters_the_untrained_features(fitted):
-    untrained = fitted("--rounds", "0", "--labels", "folders")
-    metrics = json.loads((untrained / "metrics.json").read_text())
-    assert metrics["nmi"] == metrics["baseline_nmi"]
-    assert rows(untrained / "history.csv") == []
-
-
 def test_a_run_says_what_ended_it(photos, tmp_path):
     """Also where the assignments settle in the last of its rounds."""
     options = {**REQUEST.options, "tolerance": 1, "patience": 1}
