@@ -55,5 +55,5 @@ def test_a_name_is_suggested_if_it_surely_fits_the_typical_images_of_a_cluster()
     assert suggested(*[sure] * 10, *[other] * 10) == "daisy"  # the nearer half counts
     assert suggested(*[other] * 10, *[sure] * 10) == "bee"
     assert suggested(*[sure] * 8, *[other] * 12) == "daisy"  # 7.2 / 10
-    assert suggested(*[sure] * 7, *[other] * 13) == ""  # 6.3 / 10
+    assert suggested(*[sure] * 6, *[other] * 14) == ""  # 5.4 / 10
     assert suggested(*[unsure] * 20) == ""

@@ -110,7 +110,7 @@ def published_network(state: Mapping[str, Tensor]) -> str | None:
 
 
 def nouns(name: str, features: Tensor) -> list[tuple[str, float]]:
-    """Return the most probable noun of each image, and its probability, by the last layer of a published network.
+    """Return the most probable noun of every image, and its probability, by the last layer of a published network.
 
     Args:
         name: The network's backbone. The list is empty if it is none of ``PUBLISHED``, or learned without nouns.
