@@ -11,7 +11,7 @@ from deepcluster.nets.network import Network, build
 from deepcluster.nets.timm import channels_last
 from deepcluster.place import Place
 from deepcluster.seeding import generator
-from tests.test_networks import check
+from tests.test_nets import check
 
 LITE = "timm:tf_efficientnet_lite0"
 

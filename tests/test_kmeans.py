@@ -12,9 +12,8 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.clustering import blocks as products
-from deepcluster.clustering import kmeans
-from deepcluster.clustering.blocks import shared_out
+from deepcluster.clustering import blocks, kmeans
+from deepcluster.clustering.blocks import nearest, shared_out
 from deepcluster.clustering.kmeans import _as_faiss, label_sums
 from deepcluster.errors import NonFiniteError
 from deepcluster.records import Clustering
@@ -136,11 +135,11 @@ KERNELS = ("AVX512", "AVX2")  # a processor whose products go to oneDNN, and one
 def processor(monkeypatch):
     def pretend(capability: str) -> None:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-        products._onednn_pays.cache_clear()
+        blocks._onednn_pays.cache_clear()
 
     yield pretend
     monkeypatch.undo()
-    products._onednn_pays.cache_clear()
+    blocks._onednn_pays.cache_clear()
 
 
 @pytest.mark.parametrize("capability", KERNELS)
@@ -148,7 +147,7 @@ def processor(monkeypatch):
 def test_a_product_depends_on_its_row_alone(processor, capability, width):
     processor(capability)
     rows, weight, offset = (normal(*shape) for shape in ((2000, width), (70, width), (1, 70)))
-    multiply = products.product(weight, offset[0])
+    multiply = blocks.product(weight, offset[0])
     whole = multiply(rows)
     assert torch.allclose(whole, rows @ weight.T + offset, atol=1e-3)
     for begin, count in [(0, 1), (5, 2), (900, 3), (37, 17), (1000, 1000)]:
@@ -321,3 +320,28 @@ def test_never_an_empty_cluster_that_could_be_filled(ranks, count, rows, k, empt
         assert int((each.sizes > 0).sum()) == filled
         assert start == "rows" or each.reseeded >= filled - 1
         assert torch.equal(each.centroids, found[0].centroids)
+
+
+# The search for nearest rows, against all distances
+
+
+@pytest.mark.parametrize(("scores", "chunk"), [(blocks.SCORES, blocks.CHUNK), (1000, 50), (70, 10)])
+@pytest.mark.parametrize("k", [1, 7, 100])
+def test_nearest_rows_in_blocks_of_any_size(monkeypatch, scores, chunk, k):
+    monkeypatch.setattr(blocks, "SCORES", scores)
+    monkeypatch.setattr(blocks, "CHUNK", chunk)
+    rows, others = normal(83, 12), normal(61, 12)
+    products, numbers = nearest(rows, k, others)
+    whole = (rows @ others.T).sort(dim=1, descending=True)
+    assert torch.allclose(products, whole.values[:, :k], atol=1e-5)
+    assert torch.equal(numbers, whole.indices[:, :k])
+    # Among themselves, and by distance: a row is not its own neighbour.
+    offsets = rows.square().sum(1) / 2
+    _, numbers = nearest(rows, k, offsets=offsets)
+    whole = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf).argsort(1)
+    assert torch.equal(numbers, whole[:, : min(k, 82)])
+
+
+def test_one_row_has_no_neighbour_and_a_twin_is_one():
+    assert nearest(normal(1, 12), 3)[1].shape == (1, 0)
+    assert nearest(normal(1, 12).repeat(2, 1), 3)[1].tolist() == [[1], [0]]

@@ -201,6 +201,10 @@ def test_npz_and_its_labels(tmp_path: Path) -> None:
         assert (np.asarray(source.read(3)) == COLOURS[3]).all()
     np.savez(tmp_path / "a.npz", COLOURS)
     assert find(tmp_path / "a.npz").labels is None
+    np.save(tmp_path / "a.npy", COLOURS)
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.write(tmp_path / "a.npy", "images")  # without a suffix
+    assert len(find(tmp_path / "b.npz").paths) == 11
 
 
 def test_array_files_that_cannot_be_used(tmp_path: Path) -> None:
@@ -330,18 +334,6 @@ def test_an_npz_is_unpacked_only_where_its_headers_fit(tmp_path: Path, monkeypat
         np.savez_compressed(tmp_path / "bomb.npz", **members)
         with pytest.raises(OutOfMemoryError, match=r"unpacking .*bomb.npz takes 0.0 GB"):
             find(tmp_path / "bomb.npz")
-
-
-def test_a_member_without_a_suffix_and_a_header_that_is_a_bomb(tmp_path: Path) -> None:
-    stream = io.BytesIO()
-    np.lib.format.write_array(stream, COLOURS, version=(2, 0))
-    bomb = b"\x93NUMPY\x02\0" + (1 << 26).to_bytes(4, "little") + b" " * (1 << 26)
-    for name, content in (("a.npz", stream.getvalue()), ("bomb.npz", bomb)):
-        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("images", content)
-    assert len(find(tmp_path / "a.npz").paths) == len(COLOURS)
-    with pytest.raises(DataError, match="cannot read the array"):
-        find(tmp_path / "bomb.npz")
 
 
 @pytest.mark.parametrize("name", ["a", "a.txt", "a.npy", "a.npz", "a.tar", "a.png"])
