@@ -1,4 +1,4 @@
-"""The protocols ``knn`` and ``few``: votes against scikit-learn and by hand; labels, learning rates and learning."""
+"""The protocols ``knn``, ``few`` and ``linear``: parts by hand, and the results against scikit-learn."""
 
 import math
 from dataclasses import replace
@@ -6,20 +6,35 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
+from deepcluster.cli import _figure_lines
 from deepcluster.errors import NonFiniteError, UsageError
-from deepcluster.evaluation import FewLabelsOptions, KnnOptions
+from deepcluster.evaluation import FewLabelsOptions, KnnOptions, LinearOptions
 from deepcluster.evaluation import few as room
 from deepcluster.evaluation.common import Labelled, ProbeTask, knn, weighted_votes
+from deepcluster.evaluation.feature_maps import chosen_layers, layers_of, maps_at, pooling_of
 from deepcluster.evaluation.few import class_balanced, few
+from deepcluster.evaluation.linear import (
+    STEEPEST,
+    linear,
+    lr_at,
+    mean_probabilities,
+    normalisation,
+    random_crops,
+    ten_crops,
+)
 from deepcluster.images.views import fixed_view
-from deepcluster.nets.network import build
+from deepcluster.nets.network import Network, build
+from deepcluster.nets.weights import shapes_only
 from deepcluster.runtime.partition import Partition
 from tests.drawings import drawings
 from tests.helpers.features import normal
+from tests.helpers.runs import Said
 
 
 def task_of(seed: int = 0) -> ProbeTask:
@@ -153,3 +168,222 @@ def test_steps_that_are_too_large():
                 FewLabelsOptions(shares="0.1", head_lr="9e8", lr="9e8", momentum=0.99, weight_decay=9e8, epochs=9),
             )
         )
+
+
+# linear
+
+
+@pytest.mark.parametrize(
+    ("name", "dims"),
+    [
+        ("alexnet", [9600, 9216, 9600, 9600, 9216]),
+        ("vgg16", [9216] * 2 + [8192] * 2 + [9216] * 3 + [8192] * 6),
+    ],
+)
+@pytest.mark.parametrize("sobel", [False, True])
+def test_pooled_numbers_at_224_px(name, dims, sobel):
+    with shapes_only():
+        network = build(name, image_size=224, sobel=sobel).eval()
+        figures = []
+        for layer in layers_of(network):
+            maps = maps_at(network, layer, torch.zeros(1, 3, 224, 224))
+            text, pooling = pooling_of(layer, maps.shape, 224)
+            assert text.startswith("average")
+            figures.append(pooling(maps).flatten(1).shape[1])
+    assert figures == dims
+    if name == "alexnet":  # the zeros of the border count
+        pooled = pooling_of(layers_of(network)[2], (1, 384, 13, 13), 224)[1](torch.ones(1, 1, 13, 13))[0, 0]
+        assert pooled[[0, 4, 0, 2, 2], [0, 4, 2, 4, 2]].tolist() == pytest.approx([4 / 9, 4 / 9, 6 / 9, 6 / 9, 1])
+
+
+def test_maps_are_those_after_the_relu_and_before_pooling():
+    network = build("alexnet", image_size=224, sobel=True).eval()
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    body = network.body
+    with torch.no_grad():
+        maps = maps_at(network, layers_of(network)[1], images)
+        by_hand = body.features[:7](body.sobel((images - network.mean) / network.std))
+    assert isinstance(body.features[6], nn.ReLU)
+    assert torch.equal(maps, by_hand)
+    assert maps.min() == 0
+    text, pooling = pooling_of(layers_of(network)[1], maps.shape, 64)  # 7 x 7 of 256: 6 x 6 are fewer than 10,000
+    assert text == "adaptive average to 6 x 6"
+    assert pooling(maps).flatten(1).shape == (2, 9216)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "shapes"),
+    [
+        ("compact", 32, [(16, 32), (32, 32), (32, 16), (64, 16), (128, 8), (128, 4)]),
+        ("timm:resnet18", 64, [(64, 32), (64, 16), (128, 8), (256, 4), (512, 2)]),
+        ("timm:test_vit", 160, [(64, 10)] * 6),  # tokens, without those that stand for the image
+        ("timm:swin_tiny_patch4_window7_224", 224, [(96, 56), (192, 28), (384, 14), (768, 7)]),  # channels come last
+    ],
+)
+def test_stages_of_other_networks(name, size, shapes):
+    with shapes_only():
+        network = build(name, image_size=size, feature_dim=8).eval()
+        figures = []
+        for layer in layers_of(network):
+            maps = maps_at(network, layer, torch.zeros(1, 3, size, size))
+            assert maps.shape[2] == maps.shape[3]
+            figures.append(tuple(maps.shape[1:3]))
+            assert pooling_of(layer, maps.shape, size)[1](maps).flatten(1).shape[1] < 10_000
+    assert figures == shapes
+
+
+def test_nothing_above_the_layer_is_computed_and_nothing_stays():
+    network = build("compact", image_size=16).eval()
+    calls = []
+    network.body[4].register_forward_hook(lambda *_: calls.append(1))
+    layers = layers_of(network)
+    first = maps_at(network, layers[1], torch.ones(1, 3, 16, 16))
+    assert calls == []
+    network.features(torch.ones(1, 3, 16, 16))  # no hook of ours is left that would stop it
+    assert calls == [1]
+    assert torch.equal(first, maps_at(network, layers[1], torch.ones(1, 3, 16, 16)))
+    assert [layer.name for layer in chosen_layers(network, "block5, block2")] == ["block2", "block5"]
+    with pytest.raises(UsageError, match="block1, block2"):
+        chosen_layers(network, "conv1")
+
+
+def test_the_schedule():
+    # 90 epochs of ImageNet (5,005 iterations an epoch), as the release computes it.
+    assert lr_at(0, 0.01, 1e-7) == 0.01
+    assert lr_at(90 * 5005, 0.01, 1e-7) == pytest.approx(0.0099977, abs=1e-7)
+    assert lr_at(90 * 5005, 0.01, 1e-4) == pytest.approx(0.0083, abs=5e-5)
+
+
+def test_ten_crops_by_hand():
+    y, x = torch.meshgrid(torch.arange(6), torch.arange(6), indexing="ij")
+    image = (10 * y + x).expand(1, 3, 6, 6)
+    crops = [crop[0, 0].tolist() for crop in ten_crops(image, 2)]
+    assert crops[:5] == [[[i, i + 1], [i + 10, i + 11]] for i in (0, 4, 40, 44, 22)]
+    assert crops[5:] == [[row[::-1] for row in crop] for crop in crops[:5]]
+
+
+def test_random_crops_are_pixels_of_the_image():
+    y, x = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    images = (10 * y + x).to(torch.uint8).expand(400, 3, 8, 8)
+    crops = random_crops(images, 5, torch.Generator().manual_seed(0))[:, 0].int()
+    steps = crops[:, :, 1:] - crops[:, :, :-1]
+    mirrored = (steps == -1).all(2).all(1)
+    assert ((steps == 1).all(2).all(1) | mirrored).all()
+    assert (crops[:, 1:] - crops[:, :-1] == 10).all()
+    assert 0.4 < mirrored.float().mean() < 0.6
+    corners = torch.where(mirrored, crops[:, 0, -1], crops[:, 0, 0])
+    assert {*corners.tolist()} == {10 * top + left for top in range(4) for left in range(4)}
+
+
+def test_probabilities_are_averaged_not_logits():
+    # The mean of the logits is (13, 4): class 0. Two of three crops say class 1.
+    crops = [torch.tensor([[9.0, 10.0]]), torch.tensor([[0.0, 2.0]]), torch.tensor([[30.0, 0.0]])]
+    expected = torch.stack([each.softmax(1) for each in crops]).mean(0)
+    assert torch.equal(mean_probabilities(crops), expected)
+    assert mean_probabilities(crops)[0, 1] == pytest.approx((0.7311 + 0.8808 + 0) / 3, abs=1e-4)
+    assert mean_probabilities(crops).argmax() == 1 != torch.stack(crops).mean(0).argmax()
+
+
+def colours(count: int, spread: float, seed: int) -> Labelled:
+    """Images of one colour each, around that of their class."""
+    random = torch.Generator().manual_seed(seed)
+    classes = torch.randint(3, (count,), generator=random)
+    middles = torch.tensor([[90.0, 128, 128], [128, 90, 150], [150, 150, 90]])
+    colour = (middles[classes] + spread * torch.randn(count, 3, generator=random)).clamp(0, 255).to(torch.uint8)
+    images = colour[:, :, None, None].expand(count, 3, 8, 8).contiguous()
+    return Labelled(images, classes, Partition.single(count))
+
+
+def plain_network() -> Network:
+    """Its maps are the pixels."""
+    layer = nn.Conv2d(3, 3, 1)
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(3)[:, :, None, None])
+        layer.bias.zero_()
+    return Network(nn.Sequential(layer, nn.AdaptiveAvgPool2d(1), nn.Flatten()), 3).eval()
+
+
+@pytest.mark.parametrize(("spread", "least"), [(4, 1.0), (25, 0.7)])
+def test_the_probe_is_as_good_as_logistic_regression(spread, least):
+    train, test = colours(300, spread, 0), colours(300, spread, 1)
+    network = plain_network()
+    options = LinearOptions(epochs=60, batch_size=32, weight_decay=0.0)
+    figures = dict(linear(ProbeTask(network, train, test, "abc", 7, 32, 0), options))
+    pixels = [labelled.images[:, :, 0, 0].float().numpy() / 255 for labelled in (train, test)]
+    theirs = LogisticRegression(C=1e4, max_iter=1000).fit(pixels[0], train.classes).score(pixels[1], test.classes)
+    assert theirs >= least
+    assert abs(figures["block1_top1"] - theirs) <= 0.02
+
+
+def test_the_network_is_left_alone_and_the_layers_do_not_depend_on_each_other():
+    images, kinds = drawings(10, size=18)
+    every = Labelled(images, torch.tensor(kinds), Partition.single(30))
+    network = build("compact", image_size=16).eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+
+    def figures(layers: str, seed: int = 0, epochs: int = 3) -> dict[str, float | str]:
+        task = ProbeTask(network, every, every, ("bars", "blob", "checks"), 16, 8, seed)
+        return dict(linear(task, LinearOptions(layers=layers, epochs=epochs, batch_size=8)))
+
+    both = figures("block2,block5")
+    assert figures("block5").items() <= both.items()
+    assert figures("block5", seed=1)["block5_loss"] != both["block5_loss"]
+    assert figures("block2", epochs=20)["block2_top1"] > 0.9  # of the images that it learnt
+    assert not network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_loss_above_that_of_guessing_is_said():
+    train = colours(40, 25, 0)
+    for lr, expected in ((0.01, False), (1000.0, True)):
+        said, task = Said(), ProbeTask(plain_network(), train, train, "abc", 8, 8, 0)
+        dict(linear(task, LinearOptions(epochs=3, lr=lr), display=said))
+        assert any("block1" in line and f"lr={lr / 10:g}" in line for line in said.lines) is expected
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_it_converges_whatever_the_size_of_the_maps(size):
+    """Maps of pretrained networks are up to a thousand times as large as AlexNet's."""
+    train, test, network = colours(300, 25, 0), colours(300, 25, 1), plain_network()
+    with torch.no_grad():
+        network.body[0].weight.mul_(size * torch.tensor([1.0, 3.0, 0.1]).view(3, 1, 1, 1))
+    task, figures = ProbeTask(network, train, test, "abc", 7, 32, 0), {}
+    for maps in ("normalised", "raw"):
+        figures[maps] = dict(linear(task, LinearOptions(epochs=20, batch_size=32, maps=maps)))
+    assert LinearOptions().maps == "normalised" == figures["normalised"]["block1_maps"]
+    assert figures["normalised"]["block1_loss"] < 0.6 and figures["normalised"]["block1_top1"] > 0.7
+    assert size == 1 or figures["raw"]["block1_loss"] > 1
+
+
+def test_normalised_by_hand():
+    random = torch.Generator().manual_seed(0)
+    sample = torch.randn(500, 4, generator=random) * torch.tensor([1.0, 100.0, 3.0, 1e-9]) + 7
+    shift, scale = normalisation(sample)
+    rows = (sample - shift) * scale
+    assert torch.allclose(rows.mean(0), torch.zeros(4), atol=1e-4)
+    deviation = rows.std(0)
+    assert deviation[1] == pytest.approx(float(deviation.max())) and deviation[3] < 1e-3 * deviation[1]
+    covariance = rows.T @ rows / len(rows)
+    assert torch.linalg.eigvalsh(covariance)[-1] == pytest.approx(STEEPEST, rel=1e-4)
+    assert torch.equal(normalisation(torch.ones(5, 2))[0], torch.ones(2))  # all alike: finite
+    assert torch.isfinite(normalisation(torch.ones(5, 2))[1]).all()
+
+
+def test_a_step_that_is_too_large():
+    train = colours(40, 4, 0)
+    with pytest.raises(NonFiniteError, match=r"block1.*lr"):
+        task = ProbeTask(plain_network(), train, train, "abc", 8, 8, 0)
+        dict(linear(task, LinearOptions(epochs=3, lr=1e9, weight_decay=1e9, batch_size=8)))
+
+
+@pytest.mark.parametrize(("names", "tops"), [("abc", ["top1"]), ("abcdef", ["top1", "top5"])])
+def test_the_command_prints_a_table_of_the_layers(names, tops):
+    images, kinds = drawings(10, size=18)
+    every = Labelled(images, torch.tensor(kinds), Partition.single(30))
+    task = ProbeTask(build("compact", image_size=16).eval(), every, every, names, 16, 8, 0)
+    figures, options = {}, LinearOptions(layers="block2,block5", epochs=1, batch_size=8)
+    lines = [line.split() for line in _figure_lines(linear(task, options), figures)]
+    assert figures == dict(linear(task, options))
+    assert [line[0] for line in lines] == ["train_images", "images", "classes", "chance", "layer", "block2", "block5"]
+    assert lines[4][1:] == [*tops, "loss", "dims", "pooling"]
+    assert lines[6][1 : 2 + len(tops)] == [f"{figures[f'block5_{name}']:.4f}" for name in (*tops, "loss")]
