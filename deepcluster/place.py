@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -67,24 +67,22 @@ class Stopwatch:
     """A ``progress`` that times the steps of a round, which :meth:`start` begins, by the calls that it passes on."""
 
     progress: Progress = ignore_progress
-    begin: float = field(default_factory=time.perf_counter)
-    _features: float | None = None
-    _training: float | None = None
+
+    def __post_init__(self) -> None:
+        self.start()
 
     def __call__(self, phase: str, done: int, total: int) -> None:
-        if phase == FEATURES:
-            self._features = time.perf_counter()
-        elif phase == TRAINING and done == 0:
-            self._training = time.perf_counter()
+        if phase == FEATURES or (phase == TRAINING and done == 0):
+            self._times[phase] = time.perf_counter()
         self.progress(phase, done, total)
 
     def start(self) -> None:
         """Begin to time a round."""
-        self.begin, self._features, self._training = time.perf_counter(), None, None
+        self._begin, self._times = time.perf_counter(), dict[str, float]()
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of the ``features``, the ``clustering`` and the ``training`` of a round that has ended."""
-        end = time.perf_counter()
-        features = self.begin if self._features is None else self._features  # no pass if they were known
-        training = end if self._training is None else self._training
-        return {"features": features - self.begin, "clustering": training - features, "training": end - training}
+        begin, end = self._begin, time.perf_counter()
+        features = self._times.get(FEATURES, begin)  # no pass if they were known
+        training = self._times.get(TRAINING, end)
+        return {"features": features - begin, "clustering": training - features, "training": end - training}
