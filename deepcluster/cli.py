@@ -277,7 +277,7 @@ def update(
 
         done = update_run(run_, source, terminal, device=choose_device(device), max_skipped=max_skipped)
     if output.as_json:
-        print(json.dumps({"run": str(run_), **asdict(done)}, indent=2))
+        print(json.dumps({"run": str(run_), **asdict(done), "due": done.due}, indent=2))
     elif done.added or output.open_:
         _print_result(open_run(run_), output, "update")
 

@@ -57,9 +57,13 @@ class Update:
     outliers: int = 0  # added images that fit nowhere
     residual_rank: float | None = field(default=None, compare=False)
     shift: float = field(default=0.0, compare=False)
-    due: bool = False  # a new fit is due
-    reason: str | None = None  # why
+    reason: str | None = None  # why a new fit is due
     model: Identity = field(default=Identity(), compare=False)
+
+    @property
+    def due(self) -> bool:
+        """A new fit is due."""
+        return self.reason is not None
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ def update(
 def condition(run: Path) -> dict[str, Any]:
     """Return the state of a run for a monitor (docs/usage.md). Errors are those of ``read_run``."""
     record, model, rows = read_state(run, read_run)
-    limit = model.outliers.limit
+    limit, entries = model.outliers.limit, _drift_entries(model, rows)
     return {
         "run": str(run),
         "model": model.identity,
@@ -139,7 +143,8 @@ def condition(run: Path) -> dict[str, Any]:
         "outlier_share": round((rows.residuals > limit).double().mean().item(), 4) if limit < torch.inf else None,
         "stability": record.stability,
         "verdict": record.verdict,
-        **_drift_entries(model, rows),
+        **entries,
+        "due": entries["reason"] is not None,
         "run_bytes": _bytes(run),
         "model_bytes": _bytes(run / "model"),
         "checkpoints_bytes": _bytes(run / "checkpoints"),
@@ -153,7 +158,6 @@ def _drift_entries(model: Model, rows: Rows) -> dict[str, Any]:
     return {
         "residual_rank": None if rank is None else round(float(rank), 3),
         "shift": round(float(drifted.shift), 3),
-        "due": drifted.reason is not None,
         "reason": drifted.reason,
     }
 
