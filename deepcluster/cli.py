@@ -773,8 +773,7 @@ def run_command(arguments: list[str]) -> int:
     warnings.filterwarnings("always" if is_main_rank() else "ignore", category=DeepClusterWarning)
     warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
     try:
-        with signals.stoppable():
-            log.begin(shlex.join(["deepcluster", *arguments]))
+        with signals.stoppable(), log.logged(shlex.join(["deepcluster", *arguments])):
             _check_filled(arguments)
             _check_shared(arguments)
             app(arguments, exit_on_error=False, print_error=False, result_action="return_value")

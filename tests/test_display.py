@@ -105,7 +105,7 @@ def test_a_line_goes_to_the_display_the_logger_and_the_log(tmp_path, caplog, mon
     (tmp_path / "in\x1b[2J\n").mkdir()
     assert run_command(["update", str(run), str(tmp_path / "in\x1b[2J\n"), "--quiet"]) in (0, 3)
     assert run_command(["recut", str(run), "-k", "2", "--quiet"]) == 0
-    update, *_, recut, done = logged(run)[len(lines) - lines.index(f"INFO Run: {run}") :]
+    update, _, recut, *_, done = logged(run)[len(lines) - lines.index(f"INFO Run: {run}") :]
     assert update.startswith("INFO deepcluster update ") and r"in\x1b[2J\n" in update
     assert recut == f"INFO deepcluster recut {run} -k 2 --quiet" and done.startswith("INFO Done: 2 clusters of")
 

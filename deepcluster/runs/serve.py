@@ -84,15 +84,15 @@ class _Server(ThreadingTCPServer):
     def change(self, action: str, request: dict[str, Any]) -> Answer:
         if request.get("version") != files.read_state(self.run, _read)[1]["version"]:
             raise UsageError("the run has changed since this page was loaded: reload the page, and repeat the edit")
-        log.begin(f"the served report: {action}")
-        if action == "apply":
-            apply(self.run, edits_of(request.get("edits")))
-        elif action == "undo":
-            undo(self.run)
-        else:
-            out = Path(f"{os.path.abspath(self.run)}-sorted")  # noqa: PTH100
-            self.sort(self.run, out, overwrite=True, display=Log())
-        said = "\n".join(line.partition(" ")[2].removeprefix("INFO ") for line in log.lines().splitlines()[1:])
+        with log.logged(f"the served report: {action}"):
+            if action == "apply":
+                apply(self.run, edits_of(request.get("edits")))
+            elif action == "undo":
+                undo(self.run)
+            else:
+                out = Path(f"{os.path.abspath(self.run)}-sorted")  # noqa: PTH100
+                self.sort(self.run, out, overwrite=True, display=Log())
+            said = "\n".join(line.partition(" ")[2].removeprefix("INFO ") for line in log.lines().splitlines()[1:])
         return "application/json", json.dumps({"said": said}).encode()
 
 

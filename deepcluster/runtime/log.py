@@ -48,10 +48,16 @@ def warn(text: str) -> None:
     warnings.warn(text, DeepClusterWarning, stacklevel=3)
 
 
-def begin(command: str) -> None:
-    """Begin the lines of a command, which come first in the log of the run that it locks."""
+@contextmanager
+def logged(command: str) -> Iterator[None]:
+    """Keep the lines of a command, which come first in the log of the run that it locks."""
+    before = _lines.get()
     _lines.set([])
-    record(command)
+    try:
+        record(command)
+        yield
+    finally:
+        _lines.set(before)
 
 
 @contextmanager
