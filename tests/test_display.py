@@ -112,7 +112,7 @@ def test_a_line_goes_to_the_display_the_logger_and_the_log(tmp_path, caplog, mon
     np.save(tmp_path / "x.npy", PIXELS)
     anew = f"fit {tmp_path}/x.npy -o {run} -k 3 --rounds 1 --epochs 1 --image-size 16 --quiet --overwrite"
     assert run_command(anew.split()) == 0
-    first, *_, round, _, done = logged(run)
+    first, *_, round, done = logged(run)
     assert first == f"INFO deepcluster {anew}" and "INFO 1/1: loss" in round and done.startswith("INFO Done: 3")
     monkeypatch.setenv("RANK", "1")
     with pytest.warns(DeepClusterWarning, match="of another rank"):
