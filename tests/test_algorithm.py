@@ -3,7 +3,6 @@
 import itertools
 import math
 import time
-from typing import Any
 
 import numpy as np
 import pytest
@@ -38,31 +37,23 @@ def weights(net) -> torch.Tensor:
 
 
 class Watched:
-    """Settings of a loop that write down what the training of each round gets."""
+    """Head, loss, sample and progress of a loop, which write down what the training of each round gets."""
 
     def __init__(self, head=new_linear_head, loss=None):
-        self.labels: list[torch.Tensor] = []  # by which the images of an epoch are drawn
-        self.features: list[torch.Tensor] = []
-        self.weights: list[float] = []
-        self.passes = 0
-        loss = loss or CrossEntropy()
+        self.labels, self.features, self.weights, self.passes = [], [], [], 0
+        self.watched_head, self.loss = head, loss or CrossEntropy()
+        self.sums_images, self.cluster_weight = self.loss.sums_images, self.loss.cluster_weight
+        self.options = {"sample": self.sample, "progress": self.progress, "head": self.head, "loss": self}
 
-        class Loss:
-            sums_images, cluster_weight = loss.sums_images, loss.cluster_weight
+    def __call__(self, outputs, cluster_weight, processes):
+        self.weights.append(cluster_weight)
+        return self.loss(outputs, cluster_weight, processes)
 
-            def __call__(watching, outputs, cluster_weight, processes):
-                self.weights.append(cluster_weight)
-                return loss(outputs, cluster_weight, processes)
+    def head(self, network, features, *rest):
+        self.features.append(features.clone())
+        self.watched_head(network, features, *rest)
 
-        def watched_head(network, features, *rest):
-            self.features.append(features.clone())
-            head(network, features, *rest)
-
-        self.options: dict[str, Any] = {
-            "sample": self.sample, "progress": self.progress, "head": watched_head, "loss": Loss(),
-        }  # fmt: skip
-
-    def sample(self, labels, draws, random):
+    def sample(self, labels, draws, random):  # labels: by which the images of an epoch are drawn
         self.labels.append(labels.clone())
         return each_once(labels, draws, random)
 

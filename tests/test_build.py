@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from functools import partial
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any
 
@@ -100,12 +101,6 @@ def steps(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     )
 
 
-def at(found: Any, path: str) -> Any:
-    for name in path.split("."):
-        found = getattr(found, name)
-    return found
-
-
 @pytest.mark.parametrize("option", OPTIONS)
 def test_an_option_reaches_the_step_that_uses_it(option, monkeypatch):
     value, expected, *others = OPTIONS[option]
@@ -115,8 +110,9 @@ def test_an_option_reaches_the_step_that_uses_it(option, monkeypatch):
     without = {"projection_hidden", "projection_dim"} & {option}
     default = steps(Recipe(**({} if without else beside)), monkeypatch)
     for path, wanted in expected.items():
-        assert at(found, path) == pytest.approx(wanted) if isinstance(wanted, float) else at(found, path) == wanted
-        assert at(default, path) != wanted
+        given, untouched = map(attrgetter(path), (found, default))
+        assert given == (pytest.approx(wanted) if isinstance(wanted, float) else wanted)
+        assert untouched != wanted
 
 
 def test_no_option_is_missing():

@@ -13,16 +13,12 @@ from deepcluster.groups.graph import between, embedding, layout, neighbour_ties
 from tests.helpers.features import blobs
 
 
-def on_circle(*angles: float) -> torch.Tensor:
-    angle = torch.tensor(angles, dtype=torch.float64)
-    return torch.stack([angle.cos(), angle.sin()], 1).float()
-
-
 @pytest.mark.parametrize("neighbours", [2, 3])
 def test_ties_are_those_of_umap(monkeypatch, neighbours):
     """Sections 3.1 and 4 of McInnes et al., row by row: the weights of a row sum to log2 of their number."""
     monkeypatch.setattr(graph, "NEIGHBOURS", neighbours)
-    rows = on_circle(0.0, 0.1, 0.25, 0.45, 1.5)
+    angle = torch.tensor([0.0, 0.1, 0.25, 0.45, 1.5])
+    rows = torch.stack([angle.cos(), angle.sin()], 1)
     distances = torch.cdist(rows.double(), rows.double()).fill_diagonal_(torch.inf).numpy()
     weights = np.zeros((5, 5))
     for row, order in enumerate(np.argsort(distances)[:, :neighbours]):

@@ -22,7 +22,7 @@ from deepcluster.errors import ModelError
 from deepcluster.nets.network import Network, build, from_official
 from deepcluster.nets.published_2018 import read_official, recognised
 from deepcluster.nets.weights import read_checkpoint, shapes_only
-from deepcluster.seeding import generator
+from deepcluster.seeding import generator, lent_global
 
 K = 5  # pseudo-labels
 IDENT = 139_872_341_234_512  # where Python 2 had a parameter in memory
@@ -98,8 +98,7 @@ def described(arch: str, state: dict[str, Tensor], images: Tensor, *, sobel: boo
     x = x.flatten(1) @ state[f"classifier.{first}.weight"].T + state[f"classifier.{first}.bias"]
     x = out[f"classifier.{first + 1}"] = x.clamp(min=0)
     x = out[f"classifier.{second}"] = x @ state[f"classifier.{second}.weight"].T + state[f"classifier.{second}.bias"]
-    if "top_layer.weight" in state:
-        out["top_layer"] = x.clamp(min=0) @ state["top_layer.weight"].T + state["top_layer.bias"]
+    out["top_layer"] = x.clamp(min=0) @ state["top_layer.weight"].T + state["top_layer.bias"]
     return out
 
 
@@ -114,10 +113,10 @@ def computed(network: Network, images: Tensor, names: list[str]) -> dict[str, Te
         if name != "top_layer"
     ]
     with torch.no_grad():
-        logits = network.eval()(images) if network.head is not None else network.eval().features(images)
+        out["top_layer"] = network.eval()(images)
     for hook in hooks:
         hook.remove()
-    return out | ({"top_layer": logits} if network.head is not None else {})
+    return out
 
 
 def apart(found: Tensor, expected: Tensor) -> float:
@@ -161,27 +160,6 @@ def save_python2(content: object, path: Path) -> Path:
     return path
 
 
-# The others are slow: files of up to half a gigabyte.
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param((arch, sobel), marks=[] if (arch, sobel) == ("alexnet", True) else [pytest.mark.slow])
-        for arch in ARCHS
-        for sobel in (True, False)
-    ],
-    ids=lambda each: each[0] + ("-sobel" if each[1] else "-rgb"),
-)
-def published(request, tmp_path_factory):
-    """arch, sobel, the tensors of a file, and the network that it became. (The file is large and goes at once.)"""
-    arch, sobel = request.param
-    state = weights_of(arch, sobel=sobel)
-    path = tmp_path_factory.mktemp("official") / "checkpoint.pth.tar"
-    (save_python2 if (arch, sobel) == ("alexnet", True) else save_legacy)(checkpoint_of(arch, state), path)
-    network = from_official(path)
-    path.unlink()
-    return arch, sobel, state, network
-
-
 @pytest.fixture(scope="module")
 def alexnet():
     return weights_of("alexnet", sobel=True)
@@ -190,12 +168,24 @@ def alexnet():
 # Every layer
 
 
-def test_every_layer_equals_its_description(published):
-    arch, sobel, state, network = published
-    images = images_of(1)
+# The others are slow: files of up to half a gigabyte.
+@pytest.mark.parametrize(
+    ("arch", "sobel"),
+    [
+        pytest.param(arch, sobel, marks=[] if (arch, sobel) == ("alexnet", True) else [pytest.mark.slow])
+        for arch in ARCHS
+        for sobel in (True, False)
+    ],
+)
+def test_every_layer_equals_its_description(tmp_path, arch, sobel):
+    state, images = weights_of(arch, sobel=sobel), images_of(1)
+    write = save_python2 if (arch, sobel) == ("alexnet", True) else save_legacy
+    path = write(checkpoint_of(arch, state), tmp_path / "checkpoint.pth.tar")
+    network = from_official(path)
+    path.unlink()
     expected = described(arch, state, images, sobel=sobel)
     found = computed(network, images, list(expected))
-    assert found.keys() == expected.keys() and len(found) == len(LAYERS[arch]) + 3 + sobel
+    assert len(expected) == len(LAYERS[arch]) + 3 + sobel
     for name, value in expected.items():
         assert value.std() > 0 and apart(found[name], value) < 1e-5, name
     assert network.architecture == {"name": arch, "image_size": 224, "sobel": sobel}
@@ -252,22 +242,6 @@ def test_a_file_of_something_else_is_not_official(tmp_path):
 # DeepCluster-v2
 
 
-@pytest.fixture(scope="module")
-def resnet():
-    network = torchvision.models.resnet50(weights=None)
-    random = generator(0, "resnet")
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, generator=random)
-        elif isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.2, generator=random)
-            module.running_var.uniform_(0.5, 2, generator=random)
-            module.weight.data.uniform_(0.2, 0.6, generator=random)
-            module.bias.data.normal_(0, 0.2, generator=random)
-    network.fc = nn.Identity()
-    return network.eval()
-
-
 def of_2020(network: nn.Module, heads: int = 3) -> OrderedDict[str, Tensor]:
     state = OrderedDict((f"module.{name}", value) for name, value in network.state_dict().items())
     mlp = nn.Sequential(nn.Linear(2048, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 8))
@@ -275,7 +249,16 @@ def of_2020(network: nn.Module, heads: int = 3) -> OrderedDict[str, Tensor]:
     return state | {f"module.prototypes.prototypes{h}.weight": torch.zeros(9, 8) for h in range(heads)}
 
 
-def test_deepcluster_v2_equals_torchvision(resnet, tmp_path):
+def test_deepcluster_v2_equals_torchvision(tmp_path):
+    with lent_global(0, "resnet"):
+        resnet = torchvision.models.resnet50(weights=None).eval()
+        for module in resnet.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.2)
+                module.running_var.uniform_(0.5, 2)
+                module.weight.data.uniform_(0.2, 0.6)
+                module.bias.data.normal_(0, 0.2)
+    resnet.fc = nn.Identity()
     state = of_2020(resnet)
     content = {"epoch": 400, "state_dict": state, "optimizer": checkpoint_of("", state)["optimizer"]}
     path = save_python2(content, tmp_path / "v2.pth.tar")

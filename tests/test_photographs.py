@@ -43,10 +43,6 @@ def large_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- which one ------------------------------------------------------------------------------------------------------
 
 
-def having(*names: str):
-    return lambda name: name in names
-
-
 @pytest.mark.parametrize(
     ("request_", "images", "here", "start"),
     [
@@ -77,7 +73,7 @@ def having(*names: str):
     ],
 )
 def test_the_best_on_the_machine_unless_something_else_is_named(request_, images, here, start):
-    assert choose_weights(request_, images, having(*here)) == start
+    assert choose_weights(request_, images, here.__contains__) == start
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,7 @@ RUNS = {
     "v2": f"{DIGITS} -k 10 --recipe v2 --rounds 2 --epochs 1",
     "pic": f"{DIGITS} -k 10 --recipe classic --set clustering=pic --rounds 2 --epochs 1",
 }
-INTERRUPTED = f"{DIGITS} -k 10 --rounds 2 --epochs 1"
-SHARED = f"{DIGITS} -k 10 --rounds 2 --epochs 1"
+TWO_ROUNDS = f"{DIGITS} -k 10 --rounds 2 --epochs 1"
 ALEXNET = "noise.npy --backbone alexnet --recipe classic -k 3 --pseudo-labels 4 --rounds 0 --seed 3 --keep-checkpoints"
 PROTOCOLS = {
     "clustering": "",
@@ -198,7 +197,7 @@ def of_tree(name: str, folder: Path) -> Digests:
     return found | {f"{name}:images": digest(images)}
 
 
-def uses(command: Commands, run: str, images: str, protocols: Sequence[str], exports: Mapping[str, str]) -> Digests:
+def uses(command: Commands, run: str, images: str) -> Digests:
     """What is done with a run: new images, evaluations, exports, another cut, edits. The run is changed by it."""
     folder, found = command.folder, {}
 
@@ -211,10 +210,10 @@ def uses(command: Commands, run: str, images: str, protocols: Sequence[str], exp
 
     use("predict", ".csv")
     use("embed", ".npy")
-    for protocol in protocols:
-        said = json.loads(command("evaluate", run, "--labels folders --json", PROTOCOLS[protocol]))
+    for protocol, options in PROTOCOLS.items():
+        said = json.loads(command("evaluate", run, "--labels folders --json", options))
         found |= {f"{run}/evaluate-{protocol}:{key}": digest(value) for key, value in said.items()}
-    for name, options in exports.items():
+    for name, options in EXPORTS.items():
         command("export", run, "--to", options, "-o", out(name).name)
         found |= (of_tree if out(name).is_dir() else of_file)(f"{run}/{name}", out(name))
     command("recut", run, "-k 7")
@@ -234,11 +233,11 @@ def record(folder: Path) -> Digests:
         command("fit", options, "-o", name)
         found |= of_run(name, folder / name)
 
-    command.killed("fit", INTERRUPTED, "-o resumed", run=folder / "resumed")
-    command("fit", INTERRUPTED, "-o resumed --resume")
+    command.killed("fit", TWO_ROUNDS, "-o resumed", run=folder / "resumed")
+    command("fit", TWO_ROUNDS, "-o resumed --resume")
     found |= of_run("resumed", folder / "resumed")
 
-    command("fit", SHARED, "-o shared", launcher="-m torch.distributed.run --standalone --nproc-per-node=2")
+    command("fit", TWO_ROUNDS, "-o shared", launcher="-m torch.distributed.run --standalone --nproc-per-node=2")
     found |= of_run("shared", folder / "shared")
 
     noise = np.random.default_rng(0).integers(0, 256, (16, 224, 224, 3), dtype=np.uint8)
@@ -246,8 +245,7 @@ def record(folder: Path) -> Digests:
     command("fit", ALEXNET, "-o alexnet")
     found |= of_run("alexnet", folder / "alexnet")
 
-    found |= uses(command, "auto", "sklearn:digits", tuple(PROTOCOLS), EXPORTS)
-    return found
+    return found | uses(command, "auto", "sklearn:digits")
 
 
 def differences(before: Digests, now: Digests) -> list[str]:
@@ -267,12 +265,9 @@ def main() -> None:
     parser.add_argument(
         "--compare", type=Path, metavar="FILE", help="print what differs from this file; exit code 1 if anything"
     )
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the runs there, to be opened by later code")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = options.keep or Path(scratch)
-        folder.mkdir(parents=True, exist_ok=True)
-        found = record(folder.resolve())
+        found = record(Path(scratch).resolve())
     print(f"{len(found)} digests")
     if options.write:
         options.write.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
