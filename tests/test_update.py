@@ -67,6 +67,7 @@ def features(run: Path) -> np.ndarray:
 
 def test_new_images_are_where_predict_puts_them_and_the_others_stay(run, more, tmp_path):
     before, old, model = used(run), features(run), contents(run / "model")
+    places, sheet = np.load(run / "map.npy"), open_sheet(drawn.read_sheet(RunFolder(run)))
     predictions = predicted(run, str(more))
     assert update(run, str(more)) == Update(added=12, known=0, skipped=[])
     after, new = used(run), used(run)[len(before) :]
@@ -76,7 +77,11 @@ def test_new_images_are_where_predict_puts_them_and_the_others_stay(run, more, t
     assert [row["distance"] for row in new] == [f"{distance:.6f}" for distance in placed.distance.tolist()]
     assert [Path(row["path"]).name for row in new] == [Path(path).name for path in predictions.paths]
     assert np.array_equal(features(run), np.concatenate([old, predictions.reduced.numpy()]))
-    assert len(np.load(run / "residuals.npy")) == len(np.load(run / "map.npy")) == len(after)
+    assert len(np.load(run / "residuals.npy")) == len(after)
+    shown, of_new = np.load(run / "map.npy"), features(run)[48:]
+    assert np.array_equal(shown[:48], places)
+    assert np.allclose(shown[48:], between(*map(torch.from_numpy, (of_new, old, places))), atol=1e-5)
+    assert open_sheet(drawn.read_sheet(RunFolder(run))).size != sheet.size
     assert contents(run / "model") == model
     sizes = {row["cluster"]: int(row["size"]) for row in rows(run / "cluster_summary.csv")}
     assert sizes == Counter(row["cluster"] for row in after)
@@ -429,17 +434,6 @@ def test_a_longer_sheet_has_the_pictures_of_both(monkeypatch, most, before, afte
 
 def open_sheet(data: bytes) -> Image.Image:
     return Image.open(BytesIO(data)).convert("RGB")
-
-
-def test_the_map_and_the_sheet_have_the_new_images_behind_the_others(run, more):
-    folder, before = RunFolder(run), features(run)
-    places, sheet = np.load(run / "map.npy"), open_sheet(drawn.read_sheet(folder))
-    update(run, str(more))
-    after = np.load(run / "map.npy")
-    assert np.array_equal(after[:48], places)
-    wanted = between(*map(torch.from_numpy, (features(run)[48:], before, places)))
-    assert np.allclose(after[48:], wanted, atol=1e-5)
-    assert open_sheet(drawn.read_sheet(folder)).size != sheet.size
 
 
 def test_what_a_run_calls_an_image(tmp_path):
