@@ -174,8 +174,8 @@ def predict(
         _write_table(target, as_object if as_json else partial(write_csv, columns=PREDICTIONS, rows=rows))
         if target:
             counts = [f"{size:,} in cluster {number}" for number, size in sorted(sizes.items())]
-            shown = ", ".join([*counts[:12], *(["..."] if len(counts) > 12 else [])])
-            terminal.say("Done", f"{out}: {count(sizes.total(), 'image')}, {shown}")
+            shown = [count(sizes.total(), "image"), *counts[:12], *(["..."] if len(counts) > 12 else [])]
+            terminal.say("Done", f"{out}: {', '.join(shown)}")
 
 
 @app.command
