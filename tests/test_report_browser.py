@@ -409,7 +409,7 @@ def test_corrections_stick(
         page.keyboard.press("Escape")
         assert page.locator("#cluster-1 .note").inner_text() == "1 image moved here."
         # The parts of a split take the next numbers, and the new cluster the one after.
-        page.locator("#cluster-1 h3").click()
+        page.locator("#cluster-1 .size").click()
         page.keyboard.press("s")
         sizes = [int(text.split()[0]) for text in page.locator("#split-parts .quiet").all_inner_texts()]
         assert sum(sizes) == sizes_before["1"] and sizes == sorted(sizes, reverse=True)

@@ -116,7 +116,7 @@ def whole(finished: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
     here = tmp_path_factory.mktemp("whole") / "here"
     run = Path(shutil.copytree(finished, here / "run"))
     change_record(run, location="python:array")
-    (run / "nouns.csv").write_text("path,noun,probability\n" + "a,b,0.5\n" * 30)
+    (run / "nouns.csv").write_text("path,noun,probability\n" + "a,b,0.5\n" * 31)  # cut in half, it ends inside a line
     shutil.copy(run / "recipe.toml", here)
     edits = {"schema_version": 1, "cut": record(run)["cut"], "names": {"0": "a"}}
     (here / "edits.json").write_text(json.dumps(edits))
