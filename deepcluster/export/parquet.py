@@ -72,7 +72,7 @@ def _read(folder: RunFolder) -> tuple[Table, Any, Any]:
     features, places = (np.full((len(rows), width), np.nan, np.float32) for width in (dims, 2))
     features[used] = folder.read_array("features.npy", len(used), dims)
     on_map = on_sheet(len(used))
-    positions = drawn.read_map(folder, len(used), on_map)
+    positions = drawn.read_map(folder, len(used))
     if positions is None:
         positions = layout(torch.from_numpy(features[used[on_map]]), derive(folder.read_record().seed, "map"))
     places[used[on_map]] = positions

@@ -130,7 +130,7 @@ def write_page(
     record, used, sheet = tables.record, tables.clusters, read_sheet(folder)
     every, away = on_page(used)[1], list[str]()
     progress("map", 0, 0)
-    positions = read_map(folder, len(used), on_sheet(len(used)))
+    positions = read_map(folder, len(used))
     if positions is None and shown is not None:
         positions = layout(shown.reduced, derive(record.seed, "map"))
         folder.write_array(MAP, positions)
@@ -235,11 +235,9 @@ def pictures(source: Source | None, size: int, instead: Picture = lambda path: N
 # ---- the drawings as files ------------------------------------------------------------------------------------------
 
 
-def read_map(folder: RunFolder, images: int, shown: Sequence[int] = ()) -> npt.NDArray[Any] | None:
-    """Read the places of the ``images`` of a run (float32, N x 2), or of those ``shown``; None if it has no map."""
-    if not folder.has(MAP):
-        return None
-    return folder.read_array(MAP, len(shown) or images, 2)
+def read_map(folder: RunFolder, images: int) -> npt.NDArray[Any] | None:
+    """Read the places (float32, M x 2) of the ``images`` of a run that are on the sheet; None if it has no map."""
+    return folder.read_array(MAP, len(on_sheet(images)), 2) if folder.has(MAP) else None
 
 
 def read_sheet(folder: RunFolder) -> bytes:
@@ -258,9 +256,9 @@ def read_sheet(folder: RunFolder) -> bytes:
 def write_nouns(folder: LockedFolder, backbone: str, features: Tensor, paths: Sequence[str]) -> None:
     """Write the nouns of the images on the sheet, by their features before any training, if the network has nouns."""
     rows = zip(on_sheet(len(paths)), nouns(backbone, features), strict=False)
-    table = [(paths[row], noun, f"{probability:.4f}") for row, (noun, probability) in rows]
+    table = [{"path": paths[row], "noun": noun, "probability": f"{value:.4f}"} for row, (noun, value) in rows]
     if table:
-        folder.write_rows(NOUNS, NOUN_COLUMNS, [dict(zip(NOUN_COLUMNS, cells, strict=True)) for cells in table])
+        folder.write_rows(NOUNS, NOUN_COLUMNS, table)
 
 
 def write_tree(folder: LockedFolder, tree: Tree) -> None:

@@ -306,7 +306,6 @@ def _draw(folder: LockedFolder, rows: Rows, at_hand: Source | None, new: _New, e
             again = {row_of[at_hand.paths[there[i]]]: image for i, image in zip(store.kept, store.images, strict=True)}
         with folder.as_disk_errors(drawn.SHEET):
             folder.write(drawn.SHEET, extended(sheet, len(rows.paths), pictures, again))
-    shown = on_sheet(len(rows.paths))
-    if (places := drawn.read_map(folder, len(rows.paths), shown)) is not None:
-        longer = extended_layout(places, shown, on_sheet(len(every.paths)), every.reduced)
+    if (places := drawn.read_map(folder, len(rows.paths))) is not None:
+        longer = extended_layout(places, on_sheet(len(rows.paths)), on_sheet(len(every.paths)), every.reduced)
         folder.write_array(drawn.MAP, longer)
