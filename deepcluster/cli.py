@@ -673,14 +673,7 @@ def _write_json(
 
 
 def _print_result(folder: "RunFolder", output: flags.Output, command: str, *, verbose: bool = False) -> None:
-    """Print the result of a fit, recut, apply or update: for a person, or as one object of JSON.
-
-    Args:
-        folder: The run.
-        output: Says how.
-        command: Name of the command.
-        verbose: Also name the files and the folder.
-    """
+    """Print the result of a fit, recut, apply or update; ``verbose``: also name the files and the folder."""
     record = folder.read_json("run.json", {"verdict": str})
     metrics = folder.read_json("metrics.json") if folder.has("metrics.json") else {}
     page = folder.path / "report.html"

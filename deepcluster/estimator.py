@@ -379,13 +379,7 @@ class DeepCluster(_Base):
         return Terminal(quiet=False, verbose=self.verbose > 1) if self.verbose else nullcontext(Silent())
 
     def _open(self, folder: Path, temporary: Path | None = None, images: Images | None = None) -> None:
-        """Take over the results in a folder.
-
-        Args:
-            folder: The run folder, or the folder of the model.
-            temporary: A folder to delete with the estimator.
-            images: The images of the fit, if no path leads to them.
-        """
+        """Take over a run or a model; ``temporary`` goes with the estimator. ``images``: If no path leads to them."""
         delete_previous = getattr(self, "_end", None)
         self._end = weakref.finalize(self, _remove, temporary, os.getpid()) if temporary else None
         self._images = images

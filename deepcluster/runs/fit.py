@@ -167,10 +167,7 @@ def first_record(job: Job, before: RunRecord | None, needed: float) -> RunRecord
 def _read(
     job: Job, begun: Begun, folder: LockedFolder | None, network: Network, record: RunRecord
 ) -> tuple[ImagesRead, RunRecord]:
-    """Read the images once, settle what depends on the usable ones and on the network, and write both. A collective.
-
-    The files are recipe.toml, skipped.csv, duplicates.csv and the sheet of tiny pictures.
-    """
+    """Read the images once, settle what depends on the usable ones and on the network, and write both. A collective."""
     source, display = job.source, job.display
     size, progress = begun.plan.recipe.store_size, partial(display.progress, "reading")
     scratch = scratch_of(Path(begun.out), job.processes.rank)
@@ -265,10 +262,7 @@ def fit_features(given: str | Path, request: Request, display: Display | None = 
 
 
 def _features_recipe(request: Request, count: int) -> Recipe:
-    """Return the reduction of ``auto`` for a pretrained network, and as many fine clusters (docs/decisions.md).
-
-    Raises UsageError if an option concerns images or training.
-    """
+    """Return the reduction of ``auto`` for a pretrained network, and as many fine clusters (docs/decisions.md)."""
     options = {name: value for name, value in (request.options or {}).items() if value != "auto"}
     if request.recipe != "auto":
         raise UsageError(

@@ -154,10 +154,7 @@ def _first_plan(writer: ResultWriter) -> int:
 
 
 def _next_plan(writer: ResultWriter, done: int, seconds: float, features: float) -> tuple[int, bool]:
-    """Plan the rounds again after ``done`` ones, and tell if a preliminary result is due. A collective.
-
-    ``seconds``: Those of the last round. ``features``: Those of its pass, 0 if it was made already.
-    """
+    """Plan anew after ``done`` rounds by the seconds of the last and of its pass; is a result due? A collective."""
     one_pass = max(writer.cost.one_pass, features)
     results = max(writer.cost.result, one_pass)
     rounds = whole_rounds(writer.job, writer.images.recipe, done, seconds - features + one_pass, results)
