@@ -17,6 +17,7 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
 
 from deepcluster import DeepCluster, estimator, load
 from deepcluster.cli import run_command
@@ -485,6 +486,11 @@ def test_before_fit(method):
 
 
 # ---- among scikit-learn's own, and in notebooks ---------------------------------------------------------------------
+
+
+def test_a_search_for_the_number_of_clusters(digits):
+    search = GridSearchCV(DeepCluster(**UNTRAINED), {"n_clusters": [2, 4]}, cv=2).fit(digits[:60])
+    assert search.best_params_ == {"n_clusters": 4}  # more centres are nearer
 
 
 def test_the_clusters_in_a_notebook(fitted, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 from PIL.PngImagePlugin import PngInfo
+from torchvision.datasets import ImageFolder
 
 from deepcluster.errors import UsageError
 from deepcluster.export import folders, imagefolder
@@ -46,6 +47,7 @@ def test_the_folder(tmp_path):
         "train/metadata.csv",
     ]  # fmt: skip
     assert not any((tmp_path / "out" / path).is_symlink() for path in tree(tmp_path / "out"))
+    assert ImageFolder(tmp_path / "out/train").targets == [0, 0, 1, 1]
     same = {"distance": "0.000000", "margin": "0.250000", "is_outlier": "0"}
     # A name that a spreadsheet would run has the same guard as in clusters.csv.
     assert metadata(tmp_path / "out")[0] == {
