@@ -27,7 +27,7 @@ import cyclopts
 from cyclopts import App, Group, Parameter, validators
 
 import deepcluster
-from deepcluster import errors, flags
+from deepcluster import errors, flags, log
 from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning, Stopped, UsageError
 from deepcluster.evaluation import PROTOCOL_OPTIONS
 from deepcluster.flags import refuse, short
@@ -37,7 +37,7 @@ from deepcluster.presets import PRESETS, Facts, check_groups, check_weights, opt
 from deepcluster.recipe import Recipe, declared, read_options, to_toml
 from deepcluster.records import PRELIMINARY
 from deepcluster.report.text import count
-from deepcluster.runtime import console, log, signals
+from deepcluster.runtime import console, signals
 from deepcluster.runtime.console import Terminal, complain, say
 from deepcluster.runtime.machine import is_main_rank, world_size
 from deepcluster.runtime.plain_files import write_csv
@@ -570,7 +570,7 @@ def _check_run(run: Path) -> "RunRecord":
 
     record = read_state(run, lambda folder: folder.read_record())
     if record.result == PRELIMINARY:
-        log.warn(
+        errors.warn(
             f"the result in {run} is preliminary, after {record.rounds} rounds: going on replaces it, with any"
             " edits (the command of the fit with --resume goes on)"
         )

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from deepcluster.clustering.blocks import nearest
 from deepcluster.clustering.kmeans import means
-from deepcluster.errors import DataError, DiskError, UsageError
+from deepcluster.errors import DataError, DiskError, UsageError, warn
 from deepcluster.images import Images, Source, find
 from deepcluster.images.arrays import PixelScale, pixel_scale
 from deepcluster.images.decode import one_line
@@ -40,7 +40,6 @@ from deepcluster.runs.predict import Prediction, placement_columns
 from deepcluster.runs.rows import images_at_hand, read_run
 from deepcluster.runtime.console import Display, Several, Silent, Terminal
 from deepcluster.runtime.devices import choose_device
-from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import PATH_COLUMNS
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files

@@ -12,9 +12,8 @@ import pytest
 
 from deepcluster import DeepCluster
 from deepcluster.cli import run_command
-from deepcluster.errors import DeepClusterWarning
+from deepcluster.errors import DeepClusterWarning, warn
 from deepcluster.runtime import Display, Silent, TensorBoard
-from deepcluster.runtime.log import warn
 from tests.helpers.runs import record
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (36, 16, 16, 3), np.uint8)

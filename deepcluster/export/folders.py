@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from deepcluster.errors import DataError, DiskError, UsageError
+from deepcluster.errors import DataError, DiskError, UsageError, warn
 from deepcluster.export.metadata import SUFFIXES as STRIPPED
 from deepcluster.export.metadata import UnknownFormat, stripped
 from deepcluster.export.replace import INVENTORY, INVENTORY_COLUMNS, METADATA, replace_tree, replaceable, some
@@ -26,7 +26,6 @@ from deepcluster.images.decode import Undecodable, explain, not_a_file, one_line
 from deepcluster.report.text import Row, count
 from deepcluster.runs.rows import images_at_hand
 from deepcluster.runtime.console import Display, Silent
-from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import write_csv
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.files import check_outside, new_folder, scratch_folder, write_whole

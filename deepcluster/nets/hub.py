@@ -16,9 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from deepcluster.errors import DeepClusterError, DiskError, ModelError, UsageError, first_line
+from deepcluster.errors import DeepClusterError, DiskError, ModelError, UsageError, first_line, warn
 from deepcluster.nets.names import DISTRIBUTION, EMBEDDED, PUBLISHED, TIMM, backbone_of, timm_config
-from deepcluster.runtime.log import warn
 
 FILE = "model.safetensors"
 ANSWER_SECONDS = 4.0  # in which the Hub must answer, once its name is known

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 import torch
 
-from deepcluster.errors import DataError, DiskError, UsageError
+from deepcluster.errors import DataError, DiskError, UsageError, warn
 from deepcluster.evaluation import PROTOCOL_OPTIONS, ClusteringOptions, LinearOptions
 from deepcluster.evaluation.common import (
     Figure,
@@ -32,7 +32,6 @@ from deepcluster.recipe import Options, read_options
 from deepcluster.runs.rows import images_at_hand
 from deepcluster.runtime.console import Display, Log, Several, Silent
 from deepcluster.runtime.devices import choose_device
-from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import json_sha256
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import model_files as models

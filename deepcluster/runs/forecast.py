@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from deepcluster.errors import OutOfMemoryError
+from deepcluster.errors import OutOfMemoryError, warn
 from deepcluster.groups.graph import SAMPLE
 from deepcluster.images import Images, Source, find
 from deepcluster.images.store import MEMORY_BUDGET, read_once
@@ -24,7 +24,6 @@ from deepcluster.runs.build import loss_of, network_of
 from deepcluster.runs.plan import Begun, Clock, Job, Request, begin
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
-from deepcluster.runtime.log import warn
 from deepcluster.runtime.machine import CERTAIN, available, local_world_size
 from deepcluster.runtime.processes import ALONE
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from deepcluster.clustering.blocks import nearest
-from deepcluster.errors import DataError, DeepClusterError, DiskError
+from deepcluster.errors import DataError, DeepClusterError, DiskError, warn
 from deepcluster.groups.cut import Cut
 from deepcluster.groups.graph import layout
 from deepcluster.groups.tree import Tree, merge_tree, parts_of
@@ -30,7 +30,6 @@ from deepcluster.report.pictures import THUMBNAIL, on_sheet, pictures_on
 from deepcluster.report.sections import MEDOID, Picture
 from deepcluster.report.text import Row
 from deepcluster.runs.rows import Rows, images_at_hand, read_run
-from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.plain_files import check_file, shaped
 from deepcluster.seeding import derive

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deepcluster.errors import DataError, ModelError, UsageError
+from deepcluster.errors import DataError, ModelError, UsageError, warn
 from deepcluster.images import Source
 from deepcluster.images.decode import one_line
 from deepcluster.images.source import is_run
@@ -23,7 +23,6 @@ from deepcluster.recipe import AUTO, Recipe, read_toml
 from deepcluster.runs.rows import DIGEST_COLUMNS, IMAGES_READ
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
-from deepcluster.runtime.log import warn
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoint

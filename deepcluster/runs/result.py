@@ -11,6 +11,7 @@ from deepcluster import algorithm
 from deepcluster.algorithm import result_of
 from deepcluster.clustering.agreement import pair_counts, scores
 from deepcluster.clustering.kmeans import best_of, means
+from deepcluster.errors import warn
 from deepcluster.groups.choose_k import CutRows, candidates, cut_once, stability
 from deepcluster.groups.cut import Cut, Placement, as_groups, cut, placement_of
 from deepcluster.groups.tree import Tree, distances_to, least_of_each
@@ -24,7 +25,6 @@ from deepcluster.runs.page import Shown, shown_of, tree_of
 from deepcluster.runs.plan import ImagesRead, Job
 from deepcluster.runs.rows import Rows, sample_of
 from deepcluster.runtime.console import Display, Silent
-from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
 from deepcluster.storage.content import RunRecord

@@ -22,13 +22,13 @@ from socketserver import ThreadingTCPServer
 from threading import Thread
 from typing import Any
 
+from deepcluster import log
 from deepcluster.errors import DataError, DeepClusterError, Stopped, UsageError
 from deepcluster.report.page import SERVED, policy, served
 from deepcluster.report.sections import Picture
 from deepcluster.runs.page import pictures
 from deepcluster.runs.recut import apply, undo
 from deepcluster.runs.rows import images_at_hand
-from deepcluster.runtime import log
 from deepcluster.runtime.console import Log
 from deepcluster.runtime.plain_files import MOST_JSON, parse_json, sha256, shaped
 from deepcluster.storage import run_folder as files

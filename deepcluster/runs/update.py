@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.outliers import MIN_ROWS
-from deepcluster.errors import UsageError
+from deepcluster.errors import UsageError, warn
 from deepcluster.groups.drift import drift
 from deepcluster.groups.graph import extended_layout
 from deepcluster.images import Images, Source, find
@@ -40,7 +40,6 @@ from deepcluster.runs.rows import (
 from deepcluster.runs.writer import baseline_of, write_result
 from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.runtime.devices import CPU
-from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import RunRecord

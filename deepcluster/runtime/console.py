@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from deepcluster import log
 from deepcluster.errors import DiskError, missing_extra
-from deepcluster.runtime import log
-from deepcluster.runtime.log import printable
+from deepcluster.log import printable
 
 WIDTH = 100  # characters of a line at most
 FOLDER = "tensorboard"  # in the run folder

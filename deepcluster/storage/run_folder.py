@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from deepcluster import log
 from deepcluster.errors import DeepClusterError, DiskError, first_line
 from deepcluster.images.arrays import load_array
 from deepcluster.images.source import RECORD as RECORD
 from deepcluster.images.source import RUN as RUN
 from deepcluster.images.source import is_run
-from deepcluster.runtime import log
 from deepcluster.runtime.plain_files import (
     MOST_JSON,
     Row,

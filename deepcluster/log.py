@@ -7,15 +7,11 @@ locks a run, and then appended, as are all later ones. A line that cannot be app
 import logging
 import os
 import stat
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
-
-from deepcluster.errors import DeepClusterWarning, Stopped
-from deepcluster.runtime.machine import is_main_rank
 
 LOGGER = logging.getLogger("deepcluster")
 LOGGER.addHandler(logging.NullHandler())
@@ -33,19 +29,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def record(text: str, level: int = logging.INFO) -> None:
+def record(text: str, level: str = "INFO") -> None:
     """Log a line."""
-    LOGGER.log(level, "%s", text := printable(text))
+    LOGGER.log(getattr(logging, level), "%s", text := printable(text))
     if (so_far := _lines.get()) is not None:
-        so_far.append(f"{datetime.now(UTC).isoformat(timespec='seconds')} {logging.getLevelName(level)} {text}\n")
+        so_far.append(f"{datetime.now(UTC).isoformat(timespec='seconds')} {level} {text}\n")
         _append(so_far[-1])
-
-
-def warn(text: str) -> None:
-    """Give a DeepClusterWarning to the caller's caller, and log it on the main rank."""
-    if is_main_rank():
-        record(text, logging.WARNING)
-    warnings.warn(text, DeepClusterWarning, stacklevel=3)
 
 
 @contextmanager
@@ -69,8 +58,8 @@ def logged_in(file: Path) -> Iterator[None]:
     _append(lines())
     try:
         yield
-    except (Exception, KeyboardInterrupt, Stopped) as error:
-        record(f"{type(error).__name__}: {error}", logging.ERROR)
+    except BaseException as error:
+        record(f"{type(error).__name__}: {error}", "ERROR")
         raise
     finally:
         _lines.set(before)
