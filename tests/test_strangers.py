@@ -173,6 +173,8 @@ def expected(name: str, harm: str) -> tuple[int, ...]:
         return (5,)
     if name in ("labels.csv", "list.txt") and harm == "cut":
         return (0,)
+    if name in ("list.txt", "images.npy") and harm == "folder":
+        return (0,)  # a folder without images is no error
     if name == "labels.csv" and harm in ("missing", "loop"):
         return (2,)
     return (code,)
