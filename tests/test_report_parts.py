@@ -48,19 +48,6 @@ def test_representatives_by_hand() -> None:
         assert [r["path"] for r, _ in representatives(two, 5, medoid=medoid)] == order
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 15, 16, 17, 100])
-def test_representatives_are_different_rows_and_fill_the_places(size: int) -> None:
-    rows = [row(str(i), 0, str(i), str(size - i)) for i in range(size)]
-    for count in range(1, 20):
-        chosen = representatives(rows, count)
-        assert len({r["path"] for r, _ in chosen}) == len(chosen) == min(size, count)
-        assert chosen[0] == (rows[0], "medoid")
-        distances = [float(r["distance"]) for r, kind in chosen if kind in ("medoid", "diverse")]
-        assert distances == sorted(distances)
-        outlying = [float(r["distance"]) for r, kind in chosen if kind == "outlying"]
-        assert outlying == sorted(outlying, reverse=True) and all(far > distances[-1] for far in outlying)
-
-
 def test_representatives_without_margins_or_distances() -> None:
     rows = [row(str(i), 0, "" if i == 0 else str(i), "nan") for i in range(8)]
     chosen = representatives(rows, 8)
