@@ -439,6 +439,8 @@ def test_save_and_load(fitted, of_table, digits, tmp_path):
         DeepCluster.load(tmp_path / "none")
     of_table.save(tmp_path / "table")
     assert np.array_equal(DeepCluster.load(tmp_path / "table").predict(digits), of_table.labels_)
+    outliers = DeepCluster.load(tmp_path / "table").place(digits)["is_outlier"].astype(int)
+    assert outliers.any() and list(map(str, outliers)) == columns(of_table.run_, "is_outlier")[0]
     with pytest.raises(ValueError, match="expecting 64"):
         DeepCluster.load(tmp_path / "table").predict(digits[:, :63])
     fitted.save(tmp_path / "table")  # in its place
