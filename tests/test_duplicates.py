@@ -14,21 +14,16 @@ from deepcluster.images.store import square
 from deepcluster.runs import fit as run
 from deepcluster.runs.plan import Request
 from tests.drawings import KINDS, draw, drawings
+from tests.helpers.image_files import stored
 from tests.helpers.runs import Said, rows
 
 SIDE = 48
 WAYS = {
     "as it is": lambda image: image,
-    "JPEG of quality 75": lambda image: _again(image, 75),
+    "JPEG of quality 75": lambda image: Image.open(io.BytesIO(stored(image, "JPEG", quality=75))),
     "two thirds of the size": lambda image: image.resize((32, 32), Image.Resampling.BICUBIC),
     "a little brighter": lambda image: image.point(lambda value: min(255, round(value * 1.03))),
 }
-
-
-def _again(image: Image.Image, quality: int) -> Image.Image:
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality)
-    return Image.open(file).convert("RGB")
 
 
 def smooth(count: int, seed: int) -> list[Image.Image]:

@@ -281,6 +281,7 @@ ELSEWHERE = {"Loss.__call__", "ClusteringStep.__call__", "restored"}
 ROWS = normalize(
     2 * torch.eye(8)[torch.arange(601) % 5] + torch.randn(601, 8, generator=torch.Generator().manual_seed(0)), dim=1
 )
+MANY = ROWS.repeat(15, 1) * torch.linspace(1, 2, 9015)[:, None]  # in several blocks
 LABELS = torch.arange(601) ** 2 % 7
 IMAGES = torch.from_numpy(pixels(60)).permute(0, 3, 1, 2)
 # Rows that cannot be clustered, and a number of clusters: NaN, numbers too small to square, more clusters than rows.
@@ -484,7 +485,9 @@ def table(folder: Path) -> dict[str, tuple[Any, ...]]:
         **{name: (1e-5, clustered, ROWS, 40, None, options) for name, options in clustering.items()},
         "from labels": (1e-5, clustered, ROWS, 7, LABELS, {}),
         "from rows": (1e-5, clustered, ROWS, 40, ROWS[:40], {}),
+        "many rows": (1e-5, clustered, MANY, 40, None, {}),
         "whitening": (1e-5, whitened, ROWS, 5, False),
+        "whitening of many": (1e-5, whitened, MANY, 5, False),
         "whitening of few": (1e-5, whitened, ROWS[:7], 5, True),
         "whitening of two": (1e-5, whitened, ROWS[:2], 5, False),
         "k-means": (1e-5, steps, KMeans()),
