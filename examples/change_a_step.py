@@ -6,26 +6,22 @@ python examples/change_a_step.py [ROUNDS]
 import sys
 
 import numpy as np
-import torch
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.datasets import load_digits
 from sklearn.metrics import normalized_mutual_info_score
 from torch.nn import functional as F
 
 from deepcluster.algorithm import alternate
-from deepcluster.clustering import KMeans
+from deepcluster.clustering import as_clustering
 from deepcluster.learning import CrossEntropy, Learning
 from deepcluster.nets import build
 
 
 def ward(rows, clusters, previous, *, seed, round, partition):
-    """Step 4: k-means that starts from Ward's tree, instead of from random images."""
+    """Step 4: Ward's tree instead of k-means."""
     all_rows = partition.all_gather(rows).cpu().numpy()  # rows are this rank's, and may be on a GPU
-    clusterings = []
-    for k in clusters:
-        start = torch.from_numpy(AgglomerativeClustering(k).fit_predict(all_rows))
-        clusterings.append(KMeans().once(rows, k, start=start[partition.local], partition=partition))
-    return tuple(clusterings)
+    labels = (AgglomerativeClustering(k).fit_predict(all_rows) for k in clusters)
+    return tuple(as_clustering(one, rows, partition=partition) for one in labels)
 
 
 class SmoothedLoss(CrossEntropy):

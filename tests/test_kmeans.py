@@ -12,7 +12,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.clustering import blocks, kmeans
+from deepcluster.clustering import as_clustering, blocks, kmeans
 from deepcluster.clustering.blocks import nearest, shared_out
 from deepcluster.clustering.kmeans import _as_faiss, label_sums
 from deepcluster.errors import NonFiniteError
@@ -141,6 +141,15 @@ def test_a_product_depends_on_its_row_alone(monkeypatch, capability, width):
         assert torch.equal(multiply(rows[begin : begin + count]), whole[begin : begin + count])
 
 
+def test_a_clustering_of_given_labels_by_hand():
+    clustering = as_clustering(np.array([0, 0, 2]), torch.tensor([[0.0, 0], [2, 0], [5, 5]]))
+    assert clustering.centroids.tolist() == [[1, 0], [0, 0], [5, 5]] and clustering.sizes.tolist() == [2, 0, 1]
+    assert (clustering.inertia, clustering.occupied, clustering.labels.dtype) == (2, 2, torch.int64)
+    for labels in ([0, 1], [0, 1, -1]):
+        with pytest.raises(ValueError, match="every row of all ranks needs one of at least 0"):
+            as_clustering(np.array(labels), torch.ones(3, 2))
+
+
 def test_labels_as_start():
     x = torch.cat([normal(300, 5), normal(300, 5, 1) + 4, normal(300, 5, 2) - 4])
     labels = torch.arange(3).repeat_interleave(300)
@@ -200,7 +209,7 @@ def test_input_is_not_copied():
     """Of 60 MB of rows a k-means may need a tenth: chunks of scores, sums, labels."""
     code = """
 import resource, torch
-from deepcluster.clustering import kmeans
+from deepcluster.clustering import as_clustering, kmeans
 torch.manual_seed(0)
 x = torch.randn(240_000, 64)
 kmeans(x[:3000], 50)

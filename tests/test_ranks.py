@@ -416,15 +416,15 @@ def learnt(processes: Processes, drawn: int, batch_size: int, options: dict[str,
     return {"loss": loss, "memory": memory, "weights": [p.detach() for p in network.parameters()]}
 
 
-def changed_steps(processes: Processes, rows: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the labels and the loss of the two steps of examples/change_a_step.py."""
+def changed_steps(processes: Processes, rows: Tensor, logits: Tensor, labels: Tensor) -> list[Any]:
+    """Return the clustering and the loss of the two steps of examples/change_a_step.py."""
     names, part = runpy.run_path(str(REPOSITORY / "examples/change_a_step.py")), own(rows, processes)
     stride = slice(processes.rank, None, processes.world_size)
     (clustering,) = names["ward"](part, [5], None, seed=0, round=0, partition=Partition.of(processes, len(part)))
     drawn = torch.arange(len(labels))
     outputs = Outputs(torch.zeros(2, 2), logits[:, stride].flatten(0, 1), labels[stride], [5], drawn)
     loss = names["SmoothedLoss"]()(outputs, 1.0, processes)[0]
-    return clustering.labels, processes.all_reduce(loss) / processes.world_size
+    return [vars(clustering), processes.all_reduce(loss) / processes.world_size]
 
 
 def alternated(processes: Processes, head: Head, loss: Loss) -> list[Any]:

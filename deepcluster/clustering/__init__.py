@@ -1,7 +1,17 @@
 """Steps 3 and 4, mathematics on matrices: whitening, k-means, power iterations, agreement of two assignments."""
 
-from deepcluster.clustering.kmeans import KMeans, kmeans
+from deepcluster.clustering.kmeans import ClusteringStep, KMeans, as_clustering, kmeans
 from deepcluster.clustering.pic import pic, power_iteration
 from deepcluster.clustering.whitening import Reduction, Whitening, whiten
 
-__all__ = ["KMeans", "Reduction", "Whitening", "kmeans", "pic", "power_iteration", "whiten"]
+__all__ = [
+    "ClusteringStep",
+    "KMeans",
+    "Reduction",
+    "Whitening",
+    "as_clustering",
+    "kmeans",
+    "pic",
+    "power_iteration",
+    "whiten",
+]

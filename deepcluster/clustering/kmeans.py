@@ -271,6 +271,36 @@ def means(x: Tensor, labels: Tensor, k: int, partition: Partition | None = None)
     return (totals[:, :-1] / totals[:, -1:].clamp(min=1)).float()
 
 
+def as_clustering(
+    labels: Tensor | npt.NDArray[np.integer], rows: Tensor, *, partition: Partition | None = None
+) -> Clustering:
+    """Return the clustering, on the CPU, of given labels: its centroids are the means of the clusters. A collective.
+
+    Args:
+        labels: Clusters (N integers from 0) of the rows of all ranks.
+        rows: n x d, this rank's.
+        partition: Which rank has which rows. None: one process has all.
+
+    Raises:
+        ValueError: The number of labels is not N, or one is negative.
+    """
+    partition = partition or Partition.single(len(rows))
+    labels, rows = torch.as_tensor(labels).long().cpu(), matrix(rows)
+    if len(labels) != partition.total or (labels < 0).any():
+        raise ValueError(
+            f"{len(labels)} labels for {partition.total} rows, {int((labels < 0).sum())} of them negative: every row of"
+            " all ranks needs one of at least 0, noise too (Partition.all_gather collects them)"
+        )
+    own, k = labels[partition.local].to(rows.device), int(labels.max()) + 1
+    centroids = means(rows, own, k, partition)
+    inertia = sum(
+        float((part.float() - centroids[nearest]).double().square().sum())
+        for part, nearest in zip(rows.split(1 << 16), own.split(1 << 16), strict=True)
+    )
+    inertia = partition.processes.all_reduce(torch.tensor(inertia, dtype=torch.float64)).item()
+    return Clustering(labels, centroids.cpu(), torch.bincount(labels, minlength=k), inertia, iterations=0, reseeded=0)
+
+
 def _check_start(start: Tensor | None, rows: int, k: int, width: int) -> None:
     if start is None:
         return
@@ -381,7 +411,7 @@ STARTS = ("random", "previous")
 
 
 class ClusteringStep(Protocol):
-    """Step 4."""
+    """Step 4: a function, or an object that is called like one. :func:`as_clustering` makes its results of labels."""
 
     def __call__(
         self, rows: Tensor, clusters: Sequence[int], previous: Tensor | None, *, seed: int, round: int,
@@ -431,10 +461,5 @@ class KMeans:
             rows, k, start=start, iterations=self.iterations, seed=seed, empty=self.empty, spherical=self.spherical,
             partition=partition,
         )  # fmt: skip
-        local = on_cpu(clustering)
-        return replace(local, labels=partition.all_gather(local.labels.int()).long())
-
-
-def on_cpu(clustering: Clustering) -> Clustering:
-    tensors = {name: getattr(clustering, name).cpu() for name in ("labels", "centroids", "sizes")}
-    return replace(clustering, **tensors)
+        tensors = {name: getattr(clustering, name).cpu() for name in ("centroids", "sizes")}
+        return replace(clustering, labels=partition.all_gather(clustering.labels.cpu().int()).long(), **tensors)

@@ -1,6 +1,7 @@
 """Clustering (step 4) by the paper's second choice: power iterations on the neighbour graph, and its local maxima."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +10,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from deepcluster.clustering.blocks import matrix, nearest
-from deepcluster.clustering.kmeans import means, on_cpu
+from deepcluster.clustering.kmeans import as_clustering
 from deepcluster.errors import NonFiniteError
 from deepcluster.records import Clustering
 from deepcluster.runtime.partition import Partition
@@ -47,6 +48,10 @@ def pic(x: Tensor | npt.NDArray[np.floating]) -> Clustering:
         NonFiniteError: NaN or infinity in the rows.
     """
     x = matrix(x)
+    return replace(as_clustering(_labels(x), x), iterations=ITERATIONS)
+
+
+def _labels(x: Tensor) -> Tensor:
     rows = len(x)
     if not rows:
         raise ValueError("there are no rows to group")
@@ -55,14 +60,7 @@ def pic(x: Tensor | npt.NDArray[np.floating]) -> Clustering:
     neighbours, distances = _nearest(x, min(NEIGHBOURS, rows - 1))
     ties = _ties(neighbours, distances)
     tops = _leads_to(ties, _masses(ties))
-    labels = torch.from_numpy(_without_singletons(tops, neighbours)).to(x.device)
-    k = int(labels.max()) + 1
-    centroids = means(x, labels, k)
-    inertia = sum(
-        float((part.float() - centroids[own]).double().square().sum())
-        for part, own in zip(x.split(1 << 16), labels.split(1 << 16), strict=True)
-    )
-    return Clustering(labels, centroids, torch.bincount(labels, minlength=k), inertia, ITERATIONS, 0)
+    return torch.from_numpy(_without_singletons(tops, neighbours))
 
 
 def _nearest(x: Tensor, count: int) -> tuple[Indices, Numbers]:
@@ -126,11 +124,5 @@ def power_iteration(
 ) -> tuple[Clustering, ...]:
     """Step 4 by :func:`pic` on the main rank. It finds the number of clusters itself."""
     gathered = partition.gather(rows)
-
-    def made() -> dict[str, Tensor]:
-        clustering = on_cpu(pic(gathered))
-        tensors = {name: getattr(clustering, name) for name in ("labels", "centroids", "sizes")}
-        return {**tensors, "inertia": torch.tensor(clustering.inertia, dtype=torch.float64)}
-
-    tensors = partition.processes.broadcast_tensors(made)
-    return (Clustering(inertia=tensors.pop("inertia").item(), iterations=ITERATIONS, reseeded=0, **tensors),)
+    labels = partition.processes.broadcast_tensors(lambda: {"labels": _labels(gathered)})["labels"]
+    return (replace(as_clustering(labels, rows, partition=partition), iterations=ITERATIONS),)
