@@ -20,7 +20,7 @@ from deepcluster.clustering.outliers import Outliers, fit_outliers
 from deepcluster.clustering.whitening import Reduction, Whitening
 from deepcluster.images.arrays import as_images
 from deepcluster.learning.features import extract
-from deepcluster.learning.training import Learning, body_optimizer, momenta, train_on_pseudo_labels
+from deepcluster.learning.training import Learning, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import as_network
 from deepcluster.place import CLUSTERING, Place
 from deepcluster.records import Clustering, Round, State
@@ -59,7 +59,7 @@ def alternate(
     numbers, images = (clusters,) if isinstance(clusters, int) else tuple(clusters), as_images(images)
     network = as_network(network, place.size if place else images.shape[-1])
     place = place or Place.of(network, images, batch_size=learning.batch_size)
-    optimizer = body_optimizer(network, learning, state.momentum)
+    optimizer = body_optimizer(network, learning, state.optimizer)
     while state.round < rounds and state.settled < patience:
         index = state.round
 
@@ -88,7 +88,7 @@ def alternate(
 
         # Step 6, alternation.
         settled = state.settled + 1 if change.settled(tolerance) else 0
-        state = State(index + 1, labels, settled, state.features, momenta(optimizer))
+        state = State(index + 1, labels, settled, state.features, optimizer.state_dict())
         chance = mean(math.log(one.occupied) for one in clusterings)
         lr = learning.lr_at(float(index))
         yield Round(index, reduced, clusterings[0], loss, chance, change.nmi, change.changed, weight, lr, state)

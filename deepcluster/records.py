@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,14 +52,14 @@ class State:
         settled: For how many rounds they have not changed.
         features: Features for the next round (N x D; with several processes, this rank's): those that training saw, or
             those of a pass that somebody has already made. None: the round makes a pass.
-        momentum: The body optimizer's, a tensor per parameter.
+        optimizer: The ``state_dict`` of the body's optimizer; empty before the first round.
     """
 
     round: int = 0
     previous: Tensor | None = None
     settled: int = 0
     features: Tensor | None = None
-    momentum: tuple[Tensor, ...] = ()
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

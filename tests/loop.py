@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from torch import Tensor
-from torch.optim import SGD
+from torch.optim import Optimizer
 
 from deepcluster.algorithm import alternate
 from deepcluster.clustering.kmeans import KMeans
@@ -26,7 +26,9 @@ def loop(network: Network, images: Tensor, **options: Any) -> Iterator[Round]:
     return alternate(network, images, **{**values, **options}, place=place)
 
 
-def learn(network: Network, images: Tensor, labels: Tensor, optimizer: SGD | None = None, **options: Any) -> float:
+def learn(
+    network: Network, images: Tensor, labels: Tensor, optimizer: Optimizer | None = None, **options: Any
+) -> float:
     """``train_on_pseudo_labels`` with the fields of Learning among its options."""
     place, learning = _place(network, images, options), _taken(Learning, options)
     labels = labels.reshape(len(labels), -1)

@@ -66,7 +66,8 @@ def test_one_step_by_hand():
         value.detach().clone() for value in (net.head.weight, net.head.bias, linear.weight, linear.bias)
     )
     optimizer = body_optimizer(net, Learning(weight_decay=0.1))
-    loss = learn(net, images, labels, optimizer, size=24, lr=0.5, epochs=1, batch_size=1, views=[STILL])
+    settings = {"size": 24, "lr": 0.5, "epochs": 1, "batch_size": 1, "views": [STILL], "weight_decay": 0.1}
+    loss = learn(net, images, labels, optimizer, **settings)
     x = (images.float() / 255).mean((2, 3))
     features = x @ weight.T + bias
     logits = features @ head.T + head_bias

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ CENTROIDS = {
     "clusters": (4, 8), "dims": None, "head": CentroidHead(0.1), "spherical": True, "reuse_features": True, "epochs": 1,
     "loss": WithInstances(0.2), "views": [Augmentation(crop=(0.5, 1))] * 2,
 }  # fmt: skip
+OWN = {**LINEAR, "optimizer": partial(torch.optim.AdamW, weight_decay=0.1)}
 GOING_ON = {"clusters": (5, 3), "dims": 8, "epochs": 1, "start": "previous"}
 REST = {"rounds": 3, "batch_size": 10, "lr": lambda time: 0.05 * (1 - time / 3), "seed": 4}
 
@@ -35,7 +37,9 @@ def run(options, images, state=None, parameters=None):
     return {name: value for name, value in network.state_dict().items() if not name.startswith("head.")}, rounds, saved
 
 
-@pytest.mark.parametrize("options", [LINEAR, CENTROIDS, GOING_ON], ids=["linear", "centroids", "previous"])
+@pytest.mark.parametrize(
+    "options", [LINEAR, CENTROIDS, GOING_ON, OWN], ids=["linear", "centroids", "previous", "AdamW"]
+)
 def test_from_every_round_to_the_same_end(options):
     images, _ = drawings(8, 16)
     wanted, labels, saved = run(options, images)
@@ -47,11 +51,11 @@ def test_from_every_round_to_the_same_end(options):
         assert all(torch.equal(wanted[name], got[name]) for name in wanted)
         assert all(map(torch.equal, labels[state.round :], got_labels))
         if got_saved:
-            assert all(map(torch.equal, end.momentum, got_saved[-1][0].momentum))
+            torch.testing.assert_close(got_saved[-1][0].optimizer, end.optimizer, rtol=0, atol=0)
             assert (got_saved[-1][0].round, got_saved[-1][0].settled) == (end.round, end.settled)
 
 
-@pytest.mark.parametrize("lost", ["momentum", "features", "previous", "round"])
+@pytest.mark.parametrize("lost", ["optimizer", "features", "previous", "round"])
 def test_a_state_without_one_of_its_parts_ends_elsewhere(lost):
     """The negative control: each part is needed, and the test above would see it missing."""
     images, _ = drawings(8, 16)

@@ -1,15 +1,18 @@
 """Learning (step 5): train the body and the classifier on top of it to predict the cluster numbers."""
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 
 from deepcluster.errors import UsageError
 from deepcluster.images.views import Augmentation, random_views, uniform_over_clusters
@@ -26,6 +29,7 @@ PART, FEWEST = 1 << 18, 8
 
 Sampler = Callable[[Tensor, int, torch.Generator], Tensor]
 LearningRate = float | Callable[[float], float]  # a function of the time in rounds
+OptimizerOf = Callable[[list[nn.Parameter]], Optimizer]
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Learning:
         lr: Learning rate: a number, or a function of the time in rounds.
         momentum: Momentum of the body; a linear head has none, as published.
         weight_decay: Weight decay of body and head.
+        optimizer: Makes the optimizer of the body's parameters, for instance ``torch.optim.AdamW``. Its learning rate
+            is ``lr``; ``momentum`` and ``weight_decay`` of the body are its own. None: SGD, as published.
         views: The augmentations that make the views of an image in an optimizer step.
         sample: Draws the images of an epoch by their labels.
         head: Puts the classifier of a round on top.
@@ -51,6 +57,7 @@ class Learning:
     lr: LearningRate = 0.05
     momentum: float = 0.9
     weight_decay: float = 1e-5
+    optimizer: OptimizerOf | None = None
     views: Sequence[Augmentation] = (Augmentation(),)
     sample: Sampler = uniform_over_clusters
     head: Head = new_linear_head
@@ -63,34 +70,23 @@ class Learning:
         return self.lr(time) if callable(self.lr) else self.lr
 
 
-def body_optimizer(network: Network, learning: Learning, momentum: Sequence[Tensor] = ()) -> SGD:
-    """Return the SGD of everything below the head, which lasts for all rounds.
+def body_optimizer(network: Network, learning: Learning, state: Mapping[str, Any] | None = None) -> Optimizer:
+    """Return the optimizer of everything below the head, which lasts for all rounds.
 
-    Args:
-        network: The network.
-        learning: Has momentum and weight decay.
-        momentum: The :func:`momenta` to go on with. Empty: none.
+    ``state``: The ``state_dict`` to go on with, which is copied. None or empty: none.
     """
-    parameters = list(network.body_parameters())
-    optimizer = SGD(parameters, lr=0.0, momentum=learning.momentum, weight_decay=learning.weight_decay)
-    for parameter, buffer in zip(parameters, momentum, strict=True) if momentum else ():
-        if buffer.numel():
-            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+    published = partial(SGD, lr=0.0, momentum=learning.momentum, weight_decay=learning.weight_decay)
+    optimizer = (learning.optimizer or published)([*network.body_parameters()])
+    if state:
+        optimizer.load_state_dict(copy.deepcopy({**state}))
     return optimizer
-
-
-def momenta(optimizer: SGD) -> tuple[Tensor, ...]:
-    """Return the momentum of the parameters; an empty tensor for one without."""
-    states = [optimizer.state[parameter] for parameter in optimizer.param_groups[0]["params"]]
-    buffers = [state.get("momentum_buffer") for state in states]
-    return tuple(torch.empty(0) if buffer is None else buffer for buffer in buffers)
 
 
 def train_on_pseudo_labels(
     network: Network,
     images: Tensor,
     labels: Tensor,
-    optimizer: SGD,
+    optimizer: Optimizer,
     learning: Learning,
     place: Place | None = None,
     *,
@@ -129,7 +125,7 @@ def train_on_pseudo_labels(
     epochs, views, device, partition = learning.epochs, learning.views, place.device, place.partition
     optimizers = [optimizer]
     if head_parameters := list(network.head.parameters()):
-        optimizers.append(SGD(head_parameters, lr=0.0, weight_decay=optimizer.param_groups[0]["weight_decay"]))
+        optimizers.append(SGD(head_parameters, lr=0.0, weight_decay=learning.weight_decay))
     network.train()
     processes, count = partition.processes, partition.total
     model = processes.data_parallel(_Pass(network))
@@ -244,7 +240,7 @@ def _remember(memory: Tensor, embeddings: Tensor, rows: Tensor) -> None:
     memory[moved(rows[positions], memory.device)] = embeddings[moved(positions, embeddings.device)].to(memory)
 
 
-def _set_learning_rates(optimizers: Sequence[SGD], learning: Learning, time: float) -> None:
+def _set_learning_rates(optimizers: Sequence[Optimizer], learning: Learning, time: float) -> None:
     """Set the learning rate of the body and, if it learns, of the head."""
     lr = learning.lr_at(time)
     for optimizer in optimizers:

@@ -108,6 +108,7 @@ def learning_of(recipe: Recipe, lr: LearningRate) -> Learning:
         sample=SAMPLERS[recipe.sampling],
         head=CentroidHead(recipe.temperature) if recipe.temperature else new_linear_head,
         loss=loss_of(recipe),
+        optimizer=None,
         reuse_features=recipe.features == "memory",
     )
 

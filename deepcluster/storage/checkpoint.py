@@ -27,10 +27,11 @@ from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage.files import write_tensors, write_whole
 from deepcluster.storage.state import is_known
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 KEPT = 2
 IMAGES = "images.csv"  # the images that the run began with (runs/rows.py)
 FEATURES = "features"  # the only tensor with rows by rank
+TENSOR = "tensor of this checkpoint"
 Tensors = Mapping[str, Tensor]
 
 
@@ -39,13 +40,13 @@ class Checkpoint:
     """A whole checkpoint, as the main rank has read it.
 
     Attributes:
-        values: The numbers of the state.
+        values: The numbers of the state; "optimizer" names its tensors by {TENSOR: name}.
         tensors: The tensors that are the same on every rank, of the state and of the network.
         features: The files with the rows of the features, in the order of the rows; empty if the state has none.
         about: What the run said about it.
     """
 
-    values: dict[str, int]
+    values: dict[str, Any]
     tensors: dict[str, Tensor]
     features: tuple[Path, ...]
     about: dict[str, Any]
@@ -72,8 +73,13 @@ class Checkpoints:
         """
         name, processes = f"{state.round:06d}", self.processes
         tensors = {} if state.features is None else {FEATURES: state.features}
+
+        def named(value: Tensor) -> dict[str, str]:
+            tensors[key := f"optimizer.{len(tensors)}"] = value
+            return {TENSOR: key}
+
+        optimizer = json.loads(json.dumps(state.optimizer, default=named)) if processes.is_main else {}
         if processes.is_main:
-            tensors |= {f"momentum.{i}": value for i, value in enumerate(state.momentum)}
             tensors |= {} if state.previous is None else {"previous": state.previous}
             tensors |= {f"network.{key}": value for key, value in network.items() if not key.startswith("head.")}
         for key, value in tensors.items():
@@ -88,7 +94,7 @@ class Checkpoints:
             files = dict(filter(None, written))
             content: dict[str, Any] = {
                 "schema_version": SCHEMA_VERSION,
-                "state": {"round": state.round, "settled": state.settled},
+                "state": {"round": state.round, "settled": state.settled, "optimizer": optimizer},
                 "about": dict(about),
                 "files": files,
             }
@@ -188,6 +194,11 @@ def restored(checkpoint: Checkpoint | None, partition: Partition) -> tuple[State
 
     A collective.
     """
+
+    def table(entries: dict[str, Any]) -> Any:
+        integers = {int(key) if key.isdecimal() else key: value for key, value in entries.items()}
+        return tensors[entries[TENSOR]] if TENSOR in entries else integers
+
     processes = partition.processes
     numbers: Any = checkpoint and [checkpoint.values, [*map(str, checkpoint.features)]]
     values, files = processes.broadcast_json(lambda: numbers)
@@ -198,7 +209,7 @@ def restored(checkpoint: Checkpoint | None, partition: Partition) -> tuple[State
         previous=tensors.get("previous"),
         settled=values["settled"],
         features=_read_rows([*map(Path, files)], partition.local) if files else None,
-        momentum=tuple(tensors[f"momentum.{i}"] for i in range(sum(key.startswith("momentum.") for key in tensors))),
+        optimizer=json.loads(json.dumps(values["optimizer"]), object_hook=table),
     )
     return state, network
 
