@@ -21,11 +21,13 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from deepcluster.clustering.blocks import nearest
-from deepcluster.clustering.kmeans import means
+from deepcluster.clustering.kmeans import ClusteringStep, means
 from deepcluster.errors import DataError, DiskError, UsageError, warn
 from deepcluster.images import Images, Source, find
 from deepcluster.images.arrays import PixelScale, pixel_scale
 from deepcluster.images.decode import one_line
+from deepcluster.learning.heads import Loss
+from deepcluster.learning.training import OptimizerOf
 from deepcluster.model import Model
 from deepcluster.nets.names import MODULE
 from deepcluster.recipe import AUTO, Recipe, declared
@@ -34,6 +36,7 @@ from deepcluster.report.pictures import THUMBNAIL
 from deepcluster.report.text import count
 from deepcluster.runs import fit as runs
 from deepcluster.runs import page, predict, recut
+from deepcluster.runs.build import Steps
 from deepcluster.runs.page import pictures
 from deepcluster.runs.plan import Request
 from deepcluster.runs.predict import Prediction, placement_columns
@@ -84,6 +87,8 @@ class DeepCluster(_Base):
             (``deepcluster recipes --options``); None leaves them to it. ``backbone`` may be any module from images
             in [0, 1], normalised as ImageNet's, to features, N x D, or maps: a copy is fitted, from the weights that it
             has (weights="none": these are random, so it is trained from nothing).
+        clustering, loss, optimizer: Steps of your own (docs/change-a-step.md): a ``ClusteringStep``, a ``Loss``, and a
+            function from parameters to an optimizer; None leaves them to the recipe, as a name of a clustering does.
         options: A dict of any other options of the recipe.
         device: auto, cpu, cuda or mps; a device of torch, or the number of a GPU.
         random_state: The seed: an int, a RandomState to draw it from, or None for a new one in every fit.
@@ -118,6 +123,9 @@ class DeepCluster(_Base):
         image_size: int | None = None,
         batch_size: int | None = None,
         lr: float | None = None,
+        clustering: str | ClusteringStep | None = None,
+        loss: Loss | None = None,
+        optimizer: OptimizerOf | None = None,
         options: Mapping[str, Any] | None = None,
         device: str | int | torch.device = "auto",
         random_state: Any = 0,
@@ -134,6 +142,9 @@ class DeepCluster(_Base):
         self.image_size = image_size
         self.batch_size = batch_size
         self.lr = lr
+        self.clustering = clustering
+        self.loss = loss
+        self.optimizer = optimizer
         self.options = options
         self.device = device
         self.random_state = random_state
@@ -142,13 +153,17 @@ class DeepCluster(_Base):
 
     # ---- fit and use ------------------------------------------------------------------------------------------------
 
-    def fit(self, X: Any, y: Any = None, *, run: str | Path | None = None, display: Display | None = None) -> Self:
+    def fit(
+        self, X: Any, y: Any = None, *, run: str | Path | None = None, resume: bool = False,
+        display: Display | None = None,
+    ) -> Self:  # fmt: skip
         """Train and cluster.
 
         Args:
             X: The images; unusable ones are left out with a DeepClusterWarning.
             y: Ignored.
             run: The run folder to make; None: a temporary one, deleted with the estimator.
+            resume: Go on with ``run`` from its last checkpoint, with the same images, parameters and steps.
             display: Shows every round (docs/python.md), besides the display of ``verbose``.
 
         Raises:
@@ -162,7 +177,7 @@ class DeepCluster(_Base):
         seed = _seed(self.random_state)
         recipe, options = self._recipe()
         temporary = None if run is not None else Path(tempfile.mkdtemp(prefix="deepcluster-"))
-        out = temporary / "run" if temporary else _new(Path(str(run)))
+        out = temporary / "run" if temporary else _new(Path(str(run)), resume=resume)
         request = Request(
             out=out,
             n_clusters=n_clusters,
@@ -170,8 +185,10 @@ class DeepCluster(_Base):
             options=options,
             device=device_name(self.device),
             seed=seed,
+            resume=resume,
             verbose=self.verbose > 1,
             module=self._module,
+            steps=Steps(self.clustering if callable(self.clustering) else None, self.loss, self.optimizer),
             report=run is not None,  # a parameter search fits many estimators and reads no report
         )
         try:
@@ -365,7 +382,8 @@ class DeepCluster(_Base):
     def _recipe(self) -> tuple[str, dict[str, Any]]:
         """Return the recipe's name, and the options given as parameters, in ``options`` or in a dict as recipe."""
         parameters = self.get_params(deep=False)
-        options = {name: parameters[name] for name in declared(Recipe) if parameters.get(name) is not None}
+        given = {name: parameters.get(name) for name in declared(Recipe)}
+        options = {name: value for name, value in given.items() if value is not None and not callable(value)}
         options |= self.options or {}
         if self._module is not None:
             options["backbone"] = MODULE
@@ -501,13 +519,14 @@ def _column_of_paths(X: Any) -> Any:
     return next((name for name in names if len(X) and isinstance(next(iter(X[name])), str | Path)), None)
 
 
-def _new(run: Path) -> Path:
+def _new(run: Path, *, resume: bool) -> Path:
     """Return ``run`` if a fit may write there."""
     try:
-        files.check_free(run)
+        files.check_free(run, resume=resume)
     except DiskError:
         raise DiskError(
-            f"{run} exists already: pass the name of a new folder as run; DeepCluster.load({str(run)!r}) opens this one"
+            f"{run} exists already: pass the name of a new folder as run, or resume=True to go on with a run that was"
+            f" stopped; DeepCluster.load({str(run)!r}) opens this one"
         ) from None
     return run
 

@@ -23,6 +23,7 @@ from deepcluster.learning.heads import CentroidHead, new_linear_head
 from deepcluster.nets.network import Network
 from deepcluster.place import Place
 from deepcluster.runs import fit as run
+from deepcluster.runs.build import Steps
 from deepcluster.runs.predict import Prediction, predict
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage import model_files as models
@@ -30,6 +31,7 @@ from tests.helpers.runs import record
 from tests.helpers.shared import OPTIONS, files_of, pixels
 from tests.loop import loop
 from tests.ranks import Ranks
+from tests.test_own_steps import STEPS
 from tests.tiny import tiny_run
 
 SIZE = 6
@@ -109,11 +111,15 @@ def once(ranks: dict[int, Ranks], data: st.DataObject) -> None:
     assert sum(len(result["reduced"]) for result in results) == len(first["final"]) == len(usable)
 
 
+OWN = " with own steps"
+
+
 def fitted(processes: Processes, out: Path, recipe: str, steps: int | None, resume: bool) -> str:
     """A run that stops after so many optimizer steps (None: it does not); returns what came of it."""
     request = run.Request(
-        out=out, n_clusters=4, recipe=recipe, options=OPTIONS | ({"sobel": False} if recipe == "v1" else {}),
-        resume=resume,
+        out=out, n_clusters=4, recipe=recipe.removesuffix(OWN),
+        options=OPTIONS | ({"sobel": False} if recipe == "v1" else {}),
+        resume=resume, steps=Steps(**STEPS) if recipe.endswith(OWN) else Steps(),
     )  # fmt: skip
     made = 0
 
@@ -136,7 +142,11 @@ def fitted(processes: Processes, out: Path, recipe: str, steps: int | None, resu
 
 @pytest.mark.parametrize(
     ("count", "recipe"),
-    [pytest.param(2, "auto", marks=pytest.mark.slow), (2, "classic"), pytest.param(3, "v1", marks=pytest.mark.slow)],
+    [
+        pytest.param(2, "auto", marks=pytest.mark.slow),
+        (2, f"classic{OWN}"),
+        pytest.param(3, "v1", marks=pytest.mark.slow),
+    ],
 )
 def test_resumed_by_as_many_processes_it_is_bit_identical(ranks, tmp_path, count, recipe):
     """Stopped in its first round, and in its second: six steps each."""

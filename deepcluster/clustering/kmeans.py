@@ -293,11 +293,9 @@ def as_clustering(
         )
     own, k = labels[partition.local].to(rows.device), int(labels.max()) + 1
     centroids = means(rows, own, k, partition)
-    inertia = sum(
-        float((part.float() - centroids[nearest]).double().square().sum())
-        for part, nearest in zip(rows.split(1 << 16), own.split(1 << 16), strict=True)
-    )
-    inertia = partition.processes.all_reduce(torch.tensor(inertia, dtype=torch.float64)).item()
+    parts = zip(rows.split(1 << 16), own.split(1 << 16), strict=True)
+    squares = [(part.float() - centroids[nearest]).double().square().sum() for part, nearest in parts]
+    inertia = partition.processes.all_reduce(torch.stack(squares).sum()).item()
     return Clustering(labels, centroids.cpu(), torch.bincount(labels, minlength=k), inertia, iterations=0, reseeded=0)
 
 

@@ -1,13 +1,15 @@
 """Step 5, from features to pseudo-labels and back: what the network learns, and from what."""
 
 from deepcluster.learning.features import extract
-from deepcluster.learning.heads import CentroidHead, CrossEntropy, WithInstances, new_linear_head
+from deepcluster.learning.heads import CentroidHead, CrossEntropy, Loss, Outputs, WithInstances, new_linear_head
 from deepcluster.learning.training import Learning, train_on_pseudo_labels
 
 __all__ = [
     "CentroidHead",
     "CrossEntropy",
     "Learning",
+    "Loss",
+    "Outputs",
     "WithInstances",
     "extract",
     "new_linear_head",

@@ -8,7 +8,7 @@ the finest clustering there is: telling images apart. No label is looked at.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ class Outputs:
     drawn: Tensor
 
 
+@runtime_checkable
 class Loss(Protocol):
     """The loss that step 5 minimises. It has no state: checkpoints do not save it and optimizers do not train it.
 

@@ -1,21 +1,22 @@
 """From a recipe to the objects of the alternation."""
 
 import math
+import re
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from deepcluster.algorithm import BEGINNING, alternate
-from deepcluster.clustering.kmeans import KMeans
+from deepcluster.clustering.kmeans import ClusteringStep, KMeans
 from deepcluster.clustering.pic import power_iteration
 from deepcluster.clustering.whitening import Reduction
 from deepcluster.errors import UsageError
 from deepcluster.images.views import Augmentation, each_once, official_draws, uniform_over_clusters
 from deepcluster.learning.heads import CentroidHead, CrossEntropy, Loss, WithInstances, new_linear_head
-from deepcluster.learning.training import Learning, LearningRate
+from deepcluster.learning.training import Learning, LearningRate, OptimizerOf
 from deepcluster.nets.names import MODULE
 from deepcluster.nets.network import Network, build, copy_of_module
 from deepcluster.nets.timm import channels_last
@@ -26,7 +27,43 @@ from deepcluster.runtime.devices import choose_precision
 from deepcluster.runtime.partition import Partition
 
 SAMPLERS = {"uniform": uniform_over_clusters, "official": official_draws, "none": each_once}
+OWN = "own "  # before the name of a step of the user's
 Settings = TypeVar("Settings", Reduction, KMeans, Augmentation, Learning)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The user's own steps; None: as the recipe says.
+
+    Attributes:
+        clustering: Step 4.
+        loss, optimizer: Of step 5, as in :class:`Learning`.
+    """
+
+    clustering: ClusteringStep | None = None
+    loss: Loss | None = None
+    optimizer: OptimizerOf | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.loss is None or isinstance(self.loss, Loss)):
+            raise UsageError(f"loss={self.loss!r} has no sums_images or cluster_weight: see docs/change-a-step.md")
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Return what a run records of the steps."""
+        steps = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {OWN + name: _step_name(step) for name, step in steps.items() if step is not None}
+
+
+def _step_name(step: Any) -> str:
+    """Return the qualified name of a function or class; of an object also its ``repr``, without addresses."""
+    kind = step if hasattr(step, "__qualname__") else type(step)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    values = " ".join(re.sub(" at 0x[0-9a-fA-F]+", "", repr(step)).split())
+    return name if kind is step or values == f"<{name} object>" else f"{name}: {values}"
+
+
+NO_STEPS = Steps()
 
 
 def rounds_of(
@@ -36,12 +73,14 @@ def rounds_of(
     lr: LearningRate,
     seed: int,
     *,
+    steps: Steps = NO_STEPS,
     state: State = BEGINNING,
     place: Place | None = None,
 ) -> Iterator[Round]:
-    """Alternate with the options of a recipe."""
+    """Alternate with the options of a recipe, and with the user's own steps."""
     place = place or place_of(network, recipe, Partition.single(len(images)))
     reduction = reduction_of(recipe, network.embedding_dim)
+    named = power_iteration if recipe.clustering == "pic" else kmeans_of(recipe)
     return alternate(
         network,
         images,
@@ -49,8 +88,8 @@ def rounds_of(
         rounds=recipe.rounds,
         seed=seed,
         reduction=reduction if recipe.reduce else replace(reduction, dims=None),
-        clustering=power_iteration if recipe.clustering == "pic" else kmeans_of(recipe),
-        learning=learning_of(recipe, lr),
+        clustering=named if steps.clustering is None else steps.clustering,
+        learning=learning_of(recipe, lr, steps),
         tolerance=recipe.tolerance,
         patience=recipe.patience,
         state=state,
@@ -97,7 +136,7 @@ def kmeans_of_result(recipe: Recipe) -> KMeans:
     return replace(kmeans, empty="split") if kmeans.empty == "faiss" else kmeans  # that one is for the record of rounds
 
 
-def learning_of(recipe: Recipe, lr: LearningRate) -> Learning:
+def learning_of(recipe: Recipe, lr: LearningRate, steps: Steps) -> Learning:
     large = by_name(Augmentation, recipe, crop=(recipe.crop_min, recipe.crop_max), size=recipe.view_size)
     small = replace(large, crop=(recipe.small_crop_min, recipe.small_crop_max), size=recipe.small_size)
     return by_name(
@@ -107,8 +146,8 @@ def learning_of(recipe: Recipe, lr: LearningRate) -> Learning:
         views=(large,) * recipe.views + (small,) * recipe.small_views,
         sample=SAMPLERS[recipe.sampling],
         head=CentroidHead(recipe.temperature) if recipe.temperature else new_linear_head,
-        loss=loss_of(recipe),
-        optimizer=None,
+        loss=loss_of(recipe) if steps.loss is None else steps.loss,
+        optimizer=steps.optimizer,
         reuse_features=recipe.features == "memory",
     )
 

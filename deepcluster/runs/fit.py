@@ -116,8 +116,9 @@ def _run(job: Job, begun: Begun, folder: LockedFolder | None, network: Network, 
         # All that was there stays whole until the images are read, and are those that the checkpoint is of.
         with folder.next_state(anew=request.overwrite) if folder else nullcontext() as staged:
             read, record = _read(job, begun, staged, network, record)
+            others = {"n_clusters": request.n_clusters, "seed": request.seed, **request.steps.names}
             about: dict[str, Any] = {  # what a checkpoint says of its run
-                "options": {**asdict(read.recipe), "n_clusters": request.n_clusters, "seed": request.seed},
+                "options": {**asdict(read.recipe), **others},
                 "environment": record.environment,
                 "run": record.run,
             }
@@ -158,6 +159,7 @@ def first_record(job: Job, before: RunRecord | None, needed: float) -> RunRecord
         seed=job.request.seed,
         n_clusters=job.request.n_clusters,
         cut_k=job.request.n_clusters,
+        steps=job.request.steps.names or None,
         device=str(job.device),
         environment=environment(job.device, job.processes.world_size, deterministic=job.request.deterministic),
         memory_estimate_mb=round(needed / 1e6) or None,

@@ -20,6 +20,7 @@ from deepcluster.nets.hub import fetch, local_file
 from deepcluster.nets.names import PUBLISHED
 from deepcluster.presets import Facts, Plan, check_groups, options_of, resolve
 from deepcluster.recipe import AUTO, Recipe, read_toml
+from deepcluster.runs.build import NO_STEPS, OWN, Steps
 from deepcluster.runs.rows import DIGEST_COLUMNS, IMAGES_READ
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
@@ -54,6 +55,7 @@ class Request:
     report: bool = True  # False: no preliminary results; map and report are made when they are asked for
     command: str = ""
     module: nn.Module | None = None  # the network, if the backbone is one of the user's
+    steps: Steps = NO_STEPS
 
 
 class Clock:
@@ -164,7 +166,9 @@ def _resumed(out: Path, source: Source, request: Request) -> Begun:
         asked = asdict(resolve(request.recipe, request.options or {}, facts).recipe)
         names = options if base == AUTO else asked
         named |= {name: asked[name] for name in names if name in recipe and asked[name] != "auto"}
-    check_options({"n_clusters": record.n_clusters, "seed": record.seed, **recipe}, named)
+    steps = record.steps or {}
+    then = {"n_clusters": record.n_clusters, "seed": record.seed, **recipe, **steps}
+    check_options(then, {**named, **dict.fromkeys(steps), **request.steps.names})
     updated = [row["path"] for row in folder.read_added()]
     check_paths(folder, source, updated)
     state = "finished" if record.status == "done" else "resumed"
@@ -202,10 +206,10 @@ def check_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise UsageError if an option has another value than the run began with."""
     for name, value in now.items():
         if then.get(name) != value:
-            raise UsageError(
-                f"--resume: {name} was {then.get(name)!r} and is {value!r} now: give the options that the run began"
-                " with, or --overwrite"
-            )
+            how = "give the options that the run began with, or --overwrite"
+            if name.startswith(OWN):
+                how = "resume from Python with the same steps: DeepCluster(...).fit(X, run=..., resume=True)"
+            raise UsageError(f"--resume: {name} was {then.get(name)!r} and is {value!r} now: {how}")
 
 
 def check_paths(folder: RunFolder, source: Source, updated: Sequence[str]) -> None:

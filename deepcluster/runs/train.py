@@ -108,6 +108,7 @@ def train(
         recipe,
         lambda time: learning_rate(recipe, time, planned),
         job.request.seed,
+        steps=job.request.steps,
         state=state,
         place=place_of(network, recipe, store.partition, watch),
     )
