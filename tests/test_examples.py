@@ -61,8 +61,10 @@ def few_digits(monkeypatch: pytest.MonkeyPatch) -> int:
 @pytest.mark.parametrize(
     "name", ["change_a_step.py", "from_scratch.py", "own_loop.py", pytest.param("own_network.py", marks=slow)]
 )
-def test_an_example_of_rounds_tells_digits_apart(output_of, few_digits, name):
-    lines = output_of(name, "1")
+def test_an_example_of_rounds_tells_digits_apart(output_of, few_digits, name, tmp_path):
+    run = [str(tmp_path / "run")] if name == "change_a_step.py" else []
+    lines = output_of(name, "1", *run)
+    assert all(Path(folder, "report.html").exists() for folder in run)
     assert lines[0].startswith("round 0: loss ")
     assert float(re.findall(r"(?:nmi|NMI.*?) ([.\d]+)", "\n".join(lines))[-1]) > 0.3
     assert name != "own_network.py" or lines[-1] == "loaded: True"
