@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from deepcluster.clustering.blocks import nearest
 from deepcluster.clustering.kmeans import ClusteringStep, means
-from deepcluster.errors import DataError, DiskError, UsageError, warn
+from deepcluster.errors import DataError, UsageError, warn
 from deepcluster.images import Images, Source, find
 from deepcluster.images.arrays import PixelScale, pixel_scale
 from deepcluster.images.decode import one_line
@@ -177,7 +177,7 @@ class DeepCluster(_Base):
         seed = _seed(self.random_state)
         recipe, options = self._recipe()
         temporary = None if run is not None else Path(tempfile.mkdtemp(prefix="deepcluster-"))
-        out = temporary / "run" if temporary else _new(Path(str(run)), resume=resume)
+        out = temporary / "run" if temporary else Path(str(run))
         request = Request(
             out=out,
             n_clusters=n_clusters,
@@ -517,18 +517,6 @@ def _column_of_paths(X: Any) -> Any:
     columns = getattr(X, "columns", ())
     names = [name for name in columns if isinstance(name, str) and name.lower() in PATH_COLUMNS]
     return next((name for name in names if len(X) and isinstance(next(iter(X[name])), str | Path)), None)
-
-
-def _new(run: Path, *, resume: bool) -> Path:
-    """Return ``run`` if a fit may write there."""
-    try:
-        files.check_free(run, resume=resume)
-    except DiskError:
-        raise DiskError(
-            f"{run} exists already: pass the name of a new folder as run, or resume=True to go on with a run that was"
-            f" stopped; DeepCluster.load({str(run)!r}) opens this one"
-        ) from None
-    return run
 
 
 def device_name(device: str | int | torch.device) -> str:

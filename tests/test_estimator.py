@@ -463,7 +463,7 @@ def test_a_damaged_table_is_named(damaged, fitted, tmp_path):
 def test_a_run_folder_of_ones_own_has_a_report(untrained, tmp_path):
     ours = DeepCluster(**UNTRAINED).fit(pixels(), run=tmp_path / "run")
     assert same(ours, untrained) and ours.run_ == tmp_path / "run"
-    with pytest.raises(DiskError, match="exists already: pass the name of a new folder as run"):
+    with pytest.raises(DiskError, match=r"exists already: .*in Python another run=, or resume=True"):
         clone(ours).fit(pixels(), run=tmp_path / "run")
     del ours
     gc.collect()

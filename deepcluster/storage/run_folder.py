@@ -327,7 +327,8 @@ def check_free(path: Path, *, overwrite: bool = False, resume: bool = False) -> 
         raise DiskError(f"{path} is not a run folder, so it is left alone (it has no {RUN} of a run): give another -o")
     if not (overwrite or resume):
         raise DiskError(
-            f"{path} exists already: give another -o, --overwrite to replace that run, or --resume to go on with it"
+            f"{path} exists already: give another -o, --overwrite to replace that run, or --resume to go on with it (in"
+            " Python another run=, or resume=True)"
         )
     open_run(path)
 
