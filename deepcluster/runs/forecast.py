@@ -148,7 +148,7 @@ def announce(job: Job, begun: Begun, network: Network) -> float:
     needed = memory(network, plan.recipe, count, ranks, gpu=job.device.type == "cuda")
     job.display.say("Network", plan.network)
     for step, name in job.request.steps.names.items():
-        job.display.say(step, name)
+        job.display.say("Step", f"{step}: {name}")
     job.display.say("Plan", plan.in_short(job.request.n_clusters))
     job.display.say("Memory", f"{needed / 1e9:.1f} GB on {job.device}")
     if begun.state == "new" and (limit is not None or not getattr(job.display, "quiet", False)):
