@@ -17,9 +17,9 @@ PRELIMINARY, FINAL = "preliminary", "final"
 class Clustering:
     """The result of k-means, of ``pic`` or of a step of your own, on N rows of d numbers.
 
-    ``labels`` (int64, N) are after k-means the nearest of ``centroids`` (float32, K x d): they belong to these, not to
-    the ones before the last update. ``sizes`` (int64, K) count the labels. ``inertia`` is the sum over rows of the squared
-    distance to their centroid. ``reseeded`` counts the empty clusters that were given a new centroid on the way.
+    After k-means ``labels`` (int64, N) are the nearest of ``centroids`` (float32, K x d): they belong to these, not to
+    the ones before the last update. ``sizes`` (int64, K) count the labels. ``inertia`` is the sum over rows of the
+    squared distance to their centroid. ``reseeded`` counts the empty clusters that got a new centroid on the way.
     """
 
     labels: Tensor
