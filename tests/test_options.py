@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch.optim import SGD
 
 from deepcluster import DeepCluster, flags
 from deepcluster.cli import run_command
+from deepcluster.clustering import KMeans
 from deepcluster.errors import UsageError
 from deepcluster.evaluation import PROTOCOL_OPTIONS
+from deepcluster.learning import CrossEntropy
 from deepcluster.recipe import Option, Recipe, declared, read_options
 from deepcluster.runs.evaluate import PROTOCOLS
 from tests.pages import ROOT
@@ -94,7 +97,9 @@ def test_every_other_flag_and_parameter_reaches_the_engine(asked, tmp_path):
     assert FLAGS.keys() | {"resume", "log", "dry_run", "features"} == vars(flags.FIT).keys()
 
     others = {"n_clusters", "recipe", "options", "device", "random_state", "image_shape", "verbose"}
-    assert {*DeepCluster().get_params()} - {*declared(Recipe)} == others
+    steps = {"clustering": KMeans(), "loss": CrossEntropy(), "optimizer": SGD}
+    assert {*DeepCluster().get_params()} - {*declared(Recipe)} == others | {"loss", "optimizer"}
+    assert vars(asked(**steps).steps) == steps and asked(**steps).options == {}
     request = asked(n_clusters=7, recipe="v2", device="cpu", random_state=5, weights=tmp_path, verbose=2)
     for name in ("n_clusters", "recipe", "device", "seed", "verbose"):
         assert getattr(request, name) == FLAGS[name]
