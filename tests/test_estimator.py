@@ -321,7 +321,7 @@ def test_a_model_with_a_name(fitted, tmp_path):
 
 def test_parameters_are_few_and_unchecked_until_fit():
     parameters = inspect.signature(DeepCluster.__init__).parameters
-    assert len(parameters) - 1 <= 15
+    assert len(parameters) - 1 <= 18  # three of them are steps of the user
     assert all(each.kind is each.KEYWORD_ONLY for name, each in parameters.items() if name != "self")
     absurd = DeepCluster(n_clusters="many", backbone=3, options=4, image_shape="no")
     assert absurd.n_clusters == "many" and clone(absurd).options == 4
