@@ -267,5 +267,5 @@ def test_a_run_tells_nothing_but_pixels(listed: bool, tmp_path: Path, monkeypatc
     told = {name for name, data in files.items() if HOME.encode() in data}
     # A list of absolute paths is what the tables are about; the folder of images is not.
     tables = {"clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "checkpoints/images.csv"}
-    assert told == {"run.json"} | (tables if listed else set())
+    assert told == {"run.json", "log.txt"} | (tables if listed else set())
     assert "deepcluster fit .../" in page and "-o .../one" in page

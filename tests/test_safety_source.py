@@ -37,6 +37,7 @@ STARTS = ("os.exec", "os.spawn", "os.posix_spawn", "os.fork", "torch.hub.", "tor
 SAFE_WITH = {"torch.load": ("weights_only", "True"), "np.load": ("allow_pickle", "False")}
 
 ALLOWED = {
+    ("__init__.py", "importlib"): "imports the package's own modules when one of their names is first used",
     ("cli.py", "webbrowser"): "hands a page that was just written to the user's browser, with --open alone",
     ("flags.py", "importlib"): "asks whether a package is installed (find_spec), loads nothing",
     ("runtime/devices.py", "ctypes"): "tells the C library to keep freed memory (mallopt)",
