@@ -47,7 +47,7 @@ from deepcluster.storage.edits_file import newest_edits, read_edits
 if TYPE_CHECKING:
     from deepcluster.evaluation.common import Figure, NamedFigure
     from deepcluster.images import Source
-    from deepcluster.model import Model
+    from deepcluster.model import Identity, Model
     from deepcluster.runs.predict import Prediction
     from deepcluster.runtime.processes import Processes
     from deepcluster.storage.content import RunRecord
@@ -149,7 +149,7 @@ def predict(
     max_skipped: flags.MaxSkipped = None,
     overwrite: flags.Overwrite = False,
     quiet: flags.Quiet = False,
-    as_json: Annotated[flags.Json, Parameter(help="One object of JSON instead of CSV.")] = False,
+    as_json: Annotated[flags.Json, Parameter(help="A line of JSON per file instead of CSV.")] = False,
 ) -> None:
     """Put images into the clusters of a run: a row per usable image, the others named on standard error.
 
@@ -169,9 +169,9 @@ def predict(
         if not is_main_rank():  # its share is computed, and the main rank writes
             return
         terminal.say("Model", str(model.identity))
-        head, rows = {"run": str(run_), "model": asdict(model.identity)}, chain(first, rows)
-        as_object = partial(_write_json, head=head, rows=rows, skipped=skipped)
-        _write_table(target, as_object if as_json else partial(write_csv, columns=PREDICTIONS, rows=rows))
+        rows = chain(first, rows)
+        as_lines = partial(_write_json, rows=rows, skipped=skipped, model=model.identity)
+        _write_table(target, as_lines if as_json else partial(write_csv, columns=PREDICTIONS, rows=rows))
         if target:
             counts = [f"{size:,} in cluster {number}" for number, size in sorted(sizes.items())]
             shown = [count(sizes.total(), "image"), *counts[:12], *(["..."] if len(counts) > 12 else [])]
@@ -661,15 +661,16 @@ def _write_table(target: Path | None, write: Callable[[Any], None]) -> None:
 
 
 def _write_json(
-    file: Any, head: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], skipped: Sequence[Mapping[str, str]]
+    file: Any, rows: Iterable[Mapping[str, Any]], skipped: Sequence[Mapping[str, str]], model: "Identity"
 ) -> None:
-    """Write predictions as one object, a line per image, as they come."""
-    file.write(json.dumps(head)[:-1] + ', "images": [')
-    for i, row in enumerate(rows):
+    """Write predictions as they come, an object a line, and after them the files that were ``skipped`` meanwhile."""
+    names = {"run": model.run, "model": model.digest}
+    for row in rows:
         numbers = {"distance": float(row["distance"]), "margin": float(row["margin"])}
-        cells = {**row, **numbers, "is_outlier": bool(row["is_outlier"])}
-        file.write(f"{',' * (i > 0)}\n{json.dumps(cells)}")
-    file.write(f'\n], "skipped": {json.dumps(skipped)}}}\n')
+        cells = {"status": "ok", **row, **numbers, "is_outlier": bool(row["is_outlier"])}
+        file.write(json.dumps(cells | names) + "\n")
+    for row in skipped:
+        file.write(json.dumps({"status": "skipped", **row, **names}) + "\n")
 
 
 def _print_result(folder: "RunFolder", output: flags.Output, command: str, *, verbose: bool = False) -> None:

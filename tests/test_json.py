@@ -1,4 +1,4 @@
-"""Every --json output: one object by its schema, with numbers as numbers, and what a nightly job reads of it."""
+"""Every --json output, an object or a line per file, by its schema, and what a nightly job reads of it."""
 
 import csv
 import io
@@ -25,7 +25,8 @@ RESULT = {
     "run": str, "clusters": int, "images_count": int, "skipped_count": int, "rounds": int, "stability": (float, NONE),
     "verdict": str, "metrics": {str: (int, float, str)},
 }  # fmt: skip
-IMAGE = {"path": str, "cluster": int, "name": str, "distance": float, "margin": float, "is_outlier": bool}
+PREDICTED = {"path": str, "cluster": int, "name": str, "distance": float, "margin": float, "is_outlier": bool}
+NAMES = {"status": str, "run": str, "model": str}
 STATE = {
     "run": str, "model": MODEL, "status": str, "result": str, "images_count": int, "added_count": int,
     "skipped_count": int, "outlier_share": (float, NONE), "stability": (float, NONE), "verdict": str,
@@ -35,7 +36,7 @@ STATE = {
 SCHEMAS: dict[str, Object] = {
     "recut run -k 4": RESULT,
     "apply run edits.json": RESULT,
-    "predict run new": {"run": str, "model": MODEL, "images": [IMAGE], "skipped": SKIPPED},
+    "predict run new": {"ok": [PREDICTED | NAMES], "skipped": [SKIPPED[0] | NAMES]},  # its lines by their status
     "update run new": {
         "run": str, "added": int, "known": int, "skipped": SKIPPED, "outliers": int, "model": MODEL, **SINCE
     },
@@ -72,6 +73,9 @@ def asked(run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def ask(line: str, code: int = 0) -> Any:
         assert run_command([*line.split(), "--json"]) == code
         printed = capsys.readouterr().out
+        if line.startswith("predict"):
+            lines = [json.loads(text) for text in printed.splitlines()]
+            return {status: [one for one in lines if one["status"] == status] for status in ("ok", "skipped")}
         return json.loads(printed) if code == 0 else printed
 
     return ask
@@ -98,12 +102,13 @@ def test_predict_in_json_says_what_the_csv_says(asked, capsys):
     assert run_command(["predict", "run", "new"]) == 0
     said = capsys.readouterr()
     lines = [*csv.reader(io.StringIO(said.out))]
-    assert lines[0] == [*IMAGE]
-    for line, row in zip(lines[1:], told["images"], strict=True):
+    assert lines[0] == [*PREDICTED]
+    for line, row in zip(lines[1:], told["ok"], strict=True):
         lengths = (f"{row['distance']:.6f}", f"{row['margin']:.6f}")
         assert line == [row["path"], str(row["cluster"]), row["name"], *lengths, str(int(row["is_outlier"]))]
     assert [row["path"] for row in told["skipped"]] == ["broken.png"]
-    assert told["model"]["digest"][:12] in said.err and record(Path("run"))["run"] in said.err
+    row = told["skipped"][0]
+    assert row["run"] == record(Path("run"))["run"] and row["run"] in said.err and row["model"][:12] in said.err
 
 
 def test_a_model_is_told_from_others_and_equal_ones_are_alike(asked):
@@ -127,11 +132,11 @@ def test_a_model_is_told_from_others_and_equal_ones_are_alike(asked):
 def test_an_empty_inbox_is_no_error_and_a_missing_one_is(asked, capsys):
     Path("empty/.hidden").touch()
     before = contents(Path("run"))
-    assert asked("predict run empty")["images"] == []
+    assert asked("predict run empty")["ok"] == []
     told = asked("update run empty")
     assert (told["added"], told["known"], told["skipped"]) == (0, 0, [])
     assert run_command(["predict", "run", "empty", "-o", "none.csv"]) == 0
-    assert Path("none.csv").read_text() == ",".join(IMAGE) + "\n"
+    assert Path("none.csv").read_text() == ",".join(PREDICTED) + "\n"
     Path("empty/link").symlink_to("new")
     Path("list.txt").write_text("\n")
     for images in ("gone", "empty", "list.txt"):
