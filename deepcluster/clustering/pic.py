@@ -48,7 +48,9 @@ def pic(x: Tensor | npt.NDArray[np.floating]) -> Clustering:
         NonFiniteError: NaN or infinity in the rows.
     """
     x = matrix(x)
-    return replace(as_clustering(_labels(x), x), iterations=ITERATIONS)
+    clustering = as_clustering(_labels(x), x)
+    tensors = {name: getattr(clustering, name).to(x.device) for name in ("labels", "centroids", "sizes")}
+    return replace(clustering, iterations=ITERATIONS, **tensors)
 
 
 def _labels(x: Tensor) -> Tensor:
