@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,13 @@ import torch
 from PIL import Image
 
 from deepcluster.errors import DeepClusterWarning, ModelError, NonFiniteError
+from deepcluster.learning.training import Learning, body_optimizer
+from deepcluster.nets.network import build
 from deepcluster.records import State
 from deepcluster.runtime.partition import Partition
+from deepcluster.runtime.plain_files import json_sha256
 from deepcluster.storage import checkpoint, run_folder
-from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, restored
+from deepcluster.storage.checkpoint import TENSOR, Checkpoint, Checkpoints, fitting, restored
 from deepcluster.storage.state import LOCK
 from tests.drawings import save_drawings
 from tests.helpers.runs import SAME, contents, left_behind, model_digest, record, small_fit
@@ -269,7 +273,9 @@ def test_a_finished_run_stays(pictures, whole, tmp_path, moved, options, ends):
 
 
 def a_state(round: int) -> State:
-    return State(round, torch.arange(6)[:, None] % 3, 1, torch.randn(6, 4), (torch.randn(2), torch.empty(0)))
+    return State(
+        round, torch.arange(6)[:, None] % 3, 1, torch.randn(6, 4), {"state": torch.randn(2), "none": torch.empty(0)}
+    )
 
 
 @pytest.fixture
@@ -304,6 +310,44 @@ def test_a_state_without_tensors_comes_back_without(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.write(State(3), {"weight": torch.ones(2)}, {})
     assert state_in(checkpoints.latest()) == State(3)
+
+
+@pytest.mark.parametrize("change", [{"optimizer": []}, {"optimizer": None}, {"round": 3}, {"settled": "1"}], ids=str)
+def test_odd_values_with_the_right_digest_are_damage(checkpoints, change):
+    path = later(checkpoints)[0]
+    content = json.loads(path.read_bytes())
+    content["state"] |= change
+    del content["sha256"]
+    check_found(checkpoints, path, [json.dumps(content | {"sha256": json_sha256(content)}).encode()])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"state": {"0": {"momentum_buffer": {TENSOR: "nowhere"}}}},
+        {"state": {"0": {"momentum_buffer": {TENSOR: [1]}}}},
+        {"state": {"0": {"momentum_buffer": {TENSOR: "previous"}}}},
+        {"state": {"0": {"momentum_buffer": "x"}}},
+        {"state": []},
+        {"param_groups": []},
+        {"param_groups": [{"momentum": "x", "params": [0, 1]}]},
+        {"param_groups": None},
+    ],
+    ids=str,
+)
+def test_an_odd_state_of_the_optimizer_is_a_model_error(checkpoints, change):
+    network, learning = build("compact", image_size=16), Learning()
+    optimizer = body_optimizer(network, learning)
+    checkpoints.write(replace(a_state(3), optimizer=optimizer.state_dict()), {}, {})
+    assert body_optimizer(network, learning, state_in(checkpoints.latest()).optimizer)
+    path = checkpoints.folder / "000003.json"
+    content = json.loads(path.read_bytes())
+    content["state"]["optimizer"] |= change
+    del content["sha256"]
+    path.write_text(json.dumps(content | {"sha256": json_sha256(content)}))
+    checkpoint = checkpoints.latest()
+    with pytest.raises(ModelError, match="does not fit this run"), fitting(checkpoints.folder):
+        body_optimizer(network, learning, state_in(checkpoint).optimizer)
 
 
 def test_400_flipped_bits_and_200_truncations_are_found(checkpoints):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Optimizer
 
-from deepcluster.errors import UsageError
+from deepcluster.errors import ModelError, UsageError, first_line
 from deepcluster.images.views import Augmentation, random_views, uniform_over_clusters
 from deepcluster.learning.batches import Batch, batches, check_finite
 from deepcluster.learning.heads import CrossEntropy, Head, Loss, Outputs, new_linear_head
@@ -74,12 +74,37 @@ def body_optimizer(network: Network, learning: Learning, state: Mapping[str, Any
     """Return the optimizer of everything below the head, which lasts for all rounds.
 
     ``state``: The ``state_dict`` to go on with, which is copied. None or empty: none.
+
+    Raises ModelError if the state is none of this optimizer.
     """
     published = partial(SGD, lr=0.0, momentum=learning.momentum, weight_decay=learning.weight_decay)
     optimizer = (learning.optimizer or published)([*network.body_parameters()])
     if state:
-        optimizer.load_state_dict(copy.deepcopy({**state}))
+        fresh = [{**group} for group in optimizer.param_groups]
+        try:
+            optimizer.load_state_dict(copy.deepcopy({**state}))
+            if learning.optimizer is None:
+                _check_sgd(optimizer, fresh)
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"the state of the optimizer in a checkpoint does not fit this run ({first_line(error)[:200]}):"
+                " --overwrite starts anew"
+            ) from error
     return optimizer
+
+
+def _check_sgd(optimizer: Optimizer, fresh: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError if a state has other options than the ``fresh`` optimizer, or momenta of other shapes."""
+    for group, options in zip(optimizer.param_groups, fresh, strict=True):
+        for name, value in options.items():
+            if name not in ("params", "lr") and group.get(name, value) != value:
+                raise ValueError(f"{name} is {group[name]!r} instead of {value!r}")
+    for parameter, values in optimizer.state.items():
+        momentum = values.get("momentum_buffer")
+        if momentum is not None and momentum.shape != parameter.shape:
+            raise ValueError(f"a momentum of {tuple(momentum.shape)} for weights of {tuple(parameter.shape)}")
 
 
 def train_on_pseudo_labels(

@@ -24,13 +24,18 @@ from deepcluster.runs.build import NO_STEPS, OWN, Steps
 from deepcluster.runs.rows import DIGEST_COLUMNS, IMAGES_READ
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
+from deepcluster.runtime.plain_files import shaped
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.checkpoint import Checkpoint
+from deepcluster.storage.checkpoint import ROUNDS, Checkpoint, fitting
 from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.state import own_files
 
 MAX_SHOWN = 5  # paths in an error
+# What a run says of itself in a checkpoint, with the types.
+ABOUT = {
+    "options": dict, "environment": dict, "elapsed": float | int, "rounds": ROUNDS, "baseline": dict[str, float | int],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -255,6 +260,9 @@ def check_same(
             f" run {about['run']}: put back the checkpoints of this run"
         )
     if checkpoint:
+        with fitting(folder.path / "checkpoints"):
+            for key, kind in ABOUT.items():
+                shaped(checkpoint.about[key], kind, key)
         check_options(checkpoint.about["options"], about["options"])
     rows = folder.read_rows(IMAGES_READ, DIGEST_COLUMNS) if folder.has(IMAGES_READ) else None
     then = images if rows is None else {row["path"]: row["sha256"] for row in rows}

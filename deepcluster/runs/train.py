@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from deepcluster.clustering.agreement import compared
@@ -18,7 +19,8 @@ from deepcluster.runs.forecast import SHARE_OF_TIME, training_cost
 from deepcluster.runs.plan import Job
 from deepcluster.runs.result import label_numbers
 from deepcluster.runs.writer import ResultWriter
-from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, restored
+from deepcluster.runtime.plain_files import check_tensors
+from deepcluster.storage.checkpoint import FEATURES, Checkpoint, Checkpoints, fitting, restored
 from deepcluster.storage.run_folder import HISTORY, LockedFolder
 
 KEPT_BACK = 0.05  # share of a time limit left unplanned, as a safety margin
@@ -89,7 +91,7 @@ def train(
         checkpoints.write(state, network.state_dict(), {**about, **so_far})
 
     if job.processes.any(checkpoint is not None):
-        state, planned = _resumed(writer, checkpoint)
+        state, planned = _resumed(writer, checkpoints, checkpoint)
     else:
         state = State()
         save(state)
@@ -130,16 +132,34 @@ def train(
     return state.round, "assignments settled" if state.settled >= recipe.patience else reason, None
 
 
-def _resumed(writer: ResultWriter, checkpoint: Checkpoint | None) -> tuple[State, int]:
+def _resumed(writer: ResultWriter, checkpoints: Checkpoints, checkpoint: Checkpoint | None) -> tuple[State, int]:
     """Restore the checkpoint of the main rank, and return its state and the planned rounds. A collective."""
     job = writer.job
-    state, parameters = restored(checkpoint, writer.images.store.partition)
-    writer.network.load_state_dict(parameters)
+    partition = writer.images.store.partition
+    with fitting(checkpoints.folder):
+        state, parameters = restored(checkpoint, partition)
+        writer.network.load_state_dict(parameters)
+        _check_tensors(state, writer)
     about = job.processes.broadcast_json(lambda: checkpoint.about if checkpoint else {})
     job.clock.add(about["elapsed"])
     writer.baseline = about["baseline"]
     job.display.say("Resumed", f"in round {state.round + 1}")
     return state, writer.images.recipe.rounds if job.request.time_limit is None else about["rounds"]
+
+
+def _check_tensors(state: State, writer: ResultWriter) -> None:
+    """Raise ValueError if the tensors of a state are not of these images and this network."""
+    partition, features, previous = writer.images.store.partition, state.features, state.previous
+    if features is not None:
+        own = partition.sizes[partition.processes.rank]
+        kind = features.dtype if features.is_floating_point() else torch.float32
+        check_tensors({FEATURES: features}, {FEATURES: (own, writer.network.embedding_dim)}, {FEATURES: kind})
+    if previous is not None:
+        check_tensors({"previous": previous}, {"previous": (partition.total, "heads")}, {"previous": torch.int64})
+        own_clustering = writer.job.request.steps.clustering is not None
+        most = partition.total if own_clustering else max(writer.images.recipe.clusters)
+        if not 0 <= int(previous.min()) <= int(previous.max()) < most:
+            raise ValueError("previous has numbers of no clusters")
 
 
 def _first_plan(writer: ResultWriter) -> int:

@@ -8,21 +8,21 @@ two checkpoints are kept, so that a damaged one costs little.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from deepcluster.errors import DiskError, ModelError, NonFiniteError, first_line, warn
+from deepcluster.errors import DeepClusterError, DiskError, ModelError, NonFiniteError, first_line, warn
 from deepcluster.records import State
 from deepcluster.runtime.partition import Partition
-from deepcluster.runtime.plain_files import json_sha256, read_json, read_tensors, sha256
+from deepcluster.runtime.plain_files import json_sha256, read_json, read_tensors, sha256, shaped
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage.files import write_tensors, write_whole
 from deepcluster.storage.state import is_known
@@ -33,6 +33,8 @@ IMAGES = "images.csv"  # the images that the run began with (runs/rows.py)
 FEATURES = "features"  # the only tensor with rows by rank
 TENSOR = "tensor of this checkpoint"
 Tensors = Mapping[str, Tensor]
+ROUNDS = Annotated[int, range(1_000_000)]
+VALUES = {"round": ROUNDS, "settled": ROUNDS, "optimizer": dict}  # of a state, with their types
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,11 @@ class Checkpoints:
             raise ValueError(f"not a checkpoint of version {SCHEMA_VERSION}")
         if json_sha256(value) != digest:
             raise ValueError("changed since it was written")
-        others = dict(value["files"])
+        for key, kind in VALUES.items():
+            shaped(value["state"][key], kind, key)
+        if value["state"]["round"] != int(name):
+            raise ValueError(f"of round {value['state']['round']}")
+        others = shaped(value["files"], dict[str, str], "files")
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
             raise ValueError(f"{path.name} is missing")
@@ -187,6 +193,20 @@ class Checkpoints:
             if not wanted and path.name != IMAGES and is_known(f"checkpoints/{path.name}"):
                 with suppress(OSError):  # one that is in use is removed another time
                     path.unlink()
+
+
+@contextmanager
+def fitting(folder: Path) -> Iterator[None]:
+    """Turn an error about the values of a whole checkpoint, which somebody wrote on purpose, into a ModelError."""
+    try:
+        yield
+    except (DeepClusterError, torch.OutOfMemoryError):
+        raise
+    except (AttributeError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"the last checkpoint in {folder} does not fit this run ({first_line(error)[:200]}): --overwrite starts"
+            " anew"
+        ) from error
 
 
 def restored(checkpoint: Checkpoint | None, partition: Partition) -> tuple[State, dict[str, Tensor]]:
