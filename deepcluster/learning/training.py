@@ -99,7 +99,7 @@ def _check_sgd(optimizer: Optimizer, fresh: Sequence[Mapping[str, Any]]) -> None
     """Raise ValueError if a state has other options than the ``fresh`` optimizer, or momenta of other shapes."""
     for group, options in zip(optimizer.param_groups, fresh, strict=True):
         for name, value in options.items():
-            if name not in ("params", "lr") and group.get(name, value) != value:
+            if name not in ("params", "lr") and group[name] != value:
                 raise ValueError(f"{name} is {group[name]!r} instead of {value!r}")
     for parameter, values in optimizer.state.items():
         momentum = values.get("momentum_buffer")

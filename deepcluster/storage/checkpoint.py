@@ -174,6 +174,7 @@ class Checkpoints:
             shaped(value["state"][key], kind, key)
         if value["state"]["round"] != int(name):
             raise ValueError(f"of round {value['state']['round']}")
+        shaped(value["about"], dict, "about")
         others = shaped(value["files"], dict[str, str], "files")
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
