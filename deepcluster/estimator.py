@@ -383,7 +383,12 @@ class DeepCluster(_Base):
         """Return the recipe's name, and the options given as parameters, in ``options`` or in a dict as recipe."""
         parameters = self.get_params(deep=False)
         given = {name: parameters.get(name) for name in declared(Recipe)}
-        options = {name: value for name, value in given.items() if value is not None and not callable(value)}
+        objects = ("backbone", "clustering")  # which may be the user's own
+        options = {
+            name: value
+            for name, value in given.items()
+            if value is not None and not (name in objects and callable(value))
+        }
         options |= self.options or {}
         if self._module is not None:
             options["backbone"] = MODULE

@@ -336,6 +336,7 @@ def test_parameters_are_few_and_unchecked_until_fit():
         ({"n_clusters": True}, "n_clusters=True"),
         ({"n_clusters": 121}, "n_samples=120 should be >= n_clusters=121"),
         ({"lr": "fast"}, "lr='fast' is not a number"),
+        ({"lr": lambda time: 0.1}, "lr=.* is not a number"),
         ({"options": {"hedas": 2}}, "did you mean heads"),
         ({"backbone": "resnet18"}, r"did you mean timm:resnet18\?"),
         ({"recipe": "v3"}, "no recipe is called 'v3'"),
