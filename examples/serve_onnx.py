@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 def pixels(data: bytes, size: int) -> np.ndarray:
@@ -40,9 +40,11 @@ def server(graph: str, port: int) -> ThreadingHTTPServer:
             try:
                 data = self.rfile.read(min(int(self.headers["Content-Length"]), 50_000_000))
                 _, distances, cluster, residual = session.run(None, {"images": pixels(data, size)})
-                number, distance = int(cluster[0]), float(distances[0].min())
+                number, distance = int(cluster[0]), round(float(distances[0].min()), 6)
                 is_outlier = limit is not None and bool(residual[0] > limit)
                 answer = {"cluster": number, "name": names[number], "distance": distance, "is_outlier": is_outlier}
+            except UnidentifiedImageError:
+                answer = {"error": "not an image in an accepted format"}
             except Exception as error:  # damaged images raise all kinds
                 answer = {"error": str(error)}
             body = json.dumps(answer).encode()
