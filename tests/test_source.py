@@ -181,7 +181,7 @@ def test_a_home_folder_and_a_part_of_a_mapping(tmp_path: Path, monkeypatch: pyte
     assert list(find(["~/some/b.jpg"]).files()) == [photo]
     for pattern in ("~/some/*.jpg", "~/**/[a-b].jp*"):
         assert [path.name for path in find(pattern).files()] == ["a.jpg", "b.jpg"]
-    with pytest.raises(DataError, match=r"no such file: .*png. IMAGES is .* a pattern as photos/"):
+    with pytest.raises(DataError, match=r"no such file: .*png. IMAGES is .* a pattern such as photos/"):
         find("~/some*/*.png")
     with pytest.raises(DataError, match=r"a whole dict: pass one part of it: X\['train'\], X\['test'\]"):
         find({"train": COLOURS, "test": COLOURS})

@@ -17,8 +17,8 @@ from deepcluster.errors import DataError
 from deepcluster.images.decode import one_line
 
 WHAT_TO_TYPE = (
-    "IMAGES is a folder, an image, a text file of paths, an .npy or .npz array, a .tar shard, a pattern as photos/*.jpg"
-    " or train-{000..146}.tar, - for paths on standard input, sklearn:digits, torchvision:NAME or hf:NAME"
+    "IMAGES is a folder, an image, a text file of paths, an .npy or .npz array, a .tar shard, a pattern such as"
+    " photos/*.jpg or train-{000..146}.tar, - for paths on standard input, sklearn:digits, torchvision:NAME or hf:NAME"
 )
 
 
@@ -98,7 +98,7 @@ def nothing_readable(location: str, tried: int, reasons: Sequence[tuple[str, str
     """Return the error if none of ``tried`` files is an image; ``reasons`` has (path, reason) of some of them."""
     examples = "; ".join(f"{one_line(path)}: {reason}" for path, reason in reasons[:3])
     return DataError(
-        f"no readable image in {one_line(location)}: {tried} files tried ({examples}). "
+        f"no readable image in {one_line(location)}: {tried} {'file' if tried == 1 else 'files'} tried ({examples}). "
         "Check that this is the right place, that the files are images and that they may be read"
     )
 

@@ -211,8 +211,12 @@ def check_no_file(out: Path) -> None:
 def check_no_folder(out: Path) -> None:
     """Raise DiskError if there is something at ``out`` other than an empty folder."""
     with changing(out, ROOM):
-        if out.is_symlink() or not out.is_dir() or any(out.iterdir()):
+        if out.is_symlink() or not out.is_dir():
             check_no_file(out)
+        elif any(out.iterdir()):
+            raise DiskError(
+                f"{out} exists already, and is left as it is: give another -o, or --overwrite for an export"
+            )
         elif out.samefile(Path.cwd()):  # a shell in it would stay in the folder that was replaced
             raise DiskError(f"-o {out} is the current folder: name a new folder in it, as -o {out / 'new'}")
 
