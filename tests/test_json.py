@@ -163,6 +163,10 @@ def test_the_state_of_a_run_is_told_or_the_error_that_it_meets(asked, capsys):
     assert (told["images_count"], told["added_count"], told["due"], told["outlier_share"]) == (48, 0, False, None)
     assert run_command(["doctor", "run"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*told]
+    for damage in ({"stability": "x"}, {"verdict": [1]}):
+        change_record(Path("run"), **damage)
+        asked("doctor run", 5)
+        change_record(Path("run"), **{name: told[name] for name in damage})
     Path("run/clusters.csv").write_text("path,status\n")
     asked("doctor run", 5)
     change_record(Path("run"), status="running")

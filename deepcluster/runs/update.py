@@ -41,9 +41,10 @@ from deepcluster.runs.writer import baseline_of, write_result
 from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.runtime.devices import CPU
 from deepcluster.runtime.partition import Partition
+from deepcluster.runtime.plain_files import shaped
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import RunRecord
-from deepcluster.storage.run_folder import LockedFolder, read_state
+from deepcluster.storage.run_folder import LockedFolder, RunFolder, read_state
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,9 @@ def update(
 def condition(run: Path) -> dict[str, Any]:
     """Return the state of a run for a monitor (docs/usage.md). Errors are those of ``read_run``."""
     record, model, rows = read_state(run, read_run)
+    with RunFolder(run).as_disk_errors(files.RUN):
+        for name, kind in {"result": str, "stability": int | float, "verdict": str}.items():
+            shaped(getattr(record, name), kind | None, name)
     limit, entries = model.outliers.limit, _drift_entries(model, rows)
     return {
         "run": str(run),
