@@ -156,8 +156,9 @@ def _check_tensors(state: State, writer: ResultWriter) -> None:
         check_tensors({FEATURES: features}, {FEATURES: (own, writer.network.embedding_dim)}, {FEATURES: kind})
     if previous is not None:
         check_tensors({"previous": previous}, {"previous": (partition.total, "heads")}, {"previous": torch.int64})
-        own_clustering = writer.job.request.steps.clustering is not None
-        most = partition.total if own_clustering else max(writer.images.recipe.clusters)
+        recipe, has_own = writer.images.recipe, writer.job.request.steps.clustering is not None
+        # An own clustering and pic choose the number of clusters.
+        most = partition.total if has_own or recipe.clustering == "pic" else max(recipe.clusters)
         if not 0 <= int(previous.min()) <= int(previous.max()) < most:
             raise ValueError("previous has numbers of no clusters")
 
