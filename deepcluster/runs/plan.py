@@ -32,7 +32,7 @@ from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.state import own_files
 
 MAX_SHOWN = 5  # paths in an error
-# What a run says of itself in a checkpoint, with the types.
+# The facts that a checkpoint has about its run, with their types.
 ABOUT = {
     "options": dict, "environment": dict, "elapsed": float | int, "rounds": ROUNDS, "baseline": dict[str, float | int],
 }  # fmt: skip
