@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepcluster.errors import DiskError
+from deepcluster.errors import DiskError, Stopped
 from deepcluster.records import State
+from deepcluster.runtime.signals import stoppable
 from deepcluster.storage import run_folder as files
 from deepcluster.storage import state as states
 from deepcluster.storage.checkpoint import Checkpoints
@@ -142,6 +143,36 @@ def test_a_process_that_finishes_may_be_killed_too(tmp_path):
         moves.append(state(Path(shutil.copytree(run, tmp_path / f"copy{len(moves)}"))))
     assert moves == [NEW] * len(moves) and len(moves) > 3
     assert not states.pending(run) and state(run) == NEW
+
+
+def test_a_signal_at_any_change_of_the_disk_is_a_stop_only_before_the_change(tmp_path):
+    """A command whose state is current has done its work, and ends like one."""
+    stops, came = [], True
+
+    def counted(original: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **options: object) -> object:
+            calls.append(1)
+            if len(calls) == len(stops) + 1:
+                signal.raise_signal(signal.SIGTERM)
+            return original(*arguments, **options)
+
+        return call
+
+    while came:
+        run, calls = make(tmp_path / str(len(stops))), []
+        with pytest.MonkeyPatch.context() as patch:
+            for name in CHANGES:
+                patch.setattr(os, name, counted(getattr(os, name)))
+            try:
+                with stoppable():
+                    change(run)
+                stopped = False
+            except Stopped:
+                stopped = True
+        assert state(run) == (OLD if stopped else NEW), len(stops)
+        came = len(calls) > len(stops)
+        stops.append(stopped)
+    assert stops == sorted(stops, reverse=True) and 10 < sum(stops) < len(stops) - 10
 
 
 def test_an_error_drops_the_next_state(tmp_path):

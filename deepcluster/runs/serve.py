@@ -29,6 +29,7 @@ from deepcluster.report.sections import Picture
 from deepcluster.runs.page import pictures
 from deepcluster.runs.recut import apply, undo
 from deepcluster.runs.rows import images_at_hand
+from deepcluster.runtime import signals
 from deepcluster.runtime.console import Log
 from deepcluster.runtime.plain_files import MOST_JSON, parse_json, sha256, shaped
 from deepcluster.storage import run_folder as files
@@ -159,6 +160,7 @@ def serve(
             show(f"http://{server.host}/{server.token}/")
             last = time.monotonic()
             while time.monotonic() - last < idle_seconds:
+                signals.check()
                 with suppress(Empty):
                     # Short waits: on Windows a signal cannot end a long one.
                     call, future = server.calls.get(timeout=min(1.0, idle_seconds))

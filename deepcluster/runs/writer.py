@@ -25,6 +25,7 @@ from deepcluster.runs.page import MAP, TREE, Tables, on_sheet_of, write_nouns, w
 from deepcluster.runs.plan import ImagesRead, Job
 from deepcluster.runs.predict import placement_columns
 from deepcluster.runs.result import Result, conclude_run, stability_entries
+from deepcluster.runtime import signals
 from deepcluster.runtime.machine import peak_mb
 from deepcluster.storage import model_files
 from deepcluster.storage import run_folder as files
@@ -92,6 +93,7 @@ class ResultWriter:
             if self.folder:
                 page = self.folder.path / "report.html"
                 self.job.display.say("First", f"{page}: preliminary groups, replaced as the run goes on")
+        signals.check()  # a round may take long
 
     def final(self, rounds: int, stopped_because: str, features: Tensor | None) -> tuple[Result, RunRecord]:
         """Write the final result; return it and run.json. A collective. Arguments are the values of ``train``."""

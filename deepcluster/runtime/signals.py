@@ -18,7 +18,6 @@ EXIT_ON_SECOND_SIGINT = 130
 _reason = ""  # of the stop, once a signal has come
 _listening = False
 _held = 0  # contexts of uninterrupted() that are open
-_came_while_held = False
 
 
 @contextmanager
@@ -28,13 +27,13 @@ def stoppable() -> Iterator[None]:
     An error after a signal becomes Stopped, too: compiled code may have turned it into an error of its own. A Stopped
     that somebody swallows is raised again by the next :func:`check`. Only the main thread can listen.
     """
-    global _listening, _reason, _came_while_held
+    global _listening, _reason
     outermost = not _listening and threading.current_thread() is threading.main_thread()
     numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)] if outermost else []
     before = {number: signal.getsignal(number) for number in numbers}
     try:
         if outermost:
-            _listening, _reason, _came_while_held = True, "", False
+            _listening, _reason = True, ""
         for number in numbers:
             if signal.Signals(number).name != "SIGHUP" or before[number] != signal.SIG_IGN:
                 signal.signal(number, _heard)
@@ -53,12 +52,12 @@ def stoppable() -> Iterator[None]:
 
 
 def _heard(number: int, frame: FrameType | None) -> None:
-    global _reason, _came_while_held
+    global _reason
     if _reason:
         if number == signal.SIGINT:
             os._exit(EXIT_ON_SECOND_SIGINT)
         return
-    _reason, _came_while_held = f"stopped by {signal.Signals(number).name}", _held > 0
+    _reason = f"stopped by {signal.Signals(number).name}"
     check()
 
 
@@ -70,16 +69,16 @@ def check() -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let a signal wait for the end of a few lines that belong together."""
-    global _held, _came_while_held
+    """Let a signal wait for the first :func:`check` after a few lines that belong together.
+
+    A command that has nothing more to check is done, and says so.
+    """
+    global _held
     _held += 1
     try:
         yield
     finally:
         _held -= 1
-    if _came_while_held and not _held:
-        _came_while_held = False
-        check()
 
 
 def ignore() -> None:

@@ -185,9 +185,10 @@ def scratch(run: Path, rank: int = 0) -> Iterator[None]:
     try:
         yield
     finally:
-        shutil.rmtree(path, ignore_errors=True)
-        with suppress(OSError):  # other ranks are not done yet
-            path.parent.rmdir()
+        with signals.uninterrupted():
+            shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):  # other ranks are not done yet
+                path.parent.rmdir()
 
 
 # ---- from one state to the next -------------------------------------------------------------------------------------
