@@ -2,9 +2,11 @@ import errno
 import importlib
 import os
 import resource
+import shutil
 import tempfile
 import unicodedata
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
 from deepcluster.export import folders
 from deepcluster.export.folders import MAX_NAME_BYTES, cluster_folder, distinct, plain, read_run_images
+from deepcluster.export.replace import INVENTORY, replace_tree
 from deepcluster.images import find
-from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.run_folder import DUPLICATES, RunFolder
 from tests.exports import hand_run, photos_run, pixels, state, tree, write_clusters, write_image
 from tests.helpers.runs import Said
 from tests.tiny import writable
@@ -35,6 +37,11 @@ def holiday(tmp_path):
     run = photos_run(tmp_path, clusters, names={0: "be/ach"}, junk=[2], skipped=["notes.doc"])
     (tmp_path / "photos" / "notes.doc").write_text("no image")
     return run
+
+
+@pytest.fixture
+def beach(tmp_path):
+    return photos_run(tmp_path, {"a.png": 0, "sea/a.png": 0, "sea/b.png": 1, "sky/c.png": 2}, names={0: "beach"})
 
 
 def inventory(out):
@@ -70,26 +77,23 @@ def test_the_tree_in_every_mode(holiday, tmp_path, mode):
     assert state(images) == before
 
 
-def refuse(way):
-    def raise_as_windows(file, target):
+def refuse_symlinks(monkeypatch):
+    def as_windows(file, target):
         raise OSError(errno.EPERM, "A required privilege is not held by the client")
 
-    return {**bringing.WAYS, way: raise_as_windows}
+    monkeypatch.setitem(bringing.WAYS, "symlink", as_windows)
 
 
 def test_symlinks_refused_become_hard_links(holiday, tmp_path, monkeypatch):
-    monkeypatch.setattr(bringing, "WAYS", refuse("symlink"))
+    refuse_symlinks(monkeypatch)
     said = Said()
     rows = folders(holiday, tmp_path / "out", display=said)
     assert {row["how"] for row in rows} == {"hardlink", "skipped"}
-    assert said.lines == [
-        f"Exported: 5 images to {tmp_path / 'out'}: 5 hard links; symbolic links are refused there (permission denied)"
-    ]
+    assert "5 hard links; symbolic links are refused there (permission denied)" in said.lines[0]
 
 
 @pytest.fixture
 def other_disk(tmp_path):
-    """A folder on another file system."""
     shm = Path("/dev/shm")
     if not os.access(shm, os.W_OK) or shm.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("no second file system")
@@ -102,59 +106,46 @@ def test_hard_links_to_another_disk_become_copies(holiday, tmp_path, other_disk,
     with pytest.raises(DiskError, match=r"hard links are refused there \(invalid cross-device link\): omit --mode"):
         folders(holiday, other_disk / "out", mode="hardlink")
     assert list(other_disk.iterdir()) == []
-    monkeypatch.setattr(bringing, "WAYS", refuse("symlink"))
-    said = Said()
-    rows = folders(holiday, other_disk / "out", display=said)
+    refuse_symlinks(monkeypatch)
+    rows = folders(holiday, other_disk / "out")
     assert {row["how"] for row in rows} == {"copy", "skipped"}
-    assert "5 copies;" in said.lines[0]
-    assert "hard links are refused there (invalid cross-device link)" in said.lines[0]
 
 
-@pytest.mark.parametrize("mode", [None, "hardlink"])
-def test_images_that_are_no_files_are_written_as_png(tmp_path, mode):
+def test_images_that_are_no_files_are_written_as_png(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 5, 9, 3), dtype=np.uint8)
     run = hand_run(tmp_path / "run", "python:array", {"0": 0, "1": 1, "2": 0})
     with pytest.raises(DataError, match="say where they are now with --images"):
         folders(run, tmp_path / "out")
-    said = Said()
-    rows = folders(run, tmp_path / "out", mode=mode, images=images, display=said)
+    rows = folders(run, tmp_path / "out", mode="hardlink", images=images)
     assert tree(tmp_path / "out") == ["000/0.png", "000/2.png", "001/1.png", "inventory.csv"]
-    for i, row in enumerate(rows):
-        assert row["how"] == "png"
-        assert np.array_equal(pixels(tmp_path / "out" / row["exported_path"]), images[i])
-    assert "these images are not files" in said.lines[0]
+    for row, image in zip(rows, images, strict=True):
+        assert row["how"] == "png" and np.array_equal(pixels(tmp_path / "out" / row["exported_path"]), image)
 
 
 def test_nothing_at_hand(holiday, tmp_path):
     (tmp_path / "photos").rename(tmp_path / "moved")
-    with pytest.raises(DataError, match=r"none of the 5 images of .* is at hand") as caught:
+    with pytest.raises(DataError, match=rf"none of the 5 images of .* is at hand .*{tmp_path / 'photos'}"):
         folders(holiday, tmp_path / "out")
-    assert str(tmp_path / "photos") in str(caught.value)
     assert not (tmp_path / "out").exists()
     folders(holiday, tmp_path / "out", images=tmp_path / "moved")
     assert len(tree(tmp_path / "out")) == 6
 
 
 def test_what_is_there_is_left_alone(holiday, tmp_path, monkeypatch):
-    taken = tmp_path / "taken"
-    taken.mkdir()
-    (taken / "mine").write_text("mine")
-    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    (tmp_path / "file").write_text("")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "to_empty").symlink_to(tmp_path / "empty")
-    for name in ("taken", "link", "file", "to_empty"):
+    for name in ("taken", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "taken/mine").write_text("mine")
+    for name, target in {"link": "nowhere", "to_empty": "empty", "x": "y", "y": "x", "way": "photos"}.items():
+        (tmp_path / name).symlink_to(tmp_path / target)
+    for name in ("taken", "link", "taken/mine", "to_empty"):
         with pytest.raises(DiskError, match="exists already, and is left as it is"):
             folders(holiday, tmp_path / name)
-    assert tree(taken) == ["mine"]
-    (tmp_path / "x").symlink_to(tmp_path / "y")
-    (tmp_path / "y").symlink_to(tmp_path / "x")
+    assert tree(tmp_path / "taken") == ["mine"]
     with pytest.raises(DiskError, match="cannot write"):
         folders(holiday, tmp_path / "x" / "out")
-    (tmp_path / "way").symlink_to(tmp_path / "photos")
-    for out in (tmp_path / "photos" / "sorted", tmp_path / "way" / "sorted", tmp_path / "photos" / "sea" / ".." / "x"):
+    for name in ("photos/sorted", "way/sorted", "photos/sea/../x"):
         with pytest.raises(UsageError, match="give an -o outside of it"):
-            folders(holiday, out)
+            folders(holiday, tmp_path / name)
     monkeypatch.chdir(tmp_path / "empty")
     with pytest.raises(DiskError, match="name a new folder in it"):
         folders(holiday, Path())
@@ -218,7 +209,6 @@ def test_images_outside_of_the_folders_of_the_run_are_left_out(tmp_path):
     added += [{"path": "../private.png", "source": str(tmp_path / "none.png")}]
     writable(run).write_rows("added.csv", columns, added)
     images = read_run_images(run, None)
-    assert images.roots == {str(tmp_path / name) for name in ("photos", "more/b.png")}
     (tmp_path / "photos" / "link.png").symlink_to(tmp_path / "private.png")
     named = replace(images, source=find([tmp_path / "photos" / "link.png"]), index={"link.png": 0})
     with pytest.raises(bringing.Unavailable, match="outside of the folders of the run's images"):
@@ -249,10 +239,7 @@ def test_a_list_may_name_any_image_and_nothing_else(tmp_path, monkeypatch, mode)
     way = mode or "symlink"
     reasons = ["missing: no such file", "missing: a FIFO, not a file", "missing: not an image"]
     assert [row["path"] for row in rows] == paths
-    assert [row["how"][: len(how)] for row, how in zip(rows, [way, way, *reasons, way], strict=True)] == [
-        way, way, *reasons, way
-    ]  # fmt: skip
-    assert tree(tmp_path / "out") == ["000/a.png", "000/b.png", "000/link.png", "inventory.csv"]
+    assert all(row["how"].startswith(how) for row, how in zip(rows, [way, way, *reasons, way], strict=True))
     if mode == "hardlink":  # one to the image, not to the link
         assert (tmp_path / "out/000/link.png").lstat().st_ino == (tmp_path / "a.png").stat().st_ino
 
@@ -261,13 +248,13 @@ def test_dry_run(holiday, tmp_path):
     said = Said()
     assert folders(holiday, tmp_path / "out", dry_run=True, display=said) == ()
     assert leftovers(tmp_path) == []
-    out = tmp_path / "out"
-    assert said.lines == [
-        f"Folder: {out}/000-be_ach: 3 images",
-        f"Folder: {out}/001: 1 image",
-        f"Folder: {out}/_junk/002: 1 image",
-        "Would do: 5 images as symbolic links, else hard links, else copies; nothing is written now",
-    ]
+    assert said.lines[0] == f"Folder: {tmp_path / 'out'}/000-be_ach: 3 images" and len(said.lines) == 4
+    assert "5 images as symbolic links, else hard links, else copies" in said.lines[3]
+
+
+def mark_outliers(run, chosen):
+    rows = RunFolder(run).read_rows("clusters.csv")
+    write_clusters(run, [{**row, "is_outlier": str(int(chosen(row)))} for row in rows])
 
 
 @pytest.mark.parametrize(
@@ -279,9 +266,8 @@ def test_dry_run(holiday, tmp_path):
     ],
 )
 def test_outliers(holiday, tmp_path, outliers, a, b):
-    """Every second image of ``hand_run`` is one; those of junk are junk."""
-    rows = RunFolder(holiday).read_rows("clusters.csv")
-    write_clusters(holiday, [{**row, "is_outlier": "1"} if row["cluster"] == "2" else row for row in rows])
+    """Outliers in junk are junk."""
+    mark_outliers(holiday, lambda row: row["path"] in ("sea/a.png", "sky/A.PNG", "sky/c.png"))
     folders(holiday, tmp_path / "out", outliers=outliers)
     places = {row["path"]: row["exported_path"] or row["how"] for row in inventory(tmp_path / "out")}
     assert places == {
@@ -290,36 +276,226 @@ def test_outliers(holiday, tmp_path, outliers, a, b):
     }  # fmt: skip
 
 
-def test_nothing_but_outliers(holiday, tmp_path):
-    rows = RunFolder(holiday).read_rows("clusters.csv")
-    write_clusters(holiday, [{**row, "is_outlier": "1"} for row in rows if row["cluster"] != "2"])
+def test_nothing_but_outliers(beach, tmp_path):
+    mark_outliers(beach, lambda row: True)
     for options, error, message in [
         ({"outliers": "leave"}, DataError, "all images are outliers"),
         ({"outliers": "move"}, UsageError, "keep or separate or leave"),
         ({"mode": "move", "dry_run": True}, UsageError, "choose symlink, hardlink, copy"),
     ]:
         with pytest.raises(error, match=message):
-            folders(holiday, tmp_path / "out", **options)
+            folders(beach, tmp_path / "out", **options)
     assert leftovers(tmp_path) == []
 
 
 def test_command(holiday, tmp_path, ends, prints):
-    out = tmp_path / "out"
+    out, other = tmp_path / "out", tmp_path / "x"
     assert "5 symbolic links\n" in prints("export", holiday, "--to", "folders", "-o", out)
     for arguments, code, said in [
-        (["--to", "folders", "-o", str(out)], 5, "exists already"),
-        (["--to", "parquet", "-o", str(tmp_path / "x"), "--mode", "copy"], 2, "leave out --mode"),
-        (["--to", "onnx", "-o", str(tmp_path / "x"), "--dry-run"], 2, "leave out --dry-run"),
-        (["--to", "parquet", "-o", str(tmp_path / "x"), "--outliers", "keep"], 2, "leave out --outliers"),
-        (["--to", "onnx", "-o", str(tmp_path / "x"), "--overwrite"], 2, "leave out --overwrite"),
-        (["--to", "nowhere", "-o", str(tmp_path / "x")], 2, "nowhere"),
-        (["--to", "folders", "-o", str(tmp_path / "x"), "--mode", "move"], 2, "move"),
-        (["--to", "folders", "-o", str(tmp_path / "x"), "--images", str(tmp_path / "none")], 3, "no such file"),
-        (["--to", "folders"], 2, "-o requires"),
+        (["folders", "-o", out], 5, "exists already"),
+        (["parquet", "-o", other, "--mode", "copy"], 2, "leave out --mode"),
+        (["onnx", "-o", other, "--overwrite"], 2, "leave out --overwrite"),
+        (["nowhere", "-o", other], 2, "nowhere"),
+        (["folders", "-o", other, "--images", tmp_path / "none"], 3, "no such file"),
+        (["folders"], 2, "-o requires"),
     ]:
-        assert said in ends(["export", holiday, *arguments], code)
-    assert run_command(["export", str(tmp_path), "--to", "folders", "-o", str(tmp_path / "x")]) == 5
+        assert said in ends(["export", holiday, "--to", *arguments], code)
+    ends(["export", tmp_path, "--to", "folders", "-o", other], 5)
     assert leftovers(tmp_path) == ["out"]
+
+
+# ---- --overwrite and --duplicates: what is replaced, what stays, and which image stands for which ---
+
+
+def corrected(run: Path) -> None:
+    """a.png moves to cluster 1, and cluster 2 to 4."""
+    moved = {"a.png": "1", "sky/c.png": "4"}
+    rows = RunFolder(run).read_rows("clusters.csv")
+    write_clusters(run, [{**row, "cluster": moved.get(row["path"], row["cluster"])} for row in rows])
+
+
+WAYS = [{}, {"mode": "hardlink"}, {"mode": "copy"}, {"mode": "copy", "strip_metadata": True}, {"layout": "dataset"}]
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_a_tree_is_replaced_and_the_files_of_others_stay(options, beach, tmp_path):
+    out, fresh, originals = tmp_path / "out", tmp_path / "fresh", state(tmp_path / "photos")
+    folders(beach, out, overwrite=True, **options)  # there is none yet
+    mine = [] if "layout" in options else ["000-beach/mine.png", "notes.txt"]
+    for name in mine:
+        (out / name).write_text("mine")
+    corrected(beach)
+    said = Said()
+    rows = folders(beach, out, overwrite=True, display=said, **options)
+    assert rows == folders(beach, fresh, **options)
+    assert tree(out) == sorted([*tree(fresh), *mine])
+    for name in tree(fresh):
+        assert (out / name).read_bytes() == (fresh / name).read_bytes()
+    assert not [folder for folder in out.rglob("*") if folder.is_dir() and not any(folder.iterdir())]
+    assert any("000-beach/mine.png, notes.txt" in line for line in said.lines) == bool(mine)
+    assert state(tmp_path / "photos") == originals
+
+
+def test_another_folder_is_refused(beach, tmp_path):
+    for name, text in (("inventory.csv", ""), ("inventory.csv", "path,label\n"), ("mine", "")):
+        out = tmp_path / f"{name} {text}"
+        out.mkdir()
+        (out / name).write_text(text)
+        before = state(out)
+        with pytest.raises(DiskError, match="so --overwrite leaves it as it is"):
+            folders(beach, out, overwrite=True)
+        assert state(out) == before
+    folders(beach, tmp_path / "out")
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    with pytest.raises(DiskError, match="exists already"):
+        folders(beach, tmp_path / "link", overwrite=True)
+
+
+@pytest.mark.parametrize("options", [{"mode": "copy"}, {"layout": "dataset"}])
+def test_a_changed_copy_is_never_lost(options, beach, tmp_path):
+    out = tmp_path / "out"
+    copy = out / folders(beach, out, **options)[0]["exported_path"]
+    Image.new("RGB", (3, 3)).save(copy)
+    before = state(out)
+    with pytest.raises(DiskError, match=rf"{copy.name}\. Move them out, and export again"):
+        folders(beach, out, overwrite=True, **options)
+    assert state(out) == before
+
+
+def test_the_only_copy_of_an_image_is_never_lost(beach, tmp_path):
+    out = tmp_path / "out"
+    folders(beach, out, mode="copy")
+    (tmp_path / "photos" / "sky" / "c.png").unlink()
+    corrected(beach)
+    with pytest.warns(match="1 images no longer exist"):
+        folders(beach, out, overwrite=True)
+    assert tree(out) == ["000-beach/a.png", "001-beach/a.png", "001/b.png", "002/c.png", "inventory.csv"]
+    assert not (out / "002" / "c.png").is_symlink() and (out / "001" / "b.png").is_symlink()
+
+
+def test_an_inventory_or_a_folder_that_somebody_changed_reaches_nothing_outside(beach, tmp_path):
+    """Not even files that equal their originals."""
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    rows = [dict(row) for row in folders(beach, out, mode="copy")]
+    shutil.copytree(tmp_path / "photos", elsewhere)
+    rows[0]["exported_path"] = "../elsewhere/a.png"
+    rows[1]["exported_path"] = str(elsewhere / "sea" / "a.png")
+    writable(out).write_rows("inventory.csv", [*rows[0]], rows)
+    shutil.rmtree(out / "002")
+    (elsewhere / "sky" / "mine").write_text("mine")
+    (out / "002").symlink_to(elsewhere / "sky")
+    before = state(elsewhere)
+    with pytest.raises(DiskError, match=r"000-beach/a-2.png, 000-beach/a.png, 002, 002/c.png\. Move"):
+        folders(beach, out, overwrite=True)
+    assert state(elsewhere) == before
+
+
+def test_an_original_by_another_way_into_the_folder_is_no_copy(tmp_path):
+    """As through a mount, or a name in another case: both paths are one file, and it has no second link."""
+    out, new = tmp_path / "out", tmp_path / "new"
+    for folder, text in ((out, "mine"), (new, "new")):
+        (folder / "000").mkdir(parents=True)
+        (folder / "000/a.png").write_text(text)
+        (folder / INVENTORY).write_text("")
+    row = {"path": "a.png", "cluster": "0", "name": "", "exported_path": "000/a.png", "how": "copy"}
+    before = state(out)
+    with pytest.raises(DiskError, match=r"000/a\.png"):
+        replace_tree(out, new, [row], [row], lambda path: out / "000/a.png", alone=False)
+    assert state(out) == before
+
+
+def test_the_metadata_of_a_folder_export_is_the_user_s(beach, tmp_path):
+    out = tmp_path / "out"
+    folders(beach, out, mode="copy")
+    (out / "train").mkdir()
+    (out / "train/metadata.csv").write_text("mine")
+    os.utime(out / "train/metadata.csv", (0, 0))  # as a copy that keeps its time
+    folders(beach, out, mode="copy", overwrite=True)
+    assert (out / "train/metadata.csv").read_text() == "mine"
+
+
+def test_the_images_of_the_run_are_never_replaced(beach, tmp_path):
+    out = tmp_path / "out"
+    folders(beach, out, mode="copy")
+    run = hand_run(tmp_path / "second", "-", {str(out / "001" / "b.png"): 0})
+    before = state(out)
+    with pytest.raises(UsageError, match="an image of the run, lies in -o"):
+        folders(run, out, overwrite=True)
+    assert state(out) == before
+
+
+@pytest.mark.parametrize("options", [{"mode": "copy"}, {"layout": "dataset"}])
+def test_after_a_kill_the_next_export_replaces_the_tree(options, beach, tmp_path, monkeypatch):
+    """An exception at each change of the tree leaves what a kill would leave; one stop after the other."""
+    out, fresh = tmp_path / "out", tmp_path / "fresh"
+    folders(beach, tmp_path / "old", **options)
+    corrected(beach)
+    folders(beach, fresh, **options)
+    left = 0
+
+    def stopping(name):
+        method = getattr(Path, name)
+
+        def changed(path, *rest, **options):
+            nonlocal left
+            if any(Path(place).is_relative_to(out) for place in (path, *rest)):
+                left -= 1
+                if left < 0:
+                    raise KeyboardInterrupt
+            return method(path, *rest, **options)
+
+        return changed
+
+    for stop in count():
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(tmp_path / "old", out)
+        left = stop
+        with monkeypatch.context() as patch:
+            for name in ("unlink", "rename", "replace"):
+                patch.setattr(Path, name, stopping(name))
+            try:
+                folders(beach, out, overwrite=True, **options)
+                break
+            except KeyboardInterrupt:
+                pass
+        folders(beach, out, overwrite=True, **options)
+        assert tree(out) == tree(fresh)
+    assert stop > 6 and tree(out) == tree(fresh)
+
+
+def test_the_best_of_nearly_identical_images_is_kept(tmp_path):
+    """The largest, then the sharpest; of equal ones the first. An image that is left out stands for none."""
+    sharp = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    pictures = {"small.png": sharp[:6, :6], "blurred.png": sharp // 2 + 60}
+    pictures |= dict.fromkeys(("alone.png", "sharp.png", "same.png", "x.png"), sharp)
+    (tmp_path / "photos").mkdir()
+    for name, picture in pictures.items():
+        Image.fromarray(picture).save(tmp_path / "photos" / name)
+    run = hand_run(tmp_path / "run", str(tmp_path / "photos"), dict.fromkeys([*pictures, "gone.png"], 0))
+    with pytest.raises(DataError, match=r"has no duplicates\.csv"):
+        folders(run, tmp_path / "out", duplicates="first")
+    alike = ["gone.png", "small.png", "blurred.png", "sharp.png", "same.png"]
+    groups = [{"group": 0, "path": path, "distance": 0} for path in alike]
+    writable(run).write_rows("duplicates.csv", DUPLICATES, groups)
+    (tmp_path / "photos" / "gone.png").write_text("no image")
+    said = Said()
+    with pytest.warns(match="1 images no longer exist or cannot be used"):
+        rows = folders(run, tmp_path / "out", duplicates="first", display=said)
+    how = {row["path"]: row["how"] for row in rows if row["how"] != "symlink"}
+    assert how.pop("gone.png").startswith("missing")
+    assert how == {
+        "small.png": "duplicate of sharp.png, which is larger",
+        "blurred.png": "duplicate of sharp.png, which is sharper",
+        "same.png": "duplicate of sharp.png, which is the same",
+    }
+    assert tree(tmp_path / "out") == ["000/alone.png", "000/sharp.png", "000/x.png", "inventory.csv"]
+    assert "3 nearly identical images left out" in said.lines[0]
+    # Outliers are left out here, so they stand for none.
+    mark_outliers(run, lambda row: row["path"] in ("sharp.png", "same.png"))
+    with pytest.warns(match="1 images"):
+        rows = folders(run, tmp_path / "out", duplicates="first", outliers="leave", overwrite=True)
+    how = {row["path"]: row["how"] for row in rows}
+    assert (how["small.png"], how["blurred.png"]) == ("duplicate of blurred.png, which is larger", "symlink")
 
 
 # ---- names of files and folders --------------------------------------------------------------------------------------
@@ -340,12 +516,10 @@ def caseless(name: str) -> str:
     ("name", "folder"),
     [
         ("", "003"),
-        ("Strand & Meer", "003-Strand & Meer"),
         ("../../etc", "003-_.._etc"),
         ('<>:"\\|?*', "003-________"),
         ("two\nlines\x1b[31m", "003-two_lines_[31m"),
         ("dots...  ", "003-dots"),
-        ("..", "003"),
         ("\udcff", "003-_"),
         ("e\u0301", "003-\u00e9"),
         ("ü" * 300, "003-" + "ü" * 50),
@@ -353,7 +527,6 @@ def caseless(name: str) -> str:
 )
 def test_folder_of_a_cluster(name, folder):
     assert cluster_folder(3, name) == folder
-    assert cluster_folder(1000, name) == folder.replace("003", "1000")
 
 
 def test_distinct():
@@ -362,6 +535,7 @@ def test_distinct():
     given = ["a.jpg", "A.JPG", "a-2.jpg", "a.tar.gz", "a.tar.gz", "\u00e9", "e\u0301", "\udcff", "\udcff", long, long]
     made = ["a.jpg", "A-3.JPG", "a-2.jpg", "a.tar.gz", "a.tar-2.gz", "\u00e9", "e\u0301-2", "\udcff", "\udcff-2", long]
     assert distinct(given) == [*made, "n" * 249 + "-2.png"]
+    assert distinct(["a.jpg"] * 20_000)[-1] == "a-20000.jpg"  # in no time
 
 
 @given(st.lists(NAMES, max_size=12), st.integers(0, 3))
@@ -369,26 +543,13 @@ def test_distinct_is_distinct_whatever_comes(names, repeated):
     names = names + names[: len(names) * repeated // 2]
     made = distinct(names)
     assert len({caseless(name) for name in made}) == len(names)
-    assert made == distinct(names)
     first = {caseless(name): i for i, name in reversed(list(enumerate(names)))}
     assert all(made[i] == names[i] for i in first.values())
 
 
-def test_many_equal_names_take_no_time():
-    made = distinct(["a.jpg"] * 20_000)
-    assert (made[0], made[-1], len(set(made))) == ("a.jpg", "a-20000.jpg", 20_000)
-
-
 @pytest.mark.parametrize(
     ("name", "made"),
-    [
-        ("a b-c_(1).jpg", "a b-c_(1).jpg"),
-        ("a::b*[x]?.png", "a__b__x__.png"),
-        ("__MACOSX.png", "MACOSX.png"),
-        ("\udcff.png", "image.png"),
-        ("हिन्दी.png", "हिन्दी.png"),
-        ("#!$.png", "image.png"),
-    ],
+    [("हिन्दी (1).jpg", "हिन्दी (1).jpg"), ("__a::b[x]?.png", "a__b_x__.png"), ("\udcff.png", "image.png")],
 )
 def test_plain(name, made):
     assert plain(name) == made

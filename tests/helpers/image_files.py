@@ -5,7 +5,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 LOSSLESS = {"WEBP": {"lossless": True, "exact": True}, "JPEG": {"quality": 100, "subsampling": 0}}
 
@@ -103,3 +103,56 @@ def files_of_all_modes() -> dict[str, tuple[bytes, np.ndarray, int]]:
             data = stored(Image.fromarray(np.ascontiguousarray(turned)), kind, exif=exif, **LOSSLESS.get(kind, {}))
             made[f"turned {orientation}.{kind}"] = (data, golden(colours), 3 if kind == "JPEG" else 0)
     return made
+
+
+# ---- images that tell more than their pixels ------------------------------------------------------------------------
+
+CANARY = b"CANARY"
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/">CANARY</x:xmpmeta>'
+
+
+def _exif(orientation: int = 1) -> Image.Exif:
+    """A camera, a time, a comment and a place, all called CANARY."""
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0132], exif[0x0112] = "CANARY", "CANARY 2020:01:01", orientation
+    exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0CANARY"
+    exif.get_ifd(0x8825)[1], exif.get_ifd(0x8825)[29] = "CANARY", "CANARY"
+    return exif
+
+
+def _segment(marker: int, content: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", 2 + len(content)) + content
+
+
+def _jpeg(image: Image.Image, orientation: int = 1, **options: object) -> bytes:
+    about = {"exif": _exif(orientation), "comment": "CANARY", "icc_profile": b"profile"}
+    data = stored(image, "JPEG", **about, **options)
+    more = _segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP) + _segment(0xED, b"Photoshop 3.0\0CANARY")
+    more += _segment(0xE0, b"JFXX\0\x10CANARY") + _segment(0xE2, b"MPF\0CANARY") + _segment(0xEB, b"CANARY")
+    start = data.index(b"\xff\xdb")
+    return data[:start] + more + data[start:] + b"\xff\xd8CANARY behind the end"
+
+
+def talkative() -> dict[str, bytes]:
+    """By name: files with CANARY wherever a format has room for text, one of them called like a JPEG."""
+    image = Image.fromarray(np.random.default_rng(3).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    text, tags = PngImagePlugin.PngInfo(), TiffImagePlugin.ImageFileDirectory_v2()
+    text.add_text("CANARY", "CANARY")
+    tags[270] = "CANARY"
+    tiff = stored(image, "TIFF", tiffinfo=tags)
+    files = {
+        "plain.jpg": _jpeg(image),
+        "turned.jpg": _jpeg(image, 6),
+        "mirrored.jpg": _jpeg(image, 5, progressive=True),
+        "print.jpg": _jpeg(image.convert("CMYK")),
+        "restarts.jpg": _jpeg(image, restart_marker_blocks=1),
+        "a.png": stored(image.convert("RGBA"), "PNG", pnginfo=text, exif=_exif(), icc_profile=CANARY),
+        "turned.png": stored(image, "PNG", exif=_exif(8)),
+        "a.webp": stored(image, "WEBP", lossless=True, exif=_exif().tobytes(), xmp=XMP),
+        "a.gif": stored(image.convert("P"), "GIF", comment=CANARY),
+        "a.tif": tiff,
+        "odd.jpg": tiff,
+        "a.ppm": b"P6\n# CANARY\n1 1\n255\nabc",
+    }
+    assert all(CANARY in data for data in files.values())
+    return files | dict.fromkeys(("photo", "y.JPG"), files["plain.jpg"])
