@@ -46,7 +46,6 @@ NEEDS = {
     "--to onnx": "onnxscript",
     "import datasets": "datasets",
     "pd.read_parquet": "pyarrow",
-    "import onnxruntime": "onnx",
 }
 SHELL = ("cat", "cp", "find", "head", "ls", "mkdir", "rm", "tar")
 
@@ -77,7 +76,6 @@ class Sandbox:
             write_weights(folder / name)
         for name in set(re.findall(r"--weights (\S+\.pth\.tar)", "\n".join(commands(page)))):
             write_published(folder / name)
-        Image.fromarray(draw(KINDS[0], random)).save(folder / "new.png")
         if self._begins_with_a_run():
             self.run("deepcluster fit photos/ -k 3 -o runs/photos")
         self.names: dict[str, Any] = {

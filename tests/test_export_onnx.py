@@ -1,12 +1,9 @@
 import json
-import re
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
 import deepcluster
@@ -149,21 +146,3 @@ def test_mistakes(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UsageError, match=r"pip install 'deepcluster\[onnx\]'"):
         onnx(tmp_path / "model", tmp_path / "x.onnx")
-
-
-def test_the_code_in_the_documentation_runs(photos, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    text = (Path(__file__).parent.parent / "docs" / "export.md").read_text(encoding="utf-8")
-    code = next(each for each in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "onnxruntime" in each)
-    model = tiny_model(names=("a", "b", "c"))
-    models.save(model, tmp_path / "model")
-    onnx(tmp_path / "model", tmp_path / "photos.onnx")
-    with Image.open(next(photos.rglob("*.png"))) as image:
-        image.resize((51, 36)).save(tmp_path / "new.png")
-    monkeypatch.chdir(tmp_path)
-    exec(code, {})
-    placement = model.place(model.transform(read_once(find(tmp_path / "new.png"), model.store_size).images))
-    cluster, name, distance = capsys.readouterr().out.split()
-    assert (int(cluster), name) == (int(placement.cluster), "abc"[int(placement.cluster)])
-    assert float(distance) == pytest.approx(float(placement.distance), abs=1e-4)
