@@ -129,7 +129,7 @@ def update(
 
 
 def condition(run: Path) -> dict[str, Any]:
-    """Return the state of a run for a monitor (docs/usage.md). Errors are those of ``read_run``."""
+    """Return the state of a run for a monitor (docs/production.md). Errors are those of ``read_run``."""
     record, model, rows = read_state(run, read_run)
     with RunFolder(run).as_disk_errors(files.RUN):
         for name, kind in {"result": str, "stability": int | float, "verdict": str}.items():
