@@ -34,7 +34,7 @@ from common import RESULTS, save
 from torch import Tensor, nn
 
 from deepcluster.algorithm import alternate
-from deepcluster.clustering.agreement import accuracy, nmi
+from deepcluster.clustering import agreement
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.pic import power_iteration
 from deepcluster.clustering.whitening import Reduction, whiten
@@ -156,8 +156,8 @@ def scores(
     return {
         "linear": float(linear),
         "knn": float((votes.argmax(1) == truth).float().mean()),
-        "acc": accuracy(labels, groups),
-        "nmi": nmi(labels, groups),
+        "acc": agreement.scores(labels, groups)["acc"],
+        "nmi": agreement.nmi(labels, groups),
     }
 
 

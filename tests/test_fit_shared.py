@@ -123,16 +123,16 @@ def fitted(processes: Processes, out: Path, recipe: str, steps: int | None, resu
     )  # fmt: skip
     made = 0
 
-    def counted(*arguments: Any) -> None:
+    def counted(*arguments: Any) -> int:
         nonlocal made
         if made == steps:
             raise Stopped("stopped in a step")
         made += 1
-        original(*arguments)
+        return original(*arguments)
 
-    original = training._set_learning_rates
+    original = training.number_of_parts
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_set_learning_rates", counted)
+        patch.setattr(training, "number_of_parts", counted)
         try:
             run.fit(pixels(), request, processes=processes)
         except Stopped as error:

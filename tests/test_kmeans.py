@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from deepcluster.clustering import as_clustering, blocks, kmeans
 from deepcluster.clustering.blocks import nearest, shared_out
-from deepcluster.clustering.kmeans import _as_faiss, label_sums
+from deepcluster.clustering.kmeans import _as_faiss, cluster_sums
 from deepcluster.errors import NonFiniteError
 from deepcluster.records import Clustering
 from deepcluster.runtime.partition import Partition
@@ -93,7 +93,7 @@ def test_sums_of_labels(k):
     """Few clusters, more than the rows of a block, and more than 16 bits number."""
     x, labels = normal(8500, 3), torch.randint(0, k, (8500,), generator=generator(3, "test"))
     with shared_out(x) as rows:
-        totals = label_sums(rows, labels, k)
+        totals = cluster_sums(rows, k, labels)
     expected = torch.zeros(k, 4, dtype=torch.float64)
     expected.index_add_(0, labels, torch.cat([x, torch.ones(8500, 1)], 1).double())
     assert torch.equal(totals[:, 3], expected[:, 3])

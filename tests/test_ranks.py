@@ -29,7 +29,7 @@ from deepcluster.errors import DeepClusterWarning, DiskError, NonFiniteError
 from deepcluster.evaluation import FewLabelsOptions, LinearOptions, few, linear
 from deepcluster.evaluation.common import Labelled, ProbeTask
 from deepcluster.groups.cut import Cut, cut
-from deepcluster.groups.tree import Tree, least_of_each, merge_tree
+from deepcluster.groups.tree import Tree, medoids_of, merge_tree
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.views import Augmentation, fixed_view
 from deepcluster.learning.heads import CentroidHead, CrossEntropy, Head, Loss, Outputs, WithInstances, new_linear_head
@@ -305,11 +305,11 @@ def own(x: Tensor, processes: Processes) -> Tensor:
 
 def medoids(processes: Processes, distances: Tensor, groups: Tensor) -> list[int]:
     part = own(distances, processes)
-    return least_of_each(part, own(groups, processes), 4, Partition.of(processes, len(part))).tolist()
+    return medoids_of(torch.zeros(4, 1), part, own(groups, processes), Partition.of(processes, len(part))).tolist()
 
 
 def test_medoids_by_hand(ranks):
-    distances = torch.tensor([0.5, 0.2, 0.2, 0.1, 0.3, 0.1, 0.7])
+    distances = torch.tensor([[0.5], [0.2], [0.2], [0.1], [-0.3], [0.1], [0.7]])
     groups = torch.tensor([0, 0, 0, 1, 1, 1, 3])  # of equal ones the first, and none in group 2
     for count in (1, 2, 3):
         assert ranks[count](medoids, distances, groups) == [[1, 3, -1, 6]] * count

@@ -255,13 +255,13 @@ def _patient(rank: int, port: int, folder: str) -> None:
     # What torch takes where nobody says otherwise.
     dist.distributed_c10d.default_pg_timeout = timedelta(seconds=2)
     clustering = importlib.import_module("deepcluster.clustering.kmeans")  # the package has a function of this name
-    original = clustering.nearest_sums
+    original = clustering.cluster_sums
 
     def slow(*arguments: object) -> torch.Tensor:
         time.sleep(4 if rank == 1 else 0)
         return original(*arguments)
 
-    clustering.nearest_sums = slow
+    clustering.cluster_sums = slow
     with init_processes() as processes:
         x = torch.randn(40, 3, generator=torch.Generator().manual_seed(rank))
         found = clustering.kmeans(x, 4, iterations=2, partition=Partition.of(processes, len(x)))

@@ -8,7 +8,8 @@ import torch
 from scipy.cluster.hierarchy import linkage
 
 from deepcluster.groups.cut import Cut, cut, placement_of
-from deepcluster.groups.tree import Tree, distances_to, merge_tree, nodes_at, ward
+from deepcluster.groups.tree import Tree, medoids_of, merge_tree, nodes_at, ward
+from deepcluster.runtime.partition import Partition
 from tests.helpers.features import blobs
 
 
@@ -107,8 +108,9 @@ def test_many_groups_are_merged_only():
     assert len(tree.groups) == 120
 
 
-def test_distances_of_rows_block_by_block(monkeypatch):
+def test_medoids_block_by_block(monkeypatch):
     monkeypatch.setattr("deepcluster.groups.tree.ROWS_AT_ONCE", 3)
     random = torch.Generator().manual_seed(0)
     rows, middles, own = torch.randn(8, 4, generator=random), torch.randn(3, 4, generator=random), torch.arange(8) // 3
-    assert torch.allclose(distances_to(middles, rows, own), (rows - middles[own]).norm(dim=1))
+    distances = torch.cdist(middles, rows).masked_fill(own != torch.arange(3).unsqueeze(1), torch.inf)
+    assert torch.equal(medoids_of(middles, rows, own, Partition.single(8)), distances.argmin(1))

@@ -34,7 +34,7 @@ class Drift:
         previous: Labels (int64, N) of the first clustering of the previous round; None in the first round.
         labels: Labels of the same clusters in the features of this round.
         nmi: :func:`nmi` of the two; NaN in the first round.
-        changed: Share of the images that :func:`changed` their cluster; NaN in the first round.
+        changed: Share of the images that left the majority of their previous cluster; NaN in the first round.
     """
 
     previous: Tensor | None
@@ -75,16 +75,21 @@ def nmi(a: Assignment, b: Assignment) -> float:
 
 
 def compared(previous: Tensor, current: Tensor, processes: Processes = ALONE) -> tuple[float, float]:
-    """Return :func:`nmi` and :func:`changed` of two assignments (int64), of which every rank gives its rows."""
+    """Return :func:`nmi` of two assignments (int64, of this rank's rows), and the share of images that changed cluster.
+
+    The numbers of two clusterings have nothing in common, so a previous cluster is followed to the cluster that most
+    of its images went to. Linear in the number of images; a one-to-one matching of 10,000 clusters would take hours.
+    """
     one, other, counts = (column.numpy() for column in pair_counts(previous, current, processes).T)
     table = csr_array((counts, (one, other)))
+    changed = float(1.0 - table.max(axis=1).sum() / table.sum())
     alone = [np.count_nonzero(table.sum(axis)) == 1 for axis in (0, 1)]
     if any(alone):
-        return float(all(alone)), _share_changed(table)
+        return float(all(alone)), changed
     from sklearn.metrics import mutual_info_score
 
     information = float(mutual_info_score(None, None, contingency=table))
-    return information / math.sqrt(_entropy(table.sum(1)) * _entropy(table.sum(0))), _share_changed(table)
+    return information / math.sqrt(_entropy(table.sum(1)) * _entropy(table.sum(0))), changed
 
 
 def _entropy(sizes: npt.NDArray[np.int64]) -> float:
@@ -102,45 +107,11 @@ def repeated(previous: Tensor, current: Tensor, random: torch.Generator) -> floa
     return max(0.0, (nmi(previous, current) - chance) / max(1e-9, 1 - chance))
 
 
-def ami(a: Assignment, b: Assignment) -> float:
-    """Mutual information adjusted for chance (arithmetic mean, as scikit-learn has it)."""
-    from sklearn.metrics import adjusted_mutual_info_score
-
-    return float(adjusted_mutual_info_score(np.asarray(a), np.asarray(b)))
-
-
 def ari(a: Assignment, b: Assignment) -> float:
     """Adjusted Rand index."""
     from sklearn.metrics import adjusted_rand_score
 
     return float(adjusted_rand_score(np.asarray(a), np.asarray(b)))
-
-
-def accuracy(labels: Assignment, clusters: Assignment) -> float:
-    """Share of images in the class that their cluster stands for, under the best one-to-one matching (Hungarian)."""
-    table = contingency(labels, clusters).toarray()
-    rows, columns = linear_sum_assignment(table, maximize=True)
-    return float(table[rows, columns].sum() / table.sum())
-
-
-def changed(previous: Assignment, current: Assignment) -> float:
-    """Share of images that did not go with the majority of their previous cluster.
-
-    The numbers of two clusterings have nothing in common, so a previous cluster is followed to the cluster that most
-    of its images went to. Linear in the number of images; a one-to-one matching of 10,000 clusters would take hours.
-    """
-    return _share_changed(contingency(previous, current))
-
-
-def _share_changed(table: csr_array) -> float:
-    return float(1.0 - table.max(axis=1).sum() / table.sum())
-
-
-def contingency(a: Assignment, b: Assignment) -> csr_array:
-    """Counts of the pairs of values of ``a`` (rows) and ``b`` (columns)."""
-    _, rows = np.unique(np.asarray(a), return_inverse=True)
-    _, columns = np.unique(np.asarray(b), return_inverse=True)
-    return csr_array((np.ones(len(rows), dtype=np.int64), (rows, columns)))
 
 
 def pair_counts(a: Tensor, b: Tensor, processes: Processes = ALONE) -> Tensor:
@@ -156,12 +127,17 @@ def pair_counts(a: Tensor, b: Tensor, processes: Processes = ALONE) -> Tensor:
 
 
 def scores(labels: Assignment, clusters: Assignment) -> dict[str, float]:
-    """Accuracy, NMI, AMI and ARI of clusters against labels."""
+    """Return accuracy, NMI, AMI (arithmetic mean) and ARI of clusters against labels; NaN if there are none.
+
+    Accuracy is the share of images in the class that their cluster stands for, by the best one-to-one matching.
+    """
+    from sklearn.metrics import adjusted_mutual_info_score
+    from sklearn.metrics.cluster import contingency_matrix
+
     if len(labels) == 0:
         return dict.fromkeys(("acc", "nmi", "ami", "ari"), math.nan)
-    return {
-        "acc": accuracy(labels, clusters),
-        "nmi": nmi(labels, clusters),
-        "ami": ami(labels, clusters),
-        "ari": ari(labels, clusters),
-    }
+    a, b = np.asarray(labels), np.asarray(clusters)
+    table = contingency_matrix(a, b)
+    matched = table[linear_sum_assignment(table, maximize=True)].sum()
+    mutual = float(adjusted_mutual_info_score(a, b))
+    return {"acc": float(matched / len(a)), "nmi": nmi(a, b), "ami": mutual, "ari": ari(a, b)}

@@ -41,13 +41,9 @@ class Rows:
     skip: int = 0
     extra: Tensor | None = None
 
-    def blocks(self, work: Callable[[int, Tensor], Result], least: int = 0) -> Iterator[Result]:
-        """Yield work(begin, rows) for the blocks in order; ``rows`` are float32, beginning with row ``begin`` of x.
-
-        least: rows in a block, as a power of two up to ``MOST_BLOCK``: for work whose result is large however few they
-        are.
-        """
-        size = self.block or block_size(self.x, len(self.x), least)
+    def blocks(self, work: Callable[[int, Tensor], Result]) -> Iterator[Result]:
+        """Yield work(begin, rows) for the blocks in order; ``rows`` are float32, beginning with row ``begin`` of x."""
+        size = self.block or block_size(self.x, len(self.x))
 
         def of(begin: int) -> Result:
             rows = self.x[begin : begin + size]
@@ -85,7 +81,8 @@ def in_whole_blocks(rows: Rows, partition: Partition, least: int = 0) -> Rows:
     They are the same for any number of processes, and so are float32 sums over them: k-means and whitening do not
     depend on which rank has which row. (Otherwise rounding decides between the nearest two of many clusters in noise;
     after 20 iterations up to 7 % of the labels differed.) ``skip`` of this rank's rows belong to a block that begins
-    before, and ``extra`` rows of the next ranks to its last one.
+    before, and ``extra`` rows of the next ranks to its last one. A block has at least ``least`` rows, as a power of two
+    up to ``MOST_BLOCK``: for work whose result is large however few they are.
     """
     size = block_size(rows.x, partition.total, least)
     if partition.processes.alone:

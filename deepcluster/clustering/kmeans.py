@@ -28,44 +28,26 @@ SCORES = {torch.float64: 1 << 19, torch.float32: 1 << 18}
 SCORES_ON_GPU = 1 << 24
 LEAST_CHUNK = 256
 DISTANCES = 1 << 10  # rows
+LEAST_ROWS = 4  # of a block for a cluster: its sums may have K rows, however few it has itself
 # The largest |c|^2, in mean squared distances of rows from their centroid, at which float32 scores are exact enough:
 # at 1,000,000 a quarter of the labels were not the nearest.
 REACH = 16_000.0
 
 
-def nearest_sums(rows: Rows, centroids: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the sums of the rows nearest to the centroids, and their numbers: float64, K x (d + 1).
+def cluster_sums(rows: Rows, k: int, labels: Tensor | Assign) -> Tensor:
+    """Return the sums of the rows of ``k`` clusters, and their numbers: float64, k x (d + 1).
 
-    Scores are computed in ``dtype``, the sums in float32 over a block and in float64 over the blocks.
+    ``labels`` are those of all rows (int64, N), or a function from a block. Sums are float32 in a block, float64 over all.
     """
-    assign = assigner(centroids, dtype)
-    return _add_up(rows, len(centroids), lambda begin, block: assign(block))
+    totals = torch.zeros(k, rows.x.shape[1] + 1, dtype=torch.float64, device=rows.x.device)
 
+    def work(begin: int, block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        given = labels[begin : begin + len(block)] if isinstance(labels, Tensor) else labels(block)
+        return segment_sums(block, given, k)
 
-def label_sums(rows: Rows, labels: Tensor, k: int) -> Tensor:
-    """Return the same for given labels (int64, N)."""
-    return _add_up(rows, k, lambda begin, block: labels[begin : begin + len(block)])
-
-
-def nearest_centroids(rows: Rows, centroids: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Return the nearest centroid (int64, N) of the rows, by scores in ``dtype``, and the squared distances (float32).
-
-    The distance is a sum of squares and not a difference of products: exactly 0 if row and centroid are equal.
-    """
-    assign = assigner(centroids, dtype)
-    labels = torch.empty(len(rows.x), dtype=torch.int64, device=rows.x.device)
-    distances = torch.empty(len(rows.x), device=rows.x.device)
-
-    def work(begin: int, block: Tensor) -> None:
-        labels[begin : begin + len(block)] = assign(block)
-        for start in range(begin, begin + len(block), DISTANCES):  # two copies of a whole block would be 16 MB
-            part = block[start - begin : start - begin + DISTANCES]
-            own = labels[start : start + len(part)]
-            distances[start : start + len(part)] = (part - centroids[own]).square_().sum(1)
-
-    for _ in rows.blocks(work):
-        pass
-    return labels, distances
+    for clusters, sums, sizes in rows.blocks(work):
+        totals.index_add_(0, clusters, torch.cat([sums.double(), sizes.double().unsqueeze(1)], 1))
+    return totals
 
 
 def assigner(centroids: Tensor, dtype: torch.dtype = torch.float32) -> Assign:
@@ -114,19 +96,6 @@ def _squared_lengths(x: Tensor) -> Tensor:
 def _argmax(scores: Tensor) -> Tensor:
     """Return the first of the largest in every row. On a CPU by numpy: 4 % of the product's time; torch takes 30 %."""
     return scores.argmax(1) if scores.device.type != "cpu" else torch.from_numpy(scores.numpy().argmax(1))
-
-
-def least_block(k: int) -> int:
-    """Return the least number of rows in a block: its sums may have k rows, however few it has itself."""
-    return 4 * k
-
-
-def _add_up(rows: Rows, k: int, assign: Callable[[int, Tensor], Tensor]) -> Tensor:
-    totals = torch.zeros(k, rows.x.shape[1] + 1, dtype=torch.float64, device=rows.x.device)
-    blocks = rows.blocks(lambda begin, block: segment_sums(block, assign(begin, block), k), least=least_block(k))
-    for clusters, sums, sizes in blocks:
-        totals.index_add_(0, clusters, torch.cat([sums.double(), sizes.double().unsqueeze(1)], 1))
-    return totals
 
 
 def segment_sums(x: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,19 +191,19 @@ def kmeans(
         return centroids, len(vacant)
 
     with shared_out(x) as walk:
-        blocks = in_whole_blocks(walk, partition, least_block(k))
+        blocks = in_whole_blocks(walk, partition, LEAST_ROWS * k)
         reseeded = done = 0
         if start is None:
             centroids = _random_rows(x, partition, k, generator(seed, "k-means start"))
         elif start.ndim == 1:
-            centroids, reseeded = update(label_sums(blocks, extended(start.long(), blocks, partition), k), -1)
+            centroids, reseeded = update(cluster_sums(blocks, k, extended(start.long(), blocks, partition)), -1)
         else:
             centroids = start.float().clone()
         for iteration in range(iterations):
             before = centroids
             if iteration == 0:
                 scores = exact_enough(sample, before)
-            centroids, vacant = update(nearest_sums(blocks, before, scores), iteration)
+            centroids, vacant = update(cluster_sums(blocks, k, assigner(before, scores)), iteration)
             reseeded, done = reseeded + vacant, iteration + 1
             if not vacant and torch.equal(centroids, before):  # all further iterations would give the same
                 break
@@ -265,9 +234,9 @@ def means(x: Tensor, labels: Tensor, k: int, partition: Partition | None = None)
     """
     partition = partition or Partition.single(len(x))
     with shared_out(matrix(x)) as walk:
-        blocks = in_whole_blocks(walk, partition, least_block(k))
+        blocks = in_whole_blocks(walk, partition, LEAST_ROWS * k)
         labels = extended(labels.to(walk.x.device), blocks, partition)
-        totals = partition.processes.all_reduce(label_sums(blocks, labels, k))
+        totals = partition.processes.all_reduce(cluster_sums(blocks, k, labels))
     return (totals[:, :-1] / totals[:, -1:].clamp(min=1)).float()
 
 
@@ -314,8 +283,22 @@ def _check_start(start: Tensor | None, rows: int, k: int, width: int) -> None:
 def _assigned(
     walk: Rows, partition: Partition, centroids: Tensor, scores: torch.dtype, iterations: int, reseeded: int
 ) -> tuple[Clustering, Tensor]:
-    """Return the clustering of the rows by these centroids, and the distances of this rank's rows."""
-    labels, distances = nearest_centroids(walk, centroids, scores)
+    """Return the clustering of the rows by these centroids, and the squared distances (float32) of this rank's rows.
+
+    A distance is a sum of squares and not a difference of products: exactly 0 if row and centroid are equal.
+    """
+    assign, x = assigner(centroids, scores), walk.x
+    labels, distances = torch.empty(len(x), dtype=torch.int64, device=x.device), torch.empty(len(x), device=x.device)
+
+    def work(begin: int, block: Tensor) -> None:
+        labels[begin : begin + len(block)] = assign(block)
+        for start in range(begin, begin + len(block), DISTANCES):  # two copies of a whole block would be 16 MB
+            part = block[start - begin : start - begin + DISTANCES]
+            own = labels[start : start + len(part)]
+            distances[start : start + len(part)] = (part - centroids[own]).square_().sum(1)
+
+    for _ in walk.blocks(work):
+        pass
     sizes = partition.processes.all_reduce(torch.bincount(labels, minlength=len(centroids)))
     inertia = partition.processes.all_reduce(distances.sum(dtype=torch.float64)).item()
     return Clustering(labels, centroids, sizes, inertia, iterations, reseeded), distances

@@ -154,21 +154,19 @@ def layout(reduced: Tensor, seed: int = 0) -> Points:
     return extended_layout(places, rows.tolist(), range(len(reduced)), reduced)
 
 
-def between(rows: Tensor, landmarks: Tensor, places: Tensor) -> Tensor:
-    """Return the mean positions of the rows' nearest landmarks, weighted by the inverse squared distance."""
-    cosines, neighbours = nearest(rows, BETWEEN, landmarks)
-    weights = 1 / (2 - 2 * cosines).clamp(min=1e-6).unsqueeze(2)
-    return (weights * places[neighbours]).sum(1) / weights.sum(1)
-
-
 def extended_layout(places: Points, before: Sequence[int], after: Sequence[int], reduced: Tensor) -> Points:
-    """Return a map of the rows ``after``: the rows ``before`` stay at their ``places``, others come between them."""
+    """Return a map of the rows ``after``: the rows ``before`` stay at their ``places``.
+
+    Others come to the mean position of their nearest landmarks, weighted by the inverse squared distance.
+    """
     known, rows = (torch.tensor(numbers, dtype=torch.int64) for numbers in (before, after))
     number = torch.full((len(reduced),), -1)
     number[known] = torch.arange(len(known))
     index = number[rows]
-    extended = torch.from_numpy(places)[index.clamp_min(0)]
-    others = index < 0
+    landmarks = torch.from_numpy(places)
+    extended, others = landmarks[index.clamp_min(0)], index < 0
     if others.any():
-        extended[others] = between(reduced[rows[others]], reduced[known], torch.from_numpy(places))
+        cosines, neighbours = nearest(reduced[rows[others]], BETWEEN, reduced[known])
+        weights = 1 / (2 - 2 * cosines).clamp(min=1e-6).unsqueeze(2)
+        extended[others] = (weights * landmarks[neighbours]).sum(1) / weights.sum(1)
     return extended.numpy()

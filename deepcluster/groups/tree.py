@@ -20,35 +20,27 @@ Numbers = npt.NDArray[np.float64]
 Merge = tuple[int, int]
 
 
-def distances_to(middles: Tensor, rows: Tensor, own: Tensor) -> Tensor:
-    """Return the distances (float32, n) of n x d ``rows`` to the ``middles`` that have their ``own`` numbers."""
-    parts = zip(rows.split(ROWS_AT_ONCE), own.split(ROWS_AT_ONCE), strict=True)
-    return torch.cat([(part - middles[numbers]).norm(dim=1) for part, numbers in parts])
-
-
-def least_of_each(distances: Tensor, own: Tensor, count: int, partition: Partition) -> Tensor:
-    """Return the row (int64, ``count``) of the least distance in every group, the first of equal ones; -1: it is empty.
+def medoids_of(middles: Tensor, rows: Tensor, own: Tensor, partition: Partition) -> Tensor:
+    """Return the row (int64, K) nearest to the middle of every group, the first of equal ones; -1: the group is empty.
 
     Args:
-        distances: Distances of this rank's rows (float32, n).
+        middles: K x d.
+        rows: This rank's, n x d; the row numbers are those of all ranks.
         own: Their groups (int64, n).
-        partition: Which rank has which rows; row numbers are those of all.
-    """
-    least = torch.full((count,), torch.inf).scatter_reduce(0, own, distances, "amin")
-    nearest = torch.nonzero(distances == least[own]).flatten()
-    none = torch.full((count,), partition.total)
-    rows = none.scatter_reduce(0, own[nearest], nearest + partition.local.start, "amin")
-    return first_of_ranks(least, rows, partition)
-
-
-def first_of_ranks(least: Tensor, rows: Tensor, partition: Partition) -> Tensor:
-    """Return the row (int64) of the least of all ranks' values, the first of equal ones; -1 for ``partition.total``.
-
-    Args:
-        least: This rank's least values (float32, K).
-        rows: The first rows that have them (int64, K); ``partition.total``: none.
         partition: Which rank has which rows.
     """
+    parts = zip(rows.split(ROWS_AT_ONCE), own.split(ROWS_AT_ONCE), strict=True)
+    distances = torch.cat([(part - middles[numbers]).norm(dim=1) for part, numbers in parts])
+    least = torch.full((len(middles),), torch.inf).scatter_reduce(0, own, distances, "amin")
+    nearest = torch.nonzero(distances == least[own]).flatten()
+    none = torch.full((len(middles),), partition.total)
+    return _first_of_ranks(
+        least, none.scatter_reduce(0, own[nearest], nearest + partition.local.start, "amin"), partition
+    )
+
+
+def _first_of_ranks(least: Tensor, rows: Tensor, partition: Partition) -> Tensor:
+    """Return the ``rows`` (int64, K) of the least of all ranks' values, the first of equal ones; -1: all have none."""
     all_least = torch.stack(partition.processes.all_gather(least))
     all_rows = torch.stack(partition.processes.all_gather(rows))
     all_rows = torch.where(all_least > all_least.min(0).values, partition.total, all_rows)
@@ -178,13 +170,11 @@ def _sizes_and_medoids(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the size and the medoid of every node."""
     sizes = partition.processes.all_reduce(torch.bincount(piece, minlength=pieces)).tolist()
-    middles = list(means(reduced, piece, pieces, partition))
+    middles, inside = list(means(reduced, piece, pieces, partition)), list(torch.eye(pieces, dtype=torch.bool))
     for a, b in merges:
         sizes.append(sizes[a] + sizes[b])
         middles.append((sizes[a] * middles[a] + sizes[b] * middles[b]) / sizes[-1])
-    inside = torch.eye(pieces, dtype=torch.bool)
-    for a, b in merges:
-        inside = torch.cat([inside, (inside[a] | inside[b]).unsqueeze(0)])
+        inside.append(inside[a] | inside[b])
     least, first = torch.full((len(middles),), torch.inf), torch.full((len(middles),), partition.total)
     for node, middle in enumerate(middles):
         images = inside[node][piece].nonzero().flatten()
@@ -192,7 +182,7 @@ def _sizes_and_medoids(
             distances = torch.cat([(reduced[part] - middle).norm(dim=1) for part in images.split(ROWS_AT_ONCE)])
             least[node], nearest = distances.min(0)
             first[node] = images[nearest] + partition.local.start
-    return tuple(sizes), tuple(first_of_ranks(least, first, partition).tolist())
+    return tuple(sizes), tuple(_first_of_ranks(least, first, partition).tolist())
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from deepcluster.clustering.kmeans import best_of, means
 from deepcluster.errors import warn
 from deepcluster.groups.choose_k import CutRows, candidates, cut_once, stability
 from deepcluster.groups.cut import Cut, Placement, as_groups, cut, placement_of
-from deepcluster.groups.tree import Tree, distances_to, least_of_each
+from deepcluster.groups.tree import Tree, medoids_of
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
@@ -172,7 +172,7 @@ def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[st
     zeros = torch.zeros(groups.count, dtype=torch.float64)  # bincount with weights returns integers for no rows at all
     distances = all_reduce(zeros.index_add(0, cluster, placement.distance.double())).tolist()
     middles = means(reduced, cluster, groups.count, partition)
-    medoids = least_of_each(distances_to(middles, reduced, cluster), cluster, groups.count, partition).tolist()
+    medoids = medoids_of(middles, reduced, cluster, partition).tolist()
     between = torch.cdist(middles, middles).fill_diagonal_(torch.inf)
     present = groups.groups.unique().tolist()
     between[:, [group for group in range(groups.count) if group not in present]] = torch.inf
