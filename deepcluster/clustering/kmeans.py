@@ -37,7 +37,7 @@ REACH = 16_000.0
 def cluster_sums(rows: Rows, k: int, labels: Tensor | Assign) -> Tensor:
     """Return the sums of the rows of ``k`` clusters, and their numbers: float64, k x (d + 1).
 
-    ``labels`` are those of all rows (int64, N), or a function from a block. Sums are float32 in a block, float64 over all.
+    ``labels`` are those of all rows (int64, N), or a function of a block. Sums are float32 inside a block.
     """
     totals = torch.zeros(k, rows.x.shape[1] + 1, dtype=torch.float64, device=rows.x.device)
 

@@ -1,8 +1,7 @@
 """Network: the contract that every backbone meets, the names that build one, and modules that the user gives."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -191,51 +190,38 @@ def build(
     official = recognised(state, str(weights)) if state else None
     if official:
         _check_for(official, name, sobel, str(weights))
-    part = _part(name, image_size, sobel, seed)
+    body, options, layout = _new_body(name, image_size, sobel, seed)
     if official:
-        load_body(part.body, official.state, path=str(weights), name=name, heads=())
+        load_body(body, official.state, path=str(weights), name=name, heads=())
     elif state is not None:
-        load_body(part.body, state, path=str(weights), name=name, heads=part.heads, convert=part.convert)
+        load_body(body, state, path=str(weights), name=name, **layout)
     known = paper.FEATURE_DIM if name in PAPER_NETWORKS else feature_dim
     network = Network(
-        part.body,
-        known or _width(_trial(part.body, name, image_size), name),
-        activation=part.activation,
-        mean=part.mean,
-        std=part.std,
+        body,
+        known or _width(_trial(body, name, image_size), name),
         architecture={"name": name, "image_size": image_size, "sobel": sobel},
         origin=official.text if official else "",
+        **options,
     )
     return network.with_projection(projection, seed)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A body, the normalisation before it, the activation after it, and how files of weights are laid out."""
-
-    body: nn.Module
-    mean: Sequence[float] = IMAGENET_MEAN
-    std: Sequence[float] = IMAGENET_STD
-    activation: nn.Module | None = None
-    heads: tuple[str, ...] = HEADS
-    convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
-
-
-def _part(name: str, image_size: int, sobel: bool, seed: int) -> _Part:
+def _new_body(name: str, image_size: int, sobel: bool, seed: int) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+    """Return a body, the options of its ``Network``, and those of ``load_body`` for its files of weights."""
     if name == "compact":
         # Lent, because its layers draw initial values of their own before the generator's replace them.
         with lent_global(seed, "network"):
-            return _Part(Compact(image_size, generator(seed, "network")))
+            return Compact(image_size, generator(seed, "network")), {}, {"heads": HEADS}
     if name in PAPER_NETWORKS:
         if image_size != paper.IMAGE_SIZE:
             raise paper.wrong_size(name, image_size)
         make = paper.alexnet if name == "alexnet" else paper.vgg16
         # The features end before the last ReLU, and the head starts after it.
-        return _Part(make(sobel=sobel, generator=generator(seed, "network")), activation=nn.ReLU())
+        return make(sobel=sobel, generator=generator(seed, "network")), {"activation": nn.ReLU()}, {"heads": HEADS}
     if name.startswith("timm:"):
         model, config = timm_body(name, image_size, seed)
-        heads = (*timm_heads(config["classifier"]), "_fc")
-        return _Part(model, config["mean"], config["std"], heads=heads, convert=partial(in_layout_of, model))
+        layout = {"heads": (*timm_heads(config["classifier"]), "_fc"), "convert": partial(in_layout_of, model)}
+        return model, {"mean": config["mean"], "std": config["std"]}, layout
     raise unknown_backbone(name)
 
 

@@ -47,13 +47,7 @@ def alexnet(*, sobel: bool, generator: torch.Generator) -> PaperNet:
         *_conv_bn_relu(384, 256, 3, generator, padding=1),
         nn.MaxPool2d(3, 2),
     )
-    classifier = nn.Sequential(
-        nn.Dropout(0.5),
-        reset_linear(256 * 6 * 6, FEATURE_DIM, generator),
-        nn.ReLU(inplace=True),
-        nn.Dropout(0.5),
-        reset_linear(FEATURE_DIM, FEATURE_DIM, generator),
-    )
+    classifier = nn.Sequential(nn.Dropout(0.5), *_two_linear(256 * 6 * 6, generator))
     return PaperNet(features, classifier, sobel_filter() if sobel else None)
 
 
@@ -66,13 +60,13 @@ def vgg16(*, sobel: bool, generator: torch.Generator) -> PaperNet:
             layers += _conv_bn_relu(inputs, outputs, 3, generator, padding=1)
             inputs = outputs
         layers.append(nn.MaxPool2d(2, 2))
-    classifier = nn.Sequential(
-        reset_linear(512 * 7 * 7, FEATURE_DIM, generator),
-        nn.ReLU(inplace=True),
-        nn.Dropout(0.5),
-        reset_linear(FEATURE_DIM, FEATURE_DIM, generator),
-    )
+    classifier = nn.Sequential(*_two_linear(512 * 7 * 7, generator))
     return PaperNet(nn.Sequential(*layers), classifier, sobel_filter() if sobel else None)
+
+
+def _two_linear(inputs: int, generator: torch.Generator) -> list[nn.Module]:
+    layers = [reset_linear(features, FEATURE_DIM, generator) for features in (inputs, FEATURE_DIM)]
+    return [layers[0], nn.ReLU(inplace=True), nn.Dropout(0.5), layers[1]]
 
 
 def sobel_filter() -> nn.Sequential:

@@ -29,7 +29,12 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     Raises:
         ModelError: The file is missing or damaged, has code in it, or holds no named tensors.
     """
-    return named_tensors(read_checkpoint(path), path)
+    content = read_checkpoint(path)
+    if isinstance(content, Mapping):
+        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    if not isinstance(content, Mapping) or not content or not all(map(_is_named_tensor, content.items())):
+        raise ModelError(f"{path}: holds no state_dict (tensors by name)")
+    return dict(content)
 
 
 def read_checkpoint(path: str | Path) -> object:
@@ -65,15 +70,6 @@ def _reason(error: Exception) -> str:
     if type(error).__name__ == "UnpicklingError" or "weights_only" in str(error):
         return "no tensors, or more than tensors, and nothing of it was executed"
     return first_line(error)
-
-
-def named_tensors(content: object, path: str | Path) -> dict[str, Tensor]:
-    """Return the mapping of names to tensors that ``content`` is, or that it wraps. ModelError if there is none."""
-    if isinstance(content, Mapping):
-        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
-    if not isinstance(content, Mapping) or not content or not all(map(_is_named_tensor, content.items())):
-        raise ModelError(f"{path}: holds no state_dict (tensors by name)")
-    return dict(content)
 
 
 def _check_archive(path: Path) -> None:
