@@ -29,7 +29,6 @@ from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.plain_files import write_csv
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.files import check_outside, new_folder, scratch_folder, write_whole
-from deepcluster.storage.run_folder import RunFolder
 
 MAX_NAME_BYTES = 255  # ext4, APFS, NTFS (there UTF-16 units, which are never more)
 MAX_LABEL_BYTES = 100
@@ -83,23 +82,22 @@ def _shorten(text: str, size: int) -> str:
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """Return the names in order; the second of equal ones gets ``-2`` before its suffix, and so on.
+    """Return FOLDER/NAME in order; the second of equal ones gets ``-2`` before its suffix, and so on.
 
     Names that differ only in case or Unicode normalisation are equal: on some file systems they are one file.
     """
     taken = {_key(name) for name in names}
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     unique = []
     for name in names:
-        key = _key(name)
-        number = counts.get(key, 0) + 1
+        counts[key := _key(name)] += 1
         chosen = name
-        if number > 1:
-            stem, suffix = split(name)
-            while _key(chosen := _fitting(stem, f"-{number}{suffix}")) in taken:
-                number += 1
+        if counts[key] > 1:
+            folder, slash, last = name.rpartition("/")
+            stem, suffix = split(last)
+            while _key(chosen := folder + slash + _fitting(stem, f"-{counts[key]}{suffix}")) in taken:
+                counts[key] += 1
             taken.add(_key(chosen))
-        counts[key] = number
         unique.append(chosen)
     return unique
 
@@ -121,7 +119,7 @@ class RunImages:
         source: The images that are at hand.
         index: The number of an image in ``source``, by path.
         junk: Clusters that a person marked as junk.
-        roots: Real paths of the files that the run may name, or of folders above them; empty: any image.
+        roots: Real paths of the folder of the images and of the origins of added ones; empty: any file may be named.
     """
 
     rows: tuple[Row, ...]
@@ -206,20 +204,12 @@ def read_run_images(run: Path, images: Images | None) -> RunImages:
             f"none of the {len(used):,} images of {run} is at hand (they were in {one_line(location)}): say where they"
             " are now with --images IMAGES"
         )
-    junk = frozenset(row["cluster"] for row in summary if row.get("junk") == "1")
-    return RunImages(tuple(rows), source, index, junk, _roots(folder, source))
-
-
-def _roots(folder: RunFolder, source: Source) -> frozenset[str]:
-    """Return the real paths of the folder of the images and of the origins of added ones.
-
-    Empty without such a folder: a list, a pipe or a call from Python may name any file.
-    """
-    if not Path(source.location).is_dir():
-        return frozenset()
-    added = {row["path"] for row in folder.read_added()}
-    origins = (source.origin(i).source for i, path in enumerate(source.paths) if path in added)
-    return frozenset(map(os.path.realpath, (source.location, *origins)))
+    junk, roots = frozenset(row["cluster"] for row in summary if row.get("junk") == "1"), frozenset[str]()
+    if Path(source.location).is_dir():  # a list, a pipe or a call from Python may name any file
+        added = {row["path"] for row in folder.read_added()}
+        origins = (source.origin(i).source for path, i in index.items() if path in added)
+        roots = frozenset(map(os.path.realpath, (source.location, *origins)))
+    return RunImages(tuple(rows), source, index, junk, roots)
 
 
 def _copy(file: Path, target: Path) -> None:
@@ -377,11 +367,12 @@ def folders(
     transfer = Transfer(members, mode, strip=strip)
     suffixes = STRIPPED if strip else SUFFIXES if dataset else None
 
-    def target(row: Row) -> tuple[str, str] | None:
-        """Return the folder of an image and its preferred name there; None if it is left out."""
+    def target(row: Row) -> str:
+        """Return the folder of an image and its preferred name there; "" if it is left out."""
         junk, outlier = row["cluster"] in members.junk, row["is_outlier"] == "1"
-        if row["path"] in spared or (outlier and outliers == "leave" and (dataset or not junk)):
-            return None
+        left = row["path"] in spared or (outlier and outliers == "leave" and (dataset or not junk))
+        if left or row["status"] != "ok":
+            return ""
         name = PurePosixPath(row["path"]).name
         if dataset:
             name, folder = plain(name), f"{SPLIT}/{cluster_folder(int(row['cluster']))}"
@@ -389,15 +380,15 @@ def folders(
             above = f"{JUNK}/" if junk else f"{APART}/" if outlier and outliers == "separate" else ""
             folder = above + cluster_folder(int(row["cluster"]), row["name"])
         refused = suffixes is not None and split(name)[1].lower() not in suffixes
-        return folder, _fitting(name, ".png") if refused or not members.is_file(row) else name
+        return f"{folder}/{_fitting(name, '.png') if refused or not members.is_file(row) else name}"
 
     spared: dict[str, str] = {}
     if duplicates == "first":
         with pillow_limits():
-            spared = _spared(
-                run, members, {row["path"] for row in members.rows if row["status"] == "ok" and target(row)}
-            )
-    plan = _plan(members.rows, target)
+            spared = _spared(run, members, {row["path"] for row in members.rows if target(row)})
+    targets = [target(row) for row in members.rows]
+    names = iter(distinct([name for name in targets if name]))
+    plan = [(row, next(names) if name else "") for row, name in zip(members.rows, targets, strict=True)]
     if dry_run:
         _show(out, plan, transfer, display)
         return ()
@@ -410,8 +401,7 @@ def folders(
         if old is not None:
             stays = replace_tree(out, folder, old, inventory, members.original, alone=dataset)
     if missing:
-        text = f"{len(missing):,} images no longer exist or cannot be used, and are left out: {some(missing)}"
-        warn(text)
+        warn(f"{len(missing):,} images no longer exist or cannot be used, and are left out: {some(missing)}")
     if spared:
         display.say("Alike", f"{count(len(spared), 'nearly identical image')} left out: see {INVENTORY}")
     if stays:
@@ -427,21 +417,6 @@ def folders(
 imagefolder = partial(folders, layout="dataset")
 
 Plan = Sequence[tuple[Row, str]]  # rows of clusters.csv with FOLDER/NAME; "" for images that stay out
-
-
-def _plan(rows: Sequence[Row], target: Callable[[Row], tuple[str, str] | None]) -> Plan:
-    """Make the targets of the usable images different."""
-    members: dict[str, list[tuple[int, str]]] = {}
-    for i, row in enumerate(rows):
-        if row["status"] == "ok" and (place := target(row)):
-            folder, name = place
-            members.setdefault(folder, []).append((i, name))
-    targets = [""] * len(rows)
-    for folder, inside in members.items():
-        names = distinct([name for _, name in inside])
-        for (i, _), name in zip(inside, names, strict=True):
-            targets[i] = f"{folder}/{name}"
-    return [*zip(rows, targets, strict=True)]
 
 
 def _spared(run: Path, images: RunImages, wanted: Set[str]) -> dict[str, str]:
