@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from deepcluster.errors import DiskError
-from deepcluster.report.text import Row
 from deepcluster.runtime import signals
 from deepcluster.runtime.plain_files import write_csv
+from deepcluster.storage.content import Row
 from deepcluster.storage.files import check_no_folder, write_whole
 from deepcluster.storage.run_folder import RunFolder
 

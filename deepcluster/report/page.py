@@ -23,37 +23,11 @@ from markupsafe import Markup
 
 from deepcluster.groups.tree import Parts, Tree
 from deepcluster.records import PRELIMINARY
+from deepcluster.report import sections, text
 from deepcluster.report.charts import HEIGHT, SHARES, WIDTH, counted, histograms, training_charts
 from deepcluster.report.pictures import columns, data_uri, on_sheet, tile
-from deepcluster.report.sections import (
-    CAPTIONS,
-    Picture,
-    Values,
-    by_size,
-    check_rows,
-    confusion,
-    members_of,
-    problems,
-    representatives,
-    sections,
-    suggestions,
-)
-from deepcluster.report.text import (
-    MINUS,
-    NOTHING,
-    Row,
-    agreement,
-    bare,
-    count,
-    figure,
-    in_words,
-    inert,
-    number,
-    percent,
-    retold,
-    short,
-)
-from deepcluster.storage.content import Table
+from deepcluster.report.sections import Picture, Values
+from deepcluster.storage.content import Row, Table
 
 MAX_CLUSTERS = 100
 LONG_HISTORY = 25  # rounds from which the table is folded
@@ -131,7 +105,7 @@ class RunData:
     @cached_property
     def in_commands(self) -> str:
         """The name, quoted for a shell."""
-        return shlex.quote(inert(self.name))
+        return shlex.quote(text.inert(self.name))
 
 
 def render(data: RunData) -> str:
@@ -140,7 +114,7 @@ def render(data: RunData) -> str:
     Of more than ``MAX_CLUSTERS`` clusters the largest are shown, in order of their numbers. The page stays below 5 MB:
     pictures lose quality instead.
     """
-    check_rows(data.summary, data.usable)
+    sections.check_rows(data.summary, data.usable)
     in_page, pieces = len(on_page(data.usable)[0]), len(data.tree.groups) if data.tree else 0
     parts: dict[str, Any] = {
         "run": _run(data),
@@ -148,7 +122,7 @@ def render(data: RunData) -> str:
         "map": None if data.positions is None or not in_page else {"images": len(data.usable), "shown": in_page},
         "groups": {"most": pieces} if pieces > 2 else None,  # a slider needs two numbers of groups
         "training": _training(data),
-        "problems": problems(data.skipped, data.usable, data.duplicates),
+        "problems": sections.problems(data.skipped, data.usable, data.duplicates),
         "labels": _labels(data),
     }
     # Style, script and the script's data are not escaped.
@@ -182,20 +156,20 @@ def gallery(title: str, clusters: Sequence[Row], summary: Sequence[Row], picture
         summary: Rows of cluster_summary.csv.
         picture: As in ``RunData``.
     """
-    largest = by_size(summary)[:GALLERY_CLUSTERS]
-    members = members_of(largest, Table.of(clusters))
+    largest = sections.by_size(summary)[:GALLERY_CLUSTERS]
+    members = sections.members_of(largest, Table.of(clusters))
 
     def tiles(row: Row) -> list[tuple[str, str]]:
-        chosen = representatives(members[row["cluster"]], GALLERY_IMAGES, medoid=row["medoid_path"])
-        images = ((short(member["path"]), picture(member["path"])) for member, _ in chosen)
+        chosen = sections.representatives(members[row["cluster"]], GALLERY_IMAGES, medoid=row["medoid_path"])
+        images = ((text.short(member["path"]), picture(member["path"])) for member, _ in chosen)
         return [(path, "" if image is None else data_uri(image, GALLERY_BYTES, scale=1)) for path, image in images]
 
     shown = [
         {
             "number": row["cluster"],
             "name": row["name"],
-            "size": count(int(row["size"]), "image"),
-            "share": percent(float(row["share"])),
+            "size": text.count(int(row["size"]), "image"),
+            "share": text.percent(float(row["share"])),
             "tiles": tiles(row),
         }
         for row in largest
@@ -210,7 +184,7 @@ def templates() -> Environment:
 
     def finalize(value: Any) -> Any:
         """Applied to every ``{{ ... }}`` before it is escaped; markup of the templates is left alone."""
-        return inert(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+        return text.inert(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
     environment = Environment(
         loader=PackageLoader("deepcluster.report"),
@@ -220,7 +194,7 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"grouped": "{:,}".format, "short": short, "bare": bare}
+    environment.filters |= {"grouped": "{:,}".format, "short": text.short, "bare": text.bare}
     return environment
 
 
@@ -248,23 +222,23 @@ def _run(data: RunData) -> Values:
     run, preliminary = data.run, ""
     if run.get("result") == PRELIMINARY:
         rounds = int(run.get("rounds") or 0)
-        after = f"after {count(rounds, 'round')} of training" if rounds else "before any training"
+        after = f"after {text.count(rounds, 'round')} of training" if rounds else "before any training"
         preliminary = f"Preliminary: the groups as they were {after}. The run replaces this page as it goes on."
 
     def fact(key: str, value: Any) -> str:
         if key == "seconds":
-            return in_words(float(value))
+            return text.in_words(float(value))
         return f"{value:,}" if isinstance(value, int) and key != "seed" else str(value)
 
     return {
         "title": data.title,
         "preliminary": preliminary,
-        "images": count(len(data.usable), "image"),
-        "clusters": count(len(data.summary), "cluster"),
-        "stability": None if run.get("stability") is None else agreement(float(run["stability"])),
+        "images": text.count(len(data.usable), "image"),
+        "clusters": text.count(len(data.summary), "cluster"),
+        "stability": None if run.get("stability") is None else text.agreement(float(run["stability"])),
         "name": data.in_commands,
         "facts": [(name, fact(key, run[key])) for key, name in FACTS.items() if run.get(key) not in (None, "")],
-        "command": [words for words in re.split(" (?=-)", retold(str(run.get("command") or ""))) if words],
+        "command": [words for words in re.split(" (?=-)", text.retold(str(run.get("command") or ""))) if words],
         "statements": [*filter(None, (run.get("verdict"), _rounds(data)))],
     }
 
@@ -272,21 +246,21 @@ def _run(data: RunData) -> Values:
 def _rounds(data: RunData) -> str:
     if not data.history:
         return "No round was trained: the clusters are those of the network as it was given."
-    rounds, changed = count(len(data.history), "round"), number(data.history[-1].get("changed"))
-    last = f"; in the last, {percent(changed)} of the images changed pseudo-label" if changed is not None else ""
+    rounds, changed = text.count(len(data.history), "round"), text.number(data.history[-1].get("changed"))
+    last = f"; in the last, {text.percent(changed)} of the images changed pseudo-label" if changed is not None else ""
     return f"{rounds} of clustering and training{last}."
 
 
 def _clusters(data: RunData) -> Values:
-    ranked = by_size(data.summary)
+    ranked = sections.by_size(data.summary)
     shown = sorted(ranked[:MAX_CLUSTERS], key=lambda row: int(row["cluster"]))
     hidden = ranked[MAX_CLUSTERS:]
     suggested: list[Values] = []
     if data.tree and not data.run.get("edits"):  # another cut would lose the edits
-        suggested = suggestions(data.run.get("candidates") or [], data.tree, len(data.usable))
+        suggested = sections.suggestions(data.run.get("candidates") or [], data.tree, len(data.usable))
     return {
-        "captions": CAPTIONS,
-        "sections": sections(shown, data.usable, data.picture, on_page(data.usable)[0], data.nouns),
+        "captions": sections.CAPTIONS,
+        "sections": sections.sections(shown, data.usable, data.picture, on_page(data.usable)[0], data.nouns),
         "count": len(data.summary),
         "hidden": len(hidden),
         "hidden_images": sum(int(row["size"]) for row in hidden),
@@ -295,13 +269,13 @@ def _clusters(data: RunData) -> Values:
 
 
 def _training(data: RunData) -> Values:
-    def cell(key: str, text: str) -> str:
-        value = number(text)
+    def cell(key: str, word: str) -> str:
+        value = text.number(word)
         if key == "round":
-            return counted(text)
+            return counted(word)
         if value is None:
-            return text
-        return percent(value) if key in SHARES else figure(value)
+            return word
+        return text.percent(value) if key in SHARES else text.figure(value)
 
     names = list(data.history[0]) if data.history else []
     return {
@@ -322,19 +296,19 @@ def _labels(data: RunData) -> Values:
     names.sort(key=lambda name: list(METRICS).index(name) if name in METRICS else len(METRICS))
     rows = []
     for name in names:
-        trained, start = number(metrics[name]), number(metrics.get(f"baseline_{name}"))
-        gain = NOTHING if trained is None or start is None else f"{trained - start:+.3f}".replace("-", MINUS)
-        cells = [NOTHING if value is None else f"{value:.3f}" for value in (trained, start)]
+        trained, start = text.number(metrics[name]), text.number(metrics.get(f"baseline_{name}"))
+        gain = text.NOTHING if trained is None or start is None else f"{trained - start:+.3f}".replace("-", text.MINUS)
+        cells = [text.NOTHING if value is None else f"{value:.3f}" for value in (trained, start)]
         rows.append((*METRICS.get(name, (name, "")), *cells, gain))
     return {
         "metrics": rows,
         "nmi_average": metrics.get("nmi_average"),
-        "confusion": confusion(data.usable),
+        "confusion": sections.confusion(data.usable),
     }
 
 
 def _tabs(parts: Mapping[str, Any]) -> list[tuple[str, str, int | None]]:
-    """Return (id, text, number of entries) of the parts that the page has."""
+    """Return (id, title, number of entries) of the parts that the page has."""
     labels = parts["labels"]
     tabs = [
         ("clusters", "Clusters", parts["clusters"]["count"], True),
@@ -345,7 +319,7 @@ def _tabs(parts: Mapping[str, Any]) -> list[tuple[str, str, int | None]]:
         ("labels", "Labels", None, labels["metrics"] or labels["confusion"]),
         ("run", "Run", None, True),
     ]
-    return [(id, text, count) for id, text, count, present in tabs if present]
+    return [(id, title, entries) for id, title, entries, present in tabs if present]
 
 
 def script_data(data: RunData) -> str:
@@ -380,9 +354,9 @@ def harmless(text: str) -> str:
 def _cluster(row: Row, parts: Parts | None) -> dict[str, Any]:
     return {
         "number": int(row["cluster"]),
-        "name": inert(row["name"]) if row["name"] != row["cluster"] else "",
+        "name": text.inert(row["name"]) if row["name"] != row["cluster"] else "",
         "size": int(row["size"]),
-        "distance": number(row["mean_distance"]),
+        "distance": text.number(row["mean_distance"]),
         "nearest": int(row["nearest_cluster"]) if row["nearest_cluster"].isdecimal() else None,
         "junk": row.get("junk") == "1",
         "parts": {"sizes": parts.sizes, "images": parts.images, "merges": parts.merges} if parts else None,
@@ -400,12 +374,12 @@ def _images(data: RunData) -> Values:
     """Return columns of the images in the page, ``every`` pictures of the sheet, or ``step`` rows, apart."""
     chosen, every = on_page(data.usable)
     rows = [data.usable[i] for i in chosen]
-    paths = [inert(bare(row["path"])).rpartition("/") for row in rows]
+    paths = [text.inert(text.bare(row["path"])).rpartition("/") for row in rows]
     folders = {folder: i for i, folder in enumerate(dict.fromkeys(folder + slash for folder, slash, _ in paths))}
     labels = {label: i for i, label in enumerate(sorted({row["label"] for row in rows}))}
     numbers = {row["cluster"]: i for i, row in enumerate(data.summary)}
-    distances = np.array([number(row["distance"]) or 0.0 for row in rows])
-    margins = np.array([number(row["margin"]) or 0.0 for row in rows])
+    distances = np.array([text.number(row["distance"]) or 0.0 for row in rows])
+    margins = np.array([text.number(row["margin"]) or 0.0 for row in rows])
     farthest = max(1e-9, float(distances.max()))
     return {
         "every": every,
@@ -419,7 +393,7 @@ def _images(data: RunData) -> Values:
         "folders": list(folders),
         "names": [name for _, _, name in paths],
         "label": _shorts([min(SCALE, labels[row["label"]]) for row in rows]) if any(labels) else None,
-        "labels": [inert(label) for label in labels],
+        "labels": [text.inert(label) for label in labels],
         "alike": 0 if data.similar is None else data.similar.shape[1],
         "similar": None if data.similar is None else _shorts(data.similar),
         "part": None if data.part is None else _shorts(data.part),

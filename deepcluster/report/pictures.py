@@ -21,11 +21,6 @@ THUMBNAIL = 88  # pixels a side
 TINY = 32  # smaller pictures are stored without loss: they cost little, and enlarging shows every flaw
 
 
-def fair_share(places: int) -> int:
-    """Return the bytes for a place of a page, such that all pictures stay in the budget."""
-    return PICTURE_CHARACTERS * 3 // 4 // max(1, places)  # base64 writes 3 bytes as 4 characters
-
-
 def data_uri(image: Image.Image, share: int, *, scale: int) -> str:
     """Return a thumbnail ``scale`` places wide and high, with the bytes of as many places, as the source of an img."""
     data = thumbnail(image, scale * THUMBNAIL, scale * scale * share)

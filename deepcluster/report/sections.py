@@ -14,9 +14,9 @@ from scipy.sparse import csr_array
 
 from deepcluster.errors import DiskError
 from deepcluster.groups.tree import Tree, nodes_at
-from deepcluster.report.pictures import data_uri, fair_share, tile
-from deepcluster.report.text import Row, agreement, figure, number, percent, short
-from deepcluster.storage.content import Table
+from deepcluster.report.pictures import PICTURE_CHARACTERS, data_uri, tile
+from deepcluster.report.text import agreement, figure, number, percent, short
+from deepcluster.storage.content import Row, Table
 
 Picture = Callable[[str], Image.Image | None]
 Values = dict[str, Any]
@@ -122,8 +122,8 @@ def sections(
     members = members_of(shown, clusters)
     images = IMAGES if len(shown) <= MANY_CLUSTERS else IMAGES_OF_MANY
     chosen = [representatives(members[row["cluster"]], images, medoid=row["medoid_path"]) for row in shown]
-    # The medoid covers four places, and may take as many bytes.
-    share = fair_share(sum(len(rows) - 1 + MEDOID * MEDOID for rows in chosen if rows))
+    # The medoid covers four places, and may take as many bytes. Base64 writes 3 bytes as 4 characters.
+    share = PICTURE_CHARACTERS * 3 // 4 // max(1, sum(len(rows) - 1 + MEDOID * MEDOID for rows in chosen if rows))
     largest = max((int(row["size"]) for row in shown), default=0)
     return [
         {

@@ -8,10 +8,6 @@ import math
 import re
 import shlex
 import unicodedata
-from collections.abc import Mapping
-
-# A line of a CSV file: cells as text, an empty cell if there is no value.
-Row = Mapping[str, str]
 
 NOTHING, MINUS = "\u2013", "\u2212"  # a dash if there is no value; a minus as wide as the plus
 MAX_NAME = 160  # characters of a path; Linux allows 4096, and 1,600 of those would be the whole page

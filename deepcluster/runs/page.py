@@ -28,13 +28,12 @@ from deepcluster.place import Progress, ignore_progress
 from deepcluster.report.page import RunData, on_page, render
 from deepcluster.report.pictures import THUMBNAIL, on_sheet, pictures_on
 from deepcluster.report.sections import MEDOID, Picture
-from deepcluster.report.text import Row
 from deepcluster.runs.rows import Rows, images_at_hand, read_run
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.plain_files import check_file, shaped
 from deepcluster.seeding import derive
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.content import RunRecord, Table
+from deepcluster.storage.content import Row, RunRecord, Table
 from deepcluster.storage.run_folder import LockedFolder, RunFolder
 
 MOST_ALIKE, MOST_ALIKE_IN_ALL = 8, 80_000  # most similar images of one, and of all together: 2 bytes an entry
