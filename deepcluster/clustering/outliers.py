@@ -59,13 +59,7 @@ def outside(centred: Tensor, inside: Tensor) -> Tensor:
 
 
 def fit_outliers(features: Tensor, partition: Partition, *, root: bool = False) -> Outliers:
-    """Fit the two halves, and the limit by the residuals of the images that they are made of. A collective.
-
-    Args:
-        features: This rank's, n x D.
-        partition: Which rank has which rows.
-        root: Use the :func:`square_roots` of the features.
-    """
+    """Fit both halves and the limit by this rank's features (n x D), or their :func:`square_roots`. A collective."""
     rows = torch.arange(0, partition.total, -(-partition.total // MAX_ROWS))
     sample = partition.to_main(features, rows).cpu().float()
     made = partition.processes.broadcast_tensors(lambda: _of_sample(sample, root))

@@ -31,16 +31,10 @@ NamedFigure = tuple[str, Figure]
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images with their classes.
+    """Images with their classes."""
 
-    Attributes:
-        images: uint8 N x 3 x S x S; if processes share the images, those of this rank.
-        classes: int64, the class of every image of all ranks.
-        partition: Partition of the images among the ranks.
-    """
-
-    images: Tensor
-    classes: Tensor
+    images: Tensor  # uint8, n x 3 x S x S: this rank's
+    classes: Tensor  # int64, of the images of all ranks
     partition: Partition
 
 

@@ -19,18 +19,12 @@ VGG16 = ((18, 18, 0),) * 2 + ((14, 14, 0),) * 2 + ((9, 9, 0),) * 3 + ((6, 6, 0),
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer whose output is feature maps.
-
-    Attributes:
-        name: As in options and figures.
-        module: Its output is the maps.
-        channels: Number of channels of the maps, if known.
-        pooling: Kernel, stride and padding of the average for images of 224 px, if the literature has one.
-    """
+    """A layer: its name in options and figures, and the module whose output is feature maps."""
 
     name: str
     module: nn.Module
-    channels: int | None = None
+    channels: int | None = None  # of the maps, if known
+    # Kernel, stride and padding of the average for images of 224 px, if the literature has one.
     pooling: tuple[int, int, int] | None = None
 
 

@@ -94,16 +94,9 @@ def ranked(scores: npt.NDArray[np.float64], count: int) -> list[int]:
 
 
 def stability(reduced: Tensor, k: int, *, seed: int = 0, cut_rows: CutRows = cut_once) -> float | None:
-    """Return how well cuts of N x d features into ``k`` groups agree that see different images.
+    """Return the mean adjusted Rand index, at most 1, between cuts by samples of N x d features; each places all rows.
 
-    Args:
-        reduced: N x d features (rows of length 1).
-        seed: For the samples and the cuts.
-        cut_rows: How to cut a sample.
-
-    Returns:
-        The mean adjusted Rand index between cuts of several samples, all of which place all rows; at most 1. None for
-        fewer than two groups, ``MIN_IMAGES`` images or ``ROWS_EACH`` images per group: then it tells nothing.
+    None for fewer than two groups, ``MIN_IMAGES`` images or ``ROWS_EACH`` images per group: then it tells nothing.
     """
     rows = sample(reduced, seed)
     if k < 2 or len(rows) < max(MIN_IMAGES, ROWS_EACH * k):

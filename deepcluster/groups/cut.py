@@ -179,13 +179,10 @@ def exact_distances(rows: Tensor, centroids: Tensor) -> Tensor:
 
 
 def pinned(reduced: Tensor, groups: Cut, wanted: Tensor) -> Cut:
-    """Add rows to the centroids until every row is placed as ``wanted``.
+    """Add rows to the centroids until every row is placed as ``wanted`` (int64, N); groups without a centroid may be.
 
     A centroid for an image that moves may attract images that do not: those then become centroids of their own group.
     Only an image that equals one of another group may end up elsewhere: no centroid can tell them apart.
-
-    Args:
-        wanted: The groups of the rows (int64, N). Groups that have no centroid yet may be among them.
     """
     numbers = groups.groups.clone()
     for rows, wishes in zip(reduced.split(ROWS_AT_ONCE), wanted.split(ROWS_AT_ONCE), strict=True):

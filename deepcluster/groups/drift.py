@@ -53,13 +53,9 @@ class Drift:
 
 
 def drift(cluster: Tensor, residuals: Tensor, fitted: int, limit: float) -> Drift:
-    """Compare the images added since a fit with those of the fit.
+    """Compare the images added since a fit with the ``fitted`` ones, which come first in ``cluster`` and ``residuals``.
 
-    Args:
-        cluster: Cluster of all images (int64, N), those of the fit first.
-        residuals: Residuals of all images.
-        fitted: The number of images of the fit.
-        limit: The residual above which an image is an outlier.
+    ``limit``: The residual above which an image is an outlier.
     """
     added = len(cluster) - fitted
     if not added:

@@ -23,11 +23,7 @@ Merge = tuple[int, int]
 def medoids_of(middles: Tensor, rows: Tensor, own: Tensor, partition: Partition) -> Tensor:
     """Return the row (int64, K) nearest to the middle of every group, the first of equal ones; -1: the group is empty.
 
-    Args:
-        middles: K x d.
-        rows: This rank's, n x d; the row numbers are those of all ranks.
-        own: Their groups (int64, n).
-        partition: Which rank has which rows.
+    ``rows`` (n x d) and their ``own`` groups are this rank's; the row numbers are those of all ranks.
     """
     parts = zip(rows.split(ROWS_AT_ONCE), own.split(ROWS_AT_ONCE), strict=True)
     distances = torch.cat([(part - middles[numbers]).norm(dim=1) for part, numbers in parts])
@@ -68,12 +64,8 @@ class Tree:
 def merge_tree(reduced: Tensor, groups: Cut, nearest: Tensor | None = None, partition: Partition | None = None) -> Tree:
     """Make Ward's tree (1963) above ``groups``: first the centroids inside a group merge, then the groups.
 
-    So a cut into fewer groups only merges the present ones, and a cut into more only splits them.
-
-    Args:
-        groups: Their cut; centroids that no row is nearest to are left out.
-        nearest: The rows' nearest centroids of the cut (None: they are computed).
-        partition: Which rank has which rows (None: this one has all).
+    So a cut into fewer groups only merges the present ones, and a cut into more only splits them. Centroids that no row
+    is ``nearest`` to are left out.
     """
     partition = partition or Partition.single(len(reduced))
     nearest = assigner(groups.centroids)(reduced) if nearest is None else nearest
@@ -205,9 +197,8 @@ class Parts:
 def parts_of(groups: Cut, counts: Tensor, group: int, all_counts: Tensor | None = None) -> Parts:
     """Return the parts of ``group`` by Ward's tree of its centroids.
 
-    Args:
-        counts: Number of images by nearest centroid (int64, M). A centroid without any goes with the nearest one.
-        all_counts: The same, with those that came after the fit (None: none did).
+    ``counts``: Images of the fit by nearest centroid (int64, M); a centroid without any goes with the nearest one.
+    ``all_counts``: The same, with those that came after the fit (None: none did).
     """
     own = torch.nonzero(groups.groups == group).flatten()
     used = own[counts[own] > 0]

@@ -294,13 +294,9 @@ def from_array(
 
 @dataclass(frozen=True)
 class PixelScale:
-    """Scale by which a row of numbers becomes an image.
+    """Scale by which a row of ``width`` numbers becomes an image (H x W or H x W x C), whose other pixels are black.
 
-    Attributes:
-        shape: Shape of an image: H x W or H x W x C.
-        width: Numbers in a row: the first pixels of the image. The others are black.
-        low: Becomes 0, and so does everything below.
-        high: Becomes 255, and so does everything above.
+    ``low`` and everything below becomes 0, ``high`` and everything above 255.
     """
 
     shape: tuple[int, ...]

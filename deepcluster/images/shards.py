@@ -85,9 +85,8 @@ def from_tars(files: Mapping[str, Path], name: str, location: str, skipped: Sequ
     any, from the folders in the names of the members. A damaged or truncated archive is used up to the damage; one that
     is compressed cannot be read from the middle, and is skipped. DataError if no image remains.
 
-    Args:
-        files: The archives, by the name that stands before those of their members.
-        skipped: (path, reason) of other files.
+    ``files``: The archives, by the name that stands before those of their members.
+    ``skipped``: (path, reason) of other files.
     """
     archives, paths, reasons = _Archives([*files.values()]), list[str](), [*skipped]
     labels, folders = list[str](), list[str]()
@@ -125,18 +124,12 @@ def from_tars(files: Mapping[str, Path], name: str, location: str, skipped: Sequ
 
 
 class _Members:
-    """Members of one archive, whose headers are read once.
-
-    Attributes:
-        images: Position and size of an image, by its name.
-        labels: By key.
-        skipped: Reasons by name; "" is the archive itself.
-    """
+    """Members of one archive, whose headers are read once."""
 
     def __init__(self, file: Path):
-        self.images: dict[str, tuple[int, int]] = {}
-        self.labels: dict[str, str] = {}
-        self.skipped: dict[str, str] = {}
+        self.images: dict[str, tuple[int, int]] = {}  # position and size, by name
+        self.labels: dict[str, str] = {}  # by key
+        self.skipped: dict[str, str] = {}  # reasons by name; "" is the archive itself
         try:
             reason = "empty file" if is_empty(file) else self._read(file)
         except OSError as error:

@@ -17,20 +17,13 @@ Prepared = TypeVar("Prepared")
 
 @dataclass(frozen=True)
 class Batch:
-    """The images of one optimizer step.
+    """The images of one optimizer step."""
 
-    Attributes:
-        step: Its number in the epoch.
-        drawn: Indices of the images that all ranks train on together.
-        parts: Indices of the images of every rank (see :func:`strides`).
-        images: uint8, B x 3 x S x S, this rank's, on the device that trains.
-    """
-
-    step: int
-    drawn: Tensor
-    parts: list[Tensor]
+    step: int  # in the epoch
+    drawn: Tensor  # indices of the images that all ranks train on together
+    parts: list[Tensor]  # indices of the images of every rank (see strides)
     rank: int
-    images: Tensor
+    images: Tensor  # uint8, B x 3 x S x S, this rank's, on the device that trains
 
     @property
     def new(self) -> list[int]:
@@ -53,11 +46,8 @@ def batches(
 ) -> Iterator[Prepared]:
     """Yield ``prepare(batch)`` for all batches, on a GPU while the previous one is trained on.
 
-    Args:
-        images: uint8, n x 3 x S x S: this rank's.
-        partition: Which rank has which images.
-        samples: The numbers of the steps, and the images that all ranks draw for them.
-        prepare: For example random views. It must not exchange anything with other ranks.
+    ``images`` are this rank's; ``samples`` have the numbers of the steps, and the images that all ranks draw for them.
+    ``prepare``, for example random views, must not exchange anything with other ranks.
     """
     # Channels-last, an image lies in one piece: else indexing goes pixel by pixel, which is ten times as slow.
     pixels = images.permute(0, 2, 3, 1)

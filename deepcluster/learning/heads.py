@@ -128,13 +128,9 @@ def repeated_weight(previous: Tensor | None, current: Tensor, seed: int, round: 
 def all_pairs(embeddings: Tensor, images: int, total: int, processes: Processes) -> Tensor:
     """Return the first two views (2 ``total`` x D) of the images of all ranks, in the order in which they were drawn.
 
-    Only this rank's have a gradient. Each rank computes the loss of all images, so the sum of the gradients over the
-    ranks is that of the loss, and nothing is exchanged in the backward pass.
-
-    Args:
-        embeddings: This rank's views of its ``images`` images, view after view.
-        images: Number of images of a rank, filling included.
-        total: Number of images of all ranks without filling.
+    Only this rank's ``embeddings`` (view after view of its ``images``, filling included) have a gradient. Each rank
+    computes the loss of all images, so the sum of the gradients over the ranks is that of the loss, and nothing is
+    exchanged in the backward pass. ``total``: Number of images of all ranks without filling.
     """
     local = embeddings[: 2 * images].float()
     if processes.alone:
@@ -146,10 +142,8 @@ def all_pairs(embeddings: Tensor, images: int, total: int, processes: Processes)
 def instance_loss(pairs: Tensor, numbers: Tensor, temperature: float) -> Tensor:
     """SimCLR's loss, the finest level of PCL: a view must be nearest to the other view of its image among all views.
 
-    Args:
-        pairs: Embeddings of the first views of B images, then of their second views: 2B x D.
-        numbers: Indices of the B images. If an image is drawn twice, its views are not told apart.
-        temperature: Divides the cosines.
+    ``pairs``: Embeddings of the first views of B images, then of their second views: 2B x D.
+    ``numbers``: Indices of the B images. If an image is drawn twice, its views are not told apart.
     """
     images = len(numbers)
     units = F.normalize(pairs[: 2 * images].float(), dim=1)

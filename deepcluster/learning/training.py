@@ -211,11 +211,7 @@ def number_of_parts(network: Network, images: int, pixels: int, loss: Loss, proc
 
     It is 1 unless the gradients of the parts add up to that of the batch: no image may have an effect on another,
     neither by batch normalisation nor by the loss. (The number changes the last bits, so it depends on sizes alone.)
-
-    Args:
-        images: Number of images in the step.
-        pixels: Pixels of all views of an image.
-        processes: Number of processes that share the step.
+    ``images`` and ``processes`` are the numbers of a step, ``pixels`` those of all views of an image.
     """
     apart = network.frozen_statistics or not any(isinstance(module, _BatchNorm) for module in network.body.modules())
     if processes > 1 or network.mean.device.type != "cpu" or not (apart and loss.sums_images):

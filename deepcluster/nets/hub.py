@@ -34,8 +34,7 @@ Progress = Callable[[str, int, int], None]  # phase, megabytes done, megabytes i
 def local_file(name: str) -> Path | None:
     """Return the file of a network's weights on this machine; None if there is none, or a damaged one (with a warning).
 
-    Args:
-        name: One of ``PUBLISHED``, or a name of timm, with or without ``timm:``.
+    ``name`` is one of ``PUBLISHED``, or a name of timm, with or without ``timm:``.
     """
     path, problem = _look_up(name)
     if problem:

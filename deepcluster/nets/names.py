@@ -16,20 +16,11 @@ USUAL_STEP = 32  # px, for networks that have no patches but cannot take every s
 
 @dataclass(frozen=True)
 class Published:
-    """A network with weights that may be used by anybody, for anything.
+    """A network with weights that may be used by anybody, for anything."""
 
-    Attributes:
-        name: The name for ``--backbone``.
-        network: timm's name, with the tag of the weights.
-        title: The network's usual name.
-        megabytes: Size of its file.
-        licence: Licence of the weights.
-        trained_on: Its training images and labels.
-    """
-
-    name: str
-    network: str
-    title: str
+    name: str  # for --backbone
+    network: str  # timm's name, with the tag of the weights
+    title: str  # the usual name
     megabytes: int
     licence: str
     trained_on: str

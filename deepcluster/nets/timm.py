@@ -112,9 +112,8 @@ def published_network(state: Mapping[str, Tensor]) -> str | None:
 def nouns(name: str, features: Tensor) -> list[tuple[str, float]]:
     """Return the most probable noun of every image, and its probability, by the last layer of a published network.
 
-    Args:
-        name: The network's backbone. The list is empty if it is none of ``PUBLISHED``, or learned without nouns.
-        features: N x D, of this network before any training.
+    ``features`` (N x D) are those of the network before any training. The list is empty for the backbone ``name`` of
+    another network, or of one that learned without nouns.
     """
     import timm
     from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset

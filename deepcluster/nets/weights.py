@@ -94,16 +94,12 @@ def load_body(
     heads: tuple[str, ...],
     convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
 ) -> None:
-    """Copy ``state`` into ``body``.
+    """Copy ``state`` into ``body``, which changes only if everything fits. ``path`` and ``name`` are for messages.
 
     Prefixes of the names (``module.``, ``body.``, ...) are removed. Only the step counts of batch normalisation
     (``num_batches_tracked``) may be missing: files older than PyTorch 0.4.1 have none.
 
     Args:
-        body: Changed only if everything fits.
-        state: Tensors by name.
-        path: Path of the file, for messages.
-        name: Name of the network, for messages.
         heads: Modules that classify; what ``body`` has not of them is ignored.
         convert: From another layout to that of ``body``, for a file that does not fit as it is.
 

@@ -151,10 +151,7 @@ def served(page: str, state: Mapping[str, Any]) -> str:
 def gallery(title: str, clusters: Sequence[Row], summary: Sequence[Row], picture: Picture) -> str:
     """Return HTML for a notebook: number, name, size and representative pictures of clusters, the largest first.
 
-    Args:
-        clusters: Rows of clusters.csv.
-        summary: Rows of cluster_summary.csv.
-        picture: As in ``RunData``.
+    The arguments are those of ``RunData``.
     """
     largest = sections.by_size(summary)[:GALLERY_CLUSTERS]
     members = sections.members_of(largest, Table.of(clusters))

@@ -80,15 +80,9 @@ def columns(pictures: int) -> int:
 
 
 def tiny_pictures(images: Tensor, begin: int, total: int) -> Tensor:
-    """Return the pictures of some images for the sheet of all.
+    """Return the pictures (uint8, m x side x side x 3) of those images that the sheet of all ``total`` images shows.
 
-    Args:
-        images: uint8 n x 3 x S x S.
-        begin: The row of the first.
-        total: Images in all.
-
-    Returns:
-        uint8 m x side x side x 3, of the images that are on the sheet; empty if none is.
+    ``images`` (uint8, n x 3 x S x S) are the rows from ``begin`` on.
     """
     side = _side(images.shape[2], total)
     pictures = [_tiny(image, side) for row, image in enumerate(images, begin) if tile(row, total) >= 0]
@@ -132,13 +126,9 @@ def pictures_on(sheet: bytes, images: int) -> Callable[[int], Image.Image | None
 
 
 def extended(sheet: bytes, images: int, more: Tensor, again: Mapping[int, Tensor]) -> bytes:
-    """Return the sheet of ``images`` images with more of them.
+    """Return the sheet (WebP) of ``images`` images with more of them (uint8, n x 3 x S x S).
 
-    Args:
-        sheet: The WebP so far.
-        images: Number of images that have a place on it.
-        more: uint8 n x 3 x S x S, the next images.
-        again: By row, uint8 3 x S x S: images that it did not show, and does now; others stay grey.
+    ``again``: By row, images (uint8, 3 x S x S) that it did not show, and does now; others stay grey.
     """
     old, total = pictures_on(sheet, images), images + len(more)
     side = _side(more.shape[2], total)

@@ -110,12 +110,8 @@ def sections(
 ) -> list[Values]:
     """Return the sections of the clusters; ``nearest`` is another one, which is on the page too if ``linked``.
 
-    Args:
-        shown: Rows of the summary.
-        clusters: The usable rows of clusters.csv.
-        picture: As in ``page.RunData``.
-        in_page: The rows whose images the script has.
-        nouns: As in ``page.RunData``.
+    ``shown`` are rows of the summary, ``clusters`` the usable rows of clusters.csv, ``in_page`` the numbers of those
+    whose images the script has; ``picture`` and ``nouns`` are those of ``page.RunData``.
     """
     noun_of = {row["path"]: (row["noun"], number(row["probability"]) or 0.0) for row in nouns}
     number_in_page = {clusters[row]["path"]: i for i, row in enumerate(in_page)}
@@ -220,11 +216,7 @@ def problems(skipped: Sequence[Row], clusters: Table, duplicates: Sequence[Row] 
     """Return the rows that the page shows, and how many there are in all.
 
     ``duplicates`` has the images shown of the groups and their sizes; None if duplicates were not searched for.
-
-    Args:
-        skipped: Rows of skipped.csv.
-        clusters: The usable rows of clusters.csv.
-        duplicates: Rows of duplicates.csv.
+    The arguments are rows of skipped.csv, the usable ones of clusters.csv, and those of duplicates.csv.
     """
 
     def suspect(path: str, i: int | None, distance: str) -> Values:
