@@ -48,7 +48,7 @@ def test_items(item, expected):
     [
         (
             torch.full((3, 4, 4), -1.0),
-            r"float32 from -1 to -1 instead of pixels: return uint8 or floats in \[0, 1\], without Normalize",
+            r"float32 numbers from -1 to -1: pass uint8 or floats in \[0, 1\], without Normalize",
         ),
         (np.zeros((5, 4, 5), np.uint8), r"shape \(5, 4, 5\)"),
         (np.zeros((0, 4), np.uint8), r"shape \(0, 4\)"),

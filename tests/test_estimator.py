@@ -235,7 +235,7 @@ def test_unusable_images(tmp_path):
     [
         (Pairs([]), DataError, "no images in the Pairs"),
         (Pairs(["a.png"] * 4), DataError, "not an image but of type str"),
-        (Pairs(torch.full((4, 3, 8, 8), -1.0)), DataError, r"float32 from -1 to -1 .*, without Normalize"),
+        (Pairs(torch.full((4, 3, 8, 8), -1.0)), DataError, r"float32 numbers from -1 to -1.*, without Normalize"),
         (torch.full((4, 3, 8, 8), -1.0), DataError, "float32 numbers from -1 to -1"),
         (np.zeros((1, 4, 3, 8, 8), np.uint8), DataError, r"has shape \(1, 4, 3, 8, 8\)"),
         ([[1.0, np.nan], [2.0, 3.0]], ValueError, "NaN"),

@@ -6,7 +6,6 @@ cluster.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -173,8 +172,12 @@ def kmeans(
     sample = partition.index_select(x, chosen).float()
     finish: Finish = F.normalize if spherical else lambda centroids: centroids
     policies: dict[str, Reseed] = {
-        "split": _beside_large, "sample": partial(_random_sample, x, partition), "faiss": _as_faiss,
-    }  # fmt: skip
+        "split": _beside_large,
+        "sample": lambda centroids, sizes, count, random: partition.index_select(
+            x, torch.randperm(partition.total, generator=random)[:count]
+        ).float(),
+        "faiss": _as_faiss,
+    }
     reseed = policies[empty]
 
     def update(totals: Tensor, iteration: int) -> tuple[Tensor, int]:
@@ -368,13 +371,6 @@ def _as_faiss(centroids: Tensor, sizes: Tensor, count: int, random: torch.Genera
         sizes[cluster] = sizes[donor] // 2
         sizes[donor] -= sizes[cluster]
     return centroids[vacant]
-
-
-def _random_sample(
-    x: Tensor, partition: Partition, centroids: Tensor, sizes: Tensor, count: int, random: torch.Generator
-) -> Tensor:
-    """``sample``: the features of random images."""
-    return partition.index_select(x, torch.randperm(partition.total, generator=random)[:count]).float()
 
 
 def _farthest_distinct(x: Tensor, partition: Partition, distances: Tensor, count: int) -> Tensor:

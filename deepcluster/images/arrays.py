@@ -68,9 +68,7 @@ def picture(item: Any) -> Image.Image:
     if not isinstance(item, np.ndarray):
         raise Undecodable(f"not an image but of type {type(item).__name__}")
     if not is_unit(item):
-        raise Undecodable(
-            f"{item.dtype}{value_range(item)} instead of pixels: return {_pixels_of(item)}, without Normalize"
-        )
+        raise Undecodable(f"{not_pixels(item)}, without Normalize")
     if not _is_image(item.shape):
         raise Undecodable(f"shape {item.shape}; it must be H x W, H x W x C or C x H x W with C one of 1, 3, 4")
     return as_image(item)
@@ -94,18 +92,13 @@ def as_uint8(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return array if array.dtype == np.uint8 else np.rint(array.astype(np.float32) * 255).astype(np.uint8)
 
 
-def value_range(array: npt.NDArray[Any]) -> str:
-    """Return the smallest and the largest number, for messages."""
-    return f" from {array.min():.3g} to {array.max():.3g}" if array.size and array.dtype.kind in "iuf" else ""
-
-
-def _pixels_of(array: npt.NDArray[Any]) -> str:
-    """Return what to pass instead of numbers of another scale, which only the user knows for certain."""
-    if array.size and array.dtype.kind in "biuf" and array.min() >= 0:
-        for largest in (1, 255) if array.dtype != np.uint16 else (255, 65535):
-            if array.max() <= largest:
-                return f"X / {largest}"
-    return "uint8 or floats in [0, 1]"
+def not_pixels(array: npt.NDArray[Any]) -> str:
+    """Return a message about numbers of another scale, which only the user knows for certain."""
+    kind, size = array.dtype.kind, array.size
+    limits = f" from {array.min():.3g} to {array.max():.3g}" if size and kind in "iuf" else ""
+    scales = (1, 255) if array.dtype != np.uint16 else (255, 65535)
+    fitting = (scale for scale in scales if size and kind in "biuf" and array.min() >= 0 and array.max() <= scale)
+    return f"{array.dtype} numbers{limits}: pass " + next((f"X / {n}" for n in fitting), "uint8 or floats in [0, 1]")
 
 
 def _is_image(shape: tuple[int, ...]) -> bool:
@@ -243,7 +236,7 @@ def as_images(images: "Tensor | npt.NDArray[Any]") -> "Tensor":
         images = images.detach().cpu().numpy()
     if not is_tensor(images):
         if not all(map(is_unit, images)):
-            raise DataError(f"images of {images.dtype}{value_range(images)}: pass {_pixels_of(images)}")
+            raise DataError(f"images of {not_pixels(images)}")
         images = torch.from_numpy(np.ascontiguousarray(as_uint8(images)))
     if images.ndim == 4 and images.shape[1] != 3 and images.shape[3] == 3:
         images = images.permute(0, 3, 1, 2).contiguous()
@@ -276,7 +269,7 @@ def from_array(
         )
     if in_memory and array.dtype != np.uint8:
         if not all(map(is_unit, array)):
-            raise DataError(f"{title} has {array.dtype} numbers{value_range(array)}: pass {_pixels_of(array)}")
+            raise DataError(f"{title} has {not_pixels(array)}")
     elif array.dtype != np.uint8:
         raise DataError(f"{title} has dtype {array.dtype}, not uint8: scale it to 0..255 and use .astype('uint8')")
     if labels is not None and labels.size != len(array):

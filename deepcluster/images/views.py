@@ -153,7 +153,7 @@ def uniform_over_clusters(labels: Tensor, draws: int, random: torch.Generator) -
     equally often, +-1. The indices are those of ``labels``; compare :func:`official_draws`.
     """
     shuffled = torch.randperm(len(labels), generator=random)
-    members = by_cluster(labels, shuffled)  # in random order within a cluster
+    members = shuffled[torch.argsort(labels[shuffled], stable=True)]  # in random order within a cluster
     sizes = torch.bincount(labels)
     starts = sizes.cumsum(0) - sizes
     occupied = torch.nonzero(sizes).flatten()
@@ -165,18 +165,13 @@ def uniform_over_clusters(labels: Tensor, draws: int, random: torch.Generator) -
     return chosen[torch.randperm(draws, generator=random)]
 
 
-def by_cluster(labels: Tensor, order: Tensor) -> Tensor:
-    """Return the indices in ``order``, sorted by cluster."""
-    return order[torch.argsort(labels[order], stable=True)]
-
-
 def official_draws(labels: Tensor, draws: int, random: torch.Generator) -> Tensor:
     """Draw like the released DeepCluster code, for the record: it does not balance.
 
     It draws image indices uniformly over clusters, but uses them as positions in the list of images sorted by cluster.
     So the draws follow the sizes of the clusters, some images come many times, and others never.
     """
-    return by_cluster(labels, torch.arange(len(labels)))[uniform_over_clusters(labels, draws, random)]
+    return torch.argsort(labels, stable=True)[uniform_over_clusters(labels, draws, random)]
 
 
 def each_once(labels: Tensor, draws: int, random: torch.Generator) -> Tensor:

@@ -22,8 +22,8 @@ class Published:
     network: str  # timm's name, with the tag of the weights
     title: str  # the usual name
     megabytes: int
-    licence: str
     trained_on: str
+    licence: str = "Apache-2.0"
 
     @property
     def backbone(self) -> str:
@@ -47,7 +47,6 @@ PUBLISHED = {
             "convnext_tiny.fb_in22k",
             "ConvNeXt-T",
             178,
-            "Apache-2.0",
             "trained on photographs with the labels of 22,000 nouns (ImageNet-22k)",
         ),
         Published(
@@ -55,7 +54,6 @@ PUBLISHED = {
             "vit_small_patch14_dinov2.lvd142m",
             "DINOv2 ViT-S",
             88,
-            "Apache-2.0",
             "trained on 142 million photographs without labels",
         ),
         Published(
@@ -63,7 +61,6 @@ PUBLISHED = {
             "tf_efficientnet_lite0.in1k",
             "EfficientNet-Lite0",
             19,
-            "Apache-2.0",
             "trained on photographs with the labels of 1,000 nouns (ImageNet-1k)",
         ),
     )

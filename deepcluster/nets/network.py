@@ -40,18 +40,6 @@ class Centroids(nn.Module):
             return F.normalize(embeddings.float(), dim=1) @ self.directions.T / self.temperature
 
 
-def projection_mlp(features: int, hidden: int, outputs: int, generator: torch.Generator) -> nn.Sequential:
-    """Return two layers from the features to the embeddings that training clusters (DeepCluster-v2, after SimCLR)."""
-    layers = nn.Sequential(
-        nn.Linear(features, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs)
-    )
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear", generator=generator)
-            nn.init.zeros_(layer.bias)
-    return layers
-
-
 class Network(nn.Module):
     """A backbone without its last layer (step 1), and the head on top of it for one round.
 
@@ -139,9 +127,20 @@ class Network(nn.Module):
         self.head = Centroids(centroids, temperature).to(self.mean.device)
 
     def with_projection(self, widths: tuple[int, int] | None, seed: int) -> Self:
-        """Put an MLP of these hidden and output ``widths`` behind the features, unless they are None."""
+        """Put an MLP of these hidden and output ``widths`` behind the features, unless they are None.
+
+        Training clusters its outputs (DeepCluster-v2, after SimCLR).
+        """
         if widths:
-            self.projection = projection_mlp(self.feature_dim, *widths, generator(seed, "projection"))
+            first, last, random = (
+                nn.Linear(self.feature_dim, widths[0]),
+                nn.Linear(*widths),
+                generator(seed, "projection"),
+            )
+            for layer in (first, last):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="linear", generator=random)
+                nn.init.zeros_(layer.bias)
+            self.projection = nn.Sequential(first, nn.BatchNorm1d(widths[0]), nn.ReLU(inplace=True), last)
             self.embedding_dim = widths[1]
         return self
 
