@@ -132,11 +132,8 @@ class Network(nn.Module):
         Training clusters its outputs (DeepCluster-v2, after SimCLR).
         """
         if widths:
-            first, last, random = (
-                nn.Linear(self.feature_dim, widths[0]),
-                nn.Linear(*widths),
-                generator(seed, "projection"),
-            )
+            first, last = nn.Linear(self.feature_dim, widths[0]), nn.Linear(*widths)
+            random = generator(seed, "projection")
             for layer in (first, last):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="linear", generator=random)
                 nn.init.zeros_(layer.bias)
