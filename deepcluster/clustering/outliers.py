@@ -26,15 +26,12 @@ class Outliers:
 
     An image of the fit is in one half only. Its residual is the larger of two, so it is that of an image which the
     directions were not fitted on, and a new image is judged by the same measure.
-
-    means: 2 x D; directions: 2 x D x r, orthonormal columns; limit: the residual above which an image is an outlier,
-    infinite if the fit had too few images to tell; root: of the :func:`square_roots` of the features.
     """
 
-    means: Tensor
-    directions: Tensor
-    limit: float
-    root: bool = False
+    means: Tensor  # 2 x D
+    directions: Tensor  # 2 x D x r, orthonormal columns
+    limit: float  # residual above which an image is an outlier; infinite if the fit had too few images to tell
+    root: bool = False  # of the square roots of the features
 
     def residuals(self, features: Tensor) -> Tensor:
         """Return the distance (float32, N) of N x D features from the farther of the two subspaces."""

@@ -6,9 +6,10 @@ from math import isqrt
 
 from torch import Tensor, nn
 
-from deepcluster.errors import UsageError, first_line
+from deepcluster.errors import UsageError
 from deepcluster.nets.network import Network
 from deepcluster.nets.paper import IMAGE_SIZE, PaperNet
+from deepcluster.nets.timm import size_does_not_fit
 
 MAX_NUMBERS = 9_999  # of a pooled map
 # Kernel, stride and padding of the average over the maps of the convolutions at 224 px. AlexNet: paper, section 4.3 and
@@ -93,10 +94,7 @@ def maps_at(network: Network, layer: Layer, images: Tensor) -> Tensor:
     except (RuntimeError, ValueError, AssertionError) as error:
         if "memory" in str(error):
             raise
-        raise UsageError(
-            f"the network cannot take images of {' x '.join(map(str, images.shape[-2:]))} pixels ({first_line(error)}):"
-            " try another --image-size"
-        ) from error
+        raise size_does_not_fit("the network", images.shape[-1], error) from error
     finally:
         handle.remove()
     if maps is None:

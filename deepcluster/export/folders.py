@@ -113,21 +113,13 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class RunImages:
-    """The images of a run.
+    """The images of a run."""
 
-    Attributes:
-        rows: All rows of clusters.csv.
-        source: The images that are at hand.
-        index: The number of an image in ``source``, by path.
-        junk: Clusters that a person marked as junk.
-        roots: Real paths of the folder of the images and of the origins of added ones; empty: any file may be named.
-    """
-
-    rows: tuple[Row, ...]
-    source: Source
-    index: Mapping[str, int]
-    junk: frozenset[str]
-    roots: frozenset[str]
+    rows: tuple[Row, ...]  # all of clusters.csv
+    source: Source  # the images that are at hand
+    index: Mapping[str, int]  # of an image in the source, by path
+    junk: frozenset[str]  # clusters that a person marked as junk
+    roots: frozenset[str]  # real paths of the folder of the images and the origins of added ones; empty: any
 
     def is_file(self, row: Row) -> bool:
         """Tell if the image of a row is a file, and so not written as PNG."""
@@ -179,15 +171,9 @@ class RunImages:
 
 
 def read_run_images(run: Path, images: Images | None) -> RunImages:
-    """Locate the images of a run.
+    """Locate the images of a run, under the same paths in the place ``images``; None: in that of the run.
 
-    Args:
-        images: Their present place, under the same paths; None: the place of the run. Images that an update added from
-            elsewhere are still there.
-
-    Raises:
-        DiskError: There is no finished run.
-        DataError: None of its images exists any more.
+    Images that an update added from elsewhere are still there. DataError if none exists any more.
     """
     folder = files.open_run(run)
     rows, summary = files.read_state(
@@ -229,13 +215,10 @@ WORDS = {"symlink": "symbolic links", "hardlink": "hard links", "copy": "copies"
 
 
 class Transfer:
-    """Brings images of a run to new places, and counts.
+    """Brings images of a run to new places by a ``mode`` (None: the first that works for a file), and counts.
 
-    An image that is not a file, or whose target is a .png of another format, is decoded and written as PNG.
-
-    Args:
-        mode: symlink, hardlink or copy; None: the first of these that works for a file.
-        strip: Copy files without their metadata: JPEG files losslessly, others as PNG.
+    An image that is not a file, or whose target is a .png of another format, is decoded and written as PNG. ``strip``
+    copies files without their metadata: JPEG files losslessly, others as PNG.
     """
 
     def __init__(self, images: RunImages, mode: str | None, *, strip: bool):

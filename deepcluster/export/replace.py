@@ -56,10 +56,8 @@ def replace_tree(
     of both exports, so that the next call replaces them.
 
     Args:
-        out: The tree to change.
-        new: A finished tree on the same file system, with its inventory; its files are moved.
-        old: The inventory of ``out``.
-        rows: The inventory of ``new``.
+        out: The tree to change; ``old`` is its inventory.
+        new: A finished tree on the same file system, whose files are moved; ``rows`` is its inventory.
         original: Gives the file of an image outside of ``out``, None if it is none.
         alone: No other files may stay.
 

@@ -18,23 +18,16 @@ MIN_SHIFT, SHIFT_P = 0.1, 0.001
 
 @dataclass(frozen=True)
 class Drift:
-    """How the images added since a fit differ from those of the fit.
+    """How the images added since a fit differ from those of the fit."""
 
-    fitted, added: Their numbers.
-    fitted_outliers, added_outliers: How many of them are outliers.
-    residual_rank: Share of the fit's images with a smaller residual than the median image added; None if there are no
-        such images, or the fit had too few to tell.
-    shift: Share of all images that are in other clusters than if those added were spread as those of the fit.
-    shift_p: The chance of such a shift, or of a larger one, if the images added were drawn as those of the fit.
-    """
-
-    fitted: int
+    fitted: int  # number of images
     added: int
     fitted_outliers: int = 0
     added_outliers: int = 0
+    # Share of the fit's images with a smaller residual than the median image added; None: none were, or it had too few.
     residual_rank: float | None = None
-    shift: float = 0.0
-    shift_p: float = 1.0
+    shift: float = 0.0  # share of all images in other clusters than if those added were spread as those of the fit
+    shift_p: float = 1.0  # chance of such a shift, or of a larger one, if they were drawn as those of the fit
 
     @property
     def reason(self) -> str | None:

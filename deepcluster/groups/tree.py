@@ -46,19 +46,12 @@ def _first_of_ranks(least: Tensor, rows: Tensor, partition: Partition) -> Tensor
 
 @dataclass(frozen=True)
 class Tree:
-    """P pieces of groups and the order in which they merge; piece i is node i, and the last node holds all images.
+    """P pieces of groups and the order in which they merge; piece i is node i, and the last node holds all images."""
 
-    Attributes:
-        groups: The groups of the pieces (P); one of the cuts of the tree makes exactly these groups.
-        merges: ``merges[j]`` joins two nodes into node P + j.
-        sizes: Numbers of images in the nodes (2P - 1).
-        medoids: Rows of the images nearest to the means of the nodes (2P - 1).
-    """
-
-    groups: tuple[int, ...]
-    merges: tuple[Merge, ...]
-    sizes: tuple[int, ...]
-    medoids: tuple[int, ...]
+    groups: tuple[int, ...]  # of the pieces (P); one of the cuts of the tree makes exactly these groups
+    merges: tuple[Merge, ...]  # merges[j] joins two nodes into node P + j
+    sizes: tuple[int, ...]  # numbers of images in the nodes (2P - 1)
+    medoids: tuple[int, ...]  # rows of the images nearest to the means of the nodes (2P - 1)
 
 
 def merge_tree(reduced: Tensor, groups: Cut, nearest: Tensor | None = None, partition: Partition | None = None) -> Tree:
@@ -179,19 +172,12 @@ def _sizes_and_medoids(
 
 @dataclass(frozen=True)
 class Parts:
-    """P parts of a group, the finest that are offered, and the order in which they merge.
+    """P parts of a group, the finest that are offered, and the order in which they merge."""
 
-    Attributes:
-        of_centroid: The parts of the centroids of the cut (int64, M); -1: it belongs to another group.
-        sizes: Numbers of images of the fit in the parts (P), by which the parts are ordered.
-        images: Numbers of all images in the parts, those that came after the fit too.
-        merges: ``merges[j]`` joins two nodes into node P + j; part i is node i (P - 1).
-    """
-
-    of_centroid: Tensor
-    sizes: tuple[int, ...]
-    merges: tuple[Merge, ...]
-    images: tuple[int, ...]
+    of_centroid: Tensor  # the parts of the centroids of the cut (int64, M); -1: it belongs to another group
+    sizes: tuple[int, ...]  # numbers of images of the fit in the parts (P), by which the parts are ordered
+    merges: tuple[Merge, ...]  # merges[j] joins two nodes into node P + j; part i is node i (P - 1)
+    images: tuple[int, ...]  # numbers of all images in the parts, those that came after the fit too
 
 
 def parts_of(groups: Cut, counts: Tensor, group: int, all_counts: Tensor | None = None) -> Parts:

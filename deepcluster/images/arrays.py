@@ -254,11 +254,8 @@ def from_array(
 ) -> Source:
     """Return the images of an array; DataError if its type, its shape or the number of labels is wrong.
 
-    Args:
-        array: N x H x W, N x H x W x C or N x C x H x W with C in 1, 3, 4 (the last axis counts first); uint8, or in
-            memory also floats in [0, 1].
-        labels: One per image.
-        row: Reads the i-th image; default: from the array.
+    It is N x H x W, N x H x W x C or N x C x H x W with C in 1, 3, 4 (the last axis counts first); uint8, or in memory
+    also floats in [0, 1]. ``row`` reads the i-th image; default: from the array.
     """
     in_memory = location == "python:array"
     title = "the array" if in_memory else f"the array {one_line(location)}"

@@ -23,15 +23,10 @@ WHAT_TO_TYPE = (
 
 
 class Origin(NamedTuple):
-    """Place of an image, which identifies it under any name that a run gives it.
+    """Place of an image, which identifies it under any name that a run gives it."""
 
-    Attributes:
-        source: Real path of its file, or of the array or shard that holds it; else the location of its data set.
-        member: Number of its row, or name of the shard's member; empty for a file of its own.
-    """
-
-    source: str
-    member: str = ""
+    source: str  # real path of its file, or of the array or shard that holds it; else the location of its data set
+    member: str = ""  # number of its row, or name of the shard's member; empty for a file of its own
 
 
 @dataclass(frozen=True)

@@ -60,42 +60,26 @@ HISTORY_WORDS |= {word: word for word in ("round", "loss", "inertia", "reseeded"
 
 @dataclass(frozen=True)
 class RunData:
-    """The records of a run: its JSON files, and rows of its CSV files, cells as text, empty if there is no value.
-
-    Attributes:
-        run: run.json, of which ``FACTS``, ``command``, ``candidates``, ``cut`` and ``verdict`` are shown.
-        metrics: metrics.json; None without labels.
-        picture: Gives the decoded RGB image of a path, or None if it cannot be read again.
-        duplicates: None if duplicates were not searched for.
-        positions: M x 2, the places of the images of the sheet on the map; None leaves the map out.
-        tree: Merge tree of the clusters; None leaves the number of groups out.
-        sheet: WebP of tiny pictures of the usable images.
-        name: The run's name in commands.
-        similar: n x m, the images most like the n images in the page (``on_page``), as numbers among these.
-        parts: The parts that a cluster can be split into, by its number.
-        part: The parts of their clusters that the n images are in.
-        originals: The way from the page to the folder that the paths are relative to; empty: no links.
-        nouns: Rows of nouns.csv, from which names are suggested.
-    """
+    """The records of a run: its JSON files, and rows of its CSV files, cells as text, empty if there is no value."""
 
     title: str
-    run: Mapping[str, Any]
+    run: Mapping[str, Any]  # run.json: FACTS, command, candidates, cut and verdict are shown
     clusters: Sequence[Row]
     summary: Sequence[Row]
     history: Sequence[Row]
-    metrics: Mapping[str, float | str] | None
+    metrics: Mapping[str, float | str] | None  # None without labels
     skipped: Sequence[Row]
-    picture: Picture
-    duplicates: Sequence[Row] | None = None
-    positions: npt.NDArray[np.float32] | None = None
-    tree: Tree | None = None
-    sheet: bytes = b""
-    name: str = "RUN"
-    similar: npt.NDArray[np.int64] | None = None
-    parts: Mapping[int, Parts] = field(default_factory=dict)
-    part: npt.NDArray[np.int64] | None = None
-    originals: str = ""
-    nouns: Sequence[Row] = ()
+    picture: Picture  # gives the decoded RGB image of a path, or None if it cannot be read again
+    duplicates: Sequence[Row] | None = None  # None if duplicates were not searched for
+    positions: npt.NDArray[np.float32] | None = None  # M x 2, of the images of the sheet on the map; None: no map
+    tree: Tree | None = None  # None leaves the number of groups out
+    sheet: bytes = b""  # WebP of tiny pictures of the usable images
+    name: str = "RUN"  # in commands
+    similar: npt.NDArray[np.int64] | None = None  # n x m: the images in the page most like these, by number there
+    parts: Mapping[int, Parts] = field(default_factory=dict)  # that a cluster can be split into, by its number
+    part: npt.NDArray[np.int64] | None = None  # the part of its cluster that an image in the page is in
+    originals: str = ""  # the way from the page to the folder that the paths are relative to; empty: no links
+    nouns: Sequence[Row] = ()  # names are suggested from these
 
     @cached_property
     def usable(self) -> Table:
