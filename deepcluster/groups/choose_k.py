@@ -94,7 +94,7 @@ def ranked(scores: npt.NDArray[np.float64], count: int) -> list[int]:
 
 
 def stability(reduced: Tensor, k: int, *, seed: int = 0, cut_rows: CutRows = cut_once) -> float | None:
-    """Return the mean adjusted Rand index, at most 1, between cuts by samples of N x d features; each places all rows.
+    """Return the mean adjusted Rand index (at most 1) between cuts of samples of N x d features, which place all rows.
 
     None for fewer than two groups, ``MIN_IMAGES`` images or ``ROWS_EACH`` images per group: then it tells nothing.
     """

@@ -16,16 +16,21 @@ const copied = from => ({
   names: new Map(from.names), into: new Map(from.into), splits: new Map(from.splits), moves: new Map(from.moves), junk: new Set(from.junk),
 });
 
-/* The parts inside each of so many groups, the largest first: as groups/tree.py orders them. */
-function partsAt({sizes, merges}, count) {
-  const nodes = new Map(sizes.map((_, part) => [part, [part]]));
-  merges.slice(0, sizes.length - count).forEach(([a, b], j) => {
-    nodes.set(sizes.length + j, [...nodes.get(a), ...nodes.get(b)].sort((x, y) => x - y));
+/* The nodes that are so many groups of a merge tree, with the pieces inside them: as groups/tree.py has them. */
+function nodesAt(pieces, merges, count) {
+  const nodes = new Map(Array.from({length: pieces}, (_, piece) => [piece, [piece]]));
+  merges.slice(0, pieces - count).forEach(([a, b], j) => {
+    nodes.set(pieces + j, [...nodes.get(a), ...nodes.get(b)].sort((x, y) => x - y));
     nodes.delete(a);
     nodes.delete(b);
   });
+  return nodes;
+}
+
+/* The parts inside each of so many groups, the largest first. */
+function partsAt({sizes, merges}, count) {
   const total = parts => parts.reduce((sum, part) => sum + sizes[part], 0);
-  return [...nodes.values()].sort((a, b) => total(b) - total(a) || a[0] - b[0]);
+  return [...nodesAt(sizes.length, merges, count).values()].sort((a, b) => total(b) - total(a) || a[0] - b[0]);
 }
 
 /* The clusters as they are with the edits, how many images each has, and where each image is before merges: its home, and

@@ -27,17 +27,26 @@ function map(points) {
   const rank = number => { const at = numbers.indexOf(number); return at < 0 ? numbers.length + number - firstFree : at; };
   const paintOf = kind => colour === "distance" ? between(kind / 31) : colour === "label" && !imageData.labels[kind] ? "#8886" : colour === "label" ? colourOf(kind) : colourOf(rank(kind));
 
-  function draw() {
-    const pen = canvas.getContext("2d"), ratio = canvas.width / size[0];
+  /* The images by what a function says of them. */
+  function imagesBy(key) {
+    const groups = new Map();
+    for (let i = 0; i < count; i++) {
+      const group = groups.get(key(i));
+      if (group) group.push(i);
+      else groups.set(key(i), [i]);
+    }
+    return groups;
+  }
+
+  function cleared(plane) {
+    const pen = plane.getContext("2d"), ratio = plane.width / size[0];
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, ...size);
-    const layers = new Map();
-    for (let i = 0; i < count; i++) {
-      const key = category(i) * 2 + (selected && !selected.has(i) ? 0 : 1);
-      if (!layers.has(key)) layers.set(key, []);
-      layers.get(key).push(i);
-    }
-    const r = radius();
+    return pen;
+  }
+
+  function draw() {
+    const pen = cleared(canvas), r = radius(), layers = imagesBy(i => category(i) * 2 + (selected && !selected.has(i) ? 0 : 1));
     for (const strong of [0, 1]) {
       pen.globalAlpha = strong ? 0.82 : 0.2;
       for (const [key, which] of layers) {
@@ -109,22 +118,13 @@ function map(points) {
 
   function middles() {
     if (places) return places;
-    const inside = new Map();
-    for (let i = 0; i < count; i++) {
-      const number = clusterOf(i);
-      if (!inside.has(number)) inside.set(number, []);
-      inside.get(number).push(i);
-    }
     const middle = (which, axis) => which.map(i => axis[i]).sort((a, b) => a - b)[which.length >> 1];
-    places = [...inside].sort((a, b) => b[1].length - a[1].length).map(([number, which]) => [number, [middle(which, x), middle(which, y)]]);
+    places = [...imagesBy(clusterOf)].sort((a, b) => b[1].length - a[1].length).map(([number, which]) => [number, [middle(which, x), middle(which, y)]]);
     return places;
   }
 
   function drawMarks() {
-    const pen = marks.getContext("2d"), ratio = marks.width / size[0];
-    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-    pen.clearRect(0, 0, ...size);
-    const style = getComputedStyle(document.documentElement);
+    const pen = cleared(marks), style = getComputedStyle(document.documentElement);
     pen.strokeStyle = style.getPropertyValue("--ink");
     pen.fillStyle = style.getPropertyValue("--veil");
     pen.lineWidth = 1.5;
@@ -296,13 +296,7 @@ function map(points) {
       bar.style.background = `linear-gradient(to right, ${[0, 0.25, 0.5, 0.75, 1].map(between).join(", ")})`;
       return list.replaceChildren(element("li", {}, bar, element("span", {className: "quiet ends"}, element("span", {}, "nearest"), element("span", {}, "farthest"))));
     }
-    const kinds = new Map();
-    for (let i = 0; i < count; i++) {
-      const kind = category(i);
-      if (!kinds.has(kind)) kinds.set(kind, []);
-      kinds.get(kind).push(i);
-    }
-    list.replaceChildren(...[...kinds].sort((a, b) => a[0] - b[0]).map(([kind, which]) => {
+    list.replaceChildren(...[...imagesBy(category)].sort((a, b) => a[0] - b[0]).map(([kind, which]) => {
       const swatch = element("span", {className: "swatch"});
       swatch.style.background = paintOf(kind);
       const text = colour === "label" ? imageData.labels[kind] || "no label" : titleOf(kind).replace("Cluster ", "");

@@ -193,25 +193,12 @@ function between(share) {
 /* ---- the number of groups --------------------------------------------------------------------------------------- */
 
 function groups(tree) {
-  const pieces = tree.groups.length, slider = $("#k");
-  const inside = [...tree.groups.keys()].map(i => [i]);
-  for (const [a, b] of tree.merges) inside.push([...inside[a], ...inside[b]]);
-  const piecesOf = new Map();
-  for (const group of tree.groups) piecesOf.set(group, (piecesOf.get(group) ?? 0) + 1);
+  const slider = $("#k");
 
-  function nodesAt(k) {
-    const nodes = new Set(tree.groups.keys());
-    for (let i = 0; i < pieces - k; i++) {
-      for (const node of tree.merges[i]) nodes.delete(node);
-      nodes.add(pieces + i);
-    }
-    return [...nodes].sort((a, b) => tree.sizes[b] - tree.sizes[a] || a - b);
-  }
-
-  function relation(node) {
-    const own = [...new Set(inside[node].map(piece => tree.groups[piece]))].sort((a, b) => a - b);
+  function relation(inside) {
+    const own = [...new Set(inside.map(piece => tree.groups[piece]))].sort((a, b) => a - b);
     if (own.length > 1) return {kind: "merged", own, text: own.map(titleOf).join(" + ").replaceAll(" + Cluster", " +")};
-    const whole = inside[node].length === piecesOf.get(own[0]);
+    const whole = inside.length === tree.groups.filter(group => group === own[0]).length;
     return {kind: whole ? "same" : "split", own, text: whole ? titleOf(own[0]) : `part of ${callOf(own[0])}`};
   }
 
@@ -227,7 +214,9 @@ function groups(tree) {
   function update() {
     const k = Number(slider.value);
     $("#k-value").textContent = k;
-    const nodes = nodesAt(k), relations = nodes.map(relation);
+    const inside = nodesAt(tree.groups.length, tree.merges, k);
+    const nodes = [...inside.keys()].sort((a, b) => tree.sizes[b] - tree.sizes[a] || a - b);
+    const relations = nodes.map(node => relation(inside.get(node)));
     const merged = relations.filter(each => each.kind === "merged").map(each => listed(each.own));
     const split = [...new Set(relations.filter(each => each.kind === "split").map(each => each.own[0]))].sort((a, b) => a - b);
     const told = [
