@@ -9,7 +9,7 @@ from sklearn.manifold import trustworthiness
 from sklearn.neighbors import KNeighborsClassifier
 
 from deepcluster.groups import graph
-from deepcluster.groups.graph import between, embedding, layout, neighbour_ties
+from deepcluster.groups.graph import embedding, extended_layout, layout, neighbour_ties
 from tests.helpers.features import blobs
 
 
@@ -126,8 +126,8 @@ def test_beyond_the_landmarks(monkeypatch):
     assert np.linalg.norm(places - places[closest], axis=1).max() <= widest < np.ptp(places, axis=0).max() / 2
 
 
-def test_between_by_hand():
+def test_a_row_between_two_by_hand():
     """Landmarks at 0 and 9, at squared distances .8 and 2.56."""
-    found = between(torch.tensor([[0.6, 0.8]]), torch.tensor([[1.0, 0], [0.6, -0.8]]), torch.tensor([[0.0, 0], [9, 9]]))
-    near, far = 0.8, 2.56
-    assert found[0].tolist() == pytest.approx([9 * near / (near + far)] * 2)
+    rows, places = torch.tensor([[1.0, 0], [0.6, -0.8], [0.6, 0.8]]), np.array([[0, 0], [9, 9]], np.float32)
+    longer, (near, far) = extended_layout(places, [0, 1], [2, 1], rows), (0.8, 2.56)
+    assert longer[0] == pytest.approx(9 * near / (near + far)) and longer[1].tolist() == [9, 9]

@@ -17,7 +17,7 @@ from PIL import Image
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
 from deepcluster.export.folders import read_run_images
-from deepcluster.groups.graph import between
+from deepcluster.groups.graph import extended_layout
 from deepcluster.groups.tree import parts_of
 from deepcluster.images import find
 from deepcluster.report import pictures
@@ -79,8 +79,9 @@ def test_new_images_are_where_predict_puts_them_and_the_others_stay(run, more, t
     assert np.array_equal(features(run), np.concatenate([old, predictions.reduced.numpy()]))
     assert len(np.load(run / "residuals.npy")) == len(after)
     shown, of_new = np.load(run / "map.npy"), features(run)[48:]
+    every = torch.from_numpy(np.concatenate([old, of_new]))
     assert np.array_equal(shown[:48], places)
-    assert np.allclose(shown[48:], between(*map(torch.from_numpy, (of_new, old, places))), atol=1e-5)
+    assert np.allclose(shown, extended_layout(places, range(48), range(60), every), atol=1e-5)
     assert open_sheet(drawn.read_sheet(RunFolder(run))).size != sheet.size
     assert contents(run / "model") == model
     sizes = {row["cluster"]: int(row["size"]) for row in rows(run / "cluster_summary.csv")}

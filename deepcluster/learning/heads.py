@@ -86,11 +86,10 @@ def cross_entropy(outputs: Outputs, world_size: int = 1) -> Tensor:
     """
     views = len(outputs.logits) // len(outputs.labels)
     count = views * (len(outputs.drawn) / world_size)
+    columns = zip(outputs.logits.float().split(list(outputs.clusters), 1), outputs.labels.T, strict=True)
     losses = [
         F.cross_entropy(logits, labels.repeat(views), ignore_index=IGNORED, reduction="sum") / count
-        for logits, labels in zip(
-            outputs.logits.float().split(list(outputs.clusters), 1), outputs.labels.T, strict=True
-        )
+        for logits, labels in columns
     ]
     return torch.stack(losses).mean()
 
