@@ -110,7 +110,7 @@ def fit(
         if isinstance(source, str):
             folder = runs.fit_features(source, request, terminal)
         else:
-            folder = runs.fit(source, request, terminal, sys.stdin, **shared)
+            folder = runs.fit(source, request, terminal, **shared)
     if is_main_rank():
         _print_result(folder, output, "fit", verbose=given.verbose)
 
@@ -130,7 +130,7 @@ def _fit_source(images: str, given: flags.FitFlags, terminal: Terminal) -> "Sour
         return images
     if is_named(images):
         terminal.say("Loading", images)
-    source = find(images, stdin=sys.stdin)
+    source = find(images)
     check_groups(given.n_clusters, len(source.paths))
     location = "standard input" if source.location == "-" else source.location
     terminal.say("Images", f"{len(source.paths):,} in {location}")
@@ -378,7 +378,7 @@ def evaluate(
         from deepcluster.runs.evaluate import EvaluationRequest, evaluate
 
         request = EvaluationRequest(protocol, images, labels, train, options, seed, device)
-        for line in _figure_lines(evaluate(run_, request, display=terminal, stdin=sys.stdin, **shared), values):
+        for line in _figure_lines(evaluate(run_, request, display=terminal, **shared), values):
             if is_main_rank() and not (as_json or quiet):
                 say(line)
     if as_json and is_main_rank():
@@ -585,7 +585,7 @@ def _images_for(run: Path, images: str, *, may_be_empty: bool = False) -> "Sourc
     if _check_run(run).backbone == FEATURES:
         check_features_there(images)
         return images
-    return find(images, stdin=sys.stdin, may_be_empty=may_be_empty)
+    return find(images, may_be_empty=may_be_empty)
 
 
 def _output(path: Path, run: Path, images: "Source | str", overwrite: bool) -> Path:

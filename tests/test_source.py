@@ -102,10 +102,12 @@ def test_a_list_is_known_by_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "list.lst").write_text("a.png\n" * 3)  # not beside the list, but in the current folder
     source = find(tmp_path / "list.lst")
     assert source.paths == ("a.png",) and colour(source, 0) == BLUE
-    source = find("-", stdin=io.StringIO("a.png\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("a.png\n"))
+    source = find("-")
     assert (source.name, source.location, source.paths) == ("stdin", "-", ("a.png",)) and colour(source, 0) == BLUE
     names = io.TextIOWrapper(io.BytesIO(b"new\nline.png\0latin-\xe9.png\0#a.png\0"))  # of find -print0
-    assert [os.fsencode(path) for path in find("-", stdin=names).paths] == [
+    monkeypatch.setattr("sys.stdin", names)
+    assert [os.fsencode(path) for path in find("-").paths] == [
         b"new\nline.png",
         b"latin-\xe9.png",
         b"#a.png",
@@ -113,8 +115,9 @@ def test_a_list_is_known_by_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "empty.txt").write_text("# nothing\n")
     with pytest.raises(DataError, match=r"no paths in .*empty\.txt"):
         find(tmp_path / "empty.txt")
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
     with pytest.raises(DataError, match="no paths in standard input"):
-        find("-", stdin=io.StringIO("\n"))
+        find("-")
 
 
 def test_paths_from_python(tmp_path: Path) -> None:

@@ -251,7 +251,8 @@ def test_lists_of_paths(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPat
             find(name)
         return
     with Path(name).open() as stream:
-        for source in (find(name), find("-", stdin=stream)):
+        monkeypatch.setattr("sys.stdin", stream)
+        for source in (find(name), find("-")):
             assert list(source.paths) == expected and [source.read(i).size for i in range(len(expected))]
 
 

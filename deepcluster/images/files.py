@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from glob import glob
 from pathlib import Path
-from typing import Any, Protocol, TextIO, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -38,13 +38,12 @@ UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 Images = str | Path | npt.NDArray[Any] | Sequence[str | Path] | Dataset | Source
 
 
-def find(images: Images, *, stdin: TextIO | None = None, may_be_empty: bool = False) -> Source:
+def find(images: Images, *, may_be_empty: bool = False) -> Source:
     """Find images without decoding them.
 
     Args:
         images: A folder, a list of paths, an array, a data set, or a text as for IMAGES on the command line. A source
             is returned as it is.
-        stdin: Read for ``-``; default: ``sys.stdin``.
         may_be_empty: A folder without files is a source without images, and no error.
 
     Raises:
@@ -60,7 +59,7 @@ def find(images: Images, *, stdin: TextIO | None = None, may_be_empty: bool = Fa
     if isinstance(images, np.ndarray) and images.dtype.kind != "U":
         return arrays.from_array(images, "array", "python:array")
     if isinstance(images, str | Path):
-        source = _from_text(str(images), stdin)
+        source = _from_text(str(images))
         if not (source.paths or source.skipped or may_be_empty):
             raise DataError(f"no files in {one_line(source.location)}. {WHAT_TO_TYPE}")
         return source
@@ -98,12 +97,12 @@ def check_there(text: str) -> None:
         _from_path(text)
 
 
-def _from_text(text: str, stdin: TextIO | None) -> Source:
+def _from_text(text: str) -> Source:
     if not text:
         raise UsageError(f"IMAGES is empty. {WHAT_TO_TYPE}")
     scheme, _, name = text.partition(":")
     if text == "-":
-        return from_files(_distinct(_sent(stdin or sys.stdin)), "stdin", "-")
+        return from_files(_distinct(_sent()), "stdin", "-")
     return LIBRARIES[scheme](name) if scheme in LIBRARIES else _from_path(text)
 
 
@@ -270,14 +269,14 @@ def _lines(content: bytes) -> list[str]:
     return [os.fsdecode(line) for line in lines if line.strip() and not line.startswith(b"#")]
 
 
-def _sent(stdin: TextIO | None) -> list[str]:
+def _sent() -> list[str]:
     """Return the paths on standard input."""
-    if stdin is None:
+    if sys.stdin is None:
         raise DataError("IMAGES is -, but standard input is closed: send it the paths of images, one a line")
     # The bytes below the text, if there are any: a strict text stream fails on names that are not UTF-8.
-    raw = getattr(stdin, "buffer", None)
+    raw = getattr(sys.stdin, "buffer", None)
     try:
-        return _lines(stdin.read().encode(errors="surrogateescape") if raw is None else raw.read())
+        return _lines(sys.stdin.read().encode(errors="surrogateescape") if raw is None else raw.read())
     except OSError as error:
         raise DataError(f"cannot read standard input: {explain(error)}") from error
 

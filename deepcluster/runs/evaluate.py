@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
@@ -73,14 +73,12 @@ def evaluate(
     request: EvaluationRequest,
     *,
     display: Display | None = None,
-    stdin: TextIO | None = None,
     processes: Processes = ALONE,
 ) -> Iterator[NamedFigure]:
     """Yield the figures of a protocol as they are computed, or those in the run folder if nothing has changed since.
 
     Args:
         display: Shows progress, on the main rank.
-        stdin: The list of paths, if the images are ``-``.
         processes: They share the images, and all yield the same figures; the main rank writes the cache.
 
     Raises:
@@ -91,7 +89,7 @@ def evaluate(
     kind = PROTOCOL_OPTIONS[request.protocol]
     options = kind(**read_options(kind, request.options))
     with files.shared_lock(run, processes) as locked:
-        job = _Evaluation(folder, request, display, stdin, processes)
+        job = _Evaluation(folder, request, display, processes)
         if isinstance(options, ClusteringOptions):
             depends, figures = _of_clusters(job, options)
         else:
@@ -132,7 +130,6 @@ class _Evaluation:
     folder: RunFolder
     request: EvaluationRequest
     display: Display
-    stdin: TextIO | None
     processes: Processes
 
     def labels(self, source: Source) -> list[str]:
@@ -193,7 +190,7 @@ def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Prepared:
             clusters = [int(cell) for cell in rows.column("cluster")]
         figures = partial(clustering, clusters, labels, options, seed=job.request.seed)
         return {"clusters": json_sha256([clusters, labels])}, figures
-    source = find(job.request.images, stdin=job.stdin)
+    source = find(job.request.images)
     all_labels, model = job.labels(source), job.model
 
     def figures_of_others() -> Iterator[NamedFigure]:
@@ -206,10 +203,10 @@ def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Prepared:
 
 def _of_probe(job: _Evaluation, options: Options) -> Prepared:
     """Learn from labelled images and score others: IMAGES, or a fifth held out."""
-    source = find(job.request.train, stdin=job.stdin) if job.request.train else job.run_images()
+    source = find(job.request.train) if job.request.train else job.run_images()
     labels, model = job.labels(source), job.model
     if job.request.images:
-        tests = find(job.request.images, stdin=job.stdin)
+        tests = find(job.request.images)
         test_labels = job.labels(tests)
         check_apart(source, tests)
     else:

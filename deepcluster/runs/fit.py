@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +64,6 @@ def fit(
     images: Images,
     request: Request,
     display: Display | None = None,
-    stdin: TextIO | None = None,
     processes: Processes = ALONE,
 ) -> RunFolder:
     """Cluster images, and return the run folder (docs/run-folder.md).
@@ -75,7 +74,6 @@ def fit(
     Args:
         images: A folder, a list of paths, an array, ...
         display: Shows the run (None: nothing does).
-        stdin: The list of paths, if ``images`` is "-".
         processes: They share the images; the main rank writes and displays.
     """
     clock = Clock(request.begun)
@@ -83,7 +81,7 @@ def fit(
     display = Several(Log(), display, TensorBoard() if request.log else None) if processes.is_main else Silent()
     with working_on(device, deterministic=request.deterministic):
         keep_freed_memory()
-        source = find(images, stdin=stdin)
+        source = find(images)
         check_alike(source, processes)
         begun = Begun(**processes.broadcast_json(lambda: asdict(begin(source, request, display))))
         if begun.state == "finished":
