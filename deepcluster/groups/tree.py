@@ -30,9 +30,8 @@ def medoids_of(middles: Tensor, rows: Tensor, own: Tensor, partition: Partition)
     least = torch.full((len(middles),), torch.inf).scatter_reduce(0, own, distances, "amin")
     nearest = torch.nonzero(distances == least[own]).flatten()
     none = torch.full((len(middles),), partition.total)
-    return _first_of_ranks(
-        least, none.scatter_reduce(0, own[nearest], nearest + partition.local.start, "amin"), partition
-    )
+    first = none.scatter_reduce(0, own[nearest], nearest + partition.local.start, "amin")
+    return _first_of_ranks(least, first, partition)
 
 
 def _first_of_ranks(least: Tensor, rows: Tensor, partition: Partition) -> Tensor:
