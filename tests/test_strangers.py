@@ -33,6 +33,7 @@ from deepcluster.runtime.plain_files import MOST_JSON, json_sha256, parse_json
 from deepcluster.storage import model_files as models
 from fuzz.harness import peak_memory
 from tests.helpers.runs import change_record, contents, record, rows
+from tests.test_official import checkpoint_of, save_python2
 from tests.tiny import (
     SIZE,
     change_config,
@@ -214,7 +215,7 @@ def test_flipped_bits_and_truncations_of_a_model_are_all_found(place: Place, nam
             models.load(place.model)
 
 
-# ---- ten files that run a program when they are unpickled ------------------------------------------------------------
+# ---- files that run a program when they are unpickled ------------------------------------------------------------
 
 
 class Calls:
@@ -267,6 +268,7 @@ PAYLOADS: dict[str, Callable[[Path, Path], object]] = {
     "protocol 2": lambda path, canary: path.write_bytes(pickle.dumps(shell(canary), protocol=2)),
     "protocol 5": lambda path, canary: path.write_bytes(pickle.dumps(evaluation(canary), protocol=5)),
     "by hand": lambda path, canary: path.write_bytes(by_hand(canary)),
+    "Python 2": lambda path, canary: save_python2(checkpoint_of("alexnet", OrderedDict(a=shell(canary))), path),
     "array": lambda path, canary: np.save(path.open("wb"), np.array([shell(canary)], object), allow_pickle=True),
 }
 
