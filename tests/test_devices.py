@@ -163,8 +163,7 @@ def test_rows_go_to_a_device_that_has_room_and_float64(monkeypatch):
 def test_settings_are_lent():
     def settings():
         return (
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.get_deterministic_debug_mode(),
             torch.backends.cudnn.deterministic,
             torch.backends.cudnn.benchmark,
             torch.backends.cudnn.conv.fp32_precision,
@@ -175,7 +174,7 @@ def test_settings_are_lent():
 
     before = settings()
     with pytest.raises(KeyError), deterministic_kernels(), exact_float32():
-        assert settings()[:7] == (True, True, True, False, "ieee", "ieee", False)
+        assert settings()[:6] == (1, True, False, "ieee", "ieee", False)  # 1: warn only
         raise KeyError
     assert settings() == before
     with working_on(torch.device("cpu"), deterministic=True):  # where all kernels are deterministic anyway

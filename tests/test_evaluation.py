@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import tarfile
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -35,6 +36,8 @@ def test_agreement_by_hand():
     assert figures["ari"] == 0.0  # pairs together in both: 1; expected: 2 * 3 / 6
     # Of the six orders of aabb, each gives the same table up to names: 0.75 again.
     assert figures["acc_chance"] == 0.75
+    with pytest.raises(DataError, match="no image"):
+        list(clustering([0, 1], ["", ""]))
 
 
 def test_the_chance_level_is_that_of_labels_in_another_order():
@@ -43,15 +46,9 @@ def test_the_chance_level_is_that_of_labels_in_another_order():
     assert perfect["acc"] == perfect["nmi"] == perfect["ari"] == 1.0
     assert 0.25 < float(perfect["acc_chance"]) < 0.35
     assert abs(float(perfect["ari_chance"])) < 0.02
-    again = dict(clustering([int(label) for label in labels], labels, seed=1))
-    other = dict(clustering([int(label) for label in labels], labels, seed=2))
+    again, other = (dict(clustering([*map(int, labels)], labels, seed=seed)) for seed in (1, 2))
     assert again == perfect != other
     assert "acc_chance" not in dict(clustering([0, 1], ["a", "b"], ClusteringOptions(shuffles=0)))
-
-
-def test_no_labels_at_all():
-    with pytest.raises(DataError, match="no image"):
-        list(clustering([0, 1], ["", ""]))
 
 
 def test_held_out_is_a_fifth_and_depends_on_the_seed():
@@ -86,9 +83,8 @@ def test_lists_of_numbers(text):
 
 def test_clusters_of_the_run_itself(run, photos, evaluated):
     figures = evaluated("--labels", "folders")
-    table = rows(run / "clusters.csv")
-    labels = [row["path"].split("/")[0] for row in table]
-    assert figures == dict(clustering([int(row["cluster"]) for row in table], labels))
+    table = [(int(row["cluster"]), row["path"].split("/")[0]) for row in rows(run / "clusters.csv")]
+    assert figures == dict(clustering(*zip(*table, strict=True)))
     assert evaluated(photos, "--labels", "folders") == figures  # by the model: as fit places them
 
 
@@ -139,14 +135,14 @@ def test_a_stopped_evaluation_leaves_nothing(run, monkeypatch):
     assert not (run / "evaluation-clustering.json").exists()
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"schema_version": 1, "values": {"acc": [1]}}', "values"])
-def test_a_damaged_file_is_written_again(run, evaluated, content):
+def test_a_damaged_file_is_written_again(run, evaluated):
     figures = evaluated("--labels", "folders")
     file = run / "evaluation-clustering.json"
     whole = file.read_text()
-    file.write_text(json.dumps(json.loads(whole) | {"values": {"acc": [1]}}) if content == "values" else content)
-    assert evaluated("--labels", "folders") == figures
-    assert file.read_text() == whole
+    for content in ("{", "[]", json.dumps(json.loads(whole) | {"values": {"acc": [1]}})):
+        file.write_text(content)
+        assert evaluated("--labels", "folders") == figures
+        assert file.read_text() == whole
 
 
 @pytest.mark.parametrize(
@@ -217,8 +213,6 @@ def test_images_are_not_scored_that_were_learnt_from_by_another_name(way, tmp_pa
     np.save(tmp_path / "a.npy", np.zeros((4, 2, 2), np.uint8))
     learnt, scored, count = SAME[way]
     train, test = find(str(tmp_path / learnt)), find(str(tmp_path / scored))
-    if not count:
-        return check_apart(train, test)
-    with pytest.raises(DataError, match=f"^{count} images of .* are among those to learn from"):
+    refused = pytest.raises(DataError, match=f"^{count} images of .* are among those to learn from")
+    with refused if count else nullcontext():
         check_apart(train, test)
-    return None

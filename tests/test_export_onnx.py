@@ -52,72 +52,56 @@ def by_hand(model, images):
     return reduced.numpy(), by_group, model.place(reduced).cluster.numpy()
 
 
-def check(model, images, tmp_path):
-    runtime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    models.save(model, tmp_path / "model")
-    onnx(tmp_path / "model", tmp_path / "x.onnx")
-    session = runtime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
-    (features, distances, cluster), residuals = by_hand(model, images), model.measure(images)[1]
-    for rows in (slice(0, 1), slice(1, 4), slice(0, len(images))):
-        found = session.run(["features", "distances", "cluster", "residual"], {"images": images[rows].numpy()})
-        assert np.abs(found[0] - features[rows]).max() < 1e-4
-        finite = np.isfinite(distances[rows])
-        assert np.array_equal(np.isfinite(found[1]), finite)
-        assert np.abs(found[1][finite] - distances[rows][finite]).max() < 1e-4
-        assert np.array_equal(found[2], cluster[rows])
-        assert np.abs(found[3] - residuals[rows].numpy()).max() < 1e-4
-    assert [(each.name, each.shape[1:], each.type) for each in session.get_inputs()] == [
-        ("images", [3, model.store_size, model.store_size], "tensor(uint8)")
-    ]  # fmt: skip
-    return session
-
-
 @pytest.fixture(scope="module")
 def small(photos):
     return read_once(find(photos), 36).images
 
 
-@pytest.mark.parametrize("root", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_distances_agree_with_torch(small, tmp_path, root):
-    """With a margin around the fixed view, images on a centroid, and a group that was merged into another."""
-    session = check(model_on(small, "compact", 32, root), small, tmp_path)
-    about = session.get_modelmeta().custom_metadata_map
-    assert about["deepcluster_version"] == deepcluster.__version__
-    assert json.loads(about["names"]) == ["", "", "a", 'b"\n', ""]
-    assert json.loads(about["outlier_residual"]) == 0.5
-    assert (about["store_size"], about["image_size"], about["backbone"]) == ("36", "32", "compact")
-    assert json.loads(about["junk"]) == [3]
+SLOW = [
+    ("compact", 32, {}), ("timm:resnet18", 64, {}), ("alexnet", 224, {"sobel": True}),
+    ("timm:vit_tiny_patch16_224", 64, {}), ("timm:tf_efficientnet_lite0.in1k", 96, {"weights": "timm", "root": True}),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("name", "image_size", "options"),
-    [
-        pytest.param("timm:resnet18", 64, {}, marks=pytest.mark.slow),
-        pytest.param("alexnet", 224, {"sobel": True}, marks=pytest.mark.slow),
-        pytest.param("timm:vit_tiny_patch16_224", 64, {}, marks=pytest.mark.slow),
-        pytest.param("timm:tf_efficientnet_lite0.in1k", 96, {"weights": "timm", "root": True}, marks=pytest.mark.slow),
-    ],
+    [("compact", 32, {"root": True}), *(pytest.param(*row, marks=pytest.mark.slow) for row in SLOW)],
 )
-def test_distances_agree_with_torch_for_other_networks(photos, tmp_path, name, image_size, options):
+def test_a_graph_computes_as_torch(photos, tmp_path, name, image_size, options):
+    """With a margin around the fixed view, images on a centroid, and a group that was merged into another."""
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
     images = read_once(find(photos), image_size * 9 // 8).images
-    check(model_on(images, name, image_size, **options), images, tmp_path)
+    model = model_on(images, name, image_size, **options)
+    models.save(model, tmp_path / "model")
+    onnx(tmp_path / "model", tmp_path / "x.onnx")
+    session = runtime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
+    expected = [*by_hand(model, images), model.measure(images)[1].numpy()]
+    for rows in (slice(0, 1), slice(1, 4), slice(0, len(images))):
+        outputs = session.run(["features", "distances", "cluster", "residual"], {"images": images[rows].numpy()})
+        for output, right in zip(outputs, expected, strict=True):
+            np.testing.assert_allclose(output, right[rows], rtol=0, atol=1e-4)
+    (given,), side = session.get_inputs(), image_size * 9 // 8
+    assert (given.name, given.shape[1:], given.type) == ("images", [3, side, side], "tensor(uint8)")
+    about = session.get_modelmeta().custom_metadata_map
+    assert about["deepcluster_version"] == deepcluster.__version__
+    assert (about["store_size"], about["image_size"], about["backbone"]) == (str(side), str(image_size), name)
+    names, junk, limit = (json.loads(about[key]) for key in ("names", "junk", "outlier_residual"))
+    assert (names, junk, limit) == (["", "", "a", 'b"\n', ""], [3], 0.5)
 
 
 def test_the_comparison_sees_a_difference(small):
     model = model_on(small, "compact", 32)
-    reduced, residuals = (each.numpy() for each in model.measure(small))
-    distances = by_hand(model, small)[1].astype(np.float32)
-    cluster = model.place(torch.from_numpy(reduced)).cluster.numpy()
-    right = [reduced, distances, cluster, residuals]
+    with torch.no_grad():
+        right = [output.numpy() for output in Placing(model)(small)]
     assert difference(model, small, right) < 1e-5
     for column in (0, 1, 3):
         for wrong in (right[column] + 1e-3, right[column] * np.nan):
             apart = difference(model, small, [*right[:column], wrong, *right[column + 1 :]])
             assert apart > MAX_DIFFERENCE or np.isnan(apart)
             assert np.isnan(apart) == np.isnan(wrong).any()
-    other = np.where(np.arange(len(cluster)) == 5, (cluster + 2) % 5, cluster)
-    assert difference(model, small, [reduced, distances, other, residuals]) > MAX_DIFFERENCE
+    right[2][5] = (right[2][5] + 2) % 5
+    assert difference(model, small, right) > MAX_DIFFERENCE
 
 
 def test_a_graph_that_differs_is_not_written(tmp_path, monkeypatch):

@@ -10,21 +10,16 @@ from deepcluster.nets.fast_pass import features_pass
 from deepcluster.nets.network import Network, build
 from deepcluster.nets.timm import channels_last
 from deepcluster.place import Place
-from deepcluster.seeding import generator
-from tests.test_nets import check
+from deepcluster.seeding import generator, lent_global
+from tests.test_nets import check, same, snapshot
+from tests.test_official import as_trained
 
 LITE = "timm:tf_efficientnet_lite0"
 
 
-def network_of(name: str, size: int, **options: object) -> Network:
-    """With statistics that are not those of a new network."""
-    network = build(name, image_size=size, **options)
-    random = generator(0, "statistics")
-    for module in network.body.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for values, low, high in ((module.running_mean, -0.1, 0.1), (module.running_var, 0.5, 1.5)):
-                values.uniform_(low, high, generator=random)
-    return channels_last(network.eval())
+def network_of(name: str, size: int) -> Network:
+    with lent_global(0, "network"):
+        return channels_last(as_trained(build(name, image_size=size)))
 
 
 def pictures(count: int, size: int) -> Tensor:
@@ -48,24 +43,18 @@ def test_features_are_those_of_the_network(name, size):
     compute = features_pass(network)
     assert compute != network.features
     assert name != LITE or not any(isinstance(module, nn.BatchNorm2d) for module in compute.body.modules())
-    before = {key: value.clone() for key, value in network.state_dict().items()}
+    before = snapshot(network)
     with torch.no_grad():
         expected, found = network.features(images), compute(images)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5 * expected.abs().max().item())
-    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert same(network.state_dict(), before)
 
 
-@pytest.mark.parametrize("name", ["compact", "timm:resnet18", "timm:test_vit", "timm:test_convnext"])
-def test_networks_without_depthwise_convolutions_or_normalisation_are_left_alone(name, monkeypatch):
+def test_networks_of_the_user_or_without_depthwise_convolutions_or_normalisation_are_left_alone(monkeypatch):
     monkeypatch.delattr(fast_pass, "pairs")  # nor are they traced, which takes .4 s
-    network = network_of(name, 32)
-    assert features_pass(network) == network.features
-
-
-def test_a_network_of_the_user_is_left_alone():
-    body = build("timm:test_efficientnet", image_size=32).body
-    network = Network(body, 256)
-    assert features_pass(network) == network.features
+    ours = [network_of(name, 32) for name in ("compact", "timm:resnet18", "timm:test_vit", "timm:test_convnext")]
+    for network in (*ours, Network(build("timm:test_efficientnet", image_size=32).body, 256)):
+        assert features_pass(network) == network.features
 
 
 class Shared(nn.Module):
