@@ -217,7 +217,7 @@ def test_deepcluster_on_one_page_beside_the_package():
 
     # Step 4, from given centroids.
     labels, centroids = page["kmeans"](ours, ours[:9], 20, random)
-    clustering = kmeans(ours, 9, start=ours[:9], iterations=20, precision="fp32")
+    clustering = kmeans(ours, 9, start=ours[:9], iterations=20)
     assert torch.equal(labels, clustering.labels) and torch.allclose(centroids, clustering.centroids, atol=1e-5)
 
     # The uniform sample: as many draws of each cluster, and of each image in it, but for one.

@@ -115,7 +115,6 @@ def _sorted_order(labels: Tensor, k: int) -> Tensor:
 
 
 EMPTY_POLICIES = ("split", "sample", "faiss")
-PRECISIONS = ("auto", "fp32")
 SAMPLE = 64  # rows that tell how exact scores must be
 Finish = Callable[[Tensor], Tensor]
 Reseed = Callable[[Tensor, Tensor, int, torch.Generator], Tensor]  # centroids, sizes, how many, random: new centroids
@@ -146,7 +145,7 @@ def kmeans(
             of distinct rows.
         iterations: Updates of the centroids at most; one that changes nothing is the last. One more assignment
             follows, so that the labels belong to the centroids returned.
-        precision: "auto" or "fp32": scores are float32, or float64 if that would not tell near centroids apart.
+        precision: "auto": scores are float32, or float64 if that would not tell near centroids apart.
         empty: The place for a centroid without rows: "split", next to a large cluster's; "sample", on a random row;
             "faiss" splits as faiss does, and so the paper's code, and may leave some empty in the end.
         spherical: Centroids have length 1; for rows of length 1.
@@ -164,8 +163,8 @@ def kmeans(
         raise ValueError(f"k={k} must be at least 1 and at most the number of rows, {partition.total}")
     if empty not in EMPTY_POLICIES:
         raise ValueError(f"empty={empty!r}: choose {' or '.join(EMPTY_POLICIES)}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r}: choose {' or '.join(PRECISIONS)}")
+    if precision != "auto":
+        raise ValueError(f"precision={precision!r}: choose auto")
     start = None if start is None else torch.as_tensor(start).detach().to(x.device)
     _check_start(start, len(x), k, width)
     chosen = torch.randperm(partition.total, generator=generator(seed, "k-means sample"))[:SAMPLE]
@@ -225,7 +224,7 @@ def best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:
     def once(start: int) -> Clustering:
         start_seed = derive(seed, "start", start)
         spread, _ = kmeans_plusplus(rows.numpy(), k, random_state=start_seed % 2**32)
-        return kmeans(rows, k, start=torch.from_numpy(spread), seed=start_seed, precision="fp32", iterations=50)
+        return kmeans(rows, k, start=torch.from_numpy(spread), seed=start_seed, iterations=50)
 
     return min(map(once, range(starts)), key=lambda clustering: clustering.inertia)
 

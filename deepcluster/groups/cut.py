@@ -97,7 +97,7 @@ def _labels(ties: csr_array, k: int, count: int, seed: int) -> Tensor:
 
 def _inside(rows: Tensor, share: float, seed: int) -> Tensor:
     """Return the centroids of one group, a ``share`` of its number of rows, none of them without a row."""
-    clustering = kmeans(rows, max(1, round(share * len(rows))), seed=seed, precision="fp32")
+    clustering = kmeans(rows, max(1, round(share * len(rows))), seed=seed)
     return clustering.centroids[clustering.sizes > 0]
 
 
