@@ -15,7 +15,7 @@ import warnings
 import webbrowser
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from itertools import chain, groupby, islice
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from deepcluster.images import Source
     from deepcluster.model import Identity, Model
     from deepcluster.runs.predict import Prediction
-    from deepcluster.runtime.processes import Processes
     from deepcluster.storage.content import RunRecord
     from deepcluster.storage.run_folder import RunFolder
 
@@ -271,7 +270,7 @@ def update(
     from deepcluster.storage.run_folder import open_run
 
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
-        source = _images_for(run_, images, may_be_empty=True)
+        source = _images_for(run_, images, may_be_empty=True, warned=False)  # `update` refuses an unfinished run
         from deepcluster.runs.update import update as update_run
         from deepcluster.runtime.devices import choose_device
 
@@ -290,7 +289,8 @@ def report(run_: flags.RunArgument, /, *, serve: bool = False, open_: flags.Open
         serve: Serve it to browsers on this machine: edits are applied at once, and a button sorts into folders.
     """
     _check_run(run_)
-    with Terminal(quiet=False) as terminal:
+    # A signal to a server is no error, also before it serves.
+    with Terminal(quiet=False) as terminal, signals.uninterrupted() if serve else nullcontext():
         from deepcluster.runs.page import report as report_run
 
         page = report_run(run_, progress=terminal.progress)
@@ -546,7 +546,7 @@ def _print_options() -> None:
 @contextmanager
 def _session(
     images: str | None, quiet: bool, *, to_stderr: bool, verbose: bool = False
-) -> "Iterator[tuple[Terminal, dict[str, Processes]]]":
+) -> Iterator[tuple[Terminal, dict[str, Any]]]:
     """Yield a display that shows only on the main rank, and the keyword argument ``processes`` under torchrun.
 
     These processes join before anything is checked, so that an error of one ends all at once. A process alone has no
@@ -564,25 +564,25 @@ def _session(
             yield terminal, {"processes": processes}
 
 
-def _check_run(run: Path) -> "RunRecord":
+def _check_run(run: Path, *, warned: bool = True) -> "RunRecord":
     """Return the record of a run, with a warning if its result is preliminary. DiskError if there is no run."""
     from deepcluster.storage.run_folder import read_state
 
     record = read_state(run, lambda folder: folder.read_record())
-    if record.result == PRELIMINARY:
+    if warned and record.result == PRELIMINARY:
         errors.warn(
-            f"the result in {run} is preliminary, after {record.rounds} rounds: going on replaces it, with any"
-            " edits (the command of the fit with --resume goes on)"
+            f"the result in {run} is preliminary, after {count(record.rounds or 0, 'round')}: going on replaces it,"
+            " with any edits (the command of the fit with --resume goes on)"
         )
     return record
 
 
-def _images_for(run: Path, images: str, *, may_be_empty: bool = False) -> "Source | str":
+def _images_for(run: Path, images: str, *, may_be_empty: bool = False, warned: bool = True) -> "Source | str":
     """Return images for the model of a run, or the name of the file of features for one of these."""
     from deepcluster.images.files import find
     from deepcluster.images.given import check_features_there
 
-    if _check_run(run).backbone == FEATURES:
+    if _check_run(run, warned=warned).backbone == FEATURES:
         check_features_there(images)
         return images
     return find(images, may_be_empty=may_be_empty)
@@ -621,7 +621,7 @@ def _predictions(
     model: "Model",
     images: "Source | str",
     terminal: Terminal,
-    shared: "dict[str, Processes]",
+    shared: dict[str, Any],
     skipped: list[dict[str, str]],
     max_skipped: int | None = None,
 ) -> "Iterator[Prediction]":
@@ -714,8 +714,8 @@ def _metric_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     for prefix, heading in (("", "Metrics"), ("baseline_", "At start")):
         if f"{prefix}acc" in metrics:
             shown = "  ".join(f"{name.upper()} {metrics[prefix + name]:.3f}" for name in ("acc", "nmi", "ami", "ari"))
-            average, labelled = metrics["nmi_average"], metrics["labelled"]
-            yield f"{heading:9} {shown}  (NMI: {average} mean; {labelled:,} labels)"
+            about = f"  (NMI: {metrics['nmi_average']} mean; {metrics['labelled']:,} labels)"
+            yield f"{heading:9} {shown}{'' if prefix else about}"
 
 
 def _show_served(address: str, open_: bool) -> None:

@@ -470,7 +470,7 @@ class DeepCluster(_Base):
         if errors not in ("raise", "coerce"):
             raise UsageError(f"errors={errors!r}: choose raise or coerce")
         _, images = self._read(X, reset=False)
-        predictions = list(predict.predict(self._model, images))
+        predictions = list(predict.predict(self._model, images, none_is_fine=errors == "coerce"))
         reduced, residuals = (
             torch.cat([getattr(part, name) for part in predictions]) for name in ("reduced", "residuals")
         )
@@ -483,9 +483,9 @@ class DeepCluster(_Base):
         if skipped:
             row_of = {path: row for row, path in enumerate(paths)}
             paths = find(images).paths
-            rows = torch.tensor([row_of.get(path, -1) for path in paths])
-            reduced = torch.where((rows < 0).unsqueeze(1), torch.nan, reduced[rows])
-            residuals = residuals[rows]
+            rows = torch.tensor([row_of.get(path, -1) for path in paths])  # -1 is the row of NaN
+            blank = torch.full((1, reduced.shape[1]), torch.nan)
+            reduced, residuals = torch.cat([reduced, blank])[rows], torch.cat([residuals, blank[0, :1]])[rows]
         return Prediction(paths, reduced, residuals, skipped)
 
     def _clusters(self, reduced: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class Option:
         if isinstance(self.default, bool):
             return "true or false"
         if isinstance(self.default, str):
-            return " or ".join(self.choices) or "text"
+            return " or ".join(choice for choice in self.choices if choice != MODULE) or "text"
         return (
             f"{self.low:{FORMAT}} to {self.high:{FORMAT}}"
             if self.high < MAX_NUMBER

@@ -51,8 +51,8 @@ AT_ONCE = {  # answered before anything slow is imported: exit code and words
     "fit photos --set dims": (2, "OPTION=VALUE"),
     "fit photos --set empty=drop": (2, "split or sample or faiss"),
     "fit photos --recipe atuo": (2, "did you mean auto"),
-    "fit photos --backbone alexnte": (2, "photos or photos-ssl or photos-small or module or timm:NAME"),
-    "fit photos --backbone timm:": (2, "photos or photos-ssl or photos-small or module or timm:NAME"),
+    "fit photos --backbone alexnte": (2, "photos or photos-ssl or photos-small or timm:NAME"),
+    "fit photos --backbone timm:": (2, "photos or photos-ssl or photos-small or timm:NAME"),
     "fit photos -k many": (2, "-k: many is not a whole number"),
     "fit photos --clusters 1": (2, "--clusters: 1 is not a whole number of at least 2"),
     "fit photos --device tpu": (2, "cuda"),
@@ -175,6 +175,7 @@ def test_fit_prints_the_lines_that_everybody_understands_and_the_rest_if_asked(p
         "Images", "Network", "Time", "First", "Round", "Done", "Metrics", "At start", "Verdict", "Next"
     ]  # fmt: skip
     assert re.search(r"^Round +1 of 1: NMI 0\.\d+  [\d.]+ s$", printed, re.MULTILINE)
+    assert printed.count("(NMI: geometric mean; 48 labels)") == 1
     assert "\x1b" not in printed  # piped output has no control characters
     assert all(len(line) <= 100 or str(out) in line or str(photos) in line for line in lines)
 

@@ -254,7 +254,7 @@ def test_apply_changes_names_numbers_stay_and_predict_knows(finished, photos, tm
     assert [row["junk"] for row in summary] == ["0", "0", "1", "0"]
     assert all(row["nearest_cluster"] in ("0", "1", "2", "4") for row in summary)
     assert sum(int(row["size"]) for row in summary) == len(before)
-    assert record(finished)["clusters"] == 4 and record(finished)["cut"] != cut
+    assert record(finished)["clusters"] == record(finished)["cut_k"] == 4 and record(finished)["cut"] != cut
     assert "=stripes" in (finished / "report.html").read_text()
 
     given = list(csv.DictReader(prints("predict", finished, photos).splitlines()))

@@ -226,6 +226,8 @@ def test_unusable_images(tmp_path):
     placed = ours.place(tmp_path, errors="coerce")
     assert placed["path"].tolist() == [path.name for path in paths] and np.array_equal(placed["cluster"], clusters)
     assert np.isnan(placed["distance"][5]) and np.array_equal(np.delete(placed, 5), ours.place())
+    assert ours.predict(paths[5], errors="coerce").tolist() == [-1]
+    assert ours.place(paths[5], errors="coerce")["path"].tolist() == ["05.png"]
     with pytest.raises(UsageError, match="errors='skip'"):
         ours.predict(tmp_path, errors="skip")
 

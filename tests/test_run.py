@@ -16,7 +16,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from deepcluster import load
 from deepcluster.algorithm import alternate
-from deepcluster.errors import DataError, NonFiniteError, Stopped
+from deepcluster.errors import DataError, ModelError, NonFiniteError, Stopped
 from deepcluster.groups.cut import Placement
 from deepcluster.recipe import Recipe
 from deepcluster.runs import build as assembly
@@ -30,6 +30,7 @@ from deepcluster.runs.rows import Rows
 from deepcluster.runs.writer import write_clusters
 from deepcluster.runtime.console import Silent
 from deepcluster.runtime.partition import Partition
+from deepcluster.runtime.plain_files import json_sha256
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints
@@ -238,6 +239,12 @@ def test_a_resumed_run_keeps_the_learning_rate_of_its_time_limit(photos, tmp_pat
     checkpoint = Checkpoints(tmp_path / "run/checkpoints").latest()
     planned = checkpoint.about["rounds"]
     assert 1 < planned < 10**6
+    content = json.loads((last := tmp_path / "run/checkpoints/000001.json").read_bytes())
+    (emptied := content | {"state": content["state"] | {"optimizer": {}}}).pop("sha256")
+    last.write_text(json.dumps(emptied | {"sha256": json_sha256(emptied)}))
+    with pytest.raises(ModelError, match="optimizer is empty"):
+        run.fit(photos, replace(request, resume=True))
+    last.write_text(json.dumps(content))
 
     def seen(network, images, recipe, lr, *args, **options):
         schedules.append(lr)

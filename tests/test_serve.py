@@ -131,6 +131,9 @@ def test_ctrl_c_is_the_usual_end(run: Path, monkeypatch: pytest.MonkeyPatch, tmp
     assert address.startswith("http://127.0.0.1:") and "<!DOCTYPE html>" in page
     with pytest.raises(ConnectionError):
         ask(address)
+    monkeypatch.setattr("deepcluster.runs.page.render", lambda data: signal.raise_signal(signal.SIGINT) or "a page")
+    assert run_command(["report", str(run), "--serve"]) == 0  # before it serves
+    assert "ERROR" not in (run / "log.txt").read_text()
 
 
 def test_it_ends_when_nobody_asks(run: Path):

@@ -39,14 +39,20 @@ class Prediction:
 
 
 def predict(
-    model: Model, images: Images, *, display: Display | None = None, processes: Processes = ALONE
+    model: Model,
+    images: Images,
+    *,
+    display: Display | None = None,
+    processes: Processes = ALONE,
+    none_is_fine: bool = False,
 ) -> Iterator[Prediction]:
     """Run images through a model. A batch is yielded before the next one is read.
 
     Several ``processes`` take the batches in turn; the main rank yields all, in order, and the others nothing.
 
     Raises:
-        DataError: None of the files was usable (at the end), or the processes see different images (at the start).
+        DataError: None of the files was usable (at the end, but for ``none_is_fine``), or the processes see different
+            images (at the start).
     """
     if model.of_features:
         if processes.is_main:
@@ -67,7 +73,7 @@ def predict(
             reasons += prediction.skipped[: 3 - len(reasons)]
             display.progress("images", tried, tried)
             yield prediction
-    if processes.is_main and not used and (tried or source.skipped):
+    if processes.is_main and not used and (source.skipped or tried) and not (none_is_fine and tried):
         raise nothing_readable(source.location, tried, reasons)
 
 

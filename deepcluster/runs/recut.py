@@ -101,7 +101,8 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> RunFolder:
             display.say("Edits", f"{text}. {_way_back(folder)}")
             record = replace(record, edits=edits.digest)
             if edits.changes_clusters:
-                record = replace(record, cut=None, stability=None, verdict=None)  # of the clusters before
+                number = len(set(new.groups.groups.tolist()))  # no guess any more
+                record = replace(record, cut=None, cut_k=number, stability=None, verdict=None)
             _write(staged, new, placement, rows, record, baseline, display)
     return files.open_run(run)
 

@@ -157,6 +157,7 @@ def serve(
     with _Server(run, sort) as server, suppress(Stopped):
         Thread(target=server.serve_forever, daemon=True).start()
         try:
+            signals.check()
             show(f"http://{server.host}/{server.token}/")
             last = time.monotonic()
             while time.monotonic() - last < idle_seconds:

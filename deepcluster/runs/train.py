@@ -149,6 +149,8 @@ def _resumed(writer: ResultWriter, checkpoints: Checkpoints, checkpoint: Checkpo
 
 def _check_tensors(state: State, writer: ResultWriter) -> None:
     """Raise ValueError if the tensors of a state are not of these images and this network."""
+    if state.round and not state.optimizer:
+        raise ValueError("optimizer is empty")
     partition, features, previous = writer.images.store.partition, state.features, state.previous
     if features is not None:
         own = partition.sizes[partition.processes.rank]

@@ -46,7 +46,7 @@ class RunRecord:
     peak_memory_mb: int | None = None
     seconds: float | None = None
     cut: str | None = None
-    cut_k: int | None = None  # of the last fit or recut; None: a guess
+    cut_k: int | None = None  # of the last fit, recut or edit; None: a guess
     rows: str | None = None
     clusters: int | None = None
     stability: float | None = None
