@@ -419,9 +419,7 @@ class DeepCluster(_Base):
     def _read_results(self) -> None:
         folder = RunFolder(self.run_)
         record, model, rows = read_run(folder, self._module)
-        with folder.as_disk_errors():
-            used = folder.read_clusters().where("status", "ok")
-            clusters = torch.tensor([int(cell) for cell in used.column("cluster")])
+        clusters = model.place(rows.reduced).cluster
         self._take(model)
         self.labels_: npt.NDArray[np.int64] = clusters.numpy()
         self.embedding_: npt.NDArray[np.float32] = rows.reduced.numpy()

@@ -10,7 +10,9 @@ from deepcluster.errors import OutOfMemoryError
 from deepcluster.nets.network import build
 from deepcluster.recipe import Recipe
 from deepcluster.runs import forecast
-from deepcluster.runs.forecast import BASE, PAGE, TABLES, check_memory, expected, memory
+from deepcluster.runs.forecast import BASE, PAGE, TABLES, expected, memory
+from deepcluster.runtime import machine
+from deepcluster.runtime.machine import check_fits
 
 SMALL = Recipe(backbone="compact", sobel=False, image_size=32, margin=1.0, pseudo_labels=100)
 NETWORK = build("compact", image_size=32)
@@ -57,11 +59,11 @@ def test_processes_share_all_but_the_tables():
 
 
 def test_a_run_that_cannot_fit_is_refused_with_both_numbers(monkeypatch):
-    monkeypatch.setattr(forecast, "available", lambda: 8e9)
-    check_memory(10e9, SMALL)  # an estimate may be too high
-    monkeypatch.setattr(forecast, "available", lambda: 6e9)
-    with pytest.raises(OutOfMemoryError, match=r"about 10.0 GB of memory, and 6.0 GB are free: try --batch-size 64"):
-        check_memory(10e9, SMALL)
+    monkeypatch.setattr(machine, "available", lambda: 8e9)
+    check_fits("it", 10e9, "wait")  # an estimate may be too high
+    monkeypatch.setattr(machine, "available", lambda: 6e9)
+    with pytest.raises(OutOfMemoryError, match=r"it takes 10.0 GB, and 6.0 GB are free: wait"):
+        check_fits("it", 10e9, "wait")
 
 
 def test_a_limit_of_the_process_counts():
@@ -76,9 +78,9 @@ def test_a_limit_of_the_process_counts():
 
 
 def test_the_command_refuses_before_it_writes(tmp_path, photos, monkeypatch, ends):
-    monkeypatch.setattr(forecast, "available", lambda: 1e8)
+    monkeypatch.setattr(machine, "available", lambda: 1e8)
     said = ends(["fit", photos, "-k", 3, "-o", tmp_path / "run"], 6)
-    assert said.startswith("error: the run needs about ") and said.count("\n") == 1
+    assert said.startswith("error: the run takes ") and said.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 

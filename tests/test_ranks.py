@@ -6,6 +6,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from types import CodeType, FrameType, SimpleNamespace
@@ -241,17 +242,17 @@ def test_without_the_rows_of_one_there_is_the_one_before(ranks, tmp_path, damage
     path.write_bytes(content)
     if damage == "lost":
         path.unlink()
-    reason = {"lost": "is missing", "changed": "has changed since it was written"}[damage]
+    reason = {"lost": "is missing", "changed": ": changed since it was written"}[damage]
     for count in (1, 2, 3):
         for warned, round in ranks[count](_found, folder):
             assert round == 1
-            assert f"{path.name} {reason}" in warned and "going on from 000001" in warned
+            assert (path.name in warned and reason in warned and "going on from 000001" in warned) or not warned
 
 
 def _found(processes: Processes, folder: Path) -> tuple[str, int]:
-    with pytest.warns(DeepClusterWarning) as warned:
+    with pytest.warns(DeepClusterWarning) if processes.is_main else nullcontext([]) as warned:
         found = Checkpoints(folder, processes=processes).latest()
-    return str(warned[0].message), found.values["round"] if found else 1
+    return "".join(str(one.message) for one in warned), found.values["round"] if found else 1
 
 
 def _apart(processes: Processes, folder: Path) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from deepcluster.errors import OutOfMemoryError, warn
+from deepcluster.errors import warn
 from deepcluster.groups.graph import SAMPLE
 from deepcluster.images import Images, Source, find
 from deepcluster.images.store import MEMORY_BUDGET, read_once
@@ -24,7 +24,7 @@ from deepcluster.runs.build import loss_of, network_of
 from deepcluster.runs.plan import Begun, Clock, Job, Request, begin
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
-from deepcluster.runtime.machine import CERTAIN, available, local_world_size
+from deepcluster.runtime.machine import check_fits, local_world_size
 from deepcluster.runtime.processes import ALONE
 
 # Measured (docs/decisions.md): Python, torch and what the result takes beside its features; the memory that a training
@@ -88,16 +88,6 @@ def _outputs(network: Network, size: int) -> int:
     finally:
         network.train(training)
     return sum(output.numel() for output in outputs.values())
-
-
-def check_memory(needed: float, recipe: Recipe) -> None:
-    """Raise OutOfMemoryError if ``needed`` bytes cannot be there."""
-    free = available() / local_world_size()
-    if CERTAIN * needed > free:
-        raise OutOfMemoryError(
-            f"the run needs about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: try --batch-size"
-            f" {max(1, recipe.batch_size // 4)} (it is {recipe.batch_size}), or a smaller --image-size"
-        )
 
 
 # ---- time -----------------------------------------------------------------------------------------------------------
@@ -164,7 +154,9 @@ def announce(job: Job, begun: Begun, network: Network) -> float:
                 f"--time-limit {in_words(limit)} is too short for one pass over {count:,} images: the first"
                 f" groups take about {in_words(first)}, and then the run ends. Give more time, or fewer images"
             )
-    check_memory(needed, plan.recipe)
+    batch = plan.recipe.batch_size
+    advice = f"try --batch-size {max(1, batch // 4)} (it is {batch}), or a smaller --image-size"
+    check_fits("the run", needed * local_world_size(), advice)
     return needed
 
 

@@ -123,25 +123,19 @@ class Display(Protocol):
 
     def say(self, heading: str, text: str) -> None:
         """Show a line: ``Run`` with the folder, ``Plan``, ``Images``, ``Done``, ..."""
+        return
 
     def progress(self, phase: str, done: int, total: int) -> None:
         """Show how many of the images a ``phase`` has done (``total`` 0: unknown); called many times a second."""
+        return
 
     def round(self, row: Mapping[str, Any], rounds: int) -> None:
         """Show a round at its end: its row of history.csv (cells without a value are ""), and the planned rounds."""
+        return
 
 
-class Silent:
+class Silent(Display):
     """A display that shows nothing; a display of your own may begin with it."""
-
-    def say(self, heading: str, text: str) -> None:
-        pass
-
-    def progress(self, phase: str, done: int, total: int) -> None:
-        pass
-
-    def round(self, row: Mapping[str, Any], rounds: int) -> None:
-        pass
 
 
 class Log(Silent):

@@ -74,23 +74,12 @@ def working_on(device: torch.device, *, deterministic: bool = False) -> Iterator
                 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
                 stack.callback(os.environ.pop, "CUBLAS_WORKSPACE_CONFIG", None)
         if deterministic and device.type != "cpu":
-            stack.enter_context(deterministic_kernels())
+            # Which kernel wins cuDNN's benchmark depends on what else the device does; filling memory only takes time.
+            stack.enter_context(_setting(torch.backends.cudnn, deterministic=True, benchmark=False))
+            stack.enter_context(_setting(torch.utils.deterministic, fill_uninitialized_memory=False))
+            stack.callback(torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode())
+            torch.set_deterministic_debug_mode("warn")
         yield
-
-
-@contextmanager
-def deterministic_kernels() -> Iterator[None]:
-    """Have torch use kernels that always give the same bits."""
-    mode = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    # Which kernel wins cuDNN's benchmark depends on what else the device does; filling new memory only takes time.
-    cudnn = _setting(torch.backends.cudnn, deterministic=True, benchmark=False)
-    with cudnn, _setting(torch.utils.deterministic, fill_uninitialized_memory=False):
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(mode, warn_only=warn_only)
 
 
 @contextmanager

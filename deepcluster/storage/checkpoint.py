@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,19 +105,20 @@ class Checkpoints:
         processes.any(False)  # no rank writes the next one while old files are removed
 
     def latest(self) -> Checkpoint | None:
-        """Return the last whole checkpoint on the main rank; None if there never was one. A collective.
+        """Return the last whole checkpoint on the main rank; None on the others, and if there never was one.
 
         Warns if a later one is damaged. Raises ModelError with all reasons if all are.
         """
         reasons: list[str] = []
-        names = [path.stem for path in sorted(self.folder.glob("[0-9]*.json"), reverse=True)]
-        for name in self.processes.broadcast_json(lambda: names):
-            checkpoint, reason = self._read(name)
-            if reason:
-                reasons.append(f"{name}.json: {reason}")
+        paths = sorted(self.folder.glob("[0-9]*.json"), reverse=True) if self.processes.is_main else []
+        for path in paths:
+            try:
+                checkpoint = self._read(path)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+                reasons.append(f"{path.name}: {first_line(error)}")
                 continue
             if reasons:
-                warn(f"a checkpoint is damaged ({'; '.join(reasons)}): going on from {name}, the one before")
+                warn(f"a checkpoint is damaged ({'; '.join(reasons)}): going on from {path.stem}, the one before")
             return checkpoint
         if reasons:
             raise ModelError(f"no checkpoint in {self.folder} is whole ({'; '.join(reasons)}): --overwrite starts anew")
@@ -138,33 +138,9 @@ class Checkpoints:
             raise DiskError(f"{path} does not read as it was written: is the disk failing?")
         return written
 
-    def _read(self, name: str) -> tuple[Checkpoint | None, str]:
-        """Read a checkpoint on the main rank. Return on all why it cannot be used: they check the files together."""
-        checkpoint, reason = None, ""
-        others: dict[str, str] = {}
-        if self.processes.is_main:
-            try:
-                checkpoint, others = self._read_main(name)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-                reason = first_line(error)
-        others, reason = self.processes.broadcast_json(lambda: (others, reason))
-        mine = [*others.items()][self.processes.rank :: self.processes.world_size]
-        damages = [damage for file, digest in mine if (damage := self._damage(file, digest))]
-        return checkpoint, reason or next(chain.from_iterable(self.processes.all_gather_json(damages)), "")
-
-    def _damage(self, name: str, digest: str) -> str:
-        """Describe the damage of a file; empty if there is none."""
-        path = self.folder / f"{name}.safetensors"
-        try:
-            return "" if sha256(path) == digest else f"{path.name} has changed since it was written, by its SHA-256"
-        except FileNotFoundError:
-            return f"{path.name} is missing"
-        except OSError as error:
-            return f"{path.name}: {error.strerror}"
-
-    def _read_main(self, name: str) -> tuple[Checkpoint, dict[str, str]]:
-        """Read a checkpoint, and return the digests of the other ranks' files, which are still to be checked."""
-        value = read_json(self.folder / f"{name}.json")
+    def _read(self, path: Path) -> Checkpoint:
+        """Read a checkpoint, and check all its files."""
+        value = read_json(path)
         digest = value.pop("sha256")
         if value["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"not a checkpoint of version {SCHEMA_VERSION}")
@@ -172,18 +148,22 @@ class Checkpoints:
             raise ValueError("changed since it was written")
         for key, kind in VALUES.items():
             shaped(value["state"][key], kind, key)
-        if value["state"]["round"] != int(name):
+        if value["state"]["round"] != int(path.stem):
             raise ValueError(f"of round {value['state']['round']}")
         shaped(value["about"], dict, "about")
-        others = shaped(value["files"], dict[str, str], "files")
-        path = self.folder / f"{name}.safetensors"
-        if not path.exists():
-            raise ValueError(f"{path.name} is missing")
-        mapped = read_tensors(path, others.pop(name))
+        digests = shaped(value["files"], dict[str, str], "files")
+        parts = {path.stem: digests.pop(path.stem), **digests}  # the main rank's first
+        files, mapped = tuple(self.folder / f"{name}.safetensors" for name in parts), []
+        for file, digest in zip(files, parts.values(), strict=True):
+            if not file.exists():
+                raise ValueError(f"{file.name} is missing")
+            try:
+                mapped.append(read_tensors(file, digest))
+            except (ValueError, SafetensorError) as error:
+                raise ValueError(f"{file.name}: {error}") from None
         # Copies: a mapped file would change under the run when the file is replaced.
-        tensors = {key: tensor.clone() for key, tensor in mapped.items() if key != FEATURES}
-        files = (path, *(self.folder / f"{file}.safetensors" for file in others)) if FEATURES in mapped else ()
-        return Checkpoint(value["state"], tensors, files, value["about"]), others
+        tensors = {key: tensor.clone() for key, tensor in mapped[0].items() if key != FEATURES}
+        return Checkpoint(value["state"], tensors, files if FEATURES in mapped[0] else (), value["about"])
 
     def _prune(self, last: str, files: Mapping[str, str]) -> None:
         # Checkpoints after `last` are damaged leftovers: the run resumed before them.
