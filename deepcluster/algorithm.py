@@ -14,10 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from deepcluster.clustering import ClusteringStep, KMeans, Reduction, Whitening
 from deepcluster.clustering.agreement import drift
-from deepcluster.clustering.kmeans import ClusteringStep, KMeans
 from deepcluster.clustering.outliers import Outliers, fit_outliers
-from deepcluster.clustering.whitening import Reduction, Whitening
 from deepcluster.images.arrays import as_images
 from deepcluster.learning.features import extract
 from deepcluster.learning.training import Learning, body_optimizer, train_on_pseudo_labels

@@ -53,17 +53,15 @@ if TYPE_CHECKING:
     from deepcluster.storage.run_folder import RunFolder
 
 
-def _default_text(value: object) -> str | None:
-    """Return the default of a flag as the help shows it: a switch is off without saying so."""
-    return None if value is None or value is False else str(value)
-
-
 app = App(
     name="deepcluster",
     version=deepcluster.__version__,
     help="From a folder of unlabelled images to clusters, features and a model that places new images.",
     help_format="plaintext",
-    default_parameter=Parameter(negative=(), show_default=_default_text),
+    # A switch is off without saying so.
+    default_parameter=Parameter(
+        negative=(), show_default=lambda value: None if value is None or value is False else str(value)
+    ),
     group_arguments=Group("Arguments", sort_key=0),
     group_parameters=Group("Parameters", sort_key=1),
     suppress_keyboard_interrupt=False,

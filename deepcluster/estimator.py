@@ -47,7 +47,6 @@ from deepcluster.runtime.plain_files import PATH_COLUMNS
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.files import check_output, write_output
-from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.state import own_files
 
 Errors = Literal["raise", "coerce"]
@@ -315,7 +314,7 @@ class DeepCluster(_Base):
         loaded = cls(device=device, backbone=backbone)
         loaded._open(Path(folder))
         if hasattr(loaded, "run_"):  # with the parameters that make the same run
-            seed = RunFolder(loaded.run_).read_record().seed
+            seed = files.RunFolder(loaded.run_).read_record().seed
             loaded.set_params(recipe=str(loaded.run_ / "recipe.toml"), random_state=seed)
         loaded.set_params(n_clusters=loaded.n_clusters_)
         return loaded
@@ -336,7 +335,7 @@ class DeepCluster(_Base):
         """Return the clusters for a notebook; before a fit scikit-learn's diagram."""
         if not hasattr(self, "run_"):
             return str(estimator_html_repr(self))
-        folder = RunFolder(self.run_)
+        folder = files.RunFolder(self.run_)
         title = f"{self.n_clusters_} clusters of {count(len(self.labels_), 'image')}, {count(self.n_iter_, 'round')}"
         with folder.as_disk_errors():
             used = folder.read_clusters().where("status", "ok")
@@ -417,7 +416,7 @@ class DeepCluster(_Base):
             delete_previous()
 
     def _read_results(self) -> None:
-        folder = RunFolder(self.run_)
+        folder = files.RunFolder(self.run_)
         record, model, rows = read_run(folder, self._module)
         clusters = model.place(rows.reduced).cluster
         self._take(model)
@@ -499,7 +498,7 @@ class DeepCluster(_Base):
 
     def _images_at_hand(self) -> Source | None:
         """Return the images of the fit, for thumbnails; None if they are gone."""
-        return images_at_hand(RunFolder(self.run_)) if self._images is None else find(self._images)
+        return images_at_hand(files.RunFolder(self.run_)) if self._images is None else find(self._images)
 
 
 def _is_table(X: Any) -> bool:

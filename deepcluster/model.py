@@ -13,11 +13,11 @@ from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DataError, NonFiniteError, UsageError
 from deepcluster.groups.cut import Cut, Placement, placement_of
-from deepcluster.images import Images, find
+from deepcluster.images import Images, find, read_once
 from deepcluster.images.decode import one_line
 from deepcluster.images.given import read_features
-from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
+from deepcluster.log import count as plural
 from deepcluster.nets.fast_pass import features_pass
 from deepcluster.nets.names import FEATURES
 from deepcluster.nets.network import Absent, Network
@@ -149,7 +149,6 @@ class Model:
 def check_batch_fits(network: Network, size: int, count: int = 1) -> None:
     """Raise OutOfMemoryError unless ``count`` images fit: one of 8,192 px takes gigabytes in the smallest network."""
     if size > LARGE_SIDE:
-        images = f"{count:,} image{'' if count == 1 else 's'} of {size:,} px"
-        check_fits(
-            f"a batch of {images} in this model", count * working_memory(network.body, size), "fit with smaller images"
-        )
+        images = f"{plural(count, 'image')} of {size:,} px"
+        needed = count * working_memory(network.body, size)
+        check_fits(f"a batch of {images} in this model", needed, "fit with smaller images")

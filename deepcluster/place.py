@@ -62,13 +62,11 @@ class Place:
         return CPU if self.partition.processes.any(not holds_rows(self.device, rows, width)) else self.device
 
 
-@dataclass
 class Stopwatch:
     """A ``progress`` that times the steps of a round, which :meth:`start` begins, by the calls that it passes on."""
 
-    progress: Progress = ignore_progress
-
-    def __post_init__(self) -> None:
+    def __init__(self, progress: Progress = ignore_progress):
+        self.progress = progress
         self.start()
 
     def __call__(self, phase: str, done: int, total: int) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deepcluster.errors import DataError, ModelError, UsageError
+from deepcluster.log import count as plural
 from deepcluster.nets.names import EMBEDDED, MODULE, PAPER_NETWORKS, PUBLISHED, backbone_of, only_size
 from deepcluster.recipe import Recipe, read_options, read_toml
 
@@ -92,8 +93,8 @@ class Plan:
         """Return the training and the number of clusters in words; ``n_clusters`` as in :class:`Facts`."""
         recipe = self.recipe
         work = "adapted" if recipe.weights else "trained"
-        rounds = f"{work} in at most {_plural(recipe.rounds, 'round')}" if recipe.rounds else "used as it is"
-        groups = "as many clusters as the images suggest" if n_clusters is None else _plural(n_clusters, "cluster")
+        rounds = f"{work} in at most {plural(recipe.rounds, 'round')}" if recipe.rounds else "used as it is"
+        groups = "as many clusters as the images suggest" if n_clusters is None else plural(n_clusters, "cluster")
         return f"network {rounds} at {recipe.image_size} px, then {groups}"
 
 
@@ -104,7 +105,7 @@ def check_groups(n_clusters: int | None, count: int) -> None:
     if n_clusters < 1:
         raise UsageError(f"{n_clusters} clusters: give a whole number of at least 1, or auto")
     if n_clusters > count:
-        raise DataError(f"{n_clusters} clusters are more than the {_plural(count, 'image')}: give at most {count}")
+        raise DataError(f"{n_clusters} clusters are more than the {plural(count, 'image')}: give at most {count}")
 
 
 def check_weights(options: Given) -> None:
@@ -168,10 +169,6 @@ def _spelt_out(options: Given) -> dict[str, Any]:
     if options.get("backbone") == MODULE:
         options = {"weights": MODULE, **options}
     return options
-
-
-def _plural(count: int, thing: str) -> str:
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 def _of_weights(base: str, options: Given) -> dict[str, Any]:

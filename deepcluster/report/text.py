@@ -9,6 +9,8 @@ import re
 import shlex
 import unicodedata
 
+from deepcluster.log import count as count
+
 NOTHING, MINUS = "\u2013", "\u2212"  # a dash if there is no value; a minus as wide as the plus
 MAX_NAME = 160  # characters of a path; Linux allows 4096, and 1,600 of those would be the whole page
 
@@ -38,10 +40,6 @@ def percent(share: float | None) -> str:
 def agreement(index: float) -> str:
     """Return an adjusted Rand index as text. One below that of unrelated groups is 0%."""
     return f"{max(0.0, index):.0%}"
-
-
-def count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
 def in_words(seconds: float) -> str:

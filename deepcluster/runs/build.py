@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.algorithm import BEGINNING, alternate
-from deepcluster.clustering.kmeans import ClusteringStep, KMeans
-from deepcluster.clustering.pic import power_iteration
-from deepcluster.clustering.whitening import Reduction
+from deepcluster.clustering import ClusteringStep, KMeans, Reduction, power_iteration
 from deepcluster.errors import UsageError
 from deepcluster.images.views import Augmentation, each_once, official_draws, uniform_over_clusters
 from deepcluster.learning.heads import CentroidHead, CrossEntropy, Loss, WithInstances, new_linear_head

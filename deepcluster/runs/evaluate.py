@@ -36,7 +36,6 @@ from deepcluster.runtime.plain_files import json_sha256
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.state import scratch_of
 
 SCHEMA_VERSION = 1
@@ -113,7 +112,7 @@ def evaluate(
             locked.write_json(file, {**about, "values": values})
 
 
-def _cached(folder: RunFolder, name: str, about: Mapping[str, Any]) -> dict[str, Figure] | None:
+def _cached(folder: files.RunFolder, name: str, about: Mapping[str, Any]) -> dict[str, Figure] | None:
     """Return the figures of the last evaluation if it was this one, and came to its end; else None."""
     cached = {}
     with suppress(DiskError):  # a damaged file is written again
@@ -127,7 +126,7 @@ def _cached(folder: RunFolder, name: str, about: Mapping[str, Any]) -> dict[str,
 class _Evaluation:
     """An evaluation, and the inputs of the protocols."""
 
-    folder: RunFolder
+    folder: files.RunFolder
     request: EvaluationRequest
     display: Display
     processes: Processes

@@ -56,7 +56,6 @@ from deepcluster.storage import model_files
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.content import RunRecord
-from deepcluster.storage.run_folder import LockedFolder, RunFolder
 from deepcluster.storage.state import scratch_of
 
 
@@ -65,7 +64,7 @@ def fit(
     request: Request,
     display: Display | None = None,
     processes: Processes = ALONE,
-) -> RunFolder:
+) -> files.RunFolder:
     """Cluster images, and return the run folder (docs/run-folder.md).
 
     Wrong options, labels or weights raise an error before anything is written. With ``resume`` the run goes on from the
@@ -88,9 +87,6 @@ def fit(
             display.say("Done", f"{begun.out} is finished already")
             return files.open_run(Path(begun.out))
         check_weights_here(begun.facts.get("published", ""))
-        if updated := {*begun.updated}:
-            fitted = [i for i, path in enumerate(source.paths) if path not in updated]
-            source = replace(source.rows(fitted), skipped=source.skipped)
         labels = true_labels(request.labels, source) if request.labels else None
         job = Job(request, source, labels, device, display, processes, clock)
         network = network_of(begun.plan.recipe, request.seed, device, request.module)
@@ -100,7 +96,7 @@ def fit(
         return files.open_run(Path(begun.out))
 
 
-def _run(job: Job, begun: Begun, folder: LockedFolder | None, network: Network, needed: float) -> None:
+def _run(job: Job, begun: Begun, folder: files.LockedFolder | None, network: Network, needed: float) -> None:
     """Read, train and conclude; the main rank has the folder. An error of this run is recorded in run.json."""
     request, out, is_resumed = job.request, Path(begun.out), begun.state == "resumed"
     before = folder.read_record() if folder and folder.has(files.RUN) and not request.overwrite else None
@@ -136,7 +132,7 @@ def _run(job: Job, begun: Begun, folder: LockedFolder | None, network: Network, 
         if isinstance(error, Stopped):
             so_far = ""
             with suppress(DeepClusterError):
-                so_far = f"; the groups so far are in {out}" if RunFolder(out).read_record().result else ""
+                so_far = f"; the groups so far are in {out}" if files.RunFolder(out).read_record().result else ""
             way_on = f"run it again with -o {shlex.quote(str(out))} --resume"
             raise Stopped(f"{error}{so_far}; to go on: {way_on}") from None
         raise
@@ -165,7 +161,7 @@ def first_record(job: Job, before: RunRecord | None, needed: float) -> RunRecord
 
 
 def _read(
-    job: Job, begun: Begun, folder: LockedFolder | None, network: Network, record: RunRecord
+    job: Job, begun: Begun, folder: files.LockedFolder | None, network: Network, record: RunRecord
 ) -> tuple[ImagesRead, RunRecord]:
     """Read the images once, settle what depends on the usable ones and on the network, and write both. A collective."""
     source, display = job.source, job.display
@@ -219,7 +215,7 @@ def _with_precision(plan: Plan, network: Network) -> Plan:
     return Plan(replace(plan.recipe, precision=name), reasons)
 
 
-def _record_end(folder: LockedFolder, record: RunRecord, error: BaseException, status: str) -> bool:
+def _record_end(folder: files.LockedFolder, record: RunRecord, error: BaseException, status: str) -> bool:
     """Write into run.json how the run ended, unless it is done, and return whether run.json is of this process."""
     with suppress(DeepClusterError), signals.uninterrupted():
         written = folder.read_record()
@@ -237,7 +233,7 @@ FEATURES_OPTIONS = {"dims", "whitening", "root", "pseudo_labels", "empty", "kmea
 PICTURE_SIDE = 48  # px
 
 
-def fit_features(given: str | Path, request: Request, display: Display | None = None) -> RunFolder:
+def fit_features(given: str | Path, request: Request, display: Display | None = None) -> files.RunFolder:
     """Cluster features, and return the run folder: as of any other run, without the training of a network.
 
     ``given``: An .npy file, see ``read_features``.
@@ -278,7 +274,7 @@ def _features_recipe(request: Request, count: int) -> Recipe:
     return Recipe(**{**chosen, "pseudo_labels": max(1, min(chosen["pseudo_labels"], count))})
 
 
-def _write_features(job: Job, folder: LockedFolder, features: Tensor, recipe: Recipe) -> RunRecord:
+def _write_features(job: Job, folder: files.LockedFolder, features: Tensor, recipe: Recipe) -> RunRecord:
     """Compute and write the result, and return run.json."""
     source, (total, width) = job.source, features.shape
     pictures = pictures_of(source)

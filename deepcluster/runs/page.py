@@ -34,7 +34,6 @@ from deepcluster.runtime.plain_files import check_file, shaped
 from deepcluster.seeding import derive
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import Row, RunRecord, Table
-from deepcluster.storage.run_folder import LockedFolder, RunFolder
 
 MOST_ALIKE, MOST_ALIKE_IN_ALL = 8, 80_000  # most similar images of one, and of all together: 2 bytes an entry
 MOST_IN_TREE = 500  # groups: larger trees are unreadable, and take minutes
@@ -114,7 +113,7 @@ def report(run: Path, source: Source | None = None, *, progress: Progress = igno
 
 
 def write_page(
-    folder: LockedFolder,
+    folder: files.LockedFolder,
     source: Source | None,
     tables: Tables,
     shown: Shown | None,
@@ -162,7 +161,7 @@ def write_page(
         )
 
 
-def _tiny(folder: RunFolder, tables: Tables, sheet: bytes, away: list[str]) -> Picture:
+def _tiny(folder: files.RunFolder, tables: Tables, sheet: bytes, away: list[str]) -> Picture:
     """Return a function from the path of an unreadable image to its tiny picture; ``away`` collects the path."""
 
     @cache
@@ -233,12 +232,12 @@ def pictures(source: Source | None, size: int, instead: Picture = lambda path: N
 # ---- the drawings as files ------------------------------------------------------------------------------------------
 
 
-def read_map(folder: RunFolder, images: int) -> npt.NDArray[Any] | None:
+def read_map(folder: files.RunFolder, images: int) -> npt.NDArray[Any] | None:
     """Read the places (float32, M x 2) of the ``images`` of a run that are on the sheet; None if it has no map."""
     return folder.read_array(MAP, len(on_sheet(images)), 2) if folder.has(MAP) else None
 
 
-def read_sheet(folder: RunFolder) -> bytes:
+def read_sheet(folder: files.RunFolder) -> bytes:
     """Read the sheet of tiny pictures; empty if the run has none."""
     if not folder.has(SHEET):
         return b""
@@ -251,7 +250,7 @@ def read_sheet(folder: RunFolder) -> bytes:
     return data
 
 
-def write_nouns(folder: LockedFolder, backbone: str, features: Tensor, paths: Sequence[str]) -> None:
+def write_nouns(folder: files.LockedFolder, backbone: str, features: Tensor, paths: Sequence[str]) -> None:
     """Write the nouns of the images on the sheet, by their features before any training, if the network has nouns."""
     rows = zip(on_sheet(len(paths)), nouns(backbone, features), strict=False)
     table = [{"path": paths[row], "noun": noun, "probability": f"{value:.4f}"} for row, (noun, value) in rows]
@@ -259,12 +258,12 @@ def write_nouns(folder: LockedFolder, backbone: str, features: Tensor, paths: Se
         folder.write_rows(NOUNS, NOUN_COLUMNS, table)
 
 
-def write_tree(folder: LockedFolder, tree: Tree) -> None:
+def write_tree(folder: files.LockedFolder, tree: Tree) -> None:
     """Write the merge tree."""
     folder.write_json(TREE, {"schema_version": TREE_VERSION} | asdict(tree))
 
 
-def read_tree(folder: RunFolder, images: int) -> Tree | None:
+def read_tree(folder: files.RunFolder, images: int) -> Tree | None:
     """Return the merge tree of ``images`` images; None if the run has none. DiskError if the file holds no tree."""
     if not folder.has(TREE):
         return None

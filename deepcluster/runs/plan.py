@@ -28,7 +28,6 @@ from deepcluster.runtime.plain_files import shaped
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import ROUNDS, Checkpoint, fitting
-from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.state import own_files
 
 MAX_SHOWN = 5  # paths in an error
@@ -119,7 +118,6 @@ class Begun:
     recipe: Mapping[str, Any]  # every option
     reasons: Mapping[str, str]  # as in a Plan
     facts: Mapping[str, Any]  # about the images of a new run
-    updated: Sequence[str] = ()  # images that an update has added to the run: no images of the fit
 
     @cached_property
     def plan(self) -> Plan:
@@ -174,10 +172,9 @@ def _resumed(out: Path, source: Source, request: Request) -> Begun:
     steps = record.steps or {}
     then = {"n_clusters": record.n_clusters, "seed": record.seed, **recipe, **steps}
     check_options(then, {**named, **dict.fromkeys(steps), **request.steps.names})
-    updated = [row["path"] for row in folder.read_added()]
-    check_paths(folder, source, updated)
+    check_paths(folder, source)
     state = "finished" if record.status == "done" else "resumed"
-    return Begun(str(out), state, recipe, record.reasons or {}, {}, updated)
+    return Begun(str(out), state, recipe, record.reasons or {}, {})
 
 
 def facts_of(source: Source, request: Request) -> Facts:
@@ -217,15 +214,16 @@ def check_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             raise UsageError(f"--resume: {name} was {then.get(name)!r} and is {value!r} now: {how}")
 
 
-def check_paths(folder: RunFolder, source: Source, updated: Sequence[str]) -> None:
+def check_paths(folder: files.RunFolder, source: Source) -> None:
     """Raise DataError if files were added or removed since the run began; no image is read for it."""
+    updated = {row["path"] for row in folder.read_added()}
     if folder.has(IMAGES_READ):
         used = {row["path"] for row in folder.read_rows(IMAGES_READ, DIGEST_COLUMNS)}
     elif folder.has("clusters.csv"):
-        used = {*folder.read_clusters().where("status", "ok").column("path")} - {*updated}
+        used = {*folder.read_clusters().where("status", "ok").column("path")} - updated
     else:
         return
-    now = {*source.paths, *(path for path, _ in source.skipped)} - {*updated}
+    now = {*source.paths, *(path for path, _ in source.skipped)} - updated
     then = used | {row["path"] for row in folder.read_rows("skipped.csv", DIGEST_COLUMNS[:1])}
     if used - now or now - then:
         raise _differing(added=sorted(now - then), removed=sorted(used - now))
@@ -244,7 +242,7 @@ def _differing(**differences: Sequence[str]) -> DataError:
 
 
 def check_same(
-    folder: RunFolder, checkpoint: Checkpoint | None, about: Mapping[str, Any], images: Mapping[str, str]
+    folder: files.RunFolder, checkpoint: Checkpoint | None, about: Mapping[str, Any], images: Mapping[str, str]
 ) -> list[str] | None:
     """Compare a run that goes on with its beginning, and return the differences of machine, versions and threads.
 

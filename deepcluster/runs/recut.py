@@ -28,7 +28,6 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import Edits
-from deepcluster.storage.run_folder import LockedFolder, RunFolder
 
 
 def recut(
@@ -38,7 +37,7 @@ def recut(
     source: Source | None = None,
     *,
     report: bool = True,
-) -> RunFolder:
+) -> files.RunFolder:
     """Cut the features of a run into ``n_clusters`` groups (None: as many as suggested); nothing is trained.
 
     The cluster numbers are new. ``source``: The images for the report, if the caller has them at hand. ``report``:
@@ -71,7 +70,7 @@ def recut(
     return files.open_run(run)
 
 
-def apply(run: Path, edits: Edits, display: Display | None = None) -> RunFolder:
+def apply(run: Path, edits: Edits, display: Display | None = None) -> files.RunFolder:
     """Merge, split, name and mark clusters of a run, and move images; edits that it has already change nothing.
 
     Raises UsageError if the edits are not for its present clusters.
@@ -107,7 +106,7 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> RunFolder:
     return files.open_run(run)
 
 
-def undo(run: Path, display: Display | None = None) -> RunFolder:
+def undo(run: Path, display: Display | None = None) -> files.RunFolder:
     """Take back the last :func:`apply` or :func:`recut`. UsageError if there is none to take back."""
     files.open_run(run)
     with files.locked(run) as folder:
@@ -123,12 +122,12 @@ def undo(run: Path, display: Display | None = None) -> RunFolder:
     return files.open_run(run)
 
 
-def _way_back(folder: RunFolder) -> str:
+def _way_back(folder: files.RunFolder) -> str:
     return f"To take it back: deepcluster apply {shlex.quote(str(folder.path))} --undo"
 
 
 def _write(
-    folder: LockedFolder,
+    folder: files.LockedFolder,
     model: Model,
     placement: Placement,
     rows: Rows,

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from deepcluster import algorithm
-from deepcluster.algorithm import result_of
 from deepcluster.clustering.agreement import pair_counts, scores
 from deepcluster.clustering.kmeans import best_of, means
 from deepcluster.errors import warn
@@ -65,7 +64,7 @@ def conclude_run(
     """
     recipe, store, is_final = images.recipe, images.store, record.result == FINAL
     job.display.progress(GROUPING, 0, 0)
-    final = result_of(
+    final = algorithm.result_of(
         features,
         recipe.pseudo_labels,
         seed=record.seed,

@@ -25,7 +25,6 @@ from deepcluster.seeding import draw, generator
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import RunRecord, Table
-from deepcluster.storage.run_folder import LockedFolder, RunFolder
 
 IMAGES_READ = "checkpoints/images.csv"
 DIGEST_COLUMNS = ("path", "sha256")
@@ -65,7 +64,7 @@ class Rows:
         return self.fitted <= SAMPLE
 
 
-def read_run(folder: RunFolder, backbone: nn.Module | None = None) -> tuple[RunRecord, Model, Rows]:
+def read_run(folder: files.RunFolder, backbone: nn.Module | None = None) -> tuple[RunRecord, Model, Rows]:
     """Read run.json, the model (of the user's own ``backbone``) and the images with their features."""
     model = models.load_of_run(folder, backbone=backbone)  # explains a run that has no result yet
     record = folder.read_record({"rounds": int})
@@ -96,13 +95,13 @@ def duplicate_rows(
             yield {"group": group, "path": paths[row], "distance": f"{distance:.4f}"}
 
 
-def recipe_of(folder: RunFolder) -> Recipe:
+def recipe_of(folder: files.RunFolder) -> Recipe:
     """Read the recipe of a run."""
     options = read_toml(folder.file("recipe.toml"))[1] if folder.has("recipe.toml") else {}
     return Recipe(**options)
 
 
-def _added(folder: RunFolder, used: Table) -> int:
+def _added(folder: files.RunFolder, used: Table) -> int:
     added = [row["path"] for row in folder.read_added()]
     with folder.as_disk_errors(files.ADDED):
         if len(added) >= len(used) or added != [row["path"] for row in used[len(used) - len(added) :]]:
@@ -133,7 +132,7 @@ def fingerprint(images: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def remember_images(folder: LockedFolder, images: Mapping[str, str]) -> None:
+def remember_images(folder: files.LockedFolder, images: Mapping[str, str]) -> None:
     """Record which images a run begins with."""
     folder.write_rows(
         IMAGES_READ, DIGEST_COLUMNS, [{"path": path, "sha256": digest} for path, digest in images.items()]
@@ -144,7 +143,7 @@ def remember_images(folder: LockedFolder, images: Mapping[str, str]) -> None:
 
 
 def images_at_hand(
-    folder: RunFolder, images: Source | None = None, fitted: Sequence[str] | None = None
+    folder: files.RunFolder, images: Source | None = None, fitted: Sequence[str] | None = None
 ) -> Source | None:
     """Return the images of a run that are still at hand, by their paths in the run; None if there are none.
 

@@ -34,7 +34,6 @@ from deepcluster.runtime.console import Log
 from deepcluster.runtime.plain_files import MOST_JSON, parse_json, sha256, shaped
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.edits_file import edits_of
-from deepcluster.storage.run_folder import RunFolder
 
 IDLE_SECONDS = 3600.0
 IMAGE_SIDE = 1600  # px of an enlarged image
@@ -47,7 +46,7 @@ class Refused(Exception):
     status = HTTPStatus.FORBIDDEN
 
 
-def _read(folder: RunFolder) -> tuple[str, dict[str, Any]]:
+def _read(folder: files.RunFolder) -> tuple[str, dict[str, Any]]:
     """Return the page and its state. Every change of a run alters run.json."""
     version, former = sha256(folder.file(files.RUN)), folder.has(files.FORMER)
     return folder.file("report.html").read_text(encoding="utf-8"), {"version": version, "undo": former}

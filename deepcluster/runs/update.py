@@ -44,7 +44,6 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.plain_files import shaped
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import RunRecord
-from deepcluster.storage.run_folder import LockedFolder, RunFolder, read_state
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,8 @@ def update(
 
 def condition(run: Path) -> dict[str, Any]:
     """Return the state of a run for a monitor (docs/production.md). Errors are those of ``read_run``."""
-    record, model, rows = read_state(run, read_run)
-    with RunFolder(run).as_disk_errors(files.RUN):
+    record, model, rows = files.read_state(run, read_run)
+    with files.RunFolder(run).as_disk_errors(files.RUN):
         for name, kind in {"result": str, "stability": int | float, "verdict": str}.items():
             shaped(getattr(record, name), kind | None, name)
     limit, entries = model.outliers.limit, _drift_entries(model, rows)
@@ -188,7 +187,7 @@ def _placed_text(done: Update, model: Model) -> str:
 
 
 def _read(
-    folder: LockedFolder,
+    folder: files.LockedFolder,
     record: RunRecord,
     model: Model,
     rows: Rows,
@@ -248,7 +247,7 @@ def _free_names(source: Source, digests: Sequence[str], rows: Rows) -> tuple[str
 
 
 def _write(
-    folder: LockedFolder,
+    folder: files.LockedFolder,
     record: RunRecord,
     model: Model,
     rows: Rows,
@@ -292,7 +291,7 @@ def _write(
     return every
 
 
-def _draw(folder: LockedFolder, rows: Rows, at_hand: Source | None, new: _New, every: Rows) -> None:
+def _draw(folder: files.LockedFolder, rows: Rows, at_hand: Source | None, new: _New, every: Rows) -> None:
     """Add the new images to near-duplicates, sheet and map, if the run has these."""
     if folder.has("duplicates.csv") and new.images is not None:
         table = folder.read_rows("duplicates.csv", files.DUPLICATES)

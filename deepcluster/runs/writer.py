@@ -30,7 +30,6 @@ from deepcluster.runtime.machine import peak_mb
 from deepcluster.storage import model_files
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import RunRecord, Table
-from deepcluster.storage.run_folder import FORMER, LockedFolder, RunFolder
 from deepcluster.storage.state import NAMES, own_files
 
 # Reasons in run.json for the end of the rounds, as the end of a sentence.
@@ -57,7 +56,7 @@ class ResultWriter:
     """
 
     job: Job
-    folder: LockedFolder | None  # on the main rank
+    folder: files.LockedFolder | None  # on the main rank
     network: Network  # of the rounds, with the weights that it begins with
     images: ImagesRead
     record: RunRecord  # run.json so far, without a result
@@ -111,7 +110,7 @@ class ResultWriter:
                 deque(result.rows.partition.blocks(result.rows.reduced), maxlen=0)  # the other ranks only send
                 return result, record
             with self.folder.next_state() as staged:
-                for name in (FORMER, MAP):  # of an earlier result
+                for name in (files.FORMER, MAP):  # of an earlier result
                     staged.remove(name)
                 if seen is not None:
                     write_nouns(staged, images.recipe.backbone, seen, result.rows.paths)
@@ -152,7 +151,7 @@ class ResultWriter:
 
 
 def write_result(
-    folder: LockedFolder,
+    folder: files.LockedFolder,
     result: Result,
     record: RunRecord,
     recipe: Recipe,
@@ -207,13 +206,13 @@ def write_result(
     return record
 
 
-def baseline_of(folder: RunFolder) -> dict[str, float]:
+def baseline_of(folder: files.RunFolder) -> dict[str, float]:
     """Read the metrics of the first result of a run, if it has any."""
     measures = folder.read_json("metrics.json") if folder.has("metrics.json") else {}
     return {name.removeprefix("baseline_"): value for name, value in measures.items() if name.startswith("baseline_")}
 
 
-def write_clusters(folder: LockedFolder, result: Result) -> Table:
+def write_clusters(folder: files.LockedFolder, result: Result) -> Table:
     """Write clusters.csv, and return its rows."""
     rows, placement = result.rows, result.placement
     used: dict[str, Iterable[object]] = {

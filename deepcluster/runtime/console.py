@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from deepcluster import log
 from deepcluster.errors import DiskError, missing_extra
@@ -200,13 +199,6 @@ class PipeConsole(Console):
         raise
 
 
-class _Count(MofNCompleteColumn):
-    """done/total, if the total is known."""
-
-    def render(self, task: Task) -> Text:
-        return Text() if task.total is None else super().render(task)
-
-
 class Terminal:
     """Shows a run: a line per message and round, and on a terminal a live bar.
 
@@ -224,7 +216,7 @@ class Terminal:
         self.bar = Progress(
             TextColumn("{task.description:24}"),
             BarColumn(),
-            _Count(),
+            TextColumn("{task.fields[count]}", style="progress.download"),
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
@@ -254,8 +246,8 @@ class Terminal:
         if self.task is None or phase != self.phase:
             if self.task is not None:
                 self.bar.remove_task(self.task)
-            self.task, self.phase = self.bar.add_task(PHASES.get(phase, phase), total=known), phase
-        self.bar.update(self.task, completed=done, total=known)
+            self.task, self.phase = self.bar.add_task(PHASES.get(phase, phase), total=known, count=""), phase
+        self.bar.update(self.task, completed=done, total=known, count=f"{done}/{total}" if known else "")
 
     def round(self, row: Mapping[str, Any], rounds: int) -> None:
         self.say(*round_line(row, rounds, verbose=self.verbose))
