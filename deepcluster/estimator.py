@@ -474,9 +474,7 @@ class DeepCluster(_Base):
         paths = tuple(path for part in predictions for path in part.paths)
         skipped = tuple(pair for part in predictions for pair in part.skipped)
         if skipped and errors == "raise":
-            raise DataError(
-                f"{_unusable(skipped)}: leave them out, or pass errors='coerce' to predict or transform for -1 or NaN"
-            )
+            raise DataError(f"{_unusable(skipped)}: leave them out, or pass errors='coerce' for -1 or NaN")
         if skipped:
             row_of = {path: row for row, path in enumerate(paths)}
             paths = find(images).paths

@@ -134,9 +134,7 @@ def resolve(base: str, given: Given, facts: Facts) -> Plan:
         reasons |= dict.fromkeys({"backbone", "weights"} - ({"weights"} & named.keys()), str(backbone))
     if recipe.pseudo_labels > facts.count:
         if "pseudo_labels" in given:
-            raise DataError(
-                f"--pseudo-labels {recipe.pseudo_labels} is more than the {facts.count} images: give at most that"
-            )
+            raise DataError(f"--pseudo-labels {recipe.pseudo_labels} is more than the {facts.count} images: give fewer")
         reasons["pseudo_labels"] = f"the recipe's {recipe.pseudo_labels:,} is more than the {facts.count:,} images"
         recipe = replace(recipe, pseudo_labels=_fine_clusters(facts)[0])
     return _for_fixed_size(Plan(recipe, reasons), options)
@@ -381,10 +379,8 @@ def _start(options: Given, facts: Facts) -> Choices:
         return {}
     weights = options.get("weights")
     if weights not in (None, "", "timm"):
-        raise UsageError(
-            f"{weights}: not the weights of {', '.join(PUBLISHED)}: say which network they are for, for example"
-            " --backbone timm:resnet18"
-        )
+        names = ", ".join(PUBLISHED)
+        raise UsageError(f"{weights}: not the weights of {names}: name their network, as --backbone timm:resnet18")
     if weights == "timm" or (weights is None and facts.published and facts.suits_published):
         network = PUBLISHED[facts.published or next(iter(PUBLISHED))]
         why = f"the best network on this machine, {network.name}: {network.title}, {network.trained_on}"

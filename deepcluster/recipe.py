@@ -276,9 +276,7 @@ class Recipe(Options):
         if 0 < self.view_size < smallest:
             raise UsageError(f"view_size={self.view_size} must be 0 (as image_size) or at least {smallest:g}")
         if self.instance_temperature and self.views < 2:
-            raise UsageError(
-                f"instance_temperature={self.instance_temperature:g} is for two views of an image: views={self.views}"
-            )
+            raise UsageError(f"instance_temperature={self.instance_temperature:g} needs two views: views={self.views}")
         if self.clustering == "pic" and self.heads > 1:
             raise UsageError(f"clustering=pic gives one clustering: heads={self.heads} would all learn the same")
         if self.kmeans_start == "previous" and self.clustering != "kmeans":
@@ -287,10 +285,9 @@ class Recipe(Options):
             raise UsageError(
                 f"renumber is for a new linear head: temperature={self.temperature:g} uses the cluster means instead"
             )
-        if (self.projection_hidden > 0) != (self.projection_dim > 0):
-            raise UsageError(
-                f"projection_hidden={self.projection_hidden}, projection_dim={self.projection_dim}: set both or neither"
-            )
+        hidden, dim = self.projection_hidden, self.projection_dim
+        if (hidden > 0) != (dim > 0):
+            raise UsageError(f"projection_hidden={hidden}, projection_dim={dim}: set both or neither")
 
     @property
     def clusters(self) -> tuple[int, ...]:

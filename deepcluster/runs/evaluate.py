@@ -133,9 +133,7 @@ class _Evaluation:
 
     def labels(self, source: Source) -> list[str]:
         if self.request.labels is None:
-            raise UsageError(
-                f"the protocol {self.request.protocol} needs labels: --labels folders, or a CSV file of path,label"
-            )
+            raise UsageError(f"{self.request.protocol} needs labels: --labels folders, or a CSV file of path,label")
         return true_labels(self.request.labels, source)
 
     def run_images(self) -> Source:

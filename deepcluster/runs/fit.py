@@ -261,9 +261,7 @@ def _features_recipe(request: Request, count: int) -> Recipe:
     """Return the reduction of ``auto`` for a pretrained network, and as many fine clusters (docs/decisions.md)."""
     options = {name: value for name, value in (request.options or {}).items() if value != "auto"}
     if request.recipe != "auto":
-        raise UsageError(
-            f"--recipe {request.recipe} is for images: with --features no network is trained; leave it out"
-        )
+        raise UsageError(f"--recipe {request.recipe} is for images: --features trains no network; leave it out")
     if others := sorted((request.options or {}).keys() - FEATURES_OPTIONS):
         raise UsageError(
             f"{', '.join(others)}: for images; with --features no network is trained. What counts there: -k, --seed,"
@@ -298,9 +296,7 @@ def _write_features(job: Job, folder: files.LockedFolder, features: Tensor, reci
     try:
         result, record = conclude_run(job, no_network(width), images, record, features)
     except NonFiniteError as error:
-        raise DataError(
-            "these features are too large or too small to be compared: scale them, say to length 1"
-        ) from error
+        raise DataError("the features are too large or too small to compare: scale them, say to length 1") from error
     settings = (line for line in to_toml(recipe).splitlines() if line.partition(" ")[0] in FEATURES_OPTIONS)
     folder.write("recipe.toml", "\n".join(settings) + "\n")
     folder.write_rows("skipped.csv", files.SKIPPED, [])

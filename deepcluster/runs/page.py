@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
@@ -125,13 +124,14 @@ def write_page(
     can be split, and no map is made.
     """
     record, used, sheet = tables.record, tables.clusters, read_sheet(folder)
-    every, away = on_page(used)[1], list[str]()
+    (drawn, every), away = on_page(used), list[str]()
     progress("map", 0, 0)
     positions = read_map(folder, len(used))
     if positions is None and shown is not None:
         positions = layout(shown.reduced, derive(record.seed, "map"))
         folder.write_array(MAP, positions)
     progress("report", 0, 0)
+    alike = max(1, min(MOST_ALIKE, MOST_ALIKE_IN_ALL // max(1, len(drawn))))  # all are in the page
     data = RunData(
         title=record.images,
         run=record.to_json(),
@@ -146,7 +146,7 @@ def write_page(
         tree=tables.tree,
         sheet=sheet,
         name=_name_in_commands(folder.path),
-        similar=most_alike(shown.reduced[::every]) if shown and len(used) else None,
+        similar=nearest(shown.reduced[::every], alike)[1].numpy() if shown and len(used) else None,
         **_parts(shown, every),
         nouns=folder.read_rows(NOUNS, NOUN_COLUMNS) if folder.has(NOUNS) else (),
         originals=_originals(folder.path, source),
@@ -185,11 +185,6 @@ def _tiny(folder: files.RunFolder, tables: Tables, sheet: bytes, away: list[str]
 def _name_in_commands(run: Path) -> str:
     """Return the run's path for the commands on the page. Absolute paths are reduced to the name: pages get shared."""
     return run.resolve().name if run.is_absolute() or ".." in run.parts or not run.name else run.as_posix()
-
-
-def most_alike(reduced: Tensor) -> npt.NDArray[np.int64]:
-    """Return the nearest rows of every row (N x n, nearest first); n is smaller if N is large: all are in the page."""
-    return nearest(reduced, max(1, min(MOST_ALIKE, MOST_ALIKE_IN_ALL // max(1, len(reduced)))))[1].numpy()
 
 
 def _parts(shown: Shown | None, every: int) -> dict[str, Any]:

@@ -91,10 +91,8 @@ def conclude_run(
     def cut() -> dict[str, Tensor]:
         groups = groups_of(rows.sample, final.clustering, n_clusters, record.seed, recipe)
         if groups.count < n_clusters and is_final:
-            warn(
-                f"only {groups.count} of {n_clusters} clusters are not empty: the features have no more distinct values"
-                " (are many equal?)"
-            )
+            why = "the features have no more distinct values (are many equal?)"
+            warn(f"only {groups.count} of {n_clusters} clusters are not empty: {why}")
         return {"centroids": groups.centroids, "groups": groups.groups}
 
     groups = Cut(**store.partition.processes.broadcast_tensors(cut))

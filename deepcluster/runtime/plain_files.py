@@ -96,10 +96,8 @@ def read_columns(file: Path, names: Mapping[str, Sequence[str]]) -> Iterator[tup
             key: next((column for column in header if column.strip().lower() in names[key]), None) for key in names
         }
         if missing := [key for key, column in columns.items() if column is None]:
-            raise ValueError(
-                f"no column {missing[0]}: the first line must have {','.join(names)}, and has"
-                f" {','.join(header)[:80] or 'nothing'}"
-            )
+            there = ",".join(header)[:80] or "nothing"
+            raise ValueError(f"no column {missing[0]}: the first line must have {','.join(names)}, and has {there}")
         for cells in reader:
             yield reader.line_num, unguarded({key: cells[column] or "" for key, column in columns.items()})
 

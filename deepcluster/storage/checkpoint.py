@@ -85,10 +85,7 @@ class Checkpoints:
             tensors |= {f"network.{key}": value for key, value in network.items() if not key.startswith("head.")}
         for key, value in tensors.items():
             if not value.isfinite().all():
-                raise NonFiniteError(
-                    f"{key} has numbers that are not finite, so no checkpoint is made of it: try a smaller learning"
-                    " rate (--lr)"
-                )
+                raise NonFiniteError(f"{key} has numbers that are not finite: no checkpoint is made, try a lower --lr")
         file = name if processes.is_main else f"{name}-{processes.rank}"
         written = processes.gather_json([file, self._write(file, tensors)] if tensors else [])
         if processes.is_main:
@@ -131,9 +128,7 @@ class Checkpoints:
             written = write_tensors(path, tensors, scratch=self.scratch)
         except DiskError as error:
             needed = sum(value.numel() * value.element_size() for value in tensors.values())
-            raise DiskError(
-                f"{error}; the checkpoint needs {needed / 1e6:,.1f} MB: make room and go on with --resume"
-            ) from None
+            raise DiskError(f"{error}; the checkpoint needs {needed / 1e6:,.1f} MB: make room, then --resume") from None
         if sha256(path) != written:
             raise DiskError(f"{path} does not read as it was written: is the disk failing?")
         return written
@@ -184,10 +179,8 @@ def fitting(folder: Path) -> Iterator[None]:
     except (DeepClusterError, torch.OutOfMemoryError):
         raise
     except (AttributeError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"the last checkpoint in {folder} does not fit this run ({first_line(error)[:200]}): --overwrite starts"
-            " anew"
-        ) from error
+        what = f"the last checkpoint in {folder} does not fit this run ({first_line(error)[:200]})"
+        raise ModelError(f"{what}: --overwrite starts anew") from error
 
 
 def restored(checkpoint: Checkpoint | None, partition: Partition) -> tuple[State, dict[str, Tensor]]:

@@ -130,10 +130,6 @@ class Table(Sequence[Row]):
         """Return the ``rows`` with these numbers, in this order."""
         return Table({name: column[np.asarray(rows, np.int64)] for name, column in self.columns.items()})
 
-    def only(self, *names: str) -> "Table":
-        """Return the rows with these columns alone."""
-        return Table({name: self.columns[name] for name in names if name in self.columns})
-
     def words(self, name: str) -> tuple[list[str], npt.NDArray[np.int64]]:
         """Return the different cells of a column, and the number of every row's."""
         index: dict[str, int] = {}

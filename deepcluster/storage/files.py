@@ -187,9 +187,7 @@ def check_output(path: Path, *, overwrite: bool, inputs: Callable[[], Iterable[P
             raise DiskError(f"{path} is a folder: give the name of a file, as -o {path / 'new'}{path.suffix or '.csv'}")
         if status and _is_replaceable(path):
             if status.st_size and not overwrite:
-                raise DiskError(
-                    f"{path} exists already, and is left as it is: give another -o, or --overwrite to replace it"
-                )
+                raise DiskError(f"{path} exists already, and is left as it is: give another -o, or --overwrite")
             for file in inputs():
                 same = False
                 with suppress(OSError, ValueError):  # one of both is not there, or cannot be looked at
@@ -214,9 +212,7 @@ def check_no_folder(out: Path) -> None:
         if out.is_symlink() or not out.is_dir():
             check_no_file(out)
         elif any(out.iterdir()):
-            raise DiskError(
-                f"{out} exists already, and is left as it is: give another -o, or --overwrite for an export"
-            )
+            raise DiskError(f"{out} exists already, and is left as it is: give another -o, or --overwrite an export")
         elif out.samefile(Path.cwd()):  # a shell in it would stay in the folder that was replaced
             raise DiskError(f"-o {out} is the current folder: name a new folder in it, as -o {out / 'new'}")
 
@@ -225,10 +221,8 @@ def check_outside(out: Path, images: Path) -> None:
     """Raise UsageError if ``out`` lies in the folder of the images: the next fit would find every image twice."""
     # realpath and not resolve(), which raises if links go round in a circle.
     if images.is_dir() and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(images)):
-        raise UsageError(
-            f"-o {out} lies in {images}, the folder of the images, and the next fit would"
-            " find them twice: give an -o outside of it"
-        )
+        why = "the folder of the images, and the next fit would find them twice"
+        raise UsageError(f"-o {out} lies in {images}, {why}: give an -o outside of it")
 
 
 def _is_replaceable(path: Path) -> bool:

@@ -113,7 +113,7 @@ class RunFolder:
             rows = Table.of(_rows(path, CLUSTERS))
         record = self.read_record()
         with self.as_disk_errors():
-            if record.rows != rows_sha256(rows.only("path", "status", "cluster")):
+            if record.rows != rows_sha256(Table({name: rows.column(name) for name in ("path", "status", "cluster")})):
                 raise DiskError(
                     f"{self.path / 'clusters.csv'} was changed since it was written (sorted, or saved by another"
                     " program?): features.npy and the report go by the order of its rows. Restore it from a copy"
@@ -181,7 +181,7 @@ class LockedFolder(RunFolder):
     def next_state(self, *, anew: bool = False) -> Iterator["NextState"]:
         """Yield the next state, which becomes current at the end; an error drops it. ``anew``: With new files only."""
         with changing(self.path):
-            state.next_of(self.path).mkdir()
+            (self.path / state.NEXT).mkdir()
         folder = NextState(self.path)
         for name in state.own_files(self.path) if anew else ():
             folder.remove(name)
@@ -238,7 +238,7 @@ class NextState(LockedFolder):
     @cached_property
     def next(self) -> Path:
         """Return the folder of the files of the next state."""
-        return state.next_of(self.path)
+        return self.path / state.NEXT
 
     def file(self, name: str) -> Path:
         staged = self.next / name
@@ -346,10 +346,8 @@ def open_run(path: Path) -> RunFolder:
         raise DiskError(f"{path} is not a run folder (it has no {RUN}): name one that `deepcluster fit` made")
     version = folder.read_json(RUN).get("schema_version", SCHEMA_VERSION)
     if version != SCHEMA_VERSION:
-        raise DiskError(
-            f"{path} has schema_version {version}, and this version of deepcluster reads {SCHEMA_VERSION}: use the"
-            " version that made it"
-        )
+        both = f"schema_version {version}, and this version of deepcluster reads {SCHEMA_VERSION}"
+        raise DiskError(f"{path} has {both}: use the version that made it")
     return folder
 
 

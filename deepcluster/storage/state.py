@@ -44,6 +44,7 @@ _CHECKPOINT = re.compile(r"checkpoints/\d{6}(\.json|(-\d{1,6})?\.safetensors)")
 
 HIDDEN = ".deepcluster"
 LOCK, SCRATCH, COMMIT = f"{HIDDEN}/lock", f"{HIDDEN}/scratch", f"{HIDDEN}/commit"
+NEXT = f"{SCRATCH}/rank-0/next"  # files of the next state, which the lock holder collects
 ATTEMPTS, PAUSE_SECONDS = 100, 0.02  # of a reader, while another process changes the run
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
@@ -158,9 +159,8 @@ def hold(run: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            raise DiskError(
-                f"{run} lies on a file system without locks ({error.strerror}): put the run on a local disk"
-            ) from None
+            where = f"{run} lies on a file system without locks ({error.strerror})"
+            raise DiskError(f"{where}: put the run on a local disk") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
         file.flush()
@@ -194,11 +194,6 @@ def scratch(run: Path, rank: int = 0) -> Iterator[None]:
 # ---- from one state to the next -------------------------------------------------------------------------------------
 
 
-def next_of(run: Path) -> Path:
-    """Return the folder in which the lock holder collects the files of the next state."""
-    return scratch_of(run) / "next"
-
-
 def commit(run: Path) -> None:
     """Make the files of the next state current, all at once.
 
@@ -209,7 +204,7 @@ def commit(run: Path) -> None:
         raise _in_the_way(run / COMMIT)
     signals.check()
     with signals.uninterrupted(), changing(run):
-        next_of(run).rename(run / COMMIT)
+        (run / NEXT).rename(run / COMMIT)
         sync_folder(run / HIDDEN)
         finish(run)
 
