@@ -219,7 +219,10 @@ class DeepCluster(_Base):
 
         An unusable image raises DataError, or with ``errors="coerce"`` gives -1.
         """
-        return self._clusters(self._measured(X, errors).reduced).numpy()
+        reduced = self._measured(X, errors).reduced
+        clusters, usable = torch.full((len(reduced),), -1), torch.isfinite(reduced[:, 0])
+        clusters[usable] = self._model.place(reduced[usable]).cluster
+        return clusters.numpy()
 
     def place(self, X: Any = None, *, errors: Errors = "raise") -> npt.NDArray[np.void]:
         """Return the clusters of images with all that ``deepcluster predict`` writes about each.
@@ -265,7 +268,7 @@ class DeepCluster(_Base):
     def score(self, X: Any, y: Any = None) -> float:
         """Return minus the sum of the squared distances to ``cluster_centers_``, as KMeans does."""
         reduced = self._measured(X, "raise").reduced
-        return -_inertia(reduced, self._clusters(reduced), self._centers())
+        return -_inertia(reduced, self._model.place(reduced).cluster, self._centers())
 
     def recut(self, n_clusters: int | str | None) -> Self:
         """Make another number of groups of the same features, without training; clusters get new numbers."""
@@ -482,12 +485,6 @@ class DeepCluster(_Base):
             blank = torch.full((1, reduced.shape[1]), torch.nan)
             reduced, residuals = torch.cat([reduced, blank])[rows], torch.cat([residuals, blank[0, :1]])[rows]
         return Prediction(paths, reduced, residuals, skipped)
-
-    def _clusters(self, reduced: Tensor) -> Tensor:
-        clusters = torch.full((len(reduced),), -1)
-        usable = torch.isfinite(reduced[:, 0])
-        clusters[usable] = self._model.place(reduced[usable]).cluster
-        return clusters
 
     def _check_run(self, what: str) -> None:
         check_is_fitted(self, "cluster_centers_")

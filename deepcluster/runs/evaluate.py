@@ -10,18 +10,8 @@ from typing import Any
 import torch
 
 from deepcluster.errors import DataError, DiskError, UsageError, warn
-from deepcluster.evaluation import PROTOCOL_OPTIONS, ClusteringOptions, LinearOptions
-from deepcluster.evaluation.common import (
-    Figure,
-    Labelled,
-    NamedFigure,
-    ProbeTask,
-    check_apart,
-    clustering,
-    fingerprint,
-    knn,
-    split,
-)
+from deepcluster.evaluation import PROTOCOL_OPTIONS, ClusteringOptions, LinearOptions, common
+from deepcluster.evaluation.common import Figure, Labelled, NamedFigure, ProbeTask
 from deepcluster.evaluation.few import few
 from deepcluster.evaluation.linear import linear
 from deepcluster.images import Source, find
@@ -39,8 +29,7 @@ from deepcluster.storage import run_folder as files
 from deepcluster.storage.state import scratch_of
 
 SCHEMA_VERSION = 1
-PROBES: Mapping[str, Callable[..., Iterator[NamedFigure]]] = {"knn": knn, "linear": linear, "few": few}
-PROTOCOLS = ("clustering", *PROBES)
+PROBES: Mapping[str, Callable[..., Iterator[NamedFigure]]] = {"knn": common.knn, "linear": linear, "few": few}
 Prepared = tuple[Mapping[str, Any], Callable[[], Iterator[NamedFigure]]]  # digests of the inputs; computes the figures
 
 
@@ -49,7 +38,7 @@ class EvaluationRequest:
     """Everything that the user asked for.
 
     Attributes:
-        protocol: A name in ``PROTOCOLS``.
+        protocol: A name in ``PROTOCOL_OPTIONS``.
         images: Images to score. None: the run's own, or a fifth of them if the protocol learns from the rest.
         labels: ``folders``, or a CSV file of path and label.
         train: Images to learn from. None: the run's own.
@@ -185,7 +174,7 @@ def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Prepared:
         labels = [by_path.get(path, "") for path in paths]
         with job.folder.as_disk_errors():
             clusters = [int(cell) for cell in rows.column("cluster")]
-        figures = partial(clustering, clusters, labels, options, seed=job.request.seed)
+        figures = partial(common.clustering, clusters, labels, options, seed=job.request.seed)
         return {"clusters": json_sha256([clusters, labels])}, figures
     source = find(job.request.images)
     all_labels, model = job.labels(source), job.model
@@ -193,9 +182,9 @@ def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Prepared:
     def figures_of_others() -> Iterator[NamedFigure]:
         store, labels = job.read(source, all_labels, model.store_size, "images")
         clusters = store.partition.all_gather(model.place(model.transform(store.images)).cluster).tolist()
-        yield from clustering(clusters, labels, options, seed=job.request.seed)
+        yield from common.clustering(clusters, labels, options, seed=job.request.seed)
 
-    return {"model": model.identity.digest, "test": fingerprint(source, all_labels)}, figures_of_others
+    return {"model": model.identity.digest, "test": common.fingerprint(source, all_labels)}, figures_of_others
 
 
 def _of_probe(job: _Evaluation, options: Options) -> Prepared:
@@ -205,9 +194,9 @@ def _of_probe(job: _Evaluation, options: Options) -> Prepared:
     if job.request.images:
         tests = find(job.request.images)
         test_labels = job.labels(tests)
-        check_apart(source, tests)
+        common.check_apart(source, tests)
     else:
-        source, labels, tests, test_labels = split(source, labels, job.request.seed)
+        source, labels, tests, test_labels = common.split(source, labels, job.request.seed)
     image_size, store_size = model.image_size, model.store_size
     if isinstance(options, LinearOptions):
         image_size = options.image_size or image_size
@@ -229,5 +218,5 @@ def _of_probe(job: _Evaluation, options: Options) -> Prepared:
         )
         yield from PROBES[job.request.protocol](task, options, display=job.display)
 
-    digests = {"train": fingerprint(source, labels), "test": fingerprint(tests, test_labels)}
+    digests = {"train": common.fingerprint(source, labels), "test": common.fingerprint(tests, test_labels)}
     return {"model": model.identity.digest, **digests}, figures

@@ -109,17 +109,13 @@ def guarded(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def unguarded(row: Mapping[str, str]) -> dict[str, str]:
     """Return the row as it was before :func:`guarded`."""
-    return {**row, **{column: _unguarded(column, row[column]) for column in GUARDS if column in row}}
+    bare = {column: row[column].removeprefix(guard) for column, guard in GUARDS.items() if column in row}
+    return {**row, **{column: cell for column, cell in bare.items() if _guarded(column, cell) == row[column]}}
 
 
 def _guarded(column: str, cell: Any) -> Any:
     guard = GUARDS[column]
     return guard + cell if isinstance(cell, str) and _FORMULA[guard].match(cell) else cell
-
-
-def _unguarded(column: str, cell: str) -> str:
-    rest = cell.removeprefix(GUARDS[column])
-    return rest if _guarded(column, rest) == cell else cell
 
 
 class Spliced(io.RawIOBase):
