@@ -161,7 +161,8 @@ def predict(
         model = _model(run_, device)
         sizes: Counter[int] = Counter()  # by cluster
         skipped: list[dict[str, str]] = []
-        rows = _placed(model, _predictions(model, source, terminal, shared, skipped, max_skipped), reject, sizes)
+        predictions = _predictions(model, source, skipped, max_skipped, display=terminal, **shared)
+        rows = _placed(model, predictions, reject, sizes)
         first = list(islice(rows, 1))  # most errors come up here, before anything is written
         if not is_main_rank():  # its share is computed, and the main rank writes
             return
@@ -198,7 +199,7 @@ def embed(
     with _session(images, quiet, to_stderr=True) as (terminal, shared):
         source = _images_for(run_, images)
         features_file, paths_file = (_output(path, run_, source, overwrite) for path in (out, out.with_suffix(".csv")))
-        parts = [*_predictions(_model(run_, device), source, terminal, shared, [])]
+        parts = [*_predictions(_model(run_, device), source, [], display=terminal, **shared)]
     if not is_main_rank():
         return
     import numpy as np
@@ -616,18 +617,13 @@ def _model(run: Path, device: str) -> "Model":
 
 
 def _predictions(
-    model: "Model",
-    images: "Source | str",
-    terminal: Terminal,
-    shared: dict[str, Any],
-    skipped: list[dict[str, str]],
-    max_skipped: int | None = None,
+    model: "Model", images: "Source | str", skipped: list[dict[str, str]], max_skipped: int | None = None, **given: Any
 ) -> "Iterator[Prediction]":
     """Yield predictions part by part; name unusable images on standard error, and append them to ``skipped``."""
     from deepcluster.images.source import check_skipped
     from deepcluster.runs.predict import predict
 
-    for part in predict(model, images, display=terminal, **shared):
+    for part in predict(model, images, **given):
         for path, reason in part.skipped:
             skipped.append({"path": path, "reason": reason})
             complain(f"skipped {path}: {reason}")

@@ -158,18 +158,12 @@ MOST_NEW = 1000  # clusters made by moves at a time
 def edited(
     model: Model, edits: Edits, reduced: Tensor | None = None, paths: Sequence[str] = (), fitted: int | None = None
 ) -> Model:
-    """Return the model with these edits.
+    """Return the model with these edits. Of merged clusters all but the first have no images from then on.
 
-    Clusters keep their numbers: of merged ones all but the first have no images from then on.
+    ``reduced``, ``paths``: The run's images, for splits and moves; the first, ``fitted`` ones (None: all) are of the
+    fit, and decide the parts of a split.
 
-    Args:
-        reduced: N x d features of the run's images, for splits and moves.
-        paths: The paths of these images.
-        fitted: Number of images of the fit (the first ones), which decide the parts of a split (None: all).
-
-    Raises:
-        UsageError: A cluster or image does not exist, one is merged or moved twice, or a cluster has no such number of
-            parts.
+    Raises UsageError if a cluster or image does not exist or is merged or moved twice, or a cluster has too few parts.
     """
     groups = model.groups
     if edits.split and reduced is not None:

@@ -99,14 +99,8 @@ class Processes:
 
     def broadcast_json(self, make: Callable[[], Value]) -> Value:
         """Return the value of ``make`` on the main rank, the only one that calls it."""
-        if self.alone:
-            return make()
-        data = _encoded(make()) if self.is_main else _buffer(0)
-        size = torch.tensor([len(data)])
-        dist.broadcast(size, 0)
-        data = data if self.is_main else _buffer(int(size))
-        dist.broadcast(data, 0)
-        value: Value = _decoded(data)
+        values: list[Any] = self.all_gather_json(make() if self.is_main else None)
+        value: Value = values[0]
         return value
 
     def broadcast_tensors(self, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -118,7 +112,8 @@ class Processes:
         tensors = {}
         for name, (dtype, shape) in self.broadcast_json(lambda: kinds).items():
             kind = dtype_of(dtype)
-            data = sent[name].view(-1).view(torch.uint8) if self.is_main else _buffer(math.prod(shape) * kind.itemsize)
+            size = math.prod(shape) * kind.itemsize
+            data = sent[name].view(-1).view(torch.uint8) if self.is_main else torch.empty(size, dtype=torch.uint8)
             dist.broadcast(data, 0)
             tensors[name] = sent[name] if self.is_main else data.view(kind).view(shape)
         return tensors
@@ -167,10 +162,6 @@ class Processes:
 
 
 ALONE = Processes()
-
-
-def _buffer(size: int) -> Tensor:
-    return torch.empty(size, dtype=torch.uint8)
 
 
 def _encoded(value: object) -> Tensor:

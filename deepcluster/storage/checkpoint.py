@@ -64,10 +64,7 @@ class Checkpoints:
     def write(self, state: State, network: Tensors, about: Mapping[str, Any]) -> None:
         """Write a checkpoint, and then remove all but the last two. A collective.
 
-        Args:
-            state: The state on this rank.
-            network: The ``state_dict`` of the network. Its head is left out, because the next round makes a new one.
-            about: What the run says about it.
+        ``network``: Its ``state_dict``, whose head is left out, because the next round makes a new one.
 
         Raises NonFiniteError if the network is no longer finite, DiskError if the disk is full: both leave the
         checkpoints that are there.

@@ -29,14 +29,8 @@ ROOM = ": make room, or give another -o"
 def write_whole(path: Path, write: Any, *, binary: bool = False, scratch: Path | None = None) -> None:
     """Write a file beside ``path`` and rename it, so that a reader sees the old file or the new one, never half of one.
 
-    Args:
-        path: The file to make or to replace.
-        write: Called with the open file.
-        binary: Open it for bytes instead of text.
-        scratch: A folder on the same file system for the unfinished file; without it, the folder of ``path``.
-
-    Raises:
-        DiskError: It cannot be written; what was there is left as it was.
+    ``write`` is called with the open file. ``scratch``: A folder on the same file system for the unfinished file (None:
+    that of ``path``). Raises DiskError if it cannot be written, and leaves what was there.
     """
     beside = scratch / scratch_name(path).name if scratch else scratch_name(path)
     with changing(path):
@@ -165,14 +159,10 @@ def changing(path: Path, advice: str = "") -> Iterator[None]:
 def check_output(path: Path, *, overwrite: bool, inputs: Callable[[], Iterable[Path]]) -> None:
     """Check that a command may write the file ``path``, and that it can.
 
-    Args:
-        path: As the user names it.
-        overwrite: A file with something in it may be replaced.
-        inputs: The files that are read for it; asked only if a file is to be replaced.
+    ``overwrite``: A file with something in it may be replaced. ``inputs``: Gives the files that are read for it.
 
-    Raises:
-        DiskError: There is a folder, a socket, or a file that may not be replaced, or nothing can be written there.
-        UsageError: It is one of the inputs.
+    Raises DiskError if a folder, a socket or a file that may not be replaced is there, or nothing can be written there,
+    and UsageError if it is one of the inputs.
     """
     with changing(path, ": give another -o"):
         try:

@@ -350,12 +350,7 @@ def keep_former(folder: LockedFolder, model: Model, record: RunRecord, baseline:
 
 
 def read_former(folder: RunFolder, dims: int) -> Groups:
-    """Read the groups of :func:`keep_former`.
-
-    Raises:
-        UsageError: The run has none.
-        DiskError: The file is damaged, or of a run with other dimensions.
-    """
+    """Read the groups of :func:`keep_former`. UsageError if the run has none, DiskError if they are damaged."""
     if not folder.has(FORMER):
         raise UsageError(f"{folder.path} has nothing to take back: only the last apply or recut can be")
     with folder.as_disk_errors(FORMER):

@@ -235,21 +235,16 @@ class LockedFolder(RunFolder):
 class NextState(LockedFolder):
     """The next state of a run folder: its own files, and the others of the present state."""
 
-    @cached_property
-    def next(self) -> Path:
-        """Return the folder of the files of the next state."""
-        return self.path / state.NEXT
-
     def file(self, name: str) -> Path:
-        staged = self.next / name
+        staged = self.path / state.NEXT / name
         return staged if staged.exists() else self.path / name
 
     def has(self, name: str) -> bool:
-        staged = self.next / name
+        staged = self.path / state.NEXT / name
         return staged.stat().st_size > 0 if staged.exists() else super().has(name)
 
     def place(self, name: str) -> Path:
-        path = self.next / name
+        path = self.path / state.NEXT / name
         path.parent.mkdir(exist_ok=True)
         return path
 

@@ -248,8 +248,7 @@ def pending(run: Path) -> list[str]:
 def settle(run: Path) -> None:
     """Bring all files of the current state to their places, or wait up to 2 s for the process that does so.
 
-    Raises:
-        DiskError: A killed process left them elsewhere, and nothing can be written here.
+    Raises DiskError if a killed process left them elsewhere, and nothing can be written here.
     """
     for attempt in range(ATTEMPTS):
         if not pending(run):
