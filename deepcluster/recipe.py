@@ -56,11 +56,9 @@ class Option:
             return "true or false"
         if isinstance(self.default, str):
             return " or ".join(choice for choice in self.choices if choice != MODULE) or "text"
-        return (
-            f"{self.low:{FORMAT}} to {self.high:{FORMAT}}"
-            if self.high < MAX_NUMBER
-            else f"at least {self.low:{FORMAT}}"
-        )
+        if self.high < MAX_NUMBER:
+            return f"{self.low:{FORMAT}} to {self.high:{FORMAT}}"
+        return f"at least {self.low:{FORMAT}}"
 
     def read(self, value: Any) -> Any:
         """Convert a value, which may be text, to the option's type. UsageError if it is not allowed."""
