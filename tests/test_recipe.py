@@ -241,7 +241,7 @@ def test_weights_in_a_published_layout_choose_their_network(tmp_path, sobel, bas
     ("options", "message"),
     [
         ({"round": "3"}, "did you mean rounds"),
-        ({"views": 1}, "for two views of an image: views=1"),
+        ({"views": 1}, "needs two views: views=1"),
         ({"projection_dim": 0}, "set both or neither"),
         ({"small_crop_min": 0.5}, "small_crop_min=0.5 is larger than small_crop_max=0.14"),
         ({"crop_min": "2"}, "crop_max"),
