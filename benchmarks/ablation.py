@@ -20,17 +20,13 @@ because draws are counted and the command has no Sobel filter for this network.
 """
 
 import argparse
-import json
 import math
 import sys
-import tempfile
-from functools import cache
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
-from common import RESULTS, save
+from common import labelled, runs_of, save, vote_accuracy
 from torch import Tensor, nn
 
 from deepcluster.algorithm import alternate
@@ -38,9 +34,6 @@ from deepcluster.clustering import agreement
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.pic import power_iteration
 from deepcluster.clustering.whitening import Reduction, whiten
-from deepcluster.images import find
-from deepcluster.images.given import true_labels
-from deepcluster.images.store import read_once
 from deepcluster.images.views import each_once, official_draws, uniform_over_clusters
 from deepcluster.learning.features import extract
 from deepcluster.learning.heads import CentroidHead
@@ -53,7 +46,6 @@ from deepcluster.seeding import derive, generator
 
 SIZE, COUNT, TESTED, PASSES = 32, 5000, 2000, 6
 LARGEST, RATIO = 2000, 100  # of unequal classes: images of the first, and how many times those of the last
-NEIGHBOURS, TEMPERATURE = 20, 0.1
 SAMPLERS: dict[str, Sampler] = {"uniform": uniform_over_clusters, "official": official_draws, "none": each_once}
 # Changed arguments of alternate, and of Learning (head, epochs); sobel, sampling and tail are this script's own.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -149,13 +141,10 @@ def scores(
     linear = classifier.score(((asked - centre) / scale).numpy(), truth.numpy())
     reduction = whiten(known, 256, 0.5)
     rows, queries = reduction(known), reduction(asked)
-    likeness, nearest = (queries @ rows.T).topk(NEIGHBOURS, 1)
-    votes = torch.zeros(len(queries), int(labels.max()) + 1)
-    votes.scatter_add_(1, labels[nearest], (likeness / TEMPERATURE).exp())
     groups = kmeans(rows, int(labels.max()) + 1, seed=derive(seed, "groups"), iterations=50).labels
     return {
         "linear": float(linear),
-        "knn": float((votes.argmax(1) == truth).float().mean()),
+        "knn": vote_accuracy(rows, labels, queries, truth),
         "acc": agreement.scores(labels, groups)["acc"],
         "nmi": agreement.nmi(labels, groups),
     }
@@ -184,22 +173,6 @@ def of_draws(numbers: Tensor, drawn: Tensor, labels: Tensor) -> dict[str, float]
 # ---- the comparison -------------------------------------------------------------------------------------------------
 
 
-@cache
-def read(folder: str) -> tuple[Tensor, Tensor]:
-    """Return all images of class folders (uint8, N x 3 x S x S) and the numbers of their classes."""
-    source = find(folder)
-    names = true_labels("folders", source)
-    with tempfile.TemporaryDirectory() as place:
-        store = read_once(source, SIZE, folder=Path(place))
-        kept = [names[i] for i in store.kept]
-        numbers = {name: number for number, name in enumerate(sorted(set(kept)))}
-        return store.images[:].clone(), torch.tensor([numbers[name] for name in kept])
-
-
-def made(file: Path) -> list[dict[str, Any]]:
-    return list(json.loads(file.read_text())["runs"]) if file.is_file() else []
-
-
 def changed_from(setting: str) -> str:
     """Return the setting that differs from ``setting`` in one thing; "" for v1."""
     of, comma, _ = setting.partition(", sampling")
@@ -213,13 +186,12 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
-    file = RESULTS / "ablation.json"
     for setting, seed in ((setting, seed) for setting in options.settings for seed in options.seeds):
-        done = {(row["setting"], row["seed"]): row for row in made(file)}
+        done = {(row["setting"], row["seed"]): row for row in runs_of("ablation")}
         if (setting, seed) in done:
             continue
-        images, labels = read(options.train)
-        tests, truth = read(options.test)
+        images, labels, _ = labelled(options.train, SIZE)
+        tests, truth, _ = labelled(options.test, SIZE)
         some = torch.arange(0, len(tests), len(tests) // TESTED)  # the same for all, as many of each class
         row = {
             "setting": setting,
@@ -228,7 +200,7 @@ def main() -> None:
         }
         if known := done.get((changed_from(setting), seed)):
             row["change"] = row["linear"] - known["linear"]
-        save("ablation", {"runs": [*made(file), row]})
+        save("ablation", {"runs": [*runs_of("ablation"), row]})
         print(row, file=sys.stderr, flush=True)
 
 

@@ -8,20 +8,16 @@ seed gives CACHE/NAME-SIDE-sSEED.pt. The benchmarks of the cut and of the judgem
 """
 
 import argparse
-import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import torch
+from common import labelled
 from torch import Tensor
 
-from deepcluster.images import find
-from deepcluster.images.given import true_labels
-from deepcluster.images.store import Store, read_once
 from deepcluster.learning.features import extract
-from deepcluster.nets.network import build
+from deepcluster.nets.network import Network, build
 from deepcluster.place import Place
 from deepcluster.presets import Facts, resolve
 from deepcluster.runs.build import learning_rate, network_of, rounds_of
@@ -35,54 +31,37 @@ class Cached:
 
     labels: int64, N.
     rounds: The features (float32, N x D) before training, and those of the result after each round.
-    seconds: Of all threads: for reading, for the first pass, and for each round with its pass.
     """
 
     labels: Tensor
     rounds: list[Tensor]
-    seconds: list[float]
 
 
 def load(file: Path) -> Cached:
-    return Cached(**torch.load(file, weights_only=True))
+    content = torch.load(file, weights_only=True)
+    return Cached(content["labels"], content["rounds"])
 
 
-def cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+def features(network: Network, images: Tensor, side: int) -> Tensor:
+    return extract(network, images, Place.of(network, images, size=side, batch_size=64)).float()
 
 
-def read(images: str, side: int) -> tuple[Store, Tensor]:
-    """The stored images with room for crops, and the number of each one's class."""
-    source = find(images)
-    store = read_once(source, side if side <= 64 else round(side * 256 / 224))
-    labels = true_labels("folders", source)
-    kinds = sorted(set(labels))
-    return store, torch.tensor([kinds.index(labels[i]) for i in store.kept])
-
-
-def frozen(store: Store, side: int, weights: str) -> Tensor:
-    network = build(LITE0, image_size=side, weights=weights)
-    return extract(network, store.images, Place.of(network, store.images, size=side, batch_size=64)).float()
-
-
-def adapted(
-    store: Store, side: int, weights: str, rounds: int, classes: int, grey: bool, seed: int
-) -> Iterator[Tensor]:
-    """Features of the result after each round of ``auto``: of the mean of the weights before and after."""
-    facts = Facts(len(store.images), max(side, 96), grey, classes, "cpu")
+def adapted(images: Tensor, side: int, weights: str, rounds: int, classes: int, seed: int) -> Iterator[Tensor]:
+    """Yield the features of the result after each round of ``auto``: of the mean of the weights before and after."""
+    grey = bool((images[:200, :1] == images[:200]).all())
+    facts = Facts(len(images), max(side, 96), grey, classes, "cpu")
     options = {"backbone": LITE0, "weights": weights, "image_size": side, "rounds": rounds}
     recipe = resolve("auto", options, facts).recipe
     network = network_of(recipe, seed, torch.device("cpu"))
     before = {name: value.clone() for name, value in network.body.state_dict().items()}
-    for _ in rounds_of(network, store.images, recipe, lambda time: learning_rate(recipe, time, rounds), seed):
+    for _ in rounds_of(network, images, recipe, lambda time: learning_rate(recipe, time, rounds), seed):
         after = {name: value.clone() for name, value in network.body.state_dict().items()}
         mean = {
             name: torch.lerp(before[name], value, recipe.average) if value.is_floating_point() else value
             for name, value in after.items()
         }
         network.body.load_state_dict(mean)
-        yield extract(network, store.images, Place.of(network, store.images, size=side, batch_size=64)).float()
+        yield features(network, images, side)
         network.body.load_state_dict(after)
 
 
@@ -96,31 +75,22 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     arguments.cache.mkdir(exist_ok=True)
-    for name, images in (given.split("=", 1) for given in arguments.images):
+    for name, source in (given.split("=", 1) for given in arguments.images):
         for side in arguments.sides:
-            times = [cpu_seconds()]
+            # With room for crops.
+            images, labels, classes = labelled(source, side if side <= 64 else round(side * 256 / 224))
             file = arguments.cache / f"{name}-{side}.pt"
-            store, labels = read(images, side)
-            times.append(cpu_seconds())
-            before = load(file).rounds[0] if file.exists() else frozen(store, side, arguments.weights)
-            times.append(cpu_seconds())
-            spent = [after - begin for begin, after in pairwise(times)]
             if not file.exists():
-                torch.save({"labels": labels, "rounds": [before], "seconds": spent}, file)
-                print(name, side, tuple(before.shape), [round(value, 1) for value in spent], flush=True)
-            grey = bool((store.images[:200, :1] == store.images[:200]).all())
+                network = build(LITE0, image_size=side, weights=arguments.weights)
+                torch.save({"labels": labels, "rounds": [features(network, images, side)]}, file)
+                print(file, flush=True)
+            before = load(file).rounds[0]
             for seed in arguments.seeds if arguments.rounds else ():
                 file = arguments.cache / f"{name}-{side}-s{seed}.pt"
-                if file.exists():
-                    continue
-                rounds, seconds, begin = [before], list(spent), cpu_seconds()
-                steps = adapted(store, side, arguments.weights, arguments.rounds, len(labels.unique()), grey, seed)
-                for features in steps:
-                    rounds.append(features)
-                    seconds.append(cpu_seconds() - begin)
-                    begin = cpu_seconds()
-                torch.save({"labels": labels, "rounds": rounds, "seconds": seconds}, file)
-                print(name, side, seed, [round(value, 1) for value in seconds], flush=True)
+                if not file.exists():
+                    rounds = adapted(images, side, arguments.weights, arguments.rounds, len(classes), seed)
+                    torch.save({"labels": labels, "rounds": [before, *rounds]}, file)
+                    print(file, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Tools of the benchmark scripts: run the command as a user would, read its files, print mean and spread."""
+"""Tools of the benchmark scripts: run the command as a user would, read images and files, print mean and spread."""
 
 import json
+import os
 import platform
 import re
 import statistics
@@ -8,25 +9,75 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:  # contenders and mistakes in options do not wait for torch
+    from torch import Tensor
 
 RESULTS = Path(__file__).parent / "results"
 METRICS = ("acc", "nmi", "ami", "ari")
+NEIGHBOURS, TEMPERATURE = 20, 0.1
 
 
-def fit(images: str, arguments: Sequence[str], run: Path) -> dict[str, Any]:
-    """Run `deepcluster fit` in a process of its own; return its metrics, time (s, whole process) and memory (MB)."""
-    command = [sys.executable, "-m", "deepcluster", "fit", images, "-o", str(run), "--overwrite", *arguments]
+def fit(
+    images: object, arguments: Sequence[str], run: Path, *, processes: int = 1, threads: int | None = None
+) -> dict[str, Any]:
+    """Run `deepcluster fit` in processes of its own; return its record, metrics and time (s, whole command)."""
+    program = [sys.executable, "-m", "deepcluster"]
+    if processes > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        program = [*launcher, "-m", "deepcluster"]
+    command = [*program, "fit", str(images), "-o", str(run), "--overwrite", *arguments]
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     begin = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    record = json.loads((run / "run.json").read_text())
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    seconds = round(time.perf_counter() - begin, 1)
+    metrics = run / "metrics.json"
     return {
-        "seconds": round(time.perf_counter() - begin, 1),
-        "peak_memory_mb": record["peak_memory_mb"],
-        "rounds": record["rounds"],
-        **json.loads((run / "metrics.json").read_text()),
+        **json.loads((run / "run.json").read_text()),
+        **(json.loads(metrics.read_text()) if metrics.exists() else {}),
+        "seconds": seconds,
     }
+
+
+def paths_of(images: str | Path, count: int | None = None) -> list[Path]:
+    """Return the image files below a folder, or a random sample of ``count``, the same each time; sorted."""
+    kinds = (".jpg", ".jpeg", ".png", ".bmp")
+    paths = sorted(path.resolve() for path in Path(images).rglob("*") if path.suffix.lower() in kinds)
+    return sorted(paths[i] for i in np.random.default_rng(0).permutation(len(paths))[:count])
+
+
+@lru_cache(2)  # images may be large
+def labelled(images: str, size: int) -> tuple["Tensor", "Tensor", list[str]]:
+    """Return the stored images (uint8, N x 3 x size x size), the class number of each (int64) and the classes."""
+    import torch
+
+    from deepcluster.images import find
+    from deepcluster.images.given import true_labels
+    from deepcluster.images.store import read_once
+
+    source = find(images)
+    labels = true_labels("folders", source)
+    store = read_once(source, size)
+    classes, numbers = np.unique([labels[i] for i in store.kept], return_inverse=True)
+    return store.images, torch.from_numpy(numbers), classes.tolist()
+
+
+def vote_accuracy(rows: "Tensor", labels: "Tensor", queries: "Tensor", truth: "Tensor") -> float:
+    """Return the accuracy of the weighted vote of the nearest rows of length 1; labels are numbers from 0."""
+    import torch
+
+    right = 0
+    for part, answer in zip(queries.split(500), truth.split(500), strict=True):
+        likeness, nearest = (part @ rows.T).topk(NEIGHBOURS, 1)
+        votes = torch.zeros(len(part), int(labels.max()) + 1)
+        votes.scatter_add_(1, labels[nearest], (likeness / TEMPERATURE).exp())
+        right += int((votes.argmax(1) == answer).sum())
+    return right / len(truth)
 
 
 def spread(values: Sequence[float]) -> str:
@@ -42,6 +93,12 @@ def machine() -> dict[str, Any]:
     from deepcluster.runtime.devices import environment
 
     return {**environment(torch.device("cpu")), "date": time.strftime("%Y-%m-%d"), "host": platform.machine()}
+
+
+def runs_of(name: str) -> list[dict[str, Any]]:
+    """Return the runs in results/NAME.json; another comparison may add to them meanwhile."""
+    file = RESULTS / f"{name}.json"
+    return list(json.loads(file.read_text())["runs"]) if file.is_file() else []
 
 
 def save(name: str, content: Mapping[str, Any]) -> None:

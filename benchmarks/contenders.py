@@ -98,12 +98,32 @@ def serve(functions: Mapping[str, Task]) -> bool:
     return True
 
 
-def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Return the ratio of the medians, and the least and largest ratio within one turn."""
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    return {
-        "ratio": round(median(ours) / median(theirs), 3), "least": round(min(ratios), 3), "most": round(max(ratios), 3)
-    }  # fmt: skip
+def summary(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return for each contender its median seconds, their range, its other figures and the ratio of ``ours`` to it.
+
+    Of figures in seconds the median is taken, of others the largest.
+    """
+    table = {}
+    ours = [result["seconds"] for result in runs["ours"]]
+    for name, results in runs.items():
+        seconds = [result["seconds"] for result in results]
+        ratios = [a / b for a, b in zip(ours, seconds, strict=True)]
+        table[name] = {
+            "seconds": round(median(seconds), 4),
+            "spread": [round(min(seconds), 4), round(max(seconds), 4)],
+            **{
+                key: round(median(values), 2) if key.endswith("_seconds") else max(values)
+                for key in results[0].keys() - {"seconds"}
+                if (values := [result[key] for result in results])
+            },
+            "ours against it": {
+                "ratio": round(median(ours) / median(seconds), 3),
+                "least": round(min(ratios), 3),
+                "most": round(max(ratios), 3),
+            },
+        }
+        print(f"{name:18s}", table[name], flush=True)
+    return table
 
 
 def forget_peak_memory() -> int:

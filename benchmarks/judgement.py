@@ -1,7 +1,7 @@
 """How right is the program about its own result? Judgements on cached features; labels and other sets only judge them.
 
     python benchmarks/judgement.py CACHE outliers NAME [NAME ...] [--images 300 600 1500 3000] [--seeds 0 1 2]
-                                                   [--alike NAME,NAME] [--name judgement_outliers]
+                                                   [--alike NAME,NAME]
     python benchmarks/judgement.py CACHE number NAME [NAME ...]
     python benchmarks/judgement.py CACHE stability NAME [NAME ...]
     python benchmarks/judgement.py CACHE names NAME [NAME ...]
@@ -175,7 +175,7 @@ def outliers(cache: Path, arguments: argparse.Namespace) -> None:
     for name, table in reports():
         results[name] = table
         print(name, {key: table[key] for key in ("mean", "worst")}, flush=True)
-    save(arguments.name, results)
+    save("judgement_outliers", results)
 
 
 def collections(cache: Path, names: Sequence[str], counts: Sequence[int]) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -301,7 +301,6 @@ def main() -> None:
     command.add_argument("--images", type=int, nargs="+", default=[300, 600, 1500, 3000])
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     command.add_argument("--alike", type=lambda text: text.split(","), default=[])
-    command.add_argument("--name", default="judgement_outliers")
     more = ("number", number, [1000, 300, 2500]), ("stability", stable, [300, 600, 1500, 3000]), ("names", names, [])
     for name, judge, counts in more:
         command = judgements.add_parser(name)

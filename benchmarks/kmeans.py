@@ -1,7 +1,7 @@
 """How fast are k-means and whitening? Ours against faiss and scikit-learn.
 
-    python benchmarks/kmeans.py IMAGES [--case N,K,REPEATS,ITERATIONS ...] [--only NAME ...] [--features FILE]
-    python benchmarks/kmeans.py IMAGES --whiten [--case WIDTH,REPEATS ...] [--features FILE]
+    python benchmarks/kmeans.py IMAGES [--case N,K,REPEATS,ITERATIONS ...]
+    python benchmarks/kmeans.py IMAGES --whiten [--case WIDTH,REPEATS ...]
 
 Data: 512 features of an untrained ResNet-18 for the images (64 px). k-means takes them PCA-whitened to 256 dimensions,
 rows of length 1; more rows than images are copies with noise of .7 of a row's length. All contenders start from the
@@ -17,12 +17,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from contenders import Contender, best_coretype, forget_peak_memory, peak_memory, race, ratio, serve
+from common import save
+from contenders import Contender, best_coretype, forget_peak_memory, peak_memory, race, serve, summary
 
 Matrix = npt.NDArray[np.float32]
 Map = Callable[[Matrix], Matrix]
@@ -30,23 +30,28 @@ DIMS = 256
 CASES = {"cluster": ("50000,100,7,20", "50000,1000,5,20", "200000,1000,3,20"), "whiten": ("512,7", "4096,3")}
 
 
+def measured(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """Return the result of ``work``, its seconds and the extra memory (MB)."""
+    before = forget_peak_memory()
+    begin = time.perf_counter()
+    result = work()
+    seconds = time.perf_counter() - begin
+    return result, {"seconds": round(seconds, 4), "extra_mb": round((peak_memory() - before) / 1e6, 1)}
+
+
 # ---- k-means --------------------------------------------------------------------------------------------------------
 
 
 def timed(folder: str, warming: bool, cluster: Callable[[Matrix, Matrix], tuple[Any, Any]]) -> dict[str, float]:
-    """Return seconds, extra memory (MB) and the objective (float64) of cluster(x, start) -> (labels, centroids)."""
+    """Return the measures and the objective (float64) of cluster(x, start) -> (labels, centroids)."""
     x, start = np.load(f"{folder}/x.npy"), np.load(f"{folder}/start.npy")
     if warming:
         cluster(x[:5000], start[:50])
         return {}
-    before = forget_peak_memory()
-    begin = time.perf_counter()
-    labels, centroids = cluster(x, start)
-    seconds = time.perf_counter() - begin
-    extra = peak_memory() - before
+    (labels, centroids), measures = measured(lambda: cluster(x, start))
     parts = [slice(i, i + 8192) for i in range(0, len(x), 8192)]
     objective = sum(float(np.square(x[part].astype("d") - centroids[labels[part]]).sum()) for part in parts)
-    return {"seconds": round(seconds, 4), "extra_mb": round(extra / 1e6, 1), "objective": objective}
+    return {**measures, "objective": objective}
 
 
 def ours(folder: str, warming: bool, iterations: int) -> dict[str, float]:
@@ -87,17 +92,17 @@ def with_sklearn(folder: str, warming: bool, iterations: int) -> dict[str, float
     return timed(folder, warming, cluster)
 
 
-def search_rate(folder: str, warming: bool, iterations: int) -> dict[str, float]:
+def search_rate(folder: str, warming: bool) -> dict[str, float]:
     """Return the seconds of one flat search by faiss, which tell the kernels of its OpenBLAS."""
     import faiss
 
-    x, start = np.load(f"{folder}/x.npy", mmap_mode="r")[:16384], np.load(f"{folder}/start.npy")
+    x = np.ascontiguousarray(np.load(f"{folder}/x.npy", mmap_mode="r")[:16384, :512])
     index = faiss.IndexFlatL2(x.shape[1])
-    index.add(start)
+    index.add(x[:1000])
     seconds = []
     for _ in range(5):
         begin = time.perf_counter()
-        index.search(np.ascontiguousarray(x), 1)
+        index.search(x, 1)
         seconds.append(time.perf_counter() - begin)
     return {"seconds": min(seconds)}
 
@@ -124,25 +129,26 @@ def prepare(features: Matrix, rows: int, k: int, folder: Path) -> None:
 
 
 def timed_whitening(folder: str, warming: bool, fit: Callable[[Matrix], tuple[Map, Map]]) -> dict[str, float]:
-    """Return seconds, extra memory (MB) and error of fit(x) -> the whitening, and the same with L2 behind it."""
+    """Return the measures and the error of fit(x) -> the whitening, and the same with L2 behind it."""
     x = np.load(f"{folder}/x.npy")
     if warming:
         part = x[:2000, :512]
         fit(part)[1](part)
         return {}
-    before = forget_peak_memory()
-    begin = time.perf_counter()
-    whiten, reduce = fit(x)
-    reduced = reduce(x)
-    seconds = time.perf_counter() - begin
-    extra = peak_memory() - before - reduced.nbytes
+
+    def work() -> tuple[Map, Matrix]:
+        whiten, reduce = fit(x)
+        return whiten, reduce(x)
+
+    (whiten, reduced), measures = measured(work)
+    measures["extra_mb"] = round(measures["extra_mb"] - reduced.nbytes / 1e6)
     whitened = whiten(x)
     parts = [whitened[i : i + 8192].astype(np.float64) for i in range(0, len(x), 8192)]
     mean = sum(part.sum(0) for part in parts) / len(x)
     gram = sum((part - mean).T @ (part - mean) for part in parts) / (len(x) - 1)
     gram /= np.trace(gram) / DIMS  # faiss divides by the square root of N - 1 too
     error = float(np.abs(gram - np.eye(DIMS)).max())
-    return {"seconds": round(seconds, 4), "extra_mb": round(extra / 1e6), "error": error}
+    return {**measures, "error": error}
 
 
 def our_whitening(folder: str, warming: bool) -> dict[str, float]:
@@ -185,16 +191,6 @@ def sklearn_whitening(folder: str, warming: bool) -> dict[str, float]:
     return timed_whitening(folder, warming, fit)
 
 
-def covariance(folder: str, warming: bool) -> dict[str, float]:
-    """Return the seconds of faiss on 512 of the columns, which tell the kernels of its OpenBLAS."""
-    import faiss
-
-    x = np.ascontiguousarray(np.load(f"{folder}/x.npy", mmap_mode="r")[:16384, :512])
-    begin = time.perf_counter()
-    faiss.PCAMatrix(x.shape[1], DIMS, -0.5).train(x)
-    return {"seconds": time.perf_counter() - begin}
-
-
 def widen(features: Matrix, width: int) -> Matrix:
     """Return ``width`` random ReLU units on top of the standardised features, or the features if they are as wide."""
     if features.shape[1] == width:
@@ -211,13 +207,11 @@ def widen(features: Matrix, width: int) -> Matrix:
 CLUSTERING = {"ours": ours, "faiss": with_faiss, "faiss as shipped": with_faiss, "sklearn": with_sklearn}
 WHITENING = {"ours": our_whitening, "faiss": faiss_whitening, "sklearn": sklearn_whitening}
 FUNCTIONS: dict[str, Callable[..., dict[str, float]]] = {
-    **{function.__name__: function for function in (*CLUSTERING.values(), *WHITENING.values())},
-    "search_rate": search_rate,
-    "covariance": covariance,
+    function.__name__: function for function in (*CLUSTERING.values(), *WHITENING.values(), search_rate)
 }
 
 
-def features_of(images: str, file: Path | None) -> Matrix:
+def features_of(images: str) -> Matrix:
     """Return N x 512 features of an untrained ResNet-18 whose batch normalisation has seen 2,500 images."""
     import torch
 
@@ -227,8 +221,6 @@ def features_of(images: str, file: Path | None) -> Matrix:
     from deepcluster.nets.network import build
     from deepcluster.place import Place
 
-    if file is not None and file.exists():
-        return np.asarray(np.load(file))
     store = read_once(find(images), 64)
     network = build("timm:resnet18", image_size=64, seed=0).to(memory_format=torch.channels_last)
     network.train()
@@ -236,45 +228,26 @@ def features_of(images: str, file: Path | None) -> Matrix:
         for part in store.images[torch.randperm(len(store.images))[:2500]].split(250):
             network.features(part.float() / 255)
     place = Place.of(network, store.images, batch_size=250, dtype=torch.bfloat16)
-    features = extract(network, store.images, place).float().numpy()
-    if file is not None:
-        np.save(file, features)
-    return np.asarray(features)
+    return np.asarray(extract(network, store.images, place).float().numpy())
 
 
-def compare(functions: dict[str, Any], probe: str, repeats: int, only: list[str] | None, **task: Any) -> dict[str, Any]:
-    best = best_coretype(__file__, probe, **task)
+def compare(functions: dict[str, Any], repeats: int, folder: str, **task: Any) -> dict[str, Any]:
+    best = best_coretype(__file__, "search_rate", folder=folder)
     contenders = {name: Contender(function.__name__, {}) for name, function in functions.items()}
     contenders["faiss"] = Contender(functions["faiss"].__name__, {"OPENBLAS_CORETYPE": best} if best else {})
-    runs = race(__file__, {name: contenders[name] for name in only or contenders}, repeats, **task)
-    table = {}
-    for name, results in runs.items():
-        seconds = [result["seconds"] for result in results]
-        table[name] = {
-            "seconds": median(seconds),
-            "spread": [min(seconds), max(seconds)],
-            "extra_mb": max(result["extra_mb"] for result in results),
-            **{key: max(result[key] for result in results) for key in ("objective", "error") if key in results[0]},
-        }
-        if "ours" in runs:
-            table[name]["ours against it"] = ratio([result["seconds"] for result in runs["ours"]], seconds)
-        print(f"{name:18s}", table[name], flush=True)
+    table = summary(race(__file__, contenders, repeats, folder=folder, **task))
     return {"repeats": repeats, "faiss_coretype": best or "unset", **table}
 
 
 def main() -> None:
     if serve(FUNCTIONS):
         return
-    from common import save
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images")
     parser.add_argument("--whiten", action="store_true")
     parser.add_argument("--case", action="append", help="N,K,REPEATS,ITERATIONS, or WIDTH,REPEATS")
-    parser.add_argument("--only", nargs="*")
-    parser.add_argument("--features", type=Path, help="keep the features of the images in this file")
     arguments = parser.parse_args()
-    features = features_of(arguments.images, arguments.features)
+    features = features_of(arguments.images)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for case in arguments.case or CASES["whiten" if arguments.whiten else "cluster"]:
@@ -283,12 +256,11 @@ def main() -> None:
                 width, repeats = numbers
                 np.save(f"{folder}/x.npy", widen(features, width))
                 title = f"{len(features)} x {width} to {DIMS}"
-                results[title] = compare(WHITENING, "covariance", repeats, arguments.only, folder=folder)
+                results[title] = compare(WHITENING, repeats, folder)
             else:
                 rows, k, repeats, iterations = numbers
                 prepare(features, rows, k, Path(folder))
-                task = {"folder": folder, "iterations": iterations}
-                results[f"{rows} x 256, K={k}"] = compare(CLUSTERING, "search_rate", repeats, arguments.only, **task)
+                results[f"{rows} x 256, K={k}"] = compare(CLUSTERING, repeats, folder, iterations=iterations)
             print(list(results)[-1], flush=True)
     save("whitening" if arguments.whiten else "kmeans", {"cases": results})
 

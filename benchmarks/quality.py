@@ -1,8 +1,7 @@
 """How good are the clusters? Methods side by side on images with true labels, over seeds; the labels only score.
 
     python benchmarks/quality.py NAME IMAGES -k K [--test IMAGES] [--methods ...] [--seeds 0 1 2] [--minutes 60]
-                                 [--count N]
-                                 [--backbone timm:NAME --weights FILE] [-- options of deepcluster fit]
+                                 [--count N] [--backbone timm:NAME --weights FILE] [-- options of deepcluster fit]
 
 Prints mean and standard deviation over the seeds. results/NAME.json grows by every run, so a long comparison can be
 made in parts; ``--methods`` without a name prints what is there. benchmarks/README.md has a command for each case:
@@ -14,14 +13,13 @@ their 50 principal components. frozen, frozen-umap: the same on the frozen featu
 on 10 dimensions of UMAP of them (pip install umap-learn). dec, idec, dcn: ClustPy's (pip install clustpy), with their
 defaults; fewer epochs if 100 + 150 do not fit into --minutes, and one seed.
 
---count takes a random sample of N images. --test adds the accuracy of 20 nearest neighbours on those images by the
-features.
+--count takes a random sample of N images, at no more than the median size of all. --test adds the accuracy of 20
+nearest neighbours on those images by the features.
 """
 
 import argparse
+import csv
 import json
-import random
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,44 +32,32 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from common import METRICS, RESULTS, fit, save
+from common import METRICS, fit, labelled, runs_of, save, vote_accuracy
 from PIL import Image
 from tables import table
 
 Run = Callable[[argparse.Namespace, int], dict[str, float]]
-NEIGHBOURS, TEMPERATURE = 20, 0.1
 CLUSTPY_EPOCHS = (100, 150)  # its defaults: pretraining, clustering
 
 
-def pixels(images: str, most: int = 32) -> tuple[npt.NDArray[np.float32], list[str]]:
-    """Return the pixels, N x 3 S^2 in [0, 1] with S at most the side of the images and ``most``, and the labels."""
+def at_most(images: str, size: int) -> tuple[Any, Any, list[str]]:
+    """Return what ``labelled`` does, at the side of the images if that is less than ``size``."""
     from deepcluster.images import find
     from deepcluster.images.store import preview
 
-    with read(images, min(most, preview(find(images))[0])) as (stored, labels):
-        rows = stored.permute(0, 2, 3, 1).numpy().reshape(len(labels), -1).astype(np.float32) / 255
-    return rows, labels
+    return labelled(images, min(size, preview(find(images))[0]))
 
 
-@contextmanager
-def read(images: str, size: int) -> Iterator[tuple[Any, list[str]]]:
-    """Yield the stored images (uint8, N x 3 x S x S) and their labels."""
-    from deepcluster.images import find
-    from deepcluster.images.given import true_labels
-    from deepcluster.images.store import read_once
-
-    source = find(images)
-    labels = true_labels("folders", source)
-    with tempfile.TemporaryDirectory() as folder:
-        store = read_once(source, size, folder=Path(folder))
-        yield store.images, [labels[i] for i in store.kept]
+def pixels(images: str) -> tuple[npt.NDArray[np.float32], Any]:
+    """Return the pixels, N x 3 S^2 in [0, 1] with S at most 32, and the numbers of the classes."""
+    stored, labels, _ = at_most(images, 32)
+    return stored.permute(0, 2, 3, 1).numpy().reshape(len(labels), -1).astype(np.float32) / 255, labels
 
 
-def scored(labels: list[str], clusters: npt.NDArray[Any], begin: float) -> dict[str, float]:
+def scored(labels: Any, clusters: npt.NDArray[Any], begin: float) -> dict[str, float]:
     from deepcluster.clustering.agreement import scores
 
-    numbers = np.unique(labels, return_inverse=True)[1]
-    return {**scores(numbers, clusters), "seconds": round(time.perf_counter() - begin, 1)}
+    return {**scores(labels, clusters), "seconds": round(time.perf_counter() - begin, 1)}
 
 
 # ---- methods --------------------------------------------------------------------------------------------------------
@@ -102,7 +88,7 @@ def frozen(options: argparse.Namespace, seed: int, *, umap: bool = False) -> dic
 
 
 @cache
-def features(images: str, backbone: str, weights: str) -> tuple[npt.NDArray[np.float32], list[str]]:
+def features(images: str, backbone: str, weights: str) -> tuple[npt.NDArray[np.float32], Any]:
     import torch
     from torch.nn import functional as F
 
@@ -118,8 +104,8 @@ def features(images: str, backbone: str, weights: str) -> tuple[npt.NDArray[np.f
     facts = facts_of(source, Request(n_clusters=2, options=options, device="cpu"))
     recipe = resolve("auto", options, facts).recipe
     network = network_of(recipe, 0, torch.device("cpu"))
-    with read(images, recipe.store_size) as (stored, labels):
-        rows = F.normalize(extract(network, stored, Place.of(network, stored, size=recipe.image_size)), dim=1)
+    stored, labels, _ = labelled(images, recipe.store_size)
+    rows = F.normalize(extract(network, stored, Place.of(network, stored, size=recipe.image_size)), dim=1)
     return rows.numpy(), labels
 
 
@@ -148,21 +134,11 @@ def neighbours(run: Path, test: str) -> float:
     subprocess.run(
         [sys.executable, "-m", "deepcluster", "embed", str(run), test, "-o", str(file), "--overwrite"], check=True
     )
-    import csv
-
+    _, truth, classes = labelled(test, 8)
     with (run / "clusters.csv").open() as table:
-        known = [row["label"] for row in csv.DictReader(table) if row["status"] == "ok"]
-    wanted = pixels(test, 8)[1]
-    names = sorted({*known, *wanted})
-    labels = torch.tensor([names.index(label) for label in known])
-    truth = torch.tensor([names.index(label) for label in wanted])
+        known = [classes.index(row["label"]) for row in csv.DictReader(table) if row["status"] == "ok"]
     rows, queries = (torch.from_numpy(np.load(path)) for path in (run / "features.npy", file))
-    right = 0
-    for part, answer in zip(queries.split(500), truth.split(500), strict=True):
-        likeness, nearest = (part @ rows.T).topk(NEIGHBOURS, 1)
-        votes = torch.zeros(len(part), len(names)).scatter_add_(1, labels[nearest], (likeness / TEMPERATURE).exp())
-        right += int((votes.argmax(1) == answer).sum())
-    return right / len(truth)
+    return vote_accuracy(rows, torch.tensor(known), queries, truth)
 
 
 def clustpy(options: argparse.Namespace, seed: int, *, name: str) -> dict[str, float]:
@@ -223,33 +199,17 @@ FROM_SCRATCH = ["pixels", "pca", "untrained", "v1", "v2", "classic", "auto", "de
 
 @contextmanager
 def sampled(images: str, count: int, seed: int) -> Iterator[str]:
-    """Yield class folders with copies of a random sample of the images."""
+    """Yield class folders with a random sample of the images; with ``count`` 0 the images as they are."""
+    if not count:
+        yield images
+        return
+    stored, labels, classes = at_most(images, 4096)
     with tempfile.TemporaryDirectory() as folder:
-        original = class_folders(images, Path(folder, "all"))
-        every = sorted(path for path in original.rglob("*") if path.is_file())
-        for file in random.Random(seed).sample(every, count):
-            copy = Path(folder, "sample", file.relative_to(original))
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
-        yield f"{folder}/sample"
-
-
-def class_folders(images: str, folder: Path) -> Path:
-    """Return the class folders of the images; those of a named data set are written first."""
-    if Path(images).is_dir():
-        return Path(images).resolve()
-    rows, labels = pixels(images)
-    side = round((rows.shape[1] / 3) ** 0.5)
-    for i, (row, label) in enumerate(zip(rows, labels, strict=True)):
-        (folder / label).mkdir(parents=True, exist_ok=True)
-        picture = (row.reshape(side, side, 3) * 255).round().astype(np.uint8)
-        Image.fromarray(picture).save(folder / label / f"{i:05}.png")
-    return folder
-
-
-def runs(file: Path) -> list[dict[str, Any]]:
-    """Return the runs in a file of results; another comparison may write to it meanwhile."""
-    return list(json.loads(file.read_text())["runs"]) if file.is_file() else []
+        for row in np.random.default_rng(seed).choice(len(labels), count, replace=False):
+            place = Path(folder, classes[labels[row]])
+            place.mkdir(exist_ok=True)
+            Image.fromarray(stored[row].permute(1, 2, 0).numpy()).save(place / f"{row:05}.png")
+        yield folder
 
 
 def main() -> None:
@@ -268,20 +228,16 @@ def main() -> None:
     parser.add_argument("--weights", default="")
     options = parser.parse_args(own.split("\0"))
     options.passed = passed.split("\0") if passed else []
-    file = RESULTS / f"{options.name}.json"
     original = options.images
     for method in options.methods:
         for seed in options.seeds if method not in ("dec", "idec", "dcn") else options.seeds[:1]:
-            if options.count:
-                with sampled(original, options.count, seed) as options.images:
-                    result = METHODS[method](options, seed)
-            else:
+            with sampled(original, options.count, seed) as options.images:
                 result = METHODS[method](options, seed)
-            rows = [row for row in runs(file) if (row["method"], row["seed"]) != (method, seed)]
+            rows = [row for row in runs_of(options.name) if (row["method"], row["seed"]) != (method, seed)]
             rows.append({"method": method, "seed": seed, "options": " ".join(options.passed), **result})
             save(options.name, {"runs": rows})
             print(rows[-1], file=sys.stderr, flush=True)
-    measured = [column for column in COLUMNS if any(column in row for row in runs(file))]
+    measured = [column for column in COLUMNS if any(column in row for row in runs_of(options.name))]
     print(table(options.name, "method", *measured))
 
 

@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from contenders import Contender, race, ratio, serve
+from common import paths_of, save
+from contenders import Contender, race, serve, summary
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,11 +41,8 @@ def settings(of: dict[str, Any], *, keep: bool) -> tuple[list[Path], Any, torch.
 
     if keep:
         keep_freed_memory()  # as the command does
-    kinds = (".jpg", ".jpeg", ".png", ".bmp")
-    paths = sorted(path for path in Path(of["images"]).rglob("*") if path.suffix.lower() in kinds)
-    paths = [paths[i] for i in np.random.default_rng(0).permutation(len(paths))[: of["limit"] or None]]
     network = build(of["backbone"], image_size=of["size"], seed=0).to(memory_format=torch.channels_last)
-    return sorted(paths), network, network_precision(network, torch.device("cpu"))
+    return paths_of(of["images"], of["limit"]), network, network_precision(network, torch.device("cpu"))
 
 
 # ---- ours -----------------------------------------------------------------------------------------------------------
@@ -292,26 +290,12 @@ def measured(name: str, size: int, count: int, repeats: int, threads: int) -> di
 
 
 def compare_rounds(arguments: argparse.Namespace) -> None:
-    from common import save
-
     of = {name: getattr(arguments, name) for name in ("images", "backbone", "size", "store_size", "limit", "clusters")}
-    runs = race(__file__, {name: Contender(name, {}) for name in arguments.only}, arguments.repeats, **of)
-    table: dict[str, Any] = {}
-    for name, results in runs.items():
-        seconds = [result["seconds"] for result in results]
-        table[name] = {
-            "seconds": round(median(seconds), 2),
-            "spread": [round(min(seconds), 2), round(max(seconds), 2)],
-            **{part: round(median(result[part] for result in results), 2) for part in results[0] if "_seconds" in part},
-            "ours against it": ratio([result["seconds"] for result in runs["ours"]], seconds),
-        }
-        print(f"{name:15s}", table[name], flush=True)
+    table = summary(race(__file__, {name: Contender(name, {}) for name in FUNCTIONS}, arguments.repeats, **of))
     save(f"round_{arguments.name}", {**of, "batch": BATCH, "repeats": arguments.repeats, **table})
 
 
 def compare_passes(arguments: argparse.Namespace) -> None:
-    from common import save
-
     from deepcluster.runtime.devices import keep_freed_memory
 
     keep_freed_memory()
@@ -335,10 +319,9 @@ def main() -> None:
         command.add_argument(name)
     for name in ("size", "store_size"):
         command.add_argument(name, type=int)
-    command.add_argument("--limit", type=int, default=0, help="a random sample of so many images")
+    command.add_argument("--limit", type=int, help="number of images, a random sample (default: all)")
     command.add_argument("--clusters", type=int, default=100)
     command.add_argument("--repeats", type=int, default=5)
-    command.add_argument("--only", nargs="*", default=list(FUNCTIONS))
     command = questions.add_parser("pass")
     command.set_defaults(compare=compare_passes)
     command.add_argument("networks", nargs="*", default=["timm:tf_efficientnet_lite0"])

@@ -11,11 +11,7 @@ IMAGES is a folder; a seeded sample of it is used. Results go to results/scaling
 
 import argparse
 import csv
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,54 +20,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import save, spread
+from common import fit, paths_of, save, spread
 
 V1 = ["--recipe", "v1", "--backbone", "compact", "--set", "sobel=false", "-k", "10", "-q"]
 
 
-def sample(images: Path, count: int, folder: Path) -> Path:
-    """Write a text file of ``count`` random paths."""
-    kinds = (".jpg", ".jpeg", ".png")
-    paths = sorted(str(path.resolve()) for path in images.rglob("*") if path.suffix.lower() in kinds)
-    chosen = sorted(np.random.default_rng(0).permutation(len(paths))[:count])
-    file = folder / f"{count}.txt"
-    file.write_text("\n".join(paths[i] for i in chosen) + "\n")
-    return file
-
-
-def fit(images: object, arguments: Sequence[str], run: Path, processes: int = 1, threads: int = 1) -> dict[str, Any]:
-    """Run `fit`; return the seconds of each round and the peak memory of the first process."""
-    program = [sys.executable, "-m", "deepcluster"]
-    if processes > 1:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        program = [*launcher, f"--nproc-per-node={processes}", "-m", "deepcluster"]
-    command = [*program, "fit", str(images), "-o", str(run), "--overwrite", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    with (run / "history.csv").open() as file:
-        rows = list(csv.DictReader(file))
+def rounds_of(
+    images: Path, count: int, arguments: Sequence[str], processes: int = 1, threads: int = 1
+) -> tuple[list[dict[str, float]], int]:
+    """Run `fit` on a sample; return the seconds of all rounds but the first, and the peak memory (MB) of a process."""
+    with tempfile.TemporaryDirectory() as folder:
+        (sample := Path(folder, "sample.txt")).write_text("\n".join(map(str, paths_of(images, count))))
+        run = Path(folder, "run")
+        memory = fit(sample, [*V1, *arguments], run, processes=processes, threads=threads)["peak_memory_mb"]
+        with (run / "history.csv").open() as file:
+            rows = list(csv.DictReader(file))[1:]
     phases = ("features_seconds", "clustering_seconds", "training_seconds")
-    return {
-        "rounds": [{phase: float(row[phase]) for phase in phases} for row in rows],
-        "peak_memory_mb": json.loads((run / "run.json").read_text())["peak_memory_mb"],
-    }
-
-
-def seconds(run: dict[str, Any]) -> list[float]:
-    """Return the seconds of each round but the first, in which everything is new."""
-    return [sum(row.values()) for row in run["rounds"][1:]]
+    return [{phase: float(row[phase]) for phase in phases} for row in rows], memory
 
 
 def processes(arguments: argparse.Namespace) -> dict[str, Any]:
     ways = {"1 x 2 threads": (1, 2), "2 x 1 thread": (2, 1)}
     spent: dict[str, list[float]] = {name: [] for name in ways}
-    with tempfile.TemporaryDirectory() as folder:
-        images = sample(arguments.images, arguments.count, Path(folder))
-        options = [*V1, "--image-size", "32", "--pseudo-labels", "100", "--rounds", "3", "--batch-size", "128"]
-        for repeat in range(arguments.repeats):
-            for name, (count, threads) in ways.items():
-                spent[name] += seconds(fit(images, options, Path(folder) / "run", count, threads))
-                print(repeat, name, [round(value, 2) for value in spent[name]], flush=True)
+    options = ["--image-size", "32", "--pseudo-labels", "100", "--rounds", "3", "--batch-size", "128"]
+    for repeat in range(arguments.repeats):
+        for name, (count, threads) in ways.items():
+            rounds, _ = rounds_of(arguments.images, arguments.count, options, count, threads)
+            spent[name] += [sum(row.values()) for row in rounds]
+            print(repeat, name, [round(value, 2) for value in spent[name]], flush=True)
     one, two = spent.values()
     ratios = [a / b for a, b in zip(one, two, strict=True)]
     print(f"throughput of two processes over one: {spread(ratios)}")
@@ -80,15 +56,14 @@ def processes(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def images(arguments: argparse.Namespace) -> dict[str, Any]:
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for times in (1, 2, 4, 8):
-            count = arguments.count * times
-            options = [*V1, "--image-size", "16", "--pseudo-labels", "100", "--rounds", "6"]
-            run = fit(sample(arguments.images, count, Path(folder)), options, Path(folder) / "run")
-            row = {"images": count, "seconds": statistics.median(seconds(run)), "peak_memory_mb": run["peak_memory_mb"]}
-            row |= {phase: statistics.median(rest[phase] for rest in run["rounds"][1:]) for phase in run["rounds"][0]}
-            rows.append(row | {"estimate_mb": estimated(count)})
-            print(rows[-1], flush=True)
+    options = ["--image-size", "16", "--pseudo-labels", "100", "--rounds", "6"]
+    for count in (arguments.count * times for times in (1, 2, 4, 8)):
+        rounds, memory = rounds_of(arguments.images, count, options)
+        seconds = statistics.median(sum(row.values()) for row in rounds)
+        medians = {phase: statistics.median(row[phase] for row in rounds) for phase in rounds[0]}
+        row = {"images": count, "seconds": seconds, "peak_memory_mb": memory}
+        rows.append(row | medians | {"estimate_mb": estimated(count)})
+        print(rows[-1], flush=True)
     return {"rows": rows, "off_the_line": off_the_line([r["images"] for r in rows], [r["seconds"] for r in rows])}
 
 
