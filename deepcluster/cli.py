@@ -58,7 +58,7 @@ app = App(
     version=deepcluster.__version__,
     help="From a folder of unlabelled images to clusters, features and a model that places new images.",
     help_format="plaintext",
-    # A switch is off without saying so.
+    # A switch that is off shows nothing.
     default_parameter=Parameter(
         negative=(), show_default=lambda value: None if value is None or value is False else str(value)
     ),
@@ -69,9 +69,9 @@ app = App(
 app.register_install_completion_command(help="Let the shell complete commands and options (bash, zsh, fish).")
 
 RANK_WAIT_SECONDS = 20.0  # before another rank than the main rank prints an error
-# As torch's allocators and oneDNN say it. (Without a descriptor it would be an operation that oneDNN lacks.)
+# Messages of torch's allocators and of oneDNN. (With "descriptor", it is an operation that oneDNN lacks.)
 NO_MEMORY = re.compile("can't allocate memory|out of memory|could not create a primitive(?! descriptor)")
-SHARED = ("fit", "predict", "embed", "evaluate")  # commands that several processes do together
+SHARED = ("fit", "predict", "embed", "evaluate")  # commands that share their work among processes
 
 
 @app.command
@@ -148,10 +148,10 @@ def predict(
     quiet: flags.Quiet = False,
     as_json: Annotated[flags.Json, Parameter(help="A line of JSON per file instead of CSV.")] = False,
 ) -> None:
-    """Put images into the clusters of a run: a row per usable image, the others named on standard error.
+    """Place images in the clusters of a run: a row per usable image; standard error names the others.
 
     Args:
-        reject: Cluster -1 for images far from every cluster, or in one marked as junk.
+        reject: Give cluster -1 to outliers and to images in junk clusters.
     """
     with _session(images, quiet, to_stderr=True) as (terminal, shared):
         from deepcluster.storage.run_folder import PREDICTIONS
@@ -163,7 +163,7 @@ def predict(
         skipped: list[dict[str, str]] = []
         predictions = _predictions(model, source, skipped, max_skipped, display=terminal, **shared)
         rows = _placed(model, predictions, reject, sizes)
-        first = list(islice(rows, 1))  # most errors come up here, before anything is written
+        first = list(islice(rows, 1))  # most errors occur here, before anything is written
         if not is_main_rank():  # its share is computed, and the main rank writes
             return
         terminal.say("Model", str(model.identity))
@@ -187,7 +187,7 @@ def embed(
     overwrite: bool = False,
     quiet: flags.Quiet = False,
 ) -> None:
-    """Write the reduced features of images: float32, a row per usable image, in the order of the .csv beside.
+    """Write the reduced features of images: float32, a row per usable image, in the order of the .csv beside it.
 
     Args:
         out: The .npy file to write; paths go to a .csv beside it.
@@ -214,7 +214,7 @@ def embed(
 
 @app.command
 def recut(run_: flags.RunArgument, /, *, k: flags.NumberOfClusters, output: flags.Output = flags.OUTPUT) -> None:
-    """Cut the features of a run into another number of groups, without training; clusters get new numbers."""
+    """Make another number of clusters from a run's features, without training; clusters get new numbers."""
     record = _check_run(run_)
     if record.images_count is not None:
         check_groups(k, record.images_count)
@@ -234,14 +234,14 @@ def apply(
     undo: bool = False,
     output: flags.Output = flags.OUTPUT,
 ) -> None:
-    """Merge, split, name and mark clusters and move images as edits.json says; numbers stay, and `predict` follows.
+    """Apply edits.json: merge, split, name and mark clusters, move images; other clusters keep their numbers.
 
     Args:
         edits: The edits.json that the report made; without it, the newest one for this run in the Downloads folder.
         undo: Take back the last apply or recut.
     """
     if edits is not None and undo:
-        raise UsageError("give an edits.json to apply, or --undo to take the last one back (not both)")
+        raise UsageError("give an edits.json to apply, or --undo to take back the last edits (not both)")
     record = _check_run(run_)
     path = None if undo else edits or newest_edits(run_, record)
     wanted = None if path is None else read_edits(path)
@@ -265,7 +265,7 @@ def update(
     max_skipped: flags.MaxSkipped = None,
     output: flags.Output = flags.OUTPUT,
 ) -> None:
-    """Add images to a finished run without training: they get places in its clusters, which keep numbers and names."""
+    """Add images to the clusters of a finished run, without training; clusters keep their numbers and names."""
     from deepcluster.storage.run_folder import open_run
 
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
@@ -285,7 +285,7 @@ def report(run_: flags.RunArgument, /, *, serve: bool = False, open_: flags.Open
     """Write the report.html of a run again.
 
     Args:
-        serve: Serve it to browsers on this machine: edits are applied at once, and a button sorts into folders.
+        serve: Serve it to browsers on this machine; edits are applied at once, and a button sorts into folders.
     """
     _check_run(run_)
     # A signal to a server is no error, also before it serves.
@@ -316,17 +316,17 @@ def similar(
     overwrite: flags.Overwrite = False,
     quiet: flags.Quiet = False,
 ) -> None:
-    """Find the images of a run that are most like one: path, cluster, name, similarity (the cosine of the features).
+    """List the images of a run most similar to one image: path, cluster, name, similarity (cosine of the features).
 
     Args:
         image: An image file, or the path of an image in clusters.csv.
-        n: How many.
+        n: Number of images.
     """
     from deepcluster.storage.run_folder import open_run
 
     _check_run(run_)
     if not os.path.lexists(image) and all(row["path"] != image for row in open_run(run_).read_clusters()):
-        raise DataError(f"{short(image)} is no file, and no path in {run_ / 'clusters.csv'}: name one of these")
+        raise DataError(f"{short(image)} is neither a file nor a path in {run_ / 'clusters.csv'}: give one of these")
     target = None if out == "-" else _output(Path(out), run_, image, overwrite)
     with Terminal(quiet, to_stderr=True):
         from deepcluster.runs.predict import SIMILAR
@@ -359,7 +359,7 @@ def evaluate(
         labels: folders (the labels of the source) or a CSV of path,label.
         protocol: See docs/protocols.md.
         train: Images that a protocol learns from, instead of those of the run.
-        seed: All random numbers depend on it.
+        seed: Seed of all random numbers.
     """
     kind = PROTOCOL_OPTIONS[protocol]
     options = read_options(kind, {**(protocol_flags or {}), **flags.read_assignments(set_)})
@@ -394,11 +394,11 @@ def export(
     given: Annotated[flags.ImageExportFlags | None, Parameter(name="*")] = None,
     quiet: flags.Quiet = False,
 ) -> None:
-    """Make something else of a run. Images are linked or copied, never moved, and originals are never changed.
+    """Export a run: folders, a data set, a table or an ONNX graph. Images are linked or copied, never moved or changed.
 
     Args:
-        to: What to make: images sorted into folders, a data set, a table, or a graph.
-        out: The folder or file to make; it must not be there yet, or be a folder that --overwrite may replace.
+        to: Images sorted into folders, a data set, a table, or a graph.
+        out: The folder or file to make; it must not exist yet, unless --overwrite may replace it.
     """
     chosen = given or {}
     of_images = to in flags.IMAGE_EXPORTS
@@ -416,12 +416,12 @@ def export(
 
 @app.command
 def recipes(name: str | None = None, /, *, options: bool = False) -> None:
-    """List the recipes, or print the options of one as TOML, with how it departs from what was published.
+    """List the recipes, or print the options of one as TOML, with its departures from the published one.
 
-    What `auto` and `classic` choose depends on the images: --dry-run.
+    The choices of `auto` and `classic` depend on the images: `fit --dry-run` prints them.
 
     Args:
-        options: List every option: the default (of v1), what it may be, what it is for.
+        options: List every option with its default (of v1), its values and its meaning.
     """
     if options:
         _print_options()
@@ -456,7 +456,7 @@ def fetch(
     """Download a published network for all later runs, into the cache of the Hugging Face Hub (HF_HOME).
 
     Args:
-        file: A file that was downloaded elsewhere, for machines without a connection.
+        file: Take this file instead, downloaded on another machine.
         list_: List the published networks with licence and origin.
     """
     if list_:
@@ -469,7 +469,7 @@ def fetch(
         if file is not None:
             from deepcluster.nets.network import build
 
-            build(backbone_of(name), image_size=224, weights=str(file))  # an error if it is not of this network
+            build(backbone_of(name), image_size=224, weights=str(file))  # an error if the file is for another network
             terminal.say("Weights", str(hub.keep_in_cache(name, file)))
             return
         about = PUBLISHED[name].description if name in PUBLISHED else "from the Hub"
@@ -480,12 +480,12 @@ def fetch(
 
 @app.command
 def doctor(
-    run_: Annotated[Path | None, Parameter(name="RUN", help="A run, whose state is printed instead.")] = None,
+    run_: Annotated[Path | None, Parameter(name="RUN", help="Print the state of this run instead.")] = None,
     /,
     *,
     as_json: flags.Json = False,
 ) -> None:
-    """Print what a run depends on: versions, device, threads, image formats, published networks that are here."""
+    """Print versions, device, threads, image formats and the published networks on this machine."""
     if run_ is not None:
         _check_run(run_)
         from deepcluster.runs.update import condition
@@ -512,7 +512,7 @@ def doctor(
 
 
 def _figure_lines(figures: "Iterable[NamedFigure]", values: "dict[str, Figure]") -> Iterator[str]:
-    """Yield a line per figure as they come, and put them into ``values``. Linear probes are a table of the layers."""
+    """Yield a line per figure as it arrives, and put it into ``values``. Linear probes are a table of the layers."""
     has_header = False
     for name, value in figures:
         values[name] = value
@@ -548,7 +548,7 @@ def _session(
 ) -> Iterator[tuple[Terminal, dict[str, Any]]]:
     """Yield a display that shows only on the main rank, and the keyword argument ``processes`` under torchrun.
 
-    These processes join before anything is checked, so that an error of one ends all at once. A process alone has no
+    These processes join before anything is checked, so that an error of one ends all at once. A single process has no
     such argument: it checks first and imports torch later.
     """
     if world_size() > 1 and images == "-":
@@ -570,8 +570,8 @@ def _check_run(run: Path, *, warned: bool = True) -> "RunRecord":
     record = read_state(run, lambda folder: folder.read_record())
     if warned and record.result == PRELIMINARY:
         errors.warn(
-            f"the result in {run} is preliminary, after {count(record.rounds or 0, 'round')}: going on replaces it,"
-            " with any edits (the command of the fit with --resume goes on)"
+            f"the result in {run} is preliminary, after {count(record.rounds or 0, 'round')}: the command of the"
+            " fit with --resume continues it, and replaces the result with any edits"
         )
     return record
 
@@ -600,7 +600,7 @@ def _files_read(run: Path, images: "Source | str") -> Iterator[Path]:
     from deepcluster.storage.state import own_files
 
     yield from (run / name for name in own_files(run))
-    if isinstance(images, str):  # an image, maybe by its path in the run, or features with their paths beside them
+    if isinstance(images, str):  # an image, perhaps by its path in the run, or features with their paths beside them
         place = Path(images)
         yield Path(open_run(run).read_record().location) / place
         yield from (place, place.parent / f"{place.stem}.csv", place.parent / f"{place.stem}.txt")
@@ -657,7 +657,7 @@ def _write_table(target: Path | None, write: Callable[[Any], None]) -> None:
 def _write_json(
     file: Any, rows: Iterable[Mapping[str, Any]], skipped: Sequence[Mapping[str, str]], model: "Identity"
 ) -> None:
-    """Write predictions as they come, an object a line, and after them the files that were ``skipped`` meanwhile."""
+    """Write an object per line: the predictions as they come, then the files that were ``skipped`` meanwhile."""
     names = {"run": model.run, "model": model.digest}
     for row in rows:
         numbers = {"distance": float(row["distance"]), "margin": float(row["margin"])}
@@ -695,7 +695,7 @@ def _print_result(folder: "RunFolder", output: flags.Output, command: str, *, ve
 
 
 def _next_commands(folder: Path, record: Mapping[str, Any], command: str) -> Iterator[str]:
-    """Yield commands for the shell that are usual after ``command``."""
+    """Yield shell commands that often follow ``command``."""
     run = shlex.quote(str(folder))
     others = [candidate["k"] for candidate in (record.get("candidates") or ())[1:]]
     if command == "fit" and others and not record.get("edits"):  # a recut would lose them
@@ -714,7 +714,7 @@ def _metric_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
 
 def _show_served(address: str, open_: bool) -> None:
     say(f"{'Report':9} {address}")
-    say(f"{'':9} Edits are applied at once. Ctrl-C ends the server, and so does an hour without a request.")
+    say(f"{'':9} Edits are applied at once. Ctrl-C or an hour without a request ends the server.")
     sys.stdout.flush()
     if open_:
         _open(address)
@@ -727,7 +727,7 @@ def _open(address: str) -> None:
 
 
 def _check_filled(arguments: list[str]) -> None:
-    """Raise UsageError if an argument is empty, as "$UNSET" in a script: no file or folder has such a name."""
+    """Raise UsageError if an argument is empty, such as "$UNSET" in a script: no file or folder has this name."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
         option = re.fullmatch(r"(--?[\w-]+)=", argument)
         if option or not argument:
@@ -736,7 +736,7 @@ def _check_filled(arguments: list[str]) -> None:
 
 
 def _check_shared(arguments: list[str]) -> None:
-    """Raise UsageError if every process of torchrun would do all of this command."""
+    """Raise UsageError under torchrun if the command does not share its work among processes."""
     name = next(iter(arguments), "-")
     alone = "fit --features" if name == "fit" and "--features" in arguments else name
     if world_size() > 1 and alone not in SHARED and not name.startswith("-"):

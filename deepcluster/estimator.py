@@ -81,11 +81,11 @@ class DeepCluster(_Base):
 
     Args:
         n_clusters: Number of clusters, or "auto".
-        recipe: A name, a .toml file, or a dict as such a file has it: {"base": "v1", "lr": 0.1}.
+        recipe: A name, a .toml file, or a dict with the content of one: {"base": "v1", "lr": 0.1}.
         backbone, weights, pseudo_labels, rounds, epochs, image_size, batch_size, lr: Options of the recipe
             (``deepcluster recipes --options``); None leaves them to it. ``backbone`` may be any module from images
-            in [0, 1], normalised as ImageNet's, to features, N x D, or maps: a copy is fitted, from the weights that it
-            has (weights="none": these are random, so it is trained from nothing).
+            in [0, 1], normalised as ImageNet's, to features, N x D, or maps. A copy of it is adapted; weights="none"
+            says that its weights are random, so the copy is trained from nothing.
         clustering, loss, optimizer: Steps of your own (docs/change-a-step.md): a ``ClusteringStep``, a ``Loss``, and a
             function from parameters to an optimizer; None leaves them to the recipe, as a name of a clustering does.
         options: A dict of any other options of the recipe.
@@ -96,10 +96,10 @@ class DeepCluster(_Base):
 
     Attributes:
         labels_: Clusters of the N usable images.
-        embedding_: N x d, their reduced features, as of ``transform``.
+        embedding_: N x d, their reduced features, as ``transform`` returns them.
         paths_: Their paths.
         skipped_: (path, reason) of images that could not be used.
-        cluster_centers_: K x d, the means of the fine centroids of a cluster.
+        cluster_centers_: K x d, the mean of the centroids of each cluster.
         n_clusters_: K.
         inertia_: Sum of the squared distances to the centers.
         verdict_: How stable the clusters are, in words, as the command prints it.
@@ -247,7 +247,7 @@ class DeepCluster(_Base):
         return placed
 
     def nearest(self, X: Any = None, n: int = 5) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Return the ``n`` images of the fit that are most like an image of X, for all of X.
+        """Return the ``n`` images of the fit that are most similar to each image of X.
 
         Args:
             X: Images; None: those of the fit, without the image itself.
@@ -271,7 +271,7 @@ class DeepCluster(_Base):
         return -_inertia(reduced, self._model.place(reduced).cluster, self._centers())
 
     def recut(self, n_clusters: int | str | None) -> Self:
-        """Make another number of groups of the same features, without training; clusters get new numbers."""
+        """Make another number of clusters from the same features, without training; clusters get new numbers."""
         self._check_run("recut")
         with self._display() as display:
             recut.recut(self.run_, _n_clusters(n_clusters), display, self._images_at_hand(), report=False)
@@ -305,15 +305,15 @@ class DeepCluster(_Base):
         Args:
             folder: A folder that ``fit`` or ``save`` made.
             device: As in the class.
-            backbone: The module, if the fit had one: the files have its weights, and no code. Without it everything
-                that needs images is a ModelError.
+            backbone: The module, if the fit had one: the files have its weights, but no code. Without it, everything
+                that needs images raises ModelError.
 
         Raises:
             ModelError: The model is missing or damaged.
             DiskError: The run folder is damaged.
         """
         if backbone is not None and not isinstance(backbone, nn.Module):
-            raise UsageError(f"backbone={backbone!r}: give the module of the fit; the files know a network by its name")
+            raise UsageError(f"backbone={backbone!r}: give the module of the fit; the files name other networks")
         loaded = cls(device=device, backbone=backbone)
         loaded._open(Path(folder))
         if hasattr(loaded, "run_"):  # with the parameters that make the same run

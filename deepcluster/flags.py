@@ -76,7 +76,7 @@ def short(text: str, most: int = 40) -> str:
 RunArgument = Annotated[Path, Parameter(name="RUN", help="The run folder that `deepcluster fit` made.")]
 if TYPE_CHECKING:
     PathText = str
-else:  # the parser takes the text as it is; Path lets the shell complete it
+else:  # the parser takes the text unchanged; Path lets the shell complete it
     PathText = str | Path
 AnyPath = Annotated[PathText, Parameter(allow_leading_hyphen=True)]
 ImagesArgument = Annotated[
@@ -96,7 +96,7 @@ OutOfTable = Annotated[AnyPath, Parameter(name=["-o", "--out"], help="A CSV file
 Overwrite = Annotated[bool, Parameter(help="Replace the file at -o.")]
 Assignments = Annotated[
     list[str] | None,
-    Parameter(name="--set", consume_multiple=True, help="OPTION=VALUE ... for any further option."),
+    Parameter(name="--set", consume_multiple=True, help="OPTION=VALUE ... for any other option."),
 ]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda or mps.", validator=check_device, group=MACHINE)]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], help="Print errors only.", group=MESSAGES)]
@@ -106,7 +106,7 @@ Json = Annotated[
 ]
 MaxSkipped = Annotated[
     int | None,
-    Parameter(validator=validators.Number(gte=0), help="More unusable files than this are an error; nothing is kept."),
+    Parameter(validator=validators.Number(gte=0), help="More unusable files than this are an error, with no output."),
 ]
 Open = Annotated[bool, Parameter(name="--open", help="Open the report in a browser.", group=MESSAGES)]
 
@@ -130,20 +130,20 @@ OUTPUT = Output()
 @Parameter(name="*")
 @dataclass(frozen=True)
 class FitFlags:
-    """Flags of ``fit`` that are no options of a recipe; all but the last two are fields of its Request.
+    """Flags of ``fit`` that are not options of a recipe; all but the last two are fields of its Request.
 
     Attributes:
         out: The run folder to make (default: runs/NAME-DATE).
-        labels: For metrics only: folders (or what comes with the source), or a CSV of path,label.
+        labels: Labels, for metrics only: folders (or those of the source), or a CSV of path,label.
         recipe: A name (see `deepcluster recipes`) or FILE.toml.
         time_limit: Finish within this time, with fewer rounds if needed: 90s, 30m, 2h.
         overwrite: Replace the run at -o.
         resume: Continue the run at -o from its last checkpoint.
         keep_checkpoints: Keep the last two checkpoints of the finished run.
         seed: The same seed gives the same bits on a CPU (on a GPU with --deterministic).
-        deterministic: On a GPU: only kernels whose results repeat bit for bit; some are slower.
+        deterministic: On a GPU, use only kernels whose results repeat bit for bit; some are slower.
         verbose: Print every choice with its reason, and the figures of the rounds.
-        log: tensorboard: the numbers of each round, in RUN/tensorboard.
+        log: tensorboard: write the figures of the rounds to RUN/tensorboard.
         dry_run: Print the plan with its time and memory, and stop.
         features: IMAGES are features: N x D numbers in an .npy file (paths in a .txt or .csv of the same name). They
             are grouped without a network.
@@ -177,7 +177,7 @@ class FitFlags:
 
     @property
     def request(self) -> dict[str, Any]:
-        """The values of the flags that a Request has."""
+        """The values of the flags that are fields of a Request."""
         return {name: value for name, value in vars(self).items() if name not in ("dry_run", "features")}
 
 
@@ -197,7 +197,7 @@ def _recipe_flags() -> dict[str, Any]:
 
 
 def _protocol_flags() -> dict[str, Any]:
-    """Return the flags of all protocols. A flag of several may mean something else to each."""
+    """Return the flags of all protocols. A flag of several protocols may differ in meaning."""
     types: dict[str, type] = {}
     meanings: dict[str, dict[str, list[str]]] = {}
     for protocol, kind in PROTOCOL_OPTIONS.items():
@@ -223,17 +223,17 @@ else:  # the flags that were given, by the name of their option
 
 
 class ImageExportFlags(TypedDict, total=False):
-    """The given flags of ``export`` that are for IMAGE_EXPORTS alone.
+    """The given flags of ``export`` that only IMAGE_EXPORTS use.
 
     Attributes:
-        mode: How images get there (default: folders take the first that works, imagefolder copies).
-        outliers: Images far from all others: in their cluster (keep, the default), apart, or left out.
-        duplicates: Nearly identical images: all (the default), or the best of them (first): the largest, then the
+        mode: How to place the images (default: folders: the first that works; imagefolder: copy).
+        outliers: Keep outliers in their cluster (the default), in folders of their own, or leave them out.
+        duplicates: Of nearly identical images take all (the default), or the best (first): the largest, then the
             sharpest.
-        overwrite: Replace the folder that an export made; files that are not of it stay.
+        overwrite: Replace a folder that an export made; other files in it stay.
         images: The images of the run, if they have moved since.
-        strip_metadata: Copies of images without EXIF (time, place), comments and the like (default: for imagefolder).
-        dry_run: Print what would be done, and stop.
+        strip_metadata: Copy images without EXIF (time, place), comments and the like (default: for imagefolder).
+        dry_run: Print what the export would do, and stop.
     """
 
     mode: Literal["symlink", "hardlink", "copy"]

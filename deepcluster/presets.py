@@ -18,7 +18,7 @@ from deepcluster.recipe import Recipe, read_options, read_toml
 IMAGES_PER_ROUND = 5000  # at least, if a network is trained from random weights
 TOTAL_IMAGES = 5_000_000  # at most, over all rounds
 PASSES = 90  # over the images, over all rounds
-MAX_EPOCHS = 50  # in a round: a handful of images would have thousands, at an optimizer step or more apiece
+MAX_EPOCHS = 50  # in a round: a handful of images would need thousands, of an optimizer step or more
 # px. A published network is the better start for images of 28 px (the smallest measured above 8 px) and more
 # (docs/decisions.md, "Photographs by default").
 MIN_PUBLISHED_SIDE = 28
@@ -33,13 +33,13 @@ Choices = dict[str, tuple[Any, str]]  # option: its value, and why
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts about the images that ``auto`` goes by: never labels, nor the name of a data set.
+    """Facts about the images that decide ``auto``'s choices: never labels or the name of a data set.
 
     Attributes:
         count: Number of images.
         short_side: Median of their shorter sides, px.
         grey: They have no colours.
-        n_clusters: Clusters wanted; None: to be chosen.
+        n_clusters: Requested number of clusters; None: to be chosen.
         device: cpu, cuda or mps.
         published: The published network that a run may start from, by its name in ``PUBLISHED``; empty: none.
     """
@@ -99,7 +99,7 @@ class Plan:
 
 
 def check_groups(n_clusters: int | None, count: int) -> None:
-    """Raise an error if so many images cannot have so many groups."""
+    """Raise an error if ``count`` images cannot have ``n_clusters`` groups."""
     if n_clusters is None:
         return
     if n_clusters < 1:
@@ -236,7 +236,7 @@ def v1_official(options: Given, facts: Facts) -> Plan:
             **_DEPARTURES_V1,
             "sobel": "the default of the released code; its main.sh and all released weights have it on",
             "rounds": "the default of the released code; the paper has 500",
-            "sampling": "image numbers taken for positions in a list sorted by cluster, so it does not balance",
+            "sampling": "image numbers taken for positions in a list sorted by cluster, which does not balance",
             "renumber": "occupied clusters are numbered anew for the classifier, and saved by their old numbers",
         },
     )
@@ -293,7 +293,7 @@ def v2(options: Given, facts: Facts) -> Plan:
     reasons = {"image_size": why_size}
     if clusters < 3000:
         reasons["pseudo_labels"] = "of at least 20 images; published: 3000"
-    # With another network nobody takes it for the published run.
+    # With another network it is clearly not the published run.
     return Plan(recipe, {**reasons, **(_DEPARTURES_V2 if "backbone" not in options else {})})
 
 
@@ -316,7 +316,7 @@ _DEPARTURES_V2 = {
 
 
 def auto(options: Given, facts: Facts) -> Plan:
-    """Chosen from the number, size and colour of the images, the network and weights given, and the device.
+    """Options chosen by the number, size and colour of the images, the given network and weights, and the device.
 
     Without weights: the parts of DeepCluster-v2 and a second loss that tells single images apart (SimCLR's), which
     counts as far as clusters still change from round to round: ``cluster_weight`` in history.csv is the other's share.
@@ -344,7 +344,7 @@ def classic(options: Given, facts: Facts) -> Plan:
     choices, _, backbone, pretrained = _sized({"weights": "", **options}, facts)
     choices |= {
         "dims": (0, "a sixteenth of the features, 32 to 256, of which the paper has 256 of 4,096"),
-        "empty": ("sample", "an empty cluster starts anew at a random image"),
+        "empty": ("sample", "an empty cluster restarts at a random image"),
         "tolerance": (0.1, "settled: about one image in ten still changes its fine cluster"),
     }
     if backbone not in PAPER_NETWORKS:

@@ -150,8 +150,8 @@ class Recipe(Options):
 
     backbone: str = _network(
         "alexnet",
-        "The convnet; photos, photos-ssl and photos-small are published ones with their weights; module: one of your"
-        " own (in Python).",
+        "The convnet; photos, photos-ssl and photos-small: published ones with their weights; module: your own (in"
+        " Python).",
         choices=("compact", "alexnet", "vgg16", *PUBLISHED, MODULE, "timm:NAME"),
         flag=True,
     )
@@ -179,7 +179,7 @@ class Recipe(Options):
     rotation: float = _views(0.0, "Largest rotation to either side, degrees.", high=180)
     colour: float = _views(0.0, "Strength of random brightness, contrast and saturation.", high=1)
     grey: float = _views(0.0, "Probability of a view without colour.", high=1)
-    small_views: int = _views(0, "Additional views, smaller and of smaller crops.", high=100)
+    small_views: int = _views(0, "Additional smaller views, of smaller crops.", high=100)
     small_size: int = _views(96, "Side of a small view, px.", low=8, high=4096)
     small_crop_min: float = _views(0.05, "Smallest area of the crop of a small view.", low=0.001, high=10)
     small_crop_max: float = _views(0.14, "Largest area of the crop of a small view.", low=0.001, high=10)
@@ -191,39 +191,39 @@ class Recipe(Options):
 
     features: str = _features(
         "pass",
-        "pass: of a pass over the images each round; memory: as computed in training.",
+        "pass: computed by a pass over the images each round; memory: kept from training.",
         choices=("pass", "memory"),
     )
-    reduce: bool = _features(True, "Reduce in the rounds too, and not only for the result.")
+    reduce: bool = _features(True, "Reduce the features in every round, not only for the result.")
     dims: int = _features(256, "Principal components kept; 0: a sixteenth of the features, 32 to 256.", high=10**5)
-    whitening: float = _features(1.0, "1: whiten; 0: plain PCA; between: leading directions weigh more.", high=1)
-    root: bool = _features(False, "Square roots of the features are reduced, with their signs and of length 1.")
+    whitening: float = _features(1.0, "1: whitening; 0: plain PCA; between: leading directions weigh more.", high=1)
+    root: bool = _features(False, "Reduce signed square roots of the features, scaled to length 1.")
 
     pseudo_labels: int = _clustering(
         10_000, "Number of fine clusters trained on, or auto.", low=1, flag=True, auto=True
     )
-    heads: int = _clustering(1, "Clusterings learnt at once.", low=1, high=100)
+    heads: int = _clustering(1, "Number of clusterings learnt at once.", low=1, high=100)
     head_growth: float = _clustering(
-        1.0, "Number of clusters of each clustering over that of the one before.", low=1, high=10
+        1.0, "Number of clusters of a clustering over that of the previous one.", low=1, high=10
     )
     clustering: str = _clustering(
-        "kmeans", "kmeans, or power iteration, which finds the number itself.", choices=("kmeans", "pic")
+        "kmeans", "kmeans, or power iteration, which chooses the number itself.", choices=("kmeans", "pic")
     )
     kmeans_iterations: int = _clustering(20, "Iterations of k-means.", low=1, high=10**4)
     kmeans_start: str = _clustering(
-        "random", "Start of k-means: a random sample, or the clusters before.", choices=("random", "previous")
+        "random", "Start of k-means: a random sample, or the previous clusters.", choices=("random", "previous")
     )
     spherical: bool = _clustering(False, "Centroids have length 1.")
     empty: str = _clustering(
         "split",
-        "Centroid of an empty cluster: next to a large cluster's, on a random image, or as faiss.",
+        "New centroid of an empty cluster: beside a large cluster's, on a random image, or as in faiss.",
         choices=("split", "sample", "faiss"),
         flag=True,
     )
 
     temperature: float = _head(
         0.0,
-        "0: a new linear classifier each round; else the cluster means are its weights, at this temperature.",
+        "0: a new linear classifier each round; above 0: the cluster means are its weights, at this temperature.",
         high=100,
     )
     projection_hidden: int = _head(0, "Hidden units of an MLP below the cluster means; 0: none.", high=10**5)
@@ -235,7 +235,7 @@ class Recipe(Options):
 
     sampling: str = _learning(
         "uniform",
-        "Draw images uniformly over clusters, as the released code, or each once.",
+        "Draw images uniformly over clusters, as the released code does, or each once.",
         choices=("uniform", "official", "none"),
     )
     batch_size: int = _learning(256, "Images in an optimizer step.", low=1, high=10**6, flag=True)
@@ -248,7 +248,7 @@ class Recipe(Options):
     weight_decay: float = _learning(1e-5, "Weight decay of SGD.", high=1)
     precision: str = _learning(
         "fp32",
-        "Type of the network's products; auto: bf16 if the processor has it.",
+        "Number type of the network's products; auto: bf16 if the processor supports it.",
         choices=("auto", "fp32", "bf16"),
         flag=True,
     )
@@ -260,7 +260,7 @@ class Recipe(Options):
     )
     average: float = _result(
         1.0,
-        "Share of the trained weights in the network of the result, beside those before training.",
+        "Share of the trained weights in the result; the rest are the weights before training.",
         high=1,
     )
 

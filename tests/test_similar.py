@@ -65,7 +65,7 @@ def test_the_image_is_never_replaced_by_the_table(finished, photos, capsys):
 @pytest.mark.parametrize(
     ("image", "options", "code", "message"),
     [
-        ("none.png", (), 3, "none.png is no file, and no path in"),
+        ("none.png", (), 3, "none.png is neither a file nor a path in"),
         ("{photos}", (), 2, "48 images: name one"),
         ("{photos}/bars", (), 2, "16 images: name one"),
         ("{tmp}/bad.png", (), 3, "not an image"),

@@ -383,7 +383,7 @@ function openMove(list, back = () => {}) {
   const from = new Set(list.map(i => root(where[i])));
   choose({
     title: `Move ${images(list.length)} to`, hint: imageData.step > 1
-      ? "These alone: the page has not all images. Whole groups are merged or split instead."
+      ? "Only these images move: the page does not hold all. To change a whole cluster, merge or split it."
       : "The other images of their clusters stay where they are.",
     others: roots().filter(number => sizeOf(number) && !(from.size === 1 && from.has(number))), made: nextFree(),
     done: target => {

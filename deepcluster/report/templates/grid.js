@@ -168,7 +168,7 @@ function fill(keep = false) {
   $("#images-title").textContent = `${gridSource.title()} · ${images(total)}`;
   const note = $("#images-sample");
   note.hidden = list.length >= total;
-  note.textContent = `Here are ${grouped(list.length)} of them: of so many images the page has one in ${imageData.step}.`;
+  note.textContent = `${grouped(list.length)} of them are shown: the page holds one image in ${imageData.step}.`;
   grid.show(list, keep);
 }
 

@@ -32,4 +32,4 @@ $("#told").textContent = sessionStorage.getItem("told");
 $("#told").hidden = !$("#told").textContent;
 sessionStorage.removeItem("told");
 $("#told").addEventListener("click", () => { $("#told").hidden = true; });
-$("#help .quiet").textContent = "Edits are applied at once. Undo takes the last one back.";
+$("#help .quiet").textContent = "Edits are applied at once. Undo takes back the last one.";
