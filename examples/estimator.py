@@ -1,4 +1,4 @@
-"""The estimator on images of your own: fit, look at the clusters, other numbers of them, new images, save and load.
+"""The estimator on your own images: fit, look at the clusters, change their number, place new images, save and load.
 
 python examples/estimator.py [FOLDER [ROUNDS]]    (a folder of images; without one, scikit-learn's digits)
 """

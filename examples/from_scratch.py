@@ -72,7 +72,7 @@ def uniform_sample(labels: Tensor, draws: int, random: torch.Generator) -> Tenso
 def optimizer_step(
     network: nn.Module, head: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
 ) -> float:
-    """Take one step of SGD on the cross-entropy of the pseudo-labels (equation 1), and return it."""
+    """Take one step of SGD on the cross-entropy of the pseudo-labels (equation 1), and return the loss."""
     loss = cross_entropy(head(network(images)), labels)
     optimizer.zero_grad()
     loss.backward()
@@ -115,7 +115,7 @@ def main(rounds: int = 10, seed: int = 0) -> None:
     digits = load_digits()
     images = torch.tensor(digits.images[:, None] / 8 - 1, dtype=torch.float32)
     truth = torch.tensor(digits.target)
-    torch.manual_seed(seed)  # of the network's first weights
+    torch.manual_seed(seed)  # for the network's initial weights
     network, before = backbone(), None
     optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
     for index in range(rounds):  # step 6: repeat
@@ -127,7 +127,7 @@ def main(rounds: int = 10, seed: int = 0) -> None:
         settled = nmi(labels, before) if before is not None else 0.0
         print(f"round {index}: loss {loss:.2f}, NMI to the last {settled:.3f}, to the digits {nmi(labels, truth):.3f}")
         before = labels
-    # Step 7: the result has as many clusters as one wants to see; a new image goes to the nearest centroid.
+    # Step 7: the result has the number of clusters that the user wants; a new image goes to the nearest centroid.
     reduced, random = whiten(features(network, images), DIMS), torch.Generator().manual_seed(seed)
     labels, _ = kmeans(reduced, reduced[torch.randperm(len(reduced), generator=random)[:10]], 50, random)
     print(f"result: NMI of 10 clusters to the digits {nmi(labels, truth):.3f}")

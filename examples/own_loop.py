@@ -1,4 +1,4 @@
-"""The loop in your own hands: iterate over the rounds, look at them, stop when you like.
+"""The loop in your own code: iterate over the rounds, look at their figures, stop when you like.
 
 python examples/own_loop.py [ROUNDS]
 """

@@ -1,4 +1,4 @@
-"""From a folder of photographs to groups that you can look at, search and use: what a first script of your own may do.
+"""From a folder of photographs to groups that you can look at, search and use: a model for your first script.
 
 python examples/photographs.py photos/ [GROUPS] [ROUNDS]     makes runs/photographs-N
 """
@@ -17,7 +17,7 @@ def main(photos: str, groups: int | None, rounds: int | None) -> None:
     dc.fit(photos, run=unused("runs/photographs"))
     print(f"{len(dc.paths_)} photographs in {dc.n_clusters_} clusters, {len(dc.skipped_)} files of no use")
 
-    # Rows of length 1: a product of two is how much they are alike, 1 at most.
+    # Rows of length 1: the product of two is their similarity, at most 1.
     paths, features = dc.paths_, dc.embedding_
     for cluster in range(dc.n_clusters_):
         own = np.flatnonzero(dc.labels_ == cluster)

@@ -1,4 +1,4 @@
-"""Place new images by hand with the model of a run: what `deepcluster predict` does, on arrays of your own.
+"""Place new images by hand with the model of a run: what `deepcluster predict` does, on your own arrays.
 
 python examples/use_the_model.py runs/digits
 """

@@ -1,6 +1,6 @@
 """Multi-label classification of PASCAL VOC 2007 with the network of a run, by the paper's settings.
 
-Of AlexNet and VGG-16 fc6 to fc8 are trained anew, of another network a new classifier; with --all every layer. Batch
+Train fc6 to fc8 of AlexNet and VGG-16 anew, of another network a new classifier; with --all every layer. Batch
 normalisation keeps its statistics. The figure is the mean over the classes of scikit-learn's average precision (not the
 11-point one of 2007), by the summed logits of 10 random crops. All images are kept in memory: 5 GB.
 
