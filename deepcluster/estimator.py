@@ -159,14 +159,14 @@ class DeepCluster(_Base):
         """Train and cluster.
 
         Args:
-            X: The images; unusable ones are left out with a DeepClusterWarning.
+            X: The images; unusable ones are skipped with a DeepClusterWarning.
             y: Ignored.
             run: The run folder to make; None: a temporary one, deleted with the estimator.
-            resume: Go on with ``run`` from its last checkpoint, with the same images, parameters and steps.
+            resume: Continue ``run`` from its last checkpoint, with the same images, parameters and steps.
             display: Shows every round (docs/python.md), besides the display of ``verbose``.
 
         Raises:
-            DeepClusterError: With what to do about it.
+            DeepClusterError: The message says what to do.
             ValueError: X is not a table of finite numbers.
         """
         n_clusters = _n_clusters(self.n_clusters)
@@ -210,14 +210,14 @@ class DeepCluster(_Base):
     def transform(self, X: Any, *, errors: Errors = "raise") -> npt.NDArray[np.float32]:
         """Return the reduced features of images, float32 N x d with rows of length 1; not distances to clusters.
 
-        An unusable image raises DataError, or with ``errors="coerce"`` gives a row of NaN.
+        An unusable image raises DataError; with ``errors="coerce"`` its row is NaN.
         """
         return self._measured(X, errors).reduced.numpy()
 
     def predict(self, X: Any, *, errors: Errors = "raise") -> npt.NDArray[np.int64]:
-        """Return the clusters of images; for those of the fit ``labels_``.
+        """Return the clusters of images; for the images of the fit these are ``labels_``.
 
-        An unusable image raises DataError, or with ``errors="coerce"`` gives -1.
+        An unusable image raises DataError; with ``errors="coerce"`` its cluster is -1.
         """
         reduced = self._measured(X, errors).reduced
         clusters, usable = torch.full((len(reduced),), -1), torch.isfinite(reduced[:, 0])
@@ -225,14 +225,14 @@ class DeepCluster(_Base):
         return clusters.numpy()
 
     def place(self, X: Any = None, *, errors: Errors = "raise") -> npt.NDArray[np.void]:
-        """Return the clusters of images with all that ``deepcluster predict`` writes about each.
+        """Return the columns of ``deepcluster predict`` for images.
 
         Args:
             X: Images; None: those of the fit.
             errors: As for ``predict``; a coerced row has cluster -1, NaN for numbers, and is no outlier.
 
         Returns:
-            A structured array, of which pandas.DataFrame makes a frame, with a row per image: path (a number without
+            A structured array (pandas.DataFrame accepts it) with a row per image: path (a number if there are no
             files), cluster, name, distance to the nearest centroid, margin (0: between two clusters) and is_outlier.
         """
         if X is None:
@@ -266,7 +266,7 @@ class DeepCluster(_Base):
         return similarities.numpy(), numbers.numpy()
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Return minus the sum of the squared distances to ``cluster_centers_``, as KMeans does."""
+        """Return the negative sum of the squared distances to ``cluster_centers_``, as KMeans does."""
         reduced = self._measured(X, "raise").reduced
         return -_inertia(reduced, self._model.place(reduced).cluster, self._centers())
 
@@ -288,7 +288,7 @@ class DeepCluster(_Base):
         return path
 
     def save(self, folder: str | Path) -> Path:
-        """Write what ``predict`` and ``transform`` need (config.json, model.safetensors), for ``load``."""
+        """Write the model (config.json and .safetensors files) for ``load``, and return the folder."""
         check_is_fitted(self)
         models.save(self._model, Path(folder))
         models.save_scale(self._table, Path(folder))
@@ -298,7 +298,7 @@ class DeepCluster(_Base):
     def load(
         cls, folder: str | Path, *, device: str | int | torch.device = "auto", backbone: nn.Module | None = None
     ) -> Self:
-        """Open a run folder (which ``recut`` then changes), or the folder of a model.
+        """Open a run folder (``recut`` then changes it), or the folder of a model.
 
         A model alone has only ``predict``, ``place``, ``transform``, ``score`` and ``save``.
 
@@ -316,7 +316,7 @@ class DeepCluster(_Base):
             raise UsageError(f"backbone={backbone!r}: give the module of the fit; the files name other networks")
         loaded = cls(device=device, backbone=backbone)
         loaded._open(Path(folder))
-        if hasattr(loaded, "run_"):  # with the parameters that make the same run
+        if hasattr(loaded, "run_"):  # with the parameters of that run
             seed = files.RunFolder(loaded.run_).read_record().seed
             loaded.set_params(recipe=str(loaded.run_ / "recipe.toml"), random_state=seed)
         loaded.set_params(n_clusters=loaded.n_clusters_)
@@ -335,7 +335,7 @@ class DeepCluster(_Base):
         return tags
 
     def _repr_html_(self) -> str:
-        """Return the clusters for a notebook; before a fit scikit-learn's diagram."""
+        """Return a picture of the clusters for notebooks; before a fit, scikit-learn's diagram."""
         if not hasattr(self, "run_"):
             return str(estimator_html_repr(self))
         folder = files.RunFolder(self.run_)
@@ -350,7 +350,7 @@ class DeepCluster(_Base):
         return {"text/plain": repr(self), **html}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Parameters and the bytes of files, no objects of torch; a copy gets its own run folder."""
+        """Return parameters and the bytes of files, no torch objects; a copy gets its own run folder."""
         state: dict[str, Any] = super().__getstate__()
         if not hasattr(self, "_model"):
             return state
@@ -382,10 +382,10 @@ class DeepCluster(_Base):
         return self.backbone if isinstance(self.backbone, nn.Module) else None
 
     def _recipe(self) -> tuple[str, dict[str, Any]]:
-        """Return the recipe's name, and the options given as parameters, in ``options`` or in a dict as recipe."""
+        """Return the recipe's name, and the options given as parameters, in ``options`` or in a dict as ``recipe``."""
         parameters = self.get_params(deep=False)
         given = {name: parameters.get(name) for name in declared(Recipe)}
-        objects = ("backbone", "clustering")  # which may be the user's own
+        objects = ("backbone", "clustering")  # may be the user's own objects
         options = {
             name: value
             for name, value in given.items()
@@ -403,7 +403,7 @@ class DeepCluster(_Base):
         return Terminal(quiet=False, verbose=self.verbose > 1) if self.verbose else nullcontext(Silent())
 
     def _open(self, folder: Path, temporary: Path | None = None, images: Images | None = None) -> None:
-        """Take over a run or a model; ``temporary`` goes with the estimator. ``images``: If no path leads to them."""
+        """Take over a run or a model; ``temporary`` is deleted with the estimator; ``images`` have no path."""
         delete_previous = getattr(self, "_end", None)
         self._end = weakref.finalize(self, _remove, temporary, os.getpid()) if temporary else None
         self._images = images

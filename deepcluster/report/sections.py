@@ -57,7 +57,7 @@ def check_rows(summary: Sequence[Row], clusters: Table) -> None:
 
 # Representatives depend on distances and margins, never on the pictures, so they are the same if the images have moved.
 def representatives(rows: Sequence[Row], count: int, *, medoid: str = "") -> list[tuple[Row, Kind]]:
-    """Return up to ``count`` of a cluster's rows with the reasons, in the order in which they are shown.
+    """Return up to ``count`` of a cluster's rows with the reasons, in display order.
 
     First the medoid (the row of path ``medoid``, else the nearest to the centroid), then diverse ones, spread over the
     ranks of the distance; then a quarter borderline ones, with the smallest margins, and a quarter outlying ones:
@@ -75,7 +75,7 @@ def representatives(rows: Sequence[Row], count: int, *, medoid: str = "") -> lis
     outlier = np.array([cell == "1" for cell in table.column("is_outlier")])
     ranked = np.lexsort((distances, outlier))
     medoids = np.array([path == medoid for path in table.column("path")])[ranked]
-    first = ranked[medoids.argmax()]  # the first of all, if none is called so
+    first = ranked[medoids.argmax()]  # the first row, if no path is the medoid's
     ranked = ranked[ranked != first]
 
     doubtful = ranked[margins[ranked] < math.inf]
@@ -108,7 +108,7 @@ def members_of(summary: Sequence[Row], clusters: Table) -> dict[str, Table]:
 def sections(
     shown: Sequence[Row], clusters: Table, picture: Picture, in_page: Sequence[int] = (), nouns: Sequence[Row] = ()
 ) -> list[Values]:
-    """Return the sections of the clusters; ``nearest`` is another one, which is on the page too if ``linked``.
+    """Return the sections of the clusters; ``nearest`` is another cluster, also on the page if ``linked``.
 
     ``shown`` are rows of the summary, ``clusters`` the usable rows of clusters.csv, ``in_page`` the numbers of those
     whose images the script has; ``picture`` and ``nouns`` are those of ``page.RunData``.
@@ -172,7 +172,7 @@ def suggested_name(rows: Table, noun_of: Mapping[str, tuple[str, float]]) -> str
 
 
 def fitting_noun(known: Sequence[tuple[str, float]]) -> tuple[str, float]:
-    """Return the noun with the largest mean probability over images; of an image its most probable noun counts."""
+    """Return the noun with the largest mean probability; only the most probable noun of an image counts."""
     sums: dict[str, float] = {}
     for noun, probability in known:
         sums[noun] = sums.get(noun, 0.0) + probability
@@ -193,7 +193,7 @@ def _frequent_labels(rows: Table) -> list[tuple[str, str]]:
 
 
 def suggestions(candidates: Sequence[Mapping[str, Any]], tree: Tree, images: int) -> list[Values]:
-    """Return the candidates of run.json, the best first, by the cuts of the merge tree; it may not reach them all.
+    """Return the candidates of run.json that the merge tree can give, as its cuts, the best first.
 
     ``groups`` has the size of the largest groups and the position on the sheet (-1: none) of their medoid; ``hidden``
     groups have no picture here.
@@ -213,9 +213,9 @@ def suggestions(candidates: Sequence[Mapping[str, Any]], tree: Tree, images: int
 
 
 def problems(skipped: Sequence[Row], clusters: Table, duplicates: Sequence[Row] | None) -> Values:
-    """Return the rows that the page shows, and how many there are in all.
+    """Return the rows that the page shows, and their total numbers.
 
-    ``duplicates`` has the images shown of the groups and their sizes; None if duplicates were not searched for.
+    ``duplicates`` has the shown images of each group and its size; None if the run did not search for duplicates.
     The arguments are rows of skipped.csv, the usable ones of clusters.csv, and those of duplicates.csv.
     """
 
