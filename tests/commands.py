@@ -17,43 +17,39 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
-SMALL = {
-    "-k": "3",
-    "--image-size": "16",
-    "--epochs": "1",
-    "--batch-size": "16",
-    "--pseudo-labels": "6",
-    "--seed": "5",
-    "--precision": "fp32",
-}
-SMALL_FIT = [*(word for option in SMALL.items() for word in option), "--quiet"]
 EARLY = (signal.SIGINT, signal.SIGTERM)  # kept back until a child listens
+
+
+def before_call(count: int, act: Callable[[], object]) -> Callable[[Any], Any]:
+    """Return a wrapper of functions: ``act`` is called before the count-th call of all that it wraps."""
+    calls: list[int] = []
+
+    def wrapped(original: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls.append(1)
+            if len(calls) == count:
+                act()
+            return original(*arguments, **options)
+
+        return call
+
+    return wrapped
 
 
 def trapped(what: str, where: str, count: int) -> None:
     """Let the count-th call of a function, or of any of several (with spaces between), send a signal to this process
     before it does its work."""
-    calls: list[int] = []
-
-    def counted(original: Any) -> Any:
-        def call(*arguments: Any, **options: Any) -> Any:
-            calls.append(1)
-            if len(calls) == count:
-                os.kill(os.getpid(), getattr(signal, what))
-            return original(*arguments, **options)
-
-        return call
-
+    wrapped = before_call(count, lambda: os.kill(os.getpid(), getattr(signal, what)))
     for place in where.split():
         module, _, name = place.partition(":")
-        owner: Any = importlib.import_module(module)
         *classes, name = name.split(".")
-        for name_of_class in classes:
-            owner = getattr(owner, name_of_class)
-        setattr(owner, name, counted(getattr(owner, name)))
+        owner: Any = reduce(getattr, classes, importlib.import_module(module))
+        setattr(owner, name, wrapped(getattr(owner, name)))
 
 
 def child(arguments: list[str], trap: list[Any] | None, errors: int) -> int:

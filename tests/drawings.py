@@ -1,5 +1,7 @@
 """Small images that have clusters: made here, so that no test needs a file from elsewhere."""
 
+import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,3 +39,12 @@ def save_drawings(folder: Path, count: int, size: int = 24, seed: int = 0) -> Pa
         (folder / str(kind)).mkdir(exist_ok=True, parents=True)
         Image.fromarray(image).save(folder / str(kind) / f"{i:02}.png")
     return folder
+
+
+def pack(shard: Path, members: Mapping[str, Path]) -> Path:
+    """Write a tar archive of files by the names of its members."""
+    shard.parent.mkdir(exist_ok=True)
+    with tarfile.open(shard, "w") as tar:
+        for name, path in members.items():
+            tar.add(path, name)
+    return shard

@@ -8,16 +8,16 @@ import os
 import random
 import re
 import shutil
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from deepcluster.errors import DeepClusterWarning, ModelError, NonFiniteError
 from deepcluster.learning.training import Learning, body_optimizer
@@ -25,18 +25,12 @@ from deepcluster.nets.network import build
 from deepcluster.records import State
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.plain_files import json_sha256
-from deepcluster.storage import checkpoint, run_folder
+from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import TENSOR, Checkpoint, Checkpoints, fitting, restored
 from deepcluster.storage.state import LOCK
 from tests.drawings import save_drawings
-from tests.helpers.runs import SAME, contents, left_behind, model_digest, record, small_fit
+from tests.helpers.runs import assert_same_result, contents, left_behind, record, small_fit
 from tests.tiny import flipped
-
-
-def state_in(checkpoint: Checkpoint) -> State:
-    """Its state with all rows (there are fewer than that)."""
-    return restored(checkpoint, Partition.single(1000))[0]
-
 
 KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "2"))
 ROUNDS = ("--rounds", "3")
@@ -49,30 +43,27 @@ def pictures(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(command, pictures, tmp_path_factory) -> tuple[Path, float]:
+def fit(command, pictures) -> Callable[..., str]:
+    """Fits the pictures in a process of its own, which must end with a code; returns what it says."""
+
+    def run_to_its_end(out: Path, *options: str, code: int = 0, trap: tuple[str, str, int] | None = None) -> str:
+        ended, said = command("fit", pictures, "-o", out, *OPTIONS, *options, trap=trap)
+        assert ended == code, said
+        return said
+
+    return run_to_its_end
+
+
+@pytest.fixture(scope="module")
+def whole(fit, tmp_path_factory) -> tuple[Path, float]:
     """A run without a break, and its seconds."""
     out = tmp_path_factory.mktemp("runs") / "whole"
     begin = time.perf_counter()
-    assert command("fit", pictures, "-o", out, *OPTIONS)[0] == 0
+    fit(out)
     return out, time.perf_counter() - begin
 
 
-def same(one: Path, other: Path) -> bool:
-    assert (other / "report.html").stat().st_size > 10_000
-    alike = all((one / name).read_bytes() == (other / name).read_bytes() for name in SAME)
-    return alike and model_digest(one) == model_digest(other)
-
-
-def finish(command, pictures, out) -> str:
-    code, said = command("fit", pictures, "-o", out, *OPTIONS, "--resume")
-    assert code == 0, said
-    return said
-
-
-# ---- kill -9 --------------------------------------------------------------------------------------------------------
-
-
-def test_killed_at_random_moments_it_ends_the_same(command, pictures, whole, tmp_path):
+def test_killed_at_random_moments_it_ends_the_same(command, pictures, fit, whole, tmp_path):
     """Killed again and again until it is done by itself; KILLS such runs, or as many kills."""
     wanted, seconds = whole
     chance, kills, out = random.Random(0), 0, tmp_path / "run"
@@ -82,11 +73,11 @@ def test_killed_at_random_moments_it_ends_the_same(command, pictures, whole, tmp
         while command("fit", pictures, "-o", out, *OPTIONS, "--resume", seconds=chance.uniform(0.05, seconds))[0] != 0:
             kills += 1
             if kills % 5 == 0:
-                finish(command, pictures, out)
+                fit(out, "--resume")
                 break
         else:  # if the first run was slow, as on a busy machine, kills would come after the end again and again
             seconds = min(seconds, time.perf_counter() - begin)
-        assert same(wanted, out)
+        assert_same_result(wanted, out)
         with run_folder.locked(out):  # a kill after the result leaves its lock to the next command that writes
             pass
         assert not left_behind(out)
@@ -105,58 +96,29 @@ PHASES = {
 }
 
 
-@pytest.mark.parametrize(
-    "phase",
-    [pytest.param(phase, marks=() if phase in ("training", "reading") else pytest.mark.slow) for phase in PHASES],
-)
-def test_a_signal_saves_and_ends_with_75(command, pictures, whole, tmp_path, phase):
+SLOW = {name: pytest.mark.slow for name in PHASES if name not in ("training", "reading")}
+
+
+@pytest.mark.parametrize("phase", [pytest.param(phase, marks=SLOW.get(phase, ())) for phase in PHASES])
+def test_a_signal_saves_and_ends_with_75(fit, whole, tmp_path, phase):
     out = tmp_path / "run"
-    name, where, count = PHASES[phase]
-    code, said = command("fit", pictures, "-o", out, *OPTIONS, trap=(name, where, count))
-    assert code == 75, said
-    assert said.count("\n") == 1 and said.startswith("error: stopped ") and said.rstrip().endswith("--resume")
+    assert re.fullmatch("error: stopped .* --resume\n", fit(out, code=75, trap=PHASES[phase]))
     if phase == "reading":  # the run has not begun
         assert not (out / "run.json").exists()
     else:
         assert record(out)["status"] == "stopped"
-    finish(command, pictures, out)
-    assert same(whole[0], out)
-
-
-def test_a_second_ctrl_c_ends_at_once(pictures, tmp_path):
-    """The first one is caught by something that cleans up forever."""
-    script = (
-        "import os, signal, sys, threading, time\n"
-        "import deepcluster.learning.training as learning\n"
-        "from deepcluster.cli import run_command\n"
-        "def forever(*_):\n"
-        "    for pause in (0.2, 0.7):\n"
-        "        threading.Timer(pause, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
-        "    try:\n"
-        "        while True: time.sleep(0.05)\n"
-        "    finally:\n"
-        "        print('cleaning up', flush=True)\n"
-        "        while True: time.sleep(0.05)\n"
-        "learning.Outputs = forever\n"
-        "sys.exit(run_command(sys.argv[1:]))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, "fit", str(pictures), "-o", str(tmp_path / "run"), *OPTIONS],
-        capture_output=True, text=True, timeout=100,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (130, "cleaning up\n")
+    fit(out, "--resume")
+    assert_same_result(whole[0], out)
 
 
 # ---- another run, other options, other images -----------------------------------------------------------------------
 
 
-def test_two_runs_in_one_folder(command, pictures, whole, tmp_path):
+def test_two_runs_in_one_folder(command, pictures, fit, whole, tmp_path):
     out = tmp_path / "run"
     with run_folder.locked(out, make=True):
         for more in ([], ["--resume"], ["--overwrite"]):
-            code, said = command("fit", pictures, "-o", out, *OPTIONS, *more)
-            assert code == 5
-            assert re.search(rf"{out} is in use by process {os.getpid()} on \S+: wait", said)
+            assert re.search(rf"{out} is in use by process {os.getpid()} on \S+: wait", fit(out, *more, code=5))
         assert command("report", whole[0])[0] == 0
     with run_folder.locked(whole[0]):
         assert command("report", whole[0])[0] == command("recut", whole[0], "-k", "3")[0] == 5
@@ -165,26 +127,23 @@ def test_two_runs_in_one_folder(command, pictures, whole, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def stopped(command, pictures, tmp_path_factory) -> Path:
+def stopped(fit, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "stopped"
-    assert command("fit", pictures, "-o", out, *OPTIONS, trap=PHASES["training"])[0] == 75
+    fit(out, code=75, trap=PHASES["training"])
     return out
 
 
 @pytest.fixture
 def copy_of(stopped, whole, tmp_path):
     """A copy of the run that is "stopped", or of the other one, which is "done"; or that "without checkpoints"."""
-    ignored = shutil.ignore_patterns("checkpoints")
-    return lambda state: Path(
-        shutil.copytree(
-            stopped if state == "stopped" else whole[0], tmp_path / "run", ignore=ignored if " " in state else None
-        )
-    )
 
+    def copied(state: str) -> Path:
+        run = Path(shutil.copytree(stopped if state == "stopped" else whole[0], tmp_path / "run"))
+        if state == "without checkpoints":
+            shutil.rmtree(run / "checkpoints")
+        return run
 
-@pytest.fixture
-def copied(copy_of) -> Path:
-    return copy_of("stopped")
+    return copied
 
 
 # The run goes on by its own recipe, whatever the recipe of a command that names few options would choose.
@@ -193,16 +152,14 @@ FEW = ["-k", "3", "--seed", "5", "-q"]
 
 def edit_keeping_the_time(path: Path) -> None:
     status = path.stat()
-    image = np.array(Image.open(path))
-    image[0, 0] = 255 - image[0, 0]
-    Image.fromarray(image).save(path)
+    ImageOps.invert(Image.open(path)).save(path)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def swap(one: Path, other: Path) -> None:
-    first, second = one.read_bytes(), other.read_bytes()
-    one.write_bytes(second)
-    other.write_bytes(first)
+    second = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(second)
 
 
 CHANGES = {
@@ -249,13 +206,19 @@ def test_another_fit_is_refused_and_changes_nothing(
     assert contents(run) == before  # run.json and recipe.toml, too
 
 
-def test_another_number_of_threads_is_said(command, pictures, copied):
+def forged(path: Path, change: Callable[[dict[str, Any]], object]) -> bytes:
+    """Return a checkpoint's JSON after a change of its content, with the digest that belongs to it."""
+    content = json.loads(path.read_bytes())
+    change(content)
+    del content["sha256"]
+    return json.dumps(content | {"sha256": json_sha256(content)}).encode()
+
+
+def test_another_number_of_threads_is_said(fit, copy_of):
+    copied = copy_of("stopped")
     for path in (copied / "checkpoints").glob("*.json"):
-        value = json.loads(path.read_text())
-        value["about"]["environment"]["threads"] = 7
-        del value["sha256"]
-        path.write_text(json.dumps(value | {"sha256": checkpoint.json_sha256(value)}))
-    said = finish(command, pictures, copied)
+        path.write_bytes(forged(path, lambda content: content["about"]["environment"].update(threads=7)))
+    said = fit(copied, "--resume")
     assert "may differ from that of an uninterrupted run: threads 7 then, 1 now" in said
     assert record(copied)["resumed"] == ["threads 7 then, 1 now"]
 
@@ -270,6 +233,12 @@ def test_a_finished_run_stays(pictures, whole, tmp_path, moved, options, ends):
 
 
 # ---- damaged checkpoints --------------------------------------------------------------------------------------------
+
+
+def state_in(checkpoint: Checkpoint | None) -> State:
+    """Its state with all rows (there are fewer than that)."""
+    assert checkpoint is not None
+    return restored(checkpoint, Partition.single(1000))[0]
 
 
 def a_state(round: int) -> State:
@@ -287,64 +256,35 @@ def checkpoints(tmp_path) -> Checkpoints:
     return folder
 
 
-def round_of(checkpoint: Checkpoint | None) -> int:
-    assert checkpoint is not None
-    return state_in(checkpoint).round
-
-
 def check_found(folder: Checkpoints, path: Path, contents: list[bytes]) -> None:
     """Each of the contents in place of a file of the later checkpoint is damage: there is only the one before."""
     before = path.read_bytes()
     for content in contents:
         path.write_bytes(content)
         with pytest.warns(DeepClusterWarning, match="going on from 000001, the one before"):
-            assert round_of(Checkpoints(folder.folder).latest()) == 1
+            assert state_in(folder.latest()).round == 1
     path.write_bytes(before)
-
-
-def later(folder: Checkpoints) -> list[Path]:
-    return [folder.folder / f"000002.{end}" for end in ("json", "safetensors")]
-
-
-def test_a_state_without_tensors_comes_back_without(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-    checkpoints.write(State(3), {"weight": torch.ones(2)}, {})
-    assert state_in(checkpoints.latest()) == State(3)
 
 
 @pytest.mark.parametrize("change", [{"optimizer": []}, {"optimizer": None}, {"round": 3}, {"settled": "1"}], ids=str)
 def test_odd_values_with_the_right_digest_are_damage(checkpoints, change):
-    path = later(checkpoints)[0]
-    content = json.loads(path.read_bytes())
-    content["state"] |= change
-    del content["sha256"]
-    check_found(checkpoints, path, [json.dumps(content | {"sha256": json_sha256(content)}).encode()])
+    path = checkpoints.folder / "000002.json"
+    check_found(checkpoints, path, [forged(path, lambda content: content["state"].update(change))])
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"state": {"0": {"momentum_buffer": {TENSOR: "nowhere"}}}},
-        {"state": {"0": {"momentum_buffer": {TENSOR: [1]}}}},
-        {"state": {"0": {"momentum_buffer": {TENSOR: "previous"}}}},
-        {"state": {"0": {"momentum_buffer": "x"}}},
-        {"state": []},
-        {"param_groups": []},
-        {"param_groups": [{"momentum": "x", "params": [0, 1]}]},
-        {"param_groups": None},
-    ],
-    ids=str,
-)
+ODD = [
+    {"state": {"0": {"momentum_buffer": buffer}}} for buffer in ("x", *({TENSOR: x} for x in ("x", [1], "previous")))
+]
+ODD += [{"state": []}, *({"param_groups": x} for x in ([], None, [{"momentum": "x", "params": [0, 1]}]))]
+
+
+@pytest.mark.parametrize("change", ODD, ids=str)
 def test_an_odd_state_of_the_optimizer_is_a_model_error(checkpoints, change):
     network, learning = build("compact", image_size=16), Learning()
-    optimizer = body_optimizer(network, learning)
-    checkpoints.write(replace(a_state(3), optimizer=optimizer.state_dict()), {}, {})
+    checkpoints.write(replace(a_state(3), optimizer=body_optimizer(network, learning).state_dict()), {}, {})
     assert body_optimizer(network, learning, state_in(checkpoints.latest()).optimizer)
     path = checkpoints.folder / "000003.json"
-    content = json.loads(path.read_bytes())
-    content["state"]["optimizer"] |= change
-    del content["sha256"]
-    path.write_text(json.dumps(content | {"sha256": json_sha256(content)}))
+    path.write_bytes(forged(path, lambda content: content["state"]["optimizer"].update(change)))
     checkpoint = checkpoints.latest()
     with pytest.raises(ModelError, match="does not fit this run"), fitting(checkpoints.folder):
         body_optimizer(network, learning, state_in(checkpoint).optimizer)
@@ -352,7 +292,7 @@ def test_an_odd_state_of_the_optimizer_is_a_model_error(checkpoints, change):
 
 def test_400_flipped_bits_and_200_truncations_are_found(checkpoints):
     chance = random.Random(0)
-    for path in later(checkpoints):
+    for path in checkpoints.folder.glob("000002.*"):
         content = path.read_bytes()
         places = [(chance.randrange(len(content)), chance.randrange(8)) for _ in range(200)]
         check_found(checkpoints, path, [flipped(content, place, bit) for place, bit in places])
@@ -367,20 +307,16 @@ def test_damaged_ones_do_not_push_out_those_written_after_them(checkpoints):
         path.write_text("{")
     for path, content in first.items():
         path.write_bytes(content)
-    again = Checkpoints(checkpoints.folder)
     with pytest.warns(DeepClusterWarning, match="going on from 000001"):
-        assert again.latest() is not None
-    again.write(a_state(2), {"weight": torch.ones(2)}, {})
-    assert sorted(path.stem for path in again.folder.glob("*.json")) == ["000001", "000002"]
-    assert round_of(Checkpoints(again.folder).latest()) == 2
+        checkpoints.latest()
+    checkpoints.write(a_state(2), {"weight": torch.ones(2)}, {})
+    assert sorted(path.stem for path in checkpoints.folder.glob("*.json")) == ["000001", "000002"]
+    assert state_in(checkpoints.latest()).round == 2
 
 
 def test_an_old_one_that_is_in_use_is_removed_later(checkpoints, monkeypatch):
-    def busy(path, missing_ok=False):
-        raise OSError(16, "Device or resource busy", str(path))
-
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", busy)
+        patch.setattr(Path, "unlink", Mock(side_effect=OSError(16, "Device or resource busy")))
         checkpoints.write(a_state(3), {"weight": torch.ones(2)}, {})
     assert len([*checkpoints.folder.glob("*.json")]) == 3
     checkpoints.write(a_state(4), {"weight": torch.ones(2)}, {})
@@ -388,46 +324,33 @@ def test_an_old_one_that_is_in_use_is_removed_later(checkpoints, monkeypatch):
 
 
 def test_a_lost_file(checkpoints):
-    later(checkpoints)[1].unlink()
+    (checkpoints.folder / "000002.safetensors").unlink()
     with pytest.warns(DeepClusterWarning, match=r"000002.json: 000002.safetensors is missing"):
-        Checkpoints(checkpoints.folder).latest()
+        checkpoints.latest()
     (checkpoints.folder / "000001.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"no checkpoint .* is whole \(.*000001.safetensors is missing") as error:
-        Checkpoints(checkpoints.folder).latest()
-    assert str(error.value).count("json: ") == 2 and error.value.exit_code == 4
-
-
-def test_a_link_in_place_of_the_checkpoints_is_refused(pictures, copied, tmp_path, ends):
-    shutil.move(copied / "checkpoints", tmp_path / "elsewhere")
-    (copied / "checkpoints").symlink_to(tmp_path / "elsewhere")
-    before = contents(tmp_path / "elsewhere")
-    assert "symbolic link" in ends(["fit", pictures, "-o", copied, *OPTIONS, "--resume"], 5)
-    assert contents(tmp_path / "elsewhere") == before
+    with pytest.raises(ModelError, match=r"no checkpoint .* is whole \(.*json: .*json: 000001.safetensors is missing"):
+        checkpoints.latest()
 
 
 def test_what_is_not_finite_is_not_written(checkpoints):
-    before = sorted(path.name for path in checkpoints.folder.iterdir())
+    before = contents(checkpoints.folder)
     with pytest.raises(NonFiniteError, match=r"network.weight has numbers that are not finite"):
         checkpoints.write(a_state(3), {"weight": torch.tensor([1.0, float("nan")])}, {})
-    assert before == sorted(path.name for path in checkpoints.folder.iterdir())
-
-
-# ---- a full disk ----------------------------------------------------------------------------------------------------
+    assert contents(checkpoints.folder) == before
 
 
 @pytest.mark.parametrize("sizes", [4, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_full_disk_at_some_sizes(command, pictures, whole, stopped, tmp_path, sizes):
+def test_a_full_disk_at_some_sizes(fit, whole, stopped, tmp_path, sizes):
     """No file may grow beyond a size: the run ends with 5, and what was written before is whole."""
     largest = max(path.stat().st_size for path in (stopped / "checkpoints").glob("*.safetensors"))
     for i in range(sizes):
         out = Path(shutil.copytree(stopped, tmp_path / f"run{i}"))
         size = 40_000 + (largest - 40_001) * i // (sizes - 1)
-        code, said = command("fit", pictures, "-o", out, *OPTIONS, "--resume", trap=("FSIZE", "", size))
-        assert code == 5, said
+        said = fit(out, "--resume", code=5, trap=("FSIZE", "", size))
         assert re.search(r"cannot write .*File too large.*; the checkpoint needs [0-9.]+ MB: make room", said)
         assert Checkpoints(out / "checkpoints").latest() is not None
         assert not list((out / "checkpoints").glob(".*"))
         if i % 5 == 0:
-            finish(command, pictures, out)
-            assert same(whole[0], out)
+            fit(out, "--resume")
+            assert_same_result(whole[0], out)
         shutil.rmtree(out)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch.optim import SGD
 
 from deepcluster import DeepCluster, flags
@@ -103,6 +104,7 @@ def test_every_other_flag_and_parameter_reaches_the_engine(asked, tmp_path):
     for name in ("n_clusters", "recipe", "device", "seed", "verbose"):
         assert getattr(request, name) == FLAGS[name]
     assert request.options == {"weights": tmp_path}
+    assert [asked(device=device).device for device in (1, torch.device("cpu"))] == ["cuda:1", "cpu"]
     assert asked(random_state=np.int64(3)).seed == 3
     assert asked(random_state=None).seed != asked(random_state=None).seed
     first, second, third = (asked(random_state=np.random.RandomState(seed)).seed for seed in (1, 1, 2))

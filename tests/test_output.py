@@ -4,10 +4,9 @@ import io
 import os
 import shutil
 import stat
-import tarfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,7 @@ from PIL import Image
 from deepcluster.storage import files as whole
 from deepcluster.storage.files import new_folder, write_output
 from deepcluster.storage.run_folder import open_run
-from tests.commands import Commands
-from tests.drawings import save_drawings
+from tests.drawings import pack, save_drawings
 from tests.helpers.runs import bystanders, change_record, contents, record, small_fit, state_of
 from tests.tiny import tiny_run
 
@@ -39,29 +37,28 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Image.fromarray(image).save(tmp_path / "photos" / f"{i}.png")
     np.save("photos.npy", pixels)
     Path("list.txt").write_text("photos/0.png\nphotos/1.png\n")
-    with tarfile.open("s0.tar", "w") as shard:
-        shard.add("photos/0.png")
+    pack(Path("s0.tar"), {"photos/0.png": Path("photos/0.png")})
     return tmp_path
 
 
 # What is there already is refused, and replaced with --overwrite; what is read is refused with it, too.
 THERE = {
-    "a file": (["predict", "run", "photos", "-o", "mine"], "exists already"),
-    "a link to a file": (["predict", "run", "photos", "-o", "link"], "exists already"),
-    "the .csv beside an array": (["embed", "run", "photos", "-o", "labels.npy"], "labels.csv exists already"),
-    "a .csv beside images": (["predict", "run", "photos.npy", "-o", "photos.csv"], "photos.csv exists already"),
-}  # fmt: skip
+    "a file": "predict run photos -o mine",
+    "a link to a file": "predict run photos -o link",
+    "the .csv beside an array": "embed run photos -o labels.npy",
+    "a .csv beside images": "predict run photos.npy -o photos.csv",
+}
 READ = {
-    "the paths of features": ["predict", "given", "photos.npy", "-o", "photos.csv"],
-    "an image": ["predict", "run", "photos", "-o", "photos/0.png"],
-    "an image on standard input": ["predict", "run", "-", "-o", "photos/1.png"],
-    "the image": ["predict", "run", "photos/0.png", "-o", "photos/0.png"],
-    "a hard link to an image": ["predict", "run", "list.txt", "-o", "hard.csv"],
-    "the list": ["predict", "run", "list.txt", "-o", "./list.txt"],
-    "a shard": ["predict", "run", "s{0..0}.tar", "-o", "s0.tar"],
-    "the array": ["embed", "run", "photos.npy", "-o", "photos.npy"],
-    "the run": ["predict", "run", "photos", "-o", "run/run.json"],
-    "the model": ["predict", "run", "photos", "-o", "run/model/config.json"],
+    "the paths of features": "predict given photos.npy -o photos.csv",
+    "an image": "predict run photos -o photos/0.png",
+    "an image on standard input": "predict run - -o photos/1.png",
+    "the image": "predict run photos/0.png -o photos/0.png",
+    "a hard link to an image": "predict run list.txt -o hard.csv",
+    "the list": "predict run list.txt -o ./list.txt",
+    "a shard": "predict run s{0..0}.tar -o s0.tar",
+    "the array": "embed run photos.npy -o photos.npy",
+    "the run": "predict run photos -o run/run.json",
+    "the model": "predict run photos -o run/model/config.json",
 }
 
 
@@ -75,30 +72,21 @@ def before(place: Path) -> dict[str, bytes | Path]:
     return contents(place)
 
 
-@pytest.mark.parametrize("name", THERE)
-def test_what_is_there_is_replaced_by_overwrite_alone(
-    place: Path, before: Mapping[str, object], name: str, ends: Ends, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments, said = THERE[name]
+@pytest.mark.parametrize("name", THERE | READ)
+def test_what_is_there_is_replaced_by_overwrite_alone_and_what_is_read_never(place, before, name, ends, monkeypatch):
+    arguments = (THERE | READ)[name].split()
     with monkeypatch.context() as patch:  # it is refused before anything is computed
-        patch.setattr("deepcluster.runs.predict.predict", lambda *_, **__: pytest.fail("it went to work"))
-        assert said in ends([*arguments, "-q"], 5)
+        if name != "an image on standard input":  # whose paths are known when the work has begun
+            patch.setattr("deepcluster.runs.predict.predict", lambda *_, **__: pytest.fail("it went to work"))
+        for options, code in (([], 5), (["--overwrite"], 2)) if name in READ else (([], 5),):
+            patch.setattr("sys.stdin", io.StringIO("photos/0.png\nphotos/1.png\n"))
+            said = ends([*arguments, *options, "-q"], code)
+            assert ("one of the files that are read" if options else "exists already") in said
     assert contents(place) == before
-    assert ends([*arguments, "--overwrite", "-q"], 0) == ""
-    changed = {name for name, content in contents(place).items() if before.get(name) != content}
-    assert changed == {Path(arguments[-1]).name} | ({"labels.csv"} if arguments[0] == "embed" else set())
-
-
-@pytest.mark.parametrize("name", READ)
-def test_what_is_read_is_never_replaced(
-    place: Path, before: Mapping[str, object], name: str, ends: Ends, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if name != "an image on standard input":  # whose paths are known when the work has begun
-        monkeypatch.setattr("deepcluster.runs.predict.predict", lambda *_, **__: pytest.fail("it went to work"))
-    for options, code, said in ((["--overwrite"], 2, "one of the files that are read"), ([], 5, "exists already")):
-        monkeypatch.setattr("sys.stdin", io.StringIO("photos/0.png\nphotos/1.png\n"))
-        assert said in ends([*READ[name], *options, "-q"], code)
-    assert contents(place) == before
+    if name in THERE:
+        assert ends([*arguments, "--overwrite", "-q"], 0) == ""
+        changed = {name for name, content in contents(place).items() if before.get(name) != content}
+        assert changed == {arguments[-1]} | ({"labels.csv"} if arguments[0] == "embed" else set())
 
 
 NO_FILE = {
@@ -116,7 +104,7 @@ NO_FILE = {
 
 
 @pytest.mark.parametrize("out", NO_FILE.values(), ids=NO_FILE)
-def test_a_place_where_no_file_can_be(place: Path, out: str, ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_where_no_file_can_be(place, out, ends, monkeypatch):
     Path("nowhere").symlink_to("missing")
     Path("round").symlink_to("round")
     monkeypatch.setattr("deepcluster.runs.predict.predict", lambda *_, **__: pytest.fail("it went to work"))
@@ -125,8 +113,7 @@ def test_a_place_where_no_file_can_be(place: Path, out: str, ends: Ends, monkeyp
     assert contents(place) == before
 
 
-@pytest.mark.parametrize("out", ["empty.csv", "x" * 251 + ".csv", "null", "log", "full"])
-def test_what_may_be_written(place: Path, out: str, ends: Ends) -> None:
+def test_what_may_be_written(place, ends):
     """An empty file (of mktemp), a name of 255 bytes, devices, an open file by its number (as /dev/stdout)."""
     Path("empty.csv").touch()
     for device in ("null", "full"):  # by a link, lest a failure of this test harms the machine
@@ -134,17 +121,16 @@ def test_what_may_be_written(place: Path, out: str, ends: Ends) -> None:
     with Path("log").open("w") as log:
         log.write("a line\n")
         log.flush()
-        target = f"/proc/self/fd/{log.fileno()}" if out == "log" else out
-        said = ends(["predict", "run", "photos", "-o", target, "-q"], 5 if out == "full" else 0)
-    assert said == "" or "cannot write full (No space left" in said
-    if out in ("null", "full"):
-        assert Path(out).is_symlink()
-    else:
-        assert Path(out).read_bytes().startswith((b"a line\n" if out == "log" else b"") + ROW)
+        for out in ("empty.csv", "x" * 251 + ".csv", "null", f"/proc/self/fd/{log.fileno()}"):
+            assert ends(["predict", "run", "photos", "-o", out, "-q"], 0) == ""
+    assert "No space left" in ends(["predict", "run", "photos", "-o", "full", "-q"], 5)
+    assert Path("null").is_symlink() and Path("full").is_symlink()
+    for out, begin in (("empty.csv", b""), ("x" * 251 + ".csv", b""), ("log", b"a line\n")):
+        assert Path(out).read_bytes().startswith(begin + ROW)
 
 
 @pytest.mark.parametrize("name", ["fifo", "link"])
-def test_a_fifo_is_written_into(place: Path, name: str, ends: Ends) -> None:
+def test_a_fifo_is_written_into(place, name, ends):
     """An array too: numpy would write to the number of a real file, and ask where in it it is."""
     os.mkfifo("fifo")
     Path("link").symlink_to("fifo")
@@ -163,10 +149,7 @@ def test_a_fifo_is_written_into(place: Path, name: str, ends: Ends) -> None:
     assert received[1] == Path("file.npy").read_bytes()
 
 
-# ---- files that are written whole -----------------------------------------------------------------------------------
-
-
-def test_a_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:
+def test_a_file_has_the_permissions_of_any_other(tmp_path):
     whole.write_whole(tmp_path / "a", lambda file: file.write("x"))
     (tmp_path / "b").touch()
     with new_folder(tmp_path / "c"):
@@ -176,10 +159,6 @@ def test_a_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:
     assert modes[0] == modes[1] and modes[2] == modes[3]
 
 
-# ---- a fit into a folder that has a run: it stays until there is another one, and the user's files always do ---------
-
-
-FAST = small_fit("--rounds", "0")
 TRAINED = small_fit("--rounds", "2")
 
 
@@ -189,7 +168,7 @@ def clusters_of(run: Path) -> object:
     return state and state["clusters"]
 
 
-def test_overwrite_leaves_files_that_are_not_of_the_run(run: Path, ends: Ends) -> None:
+def test_overwrite_leaves_files_that_are_not_of_the_run(run, ends):
     """Also the images that are clustered, in the run folder."""
     mine = bystanders(run, write=True)
     images = save_drawings(run / "images-originals", 8, 16)
@@ -200,55 +179,45 @@ def test_overwrite_leaves_files_that_are_not_of_the_run(run: Path, ends: Ends) -
 
 
 STARTS = {
-    "an image as weights": (["--backbone", "compact", "--weights", "{image}"], 4),
+    "a text as weights": (["--backbone", "compact", "--weights", "{image}"], 4),
     "a missing device": (["--device", "cuda:99"], 2),
     "too few usable images": (["-k", "48"], 3),
 }
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_a_failed_start_leaves_the_old_run(run: Path, photos: Path, tmp_path: Path, ends: Ends, start: str) -> None:
+def test_a_failed_start_leaves_the_old_run(run, photos, tmp_path, ends, start):
     options, code = STARTS[start]
-    images = Path(shutil.copytree(photos, tmp_path / "images"))
-    image = next(images.rglob("*.png"))
-    if "usable" in start:
-        image.write_text("no image")
-    before = contents(run)
+    images, before = Path(shutil.copytree(photos, tmp_path / "images")), contents(run)
+    (image := next(images.rglob("*.png"))).write_text("no image")
     given = [option.format(image=image) for option in options]
     ends(["fit", images, "-o", run, *small_fit("--rounds", "0", *given), "--overwrite"], code)
     assert contents(run) == before
 
 
-@pytest.mark.parametrize("link", [False, True])
-def test_images_that_would_be_removed_are_refused(
-    run: Path, photos: Path, tmp_path: Path, ends: Ends, link: bool
-) -> None:
+def test_images_that_would_be_removed_are_refused(run, photos, tmp_path, ends):
     """IMAGES inside the files that --overwrite replaces."""
-    image = run / "thumbnails.webp"
-    if link:
-        (tmp_path / "a link.png").symlink_to(image)
-        image = tmp_path / "a link.png"
-    (tmp_path / "list.txt").write_text(f"{image}\n{next(photos.rglob('*.png'))}\n")
-    before = contents(run)
-    assert "is one of IMAGES" in ends(["fit", tmp_path / "list.txt", "-o", run, "-k", "2", "-q", "--overwrite"], 2)
-    assert contents(run) == before
+    before, images = contents(run), tmp_path / "list.txt"
+    (tmp_path / "a link.png").symlink_to(run / "thumbnails.webp")
+    for image in (run / "thumbnails.webp", tmp_path / "a link.png"):
+        images.write_text(f"{image}\n{photos}/bars/00.png\n")
+        assert "is one of IMAGES" in ends(["fit", images, "-o", run, "-k", "2", "-q", "--overwrite"], 2)
+        assert contents(run) == before
 
 
-def test_run_folders_are_no_images(tmp_path: Path, ends: Ends) -> None:
+def test_run_folders_are_no_images(tmp_path, ends):
     """`cd photos; deepcluster fit .` twice."""
     images = save_drawings(tmp_path / "in", 8, 16)
     for name in ("a", "b"):
-        ends(["fit", images, "-o", images / "runs" / name, *FAST], 0)
+        ends(["fit", images, "-o", images / "runs" / name, *small_fit("--rounds", "0")], 0)
     one, other = (open_run(images / "runs" / name).read_rows("clusters.csv") for name in ("a", "b"))
     assert one == other and len(one) == len([*images.glob("*/*.png")])
-    ends(["fit", images / "runs" / "a", "-o", tmp_path / "r", *FAST], 3)
+    ends(["fit", images / "runs" / "a", "-o", tmp_path / "r", "-q"], 3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGKILL"])
-def test_stopped_while_it_reads_the_old_run_stays_and_no_resume_is_advised(
-    command: Commands, run: Path, photos: Path, signal: str
-) -> None:
+def test_stopped_while_it_reads_the_old_run_stays_and_no_resume_is_advised(command, run, photos, signal):
     """--resume would take the old run for the one that was asked for."""
     arguments = ["fit", photos, "-o", run, *small_fit("-k", "2", "--rounds", "0"), "--overwrite"]
     code, said = command(*arguments, trap=(signal, "deepcluster.images.store:square", 5))
@@ -260,17 +229,15 @@ def test_stopped_while_it_reads_the_old_run_stays_and_no_resume_is_advised(
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_another_run_is_refused(
-    fitted: Callable[..., Path], run: Path, photos: Path, tmp_path: Path, ends: Ends
-) -> None:
+def test_a_checkpoint_of_another_run_is_refused(fitted, run, photos, tmp_path, ends):
     """Of the same size, options and seed."""
     other, others = tmp_path / "other", Path(shutil.copytree(photos, tmp_path / "others"))
     for image in others.rglob("*.png"):
         Image.open(image).rotate(90).save(image)
     ends(["fit", others, "-o", other, *TRAINED, "--keep-checkpoints"], 0)
-    stopped = Path(shutil.copytree(fitted("--rounds", "2"), tmp_path / "stopped"))
+    ignored = shutil.ignore_patterns("checkpoints")
+    stopped = Path(shutil.copytree(fitted("--rounds", "2"), tmp_path / "stopped", ignore=ignored))
     change_record(stopped, status="stopped")
-    shutil.rmtree(stopped / "checkpoints")
     shutil.copytree(other / "checkpoints", stopped / "checkpoints")
     before = contents(stopped)
     said = ends(["fit", photos, "-o", stopped, *TRAINED, "--resume"], 4)
@@ -279,7 +246,7 @@ def test_a_checkpoint_of_another_run_is_refused(
 
 
 @pytest.mark.slow
-def test_more_than_3000_groups(tmp_path: Path, ends: Ends) -> None:
+def test_more_than_3000_groups(tmp_path, ends):
     np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 255, (3010, 8, 8, 3), dtype=np.uint8))
     run, options = tmp_path / "run", ["--image-size", "8", "--rounds", "0", "--precision", "fp32", "-q"]
     ends(["fit", tmp_path / "a.npy", "-o", run, "-k", "5", *options], 0)

@@ -1,4 +1,4 @@
-"""Several ranks: what they exchange, their checkpoints, and every collective against one process that has all rows."""
+"""Several ranks: what they exchange, their checkpoints, every collective against one process, and whole runs."""
 
 import ast
 import runpy
@@ -17,22 +17,29 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import deepcluster
+from deepcluster.algorithm import conclude
 from deepcluster.clustering.agreement import compared, drift
 from deepcluster.clustering.kmeans import KMeans, kmeans, means
 from deepcluster.clustering.outliers import fit_outliers
 from deepcluster.clustering.pic import power_iteration
 from deepcluster.clustering.whitening import Reduction, Whitening, whiten
-from deepcluster.errors import DeepClusterWarning, DiskError, NonFiniteError
+from deepcluster.errors import DeepClusterWarning, DiskError, NonFiniteError, Stopped
 from deepcluster.evaluation import FewLabelsOptions, LinearOptions, few, linear
 from deepcluster.evaluation.common import Labelled, ProbeTask
 from deepcluster.groups.cut import Cut, cut
 from deepcluster.groups.tree import Tree, medoids_of, merge_tree
+from deepcluster.images import Source
+from deepcluster.images.decode import Undecodable
 from deepcluster.images.duplicates import near_duplicates
+from deepcluster.images.store import read_once
 from deepcluster.images.views import Augmentation, fixed_view
+from deepcluster.learning import features, training
 from deepcluster.learning.heads import CentroidHead, CrossEntropy, Head, Loss, Outputs, WithInstances, new_linear_head
 from deepcluster.nets.network import Network, build
 from deepcluster.place import Place
@@ -41,18 +48,23 @@ from deepcluster.report import pictures
 from deepcluster.runs import evaluate as evaluating
 from deepcluster.runs import fit as run
 from deepcluster.runs import rows as samples
+from deepcluster.runs.build import Steps
+from deepcluster.runs.predict import Prediction, predict
 from deepcluster.runs.result import metrics, place_rows, summary_rows
 from deepcluster.runs.rows import Rows, sample_of
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.seeding import generator
+from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.checkpoint import Checkpoints, restored
-from tests.helpers.shared import OPTIONS, pixels
+from deepcluster.storage.checkpoint import FEATURES, Checkpoints, restored
+from tests.helpers.runs import record
+from tests.helpers.shared import OPTIONS, files_of, pixels
 from tests.loop import learn, loop
 from tests.pages import ROOT as REPOSITORY
-from tests.test_fit_shared import predicted, small_network
-from tests.tiny import tiny_run
+from tests.ranks import Ranks
+from tests.test_own_steps import STEPS
+from tests.tiny import flipped, tiny_run
 
 # ---- exchanges ------------------------------------------------------------------------------------------------------
 
@@ -83,62 +95,42 @@ def test_rows_get_to_where_they_are_wanted(ranks, data):
     table = torch.arange(total * torch.Size(tail).numel()).view(total, *tail).to(kind)
     some = st.lists(st.integers(0, total - 1), max_size=6).map(lambda rows: torch.tensor(rows, dtype=torch.int64))
     wanted = [data.draw(some) for _ in range(count)]
-    found = ranks[count](exchanged, table, sizes, wanted)
-    for rank, each in enumerate(found):
-        begin = sum(sizes[:rank])
-        assert torch.equal(each["whole"], table)
-        assert torch.equal(each["first"], table if rank == 0 else table[:0])
-        assert torch.equal(each["at"], table[wanted[0]])
-        assert torch.equal(each["fetched"], table[wanted[rank]])
-    # Every value arrives once, at the process that has its row, those of one process in their order.
-    arrived = [
-        (row, value) for each in found for row, value in zip(each["places"].tolist(), each["values"], strict=True)
-    ]
+    arrived = []
+    for rank, exchange in enumerate(ranks[count](exchanged, table, sizes, wanted)):
+        assert torch.equal(exchange["whole"], table)
+        assert torch.equal(exchange["first"], table if rank == 0 else table[:0])
+        assert torch.equal(exchange["at"], table[wanted[0]])
+        assert torch.equal(exchange["fetched"], table[wanted[rank]])
+        own, places = range(sum(sizes[:rank]), sum(sizes[: rank + 1])), exchange["places"].tolist()
+        assert all(row in own for row in places)
+        arrived += zip(places, exchange["values"], strict=True)
     assert sorted(row for row, _ in arrived) == sorted(torch.cat(wanted).tolist())
     assert all(torch.equal(value, (table + 100)[row]) for row, value in arrived)
-    for rank, each in enumerate(found):
-        begin = sum(sizes[:rank])
-        assert all(begin <= row < begin + sizes[rank] for row in each["places"].tolist())
-
-
-def told(processes: Processes, values: list[int]) -> tuple[object, ...]:
-    own = torch.tensor([values[processes.rank]])
-    return (
-        processes.all_reduce(own).item(),
-        processes.any(values[processes.rank] > 2),
-        processes.all_gather_json(values[processes.rank]),
-        processes.gather_json(values[processes.rank]),
-        processes.broadcast_json(lambda: values[processes.rank]),
-        list(processes.part(7)),
-    )
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_what_all_are_told(ranks, count):
-    values = [1, 2, 3][:count]
-    found = ranks[count](told, values)
-    assert [each[0] for each in found] == [sum(values)] * count
-    assert [each[1] for each in found] == [count == 3] * count
-    assert [each[2] for each in found] == [values] * count
-    assert [each[3] for each in found] == [values if rank == 0 else [] for rank in range(count)]
-    assert [each[4] for each in found] == [1] * count
-    assert [thing for each in found for thing in each[5]] == list(range(7))
 
 
 VALUE = {"": None, "flags": [True, False], "path": "b\udcff/\u00e4\n", "whole": 2**70, "none": []}
 FLOATS = [0.1, -0.0, 1e-320, float("inf"), 2 / 3]
 
 
-def worded(processes: Processes) -> tuple[object, ...]:
+def told(processes: Processes) -> tuple[object, ...]:
     own = {**VALUE, "rank": processes.rank}
-    return processes.all_gather_json(own), processes.gather_json(FLOATS), processes.broadcast_json(lambda: own)
+    return (
+        processes.all_reduce(torch.tensor([processes.rank])).item(),
+        processes.any(processes.rank > 1),
+        processes.all_gather_json(own),
+        processes.broadcast_json(lambda: own),
+        repr(processes.gather_json(FLOATS)),
+        list(processes.part(7)),
+    )
 
 
-def test_json_comes_through_as_it_was(ranks):
-    for rank, (every, at_first, first) in enumerate(ranks[3](worded)):
-        assert every == [{**VALUE, "rank": each} for each in range(3)]
-        assert repr(at_first) == repr([FLOATS] * 3 if rank == 0 else [])
-        assert first == {**VALUE, "rank": 0}
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_what_all_are_told(ranks, count):
+    answers = ranks[count](told)
+    every = [{**VALUE, "rank": rank} for rank in range(count)]
+    assert [answer[:4] for answer in answers] == [(sum(range(count)), count == 3, every, every[0])] * count
+    assert [answer[4] for answer in answers] == [repr([FLOATS] * count), *["[]"] * (count - 1)]
+    assert [row for answer in answers for row in answer[5]] == list(range(7))
 
 
 def tensors_of_first(processes: Processes, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -200,25 +192,16 @@ def reading(processes: Processes, folder: Path) -> State:
 def test_what_some_write_any_number_read(ranks, tmp_path, then, now):
     folder = tmp_path / "checkpoints"
     ranks[then](writing, folder, 2)
-    names = {path.name for path in folder.glob("*.safetensors")}
-    assert names == {f"000002{f'-{rank}' if rank else ''}.safetensors" for rank in range(then)}
+    names = [f"000002{f'-{rank}' if rank else ''}.safetensors" for rank in range(then)]
+    written = {path.name: load_file(path) for path in folder.glob("*.safetensors")}
+    assert written.keys() == {*names} and [len(written[name][FEATURES]) for name in names] == [*SIZES[then]]
+    assert all(written[name].keys() == {FEATURES} for name in names[1:])  # the rest is the same on all
     whole = state()
     for rank, found in enumerate(ranks[now](reading, folder)):
         own = Partition(Processes(rank, now), SIZES[now]).local
         assert (found.round, found.settled) == (2, 1)
         assert torch.equal(found.previous, whole.previous) and torch.equal(found.features, whole.features[own])
         torch.testing.assert_close(found.optimizer, whole.optimizer, rtol=0, atol=0)
-
-
-def test_a_rank_writes_no_more_than_its_rows(ranks, tmp_path):
-    """And the main rank no more than its own and what is the same on all."""
-    for count in (1, 2):
-        ranks[count](writing, tmp_path / str(count), 2)
-    sizes = {path.name: path.stat().st_size for path in (tmp_path / "2").glob("*.safetensors")}
-    alone = (tmp_path / "1" / "000002.safetensors").stat().st_size
-    row = 4 * 6
-    assert alone - sizes["000002.safetensors"] == pytest.approx(4 * row, abs=64)
-    assert sizes["000002-1.safetensors"] < 4 * row + 100  # its header
 
 
 def test_old_ones_are_removed_with_the_rows_of_all(ranks, tmp_path):
@@ -232,27 +215,23 @@ def test_old_ones_are_removed_with_the_rows_of_all(ranks, tmp_path):
     }
 
 
-@pytest.mark.parametrize("damage", ["lost", "changed"])
-def test_without_the_rows_of_one_there_is_the_one_before(ranks, tmp_path, damage):
-    folder = tmp_path / "checkpoints"
-    ranks[3](writing, folder, 1, 2)
-    path = folder / "000002-2.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    if damage == "lost":
-        path.unlink()
-    reason = {"lost": "is missing", "changed": ": changed since it was written"}[damage]
-    for count in (1, 2, 3):
-        for warned, round in ranks[count](_found, folder):
-            assert round == 1
-            assert (path.name in warned and reason in warned and "going on from 000001" in warned) or not warned
-
-
-def _found(processes: Processes, folder: Path) -> tuple[str, int]:
+def later_damaged(processes: Processes, folder: Path) -> tuple[str, int]:
     with pytest.warns(DeepClusterWarning) if processes.is_main else nullcontext([]) as warned:
-        found = Checkpoints(folder, processes=processes).latest()
-    return "".join(str(one.message) for one in warned), found.values["round"] if found else 1
+        checkpoint = Checkpoints(folder, processes=processes).latest()
+    return "".join(str(warning.message) for warning in warned), checkpoint.values["round"] if checkpoint else 1
+
+
+def test_without_the_rows_of_one_there_is_the_one_before(ranks, tmp_path):
+    ranks[3](writing, folder := tmp_path / "checkpoints", 1, 2)
+    path = folder / "000002-2.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(flipped(content, len(content) - 1, 0))
+    for reason in (": changed since it was written", "is missing"):
+        for count in (1, 2, 3):
+            for rank, (warned, round) in enumerate(ranks[count](later_damaged, folder)):
+                assert round == 1
+                assert all(words in warned for words in (path.name, reason, "going on from 000001")) or rank
+        path.unlink(missing_ok=True)
 
 
 def _apart(processes: Processes, folder: Path) -> str:
@@ -304,21 +283,18 @@ def own(x: Tensor, processes: Processes) -> Tensor:
     return x[share.start : share.stop]
 
 
+def parted(x: Tensor, processes: Processes) -> tuple[Tensor, Partition]:
+    part = own(x, processes)
+    return part, Partition.of(processes, len(part))
+
+
 def medoids(processes: Processes, distances: Tensor, groups: Tensor) -> list[int]:
-    part = own(distances, processes)
-    return medoids_of(torch.zeros(4, 1), part, own(groups, processes), Partition.of(processes, len(part))).tolist()
-
-
-def test_medoids_by_hand(ranks):
-    distances = torch.tensor([[0.5], [0.2], [0.2], [0.1], [-0.3], [0.1], [0.7]])
-    groups = torch.tensor([0, 0, 0, 1, 1, 1, 3])  # of equal ones the first, and none in group 2
-    for count in (1, 2, 3):
-        assert ranks[count](medoids, distances, groups) == [[1, 3, -1, 6]] * count
+    part, partition = parted(distances, processes)
+    return medoids_of(torch.zeros(4, 1), part, own(groups, processes), partition).tolist()
 
 
 def described(processes: Processes, x: Tensor, few: int) -> tuple[list[dict[str, str]], Tree, Tensor, dict[str, float]]:
-    reduced = own(x, processes)
-    partition = Partition.of(processes, len(reduced))
+    reduced, partition = parted(x, processes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(samples, "SAMPLE", few)
         sample = sample_of(reduced, partition, 3)
@@ -334,8 +310,8 @@ def described(processes: Processes, x: Tensor, few: int) -> tuple[list[dict[str,
 
 
 def strange(processes: Processes) -> list[Any]:
-    rows = own(ROWS, processes)
-    outliers = fit_outliers(rows, Partition.of(processes, len(rows)))
+    rows, partition = parted(ROWS, processes)
+    outliers = fit_outliers(rows, partition)
     return [outliers.means, outliers.directions, outliers.limit, outliers.residuals(rows)]
 
 
@@ -344,26 +320,11 @@ def judged(processes: Processes, before: Tensor, after: Tensor) -> tuple[float, 
 
 
 def alike(processes: Processes, images: Tensor) -> list[list[tuple[int, float]]]:
-    part = own(images, processes)
-    return near_duplicates(part, Partition.of(processes, len(part)))
-
-
-def shared(processes: Processes, out: Path) -> None:
-    """A run whose groups are of fewer images than it has, and whose map has fewer."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(samples, "SAMPLE", 30)
-        patch.setattr(pictures, "MAX_PICTURES", 20)
-        options = OPTIONS | {"rounds": 0}  # training differs by what a batch has
-        labels = [str(row % 4) for row in range(40)]
-        file = out.parent / f"{out.name}-{processes.rank}.csv"
-        file.write_text("path,label\n" + "".join(f"{row},{label}\n" for row, label in enumerate(labels)))
-        request = run.Request(out=out, n_clusters=4, options=options, labels=str(file))
-        run.fit(pixels(), request, processes=processes)
+    return near_duplicates(*parted(images, processes))
 
 
 def steps(processes: Processes, step: Callable[..., Any]) -> list[Any]:
-    rows = own(ROWS, processes)
-    partition = Partition.of(processes, len(rows))
+    rows, partition = parted(ROWS, processes)
     rows = Reduction(6)(rows, Place(partition))
     (first,) = step(rows, [7], None, seed=0, round=0, partition=partition)
     again = step(rows, [7], first.labels[:, None], seed=0, round=1, partition=partition)
@@ -373,18 +334,18 @@ def steps(processes: Processes, step: Callable[..., Any]) -> list[Any]:
 def clustered(processes: Processes, x: Tensor, k: int, start: Tensor | None, options: dict[str, object]) -> Clustering:
     if start is not None and start.ndim == 1:
         start = own(start, processes)
-    rows = own(x, processes)
-    return kmeans(rows, k, start=start, partition=Partition.of(processes, len(rows)), **options)
+    rows, partition = parted(x, processes)
+    return kmeans(rows, k, start=start, partition=partition, **options)
 
 
 def whitened(processes: Processes, x: Tensor, dims: int, root: bool) -> Whitening:
-    rows = own(x, processes)
-    return whiten(rows, dims, partition=Partition.of(processes, len(rows)), root=root)
+    rows, partition = parted(x, processes)
+    return whiten(rows, dims, partition=partition, root=root)
 
 
 def averaged(processes: Processes, x: Tensor, labels: Tensor, k: int) -> Tensor:
-    rows = own(x, processes)
-    return means(rows, own(labels, processes), k, Partition.of(processes, len(rows)))
+    rows, partition = parted(x, processes)
+    return means(rows, own(labels, processes), k, partition)
 
 
 def refused(processes: Processes, work: Callable[..., Any], *arguments: Any) -> str:
@@ -394,8 +355,8 @@ def refused(processes: Processes, work: Callable[..., Any], *arguments: Any) -> 
 
 
 def final(processes: Processes) -> dict[str, Any]:
-    rows = own(ROWS, processes)
-    return vars(KMeans().once(rows, 7, partition=Partition.of(processes, len(rows))))
+    rows, partition = parted(ROWS, processes)
+    return vars(KMeans().once(rows, 7, partition=partition))
 
 
 def learnt(processes: Processes, drawn: int, batch_size: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -420,9 +381,10 @@ def learnt(processes: Processes, drawn: int, batch_size: int, options: dict[str,
 
 def changed_steps(processes: Processes, rows: Tensor, logits: Tensor, labels: Tensor) -> list[Any]:
     """Return the clustering and the loss of the two steps of examples/change_a_step.py."""
-    names, part = runpy.run_path(str(REPOSITORY / "examples/change_a_step.py")), own(rows, processes)
+    names = runpy.run_path(str(REPOSITORY / "examples/change_a_step.py"))
+    part, partition = parted(rows, processes)
     stride = slice(processes.rank, None, processes.world_size)
-    (clustering,) = names["ward"](part, [5], None, seed=0, round=0, partition=Partition.of(processes, len(part)))
+    (clustering,) = names["ward"](part, [5], None, seed=0, round=0, partition=partition)
     drawn = torch.arange(len(labels))
     outputs = Outputs(torch.zeros(2, 2), logits[:, stride].flatten(0, 1), labels[stride], [5], drawn)
     loss = names["SmoothedLoss"]()(outputs, 1.0, processes)[0]
@@ -441,8 +403,14 @@ def alternated(processes: Processes, head: Head, loss: Loss) -> list[Any]:
 
 
 def result(processes: Processes, folder: Path) -> dict[str, Any]:
-    out = folder / f"result-{processes.world_size}"
-    shared(processes, out)
+    """Return files of a run whose groups and map are of fewer images than it has."""
+    out, labels = folder / f"result-{processes.world_size}", folder / f"{processes.world_size}-{processes.rank}.csv"
+    labels.write_text("path,label\n" + "".join(f"{row},{row % 4}\n" for row in range(40)))
+    options = OPTIONS | {"rounds": 0}  # training differs by what a batch has
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "SAMPLE", 30)
+        patch.setattr(pictures, "MAX_PICTURES", 20)
+        run.fit(pixels(), run.Request(out, n_clusters=4, options=options, labels=str(labels)), processes=processes)
     processes.any(False)  # wait for the main rank's files
     return {name: (out / name).read_bytes() for name in RESULT}
 
@@ -451,10 +419,7 @@ def figures(processes: Processes, folder: Path, protocol: str, options: dict[str
     if processes.is_main:
         (folder / f"run/evaluation-{protocol}.json").unlink(missing_ok=True)
     processes.any(False)
-    return evaluated(processes, folder, protocol, str(folder / "others.npz"), options)
-
-
-def evaluated(processes: Processes, folder: Path, protocol: str, images: str, options: dict[str, Any]) -> Any:
+    images = str(folder / "others.npz")
     request = evaluating.EvaluationRequest(protocol=protocol, images=images, labels="folders", options=options)
     return dict(evaluating.evaluate(folder / "run", request, processes=processes))
 
@@ -500,7 +465,7 @@ def table(folder: Path) -> dict[str, tuple[Any, ...]]:
         "means": (1e-5, averaged, ROWS, LABELS, 7),
         "outliers": (0, strange),
         "agreement": (1e-5, judged, LABELS, LABELS.roll(1)),
-        "medoids": (0, medoids, ROWS[:, 0], LABELS.clamp(max=3)),
+        "medoids": (0, medoids, ROWS[:, :1].round(decimals=1), LABELS.clamp(max=3)),
         "groups and tables": (1e-5, described, ROWS, 400),
         "near-duplicates": (1e-5, alike, torch.cat([IMAGES, IMAGES, IMAGES[:1].expand(43, -1, -1, -1)])),
         # In one batch, in two, and one image at a time, which only the first rank gets; of eleven some get one fewer.
@@ -592,3 +557,181 @@ def test_results_are_those_of_one_process(ranks, tmp_path, count, idle):
         same([value for value, _ in found], whole, near)
         called = called | found[idle or 0][1]
     assert collectives() <= called
+
+
+# ---- a run by several processes: every image once, equal steps, resuming --------------------------------------------
+
+SIZE = 6
+
+
+def numbered(count: int, bad: frozenset[int]) -> Source:
+    """Images that carry their number, of which some cannot be read."""
+
+    def read(i: int, size: int | None = None) -> Image.Image:
+        if i in bad:
+            raise Undecodable("bad on purpose")
+        noise = np.random.default_rng(i).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+        noise[0, 0] = i
+        return Image.fromarray(noise)
+
+    return Source("numbered", "python:array", tuple(f"{i:02}" for i in range(count)), read, None, ())
+
+
+def small_network() -> Network:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return Network(body, 5)
+
+
+def trained(processes: Processes, count: int, bad: frozenset[int], batch: int, memory: bool) -> dict[str, Any]:
+    store = read_once(numbered(count, bad), SIZE, processes)
+    network, seen, original = small_network(), list[int](), features.fixed_view
+    k = min(3, len(store.kept))
+
+    def recorded(images: Tensor, size: int) -> Tensor:
+        seen.extend(images[:, 0, 0, 0].tolist())
+        return original(images, size)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "fixed_view", recorded)
+        head = CentroidHead(0.1) if memory else new_linear_head
+        options = {"clusters": k, "rounds": 2, "batch_size": batch, "dims": 4, "reuse_features": memory, "head": head}
+        rounds = list(loop(network, store.images, **options, processes=processes))
+    result = conclude(
+        network, store.images, clusters=k, reduction=Reduction(4),
+        place=Place.of(network, store.images, processes=processes),
+    )  # fmt: skip
+    return {
+        "kept": store.kept, "skipped": store.skipped, "seen": seen[: len(store.images)],
+        "losses": [each.loss for each in rounds], "rows": len(result.reduced),
+        "state": {
+            "labels": [each.clustering.labels for each in rounds], "final": result.clustering.labels,
+            "weights": network.body.state_dict(),
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("examples", [5, pytest.param(300, marks=pytest.mark.slow)])
+def test_no_hang_equal_steps_and_every_image_once(ranks, examples):
+    @settings(max_examples=examples, deadline=None)
+    @given(data=st.data())
+    def drawn(data: st.DataObject) -> None:
+        once(ranks, data)
+
+    drawn()
+
+
+def once(ranks: dict[int, Ranks], data: st.DataObject) -> None:
+    number = data.draw(st.integers(1, 3))
+    count = data.draw(st.integers(1, 33))
+    bad = data.draw(st.frozensets(st.integers(0, count - 1), max_size=count - 1))
+    batch = data.draw(st.integers(1, 8))
+    results = ranks[number](trained, count, bad, batch, data.draw(st.booleans()))
+    usable, first = [i for i in range(count) if i not in bad], results[0]
+    assert [image for result in results for image in result["seen"]] == usable
+    for result in results:
+        assert list(result["kept"]) == usable
+        assert [path for path, _ in result["skipped"]] == [f"{i:02}" for i in sorted(bad)]
+        assert result["losses"] == first["losses"]
+        torch.testing.assert_close(result["state"], first["state"], rtol=0, atol=0)
+    assert sum(result["rows"] for result in results) == len(first["state"]["final"]) == len(usable)
+
+
+OWN = " with own steps"
+
+
+def fitted(processes: Processes, out: Path, recipe: str, steps: int | None, resume: bool) -> str:
+    """A run that stops after so many optimizer steps (None: it does not); returns what came of it."""
+    request = run.Request(
+        out=out, n_clusters=4, recipe=recipe.removesuffix(OWN),
+        options=OPTIONS | ({"sobel": False} if recipe == "v1" else {}),
+        resume=resume, steps=Steps(**STEPS) if recipe.endswith(OWN) else Steps(),
+    )  # fmt: skip
+    made = 0
+
+    def counted(*arguments: Any) -> int:
+        nonlocal made
+        if made == steps:
+            raise Stopped("stopped in a step")
+        made += 1
+        return original(*arguments)
+
+    original = training.number_of_parts
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "number_of_parts", counted)
+        try:
+            run.fit(pixels(), request, processes=processes)
+        except Stopped as error:
+            return str(error)
+    return "done"
+
+
+SLOW = [pytest.param(count, recipe, marks=pytest.mark.slow) for count, recipe in ((2, "auto"), (3, "v1"))]
+
+
+@pytest.mark.parametrize(("count", "recipe"), [(2, f"classic{OWN}"), *SLOW])
+def test_resumed_by_as_many_processes_it_is_bit_identical(ranks, tmp_path, count, recipe):
+    """Stopped in its first round, and in its second: six steps each."""
+    assert ranks[count](fitted, tmp_path / "whole", recipe, None, False) == ["done"] * count
+    for steps in (2, 9):
+        out = tmp_path / str(steps)
+        ends = ranks[count](fitted, out, recipe, steps, False)
+        assert len(ends) == count and all(end.startswith("stopped in a step; ") for end in ends)
+        assert record(out)["status"] == "stopped"
+        assert ranks[count](fitted, out, recipe, None, True) == ["done"] * count
+        assert files_of(out) == files_of(tmp_path / "whole")
+        assert not list(out.glob("images*"))
+
+
+OTHERS = [(first, second) for first in (1, 2, 3) for second in (1, 2, 3) if first != second]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [pytest.param(*pair, marks=() if pair == (3, 2) else pytest.mark.slow) for pair in OTHERS]
+)
+def test_resumed_by_another_number_of_processes_it_says_so(ranks, tmp_path, first, second):
+    out, difference = tmp_path / "run", f"processes {first} then, {second} now"
+    ranks[first](fitted, out, "auto", 9, False)
+    with pytest.warns(DeepClusterWarning, match=difference) if second == 1 else nullcontext():
+        assert ranks[second](fitted, out, "auto", None, True) == ["done"] * second
+    assert difference in record(out)["resumed"]
+    assert record(out)["status"] == "done"
+
+
+def test_pixels_beyond_memory_are_in_a_file_of_each_process(ranks, tmp_path):
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+    numbers = ranks[2](_mapped, tmp_path)
+    assert [len(part) for part in numbers] == [3, 5]
+    assert torch.cat(numbers).tolist() == [0, 1, 3, 4, 5, 6, 7, 8]
+    assert [path.name for path in tmp_path.glob("*/*")] == ["images.u8"] * 2
+
+
+def _mapped(processes: Processes, folder: Path) -> Tensor:
+    """The numbers that the images of a process carry."""
+    own = folder / str(processes.rank)
+    store = read_once(numbered(9, frozenset({2})), SIZE, processes, folder=own, memory_budget=0)
+    return store.images[:, 0, 0, 0].clone()
+
+
+def predicted(processes: Processes, model: Path, images: np.ndarray) -> list[Prediction]:
+    return list(predict(models.load(model), images, processes=processes))
+
+
+@pytest.mark.parametrize("command", ["fit", "predict"])
+def test_other_images_in_one_process_are_seen(ranks, tmp_path, command):
+    model = tiny_run(tmp_path / "of-the-model")
+    message = "the processes see different images in python:array (40 and 39 files): put them where all can see them"
+    assert ranks[2](_different, command, model, tmp_path) == [f"DataError: {message}"] * 2
+
+
+def _different(processes: Processes, command: str, model: Path, folder: Path) -> str:
+    try:
+        images = pixels(40 - processes.rank)
+        if command == "fit":
+            run.fit(images, run.Request(out=folder / "run"), processes=processes)
+        else:
+            predicted(processes, model, images)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"

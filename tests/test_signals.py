@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,21 +26,13 @@ from deepcluster.runtime.devices import in_order, pool_of
 from deepcluster.runtime.signals import check, stoppable, uninterrupted
 from deepcluster.storage import files
 from deepcluster.storage import model_files as models
-from tests.drawings import save_drawings
-from tests.tiny import tiny_model
+from tests.commands import before_call
+from tests.drawings import pack, save_drawings
+from tests.tiny import tiny_run
 
 
 def interrupt(patch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
-    original = getattr(owner, name)
-
-    def call(*arguments: Any, **options: Any) -> Any:
-        signal.raise_signal(signal.SIGTERM)
-        return original(*arguments, **options)
-
-    patch.setattr(owner, name, call)
-
-
-# ---- nobody takes a stop for something that is wrong -----------------------------------------------------------------
+    patch.setattr(owner, name, before_call(1, lambda: signal.raise_signal(signal.SIGTERM))(getattr(owner, name)))
 
 
 def pictures(folder: Path) -> Path:
@@ -49,16 +40,7 @@ def pictures(folder: Path) -> Path:
 
 
 def shard(folder: Path) -> Path:
-    pictures(folder)
-    with tarfile.open(folder / "a.tar", "w") as tar:
-        for image in sorted(folder.glob("*/*.png")):
-            tar.add(image, image.name)
-    return folder / "a.tar"
-
-
-def saved(folder: Path) -> Path:
-    models.save(tiny_model(), folder)
-    return folder
+    return pack(folder / "a.tar", {"a.png": pictures(folder) / "0/00.png"})
 
 
 INSIDE: dict[str, tuple[Any, str, Callable[[Path], Any]]] = {
@@ -66,7 +48,7 @@ INSIDE: dict[str, tuple[Any, str, Callable[[Path], Any]]] = {
     "a look at a header": (Image.Image, "getexif", lambda at: store.preview(find(pictures(at)))),
     "a member of a shard": (tars._Members, "_take", lambda at: find(shard(at))),
     "walking a folder": (os, "scandir", lambda at: find(pictures(at))),
-    "loading weights": (models, "read_tensors", lambda at: models.load(saved(at))),
+    "loading weights": (models, "read_tensors", lambda at: models.load(tiny_run(at))),
     "building a network": (timm, "create_model", lambda at: build("timm:resnet10t", image_size=32)),
 }
 
@@ -94,9 +76,6 @@ def test_a_file_is_whole_or_not_there(monkeypatch, tmp_path, where, found):
         files.write_whole(tmp_path / "file", write)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == found
-
-
-# ---- it is heard in the end ------------------------------------------------------------------------------------------
 
 
 def test_nothing_becomes_final_of_what_a_swallowed_one_left(tmp_path):
@@ -192,9 +171,6 @@ def test_nobody_waits_for_threads_or_for_what_is_left_for_them():
     go_on.set()
 
 
-# ---- the way in and the way out --------------------------------------------------------------------------------------
-
-
 def start(*arguments: object, before: str = "") -> subprocess.CompletedProcess[str]:
     """The command as it is installed, with a line of Python ``before`` it."""
     script = f"import sys\n{before}\nfrom deepcluster.__main__ import main\nmain()"
@@ -219,3 +195,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def test_while_it_is_imported(tmp_path, name):
     done = start("predict", tmp_path, tmp_path, before=WHILE_IMPORTING.format(name=name))
     assert (done.returncode, done.stderr, done.stdout) == (75, "error: stopped by SIGINT\n", "")
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    """The first one is caught by something that cleans up forever."""
+    forever = (
+        "import os, signal, time\n"
+        "from deepcluster.runtime.signals import stoppable\n"
+        "with stoppable():\n"
+        "    try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    finally:\n"
+        "        print('cleaning up', flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        time.sleep(20)\n"
+    )
+    done = start(before=forever)
+    assert (done.returncode, done.stdout) == (130, "cleaning up\n")

@@ -3,21 +3,19 @@
 import csv
 import json
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from deepcluster.images.source import is_run
-from deepcluster.model import Model
 from deepcluster.runs.predict import predict
 from deepcluster.runs.rows import read_run
 from deepcluster.runtime.console import Silent
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.run_folder import RunFolder
-from tests.commands import SMALL
 
 LOCK = (".deepcluster", "lock")
 # Files that a user may keep in a run folder, under names that are nearly those of a run.
@@ -35,14 +33,17 @@ SAME = (
     "model/model.safetensors",
     "model/groups.safetensors",
 )
-# The same small run from Python, for a ``Request``.
+# A small run, and the same one from Python, for a ``Request``.
+SMALL = {
+    "-k": "3", "--rounds": "1", "--image-size": "16", "--epochs": "1", "--batch-size": "16", "--pseudo-labels": "6",
+    "--seed": "5", "--precision": "fp32",
+}  # fmt: skip
 OPTIONS = {"epochs": 1, "image_size": 16, "batch_size": 16, "pseudo_labels": 6, "precision": "fp32"}
 
 
 def small_fit(*options: str) -> list[str]:
-    """Options of a ``fit`` of one round, and those of a small run that they do not set."""
-    defaults = SMALL | {"--rounds": "1"}
-    others = [word for option in defaults.items() if option[0] not in options for word in option]
+    """Options of a ``fit``, and those of a small run of one round that they do not set."""
+    others = [word for option in SMALL.items() if option[0] not in options for word in option]
     return [*options, *others, "--quiet"]
 
 
@@ -60,6 +61,14 @@ def model_digest(run: Path) -> str:
     """The digest of the model, whatever run and time it is of."""
     digest: str = json.loads((run / "model" / "config.json").read_text())["identity"]["digest"]
     return digest
+
+
+def assert_same_result(one: Path, other: Path, *more: str) -> None:
+    """Assert that two runs have the same bytes in the files that depend on images, options and seed alone."""
+    for name in (*SAME, *more):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    assert model_digest(one) == model_digest(other)
+    assert (other / "report.html").stat().st_size > 10_000
 
 
 def change_record(run: Path, **values: object) -> None:
@@ -111,26 +120,15 @@ def state_of(run: Path) -> dict[str, object] | None:
     return files.read_state(run, read)
 
 
-@dataclass
-class Predicted:
-    """The predictions of a model for all images of a source at once."""
-
-    model: Model
-    paths: list[str]
-    reduced: torch.Tensor
-    residuals: torch.Tensor
-    skipped: list[tuple[str, str]]
-
-
-def predicted(run: Path, images: Any) -> Predicted:
+def predicted(run: Path, images: Any) -> SimpleNamespace:
+    """Return the model and its predictions for all images of a source at once."""
     model = models.load(run)
     parts = list(predict(model, images))
-    return Predicted(
+    return SimpleNamespace(
         model=model,
         paths=[path for part in parts for path in part.paths],
         reduced=torch.cat([part.reduced for part in parts]),
         residuals=torch.cat([part.residuals for part in parts]),
-        skipped=[file for part in parts for file in part.skipped],
     )
 
 
