@@ -1,16 +1,19 @@
+import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim import SGD
 
 from deepcluster.errors import NonFiniteError
 from deepcluster.images.views import Augmentation, each_once, fixed_view
 from deepcluster.learning import training
 from deepcluster.learning.features import extract
 from deepcluster.learning.heads import WithInstances, instance_loss
-from deepcluster.learning.training import Learning, body_optimizer, network_precision
+from deepcluster.learning.training import network_precision
 from deepcluster.nets.network import Network, build
 from deepcluster.place import Place
 from deepcluster.seeding import generator
@@ -48,47 +51,32 @@ def test_features_are_the_network_in_evaluation_mode():
 
 
 def test_progress_counts_all_images():
-    images, _ = drawings(5)
-    seen = []
-    net = network()
-    extract(net, images, Place.of(net, images, batch_size=4, progress=lambda *told: seen.append(told)))
-    assert seen == [("features", done, 15) for done in (4, 8, 12, 15)]
+    images, kinds = drawings(5)
+    net, seen = with_head(), []
+    options = {"batch_size": 4, "progress": lambda *told: seen.append(told)}
+    extract(net, images, Place.of(net, images, **options))
+    train(net, images, torch.tensor(kinds), **options)
+    assert seen[:4] == [("features", done, 15) for done in (4, 8, 12, 15)]
+    assert seen[4:] == [("training", done, 30) for done in (0, 3, 7, 11, 15, 18, 22, 26, 30)]
 
 
-def test_one_step_by_hand():
-    """One image, one step: the head moves by plain SGD, the body by SGD whose first momentum is the gradient."""
-    images, _ = drawings(1)
-    images, labels = images[:1], torch.tensor([1])
-    linear = nn.Linear(3, 4)
-    net = Network(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear), 4, mean=(0, 0, 0), std=(1, 1, 1))
-    net.new_head(3, generator(0, "head"))
-    head, head_bias, weight, bias = (
-        value.detach().clone() for value in (net.head.weight, net.head.bias, linear.weight, linear.bias)
-    )
-    optimizer = body_optimizer(net, Learning(weight_decay=0.1))
-    settings = {"size": 24, "lr": 0.5, "epochs": 1, "batch_size": 1, "views": [STILL], "weight_decay": 0.1}
-    loss = learn(net, images, labels, optimizer, **settings)
-    x = (images.float() / 255).mean((2, 3))
-    features = x @ weight.T + bias
-    logits = features @ head.T + head_bias
-    error = F.softmax(logits, 1) - F.one_hot(labels, 3)
-    assert loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
-    assert torch.allclose(net.head.weight, head - 0.5 * (error.T @ features + 0.1 * head), atol=1e-5)
-    assert torch.allclose(linear.weight, weight - 0.5 * ((error @ head).T @ x + 0.1 * weight), atol=1e-5)
-
-
-def test_body_keeps_its_momentum_and_the_head_has_none():
-    images, kinds = drawings(4)
-    net = network()
-    optimizer = body_optimizer(net, Learning())
-    settings = {"size": 24, "lr": 0.05, "epochs": 1, "batch_size": 12, "views": [STILL]}
-    for round in range(2):
-        net.new_head(3, generator(0, "head", round))
-        learn(net, images, torch.tensor(kinds), optimizer, round=round, **settings)
-        held = {id(p) for p in optimizer.state}
-        assert held == {id(p) for p in net.body_parameters()}
-    assert not held & {id(p) for p in net.head.parameters()}
-    assert all(state["momentum_buffer"].abs().sum() > 0 for state in optimizer.state.values())
+def test_the_same_as_torch_with_momentum_for_the_body_alone():
+    images, kinds = drawings(1)
+    ours, labels = with_head(), torch.tensor(kinds)
+    theirs, losses = copy.deepcopy(ours), []
+    body = SGD([*theirs.body_parameters()], 0.5, momentum=0.9, weight_decay=0.1)
+    head = SGD(theirs.head.parameters(), 0.5, weight_decay=0.1)
+    for _ in range(3):
+        losses.append(F.cross_entropy(theirs.classify(theirs.embed(theirs.features(images.float() / 255))), labels))
+        body.zero_grad()
+        head.zero_grad()
+        losses[-1].backward()
+        body.step()
+        head.step()
+    loss = train(ours, images, labels, epochs=3, lr=0.5, weight_decay=0.1, sample=each_once)
+    assert loss == pytest.approx(sum(losses).item() / 3, rel=1e-4)
+    for name, value in ours.state_dict().items():
+        torch.testing.assert_close(value, theirs.state_dict()[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_training_leaves_the_global_generator_alone():
@@ -109,17 +97,11 @@ def test_a_loss_that_is_not_finite_stops_the_run():
 
 def test_memory_keeps_what_was_not_drawn_and_changes_nothing_else():
     images, kinds = drawings(4)
-    losses = []
-    for memory in (None, torch.zeros(12, network().feature_dim)):
-        net = with_head()
-
-        def few(labels, draws, random):
-            return torch.arange(draws) % 5
-
-        losses.append(train(net, images, torch.tensor(kinds), memory=memory, sample=few))
+    memory = torch.zeros(12, network().feature_dim)
+    options = {"sample": lambda labels, draws, random: torch.arange(draws) % 5}
+    losses = [train(with_head(), images, torch.tensor(kinds), memory=each, **options) for each in (None, memory)]
     assert losses[0] == losses[1]
-    assert memory[:5].abs().sum(1).min() > 0
-    assert memory[5:].abs().max() == 0
+    assert memory[:5].abs().sum(1).min() > 0 == memory[5:].abs().max()
 
 
 @pytest.mark.parametrize("draw", range(10))
@@ -134,12 +116,15 @@ def test_memory_keeps_the_last_of_an_image_that_a_batch_has_twice(draw):
     assert not memory[64].any()
 
 
-def test_features_are_kept_as_the_network_makes_them():
-    images, _ = drawings(3)
-    net = network()
-    features, halves = extract(net, images), extract(net, images, Place.of(net, images, dtype=torch.bfloat16))
-    assert (features.dtype, halves.dtype) == (torch.float32, torch.bfloat16)
-    assert torch.allclose(halves.float(), features, atol=0.05, rtol=0.05)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_network_computes_in_the_precision_of_its_place(dtype):
+    images, kinds = drawings(3)
+    net, seen = with_head(), set()
+    features = extract(net, images, Place.of(net, images, dtype=dtype))
+    assert features.dtype == dtype and torch.allclose(features.float(), extract(net, images), atol=0.05, rtol=0.05)
+    net.body.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    train(net, images, torch.tensor(kinds), dtype=dtype)
+    assert seen == {dtype}
 
 
 def test_the_rule_for_the_precision(monkeypatch):
@@ -173,12 +158,9 @@ def test_several_clusterings_by_hand():
     centroids = torch.randn(5, 4, generator=generator(0, "centroids"))
     labels = torch.tensor([[0, 1], [1, 2], [0, 0], [1, 1], [1, 2], [0, 0]])
     net, layer = linear_network(centroids)
-    weight = layer.weight.detach().clone().requires_grad_()
-    before = nn.Linear(3, 4)
-    before.weight, before.bias = nn.Parameter(weight.detach().clone()), nn.Parameter(layer.bias.detach().clone())
-    expected = (
-        by_hand(images, before, centroids[:2], labels[:, 0]) + by_hand(images, before, centroids[2:], labels[:, 1])
-    ) / 2
+    before = copy.deepcopy(layer)
+    parts = zip((centroids[:2], centroids[2:]), labels.T, strict=True)
+    expected = sum(by_hand(images, before, *part) for part in parts) / 2
     expected.backward()
     head = net.head.directions.clone()
     loss = train(net, images, labels, clusters=(2, 3), sample=each_once, epochs=1, batch_size=6, lr=0.5)
@@ -187,31 +169,29 @@ def test_several_clusterings_by_hand():
     assert torch.equal(net.head.directions, head)
 
 
-def test_each_view_has_the_label_of_its_image_and_memory_the_mean_of_the_full_ones():
+def test_each_view_has_the_label_of_its_image():
     images, _ = drawings(2)
     centroids = torch.randn(3, 4, generator=generator(0, "centroids"))
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     net, layer = linear_network(centroids)
     expected = by_hand(images, layer, centroids, labels).item()
-    memory = torch.zeros(6, 4)
     # Three views of one image that all show the same mean colours: two whole ones, one of half the size.
     half = Augmentation(crop=(1, 1), stretch=1, flip=0, size=12)
-    loss = train(
-        net, images, labels, views=[STILL, STILL, half], sample=each_once, epochs=1, batch_size=6, lr=0.0, memory=memory
-    )
-    assert loss == pytest.approx(expected, rel=2e-2)
-    assert torch.allclose(memory, net.embed(net.features(fixed_view(images, 24))), atol=1e-5)
+    options = {"views": [STILL, STILL, half], "sample": each_once, "epochs": 1, "batch_size": 6, "lr": 0.0}
+    assert train(net, images, labels, **options) == pytest.approx(expected, rel=2e-2)
 
 
-def test_memory_takes_no_view_of_another_size():
+@pytest.mark.parametrize("second", [Augmentation(crop=(1, 1), stretch=1, flip=1), replace(STILL, size=16)])
+def test_memory_has_the_mean_of_the_first_two_views_if_they_have_one_size(second):
     images, kinds = drawings(2)
     net = with_head()
+    net.frozen_statistics = True
     memory = torch.full((6, net.feature_dim), torch.nan)
-    corner = Augmentation(crop=(0.1, 0.1), stretch=1, flip=0, size=16)
-    options = {"views": [STILL, corner], "epochs": 1, "batch_size": 6, "lr": 0.0, "sample": each_once}
+    options = {"views": [STILL, second, STILL], "epochs": 1, "batch_size": 6, "lr": 0.0, "sample": each_once}
     train(net, images, torch.tensor(kinds), memory=memory, **options)
     with torch.no_grad():
-        assert torch.allclose(memory, net.features(fixed_view(images, 24)), atol=1e-4)
+        whole, flipped = net.features(images / 255), net.features(images.flip(3) / 255)
+    assert torch.allclose(memory, whole if second.size else (whole + flipped) / 2, atol=1e-4)
 
 
 def test_no_batch_is_too_small_for_batch_normalisation_and_views_have_their_sizes():
@@ -242,49 +222,36 @@ def test_instances_by_hand(rows):
 def test_the_weight_divides_a_step_between_clusters_and_instances():
     """One step is linear in the loss; the number returned is the clusters' alone."""
     images, kinds = drawings(4)
-    steps, losses = [], []
+    net, layer = linear_network(torch.randn(3, 4, generator=generator(0, "centroids")))
+    before, steps, losses = copy.deepcopy(layer.state_dict()), [], []
+    options = {"views": [Augmentation()] * 2, "lr": 1.0, "epochs": 1, "batch_size": 12, "loss": WithInstances(0.2)}
     for weight in (1.0, 0.0, 0.25):
-        net, layer = linear_network(torch.randn(3, 4, generator=generator(0, "centroids")))
-        with torch.no_grad():
-            layer.weight.copy_(torch.randn(4, 3, generator=generator(0, "weight")))
-            layer.bias.zero_()
-        before = layer.weight.detach().clone()
-        options = {"views": [Augmentation()] * 2, "lr": 1.0, "epochs": 1, "batch_size": 12, "cluster_weight": weight}
-        options |= {"loss": WithInstances(0.2)}
-        losses.append(train(net, images, torch.tensor(kinds), **options))
-        steps.append(layer.weight.detach() - before)
+        layer.load_state_dict(before)
+        losses.append(train(net, images, torch.tensor(kinds), cluster_weight=weight, **options))
+        steps.append(layer.weight.detach() - before["weight"])
     clusters, instances, mixed = steps
     assert (clusters - instances).abs().max() > 0.01
     assert torch.allclose(mixed, 0.25 * clusters + 0.75 * instances, atol=1e-5)
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert losses[0] == pytest.approx(losses[2], rel=1e-5)
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
 
 def test_the_learning_rate_may_depend_on_the_time_in_rounds():
     images, kinds = drawings(4)
-    net = with_head()
     times = []
-
-    def lr(time: float) -> float:
-        times.append(time)
-        return 0.01
-
-    train(net, images, torch.tensor(kinds), lr=lr, epochs=2, batch_size=4, round=5)
+    train(with_head(), images, torch.tensor(kinds), lr=lambda time: times.append(time) or 0.01, batch_size=4, round=5)
     assert times == pytest.approx([5 + i / 6 for i in range(6)])
 
 
 def test_clusterings_take_turns_in_the_sampling():
-    images, _ = drawings(4)
     labels = torch.stack([torch.zeros(12, dtype=torch.int64), torch.arange(12) % 3], 1)
-    net = with_head(4)
     seen = []
 
     def sample(by, draws, random):
         seen.append(by.tolist())
         return torch.arange(draws)
 
-    train(net, images, labels, clusters=(1, 3), sample=sample, epochs=3)
-    assert seen == [labels[:, 0].tolist(), labels[:, 1].tolist(), labels[:, 0].tolist()]
+    train(with_head(4), drawings(4)[0], labels, clusters=(1, 3), sample=sample, epochs=3)
+    assert seen == [labels[:, i].tolist() for i in (0, 1, 0)]
 
 
 def test_no_tensor_becomes_float64(monkeypatch):
@@ -294,26 +261,24 @@ def test_no_tensor_becomes_float64(monkeypatch):
     assert train(with_head(), images, torch.tensor(kinds), epochs=2, batch_size=6) > 0
 
 
-def taken_in_parts(
-    monkeypatch: pytest.MonkeyPatch, net: Network, part: int, **options: object
-) -> tuple[float, set[int]]:
-    """The loss of a training step by step, and the numbers of images that went through the network at a time."""
+def taken_in_parts(monkeypatch, part: int, *, frozen: bool = True, **options) -> tuple[Network, float, set[int]]:
+    """A network after a step, its loss, and the numbers of images that went through it at a time."""
     monkeypatch.setattr(training, "PART", part)
     images, labels = drawings(16)
-    sizes: set[int] = set()
-    hook = net.body.register_forward_pre_hook(lambda module, given: sizes.add(len(given[0])))
-    loss = train(net, images[:48], torch.tensor(labels[:48]), **{"epochs": 1, "batch_size": 48, **options})
-    hook.remove()
-    return loss, sizes
+    net, sizes = with_head(), set()
+    net.frozen_statistics = frozen
+    net.body.register_forward_pre_hook(lambda module, given: sizes.add(len(given[0])))
+    return net, train(net, images, torch.tensor(labels), **{"epochs": 1, "batch_size": 48, **options}), sizes
 
 
-def test_a_step_in_parts_is_the_step_on_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, parts = with_head(), with_head()
-    whole.frozen_statistics = parts.frozen_statistics = True
-    loss, sizes = taken_in_parts(monkeypatch, whole, 1 << 30)
-    assert sizes == {48}
-    loss_of_parts, sizes = taken_in_parts(monkeypatch, parts, 16 * 24 * 24)
-    assert sizes == {16} and loss_of_parts == pytest.approx(loss, rel=1e-5)
+def test_a_step_in_parts_is_the_step_on_the_whole_batch(monkeypatch):
+    memories = torch.zeros(2, 48, network().feature_dim)
+    options = {"views": [STILL, STILL], "sample": each_once}
+    whole, loss, sizes = taken_in_parts(monkeypatch, 1 << 30, memory=memories[0], **options)
+    assert sizes == {96}
+    parts, loss_of_parts, sizes = taken_in_parts(monkeypatch, 16 * 2 * 24 * 24, memory=memories[1], **options)
+    assert sizes == {32} and loss_of_parts == pytest.approx(loss, rel=1e-5)
+    assert memories[0].abs().sum() > 0 and torch.allclose(*memories, atol=1e-4)
     start = with_head().state_dict()
     for name, value in whole.state_dict().items():
         if value.is_floating_point():
@@ -321,23 +286,16 @@ def test_a_step_in_parts_is_the_step_on_the_whole_batch(monkeypatch: pytest.Monk
             assert (value - parts.state_dict()[name]).abs().max() <= 1e-3 * moved + 1e-7, name
 
 
-def test_views_and_memory_of_a_step_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    memories = []
-    for part in (1 << 30, 16 * 2 * 24 * 24):
-        net, memory = with_head(), torch.zeros(48, network().feature_dim)
-        net.frozen_statistics = True
-        taken_in_parts(monkeypatch, net, part, views=[STILL, STILL], memory=memory, sample=each_once)
-        memories.append(memory)
-    assert memories[0].abs().sum() > 0 and torch.allclose(*memories, atol=1e-4)
-
-
-def test_no_parts_where_images_have_an_effect_on_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert taken_in_parts(monkeypatch, with_head(), 24 * 24)[1] == {48}  # batch normalisation learns
-    frozen = with_head()
-    frozen.frozen_statistics = True
-    assert taken_in_parts(monkeypatch, frozen, 24 * 24)[1] == {8}  # no fewer than FEWEST
-    settings = {"loss": WithInstances(0.2), "views": [STILL, STILL]}
-    assert taken_in_parts(monkeypatch, frozen, 24 * 24, **settings)[1] == {96}
+@pytest.mark.parametrize(
+    ("options", "images"),
+    [
+        ({}, 8),  # FEWEST
+        ({"frozen": False}, 48),  # batch normalisation learns
+        ({"loss": WithInstances(0.2), "views": [STILL, STILL]}, 96),
+    ],
+)
+def test_no_parts_if_images_have_an_effect_on_each_other(monkeypatch, options, images):
+    assert taken_in_parts(monkeypatch, 24 * 24, **options)[2] == {images}
 
 
 def test_features_of_an_image_do_not_depend_on_its_company():
