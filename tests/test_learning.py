@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
 from deepcluster.errors import NonFiniteError
-from deepcluster.images.views import Augmentation, each_once, fixed_view
+from deepcluster.images.views import Augmentation, each_once, fixed_view, official_draws, uniform_over_clusters
 from deepcluster.learning import training
 from deepcluster.learning.features import extract
 from deepcluster.learning.heads import WithInstances, instance_loss
@@ -21,6 +23,7 @@ from tests.drawings import drawings
 from tests.loop import learn
 
 STILL = Augmentation(crop=(1, 1), stretch=1, flip=0)
+IMAGES, LABELS = map(torch.as_tensor, drawings(4))
 
 
 def network(seed: int = 0) -> Network:
@@ -38,31 +41,28 @@ def train(net, images, labels, **options):
     return learn(net, images, labels, **settings)
 
 
-def test_features_are_the_network_in_evaluation_mode():
-    images, _ = drawings(5)
+def test_features_are_the_network_in_evaluation_mode_whatever_the_batch():
     net = network()
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    features = extract(net, images, Place.of(net, images, batch_size=4))
-    assert net.training
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    before, place = copy.deepcopy(net.state_dict()), Place.of(net, IMAGES, batch_size=8)
+    features = extract(net, IMAGES, place)
+    assert torch.equal(features, torch.cat([extract(net, image[None], place) for image in IMAGES]))
+    assert net.training and all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     net.eval()
     with torch.no_grad():
-        assert torch.allclose(features, net.features(fixed_view(images, 24)), atol=1e-5)
+        assert torch.allclose(features, net.features(fixed_view(IMAGES, 24)), atol=1e-5)
 
 
 def test_progress_counts_all_images():
-    images, kinds = drawings(5)
     net, seen = with_head(), []
-    options = {"batch_size": 4, "progress": lambda *told: seen.append(told)}
-    extract(net, images, Place.of(net, images, **options))
-    train(net, images, torch.tensor(kinds), **options)
-    assert seen[:4] == [("features", done, 15) for done in (4, 8, 12, 15)]
-    assert seen[4:] == [("training", done, 30) for done in (0, 3, 7, 11, 15, 18, 22, 26, 30)]
+    options = {"batch_size": 5, "progress": lambda *told: seen.append(told)}
+    extract(net, IMAGES, Place.of(net, IMAGES, **options))
+    train(net, IMAGES, LABELS, **options)
+    assert seen[:3] == [("features", done, 12) for done in (5, 10, 12)]
+    assert seen[3:] == [("training", done, 24) for done in (0, 4, 8, 12, 16, 20, 24)]
 
 
 def test_the_same_as_torch_with_momentum_for_the_body_alone():
-    images, kinds = drawings(1)
-    ours, labels = with_head(), torch.tensor(kinds)
+    images, labels, ours = IMAGES[::4], LABELS[::4], with_head()
     theirs, losses = copy.deepcopy(ours), []
     body = SGD([*theirs.body_parameters()], 0.5, momentum=0.9, weight_decay=0.1)
     head = SGD(theirs.head.parameters(), 0.5, weight_decay=0.1)
@@ -79,27 +79,25 @@ def test_the_same_as_torch_with_momentum_for_the_body_alone():
         torch.testing.assert_close(value, theirs.state_dict()[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_training_leaves_the_global_generator_alone():
-    images, kinds = drawings(4)
+def test_training_leaves_the_global_generator_alone_and_makes_no_float64(monkeypatch):
+    """Dropout draws from the global generator; Apple's GPUs have no float64."""
+    monkeypatch.setattr(torch.Tensor, "double", None)
     net = Network(nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3 * 24 * 24, 8)), 8)
     net.new_head(3, generator(0, "head"))
     before = torch.get_rng_state()
-    train(net, images, torch.tensor(kinds))
+    train(net, IMAGES, LABELS)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
-    images, kinds = drawings(4)
-    net = with_head()
     with pytest.raises(NonFiniteError, match="learning rate of 1e\\+30"):
-        train(net, images, torch.tensor(kinds), lr=1e30, epochs=3)
+        train(with_head(), IMAGES, LABELS, lr=1e30, epochs=3)
 
 
 def test_memory_keeps_what_was_not_drawn_and_changes_nothing_else():
-    images, kinds = drawings(4)
     memory = torch.zeros(12, network().feature_dim)
     options = {"sample": lambda labels, draws, random: torch.arange(draws) % 5}
-    losses = [train(with_head(), images, torch.tensor(kinds), memory=each, **options) for each in (None, memory)]
+    losses = [train(with_head(), IMAGES, LABELS, memory=each, **options) for each in (None, memory)]
     assert losses[0] == losses[1]
     assert memory[:5].abs().sum(1).min() > 0 == memory[5:].abs().max()
 
@@ -118,12 +116,11 @@ def test_memory_keeps_the_last_of_an_image_that_a_batch_has_twice(draw):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_network_computes_in_the_precision_of_its_place(dtype):
-    images, kinds = drawings(3)
     net, seen = with_head(), set()
-    features = extract(net, images, Place.of(net, images, dtype=dtype))
-    assert features.dtype == dtype and torch.allclose(features.float(), extract(net, images), atol=0.05, rtol=0.05)
+    features = extract(net, IMAGES, Place.of(net, IMAGES, dtype=dtype))
+    assert features.dtype == dtype and torch.allclose(features.float(), extract(net, IMAGES), atol=0.05, rtol=0.05)
     net.body.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
-    train(net, images, torch.tensor(kinds), dtype=dtype)
+    train(net, IMAGES, LABELS, dtype=dtype)
     assert seen == {dtype}
 
 
@@ -183,14 +180,13 @@ def test_each_view_has_the_label_of_its_image():
 
 @pytest.mark.parametrize("second", [Augmentation(crop=(1, 1), stretch=1, flip=1), replace(STILL, size=16)])
 def test_memory_has_the_mean_of_the_first_two_views_if_they_have_one_size(second):
-    images, kinds = drawings(2)
     net = with_head()
     net.frozen_statistics = True
-    memory = torch.full((6, net.feature_dim), torch.nan)
-    options = {"views": [STILL, second, STILL], "epochs": 1, "batch_size": 6, "lr": 0.0, "sample": each_once}
-    train(net, images, torch.tensor(kinds), memory=memory, **options)
+    memory = torch.full((12, net.feature_dim), torch.nan)
+    options = {"views": [STILL, second, STILL], "epochs": 1, "lr": 0.0, "sample": each_once}
+    train(net, IMAGES, LABELS, memory=memory, **options)
     with torch.no_grad():
-        whole, flipped = net.features(images / 255), net.features(images.flip(3) / 255)
+        whole, flipped = net.features(IMAGES / 255), net.features(IMAGES.flip(3) / 255)
     assert torch.allclose(memory, whole if second.size else (whole + flipped) / 2, atol=1e-4)
 
 
@@ -221,13 +217,12 @@ def test_instances_by_hand(rows):
 
 def test_the_weight_divides_a_step_between_clusters_and_instances():
     """One step is linear in the loss; the number returned is the clusters' alone."""
-    images, kinds = drawings(4)
     net, layer = linear_network(torch.randn(3, 4, generator=generator(0, "centroids")))
     before, steps, losses = copy.deepcopy(layer.state_dict()), [], []
     options = {"views": [Augmentation()] * 2, "lr": 1.0, "epochs": 1, "batch_size": 12, "loss": WithInstances(0.2)}
     for weight in (1.0, 0.0, 0.25):
         layer.load_state_dict(before)
-        losses.append(train(net, images, torch.tensor(kinds), cluster_weight=weight, **options))
+        losses.append(train(net, IMAGES, LABELS, cluster_weight=weight, **options))
         steps.append(layer.weight.detach() - before["weight"])
     clusters, instances, mixed = steps
     assert (clusters - instances).abs().max() > 0.01
@@ -235,30 +230,18 @@ def test_the_weight_divides_a_step_between_clusters_and_instances():
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
 
-def test_the_learning_rate_may_depend_on_the_time_in_rounds():
-    images, kinds = drawings(4)
-    times = []
-    train(with_head(), images, torch.tensor(kinds), lr=lambda time: times.append(time) or 0.01, batch_size=4, round=5)
-    assert times == pytest.approx([5 + i / 6 for i in range(6)])
-
-
-def test_clusterings_take_turns_in_the_sampling():
+def test_the_learning_rate_has_the_time_in_rounds_and_clusterings_take_turns_in_the_sampling():
     labels = torch.stack([torch.zeros(12, dtype=torch.int64), torch.arange(12) % 3], 1)
-    seen = []
+    times, seen = [], []
 
     def sample(by, draws, random):
         seen.append(by.tolist())
         return torch.arange(draws)
 
-    train(with_head(4), drawings(4)[0], labels, clusters=(1, 3), sample=sample, epochs=3)
-    assert seen == [labels[:, i].tolist() for i in (0, 1, 0)]
-
-
-def test_no_tensor_becomes_float64(monkeypatch):
-    """Apple's GPUs have none."""
-    monkeypatch.setattr(torch.Tensor, "double", None)
-    images, kinds = drawings(4)
-    assert train(with_head(), images, torch.tensor(kinds), epochs=2, batch_size=6) > 0
+    options = {"lr": lambda time: times.append(time) or 0.01, "sample": sample, "clusters": (1, 3)}
+    train(with_head(4), IMAGES, labels, epochs=3, batch_size=4, round=5, **options)
+    assert times == pytest.approx([5 + i / 9 for i in range(9)])
+    assert seen == [labels[:, i].tolist() for i in (1, 0, 1)]
 
 
 def taken_in_parts(monkeypatch, part: int, *, frozen: bool = True, **options) -> tuple[Network, float, set[int]]:
@@ -298,10 +281,52 @@ def test_no_parts_if_images_have_an_effect_on_each_other(monkeypatch, options, i
     assert taken_in_parts(monkeypatch, 24 * 24, **options)[2] == {images}
 
 
-def test_features_of_an_image_do_not_depend_on_its_company():
-    images, _ = drawings(5)
-    net = network()
-    place = Place.of(net, images, batch_size=8)
-    together = extract(net, images, place)
-    alone = torch.cat([extract(net, images[i : i + 1], place) for i in range(len(images))])
-    assert torch.equal(together, alone)
+SIZES = (1, 5, 5000, 50, 0, 600)
+
+
+def planted() -> torch.Tensor:
+    """Labels with clusters of these sizes, in an order that has nothing to do with them."""
+    labels = torch.cat([torch.full((size,), cluster) for cluster, size in enumerate(SIZES)])
+    return labels[torch.randperm(len(labels), generator=generator(0, "test"))]
+
+
+def test_every_image_of_a_cluster_comes_up():
+    labels = planted()
+    epochs = [uniform_over_clusters(labels, len(labels), generator(0, "draw", epoch)) for epoch in range(80)]
+    times = torch.bincount(torch.cat(epochs), minlength=len(labels))
+    assert times.min() >= 1
+    for cluster in (1, 3, 5):  # smaller than their share: within one epoch each image comes as often as any other
+        inside = torch.bincount(epochs[0], minlength=len(labels))[labels == cluster]
+        assert inside.max() - inside.min() <= 1
+    # Images of the large cluster: 80 epochs of 1131 draws without replacement from 5000, a mean of 18.1.
+    large = times[labels == 2].double()
+    assert large.mean() == pytest.approx(80 * len(labels) / 5 / 5000, rel=0.01)
+    assert large.std() < 1.2 * (80 * 0.226 * 0.774) ** 0.5
+    # Their order is random.
+    first, second = (torch.bincount(half, minlength=len(SIZES)) for half in labels[epochs[0]].tensor_split(2))
+    assert (first - second).abs().max() < 6 * (len(labels) / 5) ** 0.5
+
+
+def test_the_official_sampler_by_hand():
+    """Sorted by cluster the images are 1, 3, 0, 2: places 0 and 2 (cluster 1) hold images 1 and 0."""
+    labels = torch.tensor([1, 0, 1, 0])
+    drawn = official_draws(labels, 400, generator(0, "draw"))
+    balanced = uniform_over_clusters(labels, 400, generator(0, "draw"))
+    assert torch.equal(drawn, torch.tensor([1, 3, 0, 2])[balanced])
+
+
+def test_without_balancing_the_sizes_decide():
+    labels = planted()
+    drawn = each_once(labels, len(labels), generator(0, "draw"))
+    assert torch.equal(drawn.sort().values, torch.arange(len(labels)))
+    assert torch.bincount(each_once(labels, 2 * len(labels) + 3, generator(0, "draw"))).max() == 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=40), st.integers(1, 60))
+def test_shares_differ_by_at_most_one(labels, draws):
+    labels = torch.tensor(labels)
+    drawn = uniform_over_clusters(labels, draws, generator(0, "draw"))
+    assert len(drawn) == draws
+    counts = torch.bincount(labels[drawn], minlength=9)[torch.bincount(labels, minlength=9) > 0]
+    assert counts.max() - counts.min() <= 1

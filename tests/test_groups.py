@@ -1,0 +1,311 @@
+"""The groups that a person sees: their cut, their merge tree, their number, and when a new fit is due."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from scipy.cluster.hierarchy import linkage
+from scipy.sparse import csr_array
+from sklearn.cluster import KMeans
+from torch.nn import functional as F
+
+from deepcluster.clustering import kmeans
+from deepcluster.clustering.agreement import ari, nmi
+from deepcluster.groups import choose_k, graph
+from deepcluster.groups import tree as trees
+from deepcluster.groups.choose_k import candidates, ranked, stability
+from deepcluster.groups.cut import ROWS_EACH, Cut, as_groups, cut, placement_of
+from deepcluster.groups.drift import Drift, drift
+from deepcluster.groups.graph import modularity
+from deepcluster.groups.tree import Tree, merge_tree, nodes_at, ward
+from deepcluster.seeding import generator
+from tests.helpers.features import blobs, normal
+
+
+def groups_of(sizes: tuple[int, ...], spread: float = 0.05) -> tuple[torch.Tensor, torch.Tensor]:
+    centres = F.normalize(torch.randn(len(sizes), 8, generator=generator(0, "centres")))
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    noise = spread * torch.randn(len(labels), 8, generator=generator(0, "noise"))
+    return F.normalize(centres[labels] + noise), labels
+
+
+def clusters_of(x: torch.Tensor, k: int, seed: int = 0) -> torch.Tensor:
+    return placement_of(x, cut(x, k, seed=seed), x[:1]).cluster
+
+
+def test_few_rows_are_cut_as_well_as_by_scikit_learn():
+    x, _ = groups_of((9,) * 12, spread=0.2)
+    found = placement_of(x, cut(x, 12), x[:1])
+    theirs = KMeans(12, n_init=20, random_state=0).fit(x.numpy())
+    assert found.distance.square().sum().item() <= theirs.inertia_ * 1.03
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_groups_may_be_long_and_new_rows_go_where_their_neighbours_are(seed):
+    """Rows along two parallel lines: more than twice as long as far apart."""
+    labels = torch.arange(400) % 2
+    rows = 0.08 * normal(400, 8)
+    rows[:, 0] += 1
+    rows[:, 1] += 1.4 * torch.rand(400, generator=generator(0, "along")) - 0.7
+    rows[:, 2] += 0.6 * labels - 0.3
+    x = F.normalize(rows)
+    clusters = placement_of(x, cut(x[:200], 2, seed=seed), x[:1]).cluster
+    assert ari(labels[:200], clusters[:200]) > 0.95 and ari(labels[200:], clusters[200:]) > 0.9
+    theirs = KMeans(2, n_init=10, random_state=seed).fit(x[:200].numpy())
+    assert ari(labels[:200], theirs.labels_) < 0.2  # else the case would show nothing
+
+
+def test_groups_of_different_densities():
+    densities = ((200, 0.15), (60, 0.02), (100, 0.06))
+    x = torch.cat([blobs([n], spread=s)[:, torch.arange(8).roll(i)] for i, (n, s) in enumerate(densities)])
+    assert clusters_of(x, 3).tolist() == [0] * 200 + [2] * 60 + [1] * 100
+
+
+def test_order_seed_and_a_sample_of_the_rows_change_nothing_that_is_clear(monkeypatch):
+    x, labels = groups_of((300, 200, 100))
+    order = torch.randperm(600, generator=generator(0, "order"))
+    for sample in (600, 150):
+        monkeypatch.setattr(graph.graph_rows, "__defaults__", (0, sample))
+        for seed in (0, 1):
+            assert torch.equal(clusters_of(x[order], 3, seed), labels[order])
+
+
+def test_a_few_rows_apart_from_all_are_no_group_of_their_own():
+    """Twenty rows that are neighbours of each other alone: without a tie to the rest they would be a perfect group."""
+    x, labels = groups_of((200, 200, 20), spread=0.3)
+    assert nmi(labels[:400], clusters_of(x, 2)[:400]) > 0.9
+
+
+def test_equal_rows_are_together_and_no_more_groups_than_distinct_rows():
+    x = torch.eye(4)[[0] * 30 + [1] * 20]
+    for k in (2, 5):
+        assert clusters_of(x, k).tolist() == [0] * 30 + [1] * 20
+    first, second = clusters_of(blobs([40, 40]).repeat(2, 1), 2).chunk(2)
+    assert torch.equal(first, second) and first.bincount().tolist() == [40, 40]
+
+
+def test_as_many_groups_as_a_small_graph_can_have():
+    x, _ = groups_of((12,) * 12)
+    for k in range(1, 13):
+        assert cut(x[: ROWS_EACH * k], k).count == k
+    for rows, k in ((1, 1), (3, 1), (2, 2), (3, 2), (3, 3)):
+        assert cut(x[:rows], k).groups.unique().tolist() == list(range(k))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_class_in_pieces_costs_no_other_its_place(seed):
+    """Four large blobs, two of which touch, and a small one apart: cut into four, the large ones stay by themselves."""
+    centres = torch.eye(8)[:5]
+    centres[2, 3] = centres[3, 2] = 0.4
+    labels = torch.arange(5).repeat_interleave(torch.tensor([150, 150, 150, 150, 40]))
+    noise = 0.15 * torch.randn(len(labels), 8, generator=generator(seed, "noise"))
+    x = F.normalize(F.normalize(centres)[labels] + noise)
+    assert nmi(labels[:600], clusters_of(x, 4, seed)[:600]) > 0.97
+
+
+def test_fine_clusters_as_groups_leave_out_the_empty_ones():
+    x = torch.tensor([[0.0], [0], [0], [1], [1], [9]])
+    groups = as_groups(kmeans(x, 4))
+    assert groups.count == 3 and placement_of(x, groups, x[:1]).cluster.tolist() == [0, 0, 0, 1, 1, 2]
+
+
+def test_place_by_hand():
+    groups = Cut(torch.tensor([[0.0, 0], [4, 0], [0, 10]]), torch.tensor([0, 1, 0]))  # two centroids make group 0
+    found = placement_of(torch.tensor([[1.0, 0], [3, 0], [0, 9]]), groups, torch.tensor([[0.0, 8], [1, 1]]))
+    assert found.cluster.tolist() == [0, 1, 0]
+    assert found.distance.tolist() == pytest.approx([1, 1, 1])
+    others = [3, 3, (16 + 81) ** 0.5]  # the nearest centroid of another group
+    assert found.margin.tolist() == pytest.approx([1 - 1 / other for other in others])
+    assert found.fine_cluster.tolist() == [1, 1, 0]
+    one = Cut(torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64))
+    alone = placement_of(torch.tensor([[1.0], [2]]), one, torch.zeros(1, 1))
+    assert alone.margin.tolist() == [1, 1]  # it has no border
+
+
+def placed_by_all_distances(x, groups):
+    distances = torch.cdist(x, groups.centroids, compute_mode="donot_use_mm_for_euclid_dist")
+    by_group = torch.full((len(x), groups.count), torch.inf)
+    by_group.scatter_reduce_(1, groups.groups.expand(len(x), -1), distances, "amin")
+    distance, cluster = by_group.min(1)
+    others = by_group.scatter(1, cluster.unsqueeze(1), torch.inf).min(1).values
+    return cluster, distance, 1 - distance / others.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+@pytest.mark.parametrize(("width", "count"), [(1, 3), (2, 1), (64, 10), (128, 40), (2048, 7)])
+def test_the_nearest_of_few_candidates_are_the_nearest_of_all(width, count):
+    x = F.normalize(normal(400, width))
+    x[::50] = 0
+    centroids = x[:100] * torch.rand(100, 1, generator=generator(0, "lengths"))
+    centroids[3] = centroids[4] = x[5]  # a tie, in two groups
+    groups = Cut(centroids, torch.randperm(100, generator=generator(0, "groups")) % count)
+    found = placement_of(x, groups, x[:3])
+    for name, expected in zip(("cluster", "distance", "margin"), placed_by_all_distances(x, groups), strict=True):
+        assert torch.equal(getattr(found, name), expected)
+    own = (x - centroids[found.centroid]).norm(dim=1)
+    assert torch.allclose(own, found.distance, atol=1e-6) and torch.equal(groups.groups[found.centroid], found.cluster)
+    assert len(placement_of(x[:0], groups, x[:3]).centroid) == 0
+
+
+def test_the_same_as_scipy_with_weights_as_repetitions():
+    random = np.random.default_rng(0)
+    rows, weights = random.normal(size=(30, 3)), random.integers(1, 5, 30)
+    repeated = linkage(np.repeat(rows, weights, axis=0), "ward")
+    heights = np.sort(repeated[:, 2] ** 2 / 2)[-29:]
+    assert np.allclose([cost for cost, _, _ in ward(rows, weights.astype(float))], heights)
+    assert ward(rows[:1], np.ones(1)) == []
+
+
+def cuts(tree: Tree) -> list[list[int]]:
+    """The node of each piece, for P, P - 1, ..., 1 groups."""
+    pieces = len(tree.groups)
+    each = [nodes_at(pieces, tree.merges, count) for count in range(pieces, 0, -1)]
+    return [[next(node for node in nodes if piece in nodes[node]) for piece in range(pieces)] for nodes in each]
+
+
+def test_a_tree_by_hand(monkeypatch):
+    """Two groups on a line: 0, 1, 2 of one, 10 and 11 of the other; one piece each."""
+    monkeypatch.setattr(trees, "ROWS_AT_ONCE", 2)
+    rows = torch.tensor([[0.0], [1], [2.5], [10], [11], [11]])
+    tree = merge_tree(rows, Cut(torch.tensor([[10.0], [0], [2.5], [11], [1]]), torch.tensor([1, 0, 0, 1, 0])))
+    # Pieces are numbered by the order of their centroids: 10, 0, 2.5, 11, 1.
+    assert tree.medoids[:5] == (3, 0, 2, 4, 1)
+    assert tree.groups == (1, 0, 0, 1, 0)
+    # 0 and 1 cost 1/2; 10 and twice 11 cost 2/3; 0.5 and 2.5 cost 2 * 4 * 2/3; then both groups.
+    assert [set(pair) for pair in tree.merges] == [{1, 4}, {0, 3}, {5, 2}, {6, 7}]
+    assert tree.sizes == (1, 1, 1, 2, 1, 2, 3, 3, 6)
+    # The mean of 0, 1 and 2.5 is 1.17: row 1; of 10, 11 and 11 it is 10.67: row 4; of all 5.9: row 2 (2.5).
+    assert [tree.medoids[node] for node in (6, 7, 8)] == [4, 1, 2]
+    assert cuts(tree) == [[0, 1, 2, 3, 4], [0, 5, 2, 3, 5], [6, 5, 2, 6, 5], [6, 7, 7, 6, 7], [8, 8, 8, 8, 8]]
+
+
+def test_groups_that_are_not_nearest_still_make_a_cut():
+    # The groups say that 0 and 10 belong together, and 1 to 11: Ward alone would never find them.
+    rows = torch.tensor([[0.0], [1], [10], [11]])
+    tree = merge_tree(rows, Cut(rows, torch.tensor([0, 1, 0, 1])))
+    two = cuts(tree)[-2]
+    assert two[0] == two[2] != two[1] == two[3] and tree.medoids[:4] == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("k", [1, 2, 7])
+def test_the_present_groups_are_a_cut_and_others_only_merge_or_split(k):
+    rows = blobs([30, 40, 50, 60, 70], seed=k)
+    groups = cut(rows, k)
+    tree = merge_tree(rows, groups)
+    assert len(tree.groups) == (1 if k == 1 else min(30, len(groups.centroids)))
+    every = cuts(tree)
+    assert [len(set(nodes)) for nodes in every] == list(range(len(tree.groups), 0, -1))
+    present = next(nodes for nodes in every if len(set(nodes)) == k)
+    assert len(set(zip(present, tree.groups, strict=True))) == k
+    for finer, coarser in pairwise(every):
+        assert len(set(zip(finer, coarser, strict=True))) == len(set(finer))
+    assert tree.sizes[-1] == len(rows) and sum(tree.sizes[: len(tree.groups)]) == len(rows)
+    cluster = placement_of(rows, groups, rows[:1]).cluster
+    for node, group in set(zip(present, tree.groups, strict=True)):
+        assert tree.sizes[node] == (cluster == group).sum() and cluster[tree.medoids[node]] == group
+
+
+def test_a_centroid_without_rows_is_left_out_and_one_piece_is_a_tree():
+    rows = torch.tensor([[0.0], [1.0]])
+    tree = merge_tree(rows, Cut(torch.tensor([[0.0], [5.0], [1.0]]), torch.tensor([0, 2, 3])))  # numbers have gaps
+    assert tree.groups == (0, 3) and tree.sizes == (1, 1, 2)
+    rows = normal(600, 4)
+    assert len(merge_tree(rows, Cut(rows, torch.arange(600) % 120)).groups) == 120  # many groups are merged only
+    one = Cut(torch.ones(1, 3), torch.tensor([0]))
+    for images in (1, 20):
+        assert merge_tree(torch.ones(images, 3), one) == Tree(groups=(0,), merges=(), sizes=(images,), medoids=(0,))
+
+
+@pytest.mark.parametrize("count", [2, 5, 8])
+def test_a_clear_number_is_the_first_candidate(count, monkeypatch):
+    monkeypatch.setattr(choose_k, "ROWS", 1200)  # of 8 groups a sample
+    found = candidates(blobs([200] * count))
+    assert found[0].k == count == max(found, key=lambda candidate: candidate.silhouette).k
+    assert found[0].stability > 0.9 and len(found) == 3
+
+
+def test_stability_is_low_without_groups_and_none_of_few_images():
+    """It needs 300 images, 10 for each group and two groups."""
+    assert stability(F.normalize(normal(400, 16)), 5) < 0.5
+    rows = blobs([80] * 4, spread=0.5)
+    for candidate in candidates(rows, seed=5):
+        assert candidate.stability == stability(rows, candidate.k, seed=5)
+    rows = blobs([100] * 3)
+    assert stability(rows, 3) > 0.9
+    assert [stability(*few) for few in ((rows[1:], 3), (rows, 31), (rows, 1))] == [None] * 3
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 12])
+def test_few_rows(rows):
+    found = candidates(torch.eye(12)[:rows])
+    assert all(2 <= each.k < rows for each in found)
+    assert bool(found) == (rows >= 4)
+    assert candidates(torch.ones(50, 3)) == []
+
+
+def test_numbers_are_ranked_by_peaks_the_finest_of_the_nearly_best_first():
+    scores = np.array([0.5, 0.6, 0.55, 0.2, 0.3, 0.1])
+    assert (ranked(scores, 3), ranked(scores, 9)) == ([1, 4, 2], [1, 4, 2, 0, 3, 5])
+    assert ranked(np.array([0.5, 0.5]), 1) == [0]
+    assert ranked(np.array([0.5, 0.1, 0.495, 0.1, 0.4, 0.1]), 3) == [2, 0, 4]
+    assert ranked(np.array([0.5, 0.1, 0.4]), 3) == [0, 2, 1]
+    assert ranked(np.array([]), 3) == []
+
+
+def test_modularity_by_hand():
+    """Two triangles and a bridge: 12 of 14 ends are inside, and half of random ones would be."""
+    ties = np.zeros((6, 6))
+    for a, b in ((0, 1), (0, 2), (1, 2), (3, 4), (3, 5), (4, 5), (2, 3)):
+        ties[a, b] = ties[b, a] = 1
+    assert modularity(csr_array(ties), np.array([0, 0, 0, 1, 1, 1])) == pytest.approx(12 / 14 - 1 / 2)
+    assert modularity(csr_array(ties), np.zeros(6, np.int64)) == pytest.approx(0)
+
+
+def test_halves_of_groups_are_not_all_there_is():
+    """Nine groups in two families: the silhouette of two is good, too, and the answer is nine."""
+    rows = blobs([60] * 9, width=12)
+    families = torch.eye(12)[[10] * 240 + [11] * 300]
+    assert candidates(F.normalize(rows + 0.5 * families))[0].k == 9
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (Drift(1000, 19, 10, 19), None),  # too few to tell
+        (Drift(1000, 20, 0, 20), "100% of the images added since the fit are outliers, and 0.0% of its own"),
+        (Drift(1000, 100, 10, 7), None),  # 7 %, twice 1 % and 5 more
+        (Drift(1000, 100, 10, 8), "8% of the images added since the fit are outliers, and 1.0% of its own"),
+        (Drift(1000, 100, 100, 24), None),
+        (Drift(1000, 20, 0, 4), None),  # a fifth, and still only four
+        (Drift(1000, 20, residual_rank=0.95), "half of the images added since the fit are stranger than 95%"),
+        (Drift(1000, 20, residual_rank=0.8), None),
+        (Drift(1000, 300, shift=0.12, shift_p=1e-9), "the images added since the fit changed the clusters' shares"),
+        (Drift(1000, 300, shift=0.12, shift_p=0.01), None),
+        (Drift(1000, 300, shift=0.05, shift_p=1e-9), None),
+        (Drift(1000, 1000), None),
+        (Drift(1000, 1001), "1,001 images were added to a fit of 1,000"),
+        (Drift(5, 6), "6 images were added to a fit of 5"),
+    ],
+)
+def test_when_a_new_fit_is_due(found, reason):
+    assert found.reason is None if reason is None else found.reason.startswith(reason)
+
+
+def test_a_drift_by_hand():
+    # Of the fit: 6 and 2 images in clusters 0 and 2. Added: 1 and 3, and cluster 1 is empty.
+    cluster = torch.tensor([0] * 6 + [2] * 2 + [0] + [2] * 3)
+    residuals = torch.tensor([0.0, 1, 2, 3, 4, 5, 6, 7, 5.5, 6.5, 8, 9])
+    found = drift(cluster, residuals, 8, limit=6.4)
+    assert (found.fitted, found.added, found.fitted_outliers, found.added_outliers) == (8, 4, 1, 3)
+    assert found.residual_rank == 7 / 8  # the median of four is the lower of the two in the middle, 6.5
+    assert found.shift == pytest.approx(0.5 * 4 / 12)  # 3/4 and 1/4, then 1/4 and 3/4
+    assert found.shift_p == pytest.approx(0.0983, abs=1e-3)  # chi-squared: 12 * 16^2 / (8 * 4 * 7 * 5)
+    assert drift(cluster, residuals, 8, limit=torch.inf).residual_rank is None
+    assert drift(cluster[:8], residuals[:8], 8, limit=6.4) == Drift(8, 0)
+
+
+def test_new_images_of_the_same_kind_do_not_shift_clusters():
+    random = torch.Generator().manual_seed(0)
+    for clusters in (2, 30, 500):
+        cluster = torch.randint(clusters, (2000,), generator=random)
+        assert drift(cluster, torch.rand(2000, generator=random), 1200, 0.99).shift_p > 0.001
