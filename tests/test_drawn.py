@@ -1,16 +1,17 @@
 """Map, tree and thumbnails in the run folder: read back as written, refused when damaged, made when missing."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from deepcluster.cli import run_command
 from deepcluster.errors import DiskError
 from deepcluster.groups.tree import Tree
-from deepcluster.runs import page
 from deepcluster.runs import page as drawn
+from deepcluster.runs.page import report
+from deepcluster.runs.recut import recut
 from deepcluster.storage.run_folder import RunFolder
 from tests.tiny import writable
 
@@ -44,39 +45,39 @@ def test_what_is_no_tree_is_refused(tmp_path: Path, key: str, value: object) -> 
 
 def test_a_run_has_them(run: Path) -> None:
     folder = RunFolder(run)
-    places = drawn.read_map(folder, 48)
-    assert places is not None and np.ptp(places, axis=0).min() > 1
-    tree = drawn.read_tree(folder, 48)
+    places, tree = drawn.read_map(folder, 48), drawn.read_tree(folder, 48)
+    assert places is not None and np.ptp(places, axis=0).min() > 1 and drawn.read_sheet(folder)
     assert tree is not None and set(tree.groups) == {0, 1, 2} and tree.sizes[-1] == 48
-    assert drawn.read_sheet(folder)
     # The groups of the tree are those of the table, with their medoids.
     paths = [row["path"] for row in folder.read_rows("clusters.csv") if row["status"] == "ok"]
-    described = zip(tree.sizes, tree.medoids, strict=True)
-    nodes = {(size, paths[medoid]) for size, medoid in described}
+    nodes = {(size, paths[medoid]) for size, medoid in zip(tree.sizes, tree.medoids, strict=True)}
     groups = folder.read_rows("cluster_summary.csv")
     assert {(int(row["size"]), row["medoid_path"]) for row in groups} <= nodes
+
+
+def parts(run: Path) -> set[str]:
+    return set(re.findall('id="(clusters|map|groups)"', (run / "report.html").read_text()))
 
 
 def test_the_report_makes_map_and_tree_if_a_run_has_none(run: Path) -> None:
     before = {name: (run / name).read_bytes() for name in ("map.npy", "tree.json")}
     for name in (*before, "thumbnails.webp", "duplicates.csv"):
         (run / name).unlink()
-    assert run_command(["report", str(run)]) == 0
+    report(run)
     assert {name: (run / name).read_bytes() for name in before} == before  # made as the fit would have
-    assert 'id="map"' in (run / "report.html").read_text()
+    assert parts(run) == {"clusters", "map", "groups"}
     for name in (*before, "features.npy"):
         (run / name).unlink()
-    assert run_command(["report", str(run)]) == 0
-    page = (run / "report.html").read_text()
-    assert 'id="clusters"' in page and 'id="map"' not in page and 'id="groups"' not in page
+    report(run)
+    assert parts(run) == {"clusters"}
 
 
 def test_recut_draws_another_tree_and_keeps_the_map(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (run / "map.npy").read_bytes()
-    assert run_command(["recut", str(run), "-k", "2"]) == 0
+    recut(run, 2)
     tree = drawn.read_tree(RunFolder(run), 48)
     assert tree is not None and set(tree.groups) == {0, 1}
     assert (run / "map.npy").read_bytes() == before
-    monkeypatch.setattr(page, "MOST_IN_TREE", 1)
-    assert run_command(["recut", str(run), "-k", "3"]) == 0  # of very many groups there is no tree, nor the old one
-    assert not (run / "tree.json").exists() and 'id="groups"' not in (run / "report.html").read_text()
+    monkeypatch.setattr(drawn, "MOST_IN_TREE", 1)
+    recut(run, 3)  # of very many groups there is no tree, nor the old one
+    assert not (run / "tree.json").exists() and parts(run) == {"clusters", "map"}

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from deepcluster import DeepCluster
-from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
 from deepcluster.runs.fit import fit_features
 from deepcluster.runs.plan import Request
@@ -31,35 +30,28 @@ def paths_of(run: Path) -> list[str]:
     return [row["path"] for row in rows(run / "clusters.csv")]
 
 
-@pytest.mark.parametrize("named_as", ["path", "file", "copy"])
-def test_the_same_images_by_path_by_file_and_as_another_file(finished, photos, tmp_path, prints, named_as):
+def test_the_same_images_by_path_by_file_and_as_another_file(finished, photos, tmp_path, prints):
     paths = paths_of(finished)
-    image = {"path": paths[5], "file": str(photos / paths[5]), "copy": str(tmp_path / "copy.png")}[named_as]
-    shutil.copy(photos / paths[5], tmp_path / "copy.png")
-    table = list(csv.DictReader(io.StringIO(prints("similar", finished, image, "-n", "6"))))
-    assert list(table[0]) == list(SIMILAR)
+    copy = shutil.copy(photos / paths[5], tmp_path / "copy.png")
     wanted = [paths[row] for row in expected(finished, 5)]
-    found = [row["path"] for row in table]
-    assert found == ([paths[5], *wanted[:5]] if named_as == "copy" else wanted[:6])  # the copy is another image
-    similarities = [float(row["similarity"]) for row in table]
-    assert similarities == sorted(similarities, reverse=True) and len(table) == 6
     clusters = {row["path"]: row["cluster"] for row in rows(finished / "clusters.csv")}
-    assert all(row["cluster"] == clusters[row["path"]] for row in table)
+    for image, nearest in ((paths[5], wanted), (photos / paths[5], wanted), (copy, [paths[5], *wanted])):
+        table = list(csv.DictReader(io.StringIO(prints("similar", finished, image, "-n", "6"))))
+        assert list(table[0]) == list(SIMILAR)
+        assert [row["path"] for row in table] == nearest[:6]
+        similarities = [float(row["similarity"]) for row in table]
+        assert similarities == sorted(similarities, reverse=True)
+        assert all(row["cluster"] == clusters[row["path"]] for row in table)
 
 
-def test_all_of_them_at_most_and_into_a_file(finished, tmp_path, prints):
-    out = tmp_path / "near.csv"
-    assert prints("similar", finished, paths_of(finished)[0], "-n", "1000", "-o", out) == ""
+def test_all_of_them_at_most_and_into_a_file_that_is_not_there(finished, photos, tmp_path, prints, ends):
+    out, path = tmp_path / "near.csv", paths_of(finished)[0]
+    assert prints("similar", finished, path, "-n", "1000", "-o", out) == ""
     assert len(rows(out)) == len(paths_of(finished)) - 1
-    assert run_command(["similar", str(finished), paths_of(finished)[0], "-o", str(out)]) == 5  # it is there already
-
-
-def test_the_image_is_never_replaced_by_the_table(finished, photos, capsys):
-    path = paths_of(finished)[0]
+    ends(["similar", finished, path, "-o", out], 5)
     before = (photos / path).read_bytes()
-    arguments = ["similar", str(finished), path, "-o", str(photos / path), "--overwrite"]
-    assert run_command(arguments) == 2 and "one of the files that are read" in capsys.readouterr().err
-    assert (photos / path).read_bytes() == before
+    said = ends(["similar", finished, path, "-o", photos / path, "--overwrite"], 2)
+    assert "one of the files that are read" in said and (photos / path).read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -89,9 +81,8 @@ def test_nearest_of_the_estimator(finished, photos, tmp_path):
     for n in (0, 2.5, True, "3"):
         with pytest.raises(UsageError, match=f"n={n!r}: give a whole number"):
             model.nearest(None, n)
-    alone = DeepCluster.load(model.save(tmp_path / "model"))
     with pytest.raises(UsageError, match="nearest needs the features of a run"):
-        alone.nearest([photos / model.paths_[5]])
+        DeepCluster.load(model.save(tmp_path / "model")).nearest([photos / model.paths_[5]])
 
 
 def test_an_equal_image_is_found_and_the_image_itself_is_not(tmp_path):
@@ -111,8 +102,7 @@ def test_an_equal_image_is_found_and_the_image_itself_is_not(tmp_path):
 
 def test_a_file_is_known_by_its_absolute_path_and_comes_before_a_path_of_the_run(finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    here = str(tmp_path / "a.png")
-    assert row_of(open_run(finished), [here, "a.png"], "a.png") == 1  # no such file
+    here, run = str(tmp_path / "a.png"), open_run(finished)
+    assert row_of(run, [here, "a.png"], "a.png") == 1  # no such file
     Path(here).touch()
-    assert row_of(open_run(finished), ["b.png", here], "a.png") == 1
-    assert row_of(open_run(finished), ["a.png", here], "a.png") == 1
+    assert row_of(run, ["b.png", here], "a.png") == row_of(run, ["a.png", here], "a.png") == 1

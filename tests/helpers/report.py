@@ -61,18 +61,12 @@ def summary_of(rows: list[dict[str, str]], **more: str) -> list[dict[str, str]]:
     table = []
     for number in numbers:
         inside = [r for r in rows if int(r["cluster"]) == number]
-        table.append(
-            {
-                "cluster": str(number),
-                "name": "",
-                "size": str(len(inside)),
-                "share": str(len(inside) / len(rows)),
-                "mean_distance": "1.5",
-                "nearest_cluster": str(numbers[number - 1]) if len(numbers) > 1 else "",
-                "medoid_path": min(inside, key=lambda r: float(r["distance"]))["path"],
-            }
-            | more
-        )
+        values = {
+            "cluster": number, "name": "", "size": len(inside), "share": len(inside) / len(rows), "mean_distance": 1.5,
+            "nearest_cluster": numbers[numbers.index(number) - 1] if len(numbers) > 1 else "",
+            "medoid_path": min(inside, key=lambda r: float(r["distance"]))["path"],
+        }  # fmt: skip
+        table.append({name: str(value) for name, value in values.items()} | more)
     return table
 
 
@@ -83,30 +77,13 @@ def picture(path: str) -> Image.Image:
 def page(**changes: Any) -> tuple[str, Page]:
     """The page of two clusters of 20 images and three rounds, with ``changes``."""
     rows = [row(f"{c}/{i:02}.png", c, distance=str(1 + i), margin=str(50 - i)) for c in (0, 1) for i in range(20)]
-    arguments: dict[str, Any] = {
-        "title": "Holidays",
-        "run": {
-            "images": "photos",
-            "images_count": 1797,
-            "clusters": 2,
-            "seconds": 3723.4,
-            "seed": 12345,
-            "device": None,
-        },
-        "clusters": rows,
-        "history": [
-            dict(zip(("round", "loss", "chance_loss", "nmi_previous", "changed", "largest_share"), cells, strict=True))
-            for cells in (
-                ("0", "2", "2.3", "", "", "0.5"),
-                ("1", "1", "2.3", "0.5", "0.4", "0.4"),
-                ("2", "0", "2.3", "1", "0.2", "0.3"),
-            )
-        ],
-        "metrics": None,
-        "skipped": [],
-        "picture": picture,
-    }
-    arguments |= changes
+    run = {"images": "photos", "images_count": 1797, "clusters": 2, "seconds": 3723.4, "seed": 12345, "device": None}
+    columns = ("round", "loss", "chance_loss", "nmi_previous", "changed", "largest_share")
+    history = [("0", "2", "2.3", "", "", "0.5"), ("1", "1", "2.3", "0.5", "0.4", "0.4")]
+    history.append(("2", "0", "2.3", "1", "0.2", "0.3"))
+    arguments: dict[str, Any] = {"title": "Holidays", "run": run, "clusters": rows, "picture": picture}
+    arguments["history"] = [dict(zip(columns, cells, strict=True)) for cells in history]
+    arguments |= {"metrics": None, "skipped": []} | changes
     if "summary" not in arguments:
         arguments["summary"] = summary_of(arguments["clusters"])
     text = render(RunData(**arguments))

@@ -29,11 +29,8 @@ def ask(
     parts = urlsplit(address)
     ours = {"Host": parts.netloc}
     if body is not None:
-        ours |= {
-            "Origin": f"http://{parts.netloc}",
-            "Content-Type": "application/json",
-            "Content-Length": str(len(body)),
-        }
+        ours |= {"Origin": f"http://{parts.netloc}", "Content-Type": "application/json"}
+        ours |= {"Content-Length": str(len(body))}
     connection = http.client.HTTPConnection(parts.netloc, timeout=60)
     place = path if path.startswith("/") else parts.path + path
     connection.putrequest(method or ("GET" if body is None else "POST"), place, skip_host=True)
