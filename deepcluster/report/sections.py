@@ -215,7 +215,7 @@ def suggestions(candidates: Sequence[Mapping[str, Any]], tree: Tree, images: int
 def problems(skipped: Sequence[Row], clusters: Table, duplicates: Sequence[Row] | None) -> Values:
     """Return the rows that the page shows, and their total numbers.
 
-    ``duplicates`` has the shown images of each group and its size; None if the run did not search for duplicates.
+    ``duplicates`` has the shown images of a group, and its size; None if the run did not search for duplicates.
     The arguments are rows of skipped.csv, the usable ones of clusters.csv, and those of duplicates.csv.
     """
 
