@@ -104,7 +104,7 @@ def ended(ranks: list[int]) -> list[int]:
 def phase_of(run: Path) -> str:
     if not (run / "checkpoints" / "images.csv").exists():
         return "reading"
-    return "result" if list((run / "checkpoints").glob(f"{ROUNDS:06d}-*.json")) else "rounds"
+    return "result" if (run / "checkpoints" / f"{ROUNDS:06d}.json").exists() else "rounds"
 
 
 def is_alive(pid: int) -> bool:
