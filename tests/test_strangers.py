@@ -6,7 +6,6 @@ somebody wrote on purpose: their digests are made to fit.
 
 import builtins
 import copy
-import hashlib
 import io
 import json
 import os
@@ -29,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from deepcluster.errors import ModelError, NonFiniteError
 from deepcluster.nets.network import build
 from deepcluster.nets.weights import read_state
-from deepcluster.runtime.plain_files import MOST_JSON, json_sha256, parse_json
+from deepcluster.runtime.plain_files import MOST_JSON
 from deepcluster.storage import model_files as models
 from fuzz.harness import peak_memory
 from tests.helpers.runs import change_record, contents, record, rows
@@ -215,7 +214,7 @@ def test_flipped_bits_and_truncations_of_a_model_are_all_found(place: Place, nam
             models.load(place.model)
 
 
-# ---- files that run a program when they are unpickled ------------------------------------------------------------
+# ---- files that run a program when they are unpickled ----------------------------------------------------------------
 
 
 class Calls:
@@ -226,11 +225,7 @@ class Calls:
         return self.call
 
 
-def shell(canary: Path) -> Calls:
-    return Calls(os.system, f"touch {canary}")
-
-
-def evaluation(canary: Path) -> Calls:
+def program(canary: Path) -> Calls:
     return Calls(builtins.eval, f"open({str(canary)!r}, 'w').close()")
 
 
@@ -250,26 +245,20 @@ def in_a_tar(content: bytes, path: Path) -> None:
             archive.addfile(entry, io.BytesIO(content))
 
 
-def by_hand(canary: Path) -> bytes:
-    return f"cposix\nsystem\n(S'touch {canary}'\ntR.".encode()
-
-
 def nested(canary: Path) -> dict[str, Any]:
-    return {"state_dict": OrderedDict(a=torch.zeros(2), b={"c": [1, {"d": shell(canary)}]})}
+    return {"state_dict": OrderedDict(a=torch.zeros(2), b={"c": [1, {"d": program(canary)}]})}
 
 
 PAYLOADS: dict[str, Callable[[Path, Path], object]] = {
-    "zip": lambda path, canary: torch.save(shell(canary), path),
-    "legacy": lambda path, canary: torch.save(evaluation(canary), path, _use_new_zipfile_serialization=False),
+    "zip": lambda path, canary: torch.save(program(canary), path),
+    "legacy": lambda path, canary: torch.save(program(canary), path, _use_new_zipfile_serialization=False),
     "nested": lambda path, canary: torch.save(nested(canary), path),
-    "packed": lambda path, canary: in_a_zip(pickle.dumps(evaluation(canary), protocol=2), path),
-    "tar": lambda path, canary: in_a_tar(pickle.dumps(shell(canary), protocol=2), path),
-    "protocol 0": lambda path, canary: path.write_bytes(pickle.dumps(evaluation(canary), protocol=0)),
-    "protocol 2": lambda path, canary: path.write_bytes(pickle.dumps(shell(canary), protocol=2)),
-    "protocol 5": lambda path, canary: path.write_bytes(pickle.dumps(evaluation(canary), protocol=5)),
-    "by hand": lambda path, canary: path.write_bytes(by_hand(canary)),
-    "Python 2": lambda path, canary: save_python2(checkpoint_of("alexnet", OrderedDict(a=shell(canary))), path),
-    "array": lambda path, canary: np.save(path.open("wb"), np.array([shell(canary)], object), allow_pickle=True),
+    "packed": lambda path, canary: in_a_zip(pickle.dumps(program(canary), protocol=2), path),
+    "tar": lambda path, canary: in_a_tar(pickle.dumps(program(canary), protocol=2), path),
+    "protocol 0": lambda path, canary: path.write_bytes(pickle.dumps(program(canary), protocol=0)),
+    "protocol 2": lambda path, canary: path.write_bytes(pickle.dumps(program(canary), protocol=2)),
+    "protocol 5": lambda path, canary: path.write_bytes(pickle.dumps(program(canary), protocol=5)),
+    "array": lambda path, canary: np.save(path.open("wb"), np.array([program(canary)], object), allow_pickle=True),
 }
 
 
@@ -308,18 +297,17 @@ def test_a_compressed_checkpoint_is_refused(place: Place) -> None:
 
 
 def repeated(path: Path, times: int) -> None:
-    """A checkpoint whose table of contents names its one stored record many times."""
-    torch.save({f"k{i}": torch.zeros(1 << 16) for i in range(times)}, path.with_suffix(".whole"))
-    first = None
-    with zipfile.ZipFile(path.with_suffix(".whole")) as whole, zipfile.ZipFile(path, "w") as bomb:
-        for name in whole.namelist():
-            if first and "/data/" in name:
-                entry = copy.copy(first)
-                entry.filename = entry.orig_filename = name
-                bomb.filelist.append(entry)
-            else:
-                bomb.writestr(name, whole.read(name))
-                first = bomb.getinfo(name) if "/data/" in name else first
+    """A checkpoint whose table of contents names its first stored record for all of its tensors."""
+    whole = path.with_suffix(".whole")
+    torch.save({f"k{i}": torch.zeros(1 << 16) for i in range(times)}, whole)
+    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(path, "w") as bomb:
+        first, *others = (name for name in archive.namelist() if "/data/" in name)
+        for name in {*archive.namelist()} - {*others}:
+            bomb.writestr(name, archive.read(name))
+        for name in others:
+            entry = copy.copy(bomb.getinfo(first))
+            entry.filename = entry.orig_filename = name
+            bomb.filelist.append(entry)
 
 
 def test_a_record_that_is_there_many_times_is_refused_with_both_numbers(place: Place) -> None:
@@ -357,16 +345,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "a billion pixels in the network": {"architecture": network("compact", 10**9)["architecture"]},
     "image size above the store size": network("compact", 32) | {"store_size": 16},
     "image size 0": network("compact", 0),
-    "image size as a truth": {"image_size": True},
     "store size of 5,000 digits": {"store_size": 10**4000},
     "batch size 0": {"batch_size": 0},
     "version 2": {"schema_version": 2},
     "an unknown key": {"weights": "/etc/passwd"},
-    "an architecture as a text": {"architecture": "compact"},
     "an architecture without a name": {"architecture": {"image_size": SIZE, "sobel": False}},
     "weights of timm": network("timm:resnet18", weights="timm"),
-    "sobel as a number": network("compact", sobel=1),
-    "a projection": network("compact", projection=[10**9, 10**9]),
     **{
         f"backbone {name[:30]}": network(name)
         for name in (
@@ -399,27 +383,20 @@ TENSORS: dict[str, dict[str, Any]] = {
     "a tensor too many": {"body__extra": lambda _: torch.zeros(2)},
     "no projection": {"reduction__projection": lambda _: None},
     "no fine centroids": {"fine_centroids": lambda value: value[:0]},
-    "no dimensions": {"reduction__projection": lambda value: value[:, :0].contiguous()},
     "another number of dimensions": {"fine_centroids": lambda value: value[:, 1:].contiguous()},
-    "another number of features": {"reduction__mean": lambda value: value[1:]},
     "a list of limits": {"outliers__limit": lambda value: value.repeat(3)},
     "float64": {"fine_centroids": lambda value: value.double()},
     "a NaN centroid": {"fine_centroids": lambda value: value * torch.nan},
     "a NaN limit": {"outliers__limit": lambda value: value * torch.nan},
     "a negative limit": {"outliers__limit": lambda value: torch.full_like(value, -1)},
     "one half": {"outliers__means": lambda value: value[:1], "outliers__directions": lambda value: value[:1]},
-    "no directions": {"outliers__directions": lambda value: value[..., :0].contiguous()},
-    "directions of other features": {"outliers__directions": lambda value: value[:, 1:].contiguous()},
     "a NaN in the network": {"body__0__0__weight": lambda value: value * torch.nan},
     "another kernel": {"body__0__0__weight": lambda value: value[..., 1:].contiguous()},
     "half precision": {"body__0__0__weight": lambda value: value.half()},
 }
 CLUSTERS: dict[str, dict[str, Any]] = {
-    "no centroids": {"centroids": lambda _: None},
-    "no text": {"about": lambda _: None},
     "no groups": {"groups": lambda value: value[:0], "centroids": lambda value: value[:0]},
     "another number of dimensions": {"centroids": lambda value: value[:, 1:].contiguous()},
-    "float64": {"centroids": lambda value: value.double()},
     "a NaN centroid": {"centroids": lambda value: value * torch.nan},
     "int32": {"groups": lambda value: value.int()},
     "more groups than centroids": {"groups": lambda value: torch.cat([value, value])},
@@ -429,10 +406,8 @@ CLUSTERS: dict[str, dict[str, Any]] = {
     "no JSON": {"about": lambda _: torch.zeros(9, dtype=torch.uint8)},
     "no table": {"about": lambda _: torch.frombuffer(bytearray(b"[1]"), dtype=torch.uint8)},
     "no names": {"names": []},
-    "names as a text": {"names": "abc"},
     "names as numbers": {"names": [1, 2, 3]},
     "a name that cannot be written": {"names": ["", "\ud800", ""]},
-    "marks as a text": {"junk": "a"},
     "a mark of no cluster": {"junk": [3]},
     "a mark as a truth": {"junk": [True]},
 }
@@ -443,11 +418,9 @@ HEADERS = {
     "above the limit": safetensors_bytes(b"{}" + b" " * (MOST_JSON + 1)),
     "longer than the file": safetensors_bytes(b"{}", length=100),
     "no JSON": safetensors_bytes(b"hello"),
-    "a list": safetensors_bytes(b"[]"),
     "much memory": safetensors_bytes(MUCH_MEMORY),
     "without tensors": safetensors_bytes(b"{}"),
     "deep": safetensors_bytes(b'{"a":' * 50_000 + b"1" + b"}" * 50_000),
-    "NaN": safetensors_bytes(b"{" + one(offsets="[0,NaN]") + b"}", bytes(8)),
     "a shape of 10^18": safetensors_bytes(b"{" + one(f"[{10**9},{10**9}]") + b"}", bytes(8)),
     "a shape that overflows": safetensors_bytes(b"{" + one(f"[{2**62},4]", "[0,0]") + b"}"),
     "offsets outside": safetensors_bytes(b"{" + one(offsets=f"[0,{10**12}]") + b"}", bytes(8)),
@@ -520,11 +493,8 @@ def test_a_model_without_a_digest(place: Place, key: str) -> None:
     assert f"{key} is missing" in place.refused(CONFIG)
 
 
-def test_json_that_is_fine(place: Place) -> None:
-    assert parse_json(b'{"a": [1, 2.5, "x", null, true, {"a": -1e3}]}') == {"a": [1, 2.5, "x", None, True, {"a": -1e3}]}
-    # By hand: keys sorted, no space.
-    text = b'{"a":true,"b":[1,"\\u00e9"]}'
-    assert json_sha256({"b": [1, "é"], "a": True}) == hashlib.sha256(text).hexdigest()
+def test_the_digest_of_a_config_is_that_of_its_values(place: Place) -> None:
+    """Their order and the blanks between them do not count."""
     config = json.loads((place.here / CONFIG).read_text())
     (place.here / CONFIG).write_text(json.dumps(dict(reversed(config.items()))).replace(", ", ",\r\n"))
     models.load(place.model)
