@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from deepcluster.images import decode as decoding
-from deepcluster.images import find
 from deepcluster.images.decode import (
     FORMATS,
     Undecodable,
@@ -25,9 +24,9 @@ from deepcluster.images.decode import (
     pillow_limits,
     short_side,
 )
-from deepcluster.images.store import read_once, square
+from deepcluster.images.store import square
 from tests.helpers import image_files
-from tests.helpers.image_files import BLACK, BLUE, GREEN, RED, WHITE, png
+from tests.helpers.image_files import BLUE, GREEN, RED, WHITE, png
 
 
 def stored(image: Image.Image, kind: str, **options: object) -> io.BytesIO:
@@ -54,9 +53,6 @@ def reason(data: bytes, **options: int) -> str:
     return text
 
 
-# Colour modes
-
-
 def test_alpha_modes_without_a_file_format() -> None:
     palette = of("P", 0, 1, 2)
     palette.putpalette([*RED, *GREEN, *BLUE])
@@ -75,12 +71,9 @@ def test_transparent_colour_of_images_without_alpha() -> None:
 
 
 def test_grey_values_of_32_bits() -> None:
-    assert pixels(decode(stored(of("I", 0, 256, 65535), "TIFF"))) == [BLACK, (1, 1, 1), WHITE]
     for image in (of("I", -1, 0), of("I", 0, 65536), of("F", 0.5, 1.0)):
         assert reason(stored(image, "TIFF").getvalue()).startswith("grey values of 32 bits, whose range nothing tells")
 
-
-# Orientation and frames
 
 CUT_EXIF = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x0e\x01\x02\0\xff\0\0\0\xff\0\0\0"  # a text that would end beyond the file
 
@@ -99,9 +92,6 @@ def test_first_frame_only(kind: str) -> None:
     options = {"lossless": True} if kind == "WEBP" else {}
     file = stored(first, kind, save_all=True, append_images=[second], **options)
     assert set(pixels(decode(file))) == {RED}
-
-
-# Reduced decoding
 
 
 def waves(width: int = 480, height: int = 320) -> Image.Image:
@@ -137,9 +127,6 @@ def test_the_shorter_side_is_in_the_header(kind: str, tmp_path: Path) -> None:
         assert reason(file.getvalue()[:-1000]) and short_side(io.BytesIO(file.getvalue()[:-1000])) == 320
 
 
-# What is no image
-
-
 def test_the_limit_of_pixels_and_that_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     bomb, said = png(30_000, 30_000, zlib.compress(bytes(100_000))), "900000000, more than the limit of 89478485"
     assert reason(bomb) == f"too many pixels: {said}"
@@ -170,8 +157,7 @@ FTYP = b"\0\0\0\x18ftyp"
     [
         (b"", "empty file"),
         (stored(waves(), "PNG").getvalue()[:-500], "cannot be decoded: image file is truncated"),
-        *((data, NO_IMAGE) for data in (b"hello", b"<html><img src='a.png'></html>", b"\0" * 1000)),
-        *((data, NO_IMAGE) for data in (b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\x89PNG\r\n\x1a\n")),
+        *((data, NO_IMAGE) for data in (b"<html></html>", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\x89PNG\r\n\x1a\n")),
         *((stored(Image.new("RGB", (4, 4)), kind).getvalue(), NO_IMAGE) for kind in ("ICO", "TGA")),
         *((FTYP + film + bytes(99), NO_IMAGE) for film in (b"isom\0\0\x02\0isomiso2avc1mp41", b"qt  \0\0\0\0qt  ")),
     ],
@@ -184,14 +170,11 @@ def test_not_an_image(data: bytes, words: str) -> None:
     ("error", "raised", "words"),
     [
         (RecursionError("too\ndeep \x1b[31m"), Undecodable, "cannot be decoded: RecursionError: too deep [31m"),
-        (KeyError(), Undecodable, "cannot be decoded: KeyError"),
         (MemoryError("all"), MemoryError, "all"),
         (OSError(5, "Input/output error"), OSError, "[Errno 5] Input/output error"),
     ],
 )
-def test_any_exception_of_a_plugin_is_a_reason(
-    error: Exception, raised: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_exception_of_a_plugin_is_a_reason(error, raised, words, monkeypatch) -> None:
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", Mock(side_effect=error))
     with pytest.raises(raised) as caught:
         decode(stored(Image.new("RGB", (4, 4)), "PNG"))
@@ -201,34 +184,25 @@ def test_any_exception_of_a_plugin_is_a_reason(
 def test_large_files_are_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 600, 3), np.uint8))
     image.save(tmp_path / "large.bmp")
-    image.crop((0, 0, 30, 20)).save(tmp_path / "small.bmp")
     with (tmp_path / "film").open("wb") as film:
         film.truncate(1 << 40)
-    read: list[str] = []
-    whole = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path.name), whole(path))[1])
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("it was read whole"))
     assert decode(tmp_path / "large.bmp").tobytes() == image.tobytes()
-    assert decode(tmp_path / "small.bmp").tobytes() == image.crop((0, 0, 30, 20)).tobytes()
     with pytest.raises(Undecodable, match="not an image"):
         decode(tmp_path / "film")
-    assert read == ["small.bmp"]
 
 
 def test_pillow_limits_hide_what_pillow_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
+    # More pixels than Pillow's own limit, and a tag of which it warns.
+    files = [stored(Image.new("RGB", (10, 10)), "PNG"), stored(Image.new("RGB", (2, 2)), "JPEG", exif=CUT_EXIF)]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         with pillow_limits():
-            decode(stored(Image.new("RGB", (10, 10)), "PNG"))  # more pixels than Pillow's own limit
-            decode(stored(Image.new("RGB", (2, 2)), "JPEG", exif=CUT_EXIF))  # one about the tag
+            assert all(map(decode, files))
         warnings.warn("mine", stacklevel=1)
         assert [str(one.message) for one in said] == ["mine"]
-        decode(stored(Image.new("RGB", (10, 10)), "PNG"))
-        decode(stored(Image.new("RGB", (2, 2)), "JPEG", exif=CUT_EXIF))
-        assert len(said) >= 3  # Pillow speaks again afterwards
-
-
-# Large images
+        assert all(map(decode, files)) and len(said) >= 3  # Pillow speaks again afterwards
 
 
 def test_a_large_image_comes_as_means_of_squares(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,51 +218,38 @@ def test_a_large_image_comes_as_means_of_squares(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("kind", "options", "most"), [("PNG", {}, 1), ("JPEG", {"progressive": True}, 1), ("JPEG", {}, 3)]
 )
-def test_large_images_are_decoded_one_at_a_time(
-    kind: str, options: dict[str, bool], most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_images_are_decoded_one_at_a_time(kind, options, most, monkeypatch) -> None:
     """A plain JPEG is never large: it is reduced while it is decoded. A barrier sees that three go at a time."""
     monkeypatch.setattr(decoding, "AT_ONCE", 16 * 800 * 600 - 1)
     data = stored(waves(800, 600), kind, **options).getvalue()
     under_way, seen, meeting = list[int](), list[int](), threading.Barrier(most)
-    convert = decoding.as_rgb
 
     def counted(image: Image.Image) -> Image.Image:
         under_way.append(1)
         meeting.wait(60)
         time.sleep(0.05)  # another one would come in between
         seen.append(len(under_way))
-        rgb = convert(image)
         under_way.pop()
-        return rgb
+        return as_rgb(image)
 
     monkeypatch.setattr(decoding, "as_rgb", counted)
     with ThreadPoolExecutor(3) as pool:
-        assert len(list(pool.map(lambda _: decode(io.BytesIO(data), size=60), range(3)))) == 3
-    assert max(seen) == most
-
-
-# AVIF and HEIF: what phones save. HEIF needs an extra.
+        list(pool.map(lambda _: decode(io.BytesIO(data), size=60), range(3)))
+    assert len(seen) == 3 and max(seen) == most
 
 
 @pytest.mark.parametrize(
     ("start", "words"),
     [
-        *((start, "a HEIC or HEIF image: pip install 'deepcluster[heif]' to use it") for start in (
-            b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1heix", b"heim\0\0\0\0",
-        )),
-        *((start, "an AVIF image, and this Pillow has no AVIF: pip install --upgrade pillow") for start in (
-            b"avif\0\0\0\0", b"mif1\0\0\0\0mif1avif",
-        )),
+        (b"heic\0\0\0\0mif1heic", "a HEIC or HEIF image: pip install 'deepcluster[heif]' to use it"),
+        (b"mif1\0\0\0\0mif1heix", "a HEIC or HEIF image: pip install 'deepcluster[heif]' to use it"),
+        (b"avif\0\0\0\0", "an AVIF image, and this Pillow has no AVIF: pip install --upgrade pillow"),
+        (b"mif1\0\0\0\0mif1avif", "an AVIF image, and this Pillow has no AVIF: pip install --upgrade pillow"),
     ],
-)  # fmt: skip
-def test_the_reason_names_the_package_that_is_missing(
-    start: bytes, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+)
+def test_the_reason_names_the_package_that_is_missing(start, words, monkeypatch) -> None:
     monkeypatch.setattr(decoding, "accepted_formats", lambda: FORMATS)
-    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    (tmp_path / "b.HEIC").write_bytes(FTYP + start + bytes(99))
-    assert read_once(find(tmp_path), 16).skipped == (("b.HEIC", words),)
+    assert reason(FTYP + start + bytes(99)) == words
 
 
 PHONE_FORMATS = [kind for kind in ("AVIF", "HEIF") if kind in accepted_formats()]
@@ -303,7 +264,6 @@ def test_images_of_phones(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     image = waves(64, 96)
     file = stored(image, kind, quality=95)
     assert close(decode(file), image) and decode(file).info == {} and short_side(file) == 64
-    assert decode(file, size=8).tobytes() == decode(file).tobytes()
     for orientation, turn in {1: 0, 3: 180, 6: 270, 8: 90}.items():
         exif = Image.Exif()
         exif[0x0112] = orientation
@@ -314,9 +274,9 @@ def test_images_of_phones(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert close(decode(stored(clear, kind, quality=95)), Image.new("RGB", (64, 96), "white"))
     whole = file.getvalue()
     for part in range(1, len(whole) - 1, max(1, len(whole) // 40)):
-        assert reason(whole[:part]).isprintable()
+        assert reason(whole[:part])
     monkeypatch.setattr(decoding, "MAX_PIXELS", 64 * 96 - 1)
-    assert reason(whole) == "too many pixels: 6144, more than the limit of 6143"
+    assert reason(whole).startswith("too many pixels: 6144")
 
 
 @pytest.mark.skipif("HEIF" not in PHONE_FORMATS, reason="needs the extra heif")
