@@ -13,7 +13,7 @@ from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.store import square
 from deepcluster.runs import fit as run
 from deepcluster.runs.plan import Request
-from tests.drawings import KINDS, draw, drawings
+from tests.drawings import drawings, save_drawings
 from tests.helpers.image_files import stored
 from tests.helpers.runs import Said, rows
 
@@ -28,11 +28,8 @@ WAYS = {
 
 def smooth(count: int, seed: int) -> list[Image.Image]:
     """Images as different as photographs are, without hard edges that a smaller copy would lose."""
-    random = np.random.default_rng(seed)
-    return [
-        Image.fromarray(random.integers(0, 256, (6, 6, 3), np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-        for _ in range(count)
-    ]
+    small = np.random.default_rng(seed).integers(0, 256, (count, 6, 6, 3), np.uint8)
+    return [Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for image in small]
 
 
 def stack(images: list[Image.Image]) -> torch.Tensor:
@@ -61,13 +58,9 @@ def test_distances_by_hand():
     assert second[0] == 1 and second[1] == pytest.approx(np.sqrt(36 / 4) / 127.5, rel=0.01)
 
 
-def test_hundreds_of_equal_images_are_one_group():
-    plain = torch.full((500, 3, 16, 16), 90, dtype=torch.uint8)
-    (group,) = near_duplicates(plain)
-    assert [row for row, _ in group] == list(range(500))
-
-
 def test_plain_images_of_other_colours_and_drawings_are_different():
+    (group,) = near_duplicates(torch.full((500, 3, 16, 16), 90, dtype=torch.uint8))
+    assert [row for row, _ in group] == list(range(500))
     colours = torch.tensor([[200, 30, 30], [30, 200, 30], [30, 30, 200], [90, 90, 90]], dtype=torch.uint8)
     assert near_duplicates(colours[:, :, None, None].expand(-1, -1, 16, 16)) == []
     assert near_duplicates(drawings(100)[0]) == []
@@ -90,16 +83,12 @@ def test_the_order_changes_nothing(seed, count, side):
         assert len(alike) == 1 or any(alike <= group for group in groups)
 
 
-def test_a_run_reports_them_and_uses_them(tmp_path, capsys):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    random = np.random.default_rng(3)
-    for i in range(24):
-        Image.fromarray(draw(KINDS[i % 3], random)).save(folder / f"{i:02}.png")
-    (folder / "=copy.png").write_bytes((folder / "07.png").read_bytes())
-    said, out = Said(), tmp_path / "run"
+def test_a_run_reports_them_and_uses_them(tmp_path):
+    folder, out = save_drawings(tmp_path / "photos", 8, 16), tmp_path / "run"
+    first = sorted(folder.rglob("*.png"))[0]
+    (folder / "=copy.png").write_bytes(first.read_bytes())
+    said = Said()
     run.fit(folder, Request(out=out, n_clusters=2, options={"rounds": 0, "image_size": 16}), said)
-    table = rows(out / "duplicates.csv")
-    assert [(row["group"], row["path"]) for row in table] == [("0", "07.png"), ("0", "./=copy.png")]
+    assert {row["path"] for row in rows(out / "duplicates.csv")} == {"./=copy.png", str(first.relative_to(folder))}
     assert "Alike: 2 images in 1 group are nearly identical (duplicates.csv); all are used" in said.lines
-    assert sum(row["status"] == "ok" for row in rows(out / "clusters.csv")) == 25
+    assert {row["status"] for row in rows(out / "clusters.csv")} == {"ok"}

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import unicodedata
 from dataclasses import replace
-from itertools import count
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from deepcluster.images import find
 from deepcluster.storage.run_folder import DUPLICATES, RunFolder
 from tests.exports import hand_run, photos_run, pixels, state, tree, write_clusters, write_image
 from tests.helpers.runs import Said
+from tests.test_generation import in_a_child
 from tests.tiny import writable
 
 bringing = importlib.import_module("deepcluster.export.folders")
@@ -77,18 +78,19 @@ def test_the_tree_in_every_mode(holiday, tmp_path, mode):
     assert state(images) == before
 
 
-def refuse_symlinks(monkeypatch):
+def test_links_that_are_refused_become_hard_links_or_copies(holiday, tmp_path, other_disk, monkeypatch):
+    """The kernel itself refuses hard links to another disk; a mode that is asked for is that mode or an error."""
+    with pytest.raises(DiskError, match=r"hard links are refused there \(invalid cross-device link\): omit --mode"):
+        folders(holiday, other_disk / "out", mode="hardlink")
+    assert list(other_disk.iterdir()) == []
+
     def as_windows(file, target):
         raise OSError(errno.EPERM, "A required privilege is not held by the client")
 
     monkeypatch.setitem(bringing.WAYS, "symlink", as_windows)
-
-
-def test_symlinks_refused_become_hard_links(holiday, tmp_path, monkeypatch):
-    refuse_symlinks(monkeypatch)
     said = Said()
-    rows = folders(holiday, tmp_path / "out", display=said)
-    assert {row["how"] for row in rows} == {"hardlink", "skipped"}
+    for place, how in ((tmp_path, "hardlink"), (other_disk, "copy")):
+        assert {row["how"] for row in folders(holiday, place / "out", display=said)} == {how, "skipped"}
     assert "5 hard links; symbolic links are refused there (permission denied)" in said.lines[0]
 
 
@@ -99,16 +101,6 @@ def other_disk(tmp_path):
         pytest.skip("no second file system")
     with tempfile.TemporaryDirectory(dir=shm) as folder:
         yield Path(folder)
-
-
-def test_hard_links_to_another_disk_become_copies(holiday, tmp_path, other_disk, monkeypatch):
-    """The kernel itself refuses these; a mode that is asked for is that mode or an error."""
-    with pytest.raises(DiskError, match=r"hard links are refused there \(invalid cross-device link\): omit --mode"):
-        folders(holiday, other_disk / "out", mode="hardlink")
-    assert list(other_disk.iterdir()) == []
-    refuse_symlinks(monkeypatch)
-    rows = folders(holiday, other_disk / "out")
-    assert {row["how"] for row in rows} == {"copy", "skipped"}
 
 
 def test_images_that_are_no_files_are_written_as_png(tmp_path):
@@ -164,12 +156,12 @@ def test_after_a_stop_or_on_a_full_disk_nothing_is_left(holiday, tmp_path):
             if done == 3:
                 raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        folders(holiday, tmp_path / "out", display=Impatient())
-    assert leftovers(tmp_path) == []
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "photos" / "sea" / "b.png")
     before = state(tmp_path / "photos")
+    with pytest.raises(KeyboardInterrupt):
+        folders(holiday, tmp_path / "out", display=Impatient())
+    assert leftovers(tmp_path) == []
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # fails in the same place
     try:
@@ -177,16 +169,14 @@ def test_after_a_stop_or_on_a_full_disk_nothing_is_left(holiday, tmp_path):
             folders(holiday, tmp_path / "out", mode="copy")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert leftovers(tmp_path) == []
-    assert state(tmp_path / "photos") == before
+    assert leftovers(tmp_path) == [] and state(tmp_path / "photos") == before
 
 
 def test_a_table_that_somebody_changed(holiday, tmp_path):
     """It can neither bring other files in nor write anywhere else."""
     rows = RunFolder(holiday).read_rows("clusters.csv")
     (tmp_path / "secret").write_text("secret")
-    rows[0]["path"] = "../secret"
-    rows[1]["path"] = "/"
+    rows[0]["path"], rows[1]["path"] = "../secret", "/"
     write_clusters(holiday, rows)
     with pytest.warns(DeepClusterWarning, match="2 images no longer exist"):
         folders(holiday, tmp_path / "out")
@@ -199,24 +189,22 @@ def test_a_table_that_somebody_changed(holiday, tmp_path):
 
 def test_images_outside_of_the_folders_of_the_run_are_left_out(tmp_path):
     """Images of an update are brought from their origin; a link is judged by its target."""
-    for i, name in enumerate(["private.png", "more/b.png"]):
+    for i, name in enumerate(["private.png", "more/b.png", "photos/a.png"]):
         write_image(tmp_path / name, i)
-    write_image(tmp_path / "photos" / "a.png", 0)
     paths = ["a.png", "../more/b.png", "../private.png", "link.png"]
     run = hand_run(tmp_path / "run", str(tmp_path / "photos"), dict.fromkeys(paths, 0))
     columns = ("path", "label", "source", "member", "sha256", "added")
     added = [{"path": "../more/b.png", "source": str(tmp_path / "more" / "b.png")}]
     added += [{"path": "../private.png", "source": str(tmp_path / "none.png")}]
     writable(run).write_rows("added.csv", columns, added)
-    images = read_run_images(run, None)
     (tmp_path / "photos" / "link.png").symlink_to(tmp_path / "private.png")
-    named = replace(images, source=find([tmp_path / "photos" / "link.png"]), index={"link.png": 0})
-    with pytest.raises(bringing.Unavailable, match="outside of the folders of the run's images"):
-        named.file("link.png")
-    assert replace(named, roots=frozenset([str(tmp_path)])).file("link.png")
     with pytest.warns(DeepClusterWarning, match=r"2 images .* left out: \.\./private.png"):
         folders(run, tmp_path / "out")
     assert tree(tmp_path / "out") == ["000/a.png", "000/b.png", "inventory.csv"]
+    named = replace(read_run_images(run, None), source=find([tmp_path / "photos" / "link.png"]), index={"link.png": 0})
+    with pytest.raises(bringing.Unavailable, match="outside of the folders of the run's images"):
+        named.file("link.png")
+    assert replace(named, roots=frozenset([str(tmp_path)])).file("link.png")
 
 
 @pytest.mark.parametrize("mode", [None, "hardlink", "copy"])
@@ -307,7 +295,15 @@ def test_command(holiday, tmp_path, ends, prints):
 # ---- --overwrite and --duplicates: what is replaced, what stays, and which image stands for which ---
 
 
-def corrected(run: Path) -> None:
+def refused(run, out, words, error=DiskError, **options):
+    """The tree at ``out`` is not replaced, and stays as it is."""
+    before = state(out)
+    with pytest.raises(error, match=words):
+        folders(run, out, overwrite=True, **options)
+    assert state(out) == before
+
+
+def corrected(run):
     """a.png moves to cluster 1, and cluster 2 to 4."""
     moved = {"a.png": "1", "sky/c.png": "4"}
     rows = RunFolder(run).read_rows("clusters.csv")
@@ -341,14 +337,10 @@ def test_another_folder_is_refused(beach, tmp_path):
         out = tmp_path / f"{name} {text}"
         out.mkdir()
         (out / name).write_text(text)
-        before = state(out)
-        with pytest.raises(DiskError, match="so --overwrite leaves it as it is"):
-            folders(beach, out, overwrite=True)
-        assert state(out) == before
+        refused(beach, out, "so --overwrite leaves it as it is")
     folders(beach, tmp_path / "out")
     (tmp_path / "link").symlink_to(tmp_path / "out")
-    with pytest.raises(DiskError, match="exists already"):
-        folders(beach, tmp_path / "link", overwrite=True)
+    refused(beach, tmp_path / "link", "exists already")
 
 
 @pytest.mark.parametrize("options", [{"mode": "copy"}, {"layout": "dataset"}])
@@ -356,10 +348,7 @@ def test_a_changed_copy_is_never_lost(options, beach, tmp_path):
     out = tmp_path / "out"
     copy = out / folders(beach, out, **options)[0]["exported_path"]
     Image.new("RGB", (3, 3)).save(copy)
-    before = state(out)
-    with pytest.raises(DiskError, match=rf"{copy.name}\. Move them out, and export again"):
-        folders(beach, out, overwrite=True, **options)
-    assert state(out) == before
+    refused(beach, out, rf"{copy.name}\. Move them out, and export again", **options)
 
 
 def test_the_only_copy_of_an_image_is_never_lost(beach, tmp_path):
@@ -418,49 +407,25 @@ def test_the_images_of_the_run_are_never_replaced(beach, tmp_path):
     out = tmp_path / "out"
     folders(beach, out, mode="copy")
     run = hand_run(tmp_path / "second", "-", {str(out / "001" / "b.png"): 0})
-    before = state(out)
-    with pytest.raises(UsageError, match="an image of the run, lies in -o"):
-        folders(run, out, overwrite=True)
-    assert state(out) == before
+    refused(run, out, "an image of the run, lies in -o", UsageError)
 
 
 @pytest.mark.parametrize("options", [{"mode": "copy"}, {"layout": "dataset"}])
 def test_after_a_kill_the_next_export_replaces_the_tree(options, beach, tmp_path, monkeypatch):
-    """An exception at each change of the tree leaves what a kill would leave; one stop after the other."""
-    out, fresh = tmp_path / "out", tmp_path / "fresh"
-    folders(beach, tmp_path / "old", **options)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    old, out, fresh = (tmp_path / name for name in ("old", "out", "fresh"))
+    folders(beach, old, **options)
     corrected(beach)
     folders(beach, fresh, **options)
-    left = 0
-
-    def stopping(name):
-        method = getattr(Path, name)
-
-        def changed(path, *rest, **options):
-            nonlocal left
-            if any(Path(place).is_relative_to(out) for place in (path, *rest)):
-                left -= 1
-                if left < 0:
-                    raise KeyboardInterrupt
-            return method(path, *rest, **options)
-
-        return changed
-
-    for stop in count():
+    again, kill_at, killed = partial(folders, beach, out, overwrite=True, **options), 1, True
+    while killed:
         shutil.rmtree(out, ignore_errors=True)
-        shutil.copytree(tmp_path / "old", out)
-        left = stop
-        with monkeypatch.context() as patch:
-            for name in ("unlink", "rename", "replace"):
-                patch.setattr(Path, name, stopping(name))
-            try:
-                folders(beach, out, overwrite=True, **options)
-                break
-            except KeyboardInterrupt:
-                pass
-        folders(beach, out, overwrite=True, **options)
-        assert tree(out) == tree(fresh)
-    assert stop > 6 and tree(out) == tree(fresh)
+        shutil.copytree(old, out)
+        killed = in_a_child(again, kill_at)
+        again()
+        assert tree(out) == tree(fresh), kill_at
+        kill_at += 1
+    assert kill_at > 20
 
 
 def test_the_best_of_nearly_identical_images_is_kept(tmp_path):
