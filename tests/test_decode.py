@@ -1,19 +1,26 @@
-"""decode(): pixels worked out by hand for every colour mode, and a short reason for everything that is no image."""
+"""decode(): the right pixels for every colour mode, and a short reason for all that is no image; read_once()."""
 
+import errno
 import io
+import os
 import threading
 import time
 import warnings
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from deepcluster.errors import DataError, DiskError
+from deepcluster.images import Source, find
 from deepcluster.images import decode as decoding
+from deepcluster.images import store as storing
 from deepcluster.images.decode import (
     FORMATS,
     Undecodable,
@@ -24,7 +31,7 @@ from deepcluster.images.decode import (
     pillow_limits,
     short_side,
 )
-from deepcluster.images.store import square
+from deepcluster.images.store import read_once, square
 from tests.helpers import image_files
 from tests.helpers.image_files import BLUE, GREEN, RED, WHITE, png
 
@@ -53,7 +60,7 @@ def reason(data: bytes, **options: int) -> str:
     return text
 
 
-def test_alpha_modes_without_a_file_format() -> None:
+def test_modes_and_transparent_colours() -> None:
     palette = of("P", 0, 1, 2)
     palette.putpalette([*RED, *GREEN, *BLUE])
     palette = palette.convert("PA")
@@ -61,16 +68,10 @@ def test_alpha_modes_without_a_file_format() -> None:
     assert palette.mode == "PA" and pixels(as_rgb(palette)) == [RED, WHITE, BLUE]
     assert pixels(as_rgb(of("RGBa", (0, 0, 0, 0), (*RED, 255)))) == [WHITE, RED]
     assert pixels(as_rgb(of("LA", (5, 255), (5, 0)).convert("La"))) == [(5, 5, 5), WHITE]
-
-
-def test_transparent_colour_of_images_without_alpha() -> None:
     assert pixels(decode(stored(of("L", 5, 6), "PNG", transparency=5))) == [WHITE, (6, 6, 6)]
     assert pixels(decode(stored(of("RGB", RED, GREEN), "PNG", transparency=RED))) == [WHITE, GREEN]
     sixteen = Image.fromarray(np.array([[256, 512]], np.uint16))
     assert pixels(decode(stored(sixteen, "PNG", transparency=256))) == [WHITE, (2, 2, 2)]
-
-
-def test_grey_values_of_32_bits() -> None:
     for image in (of("I", -1, 0), of("I", 0, 65536), of("F", 0.5, 1.0)):
         assert reason(stored(image, "TIFF").getvalue()).startswith("grey values of 32 bits, whose range nothing tells")
 
@@ -285,3 +286,118 @@ def test_a_file_that_declares_fewer_pixels_than_it_holds(monkeypatch: pytest.Mon
     declared = whole.index(b"ispe") + 8
     monkeypatch.setattr(decoding, "MAX_PIXELS", 1000)
     reason(whole[:declared] + (8).to_bytes(4) + (8).to_bytes(4) + whole[declared + 8 :])
+
+
+# ---- read_once(): every usable image once, in order, the same however it is done; and the central square by hand ---
+
+
+def image_of(i: int) -> Image.Image:
+    """A picture that nothing else looks like."""
+    return Image.fromarray(np.random.default_rng(i).integers(0, 256, (9 + i % 4, 8, 3), np.uint8))
+
+
+def source_of(read: Callable[[int], Image.Image], count: int, skipped: tuple[tuple[str, str], ...] = ()) -> Source:
+    paths = tuple(f"{i:05}" for i in range(count))
+    return Source("test", "/place", paths, lambda i, size=None: read(i), None, skipped)
+
+
+def failing_where(bad: dict[int, Exception]) -> Callable[[int], Image.Image]:
+    def read(i: int) -> Image.Image:
+        if i in bad:
+            raise bad[i]
+        return image_of(i)
+
+    return read
+
+
+def test_the_central_square_by_hand() -> None:
+    wide = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3)
+    assert (square(Image.fromarray(wide), 2) == wide[:, 1:3]).all()
+    tall = np.arange(6 * 2 * 3, dtype=np.uint8).reshape(6, 2, 3)
+    assert (square(Image.fromarray(tall), 2) == tall[2:4]).all()
+    image = Image.new("RGB", (300, 100), "white")
+    image.paste("red", (100, 0, 200, 100))
+    assert (square(image, 7) == (255, 0, 0)).all()  # white beside the square does not bleed in
+    assert square(Image.new("RGB", (10_000, 1), "red"), 4).tolist() == [[[255, 0, 0]] * 4] * 4
+    checks = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    assert np.abs(square(Image.fromarray(checks).convert("RGB"), 8).astype(int) - 127).max() <= 2  # antialiased
+
+
+def test_rows_are_the_squares_in_order() -> None:
+    store = read_once(source_of(image_of, 30), 8)
+    assert store.images.shape == (30, 3, 8, 8) and store.images.dtype == torch.uint8
+    assert store.images.is_contiguous(memory_format=torch.channels_last)
+    assert store.kept == tuple(range(30)) and store.skipped == ()
+    for i in range(30):
+        assert (store.images[i].permute(1, 2, 0).numpy() == square(image_of(i), 8)).all()
+
+
+def test_unusable_images_are_left_out_and_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storing, "_BLOCK", 4)  # gaps close over many blocks
+    bad = {
+        0: (Undecodable("empty file"), "empty file"),
+        4: (PermissionError(errno.EACCES, "Permission denied", "/abs/00004"), "permission denied"),
+        11: (OSError(errno.EIO, "Input/output error", "/abs/00011"), "input/output error"),
+        12: (KeyError("odd"), "KeyError: 'odd'"),
+        19: (RecursionError("deep\nhole"), "RecursionError: deep hole"),
+    }
+    errors = {i: error for i, (error, _) in bad.items()}
+    store = read_once(source_of(failing_where(errors), 20, (("00001x", "a symbolic link, not followed"),)), 8)
+    good = [i for i in range(20) if i not in bad]
+    assert store.kept == tuple(good)
+    reasons = {f"{i:05}": reason for i, (_, reason) in bad.items()} | {"00001x": "a symbolic link, not followed"}
+    assert store.skipped == tuple(sorted(reasons.items()))
+    alone = read_once(source_of(lambda i: image_of(good[i]), len(good)), 8)
+    assert torch.equal(store.images, alone.images)
+
+
+def test_the_size_is_passed_on_and_the_limit_of_pixels_is_not_that_of_pillow(tmp_path: Path, monkeypatch) -> None:
+    y, x = np.mgrid[:256, :256]
+    Image.fromarray(np.stack([x, y, (x + y) // 2], 2).astype(np.uint8)).save(tmp_path / "a.jpg", quality=95)
+    whole = square(find(tmp_path).read(0), 20)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    difference = np.abs(read_once(find(tmp_path), 20).images[0].permute(1, 2, 0).numpy().astype(int) - whole).mean()
+    assert 0 < difference < 0.8
+
+
+def test_threads_keep_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storing, "cores", lambda: 2)
+    threads, done = list[int](), list[int]()
+
+    def read(i: int) -> Image.Image:
+        threads.append(threading.get_ident())
+        time.sleep(0.001)
+        if i in (7, 60):
+            raise Undecodable("bad")
+        return Image.new("RGB", (1, 1), (i, 0, 0))
+
+    store = read_once(source_of(read, 100), 1, progress=lambda count, total: done.append(count))
+    assert store.images[:, 0, 0, 0].tolist() == [*store.kept] == [i for i in range(100) if i not in (7, 60)]
+    assert store.skipped == (("00007", "bad"), ("00060", "bad")) and done == list(range(1, 101))
+    assert sum(thread != threading.get_ident() for thread in threads) == 96  # four were timed here
+
+
+def test_a_mapped_file_holds_the_same(tmp_path: Path) -> None:
+    source = source_of(failing_where({5: Undecodable("bad")}), 40)
+    needed = 40 * 8 * 8 * 3
+    inside = read_once(source, 8, folder=tmp_path, memory_budget=needed)
+    assert not (tmp_path / "images.u8").exists()
+    outside = read_once(source, 8, folder=tmp_path, memory_budget=needed - 1)
+    assert (tmp_path / "images.u8").stat().st_size == needed
+    assert torch.equal(inside.images, outside.images) and inside.kept == outside.kept
+    assert outside.images.is_contiguous(memory_format=torch.channels_last)
+    content = np.fromfile(tmp_path / "images.u8", np.uint8, 39 * 8 * 8 * 3).reshape(39, 8, 8, 3)
+    assert (content == outside.images.permute(0, 2, 3, 1).numpy()).all()
+
+
+def test_too_large_for_memory_and_nowhere_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = source_of(image_of, 40)
+    with pytest.raises(DataError, match="need 7680 bytes, more than the memory budget of 7679: name a folder"):
+        read_once(source, 8, memory_budget=7679)
+    with pytest.raises(DiskError, match=r"cannot write 7680 bytes to .*images\.u8: no such file"):
+        read_once(source, 8, folder=tmp_path / "lost", memory_budget=0)
+    monkeypatch.setattr(os, "posix_fallocate", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(DiskError, match="no space left on device"):
+        read_once(source, 8, folder=tmp_path, memory_budget=0)
+    with pytest.raises(MemoryError):  # is not a bad image
+        read_once(source_of(Mock(side_effect=MemoryError), 5), 8)

@@ -1,23 +1,35 @@
-"""find() and preview(): every kind of source, names as they come, and nothing opened that is no file."""
+"""find(), preview() and true_labels(): every kind of source, names as they come, nothing opened that is no file."""
 
+import codecs
 import hashlib
 import io
+import itertools
 import os
+import re
 import struct
+import subprocess
+import sys
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import DataLoader
 
-from deepcluster.errors import DataError, OutOfMemoryError
-from deepcluster.images import Source, find
-from deepcluster.images import store as previewing
+from deepcluster.errors import DataError, OutOfMemoryError, UsageError
+from deepcluster.images import Source, find, store
+from deepcluster.images.arrays import PixelScale, picture, pixel_scale
 from deepcluster.images.decode import Undecodable
-from deepcluster.images.store import preview
-from deepcluster.runtime import machine
+from deepcluster.images.given import true_labels
+from deepcluster.images.store import preview, read_once
+from deepcluster.runtime import machine, plain_files
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -33,9 +45,6 @@ def colour(source: Source, i: int) -> object:
     image = source.read(i)
     assert image.mode == "RGB"
     return image.getpixel((0, 0))
-
-
-# Folders
 
 
 def test_a_folder_is_searched_in_the_order_of_the_bytes(tmp_path: Path) -> None:
@@ -62,23 +71,25 @@ def test_files_are_read_no_larger_than_needed(tmp_path: Path) -> None:
 
 def test_nothing_to_find(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("nothing")
-    with pytest.raises(DataError, match=r"no files in .*; link: a symbolic link, not followed"):
-        find(tmp_path)
-    with pytest.raises(DataError, match=r"no such file: .*lost.* IMAGES is a folder"):
-        find(tmp_path / "lost")
-    with pytest.raises(DataError, match="no such file: new line"):
-        find("new\nline")
-    for odd in ("", "a\0b", "x" * 5000):
-        with pytest.raises(DataError):
-            find(odd) if odd else find([])
-    with pytest.raises(DataError, match="unknown kind of images: imagenet:1k"):
-        find("imagenet:1k")
-    for wrong in (None, b"photos", 3, [1, 2], {"a": 1}):
-        with pytest.raises(DataError, match=f"images cannot come from a (whole )?{type(wrong).__name__}"):
-            find(wrong)  # type: ignore[arg-type]
-
-
-# Lists
+    for images, words in {
+        str(tmp_path): r"no files in .*; link: a symbolic link, not followed",
+        str(tmp_path / "lost"): r"no such file: .*lost.* IMAGES is a folder",
+        "new\nline": "no such file: new line",
+        "a\0b": "null",
+        "x" * 5000: "too long",
+        (): "no paths in the list",
+        ("\ud800",): "not a possible file name",
+        "imagenet:1k": "unknown kind of images: imagenet:1k",
+        "~/some*/*.png": r"no such file: .*png. IMAGES is .* a pattern such as photos/",
+        None: "images cannot come from a NoneType",
+        b"photos": "images cannot come from a bytes",
+        3: "images cannot come from a int",
+        (1, 2): "images cannot come from a tuple",
+    }.items():
+        with pytest.raises(DataError, match=words):
+            find(images)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"a whole dict: pass one part of it: X\['train'\], X\['test'\]"):
+        find({"train": COLOURS, "test": COLOURS})
 
 
 def test_a_list_in_its_own_order_without_duplicates(tmp_path: Path) -> None:
@@ -96,37 +107,62 @@ def test_a_list_in_its_own_order_without_duplicates(tmp_path: Path) -> None:
         source.read(2)
 
 
-def test_a_list_is_known_by_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_of_images_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "here/a.png", BLUE)
     monkeypatch.chdir(tmp_path / "here")
-    (tmp_path / "list.lst").write_text("a.png\n" * 3)  # not beside the list, but in the current folder
-    source = find(tmp_path / "list.lst")
-    assert source.paths == ("a.png",) and colour(source, 0) == BLUE
+    (tmp_path / "list.txt").write_text("a.png\n")
     monkeypatch.setattr("sys.stdin", io.StringIO("a.png\n"))
-    source = find("-")
-    assert (source.name, source.location, source.paths) == ("stdin", "-", ("a.png",)) and colour(source, 0) == BLUE
-    names = io.TextIOWrapper(io.BytesIO(b"new\nline.png\0latin-\xe9.png\0#a.png\0"))  # of find -print0
-    monkeypatch.setattr("sys.stdin", names)
-    assert [os.fsencode(path) for path in find("-").paths] == [
-        b"new\nline.png",
-        b"latin-\xe9.png",
-        b"#a.png",
-    ]
-    (tmp_path / "empty.txt").write_text("# nothing\n")
-    with pytest.raises(DataError, match=r"no paths in .*empty\.txt"):
-        find(tmp_path / "empty.txt")
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    for source in (find(tmp_path / "list.txt"), find("-")):
+        assert source.paths == ("a.png",) and colour(source, 0) == BLUE
+    assert (source.name, source.location) == ("stdin", "-")
     with pytest.raises(DataError, match="no paths in standard input"):
-        find("-")
+        find("-")  # it is at its end
+
+
+TWO = "a.png\r\nä b.png\r\n"
+LISTS: dict[str, tuple[bytes, list[str] | str]] = {  # the paths, or the words of the error
+    "powershell.txt": (TWO.encode("utf-8-sig"), ["a.png", "ä b.png"]),
+    "powershell 5.txt": (TWO.encode("utf-16"), ["a.png", "ä b.png"]),
+    "other order.txt": (codecs.BOM_UTF16_BE + TWO.encode("utf-16-be"), ["a.png", "ä b.png"]),
+    "half.txt": (codecs.BOM_UTF16_LE + b"\x00\xd8", "UTF-8"),
+    # Quotes as a file manager puts them; a file whose name has quotes is still that file.
+    "quoted.txt": ("'ä b.png'\n\"d.png\"\n'c'.png\n\"a.png\"\n".encode(), ["ä b.png", '"d.png"', "'c'.png", "a.png"]),
+    "of find -print0.txt": (
+        b"new\nline.png\0\xe9.png\0#a.png\0",
+        ["new\nline.png", os.fsdecode(b"\xe9.png"), "#a.png"],
+    ),
+    "other suffix.lst": (b"a.png\n" * 3, ["a.png"]),
+    "list.csv": (TWO.encode(), ["a.png", "ä b.png"]),
+    "comma.csv": (b"a,b.png\n", ["a,b.png"]),
+    "table.csv": (b"path,label\na.png,x\n", "is a table, .* --labels"),
+    "table.txt": (b'"label";"File"\nx;a.png\n', "is a table, .* --labels"),
+    "no header.csv": (b"a.png,x\nb.png,y\n", "is a table, .* --labels"),
+    "empty.txt": (b"# nothing\n", "no paths in .*empty.txt"),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_of_paths(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    content, expected = LISTS[name]
+    Path(name).write_bytes(content)
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=expected):
+            find(name)
+        return
+    for image in expected:
+        save(tmp_path / image)
+    with Path(name).open() as stream:
+        monkeypatch.setattr("sys.stdin", stream)
+        for source in (find(name), find("-")):
+            assert list(source.paths) == expected and [source.read(i).size for i in range(len(expected))]
 
 
 def test_paths_from_python(tmp_path: Path) -> None:
     files = [save(tmp_path / "b.png", BLUE), save(tmp_path / "a.png", RED)]
-    for given in (files, tuple(map(str, files)), np.array([str(file) for file in files])):
-        source = find(given)
+    for images in (files, tuple(map(str, files)), np.array([str(file) for file in files])):
+        source = find(images)
         assert source.paths == tuple(map(str, files)) and colour(source, 1) == RED
-    with pytest.raises(DataError, match="not a possible file name"):
-        find(["\ud800"])
 
 
 @pytest.mark.parametrize("name", ["photo.jpg", "photo", "photo.dat"])
@@ -139,12 +175,10 @@ def test_a_single_file(tmp_path: Path, name: str) -> None:
         find(tmp_path / name).read(0)
 
 
-# Arrays
-
 COLOURS = np.array([[[RED, BLUE, (1, 2, 3)]] * 2] * 11, np.uint8)  # 11 x 2 x 3 pixels
 
 
-def test_layouts_of_arrays() -> None:
+def test_layouts_of_arrays(tmp_path: Path) -> None:
     wide = np.concatenate([COLOURS, COLOURS], axis=2)[:, :, :5]  # N x 3 x 2 x 5 when channels come first
     for array in (wide, wide.transpose(0, 3, 1, 2), (wide / 255).astype(np.float32)):
         source = find(array)
@@ -153,8 +187,24 @@ def test_layouts_of_arrays() -> None:
     assert source.paths == tuple(map(str, range(11)))
     assert (source.name, source.location, source.labels) == ("array", "python:array", None)
     grey = wide[..., 0]
-    for array in (grey, grey[..., None], grey[:, None]):
-        assert (np.asarray(find(array).read(1)) == grey[1][..., None]).all()
+    for array in (wide, wide.transpose(0, 3, 1, 2), grey, grey[..., None], grey[:, None]):
+        for same in (array, np.asfortranarray(array)):
+            np.save(tmp_path / "a.npy", same)
+            for source in (find(array), find(tmp_path / "a.npy")):
+                expected = wide[1] if array.size == wide.size else grey[1][..., None]
+                assert source.paths == tuple(map(str, range(11))) and (np.asarray(source.read(1)) == expected).all()
+
+
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 7), max_size=5))
+def test_an_array_of_any_shape_is_images_or_refused(shape: list[int]) -> None:
+    array = np.zeros(shape, np.uint8)
+    try:
+        source = find(array)
+    except DataError as error:
+        assert "shape" in str(error)
+    else:
+        assert len(source.paths) == shape[0] and source.read(0).size in itertools.permutations(shape, 2)
 
 
 @pytest.mark.parametrize(
@@ -165,10 +215,7 @@ def test_layouts_of_arrays() -> None:
         (np.full((2, 4, 4), np.nan), r"float64 numbers from nan to nan: pass uint8 or floats"),
         (np.full((2, 4, 4), 256, np.uint16), "uint16 numbers from 256 to 256: pass X / 65535$"),
         (np.zeros((2, 4, 4), bool), "bool numbers: pass X / 1$"),
-        (np.zeros((4, 4), np.uint8), r"shape \(4, 4\)"),
         (np.zeros((2, 5, 5, 2), np.uint8), r"shape \(2, 5, 5, 2\)"),
-        (np.zeros((0, 4, 4), np.uint8), r"shape \(0, 4, 4\)"),
-        (np.zeros((1, 1, 1, 1, 1), np.uint8), "shape"),
     ],
 )
 def test_arrays_that_are_no_images(array: np.ndarray, words: str) -> None:
@@ -176,7 +223,7 @@ def test_arrays_that_are_no_images(array: np.ndarray, words: str) -> None:
         find(array)
 
 
-def test_a_home_folder_and_a_part_of_a_mapping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_folder_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     np.save(tmp_path / "few.npy", COLOURS)
     assert find("~/few.npy").location == str(tmp_path / "few.npy")
@@ -184,49 +231,39 @@ def test_a_home_folder_and_a_part_of_a_mapping(tmp_path: Path, monkeypatch: pyte
     assert list(find(["~/some/b.jpg"]).files()) == [photo]
     for pattern in ("~/some/*.jpg", "~/**/[a-b].jp*"):
         assert [path.name for path in find(pattern).files()] == ["a.jpg", "b.jpg"]
-    with pytest.raises(DataError, match=r"no such file: .*png. IMAGES is .* a pattern such as photos/"):
-        find("~/some*/*.png")
-    with pytest.raises(DataError, match=r"a whole dict: pass one part of it: X\['train'\], X\['test'\]"):
-        find({"train": COLOURS, "test": COLOURS})
 
 
 def test_npz_and_its_labels(tmp_path: Path) -> None:
     labels = np.arange(11)
     for members in (
         {"images": COLOURS, "labels": labels, "other": labels},
-        {"x": COLOURS, "y": labels[:, None]},
-        {"anything": COLOURS, "y": labels},
-        {"images": COLOURS, "labels": labels.astype("U2")},
+        {"anything": COLOURS, "y": labels[:, None]},
+        {"x": COLOURS, "labels": labels.astype("U2")},
     ):
         np.savez(tmp_path / "a.npz", **members)
         source = find(tmp_path / "a.npz")
         assert source.labels == tuple(map(str, range(11)))
         assert (np.asarray(source.read(3)) == COLOURS[3]).all()
-    np.savez(tmp_path / "a.npz", COLOURS)
-    assert find(tmp_path / "a.npz").labels is None
     np.save(tmp_path / "a.npy", COLOURS)
     with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
         archive.write(tmp_path / "a.npy", "images")  # without a suffix
-    assert len(find(tmp_path / "b.npz").paths) == 11
+    source = find(tmp_path / "b.npz")
+    assert len(source.paths) == 11 and source.labels is None
 
 
 def test_array_files_that_cannot_be_used(tmp_path: Path) -> None:
-    def words(name: str) -> str:
-        with pytest.raises(DataError) as caught:
-            find(tmp_path / name)
-        return str(caught.value)
-
     np.savez(tmp_path / "two.npz", a=COLOURS, b=COLOURS)
-    assert "Call it 'images'; there are: a, b" in words("two.npz")
     np.savez(tmp_path / "short.npz", images=COLOURS, labels=[1, 2])
-    assert "2 labels for 11 images" in words("short.npz")
     np.save(tmp_path / "float.npy", COLOURS / 255)
-    assert "dtype float64, not uint8" in words("float.npy")
     (tmp_path / "damaged.npz").write_bytes((tmp_path / "two.npz").read_bytes()[:200])
-    assert "cannot read the array" in words("damaged.npz")
-
-
-# Data sets by name
+    for name, words in {
+        "two.npz": "Call it 'images'; there are: a, b",
+        "short.npz": "2 labels for 11 images",
+        "float.npy": "dtype float64, not uint8",
+        "damaged.npz": "cannot read the array",
+    }.items():
+        with pytest.raises(DataError, match=words):
+            find(tmp_path / name)
 
 
 def test_the_digits_of_scikit_learn() -> None:
@@ -260,25 +297,26 @@ def test_a_data_set_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_torchvision_names_and_downloads_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchvision import datasets
-
     monkeypatch.setenv("DEEPCLUSTER_CACHE_DIR", str(tmp_path))
     with pytest.raises(DataError, match="did you mean torchvision:CIFAR10"):
         find("torchvision:cifra10")
     with pytest.raises(DataError, match="unknown data set torchvision:ImageFolder"):
         find("torchvision:ImageFolder")
-
-    class Offline:
-        def __init__(self, root: str, split: str = "test", download: bool = False) -> None:
-            assert (root, split, download) == (str(tmp_path / "SVHN"), "train", True)
-            raise OSError("no\nroute")
-
-    monkeypatch.setattr(datasets, "SVHN", Offline)
+    monkeypatch.setattr("torchvision.datasets.SVHN.__init__", Mock(side_effect=OSError("no\nroute")))
     with pytest.raises(DataError, match=r"torchvision:SVHN cannot be downloaded into .*SVHN: no route\. Check"):
         find("torchvision:svhn")
 
 
-# Preview
+def spied(source: Source) -> tuple[Source, dict[str, tuple[int, int]]]:
+    """The source, and the sizes of the images that are read of it."""
+    seen: dict[str, tuple[int, int]] = {}
+
+    def read(i: int, size: int | None = None) -> Image.Image:
+        image = source.read(i, size)
+        seen[source.paths[i]] = image.size
+        return image
+
+    return replace(source, read=read), seen
 
 
 def test_preview_decodes_little_and_knows_the_size_of_the_whole(tmp_path: Path) -> None:
@@ -287,16 +325,9 @@ def test_preview_decodes_little_and_knows_the_size_of_the_whole(tmp_path: Path) 
     Image.new("RGB", (1600, 1201), RED).save(tmp_path / "a.jpg", exif=exif)
     Image.new("RGB", (1203, 1300), RED).save(tmp_path / "b.jpg")
     save(tmp_path / "c.png", RED, (90, 1300))
-    source = find(tmp_path)
-    seen: list[tuple[int, ...]] = []
-
-    def read(i: int, size: int | None = None) -> Image.Image:
-        image = source.read(i, size)
-        seen.append(image.size)
-        return image
-
-    assert preview(replace(source, read=read)) == (1201, False)
-    assert sorted(seen) == [(90, 1300), (151, 163), (151, 200)]
+    source, seen = spied(find(tmp_path))
+    assert preview(source) == (1201, False)
+    assert seen == {"a.jpg": (151, 200), "b.jpg": (151, 163), "c.png": (90, 1300)}
     assert preview(find(np.zeros((3, 90, 100), np.uint8))) == (90, True)
 
 
@@ -308,33 +339,24 @@ def test_grey_within_the_noise_of_a_jpeg() -> None:
 
 
 def test_unusable_files_do_not_change_a_preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(previewing, "COUNT", 10)
-
-    def sampled() -> list[str]:
-        source, read = find(tmp_path), list[str]()
-        spied = replace(source, read=lambda i, size=None: (read.append(source.paths[i]), source.read(i, size))[1])
-        assert preview(spied)[0] == 3
-        return sorted(path for path in read if path.startswith("good"))
-
+    monkeypatch.setattr(store, "COUNT", 10)
     for i in range(40):
         save(tmp_path / f"good{i}.png")
     names = sorted(find(tmp_path).paths, key=lambda path: hashlib.sha256(path.encode()).digest())
-    assert sampled() == sorted(names[:10])
-    for i in range(40):
-        (tmp_path / f"bad{i}.png").write_text("no image")
-    assert sampled() == sorted(names[:10])
+    for _ in range(2):
+        source, seen = spied(find(tmp_path))
+        assert preview(source)[0] == 3 and seen.keys() == set(names[:10])
+        for i in range(40):
+            (tmp_path / f"bad{i}.png").write_text("no image")
 
 
 def test_an_npz_is_unpacked_only_where_its_headers_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kilobyte of it may be a megabyte, and a megabyte a gigabyte."""
-    images = np.zeros((6, 8, 8), np.uint8)
     monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", lambda self, name: pytest.fail("it was unpacked"))
     monkeypatch.setattr(machine, "available", lambda: 1e6)
-    for members in (
-        {"images": np.zeros((6, 700, 700), np.uint8)},
-        {"images": images, "labels": np.zeros(6, "U100000")},
-    ):
-        np.savez_compressed(tmp_path / "bomb.npz", **members)
+    for side, letters in ((700, 1), (8, 100_000)):
+        images, labels = np.zeros((6, side, side), np.uint8), np.zeros(6, f"U{letters}")
+        np.savez_compressed(tmp_path / "bomb.npz", images=images, labels=labels)
         with pytest.raises(OutOfMemoryError, match=r"unpacking .*bomb.npz takes 0.0 GB"):
             find(tmp_path / "bomb.npz")
 
@@ -343,15 +365,180 @@ def test_an_npz_is_unpacked_only_where_its_headers_fit(tmp_path: Path, monkeypat
 def test_what_is_empty_is_never_opened(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So do the endless files of /proc look, such as /proc/kmsg."""
     (tmp_path / name).touch()
-
-    def trap(file: object, *_: object, **__: object) -> None:
-        assert str(tmp_path) not in str(file), "it was opened"
-
     for place, method in ((Path, "open"), (Path, "read_bytes"), (io, "FileIO"), (np, "load")):
-        monkeypatch.setattr(place, method, trap)
-    try:
-        source = find(tmp_path / name)
-    except DataError:
-        return
-    with pytest.raises(Undecodable, match="empty file"):
-        source.read(0)
+        monkeypatch.setattr(place, method, lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises((DataError, Undecodable), match=r"empty|no paths|read the array"):
+        find(tmp_path / name).read(0)
+
+
+# ---- data sets and tables from Python -------
+
+GREY = np.array([[0, 100], [200, 255]], np.uint8)
+PIXELS = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("item", "expected"),
+    [
+        (Image.fromarray(PIXELS), PIXELS),
+        (torch.from_numpy(PIXELS).permute(2, 0, 1), PIXELS),
+        ((PIXELS, 3), PIXELS),
+        ([torch.from_numpy(PIXELS), "label"], PIXELS),
+        (GREY, np.stack([GREY] * 3, 2)),
+        (GREY[None], np.stack([GREY] * 3, 2)),
+        (GREY[..., None], np.stack([GREY] * 3, 2)),
+        (np.dstack([PIXELS, np.zeros((2, 5), np.uint8)]), np.full((2, 5, 3), 255)),  # transparent, over white
+    ],
+    ids=range(8),
+)
+def test_items(item, expected):
+    image = picture(item)
+    assert image.mode == "RGB" and np.array_equal(np.asarray(image), expected)
+
+
+@pytest.mark.parametrize(
+    ("item", "reason"),
+    [
+        (torch.full((3, 4, 4), -1.0), r"float32 numbers from -1 to -1: .* without Normalize"),
+        (np.zeros((5, 4, 5), np.uint8), r"shape \(5, 4, 5\)"),
+        (np.zeros((0, 4), np.uint8), r"shape \(0, 4\)"),
+        (np.zeros(4, np.uint8), r"shape \(4,\)"),
+        ({"picture": GREY}, "a dict with the keys 'picture' and no 'image'"),
+        ({"image": None}, "of type NoneType"),
+        ((), "of type tuple"),
+    ],
+)
+def test_items_that_are_no_images(item, reason):
+    with pytest.raises(Undecodable, match=reason):
+        picture(item)
+
+
+def test_a_photograph_is_turned_as_its_file_would_be():
+    turned = Image.fromarray(PIXELS)
+    turned.getexif()[0x0112] = 6
+    assert picture(turned).size == (2, 5)
+
+
+class Fragile(torch.utils.data.Dataset):
+    """One reader at a time, and the third item is broken."""
+
+    busy = False
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        assert not self.busy
+        self.busy = True
+        time.sleep(0.001)  # for another thread to come in between, if it can
+        self.busy = False
+        if i == 2:
+            raise RuntimeError("the disk is\nfull")
+        return np.full((4, 4), i, np.uint8), i
+
+
+def test_a_data_set_is_read_by_one_thread_and_its_broken_items_are_skipped(monkeypatch):
+    monkeypatch.setattr(store, "cores", lambda: 4)
+    source = find(Fragile())
+    assert (source.name, source.location, source.labels) == ("dataset", "python:dataset", None)
+    assert source.paths[:2] == ("0", "1")
+    read = read_once(source, 4)
+    assert read.skipped == (("2", "RuntimeError: the disk is full"),)
+    assert read.images[:, 0, 0, 0].tolist() == [i for i in range(40) if i != 2]
+
+
+def test_data_sets_that_cannot_be_counted():
+    class Endless(torch.utils.data.IterableDataset):
+        __iter__ = None
+
+    for words, images in {"Dataset that has a length": Endless(), "pass X.dataset": DataLoader(Fragile())}.items():
+        with pytest.raises(DataError, match=f"images cannot come from a .*{words}"):
+            find(images)
+
+
+def test_a_table_by_hand():
+    rows = np.array([[-1.0, 0.0, 1.0], [3.0, 2.0, -1.0]])
+    scale = pixel_scale(rows, None)
+    assert scale == PixelScale((2, 2), 3, -1.0, 3.0)
+    # -1..3 is 0..255, and 1 is 63.75 of them; the fourth pixel has no number.
+    assert scale.images(rows).tolist() == [[[0, 64], [128, 0]], [[255, 191], [0, 0]]]
+    assert scale.images(np.array([[-9.0, 9.0, 1.0]])).tolist() == [[[0, 255], [128, 0]]]
+    pixels = np.array([[7, 8, 9, 250, 1, 2]], np.uint8)  # as they are
+    assert pixel_scale(pixels, (1, 2, 3)).images(pixels).tolist() == [[[[7, 8, 9], [250, 1, 2]]]]
+    assert not pixel_scale(np.full((2, 4), 3.5), (2, 2)).images(np.full((2, 4), 3.5)).any()  # a constant is black
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int8, np.int64])
+def test_the_whole_range_of_a_type(dtype):
+    limits = np.finfo(dtype) if np.dtype(dtype).kind == "f" else np.iinfo(dtype)
+    rows = np.array([[limits.min, limits.max]], dtype)
+    assert pixel_scale(rows, (1, 2)).images(rows).tolist() == [[[0, 255]]]
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 3), (2, 2, 2), (0, 4), (-2, -2), (2.0, 2.0), (1, 1, 1, 4)])
+def test_shapes_that_do_not_fit(shape):
+    with pytest.raises(ValueError, match="image_shape="):
+        pixel_scale(np.zeros((1, 4)), shape)
+
+
+def test_a_data_set_of_the_hub_by_its_name(photos, tmp_path):
+    """Its name may be a folder, too, so that nothing is downloaded here; a Hub that does not answer is asked once. In a
+    process of its own, for its cache."""
+    pytest.importorskip("datasets")
+    script = (
+        "import sys, numpy as np\nfrom deepcluster.images import find\n"
+        "source = find('hf:' + sys.argv[1])\n"
+        "print(len(source.paths), sorted(set(source.labels)), source.location == 'hf:' + sys.argv[1])\n"
+        "print(np.asarray(source.read(0)).shape, source.labels[0], source.labels[47])\n"
+        "try:\n    find('hf:nobody/nothing')\nexcept Exception as error:\n    print(type(error).__name__, error)"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "HF_DATASETS_CACHE": str(tmp_path)}
+    environment["HF_ENDPOINT"] = "http://127.0.0.1:9"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(photos)], capture_output=True, text=True, env=environment, check=True
+    )
+    first, second, third = done.stdout.splitlines()
+    assert first == "48 ['bars', 'blob', 'checks'] True"
+    assert second == "(24, 24, 3) bars checks"
+    assert re.match("DataError hf:nobody/nothing cannot be loaded: .*Connection refused.* Check the name", third)
+    assert "Retry" not in done.stderr
+
+
+# ---- labels ----------------------------------------------------------------------------------------------------------
+
+
+def test_csv_by_path(photos, tmp_path):
+    """The guards of clusters.csv are removed, and blanks around a label."""
+    file = tmp_path / "labels.csv"
+    file.write_text('File_Name,Class\n"./bars/00.png",stripes\nblob/01.png, round \nnowhere.png,x\nbars/01.png,\'=l0\n')
+    source = find(photos)
+    labels = dict(zip(source.paths, true_labels(str(file), source), strict=True))
+    named = {"bars/00.png": "stripes", "blob/01.png": "round", "bars/01.png": "=l0"}
+    assert labels == dict.fromkeys(source.paths, "") | named
+
+
+def test_folders_without_folders(photos):
+    with pytest.raises(DataError, match="without labels"):
+        true_labels("folders", find(photos / "bars"))
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("path,label\nnowhere.png,x\n", DataError, "nowhere.png"),
+        ("a,b\n1,2\n", DataError, "no column path: the first line must have path,label, and has a,b"),
+        ("path,label\na.png,x\na.png,x\n./a.png,y\n", DataError, r"a\.png is 'x' in line 2 and 'y' in line 4"),
+        ("", DataError, "an empty file"),
+        ("path,label\n" + "x" * 101, DataError, "more than 100 characters"),
+        ("path,label\n" + "a,b\n" * 50, DataError, "more than the 200 that are read"),
+        (None, UsageError, "No such file"),
+    ],
+)
+def test_bad_csv(photos, tmp_path, text, error, message, monkeypatch):
+    monkeypatch.setattr(plain_files, "LONGEST_LINE", 100)
+    monkeypatch.setattr(plain_files, "MOST_TEXT", 200)
+    file = tmp_path / "labels.csv"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(error, match=message):
+        true_labels(str(file), find(photos))
