@@ -1,13 +1,15 @@
-"""Images that are broken, huge, odd or talkative, through whole runs: fit, predict and report see the same pixels."""
+"""Images that are broken, odd or talkative, and numbers at their ends, through whole runs."""
 
 import base64
 import os
 import re
 import shutil
 import struct
+import subprocess
 import sys
 import zlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from deepcluster.cli import run_command
-from deepcluster.errors import DeepClusterWarning
+from deepcluster.errors import DataError, DeepClusterWarning, UsageError
 from deepcluster.images import find
 from deepcluster.images.decode import FORMATS
 from deepcluster.images.store import Store, read_once
@@ -25,8 +27,9 @@ from deepcluster.runs import fit as run
 from deepcluster.runs import page as run_report
 from deepcluster.runs import predict as prediction
 from deepcluster.runs.plan import Request
+from deepcluster.runs.recut import recut
 from tests.helpers.image_files import CANARY, SIDE, chunk, files_of_all_modes, png, stored, talkative
-from tests.helpers.runs import SAME, model_digest, predicted, rows
+from tests.helpers.runs import SAME, model_digest, predicted, record, rows
 
 QUICK = {"rounds": 1, "epochs": 1, "batch_size": 16, "pseudo_labels": 6, "image_size": 8}
 
@@ -43,38 +46,24 @@ def same_result(one: Path, other: Path) -> None:
     assert model_digest(one) == model_digest(other)
 
 
-# Broken files
-
-
 def broken() -> dict[str, bytes]:
     """Files by name, of which none is an image that can be used."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
     whole = {kind: stored(noise, kind) for kind in FORMATS}
     files = {f"cut.{kind.lower()}": data[: len(data) // 2] for kind, data in whole.items()}
     files |= {f"start.{kind.lower()}": data[:16] for kind, data in whole.items()}
-    damaged = bytearray(whole["PNG"])
-    damaged[200:220] = bytes(20)
-    scan = whole["JPEG"].index(b"\xff\xda")
-    bitmap = bytearray(whole["BMP"])
-    bitmap[28:30] = struct.pack("<H", 7)  # bits a pixel
-    directory = bytearray(whole["TIFF"])
-    directory[4:8] = struct.pack("<I", 1 << 30)  # where the list of tags begins
     text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(8 << 20)))
     return files | {
         "empty.png": b"",
         "text.png": b"not an image\n",
         "random.webp": np.random.default_rng(1).bytes(5000),
-        "crc.png": bytes(damaged),
+        "crc.png": whole["PNG"].replace(whole["PNG"][200:220], bytes(20)),
         "no pixels.png": png(0, 0, zlib.compress(b"")),
-        "no data.png": png(9, 9, b""),
         "bomb.png": png(30_000, 30_000, zlib.compress(bytes(1000))),
         "text bomb.png": png(1, 1, zlib.compress(b"\0\0"), before=text),
-        "no scan.jpg": whole["JPEG"][:scan],
-        "no such depth.bmp": bytes(bitmap),
-        "no tags.tiff": bytes(directory),
+        "no scan.jpg": whole["JPEG"].partition(b"\xff\xda")[0],
         "huge.gif": b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b";",
         "negative.ppm": b"P6 -3 3 255\n" + bytes(27),
-        "huge.ppm": b"P6 99999 99999 255\n",
     }
 
 
@@ -87,43 +76,36 @@ def digits(folder: Path, count: int = 40) -> Path:
 
 def test_every_kind_of_broken_file_is_listed_and_changes_nothing(tmp_path: Path, ends: Callable[..., str]) -> None:
     good = fit(digits(tmp_path / "good" / "folder"), tmp_path / "first")
-    files = broken()
-    mixed = digits(tmp_path / "mixed" / "folder")
-    for i, (name, data) in enumerate(sorted(files.items())):
-        place = mixed / ("a" if i % 2 else "") / name
-        place.parent.mkdir(exist_ok=True)
-        place.write_bytes(data)
-    (mixed / "a/folder.png").mkdir()
+    mixed, files = digits(tmp_path / "mixed" / "folder"), broken()
+    (mixed / "a/folder.png").mkdir(parents=True)
+    for name, data in files.items():
+        (mixed / "a" / name).write_bytes(data)
     second = fit(mixed, tmp_path / "second")
     skipped = rows(second / "skipped.csv")
-    assert sorted(row["path"].removeprefix("a/") for row in skipped) == sorted(files)
+    assert sorted(row["path"] for row in skipped) == sorted(f"a/{name}" for name in files)
     assert all(row["reason"] and row["reason"].isprintable() and str(tmp_path) not in row["reason"] for row in skipped)
     assert len(rows(second / "clusters.csv")) == 40 + len(files)
     same_result(good, second)
-    for image in mixed.glob("m*.png"):
-        image.unlink()
-    said = ends(["predict", good, mixed], 3)
-    assert "no readable image" in said and all(f"{name}: " in said for name in files)
-    ends(["embed", good, mixed, "-o", tmp_path / "f.npy"], 3)
+    said = ends(["predict", good, mixed / "a"], 3)
+    assert "no readable image" in said and all(f"skipped {name}: " in said for name in files)
+    ends(["embed", good, mixed / "a", "-o", tmp_path / "f.npy"], 3)
     assert not (tmp_path / "f.npy").exists() and not (tmp_path / "f.csv").exists()
 
 
 def test_files_that_break_during_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the folder was searched: listed. After the images were read: not needed any more."""
     good = digits(tmp_path / "good" / "folder")
-    breaking = {
-        "m03.png": lambda file: file.unlink(),
-        "m07.png": lambda file: file.write_bytes(file.read_bytes()[:60]),
-        "m11.png": lambda file: (file.unlink(), file.mkdir()),
-        "m15.png": lambda file: (file.unlink(), os.mkfifo(file)),
-        "m19.png": lambda file: (file.unlink(), file.symlink_to("m19.png")),
-        "m23.png": lambda file: file.write_bytes(b""),
+    folder = Path(shutil.copytree(good, tmp_path / "breaking" / "folder"))
+    breaking: dict[str, tuple[Callable[[Path], object], str]] = {
+        "m03.png": (lambda file: file.unlink(), "no such file"),
+        "m11.png": (lambda file: (file.unlink(), file.mkdir()), "is a folder"),
+        "m15.png": (lambda file: (file.unlink(), os.mkfifo(file)), "a FIFO, not a file"),
+        "m19.png": (lambda file: (file.unlink(), file.symlink_to(file)), "a symbolic link that leads to itself"),
+        "m23.png": (lambda file: file.write_bytes(b""), "empty file"),
     }
-    folder = tmp_path / "breaking" / "folder"
-    shutil.copytree(good, folder)
 
     def read(*arguments: object, **options: object) -> Store:
-        for name, damage in breaking.items():
+        for name, (damage, _) in breaking.items():
             damage(folder / name)
         store = read_once(*arguments, **options)  # type: ignore[arg-type]
         for file in folder.glob("m3*.png"):
@@ -134,14 +116,8 @@ def test_files_that_break_during_a_run(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.warns(DeepClusterWarning, match="10 pictures of the page are small ones"):
         first = fit(folder, tmp_path / "first")
     monkeypatch.undo()
-    assert {row["path"]: row["reason"] for row in rows(first / "skipped.csv")} == {
-        "m03.png": "no such file",
-        "m07.png": rows(first / "skipped.csv")[1]["reason"],
-        "m11.png": "is a folder",
-        "m15.png": "a FIFO, not a file",
-        "m19.png": "a symbolic link that leads to itself",
-        "m23.png": "empty file",
-    }
+    skipped = {row["path"]: row["reason"] for row in rows(first / "skipped.csv")}
+    assert skipped == {name: reason for name, (_, reason) in breaking.items()}
     for name in breaking:
         (good / name).unlink()
     same_result(first, fit(good, tmp_path / "second"))
@@ -154,9 +130,6 @@ def test_pages_without_end(tmp_path: Path) -> None:
     struct.pack_into("<I", page, begin + 2 + 12 * tags, begin)  # the next page is this one again
     (tmp_path / "loop.tiff").write_bytes(page)
     assert read_once(find(tmp_path), 8).kept == (0,)
-
-
-# The same pixels everywhere
 
 
 def test_fit_predict_and_report_see_the_right_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,8 +157,6 @@ def test_fit_predict_and_report_see_the_right_pixels(tmp_path: Path, monkeypatch
         assert np.abs(trained - right).max() <= off, path
         assert (trained == new).all() and (trained == np.asarray(shown)).all(), path
 
-
-# What images tell beside their pixels
 
 HOME = "eve-home-1c9"
 
@@ -217,3 +188,153 @@ def test_a_run_tells_nothing_but_pixels(listed: bool, tmp_path: Path, monkeypatc
     tables = {"clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "nouns.csv"}
     assert told == {"run.json", "log.txt"} | (tables | {"checkpoints/images.csv"} if listed else set())
     assert "deepcluster fit .../" in page and "-o .../one" in page
+
+
+# ---- numbers at their ends: how many images and clusters, images that are all alike, and runs that are long ----------
+
+TINY = {"epochs": 1, "batch_size": 4, "image_size": 8, "view_size": 8, "margin": 1.0}
+TINY |= {"projection_hidden": 4, "projection_dim": 4}
+
+
+def clusters(images: np.ndarray, k: int | None, out: Path, **options: object) -> list[int]:
+    """The clusters of a tiny run, of which all numbers are finite and every label is one of the clusters."""
+    request = Request(out=out, n_clusters=k, options={"rounds": 1} | TINY | options, overwrite=True)
+    folder = run.fit(images, request).path
+    table, features = rows(folder / "clusters.csv"), np.load(folder / "features.npy")
+    labels = [int(row["cluster"]) for row in table]
+    count = record(folder)["clusters"]
+    assert len(table) == len(features) == len(images)
+    assert np.isfinite(features).all()
+    assert all(np.isfinite(float(row[name])) for row in table for name in ("distance", "margin"))
+    assert set(labels) == set(range(count)) and count <= (k or len(images))
+    return labels
+
+
+def noise(count: int, side: int = 8) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (count, side, side, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("count", "k"),
+    [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (3, 2), (7, 4), (19, 19), (20, 1), (20, 19), (20, 20), (20, 21)],
+)
+def test_numbers_of_images_and_clusters(count: int, k: int, tmp_path: Path) -> None:
+    out, rounds = tmp_path / "run", (count + k) % 2
+    if k > count:
+        with pytest.raises(DataError, match=rf"^{k} clusters are more than the {count} images?: give at most {count}$"):
+            clusters(noise(count), k, out, rounds=rounds)
+        assert not out.exists()  # it is said before anything is written
+        return
+    for side in (8, 1):
+        assert len(set(clusters(noise(count, side), k, out, rounds=rounds))) == k
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_less_than_one_cluster(k: int, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"{k} clusters: give a whole number of at least 1"):
+        clusters(noise(3), k, tmp_path / "run")
+    clusters(noise(3), 2, tmp_path / "run")
+    with pytest.raises(UsageError, match=f"{k} clusters"):
+        recut(tmp_path / "run", k)
+
+
+def alike(kind: str, count: int = 30) -> tuple[np.ndarray, int]:
+    """Images, and how many of them are distinct."""
+    two, touched = noise(2), noise(2)[:1]
+    touched[..., 3, 3, :] ^= 255
+    return {
+        "black": (np.zeros((count, 8, 8, 3), np.uint8), 1),
+        "identical": (np.repeat(two[:1], count, 0), 1),
+        "two": (np.concatenate([np.repeat(two[:1], count - 1, 0), two[1:]]), 2),
+        "one pixel": (np.concatenate([np.repeat(two[:1], count - 1, 0), touched]), 2),
+        "plain": (np.repeat(np.arange(count, dtype=np.uint8), 192).reshape(count, 8, 8, 3), count),
+        "a hundred times": (np.repeat(noise(4), 100, 0), 4),
+    }[kind]
+
+
+SLOW = ("identical", "two", "plain", "a hundred times")
+
+
+@pytest.mark.parametrize("kind", ["black", "one pixel", *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)])
+@pytest.mark.filterwarnings("always::deepcluster.errors.DeepClusterWarning")
+def test_images_that_are_alike(kind: str, tmp_path: Path) -> None:
+    """Black ones have no difference at all, and one pixel is the least there is."""
+    images, distinct = alike(kind)
+    message = rf"only {distinct} of 6 clusters are not empty: .* equal\?"
+    with pytest.warns(DeepClusterWarning, match=message) if distinct < 6 else nullcontext():
+        labels = clusters(images, 6, tmp_path / "run", rounds=2)
+    assert len(set(labels)) <= distinct
+    if kind != "plain":
+        # Equal images are together, and distinct ones apart.
+        assert len({(labels[i], images[i].tobytes()) for i in range(len(images))}) == len(set(labels)) == distinct
+    clusters(images, None, tmp_path / "auto", rounds=0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+def test_a_network_that_gives_the_same_for_every_image(
+    temperature: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = run.network_of
+
+    def constant(*arguments: object) -> object:
+        network = make(*arguments)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.zero_()
+        return network
+
+    monkeypatch.setattr(run, "network_of", constant)
+    with pytest.warns(DeepClusterWarning, match="only 1 of 3"), pytest.warns(DeepClusterWarning, match="collapsed"):
+        labels = clusters(noise(12), 3, tmp_path / "run", rounds=2, temperature=temperature, pseudo_labels=4)
+    assert set(labels) == {0}
+    history = rows(tmp_path / "run" / "history.csv")
+    assert [row["largest_share"] for row in history] == ["1.0", "1.0"]  # a collapse is there to be seen
+
+
+def test_messages_about_the_number_of_images(tmp_path: Path, ends: Callable[..., str]) -> None:
+    folder, out = tmp_path / "images", tmp_path / "run"
+    folder.mkdir()
+    arguments = ["fit", folder, "-o", out, "--rounds", "0", "-q"]
+    assert re.search("no files in .*images", ends(arguments, 3))
+    (folder / "empty.jpg").touch()
+    assert re.search(r"no readable image in .*images: 1 file tried \(empty\.jpg: ", ends(arguments, 3))
+    assert not out.exists()
+    Image.fromarray(noise(1)[0]).save(folder / "one.png")
+    ends(arguments, 0)
+    assert [row["cluster"] for row in rows(out / "clusters.csv")] == ["0", ""]
+
+
+ROUNDS = """
+import os, sys
+import numpy as np, torch
+from deepcluster.images.views import Augmentation
+from deepcluster.learning.heads import CentroidHead, WithInstances
+from deepcluster.nets.network import build
+from tests.loop import loop
+
+images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (24, 3, 8, 8), np.uint8))
+network, kept, seen = build("compact", image_size=8, projection=(8, 4)), [], []
+options = {"head": CentroidHead(0.1), "loss": WithInstances(0.2), "views": (Augmentation(),) * 2, "lr": 0.01}
+options |= {"reuse_features": True, "patience": 10**6, "batch_size": 12}
+for _ in loop(network, images, clusters=4, rounds=400, **options):
+    if sys.argv[1]:
+        kept.append(np.ones(2500))
+    pages = int(open("/proc/self/statm").read().split()[1])
+    files, threads = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+    seen.append((pages * os.sysconf("SC_PAGE_SIZE") / 1e6, files, threads))
+megabytes, files, threads = np.array(seen[100:]).T
+print(np.polyfit(np.arange(len(megabytes)), megabytes, 1)[0] * 100, np.ptp(files), np.ptp(threads))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+@pytest.mark.parametrize("leak", ["", "leak"])
+def test_memory_and_open_files_stay_level(leak: str) -> None:
+    """A leak of two megabytes in a hundred rounds would be seen."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", ROUNDS, leak], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    megabytes, files, threads = map(float, done.stdout.split())
+    assert megabytes > 1.5 if leak else megabytes < 1
+    assert files == threads == 0
