@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
 from deepcluster.images import views as augment
@@ -26,22 +25,12 @@ def random(*index: int) -> torch.Generator:
     return generator(0, "test", *index)
 
 
-def test_fixed_view_is_the_centre():
-    images = torch.arange(6 * 6, dtype=torch.uint8).view(1, 1, 6, 6).expand(2, 3, 6, 6)
-    view = fixed_view(images, 4)
-    assert torch.equal(view * 255, images[:, :, 1:5, 1:5].float())
-
-
 def test_no_augmentation_is_the_image_and_a_flip_mirrors_it():
     images, _ = drawings(2)
     assert torch.allclose(random_views(images, 24, STILL, random()), images.float() / 255, atol=1e-5)
+    assert torch.equal(fixed_view(images, 20), images[:, :, 2:22, 2:22] / 255)
     mirrored = random_views(images, 24, Augmentation(crop=(1, 1), stretch=1, flip=1), random())
     assert torch.allclose(mirrored, images.flip(3).float() / 255, atol=1e-5)
-
-
-def test_half_are_flipped():
-    maps = random_affine(4000, Augmentation(crop=(1, 1), stretch=1, flip=0.5), random())
-    assert (maps[:, 0, 0] < 0).float().mean() == pytest.approx(0.5, abs=0.03)
 
 
 def test_rotation_by_hand():
@@ -55,54 +44,45 @@ def test_rotation_by_hand():
     assert torch.allclose(turned[0, 0], torch.from_numpy(np.rot90(images[0, 0].numpy(), 1).copy()).float(), atol=1e-3)
 
 
-def test_crops_lie_inside_the_image_and_have_the_asked_areas():
+def test_crops_lie_inside_the_image_have_the_asked_areas_and_half_are_flipped():
     maps = random_affine(5000, Augmentation(crop=(0.2, 0.9), stretch=1.3, flip=0.5), random())
     width, height = maps[:, 0, 0].abs(), maps[:, 1, 1].abs()
-    area = width * height
-    assert area.min() >= 0.2 - 1e-5
-    assert area.max() <= 0.9 + 1e-5
+    area, ratio = width * height, width / height
+    assert area.min() >= 0.2 - 1e-5 and area.max() <= 0.9 + 1e-5
     assert area.mean() == pytest.approx(0.55, abs=0.02)
-    ratio = width / height
-    assert ratio.max() <= 1.3 + 1e-4
-    assert ratio.min() >= 1 / 1.3 - 1e-4
+    assert ratio.min() >= 1 / 1.3 - 1e-4 and ratio.max() <= 1.3 + 1e-4
     assert ((maps[:, 0, 2].abs() + width) <= 1 + 1e-5).all()
     assert ((maps[:, 1, 2].abs() + height) <= 1 + 1e-5).all()
+    assert (maps[:, 0, 0] < 0).float().mean() == pytest.approx(0.5, abs=0.03)
     # Every place is possible: the crops reach all four sides.
     assert (maps[:, 0, 2] + width).max() > 0.99
     assert (maps[:, 1, 2] - height).min() < -0.99
-
-
-def test_zooming_out_keeps_the_whole_image_in_view():
+    # Zooming out keeps the whole image in view.
     maps = random_affine(1000, Augmentation(crop=(1.5, 1.5), stretch=1, flip=0), random())
-    side = math.sqrt(1.5)
-    assert torch.allclose(maps[:, 0, 0], torch.full((1000,), side))
-    assert ((maps[:, 0, 2].abs() + 1) <= side + 1e-5).all()
+    assert torch.allclose(maps[:, 0, 0], torch.full((1000,), math.sqrt(1.5)))
+    assert ((maps[:, 0, 2].abs() + 1) <= math.sqrt(1.5) + 1e-5).all()
 
 
-def test_view_of_an_image_does_not_depend_on_the_others():
+def test_view_of_an_image_does_not_depend_on_the_others(monkeypatch):
     images, _ = drawings(4)
     how = Augmentation(colour=0.4, grey=0.5, rotation=10)
     changed = images.clone()
     changed[3:] = 255 - changed[3:]
     first, second = random_views(images, 20, how, random()), random_views(changed, 20, how, random())
-    assert torch.equal(first[:3], second[:3])
+    assert torch.equal(first[:3], second[:3]) and first.is_contiguous(memory_format=torch.channels_last)
     same = random_views(images[:1].expand(16, -1, -1, -1), 24, how, random())
     assert len(torch.unique(same.flatten(1), dim=0)) == 16  # everyone has its own
+    monkeypatch.setattr(augment, "PART", 4 * images.shape[-1] ** 2)  # made in parts
     again, other = random_views(images, 20, how, random()), random_views(images, 20, how, random(1))
     assert torch.equal(again, first) and not torch.equal(other, first)
-
-
-def test_grey_as_pillow_has_it():
-    images, _ = drawings(2)
-    grey = recolour(images.float() / 255, random_colours(6, Augmentation(grey=1.0), random()))
-    expected = [np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")) for image in images]
-    np.testing.assert_allclose(grey * 255, np.stack(expected)[:, None].repeat(3, 1), atol=1.0)
 
 
 def test_colours_spread_over_their_range():
     factors = random_colours(1000, Augmentation(colour=0.4), random())
     assert torch.allclose(factors.min(0).values, torch.tensor(0.6), atol=0.01)
     assert torch.allclose(factors.max(0).values, torch.tensor(1.4), atol=0.01)
+    saturation = random_colours(1000, Augmentation(grey=0.3), random())[:, 0]
+    assert (saturation == 0).float().mean() == pytest.approx(0.3, abs=0.05)
 
 
 def test_colours_by_their_definition():
@@ -123,15 +103,6 @@ def test_the_grid_is_that_of_torch(size):
     maps = random_affine(50, Augmentation(rotation=40), random())
     expected = torch.nn.functional.affine_grid(maps, [50, 3, size, size], align_corners=False)
     assert torch.allclose(sampling_grid(maps, size), expected, atol=1e-6)
-
-
-def test_made_in_parts_or_at_once(monkeypatch):
-    images, _ = drawings(5)
-    how = Augmentation(colour=0.4, grey=0.2, rotation=10)
-    whole = random_views(images, 20, how, random())
-    monkeypatch.setattr(augment, "PART", 4 * images.shape[-1] ** 2)
-    assert torch.equal(random_views(images, 20, how, random()), whole)
-    assert whole.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("size", [60, 50, 40, 25])
