@@ -264,7 +264,7 @@ def test_outliers(holiday, tmp_path, outliers, a, b):
     }  # fmt: skip
 
 
-def test_nothing_but_outliers(beach, tmp_path):
+def test_nothing_but_outliers_and_unknown_choices(beach, tmp_path):
     mark_outliers(beach, lambda row: True)
     for options, error, message in [
         ({"outliers": "leave"}, DataError, "all images are outliers"),
@@ -315,11 +315,14 @@ WAYS = [{}, {"mode": "hardlink"}, {"mode": "copy"}, {"mode": "copy", "strip_meta
 
 @pytest.mark.parametrize("options", WAYS)
 def test_a_tree_is_replaced_and_the_files_of_others_stay(options, beach, tmp_path):
+    """The metadata of a data set is the user's in any other tree, even as a copy that keeps its time."""
     out, fresh, originals = tmp_path / "out", tmp_path / "fresh", state(tmp_path / "photos")
     folders(beach, out, overwrite=True, **options)  # there is none yet
-    mine = [] if "layout" in options else ["000-beach/mine.png", "notes.txt"]
+    mine = [] if "layout" in options else ["000-beach/mine.png", "notes.txt", "train/metadata.csv"]
     for name in mine:
+        (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_text("mine")
+        os.utime(out / name, (0, 0))
     corrected(beach)
     said = Said()
     rows = folders(beach, out, overwrite=True, display=said, **options)
@@ -327,8 +330,9 @@ def test_a_tree_is_replaced_and_the_files_of_others_stay(options, beach, tmp_pat
     assert tree(out) == sorted([*tree(fresh), *mine])
     for name in tree(fresh):
         assert (out / name).read_bytes() == (fresh / name).read_bytes()
+    assert all((out / name).read_text() == "mine" for name in mine)
     assert not [folder for folder in out.rglob("*") if folder.is_dir() and not any(folder.iterdir())]
-    assert any("000-beach/mine.png, notes.txt" in line for line in said.lines) == bool(mine)
+    assert any(", ".join(mine) in line for line in said.lines if line.startswith("Left")) == bool(mine)
     assert state(tmp_path / "photos") == originals
 
 
@@ -391,16 +395,6 @@ def test_an_original_by_another_way_into_the_folder_is_no_copy(tmp_path):
     with pytest.raises(DiskError, match=r"000/a\.png"):
         replace_tree(out, new, [row], [row], lambda path: out / "000/a.png", alone=False)
     assert state(out) == before
-
-
-def test_the_metadata_of_a_folder_export_is_the_user_s(beach, tmp_path):
-    out = tmp_path / "out"
-    folders(beach, out, mode="copy")
-    (out / "train").mkdir()
-    (out / "train/metadata.csv").write_text("mine")
-    os.utime(out / "train/metadata.csv", (0, 0))  # as a copy that keeps its time
-    folders(beach, out, mode="copy", overwrite=True)
-    assert (out / "train/metadata.csv").read_text() == "mine"
 
 
 def test_the_images_of_the_run_are_never_replaced(beach, tmp_path):
