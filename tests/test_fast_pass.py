@@ -51,7 +51,7 @@ def test_features_are_those_of_the_network(name, size):
 
 
 def test_networks_of_the_user_or_without_depthwise_convolutions_or_normalisation_are_left_alone(monkeypatch):
-    monkeypatch.delattr(fast_pass, "pairs")  # nor are they traced, which takes .4 s
+    monkeypatch.delattr(fast_pass, "traced")  # nor are they traced, which takes .4 s
     ours = [network_of(name, 32) for name in ("compact", "timm:resnet18", "timm:test_vit", "timm:test_convnext")]
     for network in (*ours, Network(build("timm:test_efficientnet", image_size=32).body, 256)):
         assert features_pass(network) == network.features
@@ -73,7 +73,10 @@ class Shared(nn.Module):
 
 def test_only_a_normalisation_that_alone_sees_a_convolution_is_folded():
     body = Shared().eval()
-    assert fast_pass.pairs(body) == [("fine", "norms.3")]
+    graph, foldable = fast_pass.traced(body)
+    assert foldable == [("fine", "norms.3")]
+    names = [node.name for node in graph.nodes]
+    assert [names[i] for i in fast_pass.cuts(graph)] == ["x", "add", "seen", "add_1", "fine", "norms_3", "mean"]
 
 
 def test_an_image_has_the_same_features_whatever_comes_with_it(monkeypatch):

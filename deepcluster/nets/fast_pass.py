@@ -5,19 +5,22 @@ docs/decisions.md has the figures. The last bits differ from the plain pass, so 
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from deepcluster.nets.names import MODULE
 from deepcluster.nets.network import Network
 
-# Numbers in the largest output of a layer for all images that go through the network at a time, so that they stay in
-# the cache of the processor and in memory that is there already.
-IN_CACHE = 5_000_000
+# Numbers in the largest output of a layer for all images that go through it at a time, so that they stay in the cache
+# of the processor and in memory that is there already. In the first layers of an EfficientNet one image of 224 px has
+# 1.2 million; in the later ones more images at a time make better use of the weights.
+IN_CACHE = 2_000_000
+LATE = 0.25  # later layers: those behind the last output that is larger than this share of the largest
 MOST_AT_A_TIME = 64
 # Activations that oneDNN applies to what a convolution has just computed: its name, and its numbers.
 ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
@@ -43,46 +46,59 @@ def features_pass(network: Network, dtype: torch.dtype = torch.float32) -> Calla
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")):
         return network.features
     if network.body not in _KNOWN:
-        _KNOWN[network.body] = pairs(network.body), {}
-    foldable, counts = _KNOWN[network.body]
+        _KNOWN[network.body] = traced(network.body)
+    graph, foldable = _KNOWN[network.body]
     if not foldable:
         return network.features
     body = copy.deepcopy(network.body).eval()
     _fold(body, foldable)
-    return _InPieces(body, network, counts)
+    return _InPieces(body, graph, network)
 
 
-# Computed once for a body: the layers to fold, and the number of images that go at a time, by their shape.
-_KNOWN: WeakKeyDictionary[nn.Module, tuple[list[tuple[str, str]], dict[torch.Size, int]]] = WeakKeyDictionary()
+# Computed once for a body: its graph, and the layers to fold by name.
+_KNOWN: WeakKeyDictionary[nn.Module, tuple[fx.Graph, list[tuple[str, str]]]] = WeakKeyDictionary()
 
 
 class _InPieces:
     """The features of images, as many at a time as is fast. All pieces have one shape, the last one filled up."""
 
-    def __init__(self, body: nn.Module, network: Network, counts: dict[torch.Size, int]):
-        self.body, self.counts = body, counts
+    def __init__(self, body: nn.Module, graph: fx.Graph, network: Network):
+        self.body, self.graph = body, graph
         self.scale, self.shift = 1 / network.std, -network.mean / network.std
-        self.fused = [module for module in body.modules() if isinstance(module, _Fused)]
+        self.parts: dict[torch.Size, tuple[nn.Module, int, nn.Module, int]] = {}
 
     def __call__(self, images: Tensor) -> Tensor:
         shape = images.shape[1:]
-        if shape not in self.counts:
-            self._features(images[:1])
-            fitting = IN_CACHE // max(module.outputs for module in self.fused)
-            # A power of two: with 9 images at a time the bits of EfficientNet-B0 depended on an image's place.
-            self.counts[shape] = 1 << max(1, min(MOST_AT_A_TIME, fitting)).bit_length() - 1
-        count = self.counts[shape]
+        if shape not in self.parts:
+            self.parts[shape] = self._parts(images[:1])
+        early, few, late, count = self.parts[shape]
         features = []
         for piece in images.split(count):
             missing = count - len(piece)
             filled = torch.cat([piece, piece.new_zeros(missing, *shape)]) if missing else piece
-            features.append(self._features(filled)[: len(piece)])
+            hidden = torch.cat([early(self._normalised(images)) for images in filled.split(few)])
+            features.append(late(hidden)[: len(piece)])
         return torch.cat(features)
 
-    def _features(self, images: Tensor) -> Tensor:
-        normalised = torch.addcmul(self.shift, images, self.scale)
-        features: Tensor = self.body(normalised.contiguous(memory_format=torch.channels_last))
-        return features
+    def _normalised(self, images: Tensor) -> Tensor:
+        ordered = torch.empty_like(images, memory_format=torch.channels_last)
+        return torch.addcmul(self.shift, images, self.scale, out=ordered)
+
+    def _parts(self, image: Tensor) -> tuple[nn.Module, int, nn.Module, int]:
+        """Return the early and the later layers for images like this one, with the number of images at a time."""
+        self.body(self._normalised(image))
+        modules, nodes = dict(self.body.named_modules()), list(self.graph.nodes)
+        sizes = [getattr(modules.get(str(node.target)), "outputs", 0) for node in nodes]
+        limit = LATE * max(sizes)
+        last = next(i for i in cuts(self.graph) if max(sizes[i + 1 :], default=0) <= limit)
+        early, late = (fx.GraphModule(self.body, part) for part in split(self.graph, nodes[last], modules))
+        few, count = (_at_a_time(max(part, default=0)) for part in (sizes[: last + 1], sizes[last + 1 :]))
+        return early, min(few, count), late, count
+
+
+def _at_a_time(outputs: int) -> int:
+    # A power of two: with 9 images at a time the bits of EfficientNet-B0 depended on an image's place.
+    return 1 << max(1, min(MOST_AT_A_TIME, IN_CACHE // max(1, outputs))).bit_length() - 1
 
 
 def _fold(body: nn.Module, foldable: list[tuple[str, str]]) -> None:
@@ -101,12 +117,16 @@ class _Leaves(fx.Tracer):
         return isinstance(m, nn.Conv2d) or _is_norm(m) or super().is_leaf_module(m, module_qualified_name)
 
 
-def pairs(body: nn.Module) -> list[tuple[str, str]]:
-    """Return convolutions and the normalisation that alone sees their output, by name; none if torch cannot trace."""
+def traced(body: nn.Module) -> tuple[fx.Graph, list[tuple[str, str]]]:
+    """Return the graph of a body in evaluation mode, and the convolutions and normalisations in it to fold.
+
+    By name, those of which the normalisation alone sees the output of the convolution; none if torch cannot trace.
+    """
+    body = copy.deepcopy(body).eval()
     try:
         graph = _Leaves().trace(body)
     except Exception:  # code that looks at values, as in transformers, fails in many ways
-        return []
+        return fx.Graph(), []
     modules = dict(body.named_modules(remove_duplicate=False))
     times = Counter(id(modules[str(node.target)]) for node in graph.nodes if node.op == "call_module")
     names = []
@@ -118,7 +138,34 @@ def pairs(body: nn.Module) -> list[tuple[str, str]]:
         alone = len(before.users) == 1 and times[id(conv)] == times[id(norm)] == 1
         if alone and _is_norm(norm) and _is_conv(conv):
             names.append((str(before.target), str(node.target)))
-    return names
+    return graph, names
+
+
+def cuts(graph: fx.Graph) -> Iterator[int]:
+    """Yield the numbers of the nodes that all later ones see the earlier ones through."""
+    number = {node: i for i, node in enumerate(graph.nodes)}
+    last_seen = 0
+    for node, i in number.items():
+        if last_seen <= i and node.op != "output":
+            yield i
+        last_seen = max([last_seen, *(number[user] for user in node.users)])
+
+
+def split(graph: fx.Graph, cut: fx.Node, modules: Mapping[str, nn.Module]) -> tuple[fx.Graph, fx.Graph]:
+    """Return the graphs of the nodes up to ``cut``, and of those behind it, without the modules that do nothing."""
+    early, late = fx.Graph(), fx.Graph()
+    part, copies = early, dict[fx.Node, fx.Node]()
+    for node in graph.nodes:
+        if node.op == "output":
+            late.output(copies[node.args[0]])
+        elif type(modules.get(str(node.target))) is nn.Identity:
+            copies[node] = copies[node.args[0]]
+        else:
+            copies[node] = part.node_copy(node, copies.__getitem__)
+        if node is cut:
+            early.output(copies[node])
+            part, copies = late, {node: late.placeholder("hidden")}
+    return early, late
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -129,7 +176,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 def _is_conv(module: nn.Module) -> bool:
     # Layers with hooks take their input in another order (timm.py).
-    known = type(module) is nn.Conv2d or type(module).__name__ == "Conv2dSame"
+    known = type(module) is nn.Conv2d or (type(module).__name__ == "Conv2dSame" and module.dilation == (1, 1))
     return known and not module._forward_pre_hooks and not isinstance(getattr(module, "padding", ""), str)
 
 
@@ -145,44 +192,42 @@ class _Fused(nn.Module):
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
         self.weight, self.bias = weight.detach(), bias.detach()
-        self.packed: dict[tuple[int, ...], Tensor] = {}
         self.kernel, self.stride, self.dilation = list(conv.kernel_size), list(conv.stride), list(conv.dilation)
         self.padding, self.groups = [int(side) for side in conv.padding], conv.groups
         self.same = type(conv) is not nn.Conv2d
         self.activation, self.numbers = activation, numbers
+        self.packed: dict[tuple[int, ...], tuple[Tensor, list[int]]] = {}
         self.outputs = 0  # numbers of the last pass
 
     def forward(self, images: Tensor) -> Tensor:
-        rows, columns = slice(None), slice(None)
-        padding = self.padding
-        if self.same:
-            (top, rows), (left, columns) = (self._same(images.shape[2 + axis], axis) for axis in (0, 1))
-            padding = [top, left]
         shape = tuple(images.shape)
         if shape not in self.packed:
-            self.packed[shape] = torch.ops.mkldnn._reorder_convolution_weight(
-                self.weight, padding, self.stride, self.dilation, self.groups, list(shape)
-            )
+            self.packed[shape] = self._packed_for(shape)
+        weight, padding = self.packed[shape]
         output: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            images, self.packed[shape], self.bias, padding, self.stride, self.dilation, self.groups, self.activation,
-            self.numbers, "",
+            images, weight, self.bias, padding, self.stride, self.dilation, self.groups, self.activation, self.numbers,
+            "",
         )  # fmt: skip
         self.outputs = output.numel()
-        if rows == columns == slice(None):
-            return output
-        return output[:, :, rows, columns].contiguous(memory_format=torch.channels_last)
+        return output
 
-    def _same(self, size: int, axis: int) -> tuple[int, slice]:
-        """TensorFlow's padding of a side, which may have one more pixel at the end than at the start: the padding at
-        both ends, and the part of the output that is wanted. To copy the input into a padded one takes longer."""
-        stride = self.stride[axis]
-        outputs = -(-size // stride)
-        total = max(0, (outputs - 1) * stride + (self.kernel[axis] - 1) * self.dilation[axis] + 1 - size)
-        start = total // 2
-        padding = start
-        while padding < total - start:
-            padding += stride
-        if padding == total - start:
-            return padding, slice(None)
-        first = (padding - start) // stride
-        return padding, slice(first, first + outputs)
+    def _packed_for(self, shape: tuple[int, ...]) -> tuple[Tensor, list[int]]:
+        """Return the weight in oneDNN's order, and the padding of both ends of a side."""
+        weight, padding = self.weight, self.padding
+        if self.same:
+            (height, top), (width, left) = (self._same(shape[2 + axis], axis) for axis in (0, 1))
+            weight, padding = functional.pad(weight, (width, 0, height, 0)), [top, left]
+        weight = torch.ops.mkldnn._reorder_convolution_weight(
+            weight, padding, self.stride, self.dilation, self.groups, list(shape)
+        )
+        return weight, padding
+
+    def _same(self, size: int, axis: int) -> tuple[int, int]:
+        """Return the zeros to put before the kernel along a side, and the padding of both of its ends.
+
+        TensorFlow's padding may have one pixel more at the end than at the start. A kernel that is larger by a zero
+        makes both equal; to copy the input into a padded one takes longer.
+        """
+        outputs = -(-size // self.stride[axis])
+        total = max(0, (outputs - 1) * self.stride[axis] + self.kernel[axis] - size)
+        return total % 2, (total + 1) // 2
