@@ -10,19 +10,11 @@ import pytest
 from deepcluster.errors import DiskError
 from deepcluster.groups.tree import Tree
 from deepcluster.runs import page as drawn
-from deepcluster.runs.page import report
 from deepcluster.runs.recut import recut
 from deepcluster.storage.run_folder import RunFolder
 from tests.tiny import writable
 
 TREE = Tree(groups=(0, 0, 12), merges=((0, 1), (3, 2)), sizes=(2, 3, 4, 5, 9), medoids=(0, 3, 8, 3, 8))
-
-
-def test_a_tree_comes_back(tmp_path: Path) -> None:
-    folder = writable(tmp_path)
-    assert drawn.read_tree(folder, 9) is None and drawn.read_map(folder, 9) is None and drawn.read_sheet(folder) == b""
-    drawn.write_tree(folder, TREE)
-    assert drawn.read_tree(folder, 9) == TREE
 
 
 @pytest.mark.parametrize(
@@ -34,9 +26,11 @@ def test_a_tree_comes_back(tmp_path: Path) -> None:
         ("sizes", [1, 2, 3, 4, 10]), ("medoids", [0, 3, 8, 3, 9]), ("medoids", [0, 3, 8, 3, 1e3]),
     ],
 )  # fmt: skip
-def test_what_is_no_tree_is_refused(tmp_path: Path, key: str, value: object) -> None:
+def test_a_tree_comes_back_and_what_is_none_is_refused(tmp_path: Path, key: str, value: object) -> None:
     folder = writable(tmp_path)
+    assert drawn.read_tree(folder, 9) is None
     drawn.write_tree(folder, TREE)
+    assert drawn.read_tree(folder, 9) == TREE
     table = json.loads((tmp_path / "tree.json").read_text())
     (tmp_path / "tree.json").write_text(json.dumps(table | {key: value}))
     with pytest.raises(DiskError, match="is damaged"):
@@ -63,12 +57,12 @@ def test_the_report_makes_map_and_tree_if_a_run_has_none(run: Path) -> None:
     before = {name: (run / name).read_bytes() for name in ("map.npy", "tree.json")}
     for name in (*before, "thumbnails.webp", "duplicates.csv"):
         (run / name).unlink()
-    report(run)
+    drawn.report(run)
     assert {name: (run / name).read_bytes() for name in before} == before  # made as the fit would have
     assert parts(run) == {"clusters", "map", "groups"}
     for name in (*before, "features.npy"):
         (run / name).unlink()
-    report(run)
+    drawn.report(run)
     assert parts(run) == {"clusters"}
 
 

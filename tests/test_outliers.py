@@ -38,6 +38,9 @@ def test_residuals_by_hand(root):
     assert found.directions.shape == (2, WIDTH, WIDTH // 2)
     torch.testing.assert_close(found.residuals(x).double(), wanted, rtol=2e-3, atol=1e-4)
     assert found.limit == pytest.approx(limit_of(wanted), rel=1e-3)
+    residuals = torch.linspace(1, 3, 21)  # median 2, 90th percentile 2.8
+    assert limit_of(residuals, tail=0.5, quantile=1) == pytest.approx(2.4)
+    assert limit_of(residuals, tail=5, quantile=0.95) == pytest.approx(2.9)
 
 
 @pytest.mark.parametrize("count", [120, 600, 3000])
@@ -72,12 +75,6 @@ def test_rounding_errors_make_no_outliers():
     assert not (found.residuals(x) > found.limit).any()
     assert not (fitted(x[:1].repeat(200, 1)).residuals(x[:1]) > 0).any()  # all equal
     assert (found.residuals(x + torch.randn(WIDTH)) > found.limit).all()
-
-
-def test_the_limit_by_hand():
-    residuals = torch.linspace(1, 3, 21)  # median 2, 90th percentile 2.8
-    assert limit_of(residuals, tail=0.5, quantile=1) == pytest.approx(2.4)
-    assert limit_of(residuals, tail=5, quantile=0.95) == pytest.approx(2.9)
 
 
 def test_of_very_many_images_some_are_enough(monkeypatch):

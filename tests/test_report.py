@@ -146,8 +146,7 @@ def test_the_largest_clusters_are_shown_in_order_of_their_numbers() -> None:
 
 
 def test_skipped_files() -> None:
-    skipped = [{"path": f"s{i}.jpg", "reason": "truncated"} for i in range(1234)]
-    _, parsed = page(skipped=skipped, history=[])
+    _, parsed = page(skipped=[{"path": f"s{i}.jpg", "reason": "truncated"} for i in range(1234)], history=[])
     assert len(parsed.all("tr")) == 201 and "And 1,034 more, in skipped.csv." in parsed.text()
     assert not parsed.all("path", class_="line") and "No round was trained" in parsed.text()
 
