@@ -48,10 +48,9 @@ def test_by_hand(strength):
     assert torch.equal(reduction(x)[4], torch.zeros(2))  # the row at the mean
 
 
-@pytest.mark.parametrize("rows", [1, 2, 50])
-def test_constant_features_become_zeros(rows):
-    x = torch.full((rows, 8), 3.7)
-    assert torch.equal(whiten(x)(x), torch.zeros(rows, 1))
+def test_constant_features_become_zeros():
+    for x in torch.full((50, 8), 3.7).split([1, 2, 47]):
+        assert torch.equal(whiten(x)(x), torch.zeros(len(x), 1))
 
 
 @pytest.mark.parametrize(("rows", "width", "rank"), [(400, 64, 5), (30, 64, 5), (400, 64, 63)])
