@@ -5,9 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 
 from deepcluster.clustering import pic
-from deepcluster.clustering.pic import _without_singletons, power_iteration
+from deepcluster.clustering.pic import _leads_to, _masses, _nearest, _ties, _without_singletons, power_iteration
 from deepcluster.errors import NonFiniteError
 from deepcluster.learning.heads import CentroidHead, new_linear_head
 from tests.drawings import drawings
@@ -16,8 +17,8 @@ from tests.loop import loop
 from tests.test_algorithm import OPTIONS, network
 
 
-def reference(x: np.ndarray) -> list[int]:
-    """Labels by full matrices and loops, from the description alone."""
+def reference(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Masses and labels by full matrices and loops, from the description alone."""
     rows = np.arange(len(x))
     distances = ((x[:, None] - x[None]) ** 2).sum(2)
     np.fill_diagonal(distances, np.inf)
@@ -37,17 +38,17 @@ def reference(x: np.ndarray) -> list[int]:
     for i in rows:
         if (top == top[i]).sum() == 1:
             top[i] = top[others[i, 0]]
-    labels: list[int] = np.unique(top, return_inverse=True)[1].tolist()
-    return labels
+    return masses, np.unique(top, return_inverse=True)[1]
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("scale", [0.1, 0.3])
 def test_the_same_as_full_matrices_and_loops(seed, scale):
     x = scale * normal(120, 3, seed)
+    masses, labels = reference(x.double().numpy())
+    np.testing.assert_allclose(_masses(_ties(*_nearest(x, 5))), masses, rtol=1e-9)
     found = pic(x)
-    assert found.labels.tolist() == reference(x.double().numpy())
-    assert 3 < len(found.sizes) < 60
+    assert found.labels.tolist() == labels.tolist() and 3 < len(found.sizes) < 60
 
 
 def test_singletons_by_hand():
@@ -55,6 +56,11 @@ def test_singletons_by_hand():
     assert _without_singletons(tops, nearest).tolist() == [0, 0, 1, 1, 0]  # 0 and 1 become a pair
     tops, nearest = np.array([0, 1, 2, 2]), np.array([[1], [2], [3], [2]])
     assert _without_singletons(tops, nearest).tolist() == [0, 0, 1, 1]  # 0 has come to 1, which stays
+
+
+def test_rows_of_equal_mass_do_not_point_to_each_other():
+    chain = csr_array(np.array([[0.0, 1, 0], [1, 0, 1], [0, 1, 0]]))
+    assert _leads_to(chain, np.full(3, 1 / 3)).tolist() == [0, 1, 2]
 
 
 @settings(max_examples=60, deadline=None)
