@@ -24,10 +24,9 @@ from safetensors.torch import save_file
 
 from deepcluster.cli import app, run_command
 from deepcluster.learning import training
-from deepcluster.nets.network import build
-from deepcluster.seeding import generator
 from tests.drawings import KINDS, draw, drawings
 from tests.pages import ROOT, Block, blocks, commands, of_deepcluster, text_of, words_of
+from tests.test_official import described, of_2018, of_2020
 
 QUICK = {"--rounds": "1", "--epochs": "1"}  # for fit, where the page does not set them
 # Parsed, but not run, because ...
@@ -172,14 +171,9 @@ def write_weights(path: Path) -> None:
     if path.suffix == ".safetensors":
         save_file(timm.create_model(path.stem).state_dict(), path)
     elif "v2" in path.name:
-        state = timm.create_model("resnet50", num_classes=0).state_dict()
-        published = {f"module.{name}": value for name, value in state.items()}
-        torch.save(published | {"module.prototypes.prototypes0.weight": torch.zeros(3, 128)}, path)
+        torch.save({"state_dict": of_2020(timm.create_model("resnet50", num_classes=0))}, path)
     else:
-        network = build("alexnet", image_size=224, sobel=True)
-        network.new_head(100, generator(0, "published"))
-        state = {name.removeprefix("body."): value for name, value in network.state_dict().items()}
-        torch.save({"state_dict": {name.replace("head.", "top_layer."): value for name, value in state.items()}}, path)
+        torch.save({"state_dict": of_2018(described("alexnet", sobel=True))}, path)
 
 
 def check_benchmark(script: str, given: list[str]) -> None:
