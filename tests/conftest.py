@@ -112,5 +112,5 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def hub(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub on this machine, which the client takes for the real one."""
     with serving(tiny_file()) as server:
-        point_to(server.endpoint, monkeypatch)
+        point_to(f"http://127.0.0.1:{server.server_port}", monkeypatch)
         yield server

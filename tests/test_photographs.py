@@ -122,7 +122,7 @@ def test_a_rank_without_the_network_of_the_main_rank_says_how_to_get_it(hub_cach
     """The main rank decides; ranks may run on several machines."""
     with pytest.raises(ModelError, match="deepcluster fetch photos;"):
         check_weights_here("photos")
-    keep(hub_cache, "photos", tiny_file())
+    keep(tiny_file())
     check_weights_here("photos")
     check_weights_here("")
 
@@ -152,7 +152,7 @@ def test_a_run_of_photographs_and_what_comes_after_it(hub_cache, large_photos, t
     assert [row["path"] for row in rows(out / "nouns.csv")] == [row["path"] for row in rows(out / "clusters.csv")]
     assert "suggested:" not in (out / "report.html").read_text()
 
-    keep(hub_cache, "photos", tiny_file())  # a better one has come meanwhile, and would not even load
+    keep(tiny_file())  # a better one has come meanwhile, and would not even load
     clusters = (out / "clusters.csv").read_text()
     assert run_command([*fit, "--resume"]) == 0 and "finished already" in capsys.readouterr().out
     stopped = re.sub('"status": "done"', '"status": "stopped"', (out / "run.json").read_text())

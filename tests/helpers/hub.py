@@ -1,4 +1,4 @@
-"""A server on this machine that speaks as much of the Hugging Face Hub as a download needs, and caches made by hand."""
+"""A server on this machine that speaks as much of the Hugging Face Hub as a download needs."""
 
 import hashlib
 import json
@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import pytest
 
-from deepcluster.nets.hub import FILE
-from deepcluster.nets.names import PUBLISHED
+from deepcluster.nets.hub import keep_in_cache
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -39,10 +39,6 @@ class Hub(ThreadingHTTPServer):
         self.etag = hashlib.sha256(content).hexdigest()
         self.requests: list[str] = []
 
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
 
 class _Answer(BaseHTTPRequestHandler):
     server: Hub
@@ -51,12 +47,6 @@ class _Answer(BaseHTTPRequestHandler):
         pass
 
     def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, *, body: bool) -> None:
         hub = self.server
         hub.requests.append(f"{self.command} {self.path}")
         self.send_response(200)
@@ -64,8 +54,10 @@ class _Answer(BaseHTTPRequestHandler):
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("Content-Length", str(len(hub.sent)))
         self.end_headers()
-        if body:
-            self.wfile.write(hub.sent)
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(self.server.sent)
 
 
 @contextmanager
@@ -76,28 +68,14 @@ def serving(content: bytes) -> Iterator[Hub]:
         hub.shutdown()
 
 
-def keep(cache: Path, name: str, content: bytes | Path, *, link: bool = True) -> Path:
-    """Put a file into a cache as the Hub's client would; returns its path there.
-
-    Args:
-        cache: HF_HUB_CACHE.
-        name: In ``PUBLISHED``, or timm's.
-        content: Its bytes, or a file with them.
-        link: As a link to a blob that is named by its digest; else the file itself, as where there are no links.
-    """
-    folder = cache / f"models--timm--{PUBLISHED[name].network if name in PUBLISHED else name}"
-    path = folder / "snapshots" / COMMIT / FILE
-    path.parent.mkdir(parents=True)
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text(COMMIT)
-    data = content if isinstance(content, bytes) else content.read_bytes()
-    if link:
-        blob = folder / "blobs" / hashlib.sha256(data).hexdigest()
-        blob.parent.mkdir()
-        blob.write_bytes(data)
-        path.symlink_to(Path("../../blobs") / blob.name)
-    else:
-        path.write_bytes(data)
+def keep(content: bytes, *, link: bool = True) -> Path:
+    """Put the file of ``photos`` into the cache; ``link``: by a link to its digest, or itself, as on some disks."""
+    with NamedTemporaryFile(suffix=".safetensors") as file:
+        file.write(content)
+        file.flush()
+        path = keep_in_cache("photos", Path(file.name))
+    if not link:
+        path.resolve().replace(path)
     return path
 
 
