@@ -105,14 +105,12 @@ def steps(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_an_option_reaches_the_step_that_uses_it(option, monkeypatch):
     value, expected, *others = OPTIONS[option]
     beside = others[0] if others else {}
-    found = steps(Recipe(**{option: value}, **beside), monkeypatch)
+    given = steps(Recipe(**{option: value}, **beside), monkeypatch)
     # That it is not so without the option shows that this test would see it missing.
-    without = {"projection_hidden", "projection_dim"} & {option}
-    default = steps(Recipe(**({} if without else beside)), monkeypatch)
-    for path, wanted in expected.items():
-        given, untouched = map(attrgetter(path), (found, default))
-        assert given == (pytest.approx(wanted) if isinstance(wanted, float) else wanted)
-        assert untouched != wanted
+    default = steps(Recipe(**({} if option.startswith("projection") else beside)), monkeypatch)
+    for path, right in expected.items():
+        assert attrgetter(path)(given) == (pytest.approx(right) if isinstance(right, float) else right)
+        assert attrgetter(path)(default) != right
 
 
 def test_no_option_is_missing():
@@ -127,5 +125,4 @@ def test_dims_0_is_a_sixteenth_of_the_features(width, dims):
 
 def test_the_empty_clusters_of_faiss_are_for_the_rounds_alone():
     recipe = Recipe(empty="faiss")
-    assert build.kmeans_of(recipe).empty == "faiss"
-    assert build.kmeans_of_result(recipe).empty == "split"
+    assert (build.kmeans_of(recipe).empty, build.kmeans_of_result(recipe).empty) == ("faiss", "split")

@@ -27,26 +27,16 @@ def classic(fitted) -> Path:
     return fitted("--recipe", "classic")
 
 
-def columns(run: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The features, and the columns cluster and distance of clusters.csv."""
-    table = rows(run / "clusters.csv")
+def test_each_image_is_in_the_cluster_of_the_nearest_of_k_means(classic):
+    """One more update moves no mean, as k-means has converged on so few images."""
+    centroids, features = models.load(classic).groups.centroids, torch.from_numpy(np.load(classic / "features.npy"))
+    table = rows(classic / "clusters.csv")
     cluster, distance = (torch.tensor([float(row[name]) for row in table]) for name in ("cluster", "distance"))
-    return torch.from_numpy(np.load(run / "features.npy")), cluster.long(), distance
-
-
-def test_each_image_is_in_the_cluster_of_the_nearest_of_k_centroids(classic):
-    model, (features, cluster, distance) = models.load(classic), columns(classic)
-    assert model.groups.groups.tolist() == list(range(K))
-    away = torch.cdist(features.double(), model.groups.centroids.double())
-    assert torch.equal(away.argmin(1), cluster)
+    away = torch.cdist(features.double(), centroids.double())
+    assert torch.equal(away.argmin(1), cluster.long())
     assert torch.allclose(away.min(1).values.float(), distance, atol=1e-4)
-
-
-def test_the_centroids_are_those_of_k_means(classic):
-    """One more update moves none of them, as k-means has converged on so few images."""
-    model, (features, cluster, _) = models.load(classic), columns(classic)
     means = torch.stack([features[cluster == number].mean(0) for number in range(K)])
-    assert torch.allclose(means, model.groups.centroids, atol=1e-5)
+    assert torch.allclose(means, centroids, atol=1e-5)
 
 
 @pytest.mark.parametrize(("recipe", "centroids"), [("classic", 2), ("auto", 5)])
@@ -55,15 +45,6 @@ def test_recut_groups_as_the_recipe_of_the_run_says(fitted, tmp_path, recipe, ce
     recut(run, 2)
     groups = models.load(run).groups
     assert groups.count == 2 and len(groups.centroids) == centroids
-
-
-def test_the_option_decides():
-    x = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
-    x = x / x.norm(dim=1, keepdim=True)
-    fine = kmeans(x, 30)
-    found, expected = groups_of(x, fine, 4, 0, EMBEDDING), cut(x, 4, seed=derive(0, "groups"))
-    assert torch.equal(found.centroids, expected.centroids) and torch.equal(found.groups, expected.groups)
-    assert groups_of(x, fine, 4, 0, KMEANS).groups.tolist() == [0, 1, 2, 3]
 
 
 def test_the_best_of_several_starts_counts():
@@ -76,9 +57,13 @@ def test_the_best_of_several_starts_counts():
         assert torch.bincount(nearest).tolist() == [30] * 9
 
 
-def test_as_many_groups_as_pseudo_labels_are_the_last_clustering(monkeypatch):
-    x = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
+def test_the_option_and_the_number_decide(monkeypatch):
+    """As many groups as pseudo-labels are the last clustering."""
+    x = torch.nn.functional.normalize(torch.randn(100, 8, generator=torch.Generator().manual_seed(0)))
     fine = kmeans(x, 5)
+    groups, expected = groups_of(x, fine, 4, 0, EMBEDDING), cut(x, 4, seed=derive(0, "groups"))
+    assert torch.equal(groups.centroids, expected.centroids) and torch.equal(groups.groups, expected.groups)
+    assert groups_of(x, fine, 4, 0, KMEANS).groups.tolist() == [0, 1, 2, 3]
     assert torch.equal(groups_of(x, fine, 5, 0, KMEANS).centroids, as_groups(fine).centroids)
     assert len(groups_of(x, fine, 5, 0, EMBEDDING).centroids) > 5
     monkeypatch.setattr(run_groups, "MAX_IN_CUT", 4)  # very many
