@@ -20,7 +20,6 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +43,7 @@ PROTOCOLS = {
     "linear": "--protocol linear --epochs 1",
     "few": "--protocol few --epochs 1",
 }
-EXPORTS = {
-    "folders": "folders --mode copy",
-    "imagefolder": "imagefolder",
-    **({"table.parquet": "parquet"} if find_spec("pyarrow") else {}),
-    **({"graph.onnx": "onnx"} if find_spec("onnx") and find_spec("onnxruntime") else {}),
-}
+EXPORTS = {"folders": "folders --mode copy", "imagefolder": "imagefolder"}
 # Of run.json: what was found, without the sentences about it. The rest is of this run and machine.
 FOUND = (
     "backbone", "candidates", "clusters", "fingerprint", "images_count", "pseudo_labels", "rounds", "rows", "signs",
@@ -132,30 +126,6 @@ def of_array(array: np.ndarray) -> str:
     return digest(f"{array.dtype}{list(array.shape)}".encode() + np.ascontiguousarray(array).tobytes())
 
 
-def of_parquet(file: Path) -> Digests:
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(file)
-    return {
-        name: digest([str(table.schema.field(name).type), repr(table[name].to_pylist())]) for name in table.schema.names
-    }
-
-
-def of_onnx(file: Path) -> Digests:
-    """What the graph answers to noise, and what its metadata says; how it is built may change."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(file, options)
-    about = session.get_modelmeta().custom_metadata_map
-    size = int(about["store_size"])
-    noise = np.random.default_rng(0).integers(0, 256, (4, 3, size, size), dtype=np.uint8)
-    names = [output.name for output in session.get_outputs()]
-    answers = dict(zip(names, map(of_array, session.run(None, {"images": noise})), strict=True))
-    return answers | {f"metadata.{key}": digest(about[key]) for key in about if key not in VOLATILE}
-
-
 READERS: Mapping[str, Any] = {
     "run.json": lambda file: of_values(json.loads(file.read_text()), FOUND.__contains__),
     # Where the weights lie is nobody's concern.
@@ -165,8 +135,6 @@ READERS: Mapping[str, Any] = {
     ".json": lambda file: of_values(json.loads(file.read_text())),
     ".npy": lambda file: {"": of_array(np.load(file))},
     ".webp": lambda file: {"": digest(file.read_bytes())},
-    ".parquet": of_parquet,
-    ".onnx": of_onnx,
 }
 
 
@@ -215,7 +183,7 @@ def uses(command: Commands, run: str, images: str) -> Digests:
         found |= {f"{run}/evaluate-{protocol}:{key}": digest(value) for key, value in said.items()}
     for name, options in EXPORTS.items():
         command("export", run, "--to", options, "-o", out(name).name)
-        found |= (of_tree if out(name).is_dir() else of_file)(f"{run}/{name}", out(name))
+        found |= of_tree(f"{run}/{name}", out(name))
     command("recut", run, "-k 7")
     found |= of_run(f"{run}/recut", folder / run)
     cut = json.loads((folder / run / "run.json").read_text())["cut"]
@@ -249,22 +217,14 @@ def record(folder: Path) -> Digests:
 
 
 def differences(before: Digests, now: Digests) -> list[str]:
-    def short(value: str | None) -> str:
-        return "-" if value is None else value if len(value) <= 40 else value[:12]
-
-    return [
-        f"{name}: {short(before.get(name))} -> {short(now.get(name))}"
-        for name in sorted(before | now)
-        if before.get(name) != now.get(name)
-    ]
+    names = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
+    return [f"{name}: {before.get(name, '-')[:40]} -> {now.get(name, '-')[:40]}" for name in names]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the digests to this JSON file")
-    parser.add_argument(
-        "--compare", type=Path, metavar="FILE", help="print what differs from this file; exit code 1 if anything"
-    )
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="print what differs; exit code 1 if anything")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         found = record(Path(scratch).resolve())
