@@ -395,6 +395,8 @@ TENSORS: dict[str, dict[str, Any]] = {
     "no projection": {"reduction__projection": lambda _: None},
     "no fine centroids": {"fine_centroids": lambda value: value[:0]},
     "another number of dimensions": {"fine_centroids": lambda value: value[:, 1:].contiguous()},
+    "another number of features": {"reduction__mean": lambda value: value[1:]},
+    "directions of other features": {"outliers__directions": lambda value: value[:, 1:].contiguous()},
     "a list of limits": {"outliers__limit": lambda value: value.repeat(3)},
     "float64": {"fine_centroids": lambda value: value.double()},
     "a NaN centroid": {"fine_centroids": lambda value: value * torch.nan},
@@ -559,6 +561,7 @@ def sort_lines(path: Path) -> None:
 
 DAMAGES: list[tuple[str, str, Callable[[Path], object]]] = [
     ("features.npy", "too few rows", put(npy(np.zeros((47, 4), np.float32)))),
+    ("features.npy", "other columns", put(npy(np.zeros((48, 2), np.float32)))),
     ("features.npy", "float64", put(npy(np.zeros((48, 4))))),
     ("features.npy", "no axis", put(npy(np.float32(1)))),
     ("features.npy", "10^18 numbers", put(claiming("(1000000000, 1000000000)"))),
