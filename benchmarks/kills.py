@@ -102,6 +102,9 @@ def ended(ranks: list[int]) -> list[int]:
 
 
 def phase_of(run: Path) -> str:
+    record = run / "run.json"
+    if record.exists() and '"result": "final"' in record.read_text():  # and the checkpoints are gone
+        return "result"
     if not (run / "checkpoints" / "images.csv").exists():
         return "reading"
     return "result" if (run / "checkpoints" / f"{ROUNDS:06d}.json").exists() else "rounds"
