@@ -133,6 +133,11 @@ def test_a_process_that_finishes_may_be_killed_too(tmp_path):
     assert moves == [NEW] * len(moves) and len(moves) > 3
     assert not states.pending(run) and state(run) == NEW
 
+    leave_pending(new := make(tmp_path / "new"))
+    (new / "run.json").unlink()  # as of a run without an earlier state
+    files.check_free(new, resume=True)
+    assert not states.pending(new) and state(new) == NEW
+
 
 def test_a_signal_at_any_change_of_the_disk_is_a_stop_only_before_the_change(tmp_path):
     """A command whose state is current has done its work, and ends like one."""

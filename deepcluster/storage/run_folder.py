@@ -316,6 +316,8 @@ def check_free(path: Path, *, overwrite: bool = False, resume: bool = False) -> 
     """Raise DiskError if there is something at ``path`` that a run may not write into."""
     if not os.path.lexists(path):
         return
+    if is_run(path / state.COMMIT):  # its first files, which a killed process has left there
+        state.settle(path)
     if path.is_dir() and all(entry.name == state.HIDDEN for entry in path.iterdir()):
         return
     if not is_run(path):
