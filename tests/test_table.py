@@ -19,7 +19,6 @@ def test_cells_come_back():
     assert list(part) == [rows[6], rows[0], rows[1]] and list(part.where("number", "0")) == [rows[0]]
     words, codes = part.words("path")
     assert [words[code] for code in codes] == ["a", "", "a"]
-    assert next(iter(table.only("number", "gone"))) == {"number": "0"}
     assert Table.of(table) is table and list(table.column("gone")) == [""] * 7
     none = Table.of([])
     assert list(none) == [] == list(none.where("status", "ok")) and none.words("a")[1].tolist() == []
