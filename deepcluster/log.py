@@ -29,10 +29,6 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}" + ("" if number == 1 else "s")
-
-
 def record(text: str, level: str = "INFO") -> None:
     """Log a line."""
     LOGGER.log(getattr(logging, level), "%s", text := printable(text))

@@ -12,12 +12,12 @@ from torch import Tensor
 from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DataError, NonFiniteError, UsageError
+from deepcluster.errors import count as plural
 from deepcluster.groups.cut import Cut, Placement, placement_of
 from deepcluster.images import Images, find, read_once
 from deepcluster.images.decode import one_line
 from deepcluster.images.given import read_features
 from deepcluster.learning.features import extract
-from deepcluster.log import count as plural
 from deepcluster.nets.fast_pass import features_pass
 from deepcluster.nets.names import FEATURES
 from deepcluster.nets.network import Absent, Network

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deepcluster.errors import DataError, ModelError, UsageError
-from deepcluster.log import count as plural
+from deepcluster.errors import count as plural
 from deepcluster.nets.names import EMBEDDED, MODULE, PAPER_NETWORKS, PUBLISHED, backbone_of, only_size
 from deepcluster.recipe import Recipe, read_options, read_toml
 

@@ -76,7 +76,7 @@ class _InPieces:
         for piece in images.split(count):
             missing = count - len(piece)
             filled = torch.cat([piece, piece.new_zeros(missing, *shape)]) if missing else piece
-            hidden = torch.cat([early(self._normalised(images)) for images in filled.split(few)])
+            hidden = torch.cat([early(self._normalised(part)) for part in filled.split(few)])
             features.append(late(hidden)[: len(piece)])
         return torch.cat(features)
 

@@ -9,7 +9,7 @@ import re
 import shlex
 import unicodedata
 
-from deepcluster.log import count as count
+from deepcluster.errors import count as count
 
 NOTHING, MINUS = "\u2013", "\u2212"  # a dash if there is no value; a minus as wide as the plus
 MAX_NAME = 160  # characters of a path; Linux allows 4096, and 1,600 of those would be the whole page
