@@ -15,7 +15,7 @@ import warnings
 import webbrowser
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from itertools import chain, groupby, islice
@@ -295,9 +295,19 @@ def report(run_: flags.RunArgument, /, *, serve: bool = False, open_: flags.Open
         page = report_run(run_, progress=terminal.progress)
     if serve:
         from deepcluster.export import folders
+        from deepcluster.runs.serve import redirecting
         from deepcluster.runs.serve import serve as serve_run
 
-        serve_run(run_, folders, lambda address: _show_served(address, open_))
+        with ExitStack() as stack:
+
+            def show(address: str) -> None:
+                say(f"{'Report':9} {address}")
+                say(f"{'':9} Edits are applied at once. Ctrl-C or an hour without a request ends the server.")
+                sys.stdout.flush()
+                if open_:
+                    _open(stack.enter_context(redirecting(run_, address)).as_uri(), address)
+
+            serve_run(run_, folders, show)
         return
     say(str(page))
     if open_:
@@ -712,18 +722,10 @@ def _metric_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
             yield f"{heading:9} {shown}{'' if prefix else about}"
 
 
-def _show_served(address: str, open_: bool) -> None:
-    say(f"{'Report':9} {address}")
-    say(f"{'':9} Edits are applied at once. Ctrl-C or an hour without a request ends the server.")
-    sys.stdout.flush()
-    if open_:
-        _open(address)
-
-
-def _open(address: str) -> None:
-    """Show a page in the user's browser."""
-    if not webbrowser.open(address):
-        complain(f"no browser could be opened: open {address} yourself")
+def _open(page: str, address: str = "") -> None:
+    """Show a page in the user's browser. ``address``: The page that it redirects to."""
+    if not webbrowser.open(page):
+        complain(f"no browser could be opened: open {address or page} yourself")
 
 
 def _check_filled(arguments: list[str]) -> None:

@@ -16,14 +16,20 @@ from typing import Any
 import pytest
 
 from deepcluster.report import sections
+from deepcluster.report.text import inert
 from deepcluster.runs import fit as runs
 from deepcluster.runs.page import report as write_report
 from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import apply, recut
+from deepcluster.runs.serve import redirecting
+from deepcluster.runtime.plain_files import FORMULA, PATH, TEXT, guarded
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.run_folder import locked
+from tests.helpers.report import page as page_of
+from tests.helpers.report import row
 from tests.helpers.runs import record, rows
 from tests.helpers.serving import serving
+from tests.test_surroundings import FORMULAS, HARMLESS
 
 sync_api = pytest.importorskip("playwright.sync_api")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -435,6 +441,56 @@ def test_from_a_wrong_picture_to_the_right_folder(run: Path, browser: Any, tmp_p
         told.get_by_text("1 name").wait_for()
         assert page.locator("#cluster-0 h3").inner_text().startswith(f"Cluster 0 · {NAME}")
     assert {row["name"] for row in rows(copied / "clusters.csv") if row["cluster"] == "0"} == {NAME}
+
+
+def test_an_old_page_offers_to_be_loaded_again(run: Path, browser: Any, tmp_path: Path) -> None:
+    """Its edits and its images are refused for good, so that there is nothing to try again."""
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    with opened(browser, serving(copied), originals=4, loads=3, refused=4) as page:
+        told, button = page.locator("#told"), page.locator("#download")
+        for name in ("one", "two"):
+            apply(copied, Edits("", {0: name}, (), None))
+            if name == "one":
+                page.keyboard.press("j")
+                rename(page, NAME)
+            else:
+                page.locator("#cluster-0 .many [data-image]").last.click()
+            told.get_by_text("reload the page").wait_for()
+            told.click()
+            assert button.inner_text() == "Reload" and not page.get_by_role("button", name="Try again").is_visible()
+            page.locator("#undo").click()  # the pending edit, then that of the other process: refused, too
+            assert button.inner_text() == "Reload"
+            button.click()
+            page.locator("#cluster-0 h3").get_by_text(f"Cluster 0 · {name}").wait_for()
+            assert page.locator("#pending").inner_text() == "" and not button.is_visible()
+
+
+def test_a_file_leads_the_browser_to_the_server(run: Path, browser: Any, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    address = serving(copied)
+    with redirecting(copied, address) as file:
+        page = browser.new_page()
+        page.goto(file.as_uri())
+        page.wait_for_url(address)
+    page.keyboard.press("j")
+    rename(page, NAME)
+    page.locator("#told").get_by_text("1 name").wait_for()
+    page.close()
+
+
+def test_a_saved_table_guards_its_cells_as_the_program_does(browser: Any, tmp_path: Path) -> None:
+    cells = [*FORMULAS, *HARMLESS]
+    table = [row(f" ={i}.png", label=cell) for i, cell in enumerate(cells)]
+    (tmp_path / "report.html").write_text(page_of(clusters=table, sheet=b"RIFF    WEBP")[0], encoding="utf-8")
+    with opened(browser, tmp_path / "report.html") as page:
+        page.locator("#cluster-0 .all").click()
+        page.locator("#images-grid .tile-of").first.wait_for()
+        listed = rows(saved(page, "Save as CSV", tmp_path / "selection.csv"))
+        assert {line["path"] for line in listed} == {f"./ ={i}.png" for i in range(len(cells))}
+        assert {line["label"] for line in listed} == {guarded({"label": inert(cell)})["label"] for cell in cells}
+        script = "cells => Object.values(JSON.parse(document.querySelector('#data').textContent).formulas)"
+        script += ".map(pattern => cells.map(cell => new RegExp(pattern, 'u').test(cell)))"
+        assert page.evaluate(script, cells) == [[bool(FORMULA[g].match(cell)) for cell in cells] for g in (PATH, TEXT)]
 
 
 BROKEN = [

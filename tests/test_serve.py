@@ -1,20 +1,29 @@
 """The served report, attacked without a browser: nothing gets in, and nothing is lost."""
 
+import errno
 import os
+import re
 import shutil
 import signal
+import socket
+import socketserver
+import time
 from pathlib import Path
 from threading import Thread
+from typing import NoReturn
+from urllib.parse import unquote, urlsplit
+from urllib.request import urlopen
 
 import pytest
+from PIL import Image
 
 from deepcluster.cli import run_command
 from deepcluster.runs.recut import apply
-from deepcluster.runs.serve import serve
+from deepcluster.runs.serve import MAX_CONNECTIONS, serve
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.edits_file import Edits
-from tests.helpers.runs import contents, record, rows
-from tests.helpers.serving import act, ask, serving, version
+from tests.helpers.runs import contents, record, rows, small_fit
+from tests.helpers.serving import act, ask, colour, serving, version
 
 ATTACKS = [  # path behind the token (or whole), body, method, headers, status
     *(("", None, "", {"Host": host}, 403) for host in (None, "evil.example", "127.0.0.1")),
@@ -31,7 +40,8 @@ ATTACKS = [  # path behind the token (or whole), body, method, headers, status
     *((path, b"{}", "", {}, 403) for path in ("remove", "/x/apply", "image/-1")),
     *((path, None, "", {}, 403) for path in ("/", "/report.html", "/x/", "run.json", "image/-1", "image//etc/passwd")),
     *((path, None, "", {}, 403) for path in ("image/../../run.json", "image/%2e%2e%2frun.json")),
-    ("image/999999999", None, "", {}, 409),
+    ("image/0", None, "", {}, 403),
+    *((f"image/{place}", None, "", {}, 409) for place in ("0/0", "x/999999999", "/0")),
     ("undo", b"{}", "PUT", {}, 501),
     ("undo", None, "OPTIONS", {"Origin": "https://evil.example"}, 501),
 ]
@@ -87,15 +97,116 @@ def test_a_tab_of_an_older_state_changes_nothing(run: Path):
     assert contents(run) == before and not run.with_name("run-sorted").exists()
 
 
-def test_ctrl_c_is_the_usual_end(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    seen: list[str] = []
+def test_images_belong_to_the_version_of_the_page(tmp_path: Path):
+    """Another process replaces the run, and adds images: no page shows images of the run before."""
+    for name, pixel in {"red": (200, 0, 0), "blue": (0, 0, 200), "green": (0, 200, 0)}.items():
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            Image.new("RGB", (24, 24), tuple(value and value + i for value in pixel)).save(tmp_path / name / f"{i}.png")
+    run = tmp_path / "run"
+    options = [*small_fit("-k", "2", "--rounds", "0", "--pseudo-labels", "2"), "-o", str(run)]
+    assert run_command(["fit", str(tmp_path / "red"), *options]) == 0
+    address = serving(run)
+    old = version(address)
+    assert colour(address, old, 0) == "red"
+    assert run_command(["fit", str(tmp_path / "blue"), *options, "--overwrite"]) == 0
+    status, text = ask(address, f"image/{old}/0")
+    assert status == 409 and '"outdated": true' in text
+    assert colour(address, version(address), 0) == "blue"
+    assert run_command(["update", str(run), str(tmp_path / "green")]) == 0
+    now = version(address)
+    assert [colour(address, now, row) for row in (11, 12, 23)] == ["blue", "green", "green"]
+    status, text = ask(address, f"image/{now}/24")
+    assert status == 409 and '"outdated": false' in text
 
-    def opened(address: str) -> bool:
+
+def test_no_page_may_frame_it(run: Path):
+    with urlopen(serving(run)) as answer:
+        assert answer.headers["Content-Security-Policy"].endswith("; frame-ancestors 'none'")
+        assert b"frame-ancestors" not in answer.read()  # browsers ignore it there, and complain
+
+
+def connected(address: str) -> socket.socket:
+    parts = urlsplit(address)
+    return socket.create_connection((parts.hostname, parts.port), timeout=5)
+
+
+def is_open(connection: socket.socket, seconds: float = 0.0) -> bool:
+    """Whether nothing comes from a server within so many seconds, not even the end."""
+    connection.settimeout(seconds)
+    try:
+        connection.recv(1)
+    except (TimeoutError, BlockingIOError):
+        return True
+    except ConnectionError:
+        pass
+    return False
+
+
+def test_connections_without_a_request_make_room(run: Path):
+    address, more = serving(run), 8
+    idle = [connected(address) for _ in range(MAX_CONNECTIONS + more)]
+    begin = time.monotonic()
+    assert ask(address)[0] == 200
+    assert time.monotonic() - begin < 2
+    assert not any(is_open(connection, 2) for connection in idle[:more])
+    assert all(is_open(connection) for connection in idle[more + 1 :])
+    for connection in idle:
+        connection.close()
+
+
+def test_a_request_has_one_deadline_however_its_bytes_come(run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("deepcluster.runs.serve.REQUEST_SECONDS", 0.5, raising=False)
+    address = serving(run)
+    parts = urlsplit(address)
+    head = f"POST {parts.path}undo HTTP/1.1\r\nHost: {parts.netloc}\r\nOrigin: http://{parts.netloc}\r\n"
+    head += "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    slow = [connected(address) for _ in range(2)]
+    slow[1].sendall(head.encode())
+    begin, late = time.monotonic(), set(slow)
+    while late and time.monotonic() - begin < 4:
+        for connection in [*late]:
+            try:
+                connection.sendall(b"G")
+            except ConnectionError:
+                late.discard(connection)
+        late = {connection for connection in late if is_open(connection, 0.05)}
+    assert not late
+    assert ask(address)[0] == 200
+
+
+def test_it_waits_for_a_file_that_another_connection_needs(run: Path, monkeypatch: pytest.MonkeyPatch):
+    address, tries = serving(run), []
+
+    def none_left(server: object) -> NoReturn:
+        tries.append(server)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socketserver.TCPServer, "get_request", none_left)
+        waiting = connected(address)
+        time.sleep(1)
+    assert 1 <= len(tries) <= 12
+    assert ask(address)[0] == 200
+    waiting.close()
+
+
+def test_ctrl_c_is_the_usual_end(run: Path, monkeypatch: pytest.MonkeyPatch):
+    """The browser's command line, which every user of the machine can read, has a file that only this user can."""
+    seen: list[str] = []
+    pages: list[Path] = []
+
+    def opened(page: str) -> bool:
         def come() -> None:
-            seen.append(ask(address)[1])
+            seen.append(ask(seen[0])[1])
             os.kill(os.getpid(), signal.SIGINT)
 
-        seen.append(address)
+        pages.append(Path(unquote(urlsplit(page).path)))
+        assert page.startswith("file:") and [path.stat().st_mode & 0o777 for path in (pages[0], pages[0].parent)] == [
+            0o600,
+            0o700,
+        ]
+        seen.extend(re.findall(r'url=(.*)"', pages[0].read_text()))
         Thread(target=come).start()
         return True
 
@@ -103,6 +214,7 @@ def test_ctrl_c_is_the_usual_end(run: Path, monkeypatch: pytest.MonkeyPatch, tmp
     assert run_command(["report", str(run), "--serve", "--open"]) == 0
     address, page = seen
     assert address.startswith("http://127.0.0.1:") and "<!DOCTYPE html>" in page
+    assert not pages[0].parent.exists()
     with pytest.raises(ConnectionError):
         ask(address)
     monkeypatch.setattr("deepcluster.runs.page.render", lambda data: signal.raise_signal(signal.SIGINT) or "a page")

@@ -27,6 +27,7 @@ from deepcluster.report import sections, text
 from deepcluster.report.charts import HEIGHT, SHARES, WIDTH, counted, histograms, training_charts
 from deepcluster.report.pictures import columns, data_uri, on_sheet, tile
 from deepcluster.report.sections import Picture, Values
+from deepcluster.runtime.plain_files import FORMULA
 from deepcluster.storage.content import Row, Table
 
 MAX_CLUSTERS = 100
@@ -313,6 +314,7 @@ def script_data(data: RunData) -> str:
         "columns": columns(len(on_sheet(rows))),
         "sheet": "data:image/webp;base64," + base64.b64encode(data.sheet).decode("ascii") if data.sheet else None,
         "originals": quote(data.originals, errors="surrogateescape") or None,
+        "formulas": {guard: f"^{pattern.pattern}" for guard, pattern in FORMULA.items()},
         "clusters": [_cluster(row, data.parts.get(int(row["cluster"]))) for row in data.summary],
         "images": _images(data) if chosen else None,
         "points": _points(data.positions[::every]) if data.positions is not None and chosen else None,

@@ -1,8 +1,11 @@
 """The report from a server on this machine: edits and Undo are applied at once, and a button sorts into folders.
 
 Only the loopback interface listens. It answers requests with the random token of its address, its own Host and, for a
-change, its own Origin. No request names a path: images have row numbers, and the sorted images have one place. Threads
-read and check requests; the calling thread alone touches the run, so a signal ends its work like that of any command.
+change, its own Origin. No request names a path: images have row numbers, and the sorted images have one place. Images
+and changes belong to one version of the page, and an older page must be reloaded. Threads read and check requests; the
+calling thread alone touches the run, so a signal ends its work like that of any command.
+
+Other users of the machine can connect, too. A connection whose request is late, or the oldest of too many, is closed.
 """
 
 import io
@@ -10,15 +13,17 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
-from functools import cached_property, partial
+from contextlib import contextmanager, suppress
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from queue import Empty, Queue
+from socket import SHUT_RDWR, socket
 from socketserver import ThreadingTCPServer
+from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 
@@ -34,9 +39,14 @@ from deepcluster.runtime.console import Log
 from deepcluster.runtime.plain_files import MOST_JSON, parse_json, sha256, shaped
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.edits_file import edits_of
+from deepcluster.storage.files import changing
+from deepcluster.storage.state import SCRATCH
 
 IDLE_SECONDS = 3600.0
 IMAGE_SIDE = 1600  # px of an enlarged image
+MAX_CONNECTIONS = 32  # whose request has not been read and checked
+REQUEST_SECONDS = 10.0  # for a whole request, headers and body
+PAUSE_SECONDS = 0.1  # after a connection that could not be accepted
 Answer = tuple[str, bytes]  # Content-Type and body
 
 
@@ -46,35 +56,79 @@ class Refused(Exception):
     status = HTTPStatus.FORBIDDEN
 
 
-def _read(folder: files.RunFolder) -> tuple[str, dict[str, Any]]:
-    """Return the page and its state. Every change of a run alters run.json."""
-    version, former = sha256(folder.file(files.RUN)), folder.has(files.FORMER)
-    return folder.file("report.html").read_text(encoding="utf-8"), {"version": version, "undo": former}
+class Outdated(UsageError):
+    """A request of a page that is older than the run."""
+
+    def __init__(self) -> None:
+        super().__init__("the run has changed since this page was loaded: reload the page, and repeat the edit")
+
+
+def _version(folder: files.RunFolder) -> str:
+    """Return the version of the run. Every change of a run alters run.json."""
+    return sha256(folder.file(files.RUN))
+
+
+def _page(folder: files.RunFolder) -> tuple[str, dict[str, Any]]:
+    """Return the page and its state."""
+    text = folder.file("report.html").read_text(encoding="utf-8")
+    return text, {"version": _version(folder), "undo": folder.has(files.FORMER)}
+
+
+def _images(folder: files.RunFolder) -> tuple[str, list[str], Picture]:
+    """Return the version, the paths of the usable images, and a function from a path to its image."""
+    paths = [*folder.read_clusters().where("status", "ok").column("path")]
+    return _version(folder), paths, pictures(images_at_hand(folder), IMAGE_SIDE)
 
 
 class _Server(ThreadingTCPServer):
     daemon_threads = True
+    request_queue_size = MAX_CONNECTIONS
 
     def __init__(self, run: Path, sort: Callable[..., object]):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.run, self.sort, self.token = run, sort, secrets.token_urlsafe(16)
         self.host = f"127.0.0.1:{self.server_address[1]}"
         self.calls: Queue[tuple[Callable[[], Answer], Future[Answer]]] = Queue()
+        self.unchecked: dict[socket, float] = {}  # connections and when they came, the oldest first
+        self.images: tuple[str, list[str], Picture] = "", [], lambda path: None
+
+    def get_request(self) -> tuple[socket, Any]:
+        try:
+            connection, address = super().get_request()
+        except OSError:  # mostly no file is left; the connection stays in the queue, so selecting again would spin
+            self.close_late(most=len(self.unchecked) - 1)
+            time.sleep(PAUSE_SECONDS)
+            raise
+        self.unchecked[connection] = time.monotonic()
+        return connection, address
+
+    def service_actions(self) -> None:
+        self.close_late(most=MAX_CONNECTIONS)
+
+    def close_late(self, most: int) -> None:
+        """Close unchecked connections: late ones, and the oldest above ``most``. Idle ones never shut the owner out."""
+        connections = list(self.unchecked.items())
+        for i, (connection, came) in enumerate(connections):
+            if i < len(connections) - most or time.monotonic() - came > REQUEST_SECONDS:
+                with suppress(OSError):  # already closed
+                    connection.shutdown(SHUT_RDWR)  # ends the thread that reads it
+
+    def shutdown_request(self, request: Any) -> None:
+        self.unchecked.pop(request, None)
+        super().shutdown_request(request)
 
     def handle_error(self, *_: object) -> None:
         """Say nothing: a client has gone away."""
 
     def page(self) -> Answer:
-        return "text/html; charset=utf-8", served(*files.read_state(self.run, _read)).encode()
+        return "text/html; charset=utf-8", served(*files.read_state(self.run, _page)).encode()
 
-    @cached_property
-    def _images(self) -> tuple[list[str], Picture]:
-        folder = files.open_run(self.run)
-        paths = [*folder.read_clusters().where("status", "ok").column("path")]
-        return paths, pictures(images_at_hand(folder), IMAGE_SIDE)
-
-    def image(self, row: int) -> Answer:
-        paths, picture = self._images
+    def image(self, version: str, row: int) -> Answer:
+        if self.images[0] != files.read_state(self.run, _version):
+            self.images = files.read_state(self.run, _images)
+        current, paths, picture = self.images
+        if version != current:
+            raise Outdated
         if row >= len(paths) or (image := picture(paths[row])) is None:
             raise DataError("this image is not at hand")
         image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
@@ -82,8 +136,8 @@ class _Server(ThreadingTCPServer):
         return "image/jpeg", file.getvalue()
 
     def change(self, action: str, request: dict[str, Any]) -> Answer:
-        if request.get("version") != files.read_state(self.run, _read)[1]["version"]:
-            raise UsageError("the run has changed since this page was loaded: reload the page, and repeat the edit")
+        if request.get("version") != files.read_state(self.run, _version):
+            raise Outdated
         with log.logged(f"the served report: {action}"):
             if action == "apply":
                 apply(self.run, edits_of(request.get("edits")))
@@ -98,7 +152,7 @@ class _Server(ThreadingTCPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    timeout = 30  # seconds without a byte from the client
+    timeout = 30  # seconds to send an answer
 
     def log_message(self, *_: object) -> None:
         """Say nothing of single requests."""
@@ -106,15 +160,19 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         status, future = HTTPStatus.OK, Future[Answer]()
         try:
-            self.server.calls.put((self._checked(), future))
+            work = self._checked()
+            self.server.unchecked.pop(self.request, None)
+            self.server.calls.put((work, future))
             kind, body = future.result()
         except Exception as error:
             known = isinstance(error, Refused | DeepClusterError | ValueError)
             status = getattr(error, "status", HTTPStatus.CONFLICT)
             words = str(error) if known else f"{type(error).__name__}: {error}"
-            kind, body = "application/json", json.dumps({"error": words}).encode()
+            answer = {"error": words, "outdated": isinstance(error, Outdated)}
+            kind, body = "application/json", json.dumps(answer).encode()
         self.send_response(status)
-        headers = {"Content-Type": kind, "Content-Length": str(len(body)), "Content-Security-Policy": policy(SERVED)}
+        headers = {"Content-Type": kind, "Content-Length": str(len(body))}
+        headers["Content-Security-Policy"] = f"{policy(SERVED)}; frame-ancestors 'none'"  # no meta element can say it
         for name, value in {**headers, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}.items():
             self.send_header(name, value)
         self.end_headers()
@@ -131,9 +189,12 @@ class _Handler(BaseHTTPRequestHandler):
         token, _, path = self.path.removeprefix("/").partition("/")
         if not secrets.compare_digest(token.encode(), server.token.encode()):
             raise Refused("wrong token")
-        row = path.removeprefix("image/")
-        if reads and (path == "" or row.isdecimal()):
-            return partial(server.image, int(row)) if path else server.page
+        if reads and path == "":
+            return server.page
+        if reads and path.startswith("image/"):
+            version, _, row = path.removeprefix("image/").partition("/")
+            if row.isdecimal():
+                return partial(server.image, version, int(row))
         length, kind = headers.get("Content-Length", ""), headers.get("Content-Type")
         if reads or path not in ("apply", "undo", "export"):
             raise Refused("no such page or action")
@@ -171,3 +232,20 @@ def serve(
                     last = time.monotonic()
         finally:
             server.shutdown()
+
+
+@contextmanager
+def redirecting(run: Path, address: str) -> Iterator[Path]:
+    """Yield a page that leads to an address and that only this user can read. It is removed at the end.
+
+    A browser gets its file, because every user of the machine can read command lines. The file lies in the run, and not
+    in /tmp, which browsers in a sandbox (snap) cannot see; the next command on the run removes one that a kill left.
+    """
+    scratch = run.absolute() / SCRATCH
+    with changing(scratch):
+        scratch.mkdir(exist_ok=True)
+    with TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:  # mode 700
+        page = Path(folder) / "report.html"
+        page.touch(mode=0o600)
+        page.write_text(f'<meta http-equiv="refresh" content="0; url={address}">', encoding="ascii")
+        yield page

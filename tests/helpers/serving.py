@@ -1,6 +1,7 @@
 """A run that is served as `deepcluster report RUN --serve` does it, and requests that no browser makes."""
 
 import http.client
+import io
 import json
 import re
 from pathlib import Path
@@ -8,6 +9,9 @@ from queue import Queue
 from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+from PIL import Image
 
 from deepcluster.export import folders
 from deepcluster.runs.page import report
@@ -56,3 +60,10 @@ def act(address: str, action: str, of: str, **edits: object) -> tuple[int, str]:
     status, text = ask(address, action, json.dumps(request).encode())
     answer = json.loads(text)
     return status, answer.get("said") or answer.get("error")
+
+
+def colour(address: str, of: str, row: int) -> str:
+    """The strongest colour of an image that a page of the version ``of`` enlarges."""
+    with urlopen(f"{address}image/{of}/{row}") as answer:
+        pixel = Image.open(io.BytesIO(answer.read())).getpixel((0, 0))
+    return ("red", "green", "blue")[pixel.index(max(pixel))]

@@ -145,7 +145,7 @@ function refresh() {
   const count = pendingCount();
   $(".tabs .count").textContent = grouped(roots().filter(sizeOf).length);
   $("#pending").textContent = count ? `${grouped(count)} edit${count === 1 ? "" : "s"} pending` : "";
-  $("#download").hidden = count === 0;
+  $("#download").hidden = count === 0 && !data.served?.outdated;
   $("#undo").hidden = !past.length && !data.served?.undo;
   remember();
   arrange();
@@ -439,7 +439,7 @@ $("#clusters").addEventListener("click", event => {
 });
 $("#undo").addEventListener("click", takeBack);
 $("#download").addEventListener("click", () => {
-  if (data.served) return send("apply", {edits: edits()});
+  if (data.served) return data.served.outdated ? reload() : send("apply", {edits: edits()});
   save("edits.json", JSON.stringify(edits(), null, 2) + "\n", "application/json");
   saved = true;
   $("#saved").showModal();

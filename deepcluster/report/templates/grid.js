@@ -204,8 +204,8 @@ function saveTable(list) {
   save("selection.csv", [heads, ...rows].map(row => row.map(cell).join(",") + "\n").join(""), "text/csv");
 }
 const cell = value => /[",\r\n]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : String(value);
-/* No cell may begin as a formula does: a path gets ./ in front, another text a quote. */
-const guarded = (text, guard) => /^[=+\-@\uff1d\uff0b\uff0d\uff20]/.test(text) ? guard + text : text;
+/* No cell may begin as a formula does, by the program's own patterns: a path gets ./ in front, another text a quote. */
+const guarded = (text, guard) => new RegExp(data.formulas[guard], "u").test(text) ? guard + text : text;
 
 /* One image, as large as it goes: the picture of the page at once, the file itself where it can be opened. */
 let one = -1, among = [];
@@ -226,7 +226,7 @@ function showOne() {
   const link = $("#one-original");
   link.hidden = true;
   if (data.served || data.originals && location.protocol === "file:") {
-    const url = data.served ? `image/${i * imageData.step}` : data.originals + pathOf(i).split("/").map(encodeURIComponent).join("/");
+    const url = data.served ? `image/${data.served.version}/${i * imageData.step}` : data.originals + pathOf(i).split("/").map(encodeURIComponent).join("/");
     const original = element("img", {alt: pathOf(i)});
     original.onload = () => {
       if (one !== i) return;
@@ -234,6 +234,7 @@ function showOne() {
       link.href = url;
       link.hidden = false;
     };
+    original.onerror = () => data.served && checkAge(url);
     original.src = url;
   }
   $("#one-title").textContent = pathOf(i);

@@ -11,17 +11,39 @@ async function send(action, request = {}) {
     const answer = await fetch(action, {
       method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify({version: data.served.version, ...request}),
     });
-    const {said, error} = await answer.json();
+    const {said, error, outdated} = await answer.json();
     if (answer.ok && action !== "export") {
-      saved = true;
       sessionStorage.setItem("told", said);
-      return location.reload();
+      return reload();
     }
     told.textContent = said ?? error;
+    if (outdated) offerReload();
   } catch {
     told.textContent = "The server does not answer: start it again in the terminal, and open the address that it prints.";
   }
   document.body.inert = false;
+}
+
+/* An old page can only be loaded again: nothing that it sends is accepted. */
+function offerReload() {
+  data.served.outdated = true;
+  $("#download").textContent = "Reload";
+  $("#download").hidden = false;
+}
+
+function reload() {
+  saved = true;
+  location.reload();
+}
+
+/* Find out if an image is missing because the page is old. */
+async function checkAge(url) {
+  const answer = await fetch(url).catch(() => null), {error, outdated} = await answer?.json() ?? {};
+  if (!outdated) return;
+  $$("dialog[open]").forEach(dialog => dialog.close());
+  $("#told").textContent = error;
+  $("#told").hidden = false;
+  offerReload();
 }
 
 $("#undo").hidden = !data.served.undo;
