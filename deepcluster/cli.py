@@ -69,8 +69,11 @@ app = App(
 app.register_install_completion_command(help="Let the shell complete commands and options (bash, zsh, fish).")
 
 RANK_WAIT_SECONDS = 20.0  # before another rank than the main rank prints an error
-# Messages of torch's allocators and of oneDNN. (With "descriptor", it is an operation that oneDNN lacks.)
-NO_MEMORY = re.compile("can't allocate memory|out of memory|could not create a primitive(?! descriptor)")
+# Messages of torch's allocators, of the system, of its loader of libraries and of oneDNN. (With "descriptor", it is an operation that oneDNN lacks.)
+NO_MEMORY = re.compile(
+    "can't allocate memory|[Cc]annot allocate memory|out of memory|failed to map segment"
+    "|could not create a primitive(?! descriptor)"
+)
 SHARED = ("fit", "predict", "embed", "evaluate")  # commands that share their work among processes
 
 
@@ -766,6 +769,7 @@ def run_command(arguments: list[str]) -> int:
         with signals.stoppable(), log.logged(shlex.join(["deepcluster", *arguments])):
             _check_filled(arguments)
             _check_shared(arguments)
+            hub.check_environment()
             app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
             if unwritten := console.flush_streams():
                 raise unwritten

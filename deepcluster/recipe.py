@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deepcluster.errors import UsageError
+from deepcluster.errors import DiskError, UsageError
 from deepcluster.nets.names import MODULE, PUBLISHED
 from deepcluster.runtime.plain_files import check_file
 
@@ -311,13 +311,16 @@ def read_toml(path: str | Path) -> tuple[str, dict[str, Any]]:
 
     Raises:
         UsageError: The file is missing or not TOML, or an option or its value is wrong.
+        DiskError: The file cannot be read.
     """
     try:
         check_file(Path(path), MAX_BYTES)
         content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"there is no recipe file {path}") from None
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: not TOML, or not UTF-8
+    except OSError as error:
+        raise DiskError(f"the recipe file {path} cannot be read ({error.strerror}): check it") from None
+    except (ValueError, RecursionError) as error:  # ValueError: not TOML, or not UTF-8
         raise UsageError(f"the recipe file {path} cannot be read: {error}") from None
     base = content.pop("base", AUTO)
     return base, read_options(Recipe, content)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -182,6 +183,7 @@ def test_the_newest_edits_of_the_present_clusters(named, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"has no edits for run: correct .* deepcluster apply run FILE"):
         newest_edits(Path("run"), here)
     downloads.mkdir()
+    (downloads / "edits (5).json").symlink_to("edits (5).json")
     for i, cut in enumerate(("c0ffee", "c0ffee", "other", "")):
         path = downloads / (f"edits ({i}).json" if i else "edits.json")
         path.write_text(json.dumps({"schema_version": 1, "cut": cut, "junk": [i]}))
@@ -194,6 +196,14 @@ def test_the_newest_edits_of_the_present_clusters(named, tmp_path, monkeypatch):
     assert newest_edits(Path("run"), applied) == downloads / "edits.json"
     with pytest.raises(UsageError, match="has no edits for run as it is now"):
         newest_edits(Path("run"), replace(here, cut=None))
+
+
+def test_a_fifo_that_should_name_the_downloads(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    os.mkfifo(tmp_path / "user-dirs.dirs")  # opening it would wait for ever
+    with pytest.raises(UsageError, match=re.escape(f"{tmp_path / 'Downloads'} has no edits")):
+        newest_edits(Path("run"), RunRecord(images="photos", location="photos", seed=0, cut="c0ffee"))
 
 
 def test_who_lives_on_by_hand():

@@ -22,7 +22,7 @@ from deepcluster.runs.plan import Clock, Job, Request
 from deepcluster.runs.train import KEPT_BACK, whole_rounds
 from deepcluster.runtime import machine
 from deepcluster.runtime.console import Silent
-from deepcluster.runtime.machine import check_fits
+from deepcluster.runtime.machine import available, check_fits
 from deepcluster.runtime.processes import ALONE
 from tests.helpers.runs import OPTIONS, Said, record
 
@@ -63,8 +63,32 @@ def test_what_a_step_keeps_grows_with_its_batch_views_and_pixels():
 
 def test_a_limit_of_the_process_counts():
     limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (5 << 30, resource.RLIM_INFINITY))\n"
-    script = limit + "from deepcluster.runtime.machine import available; print(0 < available() <= 5 << 30)"
-    assert subprocess.check_output([sys.executable, "-c", script], text=True) == "True\n"
+    script = limit + "from deepcluster.runtime.machine import available; print(available() / 2**30)"
+    taken = "room = bytearray(1 << 30)\n"
+    before, after = (
+        float(subprocess.check_output([sys.executable, "-c", part + script], text=True)) for part in ("", taken)
+    )
+    assert 0 < after < before - 0.9 < 5 - 0.9
+
+
+@pytest.mark.parametrize(
+    ("group", "limit", "used", "prefix"),
+    [
+        ("sys/fs/cgroup", "memory.max", "memory.current", ""),
+        ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    ],
+)
+def test_the_page_cache_of_a_container_is_free(tmp_path, group, limit, used, prefix):
+    """8 GB are allowed and 7 in use, of which 6 are files that were read."""
+    folder = tmp_path / group
+    folder.mkdir(parents=True)
+    (folder / limit).write_text("8000000000\n")
+    (folder / used).write_text("7000000000\n")
+    parts = {"anon": 1, "active_file": 2, "inactive_file": 4}
+    (folder / "memory.stat").write_text("".join(f"{prefix}{name} {size}000000000\n" for name, size in parts.items()))
+    assert available(tmp_path) == 7e9
+    (folder / limit).write_text("max\n")
+    assert available(tmp_path) > 7e9
 
 
 def test_processes_share_all_but_the_tables():

@@ -1,5 +1,6 @@
 """Published networks: found in the cache without the network, fetched whole or not at all."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -160,7 +161,7 @@ FAILURES = {
         "photos are not on this machine, and HF_HUB_OFFLINE.*fetch photos --from",
     ),
     **{f"{seconds} s": (lambda hub, patch, seconds=seconds: patch.setenv("HF_HUB_ETAG_TIMEOUT", seconds), UsageError,
-                        f"HF_HUB_ETAG_TIMEOUT={seconds}: set it to a number") for seconds in ("abc", "nan", "-1")},
+                        f"HF_HUB_ETAG_TIMEOUT={seconds}: set it to a whole number") for seconds in ("abc", "nan", "-1")},
 }  # fmt: skip
 
 
@@ -186,6 +187,26 @@ def test_a_damaged_file_is_seen_and_fetched_again(hub, hub_cache, link):
     assert local_file("photos") == fetch("photos")
 
 
+def test_a_damaged_reference_is_as_no_file_and_fetched_again(hub, hub_cache, photos, tmp_path, ends):
+    keep(hub.content)
+    (reference,) = hub_cache.rglob("refs/main")
+    reference.write_bytes(b"\xff\xfe\0")
+    said = ends(["fit", photos, "-k", 2, "-o", tmp_path / "run", "--backbone", "photos"], 4)
+    assert "deepcluster fetch photos" in said and local_file("photos") is None
+    assert fetch("photos") == local_file("photos") and reference.read_text().isalnum()
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"])
+@pytest.mark.parametrize(("value", "code"), [("", 4), ("0.2", 2)])
+def test_a_timeout_at_which_the_library_fails(name, value, code, tmp_path):
+    variables = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", name: value}
+    done = subprocess.run(
+        [sys.executable, "-m", "deepcluster", "fetch", "photos"], env=variables, capture_output=True, text=True
+    )
+    assert done.returncode == code and "Error importing" not in done.stdout
+    assert value == "" or f"{name}={value}" in done.stderr
+
+
 def test_without_a_connection(hub_cache, monkeypatch):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -193,7 +214,7 @@ def test_without_a_connection(hub_cache, monkeypatch):
         with pytest.raises(ModelError, match=r"connection.*/resolve/main/model.safetensors.*fetch photos --from"):
             fetch("photos")
         unused.listen()  # connects, and never answers
-        monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "0.2")
+        monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "1")
         with pytest.raises(ModelError, match=r"(?i)timed? ?out|no answer"):
             fetch("photos")
 

@@ -32,6 +32,7 @@ from deepcluster.errors import DataError, DiskError, UsageError
 from deepcluster.images import files as image_files
 from deepcluster.images import find
 from deepcluster.images.store import read_once
+from deepcluster.report.pictures import webp
 from deepcluster.report.text import inert, retold
 from deepcluster.runtime.plain_files import unguarded
 from deepcluster.storage import run_folder as files
@@ -285,10 +286,39 @@ DIGITS = "9" * 5000
 ONEDNN = "could not create a primitive"
 
 
-@pytest.mark.parametrize("text", ["DefaultCPUAllocator: can't allocate memory", "CUDA out of memory. Tried", ONEDNN])
+MMAP = "unable to mmap 1675492 bytes from file <model.safetensors>: Cannot allocate memory (12)"
+SEGMENT = "libtorch_cpu.so: failed to map segment from shared object"
+
+
+@pytest.mark.parametrize(
+    "text", ["DefaultCPUAllocator: can't allocate memory", "CUDA out of memory. Tried", ONEDNN, MMAP, SEGMENT]
+)
 def test_every_way_to_say_that_there_is_no_memory(text: str, monkeypatch: pytest.MonkeyPatch, ends: Ends) -> None:
     monkeypatch.setattr("deepcluster.cli._check_run", Mock(side_effect=RuntimeError(text)))
     assert "out of memory" in ends(["report", "run"], 6)
+
+
+def test_a_decoder_for_which_there_is_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow goes on without the format, and KeyError: 'WEBP' would be all that is left."""
+
+    class NoRoom:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "PIL._webp":
+                raise ImportError(SEGMENT)
+
+    monkeypatch.delattr("PIL._webp", raising=False)
+    monkeypatch.delitem(sys.modules, "PIL._webp", raising=False)
+    monkeypatch.delitem(Image.SAVE, "WEBP", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [NoRoom(), *sys.meta_path])
+    with pytest.raises(ImportError, match=SEGMENT):
+        webp(Image.new("RGB", (8, 8)))
+
+
+def test_a_file_that_cannot_be_read_is_an_error_of_the_disk(tmp_path: Path, ends: Ends) -> None:
+    loop = tmp_path / "loop.toml"  # of JSON, TOML or whatever: a link to itself
+    loop.symlink_to(loop)
+    for arguments in (["apply", tiny_run(tmp_path / "run"), loop], ["fit", tmp_path, "--recipe", loop]):
+        assert str(loop) in ends(arguments, 5)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from deepcluster.nets.names import DISTRIBUTION, EMBEDDED, PUBLISHED, TIMM, back
 
 FILE = "model.safetensors"
 ANSWER_SECONDS = 4.0  # in which the Hub must answer, once its name is known
+TIMEOUT = "HF_HUB_ETAG_TIMEOUT"  # the environment's number for it
 _SHA256 = re.compile("[0-9a-f]{64}")
 _COMMIT = re.compile("[0-9a-f]{40}")
 # The file in the package ``DISTRIBUTION``, which has no other content.
@@ -79,11 +80,11 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     repository = _repository(name)
     if repository is None:
         raise UsageError(f"timm publishes no weights for {name}: give a file: --weights FILE")
-    seconds = answer_seconds()
+    check_environment()
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     try:
-        announced = get_hf_file_metadata(hf_hub_url(repository, FILE), timeout=seconds)
+        announced = get_hf_file_metadata(hf_hub_url(repository, FILE), timeout=float(os.environ.get(TIMEOUT, ANSWER_SECONDS)))
         digest = announced.etag or ""
         with _scratch(repository) as scratch:
             for _ in range(2):  # a proxy or a disk may damage a file: try once more
@@ -139,12 +140,12 @@ def _in_cache(name: str) -> Path | None:
     repository = _repository(name)
     if repository is None:
         return None
-    answer_seconds()  # before the import, which fails at a bad value
+    check_environment()
     from huggingface_hub import try_to_load_from_cache
 
     try:
         path = try_to_load_from_cache(repository, FILE)
-    except OSError:  # a cache that may not be read
+    except (OSError, ValueError):  # a cache that may not be read, or is damaged: `fetch` writes it again
         return None
     return Path(path) if isinstance(path, str) else None
 
@@ -181,13 +182,17 @@ def _digest(path: Path, *state: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def answer_seconds() -> float:
-    """Return the time limit for an answer of the Hub. UsageError if HF_HUB_ETAG_TIMEOUT is not a number."""
-    text = os.environ.get("HF_HUB_ETAG_TIMEOUT") or str(ANSWER_SECONDS)
-    with suppress(ValueError):
-        if 0 < (seconds := float(text)) < float("inf"):
-            return seconds
-    raise UsageError(f"HF_HUB_ETAG_TIMEOUT={text}: set it to a number of seconds, or unset it")
+def check_environment() -> None:
+    """Check the numbers that huggingface_hub reads when it is imported (as timm does), because that fails at others.
+
+    An empty variable counts as unset. UsageError names another one.
+    """
+    for name in (TIMEOUT, "HF_HUB_DOWNLOAD_TIMEOUT"):
+        text = os.environ.get(name, "1")
+        if not text:
+            del os.environ[name]
+        elif not re.fullmatch("[1-9][0-9]{0,8}", text):
+            raise UsageError(f"{name}={text}: set it to a whole number of seconds, or unset it")
 
 
 def _download(repository: str, scratch: Path, size: int, progress: Progress | None) -> None:

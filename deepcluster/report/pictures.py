@@ -47,6 +47,8 @@ def thumbnail(image: Image.Image, side: int, limit: int) -> bytes:
 
 def webp(image: Image.Image, **options: Any) -> bytes:
     file = BytesIO()
+    from PIL import _webp  # noqa: F401 (an error with its reason; Pillow alone would go on without WebP)
+
     image.save(file, "WEBP", **options)
     return file.getvalue()
 

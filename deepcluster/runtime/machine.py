@@ -17,23 +17,36 @@ CERTAIN = 0.7
 # ---- memory ---------------------------------------------------------------------------------------------------------
 
 
-def available() -> float:
-    """Return the bytes that this process may still take: free memory, or less by limits (Linux; elsewhere infinite)."""
+def available(root: Path = Path("/")) -> float:
+    """Return the bytes that this process may still take: free memory, or less by limits (Linux; elsewhere infinite).
+
+    The page cache counts as free: the kernel drops it as soon as a process of the container needs the memory.
+    """
     limits = [float("inf")]
     with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = (root / "proc/meminfo").read_text().splitlines()
         limits.append(1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")))
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    for group, limit, used, prefix in (
+        ("sys/fs/cgroup", "memory.max", "memory.current", ""),
+        ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
     ):
         with suppress(OSError, ValueError):  # "max" if there is no limit
-            limits.append(float(int(Path(limit).read_text()) - int(Path(used).read_text())))
+            free = int((root / group / limit).read_text()) - int((root / group / used).read_text())
+            sizes = dict(line.split() for line in (root / group / "memory.stat").read_text().splitlines())
+            cache = sum(int(sizes.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+            limits.append(float(free + cache))
     if sys.platform != "win32":
         soft = resource.getrlimit(resource.RLIMIT_AS)[0]
         if soft != resource.RLIM_INFINITY:
-            limits.append(float(soft))
+            limits.append(float(soft - _address_space(root)))
     return max(0.0, min(limits))
+
+
+def _address_space(root: Path) -> int:
+    """Return the bytes of this process that RLIMIT_AS counts; 0 if the system does not tell."""
+    with suppress(OSError):
+        return int((root / "proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    return 0
 
 
 def peak_mb() -> int | None:

@@ -9,14 +9,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from deepcluster.errors import UsageError
-from deepcluster.runtime.plain_files import json_sha256, read_json, shaped
+from deepcluster.errors import DiskError, UsageError
+from deepcluster.runtime.plain_files import check_file, json_sha256, read_json, shaped
 
 if TYPE_CHECKING:
     from deepcluster.storage.content import RunRecord
 
 SCHEMA_VERSION = 1
 LONGEST_NAME = 200  # characters
+MAX_CONFIG_BYTES = 1 << 20
 Number = Annotated[int, range(10**9)]
 
 
@@ -54,12 +55,14 @@ class Edits:
 
 
 def read_edits(path: Path) -> Edits:
-    """Read the edits in a JSON file. UsageError names the file and what is wrong with it."""
+    """Read the edits in a JSON file. UsageError or DiskError names the file and what is wrong with it."""
     try:
         return edits_of(read_json(path))
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}: the report makes one (Download edits.json)") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise DiskError(f"{path} cannot be read ({error.strerror}): check it, or download it again") from None
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be used ({error}): download it from the report again") from None
 
 
@@ -92,7 +95,7 @@ def newest_edits(run: Path, record: "RunRecord") -> Path:
         with suppress(OSError):
             dated.append((path.stat().st_mtime_ns, path))
     for _, path in sorted(dated, reverse=True):
-        with suppress(UsageError):
+        with suppress(UsageError, DiskError):
             edits = read_edits(path)
             if edits.cut and (edits.cut == record.cut or edits.digest == record.edits):
                 return path
@@ -108,6 +111,7 @@ def _downloads() -> Path:
     home = Path.home()
     config = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "user-dirs.dirs"
     with suppress(OSError, ValueError):
+        check_file(config, MAX_CONFIG_BYTES)
         named = re.search('^XDG_DOWNLOAD_DIR="(.+)"', config.read_text(encoding="utf-8"), re.MULTILINE)
         if named:
             return Path(named[1].replace("$HOME", str(home)))
