@@ -69,7 +69,8 @@ app = App(
 app.register_install_completion_command(help="Let the shell complete commands and options (bash, zsh, fish).")
 
 RANK_WAIT_SECONDS = 20.0  # before another rank than the main rank prints an error
-# Messages of torch's allocators, of the system, of its loader of libraries and of oneDNN. (With "descriptor", it is an operation that oneDNN lacks.)
+# Messages of torch's allocators, of the system, of its loader of libraries and of oneDNN. (With "descriptor", it is an
+# operation that oneDNN lacks.)
 NO_MEMORY = re.compile(
     "can't allocate memory|[Cc]annot allocate memory|out of memory|failed to map segment"
     "|could not create a primitive(?! descriptor)"

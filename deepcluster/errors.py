@@ -86,6 +86,6 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def missing_extra(extra: str, error: ImportError) -> UsageError:
-    """Return the error for a package of an extra that cannot be imported."""
-    return UsageError(f"this needs packages that are not installed ({error}): pip install 'deepcluster[{extra}]'")
+def missing_packages(packages: str, error: ImportError) -> UsageError:
+    """Return the error for optional ``packages``, separated by spaces, of which one cannot be imported."""
+    return UsageError(f"this needs packages that are not installed ({error}): pip install {packages}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 from cyclopts import Group, Parameter, Token, validators
 
-from deepcluster.errors import UsageError, missing_extra
+from deepcluster.errors import UsageError, missing_packages
 from deepcluster.evaluation import PROTOCOL_OPTIONS
 from deepcluster.recipe import ANY, Recipe, declared
 
@@ -173,7 +173,7 @@ class FitFlags:
             for_rounds = ("dry_run", "resume", "keep_checkpoints", "time_limit", "log")
             refuse((name for name in for_rounds if getattr(self, name)), "--features groups at once, without rounds")
         if self.log and find_spec(self.log) is None:
-            raise missing_extra(self.log, ImportError(f"no module named {self.log}"))
+            raise missing_packages(self.log, ImportError(f"no module named {self.log}"))
 
     @property
     def request(self) -> dict[str, Any]:

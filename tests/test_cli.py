@@ -315,10 +315,12 @@ def test_memory_does_not_grow_with_the_number_of_images(few, most, size, tmp_pat
 def test_skipped_images_are_counted_and_the_details_are_for_those_who_ask(photos, tmp_path, prints):
     images = shutil.copytree(photos, tmp_path / "images")
     (images / "empty.jpg").touch()
-    for name in ("a.pdf", "b.pdf"):
+    for name in ("a.CR2", "b.nef", "c.mp4", "d.pdf", "Thumbs.db", "e.txt"):
         (images / name).write_text("no image")
     said = prints("fit", images, "-o", tmp_path / "run", *small_fit()[:-1])
-    assert re.search(r"Images +48 can be used, 3 skipped: 2 of another kind, 1 empty \(skipped.csv\)", said)
+    assert re.search(r"Images +48 can be used, 7 skipped: [^(]+\(export[^)]+\)[^(]+\(skipped.csv\)", said)
+    kinds = ("3 other files", "2 RAW (export them as JPEG)", "1 empty", "1 video")
+    assert all(kind in said.replace("\n          ", " ") for kind in kinds)
     assert "Plan " not in said
     assert prints("fit", images, "-o", tmp_path / "run", "--overwrite", "-v", *small_fit()[:-1]).count("Plan ") > 3
 

@@ -128,5 +128,5 @@ def test_mistakes(tmp_path, monkeypatch):
         onnx(tmp_path / "model", tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "mine"
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UsageError, match=r"pip install 'deepcluster\[onnx\]'"):
+    with pytest.raises(UsageError, match="pip install onnx onnxruntime onnxscript"):
         onnx(tmp_path / "model", tmp_path / "x.onnx")

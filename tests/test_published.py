@@ -161,7 +161,7 @@ FAILURES = {
         "photos are not on this machine, and HF_HUB_OFFLINE.*fetch photos --from",
     ),
     **{f"{seconds} s": (lambda hub, patch, seconds=seconds: patch.setenv("HF_HUB_ETAG_TIMEOUT", seconds), UsageError,
-                        f"HF_HUB_ETAG_TIMEOUT={seconds}: set it to a whole number") for seconds in ("abc", "nan", "-1")},
+                        f"HF_HUB_ETAG_TIMEOUT={seconds}: set it to a whole") for seconds in ("abc", "nan", "-1")},
 }  # fmt: skip
 
 

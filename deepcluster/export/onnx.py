@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import deepcluster
 from deepcluster.clustering.outliers import outside
 from deepcluster.clustering.whitening import square_roots
-from deepcluster.errors import ModelError, missing_extra
+from deepcluster.errors import ModelError, missing_packages
 from deepcluster.images.views import fixed_view
 from deepcluster.model import Model
 from deepcluster.runtime.console import Display, Silent
@@ -86,7 +86,7 @@ def onnx(run: str | Path, out: Path, *, display: Display | None = None) -> None:
         from onnx import helper
         from onnxruntime import InferenceSession, SessionOptions
     except ImportError as error:
-        raise missing_extra("onnx", error) from None
+        raise missing_packages("onnx onnxruntime onnxscript", error) from None
     images = _trial_images(model.store_size)
     graph = _graph(model, images[:2])
     about = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.blocks import nearest
-from deepcluster.errors import missing_extra
+from deepcluster.errors import missing_packages
 from deepcluster.groups.graph import layout
 from deepcluster.report.pictures import on_sheet
 from deepcluster.runs import page as drawn
@@ -38,7 +38,7 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise missing_extra("parquet", error) from None
+        raise missing_packages("pyarrow", error) from None
     check_no_file(out)
     rows, features, places = files.read_state(run, _read)
     types: dict[str, tuple[Any, Callable[[str], Any]]] = {

@@ -39,7 +39,6 @@ _ALONE = threading.Lock()
 
 # Files of this family begin with a box "ftyp": its size, its name, the brand of the file, and compatible brands.
 _FTYP = 64  # bytes
-_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 
 Result = TypeVar("Result")
 
@@ -68,15 +67,12 @@ class Undecodable(ValueError):
 
 @cache
 def accepted_formats() -> tuple[str, ...]:
-    """Return ``FORMATS``, and AVIF if Pillow was built with it, and HEIF (iPhones' HEIC) if the extra is installed."""
-    avif = ("AVIF",) if pillow.check("avif") else ()
-    try:
-        import pillow_heif
-    except ImportError:
-        return (*FORMATS, *avif)
+    """Return ``FORMATS`` and HEIF (iPhones' HEIC), and AVIF if Pillow was built with it."""
+    import pi_heif
+
     # No thumbnail of the file: it could show another picture. One thread, because several threads read files.
-    pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
-    return (*FORMATS, *avif, "HEIF")
+    pi_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
+    return (*FORMATS, "HEIF", *(("AVIF",) if pillow.check("avif") else ()))
 
 
 def decode(file: Path | BinaryIO, *, size: int | None = None) -> Image.Image:
@@ -262,11 +258,8 @@ def upright(image: Image.Image, size: int | None = None) -> Image.Image:
 def _not_installed(start: bytes) -> str:
     """Name the package that reads files with these first bytes; "" if none does."""
     brands = {start[8:12], *(start[i : i + 4] for i in range(16, len(start), 4))} if start[4:8] == b"ftyp" else set()
-    formats = accepted_formats()
-    if brands & {b"avif", b"avis"}:
-        return "" if "AVIF" in formats else "an AVIF image, and this Pillow has no AVIF: pip install --upgrade pillow"
-    if brands & _HEIF_BRANDS and "HEIF" not in formats:
-        return "a HEIC or HEIF image: pip install 'deepcluster[heif]' to use it"
+    if brands & {b"avif", b"avis"} and "AVIF" not in accepted_formats():
+        return "an AVIF image, and this Pillow has no AVIF: pip install --upgrade pillow"
     return ""
 
 

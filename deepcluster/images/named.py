@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster.errors import DataError, missing_extra
+from deepcluster.errors import DataError, missing_packages
 from deepcluster.images.arrays import from_array, reader
 from deepcluster.images.decode import one_line
 from deepcluster.images.source import Source, numbered
@@ -63,7 +63,7 @@ def from_hugging_face(name: str) -> Source:
     try:
         import datasets
     except ImportError as error:
-        raise missing_extra("hf", error) from None
+        raise missing_packages("datasets", error) from None
     offline, problem = datasets.config.HF_HUB_OFFLINE, _unreachable(name)
     try:
         # Unless it is told so, `datasets` asks for half a minute before it looks into its cache.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from deepcluster.errors import DataError
+from deepcluster.errors import DataError, count
 from deepcluster.images.decode import one_line
 
 WHAT_TO_TYPE = (
@@ -157,11 +157,16 @@ def is_run(folder: Path) -> bool:
     return isinstance(record, dict) and all(type(record.get(key)) is kind for key, kind in RECORD.items())
 
 
+RAW_SUFFIXES = (
+    *(".arw", ".cr2", ".cr3", ".crw", ".dng", ".iiq", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl"),
+    *(".sr2", ".srf", ".srw", ".x3f"),
+)
+VIDEO_SUFFIXES = (".3gp", ".avi", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm", ".wmv")
+RAW, VIDEO, OTHER = "RAW (export them as JPEG)", "video", "other file"
 # Kinds of skipped images, by the begin of the reason; another reason is a kind of its own.
 KINDS = {
-    "a HEIC or HEIF image": "HEIC (pip install 'deepcluster[heif]' reads them)",
     "an AVIF image": "AVIF (pip install --upgrade pillow reads them)",
-    "not an image": "of another kind",
+    "not an image": OTHER,
     "cannot be decoded": "damaged",
     "empty file": "empty",
     "too many pixels": "too large",
@@ -173,10 +178,16 @@ KINDS = {
 }
 
 
-def counted(reasons: Iterable[str]) -> str:
-    """Count the images by kind, most frequent first: ``6 HEIC (...), 2 damaged, 1 empty``."""
-    kinds = Counter(
-        next((kind for start, kind in KINDS.items() if reason.startswith(start)), reason.partition(":")[0])
-        for reason in reasons
+def counted(skipped: Iterable[tuple[str, str]]) -> str:
+    """Count (path, reason) by kind, most frequent first: ``6 RAW (export them as JPEG), 2 damaged, 1 video``."""
+    kinds = Counter(_kind(path, reason) for path, reason in skipped)
+    return ", ".join(
+        count(times, kind) if kind in (VIDEO, OTHER) else f"{times:,} {kind}" for kind, times in kinds.most_common()
     )
-    return ", ".join(f"{times:,} {kind}" for kind, times in kinds.most_common())
+
+
+def _kind(path: str, reason: str) -> str:
+    kind = next((kind for start, kind in KINDS.items() if reason.startswith(start)), reason.partition(":")[0])
+    if kind in (OTHER, "damaged") and path.lower().endswith(RAW_SUFFIXES):  # a RAW file may begin as a TIFF
+        return RAW
+    return VIDEO if kind == OTHER and path.lower().endswith(VIDEO_SUFFIXES) else kind

@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,7 +84,9 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     try:
-        announced = get_hf_file_metadata(hf_hub_url(repository, FILE), timeout=float(os.environ.get(TIMEOUT, ANSWER_SECONDS)))
+        announced = get_hf_file_metadata(
+            hf_hub_url(repository, FILE), timeout=float(os.environ.get(TIMEOUT, ANSWER_SECONDS))
+        )
         digest = announced.etag or ""
         with _scratch(repository) as scratch:
             for _ in range(2):  # a proxy or a disk may damage a file: try once more

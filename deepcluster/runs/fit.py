@@ -170,8 +170,7 @@ def _read(
     store = read_once(source, size, job.processes, folder=scratch, progress=progress)
     used, skipped = len(store.kept), store.skipped
     if skipped:
-        reasons = counted(why for _, why in skipped)
-        display.say("Images", f"{used:,} can be used, {len(skipped):,} skipped: {reasons} (skipped.csv)")
+        display.say("Images", f"{used:,} can be used, {len(skipped):,} skipped: {counted(skipped)} (skipped.csv)")
     plan = begun.plan if begun.state == "resumed" else _with_precision(begun.plan_of(used, job.request), network)
     for line in plan.by_reason() if job.request.verbose else ():
         display.say("Plan", line)

@@ -113,7 +113,7 @@ def update(
         if known:
             counts.append(f"{known:,} in the run already")
         if skipped:
-            counts.append(f"{len(skipped):,} skipped: {counted(reason for _, reason in skipped)}")
+            counts.append(f"{len(skipped):,} skipped: {counted(skipped)}")
         display.say("Images", ", ".join(counts))
         before = {row["path"]: row["reason"] for row in folder.read_rows("skipped.csv", files.SKIPPED)}
         reasons = {path: why for path, why in {**before, **dict(skipped)}.items() if path not in {*new.source.paths}}

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from deepcluster import log
-from deepcluster.errors import DiskError, missing_extra
+from deepcluster.errors import DiskError, missing_packages
 from deepcluster.log import printable
 
 WIDTH = 100  # characters of a line at most
@@ -174,7 +174,7 @@ class TensorBoard(Silent):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise missing_extra("tensorboard", error) from None
+            raise missing_packages("tensorboard", error) from None
         self._open = SummaryWriter
         self._run = ""
         self._writer: Any = None
