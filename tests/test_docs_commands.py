@@ -128,6 +128,12 @@ def test_options_in_the_prose_exist():
             assert named <= (options(verb) if verb in verbs() else everywhere), f"{page.name}: {code}"
 
 
+def test_nothing_is_installed_from_where_deepcluster_is_not():
+    """The package is on no registry, so a message or a page names the library that is missing, and no extra of ours."""
+    texts = {path: text_of(path) for path in [*PAGES, *(ROOT / "deepcluster").rglob("*.py")]}
+    assert [path for path, text in texts.items() if re.search(r"pip install.*deepcluster\b", text)] == []
+
+
 def test_links_and_names_of_source_files_lead_somewhere():
     folders = ("", "deepcluster", "examples", "examples/research", "benchmarks", "tests")
     for page in PAGES:
