@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import importlib
 import os
 import resource
@@ -18,9 +19,13 @@ from PIL import Image
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
 from deepcluster.export import folders
 from deepcluster.export.folders import MAX_NAME_BYTES, cluster_folder, distinct, plain, read_run_images
-from deepcluster.export.replace import INVENTORY, replace_tree
+from deepcluster.export.replace import INVENTORY, LOCK, replace_tree, write_inventory
 from deepcluster.images import find
-from deepcluster.storage.run_folder import DUPLICATES, RunFolder
+from deepcluster.images.store import read_once
+from deepcluster.recipe import Recipe
+from deepcluster.runtime.plain_files import sha256
+from deepcluster.storage.run_folder import ADDED_COLUMNS, DUPLICATES, RunFolder
+from deepcluster.storage.state import InUseError
 from tests.exports import hand_run, photos_run, pixels, state, tree, write_clusters, write_image
 from tests.helpers.runs import Said
 from tests.test_generation import in_a_child
@@ -66,8 +71,7 @@ def test_the_tree_in_every_mode(holiday, tmp_path, mode):
         ("sky/c.png", "2", "", "_junk/002/c.png", how),
         ("notes.doc", "", "", "", "skipped"),
     ]
-    assert [tuple(row.values()) for row in rows] == expected
-    assert [tuple(row.values()) for row in inventory(out)] == expected
+    assert [tuple(row.values())[:5] for row in rows] == expected and inventory(out) == rows
     for row in rows[:5]:
         original, new = images / row["path"], out / row["exported_path"]
         assert new.read_bytes() == original.read_bytes()
@@ -75,6 +79,8 @@ def test_the_tree_in_every_mode(holiday, tmp_path, mode):
         assert new.lstat().st_ino == original.stat().st_ino or how != "hardlink"
         assert new.stat().st_mtime_ns == original.stat().st_mtime_ns
         assert how != "copy" or new.stat().st_ino != original.stat().st_ino
+        content = os.fsencode(original) if how == "symlink" else original.read_bytes()
+        assert row["sha256"] == hashlib.sha256(content).hexdigest()
     assert state(images) == before
 
 
@@ -188,23 +194,34 @@ def test_a_table_that_somebody_changed(holiday, tmp_path):
 
 
 def test_images_outside_of_the_folders_of_the_run_are_left_out(tmp_path):
-    """Images of an update are brought from their origin; a link is judged by its target."""
+    """Images of an update are brought from their origin if they have its pixels; a link is judged by its target."""
     for i, name in enumerate(["private.png", "more/b.png", "photos/a.png"]):
         write_image(tmp_path / name, i)
-    paths = ["a.png", "../more/b.png", "../private.png", "link.png"]
+    np.save(tmp_path / "private.npy", np.full((1, 9, 9), 7, np.uint8))
+    paths = ["a.png", "../more/b.png", "../private.png", "../changed.png", "../private.npy#0", "link.png"]
     run = hand_run(tmp_path / "run", str(tmp_path / "photos"), dict.fromkeys(paths, 0))
-    columns = ("path", "label", "source", "member", "sha256", "added")
-    added = [{"path": "../more/b.png", "source": str(tmp_path / "more" / "b.png")}]
-    added += [{"path": "../private.png", "source": str(tmp_path / "none.png")}]
-    writable(run).write_rows("added.csv", columns, added)
+    store = read_once(find(tmp_path / "more/b.png"), Recipe().store_size)
+    pixels_of_b = hashlib.sha256(store.images.permute(0, 2, 3, 1).numpy().tobytes()).hexdigest()
+    sources = {"../more/b.png": "more/b.png", "../private.png": "none.png", "../changed.png": "private.png"}
+    added = [
+        {"path": path, "source": str(tmp_path / source), "sha256": pixels_of_b}
+        for path, source in {**sources, "../private.npy#0": "private.npy"}.items()
+    ]
+    writable(run).write_rows("added.csv", ADDED_COLUMNS, [*added[:3], {**added[3], "member": "0"}])
     (tmp_path / "photos" / "link.png").symlink_to(tmp_path / "private.png")
-    with pytest.warns(DeepClusterWarning, match=r"2 images .* left out: \.\./private.png"):
+    with pytest.warns(DeepClusterWarning, match=r"4 images .* left out: \.\./private.png"):
         folders(run, tmp_path / "out")
     assert tree(tmp_path / "out") == ["000/a.png", "000/b.png", "inventory.csv"]
+    shutil.rmtree(tmp_path / "photos")  # the images of the fit are away: those of the update are no less checked
+    with pytest.warns(DeepClusterWarning, match="5 images"):
+        folders(run, tmp_path / "away")
+    assert tree(tmp_path / "away") == ["000/b.png", "inventory.csv"]
+    write_image(tmp_path / "photos" / "a.png", 0)
+    (tmp_path / "photos" / "link.png").symlink_to(tmp_path / "private.png")
     named = replace(read_run_images(run, None), source=find([tmp_path / "photos" / "link.png"]), index={"link.png": 0})
-    with pytest.raises(bringing.Unavailable, match="outside of the folders of the run's images"):
+    with pytest.raises(bringing.Unavailable, match="outside of the folder of the run's images"):
         named.file("link.png")
-    assert replace(named, roots=frozenset([str(tmp_path)])).file("link.png")
+    assert replace(named, root=str(tmp_path)).file("link.png")
 
 
 @pytest.mark.parametrize("mode", [None, "hardlink", "copy"])
@@ -296,11 +313,11 @@ def test_command(holiday, tmp_path, ends, prints):
 
 
 def refused(run, out, words, error=DiskError, **options):
-    """The tree at ``out`` is not replaced, and stays as it is."""
+    """The tree at ``out`` is not replaced, and stays as it is, but for its time: its lock came and went."""
     before = state(out)
     with pytest.raises(error, match=words):
         folders(run, out, overwrite=True, **options)
-    assert state(out) == before
+    assert state(out)[1:] == before[1:]
 
 
 def corrected(run):
@@ -337,22 +354,88 @@ def test_a_tree_is_replaced_and_the_files_of_others_stay(options, beach, tmp_pat
 
 
 def test_another_folder_is_refused(beach, tmp_path):
-    for name, text in (("inventory.csv", ""), ("inventory.csv", "path,label\n"), ("mine", "")):
-        out = tmp_path / f"{name} {text}"
+    """Also with an inventory that is damaged, or of a version that wrote no digests."""
+    header = "path,cluster,name,exported_path,how"
+    texts = ["", "path,label\n", f"{header}\n", f"{header},sha256\na.png,0,,a\0b,copy,\n"]
+    for i, (name, text) in enumerate([*(("inventory.csv", text) for text in texts), ("mine", "")]):
+        out = tmp_path / str(i)
         out.mkdir()
         (out / name).write_text(text)
-        refused(beach, out, "so --overwrite leaves it as it is")
+        refused(beach, out, r"inventory\.csv .*so --overwrite leaves it as it is")
     folders(beach, tmp_path / "out")
     (tmp_path / "link").symlink_to(tmp_path / "out")
     refused(beach, tmp_path / "link", "exists already")
 
 
-@pytest.mark.parametrize("options", [{"mode": "copy"}, {"layout": "dataset"}])
-def test_a_changed_copy_is_never_lost(options, beach, tmp_path):
+@pytest.mark.parametrize("options", WAYS)
+def test_a_changed_file_is_never_lost(options, beach, tmp_path):
+    """By its content, whatever its time; a link may lead elsewhere, and the user edits the metadata of a data set."""
     out = tmp_path / "out"
-    copy = out / folders(beach, out, **options)[0]["exported_path"]
-    Image.new("RGB", (3, 3)).save(copy)
-    refused(beach, out, rf"{copy.name}\. Move them out, and export again", **options)
+    first = folders(beach, out, **options)[0]
+    for name in (first["exported_path"], *(["train/metadata.csv"] if "layout" in options else [])):
+        file = out / name
+        content = file.read_bytes()
+        file.unlink()
+        if first["how"] == "symlink":
+            file.symlink_to(tmp_path / "retouched.png")
+        else:
+            file.write_bytes(content + b"mine")
+        os.utime(file, (0, 0), follow_symlinks=False)
+        refused(beach, out, rf"{file.name}\. Move them out, and export again", **options)
+        file.unlink()
+        folders(beach, out, overwrite=True, **options)
+
+
+@pytest.mark.parametrize("options", WAYS[1:4])
+def test_images_that_were_away_once_are_replaced_when_they_are_back(options, beach, tmp_path):
+    """The inventory keeps the rows of the files that stay."""
+    out, sea = tmp_path / "out", tmp_path / "photos" / "sea"
+    folders(beach, out, **options)
+    before = tree(out)
+    for _ in range(2):
+        sea.rename(tmp_path / "away")
+        with pytest.warns(match="2 images no longer exist"):
+            folders(beach, out, overwrite=True, **options)
+        assert tree(out) == before
+        (tmp_path / "away").rename(sea)
+    corrected(beach)
+    folders(beach, out, overwrite=True)
+    assert all((out / name).is_symlink() for name in tree(out) if name != INVENTORY) and len(tree(out)) == len(before)
+
+
+@pytest.mark.parametrize("options", WAYS)
+@pytest.mark.parametrize("fewer", ["outliers", "edited"])
+def test_copies_of_images_that_are_left_out_now_go(options, fewer, beach, tmp_path):
+    """Or were edited since, if the export is no copy of what they were: only that may exist nowhere else."""
+    out, image = tmp_path / "out", tmp_path / "photos" / "a.png"
+    Image.new("RGB", (4, 4)).save(image, compress_level=0)  # a copy without metadata is another file
+    folders(beach, out, **options)
+    if fewer == "outliers":
+        mark_outliers(beach, lambda row: row["path"] == "a.png")
+        folders(beach, out, overwrite=True, outliers="leave", **options)
+        assert len([name for name in tree(out) if name.endswith(".png")]) == 3
+    elif options == {"mode": "copy"}:
+        Image.new("RGB", (9, 9)).save(image)
+        refused(beach, out, r"000-beach/a\.png\. Move", **options)
+    else:
+        Image.new("RGB", (9, 9)).save(image)  # a hard link is edited with it
+        folders(beach, out, overwrite=True, **options)
+        assert pixels(out / inventory(out)[0]["exported_path"]).shape == (9, 9, 3)
+
+
+def test_only_one_export_at_a_time_replaces_a_tree(beach, tmp_path):
+    out = tmp_path / "out"
+    folders(beach, out, mode="copy")
+    corrected(beach)
+
+    class Meanwhile(Said):
+        def progress(self, phase, done, total):
+            refused(beach, out, f"out is in use by process {os.getpid()}", InUseError, mode="copy")
+
+    folders(beach, out, overwrite=True, mode="copy", display=Meanwhile())
+    (out / LOCK).write_text("process 1\n")  # as after a kill
+    folders(beach, out, overwrite=True, mode="copy")
+    assert tree(out) == sorted(row["exported_path"] or INVENTORY for row in [*inventory(out), {"exported_path": ""}])
 
 
 def test_the_only_copy_of_an_image_is_never_lost(beach, tmp_path):
@@ -389,11 +472,11 @@ def test_an_original_by_another_way_into_the_folder_is_no_copy(tmp_path):
     for folder, text in ((out, "mine"), (new, "new")):
         (folder / "000").mkdir(parents=True)
         (folder / "000/a.png").write_text(text)
-        (folder / INVENTORY).write_text("")
-    row = {"path": "a.png", "cluster": "0", "name": "", "exported_path": "000/a.png", "how": "copy"}
+    row = {"path": "a.png", "exported_path": "000/a.png", "how": "copy", "sha256": sha256(out / "000/a.png")}
+    write_inventory(out, [row])
     before = state(out)
     with pytest.raises(DiskError, match=r"000/a\.png"):
-        replace_tree(out, new, [row], [row], lambda path: out / "000/a.png", alone=False)
+        replace_tree(out, new, [row], lambda path: out / "000/a.png", alone=False)
     assert state(out) == before
 
 
@@ -422,7 +505,7 @@ def test_after_a_kill_the_next_export_replaces_the_tree(options, beach, tmp_path
     assert kill_at > 20
 
 
-def test_the_best_of_nearly_identical_images_is_kept(tmp_path):
+def test_the_best_of_nearly_identical_images_is_kept(tmp_path, prints):
     """The largest, then the sharpest; of equal ones the first. An image that is left out stands for none."""
     sharp = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
     pictures = {"small.png": sharp[:6, :6], "blurred.png": sharp // 2 + 60}
@@ -449,6 +532,8 @@ def test_the_best_of_nearly_identical_images_is_kept(tmp_path):
     }
     assert tree(tmp_path / "out") == ["000/alone.png", "000/sharp.png", "000/x.png", "inventory.csv"]
     assert "3 nearly identical images left out" in said.lines[0]
+    command = ("export", run, "--to", "folders", "-o", tmp_path / "other", "--duplicates", "first")
+    assert "3 nearly identical images left out" in prints(*command)
     # Outliers are left out here, so they stand for none.
     mark_outliers(run, lambda row: row["path"] in ("sharp.png", "same.png"))
     with pytest.warns(match="1 images"):

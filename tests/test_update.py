@@ -16,7 +16,6 @@ from PIL import Image
 from deepcluster import load
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
-from deepcluster.export.folders import read_run_images
 from deepcluster.groups.graph import extended_layout
 from deepcluster.groups.tree import parts_of
 from deepcluster.images import find
@@ -214,12 +213,18 @@ def test_the_images_of_a_fit_on_files_and_those_of_shards_and_arrays(run, more, 
         assert exported.suffix == ".png" and np.array_equal(np.array(Image.open(exported)), np.array(Image.open(file)))
 
 
-@pytest.mark.parametrize("source", ["/" + "x" * 300, "/a\0b", "", "/"])
-def test_an_added_image_whose_origin_is_no_file_is_away(run, more, source):
+@pytest.mark.parametrize("member", ["", "0"])
+@pytest.mark.parametrize("source", ["/" + "x" * 300, "/a\0b", "", "/", "/tm*/**"])
+def test_an_added_image_whose_origin_is_no_file_is_away(run, more, source, member, monkeypatch):
+    """No folder is searched for it: that could be the whole disk."""
     update(run, str(more))
-    added = open_run(run).read_added()
-    writable(run).write_rows("added.csv", ADDED_COLUMNS, [{**added[0], "source": source}, *added[1:]])
-    assert len(read_run_images(run, None).source.paths) == 59
+    added, fitted = open_run(run).read_added(), find(record(run)["location"])
+    changed = {**added[0], "source": source, "member": member}
+    writable(run).write_rows("added.csv", ADDED_COLUMNS, [changed, *added[1:]])
+    for search in ("_walk", "glob"):
+        monkeypatch.setattr(f"deepcluster.images.files.{search}", lambda *_, **__: pytest.fail("it searches"))
+    images = images_at_hand(open_run(run), fitted)
+    assert images and len(images.paths) == 59
 
 
 def test_images_of_an_update_are_still_there_where_those_of_the_fit_have_moved(run, images, more, tmp_path):

@@ -17,19 +17,27 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from deepcluster.errors import DataError, DiskError, UsageError, warn
-from deepcluster.export.metadata import SUFFIXES as STRIPPED
+from deepcluster.export.metadata import SUFFIXES as STRIPPED_SUFFIXES
 from deepcluster.export.metadata import UnknownFormat, stripped
-from deepcluster.export.replace import INVENTORY, INVENTORY_COLUMNS, METADATA, replace_tree, replaceable, some
+from deepcluster.export.replace import (
+    INVENTORY,
+    Unavailable,
+    replace_tree,
+    replaceable,
+    replacing,
+    some,
+    write_inventory,
+)
 from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import SUFFIXES as IMAGE_SUFFIXES
 from deepcluster.images.decode import Undecodable, explain, not_a_file, one_line, pillow_limits, short_side
 from deepcluster.report.text import count
-from deepcluster.runs.rows import images_at_hand
+from deepcluster.runs.rows import images_at_hand, same_as_added
 from deepcluster.runtime.console import Display, Silent
-from deepcluster.runtime.plain_files import write_csv
+from deepcluster.runtime.plain_files import own_sha256, write_csv
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import Row
-from deepcluster.storage.files import check_outside, new_folder, scratch_folder, write_whole
+from deepcluster.storage.files import check_outside, new_folder, write_whole
 
 MAX_NAME_BYTES = 255  # ext4, APFS, NTFS (there UTF-16 units, which are never more)
 MAX_LABEL_BYTES = 100
@@ -39,6 +47,7 @@ _FORBIDDEN = set('<>:"/\\|?*')  # on Windows
 OUTLIERS = ("keep", "separate", "leave")  # in their cluster, in a folder of their own, or out
 JUNK, APART = "_junk", "_outliers"
 SPLIT = "train"
+METADATA = f"{SPLIT}/metadata.csv"
 METADATA_COLUMNS = ("file_name", "cluster", "name", "junk", "distance", "margin", "is_outlier")
 # Suffixes that `datasets` takes for an image; other files are written as PNG.
 SUFFIXES = IMAGE_SUFFIXES - {".heic", ".heif", ".hif", ".avif"}
@@ -107,10 +116,6 @@ def _key(name: str) -> str:
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
-class Unavailable(Exception):
-    """An original that no longer exists or may not be passed on; the message is the reason."""
-
-
 @dataclass(frozen=True)
 class RunImages:
     """The images of a run."""
@@ -119,7 +124,8 @@ class RunImages:
     source: Source  # the images that are at hand
     index: Mapping[str, int]  # of an image in the source, by path
     junk: frozenset[str]  # clusters that a person marked as junk
-    roots: frozenset[str]  # real paths of the folder of the images and the origins of added ones; empty: any
+    root: str | None  # real path of the folder of the images; None: they may be anywhere
+    added: Mapping[str, bool]  # tells if an image that update added from elsewhere is still the same, by path
 
     def is_file(self, row: Row) -> bool:
         """Tell if the image of a row is a file, and so not written as PNG."""
@@ -150,15 +156,16 @@ class RunImages:
     def file(self, path: str) -> Path | None:
         """Return the file of an image, None if it is none.
 
-        Raises Unavailable if it does not exist, lies outside of ``roots``, or has no header of an image.
+        Raises Unavailable if it does not exist, is not what update added, lies elsewhere, or has no header of an image.
         """
         if path not in self.index:
             raise Unavailable("no such image")
+        if not self.added.get(path, True):
+            raise Unavailable("not the image that update added")
         if (file := self.original(path)) is None:
             return None
-        real = Path(os.path.realpath(file))
-        if self.roots and self.roots.isdisjoint(map(str, (real, *real.parents))):
-            raise Unavailable("outside of the folders of the run's images")
+        if self.root and path not in self.added and not Path(os.path.realpath(file)).is_relative_to(self.root):
+            raise Unavailable("outside of the folder of the run's images")
         try:
             mode = file.stat().st_mode
             if not stat.S_ISREG(mode):  # opening a FIFO would wait forever
@@ -191,12 +198,10 @@ def read_run_images(run: Path, images: Images | None) -> RunImages:
             f"none of the {len(used):,} images of {run} is at hand (they were in {one_line(location)}): say where they"
             " are now with --images IMAGES"
         )
-    junk, roots = frozenset(row["cluster"] for row in summary if row.get("junk") == "1"), frozenset[str]()
-    if Path(source.location).is_dir():  # a list, a pipe or a call from Python may name any file
-        added = {row["path"] for row in folder.read_added()}
-        origins = (source.origin(i).source for path, i in index.items() if path in added)
-        roots = frozenset(map(os.path.realpath, (source.location, *origins)))
-    return RunImages(tuple(rows), source, index, junk, roots)
+    junk = frozenset(row["cluster"] for row in summary if row.get("junk") == "1")
+    # A list, a pipe or a call from Python may name any file.
+    root = os.path.realpath(source.location) if Path(source.location).is_dir() else None
+    return RunImages(tuple(rows), source, index, junk, root, same_as_added(folder, source))
 
 
 def _copy(file: Path, target: Path) -> None:
@@ -205,13 +210,13 @@ def _copy(file: Path, target: Path) -> None:
         shutil.copystat(file, target)
 
 
-PNG = "png"
+PNG, STRIPPED = "png", "stripped"
 WAYS: dict[str, Callable[[Path, Path], None]] = {
     "symlink": os.symlink,
     "hardlink": lambda file, target: os.link(os.path.realpath(file), target),  # a link to a link would be one
     "copy": _copy,
 }
-WORDS = {"symlink": "symbolic links", "hardlink": "hard links", "copy": "copies", PNG: "PNG files"}
+WORDS = {"symlink": "symbolic links", "hardlink": "hard links", "copy": "copies", STRIPPED: "copies", PNG: "PNG files"}
 
 
 class Transfer:
@@ -263,7 +268,7 @@ class Transfer:
                 raise Unavailable(explain(error)) from None
             with target.open("xb") as stream:
                 stream.write(data)
-            return "copy"
+            return STRIPPED
         for way in self.ways:
             try:
                 WAYS[way](file, target)
@@ -345,11 +350,11 @@ def folders(
     strip = (dataset and mode == "copy") if strip_metadata is None else strip_metadata
     members = read_run_images(run, images)
     check_outside(out, Path(members.source.location))
-    old = replaceable(out, overwrite=overwrite)
-    if old is not None:
+    replaces = replaceable(out, overwrite=overwrite) is not None
+    if replaces:
         members.check_outside_of(out)
     transfer = Transfer(members, mode, strip=strip)
-    suffixes = STRIPPED if strip else SUFFIXES if dataset else None
+    suffixes = STRIPPED_SUFFIXES if strip else SUFFIXES if dataset else None
 
     def target(row: Row) -> str:
         """Return the folder of an image and its preferred name there; "" if it is left out."""
@@ -377,17 +382,19 @@ def folders(
         _show(out, plan, transfer, display)
         return ()
     stays: list[str] = []
-    with new_folder(out) if old is None else scratch_folder(out) as folder, pillow_limits():
+    with replacing(out) if replaces else new_folder(out) as folder, pillow_limits():
         inventory, missing = _fill(folder, plan, spared, transfer, display)
         if dataset:
             _write_metadata(folder / METADATA, plan, inventory, members.junk)
-        write_whole(folder / INVENTORY, lambda file: write_csv(file, INVENTORY_COLUMNS, inventory))
-        if old is not None:
-            stays = replace_tree(out, folder, old, inventory, members.original, alone=dataset)
+            made = {"exported_path": METADATA, "how": "metadata", "sha256": own_sha256(folder / METADATA)}
+            inventory.append({"path": "", "cluster": "", "name": "", **made})
+        write_inventory(folder, inventory)
+        if replaces:
+            stays = replace_tree(out, folder, inventory, members.file, alone=dataset)
     if missing:
         warn(f"{len(missing):,} images no longer exist or cannot be used, and are left out: {some(missing)}")
     if spared:
-        display.say("Alike", f"{count(len(spared), 'nearly identical image')} left out: see {INVENTORY}")
+        display.say("Left out", f"{count(len(spared), 'nearly identical image')} left out: see {INVENTORY}")
     if stays:
         display.say("Left", f"{count(len(stays), 'file')} not made by the export, or the only copy: {some(stays)}")
     display.say("Exported", f"{count(transfer.files.total(), 'image')} to {out}: {transfer.text}")
@@ -438,7 +445,8 @@ def _fill(
             except Unavailable as error:
                 exported, how = "", f"missing: {error}"
                 missing.append(f"{one_line(row['path'])} ({error})")
-        inventory.append({**{name: row[name] for name in INVENTORY_COLUMNS[:3]}, "exported_path": exported, "how": how})
+        made = {"exported_path": exported, "how": how, "sha256": own_sha256(folder / exported) if exported else ""}
+        inventory.append({**{name: row[name] for name in ("path", "cluster", "name")}, **made})
         display.progress("exporting", len(inventory), len(plan))
     if not transfer.files and not missing:
         raise DataError("all images are outliers, and these are left out: nothing is left to export")

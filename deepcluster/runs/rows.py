@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +18,7 @@ from deepcluster.images import Source, find
 from deepcluster.images.files import from_files
 from deepcluster.images.named import cache_folder
 from deepcluster.images.source import joined, real
-from deepcluster.images.store import Store
+from deepcluster.images.store import Store, read_once
 from deepcluster.model import Model
 from deepcluster.recipe import Recipe, read_toml
 from deepcluster.runtime.partition import Partition
@@ -171,8 +172,8 @@ def _added_images(
     for row in added:
         if row["path"] in row_of and Path(row["source"]).is_relative_to(home):
             near.append(row)
-        elif row["member"]:
-            held[row["source"]].append(row)
+        elif row["member"] and (not Path(row["source"]).is_absolute() or os.path.isfile(row["source"])):  # noqa: PTH113
+            held[row["source"]].append(row)  # never a folder or a pattern, which may be the whole disk
         elif Path(row["source"]).is_absolute() and os.path.isfile(row["source"]):  # noqa: PTH113 (is_file may raise)
             files.append(row)
     if fitted:
@@ -190,6 +191,19 @@ def _chosen(source: Source, rows: Mapping[int, Mapping[str, str]]) -> Source:
     """Return images of a source by number, with the paths and labels of their rows in added.csv."""
     paths, labels = (tuple(row[column] for row in rows.values()) for column in ("path", "label"))
     return replace(source.rows([*rows]), paths=paths, labels=labels)
+
+
+def same_as_added(folder: files.RunFolder, source: Source) -> dict[str, bool]:
+    """Return by path if an image that update added from elsewhere has the same pixels: a stranger may name any file."""
+    location, home = folder.read_record().location, real(source.location)
+    if not Path(location).is_absolute() or Path(location).is_file():
+        return {}  # a list, which may name any file, or features, whose digests are not of pixels
+    added = {row["path"]: row["sha256"] for row in folder.read_added()}
+    outside = (i for i, path in enumerate(source.paths) if path in added)
+    images = source.rows([i for i in outside if not Path(source.origin(i).source).is_relative_to(home)])
+    store = read_once(images, recipe_of(folder).store_size, memory_budget=sys.maxsize, none_is_fine=True)
+    digests = image_digests(images, store)
+    return {path: digests.get(path) == added[path] for path in images.paths}
 
 
 def folder_of(location: str) -> Path | None:

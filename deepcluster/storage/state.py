@@ -66,7 +66,7 @@ else:
 
 
 class InUseError(DiskError):
-    """Another process holds the lock of a run."""
+    """Another process holds the lock of a run or of an exported tree."""
 
 
 # ---- own files ------------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def locked(run: Path, *, make: bool = False) -> Iterator[None]:
         with changing(run, ": give another -o" if make else ": make it writable, or work on a copy of the run"):
             _check_places(run)
             (run / HIDDEN).mkdir(parents=make, exist_ok=True)
-            stack.enter_context(hold(run))
+            stack.enter_context(hold(run, LOCK))
             finish(run)
             shutil.rmtree(run / SCRATCH, ignore_errors=True)
             stack.enter_context(scratch(run))
@@ -143,24 +143,26 @@ def locked(run: Path, *, make: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def hold(run: Path) -> Iterator[None]:
-    """Hold the system's lock on a file that stays, and that names the holder.
+def hold(folder: Path, name: str, *, remove: bool = False) -> Iterator[None]:
+    """Hold the system's lock on a file in ``folder`` that names the holder, and that stays unless ``remove``.
 
     The system releases the lock when the process ends, however it ends.
     """
-    descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
     with os.fdopen(descriptor, "r+b") as file:
         try:
             _lock(file)
+            if not os.fstat(descriptor).st_nlink:
+                raise BlockingIOError  # the holder before has just removed it
         except (BlockingIOError, PermissionError):
             file.seek(0)
             holder = file.read(200).decode(errors="replace").strip() or "another process"
-            raise InUseError(f"{run} is in use by {holder}: wait for it, or stop it") from None
+            raise InUseError(f"{folder} is in use by {holder}: wait for it, or stop it") from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            where = f"{run} lies on a file system without locks ({error.strerror})"
-            raise DiskError(f"{where}: put the run on a local disk") from None
+            where = f"{folder} lies on a file system without locks ({error.strerror})"
+            raise DiskError(f"{where}: put it on a local disk") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
         file.flush()
@@ -169,6 +171,8 @@ def hold(run: Path) -> Iterator[None]:
         finally:
             with suppress(OSError):
                 file.truncate(0)  # a run that is passed on names no machine
+                if remove:
+                    (folder / name).unlink()
                 _lock(file, release=True)
 
 
