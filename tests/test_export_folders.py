@@ -531,9 +531,9 @@ def test_the_best_of_nearly_identical_images_is_kept(tmp_path, prints):
         "same.png": "duplicate of sharp.png, which is the same",
     }
     assert tree(tmp_path / "out") == ["000/alone.png", "000/sharp.png", "000/x.png", "inventory.csv"]
-    assert "3 nearly identical images left out" in said.lines[0]
+    assert "3 nearly identical images: see" in said.lines[0]
     command = ("export", run, "--to", "folders", "-o", tmp_path / "other", "--duplicates", "first")
-    assert "3 nearly identical images left out" in prints(*command)
+    assert "3 nearly identical images: see" in prints(*command)
     # Outliers are left out here, so they stand for none.
     mark_outliers(run, lambda row: row["path"] in ("sharp.png", "same.png"))
     with pytest.warns(match="1 images"):

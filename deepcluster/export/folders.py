@@ -394,7 +394,7 @@ def folders(
     if missing:
         warn(f"{len(missing):,} images no longer exist or cannot be used, and are left out: {some(missing)}")
     if spared:
-        display.say("Left out", f"{count(len(spared), 'nearly identical image')} left out: see {INVENTORY}")
+        display.say("Left out", f"{count(len(spared), 'nearly identical image')}: see {INVENTORY}")
     if stays:
         display.say("Left", f"{count(len(stays), 'file')} not made by the export, or the only copy: {some(stays)}")
     display.say("Exported", f"{count(transfer.files.total(), 'image')} to {out}: {transfer.text}")
