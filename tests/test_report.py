@@ -83,9 +83,11 @@ def test_every_cluster_has_its_section_with_the_medoid_first_and_twice_as_large(
 
 def test_the_header_is_one_line_and_the_facts_stand_in_a_part_of_their_own() -> None:
     run = {"verdict": "Look.", "hostname": "canary", "command": "deepcluster fit 'my photos'"}
-    for stability, shown in ((0.824, "82%"), (-0.004, "0%")):
+    for stability, shown in ((0.824, "0.82"), (-0.004, "0.00")):
         text, parsed = page(run=run | {"stability": stability})
-        assert parsed.all("header")[0][1] == f"Holidays 40 images · 2 clusters · stability {shown}"
+        assert parsed.all("header")[0][1] == "Holidays 40 images · 2 clusters"  # no figure that reads as a grade
+        assert parsed.all("a", class_="term", href="#word-stability")[0][1] == "2 clusters"
+        assert f"Stability, {shown} here," in parsed.all("div", id="word-stability")[0][1]
         assert "Look." in parsed.all("ul", class_="told")[0][1]
         assert parsed.all("code")[0][1] == run["command"] and "canary" not in text  # known keys alone are shown
     _, parsed = page()
@@ -230,7 +232,7 @@ def test_largest_groups_first_by_the_image_in_their_middle() -> None:
     three, two = {"k": 3, "silhouette": 0.5, "stability": -0.01}, {"k": 2, "silhouette": 0.3}
     candidates = [three, two, {"k": 9}]  # the tree has no nine groups
     best, other = suggestions(candidates, tree, 11)
-    assert (best["about"], best["groups"]) == ("silhouette 0.500, stability 0%", [(8, 3), (2, 9), (1, 6)])
+    assert (best["about"], best["groups"]) == ("silhouette 0.500, stability 0.00", [(8, 3), (2, 9), (1, 6)])
     assert (other["about"], other["groups"]) == ("silhouette 0.300", [(8, 3), (3, 10)])
     many = 2 * pictures.MAX_PICTURES
     assert suggestions([two], tree, many)[0]["groups"] == [(8, -1), (3, 5)]  # every second image has a picture
@@ -242,6 +244,9 @@ def test_the_page_shows_them_only_where_no_number_was_asked_for() -> None:
     for shown, groups in ((run, ["3 groups", "2 groups"]), ({}, []), (run | {"edits": "0123"}, [])):
         _, parsed = page(run=shown, **drawn(40))
         assert [text for _, text in parsed.all("b") if "groups" in text] == groups
+        assert "silhouette" not in parsed.all("section", id="clusters")[0][1]
+        about = [text for _, text in parsed.all("div", id="word-plausible")]
+        assert [text.count("groups: silhouette") for text in about] == ([2] if groups else [])
         commands = [text for _, text in parsed.all("code")]
         assert ("deepcluster recut RUN -k 3" in commands) is bool(groups)
         assert "deepcluster recut RUN -k 2" not in commands  # it has two

@@ -38,8 +38,8 @@ def percent(share: float | None) -> str:
 
 
 def agreement(index: float) -> str:
-    """Return an adjusted Rand index as text. One below that of unrelated groups is 0%."""
-    return f"{max(0.0, index):.0%}"
+    """Return an adjusted Rand index as text, and no percentage: that reads as a share of right images."""
+    return f"{max(0.0, index):.2f}"
 
 
 def in_words(seconds: float) -> str:

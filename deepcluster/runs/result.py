@@ -265,7 +265,8 @@ def stability_entries(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters:
         verdict = f"{count(rows.fitted, 'image')} are too few to tell how stable {count(n_clusters, 'group')} are."
         return {"stability": None, "verdict": verdict}
     verdict = (
-        f"Made again from other samples of these images, the groups agree to {agreement(stable)}. Only the pictures"
-        " tell if they are the groups that you want: see the report."
+        "Only the pictures tell if these are the groups that you want: see the report. Stability"
+        f" {agreement(stable)} (1: other samples of these images give the same groups); it is not the share of right"
+        " images."
     )
     return {"stability": round(float(stable), 4), "verdict": verdict}
