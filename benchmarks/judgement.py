@@ -16,7 +16,8 @@ strangers are 2 % of the images of the fit itself. `batches`: the share of batch
 of their images that a new fit is due.
 
 number: the guess of `-k auto` against the classes of 300 to 2,500 images of all or of 3, 5 and 7 classes.
-stability: its rank correlation with the agreement to the labels; the right number of groups, half and twice as many.
+stability: its rank correlation with the agreement to the labels, and if a threshold of it tells clear groups; the right
+number of groups, half and twice as many.
 names: the nouns that fit the typical images of clusters best; as many as classes, half and twice as many.
 """
 
@@ -34,7 +35,7 @@ from common import save
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from deepcluster.clustering.agreement import ari
+from deepcluster.clustering.agreement import ari, nmi
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.outliers import Outliers, fit_outliers, limit_of
 from deepcluster.clustering.whitening import whiten
@@ -229,6 +230,9 @@ def near(k: int, wanted: int) -> float:
     return float(max(k / wanted, wanted / k) <= 1.5)
 
 
+CLEAR = (0.5, 0.55, 0.6)  # NMI with the labels from which groups might be called clear
+
+
 def stable(cache: Path, arguments: argparse.Namespace) -> None:
     """Does the stability follow the agreement with the labels? With the right number of groups, half and twice."""
     results, figures = [], {}
@@ -241,15 +245,30 @@ def stable(cache: Path, arguments: argparse.Namespace) -> None:
                 k = max(2, round(factor * len(labels.unique())))
                 if (value := stability(reduced, k)) is not None:
                     groups = cut(reduced, k)
-                    agreement = ari(labels, placement_of(reduced, groups, groups.centroids[:1]).cluster)
-                    results.append(
-                        {"set": name, "images": len(rows), "factor": factor, "stability": value, "ari": agreement}
-                    )
+                    clusters = placement_of(reduced, groups, groups.centroids[:1]).cluster
+                    about = {"set": name, "images": len(rows), "factor": factor, "stability": value}
+                    results.append({**about, "ari": ari(labels, clusters), "nmi": nmi(labels, clusters)})
     for title, factors in (("all", (0.5, 1, 2)), ("right number", (1,))):
         rows = [row for row in results if row["factor"] in factors]
         figures[title] = spearmanr([row["stability"] for row in rows], [row["ari"] for row in rows])[0]
         print(title, len(rows), round(figures[title], 3))
-    save("judgement_stability", {"rank correlation": figures, "cuts": len(results)})
+    clear = {limit: right_on_the_set_left_out(results, limit) for limit in CLEAR}
+    print("clear groups by a threshold of the other sets", clear)
+    save("judgement_stability", {"rank correlation": figures, "cuts": len(results), "clear": clear})
+
+
+def right_on_the_set_left_out(rows: Sequence[dict[str, Any]], limit: float) -> float:
+    """Return how often a stability above a threshold of the other sets means an NMI of at least ``limit``."""
+
+    def right(rows: Sequence[dict[str, Any]], threshold: float) -> list[bool]:
+        return [(row["stability"] >= threshold) == (row["nmi"] >= limit) for row in rows]
+
+    every: list[bool] = []
+    for name in {row["set"] for row in rows}:
+        others = [row for row in rows if row["set"] != name]
+        threshold = max((row["stability"] for row in others), key=lambda value: sum(right(others, value)))
+        every += right([row for row in rows if row["set"] == name], threshold)
+    return sum(every) / len(every)
 
 
 # The noun that is a class of a set, and this class; all other suggestions are wrong.

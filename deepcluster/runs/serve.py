@@ -2,15 +2,14 @@
 
 Only the loopback interface listens. It answers requests with the random token of its address, its own Host and, for a
 change, its own Origin. No request names a path: images have row numbers, and the sorted images have one place. Images
-and changes belong to one version of the page, and an older page must be reloaded. Threads read and check requests; the
-calling thread alone touches the run, so a signal ends its work like that of any command.
-
-Other users of the machine can connect, too. A connection whose request is late, or the oldest of too many, is closed.
+and changes belong to one version of the page. Threads read and check requests; the calling thread alone touches the
+run, so a signal ends its work like that of any command. Other users of the machine can connect, but not stay.
 """
 
 import io
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -39,14 +38,12 @@ from deepcluster.runtime.console import Log
 from deepcluster.runtime.plain_files import MOST_JSON, parse_json, sha256, shaped
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.edits_file import edits_of
-from deepcluster.storage.files import changing
 from deepcluster.storage.state import SCRATCH
 
 IDLE_SECONDS = 3600.0
 IMAGE_SIDE = 1600  # px of an enlarged image
 MAX_CONNECTIONS = 32  # whose request has not been read and checked
 REQUEST_SECONDS = 10.0  # for a whole request, headers and body
-PAUSE_SECONDS = 0.1  # after a connection that could not be accepted
 Answer = tuple[str, bytes]  # Content-Type and body
 
 
@@ -95,21 +92,17 @@ class _Server(ThreadingTCPServer):
     def get_request(self) -> tuple[socket, Any]:
         try:
             connection, address = super().get_request()
-        except OSError:  # mostly no file is left; the connection stays in the queue, so selecting again would spin
-            self.close_late(most=len(self.unchecked) - 1)
-            time.sleep(PAUSE_SECONDS)
+        except OSError:  # no file is left, and the connection stays in the queue: do not spin
+            time.sleep(0.1)
             raise
         self.unchecked[connection] = time.monotonic()
         return connection, address
 
     def service_actions(self) -> None:
-        self.close_late(most=MAX_CONNECTIONS)
-
-    def close_late(self, most: int) -> None:
-        """Close unchecked connections: late ones, and the oldest above ``most``. Idle ones never shut the owner out."""
+        """Close late connections, and the oldest of too many: idle ones cannot shut the owner out."""
         connections = list(self.unchecked.items())
         for i, (connection, came) in enumerate(connections):
-            if i < len(connections) - most or time.monotonic() - came > REQUEST_SECONDS:
+            if i < len(connections) - MAX_CONNECTIONS or time.monotonic() - came > REQUEST_SECONDS:
                 with suppress(OSError):  # already closed
                     connection.shutdown(SHUT_RDWR)  # ends the thread that reads it
 
@@ -189,12 +182,9 @@ class _Handler(BaseHTTPRequestHandler):
         token, _, path = self.path.removeprefix("/").partition("/")
         if not secrets.compare_digest(token.encode(), server.token.encode()):
             raise Refused("wrong token")
-        if reads and path == "":
-            return server.page
-        if reads and path.startswith("image/"):
-            version, _, row = path.removeprefix("image/").partition("/")
-            if row.isdecimal():
-                return partial(server.image, version, int(row))
+        image = re.fullmatch(r"image/(\w*)/(\d+)", path, re.ASCII)
+        if reads and (path == "" or image):
+            return partial(server.image, image[1], int(image[2])) if image else server.page
         length, kind = headers.get("Content-Length", ""), headers.get("Content-Type")
         if reads or path not in ("apply", "undo", "export"):
             raise Refused("no such page or action")
@@ -236,14 +226,12 @@ def serve(
 
 @contextmanager
 def redirecting(run: Path, address: str) -> Iterator[Path]:
-    """Yield a page that leads to an address and that only this user can read. It is removed at the end.
+    """Yield a page that leads to an address, for a browser's command line, which every user of the machine can read.
 
-    A browser gets its file, because every user of the machine can read command lines. The file lies in the run, and not
-    in /tmp, which browsers in a sandbox (snap) cannot see; the next command on the run removes one that a kill left.
+    It lies in the run, because browsers in a sandbox (snap) cannot see /tmp. The next command removes what a kill left.
     """
     scratch = run.absolute() / SCRATCH
-    with changing(scratch):
-        scratch.mkdir(exist_ok=True)
+    scratch.mkdir(exist_ok=True)
     with TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:  # mode 700
         page = Path(folder) / "report.html"
         page.touch(mode=0o600)
