@@ -15,7 +15,7 @@ import warnings
 import webbrowser
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
 from itertools import chain, groupby, islice
@@ -522,6 +522,11 @@ def doctor(
         say(f"{name:17} {f'{value:,}' if type(value) is int else shown}")
 
 
+# The help lists these in the order in which people need them, and then the others by name.
+for number, verb in enumerate(("fit", "report", "export", "update", "predict")):
+    app[verb].sort_key = number
+
+
 # ---- helpers ----------------------------------------------------------------------------------------------------
 
 
@@ -775,9 +780,9 @@ def run_command(arguments: list[str]) -> int:
             if unwritten := console.flush_streams():
                 raise unwritten
     except Stopped as error:
+        code, text = Stopped.exit_code, str(error)
         if is_main_rank():  # a signal to torchrun stops all
-            complain(f"error: {error}")
-        return Stopped.exit_code
+            complain(f"error: {text}")
     except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         return 0
     except Exception as error:
@@ -785,12 +790,18 @@ def run_command(arguments: list[str]) -> int:
             raise
         code, text = _explained(error)
         _report(text)
-        return code
-    return 0
+    else:
+        return 0
+    if "--json" in arguments and is_main_rank():
+        with suppress(OSError):  # standard output may be what failed
+            print(json.dumps({"error": text, "code": code}))
+    return code
 
 
 def _explained(error: Exception) -> tuple[int, str]:
     """Return the exit code and the message for an error of a command."""
+    if isinstance(error, cyclopts.UnknownCommandError) and os.path.lexists(path := (error.unused_tokens or [""])[0]):
+        return UsageError.exit_code, f"{path} is no command: did you mean deepcluster fit {shlex.quote(path)}?"
     if isinstance(error, cyclopts.CycloptsError):
         return UsageError.exit_code, str(error)
     if isinstance(error, DeepClusterError):

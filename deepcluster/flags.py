@@ -11,6 +11,7 @@ from cyclopts import Group, Parameter, Token, validators
 
 from deepcluster.errors import UsageError, missing_packages
 from deepcluster.evaluation import PROTOCOL_OPTIONS
+from deepcluster.nets.names import MODULE
 from deepcluster.recipe import ANY, Recipe, declared
 
 MAX_SECONDS = 1e9  # of a time limit: 30 years
@@ -188,10 +189,10 @@ def _recipe_flags() -> dict[str, Any]:
     flags: dict[str, Any] = {}
     for name, option in declared(Recipe).items():
         if option.flag:
-            names = tuple(choice for choice in option.choices if not choice.endswith(ANY))
+            names = tuple(choice for choice in option.choices if choice != MODULE)  # which comes from Python
             kind: Any = str if option.auto else type(option.default)
             if names:
-                kind = Literal[names] if names == option.choices else Literal[names] | str
+                kind = Literal[names] | str if any(name.endswith(ANY) for name in names) else Literal[names]
             flags[name] = Annotated[kind, Parameter(help=option.help, group=NETWORK)]
     return flags
 

@@ -15,6 +15,7 @@ import webbrowser
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from PIL import Image
 import deepcluster
 from deepcluster import cli
 from deepcluster.cli import run_command
-from deepcluster.errors import DeepClusterWarning
+from deepcluster.errors import DeepClusterWarning, Stopped
 from deepcluster.flags import Output
 from deepcluster.images import find
 from deepcluster.runs.plan import Request, begin
@@ -85,6 +86,7 @@ AT_ONCE = {  # answered before anything slow is imported: exit code and words
     "export run --to folders -o photos": (5, "photos"),
     "recipes atuo": (2, "did you mean auto"),
     "pridict run photos": (2, 'Did you mean "predict"'),
+    "photos/": (2, "did you mean deepcluster fit photos/?"),
     "fit photos --clustres 3": (2, "Did you mean --clusters"),
 } | {
     f"{verb} none {rest}": (5, "none")
@@ -126,6 +128,10 @@ def test_help_and_mistakes_are_answered_before_anything_slow_is_imported(place):
         assert ended == code and words in said and "Traceback" not in said, (line, said)
         assert set(slow) <= ({"numpy"} if code else set()), line  # help takes no numpy either
     help_of_fit = reports[[*AT_ONCE].index("fit --help")][1]
+    help_of_all = reports[[*AT_ONCE].index("--help")][1]
+    order = [help_of_all.index(f" {verb} ") for verb in ("fit", "report", "export", "update", "predict", "doctor")]
+    assert order == sorted(order)
+    assert "photos-small, timm:NAME]" in re.sub(r"[\s│]+", " ", help_of_fit)  # and no module, which comes from Python
     order = [*map(help_of_fit.index, ("--out", "--features", "─ Network", "--lr", "─ Machine", "─ Messages"))]
     assert order == sorted(order)  # what most people need comes first
 
@@ -418,8 +424,8 @@ def asked(run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         printed = capsys.readouterr().out
         if line.startswith("predict"):
             lines = [json.loads(text) for text in printed.splitlines()]
-            return {status: [one for one in lines if one["status"] == status] for status in ("ok", "skipped")}
-        return json.loads(printed) if code == 0 else printed
+            return {status: [one for one in lines if one.get("status") == status] for status in ("ok", "skipped")}
+        return json.loads(printed)
 
     return ask
 
@@ -437,6 +443,26 @@ def test_fit_in_json(photos, tmp_path, capfd):
     assert (told["run"], told["clusters"], told["images_count"], told["rounds"]) == (str(out), 3, 48, 1)
     assert told["metrics"] == json.loads((out / "metrics.json").read_text())
     assert re.search(r"^Round +1 of 1: ", said.err, re.MULTILINE)  # what a person reads goes on, elsewhere
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("fit fotos", "fit photos --lr fast", "predict none photos", "predict run fotos", "update none photos"),
+        *("update run fotos", "recut run -k many", "apply run none.json", "evaluate run fotos", "doctor none"),
+    ],
+)
+def test_an_error_is_told_in_json_too(line, place, capsys):
+    code = run_command([*shlex.split(line), "--json"])
+    said = capsys.readouterr()
+    told = json.loads(said.out)
+    assert told["code"] == code != 0 and told["error"] in said.err and told.keys() == {"error", "code"}
+
+
+def test_a_stop_is_told_in_json_too(monkeypatch, capsys):
+    monkeypatch.setattr("deepcluster.cli._check_run", Mock(side_effect=Stopped("stopped by SIGTERM")))
+    assert run_command(["doctor", "run", "--json"]) == 75
+    assert json.loads(capsys.readouterr().out) == {"error": "stopped by SIGTERM", "code": 75}
 
 
 def test_predict_in_json_says_what_the_csv_says(asked, capsys):

@@ -19,6 +19,20 @@ from tests.pages import ROOT, blocks
 (SCRIPT,) = (block.text for block in blocks(ROOT / "docs/production.md") if block.language == "bash")
 
 
+def test_the_container_of_the_page_is_that_of_the_repository(tmp_path):
+    """And what it copies is enough to build the package."""
+    (page,) = (block.text for block in blocks(ROOT / "docs/production.md") if block.language == "dockerfile")
+    assert page.strip() == (ROOT / "Dockerfile").read_text().strip()
+    copied = [name for line in page.splitlines() if line.startswith("COPY ") for name in line.split()[1:-1]]
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {".git", ".venv", "runs"} <= {*ignored} and not {*ignored, "."} & {*copied}
+    for name in copied:
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    pytest.importorskip("setuptools", "77")
+    code = "from setuptools import build_meta; build_meta.prepare_metadata_for_build_wheel('.')"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)
+
+
 @pytest.mark.slow
 def test_five_nights_of_the_script_of_the_page(tmp_path):
     """Drawings and a pretrained network; the strangers are parts of photographs."""
@@ -53,6 +67,10 @@ def test_five_nights_of_the_script_of_the_page(tmp_path):
         return process.returncode, said, lines, json.loads(told) if told else {}
 
     begin = "INFO deepcluster update "
+    shutil.move(inbox, tmp_path / "away")
+    failed = subprocess.run(["bash", script, run, inbox], env=environment, capture_output=True, text=True)
+    assert failed.returncode == 3 == json.loads(Path(f"{run}.update.json").read_text())["code"]
+    shutil.move(tmp_path / "away", inbox)
     code, said, log, told = night()
     assert (code, said, told["added"]) == (0, "", 0)
     code, said, log, told = night(*new[:5])

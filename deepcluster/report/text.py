@@ -73,7 +73,7 @@ def inert(text: str) -> str:
 
     Bytes that were not UTF-8 (surrogate escapes) and control characters become ``\xNN``; invisible format characters,
     such as those that reverse the direction of writing, ``\uNNNN``. The two joiners stay: names in Persian, Hindi or
-    with composed emoji need them. (``terminal.printable`` is stricter: on a terminal, width and cursor matter too.)
+    with composed emoji need them. (``log.printable`` is stricter: on a terminal, width and cursor matter too.)
     """
     return text if text.isprintable() else "".join(map(_visible, text))
 
