@@ -124,7 +124,7 @@ class RunImages:
     source: Source  # the images that are at hand
     index: Mapping[str, int]  # of an image in the source, by path
     junk: frozenset[str]  # clusters that a person marked as junk
-    root: str | None  # real path of the folder of the images; None: they may be anywhere
+    root: str | None  # real path of the folder of the images; None: a list, a pipe or Python may name any file
     added: Mapping[str, bool]  # tells if an image that update added from elsewhere is still the same, by path
 
     def is_file(self, row: Row) -> bool:
@@ -199,7 +199,6 @@ def read_run_images(run: Path, images: Images | None) -> RunImages:
             " are now with --images IMAGES"
         )
     junk = frozenset(row["cluster"] for row in summary if row.get("junk") == "1")
-    # A list, a pipe or a call from Python may name any file.
     root = os.path.realpath(source.location) if Path(source.location).is_dir() else None
     return RunImages(tuple(rows), source, index, junk, root, same_as_added(folder, source))
 
@@ -350,8 +349,7 @@ def folders(
     strip = (dataset and mode == "copy") if strip_metadata is None else strip_metadata
     members = read_run_images(run, images)
     check_outside(out, Path(members.source.location))
-    replaces = replaceable(out, overwrite=overwrite) is not None
-    if replaces:
+    if replaces := replaceable(out, overwrite=overwrite) is not None:
         members.check_outside_of(out)
     transfer = Transfer(members, mode, strip=strip)
     suffixes = STRIPPED_SUFFIXES if strip else SUFFIXES if dataset else None
