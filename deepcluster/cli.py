@@ -28,7 +28,7 @@ from cyclopts import App, Group, Parameter, validators
 
 import deepcluster
 from deepcluster import errors, flags, log
-from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning, Stopped, UsageError
+from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning, DiskError, Stopped, UsageError
 from deepcluster.evaluation import PROTOCOL_OPTIONS
 from deepcluster.flags import refuse, short
 from deepcluster.nets import hub
@@ -122,6 +122,12 @@ def _fit_source(images: str, given: flags.FitFlags, terminal: Terminal) -> "Sour
     from deepcluster.images.given import check_features_there, check_labels_there
     from deepcluster.storage.run_folder import check_free
 
+    try:
+        Path.cwd()  # as torch asks at the first optimizer step
+    except FileNotFoundError:
+        raise DiskError(
+            "the current folder no longer exists: change to another one, and type the command again"
+        ) from None
     if given.out is not None and not given.dry_run:
         check_free(given.out, overwrite=given.overwrite, resume=given.resume)
     if given.labels is not None:
@@ -167,7 +173,8 @@ def predict(
         skipped: list[dict[str, str]] = []
         predictions = _predictions(model, source, skipped, max_skipped, display=terminal, **shared)
         rows = _placed(model, predictions, reject, sizes)
-        first = list(islice(rows, 1))  # most errors occur here, before anything is written
+        # Most errors occur in the first row, before anything is written; too many skipped images do at the end.
+        first = list(islice(rows, 1 if max_skipped is None else None))
         if not is_main_rank():  # its share is computed, and the main rank writes
             return
         terminal.say("Model", str(model.identity))
@@ -699,7 +706,7 @@ def _print_result(folder: "RunFolder", output: flags.Output, command: str, *, ve
         lines: list[str] = []
         if command in ("fit", "recut"):  # edits and new images have no verdict of their own
             with folder.as_disk_errors():
-                lines += _metric_lines(metrics)
+                lines += _metric_lines({"clusters": record["clusters"], **metrics})
             lines += console.paragraph("Verdict", record["verdict"]).splitlines()
         lines += [
             f"{'Next':9} open {page.absolute().as_uri()}",
@@ -727,8 +734,8 @@ def _metric_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     for prefix, heading in (("", "Metrics"), ("baseline_", "At start")):
         if f"{prefix}acc" in metrics:
             shown = "  ".join(f"{name.upper()} {metrics[prefix + name]:.3f}" for name in ("acc", "nmi", "ami", "ari"))
-            about = f"  (NMI: {metrics['nmi_average']} mean; {metrics['labelled']:,} labels)"
-            yield f"{heading:9} {shown}{'' if prefix else about}"
+            about = "" if prefix else f"; NMI: {metrics['nmi_average']} mean; {metrics['labelled']:,} labels"
+            yield f"{heading:9} {shown}  ({count(metrics[f'{prefix}clusters'], 'cluster')}{about})"
 
 
 def _open(page: str, address: str = "") -> None:

@@ -89,3 +89,19 @@ class Round:
     def change(self) -> float:
         """1 - NMI to the previous assignment (NaN in the first round)."""
         return 1.0 - self.nmi_previous
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A number of groups.
+
+    Attributes:
+        silhouette: Silhouette of so many groups in an embedding of the neighbour graph, -1 to 1: are they apart?
+        modularity: The share of the graph's ties inside the groups, less that of random ties: do they hold together?
+        stability: Mean adjusted Rand index between cuts of several samples, at most 1; None: too few images to tell.
+    """
+
+    k: int
+    silhouette: float
+    modularity: float
+    stability: float | None

@@ -3,6 +3,7 @@
 python examples/own_loop.py [ROUNDS]
 """
 
+import math
 import sys
 
 import torch
@@ -27,7 +28,8 @@ def main(rounds: int) -> None:
     views = [Augmentation(crop=(0.5, 1.2), stretch=1.2, flip=0.0, rotation=15)]
     reduction, learning = Reduction(whitening=0.5), Learning(epochs=3, batch_size=128, views=views)
     for round in alternate(network, images, clusters=50, rounds=rounds, reduction=reduction, learning=learning):
-        print(f"round {round.index}: loss {round.loss:.3f}, {round.changed:.0%} of the images changed cluster")
+        changed = "-" if math.isnan(round.changed) else f"{round.changed:.0%}"  # the first round changes nothing
+        print(f"round {round.index}: loss {round.loss:.3f}, {changed} of the images changed cluster")
         if round.change < 0.05:
             break
 

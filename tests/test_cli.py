@@ -166,7 +166,7 @@ def test_fit_prints_the_lines_that_everybody_understands_and_the_rest_if_asked(p
     lines = printed.strip().splitlines()
     headings = {line[:9].strip() for line in lines if line[0] != " "}
     assert headings == {"Images", "Network", "Time", "First", "Round", "Done", "Metrics", "At start", "Verdict", "Next"}
-    assert printed.count("(NMI: geometric mean; 48 labels)") == 1
+    assert printed.count("(3 clusters; NMI: geometric mean; 48 labels)") == printed.count("(3 clusters)") == 1
     assert "\x1b" not in printed  # piped output has no control characters
     assert all(len(line) <= 100 or str(out) in line or str(photos) in line for line in lines)
 
@@ -512,12 +512,14 @@ def test_an_empty_inbox_is_no_error_and_a_missing_one_is(asked, prints):
 
 
 @pytest.mark.parametrize("verb", ["predict", "update"])
-def test_more_skipped_files_than_allowed_change_nothing(verb, asked, ends):
+def test_more_skipped_files_than_allowed_change_nothing(verb, asked, ends, capsys):
     Path("new/second.png").touch()
     before, out = contents(Path("run")), ["-o", "out.json"] if verb == "predict" else []
     said = ends([verb, "run", "new", "--max-skipped", 1, *out], 3)
     assert re.search(r"error: unusable files: 2 \(\S*broken.png: .* --max-skipped is 1: repair or remove them", said)
     assert contents(Path("run")) == before and not Path("out.json").exists()
+    assert run_command([verb, "run", "new", "--max-skipped", "1"]) == 3
+    assert capsys.readouterr().out == ""  # nor does a pipe get rows
     assert len(asked(f"{verb} run new --max-skipped 2")["skipped"]) == 2
 
 

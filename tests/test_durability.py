@@ -29,7 +29,7 @@ from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import TENSOR, Checkpoint, Checkpoints, fitting, restored
 from deepcluster.storage.state import LOCK
 from tests.drawings import save_drawings
-from tests.helpers.runs import assert_same_result, contents, left_behind, record, small_fit
+from tests.helpers.runs import assert_same_result, contents, left_behind, record, rows, small_fit
 from tests.tiny import flipped
 
 KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "2"))
@@ -230,6 +230,93 @@ def test_a_finished_run_stays(pictures, whole, tmp_path, moved, options, ends):
     recipe = [whole[0] / "recipe.toml"] if options[-1] == "--recipe" else []
     ends(["fit", folder, "-o", whole[0], *options, *recipe, "--resume"], 0)
     assert before == {path: path.stat().st_mtime_ns for path in whole[0].rglob("*") if path.is_file()}
+
+
+def test_labels_belong_to_the_run(command, pictures, tmp_path, ends):
+    """A resumed run scores by the labels that it began with, from any folder, and refuses others."""
+    run, labels, others = tmp_path / "run", tmp_path / "labels.csv", tmp_path / "others.csv"
+    names = [path.relative_to(pictures).as_posix() for path in sorted(pictures.rglob("*.png"))]
+    labels.write_text("path,label\n" + "".join(f"{name},{name[0]}\n" for name in names))
+    shutil.copy(labels, others)
+    beginning = ["fit", pictures, "-o", run, *small_fit("--rounds", "2")]
+    stop = ("SIGTERM", "deepcluster.algorithm:train_on_pseudo_labels", 2)
+    assert command(*beginning, "--labels", labels, trap=stop)[0] == 75
+    before = contents(run)
+    for other in (others, "folders"):
+        said = ends([*beginning, "--resume", "--labels", other], 2)
+        assert str(labels) in said and str(other) in said and said.count("\n") == 1
+    assert contents(run) == before
+    ends([*beginning, "--resume"], 0)
+    assert json.loads((run / "metrics.json").read_text())["labelled"] == len(names)
+    assert record(run)["labels"] == str(labels)
+    assert all(row["nmi_labels"] for row in rows(run / "history.csv"))
+
+
+def test_a_run_without_labels_keeps_no_metrics(copy_of, fit):
+    run = copy_of("stopped")
+    (run / "metrics.json").write_text('{"acc": 1.0}')
+    said = fit(run, "--resume", "--labels", "folders", code=2)
+    assert "labels was None and is 'folders' now" in said
+    fit(run, "--resume")
+    assert not (run / "metrics.json").exists()
+
+
+# ---- a run that is replaced ------------------------------------------------------------------------------------------
+
+# What ends a fit with --overwrite before its first result: the exit code, and words of its message.
+BEFORE_THE_RESULT = {
+    "a kill before the last file": (("SIGKILL", "deepcluster.storage.model_files:save_in_run", 1), -9, ""),
+    "a signal in the first result": (("SIGINT", "deepcluster.runs.page:render", 1), 75, "run the same command again"),
+    "a full disk": (("FSIZE", "", 30_000), 5, "is as it was"),
+}
+DISK = "os:rename os:replace os:unlink os:rmdir os:mkdir os:fsync"
+
+
+@pytest.fixture(scope="module")
+def replaced(command, pictures, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "replaced"
+    assert command("fit", pictures, "-o", out, *small_fit("--rounds", "0", "--labels", "folders")) == (0, "")
+    return out
+
+
+def own(run: Path) -> dict[str, bytes | Path]:
+    return {name: content for name, content in contents(run).items() if not name.startswith(".deepcluster/")}
+
+
+@pytest.mark.parametrize("end", BEFORE_THE_RESULT)
+def test_a_run_is_replaced_only_by_a_run_that_has_a_result(command, pictures, replaced, tmp_path, end, ends):
+    trap, code, words = BEFORE_THE_RESULT[end]
+    run, before = Path(shutil.copytree(replaced, tmp_path / "run")), own(replaced)
+    anew = ["fit", pictures, "-o", run, *small_fit("-k", "4"), "--overwrite"]
+    ended, said = command(*anew, trap=trap)
+    assert ended == code and words in said and "--resume" not in said, said
+    assert own(run) == before  # with run.json, which has no error of the other run
+    for verb, *options in (
+        ["predict", pictures, "-o", tmp_path / "out.csv", "-q"],
+        ["export", "--to", "folders", "-o", tmp_path / "sorted", "-q"],
+        ["report"],
+    ):
+        assert "preliminary" not in ends([verb, run, *options], 0)
+    assert command(*anew) == (0, "")
+    told = record(run)
+    assert (told["clusters"], told["status"], told["run"] != record(replaced)["run"]) == (4, "done", True)
+    assert not (run / "metrics.json").exists() and not left_behind(run)
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_change_of_the_disk_leaves_the_old_run_or_a_result_of_the_new_one(
+    command, pictures, replaced, tmp_path
+):
+    seen, count, before = [], 1, own(replaced)
+    while not seen or seen[-1] in ("old", "preliminary"):
+        run = Path(shutil.copytree(replaced, tmp_path / str(count)))
+        command("fit", pictures, "-o", run, *small_fit("-k", "4"), "--overwrite", trap=("SIGKILL", DISK, count))
+        told = run_folder.open_run(run).read_record()  # completes a state
+        seen.append("old" if own(run) == before else str(told.result))
+        if seen[-1] == "preliminary":
+            assert command("report", run)[0] == 0
+        count += 7
+    assert seen == sorted(seen, key=["old", "preliminary", "final"].index) and len(set(seen)) == 3
 
 
 # ---- damaged checkpoints --------------------------------------------------------------------------------------------

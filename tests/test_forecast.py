@@ -1,4 +1,4 @@
-"""What a run needs of memory and time, and a time limit: kept with whole rounds, planned again after each round."""
+"""The memory that a run needs; its time; a time limit: kept with whole rounds, planned again after each round."""
 
 import copy
 import re
@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from deepcluster.errors import DeepClusterWarning, OutOfMemoryError
+from deepcluster.errors import OutOfMemoryError
 from deepcluster.nets.network import build
 from deepcluster.recipe import Recipe
 from deepcluster.runs import fit as run
-from deepcluster.runs import forecast, train
-from deepcluster.runs.forecast import BASE, PAGE, SHARE_OF_TIME, TABLES, expected, memory, training_cost
+from deepcluster.runs import train
+from deepcluster.runs.forecast import BASE, PAGE, TABLES, dry_run, memory
 from deepcluster.runs.plan import Clock, Job, Request
-from deepcluster.runs.train import KEPT_BACK, whole_rounds
+from deepcluster.runs.train import KEPT_BACK, training_cost, whole_rounds
+from deepcluster.runs.writer import SHARE_OF_TIME
 from deepcluster.runtime import machine
 from deepcluster.runtime.console import Silent
 from deepcluster.runtime.machine import available, check_fits
@@ -109,14 +110,6 @@ def test_a_run_that_cannot_fit_is_refused_with_both_numbers_before_it_writes(tmp
     assert said.startswith("error: the run takes ") and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("ranks", "rounds", "wanted"), [(1, 9, (410, 410 + 9 * 800)), (2, 0, (210, 210))])
-def test_the_time_is_that_of_all_rounds_on_all_ranks(monkeypatch, ranks, rounds, wanted):
-    """By hand: 1000 images, .2 s each to read and for a pass; training is three passes, and a result takes 10 s."""
-    monkeypatch.setattr(forecast, "RESULT", 10 - 1000 * forecast.RESULT_EACH)
-    recipe = replace(SMALL, rounds=rounds, epochs=1, view_size=0, views=1)
-    assert expected((0.2, 0.2), recipe, 1000, ranks) == pytest.approx(wanted)
-
-
 # ---- a time limit ---------------------------------------------------------------------------------------------------
 
 RECIPE = Recipe(rounds=3, epochs=2, image_size=144, view_size=108, views=1)
@@ -166,10 +159,10 @@ def test_a_run_on_a_clock_of_its_own(seconds, slower):
         assert done == 3
 
 
-def test_a_limit_shorter_than_a_pass_says_so_and_gives_the_groups_of_the_network_as_it_was_given(photos, tmp_path):
+def test_a_limit_shorter_than_a_pass_gives_the_groups_of_the_network_as_it_was_given(photos, tmp_path):
     request = Request(out=tmp_path / "run", n_clusters=3, options={**OPTIONS, "rounds": 1000}, time_limit=0.01)
-    with pytest.warns(DeepClusterWarning, match=r"too short for one pass over 48 images: .* take about \d"):
-        folder = run.fit(photos, replace(request, labels="folders")).path
+    folder = run.fit(photos, replace(request, labels="folders"), display := Said()).path
+    assert any(re.fullmatch("Time: about .+ in all, too little for training", line) for line in display.lines)
     ended = record(folder)
     assert (ended["status"], ended["result"], ended["rounds"]) == ("done", "final", 0)
     assert (ended["stopped_because"], ended["images_count"]) == ("time limit", 48)
@@ -179,13 +172,22 @@ def test_a_limit_shorter_than_a_pass_says_so_and_gives_the_groups_of_the_network
 
 def test_a_run_makes_whole_rounds_and_ends_by_its_limit(photos, tmp_path: Path, monkeypatch):
     """Of 1000 rounds only those that are planned; each is over all images."""
-    monkeypatch.setattr("deepcluster.runs.forecast.RESULT", 0.0)
     monkeypatch.setattr(train, "whole_rounds", lambda job, recipe, done, *_: 3 if done else 2)
     display = Said()
     request = Request(out=tmp_path / "run", n_clusters=3, options={**OPTIONS, "rounds": 1000}, time_limit=1e6)
     ended = record(run.fit(photos, request, display).path)
     assert (ended["rounds"], ended["stopped_because"], ended["images_count"]) == (3, "time limit", 48)
     assert any(re.fullmatch(r"Time: about .+ in all, training in 2 rounds", line) for line in display.lines)
+
+
+def test_the_time_is_said_when_the_run_has_measured_a_pass_and_again_after_a_round(photos, tmp_path):
+    """Neither at the start nor by a dry run, which measure nothing."""
+    request = Request(out=tmp_path / "run", n_clusters=3, options={**OPTIONS, "rounds": 2, "patience": 9})
+    run.fit(photos, request, display := Said())
+    headings = [line.partition(":")[0] for line in display.lines]
+    assert headings[headings.index("First") :] == ["First", "Time", "Time", "Done"] and headings.count("Time") == 2
+    dry_run(photos, request, display := Said())
+    assert [line.partition(":")[0] for line in display.lines] == ["Network", "Plan", "Memory"]
 
 
 def test_the_clock_of_a_run_counts_from_the_beginning_of_the_command():

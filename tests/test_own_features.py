@@ -1,6 +1,8 @@
 """fit, recut, predict and report on features that came from elsewhere, without a network."""
 
 import json
+import resource
+import shutil
 import time
 import tomllib
 from pathlib import Path
@@ -12,7 +14,7 @@ from PIL import Image
 
 import deepcluster
 from deepcluster.cli import run_command
-from deepcluster.errors import DataError, UsageError
+from deepcluster.errors import DataError, DiskError, UsageError
 from deepcluster.export import onnx
 from deepcluster.images.given import read_features
 from deepcluster.runs.fit import fit_features
@@ -23,7 +25,7 @@ from deepcluster.runs.rows import images_at_hand
 from deepcluster.runtime import plain_files
 from deepcluster.storage.model_files import load
 from deepcluster.storage.run_folder import open_run
-from tests.helpers.runs import record, rows, state_of
+from tests.helpers.runs import contents, record, rows, state_of
 
 GROUPS, EACH, WIDTH = 3, 20, 12
 COUNT = GROUPS * EACH
@@ -48,6 +50,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     begun = time.perf_counter() - 1000
     fit_features(folder / "f.npy", Request(out=folder / "run", n_clusters=GROUPS, labels="folders", begun=begun))
     return folder
+
+
+def test_a_full_disk_leaves_the_run_that_was_to_be_replaced(made, tmp_path):
+    run = Path(shutil.copytree(made / "run", tmp_path / "run"))
+    before, (soft, hard) = contents(run), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+    try:
+        with pytest.raises(DiskError, match=r"File too large.*run is as it was"):
+            fit_features(made / "f.npy", Request(out=run, n_clusters=2, overwrite=True))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert contents(run) == before and record(run)["labels"] == "folders"
 
 
 def test_groups_labels_and_files(made):

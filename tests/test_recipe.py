@@ -8,6 +8,7 @@ import torch
 from deepcluster.errors import DataError, UsageError
 from deepcluster.presets import Facts, resolve
 from deepcluster.recipe import Recipe, to_toml
+from deepcluster.runs.plan import Begun, Request
 
 RECIPES = Path(__file__).parent.parent / "examples/recipes"
 PHOTOS = Facts(count=50_000, short_side=32, grey=False, n_clusters=10, device="cpu")
@@ -171,8 +172,20 @@ def test_classic_is_the_paper_at_the_size_of_the_images(facts):
     assert {name: options[name] for name in PAPER} == PAPER | ({"flip": 0.0} if facts.grey else {})
     assert ("flip" in plan.reasons) == facts.grey and plan.reasons["tolerance"].startswith("settled")
     assert (options["tolerance"], options["dims"], options["sobel"]) == (0.1, 0, False)
+    assert ("loses to no training" in plan.in_short(3)) == (facts.count < 10_000)
     for name in ("backbone", "image_size", "margin", "pseudo_labels", "epochs", "batch_size"):
         assert options[name] == chosen[name]
+
+
+def test_unusable_files_change_all_of_the_plan_but_the_sizes_that_were_read():
+    facts = replace(LARGE, count=5051, published="photos-small", n_clusters=None)
+    first, second = resolve("auto", {}, facts).recipe, resolve("auto", {}, replace(facts, count=50)).recipe
+    assert (first.image_size, second.image_size) == (144, 224) and first.pseudo_labels > 50 >= second.pseudo_labels
+    begun = Begun("run", "new", asdict(first), {"image_size": "so many"}, asdict(facts))
+    plan = begun.plan_of(50, Request())
+    sizes = {name: getattr(first, name) for name in ("image_size", "margin", "view_size", "small_size")}
+    assert plan.recipe == replace(second, **sizes) and plan.recipe.store_size == first.store_size
+    assert plan.reasons["image_size"] == "so many"
 
 
 @pytest.mark.parametrize("named", [{"backbone": "photos-small"}, RESNET])

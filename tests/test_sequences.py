@@ -75,7 +75,7 @@ class Life(RuleBasedStateMachine):
         code, said = self.do(*arguments, trap=trap)
         after = state_of(self.run)
         if code != 0 and not (code == -9 and after != before):
-            # fit --overwrite: from when it has read its images the old run is gone.
+            # fit --overwrite: the first result replaces the old run.
             assert after == before or (arguments[0] == "fit" and after is None), (arguments, trap, said)
 
     @rule(k=st.integers(2, 5), kill=KILLS, seed=st.integers(0, 2), more=st.sampled_from(MORE))

@@ -38,7 +38,7 @@ from deepcluster.runtime.plain_files import unguarded
 from deepcluster.storage import run_folder as files
 from deepcluster.storage import state
 from tests.helpers.report import Page
-from tests.helpers.runs import change_record, record, small_fit
+from tests.helpers.runs import change_record, contents, record, rows, small_fit
 from tests.tiny import RECORD, tiny_run
 
 NAMES = [
@@ -440,13 +440,34 @@ def test_an_array_that_shrinks(tmp_path: Path) -> None:
         read_once(source, 16)
 
 
-def test_a_byte_order_mark_is_no_damage_and_a_current_folder_that_is_gone_no_error(run, tmp_path, monkeypatch, ends):
+def test_a_byte_order_mark_is_no_damage_and_a_current_folder_that_is_gone_no_error(
+    run, photos, tmp_path, monkeypatch, ends
+):
     for name in ("clusters.csv", "run.json"):
         (run / name).write_bytes(codecs.BOM_UTF8 + (run / name).read_bytes())
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     (tmp_path / "here").rmdir()
     ends(["recut", run, "-k", "2", "-q"], 0)
+    ends(["fit", photos, "-o", tmp_path / "new", *small_fit()], 5)  # torch asks for it in the first round
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("candidates", [5, [5], [{"k": 3}], [{"k": "3", "silhouette": 0.5}]], ids=str)
+def test_candidates_of_another_shape_are_damage(run, candidates, ends):
+    change_record(run, candidates=candidates)
+    before = contents(run)
+    assert "run.json is damaged" in ends(["recut", run, "-k", "2", "-q"], 5)
+    assert contents(run) == before
+
+
+def test_a_group_of_duplicates_that_is_no_number_is_damage(run, tmp_path, ends):
+    path = next(iter(rows(run / "clusters.csv")))["path"]
+    (run / "duplicates.csv").write_text(f"group,path,distance\nx,{path},0\n")
+    before, noise = contents(run), np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "new.png")
+    assert "duplicates.csv is damaged" in ends(["update", run, tmp_path / "new.png", "-q"], 5)
+    assert contents(run) == before
 
 
 @pytest.mark.parametrize("command", ["report run", "recut run -k 2", "apply run edits.json"])

@@ -1,7 +1,6 @@
 """The number of groups: candidates from the neighbour graph, and how stable a cut into so many groups is."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import combinations
 from statistics import mean
 
@@ -15,6 +14,7 @@ from deepcluster.clustering.agreement import ari
 from deepcluster.clustering.kmeans import first_occurrences
 from deepcluster.groups.cut import DIMENSIONS, ROWS_EACH, Cut, cut, placement_of
 from deepcluster.groups.graph import embedding, modularity, neighbour_ties
+from deepcluster.records import Candidate
 from deepcluster.seeding import derive, generator
 
 MAX_GROUPS, MAX_CANDIDATES = 30, 3
@@ -24,22 +24,6 @@ CUTS = 3
 SHARE = 0.8  # of the sample, in a cut
 MIN_IMAGES = 300  # of fewer, the agreement of two cuts is noise (docs/decisions.md)
 CutRows = Callable[[Tensor, int, int], Cut]  # rows, number of groups, seed
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A number of groups.
-
-    Attributes:
-        silhouette: Silhouette of so many groups in an embedding of the neighbour graph, -1 to 1: are they apart?
-        modularity: The share of the graph's ties inside the groups, less that of random ties: do they hold together?
-        stability: Mean adjusted Rand index between cuts of several samples, at most 1; None: too few images to tell.
-    """
-
-    k: int
-    silhouette: float
-    modularity: float
-    stability: float | None
 
 
 def cut_once(rows: Tensor, k: int, seed: int) -> Cut:

@@ -2,7 +2,8 @@
 
 import secrets
 import shlex
-from contextlib import nullcontext, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -41,6 +42,7 @@ from deepcluster.runs.plan import (
     check_same,
     check_weights_here,
     free_path,
+    labels_name,
 )
 from deepcluster.runs.result import conclude_run
 from deepcluster.runs.rows import duplicate_rows, fingerprint, image_digests, remember_images, row_digests
@@ -87,11 +89,15 @@ def fit(
             display.say("Done", f"{begun.out} is finished already")
             return files.open_run(Path(begun.out))
         check_weights_here(begun.facts.get("published", ""))
+        request = replace(request, labels=begun.labels)
         labels = true_labels(request.labels, source) if request.labels else None
         job = Job(request, source, labels, device, display, processes, clock)
         network = network_of(begun.plan.recipe, request.seed, device, request.module)
         needed = announce(job, begun, network) if processes.is_main else 0.0
-        with files.shared_lock(Path(begun.out), processes, make=True) as folder:
+        with (
+            files.shared_lock(Path(begun.out), processes, make=True) as folder,
+            files.replacing(folder if request.overwrite else None),
+        ):
             _run(job, begun, folder, network, needed)
         return files.open_run(Path(begun.out))
 
@@ -107,29 +113,26 @@ def _run(job: Job, begun: Begun, folder: files.LockedFolder | None, network: Net
     if network.origin:
         job.display.say("Origin", network.origin)
     try:
-        # All that was there stays whole until the images are read, and are those that the checkpoint is of.
-        with folder.next_state(anew=request.overwrite) if folder else nullcontext() as staged:
-            read, record = _read(job, begun, staged, network, record)
-            others = {"n_clusters": request.n_clusters, "seed": request.seed, **request.steps.names}
-            about: dict[str, Any] = {  # what a checkpoint says of its run
-                "options": {**asdict(read.recipe), **others},
-                "environment": record.environment,
-                "run": record.run,
-            }
-            if folder and staged:
-                if is_resumed:
-                    differences = check_same(folder, checkpoint, about, read.digests)
-                    record = replace(record, resumed=differences)
-                remember_images(staged, read.digests)
+        read, record, write_beginning = _read(job, begun, network, record)
+        others = {"n_clusters": request.n_clusters, "seed": request.seed, **request.steps.names}
+        about: dict[str, Any] = {  # what a checkpoint says of its run
+            "options": {**asdict(read.recipe), **others},
+            "environment": record.environment,
+            "run": record.run,
+        }
+        if folder and is_resumed:
+            record = replace(record, resumed=check_same(folder, checkpoint, about, read.digests))
+        if folder and not request.overwrite:
+            with folder.next_state() as staged:
+                write_beginning(staged)
                 staged.write_record(record.with_result_of(before))
-        writer = ResultWriter(job, folder, network, read, record)
+        # With --overwrite the first result is written with the beginning, and replaces the old run in one step.
+        writer = ResultWriter(job, folder, network, read, record, write_beginning if request.overwrite else None)
         result, record = writer.final(*train(writer, checkpoints, checkpoint, about))
     except BaseException as error:
         stopped = signals.stopped() or isinstance(error, KeyboardInterrupt | Stopped)
         begun_here = _record_end(folder, record, error, "stopped" if stopped else "failed") if folder else True
-        if isinstance(error, Stopped) and request.overwrite and not begun_here:
-            raise Stopped(f"{error} before anything was replaced; run the same command again") from None
-        if isinstance(error, Stopped):
+        if isinstance(error, Stopped) and (begun_here or not request.overwrite):
             so_far = ""
             with suppress(DeepClusterError):
                 so_far = f"; the groups so far are in {out}" if files.RunFolder(out).read_record().result else ""
@@ -153,6 +156,7 @@ def first_record(job: Job, before: RunRecord | None, needed: float) -> RunRecord
         seed=job.request.seed,
         n_clusters=job.request.n_clusters,
         cut_k=job.request.n_clusters,
+        labels=job.request.labels,
         steps=job.request.steps.names or None,
         device=str(job.device),
         environment=environment(job.device, job.processes.world_size, deterministic=job.request.deterministic),
@@ -161,9 +165,12 @@ def first_record(job: Job, before: RunRecord | None, needed: float) -> RunRecord
 
 
 def _read(
-    job: Job, begun: Begun, folder: files.LockedFolder | None, network: Network, record: RunRecord
-) -> tuple[ImagesRead, RunRecord]:
-    """Read the images once, settle what depends on the usable ones and on the network, and write both. A collective."""
+    job: Job, begun: Begun, network: Network, record: RunRecord
+) -> tuple[ImagesRead, RunRecord, Callable[[files.LockedFolder], None]]:
+    """Read the images once, and settle what depends on the usable ones and on the network. A collective.
+
+    Returns the images, run.json and, for the main rank, the function that writes the other files of a run's beginning.
+    """
     source, display = job.source, job.display
     size, progress = begun.plan.recipe.store_size, partial(display.progress, "reading")
     scratch = scratch_of(Path(begun.out), job.processes.rank)
@@ -179,13 +186,19 @@ def _read(
     alike = near_duplicates(store.images, store.partition)
     pictures = tiny_pictures(store.images, store.partition.local.start, used)
     pictures = Partition.of(job.processes, len(pictures)).gather(pictures)
-    if folder:
+    sheet = sprite_sheet(pictures) if job.processes.is_main else b""
+
+    def write_beginning(folder: files.LockedFolder) -> None:
         folder.write("recipe.toml", to_toml(plan.recipe))
         folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": why} for path, why in skipped])
         folder.write_rows(
             "duplicates.csv", files.DUPLICATES, duplicate_rows(alike, [source.paths[i] for i in store.kept])
         )
-        folder.write(SHEET, sprite_sheet(pictures))
+        folder.write(SHEET, sheet)
+        remember_images(folder, digests)
+        if begun.state == "new":
+            folder.write_rows("history.csv", files.HISTORY, [])
+
     if alike:
         text = f"{sum(map(len, alike)):,} images in {count(len(alike), 'group')} are nearly identical (duplicates.csv)"
         display.say("Alike", f"{text}; all are used")
@@ -198,7 +211,7 @@ def _read(
         pseudo_labels=plan.recipe.pseudo_labels,
         reasons=plan.reasons,
     ).with_phase("reading", job.clock.lap())
-    return ImagesRead(store, plan.recipe, digests), record
+    return ImagesRead(store, plan.recipe, digests), record, write_beginning
 
 
 def _with_precision(plan: Plan, network: Network) -> Plan:
@@ -243,12 +256,13 @@ def fit_features(given: str | Path, request: Request, display: Display | None = 
         features, source = read_features(given)
         check_groups(request.n_clusters, len(features))
         recipe = _features_recipe(request, len(features))
+        request = replace(request, labels=labels_name(request.labels))
         labels = true_labels(request.labels, source) if request.labels else None
         job = Job(request, source, labels, CPU, Several(Log(), display), ALONE, clock)
         out = free_path(source, request)
         if request.overwrite:
             check_not_inside(replace(source, location=str(Path(given).absolute()), file=None), out)
-        with files.locked(out, make=True) as folder:
+        with files.locked(out, make=True) as folder, files.replacing(folder if request.overwrite else None):
             with folder.next_state(anew=request.overwrite) as staged:
                 record = _write_features(job, staged, features, recipe)
             job.display.say("Run", str(folder.path))

@@ -31,6 +31,7 @@ from deepcluster.storage.checkpoint import ROUNDS, Checkpoint, fitting
 from deepcluster.storage.state import own_files
 
 MAX_SHOWN = 5  # paths in an error
+SIZES = ("image_size", "margin", "view_size", "small_size")  # options: how large the images are read and seen
 # The facts that a checkpoint has about its run, with their types.
 ABOUT = {
     "options": dict, "environment": dict, "elapsed": float | int, "rounds": ROUNDS, "baseline": dict[str, float | int],
@@ -118,6 +119,7 @@ class Begun:
     recipe: Mapping[str, Any]  # every option
     reasons: Mapping[str, str]  # as in a Plan
     facts: Mapping[str, Any]  # about the images of a new run
+    labels: str | None = None  # as in run.json
 
     @cached_property
     def plan(self) -> Plan:
@@ -131,7 +133,9 @@ class Begun:
         check_groups(request.n_clusters, used)
         plan = resolve(request.recipe, request.options or {}, replace(facts, count=used))
         # Fewer images may deserve larger ones, but these are read already.
-        return plan if plan.recipe.store_size == self.plan.recipe.store_size else self.plan
+        sizes = {name: self.recipe[name] for name in SIZES}
+        reasons = {name: reason for name, reason in self.reasons.items() if name in SIZES}
+        return Plan(replace(plan.recipe, **sizes), {**plan.reasons, **reasons})
 
 
 def begin(source: Source, request: Request, display: Display, *, dry: bool = False) -> Begun:
@@ -150,7 +154,12 @@ def begin(source: Source, request: Request, display: Display, *, dry: bool = Fal
     _get_weights(name, request, display, dry=dry)
     facts = replace(facts, published=name)
     plan = resolve(request.recipe, request.options or {}, facts)
-    return Begun(str(out), "new", asdict(plan.recipe), plan.reasons, asdict(facts))
+    return Begun(str(out), "new", asdict(plan.recipe), plan.reasons, asdict(facts), labels_name(request.labels))
+
+
+def labels_name(spec: str | None) -> str | None:
+    """Return ``--labels`` as run.json has it: a file by its absolute path."""
+    return str(Path(spec).absolute()) if spec and spec != "folders" else spec
 
 
 def _resumed(out: Path, source: Source, request: Request) -> Begun:
@@ -170,11 +179,12 @@ def _resumed(out: Path, source: Source, request: Request) -> Begun:
         names = options if base == AUTO else asked
         named |= {name: asked[name] for name in names if name in recipe and asked[name] != "auto"}
     steps = record.steps or {}
-    then = {"n_clusters": record.n_clusters, "seed": record.seed, **recipe, **steps}
+    then = {"n_clusters": record.n_clusters, "seed": record.seed, "labels": record.labels, **recipe, **steps}
+    named |= {"labels": labels_name(request.labels)} if request.labels else {}
     check_options(then, {**named, **dict.fromkeys(steps), **request.steps.names})
     check_paths(folder, source)
     state = "finished" if record.status == "done" else "resumed"
-    return Begun(str(out), state, recipe, record.reasons or {}, {})
+    return Begun(str(out), state, recipe, record.reasons or {}, {}, record.labels)
 
 
 def facts_of(source: Source, request: Request) -> Facts:

@@ -15,15 +15,15 @@ from deepcluster.recipe import Recipe
 from deepcluster.records import Round, State
 from deepcluster.report.text import count, in_words
 from deepcluster.runs.build import learning_rate, place_of, rounds_of, shares_pass
-from deepcluster.runs.forecast import SHARE_OF_TIME, training_cost
 from deepcluster.runs.plan import Job
 from deepcluster.runs.result import label_numbers
-from deepcluster.runs.writer import ResultWriter
+from deepcluster.runs.writer import SHARE_OF_TIME, ResultWriter
 from deepcluster.runtime.plain_files import check_tensors
 from deepcluster.storage.checkpoint import FEATURES, Checkpoint, Checkpoints, fitting, restored
 from deepcluster.storage.run_folder import HISTORY, LockedFolder
 
 KEPT_BACK = 0.05  # share of a time limit left unplanned, as a safety margin
+BACKWARD = 3.0  # a training step in forward passes
 
 
 class History:
@@ -84,25 +84,32 @@ def train(
         The number of rounds, the reason why there are no more, and the features of the network if they are known.
     """
     job, recipe, network, store = writer.job, writer.images.recipe, writer.network, writer.images.store
-    clock, planned = job.clock, recipe.rounds
+    clock, planned, features = job.clock, recipe.rounds, None
+    if not recipe.rounds:
+        return 0, "all rounds done", None
 
     def save(state: State) -> None:
         so_far = {"elapsed": clock.elapsed(), "rounds": planned, "baseline": writer.baseline}
         checkpoints.write(state, network.state_dict(), {**about, **so_far})
 
-    if job.processes.any(checkpoint is not None):
+    is_resumed = job.processes.any(checkpoint is not None)
+    state = State()
+    if is_resumed:
         state, planned = _resumed(writer, checkpoints, checkpoint)
-    else:
-        state = State()
+    # The first result comes before all that is written to its place: until then a run that it replaces is whole.
+    if state.round == 0 and (job.request.report or job.request.overwrite):
+        features = writer.features()
+        cost = writer.cost.one_pass + training_cost(recipe, writer.cost.one_pass)
+        if _plan(writer, 0, cost, is_said=False):
+            writer.preliminary(0, features)
+        if not (planned := _plan(writer, 0, cost, is_said=True)):  # the seconds of a result are known now
+            return 0, "time limit", features
+    if not is_resumed:
         save(state)
     history = History(writer.folder, writer, state.round) if writer.folder else None
-    if state.round == 0 and recipe.rounds and job.request.report:
-        features = writer.features()
-        if not (planned := _first_plan(writer)):
-            return 0, "time limit", features
-        writer.preliminary(0, features)
-        state = replace(state, features=features if shares_pass(recipe, job.device) else None)
-        del features
+    if features is not None and shares_pass(recipe, job.device):
+        state = replace(state, features=features)
+    del features
     watch = Stopwatch(job.display.progress)
     rounds = rounds_of(
         network,
@@ -114,17 +121,20 @@ def train(
         state=state,
         place=place_of(network, recipe, store.partition, watch),
     )
+    first = state.round + 1
     state, begin = replace(state, features=None), clock.elapsed()  # the round frees its features before it trains
     for round in rounds if state.round < planned else ():
         seconds = watch.seconds()
         state = replace(round.state, features=None)
         row = history.add(round, seconds) if history else {}
-        planned, is_due = _next_plan(writer, state.round, clock.elapsed() - begin, seconds["features"])
+        writer.cost.one_pass = max(writer.cost.one_pass, seconds["features"])
+        cost = clock.elapsed() - begin - seconds["features"] + writer.cost.one_pass
+        planned = _plan(writer, state.round, cost, is_said=state.round == first and planned > first)
         save(round.state)
         job.display.round(row, planned)
         if state.round >= planned or state.settled >= recipe.patience:
             break
-        if is_due:
+        if job.processes.broadcast_json(lambda: writer.is_due):
             writer.preliminary(state.round)
         begin = clock.elapsed()
         watch.start()
@@ -165,25 +175,24 @@ def _check_tensors(state: State, writer: ResultWriter) -> None:
             raise ValueError("previous has numbers of no clusters")
 
 
-def _first_plan(writer: ResultWriter) -> int:
-    """Plan and announce the rounds by the pass of the first result, and return their number. A collective."""
-    job, recipe, one_pass = writer.job, writer.images.recipe, writer.cost.one_pass
-    cost, results = one_pass + training_cost(recipe, one_pass), one_pass + 2 * writer.cost.result
-    rounds: int = job.processes.broadcast_json(lambda: whole_rounds(job, recipe, 0, cost, results))
-    if job.request.time_limit is not None:
-        end = job.clock.elapsed() + results + rounds * (1 + SHARE_OF_TIME) * cost
+def training_cost(recipe: Recipe, features: float) -> float:
+    """Estimate the seconds of a round's training by those of a pass over the images, ``features``."""
+    sides = [recipe.view_size or recipe.image_size] * recipe.views + [recipe.small_size] * recipe.small_views
+    return features * recipe.epochs * BACKWARD * sum((side / recipe.image_size) ** 2 for side in sides)
+
+
+def _plan(writer: ResultWriter, done: int, cost: float, *, is_said: bool) -> int:
+    """Return the number of rounds, ``done`` ones included, that the time allows; ``is_said``: show both. A collective.
+
+    ``cost``: Seconds of a round and its pass.
+    """
+    job, recipe, results = writer.job, writer.images.recipe, max(writer.cost.result, writer.cost.one_pass)
+    rounds: int = job.processes.broadcast_json(lambda: whole_rounds(job, recipe, done, cost, results))
+    if is_said:
+        end = job.clock.elapsed() + results + (rounds - done) * (1 + SHARE_OF_TIME) * cost
         text = f"training in {count(rounds, 'round')}" if rounds else "too little for training"
         job.display.say("Time", f"about {in_words(end)} in all, {text}")
     return rounds
-
-
-def _next_plan(writer: ResultWriter, done: int, seconds: float, features: float) -> tuple[int, bool]:
-    """Plan anew after ``done`` rounds by the seconds of the last and of its pass; is a result due? A collective."""
-    one_pass = max(writer.cost.one_pass, features)
-    results = max(writer.cost.result, one_pass)
-    rounds = whole_rounds(writer.job, writer.images.recipe, done, seconds - features + one_pass, results)
-    planned, is_due = writer.job.processes.broadcast_json(lambda: [rounds, writer.is_due])
-    return planned, bool(is_due)
 
 
 def whole_rounds(job: Job, recipe: Recipe, done: int, cost: float, results: float) -> int:

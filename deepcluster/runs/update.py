@@ -295,7 +295,8 @@ def _draw(folder: files.LockedFolder, rows: Rows, at_hand: Source | None, new: _
     """Add the new images to near-duplicates, sheet and map, if the run has these."""
     if folder.has("duplicates.csv") and new.images is not None:
         table = folder.read_rows("duplicates.csv", files.DUPLICATES)
-        first = 1 + max((int(row["group"]) for row in table), default=-1)
+        with folder.as_disk_errors("duplicates.csv"):
+            first = 1 + max((int(row["group"]) for row in table), default=-1)
         alike = duplicate_rows(near_duplicates(new.images), new.source.paths, first)
         folder.write_rows("duplicates.csv", files.DUPLICATES, [*table, *alike])
     if sheet := drawn.read_sheet(folder):

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -20,7 +20,6 @@ from deepcluster.recipe import Recipe
 from deepcluster.records import FINAL, PRELIMINARY
 from deepcluster.report.text import count
 from deepcluster.runs.build import place_of
-from deepcluster.runs.forecast import RESULT, RESULT_EACH, SHARE_OF_TIME
 from deepcluster.runs.page import MAP, TREE, Tables, on_sheet_of, write_nouns, write_page, write_tree
 from deepcluster.runs.plan import ImagesRead, Job
 from deepcluster.runs.predict import placement_columns
@@ -37,13 +36,14 @@ END_REASONS = {
     "time limit": ", because the time limit was reached",
     "assignments settled": ", because the clusters no longer change",
 }
+SHARE_OF_TIME = 0.1  # of preliminary results after the first: at most one per ten times its own cost
 
 
 @dataclass
 class Cost:
     """Seconds that results take."""
 
-    result: float  # of the last one; before the first one, an estimate of its files
+    result: float = 0.0  # of the last one
     one_pass: float = 0.0  # of the last pass over the images for a result
     written: float = -math.inf  # when the last result was written, by time.perf_counter()
 
@@ -60,12 +60,14 @@ class ResultWriter:
     network: Network  # of the rounds, with the weights that it begins with
     images: ImagesRead
     record: RunRecord  # run.json so far, without a result
+    # Writes the files of the beginning with the first result, which replaces another run; None if they are written.
+    write_beginning: Callable[[files.LockedFolder], None] | None = None
     baseline: Mapping[str, float] = field(default_factory=dict)  # metrics of the first result, on the main rank
 
     def __post_init__(self) -> None:
         weights = self.network.body.state_dict() if self.images.recipe.average < 1 else {}
         self._first_weights = {name: value.clone() for name, value in weights.items()}
-        self.cost = Cost(RESULT + len(self.images.store.kept) * RESULT_EACH)
+        self.cost = Cost()
 
     @property
     def is_due(self) -> bool:
@@ -109,7 +111,9 @@ class ResultWriter:
             if self.folder is None:
                 deque(result.rows.partition.blocks(result.rows.reduced), maxlen=0)  # the other ranks only send
                 return result, record
-            with self.folder.next_state() as staged:
+            with self.folder.next_state(anew=self.write_beginning is not None) as staged:
+                if self.write_beginning:
+                    self.write_beginning(staged)
                 for name in (files.FORMER, MAP):  # of an earlier result
                     staged.remove(name)
                 if seen is not None:
@@ -125,6 +129,7 @@ class ResultWriter:
                     features=True, report=self.job.request.report, progress=self.job.display.progress,
                 )  # fmt: skip
                 model_files.save_in_run(result.model, staged, record)
+            self.write_beginning = None
         return result, record
 
     @contextmanager
@@ -188,6 +193,8 @@ def write_result(
         labelled = sum(map(bool, rows.labels or ()))
         measures = {**result.metrics, **at_start, "nmi_average": NMI_AVERAGE, "labelled": labelled}
         folder.write_json("metrics.json", measures)
+    else:
+        folder.remove("metrics.json")
     if result.tree:
         write_tree(folder, result.tree)
     else:

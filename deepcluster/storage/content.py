@@ -28,6 +28,7 @@ class RunRecord:
     started: str | None = None
     seed: int
     n_clusters: int | None = None  # None: -k auto, null in the file
+    labels: str | None = None  # folders, or the absolute path of a CSV file
     steps: Mapping[str, str] | None = None
     device: str | None = None
     environment: Mapping[str, str | int] | None = None

@@ -30,6 +30,7 @@ from deepcluster.nets.names import FEATURES, MODULE
 from deepcluster.nets.network import Absent, Network, absent_module, build, copy_of_module, no_network
 from deepcluster.nets.timm import channels_last
 from deepcluster.nets.weights import shapes_only
+from deepcluster.records import Candidate
 from deepcluster.runtime.plain_files import check_tensors, json_sha256, parse_json, read_json, read_tensors, shaped
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.files import write_tensors, write_whole
@@ -340,7 +341,14 @@ def load_scale(folder: Path) -> PixelScale | None:
 # ---- one step back --------------------------------------------------------------------------------------------------
 
 # Entries of run.json on the groups, with their types.
-ENTRIES = {"cut": str, "cut_k": int, "edits": str, "candidates": list, "stability": float, "verdict": str}
+ENTRIES = {
+    "cut": str,
+    "cut_k": int,
+    "edits": str,
+    "candidates": tuple[Candidate, ...],
+    "stability": float,
+    "verdict": str,
+}
 
 
 def keep_former(folder: LockedFolder, model: Model, record: RunRecord, baseline: Mapping[str, float]) -> None:

@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from deepcluster import log
-from deepcluster.errors import DeepClusterError, DiskError, first_line
+from deepcluster.errors import DeepClusterError, DiskError, Stopped, first_line
 from deepcluster.images.arrays import load_array
 from deepcluster.images.source import RECORD as RECORD
 from deepcluster.images.source import RUN as RUN
 from deepcluster.images.source import is_run
+from deepcluster.records import Candidate
 from deepcluster.runtime.plain_files import (
     MOST_JSON,
     Row,
@@ -29,6 +30,7 @@ from deepcluster.runtime.plain_files import (
     lines_of,
     read_json,
     sha256,
+    shaped,
     unguarded,
     write_csv,
 )
@@ -105,7 +107,10 @@ class RunFolder:
 
     def read_record(self, types: Mapping[str, type] | None = None) -> RunRecord:
         """Return run.json; ``types`` are keys that must be there besides those of every run."""
-        return RunRecord.from_json(self.read_json(RUN, {**RECORD, **(types or {})}))
+        record = RunRecord.from_json(self.read_json(RUN, {**RECORD, **(types or {})}))
+        with self.as_disk_errors(RUN):
+            shaped(record.candidates, tuple[Candidate, ...] | None, "candidates")
+        return record
 
     def read_clusters(self) -> Table:
         """Read clusters.csv. DiskError if its rows are not those that were written, because other files go by them."""
@@ -277,6 +282,19 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
             if len(row) != len(names) or None in row.values():
                 raise ValueError(f"line {table.line_num} has not {len(names)} cells")
             yield unguarded(row)
+
+
+@contextmanager
+def replacing(folder: LockedFolder | None) -> Iterator[None]:
+    """Say with an error inside the context that the run, which was to be replaced, is as it was (None: nothing was)."""
+    before = folder and _version(folder.path)
+    try:
+        yield
+    except (DeepClusterError, Stopped) as error:
+        if not folder or _version(folder.path) != before:
+            raise
+        advice = ": run the same command again" if isinstance(error, Stopped) else ""
+        raise type(error)(f"{error}; {folder.path} is as it was{advice}") from error
 
 
 def folder_name(name: str) -> str:
