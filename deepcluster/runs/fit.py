@@ -2,7 +2,6 @@
 
 import secrets
 import shlex
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -113,7 +112,7 @@ def _run(job: Job, begun: Begun, folder: files.LockedFolder | None, network: Net
     if network.origin:
         job.display.say("Origin", network.origin)
     try:
-        read, record, write_beginning = _read(job, begun, network, record)
+        read, record = _read(job, begun, network, record)
         others = {"n_clusters": request.n_clusters, "seed": request.seed, **request.steps.names}
         about: dict[str, Any] = {  # what a checkpoint says of its run
             "options": {**asdict(read.recipe), **others},
@@ -124,10 +123,9 @@ def _run(job: Job, begun: Begun, folder: files.LockedFolder | None, network: Net
             record = replace(record, resumed=check_same(folder, checkpoint, about, read.digests))
         if folder and not request.overwrite:
             with folder.next_state() as staged:
-                write_beginning(staged)
+                read.write_beginning(staged)
                 staged.write_record(record.with_result_of(before))
-        # With --overwrite the first result is written with the beginning, and replaces the old run in one step.
-        writer = ResultWriter(job, folder, network, read, record, write_beginning if request.overwrite else None)
+        writer = ResultWriter(job, folder, network, read, record)
         result, record = writer.final(*train(writer, checkpoints, checkpoint, about))
     except BaseException as error:
         stopped = signals.stopped() or isinstance(error, KeyboardInterrupt | Stopped)
@@ -164,13 +162,8 @@ def first_record(job: Job, before: RunRecord | None, needed: float) -> RunRecord
     )
 
 
-def _read(
-    job: Job, begun: Begun, network: Network, record: RunRecord
-) -> tuple[ImagesRead, RunRecord, Callable[[files.LockedFolder], None]]:
-    """Read the images once, and settle what depends on the usable ones and on the network. A collective.
-
-    Returns the images, run.json and, for the main rank, the function that writes the other files of a run's beginning.
-    """
+def _read(job: Job, begun: Begun, network: Network, record: RunRecord) -> tuple[ImagesRead, RunRecord]:
+    """Read the images once, and settle what depends on the usable ones and on the network. A collective."""
     source, display = job.source, job.display
     size, progress = begun.plan.recipe.store_size, partial(display.progress, "reading")
     scratch = scratch_of(Path(begun.out), job.processes.rank)
@@ -211,7 +204,7 @@ def _read(
         pseudo_labels=plan.recipe.pseudo_labels,
         reasons=plan.reasons,
     ).with_phase("reading", job.clock.lap())
-    return ImagesRead(store, plan.recipe, digests), record, write_beginning
+    return ImagesRead(store, plan.recipe, digests, write_beginning), record
 
 
 def _with_precision(plan: Plan, network: Network) -> Plan:
@@ -289,10 +282,21 @@ def _write_features(job: Job, folder: files.LockedFolder, features: Tensor, reci
     """Compute and write the result, and return run.json."""
     source, (total, width) = job.source, features.shape
     pictures = pictures_of(source)
+
+    def write_beginning(folder: files.LockedFolder) -> None:
+        settings = (line for line in to_toml(recipe).splitlines() if line.partition(" ")[0] in FEATURES_OPTIONS)
+        folder.write("recipe.toml", "\n".join(settings) + "\n")
+        folder.write_rows("skipped.csv", files.SKIPPED, [])
+        folder.write_rows("history.csv", files.HISTORY, [])
+        if pictures is not None:
+            folder.write(SHEET, sprite_sheet(tiny_pictures(pictures, 0, total)))
+        remember_images(folder, images.digests)
+
     images = ImagesRead(
         store=Store(torch.empty(0) if pictures is None else pictures, tuple(range(total)), (), Partition.single(total)),
         recipe=recipe,
         digests=dict(zip(source.paths, row_digests(features), strict=True)),
+        write_beginning=write_beginning,
     )
     record = replace(
         first_record(job, None, 0),
@@ -310,13 +314,7 @@ def _write_features(job: Job, folder: files.LockedFolder, features: Tensor, reci
         result, record = conclude_run(job, no_network(width), images, record, features)
     except NonFiniteError as error:
         raise DataError("the features are too large or too small to compare: scale them, say to length 1") from error
-    settings = (line for line in to_toml(recipe).splitlines() if line.partition(" ")[0] in FEATURES_OPTIONS)
-    folder.write("recipe.toml", "\n".join(settings) + "\n")
-    folder.write_rows("skipped.csv", files.SKIPPED, [])
-    folder.write_rows("history.csv", files.HISTORY, [])
-    if pictures is not None:
-        folder.write(SHEET, sprite_sheet(tiny_pictures(pictures, 0, total)))
-    remember_images(folder, images.digests)
+    images.write_beginning(folder)
     record = replace(record, peak_memory_mb=peak_mb(), seconds=round(job.clock.elapsed(), 2))
     record = write_result(
         folder, result, record.with_phase("result", job.clock.lap()), recipe, baseline={}, source=source,

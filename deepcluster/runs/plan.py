@@ -103,11 +103,17 @@ class Job:
 
 @dataclass(frozen=True)
 class ImagesRead:
-    """The images as they were read, their recipe, and the digests of all images by path (on the main rank)."""
+    """The images as they were read.
+
+    Attributes:
+        digests: Of all images by path, on the main rank.
+        write_beginning: Writes the files of a run that depend on the images alone, on the main rank.
+    """
 
     store: Store
     recipe: Recipe
     digests: Mapping[str, str]
+    write_beginning: Callable[[files.LockedFolder], None]
 
 
 @dataclass(frozen=True)

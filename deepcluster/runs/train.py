@@ -84,32 +84,22 @@ def train(
         The number of rounds, the reason why there are no more, and the features of the network if they are known.
     """
     job, recipe, network, store = writer.job, writer.images.recipe, writer.network, writer.images.store
-    clock, planned, features = job.clock, recipe.rounds, None
-    if not recipe.rounds:
-        return 0, "all rounds done", None
 
     def save(state: State) -> None:
-        so_far = {"elapsed": clock.elapsed(), "rounds": planned, "baseline": writer.baseline}
+        so_far = {"elapsed": job.clock.elapsed(), "rounds": planned, "baseline": writer.baseline}
         checkpoints.write(state, network.state_dict(), {**about, **so_far})
 
     is_resumed = job.processes.any(checkpoint is not None)
-    state = State()
-    if is_resumed:
-        state, planned = _resumed(writer, checkpoints, checkpoint)
-    # The first result comes before all that is written to its place: until then a run that it replaces is whole.
-    if state.round == 0 and (job.request.report or job.request.overwrite):
-        features = writer.features()
-        cost = writer.cost.one_pass + training_cost(recipe, writer.cost.one_pass)
-        if _plan(writer, 0, cost, is_said=False):
-            writer.preliminary(0, features)
-        if not (planned := _plan(writer, 0, cost, is_said=True)):  # the seconds of a result are known now
-            return 0, "time limit", features
+    state, planned = _resumed(writer, checkpoints, checkpoint) if is_resumed else (State(), recipe.rounds)
+    if state.round == 0:
+        planned, features = _first_result(writer)
+        if not planned:
+            return 0, "time limit" if recipe.rounds else "all rounds done", features
+        state = replace(state, features=features if shares_pass(recipe, job.device) else None)
+        del features
     if not is_resumed:
-        save(state)
+        save(State())
     history = History(writer.folder, writer, state.round) if writer.folder else None
-    if features is not None and shares_pass(recipe, job.device):
-        state = replace(state, features=features)
-    del features
     watch = Stopwatch(job.display.progress)
     rounds = rounds_of(
         network,
@@ -122,13 +112,13 @@ def train(
         place=place_of(network, recipe, store.partition, watch),
     )
     first = state.round + 1
-    state, begin = replace(state, features=None), clock.elapsed()  # the round frees its features before it trains
+    state, begin = replace(state, features=None), job.clock.elapsed()  # the round frees its features before it trains
     for round in rounds if state.round < planned else ():
         seconds = watch.seconds()
         state = replace(round.state, features=None)
         row = history.add(round, seconds) if history else {}
         writer.cost.one_pass = max(writer.cost.one_pass, seconds["features"])
-        cost = clock.elapsed() - begin - seconds["features"] + writer.cost.one_pass
+        cost = job.clock.elapsed() - begin - seconds["features"] + writer.cost.one_pass
         planned = _plan(writer, state.round, cost, is_said=state.round == first and planned > first)
         save(round.state)
         job.display.round(row, planned)
@@ -136,7 +126,7 @@ def train(
             break
         if job.processes.broadcast_json(lambda: writer.is_due):
             writer.preliminary(state.round)
-        begin = clock.elapsed()
+        begin = job.clock.elapsed()
         watch.start()
     reason = "all rounds done" if state.round >= recipe.rounds else "time limit"
     return state.round, "assignments settled" if state.settled >= recipe.patience else reason, None
@@ -173,6 +163,24 @@ def _check_tensors(state: State, writer: ResultWriter) -> None:
         most = partition.total if has_own or recipe.clustering == "pic" else max(recipe.clusters)
         if not 0 <= int(previous.min()) <= int(previous.max()) < most:
             raise ValueError("previous has numbers of no clusters")
+
+
+def _first_result(writer: ResultWriter) -> tuple[int, Tensor | None]:
+    """Write the first result, unless it is the final one or nobody looks. A collective.
+
+    It comes before the first checkpoint and history.csv, so that a run that it replaces is whole until then.
+
+    Returns:
+        The number of planned rounds, and the features of the network if they were computed.
+    """
+    recipe, request = writer.images.recipe, writer.job.request
+    if not recipe.rounds or not (request.report or request.overwrite):
+        return recipe.rounds, None
+    features = writer.features()
+    cost = writer.cost.one_pass + training_cost(recipe, writer.cost.one_pass)
+    if _plan(writer, 0, cost, is_said=False):
+        writer.preliminary(0, features)
+    return _plan(writer, 0, cost, is_said=True), features  # the seconds of a result are known now
 
 
 def training_cost(recipe: Recipe, features: float) -> float:

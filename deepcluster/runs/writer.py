@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -60,14 +60,16 @@ class ResultWriter:
     network: Network  # of the rounds, with the weights that it begins with
     images: ImagesRead
     record: RunRecord  # run.json so far, without a result
-    # Writes the files of the beginning with the first result, which replaces another run; None if they are written.
-    write_beginning: Callable[[files.LockedFolder], None] | None = None
     baseline: Mapping[str, float] = field(default_factory=dict)  # metrics of the first result, on the main rank
 
     def __post_init__(self) -> None:
         weights = self.network.body.state_dict() if self.images.recipe.average < 1 else {}
         self._first_weights = {name: value.clone() for name, value in weights.items()}
         self.cost = Cost()
+
+    @property
+    def has_result(self) -> bool:
+        return self.cost.written > -math.inf
 
     @property
     def is_due(self) -> bool:
@@ -111,9 +113,11 @@ class ResultWriter:
             if self.folder is None:
                 deque(result.rows.partition.blocks(result.rows.reduced), maxlen=0)  # the other ranks only send
                 return result, record
-            with self.folder.next_state(anew=self.write_beginning is not None) as staged:
-                if self.write_beginning:
-                    self.write_beginning(staged)
+            # The first result replaces the run of --overwrite, with the files of the beginning.
+            replaces = self.job.request.overwrite and not self.has_result
+            with self.folder.next_state(anew=replaces) as staged:
+                if replaces:
+                    images.write_beginning(staged)
                 for name in (files.FORMER, MAP):  # of an earlier result
                     staged.remove(name)
                 if seen is not None:
@@ -129,7 +133,6 @@ class ResultWriter:
                     features=True, report=self.job.request.report, progress=self.job.display.progress,
                 )  # fmt: skip
                 model_files.save_in_run(result.model, staged, record)
-            self.write_beginning = None
         return result, record
 
     @contextmanager
