@@ -695,7 +695,7 @@ def _write_json(
 
 def _print_result(folder: "RunFolder", output: flags.Output, command: str, *, verbose: bool = False) -> None:
     """Print the result of a fit, recut, apply or update; ``verbose``: also name the files and the folder."""
-    record = folder.read_json("run.json", {"verdict": str})
+    record = folder.read_json("run.json", {"verdict": str, "clusters": int})
     metrics = folder.read_json("metrics.json") if folder.has("metrics.json") else {}
     page = folder.path / "report.html"
     if output.as_json:
