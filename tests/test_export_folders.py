@@ -415,8 +415,11 @@ def test_copies_of_images_that_are_left_out_now_go(options, fewer, beach, tmp_pa
         folders(beach, out, overwrite=True, outliers="leave", **options)
         assert len([name for name in tree(out) if name.endswith(".png")]) == 3
     elif options == {"mode": "copy"}:
+        before = image.read_bytes()
         Image.new("RGB", (9, 9)).save(image)
-        refused(beach, out, r"000-beach/a\.png\. Move", **options)
+        folders(beach, out, overwrite=True, **options)
+        assert (out / "_left/000-beach/a.png").read_bytes() == before
+        assert (out / "000-beach/a.png").read_bytes() == image.read_bytes()
     else:
         Image.new("RGB", (9, 9)).save(image)  # a hard link is edited with it
         folders(beach, out, overwrite=True, **options)
@@ -447,6 +450,25 @@ def test_the_only_copy_of_an_image_is_never_lost(beach, tmp_path):
         folders(beach, out, overwrite=True)
     assert tree(out) == ["000-beach/a.png", "001-beach/a.png", "001/b.png", "002/c.png", "inventory.csv"]
     assert not (out / "002" / "c.png").is_symlink() and (out / "001" / "b.png").is_symlink()
+
+
+@pytest.mark.parametrize("options", [{"mode": "copy"}, {"layout": "dataset"}])
+def test_an_only_copy_that_is_in_the_way_moves_aside(options, beach, tmp_path):
+    """In a data set every file that stays is in the way, elsewhere one in the place of a new file."""
+    out, image = tmp_path / "out", tmp_path / "photos" / "a.png"
+    first = folders(beach, out, **options)[0]
+    copy, deleted = (out / first["exported_path"]).read_bytes(), image.read_bytes()
+    image.unlink()
+    corrected(beach)  # the other a.png gets the place of the copy
+    aside = first["exported_path"].replace("train/", "")
+    for _ in range(2):
+        with pytest.warns(match="1 images no longer exist"):
+            folders(beach, out, overwrite=True, **options)
+        assert (out / "_left" / aside).read_bytes() == copy
+        assert len([name for name in tree(out) if name.endswith(".png")]) == 4
+    image.write_bytes(deleted)
+    folders(beach, out, overwrite=True, **options)
+    assert not (out / "_left").exists()
 
 
 def test_an_inventory_or_a_folder_that_somebody_changed_reaches_nothing_outside(beach, tmp_path):

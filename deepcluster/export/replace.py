@@ -16,6 +16,7 @@ from deepcluster.storage.state import hold
 INVENTORY = "inventory.csv"
 INVENTORY_COLUMNS = ("path", "cluster", "name", "exported_path", "how", "sha256")
 LOCK = ".deepcluster.lock"
+ASIDE = "_left"  # folder for only copies that are in the way
 SAME_BYTES = ("hardlink", "copy")  # ways that keep the bytes of a file
 MAX_NAMED = 5  # files that are named on the screen
 
@@ -55,39 +56,57 @@ def replace_tree(
 ) -> list[str]:
     """Replace the files of an export by those of another one, and return the files that stay.
 
-    The new inventory also has the old rows of files that stay. After a kill it has the rows of both exports, so that
-    the next call replaces them.
+    A file of the export that is the only copy moves aside if it is in the way. The new inventory also has the old rows
+    of files that stay. After a kill it has the rows of both exports, so that the next call replaces them.
 
     Args:
         out: The tree to change, inside of :func:`replacing`.
         new: A finished tree on the same file system, whose files are moved; ``rows`` is its inventory.
         original: Gives the file of an image that exists, None if it is none; raises Unavailable if it does not exist.
-        alone: No other files may stay.
+        alone: No other files may stay, but aside.
 
     Raises:
-        DiskError: Files that would stay are in the way; nothing was changed.
+        DiskError: Files that the export did not make are in the way; nothing was changed.
     """
     old = replaceable(out, overwrite=True) or []
-    goes = {row["exported_path"] for row in old if row["exported_path"] and _may_go(out, row, original)}
-    stays, comes = sorted(_files(out) - goes - {INVENTORY, LOCK}), sorted(_files(new) - {INVENTORY})
-    if in_the_way := stays if alone else _in_the_way(out, comes, goes):
+    made = {row["exported_path"]: row for row in old if row["exported_path"] and _is_made(out, row, original)}
+    goes = {name for name, row in made.items() if _exists_elsewhere(out / name, row, original)}
+    stays = sorted(_files(out) - goes - {INVENTORY, LOCK})
+    comes = sorted(_files(new) - {INVENTORY})
+    if alone:
+        in_the_way = [name for name in stays if not name.startswith(f"{ASIDE}/")]
+    else:
+        in_the_way = _in_the_way(out, comes, goes)
+    # Without train/, of which `datasets` reads every one.
+    aside = {name: "/".join((ASIDE, *PurePosixPath(name).parts[-2:])) for name in in_the_way if name in made}
+    if others := [name for name in in_the_way if name not in aside or os.path.lexists(out / aside[name])]:
         raise DiskError(
-            f"{out} is left as it is, because its export did not make these files, they were changed, or their"
-            f" originals are gone: {some(in_the_way)}. Move them out, and export again"
+            f"{out} is left as it is, because its export did not make these files, or they were changed:"
+            f" {some(others)}. Move them out, and export again"
         )
+    stay_rows = [
+        {**row, "exported_path": aside.get(row["exported_path"], row["exported_path"])}
+        for row in old
+        if row["exported_path"] in stays
+    ]
     signals.check()
     with signals.uninterrupted():
-        write_inventory(out, [*old, *rows], scratch=new)
+        write_inventory(out, [*old, *rows, *stay_rows], scratch=new)
         for name in goes:
             (out / name).unlink()
+        for name, target in aside.items():
+            (out / target).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).rename(out / target)
         for name in comes:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             (new / name).rename(out / name)
-        write_inventory(out, [*rows, *(row for row in old if row["exported_path"] in stays)], scratch=new)
-        for folder in sorted({above for name in goes for above in PurePosixPath(name).parents[:-1]}, reverse=True):
+        write_inventory(out, [*rows, *stay_rows], scratch=new)
+        for folder in sorted(
+            {above for name in (*goes, *aside) for above in PurePosixPath(name).parents[:-1]}, reverse=True
+        ):
             with suppress(OSError):  # not empty
                 (out / folder).rmdir()
-    return stays
+    return [aside.get(name, name) for name in stays]
 
 
 def write_inventory(out: Path, rows: Sequence[Row], *, scratch: Path | None = None) -> None:
@@ -95,23 +114,38 @@ def write_inventory(out: Path, rows: Sequence[Row], *, scratch: Path | None = No
     write_whole(out / INVENTORY, lambda file: write_csv(file, INVENTORY_COLUMNS, rows), scratch=scratch)
 
 
-def _may_go(out: Path, row: Row, original: Callable[[str], Path | None]) -> bool:
-    """Return whether the export made the file of a row of its inventory, and nothing is lost with it."""
+def _is_made(out: Path, row: Row, original: Callable[[str], Path | None]) -> bool:
+    """Return whether the export made the file of a row of its inventory, and nobody changed it."""
     top, inside = os.path.realpath(out), PurePosixPath(row["exported_path"])
     if inside.is_absolute() or os.path.realpath(out / inside.parent) != str(Path(top, inside.parent)):
         return False  # an inventory that somebody changed, or a folder that is a link now
     file = out / inside
     try:
-        image = original(row["path"]) if row["path"] and not file.is_symlink() else None  # metadata.csv is of none
-        if image and file.samefile(image):
-            # A hard link, or the original itself by another way into the folder (a mount, a name in another case),
-            # which has no second link.
-            return file.stat().st_nlink > 1
-        if image and row["how"] in SAME_BYTES and sha256(image) != row["sha256"]:
-            return False  # the only copy of what the image was before
+        with suppress(Unavailable):
+            if (image := _image_of(row, file, original)) and file.samefile(image):
+                # A hard link, or the original itself by another way into the folder (a mount, a name in another case),
+                # which has no second link.
+                return file.stat().st_nlink > 1
         return own_sha256(file) == row["sha256"]
-    except (OSError, ValueError, Unavailable):
+    except (OSError, ValueError):
         return False
+
+
+def _exists_elsewhere(file: Path, row: Row, original: Callable[[str], Path | None]) -> bool:
+    """Return whether nothing is lost with a file that the export made."""
+    try:
+        image = _image_of(row, file, original)
+        if image is None or row["how"] not in SAME_BYTES or file.samefile(image):
+            return True
+        # If the image was edited since, a plain copy is the only one of what it was before.
+        return sha256(image) == row["sha256"]
+    except (OSError, Unavailable):
+        return False
+
+
+def _image_of(row: Row, file: Path, original: Callable[[str], Path | None]) -> Path | None:
+    """Return the file of a row's image; None for a link, and for metadata.csv, which is of no image."""
+    return original(row["path"]) if row["path"] and not file.is_symlink() else None
 
 
 def _in_the_way(out: Path, comes: Sequence[str], goes: Collection[str]) -> list[str]:
