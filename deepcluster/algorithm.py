@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from deepcluster.clustering import ClusteringStep, KMeans, Reduction, Whitening
 from deepcluster.clustering.agreement import drift
+from deepcluster.clustering.kmeans import labels_of
 from deepcluster.clustering.outliers import Outliers, fit_outliers
 from deepcluster.images.arrays import as_images
 from deepcluster.learning.features import extract
@@ -70,7 +71,7 @@ def alternate(
         place.progress(CLUSTERING, 0, 0)
         reduced = reduction(features, place)
         clusterings = clustering(reduced, numbers, state.previous, seed=seed, round=index, partition=place.partition)
-        labels = torch.stack([one.labels for one in clusterings], 1)
+        labels = labels_of(clusterings, numbers, place.partition.total)
 
         # Step 6 looks back: how far do they repeat the previous ones? (The loss may weigh them by it.)
         change = drift(state.previous, reduced, clusterings, clustering, place.partition)

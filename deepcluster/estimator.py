@@ -24,7 +24,7 @@ from deepcluster.clustering.blocks import nearest
 from deepcluster.clustering.kmeans import ClusteringStep, means
 from deepcluster.errors import DataError, UsageError, warn
 from deepcluster.images import Images, Source, find
-from deepcluster.images.arrays import PixelScale, pixel_scale
+from deepcluster.images.arrays import without_torch
 from deepcluster.images.decode import one_line
 from deepcluster.learning.heads import Loss
 from deepcluster.learning.training import OptimizerOf
@@ -76,8 +76,8 @@ class DeepCluster(_Base):
     """Cluster images by DeepCluster (Caron et al., 2018): k-means alternates with a convnet that learns the clusters.
 
     ``X`` is a folder, a list of paths, images (an array or tensor of uint8, or of floats from 0 to 1: N x H x W,
-    N x H x W x C or N x C x H x W), a list of PIL images, a ``Dataset`` of torch or of Hugging Face, or a table of
-    N x features numbers with an image of ``image_shape`` in a row (docs/python.md).
+    N x H x W x C or N x C x H x W), a list of PIL images, or a ``Dataset`` of torch or of Hugging Face; or it is
+    N x D numbers, the features of another model, which are grouped without a network (docs/python.md).
 
     Args:
         n_clusters: Number of clusters, or "auto".
@@ -91,7 +91,6 @@ class DeepCluster(_Base):
         options: A dict of any other options of the recipe.
         device: auto, cpu, cuda or mps; a device of torch, or the number of a GPU.
         random_state: The seed: an int, a RandomState to draw it from, or None for a new one in every fit.
-        image_shape: (H, W) or (H, W, C) of the rows of a table; None: the smallest square that holds one.
         verbose: 0: silent; 1: show progress; 2: also every choice with its reason.
 
     Attributes:
@@ -106,7 +105,7 @@ class DeepCluster(_Base):
         n_iter_: Number of rounds.
         history_: A dict per round.
         run_: The run folder (docs/run-folder.md).
-        n_features_in_: Width of the table, if X was one.
+        n_features_in_: D, if X was features.
     """
 
     def __init__(
@@ -128,7 +127,6 @@ class DeepCluster(_Base):
         options: Mapping[str, Any] | None = None,
         device: str | int | torch.device = "auto",
         random_state: Any = 0,
-        image_shape: tuple[int, ...] | None = None,
         verbose: int = 0,
     ):
         self.n_clusters = n_clusters
@@ -147,7 +145,6 @@ class DeepCluster(_Base):
         self.options = options
         self.device = device
         self.random_state = random_state
-        self.image_shape = image_shape
         self.verbose = verbose
 
     # ---- fit and use ------------------------------------------------------------------------------------------------
@@ -167,14 +164,15 @@ class DeepCluster(_Base):
 
         Raises:
             DeepClusterError: The message says what to do.
-            ValueError: X is not a table of finite numbers.
+            ValueError: X is N x D numbers, but not all of them are finite.
         """
         n_clusters = _n_clusters(self.n_clusters)
-        rows, images = self._read(X, reset=True)
-        if rows is not None and n_clusters is not None and n_clusters > len(images):
-            raise DataError(f"n_samples={len(images)} should be >= n_clusters={n_clusters}")
+        if self.verbose not in (0, 1, 2):
+            raise UsageError(f"verbose={self.verbose!r}: give 0, 1 or 2")
+        is_features, images = self._read(X, reset=True)
         seed = _seed(self.random_state)
         recipe, options = self._recipe()
+        steps = Steps(self.clustering if callable(self.clustering) else None, self.loss, self.optimizer)
         temporary = None if run is not None else Path(tempfile.mkdtemp(prefix="deepcluster-"))
         out = temporary / "run" if temporary else Path(str(run))
         request = Request(
@@ -187,18 +185,18 @@ class DeepCluster(_Base):
             resume=resume,
             verbose=self.verbose > 1,
             module=self._module,
-            steps=Steps(self.clustering if callable(self.clustering) else None, self.loss, self.optimizer),
+            steps=steps,
             report=run is not None,  # a parameter search fits many estimators and reads no report
         )
         try:
             with self._display() as shown:
-                runs.fit(images, request, Several(shown, display) if display else shown)
-            models.save_scale(rows, out / "model")
+                fit = runs.fit_features if is_features else runs.fit
+                fit(images, request, Several(shown, display) if display else shown)
         except BaseException:
             if temporary:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
-        self._open(out, temporary, None if isinstance(images, str | Path) else images)
+        self._open(out, temporary, None if is_features or isinstance(images, str | Path) else images)
         if self.skipped_:
             warn(f"{_unusable(self.skipped_)}, and left out: skipped_ has all")
         return self
@@ -291,7 +289,6 @@ class DeepCluster(_Base):
         """Write the model (config.json and .safetensors files) for ``load``, and return the folder."""
         check_is_fitted(self)
         models.save(self._model, Path(folder))
-        models.save_scale(self._table, Path(folder))
         return Path(folder)
 
     @classmethod
@@ -339,7 +336,8 @@ class DeepCluster(_Base):
         if not hasattr(self, "run_"):
             return str(estimator_html_repr(self))
         folder = files.RunFolder(self.run_)
-        title = f"{self.n_clusters_} clusters of {count(len(self.labels_), 'image')}, {count(self.n_iter_, 'round')}"
+        items = count(len(self.labels_), "row" if self._model.of_features else "image")
+        title = f"{self.n_clusters_} clusters of {items}, {count(self.n_iter_, 'round')}"
         with folder.as_disk_errors():
             used = folder.read_clusters().where("status", "ok")
             summary = folder.read_rows("cluster_summary.csv", files.SUMMARY[:-2])
@@ -391,6 +389,8 @@ class DeepCluster(_Base):
             for name, value in given.items()
             if value is not None and not (name in objects and callable(value))
         }
+        if not isinstance(self.options, Mapping | None):
+            raise UsageError(f"options={self.options!r}: give a dict, such as {{'whitening': 1.0}}")
         options |= self.options or {}
         if self._module is not None:
             options["backbone"] = MODULE
@@ -407,9 +407,6 @@ class DeepCluster(_Base):
         delete_previous = getattr(self, "_end", None)
         self._end = weakref.finalize(self, _remove, temporary, os.getpid()) if temporary else None
         self._images = images
-        self._table = models.load_scale(folder / "model" if (folder / "model").is_dir() else folder)
-        if self._table:
-            self.n_features_in_ = self._table.width
         if (folder / "run.json").is_file():
             self.run_ = folder.absolute()
             self._read_results()
@@ -439,6 +436,8 @@ class DeepCluster(_Base):
     def _take(self, model: Model) -> None:
         model.network.to(choose_device(device_name(self.device)))
         self._model = model
+        if model.of_features:
+            self.n_features_in_ = len(model.reduction.mean)
         self.cluster_centers_: npt.NDArray[np.float32] = self._centers().numpy()
         self.n_clusters_ = len(model.groups.groups.unique())
 
@@ -446,30 +445,30 @@ class DeepCluster(_Base):
         groups = self._model.groups
         return means(groups.centroids, groups.groups, groups.count)
 
-    def _read(self, X: Any, *, reset: bool) -> tuple[PixelScale | None, Any]:
-        """Return the scale by which a table's rows become images (None: X is no table), and the images of X.
+    def _read(self, X: Any, *, reset: bool) -> tuple[bool, Any]:
+        """Return whether X is features, and the features (N x D) or the images of X.
 
-        ``reset``: X is for a fit. Later tables must have its columns.
+        ``reset``: X is for a fit. Later features must have its columns.
         """
-        if not _is_table(X):
-            if reset:
-                for name in ("n_features_in_", "feature_names_in_"):
-                    self.__dict__.pop(name, None)
-            if (column := _column_of_paths(X)) is not None:
-                X = X[column]
-            return None, list(X) if getattr(X, "ndim", 0) == 1 else X
-        if not reset and self._table is None:
-            raise UsageError("X is a table of numbers, and the fit was of images: pass images, as docs/python.md says")
-        numbers = validate_data(self, X.detach().cpu().numpy() if isinstance(X, Tensor) else X, reset=reset)
-        rows = self._table if not reset and self._table else pixel_scale(numbers, self.image_shape)
-        return rows, rows.images(numbers)
+        is_features = _are_features(X)
+        if not reset and is_features != self._model.of_features and not isinstance(X, str | Path):
+            fitted = "images: X.reshape(-1, H, W)" if is_features else "features: N x D numbers"
+            raise UsageError(f"X is {'features' if is_features else 'images'}, and the fit was of {fitted}")
+        if is_features:
+            return True, validate_data(self, without_torch(X), reset=reset)
+        if reset:
+            for name in ("n_features_in_", "feature_names_in_"):
+                self.__dict__.pop(name, None)
+        if (column := _column_of_paths(X)) is not None:
+            X = X[column]
+        return False, list(X) if getattr(X, "ndim", 0) == 1 else X
 
     def _measured(self, X: Any, errors: Errors) -> Prediction:
         """Return the images of X with their features and residuals; with ``errors="coerce"`` NaN for unusable ones."""
         check_is_fitted(self, "cluster_centers_")
         if errors not in ("raise", "coerce"):
             raise UsageError(f"errors={errors!r}: choose raise or coerce")
-        _, images = self._read(X, reset=False)
+        images = self._read(X, reset=False)[1]
         predictions = list(predict.predict(self._model, images, none_is_fine=errors == "coerce"))
         reduced, residuals = (
             torch.cat([getattr(part, name) for part in predictions]) for name in ("reduced", "residuals")
@@ -496,17 +495,14 @@ class DeepCluster(_Base):
         return images_at_hand(files.RunFolder(self.run_)) if self._images is None else find(self._images)
 
 
-def _is_table(X: Any) -> bool:
-    """Return whether X is (meant as) a table of numbers; anything else holds images or paths."""
-    if not (isinstance(X, list | tuple) or hasattr(X, "__array__") or hasattr(X, "shape")) or hasattr(X, "cast_column"):
+def _are_features(X: Any) -> bool:
+    """Return whether X is (meant as) N x D numbers; anything else holds images or paths."""
+    if hasattr(X, "cast_column") or _column_of_paths(X) is not None:
         return False
-    if _column_of_paths(X) is not None or (isinstance(X, list) and not X):
-        return False
-    if not (isinstance(X, list | tuple) or getattr(X, "ndim", 2) == 1):
-        return int(getattr(X, "ndim", 2)) <= 2
-    first = next(iter(X), None)  # of a list, or of an array or a column of paths
-    is_image = isinstance(first, np.ndarray | Tensor) and first.ndim > 1
-    return not (is_image or isinstance(first, str | Path | Image.Image))
+    if isinstance(X, list | tuple) or getattr(X, "ndim", 0) == 1:
+        first = next(iter(X), "")
+        return not isinstance(first, str | Path | Image.Image) and getattr(first, "ndim", 0) < 2
+    return (hasattr(X, "__array__") or hasattr(X, "shape")) and getattr(X, "ndim", 2) <= 2
 
 
 def _column_of_paths(X: Any) -> Any:

@@ -13,17 +13,20 @@ import mypy.api
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 import torch
 from PIL import Image
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from torch.nn.utils import vector_to_parameters
-from torch.utils.data import StackDataset
+from torch.utils.data import Dataset, StackDataset
 
 from deepcluster import DeepCluster, load
 from deepcluster.cli import run_command
-from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, UsageError
+from deepcluster.clustering import KMeans
+from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, OutOfMemoryError, UsageError
+from deepcluster.learning import CrossEntropy
 from tests.drawings import drawings
 from tests.pages import ROOT
 
@@ -49,12 +52,21 @@ def untrained() -> DeepCluster:
 
 @pytest.fixture(scope="module")
 def digits() -> np.ndarray:
+    """120 rows of 64 numbers."""
     return load_digits().data[:120]
 
 
 @pytest.fixture(scope="module")
-def of_table(digits) -> DeepCluster:
-    return DeepCluster(**UNTRAINED, image_shape=(8, 8)).fit(digits)
+def of_features(digits) -> DeepCluster:
+    return DeepCluster(n_clusters=3).fit(digits)
+
+
+class Endless(Dataset):
+    def __len__(self):
+        return 10**12
+
+    def __getitem__(self, i):
+        return np.zeros((8, 8), np.uint8)
 
 
 def pairs(images) -> StackDataset:
@@ -128,7 +140,6 @@ FORMS = {
     "Dataset of tensors": lambda images, _: pairs(torch.from_numpy(images).permute(0, 3, 1, 2)),
     "floats": lambda images, _: torch.from_numpy(images).float() / 255,
     "Dataset of dicts": lambda images, _: StackDataset(image=torch.from_numpy(images).float() / 255, label=[7] * 48),
-    "table": lambda images, _: images.reshape(48, -1),
     "paths": lambda _, folder: as_files(folder),
     "array of paths": lambda _, folder: np.array(list(map(str, as_files(folder)))),
     "frame of paths": lambda _, folder: pd.DataFrame({"path": list(map(str, as_files(folder)))}),
@@ -139,7 +150,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_one_result_whatever_form_the_images_have(form, untrained, tmp_path):
     images = FORMS[form](pixels(), tmp_path)
-    other = DeepCluster(**UNTRAINED, image_shape=(24, 24, 3) if form == "table" else None).fit(images)
+    other = DeepCluster(**UNTRAINED).fit(images)
     assert same(other, untrained)
     assert np.array_equal(other.predict(images), untrained.labels_)
     if form == "paths":  # a row for each path of a list, in its order, however often it stands there
@@ -162,23 +173,111 @@ def test_a_data_set_of_hugging_face(fitted, tmp_path):
         fitted.predict(inside.add_column("second", [""] * 48).cast_column("second", datasets.Image()))
 
 
-def test_numbers_of_a_table_are_scaled_as_in_the_fit(digits, of_table):
-    """0..16 becomes 0..255, in later tables too, whatever their own largest number is."""
-    images, faint = (np.rint(table * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8) for table in (digits, digits / 4))
-    assert same(of_table, DeepCluster(**UNTRAINED).fit(images)) and of_table.n_features_in_ == 64
-    assert np.array_equal(of_table.transform(digits / 4), of_table.transform(faint))
+# ---- features ----------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_numbers_are_features_and_not_images(digits, of_features, tmp_path):
+    """As `fit --features` groups them, without a network."""
+    np.save(tmp_path / "f.npy", digits)
+    run = tmp_path / "run"
+    assert run_command(["fit", str(tmp_path / "f.npy"), "--features", "-k", "3", "-o", str(run), "--quiet"]) == 0
+    assert same(of_features, DeepCluster.load(run)) and of_features.n_iter_ == 0
+    assert json.loads((of_features.run_ / "run.json").read_text())["backbone"] == "features"
+    for form in (torch.from_numpy(digits), pd.DataFrame(digits), digits.tolist(), digits.astype(np.uint8)):
+        assert same(DeepCluster(n_clusters=3).fit(form), of_features)
+        assert np.array_equal(of_features.predict(form), of_features.labels_)
+    assert np.array_equal(DeepCluster.load(run).predict(tmp_path / "f.npy"), of_features.labels_)
+    assert same(clone(DeepCluster.load(run)).fit(digits), of_features)
+
+
+def test_all_methods_take_features(digits, of_features, tmp_path):
+    assert of_features.n_features_in_ == 64
+    assert np.array_equal(of_features.transform(digits), of_features.embedding_)
+    assert of_features.score(digits) == -of_features.inertia_
+    placed = of_features.place(digits)
+    assert np.array_equal(placed, of_features.place()) and placed["path"][:2].tolist() == ["0", "1"]
+    assert of_features.nearest(digits[:2], n=1)[1].tolist() == [[0], [1]]
+    assert "3 clusters of 120 rows" in of_features._repr_html_()
+    assert copy.deepcopy(of_features).recut(5).n_clusters_ == 5
+    table = pd.DataFrame(digits, columns=[f"pixel {i}" for i in range(64)])
+    assert DeepCluster(n_clusters=3).fit(table).feature_names_in_[1] == "pixel 1"
+    for alone in (DeepCluster.load(of_features.save(tmp_path)), load(tmp_path)):
+        assert np.array_equal(alone.predict(digits), of_features.labels_)
+        assert np.array_equal(alone.predict(table), of_features.labels_)
+
+
+def test_features_and_images_are_not_taken_for_each_other(digits, of_features, untrained, tmp_path):
+    images = digits.reshape(-1, 8, 8) / 16
+    for X in (images, list(images), [Image.new("L", (8, 8))]):
+        with pytest.raises(UsageError, match="fit was of features"):
+            of_features.predict(X)
+        with pytest.raises(DataError, match="features are"):
+            load(of_features.save(tmp_path / "features")).predict(X)
+    with pytest.raises(UsageError, match=r"fit was of images: X.reshape\(-1, H, W\)"):
+        untrained.predict(digits)
+    with pytest.raises(DataError, match=r"X.reshape\(-1, H, W\)"):
+        load(untrained.save(tmp_path / "images")).predict(digits)
     with pytest.raises(ValueError, match="X has 63 features, but DeepCluster is expecting 64"):
-        of_table.predict(digits[:, 1:])
+        of_features.predict(digits[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("rounds", {"rounds": 0}), ("backbone", {"backbone": "compact"}), ("recipe", {"recipe": "v1"}),
+        ("lr", {"recipe": {"lr": 0.1}}), ("views", {"options": {"views": 2}}), ("clustering", {"clustering": "pic"}),
+        ("optimizer", {"optimizer": torch.optim.SGD}), ("loss", {"loss": CrossEntropy()}),
+        ("clustering", {"clustering": KMeans()}), ("backbone", {"backbone": torch.nn.Conv2d(3, 4, 3)}),
+    ],
+)  # fmt: skip
+def test_parameters_for_images_are_refused_with_features(name, given, digits):
+    with pytest.raises(UsageError, match=f"{name}.*: for images only"):
+        DeepCluster(n_clusters=3).set_params(**given).fit(digits)
+
+
+def test_a_run_of_features_is_not_resumed(digits, tmp_path):
+    DeepCluster(n_clusters=3).fit(digits, run=tmp_path / "run")
+    with pytest.raises(UsageError, match="resume: for images only"):
+        DeepCluster(n_clusters=4).fit(digits, run=tmp_path / "run", resume=True)
+
+
+def test_options_of_features(digits, of_features):
+    ours = DeepCluster(n_clusters=3, options={"dims": 5}, random_state=3).fit(digits)
+    assert ours.embedding_.shape == (120, 5) and not same(ours, of_features)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_rows(count, digits):
+    for n_clusters in ("auto", count):
+        ours = DeepCluster(n_clusters=n_clusters).fit(digits[:count])
+        assert np.array_equal(ours.predict(digits[:count]), ours.labels_)
+    assert ours.n_clusters_ == count
+    with pytest.raises(DataError, match="clusters are more than"):
+        DeepCluster(n_clusters=count + 1).fit(digits[:count])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        (lambda X: X * 1e305, DataError), (lambda X: np.where(X > 15, np.nan, X), ValueError),
+        (scipy.sparse.csr_matrix, TypeError), (lambda X: X[:0], ValueError), (lambda X: X[0], ValueError),
+        (lambda X: np.ma.masked_array(X, X > 15), DataError), (lambda X: X.astype(complex), ValueError),
+        (lambda X: torch.empty(X.shape, device="meta"), DataError),
+    ],
+)  # fmt: skip
+def test_wrong_features(wrong, error, digits):
+    with pytest.raises(error), np.errstate(over="ignore"):
+        DeepCluster().fit(wrong(digits))
 
 
 def test_nothing_of_an_earlier_fit_is_left(digits, untrained):
-    changing = DeepCluster(**UNTRAINED).fit(digits)
+    changing = DeepCluster(n_clusters=3).fit(digits)
     first = changing.run_
     assert not hasattr(clone(changing), "labels_")
-    changing.recut(5).fit(pixels())
+    changing.recut(5).set_params(**UNTRAINED).fit(pixels())
     assert same(changing, untrained)
     assert changing.n_clusters_ == 3 and not hasattr(changing, "n_features_in_") and not first.exists()
-    with pytest.raises(UsageError, match="the fit was of images"):
+    with pytest.raises(UsageError, match=r"fit was of images: X.reshape\(-1, H, W\)"):
         changing.predict(digits)
 
 
@@ -210,6 +309,10 @@ def test_unusable_images(tmp_path):
         (pairs(["a.png"] * 4), DataError, "not an image but of type str"),
         (pairs(torch.full((4, 3, 8, 8), -1.0)), DataError, r"float32 numbers from -1 to -1.*, without Normalize"),
         (torch.full((4, 3, 8, 8), -1.0), DataError, "float32 numbers from -1 to -1"),
+        (np.ma.masked_array(np.zeros((4, 8, 8), np.uint8), True), DataError, r"X.filled"),
+        (torch.empty(4, 3, 8, 8, device="meta"), DataError, "on the device meta"),
+        ([Image.new("RGB", (0, 0))] * 4, DataError, "an image of 0 x 0 pixels"),
+        (Endless(), OutOfMemoryError, "a list of 1,000,000,000,000 images"),
         (np.zeros((1, 4, 3, 8, 8), np.uint8), DataError, r"has shape \(1, 4, 3, 8, 8\)"),
         ([[1.0, np.nan], [2.0, 3.0]], ValueError, "NaN"),
     ],
@@ -225,6 +328,23 @@ def test_other_values_than_images(wrong, error, message):
 def own_network() -> torch.nn.Sequential:
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 16, 3, 2))
+
+
+class Pooled(torch.nn.Linear):
+    """A network of 3 x 3 weights, whose features a function changes."""
+
+    def __init__(self, change):
+        super().__init__(3, 3)
+        self.change = change
+
+    def forward(self, images):
+        return self.change(super().forward(images.mean((2, 3))))
+
+
+def test_features_of_a_module_in_float64_are_made_float32():
+    for rounds in (0, 1):
+        ours = DeepCluster(**QUICK | {"rounds": rounds}, backbone=Pooled(torch.Tensor.double)).fit(pixels())
+        assert ours.embedding_.dtype == np.float32 and np.array_equal(ours.predict(pixels()), ours.labels_)
 
 
 @pytest.fixture(scope="module")
@@ -277,8 +397,8 @@ def test_a_run_of_a_module_is_cut_anew_without_it(of_module, tmp_path, monkeypat
 
 def test_parameters_are_few_and_unchecked_until_fit():
     _, *parameters = inspect.signature(DeepCluster.__init__).parameters.values()
-    assert len(parameters) <= 18 and all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters)
-    absurd = DeepCluster(n_clusters="many", backbone=3, options=4, image_shape="no")
+    assert len(parameters) <= 17 and all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters)
+    absurd = DeepCluster(n_clusters="many", backbone=3, options=4)
     assert absurd.n_clusters == "many" and clone(absurd).options == 4
     for method in ("predict", "transform", "score", "save", "recut", "report"):
         with pytest.raises(NotFittedError):
@@ -291,26 +411,32 @@ def test_parameters_are_few_and_unchecked_until_fit():
         ({"n_clusters": "many"}, "n_clusters='many': give a whole number"),
         ({"n_clusters": 0}, "n_clusters=0"),
         ({"n_clusters": True}, "n_clusters=True"),
-        ({"n_clusters": 121}, "n_samples=120 should be >= n_clusters=121"),
+        ({"n_clusters": 121}, "121 clusters are more than the 120 images"),
+        ({"options": [1]}, r"options=\[1\]: give a dict"),
+        ({"verbose": "x"}, "verbose='x'"),
+        ({"optimizer": 3}, "optimizer=3"),
+        ({"optimizer": lambda: None}, "optimizer=.* too many positional arguments"),
+        ({"clustering": lambda: 0}, "clustering=.* too many positional arguments"),
+        ({"loss": CrossEntropy}, "loss=.* too many positional arguments"),
         ({"lr": "fast"}, "lr='fast' is not a number"),
         ({"lr": lambda time: 0.1}, "lr=.* is not a number"),
         ({"backbone": "resnet18"}, r"did you mean timm:resnet18\?"),
         ({"recipe": {"round": 3}}, "no option is called 'round'"),
-        ({"image_shape": (8, 7)}, "holds 56 numbers, but X has 64 features"),
-        ({"image_shape": (4, 8, 2)}, r"image_shape=\(4, 8, 2\) must be"),
         ({"random_state": "dice"}, "cannot be used to seed"),
         ({"device": "abacus"}, "abacus"),
         ({"backbone": "module"}, r"give it in Python, DeepCluster\(backbone=module\)"),
         ({"backbone": own_network(), "weights": "x.safetensors"}, "put it into the module"),
         ({"backbone": own_network(), "options": {"sobel": True}}, "put it into the module"),
         ({"backbone": torch.nn.Flatten()}, "Flatten has no weights"),
-        ({"backbone": torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(2))}, r"but \(1, 4, 196\)"),
+        ({"backbone": torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(2))}, r"but .*\(2, 4, 196\)"),
+        ({"backbone": Pooled(lambda features: features.long())}, r"vector of floats .* torch.int64"),
+        ({"backbone": Pooled(lambda features: features[:1])}, r"for each of 2 images, but .*\(1, 3\)"),
     ],
 )
 def test_wrong_parameters_are_named_by_fit(given, message, digits, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(ValueError, match=message):
-        DeepCluster(**QUICK | given).fit(digits)
+        DeepCluster(**QUICK | given).fit(digits.reshape(-1, 8, 8) / 16)
     assert list(tmp_path.iterdir()) == []  # no folder is left behind
 
 
@@ -336,7 +462,7 @@ def test_mypy_knows_the_estimator(tmp_path):
 
 @pytest.mark.parametrize("copied", [lambda it: pickle.loads(pickle.dumps(it)), copy.deepcopy])
 def test_a_copy_stands_alone(copied, digits, of_module):
-    original = DeepCluster(**UNTRAINED, image_shape=(8, 8)).fit(digits)
+    original = DeepCluster(n_clusters=3).fit(digits)
     labels = original.labels_
     other = copied(original)
     assert other.get_params() == original.get_params() and other.run_ != original.run_
@@ -367,7 +493,7 @@ def test_a_pickle_names_no_class_but_the_estimators(fitted):
     assert named <= {"deepcluster.estimator", "copyreg", "builtins"}
 
 
-def test_save_and_load(fitted, of_table, digits, tmp_path):
+def test_save_and_load(fitted, tmp_path):
     images = pixels()
     alone = DeepCluster.load(fitted.save(tmp_path / "model"))
     for other in (alone, pickle.loads(pickle.dumps(alone)), DeepCluster.load(fitted.run_)):
@@ -379,27 +505,8 @@ def test_save_and_load(fitted, of_table, digits, tmp_path):
             of_run()
     with pytest.raises(ModelError, match=r"none: there is no such folder$"):
         DeepCluster.load(tmp_path / "none")
-    table = DeepCluster.load(of_table.save(tmp_path / "table"))
-    placed = table.place(digits)
-    assert np.array_equal(placed["cluster"], of_table.labels_) and placed["is_outlier"].any()
-    assert placed["is_outlier"].astype(int).tolist() == [*read_clusters(of_table.run_)["is_outlier"]]
-    with pytest.raises(ValueError, match="expecting 64"):
-        table.predict(digits[:, :63])
-    fitted.save(tmp_path / "table")  # in its place
-    with pytest.raises(UsageError, match="the fit was of images"):
-        DeepCluster.load(tmp_path / "table").predict(digits)
-
-
-TABLE = {"shape": [8, 8], "width": 64, "low": 0.0, "high": 1.0}
-DAMAGED = [TABLE | {"width": 65}, TABLE | {"shape": [80000, 80000]}, TABLE | {"low": 2.0}]
-
-
-@pytest.mark.parametrize("damaged", ["{", "[]", "{}", *map(json.dumps, DAMAGED)])
-def test_a_damaged_table_is_named(damaged, fitted, tmp_path):
-    fitted.save(tmp_path)
-    (tmp_path / "table.json").write_text(damaged)
-    with pytest.raises(ModelError, match=r"table\.json cannot be used"):
-        DeepCluster.load(tmp_path)
+    with pytest.raises(DiskError, match="cannot write"):
+        fitted.save("/etc/passwd/x")
 
 
 def test_a_run_folder_of_ones_own_has_a_report(untrained, tmp_path):

@@ -26,7 +26,7 @@ sys.modules["msvcrt"] = msvcrt("msvcrt")
 for name in ("fcntl", "resource", "termios", "tty", "pty", "pwd", "grp", "posix", "syslog"):
     sys.modules[name] = None
 for name in ("fork", "getuid", "geteuid", "getgid", "getpgid", "killpg", "sched_getaffinity", "sysconf", "mkfifo",
-             "O_NOFOLLOW", "O_DIRECTORY", "O_NONBLOCK", "chown", "statvfs", "register_at_fork", "sendfile"):
+             "O_NOFOLLOW", "O_DIRECTORY", "O_NONBLOCK", "chown", "statvfs", "register_at_fork", "sendfile", "pread"):
     vars(os).pop(name, None)
 for name in ("SIGKILL", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM", "setitimer", "ITIMER_REAL", "pthread_sigmask"):
     vars(signal).pop(name, None)

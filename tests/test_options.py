@@ -96,7 +96,7 @@ def test_every_other_flag_and_parameter_reaches_the_engine(asked, tmp_path):
     assert asked(*["fit", "photos", "-o", "run", "--resume"]).resume
     assert FLAGS.keys() | {"resume", "log", "dry_run", "features"} == vars(flags.FIT).keys()
 
-    others = {"n_clusters", "recipe", "options", "device", "random_state", "image_shape", "verbose"}
+    others = {"n_clusters", "recipe", "options", "device", "random_state", "verbose"}
     steps = {"clustering": KMeans(), "loss": CrossEntropy(), "optimizer": SGD}
     assert {*DeepCluster().get_params()} - {*declared(Recipe)} == others | {"loss", "optimizer"}
     assert vars(asked(**steps).steps) == steps and asked(**steps).options == {}

@@ -1,6 +1,6 @@
 """Steps of the user's own in a run: a clustering, a loss and an optimizer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -77,6 +77,59 @@ def test_a_run_resumes_to_the_same_bits_and_with_the_same_steps_only(tmp_path, p
 def test_a_loss_that_is_none_is_refused_at_once():
     with pytest.raises(UsageError, match=r"loss=CrossEntropyLoss\(\) has no sums_images or cluster_weight"):
         DeepCluster(loss=torch.nn.CrossEntropyLoss()).fit(pixels())
+
+
+def labels_become(change):
+    """A clustering of which ``change`` makes other labels."""
+
+    def step(rows, clusters, previous, *, seed, round, partition):
+        clusterings = Tree()(rows, clusters, previous, seed=seed, round=round, partition=partition)
+        return tuple(replace(clustering, labels=change(clustering.labels)) for clustering in clusterings)
+
+    return step
+
+
+class Returns(CrossEntropy):
+    def __init__(self, change):
+        self.change = change
+
+    def __call__(self, outputs, cluster_weight, processes):
+        return self.change(*super().__call__(outputs, cluster_weight, processes))
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        *(
+            ({"clustering": labels_become(change)}, r"a tuple of \d Clustering, .* labels of all 40 rows \(int64")
+            for change in (
+                lambda labels: labels[:-1], lambda labels: labels.float(), lambda labels: labels.int(),
+                lambda labels: labels - 1, lambda labels: labels + 1, lambda labels: labels[:, None],
+                lambda labels: None, lambda labels: labels.tolist(),
+            )
+        ),
+        *(
+            ({"clustering": step}, r"a tuple of \d Clustering")
+            for step in (
+                lambda rows, clusters, previous, seed, round, partition: None,
+                lambda rows, clusters, previous, seed, round, partition: torch.zeros(40),
+                lambda *arguments, **named: 2 * Tree()(*arguments, **named),
+            )
+        ),
+        *(
+            ({"loss": Returns(change)}, "must return two tensors of one number")
+            for change in (
+                lambda loss, figure: None, lambda loss, figure: loss, lambda loss, figure: (loss, figure, figure),
+                lambda loss, figure: (loss.expand(3), figure), lambda loss, figure: (loss.detach(), figure),
+                lambda loss, figure: (1.0, 1.0), lambda loss, figure: (loss, 0.5),
+            )
+        ),
+        ({"optimizer": lambda parameters: None}, "must return a torch.optim.Optimizer"),
+    ],
+)  # fmt: skip
+def test_a_wrong_result_of_a_step_is_refused_with_what_was_expected(step, message):
+    with pytest.raises(UsageError, match=message):
+        DeepCluster(n_clusters=3, options=OPTIONS | {"pseudo_labels": 4}, **step).fit(pixels())
 
 
 def test_the_drift_of_an_own_clustering_is_that_of_its_labels():

@@ -24,12 +24,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from deepcluster.errors import DataError, OutOfMemoryError, UsageError
-from deepcluster.images import Source, find, store
-from deepcluster.images.arrays import PixelScale, picture, pixel_scale
+from deepcluster.images import Source, arrays, decode, find, store
+from deepcluster.images.arrays import picture
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.given import true_labels
 from deepcluster.images.store import preview, read_once
 from deepcluster.runtime import machine, plain_files
+from tests.pages import ROOT
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -361,6 +362,32 @@ def test_an_npz_is_unpacked_only_where_its_headers_fit(tmp_path: Path, monkeypat
             find(tmp_path / "bomb.npz")
 
 
+@pytest.mark.parametrize("is_claim_false", [False, True])
+def test_an_npz_that_grows_more_than_300_times_is_refused(is_claim_false, tmp_path, monkeypatch):
+    """As SECURITY.md says, also if the archive says that its member is longer than the file."""
+    monkeypatch.setattr(arrays, "MAX_UNPACKED_BYTES", 1_000_000)
+    file = tmp_path / "bomb.npz"
+    np.savez_compressed(file, images=np.zeros((4, 700, 700), np.uint8))
+    if is_claim_false:
+        content = bytearray(file.read_bytes())
+        position = content.rindex(b"PK\x01\x02") + 20  # the packed size in the directory
+        content[position : position + 4] = struct.pack("<I", 1_000_000)
+        file.write_bytes(content)
+    with pytest.raises(DataError, match=r"bomb.npz grows to 1,960,128 bytes"):
+        find(file)
+    monkeypatch.setattr(arrays, "MAX_UNPACKED_BYTES", 2_000_000)
+    if not is_claim_false:
+        assert len(find(file).paths) == 4
+
+
+def test_the_numbers_of_the_security_page_are_those_of_the_code():
+    page = " ".join((ROOT / "SECURITY.md").read_text().split())
+    ratio, size = arrays.MAX_RATIO, arrays.MAX_UNPACKED_BYTES // 1_000_000
+    assert f"more than {ratio} times their bytes in the file (beyond {size} MB)" in page
+    at_once, pixels = decode.AT_ONCE // 1_000_000, decode.AT_ONCE // decode.BYTES // 1_000_000
+    assert f"an image that takes more than {at_once} MB ({pixels} million pixels)" in page
+
+
 @pytest.mark.parametrize("name", ["a", "a.txt", "a.npy", "a.npz", "a.tar", "a.png"])
 def test_what_is_empty_is_never_opened(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So do the endless files of /proc look, such as /proc/kmsg."""
@@ -454,31 +481,6 @@ def test_data_sets_that_cannot_be_counted():
     for words, images in {"Dataset that has a length": Endless(), "pass X.dataset": DataLoader(Fragile())}.items():
         with pytest.raises(DataError, match=f"images cannot come from a .*{words}"):
             find(images)
-
-
-def test_a_table_by_hand():
-    rows = np.array([[-1.0, 0.0, 1.0], [3.0, 2.0, -1.0]])
-    scale = pixel_scale(rows, None)
-    assert scale == PixelScale((2, 2), 3, -1.0, 3.0)
-    # -1..3 is 0..255, and 1 is 63.75 of them; the fourth pixel has no number.
-    assert scale.images(rows).tolist() == [[[0, 64], [128, 0]], [[255, 191], [0, 0]]]
-    assert scale.images(np.array([[-9.0, 9.0, 1.0]])).tolist() == [[[0, 255], [128, 0]]]
-    pixels = np.array([[7, 8, 9, 250, 1, 2]], np.uint8)  # as they are
-    assert pixel_scale(pixels, (1, 2, 3)).images(pixels).tolist() == [[[[7, 8, 9], [250, 1, 2]]]]
-    assert not pixel_scale(np.full((2, 4), 3.5), (2, 2)).images(np.full((2, 4), 3.5)).any()  # a constant is black
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int8, np.int64])
-def test_the_whole_range_of_a_type(dtype):
-    limits = np.finfo(dtype) if np.dtype(dtype).kind == "f" else np.iinfo(dtype)
-    rows = np.array([[limits.min, limits.max]], dtype)
-    assert pixel_scale(rows, (1, 2)).images(rows).tolist() == [[[0, 255]]]
-
-
-@pytest.mark.parametrize("shape", [(2,), (2, 3), (2, 2, 2), (0, 4), (-2, -2), (2.0, 2.0), (1, 1, 1, 4)])
-def test_shapes_that_do_not_fit(shape):
-    with pytest.raises(ValueError, match="image_shape="):
-        pixel_scale(np.zeros((1, 4)), shape)
 
 
 def test_a_data_set_of_the_hub_by_its_name(photos, tmp_path):

@@ -665,7 +665,7 @@ def outside(run, monkeypatch) -> Iterator[None]:
     assert {path.name for path in run.parent.iterdir()} <= names | {"out.csv", "out.npy"}
     assert (around / "x").read_text() == (run.parent / "x").read_text() == "mine"
     assert {path.name for path in run.iterdir()} <= {*NAMES, "model", "checkpoints", ".deepcluster"}
-    assert {f"model/{path.name}" for path in (run / "model").iterdir()} == MODEL - {"model/table.json"}
+    assert {f"model/{path.name}" for path in (run / "model").iterdir()} == MODEL
 
 
 def test_odd_values_of_a_record(run, outside, monkeypatch, ends):

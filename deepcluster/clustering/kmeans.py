@@ -5,6 +5,7 @@ cluster.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepcluster.clustering.blocks import Rows, check_not_tiny, extended, in_whole_blocks, matrix, product, shared_out
+from deepcluster.errors import UsageError
 from deepcluster.records import Clustering
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive, generator
@@ -268,6 +270,18 @@ def as_clustering(
     squares = [(part.float() - centroids[nearest]).double().square().sum() for part, nearest in parts]
     inertia = partition.processes.all_reduce(torch.stack(squares).sum()).item()
     return Clustering(labels, centroids.cpu(), torch.bincount(labels, minlength=k), inertia, iterations=0, reseeded=0)
+
+
+def labels_of(clusterings: Sequence[Clustering], clusters: Sequence[int], count: int) -> Tensor:
+    """Return the labels (int64, N x the number of clusterings) of a step, which may be the user's; else UsageError."""
+    with suppress(AttributeError, RuntimeError, TypeError):
+        labels = torch.stack([clustering.labels for clustering in clusterings], 1)
+        limits = torch.tensor([len(clustering.centroids) for clustering in clusterings])
+        is_valid = labels.dtype == torch.int64 and labels.shape == (count, len(clusters))
+        if is_valid and ((labels >= 0) & (labels < limits)).all():
+            return labels
+    expected = f"the labels of all {count} rows (int64, on the CPU), which are numbers of its centroids"
+    raise UsageError(f"the clustering must return a tuple of {len(clusters)} Clustering, each with {expected}")
 
 
 def _check_start(start: Tensor | None, rows: int, k: int, width: int) -> None:

@@ -1,13 +1,10 @@
-"""Images by number: arrays, .npy and .npz files, ``Dataset`` objects, lists of images, and rows of numbers."""
+"""Images by number: arrays, .npy and .npz files, ``Dataset`` objects and lists of images."""
 
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from io import BytesIO
-from numbers import Integral
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +23,8 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
 CHANNELS = (1, 3, 4)
+# An .npz that unpacks to more bytes may have at most so many times those in the file: zeros shrink to a thousandth.
+MAX_UNPACKED_BYTES, MAX_RATIO = 100_000_000, 300
 IMAGE_KEY = "image"  # of items that are dicts: the usual name of torch and Hugging Face
 
 
@@ -62,9 +61,10 @@ def picture(item: Any) -> Image.Image:
     if isinstance(item, tuple | list) and item:
         item = item[0]
     if isinstance(item, Image.Image):
+        if not all(item.size):
+            raise Undecodable(f"an image of {item.width} x {item.height} pixels")
         return upright(item)
-    if is_tensor(item):
-        item = item.detach().cpu().numpy()
+    item = without_torch(item)
     if not isinstance(item, np.ndarray):
         raise Undecodable(f"not an image but of type {type(item).__name__}")
     if not is_unit(item):
@@ -78,6 +78,13 @@ def is_tensor(value: object) -> "TypeIs[Tensor]":
     """Recognise a tensor without importing torch (a second or more): no tensor exists before somebody has."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
+
+
+def without_torch(value: Any) -> Any:
+    """Return a tensor as an array, and anything else as it is. DataError if there are not all numbers."""
+    if isinstance(value, np.ma.MaskedArray) or getattr(value, "is_meta", False):
+        raise DataError("some numbers of the array are masked, or on the device meta: give them values, X.filled(0)")
+    return value.detach().cpu().numpy() if is_tensor(value) else value
 
 
 def is_unit(array: npt.NDArray[Any]) -> bool:
@@ -164,16 +171,16 @@ def _rows_on_disk(file: Path, shape: tuple[int, ...], begin: int) -> Callable[[i
 
     It is not mapped, because the process would die of SIGBUS if the file shrank. Reading raises DataError instead.
     """
-    stream, size = file.open("rb", buffering=0), math.prod(shape[1:])
+    size = math.prod(shape[1:])
 
     def row(i: int) -> npt.NDArray[np.uint8]:
-        data = os.pread(stream.fileno(), size, begin + i * size)
-        if len(data) != size:
-            raise DataError(
-                f"{one_line(str(file))} became shorter while it was read: wait until it is complete, then run the same"
-                " command again"
-            )
-        return np.frombuffer(data, np.uint8).reshape(shape[1:])
+        with suppress(FileNotFoundError):
+            numbers = np.fromfile(file, np.uint8, size, offset=begin + i * size)
+            if len(numbers) == size:
+                return numbers.reshape(shape[1:])
+        raise DataError(
+            f"{one_line(str(file))} became shorter while it was read: wait until it is complete, and try again"
+        )
 
     return row
 
@@ -201,8 +208,11 @@ def from_numpy_file(file: Path) -> Source:
             with array as archive:  # an .npz has to be unpacked
                 name, label_name = _images_and_labels(archive.files, file)
                 # Before anything is unpacked: a few kilobytes may become gigabytes, but no more than this.
-                entries = archive.zip.infolist()
-                needed = sum(e.file_size for e in entries if e.filename.removesuffix(".npy") in (name, label_name))
+                entries = [e for e in archive.zip.infolist() if e.filename.removesuffix(".npy") in (name, label_name)]
+                packed = min(sum(entry.compress_size for entry in entries), file.stat().st_size)  # the first is a claim
+                needed = sum(entry.file_size for entry in entries)
+                if needed > max(MAX_UNPACKED_BYTES, MAX_RATIO * packed):
+                    raise DataError(f"{one_line(str(file))} grows to {needed:,} bytes, from {packed:,}: use np.save")
                 way_out = "save the images with np.save as .npy, which is read from the disk"
                 check_fits(f"unpacking {one_line(str(file))}", needed, way_out)
                 array = archive[name]
@@ -233,7 +243,7 @@ def as_images(images: "Tensor | npt.NDArray[Any]") -> "Tensor":
     import torch
 
     if is_tensor(images) and images.dtype != torch.uint8:
-        images = images.detach().cpu().numpy()
+        images = without_torch(images)
     if not is_tensor(images):
         if not all(map(is_unit, images)):
             raise DataError(f"images of {not_pixels(images)}")
@@ -262,7 +272,7 @@ def from_array(
     if not array.ndim or not len(array) or not _is_image(array.shape[1:]):
         raise DataError(
             f"{title} has shape {array.shape}; it must be N x H x W, N x H x W x C or N x C x H x W with C one of 1,"
-            " 3, 4"
+            f" 3, 4{': X.reshape(-1, H, W) makes images of rows of pixels' if array.ndim == 2 else ''}"
         )
     if in_memory and array.dtype != np.uint8:
         if not all(map(is_unit, array)):
@@ -280,49 +290,3 @@ def from_array(
         labels=None if labels is None else tuple(map(str, labels.ravel().tolist())),
         place=lambda i: Origin(place, str(i)),
     )
-
-
-@dataclass(frozen=True)
-class PixelScale:
-    """Scale by which a row of ``width`` numbers becomes an image (H x W or H x W x C), whose other pixels are black.
-
-    ``low`` and everything below becomes 0, ``high`` and everything above 255.
-    """
-
-    shape: tuple[int, ...]
-    width: int
-    low: float
-    high: float
-
-    def images(self, rows: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-        """Return images (N x ``shape``) of rows (N x ``width``)."""
-        # Halves, because the difference of two floats may overflow.
-        span = self.high / 2 - self.low / 2
-        share = (rows.astype(np.float64) / 2 - self.low / 2) / span if span > 0 else np.zeros(rows.shape)
-        pixels = np.zeros((len(rows), math.prod(self.shape)), np.uint8)
-        pixels[:, : self.width] = np.rint(255 * share.clip(0, 1))
-        return pixels.reshape(len(rows), *self.shape)
-
-
-def pixel_scale(rows: npt.NDArray[np.generic], shape: tuple[int, ...] | None) -> PixelScale:
-    """Return the scale of N x width finite numbers: uint8 unchanged, other types scaled from [min, max] to [0, 255].
-
-    ``shape`` is that of the images, by default the smallest square that holds a row. ValueError if it is not that of an
-    image, or does not hold exactly one row.
-    """
-    width = rows.shape[1]
-    if shape is None:
-        side = math.isqrt(width - 1) + 1
-        shape = (side, side)
-    elif (
-        len(shape) not in (2, 3)
-        or not all(isinstance(side, Integral) for side in shape)
-        or min(shape) < 1
-        or (*shape, 1)[2] not in CHANNELS
-    ):
-        raise ValueError(f"image_shape={shape} must be (H, W), or (H, W, C) with C one of 1, 3, 4")
-    elif math.prod(shape) != width:
-        raise ValueError(f"image_shape={shape} holds {math.prod(shape)} numbers, but X has {width} features")
-    if rows.dtype == np.uint8:
-        return PixelScale(shape, width, 0.0, 255.0)
-    return PixelScale(shape, width, float(rows.min()), float(rows.max()))

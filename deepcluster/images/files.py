@@ -16,7 +16,7 @@ from PIL import Image
 
 from deepcluster.errors import DataError, UsageError
 from deepcluster.images import arrays, named, shards
-from deepcluster.images.arrays import is_tensor, reader, reading
+from deepcluster.images.arrays import is_tensor, reader, reading, without_torch
 from deepcluster.images.decode import SUFFIXES, decode, explain, is_empty, not_a_file, one_line, short_side
 from deepcluster.images.source import WHAT_TO_TYPE, Origin, Source, is_run, numbered
 from deepcluster.runtime.plain_files import MOST_TEXT, PATH_COLUMNS, check_file
@@ -51,8 +51,7 @@ def find(images: Images, *, may_be_empty: bool = False) -> Source:
     """
     if isinstance(images, Source):
         return images
-    if is_tensor(images):
-        images = images.detach().cpu().numpy()
+    images = without_torch(images)
     if isinstance(images, Mapping) and images:  # a DatasetDict of Hugging Face, or something like it
         names = ", ".join(f"X[{name!r}]" for name in list(images)[:5])
         raise DataError(f"images cannot come from a whole {type(images).__name__}: pass one part of it: {names}")

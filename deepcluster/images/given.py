@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from deepcluster.errors import DataError, UsageError
-from deepcluster.images.arrays import is_tensor, load_array, reading
+from deepcluster.images.arrays import load_array, reading, without_torch
 from deepcluster.images.decode import Undecodable, one_line
 from deepcluster.images.files import absolute, from_files, from_list, located
 from deepcluster.images.source import Source, numbered
@@ -31,16 +31,15 @@ WHAT_FEATURES_ARE = (
 LABEL_COLUMNS = ("label", "class", "category", "target")
 
 
-def read_features(given: "str | Path | npt.NDArray[Any] | Tensor") -> "tuple[Tensor, Source]":
+def read_features(given: "str | Path | npt.ArrayLike | Tensor") -> "tuple[Tensor, Source]":
     """Return the features of an .npy file or of an array (float32, N x D), and their images.
 
     These are only paths if there are no files, and numbers if there are no paths. DataError if the features are not
     N x D finite numbers, or the number of paths differs.
     """
-    if is_tensor(given):
-        given = given.detach().cpu().numpy()
-    if isinstance(given, np.ndarray):
-        return _checked(given, "the array"), _rows_alone(len(given), "features")
+    if not isinstance(given, str | Path):
+        features = _checked(np.asarray(without_torch(given)), "the array")
+        return features, _rows_alone(len(features), "features")
     file = absolute(given)
     if file.suffix.lower() != SUFFIX:
         raise DataError(f"{one_line(str(given))} has no features: {WHAT_FEATURES_ARE}")

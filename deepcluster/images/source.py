@@ -15,6 +15,7 @@ from PIL import Image
 
 from deepcluster.errors import DataError, count
 from deepcluster.images.decode import one_line
+from deepcluster.runtime.machine import check_fits
 
 WHAT_TO_TYPE = (
     "IMAGES is a folder, an image, a text file of paths, an .npy or .npz array, a .tar shard, a pattern such as"
@@ -110,6 +111,7 @@ def check_skipped(skipped: Sequence[Mapping[str, str]], most: int | None) -> Non
 
 def numbered(count: int) -> tuple[str, ...]:
     """Return paths for ``count`` images without names: numbers, which stay as they are when more images come."""
+    check_fits(f"a list of {count:,} images", 64 * count, "pass fewer images")
     return tuple(map(str, range(count)))
 
 

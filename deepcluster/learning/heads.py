@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from deepcluster.clustering.agreement import Drift, repeated
 from deepcluster.clustering.kmeans import means
 from deepcluster.clustering.whitening import unit_rows
+from deepcluster.errors import UsageError
 from deepcluster.nets.network import Network
 from deepcluster.records import Clustering
 from deepcluster.runtime.partition import Partition
@@ -64,6 +65,15 @@ class Loss(Protocol):
         Gradients of the objective are averaged over the ranks. So a sum over this rank's views must be divided by
         V * len(outputs.drawn) / world_size.
         """
+
+
+def objective_of(loss: Loss, outputs: Outputs, cluster_weight: float, processes: Processes) -> tuple[Tensor, Tensor]:
+    """Call a loss, which may be the user's. UsageError unless it returns what :class:`Loss` says."""
+    match loss(outputs, cluster_weight, processes):
+        case Tensor() as objective, Tensor() as figure if objective.requires_grad:
+            if objective.numel() == figure.numel() == 1:
+                return objective, figure
+    raise UsageError("the loss must return two tensors of one number: the objective, with a gradient, and a figure")
 
 
 class CrossEntropy:

@@ -17,7 +17,7 @@ from torch.optim import SGD, Optimizer
 from deepcluster.errors import ModelError, UsageError, first_line
 from deepcluster.images.views import Augmentation, random_views, uniform_over_clusters
 from deepcluster.learning.batches import Batch, batches, check_finite
-from deepcluster.learning.heads import CrossEntropy, Head, Loss, Outputs, new_linear_head
+from deepcluster.learning.heads import CrossEntropy, Head, Loss, Outputs, new_linear_head, objective_of
 from deepcluster.nets.network import Network
 from deepcluster.place import TRAINING, Place
 from deepcluster.runtime.devices import has_bf16, moved
@@ -79,6 +79,8 @@ def body_optimizer(network: Network, learning: Learning, state: Mapping[str, Any
     """
     published = partial(SGD, lr=0.0, momentum=learning.momentum, weight_decay=learning.weight_decay)
     optimizer = (learning.optimizer or published)([*network.body_parameters()])
+    if not isinstance(optimizer, Optimizer):
+        raise UsageError(f"optimizer must return a torch.optim.Optimizer of the parameters, and returned {optimizer!r}")
     if state:
         fresh = [{**group} for group in optimizer.param_groups]
         try:
@@ -187,7 +189,7 @@ def train_on_pseudo_labels(
                     with torch.autocast(device.type, place.dtype, enabled=place.dtype != torch.float32):
                         embeddings, logits = model(*some)
                     outputs = Outputs(embeddings, logits, some_targets, clusters, numbers)
-                    objective, part_loss = learning.loss(outputs, cluster_weight, processes)
+                    objective, part_loss = objective_of(learning.loss, outputs, cluster_weight, processes)
                     objective.backward()
                     loss = loss + part_loss.detach()
                     seen_as.append(embeddings.detach().unflatten(0, (len(seen), -1))[:remembered].mean(0))

@@ -102,7 +102,7 @@ class Network(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         features: Tensor = self.body((images - self.mean) / self.std)
-        return features
+        return features.float() if features.dtype == torch.float64 else features
 
     def embed(self, features: Tensor) -> Tensor:
         embeddings: Tensor = self.projection(features)
@@ -261,11 +261,11 @@ def as_network(body: nn.Module, image_size: int) -> Network:
     name = type(body).__name__
     if next(body.parameters(), None) is None:
         raise UsageError(f"{name} has no weights, and so nothing that could learn")
-    features = _trial(body, name, image_size)
+    features = _trial(body, name, image_size, count=2)
     if isinstance(features, Tensor) and features.dim() == 4:
         body = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         features = features[:, :, 0, 0]
-    return Network(body, _width(features, name)).to(_device(body))
+    return Network(body, _width(features, name, count=2)).to(_device(body))
 
 
 def copy_of_module(
@@ -277,24 +277,23 @@ def copy_of_module(
     return network.with_projection(projection, seed)
 
 
-def _width(features: object, name: str) -> int:
-    if not isinstance(features, Tensor) or features.dim() != 2:
-        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise UsageError(
-            f"{name} does not give one vector of features for an image, but {shape}: choose another --backbone"
-        )
-    return features.shape[1]
+def _width(features: object, name: str, count: int = 1) -> int:
+    if isinstance(features, Tensor):
+        if features.dim() == 2 and len(features) == count and features.is_floating_point():
+            return features.shape[1]
+        features = f"{features.dtype} {tuple(features.shape)}"
+    raise UsageError(f"{name} does not give a vector of floats for each of {count} images, but {features}")
 
 
-def _trial(body: nn.Module, name: str, image_size: int) -> object:
-    """Return the features of one image; a size that does not fit is an error before any work is done.
+def _trial(body: nn.Module, name: str, image_size: int, count: int = 1) -> object:
+    """Return the features of ``count`` images; a size that does not fit is an error before any work is done.
 
     timm's ``num_features`` cannot be trusted: it is 576 for a MobileNetV3 that gives 1024 features.
     """
     body.eval()
     try:
         with torch.no_grad():
-            features = body(torch.zeros(1, 3, image_size, image_size, device=_device(body)))
+            features = body(torch.zeros(count, 3, image_size, image_size, device=_device(body)))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise size_does_not_fit(name, image_size, error) from error
     body.train()

@@ -1,5 +1,6 @@
 """From a recipe to the objects of the alternation."""
 
+import inspect
 import math
 import re
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from deepcluster.runtime.devices import choose_precision
 from deepcluster.runtime.partition import Partition
 
 SAMPLERS = {"uniform": uniform_over_clusters, "official": official_draws, "none": each_once}
+# Steps, with the number of their positional arguments and the names of the others.
+CALLS = (("clustering", 3, ("seed", "round", "partition")), ("loss", 3, ()), ("optimizer", 1, ()))
 OWN = "own "  # before the name of a step of the user's
 Settings = TypeVar("Settings", Reduction, KMeans, Augmentation, Learning)
 
@@ -45,6 +48,12 @@ class Steps:
     def __post_init__(self) -> None:
         if not (self.loss is None or isinstance(self.loss, Loss)):
             raise UsageError(f"loss={self.loss!r} has no sums_images or cluster_weight: see docs/change-a-step.md")
+        for name, count, named in CALLS:
+            try:
+                if (step := getattr(self, name)) is not None:
+                    inspect.signature(step).bind(*range(count), **dict.fromkeys(named))
+            except TypeError as error:
+                raise UsageError(f"{name}={step!r}: {error}; see docs/change-a-step.md") from None
 
     @property
     def names(self) -> dict[str, str]:

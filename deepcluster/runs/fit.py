@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,8 +23,8 @@ from deepcluster.images.store import Store, check_alike, read_once
 from deepcluster.learning.training import network_precision
 from deepcluster.nets.names import FEATURES
 from deepcluster.nets.network import Network, no_network
-from deepcluster.presets import Plan, check_groups
-from deepcluster.recipe import Recipe, to_toml
+from deepcluster.presets import Plan, check_groups, options_of
+from deepcluster.recipe import AUTO, Recipe, to_toml
 from deepcluster.records import FINAL
 from deepcluster.report.pictures import sprite_sheet, tiny_pictures
 from deepcluster.report.text import count
@@ -238,10 +239,10 @@ FEATURES_OPTIONS = {"dims", "whitening", "root", "pseudo_labels", "empty", "kmea
 PICTURE_SIDE = 48  # px
 
 
-def fit_features(given: str | Path, request: Request, display: Display | None = None) -> files.RunFolder:
+def fit_features(given: Path | npt.ArrayLike, request: Request, display: Display | None = None) -> files.RunFolder:
     """Cluster features, and return the run folder: as of any other run, without the training of a network.
 
-    ``given``: An .npy file, see ``read_features``.
+    ``given``: N x D numbers or an .npy file, see ``read_features``.
     """
     clock = Clock(request.begun)
     choose_device(request.device)
@@ -253,7 +254,7 @@ def fit_features(given: str | Path, request: Request, display: Display | None = 
         labels = true_labels(request.labels, source) if request.labels else None
         job = Job(request, source, labels, CPU, Several(Log(), display), ALONE, clock)
         out = free_path(source, request)
-        if request.overwrite:
+        if request.overwrite and isinstance(given, str | Path):
             check_not_inside(replace(source, location=str(Path(given).absolute()), file=None), out)
         with files.locked(out, make=True) as folder, files.replacing(folder if request.overwrite else None):
             with folder.next_state(anew=request.overwrite) as staged:
@@ -265,13 +266,12 @@ def fit_features(given: str | Path, request: Request, display: Display | None = 
 
 def _features_recipe(request: Request, count: int) -> Recipe:
     """Return the reduction of ``auto`` for a pretrained network, and as many fine clusters (docs/decisions.md)."""
-    options = {name: value for name, value in (request.options or {}).items() if value != "auto"}
-    if request.recipe != "auto":
-        raise UsageError(f"--recipe {request.recipe} is for images: --features trains no network; leave it out")
-    if others := sorted((request.options or {}).keys() - FEATURES_OPTIONS):
+    base, options = options_of(request.recipe, request.options or {})
+    others = [*(["recipe"] if base != AUTO else []), *options, *request.steps.names, *(["resume"] * request.resume)]
+    if others := [name for name in others if name not in FEATURES_OPTIONS]:
         raise UsageError(
-            f"{', '.join(others)}: for images; with --features no network is trained. What counts there: -k, --seed,"
-            f" --labels and --set {', '.join(sorted(FEATURES_OPTIONS))}"
+            f"{', '.join(others)}: for images only, because features train no network. Leave this out, or pass images"
+            f" (rows of pixels: X.reshape(-1, H, W)). Options for features: {', '.join(sorted(FEATURES_OPTIONS))}"
         )
     clusters = min(max(5 * (request.n_clusters or 0), count // 100, 2), max(1, count // 20))
     chosen = {"whitening": 0.25, "pseudo_labels": clusters, "rounds": 0, "grouping": "embedding", **options}

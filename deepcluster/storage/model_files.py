@@ -6,7 +6,6 @@ on purpose has the right digests.
 """
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +22,6 @@ from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DeepClusterError, DiskError, ModelError, OutOfMemoryError, UsageError, first_line
 from deepcluster.groups.cut import Cut
-from deepcluster.images.arrays import PixelScale
 from deepcluster.images.source import is_run
 from deepcluster.model import Identity, Model, check_batch_fits
 from deepcluster.nets.names import FEATURES, MODULE
@@ -33,13 +31,11 @@ from deepcluster.nets.weights import shapes_only
 from deepcluster.records import Candidate
 from deepcluster.runtime.plain_files import check_tensors, json_sha256, parse_json, read_json, read_tensors, shaped
 from deepcluster.storage.content import RunRecord
-from deepcluster.storage.files import write_tensors, write_whole
+from deepcluster.storage.files import changing, write_tensors, write_whole
 from deepcluster.storage.run_folder import FORMER, LockedFolder, RunFolder, read_state
 
 SCHEMA_VERSION = 1
 CONFIG, WEIGHTS, GROUPS = "config.json", "model.safetensors", "groups.safetensors"
-TABLE = "table.json"  # of a model of images that were rows of a table: how rows become images
-MOST_PIXELS = 1 << 28  # of such an image
 # timm's other names (hf-hub:USER/NAME, local-dir:PATH) would download, or read another file.
 TIMM = "timm:[A-Za-z0-9_.]+"
 BACKBONE = re.compile(rf"compact|alexnet|vgg16|{TIMM}")
@@ -101,7 +97,8 @@ def save(model: Model, folder: Path) -> None:
     """Write the files of a model into ``folder``. DiskError if ``folder`` is a link, which is not followed."""
     if folder.is_symlink():
         raise DiskError(f"{folder} is a symbolic link, and nothing is written where it leads: remove it")
-    folder.mkdir(parents=True, exist_ok=True)
+    with changing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     weights = write_tensors(folder / WEIGHTS, _tensors(model))
     text = _config(model, weights, write_tensors(folder / GROUPS, groups_tensors(model)))
     write_whole(folder / CONFIG, lambda file: file.write(text))
@@ -157,14 +154,6 @@ def _config(model: Model, weights_sha256: str, groups_sha256: str) -> str:
     config["identity"] = asdict(replace(model.identity, clusters=clusters, digest=json_sha256(config)))
     config["config_sha256"] = json_sha256(config)
     return json.dumps(config, indent=2) + "\n"
-
-
-def save_scale(scale: PixelScale | None, folder: Path) -> None:
-    """Write how rows of a table become images; without a scale, remove the file of one."""
-    if scale is None:
-        (folder / TABLE).unlink(missing_ok=True)
-        return
-    write_whole(folder / TABLE, lambda file: file.write(json.dumps(asdict(scale)) + "\n"))
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
@@ -318,24 +307,6 @@ def read_groups(path: Path, dims: int, digest: str | None = None) -> Groups:
     if groups.min() < 0 or groups.max() != len(names) - 1:  # groups that were merged into others have no centroid
         raise ValueError(f"its groups are not the numbers of {len(names)} clusters")
     return Groups(Cut(centroids, groups), names, junk, about)
-
-
-def load_scale(folder: Path) -> PixelScale | None:
-    """Read how rows of a table become images; None if the model is of no table. ModelError if the file is damaged."""
-    path = folder / TABLE
-    if not path.is_file():
-        return None
-    try:
-        scale: PixelScale = shaped(read_json(path), PixelScale, TABLE)
-        if len(scale.shape) not in (2, 3) or min(scale.shape) < 1 or math.prod(scale.shape) > MOST_PIXELS:
-            raise ValueError("shape is not an image shape")
-        if not 1 <= scale.width <= math.prod(scale.shape):
-            raise ValueError("width does not fit shape")
-        if scale.low > scale.high:
-            raise ValueError("low must be <= high")
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be used ({error}): fit again, or take a copy of it") from None
-    return scale
 
 
 # ---- one step back --------------------------------------------------------------------------------------------------

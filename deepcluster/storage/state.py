@@ -32,7 +32,7 @@ from deepcluster.storage.files import changing, sync_folder
 TABLES = {"clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "history.csv", "added.csv"}
 ARRAYS = {"features.npy", "residuals.npy", "map.npy", "former.safetensors"}
 REPORT = {"report.html", "tree.json", "thumbnails.webp", "nouns.csv"}
-MODEL = {f"model/{name}" for name in ("config.json", "model.safetensors", "groups.safetensors", "table.json")}
+MODEL = {f"model/{name}" for name in ("config.json", "model.safetensors", "groups.safetensors")}
 CHECKPOINTS = {"checkpoints/images.csv"}
 EVALUATIONS = {f"evaluation-{protocol}.json" for protocol in PROTOCOL_OPTIONS}
 LOG = "log.txt"
