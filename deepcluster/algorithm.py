@@ -90,7 +90,7 @@ def alternate(
         settled = state.settled + 1 if change.settled(tolerance) else 0
         state = State(index + 1, labels, settled, state.features, optimizer.state_dict())
         chance = mean(math.log(one.occupied) for one in clusterings)
-        lr = max(learning.lr_at(index + part / 100) for part in range(100))
+        lr = learning.lr_at(index + 0.5)
         yield Round(index, reduced, clusterings[0], loss, chance, change.nmi, change.changed, weight, lr, state)
 
 

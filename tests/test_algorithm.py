@@ -58,7 +58,7 @@ def test_rounds_are_what_they_say():
     rounds = list(loop(network(), drawings(10)[0], rounds=3, **options))
     assert [round.index for round in rounds] == [0, 1, 2]
     assert [round.lr for round in rounds] == pytest.approx([0.1, 0.05, 0.1 / 3])
-    rises = {**OPTIONS, "lr": lambda time: 0.1 * min(1, 2 * time)}  # the highest rate of a round, also with a warm-up
+    rises = {**OPTIONS, "lr": lambda time: 0.1 * min(1, 2 * time)}  # in the middle of a round: not 0 with a warm-up
     assert [round.lr for round in loop(network(), drawings(10)[0], rounds=1, **rises)] == [0.1]
     assert [round.chance_loss for round in rounds] == pytest.approx([math.log(6)] * 3)
     assert math.isnan(rounds[0].nmi_previous) and math.isnan(rounds[0].changed)
