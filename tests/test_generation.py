@@ -174,14 +174,17 @@ def test_a_reader_waits_for_the_process_that_finishes(tmp_path, monkeypatch):
     run = make(tmp_path / "run")
     leave_pending(run)
     with ThreadPoolExecutor(1) as pool:
-        with states.hold(run):
+        with states.hold(run, states.LOCK):
             reader = pool.submit(state, run)
             with pytest.raises(TimeoutError):
                 reader.result(timeout=0.1)
         assert reader.result() == NEW
     leave_pending(make(tmp_path / "other"))
     monkeypatch.setattr(states, "ATTEMPTS", 3)
-    with states.hold(tmp_path / "other"), pytest.raises(DiskError, match=f"in use by process {os.getpid()}"):
+    with (
+        states.hold(tmp_path / "other", states.LOCK),
+        pytest.raises(DiskError, match=f"in use by process {os.getpid()}"),
+    ):
         state(tmp_path / "other")
     assert state(tmp_path / "other") == NEW
 
@@ -190,7 +193,7 @@ def test_a_reader_that_cannot_complete_a_state_says_so(tmp_path, monkeypatch):
     run = make(tmp_path / "run")
     leave_pending(run)
 
-    def read_only(run: Path) -> None:
+    def read_only(run: Path, name: str) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(run))
 
     with monkeypatch.context() as patch:

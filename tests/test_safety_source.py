@@ -43,6 +43,7 @@ ALLOWED = {
     ("images/shards.py", "tarfile"): "reads the headers of shards; nothing is extracted, and no name is opened",
     ("nets/weights.py", "pickletools"): "parses the pickles of Python 2, executes nothing; torch reads the result",
     ("runs/serve.py", "http"): "serves the report on the loopback interface, with --serve alone; asks nobody",
+    ("runs/serve.py", "socket"): "names the type of a connection of that server, opens none",
     ("report/page.py", "urllib"): "quotes a path for a link (urllib.parse), opens nothing",
     ("nets/weights.py", "zipfile"): "reads the table of contents of a checkpoint, to refuse a compressed one",
 }
