@@ -164,7 +164,6 @@ class DeepCluster(_Base):
 
         Raises:
             DeepClusterError: The message says what to do.
-            ValueError: X is N x D numbers, but not all of them are finite.
         """
         n_clusters = _n_clusters(self.n_clusters)
         if self.verbose not in (0, 1, 2):

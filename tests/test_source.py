@@ -380,6 +380,17 @@ def test_an_npz_that_grows_more_than_300_times_is_refused(is_claim_false, tmp_pa
         assert len(find(file).paths) == 4
 
 
+def test_images_of_an_array_may_have_as_many_pixels_as_those_of_files(tmp_path):
+    """Before one is read: here it would take 7.5 GB."""
+    file = tmp_path / "large.npy"
+    with file.open("wb") as stream:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (4, 50_000, 50_000, 3)}
+        np.lib.format.write_array_header_1_0(stream, header)
+        stream.truncate(stream.tell() + 4 * 50_000 * 50_000 * 3)
+    with pytest.raises(DataError, match=r"large.npy has images of more than 89,478,485 pixels"):
+        find(file)
+
+
 def test_the_numbers_of_the_security_page_are_those_of_the_code():
     page = " ".join((ROOT / "SECURITY.md").read_text().split())
     ratio, size = arrays.MAX_RATIO, arrays.MAX_UNPACKED_BYTES // 1_000_000

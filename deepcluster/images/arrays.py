@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from deepcluster.errors import DataError, DeepClusterError
-from deepcluster.images.decode import Undecodable, as_rgb, decode, explain, is_empty, one_line, upright
+from deepcluster.images.decode import MAX_PIXELS, Undecodable, as_rgb, decode, explain, is_empty, one_line, upright
 from deepcluster.images.source import Origin, Source, numbered, real
 from deepcluster.runtime.machine import check_fits
 
@@ -274,6 +274,8 @@ def from_array(
             f"{title} has shape {array.shape}; it must be N x H x W, N x H x W x C or N x C x H x W with C one of 1,"
             f" 3, 4{': X.reshape(-1, H, W) makes images of rows of pixels' if array.ndim == 2 else ''}"
         )
+    if math.prod(array.shape[1:]) > max(CHANNELS) * MAX_PIXELS:
+        raise DataError(f"{title} has images of more than {MAX_PIXELS:,} pixels: make them smaller")
     if in_memory and array.dtype != np.uint8:
         if not all(map(is_unit, array)):
             raise DataError(f"{title} has {not_pixels(array)}")
