@@ -345,7 +345,7 @@ class Pooled(torch.nn.Linear):
 @pytest.mark.filterwarnings("ignore:training has collapsed")  # nine weights
 def test_features_of_a_module_in_float64_are_made_float32():
     for rounds in (0, 1):
-        given = QUICK | {"rounds": rounds, "options": {"precision": "fp32"}}
+        given = QUICK | {"recipe": "classic", "rounds": rounds, "options": {"precision": "fp32", "pseudo_labels": 6}}
         ours = DeepCluster(**given, backbone=Pooled(torch.Tensor.double)).fit(pixels())
         assert ours.embedding_.dtype == np.float32 and np.array_equal(ours.predict(pixels()), ours.labels_)
 
