@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deepcluster.errors import Stopped
 from deepcluster.storage import files as whole
-from deepcluster.storage.files import new_folder, write_output
+from deepcluster.storage.files import new_folder, scratch_folder, write_output
 from deepcluster.storage.run_folder import open_run
 from tests.drawings import pack, save_drawings
 from tests.helpers.runs import bystanders, change_record, contents, record, small_fit, state_of
@@ -252,3 +253,16 @@ def test_more_than_3000_groups(tmp_path, ends):
     ends(["fit", tmp_path / "a.npy", "-o", run, "-k", "5", *options], 0)
     ends(["recut", run, "-k", "3001", "-q"], 0)
     assert clusters_of(run) == 3001
+
+
+def test_a_signal_as_soon_as_a_scratch_folder_exists_leaves_nothing(tmp_path, monkeypatch):
+    mkdir = Path.mkdir
+
+    def stopped(self):
+        mkdir(self)
+        raise Stopped("a signal")
+
+    monkeypatch.setattr(Path, "mkdir", lambda self, **options: mkdir(self, **options) if options else stopped(self))
+    with pytest.raises(Stopped), scratch_folder(tmp_path / "out"):
+        pass
+    assert not any(tmp_path.iterdir())

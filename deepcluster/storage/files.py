@@ -85,8 +85,9 @@ def scratch_folder(out: Path) -> Iterator[Path]:
     beside = scratch_name(out)
     with changing(out, ROOM), ExitStack() as stack:
         out.parent.mkdir(parents=True, exist_ok=True)
-        beside.mkdir()
+        # First, because a signal may come as soon as the folder exists.
         stack.callback(shutil.rmtree, beside, ignore_errors=True)
+        beside.mkdir()
         yield beside
 
 
