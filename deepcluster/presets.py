@@ -18,6 +18,7 @@ from deepcluster.recipe import Recipe, read_options, read_toml
 IMAGES_PER_ROUND = 5000  # at least, if a network is trained from random weights
 TOTAL_IMAGES = 5_000_000  # at most, over all rounds
 PASSES = 90  # over the images, over all rounds
+MANY_IMAGES = 10_000  # fewer take smaller batches, and fewer rounds and fine clusters in recipe classic
 MAX_EPOCHS = 50  # in a round: a handful of images would need thousands, of an optimizer step or more
 # px. A published network is the better start for images of 28 px (the smallest measured above 8 px) and more
 # (docs/decisions.md, "Photographs by default").
@@ -95,8 +96,7 @@ class Plan:
         work = "adapted" if recipe.weights else "trained"
         rounds = f"{work} in at most {plural(recipe.rounds, 'round')}" if recipe.rounds else "used as it is"
         groups = "as many clusters as the images suggest" if n_clusters is None else plural(n_clusters, "cluster")
-        note = f". {CLASSIC_NOTE}" if CLASSIC in self.reasons and recipe.rounds else ""
-        return f"network {rounds} at {recipe.image_size} px, then {groups}{note}"
+        return f"network {rounds} at {recipe.image_size} px, then {groups}"
 
 
 def check_groups(n_clusters: int | None, count: int) -> None:
@@ -137,7 +137,7 @@ def resolve(base: str, given: Given, facts: Facts) -> Plan:
         if "pseudo_labels" in given:
             raise DataError(f"--pseudo-labels {recipe.pseudo_labels} is more than the {facts.count} images: give fewer")
         reasons["pseudo_labels"] = f"the recipe's {recipe.pseudo_labels:,} is more than the {facts.count:,} images"
-        recipe = replace(recipe, pseudo_labels=_fine_clusters(facts)[0])
+        recipe = replace(recipe, pseudo_labels=_fine_clusters(facts))
     return _for_fixed_size(Plan(recipe, reasons), options)
 
 
@@ -324,13 +324,7 @@ def auto(options: Given, facts: Facts) -> Plan:
     """
     choices, size, backbone, pretrained = _sized(options, facts)
     choices |= (_adapting if pretrained else _from_scratch)(size, facts, backbone)
-    if facts.grey:
-        why = "the images are grey: shapes count, and left is not right"
-        views = {"crop_min": 0.5, "crop_max": 1.2, "stretch": 1.2, "flip": 0.0, "rotation": 15.0}
-    else:
-        why = "the images have colours: photographs"
-        views = {"crop_min": 0.3 if pretrained else 0.2, "colour": 0.4, "grey": 0.1 if pretrained else 0.2}
-    choices |= _because(why, **views)
+    choices |= _views(facts, *((0.3, 0.1) if pretrained else (0.2, 0.2)))
     # A quarter: chosen by leaving one set out (docs/decisions.md).
     always = {"sobel": False, "whitening": 0.25, "schedule": "cosine", "tolerance": 0.02, "precision": "auto"}
     values, reasons = _apart(choices)
@@ -338,12 +332,8 @@ def auto(options: Given, facts: Facts) -> Plan:
 
 
 def classic(options: Given, facts: Facts) -> Plan:
-    """The seven steps of the paper, at the size of the images. Weights are random unless named.
-
-    All other options have the paper's values. It is there for fidelity: on small sets it usually loses to
-    no training (``--rounds 0``).
-    """
-    choices, _, backbone, pretrained = _sized({"weights": "", **options}, facts)
+    """The seven steps of the paper, with settings at the size of the images. Weights are random unless named."""
+    choices, size, backbone, pretrained = _sized({"weights": "", **options}, facts)
     choices |= {
         "dims": (0, "a sixteenth of the features, 32 to 256, of which the paper has 256 of 4,096"),
         "empty": ("sample", "an empty cluster restarts at a random image"),
@@ -351,20 +341,32 @@ def classic(options: Given, facts: Facts) -> Plan:
     }
     if backbone not in PAPER_NETWORKS:
         choices["sobel"] = (False, f"{backbone} takes colours; the paper used alexnet and vgg16")
-    if facts.grey:
-        choices["flip"] = (0.0, "the images are grey: a mirrored letter or digit is another one")
     if pretrained:
         choices |= _length(facts, 2000, 5) | _because(_GENTLE, lr=0.001)
+        if facts.grey:
+            choices["flip"] = (0.0, "the images are grey: a mirrored letter or digit is another one")
     else:
-        choices |= _length(facts)
+        choices |= _learning_pseudo_labels(facts) | _views(facts, 0.3, 0.2) | {"view_size": _view_size(size)}
     values, reasons = _apart(choices)
-    is_small = facts.count < 10_000 and not pretrained
-    return Plan(Recipe(**values), reasons | ({CLASSIC: CLASSIC_NOTE} if is_small else {}))
+    return Plan(Recipe(**values), reasons)
 
 
-# A reason of the plan of a small set. Measured on 700 to 1,797 images (docs/results.md).
-CLASSIC = "classic"
-CLASSIC_NOTE = "classic is there for fidelity to the paper: on small sets it usually loses to no training (--rounds 0)"
+def _learning_pseudo_labels(facts: Facts) -> Choices:
+    """Return the choices with which a network without weights learns its pseudo-labels, but not by heart.
+
+    5,000 images in the paper's batches are 20 optimizer steps, after which the loss of a new head is still that of
+    guessing; a round of the paper has 5,000 steps (benchmarks/LOG.md).
+    """
+    few = facts.count < MANY_IMAGES
+    batch, fine = (32, 10) if few else (64, 100)
+    why = "a new head needs many large steps, and few images have few; paper: 256, .05, constant, .00001"
+    choices = _length(facts) | _because(why, batch_size=batch, lr=0.1, schedule="cosine", weight_decay=5e-4)
+    if few:
+        choices["rounds"] = (8, "with more passes over few images, the network learns their pseudo-labels by heart")
+    return choices | {
+        "pseudo_labels": (_fine_clusters(facts, fine), f"{fine}, or one per group wanted if more; paper: 10,000"),
+        "precision": ("auto", "time; paper: fp32"),
+    }
 
 
 def _sized(options: Given, facts: Facts) -> tuple[Choices, int, str, bool]:
@@ -376,7 +378,7 @@ def _sized(options: Given, facts: Facts) -> tuple[Choices, int, str, bool]:
         **start,
         "image_size": (size, why_size),
         "margin": (_margin(size), "small images are kept whole" if size <= 64 else "room for crops"),
-        "pseudo_labels": _fine_clusters(facts),
+        "pseudo_labels": (_fine_clusters(facts), "5 per group wanted, or fewer so that each has 20 images"),
     }
     return choices, options.get("image_size", size), backbone, bool(weights)
 
@@ -417,9 +419,6 @@ def _adapting(size: int, facts: Facts, backbone: str) -> Choices:
 
 def _from_scratch(size: int, facts: Facts, backbone: str) -> Choices:
     """Return the choices for a network without weights: an image is a cluster of its own, too (docs/method.md)."""
-    view_size = (size, "images below 32 px have no pixels to spare")
-    if size >= 32:
-        view_size = (4 * round(size * 0.75 / 4), "crops look larger: 3/4 of the side keeps their scale")
     return {
         **_length(facts),
         **_because(
@@ -438,10 +437,24 @@ def _from_scratch(size: int, facts: Facts, backbone: str) -> Choices:
             projection_hidden=512,
             projection_dim=128,
         ),
-        "view_size": view_size,
+        "view_size": _view_size(size),
         # Digits end at 1 - NMI = .08, MNIST's at .1, both with the learning rate near 0 (docs/decisions.md).
         "tolerance": (0.1, "features of random views differ by nearly as much if nothing changes"),
     }
+
+
+def _views(facts: Facts, crop_min: float, grey: float) -> Choices:
+    """Return the random views that suit grey images, or photographs: these with this least crop and share of grey."""
+    if not facts.grey:
+        return _because("the images have colours: photographs", crop_min=crop_min, colour=0.4, grey=grey)
+    why = "the images are grey: shapes count, and left is not right"
+    return _because(why, crop_min=0.5, crop_max=1.2, stretch=1.2, flip=0.0, rotation=15.0)
+
+
+def _view_size(size: int) -> tuple[int, str]:
+    if size < 32:
+        return size, "images below 32 px have no pixels to spare"
+    return 4 * round(size * 0.75 / 4), "crops look larger: 3/4 of the side keeps their scale"
 
 
 def _length(facts: Facts, images: int = IMAGES_PER_ROUND, rounds: int = 0) -> Choices:
@@ -453,7 +466,7 @@ def _length(facts: Facts, images: int = IMAGES_PER_ROUND, rounds: int = 0) -> Ch
     return {
         "epochs": (epochs, f"{images} images in a round, in at most {MAX_EPOCHS} epochs, of {facts.count}"),
         "rounds": (rounds, "more rounds lose what a pretrained network knows") if rounds else (most, why),
-        "batch_size": (64, _GENTLE) if rounds else (256 if count >= 10_000 else 128, f"{count} images"),
+        "batch_size": (64, _GENTLE) if rounds else (256 if count >= MANY_IMAGES else 128, f"{count} images"),
     }
 
 
@@ -473,13 +486,10 @@ def _margin(size: int) -> float:
     return 1.0 if size <= 64 else 256 / 224
 
 
-def _fine_clusters(facts: Facts) -> tuple[int, str]:
-    """Return several fine clusters per cluster wanted, none of them tiny, and why."""
-    clusters, at_most = facts.n_clusters or 20, facts.count // 20
-    why = "5 per group wanted, of at least 20 images"
-    if at_most < clusters:
-        why = "one per group wanted, because the images are few"
-    return max(1, min(facts.count, max(clusters, min(5 * clusters, at_most)))), why
+def _fine_clusters(facts: Facts, target: int = 0) -> int:
+    """Return ``target`` (0: 5 per cluster wanted), fewer so that none is tiny, but at least one per cluster wanted."""
+    clusters = facts.n_clusters or 20
+    return max(1, min(facts.count, max(clusters, min(target or 5 * clusters, facts.count // 20))))
 
 
 def _image_size(backbone: str, facts: Facts, pretrained: bool = False) -> tuple[int, str]:

@@ -228,6 +228,7 @@ def test_recipes_and_doctor(prints):
     assert {"auto", "v1", "v1-official", "v2"} <= {*prints("recipes").split()}
     printed = prints("recipes", "v2")
     assert "published" in printed and tomllib.loads(printed)["pseudo_labels"] == 3000
+    assert "# pseudo_labels 100: " in prints("recipes", "classic")
     assert "torch" in prints("doctor")
 
 

@@ -162,19 +162,33 @@ PAPER = {
 }  # fmt: skip
 SIZES = {"backbone", "sobel", "image_size", "margin", "dims", "pseudo_labels", "batch_size", "rounds", "epochs"}
 UNUSED = {"head_growth", "small_size", "small_crop_min", "small_crop_max"}
+LEARNING = {"lr": 0.1, "schedule": "cosine", "weight_decay": 5e-4, "precision": "auto"}  # not the paper's
+VIEWS = {"view_size", "crop_min", "crop_max", "stretch", "flip", "rotation", "colour", "grey"}
 
 
-@pytest.mark.parametrize("facts", [PHOTOS, GREY, replace(LARGE, count=500, published="photos")])
-def test_classic_is_the_paper_at_the_size_of_the_images(facts):
+@pytest.mark.parametrize(
+    ("facts", "fine", "batch_size", "rounds"),
+    [(PHOTOS, 100, 64, 90), (GREY, 10, 32, 8), (replace(LARGE, count=500, published="photos"), 10, 32, 8)],
+)
+def test_classic_is_the_paper_at_the_size_of_the_images(facts, fine, batch_size, rounds):
     plan = resolve("classic", {}, facts)
-    options, chosen = asdict(plan.recipe), asdict(resolve("auto", {"weights": "none"}, facts).recipe)
+    options, auto = asdict(plan.recipe), asdict(resolve("auto", {"weights": "none"}, facts).recipe)
     assert PAPER.keys() | SIZES | UNUSED | {"tolerance"} == options.keys()
-    assert {name: options[name] for name in PAPER} == PAPER | ({"flip": 0.0} if facts.grey else {})
-    assert ("flip" in plan.reasons) == facts.grey and plan.reasons["tolerance"].startswith("settled")
+    departures = {name for name in PAPER if options[name] != PAPER[name]}
+    assert LEARNING.keys() <= departures <= plan.reasons.keys() & (LEARNING.keys() | VIEWS)
+    assert {name: options[name] for name in LEARNING} == LEARNING
     assert (options["tolerance"], options["dims"], options["sobel"]) == (0.1, 0, False)
-    assert ("loses to no training" in plan.in_short(3)) == (facts.count < 10_000)
-    for name in ("backbone", "image_size", "margin", "pseudo_labels", "epochs", "batch_size"):
-        assert options[name] == chosen[name]
+    assert (options["pseudo_labels"], options["batch_size"], options["rounds"]) == (fine, batch_size, rounds)
+    for name in {"backbone", "image_size", "margin", "epochs", *VIEWS} - (set() if facts.grey else {"crop_min"}):
+        assert options[name] == auto[name]
+
+
+@pytest.mark.parametrize(
+    ("count", "n_clusters", "fine"),
+    [(9_999, None, 20), (9_999, 2, 10), (9_999, 30, 30), (60, 3, 3), (10_000, None, 100), (10_000, 200, 200)],
+)
+def test_classic_learns_few_labels_of_few_images_but_one_per_group(count, n_clusters, fine):
+    assert resolve("classic", {}, replace(PHOTOS, count=count, n_clusters=n_clusters)).recipe.pseudo_labels == fine
 
 
 def test_unusable_files_change_all_of_the_plan_but_the_sizes_that_were_read():
