@@ -195,11 +195,11 @@ STARTS = 10  # of k-means; the best counts
 
 
 def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe) -> Cut:
-    """Cut the features of a sample. By k-means, or if very many, the groups may be the clusters of ``fine``."""
-    few, by_kmeans = n_clusters <= MAX_IN_CUT, recipe.grouping == "kmeans"
-    if len(fine.centroids) == n_clusters and (by_kmeans or not few):
+    """Cut the features of a sample. Very many groups may be the clusters of ``fine``, of a single start of k-means."""
+    few = n_clusters <= MAX_IN_CUT
+    if len(fine.centroids) == n_clusters and not few:
         return as_groups(fine)
-    if not by_kmeans:
+    if recipe.grouping != "kmeans":
         return cut(reduced, n_clusters, seed=derive(seed, "groups"))
     kmeans, partition = kmeans_of_result(recipe), Partition.single(len(reduced))
     starts = (derive(seed, "groups", start) for start in range(STARTS if few else 1))
