@@ -25,6 +25,9 @@ MAX_EPOCHS = 50  # in a round: a handful of images would need thousands, of an o
 MIN_PUBLISHED_SIDE = 28
 MAX_PUBLISHED_IMAGES = 100_000  # more can teach a network of their own
 MAX_LARGE_IMAGES = 5000  # a CPU has time to see so many at 224 px
+PUBLISHED_SIZE = 224  # px, of the images that published networks are made for
+# px. Photographs with the pixels for it are seen at both sizes, which tell more groups apart (docs/decisions.md).
+LARGER_SIZE = 288
 # Networks whose features are means of what a ReLU lets through. Only EfficientNet-Lite was measured.
 RECTIFIED = "timm:tf_efficientnet_lite"
 
@@ -56,6 +59,11 @@ class Facts:
     def suits_published(self) -> bool:
         """The images are large and few enough to start from a published network."""
         return self.short_side >= MIN_PUBLISHED_SIDE and self.count <= MAX_PUBLISHED_IMAGES
+
+    @property
+    def are_photographs(self) -> bool:
+        """The images have colours, and as many pixels as those that published networks are made for."""
+        return not self.grey and self.short_side >= PUBLISHED_SIZE
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,8 @@ class Plan:
         work = "adapted" if recipe.weights else "trained"
         rounds = f"{work} in at most {plural(recipe.rounds, 'round')}" if recipe.rounds else "used as it is"
         groups = "as many clusters as the images suggest" if n_clusters is None else plural(n_clusters, "cluster")
-        return f"network {rounds} at {recipe.image_size} px, then {groups}"
+        sizes = f"{recipe.second_size} and {recipe.image_size}" if recipe.second_size else f"{recipe.image_size}"
+        return f"network {rounds} at {sizes} px, then {groups}"
 
 
 def check_groups(n_clusters: int | None, count: int) -> None:
@@ -324,6 +333,10 @@ def auto(options: Given, facts: Facts) -> Plan:
     """
     choices, size, backbone, pretrained = _sized(options, facts)
     choices |= (_adapting if pretrained else _from_scratch)(size, facts, backbone)
+    if pretrained and "image_size" not in options:
+        choices |= _two_sizes(size, backbone, facts)
+    if pretrained and facts.are_photographs:
+        choices["guess"] = ("finest", "photographs have more kinds than the clearest groups")
     choices |= _views(facts, *((0.3, 0.1) if pretrained else (0.2, 0.2)))
     # A quarter: chosen by leaving one set out (docs/decisions.md).
     always = {"sobel": False, "whitening": 0.25, "schedule": "cosine", "tolerance": 0.02, "precision": "auto"}
@@ -381,6 +394,13 @@ def _sized(options: Given, facts: Facts) -> tuple[Choices, int, str, bool]:
         "pseudo_labels": (_fine_clusters(facts), "5 per group wanted, or fewer so that each has 20 images"),
     }
     return choices, options.get("image_size", size), backbone, bool(weights)
+
+
+def _two_sizes(size: int, backbone: str, facts: Facts) -> Choices:
+    """Return the two sizes at which a network sees photographs; none for other images."""
+    if not (facts.are_photographs and size == PUBLISHED_SIZE and backbone.startswith(RECTIFIED)):
+        return {}
+    return _because(f"photographs of {facts.short_side} px", image_size=LARGER_SIZE, second_size=PUBLISHED_SIZE)
 
 
 def _start(options: Given, facts: Facts) -> Choices:
@@ -503,7 +523,7 @@ def _image_size(backbone: str, facts: Facts, pretrained: bool = False) -> tuple[
     if pretrained and facts.suits_published:
         if on_cpu and facts.count > MAX_LARGE_IMAGES:
             return 144, f"{facts.count} images would take too long on a CPU at 224 px"
-        return 224, "the size that published networks are made for"
+        return PUBLISHED_SIZE, "the size that published networks are made for"
     largest = 144 if on_cpu else 224
     return min(largest, max(64, 16 * round(side / 16))), f"images of {side} px, 64 to 144 on a CPU"
 

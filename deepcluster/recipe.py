@@ -166,6 +166,9 @@ class Recipe(Options):
     sobel: bool = _network(True, "The network sees Sobel-filtered grey images instead of colours.")
 
     image_size: int = _images(224, "Side of the images that the network sees, px.", low=8, high=4096, flag=True)
+    second_size: int = _images(
+        0, "Side at which it sees them once more, px; features are then the mean of both; 0: only once.", high=4096
+    )
     margin: float = _images(
         256 / 224, "Side of the stored image over image_size; training crops all of it.", low=1, high=2
     )
@@ -258,6 +261,11 @@ class Recipe(Options):
         "Clusters by k-means of the features, or of an embedding of their neighbour graph.",
         choices=("kmeans", "embedding"),
     )
+    guess: str = _result(
+        "clearest",
+        "Guess of the number of clusters, without -k: the clearest, or the finest that is plausible.",
+        choices=("clearest", "finest"),
+    )
     average: float = _result(
         1.0,
         "Share of the trained weights in the result; the rest are the weights before training.",
@@ -273,6 +281,9 @@ class Recipe(Options):
         smallest = declared(Recipe)["image_size"].low
         if 0 < self.view_size < smallest:
             raise UsageError(f"view_size={self.view_size} must be 0 (as image_size) or at least {smallest:g}")
+        if self.second_size and not smallest <= self.second_size < self.image_size:
+            allowed = f"0, or from {smallest:g} to less than image_size={self.image_size}"
+            raise UsageError(f"second_size={self.second_size} must be {allowed}")
         if self.instance_temperature and self.views < 2:
             raise UsageError(f"instance_temperature={self.instance_temperature:g} needs two views: views={self.views}")
         if self.clustering == "pic" and self.heads > 1:

@@ -25,6 +25,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "frozen_statistics": (True, {"network.frozen_statistics": True}),
     "sobel": (False, {"network.sobel": False}),
     "image_size": (64, {"place.size": 64, "network.image_size": 64}),
+    "second_size": (96, {"network.second_size": 96}),
     "margin": (1.5, {"recipe.store_size": 336}),
     "pseudo_labels": (7, {"clusters": [7]}),
     "heads": (2, {"clusters": [5, 5]}, {"pseudo_labels": 5}),
@@ -70,7 +71,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "small_crop_min": (0.06, {"small_view.crop": (0.06, 0.14)}, {"small_views": 1}),
     "small_crop_max": (0.2, {"small_view.crop": (0.05, 0.2)}, {"small_views": 1}),
 }
-ELSEWHERE = {"average", "grouping"}  # the result: test_averaging, test_classic
+ELSEWHERE = {"average", "grouping", "guess"}  # the result: test_averaging, test_classic, test_groups
 
 
 def steps(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:

@@ -14,7 +14,7 @@ from deepcluster.clustering import kmeans
 from deepcluster.clustering.agreement import ari, nmi
 from deepcluster.groups import choose_k, graph
 from deepcluster.groups import tree as trees
-from deepcluster.groups.choose_k import candidates, ranked, stability
+from deepcluster.groups.choose_k import candidates, ranked, ranked_finest, stability
 from deepcluster.groups.cut import ROWS_EACH, Cut, as_groups, cut, placement_of
 from deepcluster.groups.drift import Drift, drift
 from deepcluster.groups.graph import modularity
@@ -250,6 +250,16 @@ def test_numbers_are_ranked_by_peaks_the_finest_of_the_nearly_best_first():
     assert ranked(np.array([0.5, 0.1, 0.495, 0.1, 0.4, 0.1]), 3) == [2, 0, 4]
     assert ranked(np.array([0.5, 0.1, 0.4]), 3) == [0, 2, 1]
     assert ranked(np.array([]), 3) == []
+
+
+def test_the_finest_plausible_number_comes_first_and_then_those_that_are_not_beside_it():
+    """Scores by hand: silhouette times the third power of the modularity, .8 of the best."""
+    silhouettes, modularities = np.array([0.9, 0.8, 0.5, 0.7, 0.6, 0.4]), np.array([0.5, 0.6, 0.6, 0.7, 0.7, 0.7])
+    assert ranked(silhouettes * modularities, 3) == [3, 1, 0]
+    assert ranked_finest(silhouettes, modularities) == [4, 1, 0]  # .206 of .240; 3 is beside it
+    assert ranked_finest(silhouettes, np.zeros(6))[0] == 5  # no ties inside any groups
+    kinds = blobs([60] * 9, width=12)
+    assert candidates(kinds, finest=True)[0].k >= 9
 
 
 def test_modularity_by_hand():

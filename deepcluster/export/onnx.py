@@ -20,6 +20,7 @@ from deepcluster.clustering.whitening import square_roots
 from deepcluster.errors import ModelError, missing_packages
 from deepcluster.images.views import fixed_view
 from deepcluster.model import Model
+from deepcluster.nets.network import at_two_sizes
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.seeding import generator
 from deepcluster.storage import model_files as models
@@ -45,12 +46,13 @@ class Placing(nn.Module):
     def __init__(self, model: Model):
         super().__init__()
         self.network, self.size, self.count = model.network, model.image_size, model.groups.count
+        self.features = at_two_sizes(model.network.features, model.network.second_size)
         self.reduction, self.outliers, self.groups = model.reduction, model.outliers, model.groups.groups
         centroids = model.groups.centroids.double()
         self.centroids, self.lengths = centroids.T.contiguous(), centroids.square().sum(1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        features = self.network.features(fixed_view(images, self.size))
+        features = self.features(fixed_view(images, self.size))
         features = square_roots(features) if self.reduction.root else features
         reduced = F.normalize((features - self.reduction.mean) @ self.reduction.projection, eps=1e-12)
         # By a matrix product, as N x K x d differences take far more memory; in float64, because in float32 the

@@ -17,12 +17,16 @@ from deepcluster.groups.graph import embedding, modularity, neighbour_ties
 from deepcluster.records import Candidate
 from deepcluster.seeding import derive, generator
 
-MAX_GROUPS, MAX_CANDIDATES = 30, 3
+MAX_CANDIDATES = 3
+MAX_GROUPS, MAX_FINEST = 30, 60  # the larger one if the finest number is wanted
 ROWS = 3000  # of a sample: its graph and its cuts take seconds
 FINER = 0.98  # share of the best score from which the finest candidate comes first: people merge more easily than split
+POWER = 3  # of the modularity in the score of the finest number; with 1 the score falls too fast with the number
+FINEST = 0.8  # share of the best such score (docs/decisions.md)
 CUTS = 3
 SHARE = 0.8  # of the sample, in a cut
 MIN_IMAGES = 300  # of fewer, the agreement of two cuts is noise (docs/decisions.md)
+Scores = npt.NDArray[np.float64]  # one for each number of groups
 CutRows = Callable[[Tensor, int, int], Cut]  # rows, number of groups, seed
 
 
@@ -31,7 +35,9 @@ def cut_once(rows: Tensor, k: int, seed: int) -> Cut:
     return cut(rows, k, embeddings=1, seed=seed)
 
 
-def candidates(reduced: Tensor, *, seed: int = 0, cut_rows: CutRows = cut_once) -> list[Candidate]:
+def candidates(
+    reduced: Tensor, *, seed: int = 0, cut_rows: CutRows = cut_once, finest: bool = False
+) -> list[Candidate]:
     """Return up to three numbers of groups from 2 to ``MAX_GROUPS`` for N x d features, the most plausible first.
 
     Ward's tree of an embedding (graph.py) is cut into all these numbers. The score of a cut is its silhouette there
@@ -44,6 +50,8 @@ def candidates(reduced: Tensor, *, seed: int = 0, cut_rows: CutRows = cut_once) 
         reduced: N x d features (rows of length 1).
         seed: For the samples, the embedding and the cuts.
         cut_rows: How to cut a sample, for the stability.
+        finest: The first is the finest plausible number, up to ``MAX_FINEST``: photographs have more kinds than the
+            clearest groups.
     """
     from sklearn.metrics import silhouette_score  # here, as in clustering/agreement.py
 
@@ -53,10 +61,11 @@ def candidates(reduced: Tensor, *, seed: int = 0, cut_rows: CutRows = cut_once) 
         return []
     ties = neighbour_ties(rows)
     places = embedding(ties, DIMENSIONS, derive(seed, "embedding"))
-    numbers = np.arange(2, min(MAX_GROUPS, len(rows) - 2) + 1)
+    numbers = np.arange(2, min(MAX_FINEST if finest else MAX_GROUPS, len(rows) - 2) + 1)
     labelings = cut_tree(linkage(places, "ward"), numbers).T
     silhouettes = np.array([silhouette_score(places, labels) for labels in labelings])
-    modularities = np.array([modularity(ties, labels) for labels in labelings])
+    modularities = np.array([modularity(ties, labels) for labels in labelings]).clip(0)
+    scores = silhouettes * modularities
     return [
         Candidate(
             int(numbers[i]),
@@ -64,17 +73,25 @@ def candidates(reduced: Tensor, *, seed: int = 0, cut_rows: CutRows = cut_once) 
             float(modularities[i]),
             stability(reduced, int(numbers[i]), seed=seed, cut_rows=cut_rows),
         )
-        for i in ranked(silhouettes * modularities.clip(0), MAX_CANDIDATES)
+        for i in (ranked_finest(silhouettes, modularities) if finest else ranked(scores, MAX_CANDIDATES))
     ]
 
 
-def ranked(scores: npt.NDArray[np.float64], count: int) -> list[int]:
-    """Return the places of the ``count`` best scores: the last of the nearly best ones, the other peaks, the rest."""
+def ranked(scores: Scores, count: int) -> list[int]:
+    """Return the indices of the ``count`` best scores, peaks first; but the last of the nearly best ones leads."""
     beside = np.pad(scores, 1, constant_values=-np.inf)
     peaks = (scores > beside[:-2]) & (scores >= beside[2:])
     best = np.lexsort((-scores, ~peaks))[:count].tolist()
     nearly_best = [i for i in best if scores[i] >= FINER * scores[best[0]]]
     return sorted(best, key=lambda i: i != max(nearly_best))
+
+
+def ranked_finest(silhouettes: Scores, modularities: Scores) -> list[int]:
+    """Return the index of the finest plausible number, and those of :func:`ranked` that are not beside it."""
+    scores = silhouettes * modularities**POWER
+    first = int(np.flatnonzero(scores >= FINEST * scores.max())[-1])
+    others = [i for i in ranked(silhouettes * modularities, MAX_CANDIDATES) if abs(i - first) > 1]
+    return [first, *others][:MAX_CANDIDATES]
 
 
 def stability(reduced: Tensor, k: int, *, seed: int = 0, cut_rows: CutRows = cut_once) -> float | None:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from deepcluster.nets.names import MODULE
-from deepcluster.nets.network import Network
+from deepcluster.nets.network import Network, at_two_sizes
 
 # Numbers in the largest output of a layer for all images that go through it at a time, so that they stay in the cache
 # of the processor and in memory that is there already. In the first layers of an EfficientNet one image of 224 px has
@@ -33,7 +33,12 @@ ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
 
 
 def features_pass(network: Network, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Tensor]:
-    """Return ``network.features`` in evaluation mode, as it is now, or a faster equivalent of a copy.
+    """Return the features of a pass in evaluation mode, by the network as it is now, at one size or two."""
+    return at_two_sizes(_pass(network, dtype), network.second_size)
+
+
+def _pass(network: Network, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Return ``network.features``, or a faster equivalent of a copy.
 
     It exists for networks of ``build`` with depthwise convolutions and batch normalisation, in float32 on a CPU.
     """

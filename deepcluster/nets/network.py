@@ -1,7 +1,7 @@
 """Network: the contract that every backbone meets, the names that build one, and modules that the user gives."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +23,23 @@ from deepcluster.seeding import generator, lent_global
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def at_two_sizes(features: Callable[[Tensor], Tensor], second_size: int) -> Callable[[Tensor], Tensor]:
+    """Return the mean of ``features`` of images as they are and resized to ``second_size`` px, each of length 1.
+
+    With a ``second_size`` of 0 it is ``features``. Smaller images show a convnet larger parts at once, so the two see
+    different details.
+    """
+    if not second_size:
+        return features
+
+    def mean(images: Tensor) -> Tensor:
+        # Without antialiasing, which costs as much as a third of the pass and changes no group (docs/decisions.md).
+        smaller = F.interpolate(images, size=(second_size, second_size), mode="bilinear", align_corners=False)
+        return (F.normalize(features(images)) + F.normalize(features(smaller))) / 2
+
+    return mean
 
 
 class Centroids(nn.Module):
@@ -57,6 +74,7 @@ class Network(nn.Module):
         std: Likewise.
         architecture: The arguments of ``build`` that make this network again; empty for a custom body.
         origin: A description of the published file that the initial weights are from; may be empty.
+        second_size: Side in px at which a pass sees the images once more (:func:`at_two_sizes`); 0: it does not.
     """
 
     head: nn.Linear | Centroids | None
@@ -76,6 +94,7 @@ class Network(nn.Module):
         std: Sequence[float] = IMAGENET_STD,
         architecture: Mapping[str, str | int | bool] | None = None,
         origin: str = "",
+        second_size: int = 0,
     ):
         super().__init__()
         self.body = body
@@ -87,6 +106,7 @@ class Network(nn.Module):
         self.architecture = dict(architecture or {})
         self.frozen_statistics = False
         self.origin = origin
+        self.second_size = second_size
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -156,6 +176,7 @@ def build(
     projection: tuple[int, int] | None = None,
     seed: int = 0,
     feature_dim: int | None = None,
+    second_size: int = 0,
 ) -> Network:
     """Build a network by its name, on the CPU and without a head. ``build(**network.architecture)`` builds it again.
 
@@ -168,6 +189,7 @@ def build(
         projection: Hidden and output width of an MLP between features and head, for training only.
         seed: Seed of the random weights.
         feature_dim: If known, it saves the trial that measures it.
+        second_size: As in :class:`Network`.
 
     Raises:
         UsageError: There is no such network, or not with these options.
@@ -195,7 +217,8 @@ def build(
     network = Network(
         body,
         known or _width(_trial(body, name, image_size), name),
-        architecture={"name": name, "image_size": image_size, "sobel": sobel},
+        architecture={"name": name, "image_size": image_size, "sobel": sobel, "second_size": second_size},
+        second_size=second_size,
         origin=official.text if official else "",
         **options,
     )

@@ -31,7 +31,8 @@ from deepcluster.storage.checkpoint import ROUNDS, Checkpoint, fitting
 from deepcluster.storage.state import own_files
 
 MAX_SHOWN = 5  # paths in an error
-SIZES = ("image_size", "margin", "view_size", "small_size")  # options: how large the images are read and seen
+# Options: how large the images are read and seen.
+SIZES = ("image_size", "second_size", "margin", "view_size", "small_size")
 # The facts that a checkpoint has about its run, with their types.
 ABOUT = {
     "options": dict, "environment": dict, "elapsed": float | int, "rounds": ROUNDS, "baseline": dict[str, float | int],

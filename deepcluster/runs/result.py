@@ -225,7 +225,7 @@ def choose_number(
     if n_clusters is not None:
         return n_clusters, record
     seed = derive(record.seed, "number of groups")
-    plausible = candidates(reduced, seed=seed, cut_rows=_cut_of(recipe))
+    plausible = candidates(reduced, seed=seed, cut_rows=_cut_of(recipe), finest=recipe.guess == "finest")
     figures = [
         {
             name: value if value is None or name == "k" else round(float(value), 4)
