@@ -471,6 +471,24 @@ def test_an_only_copy_that_is_in_the_way_moves_aside(options, beach, tmp_path):
     assert not (out / "_left").exists()
 
 
+def test_only_copies_of_one_name_do_not_replace_each_other_aside(beach, tmp_path):
+    """Nor does one leave the tree by a link in the place of the folder aside."""
+    out, photos = tmp_path / "out", tmp_path / "photos"
+    mark_outliers(beach, lambda row: row["path"] == "a.png")
+    folders(beach, out, mode="copy", outliers="separate")
+    copies = [(out / name).read_bytes() for name in ("_outliers/000-beach/a.png", "000-beach/a.png")]
+    assert copies[0] != copies[1]
+    for name in ("a.png", "sea/a.png"):
+        (photos / name).unlink()
+    (out / "_left").symlink_to(tmp_path)
+    refused(beach, out, "_left", layout="dataset")
+    (out / "_left").unlink()
+    with pytest.warns(match="2 images no longer exist"):
+        folders(beach, out, overwrite=True, layout="dataset")
+    moved = [out / "_left" / name for name in ("_outliers/000-beach/a.png", "000-beach/a.png")]
+    assert [file.read_bytes() for file in moved] == copies
+
+
 def test_an_inventory_or_a_folder_that_somebody_changed_reaches_nothing_outside(beach, tmp_path):
     """Not even files that equal their originals."""
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"

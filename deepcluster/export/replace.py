@@ -78,8 +78,9 @@ def replace_tree(
     else:
         in_the_way = _in_the_way(out, comes, goes)
     # Without train/, of which `datasets` reads every one.
-    aside = {name: "/".join((ASIDE, *PurePosixPath(name).parts[-2:])) for name in in_the_way if name in made}
-    if others := [name for name in in_the_way if name not in aside or os.path.lexists(out / aside[name])]:
+    places = {f"{ASIDE}/{name.removeprefix('train/')}": name for name in in_the_way if name in made}
+    aside = {name: place for place, name in places.items()}
+    if others := [*(name for name in in_the_way if name not in aside), *_in_the_way(out, [*places], goes)]:
         raise DiskError(
             f"{out} is left as it is, because its export did not make these files, or they were changed:"
             f" {some(others)}. Move them out, and export again"
