@@ -125,6 +125,7 @@ class Returns(CrossEntropy):
             )
         ),
         ({"optimizer": lambda parameters: None}, "must return a torch.optim.Optimizer"),
+        ({"optimizer": zip}, "must return a torch.optim.Optimizer"),  # a builtin does not tell its arguments
     ],
 )  # fmt: skip
 def test_a_wrong_result_of_a_step_is_refused_with_what_was_expected(step, message):

@@ -4,6 +4,7 @@ import inspect
 import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -49,9 +50,11 @@ class Steps:
         if not (self.loss is None or isinstance(self.loss, Loss)):
             raise UsageError(f"loss={self.loss!r} has no sums_images or cluster_weight: see docs/change-a-step.md")
         for name, count, named in CALLS:
+            step = getattr(self, name)
             try:
-                if (step := getattr(self, name)) is not None:
-                    inspect.signature(step).bind(*range(count), **dict.fromkeys(named))
+                with suppress(ValueError):  # a builtin does not tell its arguments
+                    if step is not None:
+                        inspect.signature(step).bind(*range(count), **dict.fromkeys(named))
             except TypeError as error:
                 raise UsageError(f"{name}={step!r}: {error}; see docs/change-a-step.md") from None
 
