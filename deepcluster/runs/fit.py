@@ -34,6 +34,7 @@ from deepcluster.runs.page import SHEET
 from deepcluster.runs.plan import (
     Begun,
     Clock,
+    Contents,
     ImagesRead,
     Job,
     Request,
@@ -45,9 +46,9 @@ from deepcluster.runs.plan import (
     labels_name,
 )
 from deepcluster.runs.result import conclude_run
-from deepcluster.runs.rows import duplicate_rows, fingerprint, image_digests, remember_images, row_digests
+from deepcluster.runs.rows import duplicate_rows, fingerprint, image_digests, row_digests
 from deepcluster.runs.train import train
-from deepcluster.runs.writer import ResultWriter, rounds_text, summary_text, write_result
+from deepcluster.runs.writer import ResultWriter, rounds_text, summary_text, write_beginning, write_result
 from deepcluster.runtime import TensorBoard, signals
 from deepcluster.runtime.console import Display, Log, Several, Silent
 from deepcluster.runtime.devices import CPU, choose_device, environment, keep_freed_memory, working_on
@@ -124,7 +125,7 @@ def _run(job: Job, begun: Begun, folder: files.LockedFolder | None, network: Net
             record = replace(record, resumed=check_same(folder, checkpoint, about, read.digests))
         if folder and not request.overwrite:
             with folder.next_state() as staged:
-                read.write_beginning(staged)
+                write_beginning(staged, read)
                 staged.write_record(record.with_result_of(before))
         writer = ResultWriter(job, folder, network, read, record)
         result, record = writer.final(*train(writer, checkpoints, checkpoint, about))
@@ -180,19 +181,13 @@ def _read(job: Job, begun: Begun, network: Network, record: RunRecord) -> tuple[
     alike = near_duplicates(store.images, store.partition)
     pictures = tiny_pictures(store.images, store.partition.local.start, used)
     pictures = Partition.of(job.processes, len(pictures)).gather(pictures)
-    sheet = sprite_sheet(pictures) if job.processes.is_main else b""
-
-    def write_beginning(folder: files.LockedFolder) -> None:
-        folder.write("recipe.toml", to_toml(plan.recipe))
-        folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": why} for path, why in skipped])
-        folder.write_rows(
-            "duplicates.csv", files.DUPLICATES, duplicate_rows(alike, [source.paths[i] for i in store.kept])
-        )
-        folder.write(SHEET, sheet)
-        remember_images(folder, digests)
-        if begun.state == "new":
-            folder.write_rows("history.csv", files.HISTORY, [])
-
+    beginning: Contents = {
+        "recipe.toml": to_toml(plan.recipe),
+        "skipped.csv": (files.SKIPPED, [{"path": path, "reason": why} for path, why in skipped]),
+        "duplicates.csv": (files.DUPLICATES, [*duplicate_rows(alike, [source.paths[i] for i in store.kept])]),
+        SHEET: sprite_sheet(pictures) if job.processes.is_main else b"",
+        **({"history.csv": (files.HISTORY, [])} if begun.state == "new" else {}),
+    }
     if alike:
         text = f"{sum(map(len, alike)):,} images in {count(len(alike), 'group')} are nearly identical (duplicates.csv)"
         display.say("Alike", f"{text}; all are used")
@@ -205,7 +200,7 @@ def _read(job: Job, begun: Begun, network: Network, record: RunRecord) -> tuple[
         pseudo_labels=plan.recipe.pseudo_labels,
         reasons=plan.reasons,
     ).with_phase("reading", job.clock.lap())
-    return ImagesRead(store, plan.recipe, digests, write_beginning), record
+    return ImagesRead(store, plan.recipe, digests, beginning), record
 
 
 def _with_precision(plan: Plan, network: Network) -> Plan:
@@ -282,21 +277,18 @@ def _write_features(job: Job, folder: files.LockedFolder, features: Tensor, reci
     """Compute and write the result, and return run.json."""
     source, (total, width) = job.source, features.shape
     pictures = pictures_of(source)
-
-    def write_beginning(folder: files.LockedFolder) -> None:
-        settings = (line for line in to_toml(recipe).splitlines() if line.partition(" ")[0] in FEATURES_OPTIONS)
-        folder.write("recipe.toml", "\n".join(settings) + "\n")
-        folder.write_rows("skipped.csv", files.SKIPPED, [])
-        folder.write_rows("history.csv", files.HISTORY, [])
-        if pictures is not None:
-            folder.write(SHEET, sprite_sheet(tiny_pictures(pictures, 0, total)))
-        remember_images(folder, images.digests)
-
+    settings = (line for line in to_toml(recipe).splitlines() if line.partition(" ")[0] in FEATURES_OPTIONS)
+    sheet = {} if pictures is None else {SHEET: sprite_sheet(tiny_pictures(pictures, 0, total))}
     images = ImagesRead(
         store=Store(torch.empty(0) if pictures is None else pictures, tuple(range(total)), (), Partition.single(total)),
         recipe=recipe,
         digests=dict(zip(source.paths, row_digests(features), strict=True)),
-        write_beginning=write_beginning,
+        beginning={
+            "recipe.toml": "\n".join(settings) + "\n",
+            "skipped.csv": (files.SKIPPED, []),
+            "history.csv": (files.HISTORY, []),
+            **sheet,
+        },
     )
     record = replace(
         first_record(job, None, 0),
@@ -314,7 +306,7 @@ def _write_features(job: Job, folder: files.LockedFolder, features: Tensor, reci
         result, record = conclude_run(job, no_network(width), images, record, features)
     except NonFiniteError as error:
         raise DataError("the features are too large or too small to compare: scale them, say to length 1") from error
-    images.write_beginning(folder)
+    write_beginning(folder, images)
     record = replace(record, peak_memory_mb=peak_mb(), seconds=round(job.clock.elapsed(), 2))
     record = write_result(
         folder, result, record.with_phase("result", job.clock.lap()), recipe, baseline={}, source=source,

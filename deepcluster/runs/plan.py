@@ -24,13 +24,15 @@ from deepcluster.runs.build import NO_STEPS, OWN, Steps
 from deepcluster.runs.rows import DIGEST_COLUMNS, IMAGES_READ
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
-from deepcluster.runtime.plain_files import shaped
+from deepcluster.runtime.plain_files import Row, shaped
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import ROUNDS, Checkpoint, fitting
 from deepcluster.storage.state import own_files
 
 MAX_SHOWN = 5  # paths in an error
+# Of files, by name: a text, bytes, or columns and rows.
+Contents = Mapping[str, str | bytes | tuple[Sequence[str], Sequence[Row]]]
 # Options: how large the images are read and seen.
 SIZES = ("image_size", "second_size", "margin", "view_size", "small_size")
 # The facts that a checkpoint has about its run, with their types.
@@ -108,13 +110,13 @@ class ImagesRead:
 
     Attributes:
         digests: Of all images by path, on the main rank.
-        write_beginning: Writes the files of a run that depend on the images alone, on the main rank.
+        beginning: Files of the run that depend on the images alone, on the main rank.
     """
 
     store: Store
     recipe: Recipe
     digests: Mapping[str, str]
-    write_beginning: Callable[[files.LockedFolder], None]
+    beginning: Contents
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from deepcluster.runs.page import MAP, TREE, Tables, on_sheet_of, write_nouns, w
 from deepcluster.runs.plan import ImagesRead, Job
 from deepcluster.runs.predict import placement_columns
 from deepcluster.runs.result import Result, conclude_run, stability_entries
+from deepcluster.runs.rows import remember_images
 from deepcluster.runtime import signals
 from deepcluster.runtime.machine import peak_mb
 from deepcluster.storage import model_files
@@ -117,7 +118,7 @@ class ResultWriter:
             replaces = self.job.request.overwrite and not self.has_result
             with self.folder.next_state(anew=replaces) as staged:
                 if replaces:
-                    images.write_beginning(staged)
+                    write_beginning(staged, images)
                 for name in (files.FORMER, MAP):  # of an earlier result
                     staged.remove(name)
                 if seen is not None:
@@ -156,6 +157,16 @@ class ResultWriter:
             yield
         finally:
             body.load_state_dict(last)
+
+
+def write_beginning(folder: files.LockedFolder, images: ImagesRead) -> None:
+    """Write the files of a run that depend on its images alone."""
+    for name, content in images.beginning.items():
+        if isinstance(content, tuple):
+            folder.write_rows(name, *content)
+        else:
+            folder.write(name, content)
+    remember_images(folder, images.digests)
 
 
 def write_result(
