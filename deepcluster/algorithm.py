@@ -30,7 +30,7 @@ PAPER_REDUCTION, PAPER_KMEANS, PAPER_LEARNING = Reduction(), KMeans(), Learning(
 BEGINNING = State()
 
 
-def alternate(
+def alternate(  # noqa: PLR0913 the steps and settings of the paper
     network: nn.Module,
     images: Tensor | npt.NDArray[Any],
     *,

@@ -358,7 +358,7 @@ def similar(
 
 
 @app.command
-def evaluate(
+def evaluate(  # noqa: PLR0913 a parameter is a flag
     run_: flags.RunArgument,
     images: flags.AnyPath | None = None,
     /,

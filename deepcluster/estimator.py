@@ -108,7 +108,7 @@ class DeepCluster(_Base):
         n_features_in_: D, if X was features.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 scikit-learn lists each parameter
         self,
         *,
         n_clusters: int | str | None = "auto",

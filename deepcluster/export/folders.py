@@ -295,7 +295,7 @@ class Transfer:
         return f"{ways}{self.lacks}"
 
 
-def folders(
+def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
     run: Path,
     out: Path,
     *,

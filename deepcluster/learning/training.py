@@ -109,7 +109,7 @@ def _check_sgd(optimizer: Optimizer, fresh: Sequence[Mapping[str, Any]]) -> None
             raise ValueError(f"a momentum of {tuple(momentum.shape)} for weights of {tuple(parameter.shape)}")
 
 
-def train_on_pseudo_labels(
+def train_on_pseudo_labels(  # noqa: PLR0913 step 5 as one loop
     network: Network,
     images: Tensor,
     labels: Tensor,
