@@ -13,7 +13,7 @@ __all__ = ["DeepCluster", "load"]
 
 
 def at_first_use(homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return the ``__getattr__`` of a package that imports names at first use: `--help` shall not wait for torch.
+    """Return the ``__getattr__`` of a package that imports names at first use: `--help` must not wait for torch.
 
     ``homes``: The modules of the names.
     """

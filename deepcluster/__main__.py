@@ -1,4 +1,4 @@
-"""The way in: signals are heard before anything is imported that takes time."""
+"""Entry point of the command. It handles signals before the slow imports."""
 
 import os
 import sys

@@ -53,7 +53,7 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
         images: N x 3 x S x S, uint8, or floats in [0, 1]; with several processes, this rank's.
         clusters: Number of pseudo-labels, or several, for clusterings that are learnt together.
         tolerance, patience: Stop after ``patience`` rounds in a row with 1 - NMI(previous round) <= ``tolerance``.
-        state: Go on from the ``state`` of a round, with the network as it was then, to the same result.
+        state: The ``state`` of a round to continue from, with the network as it was then; the result is the same.
         place: Device, processes and the size of the images. None: one process has all, and the network sees S px.
     """
     numbers, images = (clusters,) if isinstance(clusters, int) else tuple(clusters), as_images(images)

@@ -117,7 +117,7 @@ def fit(
 
 
 def _fit_source(images: str, given: flags.FitFlags, terminal: Terminal) -> "Source | str":
-    """Return the images, or the name of the file of features, after all checks that need no torch."""
+    """Return the images, or the file of features, after all checks that need no torch."""
     from deepcluster.images.files import find, is_named
     from deepcluster.images.given import check_features_there, check_labels_there
     from deepcluster.storage.run_folder import check_free
@@ -603,7 +603,7 @@ def _check_run(run: Path, *, warned: bool = True) -> "RunRecord":
 
 
 def _images_for(run: Path, images: str, *, may_be_empty: bool = False, warned: bool = True) -> "Source | str":
-    """Return images for the model of a run, or the name of the file of features for one of these."""
+    """Return images for the model of a run, or the file of features for a model that takes these."""
     from deepcluster.images.files import find
     from deepcluster.images.given import check_features_there
 

@@ -1,6 +1,6 @@
-"""How well two assignments of the same images agree. Labels come in after the fact only: nothing is chosen by them.
+"""Agreement of two assignments of the same images. True labels are used after the fact only; they choose nothing.
 
-scikit-learn is imported inside the functions: that takes as long as torch, and `predict` does without.
+scikit-learn is imported inside the functions: that takes as long as torch, and `predict` does not need it.
 """
 
 import math
@@ -28,7 +28,7 @@ Assignment = Tensor | np.ndarray | Sequence[int] | Sequence[str]
 
 @dataclass(frozen=True)
 class Drift:
-    """How far the pseudo-labels of a round repeat those of the previous one (step 6).
+    """Change of the pseudo-labels from the previous round to this one (step 6).
 
     Attributes:
         previous: Labels (int64, N) of the first clustering of the previous round; None in the first round.
@@ -52,7 +52,7 @@ def drift(
 ) -> Drift:
     """Compare the clusters of this round with those of the previous one. A collective.
 
-    A random start gives other clusters even if the features are the same. So after one, a second k-means continues the
+    A random start gives other clusters even if the features are the same. So a second k-means then continues the
     previous clusters in the ``rows`` (this rank's, n x d).
 
     Args:
@@ -98,7 +98,7 @@ def _entropy(sizes: npt.NDArray[np.int64]) -> float:
 
 
 def repeated(previous: Tensor, current: Tensor, random: torch.Generator) -> float:
-    """Return how far an assignment repeats the one before, 0 to 1: their NMI above what chance gives.
+    """Return the share (0 to 1) by which an assignment repeats the previous one: their NMI above chance.
 
     Chance is the NMI with the images in another order. (AMI computes its expectation, which takes minutes for
     thousands of clusters.)

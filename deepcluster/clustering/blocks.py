@@ -30,8 +30,8 @@ TINY = 1e-15  # squares of smaller numbers, and the smaller eigenvalues of their
 class Rows:
     """The N x d matrix ``x``, of any floating type on any device, and the threads that work on it (None: this one).
 
-    The blocks depend on the shape of ``x`` and its device alone, and their results come in order: what is made of them
-    is the same, bit for bit, for any number of workers. ``block``, ``skip`` and ``extra``: see :func:`in_whole_blocks`.
+    The blocks depend on the shape of ``x`` and its device alone, and their results come in order: sums over them are
+    the same, bit for bit, for any number of workers. ``block``, ``skip`` and ``extra``: see :func:`in_whole_blocks`.
     """
 
     x: Tensor

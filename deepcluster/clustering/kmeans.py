@@ -36,7 +36,7 @@ REACH = 16_000.0
 
 
 def cluster_sums(rows: Rows, k: int, labels: Tensor | Assign) -> Tensor:
-    """Return the sums of the rows of ``k`` clusters, and their numbers: float64, k x (d + 1).
+    """Return for each of ``k`` clusters the sum of its rows, and their number: float64, k x (d + 1).
 
     ``labels`` are those of all rows (int64, N), or a function of a block. Sums are float32 inside a block.
     """
@@ -77,7 +77,7 @@ def assigner(centroids: Tensor, dtype: torch.dtype = torch.float32) -> Assign:
 def exact_enough(rows: Tensor, centroids: Tensor) -> torch.dtype:
     """Return float32, or float64 if float32 cannot tell the centroids apart, by a sample of the ``rows``.
 
-    The error of all scores is that of the longest centroid's: it must be small beside what rows are from theirs.
+    All scores have the error of the longest centroid's. It must be small beside the distances of rows to centroids.
     """
     rows, centroids = rows.double(), centroids.double()
     middle = centroids.mean(0)
@@ -89,13 +89,13 @@ def exact_enough(rows: Tensor, centroids: Tensor) -> torch.dtype:
 
 
 def _squared_lengths(x: Tensor) -> Tensor:
-    """Compute them in float64, without a float64 copy of x."""
+    """Return the squared lengths of rows in float64, without a float64 copy of x."""
     lengths: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
     return lengths.square()
 
 
 def _argmax(scores: Tensor) -> Tensor:
-    """Return the first of the largest in every row. On a CPU by numpy: 4 % of the product's time; torch takes 30 %."""
+    """Return the first index of each row's maximum. On a CPU by numpy: 4 % of the product's time; torch takes 30 %."""
     return scores.argmax(1) if scores.device.type != "cpu" else torch.from_numpy(scores.numpy().argmax(1))
 
 
@@ -323,7 +323,7 @@ def _assigned(
 def _repaired(
     clustering: Clustering, walk: Rows, partition: Partition, distances: Tensor, scores: torch.dtype
 ) -> Clustering:
-    """Move empty clusters onto rows that have a distance. The inertia falls every time, so it ends."""
+    """Move empty clusters to rows that are on no centroid. Every move lowers the inertia, so this ends."""
     centroids = clustering.centroids
     while len(vacant := torch.nonzero(clustering.sizes == 0).flatten()):
         far = _farthest_distinct(walk.x, partition, distances, len(vacant))
@@ -362,14 +362,14 @@ def first_occurrences(x: Tensor) -> Tensor:
 
 
 def _beside_large(centroids: Tensor, sizes: Tensor, count: int, random: torch.Generator) -> Tensor:
-    """``split``: next to centroids drawn by size, 1/1024 away in a random direction, to share that cluster."""
+    """Return new centroids for ``split``: 1/1024 away, in a random direction, from centroids drawn by size."""
     donors = torch.multinomial((sizes - 1).clamp(min=0).float().cpu(), count, replacement=True, generator=random)
     signs = 2.0 * torch.randint(2, (count, centroids.shape[1]), generator=random) - 1
     return centroids[donors.to(centroids.device)] * (1 + signs / 1024).to(centroids)
 
 
 def _as_faiss(centroids: Tensor, sizes: Tensor, count: int, random: torch.Generator) -> Tensor:
-    """``faiss``: in turn, next to a donor drawn by size - 1, which gives half of its size and moves too.
+    """Return new centroids for ``faiss``: each beside a donor drawn by size - 1, which halves its size and moves too.
 
     Coordinates are multiplied by 1 + 1/1024 and 1 - 1/1024 alternately, the donor's the other way round.
     """
@@ -387,7 +387,7 @@ def _as_faiss(centroids: Tensor, sizes: Tensor, count: int, random: torch.Genera
 
 
 def _farthest_distinct(x: Tensor, partition: Partition, distances: Tensor, count: int) -> Tensor:
-    """Up to ``count`` rows with a positive distance, farthest first, no two of them equal."""
+    """Return up to ``count`` distinct rows with a positive distance, farthest first."""
     order = torch.argsort(distances, descending=True, stable=True)[: 8 * count]
     order = order[distances[order] > 0]
     # The farthest of all are among the farthest of the ranks.
@@ -401,7 +401,7 @@ STARTS = ("random", "previous")
 
 
 class ClusteringStep(Protocol):
-    """Step 4: a function, or an object that is called like one. :func:`as_clustering` makes its results of labels."""
+    """Step 4: a function or a callable object. :func:`as_clustering` makes its results from labels."""
 
     def __call__(
         self, rows: Tensor, clusters: Sequence[int], previous: Tensor | None, *, seed: int, round: int,

@@ -24,8 +24,8 @@ ROUNDING = 2e-3  # of a row's distance from the mean: smaller residuals are erro
 class Outliers:
     """The principal directions of two halves of a fit's images, and how far an image may lie outside them.
 
-    An image of the fit is in one half only. Its residual is the larger of two, so it is that of an image which the
-    directions were not fitted on, and a new image is judged by the same measure.
+    An image of the fit is in one half only, and the larger of its two residuals counts. So it is judged, like a new
+    image, by directions that were not fitted on it.
     """
 
     means: Tensor  # 2 x D

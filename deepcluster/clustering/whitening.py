@@ -31,7 +31,7 @@ Directions = npt.NDArray[np.float64]
 class Whitening:
     """An affine map to whitened rows, fitted by :func:`whiten`: ``mean`` (D), ``projection`` (D x d).
 
-    ``root``: it takes :func:`square_roots` of the rows.
+    ``root``: Take the :func:`square_roots` of the rows first.
     """
 
     mean: Tensor
@@ -39,7 +39,7 @@ class Whitening:
     root: bool = False
 
     def __call__(self, x: Tensor, device: torch.device | None = None, *, unit: bool = True) -> Tensor:
-        """N x D features to N x d rows of length 1, on ``device`` (None: that of x); a row at the mean stays zero.
+        """Map N x D features to N x d rows of length 1, on ``device`` (None: that of x); a row at the mean stays zero.
 
         Without ``unit`` the fitted rows have mean zero and the identity as covariance.
         """
@@ -118,12 +118,12 @@ def square_roots(rows: Tensor) -> Tensor:
 
 
 def unit_rows(x: Tensor, device: torch.device | None = None) -> Tensor:
-    """N x D features of any floating type as float32 rows of length 1, on ``device`` (None: that of x)."""
+    """Return N x D features of any floating type as float32 rows of length 1, on ``device`` (None: that of x)."""
     return mapped(x, lambda rows: F.normalize(rows, eps=1e-12), x.shape[1], device=device)
 
 
 def _covariance(x: Tensor, partition: Partition, device: torch.device, root: bool) -> tuple[Tensor, Directions]:
-    """Mean (D) and covariance (D x D), in float64, of more rows than columns.
+    """Return the mean (D) and the covariance (D x D), in float64, of more rows than columns.
 
     One pass: sums and products of the blocks, around the mean of the first rows, are added up in float64.
     """
@@ -175,7 +175,7 @@ def _leading(covariance: Directions, count: int) -> tuple[Directions, Directions
 
 
 def _of_few(x: Tensor, count: int) -> tuple[Tensor, Directions, Directions]:
-    """Mean, eigenvalues and eigenvectors of at most as many rows as columns: by the matrix of their products."""
+    """Return mean, eigenvalues and eigenvectors of at most as many rows as columns, by the products of the rows."""
     rows = len(x)
     exact = x.double()
     mean = exact.mean(0)
@@ -215,5 +215,5 @@ class Reduction:
         )
 
     def device(self, features: Tensor, place: Place) -> torch.device:
-        """Return the device that clusters the reduced features: it needs them and as much again. A collective."""
+        """Return the device that clusters the reduced features: it has room for twice their size. A collective."""
         return place.device_for(2 * (self.dims or features.shape[1]))

@@ -93,7 +93,7 @@ def check_apart(train: Source, test: Source) -> None:
 
 
 def _identities(source: Source) -> Iterator[tuple[object, str]]:
-    """Yield the identities of the images under any name: device and inode of its file, and its member of that file."""
+    """Yield an identity of each image under any name: device and inode of its file, and the member in that file."""
 
     @cache
     def identity(place: str) -> object:
@@ -138,7 +138,7 @@ def score(task: ProbeTask, logits: Callable[[Tensor], Tensor], batch_size: int) 
 
 
 def accuracies(scores: Tensor, classes: Tensor) -> dict[str, float]:
-    """Return ``top1`` (of more than 5 classes also ``top5``) of scores (N x K) for the right classes (N)."""
+    """Return ``top1`` of scores (N x K) for the right classes (N); for more than 5 classes also ``top5``."""
     best = scores.topk(min(5, scores.shape[1]), dim=1).indices == classes.unsqueeze(1)
     figures = {"top1": float(best[:, 0].double().mean())}
     if scores.shape[1] > 5:
@@ -167,8 +167,8 @@ def clustering(
     """Yield ``acc``, ``nmi`` (geometric mean), ``ami`` and ``ari``, then their ``_chance``: for shuffled labels.
 
     Args:
-        clusters: Of the images.
-        labels: Of the images; "": none.
+        clusters: Cluster of each image.
+        labels: Label of each image; "" if it has none.
         options: None: the defaults.
         seed: Seed of the shuffles.
 
@@ -192,7 +192,7 @@ def clustering(
 
 
 def knn(task: ProbeTask, options: KnnOptions | None = None, *, display: Display | None = None) -> Iterator[NamedFigure]:
-    """Yield ``top1_kN`` for N neighbours (at most all images to learn from), of more than 5 classes also ``top5_kN``.
+    """Yield ``top1_kN`` for N neighbours (at most all images to learn from); for more than 5 classes also ``top5_kN``.
 
     The features are those of the backbone at length 1, not reduced. ``chance`` is the accuracy of the most frequent
     class. Source: Wu, Xiong, Yu, Lin, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR
@@ -222,7 +222,7 @@ def weighted_votes(
 ) -> list[Tensor]:
     """Return for every k in ``counts`` the votes of the k nearest rows, weighted by exp(cosine / temperature).
 
-    Rows of ``train`` (N x D, of ``classes``) and ``test`` (M x D) have length 1. The result is shares, M x ``of``.
+    Rows of ``train`` (N x D, of ``classes``) and ``test`` (M x D) have length 1. The votes are shares, M x ``of``.
     """
     cosines, rows = nearest(test, max(counts), train)
     votes = []

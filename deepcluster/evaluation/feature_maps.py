@@ -32,8 +32,8 @@ class Layer:
 def layers_of(network: Network) -> tuple[Layer, ...]:
     """Return the layers of a network, from the image to the features.
 
-    Every convolution of AlexNet and VGG-16 (after its ReLU, before pooling), every block of the compact network, every
-    stage that timm lists of its networks.
+    These are every convolution of AlexNet and VGG-16 (after its ReLU, before pooling), every block of the compact
+    network, and every stage that timm lists.
     """
     body = network.body
     if isinstance(body, PaperNet):
@@ -61,7 +61,7 @@ def chosen_layers(network: Network, names: str) -> tuple[Layer, ...]:
 
 
 class _Reached(Exception):
-    """End a pass whose maps are computed: the layers above need not be."""
+    """End a pass once its maps are computed: the layers above are not needed."""
 
 
 def maps_at(network: Network, layer: Layer, images: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def _as_maps(output: Tensor, layer: Layer, prefix: int) -> Tensor:
 def pooling_of(layer: Layer, shape: Sequence[int], image_size: int) -> tuple[str, nn.Module]:
     """Return the average over the maps of a layer, of shape B x C x H x W, in words and as a module.
 
-    The literature's for AlexNet and VGG-16 at 224 px, otherwise an adaptive one to fewer than 10,000 numbers.
+    AlexNet and VGG-16 at 224 px have that of the literature, all others an adaptive one to fewer than 10,000 numbers.
     """
     if layer.pooling is not None and image_size == IMAGE_SIZE:
         kernel, stride, padding = layer.pooling

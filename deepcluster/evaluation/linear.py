@@ -33,7 +33,7 @@ def linear(
 ) -> Iterator[NamedFigure]:
     """Yield for every layer its ``_pooling``, ``_maps``, ``_dims``, ``_loss`` (mean of the last epoch) and ``_top1``.
 
-    Of more than 5 classes also ``_top5``. ``chance`` is the accuracy of the most frequent class.
+    For more than 5 classes also ``_top5``. ``chance`` is the accuracy of the most frequent class.
     """
     options, display = options or LinearOptions(), display or Silent()
     layers = chosen_layers(task.network, options.layers)
@@ -130,7 +130,7 @@ def normalisation(sample: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def lr_at(t: int, lr: float, weight_decay: float) -> float:
-    """Return lr / sqrt(1 + lr weight_decay t) for iteration t, from 0, as eval_linear.py of the release."""
+    """Return lr / sqrt(1 + lr weight_decay t) for iteration t, from 0, as in eval_linear.py of the release."""
     return lr / math.sqrt(1 + lr * weight_decay * t)
 
 

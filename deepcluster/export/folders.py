@@ -133,7 +133,7 @@ class RunImages:
         return self.original(row["path"]) is not None if known else self.source.file is not None
 
     def original(self, path: str) -> Path | None:
-        """Return the place of an image that is a file, unchecked; None if it is none or not at hand."""
+        """Return the path of an image's file, unchecked; None if it has no file or is not at hand."""
         return self.source.file(self.index[path]) if self.source.file and path in self.index else None
 
     def check_outside_of(self, out: Path) -> None:
@@ -154,7 +154,7 @@ class RunImages:
         return image.width * image.height, sum(float(np.square(np.diff(grey, axis=axis)).sum()) for axis in (0, 1))
 
     def file(self, path: str) -> Path | None:
-        """Return the file of an image, None if it is none.
+        """Return the file of an image, None if it has none.
 
         Raises Unavailable if it does not exist, is not what update added, lies elsewhere, or has no header of an image.
         """
@@ -282,7 +282,7 @@ class Transfer:
 
     @property
     def text(self) -> str:
-        """The counts by way, the ways that were refused, and what the files lack."""
+        """Number of files by mode, the modes that were refused, and the parts that the files lack."""
         done = ", ".join(f"{self.files[way]:,} {WORDS[way]}" for way in WORDS if self.files[way])
         refused = "".join(f"; {WORDS[way]} are refused there ({why})" for way, why in self.refused.items())
         why = "" if self.of_files else " (these images are not files)"
@@ -290,7 +290,7 @@ class Transfer:
 
     @property
     def plan(self) -> str:
-        """The ways that will be tried."""
+        """Modes that will be tried."""
         ways = ", else ".join(WORDS[way] for way in (self.ways if self.of_files else (PNG,)))
         return f"{ways}{self.lacks}"
 

@@ -124,7 +124,7 @@ def onnx(run: str | Path, out: Path, *, display: Display | None = None) -> None:
 def difference(model: Model, images: Tensor, outputs: list[Any]) -> float:
     """Return the largest difference between a graph's outputs and the model, in features, distances or residuals.
 
-    Infinite if a cluster differs that is not one of two at the same distance; NaN if an output is.
+    It is infinite if a cluster differs, unless two are at the same distance; NaN if an output is NaN.
     """
     features, distances, cluster, residual = map(torch.from_numpy, outputs)
     reduced, residuals = model.measure(images)

@@ -28,11 +28,12 @@ MAX_WITH_NEIGHBOURS = 200_000  # images: all are compared with all
 def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
     """Write the columns of clusters.csv with their types, and what viewers need, to a file.
 
-    ``map_x`` and ``map_y`` are the places on the map of the report (of more than 20,000 images only some are on it),
+    ``map_x`` and ``map_y`` are the positions on the map of the report (of more than 20,000 images only some are on it),
     ``neighbors`` the nearest images in the form of embedding-atlas, ``features`` lists of fixed length.
 
-    Empty cells become null; features of skipped files are NaN, as pyarrow 19 and 22 cannot read a null list of fixed
-    length. Bytes of a path that are not UTF-8 become ``\\xNN``: Parquet has no other text. Needs the extra ``parquet``.
+    Empty cells become null; features of skipped files are NaN, because pyarrow 19 and 22 cannot read a null list of
+    fixed length. Bytes of a path that are not UTF-8 become ``\\xNN``: Parquet has no other text.
+    Needs the extra ``parquet``.
     """
     try:
         import pyarrow as pa
@@ -65,7 +66,7 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
 
 
 def _read(folder: RunFolder) -> tuple[Table, Any, Any]:
-    """Return the rows of clusters.csv, their features and their places on the map (NaN: none)."""
+    """Return the rows of clusters.csv, their features and their positions on the map (NaN: none)."""
     rows = folder.read_clusters()
     dims = models.load_of_run(folder).reduction.projection.shape[1]
     used = np.flatnonzero([row["status"] == "ok" for row in rows])

@@ -63,7 +63,7 @@ def replace_tree(
         out: The tree to change, inside of :func:`replacing`.
         new: A finished tree on the same file system, whose files are moved; ``rows`` is its inventory.
         original: Gives the file of an image that exists, None if it is none; raises Unavailable if it does not exist.
-        alone: No other files may stay, but aside.
+        alone: Other files may stay only if they are moved aside.
 
     Raises:
         DiskError: Files that the export did not make are in the way; nothing was changed.
@@ -145,12 +145,12 @@ def _exists_elsewhere(file: Path, row: Row, original: Callable[[str], Path | Non
 
 
 def _image_of(row: Row, file: Path, original: Callable[[str], Path | None]) -> Path | None:
-    """Return the file of a row's image; None for a link, and for metadata.csv, which is of no image."""
+    """Return the file of a row's image; None for a link, and for metadata.csv, which belongs to no image."""
     return original(row["path"]) if row["path"] and not file.is_symlink() else None
 
 
 def _in_the_way(out: Path, comes: Sequence[str], goes: Collection[str]) -> list[str]:
-    """Return the places of new files, and of their folders, that something else has."""
+    """Return the paths of new files, and of their folders, at which something else lies."""
     folders = {str(above) for name in comes for above in PurePosixPath(name).parents[:-1]}
     there = {name: out / name for name in {*comes, *folders}.difference(goes) if os.path.lexists(out / name)}
     return sorted(name for name, at in there.items() if name not in folders or at.is_symlink() or not at.is_dir())

@@ -49,9 +49,9 @@ def candidates(
     Args:
         reduced: N x d features (rows of length 1).
         seed: For the samples, the embedding and the cuts.
-        cut_rows: How to cut a sample, for the stability.
-        finest: The first is the finest plausible number, up to ``MAX_FINEST``: photographs have more kinds than the
-            clearest groups.
+        cut_rows: Function that cuts a sample, for the stability.
+        finest: Put the finest plausible number (up to ``MAX_FINEST``) first, because photographs have more kinds than
+            the clearest cut has groups.
     """
     from sklearn.metrics import silhouette_score  # here, as in clustering/agreement.py
 
@@ -78,7 +78,7 @@ def candidates(
 
 
 def ranked(scores: Scores, count: int) -> list[int]:
-    """Return the indices of the ``count`` best scores, peaks first; but the last of the nearly best ones leads."""
+    """Return up to ``count`` indices of scores, peaks first, best first; the last within ``FINER`` of the best leads."""
     beside = np.pad(scores, 1, constant_values=-np.inf)
     peaks = (scores > beside[:-2]) & (scores >= beside[2:])
     best = np.lexsort((-scores, ~peaks))[:count].tolist()

@@ -68,7 +68,7 @@ def cut(reduced: Tensor, k: int, *, embeddings: int = EMBEDDINGS, seed: int = 0)
 
     Args:
         reduced: N x d features.
-        embeddings: How many the graph chooses among; fewer if there are many rows.
+        embeddings: Number of embeddings that the graph chooses among; fewer if there are many rows.
         seed: For the sample, the embeddings and the k-means.
     """
     seed = derive(seed, "cut")
@@ -116,10 +116,10 @@ def as_groups(clustering: Clustering) -> Cut:
 
 
 def placement_of(reduced: Tensor, groups: Cut, fine_centroids: Tensor) -> Placement:
-    """Put N x d reduced features to their nearest centroids.
+    """Assign N x d reduced features to their nearest centroids.
 
     Distances are summed row by row and not by a matrix product, so that an image gets the same numbers alone and among
-    others. A product says which few centroids they are needed to.
+    others. A product selects the few centroids that need them.
     """
     candidates, fine = _candidates(groups), assigner(fine_centroids)
     parts = [_place(rows, groups, candidates(rows), fine) for rows in reduced.split(ROWS_AT_ONCE)]
@@ -179,7 +179,7 @@ def exact_distances(rows: Tensor, centroids: Tensor) -> Tensor:
 
 
 def pinned(reduced: Tensor, groups: Cut, wanted: Tensor) -> Cut:
-    """Add rows to the centroids until every row is placed as ``wanted`` (int64, N); groups without a centroid may be.
+    """Add rows as centroids until every row falls into its ``wanted`` group (int64, N), which may have no centroid yet.
 
     A centroid for an image that moves may attract images that do not: those then become centroids of their own group.
     Only an image that equals one of another group may end up elsewhere: no centroid can tell them apart.

@@ -18,7 +18,7 @@ MIN_SHIFT, SHIFT_P = 0.1, 0.001
 
 @dataclass(frozen=True)
 class Drift:
-    """How the images added since a fit differ from those of the fit."""
+    """Differences between the images added since a fit and those of the fit."""
 
     fitted: int  # number of images
     added: int
@@ -31,7 +31,7 @@ class Drift:
 
     @property
     def reason(self) -> str | None:
-        """Why a new fit is due; None if it is not."""
+        """Reason for a new fit; None if none is due."""
         usual, share = self.fitted_outliers / max(1, self.fitted), self.added_outliers / max(1, self.added)
         if self.added >= MIN_ADDED:
             if self.added_outliers >= MIN_OUTLIERS and share > 2 * usual + MORE_OUTLIERS:

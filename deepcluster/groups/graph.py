@@ -48,7 +48,7 @@ def neighbour_ties(rows: Tensor) -> csr_array:
 
     UMAP's weights (McInnes et al. 2018, sections 3.1 and 4): exp((rho - d) / sigma) with d the distance, rho the one to
     the nearest row, and sigma such that the weights of a row sum to log2 of the number of neighbours. So dense and
-    sparse regions have alike ties. The two directions a, b of a tie become a + b - a b.
+    sparse regions have similar ties. The two directions a, b of a tie become a + b - a b.
     """
     size = len(rows)
     if size < 2:
@@ -83,7 +83,7 @@ def modularity(ties: csr_array, labels: npt.NDArray[np.int64]) -> float:
 def leading_eigenvectors(ties: csr_array, count: int, seed: int) -> tuple[Numbers, Numbers]:
     """Return the ``count`` largest eigenvalues of the normalised ties, from 1 on, and their vectors (N x count).
 
-    A graph with so many parts that are hardly tied to each other has as many eigenvalues close to 1.
+    A graph of n parts with hardly any ties between them has n eigenvalues close to 1.
     """
     size = ties.shape[0]
     count = min(size - 1, count)

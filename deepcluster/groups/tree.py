@@ -183,7 +183,7 @@ def parts_of(groups: Cut, counts: Tensor, group: int, all_counts: Tensor | None 
     """Return the parts of ``group`` by Ward's tree of its centroids.
 
     ``counts``: Images of the fit by nearest centroid (int64, M); a centroid without any goes with the nearest one.
-    ``all_counts``: The same, with those that came after the fit (None: none did).
+    ``all_counts``: The same for all images, with those that came after the fit (None: no image did).
     """
     own = torch.nonzero(groups.groups == group).flatten()
     used = own[counts[own] > 0]
