@@ -30,11 +30,11 @@ LARGE_SIDE = 1024  # px; of larger images, one batch must fit into memory before
 
 @dataclass(frozen=True)
 class Identity:
-    """Which model this is, for files and messages; None or empty as long as it is not written.
+    """Identity of a model, for files and messages; None or empty until the model is written.
 
     Attributes:
         run: Identifier of its run.
-        cut: Identifier of its clusters: their numbers mean the same in every model with this one.
+        cut: Identifier of its clusters: their numbers mean the same in every model with the same cut.
         clusters: Number of its clusters.
         n_clusters: The -k that was asked for; None: the number is a guess.
         date: Time at which it was written, UTC.
@@ -111,7 +111,7 @@ class Model:
 
     @property
     def of_features(self) -> bool:
-        """The model has no network, and takes features computed elsewhere instead of images."""
+        """True if the model has no network, and takes features computed elsewhere instead of images."""
         return self.network.architecture.get("name") == FEATURES
 
     def check_network(self, what: str) -> None:
@@ -133,7 +133,7 @@ class Model:
 
     @cached_property
     def _features(self) -> Callable[[Tensor], Tensor]:
-        """Prepared once, because images come in batches."""
+        """Pass of the network, prepared once because images come in batches."""
         return features_pass(self.network.eval())
 
     def check_room(self) -> None:

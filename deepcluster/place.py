@@ -1,4 +1,4 @@
-"""How this process sees the images: its rows of them, its device, and the size, batch and type of a forward pass."""
+"""This process's part of the work: its rows of the images, its device, and the size, batch and type of a pass."""
 
 import time
 from collections.abc import Callable

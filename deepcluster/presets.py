@@ -57,12 +57,12 @@ class Facts:
 
     @property
     def suits_published(self) -> bool:
-        """The images are large and few enough to start from a published network."""
+        """True if the images are large and few enough to start from a published network."""
         return self.short_side >= MIN_PUBLISHED_SIDE and self.count <= MAX_PUBLISHED_IMAGES
 
     @property
     def are_photographs(self) -> bool:
-        """The images have colours, and as many pixels as those that published networks are made for."""
+        """True if the images have colours, and as many pixels as published networks are made for."""
         return not self.grey and self.short_side >= PUBLISHED_SIZE
 
 
@@ -72,7 +72,7 @@ class Plan:
 
     Attributes:
         recipe: The options.
-        reasons: By the option, or by the name of something else in which the recipe departs from a published one.
+        reasons: Reason by option, or by another property in which the recipe departs from a published one.
     """
 
     recipe: Recipe
@@ -328,8 +328,8 @@ _DEPARTURES_V2 = {
 def auto(options: Given, facts: Facts) -> Plan:
     """Options chosen by the number, size and colour of the images, the given network and weights, and the device.
 
-    Without weights: the parts of DeepCluster-v2 and a second loss that tells single images apart (SimCLR's), which
-    counts as far as clusters still change from round to round: ``cluster_weight`` in history.csv is the other's share.
+    Without weights: the parts of DeepCluster-v2, and SimCLR's loss as well, whose weight (1 - ``cluster_weight`` in
+    history.csv) falls as the clusters settle.
     """
     choices, size, backbone, pretrained = _sized(options, facts)
     choices |= (_adapting if pretrained else _from_scratch)(size, facts, backbone)
@@ -383,7 +383,7 @@ def _learning_pseudo_labels(facts: Facts) -> Choices:
 
 
 def _sized(options: Given, facts: Facts) -> tuple[Choices, int, str, bool]:
-    """Return the network, sizes and numbers that fit the images; the image size; the network; is it pretrained?"""
+    """Return the network, sizes and numbers for the images; the image size; the network, and if it is pretrained."""
     start = _start(options, facts)
     backbone, weights = (options.get(name, start.get(name, ("", ""))[0]) for name in ("backbone", "weights"))
     size, why_size = _image_size(backbone, facts, bool(weights))
@@ -513,7 +513,7 @@ def _fine_clusters(facts: Facts, target: int = 0) -> int:
 
 
 def _image_size(backbone: str, facts: Facts, pretrained: bool = False) -> tuple[int, str]:
-    """Return the side of the images for a network, px, and why."""
+    """Return the side of the images for a network, px, and the reason."""
     side = facts.short_side
     if backbone in PAPER_NETWORKS:
         return 224, f"what {backbone} takes"

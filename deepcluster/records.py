@@ -44,14 +44,14 @@ class Clustering:
 class State:
     """A resumable point of the loop. Network, images, options and this determine everything that follows.
 
-    The tensors are those that the loop goes on to change: write or copy them before the next round.
+    The loop changes these tensors in place: write or copy them before the next round.
 
     Attributes:
         round: Index of the next round.
         previous: Pseudo-labels of the previous round (int64, N x the number of clusterings); None before the first.
-        settled: For how many rounds they have not changed.
+        settled: Number of rounds in a row in which they have hardly changed.
         features: Features for the next round (N x D; with several processes, this rank's): those that training saw, or
-            those of a pass that somebody has already made. None: the round makes a pass.
+            those of an earlier pass. None: the round makes a pass.
         optimizer: The ``state_dict`` of the body's optimizer; empty before the first round.
     """
 

@@ -78,7 +78,7 @@ def candidates(
 
 
 def ranked(scores: Scores, count: int) -> list[int]:
-    """Return up to ``count`` indices of scores, peaks first, best first; the last within ``FINER`` of the best leads."""
+    """Return up to ``count`` indices of scores, peaks and best first; the last within ``FINER`` of the best leads."""
     beside = np.pad(scores, 1, constant_values=-np.inf)
     peaks = (scores > beside[:-2]) & (scores >= beside[2:])
     best = np.lexsort((-scores, ~peaks))[:count].tolist()

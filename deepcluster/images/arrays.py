@@ -75,13 +75,13 @@ def picture(item: Any) -> Image.Image:
 
 
 def is_tensor(value: object) -> "TypeIs[Tensor]":
-    """Recognise a tensor without importing torch (a second or more): no tensor exists before somebody has."""
+    """Recognise a tensor without importing torch, which takes a second: no tensor exists before that import."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
 def without_torch(value: Any) -> Any:
-    """Return a tensor as an array, and anything else as it is. DataError if there are not all numbers."""
+    """Return a tensor as an array, and anything else as it is. DataError if some numbers have no value."""
     if isinstance(value, np.ma.MaskedArray) or getattr(value, "is_meta", False):
         raise DataError("some numbers of the array are masked, or on the device meta: give them values, X.filled(0)")
     return value.detach().cpu().numpy() if is_tensor(value) else value
@@ -236,7 +236,7 @@ def _images_and_labels(names: Sequence[str], file: Path) -> tuple[str, str | Non
 
 
 def as_images(images: "Tensor | npt.NDArray[Any]") -> "Tensor":
-    """Return pixels as the loop takes them, uint8 N x 3 x S x S; the same tensor if it is so already.
+    """Return pixels as the loop takes them, uint8 N x 3 x S x S; such a tensor is returned unchanged.
 
     ``images`` is N x 3 x S x S or N x S x S x 3; uint8, or floats in [0, 1]. DataError if it is anything else.
     """

@@ -192,7 +192,7 @@ def not_a_file(mode: int) -> str:
 
 
 def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], Result]) -> Result:
-    """Return look(image of which only the header is read), with the errors of ``decode``."""
+    """Return ``look(image)``, for which only the header is read, with the errors of ``decode``."""
     if isinstance(file, Path):
         status = file.stat()
         kind = status.st_mode

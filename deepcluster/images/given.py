@@ -133,7 +133,7 @@ def true_labels(spec: str, source: Source) -> list[str]:
 
 
 def check_labels_there(spec: str) -> None:
-    """Raise what is wrong with the file of labels, before anything takes time."""
+    """Raise an error for an unusable file of labels, before anything takes time."""
     if spec != "folders":
         _read_labels(Path(spec))
 

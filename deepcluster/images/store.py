@@ -74,7 +74,7 @@ def read_once(
         processes: They share the images: a rank reads and keeps its part of them.
         folder: Place of images.u8 if the images exceed the budget.
         memory_budget: Bytes.
-        none_is_fine: No usable image is not an error.
+        none_is_fine: Return an empty store if no image is usable.
         progress: Called after every image of this rank with (done, total).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Step 5, from features to pseudo-labels and back: what the network learns, and from what."""
+"""Steps 2 and 5: features out of the network, and its training on pseudo-labels."""
 
 from deepcluster.learning.features import extract
 from deepcluster.learning.heads import CentroidHead, CrossEntropy, Loss, Outputs, WithInstances, new_linear_head

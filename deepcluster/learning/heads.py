@@ -77,7 +77,7 @@ def objective_of(loss: Loss, outputs: Outputs, cluster_weight: float, processes:
 
 
 class CrossEntropy:
-    """The paper's: the cross-entropy of the pseudo-labels, which count in full."""
+    """The paper's loss: the cross-entropy of the pseudo-labels, with full weight."""
 
     sums_images = True
 
@@ -174,13 +174,13 @@ def new_linear_head(
     partition: Partition,
     random: torch.Generator,
 ) -> None:
-    """Return the paper's: a new linear classifier, with the outputs of all clusterings side by side."""
+    """Return the paper's head: a new linear classifier, with the outputs of all clusterings side by side."""
     network.new_head(sum(len(clustering.centroids) for clustering in clusterings), random)
 
 
 @dataclass(frozen=True)
 class CentroidHead:
-    """DeepCluster-v2's: the mean directions of the clusters, frozen; their cosines are divided by ``temperature``."""
+    """DeepCluster-v2's head: the frozen mean directions of the clusters; cosines are divided by ``temperature``."""
 
     temperature: float
 

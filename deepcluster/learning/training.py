@@ -73,9 +73,9 @@ class Learning:
 def body_optimizer(network: Network, learning: Learning, state: Mapping[str, Any] | None = None) -> Optimizer:
     """Return the optimizer of everything below the head, which lasts for all rounds.
 
-    ``state``: The ``state_dict`` to go on with, which is copied. None or empty: none.
+    ``state``: The ``state_dict`` to continue with, which is copied. None or empty: a new optimizer.
 
-    Raises ModelError if the state is none of this optimizer.
+    Raises ModelError if the state is not of this optimizer.
     """
     published = partial(SGD, lr=0.0, momentum=learning.momentum, weight_decay=learning.weight_decay)
     optimizer = (learning.optimizer or published)([*network.body_parameters()])
@@ -209,7 +209,7 @@ def train_on_pseudo_labels(  # noqa: PLR0913 step 5 as one loop
 
 
 def number_of_parts(network: Network, images: int, pixels: int, loss: Loss, processes: int = 1) -> int:
-    """Return the number of parts in which an optimizer step takes its images, to keep the layers of one part only.
+    """Return the number of parts of an optimizer step: only the layer outputs of one part are in memory at a time.
 
     It is 1 unless the gradients of the parts add up to that of the batch: no image may have an effect on another,
     neither by batch normalisation nor by the loss. (The number changes the last bits, so it depends on sizes alone.)

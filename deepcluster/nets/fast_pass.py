@@ -40,7 +40,7 @@ def features_pass(network: Network, dtype: torch.dtype = torch.float32) -> Calla
 def _pass(network: Network, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     """Return ``network.features``, or a faster equivalent of a copy.
 
-    It exists for networks of ``build`` with depthwise convolutions and batch normalisation, in float32 on a CPU.
+    Networks of ``build`` with depthwise convolutions and batch normalisation have one, in float32 on a CPU.
     """
     modules = list(network.body.modules())
     depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in modules)
@@ -125,7 +125,8 @@ class _Leaves(fx.Tracer):
 def traced(body: nn.Module) -> tuple[fx.Graph, list[tuple[str, str]]]:
     """Return the graph of a body in evaluation mode, and the convolutions and normalisations in it to fold.
 
-    By name, those of which the normalisation alone sees the output of the convolution; none if torch cannot trace.
+    A pair of names is listed if nothing but the normalisation reads the convolution's output. The list is empty if
+    torch cannot trace the body.
     """
     body = copy.deepcopy(body).eval()
     try:
@@ -147,7 +148,7 @@ def traced(body: nn.Module) -> tuple[fx.Graph, list[tuple[str, str]]]:
 
 
 def cuts(graph: fx.Graph) -> Iterator[int]:
-    """Yield the numbers of the nodes that all later ones see the earlier ones through."""
+    """Yield the indices at which the graph can be cut: nodes behind such a node read nothing from before it."""
     number = {node: i for i, node in enumerate(graph.nodes)}
     last_seen = 0
     for node, i in number.items():
@@ -174,7 +175,7 @@ def split(graph: fx.Graph, cut: fx.Node, modules: Mapping[str, nn.Module]) -> tu
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """Tell whether it is batch normalisation, torch's or timm's with an activation, that has statistics."""
+    """Tell if a module is batch normalisation with statistics: torch's, or timm's with an activation."""
     known = type(module) is nn.BatchNorm2d or type(module).__name__ == "BatchNormAct2d"
     return known and getattr(module, "running_mean", None) is not None
 

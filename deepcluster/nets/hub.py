@@ -203,7 +203,7 @@ def _download(repository: str, scratch: Path, size: int, progress: Progress | No
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
     class Bar(tqdm):
-        """Hands on the progress of a download instead of drawing it."""
+        """Passes on the progress of a download instead of drawing it."""
 
         def __init__(self, *args: Any, **options: Any):
             super().__init__(*args, **{**options, "disable": progress is None})  # type: ignore[no-untyped-call]
@@ -218,7 +218,7 @@ def _download(repository: str, scratch: Path, size: int, progress: Progress | No
 
 @contextmanager
 def _scratch(repository: str) -> Iterator[Path]:
-    """A new file in the cache's folder of a repository. It is removed at the end, unless it was moved."""
+    """Yield a new file in the cache's folder of a repository, and remove it at the end unless it was moved."""
     blobs = _folder(repository) / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(suffix=".incomplete", dir=blobs)

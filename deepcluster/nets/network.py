@@ -66,12 +66,12 @@ class Network(nn.Module):
 
     Args:
         feature_dim: Number of features of the body.
-        activation: Between the features and a linear head on them. Not before a centroid head: centroids are means of
-            embeddings, of which a ReLU would cut off a part.
-        projection: From features to embeddings; default: the features themselves.
-        embedding_dim: The outputs of the projection.
+        activation: Module between the features and a linear head on them. A centroid head has none: centroids are means
+            of embeddings, of which a ReLU would cut off a part.
+        projection: Module from features to embeddings; default: the features themselves.
+        embedding_dim: Number of outputs of the projection.
         mean: Means of the colours; part of the network, so that nobody can forget the normalisation or do it twice.
-        std: Likewise.
+        std: Standard deviations of the colours; likewise.
         architecture: The arguments of ``build`` that make this network again; empty for a custom body.
         origin: A description of the published file that the initial weights are from; may be empty.
         second_size: Side in px at which a pass sees the images once more (:func:`at_two_sizes`); 0: it does not.
@@ -333,7 +333,7 @@ def no_network(feature_dim: int) -> Network:
 
 
 class Absent(nn.Module):
-    """The weights of a module that was not given again. They can be saved, as after a recut; images need the module."""
+    """Weights of a module that was not passed again. They can be saved, as after a recut; images need the module."""
 
     def __init__(self, weights: Mapping[str, Tensor]):
         super().__init__()

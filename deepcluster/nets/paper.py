@@ -18,7 +18,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class PaperNet(nn.Module):
-    """B x 3 x 224 x 224 normalised images to B x 4096 features: Sobel (or nothing), convolutions, two linear layers."""
+    """Map B x 3 x 224 x 224 normalised images to B x 4096 features: Sobel or nothing, convolutions, two linear layers."""
 
     def __init__(self, features: nn.Sequential, classifier: nn.Sequential, sobel: nn.Sequential | None = None):
         super().__init__()
@@ -36,7 +36,7 @@ class PaperNet(nn.Module):
 
 
 def alexnet(*, sobel: bool, generator: torch.Generator) -> PaperNet:
-    """AlexNet (Krizhevsky et al. 2012) with batch normalisation; every weight depends on ``generator`` alone."""
+    """Return AlexNet (Krizhevsky et al. 2012) with batch normalisation; its weights depend on ``generator`` alone."""
     features = nn.Sequential(
         *_conv_bn_relu(2 if sobel else 3, 96, 11, generator, stride=4, padding=2),
         nn.MaxPool2d(3, 2),
@@ -52,7 +52,7 @@ def alexnet(*, sobel: bool, generator: torch.Generator) -> PaperNet:
 
 
 def vgg16(*, sobel: bool, generator: torch.Generator) -> PaperNet:
-    """VGG-16 (Simonyan and Zisserman 2015, D) with batch normalisation; its weights depend on ``generator`` alone."""
+    """Return VGG-16 (Simonyan and Zisserman 2015, D) with batch normalisation, by ``generator`` alone."""
     layers: list[nn.Module] = []
     inputs = 2 if sobel else 3
     for outputs, convolutions in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
@@ -70,7 +70,7 @@ def _two_linear(inputs: int, generator: torch.Generator) -> list[nn.Module]:
 
 
 def sobel_filter() -> nn.Sequential:
-    """B x 3 x H x W to B x 2 x H x W: the mean of the colours, then its two gradients (across, down). Never trained.
+    """Return a fixed filter from B x 3 x H x W colours to the gradients of their mean, B x 2 x H x W: across and down.
 
     It follows the normalisation. Outside the image is zero, so the border responds like an edge.
     """
@@ -94,7 +94,7 @@ def wrong_size(name: str, image_size: int) -> UsageError:
 def _conv_bn_relu(
     inputs: int, outputs: int, kernel: int, generator: torch.Generator, *, stride: int = 1, padding: int
 ) -> list[nn.Module]:
-    """Weights from N(0, sqrt(2 / (kernel^2 outputs))), bias 0 (He et al. 2015, fan-out); normalisation at 1 and 0."""
+    """Return new layers: weights from N(0, sqrt(2 / (kernel^2 outputs))) (He et al. 2015), bias 0, scale 1, shift 0."""
     conv = _empty_conv(inputs, outputs, kernel, stride=stride, padding=padding)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu", generator=generator)
     assert conv.bias is not None

@@ -49,7 +49,7 @@ def timm_body(name: str, image_size: int, seed: int) -> tuple[nn.Module, dict[st
 
 
 def pooling(name: str) -> dict[str, str]:
-    """Return timm's argument for how the authors of a network make one vector of its tokens; none if timm knows.
+    """Return timm's argument for the pooling of tokens that a network's authors use; none if it is timm's default.
 
     timm takes the class token of ViT, DINO, DINOv2 and MAE, attention pooling of SigLIP, and averages if the authors
     do, without class token and registers. Of DINOv3 it averages too, but its authors take the class token.
@@ -60,7 +60,7 @@ def pooling(name: str) -> dict[str, str]:
 def timm_heads(classifier: str | tuple[str, ...] | None) -> tuple[str, ...]:
     """Return the top-level modules around timm's last layers (``head.fc``, ``("head.l", "head_dist.l")``, or none).
 
-    The whole module, because some have a normalisation before the last layer (``head.bn``) that is dropped with it.
+    It is the whole module, because a normalisation in it (``head.bn``) is dropped with the last layer.
     """
     layers = (classifier,) if isinstance(classifier, str) else classifier or ()
     return tuple(layer.split(".")[0] for layer in layers)
@@ -69,8 +69,8 @@ def timm_heads(classifier: str | tuple[str, ...] | None) -> tuple[str, ...]:
 def in_layout_of(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a file by timm's names, with position tables resampled to the model's image size.
 
-    By the function that timm applies to the files of the model's authors. A file that it cannot convert comes back as
-    it is. A convolution of another size is not resampled: its file is for another network.
+    timm's own function converts the files of the model's authors. A file that it cannot convert comes back as it is. A
+    convolution of another size is not resampled: its file is for another network.
 
     The package with EfficientNet-Lite0 has the same modules in the same order under the names of its own code.
     """

@@ -73,7 +73,7 @@ def _reason(error: Exception) -> str:
 
 
 def _check_archive(path: Path) -> None:
-    """ValueError for a zip archive that takes more memory than disk: a few kilobytes of it may be gigabytes."""
+    """Raise ValueError for a zip archive that takes more memory than disk: a few kilobytes of it may be gigabytes."""
     if not is_zipfile(path):
         return
     with ZipFile(path) as archive:
@@ -100,8 +100,8 @@ def load_body(
     (``num_batches_tracked``) may be missing: files older than PyTorch 0.4.1 have none.
 
     Args:
-        heads: Modules that classify; what ``body`` has not of them is ignored.
-        convert: From another layout to that of ``body``, for a file that does not fit as it is.
+        heads: Names of classifier modules. Their tensors are ignored unless ``body`` has them.
+        convert: Function from another layout to that of ``body``, for a file that does not fit as it is.
 
     Raises:
         ModelError: A name is missing, is left over, or has another shape, or a number is not finite.
@@ -141,7 +141,7 @@ def _misfits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tup
 
 
 def _unprefixed(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``state`` without the common prefix of the names; a head beside the prefixed part is dropped with it."""
+    """Return ``state`` without the common prefix of the names; a head beside the prefixed part is dropped with it."""
     state = dict(state)
     while not any(key in expected for key in state):
         inner = _without(state, HEADS)
@@ -155,7 +155,7 @@ def _unprefixed(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 def _without(
     state: Mapping[str, Tensor], layers: Iterable[str], unless: Container[str] = frozenset()
 ) -> dict[str, Tensor]:
-    """``state`` without the tensors in ``layers``, except those named in ``unless``."""
+    """Return ``state`` without the tensors in ``layers``, except those named in ``unless``."""
     starts = tuple(f"{layer}." for layer in layers)
     return {key: tensor for key, tensor in state.items() if key in unless or not key.startswith(starts)}
 
@@ -226,7 +226,7 @@ class _NoRandomNumbers(TorchFunctionMode):
 
 @contextmanager
 def shapes_only() -> Iterator[None]:
-    """Inside, networks are built on torch's meta device: no memory for the weights, and no time.
+    """Build networks on torch's meta device inside, which takes no memory for the weights, and no time.
 
     Random numbers are skipped: they have no value there, and the first one imports torch's compiler (2 s). So does a
     forward pass: give ``build`` the ``feature_dim``.
