@@ -165,7 +165,7 @@ def templates() -> Environment:
     """Return the environment of the templates, in which every text is inert and escaped."""
 
     def finalize(value: Any) -> Any:
-        """Applied to every ``{{ ... }}`` before it is escaped; markup of the templates is left alone."""
+        """Make the text of a ``{{ ... }}`` inert before it is escaped; markup of the templates is left alone."""
         return text.inert(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
     environment = Environment(
@@ -188,7 +188,7 @@ def _file(name: str) -> Markup:
 
 @cache
 def _script(sources: str) -> Markup:
-    """Return the script of a page. The part that asks a server is in none but the served page."""
+    """Return the script of a page. Only the served page has the part that asks a server."""
     text = _file("report.js").replace("//= served.js\n", "//= served.js\n" * (sources == SERVED))
     return Markup(re.sub(r"^//= (.+)$", lambda line: _file(line[1]), text, flags=re.MULTILINE))
 
@@ -384,7 +384,7 @@ def _images(data: RunData) -> Values:
 
 
 def _points(positions: npt.NDArray[np.float32]) -> dict[str, Any]:
-    """Return the places of the images in the page on the map."""
+    """Return the positions on the map of the images in the page."""
     corner, width = positions.min(0), max(1e-9, float(np.ptp(positions, axis=0).max()))
     x, y = ((positions - corner) / width).T
     return {"x": _packed(x), "y": _packed(y)}

@@ -82,7 +82,7 @@ def columns(pictures: int) -> int:
 
 
 def tiny_pictures(images: Tensor, begin: int, total: int) -> Tensor:
-    """Return the pictures (uint8, m x side x side x 3) of those images that the sheet of all ``total`` images shows.
+    """Return the pictures (uint8, m x side x side x 3) of the images that the sheet of all ``total`` images shows.
 
     ``images`` (uint8, n x 3 x S x S) are the rows from ``begin`` on.
     """

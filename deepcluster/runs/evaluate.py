@@ -44,7 +44,7 @@ class EvaluationRequest:
         train: Images to learn from. None: the run's own.
         options: Options of the protocol.
         seed: Seed of all random numbers.
-        device: As of ``fit``.
+        device: As for ``fit``.
     """
 
     protocol: str = "clustering"
@@ -70,7 +70,7 @@ def evaluate(
         processes: They share the images, and all yield the same figures; the main rank writes the cache.
 
     Raises:
-        DeepClusterError: It says what to do; if possible before anything is computed.
+        DeepClusterError: The message says what to do. It is raised before anything is computed, if possible.
     """
     folder = files.open_run(run)
     display = Several(Log(), display) if processes.is_main else Silent()
@@ -102,7 +102,7 @@ def evaluate(
 
 
 def _cached(folder: files.RunFolder, name: str, about: Mapping[str, Any]) -> dict[str, Figure] | None:
-    """Return the figures of the last evaluation if it was this one, and came to its end; else None."""
+    """Return the figures of the last evaluation if it was the same one and is complete; else None."""
     cached = {}
     with suppress(DiskError):  # a damaged file is written again
         cached = folder.read_json(name, {"values": dict}) if folder.has(name) else {}
@@ -149,7 +149,7 @@ class _Evaluation:
     def read(self, source: Source, labels: Sequence[str], size: int, name: str) -> tuple[Store, list[str]]:
         """Read the usable images that have a label ("": none), and return them with their labels. A collective.
 
-        ``name``: Of a new scratch folder, for images that do not fit into memory.
+        ``name``: Name of a new scratch folder, for images that do not fit into memory.
         """
         check_alike(source, self.processes)
         labelled = [i for i, label in enumerate(labels) if label]
@@ -165,7 +165,7 @@ class _Evaluation:
 
 
 def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Prepared:
-    """Score the clusters of clusters.csv, or with other images those of the model."""
+    """Score the clusters of clusters.csv, or for other images those that the model assigns."""
     if job.request.images is None:
         rows = job.folder.read_clusters().where("status", "ok")
         paths = list(rows.column("path"))

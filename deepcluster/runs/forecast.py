@@ -38,7 +38,7 @@ def memory(network: Network, recipe: Recipe, count: int, processes: int = 1, *, 
     """
     total, count = count, -(-count // processes)
     images = count * 3 * recipe.store_size**2
-    # The features, those of the result, and both reduced; of several ranks' those that the main rank decides by.
+    # Features of the rounds and of the result, raw and reduced; with several ranks also the main rank's sample.
     dims = min(recipe.dims or 256, network.feature_dim)
     sample = min(total, SAMPLE) if processes > 1 else 0
     features = 4 * (count * (max(network.embedding_dim, network.feature_dim) + 2 * dims) + sample * dims)

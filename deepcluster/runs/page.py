@@ -120,8 +120,8 @@ def write_page(
 ) -> None:
     """Write report.html, and map.npy if the run has none.
 
-    ``source``: None if the images are not at hand. ``shown``: Without it, no image shows those most like it, no cluster
-    can be split, and no map is made.
+    ``source``: None if the images are not at hand. ``shown``: Without it, similar images are not shown, no cluster can
+    be split, and no map is made.
     """
     record, used, sheet = tables.record, tables.clusters, read_sheet(folder)
     (drawn, every), away = on_page(used), list[str]()
@@ -201,7 +201,7 @@ def _parts(shown: Shown | None, every: int) -> dict[str, Any]:
 def _originals(run: Path, source: Source | None) -> str:
     """Return the relative path from the run to its images, for links; empty if no link is safe to publish.
 
-    None is safe if the images are no files of one folder, or if only the root is above both.
+    No link is safe if the images are not files of one folder, or if only the root is above both.
     """
     if source is None or source.file is None or not Path(source.location).is_dir():
         return ""
@@ -228,7 +228,7 @@ def pictures(source: Source | None, size: int, instead: Picture = lambda path: N
 
 
 def read_map(folder: files.RunFolder, images: int) -> npt.NDArray[Any] | None:
-    """Read the places (float32, M x 2) of the ``images`` of a run that are on the sheet; None if it has no map."""
+    """Read the positions (float32, M x 2) of the ``images`` of a run that are on the sheet; None if it has no map."""
     return folder.read_array(MAP, len(on_sheet(images)), 2) if folder.has(MAP) else None
 
 

@@ -148,7 +148,7 @@ class Begun:
 
 
 def begin(source: Source, request: Request, display: Display, *, dry: bool = False) -> Begun:
-    """Decide the place, the start and the recipe of a run. On the main rank alone.
+    """Decide the folder, the start and the recipe of a run. On the main rank alone.
 
     ``dry``: Say which network would be downloaded or is missing, instead of a download or an error.
 
@@ -265,8 +265,8 @@ def check_same(
 ) -> list[str] | None:
     """Compare a run that goes on with its beginning, and return the differences of machine, versions and threads.
 
-    ``checkpoint``: Its last one, if it has any. ``about``: The facts about the run now, as a checkpoint has them.
-    ``images``: As :func:`image_digests`.
+    ``checkpoint``: The run's last checkpoint, or None. ``about``: The facts about the run now, as a checkpoint has
+    them. ``images``: As :func:`image_digests`.
 
     Raises DataError if the images have changed, ModelError if the checkpoint is of another run, UsageError if the
     options are others.

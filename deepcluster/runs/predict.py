@@ -107,7 +107,7 @@ def placement_columns(
 ) -> dict[str, list[Any]]:
     """Return the columns of predictions: cluster, name, distance, margin, is_outlier.
 
-    ``residuals``: Those of the placed images. ``reject``: Give outliers and junk the cluster -1.
+    ``residuals``: Residuals of the placed images. ``reject``: Give outliers and junk the cluster -1.
     """
     outliers, cluster = residuals > model.outliers.limit, placement.cluster
     if reject:

@@ -35,7 +35,7 @@ MIN_COLLAPSED = 30  # images: of fewer, one cluster may have most of them by cha
 
 @dataclass(frozen=True)
 class Result:
-    """All that the files of a run say of its groups: on the main rank of all images, on the others nothing."""
+    """Everything that a run's files say about its groups: for all images on the main rank, empty on the others."""
 
     model: Model
     rows: Rows
@@ -195,7 +195,7 @@ STARTS = 10  # of k-means; the best counts
 
 
 def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe) -> Cut:
-    """Cut the features of a sample. Very many groups may be the clusters of ``fine``, of a single start of k-means."""
+    """Cut the features of a sample. Very many groups may be the ``fine`` clusters, of a single start of k-means."""
     few = n_clusters <= MAX_IN_CUT
     if len(fine.centroids) == n_clusters and not few:
         return as_groups(fine)

@@ -194,7 +194,7 @@ def _chosen(source: Source, rows: Mapping[int, Mapping[str, str]]) -> Source:
 
 
 def same_as_added(folder: files.RunFolder, source: Source) -> dict[str, bool]:
-    """Return by path if an image that update added from elsewhere has the same pixels: a stranger may name any file."""
+    """Tell, by path, if an image that update added from elsewhere has the same pixels: a stranger may name any file."""
     location, home = folder.read_record().location, real(source.location)
     if not Path(location).is_absolute() or Path(location).is_file():
         return {}  # a list, which may name any file, or features, whose digests are not of pixels

@@ -1,4 +1,4 @@
-"""The rounds of a run: history, checkpoints and now and then a result; and when they end."""
+"""The rounds of a run, with their history, checkpoints and preliminary results, and the rule that ends them."""
 
 import math
 from collections.abc import Mapping
@@ -77,7 +77,7 @@ def train(
 
     Args:
         writer: Writes the results of the fit, whose network is trained in place.
-        checkpoint: The one to go on from, on the main rank.
+        checkpoint: Checkpoint to continue from, on the main rank.
         about: Facts about the run, for its checkpoints.
 
     Returns:

@@ -61,7 +61,7 @@ class Update:
 
     @property
     def due(self) -> bool:
-        """A new fit is due."""
+        """True if a new fit is due."""
         return self.reason is not None
 
 

@@ -1,4 +1,4 @@
-"""The files of a result, and when a run writes one."""
+"""The files of a result, and the rule that says when a run writes one."""
 
 import math
 import time
@@ -138,7 +138,7 @@ class ResultWriter:
 
     @contextmanager
     def _averaged(self, rounds: int) -> Iterator[None]:
-        """Inside, the network has the weights of the result: a mean of those before and after training.
+        """Give the network the weights of the result inside: a mean of those before and after training.
 
         The mean keeps more of what a pretrained network knew than its last state does (WiSE-FT, Wortsman et al. 2022).
         """

@@ -76,10 +76,10 @@ def world_size() -> int:
 
 
 def local_world_size() -> int:
-    """Return the number of them on this machine."""
+    """Return the number of these processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
 
 
 def is_main_rank() -> bool:
-    """Return whether this is the process that speaks."""
+    """Return whether this is the process that prints."""
     return os.environ.get("RANK", "0") == "0"

@@ -68,7 +68,7 @@ class Partition:
         return self.get_rows(local, [rows] * self.processes.world_size)
 
     def get_rows(self, local: Tensor, wanted: Sequence[Tensor]) -> Tensor:
-        """Return the rows that this rank wants; every rank knows the numbers that all have ``wanted``."""
+        """Return the rows that this rank wants. ``wanted``: The row numbers of all ranks, known to each."""
         if self.processes.alone:
             return local.index_select(0, wanted[0].to(local.device))
         local = self._alike(local)
@@ -97,7 +97,7 @@ class Partition:
             rows: The row numbers of all ranks' values.
 
         Returns:
-            The values for rows of this rank, and the places of these rows in its part.
+            The values for rows of this rank, and the positions of these rows in its part.
         """
         if self.processes.alone:
             return values, rows[0]
@@ -107,8 +107,8 @@ class Partition:
         return received, torch.cat(own)
 
     def _routes(self, rows: Sequence[Tensor]) -> tuple[Tensor, list[int], list[Tensor]]:
-        """Return the order of this rank's row numbers by their owners, how many every owner has of them, and the rows
-        of this rank that every rank has numbers of."""
+        """Return three values: the order that sorts this rank's row numbers by owner; their number per owner; for each
+        rank, the local rows that it names."""
         ends, rank = torch.tensor([*accumulate(self.sizes)]), self.processes.rank
         owners = [torch.bucketize(numbers.contiguous(), ends, right=True) for numbers in rows]
         counts = torch.bincount(owners[rank], minlength=self.processes.world_size).tolist()

@@ -84,7 +84,7 @@ def read_columns(file: Path, names: Mapping[str, Sequence[str]]) -> Iterator[tup
     """Yield the line number and some cells of every row of a table from outside, without guards.
 
     Args:
-        names: By the key of a cell, the names that its column may have; the first such column counts.
+        names: Names that the column of a cell may have, by the key of the cell; the first such column counts.
 
     Raises:
         ValueError: The first line lacks a column, or the file is too large.
@@ -121,7 +121,7 @@ def _guarded(column: str, cell: Any) -> Any:
 
 
 class Spliced(io.RawIOBase):
-    """``head``, then the bytes of ``file`` from ``begin`` to ``end``, to be read."""
+    """A stream of ``head`` and then the bytes of ``file`` from ``begin`` to ``end``."""
 
     def __init__(self, head: bytes, file: io.FileIO | io.BufferedReader, begin: int, end: int):
         self._head, self._file, self._moved = head, file, begin - len(head)

@@ -119,7 +119,7 @@ class Processes:
         return tensors
 
     def gather_rows(self, rows: Tensor, sizes: Sequence[int], receivers: range) -> Tensor:
-        """Return the rows of all ranks, of which there are ``sizes``, on the ``receivers``; none on the others."""
+        """Return the rows of all ranks (``sizes`` of them) on the ``receivers``; none on the others."""
         send = [len(rows) * (rank in receivers) for rank in range(self.world_size)]
         receive = [*sizes] if self.rank in receivers else [0] * self.world_size
         if len(receivers) > 1:
@@ -130,10 +130,10 @@ class Processes:
         """Send all ranks their rows.
 
         Args:
-            rows: Those for rank 0 first, then those for rank 1, and so on; of one shape and dtype on all ranks, also
+            rows: Rows for rank 0 first, then those for rank 1, and so on; of one shape and dtype on all ranks, also
                 on a rank that sends none.
-            send: How many of them go to which rank.
-            receive: How many come from which rank.
+            send: Number of rows for each rank.
+            receive: Number of rows from each rank.
 
         Returns:
             The rows for this rank, in the order of the ranks that sent them.

@@ -62,7 +62,7 @@ def _heard(number: int, frame: FrameType | None) -> None:
 
 
 def check() -> None:
-    """Raise Stopped if a signal has come: before anything becomes final, in case that somebody swallowed the first."""
+    """Raise Stopped if a signal has come: before anything becomes final, in case the first Stopped was swallowed."""
     if _listening and _reason and not _held:
         raise Stopped(_reason)
 

@@ -44,7 +44,7 @@ class Checkpoint:
         values: The numbers of the state; "optimizer" names its tensors by {TENSOR: name}.
         tensors: The tensors that are the same on every rank, of the state and of the network.
         features: The files with the rows of the features, in the order of the rows; empty if the state has none.
-        about: What the run said about it.
+        about: Facts about the run, as given to ``write``.
     """
 
     values: dict[str, Any]

@@ -90,10 +90,10 @@ VARIED = ("path", "distance", "margin")  # columns with a text of its own in alm
 
 
 class Table(Sequence[Row]):
-    """Rows of text cells, made when they are asked for: 250 bytes a row, for which dictionaries take 600.
+    """Rows of text cells, made when they are asked for: 250 bytes a row, while dictionaries take 600.
 
     Args:
-        columns: By name, of one length.
+        columns: Columns by name, all of one length.
     """
 
     def __init__(self, columns: Mapping[str, Cells]):

@@ -167,7 +167,7 @@ def load(folder: str | Path, device: torch.device | None = None, *, backbone: nn
 
     Args:
         folder: A run folder, or the folder of a model.
-        device: Where its network goes; None: the CPU.
+        device: Device of the network; None: the CPU.
         backbone: The network, if it was a module of your own; its weights are those of the file. Without it the
             model takes no images.
     """

@@ -113,7 +113,7 @@ class RunFolder:
         return record
 
     def read_clusters(self) -> Table:
-        """Read clusters.csv. DiskError if its rows are not those that were written, because other files go by them."""
+        """Read clusters.csv. DiskError if its rows were changed, because other files rely on their order."""
         with self._read("clusters.csv") as path:
             rows = Table.of(_rows(path, CLUSTERS))
         record = self.read_record()
@@ -254,7 +254,7 @@ class NextState(LockedFolder):
         return path
 
     def remove(self, name: str) -> None:
-        """Leave a file out of the next state. An empty one stands for that."""
+        """Leave a file out of the next state, which an empty file marks."""
         with changing(self.path / name):
             path = self.place(name)
             path.write_bytes(b"")
@@ -286,7 +286,7 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def replacing(folder: LockedFolder | None) -> Iterator[None]:
-    """Say with an error inside the context that the run, which was to be replaced, is as it was (None: nothing was)."""
+    """Add to an error inside the context that the old run is unchanged (None: no run was to be replaced)."""
     before = folder and _version(folder.path)
     try:
         yield
