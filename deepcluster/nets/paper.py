@@ -18,7 +18,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class PaperNet(nn.Module):
-    """B x 3 x 224 x 224 normalised images to B x 4096 features: an optional Sobel filter, convolutions, 2 linear layers."""
+    """Features (B x 4096) of B x 3 x 224 x 224 normalised images: Sobel or nothing, convolutions, two linear layers."""
 
     def __init__(self, features: nn.Sequential, classifier: nn.Sequential, sobel: nn.Sequential | None = None):
         super().__init__()
