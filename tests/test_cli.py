@@ -192,6 +192,13 @@ def test_predict_writes_csv_to_a_file_or_standard_output(finished, photos, tmp_p
     assert len(prints("predict", finished, "-").splitlines()) == 3
 
 
+def test_images_seen_at_two_sizes_get_the_same_places_again(fitted, photos, tmp_path, prints):
+    run = fitted("--set", "second_size=12")
+    assert json.loads((run / "model/config.json").read_text())["architecture"]["second_size"] == 12
+    prints("predict", run, photos, "-o", tmp_path / "new.csv", "-q")
+    assert rows(tmp_path / "new.csv") == [{name: row[name] for name in COLUMNS} for row in rows(run / "clusters.csv")]
+
+
 @pytest.mark.parametrize("limit", [0.0, torch.inf])
 def test_rejected_are_outliers_and_junk(run, photos, prints, limit):
     """A limit below all residuals rejects all images, one above them those of the junk."""

@@ -35,7 +35,7 @@ def at_two_sizes(features: Callable[[Tensor], Tensor], second_size: int) -> Call
         return features
 
     def mean(images: Tensor) -> Tensor:
-        # Without antialiasing, which costs as much as a third of the pass and changes no group (docs/decisions.md).
+        # Antialiasing takes 2 ms an image instead of .8, of a pass of 13, for a change of size by less than a quarter.
         smaller = F.interpolate(images, size=(second_size, second_size), mode="bilinear", align_corners=False)
         return (F.normalize(features(images)) + F.normalize(features(smaller))) / 2
 
