@@ -298,12 +298,17 @@ def report(run_: flags.RunArgument, /, *, serve: bool = False, open_: flags.Open
     Args:
         serve: Serve it to browsers on this machine; edits are applied at once, and a button sorts into folders.
     """
-    _check_run(run_)
+    record, page = _check_run(run_), run_ / "report.html"
     # A signal to a server is no error, also before it serves.
     with Terminal(quiet=False) as terminal, signals.uninterrupted() if serve else nullcontext():
         from deepcluster.runs.page import report as report_run
+        from deepcluster.storage.state import InUseError
 
-        page = report_run(run_, progress=terminal.progress)
+        try:
+            page = report_run(run_, progress=terminal.progress)
+        except InUseError:
+            if not (serve and record.result == PRELIMINARY and page.is_file()):
+                raise  # else the fit, which goes on, has written the page
     if serve:
         from deepcluster.export import folders
         from deepcluster.runs.serve import redirecting

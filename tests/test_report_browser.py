@@ -10,6 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.run_folder import locked
 from tests.helpers.report import page as page_of
 from tests.helpers.report import row
-from tests.helpers.runs import record, rows
+from tests.helpers.runs import change_record, record, rows
 from tests.helpers.serving import serving
 from tests.test_surroundings import FORMULAS, HARMLESS
 
@@ -69,7 +70,7 @@ def opened(browser: Any, report: Path | str, originals: int = 0, loads: int = 1,
     page.goto(address)
     yield page
     context.close()
-    asked = [url for url in asked if not url.startswith(("data:", "blob:"))]
+    asked = [url for url in asked if not url.startswith(("data:", "blob:")) and not url.endswith("/version")]
     assert asked.count(address) == loads and len(asked) == loads + originals
     assert len([text for text in said if "409 (Conflict)" in text]) == len(said) == refused
 
@@ -463,6 +464,17 @@ def test_an_old_page_offers_to_be_loaded_again(run: Path, browser: Any, tmp_path
             button.click()
             page.locator("#cluster-0 h3").get_by_text(f"Cluster 0 · {name}").wait_for()
             assert page.locator("#pending").inner_text() == "" and not button.is_visible()
+
+
+def test_the_page_of_a_fit_that_goes_on_follows_it(run: Path, browser: Any, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    change_record(copied, result="preliminary", status="running")
+    with opened(browser, serving(copied), loads=2) as page:
+        page.locator(".preliminary").get_by_text("on their way").wait_for()
+        with locked(copied) as folder, folder.next_state() as staged:
+            staged.write_record(replace(staged.read_record(), result="final", status="done"))
+            staged.write("report.html", (run / "report.html").read_text())
+        page.locator(".preliminary").wait_for(state="detached")
 
 
 def test_a_file_leads_the_browser_to_the_server(run: Path, browser: Any, tmp_path: Path) -> None:

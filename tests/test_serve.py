@@ -8,6 +8,7 @@ import signal
 import socket
 import socketserver
 import time
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import NoReturn
@@ -22,7 +23,7 @@ from deepcluster.runs.recut import apply
 from deepcluster.runs.serve import MAX_CONNECTIONS, serve
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.edits_file import Edits
-from tests.helpers.runs import contents, record, rows, small_fit
+from tests.helpers.runs import change_record, contents, record, rows, small_fit
 from tests.helpers.serving import act, ask, colour, serving, version
 
 ATTACKS = [  # path behind the token (or whole), body, method, headers, status
@@ -37,7 +38,7 @@ ATTACKS = [  # path behind the token (or whole), body, method, headers, status
     *(("undo", body, "", {}, 409) for body in (b"version=1", b"[" * 100_000, b"[]", b"\xff")),
     *(("undo", body, "", {}, 409) for body in (b"{}", b'{"version": ["x"]}')),
     ("export", b'{"out": "/tmp/elsewhere"}', "", {}, 409),
-    *((path, b"{}", "", {}, 403) for path in ("remove", "/x/apply", "image/-1")),
+    *((path, b"{}", "", {}, 403) for path in ("remove", "/x/apply", "image/-1", "version")),
     *((path, None, "", {}, 403) for path in ("/", "/report.html", "/x/", "run.json", "image/-1", "image//etc/passwd")),
     *((path, None, "", {}, 403) for path in ("image/../../run.json", "image/%2e%2e%2frun.json")),
     ("image/0", None, "", {}, 403),
@@ -220,6 +221,20 @@ def test_ctrl_c_is_the_usual_end(run: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("deepcluster.runs.page.render", lambda data: signal.raise_signal(signal.SIGINT) or "a page")
     assert run_command(["report", str(run), "--serve"]) == 0  # before it serves
     assert "ERROR" not in (run / "log.txt").read_text()
+
+
+def test_only_a_fit_that_goes_on_shares_its_page_with_a_server(run: Path, monkeypatch, capsys):
+    """It holds the run, and has written the page of its preliminary groups."""
+    monkeypatch.setattr("deepcluster.runs.serve.serve", partial(serve, idle_seconds=0.1))
+    served = ["report", str(run), "--serve"]
+    with files.locked(run):
+        assert run_command(served) == 5
+        change_record(run, result="preliminary")
+        assert run_command(["report", str(run)]) == 5 and capsys.readouterr().out == ""
+        assert run_command(served) == 0
+        assert "http://127.0.0.1:" in capsys.readouterr().out
+        (run / "report.html").unlink()
+        assert run_command(served) == 5
 
 
 def test_it_ends_when_nobody_asks(run: Path):

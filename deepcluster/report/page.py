@@ -205,7 +205,10 @@ def _run(data: RunData) -> Values:
     if run.get("result") == PRELIMINARY:
         rounds = int(run.get("rounds") or 0)
         after = f"after {text.count(rounds, 'round')} of training" if rounds else "before any training"
-        preliminary = f"Preliminary: the groups as they were {after}. The run replaces this page as it goes on."
+        preliminary = (
+            f"Preliminary: the groups as they were {after}. Better groups are on their way: the run replaces this page"
+            " as it goes on."
+        )
 
     def fact(key: str, value: Any) -> str:
         if key == "seconds":

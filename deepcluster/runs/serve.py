@@ -28,6 +28,7 @@ from typing import Any
 
 from deepcluster import log
 from deepcluster.errors import DataError, DeepClusterError, Stopped, UsageError
+from deepcluster.records import PRELIMINARY
 from deepcluster.report.page import SERVED, policy, served
 from deepcluster.report.sections import Picture
 from deepcluster.runs.page import pictures
@@ -68,7 +69,9 @@ def _version(folder: files.RunFolder) -> str:
 def _page(folder: files.RunFolder) -> tuple[str, dict[str, Any]]:
     """Return the page and its state."""
     text = folder.file("report.html").read_text(encoding="utf-8")
-    return text, {"version": _version(folder), "undo": folder.has(files.FORMER)}
+    record = folder.read_record()
+    is_going_on = record.result == PRELIMINARY and record.status == "running"
+    return text, {"version": _version(folder), "undo": folder.has(files.FORMER), "going_on": is_going_on}
 
 
 def _images(folder: files.RunFolder) -> tuple[str, list[str], Picture]:
@@ -115,6 +118,9 @@ class _Server(ThreadingTCPServer):
 
     def page(self) -> Answer:
         return "text/html; charset=utf-8", served(*files.read_state(self.run, _page)).encode()
+
+    def version(self) -> Answer:
+        return "application/json", json.dumps({"version": files.read_state(self.run, _version)}).encode()
 
     def image(self, version: str, row: int) -> Answer:
         if self.images[0] != files.read_state(self.run, _version):
@@ -183,8 +189,10 @@ class _Handler(BaseHTTPRequestHandler):
         if not secrets.compare_digest(token.encode(), server.token.encode()):
             raise Refused("wrong token")
         image = re.fullmatch(r"image/(\w*)/(\d+)", path, re.ASCII)
-        if reads and (path == "" or image):
-            return partial(server.image, image[1], int(image[2])) if image else server.page
+        if reads and image:
+            return partial(server.image, image[1], int(image[2]))
+        if reads and path in ("", "version"):
+            return server.version if path else server.page
         length, kind = headers.get("Content-Length", ""), headers.get("Content-Type")
         if reads or path not in ("apply", "undo", "export"):
             raise Refused("no such page or action")
@@ -199,7 +207,7 @@ def serve(
     """Serve the report of a run until a signal comes, or until no request has come for an hour.
 
     Args:
-        run: The run folder. This version has just written its report.html.
+        run: The run folder. This version has just written its report.html, or a fit that goes on has.
         sort: Sorts images into folders: ``export.folders``.
         show: Gets the address of the page.
         idle_seconds: Time without a request that ends the server.

@@ -46,6 +46,15 @@ async function checkAge(url) {
   offerReload();
 }
 
+/* While the fit goes on, the page follows it; edits and open windows are left alone. */
+async function follow() {
+  const answer = await fetch("version").catch(() => null), {version} = await answer?.json() ?? {};
+  if (!version || version === data.served.version) return;
+  if ($("#pending").textContent || $("dialog[open]")) offerReload();
+  else reload();
+}
+
+if (data.served.going_on) setInterval(follow, 3000);
 $("#undo").hidden = !data.served.undo;
 $("#download").textContent = "Try again";
 $("#into-folders").hidden = false;
