@@ -369,7 +369,7 @@ def evaluate(  # noqa: PLR0913 a parameter is a flag
     /,
     *,
     labels: flags.PathText | None = None,
-    protocol: Literal["clustering", "knn", "linear", "few"] = "clustering",
+    protocol: Literal["clustering", "knn", "linear"] = "clustering",
     train: flags.PathText | None = None,
     protocol_flags: Annotated[flags.ProtocolFlags | None, Parameter(name="*")] = None,
     set_: flags.Assignments = None,

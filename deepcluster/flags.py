@@ -198,20 +198,12 @@ def _recipe_flags() -> dict[str, Any]:
 
 
 def _protocol_flags() -> dict[str, Any]:
-    """Return the flags of all protocols. A flag of several protocols may differ in meaning."""
-    types: dict[str, type] = {}
-    meanings: dict[str, dict[str, list[str]]] = {}
-    for protocol, kind in PROTOCOL_OPTIONS.items():
-        for name, option in declared(kind).items():
-            if option.flag:
-                types[name] = type(option.default)
-                meanings.setdefault(name, {}).setdefault(option.help, []).append(protocol)
+    """Return the flags of all protocols, none of which belongs to two of them."""
     return {
-        name: Annotated[
-            types[name],
-            Parameter(help=" ".join(f"{', '.join(protocols)}: {text}" for text, protocols in texts.items())),
-        ]
-        for name, texts in meanings.items()
+        name: Annotated[type(option.default), Parameter(help=f"{protocol}: {option.help}")]
+        for protocol, kind in PROTOCOL_OPTIONS.items()
+        for name, option in declared(kind).items()
+        if option.flag
     }
 
 

@@ -76,9 +76,9 @@ def test_accuracies_by_hand():
 
 @pytest.mark.parametrize("text", ["", "a", "3,", "0", "-1", "1,nan"])
 def test_lists_of_numbers(text):
-    assert numbers("20,200", "neighbours", int) == [20, 200]
+    assert numbers("20,200", "neighbours") == [20, 200]
     with pytest.raises(UsageError, match="neighbours"):
-        numbers(text, "neighbours", int)
+        numbers(text, "neighbours")
 
 
 def test_clusters_of_the_run_itself(run, photos, evaluated):

@@ -1,4 +1,4 @@
-"""The protocols ``knn``, ``few`` and ``linear``: parts by hand, and the results against scikit-learn."""
+"""The protocols ``knn`` and ``linear``: parts by hand, and the results against scikit-learn."""
 
 from dataclasses import replace
 
@@ -9,16 +9,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 from torch.nn import functional as F
-from torch.optim import SGD
 from torchvision.transforms import functional as transforms
 
 from deepcluster.cli import _figure_lines
 from deepcluster.errors import NonFiniteError, UsageError
-from deepcluster.evaluation import FewLabelsOptions, KnnOptions, LinearOptions
-from deepcluster.evaluation import few as room
+from deepcluster.evaluation import KnnOptions, LinearOptions
 from deepcluster.evaluation.common import Labelled, ProbeTask, knn, weighted_votes
 from deepcluster.evaluation.feature_maps import chosen_layers, layers_of, maps_at, pooling_of
-from deepcluster.evaluation.few import class_balanced, few
 from deepcluster.evaluation.linear import (
     STEEPEST,
     linear,
@@ -78,66 +75,6 @@ def test_the_protocol_on_the_features_of_the_backbone():
     theirs = KNeighborsClassifier(3, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
     right = theirs.fit(train, task.train.classes).score(test, task.test.classes)
     assert figures["top1_k3"] == pytest.approx(right)
-
-
-# few
-
-
-def test_as_many_of_each_class():
-    classes = torch.tensor([0] * 700 + [1] * 250 + [2] * 50)
-    rows = class_balanced(classes, 0.03, torch.Generator().manual_seed(0))
-    assert classes[rows].bincount().tolist() == [10, 10, 10]
-    assert rows.unique().tolist() == rows.tolist()
-    assert class_balanced(classes, 0.5, torch.Generator())[-50:].tolist() == list(range(950, 1000))  # all there are
-    assert classes[class_balanced(classes, 1e-9, torch.Generator())].tolist() == [0, 1, 2]  # at least one
-    others = class_balanced(classes, 0.03, torch.Generator().manual_seed(1))
-    assert others.tolist() != rows.tolist()
-    assert class_balanced(classes, 0.03, torch.Generator().manual_seed(0)).tolist() == rows.tolist()
-
-
-def test_it_learns_and_leaves_the_network_alone():
-    task = task_of()
-    before = snapshot(task.network)
-    figures = dict(few(task, FewLabelsOptions(shares="0.1,1", epochs=25, batch_size=18, lr="0.5", head_lr="2")))
-    assert figures["10%_labels"] == 9
-    assert figures["100%_labels"] == sum(min(30, int(n)) for n in task.train.classes.bincount())
-    assert figures["chance"] < 0.5 < 0.9 <= figures["100%_top1"]
-    assert same(task.network.state_dict(), before)
-    assert task.network.head is None
-    assert not task.network.training
-
-
-def test_it_depends_on_the_seed_alone_and_not_on_the_other_shares():
-    options = {"epochs": 2, "batch_size": 9, "lr": "0.1", "head_lr": "1"}
-    both = dict(few(task_of(), FewLabelsOptions(shares="0.1,0.3", **options)))
-    torch.rand(7)
-    alone = dict(few(replace(task_of(), batch_size=7), FewLabelsOptions(shares="0.3", **options)))
-    assert alone.items() <= both.items()  # images are scored on their own
-    assert dict(few(task_of(3), FewLabelsOptions(shares="0.3", **options)))["30%_loss"] != both["30%_loss"]
-
-
-def test_the_steps(monkeypatch):
-    seen = []
-
-    class Watched(SGD):
-        def step(self, closure=None):
-            seen.append(tuple(group["lr"] for group in self.param_groups))
-            return super().step(closure)
-
-    monkeypatch.setattr(room, "SGD", Watched)
-    dict(few(task_of(), FewLabelsOptions(shares="0.1", epochs=10, lr="0.02", head_lr="5")))
-    # 9 images are a batch: 9/256 of the steps; a fifth from 6 of 10 epochs on, a 25th from 8 on.
-    factors = [1] * 6 + [0.2] * 2 + [0.04] * 2
-    assert seen == [pytest.approx((0.02 * 9 / 256 * each, 5 * 9 / 256 * each)) for each in factors]
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [({"shares": "2"}, "at most 1"), ({"lr": "1,2,3"}, "2 numbers, one a share"), ({"head_lr": "much"}, "head_lr")],
-)
-def test_options_that_are_none(options, said):
-    with pytest.raises(UsageError, match=said):
-        list(few(task_of(), FewLabelsOptions(**options)))
 
 
 # linear
@@ -312,16 +249,10 @@ def test_normalised_by_hand():
     assert torch.isfinite(normalisation(torch.ones(5, 2))[1]).all()
 
 
-@pytest.mark.parametrize(
-    ("protocol", "options", "named"),
-    [
-        (few, FewLabelsOptions(shares="0.1", lr="9e8", head_lr="9e8", weight_decay=9e8, epochs=9), "10%.*head_lr"),
-        (linear, LinearOptions(layers="block5", lr=1e9, weight_decay=1e9, epochs=3, batch_size=8), "block5.*lr"),
-    ],
-)
-def test_steps_that_are_too_large(protocol, options, named):
-    with pytest.raises(NonFiniteError, match=named):
-        list(protocol(task_of(), options))
+def test_steps_that_are_too_large():
+    options = LinearOptions(layers="block5", lr=1e9, weight_decay=1e9, epochs=3, batch_size=8)
+    with pytest.raises(NonFiniteError, match=r"block5.*lr"):
+        list(linear(task_of(), options))
 
 
 def test_the_command_prints_a_table_of_the_layers():

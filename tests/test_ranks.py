@@ -30,7 +30,7 @@ from deepcluster.clustering.outliers import fit_outliers
 from deepcluster.clustering.pic import power_iteration
 from deepcluster.clustering.whitening import Reduction, Whitening, whiten
 from deepcluster.errors import DeepClusterWarning, DiskError, NonFiniteError, Stopped
-from deepcluster.evaluation import FewLabelsOptions, LinearOptions, few, linear
+from deepcluster.evaluation import LinearOptions, linear
 from deepcluster.evaluation.common import Labelled, ProbeTask
 from deepcluster.groups.cut import Cut, cut
 from deepcluster.groups.tree import Tree, medoids_of, merge_tree
@@ -38,7 +38,7 @@ from deepcluster.images import Source
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.store import read_once
-from deepcluster.images.views import Augmentation, fixed_view
+from deepcluster.images.views import Augmentation
 from deepcluster.learning import features, training
 from deepcluster.learning.heads import CentroidHead, CrossEntropy, Head, Loss, Outputs, WithInstances, new_linear_head
 from deepcluster.nets.network import Network, build
@@ -424,19 +424,15 @@ def figures(processes: Processes, folder: Path, protocol: str, options: dict[str
     return dict(evaluating.evaluate(folder / "run", request, processes=processes))
 
 
-def probed(processes: Processes, protocol: str) -> dict[str, Any]:
-    """Return the figures of a probe without random views and statistics of batches, which differ by rank."""
+def probed(processes: Processes) -> dict[str, Any]:
+    """Return the figures of linear probes without random crops and statistics of batches, which differ by rank."""
     images, classes = own(IMAGES[:23], processes), torch.arange(23) % 4
     network = build("compact", image_size=12, seed=0).eval()
     network.frozen_statistics = True
     labelled = Labelled(images, classes, Partition.of(processes, len(images)))
     task = ProbeTask(network, labelled, labelled, "abcd", 12, 8, 0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(few, "random_views", lambda images, size, how, random: fixed_view(images, size))
         patch.setattr(linear, "random_crops", lambda images, size, random: images)
-        if protocol == "few":  # 20 images of 4 classes, 7 or 6 in a batch
-            options = FewLabelsOptions(shares="0.9", epochs=3, batch_size=7, lr="0.01", head_lr="0.05")
-            return dict(few.few(task, options))
         return dict(linear.linear(task, LinearOptions(layers="block2", epochs=3, batch_size=7, lr=1e-4)))
 
 
@@ -480,9 +476,7 @@ def table(folder: Path) -> dict[str, tuple[Any, ...]]:
         "clustering": (1e-5, figures, folder, "clustering", {}),
         "knn": (1e-5, figures, folder, "knn", {"neighbours": "3"}),
         "linear": (0.2, figures, folder, "linear", {"layers": "block2", "epochs": 1, "lr": 1e-4}),
-        "linear, exactly": (1e-4, probed, "linear"),
-        "few, exactly": (1e-4, probed, "few"),
-        "few": (0.2, figures, folder, "few", {"shares": "0.5", "epochs": 1, "lr": "1e-4", "head_lr": "1e-4"}),
+        "linear, exactly": (1e-4, probed),
     }
 
 

@@ -44,22 +44,8 @@ class LinearOptions(Options):
     ten_crops: bool = option(True, "Score by the mean of ten crops (corners and centre, mirrored or not), not one.")
 
 
-@dataclass(frozen=True)
-class FewLabelsOptions(Options):
-    """Options of the protocol ``few``."""
-
-    shares: str = option("0.01,0.1", "Shares of the labelled images to learn from.")
-    epochs: int = option(20, "Passes over the images to learn from.", low=1, high=1e6, flag=True)
-    batch_size: int = option(256, "Images in an optimizer step.", low=1, high=1e6, flag=True)
-    lr: str = option("0.02,0.01", "Learning rate of the body for 256 images: one per share, or one for all.")
-    head_lr: str = option("5,0.2", "Learning rate of the classifier, likewise.")
-    momentum: float = option(0.9, "Momentum of SGD.", high=0.9999)
-    weight_decay: float = option(0.0, "Weight decay of SGD.")
-
-
 PROTOCOL_OPTIONS: dict[str, type[Options]] = {
     "clustering": ClusteringOptions,
     "knn": KnnOptions,
     "linear": LinearOptions,
-    "few": FewLabelsOptions,
 }

@@ -146,14 +146,14 @@ def accuracies(scores: Tensor, classes: Tensor) -> dict[str, float]:
     return figures
 
 
-def numbers(text: str, option: str, kind: type[int] | type[float]) -> list[int] | list[float]:
-    """Return the numbers in a list such as ``20,200``. Raise UsageError if it is no list of numbers above 0."""
+def numbers(text: str, option: str) -> list[int]:
+    """Return the numbers in a list such as ``20,200``. Raise UsageError if it is no list of whole numbers above 0."""
     try:
-        values = [kind(value) for value in text.split(",")]
+        values = [int(value) for value in text.split(",")]
     except ValueError:
         values = []
     if not values or not all(0 < value < 1e9 for value in values):
-        raise UsageError(f"{option}={text}: give numbers above 0, with commas between them")
+        raise UsageError(f"{option}={text}: give whole numbers above 0, with commas between them")
     return values
 
 
@@ -199,7 +199,7 @@ def knn(task: ProbeTask, options: KnnOptions | None = None, *, display: Display 
     2018, section 3.4.
     """
     options, display = options or KnnOptions(), display or Silent()
-    counts = [min(int(k), len(task.train.classes)) for k in numbers(options.neighbours, "neighbours", int)]
+    counts = [min(k, len(task.train.classes)) for k in numbers(options.neighbours, "neighbours")]
 
     def features(images: Tensor) -> Tensor:
         place = Place.of(

@@ -12,7 +12,6 @@ import torch
 from deepcluster.errors import DataError, DiskError, UsageError, warn
 from deepcluster.evaluation import PROTOCOL_OPTIONS, ClusteringOptions, LinearOptions, common
 from deepcluster.evaluation.common import Figure, Labelled, NamedFigure, ProbeTask
-from deepcluster.evaluation.few import few
 from deepcluster.evaluation.linear import linear
 from deepcluster.images import Source, find
 from deepcluster.images.given import true_labels
@@ -29,7 +28,7 @@ from deepcluster.storage import run_folder as files
 from deepcluster.storage.state import scratch_of
 
 SCHEMA_VERSION = 1
-PROBES: Mapping[str, Callable[..., Iterator[NamedFigure]]] = {"knn": common.knn, "linear": linear, "few": few}
+PROBES: Mapping[str, Callable[..., Iterator[NamedFigure]]] = {"knn": common.knn, "linear": linear}
 Prepared = tuple[Mapping[str, Any], Callable[[], Iterator[NamedFigure]]]  # digests of the inputs; computes the figures
 
 
