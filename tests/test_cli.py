@@ -165,7 +165,7 @@ def test_fit_prints_the_lines_that_everybody_understands_and_the_rest_if_asked(p
     printed = prints("fit", photos, "-o", out, *small_fit("--labels", "folders")[:-1])
     lines = printed.strip().splitlines()
     headings = {line[:9].strip() for line in lines if line[0] != " "}
-    assert headings == {"Images", "Network", "Time", "First", "Round", "Done", "Metrics", "At start", "Verdict", "Next"}
+    assert headings == {"Images", "Network", "First", "Round", "Done", "Metrics", "At start", "Verdict", "Next"}
     assert printed.count("(3 clusters; NMI: geometric mean; 48 labels)") == printed.count("(3 clusters)") == 1
     assert "\x1b" not in printed  # piped output has no control characters
     assert all(len(line) <= 100 or str(out) in line or str(photos) in line for line in lines)

@@ -1,7 +1,6 @@
-"""The memory that a run needs; its time; a time limit: kept with whole rounds, planned again after each round."""
+"""The memory that a run needs; a time limit: kept with whole rounds, planned again after each round."""
 
 import copy
-import re
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from deepcluster.nets.network import build
 from deepcluster.recipe import Recipe
 from deepcluster.runs import fit as run
 from deepcluster.runs import train
-from deepcluster.runs.forecast import BASE, PAGE, TABLES, dry_run, memory
+from deepcluster.runs.forecast import BASE, PAGE, TABLES, memory
 from deepcluster.runs.plan import Clock, Job, Request
 from deepcluster.runs.train import KEPT_BACK, training_cost, whole_rounds
 from deepcluster.runs.writer import SHARE_OF_TIME
@@ -25,7 +24,7 @@ from deepcluster.runtime import machine
 from deepcluster.runtime.console import Silent
 from deepcluster.runtime.machine import available, check_fits
 from deepcluster.runtime.processes import ALONE
-from tests.helpers.runs import OPTIONS, Said, record
+from tests.helpers.runs import OPTIONS, record
 
 SMALL = Recipe(backbone="compact", sobel=False, image_size=32, margin=1.0, pseudo_labels=100)
 NETWORK = build("compact", image_size=32)
@@ -161,8 +160,7 @@ def test_a_run_on_a_clock_of_its_own(seconds, slower):
 
 def test_a_limit_shorter_than_a_pass_gives_the_groups_of_the_network_as_it_was_given(photos, tmp_path):
     request = Request(out=tmp_path / "run", n_clusters=3, options={**OPTIONS, "rounds": 1000}, time_limit=0.01)
-    folder = run.fit(photos, replace(request, labels="folders"), display := Said()).path
-    assert any(re.fullmatch("Time: about .+ in all, too little for training", line) for line in display.lines)
+    folder = run.fit(photos, replace(request, labels="folders")).path
     ended = record(folder)
     assert (ended["status"], ended["result"], ended["rounds"]) == ("done", "final", 0)
     assert (ended["stopped_because"], ended["images_count"]) == ("time limit", 48)
@@ -173,21 +171,9 @@ def test_a_limit_shorter_than_a_pass_gives_the_groups_of_the_network_as_it_was_g
 def test_a_run_makes_whole_rounds_and_ends_by_its_limit(photos, tmp_path: Path, monkeypatch):
     """Of 1000 rounds only those that are planned; each is over all images."""
     monkeypatch.setattr(train, "whole_rounds", lambda job, recipe, done, *_: 3 if done else 2)
-    display = Said()
     request = Request(out=tmp_path / "run", n_clusters=3, options={**OPTIONS, "rounds": 1000}, time_limit=1e6)
-    ended = record(run.fit(photos, request, display).path)
+    ended = record(run.fit(photos, request).path)
     assert (ended["rounds"], ended["stopped_because"], ended["images_count"]) == (3, "time limit", 48)
-    assert any(re.fullmatch(r"Time: about .+ in all, training in 2 rounds", line) for line in display.lines)
-
-
-def test_the_time_is_said_when_the_run_has_measured_a_pass_and_again_after_a_round(photos, tmp_path):
-    """Neither at the start nor by a dry run, which measure nothing."""
-    request = Request(out=tmp_path / "run", n_clusters=3, options={**OPTIONS, "rounds": 2, "patience": 9})
-    run.fit(photos, request, display := Said())
-    headings = [line.partition(":")[0] for line in display.lines]
-    assert headings[headings.index("First") :] == ["First", "Time", "Time", "Done"] and headings.count("Time") == 2
-    dry_run(photos, request, display := Said())
-    assert [line.partition(":")[0] for line in display.lines] == ["Network", "Plan", "Memory"]
 
 
 def test_the_clock_of_a_run_counts_from_the_beginning_of_the_command():

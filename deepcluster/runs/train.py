@@ -13,7 +13,6 @@ from deepcluster.errors import DiskError
 from deepcluster.place import Stopwatch
 from deepcluster.recipe import Recipe
 from deepcluster.records import Round, State
-from deepcluster.report.text import count, in_words
 from deepcluster.runs.build import learning_rate, place_of, rounds_of, shares_pass
 from deepcluster.runs.plan import Job
 from deepcluster.runs.result import label_numbers
@@ -111,7 +110,6 @@ def train(
         state=state,
         place=place_of(network, recipe, store.partition, watch),
     )
-    first = state.round + 1
     state, begin = replace(state, features=None), job.clock.elapsed()  # the round frees its features before it trains
     for round in rounds if state.round < planned else ():
         seconds = watch.seconds()
@@ -119,7 +117,7 @@ def train(
         row = history.add(round, seconds) if history else {}
         writer.cost.one_pass = max(writer.cost.one_pass, seconds["features"])
         cost = job.clock.elapsed() - begin - seconds["features"] + writer.cost.one_pass
-        planned = _plan(writer, state.round, cost, is_said=state.round == first and planned > first)
+        planned = _plan(writer, state.round, cost)
         save(round.state)
         job.display.round(row, planned)
         if state.round >= planned or state.settled >= recipe.patience:
@@ -178,9 +176,9 @@ def _first_result(writer: ResultWriter) -> tuple[int, Tensor | None]:
         return recipe.rounds, None
     features = writer.features()
     cost = writer.cost.one_pass + training_cost(recipe, writer.cost.one_pass)
-    if _plan(writer, 0, cost, is_said=False):
+    if _plan(writer, 0, cost):
         writer.preliminary(0, features)
-    return _plan(writer, 0, cost, is_said=True), features  # the seconds of a result are known now
+    return _plan(writer, 0, cost), features  # the seconds of a result are known now
 
 
 def training_cost(recipe: Recipe, features: float) -> float:
@@ -190,18 +188,13 @@ def training_cost(recipe: Recipe, features: float) -> float:
     return features * recipe.epochs * BACKWARD * sum(side**2 for side in sides) / one_pass
 
 
-def _plan(writer: ResultWriter, done: int, cost: float, *, is_said: bool) -> int:
-    """Return the number of rounds, ``done`` ones included, that the time allows; ``is_said``: show both. A collective.
+def _plan(writer: ResultWriter, done: int, cost: float) -> int:
+    """Return the number of rounds, ``done`` ones included, that the time allows. A collective.
 
     ``cost``: Seconds of a round and its pass.
     """
     job, recipe, results = writer.job, writer.images.recipe, max(writer.cost.result, writer.cost.one_pass)
-    rounds: int = job.processes.broadcast_json(lambda: whole_rounds(job, recipe, done, cost, results))
-    if is_said:
-        end = job.clock.elapsed() + results + (rounds - done) * (1 + SHARE_OF_TIME) * cost
-        text = f"training in {count(rounds, 'round')}" if rounds else "too little for training"
-        job.display.say("Time", f"about {in_words(end)} in all, {text}")
-    return rounds
+    return int(job.processes.broadcast_json(lambda: whole_rounds(job, recipe, done, cost, results)))
 
 
 def whole_rounds(job: Job, recipe: Recipe, done: int, cost: float, results: float) -> int:
