@@ -6,6 +6,7 @@ Each function is one step of the paper. Nothing comes from the package, whose te
 """
 
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -70,13 +71,15 @@ def uniform_sample(labels: Tensor, draws: int, random: torch.Generator) -> Tenso
 
 
 def optimizer_step(
-    network: nn.Module, head: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
+    network: nn.Module, head: nn.Module, optimizers: Sequence[torch.optim.Optimizer], images: Tensor, labels: Tensor
 ) -> float:
     """Take one step of SGD on the cross-entropy of the pseudo-labels (equation 1), and return the loss."""
     loss = cross_entropy(head(network(images)), labels)
-    optimizer.zero_grad()
+    for optimizer in optimizers:
+        optimizer.zero_grad()
     loss.backward()
-    optimizer.step()
+    for optimizer in optimizers:
+        optimizer.step()
     return loss.item()
 
 
@@ -86,19 +89,19 @@ def shifted(images: Tensor, random: torch.Generator) -> Tensor:
     return torch.roll(images, (down, right), (2, 3))
 
 
-def train(network: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, seed: int) -> float:
+def train(
+    network: nn.Module, body_optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, seed: int
+) -> float:
     """Step 5: train with a new linear classifier on top, and return the mean loss."""
     random = torch.Generator().manual_seed(seed)
     head = nn.Linear(64, CLUSTERS)
     nn.init.normal_(head.weight, std=0.01, generator=random)
     nn.init.zeros_(head.bias)
-    head_optimizer = torch.optim.SGD(head.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    optimizers = [body_optimizer, torch.optim.SGD(head.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)]
     network.train()
     losses = []
     for batch in uniform_sample(labels, EPOCHS * len(images), random).split(BATCH):
-        head_optimizer.zero_grad()
-        losses.append(optimizer_step(network, head, optimizer, shifted(images[batch], random), labels[batch]))
-        head_optimizer.step()
+        losses.append(optimizer_step(network, head, optimizers, shifted(images[batch], random), labels[batch]))
     return float(np.mean(losses))
 
 

@@ -235,7 +235,7 @@ def test_deepcluster_on_one_page_beside_the_package():
     learning = Learning(batch_size=16, lr=0.05, views=(plain,), sample=each_once)
     train_on_pseudo_labels(network, images, targets[:, None], body_optimizer(network, learning), learning, clusters=[4])
     pixels = (images / 255 - network.mean) / network.std
-    both = SGD([*body.parameters(), *head.parameters()], lr=0.05, weight_decay=1e-5)
-    page["optimizer_step"](body, head, both, pixels, targets)
+    optimizers = [SGD(part.parameters(), lr=0.05, weight_decay=1e-5) for part in (body, head)]
+    page["optimizer_step"](body, head, optimizers, pixels, targets)
     assert torch.allclose(body[1].weight, network.body[1].weight, atol=1e-6)
     assert torch.allclose(head.weight, network.head.weight, atol=1e-6)
