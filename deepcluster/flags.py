@@ -145,7 +145,7 @@ class FitFlags:
         deterministic: On a GPU, use only kernels whose results repeat bit for bit; some are slower.
         verbose: Print every choice with its reason, and the figures of the rounds.
         log: tensorboard: write the figures of the rounds to RUN/tensorboard.
-        dry_run: Print the plan with its time and memory, and stop.
+        dry_run: Print the plan with its memory, and stop.
         features: IMAGES are features: N x D numbers in an .npy file (paths in a .txt or .csv of the same name). They
             are grouped without a network.
     """
