@@ -196,7 +196,6 @@ def test_split_puts_centroids_beside_large_clusters():
         (6, {}, "k=6 .* rows, 5"),
         (2, {"empty": "drop"}, "split or sample"),
         (2, {"start": torch.zeros(3, 2)}, r"\(3, 2\).*\(2, 2\)"),
-        (2, {"precision": "fp32"}, "choose auto"),
         (2, {"start": torch.zeros(4, dtype=torch.int64)}, "4 labels, but there are 5 rows"),
         (2, {"start": torch.tensor([0, 1, 2, 0, 1])}, "labels 0 to 2.* 0 to 1"),
     ],

@@ -7,6 +7,7 @@ cluster.
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -118,8 +119,6 @@ def _sorted_order(labels: Tensor, k: int) -> Tensor:
 
 EMPTY_POLICIES = ("split", "sample", "faiss")
 SAMPLE = 64  # rows that tell how exact scores must be
-Finish = Callable[[Tensor], Tensor]
-Reseed = Callable[[Tensor, Tensor, int, torch.Generator], Tensor]  # centroids, sizes, how many, random: new centroids
 
 
 def kmeans(
@@ -129,7 +128,6 @@ def kmeans(
     start: Tensor | None = None,
     iterations: int = 20,
     seed: int = 0,
-    precision: str = "auto",
     empty: str = "split",
     spherical: bool = False,
     partition: Partition | None = None,
@@ -137,7 +135,8 @@ def kmeans(
     """Group N rows into ``k`` clusters: y_i = argmin_k ||x_i - c_k||^2 (paper, equation 2).
 
     If there are at least k distinct rows, no cluster is empty (but for ``empty="faiss"``). Deterministic on one
-    machine for given arguments, and the same for any number of threads and ranks.
+    machine for given arguments, and the same for any number of threads and ranks. Scores are float32, or float64 if
+    float32 would not tell near centroids apart.
 
     Args:
         x: N x d, of any floating type, also a mapped file; read once an iteration and not copied. This rank's rows; the
@@ -147,7 +146,6 @@ def kmeans(
             of distinct rows.
         iterations: Updates of the centroids at most; one that changes nothing is the last. One more assignment
             follows, so that the labels belong to the centroids returned.
-        precision: "auto": scores are float32, or float64 if that would not tell near centroids apart.
         empty: The place for a centroid without rows: "split", next to a large cluster's; "sample", on a random row;
             "faiss" splits as faiss does, and so the paper's code, and may leave some empty in the end.
         spherical: Centroids have length 1; for rows of length 1.
@@ -158,43 +156,14 @@ def kmeans(
         NonFiniteError: NaN or infinity in the rows, or numbers too large or too small for squares in float32.
     """
     x = matrix(x)
-    width = x.shape[1]
     partition = partition or Partition.single(len(x))
-    processes = partition.processes
-    if not 1 <= k <= partition.total:
-        raise ValueError(f"k={k} must be at least 1 and at most the number of rows, {partition.total}")
-    if empty not in EMPTY_POLICIES:
-        raise ValueError(f"empty={empty!r}: choose {' or '.join(EMPTY_POLICIES)}")
-    if precision != "auto":
-        raise ValueError(f"precision={precision!r}: choose auto")
     start = None if start is None else torch.as_tensor(start).detach().to(x.device)
-    _check_start(start, len(x), k, width)
+    _check(x, k, start, empty, partition)
+    processes = partition.processes
     chosen = torch.randperm(partition.total, generator=generator(seed, "k-means sample"))[:SAMPLE]
     sample = partition.index_select(x, chosen).float()
-    finish: Finish = F.normalize if spherical else lambda centroids: centroids
-    policies: dict[str, Reseed] = {
-        "split": _beside_large,
-        "sample": lambda centroids, sizes, count, random: partition.index_select(
-            x, torch.randperm(partition.total, generator=random)[:count]
-        ).float(),
-        "faiss": _as_faiss,
-    }
-    reseed = policies[empty]
-
-    def update(totals: Tensor, iteration: int) -> tuple[Tensor, int]:
-        """Return the centroids from the sums of an assignment, and how many of them had no rows."""
-        totals = totals if processes.alone else processes.all_reduce(totals)
-        if not torch.isfinite(totals).all():
-            raise walk.not_finite(processes)
-        sums, sizes = totals[:, :-1], totals[:, -1]
-        centroids = finish((sums / sizes.clamp(min=1).unsqueeze(1)).float())
-        vacant = torch.nonzero(sizes == 0).flatten()
-        if len(vacant):
-            random = generator(seed, "k-means empty", iteration)
-            centroids[vacant] = finish(reseed(centroids, sizes, len(vacant), random))
-        return centroids, len(vacant)
-
     with shared_out(x) as walk:
+        update = partial(_updated, walk=walk, partition=partition, seed=seed, empty=empty, spherical=spherical)
         blocks = in_whole_blocks(walk, partition, LEAST_ROWS * k)
         reseeded = done = 0
         if start is None:
@@ -203,12 +172,12 @@ def kmeans(
             centroids, reseeded = update(cluster_sums(blocks, k, extended(start.long(), blocks, partition)), -1)
         else:
             centroids = start.float().clone()
+        scores = exact_enough(sample, centroids)
         for iteration in range(iterations):
             before = centroids
-            if iteration == 0:
-                scores = exact_enough(sample, before)
             centroids, vacant = update(cluster_sums(blocks, k, assigner(before, scores)), iteration)
-            reseeded, done = reseeded + vacant, iteration + 1
+            reseeded += vacant
+            done = iteration + 1
             if not vacant and torch.equal(centroids, before):  # all further iterations would give the same
                 break
         scores = exact_enough(sample, centroids)
@@ -217,6 +186,48 @@ def kmeans(
             raise walk.not_finite(processes)
         check_not_tiny(x, clustering.inertia / partition.total, processes)
         return clustering if empty == "faiss" else _repaired(clustering, walk, partition, distances, scores)
+
+
+def _check(x: Tensor, k: int, start: Tensor | None, empty: str, partition: Partition) -> None:
+    """Raise ValueError for arguments of :func:`kmeans` that do not fit the rows or each other."""
+    if not 1 <= k <= partition.total:
+        raise ValueError(f"k={k} must be at least 1 and at most the number of rows, {partition.total}")
+    if empty not in EMPTY_POLICIES:
+        raise ValueError(f"empty={empty!r}: choose {' or '.join(EMPTY_POLICIES)}")
+    if start is None:
+        return
+    rows, width = x.shape
+    if start.ndim == 1 and not start.dtype.is_floating_point:
+        if len(start) != rows:
+            raise ValueError(f"start has {len(start)} labels, but there are {rows} rows")
+        if len(start) and not (start.min() >= 0 and start.max() < k):
+            raise ValueError(f"start has labels {start.min()} to {start.max()}: with k={k} they must be 0 to {k - 1}")
+    elif tuple(start.shape) != (k, width):
+        raise ValueError(f"start has shape {tuple(start.shape)}, but k x d is {(k, width)}")
+
+
+def _updated(
+    totals: Tensor, iteration: int, *, walk: Rows, partition: Partition, seed: int, empty: str, spherical: bool
+) -> tuple[Tensor, int]:
+    """Return the centroids from this rank's sums of an assignment, and the number of clusters without rows."""
+    totals = partition.processes.all_reduce(totals)
+    if not torch.isfinite(totals).all():
+        raise walk.not_finite(partition.processes)
+    sums, sizes = totals[:, :-1], totals[:, -1]
+    finish: Callable[[Tensor], Tensor] = F.normalize if spherical else lambda centroids: centroids
+    centroids = finish((sums / sizes.clamp(min=1).unsqueeze(1)).float())
+    vacant = torch.nonzero(sizes == 0).flatten()
+    if len(vacant):
+        random = generator(seed, "k-means empty", iteration)
+        if empty == "split":
+            places = _beside_large(centroids, sizes, len(vacant), random)
+        elif empty == "faiss":
+            places = _as_faiss(centroids, sizes, len(vacant), random)
+        else:
+            rows = torch.randperm(partition.total, generator=random)[: len(vacant)]
+            places = partition.index_select(walk.x, rows).float()
+        centroids[vacant] = finish(places)
+    return centroids, len(vacant)
 
 
 def best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:
@@ -282,18 +293,6 @@ def labels_of(clusterings: Sequence[Clustering], clusters: Sequence[int], count:
             return labels
     expected = f"the labels of all {count} rows (int64, on the CPU), which are numbers of its centroids"
     raise UsageError(f"the clustering must return a tuple of {len(clusters)} Clustering, each with {expected}")
-
-
-def _check_start(start: Tensor | None, rows: int, k: int, width: int) -> None:
-    if start is None:
-        return
-    if start.ndim == 1 and not start.dtype.is_floating_point:
-        if len(start) != rows:
-            raise ValueError(f"start has {len(start)} labels, but there are {rows} rows")
-        if len(start) and not (start.min() >= 0 and start.max() < k):
-            raise ValueError(f"start has labels {start.min()} to {start.max()}: with k={k} they must be 0 to {k - 1}")
-    elif tuple(start.shape) != (k, width):
-        raise ValueError(f"start has shape {tuple(start.shape)}, but k x d is {(k, width)}")
 
 
 def _assigned(
