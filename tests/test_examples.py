@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.optim import SGD
 
+from deepcluster import load
 from deepcluster.cli import run_command
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.export import onnx
@@ -58,6 +60,12 @@ def few_digits(monkeypatch: pytest.MonkeyPatch) -> int:
     return count
 
 
+@pytest.fixture
+def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+
+@pytest.mark.usefixtures("without_matplotlib")
 @pytest.mark.parametrize(
     "name", ["change_a_step.py", "from_scratch.py", "own_loop.py", pytest.param("own_network.py", marks=slow)]
 )
@@ -68,6 +76,20 @@ def test_an_example_of_rounds_tells_digits_apart(output_of, few_digits, name, tm
     assert lines[0].startswith("round 0: loss ") and "nan" not in lines[0]
     assert float(re.findall(r"(?:nmi|NMI.*?) ([.\d]+)", "\n".join(lines))[-1]) > 0.3
     assert name != "own_network.py" or lines[-1] == "loaded: True"
+
+
+def test_from_scratch_ends_with_the_nmi_of_its_rounds(without_matplotlib, tmp_path, monkeypatch, capsys):
+    draw = runpy.run_path(str(EXAMPLES / "from_scratch.py"))["draw"]
+    draw([0.5, 0.6, 0.62, 0.7, 0.71, 0.8, 0.9])
+    bars = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [(number, len(bar), nmi) for _, number, bar, nmi in bars] == [
+        ("0:", 25, "0.500"), ("2:", 31, "0.620"), ("4:", 36, "0.710"), ("6:", 45, "0.900"),
+    ]  # fmt: skip
+    monkeypatch.undo()
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    draw([0.5, 0.6])
+    assert capsys.readouterr().out.split()[-1] == "from_scratch.svg" and Path("from_scratch.svg").is_file()
 
 
 def test_the_steps_of_change_a_step():
@@ -199,6 +221,40 @@ def test_voc07(output_of, tmp_path):
     truth = torch.tensor([[1, 1], [-1, -1], [1, -1], [0, -1]])
     # + - + by score, without the difficult image at the top; a tie with an image without the class is lost.
     assert names["average_precisions"](scores, truth) == [pytest.approx((1 + 2 / 3) / 2), pytest.approx(1 / 2)]
+
+
+def test_figures(output_of, photos, tmp_path):
+    pytest.importorskip("matplotlib")
+    run, out, table = tiny_run(tmp_path / "run"), tmp_path / "out", tmp_path / "clusters.csv"
+    (run / "history.csv").write_text("round,nmi_previous,nmi_labels\n0,,0.1\n1,0.4,0.2\n2,0.5,0.3\n")
+    table.write_text("K,accuracy\n10,0.3\n100,0.5\n100,0.7\n1000,0.4\n")
+    arguments = [str(run), str(photos), "--clusters", str(table), "--channels", "4", "-o", str(out)]
+    assert output_of("research/figures.py", *arguments)[-1].endswith("of 48 images")
+    drawn = (out / "figure-2.svg").read_text()
+    assert all(title in drawn for title in ("(a) NMI with the labels", "(b) NMI with the round before", "(c) accuracy"))
+    with Image.open(out / "figure-3.png") as filters, Image.open(out / "figure-4.webp") as exciting:
+        assert filters.size == (8 * 54 - 6, 2 * 54 - 6)  # sixteen filters of 48 px
+        assert exciting.size == (4 * (3 * 64 + 6) - 6, 3 * 64)  # four channels
+
+    names = runpy.run_path(str(EXAMPLES / "research/figures.py"))
+    assert names["column"](table, "accuracy") == {10: 0.3, 100: pytest.approx(0.6), 1000: 0.4}
+    assert names["column"](run / "history.csv", "nmi_previous") == {1: 0.4, 2: 0.5}
+    assert names["column"](run / "history.csv", "absent") == {}
+    network = load(run).network.eval()
+    darkest, brightest = (function(names["first_filters"](network), (1, 2, 3)) for function in (torch.amin, torch.amax))
+    assert darkest.tolist() == [0] * 16 and brightest.tolist() == [255] * 16
+    # The features of this network are the means of its last maps.
+    images = torch.randint(256, (20, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with torch.no_grad():
+        features = network.features(images / 255)[:, [0, 127]]
+    assert torch.equal(names["most_exciting"](network, images, 2, 8), features.topk(9, 0).indices.T)
+
+    # The weights of a round in place of the last ones.
+    zeros = {f"network.{key}": torch.zeros(value.shape) for key, value in network.state_dict().items()}
+    save_file(zeros, checkpoint := tmp_path / "000001.safetensors")
+    output_of("research/figures.py", *arguments, "--checkpoint", str(checkpoint))
+    with Image.open(out / "figure-3.png") as filters:
+        assert filters.getpixel((20, 20)) == (0, 0, 0)
 
 
 def test_deepcluster_on_one_page_beside_the_package():
