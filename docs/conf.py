@@ -4,6 +4,7 @@ the site and in the repository, and no page is there twice.
 
 import io
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from docutils import nodes
@@ -13,6 +14,7 @@ from sphinx.util.docutils import SphinxDirective
 
 import deepcluster
 from deepcluster.cli import app as command
+from deepcluster.cli import recipes
 
 project = "DeepCluster"
 author = "The DeepCluster authors"
@@ -49,6 +51,16 @@ class Commands(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
 
 
+class Options(SphinxDirective):
+    """The list of all options, as `deepcluster recipes --options` prints it."""
+
+    def run(self) -> list[nodes.Node]:
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            recipes(options=True)
+        return self.parse_text_to_nodes(f"```text\n{printed.getvalue()}```\n")
+
+
 def _names() -> Iterator[str]:
     return (name for name in command if not name.startswith("-"))
 
@@ -68,5 +80,6 @@ def _front_page(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("commands", Commands)
+    app.add_directive("options", Options)
     app.connect("build-finished", _front_page)
     return {"parallel_read_safe": True}
