@@ -54,7 +54,7 @@ def change(run: Path, before_the_commit: Callable[[], None] = lambda: None) -> N
     with files.locked(run) as folder, folder.next_state() as staged:
         for name in NEW:
             staged.write(name, record("new") if name == "run.json" else "new")
-        for name in ("tree.json", *{*states.own_files(run)} - states.NAMES):
+        for name in ("tree.json", *states.checkpoint_files(run)):
             staged.remove(name)
         before_the_commit()
 
@@ -328,6 +328,8 @@ def test_own_files_are_told_by_exact_name_and_kind(tmp_path):
     for name in (".notes.tmp", ".run.json.7.tmp", "clusters.csv.bak", "Clusters.csv"):
         (run / name).write_text("mine")
     assert set(states.own_files(run)) == {*OLD} | checkpoints
+    (run / "checkpoints/images.csv").write_text("")
+    assert {*states.checkpoint_files(run)} == checkpoints
     (run / "model").rename(tmp_path / "elsewhere")
     (run / "model").symlink_to(tmp_path / "elsewhere")
     assert "model/config.json" not in states.own_files(run)

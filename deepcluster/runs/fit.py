@@ -133,14 +133,19 @@ def _run(job: Job, begun: Begun, folder: files.LockedFolder | None, network: Net
         stopped = signals.stopped() or isinstance(error, KeyboardInterrupt | Stopped)
         begun_here = _record_end(folder, record, error, "stopped" if stopped else "failed") if folder else True
         if isinstance(error, Stopped) and (begun_here or not request.overwrite):
-            so_far = ""
-            with suppress(DeepClusterError):
-                so_far = f"; the groups so far are in {out}" if files.RunFolder(out).read_record().result else ""
-            way_on = f"run it again with -o {shlex.quote(str(out))} --resume"
-            raise Stopped(f"{error}{so_far}; to go on: {way_on}") from None
+            raise Stopped(_stop_message(error, out)) from None
         raise
     if folder:
         job.display.say("Done", summary_text(result, record, request.n_clusters, rounds_text(record)))
+
+
+def _stop_message(error: Stopped, out: Path) -> str:
+    """Return the message of a stopped run: its groups, if it has any, and the command that goes on."""
+    groups = ""
+    with suppress(DeepClusterError):
+        if files.RunFolder(out).read_record().result:
+            groups = f"; the groups so far are in {out}"
+    return f"{error}{groups}; to go on: run it again with -o {shlex.quote(str(out))} --resume"
 
 
 def first_record(job: Job, before: RunRecord | None, needed: float) -> RunRecord:

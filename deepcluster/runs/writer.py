@@ -30,7 +30,7 @@ from deepcluster.runtime.machine import peak_mb
 from deepcluster.storage import model_files
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import RunRecord, Table
-from deepcluster.storage.state import NAMES, own_files
+from deepcluster.storage.state import checkpoint_files
 
 # Reasons in run.json for the end of the rounds, as the end of a sentence.
 END_REASONS = {
@@ -126,8 +126,9 @@ class ResultWriter:
                 if record.result == FINAL:
                     record = replace(record.with_phase("result", clock.lap()), status="done")
                     # In one step with the result: a kill leaves the checkpoints without it, or it without them.
-                    for name in () if self.job.request.keep_checkpoints else {*own_files(self.folder.path)} - NAMES:
-                        staged.remove(name)
+                    if not self.job.request.keep_checkpoints:
+                        for name in checkpoint_files(self.folder.path):
+                            staged.remove(name)
                 record = replace(record, peak_memory_mb=peak_mb(), seconds=round(clock.elapsed(), 2))
                 record = write_result(
                     staged, result, record, images.recipe, baseline=self.baseline, source=self.job.source,

@@ -152,7 +152,6 @@ class Several:
 
     def __init__(self, *displays: Display | None):
         self.displays = [display for display in displays if display is not None]
-        self.quiet = all(type(one) in (Silent, Log) or getattr(one, "quiet", False) for one in self.displays)
 
     def say(self, heading: str, text: str) -> None:
         for display in self.displays:

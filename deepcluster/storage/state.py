@@ -83,6 +83,11 @@ def own_files(run: Path) -> list[str]:
     return [name for name, kind in kinds if is_known(name) and kind in (stat.S_IFREG, stat.S_IFLNK)]
 
 
+def checkpoint_files(run: Path) -> list[str]:
+    """Return the names of the checkpoints in a run folder."""
+    return [name for name in own_files(run) if _CHECKPOINT.fullmatch(name)]
+
+
 def _check_places(run: Path) -> None:
     """Raise DiskError if something else lies at the place of a file or a folder of the run."""
     for name, kind in _kinds_in(run, (HIDDEN, *FOLDERS)).items():
@@ -100,15 +105,18 @@ def _in_the_way(path: Path) -> DiskError:
 def _kinds_in(run: Path, folders: Sequence[str]) -> dict[str, int]:
     """Return the kinds (S_IFREG, ...) of the entries of a run folder, then of its ``folders``, by sorted names."""
     kinds: dict[str, int] = {}
+    if not run.is_dir():
+        return kinds
     for folder in ("", *folders):
-        if kinds.get(folder) == stat.S_IFDIR if folder else run.is_dir():
-            with os.scandir(run / folder) as entries:
-                for entry in sorted(entries, key=attrgetter("name")):
-                    name = f"{folder}/{entry.name}" if folder else entry.name
-                    if entry.is_symlink():
-                        kinds[name] = stat.S_IFLNK
-                    else:  # 0: anything else, or gone by now
-                        kinds[name] = stat.S_IFDIR if entry.is_dir() else stat.S_IFREG if entry.is_file() else 0
+        if folder and kinds.get(folder) != stat.S_IFDIR:
+            continue
+        with os.scandir(run / folder) as entries:
+            for entry in sorted(entries, key=attrgetter("name")):
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_symlink():
+                    kinds[name] = stat.S_IFLNK
+                else:  # 0: anything else, or gone by now
+                    kinds[name] = stat.S_IFDIR if entry.is_dir() else stat.S_IFREG if entry.is_file() else 0
     return kinds
 
 
