@@ -101,7 +101,7 @@ class DeepCluster(_Base):
         cluster_centers_: K x d, the mean of the centroids of each cluster.
         n_clusters_: K.
         inertia_: Sum of the squared distances to the centers.
-        verdict_: How stable the clusters are, in words, as the command prints it.
+        verdict_: Stability of the clusters, in words, as the command prints it.
         n_iter_: Number of rounds.
         history_: A dict per round.
         run_: The run folder (docs/run-folder.md).

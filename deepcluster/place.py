@@ -24,7 +24,7 @@ class Place:
     """One process's part of the work, and how it does it. All steps of a run take the same one.
 
     Attributes:
-        partition: Which rank has which images; holds the processes.
+        partition: Owner (rank) of every image; holds the processes.
         device: Device of the network.
         size: Side of the central square that the network sees of an image, px.
         batch_size: Images in a batch of a pass in evaluation mode. Another one may change the last bits.

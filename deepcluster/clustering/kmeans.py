@@ -149,7 +149,7 @@ def kmeans(
         empty: The place for a centroid without rows: "split", next to a large cluster's; "sample", on a random row;
             "faiss" splits as faiss does, and so the paper's code, and may leave some empty in the end.
         spherical: Centroids have length 1; for rows of length 1.
-        partition: Which rank has which rows; an iteration exchanges one k x (d + 1) sum. None: one process has all.
+        partition: Owner (rank) of every row; an iteration exchanges one k x (d + 1) sum. None: one process has all.
 
     Raises:
         ValueError: k < 1, k > N, a start of another shape or an unknown policy.
@@ -263,7 +263,7 @@ def as_clustering(
     Args:
         labels: Clusters (N integers from 0) of the rows of all ranks.
         rows: n x d, this rank's.
-        partition: Which rank has which rows. None: one process has all.
+        partition: Owner (rank) of every row. None: one process has all.
 
     Raises:
         ValueError: The number of labels is not N, or one is negative.

@@ -73,7 +73,7 @@ def whiten(
             maps to zero.
         strength: Each principal direction is divided by its standard deviation to this power: 1 whitens (the paper), 0
             only rotates, and in between the leading directions keep some of their weight.
-        partition: Which rank has which rows; they exchange one D x D sum and the main rank's map. None: one process.
+        partition: Owner (rank) of every row; they exchange one D x D sum and the main rank's map. None: one process.
         device: Device of the products, a block of rows at a time. None: that of x.
         root: Reduce the :func:`square_roots` of the features.
 

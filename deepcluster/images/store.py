@@ -46,7 +46,7 @@ class Store:
             only those of this one.
         kept: Row i of all ranks is ``source.paths[kept[i]]``.
         skipped: (path, reason) of all other images, in the order of their bytes.
-        partition: Which rank has which rows.
+        partition: Owner (rank) of every row.
     """
 
     images: Tensor

@@ -109,7 +109,7 @@ class ImagesRead:
     """The images as they were read.
 
     Attributes:
-        digests: Of all images by path, on the main rank.
+        digests: Digests of all images by path, on the main rank.
         beginning: Files of the run that depend on the images alone, on the main rank.
     """
 

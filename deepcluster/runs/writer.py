@@ -74,7 +74,7 @@ class ResultWriter:
 
     @property
     def is_due(self) -> bool:
-        """True if a preliminary result costs little beside the time since the last one, and somebody looks."""
+        """True if a preliminary result costs little beside the time since the last one, and reports are wanted."""
         waited = time.perf_counter() - self.cost.written
         return self.job.request.report and waited >= self.cost.result / SHARE_OF_TIME
 
