@@ -134,7 +134,7 @@ def resolve(base: str, given: Given, facts: Facts) -> Plan:
     """
     base, named = options_of(base, given)
     options = _spelt_out(named)
-    from_weights = _of_weights(base, options)
+    from_weights = _of_weights(options)
     options = {**from_weights, **options}
     plan = PRESETS[base](options, facts)
     recipe = replace(plan.recipe, **options)
@@ -179,23 +179,15 @@ def _spelt_out(options: Given) -> dict[str, Any]:
     return options
 
 
-def _of_weights(base: str, options: Given) -> dict[str, Any]:
-    """Return the network and Sobel filter that a file of published weights is for, unless given."""
+def _of_weights(options: Given) -> dict[str, Any]:
+    """Return the published network whose layers a file of weights has, unless a backbone is given."""
     if options.get("weights", "") in ("", "timm", MODULE) or "backbone" in options:
         return {}
-    from deepcluster.nets.published_2018 import recognised  # imports torch
-    from deepcluster.nets.timm import published_network
+    from deepcluster.nets.timm import published_network  # imports torch
     from deepcluster.nets.weights import read_state
 
-    state = read_state(options["weights"])
-    if (official := recognised(state, options["weights"])) is None:
-        name = published_network(state)
-        return {"backbone": backbone_of(name)} if name else {}
-    chosen = {"sobel": official.sobel} if "sobel" not in options else {}
-    return chosen if official.backbone == _BACKBONES.get(base) else {"backbone": official.backbone, **chosen}
-
-
-_BACKBONES = {"v1": "alexnet", "v1-official": "alexnet", "v2": "timm:resnet50"}
+    name = published_network(read_state(options["weights"]))
+    return {"backbone": backbone_of(name)} if name else {}
 
 
 def _for_fixed_size(plan: Plan, options: Given) -> Plan:

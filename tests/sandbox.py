@@ -25,7 +25,7 @@ from deepcluster.cli import app, run_command
 from deepcluster.learning import training
 from tests.drawings import KINDS, draw, drawings
 from tests.pages import ROOT, Block, blocks, commands, of_deepcluster, text_of, words_of
-from tests.test_official import described, of_2018, of_2020
+from tests.test_nets import with_heads_of_v2
 
 QUICK = {"--rounds": "1", "--epochs": "1"}  # for fit, where the page does not set them
 # Parsed, but not run, because ...
@@ -168,13 +168,11 @@ def with_ctrl_c(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def write_weights(path: Path) -> None:
-    """Random weights of the network of timm that the file is called after, or of the authors' ResNet-50 or AlexNet."""
+    """Random weights of the network of timm that the file is called after, or of the ResNet-50 of DeepCluster-v2."""
     if path.suffix == ".safetensors":
         save_file(timm.create_model(path.stem).state_dict(), path)
-    elif "v2" in path.name:
-        torch.save({"state_dict": of_2020(timm.create_model("resnet50", num_classes=0))}, path)
     else:
-        torch.save({"state_dict": of_2018(described("alexnet", sobel=True))}, path)
+        torch.save({"state_dict": with_heads_of_v2(timm.create_model("resnet50", num_classes=0))}, path)
 
 
 def check_benchmark(script: str, given: list[str]) -> None:

@@ -12,8 +12,7 @@ from deepcluster.nets.network import Network, build
 from deepcluster.nets.timm import channels_last
 from deepcluster.place import Place
 from deepcluster.seeding import generator, lent_global
-from tests.test_nets import check, same, snapshot
-from tests.test_official import as_trained
+from tests.test_nets import as_trained, check, same, snapshot
 
 LITE = "timm:tf_efficientnet_lite0"
 

@@ -4,12 +4,14 @@ import math
 import re
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 from scipy import ndimage
 from torch import Tensor, nn
@@ -142,7 +144,91 @@ def test_normalisation_is_inside(network, images):
     assert torch.allclose(torch.stack([network.mean, network.std]).flatten(1), torch.tensor(expected))
 
 
-# AlexNet, VGG-16 and Sobel, against the description in the paper; their layers and outputs are in test_official.py
+# AlexNet, VGG-16 and Sobel, against the description in the paper
+
+
+# Outputs, kernel, stride and padding of a convolution with batch normalisation and ReLU, or kernel and stride of a
+# maximum; then the two linear layers.
+LAYERS: dict[str, list[tuple[int, ...]]] = {
+    "alexnet": [
+        (96, 11, 4, 2), (3, 2), (256, 5, 1, 2), (3, 2), (384, 3, 1, 1), (384, 3, 1, 1), (256, 3, 1, 1), (3, 2),
+    ],
+    "vgg16": [
+        *[(64, 3, 1, 1)] * 2, (2, 2), *[(128, 3, 1, 1)] * 2, (2, 2), *[(256, 3, 1, 1)] * 3, (2, 2),
+        *[(512, 3, 1, 1)] * 3, (2, 2), *[(512, 3, 1, 1)] * 3, (2, 2),
+    ],
+}  # fmt: skip
+LINEAR_INPUTS = {"alexnet": 9216, "vgg16": 25088}
+
+
+def described(arch: str, *, sobel: bool) -> nn.Sequential:
+    """A network of the paper by its description, as if trained; it ends before the last ReLU."""
+    inputs, features = 2 if sobel else 3, []
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    with lent_global(0, "described"):
+        if sobel:
+            layers["sobel"] = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Conv2d(1, 2, 3, padding=1))
+        for numbers in LAYERS[arch]:
+            if len(numbers) == 2:
+                features.append(nn.MaxPool2d(*numbers))
+            else:
+                features += [nn.Conv2d(inputs, *numbers), nn.BatchNorm2d(numbers[0]), nn.ReLU(inplace=True)]
+                inputs = numbers[0]
+        linear = [nn.Linear(LINEAR_INPUTS[arch], 4096), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(4096, 4096)]
+        linear = [nn.Dropout(0.5), *linear] if arch == "alexnet" else linear
+        layers |= {"features": nn.Sequential(*features), "flat": nn.Flatten(), "classifier": nn.Sequential(*linear)}
+        return as_trained(nn.Sequential(layers))
+
+
+def as_trained(network: nn.Module) -> nn.Module:
+    """With normalisation that does something, and numbers that neither vanish nor grow from layer to layer."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+        elif isinstance(module, nn.BatchNorm2d):
+            for values in (module.weight.data, module.running_var):
+                values.uniform_(0.5, 1.5)
+            for values in (module.bias.data, module.running_mean):
+                values.normal_(0, 0.2)
+    return network.eval()
+
+
+def assert_near(values: Tensor, expected: Tensor) -> None:
+    assert expected.std() > 0
+    torch.testing.assert_close(values, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+def normalised(images: Tensor) -> Tensor:
+    return (images - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+
+
+@pytest.mark.parametrize("arch", LAYERS)
+@pytest.mark.parametrize("sobel", [True, False])
+def test_the_layers_are_those_of_the_description(arch, sobel):
+    with shapes_only():
+        ours, theirs = build(arch, image_size=224, sobel=sobel).body, described(arch, sobel=sobel)
+    for part in ("features", "classifier", *["sobel"] * sobel):
+        assert str(ours.get_submodule(part)) == str(theirs.get_submodule(part))  # with all sizes
+
+
+# The others are slow: up to half a gigabyte of weights.
+@pytest.mark.parametrize(
+    ("arch", "sobel"),
+    [
+        pytest.param(arch, sobel, marks=[] if (arch, sobel) == ("alexnet", True) else [pytest.mark.slow])
+        for arch in LAYERS
+        for sobel in (True, False)
+    ],
+)
+def test_a_paper_network_computes_as_its_description(arch, sobel):
+    theirs = described(arch, sobel=sobel)
+    network = build(arch, image_size=224, sobel=sobel).eval()
+    network.body.load_state_dict(theirs.state_dict())
+    images = torch.rand(2, 3, 224, 224, generator=generator(1, "images"))
+    with torch.no_grad():
+        features = theirs(normalised(images))
+        assert features.min() < 0
+        assert_near(network.features(images), features)
 
 
 def test_sobel_is_that_of_scipy_on_the_mean_of_the_colours():
@@ -222,7 +308,6 @@ WRAPPINGS = {
     "network": lambda body, whole: whole,
     "network in parallel": lambda body, whole: prefixed("module.", whole),
     **{name: lambda body, whole, name=name: prefixed(name, body) for name in ("module.", "backbone.", "model.")},
-    "official head": lambda body, whole: body | dict.fromkeys(("top_layer.weight", "top_layer.bias"), torch.zeros(3)),
     "wrapped": lambda body, whole: {"epoch": 3, "state_dict": body},
     "wrapped as model": lambda body, whole: {"epoch": 3, "model": body},
     "averaged first": lambda body, whole: {"state_dict": dict.fromkeys(body, torch.zeros(1)), "state_dict_ema": body},
@@ -293,7 +378,7 @@ def test_files_without_a_table_of_tensors(tmp_path, content):
         read_state(tmp_path / "a.pt")
 
 
-# Files as the authors of DINO, DINOv2, DINOv3, SigLIP and ConvNeXt publish them, with random numbers in them
+# Files as the authors of DeepCluster-v2, DINO, DINOv2, DINOv3, SigLIP and ConvNeXt publish them, with random numbers
 
 
 def published(name: str) -> dict[str, Tensor]:
@@ -301,6 +386,25 @@ def published(name: str) -> dict[str, Tensor]:
     with lent_global(0, "published"):
         state = timm.create_model(name).state_dict()
         return {key: value + 0.02 * torch.randn(value.shape) for key, value in state.items()}
+
+
+def with_heads_of_v2(resnet: nn.Module) -> dict[str, Tensor]:
+    """The tensors in a file of DeepCluster-v2 around those of its ResNet-50 without the last layer."""
+    mlp = nn.Sequential(nn.Linear(2048, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 8))
+    prototypes = {f"prototypes.prototypes{i}.weight": torch.zeros(9, 8) for i in range(3)}
+    return prefixed("module.", resnet.state_dict() | prefixed("projection_head.", mlp.state_dict()) | prototypes)
+
+
+def test_weights_of_deepcluster_v2(tmp_path):
+    with lent_global(0, "resnet"):
+        resnet = as_trained(torchvision.models.resnet50(weights=None))
+    resnet.fc = nn.Identity()
+    path = tmp_path / "v2.pth.tar"
+    torch.save({"epoch": 400, "state_dict": with_heads_of_v2(resnet)}, path)
+    network = build("timm:resnet50", image_size=224, weights=str(path)).eval()
+    images = torch.rand(2, 3, 224, 224, generator=generator(4, "images"))
+    with torch.no_grad():
+        assert_near(network.features(images), resnet(normalised(images)))
 
 
 def of_meta(state: dict[str, Tensor]) -> dict[str, Tensor]:

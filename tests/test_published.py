@@ -53,7 +53,6 @@ def test_it_knows_a_photograph(hub_cache):
     china, flower = (torch.tensor(image) for image in load_sample_images().images)
     pictures = torch.stack([flower, flower.flip(1), china]).permute(0, 3, 1, 2)
     network = build("timm:tf_efficientnet_lite0.in1k", image_size=224, weights="timm").eval()
-    assert network.origin == ""
     with torch.no_grad():
         seen = network.features(F.interpolate(pictures.float() / 255, (224, 224)))
         named, features = nouns("timm:tf_efficientnet_lite0.in1k", seen), F.normalize(seen)

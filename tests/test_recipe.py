@@ -3,7 +3,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from deepcluster.errors import DataError, UsageError
 from deepcluster.presets import Facts, resolve
@@ -236,18 +235,6 @@ def test_a_network_of_one_size_gets_images_and_views_of_it(base):
     assert plan.reasons["image_size"] == "the nearest to 100 that timm:vit_tiny_patch16_224 takes"
     with pytest.raises(UsageError, match=r"view_size=60.*one size, 96 px"):
         resolve(base, {"backbone": "timm:vit_tiny_patch16_224", "image_size": 96, "view_size": 60}, PHOTOS)
-
-
-@pytest.mark.parametrize(("sobel", "base"), [(True, "auto"), (False, "auto"), (True, "v1-official"), (False, "v1")])
-def test_weights_in_a_published_layout_choose_their_network(tmp_path, sobel, base):
-    names = ["features.module.0.weight", "classifier.1.weight", "classifier.4.weight"]
-    names += ["sobel.0.weight", "sobel.1.weight"] if sobel else []
-    path = str(tmp_path / "weights.pth")
-    torch.save({"state_dict": {name: torch.zeros(1) for name in names}}, path)
-    plan = resolve(base, {"weights": path}, PHOTOS)
-    assert (plan.recipe.backbone, plan.recipe.sobel) == ("alexnet", sobel)
-    assert plan.reasons["sobel"] == f"the network of {path}"
-    assert not resolve("auto", {"weights": path, "backbone": "alexnet"}, PHOTOS).recipe.sobel  # as was named
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,6 @@ ALLOWED = {
     ("nets/hub.py", "importlib"): "finds the folder of the package with the network (find_spec), loads nothing",
     ("images/named.py", "huggingface_hub"): "asks whether the Hub answers, for hf:NAME alone",
     ("images/shards.py", "tarfile"): "reads the headers of shards; nothing is extracted, and no name is opened",
-    ("nets/weights.py", "pickletools"): "parses the pickles of Python 2, executes nothing; torch reads the result",
     ("runs/serve.py", "http"): "serves the report on the loopback interface, with --serve alone; asks nobody",
     ("runs/serve.py", "socket"): "names the type of a connection of that server, opens none",
     ("report/page.py", "urllib"): "quotes a path for a link (urllib.parse), opens nothing",

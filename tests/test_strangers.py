@@ -19,7 +19,6 @@ import shutil
 import stat
 import tarfile
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -46,7 +45,6 @@ from deepcluster.storage.files import write_whole
 from deepcluster.storage.state import MODEL, NAMES
 from fuzz.harness import peak_memory
 from tests.helpers.runs import change_record, contents, record, rows, small_fit
-from tests.test_official import checkpoint_of, save_python2
 from tests.tiny import (
     SIZE,
     change_config,
@@ -273,7 +271,6 @@ PAYLOADS: dict[str, Callable[[Path, Path], object]] = {
     "protocol 0": lambda path, canary: path.write_bytes(pickle.dumps(Program(canary), protocol=0)),
     "protocol 2": lambda path, canary: path.write_bytes(pickle.dumps(Program(canary), protocol=2)),
     "protocol 5": lambda path, canary: path.write_bytes(pickle.dumps(Program(canary), protocol=5)),
-    "Python 2": lambda path, canary: save_python2(checkpoint_of("alexnet", OrderedDict(a=Program(canary))), path),
     "array": lambda path, canary: np.save(path.open("wb"), np.array([Program(canary)], object), allow_pickle=True),
 }
 

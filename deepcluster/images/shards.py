@@ -18,7 +18,7 @@ from typing import BinaryIO
 from deepcluster.errors import DataError
 from deepcluster.images.decode import SMALL_FILE, SUFFIXES, decode, explain, is_empty, one_line, short_side
 from deepcluster.images.source import Origin, Source
-from deepcluster.runtime.plain_files import Spliced
+from deepcluster.runtime.plain_files import Section
 
 _SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE)
 _RANGE = re.compile(r"\{([0-9]{1,18})\.\.([0-9]{1,18})\}")
@@ -233,7 +233,7 @@ class _Archives:
             self._last.stream, self._last.number = _Stream(self._files[number]), number
         stream: _Stream = self._last.stream
         if size > SMALL_FILE:
-            return io.BufferedReader(Spliced(b"", stream, begin, begin + size))
+            return io.BufferedReader(Section(stream, begin, begin + size))
         stream.seek(begin)
         return io.BytesIO(stream.read(size))
 

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -16,7 +15,6 @@ from deepcluster.nets import hub, paper
 from deepcluster.nets.compact import Compact
 from deepcluster.nets.names import FEATURES, MODULE, PAPER_NETWORKS
 from deepcluster.nets.paper import reset_linear
-from deepcluster.nets.published_2018 import OfficialWeights, read_official, recognised
 from deepcluster.nets.timm import in_layout_of, size_does_not_fit, timm_body, timm_heads, unknown_backbone
 from deepcluster.nets.weights import HEADS, load_body, read_state
 from deepcluster.seeding import generator, lent_global
@@ -73,7 +71,6 @@ class Network(nn.Module):
         mean: Means of the colours; part of the network, so that nobody can forget the normalisation or do it twice.
         std: Standard deviations of the colours; likewise.
         architecture: The arguments of ``build`` that make this network again; empty for a custom body.
-        origin: A description of the published file that the initial weights are from; may be empty.
         second_size: Side in px at which a pass sees the images once more (:func:`at_two_sizes`); 0: it does not.
     """
 
@@ -93,7 +90,6 @@ class Network(nn.Module):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         architecture: Mapping[str, str | int | bool] | None = None,
-        origin: str = "",
         second_size: int = 0,
     ):
         super().__init__()
@@ -105,7 +101,6 @@ class Network(nn.Module):
         self.head = None
         self.architecture = dict(architecture or {})
         self.frozen_statistics = False
-        self.origin = origin
         self.second_size = second_size
         self.mean: Tensor
         self.std: Tensor
@@ -184,8 +179,8 @@ def build(
         name: ``compact``, ``alexnet``, ``vgg16`` or ``timm:NAME`` with any name that timm knows.
         image_size: Side of its images, px.
         sobel: Put the fixed Sobel filter before ``alexnet`` or ``vgg16``.
-        weights: A file (a ``state_dict`` of the network, or a layout of ``published_2018.py``), or ``"timm"`` for
-            timm's, which may be downloaded. None: random weights.
+        weights: A file with a ``state_dict`` of the network, or ``"timm"`` for timm's, which may be downloaded. None:
+            random weights.
         projection: Hidden and output width of an MLP between features and head, for training only.
         seed: Seed of the random weights.
         feature_dim: If known, it saves the trial that measures it.
@@ -205,13 +200,8 @@ def build(
         weights = str(hub.fetch(name))
     # Before the network is built, which may take seconds.
     state = None if weights is None else read_state(weights)
-    official = recognised(state, str(weights)) if state else None
-    if official:
-        _check_for(official, name, sobel, str(weights))
     body, options, layout = _new_body(name, image_size, sobel, seed)
-    if official:
-        load_body(body, official.state, path=str(weights), name=name, heads=())
-    elif state is not None:
+    if state is not None:
         load_body(body, state, path=str(weights), name=name, **layout)
     known = paper.FEATURE_DIM if name in PAPER_NETWORKS else feature_dim
     network = Network(
@@ -219,7 +209,6 @@ def build(
         known or _width(_trial(body, name, image_size), name),
         architecture={"name": name, "image_size": image_size, "sobel": sobel, "second_size": second_size},
         second_size=second_size,
-        origin=official.text if official else "",
         **options,
     )
     return network.with_projection(projection, seed)
@@ -239,38 +228,11 @@ def _new_body(name: str, image_size: int, sobel: bool, seed: int) -> tuple[nn.Mo
         return make(sobel=sobel, generator=generator(seed, "network")), {"activation": nn.ReLU()}, {"heads": HEADS}
     if name.startswith("timm:"):
         model, config = timm_body(name, image_size, seed)
-        layout = {"heads": (*timm_heads(config["classifier"]), "_fc"), "convert": partial(in_layout_of, model)}
+        # Also those of EfficientNet-Lite0's own code and of DeepCluster-v2's training.
+        heads = (*timm_heads(config["classifier"]), "_fc", "projection_head", "prototypes")
+        layout = {"heads": heads, "convert": partial(in_layout_of, model)}
         return model, {"mean": config["mean"], "std": config["std"]}, layout
     raise unknown_backbone(name)
-
-
-def _check_for(official: OfficialWeights, name: str, sobel: bool, path: str) -> None:
-    # A tag of timm (resnet50.TAG) stands for other weights of the same network.
-    if (name.split(".")[0], sobel) != (official.backbone, official.sobel):
-        flags = f"--backbone {official.backbone}"
-        if official.backbone in PAPER_NETWORKS:
-            flags += f" --set sobel={str(official.sobel).lower()}"
-        raise ModelError(f"{path} is for another network than this {name} ({official.text}): give {flags}")
-
-
-def from_official(path: str | Path) -> Network:
-    """Build the network of a file that the authors published, for 224 px images, exactly as theirs.
-
-    Its head is the classifier of the pseudo-labels, if the file has one.
-
-    Raises:
-        ModelError: The file has none of the published layouts, is damaged, or a tensor is missing, left over or of
-            another shape.
-    """
-    official = read_official(path)
-    network = build(official.backbone, image_size=paper.IMAGE_SIZE, sobel=official.sobel)
-    load_body(network.body, official.state, path=path, name=official.backbone, heads=())
-    network.origin = official.text
-    if official.head:
-        weight, bias = official.head
-        network.head = head = reset_linear(weight.shape[1], len(bias), generator(0, "head"))
-        head.load_state_dict({"weight": weight, "bias": bias})
-    return network
 
 
 def as_network(body: nn.Module, image_size: int) -> Network:

@@ -1,8 +1,8 @@
 """The two networks of the paper, AlexNet and VGG-16 with batch normalisation, and the fixed Sobel filter before them.
 
 Caron et al., "Deep Clustering for Unsupervised Learning of Visual Features", ECCV 2018: AlexNet without local response
-normalisation and without groups, VGG-16 of configuration D. Submodules are numbered as in the published weights, so
-those fit key by key. Both end before the last ReLU: these 4096 numbers are what is clustered.
+normalisation and without groups, VGG-16 of configuration D. Both end before the last ReLU: these 4096 numbers are what
+is clustered.
 """
 
 from typing import TypeVar
@@ -77,7 +77,7 @@ def sobel_filter() -> nn.Sequential:
     grey = _empty_conv(3, 1, 1)
     gradient = _empty_conv(1, 2, 3, padding=1)
     across = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
-    # The published filter has zero biases: they are kept because they are keys of the published weights.
+    # Zero biases, as in the published filter.
     grey.load_state_dict({"weight": torch.full((1, 3, 1, 1), 1 / 3), "bias": torch.zeros(1)})
     gradient.load_state_dict({"weight": torch.stack([across, across.T])[:, None], "bias": torch.zeros(2)})
     return nn.Sequential(grey, gradient).requires_grad_(False)

@@ -1,11 +1,9 @@
 """Weights from a file into a network, every tensor in its place, no code executed; and networks without weights."""
 
-import io
-import pickletools
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
 import torch
@@ -15,12 +13,11 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from deepcluster.errors import ModelError, first_line
-from deepcluster.runtime.plain_files import Spliced
 
 # Averaged weights first: if a checkpoint has both, these are what its authors evaluated.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "model.", "backbone.", "body.")
-HEADS = ("head", "top_layer")
+HEADS = ("head",)
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
@@ -52,9 +49,8 @@ def read_checkpoint(path: str | Path) -> object:
         if path.suffix == ".safetensors":
             return load_file(path)
         _check_archive(path)
-        with readable(path) as file:
-            # Explicit, so that TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD cannot turn it off.
-            return torch.load(file, map_location="cpu", weights_only=True)
+        # Explicit, so that TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD cannot turn it off.
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch meets strange bytes with a dozen kinds of error
         raise ModelError(
             f"{path}: cannot be read as weights ({_reason(error)}): is it damaged? "
@@ -64,8 +60,6 @@ def read_checkpoint(path: str | Path) -> object:
 
 def _reason(error: Exception) -> str:
     """Return why a file is refused, but not in torch's words if they advise to execute its content."""
-    if "legacy .tar" in str(error):
-        return "a tar archive of PyTorch 0.1.8 or older, which cannot be read without executing what is in it"
     # By name, as this package imports pickle nowhere.
     if type(error).__name__ == "UnpicklingError" or "weights_only" in str(error):
         return "no tensors, or more than tensors, and nothing of it was executed"
@@ -166,53 +160,6 @@ def _is_named_tensor(item: tuple[object, object]) -> bool:
         return False
     # A sparse, quantised or storage-less (meta) tensor cannot be copied into a layer.
     return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
-
-
-# Checkpoints that Python 2 wrote are translated into opcodes that torch reads without executing anything. Before its
-# zip archives (1.6) ``torch.save`` wrote five pickles, then the numbers. Python 2 used two opcodes that torch's
-# weights-only reader does not know (2.13): one for whole numbers beyond 32 bits, by which the optimizer of every such
-# checkpoint names its parameters, and one for strings of more than 255 bytes.
-MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle: a number, protocol 2
-PICKLES = 5  # this number, the version, the machine, the content, and the names of the storages
-MAX_PICKLES = 1 << 24  # bytes of all five; an AlexNet's take 20,000
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[Path | BinaryIO]:
-    """``path``, or if Python 2 wrote it, a stream with the same content in today's opcodes. Nothing is unpickled."""
-    with path.open("rb") as file:
-        head = file.read(MAX_PICKLES)
-        pickles, end = _translated(head) if head.startswith(MAGIC) else (head, len(head))
-        if pickles == head[:end]:
-            yield path
-        else:
-            yield io.BufferedReader(Spliced(pickles, file, end, path.stat().st_size))
-
-
-def _translated(head: bytes) -> tuple[bytes, int]:
-    """Return the pickles at the start of a file in today's opcodes, and their end; unchanged if they cannot be read."""
-    pickles, stream = bytearray(), io.BytesIO(head)
-    try:
-        for _ in range(PICKLES):
-            for opcode, value, position in pickletools.genops(stream):
-                pickles += _modern(opcode.name, value) or head[position : stream.tell()]
-    except ValueError:  # torch will say what is wrong with it
-        return head, len(head)
-    return bytes(pickles), stream.tell()
-
-
-def _modern(name: str, value: Any) -> bytes:
-    """Today's form of one of the two old opcodes; empty for all others."""
-    if name == "INT":
-        number = int(value)
-        length = number.bit_length() // 8 + 1
-        if length > 255:
-            raise ValueError("not a number of a checkpoint")
-        return b"\x8a" + bytes([length]) + number.to_bytes(length, "little", signed=True)
-    if name in ("BINSTRING", "SHORT_BINSTRING"):  # pickletools has read its bytes as latin-1
-        text = str(value).encode()
-        return b"X" + len(text).to_bytes(4, "little") + text
-    return b""
 
 
 class _NoRandomNumbers(TorchFunctionMode):

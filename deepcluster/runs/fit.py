@@ -111,8 +111,6 @@ def _run(job: Job, begun: Begun, folder: files.LockedFolder | None, network: Net
     checkpoints = Checkpoints(out / "checkpoints", scratch_of(out, job.processes.rank), job.processes)
     checkpoint = checkpoints.latest() if is_resumed else None
     job.display.say("Run", str(out))
-    if network.origin:
-        job.display.say("Origin", network.origin)
     try:
         read, record = _read(job, begun, network, record)
         others = {"n_clusters": request.n_clusters, "seed": request.seed, **request.steps.names}

@@ -120,12 +120,14 @@ def _guarded(column: str, cell: Any) -> Any:
     return guard + cell if isinstance(cell, str) and FORMULA[guard].match(cell) else cell
 
 
-class Spliced(io.RawIOBase):
-    """A stream of ``head`` and then the bytes of ``file`` from ``begin`` to ``end``."""
+class Section(io.RawIOBase):
+    """A stream of the bytes of ``file`` from ``begin`` to ``end``."""
 
-    def __init__(self, head: bytes, file: io.FileIO | io.BufferedReader, begin: int, end: int):
-        self._head, self._file, self._moved = head, file, begin - len(head)
-        self._size, self._at = end - self._moved, 0
+    def __init__(self, file: io.FileIO | io.BufferedReader, begin: int, end: int):
+        self._file = file
+        self._begin = begin
+        self._size = end - begin
+        self._at = 0
 
     def readable(self) -> bool:
         return True
@@ -139,12 +141,8 @@ class Spliced(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         room = memoryview(buffer)[: max(0, self._size - self._at)]
-        if part := self._head[self._at : self._at + len(room)]:
-            count = len(part)
-            room[:count] = part
-        else:
-            self._file.seek(self._at + self._moved)
-            count = self._file.readinto(room) or 0
+        self._file.seek(self._begin + self._at)
+        count = self._file.readinto(room) or 0
         self._at += count
         return count
 
