@@ -3,13 +3,12 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 from cyclopts import Group, Parameter, Token, validators
 
-from deepcluster.errors import UsageError, missing_packages
+from deepcluster.errors import UsageError
 from deepcluster.evaluation import PROTOCOL_OPTIONS
 from deepcluster.nets.names import MODULE
 from deepcluster.recipe import ANY, Recipe, declared
@@ -144,7 +143,6 @@ class FitFlags:
         seed: The same seed gives the same bits on a CPU (on a GPU with --deterministic).
         deterministic: On a GPU, use only kernels whose results repeat bit for bit; some are slower.
         verbose: Print every choice with its reason, and the figures of the rounds.
-        log: tensorboard: write the figures of the rounds to RUN/tensorboard.
         dry_run: Print the plan with its memory, and stop.
         features: IMAGES are features: N x D numbers in an .npy file (paths in a .txt or .csv of the same name). They
             are grouped without a network.
@@ -162,7 +160,6 @@ class FitFlags:
     seed: Annotated[int, Parameter(group=MACHINE)] = 0
     deterministic: Annotated[bool, Parameter(group=MACHINE)] = False
     verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], group=MESSAGES)] = False
-    log: Annotated[Literal["tensorboard"] | None, Parameter(group=MESSAGES)] = None
     dry_run: bool = False
     features: bool = False
 
@@ -171,10 +168,8 @@ class FitFlags:
         if self.resume and (self.overwrite or self.out is None):
             raise UsageError("--resume continues the run at -o: give -o RUN, and no --overwrite")
         if self.features:
-            for_rounds = ("dry_run", "resume", "keep_checkpoints", "time_limit", "log")
+            for_rounds = ("dry_run", "resume", "keep_checkpoints", "time_limit")
             refuse((name for name in for_rounds if getattr(self, name)), "--features groups at once, without rounds")
-        if self.log and find_spec(self.log) is None:
-            raise missing_packages(self.log, ImportError(f"no module named {self.log}"))
 
     @property
     def request(self) -> dict[str, Any]:

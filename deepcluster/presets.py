@@ -244,9 +244,7 @@ def v1_official(options: Given, facts: Facts) -> Plan:
     )
 
 
-_RANDOM_START = {"kmeans_start": "as published, from other images each round, so the number of rounds ends a run"}
 _DEPARTURES_V1 = {
-    **_RANDOM_START,
     "margin": "training crops are of the stored 256 px square, published: of the whole image",
     "dims": "directions with less than 1e-6 of the largest variance are left out, published: kept",
 }
@@ -300,7 +298,6 @@ def v2(options: Given, facts: Facts) -> Plan:
 
 
 _DEPARTURES_V2 = {
-    **_RANDOM_START,
     "margin": "views are of the stored 256 px square, published: of the whole image",
     "batch_size": "published: 4096, on 64 GPUs",
     "lr": "in proportion to the batch, published: 4.8",

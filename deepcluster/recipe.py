@@ -213,9 +213,6 @@ class Recipe(Options):
         "kmeans", "kmeans, or power iteration, which chooses the number itself.", choices=("kmeans", "pic")
     )
     kmeans_iterations: int = _clustering(20, "Iterations of k-means.", low=1, high=10**4)
-    kmeans_start: str = _clustering(
-        "random", "Start of k-means: a random sample, or the previous clusters.", choices=("random", "previous")
-    )
     spherical: bool = _clustering(False, "Centroids have length 1.")
     empty: str = _clustering(
         "split",
@@ -288,8 +285,6 @@ class Recipe(Options):
             raise UsageError(f"instance_temperature={self.instance_temperature:g} needs two views: views={self.views}")
         if self.clustering == "pic" and self.heads > 1:
             raise UsageError(f"clustering=pic gives one clustering: heads={self.heads} would all learn the same")
-        if self.kmeans_start == "previous" and self.clustering != "kmeans":
-            raise UsageError(f"kmeans_start=previous is for k-means, and clustering={self.clustering}: leave one out")
         if self.renumber and self.temperature:
             raise UsageError(
                 f"renumber is for a new linear head: temperature={self.temperature:g} uses the cluster means instead"

@@ -114,12 +114,11 @@ def test_what_the_loop_refuses():
             next(alternate(network(), images, clusters=2, rounds=1))
 
 
-@pytest.mark.parametrize("start", ["random", "previous"])
-def test_a_network_that_stands_still_has_settled_and_its_head_is_new_each_round(start):
+def test_a_network_that_stands_still_has_settled_and_its_head_is_new_each_round():
     """From random rows k-means finds other clusters in the same features (an NMI of .4 here)."""
     net, rounds, heads = network(), [], []
     net.frozen_statistics = True
-    options = {**OPTIONS, "lr": 0.0, "start": start, "tolerance": 0.02}
+    options = {**OPTIONS, "lr": 0.0, "tolerance": 0.02}
     for round in loop(net, drawings(10)[0], rounds=20, **options):
         rounds.append(round)
         heads.append(net.head.weight.detach().clone())
@@ -127,23 +126,12 @@ def test_a_network_that_stands_still_has_settled_and_its_head_is_new_each_round(
     assert [head.std().item() for head in heads] == pytest.approx([0.01] * 4, rel=0.2)
     assert all(round.nmi_previous > 0.98 for round in rounds[1:])
     others = [nmi(rounds[0].clustering.labels, round.clustering.labels) for round in rounds[1:]]
-    assert (min(others) < 0.9) == (start == "random")
+    assert min(others) < 0.9
 
 
 @pytest.mark.parametrize(("nmi", "settled"), [(1 - 4e-16, True), (1 - 1e-8, False), (math.nan, False)])
 def test_the_rounding_of_an_nmi_is_no_change(nmi, settled):
     assert Drift(None, torch.arange(4), nmi=nmi).settled(0.0) is settled
-
-
-@pytest.mark.parametrize("clusters", [6, (6, 3)])
-def test_k_means_may_start_from_the_previous_clusters(clusters):
-    options = {**OPTIONS, "clusters": clusters, "start": "previous"}
-    first, second = loop(network(), drawings(10)[0], rounds=2, **options)
-    expected = kmeans(second.reduced, 6, start=first.clustering.labels, iterations=20).labels
-    assert torch.equal(second.clustering.labels, expected)
-    assert second.nmi_previous == pytest.approx(nmi(first.clustering.labels, second.clustering.labels))
-    with pytest.raises(ValueError, match="start='last': choose random"):
-        KMeans(start="last")
 
 
 def test_conclude_is_a_fixed_function_of_the_network():

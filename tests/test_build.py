@@ -31,7 +31,6 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "reduce": (False, {"reduction.dims": None}),
     "spherical": (True, {"clustering.spherical": True}),
     "clustering": ("pic", {"clustering": power_iteration}),
-    "kmeans_start": ("previous", {"clustering.start": "previous"}),
     "temperature": (0.3, {"learning.head": CentroidHead(0.3)}),
     "projection_hidden": (6, {"network.projection": (6, 4)}, {"projection_dim": 4}),
     "projection_dim": (4, {"network.projection": (6, 4)}, {"projection_hidden": 6}),

@@ -1,11 +1,8 @@
-"""Displays of a run: one's own, beside those of the package, and TensorBoard."""
+"""Displays of a run: one's own, beside those of the package."""
 
 import logging
 import os
 import re
-import sys
-from types import SimpleNamespace
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +11,7 @@ from deepcluster import DeepCluster
 from deepcluster.cli import run_command
 from deepcluster.errors import DeepClusterWarning, warn
 from deepcluster.runtime import Display, Silent
-from tests.helpers.runs import Said, record, rows
+from tests.helpers.runs import Said, record
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (36, 16, 16, 3), np.uint8)
 
@@ -107,38 +104,3 @@ def test_a_log_that_cannot_be_written_costs_its_lines(kind, run, tmp_path, comma
     assert (code, "in the way" in said) == ((5, True) if kind == "a folder" else (0, False))
     assert kind != "a full disk" or log.stat().st_size == 1 << 26
     assert mine.read_bytes() == before
-
-
-class Writer:
-    """In the place of torch.utils.tensorboard's."""
-
-    scalars: ClassVar[dict[tuple[str, int], float]] = {}
-
-    def __init__(self, folder: str, purge_step: int):
-        self.place = (folder, purge_step)
-
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        self.scalars[(*self.place, name, step)] = value
-
-    def flush(self) -> None:
-        pass
-
-
-def test_the_command_writes_for_tensorboard(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
-    monkeypatch.setattr("deepcluster.flags.find_spec", lambda name: object())
-    np.save(tmp_path / "x.npy", PIXELS)
-    command = f"fit {tmp_path}/x.npy -k 3 --rounds 2 --epochs 1 --image-size 16 -o {tmp_path}/run --quiet"
-    assert run_command([*command.split(), "--log", "tensorboard"]) == 0
-    rounds, place = rows(tmp_path / "run/history.csv"), (str(tmp_path / "run/tensorboard"), 0)
-    assert len(rounds) == 2
-    for step, row in enumerate(rounds):  # a cell without a number is no scalar
-        for name in ("loss", "changed"):
-            assert Writer.scalars.get((*place, name, step)) == (pytest.approx(float(row[name])) if row[name] else None)
-
-
-def test_tensorboard_that_is_not_installed_is_said_before_anything_is_made(tmp_path, monkeypatch, ends):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    np.save(tmp_path / "x.npy", PIXELS)
-    said = ends(["fit", tmp_path / "x.npy", "-o", tmp_path / "run", "--log", "tensorboard"], 2)
-    assert "pip install tensorboard" in said and not (tmp_path / "run").exists()

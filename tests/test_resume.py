@@ -20,7 +20,6 @@ CENTROIDS = {
     "loss": WithInstances(0.2), "views": [Augmentation(crop=(0.5, 1))] * 2,
 }  # fmt: skip
 OWN = {**LINEAR, "optimizer": partial(torch.optim.AdamW, weight_decay=0.1)}
-GOING_ON = {"clusters": (5, 3), "dims": 8, "epochs": 1, "start": "previous"}
 REST = {"rounds": 3, "batch_size": 10, "lr": lambda time: 0.05 * (1 - time / 3), "seed": 4}
 
 
@@ -37,9 +36,7 @@ def run(options, images, state=None, parameters=None):
     return rounds, saved
 
 
-@pytest.mark.parametrize(
-    "options", [LINEAR, CENTROIDS, GOING_ON, OWN], ids=["linear", "centroids", "previous", "AdamW"]
-)
+@pytest.mark.parametrize("options", [LINEAR, CENTROIDS, OWN], ids=["linear", "centroids", "AdamW"])
 def test_from_every_round_to_the_same_end(options):
     images, _ = drawings(8, 16)
     labels, saved = run(options, images)

@@ -34,7 +34,6 @@ SAFE_WITH = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False"}
 ALLOWED = {
     ("__init__.py", "importlib"): "imports the package's own modules when one of their names is first used",
     ("cli.py", "webbrowser"): "hands a page that was just written to the user's browser, with --open alone",
-    ("flags.py", "importlib"): "asks whether a package is installed (find_spec), loads nothing",
     ("runtime/devices.py", "ctypes"): "tells the C library to keep freed memory (mallopt)",
     ("runtime/devices.py", "importlib"): "asks for the versions of installed packages, loads nothing",
     ("nets/hub.py", "huggingface_hub"): "looks into the cache, and downloads weights that the user asked for",

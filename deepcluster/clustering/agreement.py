@@ -62,7 +62,7 @@ def drift(
     if previous is None:
         return Drift(None, clusterings[0].labels)
     before, now, own = previous[:, 0], clusterings[0], partition.local
-    if isinstance(step, KMeans) and step.start == "random":
+    if isinstance(step, KMeans):
         now = step.once(rows, len(now.centroids), start=before[own], partition=partition)
     return Drift(before, now.labels, *compared(before[own], now.labels[own], partition.processes))
 

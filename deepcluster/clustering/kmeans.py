@@ -396,9 +396,6 @@ def _farthest_distinct(x: Tensor, partition: Partition, distances: Tensor, count
     return rows[first_occurrences(rows).to(x.device)][:count] if len(rows) else rows
 
 
-STARTS = ("random", "previous")
-
-
 class ClusteringStep(Protocol):
     """Step 4: a function or a callable object. :func:`as_clustering` makes its results from labels."""
 
@@ -415,31 +412,19 @@ class ClusteringStep(Protocol):
 
 @dataclass(frozen=True)
 class KMeans:
-    """Step 4 by k-means. The defaults are the paper's; see :func:`kmeans` for the attributes not named here.
-
-    Attributes:
-        start: "random" starts every round from a random sample, "previous" from the clusters of the previous round.
-    """
+    """Step 4 by :func:`kmeans` from a random sample in every round. The defaults are the paper's."""
 
     iterations: int = 20
     empty: str = "split"
     spherical: bool = False
-    start: str = "random"
-
-    def __post_init__(self) -> None:
-        if self.start not in STARTS:
-            raise ValueError(f"start={self.start!r}: choose {' or '.join(STARTS)}")
 
     def __call__(
         self, rows: Tensor, clusters: Sequence[int], previous: Tensor | None, *, seed: int, round: int,
         partition: Partition,
     ) -> tuple[Clustering, ...]:  # fmt: skip
-        starts: Sequence[Tensor | None] = [None] * len(clusters)
-        if previous is not None and self.start == "previous":
-            starts = previous[partition.local].unbind(1)
         return tuple(
-            self.once(rows, k, start=start, seed=derive(seed, "k-means", round, i), partition=partition)
-            for i, (k, start) in enumerate(zip(clusters, starts, strict=True))
+            self.once(rows, k, seed=derive(seed, "k-means", round, i), partition=partition)
+            for i, k in enumerate(clusters)
         )
 
     def once(

@@ -49,7 +49,7 @@ from deepcluster.runs.result import conclude_run
 from deepcluster.runs.rows import duplicate_rows, fingerprint, image_digests, row_digests
 from deepcluster.runs.train import train
 from deepcluster.runs.writer import ResultWriter, rounds_text, summary_text, write_beginning, write_result
-from deepcluster.runtime import TensorBoard, signals
+from deepcluster.runtime import signals
 from deepcluster.runtime.console import Display, Log, Several, Silent
 from deepcluster.runtime.devices import CPU, choose_device, environment, keep_freed_memory, working_on
 from deepcluster.runtime.machine import peak_mb
@@ -80,7 +80,7 @@ def fit(
     """
     clock = Clock(request.begun)
     device = choose_device(request.device)
-    display = Several(Log(), display, TensorBoard() if request.log else None) if processes.is_main else Silent()
+    display = Several(Log(), display) if processes.is_main else Silent()
     with working_on(device, deterministic=request.deterministic):
         keep_freed_memory()
         source = find(images)

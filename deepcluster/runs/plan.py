@@ -59,7 +59,6 @@ class Request:
     resume: bool = False
     keep_checkpoints: bool = False  # of the finished run
     verbose: bool = False  # every choice with its reason, instead of a line about all
-    log: str = ""  # a second display of the rounds: tensorboard
     report: bool = True  # False: no preliminary results; map and report are made when they are asked for
     command: str = ""
     module: nn.Module | None = None  # the network, if the backbone is one of the user's

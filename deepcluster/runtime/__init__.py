@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from deepcluster import at_first_use
 
 if TYPE_CHECKING:
-    from deepcluster.runtime.console import Display, Silent, TensorBoard
+    from deepcluster.runtime.console import Display, Silent
 
-__all__ = ["Display", "Silent", "TensorBoard"]
+__all__ = ["Display", "Silent"]
 __getattr__ = at_first_use(dict.fromkeys(__all__, "deepcluster.runtime.console"))  # signals are heard before rich

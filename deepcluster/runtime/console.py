@@ -6,19 +6,17 @@ import sys
 import textwrap
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from deepcluster import log
-from deepcluster.errors import DiskError, missing_packages
+from deepcluster.errors import DiskError
 from deepcluster.log import printable
 
 WIDTH = 100  # characters of a line at most
-FOLDER = "tensorboard"  # in the run folder
-DETAILS = ("Plan", "Memory", "Run", "Origin", "Alike", "Groups")  # headings that are shown to a user who asks
+DETAILS = ("Plan", "Memory", "Run", "Alike", "Groups")  # headings that are shown to a user who asks
 # Names of the phases on the screen, if they differ from those of the code.
 PHASES = {
     "starting": "starting up",
@@ -164,31 +162,6 @@ class Several:
     def round(self, row: Mapping[str, Any], rounds: int) -> None:
         for display in self.displays:
             display.round(row, rounds)
-
-
-class TensorBoard(Silent):
-    """Writes the numbers of history.csv to RUN/tensorboard. UsageError if the package is missing."""
-
-    def __init__(self) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise missing_packages("tensorboard", error) from None
-        self._open = SummaryWriter
-        self._run = ""
-        self._writer: Any = None
-
-    def say(self, heading: str, text: str) -> None:
-        if heading == "Run":
-            self._run, self._writer = text, None
-
-    def round(self, row: Mapping[str, Any], rounds: int) -> None:
-        if self._writer is None:  # what an earlier process wrote of rounds that are made again is not shown
-            self._writer = self._open(str(Path(self._run, FOLDER)), purge_step=row["round"])
-        for name, value in row.items():
-            if name != "round" and isinstance(value, int | float):
-                self._writer.add_scalar(name, value, row["round"])
-        self._writer.flush()
 
 
 class PipeConsole(Console):
