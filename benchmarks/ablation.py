@@ -22,6 +22,8 @@ because draws are counted and the command has no Sobel filter for this network.
 import argparse
 import math
 import sys
+from pathlib import Path
+from runpy import run_path
 from statistics import mean
 from typing import Any
 
@@ -32,7 +34,6 @@ from torch import Tensor, nn
 from deepcluster.algorithm import alternate
 from deepcluster.clustering import agreement
 from deepcluster.clustering.kmeans import kmeans
-from deepcluster.clustering.pic import power_iteration
 from deepcluster.clustering.whitening import Reduction, whiten
 from deepcluster.images.views import each_once, official_draws, uniform_over_clusters
 from deepcluster.learning.features import extract
@@ -47,6 +48,7 @@ from deepcluster.seeding import derive, generator
 SIZE, COUNT, TESTED, PASSES = 32, 5000, 2000, 6
 LARGEST, RATIO = 2000, 100  # of unequal classes: images of the first, and how many times those of the last
 SAMPLERS: dict[str, Sampler] = {"uniform": uniform_over_clusters, "official": official_draws, "none": each_once}
+POWER_ITERATION = run_path(str(Path(__file__).parents[1] / "examples/research/pic.py"))["power_iteration"]
 # Changed arguments of alternate, and of Learning (head, epochs); sobel, sampling and tail are this script's own.
 SETTINGS: dict[str, dict[str, Any]] = {
     "v1": {},
@@ -65,9 +67,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "no reduction": {"reduction": Reduction(dims=None)},
     "sobel off": {"sobel": False},
     "head frozen means": {"head": CentroidHead(0.1)},
-    "PIC": {"clustering": power_iteration},
-    "PIC, sampling official": {"clustering": power_iteration, "sampling": "official"},
-    "PIC, sampling none": {"clustering": power_iteration, "sampling": "none"},
+    "PIC": {"clustering": POWER_ITERATION},
+    "PIC, sampling official": {"clustering": POWER_ITERATION, "sampling": "official"},
+    "PIC, sampling none": {"clustering": POWER_ITERATION, "sampling": "none"},
     "2 epochs a round": {"epochs": 2},
     "3 epochs a round": {"epochs": 3},
     "K 1000, sampling official": {"clusters": 1000, "sampling": "official"},

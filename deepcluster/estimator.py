@@ -87,7 +87,7 @@ class DeepCluster(_Base):
             in [0, 1], normalised as ImageNet's, to features, N x D, or maps. A copy of it is adapted; weights="none"
             says that its weights are random, so the copy is trained from nothing.
         clustering, loss, optimizer: Steps of your own (docs/change-a-step.md): a ``ClusteringStep``, a ``Loss``, and a
-            function from parameters to an optimizer; None leaves them to the recipe, as a name of a clustering does.
+            function from parameters to an optimizer; None leaves them to the recipe.
         options: A dict of any other options of the recipe.
         device: auto, cpu, cuda or mps; a device of torch, or the number of a GPU.
         random_state: The seed: an int, a RandomState to draw it from, or None for a new one in every fit.
@@ -121,7 +121,7 @@ class DeepCluster(_Base):
         image_size: int | None = None,
         batch_size: int | None = None,
         lr: float | None = None,
-        clustering: str | ClusteringStep | None = None,
+        clustering: ClusteringStep | None = None,
         loss: Loss | None = None,
         optimizer: OptimizerOf | None = None,
         options: Mapping[str, Any] | None = None,
@@ -171,7 +171,7 @@ class DeepCluster(_Base):
         is_features, images = self._read(X, reset=True)
         seed = _seed(self.random_state)
         recipe, options = self._recipe()
-        steps = Steps(self.clustering if callable(self.clustering) else None, self.loss, self.optimizer)
+        steps = Steps(self.clustering, self.loss, self.optimizer)
         temporary = None if run is not None else Path(tempfile.mkdtemp(prefix="deepcluster-"))
         out = temporary / "run" if temporary else Path(str(run))
         request = Request(
@@ -381,13 +381,7 @@ class DeepCluster(_Base):
     def _recipe(self) -> tuple[str, dict[str, Any]]:
         """Return the recipe's name, and the options given as parameters, in ``options`` or in a dict as ``recipe``."""
         parameters = self.get_params(deep=False)
-        given = {name: parameters.get(name) for name in declared(Recipe)}
-        objects = ("backbone", "clustering")  # may be the user's own objects
-        options = {
-            name: value
-            for name, value in given.items()
-            if value is not None and not (name in objects and callable(value))
-        }
+        options = {name: parameters[name] for name in declared(Recipe) if parameters.get(name) is not None}
         if not isinstance(self.options, Mapping | None):
             raise UsageError(f"options={self.options!r}: give a dict, such as {{'whitening': 1.0}}")
         options |= self.options or {}

@@ -209,9 +209,6 @@ class Recipe(Options):
     head_growth: float = _clustering(
         1.0, "Number of clusters of a clustering over that of the previous one.", low=1, high=10
     )
-    clustering: str = _clustering(
-        "kmeans", "kmeans, or power iteration, which chooses the number itself.", choices=("kmeans", "pic")
-    )
     kmeans_iterations: int = _clustering(20, "Iterations of k-means.", low=1, high=10**4)
     spherical: bool = _clustering(False, "Centroids have length 1.")
     empty: str = _clustering(
@@ -283,8 +280,6 @@ class Recipe(Options):
             raise UsageError(f"second_size={self.second_size} must be {allowed}")
         if self.instance_temperature and self.views < 2:
             raise UsageError(f"instance_temperature={self.instance_temperature:g} needs two views: views={self.views}")
-        if self.clustering == "pic" and self.heads > 1:
-            raise UsageError(f"clustering=pic gives one clustering: heads={self.heads} would all learn the same")
         if self.renumber and self.temperature:
             raise UsageError(
                 f"renumber is for a new linear head: temperature={self.temperature:g} uses the cluster means instead"

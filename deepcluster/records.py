@@ -15,7 +15,7 @@ PRELIMINARY, FINAL = "preliminary", "final"
 
 @dataclass(frozen=True)
 class Clustering:
-    """The result of k-means, of ``pic`` or of a step of your own, on N rows of d numbers.
+    """The result of k-means or of a step of your own, on N rows of d numbers.
 
     After k-means ``labels`` (int64, N) are the nearest of ``centroids`` (float32, K x d): they belong to these, not to
     the ones before the last update. ``sizes`` (int64, K) count the labels. ``inertia`` is the sum over rows of the

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from deepcluster.clustering import power_iteration
 from deepcluster.images.views import each_once
 from deepcluster.learning import CentroidHead, WithInstances
 from deepcluster.recipe import Option, Recipe, declared
@@ -30,7 +29,6 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "features": ("memory", {"learning.reuse_features": True}),
     "reduce": (False, {"reduction.dims": None}),
     "spherical": (True, {"clustering.spherical": True}),
-    "clustering": ("pic", {"clustering": power_iteration}),
     "temperature": (0.3, {"learning.head": CentroidHead(0.3)}),
     "projection_hidden": (6, {"network.projection": (6, 4)}, {"projection_dim": 4}),
     "projection_dim": (4, {"network.projection": (6, 4)}, {"projection_hidden": 6}),

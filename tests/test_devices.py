@@ -11,7 +11,7 @@ import torch
 
 from deepcluster import place as place_module
 from deepcluster.algorithm import conclude
-from deepcluster.clustering import kmeans, pic, whiten
+from deepcluster.clustering import kmeans, whiten
 from deepcluster.clustering.agreement import nmi
 from deepcluster.clustering.whitening import Reduction
 from deepcluster.images.views import Augmentation, each_once, random_views
@@ -56,7 +56,6 @@ def test_the_second_device_refuses_what_a_gpu_refuses():
         lambda x: kmeans(x, 50, spherical=True),
         lambda x: kmeans(x, 50, start=torch.arange(3000) % 50),
         lambda x: kmeans(x, 50, start=ROWS[-50:]),
-        lambda x: pic(x[1500:1900]),
     ],
 )
 def test_a_clustering_lies_where_its_rows_lie(cluster):

@@ -225,7 +225,7 @@ def test_features_and_images_are_not_taken_for_each_other(digits, of_features, u
     ("name", "given"),
     [
         ("rounds", {"rounds": 0}), ("backbone", {"backbone": "compact"}), ("recipe", {"recipe": "v1"}),
-        ("lr", {"recipe": {"lr": 0.1}}), ("views", {"options": {"views": 2}}), ("clustering", {"clustering": "pic"}),
+        ("lr", {"recipe": {"lr": 0.1}}), ("views", {"options": {"views": 2}}),
         ("optimizer", {"optimizer": torch.optim.SGD}), ("loss", {"loss": CrossEntropy()}),
         ("clustering", {"clustering": KMeans()}), ("backbone", {"backbone": torch.nn.Conv2d(3, 4, 3)}),
     ],

@@ -104,6 +104,21 @@ def test_the_steps_of_change_a_step():
     assert torch.allclose(names["SmoothedLoss"]()(outputs, 1.0, ALONE)[0], expected)
 
 
+def test_power_iteration_by_hand(tmp_path, monkeypatch):
+    """The middle row of three near ones gets the largest mass, and a row without ties joins its nearest row."""
+    step = runpy.run_path(str(EXAMPLES / "research/pic.py"))["power_iteration"]
+    rows = torch.tensor([[0.0], [0.1], [0.25], [10.0], [10.1], [10.25], [100.0]])
+    (clustering,) = step(rows, [5], None, seed=0, round=0, partition=Partition.single(7))
+    assert clustering.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
+
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (36, 16, 16, 3), np.uint8))
+    (tmp_path / "small.toml").write_text('base = "classic"\nrounds = 1\nepochs = 1\nimage_size = 16\n')
+    arguments = [str(tmp_path / name) for name in ("x.npy", "run", "small.toml")]
+    monkeypatch.setattr(sys, "argv", ["pic.py", *arguments])
+    runpy.run_path(str(EXAMPLES / "research/pic.py"), run_name="__main__")
+    assert "power_iteration" in json.loads((tmp_path / "run/run.json").read_text())["steps"]["own clustering"]
+
+
 def test_the_page_shows_the_steps_of_change_a_step():
     (shown,) = (block.text for block in blocks(ROOT / "docs/change-a-step.md") if block.language == "py")
     assert shown.strip() in (EXAMPLES / "change_a_step.py").read_text()

@@ -27,7 +27,6 @@ from deepcluster.algorithm import conclude
 from deepcluster.clustering.agreement import compared, drift
 from deepcluster.clustering.kmeans import KMeans, kmeans, means
 from deepcluster.clustering.outliers import fit_outliers
-from deepcluster.clustering.pic import power_iteration
 from deepcluster.clustering.whitening import Reduction, Whitening, whiten
 from deepcluster.errors import DeepClusterWarning, DiskError, NonFiniteError, Stopped
 from deepcluster.evaluation import LinearOptions, linear
@@ -454,7 +453,6 @@ def table(folder: Path) -> dict[str, tuple[Any, ...]]:
         "whitening of few": (1e-5, whitened, ROWS[:7], 5, True),
         "whitening of two": (1e-5, whitened, ROWS[:2], 5, False),
         "k-means": (1e-5, steps, KMeans()),
-        "power iteration": (1e-5, steps, power_iteration),
         "the last clustering": (1e-5, final),
         **{f"refused {i}": (0, refused, clustered, rows, k, None, {}) for i, (rows, k) in enumerate(REFUSED)},
         **{f"not whitened {i}": (0, refused, whitened, rows, 5, False) for i, (rows, _) in enumerate(REFUSED[:3])},

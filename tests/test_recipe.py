@@ -167,7 +167,7 @@ def test_a_recipe_follows_the_facts_and_the_options(base, options, facts, expect
 PAPER = {
     "weights": "", "frozen_statistics": False, "average": 1.0, "second_size": 0, "guess": "clearest",
     "features": "pass", "reduce": True, "whitening": 1.0, "root": False,
-    "clustering": "kmeans", "kmeans_iterations": 20,
+    "kmeans_iterations": 20,
     "spherical": False, "empty": "sample", "heads": 1, "grouping": "kmeans",
     "temperature": 0.0, "projection_hidden": 0, "projection_dim": 0, "instance_temperature": 0.0, "renumber": False,
     "sampling": "uniform", "lr": 0.05, "schedule": "constant", "warmup": 0.0, "momentum": 0.9, "weight_decay": 1e-5,
@@ -246,7 +246,6 @@ def test_a_network_of_one_size_gets_images_and_views_of_it(base):
         ({"small_crop_min": 0.5}, "small_crop_min=0.5 is larger than small_crop_max=0.14"),
         ({"crop_min": "2"}, "crop_max"),
         ({"view_size": 5}, "view_size=5 must be 0"),
-        ({"clustering": "pic"}, "clustering=pic gives one clustering"),
         ({"renumber": "true"}, "for a new linear head: temperature=0.1"),
         ({"rounds": "many"}, "whole number"),
         ({"lr": "fast"}, "a number"),

@@ -1,7 +1,6 @@
-"""Steps 3 and 4, mathematics on matrices: whitening, k-means, power iterations, agreement of two assignments."""
+"""Steps 3 and 4, mathematics on matrices: whitening, k-means, agreement of two assignments."""
 
 from deepcluster.clustering.kmeans import ClusteringStep, KMeans, as_clustering, kmeans
-from deepcluster.clustering.pic import pic, power_iteration
 from deepcluster.clustering.whitening import Reduction, Whitening, whiten
 
 __all__ = [
@@ -11,7 +10,5 @@ __all__ = [
     "Whitening",
     "as_clustering",
     "kmeans",
-    "pic",
-    "power_iteration",
     "whiten",
 ]

@@ -195,16 +195,13 @@ SCORES = 1 << 22  # products computed at a time: 17 MB
 CHUNK = 1 << 14  # of the rows that are searched
 
 
-def nearest(
-    rows: Tensor, k: int, among: Tensor | None = None, *, offsets: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def nearest(rows: Tensor, k: int, among: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the ``k`` rows with the largest product with every row: for rows of length 1 the nearest.
 
     Args:
         rows: N x d.
         k: Number of neighbours; fewer are returned if there are fewer.
         among: M x d, the rows that are searched. None: ``rows``, without the row itself.
-        offsets: M, subtracted from the products. Half the squared lengths give the nearest rows of any length.
 
     Returns:
         The products (N x k, descending) and the numbers of the rows (int64, N x k), on the CPU.
@@ -219,8 +216,6 @@ def nearest(
         for first in range(0, len(others), CHUNK):
             chunk = others[first : first + CHUNK]
             scores = part @ chunk.T
-            if offsets is not None:
-                scores -= offsets[first : first + CHUNK]
             if among is None:  # a row is not its own neighbour
                 own = torch.arange(begin, begin + len(part)) - first
                 inside = torch.nonzero((own >= 0) & (own < len(chunk))).flatten()

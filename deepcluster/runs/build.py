@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.algorithm import BEGINNING, alternate
-from deepcluster.clustering import ClusteringStep, KMeans, Reduction, power_iteration
+from deepcluster.clustering import ClusteringStep, KMeans, Reduction
 from deepcluster.errors import UsageError
 from deepcluster.images.views import Augmentation, each_once, official_draws, uniform_over_clusters
 from deepcluster.learning.heads import CentroidHead, CrossEntropy, Loss, WithInstances, new_linear_head
@@ -90,7 +90,6 @@ def rounds_of(
     """Alternate with the options of a recipe, and with the user's own steps."""
     place = place or place_of(network, recipe, Partition.single(len(images)))
     reduction = reduction_of(recipe, network.embedding_dim)
-    named = power_iteration if recipe.clustering == "pic" else kmeans_of(recipe)
     return alternate(
         network,
         images,
@@ -98,7 +97,7 @@ def rounds_of(
         rounds=recipe.rounds,
         seed=seed,
         reduction=reduction if recipe.reduce else replace(reduction, dims=None),
-        clustering=named if steps.clustering is None else steps.clustering,
+        clustering=kmeans_of(recipe) if steps.clustering is None else steps.clustering,
         learning=learning_of(recipe, lr, steps),
         tolerance=recipe.tolerance,
         patience=recipe.patience,

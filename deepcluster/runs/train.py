@@ -157,8 +157,7 @@ def _check_tensors(state: State, writer: ResultWriter) -> None:
     if previous is not None:
         check_tensors({"previous": previous}, {"previous": (partition.total, "heads")}, {"previous": torch.int64})
         recipe, has_own = writer.images.recipe, writer.job.request.steps.clustering is not None
-        # An own clustering and pic choose the number of clusters.
-        most = partition.total if has_own or recipe.clustering == "pic" else max(recipe.clusters)
+        most = partition.total if has_own else max(recipe.clusters)  # an own clustering chooses the number of clusters
         if not 0 <= int(previous.min()) <= int(previous.max()) < most:
             raise ValueError("previous has numbers of no clusters")
 
