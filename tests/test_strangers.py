@@ -14,7 +14,6 @@ import json
 import os
 import pickle
 import random
-import re
 import shutil
 import stat
 import tarfile
@@ -43,6 +42,7 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.files import write_whole
 from deepcluster.storage.state import MODEL, NAMES
+from fuzz import harness
 from fuzz.harness import peak_memory
 from tests.helpers.runs import change_record, contents, record, rows, small_fit
 from tests.tiny import (
@@ -116,10 +116,10 @@ class Place:
         assert sum(not line.startswith(("skipped ", "warning: ")) for line in lines) <= 1
         return said
 
-    def refused(self, name: str, *codes: int, named: str = "") -> str:
+    def refused(self, name: str, *codes: int) -> str:
         said = self.command(name, *(codes or [READERS[name][1]]))
         error = said.splitlines()[-1]
-        assert error.startswith("error: ") and (named or Path(name).name) in said, said
+        assert error.startswith("error: ") and Path(name).name in said, said
         advice = ("--overwrite", "allow_pickle", "weights_only")
         assert not any(word in error for word in advice), "it destroys, or executes, what is there"
         return said
@@ -154,15 +154,22 @@ def place(whole: Path, tmp_path: Path, photos: Path, ends: Callable[..., str]) -
 # ---- every file, every harm ------------------------------------------------------------------------------------------
 
 
-def put(content: bytes) -> Callable[[Path], object]:
+Change = Callable[[Path], object]
+
+
+def put(content: bytes) -> Change:
     return lambda path: path.write_bytes(content)
 
 
-def instead(make: Callable[[Path], object]) -> Callable[[Path], object]:
+def instead(make: Change) -> Change:
     return lambda path: (path.unlink(), make(path))
 
 
-HARMS: dict[str, Callable[[Path], object]] = {
+def at_random(seed: int, path: Path) -> None:
+    path.write_bytes(harness.changed([path.read_bytes()], random.Random(seed)))
+
+
+HARMS: dict[str, Change] = {
     "empty": put(b""),
     "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
     "text": put(b"hello"),
@@ -175,11 +182,14 @@ HARMS: dict[str, Callable[[Path], object]] = {
     "folder": instead(Path.mkdir),
     "device": instead(lambda path: path.symlink_to("/dev/zero")),
     "loop": instead(lambda path: path.symlink_to(path)),
+    **{f"change {i}": partial(at_random, i) for i in range(2)},
 }
 
 
 def expected(name: str, harm: str) -> tuple[int, ...]:
     code, kind = READERS[name][1], Path(name).suffix
+    if harm.startswith("change") and name not in (WEIGHTS, GROUPS):
+        return (0, code, OutOfMemoryError.exit_code, NonFiniteError.exit_code)
     if harm == "300 GB" and kind in (".npy", ".safetensors", ".pt"):
         return (0,) if kind == ".npy" else (4, 6)  # what follows an array is not read
     if name.startswith("run/") and Path(name).name in SPARE and harm in ("missing", "device", "loop"):
@@ -206,8 +216,8 @@ def test_any_harm_ends_in_one_line_that_names_the_file(place: Place, name: str) 
     for harm, change in HARMS.items():
         change(file)
         codes = expected(name, harm)
-        if codes == (0,):
-            place.command(name, 0)
+        if 0 in codes:
+            place.command(name, *codes)
             place.make()
             continue
         place.refused(name, *codes)
@@ -307,12 +317,15 @@ def test_a_bomb_is_refused(place: Place) -> None:
         for entry in archive.infolist():
             packed.writestr(entry.filename, archive.read(entry))
     assert torch.load(bomb, weights_only=True)["a"].shape == (1 << 20,)
-    assert "compressed archive" in place.refused("w.pt")
+    with pytest.raises(ModelError, match=r"w\.pt"):
+        read_state(bomb)
     repeated(bomb, 1)
     assert len(read_state(bomb)) == 1  # what torch itself writes is fine
     repeated(bomb, 24)
     assert bomb.stat().st_size < 1 << 19
-    assert f"{bomb.stat().st_size:,} bytes whose records claim 6,29" in place.refused("w.pt")
+    with pytest.raises(ModelError, match=f"{bomb.stat().st_size:,}"):
+        read_state(bomb)
+    place.refused("w.pt")
 
 
 def repeated(path: Path, times: int) -> None:
@@ -335,7 +348,7 @@ def test_weights_that_are_not_finite_are_a_fault_of_their_file(place: Place, val
     name = next(name for name in state if name.endswith("running_var"))
     state[name][-1] = value
     torch.save(state, place.here / "w.pt")
-    assert f"w.pt: {name} has numbers that are not finite" in place.refused("w.pt")
+    assert name in place.refused("w.pt")
 
 
 # ---- a stranger's model, with the right digests ----------------------------------------------------------------------
@@ -370,13 +383,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         )
     },
 }  # fmt: skip
-NETWORKS: dict[str, tuple[dict[str, Any], str]] = {
-    "alexnet": (network("alexnet", 224), "model.safetensors"),
-    "vgg16": (network("vgg16", 224), "model.safetensors"),
-    "timm's": (network("timm:resnet18"), "model.safetensors"),
-    "constants that grow with the image": (network("timm:maxvit_nano_rw_256", 8192), "481,036 MB of constants"),
-    "the same at its own size": (network("timm:maxvit_nano_rw_256", 256), "model.safetensors"),
-}
 # Put into a JSON object that may have other keys.
 JSON = {
     "not UTF-8": b'"z": "\xff"',
@@ -388,48 +394,13 @@ JSON = {
     "a key twice": b'"z": 1, "z": 1',
     "too long": b'"z": "' + b" " * MOST_JSON + b'"',
 }
-MUCH_MEMORY = b"[" + b"{}," * (MOST_JSON // 3 - 1) + b"1]"
-TENSORS: dict[str, dict[str, Any]] = {
-    "a tensor too many": {"body__extra": lambda _: torch.zeros(2)},
-    "no projection": {"reduction__projection": lambda _: None},
-    "no fine centroids": {"fine_centroids": lambda value: value[:0]},
-    "another number of dimensions": {"fine_centroids": lambda value: value[:, 1:].contiguous()},
-    "another number of features": {"reduction__mean": lambda value: value[1:]},
-    "directions of other features": {"outliers__directions": lambda value: value[:, 1:].contiguous()},
-    "a list of limits": {"outliers__limit": lambda value: value.repeat(3)},
-    "float64": {"fine_centroids": lambda value: value.double()},
-    "a NaN centroid": {"fine_centroids": lambda value: value * torch.nan},
-    "a NaN limit": {"outliers__limit": lambda value: value * torch.nan},
-    "a negative limit": {"outliers__limit": lambda value: torch.full_like(value, -1)},
-    "one half": {"outliers__means": lambda value: value[:1], "outliers__directions": lambda value: value[:1]},
-    "a NaN in the network": {"body__0__0__weight": lambda value: value * torch.nan},
-    "another kernel": {"body__0__0__weight": lambda value: value[..., 1:].contiguous()},
-    "half precision": {"body__0__0__weight": lambda value: value.half()},
-}
-CLUSTERS: dict[str, dict[str, Any]] = {
-    "no groups": {"groups": lambda value: value[:0], "centroids": lambda value: value[:0]},
-    "another number of dimensions": {"centroids": lambda value: value[:, 1:].contiguous()},
-    "a NaN centroid": {"centroids": lambda value: value * torch.nan},
-    "int32": {"groups": lambda value: value.int()},
-    "more groups than centroids": {"groups": lambda value: torch.cat([value, value])},
-    "a group of a billion": {"groups": lambda value: value + 10**9},
-    "a negative group": {"groups": lambda value: value - 1},
-    "a group without a centroid": {"groups": lambda value: value * 0},
-    "no JSON": {"about": lambda _: torch.zeros(9, dtype=torch.uint8)},
-    "no table": {"about": lambda _: torch.frombuffer(bytearray(b"[1]"), dtype=torch.uint8)},
-    "no names": {"names": []},
-    "names as numbers": {"names": [1, 2, 3]},
-    "a name that cannot be written": {"names": ["", "\ud800", ""]},
-    "a mark of no cluster": {"junk": [3]},
-    "a mark as a truth": {"junk": [True]},
-}
 HEADERS = {
     "no header": bytes(8),
     "2^63 bytes": safetensors_bytes(b"{}", length=2**63),
     "2^40 bytes": safetensors_bytes(b"{}", length=2**40),
     "above the limit": safetensors_bytes(b"{}" + b" " * (MOST_JSON + 1)),
     "longer than the file": safetensors_bytes(b"{}", length=100),
-    "no JSON": safetensors_bytes(b"hello"),
+    "no JSON in the header": safetensors_bytes(b"hello"),
     "without tensors": safetensors_bytes(b"{}"),
     "a shape of 10^18": safetensors_bytes(b"{" + one(f"[{10**9},{10**9}]") + b"}", bytes(8)),
     "a shape that overflows": safetensors_bytes(b"{" + one(f"[{2**62},4]", "[0,0]") + b"}"),
@@ -438,6 +409,145 @@ HEADERS = {
     "a hole": safetensors_bytes(b"{" + one() + b"}", bytes(16)),
     "an unknown type": safetensors_bytes(b"{" + one(dtype="OBJECT") + b"}", bytes(8)),
 }
+HEADER = ",".join(files.CLUSTERS).encode()
+
+
+def tensors(**changes: Any) -> Change:
+    """Change tensors or texts of a model; a function is applied to the tensor of its name."""
+
+    def change(path: Path) -> None:
+        old = {name.replace(".", "__"): value for name, value in load_file(path).items()}
+        new = {name: value(old.get(name)) if callable(value) else value for name, value in changes.items()}
+        (change_tensors if path.name == "model.safetensors" else change_groups)(path.parent, **new)
+
+    return change
+
+
+def config(**values: Any) -> Change:
+    return lambda path: change_config(path.parent, **values)
+
+
+def candidates(value: Any) -> Change:
+    return lambda path: change_record(path.parent, candidates=value)
+
+
+def signed(content: bytes) -> Change:
+    return lambda path: write_weights(path.parent, content, path.name)
+
+
+def without(key: str) -> Change:
+    return lambda path: path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != key}))
+
+
+def inserted(text: bytes) -> Change:
+    return lambda path: path.write_bytes(b"{" + text + b"," + path.read_bytes()[1:])
+
+
+def npy(array: np.ndarray) -> Change:
+    return lambda path: np.save(path, array)
+
+
+def claiming(shape: str, descr: str = "<f4") -> Change:
+    """Write an .npy file whose header says something else than what is in it."""
+    header = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (117 - len(header)) + b"\n"
+    return put(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64))
+
+
+def not_finite(path: Path) -> None:
+    features = np.load(path, allow_pickle=False)
+    features[5, 0] = np.nan
+    np.save(path, features)
+
+
+def sort_lines(path: Path) -> None:
+    header, *lines = path.read_text().splitlines(keepends=True)
+    path.write_text(header + "".join(sorted(lines, key=lambda line: line.split(",")[2])))
+
+
+STRANGE: dict[str, dict[str, Change]] = {
+    CONFIG: {
+        "481 GB of constants": config(**network("timm:maxvit_nano_rw_256", 8192)),  # they grow with the image
+        "much memory": put(b"[" + b"{}," * (MOST_JSON // 3 - 1) + b"1]"),
+        **{f"without {key}": without(key) for key in ("weights_sha256", "groups_sha256", "config_sha256")},
+    },
+    WEIGHTS: {
+        "a tensor too many": tensors(body__extra=torch.zeros(2)),
+        "no projection": tensors(reduction__projection=None),
+        "no fine centroids": tensors(fine_centroids=lambda value: value[:0]),
+        "another number of dimensions": tensors(fine_centroids=lambda value: value[:, 1:].contiguous()),
+        "another number of features": tensors(reduction__mean=lambda value: value[1:]),
+        "directions of other features": tensors(outliers__directions=lambda value: value[:, 1:].contiguous()),
+        "a list of limits": tensors(outliers__limit=lambda value: value.repeat(3)),
+        "float64": tensors(fine_centroids=lambda value: value.double()),
+        "a NaN centroid": tensors(fine_centroids=lambda value: value * torch.nan),
+        "a NaN limit": tensors(outliers__limit=lambda value: value * torch.nan),
+        "a negative limit": tensors(outliers__limit=lambda value: torch.full_like(value, -1)),
+        "one half": tensors(outliers__means=lambda value: value[:1], outliers__directions=lambda value: value[:1]),
+        "a NaN in the network": tensors(body__0__0__weight=lambda value: value * torch.nan),
+        "another kernel": tensors(body__0__0__weight=lambda value: value[..., 1:].contiguous()),
+        "half precision": tensors(body__0__0__weight=lambda value: value.half()),
+        **{name: signed(header) for name, header in HEADERS.items()},
+        # Weights of another network.
+        "alexnet": config(**network("alexnet", 224)),
+        "vgg16": config(**network("vgg16", 224)),
+        "timm's": config(**network("timm:resnet18")),
+        "constants of the same size": config(**network("timm:maxvit_nano_rw_256", 256)),
+    },
+    GROUPS: {
+        "no groups": tensors(groups=lambda value: value[:0], centroids=lambda value: value[:0]),
+        "another number of dimensions": tensors(centroids=lambda value: value[:, 1:].contiguous()),
+        "a NaN centroid": tensors(centroids=lambda value: value * torch.nan),
+        "int32": tensors(groups=lambda value: value.int()),
+        "more groups than centroids": tensors(groups=lambda value: torch.cat([value, value])),
+        "a group of a billion": tensors(groups=lambda value: value + 10**9),
+        "a negative group": tensors(groups=lambda value: value - 1),
+        "a group without a centroid": tensors(groups=lambda value: value * 0),
+        "no JSON": tensors(about=torch.zeros(9, dtype=torch.uint8)),
+        "no table": tensors(about=torch.frombuffer(bytearray(b"[1]"), dtype=torch.uint8)),
+        "no names": tensors(names=[]),
+        "names as numbers": tensors(names=[1, 2, 3]),
+        "a name that cannot be written": tensors(names=["", "\ud800", ""]),
+        "a mark of no cluster": tensors(junk=[3]),
+        "a mark as a truth": tensors(junk=[True]),
+        **{name: signed(header) for name, header in HEADERS.items()},
+    },
+    "run/run.json": {
+        "a truth": put(b'{"images": "a", "location": "-", "seed": true, "rounds": 0}'),
+        "candidates that are a number": candidates(5),
+        "candidates without a table": candidates([5]),
+        "candidates without a score": candidates([{"k": 3}]),
+        "candidates with a text": candidates([{"k": "3", "silhouette": 0.5}]),
+        **{name: inserted(text) for name, text in JSON.items()},
+    },
+    "run/features.npy": {
+        "too few rows": npy(np.zeros((47, 4), np.float32)),
+        "other columns": npy(np.zeros((48, 2), np.float32)),
+        "float64": npy(np.zeros((48, 4))),
+        "no axis": npy(np.float32(1)),
+        "10^18 numbers": claiming("(1000000000, 1000000000)"),
+        "a shape that is a program": claiming("(__import__('os').getpid(), 4)"),
+        "an unknown type": claiming("(4, 4)", "hello"),
+        "not finite": not_finite,
+    },
+    "run/clusters.csv": {
+        "another header": put(b"a,b\n1,2\n"),
+        "a long row": put(HEADER + b"\n" + b"1," * 20 + b"\n"),
+        "a column twice": put(HEADER + b",path\n" + b"1," * 9 + b"1\n"),
+        "an open quote": put(HEADER + b'\n"x.png,ok,0,,0,0,0,0,\n'),
+        "a huge cell": put(HEADER + b"\n" + b"x" * 1_000_000 + b",ok,0,,0,0,0,0,\n"),
+        "another cluster": put(HEADER + b"\nx.png,ok,77,,0,0,0,0,\n"),
+        "changed since it was written": sort_lines,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "change"), [(name, change) for name in STRANGE for change in STRANGE[name]])
+def test_what_a_stranger_wrote_ends_in_one_line_and_changes_nothing(place: Place, name: str, change: str) -> None:
+    STRANGE[name][change](place.here / name)
+    before = contents(place.here)
+    place.refused(name)
+    assert contents(place.here) == before
 
 
 @pytest.mark.parametrize("change", CONFIGS)
@@ -452,55 +562,9 @@ def test_a_strangers_config_is_refused_before_a_network_is_built(
     assert not built
 
 
-@pytest.mark.parametrize("change", NETWORKS)
-def test_weights_of_another_network(place: Place, change: str) -> None:
-    values, named = NETWORKS[change]
-    change_config(place.model, **values)
-    place.refused(CONFIG, named=named)
-
-
-@pytest.mark.parametrize("content", JSON)
-def test_json_that_is_none(place: Place, content: str) -> None:
-    sound = (place.run / "run.json").read_bytes()
-    for text in (b'"z": 1', JSON[content]):  # the first one is fine
-        (place.run / "run.json").write_bytes(b"{" + text + b"," + sound[1:])
-        place.refused("run/run.json") if text == JSON[content] else place.command("run/run.json", 0)
-    (place.run / "run.json").write_bytes(sound)
-    (place.here / CONFIG).write_bytes(MUCH_MEMORY)
-    place.refused(CONFIG)
-
-
-def changed(tensors: dict[str, torch.Tensor], changes: dict[str, Any]) -> dict[str, Any]:
-    """The changes, with functions applied to the tensors."""
-    of = {name.replace(".", "__"): value for name, value in tensors.items()}
-    return {name: value(of.get(name)) if callable(value) else value for name, value in changes.items()}
-
-
-@pytest.mark.parametrize("change", TENSORS)
-def test_a_strangers_tensors(place: Place, change: str) -> None:
-    change_tensors(place.model, **changed(load_file(place.here / WEIGHTS), TENSORS[change]))
-    place.refused(WEIGHTS)
-
-
-@pytest.mark.parametrize("change", CLUSTERS)
-def test_a_strangers_groups(place: Place, change: str) -> None:
-    change_groups(place.model, **changed(load_file(place.here / GROUPS), CLUSTERS[change]))
-    place.refused(GROUPS)
-
-
-@pytest.mark.parametrize("name", [WEIGHTS, GROUPS])
-@pytest.mark.parametrize("header", HEADERS)
-def test_a_strangers_header(place: Place, header: str, name: str) -> None:
-    write_weights(place.model, HEADERS[header], Path(name).name)
-    place.refused(name)
-
-
-@pytest.mark.parametrize("key", ["weights_sha256", "groups_sha256", "config_sha256"])
-def test_a_model_without_a_digest(place: Place, key: str) -> None:
-    config = json.loads((place.here / CONFIG).read_text())
-    del config[key]
-    (place.here / CONFIG).write_text(json.dumps(config))
-    assert f"{key} is missing" in place.refused(CONFIG)
+def test_a_key_that_nobody_knows_is_no_damage(place: Place) -> None:
+    inserted(b'"z": 1')(place.run / "run.json")
+    place.command("run/run.json", 0)
 
 
 def test_the_digest_of_a_config_is_that_of_its_values(place: Place) -> None:
@@ -520,7 +584,7 @@ def test_every_name_of_timm_may_stand_in_a_model() -> None:
 def test_weights_too_large_for_numbers_are_told_of(place: Place) -> None:
     """Finite weights whose features are not: no table of NaN comes of them."""
     change_tensors(place.model, body__0__0__weight=torch.full((16, 3, 3, 3), 3e38))
-    assert "not finite" in place.command(WEIGHTS, NonFiniteError.exit_code)
+    place.command(WEIGHTS, NonFiniteError.exit_code)
 
 
 # ---- a stranger's run: odd values in its tables, and nothing that is written, followed or downloaded elsewhere -------
@@ -529,60 +593,6 @@ def test_weights_too_large_for_numbers_are_told_of(place: Place) -> None:
 @pytest.fixture
 def run(place: Place) -> Path:
     return place.run
-
-
-def npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
-
-
-def claiming(shape: str, descr: str = "<f4") -> bytes:
-    """An .npy file whose header says something else than what is in it."""
-    header = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}, }}".encode()
-    header += b" " * (117 - len(header)) + b"\n"
-    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64)
-
-
-HEADER = ",".join(files.CLUSTERS).encode()
-
-
-def unfinished(path: Path) -> None:
-    features = np.load(path, allow_pickle=False)
-    features[5, 0] = np.nan
-    np.save(path, features)
-
-
-def sort_lines(path: Path) -> None:
-    header, *lines = path.read_text().splitlines(keepends=True)
-    path.write_text(header + "".join(sorted(lines, key=lambda line: line.split(",")[2])))
-
-
-DAMAGES: list[tuple[str, str, Callable[[Path], object]]] = [
-    ("features.npy", "too few rows", put(npy(np.zeros((47, 4), np.float32)))),
-    ("features.npy", "other columns", put(npy(np.zeros((48, 2), np.float32)))),
-    ("features.npy", "float64", put(npy(np.zeros((48, 4))))),
-    ("features.npy", "no axis", put(npy(np.float32(1)))),
-    ("features.npy", "10^18 numbers", put(claiming("(1000000000, 1000000000)"))),
-    ("features.npy", "a shape that is a program", put(claiming("(__import__('os').getpid(), 4)"))),
-    ("features.npy", "an unknown type", put(claiming("(4, 4)", "hello"))),
-    ("features.npy", "not finite", unfinished),
-    ("run.json", "a truth", put(b'{"images": "a", "location": "-", "seed": true, "rounds": 0}')),
-    ("clusters.csv", "another header", put(b"a,b\n1,2\n")),
-    ("clusters.csv", "a long row", put(HEADER + b"\n" + b"1," * 20 + b"\n")),
-    ("clusters.csv", "a column twice", put(HEADER + b",path\n" + b"1," * 9 + b"1\n")),
-    ("clusters.csv", "an open quote", put(HEADER + b'\n"x.png,ok,0,,0,0,0,0,\n')),
-    ("clusters.csv", "a huge cell", put(HEADER + b"\n" + b"x" * 1_000_000 + b",ok,0,,0,0,0,0,\n")),
-    ("clusters.csv", "another cluster", put(HEADER + b"\nx.png,ok,77,,0,0,0,0,\n")),
-    ("clusters.csv", "changed since it was written", sort_lines),
-]
-
-
-@pytest.mark.parametrize(("name", "damage", "change"), DAMAGES)
-def test_a_file_that_is_not_of_the_run(place, name, damage, change):
-    change(place.run / name)
-    said = place.refused(f"run/{name}")
-    assert damage in said or change not in (unfinished, sort_lines)
 
 
 ODD = ["", "-1", "nan", "1e999", "5e-324", "9" * 5000, "²", "\0", "=1+1", "\U0001d7d8", "\udcff", "x" * 100_000]
@@ -609,31 +619,33 @@ def test_odd_cells(run, ends, name):
 
 
 @pytest.mark.parametrize(
-    ("owner", "limit", "said"),
+    ("owner", "limit", "table"),
     [
-        (files, "MOST_CSV", "more than the 1,000 that are read"),
-        (files, "MOST_SMALL_CSV", "history.csv .*more than the 1,000 that are read"),
-        (plain_files, "LONGEST_LINE", r"history.csv is damaged \(a line of more than 1,000 characters\)"),
+        (files, "MOST_CSV", "clusters.csv"),
+        (files, "MOST_SMALL_CSV", "history.csv"),
+        (plain_files, "LONGEST_LINE", "history.csv"),
     ],
 )
-def test_a_table_above_the_limit(run, ends, monkeypatch, owner, limit, said):
+def test_a_table_above_the_limit(run, ends, monkeypatch, owner, limit, table):
     with (run / "history.csv").open("a") as file:
         file.write("0" * 2000)
     monkeypatch.setattr(owner, limit, 1000)
-    assert re.search(said, ends(["report", run], 5))
+    said = ends(["report", run], 5)
+    assert table in said and "1,000" in said
 
 
 def test_what_memory_cannot_hold_is_refused_before_it_is_read(run, tmp_path, photos, monkeypatch, ends):
     monkeypatch.setattr(machine, "available", lambda: 2e9)
     os.truncate(run / "model" / "model.safetensors", 300 << 30)
-    assert "model.safetensors takes 322.1 GB, and 2.0 GB are free" in ends(["predict", run, photos], 6)
+    said = ends(["predict", run, photos], 6)
+    assert "model.safetensors" in said and "322.1 GB" in said
     run = tiny_run(tmp_path / "run")
     architecture = {"name": "compact", "image_size": 8192, "sobel": False}
     change_config(run / "model", image_size=8192, store_size=8192, architecture=architecture)
     said = ends(["predict", run, photos], 6)
-    assert "a batch of 1 image of 8,192 px in this model takes 4.3 GB, and 2.0 GB are free" in said
+    assert "8,192 px" in said and "4.3 GB" in said
     model = dataclasses.replace(tiny_model(), image_size=2048, store_size=2048, batch_size=256)
-    with pytest.raises(OutOfMemoryError, match=r"a batch of 256 images of 2,048 px .* takes 274\.9 GB"):
+    with pytest.raises(OutOfMemoryError, match=r"274\.9 GB"):
         model.transform(["no such file.png"])
 
 
@@ -713,8 +725,8 @@ def test_a_link_in_place_of_the_model_is_refused(run, tmp_path, ends):
     shutil.move(run / "model", tmp_path / "elsewhere")
     (run / "model").symlink_to(tmp_path / "elsewhere")
     before = contents(tmp_path / "elsewhere")
-    assert "symbolic link" in ends(["recut", run, "-k", "2"], 5)
-    with pytest.raises(DiskError, match="symbolic link"):
+    ends(["recut", run, "-k", "2"], 5)
+    with pytest.raises(DiskError, match="model"):
         models.save(tiny_model(), run / "model")
     assert contents(tmp_path / "elsewhere") == before
 
