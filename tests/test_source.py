@@ -1,18 +1,23 @@
 """find(), preview() and true_labels(): every kind of source, names as they come, nothing opened that is no file."""
 
 import codecs
+import contextlib
 import hashlib
 import io
 import itertools
 import os
 import re
+import socket
+import stat
 import struct
 import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest.mock import Mock
 
 import numpy as np
@@ -48,19 +53,51 @@ def colour(source: Source, i: int) -> object:
     return image.getpixel((0, 0))
 
 
-def test_a_folder_is_searched_in_the_order_of_the_bytes(tmp_path: Path) -> None:
-    folder, link = tmp_path / "in", tmp_path / "link"
-    for path in ("b/2.png", "b/10.png", "a-b.png", "Z.png", "é.png", ".DS_Store", ".hidden/b.png", "b/.c.png"):
-        save(folder / path)
-    save(folder / "a/x/1.png", BLUE)
-    link.symlink_to(folder)  # of the folder itself it is followed
-    for place in (folder, link):
-        source = find(place)
-        assert source.paths == ("Z.png", "a-b.png", "a/x/1.png", "b/10.png", "b/2.png", "é.png")
-        assert source.labels == ("", "", "x", "b", "b", "")
-        assert (source.name, source.location, source.skipped) == (place.name, str(place), ())
-        assert [colour(source, 1), colour(source, 2)] == [RED, BLUE]
-    assert find(str(folder / "b")).labels is None
+def bound(file: Path) -> None:
+    with contextlib.chdir(file.parent), socket.socket(socket.AF_UNIX) as one:  # the address of a socket is short
+        one.bind(file.name)
+
+
+# A FIFO or a device that was opened would never end.
+MAKE: dict[str, Callable[[Path], object]] = {
+    "file": save,
+    "link to a file": lambda file: file.symlink_to(save(file.with_name(".target"))),
+    "link to a folder": lambda file: file.symlink_to(file.parent),
+    "link to nothing": lambda file: file.symlink_to("nowhere"),
+    "loop": lambda file: file.symlink_to(file.name),
+    "null": lambda file: file.symlink_to("/dev/null"),
+    "FIFO": os.mkfifo,
+    "socket": bound,
+    "device": lambda file: os.mknod(file, 0o600 | stat.S_IFCHR, os.makedev(1, 5)),  # for root alone
+}
+paths = st.lists(st.sampled_from(["a", "B", "10", "2", "a-b", "é", ".c", os.fsdecode(b"\xff")]), min_size=1, max_size=3)
+trees = st.dictionaries(paths.map("/".join), st.just("file") | st.sampled_from([*MAKE]), max_size=12)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(trees)
+def test_a_folder_has_the_files_that_os_walk_lists_in_the_order_of_their_bytes(tree: dict[str, str]) -> None:
+    with TemporaryDirectory() as name:
+        top, link = Path(name, "in"), Path(name, "link")
+        save(top / "a/x.png")
+        link.symlink_to("in")  # of the folder itself it is followed
+        for path, kind in tree.items():
+            with contextlib.suppress(OSError):  # a file where a folder should be
+                (top / path).parent.mkdir(parents=True, exist_ok=True)
+                MAKE[kind](top / path)
+        listed = list[Path]()
+        for parent, folders, files in os.walk(top):
+            links = [folder for folder in folders if Path(parent, folder).is_symlink()]
+            folders[:] = [folder for folder in folders if not folder.startswith(".") and folder not in links]
+            listed += [Path(parent, file).relative_to(top) for file in files + links if not file.startswith(".")]
+        listed.sort(key=os.fsencode)
+        used = [path for path in listed if stat.S_ISREG((top / path).lstat().st_mode)]
+        for folder in (top, link):
+            source = find(folder)
+            assert source.paths == tuple(map(str, used))
+            assert [path for path, _ in source.skipped] == [str(path) for path in listed if path not in used]
+            assert source.labels == tuple(path.parent.name for path in used)
+            assert (source.name, source.location) == (folder.name, str(folder))
 
 
 def test_files_are_read_no_larger_than_needed(tmp_path: Path) -> None:
