@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import is_dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from types import CodeType, FrameType, SimpleNamespace
 from typing import Any
@@ -27,7 +27,7 @@ from deepcluster.algorithm import conclude
 from deepcluster.clustering.agreement import compared, drift
 from deepcluster.clustering.kmeans import KMeans, kmeans, means
 from deepcluster.clustering.outliers import fit_outliers
-from deepcluster.clustering.whitening import Reduction, Whitening, whiten
+from deepcluster.clustering.whitening import Reduction, whiten
 from deepcluster.errors import DeepClusterWarning, DiskError, NonFiniteError, Stopped
 from deepcluster.evaluation import LinearOptions, linear
 from deepcluster.evaluation.common import Labelled, ProbeTask
@@ -42,7 +42,7 @@ from deepcluster.learning import features, training
 from deepcluster.learning.heads import CentroidHead, CrossEntropy, Head, Loss, Outputs, WithInstances, new_linear_head
 from deepcluster.nets.network import Network, build
 from deepcluster.place import Place
-from deepcluster.records import Clustering, State
+from deepcluster.records import State
 from deepcluster.report import pictures
 from deepcluster.runs import evaluate as evaluating
 from deepcluster.runs import fit as run
@@ -263,6 +263,7 @@ ROWS = normalize(
 )
 MANY = ROWS.repeat(15, 1) * torch.linspace(1, 2, 9015)[:, None]  # in several blocks
 LABELS = torch.arange(601) ** 2 % 7
+FOURS = LABELS.clamp(max=3)
 IMAGES = torch.from_numpy(pixels(60)).permute(0, 3, 1, 2)
 # Rows that cannot be clustered, and a number of clusters: NaN, numbers too small to square, more clusters than rows.
 NAN, TINY = ROWS.clone(), torch.zeros(601, 8)
@@ -287,9 +288,21 @@ def parted(x: Tensor, processes: Processes) -> tuple[Tensor, Partition]:
     return part, Partition.of(processes, len(part))
 
 
-def medoids(processes: Processes, distances: Tensor, groups: Tensor) -> list[int]:
-    part, partition = parted(distances, processes)
-    return medoids_of(torch.zeros(4, 1), part, own(groups, processes), partition).tolist()
+@dataclass(frozen=True)
+class Share:
+    """An argument of which each rank gets its part."""
+
+    rows: Tensor
+
+
+def shared(
+    processes: Processes, function: Callable[..., Any], arguments: list[Any], options: dict[str, Any] | None = None
+) -> Any:
+    """Call a function of the rows of all ranks with those of this one."""
+    _, partition = parted(next(value.rows for value in arguments if isinstance(value, Share)), processes)
+    values = [own(value.rows, processes) if isinstance(value, Share) else value for value in arguments]
+    named = {name: own(x.rows, processes) if isinstance(x, Share) else x for name, x in (options or {}).items()}
+    return function(*values, **named, partition=partition)
 
 
 def described(processes: Processes, x: Tensor, few: int) -> tuple[list[dict[str, str]], Tree, Tensor, dict[str, float]]:
@@ -318,10 +331,6 @@ def judged(processes: Processes, before: Tensor, after: Tensor) -> tuple[float, 
     return compared(own(before, processes), own(after, processes), processes)
 
 
-def alike(processes: Processes, images: Tensor) -> list[list[tuple[int, float]]]:
-    return near_duplicates(*parted(images, processes))
-
-
 def steps(processes: Processes, step: Callable[..., Any]) -> list[Any]:
     rows, partition = parted(ROWS, processes)
     rows = Reduction(6)(rows, Place(partition))
@@ -330,32 +339,10 @@ def steps(processes: Processes, step: Callable[..., Any]) -> list[Any]:
     return [vars(first), vars(drift(first.labels[:, None], rows, again, step, partition))]
 
 
-def clustered(processes: Processes, x: Tensor, k: int, start: Tensor | None, options: dict[str, object]) -> Clustering:
-    if start is not None and start.ndim == 1:
-        start = own(start, processes)
-    rows, partition = parted(x, processes)
-    return kmeans(rows, k, start=start, partition=partition, **options)
-
-
-def whitened(processes: Processes, x: Tensor, dims: int, root: bool) -> Whitening:
-    rows, partition = parted(x, processes)
-    return whiten(rows, dims, partition=partition, root=root)
-
-
-def averaged(processes: Processes, x: Tensor, labels: Tensor, k: int) -> Tensor:
-    rows, partition = parted(x, processes)
-    return means(rows, own(labels, processes), k, partition)
-
-
-def refused(processes: Processes, work: Callable[..., Any], *arguments: Any) -> str:
+def refused(processes: Processes, function: Callable[..., Any], arguments: list[Any]) -> str:
     with pytest.raises((NonFiniteError, ValueError)) as error:
-        work(processes, *arguments)
+        shared(processes, function, arguments)
     return str(error.value)
-
-
-def final(processes: Processes) -> dict[str, Any]:
-    rows, partition = parted(ROWS, processes)
-    return vars(KMeans().once(rows, 7, partition=partition))
 
 
 def learnt(processes: Processes, drawn: int, batch_size: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -442,26 +429,31 @@ def placed(processes: Processes, folder: Path) -> list[Any]:
 
 def table(folder: Path) -> dict[str, tuple[Any, ...]]:
     """Return by name: a tolerance for the results, a function and its arguments."""
-    clustering = {"splits": {}, "samples": {"empty": "sample"}, "angles": {"spherical": True}}
+    rows, many = Share(ROWS), Share(MANY)
+    clustering: dict[str, tuple[Any, ...]] = {
+        "splits": ([rows, 40],),
+        "samples": ([rows, 40], {"empty": "sample"}),
+        "angles": ([rows, 40], {"spherical": True}),
+        "from labels": ([rows, 7], {"start": Share(LABELS)}),
+        "from rows": ([rows, 40], {"start": ROWS[:40]}),
+        "many rows": ([many, 40],),
+    }
     return {
-        **{name: (1e-5, clustered, ROWS, 40, None, options) for name, options in clustering.items()},
-        "from labels": (1e-5, clustered, ROWS, 7, LABELS, {}),
-        "from rows": (1e-5, clustered, ROWS, 40, ROWS[:40], {}),
-        "many rows": (1e-5, clustered, MANY, 40, None, {}),
-        "whitening": (1e-5, whitened, ROWS, 5, False),
-        "whitening of many": (1e-5, whitened, MANY, 5, False),
-        "whitening of few": (1e-5, whitened, ROWS[:7], 5, True),
-        "whitening of two": (1e-5, whitened, ROWS[:2], 5, False),
+        **{name: (1e-5, shared, kmeans, *arguments) for name, arguments in clustering.items()},
+        "whitening": (1e-5, shared, whiten, [rows, 5]),
+        "whitening of many": (1e-5, shared, whiten, [many, 5]),
+        "whitening of few": (1e-5, shared, whiten, [Share(ROWS[:7]), 5], {"root": True}),
+        "whitening of two": (1e-5, shared, whiten, [Share(ROWS[:2]), 5]),
         "k-means": (1e-5, steps, KMeans()),
-        "the last clustering": (1e-5, final),
-        **{f"refused {i}": (0, refused, clustered, rows, k, None, {}) for i, (rows, k) in enumerate(REFUSED)},
-        **{f"not whitened {i}": (0, refused, whitened, rows, 5, False) for i, (rows, _) in enumerate(REFUSED[:3])},
-        "means": (1e-5, averaged, ROWS, LABELS, 7),
+        "the last clustering": (1e-5, shared, KMeans().once, [rows, 7]),
+        **{f"refused {i}": (0, refused, kmeans, [Share(rows), k]) for i, (rows, k) in enumerate(REFUSED)},
+        **{f"not whitened {i}": (0, refused, whiten, [Share(rows), 5]) for i, (rows, _) in enumerate(REFUSED[:3])},
+        "means": (1e-5, shared, means, [rows, Share(LABELS), 7]),
         "outliers": (0, strange),
         "agreement": (1e-5, judged, LABELS, LABELS.roll(1)),
-        "medoids": (0, medoids, ROWS[:, :1].round(decimals=1), LABELS.clamp(max=3)),
+        "medoids": (0, shared, medoids_of, [torch.zeros(4, 1), Share(ROWS[:, :1].round(decimals=1)), Share(FOURS)]),
         "groups and tables": (1e-5, described, ROWS, 400),
-        "near-duplicates": (1e-5, alike, torch.cat([IMAGES, IMAGES, IMAGES[:1].expand(43, -1, -1, -1)])),
+        "near-duplicates": (1e-5, shared, near_duplicates, [Share(torch.cat([IMAGES] * 2 + [IMAGES[:1]] * 43))]),
         # In one batch, in two, and one image at a time, which only the first rank gets; of eleven some get one fewer.
         **{f"learning {size}": (1e-5, learnt, 12, size, {}) for size in (12, 7, 1)},
         "learning of eleven": (1e-5, learnt, 11, 5, {}),
