@@ -25,7 +25,7 @@ def test_results_are_those_of_the_commit_before(tmp_path):
     subprocess.run(["tar", "x", "-C", before], input=archive, check=True)
     digests = tmp_path / "digests.json"
     for tree, option in ((before, "--write"), (ROOT, "--compare")):
-        tool = [sys.executable, tree / "tests/tools/frozen.py", option, digests]
+        tool = [sys.executable, tree / "benchmarks/frozen.py", option, digests]
         environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
         result = subprocess.run(tool, cwd=tree, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stdout + result.stderr
