@@ -40,7 +40,7 @@ from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.outliers import Outliers, fit_outliers, limit_of
 from deepcluster.clustering.whitening import whiten
 from deepcluster.groups.choose_k import candidates, stability
-from deepcluster.groups.cut import as_groups, cut, placement_of
+from deepcluster.groups.cut import as_groups, cut, nearest_groups, placement_of
 from deepcluster.groups.drift import STRANGE_MEDIAN
 from deepcluster.nets.names import PUBLISHED
 from deepcluster.nets.timm import nouns
@@ -245,7 +245,7 @@ def stable(cache: Path, arguments: argparse.Namespace) -> None:
                 k = max(2, round(factor * len(labels.unique())))
                 if (value := stability(reduced, k)) is not None:
                     groups = cut(reduced, k)
-                    clusters = placement_of(reduced, groups, groups.centroids[:1]).cluster
+                    clusters = nearest_groups(reduced, groups)
                     about = {"set": name, "images": len(rows), "factor": factor, "stability": value}
                     results.append({**about, "ari": ari(labels, clusters), "nmi": nmi(labels, clusters)})
     for title, factors in (("all", (0.5, 1, 2)), ("right number", (1,))):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deepcluster.clustering.agreement import ari
 from deepcluster.clustering.kmeans import first_occurrences
-from deepcluster.groups.cut import DIMENSIONS, ROWS_EACH, Cut, cut, placement_of
+from deepcluster.groups.cut import DIMENSIONS, ROWS_EACH, Cut, cut, nearest_groups
 from deepcluster.groups.graph import embedding, modularity, neighbour_ties
 from deepcluster.records import Candidate
 from deepcluster.seeding import derive, generator
@@ -106,7 +106,7 @@ def stability(reduced: Tensor, k: int, *, seed: int = 0, cut_rows: CutRows = cut
     for i in range(CUTS):
         part = torch.randperm(len(rows), generator=generator(seed, "part", i))[: round(SHARE * len(rows))]
         groups = cut_rows(rows[part], k, derive(seed, "cut", i))
-        labelings.append(placement_of(rows, groups, groups.centroids[:1]).cluster)
+        labelings.append(nearest_groups(rows, groups))
     return mean(ari(one, other) for one, other in combinations(labelings, 2))
 
 

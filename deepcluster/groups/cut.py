@@ -103,7 +103,7 @@ def _inside(rows: Tensor, share: float, seed: int) -> Tensor:
 
 def _numbered(groups: Cut, reduced: Tensor) -> Cut:
     """Number the groups by the rows that are placed in them."""
-    sizes = torch.bincount(groups.groups[assigner(groups.centroids)(reduced)], minlength=groups.count)
+    sizes = torch.bincount(nearest_groups(reduced, groups), minlength=groups.count)
     order = torch.argsort(sizes, descending=True, stable=True)
     return Cut(groups.centroids, torch.argsort(order)[groups.groups])
 
@@ -113,6 +113,11 @@ def as_groups(clustering: Clustering) -> Cut:
     order = torch.argsort(clustering.sizes, descending=True, stable=True)
     order = order[clustering.sizes[order] > 0]
     return Cut(clustering.centroids[order], torch.arange(len(order)))
+
+
+def nearest_groups(reduced: Tensor, groups: Cut) -> Tensor:
+    """Return the group (int64, N) of the centroid nearest to each of N x d features, by a product: for statistics."""
+    return groups.groups[assigner(groups.centroids)(reduced)]
 
 
 def placement_of(reduced: Tensor, groups: Cut, fine_centroids: Tensor) -> Placement:
