@@ -107,7 +107,7 @@ class Model:
                 raise DataError(f"{len(store.skipped)} of the images cannot be used; {one_line(path)}: {reason}")
             images = store.images
         place = Place.of(self.network, images, size=self.image_size, batch_size=self.batch_size, progress=progress)
-        return self.measure_features(extract(self.network, images, place, compute=self._features).cpu())
+        return self.measure_features(extract(self.network, images, place, forward=self._features).cpu())
 
     @property
     def of_features(self) -> bool:

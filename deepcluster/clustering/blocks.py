@@ -122,13 +122,13 @@ def shared_out(x: Tensor) -> Iterator[Rows]:
         yield Rows(x, pool, workers)
 
 
-def mapped(x: Tensor, compute: Callable[[Tensor], Tensor], *shape: int, device: torch.device | None = None) -> Tensor:
-    """Return ``compute`` of the rows of x, block by block (float32, N x ``shape``), on ``device`` (None: that of x)."""
+def mapped(x: Tensor, function: Callable[[Tensor], Tensor], *shape: int, device: torch.device | None = None) -> Tensor:
+    """Return ``function`` of the rows of x, block by block (float32, N x ``shape``), on ``device`` (None: that of x)."""
     device = device or x.device
     results = torch.empty(len(x), *shape, device=device)
 
     def work(begin: int, rows: Tensor) -> None:
-        results[begin : begin + len(rows)] = compute(rows.to(device))
+        results[begin : begin + len(rows)] = function(rows.to(device))
 
     with shared_out(x) as walk:
         for _ in walk.blocks(work):

@@ -19,7 +19,7 @@ def extract(
     place: Place | None = None,
     *,
     embedded: bool = False,
-    compute: Callable[[Tensor], Tensor] | None = None,
+    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Compute f_i = Phi(x_i; theta) for all images, in evaluation mode.
 
@@ -30,7 +30,7 @@ def extract(
         images: uint8, N x 3 x S x S.
         place: Device, size, batch size and type of the pass. None: one process has all, and sees images of S px.
         embedded: Return the network's projection of the features, if it has one: the rounds cluster these.
-        compute: ``features_pass`` of the network, if it is made already.
+        forward: ``features_pass`` of the network, if it is made already.
 
     Returns:
         N x D, in the type of the network's last operation (to store bfloat16 as float32 would only take memory), and on
@@ -51,7 +51,7 @@ def extract(
         return begin, begin + len(batch), views.contiguous(memory_format=torch.channels_last)
 
     network.eval()
-    compute = compute or features_pass(network, dtype)
+    forward = forward or features_pass(network, dtype)
     try:
         with (
             torch.no_grad(),
@@ -59,7 +59,7 @@ def extract(
             exact_float32() if exact else nullcontext(),
         ):
             for begin, end, views in made_ahead(prepare, range(0, len(images), batch_size), device):
-                outputs = compute(views)
+                outputs = forward(views)
                 outputs = (network.embed(outputs) if embedded else outputs)[: end - begin]
                 if begin == 0:
                     features = torch.empty(len(images), outputs.shape[1], dtype=outputs.dtype, device=where)
