@@ -16,9 +16,9 @@ import torch
 from common import labelled
 from torch import Tensor
 
+from deepcluster.compute import Compute
 from deepcluster.learning.features import extract
 from deepcluster.nets.network import Network, build
-from deepcluster.place import Place
 from deepcluster.presets import Facts, resolve
 from deepcluster.runs.build import learning_rate, network_of, rounds_of
 
@@ -43,7 +43,7 @@ def load(file: Path) -> Cached:
 
 
 def features(network: Network, images: Tensor, side: int) -> Tensor:
-    return extract(network, images, Place.of(network, images, size=side, batch_size=64)).float()
+    return extract(network, images, Compute.of(network, images, size=side, batch_size=64)).float()
 
 
 def adapted(images: Tensor, side: int, weights: str, rounds: int, classes: int, seed: int) -> Iterator[Tensor]:

@@ -215,11 +215,11 @@ def features_of(images: str) -> Matrix:
     """Return N x 512 features of an untrained ResNet-18 whose batch normalisation has seen 2,500 images."""
     import torch
 
+    from deepcluster.compute import Compute
     from deepcluster.images import find
     from deepcluster.images.store import read_once
     from deepcluster.learning.features import extract
     from deepcluster.nets.network import build
-    from deepcluster.place import Place
 
     store = read_once(find(images), 64)
     network = build("timm:resnet18", image_size=64, seed=0).to(memory_format=torch.channels_last)
@@ -227,8 +227,8 @@ def features_of(images: str) -> Matrix:
     with torch.no_grad():
         for part in store.images[torch.randperm(len(store.images))[:2500]].split(250):
             network.features(part.float() / 255)
-    place = Place.of(network, store.images, batch_size=250, dtype=torch.bfloat16)
-    return np.asarray(extract(network, store.images, place).float().numpy())
+    compute = Compute.of(network, store.images, batch_size=250, dtype=torch.bfloat16)
+    return np.asarray(extract(network, store.images, compute).float().numpy())
 
 
 def compare(functions: dict[str, Any], repeats: int, folder: str, **task: Any) -> dict[str, Any]:

@@ -92,9 +92,9 @@ def features(images: str, backbone: str, weights: str) -> tuple[npt.NDArray[np.f
     import torch
     from torch.nn import functional as F
 
+    from deepcluster.compute import Compute
     from deepcluster.images import find
     from deepcluster.learning.features import extract
-    from deepcluster.place import Place
     from deepcluster.presets import resolve
     from deepcluster.runs.build import network_of
     from deepcluster.runs.plan import Request, facts_of
@@ -105,7 +105,7 @@ def features(images: str, backbone: str, weights: str) -> tuple[npt.NDArray[np.f
     recipe = resolve("auto", options, facts).recipe
     network = network_of(recipe, 0, torch.device("cpu"))
     stored, labels, _ = labelled(images, recipe.store_size)
-    rows = F.normalize(extract(network, stored, Place.of(network, stored, size=recipe.image_size)), dim=1)
+    rows = F.normalize(extract(network, stored, Compute.of(network, stored, size=recipe.image_size)), dim=1)
     return rows.numpy(), labels
 
 

@@ -51,11 +51,11 @@ def settings(of: dict[str, Any], *, keep: bool) -> tuple[list[Path], Any, torch.
 def ours(warming: bool, **of: Any) -> dict[str, Any]:
     if not STATE:
         from deepcluster.algorithm import alternate
+        from deepcluster.compute import Compute, Stopwatch
         from deepcluster.images import find
         from deepcluster.images.store import read_once
         from deepcluster.images.views import Augmentation
         from deepcluster.learning import Learning
-        from deepcluster.place import Place, Stopwatch
 
         paths, network, dtype = settings(of, keep=True)
         store = read_once(find(paths), of["store_size"])
@@ -64,7 +64,7 @@ def ours(warming: bool, **of: Any) -> dict[str, Any]:
         STATE["rounds"] = alternate(
             network, store.images, clusters=of["clusters"], rounds=1000, patience=1000,
             learning=Learning(batch_size=BATCH, views=views, reuse_features=of.get("features") == "memory"),
-            place=Place.of(
+            compute=Compute.of(
                 network, store.images, size=of["size"], batch_size=BATCH, dtype=dtype, progress=STATE["watch"]
             ),
         )  # fmt: skip
@@ -252,10 +252,10 @@ def exported(network: Any, images: Tensor, size: int, threads: int) -> Any:
 
 def measured(name: str, size: int, count: int, repeats: int, threads: int) -> dict[str, float]:
     """Return images a second for each way."""
+    from deepcluster.compute import Compute
     from deepcluster.learning.features import extract
     from deepcluster.nets.network import build
     from deepcluster.nets.timm import channels_last
-    from deepcluster.place import Place
 
     side = size * 8 // 7
     images = torch.randint(0, 256, (count, 3, side, side), generator=torch.Generator().manual_seed(0)).byte()
@@ -267,7 +267,7 @@ def measured(name: str, size: int, count: int, repeats: int, threads: int) -> di
         return torch.cat([torch.from_numpy(part) for part in parts])
 
     ways: dict[str, Callable[[], Tensor]] = {
-        "ours": lambda: extract(network, images, Place.of(network, images, size=size, batch_size=PASS_BATCH)),
+        "ours": lambda: extract(network, images, Compute.of(network, images, size=size, batch_size=PASS_BATCH)),
         "torch": lambda: plain(network, images, size),
         **{f"onnxruntime {batch}": partial(by_onnxruntime, batch) for batch in (64, 8, 4)},
     }

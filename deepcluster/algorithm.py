@@ -18,11 +18,11 @@ from deepcluster.clustering import ClusteringStep, KMeans, Reduction, Whitening
 from deepcluster.clustering.agreement import drift
 from deepcluster.clustering.kmeans import labels_of
 from deepcluster.clustering.outliers import Outliers, fit_outliers
+from deepcluster.compute import CLUSTERING, Compute
 from deepcluster.images.arrays import as_images
 from deepcluster.learning.features import extract
 from deepcluster.learning.training import Learning, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import as_network
-from deepcluster.place import CLUSTERING, Place
 from deepcluster.records import Clustering, Round, State
 from deepcluster.seeding import derive, generator
 
@@ -43,7 +43,7 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
     tolerance: float = 0.0,
     patience: int = 3,
     state: State = BEGINNING,
-    place: Place | None = None,
+    compute: Compute | None = None,
 ) -> Iterator[Round]:
     """Yield a Round after every clustering and the training on it; ``network``, from images to features, is trained.
 
@@ -54,35 +54,35 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
         clusters: Number of pseudo-labels, or several, for clusterings that are learnt together.
         tolerance, patience: Stop after ``patience`` rounds in a row with 1 - NMI(previous round) <= ``tolerance``.
         state: The ``state`` of a round to continue from, with the network as it was then; the result is the same.
-        place: Device, processes and the size of the images. None: one process has all, and the network sees S px.
+        compute: Device, processes and the size of the images. None: one process has all, and the network sees S px.
     """
     numbers, images = (clusters,) if isinstance(clusters, int) else tuple(clusters), as_images(images)
-    network = as_network(network, place.size if place else images.shape[-1])
-    place = place or Place.of(network, images, batch_size=learning.batch_size)
+    network = as_network(network, compute.size if compute else images.shape[-1])
+    compute = compute or Compute.of(network, images, batch_size=learning.batch_size)
     optimizer = body_optimizer(network, learning, state.optimizer)
     while state.round < rounds and state.settled < patience:
         index = state.round
 
         # Step 2, features.
-        features = extract(network, images, place, embedded=True) if state.features is None else state.features
-        features = features.to(place.device_for(features.shape[1]))
+        features = extract(network, images, compute, embedded=True) if state.features is None else state.features
+        features = features.to(compute.device_for(features.shape[1]))
 
         # Step 3, reduction, and step 4, clustering: the cluster numbers are the pseudo-labels.
-        place.progress(CLUSTERING, 0, 0)
-        reduced = reduction(features, place)
-        clusterings = clustering(reduced, numbers, state.previous, seed=seed, round=index, partition=place.partition)
-        labels = labels_of(clusterings, numbers, place.partition.total)
+        compute.progress(CLUSTERING, 0, 0)
+        reduced = reduction(features, compute)
+        clusterings = clustering(reduced, numbers, state.previous, seed=seed, round=index, partition=compute.partition)
+        labels = labels_of(clusterings, numbers, compute.partition.total)
 
         # Step 6 looks back: how far do they repeat the previous ones? (The loss may weigh them by it.)
-        change = drift(state.previous, reduced, clusterings, clustering, place.partition)
+        change = drift(state.previous, reduced, clusterings, clustering, compute.partition)
         weight = learning.loss.cluster_weight(change, seed, index)
 
         # Step 5, learning, with a new classifier on top.
-        learning.head(network, features, clusterings, place.partition, generator(seed, "head", index))
+        learning.head(network, features, clusterings, compute.partition, generator(seed, "head", index))
         reduced, state = reduced.cpu(), replace(state, features=features if learning.reuse_features else None)
         del features  # training needs the room
         loss = train_on_pseudo_labels(
-            network, images, labels, optimizer, learning, place, clusters=[len(one.centroids) for one in clusterings],
+            network, images, labels, optimizer, learning, compute, clusters=[len(one.centroids) for one in clusterings],
             cluster_weight=weight, seed=seed, round=index, memory=state.features,
         )  # fmt: skip
 
@@ -121,26 +121,25 @@ def conclude(
     seed: int = 0,
     reduction: Reduction = PAPER_REDUCTION,
     clustering: KMeans = PAPER_KMEANS,
-    place: Place | None = None,
+    compute: Compute | None = None,
 ) -> Result:
     """Cluster the features of the network as it is now, in float32, so that a new image can be placed exactly."""
     images = as_images(images)
-    network = as_network(network, place.size if place else images.shape[-1])
-    place = replace(place or Place.of(network, images), dtype=torch.float32)
-    return result_of(
-        extract(network, images, place), clusters, seed=seed, reduction=reduction, clustering=clustering, place=place
-    )
+    network = as_network(network, compute.size if compute else images.shape[-1])
+    compute = replace(compute or Compute.of(network, images), dtype=torch.float32)
+    features = extract(network, images, compute)
+    return result_of(features, clusters, seed=seed, reduction=reduction, clustering=clustering, compute=compute)
 
 
 def result_of(
-    features: Tensor, clusters: int, *, seed: int, reduction: Reduction, clustering: KMeans, place: Place
+    features: Tensor, clusters: int, *, seed: int, reduction: Reduction, clustering: KMeans, compute: Compute
 ) -> Result:
     """Reduce the final features (n x D, this rank's) and cluster them: every label is the nearest of all centroids."""
-    mapping = reduction.fit(features, place)
+    mapping = reduction.fit(features, compute)
     # On the CPU, because a model reduces new images there too: so the same image has the same bits.
     reduced = mapping(features.cpu())
-    rows = reduced.to(reduction.device(features, place))
+    rows = reduced.to(reduction.device(features, compute))
     nearest = replace(clustering, spherical=False)
-    final = nearest.once(rows, clusters, seed=derive(seed, "k-means final"), partition=place.partition)
-    outliers = fit_outliers(features, place.partition, root=reduction.root)
+    final = nearest.once(rows, clusters, seed=derive(seed, "k-means final"), partition=compute.partition)
+    outliers = fit_outliers(features, compute.partition, root=reduction.root)
     return Result(mapping, reduced, outliers, outliers.residuals(features), final)

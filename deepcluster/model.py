@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
+from deepcluster.compute import Compute, Progress, ignore_progress
 from deepcluster.errors import DataError, NonFiniteError, UsageError
 from deepcluster.errors import count as plural
 from deepcluster.groups.cut import Cut, Placement, placement_of
@@ -22,7 +23,6 @@ from deepcluster.nets.fast_pass import features_pass
 from deepcluster.nets.names import FEATURES
 from deepcluster.nets.network import Absent, Network
 from deepcluster.nets.weights import working_memory
-from deepcluster.place import Place, Progress, ignore_progress
 from deepcluster.runtime.machine import check_fits
 
 LARGE_SIDE = 1024  # px; of larger images, one batch must fit into memory before any is read
@@ -106,8 +106,8 @@ class Model:
                 path, reason = store.skipped[0]
                 raise DataError(f"{len(store.skipped)} of the images cannot be used; {one_line(path)}: {reason}")
             images = store.images
-        place = Place.of(self.network, images, size=self.image_size, batch_size=self.batch_size, progress=progress)
-        return self.measure_features(extract(self.network, images, place, forward=self._features).cpu())
+        compute = Compute.of(self.network, images, size=self.image_size, batch_size=self.batch_size, progress=progress)
+        return self.measure_features(extract(self.network, images, compute, forward=self._features).cpu())
 
     @property
     def of_features(self) -> bool:

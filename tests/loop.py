@@ -10,9 +10,9 @@ from torch.optim import Optimizer
 from deepcluster.algorithm import alternate
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Reduction
+from deepcluster.compute import Compute
 from deepcluster.learning.training import Learning, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import Network
-from deepcluster.place import Place
 from deepcluster.records import Round
 
 PLACE = ("size", "dtype", "progress", "processes")
@@ -20,27 +20,27 @@ PLACE = ("size", "dtype", "progress", "processes")
 
 def loop(network: Network, images: Tensor, **options: Any) -> Iterator[Round]:
     """``alternate`` with the fields of its settings among its options."""
-    place = _place(network, images, options)
+    compute = _compute(network, images, options)
     values = {"reduction": _taken(Reduction, options), "clustering": _taken(KMeans, options)}
     values["learning"] = _taken(Learning, options)
-    return alternate(network, images, **{**values, **options}, place=place)
+    return alternate(network, images, **{**values, **options}, compute=compute)
 
 
 def learn(
     network: Network, images: Tensor, labels: Tensor, optimizer: Optimizer | None = None, **options: Any
 ) -> float:
     """``train_on_pseudo_labels`` with the fields of Learning among its options."""
-    place, learning = _place(network, images, options), _taken(Learning, options)
+    compute, learning = _compute(network, images, options), _taken(Learning, options)
     labels = labels.reshape(len(labels), -1)
     head = network.head
     options.setdefault("clusters", [len(head.weight if hasattr(head, "weight") else head.directions)])
     optimizer = optimizer or body_optimizer(network, learning)
-    return train_on_pseudo_labels(network, images, labels, optimizer, learning, place, **options)
+    return train_on_pseudo_labels(network, images, labels, optimizer, learning, compute, **options)
 
 
-def _place(network: Network, images: Tensor, options: dict[str, Any]) -> Place:
+def _compute(network: Network, images: Tensor, options: dict[str, Any]) -> Compute:
     chosen = {name: options.pop(name) for name in PLACE if name in options}
-    return Place.of(network, images, batch_size=options.get("batch_size", 256), **chosen)
+    return Compute.of(network, images, batch_size=options.get("batch_size", 256), **chosen)
 
 
 def _taken(kind: type, options: dict[str, Any]) -> Any:

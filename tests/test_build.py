@@ -20,7 +20,7 @@ WIDTH = 100  # of the features
 # (a path into `steps`) for it. If the value needs others beside it, these come third.
 OPTIONS: dict[str, tuple[Any, ...]] = {
     "backbone": ("compact", {"network.name": "compact"}),
-    "image_size": (64, {"place.size": 64, "network.image_size": 64}),
+    "image_size": (64, {"compute.size": 64, "network.image_size": 64}),
     "second_size": (96, {"network.second_size": 96}),
     "margin": (1.5, {"recipe.store_size": 336}),
     "pseudo_labels": (7, {"clusters": [7]}),
@@ -37,7 +37,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "lr": (0.5, {"schedule.end": 0.5}),
     "schedule": ("cosine", {"schedule.end": 0.0}),
     "warmup": (100.0, {"schedule.start": 0.0}),
-    "precision": ("bf16", {"place.dtype": torch.bfloat16}),
+    "precision": ("bf16", {"compute.dtype": torch.bfloat16}),
     "views": (2, {"large": 2}),
     "view_size": (48, {"view.size": 48}),
     "crop_min": (0.2, {"view.crop": (0.2, 1.0)}),
@@ -49,7 +49,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
 }
 ELSEWHERE = {"average", "grouping", "guess"}  # the result: test_averaging, test_classic, test_groups
 # Every other option reaches whatever has a field of its name.
-OWNERS = ("network", "learning", "place", "reduction", "final_reduction", "clustering", "final_clustering", "view")
+OWNERS = ("network", "learning", "compute", "reduction", "final_reduction", "clustering", "final_clustering", "view")
 
 
 def steps(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:

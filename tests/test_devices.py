@@ -9,17 +9,17 @@ from typing import ClassVar
 import pytest
 import torch
 
-from deepcluster import place as place_module
+from deepcluster import compute as compute_module
 from deepcluster.algorithm import conclude
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.clustering.agreement import nmi
 from deepcluster.clustering.whitening import Reduction
+from deepcluster.compute import Compute
 from deepcluster.images.views import Augmentation, each_once, random_views
 from deepcluster.learning.features import extract
 from deepcluster.learning.heads import CentroidHead, WithInstances
 from deepcluster.learning.training import Learning, body_optimizer
 from deepcluster.nets.network import build
-from deepcluster.place import Place
 from deepcluster.runtime.devices import exact_float32, holds_rows, made_ahead, working_on
 from deepcluster.seeding import generator, lent_global
 from tests.drawings import drawings
@@ -90,20 +90,22 @@ RECIPES = {
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("room", [True, False])
 def test_a_run_on_another_device(name, room, monkeypatch):
-    monkeypatch.setattr(place_module, "holds_rows", lambda *_: room)
+    monkeypatch.setattr(compute_module, "holds_rows", lambda *_: room)
     images, _ = drawings(10)
     places = []
     with second_device():
         net = build("compact", image_size=24, projection=(16, 8) if name == "v2" else None)
         net.to(ELSEWHERE)
-        where = Place.of(net, images).device_for(16)
+        where = Compute.of(net, images).device_for(16)
         assert where.type == ("meta" if room else "cpu")
         options = {"rounds": 2, "batch_size": 10, **RECIPES[name]}
         for round in loop(net, images, **options):
             places += [round.reduced, round.clustering.labels, round.clustering.centroids]
             assert round.state.features is None or round.state.features.device == where
             assert (round.state.features is not None) is (name == "v2")
-        result = conclude(net, images, clusters=5, reduction=Reduction(8), place=Place.of(net, images, batch_size=10))
+        result = conclude(
+            net, images, clusters=5, reduction=Reduction(8), compute=Compute.of(net, images, batch_size=10)
+        )
         places += [result.reduced, result.reduction.projection, result.clustering.labels, result.clustering.centroids]
     assert {each.device.type for each in places} == {"cpu"}  # what the run writes
 
@@ -143,11 +145,11 @@ def test_no_batch_of_features_waits_for_the_device_they_stay_on(monkeypatch):
     with second_device() as found:
         net = build("compact", image_size=24).to(ELSEWHERE)
         found.clear()
-        place = Place.of(net, images, batch_size=4)
-        extract(net, images, place)
+        compute = Compute.of(net, images, batch_size=4)
+        extract(net, images, compute)
         assert not found.total()
-        monkeypatch.setattr(place_module, "holds_rows", lambda *_: False)
-        extract(net, images, place)
+        monkeypatch.setattr(compute_module, "holds_rows", lambda *_: False)
+        extract(net, images, compute)
         assert found.total() == 6
 
 
@@ -187,7 +189,7 @@ def test_features_in_float32_are_computed_in_float32():
     seen = []
     net.body.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.conv.fp32_precision))
     extract(net, images)
-    extract(net, images, Place.of(net, images, dtype=torch.bfloat16))
+    extract(net, images, Compute.of(net, images, dtype=torch.bfloat16))
     assert seen == ["ieee", "tf32"]
 
 

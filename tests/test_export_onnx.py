@@ -9,6 +9,7 @@ from torch.nn import functional as F
 import deepcluster
 from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import whiten
+from deepcluster.compute import Compute
 from deepcluster.errors import DiskError, ModelError, UsageError
 from deepcluster.export import onnx
 from deepcluster.export.onnx import MAX_DIFFERENCE, Placing, difference
@@ -18,7 +19,6 @@ from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
 from deepcluster.model import Model
 from deepcluster.nets.network import build
-from deepcluster.place import Place
 from deepcluster.storage import model_files as models
 from tests.tiny import tiny_model
 
@@ -26,7 +26,7 @@ from tests.tiny import tiny_model
 def model_on(images, name, image_size, root=False, **options):
     """A model whose features, whitening and centroids come from these images; group 1 has none (it was merged)."""
     network = build(name, image_size=image_size, seed=0, **options).eval()
-    features = extract(network, images, Place.of(network, images, size=image_size, batch_size=16))
+    features = extract(network, images, Compute.of(network, images, size=image_size, batch_size=16))
     reduction = whiten(features, 16, root=root)
     reduced = reduction(features)
     # The first image lies on a centroid, others near one: small distances are those that suffer from rounding.

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deepcluster.compute import Compute
 from deepcluster.learning.features import extract
 from deepcluster.nets import fast_pass
 from deepcluster.nets.fast_pass import features_pass
 from deepcluster.nets.network import Network, build
 from deepcluster.nets.timm import channels_last
-from deepcluster.place import Place
 from deepcluster.seeding import generator, lent_global
 from tests.test_nets import as_trained, check, same, snapshot
 
@@ -83,10 +83,10 @@ def test_an_image_has_the_same_features_whatever_comes_with_it(monkeypatch):
     monkeypatch.setattr(fast_pass, "IN_CACHE", 500_000)
     network = network_of(LITE, 64)
     images = (pictures(9, 64) * 255).byte().contiguous()
-    place = Place.of(network, images, batch_size=8)
-    features = extract(network, images, place)
+    compute = Compute.of(network, images, batch_size=8)
+    features = extract(network, images, compute)
     for some in ([8, 2], [3], [*range(8, -1, -1)]):
-        assert torch.equal(extract(network, images[some], place), features[some])
+        assert torch.equal(extract(network, images[some], compute), features[some])
 
 
 def test_a_model_computes_as_its_fit_did(tmp_path):

@@ -11,7 +11,7 @@ LEVELS = (
     {"log"},
     {"errors", "seeding", "records"},
     {"runtime"},
-    {"place"},
+    {"compute"},
     {"clustering", "images", "nets"},
     {"groups", "learning"},
     {"algorithm", "recipe", "model"},

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
+from deepcluster.compute import Compute
 from deepcluster.errors import NonFiniteError
 from deepcluster.images.views import Augmentation, each_once, fixed_view, official_draws, uniform_over_clusters
 from deepcluster.learning import training
@@ -17,7 +18,6 @@ from deepcluster.learning.features import extract
 from deepcluster.learning.heads import WithInstances, instance_loss
 from deepcluster.learning.training import network_precision
 from deepcluster.nets.network import Network, build
-from deepcluster.place import Place
 from deepcluster.seeding import generator
 from tests.drawings import drawings
 from tests.loop import learn
@@ -43,9 +43,9 @@ def train(net, images, labels, **options):
 
 def test_features_are_the_network_in_evaluation_mode_whatever_the_batch():
     net = network()
-    before, place = copy.deepcopy(net.state_dict()), Place.of(net, IMAGES, batch_size=8)
-    features = extract(net, IMAGES, place)
-    assert torch.equal(features, torch.cat([extract(net, image[None], place) for image in IMAGES]))
+    before, compute = copy.deepcopy(net.state_dict()), Compute.of(net, IMAGES, batch_size=8)
+    features = extract(net, IMAGES, compute)
+    assert torch.equal(features, torch.cat([extract(net, image[None], compute) for image in IMAGES]))
     assert net.training and all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     net.eval()
     with torch.no_grad():
@@ -55,7 +55,7 @@ def test_features_are_the_network_in_evaluation_mode_whatever_the_batch():
 def test_progress_counts_all_images():
     net, seen = with_head(), []
     options = {"batch_size": 5, "progress": lambda *told: seen.append(told)}
-    extract(net, IMAGES, Place.of(net, IMAGES, **options))
+    extract(net, IMAGES, Compute.of(net, IMAGES, **options))
     train(net, IMAGES, LABELS, **options)
     assert seen[:3] == [("features", done, 12) for done in (5, 10, 12)]
     assert seen[3:] == [("training", done, 24) for done in (0, 4, 8, 12, 16, 20, 24)]
@@ -117,7 +117,7 @@ def test_memory_keeps_the_last_of_an_image_that_a_batch_has_twice(draw):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_network_computes_in_the_precision_of_its_place(dtype):
     net, seen = with_head(), set()
-    features = extract(net, IMAGES, Place.of(net, IMAGES, dtype=dtype))
+    features = extract(net, IMAGES, Compute.of(net, IMAGES, dtype=dtype))
     assert features.dtype == dtype and torch.allclose(features.float(), extract(net, IMAGES), atol=0.05, rtol=0.05)
     net.body.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
     train(net, IMAGES, LABELS, dtype=dtype)

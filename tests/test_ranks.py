@@ -28,6 +28,7 @@ from deepcluster.clustering.agreement import compared, drift
 from deepcluster.clustering.kmeans import KMeans, kmeans, means
 from deepcluster.clustering.outliers import fit_outliers
 from deepcluster.clustering.whitening import Reduction, whiten
+from deepcluster.compute import Compute
 from deepcluster.errors import DeepClusterWarning, DiskError, NonFiniteError, Stopped
 from deepcluster.evaluation import LinearOptions, linear
 from deepcluster.evaluation.common import Labelled, ProbeTask
@@ -41,7 +42,6 @@ from deepcluster.images.views import Augmentation
 from deepcluster.learning import features, training
 from deepcluster.learning.heads import CentroidHead, CrossEntropy, Head, Loss, Outputs, WithInstances, new_linear_head
 from deepcluster.nets.network import Network, build
-from deepcluster.place import Place
 from deepcluster.records import State
 from deepcluster.report import pictures
 from deepcluster.runs import evaluate as evaluating
@@ -333,7 +333,7 @@ def judged(processes: Processes, before: Tensor, after: Tensor) -> tuple[float, 
 
 def steps(processes: Processes, step: Callable[..., Any]) -> list[Any]:
     rows, partition = parted(ROWS, processes)
-    rows = Reduction(6)(rows, Place(partition))
+    rows = Reduction(6)(rows, Compute(partition))
     (first,) = step(rows, [7], None, seed=0, round=0, partition=partition)
     again = step(rows, [7], first.labels[:, None], seed=0, round=1, partition=partition)
     return [vars(first), vars(drift(first.labels[:, None], rows, again, step, partition))]
@@ -583,7 +583,7 @@ def trained(processes: Processes, count: int, bad: frozenset[int], batch: int, m
         rounds = list(loop(network, store.images, **options, processes=processes))
     result = conclude(
         network, store.images, clusters=k, reduction=Reduction(4),
-        place=Place.of(network, store.images, processes=processes),
+        compute=Compute.of(network, store.images, processes=processes),
     )  # fmt: skip
     return {
         "kept": store.kept, "skipped": store.skipped, "seen": seen[: len(store.images)],

@@ -123,7 +123,7 @@ def shared_out(x: Tensor) -> Iterator[Rows]:
 
 
 def mapped(x: Tensor, function: Callable[[Tensor], Tensor], *shape: int, device: torch.device | None = None) -> Tensor:
-    """Return ``function`` of the rows of x, block by block (float32, N x ``shape``), on ``device`` (None: that of x)."""
+    """Return ``function`` of the rows of x, block by block (float32, N x ``shape``), on ``device`` (None: x's)."""
     device = device or x.device
     results = torch.empty(len(x), *shape, device=device)
 

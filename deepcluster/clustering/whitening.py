@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepcluster.clustering.blocks import Rows, check_not_tiny, in_whole_blocks, mapped, matrix, product, shared_out
-from deepcluster.place import Place
+from deepcluster.compute import Compute
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE
 
@@ -201,19 +201,19 @@ class Reduction:
     whitening: float = 1.0
     root: bool = False
 
-    def __call__(self, features: Tensor, place: Place) -> Tensor:
+    def __call__(self, features: Tensor, compute: Compute) -> Tensor:
         """Return this rank's features (n x D) as rows of length 1 (n x d), on the device that clusters them."""
-        device = self.device(features, place)
-        return unit_rows(features, device) if self.dims is None else self.fit(features, place)(features, device)
+        device = self.device(features, compute)
+        return unit_rows(features, device) if self.dims is None else self.fit(features, compute)(features, device)
 
-    def fit(self, features: Tensor, place: Place) -> Whitening:
+    def fit(self, features: Tensor, compute: Compute) -> Whitening:
         """Return the map, for new images too. Needs ``dims``."""
         if self.dims is None:
             raise ValueError("dims=None fits no map: give a number of dimensions")
         return whiten(
-            features, self.dims, self.whitening, place.partition, self.device(features, place), root=self.root
+            features, self.dims, self.whitening, compute.partition, self.device(features, compute), root=self.root
         )
 
-    def device(self, features: Tensor, place: Place) -> torch.device:
+    def device(self, features: Tensor, compute: Compute) -> torch.device:
         """Return the device that clusters the reduced features: it has room for twice their size. A collective."""
-        return place.device_for(2 * (self.dims or features.shape[1]))
+        return compute.device_for(2 * (self.dims or features.shape[1]))

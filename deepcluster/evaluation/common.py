@@ -15,12 +15,12 @@ from torch import Tensor
 
 from deepcluster.clustering import agreement
 from deepcluster.clustering.blocks import nearest
+from deepcluster.compute import Compute
 from deepcluster.errors import DataError, UsageError
 from deepcluster.evaluation import ClusteringOptions, KnnOptions
 from deepcluster.images import Source
 from deepcluster.learning.features import extract
 from deepcluster.nets.network import Network
-from deepcluster.place import Place
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import generator
@@ -202,10 +202,10 @@ def knn(task: ProbeTask, options: KnnOptions | None = None, *, display: Display 
     counts = [min(k, len(task.train.classes)) for k in numbers(options.neighbours, "neighbours")]
 
     def features(images: Tensor) -> Tensor:
-        place = Place.of(
+        compute = Compute.of(
             task.network, images, size=task.image_size, batch_size=task.batch_size, progress=display.progress
         )
-        rows = extract(task.network, images, place).cpu().float()
+        rows = extract(task.network, images, compute).cpu().float()
         return rows.div_(rows.norm(dim=1, keepdim=True).clamp_(min=1e-12))  # in place: a copy would double the memory
 
     yield from task.facts.items()

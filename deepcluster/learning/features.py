@@ -6,17 +6,17 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from deepcluster.compute import FEATURES, Compute
 from deepcluster.images.views import fixed_view
 from deepcluster.nets.fast_pass import features_pass
 from deepcluster.nets.network import Network
-from deepcluster.place import FEATURES, Place
 from deepcluster.runtime.devices import exact_float32, made_ahead, moved
 
 
 def extract(
     network: Network,
     images: Tensor,
-    place: Place | None = None,
+    compute: Compute | None = None,
     *,
     embedded: bool = False,
     forward: Callable[[Tensor], Tensor] | None = None,
@@ -28,7 +28,7 @@ def extract(
 
     Args:
         images: uint8, N x 3 x S x S.
-        place: Device, size, batch size and type of the pass. None: one process has all, and sees images of S px.
+        compute: Device, size, batch size and type of the pass. None: one process has all, and sees images of S px.
         embedded: Return the network's projection of the features, if it has one: the rounds cluster these.
         forward: ``features_pass`` of the network, if it is made already.
 
@@ -36,16 +36,16 @@ def extract(
         N x D, in the type of the network's last operation (to store bfloat16 as float32 would only take memory), and on
         the network's device if it has room for them.
     """
-    place = place or Place.of(network, images)
-    device, dtype, batch_size, training = place.device, place.dtype, place.batch_size, network.training
+    compute = compute or Compute.of(network, images)
+    device, dtype, batch_size, training = compute.device, compute.dtype, compute.batch_size, network.training
     exact = dtype == torch.float32
     width = network.embedding_dim if embedded else network.feature_dim
-    where = place.device_for(width)
+    where = compute.device_for(width)
     features = torch.empty(0, width, device=where)
 
     def prepare(begin: int) -> tuple[int, int, Tensor]:
         batch = images[begin : begin + batch_size]
-        views = fixed_view(moved(batch, device), place.size)
+        views = fixed_view(moved(batch, device), compute.size)
         if len(batch) < batch_size:
             views = torch.cat([views, views.new_zeros(batch_size - len(batch), *views.shape[1:])])
         return begin, begin + len(batch), views.contiguous(memory_format=torch.channels_last)
@@ -64,7 +64,7 @@ def extract(
                 if begin == 0:
                     features = torch.empty(len(images), outputs.shape[1], dtype=outputs.dtype, device=where)
                 features[begin:end] = outputs.to(where)
-                place.progress(FEATURES, end, len(images))
+                compute.progress(FEATURES, end, len(images))
     finally:
         network.train(training)
     return features

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Optimizer
 
+from deepcluster.compute import TRAINING, Compute
 from deepcluster.errors import ModelError, UsageError, first_line
 from deepcluster.images.views import Augmentation, random_views, uniform_over_clusters
 from deepcluster.learning.batches import Batch, batches, check_finite
 from deepcluster.learning.heads import CrossEntropy, Head, Loss, Outputs, new_linear_head, objective_of
 from deepcluster.nets.network import Network
-from deepcluster.place import TRAINING, Place
 from deepcluster.runtime.devices import has_bf16, moved
 from deepcluster.seeding import generator, lent_global
 
@@ -115,7 +115,7 @@ def train_on_pseudo_labels(  # noqa: PLR0913 step 5 as one loop
     labels: Tensor,
     optimizer: Optimizer,
     learning: Learning,
-    place: Place | None = None,
+    compute: Compute | None = None,
     *,
     clusters: Sequence[int],
     cluster_weight: float = 1.0,
@@ -133,7 +133,7 @@ def train_on_pseudo_labels(  # noqa: PLR0913 step 5 as one loop
         images: uint8, n x 3 x S x S: this rank's.
         labels: int64, N x H: the pseudo-labels of H clusterings of all images; samples are drawn by them in turn.
         optimizer: Optimizer of the body. A linear head gets an SGD of its own, without momentum.
-        place: Device, precision, and the size of views that do not set one. None: one process has all images, and the
+        compute: Device, precision, and the size of views that do not set one. None: one process has all images, and the
             views have S px.
         clusters: Number of clusters in each clustering.
         cluster_weight: Weight of the pseudo-labels, for ``learning.loss``.
@@ -148,8 +148,8 @@ def train_on_pseudo_labels(  # noqa: PLR0913 step 5 as one loop
         UsageError: A step is one view of one image, which batch normalisation cannot train on.
     """
     assert network.head is not None, "a head comes before training"
-    place = place or Place.of(network, images)
-    epochs, views, device, partition = learning.epochs, learning.views, place.device, place.partition
+    compute = compute or Compute.of(network, images)
+    epochs, views, device, partition = learning.epochs, learning.views, compute.device, compute.partition
     optimizers = [optimizer]
     if head_parameters := list(network.head.parameters()):
         optimizers.append(SGD(head_parameters, lr=0.0, weight_decay=learning.weight_decay))
@@ -165,10 +165,10 @@ def train_on_pseudo_labels(  # noqa: PLR0913 step 5 as one loop
 
     def prepare(batch: Batch) -> tuple[Batch, list[Tensor], Tensor, Tensor]:
         random = generator(seed, "augment", round, epoch, batch.step, *processes.seed_index)
-        seen = [random_views(batch.images, view.size or place.size, view, random) for view in views]
+        seen = [random_views(batch.images, view.size or compute.size, view, random) for view in views]
         return batch, seen, moved(batch.targets(labels), device), moved(batch.drawn, device)
 
-    place.progress(TRAINING, 0, epochs * count)
+    compute.progress(TRAINING, 0, epochs * count)
     for epoch in range(epochs):
         epoch_loss = torch.zeros((), device=device)
         by = labels[:, (round * epochs + epoch) % labels.shape[1]]
@@ -186,7 +186,7 @@ def train_on_pseudo_labels(  # noqa: PLR0913 step 5 as one loop
             # Dropout draws from the global generator.
             with lent_global(seed, "training", round, epoch, batch.step, *processes.seed_index, device=device):
                 for *some, some_targets in zip(*(x.tensor_split(parts) for x in (*seen, targets)), strict=True):
-                    with torch.autocast(device.type, place.dtype, enabled=place.dtype != torch.float32):
+                    with torch.autocast(device.type, compute.dtype, enabled=compute.dtype != torch.float32):
                         embeddings, logits = model(*some)
                     outputs = Outputs(embeddings, logits, some_targets, clusters, numbers)
                     objective, part_loss = objective_of(learning.loss, outputs, cluster_weight, processes)
@@ -200,7 +200,7 @@ def train_on_pseudo_labels(  # noqa: PLR0913 step 5 as one loop
             for one in optimizers:
                 one.step()
             epoch_loss = epoch_loss + loss * (len(batch.drawn) / count)
-            place.progress(TRAINING, epoch * count + (batch.step + 1) * count // steps, epochs * count)
+            compute.progress(TRAINING, epoch * count + (batch.step + 1) * count // steps, epochs * count)
         epoch_loss = processes.all_reduce(epoch_loss) / processes.world_size
         check_finite(epoch_loss, f"round {round}, epoch {epoch},", "--lr ", optimizer.param_groups[0]["lr"])
         total += epoch_loss.item()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deepcluster.algorithm import BEGINNING, alternate
 from deepcluster.clustering import ClusteringStep, KMeans, Reduction
+from deepcluster.compute import Compute, Progress, ignore_progress
 from deepcluster.errors import UsageError
 from deepcluster.images.views import Augmentation, each_once, official_draws, uniform_over_clusters
 from deepcluster.learning.heads import CentroidHead, CrossEntropy, Loss, WithInstances, new_linear_head
@@ -20,7 +21,6 @@ from deepcluster.learning.training import Learning, LearningRate, OptimizerOf
 from deepcluster.nets.names import MODULE
 from deepcluster.nets.network import Network, build, copy_of_module
 from deepcluster.nets.timm import channels_last
-from deepcluster.place import Place, Progress, ignore_progress
 from deepcluster.recipe import Recipe
 from deepcluster.records import Round, State
 from deepcluster.runtime.devices import choose_precision
@@ -85,15 +85,15 @@ def rounds_of(
     *,
     steps: Steps = NO_STEPS,
     state: State = BEGINNING,
-    place: Place | None = None,
+    compute: Compute | None = None,
 ) -> Iterator[Round]:
     """Alternate with the options of a recipe, and with the user's own steps."""
-    place = place or place_of(network, recipe, Partition.single(len(images)))
+    compute = compute or compute_of(network, recipe, Partition.single(len(images)))
     reduction = reduction_of(recipe, network.embedding_dim)
     return alternate(
         network,
         images,
-        clusters=[min(k, place.partition.total) for k in recipe.clusters],
+        clusters=[min(k, compute.partition.total) for k in recipe.clusters],
         rounds=recipe.rounds,
         seed=seed,
         reduction=reduction if recipe.reduce else replace(reduction, dims=None),
@@ -102,17 +102,17 @@ def rounds_of(
         tolerance=recipe.tolerance,
         patience=recipe.patience,
         state=state,
-        place=place,
+        compute=compute,
     )
 
 
-def place_of(
+def compute_of(
     network: Network, recipe: Recipe, partition: Partition, progress: Progress = ignore_progress, *, exact: bool = False
-) -> Place:
-    """Return the place of the rounds, or of a result, which is ``exact``: in float32."""
+) -> Compute:
+    """Return the settings of the passes of the rounds, or of a result, which are ``exact``: in float32."""
     device = network.mean.device
     dtype = torch.float32 if exact else choose_precision(recipe.precision, device)
-    return Place(partition, device, recipe.image_size, recipe.batch_size, dtype, progress)
+    return Compute(partition, device, recipe.image_size, recipe.batch_size, dtype, progress)
 
 
 def by_name(kind: type[Settings], recipe: Recipe, prefix: str = "", **others: Any) -> Settings:

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from deepcluster.clustering.blocks import nearest
+from deepcluster.compute import Progress, ignore_progress
 from deepcluster.errors import DataError, DeepClusterError, DiskError, warn
 from deepcluster.groups.cut import Cut
 from deepcluster.groups.graph import layout
@@ -23,7 +24,6 @@ from deepcluster.images import Source
 from deepcluster.images.decode import Undecodable, one_line, pillow_limits
 from deepcluster.nets.names import FEATURES
 from deepcluster.nets.timm import nouns
-from deepcluster.place import Progress, ignore_progress
 from deepcluster.report.page import RunData, on_page, render
 from deepcluster.report.pictures import THUMBNAIL, on_sheet, pictures_on
 from deepcluster.report.sections import MEDOID, Picture

@@ -19,7 +19,7 @@ from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
 from deepcluster.records import FINAL, Clustering
 from deepcluster.report.text import agreement, count
-from deepcluster.runs.build import kmeans_of_result, place_of, reduction_of
+from deepcluster.runs.build import compute_of, kmeans_of_result, reduction_of
 from deepcluster.runs.page import Shown, shown_of, tree_of
 from deepcluster.runs.plan import ImagesRead, Job
 from deepcluster.runs.rows import Rows, sample_of
@@ -70,7 +70,7 @@ def conclude_run(
         seed=record.seed,
         reduction=reduction_of(recipe, network.feature_dim),
         clustering=kmeans_of_result(recipe),
-        place=place_of(network, recipe, store.partition, exact=True),
+        compute=compute_of(network, recipe, store.partition, exact=True),
     )
     if is_final and record.rounds and (text := collapse(final)):
         warn(text)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.agreement import compared
+from deepcluster.compute import Stopwatch
 from deepcluster.errors import DiskError
-from deepcluster.place import Stopwatch
 from deepcluster.recipe import Recipe
 from deepcluster.records import Round, State
-from deepcluster.runs.build import learning_rate, place_of, rounds_of, shares_pass
+from deepcluster.runs.build import compute_of, learning_rate, rounds_of, shares_pass
 from deepcluster.runs.plan import Job
 from deepcluster.runs.result import label_numbers
 from deepcluster.runs.writer import SHARE_OF_TIME, ResultWriter
@@ -108,7 +108,7 @@ def train(
         job.request.seed,
         steps=job.request.steps,
         state=state,
-        place=place_of(network, recipe, store.partition, watch),
+        compute=compute_of(network, recipe, store.partition, watch),
     )
     state, begin = replace(state, features=None), job.clock.elapsed()  # the round frees its features before it trains
     for round in rounds if state.round < planned else ():

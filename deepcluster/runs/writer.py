@@ -12,14 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from deepcluster.clustering.agreement import NMI_AVERAGE
+from deepcluster.compute import Progress, ignore_progress
 from deepcluster.images import Source
 from deepcluster.learning.features import extract
 from deepcluster.nets.network import Network
-from deepcluster.place import Progress, ignore_progress
 from deepcluster.recipe import Recipe
 from deepcluster.records import FINAL, PRELIMINARY
 from deepcluster.report.text import count
-from deepcluster.runs.build import place_of
+from deepcluster.runs.build import compute_of
 from deepcluster.runs.page import MAP, TREE, Tables, on_sheet_of, write_nouns, write_page, write_tree
 from deepcluster.runs.plan import ImagesRead, Job
 from deepcluster.runs.predict import placement_columns
@@ -81,8 +81,8 @@ class ResultWriter:
     def features(self) -> Tensor:
         """Return the features of the network as it is now, for a result."""
         store, begin = self.images.store, time.perf_counter()
-        place = place_of(self.network, self.images.recipe, store.partition, self.job.display.progress, exact=True)
-        features = extract(self.network, store.images, place)
+        compute = compute_of(self.network, self.images.recipe, store.partition, self.job.display.progress, exact=True)
+        features = extract(self.network, store.images, compute)
         self.cost.one_pass = time.perf_counter() - begin
         return features
 

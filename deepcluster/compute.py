@@ -20,7 +20,7 @@ def ignore_progress(phase: str, done: int, total: int) -> None:
 
 
 @dataclass(frozen=True)
-class Place:
+class Compute:
     """One process's part of the work, and how it does it. All steps of a run take the same one.
 
     Attributes:
@@ -50,8 +50,8 @@ class Place:
         dtype: torch.dtype = torch.float32,
         progress: Progress = ignore_progress,
         processes: Processes = ALONE,
-    ) -> "Place":
-        """Return the place of a network and this rank's images (n x 3 x S x S). ``size=None``: S. A collective."""
+    ) -> "Compute":
+        """Return the settings for a network and this rank's images (n x 3 x S x S). ``size=None``: S. A collective."""
         device = next(network.parameters()).device
         partition = Partition.of(processes, len(images))
         return cls(partition, device, size or images.shape[-1], batch_size, dtype, progress)
