@@ -35,6 +35,7 @@ NOT_RUN = {
     "deepcluster fetch": "it downloads",
     "--open": "it opens a browser",
     "imagenet/": "nobody has that at hand",
+    "cifar10/": "it takes hours",
     "--recipe mine.toml": "AlexNet at 224 px takes minutes",
     "--device cuda": "the machines that run the tests have no GPU",
 }

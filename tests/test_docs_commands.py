@@ -150,6 +150,8 @@ def test_pictures_are_shown_somewhere_and_small():
         if picture.suffix == ".webp":
             with Image.open(picture) as image:
                 assert picture.stat().st_size <= 150_000 and image.size == (1280, 800), picture
+    for figure in (ROOT / "docs/figures").iterdir():
+        assert f"figures/{figure.name}" in shown and figure.stat().st_size <= 60_000, figure
 
 
 def test_the_columns_in_the_pages_are_those_of_the_files():

@@ -115,7 +115,8 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("figures"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    matplotlib.rcParams |= {"svg.hashsalt": "deepcluster", "svg.fonttype": "none", "font.size": 9, "axes.titlesize": 9}
+    small = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Arial"]}  # text in place of its outlines
+    matplotlib.rcParams |= small | {"svg.hashsalt": "deepcluster", "font.size": 9, "axes.titlesize": 9}
 
     figure_2(options.run / "history.csv", options.clusters, options.out / "figure-2.svg")
 
