@@ -18,7 +18,7 @@ from deepcluster.errors import NonFiniteError
 from deepcluster.seeding import generator
 from fuzz.harness import peak_memory
 from tests.helpers.features import normal
-from tests.test_ranks import clustered
+from tests.test_ranks import Share, shared
 
 assignment = importlib.import_module("deepcluster.clustering.kmeans")
 
@@ -247,8 +247,9 @@ def test_never_an_empty_cluster_that_could_be_filled(ranks, count, rows, k, empt
     x, filled = torch.tensor(rows, dtype=torch.float32), min(k, len(set(rows)))
     if k > len(x):
         return
-    starts = {"rows": None, "one point": torch.zeros(k, 2), "labels": torch.zeros(len(x), dtype=torch.int32)}
-    found = ranks[count](clustered, x, k, starts[start], {"empty": empty, "iterations": iterations})
+    starts = {"rows": None, "one point": torch.zeros(k, 2), "labels": Share(torch.zeros(len(x), dtype=torch.int32))}
+    options = {"start": starts[start], "empty": empty, "iterations": iterations}
+    found = ranks[count](shared, kmeans, [Share(x), k], options)
     labels = torch.cat([each.labels for each in found])
     assert len(labels) == len(x) and labels.min() >= 0 and labels.max() < k
     for each in found:
