@@ -390,7 +390,7 @@ def evaluate(  # noqa: PLR0913 a parameter is a flag
     kind = PROTOCOL_OPTIONS[protocol]
     options = read_options(kind, {**(protocol_flags or {}), **flags.read_assignments(set_)})
     kind(**options)  # checks them together
-    values: dict[str, Figure] = {}
+    values: dict[str, Any] = {}
     with _session(images, quiet, to_stderr=as_json) as (terminal, shared):
         from deepcluster.images.files import check_there
         from deepcluster.images.given import check_labels_there
@@ -542,24 +542,21 @@ for number, verb in enumerate(("fit", "report", "export", "update", "predict")):
 # ---- helpers ----------------------------------------------------------------------------------------------------
 
 
-def _figure_lines(figures: "Iterable[NamedFigure]", values: "dict[str, Figure]") -> Iterator[str]:
-    """Yield a line per figure as it arrives, and put it into ``values``. Linear probes are a table of the layers."""
+def _figure_lines(figures: "Iterable[NamedFigure]", values: dict[str, Any]) -> Iterator[str]:
+    """Yield a line per figure as it arrives, and put it into ``values``. The columns are named above the first row."""
     has_header = False
     for name, value in figures:
         values[name] = value
-        layer, _, kind = name.rpartition("_")
-        tops = ("top1", "top5") if int(values.get("classes", 0)) > 5 else ("top1",)
-        columns = (*tops, "loss", "dims", "pooling")
-        if f"{layer}_pooling" not in values:
+        if not isinstance(value, Mapping):
             yield _table_row(name, [value])
-        elif kind == tops[-1]:
-            if not has_header:
-                yield _table_row("layer", columns)
-                has_header = True
-            yield _table_row(layer, [values[f"{layer}_{column}"] for column in columns])
+            continue
+        if not has_header:
+            yield _table_row("layer", value)
+            has_header = True
+        yield _table_row(name, value.values())
 
 
-def _table_row(name: str, cells: "Sequence[Figure]") -> str:
+def _table_row(name: str, cells: "Iterable[Figure]") -> str:
     texts = (f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in cells)
     return f"{name:24}" + "".join(f" {text:>8}" for text in texts)
 

@@ -6,7 +6,7 @@ No protocol selects by a score: a probe is scored after its last epoch, never af
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -26,7 +26,7 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import generator
 
 Figure = float | str
-NamedFigure = tuple[str, Figure]
+NamedFigure = tuple[str, Figure | Mapping[str, Figure]]  # or a row of a table: its figures by column
 
 
 @dataclass(frozen=True)

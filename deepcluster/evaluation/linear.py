@@ -31,15 +31,15 @@ STEEPEST = 200.0
 def linear(
     task: ProbeTask, options: LinearOptions | None = None, *, display: Display | None = None
 ) -> Iterator[NamedFigure]:
-    """Yield for every layer its ``_pooling``, ``_maps``, ``_dims``, ``_loss`` (mean of the last epoch) and ``_top1``.
+    """Yield a row for every layer: ``top1``, ``loss`` (mean of the last epoch), ``dims`` and ``pooling``.
 
-    For more than 5 classes also ``_top5``. ``chance`` is the accuracy of the most frequent class.
+    For more than 5 classes also ``top5``. ``chance`` is the accuracy of the most frequent class.
     """
     options, display = options or LinearOptions(), display or Silent()
     layers = chosen_layers(task.network, options.layers)
     yield from task.facts.items()
     for layer in layers:
-        yield from probe(task, layer, options, display).items()
+        yield layer.name, probe(task, layer, options, display)
 
 
 def probe(task: ProbeTask, layer: Layer, options: LinearOptions, display: Display) -> dict[str, Figure]:
@@ -109,9 +109,8 @@ def probe(task: ProbeTask, layer: Layer, options: LinearOptions, display: Displa
         crops = ten_crops(images, size) if options.ten_crops else [centre_crop(images, size)]
         return mean_probabilities([head(features(as_numbers(crop.to(device)))) for crop in crops])
 
-    figures: dict[str, Figure] = {"pooling": text, "maps": options.maps, "dims": dims, "loss": mean_loss}
-    figures |= score(task, probabilities, max(1, options.batch_size // (10 if options.ten_crops else 1)))
-    return {f"{layer.name}_{name}": value for name, value in figures.items()}
+    accuracies = score(task, probabilities, max(1, options.batch_size // (10 if options.ten_crops else 1)))
+    return {**accuracies, "loss": mean_loss, "dims": dims, "pooling": text}
 
 
 def normalisation(sample: Tensor) -> tuple[Tensor, Tensor]:

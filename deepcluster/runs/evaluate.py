@@ -11,7 +11,7 @@ import torch
 
 from deepcluster.errors import DataError, DiskError, UsageError, warn
 from deepcluster.evaluation import PROTOCOL_OPTIONS, ClusteringOptions, LinearOptions, common
-from deepcluster.evaluation.common import Figure, Labelled, NamedFigure, ProbeTask
+from deepcluster.evaluation.common import Labelled, NamedFigure, ProbeTask
 from deepcluster.evaluation.linear import linear
 from deepcluster.images import Source, find
 from deepcluster.images.given import true_labels
@@ -100,13 +100,14 @@ def evaluate(
             locked.write_json(file, {**about, "values": values})
 
 
-def _cached(folder: files.RunFolder, name: str, about: Mapping[str, Any]) -> dict[str, Figure] | None:
+def _cached(folder: files.RunFolder, name: str, about: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the figures of the last evaluation if it was the same one and is complete; else None."""
     cached = {}
     with suppress(DiskError):  # a damaged file is written again
         cached = folder.read_json(name, {"values": dict}) if folder.has(name) else {}
     values = cached.pop("values", {})
-    is_whole = cached == about and all(isinstance(value, int | float | str) for value in values.values())
+    rows = [value.values() if isinstance(value, dict) else [value] for value in values.values()]
+    is_whole = cached == about and all(isinstance(figure, int | float | str) for row in rows for figure in row)
     return values if is_whole else None
 
 
