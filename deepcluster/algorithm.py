@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.clustering import ClusteringStep, KMeans, Reduction, Whitening
-from deepcluster.clustering.agreement import drift
+from deepcluster.clustering.agreement import label_change
 from deepcluster.clustering.kmeans import labels_of
 from deepcluster.clustering.outliers import Outliers, fit_outliers
 from deepcluster.compute import CLUSTERING, Compute
@@ -74,7 +74,7 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
         labels = labels_of(clusterings, numbers, compute.partition.total)
 
         # Step 6 looks back: how far do they repeat the previous ones? (The loss may weigh them by it.)
-        change = drift(state.previous, reduced, clusterings, clustering, compute.partition)
+        change = label_change(state.previous, reduced, clusterings, clustering, compute.partition)
         weight = learning.loss.cluster_weight(change, seed, index)
 
         # Step 5, learning, with a new classifier on top.

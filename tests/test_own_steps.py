@@ -12,7 +12,7 @@ from torch.optim import AdamW
 from deepcluster import DeepCluster
 from deepcluster.cli import run_command
 from deepcluster.clustering import as_clustering
-from deepcluster.clustering.agreement import drift
+from deepcluster.clustering.agreement import label_change
 from deepcluster.errors import UsageError
 from deepcluster.learning import CrossEntropy
 from deepcluster.runtime import Silent
@@ -137,7 +137,9 @@ def test_the_drift_of_an_own_clustering_is_that_of_its_labels():
     data, labels = torch.tensor([[0.0], [1], [9], [10]]), torch.tensor([1, 1, 0, 0])
     partition = Partition.single(4)
     step = Tree()
-    change = drift(labels[:, None], data, step(data, [2], None, seed=0, round=1, partition=partition), step, partition)
+    change = label_change(
+        labels[:, None], data, step(data, [2], None, seed=0, round=1, partition=partition), step, partition
+    )
     assert (change.nmi, change.changed) == (pytest.approx(1), 0)
-    change = drift(labels[:, None], data, [as_clustering(labels[[0, 0, 0, 3]], data)], step, partition)
+    change = label_change(labels[:, None], data, [as_clustering(labels[[0, 0, 0, 3]], data)], step, partition)
     assert change.changed == 0.25 and change.labels.tolist() == [1, 1, 1, 0]

@@ -24,7 +24,7 @@ from torch.nn.functional import normalize
 
 import deepcluster
 from deepcluster.algorithm import conclude
-from deepcluster.clustering.agreement import compared, drift
+from deepcluster.clustering.agreement import compared, label_change
 from deepcluster.clustering.kmeans import KMeans, kmeans, means
 from deepcluster.clustering.outliers import fit_outliers
 from deepcluster.clustering.whitening import Reduction, whiten
@@ -336,7 +336,7 @@ def steps(processes: Processes, step: Callable[..., Any]) -> list[Any]:
     rows = Reduction(6)(rows, Compute(partition))
     (first,) = step(rows, [7], None, seed=0, round=0, partition=partition)
     again = step(rows, [7], first.labels[:, None], seed=0, round=1, partition=partition)
-    return [vars(first), vars(drift(first.labels[:, None], rows, again, step, partition))]
+    return [vars(first), vars(label_change(first.labels[:, None], rows, again, step, partition))]
 
 
 def refused(processes: Processes, function: Callable[..., Any], arguments: list[Any]) -> str:

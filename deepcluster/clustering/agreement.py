@@ -27,7 +27,7 @@ Assignment = Tensor | np.ndarray | Sequence[int] | Sequence[str]
 
 
 @dataclass(frozen=True)
-class Drift:
+class LabelChange:
     """Change of the pseudo-labels from the previous round to this one (step 6).
 
     Attributes:
@@ -47,9 +47,9 @@ class Drift:
         return 1 - self.nmi <= tolerance + SLACK
 
 
-def drift(
+def label_change(
     previous: Tensor | None, rows: Tensor, clusterings: Sequence[Clustering], step: ClusteringStep, partition: Partition
-) -> Drift:
+) -> LabelChange:
     """Compare the clusters of this round with those of the previous one. A collective.
 
     A random start gives other clusters even if the features are the same. So a second k-means then continues the
@@ -60,11 +60,11 @@ def drift(
         clusterings: The clusterings that ``step`` has made of the rows.
     """
     if previous is None:
-        return Drift(None, clusterings[0].labels)
+        return LabelChange(None, clusterings[0].labels)
     before, now, own = previous[:, 0], clusterings[0], partition.local
     if isinstance(step, KMeans):
         now = step.once(rows, len(now.centroids), start=before[own], partition=partition)
-    return Drift(before, now.labels, *compared(before[own], now.labels[own], partition.processes))
+    return LabelChange(before, now.labels, *compared(before[own], now.labels[own], partition.processes))
 
 
 def nmi(a: Assignment, b: Assignment) -> float:

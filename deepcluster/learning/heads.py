@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.clustering.agreement import Drift, repeated
+from deepcluster.clustering.agreement import LabelChange, repeated
 from deepcluster.clustering.kmeans import means
 from deepcluster.clustering.whitening import unit_rows
 from deepcluster.errors import UsageError
@@ -56,7 +56,7 @@ class Loss(Protocol):
 
     sums_images: bool
 
-    def cluster_weight(self, change: Drift, seed: int, round: int) -> float:
+    def cluster_weight(self, change: LabelChange, seed: int, round: int) -> float:
         """Return the weight (0 to 1) of this round's pseudo-labels by their change since the previous round."""
 
     def __call__(self, outputs: Outputs, cluster_weight: float, processes: Processes) -> tuple[Tensor, Tensor]:
@@ -81,7 +81,7 @@ class CrossEntropy:
 
     sums_images = True
 
-    def cluster_weight(self, change: Drift, seed: int, round: int) -> float:
+    def cluster_weight(self, change: LabelChange, seed: int, round: int) -> float:
         return 1.0
 
     def __call__(self, outputs: Outputs, cluster_weight: float, processes: Processes) -> tuple[Tensor, Tensor]:
@@ -114,7 +114,7 @@ class WithInstances:
     temperature: float
     sums_images = False  # every other image of the batch is in its denominator
 
-    def cluster_weight(self, change: Drift, seed: int, round: int) -> float:
+    def cluster_weight(self, change: LabelChange, seed: int, round: int) -> float:
         return repeated_weight(change.previous, change.labels, seed, round)
 
     def __call__(self, outputs: Outputs, cluster_weight: float, processes: Processes) -> tuple[Tensor, Tensor]:
