@@ -95,7 +95,7 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
 
 
 @dataclass(frozen=True)
-class Result:
+class Conclusion:
     """Step 7.
 
     Attributes:
@@ -122,18 +122,18 @@ def conclude(
     reduction: Reduction = PAPER_REDUCTION,
     clustering: KMeans = PAPER_KMEANS,
     compute: Compute | None = None,
-) -> Result:
+) -> Conclusion:
     """Cluster the features of the network as it is now, in float32, so that a new image can be placed exactly."""
     images = as_images(images)
     network = as_network(network, compute.size if compute else images.shape[-1])
     compute = replace(compute or Compute.of(network, images), dtype=torch.float32)
     features = extract(network, images, compute)
-    return result_of(features, clusters, seed=seed, reduction=reduction, clustering=clustering, compute=compute)
+    return conclusion_of(features, clusters, seed=seed, reduction=reduction, clustering=clustering, compute=compute)
 
 
-def result_of(
+def conclusion_of(
     features: Tensor, clusters: int, *, seed: int, reduction: Reduction, clustering: KMeans, compute: Compute
-) -> Result:
+) -> Conclusion:
     """Reduce the final features (n x D, this rank's) and cluster them: every label is the nearest of all centroids."""
     mapping = reduction.fit(features, compute)
     # On the CPU, because a model reduces new images there too: so the same image has the same bits.
@@ -142,4 +142,4 @@ def result_of(
     nearest = replace(clustering, spherical=False)
     final = nearest.once(rows, clusters, seed=derive(seed, "k-means final"), partition=compute.partition)
     outliers = fit_outliers(features, compute.partition, root=reduction.root)
-    return Result(mapping, reduced, outliers, outliers.residuals(features), final)
+    return Conclusion(mapping, reduced, outliers, outliers.residuals(features), final)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from deepcluster.algorithm import Result
+from deepcluster.algorithm import Conclusion
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DeepClusterWarning, UsageError
 from deepcluster.nets.network import build
@@ -81,11 +81,13 @@ def test_few_images_or_one_group_of_an_adapted_network(tmp_path, count, k):
     assert "average = 0.4\n" in (folder / "recipe.toml").read_text()
 
 
-def result(sizes: list[int], width: int) -> Result:
+def result(sizes: list[int], width: int) -> Conclusion:
     labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     clustering = Clustering(labels, torch.zeros(len(sizes), width), torch.tensor(sizes), 0.0, 1, 0)
     reduction = Whitening(torch.zeros(width), torch.eye(width))
-    return Result(reduction, torch.zeros(len(labels), width), no_outliers(width), torch.ones(len(labels)), clustering)
+    return Conclusion(
+        reduction, torch.zeros(len(labels), width), no_outliers(width), torch.ones(len(labels)), clustering
+    )
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def conclude_run(
     """
     recipe, store, is_final = images.recipe, images.store, record.result == FINAL
     job.display.progress(GROUPING, 0, 0)
-    final = algorithm.result_of(
+    final = algorithm.conclusion_of(
         features,
         recipe.pseudo_labels,
         seed=record.seed,
@@ -126,7 +126,7 @@ def describe(model: Model, rows: Rows, placement: Placement) -> Result:
     return Result(model, rows, placement, residuals, summary, measured, tree, shown)
 
 
-def collapse(result: algorithm.Result) -> str:
+def collapse(result: algorithm.Conclusion) -> str:
     """Return a warning if most images are in one fine cluster or the features differ in one direction only, else ""."""
     share, rank, sizes = result.clustering.largest_share, result.reduced.shape[1], result.clustering.sizes
     is_crowded = share > COLLAPSED and sizes.sum() >= MIN_COLLAPSED
