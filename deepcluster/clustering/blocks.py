@@ -19,7 +19,7 @@ from deepcluster.runtime.devices import in_order, one_thread, pool_of
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 LEAST_BLOCK, MOST_BLOCK = 1 << 11, 1 << 14
 BLOCK_ON_GPU = 1 << 16
@@ -41,11 +41,11 @@ class Rows:
     skip: int = 0
     extra: Tensor | None = None
 
-    def blocks(self, work: Callable[[int, Tensor], Result]) -> Iterator[Result]:
+    def blocks(self, work: Callable[[int, Tensor], T]) -> Iterator[T]:
         """Yield work(begin, rows) for the blocks in order; ``rows`` are float32, beginning with row ``begin`` of x."""
         size = self.block or block_size(self.x, len(self.x))
 
-        def of(begin: int) -> Result:
+        def of(begin: int) -> T:
             rows = self.x[begin : begin + size]
             if self.extra is not None and begin + size > len(self.x):
                 rows = torch.cat([rows, self.extra])

@@ -40,7 +40,7 @@ _ALONE = threading.Lock()
 # Files of this family begin with a box "ftyp": its size, its name, the brand of the file, and compatible brands.
 _FTYP = 64  # bytes
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -191,7 +191,7 @@ def not_a_file(mode: int) -> str:
     return f"{kinds.get(stat.S_IFMT(mode), 'a device')}, not a file"
 
 
-def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], Result]) -> Result:
+def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], T]) -> T:
     """Return ``look(image)``, for which only the header is read, with the errors of ``decode``."""
     if isinstance(file, Path):
         status = file.stat()

@@ -159,7 +159,7 @@ def _processor() -> str:
 
 
 Task = TypeVar("Task")
-Result = TypeVar("Result")
+Value = TypeVar("Value")
 
 
 def cores() -> int:
@@ -168,10 +168,10 @@ def cores() -> int:
 
 
 def in_order(
-    pool: ThreadPoolExecutor, work: Callable[[Task], Result], tasks: Iterable[Task], ahead: int
-) -> Iterator[Result]:
+    pool: ThreadPoolExecutor, work: Callable[[Task], Value], tasks: Iterable[Task], ahead: int
+) -> Iterator[Value]:
     """Yield work(task) for all tasks in order, with at most ``ahead`` of them started and not yet taken."""
-    waiting: deque[Future[Result]] = deque()
+    waiting: deque[Future[Value]] = deque()
     try:
         for task in tasks:
             waiting.append(pool.submit(work, task))
@@ -213,7 +213,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def made_ahead(work: Callable[[Task], Result], tasks: Iterable[Task], device: torch.device) -> Iterator[Result]:
+def made_ahead(work: Callable[[Task], Value], tasks: Iterable[Task], device: torch.device) -> Iterator[Value]:
     """Yield work(task) for all tasks in order, the next one made while this one is used on ``device``.
 
     In turn on the CPU: all its cores are at work already, and a thread beside them made an optimizer step 3 to 8 %
@@ -229,11 +229,11 @@ def made_ahead(work: Callable[[Task], Result], tasks: Iterable[Task], device: to
             yield from in_order(pool, work, tasks, ahead=2)
 
 
-def _on_a_stream(work: Callable[[Task], Result], tasks: Iterable[Task], device: torch.device) -> Iterator[Result]:
+def _on_a_stream(work: Callable[[Task], Value], tasks: Iterable[Task], device: torch.device) -> Iterator[Value]:
     stream = torch.cuda.Stream(device)
     used: deque[torch.cuda.Event] = deque()
 
-    def make(task: Task) -> tuple[Result, torch.cuda.Event]:
+    def make(task: Task) -> tuple[Value, torch.cuda.Event]:
         # Nobody waits for the GPU while it works, so what is made must not run away from what has been used.
         while len(used) > 1:
             used.popleft().synchronize()
