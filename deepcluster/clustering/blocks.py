@@ -27,7 +27,7 @@ TINY = 1e-15  # squares of smaller numbers, and the smaller eigenvalues of their
 
 
 @dataclass(frozen=True)
-class Rows:
+class Blocks:
     """The N x d matrix ``x``, of any floating type on any device, and the threads that work on it (None: this one).
 
     The blocks depend on the shape of ``x`` and its device alone, and their results come in order: sums over them are
@@ -41,7 +41,7 @@ class Rows:
     skip: int = 0
     extra: Tensor | None = None
 
-    def blocks(self, work: Callable[[int, Tensor], T]) -> Iterator[T]:
+    def map(self, work: Callable[[int, Tensor], T]) -> Iterator[T]:
         """Yield work(begin, rows) for the blocks in order; ``rows`` are float32, beginning with row ``begin`` of x."""
         size = self.block or block_size(self.x, len(self.x))
 
@@ -61,7 +61,7 @@ class Rows:
             own = self.x[begin : begin + len(rows)]  # not as float32, in which a large number of float64 is infinite
             return int((~torch.isfinite(own)).any(1).sum())
 
-        bad, rows = processes.all_reduce(torch.tensor([sum(self.blocks(count)), len(self.x)])).tolist()
+        bad, rows = processes.all_reduce(torch.tensor([sum(self.map(count)), len(self.x)])).tolist()
         if not bad:
             return NonFiniteError("the rows are too large: sums or squares of them are beyond the range of float32")
         return NonFiniteError(f"{bad} of {rows} rows are not finite{advice}")
@@ -75,8 +75,8 @@ def block_size(x: Tensor, total: int, least: int = 0) -> int:
     return min(MOST_BLOCK, 1 << (wanted - 1).bit_length())
 
 
-def in_whole_blocks(rows: Rows, partition: Partition, least: int = 0) -> Rows:
-    """Return the blocks of all rows of a ``partition`` that begin in this rank's ``rows``.
+def in_whole_blocks(blocks: Blocks, partition: Partition, least: int = 0) -> Blocks:
+    """Return the blocks of all rows of a ``partition`` that begin in this rank's ``blocks``.
 
     They are the same for any number of processes, and so are float32 sums over them: k-means and whitening do not
     depend on which rank has which row. (Otherwise rounding decides between the nearest two of many clusters in noise;
@@ -84,20 +84,23 @@ def in_whole_blocks(rows: Rows, partition: Partition, least: int = 0) -> Rows:
     before, and ``extra`` rows of the next ranks to its last one. A block has at least ``least`` rows, as a power of two
     up to ``MOST_BLOCK``: for work whose result is large however few they are.
     """
-    size = block_size(rows.x, partition.total, least)
+    size = block_size(blocks.x, partition.total, least)
     if partition.processes.alone:
-        return replace(rows, block=size)
+        return replace(blocks, block=size)
     own = partition.local
-    extra = partition.get_rows(rows.x, [_beyond(part, size, partition.total) for part in partition.slices])
-    return replace(rows, block=size, skip=min(-own.start % size, len(rows.x)), extra=extra)
+    extra = partition.get_rows(blocks.x, [_beyond(part, size, partition.total) for part in partition.slices])
+    return replace(blocks, block=size, skip=min(-own.start % size, len(blocks.x)), extra=extra)
 
 
-def extended(values: Tensor, rows: Rows, partition: Partition) -> Tensor:
+def extended(values: Tensor, blocks: Blocks, partition: Partition) -> Tensor:
     """Return values of this rank's rows, extended to the rows that :func:`in_whole_blocks` added."""
-    if partition.processes.alone or rows.block is None:
+    if partition.processes.alone or blocks.block is None:
         return values
     return torch.cat(
-        [values, partition.get_rows(values, [_beyond(part, rows.block, partition.total) for part in partition.slices])]
+        [
+            values,
+            partition.get_rows(values, [_beyond(part, blocks.block, partition.total) for part in partition.slices]),
+        ]
     )
 
 
@@ -108,18 +111,18 @@ def _beyond(part: slice, size: int, total: int) -> Tensor:
 
 
 @contextmanager
-def shared_out(x: Tensor) -> Iterator[Rows]:
-    """Yield ``x`` as Rows with as many threads as torch uses; none on a GPU, which needs no help.
+def shared_out(x: Tensor) -> Iterator[Blocks]:
+    """Yield ``x`` as Blocks with as many threads as torch uses; none on a GPU, which needs no help.
 
     A thread streams its own part of the data. torch's own threads would meet at a barrier after every operation: on two
     cores with other processes on them that is four times slower (faiss and scikit-learn do the same).
     """
     workers = torch.get_num_threads()
     if x.device.type != "cpu":
-        yield Rows(x)
+        yield Blocks(x)
         return
     with one_thread(), pool_of(workers) if workers > 1 else nullcontext() as pool:
-        yield Rows(x, pool, workers)
+        yield Blocks(x, pool, workers)
 
 
 def mapped(x: Tensor, function: Callable[[Tensor], Tensor], *shape: int, device: torch.device | None = None) -> Tensor:
@@ -131,7 +134,7 @@ def mapped(x: Tensor, function: Callable[[Tensor], Tensor], *shape: int, device:
         results[begin : begin + len(rows)] = function(rows.to(device))
 
     with shared_out(x) as walk:
-        for _ in walk.blocks(work):
+        for _ in walk.map(work):
             pass
     return results
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.clustering.blocks import Rows, check_not_tiny, extended, in_whole_blocks, matrix, product, shared_out
+from deepcluster.clustering.blocks import Blocks, check_not_tiny, extended, in_whole_blocks, matrix, product, shared_out
 from deepcluster.errors import UsageError
 from deepcluster.records import Clustering
 from deepcluster.runtime.partition import Partition
@@ -36,18 +36,18 @@ LEAST_ROWS = 4  # of a block for a cluster: its sums may have K rows, however fe
 REACH = 16_000.0
 
 
-def cluster_sums(rows: Rows, k: int, labels: Tensor | Assign) -> Tensor:
+def cluster_sums(blocks: Blocks, k: int, labels: Tensor | Assign) -> Tensor:
     """Return for each of ``k`` clusters the sum of its rows, and their number: float64, k x (d + 1).
 
     ``labels`` are those of all rows (int64, N), or a function of a block. Sums are float32 inside a block.
     """
-    totals = torch.zeros(k, rows.x.shape[1] + 1, dtype=torch.float64, device=rows.x.device)
+    totals = torch.zeros(k, blocks.x.shape[1] + 1, dtype=torch.float64, device=blocks.x.device)
 
     def work(begin: int, block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         given = labels[begin : begin + len(block)] if isinstance(labels, Tensor) else labels(block)
         return segment_sums(block, given, k)
 
-    for clusters, sums, sizes in rows.blocks(work):
+    for clusters, sums, sizes in blocks.map(work):
         totals.index_add_(0, clusters, torch.cat([sums.double(), sizes.double().unsqueeze(1)], 1))
     return totals
 
@@ -207,7 +207,7 @@ def _check(x: Tensor, k: int, start: Tensor | None, empty: str, partition: Parti
 
 
 def _updated(
-    totals: Tensor, iteration: int, *, walk: Rows, partition: Partition, seed: int, empty: str, spherical: bool
+    totals: Tensor, iteration: int, *, walk: Blocks, partition: Partition, seed: int, empty: str, spherical: bool
 ) -> tuple[Tensor, int]:
     """Return the centroids from this rank's sums of an assignment, and the number of clusters without rows."""
     totals = partition.processes.all_reduce(totals)
@@ -296,7 +296,7 @@ def labels_of(clusterings: Sequence[Clustering], clusters: Sequence[int], count:
 
 
 def _assigned(
-    walk: Rows, partition: Partition, centroids: Tensor, scores: torch.dtype, iterations: int, reseeded: int
+    walk: Blocks, partition: Partition, centroids: Tensor, scores: torch.dtype, iterations: int, reseeded: int
 ) -> tuple[Clustering, Tensor]:
     """Return the clustering of the rows by these centroids, and the squared distances (float32) of this rank's rows.
 
@@ -312,7 +312,7 @@ def _assigned(
             own = labels[start : start + len(part)]
             distances[start : start + len(part)] = (part - centroids[own]).square_().sum(1)
 
-    for _ in walk.blocks(work):
+    for _ in walk.map(work):
         pass
     sizes = partition.processes.all_reduce(torch.bincount(labels, minlength=len(centroids)))
     inertia = partition.processes.all_reduce(distances.sum(dtype=torch.float64)).item()
@@ -320,7 +320,7 @@ def _assigned(
 
 
 def _repaired(
-    clustering: Clustering, walk: Rows, partition: Partition, distances: Tensor, scores: torch.dtype
+    clustering: Clustering, walk: Blocks, partition: Partition, distances: Tensor, scores: torch.dtype
 ) -> Clustering:
     """Move empty clusters to rows that are on no centroid. Every move lowers the inertia, so this ends."""
     centroids = clustering.centroids

@@ -9,7 +9,7 @@ from scipy.linalg import eigh
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.clustering.blocks import Rows, check_not_tiny, in_whole_blocks, mapped, matrix, product, shared_out
+from deepcluster.clustering.blocks import Blocks, check_not_tiny, in_whole_blocks, mapped, matrix, product, shared_out
 from deepcluster.compute import Compute
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE
@@ -90,7 +90,7 @@ def whiten(
     if rows <= width:
         x = partition.all_gather(x)
         if not torch.isfinite(x).all():
-            raise Rows(x).not_finite(ALONE, LOWER_LR)
+            raise Blocks(x).not_finite(ALONE, LOWER_LR)
         few = square_roots(x.float()) if root else x
         check_not_tiny(x, few.double().square().mean().item())
         made = processes.broadcast_tensors(lambda: _scaled(*_of_few(few, count), strength))
@@ -138,7 +138,7 @@ def _covariance(x: Tensor, partition: Partition, device: torch.device, root: boo
         products = np.zeros((width, width))
         least = max(1 << 12, 2 * width)  # the products of a block are as large however few its rows are
         blocks = in_whole_blocks(walk, partition, least)
-        for block_total, block_products in blocks.blocks(lambda begin, block: _products(prepared(block) - shift)):
+        for block_total, block_products in blocks.map(lambda begin, block: _products(prepared(block) - shift)):
             total += block_total
             products += block_products
         total = partition.processes.all_reduce(total)
