@@ -88,7 +88,7 @@ def test_threads_and_chunks_change_nothing(monkeypatch, request, rows, k):
     x = F.normalize(normal(rows, 24))
     first = kmeans(x, k, iterations=3)
     assert not torch.equal(first.centroids, kmeans(x, k, iterations=3, seed=1).centroids)
-    monkeypatch.setattr(assignment, "SCORES", dict.fromkeys(assignment.SCORES, 0))
+    monkeypatch.setattr(assignment, "SCORES_ON_CPU", dict.fromkeys(assignment.SCORES_ON_CPU, 0))
     for threads, chunk in ((1, 2048), (2, 2048), (3, 1), (2, 17), (5, 10_000)):
         torch.set_num_threads(threads)
         monkeypatch.setattr(assignment, "LEAST_CHUNK", chunk)
@@ -258,10 +258,10 @@ def test_never_an_empty_cluster_that_could_be_filled(ranks, count, rows, k, empt
         assert torch.equal(each.centroids, found[0].centroids)
 
 
-@pytest.mark.parametrize(("scores", "chunk"), [(blocks.SCORES, blocks.CHUNK), (1000, 50), (70, 10)])
+@pytest.mark.parametrize(("scores", "chunk"), [(blocks.MAX_PRODUCTS, blocks.CHUNK), (1000, 50), (70, 10)])
 @pytest.mark.parametrize("k", [1, 7, 100])
 def test_nearest_rows_in_blocks_of_any_size(monkeypatch, scores, chunk, k):
-    monkeypatch.setattr(blocks, "SCORES", scores)
+    monkeypatch.setattr(blocks, "MAX_PRODUCTS", scores)
     monkeypatch.setattr(blocks, "CHUNK", chunk)
     rows, others = normal(83, 12), normal(61, 12)
     products, numbers = nearest(rows, k, others)

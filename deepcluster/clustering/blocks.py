@@ -96,12 +96,8 @@ def extended(values: Tensor, blocks: Blocks, partition: Partition) -> Tensor:
     """Return values of this rank's rows, extended to the rows that :func:`in_whole_blocks` added."""
     if partition.processes.alone or blocks.block is None:
         return values
-    return torch.cat(
-        [
-            values,
-            partition.get_rows(values, [_beyond(part, blocks.block, partition.total) for part in partition.slices]),
-        ]
-    )
+    beyond = [_beyond(part, blocks.block, partition.total) for part in partition.slices]
+    return torch.cat([values, partition.get_rows(values, beyond)])
 
 
 def _beyond(part: slice, size: int, total: int) -> Tensor:
@@ -166,7 +162,7 @@ def matrix(x: Tensor | npt.NDArray[np.floating]) -> Tensor:
 Product = Callable[[Tensor], Tensor]  # rows (M x d) to rows @ weight.T + offset (M x K)
 
 # With one to three rows MKL, oneDNN and OpenBLAS use other kernels, which round differently (measured, d of 8 to 2048).
-LEAST_ROWS = 16
+MIN_PRODUCT_ROWS = 16
 
 
 def product(weight: Tensor, offset: Tensor) -> Product:
@@ -176,7 +172,7 @@ def product(weight: Tensor, offset: Tensor) -> Product:
         weight, offset = weight.to_mkldnn(), offset.to_mkldnn()
 
     def multiply(rows: Tensor) -> Tensor:
-        filled = F.pad(rows, (0, 0, 0, LEAST_ROWS - len(rows))) if len(rows) < LEAST_ROWS else rows
+        filled = F.pad(rows, (0, 0, 0, MIN_PRODUCT_ROWS - len(rows))) if len(rows) < MIN_PRODUCT_ROWS else rows
         if onednn:
             return F.linear(filled.to_mkldnn(), weight, offset).to_dense()[: len(rows)]
         return F.linear(filled, weight, offset)[: len(rows)]
@@ -194,7 +190,7 @@ def _onednn_pays() -> bool:
     return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
-SCORES = 1 << 22  # products computed at a time: 17 MB
+MAX_PRODUCTS = 1 << 22  # products computed at a time: 17 MB
 CHUNK = 1 << 14  # of the rows that are searched
 
 
@@ -212,7 +208,7 @@ def nearest(rows: Tensor, k: int, among: Tensor | None = None) -> tuple[Tensor, 
     others = rows if among is None else among
     count = min(k, len(others) - (among is None))
     products, numbers = torch.empty(len(rows), count), torch.empty(len(rows), count, dtype=torch.int64)
-    size = SCORES // max(1, min(len(others), CHUNK))
+    size = MAX_PRODUCTS // max(1, min(len(others), CHUNK))
     for begin in range(0, len(rows) if count else 0, size):
         part = rows[begin : begin + size]
         best: tuple[Tensor, Tensor] | None = None

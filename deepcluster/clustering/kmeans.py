@@ -26,11 +26,11 @@ Assign = Callable[[Tensor], Tensor]  # rows (M x d, float32) to the index (int64
 
 # Scores (rows x K) computed at a time. In float32 on a CPU 1 MB: they stay in the cache until the best of a row is
 # taken, and malloc reuses their memory. With 4 MB an assignment to 1,000 centroids took twice as long.
-SCORES = {torch.float64: 1 << 19, torch.float32: 1 << 18}
+SCORES_ON_CPU = {torch.float64: 1 << 19, torch.float32: 1 << 18}
 SCORES_ON_GPU = 1 << 24
 LEAST_CHUNK = 256
 DISTANCES = 1 << 10  # rows
-LEAST_ROWS = 4  # of a block for a cluster: its sums may have K rows, however few it has itself
+MIN_BLOCK_ROWS = 4  # of a block for a cluster: its sums may have K rows, however few it has itself
 # The largest |c|^2, in mean squared distances of rows from their centroid, at which float32 scores are exact enough:
 # at 1,000,000 a quarter of the labels were not the nearest.
 REACH = 16_000.0
@@ -59,7 +59,7 @@ def assigner(centroids: Tensor, dtype: torch.dtype = torch.float32) -> Assign:
     centroids if that is farther away than the centroids are from it.
     """
     on_cpu = centroids.device.type == "cpu"
-    chunk = max(LEAST_CHUNK, (SCORES[dtype] if on_cpu else SCORES_ON_GPU) // len(centroids))
+    chunk = max(LEAST_CHUNK, (SCORES_ON_CPU[dtype] if on_cpu else SCORES_ON_GPU) // len(centroids))
     middle = centroids.mean(0, dtype=torch.float64)
     far = middle.square().sum() > _squared_lengths(centroids).mean() / 2  # the rest is the spread around the middle
     shift = middle.float().to(dtype) if far else None
@@ -118,7 +118,7 @@ def _sorted_order(labels: Tensor, k: int) -> Tensor:
 
 
 EMPTY_POLICIES = ("split", "sample", "faiss")
-SAMPLE = 64  # rows that tell how exact scores must be
+PRECISION_ROWS = 64  # rows that tell how exact scores must be
 
 
 def kmeans(
@@ -160,11 +160,11 @@ def kmeans(
     start = None if start is None else torch.as_tensor(start).detach().to(x.device)
     _check(x, k, start, empty, partition)
     processes = partition.processes
-    chosen = torch.randperm(partition.total, generator=generator(seed, "k-means sample"))[:SAMPLE]
+    chosen = torch.randperm(partition.total, generator=generator(seed, "k-means sample"))[:PRECISION_ROWS]
     sample = partition.index_select(x, chosen).float()
     with shared_out(x) as walk:
         update = partial(_updated, walk=walk, partition=partition, seed=seed, empty=empty, spherical=spherical)
-        blocks = in_whole_blocks(walk, partition, LEAST_ROWS * k)
+        blocks = in_whole_blocks(walk, partition, MIN_BLOCK_ROWS * k)
         reseeded = done = 0
         if start is None:
             centroids = _random_rows(x, partition, k, generator(seed, "k-means start"))
@@ -249,7 +249,7 @@ def means(x: Tensor, labels: Tensor, k: int, partition: Partition | None = None)
     """
     partition = partition or Partition.single(len(x))
     with shared_out(matrix(x)) as walk:
-        blocks = in_whole_blocks(walk, partition, LEAST_ROWS * k)
+        blocks = in_whole_blocks(walk, partition, MIN_BLOCK_ROWS * k)
         labels = extended(labels.to(walk.x.device), blocks, partition)
         totals = partition.processes.all_reduce(cluster_sums(blocks, k, labels))
     return (totals[:, :-1] / totals[:, -1:].clamp(min=1)).float()
