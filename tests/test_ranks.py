@@ -308,7 +308,7 @@ def shared(
 def described(processes: Processes, x: Tensor, few: int) -> tuple[list[dict[str, str]], Tree, Tensor, dict[str, float]]:
     reduced, partition = parted(x, processes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(samples, "SAMPLE", few)
+        patch.setattr(samples, "MAX_GRAPH_ROWS", few)
         sample = sample_of(reduced, partition, 3)
         assert len(sample) == (few if processes.is_main else 0)
         groups = Cut(**processes.broadcast_tensors(lambda: vars(cut(sample, 5))))
@@ -394,7 +394,7 @@ def result(processes: Processes, folder: Path) -> dict[str, Any]:
     labels.write_text("path,label\n" + "".join(f"{row},{row % 4}\n" for row in range(40)))
     options = OPTIONS | {"rounds": 0}  # training differs by what a batch has
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(samples, "SAMPLE", 30)
+        patch.setattr(samples, "MAX_GRAPH_ROWS", 30)
         patch.setattr(pictures, "MAX_PICTURES", 20)
         run.fit(pixels(), run.Request(out, n_clusters=4, options=options, labels=str(labels)), processes=processes)
     processes.any(False)  # wait for the main rank's files

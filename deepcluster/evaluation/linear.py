@@ -21,7 +21,7 @@ from deepcluster.nets.paper import reset_linear
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.seeding import generator
 
-SAMPLE = 1024  # images by which maps are normalised
+SCALE_IMAGES = 1024  # images by which maps are normalised
 MIN_DEVIATION = 0.1  # of the usual standard deviation: do not blow up nearly constant numbers to variance 1
 # The Hessian of the cross-entropy is at most half the covariance, so lr=0.01 times its largest eigenvalue is at most 1;
 # SGD with momentum .9 diverges from 3.8 on.
@@ -62,7 +62,7 @@ def probe(task: ProbeTask, layer: Layer, options: LinearOptions, display: Displa
     dims = pooled(first).shape[1]
     shift, scale = torch.zeros(dims, device=device), torch.ones(dims, device=device)
     if options.maps == "normalised":
-        rows = torch.randperm(partition.total, generator=generator(task.seed, "linear scale"))[:SAMPLE]
+        rows = torch.randperm(partition.total, generator=generator(task.seed, "linear scale"))[:SCALE_IMAGES]
         sample = partition.index_select(task.train.images, rows).split(options.batch_size)
         numbers = [pooled(as_numbers(centre_crop(part, size).to(device))) for part in sample]
         shift, scale = normalisation(torch.cat(numbers))

@@ -19,7 +19,7 @@ from deepcluster.clustering.blocks import nearest
 from deepcluster.clustering.kmeans import first_occurrences
 from deepcluster.seeding import derive, generator
 
-SAMPLE = 50_000  # rows in a graph
+MAX_GRAPH_ROWS = 50_000  # rows in a graph
 NEIGHBOURS = 15
 DENSE = 2000  # up to so many rows all eigenvectors are as fast as a few, and never fail to converge
 TIES = 1e-3  # share of all ties that is spread over all pairs, so that a few isolated rows do not become a group
@@ -35,7 +35,7 @@ Points = npt.NDArray[Any]  # float32
 Numbers = npt.NDArray[np.float64]
 
 
-def graph_rows(reduced: Tensor, seed: int = 0, most: int = SAMPLE) -> Tensor:
+def graph_rows(reduced: Tensor, seed: int = 0, most: int = MAX_GRAPH_ROWS) -> Tensor:
     """Return the rows of N x d features that are in their graph: the distinct ones, or a sample of ``most`` of them."""
     rows = first_occurrences(reduced)  # equal rows would have no other neighbours
     if len(rows) > most:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from deepcluster.groups.graph import SAMPLE
+from deepcluster.groups.graph import MAX_GRAPH_ROWS
 from deepcluster.images import Images, find
 from deepcluster.images.store import MEMORY_BUDGET
 from deepcluster.learning.training import number_of_parts
@@ -40,7 +40,7 @@ def memory(network: Network, recipe: Recipe, count: int, processes: int = 1, *, 
     images = count * 3 * recipe.store_size**2
     # Features of the rounds and of the result, raw and reduced; with several ranks also the main rank's sample.
     dims = min(recipe.dims or 256, network.feature_dim)
-    sample = min(total, SAMPLE) if processes > 1 else 0
+    sample = min(total, MAX_GRAPH_ROWS) if processes > 1 else 0
     features = 4 * (count * (max(network.embedding_dim, network.feature_dim) + 2 * dims) + sample * dims)
     tables = TABLES * total + PAGE * min(total, MAX_PICTURES)
     training = 0.0 if gpu else _of_a_step(network, recipe, -(-min(recipe.batch_size, total) // processes), processes)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.errors import DeepClusterError
-from deepcluster.groups.graph import SAMPLE
+from deepcluster.groups.graph import MAX_GRAPH_ROWS
 from deepcluster.images import Source, find
 from deepcluster.images.files import from_files
 from deepcluster.images.named import cache_folder
@@ -36,9 +36,9 @@ def sample_of(reduced: Tensor, partition: Partition, seed: int) -> Tensor:
 
     It is the same for any number of ranks.
     """
-    if partition.total <= SAMPLE:
+    if partition.total <= MAX_GRAPH_ROWS:
         return partition.gather(reduced)
-    rows = draw(partition.total, SAMPLE, generator(seed, "sample of the result")).sort().values
+    rows = draw(partition.total, MAX_GRAPH_ROWS, generator(seed, "sample of the result")).sort().values
     return partition.to_main(reduced, rows)
 
 
@@ -62,7 +62,7 @@ class Rows:
 
     @property
     def all_sampled(self) -> bool:
-        return self.fitted <= SAMPLE
+        return self.fitted <= MAX_GRAPH_ROWS
 
 
 def read_run(folder: files.RunFolder, backbone: nn.Module | None = None) -> tuple[RunRecord, Model, Rows]:
