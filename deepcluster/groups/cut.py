@@ -14,7 +14,7 @@ from deepcluster.records import Clustering
 from deepcluster.seeding import derive
 
 DIMENSIONS = 5  # of the embedding: 3 to 30 differ by .01 NMI at most; 5 moves least with the seed (docs/decisions.md)
-STARTS = 10  # of k-means; the best counts
+KMEANS_STARTS = 10  # of k-means; the best counts
 EMBEDDINGS = 5  # that the graph chooses among
 EMBEDDED_ROWS = 15_000  # of all embeddings together: with more rows there are fewer, for time
 CENTROIDS = 2500  # at most, and one for ROWS_EACH rows: they are what a new image is compared with
@@ -74,7 +74,7 @@ def cut(reduced: Tensor, k: int, *, embeddings: int = EMBEDDINGS, seed: int = 0)
     seed = derive(seed, "cut")
     rows = reduced[graph_rows(reduced, seed)]
     if k < 2 or len(rows) < ROWS_EACH * k:
-        return as_groups(best_of(STARTS, reduced, k, seed))
+        return as_groups(best_of(KMEANS_STARTS, reduced, k, seed))
     labels = _labels(neighbour_ties(rows), k, max(1, min(embeddings, EMBEDDED_ROWS // len(rows))), seed)
     sizes = torch.bincount(labels, minlength=k)
     parts = [
@@ -91,7 +91,7 @@ def _labels(ties: csr_array, k: int, count: int, seed: int) -> Tensor:
     labelings = []
     for i in range(count):
         places = torch.from_numpy(embedding(ties, DIMENSIONS, derive(seed, "embedding", i)))
-        labelings.append(best_of(STARTS, places, k, derive(seed, "starts", i)).labels)
+        labelings.append(best_of(KMEANS_STARTS, places, k, derive(seed, "starts", i)).labels)
     return max(labelings, key=lambda labels: modularity(ties, labels.numpy()))
 
 

@@ -12,7 +12,7 @@ from deepcluster.clustering.agreement import pair_counts, scores
 from deepcluster.clustering.kmeans import best_of, means
 from deepcluster.errors import warn
 from deepcluster.groups.choose_k import CutRows, candidates, cut_once, stability
-from deepcluster.groups.cut import Cut, Placement, as_groups, cut, placement_of
+from deepcluster.groups.cut import KMEANS_STARTS, Cut, Placement, as_groups, cut, placement_of
 from deepcluster.groups.tree import Tree, medoids_of
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
@@ -191,7 +191,6 @@ def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[st
 # ---- how many groups, and which ------------------------------------------------------------
 
 MAX_IN_CUT = 1000  # groups: k-means with more takes too long for several starts
-STARTS = 10  # of k-means; the best counts
 
 
 def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe) -> Cut:
@@ -202,7 +201,7 @@ def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, rec
     if recipe.grouping != "kmeans":
         return cut(reduced, n_clusters, seed=derive(seed, "groups"))
     kmeans, partition = kmeans_of_result(recipe), Partition.single(len(reduced))
-    starts = (derive(seed, "groups", start) for start in range(STARTS if few else 1))
+    starts = (derive(seed, "groups", start) for start in range(KMEANS_STARTS if few else 1))
     clusterings = (kmeans.once(reduced, n_clusters, seed=start, partition=partition) for start in starts)
     return as_groups(min(clusterings, key=lambda clustering: clustering.inertia))
 
@@ -247,7 +246,7 @@ def choose_number(
 def _cut_of(recipe: Recipe) -> CutRows:
     """Return the cut whose stability is measured: that of the recipe's groups, with fewer starts."""
     if recipe.grouping == "kmeans":
-        return lambda rows, k, seed: as_groups(best_of(STARTS, rows, k, seed))
+        return lambda rows, k, seed: as_groups(best_of(KMEANS_STARTS, rows, k, seed))
     return cut_once
 
 
