@@ -32,7 +32,7 @@ from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning, 
 from deepcluster.evaluation import PROTOCOL_OPTIONS
 from deepcluster.flags import refuse, short
 from deepcluster.nets import hub
-from deepcluster.nets.names import FEATURES, PUBLISHED, backbone_of
+from deepcluster.nets.names import NO_NETWORK, PUBLISHED, backbone_of
 from deepcluster.presets import PRESETS, Facts, check_groups, check_weights, options_of, resolve
 from deepcluster.recipe import Recipe, declared, read_options, to_toml
 from deepcluster.records import PRELIMINARY
@@ -609,7 +609,7 @@ def _images_for(run: Path, images: str, *, may_be_empty: bool = False, warned: b
     from deepcluster.images.files import find
     from deepcluster.images.given import check_features_there
 
-    if _check_run(run, warned=warned).backbone == FEATURES:
+    if _check_run(run, warned=warned).backbone == NO_NETWORK:
         check_features_there(images)
         return images
     return find(images, may_be_empty=may_be_empty)
@@ -728,7 +728,7 @@ def _next_commands(folder: Path, record: Mapping[str, Any], command: str) -> Ite
     others = [candidate["k"] for candidate in (record.get("candidates") or ())[1:]]
     if command == "fit" and others and not record.get("edits"):  # a recut would lose them
         yield f"deepcluster recut {run} -k {others[0]}   # another number of clusters"
-    if command != "update" and record.get("backbone") != FEATURES:
+    if command != "update" and record.get("backbone") != NO_NETWORK:
         yield f"deepcluster export {run} --to folders -o sorted   # a folder for every cluster"
 
 

@@ -20,7 +20,7 @@ from deepcluster.images.decode import one_line
 from deepcluster.images.given import read_features
 from deepcluster.learning.features import extract
 from deepcluster.nets.fast_pass import features_pass
-from deepcluster.nets.names import FEATURES
+from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.network import Absent, Network
 from deepcluster.nets.weights import working_memory
 from deepcluster.runtime.machine import check_fits
@@ -112,7 +112,7 @@ class Model:
     @property
     def of_features(self) -> bool:
         """True if the model has no network, and takes features computed elsewhere instead of images."""
-        return self.network.architecture.get("name") == FEATURES
+        return self.network.architecture.get("name") == NO_NETWORK
 
     def check_network(self, what: str) -> None:
         """Raise an error if the model has no network, which ``what`` needs."""

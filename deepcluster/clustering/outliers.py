@@ -17,7 +17,7 @@ MAX_DIRECTIONS, ROWS_PER_DIRECTION = 64, 4
 # strangers among the images of the fit have no say, and a quantile, for residuals with a short tail. TAIL was chosen by
 # leaving one set out (benchmarks/judgement.py); new images exceed the quantile twice as often as those of the fit.
 TAIL, QUANTILE = 2.4, 0.9975
-ROUNDING = 2e-3  # of a row's distance from the mean: smaller residuals are errors of float32, and so 0
+MIN_RESIDUAL = 2e-3  # of a row's distance from the mean: smaller residuals are errors of float32, and so 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def outside(centred: Tensor, inside: Tensor) -> Tensor:
     """Return the distance of ... x D rows from a subspace through 0, by their ... x r coordinates in it."""
     squares = centred.square().sum(-1)
     rest = squares - inside.square().sum(-1)
-    return torch.where(rest > ROUNDING**2 * squares, rest, 0).sqrt()
+    return torch.where(rest > MIN_RESIDUAL**2 * squares, rest, 0).sqrt()
 
 
 def fit_outliers(features: Tensor, partition: Partition, *, root: bool = False) -> Outliers:

@@ -20,7 +20,7 @@ EMBEDDED_ROWS = 15_000  # of all embeddings together: with more rows there are f
 CENTROIDS = 2500  # at most, and one for ROWS_EACH rows: they are what a new image is compared with
 ROWS_EACH = 10
 ROWS_AT_ONCE, PAIRS_AT_ONCE = 4096, 1 << 16  # in place
-ROUNDING = 2e-5  # bound of the error of a product in float32, as a share of the lengths; 1e-6 was seen
+PRODUCT_ERROR = 2e-5  # bound of the error of a product in float32, as a share of the lengths; 1e-6 was seen
 AT_ONCE = 256  # pinned images that become centroids at a time: near images need no centroid of their own
 
 
@@ -146,7 +146,7 @@ def _candidates(groups: Cut) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     def pairs(rows: Tensor) -> tuple[Tensor, Tensor]:
         scores = torch.addmm(offset, rows, centroids.T).numpy()
         best = np.maximum.reduceat(scores, begins, axis=1)  # by group
-        error = ROUNDING * longest * (float(rows.norm(dim=1).numpy().max(initial=0)) + longest)
+        error = PRODUCT_ERROR * longest * (float(rows.norm(dim=1).numpy().max(initial=0)) + longest)
         least = np.full_like(best, -np.inf)
         if len(present) > 1:
             least[:] = np.partition(best, -2, axis=1)[:, -2:-1] - error

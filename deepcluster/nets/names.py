@@ -9,7 +9,7 @@ from typing import Any
 
 TIMM = "timm:"
 PAPER_NETWORKS = ("alexnet", "vgg16")
-FEATURES = "features"  # the name of no network at all: the features came from elsewhere
+NO_NETWORK = "features"  # the name of no network at all: the features came from elsewhere
 MODULE = "module"  # in place of a name: a network that the user gives, with the weights that it has
 USUAL_STEP = 32  # px, for networks that have no patches but cannot take every size
 

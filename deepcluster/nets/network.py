@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from deepcluster.errors import ModelError, UsageError
 from deepcluster.nets import hub, paper
 from deepcluster.nets.compact import Compact
-from deepcluster.nets.names import FEATURES, MODULE, PAPER_NETWORKS
+from deepcluster.nets.names import MODULE, NO_NETWORK, PAPER_NETWORKS
 from deepcluster.nets.paper import reset_linear
 from deepcluster.nets.timm import in_layout_of, size_does_not_fit, timm_body, timm_heads, unknown_backbone
 from deepcluster.nets.weights import HEADS, load_body, read_state
@@ -291,7 +291,7 @@ def _device(body: nn.Module) -> torch.device:
 
 def no_network(feature_dim: int) -> Network:
     """Return a network without weights, which no image goes through."""
-    return Network(nn.Identity(), feature_dim, architecture={"name": FEATURES, "image_size": 1, "sobel": False})
+    return Network(nn.Identity(), feature_dim, architecture={"name": NO_NETWORK, "image_size": 1, "sobel": False})
 
 
 class Absent(nn.Module):

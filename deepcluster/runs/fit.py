@@ -21,7 +21,7 @@ from deepcluster.images.given import read_features, true_labels
 from deepcluster.images.source import counted
 from deepcluster.images.store import Store, check_alike, read_once
 from deepcluster.learning.training import network_precision
-from deepcluster.nets.names import FEATURES
+from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.network import Network, no_network
 from deepcluster.presets import Plan, check_groups, options_of
 from deepcluster.recipe import AUTO, Recipe, to_toml
@@ -299,7 +299,7 @@ def _write_features(job: Job, folder: files.LockedFolder, features: Tensor, reci
         result=FINAL,
         images_count=total,
         skipped_count=0,
-        backbone=FEATURES,
+        backbone=NO_NETWORK,
         pseudo_labels=recipe.pseudo_labels,
         reasons={"features": f"{width:,} numbers a row, which came from elsewhere"},
         rounds=0,

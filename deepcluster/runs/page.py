@@ -22,7 +22,7 @@ from deepcluster.groups.graph import layout
 from deepcluster.groups.tree import Tree, merge_tree, parts_of
 from deepcluster.images import Source
 from deepcluster.images.decode import Undecodable, one_line, pillow_limits
-from deepcluster.nets.names import FEATURES
+from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.timm import nouns
 from deepcluster.report.page import RunData, on_page, render
 from deepcluster.report.pictures import THUMBNAIL, on_sheet, pictures_on
@@ -175,7 +175,7 @@ def _tiny(folder: files.RunFolder, tables: Tables, sheet: bytes, away: list[str]
         if sheet:
             row_of, on_the_sheet = tiny()
             image = on_the_sheet(row_of[path])
-        if image is not None or tables.record.backbone != FEATURES:  # an image of features may never have existed
+        if image is not None or tables.record.backbone != NO_NETWORK:  # an image of features may never have existed
             away.append(path)
         return image
 

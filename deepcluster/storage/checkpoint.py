@@ -27,7 +27,7 @@ from deepcluster.storage.files import write_tensors, write_whole
 from deepcluster.storage.state import is_known
 
 SCHEMA_VERSION = 4
-KEPT = 2
+MAX_CHECKPOINTS = 2
 IMAGES = "images.csv"  # the images that the run began with (runs/rows.py)
 FEATURES = "features"  # the only tensor with rows by rank
 TENSOR = "tensor of this checkpoint"
@@ -159,7 +159,7 @@ class Checkpoints:
 
     def _prune(self, last: str, files: Mapping[str, str]) -> None:
         # Checkpoints after `last` are damaged leftovers: the run resumed before them.
-        kept = sorted(path.stem for path in self.folder.glob("[0-9]*.json") if path.stem <= last)[-KEPT:]
+        kept = sorted(path.stem for path in self.folder.glob("[0-9]*.json") if path.stem <= last)[-MAX_CHECKPOINTS:]
         for path in self.folder.iterdir():
             name = path.stem.partition("-")[0]
             wanted = name in kept and (name != last or path.suffix == ".json" or path.stem in files)

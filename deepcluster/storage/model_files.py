@@ -24,7 +24,7 @@ from deepcluster.errors import DeepClusterError, DiskError, ModelError, OutOfMem
 from deepcluster.groups.cut import Cut
 from deepcluster.images.source import is_run
 from deepcluster.model import Identity, Model, check_batch_fits
-from deepcluster.nets.names import FEATURES, MODULE
+from deepcluster.nets.names import MODULE, NO_NETWORK
 from deepcluster.nets.network import Absent, Network, absent_module, build, copy_of_module, no_network
 from deepcluster.nets.timm import channels_last
 from deepcluster.nets.weights import shapes_only
@@ -204,7 +204,7 @@ def _load(folder: Path, place: Callable[[str], Path], device: torch.device | Non
         axes = {name: tuple(value.shape) for name, value in expected.items()}
         check_tensors(body, axes, {name: value.dtype for name, value in expected.items()})
         # Before the first look at the mapped numbers, so that these and what building takes are not in memory together.
-        network = shapes if config.architecture.name in (MODULE, FEATURES) else build(**asdict(config.architecture))
+        network = shapes if config.architecture.name in (MODULE, NO_NETWORK) else build(**asdict(config.architecture))
         if network.feature_dim != feature_dim:
             raise ValueError(f"features of {feature_dim} numbers, and the network gives {network.feature_dim}")
         for name, value in every.items():
@@ -250,7 +250,7 @@ def _shapes(config: Config, body: Mapping[str, Tensor], feature_dim: int, backbo
     name, size = config.architecture.name, config.image_size
     if backbone is not None and name != MODULE:
         raise ValueError(f"its network is {name}, and is built without a backbone")
-    if name == FEATURES:
+    if name == NO_NETWORK:
         return no_network(feature_dim)
     if name == MODULE and backbone is None:
         return absent_module(body, feature_dim, size)
@@ -277,7 +277,7 @@ def _read_config(path: Path) -> Config:
     if config.config_sha256 != json_sha256({key: value for key, value in table.items() if key != "config_sha256"}):
         raise ValueError("changed since it was written")
     name = config.architecture.name
-    if name not in (FEATURES, MODULE) and not BACKBONE.fullmatch(name):
+    if name not in (NO_NETWORK, MODULE) and not BACKBONE.fullmatch(name):
         raise ValueError(f"no backbone that a model may have: {name[:80]!a}")
     if config.image_size > config.store_size:
         raise ValueError(f"image_size {config.image_size} is larger than store_size {config.store_size}")
