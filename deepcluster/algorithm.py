@@ -18,7 +18,7 @@ from deepcluster.clustering import ClusteringStep, KMeans, Reduction, Whitening
 from deepcluster.clustering.agreement import label_change
 from deepcluster.clustering.kmeans import labels_of
 from deepcluster.clustering.outliers import Outliers, fit_outliers
-from deepcluster.compute import CLUSTERING, Compute
+from deepcluster.compute import CLUSTERING_PHASE, Compute
 from deepcluster.images.arrays import as_images
 from deepcluster.learning.features import extract
 from deepcluster.learning.training import Learning, body_optimizer, train_on_pseudo_labels
@@ -68,7 +68,7 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
         features = features.to(compute.device_for(features.shape[1]))
 
         # Step 3, reduction, and step 4, clustering: the cluster numbers are the pseudo-labels.
-        compute.progress(CLUSTERING, 0, 0)
+        compute.progress(CLUSTERING_PHASE, 0, 0)
         reduced = reduction(features, compute)
         clusterings = clustering(reduced, numbers, state.previous, seed=seed, round=index, partition=compute.partition)
         labels = labels_of(clusterings, numbers, compute.partition.total)

@@ -11,7 +11,7 @@ from deepcluster.runtime.devices import CPU, holds_rows
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 
-FEATURES, CLUSTERING, TRAINING = "features", "clustering", "training"  # phases
+FEATURES_PHASE, CLUSTERING_PHASE, TRAINING_PHASE = "features", "clustering", "training"  # phases
 Progress = Callable[[str, int, int], None]  # phase, images done, images in all
 
 
@@ -70,7 +70,7 @@ class Stopwatch:
         self.start()
 
     def __call__(self, phase: str, done: int, total: int) -> None:
-        if phase == FEATURES or (phase == TRAINING and done == 0):
+        if phase == FEATURES_PHASE or (phase == TRAINING_PHASE and done == 0):
             self._times[phase] = time.perf_counter()
         self.progress(phase, done, total)
 
@@ -81,6 +81,6 @@ class Stopwatch:
     def seconds(self) -> dict[str, float]:
         """Return the seconds of the ``features``, the ``clustering`` and the ``training`` of a round that has ended."""
         begin, end = self._begin, time.perf_counter()
-        features = self._times.get(FEATURES, begin)  # no pass if they were known
-        training = self._times.get(TRAINING, end)
+        features = self._times.get(FEATURES_PHASE, begin)  # no pass if they were known
+        training = self._times.get(TRAINING_PHASE, end)
         return {"features": features - begin, "clustering": training - features, "training": end - training}

@@ -56,7 +56,7 @@ from deepcluster.runtime.processes import Processes
 from deepcluster.seeding import generator
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.checkpoint import FEATURES, Checkpoints, restored
+from deepcluster.storage.checkpoint import FEATURES_KEY, Checkpoints, restored
 from tests.helpers.runs import record
 from tests.helpers.shared import OPTIONS, files_of, pixels
 from tests.loop import learn, loop
@@ -193,8 +193,8 @@ def test_what_some_write_any_number_read(ranks, tmp_path, then, now):
     ranks[then](writing, folder, 2)
     names = [f"000002{f'-{rank}' if rank else ''}.safetensors" for rank in range(then)]
     written = {path.name: load_file(path) for path in folder.glob("*.safetensors")}
-    assert written.keys() == {*names} and [len(written[name][FEATURES]) for name in names] == [*SIZES[then]]
-    assert all(written[name].keys() == {FEATURES} for name in names[1:])  # the rest is the same on all
+    assert written.keys() == {*names} and [len(written[name][FEATURES_KEY]) for name in names] == [*SIZES[then]]
+    assert all(written[name].keys() == {FEATURES_KEY} for name in names[1:])  # the rest is the same on all
     whole = state()
     for rank, found in enumerate(ranks[now](reading, folder)):
         own = Partition(Processes(rank, now), SIZES[now]).local

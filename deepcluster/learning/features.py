@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from deepcluster.compute import FEATURES, Compute
+from deepcluster.compute import FEATURES_PHASE, Compute
 from deepcluster.images.views import fixed_view
 from deepcluster.nets.fast_pass import features_pass
 from deepcluster.nets.network import Network
@@ -64,7 +64,7 @@ def extract(
                 if begin == 0:
                     features = torch.empty(len(images), outputs.shape[1], dtype=outputs.dtype, device=where)
                 features[begin:end] = outputs.to(where)
-                compute.progress(FEATURES, end, len(images))
+                compute.progress(FEATURES_PHASE, end, len(images))
     finally:
         network.train(training)
     return features

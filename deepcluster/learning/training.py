@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Optimizer
 
-from deepcluster.compute import TRAINING, Compute
+from deepcluster.compute import TRAINING_PHASE, Compute
 from deepcluster.errors import ModelError, UsageError, first_line
 from deepcluster.images.views import Augmentation, random_views, uniform_over_clusters
 from deepcluster.learning.batches import Batch, batches, check_finite
@@ -168,7 +168,7 @@ def train_on_pseudo_labels(  # noqa: PLR0913 step 5 as one loop
         seen = [random_views(batch.images, view.size or compute.size, view, random) for view in views]
         return batch, seen, moved(batch.targets(labels), device), moved(batch.drawn, device)
 
-    compute.progress(TRAINING, 0, epochs * count)
+    compute.progress(TRAINING_PHASE, 0, epochs * count)
     for epoch in range(epochs):
         epoch_loss = torch.zeros((), device=device)
         by = labels[:, (round * epochs + epoch) % labels.shape[1]]
@@ -200,7 +200,7 @@ def train_on_pseudo_labels(  # noqa: PLR0913 step 5 as one loop
             for one in optimizers:
                 one.step()
             epoch_loss = epoch_loss + loss * (len(batch.drawn) / count)
-            compute.progress(TRAINING, epoch * count + (batch.step + 1) * count // steps, epochs * count)
+            compute.progress(TRAINING_PHASE, epoch * count + (batch.step + 1) * count // steps, epochs * count)
         epoch_loss = processes.all_reduce(epoch_loss) / processes.world_size
         check_finite(epoch_loss, f"round {round}, epoch {epoch},", "--lr ", optimizer.param_groups[0]["lr"])
         total += epoch_loss.item()

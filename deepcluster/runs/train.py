@@ -18,7 +18,7 @@ from deepcluster.runs.plan import Job
 from deepcluster.runs.result import label_numbers
 from deepcluster.runs.writer import SHARE_OF_TIME, ResultWriter
 from deepcluster.runtime.plain_files import check_tensors
-from deepcluster.storage.checkpoint import FEATURES, Checkpoint, Checkpoints, fitting, restored
+from deepcluster.storage.checkpoint import FEATURES_KEY, Checkpoint, Checkpoints, fitting, restored
 from deepcluster.storage.run_folder import HISTORY, LockedFolder
 
 KEPT_BACK = 0.05  # share of a time limit left unplanned, as a safety margin
@@ -153,7 +153,9 @@ def _check_tensors(state: State, writer: ResultWriter) -> None:
     if features is not None:
         own = partition.sizes[partition.processes.rank]
         kind = features.dtype if features.is_floating_point() else torch.float32
-        check_tensors({FEATURES: features}, {FEATURES: (own, writer.network.embedding_dim)}, {FEATURES: kind})
+        check_tensors(
+            {FEATURES_KEY: features}, {FEATURES_KEY: (own, writer.network.embedding_dim)}, {FEATURES_KEY: kind}
+        )
     if previous is not None:
         check_tensors({"previous": previous}, {"previous": (partition.total, "heads")}, {"previous": torch.int64})
         recipe, has_own = writer.images.recipe, writer.job.request.steps.clustering is not None

@@ -29,7 +29,7 @@ from deepcluster.storage.state import is_known
 SCHEMA_VERSION = 4
 MAX_CHECKPOINTS = 2
 IMAGES = "images.csv"  # the images that the run began with (runs/rows.py)
-FEATURES = "features"  # the only tensor with rows by rank
+FEATURES_KEY = "features"  # the only tensor with rows by rank
 TENSOR = "tensor of this checkpoint"
 Tensors = Mapping[str, Tensor]
 ROUNDS = Annotated[int, range(1_000_000)]
@@ -70,7 +70,7 @@ class Checkpoints:
         checkpoints that are there.
         """
         name, processes = f"{state.round:06d}", self.processes
-        tensors = {} if state.features is None else {FEATURES: state.features}
+        tensors = {} if state.features is None else {FEATURES_KEY: state.features}
 
         def named(value: Tensor) -> dict[str, str]:
             tensors[key := f"optimizer.{len(tensors)}"] = value
@@ -154,8 +154,8 @@ class Checkpoints:
             except (ValueError, SafetensorError) as error:
                 raise ValueError(f"{file.name}: {error}") from None
         # Copies: a mapped file would change under the run when the file is replaced.
-        tensors = {key: tensor.clone() for key, tensor in mapped[0].items() if key != FEATURES}
-        return Checkpoint(value["state"], tensors, files if FEATURES in mapped[0] else (), value["about"])
+        tensors = {key: tensor.clone() for key, tensor in mapped[0].items() if key != FEATURES_KEY}
+        return Checkpoint(value["state"], tensors, files if FEATURES_KEY in mapped[0] else (), value["about"])
 
     def _prune(self, last: str, files: Mapping[str, str]) -> None:
         # Checkpoints after `last` are damaged leftovers: the run resumed before them.
@@ -209,7 +209,7 @@ def _read_rows(files: Sequence[Path], own: slice) -> Tensor:
     """Read this rank's rows of the features."""
     begin, pieces = 0, []
     for path in files:
-        rows = read_tensors(path)[FEATURES]  # mapped: only the rows that are copied are read
+        rows = read_tensors(path)[FEATURES_KEY]  # mapped: only the rows that are copied are read
         pieces.append(rows[max(0, own.start - begin) : max(0, own.stop - begin)])
         begin += len(rows)
     return torch.cat(pieces)
