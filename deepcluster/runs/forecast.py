@@ -25,7 +25,7 @@ from deepcluster.runtime.processes import ALONE
 # Measured (docs/decisions.md): Python, torch and what the result takes beside its features; the memory that a training
 # step keeps for backward, as a multiple of all layer outputs.
 BASE = 500e6
-KEPT = 1.5
+OUTPUTS_FACTOR = 1.5
 # Bytes that tables and report of the result take: an image, and an image in the page
 # (benchmarks/LOG.md, "Memory").
 TABLES, PAGE = 300.0, 6e3
@@ -55,7 +55,7 @@ def _of_a_step(network: Network, recipe: Recipe, batch: int, processes: int) -> 
     at_once = -(-batch // number_of_parts(network, batch, pixels, loss_of(recipe), processes))
     weights = sum(parameter.numel() for parameter in network.parameters())
     heads = sum(recipe.clusters) * network.embedding_dim
-    return 4 * (3 * (weights + heads) + KEPT * outputs * at_once)
+    return 4 * (3 * (weights + heads) + OUTPUTS_FACTOR * outputs * at_once)
 
 
 def _outputs(network: Network, size: int) -> int:
