@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from deepcluster.clustering.agreement import nmi
 from deepcluster.clustering.kmeans import best_of
 from deepcluster.clustering.whitening import whiten
-from deepcluster.groups.cut import cut, nearest_groups
+from deepcluster.groups.cut import cut_features, nearest_groups
 
 CHOSEN = (True, 256, 0.25)  # roots, dimensions, whitening: those of `auto` with the installed network
 GRID = [(root, dims, strength) for root in (False, True) for dims in (64, 128, 256) for strength in (0, 0.25, 0.5)]
@@ -47,7 +47,7 @@ def ours(features: Tensor, k: int, reduction: Reduction = CHOSEN) -> Way:
     rows = whiten(features, dims, strength, root=root)(features)
 
     def run(seed: int) -> Tensor:
-        groups = cut(rows, k, seed=seed)
+        groups = cut_features(rows, k, seed=seed)
         return nearest_groups(rows, groups)
 
     return run

@@ -40,7 +40,7 @@ from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.outliers import Outliers, fit_outliers, limit_of
 from deepcluster.clustering.whitening import whiten
 from deepcluster.groups.choose_k import candidates, stability
-from deepcluster.groups.cut import as_groups, cut, nearest_groups, placement_of
+from deepcluster.groups.cut import as_groups, cut_features, nearest_groups, placement_of
 from deepcluster.groups.drift import STRANGE_MEDIAN
 from deepcluster.nets.names import PUBLISHED
 from deepcluster.nets.timm import nouns
@@ -244,7 +244,7 @@ def stable(cache: Path, arguments: argparse.Namespace) -> None:
             for factor in (0.5, 1, 2):
                 k = max(2, round(factor * len(labels.unique())))
                 if (value := stability(reduced, k)) is not None:
-                    groups = cut(reduced, k)
+                    groups = cut_features(reduced, k)
                     clusters = nearest_groups(reduced, groups)
                     about = {"set": name, "images": len(rows), "factor": factor, "stability": value}
                     results.append({**about, "ari": ari(labels, clusters), "nmi": nmi(labels, clusters)})
@@ -283,7 +283,7 @@ def names(cache: Path, arguments: argparse.Namespace) -> None:
         known = nouns(PUBLISHED["photos-small"].backbone, cached.rounds[0])
         reduced = whiten(cached.rounds[-1], 80, 0.25, root=True)(cached.rounds[-1])
         for factor in (0.5, 1, 2):
-            groups = cut(reduced, max(2, round(factor * len(cached.labels.unique()))))
+            groups = cut_features(reduced, max(2, round(factor * len(cached.labels.unique()))))
             placed = placement_of(reduced, groups, groups.centroids[:1])
             for group in range(groups.count):
                 inside = torch.nonzero(placed.cluster == group).flatten()

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from deepcluster.algorithm import alternate, conclude
 from deepcluster.clustering import Reduction
 from deepcluster.clustering.agreement import scores
-from deepcluster.groups.cut import cut, placement_of
+from deepcluster.groups.cut import cut_features, placement_of
 from deepcluster.images import Augmentation
 from deepcluster.learning import Learning
 from deepcluster.nets import build
@@ -34,7 +34,7 @@ def main(rounds: int) -> None:
             break
 
     result = conclude(network, images, clusters=50, reduction=reduction)
-    groups = cut(result.reduced, 10)
+    groups = cut_features(result.reduced, 10)
     placement = placement_of(result.reduced, groups, result.clustering.centroids)
     agreement = scores(digits.target, placement.cluster)  # the first use of the labels
     print("  ".join(f"{name} {value:.3f}" for name, value in agreement.items()))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deepcluster.clustering.kmeans import kmeans
-from deepcluster.groups.cut import as_groups, cut
+from deepcluster.groups.cut import as_groups, cut_features
 from deepcluster.recipe import Recipe
 from deepcluster.runs import result as run_groups
 from deepcluster.runs.recut import recut
@@ -62,7 +62,7 @@ def test_the_option_and_the_number_decide(monkeypatch):
     """Very many groups, if as many as pseudo-labels, are the last clustering."""
     x = torch.nn.functional.normalize(torch.randn(100, 8, generator=torch.Generator().manual_seed(0)))
     fine = kmeans(x, 5)
-    groups, expected = groups_of(x, fine, 4, 0, EMBEDDING), cut(x, 4, seed=derive(0, "groups"))
+    groups, expected = groups_of(x, fine, 4, 0, EMBEDDING), cut_features(x, 4, seed=derive(0, "groups"))
     assert torch.equal(groups.centroids, expected.centroids) and torch.equal(groups.groups, expected.groups)
     assert groups_of(x, fine, 4, 0, KMEANS).groups.tolist() == [0, 1, 2, 3]
     assert len(groups_of(x, fine, 5, 0, EMBEDDING).centroids) > 5

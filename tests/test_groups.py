@@ -15,7 +15,7 @@ from deepcluster.clustering.agreement import ari, nmi
 from deepcluster.groups import choose_k, graph
 from deepcluster.groups import tree as trees
 from deepcluster.groups.choose_k import candidates, ranked, ranked_finest, stability
-from deepcluster.groups.cut import ROWS_EACH, Cut, as_groups, cut, placement_of
+from deepcluster.groups.cut import ROWS_EACH, Cut, as_groups, cut_features, placement_of
 from deepcluster.groups.drift import Drift, drift
 from deepcluster.groups.graph import modularity
 from deepcluster.groups.tree import Tree, merge_tree, nodes_at, ward
@@ -31,12 +31,12 @@ def groups_of(sizes: tuple[int, ...], spread: float = 0.05) -> tuple[torch.Tenso
 
 
 def clusters_of(x: torch.Tensor, k: int, seed: int = 0) -> torch.Tensor:
-    return placement_of(x, cut(x, k, seed=seed), x[:1]).cluster
+    return placement_of(x, cut_features(x, k, seed=seed), x[:1]).cluster
 
 
 def test_few_rows_are_cut_as_well_as_by_scikit_learn():
     x, _ = groups_of((9,) * 12, spread=0.2)
-    found = placement_of(x, cut(x, 12), x[:1])
+    found = placement_of(x, cut_features(x, 12), x[:1])
     theirs = KMeans(12, n_init=20, random_state=0).fit(x.numpy())
     assert found.distance.square().sum().item() <= theirs.inertia_ * 1.03
 
@@ -50,7 +50,7 @@ def test_groups_may_be_long_and_new_rows_go_where_their_neighbours_are(seed):
     rows[:, 1] += 1.4 * torch.rand(400, generator=generator(0, "along")) - 0.7
     rows[:, 2] += 0.6 * labels - 0.3
     x = F.normalize(rows)
-    clusters = placement_of(x, cut(x[:200], 2, seed=seed), x[:1]).cluster
+    clusters = placement_of(x, cut_features(x[:200], 2, seed=seed), x[:1]).cluster
     assert ari(labels[:200], clusters[:200]) > 0.95 and ari(labels[200:], clusters[200:]) > 0.9
     theirs = KMeans(2, n_init=10, random_state=seed).fit(x[:200].numpy())
     assert ari(labels[:200], theirs.labels_) < 0.2  # else the case would show nothing
@@ -88,9 +88,9 @@ def test_equal_rows_are_together_and_no_more_groups_than_distinct_rows():
 def test_as_many_groups_as_a_small_graph_can_have():
     x, _ = groups_of((12,) * 12)
     for k in range(1, 13):
-        assert cut(x[: ROWS_EACH * k], k).count == k
+        assert cut_features(x[: ROWS_EACH * k], k).count == k
     for rows, k in ((1, 1), (3, 1), (2, 2), (3, 2), (3, 3)):
-        assert cut(x[:rows], k).groups.unique().tolist() == list(range(k))
+        assert cut_features(x[:rows], k).groups.unique().tolist() == list(range(k))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -190,7 +190,7 @@ def test_groups_that_are_not_nearest_still_make_a_cut():
 @pytest.mark.parametrize("k", [1, 2, 7])
 def test_the_present_groups_are_a_cut_and_others_only_merge_or_split(k):
     rows = blobs([30, 40, 50, 60, 70], seed=k)
-    groups = cut(rows, k)
+    groups = cut_features(rows, k)
     tree = merge_tree(rows, groups)
     assert len(tree.groups) == (1 if k == 1 else min(30, len(groups.centroids)))
     every = cuts(tree)

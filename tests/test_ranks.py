@@ -32,7 +32,7 @@ from deepcluster.compute import Compute
 from deepcluster.errors import DeepClusterWarning, DiskError, NonFiniteError, Stopped
 from deepcluster.evaluation import LinearOptions, linear
 from deepcluster.evaluation.common import Labelled, ProbeTask
-from deepcluster.groups.cut import Cut, cut
+from deepcluster.groups.cut import Cut, cut_features
 from deepcluster.groups.tree import Tree, medoids_of, merge_tree
 from deepcluster.images import Source
 from deepcluster.images.decode import Undecodable
@@ -311,7 +311,7 @@ def described(processes: Processes, x: Tensor, few: int) -> tuple[list[dict[str,
         patch.setattr(samples, "MAX_GRAPH_ROWS", few)
         sample = sample_of(reduced, partition, 3)
         assert len(sample) == (few if processes.is_main else 0)
-        groups = Cut(**processes.broadcast_tensors(lambda: vars(cut(sample, 5))))
+        groups = Cut(**processes.broadcast_tensors(lambda: vars(cut_features(sample, 5))))
         images = Rows([str(row) for row in range(len(x))], None, (), reduced, sample, partition, reduced[:, 0])
         groups, placement = place_rows(groups, images, x[:3])
     model: Any = SimpleNamespace(groups=groups, names=("",) * 5, junk=())

@@ -58,7 +58,7 @@ class Placement:
     centroid: Tensor
 
 
-def cut(reduced: Tensor, k: int, *, embeddings: int = EMBEDDINGS, seed: int = 0) -> Cut:
+def cut_features(reduced: Tensor, k: int, *, embeddings: int = EMBEDDINGS, seed: int = 0) -> Cut:
     """Cut N x d features (rows of length 1) into ``k`` groups, by k-means of an embedding of their neighbour graph.
 
     The embedding (graph.py) makes groups of any shape compact. It differs with its seed, so the graph chooses among

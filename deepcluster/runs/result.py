@@ -12,7 +12,7 @@ from deepcluster.clustering.agreement import pair_counts, scores
 from deepcluster.clustering.kmeans import best_of, means
 from deepcluster.errors import warn
 from deepcluster.groups.choose_k import CutRows, candidates, cut_once, stability
-from deepcluster.groups.cut import KMEANS_STARTS, Cut, Placement, as_groups, cut, placement_of
+from deepcluster.groups.cut import KMEANS_STARTS, Cut, Placement, as_groups, cut_features, placement_of
 from deepcluster.groups.tree import Tree, medoids_of
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
@@ -88,14 +88,14 @@ def conclude_run(
         display = job.display if is_final else Silent()
         n_clusters, record = choose_number(record.n_clusters, rows.sample, record, recipe, display)
 
-    def cut() -> dict[str, Tensor]:
+    def tensors() -> dict[str, Tensor]:
         groups = groups_of(rows.sample, final.clustering, n_clusters, record.seed, recipe)
         if groups.count < n_clusters and is_final:
             why = "the features have no more distinct values (are many equal?)"
             warn(f"only {groups.count} of {n_clusters} clusters are not empty: {why}")
         return {"centroids": groups.centroids, "groups": groups.groups}
 
-    groups = Cut(**store.partition.processes.broadcast_tensors(cut))
+    groups = Cut(**store.partition.processes.broadcast_tensors(tensors))
     groups, placement = place_rows(groups, rows, final.clustering.centroids)
     model = Model(
         network=network,
@@ -199,7 +199,7 @@ def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, rec
     if len(fine.centroids) == n_clusters and not few:
         return as_groups(fine)
     if recipe.grouping != "kmeans":
-        return cut(reduced, n_clusters, seed=derive(seed, "groups"))
+        return cut_features(reduced, n_clusters, seed=derive(seed, "groups"))
     kmeans, partition = kmeans_of_result(recipe), Partition.single(len(reduced))
     starts = (derive(seed, "groups", start) for start in range(KMEANS_STARTS if few else 1))
     clusterings = (kmeans.once(reduced, n_clusters, seed=start, partition=partition) for start in starts)
