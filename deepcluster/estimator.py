@@ -432,11 +432,11 @@ class DeepCluster(_Base):
         if model.of_features:
             self.n_features_in_ = len(model.reduction.mean)
         self.cluster_centers_: npt.NDArray[np.float32] = self._centers().numpy()
-        self.n_clusters_ = len(model.groups.groups.unique())
+        self.n_clusters_ = len(model.cut.group_of.unique())
 
     def _centers(self) -> Tensor:
-        groups = self._model.groups
-        return means(groups.centroids, groups.groups, groups.count)
+        cut = self._model.cut
+        return means(cut.centroids, cut.group_of, cut.count)
 
     def _read(self, X: Any, *, reset: bool) -> tuple[bool, Any]:
         """Return whether X is features, and the features (N x D) or the images of X.

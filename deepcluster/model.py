@@ -57,7 +57,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Model:
-    """Network, reduction, fine centroids and groups.
+    """Network, reduction, fine centroids and cut.
 
     store_size: side in px of the square images it takes; batch_size: images in one pass of the network (part of the
     model, because another size may round differently); outliers: the limit above which an image is an outlier; names
@@ -70,7 +70,7 @@ class Model:
     network: Network
     reduction: Whitening
     fine_centroids: Tensor
-    groups: Cut
+    cut: Cut
     outliers: Outliers
     names: tuple[str, ...]
     image_size: int
@@ -83,7 +83,7 @@ class Model:
         """Return a short text: the tensors would fill the screen."""
         name = self.network.architecture.get("name", type(self.network.body).__name__)
         dims = self.reduction.projection.shape[1]
-        return f"Model({self.groups.count} clusters, {name} at {self.image_size} px, {dims} dimensions)"
+        return f"Model({self.cut.count} clusters, {name} at {self.image_size} px, {dims} dimensions)"
 
     def predict(self, images: Images) -> npt.NDArray[np.int64]:
         """Return the cluster of each image of a folder, a list of paths, ... DataError if one cannot be used."""
@@ -143,7 +143,7 @@ class Model:
 
     def place(self, reduced: Tensor) -> Placement:
         """Return the cluster of each row of :meth:`transform`."""
-        return placement_of(reduced, self.groups, self.fine_centroids)
+        return placement_of(reduced, self.cut, self.fine_centroids)
 
 
 def check_batch_fits(network: Network, size: int, count: int = 1) -> None:

@@ -19,7 +19,7 @@ def main(run: str) -> None:
     placement = model.place(model.transform(store.images))
     for row, (cluster, distance) in enumerate(zip(placement.cluster, placement.distance, strict=True)):
         print(f"image {row}: cluster {int(cluster)}, distance {float(distance):.3f}")
-    print("images per cluster:", torch.bincount(placement.cluster, minlength=model.groups.count).tolist())
+    print("images per cluster:", torch.bincount(placement.cluster, minlength=model.cut.count).tolist())
 
 
 if __name__ == "__main__":

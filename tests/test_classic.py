@@ -29,7 +29,7 @@ def classic(fitted) -> Path:
 
 def test_each_image_is_in_the_cluster_of_the_nearest_of_k_means(classic):
     """One more update moves no mean, as k-means has converged on so few images."""
-    centroids, features = models.load(classic).groups.centroids, torch.from_numpy(np.load(classic / "features.npy"))
+    centroids, features = models.load(classic).cut.centroids, torch.from_numpy(np.load(classic / "features.npy"))
     table = rows(classic / "clusters.csv")
     cluster, distance = (torch.tensor([float(row[name]) for row in table]) for name in ("cluster", "distance"))
     away = torch.cdist(features.double(), centroids.double())
@@ -43,7 +43,7 @@ def test_each_image_is_in_the_cluster_of_the_nearest_of_k_means(classic):
 def test_recut_groups_as_the_recipe_of_the_run_says(fitted, tmp_path, recipe, centroids):
     run = Path(shutil.copytree(fitted("--recipe", recipe), tmp_path / "run"))
     recut(run, 2)
-    groups = models.load(run).groups
+    groups = models.load(run).cut
     assert groups.count == 2 and len(groups.centroids) == centroids
 
 
@@ -63,8 +63,8 @@ def test_the_option_and_the_number_decide(monkeypatch):
     x = torch.nn.functional.normalize(torch.randn(100, 8, generator=torch.Generator().manual_seed(0)))
     fine = kmeans(x, 5)
     groups, expected = groups_of(x, fine, 4, 0, EMBEDDING), cut_features(x, 4, seed=derive(0, "groups"))
-    assert torch.equal(groups.centroids, expected.centroids) and torch.equal(groups.groups, expected.groups)
-    assert groups_of(x, fine, 4, 0, KMEANS).groups.tolist() == [0, 1, 2, 3]
+    assert torch.equal(groups.centroids, expected.centroids) and torch.equal(groups.group_of, expected.group_of)
+    assert groups_of(x, fine, 4, 0, KMEANS).group_of.tolist() == [0, 1, 2, 3]
     assert len(groups_of(x, fine, 5, 0, EMBEDDING).centroids) > 5
     monkeypatch.setattr(run_groups, "MAX_IN_CUT", 4)  # very many
     for recipe in (KMEANS, EMBEDDING):

@@ -41,8 +41,8 @@ def finished(fitted, tmp_path: Path) -> Path:
 
 def moving(model: Model, **changes: Any) -> Model:
     """``model`` with edits, of a run whose images are its centroids."""
-    paths = [f"{i}.png" for i in range(len(model.groups.groups))]
-    return edited(model, replace(Edits("", {}, (), None), **changes), model.groups.centroids, paths)
+    paths = [f"{i}.png" for i in range(len(model.cut.group_of))]
+    return edited(model, replace(Edits("", {}, (), None), **changes), model.cut.centroids, paths)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def moving(model: Model, **changes: Any) -> Model:
 def test_edits_by_hand(changes, clusters, names, junk):
     model = replace(tiny_model(names=("a", "b", "")), junk=(0, 2))
     changed = moving(model, **changes)
-    assert changed.place(model.groups.centroids).cluster.tolist() == clusters
+    assert changed.place(model.cut.centroids).cluster.tolist() == clusters
     assert (changed.names, changed.junk) == (names, junk)
 
 
@@ -93,10 +93,10 @@ def test_edits_that_do_not_fit(changes, message):
 def test_a_cluster_that_all_images_have_left_is_gone():
     """Its centroid is none of the images."""
     model = tiny_model(names=("a", "b", "c"))
-    rows = 0.9 * model.groups.centroids
+    rows = 0.9 * model.cut.centroids
     changed = edited(model, Edits("", {}, (), None, (), ((1, 2),)), rows, [f"{i}.png" for i in range(4)])
     assert changed.place(rows).cluster.tolist() == [0, 2, 2, 0]
-    assert set(changed.groups.groups.tolist()) == {0, 2} and changed.names == ("a", "", "c")
+    assert set(changed.cut.group_of.tolist()) == {0, 2} and changed.names == ("a", "", "c")
     with pytest.raises(UsageError, match="there is no cluster 1: the clusters are 0, 2"):
         edited(changed, Edits("", {1: "x"}, (), None))
 
@@ -122,7 +122,7 @@ def test_a_split_by_hand() -> None:
     assert parts.of_centroid.tolist() == [0, 1, 2, -1, -1, -1, 1] and parts.sizes == (5, 1, 4)
     for count, expected in ((2, [0, 0, 2, 1, 1, 1, 0]), (3, [0, 3, 2, 1, 1, 1, 3])):
         divided = split(groups, parts, count)
-        assert divided.groups.tolist() == expected and torch.equal(divided.centroids, points)
+        assert divided.group_of.tolist() == expected and torch.equal(divided.centroids, points)
 
 
 def test_moved_rows_are_where_they_should_be_and_the_others_stay() -> None:
@@ -137,7 +137,7 @@ def test_moved_rows_are_where_they_should_be_and_the_others_stay() -> None:
     # Moved again, and back.
     again = pinned(rows, found, placed)
     assert torch.equal(placement_of(rows, again, rows[:1]).cluster, placed)
-    assert torch.equal(pinned(rows, groups, placed).groups, groups.groups)  # nothing to do
+    assert torch.equal(pinned(rows, groups, placed).group_of, groups.group_of)  # nothing to do
     # An image that equals a moved one goes with it.
     rows = torch.tensor([[0.0, 1.0], [0.6, 0.8], [0.6, 0.8], [1.0, 0.0]])
     equal = pinned(rows, Cut(rows[[0, 3]], torch.tensor([0, 1])), torch.tensor([0, 1, 0, 1]))

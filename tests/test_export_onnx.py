@@ -44,10 +44,10 @@ def model_on(images, name, image_size, root=False, **options):
 def by_hand(model, images):
     """Reduced features, N x K distances and clusters, in float64 from the features of torch."""
     reduced = model.transform(images)
-    rows, centroids = reduced.double().numpy(), model.groups.centroids.double().numpy()
+    rows, centroids = reduced.double().numpy(), model.cut.centroids.double().numpy()
     distances = np.sqrt(((rows[:, None] - centroids[None]) ** 2).sum(2))
-    by_group = np.full((len(rows), model.groups.count), np.inf)
-    for i, group in enumerate(model.groups.groups.tolist()):
+    by_group = np.full((len(rows), model.cut.count), np.inf)
+    for i, group in enumerate(model.cut.group_of.tolist()):
         by_group[:, group] = np.minimum(by_group[:, group], distances[:, i])
     return reduced.numpy(), by_group, model.place(reduced).cluster.numpy()
 

@@ -90,7 +90,7 @@ def test_as_many_groups_as_a_small_graph_can_have():
     for k in range(1, 13):
         assert cut_features(x[: ROWS_EACH * k], k).count == k
     for rows, k in ((1, 1), (3, 1), (2, 2), (3, 2), (3, 3)):
-        assert cut_features(x[:rows], k).groups.unique().tolist() == list(range(k))
+        assert cut_features(x[:rows], k).group_of.unique().tolist() == list(range(k))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -126,7 +126,7 @@ def test_place_by_hand():
 def placed_by_all_distances(x, groups):
     distances = torch.cdist(x, groups.centroids, compute_mode="donot_use_mm_for_euclid_dist")
     by_group = torch.full((len(x), groups.count), torch.inf)
-    by_group.scatter_reduce_(1, groups.groups.expand(len(x), -1), distances, "amin")
+    by_group.scatter_reduce_(1, groups.group_of.expand(len(x), -1), distances, "amin")
     distance, cluster = by_group.min(1)
     others = by_group.scatter(1, cluster.unsqueeze(1), torch.inf).min(1).values
     return cluster, distance, 1 - distance / others.clamp(min=torch.finfo(torch.float32).tiny)
@@ -143,7 +143,9 @@ def test_the_nearest_of_few_candidates_are_the_nearest_of_all(width, count):
     for name, expected in zip(("cluster", "distance", "margin"), placed_by_all_distances(x, groups), strict=True):
         assert torch.equal(getattr(found, name), expected)
     own = (x - centroids[found.centroid]).norm(dim=1)
-    assert torch.allclose(own, found.distance, atol=1e-6) and torch.equal(groups.groups[found.centroid], found.cluster)
+    assert torch.allclose(own, found.distance, atol=1e-6) and torch.equal(
+        groups.group_of[found.centroid], found.cluster
+    )
     assert len(placement_of(x[:0], groups, x[:3]).centroid) == 0
 
 

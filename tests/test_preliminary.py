@@ -94,7 +94,7 @@ def test_a_resumed_run_that_is_stopped_again_still_tells_of_its_result(killed, f
     told = record(again)
     assert (told["status"], told["result"]) == ("stopped", "preliminary") and told["rounds"] in (0, 1)
     assert {"cut", "rows", "verdict"} <= told.keys()
-    assert read_run(open_run(again))[1].groups.count == told["clusters"]
+    assert read_run(open_run(again))[1].cut.count == told["clusters"]
 
 
 @pytest.mark.parametrize("average", [1.0, 0.5])

@@ -330,9 +330,9 @@ def test_a_split_has_the_parts_that_the_page_before_showed(of_features, tmp_path
     smaller = [int(row["path"]) for row in used(alone) if row["cluster"] == "3"]
     update(run, np.concatenate([given[smaller] + np.float32(i / 1000) for i in range(1, 30)]))
     _, model, images = read_run(open_run(run))
-    shown = shown_of(images, model.groups, model.place(images.reduced).centroid)
+    shown = shown_of(images, model.cut, model.place(images.reduced).centroid)
     for row in rows(run / "cluster_summary.csv"):
-        parts = parts_of(model.groups, shown.counts, int(row["cluster"]), shown.all_counts)
+        parts = parts_of(model.cut, shown.counts, int(row["cluster"]), shown.all_counts)
         assert sum(parts.images) == int(row["size"]) >= sum(parts.sizes)
     apply(run, edits)
     assert [row["cluster"] for row in used(run)[:90]] == [row["cluster"] for row in used(alone)]

@@ -35,7 +35,7 @@ def tiny_model(names: tuple[str, ...] = ("", "b")) -> Model:
         network=network.eval(),
         reduction=Whitening(torch.zeros(network.feature_dim), projection),
         fine_centroids=torch.randn(5, 4, generator=random),
-        groups=Cut(torch.randn(len(groups), 4, generator=random), groups),
+        cut=Cut(torch.randn(len(groups), 4, generator=random), groups),
         outliers=no_outliers(network.feature_dim),
         names=names,
         image_size=SIZE,

@@ -45,10 +45,10 @@ class Placing(nn.Module):
 
     def __init__(self, model: Model):
         super().__init__()
-        self.network, self.size, self.count = model.network, model.image_size, model.groups.count
+        self.network, self.size, self.count = model.network, model.image_size, model.cut.count
         self.features = at_two_sizes(model.network.features, model.network.second_size)
-        self.reduction, self.outliers, self.groups = model.reduction, model.outliers, model.groups.groups
-        centroids = model.groups.centroids.double()
+        self.reduction, self.outliers, self.group_of = model.reduction, model.outliers, model.cut.group_of
+        centroids = model.cut.centroids.double()
         self.centroids, self.lengths = centroids.T.contiguous(), centroids.square().sum(1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -61,7 +61,7 @@ class Placing(nn.Module):
         squares = rows.square().sum(1, keepdim=True) + self.lengths - 2 * (rows @ self.centroids)
         distances = squares.float().clamp(min=0).sqrt()
         by_group = torch.full((rows.shape[0], self.count), torch.inf)
-        by_group = by_group.scatter_reduce(1, self.groups.expand(rows.shape[0], -1), distances, "amin")
+        by_group = by_group.scatter_reduce(1, self.group_of.expand(rows.shape[0], -1), distances, "amin")
         centred = features - self.outliers.means.unsqueeze(1)  # 2 x N x D
         residual = outside(centred, centred @ self.outliers.directions).amax(0)
         return reduced, by_group, by_group.argmin(1), residual

@@ -26,18 +26,18 @@ AT_ONCE = 256  # pinned images that become centroids at a time: near images need
 
 @dataclass(frozen=True)
 class Cut:
-    """Groups made of centroids: ``centroids`` (float32, M x d) and their ``groups`` (int64, M).
+    """Groups made of centroids: ``centroids`` (float32, M x d) and their groups, ``group_of`` (int64, M).
 
     Group numbers are 0..K-1 by descending size when first made, and fixed from then on.
     """
 
     centroids: Tensor
-    groups: Tensor
+    group_of: Tensor
 
     @property
     def count(self) -> int:
         """The number of groups, K."""
-        return int(self.groups.max()) + 1
+        return int(self.group_of.max()) + 1
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def cut_features(reduced: Tensor, k: int, *, embeddings: int = EMBEDDINGS, seed:
         for group in torch.argsort(sizes, descending=True, stable=True).tolist()
         if sizes[group] > 0
     ]
-    groups = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
-    return _numbered(Cut(torch.cat(parts), groups), reduced)
+    group_of = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
+    return _numbered(Cut(torch.cat(parts), group_of), reduced)
 
 
 def _labels(ties: csr_array, k: int, count: int, seed: int) -> Tensor:
@@ -101,11 +101,11 @@ def _inside(rows: Tensor, share: float, seed: int) -> Tensor:
     return clustering.centroids[clustering.sizes > 0]
 
 
-def _numbered(groups: Cut, reduced: Tensor) -> Cut:
+def _numbered(cut: Cut, reduced: Tensor) -> Cut:
     """Number the groups by the rows that are placed in them."""
-    sizes = torch.bincount(nearest_groups(reduced, groups), minlength=groups.count)
+    sizes = torch.bincount(nearest_groups(reduced, cut), minlength=cut.count)
     order = torch.argsort(sizes, descending=True, stable=True)
-    return Cut(groups.centroids, torch.argsort(order)[groups.groups])
+    return Cut(cut.centroids, torch.argsort(order)[cut.group_of])
 
 
 def as_groups(clustering: Clustering) -> Cut:
@@ -115,31 +115,31 @@ def as_groups(clustering: Clustering) -> Cut:
     return Cut(clustering.centroids[order], torch.arange(len(order)))
 
 
-def nearest_groups(reduced: Tensor, groups: Cut) -> Tensor:
+def nearest_groups(reduced: Tensor, cut: Cut) -> Tensor:
     """Return the group (int64, N) of the centroid nearest to each of N x d features, by a product: for statistics."""
-    return groups.groups[assigner(groups.centroids)(reduced)]
+    return cut.group_of[assigner(cut.centroids)(reduced)]
 
 
-def placement_of(reduced: Tensor, groups: Cut, fine_centroids: Tensor) -> Placement:
+def placement_of(reduced: Tensor, cut: Cut, fine_centroids: Tensor) -> Placement:
     """Assign N x d reduced features to their nearest centroids.
 
     Distances are summed row by row and not by a matrix product, so that an image gets the same numbers alone and among
     others. A product selects the few centroids that need them.
     """
-    candidates, fine = _candidates(groups), assigner(fine_centroids)
-    parts = [_place(rows, groups, candidates(rows), fine) for rows in reduced.split(ROWS_AT_ONCE)]
+    candidates, fine = _candidates(cut), assigner(fine_centroids)
+    parts = [_place(rows, cut, candidates(rows), fine) for rows in reduced.split(ROWS_AT_ONCE)]
     return Placement(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
-def _candidates(groups: Cut) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def _candidates(cut: Cut) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Return a function from rows to pairs (row, centroid).
 
     They contain the nearest centroid of every row, and the nearest one of another group.
     """
-    order = torch.argsort(groups.groups, stable=True)
-    present, counts = torch.unique_consecutive(groups.groups[order], return_counts=True)
+    order = torch.argsort(cut.group_of, stable=True)
+    present, counts = torch.unique_consecutive(cut.group_of[order], return_counts=True)
     begins, counts = (counts.cumsum(0) - counts).numpy(), counts.numpy()
-    centroids = groups.centroids[order]
+    centroids = cut.centroids[order]
     lengths = centroids.norm(dim=1)
     offset, longest = -lengths.square() / 2, float(lengths.max())
 
@@ -159,19 +159,19 @@ def _candidates(groups: Cut) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 
 
 def _place(
-    rows: Tensor, groups: Cut, candidates: tuple[Tensor, Tensor], fine: Assign
+    rows: Tensor, cut: Cut, candidates: tuple[Tensor, Tensor], fine: Assign
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     row, centroid = candidates
     parts = zip(row.split(PAIRS_AT_ONCE), centroid.split(PAIRS_AT_ONCE), strict=True)
-    pairs = [(rows[i].unsqueeze(1), groups.centroids[j].unsqueeze(1)) for i, j in parts]
+    pairs = [(rows[i].unsqueeze(1), cut.centroids[j].unsqueeze(1)) for i, j in parts]
     distances = torch.cat([exact_distances(one, other).flatten() for one, other in pairs])
-    group, infinite = groups.groups[centroid], torch.full((len(rows),), torch.inf)
+    group, infinite = cut.group_of[centroid], torch.full((len(rows),), torch.inf)
     distance = infinite.scatter_reduce(0, row, distances, "amin")
     nearest = distances == distance[row]
-    lowest = torch.full((len(rows),), groups.count)
+    lowest = torch.full((len(rows),), cut.count)
     cluster = lowest.scatter_reduce(0, row[nearest], group[nearest], "amin")
     nearest &= group == cluster[row]
-    number = torch.full((len(rows),), len(groups.centroids)).scatter_reduce(0, row[nearest], centroid[nearest], "amin")
+    number = torch.full((len(rows),), len(cut.centroids)).scatter_reduce(0, row[nearest], centroid[nearest], "amin")
     other = group != cluster[row]
     others = infinite.scatter_reduce(0, row[other], distances[other], "amin")
     margin = 1 - distance / others.clamp(min=torch.finfo(torch.float32).tiny)
@@ -183,20 +183,20 @@ def exact_distances(rows: Tensor, centroids: Tensor) -> Tensor:
     return torch.cdist(rows, centroids, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def pinned(reduced: Tensor, groups: Cut, wanted: Tensor) -> Cut:
+def pinned(reduced: Tensor, cut: Cut, wanted: Tensor) -> Cut:
     """Add rows as centroids until every row falls into its ``wanted`` group (int64, N), which may have no centroid yet.
 
     A centroid for an image that moves may attract images that do not: those then become centroids of their own group.
     Only an image that equals one of another group may end up elsewhere: no centroid can tell them apart.
     """
-    numbers = groups.groups.clone()
+    numbers = cut.group_of.clone()
     for rows, wishes in zip(reduced.split(ROWS_AT_ONCE), wanted.split(ROWS_AT_ONCE), strict=True):
-        distance, nearest = exact_distances(rows, groups.centroids).min(1)
+        distance, nearest = exact_distances(rows, cut.centroids).min(1)
         # A centroid that is an image itself, after an earlier move, goes with the image.
-        moved = (distance == 0) & (groups.groups[nearest] != wishes)
+        moved = (distance == 0) & (cut.group_of[nearest] != wishes)
         numbers[nearest[moved]] = wishes[moved]
     own, other = torch.full((2, len(reduced)), torch.inf)
-    centroids, groups_of = [groups.centroids], [numbers]
+    centroids, groups_of = [cut.centroids], [numbers]
     added = torch.zeros(len(reduced), dtype=torch.bool)
     while True:
         for begin in range(0, len(reduced), ROWS_AT_ONCE):

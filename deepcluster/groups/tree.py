@@ -53,26 +53,26 @@ class Tree:
     medoids: tuple[int, ...]  # rows of the images nearest to the means of the nodes (2P - 1)
 
 
-def merge_tree(reduced: Tensor, groups: Cut, nearest: Tensor | None = None, partition: Partition | None = None) -> Tree:
-    """Make Ward's tree (1963) above ``groups``: first the centroids inside a group merge, then the groups.
+def merge_tree(reduced: Tensor, cut: Cut, nearest: Tensor | None = None, partition: Partition | None = None) -> Tree:
+    """Make Ward's tree (1963) above the groups of ``cut``: first the centroids inside a group merge, then the groups.
 
     So a cut into fewer groups only merges the present ones, and a cut into more only splits them. Centroids that no row
     is ``nearest`` to are left out.
     """
     partition = partition or Partition.single(len(reduced))
-    nearest = assigner(groups.centroids)(reduced) if nearest is None else nearest
-    counts = partition.processes.all_reduce(torch.bincount(nearest, minlength=len(groups.centroids)))
-    pieces = partition.processes.broadcast_json(lambda: _pieces(groups, counts))
+    nearest = assigner(cut.centroids)(reduced) if nearest is None else nearest
+    counts = partition.processes.all_reduce(torch.bincount(nearest, minlength=len(cut.centroids)))
+    pieces = partition.processes.broadcast_json(lambda: _pieces(cut, counts))
     piece_of, group_of, merges = torch.tensor(pieces[0]), pieces[1], tuple((a, b) for a, b in pieces[2])
     sizes, medoids = _sizes_and_medoids(reduced, piece_of[nearest], merges, len(group_of), partition)
     return Tree(tuple(group_of), merges, sizes, medoids)
 
 
-def _pieces(groups: Cut, counts: Tensor) -> tuple[list[int], list[int], list[list[int]]]:
+def _pieces(cut: Cut, counts: Tensor) -> tuple[list[int], list[int], list[list[int]]]:
     """Return the pieces of the centroids (-1: none), the groups of the pieces, and the merges of the pieces."""
     used = counts.nonzero().flatten()
-    centroids, weights = groups.centroids[used].double().numpy(), counts[used].double().numpy()
-    group_of = groups.groups[used].numpy()
+    centroids, weights = cut.centroids[used].double().numpy(), counts[used].double().numpy()
+    group_of = cut.group_of[used].numpy()
     order = _order(centroids, weights, group_of)
     count = len(np.unique(group_of))
     pieces = min(len(used), max(MAX_PIECES, 2 * count if count <= MAX_GROUPS_IN_TWO else count))
@@ -179,21 +179,21 @@ class Parts:
     images: tuple[int, ...]  # numbers of all images in the parts, those that came after the fit too
 
 
-def parts_of(groups: Cut, counts: Tensor, group: int, all_counts: Tensor | None = None) -> Parts:
+def parts_of(cut: Cut, counts: Tensor, group: int, all_counts: Tensor | None = None) -> Parts:
     """Return the parts of ``group`` by Ward's tree of its centroids.
 
     ``counts``: Images of the fit by nearest centroid (int64, M); a centroid without any goes with the nearest one.
     ``all_counts``: The same for all images, with those that came after the fit (None: no image did).
     """
-    own = torch.nonzero(groups.groups == group).flatten()
+    own = torch.nonzero(cut.group_of == group).flatten()
     used = own[counts[own] > 0]
     if not len(used):
         used = own[:1]
-    points, weights = groups.centroids[used].double(), counts[used].double().clamp(min=1)
+    points, weights = cut.centroids[used].double(), counts[used].double().clamp(min=1)
     order = [(a, b) for _, a, b in ward(points.numpy(), weights.numpy())]
     part_of, merges = numbered(order, len(used), min(MAX_PARTS, len(used)))
     of_centroid = torch.full((len(counts),), -1)
-    nearest = torch.cdist(groups.centroids[own].double(), points).argmin(1)
+    nearest = torch.cdist(cut.centroids[own].double(), points).argmin(1)
     of_centroid[own] = torch.from_numpy(part_of)[nearest]
     of_centroid[used] = torch.from_numpy(part_of)
     sizes, images = (
@@ -203,14 +203,14 @@ def parts_of(groups: Cut, counts: Tensor, group: int, all_counts: Tensor | None 
     return Parts(of_centroid, sizes, merges, images)
 
 
-def split(groups: Cut, parts: Parts, count: int) -> Cut:
+def split(cut: Cut, parts: Parts, count: int) -> Cut:
     """Split the group of ``parts`` into ``count``.
 
     The largest keeps the number, the others get the next free ones. No image comes into a group that it was not in.
     """
-    numbers = groups.groups.clone()
+    numbers = cut.group_of.clone()
     nodes = nodes_at(len(parts.sizes), parts.merges, count).values()
     by_size = sorted(nodes, key=lambda inside: (-sum(parts.sizes[part] for part in inside), inside[0]))
-    for number, inside in enumerate(by_size[1:], groups.count):
+    for number, inside in enumerate(by_size[1:], cut.count):
         numbers[torch.isin(parts.of_centroid, torch.tensor(inside))] = number
-    return Cut(groups.centroids, numbers)
+    return Cut(cut.centroids, numbers)

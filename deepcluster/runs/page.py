@@ -57,22 +57,22 @@ class Tables:
 class Shown:
     """The images on the sheet of tiny pictures (M), on the main rank."""
 
-    groups: Cut
+    cut: Cut
     reduced: Tensor  # M x d
     nearest: Tensor  # the nearest centroids of the cut (int64, M)
     counts: Tensor  # numbers of images of the fit nearest to the centroids
     all_counts: Tensor  # the same of all images
 
 
-def shown_of(rows: Rows, groups: Cut, nearest: Tensor) -> Shown:
+def shown_of(rows: Rows, cut: Cut, nearest: Tensor) -> Shown:
     """Gather the images on the sheet. ``nearest``: The nearest centroids of this rank's ``rows``. A collective."""
     partition = rows.partition
     counts, all_counts = (
-        partition.processes.all_reduce(torch.bincount(centroids, minlength=len(groups.centroids)))
+        partition.processes.all_reduce(torch.bincount(centroids, minlength=len(cut.centroids)))
         for centroids in (nearest[: len(nearest) - rows.added], nearest)
     )
     reduced, nearest = (on_sheet_of(column, partition) for column in (rows.reduced, nearest))
-    return Shown(groups, reduced, nearest, counts, all_counts)
+    return Shown(cut, reduced, nearest, counts, all_counts)
 
 
 def on_sheet_of(column: Tensor, partition: Partition) -> Tensor:
@@ -80,9 +80,9 @@ def on_sheet_of(column: Tensor, partition: Partition) -> Tensor:
     return partition.to_main(column, torch.tensor(on_sheet(partition.total)))
 
 
-def tree_of(rows: Rows, groups: Cut, nearest: Tensor) -> Tree | None:
+def tree_of(rows: Rows, cut: Cut, nearest: Tensor) -> Tree | None:
     """Return the merge tree of the groups; None if there are too many. A collective. Arguments as in shown_of."""
-    return merge_tree(rows.reduced, groups, nearest, rows.partition) if groups.count <= MOST_IN_TREE else None
+    return merge_tree(rows.reduced, cut, nearest, rows.partition) if cut.count <= MOST_IN_TREE else None
 
 
 def report(run: Path, source: Source | None = None, *, progress: Progress = ignore_progress) -> Path:
@@ -103,8 +103,8 @@ def report(run: Path, source: Source | None = None, *, progress: Progress = igno
         with suppress(DeepClusterError):
             _, model, rows = read_run(staged)
             centroids = model.place(rows.reduced).centroid
-            shown = shown_of(rows, model.groups, centroids)
-        if shown and tables.tree is None and (tree := tree_of(rows, model.groups, centroids)):
+            shown = shown_of(rows, model.cut, centroids)
+        if shown and tables.tree is None and (tree := tree_of(rows, model.cut, centroids)):
             write_tree(staged, tree)
             tables = replace(tables, tree=tree)
         write_page(staged, images_at_hand(staged, source), tables, shown, progress)
@@ -189,10 +189,10 @@ def _name_in_commands(run: Path) -> str:
 
 def _parts(shown: Shown | None, every: int) -> dict[str, Any]:
     """Return the parts of the groups, and the part of every image in the page."""
-    if shown is None or shown.groups.count > MOST_IN_TREE:
+    if shown is None or shown.cut.count > MOST_IN_TREE:
         return {}
-    numbers = shown.groups.groups.unique().tolist()
-    parts = {group: parts_of(shown.groups, shown.counts, group, shown.all_counts) for group in numbers}
+    numbers = shown.cut.group_of.unique().tolist()
+    parts = {group: parts_of(shown.cut, shown.counts, group, shown.all_counts) for group in numbers}
     part = torch.stack([branches.of_centroid for branches in parts.values()]).amax(0)[shown.nearest[::every]]
     divisible = {group: branches for group, branches in parts.items() if len(branches.sizes) > 1}
     return {"parts": divisible, "part": part.numpy()}

@@ -56,10 +56,10 @@ def recut(
         labels = before.fine_cluster[: rows.fitted]
         sizes = torch.bincount(labels, minlength=len(model.fine_centroids))
         fine = Clustering(labels, model.fine_centroids, sizes, math.nan, 0, 0)
-        groups = groups_of(rows.sample, fine, chosen, record.seed, recipe)
-        groups, after = place_rows(groups, rows, model.fine_centroids)
-        names, junk = carried_over(model, before.cluster, after.cluster, groups.count)
-        new = replace(model, groups=groups, names=names, junk=junk)
+        cut = groups_of(rows.sample, fine, chosen, record.seed, recipe)
+        cut, after = place_rows(cut, rows, model.fine_centroids)
+        names, junk = carried_over(model, before.cluster, after.cluster, cut.count)
+        new = replace(model, cut=cut, names=names, junk=junk)
         if record.edits is not None or any(model.names) or model.junk:
             anew = "; merges, splits and moves start anew" if record.edits is not None else ""
             display.say("Edits", f"{carried_text(model, new)}{anew}. {_way_back(folder)}")
@@ -100,7 +100,7 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> files.RunF
             display.say("Edits", f"{text}. {_way_back(folder)}")
             record = replace(record, edits=edits.digest)
             if edits.changes_clusters:
-                number = len(set(new.groups.groups.tolist()))  # no guess any more
+                number = len(set(new.cut.group_of.tolist()))  # no guess any more
                 record = replace(record, cut=None, cut_k=number, stability=None, verdict=None)
             _write(staged, new, placement, rows, record, baseline, display)
     return files.open_run(run)
@@ -113,10 +113,10 @@ def undo(run: Path, display: Display | None = None) -> files.RunFolder:
         record, model, rows = read_run(folder)
         former = models.read_former(folder, rows.reduced.shape[1])
         with folder.next_state() as staged:
-            old = replace(model, groups=former.cut, names=former.names, junk=former.junk)
+            old = replace(model, cut=former.cut, names=former.names, junk=former.junk)
             record = replace(record, **former.about["record"])
             display = Several(Log(), display)
-            display.say("Edits", f"taken back: {len(set(old.groups.groups.tolist()))} clusters, as before")
+            display.say("Edits", f"taken back: {len(set(old.cut.group_of.tolist()))} clusters, as before")
             _write(staged, old, old.place(rows.reduced), rows, record, former.about["baseline"], display)
             staged.remove(files.FORMER)
     return files.open_run(run)
@@ -165,18 +165,18 @@ def edited(
 
     Raises UsageError if a cluster or image does not exist or is merged or moved twice, or a cluster has too few parts.
     """
-    groups = model.groups
+    cut = model.cut
     if edits.split and reduced is not None:
-        groups = _split_up(groups, edits.split, reduced[:fitted])
+        cut = _split_up(cut, edits.split, reduced[:fitted])
     moves = moved_rows(edits, paths)
-    present = set(groups.groups.tolist())
+    present = set(cut.group_of.tolist())
     merged = [number for clusters in edits.merge for number in clusters]
     gone = {number for clusters in edits.merge for number in clusters[1:]}
-    new = {number for number in moves.values() if number >= groups.count}
-    if new and max(new) >= groups.count + MOST_NEW:
+    new = {number for number in moves.values() if number >= cut.count}
+    if new and max(new) >= cut.count + MOST_NEW:
         raise UsageError(
-            f"cluster {max(new)} is none of {_shown(present)}, and new ones have the numbers {groups.count} to"
-            f" {groups.count + MOST_NEW - 1}"
+            f"cluster {max(new)} is none of {_shown(present)}, and new ones have the numbers {cut.count} to"
+            f" {cut.count + MOST_NEW - 1}"
         )
     _check_present([*merged, *moves.values(), *edits.names, *(edits.junk or ())], present | new)
     if twice := sorted(number for number, times in Counter(merged).items() if times > 1):
@@ -184,21 +184,21 @@ def edited(
     if left := sorted((edits.names.keys() | set(moves.values())) & gone):
         raise UsageError(f"cluster {left[0]} is merged into another one: name that one")
 
-    target = torch.arange(max([groups.count - 1, *new]) + 1)
+    target = torch.arange(max([cut.count - 1, *new]) + 1)
     for first, *others in edits.merge:
         target[others] = first
     names, junk = [*model.names, *[""] * (len(target) - len(model.names))], set(model.junk)
     for clusters in edits.merge:
         names[clusters[0]] = next((names[number] for number in clusters if names[number]), "")
-    groups = Cut(groups.centroids, target[groups.groups])
+    cut = Cut(cut.centroids, target[cut.group_of])
     if moves and reduced is not None:
-        groups = _moved(replace(model, groups=groups), moves, reduced)
+        cut = _moved(replace(model, cut=cut), moves, reduced)
     for number, name in edits.names.items():
         names[number] = name
-    present = set(groups.groups.tolist())
+    present = set(cut.group_of.tolist())
     junk = (junk if edits.junk is None else set(edits.junk)) & present
     names = [name if number in present else "" for number, name in enumerate(names)]
-    return replace(model, groups=groups, names=tuple(names[: groups.count]), junk=tuple(sorted(junk)))
+    return replace(model, cut=cut, names=tuple(names[: cut.count]), junk=tuple(sorted(junk)))
 
 
 def describe_edits(edits: Edits, before: Model, after: Model, moved: int) -> str:
@@ -219,20 +219,20 @@ def describe_edits(edits: Edits, before: Model, after: Model, moved: int) -> str
     return ", ".join(counts) or "nothing that was not so before"
 
 
-def _split_up(groups: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor) -> Cut:
-    counts = torch.bincount(assigner(groups.centroids)(reduced), minlength=len(groups.centroids))
-    _check_present([number for number, _ in splits], set(groups.groups.tolist()))
+def _split_up(cut: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor) -> Cut:
+    counts = torch.bincount(assigner(cut.centroids)(reduced), minlength=len(cut.centroids))
+    _check_present([number for number, _ in splits], set(cut.group_of.tolist()))
     if len({number for number, _ in splits}) < len(splits):
         raise UsageError("a cluster is split twice: apply one split, and split the parts in the new report")
-    parts = [parts_of(groups, counts, number) for number, _ in splits]
+    parts = [parts_of(cut, counts, number) for number, _ in splits]
     for (number, wanted), branches in zip(splits, parts, strict=True):
         if not 2 <= wanted <= len(branches.sizes):
             raise UsageError(
                 f"cluster {number} has {count(len(branches.sizes), 'part')} at most, and the edits split it into"
                 f" {wanted}: move images to a new cluster instead"
             )
-        groups = split(groups, branches, wanted)
-    return groups
+        cut = split(cut, branches, wanted)
+    return cut
 
 
 def moved_rows(edits: Edits, paths: Sequence[str]) -> dict[int, int]:
@@ -258,12 +258,12 @@ def _moved(model: Model, moves: Mapping[int, int], reduced: Tensor) -> Cut:
     before = set(wanted.tolist())
     wanted[list(moves)] = torch.tensor(list(moves.values()))
     left = torch.tensor(sorted(before - set(wanted.tolist())), dtype=torch.int64)
-    stays = ~torch.isin(model.groups.groups, left)
-    groups = Cut(model.groups.centroids[stays], model.groups.groups[stays])
+    stays = ~torch.isin(model.cut.group_of, left)
+    cut = Cut(model.cut.centroids[stays], model.cut.group_of[stays])
     if not stays.any():  # start from one row of every new cluster
         rows = torch.from_numpy(np.unique(wanted.numpy(), return_index=True)[1])
-        groups = Cut(reduced[rows], wanted[rows])
-    return pinned(reduced, groups, wanted)
+        cut = Cut(reduced[rows], wanted[rows])
+    return pinned(reduced, cut, wanted)
 
 
 def carried_over(model: Model, before: Tensor, after: Tensor, count: int) -> tuple[tuple[str, ...], tuple[int, ...]]:

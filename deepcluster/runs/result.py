@@ -89,21 +89,21 @@ def conclude_run(
         n_clusters, record = choose_number(record.n_clusters, rows.sample, record, recipe, display)
 
     def tensors() -> dict[str, Tensor]:
-        groups = groups_of(rows.sample, final.clustering, n_clusters, record.seed, recipe)
-        if groups.count < n_clusters and is_final:
+        cut = groups_of(rows.sample, final.clustering, n_clusters, record.seed, recipe)
+        if cut.count < n_clusters and is_final:
             why = "the features have no more distinct values (are many equal?)"
-            warn(f"only {groups.count} of {n_clusters} clusters are not empty: {why}")
-        return {"centroids": groups.centroids, "groups": groups.groups}
+            warn(f"only {cut.count} of {n_clusters} clusters are not empty: {why}")
+        return {"centroids": cut.centroids, "group_of": cut.group_of}
 
-    groups = Cut(**store.partition.processes.broadcast_tensors(tensors))
-    groups, placement = place_rows(groups, rows, final.clustering.centroids)
+    cut = Cut(**store.partition.processes.broadcast_tensors(tensors))
+    cut, placement = place_rows(cut, rows, final.clustering.centroids)
     model = Model(
         network=network,
         reduction=final.reduction,
         fine_centroids=final.clustering.centroids,
-        groups=groups,
+        cut=cut,
         outliers=final.outliers,
-        names=("",) * groups.count,
+        names=("",) * cut.count,
         image_size=recipe.image_size,
         store_size=recipe.store_size,
         batch_size=recipe.batch_size,
@@ -116,8 +116,8 @@ def describe(model: Model, rows: Rows, placement: Placement) -> Result:
     partition, truth = rows.partition, rows.labels
     summary = summary_rows(model, rows, placement)
     measured = metrics(truth[partition.local], placement.cluster, partition) if truth and any(truth) else {}
-    tree = tree_of(rows, model.groups, placement.centroid)
-    shown = shown_of(rows, model.groups, placement.centroid)
+    tree = tree_of(rows, model.cut, placement.centroid)
+    shown = shown_of(rows, model.cut, placement.centroid)
     numbers = [column.int() for column in (placement.cluster, placement.fine_cluster, placement.centroid)]
     lengths = [column.float().view(torch.int32) for column in (placement.distance, placement.margin, rows.residuals)]
     cluster, fine, centroid, *lengths = partition.gather(torch.stack([*numbers, *lengths], 1)).T.contiguous()
@@ -163,16 +163,16 @@ def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[st
 
     A group may have many centroids: the mean of its features stands for all of it.
     """
-    groups, partition, reduced, cluster = model.groups, rows.partition, rows.reduced, placement.cluster
+    cut, partition, reduced, cluster = model.cut, rows.partition, rows.reduced, placement.cluster
     all_reduce = partition.processes.all_reduce
-    sizes = all_reduce(torch.bincount(cluster, minlength=groups.count)).tolist()
-    zeros = torch.zeros(groups.count, dtype=torch.float64)  # bincount with weights returns integers for no rows at all
+    sizes = all_reduce(torch.bincount(cluster, minlength=cut.count)).tolist()
+    zeros = torch.zeros(cut.count, dtype=torch.float64)  # bincount with weights returns integers for no rows at all
     distances = all_reduce(zeros.index_add(0, cluster, placement.distance.double())).tolist()
-    middles = means(reduced, cluster, groups.count, partition)
+    middles = means(reduced, cluster, cut.count, partition)
     medoids = medoids_of(middles, reduced, cluster, partition).tolist()
     between = torch.cdist(middles, middles).fill_diagonal_(torch.inf)
-    present = groups.groups.unique().tolist()
-    between[:, [group for group in range(groups.count) if group not in present]] = torch.inf
+    present = cut.group_of.unique().tolist()
+    between[:, [group for group in range(cut.count) if group not in present]] = torch.inf
     return [
         {
             "cluster": str(group),
@@ -206,15 +206,15 @@ def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, rec
     return as_groups(min(clusterings, key=lambda clustering: clustering.inertia))
 
 
-def place_rows(groups: Cut, rows: Rows, fine_centroids: Tensor) -> tuple[Cut, Placement]:
+def place_rows(cut: Cut, rows: Rows, fine_centroids: Tensor) -> tuple[Cut, Placement]:
     """Place this rank's rows in groups of the sample, and number the groups by their sizes. A collective."""
-    placement = placement_of(rows.reduced, groups, fine_centroids)
+    placement = placement_of(rows.reduced, cut, fine_centroids)
     if rows.all_sampled:  # they are numbered already
-        return groups, placement
-    sizes = rows.partition.processes.all_reduce(torch.bincount(placement.cluster, minlength=groups.count))
+        return cut, placement
+    sizes = rows.partition.processes.all_reduce(torch.bincount(placement.cluster, minlength=cut.count))
     number = torch.argsort(torch.argsort(sizes, descending=True, stable=True))
     numbered = replace(placement, cluster=number[placement.cluster])
-    return Cut(groups.centroids, number[groups.groups]), numbered
+    return Cut(cut.centroids, number[cut.group_of]), numbered
 
 
 def choose_number(

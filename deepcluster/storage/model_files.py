@@ -134,8 +134,8 @@ def groups_tensors(model: Model, **about: Any) -> dict[str, Tensor]:
     """Return the content of the file of a model's groups; ``about``: more for its JSON text."""
     text = json.dumps({"names": model.names, "junk": model.junk, **about}).encode()
     return {
-        "centroids": model.groups.centroids,
-        "groups": model.groups.groups,
+        "centroids": model.cut.centroids,
+        "groups": model.cut.group_of,
         "about": torch.frombuffer(bytearray(text), dtype=torch.uint8),
     }
 
@@ -151,7 +151,7 @@ def _config(model: Model, weights_sha256: str, groups_sha256: str) -> str:
         "weights_sha256": weights_sha256,
         "groups_sha256": groups_sha256,
     }
-    clusters = len(model.groups.groups.unique())
+    clusters = len(model.cut.group_of.unique())
     config["identity"] = asdict(replace(model.identity, clusters=clusters, digest=json_sha256(config)))
     config["config_sha256"] = json_sha256(config)
     return json.dumps(config, indent=2) + "\n"
@@ -231,7 +231,7 @@ def _load(folder: Path, place: Callable[[str], Path], device: torch.device | Non
         network=network,
         reduction=Whitening(tensors["reduction.mean"], tensors["reduction.projection"], root),
         fine_centroids=tensors["fine_centroids"],
-        groups=groups.cut,
+        cut=groups.cut,
         outliers=Outliers(tensors["outliers.means"], tensors["outliers.directions"], limit, root),
         names=groups.names,
         junk=groups.junk,
