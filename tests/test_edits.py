@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Cut, pinned, placement_of
-from deepcluster.groups.tree import parts_of, split
+from deepcluster.groups.tree import parts_of, split_group
 from deepcluster.model import Model
 from deepcluster.runs.recut import apply, carried_over, edited, recut
 from deepcluster.storage import model_files as models
@@ -121,7 +121,7 @@ def test_a_split_by_hand() -> None:
     # 0.9, without an image, is with 1.
     assert parts.of_centroid.tolist() == [0, 1, 2, -1, -1, -1, 1] and parts.sizes == (5, 1, 4)
     for count, expected in ((2, [0, 0, 2, 1, 1, 1, 0]), (3, [0, 3, 2, 1, 1, 1, 3])):
-        divided = split(groups, parts, count)
+        divided = split_group(groups, parts, count)
         assert divided.group_of.tolist() == expected and torch.equal(divided.centroids, points)
 
 

@@ -15,7 +15,7 @@ import torch
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, UsageError
 from deepcluster.evaluation import ClusteringOptions
-from deepcluster.evaluation.common import accuracies, check_apart, clustering, numbers, split
+from deepcluster.evaluation.common import accuracies, check_apart, clustering, hold_out, numbers
 from deepcluster.images import find
 from deepcluster.runs.evaluate import _cached
 from deepcluster.storage.run_folder import RunFolder
@@ -56,7 +56,7 @@ def test_the_chance_level_is_that_of_labels_in_another_order():
 def test_held_out_is_a_fifth_and_depends_on_the_seed():
     def parts(count: int, seed: int = 0) -> list[list[int]]:
         source, labels = find(np.zeros((count + 1, 2, 2), np.uint8)), ["", *map(str, range(count))]
-        train, train_labels, test, test_labels = split(source, labels, seed)
+        train, train_labels, test, test_labels = hold_out(source, labels, seed)
         assert [labels[int(path)] for path in train.paths + test.paths] == train_labels + test_labels
         return [[int(path) for path in part.paths] for part in (train, test)]
 

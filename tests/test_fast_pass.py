@@ -76,7 +76,7 @@ def test_only_a_normalisation_that_alone_sees_a_convolution_is_folded():
     graph, foldable = fast_pass.traced(body)
     assert foldable == [("fine", "norms.3")]
     names = [node.name for node in graph.nodes]
-    assert [names[i] for i in fast_pass.cuts(graph)] == ["x", "add", "seen", "add_1", "fine", "norms_3", "mean"]
+    assert [names[i] for i in fast_pass.breaks(graph)] == ["x", "add", "seen", "add_1", "fine", "norms_3", "mean"]
 
 
 def test_an_image_has_the_same_features_whatever_comes_with_it(monkeypatch):

@@ -68,7 +68,7 @@ class ProbeTask:
         return {"train_images": train, "images": test, "classes": len(self.names), "chance": chance}
 
 
-def split(source: Source, labels: Sequence[str], seed: int) -> tuple[Source, list[str], Source, list[str]]:
+def hold_out(source: Source, labels: Sequence[str], seed: int) -> tuple[Source, list[str], Source, list[str]]:
     """Return labelled images to learn from with their labels, and a fifth of all (rounded down, at least one) to score.
 
     Both are in the order of the source. DataError if fewer than two images have a label.

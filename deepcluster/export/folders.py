@@ -66,7 +66,7 @@ def plain(name: str) -> str:
     Loaders take other names for a pattern, an address or a file to ignore.
     """
     safe = _replace(name, lambda char: unicodedata.category(char)[0] in "LMN" or char in " -_.()")
-    stem, suffix = split(safe)
+    stem, suffix = stem_and_suffix(safe)
     return _fitting(stem.lstrip(" ._") or "image", suffix)
 
 
@@ -74,7 +74,7 @@ def _replace(name: str, allowed: Callable[[str], bool]) -> str:
     return "".join(char if allowed(char) else "_" for char in unicodedata.normalize("NFC", name))
 
 
-def split(name: str) -> tuple[str, str]:
+def stem_and_suffix(name: str) -> tuple[str, str]:
     """Return stem and suffix (``.jpg``); a suffix that is too long belongs to the stem."""
     suffix = PurePosixPath(name).suffix
     return (name.removesuffix(suffix), suffix) if len(suffix) <= MAX_SUFFIX else (name, "")
@@ -104,7 +104,7 @@ def distinct(names: Sequence[str]) -> list[str]:
         chosen = name
         if counts[key] > 1:
             folder, slash, last = name.rpartition("/")
-            stem, suffix = split(last)
+            stem, suffix = stem_and_suffix(last)
             while _key(chosen := folder + slash + _fitting(stem, f"-{counts[key]}{suffix}")) in taken:
                 counts[key] += 1
             taken.add(_key(chosen))
@@ -366,7 +366,7 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
         else:
             above = f"{JUNK}/" if junk else f"{APART}/" if outlier and outliers == "separate" else ""
             folder = above + cluster_folder(int(row["cluster"]), row["name"])
-        refused = suffixes is not None and split(name)[1].lower() not in suffixes
+        refused = suffixes is not None and stem_and_suffix(name)[1].lower() not in suffixes
         return f"{folder}/{_fitting(name, '.png') if refused or not members.is_file(row) else name}"
 
     spared: dict[str, str] = {}

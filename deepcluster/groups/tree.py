@@ -203,7 +203,7 @@ def parts_of(cut: Cut, counts: Tensor, group: int, all_counts: Tensor | None = N
     return Parts(of_centroid, sizes, merges, images)
 
 
-def split(cut: Cut, parts: Parts, count: int) -> Cut:
+def split_group(cut: Cut, parts: Parts, count: int) -> Cut:
     """Split the group of ``parts`` into ``count``.
 
     The largest keeps the number, the others get the next free ones. No image comes into a group that it was not in.

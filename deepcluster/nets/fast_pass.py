@@ -95,8 +95,8 @@ class _InPieces:
         modules, nodes = dict(self.body.named_modules()), list(self.graph.nodes)
         sizes = [getattr(modules.get(str(node.target)), "outputs", 0) for node in nodes]
         limit = LATE * max(sizes)
-        last = next(i for i in cuts(self.graph) if max(sizes[i + 1 :], default=0) <= limit)
-        early, late = (fx.GraphModule(self.body, part) for part in split(self.graph, nodes[last], modules))
+        last = next(i for i in breaks(self.graph) if max(sizes[i + 1 :], default=0) <= limit)
+        early, late = (fx.GraphModule(self.body, part) for part in divided(self.graph, nodes[last], modules))
         few, count = (_at_a_time(max(part, default=0)) for part in (sizes[: last + 1], sizes[last + 1 :]))
         return early, min(few, count), late, count
 
@@ -147,8 +147,8 @@ def traced(body: nn.Module) -> tuple[fx.Graph, list[tuple[str, str]]]:
     return graph, names
 
 
-def cuts(graph: fx.Graph) -> Iterator[int]:
-    """Yield the indices at which the graph can be cut: nodes behind such a node read nothing from before it."""
+def breaks(graph: fx.Graph) -> Iterator[int]:
+    """Yield the indices at which the graph can be divided: nodes behind such a node read nothing from before it."""
     number = {node: i for i, node in enumerate(graph.nodes)}
     last_seen = 0
     for node, i in number.items():
@@ -157,8 +157,8 @@ def cuts(graph: fx.Graph) -> Iterator[int]:
         last_seen = max([last_seen, *(number[user] for user in node.users)])
 
 
-def split(graph: fx.Graph, cut: fx.Node, modules: Mapping[str, nn.Module]) -> tuple[fx.Graph, fx.Graph]:
-    """Return the graphs of the nodes up to ``cut``, and of those behind it, without the modules that do nothing."""
+def divided(graph: fx.Graph, last: fx.Node, modules: Mapping[str, nn.Module]) -> tuple[fx.Graph, fx.Graph]:
+    """Return the graphs of the nodes up to ``last``, and of those behind it, without the modules that do nothing."""
     early, late = fx.Graph(), fx.Graph()
     part, copies = early, dict[fx.Node, fx.Node]()
     for node in graph.nodes:
@@ -168,7 +168,7 @@ def split(graph: fx.Graph, cut: fx.Node, modules: Mapping[str, nn.Module]) -> tu
             copies[node] = copies[node.args[0]]
         else:
             copies[node] = part.node_copy(node, copies.__getitem__)
-        if node is cut:
+        if node is last:
             early.output(copies[node])
             part, copies = late, {node: late.placeholder("hidden")}
     return early, late

@@ -143,7 +143,7 @@ def gallery(title: str, clusters: Sequence[Row], summary: Sequence[Row], picture
 
     def tiles(row: Row) -> list[tuple[str, str]]:
         chosen = sections.representatives(members[row["cluster"]], GALLERY_IMAGES, medoid=row["medoid_path"])
-        images = ((text.short(member["path"]), picture(member["path"])) for member, _ in chosen)
+        images = ((text.short_name(member["path"]), picture(member["path"])) for member, _ in chosen)
         return [(path, "" if image is None else data_uri(image, GALLERY_BYTES, scale=1)) for path, image in images]
 
     shown = [

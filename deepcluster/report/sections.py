@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 from deepcluster.errors import DiskError
 from deepcluster.groups.tree import Tree, nodes_at
 from deepcluster.report.pictures import PICTURE_CHARACTERS, data_uri, tile
-from deepcluster.report.text import agreement, figure, number, percent, short
+from deepcluster.report.text import agreement, figure, number, percent, short_name
 from deepcluster.storage.content import Row, Table
 
 Picture = Callable[[str], Image.Image | None]
@@ -146,7 +146,7 @@ def sections(
 def _tile(row: Row, kind: Kind, image: Image.Image | None, share: int) -> Values:
     """Return an image of a contact sheet; ``source`` is a data URI, empty if the image could not be read again."""
     about = (
-        short(row["path"].rpartition("/")[2]),
+        short_name(row["path"].rpartition("/")[2]),
         CAPTIONS[kind],
         f"label {row['label']}" if row["label"] else "",
         "outlier" if row["is_outlier"] == "1" else "",

@@ -50,7 +50,7 @@ def in_words(seconds: float) -> str:
     return f"{seconds / unit:.{0 if seconds >= 10 * unit or unit == 1 else 1}f} {name}"
 
 
-def short(text: str) -> str:
+def short_name(text: str) -> str:
     """Return the text, or the two ends of one that is too long."""
     return text if len(text) <= MAX_NAME else text[: MAX_NAME // 2].rstrip() + "…" + text[-MAX_NAME // 2 :]
 

@@ -196,7 +196,7 @@ def _of_probe(job: _Evaluation, options: Options) -> Prepared:
         test_labels = job.labels(tests)
         common.check_apart(source, tests)
     else:
-        source, labels, tests, test_labels = common.split(source, labels, job.request.seed)
+        source, labels, tests, test_labels = common.hold_out(source, labels, job.request.seed)
     image_size, store_size = model.image_size, model.store_size
     if isinstance(options, LinearOptions):
         image_size = options.image_size or image_size

@@ -14,7 +14,7 @@ from torch import Tensor
 from deepcluster.clustering.kmeans import assigner
 from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Cut, Placement, pinned
-from deepcluster.groups.tree import parts_of, split
+from deepcluster.groups.tree import parts_of, split_group
 from deepcluster.images import Source
 from deepcluster.model import Model
 from deepcluster.presets import check_groups
@@ -231,7 +231,7 @@ def _split_up(cut: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor) -> C
                 f"cluster {number} has {count(len(branches.sizes), 'part')} at most, and the edits split it into"
                 f" {wanted}: move images to a new cluster instead"
             )
-        cut = split(cut, branches, wanted)
+        cut = split_group(cut, branches, wanted)
     return cut
 
 
