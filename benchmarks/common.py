@@ -63,7 +63,7 @@ def labelled(images: str, size: int) -> tuple["Tensor", "Tensor", list[str]]:
     source = find(images)
     labels = true_labels("folders", source)
     store = read_once(source, size)
-    classes, numbers = np.unique([labels[i] for i in store.kept], return_inverse=True)
+    classes, numbers = np.unique([labels[i] for i in store.usable], return_inverse=True)
     return store.images, torch.from_numpy(numbers), classes.tolist()
 
 

@@ -63,8 +63,8 @@ def read_assignments(texts: list[str] | None) -> dict[str, str]:
 
 def refuse(names: Iterable[str], reason: str) -> None:
     """Raise UsageError if any flag was given that this form of a command cannot use."""
-    if given := ", ".join(f"--{name.replace('_', '-')}" for name in names):
-        raise UsageError(f"{reason}: leave out {given}")
+    if flags := ", ".join(f"--{name.replace('_', '-')}" for name in names):
+        raise UsageError(f"{reason}: leave out {flags}")
 
 
 def short(text: str, most: int = 40) -> str:

@@ -332,7 +332,7 @@ def test_rows_are_the_squares_in_order() -> None:
     store = read_once(source_of(image_of, 30), 8)
     assert store.images.shape == (30, 3, 8, 8) and store.images.dtype == torch.uint8
     assert store.images.is_contiguous(memory_format=torch.channels_last)
-    assert store.kept == tuple(range(30)) and store.skipped == ()
+    assert store.usable == tuple(range(30)) and store.skipped == ()
     for i in range(30):
         assert (store.images[i].permute(1, 2, 0).numpy() == square(image_of(i), 8)).all()
 
@@ -349,7 +349,7 @@ def test_unusable_images_are_left_out_and_listed(monkeypatch: pytest.MonkeyPatch
     errors = {i: error for i, (error, _) in bad.items()}
     store = read_once(source_of(failing_where(errors), 20, (("00001x", "a symbolic link, not followed"),)), 8)
     good = [i for i in range(20) if i not in bad]
-    assert store.kept == tuple(good)
+    assert store.usable == tuple(good)
     reasons = {f"{i:05}": reason for i, (_, reason) in bad.items()} | {"00001x": "a symbolic link, not followed"}
     assert store.skipped == tuple(sorted(reasons.items()))
     alone = read_once(source_of(lambda i: image_of(good[i]), len(good)), 8)
@@ -377,7 +377,7 @@ def test_threads_keep_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
         return Image.new("RGB", (1, 1), (i, 0, 0))
 
     store = read_once(source_of(read, 100), 1, progress=lambda count, total: done.append(count))
-    assert store.images[:, 0, 0, 0].tolist() == [*store.kept] == [i for i in range(100) if i not in (7, 60)]
+    assert store.images[:, 0, 0, 0].tolist() == [*store.usable] == [i for i in range(100) if i not in (7, 60)]
     assert store.skipped == (("00007", "bad"), ("00060", "bad")) and done == list(range(1, 101))
     assert sum(thread != threading.get_ident() for thread in threads) == 96  # four were timed here
 
@@ -389,7 +389,7 @@ def test_a_mapped_file_holds_the_same(tmp_path: Path) -> None:
     assert not (tmp_path / "images.u8").exists()
     outside = read_once(source, 8, folder=tmp_path, memory_budget=needed - 1)
     assert (tmp_path / "images.u8").stat().st_size == needed
-    assert torch.equal(inside.images, outside.images) and inside.kept == outside.kept
+    assert torch.equal(inside.images, outside.images) and inside.usable == outside.usable
     assert outside.images.is_contiguous(memory_format=torch.channels_last)
     content = np.fromfile(tmp_path / "images.u8", np.uint8, 39 * 8 * 8 * 3).reshape(39, 8, 8, 3)
     assert (content == outside.images.permute(0, 2, 3, 1).numpy()).all()

@@ -129,7 +129,7 @@ def test_pages_without_end(tmp_path: Path) -> None:
     (tags,) = struct.unpack_from("<H", page, begin)
     struct.pack_into("<I", page, begin + 2 + 12 * tags, begin)  # the next page is this one again
     (tmp_path / "loop.tiff").write_bytes(page)
-    assert read_once(find(tmp_path), 8).kept == (0,)
+    assert read_once(find(tmp_path), 8).usable == (0,)
 
 
 def test_fit_predict_and_report_see_the_right_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

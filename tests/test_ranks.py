@@ -570,7 +570,7 @@ def small_network() -> Network:
 def trained(processes: Processes, count: int, bad: frozenset[int], batch: int, memory: bool) -> dict[str, Any]:
     store = read_once(numbered(count, bad), SIZE, processes)
     network, seen, original = small_network(), list[int](), features.fixed_view
-    k = min(3, len(store.kept))
+    k = min(3, len(store.usable))
 
     def recorded(images: Tensor, size: int) -> Tensor:
         seen.extend(images[:, 0, 0, 0].tolist())
@@ -586,7 +586,7 @@ def trained(processes: Processes, count: int, bad: frozenset[int], batch: int, m
         compute=Compute.of(network, store.images, processes=processes),
     )  # fmt: skip
     return {
-        "kept": store.kept, "skipped": store.skipped, "seen": seen[: len(store.images)],
+        "kept": store.usable, "skipped": store.skipped, "seen": seen[: len(store.images)],
         "losses": [each.loss for each in rounds], "rows": len(result.reduced),
         "state": {
             "labels": [each.clustering.labels for each in rounds], "final": result.clustering.labels,

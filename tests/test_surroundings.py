@@ -239,7 +239,7 @@ def test_what_another_user_may_not_read_is_listed() -> None:
         "import json, os, sys\nfrom PIL import Image\nfrom deepcluster.images import find\n"
         "from deepcluster.images.store import read_once\nImage.init()\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        "store = read_once(find(sys.argv[1]), 4)\nprint(json.dumps([len(store.kept), dict(store.skipped)]))"
+        "store = read_once(find(sys.argv[1]), 4)\nprint(json.dumps([len(store.usable), dict(store.skipped)]))"
     )
     # Folders of pytest are for one user. In "listed" names can be read, and files cannot.
     with tempfile.TemporaryDirectory() as folder:

@@ -61,10 +61,10 @@ def label_change(
     """
     if previous is None:
         return LabelChange(None, clusterings[0].labels)
-    before, now, own = previous[:, 0], clusterings[0], partition.local
+    before, now, local = previous[:, 0], clusterings[0], partition.local
     if isinstance(step, KMeans):
-        now = step.once(rows, len(now.centroids), start=before[own], partition=partition)
-    return LabelChange(before, now.labels, *compared(before[own], now.labels[own], partition.processes))
+        now = step.once(rows, len(now.centroids), start=before[local], partition=partition)
+    return LabelChange(before, now.labels, *compared(before[local], now.labels[local], partition.processes))
 
 
 def nmi(a: Assignment, b: Assignment) -> float:

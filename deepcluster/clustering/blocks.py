@@ -58,8 +58,8 @@ class Blocks:
         """Return the error for rows that have a NaN or an infinity, or are too large for float32. A collective."""
 
         def count(begin: int, rows: Tensor) -> int:
-            own = self.x[begin : begin + len(rows)]  # not as float32, in which a large number of float64 is infinite
-            return int((~torch.isfinite(own)).any(1).sum())
+            block = self.x[begin : begin + len(rows)]  # not as float32, in which a large number of float64 is infinite
+            return int((~torch.isfinite(block)).any(1).sum())
 
         bad, rows = processes.all_reduce(torch.tensor([sum(self.map(count)), len(self.x)])).tolist()
         if not bad:
@@ -87,9 +87,9 @@ def in_whole_blocks(blocks: Blocks, partition: Partition, least: int = 0) -> Blo
     size = block_size(blocks.x, partition.total, least)
     if partition.processes.alone:
         return replace(blocks, block=size)
-    own = partition.local
+    local = partition.local
     extra = partition.get_rows(blocks.x, [_beyond(part, size, partition.total) for part in partition.slices])
-    return replace(blocks, block=size, skip=min(-own.start % size, len(blocks.x)), extra=extra)
+    return replace(blocks, block=size, skip=min(-local.start % size, len(blocks.x)), extra=extra)
 
 
 def extended(values: Tensor, blocks: Blocks, partition: Partition) -> Tensor:
@@ -216,9 +216,9 @@ def nearest(rows: Tensor, k: int, among: Tensor | None = None) -> tuple[Tensor, 
             chunk = others[first : first + CHUNK]
             scores = part @ chunk.T
             if among is None:  # a row is not its own neighbour
-                own = torch.arange(begin, begin + len(part)) - first
-                inside = torch.nonzero((own >= 0) & (own < len(chunk))).flatten()
-                scores[inside, own[inside]] = -torch.inf
+                diagonal = torch.arange(begin, begin + len(part)) - first
+                inside = torch.nonzero((diagonal >= 0) & (diagonal < len(chunk))).flatten()
+                scores[inside, diagonal[inside]] = -torch.inf
             values, columns = scores.topk(min(count, len(chunk)), 1)
             columns += first
             if best is not None:

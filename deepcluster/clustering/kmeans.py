@@ -44,8 +44,8 @@ def cluster_sums(blocks: Blocks, k: int, labels: Tensor | Assign) -> Tensor:
     totals = torch.zeros(k, blocks.x.shape[1] + 1, dtype=torch.float64, device=blocks.x.device)
 
     def work(begin: int, block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        given = labels[begin : begin + len(block)] if isinstance(labels, Tensor) else labels(block)
-        return segment_sums(block, given, k)
+        block_labels = labels[begin : begin + len(block)] if isinstance(labels, Tensor) else labels(block)
+        return segment_sums(block, block_labels, k)
 
     for clusters, sums, sizes in blocks.map(work):
         totals.index_add_(0, clusters, torch.cat([sums.double(), sizes.double().unsqueeze(1)], 1))
@@ -275,9 +275,9 @@ def as_clustering(
             f"{len(labels)} labels for {partition.total} rows, {int((labels < 0).sum())} of them negative: every row of"
             " all ranks needs one of at least 0, noise too (Partition.all_gather collects them)"
         )
-    own, k = labels[partition.local].to(rows.device), int(labels.max()) + 1
-    centroids = means(rows, own, k, partition)
-    parts = zip(rows.split(1 << 16), own.split(1 << 16), strict=True)
+    local_labels, k = labels[partition.local].to(rows.device), int(labels.max()) + 1
+    centroids = means(rows, local_labels, k, partition)
+    parts = zip(rows.split(1 << 16), local_labels.split(1 << 16), strict=True)
     squares = [(part.float() - centroids[nearest]).double().square().sum() for part, nearest in parts]
     inertia = partition.processes.all_reduce(torch.stack(squares).sum()).item()
     return Clustering(labels, centroids.cpu(), torch.bincount(labels, minlength=k), inertia, iterations=0, reseeded=0)
@@ -309,8 +309,8 @@ def _assigned(
         labels[begin : begin + len(block)] = assign(block)
         for start in range(begin, begin + len(block), DISTANCES):  # two copies of a whole block would be 16 MB
             part = block[start - begin : start - begin + DISTANCES]
-            own = labels[start : start + len(part)]
-            distances[start : start + len(part)] = (part - centroids[own]).square_().sum(1)
+            block_labels = labels[start : start + len(part)]
+            distances[start : start + len(part)] = (part - centroids[block_labels]).square_().sum(1)
 
     for _ in walk.map(work):
         pass

@@ -195,7 +195,7 @@ def pinned(reduced: Tensor, cut: Cut, wanted: Tensor) -> Cut:
         # A centroid that is an image itself, after an earlier move, goes with the image.
         moved = (distance == 0) & (cut.group_of[nearest] != wishes)
         numbers[nearest[moved]] = wishes[moved]
-    own, other = torch.full((2, len(reduced)), torch.inf)
+    inside, outside = torch.full((2, len(reduced)), torch.inf)
     centroids, groups_of = [cut.centroids], [numbers]
     added = torch.zeros(len(reduced), dtype=torch.bool)
     while True:
@@ -203,9 +203,9 @@ def pinned(reduced: Tensor, cut: Cut, wanted: Tensor) -> Cut:
             part = slice(begin, begin + ROWS_AT_ONCE)
             distances = exact_distances(reduced[part], centroids[-1])
             same = groups_of[-1] == wanted[part].unsqueeze(1)
-            own[part] = own[part].minimum(distances.masked_fill(~same, torch.inf).amin(1))
-            other[part] = other[part].minimum(distances.masked_fill(same, torch.inf).amin(1))
-        wrong = torch.nonzero((own >= other) & (other > 0) & ~added).flatten()
+            inside[part] = inside[part].minimum(distances.masked_fill(~same, torch.inf).amin(1))
+            outside[part] = outside[part].minimum(distances.masked_fill(same, torch.inf).amin(1))
+        wrong = torch.nonzero((inside >= outside) & (outside > 0) & ~added).flatten()
         if not len(wrong):
             return Cut(torch.cat(centroids), torch.cat(groups_of))
         chosen = wrong[:: max(1, len(wrong) // AT_ONCE)]

@@ -20,17 +20,17 @@ Numbers = npt.NDArray[np.float64]
 Merge = tuple[int, int]
 
 
-def medoids_of(middles: Tensor, rows: Tensor, own: Tensor, partition: Partition) -> Tensor:
+def medoids_of(middles: Tensor, rows: Tensor, group_of: Tensor, partition: Partition) -> Tensor:
     """Return the row (int64, K) nearest to the middle of every group, the first of equal ones; -1: the group is empty.
 
-    ``rows`` (n x d) and their ``own`` groups are this rank's; the row numbers are those of all ranks.
+    ``rows`` (n x d) and their groups, ``group_of``, are this rank's; the row numbers are those of all ranks.
     """
-    parts = zip(rows.split(ROWS_AT_ONCE), own.split(ROWS_AT_ONCE), strict=True)
+    parts = zip(rows.split(ROWS_AT_ONCE), group_of.split(ROWS_AT_ONCE), strict=True)
     distances = torch.cat([(part - middles[numbers]).norm(dim=1) for part, numbers in parts])
-    least = torch.full((len(middles),), torch.inf).scatter_reduce(0, own, distances, "amin")
-    nearest = torch.nonzero(distances == least[own]).flatten()
+    least = torch.full((len(middles),), torch.inf).scatter_reduce(0, group_of, distances, "amin")
+    nearest = torch.nonzero(distances == least[group_of]).flatten()
     none = torch.full((len(middles),), partition.total)
-    first = none.scatter_reduce(0, own[nearest], nearest + partition.local.start, "amin")
+    first = none.scatter_reduce(0, group_of[nearest], nearest + partition.local.start, "amin")
     return _first_of_ranks(least, first, partition)
 
 
@@ -185,19 +185,19 @@ def parts_of(cut: Cut, counts: Tensor, group: int, all_counts: Tensor | None = N
     ``counts``: Images of the fit by nearest centroid (int64, M); a centroid without any goes with the nearest one.
     ``all_counts``: The same for all images, with those that came after the fit (None: no image did).
     """
-    own = torch.nonzero(cut.group_of == group).flatten()
-    used = own[counts[own] > 0]
+    members = torch.nonzero(cut.group_of == group).flatten()
+    used = members[counts[members] > 0]
     if not len(used):
-        used = own[:1]
+        used = members[:1]
     points, weights = cut.centroids[used].double(), counts[used].double().clamp(min=1)
     order = [(a, b) for _, a, b in ward(points.numpy(), weights.numpy())]
     part_of, merges = numbered(order, len(used), min(MAX_PARTS, len(used)))
     of_centroid = torch.full((len(counts),), -1)
-    nearest = torch.cdist(cut.centroids[own].double(), points).argmin(1)
-    of_centroid[own] = torch.from_numpy(part_of)[nearest]
+    nearest = torch.cdist(cut.centroids[members].double(), points).argmin(1)
+    of_centroid[members] = torch.from_numpy(part_of)[nearest]
     of_centroid[used] = torch.from_numpy(part_of)
     sizes, images = (
-        tuple(torch.bincount(of_centroid[own], of_images[own].double()).long().tolist())
+        tuple(torch.bincount(of_centroid[members], of_images[members].double()).long().tolist())
         for of_images in (counts, counts if all_counts is None else all_counts)
     )
     return Parts(of_centroid, sizes, merges, images)

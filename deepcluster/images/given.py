@@ -31,29 +31,29 @@ WHAT_FEATURES_ARE = (
 LABEL_COLUMNS = ("label", "class", "category", "target")
 
 
-def read_features(given: "str | Path | npt.ArrayLike | Tensor") -> "tuple[Tensor, Source]":
+def read_features(data: "str | Path | npt.ArrayLike | Tensor") -> "tuple[Tensor, Source]":
     """Return the features of an .npy file or of an array (float32, N x D), and their images.
 
     These are only paths if there are no files, and numbers if there are no paths. DataError if the features are not
     N x D finite numbers, or the number of paths differs.
     """
-    if not isinstance(given, str | Path):
-        features = _checked(np.asarray(without_torch(given)), "the array")
+    if not isinstance(data, str | Path):
+        features = _checked(np.asarray(without_torch(data)), "the array")
         return features, _rows_alone(len(features), "features")
-    file = absolute(given)
+    file = absolute(data)
     if file.suffix.lower() != SUFFIX:
-        raise DataError(f"{one_line(str(given))} has no features: {WHAT_FEATURES_ARE}")
+        raise DataError(f"{one_line(str(data))} has no features: {WHAT_FEATURES_ARE}")
     with reading("the features", file):
         array = load_array(file)
     features = _checked(array, one_line(str(file)))
     return features, _images_of_rows(file, len(features))
 
 
-def check_features_there(given: str) -> None:
+def check_features_there(text: str) -> None:
     """Raise DataError if there is no such file, or one of another kind."""
-    file = absolute(given)
+    file = absolute(text)
     if file.suffix.lower() != SUFFIX or not file.is_file():
-        read_features(given)
+        read_features(text)
 
 
 def _checked(array: npt.NDArray[Any], name: str) -> "Tensor":

@@ -44,13 +44,13 @@ class Store:
     Attributes:
         images: uint8 N x 3 x S x S, channels-last in memory (a memory-mapped file above the budget); with several ranks
             only those of this one.
-        kept: Row i of all ranks is ``source.paths[kept[i]]``.
+        usable: Row i of all ranks is ``source.paths[usable[i]]``.
         skipped: (path, reason) of all other images, in the order of their bytes.
         partition: Owner (rank) of every row.
     """
 
     images: Tensor
-    kept: tuple[int, ...]
+    usable: tuple[int, ...]
     skipped: tuple[tuple[str, str], ...]
     partition: Partition
 
@@ -104,13 +104,13 @@ def read_once(
     filled = np.array([row for row in range(len(share)) if row not in failures], np.int64)
     _close_gaps(rows, filled)
     failed_here = [(source.paths[share[row]], reason) for row, reason in failures.items()]
-    kept = [i for part in processes.all_gather_json([share[row] for row in filled.tolist()]) for i in part]
+    usable = [i for part in processes.all_gather_json([share[row] for row in filled.tolist()]) for i in part]
     failed = [(path, reason) for part in processes.all_gather_json(failed_here) for path, reason in part]
-    if not kept and not none_is_fine:
+    if not usable and not none_is_fine:
         raise nothing_readable(source.location, len(source.paths), failed)
     skipped = sorted([*source.skipped, *failed], key=lambda pair: os.fsencode(pair[0]))
     images = torch.from_numpy(rows[: len(filled)]).permute(0, 3, 1, 2)
-    return Store(images, tuple(kept), tuple(skipped), Partition.of(processes, len(filled)))
+    return Store(images, tuple(usable), tuple(skipped), Partition.of(processes, len(filled)))
 
 
 def check_alike(source: Source, processes: Processes) -> None:
@@ -184,11 +184,11 @@ def _results(work: Callable[[int], str | None], count: int) -> Generator[str | N
                 yield from reasons
 
 
-def _close_gaps(rows: Pixels, kept: npt.NDArray[np.int64]) -> None:
-    """Move row ``kept[i]`` to row i, in place; ``kept`` rises, so no row is overwritten before it has moved."""
-    moved = np.flatnonzero(kept != np.arange(len(kept)))
-    for start in range(int(moved[0]) if len(moved) else len(kept), len(kept), _BLOCK):
-        rows[start : min(start + _BLOCK, len(kept))] = rows[kept[start : start + _BLOCK]]
+def _close_gaps(rows: Pixels, usable: npt.NDArray[np.int64]) -> None:
+    """Move row ``usable[i]`` to row i, in place; ``usable`` ascends, so no row is overwritten before it has moved."""
+    moved = np.flatnonzero(usable != np.arange(len(usable)))
+    for start in range(int(moved[0]) if len(moved) else len(usable), len(usable), _BLOCK):
+        rows[start : min(start + _BLOCK, len(usable))] = rows[usable[start : start + _BLOCK]]
 
 
 MAX_JPEG_NOISE = 2.0  # mean difference between the channels of a grey image that was saved as a colour JPEG

@@ -194,9 +194,9 @@ def train_on_pseudo_labels(  # noqa: PLR0913 step 5 as one loop
                     loss = loss + part_loss.detach()
                     seen_as.append(embeddings.detach().unflatten(0, (len(seen), -1))[:remembered].mean(0))
             if memory is not None:
-                kept = torch.cat(seen_as)[: batch.new[batch.rank]]
+                new_embeddings = torch.cat(seen_as)[: batch.new[batch.rank]]
                 rows = [part[:n] for part, n in zip(batch.parts, batch.new, strict=True)]
-                _remember(memory, *partition.put_rows(kept, rows))
+                _remember(memory, *partition.put_rows(new_embeddings, rows))
             for one in optimizers:
                 one.step()
             epoch_loss = epoch_loss + loss * (len(batch.drawn) / count)

@@ -89,7 +89,7 @@ def in_layout_of(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Ten
     unchanged = {value.data_ptr() for value in state.values()}
     for key, value in converted.items():
         if value.dim() == 4 and key.endswith(".weight") and value.data_ptr() not in unchanged:
-            converted[key] = next((given for name, given in state.items() if name.endswith(key)), value)
+            converted[key] = next((tensor for name, tensor in state.items() if name.endswith(key)), value)
     return converted
 
 
@@ -103,8 +103,8 @@ def published_network(state: Mapping[str, Tensor]) -> str | None:
     for published in PUBLISHED.values():
         with shapes_only():
             model = timm.create_model(published.network, num_classes=0)
-        given = {name: tensor.shape for name, tensor in in_layout_of(model, state).items()}
-        if all(given.get(name) == tensor.shape for name, tensor in model.state_dict().items()):
+        shapes = {name: tensor.shape for name, tensor in in_layout_of(model, state).items()}
+        if all(shapes.get(name) == tensor.shape for name, tensor in model.state_dict().items()):
             return published.name
     return None
 

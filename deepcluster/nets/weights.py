@@ -102,10 +102,10 @@ def load_body(
     """
     expected = body.state_dict()
     plain = _unprefixed(state, expected)
-    given = _without(plain, heads, unless=expected)
-    if convert is not None and any(_misfits(given, expected)):
-        given = _without(_unprefixed(convert(plain), expected), heads, unless=expected)
-    missing, unexpected, misshapen = _misfits(given, expected)
+    tensors = _without(plain, heads, unless=expected)
+    if convert is not None and any(_misfits(tensors, expected)):
+        tensors = _without(_unprefixed(convert(plain), expected), heads, unless=expected)
+    missing, unexpected, misshapen = _misfits(tensors, expected)
     if missing or unexpected or misshapen:
         problems = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
         counts = "; ".join(f"{len(keys)} {kind} ({', '.join(keys[:3])})" for kind, keys in problems if keys)
@@ -114,22 +114,22 @@ def load_body(
             f"Is it the right --backbone, with the --image-size and Sobel setting that the weights were made with?"
         )
     for key in expected:
-        if key in given and not torch.isfinite(given[key]).all():
+        if key in tensors and not torch.isfinite(tensors[key]).all():
             raise ModelError(
                 f"{path}: {key} has numbers that are not finite (NaN or infinity): the file is damaged, or the training"
                 " that made it had failed; give other --weights"
             )
-    body.load_state_dict(expected | given)
+    body.load_state_dict(expected | tensors)
 
 
-def _misfits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
+def _misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
     """Return the names that are missing, left over, and of another shape (with both shapes)."""
-    missing = [key for key in expected if key not in given and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in given if key not in expected]
+    missing = [key for key in expected if key not in tensors and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in tensors if key not in expected]
     misshapen = [
-        f"{key} {tuple(given[key].shape)} instead of {tuple(expected[key].shape)}"
+        f"{key} {tuple(tensors[key].shape)} instead of {tuple(expected[key].shape)}"
         for key in expected
-        if key in given and given[key].shape != expected[key].shape
+        if key in tensors and tensors[key].shape != expected[key].shape
     ]
     return missing, unexpected, misshapen
 

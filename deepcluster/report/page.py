@@ -176,7 +176,7 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"grouped": "{:,}".format, "short": text.short, "bare": text.bare}
+    environment.filters |= {"grouped": "{:,}".format, "short": text.short_name, "bare": text.bare}
     return environment
 
 

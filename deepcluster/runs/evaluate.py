@@ -159,9 +159,9 @@ class _Evaluation:
         progress = partial(self.display.progress, "reading")
         place.mkdir()
         store = read_once(source.rows(labelled), size, self.processes, folder=place, progress=progress)
-        if skipped := len(labelled) - len(store.kept):
+        if skipped := len(labelled) - len(store.usable):
             self.display.say("Skipped", f"{skipped:,} files of {source.name} that cannot be used")
-        return store, [labels[labelled[i]] for i in store.kept]
+        return store, [labels[labelled[i]] for i in store.usable]
 
 
 def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Prepared:

@@ -173,7 +173,7 @@ def _read(job: Job, begun: Begun, network: Network, record: RunRecord) -> tuple[
     size, progress = begun.plan.recipe.store_size, partial(display.progress, "reading")
     scratch = scratch_of(Path(begun.out), job.processes.rank)
     store = read_once(source, size, job.processes, folder=scratch, progress=progress)
-    used, skipped = len(store.kept), store.skipped
+    used, skipped = len(store.usable), store.skipped
     if skipped:
         display.say("Images", f"{used:,} can be used, {len(skipped):,} skipped: {counted(skipped)} (skipped.csv)")
     plan = begun.plan if begun.state == "resumed" else _with_precision(begun.plan_of(used, job.request), network)
@@ -187,7 +187,7 @@ def _read(job: Job, begun: Begun, network: Network, record: RunRecord) -> tuple[
     beginning: Contents = {
         "recipe.toml": to_toml(plan.recipe),
         "skipped.csv": (files.SKIPPED, [{"path": path, "reason": why} for path, why in skipped]),
-        "duplicates.csv": (files.DUPLICATES, [*duplicate_rows(alike, [source.paths[i] for i in store.kept])]),
+        "duplicates.csv": (files.DUPLICATES, [*duplicate_rows(alike, [source.paths[i] for i in store.usable])]),
         SHEET: sprite_sheet(pictures) if job.processes.is_main else b"",
         **({"history.csv": (files.HISTORY, [])} if begun.state == "new" else {}),
     }
@@ -324,8 +324,8 @@ def pictures_of(source: Source) -> Tensor | None:
     if source.file is None:
         return None
     store = read_once(source, PICTURE_SIDE, none_is_fine=True)
-    if not store.kept:
+    if not store.usable:
         return None
     images = torch.full((len(source.paths), PICTURE_SIDE, PICTURE_SIDE, 3), 128, dtype=torch.uint8).permute(0, 3, 1, 2)
-    images[torch.tensor(store.kept)] = store.images
+    images[torch.tensor(store.usable)] = store.images
     return images

@@ -97,9 +97,9 @@ class Job:
     processes: Processes
     clock: Clock
 
-    def truth(self, kept: Sequence[int]) -> list[str] | None:
-        """Return the true labels of the images ``kept``, in this order; None if none of them has one."""
-        labels = [self.labels[i] for i in kept] if self.labels is not None else []
+    def truth(self, usable: Sequence[int]) -> list[str] | None:
+        """Return the true labels of the images ``usable``, in this order; None if none of them has one."""
+        labels = [self.labels[i] for i in usable] if self.labels is not None else []
         return labels if any(labels) else None
 
 

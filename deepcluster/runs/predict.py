@@ -98,8 +98,8 @@ def _predict(model: Model, source: Source) -> Prediction:
     # In memory: the network takes far more than its batch.
     store = read_once(source, model.store_size, memory_budget=sys.maxsize, none_is_fine=True)
     nothing = torch.empty(0, model.reduction.projection.shape[1])
-    reduced, residuals = model.measure(store.images) if store.kept else (nothing, torch.empty(0))
-    return Prediction(tuple(source.paths[i] for i in store.kept), reduced, residuals, store.skipped)
+    reduced, residuals = model.measure(store.images) if store.usable else (nothing, torch.empty(0))
+    return Prediction(tuple(source.paths[i] for i in store.usable), reduced, residuals, store.skipped)
 
 
 def placement_columns(

@@ -75,8 +75,8 @@ def conclude_run(
     if is_final and record.rounds and (text := collapse(final)):
         warn(text)
     rows = Rows(
-        paths=[job.source.paths[i] for i in store.kept],
-        labels=job.truth(store.kept),
+        paths=[job.source.paths[i] for i in store.usable],
+        labels=job.truth(store.usable),
         skipped=store.skipped,
         reduced=final.reduced,
         sample=sample_of(final.reduced, store.partition, record.seed),

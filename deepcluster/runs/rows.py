@@ -117,7 +117,7 @@ def image_digests(source: Source, store: Store) -> dict[str, str]:
     """Return the SHA-256 of the pixels of all ranks' usable images by path, on the main rank."""
     of_rank = row_digests(store.images.permute(0, 2, 3, 1))
     of_all = (digest for part in store.partition.processes.gather_json(of_rank) for digest in part)
-    return dict(zip((source.paths[i] for i in store.kept), of_all, strict=False))
+    return dict(zip((source.paths[i] for i in store.usable), of_all, strict=False))
 
 
 def row_digests(rows: Tensor) -> list[str]:

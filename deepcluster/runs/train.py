@@ -30,7 +30,7 @@ class History:
 
     def __init__(self, folder: LockedFolder, writer: ResultWriter, done: int):
         store = writer.images.store
-        self.folder, self.truth = folder, writer.job.truth(store.kept)
+        self.folder, self.truth = folder, writer.job.truth(store.usable)
         self.images = store.partition.total * writer.images.recipe.epochs  # that a round trains on
         self.columns = HISTORY if self.truth is None else (*HISTORY, "nmi_labels")
         self.rows: list[Mapping[str, Any]] = [*folder.read_rows("history.csv", self.columns)] if done else []

@@ -215,18 +215,20 @@ def _read(
         model.check_room()
         progress = partial(display.progress, "reading")
         store = read_once(usable, model.store_size, folder=folder.scratch, none_is_fine=True, progress=progress)
-        usable, failed, values = usable.rows(store.kept), store.skipped, store.images
+        usable, failed, values = usable.rows(store.usable), store.skipped, store.images
         digests = row_digests(values.permute(0, 2, 3, 1))
     first = {digest: i for i, digest in reversed([*enumerate(digests)])}  # of equal images the first is added
-    kept = sorted(i for digest, i in first.items() if digest not in known)
-    usable, digests = usable.rows(kept), [digests[i] for i in kept]
+    distinct = sorted(i for digest, i in first.items() if digest not in known)
+    usable, digests = usable.rows(distinct), [digests[i] for i in distinct]
     if given is not None:
-        values = values[kept]
-    elif len(kept) < len(values):
+        values = values[distinct]
+    elif len(distinct) < len(values):
         # Channels-last, because indexing images would copy pixel by pixel, 10 times as slowly.
-        values = values.permute(0, 2, 3, 1).index_select(0, torch.tensor(kept, dtype=torch.int64)).permute(0, 3, 1, 2)
+        values = (
+            values.permute(0, 2, 3, 1).index_select(0, torch.tensor(distinct, dtype=torch.int64)).permute(0, 3, 1, 2)
+        )
     nothing = torch.empty(0, rows.reduced.shape[1]), torch.empty(0)
-    measured = model.measure(values, display.progress) if kept else nothing
+    measured = model.measure(values, display.progress) if distinct else nothing
     named = replace(usable, paths=_free_names(usable, digests, rows), skipped=source.skipped)
     pictures = values if given is None else pictures_of(usable)
     return _New(named, *measured, pictures, digests, failed, len(source.paths))
@@ -306,7 +308,9 @@ def _draw(folder: files.LockedFolder, rows: Rows, at_hand: Source | None, new: _
         again: dict[int, Tensor] = {}
         if at_hand and (there := [i for i, path in enumerate(at_hand.paths) if path in row_of]):
             store = read_once(at_hand.rows(there), THUMBNAIL, none_is_fine=True)
-            again = {row_of[at_hand.paths[there[i]]]: image for i, image in zip(store.kept, store.images, strict=True)}
+            again = {
+                row_of[at_hand.paths[there[i]]]: image for i, image in zip(store.usable, store.images, strict=True)
+            }
         with folder.as_disk_errors(drawn.SHEET):
             folder.write(drawn.SHEET, extended(sheet, len(rows.paths), pictures, again))
     if (places := drawn.read_map(folder, len(rows.paths))) is not None:

@@ -72,9 +72,9 @@ class Partition:
         if self.processes.alone:
             return local.index_select(0, wanted[0].to(local.device))
         local = self._alike(local)
-        order, counts, own = self._routes(wanted)
-        leaving = local.index_select(0, torch.cat(own).to(local.device))
-        received = self.processes.all_to_all(leaving, [len(numbers) for numbers in own], counts)
+        order, counts, local_rows = self._routes(wanted)
+        leaving = local.index_select(0, torch.cat(local_rows).to(local.device))
+        received = self.processes.all_to_all(leaving, [len(numbers) for numbers in local_rows], counts)
         return received.index_select(0, torch.argsort(order).to(local.device))
 
     def to_main(self, local: Tensor, rows: Tensor) -> Tensor:
@@ -101,10 +101,10 @@ class Partition:
         """
         if self.processes.alone:
             return values, rows[0]
-        order, counts, own = self._routes(rows)
+        order, counts, local_rows = self._routes(rows)
         leaving = values.index_select(0, order.to(values.device))
-        received = self.processes.all_to_all(leaving, counts, [len(numbers) for numbers in own])
-        return received, torch.cat(own)
+        received = self.processes.all_to_all(leaving, counts, [len(numbers) for numbers in local_rows])
+        return received, torch.cat(local_rows)
 
     def _routes(self, rows: Sequence[Tensor]) -> tuple[Tensor, list[int], list[Tensor]]:
         """Return three values: the order that sorts this rank's row numbers by owner; their number per owner; for each
@@ -112,8 +112,8 @@ class Partition:
         ends, rank = torch.tensor([*accumulate(self.sizes)]), self.processes.rank
         owners = [torch.bucketize(numbers.contiguous(), ends, right=True) for numbers in rows]
         counts = torch.bincount(owners[rank], minlength=self.processes.world_size).tolist()
-        own = [numbers[by == rank] - self.local.start for numbers, by in zip(rows, owners, strict=True)]
-        return torch.argsort(owners[rank], stable=True), counts, own
+        local_rows = [numbers[by == rank] - self.local.start for numbers, by in zip(rows, owners, strict=True)]
+        return torch.argsort(owners[rank], stable=True), counts, local_rows
 
     def _alike(self, local: Tensor) -> Tensor:
         """Return ``local`` with the dtype and shape of the other ranks' rows, unknown to a rank without rows."""

@@ -159,10 +159,10 @@ class Checkpoints:
 
     def _prune(self, last: str, files: Mapping[str, str]) -> None:
         # Checkpoints after `last` are damaged leftovers: the run resumed before them.
-        kept = sorted(path.stem for path in self.folder.glob("[0-9]*.json") if path.stem <= last)[-MAX_CHECKPOINTS:]
+        latest = sorted(path.stem for path in self.folder.glob("[0-9]*.json") if path.stem <= last)[-MAX_CHECKPOINTS:]
         for path in self.folder.iterdir():
             name = path.stem.partition("-")[0]
-            wanted = name in kept and (name != last or path.suffix == ".json" or path.stem in files)
+            wanted = name in latest and (name != last or path.suffix == ".json" or path.stem in files)
             if not wanted and path.name != IMAGES and is_known(f"checkpoints/{path.name}"):
                 with suppress(OSError):  # one that is in use is removed another time
                     path.unlink()
@@ -205,11 +205,11 @@ def restored(checkpoint: Checkpoint | None, partition: Partition) -> tuple[State
     return state, network
 
 
-def _read_rows(files: Sequence[Path], own: slice) -> Tensor:
+def _read_rows(files: Sequence[Path], local: slice) -> Tensor:
     """Read this rank's rows of the features."""
     begin, pieces = 0, []
     for path in files:
         rows = read_tensors(path)[FEATURES_KEY]  # mapped: only the rows that are copied are read
-        pieces.append(rows[max(0, own.start - begin) : max(0, own.stop - begin)])
+        pieces.append(rows[max(0, local.start - begin) : max(0, local.stop - begin)])
         begin += len(rows)
     return torch.cat(pieces)
