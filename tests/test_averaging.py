@@ -65,7 +65,7 @@ def test_an_average_of_0_is_the_network_before_and_its_groups(fitted, before):
 def test_one_view_of_one_image_is_too_few_for_batch_normalisation(tmp_path):
     options = {**OPTIONS, "pseudo_labels": 1, "views": 1, "projection_hidden": 8, "projection_dim": 4}
     request = Request(out=tmp_path / "run", n_clusters=1, options=options | {"rounds": 1, "instance_temperature": 0})
-    with pytest.raises(UsageError, match=r"one view of one image: give more images.* views=2"):
+    with pytest.raises(UsageError, match="views=2"):
         run.fit(drawings(1, 16)[0].permute(0, 2, 3, 1).numpy()[:1], request)
 
 

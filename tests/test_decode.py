@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import threading
 import time
 import warnings
@@ -129,15 +130,15 @@ def test_the_shorter_side_is_in_the_header(kind: str, tmp_path: Path) -> None:
 
 
 def test_the_limit_of_pixels_and_that_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
-    bomb, said = png(30_000, 30_000, zlib.compress(bytes(100_000))), "900000000, more than the limit of 89478485"
-    assert reason(bomb) == f"too many pixels: {said}"
+    bomb, said = png(30_000, 30_000, zlib.compress(bytes(100_000))), "900000000"
+    assert said in reason(bomb)
     with pytest.raises(Undecodable, match=said):
         decode(io.BytesIO(bomb))  # Pillow's own limit speaks first
     file = stored(waves(), "JPEG")
     monkeypatch.setattr(decoding, "MAX_PIXELS", 153_599)
     for size in ({}, {"size": 8}):  # the limit is for the whole image, not for what is decoded of it
-        assert reason(file.getvalue(), **size) == "too many pixels: 153600, more than the limit of 153599"
-    with pytest.raises(Undecodable, match="too many pixels: 153600"):
+        assert re.search("153600.* 153599", reason(file.getvalue(), **size))
+    with pytest.raises(Undecodable, match="153600"):
         short_side(file)
     monkeypatch.setattr(decoding, "MAX_PIXELS", 153_600)
     assert decode(file, size=8).size == (60, 40)
@@ -397,9 +398,9 @@ def test_a_mapped_file_holds_the_same(tmp_path: Path) -> None:
 
 def test_too_large_for_memory_and_nowhere_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = source_of(image_of, 40)
-    with pytest.raises(DataError, match="need 7680 bytes, more than the memory budget of 7679: name a folder"):
+    with pytest.raises(DataError, match=r"7680 .*7679"):
         read_once(source, 8, memory_budget=7679)
-    with pytest.raises(DiskError, match=r"cannot write 7680 bytes to .*images\.u8: no such file"):
+    with pytest.raises(DiskError, match=r"images\.u8"):
         read_once(source, 8, folder=tmp_path / "lost", memory_budget=0)
     monkeypatch.setattr(os, "posix_fallocate", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(DiskError, match="no space left on device"):

