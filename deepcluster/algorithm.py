@@ -26,7 +26,9 @@ from deepcluster.nets.network import as_network
 from deepcluster.records import Clustering, Round, State
 from deepcluster.seeding import derive, generator
 
-PAPER_REDUCTION, PAPER_KMEANS, PAPER_LEARNING = Reduction(), KMeans(), Learning()
+PAPER_REDUCTION = Reduction()
+PAPER_KMEANS = KMeans()
+PAPER_LEARNING = Learning()
 BEGINNING = State()
 
 

@@ -76,11 +76,12 @@ class Stopwatch:
 
     def start(self) -> None:
         """Begin to time a round."""
-        self._begin, self._times = time.perf_counter(), dict[str, float]()
+        self._begin = time.perf_counter()
+        self._times = dict[str, float]()
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of the ``features``, the ``clustering`` and the ``training`` of a round that has ended."""
-        begin, end = self._begin, time.perf_counter()
-        features = self._times.get(FEATURES_PHASE, begin)  # no pass if they were known
+        end = time.perf_counter()
+        features = self._times.get(FEATURES_PHASE, self._begin)  # no pass if they were known
         training = self._times.get(TRAINING_PHASE, end)
-        return {"features": features - begin, "clustering": training - features, "training": end - training}
+        return {"features": features - self._begin, "clustering": training - features, "training": end - training}

@@ -484,7 +484,8 @@ _UNTRAINED = "a network trained from nothing"
 
 
 def _gentle_view(size: int, facts: Facts) -> tuple[int, str]:
-    scaled, quick = max(8, round(size * 0.75)), max(112, size // 2)
+    scaled = max(8, round(size * 0.75))
+    quick = max(112, size // 2)
     if facts.device == "cpu" and scaled > quick:
         return quick, f"half the side, for time on a CPU; {scaled} px would keep the scale of what crops show"
     return scaled, "crops look larger: 3/4 of the side keeps their scale, and is faster"

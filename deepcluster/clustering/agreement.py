@@ -61,7 +61,9 @@ def label_change(
     """
     if previous is None:
         return LabelChange(None, clusterings[0].labels)
-    before, now, local = previous[:, 0], clusterings[0], partition.local
+    before = previous[:, 0]
+    now = clusterings[0]
+    local = partition.local
     if isinstance(step, KMeans):
         now = step.once(rows, len(now.centroids), start=before[local], partition=partition)
     return LabelChange(before, now.labels, *compared(before[local], now.labels[local], partition.processes))

@@ -21,7 +21,8 @@ from deepcluster.runtime.processes import ALONE, Processes
 
 T = TypeVar("T")
 
-LEAST_BLOCK, MOST_BLOCK = 1 << 11, 1 << 14
+LEAST_BLOCK = 1 << 11
+MOST_BLOCK = 1 << 14
 BLOCK_ON_GPU = 1 << 16
 TINY = 1e-15  # squares of smaller numbers, and the smaller eigenvalues of their products, leave the range of float32
 
@@ -207,7 +208,8 @@ def nearest(rows: Tensor, k: int, among: Tensor | None = None) -> tuple[Tensor, 
     """
     others = rows if among is None else among
     count = min(k, len(others) - (among is None))
-    products, numbers = torch.empty(len(rows), count), torch.empty(len(rows), count, dtype=torch.int64)
+    products = torch.empty(len(rows), count)
+    numbers = torch.empty(len(rows), count, dtype=torch.int64)
     size = MAX_PRODUCTS // max(1, min(len(others), CHUNK))
     for begin in range(0, len(rows) if count else 0, size):
         part = rows[begin : begin + size]

@@ -269,13 +269,15 @@ def as_clustering(
         ValueError: The number of labels is not N, or one is negative.
     """
     partition = partition or Partition.single(len(rows))
-    labels, rows = torch.as_tensor(labels).long().cpu(), matrix(rows)
+    labels = torch.as_tensor(labels).long().cpu()
+    rows = matrix(rows)
     if len(labels) != partition.total or (labels < 0).any():
         raise ValueError(
             f"{len(labels)} labels for {partition.total} rows, {int((labels < 0).sum())} of them negative: every row of"
             " all ranks needs one of at least 0, noise too (Partition.all_gather collects them)"
         )
-    local_labels, k = labels[partition.local].to(rows.device), int(labels.max()) + 1
+    local_labels = labels[partition.local].to(rows.device)
+    k = int(labels.max()) + 1
     centroids = means(rows, local_labels, k, partition)
     parts = zip(rows.split(1 << 16), local_labels.split(1 << 16), strict=True)
     squares = [(part.float() - centroids[nearest]).double().square().sum() for part, nearest in parts]
@@ -302,8 +304,10 @@ def _assigned(
 
     A distance is a sum of squares and not a difference of products: exactly 0 if row and centroid are equal.
     """
-    assign, x = assigner(centroids, scores), walk.x
-    labels, distances = torch.empty(len(x), dtype=torch.int64, device=x.device), torch.empty(len(x), device=x.device)
+    assign = assigner(centroids, scores)
+    x = walk.x
+    labels = torch.empty(len(x), dtype=torch.int64, device=x.device)
+    distances = torch.empty(len(x), device=x.device)
 
     def work(begin: int, block: Tensor) -> None:
         labels[begin : begin + len(block)] = assign(block)
@@ -329,7 +333,8 @@ def _repaired(
         if not len(far):
             break  # every row is on its centroid: there are fewer than k distinct rows
         centroids[vacant[: len(far)]] = far
-        before, reseeded = clustering.inertia, clustering.reseeded + len(far)
+        before = clustering.inertia
+        reseeded = clustering.reseeded + len(far)
         clustering, distances = _assigned(walk, partition, centroids, scores, clustering.iterations, reseeded)
         if clustering.inertia >= before:
             break  # only rounding is left to gain
@@ -391,7 +396,8 @@ def _farthest_distinct(x: Tensor, partition: Partition, distances: Tensor, count
     order = order[distances[order] > 0]
     # The farthest of all are among the farthest of the ranks.
     candidates = Partition.of(partition.processes, len(order))
-    far, rows = candidates.all_gather(distances[order]), candidates.all_gather(x[order].float())
+    far = candidates.all_gather(distances[order])
+    rows = candidates.all_gather(x[order].float())
     rows = rows[torch.argsort(far, descending=True, stable=True)[: 8 * count]]
     return rows[first_occurrences(rows).to(x.device)][:count] if len(rows) else rows
 

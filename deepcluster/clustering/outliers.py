@@ -12,11 +12,13 @@ from deepcluster.runtime.partition import Partition
 
 MAX_ROWS = 10_000  # of the fit, evenly chosen: more do not move 64 directions
 MIN_ROWS = 100  # of fewer, the quantiles below flag more than 2 % of new images of the same kind
-MAX_DIRECTIONS, ROWS_PER_DIRECTION = 64, 4
+MAX_DIRECTIONS = 64
+ROWS_PER_DIRECTION = 4
 # The limit is the smaller of two: the median plus TAIL times the distance from it to the 90th percentile, in which few
 # strangers among the images of the fit have no say, and a quantile, for residuals with a short tail. TAIL was chosen by
 # leaving one set out (benchmarks/judgement.py); new images exceed the quantile twice as often as those of the fit.
-TAIL, QUANTILE = 2.4, 0.9975
+TAIL = 2.4
+QUANTILE = 0.9975
 MIN_RESIDUAL = 2e-3  # of a row's distance from the mean: smaller residuals are errors of float32, and so 0
 
 

@@ -45,7 +45,8 @@ class Whitening:
         """
         x = matrix(x)
         device = device or x.device
-        mean, weight = self.mean.to(device), self.projection.T.to(device).contiguous()
+        mean = self.mean.to(device)
+        weight = self.projection.T.to(device).contiguous()
         # The mean goes before the product: as part of an offset it would leave rounding errors of a row at the mean.
         multiply = product(weight, weight.new_zeros(len(weight)))
 
@@ -82,7 +83,8 @@ def whiten(
     """
     x = matrix(x)
     partition = partition or Partition.single(len(x))
-    rows, width = partition.total, x.shape[1]
+    rows = partition.total
+    width = x.shape[1]
     if rows < 1 or width < 1 or dims < 1:
         raise ValueError(f"whitening needs rows, columns and dimensions; got {rows} x {width} to {dims}")
     count = min(dims, width, max(1, rows - 1))
@@ -127,7 +129,8 @@ def _covariance(x: Tensor, partition: Partition, device: torch.device, root: boo
 
     One pass: sums and products of the blocks, around the mean of the first rows, are added up in float64.
     """
-    rows, width = partition.total, x.shape[1]
+    rows = partition.total
+    width = x.shape[1]
 
     def prepared(block: Tensor) -> Tensor:
         return square_roots(block.to(device)) if root else block.to(device)

@@ -64,8 +64,8 @@ class ProbeTask:
     def facts(self) -> dict[str, Figure]:
         """Figures with which every probe begins; ``chance`` is the accuracy of the most frequent training class."""
         chance = float((self.test.classes == self.train.classes.bincount().argmax()).double().mean())
-        train, test = len(self.train.classes), len(self.test.classes)
-        return {"train_images": train, "images": test, "classes": len(self.names), "chance": chance}
+        images = {"train_images": len(self.train.classes), "images": len(self.test.classes)}
+        return {**images, "classes": len(self.names), "chance": chance}
 
 
 def hold_out(source: Source, labels: Sequence[str], seed: int) -> tuple[Source, list[str], Source, list[str]]:
@@ -74,7 +74,8 @@ def hold_out(source: Source, labels: Sequence[str], seed: int) -> tuple[Source, 
     Both are in the order of the source. DataError if fewer than two images have a label.
     """
     labelled = [i for i, label in enumerate(labels) if label]
-    count, tests = len(labelled), max(1, len(labelled) // 5)
+    count = len(labelled)
+    tests = max(1, len(labelled) // 5)
     if count < 2:
         raise DataError(f"{count} labelled images cannot be split into some to learn from and some to score: give more")
     order = torch.randperm(count, generator=generator(seed, "held out")).tolist()
@@ -179,7 +180,8 @@ def clustering(
     labelled = [i for i, label in enumerate(labels) if label]
     if not labelled:
         raise DataError("no image that has a cluster has a label: check --labels")
-    truth, assigned = [labels[i] for i in labelled], [clusters[i] for i in labelled]
+    truth = [labels[i] for i in labelled]
+    assigned = [clusters[i] for i in labelled]
 
     yield from {"images": len(truth), "classes": len({*truth}), "clusters": len({*assigned})}.items()
     yield from agreement.scores(truth, assigned).items()
@@ -198,7 +200,8 @@ def knn(task: ProbeTask, options: KnnOptions | None = None, *, display: Display 
     class. Source: Wu, Xiong, Yu, Lin, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR
     2018, section 3.4.
     """
-    options, display = options or KnnOptions(), display or Silent()
+    options = options or KnnOptions()
+    display = display or Silent()
     counts = [min(k, len(task.train.classes)) for k in numbers(options.neighbours, "neighbours")]
 
     def features(images: Tensor) -> Tensor:
@@ -210,7 +213,8 @@ def knn(task: ProbeTask, options: KnnOptions | None = None, *, display: Display 
 
     yield from task.facts.items()
     # Every rank scores its images by the training images of all ranks.
-    train, test = task.train.partition.all_gather(features(task.train.images)), features(task.test.images)
+    train = task.train.partition.all_gather(features(task.train.images))
+    test = features(task.test.images)
     votes = weighted_votes(train, task.train.classes, test, counts, options.temperature, len(task.names))
     for k, shares in zip(counts, votes, strict=True):
         figures = accuracies(task.test.partition.all_gather(shares), task.test.classes)

@@ -35,7 +35,8 @@ def linear(
 
     For more than 5 classes also ``top5``. ``chance`` is the accuracy of the most frequent class.
     """
-    options, display = options or LinearOptions(), display or Silent()
+    options = options or LinearOptions()
+    display = display or Silent()
     layers = chosen_layers(task.network, options.layers)
     yield from task.facts.items()
     for layer in layers:
@@ -44,7 +45,8 @@ def linear(
 
 def probe(task: ProbeTask, layer: Layer, options: LinearOptions, display: Display) -> dict[str, Figure]:
     """Train a linear classifier on the pooled maps of one layer, and score it."""
-    size, device = task.image_size, task.network.mean.device
+    size = task.image_size
+    device = task.network.mean.device
     partition = task.train.partition
     processes = partition.processes
     first = fixed_view(partition.index_select(task.train.images, torch.tensor([0])).to(device), size)
@@ -96,7 +98,8 @@ def probe(task: ProbeTask, layer: Layer, options: LinearOptions, display: Displa
         total = processes.all_reduce(total) / processes.world_size
         check_finite(total, f"the probe of {layer.name}", "--set lr=", options.lr)
 
-    mean_loss, guessing = total.item() / len(classes), math.log(len(task.names))
+    mean_loss = total.item() / len(classes)
+    guessing = math.log(len(task.names))
     if options.epochs and mean_loss > guessing:
         way_out = "maps=normalised" if options.maps == "raw" else f"lr={options.lr / 10:g}"
         display.say(

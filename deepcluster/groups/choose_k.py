@@ -18,7 +18,8 @@ from deepcluster.records import Candidate
 from deepcluster.seeding import derive, generator
 
 MAX_CANDIDATES = 3
-MAX_GROUPS, MAX_FINEST = 30, 60  # the larger one if the finest number is wanted
+MAX_GROUPS = 30
+MAX_FINEST = 60  # if the finest number is wanted
 ROWS = 3000  # of a sample: its graph and its cuts take seconds
 FINER = 0.98  # share of the best score from which the finest candidate comes first: people merge more easily than split
 POWER = 3  # of the modularity in the score of the finest number; with 1 the score falls too fast with the number
@@ -102,7 +103,8 @@ def stability(reduced: Tensor, k: int, *, seed: int = 0, cut_rows: CutRows = cut
     rows = sample(reduced, seed)
     if k < 2 or len(rows) < max(MIN_IMAGES, ROWS_EACH * k):
         return None
-    seed, labelings = derive(seed, "stability", k), []
+    seed = derive(seed, "stability", k)
+    labelings = []
     for i in range(CUTS):
         part = torch.randperm(len(rows), generator=generator(seed, "part", i))[: round(SHARE * len(rows))]
         groups = cut_rows(rows[part], k, derive(seed, "cut", i))

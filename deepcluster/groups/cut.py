@@ -19,7 +19,8 @@ EMBEDDINGS = 5  # that the graph chooses among
 EMBEDDED_ROWS = 15_000  # of all embeddings together: with more rows there are fewer, for time
 CENTROIDS = 2500  # at most, and one for ROWS_EACH rows: they are what a new image is compared with
 ROWS_EACH = 10
-ROWS_AT_ONCE, PAIRS_AT_ONCE = 4096, 1 << 16  # in place
+ROWS_AT_ONCE = 4096  # that are placed
+PAIRS_AT_ONCE = 1 << 16  # of them and centroids
 PRODUCT_ERROR = 2e-5  # bound of the error of a product in float32, as a share of the lengths; 1e-6 was seen
 AT_ONCE = 256  # pinned images that become centroids at a time: near images need no centroid of their own
 
@@ -126,7 +127,8 @@ def placement_of(reduced: Tensor, cut: Cut, fine_centroids: Tensor) -> Placement
     Distances are summed row by row and not by a matrix product, so that an image gets the same numbers alone and among
     others. A product selects the few centroids that need them.
     """
-    candidates, fine = _candidates(cut), assigner(fine_centroids)
+    candidates = _candidates(cut)
+    fine = assigner(fine_centroids)
     parts = [_place(rows, cut, candidates(rows), fine) for rows in reduced.split(ROWS_AT_ONCE)]
     return Placement(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
@@ -138,10 +140,12 @@ def _candidates(cut: Cut) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """
     order = torch.argsort(cut.group_of, stable=True)
     present, counts = torch.unique_consecutive(cut.group_of[order], return_counts=True)
-    begins, counts = (counts.cumsum(0) - counts).numpy(), counts.numpy()
+    begins = (counts.cumsum(0) - counts).numpy()
+    counts = counts.numpy()
     centroids = cut.centroids[order]
     lengths = centroids.norm(dim=1)
-    offset, longest = -lengths.square() / 2, float(lengths.max())
+    offset = -lengths.square() / 2
+    longest = float(lengths.max())
 
     def pairs(rows: Tensor) -> tuple[Tensor, Tensor]:
         scores = torch.addmm(offset, rows, centroids.T).numpy()
@@ -165,7 +169,8 @@ def _place(
     parts = zip(row.split(PAIRS_AT_ONCE), centroid.split(PAIRS_AT_ONCE), strict=True)
     pairs = [(rows[i].unsqueeze(1), cut.centroids[j].unsqueeze(1)) for i, j in parts]
     distances = torch.cat([exact_distances(one, other).flatten() for one, other in pairs])
-    group, infinite = cut.group_of[centroid], torch.full((len(rows),), torch.inf)
+    group = cut.group_of[centroid]
+    infinite = torch.full((len(rows),), torch.inf)
     distance = infinite.scatter_reduce(0, row, distances, "amin")
     nearest = distances == distance[row]
     lowest = torch.full((len(rows),), cut.count)
@@ -196,7 +201,8 @@ def pinned(reduced: Tensor, cut: Cut, wanted: Tensor) -> Cut:
         moved = (distance == 0) & (cut.group_of[nearest] != wishes)
         numbers[nearest[moved]] = wishes[moved]
     inside, outside = torch.full((2, len(reduced)), torch.inf)
-    centroids, groups_of = [cut.centroids], [numbers]
+    centroids = [cut.centroids]
+    groups_of = [numbers]
     added = torch.zeros(len(reduced), dtype=torch.bool)
     while True:
         for begin in range(0, len(reduced), ROWS_AT_ONCE):

@@ -8,12 +8,14 @@ from torch import Tensor
 
 MIN_ADDED = 20  # images: fewer tell little
 # Outliers among the images added: at least so many, and so much more than twice the share among the images of the fit.
-MIN_OUTLIERS, MORE_OUTLIERS = 5, 0.05
+MIN_OUTLIERS = 5
+MORE_OUTLIERS = 0.05
 # Share of the fit's images that are less strange than the median image added. Of batches of 20 images of the same kind
 # none reached .9, of strangers all did (benchmarks/judgement.py).
 STRANGE_MEDIAN = 0.9
 # Share of all images that are in other clusters than the sizes of the fit let expect, and the chance of its test.
-MIN_SHIFT, SHIFT_P = 0.1, 0.001
+MIN_SHIFT = 0.1
+SHIFT_P = 0.001
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Drift:
     @property
     def reason(self) -> str | None:
         """Reason for a new fit; None if none is due."""
-        usual, share = self.fitted_outliers / max(1, self.fitted), self.added_outliers / max(1, self.added)
+        usual = self.fitted_outliers / max(1, self.fitted)
+        share = self.added_outliers / max(1, self.added)
         if self.added >= MIN_ADDED:
             if self.added_outliers >= MIN_OUTLIERS and share > 2 * usual + MORE_OUTLIERS:
                 return f"{share:.0%} of the images added since the fit are outliers, and {usual:.1%} of its own"

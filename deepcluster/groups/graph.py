@@ -63,7 +63,8 @@ def neighbour_ties(rows: Tensor) -> csr_array:
 
 def _weights(distances: Tensor) -> Tensor:
     """Return the weights of the neighbours of N rows, by N x n ascending ``distances``; sigma by bisection."""
-    beyond, total = distances - distances[:, :1], math.log2(distances.shape[1])
+    beyond = distances - distances[:, :1]
+    total = math.log2(distances.shape[1])
     low, high = torch.zeros(len(beyond), 1).double(), torch.full((len(beyond), 1), 1e3).double()
     for _ in range(60):
         middle = (low + high) / 2
@@ -124,7 +125,9 @@ def embedding(ties: csr_array, dims: int, seed: int) -> Points:
     places = np.zeros((size, dims), np.float32)
     places[:, : start.shape[1]] = WIDTH * start / max(1e-12, np.abs(start).max(initial=0))
     places += 1e-3 * torch.randn(places.shape, generator=random).numpy()
-    weights, columns, ends = ties.data.astype(np.float32), ties.indices, ties.indptr
+    weights = ties.data.astype(np.float32)
+    columns = ties.indices
+    ends = ties.indptr
     rows = np.repeat(np.arange(size), np.diff(ends))
     push = np.float32(PUSH / OTHERS * weights.sum() / size)
     for step in range(STEPS):
@@ -164,7 +167,8 @@ def extended_layout(places: Points, before: Sequence[int], after: Sequence[int],
     number[known] = torch.arange(len(known))
     index = number[rows]
     landmarks = torch.from_numpy(places)
-    extended, others = landmarks[index.clamp_min(0)], index < 0
+    extended = landmarks[index.clamp_min(0)]
+    others = index < 0
     if others.any():
         cosines, neighbours = nearest(reduced[rows[others]], BETWEEN, reduced[known])
         weights = 1 / (2 - 2 * cosines).clamp(min=1e-6).unsqueeze(2)

@@ -62,16 +62,17 @@ def merge_tree(reduced: Tensor, cut: Cut, nearest: Tensor | None = None, partiti
     partition = partition or Partition.single(len(reduced))
     nearest = assigner(cut.centroids)(reduced) if nearest is None else nearest
     counts = partition.processes.all_reduce(torch.bincount(nearest, minlength=len(cut.centroids)))
-    pieces = partition.processes.broadcast_json(lambda: _pieces(cut, counts))
-    piece_of, group_of, merges = torch.tensor(pieces[0]), pieces[1], tuple((a, b) for a, b in pieces[2])
-    sizes, medoids = _sizes_and_medoids(reduced, piece_of[nearest], merges, len(group_of), partition)
+    pieces, group_of, pairs = partition.processes.broadcast_json(lambda: _pieces(cut, counts))
+    merges = tuple((a, b) for a, b in pairs)
+    sizes, medoids = _sizes_and_medoids(reduced, torch.tensor(pieces)[nearest], merges, len(group_of), partition)
     return Tree(tuple(group_of), merges, sizes, medoids)
 
 
 def _pieces(cut: Cut, counts: Tensor) -> tuple[list[int], list[int], list[list[int]]]:
     """Return the pieces of the centroids (-1: none), the groups of the pieces, and the merges of the pieces."""
     used = counts.nonzero().flatten()
-    centroids, weights = cut.centroids[used].double().numpy(), counts[used].double().numpy()
+    centroids = cut.centroids[used].double().numpy()
+    weights = counts[used].double().numpy()
     group_of = cut.group_of[used].numpy()
     order = _order(centroids, weights, group_of)
     count = len(np.unique(group_of))
@@ -99,7 +100,8 @@ def ward(points: Numbers, weights: Numbers) -> list[tuple[float, int, int]]:
         (cost, a, b) for every merge of the clusters of the points a and b, in ascending order of the cost, which is the
         rise of the sum of squares.
     """
-    centres, sizes = points.copy(), weights.copy()
+    centres = points.copy()
+    sizes = weights.copy()
     alive = np.ones(len(points), bool)
     chain: list[int] = []
     merges: list[tuple[float, int, int]] = []
@@ -142,7 +144,8 @@ def numbered(order: Sequence[Merge], count: int, pieces: int) -> tuple[npt.NDArr
     for a, b in order[: count - pieces]:
         cluster[cluster == cluster[b]] = cluster[a]
     _, piece_of = np.unique(cluster, return_inverse=True)
-    node, merges = piece_of.copy(), []
+    node = piece_of.copy()
+    merges = []
     for a, b in order[count - pieces :]:
         merges.append((int(node[a]), int(node[b])))
         node[(node == node[a]) | (node == node[b])] = pieces + len(merges) - 1
@@ -154,12 +157,14 @@ def _sizes_and_medoids(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the size and the medoid of every node."""
     sizes = partition.processes.all_reduce(torch.bincount(piece, minlength=pieces)).tolist()
-    middles, inside = list(means(reduced, piece, pieces, partition)), list(torch.eye(pieces, dtype=torch.bool))
+    middles = list(means(reduced, piece, pieces, partition))
+    inside = list(torch.eye(pieces, dtype=torch.bool))
     for a, b in merges:
         sizes.append(sizes[a] + sizes[b])
         middles.append((sizes[a] * middles[a] + sizes[b] * middles[b]) / sizes[-1])
         inside.append(inside[a] | inside[b])
-    least, first = torch.full((len(middles),), torch.inf), torch.full((len(middles),), partition.total)
+    least = torch.full((len(middles),), torch.inf)
+    first = torch.full((len(middles),), partition.total)
     for node, middle in enumerate(middles):
         images = inside[node][piece].nonzero().flatten()
         if len(images):
@@ -189,7 +194,8 @@ def parts_of(cut: Cut, counts: Tensor, group: int, all_counts: Tensor | None = N
     used = members[counts[members] > 0]
     if not len(used):
         used = members[:1]
-    points, weights = cut.centroids[used].double(), counts[used].double().clamp(min=1)
+    points = cut.centroids[used].double()
+    weights = counts[used].double().clamp(min=1)
     order = [(a, b) for _, a, b in ward(points.numpy(), weights.numpy())]
     part_of, merges = numbered(order, len(used), min(MAX_PARTS, len(used)))
     of_centroid = torch.full((len(counts),), -1)

@@ -37,28 +37,29 @@ def extract(
         the network's device if it has room for them.
     """
     compute = compute or Compute.of(network, images)
-    device, dtype, batch_size, training = compute.device, compute.dtype, compute.batch_size, network.training
-    exact = dtype == torch.float32
+    batch_size = compute.batch_size
+    training = network.training
+    exact = compute.dtype == torch.float32
     width = network.embedding_dim if embedded else network.feature_dim
     where = compute.device_for(width)
     features = torch.empty(0, width, device=where)
 
     def prepare(begin: int) -> tuple[int, int, Tensor]:
         batch = images[begin : begin + batch_size]
-        views = fixed_view(moved(batch, device), compute.size)
+        views = fixed_view(moved(batch, compute.device), compute.size)
         if len(batch) < batch_size:
             views = torch.cat([views, views.new_zeros(batch_size - len(batch), *views.shape[1:])])
         return begin, begin + len(batch), views.contiguous(memory_format=torch.channels_last)
 
     network.eval()
-    forward = forward or features_pass(network, dtype)
+    forward = forward or features_pass(network, compute.dtype)
     try:
         with (
             torch.no_grad(),
-            torch.autocast(device.type, dtype, enabled=not exact),
+            torch.autocast(compute.device.type, compute.dtype, enabled=not exact),
             exact_float32() if exact else nullcontext(),
         ):
-            for begin, end, views in made_ahead(prepare, range(0, len(images), batch_size), device):
+            for begin, end, views in made_ahead(prepare, range(0, len(images), batch_size), compute.device):
                 outputs = forward(views)
                 outputs = (network.embed(outputs) if embedded else outputs)[: end - begin]
                 if begin == 0:

@@ -25,7 +25,8 @@ from deepcluster.seeding import generator, lent_global
 
 # On a CPU a step takes at most so many pixels of views at a time, but at least so many images, because backward keeps
 # the outputs of all layers: in EfficientNet-Lite0 some 470 numbers a pixel.
-PART, FEWEST = 1 << 18, 8
+PART = 1 << 18
+FEWEST = 8
 
 Sampler = Callable[[Tensor, int, torch.Generator], Tensor]
 LearningRate = float | Callable[[float], float]  # a function of the time in rounds
@@ -149,12 +150,15 @@ def train_on_pseudo_labels(  # noqa: PLR0913 step 5 as one loop
     """
     assert network.head is not None, "a head comes before training"
     compute = compute or Compute.of(network, images)
-    epochs, views, device, partition = learning.epochs, learning.views, compute.device, compute.partition
+    epochs = learning.epochs
+    views = learning.views
+    device = compute.device
     optimizers = [optimizer]
     if head_parameters := list(network.head.parameters()):
         optimizers.append(SGD(head_parameters, lr=0.0, weight_decay=learning.weight_decay))
     network.train()
-    processes, count = partition.processes, partition.total
+    processes = compute.partition.processes
+    count = compute.partition.total
     model = processes.data_parallel(_Pass(network))
     # Batches of equal size, so that none is too small for batch normalisation.
     steps = max(1, math.ceil(count / learning.batch_size))
@@ -173,7 +177,7 @@ def train_on_pseudo_labels(  # noqa: PLR0913 step 5 as one loop
         epoch_loss = torch.zeros((), device=device)
         by = labels[:, (round * epochs + epoch) % labels.shape[1]]
         drawn = learning.sample(by, count, generator(seed, "sample", round, epoch)).tensor_split(steps)
-        for batch, seen, targets, numbers in batches(images, partition, enumerate(drawn), prepare, device):
+        for batch, seen, targets, numbers in batches(images, compute.partition, enumerate(drawn), prepare, device):
             lr = learning.lr_at(round + (epoch + batch.step / steps) / epochs)
             for one in optimizers:
                 one.zero_grad()
@@ -182,7 +186,8 @@ def train_on_pseudo_labels(  # noqa: PLR0913 step 5 as one loop
             parts = number_of_parts(
                 network, len(targets), sum(view.shape[-1] ** 2 for view in seen), learning.loss, processes.world_size
             )
-            loss, seen_as = torch.zeros((), device=device), []
+            loss = torch.zeros((), device=device)
+            seen_as = []
             # Dropout draws from the global generator.
             with lent_global(seed, "training", round, epoch, batch.step, *processes.seed_index, device=device):
                 for *some, some_targets in zip(*(x.tensor_split(parts) for x in (*seen, targets)), strict=True):
@@ -196,7 +201,7 @@ def train_on_pseudo_labels(  # noqa: PLR0913 step 5 as one loop
             if memory is not None:
                 new_embeddings = torch.cat(seen_as)[: batch.new[batch.rank]]
                 rows = [part[:n] for part, n in zip(batch.parts, batch.new, strict=True)]
-                _remember(memory, *partition.put_rows(new_embeddings, rows))
+                _remember(memory, *compute.partition.put_rows(new_embeddings, rows))
             for one in optimizers:
                 one.step()
             epoch_loss = epoch_loss + loss * (len(batch.drawn) / count)

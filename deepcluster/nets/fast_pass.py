@@ -68,8 +68,10 @@ class _InPieces:
     """The features of images, as many at a time as is fast. All pieces have one shape, the last one filled up."""
 
     def __init__(self, body: nn.Module, graph: fx.Graph, network: Network):
-        self.body, self.graph = body, graph
-        self.scale, self.shift = 1 / network.std, -network.mean / network.std
+        self.body = body
+        self.graph = graph
+        self.scale = 1 / network.std
+        self.shift = -network.mean / network.std
         self.parts: dict[torch.Size, tuple[nn.Module, int, nn.Module, int]] = {}
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -92,7 +94,8 @@ class _InPieces:
     def _parts(self, image: Tensor) -> tuple[nn.Module, int, nn.Module, int]:
         """Return the early and the later layers for images like this one, with the number of images at a time."""
         self.body(self._normalised(image))
-        modules, nodes = dict(self.body.named_modules()), list(self.graph.nodes)
+        modules = dict(self.body.named_modules())
+        nodes = list(self.graph.nodes)
         sizes = [getattr(modules.get(str(node.target)), "outputs", 0) for node in nodes]
         limit = LATE * max(sizes)
         last = next(i for i in breaks(self.graph) if max(sizes[i + 1 :], default=0) <= limit)
@@ -160,7 +163,8 @@ def breaks(graph: fx.Graph) -> Iterator[int]:
 def divided(graph: fx.Graph, last: fx.Node, modules: Mapping[str, nn.Module]) -> tuple[fx.Graph, fx.Graph]:
     """Return the graphs of the nodes up to ``last``, and of those behind it, without the modules that do nothing."""
     early, late = fx.Graph(), fx.Graph()
-    part, copies = early, dict[fx.Node, fx.Node]()
+    part = early
+    copies = dict[fx.Node, fx.Node]()
     for node in graph.nodes:
         if node.op == "output":
             late.output(copies[node.args[0]])
@@ -170,7 +174,8 @@ def divided(graph: fx.Graph, last: fx.Node, modules: Mapping[str, nn.Module]) ->
             copies[node] = part.node_copy(node, copies.__getitem__)
         if node is last:
             early.output(copies[node])
-            part, copies = late, {node: late.placeholder("hidden")}
+            part = late
+            copies = {node: late.placeholder("hidden")}
     return early, late
 
 
@@ -197,11 +202,16 @@ class _Fused(nn.Module):
         weight, bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
-        self.weight, self.bias = weight.detach(), bias.detach()
-        self.kernel, self.stride, self.dilation = list(conv.kernel_size), list(conv.stride), list(conv.dilation)
-        self.padding, self.groups = [int(side) for side in conv.padding], conv.groups
+        self.weight = weight.detach()
+        self.bias = bias.detach()
+        self.kernel = list(conv.kernel_size)
+        self.stride = list(conv.stride)
+        self.dilation = list(conv.dilation)
+        self.padding = [int(side) for side in conv.padding]
+        self.groups = conv.groups
         self.same = type(conv) is not nn.Conv2d
-        self.activation, self.numbers = activation, numbers
+        self.activation = activation
+        self.numbers = numbers
         self.packed: dict[tuple[int, ...], tuple[Tensor, list[int]]] = {}
         self.outputs = 0  # numbers of the last pass
 
@@ -219,10 +229,12 @@ class _Fused(nn.Module):
 
     def _packed_for(self, shape: tuple[int, ...]) -> tuple[Tensor, list[int]]:
         """Return the weight in oneDNN's order, and the padding of both ends of a side."""
-        weight, padding = self.weight, self.padding
+        weight = self.weight
+        padding = self.padding
         if self.same:
             (height, top), (width, left) = (self._same(shape[2 + axis], axis) for axis in (0, 1))
-            weight, padding = functional.pad(weight, (width, 0, height, 0)), [top, left]
+            weight = functional.pad(weight, (width, 0, height, 0))
+            padding = [top, left]
         weight = torch.ops.mkldnn._reorder_convolution_weight(
             weight, padding, self.stride, self.dilation, self.groups, list(shape)
         )
