@@ -298,7 +298,8 @@ def report(run_: flags.RunArgument, /, *, serve: bool = False, open_: flags.Open
     Args:
         serve: Serve it to browsers on this machine; edits are applied at once, and a button sorts into folders.
     """
-    record, page = _check_run(run_), run_ / "report.html"
+    record = _check_run(run_)
+    page = run_ / "report.html"
     # A signal to a server is no error, also before it serves.
     with Terminal(quiet=False) as terminal, signals.uninterrupted() if serve else nullcontext():
         from deepcluster.runs.page import report as report_run

@@ -217,7 +217,8 @@ class DeepCluster(_Base):
         An unusable image raises DataError; with ``errors="coerce"`` its cluster is -1.
         """
         reduced = self._measured(X, errors).reduced
-        clusters, usable = torch.full((len(reduced),), -1), torch.isfinite(reduced[:, 0])
+        clusters = torch.full((len(reduced),), -1)
+        usable = torch.isfinite(reduced[:, 0])
         clusters[usable] = self._model.place(reduced[usable]).cluster
         return clusters.numpy()
 
@@ -475,7 +476,8 @@ class DeepCluster(_Base):
             paths = find(images).paths
             rows = torch.tensor([row_of.get(path, -1) for path in paths])  # -1 is the row of NaN
             blank = torch.full((1, reduced.shape[1]), torch.nan)
-            reduced, residuals = torch.cat([reduced, blank])[rows], torch.cat([residuals, blank[0, :1]])[rows]
+            reduced = torch.cat([reduced, blank])[rows]
+            residuals = torch.cat([residuals, blank[0, :1]])[rows]
         return Prediction(paths, reduced, residuals, skipped)
 
     def _check_run(self, what: str) -> None:

@@ -45,7 +45,8 @@ MAX_SUFFIX = 20  # characters
 _FORBIDDEN = set('<>:"/\\|?*')  # on Windows
 
 OUTLIERS = ("keep", "separate", "leave")  # in their cluster, in a folder of their own, or out
-JUNK, APART = "_junk", "_outliers"
+JUNK = "_junk"
+APART = "_outliers"
 SPLIT = "train"
 METADATA = f"{SPLIT}/metadata.csv"
 METADATA_COLUMNS = ("file_name", "cluster", "name", "junk", "distance", "margin", "is_outlier")
@@ -209,7 +210,8 @@ def _copy(file: Path, target: Path) -> None:
         shutil.copystat(file, target)
 
 
-PNG, STRIPPED = "png", "stripped"
+PNG = "png"
+STRIPPED = "stripped"
 WAYS: dict[str, Callable[[Path, Path], None]] = {
     "symlink": os.symlink,
     "hardlink": lambda file, target: os.link(os.path.realpath(file), target),  # a link to a link would be one
@@ -234,7 +236,9 @@ class Transfer:
                 " --keep-metadata"
             )
         mode = "copy" if strip else mode
-        self.images, self.strip, self.of_files = images, strip, images.source.file is not None
+        self.images = images
+        self.strip = strip
+        self.of_files = images.source.file is not None
         self.ways = tuple(WAYS) if mode is None else (mode,)  # tried in turn
         self.refused: dict[str, str] = {}  # the first refusal of a way, with its reason
         self.files: Counter[str] = Counter()  # by way
@@ -335,7 +339,8 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
     Raises:
         DataError: No image can be exported.
     """
-    display, dataset = display or Silent(), layout == "dataset"
+    display = display or Silent()
+    dataset = layout == "dataset"
     if outliers not in OUTLIERS:
         raise UsageError(f"outliers={outliers!r}: choose {' or '.join(OUTLIERS)}")
     if dataset and outliers == "separate":
@@ -356,13 +361,15 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
 
     def target(row: Row) -> str:
         """Return the folder of an image and its preferred name there; "" if it is left out."""
-        junk, outlier = row["cluster"] in members.junk, row["is_outlier"] == "1"
+        junk = row["cluster"] in members.junk
+        outlier = row["is_outlier"] == "1"
         left = row["path"] in spared or (outlier and outliers == "leave" and (dataset or not junk))
         if left or row["status"] != "ok":
             return ""
         name = PurePosixPath(row["path"]).name
         if dataset:
-            name, folder = plain(name), f"{SPLIT}/{cluster_folder(int(row['cluster']))}"
+            name = plain(name)
+            folder = f"{SPLIT}/{cluster_folder(int(row['cluster']))}"
         else:
             above = f"{JUNK}/" if junk else f"{APART}/" if outlier and outliers == "separate" else ""
             folder = above + cluster_folder(int(row["cluster"]), row["name"])

@@ -12,7 +12,9 @@ from deepcluster.images.decode import orientation
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png"}  # of a copy without metadata; others get .png
 MAX_BYTES = 1 << 30  # of a file that is read at once
-_JFIF, _ICC, _ADOBE = b"JFIF\0", b"ICC_PROFILE\0", b"Adobe"
+_JFIF = b"JFIF\0"
+_ICC = b"ICC_PROFILE\0"
+_ADOBE = b"Adobe"
 
 
 class UnknownFormat(ValueError):

@@ -45,11 +45,16 @@ class Placing(nn.Module):
 
     def __init__(self, model: Model):
         super().__init__()
-        self.network, self.size, self.count = model.network, model.image_size, model.cut.count
+        self.network = model.network
+        self.size = model.image_size
+        self.count = model.cut.count
         self.features = at_two_sizes(model.network.features, model.network.second_size)
-        self.reduction, self.outliers, self.group_of = model.reduction, model.outliers, model.cut.group_of
+        self.reduction = model.reduction
+        self.outliers = model.outliers
+        self.group_of = model.cut.group_of
         centroids = model.cut.centroids.double()
-        self.centroids, self.lengths = centroids.T.contiguous(), centroids.square().sum(1)
+        self.centroids = centroids.T.contiguous()
+        self.lengths = centroids.square().sum(1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         features = self.features(fixed_view(images, self.size))

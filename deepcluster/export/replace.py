@@ -117,7 +117,8 @@ def write_inventory(out: Path, rows: Sequence[Row], *, scratch: Path | None = No
 
 def _is_made(out: Path, row: Row, original: Callable[[str], Path | None]) -> bool:
     """Return whether the export made the file of a row of its inventory, and nobody changed it."""
-    top, inside = os.path.realpath(out), PurePosixPath(row["exported_path"])
+    top = os.path.realpath(out)
+    inside = PurePosixPath(row["exported_path"])
     if inside.is_absolute() or os.path.realpath(out / inside.parent) != str(Path(top, inside.parent)):
         return False  # an inventory that somebody changed, or a folder that is a link now
     file = out / inside

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 CHANNELS = (1, 3, 4)
 # An .npz that unpacks to more bytes may have at most so many times those in the file: zeros shrink to a thousandth.
-MAX_UNPACKED_BYTES, MAX_RATIO = 100_000_000, 300
+MAX_UNPACKED_BYTES = 100_000_000
+MAX_RATIO = 300
 IMAGE_KEY = "image"  # of items that are dicts: the usual name of torch and Hugging Face
 
 
@@ -101,7 +102,8 @@ def as_uint8(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 def not_pixels(array: npt.NDArray[Any]) -> str:
     """Return a message about numbers of another scale, which only the user knows for certain."""
-    kind, size = array.dtype.kind, array.size
+    kind = array.dtype.kind
+    size = array.size
     limits = f" from {array.min():.3g} to {array.max():.3g}" if size and kind in "iuf" else ""
     scales = (1, 255) if array.dtype != np.uint16 else (255, 65535)
     fitting = (scale for scale in scales if size and kind in "biuf" and array.min() >= 0 and array.max() <= scale)
@@ -283,7 +285,8 @@ def from_array(
         raise DataError(f"{title} has dtype {array.dtype}, not uint8: scale it to 0..255 and use .astype('uint8')")
     if labels is not None and labels.size != len(array):
         raise DataError(f"{title} has {labels.size} labels for {len(array)} images")
-    row, place = row or array.__getitem__, real(location)
+    row = row or array.__getitem__
+    place = real(location)
     return Source(
         name=name,
         location=location,

@@ -135,7 +135,8 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 def _upper_bits(image: Image.Image) -> Image.Image:
     """Return the upper 8 of 16 bits as RGB, and a transparent grey as white."""
-    values, transparent = np.array(image), image.info.get("transparency")
+    values = np.array(image)
+    transparent = image.info.get("transparency")
     if image.mode == "I" and (values.min() < 0 or values.max() > 65535):
         raise Undecodable(GREY_OF_32_BITS)
     clear = values == transparent if isinstance(transparent, int) else False
@@ -153,7 +154,8 @@ def pillow_limits() -> Iterator[None]:
     over images, in the thread that starts the others.
     """
     logger = logging.getLogger("PIL")
-    level, limit = logger.level, Image.MAX_IMAGE_PIXELS
+    level = logger.level
+    limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         logger.setLevel(logging.CRITICAL + 1)
@@ -169,7 +171,8 @@ def explain(error: Exception) -> str:
     """Return the reason why a file cannot be used: one printable line without its path."""
     if isinstance(error, OSError) and error.errno is not None:
         return _SYSTEM_REASONS.get(error.errno) or os.strerror(error.errno).lower()
-    words, name = one_line(str(error)), type(error).__name__
+    words = one_line(str(error))
+    name = type(error).__name__
     if not words:
         return name
     return words if isinstance(error, OSError | ValueError | SyntaxError) else f"{name}: {words}"
@@ -229,7 +232,8 @@ def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], T]) -> T:
 
 def upright(image: Image.Image, size: int | None = None) -> Image.Image:
     """Return the pixels of an open image: decoded, in RGB, turned. ``size`` as in :func:`decode`."""
-    pixels, least = image.width * image.height, 0
+    pixels = image.width * image.height
+    least = 0
     if size is not None:
         least = max(1, size * 3 // 2)
         # Why 1.5: on 600 photographs of 224 px, then resized to 45..73 px, pixels differ from a full decode by 0.7 to

@@ -43,7 +43,8 @@ def near_duplicates(images: Tensor, partition: Partition | None = None) -> list[
     parts = [_described(part) for part in images.split(CHUNK) if len(part)]
     none = torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0, 4 + 3 * SIDE**2, dtype=torch.uint8)
     hashes, light, pictures = (torch.cat(rows) for rows in zip(none, *parts, strict=True))
-    hashes, light = partition.gather(hashes), partition.gather(light)
+    hashes = partition.gather(hashes)
+    light = partition.gather(light)
 
     def on_all(pairs: Callable[[], Tensor]) -> Tensor:
         return processes.broadcast_tensors(lambda: {"pairs": pairs()})["pairs"]
@@ -91,7 +92,8 @@ def _near(hashes: Tensor, light: Tensor, turn: int) -> Iterator[Tensor]:
     """
     bits = hashes.numpy().view(np.uint64)
     turned = (bits << np.uint64(turn)) | (bits >> np.uint64(-turn % 64))
-    order, waiting = np.lexsort((light.numpy(), turned)), np.empty((0, 2), np.int64)
+    order = np.lexsort((light.numpy(), turned))
+    waiting = np.empty((0, 2), np.int64)
     for step in range(1, WINDOW + 1):
         one, other = order[:-step], order[step:]
         near = np.bitwise_count(turned[one] ^ turned[other]) <= BITS

@@ -76,7 +76,8 @@ def _checked(array: npt.NDArray[Any], name: str) -> "Tensor":
 
 
 def _images_of_rows(file: Path, count: int) -> Source:
-    listed, table = file.with_suffix(".txt"), file.with_suffix(".csv")
+    listed = file.with_suffix(".txt")
+    table = file.with_suffix(".csv")
     if listed.is_file():
         source, beside = from_list(listed), listed
     elif table.is_file():
@@ -142,7 +143,8 @@ def _read_labels(file: Path) -> dict[str, str]:
     labels: dict[str, tuple[str, int]] = {}
     try:
         for line, row in read_columns(file, {"path": PATH_COLUMNS, "label": LABEL_COLUMNS}):
-            path, label = _plain(row["path"]), row["label"].strip()
+            path = _plain(row["path"])
+            label = row["label"].strip()
             former, first = labels.setdefault(path, (label, line))
             if former != label:
                 raise DataError(

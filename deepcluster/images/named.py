@@ -64,7 +64,8 @@ def from_hugging_face(name: str) -> Source:
         import datasets
     except ImportError as error:
         raise missing_packages("datasets", error) from None
-    offline, problem = datasets.config.HF_HUB_OFFLINE, _unreachable(name)
+    offline = datasets.config.HF_HUB_OFFLINE
+    problem = _unreachable(name)
     try:
         # Unless it is told so, `datasets` asks for half a minute before it looks into its cache.
         datasets.config.HF_HUB_OFFLINE = offline or problem is not None
@@ -120,7 +121,8 @@ def _targets(dataset: Any) -> tuple[str, ...] | None:
         values = getattr(dataset, attribute, None)
         if values is None or len(values) != len(dataset) or np.ndim(values) != 1:
             continue
-        targets, names = np.asarray(values), getattr(dataset, "classes", None)
+        targets = np.asarray(values)
+        names = getattr(dataset, "classes", None)
         if names and targets.dtype.kind in "iu" and targets.min() >= 0 and targets.max() < len(names):
             texts = [", ".join(map(str, name)) if isinstance(name, tuple | list) else str(name) for name in names]
             return tuple(texts[target] for target in targets.tolist())

@@ -88,8 +88,11 @@ def from_tars(files: Mapping[str, Path], name: str, location: str, skipped: Sequ
     ``files``: The archives, by the name that stands before those of their members.
     ``skipped``: (path, reason) of other files.
     """
-    archives, paths, reasons = _Archives([*files.values()]), list[str](), [*skipped]
-    labels, folders = list[str](), list[str]()
+    archives = _Archives([*files.values()])
+    paths = list[str]()
+    reasons = [*skipped]
+    labels = list[str]()
+    folders = list[str]()
     for shard, file in files.items():
         members = _Members(file)
         archives.add(members)
@@ -140,7 +143,9 @@ class _Members:
     def _read(self, file: Path) -> str:
         """Take all members; return the damage, or ""."""
         with _Headers(io.FileIO(file)) as stream:
-            begin, length, at = stream.peek(), file.stat().st_size, 0
+            begin = stream.peek()
+            length = file.stat().st_size
+            at = 0
             if program := next((name for sign, name in _COMPRESSED.items() if begin.startswith(sign)), None):
                 return f"compressed: unpack it once with {program} -dc"
             try:
@@ -171,11 +176,13 @@ class _Members:
         parts = [part for part in member.name.split("/") if part not in ("", ".")]
         if member.isdir() or not parts or any(part.startswith(".") and part != ".." for part in parts):
             return
-        name, kind = "/".join(parts), parts[-1].lower().partition(".")[2]
+        name = "/".join(parts)
+        kind = parts[-1].lower().partition(".")[2]
         if kind in ("cls", "json"):
             if plain and member.size <= _LONGEST_LABEL:
                 stream.seek(member.offset_data)
-                label, key = _label_in(stream.read(member.size), kind), _key(name)
+                label = _label_in(stream.read(member.size), kind)
+                key = _key(name)
                 if label is not None and (kind == "cls" or key not in self.labels):
                     self.labels[key] = sys.intern(label)
             return
@@ -213,7 +220,9 @@ class _Archives:
 
     def __init__(self, files: Sequence[Path]):
         self._files = files
-        self._firsts, self._offsets, self._sizes = array("q"), array("q"), array("q")
+        self._firsts = array("q")
+        self._offsets = array("q")
+        self._sizes = array("q")
         self._last = local()  # the archive that a thread read last: not shared, because a file has one position
 
     def add(self, members: _Members) -> None:
@@ -228,9 +237,12 @@ class _Archives:
 
     def open(self, i: int) -> BinaryIO:
         """Return the bytes of the i-th image, for this thread to read before it opens another. Raises ``OSError``."""
-        number, begin, size = self.number(i), self._offsets[i], self._sizes[i]
+        number = self.number(i)
+        begin = self._offsets[i]
+        size = self._sizes[i]
         if getattr(self._last, "number", None) != number:
-            self._last.stream, self._last.number = _Stream(self._files[number]), number
+            self._last.stream = _Stream(self._files[number])
+            self._last.number = number
         stream: _Stream = self._last.stream
         if size > SMALL_FILE:
             return io.BufferedReader(Section(stream, begin, begin + size))

@@ -141,7 +141,8 @@ def square(image: Image.Image, size: int) -> Pixels:
 
 
 def _allocate(count: int, size: int, folder: Path | None, memory_budget: int) -> Pixels:
-    shape, needed = (count, size, size, 3), count * size * size * 3
+    shape = (count, size, size, 3)
+    needed = count * size * size * 3
     if needed <= memory_budget:
         return np.empty(shape, np.uint8)
     if folder is None:

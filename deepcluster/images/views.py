@@ -53,7 +53,8 @@ def fixed_view(images: Tensor, size: int) -> Tensor:
 
 def random_views(images: Tensor, size: int, how: Augmentation, random: torch.Generator) -> Tensor:
     """Return random ``size`` x ``size`` views of B x 3 x S x S uint8 images, as float32 in [0, 1], channels-last."""
-    count, device = len(images), images.device
+    count = len(images)
+    device = images.device
     places = random_affine(count, how, random)
     # Computed on the CPU, so that nothing waits for a GPU.
     shrinking = torch.linalg.det(places[:, :, :2]).abs().sqrt() * (images.shape[-1] / size)
@@ -82,7 +83,8 @@ def _sampled(images: Tensor, grid: Tensor, shrinking: Tensor) -> Tensor:
     smaller = torch.nonzero(shrinking > 1).flatten()
     side = images.shape[-1]
     if len(smaller) and side > 1:
-        factors, rows = shrinking[smaller], smaller.to(images.device)
+        factors = shrinking[smaller]
+        rows = smaller.to(images.device)
         places = grid[rows]
         if side % 2:  # the pooling drops the last row and column (an adaptive one needs even sides on a Mac)
             places = (places + 1) * (side / (side - 1)) - 1

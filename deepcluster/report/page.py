@@ -32,12 +32,14 @@ from deepcluster.storage.content import Row, Table
 
 MAX_CLUSTERS = 100
 LONG_HISTORY = 25  # rounds from which the table is folded
-GALLERY_IMAGES, GALLERY_CLUSTERS = 8, 50
+GALLERY_IMAGES = 8
+GALLERY_CLUSTERS = 50
 GALLERY_BYTES = 4000  # of a picture: a saved notebook holds them all
 MAX_NAMES = 600_000  # characters of file names, above which fewer images are in the page
 SCALE = 65_535  # of a coordinate, distance or margin in the script's data
 
-STATIC, SERVED = "img-src data: file:", "img-src data: 'self'; connect-src 'self'"  # sources that a page may use
+STATIC = "img-src data: file:"  # sources that a page may use
+SERVED = "img-src data: 'self'; connect-src 'self'"
 
 # Only these keys of run.json are shown: others should not be on a page that is passed on (host, absolute paths).
 FACTS = {
@@ -100,7 +102,8 @@ def render(data: RunData) -> str:
     pictures lose quality instead.
     """
     sections.check_rows(data.summary, data.usable)
-    in_page, pieces = len(on_page(data.usable)[0]), len(data.tree.groups) if data.tree else 0
+    in_page = len(on_page(data.usable)[0])
+    pieces = len(data.tree.groups) if data.tree else 0
     parts: dict[str, Any] = {
         "run": _run(data),
         "clusters": _clusters(data),
@@ -201,7 +204,8 @@ def policy(sources: str) -> str:
 
 
 def _run(data: RunData) -> Values:
-    run, preliminary = data.run, ""
+    run = data.run
+    preliminary = ""
     if run.get("result") == PRELIMINARY:
         rounds = int(run.get("rounds") or 0)
         after = f"after {text.count(rounds, 'round')} of training" if rounds else "before any training"
@@ -231,7 +235,8 @@ def _run(data: RunData) -> Values:
 def _rounds(data: RunData) -> str:
     if not data.history:
         return "No round was trained: the clusters are those of the network as it was given."
-    rounds, changed = text.count(len(data.history), "round"), text.number(data.history[-1].get("changed"))
+    rounds = text.count(len(data.history), "round")
+    changed = text.number(data.history[-1].get("changed"))
     last = f"; in the last, {text.percent(changed)} of the images changed pseudo-label" if changed is not None else ""
     return f"{rounds} of clustering and training{last}."
 
@@ -281,7 +286,8 @@ def _labels(data: RunData) -> Values:
     names.sort(key=lambda name: list(METRICS).index(name) if name in METRICS else len(METRICS))
     rows = []
     for name in names:
-        trained, start = text.number(metrics[name]), text.number(metrics.get(f"baseline_{name}"))
+        trained = text.number(metrics[name])
+        start = text.number(metrics.get(f"baseline_{name}"))
         gain = text.NOTHING if trained is None or start is None else f"{trained - start:+.3f}".replace("-", text.MINUS)
         cells = [text.NOTHING if value is None else f"{value:.3f}" for value in (trained, start)]
         rows.append((*METRICS.get(name, (name, "")), *cells, gain))
@@ -309,7 +315,8 @@ def _tabs(parts: Mapping[str, Any]) -> list[tuple[str, str, int | None]]:
 
 def script_data(data: RunData) -> str:
     """Return the data of the page's script as one JSON text that may be put inside HTML."""
-    rows, (chosen, every) = len(data.usable), on_page(data.usable)
+    rows = len(data.usable)
+    chosen, every = on_page(data.usable)
     value = {
         "run": str(data.run.get("run") or ""),
         "cut": str(data.run.get("cut") or ""),
@@ -388,7 +395,8 @@ def _images(data: RunData) -> Values:
 
 def _points(positions: npt.NDArray[np.float32]) -> dict[str, Any]:
     """Return the positions on the map of the images in the page."""
-    corner, width = positions.min(0), max(1e-9, float(np.ptp(positions, axis=0).max()))
+    corner = positions.min(0)
+    width = max(1e-9, float(np.ptp(positions, axis=0).max()))
     x, y = ((positions - corner) / width).T
     return {"x": _packed(x), "y": _packed(y)}
 

@@ -114,7 +114,8 @@ def pictures_on(sheet: bytes, images: int) -> Callable[[int], Image.Image | None
     image = Image.open(BytesIO(sheet), formats=["WEBP"])
     if image.width * image.height > 2 * PIXELS:
         raise ValueError("too many pixels")
-    mosaic, across = image.convert("RGB"), columns(len(on_sheet(images)))
+    mosaic = image.convert("RGB")
+    across = columns(len(on_sheet(images)))
     side = mosaic.width // across
 
     def picture(row: int) -> Image.Image | None:
@@ -132,7 +133,8 @@ def extended(sheet: bytes, images: int, more: Tensor, again: Mapping[int, Tensor
 
     ``again``: By row, images (uint8, 3 x S x S) that it did not show, and does now; others stay grey.
     """
-    old, total = pictures_on(sheet, images), images + len(more)
+    old = pictures_on(sheet, images)
+    total = images + len(more)
     side = _side(more.shape[2], total)
     pictures = torch.full((len(on_sheet(total)), side, side, 3), GREY, dtype=torch.uint8)
     for place, row in enumerate(on_sheet(total)):
@@ -148,7 +150,8 @@ def extended(sheet: bytes, images: int, more: Tensor, again: Mapping[int, Tensor
 
 def sprite_sheet(pictures: Tensor) -> bytes:
     """Return all pictures as one WebP, made of pixels and nothing else."""
-    across, side = columns(len(pictures)), pictures.shape[1]
+    across = columns(len(pictures))
+    side = pictures.shape[1]
     mosaic = np.zeros((math.ceil(len(pictures) / across) * side, across * side, 3), np.uint8)
     for i, picture in enumerate(pictures.numpy()):
         y, x = i // across * side, i % across * side

@@ -29,13 +29,16 @@ CAPTIONS: dict[Kind, str] = {
 }
 
 IMAGES = 17  # pictures of a cluster
-MANY_CLUSTERS, IMAGES_OF_MANY = 50, 11  # of more clusters fewer pictures, to keep them large
+MANY_CLUSTERS = 50  # of more clusters fewer pictures, to keep them large:
+IMAGES_OF_MANY = 11
 MEDOID = 2  # times as wide and high as the others
 MAX_SUGGESTED = 12  # pictures of a suggestion
-SURE, MIN_NAMED = 0.63, 20  # mean probability and images of a cluster for a suggested name (benchmarks/judgement.py)
+SURE = 0.63  # mean probability of a suggested name (benchmarks/judgement.py)
+MIN_NAMED = 20  # images of a cluster for one
 MAX_SKIPPED = 200
 MAX_OUTLIERS = 100
-MAX_GROUPS, MAX_IN_GROUP = 60, 12  # of near-duplicates
+MAX_GROUPS = 60  # of near-duplicates
+MAX_IN_GROUP = 12  # images
 MAX_ROWS = 30  # labels, and clusters, in the table of both
 
 
@@ -259,7 +262,8 @@ def confusion(clusters: Table) -> Values | None:
     if not known.any():
         return None
     counts = csr_array((np.ones(known.sum(), int), (label[known], cluster[known])), (len(words), len(numbers)))
-    images, sizes = np.asarray(counts.sum(1)).ravel(), np.asarray(counts.sum(0)).ravel()
+    images = np.asarray(counts.sum(1)).ravel()
+    sizes = np.asarray(counts.sum(0)).ravel()
     labels, columns = (
         [int(i) for i in np.argsort(-totals, kind="stable")[:MAX_ROWS] if totals[i]] for totals in (images, sizes)
     )
