@@ -46,16 +46,13 @@ def local_file(name: str) -> Path | None:
 def _look_up(name: str) -> tuple[Path | None, str]:
     """Return a usable file of a network's weights, and the problem with another file in its place."""
     problem = ""
-    if _command_name(name) == EMBEDDED:
+    if _cli_name(name) == EMBEDDED:
         path, problem = _embedded()
         if path:
             return path, ""
     path = _in_cache(name)
     if path and (damage := _damage(path)):
-        return (
-            None,
-            f"{path}: {damage}, so it is not used: deepcluster fetch {_command_name(name)} repeats the download",
-        )
+        return None, f"{path}: {damage}, so it is not used: deepcluster fetch {_cli_name(name)} repeats the download"
     return path, "" if path else problem
 
 
@@ -101,7 +98,7 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     except Exception as error:  # the libraries that download raise many kinds
         raise _explained(error, name, repository) from error
     raise ModelError(
-        f"the weights of {_command_name(name)} arrive damaged (their SHA-256 is not {digest[:64]!r}, which the Hub"
+        f"the weights of {_cli_name(name)} arrive damaged (their SHA-256 is not {digest[:64]!r}, which the Hub"
         f" announces): try again later, or {_by_hand(name, repository)}"
     )
 
@@ -126,7 +123,7 @@ def keep_in_cache(name: str, file: Path) -> Path:
         raise _explained(error, name, repository) from error
 
 
-def _command_name(name: str) -> str:
+def _cli_name(name: str) -> str:
     """Return the command line's name of a network: one of ``PUBLISHED`` if it is there."""
     short = backbone_of(name).removeprefix(TIMM)
     return next((one.name for one in PUBLISHED.values() if one.network == short), TIMM + short)
@@ -261,13 +258,13 @@ def _keep(scratch: Path, repository: str, digest: str, commit: str) -> Path:
 
 def _by_hand(name: str, repository: str) -> str:
     url = f"https://huggingface.co/{repository}/resolve/main/{FILE}"
-    return f"download {url} on another machine and type: deepcluster fetch {_command_name(name)} --from {FILE}"
+    return f"download {url} on another machine and type: deepcluster fetch {_cli_name(name)} --from {FILE}"
 
 
 def _explained(error: Exception, name: str, repository: str) -> DeepClusterError:
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    shown = _command_name(name)
+    shown = _cli_name(name)
     if isinstance(error, OfflineModeIsEnabled):
         return ModelError(
             f"the weights of {shown} are not on this machine, and HF_HUB_OFFLINE forbids downloads: unset it, or"
