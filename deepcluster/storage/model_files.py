@@ -185,21 +185,23 @@ def load_of_run(run: RunFolder, device: torch.device | None = None, backbone: nn
     return _load(run.path / "model", lambda name: run.file(f"model/{name}"), device, backbone)
 
 
-def _load(folder: Path, place: Callable[[str], Path], device: torch.device | None, backbone: nn.Module | None) -> Model:
-    path = place(CONFIG)
+def _load(
+    folder: Path, path_of: Callable[[str], Path], device: torch.device | None, backbone: nn.Module | None
+) -> Model:
+    path = path_of(CONFIG)
     try:
         config = _read_config(path)
-        path = place(WEIGHTS)
+        path = path_of(WEIGHTS)
         every = read_tensors(path, config.weights_sha256)
         body = {name.removeprefix("body."): value for name, value in every.items() if name.startswith("body.")}
         tensors = {name: value for name, value in every.items() if not name.startswith("body.")}
         check_tensors(tensors, SHAPES, {})
         feature_dim, dims = tensors["reduction.projection"].shape
-        path = place(GROUPS)
+        path = path_of(GROUPS)
         groups = read_groups(path, dims, config.groups_sha256)
-        path = place(CONFIG)
+        path = path_of(CONFIG)
         shapes = _shapes(config, body, feature_dim, backbone)
-        path = place(WEIGHTS)
+        path = path_of(WEIGHTS)
         expected = shapes.body.state_dict()
         axes = {name: tuple(value.shape) for name, value in expected.items()}
         check_tensors(body, axes, {name: value.dtype for name, value in expected.items()})

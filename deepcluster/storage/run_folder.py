@@ -83,7 +83,7 @@ class RunFolder:
     path: Path
 
     def file(self, name: str) -> Path:
-        """Return the place of a file of the run."""
+        """Return the path of a file of the run."""
         return self.path / name
 
     def has(self, name: str) -> bool:
@@ -195,14 +195,14 @@ class LockedFolder(RunFolder):
             folder.write(state.LOG, text)
         state.commit(self.path)
 
-    def place(self, name: str) -> Path:
-        """Return the place to write a file to."""
+    def path_of(self, name: str) -> Path:
+        """Return the path to write a file to."""
         return self.path / name
 
     def remove(self, name: str) -> None:
         """Remove a file if it exists."""
         with changing(self.path / name):
-            self.place(name).unlink(missing_ok=True)
+            self.path_of(name).unlink(missing_ok=True)
 
     def write_rows(self, name: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
         self._write(name, lambda file: write_csv(file, columns, rows))
@@ -230,11 +230,11 @@ class LockedFolder(RunFolder):
         self._write(name, write, binary=True)
 
     def _write(self, name: str, write: Any, *, binary: bool = False) -> None:
-        write_whole(self.place(name), write, binary=binary, scratch=self.scratch)
+        write_whole(self.path_of(name), write, binary=binary, scratch=self.scratch)
 
     def write_tensors(self, name: str, tensors: "Mapping[str, Tensor]") -> str:
         """Write a safetensors file, and return its SHA-256."""
-        return write_tensors(self.place(name), tensors, scratch=self.scratch)
+        return write_tensors(self.path_of(name), tensors, scratch=self.scratch)
 
 
 class NextState(LockedFolder):
@@ -248,7 +248,7 @@ class NextState(LockedFolder):
         staged = self.path / state.NEXT / name
         return staged.stat().st_size > 0 if staged.exists() else super().has(name)
 
-    def place(self, name: str) -> Path:
+    def path_of(self, name: str) -> Path:
         path = self.path / state.NEXT / name
         path.parent.mkdir(exist_ok=True)
         return path
@@ -256,7 +256,7 @@ class NextState(LockedFolder):
     def remove(self, name: str) -> None:
         """Leave a file out of the next state, which an empty file marks."""
         with changing(self.path / name):
-            path = self.place(name)
+            path = self.path_of(name)
             path.write_bytes(b"")
             sync_folder(path.parent)
 
