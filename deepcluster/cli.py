@@ -630,9 +630,9 @@ def _files_read(run: Path, images: "Source | str") -> Iterator[Path]:
 
     yield from (run / name for name in own_files(run))
     if isinstance(images, str):  # an image, perhaps by its path in the run, or features with their paths beside them
-        place = Path(images)
-        yield Path(open_run(run).read_record().location) / place
-        yield from (place, place.parent / f"{place.stem}.csv", place.parent / f"{place.stem}.txt")
+        path = Path(images)
+        yield Path(open_run(run).read_record().location) / path
+        yield from (path, path.parent / f"{path.stem}.csv", path.parent / f"{path.stem}.txt")
     else:
         yield Path(images.location)
         yield from {Path(images.origin(i).source) for i in range(len(images.paths))}  # files, arrays and shards

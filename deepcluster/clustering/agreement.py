@@ -123,8 +123,8 @@ def pair_counts(a: Tensor, b: Tensor, processes: Processes = ALONE) -> Tensor:
     if not processes.alone:
         partition = Partition.of(processes, len(pairs))
         gathered = partition.all_gather(torch.stack([pairs, counts], 1))
-        pairs, place = torch.unique(gathered[:, 0], return_inverse=True)
-        counts = torch.zeros_like(pairs).index_add_(0, place, gathered[:, 1])
+        pairs, index = torch.unique(gathered[:, 0], return_inverse=True)
+        counts = torch.zeros_like(pairs).index_add_(0, index, gathered[:, 1])
     return torch.stack([pairs // width, pairs % width, counts], 1)
 
 

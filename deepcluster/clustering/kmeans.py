@@ -220,13 +220,13 @@ def _updated(
     if len(vacant):
         random = generator(seed, "k-means empty", iteration)
         if empty == "split":
-            places = _beside_large(centroids, sizes, len(vacant), random)
+            replacements = _beside_large(centroids, sizes, len(vacant), random)
         elif empty == "faiss":
-            places = _as_faiss(centroids, sizes, len(vacant), random)
+            replacements = _as_faiss(centroids, sizes, len(vacant), random)
         else:
             rows = torch.randperm(partition.total, generator=random)[: len(vacant)]
-            places = partition.index_select(walk.x, rows).float()
-        centroids[vacant] = finish(places)
+            replacements = partition.index_select(walk.x, rows).float()
+        centroids[vacant] = finish(replacements)
     return centroids, len(vacant)
 
 

@@ -97,19 +97,19 @@ def _identities(source: Source) -> Iterator[tuple[object, str]]:
     """Yield an identity of each image under any name: device and inode of its file, and the member in that file."""
 
     @cache
-    def identity(place: str) -> object:
-        status = _status(place)
+    def identity(path: str) -> object:
+        status = _status(path)
         # 0: a file system without numbers.
-        return (status.st_dev, status.st_ino) if status is not None and status.st_ino else place
+        return (status.st_dev, status.st_ino) if status is not None and status.st_ino else path
 
     for origin in map(source.origin, range(len(source.paths))):
         yield identity(origin.source), origin.member
 
 
-def _status(place: str) -> os.stat_result | None:
-    """Return the status of a file or folder; None for a place that is no path or does not exist."""
+def _status(path: str) -> os.stat_result | None:
+    """Return the status of a file or folder; None if there is none, or the text is no path."""
     try:
-        return os.stat(place)  # noqa: PTH116
+        return os.stat(path)  # noqa: PTH116
     except (OSError, ValueError):
         return None
 
@@ -124,9 +124,9 @@ def fingerprint(source: Source, labels: Sequence[str]) -> str:
     add(source.location)
     for path, label in zip(source.paths, labels, strict=True):
         add(path, label)
-    for place in dict.fromkeys(source.origin(i).source for i in range(len(source.paths))):
-        status = _status(place)
-        add(place, *(() if status is None or stat.S_ISDIR(status.st_mode) else (status.st_size, status.st_mtime_ns)))
+    for path in dict.fromkeys(source.origin(i).source for i in range(len(source.paths))):
+        status = _status(path)
+        add(path, *(() if status is None or stat.S_ISDIR(status.st_mode) else (status.st_size, status.st_mtime_ns)))
     return digest.hexdigest()
 
 

@@ -41,7 +41,7 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
     except ImportError as error:
         raise missing_packages("pyarrow", error) from None
     check_no_file(out)
-    rows, features, places = files.read_state(run, _read)
+    rows, features, map_positions = files.read_state(run, _read)
     types: dict[str, tuple[Any, Callable[[str], Any]]] = {
         "cluster": (pa.int32(), int),
         "fine_cluster": (pa.int32(), int),
@@ -56,7 +56,7 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
             # The empty name is that of a cluster without one; other empty cells mean that there is no value.
             cells = [row[name] if row[name] or (name == "name" and row["cluster"]) else None for row in rows]
             columns[name] = pa.array([None if cell is None else parse(cell) for cell in cells], kind)
-    for name, axis in zip(("map_x", "map_y"), places.T, strict=True):
+    for name, axis in zip(("map_x", "map_y"), map_positions.T, strict=True):
         columns[name] = pa.array(axis, mask=np.isnan(axis))
     kind = pa.struct([("ids", pa.list_(pa.int64())), ("distances", pa.list_(pa.float32()))])
     columns["neighbors"] = pa.array(_neighbours(torch.from_numpy(features)), kind)
@@ -70,14 +70,14 @@ def _read(folder: RunFolder) -> tuple[Table, Any, Any]:
     rows = folder.read_clusters()
     dims = models.load_of_run(folder).reduction.projection.shape[1]
     used = np.flatnonzero([row["status"] == "ok" for row in rows])
-    features, places = (np.full((len(rows), width), np.nan, np.float32) for width in (dims, 2))
+    features, map_positions = (np.full((len(rows), width), np.nan, np.float32) for width in (dims, 2))
     features[used] = folder.read_array("features.npy", len(used), dims)
     on_map = on_sheet(len(used))
     positions = drawn.read_map(folder, len(used))
     if positions is None:
         positions = layout(torch.from_numpy(features[used[on_map]]), derive(folder.read_record().seed, "map"))
-    places[used[on_map]] = positions
-    return rows, features, places
+    map_positions[used[on_map]] = positions
+    return rows, features, map_positions
 
 
 def _neighbours(features: Tensor) -> list[dict[str, list[Any]] | None]:

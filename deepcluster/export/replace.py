@@ -78,9 +78,9 @@ def replace_tree(
     else:
         in_the_way = _in_the_way(out, comes, goes)
     # Without train/, of which `datasets` reads every one.
-    places = {f"{ASIDE}/{name.removeprefix('train/')}": name for name in in_the_way if name in made}
-    aside = {name: place for place, name in places.items()}
-    if others := [*(name for name in in_the_way if name not in aside), *_in_the_way(out, [*places], goes)]:
+    targets = {f"{ASIDE}/{name.removeprefix('train/')}": name for name in in_the_way if name in made}
+    aside = {name: target for target, name in targets.items()}
+    if others := [*(name for name in in_the_way if name not in aside), *_in_the_way(out, [*targets], goes)]:
         raise DiskError(
             f"{out} is left as it is, because its export did not make these files, or they were changed:"
             f" {some(others)}. Move them out, and export again"

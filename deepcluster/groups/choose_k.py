@@ -61,10 +61,10 @@ def candidates(
     if len(rows) < 4:
         return []
     ties = neighbour_ties(rows)
-    places = embedding(ties, DIMENSIONS, derive(seed, "embedding"))
+    positions = embedding(ties, DIMENSIONS, derive(seed, "embedding"))
     numbers = np.arange(2, min(MAX_FINEST if finest else MAX_GROUPS, len(rows) - 2) + 1)
-    labelings = cut_tree(linkage(places, "ward"), numbers).T
-    silhouettes = np.array([silhouette_score(places, labels) for labels in labelings])
+    labelings = cut_tree(linkage(positions, "ward"), numbers).T
+    silhouettes = np.array([silhouette_score(positions, labels) for labels in labelings])
     modularities = np.array([modularity(ties, labels) for labels in labelings]).clip(0)
     scores = silhouettes * modularities
     return [

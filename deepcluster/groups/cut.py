@@ -91,8 +91,8 @@ def _labels(ties: csr_array, k: int, count: int, seed: int) -> Tensor:
     """Return the groups (int64) of a graph by k-means of ``count`` embeddings: those with the largest modularity."""
     labelings = []
     for i in range(count):
-        places = torch.from_numpy(embedding(ties, DIMENSIONS, derive(seed, "embedding", i)))
-        labelings.append(best_of(KMEANS_STARTS, places, k, derive(seed, "starts", i)).labels)
+        positions = torch.from_numpy(embedding(ties, DIMENSIONS, derive(seed, "embedding", i)))
+        labelings.append(best_of(KMEANS_STARTS, positions, k, derive(seed, "starts", i)).labels)
     return max(labelings, key=lambda labels: modularity(ties, labels.numpy()))
 
 

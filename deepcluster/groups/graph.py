@@ -122,27 +122,27 @@ def embedding(ties: csr_array, dims: int, seed: int) -> Points:
     random = generator(seed, "embedding")
     _, vectors = leading_eigenvectors(ties, dims + 1, derive(seed, "start"))
     start = vectors[:, 1:]  # the first says no more than how well tied a row is
-    places = np.zeros((size, dims), np.float32)
-    places[:, : start.shape[1]] = WIDTH * start / max(1e-12, np.abs(start).max(initial=0))
-    places += 1e-3 * torch.randn(places.shape, generator=random).numpy()
+    positions = np.zeros((size, dims), np.float32)
+    positions[:, : start.shape[1]] = WIDTH * start / max(1e-12, np.abs(start).max(initial=0))
+    positions += 1e-3 * torch.randn(positions.shape, generator=random).numpy()
     weights = ties.data.astype(np.float32)
     columns = ties.indices
     ends = ties.indptr
     rows = np.repeat(np.arange(size), np.diff(ends))
     push = np.float32(PUSH / OTHERS * weights.sum() / size)
     for step in range(STEPS):
-        squares = np.einsum("ij,ij->i", places, places)
-        apart = squares[rows] + squares[columns] - 2 * np.einsum("ij,ij->i", places[rows], places[columns])
+        squares = np.einsum("ij,ij->i", positions, positions)
+        apart = squares[rows] + squares[columns] - 2 * np.einsum("ij,ij->i", positions[rows], positions[columns])
         pulls = csr_array((2 * weights / (1 + apart.clip(0)), columns, ends), (size, size))
-        inward = pulls @ places - np.asarray(pulls.sum(1))[:, None] * places
+        inward = pulls @ positions - np.asarray(pulls.sum(1))[:, None] * positions
         others = torch.randint(size, (OTHERS,), generator=random).numpy()
-        apart = (squares[:, None] + squares[others] - 2 * places @ places[others].T).clip(0)
+        apart = (squares[:, None] + squares[others] - 2 * positions @ positions[others].T).clip(0)
         pushes = push / ((1e-2 + apart) * (1 + apart))
         pushes[others, np.arange(OTHERS)] = 0  # nothing pushes itself
-        outward = pushes.sum(1, keepdims=True) * places - pushes @ places[others]
+        outward = pushes.sum(1, keepdims=True) * positions - pushes @ positions[others]
         move = inward + outward.clip(-MAX_MOVE, MAX_MOVE)
-        places = places + np.float32(1 - step / STEPS) * move.clip(-MAX_MOVE, MAX_MOVE)
-    centred: Points = places - places.mean(0)
+        positions = positions + np.float32(1 - step / STEPS) * move.clip(-MAX_MOVE, MAX_MOVE)
+    centred: Points = positions - positions.mean(0)
     return centred
 
 
@@ -153,12 +153,12 @@ def layout(reduced: Tensor, seed: int = 0) -> Points:
     and seed give the same positions on one machine.
     """
     rows = graph_rows(reduced, seed, LANDMARKS)
-    places = embedding(neighbour_ties(reduced[rows]), 2, seed)
-    return extended_layout(places, rows.tolist(), range(len(reduced)), reduced)
+    positions = embedding(neighbour_ties(reduced[rows]), 2, seed)
+    return extended_layout(positions, rows.tolist(), range(len(reduced)), reduced)
 
 
-def extended_layout(places: Points, before: Sequence[int], after: Sequence[int], reduced: Tensor) -> Points:
-    """Return a map of the rows ``after``: the rows ``before`` stay at their ``places``.
+def extended_layout(positions: Points, before: Sequence[int], after: Sequence[int], reduced: Tensor) -> Points:
+    """Return a map of the rows ``after``: the rows ``before`` stay at their ``positions``.
 
     Others come to the mean position of their nearest landmarks, weighted by the inverse squared distance.
     """
@@ -166,7 +166,7 @@ def extended_layout(places: Points, before: Sequence[int], after: Sequence[int],
     number = torch.full((len(reduced),), -1)
     number[known] = torch.arange(len(known))
     index = number[rows]
-    landmarks = torch.from_numpy(places)
+    landmarks = torch.from_numpy(positions)
     extended = landmarks[index.clamp_min(0)]
     others = index < 0
     if others.any():

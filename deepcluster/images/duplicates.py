@@ -106,8 +106,8 @@ def _near(hashes: Tensor, light: Tensor, turn: int) -> Iterator[Tensor]:
 def _spanning(pairs: Tensor) -> Tensor:
     """Return (first row of its group, row) of all rows in pairs (n x 2), ascending. Pairs tie rows to groups."""
     rows: Tensor
-    rows, place = torch.unique(pairs, return_inverse=True)
-    row, column = place.reshape(-1, 2).T.numpy()
+    rows, index = torch.unique(pairs, return_inverse=True)
+    row, column = index.reshape(-1, 2).T.numpy()
     ties = coo_array((np.ones(len(row), bool), (row, column)), (len(rows), len(rows)))
     component = connected_components(ties, directed=False)[1] if len(rows) else np.empty(0, np.int64)
     _, lowest, component = np.unique(component, return_index=True, return_inverse=True)

@@ -198,8 +198,8 @@ def from_list(file: Path) -> Source:
 def from_files(files: Sequence[tuple[str, Path]], name: str, location: str) -> Source:
     """Return the images of (path to show, absolute path), in this order."""
     if not files:
-        place = {"-": "standard input", "python:paths": "the list"}.get(location, one_line(location))
-        raise DataError(f"no paths in {place}: give the path of at least one image")
+        title = {"-": "standard input", "python:paths": "the list"}.get(location, one_line(location))
+        raise DataError(f"no paths in {title}: give the path of at least one image")
     paths = [path.replace(os.sep, "/") for path, _ in files]
     labels = [file.parent.name for _, file in files]
     return _of_files(paths, lambda i: files[i][1], lambda i: os.path.realpath(files[i][1]), labels, name, location)

@@ -55,10 +55,10 @@ def random_views(images: Tensor, size: int, how: Augmentation, random: torch.Gen
     """Return random ``size`` x ``size`` views of B x 3 x S x S uint8 images, as float32 in [0, 1], channels-last."""
     count = len(images)
     device = images.device
-    places = random_affine(count, how, random)
+    transforms = random_affine(count, how, random)
     # Computed on the CPU, so that nothing waits for a GPU.
-    shrinking = torch.linalg.det(places[:, :, :2]).abs().sqrt() * (images.shape[-1] / size)
-    places = moved(places, device)
+    shrinking = torch.linalg.det(transforms[:, :, :2]).abs().sqrt() * (images.shape[-1] / size)
+    transforms = moved(transforms, device)
     colours = moved(random_colours(count, how, random), device)
     views = torch.empty(count, size, size, 3, device=device).permute(0, 3, 1, 2)
     # In parts, so that intermediate results stay in the cache and reuse their memory: a fresh page costs the system
@@ -66,7 +66,7 @@ def random_views(images: Tensor, size: int, how: Augmentation, random: torch.Gen
     some = max(1, PART // images.shape[-1] ** 2) if device.type == "cpu" else max(1, count)
     for begin in range(0, count, some):
         part = slice(begin, begin + some)
-        view = _sampled(images[part].float(), sampling_grid(places[part], size), shrinking[part])
+        view = _sampled(images[part].float(), sampling_grid(transforms[part], size), shrinking[part])
         torch.div(view, 255, out=views[part])
         if how.colour > 0 or how.grey > 0:
             recolour(views[part], colours[part])
@@ -85,24 +85,24 @@ def _sampled(images: Tensor, grid: Tensor, shrinking: Tensor) -> Tensor:
     if len(smaller) and side > 1:
         factors = shrinking[smaller]
         rows = smaller.to(images.device)
-        places = grid[rows]
+        points = grid[rows]
         if side % 2:  # the pooling drops the last row and column (an adaptive one needs even sides on a Mac)
-            places = (places + 1) * (side / (side - 1)) - 1
-        half = _sampled(F.avg_pool2d(images[rows], 2), places, factors / 2)
+            points = (points + 1) * (side / (side - 1)) - 1
+        half = _sampled(F.avg_pool2d(images[rows], 2), points, factors / 2)
         weights = factors.log2().clamp(max=1).to(images.device).view(-1, 1, 1, 1)
         views[rows] = views[rows].lerp(half, weights)
     return views
 
 
-def sampling_grid(places: Tensor, size: int) -> Tensor:
+def sampling_grid(transforms: Tensor, size: int) -> Tensor:
     """Return ``F.affine_grid`` of B x 2 x 3 maps, B x ``size`` x ``size`` x 2, but faster.
 
     A coordinate is a sum: a number of the row plus a number of the column.
     """
-    centres = (2 * torch.arange(size, device=places.device) + 1) / size - 1
-    grid = torch.empty(len(places), size, size, 2, device=places.device)
+    centres = (2 * torch.arange(size, device=transforms.device) + 1) / size - 1
+    grid = torch.empty(len(transforms), size, size, 2, device=transforms.device)
     for axis in range(2):
-        along_x, along_y, shift = places[:, axis].unsqueeze(2).unbind(1)
+        along_x, along_y, shift = transforms[:, axis].unsqueeze(2).unbind(1)
         torch.add((along_y * centres + shift).unsqueeze(2), (along_x * centres).unsqueeze(1), out=grid[..., axis])
     return grid
 

@@ -59,8 +59,8 @@ def _look_up(name: str) -> tuple[Path | None, str]:
 def _embedded() -> tuple[Path | None, str]:
     """Return the file in the package, which is never imported, or the problem with it."""
     spec = find_spec(PACKAGE)
-    places = [Path(place) / PACKAGE_FILE for place in (spec and spec.submodule_search_locations) or ()]
-    path = next(filter(Path.is_file, places), None)
+    candidates = [Path(folder) / PACKAGE_FILE for folder in (spec and spec.submodule_search_locations) or ()]
+    path = next(filter(Path.is_file, candidates), None)
     if path and _sha256(path) == PACKAGE_SHA256:
         return path, ""
     why = f"{path} was changed (its SHA-256 differs)" if path else f"the package {DISTRIBUTION} is missing"

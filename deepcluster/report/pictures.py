@@ -22,7 +22,7 @@ TINY = 32  # smaller pictures are stored without loss: they cost little, and enl
 
 
 def data_uri(image: Image.Image, share: int, *, scale: int) -> str:
-    """Return a thumbnail ``scale`` places wide and high, with the bytes of as many places, as the source of an img."""
+    """Return a thumbnail ``scale`` slots wide and high, with the bytes of as many slots, as the source of an img."""
     data = thumbnail(image, scale * THUMBNAIL, scale * scale * share)
     return "data:image/webp;base64," + base64.b64encode(data).decode("ascii")
 
@@ -119,11 +119,11 @@ def pictures_on(sheet: bytes, images: int) -> Callable[[int], Image.Image | None
     side = mosaic.width // across
 
     def picture(row: int) -> Image.Image | None:
-        place = tile(row, images)
-        x, y = place % across * side, place // across * side
+        slot = tile(row, images)
+        x, y = slot % across * side, slot // across * side
         image = mosaic.crop((x, y, x + side, y + side))
         distance = np.abs(np.asarray(image, np.int16) - GREY).max(2)
-        return None if place < 0 or (distance < 3).mean() > 0.5 else image  # of a grey one the border is not exact
+        return None if slot < 0 or (distance < 3).mean() > 0.5 else image  # of a grey one the border is not exact
 
     return picture
 
@@ -137,11 +137,11 @@ def extended(sheet: bytes, images: int, more: Tensor, again: Mapping[int, Tensor
     total = images + len(more)
     side = _side(more.shape[2], total)
     pictures = torch.full((len(on_sheet(total)), side, side, 3), GREY, dtype=torch.uint8)
-    for place, row in enumerate(on_sheet(total)):
+    for slot, row in enumerate(on_sheet(total)):
         if row < images and (picture := old(row)):
-            pictures[place] = torch.from_numpy(np.array(picture.resize((side, side), Image.Resampling.BOX)))
+            pictures[slot] = torch.from_numpy(np.array(picture.resize((side, side), Image.Resampling.BOX)))
         elif row in again:
-            pictures[place] = _tiny(again[row], side)
+            pictures[slot] = _tiny(again[row], side)
     new = tiny_pictures(more, images, total)
     if len(new):
         pictures[len(pictures) - len(new) :] = new

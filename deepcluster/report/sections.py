@@ -67,8 +67,8 @@ def representatives(rows: Sequence[Row], count: int, *, medoid: str = "") -> lis
     outliers, then those with the largest distances, the most extreme first. A row without a margin is never borderline.
     """
     table = Table.of(rows)
-    places = min(count, len(table))
-    if places < 1:
+    slots = min(count, len(table))
+    if slots < 1:
         return []
     # A row without a distance counts as the farthest.
     distances, margins = (
@@ -82,12 +82,12 @@ def representatives(rows: Sequence[Row], count: int, *, medoid: str = "") -> lis
     ranked = ranked[ranked != first]
 
     doubtful = ranked[margins[ranked] < math.inf]
-    borderline = doubtful[np.argsort(margins[doubtful], kind="stable")][: places // 4]
+    borderline = doubtful[np.argsort(margins[doubtful], kind="stable")][: slots // 4]
     ranked = ranked[~np.isin(ranked, borderline)]
 
-    outlying = ranked[::-1][: places // 4]
+    outlying = ranked[::-1][: slots // 4]
     rest = ranked[: len(ranked) - len(outlying)]
-    left = places - 1 - len(borderline) - len(outlying)
+    left = slots - 1 - len(borderline) - len(outlying)
     diverse = [rest[i * len(rest) // left] for i in range(left)]
 
     kinds: dict[Kind, Any] = {"medoid": [first], "diverse": diverse, "borderline": borderline, "outlying": outlying}
@@ -121,7 +121,7 @@ def sections(
     members = members_of(shown, clusters)
     images = IMAGES if len(shown) <= MANY_CLUSTERS else IMAGES_OF_MANY
     chosen = [representatives(members[row["cluster"]], images, medoid=row["medoid_path"]) for row in shown]
-    # The medoid covers four places, and may take as many bytes. Base64 writes 3 bytes as 4 characters.
+    # The medoid covers four slots, and may take as many bytes. Base64 writes 3 bytes as 4 characters.
     share = PICTURE_CHARACTERS * 3 // 4 // max(1, sum(len(rows) - 1 + MEDOID * MEDOID for rows in chosen if rows))
     largest = max((int(row["size"]) for row in shown), default=0)
     return [
@@ -223,8 +223,8 @@ def problems(skipped: Sequence[Row], clusters: Table, duplicates: Sequence[Row] 
     """
 
     def suspect(path: str, i: int | None, distance: str) -> Values:
-        place, cluster = (-1, "") if i is None else (tile(i, len(clusters)), clusters[i]["cluster"])
-        return {"path": path, "tile": place, "cluster": cluster, "about": f"distance {distance}"}
+        slot, cluster = (-1, "") if i is None else (tile(i, len(clusters)), clusters[i]["cluster"])
+        return {"path": path, "tile": slot, "cluster": cluster, "about": f"distance {distance}"}
 
     words, outlier = clusters.words("is_outlier")
     far = np.flatnonzero(np.array([word == "1" for word in words], bool)[outlier])

@@ -155,10 +155,10 @@ class _Evaluation:
         labelled = [i for i, label in enumerate(labels) if label]
         if not labelled:
             raise DataError(f"no image of {source.name} has a label: check --labels")
-        place = scratch_of(self.folder.path, self.processes.rank) / name
+        folder = scratch_of(self.folder.path, self.processes.rank) / name
         progress = partial(self.display.progress, "reading")
-        place.mkdir()
-        store = read_once(source.rows(labelled), size, self.processes, folder=place, progress=progress)
+        folder.mkdir()
+        store = read_once(source.rows(labelled), size, self.processes, folder=folder, progress=progress)
         if skipped := len(labelled) - len(store.usable):
             self.display.say("Skipped", f"{skipped:,} files of {source.name} that cannot be used")
         return store, [labels[labelled[i]] for i in store.usable]

@@ -181,8 +181,8 @@ def _added_images(
     if files:
         listed = from_files([(row["path"], Path(row["source"])) for row in files], "images", "python:paths")
         yield _chosen(listed, dict(enumerate(files)))
-    for place, rows in held.items():
-        if source := _at_location(place):
+    for path, rows in held.items():
+        if source := _at_location(path):
             number = {source.origin(i).member: i for i in range(len(source.paths))}
             yield _chosen(source, {number[row["member"]]: row for row in rows if row["member"] in number})
 
@@ -208,8 +208,8 @@ def same_as_added(folder: files.RunFolder, source: Source) -> dict[str, bool]:
 
 def folder_of(location: str) -> Path | None:
     """Return the folder that the paths of a run's images are relative to, if any."""
-    place = Path(location)
-    return place if place.is_absolute() and place.is_dir() else None
+    path = Path(location)
+    return path if path.is_absolute() and path.is_dir() else None
 
 
 def name_in_run(file: Path, base: Path | None) -> str:
@@ -236,8 +236,8 @@ def named_as_in_run(source: Source, location: str) -> Source:
     def name(i: int) -> str:
         if source.file and (file := source.file(i)):
             return name_in_run(file, base)
-        place, member = source.origin(i)
-        return f"{name_in_run(Path(place), base)}{'#' if member.isdecimal() else '/'}{member}"
+        path, member = source.origin(i)
+        return f"{name_in_run(Path(path), base)}{'#' if member.isdecimal() else '/'}{member}"
 
     below = here if here.is_dir() else here.parent
     return replace(

@@ -166,10 +166,10 @@ def _drift_entries(model: Model, rows: Rows) -> dict[str, Any]:
 
 def _bytes(folder: Path) -> int:
     total = 0
-    for place, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder):
         for name in names:
             with suppress(FileNotFoundError):  # a scratch file of another process
-                total += Path(place, name).lstat().st_size
+                total += Path(parent, name).lstat().st_size
     return total
 
 
@@ -313,6 +313,6 @@ def _draw(folder: files.LockedFolder, rows: Rows, at_hand: Source | None, new: _
             }
         with folder.as_disk_errors(drawn.SHEET):
             folder.write(drawn.SHEET, extended(sheet, len(rows.paths), pictures, again))
-    if (places := drawn.read_map(folder, len(rows.paths))) is not None:
-        longer = extended_layout(places, on_sheet(len(rows.paths)), on_sheet(len(every.paths)), every.reduced)
+    if (positions := drawn.read_map(folder, len(rows.paths))) is not None:
+        longer = extended_layout(positions, on_sheet(len(rows.paths)), on_sheet(len(every.paths)), every.reduced)
         folder.write_array(drawn.MAP, longer)

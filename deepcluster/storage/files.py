@@ -219,5 +219,5 @@ def check_outside(out: Path, images: Path) -> None:
 def _is_replaceable(path: Path) -> bool:
     """Return whether ``path`` is a plain file, or nothing yet, outside of the system's folders."""
     folder = Path(os.path.realpath(path.parent))
-    system = any(folder.is_relative_to(place) for place in SYSTEM) and not folder.is_relative_to("/dev/shm")
+    system = any(folder.is_relative_to(root) for root in SYSTEM) and not folder.is_relative_to("/dev/shm")
     return not system and (path.is_file() or not path.exists())
