@@ -36,7 +36,8 @@ PHASES = {
 
 def paragraph(heading: str, text: str) -> str:
     """Return a heading and a text, safe on a terminal. A text with a path is not wrapped: it may be copied."""
-    heading, text = printable(f"{heading:9} "), printable(text)
+    heading = printable(f"{heading:9} ")
+    text = printable(text)
     if os.sep in text:
         return heading + text
     return textwrap.fill(
@@ -183,7 +184,8 @@ class Terminal:
     """
 
     def __init__(self, quiet: bool, *, to_stderr: bool = False, verbose: bool = False):
-        self.quiet, self.verbose = quiet, verbose
+        self.quiet = quiet
+        self.verbose = verbose
         self.console = PipeConsole(stderr=to_stderr, highlight=False, soft_wrap=True)
         self.bar = Progress(
             TextColumn("{task.description:24}"),
@@ -218,7 +220,8 @@ class Terminal:
         if self.task is None or phase != self.phase:
             if self.task is not None:
                 self.bar.remove_task(self.task)
-            self.task, self.phase = self.bar.add_task(PHASES.get(phase, phase), total=known, count=""), phase
+            self.task = self.bar.add_task(PHASES.get(phase, phase), total=known, count="")
+            self.phase = phase
         self.bar.update(self.task, completed=done, total=known, count=f"{done}/{total}" if known else "")
 
     def round(self, row: Mapping[str, Any], rounds: int) -> None:

@@ -187,7 +187,8 @@ def in_order(
 @contextmanager
 def pool_of(count: int) -> Iterator[ThreadPoolExecutor]:
     """Yield a pool of ``count`` threads. If the context is left by an exception, it does not wait for them."""
-    pool, done = ThreadPoolExecutor(count), False
+    pool = ThreadPoolExecutor(count)
+    done = False
     try:
         yield pool
         done = True

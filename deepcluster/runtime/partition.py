@@ -109,7 +109,8 @@ class Partition:
     def _routes(self, rows: Sequence[Tensor]) -> tuple[Tensor, list[int], list[Tensor]]:
         """Return three values: the order that sorts this rank's row numbers by owner; their number per owner; for each
         rank, the local rows that it names."""
-        ends, rank = torch.tensor([*accumulate(self.sizes)]), self.processes.rank
+        ends = torch.tensor([*accumulate(self.sizes)])
+        rank = self.processes.rank
         owners = [torch.bucketize(numbers.contiguous(), ends, right=True) for numbers in rows]
         counts = torch.bincount(owners[rank], minlength=self.processes.world_size).tolist()
         local_rows = [numbers[by == rank] - self.local.start for numbers, by in zip(rows, owners, strict=True)]

@@ -56,7 +56,8 @@ def lines_of(file: TextIO) -> Iterator[str]:
 Row = Mapping[str, Any]
 
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")  # names of a column of paths in strangers' tables
-PATH, TEXT = "./", "'"
+PATH = "./"
+TEXT = "'"
 TEXT_COLUMNS = ("name", "reason", "label", "source", "member")
 GUARDS = {"path": PATH, "medoid_path": PATH} | dict.fromkeys(TEXT_COLUMNS, TEXT)
 # A text that begins with guards of its own and then the same signs gets one more, so that taking one off is exact.
@@ -189,7 +190,8 @@ def shaped(value: Any, kind: Any, name: str) -> Any:
     A ``kind`` is a type; ``Annotated[int, range(...)]``; ``dict[str, kind]``; a ``tuple`` of kinds, from a list; a
     union; a dataclass, from an object that has its fields and no other keys.
     """
-    origin, inner = get_origin(kind), get_args(kind)
+    origin = get_origin(kind)
+    inner = get_args(kind)
     if is_dataclass(kind) and type(value) is dict:
         kinds = get_type_hints(kind, include_extras=True)
         needed = [field.name for field in fields(kind) if field.default is field.default_factory is MISSING]
@@ -245,7 +247,8 @@ def check_tensors(
     for name, axes in shapes.items():
         if name not in tensors:
             raise ValueError(f"{name} is missing")
-        dtype, shape = tensors[name].dtype, tuple(tensors[name].shape)
+        dtype = tensors[name].dtype
+        shape = tuple(tensors[name].shape)
         sizes = {**dict(zip(map(str, axes), shape, strict=False)), **sizes}
         expected = tuple(axis if isinstance(axis, int) else sizes.get(axis) or axis for axis in axes)
         kind = types.get(name, float32)

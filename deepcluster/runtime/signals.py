@@ -33,7 +33,8 @@ def stoppable() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in numbers}
     try:
         if outermost:
-            _listening, _reason = True, ""
+            _listening = True
+            _reason = ""
         for number in numbers:
             if signal.Signals(number).name != "SIGHUP" or before[number] != signal.SIG_IGN:
                 signal.signal(number, _heard)
