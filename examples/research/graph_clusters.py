@@ -32,8 +32,10 @@ def main(images: str, seeds: list[int]) -> None:
     truth = true_labels("folders", find(images))
     settings = {"before training": {"rounds": 0}, "k-means": {}, "graph": {"clustering": by_graph}}
     for name, options in settings.items():
-        fits = (DeepCluster(n_clusters=10, recipe="classic", random_state=seed, **options).fit(images) for seed in seeds)
-        scores = [normalized_mutual_info_score(truth, one.labels_, average_method="geometric") for one in fits]
+        scores = []
+        for seed in seeds:
+            fit = DeepCluster(n_clusters=10, recipe="classic", random_state=seed, **options).fit(images)
+            scores.append(normalized_mutual_info_score(truth, fit.labels_, average_method="geometric"))
         print(f"{name:16} NMI {mean(scores):.3f}", *(f"{score:.3f}" for score in scores), flush=True)
 
 
