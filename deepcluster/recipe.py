@@ -115,15 +115,15 @@ def declared(kind: type[Options]) -> dict[str, Option]:
     return {field.name: replace(field.metadata["option"], name=field.name) for field in fields(kind)}
 
 
-def read_options(kind: type[Options], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the options given to their types; those left to the recipe by ``auto`` are omitted.
+def read_options(kind: type[Options], requested: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert the options that were requested to their types; those left to the recipe by ``auto`` are omitted.
 
     Raises:
         UsageError: An option is unknown, or its value is not allowed.
     """
     options = declared(kind)
     values = {}
-    for name, value in given.items():
+    for name, value in requested.items():
         if name not in options:
             near = difflib.get_close_matches(name, options, n=1)
             hint = f"did you mean {near[0]}?" if near else f"the options are {', '.join(options)}"

@@ -125,16 +125,16 @@ def keep_in_cache(name: str, file: Path) -> Path:
 
 def _cli_name(name: str) -> str:
     """Return the command line's name of a network: one of ``PUBLISHED`` if it is there."""
-    short = backbone_of(name).removeprefix(TIMM)
-    return next((one.name for one in PUBLISHED.values() if one.network == short), TIMM + short)
+    timm_name = backbone_of(name).removeprefix(TIMM)
+    return next((one.name for one in PUBLISHED.values() if one.network == timm_name), TIMM + timm_name)
 
 
 def _repository(name: str) -> str | None:
     """Return the repository of a network's weights on the Hub; None if it has none."""
-    short = backbone_of(name).removeprefix(TIMM)
-    if any(short == one.network for one in PUBLISHED.values()):
-        return f"timm/{short}"
-    config = timm_config(short)
+    timm_name = backbone_of(name).removeprefix(TIMM)
+    if any(timm_name == one.network for one in PUBLISHED.values()):
+        return f"timm/{timm_name}"
+    config = timm_config(timm_name)
     return (config and config.hf_hub_id) or None
 
 

@@ -65,7 +65,7 @@ def _outputs(network: Network, size: int) -> int:
     """
     outputs: dict[int, Tensor] = {}  # by address; kept, so that none is used twice
 
-    def add(layer: nn.Module, given: Any, output: Any) -> None:
+    def add(layer: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor) and not list(layer.children()):
             outputs.setdefault(output.data_ptr(), output)
 

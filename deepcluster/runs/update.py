@@ -196,7 +196,7 @@ def _read(
     display: Display,
 ) -> _New:
     """Read and measure the images that the run does not have."""
-    given, source = read_features(images) if model.of_features else (None, find(images, may_be_empty=True))  # type: ignore[arg-type]
+    features, source = read_features(images) if model.of_features else (None, find(images, may_be_empty=True))  # type: ignore[arg-type]
     source, added = named_as_in_run(source, record.location), folder.read_added()
     # A file is known by its place, whatever its name; the content of an array or a shard may have changed.
     present = {Origin(row["source"], row["member"]) for row in added}
@@ -208,8 +208,8 @@ def _read(
     else:
         warn(f"{folder.path / IMAGES_READ} is gone: images that the run has are known by their paths alone")
     usable, failed = source.rows(fresh), tuple[tuple[str, str], ...]()
-    if given is not None:
-        values = given[fresh]
+    if features is not None:
+        values = features[fresh]
         digests = row_digests(values)
     else:
         model.check_room()
@@ -220,7 +220,7 @@ def _read(
     first = {digest: i for i, digest in reversed([*enumerate(digests)])}  # of equal images the first is added
     distinct = sorted(i for digest, i in first.items() if digest not in known)
     usable, digests = usable.rows(distinct), [digests[i] for i in distinct]
-    if given is not None:
+    if features is not None:
         values = values[distinct]
     elif len(distinct) < len(values):
         # Channels-last, because indexing images would copy pixel by pixel, 10 times as slowly.
@@ -230,7 +230,7 @@ def _read(
     nothing = torch.empty(0, rows.reduced.shape[1]), torch.empty(0)
     measured = model.measure(values, display.progress) if distinct else nothing
     named = replace(usable, paths=_free_names(usable, digests, rows), skipped=source.skipped)
-    pictures = values if given is None else pictures_of(usable)
+    pictures = values if features is None else pictures_of(usable)
     return _New(named, *measured, pictures, digests, failed, len(source.paths))
 
 
