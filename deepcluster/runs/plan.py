@@ -24,7 +24,7 @@ from deepcluster.runs.build import NO_STEPS, OWN, Steps
 from deepcluster.runs.rows import DIGEST_COLUMNS, IMAGES_READ
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
-from deepcluster.runtime.plain_files import Row, shaped
+from deepcluster.runtime.plain_files import CsvRow, shaped
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import ROUNDS, Checkpoint, fitting
@@ -32,7 +32,7 @@ from deepcluster.storage.state import own_files
 
 MAX_SHOWN = 5  # paths in an error
 # Of files, by name: a text, bytes, or columns and rows.
-Contents = Mapping[str, str | bytes | tuple[Sequence[str], Sequence[Row]]]
+Contents = Mapping[str, str | bytes | tuple[Sequence[str], Sequence[CsvRow]]]
 # Options: how large the images are read and seen.
 SIZES = ("image_size", "second_size", "margin", "view_size", "small_size")
 # The facts that a checkpoint has about its run, with their types.

@@ -53,7 +53,7 @@ def lines_of(file: TextIO) -> Iterator[str]:
 
 # ---- CSV ------------------------------------------------------------------------------------------------------------
 
-Row = Mapping[str, Any]
+CsvRow = Mapping[str, Any]
 
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")  # names of a column of paths in strangers' tables
 PATH = "./"
@@ -68,7 +68,7 @@ _INVISIBLE = "\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\uf
 FORMULA = {guard: re.compile(f"(?:{re.escape(guard)})*[{_BLANK}{_INVISIBLE}]*{_SIGNS}") for guard in (PATH, TEXT)}
 
 
-def write_csv(file: Any, columns: Sequence[str], rows: Iterable[Row]) -> None:
+def write_csv(file: Any, columns: Sequence[str], rows: Iterable[CsvRow]) -> None:
     """Write a header and the ``rows``, text guarded."""
     plain, quoted = (
         csv.DictWriter(file, columns, restval="", lineterminator="\n", quoting=quoting)

@@ -48,7 +48,7 @@ class RunRecord:
     seconds: float | None = None
     cut: str | None = None
     cut_k: int | None = None  # of the last fit, recut or edit; None: a guess
-    rows: str | None = None
+    rows: str | None = None  # digest of clusters.csv (run_folder.rows_sha256)
     clusters: int | None = None
     stability: float | None = None
     verdict: str | None = None

@@ -25,7 +25,7 @@ from deepcluster.images.source import is_run
 from deepcluster.records import Candidate
 from deepcluster.runtime.plain_files import (
     MOST_JSON,
-    Row,
+    CsvRow,
     check_file,
     lines_of,
     read_json,
@@ -204,7 +204,7 @@ class LockedFolder(RunFolder):
         with changing(self.path / name):
             self.path_of(name).unlink(missing_ok=True)
 
-    def write_rows(self, name: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    def write_rows(self, name: str, columns: Sequence[str], rows: Iterable[CsvRow]) -> None:
         self._write(name, lambda file: write_csv(file, columns, rows))
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
@@ -261,7 +261,7 @@ class NextState(LockedFolder):
             sync_folder(path.parent)
 
 
-def rows_sha256(rows: Iterable[Row]) -> str:
+def rows_sha256(rows: Iterable[CsvRow]) -> str:
     """Return the digest of the images in clusters.csv, their order and their clusters."""
     digest = hashlib.sha256()
     for row in rows:
