@@ -87,15 +87,15 @@ def only_size(name: str, preferred: int) -> int | None:
         return preferred
     if not name.startswith("timm:"):
         return None
-    short = name.removeprefix("timm:")
-    config = timm_config(short)
+    timm_name = name.removeprefix("timm:")
+    config = timm_config(timm_name)
     if config is None or not config.fixed_input_size:
         return None
-    patch = _patch_size(short)
+    patch = _patch_size(timm_name)
     step = patch or USUAL_STEP
     nearest = step * max(1, int(preferred / step + 0.5))
     published = int(config.input_size[-1])
-    return nearest if patch or nearest == published or _takes(short, nearest) else published
+    return nearest if patch or nearest == published or _takes(timm_name, nearest) else published
 
 
 def timm_config(name: str) -> Any | None:

@@ -29,20 +29,20 @@ def timm_body(name: str, image_size: int, seed: int) -> tuple[nn.Module, dict[st
     """
     import timm
 
-    short = name.removeprefix("timm:")
+    timm_name = name.removeprefix("timm:")
     # is_model looks at what stands before the tag; timm names such as hf-hub:USER/NAME, which download, are not models.
-    if not timm.is_model(short):
+    if not timm.is_model(timm_name):
         raise unknown_backbone(name)
     try:
-        config = timm.get_pretrained_cfg(short)
+        config = timm.get_pretrained_cfg(timm_name)
     except RuntimeError as error:  # a tag (resnet18.TAG) that this model does not have
         raise unknown_backbone(name) from error
     # Transformers are made for one image size; convolutional networks have no such argument.
     options: dict[str, Any] = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
-    options |= pooling(short)
+    options |= pooling(timm_name)
     with lent_global(seed, "network"):
         try:
-            model = timm.create_model(short, num_classes=0, **options)
+            model = timm.create_model(timm_name, num_classes=0, **options)
         except Exception as error:
             raise size_does_not_fit(name, image_size, error) from error
     return model, cast(dict[str, Any], model.default_cfg)
