@@ -10,6 +10,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -32,6 +33,7 @@ from deepcluster.images.decode import (
     pillow_limits,
     short_side,
 )
+from deepcluster.images.source import Numbered
 from deepcluster.images.store import read_once, square
 from tests.helpers import image_files
 from tests.helpers.image_files import BLUE, GREEN, RED, WHITE, png
@@ -302,9 +304,17 @@ def image_of(i: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(i).integers(0, 256, (9 + i % 4, 8, 3), np.uint8))
 
 
+@dataclass(frozen=True)
+class Made(Numbered):
+    image: Callable[[int], Image.Image]
+
+    def read(self, i: int, size: int | None = None) -> Image.Image:
+        return self.image(i)
+
+
 def source_of(read: Callable[[int], Image.Image], count: int, skipped: tuple[tuple[str, str], ...] = ()) -> Source:
     paths = tuple(f"{i:05}" for i in range(count))
-    return Source("test", "/place", paths, lambda i, size=None: read(i), None, skipped)
+    return Source("test", "/place", paths, Made("/place", read), None, skipped)
 
 
 def failing_where(bad: dict[int, Exception]) -> Callable[[int], Image.Image]:

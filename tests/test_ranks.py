@@ -37,6 +37,7 @@ from deepcluster.groups.tree import Tree, medoids_of, merge_tree
 from deepcluster.images import Source
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.duplicates import near_duplicates
+from deepcluster.images.source import Numbered
 from deepcluster.images.store import read_once
 from deepcluster.images.views import Augmentation
 from deepcluster.learning import features, training
@@ -548,17 +549,23 @@ def test_results_are_those_of_one_process(ranks, tmp_path, count, idle):
 SIZE = 6
 
 
-def numbered(count: int, bad: frozenset[int]) -> Source:
+@dataclass(frozen=True)
+class NumberedImages(Numbered):
     """Images that carry their number, of which some cannot be read."""
 
-    def read(i: int, size: int | None = None) -> Image.Image:
-        if i in bad:
+    bad: frozenset[int]
+
+    def read(self, i: int, size: int | None = None) -> Image.Image:
+        if i in self.bad:
             raise Undecodable("bad on purpose")
         noise = np.random.default_rng(i).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
         noise[0, 0] = i
         return Image.fromarray(noise)
 
-    return Source("numbered", "python:array", tuple(f"{i:02}" for i in range(count)), read, None, ())
+
+def numbered(count: int, bad: frozenset[int]) -> Source:
+    images = NumberedImages("python:array", bad)
+    return Source("numbered", "python:array", tuple(f"{i:02}" for i in range(count)), images)
 
 
 def small_network() -> Network:

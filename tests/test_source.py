@@ -6,16 +6,18 @@ import hashlib
 import io
 import itertools
 import os
+import pickle
 import re
 import socket
 import stat
 import struct
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import Mock
@@ -33,6 +35,7 @@ from deepcluster.images import Source, arrays, decode, find, store
 from deepcluster.images.arrays import picture
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.given import true_labels
+from deepcluster.images.source import Items, Origin, joined
 from deepcluster.images.store import preview, read_once
 from deepcluster.runtime import machine, plain_files
 from tests.pages import ROOT
@@ -104,7 +107,29 @@ def test_files_are_read_no_larger_than_needed(tmp_path: Path) -> None:
     save(tmp_path / "pics/a.jpg", RED, (320, 160), "JPEG")
     for source in (find(tmp_path), find(sorted((tmp_path / "pics").iterdir())), find(tmp_path / "pics/a.jpg")):
         assert (source.read(0).size, source.read(0, 20).size) == ((320, 160), (80, 40))
-        assert source.short_side is not None and source.short_side(0) == 160
+        assert source.side(0) == 160
+
+
+def test_a_selection_and_its_copy_by_pickle_read_the_images_of_their_numbers(tmp_path: Path) -> None:
+    for i in range(4):
+        save(tmp_path / f"photos/{i}.png", (50 * i, 0, 0))
+    array = np.zeros((4, 4, 4, 3), np.uint8)
+    array[..., 0] = 50 * np.arange(4)[:, None, None]
+    np.save(tmp_path / "a.npy", array)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "photos", ".")
+    files = [*(tmp_path / "photos").iterdir()]
+    on_disk = [tmp_path / "photos", sorted(files), tmp_path / "a.tar", tmp_path / "a.npy"]
+    sources = [find(images) for images in (*on_disk, array, [*map(Image.fromarray, array)])]
+    everything = joined(sources, "all", "python:paths")
+    for number, source in enumerate(sources):
+        of_all = everything.rows(range(4 * number, 4 * number + 4))
+        for images in (source.rows([3, 2, 0]).rows([1, 2]), of_all.rows([2, 0])):
+            for same in (images, pickle.loads(pickle.dumps(images))):
+                assert [colour(same, i) for i in (0, 1)] == [(100, 0, 0), (0, 0, 0)]
+                assert (same.paths[0], same.origin(0)) == (source.paths[2], source.origin(2))
+                assert same.side(0) == source.side(2)
+                assert [*same.files()] == [file for file in sorted(files)[2::-2] if source.items.of_files]
 
 
 def test_nothing_to_find(tmp_path: Path) -> None:
@@ -221,7 +246,7 @@ def test_layouts_of_arrays(tmp_path: Path) -> None:
     for array in (wide, wide.transpose(0, 3, 1, 2), (wide / 255).astype(np.float32)):
         source = find(array)
         assert (np.asarray(source.read(10)) == wide[10]).all()
-        assert (np.asarray(source.read(10, 1)) == wide[10]).all() and source.short_side is None
+        assert (np.asarray(source.read(10, 1)) == wide[10]).all() and source.side(10) is None
     assert source.paths == tuple(map(str, range(11)))
     assert (source.name, source.location, source.labels) == ("array", "python:array", None)
     grey = wide[..., 0]
@@ -345,16 +370,28 @@ def test_torchvision_names_and_downloads_that_fail(tmp_path: Path, monkeypatch: 
         find("torchvision:svhn")
 
 
-def spied(source: Source) -> tuple[Source, dict[str, tuple[int, int]]]:
-    """The source, and the sizes of the images that are read of it."""
-    seen: dict[str, tuple[int, int]] = {}
+@dataclass
+class Spied(Items):
+    """The images of a source, and the sizes of those that were read."""
 
-    def read(i: int, size: int | None = None) -> Image.Image:
-        image = source.read(i, size)
-        seen[source.paths[i]] = image.size
+    source: Source
+    seen: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def read(self, i: int, size: int | None = None) -> Image.Image:
+        image = self.source.read(i, size)
+        self.seen[self.source.paths[i]] = image.size
         return image
 
-    return replace(source, read=read), seen
+    def side(self, i: int) -> int | None:
+        return self.source.side(i)
+
+    def origin(self, i: int) -> Origin:
+        return self.source.origin(i)
+
+
+def spied(source: Source) -> tuple[Source, dict[str, tuple[int, int]]]:
+    spy = Spied(source)
+    return replace(source, items=spy), spy.seen
 
 
 def test_preview_decodes_little_and_knows_the_size_of_the_whole(tmp_path: Path) -> None:

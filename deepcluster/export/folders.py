@@ -131,11 +131,11 @@ class RunImages:
     def is_file(self, row: Row) -> bool:
         """Tell if the image of a row is a file, and so not written as PNG."""
         known = row["path"] in self.index
-        return self.original(row["path"]) is not None if known else self.source.file is not None
+        return self.original(row["path"]) is not None if known else self.source.items.of_files
 
     def original(self, path: str) -> Path | None:
         """Return the path of an image's file, unchecked; None if it has no file or is not at hand."""
-        return self.source.file(self.index[path]) if self.source.file and path in self.index else None
+        return self.source.file(self.index[path]) if path in self.index else None
 
     def check_outside_of(self, out: Path) -> None:
         """Raise UsageError if an image lies in ``out``: it would go with the tree that is replaced."""
@@ -238,7 +238,7 @@ class Transfer:
         mode = "copy" if strip else mode
         self.images = images
         self.strip = strip
-        self.of_files = images.source.file is not None
+        self.of_files = images.source.items.of_files
         self.ways = tuple(WAYS) if mode is None else (mode,)  # tried in turn
         self.refused: dict[str, str] = {}  # the first refusal of a way, with its reason
         self.files: Counter[str] = Counter()  # by way

@@ -2,8 +2,9 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
@@ -15,7 +16,7 @@ from PIL import Image
 
 from deepcluster.errors import DataError, DeepClusterError
 from deepcluster.images.decode import MAX_PIXELS, Undecodable, as_rgb, decode, explain, is_empty, one_line, upright
-from deepcluster.images.source import Origin, Source, numbered, real
+from deepcluster.images.source import Items, Numbered, Source, numbered, real
 from deepcluster.runtime.machine import check_fits
 
 if TYPE_CHECKING:
@@ -29,28 +30,38 @@ MAX_RATIO = 300
 IMAGE_KEY = "image"  # of items that are dicts: the usual name of torch and Hugging Face
 
 
-def reader(dataset: Any) -> Callable[..., Image.Image]:
-    """Return ``read(i, size)``, which gives the i-th image of anything with ``dataset[i]`` in mode RGB.
+def from_dataset(dataset: Any, name: str, location: str, labels: tuple[str, ...] | None = None) -> Source:
+    """Return the images of anything with ``len(dataset)`` and ``dataset[i]``, as in :func:`items_of`."""
+    return Source(name, location, numbered(len(dataset)), items_of(dataset, location), labels)
+
+
+def items_of(dataset: Any, location: str) -> Items:
+    """Return the images of a data set by number.
 
     An item is a PIL image, an array or tensor (uint8, or floats in [0, 1]), a tuple that begins with one (the rest,
     labels, is ignored), or a dict with one under ``image``. A data set of Hugging Face must have one column of images,
     which are decoded as files are; else DataError. ``read`` raises ``Undecodable`` or ``OSError`` for an item that is
     not an image.
     """
-    if hasattr(dataset, "cast_column"):
-        return _of_hugging_face(dataset)
-    lock = Lock()  # a data set need not be thread-safe
+    return _hugging_face(dataset, location) if hasattr(dataset, "cast_column") else _Dataset(location, dataset)
 
-    def read(i: int, size: int | None = None) -> Image.Image:
+
+@dataclass(frozen=True)
+class _Dataset(Numbered):
+    dataset: Any
+    lock: Lock = field(default_factory=Lock)  # a data set need not be thread-safe
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.place, self.dataset)  # a lock cannot be pickled
+
+    def read(self, i: int, size: int | None = None) -> Image.Image:
         try:
-            with lock:
-                return picture(dataset[i])
+            with self.lock:
+                return picture(self.dataset[i])
         except (MemoryError, OSError, Undecodable):
             raise
         except Exception as error:  # it is somebody else's code
             raise Undecodable(explain(error)) from error
-
-    return read
 
 
 def picture(item: Any) -> Image.Image:
@@ -123,7 +134,7 @@ def as_image(array: npt.NDArray[Any]) -> Image.Image:
     return as_rgb(Image.fromarray(np.ascontiguousarray(array[..., 0] if grey else array)))
 
 
-def _of_hugging_face(dataset: Any) -> Callable[..., Image.Image]:
+def _hugging_face(dataset: Any, location: str) -> Items:
     columns = [name for name, feature in dataset.features.items() if type(feature).__name__ == "Image"]
     if len(columns) != 1:
         names = ", ".join(map(one_line, columns or dataset.features))
@@ -132,15 +143,19 @@ def _of_hugging_face(dataset: Any) -> Callable[..., Image.Image]:
     column = columns[0]
     # Undecoded, so that these images pass the one decoder too; other columns are not read at all.
     encoded = dataset.with_format(None).select_columns(columns)
-    encoded = encoded.cast_column(column, type(dataset.features[column])(decode=False))
+    return _HuggingFace(location, encoded.cast_column(column, type(dataset.features[column])(decode=False)), column)
 
-    def read(i: int, size: int | None = None) -> Image.Image:
-        item = encoded[i][column]
+
+@dataclass(frozen=True)
+class _HuggingFace(Numbered):
+    encoded: Any
+    column: str
+
+    def read(self, i: int, size: int | None = None) -> Image.Image:
+        item = self.encoded[i][self.column]
         if not item or (item["bytes"] is None and not item["path"]):
             raise Undecodable("no image in this row")
         return decode(Path(item["path"]) if item["bytes"] is None else BytesIO(item["bytes"]), size=size)
-
-    return read
 
 
 MAGICS = (b"\x93NUMPY", b"PK")
@@ -168,23 +183,34 @@ def _without_advice(error: Exception) -> Exception:
     return error
 
 
-def _rows_on_disk(file: Path, shape: tuple[int, ...], begin: int) -> Callable[[int], npt.NDArray[np.uint8]]:
-    """Return a function that reads the i-th uint8 image of an .npy file, whose numbers start at byte ``begin``.
+@dataclass(frozen=True)
+class _RowsOnDisk:
+    """The uint8 images of an .npy file, whose numbers start at byte ``begin``.
 
     It is not mapped, because the process would die of SIGBUS if the file shrank. Reading raises DataError instead.
     """
-    size = math.prod(shape[1:])
 
-    def row(i: int) -> npt.NDArray[np.uint8]:
+    file: Path
+    shape: tuple[int, ...]  # of an image
+    begin: int
+
+    def __getitem__(self, i: int, /) -> npt.NDArray[np.uint8]:
+        size = math.prod(self.shape)
         with suppress(FileNotFoundError):
-            numbers = np.fromfile(file, np.uint8, size, offset=begin + i * size)
+            numbers = np.fromfile(self.file, np.uint8, size, offset=self.begin + i * size)
             if len(numbers) == size:
-                return numbers.reshape(shape[1:])
+                return numbers.reshape(self.shape)
         raise DataError(
-            f"{one_line(str(file))} became shorter while it was read: wait until it is complete, and try again"
+            f"{one_line(str(self.file))} became shorter while it was read: wait until it is complete, and try again"
         )
 
-    return row
+
+@dataclass(frozen=True)
+class _Rows(Numbered):
+    rows: npt.NDArray[Any] | _RowsOnDisk
+
+    def read(self, i: int, size: int | None = None) -> Image.Image:
+        return as_image(self.rows[i])
 
 
 @contextmanager
@@ -203,7 +229,7 @@ def reading(what: str, file: Path) -> Iterator[None]:
 
 def from_numpy_file(file: Path) -> Source:
     """Return the images of an .npy or .npz file, of an .npz also the labels."""
-    labels = row = None
+    labels = rows = None
     with reading("the array", file):
         array = load_array(file, mmap_mode="r")
         if not isinstance(array, np.memmap):
@@ -220,10 +246,10 @@ def from_numpy_file(file: Path) -> Source:
                 array = archive[name]
                 labels = archive[label_name] if label_name else None
         elif array.flags.c_contiguous:
-            row = _rows_on_disk(file, array.shape, array.offset)
+            rows = _RowsOnDisk(file, array.shape[1:], array.offset)
         else:
             array = load_array(file)
-    return from_array(array, file.stem, str(file), labels, row)
+    return from_array(array, file.stem, str(file), labels, rows)
 
 
 def _images_and_labels(names: Sequence[str], file: Path) -> tuple[str, str | None]:
@@ -262,12 +288,12 @@ def from_array(
     name: str,
     location: str,
     labels: npt.NDArray[Any] | None = None,
-    row: Callable[[int], npt.NDArray[np.uint8]] | None = None,
+    rows: _RowsOnDisk | None = None,
 ) -> Source:
     """Return the images of an array; DataError if its type, its shape or the number of labels is wrong.
 
     It is N x H x W, N x H x W x C or N x C x H x W with C in 1, 3, 4 (the last axis counts first); uint8, or in memory
-    also floats in [0, 1]. ``row`` reads the i-th image; default: from the array.
+    also floats in [0, 1]. ``rows`` are its images on the disk; None: in the array.
     """
     in_memory = location == "python:array"
     title = "the array" if in_memory else f"the array {one_line(location)}"
@@ -285,13 +311,10 @@ def from_array(
         raise DataError(f"{title} has dtype {array.dtype}, not uint8: scale it to 0..255 and use .astype('uint8')")
     if labels is not None and labels.size != len(array):
         raise DataError(f"{title} has {labels.size} labels for {len(array)} images")
-    row = row or array.__getitem__
-    place = real(location)
     return Source(
         name=name,
         location=location,
         paths=numbered(len(array)),
-        read=lambda i, size=None: as_image(row(i)),
+        items=_Rows(real(location), array if rows is None else rows),
         labels=None if labels is None else tuple(map(str, labels.ravel().tolist())),
-        place=lambda i: Origin(place, str(i)),
     )

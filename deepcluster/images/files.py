@@ -5,7 +5,8 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
@@ -16,14 +17,14 @@ from PIL import Image
 
 from deepcluster.errors import DataError, UsageError
 from deepcluster.images import arrays, named, shards
-from deepcluster.images.arrays import is_tensor, reader, reading, without_torch
+from deepcluster.images.arrays import is_tensor, reading, without_torch
 from deepcluster.images.decode import SUFFIXES, decode, explain, is_empty, not_a_file, one_line, short_side
-from deepcluster.images.source import WHAT_TO_TYPE, Origin, Source, is_run, numbered
+from deepcluster.images.source import WHAT_TO_TYPE, Items, Origin, Source, is_run
 from deepcluster.runtime.plain_files import MOST_TEXT, PATH_COLUMNS, check_file
 
 
 class Dataset(Protocol):
-    """Images by number, as in ``arrays.reader``: a Dataset of torch or Hugging Face, a list of
+    """Images by number, as in ``arrays.items_of``: a Dataset of torch or Hugging Face, a list of
     images, or a tensor."""
 
     def __len__(self) -> int: ...
@@ -67,7 +68,7 @@ def find(images: Images, *, may_be_empty: bool = False) -> Source:
     if _is_dataset(images):
         if not len(images):
             raise DataError(f"no images in the {type(images).__name__} that was passed")
-        return Source("dataset", "python:dataset", numbered(len(images)), reader(images))
+        return arrays.from_dataset(images, "dataset", "python:dataset")
     way = "a folder, a list of paths, an array or tensor, or a Dataset that has a length"
     way = "X.dataset, its data set" if hasattr(images, "dataset") else way  # a DataLoader
     raise DataError(f"images cannot come from a {type(images).__name__}: pass {way}")
@@ -157,10 +158,8 @@ def _from_folder(folder: Path) -> Source:
         skipped += [(path, "beside the shards, not read") for path in paths if not shards.is_shard(path)]
         return shards.from_tars({path: folder / path for path in names}, name, str(folder), skipped)
     labels = [path.split("/")[-2] if "/" in path else "" for path in paths]
-    real = Path(os.path.realpath(folder))  # no link below it is followed
-    return _of_files(
-        paths, lambda i: folder / paths[i], lambda i: real / paths[i], labels, name, str(folder), tuple(skipped)
-    )
+    files = _FilesBelow(paths, folder, Path(os.path.realpath(folder)))
+    return _of_files(files, paths, labels, name, str(folder), tuple(skipped))
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, str | None]]:
@@ -202,13 +201,42 @@ def from_files(files: Sequence[tuple[str, Path]], name: str, location: str) -> S
         raise DataError(f"no paths in {title}: give the path of at least one image")
     paths = [path.replace(os.sep, "/") for path, _ in files]
     labels = [file.parent.name for _, file in files]
-    return _of_files(paths, lambda i: files[i][1], lambda i: os.path.realpath(files[i][1]), labels, name, location)
+    return _of_files(_Files([file for _, file in files]), paths, labels, name, location)
+
+
+@dataclass(frozen=True)
+class _Files(Items):
+    paths: Sequence[str | Path]
+    of_files = True
+
+    def read(self, i: int, size: int | None = None) -> Image.Image:
+        return decode(self.file(i), size=size)
+
+    def side(self, i: int) -> int:
+        return short_side(self.file(i))
+
+    def file(self, i: int) -> Path:
+        return Path(self.paths[i])
+
+    def origin(self, i: int) -> Origin:
+        return Origin(os.path.realpath(self.paths[i]))
+
+
+@dataclass(frozen=True)
+class _FilesBelow(_Files):
+    folder: Path
+    real_folder: Path  # no link below it is followed
+
+    def file(self, i: int) -> Path:
+        return self.folder / self.paths[i]
+
+    def origin(self, i: int) -> Origin:
+        return Origin(str(self.real_folder / self.paths[i]))
 
 
 def _of_files(
+    files: _Files,
     paths: Sequence[str],
-    file: Callable[[int], Path],
-    real: Callable[[int], Path | str],
     labels: Sequence[str],
     name: str,
     location: str,
@@ -218,12 +246,9 @@ def _of_files(
         name=name,
         location=location,
         paths=tuple(paths),
-        read=lambda i, size=None: decode(file(i), size=size),
+        items=files,
         labels=tuple(labels) if any(labels) else None,
         skipped=skipped,
-        short_side=lambda i: short_side(file(i)),
-        file=file,
-        place=lambda i: Origin(str(real(i))),
     )
 
 

@@ -17,7 +17,7 @@ from deepcluster.errors import DataError, UsageError
 from deepcluster.images.arrays import load_array, reading, without_torch
 from deepcluster.images.decode import Undecodable, one_line
 from deepcluster.images.files import absolute, from_files, from_list, located
-from deepcluster.images.source import Source, numbered
+from deepcluster.images.source import Numbered, Source, numbered
 from deepcluster.runtime.plain_files import PATH_COLUMNS, read_columns
 
 if TYPE_CHECKING:
@@ -103,10 +103,12 @@ def _paths_in(table: Path) -> list[tuple[str, Path]]:
 
 
 def _rows_alone(count: int, name: str) -> Source:
-    def read(i: int, size: int | None = None) -> Image.Image:
-        raise Undecodable("features without a file")
+    return Source(name, "python:array", numbered(count), _NoPictures("python:array"))
 
-    return Source(name, "python:array", numbered(count), read)
+
+class _NoPictures(Numbered):
+    def read(self, i: int, size: int | None = None) -> Image.Image:
+        raise Undecodable("features without a file")
 
 
 def true_labels(spec: str, source: Source) -> list[str]:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from deepcluster.errors import DataError, missing_packages
-from deepcluster.images.arrays import from_array, reader
+from deepcluster.images.arrays import from_array, from_dataset
 from deepcluster.images.decode import one_line
-from deepcluster.images.source import Source, numbered
+from deepcluster.images.source import Source
 
 ANSWER_SECONDS = 10.0  # for the Hub's first answer
 
@@ -50,7 +50,7 @@ def from_torchvision(name: str) -> Source:
             "type the same again, or download it on another machine and copy that folder here"
         ) from error
 
-    return Source(title, f"torchvision:{title}", numbered(len(dataset)), reader(dataset), _targets(dataset))
+    return from_dataset(dataset, title, f"torchvision:{title}", _targets(dataset))
 
 
 def cache_folder(name: str) -> Path:
@@ -78,8 +78,7 @@ def from_hugging_face(name: str) -> Source:
         ) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
-    labels = _hugging_face_labels(dataset)
-    return Source(name.rpartition("/")[2], f"hf:{name}", numbered(len(dataset)), reader(dataset), labels)
+    return from_dataset(dataset, name.rpartition("/")[2], f"hf:{name}", _hugging_face_labels(dataset))
 
 
 def _unreachable(name: str) -> Exception | None:

@@ -13,11 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from posixpath import splitext
 from threading import local
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from PIL import Image
 
 from deepcluster.errors import DataError
 from deepcluster.images.decode import SMALL_FILE, SUFFIXES, decode, explain, is_empty, one_line, short_side
-from deepcluster.images.source import Origin, Source
+from deepcluster.images.source import Items, Origin, Source
 from deepcluster.runtime.plain_files import Section
 
 _SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE)
@@ -88,41 +90,31 @@ def from_tars(files: Mapping[str, Path], name: str, location: str, skipped: Sequ
     ``files``: The archives, by the name that stands before those of their members.
     ``skipped``: (path, reason) of other files.
     """
-    archives = _Archives([*files.values()])
-    paths = list[str]()
+    archives = _Archives(files)
     reasons = [*skipped]
     labels = list[str]()
     folders = list[str]()
     for shard, file in files.items():
         members = _Members(file)
-        archives.add(members)
-        paths += [f"{shard}/{member}" for member in members.images]
+        archives.add(shard, members)
         labels += [members.labels.get(_key(member), "") for member in members.images]
         folders += [sys.intern(member.split("/")[-2] if "/" in member else "") for member in members.images]
         reasons += [(f"{shard}/{member}" if member else shard, reason) for member, reason in members.skipped.items()]
     reasons.sort(key=lambda pair: os.fsencode(pair[0]))
-    if not paths:
+    if not archives.paths:
         aside = "".join(f"; {one_line(path)}: {reason}" for path, reason in reasons[:3])
         raise DataError(
             f"no image in {one_line(location)}: {len(files)} shards read{aside}. A shard is a plain tar archive, and"
             " the names of its images end in .jpg, .png or another suffix of images"
         )
     labels = labels if any(labels) else folders
-    places = [(f"{shard}/", os.path.realpath(file)) for shard, file in files.items()]
-
-    def origin(i: int) -> Origin:
-        prefix, place = places[archives.number(i)]
-        return Origin(place, paths[i].removeprefix(prefix))
-
     return Source(
         name=name,
         location=location,
-        paths=tuple(paths),
-        read=lambda i, size=None: decode(archives.open(i), size=size),
+        paths=tuple(archives.paths),
+        items=archives,
         labels=tuple(labels) if any(labels) else None,
         skipped=tuple(reasons),
-        short_side=lambda i: short_side(archives.open(i)),
-        place=origin,
     )
 
 
@@ -215,35 +207,47 @@ def _label_in(content: bytes, kind: str) -> str | None:
     return None
 
 
-class _Archives:
+class _Archives(Items):
     """Archives that are open to read images by number. An image costs 16 bytes: its position and its size."""
 
-    def __init__(self, files: Sequence[Path]):
-        self._files = files
+    def __init__(self, files: Mapping[str, Path]):
+        self.paths: list[str] = []
+        self._shards = [(f"{shard}/", file, os.path.realpath(file)) for shard, file in files.items()]
         self._firsts = array("q")
         self._offsets = array("q")
         self._sizes = array("q")
-        self._last = local()  # the archive that a thread read last: not shared, because a file has one position
+        self._last = _Last()
 
-    def add(self, members: _Members) -> None:
+    def add(self, shard: str, members: _Members) -> None:
         """Append the images of the next archive."""
+        self.paths += [f"{shard}/{member}" for member in members.images]
         self._firsts.append(len(self._sizes))
         self._offsets.extend(offset for offset, _ in members.images.values())
         self._sizes.extend(size for _, size in members.images.values())
 
-    def number(self, i: int) -> int:
+    def read(self, i: int, size: int | None = None) -> Image.Image:
+        return decode(self._open(i), size=size)
+
+    def side(self, i: int) -> int:
+        return short_side(self._open(i))
+
+    def origin(self, i: int) -> Origin:
+        prefix, _, place = self._shards[self._number(i)]
+        return Origin(place, self.paths[i].removeprefix(prefix))
+
+    def _number(self, i: int) -> int:
         """Return the number of the archive that has the i-th image."""
         return bisect_right(self._firsts, i) - 1
 
-    def open(self, i: int) -> BinaryIO:
+    def _open(self, i: int) -> BinaryIO:
         """Return the bytes of the i-th image, for this thread to read before it opens another. Raises ``OSError``."""
-        number = self.number(i)
+        number = self._number(i)
         begin = self._offsets[i]
         size = self._sizes[i]
-        if getattr(self._last, "number", None) != number:
-            self._last.stream = _Stream(self._files[number])
+        if self._last.number != number:
+            self._last.stream = _Stream(self._shards[number][1])
             self._last.number = number
-        stream: _Stream = self._last.stream
+        stream = self._last.stream
         if size > SMALL_FILE:
             return io.BufferedReader(Section(stream, begin, begin + size))
         stream.seek(begin)
@@ -270,3 +274,13 @@ class _Stream(io.FileIO):
 
     def __del__(self) -> None:
         self.close()
+
+
+class _Last(local):
+    """The archive that a thread read last: not shared, because a file has one position, and not pickled."""
+
+    number = -1
+    stream: _Stream
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()

@@ -1,15 +1,15 @@
-"""Source: images that exist but are not yet read, how the i-th is read, and why some are left out."""
+"""Source: images that exist but are not yet read, and why some are left out."""
 
 import json
 import os
 import stat
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
@@ -30,9 +30,45 @@ class Origin(NamedTuple):
     member: str = ""  # number of its row, or name of the shard's member; empty for a file of its own
 
 
+class Items(Protocol):
+    """Images by number: how each one is read, and where it comes from.
+
+    A class for each kind of source. A copy by pickle reads the same images.
+    """
+
+    of_files: bool = False  # an image may be a file of its own
+
+    def read(self, i: int, size: int | None = None) -> Image.Image:
+        """Return the i-th image in mode RGB, reduced as in ``decode`` if ``size`` is given and the image is encoded.
+
+        Raises ``Undecodable`` or ``OSError``.
+        """
+        ...
+
+    def side(self, i: int) -> int | None:
+        """Return the shorter side in px of the i-th image from its header; None if ``read`` reduces nothing."""
+        return None
+
+    def file(self, i: int) -> Path | None:
+        """Return the absolute path of the i-th image; None for one that is no file."""
+        return None
+
+    def origin(self, i: int) -> Origin: ...
+
+
+@dataclass(frozen=True)
+class Numbered(Items):
+    """Images that one place holds, an array or a data set, by their numbers there."""
+
+    place: str
+
+    def origin(self, i: int) -> Origin:
+        return Origin(self.place, str(i))
+
+
 @dataclass(frozen=True)
 class Source:
-    """Images that exist but are not yet read.
+    """Images that exist but are not yet read: a selection of items, in an order, by name.
 
     Attributes:
         name: A short name, for the name of a run.
@@ -42,32 +78,38 @@ class Source:
         paths: In a folder: relative to it, with ``/``, in the order of their bytes. In a list: as written there, each
             file once (a list from Python is taken as it is). Of shards: SHARD/MEMBER in the order of the archives. Of
             an array or data set: numbers.
-        read: ``read(i, size)`` gives the i-th image in mode RGB, reduced as in ``decode`` if ``size`` is given; raises
-            ``Undecodable`` or ``OSError``.
+        items: These images, and perhaps others.
         labels: The labels of ``paths``, if the source has any.
         skipped: (path, reason) of files that are never opened.
-        short_side: Gives the shorter side in px of the i-th image from its header; None if ``read`` reduces nothing.
-        file: Gives the absolute path of the i-th image, None for one that is no file; None if no image is a file.
-        place: Gives the origin of the i-th image; None if ``location`` and ``paths`` say it.
+        numbers: The number of each image among ``items``; None: i is that of the i-th.
     """
 
     name: str
     location: str
     paths: tuple[str, ...]
-    read: Callable[..., Image.Image]
+    items: Items
     labels: tuple[str, ...] | None = None
     skipped: tuple[tuple[str, str], ...] = ()
-    short_side: Callable[[int], int] | None = None
-    file: Callable[[int], Path | None] | None = None
-    place: Callable[[int], Origin] | None = None
+    numbers: Sequence[int] | None = None
+
+    def read(self, i: int, size: int | None = None) -> Image.Image:
+        return self.items.read(self._number(i), size)
+
+    def side(self, i: int) -> int | None:
+        return self.items.side(self._number(i))
+
+    def file(self, i: int) -> Path | None:
+        return self.items.file(self._number(i))
 
     def origin(self, i: int) -> Origin:
-        """Return the origin of the i-th image."""
-        return self.place(i) if self.place else Origin(self.location, self.paths[i])
+        return self.items.origin(self._number(i))
+
+    def _number(self, i: int) -> int:
+        return i if self.numbers is None else self.numbers[i]
 
     def files(self) -> Iterator[Path]:
         """Yield the absolute paths of the images that are files."""
-        return filter(None, map(self.file, range(len(self.paths)))) if self.file else iter(())
+        return filter(None, map(self.file, range(len(self.paths)))) if self.items.of_files else iter(())
 
     def parts(self, count: int) -> Iterator["Source"]:
         """Yield all images, ``count`` at a time; the first part also has ``skipped``."""
@@ -77,16 +119,12 @@ class Source:
 
     def rows(self, chosen: Sequence[int]) -> "Source":
         """Return the images with these numbers, in this order; ``skipped`` is empty."""
-        side, file = self.short_side, self.file
         return replace(
             self,
             paths=tuple(self.paths[i] for i in chosen),
-            read=lambda i, size=None: self.read(chosen[i], size),
             labels=None if self.labels is None else tuple(self.labels[i] for i in chosen),
             skipped=(),
-            short_side=None if side is None else lambda i: side(chosen[i]),
-            file=None if file is None else lambda i: file(chosen[i]),
-            place=lambda i: self.origin(chosen[i]),
+            numbers=tuple(map(self._number, chosen)),
         )
 
 
@@ -120,23 +158,42 @@ def real(location: str) -> str:
     return os.path.realpath(location) if Path(location).is_absolute() else location
 
 
-def joined(parts: Sequence[Source], name: str, location: str) -> Source:
+class _Several(Items):
+    def __init__(self, sources: Sequence[Source]):
+        self.sources = sources
+        self.ends = [*accumulate(len(source.paths) for source in sources)]
+        self.of_files = any(source.items.of_files for source in sources)
+
+    def _at(self, i: int) -> tuple[Source, int]:
+        number = bisect_right(self.ends, i)
+        return self.sources[number], i - (self.ends[number - 1] if number else 0)
+
+    def read(self, i: int, size: int | None = None) -> Image.Image:
+        source, i = self._at(i)
+        return source.read(i, size)
+
+    def side(self, i: int) -> int | None:
+        source, i = self._at(i)
+        return source.side(i)
+
+    def file(self, i: int) -> Path | None:
+        source, i = self._at(i)
+        return source.file(i)
+
+    def origin(self, i: int) -> Origin:
+        source, i = self._at(i)
+        return source.origin(i)
+
+
+def joined(sources: Sequence[Source], name: str, location: str) -> Source:
     """Return the images of several sources, one source behind the other."""
-    ends = [*accumulate(len(part.paths) for part in parts)]
-
-    def alone(i: int) -> Source:
-        number = bisect_right(ends, i)
-        return parts[number].rows([i - (ends[number - 1] if number else 0)])
-
-    labels = tuple(label for part in parts for label in part.labels or [""] * len(part.paths))
+    labels = tuple(label for source in sources for label in source.labels or [""] * len(source.paths))
     return Source(
         name=name,
         location=location,
-        paths=tuple(path for part in parts for path in part.paths),
-        read=lambda i, size=None: alone(i).read(0, size),
+        paths=tuple(path for source in sources for path in source.paths),
+        items=_Several(sources),
         labels=labels if any(labels) else None,
-        file=(lambda i: next(alone(i).files(), None)) if any(part.file for part in parts) else None,
-        place=lambda i: alone(i).origin(0),
     )
 
 

@@ -211,13 +211,13 @@ def preview(source: Source) -> tuple[int, bool]:
         for i in sorted(range(len(source.paths)), key=lambda i: hashlib.sha256(os.fsencode(source.paths[i])).digest()):
             try:
                 image = source.read(i, PREVIEW_SIZE)
-                side = min(image.size) if source.short_side is None else source.short_side(i)
+                side = source.side(i)
             except (MemoryError, DataError):  # a DataError concerns the whole source
                 raise
             except Exception as error:
                 failures.append((source.paths[i], explain(error)))
                 continue
-            sides.append(side)
+            sides.append(min(image.size) if side is None else side)
             grey.append(_is_grey(image))
             if len(sides) == COUNT:
                 break

@@ -253,7 +253,7 @@ def fit_features(given: Path | npt.ArrayLike, request: Request, display: Display
         job = Job(request, source, labels, CPU, Several(Log(), display), ALONE, clock)
         out = free_path(source, request)
         if request.overwrite and isinstance(given, str | Path):
-            check_not_inside(replace(source, location=str(Path(given).absolute()), file=None), out)
+            check_not_inside([Path(given).absolute()], out)
         with files.locked(out, make=True) as folder, files.replacing(folder if request.overwrite else None):
             with folder.next_state(anew=request.overwrite) as staged:
                 record = _write_features(job, staged, features, recipe)
@@ -321,7 +321,7 @@ def _write_features(job: Job, folder: files.LockedFolder, features: Tensor, reci
 
 def pictures_of(source: Source) -> Tensor | None:
     """Return small pictures of all rows (uint8, N x 3 x S x S), grey without an image; None if there is no image."""
-    if source.file is None:
+    if not source.items.of_files:
         return None
     store = read_once(source, PICTURE_SIDE, none_is_fine=True)
     if not store.usable:

@@ -203,7 +203,7 @@ def _originals(run: Path, source: Source | None) -> str:
 
     No link is safe if the images are not files of one folder, or if only the root is above both.
     """
-    if source is None or source.file is None or not Path(source.location).is_dir():
+    if source is None or not source.items.of_files or not Path(source.location).is_dir():
         return ""
     here, there = run.resolve(), Path(source.location).resolve()
     if here.anchor != there.anchor or len(Path(os.path.commonpath([here, there])).parts) < 2:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -206,15 +206,15 @@ def free_path(source: Source, request: Request) -> Path:
     out = request.out or Path("runs") / name
     files.check_free(out, overwrite=request.overwrite, resume=request.resume)
     if request.overwrite:
-        check_not_inside(source, out)
+        check_not_inside((Path(source.location), *source.files()), out)
     return out
 
 
-def check_not_inside(source: Source, out: Path) -> None:
+def check_not_inside(images: Iterable[Path], out: Path) -> None:
     """Raise UsageError if ``--overwrite`` would remove one of the images: a file of the run that is replaced."""
     replaced = {os.path.realpath(out / name) for name in own_files(out)}
     names = {Path(path).name for path in replaced}
-    for file in (Path(source.location), *source.files()):
+    for file in images:
         if (file.name in names or file.is_symlink()) and os.path.realpath(file) in replaced:
             raise UsageError(f"--overwrite would remove {file}, which is one of IMAGES: give another -o")
 

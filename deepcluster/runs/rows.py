@@ -234,16 +234,16 @@ def named_as_in_run(source: Source, location: str) -> Source:
     base, here = folder_of(location), Path(source.location)
 
     def name(i: int) -> str:
-        if source.file and (file := source.file(i)):
+        if file := source.file(i):
             return name_in_run(file, base)
         path, member = source.origin(i)
         return f"{name_in_run(Path(path), base)}{'#' if member.isdecimal() else '/'}{member}"
 
     below = here if here.is_dir() else here.parent
     return replace(
-        source.rows(range(len(source.paths))),
+        source,
         paths=tuple(map(name, range(len(source.paths)))),
-        labels=None if source.file and not here.is_dir() else source.labels,
+        labels=None if source.items.of_files and not here.is_dir() else source.labels,
         skipped=tuple((name_in_run(below / path, base), reason) for path, reason in source.skipped),
     )
 

@@ -201,7 +201,7 @@ def _read(
     # A file is known by its place, whatever its name; the content of an array or a shard may have changed.
     present = {Origin(row["source"], row["member"]) for row in added}
     present |= {at_hand.origin(i) for i in range(len(at_hand.paths))} if at_hand else set()
-    fresh = [i for i in range(len(source.paths)) if not source.file or source.origin(i) not in present]
+    fresh = [i for i in range(len(source.paths)) if not source.items.of_files or source.origin(i) not in present]
     known = {row["sha256"] for row in added}
     if folder.has(IMAGES_READ):
         known |= {row["sha256"] for row in folder.read_rows(IMAGES_READ, DIGEST_COLUMNS)}
@@ -237,7 +237,7 @@ def _read(
 def _free_names(source: Source, digests: Sequence[str], rows: Rows) -> tuple[str, ...]:
     """Return names that the run does not have: numbers go on, and a path that it has gets the image's digest."""
     taken = {*rows.paths, *(path for path, _ in rows.skipped)}
-    if source.file is None and source.location.startswith("python:"):
+    if not source.items.of_files and source.location.startswith("python:"):
         begin = 1 + max((int(path) for path in taken if path.isdecimal()), default=-1)
         return tuple(str(begin + i) for i in range(len(source.paths)))
     present = {*rows.paths}
