@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 )
 from PIL import Image
 
-from deepcluster.images.source import is_run
+from deepcluster.runtime.plain_files import is_run
 from deepcluster.storage import run_folder as files
 from tests.commands import Commands
 from tests.helpers.runs import bystanders, contents, state_of

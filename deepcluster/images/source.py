@@ -1,15 +1,13 @@
 """Source: images that exist but are not yet read, and why some are left out."""
 
-import json
 import os
-import stat
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from PIL import Image
 
@@ -195,25 +193,6 @@ def joined(sources: Sequence[Source], name: str, location: str) -> Source:
         items=_Several(sources),
         labels=labels if any(labels) else None,
     )
-
-
-RUN = "run.json"
-# Values that every run.json has.
-RECORD: Mapping[str, type] = {"schema_version": int, "images": str, "location": str, "seed": int}
-MAX_RECORD_BYTES = 4 << 20
-
-
-def is_run(folder: Path) -> bool:
-    """Tell if a folder is a run folder: its run.json is one of ours."""
-    path = folder / RUN
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_RECORD_BYTES:
-            return False
-        record: Any = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(record, dict) and all(type(record.get(key)) is kind for key, kind in RECORD.items())
 
 
 RAW_SUFFIXES = (

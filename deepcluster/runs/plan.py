@@ -14,7 +14,6 @@ from torch import nn
 from deepcluster.errors import DataError, ModelError, UsageError, warn
 from deepcluster.images import Source
 from deepcluster.images.decode import one_line
-from deepcluster.images.source import is_run
 from deepcluster.images.store import Store, preview
 from deepcluster.nets.hub import fetch, local_file
 from deepcluster.nets.names import PUBLISHED
@@ -24,7 +23,7 @@ from deepcluster.runs.build import NO_STEPS, OWN, Steps
 from deepcluster.runs.rows import DIGEST_COLUMNS, IMAGES_READ
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
-from deepcluster.runtime.plain_files import CsvRow, shaped
+from deepcluster.runtime.plain_files import CsvRow, is_run, shaped
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import ROUNDS, Checkpoint, fitting

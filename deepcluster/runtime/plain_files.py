@@ -184,6 +184,21 @@ def _finite(text: str) -> float:
     return value
 
 
+RUN = "run.json"
+# Values that every run.json has.
+RECORD: Mapping[str, type] = {"schema_version": int, "images": str, "location": str, "seed": int}
+
+
+def is_run(folder: Path) -> bool:
+    """Tell if a folder is a run folder: its run.json is one of ours."""
+    try:
+        check_file(folder / RUN, MOST_JSON)
+        record: Any = json.loads((folder / RUN).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and all(type(record.get(key)) is kind for key, kind in RECORD.items())
+
+
 def shaped(value: Any, kind: Any, name: str) -> Any:
     """Return a JSON value as a ``kind``, or raise ValueError with its ``name`` and what is wrong with it.
 

@@ -22,14 +22,21 @@ from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DeepClusterError, DiskError, ModelError, OutOfMemoryError, UsageError, first_line
 from deepcluster.groups.cut import Cut
-from deepcluster.images.source import is_run
 from deepcluster.model import Identity, Model, check_batch_fits
 from deepcluster.nets.names import MODULE, NO_NETWORK
 from deepcluster.nets.network import Absent, Network, absent_module, build, copy_of_module, no_network
 from deepcluster.nets.timm import channels_last
 from deepcluster.nets.weights import shapes_only
 from deepcluster.records import Candidate
-from deepcluster.runtime.plain_files import check_tensors, json_sha256, parse_json, read_json, read_tensors, shaped
+from deepcluster.runtime.plain_files import (
+    check_tensors,
+    is_run,
+    json_sha256,
+    parse_json,
+    read_json,
+    read_tensors,
+    shaped,
+)
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.files import changing, write_tensors, write_whole
 from deepcluster.storage.run_folder import FORMER, LockedFolder, RunFolder, read_state

@@ -19,14 +19,13 @@ import numpy.typing as npt
 from deepcluster import log
 from deepcluster.errors import DeepClusterError, DiskError, Stopped, first_line
 from deepcluster.images.arrays import load_array
-from deepcluster.images.source import RECORD as RECORD
-from deepcluster.images.source import RUN as RUN
-from deepcluster.images.source import is_run
 from deepcluster.records import Candidate
 from deepcluster.runtime.plain_files import (
     MOST_JSON,
+    RECORD,
     CsvRow,
     check_file,
+    is_run,
     lines_of,
     read_json,
     sha256,
@@ -34,6 +33,7 @@ from deepcluster.runtime.plain_files import (
     unguarded,
     write_csv,
 )
+from deepcluster.runtime.plain_files import RUN as RUN
 from deepcluster.storage import state
 from deepcluster.storage.content import SCHEMA_VERSION, RunRecord, Table
 from deepcluster.storage.files import changing, sync_folder, write_tensors, write_whole

@@ -25,8 +25,8 @@ from typing import BinaryIO
 
 from deepcluster.errors import DiskError
 from deepcluster.evaluation import PROTOCOL_OPTIONS
-from deepcluster.images.source import RUN
 from deepcluster.runtime import signals
+from deepcluster.runtime.plain_files import RUN
 from deepcluster.storage.files import changing, sync_folder
 
 TABLES = {"clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "history.csv", "added.csv"}

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from deepcluster.images.source import is_run
 from deepcluster.runs.predict import predict
 from deepcluster.runs.rows import read_run
 from deepcluster.runtime.console import Silent
+from deepcluster.runtime.plain_files import is_run
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.run_folder import RunFolder
