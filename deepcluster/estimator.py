@@ -340,7 +340,7 @@ class DeepCluster(_Base):
         title = f"{self.n_clusters_} clusters of {items}, {count(self.n_iter_, 'round')}"
         with folder.as_disk_errors():
             used = folder.read_clusters().where("status", "ok")
-            summary = folder.read_rows("cluster_summary.csv", files.SUMMARY[:-2])
+            summary = folder.read_rows("cluster_summary.csv")
             return gallery(title, used, summary, pictures(self._images_at_hand(), THUMBNAIL))
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
@@ -417,15 +417,12 @@ class DeepCluster(_Base):
         self.labels_: npt.NDArray[np.int64] = clusters.numpy()
         self.embedding_: npt.NDArray[np.float32] = rows.reduced.numpy()
         self.paths_ = list(rows.paths)
-        self.skipped_ = [(row["path"], row["reason"]) for row in folder.read_rows("skipped.csv", files.SKIPPED)]
+        self.skipped_ = [(row["path"], row["reason"]) for row in folder.read_rows("skipped.csv")]
         self._of_fit = Prediction(tuple(rows.paths), rows.reduced, rows.residuals, ())
         self.inertia_ = _inertia(rows.reduced, clusters, self._centers())
         self.verdict_ = record.verdict or ""
         self.n_iter_ = int(record.rounds or 0)
-        self.history_ = [
-            {name: _number(cell) for name, cell in row.items()}
-            for row in folder.read_rows("history.csv", files.HISTORY)
-        ]
+        self.history_ = [{name: _number(cell) for name, cell in row.items()} for row in folder.read_rows("history.csv")]
 
     def _take(self, model: Model) -> None:
         model.network.to(choose_device(device_name(self.device)))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deepcluster.storage.run_folder import CLUSTERS, SUMMARY, rows_sha256
+from deepcluster.storage.run_folder import rows_sha256
 from tests.helpers.runs import change_record
 from tests.tiny import writable
 
@@ -52,12 +52,12 @@ def hand_run(
         {"cluster": number, "name": names.get(number, ""), "junk": int(number in junk)}
         for number in sorted(set(clusters.values()))
     ]
-    folder.write_rows("cluster_summary.csv", SUMMARY, summary)
+    folder.write_rows("cluster_summary.csv", summary)
     return run
 
 
 def write_clusters(run: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    writable(run).write_rows("clusters.csv", CLUSTERS, rows)
+    writable(run).write_rows("clusters.csv", rows)
     change_record(run, rows=rows_sha256(rows))
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from deepcluster import errors
 from deepcluster.runtime.signals import EXIT_ON_SECOND_SIGINT
 from deepcluster.storage import run_folder as files
+from deepcluster.storage.content import FILES
 from tests.pages import (
     FENCE,
     PAGES,
@@ -156,12 +157,8 @@ def test_pictures_are_shown_somewhere_and_small():
 
 def test_the_columns_in_the_pages_are_those_of_the_files():
     page = text_of(ROOT / "docs/run-folder.md")
-    for name, columns in (
-        ("clusters.csv", files.CLUSTERS),
-        ("cluster_summary.csv", files.SUMMARY),
-        ("skipped.csv", files.SKIPPED),
-        ("duplicates.csv", files.DUPLICATES),
-    ):
+    for name in ("clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv"):
+        columns = FILES[name].columns
         assert f"`{','.join(columns)}`" in next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
     assert ",".join(files.PREDICTIONS) in text_of(ROOT / "README.md")
 

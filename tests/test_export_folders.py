@@ -19,12 +19,12 @@ from PIL import Image
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
 from deepcluster.export import folders
 from deepcluster.export.folders import MAX_NAME_BYTES, cluster_folder, distinct, plain, read_run_images
-from deepcluster.export.replace import INVENTORY, LOCK, replace_tree, write_inventory
+from deepcluster.export.replace import INVENTORY, INVENTORY_COLUMNS, LOCK, replace_tree, write_inventory
 from deepcluster.images import find
 from deepcluster.images.store import read_once
 from deepcluster.recipe import Recipe
 from deepcluster.runtime.plain_files import sha256
-from deepcluster.storage.run_folder import ADDED_COLUMNS, DUPLICATES, RunFolder
+from deepcluster.storage.run_folder import RunFolder, table_rows
 from deepcluster.storage.state import InUseError
 from tests.exports import hand_run, photos_run, pixels, state, tree, write_clusters, write_image
 from tests.helpers.runs import Said
@@ -51,7 +51,7 @@ def beach(tmp_path):
 
 
 def inventory(out):
-    return RunFolder(out).read_rows("inventory.csv")
+    return [*table_rows(out / "inventory.csv", INVENTORY_COLUMNS)]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -207,7 +207,7 @@ def test_images_outside_of_the_folders_of_the_run_are_left_out(tmp_path):
         {"path": path, "source": str(tmp_path / source), "sha256": pixels_of_b}
         for path, source in {**sources, "../private.npy#0": "private.npy"}.items()
     ]
-    writable(run).write_rows("added.csv", ADDED_COLUMNS, [*added[:3], {**added[3], "member": "0"}])
+    writable(run).write_rows("added.csv", [*added[:3], {**added[3], "member": "0"}])
     (tmp_path / "photos" / "link.png").symlink_to(tmp_path / "private.png")
     with pytest.warns(DeepClusterWarning, match=r"4 images .*\.\./private\.png"):
         folders(run, tmp_path / "out")
@@ -496,7 +496,7 @@ def test_an_inventory_or_a_folder_that_somebody_changed_reaches_nothing_outside(
     shutil.copytree(tmp_path / "photos", elsewhere)
     rows[0]["exported_path"] = "../elsewhere/a.png"
     rows[1]["exported_path"] = str(elsewhere / "sea" / "a.png")
-    writable(out).write_rows("inventory.csv", [*rows[0]], rows)
+    write_inventory(out, rows, scratch=tmp_path)
     shutil.rmtree(out / "002")
     (elsewhere / "sky" / "mine").write_text("mine")
     (out / "002").symlink_to(elsewhere / "sky")
@@ -558,7 +558,7 @@ def test_the_best_of_nearly_identical_images_is_kept(tmp_path, prints):
         folders(run, tmp_path / "out", duplicates="first")
     alike = ["gone.png", "small.png", "blurred.png", "sharp.png", "same.png"]
     groups = [{"group": 0, "path": path, "distance": 0} for path in alike]
-    writable(run).write_rows("duplicates.csv", DUPLICATES, groups)
+    writable(run).write_rows("duplicates.csv", groups)
     (tmp_path / "photos" / "gone.png").write_text("no image")
     said = Said()
     with pytest.warns(match="1 images"):

@@ -170,6 +170,16 @@ def test_an_error_drops_the_next_state(tmp_path):
     assert state(run) == OLD and left_behind(run) == []
 
 
+@pytest.mark.parametrize("name", ["new.csv", "model/new.bin", "evaluation-new.json", "checkpoints/1.json"])
+def test_a_file_that_no_table_lists_is_never_written(tmp_path, name):
+    run = make(tmp_path / "run")
+    with pytest.raises(AssertionError, match=name), files.locked(run) as folder, folder.next_state() as staged:
+        staged.write(name, "new")
+    with pytest.raises(AssertionError, match=name), files.locked(run) as folder:
+        folder.write(name, "new")
+    assert state(run) == OLD and left_behind(run) == [] and not (run / name).exists()
+
+
 def test_a_reader_waits_for_the_process_that_finishes(tmp_path, monkeypatch):
     run = make(tmp_path / "run")
     leave_pending(run)

@@ -95,7 +95,7 @@ def test_recut_and_report_find_the_pictures(made):
     source = images_at_hand(open_run(made / "run"))
     assert source and len(source.paths) == COUNT
     before = (made / "run" / "clusters.csv").read_bytes()
-    assert len(recut(made / "run", 2).read_rows("cluster_summary.csv", ())) == 2
+    assert len(recut(made / "run", 2).read_rows("cluster_summary.csv")) == 2
     recut(made / "run", GROUPS)
     assert (made / "run" / "clusters.csv").read_bytes() == before
     assert "data:image" in report(made / "run").read_text()

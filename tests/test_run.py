@@ -34,7 +34,7 @@ from deepcluster.runtime.plain_files import json_sha256
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints
-from deepcluster.storage.content import RunRecord
+from deepcluster.storage.content import FILES, RunRecord
 from tests.helpers.runs import OPTIONS, Said, assert_same_result, left_behind, predicted, record, rows
 from tests.tiny import writable
 
@@ -52,9 +52,9 @@ def finished(fitted) -> Path:
 
 def test_the_files_and_their_columns(finished):
     table, history = rows(finished / "clusters.csv"), rows(finished / "history.csv")
-    assert tuple(table[0]) == files.CLUSTERS and [row["status"] for row in table] == ["ok"] * 48
-    assert tuple(rows(finished / "cluster_summary.csv")[0]) == files.SUMMARY
-    assert tuple(history[0]) == (*files.HISTORY, "nmi_labels")
+    assert tuple(table[0]) == FILES["clusters.csv"].columns and [row["status"] for row in table] == ["ok"] * 48
+    assert tuple(rows(finished / "cluster_summary.csv")[0]) == FILES["cluster_summary.csv"].columns
+    assert tuple(history[0]) == (*FILES["history.csv"].columns, "nmi_labels")
     assert history[0]["cluster_weight"] == "0.0"  # auto's first clusters repeat nothing
     assert 0 < float(history[1]["cluster_weight"]) <= 1
     assert (finished / "skipped.csv").read_text() == "path,reason\n"

@@ -40,8 +40,8 @@ from deepcluster.runtime.plain_files import MOST_JSON
 from deepcluster.storage import files as whole_files
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
+from deepcluster.storage.content import FILES
 from deepcluster.storage.files import write_whole
-from deepcluster.storage.state import MODEL, NAMES
 from fuzz import harness
 from fuzz.harness import peak_memory
 from tests.helpers.runs import change_record, contents, record, rows, small_fit
@@ -89,7 +89,7 @@ READERS = {
     "w.pt": (f"{FIT} --weights {{file}}", 4),
     "w.safetensors": (f"{FIT} --weights {{file}}", 4),
 }
-SPARE = ("duplicates.csv", "map.npy", "metrics.json", "nouns.csv", "thumbnails.webp", "tree.json", "recipe.toml")
+SPARE = {"recipe.toml", *(name for name, file in FILES.items() if file.spare)}
 
 
 class Place:
@@ -409,7 +409,7 @@ HEADERS = {
     "a hole": safetensors_bytes(b"{" + one() + b"}", bytes(16)),
     "an unknown type": safetensors_bytes(b"{" + one(dtype="OBJECT") + b"}", bytes(8)),
 }
-HEADER = ",".join(files.CLUSTERS).encode()
+HEADER = ",".join(FILES["clusters.csv"].columns).encode()
 
 
 def tensors(**changes: Any) -> Change:
@@ -618,20 +618,17 @@ def test_odd_cells(run, ends, name):
             assert not said or str(run) in said or name in said
 
 
-@pytest.mark.parametrize(
-    ("owner", "limit", "table"),
-    [
-        (files, "MOST_CSV", "clusters.csv"),
-        (files, "MOST_SMALL_CSV", "history.csv"),
-        (plain_files, "LONGEST_LINE", "history.csv"),
-    ],
-)
-def test_a_table_above_the_limit(run, ends, monkeypatch, owner, limit, table):
+@pytest.mark.parametrize("name", ["clusters.csv", "history.csv", "thumbnails.webp"])
+def test_a_file_of_a_run_above_its_limit(run, ends, monkeypatch, name):
+    monkeypatch.setitem(FILES, name, dataclasses.replace(FILES[name], max_bytes=10))
+    assert f"{name} is damaged" in ends(["report", run], 5)
+
+
+def test_a_line_of_a_table_above_the_limit(run, ends, monkeypatch):
     with (run / "history.csv").open("a") as file:
         file.write("0" * 2000)
-    monkeypatch.setattr(owner, limit, 1000)
-    said = ends(["report", run], 5)
-    assert table in said and "1,000" in said
+    monkeypatch.setattr(plain_files, "LONGEST_LINE", 1000)
+    assert "history.csv is damaged" in ends(["report", run], 5)
 
 
 def test_what_memory_cannot_hold_is_refused_before_it_is_read(run, tmp_path, photos, monkeypatch, ends):
@@ -675,8 +672,10 @@ def outside(run, monkeypatch) -> Iterator[None]:
     assert {path.name for path in around.iterdir()} == {"x", "here"}
     assert {path.name for path in run.parent.iterdir()} <= names | {"out.csv", "out.npy"}
     assert (around / "x").read_text() == (run.parent / "x").read_text() == "mine"
-    assert {path.name for path in run.iterdir()} <= {*NAMES, "model", "checkpoints", ".deepcluster"}
-    assert {f"model/{path.name}" for path in (run / "model").iterdir()} == MODEL
+    assert {path.name for path in run.iterdir()} <= {*FILES, "model", "checkpoints", ".deepcluster"}
+    assert {f"model/{path.name}" for path in (run / "model").iterdir()} == {
+        name for name in FILES if name.startswith("model/")
+    }
 
 
 def test_odd_values_of_a_record(run, outside, monkeypatch, ends):
@@ -692,7 +691,7 @@ def test_30_paths_as_names_of_images_and_clusters(run, outside, photos, ends):
     table = rows(run / "clusters.csv")
     for row, path in zip(table, PATHS, strict=False):
         row["path"] = row["label"] = path
-    writable(run).write_rows("clusters.csv", files.CLUSTERS, table)
+    writable(run).write_rows("clusters.csv", table)
     change_record(run, rows=files.rows_sha256(table))
     for path in PATHS[:2]:
         change_groups(run / "model", names=[path, path, path])
@@ -704,7 +703,7 @@ def test_30_paths_as_names_of_images_and_clusters(run, outside, photos, ends):
 def linked(run: Path, target: Path) -> None:
     """Each file of the run moved to ``target``, and a link to it in its place."""
     target.mkdir()
-    for name in sorted(NAMES - {"recipe.toml", "nouns.csv", files.ADDED}):  # a recut reads these
+    for name in sorted(FILES.keys() - {"recipe.toml", "nouns.csv", "added.csv"}):  # a recut reads these
         if "/" not in name:
             shutil.move(run / name, target / name) if (run / name).exists() else (target / name).write_text("mine")
             (run / name).symlink_to(target / name)

@@ -35,6 +35,7 @@ from deepcluster.report.text import inert, retold
 from deepcluster.runtime.plain_files import unguarded
 from deepcluster.storage import run_folder as files
 from deepcluster.storage import state
+from deepcluster.storage.content import FILES
 from tests.helpers.report import Page
 from tests.helpers.runs import change_record, contents, record, rows, small_fit
 from tests.tiny import RECORD, tiny_run
@@ -196,7 +197,8 @@ def test_no_cell_of_text_is_a_formula_and_all_come_back(column: str, cells: list
 
 def test_every_column_of_text_is_guarded() -> None:
     """Who adds a column of text has to think of this."""
-    columns = {*files.CLUSTERS, *files.SUMMARY, *files.SKIPPED, *files.PREDICTIONS, *files.ADDED_COLUMNS}
+    tables = ("added.csv", "cluster_summary.csv", "clusters.csv", "skipped.csv")
+    columns = {*files.PREDICTIONS, *(column for name in tables for column in FILES[name].columns)}
     numbers = {"status", "cluster", "fine_cluster", "distance", "margin", "is_outlier", "size", "share", "junk"}
     assert columns - numbers - {"mean_distance", "nearest_cluster", "sha256", "added"} == set(TEXT_COLUMNS)
 
@@ -449,8 +451,9 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
 def test_a_history_of_other_rounds(rounds, fitted: Callable[..., Path], tmp_path, photos, ends: Ends) -> None:
     run = Path(shutil.copytree(fitted("--rounds", "2", "--keep-checkpoints"), tmp_path / "run"))
     change_record(run, status="stopped")
-    rows = [round + ",1" * (len(files.HISTORY) - 1) for round in rounds]
-    (run / "history.csv").write_text("\n".join([",".join(files.HISTORY), *rows, ""]))
+    columns = FILES["history.csv"].columns
+    rows = [round + ",1" * (len(columns) - 1) for round in rounds]
+    (run / "history.csv").write_text("\n".join([",".join(columns), *rows, ""]))
     assert "history.csv" in ends(["fit", photos, "-o", run, "--resume", *small_fit("--rounds", "2")], 5)
 
 

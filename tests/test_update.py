@@ -29,7 +29,7 @@ from deepcluster.runs.recut import Edits, apply, recut, undo
 from deepcluster.runs.rows import images_at_hand, name_in_run, read_run
 from deepcluster.runs.update import Update, condition, update
 from deepcluster.runs.writer import baseline_of
-from deepcluster.storage.run_folder import ADDED_COLUMNS, RunFolder, open_run
+from deepcluster.storage.run_folder import RunFolder, open_run
 from tests.drawings import drawings, pack, save_drawings
 from tests.helpers.runs import change_record, contents, predicted, record, rows, small_fit, state_of
 from tests.tiny import writable
@@ -220,7 +220,7 @@ def test_an_added_image_whose_origin_is_no_file_is_away(run, more, source, membe
     update(run, str(more))
     added, fitted = open_run(run).read_added(), find(record(run)["location"])
     changed = {**added[0], "source": source, "member": member}
-    writable(run).write_rows("added.csv", ADDED_COLUMNS, [changed, *added[1:]])
+    writable(run).write_rows("added.csv", [changed, *added[1:]])
     for search in ("_walk", "glob"):
         monkeypatch.setattr(f"deepcluster.images.files.{search}", lambda *_, **__: pytest.fail("it searches"))
     images = images_at_hand(open_run(run), fitted)

@@ -184,9 +184,7 @@ def read_run_images(run: Path, images: Images | None) -> RunImages:
     Images that an update added from elsewhere are still there. DataError if none exists any more.
     """
     folder = files.open_run(run)
-    rows, summary = files.read_state(
-        run, lambda state: (state.read_clusters(), state.read_rows("cluster_summary.csv", ("cluster",)))
-    )
+    rows, summary = files.read_state(run, lambda state: (state.read_clusters(), state.read_rows("cluster_summary.csv")))
     source = images_at_hand(folder, None if images is None else find(images))
     index = {path: i for i, path in enumerate(source.paths)} if source else {}
     used = [row for row in rows if row["status"] == "ok"]
@@ -421,7 +419,7 @@ def _spared(run: Path, images: RunImages, wanted: Set[str]) -> dict[str, str]:
     if not folder.has("duplicates.csv"):
         raise DataError(f"{run} has no duplicates.csv, so nothing says which images are the same: omit --duplicates")
     groups: dict[str, list[tuple[int, float, str]]] = {}
-    for row in folder.read_rows("duplicates.csv", files.DUPLICATES):
+    for row in folder.read_rows("duplicates.csv"):
         if row["path"] in wanted and (quality := images.quality(row["path"])):
             groups.setdefault(row["group"], []).append((*quality, row["path"]))
     spared = {}

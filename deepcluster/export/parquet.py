@@ -17,7 +17,7 @@ from deepcluster.runtime.console import Display, Silent
 from deepcluster.seeding import derive
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.content import Table
+from deepcluster.storage.content import FILES, Table
 from deepcluster.storage.files import check_no_file, new_file
 from deepcluster.storage.run_folder import RunFolder
 
@@ -51,7 +51,7 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
     }
     columns: dict[str, Any] = {}
     with files.open_run(run).as_disk_errors():
-        for name in files.CLUSTERS:
+        for name in FILES["clusters.csv"].columns:
             kind, parse = types.get(name, (pa.string(), _as_utf8))
             # The empty name is that of a cluster without one; other empty cells mean that there is no value.
             cells = [row[name] if row[name] or (name == "name" and row["cluster"]) else None for row in rows]

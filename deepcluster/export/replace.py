@@ -7,10 +7,10 @@ from pathlib import Path, PurePosixPath
 
 from deepcluster.errors import DiskError
 from deepcluster.runtime import signals
-from deepcluster.runtime.plain_files import own_sha256, sha256, write_csv
-from deepcluster.storage.content import Row
+from deepcluster.runtime.plain_files import check_file, own_sha256, sha256, write_csv
+from deepcluster.storage.content import MAX_CSV, Row
 from deepcluster.storage.files import check_no_folder, scratch_folder, write_whole
-from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.run_folder import RunFolder, table_rows
 from deepcluster.storage.state import hold
 
 INVENTORY = "inventory.csv"
@@ -35,8 +35,9 @@ def replaceable(out: Path, *, overwrite: bool) -> list[Row] | None:
     if not overwrite or out.is_symlink() or not out.is_dir() or not any(out.iterdir()):
         check_no_folder(out)
         return None
-    with suppress(DiskError):
-        rows = RunFolder(out).read_rows(INVENTORY, INVENTORY_COLUMNS)
+    with suppress(DiskError), RunFolder(out).as_disk_errors(INVENTORY):
+        check_file(out / INVENTORY, MAX_CSV)
+        rows = [*table_rows(out / INVENTORY, INVENTORY_COLUMNS)]
         if not any("\0" in row["exported_path"] for row in rows):
             return [*rows]
     raise DiskError(

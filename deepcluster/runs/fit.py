@@ -186,10 +186,10 @@ def _read(job: Job, begun: Begun, network: Network, record: RunRecord) -> tuple[
     pictures = Partition.of(job.processes, len(pictures)).gather(pictures)
     beginning: Contents = {
         "recipe.toml": to_toml(plan.recipe),
-        "skipped.csv": (files.SKIPPED, [{"path": path, "reason": why} for path, why in skipped]),
-        "duplicates.csv": (files.DUPLICATES, [*duplicate_rows(alike, [source.paths[i] for i in store.usable])]),
+        "skipped.csv": [{"path": path, "reason": why} for path, why in skipped],
+        "duplicates.csv": [*duplicate_rows(alike, [source.paths[i] for i in store.usable])],
         SHEET: sprite_sheet(pictures) if job.processes.is_main else b"",
-        **({"history.csv": (files.HISTORY, [])} if begun.state == "new" else {}),
+        **({"history.csv": []} if begun.state == "new" else {}),
     }
     if alike:
         text = f"{sum(map(len, alike)):,} images in {count(len(alike), 'group')} are nearly identical (duplicates.csv)"
@@ -288,8 +288,8 @@ def _write_features(job: Job, folder: files.LockedFolder, features: Tensor, reci
         digests=dict(zip(source.paths, row_digests(features), strict=True)),
         beginning={
             "recipe.toml": "\n".join(settings) + "\n",
-            "skipped.csv": (files.SKIPPED, []),
-            "history.csv": (files.HISTORY, []),
+            "skipped.csv": [],
+            "history.csv": [],
             **sheet,
         },
     )

@@ -32,13 +32,11 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.plain_files import check_file, shaped
 from deepcluster.seeding import derive
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.content import Row, RunRecord, Table
+from deepcluster.storage.content import FILES, Row, RunRecord, Table
 
 MOST_ALIKE, MOST_ALIKE_IN_ALL = 8, 80_000  # most similar images of one, and of all together: 2 bytes an entry
 MOST_IN_TREE = 500  # groups: larger trees are unreadable, and take minutes
 MAP, TREE, SHEET, NOUNS = "map.npy", "tree.json", "thumbnails.webp", "nouns.csv"
-NOUN_COLUMNS = ("path", "noun", "probability")
-MOST_SHEET = 1 << 21  # bytes
 TREE_VERSION = 1
 
 
@@ -96,7 +94,7 @@ def report(run: Path, source: Source | None = None, *, progress: Progress = igno
         tables = Tables(
             record=staged.read_record(),
             clusters=used,
-            summary=staged.read_rows("cluster_summary.csv", files.SUMMARY),
+            summary=staged.read_rows("cluster_summary.csv"),
             metrics=staged.read_json("metrics.json") if staged.has("metrics.json") else None,
             tree=read_tree(staged, len(used)),
         )
@@ -137,10 +135,10 @@ def write_page(
         run=record.to_json(),
         clusters=used,
         summary=tables.summary,
-        history=folder.read_rows("history.csv", files.HISTORY),
+        history=folder.read_rows("history.csv"),
         metrics=tables.metrics,
-        skipped=folder.read_rows("skipped.csv", files.SKIPPED),
-        duplicates=folder.read_rows("duplicates.csv", files.DUPLICATES) if folder.has("duplicates.csv") else None,
+        skipped=folder.read_rows("skipped.csv"),
+        duplicates=folder.read_rows("duplicates.csv") if folder.has("duplicates.csv") else None,
         picture=pictures(source, MEDOID * THUMBNAIL, instead=_tiny(folder, tables, sheet, away)),
         positions=positions,
         tree=tables.tree,
@@ -148,7 +146,7 @@ def write_page(
         name=_name_in_commands(folder.path),
         similar=nearest(shown.reduced[::every], alike)[1].numpy() if shown and len(used) else None,
         **_parts(shown, every),
-        nouns=folder.read_rows(NOUNS, NOUN_COLUMNS) if folder.has(NOUNS) else (),
+        nouns=folder.read_rows(NOUNS) if folder.has(NOUNS) else (),
         originals=_originals(folder.path, source),
     )
     folder.write("report.html", render(data))
@@ -238,7 +236,7 @@ def read_sheet(folder: files.RunFolder) -> bytes:
         return b""
     path = folder.file(SHEET)
     with folder.as_disk_errors(SHEET):
-        check_file(path, MOST_SHEET)
+        check_file(path, FILES[SHEET].max_bytes)
         data = path.read_bytes()
     if data[:4] + data[8:12] != b"RIFFWEBP":
         raise DiskError(f"{path} is no WebP picture: remove it, and the report does without")
@@ -250,7 +248,7 @@ def write_nouns(folder: files.LockedFolder, backbone: str, features: Tensor, pat
     rows = zip(on_sheet(len(paths)), nouns(backbone, features), strict=False)
     table = [{"path": paths[row], "noun": noun, "probability": f"{value:.4f}"} for row, (noun, value) in rows]
     if table:
-        folder.write_rows(NOUNS, NOUN_COLUMNS, table)
+        folder.write_rows(NOUNS, table)
 
 
 def write_tree(folder: files.LockedFolder, tree: Tree) -> None:

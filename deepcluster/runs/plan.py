@@ -20,7 +20,7 @@ from deepcluster.nets.names import PUBLISHED
 from deepcluster.presets import Facts, Plan, check_groups, options_of, resolve
 from deepcluster.recipe import AUTO, Recipe, read_toml
 from deepcluster.runs.build import NO_STEPS, OWN, Steps
-from deepcluster.runs.rows import DIGEST_COLUMNS, IMAGES_READ
+from deepcluster.runs.rows import IMAGES_READ
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.plain_files import CsvRow, is_run, shaped
@@ -30,8 +30,8 @@ from deepcluster.storage.checkpoint import ROUNDS, Checkpoint, fitting
 from deepcluster.storage.state import own_files
 
 MAX_SHOWN = 5  # paths in an error
-# Of files, by name: a text, bytes, or columns and rows.
-Contents = Mapping[str, str | bytes | tuple[Sequence[str], Sequence[CsvRow]]]
+# Of files, by name: a text, bytes, or rows.
+Contents = Mapping[str, str | bytes | Sequence[CsvRow]]
 # Options: how large the images are read and seen.
 SIZES = ("image_size", "second_size", "margin", "view_size", "small_size")
 # The facts that a checkpoint has about its run, with their types.
@@ -235,13 +235,13 @@ def check_paths(folder: files.RunFolder, source: Source) -> None:
     """Raise DataError if files were added or removed since the run began; no image is read for it."""
     updated = {row["path"] for row in folder.read_added()}
     if folder.has(IMAGES_READ):
-        used = {row["path"] for row in folder.read_rows(IMAGES_READ, DIGEST_COLUMNS)}
+        used = {row["path"] for row in folder.read_rows(IMAGES_READ)}
     elif folder.has("clusters.csv"):
         used = {*folder.read_clusters().where("status", "ok").column("path")} - updated
     else:
         return
     now = {*source.paths, *(path for path, _ in source.skipped)} - updated
-    then = used | {row["path"] for row in folder.read_rows("skipped.csv", DIGEST_COLUMNS[:1])}
+    then = used | {row["path"] for row in folder.read_rows("skipped.csv")}
     if used - now or now - then:
         raise _differing(added=sorted(now - then), removed=sorted(used - now))
 
@@ -279,7 +279,7 @@ def check_same(
             for key, kind in ABOUT.items():
                 shaped(checkpoint.about[key], kind, key)
         check_options(checkpoint.about["options"], about["options"])
-    rows = folder.read_rows(IMAGES_READ, DIGEST_COLUMNS) if folder.has(IMAGES_READ) else None
+    rows = folder.read_rows(IMAGES_READ) if folder.has(IMAGES_READ) else None
     then = images if rows is None else {row["path"]: row["sha256"] for row in rows}
     if [*then.items()] != [*images.items()]:
         raise _differing(

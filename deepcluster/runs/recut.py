@@ -118,7 +118,7 @@ def undo(run: Path, display: Display | None = None) -> files.RunFolder:
             display = Several(Log(), display)
             display.say("Edits", f"taken back: {len(set(old.cut.group_of.tolist()))} clusters, as before")
             _write(staged, old, old.place(rows.reduced), rows, record, former.about["baseline"], display)
-            staged.remove(files.FORMER)
+            staged.remove("former.safetensors")
     return files.open_run(run)
 
 

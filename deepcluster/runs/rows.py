@@ -28,7 +28,6 @@ from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import RunRecord, Table
 
 IMAGES_READ = "checkpoints/images.csv"
-DIGEST_COLUMNS = ("path", "sha256")
 
 
 def sample_of(reduced: Tensor, partition: Partition, seed: int) -> Tensor:
@@ -81,7 +80,7 @@ def read_run(folder: files.RunFolder, backbone: nn.Module | None = None) -> tupl
         reduced=reduced,
         sample=sample_of(reduced[:fitted], Partition.single(fitted), record.seed),
         partition=Partition.single(len(used)),
-        residuals=torch.from_numpy(folder.read_array(files.RESIDUALS, len(used), 1)).squeeze(1),
+        residuals=torch.from_numpy(folder.read_array("residuals.npy", len(used), 1)).squeeze(1),
         added=added,
     )
     return record, model, rows
@@ -104,7 +103,7 @@ def recipe_of(folder: files.RunFolder) -> Recipe:
 
 def _added(folder: files.RunFolder, used: Table) -> int:
     added = [row["path"] for row in folder.read_added()]
-    with folder.as_disk_errors(files.ADDED):
+    with folder.as_disk_errors("added.csv"):
         if len(added) >= len(used) or added != [row["path"] for row in used[len(used) - len(added) :]]:
             raise ValueError("its images are not the last ones of clusters.csv")
     return len(added)
@@ -135,9 +134,7 @@ def fingerprint(images: Mapping[str, str]) -> str:
 
 def remember_images(folder: files.LockedFolder, images: Mapping[str, str]) -> None:
     """Record which images a run begins with."""
-    folder.write_rows(
-        IMAGES_READ, DIGEST_COLUMNS, [{"path": path, "sha256": digest} for path, digest in images.items()]
-    )
+    folder.write_rows(IMAGES_READ, [{"path": path, "sha256": digest} for path, digest in images.items()])
 
 
 # ---- the files that are still at hand ------------------------------------------------------------

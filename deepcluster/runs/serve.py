@@ -71,7 +71,7 @@ def _page(folder: files.RunFolder) -> tuple[str, dict[str, Any]]:
     text = folder.file("report.html").read_text(encoding="utf-8")
     record = folder.read_record()
     is_going_on = record.result == PRELIMINARY and record.status == "running"
-    return text, {"version": _version(folder), "undo": folder.has(files.FORMER), "going_on": is_going_on}
+    return text, {"version": _version(folder), "undo": folder.has("former.safetensors"), "going_on": is_going_on}
 
 
 def _images(folder: files.RunFolder) -> tuple[str, list[str], Picture]:

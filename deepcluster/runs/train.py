@@ -19,7 +19,7 @@ from deepcluster.runs.result import label_numbers
 from deepcluster.runs.writer import SHARE_OF_TIME, ResultWriter
 from deepcluster.runtime.plain_files import check_tensors
 from deepcluster.storage.checkpoint import FEATURES_KEY, Checkpoint, Checkpoints, fitting, restored
-from deepcluster.storage.run_folder import HISTORY, LockedFolder
+from deepcluster.storage.run_folder import LockedFolder
 
 KEPT_BACK = 0.05  # share of a time limit left unplanned, as a safety margin
 BACKWARD = 3.0  # a training step in forward passes
@@ -32,8 +32,8 @@ class History:
         store = writer.images.store
         self.folder, self.truth = folder, writer.job.truth(store.usable)
         self.images = store.partition.total * writer.images.recipe.epochs  # that a round trains on
-        self.columns = HISTORY if self.truth is None else (*HISTORY, "nmi_labels")
-        self.rows: list[Mapping[str, Any]] = [*folder.read_rows("history.csv", self.columns)] if done else []
+        self.more = () if self.truth is None else ("nmi_labels",)  # columns
+        self.rows: list[Mapping[str, Any]] = [*folder.read_rows("history.csv")] if done else []
         numbers = [row["round"] for row in self.rows]
         if numbers[:done] != [str(number) for number in range(done)]:
             raise DiskError(
@@ -41,7 +41,7 @@ class History:
                 f" checkpoint comes after {done}: restore the file from a copy"
             )
         del self.rows[done:]
-        folder.write_rows("history.csv", self.columns, self.rows)
+        folder.write_rows("history.csv", self.rows, *self.more)
 
     def add(self, finished: Round, seconds: Mapping[str, float]) -> Mapping[str, Any]:
         """Write the row of a round whose steps took so many ``seconds``, and return it."""
@@ -65,7 +65,7 @@ class History:
             name: "" if math.isnan(value) else round(float(value), digits) for name, (value, digits) in figures.items()
         }
         self.rows.append({"round": finished.index, "reseeded": clustering.reseeded, **cells})
-        self.folder.write_rows("history.csv", self.columns, self.rows)
+        self.folder.write_rows("history.csv", self.rows, *self.more)
         return self.rows[-1]
 
 

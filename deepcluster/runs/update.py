@@ -27,7 +27,6 @@ from deepcluster.runs import page as drawn
 from deepcluster.runs.fit import pictures_of
 from deepcluster.runs.result import describe
 from deepcluster.runs.rows import (
-    DIGEST_COLUMNS,
     IMAGES_READ,
     Rows,
     duplicate_rows,
@@ -43,7 +42,7 @@ from deepcluster.runtime.devices import CPU
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.plain_files import shaped
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.content import RunRecord
+from deepcluster.storage.content import FILES, RunRecord
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def update(
         if skipped:
             counts.append(f"{len(skipped):,} skipped: {counted(skipped)}")
         display.say("Images", ", ".join(counts))
-        before = {row["path"]: row["reason"] for row in folder.read_rows("skipped.csv", files.SKIPPED)}
+        before = {row["path"]: row["reason"] for row in folder.read_rows("skipped.csv")}
         reasons = {path: why for path, why in {**before, **dict(skipped)}.items() if path not in {*new.source.paths}}
         if added or reasons != before:
             with folder.next_state() as staged:
@@ -204,7 +203,7 @@ def _read(
     fresh = [i for i in range(len(source.paths)) if not source.items.of_files or source.origin(i) not in present]
     known = {row["sha256"] for row in added}
     if folder.has(IMAGES_READ):
-        known |= {row["sha256"] for row in folder.read_rows(IMAGES_READ, DIGEST_COLUMNS)}
+        known |= {row["sha256"] for row in folder.read_rows(IMAGES_READ)}
     else:
         warn(f"{folder.path / IMAGES_READ} is gone: images that the run has are known by their paths alone")
     usable, failed = source.rows(fresh), tuple[tuple[str, str], ...]()
@@ -263,7 +262,7 @@ def _write(
     added: list[Mapping[str, str]] = [*folder.read_added()]
     for i, (path, label) in enumerate(zip(paths, new.source.labels or [""] * len(paths), strict=True)):
         columns = (path, label, *new.source.origin(i), new.digests[i], now)
-        added.append(dict(zip(files.ADDED_COLUMNS, columns, strict=True)))
+        added.append(dict(zip(FILES["added.csv"].columns, columns, strict=True)))
     every = replace(
         rows,
         paths=[*rows.paths, *paths],
@@ -276,8 +275,8 @@ def _write(
     )
     if paths:
         _draw(folder, rows, at_hand, new, every)
-        folder.write_rows(files.ADDED, files.ADDED_COLUMNS, added)
-    folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": why} for path, why in every.skipped])
+        folder.write_rows("added.csv", added)
+    folder.write_rows("skipped.csv", [{"path": path, "reason": why} for path, why in every.skipped])
     report = folder.has("report.html")
     write_result(
         folder,
@@ -296,11 +295,11 @@ def _write(
 def _draw(folder: files.LockedFolder, rows: Rows, at_hand: Source | None, new: _New, every: Rows) -> None:
     """Add the new images to near-duplicates, sheet and map, if the run has these."""
     if folder.has("duplicates.csv") and new.images is not None:
-        table = folder.read_rows("duplicates.csv", files.DUPLICATES)
+        table = folder.read_rows("duplicates.csv")
         with folder.as_disk_errors("duplicates.csv"):
             first = 1 + max((int(row["group"]) for row in table), default=-1)
         alike = duplicate_rows(near_duplicates(new.images), new.source.paths, first)
-        folder.write_rows("duplicates.csv", files.DUPLICATES, [*table, *alike])
+        folder.write_rows("duplicates.csv", [*table, *alike])
     if sheet := drawn.read_sheet(folder):
         grey = torch.full((1, 3, THUMBNAIL, THUMBNAIL), 128, dtype=torch.uint8)
         pictures = grey.expand(len(new.source.paths), -1, -1, -1) if new.images is None else new.images

@@ -29,7 +29,7 @@ from deepcluster.runtime import signals
 from deepcluster.runtime.machine import peak_mb
 from deepcluster.storage import model_files
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.content import RunRecord, Table
+from deepcluster.storage.content import FILES, RunRecord, Table
 from deepcluster.storage.state import checkpoint_files
 
 # Reasons in run.json for the end of the rounds, as the end of a sentence.
@@ -119,7 +119,7 @@ class ResultWriter:
             with self.folder.next_state(anew=replaces) as staged:
                 if replaces:
                     write_beginning(staged, images)
-                for name in (files.FORMER, MAP):  # of an earlier result
+                for name in ("former.safetensors", MAP):  # of an earlier result
                     staged.remove(name)
                 if seen is not None:
                     write_nouns(staged, images.recipe.backbone, seen, result.rows.paths)
@@ -163,10 +163,10 @@ class ResultWriter:
 def write_beginning(folder: files.LockedFolder, images: ImagesRead) -> None:
     """Write the files of a run that depend on its images alone."""
     for name, content in images.beginning.items():
-        if isinstance(content, tuple):
-            folder.write_rows(name, *content)
-        else:
+        if isinstance(content, str | bytes):
             folder.write(name, content)
+        else:
+            folder.write_rows(name, content)
     remember_images(folder, images.digests)
 
 
@@ -197,10 +197,10 @@ def write_result(
     if features:
         blocks = rows.partition.blocks(rows.reduced)
         folder.write_blocks("features.npy", (rows.partition.total, rows.reduced.shape[1]), blocks)
-        folder.write_blocks(files.RESIDUALS, (rows.partition.total, 1), [result.residuals.unsqueeze(1)])
+        folder.write_blocks("residuals.npy", (rows.partition.total, 1), [result.residuals.unsqueeze(1)])
     clusters = write_clusters(folder, result)
     digest = files.rows_sha256(clusters)
-    folder.write_rows("cluster_summary.csv", files.SUMMARY, summary)
+    folder.write_rows("cluster_summary.csv", summary)
     measures: dict[str, Any] = {}
     if result.metrics:
         baseline = baseline or (result.baseline if record.rounds == 0 else {})
@@ -246,8 +246,9 @@ def write_clusters(folder: files.LockedFolder, result: Result) -> Table:
     }
     rest = [""] * len(rows.skipped)
     skipped = {"path": [path for path, _ in rows.skipped], "status": ["skipped"] * len(rest)}
-    table = Table.of_columns({name: chain(used[name], skipped.get(name, rest)) for name in files.CLUSTERS})
-    folder.write_rows("clusters.csv", files.CLUSTERS, table)
+    columns = FILES["clusters.csv"].columns
+    table = Table.of_columns({name: chain(used[name], skipped.get(name, rest)) for name in columns})
+    folder.write_rows("clusters.csv", table)
     return table
 
 

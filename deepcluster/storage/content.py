@@ -1,4 +1,4 @@
-"""The content of a run as values: run.json, and tables with very many rows."""
+"""The content of a run: the table of its files, run.json as a value, and tables with very many rows."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -7,7 +7,66 @@ from typing import Any, Self, overload
 import numpy as np
 import numpy.typing as npt
 
+from deepcluster.runtime.plain_files import RUN
+
 SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that a run may have, and what is checked before it is read.
+
+    Attributes:
+        columns: The columns that a table must have.
+        max_bytes: A larger file is not read. Readers of JSON and of tensors have limits of their own.
+        spare: True if a run can be read without the file.
+    """
+
+    columns: tuple[str, ...] = ()
+    max_bytes: int = 1 << 62
+    spare: bool = False
+
+
+MAX_CSV, MAX_SMALL_CSV = 4 << 30, 1 << 28  # bytes: about 25 million images; a table of other rows than images
+LOG = "log.txt"
+# Every file of a run but its checkpoints, which have numbers. A run writes no other, and no other file is its own.
+FILES: Mapping[str, File] = {
+    "added.csv": File(("path", "label", "source", "member", "sha256", "added"), MAX_CSV),  # the images after the fit
+    "checkpoints/images.csv": File(("path", "sha256"), MAX_CSV),  # the images that the run began with
+    "cluster_summary.csv": File(
+        ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk"), MAX_SMALL_CSV
+    ),
+    "clusters.csv": File(
+        ("path", "status", "cluster", "name", "fine_cluster", "distance", "margin", "is_outlier", "label"), MAX_CSV
+    ),
+    "duplicates.csv": File(("group", "path", "distance"), MAX_CSV, spare=True),
+    "evaluation-clustering.json": File(),
+    "evaluation-knn.json": File(),
+    "evaluation-linear.json": File(),
+    "features.npy": File(),
+    "former.safetensors": File(),  # the groups before the last apply or recut
+    "history.csv": File(
+        (
+            *("round", "loss", "chance_loss", "inertia", "nmi_previous", "changed", "cluster_weight", "largest_share"),
+            *("reseeded", "lr", "features_seconds", "clustering_seconds", "training_seconds", "images_per_second"),
+        ),
+        MAX_SMALL_CSV,
+    ),
+    LOG: File(),
+    "map.npy": File(spare=True),
+    "metrics.json": File(spare=True),
+    "model/config.json": File(),
+    "model/groups.safetensors": File(),
+    "model/model.safetensors": File(),
+    "nouns.csv": File(("path", "noun", "probability"), MAX_CSV, spare=True),
+    "recipe.toml": File(),
+    "report.html": File(),
+    "residuals.npy": File(),  # of the features, by which an image is an outlier
+    RUN: File(),
+    "skipped.csv": File(("path", "reason"), MAX_CSV),
+    "thumbnails.webp": File(max_bytes=1 << 21, spare=True),
+    "tree.json": File(spare=True),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

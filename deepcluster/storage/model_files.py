@@ -39,7 +39,7 @@ from deepcluster.runtime.plain_files import (
 )
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.files import changing, write_tensors, write_whole
-from deepcluster.storage.run_folder import FORMER, LockedFolder, RunFolder, read_state
+from deepcluster.storage.run_folder import LockedFolder, RunFolder, read_state
 
 SCHEMA_VERSION = 1
 CONFIG, WEIGHTS, GROUPS = "config.json", "model.safetensors", "groups.safetensors"
@@ -337,15 +337,15 @@ ENTRIES = {
 def keep_former(folder: LockedFolder, model: Model, record: RunRecord, baseline: Mapping[str, float]) -> None:
     """Keep the groups that the run has now, the entries of run.json on them and their ``baseline`` for an undo."""
     entries = {name: getattr(record, name) for name in ENTRIES}
-    folder.write_tensors(FORMER, groups_tensors(model, record=entries, baseline=dict(baseline)))
+    folder.write_tensors("former.safetensors", groups_tensors(model, record=entries, baseline=dict(baseline)))
 
 
 def read_former(folder: RunFolder, dims: int) -> Groups:
     """Read the groups of :func:`keep_former`. UsageError if the run has none, DiskError if they are damaged."""
-    if not folder.has(FORMER):
+    if not folder.has("former.safetensors"):
         raise UsageError(f"{folder.path} has nothing to take back: only the last apply or recut can be")
-    with folder.as_disk_errors(FORMER):
-        former = read_groups(folder.file(FORMER), dims)
+    with folder.as_disk_errors("former.safetensors"):
+        former = read_groups(folder.file("former.safetensors"), dims)
         record, baseline = former.about["record"], former.about["baseline"]
         shaped(baseline, dict[str, int | float], "baseline")
         for name, kind in ENTRIES.items():

@@ -1,4 +1,4 @@
-"""The run folder: its files, their columns, and how they are written whole or not at all."""
+"""The run folder: how its files are read, and written whole or not at all."""
 
 import csv
 import hashlib
@@ -35,7 +35,7 @@ from deepcluster.runtime.plain_files import (
 )
 from deepcluster.runtime.plain_files import RUN as RUN
 from deepcluster.storage import state
-from deepcluster.storage.content import SCHEMA_VERSION, RunRecord, Table
+from deepcluster.storage.content import FILES, LOG, SCHEMA_VERSION, RunRecord, Table
 from deepcluster.storage.files import changing, sync_folder, write_tensors, write_whole
 
 if TYPE_CHECKING:
@@ -43,35 +43,7 @@ if TYPE_CHECKING:
 
     from deepcluster.runtime.processes import Processes
 
-CLUSTERS = ("path", "status", "cluster", "name", "fine_cluster", "distance", "margin", "is_outlier", "label")
-SUMMARY = ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk")
-SKIPPED = ("path", "reason")
-DUPLICATES = ("group", "path", "distance")
-ADDED = "added.csv"  # the images that came after the fit
-ADDED_COLUMNS = ("path", "label", "source", "member", "sha256", "added")
-HISTORY = (
-    "round",
-    "loss",
-    "chance_loss",
-    "inertia",
-    "nmi_previous",
-    "changed",
-    "cluster_weight",
-    "largest_share",
-    "reseeded",
-    "lr",
-    "features_seconds",
-    "clustering_seconds",
-    "training_seconds",
-    "images_per_second",
-)
-FORMER = "former.safetensors"  # the groups before the last apply or recut
-RESIDUALS = "residuals.npy"  # of the features, by which an image is an outlier
-# A run can be read without these files, which some runs do not have.
-SPARE = ("duplicates.csv", "map.npy", "metrics.json", "nouns.csv", "thumbnails.webp", "tree.json")
 PREDICTIONS = ("path", "cluster", "name", "distance", "margin", "is_outlier")
-MOST_CSV = 4 << 30  # bytes: about 25 million images
-MOST_SMALL_CSV = 1 << 28  # of a table of other rows than images
 
 Value = TypeVar("Value")
 
@@ -89,10 +61,10 @@ class RunFolder:
     def has(self, name: str) -> bool:
         return self.file(name).is_file()
 
-    def read_rows(self, name: str, columns: Sequence[str] = ()) -> list[dict[str, str]]:
-        """Read the rows of a table. All have a cell for every column; ``columns`` must be among them."""
+    def read_rows(self, name: str) -> list[dict[str, str]]:
+        """Read the rows of a table. All have a cell for every column."""
         with self._read(name) as path:
-            return list(_rows(path, columns))
+            return list(table_rows(path, FILES[name].columns))
 
     def read_json(self, name: str, types: Mapping[str, type] | None = None) -> dict[str, Any]:
         """Read a JSON object; ``types`` are the keys that it must have, with the types of their values."""
@@ -115,7 +87,7 @@ class RunFolder:
     def read_clusters(self) -> Table:
         """Read clusters.csv. DiskError if its rows were changed, because other files rely on their order."""
         with self._read("clusters.csv") as path:
-            rows = Table.of(_rows(path, CLUSTERS))
+            rows = Table.of(table_rows(path, FILES["clusters.csv"].columns))
         record = self.read_record()
         with self.as_disk_errors():
             if record.rows != rows_sha256(Table({name: rows.column(name) for name in ("path", "status", "cluster")})):
@@ -127,13 +99,12 @@ class RunFolder:
 
     def read_added(self) -> list[dict[str, str]]:
         """Read the list of images that came after the fit, the last usable ones; empty without such a file."""
-        return self.read_rows(ADDED, ADDED_COLUMNS) if self.has(ADDED) else []
+        return self.read_rows("added.csv") if self.has("added.csv") else []
 
     def read_array(self, name: str, rows: int, columns: int) -> npt.NDArray[np.float32]:
         """Return a matrix of finite float32 numbers of this shape."""
         shape = (rows, columns)
         with self._read(name) as path:
-            check_file(path, 1 << 62)
             # Mapped: no memory is taken for more than the file has, whatever its header says.
             array: Any = load_array(path, mmap_mode="r")
             if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != shape:
@@ -147,10 +118,12 @@ class RunFolder:
 
     @contextmanager
     def _read(self, name: str) -> Iterator[Path]:
-        """Yield the path of a file of this run. An error in reading it becomes a DiskError."""
+        """Yield the path of a plain file of this run. An error in reading it becomes a DiskError."""
+        path, max_bytes = self.file(name), FILES[name].max_bytes
         try:
             with self.as_disk_errors(name):
-                yield self.file(name)
+                check_file(path, max_bytes)
+                yield path
         except DiskError as error:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
@@ -168,7 +141,8 @@ class RunFolder:
             raise
         except Exception as error:  # any line that works on a number or a name may trip over another thing
             path = self.path / name
-            other = "remove it, and the report does without" if path.name in SPARE else "fit again with another -o"
+            is_spare = name in FILES and FILES[name].spare
+            other = "remove it, and the report does without" if is_spare else "fit again with another -o"
             raise DiskError(
                 f"{path} is damaged ({first_line(error)[:200]}): restore it from a copy, or {other}"
             ) from error
@@ -191,12 +165,14 @@ class LockedFolder(RunFolder):
         for name in state.own_files(self.path) if anew else ():
             folder.remove(name)
         yield folder
-        if not folder.has(state.LOG) and (text := log.lines()):
-            folder.write(state.LOG, text)
+        if not folder.has(LOG) and (text := log.lines()):
+            folder.write(LOG, text)
         state.commit(self.path)
 
     def path_of(self, name: str) -> Path:
-        """Return the path to write a file to."""
+        """Return the path to write a file to. A name that is not in ``FILES`` is an error of ours."""
+        if not state.is_known(name):
+            raise AssertionError(f"{name} is no file of a run: add it to FILES")
         return self.path / name
 
     def remove(self, name: str) -> None:
@@ -204,8 +180,9 @@ class LockedFolder(RunFolder):
         with changing(self.path / name):
             self.path_of(name).unlink(missing_ok=True)
 
-    def write_rows(self, name: str, columns: Sequence[str], rows: Iterable[CsvRow]) -> None:
-        self._write(name, lambda file: write_csv(file, columns, rows))
+    def write_rows(self, name: str, rows: Iterable[CsvRow], *more: str) -> None:
+        """Write a table, with ``more`` columns than every such table has."""
+        self._write(name, lambda file: write_csv(file, (*FILES[name].columns, *more), rows))
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         self.write(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
@@ -249,7 +226,7 @@ class NextState(LockedFolder):
         return staged.stat().st_size > 0 if staged.exists() else super().has(name)
 
     def path_of(self, name: str) -> Path:
-        path = self.path / state.NEXT / name
+        path = self.path / state.NEXT / super().path_of(name).relative_to(self.path)
         path.parent.mkdir(exist_ok=True)
         return path
 
@@ -270,8 +247,8 @@ def rows_sha256(rows: Iterable[CsvRow]) -> str:
     return digest.hexdigest()
 
 
-def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
-    check_file(path, MOST_SMALL_CSV if path.name in ("history.csv", "cluster_summary.csv") else MOST_CSV)
+def table_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Yield the rows of a CSV file. Raise ValueError unless it has these ``columns``, and in each row all cells."""
     # A spreadsheet puts a byte order mark in front.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         table = csv.DictReader(lines_of(file), strict=True)
@@ -306,7 +283,7 @@ def folder_name(name: str) -> str:
 @contextmanager
 def locked(path: Path, *, make: bool = False) -> Iterator[LockedFolder]:
     """Yield the run folder ``path``, for this process alone to write to, and log into it; see :func:`state.locked`."""
-    with state.locked(path, make=make), log.logged_in(path / state.LOG):
+    with state.locked(path, make=make), log.logged_in(path / LOG):
         yield LockedFolder(path)
 
 

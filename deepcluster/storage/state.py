@@ -24,21 +24,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from deepcluster.errors import DiskError
-from deepcluster.evaluation import PROTOCOL_OPTIONS
 from deepcluster.runtime import signals
 from deepcluster.runtime.plain_files import RUN
+from deepcluster.storage.content import FILES
 from deepcluster.storage.files import changing, sync_folder
 
-TABLES = {"clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "history.csv", "added.csv"}
-ARRAYS = {"features.npy", "residuals.npy", "map.npy", "former.safetensors"}
-REPORT = {"report.html", "tree.json", "thumbnails.webp", "nouns.csv"}
-MODEL = {f"model/{name}" for name in ("config.json", "model.safetensors", "groups.safetensors")}
-CHECKPOINTS = {"checkpoints/images.csv"}
-EVALUATIONS = {f"evaluation-{protocol}.json" for protocol in PROTOCOL_OPTIONS}
-LOG = "log.txt"
-NAMES = frozenset(
-    {RUN, LOG, "recipe.toml", "metrics.json"} | TABLES | ARRAYS | REPORT | MODEL | CHECKPOINTS | EVALUATIONS
-)
 FOLDERS = ("model", "checkpoints")
 _CHECKPOINT = re.compile(r"checkpoints/\d{6}(\.json|(-\d{1,6})?\.safetensors)")
 
@@ -74,7 +64,7 @@ class InUseError(DiskError):
 
 def is_known(name: str) -> bool:
     """Return whether a run writes a file of this name (relative to the run folder, with ``/``)."""
-    return name in NAMES or _CHECKPOINT.fullmatch(name) is not None
+    return name in FILES or _CHECKPOINT.fullmatch(name) is not None
 
 
 def own_files(run: Path) -> list[str]:
@@ -94,7 +84,7 @@ def _check_places(run: Path) -> None:
         is_folder = name in (HIDDEN, SCRATCH, *FOLDERS)
         if is_folder and kind == stat.S_IFLNK:
             raise DiskError(f"{run / name} is a symbolic link, and nothing is written where it leads: remove it")
-        if (is_folder and kind != stat.S_IFDIR) or (name in NAMES and kind not in (stat.S_IFREG, stat.S_IFLNK)):
+        if (is_folder and kind != stat.S_IFDIR) or (name in FILES and kind not in (stat.S_IFREG, stat.S_IFLNK)):
             raise _in_the_way(run / name)
 
 

@@ -107,7 +107,7 @@ def state_of(run: Path) -> dict[str, object] | None:
         used = [row for row in folder.read_clusters() if row["status"] == "ok"]
         clusters = [int(row["cluster"]) for row in used]
         names = {row["cluster"]: row["name"] for row in used}
-        summary = folder.read_rows("cluster_summary.csv", files.SUMMARY)
+        summary = folder.read_rows("cluster_summary.csv")
         assert model.place(features.reduced).cluster.tolist() == clusters, "predict and clusters.csv"
         sizes = {int(row["cluster"]): int(row["size"]) for row in summary if row["size"] != "0"}
         assert sizes == Counter(clusters)
