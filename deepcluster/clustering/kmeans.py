@@ -210,7 +210,7 @@ def _updated(
     totals: Tensor, iteration: int, *, walk: Blocks, partition: Partition, seed: int, empty: str, spherical: bool
 ) -> tuple[Tensor, int]:
     """Return the centroids from this rank's sums of an assignment, and the number of clusters without rows."""
-    totals = partition.processes.all_reduce(totals)
+    totals = partition.all_reduce(totals)
     if not torch.isfinite(totals).all():
         raise walk.not_finite(partition.processes)
     sums, sizes = totals[:, :-1], totals[:, -1]
@@ -251,7 +251,7 @@ def means(x: Tensor, labels: Tensor, k: int, partition: Partition | None = None)
     with shared_out(matrix(x)) as walk:
         blocks = in_whole_blocks(walk, partition, MIN_BLOCK_ROWS * k)
         labels = extended(labels.to(walk.x.device), blocks, partition)
-        totals = partition.processes.all_reduce(cluster_sums(blocks, k, labels))
+        totals = partition.all_reduce(cluster_sums(blocks, k, labels))
     return (totals[:, :-1] / totals[:, -1:].clamp(min=1)).float()
 
 
@@ -281,7 +281,7 @@ def as_clustering(
     centroids = means(rows, local_labels, k, partition)
     parts = zip(rows.split(1 << 16), local_labels.split(1 << 16), strict=True)
     squares = [(part.float() - centroids[nearest]).double().square().sum() for part, nearest in parts]
-    inertia = partition.processes.all_reduce(torch.stack(squares).sum()).item()
+    inertia = partition.all_reduce(torch.stack(squares).sum()).item()
     return Clustering(labels, centroids.cpu(), torch.bincount(labels, minlength=k), inertia, iterations=0, reseeded=0)
 
 
@@ -318,8 +318,8 @@ def _assigned(
 
     for _ in walk.map(work):
         pass
-    sizes = partition.processes.all_reduce(torch.bincount(labels, minlength=len(centroids)))
-    inertia = partition.processes.all_reduce(distances.sum(dtype=torch.float64)).item()
+    sizes = partition.all_reduce(torch.bincount(labels, minlength=len(centroids)))
+    inertia = partition.all_reduce(distances.sum(dtype=torch.float64)).item()
     return Clustering(labels, centroids, sizes, inertia, iterations, reseeded), distances
 
 

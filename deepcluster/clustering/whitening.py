@@ -144,8 +144,8 @@ def _covariance(x: Tensor, partition: Partition, device: torch.device, root: boo
         for block_total, block_products in blocks.map(lambda begin, block: _products(prepared(block) - shift)):
             total += block_total
             products += block_products
-        total = partition.processes.all_reduce(total)
-        products = partition.processes.all_reduce(torch.from_numpy(products)).numpy()
+        total = partition.all_reduce(total)
+        products = partition.all_reduce(torch.from_numpy(products)).numpy()
         if not torch.isfinite(total).all():
             raise walk.not_finite(partition.processes, LOWER_LR)
     error = total / rows  # of the shift, which is not the mean of all rows

@@ -61,7 +61,7 @@ def merge_tree(reduced: Tensor, cut: Cut, nearest: Tensor | None = None, partiti
     """
     partition = partition or Partition.single(len(reduced))
     nearest = assigner(cut.centroids)(reduced) if nearest is None else nearest
-    counts = partition.processes.all_reduce(torch.bincount(nearest, minlength=len(cut.centroids)))
+    counts = partition.all_reduce(torch.bincount(nearest, minlength=len(cut.centroids)))
     pieces, group_of, pairs = partition.processes.broadcast_json(lambda: _pieces(cut, counts))
     merges = tuple((a, b) for a, b in pairs)
     sizes, medoids = _sizes_and_medoids(reduced, torch.tensor(pieces)[nearest], merges, len(group_of), partition)
@@ -156,7 +156,7 @@ def _sizes_and_medoids(
     reduced: Tensor, piece: Tensor, merges: Sequence[Merge], pieces: int, partition: Partition
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the size and the medoid of every node."""
-    sizes = partition.processes.all_reduce(torch.bincount(piece, minlength=pieces)).tolist()
+    sizes = partition.all_reduce(torch.bincount(piece, minlength=pieces)).tolist()
     middles = list(means(reduced, piece, pieces, partition))
     inside = list(torch.eye(pieces, dtype=torch.bool))
     for a, b in merges:

@@ -66,7 +66,7 @@ def shown_of(rows: Rows, cut: Cut, nearest: Tensor) -> Shown:
     """Gather the images on the sheet. ``nearest``: The nearest centroids of this rank's ``rows``. A collective."""
     partition = rows.partition
     counts, all_counts = (
-        partition.processes.all_reduce(torch.bincount(centroids, minlength=len(cut.centroids)))
+        partition.all_reduce(torch.bincount(centroids, minlength=len(cut.centroids)))
         for centroids in (nearest[: len(nearest) - rows.added], nearest)
     )
     reduced, nearest = (on_sheet_of(column, partition) for column in (rows.reduced, nearest))

@@ -164,10 +164,9 @@ def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[st
     A group may have many centroids: the mean of its features stands for all of it.
     """
     cut, partition, reduced, cluster = model.cut, rows.partition, rows.reduced, placement.cluster
-    all_reduce = partition.processes.all_reduce
-    sizes = all_reduce(torch.bincount(cluster, minlength=cut.count)).tolist()
+    sizes = partition.all_reduce(torch.bincount(cluster, minlength=cut.count)).tolist()
     zeros = torch.zeros(cut.count, dtype=torch.float64)  # bincount with weights returns integers for no rows at all
-    distances = all_reduce(zeros.index_add(0, cluster, placement.distance.double())).tolist()
+    distances = partition.all_reduce(zeros.index_add(0, cluster, placement.distance.double())).tolist()
     middles = means(reduced, cluster, cut.count, partition)
     medoids = medoids_of(middles, reduced, cluster, partition).tolist()
     between = torch.cdist(middles, middles).fill_diagonal_(torch.inf)
@@ -211,7 +210,7 @@ def place_rows(cut: Cut, rows: Rows, fine_centroids: Tensor) -> tuple[Cut, Place
     placement = placement_of(rows.reduced, cut, fine_centroids)
     if rows.all_sampled:  # they are numbered already
         return cut, placement
-    sizes = rows.partition.processes.all_reduce(torch.bincount(placement.cluster, minlength=cut.count))
+    sizes = rows.partition.all_reduce(torch.bincount(placement.cluster, minlength=cut.count))
     number = torch.argsort(torch.argsort(sizes, descending=True, stable=True))
     numbered = replace(placement, cluster=number[placement.cluster])
     return Cut(cut.centroids, number[cut.group_of]), numbered

@@ -50,6 +50,10 @@ class Partition:
         """Return the slice of this rank."""
         return self.slices[self.processes.rank]
 
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """Return the sum of ``x`` over all ranks; the same bits on all."""
+        return self.processes.all_reduce(x)
+
     def all_gather(self, local: Tensor) -> Tensor:
         """Return all rows, on every rank."""
         return self._gathered(local, range(self.processes.world_size))
