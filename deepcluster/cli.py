@@ -36,13 +36,13 @@ from deepcluster.nets.names import NO_NETWORK, PUBLISHED, backbone_of
 from deepcluster.presets import PRESETS, Facts, check_groups, check_weights, options_of, resolve
 from deepcluster.recipe import Recipe, declared, read_options, to_toml
 from deepcluster.records import PRELIMINARY
-from deepcluster.report.text import count
 from deepcluster.runtime import console, signals
 from deepcluster.runtime.console import Terminal, complain, say
 from deepcluster.runtime.machine import is_main_rank, world_size
 from deepcluster.runtime.plain_files import write_csv
 from deepcluster.storage import files
 from deepcluster.storage.edits_file import newest_edits, read_edits
+from deepcluster.texts import count
 
 if TYPE_CHECKING:
     from deepcluster.evaluation.common import Figure, NamedFigure

@@ -76,11 +76,6 @@ def warn(text: str) -> None:
     warnings.warn(text, DeepClusterWarning, stacklevel=3)
 
 
-def count(number: int, thing: str) -> str:
-    """Return ``1 image`` or ``3 images``."""
-    return f"{number:,} {thing}" + ("" if number == 1 else "s")
-
-
 def first_line(error: BaseException) -> str:
     """Return the first line of the error's message, or else its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

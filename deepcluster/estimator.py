@@ -25,7 +25,6 @@ from deepcluster.clustering.kmeans import ClusteringStep, means
 from deepcluster.errors import DataError, UsageError, warn
 from deepcluster.images import Images, Source, find
 from deepcluster.images.arrays import without_torch
-from deepcluster.images.decode import one_line
 from deepcluster.learning.heads import Loss
 from deepcluster.learning.training import OptimizerOf
 from deepcluster.model import Model
@@ -33,7 +32,6 @@ from deepcluster.nets.names import MODULE
 from deepcluster.recipe import AUTO, Recipe, declared
 from deepcluster.report.page import gallery
 from deepcluster.report.pictures import THUMBNAIL
-from deepcluster.report.text import count
 from deepcluster.runs import fit as runs
 from deepcluster.runs import page, predict, recut
 from deepcluster.runs.build import Steps
@@ -48,6 +46,7 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.files import check_output, write_output
 from deepcluster.storage.state import own_files
+from deepcluster.texts import count, one_line
 
 Errors = Literal["raise", "coerce"]
 # Columns of ``place``, as in clusters.csv.

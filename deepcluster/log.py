@@ -13,6 +13,8 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 
+from deepcluster.texts import printable
+
 LOGGER = logging.getLogger("deepcluster")
 LOGGER.addHandler(logging.NullHandler())
 # To a plain file that exists; never to the target of a link, and without waiting for the reader of a FIFO.
@@ -21,12 +23,6 @@ APPEND = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, 
 # The lines of a command so far, and the file of the run that it has locked. By thread: each may change its own run.
 _lines: ContextVar[list[str] | None] = ContextVar("lines", default=None)
 _file: ContextVar[Path | None] = ContextVar("file", default=None)
-
-
-def printable(text: str) -> str:
-    """Return ``text`` with control characters and the lone surrogates of odd file names escaped."""
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def record(text: str, level: str = "INFO") -> None:

@@ -13,10 +13,8 @@ from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.compute import Compute, Progress, ignore_progress
 from deepcluster.errors import DataError, NonFiniteError, UsageError
-from deepcluster.errors import count as plural
 from deepcluster.groups.cut import Cut, Placement, placement_of
 from deepcluster.images import Images, find, read_once
-from deepcluster.images.decode import one_line
 from deepcluster.images.given import read_features
 from deepcluster.learning.features import extract
 from deepcluster.nets.fast_pass import features_pass
@@ -24,6 +22,8 @@ from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.network import Absent, Network
 from deepcluster.nets.weights import working_memory
 from deepcluster.runtime.machine import check_fits
+from deepcluster.texts import count as plural
+from deepcluster.texts import one_line
 
 LARGE_SIDE = 1024  # px; of larger images, one batch must fit into memory before any is read
 

@@ -23,18 +23,10 @@ from deepcluster.errors import DataError, DiskError
 from deepcluster.images import Source, find
 from deepcluster.images import decode as decoding
 from deepcluster.images import store as storing
-from deepcluster.images.decode import (
-    FORMATS,
-    Undecodable,
-    accepted_formats,
-    as_rgb,
-    decode,
-    one_line,
-    pillow_limits,
-    short_side,
-)
+from deepcluster.images.decode import FORMATS, Undecodable, accepted_formats, as_rgb, decode, pillow_limits, short_side
 from deepcluster.images.source import Numbered
 from deepcluster.images.store import read_once, square
+from deepcluster.texts import one_line
 from tests.helpers import image_files
 from tests.helpers.image_files import BLUE, GREEN, RED, WHITE, png
 

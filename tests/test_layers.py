@@ -8,6 +8,7 @@ import deepcluster
 ROOT = Path(deepcluster.__file__).parent
 # From the bottom up. A package may import itself and the packages of lower levels.
 LEVELS = (
+    {"texts"},
     {"log"},
     {"errors", "seeding", "records"},
     {"runtime"},

@@ -15,8 +15,8 @@ from deepcluster.groups.tree import Tree
 from deepcluster.report import pictures
 from deepcluster.report.page import on_page
 from deepcluster.report.sections import suggested_name, suggestions
-from deepcluster.report.text import inert
 from deepcluster.storage.content import Table
+from deepcluster.texts import inert
 from tests.helpers.report import Page, drawn, page, picture, row, summary_of
 
 HOSTILE = [

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from deepcluster.report import sections
-from deepcluster.report.text import inert
 from deepcluster.runs import fit as runs
 from deepcluster.runs.page import report as write_report
 from deepcluster.runs.plan import Request
@@ -26,6 +25,7 @@ from deepcluster.runs.serve import redirecting
 from deepcluster.runtime.plain_files import FORMULA, PATH, TEXT, guarded
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.run_folder import locked
+from deepcluster.texts import inert
 from tests.helpers.report import page as page_of
 from tests.helpers.report import row
 from tests.helpers.runs import change_record, record, rows

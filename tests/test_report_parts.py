@@ -21,9 +21,9 @@ from deepcluster.report.charts import curve, histogram, histograms, training_cha
 from deepcluster.report.page import RunData, on_page, script_data
 from deepcluster.report.pictures import THUMBNAIL, columns, on_sheet, sprite_sheet, thumbnail, tile, tiny_pictures
 from deepcluster.report.sections import MAX_OUTLIERS, MEDOID, confusion, problems, representatives
-from deepcluster.report.text import figure, inert
 from deepcluster.runs.page import pictures, report
 from deepcluster.storage.content import Table
+from deepcluster.texts import figure, inert
 from tests.helpers.report import drawn, picture, row, summary_of
 
 

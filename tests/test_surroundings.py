@@ -31,11 +31,11 @@ from deepcluster.images import files as image_files
 from deepcluster.images import find
 from deepcluster.images.store import read_once
 from deepcluster.report.pictures import webp
-from deepcluster.report.text import inert, retold
 from deepcluster.runtime.plain_files import unguarded
 from deepcluster.storage import run_folder as files
 from deepcluster.storage import state
 from deepcluster.storage.content import FILES
+from deepcluster.texts import inert, retold
 from tests.helpers.report import Page
 from tests.helpers.runs import change_record, contents, record, rows, small_fit
 from tests.tiny import RECORD, tiny_run

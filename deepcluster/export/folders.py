@@ -30,14 +30,14 @@ from deepcluster.export.replace import (
 )
 from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import SUFFIXES as IMAGE_SUFFIXES
-from deepcluster.images.decode import Undecodable, explain, not_a_file, one_line, pillow_limits, short_side
-from deepcluster.report.text import count
+from deepcluster.images.decode import Undecodable, explain, not_a_file, pillow_limits, short_side
 from deepcluster.runs.rows import images_at_hand, same_as_added
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.plain_files import own_sha256, write_csv
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import Row
 from deepcluster.storage.files import check_outside, new_folder, write_whole
+from deepcluster.texts import count, one_line
 
 MAX_NAME_BYTES = 255  # ext4, APFS, NTFS (there UTF-16 units, which are never more)
 MAX_LABEL_BYTES = 100

@@ -15,9 +15,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from deepcluster.errors import DataError, DeepClusterError
-from deepcluster.images.decode import MAX_PIXELS, Undecodable, as_rgb, decode, explain, is_empty, one_line, upright
+from deepcluster.images.decode import MAX_PIXELS, Undecodable, as_rgb, decode, explain, is_empty, upright
 from deepcluster.images.source import Items, Numbered, Source, numbered, real
 from deepcluster.runtime.machine import check_fits
+from deepcluster.texts import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,6 +18,8 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL import features as pillow
 
+from deepcluster.texts import one_line
+
 # Without EPS (it starts Ghostscript) and without rare, seldom tested formats. See also accepted_formats().
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # Suffixes of images, if the name has to decide. (Otherwise a file of another name may still be one.)
@@ -176,11 +178,6 @@ def explain(error: Exception) -> str:
     if not words:
         return name
     return words if isinstance(error, OSError | ValueError | SyntaxError) else f"{name}: {words}"
-
-
-def one_line(text: str) -> str:
-    """Return the text with every control character, line break and undecodable byte turned into a space."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def is_empty(file: Path) -> bool:

@@ -18,9 +18,10 @@ from PIL import Image
 from deepcluster.errors import DataError, UsageError
 from deepcluster.images import arrays, named, shards
 from deepcluster.images.arrays import is_tensor, reading, without_torch
-from deepcluster.images.decode import SUFFIXES, decode, explain, is_empty, not_a_file, one_line, short_side
+from deepcluster.images.decode import SUFFIXES, decode, explain, is_empty, not_a_file, short_side
 from deepcluster.images.source import WHAT_TO_TYPE, Items, Origin, Source
 from deepcluster.runtime.plain_files import MOST_TEXT, PATH_COLUMNS, check_file, is_run
+from deepcluster.texts import one_line
 
 
 class Dataset(Protocol):

@@ -15,10 +15,11 @@ from PIL import Image
 
 from deepcluster.errors import DataError, UsageError
 from deepcluster.images.arrays import load_array, reading, without_torch
-from deepcluster.images.decode import Undecodable, one_line
+from deepcluster.images.decode import Undecodable
 from deepcluster.images.files import absolute, from_files, from_list, located
 from deepcluster.images.source import Numbered, Source, numbered
 from deepcluster.runtime.plain_files import PATH_COLUMNS, read_columns
+from deepcluster.texts import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,8 +10,8 @@ import numpy as np
 
 from deepcluster.errors import DataError, missing_packages
 from deepcluster.images.arrays import from_array, from_dataset
-from deepcluster.images.decode import one_line
 from deepcluster.images.source import Source
+from deepcluster.texts import one_line
 
 ANSWER_SECONDS = 10.0  # for the Hub's first answer
 

@@ -18,9 +18,10 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from deepcluster.errors import DataError
-from deepcluster.images.decode import SMALL_FILE, SUFFIXES, decode, explain, is_empty, one_line, short_side
+from deepcluster.images.decode import SMALL_FILE, SUFFIXES, decode, explain, is_empty, short_side
 from deepcluster.images.source import Items, Origin, Source
 from deepcluster.runtime.plain_files import Section
+from deepcluster.texts import one_line
 
 _SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE)
 _RANGE = re.compile(r"\{([0-9]{1,18})\.\.([0-9]{1,18})\}")

@@ -11,9 +11,9 @@ from typing import NamedTuple, Protocol
 
 from PIL import Image
 
-from deepcluster.errors import DataError, count
-from deepcluster.images.decode import one_line
+from deepcluster.errors import DataError
 from deepcluster.runtime.machine import check_fits
+from deepcluster.texts import count, one_line
 
 WHAT_TO_TYPE = (
     "IMAGES is a folder, an image, a text file of paths, an .npy or .npz array, a .tar shard, a pattern such as"

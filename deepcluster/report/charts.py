@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster.report.text import figure, number, percent
 from deepcluster.storage.content import Row, Table
+from deepcluster.texts import figure, number, percent
 
 WIDTH, HEIGHT = 264.0, 120.0
 SHARES = {"changed", "cluster_weight", "largest_share"}  # columns shown as percentages

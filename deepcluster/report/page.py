@@ -21,9 +21,10 @@ import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from deepcluster import texts
 from deepcluster.groups.tree import Parts, Tree
 from deepcluster.records import PRELIMINARY
-from deepcluster.report import sections, text
+from deepcluster.report import sections
 from deepcluster.report.charts import HEIGHT, SHARES, WIDTH, counted, histograms, training_charts
 from deepcluster.report.pictures import columns, data_uri, on_sheet, tile
 from deepcluster.report.sections import Picture, Values
@@ -92,7 +93,7 @@ class RunData:
     @cached_property
     def in_commands(self) -> str:
         """The name, quoted for a shell."""
-        return shlex.quote(text.inert(self.name))
+        return shlex.quote(texts.inert(self.name))
 
 
 def render(data: RunData) -> str:
@@ -146,15 +147,15 @@ def gallery(title: str, clusters: Sequence[Row], summary: Sequence[Row], picture
 
     def tiles(row: Row) -> list[tuple[str, str]]:
         chosen = sections.representatives(members[row["cluster"]], GALLERY_IMAGES, medoid=row["medoid_path"])
-        images = ((text.short_name(member["path"]), picture(member["path"])) for member, _ in chosen)
+        images = ((texts.short_name(member["path"]), picture(member["path"])) for member, _ in chosen)
         return [(path, "" if image is None else data_uri(image, GALLERY_BYTES, scale=1)) for path, image in images]
 
     shown = [
         {
             "number": row["cluster"],
             "name": row["name"],
-            "size": text.count(int(row["size"]), "image"),
-            "share": text.percent(float(row["share"])),
+            "size": texts.count(int(row["size"]), "image"),
+            "share": texts.percent(float(row["share"])),
             "tiles": tiles(row),
         }
         for row in largest
@@ -169,7 +170,7 @@ def templates() -> Environment:
 
     def finalize(value: Any) -> Any:
         """Make the text of a ``{{ ... }}`` inert before it is escaped; markup of the templates is left alone."""
-        return text.inert(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+        return texts.inert(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
     environment = Environment(
         loader=PackageLoader("deepcluster.report"),
@@ -179,7 +180,7 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"grouped": "{:,}".format, "short": text.short_name, "bare": text.bare}
+    environment.filters |= {"grouped": "{:,}".format, "short": texts.short_name, "bare": texts.bare}
     return environment
 
 
@@ -208,7 +209,7 @@ def _run(data: RunData) -> Values:
     preliminary = ""
     if run.get("result") == PRELIMINARY:
         rounds = int(run.get("rounds") or 0)
-        after = f"after {text.count(rounds, 'round')} of training" if rounds else "before any training"
+        after = f"after {texts.count(rounds, 'round')} of training" if rounds else "before any training"
         preliminary = (
             f"Preliminary: the groups as they were {after}. Better groups are on their way: the run replaces this page"
             " as it goes on."
@@ -216,18 +217,18 @@ def _run(data: RunData) -> Values:
 
     def fact(key: str, value: Any) -> str:
         if key == "seconds":
-            return text.in_words(float(value))
+            return texts.in_words(float(value))
         return f"{value:,}" if isinstance(value, int) and key != "seed" else str(value)
 
     return {
         "title": data.title,
         "preliminary": preliminary,
-        "images": text.count(len(data.usable), "image"),
-        "clusters": text.count(len(data.summary), "cluster"),
-        "stability": None if run.get("stability") is None else text.agreement(float(run["stability"])),
+        "images": texts.count(len(data.usable), "image"),
+        "clusters": texts.count(len(data.summary), "cluster"),
+        "stability": None if run.get("stability") is None else texts.agreement(float(run["stability"])),
         "name": data.in_commands,
         "facts": [(name, fact(key, run[key])) for key, name in FACTS.items() if run.get(key) not in (None, "")],
-        "command": [words for words in re.split(" (?=-)", text.retold(str(run.get("command") or ""))) if words],
+        "command": [words for words in re.split(" (?=-)", texts.retold(str(run.get("command") or ""))) if words],
         "statements": [*filter(None, (run.get("verdict"), _rounds(data)))],
     }
 
@@ -235,9 +236,9 @@ def _run(data: RunData) -> Values:
 def _rounds(data: RunData) -> str:
     if not data.history:
         return "No round was trained: the clusters are those of the network as it was given."
-    rounds = text.count(len(data.history), "round")
-    changed = text.number(data.history[-1].get("changed"))
-    last = f"; in the last, {text.percent(changed)} of the images changed pseudo-label" if changed is not None else ""
+    rounds = texts.count(len(data.history), "round")
+    changed = texts.number(data.history[-1].get("changed"))
+    last = f"; in the last, {texts.percent(changed)} of the images changed pseudo-label" if changed is not None else ""
     return f"{rounds} of clustering and training{last}."
 
 
@@ -260,12 +261,12 @@ def _clusters(data: RunData) -> Values:
 
 def _training(data: RunData) -> Values:
     def cell(key: str, word: str) -> str:
-        value = text.number(word)
+        value = texts.number(word)
         if key == "round":
             return counted(word)
         if value is None:
             return word
-        return text.percent(value) if key in SHARES else text.figure(value)
+        return texts.percent(value) if key in SHARES else texts.figure(value)
 
     names = list(data.history[0]) if data.history else []
     return {
@@ -286,10 +287,12 @@ def _labels(data: RunData) -> Values:
     names.sort(key=lambda name: list(METRICS).index(name) if name in METRICS else len(METRICS))
     rows = []
     for name in names:
-        trained = text.number(metrics[name])
-        start = text.number(metrics.get(f"baseline_{name}"))
-        gain = text.NOTHING if trained is None or start is None else f"{trained - start:+.3f}".replace("-", text.MINUS)
-        cells = [text.NOTHING if value is None else f"{value:.3f}" for value in (trained, start)]
+        trained = texts.number(metrics[name])
+        start = texts.number(metrics.get(f"baseline_{name}"))
+        gain = texts.NOTHING
+        if trained is not None and start is not None:
+            gain = f"{trained - start:+.3f}".replace("-", texts.MINUS)
+        cells = [texts.NOTHING if value is None else f"{value:.3f}" for value in (trained, start)]
         rows.append((*METRICS.get(name, (name, "")), *cells, gain))
     return {
         "metrics": rows,
@@ -347,9 +350,9 @@ def harmless(text: str) -> str:
 def _cluster(row: Row, parts: Parts | None) -> dict[str, Any]:
     return {
         "number": int(row["cluster"]),
-        "name": text.inert(row["name"]) if row["name"] != row["cluster"] else "",
+        "name": texts.inert(row["name"]) if row["name"] != row["cluster"] else "",
         "size": int(row["size"]),
-        "distance": text.number(row["mean_distance"]),
+        "distance": texts.number(row["mean_distance"]),
         "nearest": int(row["nearest_cluster"]) if row["nearest_cluster"].isdecimal() else None,
         "junk": row.get("junk") == "1",
         "parts": {"sizes": parts.sizes, "images": parts.images, "merges": parts.merges} if parts else None,
@@ -367,12 +370,12 @@ def _images(data: RunData) -> Values:
     """Return columns of the images in the page, ``every`` pictures of the sheet, or ``step`` rows, apart."""
     chosen, every = on_page(data.usable)
     rows = [data.usable[i] for i in chosen]
-    paths = [text.inert(text.bare(row["path"])).rpartition("/") for row in rows]
+    paths = [texts.inert(texts.bare(row["path"])).rpartition("/") for row in rows]
     folders = {folder: i for i, folder in enumerate(dict.fromkeys(folder + slash for folder, slash, _ in paths))}
     labels = {label: i for i, label in enumerate(sorted({row["label"] for row in rows}))}
     numbers = {row["cluster"]: i for i, row in enumerate(data.summary)}
-    distances = np.array([text.number(row["distance"]) or 0.0 for row in rows])
-    margins = np.array([text.number(row["margin"]) or 0.0 for row in rows])
+    distances = np.array([texts.number(row["distance"]) or 0.0 for row in rows])
+    margins = np.array([texts.number(row["margin"]) or 0.0 for row in rows])
     farthest = max(1e-9, float(distances.max()))
     return {
         "every": every,
@@ -386,7 +389,7 @@ def _images(data: RunData) -> Values:
         "folders": list(folders),
         "names": [name for _, _, name in paths],
         "label": _shorts([min(SCALE, labels[row["label"]]) for row in rows]) if any(labels) else None,
-        "labels": [text.inert(label) for label in labels],
+        "labels": [texts.inert(label) for label in labels],
         "alike": 0 if data.similar is None else data.similar.shape[1],
         "similar": None if data.similar is None else _shorts(data.similar),
         "part": None if data.part is None else _shorts(data.part),

@@ -15,8 +15,8 @@ from scipy.sparse import csr_array
 from deepcluster.errors import DiskError
 from deepcluster.groups.tree import Tree, nodes_at
 from deepcluster.report.pictures import PICTURE_CHARACTERS, data_uri, tile
-from deepcluster.report.text import agreement, figure, number, percent, short_name
 from deepcluster.storage.content import Row, Table
+from deepcluster.texts import agreement, figure, number, percent, short_name
 
 Picture = Callable[[str], Image.Image | None]
 Values = dict[str, Any]

@@ -27,7 +27,6 @@ from deepcluster.presets import Plan, check_groups, options_of
 from deepcluster.recipe import AUTO, Recipe, to_toml
 from deepcluster.records import FINAL
 from deepcluster.report.pictures import sprite_sheet, tiny_pictures
-from deepcluster.report.text import count
 from deepcluster.runs.build import network_of
 from deepcluster.runs.forecast import announce
 from deepcluster.runs.page import SHEET
@@ -60,6 +59,7 @@ from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.state import scratch_of
+from deepcluster.texts import count
 
 
 def fit(

@@ -21,7 +21,7 @@ from deepcluster.groups.cut import Cut
 from deepcluster.groups.graph import layout
 from deepcluster.groups.tree import Tree, merge_tree, parts_of
 from deepcluster.images import Source
-from deepcluster.images.decode import Undecodable, one_line, pillow_limits
+from deepcluster.images.decode import Undecodable, pillow_limits
 from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.timm import nouns
 from deepcluster.report.page import RunData, on_page, render
@@ -33,6 +33,7 @@ from deepcluster.runtime.plain_files import check_file, shaped
 from deepcluster.seeding import derive
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import FILES, Row, RunRecord, Table
+from deepcluster.texts import one_line
 
 MOST_ALIKE, MOST_ALIKE_IN_ALL = 8, 80_000  # most similar images of one, and of all together: 2 bytes an entry
 MOST_IN_TREE = 500  # groups: larger trees are unreadable, and take minutes

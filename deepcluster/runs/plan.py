@@ -13,7 +13,6 @@ from torch import nn
 
 from deepcluster.errors import DataError, ModelError, UsageError, warn
 from deepcluster.images import Source
-from deepcluster.images.decode import one_line
 from deepcluster.images.store import Store, preview
 from deepcluster.nets.hub import fetch, local_file
 from deepcluster.nets.names import PUBLISHED
@@ -28,6 +27,7 @@ from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import ROUNDS, Checkpoint, fitting
 from deepcluster.storage.state import own_files
+from deepcluster.texts import one_line
 
 MAX_SHOWN = 5  # paths in an error
 # Of files, by name: a text, bytes, or rows.

@@ -15,7 +15,6 @@ from deepcluster.clustering.blocks import nearest
 from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Placement
 from deepcluster.images import Images, Source, find
-from deepcluster.images.decode import one_line
 from deepcluster.images.given import read_features
 from deepcluster.images.source import nothing_readable
 from deepcluster.images.store import check_alike, read_once
@@ -26,6 +25,7 @@ from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage.run_folder import RunFolder, open_run, read_state
+from deepcluster.texts import one_line
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from deepcluster.images import Source
 from deepcluster.model import Model
 from deepcluster.presets import check_groups
 from deepcluster.records import Clustering
-from deepcluster.report.text import count
 from deepcluster.runs.result import GROUPING, Result, choose_number, describe, groups_of, place_rows
 from deepcluster.runs.rows import Rows, images_at_hand, read_run, recipe_of
 from deepcluster.runs.writer import baseline_of, summary_text, write_result
@@ -28,6 +27,7 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import Edits
+from deepcluster.texts import count
 
 
 def recut(

@@ -18,7 +18,6 @@ from deepcluster.model import Model
 from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
 from deepcluster.records import FINAL, Clustering
-from deepcluster.report.text import agreement, count
 from deepcluster.runs.build import compute_of, kmeans_of_result, reduction_of
 from deepcluster.runs.page import Shown, shown_of, tree_of
 from deepcluster.runs.plan import ImagesRead, Job
@@ -27,6 +26,7 @@ from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
 from deepcluster.storage.content import RunRecord
+from deepcluster.texts import agreement, count
 
 GROUPING = "grouping"  # a phase
 COLLAPSED = 0.5  # share of the images in one fine cluster

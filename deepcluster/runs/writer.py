@@ -18,7 +18,6 @@ from deepcluster.learning.features import extract
 from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
 from deepcluster.records import FINAL, PRELIMINARY
-from deepcluster.report.text import count
 from deepcluster.runs.build import compute_of
 from deepcluster.runs.page import MAP, TREE, Tables, on_sheet_of, write_nouns, write_page, write_tree
 from deepcluster.runs.plan import ImagesRead, Job
@@ -31,6 +30,7 @@ from deepcluster.storage import model_files
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import FILES, RunRecord, Table
 from deepcluster.storage.state import checkpoint_files
+from deepcluster.texts import count
 
 # Reasons in run.json for the end of the rounds, as the end of a sentence.
 END_REASONS = {

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from deepcluster import log
 from deepcluster.errors import DiskError
-from deepcluster.log import printable
+from deepcluster.texts import printable
 
 WIDTH = 100  # characters of a line at most
 DETAILS = ("Plan", "Memory", "Run", "Alike", "Groups")  # headings that are shown to a user who asks

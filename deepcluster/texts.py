@@ -9,10 +9,13 @@ import re
 import shlex
 import unicodedata
 
-from deepcluster.errors import count as count
-
 NOTHING, MINUS = "\u2013", "\u2212"  # a dash if there is no value; a minus as wide as the plus
 MAX_NAME = 160  # characters of a path; Linux allows 4096, and 1,600 of those would be the whole page
+
+
+def count(number: int, thing: str) -> str:
+    """Return ``1 image`` or ``3 images``."""
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
 def number(value: object) -> float | None:
@@ -68,12 +71,23 @@ def retold(command: str) -> str:
         return ""
 
 
+def one_line(text: str) -> str:
+    """Return the text with every control character, line break and undecodable byte turned into a space."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with control characters and the lone surrogates of odd file names escaped."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def inert(text: str) -> str:
     r"""Return text that can be encoded, and that cannot hide or reorder its surroundings.
 
     Bytes that were not UTF-8 (surrogate escapes) and control characters become ``\xNN``; invisible format characters,
     such as those that reverse the direction of writing, ``\uNNNN``. The two joiners stay: names in Persian, Hindi or
-    with composed emoji need them. (``log.printable`` is stricter: on a terminal, width and cursor matter too.)
+    with composed emoji need them. (:func:`printable` is stricter: on a terminal, width and cursor matter too.)
     """
     return text if text.isprintable() else "".join(map(_visible, text))
 
