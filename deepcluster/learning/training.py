@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -270,3 +271,22 @@ def network_precision(network: Network, device: torch.device) -> torch.dtype:
     """Return bfloat16 if it is native, but not for grouped convolutions on a CPU, which have no fast kernel there."""
     grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
     return torch.bfloat16 if has_bf16(device) and not (grouped and device.type == "cpu") else torch.float32
+
+
+@contextmanager
+def averaged(body: nn.Module, first: Mapping[str, Tensor], share: float) -> Iterator[None]:
+    """Give the body the mean of its ``first`` weights and, by their ``share``, its present ones inside the context.
+
+    The mean keeps more of what a pretrained network knew than its last state does (WiSE-FT, Wortsman et al. 2022).
+    """
+    if share == 1:
+        yield
+        return
+    last = {name: value.clone() for name, value in body.state_dict().items()}
+    body.load_state_dict(
+        {name: first[name].lerp(value, share) if value.is_floating_point() else value for name, value in last.items()}
+    )
+    try:
+        yield
+    finally:
+        body.load_state_dict(last)

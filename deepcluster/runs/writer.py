@@ -3,8 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -15,6 +14,7 @@ from deepcluster.clustering.agreement import NMI_AVERAGE
 from deepcluster.compute import Progress, ignore_progress
 from deepcluster.images import Source
 from deepcluster.learning.features import extract
+from deepcluster.learning.training import averaged
 from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
 from deepcluster.records import FINAL, PRELIMINARY
@@ -106,7 +106,8 @@ class ResultWriter:
 
     def _write(self, record: RunRecord, features: Tensor | None) -> tuple[Result, RunRecord]:
         clock, images = self.job.clock, self.images
-        with self._averaged(record.rounds or 0):
+        share = images.recipe.average if record.rounds else 1.0
+        with averaged(self.network.body, self._first_weights, share):
             features = self.features() if features is None else features
             result, record = conclude_run(self.job, self.network, images, record, features)
             untrained = images.recipe.weights == "timm" and not record.rounds
@@ -136,28 +137,6 @@ class ResultWriter:
                 )  # fmt: skip
                 model_files.save_in_run(result.model, staged, record)
         return result, record
-
-    @contextmanager
-    def _averaged(self, rounds: int) -> Iterator[None]:
-        """Give the network the weights of the result inside: a mean of those before and after training.
-
-        The mean keeps more of what a pretrained network knew than its last state does (WiSE-FT, Wortsman et al. 2022).
-        """
-        share, body = self.images.recipe.average, self.network.body
-        if share == 1 or not rounds:
-            yield
-            return
-        last = {name: value.clone() for name, value in body.state_dict().items()}
-        body.load_state_dict(
-            {
-                name: self._first_weights[name].lerp(value, share) if value.is_floating_point() else value
-                for name, value in last.items()
-            }
-        )
-        try:
-            yield
-        finally:
-            body.load_state_dict(last)
 
 
 def write_beginning(folder: files.LockedFolder, images: ImagesRead) -> None:
