@@ -14,13 +14,12 @@ import time
 import warnings
 import webbrowser
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
 from itertools import chain, groupby, islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
@@ -47,8 +46,7 @@ from deepcluster.texts import count
 if TYPE_CHECKING:
     from deepcluster.evaluation.common import Figure, NamedFigure
     from deepcluster.images import Source
-    from deepcluster.model import Identity, Model
-    from deepcluster.runs.predict import Prediction
+    from deepcluster.model import Model
     from deepcluster.storage.content import RunRecord
     from deepcluster.storage.run_folder import RunFolder
 
@@ -168,19 +166,21 @@ def predict(
 
         source = _images_for(run_, images, may_be_empty=True)
         target = None if out == "-" else _output(Path(out), run_, source, overwrite)
+        from deepcluster.runs.predict import placed_rows, predicted, write_lines
+
         model = _model(run_, device)
         sizes: Counter[int] = Counter()  # by cluster
         skipped: list[dict[str, str]] = []
-        predictions = _predictions(model, source, skipped, max_skipped, display=terminal, **shared)
-        rows = _placed(model, predictions, reject, sizes)
+        predictions = predicted(model, source, skipped, max_skipped, display=terminal, **shared)
+        rows = placed_rows(model, predictions, reject, sizes)
         # Most errors occur in the first row, before anything is written; too many skipped images do at the end.
         first = list(islice(rows, 1 if max_skipped is None else None))
         if not is_main_rank():  # its share is computed, and the main rank writes
             return
         terminal.say("Model", str(model.identity))
         rows = chain(first, rows)
-        as_lines = partial(_write_json, rows=rows, skipped=skipped, model=model.identity)
-        _write_table(target, as_lines if as_json else partial(write_csv, columns=PREDICTIONS, rows=rows))
+        as_lines = partial(write_lines, rows=rows, skipped=skipped, model=model.identity)
+        files.write_table(target, as_lines if as_json else partial(write_csv, columns=PREDICTIONS, rows=rows))
         if target:
             counts = [f"{size:,} in cluster {number}" for number, size in sorted(sizes.items())]
             shown = [count(sizes.total(), "image"), *counts[:12], *(["..."] if len(counts) > 12 else [])]
@@ -210,7 +210,10 @@ def embed(
     with _session(images, quiet, to_stderr=True) as (terminal, shared):
         source = _images_for(run_, images)
         features_file, paths_file = (_output(path, run_, source, overwrite) for path in (out, out.with_suffix(".csv")))
-        parts = [*_predictions(_model(run_, device), source, [], display=terminal, **shared)]
+        from deepcluster.runs.predict import predicted
+
+        model = _model(run_, device)
+        parts = [*predicted(model, source, [], display=terminal, **shared)]
     if not is_main_rank():
         return
     import numpy as np
@@ -360,7 +363,7 @@ def similar(
         from deepcluster.runs.predict import similar as most_similar
 
         rows = ({**asdict(one), "similarity": f"{one.similarity:.6f}"} for one in most_similar(run_, image, n, device))
-        _write_table(target, partial(write_csv, columns=SIMILAR, rows=rows))
+        files.write_table(target, partial(write_csv, columns=SIMILAR, rows=rows))
 
 
 @app.command
@@ -643,57 +646,6 @@ def _model(run: Path, device: str) -> "Model":
     from deepcluster.storage.model_files import load
 
     return load(run, choose_device(device))
-
-
-def _predictions(
-    model: "Model", images: "Source | str", skipped: list[dict[str, str]], max_skipped: int | None = None, **given: Any
-) -> "Iterator[Prediction]":
-    """Yield predictions part by part; name unusable images on standard error, and append them to ``skipped``."""
-    from deepcluster.images.source import check_skipped
-    from deepcluster.runs.predict import predict
-
-    for part in predict(model, images, **given):
-        for path, reason in part.skipped:
-            skipped.append({"path": path, "reason": reason})
-            complain(f"skipped {path}: {reason}")
-        yield part
-    check_skipped(skipped, max_skipped)
-
-
-def _placed(
-    model: "Model", predictions: "Iterable[Prediction]", reject: bool, sizes: Counter[int]
-) -> Iterator[dict[str, Any]]:
-    """Yield the rows of `predict`, and count the images by cluster in ``sizes``."""
-    from deepcluster.runs.predict import placement_columns
-
-    for part in predictions:
-        columns = placement_columns(model, model.place(part.reduced), part.residuals, reject=reject)
-        sizes.update(columns["cluster"])
-        for cells in zip(part.paths, *columns.values(), strict=True):
-            yield dict(zip(("path", *columns), cells, strict=True))
-        sys.stdout.flush()
-
-
-def _write_table(target: Path | None, write: Callable[[Any], None]) -> None:
-    """Let ``write`` write to a file or (None) to standard output."""
-    if target:
-        files.write_output(target, write)
-    else:
-        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
-        write(SimpleNamespace(write=console.write_printable if sys.stdout.isatty() else sys.stdout.write))
-
-
-def _write_json(
-    file: Any, rows: Iterable[Mapping[str, Any]], skipped: Sequence[Mapping[str, str]], model: "Identity"
-) -> None:
-    """Write an object per line: the predictions as they come, then the files that were ``skipped`` meanwhile."""
-    names = {"run": model.run, "model": model.digest}
-    for row in rows:
-        numbers = {"distance": float(row["distance"]), "margin": float(row["margin"])}
-        cells = {"status": "ok", **row, **numbers, "is_outlier": bool(row["is_outlier"])}
-        file.write(json.dumps(cells | names) + "\n")
-    for row in skipped:
-        file.write(json.dumps({"status": "skipped", **row, **names}) + "\n")
 
 
 def _print_result(folder: "RunFolder", output: flags.Output, command: str, *, verbose: bool = False) -> None:

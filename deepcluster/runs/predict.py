@@ -1,8 +1,10 @@
 """New images through the model of a run."""
 
+import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,11 +18,11 @@ from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Placement
 from deepcluster.images import Images, Source, find
 from deepcluster.images.given import read_features
-from deepcluster.images.source import nothing_readable
+from deepcluster.images.source import check_skipped, nothing_readable
 from deepcluster.images.store import check_alike, read_once
-from deepcluster.model import Model
+from deepcluster.model import Identity, Model
 from deepcluster.runs.rows import folder_of, name_in_run, read_run
-from deepcluster.runtime.console import Display, Silent
+from deepcluster.runtime.console import Display, Silent, complain
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
@@ -120,6 +122,46 @@ def placement_columns(
         "margin": [f"{margin:.6f}" for margin in placement.margin.tolist()],
         "is_outlier": outliers.int().tolist(),
     }
+
+
+# ---- predictions as rows and lines ----------------------------------------------------------------------------------
+
+
+def predicted(
+    model: Model, images: Images, skipped: list[dict[str, str]], max_skipped: int | None = None, **given: Any
+) -> Iterator[Prediction]:
+    """Yield predictions part by part; name unusable images on standard error, and append them to ``skipped``."""
+    for part in predict(model, images, **given):
+        for path, reason in part.skipped:
+            skipped.append({"path": path, "reason": reason})
+            complain(f"skipped {path}: {reason}")
+        yield part
+    check_skipped(skipped, max_skipped)
+
+
+def placed_rows(
+    model: Model, predictions: Iterable[Prediction], reject: bool, sizes: Counter[int]
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of `predict`, and count the images by cluster in ``sizes``."""
+    for part in predictions:
+        columns = placement_columns(model, model.place(part.reduced), part.residuals, reject=reject)
+        sizes.update(columns["cluster"])
+        for cells in zip(part.paths, *columns.values(), strict=True):
+            yield dict(zip(("path", *columns), cells, strict=True))
+        sys.stdout.flush()
+
+
+def write_lines(
+    file: Any, rows: Iterable[Mapping[str, Any]], skipped: Sequence[Mapping[str, str]], model: Identity
+) -> None:
+    """Write an object per line: the predictions as they come, then the files that were ``skipped`` meanwhile."""
+    names = {"run": model.run, "model": model.digest}
+    for row in rows:
+        numbers = {"distance": float(row["distance"]), "margin": float(row["margin"])}
+        cells = {"status": "ok", **row, **numbers, "is_outlier": bool(row["is_outlier"])}
+        file.write(json.dumps(cells | names) + "\n")
+    for row in skipped:
+        file.write(json.dumps({"status": "skipped", **row, **names}) + "\n")
 
 
 # ---- the images of a run that are most like one image ------------------------------------------------------------

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from deepcluster.errors import DeepClusterError, DiskError, UsageError
-from deepcluster.runtime import signals
+from deepcluster.runtime import console, signals
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,6 +109,15 @@ def write_output(path: Path, write: Callable[[Any], object], *, binary: bool = F
     with changing(path), _opened(path, "a", binary=binary) as file:
         # With write alone: numpy writes to a real file by its number, and asks for the place in it.
         write(SimpleNamespace(write=file.write))
+
+
+def write_table(target: Path | None, write: Callable[[Any], object]) -> None:
+    """Let ``write`` write to a file or (None) to standard output."""
+    if target:
+        write_output(target, write)
+    else:
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
+        write(SimpleNamespace(write=console.write_printable if sys.stdout.isatty() else sys.stdout.write))
 
 
 def _opened(path: Path, mode: str, *, binary: bool) -> Any:
