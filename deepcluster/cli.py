@@ -518,7 +518,7 @@ def doctor(
     """Print versions, device, threads, image formats and the published networks on this machine."""
     if run_ is not None:
         _check_run(run_)
-        from deepcluster.runs.update import condition
+        from deepcluster.runs.condition import condition
 
         facts = condition(run_)
     else:

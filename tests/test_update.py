@@ -21,13 +21,14 @@ from deepcluster.groups.tree import parts_of
 from deepcluster.images import find
 from deepcluster.report import pictures
 from deepcluster.report.pictures import extended, not_on_sheet, pictures_on, sprite_sheet, tiny_pictures
+from deepcluster.runs.condition import condition
 from deepcluster.runs.fit import fit, fit_features
 from deepcluster.runs.page import report, shown_of
 from deepcluster.runs.plan import Request, check_paths
 from deepcluster.runs.predict import similar
 from deepcluster.runs.recut import Edits, apply, recut, undo
 from deepcluster.runs.rows import images_at_hand, name_in_run, read_run
-from deepcluster.runs.update import Update, condition, update
+from deepcluster.runs.update import Update, update
 from deepcluster.runs.writer import baseline_of
 from deepcluster.storage.run_folder import RunFolder, open_run
 from tests.drawings import drawings, pack, save_drawings

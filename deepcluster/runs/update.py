@@ -1,20 +1,17 @@
-"""More images for a run that has ended, assigned to its clusters without training; the state of a run for a monitor."""
+"""More images for a run that has ended, assigned to its clusters without training."""
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from deepcluster.clustering.outliers import MIN_ROWS
 from deepcluster.errors import UsageError, warn
-from deepcluster.groups.drift import drift
 from deepcluster.groups.graph import extended_layout
 from deepcluster.images import Images, Source, find
 from deepcluster.images.duplicates import near_duplicates
@@ -24,6 +21,7 @@ from deepcluster.images.store import read_once
 from deepcluster.model import Identity, Model
 from deepcluster.report.pictures import THUMBNAIL, extended, not_on_sheet, on_sheet
 from deepcluster.runs import page as drawn
+from deepcluster.runs.condition import drift_entries
 from deepcluster.runs.fit import pictures_of
 from deepcluster.runs.result import describe
 from deepcluster.runs.rows import (
@@ -40,7 +38,6 @@ from deepcluster.runs.writer import baseline_of, write_result
 from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.runtime.devices import CPU
 from deepcluster.runtime.partition import Partition
-from deepcluster.runtime.plain_files import shaped
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import FILES, RunRecord
 
@@ -120,56 +117,10 @@ def update(
             with folder.next_state() as staged:
                 rows = _write(staged, record, model, rows, at_hand, new, reasons, display)
         outliers = int((rows.residuals[len(rows.paths) - added :] > model.outliers.limit).sum())
-        done = Update(added, known, unusable, outliers, **_drift_entries(model, rows), model=model.identity)
+        done = Update(added, known, unusable, outliers, **drift_entries(model, rows), model=model.identity)
         if added:
             display.say("Placed", _placed_text(done, model))
     return done
-
-
-def condition(run: Path) -> dict[str, Any]:
-    """Return the state of a run for a monitor (docs/production.md). Errors are those of ``read_run``."""
-    record, model, rows = files.read_state(run, read_run)
-    with files.RunFolder(run).as_disk_errors(files.RUN):
-        for name, kind in {"result": str, "stability": int | float, "verdict": str}.items():
-            shaped(getattr(record, name), kind | None, name)
-    limit, entries = model.outliers.limit, _drift_entries(model, rows)
-    return {
-        "run": str(run),
-        "model": model.identity,
-        "status": record.status,
-        "result": record.result,
-        "images_count": len(rows.paths),
-        "added_count": rows.added,
-        "skipped_count": len(rows.skipped),
-        "outlier_share": round((rows.residuals > limit).double().mean().item(), 4) if limit < torch.inf else None,
-        "stability": record.stability,
-        "verdict": record.verdict,
-        **entries,
-        "due": entries["reason"] is not None,
-        "run_bytes": _bytes(run),
-        "model_bytes": _bytes(run / "model"),
-        "checkpoints_bytes": _bytes(run / "checkpoints"),
-    }
-
-
-def _drift_entries(model: Model, rows: Rows) -> dict[str, Any]:
-    """Return the fields of an Update on all images added since the fit."""
-    drifted = drift(model.place(rows.reduced).cluster, rows.residuals, rows.fitted, model.outliers.limit)
-    rank = drifted.residual_rank
-    return {
-        "residual_rank": None if rank is None else round(float(rank), 3),
-        "shift": round(float(drifted.shift), 3),
-        "reason": drifted.reason,
-    }
-
-
-def _bytes(folder: Path) -> int:
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with suppress(FileNotFoundError):  # a scratch file of another process
-                total += Path(parent, name).lstat().st_size
-    return total
 
 
 def _placed_text(done: Update, model: Model) -> str:
