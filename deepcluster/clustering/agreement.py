@@ -121,8 +121,7 @@ def pair_counts(a: Tensor, b: Tensor, processes: Processes = ALONE) -> Tensor:
     width = 1 + max(processes.all_gather_json(int(b.max()) if len(b) else 0))
     pairs, counts = torch.unique(a * width + b, return_counts=True)
     if not processes.alone:
-        partition = Partition.of(processes, len(pairs))
-        gathered = partition.all_gather(torch.stack([pairs, counts], 1))
+        gathered = Partition.of(processes, len(pairs)).all_gather(torch.stack([pairs, counts], 1))
         pairs, index = torch.unique(gathered[:, 0], return_inverse=True)
         counts = torch.zeros_like(pairs).index_add_(0, index, gathered[:, 1])
     return torch.stack([pairs // width, pairs % width, counts], 1)

@@ -107,8 +107,7 @@ def stability(reduced: Tensor, k: int, *, seed: int = 0, cut_rows: CutRows = cut
     labelings = []
     for i in range(CUTS):
         part = torch.randperm(len(rows), generator=generator(seed, "part", i))[: round(SHARE * len(rows))]
-        groups = cut_rows(rows[part], k, derive(seed, "cut", i))
-        labelings.append(nearest_groups(rows, groups))
+        labelings.append(nearest_groups(rows, cut_rows(rows[part], k, derive(seed, "cut", i))))
     return mean(ari(one, other) for one, other in combinations(labelings, 2))
 
 

@@ -154,8 +154,7 @@ def _candidates(cut: Cut) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         least = np.full_like(best, -np.inf)
         if len(present) > 1:
             least[:] = np.partition(best, -2, axis=1)[:, -2:-1] - error
-        first = best.argmax(1)
-        least[np.arange(len(rows)), first] = best.max(1) - error
+        least[np.arange(len(rows)), best.argmax(1)] = best.max(1) - error
         row, column = np.nonzero(scores >= np.repeat(least, counts, axis=1))
         return torch.from_numpy(row), order[torch.from_numpy(column)]
 
