@@ -184,9 +184,9 @@ def _of_weights(options: Given) -> dict[str, Any]:
     if options.get("weights", "") in ("", "timm", MODULE) or "backbone" in options:
         return {}
     from deepcluster.nets.timm import published_network  # imports torch
-    from deepcluster.nets.weights import read_state
+    from deepcluster.nets.weights import read_weights
 
-    name = published_network(read_state(options["weights"]))
+    name = published_network(read_weights(options["weights"]))
     return {"backbone": backbone_of(name)} if name else {}
 
 

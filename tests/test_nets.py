@@ -24,7 +24,7 @@ from deepcluster.nets.compact import WIDTH
 from deepcluster.nets.names import only_size
 from deepcluster.nets.network import IMAGENET_MEAN, IMAGENET_STD, Network, build
 from deepcluster.nets.timm import channels_last
-from deepcluster.nets.weights import load_body, read_state, shapes_only
+from deepcluster.nets.weights import load_body, read_weights, shapes_only
 from deepcluster.runs import fit as run
 from deepcluster.runs.plan import Request
 from deepcluster.seeding import generator, lent_global
@@ -375,7 +375,7 @@ def test_one_wrong_tensor_is_enough_and_nothing_is_loaded(trained, name, tensor,
 def test_files_without_a_table_of_tensors(tmp_path, content):
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(ModelError, match=r"a\.pt"):
-        read_state(tmp_path / "a.pt")
+        read_weights(tmp_path / "a.pt")
 
 
 # Files as the authors of DeepCluster-v2, DINO, DINOv2, DINOv3, SigLIP and ConvNeXt publish them, with random numbers

@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from deepcluster.errors import DataError, DiskError, ModelError, NonFiniteError, OutOfMemoryError
 from deepcluster.images.files import LIBRARIES
 from deepcluster.nets.network import build
-from deepcluster.nets.weights import read_state, working_memory
+from deepcluster.nets.weights import read_weights, working_memory
 from deepcluster.runs import rows as run_rows
 from deepcluster.runtime import machine, plain_files
 from deepcluster.runtime.plain_files import MOST_JSON
@@ -318,13 +318,13 @@ def test_a_bomb_is_refused(place: Place) -> None:
             packed.writestr(entry.filename, archive.read(entry))
     assert torch.load(bomb, weights_only=True)["a"].shape == (1 << 20,)
     with pytest.raises(ModelError, match=r"w\.pt"):
-        read_state(bomb)
+        read_weights(bomb)
     repeated(bomb, 1)
-    assert len(read_state(bomb)) == 1  # what torch itself writes is fine
+    assert len(read_weights(bomb)) == 1  # what torch itself writes is fine
     repeated(bomb, 24)
     assert bomb.stat().st_size < 1 << 19
     with pytest.raises(ModelError, match=f"{bomb.stat().st_size:,}"):
-        read_state(bomb)
+        read_weights(bomb)
     place.refused("w.pt")
 
 

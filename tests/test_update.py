@@ -20,7 +20,7 @@ from deepcluster.groups.graph import extended_layout
 from deepcluster.groups.tree import parts_of
 from deepcluster.images import find
 from deepcluster.report import pictures
-from deepcluster.report.pictures import extended, not_on_sheet, pictures_on, sprite_sheet, tiny_pictures
+from deepcluster.report.pictures import extended_sheet, not_on_sheet, pictures_on, sprite_sheet, tiny_pictures
 from deepcluster.runs.condition import condition
 from deepcluster.runs.fit import fit, fit_features
 from deepcluster.runs.page import report, shown_of
@@ -391,7 +391,9 @@ def test_a_longer_sheet_has_the_pictures_of_both(monkeypatch, most, before, afte
     images = drawings(11, size=32)[0][:after]
     sheet, whole = (sprite_sheet(tiny_pictures(images[:count], 0, count)) for count in (before, after))
     assert not_on_sheet(before, after) == again
-    longer = [extended(sheet, before, images[before:], {row: images[row] for row in rows}) for rows in (again, [])]
+    longer = [
+        extended_sheet(sheet, before, images[before:], {row: images[row] for row in rows}) for rows in (again, [])
+    ]
     with_all, without, wanted = (np.asarray(open_sheet(data)).astype(float) for data in (*longer, whole))
     assert with_all.shape == wanted.shape and np.abs(with_all - wanted).mean() < 8
     assert not again or np.abs(without - wanted).mean() > 20

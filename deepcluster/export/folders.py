@@ -378,17 +378,17 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
     if duplicates == "first":
         with pillow_limits():
             spared = _spared(run, members, {row["path"] for row in members.rows if target(row)})
-    targets = [target(row) for row in members.rows]
-    names = iter(distinct([name for name in targets if name]))
-    plan = [(row, next(names) if name else "") for row, name in zip(members.rows, targets, strict=True)]
+    wanted = [target(row) for row in members.rows]
+    names = iter(distinct([name for name in wanted if name]))
+    targets = [(row, next(names) if name else "") for row, name in zip(members.rows, wanted, strict=True)]
     if dry_run:
-        _show(out, plan, transfer, display)
+        _show(out, targets, transfer, display)
         return ()
     stays: list[str] = []
     with replacing(out) if replaces else new_folder(out) as folder, pillow_limits():
-        inventory, missing = _fill(folder, plan, spared, transfer, display)
+        inventory, missing = _fill(folder, targets, spared, transfer, display)
         if dataset:
-            _write_metadata(folder / METADATA, plan, inventory, members.junk)
+            _write_metadata(folder / METADATA, targets, inventory, members.junk)
             made = {"exported_path": METADATA, "how": "metadata", "sha256": own_sha256(folder / METADATA)}
             inventory.append({"path": "", "cluster": "", "name": "", **made})
         write_inventory(folder, inventory)
@@ -410,7 +410,7 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
 
 imagefolder = partial(folders, layout="dataset")
 
-Plan = Sequence[tuple[Row, str]]  # rows of clusters.csv with FOLDER/NAME; "" for images that stay out
+Targets = Sequence[tuple[Row, str]]  # rows of clusters.csv with FOLDER/NAME; "" for images that stay out
 
 
 def _spared(run: Path, images: RunImages, wanted: Set[str]) -> dict[str, str]:
@@ -433,14 +433,14 @@ def _spared(run: Path, images: RunImages, wanted: Set[str]) -> dict[str, str]:
 
 
 def _fill(
-    folder: Path, plan: Plan, spared: Mapping[str, str], transfer: Transfer, display: Display
+    folder: Path, targets: Targets, spared: Mapping[str, str], transfer: Transfer, display: Display
 ) -> tuple[list[Row], list[str]]:
     """Bring every image to its target. Return the rows of the inventory, and the missing images with the reason."""
     inventory: list[Row] = []
     missing: list[str] = []
-    for inside in {Path(target).parent for _, target in plan if target}:
+    for inside in {Path(target).parent for _, target in targets if target}:
         (folder / inside).mkdir(parents=True, exist_ok=True)
-    for row, target in plan:
+    for row, target in targets:
         exported, how = "", spared.get(row["path"]) or ("outlier" if row["status"] == "ok" else "skipped")
         if target:
             try:
@@ -450,7 +450,7 @@ def _fill(
                 missing.append(f"{one_line(row['path'])} ({error})")
         made = {"exported_path": exported, "how": how, "sha256": own_sha256(folder / exported) if exported else ""}
         inventory.append({**{name: row[name] for name in ("path", "cluster", "name")}, **made})
-        display.progress("exporting", len(inventory), len(plan))
+        display.progress("exporting", len(inventory), len(targets))
     if not transfer.files and not missing:
         raise DataError("all images are outliers, and these are left out: nothing is left to export")
     if not transfer.files:
@@ -458,22 +458,22 @@ def _fill(
     return inventory, missing
 
 
-def _write_metadata(file: Path, plan: Plan, inventory: Sequence[Row], junk: Set[str]) -> None:
+def _write_metadata(file: Path, targets: Targets, inventory: Sequence[Row], junk: Set[str]) -> None:
     """Write metadata.csv of a data set: the results for the exported images."""
-    columns = (*METADATA_COLUMNS, "label") if any(row["label"] for row, _ in plan) else METADATA_COLUMNS
+    columns = (*METADATA_COLUMNS, "label") if any(row["label"] for row, _ in targets) else METADATA_COLUMNS
     rows = []
-    for (row, target), entry in zip(plan, inventory, strict=True):
+    for (row, target), entry in zip(targets, inventory, strict=True):
         if entry["exported_path"]:
             about = {"file_name": target.removeprefix(f"{SPLIT}/"), "junk": int(row["cluster"] in junk)}
             rows.append({column: {**row, **about}[column] for column in columns})
     write_whole(file, lambda stream: write_csv(stream, columns, rows))
 
 
-def _show(out: Path, plan: Plan, transfer: Transfer, display: Display) -> None:
-    sizes = Counter(str(Path(target).parent) for _, target in plan if target)
+def _show(out: Path, targets: Targets, transfer: Transfer, display: Display) -> None:
+    sizes = Counter(str(Path(target).parent) for _, target in targets if target)
     for folder in sorted(sizes):
         display.say("Folder", f"{out / folder}: {count(sizes[folder], 'image')}")
-    away = sum(row["path"] not in transfer.images.index for row, target in plan if target)
+    away = sum(row["path"] not in transfer.images.index for row, target in targets if target)
     missing = f"; {away:,} no longer exist" if away else ""
     images = count(sizes.total() - away, "image")
     display.say("Would do", f"{images} as {transfer.plan}{missing}; nothing is written now")

@@ -77,7 +77,7 @@ def _pieces(cut: Cut, counts: Tensor) -> tuple[list[int], list[int], list[list[i
     order = _order(centroids, weights, group_of)
     count = len(np.unique(group_of))
     pieces = min(len(used), max(MAX_PIECES, 2 * count if count <= MAX_GROUPS_IN_TWO else count))
-    piece_of, merges = numbered(order, len(used), pieces)
+    piece_of, merges = numbered_merges(order, len(used), pieces)
     piece_of_centroid = torch.full((len(counts),), -1)
     piece_of_centroid[used] = torch.from_numpy(piece_of)
     group_of_piece = np.zeros(pieces, dtype=np.int64)
@@ -138,7 +138,7 @@ def _order(centroids: Numbers, weights: Numbers, group_of: npt.NDArray[np.int64]
     return [(a, b) for _, a, b in sorted(inside, key=lambda merge: merge[0])] + above
 
 
-def numbered(order: Sequence[Merge], count: int, pieces: int) -> tuple[npt.NDArray[np.int64], tuple[Merge, ...]]:
+def numbered_merges(order: Sequence[Merge], count: int, pieces: int) -> tuple[npt.NDArray[np.int64], tuple[Merge, ...]]:
     """Return the pieces of ``count`` centroids, and the merges of the pieces as pairs of nodes."""
     cluster = np.arange(count)
     for a, b in order[: count - pieces]:
@@ -197,7 +197,7 @@ def parts_of(cut: Cut, counts: Tensor, group: int, all_counts: Tensor | None = N
     points = cut.centroids[used].double()
     weights = counts[used].double().clamp(min=1)
     order = [(a, b) for _, a, b in ward(points.numpy(), weights.numpy())]
-    part_of, merges = numbered(order, len(used), min(MAX_PARTS, len(used)))
+    part_of, merges = numbered_merges(order, len(used), min(MAX_PARTS, len(used)))
     of_centroid = torch.full((len(counts),), -1)
     nearest = torch.cdist(cut.centroids[members].double(), points).argmin(1)
     of_centroid[members] = torch.from_numpy(part_of)[nearest]

@@ -16,7 +16,7 @@ from deepcluster.nets.compact import Compact
 from deepcluster.nets.names import MODULE, NO_NETWORK, PAPER_NETWORKS
 from deepcluster.nets.paper import reset_linear
 from deepcluster.nets.timm import in_layout_of, size_does_not_fit, timm_body, timm_heads, unknown_backbone
-from deepcluster.nets.weights import HEADS, load_body, read_state
+from deepcluster.nets.weights import HEADS, load_body, read_weights
 from deepcluster.seeding import generator, lent_global
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -199,7 +199,7 @@ def build(
             raise UsageError(f"--weights timm is for backbones called timm:NAME, not for {name}: give a file instead")
         weights = str(hub.fetch(name))
     # Before the network is built, which may take seconds.
-    state = None if weights is None else read_state(weights)
+    state = None if weights is None else read_weights(weights)
     body, options, layout = _new_body(name, image_size, sobel, seed)
     if state is not None:
         load_body(body, state, path=str(weights), name=name, **layout)

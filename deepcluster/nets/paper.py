@@ -14,7 +14,7 @@ from deepcluster.errors import UsageError
 
 IMAGE_SIZE = 224
 FEATURE_DIM = 4096
-Layer = TypeVar("Layer", bound=nn.Module)
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class PaperNet(nn.Module):
@@ -116,6 +116,6 @@ def reset_linear(features: int, clusters: int, generator: torch.Generator) -> nn
     return head
 
 
-def with_memory(layer: Layer) -> Layer:
+def with_memory(layer: Module) -> Module:
     """Move a layer of the meta device to the CPU, values not set; inside ``with torch.device("meta")`` it stays."""
     return layer if torch.get_default_device().type == "meta" else layer.to_empty(device="cpu")

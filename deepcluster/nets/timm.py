@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from deepcluster.errors import UsageError, first_line
 from deepcluster.nets.hub import local_file
 from deepcluster.nets.names import PAPER_NETWORKS, PUBLISHED
-from deepcluster.nets.weights import read_state, shapes_only
+from deepcluster.nets.weights import read_weights, shapes_only
 from deepcluster.seeding import lent_global
 
 ROWS_AT_ONCE = 1024  # rows of 22,000 probabilities take 90 MB
@@ -126,7 +126,7 @@ def nouns(name: str, features: Tensor) -> list[tuple[str, float]]:
     words = [str(description).split(",")[0] for description in ImageNetInfo(labels).label_descriptions()]
     with shapes_only():
         model = timm.create_model(published)
-    state = in_layout_of(model, read_state(file))
+    state = in_layout_of(model, read_weights(file))
     weight, bias = (state[f"{config.classifier}.{kind}"] for kind in ("weight", "bias"))
     tops = [F.linear(rows.float().cpu(), weight, bias).softmax(1).max(1) for rows in features.split(ROWS_AT_ONCE)]
     return [(words[i], value) for top in tops for value, i in zip(*map(Tensor.tolist, top), strict=True)]

@@ -20,7 +20,7 @@ PREFIXES = ("module.", "model.", "backbone.", "body.")
 HEADS = ("head",)
 
 
-def read_state(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Return the named tensors of a file, at its top level or under ``state_dict`` or another of ``WRAPPERS``.
 
     Raises:

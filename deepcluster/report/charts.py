@@ -44,7 +44,7 @@ def training_charts(history: Sequence[Row]) -> list[Values]:
             continue
         chance = [number(row.get("chance_loss")) for row in history] if name == "loss" else []
         high = top or ceiling(max(value for value in (*values, *chance) if value is not None))
-        rounds = [counted(row["round"]) for row in history]
+        rounds = [round_for_people(row["round"]) for row in history]
         charts.append(
             {
                 "title": title,
@@ -62,7 +62,7 @@ def training_charts(history: Sequence[Row]) -> list[Values]:
     return charts
 
 
-def counted(index: str) -> str:
+def round_for_people(index: str) -> str:
     """Return a round's number for people, who count from 1 as the lines of a fit do; history.csv counts from 0."""
     return str(int(index) + 1) if index.isdecimal() else index
 

@@ -25,7 +25,7 @@ from deepcluster import texts
 from deepcluster.groups.tree import Parts, Tree
 from deepcluster.records import PRELIMINARY
 from deepcluster.report import sections
-from deepcluster.report.charts import HEIGHT, SHARES, WIDTH, counted, histograms, training_charts
+from deepcluster.report.charts import HEIGHT, SHARES, WIDTH, histograms, round_for_people, training_charts
 from deepcluster.report.pictures import columns, data_uri, on_sheet, tile
 from deepcluster.report.sections import Picture, Values
 from deepcluster.runtime.plain_files import FORMULA
@@ -263,7 +263,7 @@ def _training(data: RunData) -> Values:
     def cell(key: str, word: str) -> str:
         value = texts.number(word)
         if key == "round":
-            return counted(word)
+            return round_for_people(word)
         if value is None:
             return word
         return texts.percent(value) if key in SHARES else texts.figure(value)

@@ -128,7 +128,7 @@ def pictures_on(sheet: bytes, images: int) -> Callable[[int], Image.Image | None
     return picture
 
 
-def extended(sheet: bytes, images: int, more: Tensor, again: Mapping[int, Tensor]) -> bytes:
+def extended_sheet(sheet: bytes, images: int, more: Tensor, again: Mapping[int, Tensor]) -> bytes:
     """Return the sheet (WebP) of ``images`` images with more of them (uint8, n x 3 x S x S).
 
     ``again``: By row, images (uint8, 3 x S x S) that it did not show, and does now; others stay grey.

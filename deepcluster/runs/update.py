@@ -19,7 +19,7 @@ from deepcluster.images.given import read_features
 from deepcluster.images.source import Origin, check_skipped, counted, nothing_readable
 from deepcluster.images.store import read_once
 from deepcluster.model import Identity, Model
-from deepcluster.report.pictures import THUMBNAIL, extended, not_on_sheet, on_sheet
+from deepcluster.report.pictures import THUMBNAIL, extended_sheet, not_on_sheet, on_sheet
 from deepcluster.runs import page as drawn
 from deepcluster.runs.condition import drift_entries
 from deepcluster.runs.fit import pictures_of
@@ -262,7 +262,7 @@ def _draw(folder: files.LockedFolder, rows: Rows, at_hand: Source | None, new: _
                 row_of[at_hand.paths[there[i]]]: image for i, image in zip(store.usable, store.images, strict=True)
             }
         with folder.as_disk_errors(drawn.SHEET):
-            folder.write(drawn.SHEET, extended(sheet, len(rows.paths), pictures, again))
+            folder.write(drawn.SHEET, extended_sheet(sheet, len(rows.paths), pictures, again))
     if (positions := drawn.read_map(folder, len(rows.paths))) is not None:
         longer = extended_layout(positions, on_sheet(len(rows.paths)), on_sheet(len(every.paths)), every.reduced)
         folder.write_array(drawn.MAP, longer)
