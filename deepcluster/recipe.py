@@ -23,7 +23,7 @@ from deepcluster.runtime.plain_files import check_file
 AUTO = "auto"  # in place of a value: the recipe decides
 ANY = "NAME"  # at the end of a choice: any name
 MAX_NUMBER = 1e9  # of a number that has no other limit
-MAX_BYTES = 1 << 20  # of a recipe file
+MAX_RECIPE_BYTES = 1 << 20  # of a recipe file
 FORMAT = ",.10g"  # 1,000,000 and not 1e+06
 
 
@@ -315,7 +315,7 @@ def read_toml(path: str | Path) -> tuple[str, dict[str, Any]]:
         DiskError: The file cannot be read.
     """
     try:
-        check_file(Path(path), MAX_BYTES)
+        check_file(Path(path), MAX_RECIPE_BYTES)
         content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"there is no recipe file {path}") from None

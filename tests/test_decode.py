@@ -205,7 +205,7 @@ def test_a_large_image_comes_as_means_of_squares(monkeypatch: pytest.MonkeyPatch
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (57, 41, 3), dtype=np.uint8))
     file = stored(image, "PNG")
     assert decode(file, size=9).size == (41, 57)
-    monkeypatch.setattr(decoding, "AT_ONCE", 16 * 41 * 57 - 1)
+    monkeypatch.setattr(decoding, "BYTES_AT_ONCE", 16 * 41 * 57 - 1)
     small = decode(file, size=9)  # 41 px are 3 times 1.5 * 9
     assert np.array_equal(np.asarray(small), np.asarray(image.reduce(3)))
     assert decode(file).size == decode(file, size=21).size == (41, 57)
@@ -216,7 +216,7 @@ def test_a_large_image_comes_as_means_of_squares(monkeypatch: pytest.MonkeyPatch
 )
 def test_large_images_are_decoded_one_at_a_time(kind, options, most, monkeypatch) -> None:
     """A plain JPEG is never large: it is reduced while it is decoded. A barrier sees that three go at a time."""
-    monkeypatch.setattr(decoding, "AT_ONCE", 16 * 800 * 600 - 1)
+    monkeypatch.setattr(decoding, "BYTES_AT_ONCE", 16 * 800 * 600 - 1)
     data = stored(waves(800, 600), kind, **options).getvalue()
     under_way, seen, meeting = list[int](), list[int](), threading.Barrier(most)
 

@@ -63,7 +63,7 @@ def test_a_full_page_stays_below_five_megabytes(monkeypatch, images, length, in_
     rows = [row(f"{'n' * length}{i:05}", i % 100, str(i), label=str(i % 100), **more) for i in range(images)]
     count = len(on_page(rows)[0])
     beside = {"similar": np.zeros((count, min(8, 80_000 // count)), np.int64), "part": np.zeros(count, np.int64)}
-    text, parsed = page(clusters=rows, **drawn(images) | {"sheet": bytes(pictures.BYTES)} | beside)
+    text, parsed = page(clusters=rows, **drawn(images) | {"sheet": bytes(pictures.MAX_SHEET_BYTES)} | beside)
     assert (len(parsed.all("img")), count) == (1100, in_page)
     assert size < len(text.encode()) <= 5_000_000
 

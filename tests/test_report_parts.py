@@ -245,7 +245,7 @@ def test_a_sheet_has_a_place_for_each_of_many(monkeypatch: Any) -> None:
     assert on_sheet(10) == list(range(10)) and on_sheet(25) == [0, 3, 6, 9, 12, 15, 18, 21, 24]
     assert [tile(i, 25) for i in (0, 1, 3, 24)] == [0, -1, 1, 8] and columns(9) == 3 and columns(10) == 4
     noise = torch.randint(256, (10, 3, 40, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    monkeypatch.setattr(sheets, "BYTES", 5000)
+    monkeypatch.setattr(sheets, "MAX_SHEET_BYTES", 5000)
     assert len(sprite_sheet(tiny_pictures(noise, 0, len(noise)))) <= 5000
 
 

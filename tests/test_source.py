@@ -469,7 +469,7 @@ def test_the_numbers_of_the_security_page_are_those_of_the_code():
     page = " ".join((ROOT / "SECURITY.md").read_text().split())
     ratio, size = arrays.MAX_RATIO, arrays.MAX_UNPACKED_BYTES // 1_000_000
     assert f"more than {ratio} times their bytes in the file (beyond {size} MB)" in page
-    at_once, pixels = decode.AT_ONCE // 1_000_000, decode.AT_ONCE // decode.BYTES // 1_000_000
+    at_once, pixels = decode.BYTES_AT_ONCE // 1_000_000, decode.BYTES_AT_ONCE // decode.BYTES_PER_PIXEL // 1_000_000
     assert f"an image that takes more than {at_once} MB ({pixels} million pixels)" in page
 
 

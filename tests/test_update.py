@@ -373,7 +373,7 @@ def test_strangers_make_a_new_fit_due_and_their_likes_do_not(many_features, tmp_
 def test_the_picture_of_a_row_on_a_sheet(monkeypatch):
     monkeypatch.setattr(pictures, "MAX_PICTURES", 10)
     images = drawings(6, size=32)[0]  # 18, every second one is on the sheet
-    images[4] = pictures.GREY
+    images[4] = pictures.GREY_LEVEL
     picture = pictures_on(sprite_sheet(tiny_pictures(images, 0, 18)), 18)
     found = np.asarray(picture(16)).astype(float)
     assert np.argmin([np.abs(found - image.permute(1, 2, 0).numpy()).mean() for image in images]) == 16

@@ -21,7 +21,7 @@ from deepcluster.storage.content import FILES, Table
 from deepcluster.storage.files import check_no_file, new_file
 from deepcluster.storage.run_folder import RunFolder
 
-NEIGHBOURS = 10  # of an image
+EXPORTED_NEIGHBOURS = 10  # of an image
 MAX_WITH_NEIGHBOURS = 200_000  # images: all are compared with all
 
 
@@ -86,7 +86,7 @@ def _neighbours(features: Tensor) -> list[dict[str, list[Any]] | None]:
     numbers = (~features[:, 0].isnan()).nonzero().squeeze(1)
     if len(numbers) > MAX_WITH_NEIGHBOURS:
         return cells
-    products, rows = nearest(features[numbers], NEIGHBOURS)
+    products, rows = nearest(features[numbers], EXPORTED_NEIGHBOURS)
     distances = (2 - 2 * products).clamp_min(0).sqrt()
     for row, ids, away in zip(numbers.tolist(), numbers[rows].tolist(), distances.tolist(), strict=True):
         cells[row] = {"ids": ids, "distances": away}

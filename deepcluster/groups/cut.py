@@ -22,7 +22,7 @@ ROWS_EACH = 10
 ROWS_AT_ONCE = 4096  # that are placed
 PAIRS_AT_ONCE = 1 << 16  # of them and centroids
 PRODUCT_ERROR = 2e-5  # bound of the error of a product in float32, as a share of the lengths; 1e-6 was seen
-AT_ONCE = 256  # pinned images that become centroids at a time: near images need no centroid of their own
+PINNED_AT_ONCE = 256  # pinned images that become centroids at a time: near images need no centroid of their own
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def pinned(reduced: Tensor, cut: Cut, wanted: Tensor) -> Cut:
         wrong = torch.nonzero((inside >= outside) & (outside > 0) & ~added).flatten()
         if not len(wrong):
             return Cut(torch.cat(centroids), torch.cat(groups_of))
-        chosen = wrong[:: max(1, len(wrong) // AT_ONCE)]
+        chosen = wrong[:: max(1, len(wrong) // PINNED_AT_ONCE)]
         added[chosen] = True
         centroids.append(reduced[chosen])
         groups_of.append(wanted[chosen])

@@ -35,8 +35,8 @@ SMALL_FILE = 1 << 20  # bytes
 GREY_OF_32_BITS = "grey values of 32 bits, whose range nothing tells: save it with 8 or 16 bits"
 # Decode images that need more bytes one at a time. A pixel takes 4 bytes decoded, 4 in RGB and 4 turned (or with an
 # alpha channel before that); the decoders of WebP, AVIF and HEIF have a copy of the first.
-AT_ONCE = 288_000_000
-BYTES = 16
+BYTES_AT_ONCE = 288_000_000
+BYTES_PER_PIXEL = 16
 _ALONE = threading.Lock()
 
 # Files of this family begin with a box "ftyp": its size, its name, the brand of the file, and compatible brands.
@@ -94,7 +94,7 @@ def decode(file: Path | BinaryIO, *, size: int | None = None) -> Image.Image:
         file: A path, or a seekable stream, which is read from its start.
         size: The shorter side, in px, that the caller will scale the image to. A JPEG is then decoded at 1/2, 1/4 or
             1/8 of its size, the smallest that leaves a shorter side of 1.5 ``size`` (rounded down) or more. Of other
-            formats, only images of more than ``AT_ONCE`` bytes (18 million pixels) are reduced as much, to means of
+            formats, only images of more than ``BYTES_AT_ONCE`` (18 million pixels) are reduced as much, to means of
             squares.
 
     Raises:
@@ -237,14 +237,14 @@ def upright(image: Image.Image, size: int | None = None) -> Image.Image:
         # 1.4 grey levels (mean, beside a shift of up to half a reduced pixel); Lanczos instead of bicubic makes 1.3.
         # With a factor of 1 it is up to 2.7; with 2 most photographs are not reduced.
         image.draft(None, (least, least))
-    taken = image.width * image.height * BYTES
+    taken = image.width * image.height * BYTES_PER_PIXEL
     # A progressive JPEG is whole in memory before it is reduced.
-    most = pixels * BYTES if "progressive" in image.info else taken
-    with _ALONE if most > AT_ONCE else nullcontext():
+    most = pixels * BYTES_PER_PIXEL if "progressive" in image.info else taken
+    with _ALONE if most > BYTES_AT_ONCE else nullcontext():
         image.load()
         _check_size(image.width * image.height)  # a HEIF file may declare fewer pixels than it holds
         turn = _UPRIGHT.get(_orientation(image))
-        factor = max(1, min(image.size) // least) if size is not None and taken > AT_ONCE else 1
+        factor = max(1, min(image.size) // least) if size is not None and taken > BYTES_AT_ONCE else 1
         rgb = as_rgb(image)
         if factor > 1:
             rgb = rgb.reduce(factor)

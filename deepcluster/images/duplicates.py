@@ -25,7 +25,7 @@ WINDOW = 32  # neighbours in sorted order that are compared
 BITS = 8  # of 64 that may differ: JPEG of quality 75 changes up to 5
 # Bits by which the hash is rotated before sorting: with up to 3 wrong bits one of its four 16-bit blocks is intact.
 TURNS = (0, 16, 32, 48)
-CHUNK = 512  # images described at a time
+IMAGES_AT_ONCE = 512  # images described at a time
 PAIRS = 1 << 14  # compared at a time
 
 
@@ -40,7 +40,7 @@ def near_duplicates(images: Tensor, partition: Partition | None = None) -> list[
     """
     partition = partition or Partition.single(len(images))
     processes = partition.processes
-    parts = [_described(part) for part in images.split(CHUNK) if len(part)]
+    parts = [_described(part) for part in images.split(IMAGES_AT_ONCE) if len(part)]
     none = torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0, 4 + 3 * SIDE**2, dtype=torch.uint8)
     hashes, light, pictures = (torch.cat(rows) for rows in zip(none, *parts, strict=True))
     hashes = partition.gather(hashes)

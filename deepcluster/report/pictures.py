@@ -18,7 +18,7 @@ from torch import Tensor
 # characters, the data of the script up to 1,100,000, names in the page some 700,000.
 PICTURE_CHARACTERS = 1_400_000
 THUMBNAIL = 88  # pixels a side
-TINY = 32  # smaller pictures are stored without loss: they cost little, and enlarging shows every flaw
+LOSSLESS_SIDE = 32  # smaller pictures are stored without loss: they cost little, and enlarging shows every flaw
 
 
 def data_uri(image: Image.Image, share: int, *, scale: int) -> str:
@@ -33,7 +33,7 @@ def thumbnail(image: Image.Image, side: int, limit: int) -> bytes:
     square = ImageOps.fit(image.convert("RGB"), (side, side))
     # A new image has no EXIF, comment or colour profile that an encoder could copy, whatever the version of Pillow.
     bare = Image.frombytes("RGB", square.size, square.tobytes())
-    if side <= TINY:
+    if side <= LOSSLESS_SIDE:
         data = webp(bare, lossless=True)
         if len(data) <= limit:
             return data
@@ -54,10 +54,10 @@ def webp(image: Image.Image, **options: Any) -> bytes:
 
 
 MAX_PICTURES = 20_000  # images on a sheet, evenly chosen if there are more
-PIXELS = 8_000_000  # of a sheet
+MAX_SHEET_PIXELS = 8_000_000  # of a sheet
 SIDES = (16, 72)  # least and greatest side of a picture, px
-BYTES = 1_200_000
-GREY = 128  # in place of an image that is not at hand
+MAX_SHEET_BYTES = 1_200_000
+GREY_LEVEL = 128  # in place of an image that is not at hand
 
 
 def on_sheet(images: int) -> list[int]:
@@ -98,7 +98,7 @@ def _tiny(image: Tensor, side: int) -> Tensor:
 
 def _side(store: int, total: int) -> int:
     """Return the side of a picture on the sheet of ``total`` images, px; images of ``store`` px are not enlarged."""
-    return min(store, SIDES[1], max(SIDES[0], math.isqrt(PIXELS // len(on_sheet(total)))))
+    return min(store, SIDES[1], max(SIDES[0], math.isqrt(MAX_SHEET_PIXELS // len(on_sheet(total)))))
 
 
 def not_on_sheet(images: int, total: int) -> list[int]:
@@ -112,7 +112,7 @@ def pictures_on(sheet: bytes, images: int) -> Callable[[int], Image.Image | None
     Raises ValueError if the sheet has more pixels than one of ours.
     """
     image = Image.open(BytesIO(sheet), formats=["WEBP"])
-    if image.width * image.height > 2 * PIXELS:
+    if image.width * image.height > 2 * MAX_SHEET_PIXELS:
         raise ValueError("too many pixels")
     mosaic = image.convert("RGB")
     across = columns(len(on_sheet(images)))
@@ -122,7 +122,7 @@ def pictures_on(sheet: bytes, images: int) -> Callable[[int], Image.Image | None
         slot = tile(row, images)
         x, y = slot % across * side, slot // across * side
         image = mosaic.crop((x, y, x + side, y + side))
-        distance = np.abs(np.asarray(image, np.int16) - GREY).max(2)
+        distance = np.abs(np.asarray(image, np.int16) - GREY_LEVEL).max(2)
         return None if slot < 0 or (distance < 3).mean() > 0.5 else image  # of a grey one the border is not exact
 
     return picture
@@ -136,7 +136,7 @@ def extended_sheet(sheet: bytes, images: int, more: Tensor, again: Mapping[int, 
     old = pictures_on(sheet, images)
     total = images + len(more)
     side = _side(more.shape[2], total)
-    pictures = torch.full((len(on_sheet(total)), side, side, 3), GREY, dtype=torch.uint8)
+    pictures = torch.full((len(on_sheet(total)), side, side, 3), GREY_LEVEL, dtype=torch.uint8)
     for slot, row in enumerate(on_sheet(total)):
         if row < images and (picture := old(row)):
             pictures[slot] = torch.from_numpy(np.array(picture.resize((side, side), Image.Resampling.BOX)))
@@ -158,6 +158,6 @@ def sprite_sheet(pictures: Tensor) -> bytes:
         mosaic[y : y + side, x : x + side] = picture
     for quality in (75, 50, 30, 15, 5):
         data = webp(Image.fromarray(mosaic), quality=quality, method=2)
-        if len(data) <= BYTES:
+        if len(data) <= MAX_SHEET_BYTES:
             break
     return data

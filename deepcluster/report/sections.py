@@ -28,7 +28,7 @@ CAPTIONS: dict[Kind, str] = {
     "outlying": "unusual",
 }
 
-IMAGES = 17  # pictures of a cluster
+IMAGES_OF_CLUSTER = 17  # pictures of a cluster
 MANY_CLUSTERS = 50  # of more clusters fewer pictures, to keep them large:
 IMAGES_OF_MANY = 11
 MEDOID = 2  # times as wide and high as the others
@@ -37,9 +37,9 @@ SURE = 0.63  # mean probability of a suggested name (benchmarks/judgement.py)
 MIN_NAMED = 20  # images of a cluster for one
 MAX_SKIPPED = 200
 MAX_OUTLIERS = 100
-MAX_GROUPS = 60  # of near-duplicates
+MAX_DUPLICATE_GROUPS = 60  # of near-duplicates
 MAX_IN_GROUP = 12  # images
-MAX_ROWS = 30  # labels, and clusters, in the table of both
+MAX_LABELS = 30  # labels, and clusters, in the table of both
 
 
 def check_rows(summary: Sequence[Row], clusters: Table) -> None:
@@ -119,7 +119,7 @@ def sections(
     noun_of = {row["path"]: (row["noun"], number(row["probability"]) or 0.0) for row in nouns}
     number_in_page = {clusters[row]["path"]: i for i, row in enumerate(in_page)}
     members = members_of(shown, clusters)
-    images = IMAGES if len(shown) <= MANY_CLUSTERS else IMAGES_OF_MANY
+    images = IMAGES_OF_CLUSTER if len(shown) <= MANY_CLUSTERS else IMAGES_OF_MANY
     chosen = [representatives(members[row["cluster"]], images, medoid=row["medoid_path"]) for row in shown]
     # The medoid covers four slots, and may take as many bytes. Base64 writes 3 bytes as 4 characters.
     share = PICTURE_CHARACTERS * 3 // 4 // max(1, sum(len(rows) - 1 + MEDOID * MEDOID for rows in chosen if rows))
@@ -235,7 +235,7 @@ def problems(skipped: Sequence[Row], clusters: Table, duplicates: Sequence[Row] 
     groups: dict[str, list[Values]] = {}
     for row in duplicates or []:
         groups.setdefault(row["group"], []).append(suspect(row["path"], rows.get(row["path"]), row["distance"]))
-    shown = [(images[:MAX_IN_GROUP], len(images)) for images in [*groups.values()][:MAX_GROUPS]]
+    shown = [(images[:MAX_IN_GROUP], len(images)) for images in [*groups.values()][:MAX_DUPLICATE_GROUPS]]
     return {
         "count": len(skipped) + len(far) + len(groups),
         "skipped": skipped[:MAX_SKIPPED],
@@ -265,7 +265,7 @@ def confusion(clusters: Table) -> Values | None:
     images = np.asarray(counts.sum(1)).ravel()
     sizes = np.asarray(counts.sum(0)).ravel()
     labels, columns = (
-        [int(i) for i in np.argsort(-totals, kind="stable")[:MAX_ROWS] if totals[i]] for totals in (images, sizes)
+        [int(i) for i in np.argsort(-totals, kind="stable")[:MAX_LABELS] if totals[i]] for totals in (images, sizes)
     )
     labels.sort(key=words.__getitem__)
     shown = counts[labels][:, columns].toarray()
