@@ -9,7 +9,8 @@ import re
 import shlex
 import unicodedata
 
-NOTHING, MINUS = "\u2013", "\u2212"  # a dash if there is no value; a minus as wide as the plus
+NOTHING = "\u2013"  # a dash if there is no value
+MINUS = "\u2212"  # as wide as the plus
 MAX_NAME = 160  # characters of a path; Linux allows 4096, and 1,600 of those would be the whole page
 
 

@@ -69,7 +69,8 @@ class Checkpoints:
         Raises NonFiniteError if the network is no longer finite, DiskError if the disk is full: both leave the
         checkpoints that are there.
         """
-        name, processes = f"{state.round:06d}", self.processes
+        name = f"{state.round:06d}"
+        processes = self.processes
         tensors = {} if state.features is None else {FEATURES_KEY: state.features}
 
         def named(value: Tensor) -> dict[str, str]:
@@ -145,7 +146,8 @@ class Checkpoints:
         shaped(value["about"], dict, "about")
         digests = shaped(value["files"], dict[str, str], "files")
         parts = {path.stem: digests.pop(path.stem), **digests}  # the main rank's first
-        files, mapped = tuple(self.folder / f"{name}.safetensors" for name in parts), []
+        files = tuple(self.folder / f"{name}.safetensors" for name in parts)
+        mapped = []
         for file, digest in zip(files, parts.values(), strict=True):
             if not file.exists():
                 raise ValueError(f"{file.name} is missing")
@@ -207,7 +209,8 @@ def restored(checkpoint: Checkpoint | None, partition: Partition) -> tuple[State
 
 def _read_rows(files: Sequence[Path], local: slice) -> Tensor:
     """Read this rank's rows of the features."""
-    begin, pieces = 0, []
+    begin = 0
+    pieces = []
     for path in files:
         rows = read_tensors(path)[FEATURES_KEY]  # mapped: only the rows that are copied are read
         pieces.append(rows[max(0, local.start - begin) : max(0, local.stop - begin)])

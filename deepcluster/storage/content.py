@@ -27,7 +27,8 @@ class File:
     spare: bool = False
 
 
-MAX_CSV, MAX_SMALL_CSV = 4 << 30, 1 << 28  # bytes: about 25 million images; a table of other rows than images
+MAX_CSV = 4 << 30  # bytes: about 25 million images
+MAX_SMALL_CSV = 1 << 28  # of a table of other rows than images
 LOG = "log.txt"
 # Every file of a run but its checkpoints, which have numbers. A run writes no other, and no other file is its own.
 FILES: Mapping[str, File] = {

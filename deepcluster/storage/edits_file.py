@@ -89,7 +89,8 @@ def newest_edits(run: Path, record: "RunRecord") -> Path:
 
     Raises UsageError if there is none.
     """
-    folder, others = _downloads(), False
+    folder = _downloads()
+    others = False
     dated: list[tuple[int, Path]] = []
     for path in folder.glob("edits*.json"):  # browsers make edits (1).json of the second
         with suppress(OSError):

@@ -42,7 +42,9 @@ from deepcluster.storage.files import changing, write_tensors, write_whole
 from deepcluster.storage.run_folder import LockedFolder, RunFolder, read_state
 
 SCHEMA_VERSION = 1
-CONFIG, WEIGHTS, GROUPS = "config.json", "model.safetensors", "groups.safetensors"
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+GROUPS = "groups.safetensors"
 # timm's other names (hf-hub:USER/NAME, local-dir:PATH) would download, or read another file.
 TIMM = "timm:[A-Za-z0-9_.]+"
 BACKBONE = re.compile(rf"compact|alexnet|vgg16|{TIMM}")
@@ -235,13 +237,13 @@ def _load(
     if not isinstance(network.body, Absent):
         network.body.load_state_dict(body)
     channels_last(network.eval().to(device or torch.device("cpu")))
-    limit, root = float(tensors["outliers.limit"]), config.root
+    limit = float(tensors["outliers.limit"])
     return Model(
         network=network,
-        reduction=Whitening(tensors["reduction.mean"], tensors["reduction.projection"], root),
+        reduction=Whitening(tensors["reduction.mean"], tensors["reduction.projection"], config.root),
         fine_centroids=tensors["fine_centroids"],
         cut=groups.cut,
-        outliers=Outliers(tensors["outliers.means"], tensors["outliers.directions"], limit, root),
+        outliers=Outliers(tensors["outliers.means"], tensors["outliers.directions"], limit, config.root),
         names=groups.names,
         junk=groups.junk,
         image_size=config.image_size,
@@ -256,7 +258,8 @@ def _shapes(config: Config, body: Mapping[str, Tensor], feature_dim: int, backbo
 
     Raises ValueError or a DeepClusterError if there is no such network, or if building it would take too much memory.
     """
-    name, size = config.architecture.name, config.image_size
+    name = config.architecture.name
+    size = config.image_size
     if backbone is not None and name != MODULE:
         raise ValueError(f"its network is {name}, and is built without a backbone")
     if name == NO_NETWORK:
@@ -313,7 +316,8 @@ def read_groups(path: Path, dims: int, digest: str | None = None) -> Groups:
     names: tuple[str, ...] = shaped(words["names"], tuple[str, ...], "names")
     "".join(names).encode(errors="surrogateescape")  # a ValueError for a name that no file can hold
     junk = shaped(words["junk"], tuple[Annotated[int, range(len(names))], ...], "junk")
-    centroids, groups = tensors["centroids"].clone(), tensors["groups"].clone()
+    centroids = tensors["centroids"].clone()
+    groups = tensors["groups"].clone()
     if not torch.isfinite(centroids).all():
         raise ValueError("its centroids are not finite numbers")
     if groups.min() < 0 or groups.max() != len(names) - 1:  # groups that were merged into others have no centroid
@@ -346,7 +350,8 @@ def read_former(folder: RunFolder, dims: int) -> Groups:
         raise UsageError(f"{folder.path} has nothing to take back: only the last apply or recut can be")
     with folder.as_disk_errors("former.safetensors"):
         former = read_groups(folder.file("former.safetensors"), dims)
-        record, baseline = former.about["record"], former.about["baseline"]
+        record = former.about["record"]
+        baseline = former.about["baseline"]
         shaped(baseline, dict[str, int | float], "baseline")
         for name, kind in ENTRIES.items():
             shaped(record[name], kind | None, name)

@@ -119,7 +119,8 @@ class RunFolder:
     @contextmanager
     def _read(self, name: str) -> Iterator[Path]:
         """Yield the path of a plain file of this run. An error in reading it becomes a DiskError."""
-        path, max_bytes = self.file(name), FILES[name].max_bytes
+        path = self.file(name)
+        max_bytes = FILES[name].max_bytes
         try:
             with self.as_disk_errors(name):
                 check_file(path, max_bytes)

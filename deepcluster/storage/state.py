@@ -33,9 +33,12 @@ FOLDERS = ("model", "checkpoints")
 _CHECKPOINT = re.compile(r"checkpoints/\d{6}(\.json|(-\d{1,6})?\.safetensors)")
 
 HIDDEN = ".deepcluster"
-LOCK, SCRATCH, COMMIT = f"{HIDDEN}/lock", f"{HIDDEN}/scratch", f"{HIDDEN}/commit"
+LOCK = f"{HIDDEN}/lock"
+SCRATCH = f"{HIDDEN}/scratch"
+COMMIT = f"{HIDDEN}/commit"
 NEXT = f"{SCRATCH}/rank-0/next"  # files of the next state, which the lock holder collects
-ATTEMPTS, PAUSE_SECONDS = 100, 0.02  # of a reader, while another process changes the run
+ATTEMPTS = 100  # of a reader, while another process changes the run
+PAUSE_SECONDS = 0.02
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 if sys.platform == "win32":
@@ -213,7 +216,8 @@ def commit(run: Path) -> None:
 
 def finish(run: Path) -> None:
     """Move the files of a committed state to their places. Only the lock holder may do so."""
-    folder, names = run / COMMIT, pending(run)
+    folder = run / COMMIT
+    names = pending(run)
     if _kind(folder) != stat.S_IFDIR:
         return
     if RUN in names and not (folder / RUN).stat().st_size:
