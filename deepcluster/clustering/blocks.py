@@ -88,9 +88,8 @@ def in_whole_blocks(blocks: Blocks, partition: Partition, least: int = 0) -> Blo
     size = block_size(blocks.x, partition.total, least)
     if partition.processes.alone:
         return replace(blocks, block=size)
-    local = partition.local
     extra = partition.get_rows(blocks.x, [_beyond(part, size, partition.total) for part in partition.slices])
-    return replace(blocks, block=size, skip=min(-local.start % size, len(blocks.x)), extra=extra)
+    return replace(blocks, block=size, skip=min(-partition.local.start % size, len(blocks.x)), extra=extra)
 
 
 def extended(values: Tensor, blocks: Blocks, partition: Partition) -> Tensor:

@@ -64,11 +64,10 @@ def neighbour_ties(rows: Tensor) -> csr_array:
 def _weights(distances: Tensor) -> Tensor:
     """Return the weights of the neighbours of N rows, by N x n ascending ``distances``; sigma by bisection."""
     beyond = distances - distances[:, :1]
-    total = math.log2(distances.shape[1])
     low, high = torch.zeros(len(beyond), 1).double(), torch.full((len(beyond), 1), 1e3).double()
     for _ in range(60):
         middle = (low + high) / 2
-        too_much = torch.exp(-beyond / middle).sum(1, keepdim=True) > total
+        too_much = torch.exp(-beyond / middle).sum(1, keepdim=True) > math.log2(distances.shape[1])
         low, high = torch.where(too_much, low, middle), torch.where(too_much, middle, high)
     return torch.exp(-beyond / high)
 

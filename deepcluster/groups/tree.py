@@ -71,10 +71,8 @@ def merge_tree(reduced: Tensor, cut: Cut, nearest: Tensor | None = None, partiti
 def _pieces(cut: Cut, counts: Tensor) -> tuple[list[int], list[int], list[list[int]]]:
     """Return the pieces of the centroids (-1: none), the groups of the pieces, and the merges of the pieces."""
     used = counts.nonzero().flatten()
-    centroids = cut.centroids[used].double().numpy()
-    weights = counts[used].double().numpy()
     group_of = cut.group_of[used].numpy()
-    order = _order(centroids, weights, group_of)
+    order = _order(cut.centroids[used].double().numpy(), counts[used].double().numpy(), group_of)
     count = len(np.unique(group_of))
     pieces = min(len(used), max(MAX_PIECES, 2 * count if count <= MAX_GROUPS_IN_TWO else count))
     piece_of, merges = numbered_merges(order, len(used), pieces)
@@ -195,8 +193,7 @@ def parts_of(cut: Cut, counts: Tensor, group: int, all_counts: Tensor | None = N
     if not len(used):
         used = members[:1]
     points = cut.centroids[used].double()
-    weights = counts[used].double().clamp(min=1)
-    order = [(a, b) for _, a, b in ward(points.numpy(), weights.numpy())]
+    order = [(a, b) for _, a, b in ward(points.numpy(), counts[used].double().clamp(min=1).numpy())]
     part_of, merges = numbered_merges(order, len(used), min(MAX_PARTS, len(used)))
     of_centroid = torch.full((len(counts),), -1)
     nearest = torch.cdist(cut.centroids[members].double(), points).argmin(1)

@@ -398,9 +398,8 @@ def _images(data: RunData) -> Values:
 
 def _points(positions: npt.NDArray[np.float32]) -> dict[str, Any]:
     """Return the positions on the map of the images in the page."""
-    corner = positions.min(0)
     width = max(1e-9, float(np.ptp(positions, axis=0).max()))
-    x, y = ((positions - corner) / width).T
+    x, y = ((positions - positions.min(0)) / width).T
     return {"x": _packed(x), "y": _packed(y)}
 
 
