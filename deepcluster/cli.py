@@ -106,10 +106,7 @@ def fit(
             return
         from deepcluster.runs import fit as runs
 
-        if isinstance(source, str):
-            folder = runs.fit_features(source, request, terminal)
-        else:
-            folder = runs.fit(source, request, terminal, **shared)
+        folder = runs.fit(source, request, terminal, **shared)
     if is_main_rank():
         _print_result(folder, output, "fit", verbose=given.verbose)
 
@@ -711,9 +708,8 @@ def _check_filled(arguments: list[str]) -> None:
 def _check_shared(arguments: list[str]) -> None:
     """Raise UsageError under torchrun if the command does not share its work among processes."""
     name = next(iter(arguments), "-")
-    alone = "fit --features" if name == "fit" and "--features" in arguments else name
-    if world_size() > 1 and alone not in SHARED and not name.startswith("-"):
-        raise UsageError(f"{alone} does not share its work among processes: run it without torchrun")
+    if world_size() > 1 and name not in SHARED and not name.startswith("-"):
+        raise UsageError(f"{name} does not share its work among processes: run it without torchrun")
 
 
 def _report(text: str) -> None:

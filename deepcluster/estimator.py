@@ -184,12 +184,12 @@ class DeepCluster(_Base):
             verbose=self.verbose > 1,
             module=self._module,
             steps=steps,
+            features=is_features,
             report=run is not None,  # a parameter search fits many estimators and reads no report
         )
         try:
             with self._display() as shown:
-                fit = runs.fit_features if is_features else runs.fit
-                fit(images, request, Several(shown, display) if display else shown)
+                runs.fit(images, request, Several(shown, display) if display else shown)
         except BaseException:
             if temporary:
                 shutil.rmtree(temporary, ignore_errors=True)

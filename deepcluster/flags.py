@@ -130,7 +130,7 @@ OUTPUT = Output()
 @Parameter(name="*")
 @dataclass(frozen=True)
 class FitFlags:
-    """Flags of ``fit`` that are not options of a recipe; all but the last two are fields of its Request.
+    """Flags of ``fit`` that are not options of a recipe; all but ``dry_run`` are fields of its Request.
 
     Attributes:
         out: The run folder to make (default: runs/NAME-DATE).
@@ -174,7 +174,7 @@ class FitFlags:
     @property
     def request(self) -> dict[str, Any]:
         """The values of the flags that are fields of a Request."""
-        return {name: value for name, value in vars(self).items() if name not in ("dry_run", "features")}
+        return {name: value for name, value in vars(self).items() if name != "dry_run"}
 
 
 FIT = FitFlags()

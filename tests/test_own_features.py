@@ -17,15 +17,16 @@ from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DiskError, UsageError
 from deepcluster.export import onnx
 from deepcluster.images.given import read_features
-from deepcluster.runs.fit import fit_features
+from deepcluster.runs.fit import fit
 from deepcluster.runs.page import report
 from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import recut
 from deepcluster.runs.rows import images_at_hand
 from deepcluster.runtime import plain_files
+from deepcluster.runtime.processes import Processes
 from deepcluster.storage.model_files import load
 from deepcluster.storage.run_folder import open_run
-from tests.helpers.runs import contents, record, rows, state_of
+from tests.helpers.runs import assert_same_result, contents, record, rows, state_of
 
 GROUPS, EACH, WIDTH = 3, 20, 12
 COUNT = GROUPS * EACH
@@ -48,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.new("RGB", (8, 8), (4 * row, 0, 0)).save(folder / name)
     (folder / "f.txt").write_text("\n".join(names))
     begun = time.perf_counter() - 1000
-    fit_features(folder / "f.npy", Request(out=folder / "run", n_clusters=GROUPS, labels="folders", begun=begun))
+    fit(folder / "f.npy", Request(features=True, out=folder / "run", n_clusters=GROUPS, labels="folders", begun=begun))
     return folder
 
 
@@ -58,7 +59,7 @@ def test_a_full_disk_leaves_the_run_that_was_to_be_replaced(made, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
     try:
         with pytest.raises(DiskError, match="File too large"):
-            fit_features(made / "f.npy", Request(out=run, n_clusters=2, overwrite=True))
+            fit(made / "f.npy", Request(features=True, out=run, n_clusters=2, overwrite=True))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert contents(run) == before and record(run)["labels"] == "folders"
@@ -73,6 +74,18 @@ def test_groups_labels_and_files(made):
     assert (made / "run" / "thumbnails.webp").is_file() and "data:image" in (made / "run" / "report.html").read_text()
     recipe = tomllib.loads((made / "run" / "recipe.toml").read_text())  # the reduction is that of a pretrained network
     assert (recipe["whitening"], recipe["dims"]) == (0.25, 256) and "backbone" not in recipe
+
+
+def shared(processes: Processes, features: Path, run: Path) -> None:
+    fit(features, Request(features=True, out=run, n_clusters=GROUPS, labels="folders"), processes=processes)
+
+
+def test_two_processes_write_the_files_of_one(ranks, made, tmp_path):
+    ranks[2](shared, made / "f.npy", tmp_path / "run")
+    names = ("metrics.json", "tree.json", "map.npy", "residuals.npy", "thumbnails.webp", "checkpoints/images.csv")
+    assert_same_result(made / "run", tmp_path / "run", "recipe.toml", *names)
+    assert {*contents(tmp_path / "run")} == {*contents(made / "run")}
+    assert record(tmp_path / "run")["environment"]["processes"] == 2
 
 
 def test_the_model_places_the_same_rows_in_the_same_groups(made, tmp_path):
@@ -125,7 +138,7 @@ def test_what_are_no_features(array, words, tmp_path):
 def test_numbers_that_cannot_be_compared(tmp_path, scale, said):
     np.save(tmp_path / "f.npy", np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32) * np.float32(scale))
     with pytest.raises(DataError, match=said), np.errstate(all="ignore"):
-        fit_features(tmp_path / "f.npy", Request(out=tmp_path / "run", n_clusters=2))
+        fit(tmp_path / "f.npy", Request(features=True, out=tmp_path / "run", n_clusters=2))
 
 
 @pytest.mark.parametrize(
@@ -153,12 +166,12 @@ def test_paths_in_a_table_beside_as_embed_writes_them(tmp_path):
 
 def test_without_paths_the_rows_are_numbered_and_the_report_has_no_pictures(tmp_path):
     np.save(tmp_path / "f.npy", blobs())
-    fit_features(tmp_path / "f.npy", Request(out=tmp_path / "run", n_clusters=GROUPS, report=False))
+    fit(tmp_path / "f.npy", Request(features=True, out=tmp_path / "run", n_clusters=GROUPS, report=False))
     assert [row["path"] for row in rows(tmp_path / "run" / "clusters.csv")][::59] == ["0", "59"]
     assert report(tmp_path / "run").is_file() and not (tmp_path / "run" / "thumbnails.webp").exists()
     again = tmp_path / "run" / "features.npy"
     with pytest.raises(UsageError, match="--overwrite"):
-        fit_features(again, Request(out=tmp_path / "run", n_clusters=2, overwrite=True))
+        fit(again, Request(features=True, out=tmp_path / "run", n_clusters=2, overwrite=True))
 
 
 @pytest.mark.parametrize(("words", "code"), [("--rounds 2", 2), ("--recipe v1", 2), ("--dry-run", 2), ("-k 99", 3)])

@@ -25,9 +25,8 @@ from deepcluster.runs import train
 from deepcluster.runs.build import learning_rate
 from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import recut
-from deepcluster.runs.result import Result
+from deepcluster.runs.result import clusters_table
 from deepcluster.runs.rows import Rows
-from deepcluster.runs.writer import write_clusters
 from deepcluster.runtime.console import Silent
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.plain_files import json_sha256
@@ -214,8 +213,9 @@ def test_a_table_is_written_without_a_dictionary_for_each_row(tmp_path):
     table = Rows(paths, None, [("bad.png", "")], x[:, None], x[:, None], partition, x)
     placement = Placement(numbers % 5, numbers % 7, x, x, numbers % 5)
     tracemalloc.start()
-    result = Result(model, table, placement, x, [], {}, None, None)
-    digest = files.rows_sha256(write_clusters(writable(tmp_path), result))
+    clusters = clusters_table(model, table, placement, x)
+    writable(tmp_path).write_rows("clusters.csv", clusters)
+    digest = files.rows_sha256(clusters)
     taken = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert taken < 400 * count  # a dictionary and its cells take 900 bytes

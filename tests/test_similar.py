@@ -11,7 +11,7 @@ from PIL import Image
 
 from deepcluster import DeepCluster
 from deepcluster.errors import UsageError
-from deepcluster.runs.fit import fit_features
+from deepcluster.runs.fit import fit
 from deepcluster.runs.plan import Request
 from deepcluster.runs.predict import SIMILAR, row_of, similar
 from deepcluster.runs.recut import Edits, apply
@@ -86,7 +86,7 @@ def test_an_equal_image_is_found_and_the_image_itself_is_not(tmp_path):
     x = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
     x[7] = x[2]
     np.save(tmp_path / "x.npy", x)
-    run = fit_features(tmp_path / "x.npy", Request(out=tmp_path / "run", n_clusters=3)).path
+    run = fit(tmp_path / "x.npy", Request(features=True, out=tmp_path / "run", n_clusters=3)).path
     for row, other in (("2", "7"), ("7", "2")):
         found = [each.path for each in similar(run, row, 39)]
         assert found[0] == other and {*found} == {str(i) for i in range(40)} - {row}

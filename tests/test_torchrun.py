@@ -185,7 +185,7 @@ def test_one_message_for_what_is_wrong(tmp_path, arguments, code, message):
 
 
 SHARED = {"fit", "predict", "embed", "evaluate"}
-ALONE = [["fit", "x.npy", "--features"], *([name, "run"] for name in app if name[0] != "-" and name not in SHARED)]
+ALONE = [[name, "run"] for name in app if name[0] != "-" and name not in SHARED]
 
 
 @pytest.mark.parametrize("arguments", ALONE, ids=" ".join)

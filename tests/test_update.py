@@ -22,7 +22,7 @@ from deepcluster.images import find
 from deepcluster.report import pictures
 from deepcluster.report.pictures import extended_sheet, not_on_sheet, pictures_on, sprite_sheet, tiny_pictures
 from deepcluster.runs.condition import condition
-from deepcluster.runs.fit import fit, fit_features
+from deepcluster.runs.fit import fit
 from deepcluster.runs.page import report, shown_of
 from deepcluster.runs.plan import Request, check_paths
 from deepcluster.runs.predict import similar
@@ -277,7 +277,7 @@ def of_features(tmp_path) -> tuple[Path, np.ndarray]:
     middles = chance.normal(size=(3, 8)) * 4
     given = (middles[np.arange(90) % 3] + chance.normal(size=(90, 8))).astype(np.float32)
     np.save(tmp_path / "given.npy", given)
-    return fit_features(tmp_path / "given.npy", Request(out=tmp_path / "run", n_clusters=3)).path, given
+    return fit(tmp_path / "given.npy", Request(features=True, out=tmp_path / "run", n_clusters=3)).path, given
 
 
 def test_rows_of_features_get_the_next_numbers_and_count_once(of_features, tmp_path):
@@ -297,7 +297,7 @@ def test_a_name_of_another_place_is_another_image(tmp_path):
         (tmp_path / name).mkdir()
         np.save(tmp_path / name / "f.npy", these)
         (tmp_path / name / "f.txt").write_text("\n".join(f"{i}.jpg" for i in range(len(these))))
-    run = fit_features(tmp_path / "a/f.npy", Request(out=tmp_path / "run", n_clusters=3)).path
+    run = fit(tmp_path / "a/f.npy", Request(features=True, out=tmp_path / "run", n_clusters=3)).path
     assert update(run, str(tmp_path / "b/f.npy")).added == 20
     paths = [row["path"] for row in used(run)]
     assert len(set(paths)) == 60 and paths[40] == f"{tmp_path}/b/0.jpg"
@@ -346,7 +346,7 @@ def many_features(tmp_path) -> tuple[Path, np.ndarray, np.ndarray]:
     plane = chance.normal(size=(3, 40)) * 4
     given = (chance.normal(size=(280, 3)) @ plane + chance.normal(size=(280, 40))).astype(np.float32)
     np.save(tmp_path / "near.npy", given[:200])
-    run = fit_features(tmp_path / "near.npy", Request(out=tmp_path / "near", n_clusters=3)).path
+    run = fit(tmp_path / "near.npy", Request(features=True, out=tmp_path / "near", n_clusters=3)).path
     strange = given[200:] + np.float32(10) * chance.normal(size=40).astype(np.float32)
     return run, given[200:], strange
 

@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 import deepcluster
-from deepcluster.errors import DataError, DeepClusterError, NonFiniteError, Stopped, UsageError
+from deepcluster.errors import DeepClusterError, Stopped, UsageError
 from deepcluster.images import Images, Source, find
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.given import read_features, true_labels
@@ -25,7 +24,6 @@ from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.network import Network, no_network
 from deepcluster.presets import Plan, check_groups, options_of
 from deepcluster.recipe import AUTO, Recipe, to_toml
-from deepcluster.records import FINAL
 from deepcluster.report.pictures import sprite_sheet, tiny_pictures
 from deepcluster.runs.build import network_of
 from deepcluster.runs.forecast import announce
@@ -44,17 +42,14 @@ from deepcluster.runs.plan import (
     free_path,
     labels_name,
 )
-from deepcluster.runs.result import conclude_run
 from deepcluster.runs.rows import duplicate_rows, fingerprint, image_digests, row_digests
 from deepcluster.runs.train import train
-from deepcluster.runs.writer import ResultWriter, rounds_text, summary_text, write_beginning, write_result
+from deepcluster.runs.writer import ResultWriter, rounds_text, summary_text, write_beginning
 from deepcluster.runtime import signals
 from deepcluster.runtime.console import Display, Log, Several, Silent
 from deepcluster.runtime.devices import CPU, choose_device, environment, keep_freed_memory, working_on
-from deepcluster.runtime.machine import peak_mb
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
-from deepcluster.storage import model_files
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.content import RunRecord
@@ -74,33 +69,40 @@ def fit(
     last checkpoint in its folder, or begins if there is none.
 
     Args:
-        images: A folder, a list of paths, an array, ...
+        images: A folder, a list of paths, an array, ...; if the request says that these are features, an .npy file or
+            an array of them, which are grouped without a network.
         display: Shows the run (None: nothing does).
         processes: They share the images; the main rank writes and displays.
     """
     clock = Clock(request.begun)
     device = choose_device(request.device)
+    if request.features:  # no network would use a GPU
+        device = CPU
     display = Several(Log(), display) if processes.is_main else Silent()
     with working_on(device, deterministic=request.deterministic):
         keep_freed_memory()
-        source = find(images)
+        features, source = read_features(images) if request.features else (None, find(images))  # type: ignore[arg-type]
         check_alike(source, processes)
-        begun = Begun(**processes.broadcast_json(lambda: asdict(begin(source, request, display))))
+        start = begin if features is None else partial(_begin_features, images, features.shape[1])
+        begun = Begun(**processes.broadcast_json(lambda: asdict(start(source, request, display))))
         if begun.state == "finished":
             display.say("Done", f"{begun.out} is finished already")
-            return files.open_run(Path(begun.out))
+            return files.RunFolder(Path(begun.out))
         check_weights_here(begun.facts.get("published", ""))
         request = replace(request, labels=begun.labels)
         labels = true_labels(request.labels, source) if request.labels else None
-        job = Job(request, source, labels, device, display, processes, clock)
-        network = network_of(begun.plan.recipe, request.seed, device, request.module)
-        needed = announce(job, begun, network) if processes.is_main else 0.0
+        job = Job(request, source, labels, device, display, processes, clock, features)
+        if features is None:
+            network = network_of(begun.plan.recipe, request.seed, device, request.module)
+            needed = announce(job, begun, network) if processes.is_main else 0.0
+        else:
+            network, needed = no_network(features.shape[1]), 0.0
         with (
             files.shared_lock(Path(begun.out), processes, make=True) as folder,
             files.replacing(folder if request.overwrite else None),
         ):
             _run(job, begun, folder, network, needed)
-        return files.open_run(Path(begun.out))
+        return files.RunFolder(Path(begun.out))
 
 
 def _run(job: Job, begun: Begun, folder: files.LockedFolder | None, network: Network, needed: float) -> None:
@@ -112,29 +114,34 @@ def _run(job: Job, begun: Begun, folder: files.LockedFolder | None, network: Net
     checkpoint = checkpoints.latest() if is_resumed else None
     job.display.say("Run", str(out))
     try:
-        read, record = _read(job, begun, network, record)
+        images, record = _read(job, begun, network, record)
         others = {"n_clusters": request.n_clusters, "seed": request.seed, **request.steps.names}
         about: dict[str, Any] = {  # what a checkpoint says of its run
-            "options": {**asdict(read.recipe), **others},
+            "options": {**asdict(images.recipe), **others},
             "environment": record.environment,
             "run": record.run,
         }
         if folder and is_resumed:
-            record = replace(record, resumed=check_same(folder, checkpoint, about, read.digests))
-        if folder and not request.overwrite:
+            record = replace(record, resumed=check_same(folder, checkpoint, about, images.digests))
+        if folder and not request.at_once:
             with folder.next_state() as staged:
-                write_beginning(staged, read)
+                write_beginning(staged, images)
                 staged.write_record(record.with_result_of(before))
-        writer = ResultWriter(job, folder, network, read, record)
-        result, record = writer.final(*train(writer, checkpoints, checkpoint, about))
+        writer = ResultWriter(job, folder, network, images, record)
+        if job.features is None:
+            outcome = writer.final(*train(writer, checkpoints, checkpoint, about))
+        else:
+            outcome = writer.final(0, "features were given", job.features[images.store.partition.local])
     except BaseException as error:
         stopped = signals.stopped() or isinstance(error, KeyboardInterrupt | Stopped)
         begun_here = _record_end(folder, record, error, "stopped" if stopped else "failed") if folder else True
-        if isinstance(error, Stopped) and (begun_here or not request.overwrite):
+        if isinstance(error, Stopped) and (begun_here or not request.at_once):
             raise Stopped(_stop_message(error, out)) from None
         raise
-    if folder:
-        job.display.say("Done", summary_text(result, record, request.n_clusters, rounds_text(record)))
+    if folder and job.features is None:
+        job.display.say("Done", summary_text(outcome, request.n_clusters, rounds_text(outcome.record)))
+    elif folder:
+        job.display.say("Done", f"{len(outcome.summary):,} clusters of {len(job.source.paths):,} rows of features")
 
 
 def _stop_message(error: Stopped, out: Path) -> str:
@@ -169,6 +176,8 @@ def first_record(job: Job, before: RunRecord | None, needed: float) -> RunRecord
 
 def _read(job: Job, begun: Begun, network: Network, record: RunRecord) -> tuple[ImagesRead, RunRecord]:
     """Read the images once, and settle what depends on the usable ones and on the network. A collective."""
+    if job.features is not None:
+        return _read_features(job, begun, job.features, record)
     source, display = job.source, job.display
     size, progress = begun.plan.recipe.store_size, partial(display.progress, "reading")
     scratch = scratch_of(Path(begun.out), job.processes.rank)
@@ -237,29 +246,14 @@ FEATURES_OPTIONS = {"dims", "whitening", "root", "pseudo_labels", "empty", "kmea
 PICTURE_SIDE = 48  # px
 
 
-def fit_features(given: Path | npt.ArrayLike, request: Request, display: Display | None = None) -> files.RunFolder:
-    """Cluster features, and return the run folder: as of any other run, without the training of a network.
-
-    ``given``: N x D numbers or an .npy file, see ``read_features``.
-    """
-    clock = Clock(request.begun)
-    choose_device(request.device)
-    with working_on(CPU):
-        features, source = read_features(given)
-        check_groups(request.n_clusters, len(features))
-        recipe = _features_recipe(request, len(features))
-        request = replace(request, labels=labels_name(request.labels))
-        labels = true_labels(request.labels, source) if request.labels else None
-        job = Job(request, source, labels, CPU, Several(Log(), display), ALONE, clock)
-        out = free_path(source, request)
-        if request.overwrite and isinstance(given, str | Path):
-            check_not_inside([Path(given).absolute()], out)
-        with files.locked(out, make=True) as folder, files.replacing(folder if request.overwrite else None):
-            with folder.next_state(anew=request.overwrite) as staged:
-                record = _write_features(job, staged, features, recipe)
-            job.display.say("Run", str(folder.path))
-            job.display.say("Done", f"{record.clusters:,} clusters of {len(features):,} rows of features")
-        return files.open_run(out)
+def _begin_features(given: Images, width: int, source: Source, request: Request, display: Display) -> Begun:
+    """Decide the folder and the recipe of a run of features of ``width`` numbers, as :func:`begin` does for images."""
+    check_groups(request.n_clusters, len(source.paths))
+    recipe, out = _features_recipe(request, len(source.paths)), free_path(source, request)
+    if request.overwrite and isinstance(given, str | Path):
+        check_not_inside([Path(given).absolute()], out)
+    reasons = {"features": f"{width:,} numbers a row, which came from elsewhere"}
+    return Begun(str(out), "new", asdict(recipe), reasons, {}, labels_name(request.labels))
 
 
 def _features_recipe(request: Request, count: int) -> Recipe:
@@ -276,47 +270,36 @@ def _features_recipe(request: Request, count: int) -> Recipe:
     return Recipe(**{**chosen, "pseudo_labels": max(1, min(chosen["pseudo_labels"], count))})
 
 
-def _write_features(job: Job, folder: files.LockedFolder, features: Tensor, recipe: Recipe) -> RunRecord:
-    """Compute and write the result, and return run.json."""
-    source, (total, width) = job.source, features.shape
-    pictures = pictures_of(source)
+def _read_features(job: Job, begun: Begun, features: Tensor, record: RunRecord) -> tuple[ImagesRead, RunRecord]:
+    """Settle the beginning of a run of features, as :func:`_read` does for images. A collective."""
+    source, recipe, total = job.source, begun.plan.recipe, len(job.source.paths)
     settings = (line for line in to_toml(recipe).splitlines() if line.partition(" ")[0] in FEATURES_OPTIONS)
-    sheet = {} if pictures is None else {SHEET: sprite_sheet(tiny_pictures(pictures, 0, total))}
+    pictures = pictures_of(source) if job.processes.is_main else None
     images = ImagesRead(
-        store=Store(torch.empty(0) if pictures is None else pictures, tuple(range(total)), (), Partition.single(total)),
+        store=Store(
+            images=torch.empty(0),
+            usable=tuple(range(total)),
+            skipped=(),
+            partition=Partition.of(job.processes, len(job.processes.part(total))),
+        ),
         recipe=recipe,
         digests=dict(zip(source.paths, row_digests(features), strict=True)),
         beginning={
             "recipe.toml": "\n".join(settings) + "\n",
             "skipped.csv": [],
             "history.csv": [],
-            **sheet,
+            **({} if pictures is None else {SHEET: sprite_sheet(tiny_pictures(pictures, 0, total))}),
         },
     )
     record = replace(
-        first_record(job, None, 0),
-        status="done",
-        result=FINAL,
+        record,
         images_count=total,
         skipped_count=0,
         backbone=NO_NETWORK,
         pseudo_labels=recipe.pseudo_labels,
-        reasons={"features": f"{width:,} numbers a row, which came from elsewhere"},
-        rounds=0,
-        stopped_because="features were given",
-    ).with_phase("reading", job.clock.lap())
-    try:
-        result, record = conclude_run(job, no_network(width), images, record, features)
-    except NonFiniteError as error:
-        raise DataError("the features are too large or too small to compare: scale them, say to length 1") from error
-    write_beginning(folder, images)
-    record = replace(record, peak_memory_mb=peak_mb(), seconds=round(job.clock.elapsed(), 2))
-    record = write_result(
-        folder, result, record.with_phase("result", job.clock.lap()), recipe, baseline={}, source=source,
-        features=True, report=job.request.report,
-    )  # fmt: skip
-    model_files.save_in_run(replace(result.model, image_size=1, store_size=1), folder, record)
-    return record
+        reasons=begun.reasons,
+    )
+    return images, record.with_phase("reading", job.clock.lap())
 
 
 def pictures_of(source: Source) -> Tensor | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deepcluster.errors import DataError, ModelError, UsageError, warn
 from deepcluster.images import Source
@@ -62,6 +62,12 @@ class Request:
     command: str = ""
     module: nn.Module | None = None  # the network, if the backbone is one of the user's
     steps: Steps = NO_STEPS
+    features: bool = False  # the images are given as features, which another program computed
+
+    @property
+    def at_once(self) -> bool:
+        """True if no file is written before the first result: it replaces a run, or takes no rounds."""
+        return self.overwrite or self.features
 
 
 class Clock:
@@ -95,6 +101,7 @@ class Job:
     display: Display
     processes: Processes
     clock: Clock
+    features: Tensor | None = None  # of all images, if the request gives these (float32, N x D)
 
     def truth(self, usable: Sequence[int]) -> list[str] | None:
         """Return the true labels of the images ``usable``, in this order; None if none of them has one."""

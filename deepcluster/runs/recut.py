@@ -13,19 +13,18 @@ from torch import Tensor
 
 from deepcluster.clustering.kmeans import assigner
 from deepcluster.errors import UsageError
-from deepcluster.groups.cut import Cut, Placement, pinned
+from deepcluster.groups.cut import Cut, pinned
 from deepcluster.groups.tree import parts_of, split_group
 from deepcluster.images import Source
 from deepcluster.model import Model
 from deepcluster.presets import check_groups
 from deepcluster.records import Clustering
-from deepcluster.runs.result import GROUPING, Result, choose_number, describe, groups_of, place_rows
-from deepcluster.runs.rows import Rows, images_at_hand, read_run, recipe_of
-from deepcluster.runs.writer import baseline_of, summary_text, write_result
+from deepcluster.runs.result import GROUPING, choose_number, describe, groups_of, place_rows
+from deepcluster.runs.rows import images_at_hand, read_run, recipe_of
+from deepcluster.runs.writer import baseline_of, summary_text, write_outcome
 from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import Edits
 from deepcluster.texts import count
 
@@ -64,9 +63,11 @@ def recut(
             anew = "; merges, splits and moves start anew" if record.edits is not None else ""
             display.say("Edits", f"{carried_text(model, new)}{anew}. {_way_back(folder)}")
         record = replace(record, edits=None, cut=None, cut_k=n_clusters)  # they were of the clusters before
-        report = report or folder.has("report.html")
-        result = _write(folder, new, after, rows, record, {}, display, source, report=report)
-        display.say("Done", summary_text(result, record, n_clusters))
+        outcome = describe(new, rows, after, record, recipe, baseline={})
+        if source is not None:
+            source = images_at_hand(folder, source, rows.paths[: rows.fitted])
+        write_outcome(folder, outcome, new=("groups",), source=source, report=report, progress=display.progress)
+        display.say("Done", summary_text(outcome, n_clusters))
     return files.open_run(run)
 
 
@@ -102,7 +103,8 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> files.RunF
             if edits.changes_clusters:
                 number = len(set(new.cut.group_of.tolist()))  # no guess any more
                 record = replace(record, cut=None, cut_k=number, stability=None, verdict=None)
-            _write(staged, new, placement, rows, record, baseline, display)
+            outcome = describe(new, rows, placement, record, recipe_of(folder), baseline)
+            write_outcome(staged, outcome, new=("groups",), progress=display.progress)
     return files.open_run(run)
 
 
@@ -117,36 +119,15 @@ def undo(run: Path, display: Display | None = None) -> files.RunFolder:
             record = replace(record, **former.about["record"])
             display = Several(Log(), display)
             display.say("Edits", f"taken back: {len(set(old.cut.group_of.tolist()))} clusters, as before")
-            _write(staged, old, old.place(rows.reduced), rows, record, former.about["baseline"], display)
+            placement, baseline = old.place(rows.reduced), former.about["baseline"]
+            outcome = describe(old, rows, placement, record, recipe_of(folder), baseline)
+            write_outcome(staged, outcome, new=("groups",), progress=display.progress)
             staged.remove("former.safetensors")
     return files.open_run(run)
 
 
 def _way_back(folder: files.RunFolder) -> str:
     return f"To take it back: deepcluster apply {shlex.quote(str(folder.path))} --undo"
-
-
-def _write(
-    folder: files.LockedFolder,
-    model: Model,
-    placement: Placement,
-    rows: Rows,
-    record: RunRecord,
-    baseline: Mapping[str, float],
-    display: Display,
-    source: Source | None = None,
-    *,
-    report: bool = True,
-) -> Result:
-    """Write the new groups of the model, and the files that depend on them."""
-    source = images_at_hand(folder, source, rows.paths[: rows.fitted]) if report else None
-    result = describe(model, rows, placement)
-    record = write_result(
-        folder, result, record, recipe_of(folder), baseline=baseline, source=source, report=report,
-        progress=display.progress,
-    )  # fmt: skip
-    models.save_in_run(model, folder, record, network=False)
-    return result
 
 
 # ---- the model with a person's edits --------------------------------------------------------------------------------

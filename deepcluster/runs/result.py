@@ -1,16 +1,17 @@
 """The result of a run, computed by all ranks together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from deepcluster import algorithm
-from deepcluster.clustering.agreement import pair_counts, scores
+from deepcluster.clustering.agreement import NMI_AVERAGE, pair_counts, scores
 from deepcluster.clustering.kmeans import best_of, means
-from deepcluster.errors import warn
+from deepcluster.errors import DataError, NonFiniteError, warn
 from deepcluster.groups.choose_k import CutRows, candidates, cut_once, stability
 from deepcluster.groups.cut import KMEANS_STARTS, Cut, Placement, as_groups, cut_features, placement_of
 from deepcluster.groups.tree import Tree, medoids_of
@@ -21,11 +22,13 @@ from deepcluster.records import FINAL, Clustering
 from deepcluster.runs.build import compute_of, kmeans_of_result, reduction_of
 from deepcluster.runs.page import Shown, shown_of, tree_of
 from deepcluster.runs.plan import ImagesRead, Job
+from deepcluster.runs.predict import placement_columns
 from deepcluster.runs.rows import Rows, sample_of
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
-from deepcluster.storage.content import RunRecord
+from deepcluster.storage.content import FILES, RunRecord, Table
+from deepcluster.storage.run_folder import rows_sha256
 from deepcluster.texts import agreement, count
 
 GROUPING = "grouping"  # a phase
@@ -34,44 +37,61 @@ MIN_COLLAPSED = 30  # images: of fewer, one cluster may have most of them by cha
 
 
 @dataclass(frozen=True)
-class Result:
-    """Everything that a run's files say about its groups: for all images on the main rank, empty on the others."""
+class Outcome:
+    """Everything that a run's files say about its groups: for all images on the main rank, empty on the others.
+
+    Attributes:
+        rows: This rank's images.
+        residuals: Residuals of all images.
+        clusters: Rows of clusters.csv.
+        summary: Rows of cluster_summary.csv.
+        metrics: Content of metrics.json; empty without labels.
+        tree: Merge tree; None if there are too many groups.
+        record: Content of run.json.
+    """
 
     model: Model
     rows: Rows
-    placement: Placement  # of all images; its integers are int32
-    residuals: Tensor  # of all images
-    summary: Sequence[Mapping[str, str]]  # rows of cluster_summary.csv
-    metrics: Mapping[str, float]  # against the true labels; empty without labels
-    tree: Tree | None  # None if there are too many groups
+    residuals: Tensor
+    clusters: Table
+    summary: Sequence[Mapping[str, str]]
+    metrics: Mapping[str, Any]
+    tree: Tree | None
     shown: Shown
-
-    @property
-    def baseline(self) -> dict[str, float]:
-        """The metrics as a baseline of later results."""
-        return {**self.metrics, "clusters": len(self.summary)} if self.metrics else {}
+    record: RunRecord
 
 
 # ---- computed by all ranks ------------------------------------------------------------------------------------------
 
 
 def conclude_run(
-    job: Job, network: Network, images: ImagesRead, record: RunRecord, features: Tensor
-) -> tuple[Result, RunRecord]:
-    """Compute the result of the network as it is now, and run.json with candidates for ``-k``. A collective.
+    job: Job,
+    network: Network,
+    images: ImagesRead,
+    record: RunRecord,
+    features: Tensor,
+    baseline: Mapping[str, float],
+) -> Outcome:
+    """Compute the result of the network as it is now. A collective.
 
     ``record`` has the number of rounds and the kind of result. ``features``: This rank's, N x D, of one pass.
+    ``baseline``: As in :func:`describe`.
     """
     recipe, store, is_final = images.recipe, images.store, record.result == FINAL
     job.display.progress(GROUPING, 0, 0)
-    final = algorithm.conclusion_of(
-        features,
-        recipe.pseudo_labels,
-        seed=record.seed,
-        reduction=reduction_of(recipe, network.feature_dim),
-        clustering=kmeans_of_result(recipe),
-        compute=compute_of(network, recipe, store.partition, exact=True),
-    )
+    try:
+        final = algorithm.conclusion_of(
+            features,
+            recipe.pseudo_labels,
+            seed=record.seed,
+            reduction=reduction_of(recipe, network.feature_dim),
+            clustering=kmeans_of_result(recipe),
+            compute=compute_of(network, recipe, store.partition, exact=True),
+        )
+    except NonFiniteError as error:
+        if job.features is None:
+            raise
+        raise DataError("the features are too large or too small to compare: scale them, say to length 1") from error
     if is_final and record.rounds and (text := collapse(final)):
         warn(text)
     rows = Rows(
@@ -97,6 +117,8 @@ def conclude_run(
 
     cut = Cut(**store.partition.processes.broadcast_tensors(tensors))
     cut, placement = place_rows(cut, rows, final.clustering.centroids)
+    # Without a network the model takes no images.
+    image_size, store_size = (recipe.image_size, recipe.store_size) if job.features is None else (1, 1)
     model = Model(
         network=network,
         reduction=final.reduction,
@@ -104,15 +126,28 @@ def conclude_run(
         cut=cut,
         outliers=final.outliers,
         names=("",) * cut.count,
-        image_size=recipe.image_size,
-        store_size=recipe.store_size,
+        image_size=image_size,
+        store_size=store_size,
         batch_size=recipe.batch_size,
     )
-    return describe(model, rows, placement), record
+    return describe(model, rows, placement, record, recipe, baseline)
 
 
-def describe(model: Model, rows: Rows, placement: Placement) -> Result:
-    """Describe the groups of a model. A collective. ``placement``: The places of this rank's ``rows``."""
+def describe(
+    model: Model,
+    rows: Rows,
+    placement: Placement,
+    record: RunRecord,
+    recipe: Recipe,
+    baseline: Mapping[str, float],
+) -> Outcome:
+    """Describe the groups of a model. A collective.
+
+    Args:
+        placement: The places of this rank's ``rows``.
+        record: run.json so far; with a ``cut`` if the images of that cut keep their clusters.
+        baseline: The metrics of the first result; empty if they are not known.
+    """
     partition, truth = rows.partition, rows.labels
     summary = summary_rows(model, rows, placement)
     measured = metrics(truth[partition.local], placement.cluster, partition) if truth and any(truth) else {}
@@ -122,8 +157,49 @@ def describe(model: Model, rows: Rows, placement: Placement) -> Result:
     lengths = [column.float().view(torch.int32) for column in (placement.distance, placement.margin, rows.residuals)]
     cluster, fine, centroid, *lengths = partition.gather(torch.stack([*numbers, *lengths], 1)).T.contiguous()
     distance, margin, residuals = (column.view(torch.float32) for column in lengths)
-    placement = Placement(cluster, fine, distance, margin, centroid)
-    return Result(model, rows, placement, residuals, summary, measured, tree, shown)
+    clusters = Table({})
+    if partition.processes.is_main:
+        clusters = clusters_table(model, rows, Placement(cluster, fine, distance, margin, centroid), residuals)
+        record = _with_groups(record, rows, recipe, clusters, len(summary))
+    measures: dict[str, Any] = {}
+    if measured:
+        first = baseline or ({**measured, "clusters": len(summary)} if record.rounds == 0 else {})
+        at_start = {f"baseline_{name}": int(value) if name == "clusters" else value for name, value in first.items()}
+        labelled = sum(map(bool, truth or ()))
+        measures = {**measured, **at_start, "nmi_average": NMI_AVERAGE, "labelled": labelled}
+    return Outcome(model, rows, residuals, clusters, summary, measures, tree, shown, record)
+
+
+def clusters_table(model: Model, rows: Rows, placement: Placement, residuals: Tensor) -> Table:
+    """Return the rows of clusters.csv. ``placement``, ``residuals``: Of all images."""
+    used: dict[str, Iterable[object]] = {
+        "path": rows.paths,
+        "status": ["ok"] * len(rows.paths),
+        "fine_cluster": placement.fine_cluster.tolist(),
+        "label": rows.labels or [""] * len(rows.paths),
+        **placement_columns(model, placement, residuals),
+    }
+    rest = [""] * len(rows.skipped)
+    skipped = {"path": [path for path, _ in rows.skipped], "status": ["skipped"] * len(rest)}
+    columns = FILES["clusters.csv"].columns
+    return Table.of_columns({name: chain(used[name], skipped.get(name, rest)) for name in columns})
+
+
+def _with_groups(record: RunRecord, rows: Rows, recipe: Recipe, clusters: Table, count: int) -> RunRecord:
+    """Return run.json with its entries on the ``count`` groups of the images in ``clusters``."""
+    digest = rows_sha256(clusters)
+    return replace(
+        record,
+        cut=record.cut or digest[:16],  # edits are for this assignment, and for no later one
+        rows=digest,
+        clusters=count,
+        **stability_entries(rows, record, recipe, count),
+    )
+
+
+def first_metrics(measures: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics of a run's first result, which the content of its metrics.json has as baseline."""
+    return {name.removeprefix("baseline_"): value for name, value in measures.items() if name.startswith("baseline_")}
 
 
 def collapse(result: algorithm.Conclusion) -> str:

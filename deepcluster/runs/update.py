@@ -34,7 +34,7 @@ from deepcluster.runs.rows import (
     recipe_of,
     row_digests,
 )
-from deepcluster.runs.writer import baseline_of, write_result
+from deepcluster.runs.writer import baseline_of, write_outcome
 from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.runtime.devices import CPU
 from deepcluster.runtime.partition import Partition
@@ -228,18 +228,10 @@ def _write(
         _draw(folder, rows, at_hand, new, every)
         folder.write_rows("added.csv", added)
     folder.write_rows("skipped.csv", [{"path": path, "reason": why} for path, why in every.skipped])
-    report = folder.has("report.html")
-    write_result(
-        folder,
-        describe(model, every, model.place(every.reduced)),
-        replace(record, images_count=len(every.paths), skipped_count=len(every.skipped)),
-        recipe_of(folder),
-        baseline=baseline_of(folder),
-        source=images_at_hand(folder, None, every.paths[: every.fitted]) if report else None,
-        features=True,
-        report=report,
-        progress=display.progress,
-    )
+    record = replace(record, images_count=len(every.paths), skipped_count=len(every.skipped))
+    placement = model.place(every.reduced)
+    outcome = describe(model, every, placement, record, recipe_of(folder), baseline_of(folder))
+    write_outcome(folder, outcome, new=("features",), report=False, progress=display.progress)
     return every
 
 
