@@ -41,7 +41,7 @@ from deepcluster.runtime.machine import is_main_rank, world_size
 from deepcluster.runtime.plain_files import write_csv
 from deepcluster.storage import files
 from deepcluster.storage.edits_file import newest_edits, read_edits
-from deepcluster.texts import count
+from deepcluster.texts import plural
 
 if TYPE_CHECKING:
     from deepcluster.evaluation.common import Figure, NamedFigure
@@ -180,7 +180,7 @@ def predict(
         files.write_table(target, as_lines if as_json else partial(write_csv, columns=PREDICTIONS, rows=rows))
         if target:
             counts = [f"{size:,} in cluster {number}" for number, size in sorted(sizes.items())]
-            shown = [count(sizes.total(), "image"), *counts[:12], *(["..."] if len(counts) > 12 else [])]
+            shown = [plural(sizes.total(), "image"), *counts[:12], *(["..."] if len(counts) > 12 else [])]
             terminal.say("Done", f"{out}: {', '.join(shown)}")
 
 
@@ -599,7 +599,7 @@ def _check_run(run: Path, *, warned: bool = True) -> "RunRecord":
     record = read_state(run, lambda folder: folder.read_record())
     if warned and record.result == PRELIMINARY:
         errors.warn(
-            f"the result in {run} is preliminary, after {count(record.rounds or 0, 'round')}: the command of the"
+            f"the result in {run} is preliminary, after {plural(record.rounds or 0, 'round')}: the command of the"
             " fit with --resume continues it, and replaces the result with any edits"
         )
     return record
@@ -687,7 +687,7 @@ def _metric_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
         if f"{prefix}acc" in metrics:
             shown = "  ".join(f"{name.upper()} {metrics[prefix + name]:.3f}" for name in ("acc", "nmi", "ami", "ari"))
             about = "" if prefix else f"; NMI: {metrics['nmi_average']} mean; {metrics['labelled']:,} labels"
-            yield f"{heading:9} {shown}  ({count(metrics[f'{prefix}clusters'], 'cluster')}{about})"
+            yield f"{heading:9} {shown}  ({plural(metrics[f'{prefix}clusters'], 'cluster')}{about})"
 
 
 def _open(page: str, address: str = "") -> None:

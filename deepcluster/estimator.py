@@ -46,7 +46,7 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.files import check_output, write_output
 from deepcluster.storage.state import own_files
-from deepcluster.texts import count, one_line
+from deepcluster.texts import one_line, plural
 
 Errors = Literal["raise", "coerce"]
 # Columns of ``place``, as in clusters.csv.
@@ -335,8 +335,8 @@ class DeepCluster(_Base):
         if not hasattr(self, "run_"):
             return str(estimator_html_repr(self))
         folder = files.RunFolder(self.run_)
-        items = count(len(self.labels_), "row" if self._model.of_features else "image")
-        title = f"{self.n_clusters_} clusters of {items}, {count(self.n_iter_, 'round')}"
+        items = plural(len(self.labels_), "row" if self._model.of_features else "image")
+        title = f"{self.n_clusters_} clusters of {items}, {plural(self.n_iter_, 'round')}"
         with folder.as_disk_errors():
             used = folder.read_clusters().where("status", "ok")
             summary = folder.read_rows("cluster_summary.csv")
@@ -539,7 +539,7 @@ def _number(cell: str) -> int | float:
 
 def _unusable(skipped: Sequence[tuple[str, str]]) -> str:
     shown = "; ".join(f"{one_line(path)}: {reason}" for path, reason in skipped[:5])
-    return f"{count(len(skipped), 'image')} cannot be used ({shown}{'; ...' if len(skipped) > 5 else ''})"
+    return f"{plural(len(skipped), 'image')} cannot be used ({shown}{'; ...' if len(skipped) > 5 else ''})"
 
 
 def _remove(folder: Path, process: int) -> None:

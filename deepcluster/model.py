@@ -22,8 +22,7 @@ from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.network import Absent, Network
 from deepcluster.nets.weights import working_memory
 from deepcluster.runtime.machine import check_fits
-from deepcluster.texts import count as plural
-from deepcluster.texts import one_line
+from deepcluster.texts import one_line, plural
 
 LARGE_SIDE = 1024  # px; of larger images, one batch must fit into memory before any is read
 

@@ -13,7 +13,7 @@ from typing import Any
 from deepcluster.errors import DataError, ModelError, UsageError
 from deepcluster.nets.names import EMBEDDED, MODULE, PAPER_NETWORKS, PUBLISHED, backbone_of, only_size
 from deepcluster.recipe import Recipe, read_options, read_toml
-from deepcluster.texts import count as plural
+from deepcluster.texts import plural
 
 IMAGES_PER_ROUND = 5000  # at least, if a network is trained from random weights
 TOTAL_IMAGES = 5_000_000  # at most, over all rounds

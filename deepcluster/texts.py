@@ -14,7 +14,7 @@ MINUS = "\u2212"  # as wide as the plus
 MAX_NAME = 160  # characters of a path; Linux allows 4096, and 1,600 of those would be the whole page
 
 
-def count(number: int, thing: str) -> str:
+def plural(number: int, thing: str) -> str:
     """Return ``1 image`` or ``3 images``."""
     return f"{number:,} {thing}" + ("" if number == 1 else "s")
 

@@ -58,11 +58,11 @@ class Blocks:
     def not_finite(self, processes: Processes, advice: str = "") -> NonFiniteError:
         """Return the error for rows that have a NaN or an infinity, or are too large for float32. A collective."""
 
-        def count(begin: int, rows: Tensor) -> int:
+        def bad_rows(begin: int, rows: Tensor) -> int:
             block = self.x[begin : begin + len(rows)]  # not as float32, in which a large number of float64 is infinite
             return int((~torch.isfinite(block)).any(1).sum())
 
-        bad, rows = processes.all_reduce(torch.tensor([sum(self.map(count)), len(self.x)])).tolist()
+        bad, rows = processes.all_reduce(torch.tensor([sum(self.map(bad_rows)), len(self.x)])).tolist()
         if not bad:
             return NonFiniteError("the rows are too large: sums or squares of them are beyond the range of float32")
         return NonFiniteError(f"{bad} of {rows} rows are not finite{advice}")

@@ -37,7 +37,7 @@ from deepcluster.runtime.plain_files import own_sha256, write_csv
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import Row
 from deepcluster.storage.files import check_outside, new_folder, write_whole
-from deepcluster.texts import count, one_line
+from deepcluster.texts import one_line, plural
 
 MAX_NAME_BYTES = 255  # ext4, APFS, NTFS (there UTF-16 units, which are never more)
 MAX_LABEL_BYTES = 100
@@ -397,10 +397,10 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
     if missing:
         warn(f"{len(missing):,} images no longer exist or cannot be used, and are left out: {some(missing)}")
     if spared:
-        display.say("Left out", f"{count(len(spared), 'nearly identical image')}: see {INVENTORY}")
+        display.say("Left out", f"{plural(len(spared), 'nearly identical image')}: see {INVENTORY}")
     if stays:
-        display.say("Left", f"{count(len(stays), 'file')} not made by the export, or the only copy: {some(stays)}")
-    display.say("Exported", f"{count(transfer.files.total(), 'image')} to {out}: {transfer.text}")
+        display.say("Left", f"{plural(len(stays), 'file')} not made by the export, or the only copy: {some(stays)}")
+    display.say("Exported", f"{plural(transfer.files.total(), 'image')} to {out}: {transfer.text}")
     if transfer.files["symlink"]:
         display.say("Links", f"point to the images: keep the images where they are; {out} can be moved")
     if dataset:
@@ -472,8 +472,8 @@ def _write_metadata(file: Path, targets: Targets, inventory: Sequence[Row], junk
 def _show(out: Path, targets: Targets, transfer: Transfer, display: Display) -> None:
     sizes = Counter(str(Path(target).parent) for _, target in targets if target)
     for folder in sorted(sizes):
-        display.say("Folder", f"{out / folder}: {count(sizes[folder], 'image')}")
+        display.say("Folder", f"{out / folder}: {plural(sizes[folder], 'image')}")
     away = sum(row["path"] not in transfer.images.index for row, target in targets if target)
     missing = f"; {away:,} no longer exist" if away else ""
-    images = count(sizes.total() - away, "image")
+    images = plural(sizes.total() - away, "image")
     display.say("Would do", f"{images} as {transfer.plan}{missing}; nothing is written now")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from deepcluster.errors import DataError
 from deepcluster.runtime.machine import check_fits
-from deepcluster.texts import count, one_line
+from deepcluster.texts import one_line, plural
 
 WHAT_TO_TYPE = (
     "IMAGES is a folder, an image, a text file of paths, an .npy or .npz array, a .tar shard, a pattern such as"
@@ -220,7 +220,7 @@ def counted(skipped: Iterable[tuple[str, str]]) -> str:
     """Count (path, reason) by kind, most frequent first: ``6 RAW (export them as JPEG), 2 damaged, 1 video``."""
     kinds = Counter(_kind(path, reason) for path, reason in skipped)
     return ", ".join(
-        count(times, kind) if kind in (VIDEO, OTHER) else f"{times:,} {kind}" for kind, times in kinds.most_common()
+        plural(times, kind) if kind in (VIDEO, OTHER) else f"{times:,} {kind}" for kind, times in kinds.most_common()
     )
 
 

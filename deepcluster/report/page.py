@@ -154,7 +154,7 @@ def gallery(title: str, clusters: Sequence[Row], summary: Sequence[Row], picture
         {
             "number": row["cluster"],
             "name": row["name"],
-            "size": texts.count(int(row["size"]), "image"),
+            "size": texts.plural(int(row["size"]), "image"),
             "share": texts.percent(float(row["share"])),
             "tiles": tiles(row),
         }
@@ -209,7 +209,7 @@ def _run(data: RunData) -> Values:
     preliminary = ""
     if run.get("result") == PRELIMINARY:
         rounds = int(run.get("rounds") or 0)
-        after = f"after {texts.count(rounds, 'round')} of training" if rounds else "before any training"
+        after = f"after {texts.plural(rounds, 'round')} of training" if rounds else "before any training"
         preliminary = (
             f"Preliminary: the groups as they were {after}. Better groups are on their way: the run replaces this page"
             " as it goes on."
@@ -223,8 +223,8 @@ def _run(data: RunData) -> Values:
     return {
         "title": data.title,
         "preliminary": preliminary,
-        "images": texts.count(len(data.usable), "image"),
-        "clusters": texts.count(len(data.summary), "cluster"),
+        "images": texts.plural(len(data.usable), "image"),
+        "clusters": texts.plural(len(data.summary), "cluster"),
         "stability": None if run.get("stability") is None else texts.agreement(float(run["stability"])),
         "name": data.in_commands,
         "facts": [(name, fact(key, run[key])) for key, name in FACTS.items() if run.get(key) not in (None, "")],
@@ -236,7 +236,7 @@ def _run(data: RunData) -> Values:
 def _rounds(data: RunData) -> str:
     if not data.history:
         return "No round was trained: the clusters are those of the network as it was given."
-    rounds = texts.count(len(data.history), "round")
+    rounds = texts.plural(len(data.history), "round")
     changed = texts.number(data.history[-1].get("changed"))
     last = f"; in the last, {texts.percent(changed)} of the images changed pseudo-label" if changed is not None else ""
     return f"{rounds} of clustering and training{last}."

@@ -54,7 +54,7 @@ from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.state import scratch_of
-from deepcluster.texts import count
+from deepcluster.texts import plural
 
 
 def fit(
@@ -201,7 +201,7 @@ def _read(job: Job, begun: Begun, network: Network, record: RunRecord) -> tuple[
         **({"history.csv": []} if begun.state == "new" else {}),
     }
     if alike:
-        text = f"{sum(map(len, alike)):,} images in {count(len(alike), 'group')} are nearly identical (duplicates.csv)"
+        text = f"{sum(map(len, alike)):,} images in {plural(len(alike), 'group')} are nearly identical (duplicates.csv)"
         display.say("Alike", f"{text}; all are used")
     record = replace(
         record,

@@ -26,7 +26,7 @@ from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.edits_file import Edits
-from deepcluster.texts import count
+from deepcluster.texts import plural
 
 
 def recut(
@@ -191,11 +191,11 @@ def describe_edits(edits: Edits, before: Model, after: Model, moved: int) -> str
     named = sum(name != was.get(number, "") for number, name in edits.names.items())
     marks = len(set(before.junk) ^ set(after.junk))
     counts = [
-        *([count(named, "name")] if named else []),
-        *([count(sum(len(clusters) - 1 for clusters in edits.merge), "merge")] if edits.merge else []),
+        *([plural(named, "name")] if named else []),
+        *([plural(sum(len(clusters) - 1 for clusters in edits.merge), "merge")] if edits.merge else []),
         *(f"cluster {number} split into {parts}" for number, parts in edits.split),
-        *([f"{count(moved, 'image')} moved"] if moved else []),
-        *([f"{count(marks, 'junk mark')} changed"] if marks else []),
+        *([f"{plural(moved, 'image')} moved"] if moved else []),
+        *([f"{plural(marks, 'junk mark')} changed"] if marks else []),
     ]
     return ", ".join(counts) or "nothing that was not so before"
 
@@ -209,7 +209,7 @@ def _split_up(cut: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor) -> C
     for (number, wanted), branches in zip(splits, parts, strict=True):
         if not 2 <= wanted <= len(branches.sizes):
             raise UsageError(
-                f"cluster {number} has {count(len(branches.sizes), 'part')} at most, and the edits split it into"
+                f"cluster {number} has {plural(len(branches.sizes), 'part')} at most, and the edits split it into"
                 f" {wanted}: move images to a new cluster instead"
             )
         cut = split_group(cut, branches, wanted)
@@ -268,9 +268,9 @@ def carried_text(before: Model, after: Model) -> str:
     dropped = sorted((Counter(name for name in before.names if name) - Counter(names)).elements())
     marks = len(before.junk) - len(after.junk)
     texts = [
-        f"{count(len(names), 'name')} kept",
+        f"{plural(len(names), 'name')} kept",
         *([f"dropped, because their clusters did not survive: {', '.join(map(repr, dropped))}"] if dropped else []),
-        *([f"{count(marks, 'junk mark')} dropped"] if marks else []),
+        *([f"{plural(marks, 'junk mark')} dropped"] if marks else []),
     ]
     return "; ".join(texts)
 

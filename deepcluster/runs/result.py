@@ -29,7 +29,7 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
 from deepcluster.storage.content import FILES, RunRecord, Table
 from deepcluster.storage.run_folder import rows_sha256
-from deepcluster.texts import agreement, count
+from deepcluster.texts import agreement, plural
 
 GROUPING = "grouping"  # a phase
 COLLAPSED = 0.5  # share of the images in one fine cluster
@@ -336,7 +336,7 @@ def stability_entries(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters:
         seed = derive(record.seed, "number of groups")
         known[n_clusters] = stability(rows.sample, n_clusters, seed=seed, cut_rows=_cut_of(recipe))
     if (stable := known.get(n_clusters)) is None:
-        verdict = f"{count(rows.fitted, 'image')} are too few to tell how stable {count(n_clusters, 'group')} are."
+        verdict = f"{plural(rows.fitted, 'image')} are too few to tell how stable {plural(n_clusters, 'group')} are."
         return {"stability": None, "verdict": verdict}
     verdict = (
         "Only the pictures tell if these are the groups that you want: see the report. Stability"

@@ -26,7 +26,7 @@ from deepcluster.storage import model_files
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.state import checkpoint_files
-from deepcluster.texts import count
+from deepcluster.texts import plural
 
 # Reasons in run.json for the end of the rounds, as the end of a sentence.
 END_REASONS = {
@@ -198,7 +198,7 @@ def baseline_of(folder: files.RunFolder) -> dict[str, float]:
 def summary_text(outcome: Outcome, n_clusters: int | None, rounds: str = "") -> str:
     """Return sentences on the clusters: their sizes, ``rounds``, and other numbers if none (None) was asked for."""
     sizes = [int(row["size"]) for row in outcome.summary]
-    text = f"{count(len(sizes), 'cluster')} of {min(sizes):,} to {max(sizes):,} images{rounds}."
+    text = f"{plural(len(sizes), 'cluster')} of {min(sizes):,} to {max(sizes):,} images{rounds}."
     others = [str(candidate["k"]) for candidate in (outcome.record.candidates or ())[1:]]
     if n_clusters is not None or not others:
         return text
@@ -207,5 +207,5 @@ def summary_text(outcome: Outcome, n_clusters: int | None, rounds: str = "") -> 
 
 def rounds_text(record: RunRecord) -> str:
     """Return the number of rounds and the reason of their end, as the end of a sentence."""
-    rounds = f"after {count(record.rounds, 'round')} of training" if record.rounds else "without training"
+    rounds = f"after {plural(record.rounds, 'round')} of training" if record.rounds else "without training"
     return f", {rounds}{END_REASONS.get(record.stopped_because or '', '')}"
