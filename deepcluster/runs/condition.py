@@ -20,7 +20,8 @@ def condition(run: Path) -> dict[str, Any]:
     with files.RunFolder(run).as_disk_errors(files.RUN):
         for name, kind in {"result": str, "stability": int | float, "verdict": str}.items():
             shaped(getattr(record, name), kind | None, name)
-    limit, entries = model.outliers.limit, drift_entries(model, rows)
+    limit = model.outliers.limit
+    entries = drift_entries(model, rows)
     return {
         "run": str(run),
         "model": model.identity,

@@ -177,7 +177,8 @@ def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Prepared:
         figures = partial(common.clustering, clusters, labels, options, seed=job.request.seed)
         return {"clusters": json_sha256([clusters, labels])}, figures
     source = find(job.request.images)
-    all_labels, model = job.labels(source), job.model
+    all_labels = job.labels(source)
+    model = job.model
 
     def figures_of_others() -> Iterator[NamedFigure]:
         store, labels = job.read(source, all_labels, model.store_size, "images")
@@ -190,14 +191,16 @@ def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Prepared:
 def _of_probe(job: _Evaluation, options: Options) -> Prepared:
     """Learn from labelled images and score others: IMAGES, or a fifth held out."""
     source = find(job.request.train) if job.request.train else job.run_images()
-    labels, model = job.labels(source), job.model
+    labels = job.labels(source)
+    model = job.model
     if job.request.images:
         tests = find(job.request.images)
         test_labels = job.labels(tests)
         common.check_apart(source, tests)
     else:
         source, labels, tests, test_labels = common.hold_out(source, labels, job.request.seed)
-    image_size, store_size = model.image_size, model.store_size
+    image_size = model.image_size
+    store_size = model.store_size
     if isinstance(options, LinearOptions):
         image_size = options.image_size or image_size
         store_size = max(image_size, round(image_size * options.margin))

@@ -96,7 +96,8 @@ def fit(
             network = network_of(begun.plan.recipe, request.seed, device, request.module)
             needed = announce(job, begun, network) if processes.is_main else 0.0
         else:
-            network, needed = no_network(features.shape[1]), 0.0
+            network = no_network(features.shape[1])
+            needed = 0.0
         with (
             files.shared_lock(Path(begun.out), processes, make=True) as folder,
             files.replacing(folder if request.overwrite else None),
@@ -107,7 +108,9 @@ def fit(
 
 def _run(job: Job, begun: Begun, folder: files.LockedFolder | None, network: Network, needed: float) -> None:
     """Read, train and conclude; the main rank has the folder. An error of this run is recorded in run.json."""
-    request, out, is_resumed = job.request, Path(begun.out), begun.state == "resumed"
+    request = job.request
+    out = Path(begun.out)
+    is_resumed = begun.state == "resumed"
     before = folder.read_record() if folder and folder.has(files.RUN) and not request.overwrite else None
     record = first_record(job, before, needed)
     checkpoints = Checkpoints(out / "checkpoints", scratch_of(out, job.processes.rank), job.processes)
@@ -178,11 +181,13 @@ def _read(job: Job, begun: Begun, network: Network, record: RunRecord) -> tuple[
     """Read the images once, and settle what depends on the usable ones and on the network. A collective."""
     if job.features is not None:
         return _read_features(job, begun, job.features, record)
-    source, display = job.source, job.display
-    size, progress = begun.plan.recipe.store_size, partial(display.progress, "reading")
+    source = job.source
+    display = job.display
+    progress = partial(display.progress, "reading")
     scratch = scratch_of(Path(begun.out), job.processes.rank)
-    store = read_once(source, size, job.processes, folder=scratch, progress=progress)
-    used, skipped = len(store.usable), store.skipped
+    store = read_once(source, begun.plan.recipe.store_size, job.processes, folder=scratch, progress=progress)
+    used = len(store.usable)
+    skipped = store.skipped
     if skipped:
         display.say("Images", f"{used:,} can be used, {len(skipped):,} skipped: {counted(skipped)} (skipped.csv)")
     plan = begun.plan if begun.state == "resumed" else _with_precision(begun.plan_of(used, job.request), network)
@@ -249,7 +254,8 @@ PICTURE_SIDE = 48  # px
 def _begin_features(given: Images, width: int, source: Source, request: Request, display: Display) -> Begun:
     """Decide the folder and the recipe of a run of features of ``width`` numbers, as :func:`begin` does for images."""
     check_groups(request.n_clusters, len(source.paths))
-    recipe, out = _features_recipe(request, len(source.paths)), free_path(source, request)
+    recipe = _features_recipe(request, len(source.paths))
+    out = free_path(source, request)
     if request.overwrite and isinstance(given, str | Path):
         check_not_inside([Path(given).absolute()], out)
     reasons = {"features": f"{width:,} numbers a row, which came from elsewhere"}
@@ -272,7 +278,9 @@ def _features_recipe(request: Request, count: int) -> Recipe:
 
 def _read_features(job: Job, begun: Begun, features: Tensor, record: RunRecord) -> tuple[ImagesRead, RunRecord]:
     """Settle the beginning of a run of features, as :func:`_read` does for images. A collective."""
-    source, recipe, total = job.source, begun.plan.recipe, len(job.source.paths)
+    source = job.source
+    recipe = begun.plan.recipe
+    total = len(source.paths)
     settings = (line for line in to_toml(recipe).splitlines() if line.partition(" ")[0] in FEATURES_OPTIONS)
     pictures = pictures_of(source) if job.processes.is_main else None
     images = ImagesRead(

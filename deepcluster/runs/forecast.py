@@ -28,7 +28,8 @@ BASE = 500e6
 OUTPUTS_FACTOR = 1.5
 # Bytes that tables and report of the result take: an image, and an image in the page
 # (benchmarks/LOG.md, "Memory").
-TABLES, PAGE = 300.0, 6e3
+TABLES = 300.0
+PAGE = 6e3
 
 
 def memory(network: Network, recipe: Recipe, count: int, processes: int = 1, *, gpu: bool = False) -> float:
@@ -36,7 +37,8 @@ def memory(network: Network, recipe: Recipe, count: int, processes: int = 1, *, 
 
     ``gpu``: The network learns on a GPU, which has the memory for that.
     """
-    total, count = count, -(-count // processes)
+    total = count
+    count = -(-count // processes)
     images = count * 3 * recipe.store_size**2
     # Features of the rounds and of the result, raw and reduced; with several ranks also the main rank's sample.
     dims = min(recipe.dims or 256, network.feature_dim)
@@ -104,7 +106,8 @@ def announce(job: Job, begun: Begun, network: Network) -> float:
 
 def dry_run(images: Images, request: Request, display: Display) -> Recipe:
     """Show the plan and memory of a fit, and return its recipe. Nothing is written or downloaded."""
-    source, device = find(images), choose_device(request.device)
+    source = find(images)
+    device = choose_device(request.device)
     request = replace(request, out=None, overwrite=False, resume=False)
     begun = begin(source, request, display, dry=True)
     recipe = begun.plan.recipe

@@ -35,9 +35,13 @@ from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import FILES, Row, RunRecord, Table
 from deepcluster.texts import one_line
 
-MOST_ALIKE, MOST_ALIKE_IN_ALL = 8, 80_000  # most similar images of one, and of all together: 2 bytes an entry
+MOST_ALIKE = 8  # most similar images of one
+MOST_ALIKE_IN_ALL = 80_000  # of all together: 2 bytes an entry
 MOST_IN_TREE = 500  # groups: larger trees are unreadable, and take minutes
-MAP, TREE, SHEET, NOUNS = "map.npy", "tree.json", "thumbnails.webp", "nouns.csv"
+MAP = "map.npy"
+TREE = "tree.json"
+SHEET = "thumbnails.webp"
+NOUNS = "nouns.csv"
 TREE_VERSION = 1
 
 
@@ -91,7 +95,8 @@ def report(run: Path, source: Source | None = None, *, progress: Progress = igno
     """
     files.open_run(run)
     with files.locked(run) as folder, folder.next_state() as staged, staged.as_disk_errors():
-        used, shown = staged.read_clusters().where("status", "ok"), None
+        used = staged.read_clusters().where("status", "ok")
+        shown = None
         tables = Tables(
             record=staged.read_record(),
             clusters=used,
@@ -122,8 +127,11 @@ def write_page(
     ``source``: None if the images are not at hand. ``shown``: Without it, similar images are not shown, no cluster can
     be split, and no map is made.
     """
-    record, used, sheet = tables.record, tables.clusters, read_sheet(folder)
-    (drawn, every), away = on_page(used), list[str]()
+    record = tables.record
+    used = tables.clusters
+    sheet = read_sheet(folder)
+    drawn, every = on_page(used)
+    away = list[str]()
     progress("map", 0, 0)
     positions = read_map(folder, len(used))
     if positions is None and shown is not None:
@@ -204,7 +212,8 @@ def _originals(run: Path, source: Source | None) -> str:
     """
     if source is None or not source.items.of_files or not Path(source.location).is_dir():
         return ""
-    here, there = run.resolve(), Path(source.location).resolve()
+    here = run.resolve()
+    there = Path(source.location).resolve()
     if here.anchor != there.anchor or len(Path(os.path.commonpath([here, there])).parts) < 2:
         return ""
     return Path(os.path.relpath(there, here)).as_posix() + "/"
@@ -264,7 +273,8 @@ def read_tree(folder: files.RunFolder, images: int) -> Tree | None:
     table = folder.read_json(TREE)
     with folder.as_disk_errors(TREE):
         tree: Tree = shaped({field.name: table[field.name] for field in fields(Tree)}, Tree, TREE)
-        pieces, joined = len(tree.groups), sorted(node for pair in tree.merges for node in pair)
+        pieces = len(tree.groups)
+        joined = sorted(node for pair in tree.merges for node in pair)
         if (
             joined != list(range(2 * pieces - 2))
             or any(max(pair) >= pieces + j for j, pair in enumerate(tree.merges))

@@ -179,7 +179,8 @@ def labels_name(spec: str | None) -> str | None:
 def _resumed(out: Path, source: Source, request: Request) -> Begun:
     """Continue a run by its own recipe. Only the options that the command names are compared with it."""
     folder = files.open_run(out)
-    record, recipe = folder.read_record(), read_toml(folder.file("recipe.toml"))[1]
+    record = folder.read_record()
+    recipe = read_toml(folder.file("recipe.toml"))[1]
     named: dict[str, Any] = {"n_clusters": request.n_clusters, "seed": request.seed}
     base, options = options_of(request.recipe, request.options or {})
     if options or base != AUTO:
@@ -310,7 +311,8 @@ def check_same(
 def choose_weights(request: Request, facts: Facts, have: Callable[[str], object] = local_file) -> str:
     """Choose the published network (in ``PUBLISHED``) that a run starts from; empty: none. Nothing is downloaded."""
     base, options = options_of(request.recipe, request.options or {})
-    weights, backbone = options.get("weights"), options.get("backbone")
+    weights = options.get("weights")
+    backbone = options.get("backbone")
     if weights not in (None, "timm") or (backbone is not None and backbone not in PUBLISHED):
         return ""  # a file, random weights, or a network without published weights
     if backbone:

@@ -71,7 +71,8 @@ def predict(
     while parts := [*islice(batches, processes.world_size)]:
         mine = _predict(model, parts[processes.rank]) if processes.rank < len(parts) else None
         for part, prediction in zip(parts, _on_main(mine, processes), strict=False):
-            tried, used = tried + len(part.paths), used + len(prediction.paths)
+            tried = tried + len(part.paths)
+            used = used + len(prediction.paths)
             reasons += prediction.skipped[: 3 - len(reasons)]
             display.progress("images", tried, tried)
             yield prediction
@@ -111,10 +112,12 @@ def placement_columns(
 
     ``residuals``: Residuals of the placed images. ``reject``: Give outliers and junk the cluster -1.
     """
-    outliers, cluster = residuals > model.outliers.limit, placement.cluster
+    outliers = residuals > model.outliers.limit
+    cluster = placement.cluster
     if reject:
         cluster = cluster.masked_fill(outliers | torch.isin(cluster, torch.tensor(model.junk, dtype=cluster.dtype)), -1)
-    numbers, names = cluster.tolist(), [*model.names, ""]  # -1 is the last
+    numbers = cluster.tolist()  # -1 is the last
+    names = [*model.names, ""]
     return {
         "cluster": numbers,
         "name": [names[number] for number in numbers],
@@ -196,7 +199,8 @@ def similar(run: Path, image: str, n: int = 20, device: str = "auto") -> list[Si
     else:
         scores, numbers = nearest(rows.reduced[row : row + 1], n + 1, rows.reduced)
         others = numbers != row  # one that is the same to the last bit may come before it
-        scores, numbers = scores[others].unsqueeze(0), numbers[others].unsqueeze(0)
+        scores = scores[others].unsqueeze(0)
+        numbers = numbers[others].unsqueeze(0)
     chosen = numbers[0, :n].tolist()
     clusters = model.place(rows.reduced[chosen]).cluster.tolist()
     return [

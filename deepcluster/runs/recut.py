@@ -119,8 +119,8 @@ def undo(run: Path, display: Display | None = None) -> files.RunFolder:
             record = replace(record, **former.about["record"])
             display = Several(Log(), display)
             display.say("Edits", f"taken back: {len(set(old.cut.group_of.tolist()))} clusters, as before")
-            placement, baseline = old.place(rows.reduced), former.about["baseline"]
-            outcome = describe(old, rows, placement, record, recipe_of(folder), baseline)
+            baseline = former.about["baseline"]
+            outcome = describe(old, rows, old.place(rows.reduced), record, recipe_of(folder), baseline)
             write_outcome(staged, outcome, new=("groups",), progress=display.progress)
             staged.remove("former.safetensors")
     return files.open_run(run)
@@ -168,7 +168,8 @@ def edited(
     target = torch.arange(max([cut.count - 1, *new]) + 1)
     for first, *others in edits.merge:
         target[others] = first
-    names, junk = [*model.names, *[""] * (len(target) - len(model.names))], set(model.junk)
+    names = [*model.names, *[""] * (len(target) - len(model.names))]
+    junk = set(model.junk)
     for clusters in edits.merge:
         names[clusters[0]] = next((names[number] for number in clusters if names[number]), "")
     cut = Cut(cut.centroids, target[cut.group_of])
@@ -253,9 +254,12 @@ def carried_over(model: Model, before: Tensor, after: Tensor, count: int) -> tup
     An old cluster continues as a new one if more than half of its images are more than half of that one. ``model`` has
     the old names and marks; ``before`` and ``after`` are the clusters of the images (int64, N).
     """
-    names, junk, marked = [""] * count, [], set(model.junk)
+    names = [""] * count
+    junk = []
+    marked = set(model.junk)
     pairs, shared = torch.unique(torch.stack([before, after], 1), dim=0, return_counts=True)
-    old, new = torch.bincount(before)[pairs[:, 0]], torch.bincount(after)[pairs[:, 1]]
+    old = torch.bincount(before)[pairs[:, 0]]
+    new = torch.bincount(after)[pairs[:, 1]]
     for number, heir in pairs[(2 * shared > old) & (2 * shared > new)].tolist():
         names[heir] = model.names[number]
         junk += [heir] if number in marked else []

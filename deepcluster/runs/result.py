@@ -77,7 +77,9 @@ def conclude_run(
     ``record`` has the number of rounds and the kind of result. ``features``: This rank's, N x D, of one pass.
     ``baseline``: As in :func:`describe`.
     """
-    recipe, store, is_final = images.recipe, images.store, record.result == FINAL
+    recipe = images.recipe
+    store = images.store
+    is_final = record.result == FINAL
     job.display.progress(GROUPING, 0, 0)
     try:
         final = algorithm.conclusion_of(
@@ -148,7 +150,8 @@ def describe(
         record: run.json so far; with a ``cut`` if the images of that cut keep their clusters.
         baseline: The metrics of the first result; empty if they are not known.
     """
-    partition, truth = rows.partition, rows.labels
+    partition = rows.partition
+    truth = rows.labels
     summary = summary_rows(model, rows, placement)
     measured = metrics(truth[partition.local], placement.cluster, partition) if truth and any(truth) else {}
     tree = tree_of(rows, model.cut, placement.centroid)
@@ -202,11 +205,12 @@ def first_metrics(measures: Mapping[str, float]) -> dict[str, float]:
     return {name.removeprefix("baseline_"): value for name, value in measures.items() if name.startswith("baseline_")}
 
 
-def collapse(result: algorithm.Conclusion) -> str:
+def collapse(conclusion: algorithm.Conclusion) -> str:
     """Return a warning if most images are in one fine cluster or the features differ in one direction only, else ""."""
-    share, rank, sizes = result.clustering.largest_share, result.reduced.shape[1], result.clustering.sizes
+    share = conclusion.clustering.largest_share
+    sizes = conclusion.clustering.sizes
     is_crowded = share > COLLAPSED and sizes.sum() >= MIN_COLLAPSED
-    if len(sizes) <= 2 or not (is_crowded or rank == 1):
+    if len(sizes) <= 2 or not (is_crowded or conclusion.reduced.shape[1] == 1):
         return ""
     what = f"{share:.0%} of the images are in one fine cluster" if is_crowded else "all features are alike"
     return f"training has collapsed ({what}): lower --lr, or give --rounds 0 for the network before training"
@@ -239,7 +243,10 @@ def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[st
 
     A group may have many centroids: the mean of its features stands for all of it.
     """
-    cut, partition, reduced, cluster = model.cut, rows.partition, rows.reduced, placement.cluster
+    cut = model.cut
+    partition = rows.partition
+    reduced = rows.reduced
+    cluster = placement.cluster
     sizes = partition.all_reduce(torch.bincount(cluster, minlength=cut.count)).tolist()
     zeros = torch.zeros(cut.count, dtype=torch.float64)  # bincount with weights returns integers for no rows at all
     distances = partition.all_reduce(zeros.index_add(0, cluster, placement.distance.double())).tolist()
@@ -275,7 +282,8 @@ def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, rec
         return as_groups(fine)
     if recipe.grouping != "kmeans":
         return cut_features(reduced, n_clusters, seed=derive(seed, "groups"))
-    kmeans, partition = kmeans_of_result(recipe), Partition.single(len(reduced))
+    kmeans = kmeans_of_result(recipe)
+    partition = Partition.single(len(reduced))
     starts = (derive(seed, "groups", start) for start in range(KMEANS_STARTS if few else 1))
     clusterings = (kmeans.once(reduced, n_clusters, seed=start, partition=partition) for start in starts)
     return as_groups(min(clusterings, key=lambda clustering: clustering.inertia))

@@ -148,7 +148,8 @@ def images_at_hand(
     ``images``: The images of the fit at another place, under the same paths. ``fitted``: The paths of the usable images
     of the fit, if they are known.
     """
-    location, added = folder.read_record().location, folder.read_added()
+    location = folder.read_record().location
+    added = folder.read_added()
     if fitted is None:
         paths = [*folder.read_clusters().where("status", "ok").column("path")]
         fitted = paths[: len(paths) - len(added)]
@@ -165,7 +166,9 @@ def _added_images(
     added: Sequence[Mapping[str, str]], fitted: Source | None, row_of: Mapping[str, int], home: str
 ) -> Iterator[Source]:
     """Yield the images of updates: those below the location of the fit, ``home``, by path, others by origin."""
-    near, files, held = [], [], defaultdict(list)
+    near = []
+    files = []
+    held = defaultdict(list)
     for row in added:
         if row["path"] in row_of and Path(row["source"]).is_relative_to(home):
             near.append(row)
@@ -192,7 +195,8 @@ def _chosen(source: Source, rows: Mapping[int, Mapping[str, str]]) -> Source:
 
 def same_as_added(folder: files.RunFolder, source: Source) -> dict[str, bool]:
     """Tell, by path, if an image that update added from elsewhere has the same pixels: a stranger may name any file."""
-    location, home = folder.read_record().location, real(source.location)
+    location = folder.read_record().location
+    home = real(source.location)
     if not Path(location).is_absolute() or Path(location).is_file():
         return {}  # a list, which may name any file, or features, whose digests are not of pixels
     added = {row["path"]: row["sha256"] for row in folder.read_added()}
@@ -228,7 +232,8 @@ def named_as_in_run(source: Source, location: str) -> Source:
     """
     if source.location == location and Path(location).is_absolute():
         return source
-    base, here = folder_of(location), Path(source.location)
+    base = folder_of(location)
+    here = Path(source.location)
 
     def name(i: int) -> str:
         if file := source.file(i):

@@ -86,7 +86,9 @@ class _Server(ThreadingTCPServer):
 
     def __init__(self, run: Path, sort: Callable[..., object]):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.run, self.sort, self.token = run, sort, secrets.token_urlsafe(16)
+        self.run = run
+        self.sort = sort
+        self.token = secrets.token_urlsafe(16)
         self.host = f"127.0.0.1:{self.server_address[1]}"
         self.calls: Queue[tuple[Callable[[], Answer], Future[Answer]]] = Queue()
         self.unchecked: dict[socket, float] = {}  # connections and when they came, the oldest first
@@ -157,7 +159,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing of single requests."""
 
     def do_GET(self) -> None:
-        status, future = HTTPStatus.OK, Future[Answer]()
+        status = HTTPStatus.OK
+        future = Future[Answer]()
         try:
             work = self._checked()
             self.server.unchecked.pop(self.request, None)
@@ -168,7 +171,8 @@ class _Handler(BaseHTTPRequestHandler):
             status = getattr(error, "status", HTTPStatus.CONFLICT)
             words = str(error) if known else f"{type(error).__name__}: {error}"
             answer = {"error": words, "outdated": isinstance(error, Outdated)}
-            kind, body = "application/json", json.dumps(answer).encode()
+            kind = "application/json"
+            body = json.dumps(answer).encode()
         self.send_response(status)
         headers = {"Content-Type": kind, "Content-Length": str(len(body))}
         headers["Content-Security-Policy"] = f"{policy(SERVED)}; frame-ancestors 'none'"  # no meta element can say it
@@ -181,7 +185,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _checked(self) -> Callable[[], Answer]:
         """Return the work of a request for the calling thread."""
-        server, headers, reads = self.server, self.headers, self.command == "GET"
+        server = self.server
+        headers = self.headers
+        reads = self.command == "GET"
         origins = headers.get_all("Origin", [] if reads else ["none"])
         if headers.get_all("Host") != [server.host] or any(origin != f"http://{server.host}" for origin in origins):
             raise Refused("wrong Host or Origin")
@@ -193,7 +199,8 @@ class _Handler(BaseHTTPRequestHandler):
             return partial(server.image, image[1], int(image[2]))
         if reads and path in ("", "version"):
             return server.version if path else server.page
-        length, kind = headers.get("Content-Length", ""), headers.get("Content-Type")
+        length = headers.get("Content-Length", "")
+        kind = headers.get("Content-Type")
         if reads or path not in ("apply", "undo", "export"):
             raise Refused("no such page or action")
         if kind != "application/json" or not length.isdecimal() or int(length) > MOST_JSON:

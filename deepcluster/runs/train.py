@@ -30,7 +30,8 @@ class History:
 
     def __init__(self, folder: LockedFolder, writer: ResultWriter, done: int):
         store = writer.images.store
-        self.folder, self.truth = folder, writer.job.truth(store.usable)
+        self.folder = folder
+        self.truth = writer.job.truth(store.usable)
         self.images = store.partition.total * writer.images.recipe.epochs  # that a round trains on
         self.more = () if self.truth is None else ("nmi_labels",)  # columns
         self.rows: list[Mapping[str, Any]] = [*folder.read_rows("history.csv")] if done else []
@@ -82,7 +83,10 @@ def train(
     Returns:
         The number of rounds, the reason why there are no more, and the features of the network if they are known.
     """
-    job, recipe, network, store = writer.job, writer.images.recipe, writer.network, writer.images.store
+    job = writer.job
+    recipe = writer.images.recipe
+    network = writer.network
+    store = writer.images.store
 
     def save(state: State) -> None:
         so_far = {"elapsed": job.clock.elapsed(), "rounds": planned, "baseline": writer.baseline}
@@ -110,7 +114,8 @@ def train(
         state=state,
         compute=compute_of(network, recipe, store.partition, watch),
     )
-    state, begin = replace(state, features=None), job.clock.elapsed()  # the round frees its features before it trains
+    state = replace(state, features=None)  # the round frees its features before it trains
+    begin = job.clock.elapsed()
     for round in rounds if state.round < planned else ():
         seconds = watch.seconds()
         state = replace(round.state, features=None)
@@ -133,9 +138,8 @@ def train(
 def _resumed(writer: ResultWriter, checkpoints: Checkpoints, checkpoint: Checkpoint | None) -> tuple[State, int]:
     """Restore the checkpoint of the main rank, and return its state and the planned rounds. A collective."""
     job = writer.job
-    partition = writer.images.store.partition
     with fitting(checkpoints.folder):
-        state, parameters = restored(checkpoint, partition)
+        state, parameters = restored(checkpoint, writer.images.store.partition)
         writer.network.load_state_dict(parameters)
         _check_tensors(state, writer)
     about = job.processes.broadcast_json(lambda: checkpoint.about if checkpoint else {})
@@ -149,17 +153,20 @@ def _check_tensors(state: State, writer: ResultWriter) -> None:
     """Raise ValueError if the tensors of a state are not of these images and this network."""
     if state.round and not state.optimizer:
         raise ValueError("optimizer is empty")
-    partition, features, previous = writer.images.store.partition, state.features, state.previous
+    partition = writer.images.store.partition
+    features = state.features
+    previous = state.previous
     if features is not None:
-        own = partition.sizes[partition.processes.rank]
+        local_rows = partition.sizes[partition.processes.rank]
         kind = features.dtype if features.is_floating_point() else torch.float32
         check_tensors(
-            {FEATURES_KEY: features}, {FEATURES_KEY: (own, writer.network.embedding_dim)}, {FEATURES_KEY: kind}
+            {FEATURES_KEY: features}, {FEATURES_KEY: (local_rows, writer.network.embedding_dim)}, {FEATURES_KEY: kind}
         )
     if previous is not None:
         check_tensors({"previous": previous}, {"previous": (partition.total, "heads")}, {"previous": torch.int64})
-        recipe, has_own = writer.images.recipe, writer.job.request.steps.clustering is not None
-        most = partition.total if has_own else max(recipe.clusters)  # an own clustering chooses the number of clusters
+        # A clustering of the user's chooses the number of clusters.
+        is_users = writer.job.request.steps.clustering is not None
+        most = partition.total if is_users else max(writer.images.recipe.clusters)
         if not 0 <= int(previous.min()) <= int(previous.max()) < most:
             raise ValueError("previous has numbers of no clusters")
 
@@ -172,7 +179,8 @@ def _first_result(writer: ResultWriter) -> tuple[int, Tensor | None]:
     Returns:
         The number of planned rounds, and the features of the network if they were computed.
     """
-    recipe, request = writer.images.recipe, writer.job.request
+    recipe = writer.images.recipe
+    request = writer.job.request
     if not recipe.rounds or not (request.report or request.overwrite):
         return recipe.rounds, None
     features = writer.features()
@@ -194,7 +202,9 @@ def _plan(writer: ResultWriter, done: int, cost: float) -> int:
 
     ``cost``: Seconds of a round and its pass.
     """
-    job, recipe, results = writer.job, writer.images.recipe, max(writer.cost.result, writer.cost.one_pass)
+    job = writer.job
+    recipe = writer.images.recipe
+    results = max(writer.cost.result, writer.cost.one_pass)
     return int(job.processes.broadcast_json(lambda: whole_rounds(job, recipe, done, cost, results)))
 
 

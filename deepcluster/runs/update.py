@@ -147,7 +147,8 @@ def _read(
 ) -> _New:
     """Read and measure the images that the run does not have."""
     features, source = read_features(images) if model.of_features else (None, find(images, may_be_empty=True))  # type: ignore[arg-type]
-    source, added = named_as_in_run(source, record.location), folder.read_added()
+    source = named_as_in_run(source, record.location)
+    added = folder.read_added()
     # A file is known by its place, whatever its name; the content of an array or a shard may have changed.
     present = {Origin(row["source"], row["member"]) for row in added}
     present |= {at_hand.origin(i) for i in range(len(at_hand.paths))} if at_hand else set()
@@ -157,7 +158,8 @@ def _read(
         known |= {row["sha256"] for row in folder.read_rows(IMAGES_READ)}
     else:
         warn(f"{folder.path / IMAGES_READ} is gone: images that the run has are known by their paths alone")
-    usable, failed = source.rows(fresh), tuple[tuple[str, str], ...]()
+    usable = source.rows(fresh)
+    failed = tuple[tuple[str, str], ...]()
     if features is not None:
         values = features[fresh]
         digests = row_digests(values)
@@ -165,11 +167,14 @@ def _read(
         model.check_room()
         progress = partial(display.progress, "reading")
         store = read_once(usable, model.store_size, folder=folder.scratch, none_is_fine=True, progress=progress)
-        usable, failed, values = usable.rows(store.usable), store.skipped, store.images
+        usable = usable.rows(store.usable)
+        failed = store.skipped
+        values = store.images
         digests = row_digests(values.permute(0, 2, 3, 1))
     first = {digest: i for i, digest in reversed([*enumerate(digests)])}  # of equal images the first is added
     distinct = sorted(i for digest, i in first.items() if digest not in known)
-    usable, digests = usable.rows(distinct), [digests[i] for i in distinct]
+    usable = usable.rows(distinct)
+    digests = [digests[i] for i in distinct]
     if features is not None:
         values = values[distinct]
     elif len(distinct) < len(values):
@@ -209,7 +214,8 @@ def _write(
     display: Display,
 ) -> Rows:
     """Write the run with the new images behind the others, and return all its images."""
-    paths, now = new.source.paths, datetime.now(UTC).isoformat(timespec="seconds")
+    paths = new.source.paths
+    now = datetime.now(UTC).isoformat(timespec="seconds")
     added: list[Mapping[str, str]] = [*folder.read_added()]
     for i, (path, label) in enumerate(zip(paths, new.source.labels or [""] * len(paths), strict=True)):
         columns = (path, label, *new.source.origin(i), new.digests[i], now)

@@ -79,7 +79,8 @@ class ResultWriter:
 
     def features(self) -> Tensor:
         """Return the features of the network as it is now, for a result."""
-        store, begin = self.images.store, time.perf_counter()
+        store = self.images.store
+        begin = time.perf_counter()
         compute = compute_of(self.network, self.images.recipe, store.partition, self.job.display.progress, exact=True)
         features = extract(self.network, store.images, compute)
         self.cost.one_pass = time.perf_counter() - begin
@@ -87,7 +88,8 @@ class ResultWriter:
 
     def preliminary(self, rounds: int, features: Tensor | None = None) -> None:
         """Write a preliminary result; ``features``: those of the network, if they are known. A collective."""
-        begin, before = time.perf_counter(), 0.0 if features is None else self.cost.one_pass
+        begin = time.perf_counter()
+        before = 0.0 if features is None else self.cost.one_pass
         outcome = self._write(replace(self.record, rounds=rounds, result=PRELIMINARY), features)
         self.cost.written = time.perf_counter()
         self.cost.result = before + self.cost.written - begin
@@ -104,12 +106,15 @@ class ResultWriter:
         return self._write(replace(record, rounds=rounds, stopped_because=stopped_because, result=FINAL), features)
 
     def _write(self, record: RunRecord, features: Tensor | None) -> Outcome:
-        request, clock, images = self.job.request, self.job.clock, self.images
+        request = self.job.request
+        clock = self.job.clock
+        images = self.images
         share = images.recipe.average if record.rounds else 1.0
         with averaged(self.network.body, self._first_weights, share):
             features = self.features() if features is None else features
             outcome = conclude_run(self.job, self.network, images, record, features, self.baseline)
-            record, rows = outcome.record, outcome.rows
+            record = outcome.record
+            rows = outcome.rows
             untrained = images.recipe.weights == "timm" and not record.rounds
             seen = on_sheet_of(features, rows.partition) if untrained else None
             if self.folder is None:
@@ -161,7 +166,8 @@ def write_outcome(
         source: The images, for the page; None: those still at hand.
         report: Write report.html. False writes only one that exists already again.
     """
-    rows, record = outcome.rows, outcome.record
+    rows = outcome.rows
+    record = outcome.record
     if "network" in new:
         for name in ("former.safetensors", MAP):
             folder.remove(name)
