@@ -81,7 +81,7 @@ def fit(
     images: flags.ImagesArgument,
     /,
     *,
-    given: flags.FitFlags = flags.FIT,
+    fit_flags: flags.FitFlags = flags.FIT,
     recipe_flags: Annotated[flags.RecipeFlags | None, Parameter(name="*")] = None,
     set_: Annotated[flags.Assignments, Parameter(group=flags.NETWORK)] = None,
     output: flags.Output = flags.OUTPUT,
@@ -89,29 +89,29 @@ def fit(
     """Cluster images: train a network on its own clusters; write clusters, features, model and report."""
     begun = time.perf_counter()
     options = read_options(Recipe, {**(recipe_flags or {}), **flags.read_assignments(set_)})
-    check_weights(options_of(given.recipe, options)[1])
-    given.check()
-    verbose = given.verbose or given.dry_run
+    check_weights(options_of(fit_flags.recipe, options)[1])
+    fit_flags.check()
+    verbose = fit_flags.verbose or fit_flags.dry_run
     with _session(images, output.quiet, to_stderr=output.as_json, verbose=verbose) as (terminal, shared):
-        source = _fit_source(images, given, terminal)
+        source = _fit_source(images, fit_flags, terminal)
         from deepcluster.runs.plan import Request
 
         command = shlex.join(["deepcluster", *sys.argv[1:]])
-        request = Request(**given.request, options=options, begun=begun, command=command)
-        if given.dry_run:
+        request = Request(**fit_flags.request, options=options, begun=begun, command=command)
+        if fit_flags.dry_run:
             from deepcluster.runs.forecast import dry_run
 
             recipe = dry_run(source, request, terminal)
-            print("\n" + to_toml(recipe) if given.verbose else "", end="")
+            print("\n" + to_toml(recipe) if fit_flags.verbose else "", end="")
             return
         from deepcluster.runs import fit as runs
 
         folder = runs.fit(source, request, terminal, **shared)
     if is_main_rank():
-        _print_result(folder, output, "fit", verbose=given.verbose)
+        _print_result(folder, output, "fit", verbose=fit_flags.verbose)
 
 
-def _fit_source(images: str, given: flags.FitFlags, terminal: Terminal) -> "Source | str":
+def _fit_source(images: str, fit_flags: flags.FitFlags, terminal: Terminal) -> "Source | str":
     """Return the images, or the file of features, after all checks that need no torch."""
     from deepcluster.images.files import find, is_named
     from deepcluster.images.given import check_features_there, check_labels_there
@@ -123,17 +123,17 @@ def _fit_source(images: str, given: flags.FitFlags, terminal: Terminal) -> "Sour
         raise DiskError(
             "the current folder no longer exists: change to another one, and type the command again"
         ) from None
-    if given.out is not None and not given.dry_run:
-        check_free(given.out, overwrite=given.overwrite, resume=given.resume)
-    if given.labels is not None:
-        check_labels_there(given.labels)
-    if given.features:
+    if fit_flags.out is not None and not fit_flags.dry_run:
+        check_free(fit_flags.out, overwrite=fit_flags.overwrite, resume=fit_flags.resume)
+    if fit_flags.labels is not None:
+        check_labels_there(fit_flags.labels)
+    if fit_flags.features:
         check_features_there(images)
         return images
     if is_named(images):
         terminal.say("Loading", images)
     source = find(images)
-    check_groups(given.n_clusters, len(source.paths))
+    check_groups(fit_flags.n_clusters, len(source.paths))
     location = "standard input" if source.location == "-" else source.location
     terminal.say("Images", f"{len(source.paths):,} in {location}")
     return source
@@ -418,7 +418,7 @@ def export(
     *,
     to: Literal["folders", "imagefolder", "parquet", "onnx"],
     out: flags.Out,
-    given: Annotated[flags.ImageExportFlags | None, Parameter(name="*")] = None,
+    image_flags: Annotated[flags.ImageExportFlags | None, Parameter(name="*")] = None,
     quiet: flags.Quiet = False,
 ) -> None:
     """Export a run: folders, a data set, a table or an ONNX graph. Images are linked or copied, never moved or changed.
@@ -427,7 +427,7 @@ def export(
         to: Images sorted into folders, a data set, a table, or a graph.
         out: The folder or file to make; it must not exist yet, unless --overwrite may replace it.
     """
-    chosen = given or {}
+    chosen = image_flags or {}
     of_images = to in flags.IMAGE_EXPORTS
     if not of_images:
         names = ("keep_metadata" if value is False else name for name, value in chosen.items())

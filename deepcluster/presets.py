@@ -31,7 +31,7 @@ LARGER_SIZE = 288
 # Networks whose features are means of what a ReLU lets through. Only EfficientNet-Lite was measured.
 RECTIFIED = "timm:tf_efficientnet_lite"
 
-Given = Mapping[str, Any]  # options from the user or a recipe file
+OptionValues = Mapping[str, Any]  # options from the user or a recipe file
 Choices = dict[str, tuple[Any, str]]  # option: its value, and why
 
 
@@ -118,21 +118,21 @@ def check_groups(n_clusters: int | None, count: int) -> None:
         raise DataError(f"{n_clusters} clusters are more than the {plural(count, 'image')}: give at most {count}")
 
 
-def check_weights(options: Given) -> None:
+def check_weights(options: OptionValues) -> None:
     """Raise ModelError if the option ``weights`` names no file."""
     weights = options.get("weights", "")
     if weights not in ("", "timm", "none") and not os.path.exists(weights):  # noqa: PTH110 (the name may be too long)
         raise ModelError(f"{weights}: there is no such weights file; or give timm or none")
 
 
-def resolve(base: str, given: Given, facts: Facts) -> Plan:
+def resolve(base: str, requested: OptionValues, facts: Facts) -> Plan:
     """Resolve the recipe ``base`` (a name in ``PRESETS``, or a TOML file) for these images.
 
     Raises:
         UsageError: The recipe, an option or a value is unknown.
         DataError: The ``pseudo_labels`` given exceed the number of images; those of a preset or file are lowered.
     """
-    base, named = options_of(base, given)
+    base, named = options_of(base, requested)
     options = _spelt_out(named)
     from_weights = _of_weights(options)
     options = {**from_weights, **options}
@@ -143,15 +143,15 @@ def resolve(base: str, given: Given, facts: Facts) -> Plan:
     if (backbone := named.get("backbone")) in PUBLISHED:
         reasons |= dict.fromkeys({"backbone", "weights"} - ({"weights"} & named.keys()), str(backbone))
     if recipe.pseudo_labels > facts.count:
-        if "pseudo_labels" in given:
+        if "pseudo_labels" in requested:
             raise DataError(f"--pseudo-labels {recipe.pseudo_labels} is more than the {facts.count} images: give fewer")
         reasons["pseudo_labels"] = f"the recipe's {recipe.pseudo_labels:,} is more than the {facts.count:,} images"
         recipe = replace(recipe, pseudo_labels=_fine_clusters(facts))
     return _for_fixed_size(Plan(recipe, reasons), options)
 
 
-def options_of(base: str, given: Given) -> tuple[str, dict[str, Any]]:
-    """Return the preset that the recipe ``base`` starts from, and all options that it and ``given`` name.
+def options_of(base: str, requested: OptionValues) -> tuple[str, dict[str, Any]]:
+    """Return the preset that the recipe ``base`` starts from, and all options that it and ``requested`` name.
 
     Raises UsageError if there is no such recipe, or the file is wrong.
     """
@@ -164,10 +164,10 @@ def options_of(base: str, given: Given) -> tuple[str, dict[str, Any]]:
     elif base not in PRESETS:
         near = difflib.get_close_matches(base, PRESETS, n=1) or list(PRESETS)
         raise UsageError(f"no recipe is called {base!r}: did you mean {' or '.join(near)}, or a file ending in .toml?")
-    return base, {**options, **read_options(Recipe, given)}
+    return base, {**options, **read_options(Recipe, requested)}
 
 
-def _spelt_out(options: Given) -> dict[str, Any]:
+def _spelt_out(options: OptionValues) -> dict[str, Any]:
     """Return the options with timm's name for a published network, and the weights that belong to it."""
     options = dict(options)
     if options.get("weights") == "none":
@@ -179,7 +179,7 @@ def _spelt_out(options: Given) -> dict[str, Any]:
     return options
 
 
-def _of_weights(options: Given) -> dict[str, Any]:
+def _of_weights(options: OptionValues) -> dict[str, Any]:
     """Return the published network whose layers a file of weights has, unless a backbone is given."""
     if options.get("weights", "") in ("", "timm", MODULE) or "backbone" in options:
         return {}
@@ -190,7 +190,7 @@ def _of_weights(options: Given) -> dict[str, Any]:
     return {"backbone": backbone_of(name)} if name else {}
 
 
-def _for_fixed_size(plan: Plan, options: Given) -> Plan:
+def _for_fixed_size(plan: Plan, options: OptionValues) -> Plan:
     """Return the plan with images and views of the only size that the network takes, as transformers do."""
     recipe = plan.recipe
     size = only_size(recipe.backbone, recipe.image_size)
@@ -219,7 +219,7 @@ def _apart(choices: Choices) -> tuple[dict[str, Any], dict[str, str]]:
 # ---- as published ---------------------------------------------------------------------------------------------------
 
 
-def v1(options: Given, facts: Facts) -> Plan:
+def v1(options: OptionValues, facts: Facts) -> Plan:
     """The paper: AlexNet on Sobel-filtered 224 px images, 10,000 clusters, 500 rounds, a constant learning rate."""
     backbone = options.get("backbone", "alexnet")
     if backbone not in PAPER_NETWORKS:
@@ -229,7 +229,7 @@ def v1(options: Given, facts: Facts) -> Plan:
     return Plan(Recipe(), {**_DEPARTURES_V1, "patience": settled, "empty": repaired})
 
 
-def v1_official(options: Given, facts: Facts) -> Plan:
+def v1_official(options: OptionValues, facts: Facts) -> Plan:
     """The released code of 2018 with its defaults, including its sampling and its numbering of clusters."""
     recipe = Recipe(sobel=False, rounds=200, sampling="official", empty="faiss", renumber=True, patience=10**6)
     return Plan(
@@ -250,7 +250,7 @@ _DEPARTURES_V1 = {
 }
 
 
-def v2(options: Given, facts: Facts) -> Plan:
+def v2(options: OptionValues, facts: Facts) -> Plan:
     """DeepCluster-v2: cluster means as classifiers, several clusterings, remembered features, many views, a projection.
 
     The authors' 400-epoch run with views of 2 x 160 and 4 x 96 px, but with batches of 256 images, the learning rate in
@@ -314,7 +314,7 @@ _DEPARTURES_V2 = {
 # ---- to fit the images ----------------------------------------------------------------------------------------------
 
 
-def auto(options: Given, facts: Facts) -> Plan:
+def auto(options: OptionValues, facts: Facts) -> Plan:
     """Options chosen by the number, size and colour of the images, the given network and weights, and the device.
 
     Without weights: the parts of DeepCluster-v2, and SimCLR's loss as well, whose weight (1 - ``cluster_weight`` in
@@ -333,7 +333,7 @@ def auto(options: Given, facts: Facts) -> Plan:
     return Plan(Recipe(**{**always, "grouping": "embedding", **values}), reasons)
 
 
-def classic(options: Given, facts: Facts) -> Plan:
+def classic(options: OptionValues, facts: Facts) -> Plan:
     """The seven steps of the paper, with settings at the size of the images. Weights are random unless named."""
     choices, size, backbone, pretrained = _sized({"weights": "", **options}, facts)
     choices |= {
@@ -371,7 +371,7 @@ def _learning_pseudo_labels(facts: Facts) -> Choices:
     }
 
 
-def _sized(options: Given, facts: Facts) -> tuple[Choices, int, str, bool]:
+def _sized(options: OptionValues, facts: Facts) -> tuple[Choices, int, str, bool]:
     """Return the network, sizes and numbers for the images; the image size; the network, and if it is pretrained."""
     start = _start(options, facts)
     backbone, weights = (options.get(name, start.get(name, ("", ""))[0]) for name in ("backbone", "weights"))
@@ -392,7 +392,7 @@ def _two_sizes(size: int, backbone: str, facts: Facts) -> Choices:
     return _because(f"photographs of {facts.short_side} px", image_size=LARGER_SIZE, second_size=PUBLISHED_SIZE)
 
 
-def _start(options: Given, facts: Facts) -> Choices:
+def _start(options: OptionValues, facts: Facts) -> Choices:
     """Return the network and its weights, unless a network is given."""
     if "backbone" in options:
         return {}
@@ -518,7 +518,7 @@ def _image_size(backbone: str, facts: Facts, pretrained: bool = False) -> tuple[
     return min(largest, max(64, 16 * round(side / 16))), f"images of {side} px, 64 to 144 on a CPU"
 
 
-PRESETS: dict[str, Callable[[Given, Facts], Plan]] = {
+PRESETS: dict[str, Callable[[OptionValues, Facts], Plan]] = {
     "auto": auto,
     "classic": classic,
     "v1": v1,

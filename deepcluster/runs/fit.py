@@ -251,13 +251,13 @@ FEATURES_OPTIONS = {"dims", "whitening", "root", "pseudo_labels", "empty", "kmea
 PICTURE_SIDE = 48  # px
 
 
-def _begin_features(given: Images, width: int, source: Source, request: Request, display: Display) -> Begun:
+def _begin_features(data: Images, width: int, source: Source, request: Request, display: Display) -> Begun:
     """Decide the folder and the recipe of a run of features of ``width`` numbers, as :func:`begin` does for images."""
     check_groups(request.n_clusters, len(source.paths))
     recipe = _features_recipe(request, len(source.paths))
     out = free_path(source, request)
-    if request.overwrite and isinstance(given, str | Path):
-        check_not_inside([Path(given).absolute()], out)
+    if request.overwrite and isinstance(data, str | Path):
+        check_not_inside([Path(data).absolute()], out)
     reasons = {"features": f"{width:,} numbers a row, which came from elsewhere"}
     return Begun(str(out), "new", asdict(recipe), reasons, {}, labels_name(request.labels))
 

@@ -131,10 +131,10 @@ def placement_columns(
 
 
 def predicted(
-    model: Model, images: Images, skipped: list[dict[str, str]], max_skipped: int | None = None, **given: Any
+    model: Model, images: Images, skipped: list[dict[str, str]], max_skipped: int | None = None, **options: Any
 ) -> Iterator[Prediction]:
     """Yield predictions part by part; name unusable images on standard error, and append them to ``skipped``."""
-    for part in predict(model, images, **given):
+    for part in predict(model, images, **options):
         for path, reason in part.skipped:
             skipped.append({"path": path, "reason": reason})
             complain(f"skipped {path}: {reason}")
