@@ -7,7 +7,8 @@ from deepcluster.errors import DiskError
 from deepcluster.export import parquet
 from deepcluster.report import pictures
 from deepcluster.storage import model_files as models
-from deepcluster.storage.run_folder import CLUSTERS, RunFolder
+from deepcluster.storage.content import FILES
+from deepcluster.storage.run_folder import RunFolder
 from tests.exports import hand_run, write_clusters
 from tests.tiny import tiny_model, writable
 
@@ -33,7 +34,7 @@ def test_read_back(run, tmp_path):
     parquet(run, out)
     table = pq.read_table(out)
     rows = RunFolder(run).read_rows("clusters.csv")
-    assert table.column_names == [*CLUSTERS, "map_x", "map_y", "neighbors", "features"]
+    assert table.column_names == [*FILES["clusters.csv"].columns, "map_x", "map_y", "neighbors", "features"]
     assert {name: str(table.schema.field(name).type) for name in table.column_names} == {
         "path": "string", "status": "string", "cluster": "int32", "name": "string", "fine_cluster": "int32",
         "distance": "double", "margin": "double", "is_outlier": "bool", "label": "string",

@@ -53,7 +53,7 @@ class _Dataset(Numbered):
     lock: Lock = field(default_factory=Lock)  # a data set need not be thread-safe
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.place, self.dataset)  # a lock cannot be pickled
+        return type(self), (self.location, self.dataset)  # a lock cannot be pickled
 
     def read(self, i: int, size: int | None = None) -> Image.Image:
         try:

@@ -233,8 +233,8 @@ class _Archives(Items):
         return short_side(self._open(i))
 
     def origin(self, i: int) -> Origin:
-        prefix, _, place = self._shards[self._number(i)]
-        return Origin(place, self.paths[i].removeprefix(prefix))
+        prefix, _, file = self._shards[self._number(i)]
+        return Origin(file, self.paths[i].removeprefix(prefix))
 
     def _number(self, i: int) -> int:
         """Return the number of the archive that has the i-th image."""

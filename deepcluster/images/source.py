@@ -56,12 +56,12 @@ class Items(Protocol):
 
 @dataclass(frozen=True)
 class Numbered(Items):
-    """Images that one place holds, an array or a data set, by their numbers there."""
+    """Images of an array or a data set, by their numbers there."""
 
-    place: str
+    location: str
 
     def origin(self, i: int) -> Origin:
-        return Origin(self.place, str(i))
+        return Origin(self.location, str(i))
 
 
 @dataclass(frozen=True)
