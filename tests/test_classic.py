@@ -39,6 +39,11 @@ def test_each_image_is_in_the_cluster_of_the_nearest_of_k_means(classic):
     assert torch.allclose(means, centroids, atol=1e-5)
 
 
+def test_only_classic_says_that_images_are_few(classic, finished):
+    """Both have 48 images and no weights."""
+    assert [(run / "log.txt").read_text().count(" Few: 48 images") for run in (classic, finished)] == [1, 0]
+
+
 @pytest.mark.parametrize(("recipe", "centroids"), [("classic", 2), ("auto", 5)])
 def test_recut_groups_as_the_recipe_of_the_run_says(fitted, tmp_path, recipe, centroids):
     run = Path(shutil.copytree(fitted("--recipe", recipe), tmp_path / "run"))

@@ -12,7 +12,7 @@ from deepcluster.images import Images, find
 from deepcluster.images.store import MEMORY_BUDGET
 from deepcluster.learning.training import number_of_parts
 from deepcluster.nets.network import Network
-from deepcluster.presets import options_of
+from deepcluster.presets import FEW_IMAGES, options_of
 from deepcluster.recipe import AUTO, Recipe
 from deepcluster.report.pictures import MAX_PICTURES
 from deepcluster.runs.build import loss_of, network_of
@@ -21,6 +21,7 @@ from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.machine import check_fits, local_world_size
 from deepcluster.runtime.processes import ALONE
+from deepcluster.texts import plural
 
 # Measured (docs/decisions.md): Python, torch and what the result takes beside its features; the memory that a training
 # step keeps for backward, as a multiple of all layer outputs.
@@ -97,6 +98,9 @@ def announce(job: Job, begun: Begun, network: Network) -> float:
     for step, name in job.request.steps.names.items():
         job.display.say("Step", f"{step}: {name}")
     job.display.say("Plan", plan.in_short(job.request.n_clusters))
+    if job.request.recipe == "classic" and not plan.recipe.weights and len(job.source.paths) < FEW_IMAGES:
+        number = plural(len(job.source.paths), "image")
+        job.display.say("Few", f"{number}: with fewer than {FEW_IMAGES}, training can make the features worse")
     job.display.say("Memory", f"{needed / 1e9:.1f} GB on {job.device}")
     batch = plan.recipe.batch_size
     advice = f"try --batch-size {max(1, batch // 4)} (it is {batch}), or a smaller --image-size"
