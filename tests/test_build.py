@@ -34,7 +34,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "projection_dim": (4, {"network.projection": (6, 4)}, {"projection_hidden": 6}),
     "instance_temperature": (0.2, {"learning.loss": WithInstances(0.2)}, {"views": 2}),
     "sampling": ("none", {"learning.sample": each_once}),
-    "lr": (0.5, {"schedule.end": 0.5}),
+    "lr": (0.5, {"schedule.end": 0.5, "learning.head_lr": 0.5}),
     "schedule": ("cosine", {"schedule.end": 0.0}),
     "warmup": (100.0, {"schedule.start": 0.0}),
     "precision": ("bf16", {"compute.dtype": torch.bfloat16}),

@@ -61,11 +61,12 @@ def test_progress_counts_all_images():
     assert seen[3:] == [("training", done, 24) for done in (0, 4, 8, 12, 16, 20, 24)]
 
 
-def test_the_same_as_torch_with_momentum_for_the_body_alone():
+@pytest.mark.parametrize("head_lr", [None, 0.2])
+def test_the_same_as_torch_with_momentum_for_the_body_alone(head_lr):
     images, labels, ours = IMAGES[::4], LABELS[::4], with_head()
     theirs, losses = copy.deepcopy(ours), []
     body = SGD([*theirs.body_parameters()], 0.5, momentum=0.9, weight_decay=0.1)
-    head = SGD(theirs.head.parameters(), 0.5, weight_decay=0.1)
+    head = SGD(theirs.head.parameters(), head_lr or 0.5, weight_decay=0.1)
     for _ in range(3):
         losses.append(F.cross_entropy(theirs.classify(theirs.embed(theirs.features(images.float() / 255))), labels))
         body.zero_grad()
@@ -73,7 +74,7 @@ def test_the_same_as_torch_with_momentum_for_the_body_alone():
         losses[-1].backward()
         body.step()
         head.step()
-    loss = train(ours, images, labels, epochs=3, lr=0.5, weight_decay=0.1, sample=each_once)
+    loss = train(ours, images, labels, epochs=3, lr=0.5, head_lr=head_lr, weight_decay=0.1, sample=each_once)
     assert loss == pytest.approx(sum(losses).item() / 3, rel=1e-4)
     for name, value in ours.state_dict().items():
         torch.testing.assert_close(value, theirs.state_dict()[name], rtol=1e-3, atol=1e-4, msg=name)

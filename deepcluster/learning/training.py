@@ -42,6 +42,7 @@ class Learning:
         epochs: Passes over N images in a round.
         batch_size: Images in an optimizer step, of all ranks together.
         lr: Learning rate: a number, or a function of the time in rounds.
+        head_lr: Learning rate of a linear head, which is new in every round and learns nothing at a low one; None: ``lr``.
         momentum: Momentum of the body; a linear head has none, as published.
         weight_decay: Weight decay of body and head.
         optimizer: Makes the optimizer of the body's parameters, for instance ``torch.optim.AdamW``. Its learning rate
@@ -57,6 +58,7 @@ class Learning:
     epochs: int = 1
     batch_size: int = 256
     lr: LearningRate = 0.05
+    head_lr: float | None = None
     momentum: float = 0.9
     weight_decay: float = 1e-5
     optimizer: OptimizerOf | None = None
@@ -183,7 +185,7 @@ def train_on_pseudo_labels(  # noqa: PLR0913 step 5 as one loop
             for one in optimizers:
                 one.zero_grad()
                 for group in one.param_groups:
-                    group["lr"] = lr
+                    group["lr"] = lr if one is optimizer or learning.head_lr is None else learning.head_lr
             parts = number_of_parts(
                 network, len(targets), sum(view.shape[-1] ** 2 for view in seen), learning.loss, processes.world_size
             )

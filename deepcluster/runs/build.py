@@ -152,6 +152,7 @@ def learning_of(recipe: Recipe, lr: LearningRate, steps: Steps) -> Learning:
         Learning,
         recipe,
         lr=lr,
+        head_lr=recipe.lr,
         views=(large,) * recipe.views + (small,) * recipe.small_views,
         sample=SAMPLERS[recipe.sampling],
         head=CentroidHead(recipe.temperature) if recipe.temperature else new_linear_head,
