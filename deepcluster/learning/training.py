@@ -42,7 +42,7 @@ class Learning:
         epochs: Passes over N images in a round.
         batch_size: Images in an optimizer step, of all ranks together.
         lr: Learning rate: a number, or a function of the time in rounds.
-        head_lr: Learning rate of a linear head. It is new in every round, and learns nothing at a low one. None: ``lr``.
+        head_lr: Learning rate of a linear head, which is new in every round, so a low one teaches it nothing. None: lr.
         momentum: Momentum of the body; a linear head has none, as published.
         weight_decay: Weight decay of body and head.
         optimizer: Makes the optimizer of the body's parameters, for instance ``torch.optim.AdamW``. Its learning rate
