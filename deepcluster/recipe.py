@@ -238,7 +238,9 @@ class Recipe(Options):
     batch_size: int = _learning(256, "Images in an optimizer step.", low=1, high=10**6, flag=True)
     lr: float = _learning(0.05, "Learning rate.", high=100, flag=True)
     schedule: str = _learning(
-        "constant", "Learning rate over the rounds; cosine ends at 0.", choices=("constant", "cosine")
+        "constant",
+        "Learning rate over the rounds; cosine ends at 0. That of a linear head stays.",
+        choices=("constant", "cosine"),
     )
     warmup: float = _learning(0.0, "Rounds over which the learning rate rises to lr.", high=10**6)
     momentum: float = _learning(0.9, "Momentum of SGD.", high=0.9999)
