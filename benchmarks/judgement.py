@@ -41,7 +41,7 @@ from deepcluster.clustering.outliers import Outliers, fit_outliers, limit_of
 from deepcluster.clustering.whitening import whiten
 from deepcluster.groups.choose_k import candidates, stability
 from deepcluster.groups.cut import as_groups, cut_features, nearest_groups, placement_of
-from deepcluster.groups.drift import STRANGE_MEDIAN
+from deepcluster.groups.due import STRANGE_MEDIAN
 from deepcluster.nets.names import PUBLISHED
 from deepcluster.nets.timm import nouns
 from deepcluster.report.sections import fitting_noun

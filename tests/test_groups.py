@@ -16,7 +16,7 @@ from deepcluster.groups import choose_k, graph
 from deepcluster.groups import tree as trees
 from deepcluster.groups.choose_k import candidates, ranked, ranked_finest, stability
 from deepcluster.groups.cut import ROWS_EACH, Cut, as_groups, cut_features, placement_of
-from deepcluster.groups.drift import Drift, drift
+from deepcluster.groups.due import Drift, drift
 from deepcluster.groups.graph import modularity
 from deepcluster.groups.tree import Tree, merge_tree, nodes_at, ward
 from deepcluster.seeding import generator

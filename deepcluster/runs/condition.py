@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from deepcluster.groups.drift import drift
+from deepcluster.groups.due import drift
 from deepcluster.model import Model
 from deepcluster.runs.rows import Rows, read_run
 from deepcluster.runtime.plain_files import shaped
