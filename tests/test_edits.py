@@ -18,7 +18,8 @@ from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Cut, pinned, placement_of
 from deepcluster.groups.tree import parts_of, split_group
 from deepcluster.model import Model
-from deepcluster.runs.recut import apply, carried_over, edited, recut
+from deepcluster.runs.inherit import carried_over
+from deepcluster.runs.recut import apply, edited, recut
 from deepcluster.storage import model_files as models
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import Edits, newest_edits, read_edits
