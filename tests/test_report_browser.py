@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from deepcluster.report import sections
@@ -442,6 +443,66 @@ def test_from_a_wrong_picture_to_the_right_folder(run: Path, browser: Any, tmp_p
         told.get_by_text("1 name").wait_for()
         assert page.locator("#cluster-0 h3").inner_text().startswith(f"Cluster 0 · {NAME}")
     assert {row["name"] for row in rows(copied / "clusters.csv") if row["cluster"] == "0"} == {NAME}
+
+
+# Records in the session every text of the main button that is seen.
+SEEN = """new MutationObserver(() => {
+  const button = document.querySelector("#download");
+  if (button && !button.hidden) sessionStorage.setItem("seen", button.textContent);
+}).observe(document, {subtree: true, childList: true, attributes: true})"""
+
+
+def test_corrections_in_series_need_one_opening(run: Path, browser: Any, tmp_path: Path) -> None:
+    """Three pictures to two clusters: open, order, tick and move, then a digit; all are applied when the grid closes."""
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    before = {row["path"]: row["cluster"] for row in rows(copied / "clusters.csv")}
+    with opened(browser, serving(copied), originals=4, loads=3) as page:
+        page.evaluate(SEEN)
+        page.locator("#cluster-0 .all").click()
+        tiles, moved = page.locator("#images-grid .tile-of"), page.locator("#moved")
+        tiles.first.wait_for()
+        page.locator("#images-order").select_option("far")
+        far = [tiles.nth(place).get_attribute("title") for place in range(5)]
+        page.locator("#images-grid [role=listbox]").focus()
+        for key in ("ArrowRight", "Space"):
+            page.keyboard.press(key)
+        page.locator("#images").get_by_role("button", name="Move to").click()
+        page.locator("#merge-list").get_by_text("Cluster 2", exact=True).click()
+        moved.get_by_text("1 image moved to cluster 2.").wait_for()
+        assert tiles.first.get_attribute("title") == far[0] and page.locator("#images-order").input_value() == "far"
+        page.keyboard.press("1")  # the next picture, to the same cluster
+        page.locator("#images .tile-of.at").and_(page.locator(f'[title="{far[3]}"]')).wait_for()
+        page.keyboard.press("1")
+        page.locator("#images-undo").click()
+        page.keyboard.press("Enter")
+        assert page.locator("#one-title").inner_text() == far[3]
+        page.locator("#one-move").click()
+        page.locator("#merge-list").get_by_text("Cluster 1", exact=True).click()
+        assert page.locator("#one-title").inner_text() != far[3]
+        assert page.locator("#one .targets").inner_text().split() == ["1", "2", "2", "1"]
+        for _ in range(2):
+            page.keyboard.press("Escape")
+        told = page.locator("#told")
+        told.get_by_text("3 images moved").wait_for()
+        assert "deepcluster" not in told.inner_text() and page.evaluate("sessionStorage.getItem('seen')") is None
+        after = {row["path"]: row["cluster"] for row in rows(copied / "clusters.csv")}
+        names = {path.removeprefix("./"): path for path in before}
+        wanted = dict(zip((names[path] for path in (far[1], far[2], far[3])), "221", strict=True))
+        assert after == before | wanted
+        told.get_by_role("button", name="Undo").click()
+        told.get_by_text("taken back").wait_for()
+        assert {row["path"]: row["cluster"] for row in rows(copied / "clusters.csv")} == before
+
+
+def test_the_legend_of_the_map_shows_all_clusters(browser: Any, tmp_path: Path) -> None:
+    table = [row(f"{i}.png", i % 17) for i in range(34)]
+    positions = np.random.default_rng(0).random((34, 2)).astype(np.float32)
+    text, _ = page_of(clusters=table, positions=positions, sheet=b"RIFF    WEBP")
+    (tmp_path / "report.html").write_text(text, encoding="utf-8")
+    with opened(browser, tmp_path / "report.html") as page:
+        page.get_by_role("tab", name="Map").click()
+        assert page.locator("#legend li").count() == 17
+        assert page.locator("#legend").evaluate("list => list.scrollHeight <= list.clientHeight")
 
 
 def test_an_old_page_offers_to_be_loaded_again(run: Path, browser: Any, tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ from deepcluster.storage import run_folder as files
 from deepcluster.storage.edits_file import Edits
 from deepcluster.texts import plural
 
+UNDO = "Undo"  # heading of the command that takes an edit back
+
 
 def recut(
     run: Path,
@@ -62,7 +64,8 @@ def recut(
         new = replace(model, cut=cut, names=names, junk=junk)
         if record.edits is not None or any(model.names) or model.junk:
             anew = "; merges, splits and moves start anew" if record.edits is not None else ""
-            display.say("Edits", f"{carried_text(model, new)}{anew}. {_way_back(folder)}")
+            display.say("Edits", f"{carried_text(model, new)}{anew}")
+            display.say(UNDO, _way_back(folder))
         record = replace(record, edits=None, cut=None, cut_k=n_clusters)  # they were of the clusters before
         outcome = describe(new, rows, after, record, recipe, baseline={})
         if source is not None:
@@ -99,7 +102,8 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> files.RunF
             text = describe_edits(edits, model, new, moved)
             if moved < len(wanted):
                 text += f"; {len(wanted) - moved:,} could not move, because they equal an image that stays"
-            display.say("Edits", f"{text}. {_way_back(folder)}")
+            display.say("Edits", text)
+            display.say(UNDO, _way_back(folder))
             record = replace(record, edits=edits.digest)
             if edits.changes_clusters:
                 number = len(set(new.cut.group_of.tolist()))  # no guess any more
@@ -128,7 +132,7 @@ def undo(run: Path, display: Display | None = None) -> files.RunFolder:
 
 
 def _way_back(folder: files.RunFolder) -> str:
-    return f"To take it back: deepcluster apply {shlex.quote(str(folder.path))} --undo"
+    return f"deepcluster apply {shlex.quote(str(folder.path))} --undo"
 
 
 # ---- the model with a person's edits --------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from deepcluster.records import PRELIMINARY
 from deepcluster.report.page import SERVED, policy, served
 from deepcluster.report.sections import Picture
 from deepcluster.runs.page import pictures
-from deepcluster.runs.recut import apply, undo
+from deepcluster.runs.recut import UNDO, apply, undo
 from deepcluster.runs.rows import images_at_hand
 from deepcluster.runtime import signals
 from deepcluster.runtime.console import Log
@@ -147,7 +147,8 @@ class _Server(ThreadingTCPServer):
             else:
                 out = Path(f"{os.path.abspath(self.run)}-sorted")  # noqa: PTH100
                 self.sort(self.run, out, overwrite=True, display=Log())
-            said = "\n".join(line.partition(" ")[2].removeprefix("INFO ") for line in log.lines().splitlines()[1:])
+            lines = [line.partition(" ")[2].removeprefix("INFO ") for line in log.lines().splitlines()[1:]]
+            said = "\n".join(line for line in lines if not line.startswith(f"{UNDO}: "))  # the page has a button
         return "application/json", json.dumps({"said": said}).encode()
 
 
@@ -170,7 +171,9 @@ class _Handler(BaseHTTPRequestHandler):
             known = isinstance(error, Refused | DeepClusterError | ValueError)
             status = getattr(error, "status", HTTPStatus.CONFLICT)
             words = str(error) if known else f"{type(error).__name__}: {error}"
-            answer = {"error": words, "outdated": isinstance(error, Outdated)}
+            # Another try fails like the first if the request itself is wrong.
+            final = isinstance(error, UsageError)
+            answer = {"error": words, "outdated": isinstance(error, Outdated), "final": final}
             kind = "application/json"
             body = json.dumps(answer).encode()
         self.send_response(status)

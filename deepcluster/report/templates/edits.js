@@ -120,7 +120,7 @@ function edit(change) {
 }
 
 function takeBack() {
-  if (!past.length) return data.served?.undo && send("undo");
+  if (!past.length) return data.served?.undo && !gridSource && send("undo");
   state = past.pop();
   refresh();
 }
@@ -142,15 +142,23 @@ function refresh() {
   }
   for (const number of clusters.keys()) if (!base.has(number) && !cards.has(number)) makeCard(number);
   for (const number of cards.keys()) paint(number);
-  const count = pendingCount();
   $(".tabs .count").textContent = grouped(roots().filter(sizeOf).length);
-  $("#pending").textContent = count ? `${grouped(count)} edit${count === 1 ? "" : "s"} pending` : "";
-  $("#download").hidden = count === 0 && !data.served?.outdated;
   $("#undo").hidden = !past.length && !data.served?.undo;
+  tellPending();
   remember();
   arrange();
   whenEdited.forEach(call => call());
-  if (data.served && count) send("apply", {edits: edits()});
+  if (!gridSource) applyPending();
+}
+
+/* A server gets edits at once, and those of an open grid when it is closed. Until one has failed, nothing is pending. */
+const applyPending = () => data.served && pendingCount() && send("apply", {edits: edits()});
+
+function tellPending() {
+  const count = data.served && !data.served.offer ? 0 : pendingCount();
+  $("#pending").textContent = count ? `${grouped(count)} edit${count === 1 ? "" : "s"} pending` : "";
+  $("#download").hidden = data.served?.offer === RELOAD ? false : !count;
+  if (data.served?.offer) $("#download").textContent = data.served.offer;
 }
 
 /* Where the browser keeps nothing (it may not for a file), the edits are lost with the page, and it asks before. */
@@ -377,6 +385,39 @@ function openMerge(number) {
   });
 }
 
+/* The clusters that images were moved to, by the digits that move more there. A new one takes the place of the oldest. */
+const targets = JSON.parse(data.served && sessionStorage.getItem("targets") || "[]").filter(number => base.has(number));
+let nextTarget = targets.length % 9;
+
+function moveTo(list, target) {
+  list = list.filter(i => clusterOf(i) !== target);
+  if (!list.length) return;
+  if (!targets.includes(target)) {
+    targets[nextTarget] = target;
+    nextTarget = (nextTarget + 1) % 9;
+  }
+  $("#moved").textContent = `${images(list.length)} moved to ${callOf(target)}.` + (data.served ? " Applied when this list is closed." : "");
+  edit(() => {
+    for (const i of list) {
+      state.moves.delete(i);
+      state.moves.set(i, target);
+    }
+    /* Back to where it was: nothing to do. */
+    for (const i of list) if (home[i] === target) state.moves.delete(i);
+  });
+  tick([]);
+}
+
+/* The digits and their clusters, beside each list of images. */
+function tellTargets() {
+  for (const place of $$(".targets")) place.replaceChildren(...targets.map((number, k) => {
+    const button = element("button", {type: "button", value: k + 1, title: titleOf(number)}, element("kbd", {}, String(k + 1)), ` ${nameOf(number) || number}`);
+    button.disabled = !clusters.has(number) || state.into.has(number);
+    return button;
+  }));
+}
+whenEdited.push(tellTargets);
+
 /* Move images to a cluster that is asked for. */
 function openMove(list, back = () => {}) {
   if (!list.length) return;
@@ -386,17 +427,7 @@ function openMove(list, back = () => {}) {
       ? "Only these images move: the page does not hold all. To change a whole cluster, merge or split it."
       : "The other images of their clusters stay where they are.",
     others: roots().filter(number => sizeOf(number) && !(from.size === 1 && from.has(number))), made: nextFree(),
-    done: target => {
-      edit(() => {
-        for (const i of list) {
-          state.moves.delete(i);
-          state.moves.set(i, target);
-        }
-        /* Back to where it was: nothing to do. */
-        for (const i of list) if (home[i] === target) state.moves.delete(i);
-      });
-      tick([]);
-    },
+    done: target => moveTo(list, target),
     back,
   });
 }
@@ -439,7 +470,8 @@ $("#clusters").addEventListener("click", event => {
 });
 $("#undo").addEventListener("click", takeBack);
 $("#download").addEventListener("click", () => {
-  if (data.served) return data.served.outdated ? reload() : send("apply", {edits: edits()});
+  if (data.served?.offer === RELOAD) return reload();
+  if (data.served?.offer === AGAIN) return applyPending();
   save("edits.json", JSON.stringify(edits(), null, 2) + "\n", "application/json");
   saved = true;
   $("#saved").showModal();
@@ -449,3 +481,4 @@ addEventListener("beforeunload", event => {
 });
 
 derive();
+tellTargets();

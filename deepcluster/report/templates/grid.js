@@ -122,15 +122,21 @@ function makeGrid(scroller, side) {
   new ResizeObserver(draw).observe(scroller);
   whenTicked.push(look);
   return {
+    /* After an edit: an image that came back is looked at, else the next one after those that have gone. */
     show(images, keep = false) {
+      const before = new Set(list), places = new Map(images.map((i, k) => [i, k]));
+      const next = images.find(i => !before.has(i)) ?? list.slice(at).find(i => places.has(i));
+      at = keep ? places.get(next) ?? Math.max(0, images.length - 1) : 0;
+      from = at;
       list = images;
       for (const tile of live.values()) tile.remove();
       live.clear();
-      if (!keep) at = from = scroller.scrollTop = 0;
-      at = Math.min(at, Math.max(0, list.length - 1));
+      if (!keep) scroller.scrollTop = 0;
       draw();
     },
     list: () => list,
+    at: () => list.slice(at, at + 1),
+    next: () => go(at + 1),
     focus: () => inner.focus({preventScroll: true}),
   };
 }
@@ -154,9 +160,10 @@ function openCluster(number) {
 async function openImages(source, title, total, back = () => {}, keepTicked = false) {
   await sheetReady;
   grid ??= makeGrid($("#images-grid"), tileSide());
-  gridSource = {source, title, total};
+  gridSource = {source, title, total, past: past.length};
   if (!keepTicked) tick([]);
-  $("#images").onclose = () => { gridSource = null; back(); };
+  $("#moved").textContent = "";
+  $("#images").onclose = () => { gridSource = null; back(); applyPending(); };
   $("#images").showModal();
   fill();
   grid.focus();
@@ -169,12 +176,37 @@ function fill(keep = false) {
   const note = $("#images-sample");
   note.hidden = list.length >= total;
   note.textContent = `${grouped(list.length)} of them are shown: the page holds one image in ${imageData.step}.`;
+  $("#images-undo").hidden = past.length <= gridSource.past;
   grid.show(list, keep);
 }
 
 whenEdited.push(() => fill(true));
 $("#images-order").addEventListener("change", () => fill());
 $("#images-close").addEventListener("click", () => $("#images").close());
+$("#images-undo").addEventListener("click", () => {
+  takeBack();
+  $("#moved").textContent = "";
+  grid.focus();
+});
+
+/* A digit, or its button, moves the selected images, or the one that is looked at, and the next one takes its place. */
+function toTarget(dialog, place) {
+  const here = dialog.id === "one" ? [one] : grid.at(), all = ticked.size && (dialog.id !== "one" || ticked.has(one));
+  if (!(place in targets) || !clusters.has(targets[place]) || state.into.has(targets[place])) return;
+  moveTo(all ? [...ticked] : here, targets[place]);
+  if (dialog.id === "one") leaf(1);
+  else if (here.includes(grid.at()[0])) grid.next();  /* a list drawn on the map keeps its images */
+}
+for (const dialog of [$("#images"), $("#one")]) {
+  $(".targets", dialog).addEventListener("click", event => {
+    const button = event.target.closest("button");
+    if (button) toTarget(dialog, button.value - 1);
+    if (button && dialog.id === "images") grid.focus();
+  });
+  dialog.addEventListener("keydown", event => {
+    if (/^[1-9]$/.test(event.key) && !event.target.matches("select") && !event.ctrlKey && !event.metaKey && !event.altKey) toTarget(dialog, event.key - 1);
+  });
+}
 
 /* What can be done with the selected images, beside each grid. */
 document.addEventListener("click", event => {
@@ -264,7 +296,13 @@ $("#one-before").addEventListener("click", () => leaf(-1));
 $("#one-after").addEventListener("click", () => leaf(1));
 $("#one-close").addEventListener("click", () => $("#one").close());
 $("#one-ticked").addEventListener("change", event => tick([one], event.target.checked));
-$("#one-move").addEventListener("click", () => openMove(ticked.has(one) ? [...ticked] : [one], () => $("#one-close").focus()));
+$("#one-move").addEventListener("click", () => {
+  const moved = past.length;
+  openMove(ticked.has(one) ? [...ticked] : [one], () => {
+    if (past.length > moved && !document.body.inert) leaf(1);
+    $("#one-close").focus();
+  });
+});
 $("#one").addEventListener("keydown", event => {
   const by = {ArrowLeft: -1, ArrowRight: 1}[event.key];
   if (by) leaf(by);

@@ -124,6 +124,7 @@ function shorts(text) {
   return new Uint16Array(bytes.buffer);
 }
 
+const AGAIN = "Try again", RELOAD = "Reload";  /* all that can help after a failure of the server */
 const whenEdited = [];  /* called after every edit */
 
 for (const place of $$(".thumb")) place.append(picture(Number(place.dataset.tile), 40));
