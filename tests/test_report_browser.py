@@ -453,7 +453,7 @@ SEEN = """new MutationObserver(() => {
 
 
 def test_corrections_in_series_need_one_opening(run: Path, browser: Any, tmp_path: Path) -> None:
-    """Three pictures to two clusters: open, order, tick and move, then a digit; all are applied when the grid closes."""
+    """Three pictures to two clusters: open, order, tick and move, then a digit; applied when it closes."""
     copied = Path(shutil.copytree(run, tmp_path / "run"))
     before = {row["path"]: row["cluster"] for row in rows(copied / "clusters.csv")}
     with opened(browser, serving(copied), originals=4, loads=3) as page:
@@ -479,7 +479,7 @@ def test_corrections_in_series_need_one_opening(run: Path, browser: Any, tmp_pat
         page.locator("#one-move").click()
         page.locator("#merge-list").get_by_text("Cluster 1", exact=True).click()
         assert page.locator("#one-title").inner_text() != far[3]
-        assert page.locator("#one .targets").inner_text().split() == ["1", "2", "2", "1"]
+        assert page.locator("#one .targets").inner_text().split() == ["1", "cluster", "2", "2", "cluster", "1"]
         for _ in range(2):
             page.keyboard.press("Escape")
         told = page.locator("#told")

@@ -411,7 +411,7 @@ function moveTo(list, target) {
 /* The digits and their clusters, beside each list of images. */
 function tellTargets() {
   for (const place of $$(".targets")) place.replaceChildren(...targets.map((number, k) => {
-    const button = element("button", {type: "button", value: k + 1, title: titleOf(number)}, element("kbd", {}, String(k + 1)), ` ${nameOf(number) || number}`);
+    const button = element("button", {type: "button", value: k + 1, title: titleOf(number)}, element("kbd", {}, String(k + 1)), ` ${nameOf(number) || callOf(number)}`);
     button.disabled = !clusters.has(number) || state.into.has(number);
     return button;
   }));

@@ -185,7 +185,7 @@ $("#images-order").addEventListener("change", () => fill());
 $("#images-close").addEventListener("click", () => $("#images").close());
 $("#images-undo").addEventListener("click", () => {
   takeBack();
-  $("#moved").textContent = "";
+  $("#moved").textContent = "Taken back.";
   grid.focus();
 });
 
