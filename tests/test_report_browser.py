@@ -426,7 +426,8 @@ def test_from_a_wrong_picture_to_the_right_folder(run: Path, browser: Any, tmp_p
         page.locator("#merge-list").get_by_text("Cluster 1", exact=True).click()  # 3
         told.get_by_text("1 image moved").wait_for()
         page.get_by_role("button", name="Sort into folders").click()  # 4
-        told.get_by_text("run-sorted").wait_for()
+        page.keyboard.press("Enter")
+        page.locator("#sorted").get_by_text(str(tmp_path / "run-sorted")).wait_for()
         sorted_to = {row["path"]: row["exported_path"] for row in rows(tmp_path / "run-sorted" / "inventory.csv")}
         assert sorted_to[path].startswith("001/") and (tmp_path / "run-sorted" / sorted_to[path]).is_file()
 
@@ -443,6 +444,41 @@ def test_from_a_wrong_picture_to_the_right_folder(run: Path, browser: Any, tmp_p
         told.get_by_text("1 name").wait_for()
         assert page.locator("#cluster-0 h3").inner_text().startswith(f"Cluster 0 · {NAME}")
     assert {row["name"] for row in rows(copied / "clusters.csv") if row["cluster"] == "0"} == {NAME}
+
+
+def test_sorting_asks_four_things_and_remembers_them(run: Path, browser: Any, tmp_path: Path) -> None:
+    """Also for the next server, which has another port; the path and the number left out stay on the page."""
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    first, second = rows(copied / "clusters.csv")[:2]
+    lines = [f"0,{each['path']},0.01" for each in (first, second)]
+    (copied / "duplicates.csv").write_text("\n".join(["group,path,distance", *lines]))
+    with opened(browser, serving(copied), originals=2, loads=2) as page:
+        page.get_by_role("button", name="Sort into folders").click()
+        page.locator("#sorting").get_by_text("copies").click()
+        page.locator("#sort-name").fill("meine Bilder")
+        page.locator("#sort-place").select_option("images")
+        page.locator("#sort-best").check()
+        page.locator("#sort-apart").check()
+        page.keyboard.press("Enter")
+        told, out = page.locator("#sorted"), run.parent / "meine Bilder"
+        told.get_by_text(f"{len(rows(run / 'clusters.csv')) - 1} images sorted").wait_for()
+        assert str(out) in told.inner_text() and "1 image nearly identical" in told.inner_text()
+        inventory = rows(out / "inventory.csv")
+        assert {each["how"].partition(" ")[0] for each in inventory} == {"copy", "duplicate"}
+        outliers = sum(each["is_outlier"] == "1" for each in rows(copied / "clusters.csv"))
+        assert sum(each["exported_path"].startswith("_outliers/") for each in inventory) == outliers
+        page.keyboard.press("j")
+        rename(page, NAME)
+        page.locator("#told").get_by_text("1 name").wait_for()
+        assert str(out) in told.inner_text()
+        other = page.context.new_page()
+        other.goto(serving(copied))
+        other.get_by_role("button", name="Sort into folders").click()
+        assert other.locator("#sort-name").input_value() == "meine Bilder"
+        assert other.locator("#sort-place").input_value() == "images"
+        for place in ("#sort-best", "#sort-apart", "[name=copies][value='1']"):
+            assert other.locator(place).is_checked(), place
+    shutil.rmtree(out)
 
 
 # Records in the session every text of the main button that is seen.

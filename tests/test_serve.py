@@ -1,6 +1,7 @@
 """The served report, attacked without a browser: nothing gets in, and nothing is lost."""
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -57,6 +58,18 @@ def test_nothing_gets_in(run: Path):
     now = version(address)
     for edits in ({"names": {"99": "x"}}, {"move": [["/etc/passwd", 0]]}, {"out": "/tmp/x"}, {"cut": "another"}):
         assert act(address, "apply", now, **edits)[0] == 409
+    for sorting in [
+        *(
+            {"name": name}
+            for name in ("", ".", "..", "../x", "/tmp/x", "a/b", "a\\b", ".x", "a.", "x" * 101, "a\nb", 5)
+        ),
+        *({"name": "x", "place": place} for place in ("elsewhere", "/tmp", "", None)),
+        *({"name": "x", key: value} for key, value in (("out", "/tmp/x"), ("copies", "yes"), ("best", 1))),
+        *({"name": name} for name in (run.name, "x/../y")),
+        *({"name": Path(record(run)["location"]).name, "place": "images"}, [], "x", {}),
+    ]:
+        status, text = ask(address, "export", json.dumps({"version": now, "sorting": sorting}).encode())
+        assert status == 409, (sorting, text)
     assert contents(run) == before and sorted(run.parent.iterdir()) == beside
 
 

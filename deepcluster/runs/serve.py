@@ -1,9 +1,10 @@
 """The report from a server on this machine: edits and Undo are applied at once, and a button sorts into folders.
 
 Only the loopback interface listens. It answers requests with the random token of its address, its own Host and, for a
-change, its own Origin. No request names a path: images have row numbers, and the sorted images have one place. Images
-and changes belong to one version of the page. Threads read and check requests; the calling thread alone touches the
-run, so a signal ends its work like that of any command. Other users of the machine can connect, but not stay.
+change, its own Origin. No request names a path: images have row numbers, and sorted images a folder's name in one of
+two places. Images and changes belong to one version of the page. Threads read and check requests; the calling thread
+alone touches the run, so a signal ends its work like that of any command. Other users of the machine can connect, but
+not stay.
 """
 
 import io
@@ -12,9 +13,11 @@ import os
 import re
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -46,6 +49,7 @@ IMAGE_SIDE = 1600  # px of an enlarged image
 MAX_CONNECTIONS = 32  # whose request has not been read and checked
 REQUEST_SECONDS = 10.0  # for a whole request, headers and body
 Answer = tuple[str, bytes]  # Content-Type and body
+FOLDER_NAME = re.compile(r"\w([\w .()-]{0,98}[\w)])?")
 
 
 class Refused(Exception):
@@ -61,6 +65,27 @@ class Outdated(UsageError):
         super().__init__("the run has changed since this page was loaded: reload the page, and repeat the edit")
 
 
+@dataclass(frozen=True)
+class Sorting:
+    """The choices of the page's dialog."""
+
+    name: str  # of the folder, which is made or replaced
+    place: str = "run"  # key of _places
+    copies: bool = False  # False: links if they work
+    best: bool = False  # of nearly identical images only the best one
+    apart: bool = False  # outliers in folders of their own
+
+
+def _places(folder: files.RunFolder) -> dict[str, Path]:
+    """Return the folders that sorted images may go into: beside the run, and beside the folder of its images."""
+    places = {"run": folder.path, "images": Path(folder.read_record().location)}
+    return {key: Path(os.path.abspath(path)).parent for key, path in places.items() if path.is_dir()}  # noqa: PTH100
+
+
+def _default_name(folder: files.RunFolder) -> str:
+    return f"{Path(os.path.abspath(folder.path)).name}-sorted"  # noqa: PTH100
+
+
 def _version(folder: files.RunFolder) -> str:
     """Return the version of the run. Every change of a run alters run.json."""
     return sha256(folder.file(files.RUN))
@@ -71,7 +96,14 @@ def _page(folder: files.RunFolder) -> tuple[str, dict[str, Any]]:
     text = folder.file("report.html").read_text(encoding="utf-8")
     record = folder.read_record()
     is_going_on = record.result == PRELIMINARY and record.status == "running"
-    return text, {"version": _version(folder), "undo": folder.has("former.safetensors"), "going_on": is_going_on}
+    return text, {
+        "version": _version(folder),
+        "undo": folder.has("former.safetensors"),
+        "going_on": is_going_on,
+        "name": _default_name(folder),
+        "places": {key: place.name for key, place in _places(folder).items()},
+        "duplicates": folder.has("duplicates.csv"),
+    }
 
 
 def _images(folder: files.RunFolder) -> tuple[str, list[str], Picture]:
@@ -139,17 +171,40 @@ class _Server(ThreadingTCPServer):
     def change(self, action: str, request: dict[str, Any]) -> Answer:
         if request.get("version") != files.read_state(self.run, _version):
             raise Outdated
+        answer: dict[str, Any] = {}
         with log.logged(f"the served report: {action}"):
             if action == "apply":
                 apply(self.run, edits_of(request.get("edits")))
             elif action == "undo":
                 undo(self.run)
             else:
-                out = Path(f"{os.path.abspath(self.run)}-sorted")  # noqa: PTH100
-                self.sort(self.run, out, overwrite=True, display=Log())
+                answer["sorted"] = self.sort_images(request.get("sorting"))
             lines = [line.partition(" ")[2].removeprefix("INFO ") for line in log.lines().splitlines()[1:]]
             said = "\n".join(line for line in lines if not line.startswith(f"{UNDO}: "))  # the page has a button
-        return "application/json", json.dumps({"said": said}).encode()
+        return "application/json", json.dumps({"said": said, **answer}).encode()
+
+    def sort_images(self, choices: Any) -> dict[str, Any]:
+        """Sort the images into folders; return where they are and how many, and how many were left out."""
+        folder = files.open_run(self.run)
+        sorting = Sorting(_default_name(folder))
+        if choices is not None:
+            sorting = shaped(choices, Sorting, "sorting")
+            if not FOLDER_NAME.fullmatch(sorting.name):
+                raise UsageError("the name of a folder has letters, digits, spaces and -_.(), at most 100: change it")
+        place = _places(folder).get(sorting.place)
+        if place is None:
+            raise UsageError(f"sorted images go beside the run or beside its images, and not {sorting.place[:80]!a}")
+        rows = self.sort(
+            self.run,
+            place / sorting.name,
+            mode="copy" if sorting.copies else None,
+            duplicates="first" if sorting.best else "all",
+            outliers="separate" if sorting.apart else "keep",
+            overwrite=True,
+            display=Log(),
+        )
+        ways = Counter(row["how"].partition(" ")[0].rstrip(":") for row in rows)
+        return {"folder": str(place / sorting.name), "images": sum(bool(row["exported_path"]) for row in rows)} | ways
 
 
 class _Handler(BaseHTTPRequestHandler):

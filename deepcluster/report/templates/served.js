@@ -12,14 +12,17 @@ async function send(action, request = {}) {
     const answer = await fetch(action, {
       method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify({version: data.served.version, ...request}),
     });
-    const {said, error, outdated, final} = await answer.json();
-    if (answer.ok && action !== "export") {
+    const {said, error, outdated, final, sorted} = await answer.json();
+    if (sorted) {
+      sessionStorage.setItem("sorted", JSON.stringify({...sorted, at: new Date().toLocaleTimeString([], {timeStyle: "short"})}));
+      $("#told").hidden = true;
+      tellSorted();
+    } else if (answer.ok) {
       sessionStorage.setItem("told", said);
       if (action === "apply") sessionStorage.setItem("targets", JSON.stringify(targets));
       else sessionStorage.removeItem("targets");
       return reload();
-    }
-    tell(said ?? error);
+    } else tell(error);
     if (outdated) data.served.offer = RELOAD;
     else if (action === "apply" && !final) data.served.offer = AGAIN;
   } catch {
@@ -28,6 +31,55 @@ async function send(action, request = {}) {
   }
   document.body.inert = false;
   tellPending();
+}
+
+/* The choices of the dialog are in a cookie, because the next server has another port. */
+const COOKIE = "deepcluster-sorting=";
+
+function openSorting() {
+  const dialog = $("#sorting"), name = $("#sort-name"), place = $("#sort-place"), {places, duplicates} = data.served;
+  let before = {};
+  try { before = JSON.parse(decodeURIComponent(document.cookie.split("; ").find(one => one.startsWith(COOKIE)).slice(COOKIE.length))); } catch { /* none */ }
+  const here = before.run === data.run ? before : {};
+  name.value = here.name ?? data.served.name;
+  place.replaceChildren(...Object.entries(places).map(([value, folder]) => {
+    const text = value === "run" ? `in ${folder || "/"}, beside the run` : `in ${folder || "/"}, beside the images`;
+    return element("option", {value, textContent: text, selected: here.place === value});
+  }));
+  $(`[name=copies][value="${before.copies ? 1 : ""}"]`).checked = true;
+  $("#sort-best").checked = Boolean(before.best);
+  $("#sort-best").closest("p").hidden = !duplicates;
+  $("#sort-apart").checked = Boolean(before.apart);
+  $("form", dialog).onsubmit = event => {
+    if (event.submitter.value !== "sort") return;
+    const sorting = {
+      name: name.value.trim(), place: place.value, copies: Boolean($("[name=copies]:checked").value),
+      best: duplicates && $("#sort-best").checked, apart: $("#sort-apart").checked,
+    };
+    document.cookie = `${COOKIE}${encodeURIComponent(JSON.stringify({...sorting, run: data.run}))}; Max-Age=31536000; SameSite=Strict; Path=/`;
+    send("export", {sorting});
+  };
+  dialog.showModal();
+  $("[value=sort]", dialog).focus();
+}
+
+function tellSorted() {
+  const place = $("#sorted"), last = JSON.parse(sessionStorage.getItem("sorted") || "null");
+  place.hidden = !last;
+  if (!last) return;
+  const {folder, at, duplicate, missing, skipped, symlink} = last;
+  const left = [
+    ...(duplicate ? [`${images(duplicate)} nearly identical to a better one`] : []), ...(missing ? [`${images(missing)} not found`] : []),
+    ...(skipped ? [`${grouped(skipped)} unusable ${skipped === 1 ? "file" : "files"}`] : []),
+  ];
+  const close = element("button", {type: "button", className: "plain", ariaLabel: "Close"}, "✕");
+  close.addEventListener("click", () => {
+    sessionStorage.removeItem("sorted");
+    tellSorted();
+  });
+  const told = [`${images(last.images)} sorted at ${at} into`, element("code", {}, folder), symlink ? "as links: keep the originals where they are." : ".",
+    ...(left.length ? [`Left out: ${left.join(", ")}.`] : [])];
+  place.replaceChildren(element("span", {}, ...told.flatMap(part => [part, " "])), close);
 }
 
 function tell(text) {
@@ -69,7 +121,8 @@ async function follow() {
 if (data.served.going_on) setInterval(follow, 3000);
 $("#undo").hidden = !data.served.undo;
 $("#into-folders").hidden = false;
-$("#into-folders").addEventListener("click", () => send("export"));
+$("#into-folders").addEventListener("click", openSorting);
+tellSorted();
 if (sessionStorage.getItem("told")) {
   const back = element("button", {type: "button"}, "Undo");
   back.addEventListener("click", takeBack);
