@@ -14,7 +14,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -41,6 +41,7 @@ from deepcluster.runtime import signals
 from deepcluster.runtime.console import Log
 from deepcluster.runtime.plain_files import MOST_JSON, parse_json, sha256, shaped
 from deepcluster.storage import run_folder as files
+from deepcluster.storage.content import Row
 from deepcluster.storage.edits_file import edits_of
 from deepcluster.storage.state import SCRATCH
 
@@ -116,7 +117,7 @@ class _Server(ThreadingTCPServer):
     daemon_threads = True
     request_queue_size = MAX_CONNECTIONS
 
-    def __init__(self, run: Path, sort: Callable[..., object]):
+    def __init__(self, run: Path, sort: Callable[..., Sequence[Row]]):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.run = run
         self.sort = sort
@@ -267,7 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def serve(
-    run: Path, sort: Callable[..., object], show: Callable[[str], object], idle_seconds: float = IDLE_SECONDS
+    run: Path, sort: Callable[..., Sequence[Row]], show: Callable[[str], object], idle_seconds: float = IDLE_SECONDS
 ) -> None:
     """Serve the report of a run until a signal comes, or until no request has come for an hour.
 
