@@ -19,7 +19,7 @@ from torch import Tensor
 from deepcluster.compute import Compute
 from deepcluster.learning.features import extract
 from deepcluster.nets.network import Network, build
-from deepcluster.presets import Facts, resolve
+from deepcluster.presets import Facts, read_request, resolve
 from deepcluster.runs.build import learning_rate, network_of, rounds_of
 
 LITE0 = "timm:tf_efficientnet_lite0"
@@ -51,7 +51,7 @@ def adapted(images: Tensor, side: int, weights: str, rounds: int, classes: int, 
     grey = bool((images[:200, :1] == images[:200]).all())
     facts = Facts(len(images), max(side, 96), grey, classes, "cpu")
     options = {"backbone": LITE0, "weights": weights, "image_size": side, "rounds": rounds}
-    recipe = resolve("auto", options, facts).recipe
+    recipe = resolve(read_request(options), facts).recipe
     network = network_of(recipe, seed, torch.device("cpu"))
     before = {name: value.clone() for name, value in network.body.state_dict().items()}
     for _ in rounds_of(network, images, recipe, lambda time: learning_rate(recipe, time, rounds), seed):

@@ -95,14 +95,14 @@ def features(images: str, backbone: str, weights: str) -> tuple[npt.NDArray[np.f
     from deepcluster.compute import Compute
     from deepcluster.images import find
     from deepcluster.learning.features import extract
-    from deepcluster.presets import resolve
+    from deepcluster.presets import read_request, resolve
     from deepcluster.runs.build import network_of
     from deepcluster.runs.plan import Request, facts_of
 
     source = find(images)
     options = {name: value for name, value in (("backbone", backbone), ("weights", weights)) if value}
-    facts = facts_of(source, Request(n_clusters=2, options=options, device="cpu"))
-    recipe = resolve("auto", options, facts).recipe
+    facts = facts_of(source, Request(n_clusters=2, device="cpu"))
+    recipe = resolve(read_request(options), facts).recipe
     network = network_of(recipe, 0, torch.device("cpu"))
     stored, labels, _ = labelled(images, recipe.store_size)
     rows = F.normalize(extract(network, stored, Compute.of(network, stored, size=recipe.image_size)), dim=1)

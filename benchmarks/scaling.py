@@ -77,13 +77,13 @@ def off_the_line(counts: Sequence[float], seconds: Sequence[float]) -> list[floa
 
 def estimated(count: int) -> float:
     """Return the memory (MB) that `fit` estimates before it begins."""
-    from deepcluster.presets import Facts, resolve
+    from deepcluster.presets import Facts, read_request, resolve
     from deepcluster.runs.build import network_of
     from deepcluster.runs.forecast import memory
     from deepcluster.runtime.devices import choose_device
 
     given = {"backbone": "compact", "sobel": False, "image_size": 16, "pseudo_labels": 100}
-    recipe = resolve("v1", given, Facts(count, 32, False, 10, "cpu")).recipe
+    recipe = resolve(read_request(given, "v1"), Facts(count, 32, False, 10, "cpu")).recipe
     return memory(network_of(recipe, 0, choose_device("cpu")), recipe, count) / 1e6
 
 

@@ -32,7 +32,7 @@ from deepcluster.evaluation import PROTOCOL_OPTIONS
 from deepcluster.flags import refuse, short
 from deepcluster.nets import hub
 from deepcluster.nets.names import NO_NETWORK, PUBLISHED, backbone_of
-from deepcluster.presets import PRESETS, Facts, check_groups, check_weights, options_of, resolve
+from deepcluster.presets import PRESETS, Facts, check_groups, check_weights, read_request, resolve
 from deepcluster.recipe import Recipe, declared, read_options, to_toml
 from deepcluster.records import PRELIMINARY
 from deepcluster.runtime import console, signals
@@ -88,8 +88,8 @@ def fit(
 ) -> None:
     """Cluster images: train a network on its own clusters; write clusters, features, model and report."""
     begun = time.perf_counter()
-    options = read_options(Recipe, {**(recipe_flags or {}), **flags.read_assignments(set_)})
-    check_weights(options_of(fit_flags.recipe, options)[1])
+    recipe = read_request({**(recipe_flags or {}), **flags.read_assignments(set_)}, fit_flags.recipe)
+    check_weights(recipe.all_options)
     fit_flags.check()
     verbose = fit_flags.verbose or fit_flags.dry_run
     with _session(images, output.quiet, to_stderr=output.as_json, verbose=verbose) as (terminal, shared):
@@ -97,12 +97,12 @@ def fit(
         from deepcluster.runs.plan import Request
 
         command = shlex.join(["deepcluster", *sys.argv[1:]])
-        request = Request(**fit_flags.request, options=options, begun=begun, command=command)
+        request = Request(**fit_flags.request, recipe=recipe, begun=begun, command=command)
         if fit_flags.dry_run:
             from deepcluster.runs.forecast import dry_run
 
-            recipe = dry_run(source, request, terminal)
-            print("\n" + to_toml(recipe) if fit_flags.verbose else "", end="")
+            resolved = dry_run(source, request, terminal)
+            print("\n" + to_toml(resolved) if fit_flags.verbose else "", end="")
             return
         from deepcluster.runs import fit as runs
 
@@ -460,7 +460,7 @@ def recipes(name: str | None = None, /, *, options: bool = False) -> None:
     published = name in PRESETS and name not in ("auto", "classic")
     # Recipes v1 and v2 were made for the 1.28 million images of ImageNet.
     example = Facts(count=1_281_167 if published else 50_000, short_side=32, grey=False, n_clusters=10, device="cpu")
-    plan = resolve(name, {}, example)
+    plan = resolve(read_request({}, name), example)
     if name in PRESETS and not published:
         print(f"# The choices of {name} for 50,000 colour images of 32 px, 10 clusters, on a CPU:")
     if name in PRESETS:

@@ -29,6 +29,7 @@ from deepcluster.learning.heads import Loss
 from deepcluster.learning.training import OptimizerOf
 from deepcluster.model import Model
 from deepcluster.nets.names import MODULE
+from deepcluster.presets import RecipeRequest, read_request
 from deepcluster.recipe import AUTO, Recipe, declared
 from deepcluster.report.page import gallery
 from deepcluster.report.pictures import THUMBNAIL
@@ -169,7 +170,7 @@ class DeepCluster(_Base):
             raise UsageError(f"verbose={self.verbose!r}: give 0, 1 or 2")
         is_features, images = self._read(X, reset=True)
         seed = _seed(self.random_state)
-        recipe, options = self._recipe()
+        recipe = self._recipe()
         steps = Steps(self.clustering, self.loss, self.optimizer)
         temporary = None if run is not None else Path(tempfile.mkdtemp(prefix="deepcluster-"))
         out = temporary / "run" if temporary else Path(str(run))
@@ -177,7 +178,6 @@ class DeepCluster(_Base):
             out=out,
             n_clusters=n_clusters,
             recipe=recipe,
-            options=options,
             device=device_name(self.device),
             seed=seed,
             resume=resume,
@@ -378,8 +378,8 @@ class DeepCluster(_Base):
     def _module(self) -> nn.Module | None:
         return self.backbone if isinstance(self.backbone, nn.Module) else None
 
-    def _recipe(self) -> tuple[str, dict[str, Any]]:
-        """Return the recipe's name, and the options given as parameters, in ``options`` or in a dict as ``recipe``."""
+    def _recipe(self) -> RecipeRequest:
+        """Return the recipe with the options given as parameters, in ``options`` or in a dict as ``recipe``."""
         parameters = self.get_params(deep=False)
         options = {name: parameters[name] for name in declared(Recipe) if parameters.get(name) is not None}
         if not isinstance(self.options, Mapping | None):
@@ -388,9 +388,10 @@ class DeepCluster(_Base):
         if self._module is not None:
             options["backbone"] = MODULE
         if not isinstance(self.recipe, Mapping):
-            return str(self.recipe), options
+            return read_request(options, str(self.recipe))
         recipe = dict(self.recipe)
-        return str(recipe.pop("base", AUTO)), recipe | options
+        base = str(recipe.pop("base", AUTO))
+        return read_request(recipe | options, base)
 
     def _display(self) -> AbstractContextManager[Display]:
         return Terminal(quiet=False, verbose=self.verbose > 1) if self.verbose else nullcontext(Silent())

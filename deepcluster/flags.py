@@ -130,7 +130,8 @@ OUTPUT = Output()
 @Parameter(name="*")
 @dataclass(frozen=True)
 class FitFlags:
-    """Flags of ``fit`` that are not options of a recipe; all but ``dry_run`` are fields of its Request.
+    """Flags of ``fit`` that are not options of a recipe; all but ``recipe`` and ``dry_run`` are
+    fields of its Request.
 
     Attributes:
         out: The run folder to make (default: runs/NAME-DATE).
@@ -174,7 +175,7 @@ class FitFlags:
     @property
     def request(self) -> dict[str, Any]:
         """The values of the flags that are fields of a Request."""
-        return {name: value for name, value in vars(self).items() if name != "dry_run"}
+        return {name: value for name, value in vars(self).items() if name not in ("recipe", "dry_run")}
 
 
 FIT = FitFlags()

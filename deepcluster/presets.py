@@ -7,12 +7,12 @@ import difflib
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deepcluster.errors import DataError, ModelError, UsageError
 from deepcluster.nets.names import EMBEDDED, MODULE, PAPER_NETWORKS, PUBLISHED, backbone_of, only_size
-from deepcluster.recipe import Recipe, read_options, read_toml
+from deepcluster.recipe import AUTO, Recipe, read_options, read_toml
 from deepcluster.texts import plural
 
 IMAGES_PER_ROUND = 5000  # at least, if a network is trained from random weights
@@ -33,8 +33,28 @@ LARGER_SIZE = 288
 # Networks whose features are means of what a ReLU lets through. Only EfficientNet-Lite was measured.
 RECTIFIED = "timm:tf_efficientnet_lite"
 
+OptionValue = bool | int | float | str
 OptionValues = Mapping[str, Any]  # options from the user or a recipe file
 Choices = dict[str, tuple[Any, str]]  # option: its value, and why
+
+
+@dataclass(frozen=True)
+class RecipeRequest:
+    """The recipe that a user asks for, before the images are known.
+
+    Attributes:
+        base: The preset, by its name in ``PRESETS``.
+        file_options: The options of a recipe file.
+        options: The options given beside it, which win.
+    """
+
+    base: str = AUTO
+    file_options: dict[str, OptionValue] = field(default_factory=dict)
+    options: dict[str, OptionValue] = field(default_factory=dict)
+
+    @property
+    def all_options(self) -> dict[str, Any]:
+        return {**self.file_options, **self.options}
 
 
 @dataclass(frozen=True)
@@ -127,49 +147,46 @@ def check_weights(options: OptionValues) -> None:
         raise ModelError(f"{weights}: there is no such weights file; or give timm or none")
 
 
-def resolve(base: str, requested: OptionValues, facts: Facts) -> Plan:
-    """Resolve the recipe ``base`` (a name in ``PRESETS``, or a TOML file) for these images.
+def resolve(request: RecipeRequest, facts: Facts) -> Plan:
+    """Resolve a recipe for these images.
 
     Raises:
-        UsageError: The recipe, an option or a value is unknown.
+        UsageError: The options do not fit together.
         DataError: The ``pseudo_labels`` given exceed the number of images; those of a preset or file are lowered.
     """
-    base, named = options_of(base, requested)
-    options = _spelt_out(named)
+    named = request.all_options
+    options = spelt_out(named)
     from_weights = _of_weights(options)
     options = {**from_weights, **options}
-    plan = PRESETS[base](options, facts)
+    plan = PRESETS[request.base](options, facts)
     recipe = replace(plan.recipe, **options)
     reasons = {name: reason for name, reason in plan.reasons.items() if name not in options}
     reasons |= dict.fromkeys(options, "given") | dict.fromkeys(from_weights, f"the network of {options.get('weights')}")
     if (backbone := named.get("backbone")) in PUBLISHED:
         reasons |= dict.fromkeys({"backbone", "weights"} - ({"weights"} & named.keys()), str(backbone))
     if recipe.pseudo_labels > facts.count:
-        if "pseudo_labels" in requested:
+        if "pseudo_labels" in request.options:
             raise DataError(f"--pseudo-labels {recipe.pseudo_labels} is more than the {facts.count} images: give fewer")
         reasons["pseudo_labels"] = f"the recipe's {recipe.pseudo_labels:,} is more than the {facts.count:,} images"
         recipe = replace(recipe, pseudo_labels=_fine_clusters(facts))
     return _for_fixed_size(Plan(recipe, reasons), options)
 
 
-def options_of(base: str, requested: OptionValues) -> tuple[str, dict[str, Any]]:
-    """Return the preset that the recipe ``base`` starts from, and all options that it and ``requested`` name.
+def read_request(options: OptionValues, recipe: str = AUTO) -> RecipeRequest:
+    """Read options, which may be texts, and the recipe they change: a name in ``PRESETS``, or a TOML file.
 
-    Raises UsageError if there is no such recipe, or the file is wrong.
+    Raises UsageError if the recipe, an option or a value is unknown, or the file is wrong.
     """
-    options: dict[str, Any] = {}
-    if base.endswith(".toml"):
-        file = base
-        base, options = read_toml(file)
-        if base not in PRESETS:
-            raise UsageError(f"{file}: base = {base!r} is not a recipe: choose {' or '.join(PRESETS)}")
-    elif base not in PRESETS:
+    base, file_options = read_toml(recipe) if recipe.endswith(".toml") else (recipe, {})
+    if base not in PRESETS and base != recipe:
+        raise UsageError(f"{recipe}: base = {base!r} is not a recipe: choose {' or '.join(PRESETS)}")
+    if base not in PRESETS:
         near = difflib.get_close_matches(base, PRESETS, n=1) or list(PRESETS)
         raise UsageError(f"no recipe is called {base!r}: did you mean {' or '.join(near)}, or a file ending in .toml?")
-    return base, {**options, **read_options(Recipe, requested)}
+    return RecipeRequest(base, file_options, read_options(Recipe, options))
 
 
-def _spelt_out(options: OptionValues) -> dict[str, Any]:
+def spelt_out(options: OptionValues) -> dict[str, Any]:
     """Return the options with timm's name for a published network, and the weights that belong to it."""
     options = dict(options)
     if options.get("weights") == "none":

@@ -11,6 +11,7 @@ from PIL import Image
 
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.store import square
+from deepcluster.presets import read_request
 from deepcluster.runs import fit as run
 from deepcluster.runs.plan import Request
 from tests.drawings import drawings, save_drawings
@@ -88,7 +89,8 @@ def test_a_run_reports_them_and_uses_them(tmp_path):
     first = sorted(folder.rglob("*.png"))[0]
     (folder / "=copy.png").write_bytes(first.read_bytes())
     said = Said()
-    run.fit(folder, Request(out=out, n_clusters=2, options={"rounds": 0, "image_size": 16}), said)
+    run.fit(folder, Request(out=out, n_clusters=2, recipe=read_request({"rounds": 0, "image_size": 16})), said)
     assert {row["path"] for row in rows(out / "duplicates.csv")} == {"./=copy.png", str(first.relative_to(folder))}
-    assert "Alike: 2 images in 1 group are nearly identical (duplicates.csv); all are used" in said.lines
+    (line,) = [line for line in said.lines if line.startswith("Alike: 2 ")]
+    assert "(duplicates.csv)" in line
     assert {row["status"] for row in rows(out / "clusters.csv")} == {"ok"}

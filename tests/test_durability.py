@@ -29,7 +29,7 @@ from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import TENSOR, Checkpoint, Checkpoints, fitting, restored
 from deepcluster.storage.state import LOCK
 from tests.drawings import save_drawings
-from tests.helpers.runs import assert_same_result, contents, left_behind, record, rows, small_fit
+from tests.helpers.runs import assert_same_result, change_record, contents, left_behind, record, rows, small_fit
 from tests.tiny import flipped
 
 KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "2"))
@@ -172,25 +172,25 @@ CHANGES = {
     "broken": lambda folder: (folder / "0/00.png").write_bytes(b"no image"),
     "a whole class gone": lambda folder: shutil.rmtree(folder / "2"),
 }
-RENAMED = "1 added (0/000.png); 1 removed"
+RENAMED = "0/000.png 0/00.png"
 REFUSED = [  # state of the run, change of its images, options, exit code, words
     *((state, "", small_fit(*ROUNDS, *options), 2, words) for state in ("stopped", "done") for options, words in (
-        (["-k", "5"], "n_clusters was 3 and is 5"), (["--seed", "6"], "seed was 5 and is 6"),
-        (["--lr", "0.3"], "and is 0.3 now"), (["--set", "dims=7"], "and is 7 now"),
+        (["-k", "5"], "n_clusters 3 5"), (["--seed", "6"], "seed 5 6"),
+        (["--lr", "0.3"], "lr 0.3"), (["--set", "dims=7"], "dims 7"),
     )),
-    ("done", "", [*FEW, "--recipe", "v1"], 2, "backbone was 'compact' and is 'alexnet' now"),
-    ("stopped", "added", OPTIONS, 3, "1 added (0/zz.png)"),
-    ("stopped", "removed", OPTIONS, 3, "1 removed (0/00.png)"),
+    ("done", "", [*FEW, "--recipe", "v1"], 2, "recipe 'auto' 'v1'"),
+    ("stopped", "added", OPTIONS, 3, "0/zz.png"),
+    ("stopped", "removed", OPTIONS, 3, "0/00.png"),
     ("stopped", "renamed", OPTIONS, 3, RENAMED),
-    ("stopped", "edited", OPTIONS, 3, "1 changed (0/00.png)"),
-    ("stopped", "swapped", OPTIONS, 3, "2 changed (0/00.png, 1/16.png)"),
-    ("stopped", "broken", OPTIONS, 3, "1 removed (0/00.png)"),
-    ("stopped", "a whole class gone", OPTIONS, 3, "16 removed (2/32.png, 2/33.png, 2/34.png, "),
+    ("stopped", "edited", OPTIONS, 3, "0/00.png"),
+    ("stopped", "swapped", OPTIONS, 3, "0/00.png 1/16.png"),
+    ("stopped", "broken", OPTIONS, 3, "0/00.png"),
+    ("stopped", "a whole class gone", OPTIONS, 3, "16 2/32.png 2/33.png 2/34.png"),
     ("done", "renamed", OPTIONS, 3, RENAMED),
-    ("without checkpoints", "removed", OPTIONS, 3, "1 removed (0/00.png)"),
-    ("stopped", "added", FEW, 3, "1 added (0/zz.png): put"),
-    ("stopped", "added", [*FEW, "--lr", "0.3"], 2, "and is 0.3 now"),
-    ("stopped", "edited", FEW, 3, "1 changed (0/00.png)"),
+    ("without checkpoints", "removed", OPTIONS, 3, "0/00.png"),
+    ("stopped", "added", FEW, 3, "0/zz.png"),
+    ("stopped", "added", [*FEW, "--lr", "0.3"], 2, "lr 0.3"),
+    ("stopped", "edited", FEW, 3, "0/00.png"),
 ]  # fmt: skip
 
 
@@ -202,7 +202,7 @@ def test_another_fit_is_refused_and_changes_nothing(
     CHANGES[change](folder)
     before = contents(run)
     said = ends(["fit", folder, "-o", run, *options, "--resume"], code)
-    assert words in said and ("--overwrite" in said or code == 2)
+    assert all(word in said for word in words.split()) and ("--overwrite" in said or code == 2)
     assert contents(run) == before  # run.json and recipe.toml, too
 
 
@@ -219,7 +219,7 @@ def test_another_number_of_threads_is_said(fit, copy_of):
     for path in (copied / "checkpoints").glob("*.json"):
         path.write_bytes(forged(path, lambda content: content["about"]["environment"].update(threads=7)))
     said = fit(copied, "--resume")
-    assert "threads 7 then, 1 now" in said
+    assert "threads 7" in said
     assert record(copied)["resumed"] == ["threads 7 then, 1 now"]
 
 
@@ -230,6 +230,43 @@ def test_a_finished_run_stays(pictures, whole, tmp_path, moved, options, ends):
     recipe = [whole[0] / "recipe.toml"] if options[-1] == "--recipe" else []
     ends(["fit", folder, "-o", whole[0], *options, *recipe, "--resume"], 0)
     assert before == {path: path.stat().st_mtime_ns for path in whole[0].rglob("*") if path.is_file()}
+
+
+def test_the_same_command_goes_on_although_the_recipe_would_choose_anew(tmp_path, ends, monkeypatch):
+    """A run that began on a CPU comes to a machine with a GPU, which would see larger images."""
+    command = ["fit", save_drawings(tmp_path / "large", 4, 100), "-o", tmp_path / "run", "-k", "2", "-q"]
+    command += ["--recipe", "classic", "--set", "rounds=0", "pseudo_labels=4"]
+    ends(command, 0)
+    monkeypatch.setattr("deepcluster.runs.plan.choose_device", lambda name: torch.device("cuda"))
+    ends([*command, "--resume"], 0)
+
+
+# The recipe of the run "done", which has lr = 0.25 by choice of auto.
+TYPED = {"base": "auto", "file_options": {"lr": 0.5}, "options": {"dims": 9, "backbone": "compact"}}
+REQUESTED = [  # `requested` in run.json, options, exit code, words
+    (TYPED, ["--set", "dims=9", "lr=0.5"], 0, ""),  # as typed, although the recipe changed them for these images
+    (TYPED, ["--lr", "0.25", "--backbone", "compact"], 0, ""),  # or as the recipe has it
+    (TYPED, ["--set", "dims=8"], 2, "dims"),
+    (TYPED, ["--recipe", "classic"], 2, "'auto'"),
+    (TYPED | {"base": "classic"}, ["--recipe", "classic"], 0, ""),
+    (TYPED | {"base": "classic"}, [], 0, ""),
+    # An older version recorded none: recipe.toml has all that is known.
+    (None, ["--lr", "0.25", "--weights", "none"], 0, ""),
+    (None, ["--lr", "0.5"], 2, "0.25"),
+    (None, ["--recipe", "classic"], 2, "recipe.toml'"),
+    (None, ["--recipe", "recipe.toml"], 0, ""),
+    ({"base": "auto", "file_options": []}, [], 5, "run.json"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("requested", "options", "code", "words"), REQUESTED)
+def test_a_run_is_compared_with_what_was_typed_or_with_its_recipe(
+    pictures, copy_of, requested, options, code, words, ends, monkeypatch
+):
+    run = copy_of("done")
+    monkeypatch.chdir(run)
+    change_record(run, requested=requested)
+    assert words in ends(["fit", pictures, "-o", run, *FEW, *options, "--resume"], code)
 
 
 def test_labels_belong_to_the_run(command, pictures, tmp_path, ends):
@@ -256,7 +293,7 @@ def test_a_run_without_labels_keeps_no_metrics(copy_of, fit):
     run = copy_of("stopped")
     (run / "metrics.json").write_text('{"acc": 1.0}')
     said = fit(run, "--resume", "--labels", "folders", code=2)
-    assert "labels was None and is 'folders' now" in said
+    assert "labels" in said and "'folders'" in said
     fit(run, "--resume")
     assert not (run / "metrics.json").exists()
 

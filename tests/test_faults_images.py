@@ -23,6 +23,7 @@ from deepcluster.errors import DataError, DeepClusterWarning, UsageError
 from deepcluster.images import find
 from deepcluster.images.decode import FORMATS
 from deepcluster.images.store import Store, read_once
+from deepcluster.presets import read_request
 from deepcluster.runs import fit as run
 from deepcluster.runs import page as run_report
 from deepcluster.runs import predict as prediction
@@ -35,7 +36,7 @@ QUICK = {"rounds": 1, "epochs": 1, "batch_size": 16, "pseudo_labels": 6, "image_
 
 
 def fit(images: object, out: Path, k: int = 4, **options: object) -> Path:
-    return run.fit(images, Request(out=out, n_clusters=k, options=QUICK | options)).path  # type: ignore[arg-type]
+    return run.fit(images, Request(out=out, n_clusters=k, recipe=read_request(QUICK | options))).path  # type: ignore[arg-type]
 
 
 def same_result(one: Path, other: Path) -> None:
@@ -198,7 +199,7 @@ TINY |= {"projection_hidden": 4, "projection_dim": 4}
 
 def clusters(images: np.ndarray, k: int | None, out: Path, **options: object) -> list[int]:
     """The clusters of a tiny run, of which all numbers are finite and every label is one of the clusters."""
-    request = Request(out=out, n_clusters=k, options={"rounds": 1} | TINY | options, overwrite=True)
+    request = Request(out=out, n_clusters=k, recipe=read_request({"rounds": 1} | TINY | options), overwrite=True)
     folder = run.fit(images, request).path
     table, features = rows(folder / "clusters.csv"), np.load(folder / "features.npy")
     labels = [int(row["cluster"]) for row in table]

@@ -13,6 +13,7 @@ import torch
 
 from deepcluster.errors import OutOfMemoryError
 from deepcluster.nets.network import build
+from deepcluster.presets import read_request
 from deepcluster.recipe import Recipe
 from deepcluster.runs import fit as run
 from deepcluster.runs import train
@@ -28,6 +29,7 @@ from tests.helpers.runs import OPTIONS, record
 
 SMALL = Recipe(backbone="compact", sobel=False, image_size=32, margin=1.0, pseudo_labels=100)
 NETWORK = build("compact", image_size=32)
+MANY_ROUNDS = read_request({**OPTIONS, "rounds": 1000})
 
 
 def without_training(count: int, **options: Any) -> float:
@@ -159,7 +161,7 @@ def test_a_run_on_a_clock_of_its_own(seconds, slower):
 
 
 def test_a_limit_shorter_than_a_pass_gives_the_groups_of_the_network_as_it_was_given(photos, tmp_path):
-    request = Request(out=tmp_path / "run", n_clusters=3, options={**OPTIONS, "rounds": 1000}, time_limit=0.01)
+    request = Request(out=tmp_path / "run", n_clusters=3, recipe=MANY_ROUNDS, time_limit=0.01)
     folder = run.fit(photos, replace(request, labels="folders")).path
     ended = record(folder)
     assert (ended["status"], ended["result"], ended["rounds"]) == ("done", "final", 0)
@@ -171,7 +173,7 @@ def test_a_limit_shorter_than_a_pass_gives_the_groups_of_the_network_as_it_was_g
 def test_a_run_makes_whole_rounds_and_ends_by_its_limit(photos, tmp_path: Path, monkeypatch):
     """Of 1000 rounds only those that are planned; each is over all images."""
     monkeypatch.setattr(train, "whole_rounds", lambda job, recipe, done, *_: 3 if done else 2)
-    request = Request(out=tmp_path / "run", n_clusters=3, options={**OPTIONS, "rounds": 1000}, time_limit=1e6)
+    request = Request(out=tmp_path / "run", n_clusters=3, recipe=MANY_ROUNDS, time_limit=1e6)
     ended = record(run.fit(photos, request).path)
     assert (ended["rounds"], ended["stopped_because"], ended["images_count"]) == (3, "time limit", 48)
 

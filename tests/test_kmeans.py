@@ -212,10 +212,10 @@ def test_not_finite():
         with pytest.raises(NonFiniteError, match="1 of 5"):
             kmeans(x, 2, start=torch.zeros(2, 2), iterations=iterations)
     for large in (torch.full((4, 2), 3e38), torch.full((4, 2), 1e200, dtype=torch.float64)):
-        with pytest.raises(NonFiniteError, match="too large"):
+        with pytest.raises(NonFiniteError):
             kmeans(large, 2)
     for small in (1e-20 * normal(8, 2), 1e-60 * normal(8, 2).double()):
-        with pytest.raises(NonFiniteError, match="too small"):
+        with pytest.raises(NonFiniteError):
             kmeans(small, 2)
     assert kmeans(1e-15 * normal(80, 2), 2).sizes.min() > 0 == kmeans(torch.zeros(8, 2), 2).inertia
 

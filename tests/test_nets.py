@@ -25,6 +25,7 @@ from deepcluster.nets.names import only_size
 from deepcluster.nets.network import IMAGENET_MEAN, IMAGENET_STD, Network, build
 from deepcluster.nets.timm import channels_last
 from deepcluster.nets.weights import load_body, read_weights, shapes_only
+from deepcluster.presets import read_request
 from deepcluster.runs import fit as run
 from deepcluster.runs.plan import Request
 from deepcluster.seeding import generator, lent_global
@@ -587,7 +588,7 @@ def check(folder: Path, name: str, size: int, **options: object) -> Model:
     images = small.repeat(25, 1).repeat(25, 2)
     options = {"backbone": f"timm:{name}", "rounds": 1, "epochs": 1, "batch_size": 12, "weights": "none"} | options
     options |= {"image_size": size} if size else {}
-    found = run.fit(images, Request(out=folder / "run", n_clusters=3, options=options, device="cpu")).path
+    found = run.fit(images, Request(out=folder / "run", n_clusters=3, recipe=read_request(options), device="cpu")).path
     model = models.load(found)
     assert model.predict(images).tolist() == [int(row["cluster"]) for row in rows(found / "clusters.csv")]
     assert torch.equal(model.transform(images), torch.from_numpy(np.load(found / "features.npy")))

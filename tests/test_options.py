@@ -16,6 +16,7 @@ from deepcluster.clustering import KMeans
 from deepcluster.errors import UsageError
 from deepcluster.evaluation import PROTOCOL_OPTIONS
 from deepcluster.learning import CrossEntropy
+from deepcluster.presets import RecipeRequest
 from deepcluster.recipe import Option, Recipe, declared, read_options
 from tests.pages import ROOT
 from tests.tiny import RECORD
@@ -69,23 +70,24 @@ def test_every_option_reaches_the_engine(name, asked):
     requests.append(asked(options={name: value}))
     if name in DeepCluster().get_params():
         requests.append(asked(**{name: value}))
-        assert asked(**{name: None}).options == {}
+        assert asked(**{name: None}).recipe.options == {}
     for request in requests:
-        assert request.options[name] == value and type(request.options[name]) is type(option.default)
-        assert request.options.keys() <= {name, "sobel"}
+        options = request.recipe.options
+        assert options[name] == value and type(options[name]) is type(option.default)
+        assert options.keys() <= {name, "sobel"}
     if not option.flag:
         assert run_command(["fit", "photos", flag, str(value)]) == 2
 
 
 def test_options_that_were_not_given_are_left_to_the_recipe(asked):
-    assert asked("fit", "photos").options == asked("fit", "photos", "--pseudo-labels", "auto").options == {}
-    assert asked("fit", "photos", "--lr", "1", "--set", "lr=2").options == {"lr": 2}  # the last
-    assert read_options(Recipe, asked(pseudo_labels="auto").options) == {}
+    assert asked("fit", "photos").recipe == asked("fit", "photos", "--pseudo-labels", "auto").recipe == RecipeRequest()
+    assert asked("fit", "photos", "--lr", "1", "--set", "lr=2").recipe.options == {"lr": 2}  # the last
+    assert asked(pseudo_labels="auto").recipe == RecipeRequest()
 
 
 FLAGS = {
-    "out": Path("new"), "n_clusters": 7, "labels": "folders", "recipe": "v2", "time_limit": 5430.0, "overwrite": True,
-    "keep_checkpoints": True, "device": "cpu", "seed": 5, "deterministic": True, "verbose": True,
+    "out": Path("new"), "n_clusters": 7, "labels": "folders", "recipe": RecipeRequest("v2"), "time_limit": 5430.0,
+    "overwrite": True, "keep_checkpoints": True, "device": "cpu", "seed": 5, "deterministic": True, "verbose": True,
 }  # fmt: skip
 
 
@@ -99,11 +101,11 @@ def test_every_other_flag_and_parameter_reaches_the_engine(asked, tmp_path):
     others = {"n_clusters", "recipe", "options", "device", "random_state", "verbose"}
     steps = {"clustering": KMeans(), "loss": CrossEntropy(), "optimizer": SGD}
     assert {*DeepCluster().get_params()} - {*declared(Recipe)} == others | steps.keys()
-    assert vars(asked(**steps).steps) == steps and asked(**steps).options == {}
+    assert vars(asked(**steps).steps) == steps and asked(**steps).recipe.options == {}
     request = asked(n_clusters=7, recipe="v2", device="cpu", random_state=5, weights=tmp_path, verbose=2)
-    for name in ("n_clusters", "recipe", "device", "seed", "verbose"):
+    for name in ("n_clusters", "device", "seed", "verbose"):
         assert getattr(request, name) == FLAGS[name]
-    assert request.options == {"weights": tmp_path}
+    assert request.recipe == RecipeRequest("v2", options={"weights": str(tmp_path)})
     assert [asked(device=device).device for device in (1, torch.device("cpu"))] == ["cuda:1", "cpu"]
     assert asked(random_state=np.int64(3)).seed == 3
     assert asked(random_state=None).seed != asked(random_state=None).seed

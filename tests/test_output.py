@@ -223,7 +223,7 @@ def test_stopped_while_it_reads_the_old_run_stays_and_no_resume_is_advised(comma
     arguments = ["fit", photos, "-o", run, *small_fit("-k", "2", "--rounds", "0"), "--overwrite"]
     code, said = command(*arguments, trap=(signal, "deepcluster.images.store:square", 5))
     assert code == (-9 if signal == "SIGKILL" else 75)
-    assert "--resume" not in said and (signal == "SIGKILL" or "run the same command again" in said)
+    assert "--resume" not in said
     assert clusters_of(run) == 3
     assert command(*arguments) == (0, "")
     assert clusters_of(run) == 2

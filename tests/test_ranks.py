@@ -43,6 +43,7 @@ from deepcluster.images.views import Augmentation
 from deepcluster.learning import features, training
 from deepcluster.learning.heads import CentroidHead, CrossEntropy, Head, Loss, Outputs, WithInstances, new_linear_head
 from deepcluster.nets.network import Network, build
+from deepcluster.presets import read_request
 from deepcluster.records import State
 from deepcluster.report import pictures
 from deepcluster.runs import evaluate as evaluating
@@ -397,7 +398,8 @@ def result(processes: Processes, folder: Path) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(samples, "MAX_GRAPH_ROWS", 30)
         patch.setattr(pictures, "MAX_PICTURES", 20)
-        run.fit(pixels(), run.Request(out, n_clusters=4, options=options, labels=str(labels)), processes=processes)
+        request = run.Request(out, n_clusters=4, recipe=read_request(options), labels=str(labels))
+        run.fit(pixels(), request, processes=processes)
     processes.any(False)  # wait for the main rank's files
     return {name: (out / name).read_bytes() for name in RESULT}
 
@@ -532,7 +534,7 @@ def same(parts: list[Any], whole: Any, near: float) -> None:
 def test_results_are_those_of_one_process(ranks, tmp_path, count, idle):
     np.savez(tmp_path / "images.npz", images=pixels(60), labels=np.arange(60) % 4)
     np.savez(tmp_path / "others.npz", images=pixels(7), labels=np.arange(7) % 4)
-    run.fit(str(tmp_path / "images.npz"), run.Request(out=tmp_path / "run", n_clusters=4, options=OPTIONS))
+    run.fit(str(tmp_path / "images.npz"), run.Request(out=tmp_path / "run", n_clusters=4, recipe=read_request(OPTIONS)))
     tiny_run(tmp_path / "tiny")
     called = ELSEWHERE
     for name, (near, work, *arguments) in table(tmp_path).items():
@@ -633,9 +635,9 @@ OWN = " with own steps"
 
 def fitted(processes: Processes, out: Path, recipe: str, steps: int | None, resume: bool) -> str:
     """A run that stops after so many optimizer steps (None: it does not); returns what came of it."""
+    options = OPTIONS | ({"sobel": False} if recipe == "v1" else {})
     request = run.Request(
-        out=out, n_clusters=4, recipe=recipe.removesuffix(OWN),
-        options=OPTIONS | ({"sobel": False} if recipe == "v1" else {}),
+        out=out, n_clusters=4, recipe=read_request(options, recipe.removesuffix(OWN)),
         resume=resume, steps=Steps(**STEPS) if recipe.endswith(OWN) else Steps(),
     )  # fmt: skip
     made = 0

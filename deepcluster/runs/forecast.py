@@ -12,7 +12,7 @@ from deepcluster.images import Images, find
 from deepcluster.images.store import MEMORY_BUDGET
 from deepcluster.learning.training import number_of_parts
 from deepcluster.nets.network import Network
-from deepcluster.presets import FEW_IMAGES, options_of
+from deepcluster.presets import FEW_IMAGES
 from deepcluster.recipe import AUTO, Recipe
 from deepcluster.report.pictures import MAX_PICTURES
 from deepcluster.runs.build import loss_of, network_of
@@ -98,7 +98,7 @@ def announce(job: Job, begun: Begun, network: Network) -> float:
     for step, name in job.request.steps.names.items():
         job.display.say("Step", f"{step}: {name}")
     job.display.say("Plan", plan.in_short(job.request.n_clusters))
-    if job.request.recipe == "classic" and not plan.recipe.weights and len(job.source.paths) < FEW_IMAGES:
+    if job.request.recipe.base == "classic" and not plan.recipe.weights and len(job.source.paths) < FEW_IMAGES:
         number = plural(len(job.source.paths), "image")
         job.display.say("Few", f"{number}: with fewer than {FEW_IMAGES}, training can make the features worse")
     job.display.say("Memory", f"{needed / 1e9:.1f} GB on {job.device}")
@@ -118,7 +118,7 @@ def dry_run(images: Images, request: Request, display: Display) -> Recipe:
     # The memory does not depend on the weights.
     network = network_of(replace(recipe, weights="") if recipe.weights == "timm" else recipe, request.seed, device)
     announce(Job(request, source, None, device, display, ALONE, Clock()), begun, network)
-    is_published = options_of(request.recipe, {})[0] not in (AUTO, "classic")
+    is_published = request.recipe.base not in (AUTO, "classic")
     for line in begun.plan.by_reason():
         if request.verbose or (is_published and line.startswith("pseudo_labels")):  # fewer images have fewer
             display.say("Plan", line)

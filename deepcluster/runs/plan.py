@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from deepcluster.images import Source
 from deepcluster.images.store import Store, preview
 from deepcluster.nets.hub import fetch, local_file
 from deepcluster.nets.names import PUBLISHED
-from deepcluster.presets import Facts, Plan, check_groups, options_of, resolve
+from deepcluster.presets import Facts, Plan, RecipeRequest, check_groups, resolve, spelt_out
 from deepcluster.recipe import AUTO, Recipe, read_toml
 from deepcluster.runs.build import NO_STEPS, OWN, Steps
 from deepcluster.runs.rows import IMAGES_READ
@@ -46,8 +46,7 @@ class Request:
 
     out: Path | None = None
     n_clusters: int | None = None  # None: chosen from the final features
-    recipe: str = "auto"
-    options: Mapping[str, Any] | None = None
+    recipe: RecipeRequest = field(default_factory=RecipeRequest)
     device: str = "auto"
     deterministic: bool = False
     seed: int = 0
@@ -145,7 +144,7 @@ class Begun:
         if used == facts.count:
             return self.plan
         check_groups(request.n_clusters, used)
-        plan = resolve(request.recipe, request.options or {}, replace(facts, count=used))
+        plan = resolve(request.recipe, replace(facts, count=used))
         # Fewer images may deserve larger ones, but these are read already.
         sizes = {name: self.recipe[name] for name in SIZES}
         reasons = {name: reason for name, reason in self.reasons.items() if name in SIZES}
@@ -167,7 +166,7 @@ def begin(source: Source, request: Request, display: Display, *, dry: bool = Fal
     name = choose_weights(request, facts)
     _get_weights(name, request, display, dry=dry)
     facts = replace(facts, published=name)
-    plan = resolve(request.recipe, request.options or {}, facts)
+    plan = resolve(request.recipe, facts)
     return Begun(str(out), "new", asdict(plan.recipe), plan.reasons, asdict(facts), labels_name(request.labels))
 
 
@@ -181,22 +180,18 @@ def _resumed(out: Path, source: Source, request: Request) -> Begun:
     folder = files.open_run(out)
     record = folder.read_record()
     recipe = read_toml(folder.file("recipe.toml"))[1]
-    named: dict[str, Any] = {"n_clusters": request.n_clusters, "seed": request.seed}
-    base, options = options_of(request.recipe, request.options or {})
-    if options or base != AUTO:
-        started = [one.name for one in PUBLISHED.values() if one.backbone == recipe["backbone"]]
-        facts = replace(
-            facts_of(source, request),
-            count=record.images_count or len(source.paths),
-            published=started[0] if started and recipe["weights"] == "timm" else "",
-        )
-        asked = asdict(resolve(request.recipe, request.options or {}, facts).recipe)
-        names = options if base == AUTO else asked
-        named |= {name: asked[name] for name in names if name in recipe and asked[name] != "auto"}
+    with folder.as_disk_errors(files.RUN):
+        before = shaped(record.requested, RecipeRequest | None, "requested")
+    before = before or RecipeRequest(str(out / "recipe.toml"))  # an older version recorded no request
     steps = record.steps or {}
-    then = {"n_clusters": record.n_clusters, "seed": record.seed, "labels": record.labels, **recipe, **steps}
-    named |= {"labels": labels_name(request.labels)} if request.labels else {}
-    check_options(then, {**named, **dict.fromkeys(steps), **request.steps.names})
+    then = {"n_clusters": record.n_clusters, "seed": record.seed, "labels": record.labels, "recipe": before.base}
+    now = {"n_clusters": request.n_clusters, "seed": request.seed, **dict.fromkeys(steps), **request.steps.names}
+    now |= {"labels": labels_name(request.labels)} if request.labels else {}
+    now |= {"recipe": request.recipe.base} if request.recipe.base != AUTO else {}
+    typed = request.recipe.all_options
+    resolved = spelt_out(typed)
+    changed = [name for name, value in typed.items() if value not in (AUTO, before.all_options.get(name))]
+    check_options({**then, **recipe, **steps}, {**now, **{name: resolved[name] for name in changed}})
     check_paths(folder, source)
     state = "finished" if record.status == "done" else "resumed"
     return Begun(str(out), state, recipe, record.reasons or {}, {}, record.labels)
@@ -310,14 +305,14 @@ def check_same(
 
 def choose_weights(request: Request, facts: Facts, have: Callable[[str], object] = local_file) -> str:
     """Choose the published network (in ``PUBLISHED``) that a run starts from; empty: none. Nothing is downloaded."""
-    base, options = options_of(request.recipe, request.options or {})
+    options = request.recipe.all_options
     weights = options.get("weights")
     backbone = options.get("backbone")
     if weights not in (None, "timm") or (backbone is not None and backbone not in PUBLISHED):
         return ""  # a file, random weights, or a network without published weights
     if backbone:
         return str(backbone)
-    if weights is None and (base != AUTO or not facts.suits_published):
+    if weights is None and (request.recipe.base != AUTO or not facts.suits_published):
         return ""
     best = next(filter(have, PUBLISHED), "")
     return best or (next(iter(PUBLISHED)) if weights == "timm" else "")
@@ -325,7 +320,7 @@ def choose_weights(request: Request, facts: Facts, have: Callable[[str], object]
 
 def _get_weights(name: str, request: Request, display: Display, *, dry: bool) -> None:
     """Download the published network ``name`` (empty: none) if it is not here and ``--weights timm`` asks for it."""
-    options = options_of(request.recipe, request.options or {})[1]
+    options = request.recipe.all_options
     is_download = options.get("weights") == "timm"
     if (backbone := options.get("backbone", "")).startswith("timm:") and "weights" not in options and not dry:
         warn(
