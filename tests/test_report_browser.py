@@ -482,6 +482,65 @@ def test_sorting_asks_four_things_and_remembers_them(run: Path, browser: Any, tm
     shutil.rmtree(out)
 
 
+# Words outside of names, codes and data that are no Chinese, in the texts and attributes of a page.
+ENGLISH = r"""known => {
+  const texts = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const data = "[translate=no], script, style, code, kbd, option, .path, .tile-of, .name, #one-title, #alike, strong";
+  while (walker.nextNode()) if (!walker.currentNode.parentElement.closest(data)) texts.push(walker.currentNode.data);
+  for (const place of document.querySelectorAll("[title], [aria-label], [placeholder]")) {
+    for (const name of ["title", "aria-label", "placeholder"]) {
+      if (!place.closest(data + ", img, .targets")) texts.push(place.getAttribute(name) ?? "");
+    }
+  }
+  return texts.filter(text => text.match(/[A-Za-z]{2,}/g)?.some(word => !known.split(' ').includes(word)));
+}"""
+KNOWN = "AMI ARI CSV JavaScript NMI UMAP Ward bars blob checks clusters csv daisy duplicates edits json ln photos"
+KNOWN += " predict reject skipped"
+
+
+def test_the_page_speaks_the_language_of_the_browser(run: Path, browser: Any, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    with opened(browser, run / "report.html", originals=1, locale="zh-CN") as page:
+        assert page.evaluate(ENGLISH, KNOWN) == []
+        edit_in_chinese = page.locator("#cluster-2").get_by_role("button", name="并入…")
+        edit_in_chinese.click()
+        page.locator("#merge-filter").fill("组 1")
+        page.keyboard.press("Enter")
+        assert page.locator("#cluster-2 .note").inner_text() == "已并入组 1。"
+        page.locator("#cluster-1 .all").click()
+        page.locator("#images-grid .tile-of").first.wait_for()
+        page.keyboard.press("Space")
+        page.locator("#images").get_by_role("button", name="移到…").click()
+        page.locator("#merge-list button").first.click()
+        page.keyboard.press("Enter")
+        assert page.evaluate(ENGLISH, KNOWN) == []
+        for _ in range(2):
+            page.keyboard.press("Escape")
+        page.locator("#cluster-0").get_by_role("button", name="拆分…").click()
+        page.keyboard.press("Enter")
+        page.get_by_role("tab", name="地图").click()
+        page.locator("#legend button").first.click()
+        for part in ("label", "distance"):
+            page.locator(f"[name=colour][value={part}] + span").click()
+            assert page.evaluate(ENGLISH, KNOWN) == []
+        page.get_by_role("tab", name="组数").click()
+        page.get_by_role("slider").press("ArrowRight")
+        assert page.evaluate(ENGLISH, KNOWN) == []
+    with opened(browser, serving(copied), originals=3, loads=3, locale="zh-CN") as page:
+        page.keyboard.press("j")
+        rename(page, "Close")  # a name is never translated
+        page.locator("#told").get_by_text("已应用。").wait_for()
+        assert page.locator("#cluster-0 h3").inner_text().startswith("组 0 · Close")
+        page.get_by_role("button", name="整理到文件夹…").click()
+        page.keyboard.press("Enter")
+        page.locator("#sorted").get_by_text("张图片 整理到").wait_for()
+        assert page.evaluate(ENGLISH, f"{KNOWN} Close") == []
+        page.locator("#told").get_by_role("button", name="撤销").or_(page.locator("#undo")).first.click()
+        page.locator("#told").get_by_text("已撤销。").wait_for()
+    with opened(browser, run / "report.html", locale="de-DE") as page:
+        assert page.locator("html").get_attribute("lang") == "en"
+
+
 # Records in the session every text of the main button that is seen.
 SEEN = """new MutationObserver(() => {
   const button = document.querySelector("#download");

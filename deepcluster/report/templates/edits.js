@@ -84,9 +84,10 @@ function root(number) {
 
 const members = number => [...clusters.keys()].filter(other => root(other) === number);
 const nameOf = number => state.names.get(number) ?? clusters.get(number)?.name ?? "";
-const titleOf = number => `Cluster ${number}` + (nameOf(number) ? ` · ${nameOf(number)}` : "");
-/* The same inside a sentence: the name stays as it was typed. */
-const callOf = number => titleOf(number).replace(/^C/, "c");
+const withName = (text, number) => text + (nameOf(number) ? ` · ${nameOf(number)}` : "");
+const titleOf = number => withName(t("Cluster {0}", number), number);
+const callOf = number => withName(t("cluster {0}", number), number);  /* inside a sentence */
+const shortOf = number => withName(String(number), number);
 const sizeOf = number => members(number).reduce((sum, other) => sum + (sizes.get(other) ?? 0), 0);
 const imagesOf = number => where ? [...where.keys()].filter(i => root(where[i]) === number) : [];
 const roots = () => [...clusters.keys()].filter(number => !state.into.has(number));
@@ -156,7 +157,7 @@ const applyPending = () => data.served && pendingCount() && send("apply", {edits
 
 function tellPending() {
   const count = data.served && !data.served.offer ? 0 : pendingCount();
-  $("#pending").textContent = count ? `${grouped(count)} edit${count === 1 ? "" : "s"} pending` : "";
+  $("#pending").textContent = count ? t(count === 1 ? "{0} edit pending" : "{0} edits pending", grouped(count)) : "";
   $("#download").hidden = data.served?.offer === RELOAD ? false : !count;
   if (data.served?.offer) $("#download").textContent = data.served.offer;
 }
@@ -212,7 +213,7 @@ function makeCard(number) {
   card.id = `cluster-${number}`;
   card.dataset.number = number;
   card.className = "cluster made";
-  $("h3", card).firstChild.data = `Cluster ${number}`;
+  $("h3 .call", card).textContent = t("Cluster {0}", number);
   $(".about ul", card).replaceChildren(element("li", {}, element("strong", {className: "size"})), element("li", {className: "origin"}));
   $(".sheet", card).replaceChildren(element("figure", {className: "many"}, element("ul")));
   $$(".rename, [data-act=take]", card).forEach(other => other.remove());
@@ -234,13 +235,13 @@ function paint(number) {
     $(".share", card).textContent = `${(100 * sizes.get(number) / sum).toFixed(1)}%`;
     $(".track span", card).style.width = `${Math.min(100, 100 * sizes.get(number) / Math.max(...all))}%`;
   }
-  $(".all", card).textContent = total === 1 ? "Its image" : `All ${images(total)}`;
+  $(".all", card).textContent = total === 1 ? t("Its image") : t("All {0}", images(total));
   const note = $(".note", card);
   const split = !gone && state.splits.get(number);
   const told = [
-    ...(gone ? [`Merged into ${callOf(root(number))}.`] : []),
-    ...(others.length ? [`With ${others.map(other => `cluster ${other}`).join(", ")}: ${images(total)}.`] : []),
-    ...(split ? [`Split into ${split}: with ${[...clusters.values()].filter(each => each.from === number).map(each => `cluster ${each.number}`).join(", ")}.`] : []),
+    ...(gone ? [t("Merged into {0}.", callOf(root(number)))] : []),
+    ...(others.length ? [t("With {0}: {1}.", others.map(other => t("cluster {0}", other)).join(t(", ")), images(total))] : []),
+    ...(split ? [t("Split into {0}: with {1}.", split, [...clusters.values()].filter(each => each.from === number).map(each => t("cluster {0}", each.number)).join(t(", ")))] : []),
     ...(gone ? [] : movesOf(number)),
   ];
   note.hidden = !told.length;
@@ -253,7 +254,7 @@ function paint(number) {
   for (const tile of $$("[data-image]", card)) tile.classList.toggle("away", !gone && root(where[tile.dataset.image]) !== number);
   if (!base.has(number)) {
     const {from} = clusters.get(number);
-    $(".origin", card).textContent = from === undefined ? "new, of moved images" : `new, of ${callOf(from)}`;
+    $(".origin", card).textContent = from === undefined ? t("new, of moved images") : t("new, of {0}", callOf(from));
     const all = imagesOf(number), shown = Math.min(12, all.length);
     $(".sheet ul", card).replaceChildren(...Array.from({length: shown}, (_, k) => {
       const i = all[Math.floor(k * all.length / shown)], tile = element("li", {}, picture(tileOf(i), 72));
@@ -270,7 +271,7 @@ function movesOf(number) {
     here += root(to) === number && base.has(number);
     away += from === number && root(to) !== number;
   }
-  return [...(here ? [`${images(here)} moved here.`] : []), ...(away ? [`${images(away)} moved away.`] : [])];
+  return [...(here ? [t("{0} moved here.", images(here))] : []), ...(away ? [t("{0} moved away.", images(away))] : [])];
 }
 
 const maySplit = number => Boolean(base.get(number)?.parts && where && !state.splits.has(number) && !state.into.has(number) && members(number).length < 2);
@@ -284,7 +285,7 @@ function rename(number) {
   const card = cards.get(number), shown = $(".name", card);
   if ($("input", card) || state.into.has(number)) return;
   const input = element("input", {
-    className: "rename", value: nameOf(number), maxLength: 200, placeholder: "name", ariaLabel: `Name of cluster ${number}`,
+    className: "rename", value: nameOf(number), maxLength: 200, placeholder: t("name"), ariaLabel: t("Name of cluster {0}", number),
   });
   let open = true;
   const close = keep => {
@@ -324,19 +325,19 @@ function choose({title, hint, others, nearest = null, made = null, done, back}) 
   others = [...others].sort((a, b) => (b === nearest) - (a === nearest) || a - b);
   const entry = (value, face, text, about) => element("li", {}, element("button", {type: "submit", value: String(value)}, face,
     element("span", {}, text), element("span", {className: "quiet"}, about)));
-  list.replaceChildren(...(made === null ? [] : [entry(made, element("span", {className: "tile"}, "+"), "A new cluster", `number ${made}`)]),
+  list.replaceChildren(...(made === null ? [] : [entry(made, element("span", {className: "tile"}, "+"), t("A new cluster"), t("number {0}", made))]),
     ...others.map(other => {
       const medoid = cards.has(other) ? $(".medoid img", cards.get(other)) : null;
       const first = medoid || !where ? -1 : where.findIndex(each => root(each) === other);
       const face = medoid ? element("img", {src: medoid.src, alt: ""}) : first < 0 ? element("span", {className: "tile"}) : picture(tileOf(first), 44);
-      return entry(other, face, titleOf(other), images(sizeOf(other)) + (other === nearest ? ", nearest" : ""));
+      return entry(other, face, titleOf(other), images(sizeOf(other)) + (other === nearest ? t(", nearest") : ""));
     }));
   const button = other => $(`button[value="${other}"]`, list);
   const typed = () => plain(filter.value).toLowerCase();
   const called = other => plain(nameOf(other)).toLowerCase();
   /* The one cluster that what was typed is the number or the whole name of. A number is that of a cluster first. */
   const meant = () => {
-    const text = typed(), number = text.replace(/^cluster /, "");
+    const text = typed(), word = t("cluster {0}", "").trim(), number = text.startsWith(word) ? text.slice(word.length).trim() : text;
     if (clusters.has(Number(number)) && /^\d+$/.test(number)) return others.find(other => other === Number(number));
     const named = others.filter(other => text && [called(other), titleOf(other).toLowerCase()].includes(text));
     return named.length === 1 ? named[0] : undefined;
@@ -378,7 +379,7 @@ function openMerge(number) {
   const others = roots().filter(other => other !== number && sizeOf(other));
   if (state.into.has(number) || !others.length) return;
   choose({
-    title: `Merge ${callOf(number)} into`, hint: "It keeps the number of the cluster that you choose.",
+    title: t("Merge {0} into", callOf(number)), hint: t("It keeps the number of the cluster that you choose."),
     others, nearest: base.get(number)?.nearest ?? null,
     done: target => edit(() => state.into.set(number, target)),
     back: () => cards.get(number).focus({preventScroll: true}),
@@ -386,8 +387,8 @@ function openMerge(number) {
 }
 
 /* The clusters that images were moved to, by the digits that move more there. A new one takes the place of the oldest. */
-const targets = JSON.parse(data.served && sessionStorage.getItem("targets") || "[]").filter(number => base.has(number));
-let nextTarget = targets.length % 9;
+const targets = [];
+let nextTarget = 0;
 
 function moveTo(list, target) {
   list = list.filter(i => clusterOf(i) !== target);
@@ -396,7 +397,7 @@ function moveTo(list, target) {
     targets[nextTarget] = target;
     nextTarget = (nextTarget + 1) % 9;
   }
-  $("#moved").textContent = `${images(list.length)} moved to ${callOf(target)}.` + (data.served ? " Applied when this list is closed." : "");
+  $("#moved").textContent = t(data.served ? "{0} moved to {1}. Applied when this list is closed." : "{0} moved to {1}.", images(list.length), callOf(target));
   edit(() => {
     for (const i of list) {
       state.moves.delete(i);
@@ -423,9 +424,9 @@ function openMove(list, back = () => {}) {
   if (!list.length) return;
   const from = new Set(list.map(i => root(where[i])));
   choose({
-    title: `Move ${images(list.length)} to`, hint: imageData.step > 1
-      ? "Only these images move: the page does not hold all. To change a whole cluster, merge or split it."
-      : "The other images of their clusters stay where they are.",
+    title: t("Move {0} to", images(list.length)), hint: imageData.step > 1
+      ? t("Only these images move: the page does not hold all. To change a whole cluster, merge or split it.")
+      : t("The other images of their clusters stay where they are."),
     others: roots().filter(number => sizeOf(number) && !(from.size === 1 && from.has(number))), made: nextFree(),
     done: target => moveTo(list, target),
     back,
@@ -435,7 +436,7 @@ function openMove(list, back = () => {}) {
 function openSplit(number) {
   if (!maySplit(number)) return;
   const dialog = $("#split"), slider = $("#split-count"), parts = base.get(number).parts, own = imagesOf(number);
-  $("#split-title").textContent = `Split ${callOf(number)}`;
+  $("#split-title").textContent = t("Split {0}", callOf(number));
   slider.max = parts.sizes.length;
   slider.value = 2;
   const update = () => {

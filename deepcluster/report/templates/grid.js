@@ -30,7 +30,7 @@ function tick(list, on = null) {
 
 /* A list of pictures of which only those in sight exist. Arrows walk, Space selects, Enter enlarges. */
 function makeGrid(scroller, side) {
-  const inner = element("div", {className: "tiles", role: "listbox", ariaLabel: "Images"});
+  const inner = element("div", {className: "tiles", role: "listbox", ariaLabel: t("Images")});
   inner.setAttribute("aria-multiselectable", "true");
   inner.tabIndex = 0;
   scroller.replaceChildren(inner);
@@ -175,7 +175,7 @@ function fill(keep = false) {
   $("#images-title").textContent = `${gridSource.title()} · ${images(total)}`;
   const note = $("#images-sample");
   note.hidden = list.length >= total;
-  note.textContent = `${grouped(list.length)} of them are shown: the page holds one image in ${imageData.step}.`;
+  note.textContent = t("{0} of them are shown: the page holds one image in {1}.", grouped(list.length), imageData.step);
   $("#images-undo").hidden = past.length <= gridSource.past;
   grid.show(list, keep);
 }
@@ -185,7 +185,7 @@ $("#images-order").addEventListener("change", () => fill());
 $("#images-close").addEventListener("click", () => $("#images").close());
 $("#images-undo").addEventListener("click", () => {
   takeBack();
-  $("#moved").textContent = "Taken back.";
+  $("#moved").textContent = t("Taken back.");
   grid.focus();
 });
 
@@ -223,7 +223,7 @@ document.addEventListener("click", event => {
   })[button.dataset.ticked]();
 });
 whenTicked.push(() => {
-  for (const count of $$(".ticked-count")) count.textContent = ticked.size ? `${images(ticked.size)} selected` : "None selected";
+  for (const count of $$(".ticked-count")) count.textContent = ticked.size ? t("{0} selected", images(ticked.size)) : t("None selected");
   for (const button of $$("[data-ticked=move], [data-ticked=none]")) button.disabled = !ticked.size;
 });
 
@@ -270,8 +270,8 @@ function showOne() {
     original.src = url;
   }
   $("#one-title").textContent = pathOf(i);
-  $("#one-about").textContent = [titleOf(clusterOf(i)), `distance ${distanceOf(i).toFixed(3)}`,
-    ...(imageData.outliers.has(i) ? ["outlier"] : []), ...(labelOf(i) ? [`label ${labelOf(i)}`] : [])].join(" · ");
+  $("#one-about").textContent = [titleOf(clusterOf(i)), t("distance {0}", distanceOf(i).toFixed(3)),
+    ...(imageData.outliers.has(i) ? [t("outlier")] : []), ...(labelOf(i) ? [t("label {0}", labelOf(i))] : [])].join(" · ");
   $("#one-ticked").checked = ticked.has(i);
   const at = among.indexOf(i);
   $("#one-before").disabled = at <= 0;

@@ -168,8 +168,8 @@ function map(points) {
       tip.replaceChildren(
         ...(sheet ? [picture(tileOf(under), 80)] : []),
         element("div", {}, element("strong", {}, imageData.names[under]), element("br"), titleOf(clusterOf(under)), element("br"),
-          `distance ${distanceOf(under).toFixed(3)}${imageData.outliers.has(under) ? ", outlier" : ""}`,
-          ...(labelOf(under) ? [element("br"), `label ${labelOf(under)}`] : [])));
+          t("distance {0}", distanceOf(under).toFixed(3)) + (imageData.outliers.has(under) ? t(", ") + t("outlier") : ""),
+          ...(labelOf(under) ? [element("br"), t("label {0}", labelOf(under))] : [])));
       tip.style.left = `${Math.min(at[0] + 14, Math.max(0, size[0] - tip.offsetWidth - 4))}px`;
       tip.style.top = `${at[1] + 14 + tip.offsetHeight > size[1] ? Math.max(0, at[1] - tip.offsetHeight - 10) : at[1] + 14}px`;
     }
@@ -275,31 +275,31 @@ function map(points) {
   }
 
   function tellSelected() {
-    $("#selected").textContent = `${images(listed.length)} selected`;
+    $("#selected").textContent = t("{0} selected", images(listed.length));
     const counts = new Map();
     for (const i of listed) counts.set(clusterOf(i), (counts.get(clusterOf(i)) ?? 0) + 1);
     const ordered = [...counts].sort((a, b) => b[1] - a[1]);
-    $("#selected-clusters").textContent = ordered.slice(0, 6).map(([number, n]) => `${grouped(n)} in ${callOf(number)}`).join(", ")
-      + (ordered.length > 6 ? `, and in ${ordered.length - 6} more` : "");
+    $("#selected-clusters").textContent = ordered.slice(0, 6).map(([number, n]) => t("{0} in {1}", grouped(n), callOf(number))).join(t(", "))
+      + (ordered.length > 6 ? t(", and in {0} more", ordered.length - 6) : "");
     for (const button of $$("#selection [data-ticked]:not([data-ticked=move]), #enlarge-grid")) button.disabled = !listed.length;
   }
 
   $("#clear").addEventListener("click", () => select(null));
-  $("#enlarge-grid").addEventListener("click", () => openImages(() => [...listed], () => "Selected on the map", () => listed.length, () => {}, true));
+  $("#enlarge-grid").addEventListener("click", () => openImages(() => [...listed], () => t("Selected on the map"), () => listed.length, () => {}, true));
   whenEdited.push(tellSelected);
 
   function legend() {
     const list = $("#legend");
-    $("#legend-title").textContent = {cluster: "Clusters", label: "Labels", distance: "Distance to the centroid"}[colour];
+    $("#legend-title").textContent = {cluster: t("Clusters"), label: t("Labels"), distance: t("Distance to the centroid")}[colour];
     if (colour === "distance") {
       const bar = element("div", {className: "ramp"});
       bar.style.background = `linear-gradient(to right, ${[0, 0.25, 0.5, 0.75, 1].map(between).join(", ")})`;
-      return list.replaceChildren(element("li", {}, bar, element("span", {className: "quiet ends"}, element("span", {}, "nearest"), element("span", {}, "farthest"))));
+      return list.replaceChildren(element("li", {}, bar, element("span", {className: "quiet ends"}, element("span", {}, t("nearest")), element("span", {}, t("farthest")))));
     }
     list.replaceChildren(...[...imagesBy(category)].sort((a, b) => a[0] - b[0]).map(([kind, which]) => {
       const swatch = element("span", {className: "swatch"});
       swatch.style.background = paintOf(kind);
-      const text = colour === "label" ? imageData.labels[kind] || "no label" : titleOf(kind).replace("Cluster ", "");
+      const text = colour === "label" ? imageData.labels[kind] || t("no label") : shortOf(kind);
       const button = element("button", {type: "button", ariaPressed: "false"}, swatch, element("span", {className: "path"}, text),
         element("span", {className: "quiet"}, grouped(which.length)));
       button.addEventListener("click", () => button.getAttribute("aria-pressed") === "true" ? select(null) : select(which, button));

@@ -9,7 +9,35 @@ const $ = (selector, root = document) => root.querySelector(selector);
 const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
 const data = JSON.parse($("#data").textContent);
 const grouped = new Intl.NumberFormat("en-US").format;
-const images = count => grouped(count) + (count === 1 ? " image" : " images");
+const images = count => t(count === 1 ? "{0} image" : "{0} images", grouped(count));
+
+/* ---- the language of the browser: English, or Chinese as the phrases have it -------------------------------------- */
+
+const phrases =
+//= phrases.json
+;
+const isChinese = /^zh\b/i.test(navigator.language);
+const t = (text, ...values) => (isChinese && phrases[text] || text).replace(/\{(\d)\}/g, (_, i) => values[i]);
+
+/* Translate what the templates say. The numbers in a text, and the elements, are {0}, {1}, ... of its phrase. */
+function translate() {
+  document.documentElement.lang = "zh-CN";
+  const translated = nodes => {
+    const values = [], elements = nodes.filter(node => typeof node !== "string");
+    const text = nodes.map(node => typeof node === "string" ? node : "\0").join("").replace(/\s+/g, " ").trim();
+    const key = text.replace(/\0|\d(?:[\d,.]*\d)?%?/g, found => `{${values.push(found === "\0" ? elements.shift() : found) - 1}}`);
+    return Object.hasOwn(phrases, key) ? phrases[key].split(/(\{\d\})/).map(piece => /^\{\d\}$/.test(piece) ? values[piece[1]] : piece) : nodes;
+  };
+  for (const place of $$("body *")) {
+    if (place.closest("[translate=no], script, code, kbd")) continue;
+    for (const name of ["title", "aria-label", "placeholder"]) {
+      if (place.hasAttribute(name)) place.setAttribute(name, translated([place.getAttribute(name)]).join(""));
+    }
+    const nodes = [...place.childNodes].map(node => node.nodeType === Node.TEXT_NODE ? node.data : node);
+    if (nodes.some(node => /[A-Za-z]/.test(typeof node === "string" ? node : ""))) place.replaceChildren(...translated(nodes));
+  }
+}
+if (isChinese) translate();
 
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -39,7 +67,7 @@ async function copy(text, button) {
     area.remove();
   }
   const before = button.dataset.text ??= button.textContent;
-  button.textContent = done ? "Copied" : "Not allowed here";
+  button.textContent = t(done ? "Copied" : "Not allowed here");
   setTimeout(() => { button.textContent = before; }, 1500);
 }
 
@@ -124,7 +152,7 @@ function shorts(text) {
   return new Uint16Array(bytes.buffer);
 }
 
-const AGAIN = "Try again", RELOAD = "Reload";  /* all that can help after a failure of the server */
+const AGAIN = t("Try again"), RELOAD = t("Reload");  /* all that can help after a failure of the server */
 const whenEdited = [];  /* called after every edit */
 
 for (const place of $$(".thumb")) place.append(picture(Number(place.dataset.tile), 40));
@@ -173,7 +201,7 @@ function arrange() {
   }
   const list = $("#cluster-list");
   if (sorted.some((number, i) => list.children[i] !== cards.get(number))) list.append(...sorted.map(number => cards.get(number)));
-  $("#filtered").textContent = wanted ? `${found} of ${cards.size}` : "";
+  $("#filtered").textContent = wanted ? t("{0} of {1}", found, cards.size) : "";
 }
 
 $("#sort")?.addEventListener("change", arrange);
@@ -198,9 +226,9 @@ function groups(tree) {
 
   function relation(inside) {
     const own = [...new Set(inside.map(piece => tree.groups[piece]))].sort((a, b) => a - b);
-    if (own.length > 1) return {kind: "merged", own, text: own.map(titleOf).join(" + ").replaceAll(" + Cluster", " +")};
+    if (own.length > 1) return {kind: "merged", own, text: t("Clusters {0}", own.map(shortOf).join(" + "))};
     const whole = inside.length === tree.groups.filter(group => group === own[0]).length;
-    return {kind: whole ? "same" : "split", own, text: whole ? titleOf(own[0]) : `part of ${callOf(own[0])}`};
+    return {kind: whole ? "same" : "split", own, text: whole ? titleOf(own[0]) : t("part of {0}", callOf(own[0]))};
   }
 
   /* A group that is a cluster now has that one's picture, which is larger than those on the sheet. */
@@ -209,8 +237,8 @@ function groups(tree) {
     return medoid ? element("img", {src: medoid.src, alt: "", className: "picture"}) : picture(tree.tiles[node], 88);
   }
 
-  const listed = own => own.length > 12 ? `${own.slice(0, 12).join(", ")} and ${own.length - 12} more`
-    : [own.slice(0, -1).join(", "), own.at(-1)].filter(text => text !== "").join(" and ");
+  const listed = own => own.length > 12 ? t("{0} and {1} more", own.slice(0, 12).join(t(", ")), own.length - 12)
+    : own.length > 1 ? t("{0} and {1}", own.slice(0, -1).join(t(", ")), own.at(-1)) : String(own[0]);
 
   function update() {
     const k = Number(slider.value);
@@ -221,10 +249,10 @@ function groups(tree) {
     const merged = relations.filter(each => each.kind === "merged").map(each => listed(each.own));
     const split = [...new Set(relations.filter(each => each.kind === "split").map(each => each.own[0]))].sort((a, b) => a - b);
     const told = [
-      ...(merged.length ? [`Clusters ${merged.join("; ")} merge.`] : []),
-      ...(split.length ? [split.length === 1 ? `Cluster ${split[0]} splits.` : `Clusters ${listed(split)} split.`] : []),
+      ...(merged.length ? [t("Clusters {0} merge.", merged.join(t("; ")))] : []),
+      ...(split.length ? [t(split.length === 1 ? "Cluster {0} splits." : "Clusters {0} split.", listed(split))] : []),
     ];
-    $("#k-told").textContent = told.join(" ") || "These are the present clusters.";
+    $("#k-told").textContent = told.join(" ") || t("These are the present clusters.");
     $("#k-groups").replaceChildren(...nodes.map((node, i) => {
       const {kind, own, text} = relations[i];
       return element("li", {className: kind}, face(node, kind, own), element("strong", {}, grouped(tree.sizes[node])), element("span", {}, text));

@@ -7,7 +7,7 @@ async function send(action, request = {}) {
   $$("dialog[open]").forEach(dialog => dialog.close());
   if (data.served.offer !== RELOAD) data.served.offer = "";
   tellPending();
-  tell({apply: "Applying…", undo: "Taking back…", export: "Sorting…"}[action]).classList.add("busy");
+  tell({apply: t("Applying…"), undo: t("Taking back…"), export: t("Sorting…")}[action]).classList.add("busy");
   try {
     const answer = await fetch(action, {
       method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify({version: data.served.version, ...request}),
@@ -18,7 +18,7 @@ async function send(action, request = {}) {
       $("#told").hidden = true;
       tellSorted();
     } else if (answer.ok) {
-      sessionStorage.setItem("told", said);
+      sessionStorage.setItem("told", isChinese ? {apply: t("Applied."), undo: t("Taken back.")}[action] ?? said : said);
       if (action === "apply") sessionStorage.setItem("targets", JSON.stringify(targets));
       else sessionStorage.removeItem("targets");
       return reload();
@@ -26,8 +26,8 @@ async function send(action, request = {}) {
     if (outdated) data.served.offer = RELOAD;
     else if (action === "apply" && !final) data.served.offer = AGAIN;
   } catch {
-    tell("The server does not answer: start it again in the terminal, and open the address that it prints.");
-    if (pendingCount()) data.served.offer = "Download edits.json";
+    tell(t("The server does not answer: start it again in the terminal, and open the address that it prints."));
+    if (pendingCount()) data.served.offer = t("Download edits.json");
   }
   document.body.inert = false;
   tellPending();
@@ -43,7 +43,7 @@ function openSorting() {
   const here = before.run === data.run ? before : {};
   name.value = here.name ?? data.served.name;
   place.replaceChildren(...Object.entries(places).map(([value, folder]) => {
-    const text = value === "run" ? `in ${folder || "/"}, beside the run` : `in ${folder || "/"}, beside the images`;
+    const text = t(value === "run" ? "in {0}, beside the run" : "in {0}, beside the images", folder || "/");
     return element("option", {value, textContent: text, selected: here.place === value});
   }));
   $(`[name=copies][value="${before.copies ? 1 : ""}"]`).checked = true;
@@ -69,16 +69,16 @@ function tellSorted() {
   if (!last) return;
   const {folder, at, duplicate, missing, skipped, symlink} = last;
   const left = [
-    ...(duplicate ? [`${images(duplicate)} nearly identical to a better one`] : []), ...(missing ? [`${images(missing)} not found`] : []),
-    ...(skipped ? [`${grouped(skipped)} unusable ${skipped === 1 ? "file" : "files"}`] : []),
+    ...(duplicate ? [t("{0} nearly identical to a better one", images(duplicate))] : []), ...(missing ? [t("{0} not found", images(missing))] : []),
+    ...(skipped ? [t(skipped === 1 ? "{0} unusable file" : "{0} unusable files", grouped(skipped))] : []),
   ];
-  const close = element("button", {type: "button", className: "plain", ariaLabel: "Close"}, "✕");
+  const close = element("button", {type: "button", className: "plain", ariaLabel: t("Close")}, "✕");
   close.addEventListener("click", () => {
     sessionStorage.removeItem("sorted");
     tellSorted();
   });
-  const told = [`${images(last.images)} sorted at ${at} into`, element("code", {}, folder), symlink ? "as links: keep the originals where they are." : ".",
-    ...(left.length ? [`Left out: ${left.join(", ")}.`] : [])];
+  const told = [t("{0} sorted at {1} into", images(last.images), at), element("code", {}, folder),
+    ...(symlink ? [t("These are links: keep the originals where they are.")] : []), ...(left.length ? [t("Left out: {0}.", left.join(t(", ")))] : [])];
   place.replaceChildren(element("span", {}, ...told.flatMap(part => [part, " "])), close);
 }
 
@@ -123,11 +123,14 @@ $("#undo").hidden = !data.served.undo;
 $("#into-folders").hidden = false;
 $("#into-folders").addEventListener("click", openSorting);
 tellSorted();
+targets.push(...JSON.parse(sessionStorage.getItem("targets") || "[]").filter(number => base.has(number)));
+nextTarget = targets.length % 9;
+tellTargets();
 if (sessionStorage.getItem("told")) {
-  const back = element("button", {type: "button"}, "Undo");
+  const back = element("button", {type: "button"}, t("Undo"));
   back.addEventListener("click", takeBack);
   tell(sessionStorage.getItem("told")).append(...(data.served.undo ? [" ", back] : []));
 }
 sessionStorage.removeItem("told");
 $("#told").addEventListener("click", () => { $("#told").hidden = true; });
-$("#help .quiet").textContent = "Edits are applied at once. Undo takes back the last one.";
+$("#help .quiet").textContent = t("Edits are applied at once. Undo takes back the last one.");
