@@ -127,6 +127,8 @@ def _fit_source(images: str, fit_flags: flags.FitFlags, terminal: Terminal) -> "
         check_free(fit_flags.out, overwrite=fit_flags.overwrite, resume=fit_flags.resume)
     if fit_flags.labels is not None:
         check_labels_there(fit_flags.labels)
+    if fit_flags.like is not None:
+        _check_run(fit_flags.like)
     if fit_flags.features:
         check_features_there(images)
         return images
@@ -289,6 +291,28 @@ def update(
         print(json.dumps({"run": str(run_), **asdict(done), "due": done.due}, indent=2))
     elif done.added or output.open_:
         _print_result(open_run(run_), output, "update")
+
+
+@app.command
+def promote(
+    new: Annotated[Path, Parameter(name="NEW")],
+    old: Annotated[Path, Parameter(name="OLD")],
+    /,
+    *,
+    quiet: flags.Quiet = False,
+) -> None:
+    """Put a finished run in the place of another one, which is kept beside it.
+
+    Args:
+        new: A finished run folder; it moves.
+        old: The run folder that it replaces.
+    """
+    for run in (new, old):
+        _check_run(run, warned=False)
+    with Terminal(quiet) as terminal:
+        from deepcluster.runs.promote import promote as promote_run
+
+        promote_run(new, old, terminal)
 
 
 @app.command

@@ -150,8 +150,8 @@ class DeepCluster(_Base):
     # ---- fit and use ------------------------------------------------------------------------------------------------
 
     def fit(
-        self, X: Any, y: Any = None, *, run: str | Path | None = None, resume: bool = False,
-        display: Display | None = None,
+        self, X: Any, y: Any = None, *, run: str | Path | None = None, like: str | Path | None = None,
+        resume: bool = False, display: Display | None = None,
     ) -> Self:  # fmt: skip
         """Train and cluster.
 
@@ -159,6 +159,7 @@ class DeepCluster(_Base):
             X: The images; unusable ones are skipped with a DeepClusterWarning.
             y: Ignored.
             run: The run folder to make; None: a temporary one, deleted with the estimator.
+            like: A run folder: the clusters continue those of this run, with their numbers, names and junk marks.
             resume: Continue ``run`` from its last checkpoint, with the same images, parameters and steps.
             display: Shows every round (docs/python.md), besides the display of ``verbose``.
 
@@ -180,6 +181,7 @@ class DeepCluster(_Base):
             recipe=recipe,
             device=device_name(self.device),
             seed=seed,
+            like=None if like is None else Path(like),
             resume=resume,
             verbose=self.verbose > 1,
             module=self._module,

@@ -135,6 +135,7 @@ class FitFlags:
 
     Attributes:
         out: The run folder to make (default: runs/NAME-DATE).
+        like: Let the clusters continue those of this run: their numbers, names and junk marks.
         labels: Labels, for metrics only: folders (or those of the source), or a CSV of path,label.
         recipe: A name (see `deepcluster recipes`) or FILE.toml.
         time_limit: Finish within this time, with fewer rounds if needed: 90s, 30m, 2h.
@@ -152,6 +153,7 @@ class FitFlags:
     out: Out | None = None
     n_clusters: Annotated[NumberOfClusters, Parameter(show_default="auto")] = None
     labels: PathText | None = None
+    like: Path | None = None
     recipe: PathText = "auto"
     time_limit: Annotated[float | None, Parameter(converter=read_seconds, n_tokens=1)] = None
     overwrite: bool = False

@@ -78,8 +78,10 @@ class Sandbox:
         }
 
     def _begins_with_a_run(self) -> bool:
-        """A page without a ``fit`` goes on from that of another page."""
-        ours = [arguments for line in commands(self.page) if (arguments := of_deepcluster(line))]
+        """A page without a ``fit``, or only with one like a run, goes on from that of another page."""
+        ours = [
+            arguments for line in commands(self.page) if (arguments := of_deepcluster(line)) if "--like" not in line
+        ]
         return "fit" not in {verb for verb, *_ in ours} and any("runs/photos" in arguments for arguments in ours)
 
     def run(self, line: str) -> None:

@@ -18,7 +18,7 @@ from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Cut, pinned, placement_of
 from deepcluster.groups.tree import parts_of, split_group
 from deepcluster.model import Model
-from deepcluster.runs.inherit import carried_over
+from deepcluster.runs.inherit import carried_over, heirs
 from deepcluster.runs.recut import apply, edited, recut
 from deepcluster.storage import model_files as models
 from deepcluster.storage.content import RunRecord
@@ -109,7 +109,8 @@ def test_millions_of_numbers_take_no_quadratic_work():
     with pytest.raises(UsageError, match="cluster 0"):
         edited(tiny_model(names=("",) * count), Edits("", {}, ((*range(count), 0),), None))
     before = torch.arange(count).repeat(3)
-    names, junk = carried_over(tiny_model(names=tuple(map(str, range(count)))), before, (before + 1) % count, count)
+    heir = heirs(before, (before + 1) % count, mutual=True)
+    names, junk = carried_over(tiny_model(names=tuple(map(str, range(count)))), heir, count)
     assert (names[1], names[0], junk) == ("0", str(count - 1), ())
     assert time.process_time() - begin < 20
 
@@ -211,9 +212,12 @@ def test_who_lives_on_by_hand():
     model = edited(tiny_model(names=("a", "b", "c")), Edits("", {}, (), (2,)))
     before = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2])
     after = torch.tensor([3, 3, 3, 1, 0, 0, 1, 1, 2, 2, 2])  # a goes on as 3, b falls into halves, c stays
-    assert carried_over(model, before, after, 4) == (("", "", "c", "a"), (2,))
+    assert carried_over(model, heirs(before, after, mutual=True), 4) == (("", "", "c", "a"), (2,))
     swallowed = torch.zeros(11, dtype=torch.int64)  # all in one: none is more than half of it
-    assert carried_over(model, before, swallowed, 1) == (("",), ())
+    assert heirs(before, swallowed, mutual=True) == {}
+    # A new fit asks for half of the old cluster alone, and of two that are equal the first continues.
+    assert heirs(before, swallowed, mutual=False) == {0: 0}
+    assert heirs(before, torch.tensor([3, 3, 3, 1, 0, 0, 1, 1, 1, 1, 2]), mutual=False) == {0: 3, 2: 1}
 
 
 def test_apply_changes_names_numbers_stay_and_predict_knows(finished, photos, tmp_path, prints, ends):

@@ -398,7 +398,8 @@ def result(processes: Processes, folder: Path) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(samples, "MAX_GRAPH_ROWS", 30)
         patch.setattr(pictures, "MAX_PICTURES", 20)
-        request = run.Request(out, n_clusters=4, recipe=read_request(options), labels=str(labels))
+        named = {"labels": str(labels), "like": folder / "run"}
+        request = run.Request(out, n_clusters=4, recipe=read_request(options), **named)
         run.fit(pixels(), request, processes=processes)
     processes.any(False)  # wait for the main rank's files
     return {name: (out / name).read_bytes() for name in RESULT}

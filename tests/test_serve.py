@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from deepcluster.cli import run_command
+from deepcluster.runs.promote import promote
 from deepcluster.runs.recut import apply
 from deepcluster.runs.serve import MAX_CONNECTIONS, serve
 from deepcluster.storage import run_folder as files
@@ -132,6 +133,18 @@ def test_images_belong_to_the_version_of_the_page(tmp_path: Path):
     assert [colour(address, now, row) for row in (11, 12, 23)] == ["blue", "green", "green"]
     status, text = ask(address, f"image/{now}/24")
     assert status == 409 and '"outdated": false' in text
+
+
+def test_a_page_of_a_run_that_was_promoted_over_is_old(run: Path, fitted):
+    address = serving(run)
+    old = version(address)
+    new = Path(shutil.copytree(fitted("-k", "3", "--rounds", "0", "--seed", "9"), run.with_name("new")))
+    digest = record(new)["rows"]
+    promote(new, run)
+    status, text = act(address, "apply", old, junk=[1])
+    assert status == 409 and "reload the page" in text
+    assert version(address) != old and act(address, "apply", version(address), junk=[1])[0] == 200
+    assert record(run)["rows"] == digest
 
 
 def test_no_page_may_frame_it(run: Path):

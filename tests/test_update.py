@@ -359,12 +359,16 @@ def test_strangers_make_a_new_fit_due_and_their_likes_do_not(many_features, tmp_
         said = json.loads(prints("update", run, tmp_path / "more.npy", "--json"))
         assert said["added"] == len(images) and said["due"] is due
         assert said["outliers"] == 20 if due else said["outliers"] <= 2
+        strangers = [row for row in used(run)[200:] if row["is_outlier"] == "1"]
+        assert sorted(said["strangers"]) == sorted(row["path"] for row in strangers)
+        assert said["strangers"][: 20 * due] == [path for path in said["strangers"] if int(path) >= 240][: 20 * due]
         assert 0 <= said["residual_rank"] <= 1 and 0 <= said["shift"] <= 1
         assert (said["reason"] or "").startswith("35% of the images added") == due == (said["reason"] is not None)
     assert run_command(["update", str(run), str(tmp_path / "more.npy")]) == 0  # known by now, and still due
     np.save(tmp_path / "more.npy", strange[20:])
     text = " ".join(prints("update", run, tmp_path / "more.npy").split())
     assert "60 of 60 fit into no cluster (see Problems in the report). A new fit is due: 68% of" in text
+    assert f"deepcluster fit IMAGES --like {run}" in text
     assert sum(int(row["is_outlier"]) for row in used(run)[-60:]) == 60
     state = condition(run)
     assert (state["images_count"], state["added_count"], state["due"]) == (320, 120, True)

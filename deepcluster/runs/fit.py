@@ -27,6 +27,7 @@ from deepcluster.recipe import AUTO, Recipe, to_toml
 from deepcluster.report.pictures import sprite_sheet, tiny_pictures
 from deepcluster.runs.build import network_of
 from deepcluster.runs.forecast import announce
+from deepcluster.runs.inherit import clusters_before, read_former
 from deepcluster.runs.page import SHEET
 from deepcluster.runs.plan import (
     Begun,
@@ -40,7 +41,7 @@ from deepcluster.runs.plan import (
     check_same,
     check_weights_here,
     free_path,
-    labels_name,
+    names_of,
 )
 from deepcluster.runs.rows import duplicate_rows, fingerprint, image_digests, row_digests
 from deepcluster.runs.train import train
@@ -89,9 +90,10 @@ def fit(
             display.say("Done", f"{begun.out} is finished already")
             return files.RunFolder(Path(begun.out))
         check_weights_here(begun.facts.get("published", ""))
-        request = replace(request, labels=begun.labels)
+        request = replace(request, labels=begun.labels, like=Path(begun.like) if begun.like else None)
         labels = true_labels(request.labels, source) if request.labels else None
-        job = Job(request, source, labels, device, display, processes, clock, features)
+        former = files.read_state(request.like, read_former) if request.like and processes.is_main else None
+        job = Job(request, source, labels, device, display, processes, clock, features, former)
         if features is None:
             network = network_of(begun.plan.recipe, request.seed, device, request.module)
             needed = announce(job, begun, network) if processes.is_main else 0.0
@@ -118,6 +120,9 @@ def _run(job: Job, begun: Begun, folder: files.LockedFolder | None, network: Net
     job.display.say("Run", str(out))
     try:
         images, record = _read(job, begun, network, record)
+        if job.former:
+            size = images.recipe.store_size
+            images = replace(images, before=clusters_before(job.former, job.source, images.digests, size))
         others = {"n_clusters": request.n_clusters, "seed": request.seed, **request.steps.names}
         about: dict[str, Any] = {  # what a checkpoint says of its run
             "options": {**asdict(images.recipe), **others},
@@ -170,6 +175,7 @@ def first_record(job: Job, before: RunRecord | None, needed: float, *, is_resume
         n_clusters=job.request.n_clusters,
         cut_k=job.request.n_clusters,
         labels=job.request.labels,
+        like=str(job.request.like) if job.request.like else None,
         requested=before.requested if before and is_resumed else asdict(job.request.recipe),
         steps=job.request.steps.names or None,
         device=str(job.device),
@@ -260,7 +266,7 @@ def _begin_features(data: Images, width: int, source: Source, request: Request, 
     if request.overwrite and isinstance(data, str | Path):
         check_not_inside([Path(data).absolute()], out)
     reasons = {"features": f"{width:,} numbers a row, which came from elsewhere"}
-    return Begun(str(out), "new", asdict(recipe), reasons, {}, labels_name(request.labels))
+    return Begun(str(out), "new", asdict(recipe), reasons, {}, *names_of(request))
 
 
 def _features_recipe(request: Request, count: int) -> Recipe:

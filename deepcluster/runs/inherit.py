@@ -1,30 +1,53 @@
-"""Names and junk marks that groups inherit from the groups that they continue."""
+"""Numbers, names and junk marks that groups inherit from the groups that they continue."""
 
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from deepcluster.errors import DataError
+from deepcluster.groups.cut import Cut, Placement
+from deepcluster.images import Source
+from deepcluster.images.store import read_once
 from deepcluster.model import Model
+from deepcluster.runs.rows import IMAGES_READ, image_digests, read_run, recipe_of
+from deepcluster.runtime.partition import Partition
+from deepcluster.storage.run_folder import RunFolder
 from deepcluster.texts import plural
 
+READ_AT_ONCE = 1024  # images
 
-def carried_over(model: Model, before: Tensor, after: Tensor, count: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return names and junk marks of ``count`` new clusters, inherited from the old clusters that they continue.
 
-    An old cluster continues as a new one if more than half of its images are more than half of that one. ``model`` has
-    the old names and marks; ``before`` and ``after`` are the clusters of the images (int64, N).
+def heirs(before: Tensor, after: Tensor, *, mutual: bool) -> dict[int, int]:
+    """Return the new cluster that continues each old one, one to one; an old cluster may have none.
+
+    An old cluster continues as the new cluster with more than half of its images. Of several that would continue as the
+    same one, the one with most images there does.
+
+    Args:
+        before, after: Old and new clusters of the same images (int64, N).
+        mutual: These images must also be more than half of the new cluster's.
     """
-    names = [""] * count
-    junk = []
-    marked = set(model.junk)
     pairs, shared = torch.unique(torch.stack([before, after], 1), dim=0, return_counts=True)
-    old = torch.bincount(before)[pairs[:, 0]]
-    new = torch.bincount(after)[pairs[:, 1]]
-    for number, heir in pairs[(2 * shared > old) & (2 * shared > new)].tolist():
-        names[heir] = model.names[number]
-        junk += [heir] if number in marked else []
-    return tuple(names), tuple(sorted(junk))
+    continues = 2 * shared > torch.bincount(before)[pairs[:, 0]]
+    if mutual:
+        continues &= 2 * shared > torch.bincount(after)[pairs[:, 1]]
+    fewest_first = shared[continues].argsort(descending=True, stable=True).flip(0)
+    ancestor = {new: old for old, new in pairs[continues][fewest_first].tolist()}
+    return {old: new for new, old in ancestor.items()}
+
+
+def carried_over(model: Model, heir: Mapping[int, int], count: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return names and junk marks of ``count`` new clusters: those of the ``model`` by its :func:`heirs`."""
+    names = [""] * count
+    for old, new in heir.items():
+        names[new] = model.names[old]
+    return tuple(names), tuple(sorted(heir[old] for old in model.junk if old in heir))
 
 
 def carried_text(before: Model, after: Model) -> str:
@@ -38,3 +61,85 @@ def carried_text(before: Model, after: Model) -> str:
         *([f"{plural(marks, 'junk mark')} dropped"] if marks else []),
     ]
     return "; ".join(texts)
+
+
+# ---- a new fit like an earlier run ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Former:
+    """The groups of an earlier run.
+
+    Attributes:
+        cluster_of: Clusters by the digests of the images.
+        store_size: Side of the images with these digests, in px.
+    """
+
+    path: Path
+    model: Model
+    cluster_of: Mapping[str, int]
+    store_size: int
+
+
+def read_former(folder: RunFolder) -> Former:
+    """Read the groups of a run."""
+    _, model, rows = read_run(folder)
+    digest_of = {row["path"]: row["sha256"] for row in [*folder.read_rows(IMAGES_READ), *folder.read_added()]}
+    clusters = model.place(rows.reduced).cluster.tolist()
+    with folder.as_disk_errors(IMAGES_READ):
+        cluster_of = dict(zip((digest_of[path] for path in rows.paths), clusters, strict=True))
+    return Former(folder.path, model, cluster_of, recipe_of(folder).store_size)
+
+
+def clusters_before(former: Former, source: Source, digests: Mapping[str, str], size: int) -> Tensor:
+    """Return the clusters of images in an earlier run (int64, N); -1 for an image that it lacks.
+
+    ``digests``: By path, of images of ``size`` px. If those of the run have another size, the images are read again.
+
+    Raises DataError if the run has none of the images.
+    """
+    if size != former.store_size:
+        digest_of = dict.fromkeys(digests, "")
+        for begin in range(0, len(source.paths), READ_AT_ONCE):
+            part = source.rows(range(begin, min(begin + READ_AT_ONCE, len(source.paths))))
+            digest_of |= image_digests(part, read_once(part, former.store_size, none_is_fine=True))
+        digests = {path: digest_of[path] for path in digests}
+    before = torch.tensor([former.cluster_of.get(digest, -1) for digest in digests.values()], dtype=torch.int64)
+    if before.max() < 0:
+        raise DataError(f"--like {former.path}: that run has none of these images, so no group continues: name another")
+    return before
+
+
+def continued(
+    model: Model, placement: Placement, former: Former | None, before: Tensor | None, partition: Partition
+) -> tuple[Model, Placement, str]:
+    """Give groups the numbers, names and marks of those that they continue, and new numbers to others. A collective.
+
+    Args:
+        placement: The places of this rank's images.
+        former, before: The earlier run, and the clusters of all images in it; on the main rank.
+
+    Returns:
+        The model and the placement with these numbers, and a description.
+    """
+    after = partition.gather(placement.cluster)
+
+    def decided() -> list[Any]:
+        assert former is not None and before is not None
+        heir = heirs(before[before >= 0], after[before >= 0], mutual=False)
+        ancestor = {new: old for old, new in heir.items()}
+        unused = count(former.model.cut.count)
+        numbers = [ancestor[group] if group in ancestor else next(unused) for group in range(model.cut.count)]
+        names, junk = carried_over(former.model, {old: old for old in heir}, max(numbers) + 1)
+        groups = former.model.cut.group_of.unique().tolist()
+        kinds = {"ended": {*groups} - {*numbers}, "new": {*numbers} - {*groups}}
+        lists = [f"{kind}: {', '.join(map(str, sorted(group)))}" for kind, group in kinds.items() if group]
+        texts = [f"{len(heir)} of {plural(len(groups), 'group')} of {former.path} continue, with their numbers", *lists]
+        kept = carried_text(former.model, replace(model, names=names, junk=junk))
+        return [numbers, names, junk, "; ".join([*texts, kept])]
+
+    numbers, names, junk, text = partition.processes.broadcast_json(decided)
+    number = torch.tensor(numbers, dtype=torch.int64)
+    cut = Cut(model.cut.centroids, number[model.cut.group_of])
+    placement = replace(placement, cluster=number[placement.cluster])
+    return replace(model, cut=cut, names=tuple(names), junk=tuple(junk)), placement, text

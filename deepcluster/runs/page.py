@@ -89,12 +89,19 @@ def tree_of(rows: Rows, cut: Cut, nearest: Tensor) -> Tree | None:
 
 
 def report(run: Path, source: Source | None = None, *, progress: Progress = ignore_progress) -> Path:
-    """Write report.html of a run again, with the pictures of ``source``, or of the images that are still at hand.
+    """Write report.html of a run again, with the pictures of ``source``, or of the images that are still at hand."""
+    files.open_run(run)
+    with files.locked(run) as folder, folder.next_state() as staged:
+        write_report(staged, source, progress)
+    return run / "report.html"
+
+
+def write_report(staged: files.NextState, source: Source | None = None, progress: Progress = ignore_progress) -> None:
+    """Write report.html from the other files of a state, as :func:`report` does.
 
     Damage to the features or the model costs only the parts of the page that are drawn from them.
     """
-    files.open_run(run)
-    with files.locked(run) as folder, folder.next_state() as staged, staged.as_disk_errors():
+    with staged.as_disk_errors():
         used = staged.read_clusters().where("status", "ok")
         shown = None
         tables = Tables(
@@ -112,7 +119,6 @@ def report(run: Path, source: Source | None = None, *, progress: Progress = igno
             write_tree(staged, tree)
             tables = replace(tables, tree=tree)
         write_page(staged, images_at_hand(staged, source), tables, shown, progress)
-    return run / "report.html"
 
 
 def write_page(

@@ -19,6 +19,7 @@ from deepcluster.nets.names import PUBLISHED
 from deepcluster.presets import Facts, Plan, RecipeRequest, check_groups, resolve, spelt_out
 from deepcluster.recipe import AUTO, Recipe, read_toml
 from deepcluster.runs.build import NO_STEPS, OWN, Steps
+from deepcluster.runs.inherit import Former
 from deepcluster.runs.rows import IMAGES_READ
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
@@ -53,6 +54,7 @@ class Request:
     time_limit: float | None = None  # seconds
     begun: float | None = None  # when the command began, by time.perf_counter(): its imports take seconds
     labels: str | None = None
+    like: Path | None = None  # a run whose groups these continue
     overwrite: bool = False
     resume: bool = False
     keep_checkpoints: bool = False  # of the finished run
@@ -101,6 +103,7 @@ class Job:
     processes: Processes
     clock: Clock
     features: Tensor | None = None  # of all images, if the request gives these (float32, N x D)
+    former: Former | None = None  # the run of ``--like``, on the main rank
 
     def truth(self, usable: Sequence[int]) -> list[str] | None:
         """Return the true labels of the images ``usable``, in this order; None if none of them has one."""
@@ -115,12 +118,14 @@ class ImagesRead:
     Attributes:
         digests: Digests of all images by path, on the main rank.
         beginning: Files of the run that depend on the images alone, on the main rank.
+        before: Clusters in the run of ``--like`` (int64, N), on the main rank; -1 for an image that it lacks.
     """
 
     store: Store
     recipe: Recipe
     digests: Mapping[str, str]
     beginning: Contents
+    before: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,7 @@ class Begun:
     reasons: Mapping[str, str]  # as in a Plan
     facts: Mapping[str, Any]  # about the images of a new run
     labels: str | None = None  # as in run.json
+    like: str | None = None  # as in run.json
 
     @cached_property
     def plan(self) -> Plan:
@@ -167,12 +173,14 @@ def begin(source: Source, request: Request, display: Display, *, dry: bool = Fal
     _get_weights(name, request, display, dry=dry)
     facts = replace(facts, published=name)
     plan = resolve(request.recipe, facts)
-    return Begun(str(out), "new", asdict(plan.recipe), plan.reasons, asdict(facts), labels_name(request.labels))
+    return Begun(str(out), "new", asdict(plan.recipe), plan.reasons, asdict(facts), *names_of(request))
 
 
-def labels_name(spec: str | None) -> str | None:
-    """Return ``--labels`` as run.json has it: a file by its absolute path."""
-    return str(Path(spec).absolute()) if spec and spec != "folders" else spec
+def names_of(request: Request) -> tuple[str | None, str | None]:
+    """Return ``--labels`` and ``--like`` as run.json has them: by absolute paths."""
+    labels = request.labels
+    labels = str(Path(labels).absolute()) if labels and labels != "folders" else labels
+    return labels, str(request.like.absolute()) if request.like else None
 
 
 def _resumed(out: Path, source: Source, request: Request) -> Begun:
@@ -184,9 +192,10 @@ def _resumed(out: Path, source: Source, request: Request) -> Begun:
         before = shaped(record.requested, RecipeRequest | None, "requested")
     before = before or RecipeRequest(str(out / "recipe.toml"))  # an older version recorded no request
     steps = record.steps or {}
-    then = {"n_clusters": record.n_clusters, "seed": record.seed, "labels": record.labels, "recipe": before.base}
+    of_record = {name: getattr(record, name) for name in ("n_clusters", "seed", "labels", "like")}
+    then = {**of_record, "recipe": before.base}
     now = {"n_clusters": request.n_clusters, "seed": request.seed, **dict.fromkeys(steps), **request.steps.names}
-    now |= {"labels": labels_name(request.labels)} if request.labels else {}
+    now |= {name: value for name, value in zip(("labels", "like"), names_of(request), strict=True) if value}
     now |= {"recipe": request.recipe.base} if request.recipe.base != AUTO else {}
     typed = request.recipe.all_options
     resolved = spelt_out(typed)
@@ -194,7 +203,7 @@ def _resumed(out: Path, source: Source, request: Request) -> Begun:
     check_options({**then, **recipe, **steps}, {**now, **{name: resolved[name] for name in changed}})
     check_paths(folder, source)
     state = "finished" if record.status == "done" else "resumed"
-    return Begun(str(out), state, recipe, record.reasons or {}, {}, record.labels)
+    return Begun(str(out), state, recipe, record.reasons or {}, {}, record.labels, record.like)
 
 
 def facts_of(source: Source, request: Request) -> Facts:
@@ -206,6 +215,8 @@ def free_path(source: Source, request: Request) -> Path:
     """Return the path of the run. DiskError or UsageError if it may not write there."""
     name = f"{files.folder_name(source.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
     out = request.out or Path("runs") / name
+    if request.like and out.exists() and out.samefile(request.like):
+        raise UsageError(f"--like {out} is the run at -o: give another -o, and then deepcluster promote it")
     files.check_free(out, overwrite=request.overwrite, resume=request.resume)
     if request.overwrite:
         check_not_inside((Path(source.location), *source.files()), out)

@@ -19,7 +19,7 @@ from deepcluster.images import Source
 from deepcluster.model import Model
 from deepcluster.presets import check_groups
 from deepcluster.records import Clustering
-from deepcluster.runs.inherit import carried_over, carried_text
+from deepcluster.runs.inherit import carried_over, carried_text, heirs
 from deepcluster.runs.result import GROUPING, choose_number, describe, groups_of, place_rows
 from deepcluster.runs.rows import images_at_hand, read_run, recipe_of
 from deepcluster.runs.writer import baseline_of, summary_text, write_outcome
@@ -60,7 +60,7 @@ def recut(
         fine = Clustering(labels, model.fine_centroids, sizes, math.nan, 0, 0)
         cut = groups_of(rows.sample, fine, chosen, record.seed, recipe)
         cut, after = place_rows(cut, rows, model.fine_centroids)
-        names, junk = carried_over(model, before.cluster, after.cluster, cut.count)
+        names, junk = carried_over(model, heirs(before.cluster, after.cluster, mutual=True), cut.count)
         new = replace(model, cut=cut, names=names, junk=junk)
         if record.edits is not None or any(model.names) or model.junk:
             anew = "; merges, splits and moves start anew" if record.edits is not None else ""

@@ -20,6 +20,7 @@ from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
 from deepcluster.records import FINAL, Clustering
 from deepcluster.runs.build import compute_of, kmeans_of_result, reduction_of
+from deepcluster.runs.inherit import continued
 from deepcluster.runs.page import Shown, shown_of, tree_of
 from deepcluster.runs.plan import ImagesRead, Job
 from deepcluster.runs.predict import placement_columns
@@ -132,6 +133,10 @@ def conclude_run(
         store_size=store_size,
         batch_size=recipe.batch_size,
     )
+    if job.request.like:
+        model, placement, text = continued(model, placement, job.former, images.before, store.partition)
+        if is_final:
+            job.display.say("Names", text)
     return describe(model, rows, placement, record, recipe, baseline)
 
 

@@ -1,6 +1,7 @@
 """More images for a run that has ended, assigned to its clusters without training."""
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -44,7 +45,7 @@ from deepcluster.storage.content import FILES, RunRecord
 
 @dataclass(frozen=True)
 class Update:
-    """The outcome of :func:`update`. ``residual_rank`` to ``reason`` are of all images added since the fit."""
+    """The outcome of :func:`update`. ``residual_rank`` to ``strangers`` are of all images added since the fit."""
 
     added: int  # images that are in the run now
     known: int  # images that it had already, by path (files) or content
@@ -53,6 +54,7 @@ class Update:
     residual_rank: float | None = field(default=None, compare=False)
     shift: float = field(default=0.0, compare=False)
     reason: str | None = None  # why a new fit is due
+    strangers: Sequence[str] = field(default=(), compare=False)  # paths of outliers, strangest first
     model: Identity = field(default=Identity(), compare=False)
 
     @property
@@ -117,20 +119,37 @@ def update(
             with folder.next_state() as staged:
                 rows = _write(staged, record, model, rows, at_hand, new, reasons, display)
         outliers = int((rows.residuals[len(rows.paths) - added :] > model.outliers.limit).sum())
-        done = Update(added, known, unusable, outliers, **drift_entries(model, rows), model=model.identity)
+        done = Update(
+            added,
+            known,
+            unusable,
+            outliers,
+            **drift_entries(model, rows),
+            strangers=_strangers(rows, model.outliers.limit),
+            model=model.identity,
+        )
         if added:
-            display.say("Placed", _placed_text(done, model))
+            display.say("Placed", _placed_text(done, model, run))
     return done
 
 
-def _placed_text(done: Update, model: Model) -> str:
+def _strangers(rows: Rows, limit: float) -> list[str]:
+    """Return the paths of the outliers among the images added since the fit, the strangest first."""
+    order = rows.residuals[rows.fitted :].argsort(descending=True, stable=True) + rows.fitted
+    return [rows.paths[row] for row in order.tolist() if rows.residuals[row] > limit]
+
+
+def _placed_text(done: Update, model: Model, run: Path) -> str:
     if model.outliers.limit == torch.inf:
         text = f"Placed in the present clusters; with fewer than {MIN_ROWS} images in the fit no outlier can be told"
     elif done.outliers:
         text = f"{done.outliers:,} of {done.added:,} fit into no cluster (see Problems in the report)"
     else:
         text = f"All {done.added:,} fit into the present clusters"
-    return f"{text}. " + (f"A new fit is due: {done.reason}" if done.due else "No new fit is needed")
+    if not done.due:
+        return f"{text}. No new fit is needed"
+    command = f"deepcluster fit IMAGES --like {shlex.quote(str(run))}"
+    return f"{text}. A new fit is due: {done.reason}. Fit all images anew, with the same names: {command}"
 
 
 # ---- which images are new -------------------------------------------------------------------------------------------

@@ -89,6 +89,7 @@ class RunRecord:
     seed: int
     n_clusters: int | None = None  # None: -k auto, null in the file
     labels: str | None = None  # folders, or the absolute path of a CSV file
+    like: str | None = None  # absolute path of the run whose groups this one continues
     requested: Mapping[str, Any] | None = None  # a RecipeRequest
     steps: Mapping[str, str] | None = None
     device: str | None = None

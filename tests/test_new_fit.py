@@ -1,0 +1,209 @@
+"""A new fit that knows the groups of an old run (``--like``), and takes its place (``promote``)."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deepcluster import load
+from deepcluster.cli import run_command
+from deepcluster.groups.cut import Placement
+from deepcluster.learning import training
+from deepcluster.runs.inherit import Former, continued
+from deepcluster.runs.page import report
+from deepcluster.runs.promote import promote
+from deepcluster.runs.recut import Edits, apply
+from deepcluster.runtime.partition import Partition
+from deepcluster.storage import run_folder as files
+from deepcluster.storage.state import own_files
+from tests.drawings import save_drawings
+from tests.helpers.runs import change_record, contents, record, rows, small_fit, state_of
+from tests.sandbox import with_ctrl_c
+from tests.test_generation import in_a_child, state
+from tests.tiny import RECORD, tiny_model
+
+NAMES = ("bars", "blobs", "rings")
+
+
+@pytest.fixture
+def run(fitted, tmp_path: Path) -> Path:
+    """A copy of a run with three named clusters, one of which is junk; a fourth, 2, was merged."""
+    run = Path(shutil.copytree(fitted("-k", "4", "--rounds", "0"), tmp_path / "run"))
+    return apply(run, Edits("", dict(zip((0, 1, 3), NAMES, strict=True)), ((1, 2),), (1,))).path
+
+
+def clusters(run: Path) -> dict[str, str]:
+    """The cluster of every image by its file, which `update` may name by another path."""
+    return {"/".join(Path(row["path"]).parts[-2:]): row["cluster"] for row in rows(run / "clusters.csv")}
+
+
+def summary(run: Path) -> dict[str, tuple[str, str]]:
+    return {row["cluster"]: (row["name"], row["junk"]) for row in rows(run / "cluster_summary.csv")}
+
+
+def majority(old: Path, new: Path) -> dict[str, str]:
+    """The new cluster of more than half of the images of each old one."""
+    before, after = clusters(old), clusters(new)
+    shared = Counter((cluster, after[path]) for path, cluster in before.items())
+    sizes = Counter(before.values())
+    return {one: other for (one, other), count in shared.items() if 2 * count > sizes[one]}
+
+
+@pytest.mark.parametrize("size", ["16", "24"])
+def test_a_fit_like_a_run_keeps_numbers_names_and_marks(run, photos, tmp_path, size):
+    """Also if it reads the images in another size, in which all have other digests. Images of updates count."""
+    more = save_drawings(tmp_path / "more", 4, seed=11)
+    assert run_command(["update", str(run), str(more)]) == 0
+    images = Path(shutil.copytree(photos, tmp_path / "photos"))
+    shutil.copytree(more, images, dirs_exist_ok=True)
+    for file in [*save_drawings(images / "new", 2, seed=12).rglob("*.png")]:
+        file.rename(file.with_stem(f"new-{file.stem}"))
+    new = tmp_path / "new"
+    options = small_fit("-k", "6", "--rounds", "0", "--image-size", size, "--seed", "9")
+    assert run_command(["fit", str(images), "-o", str(new), *options, "--like", str(run)]) == 0
+    before, after, heirs = summary(run), summary(new), majority(run, new)
+    assert len(heirs) >= 2 and all(old == heir and after[heir] == before[old] for old, heir in heirs.items())
+    assert {*after} - {*heirs} <= {"4", "5", "6", "7", "8", "9"}  # 2 was in use once
+    assert record(new)["like"] == str(run) and state_of(new) is not None
+    (line,) = (line for line in (new / "log.txt").read_text().splitlines() if " INFO Names: " in line)
+    assert f"{len(heirs)} of 3 groups of {run} continue" in line and f"{len(heirs)} names kept" in line
+    path = sorted(images.rglob("*.png"))[0]
+    assert load(new).predict([path]) == int(clusters(new)[f"{path.parent.name}/{path.name}"])
+
+
+def test_what_is_lost_is_said_and_no_number_comes_twice():
+    """By hand: 0 goes on as 2; 1 and 2 as 0, in which 2 has more; 3 falls into halves, and 4 is not here."""
+    before = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 3, 3, -1, -1])
+    after = torch.tensor([2, 2, 1, 0, 0, 0, 0, 0, 1, 3, 3, 1])
+    former = Former(Path("old"), replace(tiny_model(("a", "b", "c", "", "e")), junk=(0, 4)), {}, 16)
+    lengths = torch.zeros(12)
+    places = Placement(after, after, lengths, lengths, after)
+    model, placed, text = continued(tiny_model(("",) * 4), places, former, before, Partition.single(12))
+    assert placed.cluster.tolist() == [0, 0, 5, 2, 2, 2, 2, 2, 5, 6, 6, 5]
+    assert model.cut.group_of.tolist() == [2, 5, 0, 6, 2] and model.cut.count == 7
+    assert model.names == ("a", "", "c", "", "", "", "") and model.junk == (0,)
+    assert text.startswith("2 of 5 groups of old continue") and "ended: 1, 3, 4; new: 5, 6; 2 names kept" in text
+    assert text.endswith("'b', 'e'; 1 junk mark dropped")
+
+
+def saved(path: Path, array: np.ndarray) -> Path:
+    np.save(path, array.astype(np.float32))
+    return path
+
+
+def test_a_resumed_fit_knows_the_run_that_it_is_like(run, photos, tmp_path, monkeypatch, ends):
+    fit = ["fit", photos, "-o", tmp_path / "new", *small_fit("--rounds", "2")]
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "Outputs", with_ctrl_c(training.Outputs))
+        ends([*fit, "--like", run], 75)
+    named = {name for name, _ in summary(tmp_path / "new").values()}
+    assert named & {*NAMES}  # the preliminary result has names, too
+    shutil.copytree(run, tmp_path / "other")
+    assert "like" in ends([*fit, "--resume", "--like", tmp_path / "other"], 2)
+    ends([*fit, "--resume"], 0)
+    assert {name for name, _ in summary(tmp_path / "new").values()} & {*NAMES}
+
+
+def test_a_run_that_no_fit_can_be_like(run, photos, tmp_path, ends, monkeypatch):
+    before = contents(run)
+    fit = ["fit", photos, *small_fit("--rounds", "0")]
+    (tmp_path / "empty").mkdir()
+    for like in ("nowhere", "empty"):
+        assert like in ends([*fit, "-o", tmp_path / "new", "--like", tmp_path / like], 5)
+    (tmp_path / "link").symlink_to(run)
+    assert "promote" in ends([*fit, "-o", tmp_path / "link", "--overwrite", "--like", run], 2)
+    features = saved(tmp_path / "features.npy", np.random.default_rng(0).normal(size=(30, 8)))
+    assert str(run) in ends(["fit", features, "--features", "-o", tmp_path / "new", "--like", run], 3)
+    assert contents(run) == before and not (tmp_path / "new" / "clusters.csv").exists()
+    (run / "checkpoints" / "images.csv").unlink()
+    assert "images.csv" in ends([*fit, "-o", tmp_path / "new", "--like", run], 5)
+
+
+# ---- promote --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def new(fitted, tmp_path: Path) -> Path:
+    """A copy of a newer run, in another folder."""
+    return Path(shutil.copytree(fitted("-k", "3", "--rounds", "0", "--seed", "9"), tmp_path / "others" / "new"))
+
+
+def own(run: Path) -> dict[str, bytes]:
+    """The files of a run without the page, which is written again."""
+    return {name: (run / name).read_bytes() for name in own_files(run) if name not in ("report.html", "log.txt")}
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_promoted_run_is_in_the_place_of_the_old_one(run, new, elsewhere, prints, request):
+    """Also from another file system, with files of the user's in both folders."""
+    if elsewhere:
+        if not Path("/dev/shm").is_dir():
+            pytest.skip("this machine has no second file system")
+        place = Path(tempfile.mkdtemp(dir="/dev/shm"))
+        request.addfinalizer(partial(shutil.rmtree, place))
+        new = Path(shutil.copytree(new, place / "new"))
+        (new / "mine.txt").write_text("mine")
+    (run / "notes.txt").write_text("mine")
+    (run / "metrics.json").write_text("{}")  # the new run has none
+    (new / "report.html").write_text("with links from the new run's place")
+    of_new, of_old = own(new), contents(run)
+    prints("promote", new, run)
+    (kept,) = run.parent.glob("run-until-*")
+    assert own(run) == of_new and state_of(run) is not None and state_of(kept) is not None
+    assert contents(run)["notes.txt"] == b"mine" and contents(kept) | {"notes.txt": b"mine"} == of_old
+    page = (run / "report.html").read_bytes()
+    assert page == report(run).read_bytes()
+    assert "Promoted" in (run / "log.txt").read_text()
+    assert [*new.rglob("*")] == [new / "mine.txt"] if elsewhere else not new.exists()
+
+
+def test_nothing_is_promoted_if_it_may_not(run, new, ends, tmp_path):
+    before, of_new = contents(run), contents(new)
+    (tmp_path / "link").symlink_to(run)
+    for one, other, code in ((run, run, 2), (run, tmp_path / "link", 2), (tmp_path / "no", run, 5), (new, tmp_path, 5)):
+        ends(["promote", one, other], code)
+    for held in (run, new):
+        with files.locked(held):
+            assert str(os.getpid()) in ends(["promote", new, run], 5)
+    change_record(new, status="stopped")
+    assert str(new) in ends(["promote", new, run], 2)
+    change_record(new, status="done")
+    (run / "model" / "config.json").unlink()
+    os.mkfifo(tmp_path / "pipe")
+    (run / "model" / "config.json").symlink_to(tmp_path / "pipe")
+    assert "config.json" in ends(["promote", new, run], 5)
+    assert {name: before[name] for name in ("run.json", "clusters.csv")}.items() <= contents(run).items()
+    assert contents(new).keys() == of_new.keys() and not [*tmp_path.glob("run-until-*"), *tmp_path.glob(".deep*")]
+
+
+def test_a_kill_at_any_change_of_the_disk_loses_neither_run(tmp_path):
+    seen, kill_at, killed = [], 1, True
+    while killed:
+        folder = tmp_path / str(kill_at)
+        for run in ("new", "old"):
+            (folder / run / "model").mkdir(parents=True)
+            (folder / run / "run.json").write_text(json.dumps(RECORD | {"images": run, "status": "done"}))
+            (folder / run / ("tree.json" if run == "old" else "model/config.json")).write_text(run)
+        killed = in_a_child(partial(promote, folder / "new", folder / "old"), kill_at)
+        seen.append(only(folder / "old"))
+        if seen[-1] == "new":
+            assert [only(path) for path in folder.glob("old-until-*")] == ["old"]
+        else:
+            assert only(folder / "new") == "new"
+        kill_at += 1
+    assert seen == sorted(seen, reverse=True) and {*seen} == {"old", "new"} and kill_at > 20
+    assert not (folder / "new").exists()
+
+
+def only(run: Path) -> str:
+    """The run that all files in a folder are of."""
+    (text,) = {*state(run).values()}
+    return text
