@@ -4,11 +4,13 @@ import copy
 import json
 import re
 import runpy
+import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from urllib.error import HTTPError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -31,7 +33,7 @@ from deepcluster.nets.network import as_network
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE
 from tests.drawings import KINDS, draw
-from tests.helpers.image_files import files_of_all_modes
+from tests.helpers.image_files import HEIC, files_of_all_modes
 from tests.helpers.runs import predicted
 from tests.pages import ROOT, blocks
 from tests.tiny import tiny_run
@@ -134,6 +136,13 @@ def test_use_the_model(output_of, few_digits, tmp_path):
     assert sum(map(int, lines[-1].partition("[")[2].rstrip("]").split(","))) == 20
 
 
+def is_closed(connection: socket.socket) -> bool:
+    connection.settimeout(0.2)
+    with suppress(TimeoutError):
+        return not connection.recv(1)
+    return False
+
+
 def test_serve_onnx(tmp_path):
     """It prepares pixels as the package does, so it gives the clusters of `predict`."""
     pytest.importorskip("onnxruntime")
@@ -141,21 +150,36 @@ def test_serve_onnx(tmp_path):
     (folder := tmp_path / "in").mkdir()
     for name, (data, _, _) in files_of_all_modes().items():
         (folder / name).write_bytes(data)
+    for kind, data in HEIC.items():
+        (folder / f"{kind}.heic").write_bytes(data)
     Image.effect_noise((150, 90), 90).convert("RGB").save(folder / "large.jpg")
     run = tiny_run(tmp_path / "run")
     onnx(run, tmp_path / "graph.onnx")
     wanted = predicted(run, folder)
     placement = wanted.model.place(wanted.reduced)
     assert len(wanted.paths) == len([*folder.iterdir()]) > 60
-    with runpy.run_path(str(EXAMPLES / "serve_onnx.py"))["server"](str(tmp_path / "graph.onnx"), 0) as server:
+    with runpy.run_path(str(EXAMPLES / "serve_onnx.py"))["Server"](str(tmp_path / "graph.onnx"), 0) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         for path, cluster, distance in zip(wanted.paths, placement.cluster, placement.distance, strict=True):
             with urlopen(address, data=(folder / path).read_bytes()) as answer:
                 got = json.load(answer)
             assert got["cluster"] == cluster and got["distance"] == pytest.approx(float(distance), abs=1e-5), path
-        with pytest.raises(HTTPError, match="400"):
-            urlopen(address, data=b"no image")
+            assert got["model"] == wanted.model.identity.digest
+        with urlopen(f"{address}/health") as answer:
+            assert json.load(answer) == {"status": "ok", "model": wanted.model.identity.digest}
+        header = b"P6 9500 9500 255\n"  # 90 million pixels
+        for path, data, headers, status in (
+            ("", b"no image", {}, 400), ("", header, {}, 400), ("", b"", {"Content-Length": "50000001"}, 413),
+            ("", b"", {"Content-Length": "-1"}, 413), ("/other", None, {}, 404),
+        ):  # fmt: skip
+            with pytest.raises(HTTPError, match=str(status)):
+                urlopen(Request(address + path, data, headers))
+        place = server.server_address
+        idle = [socket.create_connection(place) for _ in range(40)]
+        assert sum(is_closed(connection) for connection in idle) == 8
+        for connection in idle:
+            connection.close()
         server.shutdown()
 
 

@@ -99,6 +99,7 @@ def onnx(run: str | Path, out: Path, *, display: Display | None = None) -> None:
     about = {
         "deepcluster_version": deepcluster.__version__,
         "pixels": PIXELS,
+        "digest": model.identity.digest,
         "backbone": str(model.network.architecture["name"]),
         "store_size": str(model.store_size),
         "image_size": str(model.image_size),
