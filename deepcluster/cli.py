@@ -543,12 +543,12 @@ def doctor(
 
         facts = condition(run_)
     else:
-        from deepcluster.images.decode import accepted_formats
+        from deepcluster.images.decode import accepted_formats, reads_raw
         from deepcluster.runtime.devices import choose_device, environment
 
         facts = {
             **environment(choose_device("auto")),
-            "formats": list(accepted_formats()),
+            "formats": [*accepted_formats(), *(["RAW"] if reads_raw() else [])],
             "weights": [*filter(hub.local_file, PUBLISHED)],
         }
     if as_json:

@@ -1,7 +1,7 @@
 """The model that places new images: network, reduction and centroids."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -21,37 +21,11 @@ from deepcluster.nets.fast_pass import features_pass
 from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.network import Absent, Network
 from deepcluster.nets.weights import working_memory
+from deepcluster.records import Identity
 from deepcluster.runtime.machine import check_fits
 from deepcluster.texts import one_line, plural
 
 LARGE_SIDE = 1024  # px; of larger images, one batch must fit into memory before any is read
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Identity of a model, for files and messages; None or empty until the model is written.
-
-    Attributes:
-        run: Identifier of its run.
-        cut: Identifier of its clusters: their numbers mean the same in every model with the same cut.
-        clusters: Number of its clusters.
-        n_clusters: The -k that was asked for; None: the number is a guess.
-        date: Time at which it was written, UTC.
-        version: Version of this package.
-        digest: SHA-256 of all but the identity: equal models have the same.
-    """
-
-    run: str | None = None
-    cut: str | None = None
-    clusters: int = 0
-    n_clusters: int | None = None
-    date: str | None = None
-    version: str | None = None
-    digest: str = ""
-
-    def __str__(self) -> str:
-        guess = " (a guess)" if self.n_clusters is None else ""
-        return f"{self.digest[:12]}, {self.clusters:,} clusters{guess}, run {self.run}, {self.date}"
 
 
 @dataclass(frozen=True)
@@ -76,7 +50,7 @@ class Model:
     store_size: int
     batch_size: int
     junk: tuple[int, ...] = ()
-    identity: Identity = Identity()
+    identity: Identity = field(default=Identity())
 
     def __repr__(self) -> str:
         """Return a short text: the tensors would fill the screen."""
@@ -133,7 +107,7 @@ class Model:
     @cached_property
     def _features(self) -> Callable[[Tensor], Tensor]:
         """Pass of the network, prepared once because images come in batches."""
-        return features_pass(self.network.eval())
+        return features_pass(self.network.eval(), self.batch_size)
 
     def check_room(self) -> None:
         """Raise OutOfMemoryError if not even one batch of images fits into memory."""

@@ -334,7 +334,7 @@ def test_skipped_images_are_counted_and_the_details_are_for_those_who_ask(photos
         (images / name).write_text("no image")
     said = prints("fit", images, "-o", tmp_path / "run", *small_fit()[:-1])
     assert re.search(r"Images +48 .* 7 [^(]+\([^)]+\)[^(]+\(skipped\.csv\)", said)
-    kinds = ("3 other files", "2 RAW (export them as JPEG)", "1 empty", "1 video")
+    kinds = ("3 other files", "2 RAW (", "1 empty", "1 video")
     assert all(kind in said.replace("\n          ", " ") for kind in kinds)
     assert "Plan " not in said
     assert prints("fit", images, "-o", tmp_path / "run", "--overwrite", "-v", *small_fit()[:-1]).count("Plan ") > 3
@@ -530,6 +530,12 @@ def test_more_skipped_files_than_allowed_change_nothing(verb, asked, ends, capsy
     assert run_command([verb, "run", "new", "--max-skipped", "1"]) == 3
     assert capsys.readouterr().out == ""  # nor does a pipe get rows
     assert len(asked(f"{verb} run new --max-skipped 2")["skipped"]) == 2
+
+
+def test_the_state_of_a_run_is_told_without_torch(asked):
+    code = "import sys; from deepcluster import cli; cli.main(); assert not {'torch', 'scipy.stats'} & {*sys.modules}"
+    told = subprocess.check_output([sys.executable, "-c", code, "doctor", "run", "--json"], text=True)
+    assert json.loads(told) == asked("doctor run")
 
 
 def test_the_state_of_a_run_is_told_or_the_error_that_it_meets(asked, prints):

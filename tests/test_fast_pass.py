@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from deepcluster.compute import Compute
 from deepcluster.learning.features import extract
-from deepcluster.nets import fast_pass
-from deepcluster.nets.fast_pass import features_pass
+from deepcluster.nets import fast_pass as module
+from deepcluster.nets.fast_pass import fast_pass
 from deepcluster.nets.network import Network, build
 from deepcluster.nets.timm import channels_last
 from deepcluster.seeding import generator, lent_global
@@ -40,8 +40,8 @@ def pictures(count: int, size: int) -> Tensor:
 def test_features_are_those_of_the_network(name, size):
     network = network_of(name, size)
     images = pictures(5, size)
-    compute = features_pass(network)
-    assert compute != network.features
+    compute = fast_pass(network)
+    assert compute is not None
     assert name != LITE or not any(isinstance(module, nn.BatchNorm2d) for module in compute.body.modules())
     before = snapshot(network)
     with torch.no_grad():
@@ -51,10 +51,10 @@ def test_features_are_those_of_the_network(name, size):
 
 
 def test_networks_of_the_user_or_without_depthwise_convolutions_or_normalisation_are_left_alone(monkeypatch):
-    monkeypatch.delattr(fast_pass, "traced")  # nor are they traced, which takes .4 s
+    monkeypatch.delattr(module, "traced")  # nor are they traced, which takes .4 s
     ours = [network_of(name, 32) for name in ("compact", "timm:resnet18", "timm:test_vit", "timm:test_convnext")]
     for network in (*ours, Network(build("timm:test_efficientnet", image_size=32).body, 256)):
-        assert features_pass(network) == network.features
+        assert fast_pass(network) is None
 
 
 class Shared(nn.Module):
@@ -73,14 +73,14 @@ class Shared(nn.Module):
 
 def test_only_a_normalisation_that_alone_sees_a_convolution_is_folded():
     body = Shared().eval()
-    graph, foldable = fast_pass.traced(body)
+    graph, foldable = module.traced(body)
     assert foldable == [("fine", "norms.3")]
     names = [node.name for node in graph.nodes]
-    assert [names[i] for i in fast_pass.breaks(graph)] == ["x", "add", "seen", "add_1", "fine", "norms_3", "mean"]
+    assert [names[i] for i in module.breaks(graph)] == ["x", "add", "seen", "add_1", "fine", "norms_3", "mean"]
 
 
 def test_an_image_has_the_same_features_whatever_comes_with_it(monkeypatch):
-    monkeypatch.setattr(fast_pass, "IN_CACHE", 500_000)
+    monkeypatch.setattr(module, "IN_CACHE", 500_000)
     network = network_of(LITE, 64)
     images = (pictures(9, 64) * 255).byte().contiguous()
     compute = Compute.of(network, images, batch_size=8)
@@ -89,9 +89,22 @@ def test_an_image_has_the_same_features_whatever_comes_with_it(monkeypatch):
         assert torch.equal(extract(network, images[some], compute), features[some])
 
 
+def test_one_image_does_not_wait_for_a_whole_batch():
+    network = network_of(LITE, 64)
+    image = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    counts = []
+
+    def counted(views: Tensor) -> Tensor:
+        counts.append(len(views))
+        return network.features(views)
+
+    extract(network, image, Compute.of(network, image, batch_size=64), forward=counted)
+    assert counts == [1]
+
+
 def test_a_model_computes_as_its_fit_did(tmp_path):
     network = check(tmp_path, "test_efficientnet", 48, rounds=0).network
-    assert features_pass(network) != network.features
+    assert fast_pass(network) is not None
 
 
 @pytest.mark.parametrize("name", ["compact", "timm:tf_efficientnet_lite0"])  # plain and fast

@@ -304,16 +304,17 @@ def test_when_a_new_fit_is_due(found, reason):
 
 def test_a_drift_by_hand():
     # Of the fit: 6 and 2 images in clusters 0 and 2. Added: 1 and 3, and cluster 1 is empty.
-    cluster = torch.tensor([0] * 6 + [2] * 2 + [0] + [2] * 3)
-    residuals = torch.tensor([0.0, 1, 2, 3, 4, 5, 6, 7, 5.5, 6.5, 8, 9])
+    cluster = np.array([0] * 6 + [2] * 2 + [0] + [2] * 3)
+    residuals = np.array([0.0, 1, 2, 3, 4, 5, 6, 7, 5.5, 6.5, 8, 9], np.float32)
     found = drift(cluster, residuals, 8, limit=6.4)
     assert (found.fitted, found.added, found.fitted_outliers, found.added_outliers) == (8, 4, 1, 3)
     assert found.residual_rank == 7 / 8  # the median of four is the lower of the two in the middle, 6.5
     assert found.shift == pytest.approx(0.5 * 4 / 12)  # 3/4 and 1/4, then 1/4 and 3/4
     assert found.shift_p == pytest.approx(0.0983, abs=1e-3)  # chi-squared: 12 * 16^2 / (8 * 4 * 7 * 5)
-    assert drift(cluster, residuals, 8, limit=torch.inf).residual_rank is None
+    assert drift(cluster, residuals, 8, limit=np.inf).residual_rank is None
     assert drift(cluster[:8], residuals[:8], 8, limit=6.4) == Drift(8, 0)
-    random = torch.Generator().manual_seed(0)  # new images of the same kind do not shift clusters
+    assert drift(np.zeros(12, np.int64), residuals, 8, limit=6.4).shift_p == 1  # in one cluster
+    random = np.random.default_rng(0)  # new images of the same kind do not shift clusters
     for clusters in (2, 30, 500):
-        cluster = torch.randint(clusters, (2000,), generator=random)
-        assert drift(cluster, torch.rand(2000, generator=random), 1200, 0.99).shift_p > 0.001
+        cluster = random.integers(clusters, size=2000)
+        assert drift(cluster, random.random(2000, np.float32), 1200, 0.99).shift_p > 0.001

@@ -21,6 +21,7 @@ from deepcluster.errors import ModelError, UsageError
 from deepcluster.model import Model
 from deepcluster.nets import paper
 from deepcluster.nets.compact import WIDTH
+from deepcluster.nets.lite import Lite0
 from deepcluster.nets.names import only_size
 from deepcluster.nets.network import IMAGENET_MEAN, IMAGENET_STD, Network, build
 from deepcluster.nets.timm import channels_last
@@ -560,6 +561,23 @@ def test_channels_last_but_where_the_gradient_would_be_spoilt():
 )  # fmt: skip
 def test_networks_of_one_image_size(name, preferred, size):
     assert only_size(name, preferred) == size
+
+
+@pytest.mark.parametrize("size", [64, 75])
+def test_the_installed_network_is_timms(size):
+    """Its tensors, features, statistics and gradients, to the last bit."""
+    theirs, ours = timm.create_model("tf_efficientnet_lite0", num_classes=0), Lite0(generator(0, "network"))
+    images = torch.rand(2, 3, size, size, generator=generator(0, "images")).contiguous(
+        memory_format=torch.channels_last
+    )
+    ours.load_state_dict(theirs.state_dict())
+    results = []
+    for body in (theirs, ours):
+        features = [body.train(training)(images) for training in (True, False)]
+        features[0].square().sum().backward()
+        results.append([*features, *body.state_dict().values(), *(value.grad for value in body.parameters())])
+    assert list(theirs.state_dict()) == list(ours.state_dict())
+    assert all(map(torch.equal, *results))
 
 
 # Whole runs of networks of timm: with weights from nothing, to features that place their own images

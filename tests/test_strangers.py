@@ -42,6 +42,7 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import FILES
 from deepcluster.storage.files import write_whole
+from deepcluster.storage.model_config import BACKBONE
 from fuzz import harness
 from fuzz.harness import peak_memory
 from tests.helpers.runs import change_record, contents, record, rows, small_fit
@@ -578,7 +579,7 @@ def test_every_name_of_timm_may_stand_in_a_model() -> None:
     import timm
 
     names = timm.list_models() + timm.list_pretrained()
-    assert len(names) > 1000 and all(models.BACKBONE.fullmatch(f"timm:{name}") for name in names)
+    assert len(names) > 1000 and all(BACKBONE.fullmatch(f"timm:{name}") for name in names)
 
 
 def test_weights_too_large_for_numbers_are_told_of(place: Place) -> None:

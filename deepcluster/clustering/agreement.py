@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import scipy  # the parts at first use: `predict` waits for none
 import torch
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from deepcluster.clustering.kmeans import ClusteringStep, KMeans
@@ -83,7 +82,7 @@ def compared(previous: Tensor, current: Tensor, processes: Processes = ALONE) ->
     of its images went to. Linear in the number of images; a one-to-one matching of 10,000 clusters would take hours.
     """
     one, other, counts = (column.numpy() for column in pair_counts(previous, current, processes).T)
-    table = csr_array((counts, (one, other)))
+    table = scipy.sparse.csr_array((counts, (one, other)))
     changed = float(1.0 - table.max(axis=1).sum() / table.sum())
     alone = [np.count_nonzero(table.sum(axis)) == 1 for axis in (0, 1)]
     if any(alone):
@@ -139,6 +138,6 @@ def scores(labels: Assignment, clusters: Assignment) -> dict[str, float]:
         return dict.fromkeys(("acc", "nmi", "ami", "ari"), math.nan)
     a, b = np.asarray(labels), np.asarray(clusters)
     table = contingency_matrix(a, b)
-    matched = table[linear_sum_assignment(table, maximize=True)].sum()
+    matched = table[scipy.optimize.linear_sum_assignment(table, maximize=True)].sum()
     mutual = float(adjusted_mutual_info_score(a, b))
     return {"acc": float(matched / len(a)), "nmi": nmi(a, b), "ami": mutual, "ari": ari(a, b)}

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import scipy  # the parts at first use: `predict` waits for none
 import torch
-from scipy.linalg import eigh
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -168,12 +168,14 @@ def _leading(covariance: Directions, count: int) -> tuple[Directions, Directions
     """Return the ``count`` largest eigenvalues (descending) and their eigenvectors as columns."""
     width = len(covariance)
     if width < WIDE:
-        values, vectors = eigh(covariance, driver="evd")
+        values, vectors = scipy.linalg.eigh(covariance, driver="evd")
         return values[: -count - 1 : -1], vectors[:, : -count - 1 : -1]
-    vectors = eigh(covariance.astype(np.float32), subset_by_index=[width - count, width - 1], driver="evr")[1]
+    vectors = scipy.linalg.eigh(
+        covariance.astype(np.float32), subset_by_index=[width - count, width - 1], driver="evr"
+    )[1]
     # The eigenvectors span the right space to seven digits; inside it float64 is cheap (Rayleigh-Ritz).
     basis = np.linalg.qr(vectors.astype(np.float64))[0]
-    values, turn = eigh(basis.T @ covariance @ basis)
+    values, turn = scipy.linalg.eigh(basis.T @ covariance @ basis)
     return values[::-1], basis @ turn[:, ::-1]
 
 
@@ -183,7 +185,7 @@ def _of_few(x: Tensor, count: int) -> tuple[Tensor, Directions, Directions]:
     exact = x.double()
     mean = exact.mean(0)
     centred = (exact - mean).cpu().numpy()
-    values, left = eigh(centred @ centred.T, subset_by_index=[rows - count, rows - 1])
+    values, left = scipy.linalg.eigh(centred @ centred.T, subset_by_index=[rows - count, rows - 1])
     values, left = np.maximum(values[::-1], 0.0), left[:, ::-1]
     lengths = np.sqrt(values)
     vectors = centred.T @ (left / np.where(lengths > 0, lengths, np.inf))

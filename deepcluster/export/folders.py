@@ -8,10 +8,10 @@ import shutil
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -31,6 +31,7 @@ from deepcluster.export.replace import (
 from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import SUFFIXES as IMAGE_SUFFIXES
 from deepcluster.images.decode import Undecodable, explain, not_a_file, pillow_limits, short_side
+from deepcluster.images.source import RAW_SUFFIXES
 from deepcluster.runs.rows import images_at_hand, same_as_added
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.plain_files import own_sha256, write_csv
@@ -117,6 +118,11 @@ def _key(name: str) -> str:
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
+def sidecar_names(path: str) -> tuple[str, str]:
+    """Return the names that digiKam and darktable (NAME.CR2.xmp), and that Lightroom (NAME.xmp) give to a sidecar."""
+    return f"{path}.xmp", str(PurePosixPath(path).with_suffix(".xmp"))
+
+
 @dataclass(frozen=True)
 class RunImages:
     """The images of a run."""
@@ -137,6 +143,20 @@ class RunImages:
         """Return the path of an image's file, unchecked; None if it has no file or is not at hand."""
         return self.source.file(self.index[path]) if path in self.index else None
 
+    @cached_property
+    def sidecars(self) -> dict[str, Path]:
+        """The files in which other programs keep edits and keywords of RAW files, by paths like those of the images."""
+        raws = ((path, self.original(path)) for path in self.index if path.lower().endswith(RAW_SUFFIXES))
+        named = {
+            name: file.with_name(PurePosixPath(name).name)
+            for path, file in raws
+            if file
+            for name in sidecar_names(path)
+        }
+        # No link, which may lead out of the folder of the images.
+        own = (name for name, at in named.items() if name not in self.index and at.is_file() and not at.is_symlink())
+        return {name: named[name] for name in own}
+
     def check_outside_of(self, out: Path) -> None:
         """Raise UsageError if an image lies in ``out``: it would go with the tree that is replaced."""
         top = os.path.realpath(out)
@@ -155,10 +175,12 @@ class RunImages:
         return image.width * image.height, sum(float(np.square(np.diff(grey, axis=axis)).sum()) for axis in (0, 1))
 
     def file(self, path: str) -> Path | None:
-        """Return the file of an image, None if it has none.
+        """Return the file of an image or a sidecar, None if it has none.
 
         Raises Unavailable if it does not exist, is not what update added, lies elsewhere, or has no header of an image.
         """
+        if path in self.sidecars:
+            return self.sidecars[path]
         if path not in self.index:
             raise Unavailable("no such image")
         if not self.added.get(path, True):
@@ -246,7 +268,7 @@ class Transfer:
         """Bring the image of a path to ``target``; return the way. Raises Unavailable, or an OSError of the target."""
         file = self.images.file(path)
         png = target.suffix == ".png" and file is not None and file.suffix.lower() != ".png"
-        way = None if file is None or png else self._link_or_copy(file, target)
+        way = None if file is None or png else self.link_or_copy(file, target)
         if way is None:
             way = PNG
             try:
@@ -258,7 +280,7 @@ class Transfer:
         self.files[way] += 1
         return way
 
-    def _link_or_copy(self, file: Path, target: Path) -> str | None:
+    def link_or_copy(self, file: Path, target: Path) -> str | None:
         """Return the way; None if the file has no form without metadata but PNG."""
         if self.strip:
             try:
@@ -437,6 +459,7 @@ def _fill(
 ) -> tuple[list[Row], list[str]]:
     """Bring every image to its target. Return the rows of the inventory, and the missing images with the reason."""
     inventory: list[Row] = []
+    sidecars: list[Row] = []
     missing: list[str] = []
     for inside in {Path(target).parent for _, target in targets if target}:
         (folder / inside).mkdir(parents=True, exist_ok=True)
@@ -450,12 +473,23 @@ def _fill(
                 missing.append(f"{one_line(row['path'])} ({error})")
         made = {"exported_path": exported, "how": how, "sha256": own_sha256(folder / exported) if exported else ""}
         inventory.append({**{name: row[name] for name in ("path", "cluster", "name")}, **made})
+        if how in WAYS and target.lower().endswith(RAW_SUFFIXES):
+            sidecars += _with_sidecars(inventory[-1], folder, transfer)
         display.progress("exporting", len(inventory), len(targets))
     if not transfer.files and not missing:
         raise DataError("all images are outliers, and these are left out: nothing is left to export")
     if not transfer.files:
         raise DataError(f"none of the {len(missing):,} images can be exported: {some(missing)}")
-    return inventory, missing
+    return inventory + sidecars, missing
+
+
+def _with_sidecars(row: Row, folder: Path, transfer: Transfer) -> Iterator[Row]:
+    """Bring the sidecars of a RAW file beside it, and yield their rows of the inventory."""
+    for name, target in zip(sidecar_names(row["path"]), sidecar_names(row["exported_path"]), strict=True):
+        file = transfer.images.sidecars.get(name)
+        if file and not os.path.lexists(folder / target):  # a second RAW file of the same name has the same one
+            how = transfer.link_or_copy(file, folder / target) or ""
+            yield {**row, "path": name, "exported_path": target, "how": how, "sha256": own_sha256(folder / target)}
 
 
 def _write_metadata(file: Path, targets: Targets, inventory: Sequence[Row], junk: Set[str]) -> None:

@@ -6,8 +6,8 @@ from statistics import mean
 
 import numpy as np
 import numpy.typing as npt
+import scipy  # the parts at first use: `predict` waits for none
 import torch
-from scipy.cluster.hierarchy import cut_tree, linkage
 from torch import Tensor
 
 from deepcluster.clustering.agreement import ari
@@ -63,7 +63,7 @@ def candidates(
     ties = neighbour_ties(rows)
     positions = embedding(ties, DIMENSIONS, derive(seed, "embedding"))
     numbers = np.arange(2, min(MAX_FINEST if finest else MAX_GROUPS, len(rows) - 2) + 1)
-    labelings = cut_tree(linkage(positions, "ward"), numbers).T
+    labelings = scipy.cluster.hierarchy.cut_tree(scipy.cluster.hierarchy.linkage(positions, "ward"), numbers).T
     silhouettes = np.array([silhouette_score(positions, labels) for labels in labelings])
     modularities = np.array([modularity(ties, labels) for labels in labelings]).clip(0)
     scores = silhouettes * modularities

@@ -2,16 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from deepcluster.clustering.kmeans import Assign, assigner, best_of, kmeans
 from deepcluster.groups.graph import embedding, graph_rows, modularity, neighbour_ties
 from deepcluster.records import Clustering
 from deepcluster.seeding import derive
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 DIMENSIONS = 5  # of the embedding: 3 to 30 differ by .01 NMI at most; 5 moves least with the seed (docs/decisions.md)
 KMEANS_STARTS = 10  # of k-means; the best counts
@@ -87,7 +90,7 @@ def cut_features(reduced: Tensor, k: int, *, embeddings: int = EMBEDDINGS, seed:
     return _numbered(Cut(torch.cat(parts), group_of), reduced)
 
 
-def _labels(ties: csr_array, k: int, count: int, seed: int) -> Tensor:
+def _labels(ties: "csr_array", k: int, count: int, seed: int) -> Tensor:
     """Return the groups (int64) of a graph by k-means of ``count`` embeddings: those with the largest modularity."""
     labelings = []
     for i in range(count):

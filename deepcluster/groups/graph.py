@@ -5,19 +5,20 @@ In five dimensions the embedding is what groups are cut from (cut.py), in two it
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy  # the parts at first use: `predict` waits for none
 import torch
-from scipy.linalg import eigh
-from scipy.sparse import csr_array, diags_array
-from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from deepcluster.clustering.blocks import nearest
 from deepcluster.clustering.kmeans import first_occurrences
 from deepcluster.seeding import derive, generator
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 MAX_GRAPH_ROWS = 50_000  # rows in a graph
 NEIGHBOURS = 15
@@ -43,7 +44,7 @@ def graph_rows(reduced: Tensor, seed: int = 0, most: int = MAX_GRAPH_ROWS) -> Te
     return rows
 
 
-def neighbour_ties(rows: Tensor) -> csr_array:
+def neighbour_ties(rows: Tensor) -> "csr_array":
     """Return the closeness (N x N, 0 to 1) of N distinct rows of length 1 to their nearest neighbours.
 
     UMAP's weights (McInnes et al. 2018, sections 3.1 and 4): exp((rho - d) / sigma) with d the distance, rho the one to
@@ -52,13 +53,15 @@ def neighbour_ties(rows: Tensor) -> csr_array:
     """
     size = len(rows)
     if size < 2:
-        return csr_array((size, size))
+        return scipy.sparse.csr_array((size, size))
     count = min(size - 1, NEIGHBOURS)
     cosines, neighbours = nearest(rows, count)
     weights = _weights((2 - 2 * cosines.double()).clamp(min=0).sqrt()).flatten().numpy()
-    one = csr_array((weights, neighbours.flatten().numpy(), np.arange(0, size * count + 1, count)), shape=(size, size))
-    other = csr_array(one.T)
-    return csr_array(one + other - one * other)
+    one = scipy.sparse.csr_array(
+        (weights, neighbours.flatten().numpy(), np.arange(0, size * count + 1, count)), shape=(size, size)
+    )
+    other = scipy.sparse.csr_array(one.T)
+    return scipy.sparse.csr_array(one + other - one * other)
 
 
 def _weights(distances: Tensor) -> Tensor:
@@ -72,7 +75,7 @@ def _weights(distances: Tensor) -> Tensor:
     return torch.exp(-beyond / high)
 
 
-def modularity(ties: csr_array, labels: npt.NDArray[np.int64]) -> float:
+def modularity(ties: "csr_array", labels: npt.NDArray[np.int64]) -> float:
     """Return the share of the ``ties`` inside groups, less that of as many random ones (Newman and Girvan 2004)."""
     pairs = ties.tocoo()
     total = float(pairs.data.sum())
@@ -80,7 +83,7 @@ def modularity(ties: csr_array, labels: npt.NDArray[np.int64]) -> float:
     return within - float((np.bincount(labels, ties.sum(1)) ** 2).sum()) / total**2
 
 
-def leading_eigenvectors(ties: csr_array, count: int, seed: int) -> tuple[Numbers, Numbers]:
+def leading_eigenvectors(ties: "csr_array", count: int, seed: int) -> tuple[Numbers, Numbers]:
     """Return the ``count`` largest eigenvalues of the normalised ties, from 1 on, and their vectors (N x count).
 
     A graph of n parts with hardly any ties between them has n eigenvalues close to 1.
@@ -90,25 +93,27 @@ def leading_eigenvectors(ties: csr_array, count: int, seed: int) -> tuple[Number
     degrees = np.asarray(ties.sum(1)).ravel()
     spread = TIES * degrees.mean()
     scale = 1 / np.sqrt((1 - TIES) * degrees + spread)
-    weighted = diags_array(scale * (1 - TIES)) @ ties @ diags_array(scale)
+    weighted = scipy.sparse.diags_array(scale * (1 - TIES)) @ ties @ scipy.sparse.diags_array(scale)
 
     if size <= DENSE:
         whole = weighted.toarray() + spread / size * np.outer(scale, scale)
-        values, vectors = eigh(whole, subset_by_index=[size - count, size - 1], overwrite_a=True)
+        values, vectors = scipy.linalg.eigh(whole, subset_by_index=[size - count, size - 1], overwrite_a=True)
     else:
 
         def multiply(vector: Numbers) -> Any:
             return weighted @ vector.ravel() + (spread / size * (scale @ vector.ravel())) * scale
 
         start = torch.randn(size, generator=generator(seed, "eigenvectors"), dtype=torch.float64).numpy()
-        operator = LinearOperator((size, size), matvec=multiply, dtype=np.float64)
+        operator = scipy.sparse.linalg.LinearOperator((size, size), matvec=multiply, dtype=np.float64)
         # Separate groups have nearly equal eigenvalues, apart by about TIES: the tolerance is far below it.
-        values, vectors = eigsh(operator, k=count, ncv=max(3 * count, 40), which="LA", v0=start, tol=TIES * 1e-3)
+        values, vectors = scipy.sparse.linalg.eigsh(
+            operator, k=count, ncv=max(3 * count, 40), which="LA", v0=start, tol=TIES * 1e-3
+        )
     order = np.argsort(-values)
     return values[order], vectors[:, order]
 
 
-def embedding(ties: csr_array, dims: int, seed: int) -> Points:
+def embedding(ties: "csr_array", dims: int, seed: int) -> Points:
     """Return positions (float32, N x dims) of the N images of a graph.
 
     UMAP's objective (McInnes et al. 2018) with the similarity 1 / (1 + d^2), beginning at the leading eigenvectors.
@@ -132,7 +137,7 @@ def embedding(ties: csr_array, dims: int, seed: int) -> Points:
     for step in range(STEPS):
         squares = np.einsum("ij,ij->i", positions, positions)
         apart = squares[rows] + squares[columns] - 2 * np.einsum("ij,ij->i", positions[rows], positions[columns])
-        pulls = csr_array((2 * weights / (1 + apart.clip(0)), columns, ends), (size, size))
+        pulls = scipy.sparse.csr_array((2 * weights / (1 + apart.clip(0)), columns, ends), (size, size))
         inward = pulls @ positions - np.asarray(pulls.sum(1))[:, None] * positions
         others = torch.randint(size, (OTHERS,), generator=random).numpy()
         apart = (squares[:, None] + squares[others] - 2 * positions @ positions[others].T).clip(0)

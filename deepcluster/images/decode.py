@@ -10,9 +10,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -32,12 +33,23 @@ MAX_PIXELS = 89_478_485  # Pillow's default
 # may hand the interpreter to another thread. A film among the images is not read into memory.
 SMALL_FILE = 1 << 20  # bytes
 
+NO_PREVIEW = "a RAW image, its preview cannot be read"
 GREY_OF_32_BITS = "grey values of 32 bits, whose range nothing tells: save it with 8 or 16 bits"
 # Decode images that need more bytes one at a time. A pixel takes 4 bytes decoded, 4 in RGB and 4 turned (or with an
 # alpha channel before that); the decoders of WebP, AVIF and HEIF have a copy of the first.
 BYTES_AT_ONCE = 288_000_000
 BYTES_PER_PIXEL = 16
 _ALONE = threading.Lock()
+
+# A RAW file is decoded by the preview that the camera has put into it. These are the first bytes of CR2, CR3, CRW, RAF,
+# ORF, RW2 and X3F; the others (DNG, NEF, ARW, ...) are TIFF files whose tags tell, or which Pillow cannot read.
+RAW_START = re.compile(
+    rb"II\*\0....CR|....ftypcrx |II\x1a\0....HEAPCCDR|FUJIFILMCCD-RAW|II(RO|RS|U\0)|MMOR|FOVb", re.DOTALL
+)
+TIFF_START = (b"II*\0", b"MM\0*")
+DNG_VERSION, SUBFILE_TYPE, SUB_IFDS = 50706, 254, 330  # tags; a type of 1: a small version of another image in the file
+MAX_RAW_BYTES = 1 << 30  # several times the largest of medium format
+RAW_ORIENTATION = {3: 3, 5: 8, 6: 6}  # LibRaw's flip as EXIF has it
 
 # Files of this family begin with a box "ftyp": its size, its name, the brand of the file, and compatible brands.
 _FTYP = 64  # bytes
@@ -77,10 +89,17 @@ def accepted_formats() -> tuple[str, ...]:
     return (*FORMATS, "HEIF", *(("AVIF",) if pillow.check("avif") else ()))
 
 
+@cache
+def reads_raw() -> bool:
+    """Tell if the previews of RAW files can be read: the extra [raw] is installed."""
+    return find_spec("rawpy") is not None
+
+
 def decode(file: Path | BinaryIO, *, size: int | None = None) -> Image.Image:
     """Return the first frame of an image file: mode RGB, turned by its EXIF orientation, without metadata.
 
-    The bytes decide about the format (one of ``accepted_formats()``), not the suffix.
+    The bytes decide about the format (one of ``accepted_formats()``, or RAW), not the suffix. Of a RAW file the largest
+    preview is the image.
 
     | mode | becomes |
     |---|---|
@@ -209,12 +228,18 @@ def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], T]) -> T:
     if not start:
         raise Undecodable("empty file")
     try:
+        if RAW_START.match(start):
+            return _of_preview(file, look)
         with Image.open(file, formats=accepted_formats()) as image:
-            _check_size(image.width * image.height)
-            return look(image)
+            if not _is_raw(image):
+                _check_size(image.width * image.height)
+                return look(image)
+        return _of_preview(file, look)
     except (MemoryError, Undecodable):
         raise
     except UnidentifiedImageError:
+        if start.startswith(TIFF_START) and reads_raw():
+            return _of_preview(file, look)
         formats = ", ".join(accepted_formats())
         raise Undecodable(_not_installed(start) or f"not an image in an accepted format ({formats})") from None
     except Image.DecompressionBombError as error:
@@ -225,6 +250,39 @@ def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], T]) -> T:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk, not the image
         raise Undecodable(f"cannot be decoded: {explain(error)}") from error
+
+
+def _is_raw(image: Image.Image) -> bool:
+    """Tell if the image of a TIFF is only the thumbnail of a RAW file."""
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    return DNG_VERSION in tags or (tags.get(SUBFILE_TYPE) == 1 and SUB_IFDS in tags)
+
+
+def _of_preview(file: BinaryIO, look: Callable[[Image.Image], T]) -> T:
+    """Return ``look`` of the largest preview in a RAW file. The data of the sensor are never decoded."""
+    if not reads_raw():
+        raise Undecodable(f"{NO_PREVIEW}, because rawpy is missing: pip install rawpy, or export it as JPEG")
+    import rawpy
+
+    file.seek(0, os.SEEK_END)
+    if file.tell() > MAX_RAW_BYTES:
+        raise Undecodable(f"{NO_PREVIEW}, because it has more than {MAX_RAW_BYTES:,} bytes: export it as JPEG")
+    file.seek(0)
+    try:
+        with rawpy.imread(file) as raw:
+            preview = raw.extract_thumb()
+            flip = raw.sizes.flip
+            data: Any = preview.data
+    except (rawpy.LibRawError, rawpy.NotSupportedError) as error:
+        raise Undecodable(f"{NO_PREVIEW} ({type(error).__name__}): export it as JPEG") from None
+    if preview.format == rawpy.ThumbFormat.JPEG:  # with its orientation, which LibRaw adds
+        image: Image.Image = Image.open(BytesIO(data), formats=("JPEG",))
+    else:
+        image = Image.fromarray(data)
+        image.getexif()[ExifTags.Base.Orientation] = RAW_ORIENTATION.get(flip, 1)
+    with image:
+        _check_size(image.width * image.height)
+        return look(image)
 
 
 def upright(image: Image.Image, size: int | None = None) -> Image.Image:

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 from PIL import Image
 
 from deepcluster.errors import DataError
+from deepcluster.images.decode import NO_PREVIEW, reads_raw
 from deepcluster.runtime.machine import check_fits
 from deepcluster.texts import one_line, plural
 
@@ -200,7 +201,7 @@ RAW_SUFFIXES = (
     *(".sr2", ".srf", ".srw", ".x3f"),
 )
 VIDEO_SUFFIXES = (".3gp", ".avi", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm", ".wmv")
-RAW, VIDEO, OTHER = "RAW (export them as JPEG)", "video", "other file"
+VIDEO, SIDECAR, OTHER = "video", "sidecar", "other file"
 # Kinds of skipped images, by the begin of the reason; another reason is a kind of its own.
 KINDS = {
     "an AVIF image": "AVIF (pip install --upgrade pillow reads them)",
@@ -217,15 +218,19 @@ KINDS = {
 
 
 def counted(skipped: Iterable[tuple[str, str]]) -> str:
-    """Count (path, reason) by kind, most frequent first: ``6 RAW (export them as JPEG), 2 damaged, 1 video``."""
+    """Count (path, reason) by kind, most frequent first: ``2 damaged, 1 video``."""
     kinds = Counter(_kind(path, reason) for path, reason in skipped)
+    nouns = (VIDEO, SIDECAR, OTHER)
     return ", ".join(
-        plural(times, kind) if kind in (VIDEO, OTHER) else f"{times:,} {kind}" for kind, times in kinds.most_common()
+        plural(times, kind) if kind in nouns else f"{times:,} {kind}" for kind, times in kinds.most_common()
     )
 
 
 def _kind(path: str, reason: str) -> str:
     kind = next((kind for start, kind in KINDS.items() if reason.startswith(start)), reason.partition(":")[0])
-    if kind in (OTHER, "damaged") and path.lower().endswith(RAW_SUFFIXES):  # a RAW file may begin as a TIFF
-        return RAW
-    return VIDEO if kind == OTHER and path.lower().endswith(VIDEO_SUFFIXES) else kind
+    name = path.lower()
+    if reason.startswith(NO_PREVIEW) or (kind in (OTHER, "damaged") and name.endswith(RAW_SUFFIXES)):
+        return "RAW (export them as JPEG)" if reads_raw() else "RAW (pip install rawpy, or export them as JPEG)"
+    if kind == OTHER and name.endswith((*VIDEO_SUFFIXES, ".xmp")):
+        return SIDECAR if name.endswith(".xmp") else VIDEO
+    return kind

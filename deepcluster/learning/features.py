@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deepcluster.compute import FEATURES_PHASE, Compute
 from deepcluster.images.views import fixed_view
-from deepcluster.nets.fast_pass import features_pass
+from deepcluster.nets.fast_pass import features_pass, in_batches
 from deepcluster.nets.network import Network
 from deepcluster.runtime.devices import exact_float32, made_ahead, moved
 
@@ -22,9 +22,6 @@ def extract(
     forward: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Compute f_i = Phi(x_i; theta) for all images, in evaluation mode.
-
-    Every batch has the same shape, the last one filled up with zeros: a kernel may round differently for another shape,
-    and an image must have the same features whatever comes with it.
 
     Args:
         images: uint8, N x 3 x S x S.
@@ -47,12 +44,10 @@ def extract(
     def prepare(begin: int) -> tuple[int, int, Tensor]:
         batch = images[begin : begin + batch_size]
         views = fixed_view(moved(batch, compute.device), compute.size)
-        if len(batch) < batch_size:
-            views = torch.cat([views, views.new_zeros(batch_size - len(batch), *views.shape[1:])])
         return begin, begin + len(batch), views.contiguous(memory_format=torch.channels_last)
 
     network.eval()
-    forward = forward or features_pass(network, compute.dtype)
+    forward = forward or features_pass(network, batch_size, compute.dtype)
     try:
         with (
             torch.no_grad(),
@@ -61,7 +56,7 @@ def extract(
         ):
             for begin, end, views in made_ahead(prepare, range(0, len(images), batch_size), compute.device):
                 outputs = forward(views)
-                outputs = (network.embed(outputs) if embedded else outputs)[: end - begin]
+                outputs = in_batches(network.embed, batch_size, outputs) if embedded else outputs
                 if begin == 0:
                     features = torch.empty(len(images), outputs.shape[1], dtype=outputs.dtype, device=where)
                 features[begin:end] = outputs.to(where)

@@ -6,6 +6,7 @@ docs/decisions.md has the figures. The last bits differ from the plain pass, so 
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -32,13 +33,33 @@ ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
 }
 
 
-def features_pass(network: Network, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Tensor]:
-    """Return the features of a pass in evaluation mode, by the network as it is now, at one size or two."""
-    return at_two_sizes(_pass(network, dtype), network.second_size)
+def features_pass(network: Network, batch_size: int, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Tensor]:
+    """Return the features of any number of images in evaluation mode, by the network as it is now, at one size or two.
+
+    ``batch_size``: Number of images in a plain pass. A faster one has a smaller number, so one image costs less.
+    """
+    features = fast_pass(network, dtype) or partial(in_batches, network.features, batch_size)
+    return at_two_sizes(features, network.second_size)
 
 
-def _pass(network: Network, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """Return ``network.features``, or a faster equivalent of a copy.
+def in_batches(function: Callable[[Tensor], Tensor], count: int, rows: Tensor) -> Tensor:
+    """Return ``function`` of all rows, ``count`` at a time, the last batch filled up with zeros.
+
+    A kernel may round differently for another shape, and an image must have the same features whatever comes with it.
+    """
+    parts = []
+    for batch in rows.split(count):
+        size = len(batch)
+        if size < count:
+            batch = functional.pad(batch, (*[0, 0] * (batch.dim() - 1), 0, count - size))
+            if batch.dim() == 4:  # of one image the strides may not tell that it is channels last
+                batch = batch.contiguous(memory_format=torch.channels_last)
+        parts.append(function(batch)[:size])
+    return torch.cat(parts)
+
+
+def fast_pass(network: Network, dtype: torch.dtype = torch.float32) -> "_InPieces | None":
+    """Return a faster equivalent of a copy of ``network.features``; None if there is none.
 
     Networks of ``build`` with depthwise convolutions and batch normalisation have one, in float32 on a CPU.
     """
@@ -47,14 +68,14 @@ def _pass(network: Network, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     suited = depthwise and any(map(_is_norm, modules)) and network.mean.device.type == "cpu"
     built = network.architecture.get("name", MODULE) != MODULE
     if not (built and suited and dtype == torch.float32):
-        return network.features
+        return None
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")):
-        return network.features
+        return None
     if network.body not in _KNOWN:
         _KNOWN[network.body] = traced(network.body)
     graph, foldable = _KNOWN[network.body]
     if not foldable:
-        return network.features
+        return None
     body = copy.deepcopy(network.body).eval()
     _fold(body, foldable)
     return _InPieces(body, graph, network)
@@ -79,13 +100,12 @@ class _InPieces:
         if shape not in self.parts:
             self.parts[shape] = self._parts(images[:1])
         early, few, late, count = self.parts[shape]
-        features = []
-        for piece in images.split(count):
-            missing = count - len(piece)
-            filled = torch.cat([piece, piece.new_zeros(missing, *shape)]) if missing else piece
-            hidden = torch.cat([early(self._normalised(part)) for part in filled.split(few)])
-            features.append(late(hidden)[: len(piece)])
-        return torch.cat(features)
+
+        def features(piece: Tensor) -> Tensor:
+            hidden: Tensor = late(torch.cat([early(self._normalised(part)) for part in piece.split(few)]))
+            return hidden
+
+        return in_batches(features, count, images)
 
     def _normalised(self, images: Tensor) -> Tensor:
         ordered = torch.empty_like(images, memory_format=torch.channels_last)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deepcluster.errors import ModelError, UsageError
-from deepcluster.nets import hub, paper
+from deepcluster.nets import hub, lite, paper
 from deepcluster.nets.compact import Compact
 from deepcluster.nets.names import MODULE, NO_NETWORK, PAPER_NETWORKS
 from deepcluster.nets.paper import reset_linear
@@ -226,13 +226,18 @@ def _new_body(name: str, image_size: int, sobel: bool, seed: int) -> tuple[nn.Mo
         make = paper.alexnet if name == "alexnet" else paper.vgg16
         # The features end before the last ReLU, and the head starts after it.
         return make(sobel=sobel, generator=generator(seed, "network")), {"activation": nn.ReLU()}, {"heads": HEADS}
-    if name.startswith("timm:"):
-        model, config = timm_body(name, image_size, seed)
-        # Also those of EfficientNet-Lite0's own code and of DeepCluster-v2's training.
-        heads = (*timm_heads(config["classifier"]), "_fc", "projection_head", "prototypes")
-        layout = {"heads": heads, "convert": partial(in_layout_of, model)}
-        return model, {"mean": config["mean"], "std": config["std"]}, layout
-    raise unknown_backbone(name)
+    if not name.startswith("timm:"):
+        raise unknown_backbone(name)
+    if name in lite.NAMES:
+        with lent_global(seed, "network"):
+            body: nn.Module = lite.Lite0(generator(seed, "network"))
+        config: dict[str, Any] = lite.CONFIG
+    else:
+        body, config = timm_body(name, image_size, seed)
+    # Also those of EfficientNet-Lite0's own code and of DeepCluster-v2's training.
+    heads = (*timm_heads(config["classifier"]), "_fc", "projection_head", "prototypes")
+    layout = {"heads": heads, "convert": partial(in_layout_of, body)}
+    return body, {"mean": config["mean"], "std": config["std"]}, layout
 
 
 def as_network(body: nn.Module, image_size: int) -> Network:

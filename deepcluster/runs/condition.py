@@ -1,49 +1,61 @@
-"""The state of a run, for a monitor."""
+"""The state of a run, for a monitor, which asks often: nothing here imports torch."""
 
 import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from deepcluster.groups.due import drift
-from deepcluster.model import Model
-from deepcluster.runs.rows import Rows, read_run
-from deepcluster.runtime.plain_files import shaped
-from deepcluster.storage import run_folder as files
+from deepcluster.runtime.plain_files import RUN, shaped
+from deepcluster.storage.model_config import read_summary
+from deepcluster.storage.run_folder import RunFolder, read_state
 
 
 def condition(run: Path) -> dict[str, Any]:
-    """Return the state of a run for a monitor (docs/production.md). Errors are those of ``read_run``."""
-    record, model, rows = files.read_state(run, read_run)
-    with files.RunFolder(run).as_disk_errors(files.RUN):
+    """Return the state of a run for a monitor (docs/production.md). DiskError or ModelError if a file is damaged."""
+    return read_state(run, _condition)
+
+
+def _condition(run: RunFolder) -> dict[str, Any]:
+    model, limit = read_summary(run)
+    record = run.read_record({"rounds": int})
+    with run.as_disk_errors(RUN):
         for name, kind in {"result": str, "stability": int | float, "verdict": str}.items():
             shaped(getattr(record, name), kind | None, name)
-    limit = model.outliers.limit
-    entries = drift_entries(model, rows)
+    table = run.read_clusters()
+    used = table.where("status", "ok")
+    residuals = run.read_array("residuals.npy", len(used), 1)[:, 0]
+    with run.as_disk_errors("clusters.csv"):
+        cluster = used.column("cluster").astype(np.int64)
+    added = run.count_added(used)
+    entries = drift_entries(cluster, residuals, len(used) - added, limit)
     return {
-        "run": str(run),
-        "model": model.identity,
+        "run": str(run.path),
+        "model": model,
         "status": record.status,
         "result": record.result,
-        "images_count": len(rows.paths),
-        "added_count": rows.added,
-        "skipped_count": len(rows.skipped),
-        "outlier_share": round((rows.residuals > limit).double().mean().item(), 4) if limit < torch.inf else None,
+        "images_count": len(used),
+        "added_count": added,
+        "skipped_count": len(table) - len(used),
+        "outlier_share": round((residuals > limit).mean().item(), 4) if limit < np.inf else None,
         "stability": record.stability,
         "verdict": record.verdict,
         **entries,
         "due": entries["reason"] is not None,
-        "run_bytes": _bytes(run),
-        "model_bytes": _bytes(run / "model"),
-        "checkpoints_bytes": _bytes(run / "checkpoints"),
+        "run_bytes": _bytes(run.path),
+        "model_bytes": _bytes(run.path / "model"),
+        "checkpoints_bytes": _bytes(run.path / "checkpoints"),
     }
 
 
-def drift_entries(model: Model, rows: Rows) -> dict[str, Any]:
-    """Return the fields of an Update on all images added since the fit."""
-    drifted = drift(model.place(rows.reduced).cluster, rows.residuals, rows.fitted, model.outliers.limit)
+def drift_entries(
+    cluster: npt.NDArray[np.int64], residuals: npt.NDArray[np.float32], fitted: int, limit: float
+) -> dict[str, Any]:
+    """Return the fields of an Update on all images added since the fit, from the arguments of :func:`drift`."""
+    drifted = drift(cluster, residuals, fitted, limit)
     rank = drifted.residual_rank
     return {
         "residual_rank": None if rank is None else round(float(rank), 3),

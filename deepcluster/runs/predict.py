@@ -20,7 +20,8 @@ from deepcluster.images import Images, Source, find
 from deepcluster.images.given import read_features
 from deepcluster.images.source import check_skipped, nothing_readable
 from deepcluster.images.store import check_alike, read_once
-from deepcluster.model import Identity, Model
+from deepcluster.model import Model
+from deepcluster.records import Identity
 from deepcluster.runs.rows import folder_of, name_in_run, read_run
 from deepcluster.runtime.console import Display, Silent, complain
 from deepcluster.runtime.devices import choose_device

@@ -25,7 +25,7 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import draw, generator
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.content import RunRecord, Table
+from deepcluster.storage.content import RunRecord
 
 IMAGES_READ = "checkpoints/images.csv"
 
@@ -71,7 +71,7 @@ def read_run(folder: files.RunFolder, backbone: nn.Module | None = None) -> tupl
     table = folder.read_clusters()
     used = table.where("status", "ok")
     reduced = torch.from_numpy(folder.read_array("features.npy", len(used), model.reduction.projection.shape[1]))
-    added = _added(folder, used)
+    added = folder.count_added(used)
     fitted = len(used) - added
     rows = Rows(
         paths=list(used.column("path")),
@@ -99,14 +99,6 @@ def recipe_of(folder: files.RunFolder) -> Recipe:
     """Read the recipe of a run."""
     options = read_toml(folder.file("recipe.toml"))[1] if folder.has("recipe.toml") else {}
     return Recipe(**options)
-
-
-def _added(folder: files.RunFolder, used: Table) -> int:
-    added = [row["path"] for row in folder.read_added()]
-    with folder.as_disk_errors("added.csv"):
-        if len(added) >= len(used) or added != [row["path"] for row in used[len(used) - len(added) :]]:
-            raise ValueError("its images are not the last ones of clusters.csv")
-    return len(added)
 
 
 # ---- their digests, by which a run recognises them ------------------------------------------------------------------

@@ -19,7 +19,8 @@ from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.given import read_features
 from deepcluster.images.source import Origin, check_skipped, counted, nothing_readable
 from deepcluster.images.store import read_once
-from deepcluster.model import Identity, Model
+from deepcluster.model import Model
+from deepcluster.records import Identity
 from deepcluster.report.pictures import THUMBNAIL, extended_sheet, not_on_sheet, on_sheet
 from deepcluster.runs import page as drawn
 from deepcluster.runs.condition import drift_entries
@@ -119,15 +120,10 @@ def update(
             with folder.next_state() as staged:
                 rows = _write(staged, record, model, rows, at_hand, new, reasons, display)
         outliers = int((rows.residuals[len(rows.paths) - added :] > model.outliers.limit).sum())
-        done = Update(
-            added,
-            known,
-            unusable,
-            outliers,
-            **drift_entries(model, rows),
-            strangers=_strangers(rows, model.outliers.limit),
-            model=model.identity,
-        )
+        cluster = model.place(rows.reduced).cluster.numpy()
+        entries = drift_entries(cluster, rows.residuals.numpy(), rows.fitted, model.outliers.limit)
+        strangers = _strangers(rows, model.outliers.limit)
+        done = Update(added, known, unusable, outliers, **entries, strangers=strangers, model=model.identity)
         if added:
             display.say("Placed", _placed_text(done, model, run))
     return done

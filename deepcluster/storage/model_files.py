@@ -6,48 +6,49 @@ on purpose has the right digests.
 """
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import deepcluster
 from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.errors import DeepClusterError, DiskError, ModelError, OutOfMemoryError, UsageError, first_line
+from deepcluster.errors import DiskError, UsageError
 from deepcluster.groups.cut import Cut
-from deepcluster.model import Identity, Model, check_batch_fits
+from deepcluster.model import Model, check_batch_fits
 from deepcluster.nets.names import MODULE, NO_NETWORK
 from deepcluster.nets.network import Absent, Network, absent_module, build, copy_of_module, no_network
 from deepcluster.nets.timm import channels_last
 from deepcluster.nets.weights import shapes_only
-from deepcluster.records import Candidate
+from deepcluster.records import Candidate, Identity
 from deepcluster.runtime.plain_files import (
     check_tensors,
     is_run,
     json_sha256,
     parse_json,
-    read_json,
     read_tensors,
     shaped,
 )
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.files import changing, write_tensors, write_whole
+from deepcluster.storage.model_config import (
+    CONFIG,
+    GROUPS,
+    SCHEMA_VERSION,
+    WEIGHTS,
+    Config,
+    as_model_errors,
+    model_file,
+    read_config,
+)
 from deepcluster.storage.run_folder import LockedFolder, RunFolder, read_state
 
-SCHEMA_VERSION = 1
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-GROUPS = "groups.safetensors"
-# timm's other names (hf-hub:USER/NAME, local-dir:PATH) would download, or read another file.
-TIMM = "timm:[A-Za-z0-9_.]+"
-BACKBONE = re.compile(rf"compact|alexnet|vgg16|{TIMM}")
 MOST_CONSTANTS = 200_000_000  # bytes
 # The tensors beside those of the network; see check_tensors.
 SHAPES = {
@@ -58,32 +59,6 @@ SHAPES = {
     "outliers.directions": (2, "features", "directions"),
     "outliers.limit": (),
 }
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """The arguments from which :func:`build` makes the network."""
-
-    name: str
-    image_size: int
-    sobel: bool
-    second_size: Annotated[int, range(8193)] = 0
-
-
-@dataclass(frozen=True)
-class Config:
-    """config.json."""
-
-    schema_version: int
-    architecture: Architecture
-    image_size: Annotated[int, range(1, 8193)]
-    store_size: Annotated[int, range(1, 8193)]
-    batch_size: Annotated[int, range(1, (1 << 20) + 1)]
-    root: bool
-    weights_sha256: str
-    groups_sha256: str
-    identity: Identity
-    config_sha256: str
 
 
 @dataclass(frozen=True)
@@ -184,33 +159,31 @@ def load(folder: str | Path, device: torch.device | None = None, *, backbone: nn
     if is_run(folder):
         return read_state(folder, lambda run: load_of_run(run, device, backbone))
     folder = folder / "model" if (folder / "model").is_dir() else folder
-    return _load(folder, folder.joinpath, device, backbone)
+    return _load(folder.joinpath, device, backbone)
 
 
 def load_of_run(run: RunFolder, device: torch.device | None = None, backbone: nn.Module | None = None) -> Model:
     """Read the model of a run, as :func:`load` does."""
-    if not run.has(f"model/{CONFIG}") and (status := run.read_record().status) != "done":
-        raise ModelError(f"{run.path} has no model yet (its status is {status}): go on with `deepcluster fit --resume`")
-    return _load(run.path / "model", lambda name: run.file(f"model/{name}"), device, backbone)
+    return _load(partial(model_file, run), device, backbone)
 
 
-def _load(
-    folder: Path, path_of: Callable[[str], Path], device: torch.device | None, backbone: nn.Module | None
-) -> Model:
-    path = path_of(CONFIG)
-    try:
-        config = _read_config(path)
-        path = path_of(WEIGHTS)
-        every = read_tensors(path, config.weights_sha256)
+def _load(path_of: Callable[[str], Path], device: torch.device | None, backbone: nn.Module | None) -> Model:
+    reading = partial(
+        as_model_errors, way_out="take a copy of it" if backbone is None else "give the module that it was fitted with"
+    )
+    with reading(path_of(CONFIG)):
+        config = read_config(path_of(CONFIG))
+    with reading(path_of(WEIGHTS)):
+        every = read_tensors(path_of(WEIGHTS), config.weights_sha256)
         body = {name.removeprefix("body."): value for name, value in every.items() if name.startswith("body.")}
         tensors = {name: value for name, value in every.items() if not name.startswith("body.")}
         check_tensors(tensors, SHAPES, {})
         feature_dim, dims = tensors["reduction.projection"].shape
-        path = path_of(GROUPS)
-        groups = read_groups(path, dims, config.groups_sha256)
-        path = path_of(CONFIG)
+    with reading(path_of(GROUPS)):
+        groups = read_groups(path_of(GROUPS), dims, config.groups_sha256)
+    with reading(path_of(CONFIG)):
         shapes = _shapes(config, body, feature_dim, backbone)
-        path = path_of(WEIGHTS)
+    with reading(path_of(WEIGHTS)):
         expected = shapes.body.state_dict()
         axes = {name: tuple(value.shape) for name, value in expected.items()}
         check_tensors(body, axes, {name: value.dtype for name, value in expected.items()})
@@ -225,15 +198,6 @@ def _load(
             )
             if not all(part.all() for part in good):
                 raise ValueError(f"{name} has numbers that are not finite or, as a limit, negative")
-    except FileNotFoundError:
-        if not Path(folder).exists():
-            raise ModelError(f"{folder}: there is no such folder") from None
-        raise ModelError(f"{folder} is not a model: {path.name} is missing") from None
-    except OutOfMemoryError:
-        raise
-    except (OSError, ValueError, DeepClusterError, SafetensorError) as error:
-        way_out = "take a copy of it" if backbone is None else "give the module that it was fitted with"
-        raise ModelError(f"{path} cannot be used ({first_line(error)}): fit again, or {way_out}") from None
     if not isinstance(network.body, Absent):
         network.body.load_state_dict(body)
     channels_last(network.eval().to(device or torch.device("cpu")))
@@ -278,28 +242,6 @@ def _shapes(config: Config, body: Mapping[str, Tensor], feature_dim: int, backbo
         raise ValueError(f"a network with {beside / 1e6:,.0f} MB of constants at this image_size")
     check_batch_fits(shapes, size)
     return shapes
-
-
-def _read_config(path: Path) -> Config:
-    """Read config.json. Raise OSError, or ValueError with the reason."""
-    table = read_json(path)
-    if not isinstance(table, dict) or table.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(f"not a model of version {SCHEMA_VERSION}")
-    config: Config = shaped(table, Config, CONFIG)
-    if config.config_sha256 != json_sha256({key: value for key, value in table.items() if key != "config_sha256"}):
-        raise ValueError("changed since it was written")
-    name = config.architecture.name
-    if name not in (NO_NETWORK, MODULE) and not BACKBONE.fullmatch(name):
-        raise ValueError(f"no backbone that a model may have: {name[:80]!a}")
-    if config.image_size > config.store_size:
-        raise ValueError(f"image_size {config.image_size} is larger than store_size {config.store_size}")
-    if config.architecture.second_size > config.image_size:
-        raise ValueError(f"second_size {config.architecture.second_size} is larger than image_size {config.image_size}")
-    if config.architecture.image_size != config.image_size:
-        raise ValueError(f"image_size {config.image_size}, and another one in its architecture")
-    # Computed, because a file that somebody wrote on purpose may name another model.
-    core = {key: value for key, value in table.items() if key not in ("identity", "config_sha256")}
-    return replace(config, identity=replace(config.identity, digest=json_sha256(core)))
 
 
 def read_groups(path: Path, dims: int, digest: str | None = None) -> Groups:

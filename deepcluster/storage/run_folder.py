@@ -101,6 +101,14 @@ class RunFolder:
         """Read the list of images that came after the fit, the last usable ones; empty without such a file."""
         return self.read_rows("added.csv") if self.has("added.csv") else []
 
+    def count_added(self, used: Table) -> int:
+        """Return the number of the images that came after the fit. DiskError if they do not end the ``used`` rows."""
+        added = [row["path"] for row in self.read_added()]
+        with self.as_disk_errors("added.csv"):
+            if len(added) >= len(used) or added != [*used.column("path")[len(used) - len(added) :]]:
+                raise ValueError("its images are not the last ones of clusters.csv")
+        return len(added)
+
     def read_array(self, name: str, rows: int, columns: int) -> npt.NDArray[np.float32]:
         """Return a matrix of finite float32 numbers of this shape."""
         shape = (rows, columns)

@@ -1,0 +1,110 @@
+"""config.json of a model: network, sizes, digests and identity, read without torch because a monitor asks often."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+from safetensors import SafetensorError, safe_open
+
+from deepcluster.errors import DeepClusterError, ModelError, OutOfMemoryError, first_line
+from deepcluster.nets.names import MODULE, NO_NETWORK
+from deepcluster.records import Identity
+from deepcluster.runtime.plain_files import MOST_TENSORS, check_file, json_sha256, read_json, sha256, shaped
+from deepcluster.storage.run_folder import RunFolder
+
+SCHEMA_VERSION = 1
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+GROUPS = "groups.safetensors"
+# timm's other names (hf-hub:USER/NAME, local-dir:PATH) would download, or read another file.
+TIMM = "timm:[A-Za-z0-9_.]+"
+BACKBONE = re.compile(rf"compact|alexnet|vgg16|{TIMM}")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The arguments from which :func:`build` makes the network."""
+
+    name: str
+    image_size: int
+    sobel: bool
+    second_size: Annotated[int, range(8193)] = 0
+
+
+@dataclass(frozen=True)
+class Config:
+    """config.json."""
+
+    schema_version: int
+    architecture: Architecture
+    image_size: Annotated[int, range(1, 8193)]
+    store_size: Annotated[int, range(1, 8193)]
+    batch_size: Annotated[int, range(1, (1 << 20) + 1)]
+    root: bool
+    weights_sha256: str
+    groups_sha256: str
+    identity: Identity
+    config_sha256: str
+
+
+@contextmanager
+def as_model_errors(path: Path, way_out: str = "take a copy of it") -> Iterator[None]:
+    """Turn an error while reading a file of a model into a ModelError that names the file."""
+    try:
+        yield
+    except FileNotFoundError:
+        if not path.parent.exists():
+            raise ModelError(f"{path.parent}: there is no such folder") from None
+        raise ModelError(f"{path.parent} is not a model: {path.name} is missing") from None
+    except OutOfMemoryError:
+        raise
+    except (OSError, ValueError, DeepClusterError, SafetensorError) as error:
+        raise ModelError(f"{path} cannot be used ({first_line(error)}): fit again, or {way_out}") from None
+
+
+def model_file(run: RunFolder, name: str) -> Path:
+    """Return the path of a file of the model of a run. ModelError explains a run that has no result yet."""
+    if not run.has(f"model/{CONFIG}") and (status := run.read_record().status) != "done":
+        raise ModelError(f"{run.path} has no model yet (its status is {status}): go on with `deepcluster fit --resume`")
+    return run.file(f"model/{name}")
+
+
+def read_summary(run: RunFolder) -> tuple[Identity, float]:
+    """Return the identity of the model of a run, and the residual above which an image is an outlier.
+
+    Raises ModelError if a file of the model is missing or damaged.
+    """
+    with as_model_errors(path := model_file(run, CONFIG)):
+        config = read_config(path)
+    for name, digest in ((GROUPS, config.groups_sha256), (WEIGHTS, config.weights_sha256)):
+        with as_model_errors(path := model_file(run, name)):
+            check_file(path, MOST_TENSORS)
+            if digest != sha256(path):
+                raise ValueError("changed since it was written, by its SHA-256")
+    with as_model_errors(path), safe_open(path, framework="numpy") as tensors:
+        return config.identity, float(tensors.get_tensor("outliers.limit"))
+
+
+def read_config(path: Path) -> Config:
+    """Read config.json. Raise OSError, or ValueError with the reason."""
+    table = read_json(path)
+    if not isinstance(table, dict) or table.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"not a model of version {SCHEMA_VERSION}")
+    config: Config = shaped(table, Config, CONFIG)
+    if config.config_sha256 != json_sha256({key: value for key, value in table.items() if key != "config_sha256"}):
+        raise ValueError("changed since it was written")
+    name = config.architecture.name
+    if name not in (NO_NETWORK, MODULE) and not BACKBONE.fullmatch(name):
+        raise ValueError(f"no backbone that a model may have: {name[:80]!a}")
+    if config.image_size > config.store_size:
+        raise ValueError(f"image_size {config.image_size} is larger than store_size {config.store_size}")
+    if config.architecture.second_size > config.image_size:
+        raise ValueError(f"second_size {config.architecture.second_size} is larger than image_size {config.image_size}")
+    if config.architecture.image_size != config.image_size:
+        raise ValueError(f"image_size {config.image_size}, and another one in its architecture")
+    # Computed, because a file that somebody wrote on purpose may name another model.
+    core = {key: value for key, value in table.items() if key not in ("identity", "config_sha256")}
+    return replace(config, identity=replace(config.identity, digest=json_sha256(core)))

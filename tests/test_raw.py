@@ -1,0 +1,123 @@
+"""RAW files of cameras: decoded by their previews with the extra [raw], named without it, exported as they are."""
+
+import struct
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepcluster.export import folders
+from deepcluster.images import decode as decoding
+from deepcluster.images import source
+from deepcluster.images.decode import Undecodable, decode, short_side
+from deepcluster.storage.run_folder import open_run
+from tests.drawings import drawings
+
+needs_rawpy = pytest.mark.skipif(not decoding.reads_raw(), reason="needs rawpy, of the extra [raw]")
+SENSOR = 32  # px, each side
+FORMATS = {1: "B", 3: "H", 4: "L", 10: "l"}  # of numbers in a TIFF
+IDENTITY = [number for row in np.eye(3, dtype=int).tolist() for number in (row[0], 1, row[1], 1, row[2], 1)]
+
+
+def directory(at: int, tags: dict[int, tuple[int, list[int]]]) -> bytes:
+    """A directory of a TIFF that begins at ``at``, and its values behind it."""
+    entries, values = b"", b""
+    behind = at + 6 + 12 * len(tags)
+    for tag, (kind, numbers) in sorted(tags.items()):
+        data = struct.pack(f"<{len(numbers)}{FORMATS[kind]}", *numbers)
+        count = len(numbers) // (2 if kind == 10 else 1)  # of rationals
+        cell = data.ljust(4, b"\0") if len(data) <= 4 else struct.pack("<L", behind + len(values))
+        values += data if len(data) > 4 else b""
+        entries += struct.pack("<HHL", tag, kind, count) + cell
+    return struct.pack("<H", len(tags)) + entries + bytes(4) + values
+
+
+def dng(preview: Image.Image, *, jpeg: bool = True, orientation: int = 1) -> bytes:
+    """A DNG with a small sensor and a preview, a JPEG or plain colours."""
+    file = BytesIO()
+    preview.save(file, "JPEG", quality=95)
+    data = file.getvalue() if jpeg else preview.tobytes()
+    sensor = bytes(2 * SENSOR * SENSOR)
+    about = {
+        254: (4, [1]), 256: (4, [preview.width]), 257: (4, [preview.height]), 258: (3, [8, 8, 8]),
+        259: (3, [7 if jpeg else 1]), 262: (3, [6 if jpeg else 2]), 271: (1, [*b"Made\0"]), 273: (4, [2000]),
+        274: (3, [orientation]), 277: (3, [3]), 278: (4, [preview.height]), 279: (4, [len(data)]), 330: (4, [1000]),
+        50706: (1, [1, 4, 0, 0]), 50721: (10, IDENTITY),
+    }  # fmt: skip
+    raw = {
+        254: (4, [0]), 256: (4, [SENSOR]), 257: (4, [SENSOR]), 258: (3, [16]), 259: (3, [1]), 262: (3, [32803]),
+        273: (4, [2000 + len(data)]), 277: (3, [1]), 278: (4, [SENSOR]), 279: (4, [len(sensor)]), 33421: (3, [2, 2]),
+        33422: (1, [0, 1, 1, 2]),
+    }  # fmt: skip
+    head = (b"II*\0" + struct.pack("<L", 8) + directory(8, about)).ljust(1000, b"\0")
+    return (head + directory(1000, raw)).ljust(2000, b"\0") + data + sensor
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    """A landscape, dark at the left."""
+    return Image.fromarray(np.linspace(0, 255, 120, dtype=np.uint8)[None, :, None].repeat(80, 0).repeat(3, 2))
+
+
+def test_without_the_extra_a_raw_file_is_named_and_not_taken_for_its_thumbnail(picture, monkeypatch):
+    monkeypatch.setattr(decoding, "reads_raw", lambda: False)
+    monkeypatch.setattr(source, "reads_raw", lambda: False)
+    starts = [
+        dng(picture, jpeg=False),
+        b"II*\0\x10\0\0\0CR\2\0",
+        b"\0\0\0\x18ftypcrx \0\0\0\1",
+        b"FUJIFILMCCD-RAW 0201",
+    ]
+    for data in starts:
+        with pytest.raises(Undecodable, match=r"RAW.*rawpy"):
+            decode(BytesIO(data.ljust(100, b"\0")))
+    skipped = [("a.NEF", f"{decoding.NO_PREVIEW}, because ..."), ("a.xmp", "not an image"), ("a.MOV", "not an image")]
+    assert source.counted(skipped) == "1 RAW (pip install rawpy, or export them as JPEG), 1 sidecar, 1 video"
+
+
+@needs_rawpy
+@pytest.mark.parametrize("jpeg", [True, False])
+@pytest.mark.parametrize(
+    ("orientation", "turn"), [(1, None), (3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_270)]
+)
+def test_a_raw_file_is_its_preview_upright(picture, jpeg, orientation, turn):
+    file = BytesIO(dng(picture, jpeg=jpeg, orientation=orientation))
+    upright = picture if turn is None else picture.transpose(turn)
+    image = decode(file)
+    assert image.size == upright.size and image.mode == "RGB" and short_side(file) == 80
+    assert np.abs(np.asarray(image, float) - np.asarray(upright, float)).mean() < 2
+
+
+@needs_rawpy
+def test_hostile_raw_files_meet_the_limits(picture, monkeypatch):
+    data = dng(picture)
+    for end in (1100, 2000, 2100):  # without a sensor, a preview, or the end of it
+        with pytest.raises(Undecodable):
+            decode(BytesIO(data[:end]))
+    for name, limit in (("MAX_PIXELS", 120 * 80 - 1), ("MAX_RAW_BYTES", len(data) - 1)):
+        with monkeypatch.context() as patch, pytest.raises(Undecodable):
+            patch.setattr(decoding, name, limit)
+            decode(BytesIO(data))
+
+
+@needs_rawpy
+def test_an_export_takes_raw_files_themselves_with_their_sidecars(tmp_path, prints):
+    (tmp_path / "raw").mkdir()
+    for i, image in enumerate(drawings(8, size=32)[0]):
+        (tmp_path / f"raw/{i:02}.dng").write_bytes(dng(Image.fromarray(image.permute(1, 2, 0).numpy())))
+    (tmp_path / "raw/00.xmp").write_text("Lightroom's")
+    (tmp_path / "raw/01.dng.xmp").write_text("digiKam's")
+    (tmp_path / "raw/02.xmp").symlink_to(tmp_path / "raw/00.xmp")  # which may lead anywhere
+    options = ("--weights", "none", "--rounds", 0, "-k", 2, "--backbone", "compact", "--image-size", 32)
+    prints("fit", tmp_path / "raw", "-o", tmp_path / "run", *options)
+    rows = open_run(tmp_path / "run").read_clusters()
+    assert sum(row["status"] == "ok" for row in rows) == len([*(tmp_path / "raw").glob("*.dng")])
+    for _ in range(2):  # the second replaces the first
+        folders(tmp_path / "run", tmp_path / "sorted", mode="copy", overwrite=True)
+        copies = {path.name: path for path in (tmp_path / "sorted").rglob("*.*") if path.suffix != ".csv"}
+        assert len(copies) == len(rows.where("status", "ok")) + 2
+        for name, file in copies.items():
+            assert file.read_bytes() == (tmp_path / "raw" / name).read_bytes()
+        assert copies["00.xmp"].parent == copies["00.dng"].parent
+        assert not (tmp_path / "sorted/_left").exists()
