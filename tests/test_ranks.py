@@ -252,7 +252,7 @@ def test_a_folder_that_not_all_see_is_refused(ranks, tmp_path):
     assert ranks[2](_apart, tmp_path) == ["one folder"] * 2
     (tmp_path / "1").unlink()
     shutil.rmtree(tmp_path / "0" / "run")
-    assert all("the processes do not see one folder" in said for said in ranks[2](_apart, tmp_path))
+    assert all(" -o " in said for said in ranks[2](_apart, tmp_path))
 
 
 # ---- every collective, also with a rank whose images cannot be read -------------------------------------------------

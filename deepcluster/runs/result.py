@@ -168,7 +168,14 @@ def describe(
     clusters = Table({})
     if partition.processes.is_main:
         clusters = clusters_table(model, rows, Placement(cluster, fine, distance, margin, centroid), residuals)
-        record = _with_groups(record, rows, recipe, clusters, len(summary))
+        digest = rows_sha256(clusters)
+        record = replace(
+            record,
+            cut=record.cut or digest[:16],  # edits are for this assignment, and for no later one
+            rows=digest,
+            clusters=len(summary),
+            **stability_entries(rows, record, recipe, len(summary)),
+        )
     measures: dict[str, Any] = {}
     if measured:
         first = baseline or ({**measured, "clusters": len(summary)} if record.rounds == 0 else {})
@@ -191,18 +198,6 @@ def clusters_table(model: Model, rows: Rows, placement: Placement, residuals: Te
     skipped = {"path": [path for path, _ in rows.skipped], "status": ["skipped"] * len(rest)}
     columns = FILES["clusters.csv"].columns
     return Table.of_columns({name: chain(used[name], skipped.get(name, rest)) for name in columns})
-
-
-def _with_groups(record: RunRecord, rows: Rows, recipe: Recipe, clusters: Table, count: int) -> RunRecord:
-    """Return run.json with its entries on the ``count`` groups of the images in ``clusters``."""
-    digest = rows_sha256(clusters)
-    return replace(
-        record,
-        cut=record.cut or digest[:16],  # edits are for this assignment, and for no later one
-        rows=digest,
-        clusters=count,
-        **stability_entries(rows, record, recipe, count),
-    )
 
 
 def first_metrics(measures: Mapping[str, float]) -> dict[str, float]:

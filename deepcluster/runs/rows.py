@@ -124,11 +124,6 @@ def fingerprint(images: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def remember_images(folder: files.LockedFolder, images: Mapping[str, str]) -> None:
-    """Record which images a run begins with."""
-    folder.write_rows(IMAGES_READ, [{"path": path, "sha256": digest} for path, digest in images.items()])
-
-
 # ---- the files that are still at hand ------------------------------------------------------------
 
 

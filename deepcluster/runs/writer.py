@@ -19,7 +19,7 @@ from deepcluster.runs.build import compute_of
 from deepcluster.runs.page import MAP, TREE, Tables, on_sheet_of, write_nouns, write_page, write_tree
 from deepcluster.runs.plan import ImagesRead, Job
 from deepcluster.runs.result import Outcome, conclude_run, first_metrics
-from deepcluster.runs.rows import images_at_hand, remember_images
+from deepcluster.runs.rows import IMAGES_READ, images_at_hand
 from deepcluster.runtime import signals
 from deepcluster.runtime.machine import peak_mb
 from deepcluster.storage import model_files
@@ -147,7 +147,7 @@ def write_beginning(folder: files.LockedFolder, images: ImagesRead) -> None:
             folder.write(name, content)
         else:
             folder.write_rows(name, content)
-    remember_images(folder, images.digests)
+    folder.write_rows(IMAGES_READ, [{"path": path, "sha256": digest} for path, digest in images.digests.items()])
 
 
 def write_outcome(
