@@ -20,6 +20,7 @@ from deepcluster.runtime.console import Silent
 from deepcluster.storage.run_folder import open_run
 from tests.helpers.runs import OPTIONS, assert_same_result, record, rows, small_fit
 
+PRELIMINARY = '<p class="preliminary"'  # in the page
 TRAINING = "deepcluster.algorithm:train_on_pseudo_labels"
 RESULT = ("residuals.npy", "map.npy", "tree.json", "recipe.toml", "metrics.json")
 
@@ -49,7 +50,7 @@ def killed(fit_of, command, tmp_path_factory):
 
 def test_a_run_that_was_killed_has_a_result_that_everything_works_on(killed, photos, tmp_path, ends):
     assert (record(killed)["status"], record(killed)["result"]) == ("running", "preliminary")
-    assert "Preliminary" in (killed / "report.html").read_text()
+    assert PRELIMINARY in (killed / "report.html").read_text()
     copy = Path(shutil.copytree(killed, tmp_path / "run"))
     for verb, *options in (
         ["predict", photos, "-o", tmp_path / "out.csv", "--quiet"],
@@ -83,7 +84,7 @@ def test_it_goes_on_to_the_same_bits_as_without_preliminary_results(killed, fit_
     average = 0.4 if "--weights" in fit_of("") else 1.0  # of the weights before and after, so both go on
     assert f"average = {average}\n" in (going_on / "recipe.toml").read_text()
     assert (record(going_on)["status"], record(going_on)["result"]) == ("done", "final")
-    assert "Preliminary" not in (going_on / "report.html").read_text()
+    assert PRELIMINARY not in (going_on / "report.html").read_text()
 
 
 def test_a_resumed_run_that_is_stopped_again_still_tells_of_its_result(killed, fit_of, command, tmp_path):
