@@ -6,9 +6,11 @@ import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from html import escape
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +42,7 @@ from deepcluster.runs.page import pictures
 from deepcluster.runs.plan import Request
 from deepcluster.runs.predict import Prediction, placement_columns
 from deepcluster.runs.rows import images_at_hand, read_run
-from deepcluster.runtime.console import Display, Several, Silent, Terminal
+from deepcluster.runtime.console import Display, Several, Silent, Terminal, has_widgets
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.plain_files import PATH_COLUMNS
 from deepcluster.storage import model_files as models
@@ -91,7 +93,7 @@ class DeepCluster(_Base):
         options: A dict of any other options of the recipe.
         device: auto, cpu, cuda or mps; a device of torch, or the number of a GPU.
         random_state: The seed: an int, a RandomState to draw it from, or None for a new one in every fit.
-        verbose: 0: silent; 1: show progress; 2: also every choice with its reason.
+        verbose: 0: silent; 1: show progress; 2: also every choice with its reason; None: a bar in a notebook.
 
     Attributes:
         labels_: Clusters of the N usable images.
@@ -127,7 +129,7 @@ class DeepCluster(_Base):
         options: Mapping[str, Any] | None = None,
         device: str | int | torch.device = "auto",
         random_state: Any = 0,
-        verbose: int = 0,
+        verbose: int | None = None,
     ):
         self.n_clusters = n_clusters
         self.recipe = recipe
@@ -167,7 +169,7 @@ class DeepCluster(_Base):
             DeepClusterError: The message says what to do.
         """
         n_clusters = _n_clusters(self.n_clusters)
-        if self.verbose not in (0, 1, 2):
+        if self.verbose not in (None, 0, 1, 2):
             raise UsageError(f"verbose={self.verbose!r}: give 0, 1 or 2")
         is_features, images = self._read(X, reset=True)
         seed = _seed(self.random_state)
@@ -183,7 +185,7 @@ class DeepCluster(_Base):
             seed=seed,
             like=None if like is None else Path(like),
             resume=resume,
-            verbose=self.verbose > 1,
+            verbose=(self.verbose or 0) > 1,
             module=self._module,
             steps=steps,
             features=is_features,
@@ -278,10 +280,10 @@ class DeepCluster(_Base):
         return self
 
     def report(self, path: str | Path) -> Path:
-        """Write the report of the run, one HTML page, and return its path."""
+        """Write the report of the run, one HTML page, and return its path, which a notebook shows as a link."""
         self._check_run("a report")
         html = page.report(self.run_, self._images_at_hand()).read_text(encoding="utf-8")
-        path = Path(path)
+        path = LinkedPath(path)
         check_output(path, overwrite=True, inputs=tuple)
         write_output(path, lambda file: file.write(html))
         return path
@@ -396,7 +398,9 @@ class DeepCluster(_Base):
         return read_request(recipe | options, base)
 
     def _display(self) -> AbstractContextManager[Display]:
-        return Terminal(quiet=False, verbose=self.verbose > 1) if self.verbose else nullcontext(Silent())
+        if self.verbose or (self.verbose is None and has_widgets()):
+            return Terminal(quiet=False, verbose=(self.verbose or 0) > 1, lines=self.verbose is not None)
+        return nullcontext(Silent())
 
     def _open(self, folder: Path, temporary: Path | None = None, images: Images | None = None) -> None:
         """Take over a run or a model; ``temporary`` is deleted with the estimator; ``images`` have no path."""
@@ -487,6 +491,14 @@ class DeepCluster(_Base):
     def _images_at_hand(self) -> Source | None:
         """Return the images of the fit, for thumbnails; None if they are gone."""
         return images_at_hand(files.RunFolder(self.run_)) if self._images is None else find(self._images)
+
+
+class LinkedPath(type(Path())):  # type: ignore[misc]
+    """A path that a notebook shows as a link."""
+
+    def _repr_html_(self) -> str:
+        address = quote(Path(os.path.relpath(self)).as_posix())
+        return f'<a href="{address}" target="_blank">{escape(str(self))}</a>'
 
 
 def _are_features(X: Any) -> bool:

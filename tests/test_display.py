@@ -11,6 +11,7 @@ from deepcluster import DeepCluster
 from deepcluster.cli import run_command
 from deepcluster.errors import DeepClusterWarning, warn
 from deepcluster.runtime import Display, Silent
+from deepcluster.runtime.console import Terminal
 from tests.helpers.runs import Said, record
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (36, 16, 16, 3), np.uint8)
@@ -40,6 +41,17 @@ def test_a_display_of_ones_own_is_told_of_each_round(tmp_path, capsys):
     rounds = {"features", "clustering", "training"}
     assert {"reading", "duplicates", *rounds, "grouping", "map", "report"} == told.phases
     assert "Done" in capsys.readouterr().out  # verbose shows it, too
+
+
+@pytest.mark.parametrize("verbose", [None, 0, 1])
+def test_a_notebook_shows_a_bar_alone_unless_lines_are_asked_for(verbose, capsys, monkeypatch):
+    """A parameter search fits many estimators: their lines would fill the notebook."""
+    phases: list[str] = []
+    monkeypatch.setattr("deepcluster.estimator.has_widgets", lambda: True)
+    monkeypatch.setattr(Terminal, "progress", lambda _, phase, *rest: phases.append(phase))
+    DeepCluster(n_clusters=3, rounds=0, image_size=16, verbose=verbose).fit(PIXELS)
+    assert ("reading" in phases) == (verbose != 0)
+    assert ("Done" in capsys.readouterr().out) == (verbose == 1)
 
 
 def test_a_finished_run_stays_finished_where_nobody_can_be_told(tmp_path):

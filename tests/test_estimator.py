@@ -88,7 +88,7 @@ def read_clusters(run: Path) -> pd.DataFrame:
     return pd.read_csv(run / "clusters.csv", keep_default_na=False)
 
 
-def test_the_result_is_that_of_the_command(photos, tmp_path):
+def test_the_result_is_that_of_the_command(photos, tmp_path, monkeypatch):
     run = tmp_path / "run"
     options = "-k 3 --rounds 1 --epochs 1 --image-size 16 --seed 5 --quiet"
     assert run_command(["fit", str(photos), *options.split(), "-o", str(run)]) == 0
@@ -109,7 +109,10 @@ def test_the_result_is_that_of_the_command(photos, tmp_path):
     assert run_command(["recut", str(run), "-k", "5", "--quiet"]) == 0
     assert ours.recut(5) is ours and ours.labels_.tolist() == [*read_clusters(run)["cluster"]]
     assert ours.n_clusters_ == 5 and set(ours.labels_.tolist()) == set(range(5)) and ours.n_clusters == 3
-    assert ours.report(tmp_path / "mine.html").read_text().count("data:image/webp") > 5
+    report = ours.report(tmp_path / "b & w.html")
+    assert report.read_text().count("data:image/webp") > 5 and report == tmp_path / "b & w.html"
+    monkeypatch.chdir(tmp_path)
+    assert report._repr_html_() == f'<a href="b%20%26%20w.html" target="_blank">{tmp_path}/b &amp; w.html</a>'
 
 
 def test_the_attributes_of_a_fit(fitted):

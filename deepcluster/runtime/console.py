@@ -6,6 +6,7 @@ import sys
 import textwrap
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -172,8 +173,13 @@ class PipeConsole(Console):
         raise
 
 
+def has_widgets() -> bool:
+    """Return True in a notebook that can show a live bar."""
+    return Console().is_jupyter and find_spec("ipywidgets") is not None
+
+
 class Terminal:
-    """Shows a run: a line per message and round, and on a terminal a live bar.
+    """Shows a run: a line per message and round, and on a terminal or in a notebook a live bar.
 
     The results are in files, so a run continues silently when the reader of its output has gone.
 
@@ -181,11 +187,13 @@ class Terminal:
         quiet: Show nothing.
         to_stderr: Write to standard error.
         verbose: Also show ``DETAILS`` and all figures of a round.
+        lines: False shows the bar alone.
     """
 
-    def __init__(self, quiet: bool, *, to_stderr: bool = False, verbose: bool = False):
+    def __init__(self, quiet: bool, *, to_stderr: bool = False, verbose: bool = False, lines: bool = True):
         self.quiet = quiet
         self.verbose = verbose
+        self.lines = lines
         self.console = PipeConsole(stderr=to_stderr, highlight=False, soft_wrap=True)
         self.bar = Progress(
             TextColumn("{task.description:24}"),
@@ -194,7 +202,7 @@ class Terminal:
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
-            disable=quiet or not self.console.is_terminal,
+            disable=quiet or not (self.console.is_terminal or has_widgets()),
         )
         self.task: TaskID | None = None
         self.phase = ""
@@ -208,7 +216,7 @@ class Terminal:
         self.bar.stop()
 
     def say(self, heading: str, text: str) -> None:
-        if not self.quiet and (self.verbose or heading not in DETAILS):
+        if self.lines and not self.quiet and (self.verbose or heading not in DETAILS):
             # The run continues without a reader; a full disk is reported at the end (flush_streams).
             with suppress(OSError):
                 self.console.print(paragraph(heading.capitalize(), text), markup=False)
