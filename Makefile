@@ -12,7 +12,7 @@ $(BIN)/deepcluster: pyproject.toml
 	@touch $@
 
 $(BIN)/pytest: $(BIN)/deepcluster
-	$(BIN)/python -m pip install --quiet --editable '.[dev,docs,parquet,onnx,hf]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,docs,parquet,onnx,hf,raw]'
 	@touch $@
 
 demo: $(BIN)/deepcluster  ## cluster 1,797 real handwritten digits (no download)

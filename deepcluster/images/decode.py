@@ -176,15 +176,17 @@ def pillow_limits() -> Iterator[None]:
     """
     logger = logging.getLogger("PIL")
     level = logger.level
+    quiet = logging.CRITICAL + 1
+    set_level = logger.setLevel if level != quiet else lambda _: None  # it takes .5 ms, so not for every image
     limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        logger.setLevel(logging.CRITICAL + 1)
+        set_level(quiet)
         Image.MAX_IMAGE_PIXELS = MAX_PIXELS
         try:
             yield
         finally:
-            logger.setLevel(level)
+            set_level(level)
             Image.MAX_IMAGE_PIXELS = limit
 
 
@@ -268,8 +270,11 @@ def _of_preview(file: BinaryIO, look: Callable[[Image.Image], T]) -> T:
     if file.tell() > MAX_RAW_BYTES:
         raise Undecodable(f"{NO_PREVIEW}, because it has more than {MAX_RAW_BYTES:,} bytes: export it as JPEG")
     file.seek(0)
+    name = getattr(file, "name", None)
+    # By its path a file is read in parts; a stream is read whole. rawpy takes no name that is not UTF-8.
+    by_name = isinstance(name, str | Path) and str(name).isprintable()
     try:
-        with rawpy.imread(file) as raw:
+        with rawpy.imread(str(name) if by_name else file) as raw:
             preview = raw.extract_thumb()
             flip = raw.sizes.flip
             data: Any = preview.data

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
+import scipy
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -108,8 +107,10 @@ def _spanning(pairs: Tensor) -> Tensor:
     rows: Tensor
     rows, index = torch.unique(pairs, return_inverse=True)
     row, column = index.reshape(-1, 2).T.numpy()
-    ties = coo_array((np.ones(len(row), bool), (row, column)), (len(rows), len(rows)))
-    component = connected_components(ties, directed=False)[1] if len(rows) else np.empty(0, np.int64)
+    ties = scipy.sparse.coo_array((np.ones(len(row), bool), (row, column)), (len(rows), len(rows)))
+    component = (
+        scipy.sparse.csgraph.connected_components(ties, directed=False)[1] if len(rows) else np.empty(0, np.int64)
+    )
     _, lowest, component = np.unique(component, return_index=True, return_inverse=True)
     first = lowest[component]
     order = np.lexsort((np.arange(len(rows)), first))

@@ -203,7 +203,8 @@ def build(
     body, options, layout = _new_body(name, image_size, sobel, seed)
     if state is not None:
         load_body(body, state, path=str(weights), name=name, **layout)
-    known = paper.FEATURE_DIM if name in PAPER_NETWORKS else feature_dim
+    own = dict.fromkeys(PAPER_NETWORKS, paper.FEATURE_DIM) | dict.fromkeys(lite.NAMES, lite.FEATURE_DIM)
+    known = own.get(name, feature_dim)
     network = Network(
         body,
         known or _width(_trial(body, name, image_size), name),

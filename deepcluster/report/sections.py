@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import scipy  # the parts at first use: only labels need them
 from PIL import Image
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import csr_array
 
 from deepcluster.errors import DiskError
 from deepcluster.groups.tree import Tree, nodes_at
@@ -261,7 +260,9 @@ def confusion(clusters: Table) -> Values | None:
     known = np.array([word != "" for word in words], bool)[label]
     if not known.any():
         return None
-    counts = csr_array((np.ones(known.sum(), int), (label[known], cluster[known])), (len(words), len(numbers)))
+    counts = scipy.sparse.csr_array(
+        (np.ones(known.sum(), int), (label[known], cluster[known])), (len(words), len(numbers))
+    )
     images = np.asarray(counts.sum(1)).ravel()
     sizes = np.asarray(counts.sum(0)).ravel()
     labels, columns = (
@@ -269,7 +270,9 @@ def confusion(clusters: Table) -> Values | None:
     )
     labels.sort(key=words.__getitem__)
     shown = counts[labels][:, columns].toarray()
-    matched = dict(zip(*(ends.tolist() for ends in linear_sum_assignment(shown, maximize=True)), strict=True))
+    matched = dict(
+        zip(*(ends.tolist() for ends in scipy.optimize.linear_sum_assignment(shown, maximize=True)), strict=True)
+    )
     ahead = [matched[i] for i in range(len(labels)) if i in matched]
     order = ahead + [j for j in range(len(columns)) if j not in ahead]
     return {

@@ -121,6 +121,7 @@ def write_report(staged: files.NextState, source: Source | None = None, progress
         write_page(staged, images_at_hand(staged, source), tables, shown, progress)
 
 
+@pillow_limits()
 def write_page(
     folder: files.LockedFolder,
     source: Source | None,
