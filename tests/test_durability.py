@@ -241,12 +241,13 @@ def test_the_same_command_goes_on_although_the_recipe_would_choose_anew(tmp_path
     ends([*command, "--resume"], 0)
 
 
-# The recipe of the run "done", which has lr = 0.25 by choice of auto.
-TYPED = {"base": "auto", "file_options": {"lr": 0.5}, "options": {"dims": 9, "backbone": "compact"}}
+# The recipe of the run "done" has lr = 0.25, 16 px and 6 pseudo-labels.
+TYPED = {"base": "auto", "file_options": {"pseudo_labels": 500}, "options": {"image_size": 17, "lr": 0.5}}
 REQUESTED = [  # `requested` in run.json, options, exit code, words
-    (TYPED, ["--set", "dims=9", "lr=0.5"], 0, ""),  # as typed, although the recipe changed them for these images
-    (TYPED, ["--lr", "0.25", "--backbone", "compact"], 0, ""),  # or as the recipe has it
-    (TYPED, ["--set", "dims=8"], 2, "dims"),
+    (TYPED, ["--image-size", "17", "--pseudo-labels", "500"], 0, ""),  # as given, although the recipe changed them
+    (TYPED, ["--image-size", "16", "--lr", "0.25", "--backbone", "compact"], 0, ""),  # or as the recipe has them
+    (TYPED, ["--image-size", "18"], 2, "image_size"),
+    (TYPED, ["--lr", "0.5"], 2, "0.25"),  # recipe.toml was edited
     (TYPED, ["--recipe", "classic"], 2, "'auto'"),
     (TYPED | {"base": "classic"}, ["--recipe", "classic"], 0, ""),
     (TYPED | {"base": "classic"}, [], 0, ""),

@@ -35,6 +35,8 @@ MAX_SHOWN = 5  # paths in an error
 Contents = Mapping[str, str | bytes | Sequence[CsvRow]]
 # Options: how large the images are read and seen.
 SIZES = ("image_size", "second_size", "margin", "view_size", "small_size")
+# Options that a recipe may change although they were given: for a network of one size, or for few images.
+ADAPTED = ("image_size", "pseudo_labels")
 # The facts that a checkpoint has about its run, with their types.
 ABOUT = {
     "options": dict, "environment": dict, "elapsed": float | int, "rounds": ROUNDS, "baseline": dict[str, float | int],
@@ -197,10 +199,13 @@ def _resumed(out: Path, source: Source, request: Request) -> Begun:
     now = {"n_clusters": request.n_clusters, "seed": request.seed, **dict.fromkeys(steps), **request.steps.names}
     now |= {name: value for name, value in zip(("labels", "like"), names_of(request), strict=True) if value}
     now |= {"recipe": request.recipe.base} if request.recipe.base != AUTO else {}
-    typed = request.recipe.all_options
-    resolved = spelt_out(typed)
-    changed = [name for name, value in typed.items() if value not in (AUTO, before.all_options.get(name))]
-    check_options({**then, **recipe, **steps}, {**now, **{name: resolved[name] for name in changed}})
+    options = request.recipe.all_options
+    resolved = spelt_out(options)
+    for name, value in options.items():
+        is_adapted = name in ADAPTED and value == before.all_options.get(name)
+        if value != AUTO and not is_adapted:
+            now[name] = resolved[name]
+    check_options({**then, **recipe, **steps}, now)
     check_paths(folder, source)
     state = "finished" if record.status == "done" else "resumed"
     return Begun(str(out), state, recipe, record.reasons or {}, {}, record.labels, record.like)
