@@ -436,7 +436,7 @@ def _because(why: str, **values: Any) -> Choices:
 def _adapting(size: int, facts: Facts, backbone: str) -> Choices:
     """Return the choices for a pretrained network: one gentle round on cluster means."""
     choices = _length(facts, 2000, 1) | {
-        **_because(_GENTLE, frozen_statistics=True, lr=0.001, temperature=0.07),
+        **_because(_GENTLE, frozen_statistics=True, lr=0.001, probe=True),
         "view_size": _gentle_view(size, facts),
         "average": (0.4, "the rest of the weights are from before, and keep what it knew"),
     }

@@ -24,6 +24,7 @@ from torch.nn.functional import normalize
 
 import deepcluster
 from deepcluster.algorithm import conclude
+from deepcluster.clustering import as_clustering
 from deepcluster.clustering.agreement import compared, label_change
 from deepcluster.clustering.kmeans import KMeans, kmeans, means
 from deepcluster.clustering.outliers import fit_outliers
@@ -41,7 +42,16 @@ from deepcluster.images.source import Numbered
 from deepcluster.images.store import read_once
 from deepcluster.images.views import Augmentation
 from deepcluster.learning import features, training
-from deepcluster.learning.heads import CentroidHead, CrossEntropy, Head, Loss, Outputs, WithInstances, new_linear_head
+from deepcluster.learning.heads import (
+    CentroidHead,
+    CrossEntropy,
+    Head,
+    Loss,
+    Outputs,
+    WithInstances,
+    fitted_linear_head,
+    new_linear_head,
+)
 from deepcluster.nets.network import Network, build
 from deepcluster.presets import read_request
 from deepcluster.records import State
@@ -390,6 +400,14 @@ def alternated(processes: Processes, head: Head, loss: Loss) -> list[Any]:
     return [[each.loss, each.clustering.labels, each.changed] for each in rounds]
 
 
+def fitted_head(processes: Processes, labels: Tensor) -> list[Tensor]:
+    rows, partition = parted(ROWS, processes)
+    network = Network(nn.Identity(), rows.shape[1])
+    clustering = as_clustering(labels, rows, partition=partition)
+    fitted_linear_head(network, rows, [clustering], partition, generator(0, "head"))
+    return [*network.head.buffers()]
+
+
 def result(processes: Processes, folder: Path) -> dict[str, Any]:
     """Return files of a run whose groups and map are of fewer images than it has."""
     out, labels = folder / f"result-{processes.world_size}", folder / f"{processes.world_size}-{processes.rank}.csv"
@@ -464,6 +482,7 @@ def table(folder: Path) -> dict[str, tuple[Any, ...]]:
         **{f"with instances {size}": (1e-5, learnt, 11, size, INSTANCES) for size in (11, 5)},
         "changed steps": (1e-5, changed_steps, ROWS, *CHANGED),
         "rounds": (1e-3, alternated, new_linear_head, CrossEntropy()),
+        "a fitted head": (0, fitted_head, torch.arange(len(ROWS)) % 4),
         "rounds with instances": (1e-3, alternated, CentroidHead(0.1), WithInstances(0.2)),
         "run": (0, result, folder),
         "predict": (1e-5, placed, folder),

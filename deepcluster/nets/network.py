@@ -55,6 +55,21 @@ class Centroids(nn.Module):
             return F.normalize(embeddings.float(), dim=1) @ self.directions.T / self.temperature
 
 
+class FittedClassifier(nn.Module):
+    """Logits of a linear classifier of features of length 1 that does not learn: K x D ``weight``, K ``bias``."""
+
+    def __init__(self, weight: Tensor, bias: Tensor):
+        super().__init__()
+        self.weight: Tensor
+        self.bias: Tensor
+        self.register_buffer("weight", weight.float())
+        self.register_buffer("bias", bias.float())
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return F.linear(F.normalize(embeddings.float(), dim=1), self.weight, self.bias)
+
+
 class Network(nn.Module):
     """A backbone without its last layer (step 1), and the head on top of it for one round.
 
@@ -64,8 +79,8 @@ class Network(nn.Module):
 
     Args:
         feature_dim: Number of features of the body.
-        activation: Module between the features and a linear head on them. A centroid head has none: centroids are means
-            of embeddings, of which a ReLU would cut off a part.
+        activation: Module between the features and a linear head that learns. Centroids are means of embeddings, of
+            which a ReLU would cut off a part.
         projection: Module from features to embeddings; default: the features themselves.
         embedding_dim: Number of outputs of the projection.
         mean: Means of the colours; part of the network, so that nobody can forget the normalisation or do it twice.
@@ -74,7 +89,7 @@ class Network(nn.Module):
         second_size: Side in px at which a pass sees the images once more (:func:`at_two_sizes`); 0: it does not.
     """
 
-    head: nn.Linear | Centroids | None
+    head: nn.Linear | Centroids | FittedClassifier | None
     frozen_statistics: bool
     """Batch normalisation keeps its mean and variance in training: for a network that was pretrained on more images
     than it is adapted to."""
@@ -140,6 +155,10 @@ class Network(nn.Module):
     def centroid_head(self, centroids: Tensor, temperature: float) -> None:
         """Put K x ``embedding_dim`` ``centroids`` on top, which do not learn."""
         self.head = Centroids(centroids, temperature).to(self.mean.device)
+
+    def fitted_head(self, weight: Tensor, bias: Tensor) -> None:
+        """Put a classifier of embeddings of length 1 on top, which does not learn: K x ``embedding_dim`` weights."""
+        self.head = FittedClassifier(weight, bias).to(self.mean.device)
 
     def with_projection(self, widths: tuple[int, int] | None, seed: int) -> Self:
         """Put an MLP of these hidden and output ``widths`` behind the features, unless they are None.

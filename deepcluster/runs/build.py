@@ -16,7 +16,15 @@ from deepcluster.clustering import ClusteringStep, KMeans, Reduction
 from deepcluster.compute import Compute, Progress, ignore_progress
 from deepcluster.errors import UsageError
 from deepcluster.images.views import Augmentation, each_once, official_draws, uniform_over_clusters
-from deepcluster.learning.heads import CentroidHead, CrossEntropy, Loss, WithInstances, new_linear_head
+from deepcluster.learning.heads import (
+    CentroidHead,
+    CrossEntropy,
+    Head,
+    Loss,
+    WithInstances,
+    fitted_linear_head,
+    new_linear_head,
+)
 from deepcluster.learning.training import Learning, LearningRate, OptimizerOf
 from deepcluster.nets.names import MODULE
 from deepcluster.nets.network import Network, build, copy_of_module
@@ -155,11 +163,17 @@ def learning_of(recipe: Recipe, lr: LearningRate, steps: Steps) -> Learning:
         head_lr=recipe.lr,
         views=(large,) * recipe.views + (small,) * recipe.small_views,
         sample=SAMPLERS[recipe.sampling],
-        head=CentroidHead(recipe.temperature) if recipe.temperature else new_linear_head,
+        head=head_of(recipe),
         loss=loss_of(recipe) if steps.loss is None else steps.loss,
         optimizer=steps.optimizer,
         reuse_features=recipe.features == "memory",
     )
+
+
+def head_of(recipe: Recipe) -> Head:
+    if recipe.temperature:
+        return CentroidHead(recipe.temperature)
+    return fitted_linear_head if recipe.probe else new_linear_head
 
 
 def loss_of(recipe: Recipe) -> Loss:
