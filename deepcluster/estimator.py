@@ -391,9 +391,7 @@ class DeepCluster(_Base):
         options |= self.options or {}
         if self._module is not None:
             options["backbone"] = MODULE
-        if not isinstance(self.recipe, Mapping):
-            return read_request(options, str(self.recipe))
-        recipe = dict(self.recipe)
+        recipe = dict(self.recipe) if isinstance(self.recipe, Mapping) else {"base": self.recipe}
         base = str(recipe.pop("base", AUTO))
         return read_request(recipe | options, base)
 
