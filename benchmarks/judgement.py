@@ -4,7 +4,7 @@
                                                    [--alike NAME,NAME]
     python benchmarks/judgement.py CACHE number NAME [NAME ...]
     python benchmarks/judgement.py CACHE stability NAME [NAME ...]
-    python benchmarks/judgement.py CACHE names NAME [NAME ...]
+    python benchmarks/judgement.py CACHE hints NAME [NAME ...]
 
 NAME is a file that `cached_features.py` made, without its ending; one that ends in -sSEED has features that a run
 adapted. Every constant is chosen on all other sets, and the figures of a set are by the constants chosen without it.
@@ -18,10 +18,12 @@ of their images that a new fit is due.
 number: the guess of `-k auto` against the classes of 300 to 2,500 images of all or of 3, 5 and 7 classes.
 stability: its rank correlation with the agreement to the labels, and if a threshold of it tells clear groups; the right
 number of groups, half and twice as many.
-names: the nouns that fit the typical images of clusters best; as many as classes, half and twice as many.
+hints: the hints for names of clusters, and how often one is right; as many clusters as classes and twice as many.
 """
 
 import argparse
+import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -44,7 +46,7 @@ from deepcluster.groups.cut import as_groups, cut_features, nearest_groups, plac
 from deepcluster.groups.due import STRANGE_MEDIAN
 from deepcluster.nets.names import PUBLISHED
 from deepcluster.nets.timm import nouns
-from deepcluster.report.sections import fitting_noun
+from deepcluster.report import hints
 from deepcluster.runtime.partition import Partition
 
 HELD_OUT, STRANGERS, BATCH = 300, 60, 20
@@ -271,43 +273,42 @@ def right_on_the_set_left_out(rows: Sequence[dict[str, Any]], limit: float) -> f
     return sum(every) / len(every)
 
 
-# The noun that is a class of a set, and this class; all other suggestions are wrong.
-RIGHT = {("flowers", "daisy"): 0, ("textures", "spider web"): 6}
+def hinted(cache: Path, arguments: argparse.Namespace) -> None:
+    """How many clusters get hints for a name, and how often is one right, by lists of words made before?
 
-
-def names(cache: Path, arguments: argparse.Namespace) -> None:
-    """How often is a suggested name right? The threshold of a set lies between right and wrong ones of the others."""
+    ``rounds[0]`` of a file are features before any training, whose groups are hinted.
+    """
+    words = json.loads((Path(__file__).parent / "hint_words.json").read_text(encoding="utf-8"))
     rows: list[dict[str, Any]] = []
     for name in arguments.names:
-        cached, about = load(cache / f"{name}.pt"), {"file": name, "set": name.partition("-")[0]}
+        cached, kind = load(cache / f"{name}.pt"), name.partition("-")[0]
         known = nouns(PUBLISHED["photos-small"].backbone, cached.rounds[0])
-        reduced = whiten(cached.rounds[-1], 80, 0.25, root=True)(cached.rounds[-1])
-        for factor in (0.5, 1, 2):
+        reduced = whiten(cached.rounds[0], 80, 0.25, root=True)(cached.rounds[0])
+        for factor in (1, 2):
             groups = cut_features(reduced, max(2, round(factor * len(cached.labels.unique()))))
             placed = placement_of(reduced, groups, groups.centroids[:1])
             for group in range(groups.count):
                 inside = torch.nonzero(placed.cluster == group).flatten()
+                if len(inside) < hints.MIN_HINTED:
+                    continue
                 typical = inside[placed.distance[inside].argsort(stable=True)[: len(inside) // 2]]
-                noun, sureness = fitting_noun([known[row] for row in typical.tolist()])
-                classes = torch.bincount(cached.labels[inside])
-                row = {**about, "noun": noun, "sureness": sureness, "class": int(classes.argmax())}
-                share, right = float(classes.max()) / len(inside), RIGHT.get((about["set"], noun)) == row["class"]
-                rows.append({**row, "share": share, "images": len(inside), "right": right})
-    rows.sort(key=lambda row: -row["sureness"])
-
-    def threshold(left_out: str) -> float:
-        """Return the middle between the surest wrong name of the other sets and the next surer right one."""
-        others = [row for row in rows if row["set"] != left_out]
-        wrong = max(row["sureness"] for row in others if not row["right"])
-        return (wrong + min(row["sureness"] for row in others if row["right"] and row["sureness"] > wrong)) / 2
-
-    thresholds = {left_out: threshold(left_out) for left_out in ("", *{row["set"] for row in rows})}
-    shown = [row for row in rows if row["sureness"] > thresholds[row["set"]]]
-    print(thresholds)
-    print(f"{len(rows)} clusters, {len(shown)} names shown, {sum(row['right'] for row in shown)} right")
-    for row in rows[:25]:
-        print(row)
-    save("judgement_names", {"thresholds": thresholds, "clusters": len(rows), "surest": rows[:12]})
+                found = [known[row] for row in typical.tolist()]
+                sums = Counter()
+                for noun, probability in found:
+                    sums[noun] += probability
+                clear = sum(value for _, value in sums.most_common(3)) / len(found)
+                words_of = hints.fitting(found, clear=0)
+                true = words[kind][sorted(words[kind])[int(torch.bincount(cached.labels[inside]).argmax())]]
+                ends = [(hint.lower(), word) for hint in words_of for word in true]
+                right = any(f" {hint}".endswith(f" {word}") or f" {word}".endswith(f" {hint}") for hint, word in ends)
+                rows.append({"set": kind, "clear": clear, "right": right, "hints": words_of})
+    for clear in (0, 0.1, hints.CLEAR, 0.15, 0.2):
+        for kind in [*dict.fromkeys(row["set"] for row in rows), ""]:
+            of_set = [row for row in rows if kind in ("", row["set"])]
+            shown = [row for row in of_set if row["clear"] > clear]
+            print(clear, kind or "all", len(of_set), len(shown), sum(row["right"] for row in shown))
+    kept = [row for row in rows if row["clear"] > hints.CLEAR]
+    save("judgement_hints", {"clusters": len(rows), "shown": len(kept), "right": sum(row["right"] for row in kept)})
 
 
 def main() -> None:
@@ -320,7 +321,7 @@ def main() -> None:
     command.add_argument("--images", type=int, nargs="+", default=[300, 600, 1500, 3000])
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     command.add_argument("--alike", type=lambda text: text.split(","), default=[])
-    more = ("number", number, [1000, 300, 2500]), ("stability", stable, [300, 600, 1500, 3000]), ("names", names, [])
+    more = ("number", number, [1000, 300, 2500]), ("stability", stable, [300, 600, 1500, 3000]), ("hints", hinted, [])
     for name, judge, counts in more:
         command = judgements.add_parser(name)
         command.set_defaults(judge=judge)

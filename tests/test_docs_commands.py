@@ -68,8 +68,9 @@ def test_a_translation_has_the_same_commands_code_links_and_figures():
     assert without_comments(ROOT / "README.md") == without_comments(TRANSLATED)
 
 
-def test_the_translated_tutorial_has_commands_and_figures_of_the_original():
-    original, translated = (ROOT / "docs" / name / "photographs.md" for name in ("tutorials", "zh"))
+@pytest.mark.parametrize("name", ["tutorials/photographs.md", "questions.md"])
+def test_a_translated_page_has_commands_and_figures_of_the_original(name: str):
+    original, translated = ROOT / "docs" / name, ROOT / "docs/zh" / Path(name).name
     for pattern in (r"`[^`\n]+`", r"\d[\d.,]*\d(?: (?:%|MB|px))?"):
         assert set(re.findall(pattern, text_of(translated))) <= set(re.findall(pattern, text_of(original)))
     assert set(without_comments(translated)) <= set(without_comments(original))

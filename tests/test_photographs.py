@@ -152,7 +152,7 @@ def test_a_run_of_photographs_and_what_comes_after_it(hub_cache, large_photos, t
 
     # The nouns of the images before training; drawings of 32 px have no name.
     assert [row["path"] for row in rows(out / "nouns.csv")] == [row["path"] for row in rows(out / "clusters.csv")]
-    assert "suggested:" not in (out / "report.html").read_text()
+    assert 'class="hints' not in (out / "report.html").read_text()
 
     keep(tiny_file())  # a better one has come meanwhile, and would not even load
     clusters = (out / "clusters.csv").read_text()

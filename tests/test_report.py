@@ -13,8 +13,9 @@ from PIL import Image
 from deepcluster.errors import DiskError
 from deepcluster.groups.tree import Tree
 from deepcluster.report import pictures
+from deepcluster.report.hints import above, hints
 from deepcluster.report.page import on_page
-from deepcluster.report.sections import suggested_name, suggestions
+from deepcluster.report.sections import suggestions
 from deepcluster.storage.content import Table
 from deepcluster.texts import inert
 from tests.helpers.report import Page, drawn, page, picture, row, summary_of
@@ -252,16 +253,23 @@ def test_the_page_shows_them_only_where_no_number_was_asked_for() -> None:
         assert "deepcluster recut RUN -k 2" not in commands  # it has two
 
 
-def test_a_name_is_suggested_if_it_surely_fits_the_typical_images_of_a_cluster() -> None:
-    def suggested(*nouns: tuple[str, float], others: int = 0) -> str:
+def test_hints_are_of_the_typical_images_of_a_cluster() -> None:
+    def hinted(*nouns: tuple[str, float], others: int = 0) -> list[str]:
         images = Table.of(row(str(i), distance=str(i)) for i in range(len(nouns) + others))
-        return suggested_name(images, {str(i): noun for i, noun in enumerate(nouns)})
+        return hints(images, {str(i): noun for i, noun in enumerate(nouns)})
 
-    sure, unsure, other = ("daisy", 0.9), ("daisy", 0.6), ("bee", 1.0)
-    assert suggested(*[sure] * 20) == "daisy"
-    assert suggested(*[sure] * 19, others=9) == ""  # too few with a noun
-    assert suggested(*[sure] * 10, *[other] * 10) == "daisy"  # the nearer half counts
-    assert suggested(*[other] * 10, *[sure] * 10) == "bee"
-    assert suggested(*[sure] * 8, *[other] * 12) == "daisy"  # 7.2 / 10
-    assert suggested(*[sure] * 6, *[other] * 14) == ""  # 5.4 / 10
-    assert suggested(*[unsure] * 20) == ""
+    sure, other, third, flat = ("daisy", 0.9), ("bee", 1.0), ("vase", 0.1), ("daisy", 0.1)
+    assert hinted(*[sure] * 20) == ["daisy", "flower"]
+    assert hinted(*[sure] * 19, others=9) == []  # too few with a noun
+    assert hinted(*[sure] * 10, *[other] * 10) == ["daisy", "flower"]  # the nearer half counts
+    assert hinted(*[other] * 10, *[sure] * 10) == ["bee", "hymenopterous insect"]
+    assert hinted(*[sure] * 5, *[other] * 5, *[third] * 10) == ["bee", "daisy"]  # nothing in common
+    assert hinted(*[sure] * 7, *[third] * 2, other, *[third] * 10) == ["daisy", "bee", "flower"]
+    pets = [*[("beagle", 0.2)] * 5, *[("Siamese cat", 0.2)] * 5]
+    assert hinted(*pets, *[flat] * 10) == ["beagle", "Siamese cat", "carnivore"]
+    assert hinted(*[flat] * 20) == []
+
+
+def test_general_words_have_one_meaning() -> None:
+    assert above("wine bottle") == ["bottle", "container"] and above("crane") == []
+    assert above("moving van")[-1] == "vehicle" and above("no noun") == []

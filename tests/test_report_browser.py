@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from deepcluster.presets import read_request
-from deepcluster.report import sections
+from deepcluster.report import hints
 from deepcluster.runs import fit as runs
 from deepcluster.runs.page import report as write_report
 from deepcluster.runs.plan import Request
@@ -151,9 +151,11 @@ def edit(page: Any) -> None:
     assert pending.inner_text() == "1 edit pending"
     page.locator("#cluster-1").get_by_role("button", name="Junk").click()
     merge(page, 2, "1")
-    page.get_by_role("button", name="suggested: daisy").click()  # one cluster has it
+    hint = page.get_by_role("button", name="daisy")  # one cluster has it
+    assert hint.count() == 1 and page.locator("#cluster-1 .name").inner_text() == ""
+    hint.click()
     assert page.locator("#cluster-1 .name").inner_text() == " · daisy"
-    assert not page.get_by_role("button", name="suggested").all()
+    assert not page.locator("#cluster-1 .hints").is_visible()
 
 
 def lasso(page: Any, right: float, path: Path) -> list[dict[str, str]]:
@@ -192,7 +194,7 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     nouns = (f"{row['path']},daisy,{0.9 if row['cluster'] == '1' else 0.1}" for row in rows(out / "clusters.csv"))
     (out / "nouns.csv").write_text("\n".join(["path,noun,probability", *nouns]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sections, "MIN_NAMED", 5)
+        patch.setattr(hints, "MIN_HINTED", 5)
         write_report(out)
     return out
 

@@ -83,7 +83,7 @@ class RunData:
     parts: Mapping[int, Parts] = field(default_factory=dict)  # that a cluster can be split into, by its number
     part: npt.NDArray[np.int64] | None = None  # the part of its cluster that an image in the page is in
     originals: str = ""  # the way from the page to the folder that the paths are relative to; empty: no links
-    nouns: Sequence[Row] = ()  # names are suggested from these
+    nouns: Sequence[Row] = ()  # hints for names come from these
 
     @cached_property
     def usable(self) -> Table:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from deepcluster.errors import DiskError
 from deepcluster.groups.tree import Tree, nodes_at
+from deepcluster.report.hints import hints
 from deepcluster.report.pictures import PICTURE_CHARACTERS, data_uri, tile
 from deepcluster.storage.content import Row, Table
 from deepcluster.texts import agreement, figure, number, percent, short_name
@@ -32,8 +33,6 @@ MANY_CLUSTERS = 50  # of more clusters fewer pictures, to keep them large:
 IMAGES_OF_MANY = 11
 MEDOID = 2  # times as wide and high as the others
 MAX_SUGGESTED = 12  # pictures of a suggestion
-SURE = 0.63  # mean probability of a suggested name (benchmarks/judgement.py)
-MIN_NAMED = 20  # images of a cluster for one
 MAX_SKIPPED = 200
 MAX_OUTLIERS = 100
 MAX_DUPLICATE_GROUPS = 60  # of near-duplicates
@@ -135,7 +134,7 @@ def sections(
             "outliers": len(members[row["cluster"]].where("is_outlier", "1")),
             "labels": _frequent_labels(members[row["cluster"]]),
             "junk": row.get("junk") == "1",
-            "suggested": suggested_name(members[row["cluster"]], noun_of),
+            "hints": hints(members[row["cluster"]], noun_of),
             "tiles": [
                 _tile(member, kind, picture(member["path"]), share) | {"image": number_in_page.get(member["path"])}
                 for member, kind in tiles
@@ -160,26 +159,6 @@ def _tile(row: Row, kind: Kind, image: Image.Image | None, share: int) -> Values
         "title": " · ".join(filter(None, about)),
         "outlier": row["is_outlier"] == "1",
     }
-
-
-def suggested_name(rows: Table, noun_of: Mapping[str, tuple[str, float]]) -> str:
-    """Return the noun that fits the typical images of a cluster, the nearer half; empty if none surely does."""
-    known = rows.at([i for i, path in enumerate(rows.column("path")) if path in noun_of])
-    if len(known) < MIN_NAMED:
-        return ""
-    distances = np.array([number(cell) or 0.0 for cell in known.column("distance")])
-    typical = known.at(np.argsort(distances, kind="stable")[: len(known) // 2])
-    noun, sureness = fitting_noun([noun_of[path] for path in typical.column("path")])
-    return noun if sureness > SURE else ""
-
-
-def fitting_noun(known: Sequence[tuple[str, float]]) -> tuple[str, float]:
-    """Return the noun with the largest mean probability; only the most probable noun of an image counts."""
-    sums: dict[str, float] = {}
-    for noun, probability in known:
-        sums[noun] = sums.get(noun, 0.0) + probability
-    best = max(sums, key=sums.__getitem__)
-    return best, sums[best] / len(known)
 
 
 def _frequent_labels(rows: Table) -> list[tuple[str, str]]:

@@ -216,7 +216,7 @@ function makeCard(number) {
   $("h3 .call", card).textContent = t("Cluster {0}", number);
   $(".about ul", card).replaceChildren(element("li", {}, element("strong", {className: "size"})), element("li", {className: "origin"}));
   $(".sheet", card).replaceChildren(element("figure", {className: "many"}, element("ul")));
-  $$(".rename, [data-act=take]", card).forEach(other => other.remove());
+  $$(".rename, .hints", card).forEach(other => other.remove());
   cards.set(number, card);
   $("#cluster-list").append(card);
 }
@@ -227,6 +227,7 @@ function paint(number) {
   card.classList.toggle("gone", gone);
   card.classList.toggle("junk", state.junk.has(number) && !gone);
   $(".name", card).textContent = nameOf(number) ? ` · ${nameOf(number)}` : "";
+  $(".hints", card)?.toggleAttribute("hidden", gone || Boolean(nameOf(number)));
   $(".junk-mark", card).hidden = !state.junk.has(number) || gone;
   $("[data-act=junk]", card).setAttribute("aria-pressed", state.junk.has(number));
   $(".size", card).textContent = images(sizes.get(number));
@@ -248,7 +249,7 @@ function paint(number) {
   note.textContent = told.join(" ");
   for (const button of $$("[data-act]", card)) {
     button.hidden = gone !== (button.dataset.act === "unmerge")
-      || (button.dataset.act === "take" && nameOf(number)) || (button.dataset.act === "split" && !maySplit(number)) || (button.dataset.act === "all" && !where);
+      || (button.dataset.act === "split" && !maySplit(number)) || (button.dataset.act === "all" && !where);
   }
   if (!where) return;
   for (const tile of $$("[data-image]", card)) tile.classList.toggle("away", !gone && root(where[tile.dataset.image]) !== number);
@@ -459,13 +460,13 @@ function openSplit(number) {
   slider.focus();
 }
 
-const take = number => edit(() => state.names.set(number, plain($("[data-act=take]", cards.get(number)).value)));
+const take = (number, hint) => edit(() => state.names.set(number, plain(hint.value)));
 
 const acts = {rename, take, merge: openMerge, split: openSplit, junk: mark, unmerge, all: openCluster};
 $("#clusters").addEventListener("click", event => {
   const card = event.target.closest(".cluster"), button = event.target.closest("[data-act]");
   if (card) mind(card, false);
-  if (button) return acts[button.dataset.act](Number(card.dataset.number));
+  if (button) return acts[button.dataset.act](Number(card.dataset.number), button);
   const tile = event.target.closest("[data-image]");
   if (tile) openOne(Number(tile.dataset.image), $$("[data-image]", card).map(each => Number(each.dataset.image)));
 });
