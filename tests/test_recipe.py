@@ -149,6 +149,10 @@ RESOLVED = [  # recipe, options, facts of the images, and what the recipe has th
           ({"second_size": 0}, LARGE_5000, 288, 0, 112, "finest"),
           ({"weights": "none"}, LARGE_5000, 144, 0, 108, "clearest"),
       )),
+    # and are adapted under a fitted classifier, other images under the clusters' means
+    ("auto", {"backbone": "photos-small"}, LARGE_5000, {"probe": True, "temperature": 0.0}),
+    ("auto", {"backbone": "photos-small"}, replace(LARGE_5000, short_side=223), {"probe": False, "temperature": 0.07}),
+    ("auto", {"backbone": "photos-small"}, replace(LARGE_5000, grey=True), {"probe": False, "temperature": 0.07}),
     ("auto", {"backbone": "photos"}, LARGE_5000, {"image_size": 224, "second_size": 0, "guess": "finest"}),
     ("classic", {"backbone": "photos-small"}, LARGE_5000, {"image_size": 224, "second_size": 0, "guess": "clearest"}),
 ]  # fmt: skip
