@@ -81,7 +81,11 @@ def test_five_nights_of_the_script_of_the_page(tmp_path):
     assert [row["reason"] for row in told["skipped"]] == [told["skipped"][0]["reason"]] * 2
     code, said, log, told = night(*strangers)
     assert (code, told["due"]) == (0, True), told
-    assert said == f"A new fit is due: {told['reason']}\n" and said[:-1].replace("A", "a", 1) in log[-1].lower()
+    first, command, *paths = said.splitlines()
+    assert first == f"A new fit is due: {told['reason']}" and first.lower() in log[-1].lower()
+    assert command == f"deepcluster fit IMAGES --like {run}" and command in log[-1]
+    assert paths == told["strangers"][:20]
+    assert {path.partition("-")[2] for path in paths} <= {path.name for path in strangers}
     code, said, log, told = night(*new[7:], kill=True)
     assert code == 137 and said.startswith("The update ended with 137") and len(log) == 1 and log[0].startswith(begin)
     code, said, log, told = night()
