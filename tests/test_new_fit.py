@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from deepcluster import load
+from deepcluster import DeepCluster, load
 from deepcluster.cli import run_command
+from deepcluster.errors import DiskError
 from deepcluster.groups.cut import Placement
 from deepcluster.learning import training
 from deepcluster.runs.inherit import Former, continued
@@ -118,6 +119,8 @@ def test_a_run_that_no_fit_can_be_like(run, photos, tmp_path, ends, monkeypatch)
     (tmp_path / "empty").mkdir()
     for like in ("nowhere", "empty"):
         assert like in ends([*fit, "-o", tmp_path / "new", "--like", tmp_path / like], 5)
+    with pytest.raises(DiskError, match="nowhere"):
+        DeepCluster(rounds=0).fit(photos, like=tmp_path / "nowhere")
     (tmp_path / "link").symlink_to(run)
     assert "promote" in ends([*fit, "-o", tmp_path / "link", "--overwrite", "--like", run], 2)
     features = saved(tmp_path / "features.npy", np.random.default_rng(0).normal(size=(30, 8)))

@@ -21,8 +21,8 @@ from deepcluster.storage.state import FOLDERS, HIDDEN, LOCK, own_files
 def promote(new: Path, old: Path, display: Display | None = None) -> Path:
     """Put a finished run in the place of another one, and return the folder that keeps the other one.
 
-    The old folder goes from one state to the next, as in every command: whoever reads it sees the old run or the new
-    one. Files in the folders that are no run's own stay there.
+    The old folder gets a next state, as in every command: a reader sees the old run or the new one. Other files in the
+    two folders stay there.
 
     Raises UsageError if the new run is not finished, or is the old one.
     """

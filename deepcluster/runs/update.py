@@ -131,8 +131,8 @@ def update(
 
 def _strangers(rows: Rows, limit: float) -> list[str]:
     """Return the paths of the outliers among the images added since the fit, the strangest first."""
-    order = rows.residuals[rows.fitted :].argsort(descending=True, stable=True) + rows.fitted
-    return [rows.paths[row] for row in order.tolist() if rows.residuals[row] > limit]
+    strangest_first = rows.residuals[rows.fitted :].argsort(descending=True, stable=True) + rows.fitted
+    return [rows.paths[row] for row in strangest_first.tolist() if rows.residuals[row] > limit]
 
 
 def _placed_text(done: Update, model: Model, run: Path) -> str:
