@@ -34,8 +34,8 @@ class Model:
 
     store_size: side in px of the square images it takes; batch_size: images in one pass of the network (part of the
     model, because another size may round differently); outliers: the limit above which an image is an outlier; names
-    (K): names that a person gave the groups, or ""; junk: groups that a person marked as junk; identity: which model it
-    is.
+    (K): names that a person gave the groups, or ""; junk: groups that a person marked as junk; moves: rows of the
+    run that a person moved, and the groups that they left; identity: which model it is.
 
     A merged group keeps its number but has no centroids, and so no image.
     """
@@ -50,6 +50,7 @@ class Model:
     store_size: int
     batch_size: int
     junk: tuple[int, ...] = ()
+    moves: tuple[tuple[int, int], ...] = ()
     identity: Identity = field(default=Identity())
 
     def __repr__(self) -> str:

@@ -241,9 +241,10 @@ def test_largest_groups_first_by_the_image_in_their_middle() -> None:
 
 def test_the_page_shows_them_only_where_no_number_was_asked_for() -> None:
     run = {"candidates": [{"k": 3, "silhouette": 0.5}, {"k": 2, "silhouette": 0.25}]}
-    # Another cut would lose edits.
-    for shown, groups in ((run, ["3 groups", "2 groups"]), ({}, []), (run | {"edits": "0123"}, [])):
-        _, parsed = page(run=shown, **drawn(40))
+    both = ["3 groups", "2 groups"]
+    for shown, groups in ((run, both), ({}, []), (run | {"edits": "0123"}, both)):
+        text, parsed = page(run=shown, **drawn(40))
+        assert text.count('<details class="plausible" open>') == (shown == run)  # folded after edits
         assert [text for _, text in parsed.all("b") if "groups" in text] == groups
         assert "silhouette" not in parsed.all("section", id="clusters")[0][1]
         about = [text for _, text in parsed.all("div", id="word-plausible")]

@@ -603,6 +603,39 @@ def test_the_legend_of_the_map_shows_all_clusters(browser: Any, tmp_path: Path) 
         assert page.locator("#legend").evaluate("list => list.scrollHeight <= list.clientHeight")
 
 
+def test_another_number_of_groups_is_one_click(run: Path, browser: Any, tmp_path: Path) -> None:
+    """From the list of plausible numbers and from the slider; names stay, and Undo takes each back."""
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    change_record(
+        copied, candidates=[{"k": k, "silhouette": 0.5, "modularity": 0.5, "stability": None} for k in (3, 5)]
+    )
+    apply(copied, Edits("", {0: NAME}))
+    with opened(browser, serving(copied), originals=4, loads=4, refused=1) as page:
+        told, groups = page.locator("#told"), page.locator(".tabs .count").first
+        assert not page.get_by_role("button", name="Make 5 groups").is_visible()  # folded, because of the edit
+        page.locator(".plausible summary").click()
+        with locked(copied):
+            page.get_by_role("button", name="Make 5 groups").click()
+            told.get_by_text("is in use by process").wait_for()
+        page.get_by_role("button", name="Make 5 groups").click()
+        told.get_by_text("5 clusters of").wait_for()
+        assert groups.inner_text() == "5" and shown_part(page) == ["clusters"]
+        assert page.locator(".plausible").get_by_role("button").inner_text() == "Make 3 groups"
+        page.get_by_role("tab", name="Number of groups").click()
+        assert not page.locator("#recut").is_visible() and page.locator("#recut-now").is_disabled()
+        page.get_by_role("slider").press("Home")
+        page.locator("#recut-now").press("Enter")
+        told.get_by_text("2 clusters of").wait_for()
+        assert groups.inner_text() == "2" and shown_part(page) == ["clusters"]
+        page.locator("#undo").click()
+        told.get_by_text("taken back: 5 clusters").wait_for()
+        assert groups.inner_text() == "5"
+    with opened(browser, copied / "report.html") as page:  # without a server: the command
+        assert page.locator(".plausible code").first.inner_text().endswith(" -k 3")
+        page.get_by_role("tab", name="Number of groups").click()
+        assert page.locator("#recut").is_visible() and not page.locator("#recut-now").is_visible()
+
+
 def test_an_old_page_offers_to_be_loaded_again(run: Path, browser: Any, tmp_path: Path) -> None:
     """Its edits and its images are refused for good, so that there is nothing to try again."""
     copied = Path(shutil.copytree(run, tmp_path / "run"))

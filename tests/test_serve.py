@@ -32,8 +32,14 @@ ATTACKS = [  # path behind the token (or whole), body, method, headers, status
     *(("", None, "", {"Host": host}, 403) for host in (None, "evil.example", "127.0.0.1")),
     ("", None, "", {"Host": ["evil.example", "127.0.0.1"]}, 403),
     ("", None, "", {"Origin": "https://evil.example"}, 403),
-    *(("undo", b"{}", "", {"Origin": origin}, 403) for origin in ("https://evil.example", "null", None)),
-    *(("undo", b"{}", "", {"Content-Type": kind}, 403) for kind in ("text/plain", None)),
+    *(
+        (act, b"{}", "", {"Origin": o}, 403)
+        for act in ("undo", "recut")
+        for o in ("https://evil.example", "null", None)
+    ),
+    *((act, b"{}", "", {"Content-Type": kind}, 403) for act in ("undo", "recut") for kind in ("text/plain", None)),
+    *((act, None, "", {}, 403) for act in ("undo", "recut", "recut/3", "recut?k=3")),
+    *(("recut", body, "", {}, 409) for body in (b"{}", b'{"k": 3}', b'{"version": null, "k": 3}')),
     *(("undo", b"", "", {"Content-Length": length}, 403) for length in (str(5 << 20), "-1")),
     ("undo", b"", "", {"Content-Length": None, "Transfer-Encoding": "chunked"}, 403),
     ("undo", b"{}", "", {"Host": "evil.example"}, 403),
@@ -71,6 +77,9 @@ def test_nothing_gets_in(run: Path):
     ]:
         status, text = ask(address, "export", json.dumps({"version": now, "sorting": sorting}).encode())
         assert status == 409, (sorting, text)
+    for k in (0, -1, 501, 10**9, 10**400, 49, "3", "auto", True, 3.0, None, [3], {}):
+        assert act(address, "recut", now, k=k)[0] == 409, k
+    assert act(address, "recut", now)[0] == 409
     assert contents(run) == before and sorted(run.parent.iterdir()) == beside
 
 
@@ -97,6 +106,21 @@ def test_edits_undo_and_sorting_are_those_of_the_commands(run: Path):
     assert act(address, "undo", version(address))[0] == 409
 
 
+def test_another_number_of_groups_is_that_of_the_command(run: Path):
+    by_hand = Path(shutil.copytree(run, run.with_name("by-hand")))
+    address, before = serving(run), rows(run / "clusters.csv")
+    assert act(address, "apply", version(address), names={"0": "hills"})[0] == 200
+    apply(by_hand, Edits(names={0: "hills"}))
+    status, said = act(address, "recut", version(address), k=4)
+    assert status == 200 and "4 clusters" in said and "--undo" in said
+    assert run_command(["recut", str(by_hand), "-k", "4", "-q"]) == 0
+    for name in ("clusters.csv", "cluster_summary.csv", "model/groups.safetensors"):
+        assert (run / name).read_bytes() == (by_hand / name).read_bytes(), name
+    assert act(address, "undo", version(address))[0] == 200
+    assert {row["name"] for row in rows(run / "clusters.csv") if row["cluster"] == "0"} == {"hills"}
+    assert [row["cluster"] for row in rows(run / "clusters.csv")] == [row["cluster"] for row in before]
+
+
 def test_a_tab_of_an_older_state_changes_nothing(run: Path):
     """Names and marks keep the cut, and a page sends all marks: an older page would remove the newer ones."""
     address = serving(run)
@@ -104,10 +128,12 @@ def test_a_tab_of_an_older_state_changes_nothing(run: Path):
     with files.locked(run):
         status, said = act(address, "apply", old, junk=[1])
         assert status == 409 and str(os.getpid()) in said
+        status, said = act(address, "recut", old, k=4)
+        assert status == 409 and str(os.getpid()) in said
     assert act(address, "apply", old, junk=[1])[0] == 200
     before = contents(run)
-    for action in ("apply", "undo", "export"):
-        status, said = act(address, action, old)
+    for action, words in {"apply": {}, "undo": {}, "export": {}, "recut": {"k": 4}}.items():
+        status, said = act(address, action, old, **words)
         assert status == 409 and "reload the page" in said
     assert contents(run) == before and not run.with_name("run-sorted").exists()
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from deepcluster.clustering.agreement import ari
 from deepcluster.clustering.kmeans import first_occurrences
-from deepcluster.groups.cut import DIMENSIONS, ROWS_EACH, Cut, cut_features, nearest_groups
-from deepcluster.groups.graph import embedding, modularity, neighbour_ties
+from deepcluster.groups.cut import ROWS_EACH, Cut, cut_features, nearest_groups
+from deepcluster.groups.embeddings import Embed, embedded
+from deepcluster.groups.graph import modularity, neighbour_ties
 from deepcluster.records import Candidate
 from deepcluster.seeding import derive, generator
 
@@ -28,16 +29,16 @@ CUTS = 3
 SHARE = 0.8  # of the sample, in a cut
 MIN_IMAGES = 300  # of fewer, the agreement of two cuts is noise (docs/decisions.md)
 Scores = npt.NDArray[np.float64]  # one for each number of groups
-CutRows = Callable[[Tensor, int, int], Cut]  # rows, number of groups, seed
+CutRows = Callable[[Tensor, int, int, Embed], Cut]  # rows, number of groups, seed, the function that embeds rows
 
 
-def cut_once(rows: Tensor, k: int, seed: int) -> Cut:
+def cut_once(rows: Tensor, k: int, seed: int, embed: Embed = embedded) -> Cut:
     """Cut rows by one embedding, which takes a fifth of the time of a result's cut."""
-    return cut_features(rows, k, embeddings=1, seed=seed)
+    return cut_features(rows, k, embeddings=1, seed=seed, embed=embed)
 
 
 def candidates(
-    reduced: Tensor, *, seed: int = 0, cut_rows: CutRows = cut_once, finest: bool = False
+    reduced: Tensor, *, seed: int = 0, cut_rows: CutRows = cut_once, finest: bool = False, embed: Embed = embedded
 ) -> list[Candidate]:
     """Return up to three numbers of groups from 2 to ``MAX_GROUPS`` for N x d features, the most plausible first.
 
@@ -53,6 +54,7 @@ def candidates(
         cut_rows: Function that cuts a sample, for the stability.
         finest: Put the finest plausible number (up to ``MAX_FINEST``) first, because photographs have more kinds than
             the clearest cut has groups.
+        embed: The function that embeds rows, which may know the embeddings of these.
     """
     from sklearn.metrics import silhouette_score  # here, as in clustering/agreement.py
 
@@ -61,7 +63,7 @@ def candidates(
     if len(rows) < 4:
         return []
     ties = neighbour_ties(rows)
-    positions = embedding(ties, DIMENSIONS, derive(seed, "embedding"))
+    positions = embed(rows, [derive(seed, "embedding")])[0].numpy()
     numbers = np.arange(2, min(MAX_FINEST if finest else MAX_GROUPS, len(rows) - 2) + 1)
     labelings = scipy.cluster.hierarchy.cut_tree(scipy.cluster.hierarchy.linkage(positions, "ward"), numbers).T
     silhouettes = np.array([silhouette_score(positions, labels) for labels in labelings])
@@ -72,7 +74,7 @@ def candidates(
             int(numbers[i]),
             float(silhouettes[i]),
             float(modularities[i]),
-            stability(reduced, int(numbers[i]), seed=seed, cut_rows=cut_rows),
+            stability(reduced, int(numbers[i]), seed=seed, cut_rows=cut_rows, embed=embed),
         )
         for i in (ranked_finest(silhouettes, modularities) if finest else ranked(scores, MAX_CANDIDATES))
     ]
@@ -95,19 +97,22 @@ def ranked_finest(silhouettes: Scores, modularities: Scores) -> list[int]:
     return [first, *others][:MAX_CANDIDATES]
 
 
-def stability(reduced: Tensor, k: int, *, seed: int = 0, cut_rows: CutRows = cut_once) -> float | None:
+def stability(
+    reduced: Tensor, k: int, *, seed: int = 0, cut_rows: CutRows = cut_once, embed: Embed = embedded
+) -> float | None:
     """Return the mean adjusted Rand index (at most 1) between cuts of samples of N x d features, which place all rows.
 
-    None for fewer than two groups, ``MIN_IMAGES`` images or ``ROWS_EACH`` images per group: then it tells nothing.
+    The samples are the same for any number of groups, so that their embeddings serve all numbers. None for fewer than
+    two groups, ``MIN_IMAGES`` images or ``ROWS_EACH`` images per group: then it tells nothing.
     """
     rows = sample(reduced, seed)
     if k < 2 or len(rows) < max(MIN_IMAGES, ROWS_EACH * k):
         return None
-    seed = derive(seed, "stability", k)
+    seed = derive(seed, "stability")
     labelings = []
     for i in range(CUTS):
         part = torch.randperm(len(rows), generator=generator(seed, "part", i))[: round(SHARE * len(rows))]
-        labelings.append(nearest_groups(rows, cut_rows(rows[part], k, derive(seed, "cut", i))))
+        labelings.append(nearest_groups(rows, cut_rows(rows[part], k, derive(seed, "cut", i), embed)))
     return mean(ari(one, other) for one, other in combinations(labelings, 2))
 
 

@@ -2,21 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from deepcluster.clustering.kmeans import Assign, assigner, best_of, kmeans
-from deepcluster.groups.graph import embedding, graph_rows, modularity, neighbour_ties
+from deepcluster.groups.embeddings import Embed, embedded
+from deepcluster.groups.graph import graph_rows, modularity, neighbour_ties
 from deepcluster.records import Clustering
 from deepcluster.seeding import derive
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
-
-DIMENSIONS = 5  # of the embedding: 3 to 30 differ by .01 NMI at most; 5 moves least with the seed (docs/decisions.md)
 KMEANS_STARTS = 10  # of k-means; the best counts
 EMBEDDINGS = 5  # that the graph chooses among
 EMBEDDED_ROWS = 15_000  # of all embeddings together: with more rows there are fewer, for time
@@ -62,7 +58,9 @@ class Placement:
     centroid: Tensor
 
 
-def cut_features(reduced: Tensor, k: int, *, embeddings: int = EMBEDDINGS, seed: int = 0) -> Cut:
+def cut_features(
+    reduced: Tensor, k: int, *, embeddings: int = EMBEDDINGS, seed: int = 0, embed: Embed = embedded
+) -> Cut:
     """Cut N x d features (rows of length 1) into ``k`` groups, by k-means of an embedding of their neighbour graph.
 
     The embedding (graph.py) makes groups of any shape compact. It differs with its seed, so the graph chooses among
@@ -74,12 +72,15 @@ def cut_features(reduced: Tensor, k: int, *, embeddings: int = EMBEDDINGS, seed:
         reduced: N x d features.
         embeddings: Number of embeddings that the graph chooses among; fewer if there are many rows.
         seed: For the sample, the embeddings and the k-means.
+        embed: The function that embeds rows, which may know the embeddings of these.
     """
     seed = derive(seed, "cut")
     rows = reduced[graph_rows(reduced, seed)]
     if k < 2 or len(rows) < ROWS_EACH * k:
         return as_groups(best_of(KMEANS_STARTS, reduced, k, seed))
-    labels = _labels(neighbour_ties(rows), k, max(1, min(embeddings, EMBEDDED_ROWS // len(rows))), seed)
+    count = max(1, min(embeddings, EMBEDDED_ROWS // len(rows)))
+    positions = embed(rows, [derive(seed, "embedding", i) for i in range(count)])
+    labels = _labels(rows, k, positions, seed)
     sizes = torch.bincount(labels, minlength=k)
     parts = [
         _inside(rows[labels == group], min(CENTROIDS / len(rows), 1 / ROWS_EACH), derive(seed, "inside", group))
@@ -90,12 +91,14 @@ def cut_features(reduced: Tensor, k: int, *, embeddings: int = EMBEDDINGS, seed:
     return _numbered(Cut(torch.cat(parts), group_of), reduced)
 
 
-def _labels(ties: "csr_array", k: int, count: int, seed: int) -> Tensor:
-    """Return the groups (int64) of a graph by k-means of ``count`` embeddings: those with the largest modularity."""
-    labelings = []
-    for i in range(count):
-        positions = torch.from_numpy(embedding(ties, DIMENSIONS, derive(seed, "embedding", i)))
-        labelings.append(best_of(KMEANS_STARTS, positions, k, derive(seed, "starts", i)).labels)
+def _labels(rows: Tensor, k: int, embeddings: Tensor, seed: int) -> Tensor:
+    """Return the groups (int64) of rows by k-means of their embeddings: those with the largest modularity."""
+    labelings = [
+        best_of(KMEANS_STARTS, positions, k, derive(seed, "starts", i)).labels for i, positions in enumerate(embeddings)
+    ]
+    if len(labelings) == 1:
+        return labelings[0]
+    ties = neighbour_ties(rows)
     return max(labelings, key=lambda labels: modularity(ties, labels.numpy()))
 
 

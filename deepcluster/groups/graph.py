@@ -113,22 +113,30 @@ def leading_eigenvectors(ties: "csr_array", count: int, seed: int) -> tuple[Numb
     return values[order], vectors[:, order]
 
 
-def embedding(ties: "csr_array", dims: int, seed: int) -> Points:
-    """Return positions (float32, N x dims) of the N images of a graph.
-
-    UMAP's objective (McInnes et al. 2018) with the similarity 1 / (1 + d^2), beginning at the leading eigenvectors.
-    All rows move at once: tied rows attract, and a few random rows repel all. So groups of any shape become
-    compact, which k-means needs.
-    """
+def spectral_start(ties: "csr_array", dims: int, seed: int) -> Points:
+    """Return positions (float32, N x dims) of the N images of a graph by its leading eigenvectors."""
     size = ties.shape[0]
     if size < 3:
         return np.eye(size, dims, dtype=np.float32)
-    random = generator(seed, "embedding")
-    _, vectors = leading_eigenvectors(ties, dims + 1, derive(seed, "start"))
-    start = vectors[:, 1:]  # the first says no more than how well tied a row is
+    vectors = leading_eigenvectors(ties, dims + 1, seed)[1][:, 1:]  # the first says no more than how well tied a row is
     positions = np.zeros((size, dims), np.float32)
-    positions[:, : start.shape[1]] = WIDTH * start / max(1e-12, np.abs(start).max(initial=0))
-    positions += 1e-3 * torch.randn(positions.shape, generator=random).numpy()
+    positions[:, : vectors.shape[1]] = WIDTH * vectors / max(1e-12, np.abs(vectors).max(initial=0))
+    return positions
+
+
+def embedding(ties: "csr_array", dims: int, seed: int, start: Points | None = None) -> Points:
+    """Return positions (float32, N x dims) of the N images of a graph.
+
+    UMAP's objective (McInnes et al. 2018) with the similarity 1 / (1 + d^2), beginning at the leading eigenvectors
+    (``start``: their positions, if these are known). All rows move at once: tied rows attract, and a few random rows
+    repel all. So groups of any shape become compact, which k-means needs.
+    """
+    size = ties.shape[0]
+    start = spectral_start(ties, dims, derive(seed, "start")) if start is None else start
+    if size < 3:
+        return start
+    random = generator(seed, "embedding")
+    positions = start + 1e-3 * torch.randn(start.shape, generator=random).numpy()
     weights = ties.data.astype(np.float32)
     columns = ties.indices
     ends = ties.indptr

@@ -193,7 +193,7 @@ def _file(name: str) -> Markup:
 @cache
 def _script(sources: str) -> Markup:
     """Return the script of a page. Only the served page has the part that asks a server."""
-    text = _file("report.js").replace("//= served.js\n", "//= served.js\n" * (sources == SERVED))
+    text = _file("report.js").replace("//= served.js\n", "//= served.js\n//= recut.js\n" * (sources == SERVED))
     return Markup(re.sub(r"^//= (.+)$", lambda line: _file(line[1]), text, flags=re.MULTILINE))
 
 
@@ -247,7 +247,7 @@ def _clusters(data: RunData) -> Values:
     shown = sorted(ranked[:MAX_CLUSTERS], key=lambda row: int(row["cluster"]))
     hidden = ranked[MAX_CLUSTERS:]
     suggested: list[Values] = []
-    if data.tree and not data.run.get("edits"):  # another cut would lose the edits
+    if data.tree:
         suggested = sections.suggestions(data.run.get("candidates") or [], data.tree, len(data.usable))
     return {
         "captions": sections.CAPTIONS,
@@ -256,6 +256,8 @@ def _clusters(data: RunData) -> Values:
         "hidden": len(hidden),
         "hidden_images": sum(int(row["size"]) for row in hidden),
         "suggested": suggested,
+        "guessed": data.run.get("cut_k") is None,
+        "edited": data.run.get("edits") is not None,
     }
 
 

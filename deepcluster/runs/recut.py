@@ -53,18 +53,25 @@ def recut(
         models.keep_former(folder, model, record, baseline_of(folder))
         recipe = recipe_of(folder)
         display.progress(GROUPING, 0, 0)
-        chosen, record = choose_number(n_clusters, rows.sample, record, recipe, display)
+        chosen, record = choose_number(n_clusters, rows, record, recipe, display)
         before = model.place(rows.reduced)
         labels = before.fine_cluster[: rows.fitted]
         sizes = torch.bincount(labels, minlength=len(model.fine_centroids))
         fine = Clustering(labels, model.fine_centroids, sizes, math.nan, 0, 0)
-        cut = groups_of(rows.sample, fine, chosen, record.seed, recipe)
+        cut = groups_of(rows.sample, fine, chosen, record.seed, recipe, rows.embeddings)
         cut, after = place_rows(cut, rows, model.fine_centroids)
-        names, junk = carried_over(model, heirs(before.cluster, after.cluster, mutual=True), cut.count)
-        new = replace(model, cut=cut, names=names, junk=junk)
-        if record.edits is not None or any(model.names) or model.junk:
-            anew = "; merges, splits and moves start anew" if record.edits is not None else ""
-            display.say("Edits", f"{carried_text(model, new)}{anew}")
+        heir = heirs(before.cluster, after.cluster, mutual=True)
+        names, junk = carried_over(model, heir, cut.count)
+        new = replace(model, cut=cut, names=names, junk=junk, moves=())
+        if moves := surviving_moves(model, before.cluster, heir):
+            edits = Edits(move=tuple((row, target) for row, (_, target) in moves.items()))
+            new = edited(new, edits, rows.reduced, rows.paths, rows.fitted)
+            new = replace(new, moves=tuple((row, origin) for row, (origin, _) in moves.items()))
+            after = new.place(rows.reduced)
+        if record.edits is not None or any(model.names) or model.junk or model.moves:
+            counted = f"; {len(moves):,} of {plural(len(model.moves), 'move')} kept" if model.moves else ""
+            anew = "; merges and splits start anew" if record.edits is not None else ""
+            display.say("Edits", f"{carried_text(model, new)}{counted}{anew}")
             display.say(UNDO, _way_back(folder))
         record = replace(record, edits=None, cut=None, cut_k=n_clusters)  # they were of the clusters before
         outcome = describe(new, rows, after, record, recipe, baseline={})
@@ -73,6 +80,15 @@ def recut(
         write_outcome(folder, outcome, new=("groups",), source=source, report=report, progress=display.progress)
         display.say("Done", summary_text(outcome, n_clusters))
     return files.open_run(run)
+
+
+def surviving_moves(model: Model, before: Tensor, heir: Mapping[int, int]) -> dict[int, tuple[int, int]]:
+    """Return the rows that a person moved from and to clusters that both continue, with the new numbers of these.
+
+    ``before``: The old clusters of all images (int64, N); ``heir``: their :func:`heirs`.
+    """
+    moves = {row: (origin, int(before[row])) for row, origin in model.moves if row < len(before)}
+    return {row: (heir[a], heir[b]) for row, (a, b) in moves.items() if a in heir and b in heir}
 
 
 def apply(run: Path, edits: Edits, display: Display | None = None) -> files.RunFolder:
@@ -120,7 +136,7 @@ def undo(run: Path, display: Display | None = None) -> files.RunFolder:
         record, model, rows = read_run(folder)
         former = models.read_former(folder, rows.reduced.shape[1])
         with folder.next_state() as staged:
-            old = replace(model, cut=former.cut, names=former.names, junk=former.junk)
+            old = replace(model, cut=former.cut, names=former.names, junk=former.junk, moves=former.moves)
             record = replace(record, **former.about["record"])
             display = Several(Log(), display)
             display.say("Edits", f"taken back: {len(set(old.cut.group_of.tolist()))} clusters, as before")
@@ -139,6 +155,7 @@ def _way_back(folder: files.RunFolder) -> str:
 
 
 MOST_NEW = 1000  # clusters made by moves at a time
+MAX_MOVES = 10_000  # that are remembered, the last ones
 
 
 def edited(
@@ -178,14 +195,24 @@ def edited(
     for clusters in edits.merge:
         names[clusters[0]] = next((names[number] for number in clusters if names[number]), "")
     cut = Cut(cut.centroids, target[cut.group_of])
+    origins = {row: int(target[origin]) for row, origin in model.moves if origin < len(target)}
     if moves and reduced is not None:
-        cut = _moved(replace(model, cut=cut), moves, reduced)
+        wanted = replace(model, cut=cut).place(reduced).cluster
+        origins = {row: int(wanted[row]) for row in moves} | origins
+        cut = _moved(cut, moves, reduced, wanted)
+        origins = {row: origin for row, origin in origins.items() if moves.get(row) != origin}  # the others are back
     for number, name in edits.names.items():
         names[number] = name
     present = set(cut.group_of.tolist())
     junk = (junk if edits.junk is None else set(edits.junk)) & present
     names = [name if number in present else "" for number, name in enumerate(names)]
-    return replace(model, cut=cut, names=tuple(names[: cut.count]), junk=tuple(sorted(junk)))
+    return replace(
+        model,
+        cut=cut,
+        names=tuple(names[: cut.count]),
+        junk=tuple(sorted(junk)),
+        moves=tuple(origins.items())[-MAX_MOVES:],
+    )
 
 
 def describe_edits(edits: Edits, before: Model, after: Model, moved: int) -> str:
@@ -239,14 +266,16 @@ def moved_rows(edits: Edits, paths: Sequence[str]) -> dict[int, int]:
     return moves
 
 
-def _moved(model: Model, moves: Mapping[int, int], reduced: Tensor) -> Cut:
-    """Return the cut with the moved rows in their clusters; a cluster that all images have left is gone."""
-    wanted = model.place(reduced).cluster
+def _moved(cut: Cut, moves: Mapping[int, int], reduced: Tensor, wanted: Tensor) -> Cut:
+    """Return the cut with the moved rows in their clusters; a cluster that all images have left is gone.
+
+    ``wanted``: The clusters of all rows (int64, N) before the moves; it is changed.
+    """
     before = set(wanted.tolist())
     wanted[list(moves)] = torch.tensor(list(moves.values()))
     left = torch.tensor(sorted(before - set(wanted.tolist())), dtype=torch.int64)
-    stays = ~torch.isin(model.cut.group_of, left)
-    cut = Cut(model.cut.centroids[stays], model.cut.group_of[stays])
+    stays = ~torch.isin(cut.group_of, left)
+    cut = Cut(cut.centroids[stays], cut.group_of[stays])
     if not stays.any():  # start from one row of every new cluster
         rows = torch.from_numpy(np.unique(wanted.numpy(), return_index=True)[1])
         cut = Cut(reduced[rows], wanted[rows])

@@ -14,6 +14,7 @@ from deepcluster.clustering.kmeans import best_of, means
 from deepcluster.errors import DataError, NonFiniteError, warn
 from deepcluster.groups.choose_k import CutRows, candidates, cut_once, stability
 from deepcluster.groups.cut import KMEANS_STARTS, Cut, Placement, as_groups, cut_features, placement_of
+from deepcluster.groups.embeddings import Embed, embedded
 from deepcluster.groups.tree import Tree, medoids_of
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
@@ -109,10 +110,10 @@ def conclude_run(
     n_clusters = 0
     if store.partition.processes.is_main:
         display = job.display if is_final else Silent()
-        n_clusters, record = choose_number(record.n_clusters, rows.sample, record, recipe, display)
+        n_clusters, record = choose_number(record.n_clusters, rows, record, recipe, display)
 
     def tensors() -> dict[str, Tensor]:
-        cut = groups_of(rows.sample, final.clustering, n_clusters, record.seed, recipe)
+        cut = groups_of(rows.sample, final.clustering, n_clusters, record.seed, recipe, rows.embeddings)
         if cut.count < n_clusters and is_final:
             why = "the features have no more distinct values (are many equal?)"
             warn(f"only {cut.count} of {n_clusters} clusters are not empty: {why}")
@@ -275,13 +276,15 @@ def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[st
 MAX_IN_CUT = 1000  # groups: k-means with more takes too long for several starts
 
 
-def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe) -> Cut:
+def groups_of(
+    reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe, embed: Embed = embedded
+) -> Cut:
     """Cut the features of a sample. Very many groups may be the ``fine`` clusters, of a single start of k-means."""
     few = n_clusters <= MAX_IN_CUT
     if len(fine.centroids) == n_clusters and not few:
         return as_groups(fine)
     if recipe.grouping != "kmeans":
-        return cut_features(reduced, n_clusters, seed=derive(seed, "groups"))
+        return cut_features(reduced, n_clusters, seed=derive(seed, "groups"), embed=embed)
     kmeans = kmeans_of_result(recipe)
     partition = Partition.single(len(reduced))
     starts = (derive(seed, "groups", start) for start in range(KMEANS_STARTS if few else 1))
@@ -301,13 +304,15 @@ def place_rows(cut: Cut, rows: Rows, fine_centroids: Tensor) -> tuple[Cut, Place
 
 
 def choose_number(
-    n_clusters: int | None, reduced: Tensor, record: RunRecord, recipe: Recipe, display: Display
+    n_clusters: int | None, rows: Rows, record: RunRecord, recipe: Recipe, display: Display
 ) -> tuple[int, RunRecord]:
     """Return the number of groups and, if none was asked for, run.json with the candidates for it."""
     if n_clusters is not None:
         return n_clusters, record
     seed = derive(record.seed, "number of groups")
-    plausible = candidates(reduced, seed=seed, cut_rows=_cut_of(recipe), finest=recipe.guess == "finest")
+    plausible = candidates(
+        rows.sample, seed=seed, cut_rows=_cut_of(recipe), finest=recipe.guess == "finest", embed=rows.embeddings
+    )
     figures = [
         {
             name: value if value is None or name == "k" else round(float(value), 4)
@@ -329,7 +334,7 @@ def choose_number(
 def _cut_of(recipe: Recipe) -> CutRows:
     """Return the cut whose stability is measured: that of the recipe's groups, with fewer starts."""
     if recipe.grouping == "kmeans":
-        return lambda rows, k, seed: as_groups(best_of(KMEANS_STARTS, rows, k, seed))
+        return lambda rows, k, seed, embed: as_groups(best_of(KMEANS_STARTS, rows, k, seed))
     return cut_once
 
 
@@ -342,7 +347,9 @@ def stability_entries(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters:
     known = {candidate["k"]: candidate["stability"] for candidate in record.candidates or ()}
     if n_clusters not in known and n_clusters <= MAX_IN_CUT:
         seed = derive(record.seed, "number of groups")
-        known[n_clusters] = stability(rows.sample, n_clusters, seed=seed, cut_rows=_cut_of(recipe))
+        known[n_clusters] = stability(
+            rows.sample, n_clusters, seed=seed, cut_rows=_cut_of(recipe), embed=rows.embeddings
+        )
     if (stable := known.get(n_clusters)) is None:
         verdict = f"{plural(rows.fitted, 'image')} are too few to tell how stable {plural(n_clusters, 'group')} are."
         return {"stability": None, "verdict": verdict}

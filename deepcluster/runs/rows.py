@@ -6,13 +6,14 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from deepcluster.errors import DeepClusterError
+from deepcluster.groups.embeddings import Embeddings
 from deepcluster.groups.graph import MAX_GRAPH_ROWS
 from deepcluster.images import Source, find
 from deepcluster.images.files import from_files
@@ -53,6 +54,7 @@ class Rows:
     partition: Partition  # which rank has which rows
     residuals: Tensor  # of this rank's rows (n); an image with a large one is an outlier
     added: int = 0  # images of updates, the last rows: assigned to groups, which they never define
+    embeddings: Embeddings = field(default_factory=Embeddings)  # of the sample, on the main rank
 
     @property
     def fitted(self) -> int:
@@ -82,6 +84,7 @@ def read_run(folder: files.RunFolder, backbone: nn.Module | None = None) -> tupl
         partition=Partition.single(len(used)),
         residuals=torch.from_numpy(folder.read_array("residuals.npy", len(used), 1)).squeeze(1),
         added=added,
+        embeddings=models.read_embeddings(folder),
     )
     return record, model, rows
 

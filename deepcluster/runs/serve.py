@@ -1,4 +1,4 @@
-"""The report from a server on this machine: edits and Undo are applied at once, and a button sorts into folders.
+"""The report from a server on this machine: edits, recuts and Undo at once; a button sorts into folders.
 
 Only the loopback interface listens. It answers requests with the random token of its address, its own Host and, for a
 change, its own Origin. No request names a path: images have row numbers, and sorted images a folder's name in one of
@@ -27,15 +27,15 @@ from socket import SHUT_RDWR, socket
 from socketserver import ThreadingTCPServer
 from tempfile import TemporaryDirectory
 from threading import Thread
-from typing import Any
+from typing import Annotated, Any
 
 from deepcluster import log
 from deepcluster.errors import DataError, DeepClusterError, Stopped, UsageError
 from deepcluster.records import PRELIMINARY
 from deepcluster.report.page import SERVED, policy, served
 from deepcluster.report.sections import Picture
-from deepcluster.runs.page import pictures
-from deepcluster.runs.recut import UNDO, apply, undo
+from deepcluster.runs.page import MOST_IN_TREE, pictures
+from deepcluster.runs.recut import UNDO, apply, recut, undo
 from deepcluster.runs.rows import images_at_hand
 from deepcluster.runtime import signals
 from deepcluster.runtime.console import Log
@@ -51,6 +51,7 @@ MAX_CONNECTIONS = 32  # whose request has not been read and checked
 REQUEST_SECONDS = 10.0  # for a whole request, headers and body
 Answer = tuple[str, bytes]  # Content-Type and body
 FOLDER_NAME = re.compile(r"\w([\w .()-]{0,98}[\w)])?")
+GroupsOfPage = Annotated[int, range(1, MOST_IN_TREE + 1)]  # of groups; more take minutes
 
 
 class Refused(Exception):
@@ -178,6 +179,8 @@ class _Server(ThreadingTCPServer):
                 apply(self.run, edits_of(request.get("edits")))
             elif action == "undo":
                 undo(self.run)
+            elif action == "recut":
+                recut(self.run, shaped(request.get("k"), GroupsOfPage, "k"))
             else:
                 answer["sorted"] = self.sort_images(request.get("sorting"))
             lines = [line.partition(" ")[2].removeprefix("INFO ") for line in log.lines().splitlines()[1:]]
@@ -260,7 +263,7 @@ class _Handler(BaseHTTPRequestHandler):
             return server.version if path else server.page
         length = headers.get("Content-Length", "")
         kind = headers.get("Content-Type")
-        if reads or path not in ("apply", "undo", "export"):
+        if reads or path not in ("apply", "undo", "recut", "export"):
             raise Refused("no such page or action")
         if kind != "application/json" or not length.isdecimal() or int(length) > MOST_JSON:
             raise Refused(f"an action takes application/json of at most {MOST_JSON:,} bytes")

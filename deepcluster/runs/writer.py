@@ -191,6 +191,10 @@ def write_outcome(
         used = outcome.clusters.where("status", "ok")
         tables = Tables(record, used, outcome.summary, outcome.metrics or None, outcome.tree)
         write_page(folder, source, tables, outcome.shown, progress)
+    if rows.embeddings.known:
+        folder.write_tensors(model_files.EMBEDDINGS, rows.embeddings.known)
+    else:
+        folder.remove(model_files.EMBEDDINGS)
     folder.write_record(record)
     if "groups" in new:
         model_files.save_in_run(outcome.model, folder, record, network="network" in new)

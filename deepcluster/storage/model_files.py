@@ -7,6 +7,7 @@ on purpose has the right digests.
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -14,13 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import deepcluster
 from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.errors import DiskError, UsageError
+from deepcluster.errors import DeepClusterError, DiskError, UsageError
 from deepcluster.groups.cut import Cut
+from deepcluster.groups.embeddings import Embeddings
 from deepcluster.model import Model, check_batch_fits
 from deepcluster.nets.names import MODULE, NO_NETWORK
 from deepcluster.nets.network import Absent, Network, absent_module, build, copy_of_module, no_network
@@ -28,6 +31,7 @@ from deepcluster.nets.timm import channels_last
 from deepcluster.nets.weights import shapes_only
 from deepcluster.records import Candidate, Identity
 from deepcluster.runtime.plain_files import (
+    check_file,
     check_tensors,
     is_run,
     json_sha256,
@@ -35,7 +39,8 @@ from deepcluster.runtime.plain_files import (
     read_tensors,
     shaped,
 )
-from deepcluster.storage.content import RunRecord
+from deepcluster.storage.content import FILES, RunRecord
+from deepcluster.storage.edits_file import Number
 from deepcluster.storage.files import changing, write_tensors, write_whole
 from deepcluster.storage.model_config import (
     CONFIG,
@@ -66,12 +71,13 @@ class Groups:
     """The content of groups.safetensors, or of former.safetensors for one step back, in the same layout.
 
     Attributes:
-        about: Names, marks and, in former.safetensors, the entries of run.json on the groups and their figures.
+        about: Names, marks, moves and, in former.safetensors, the entries of run.json on the groups and their figures.
     """
 
     cut: Cut
     names: tuple[str, ...]
     junk: tuple[int, ...]
+    moves: tuple[tuple[int, int], ...]
     about: Mapping[str, Any]
 
 
@@ -116,7 +122,7 @@ def _tensors(model: Model) -> dict[str, Tensor]:
 
 def groups_tensors(model: Model, **about: Any) -> dict[str, Tensor]:
     """Return the content of the file of a model's groups; ``about``: more for its JSON text."""
-    text = json.dumps({"names": model.names, "junk": model.junk, **about}).encode()
+    text = json.dumps({"names": model.names, "junk": model.junk, "moves": model.moves, **about}).encode()
     return {
         "centroids": model.cut.centroids,
         "groups": model.cut.group_of,
@@ -210,6 +216,7 @@ def _load(path_of: Callable[[str], Path], device: torch.device | None, backbone:
         outliers=Outliers(tensors["outliers.means"], tensors["outliers.directions"], limit, config.root),
         names=groups.names,
         junk=groups.junk,
+        moves=groups.moves,
         image_size=config.image_size,
         store_size=config.store_size,
         batch_size=config.batch_size,
@@ -258,13 +265,33 @@ def read_groups(path: Path, dims: int, digest: str | None = None) -> Groups:
     names: tuple[str, ...] = shaped(words["names"], tuple[str, ...], "names")
     "".join(names).encode(errors="surrogateescape")  # a ValueError for a name that no file can hold
     junk = shaped(words["junk"], tuple[Annotated[int, range(len(names))], ...], "junk")
+    moves = shaped(about.get("moves", []), tuple[tuple[Number, Number], ...], "moves")
     centroids = tensors["centroids"].clone()
     groups = tensors["groups"].clone()
     if not torch.isfinite(centroids).all():
         raise ValueError("its centroids are not finite numbers")
     if groups.min() < 0 or groups.max() != len(names) - 1:  # groups that were merged into others have no centroid
         raise ValueError(f"its groups are not the numbers of {len(names)} clusters")
-    return Groups(Cut(centroids, groups), names, junk, about)
+    return Groups(Cut(centroids, groups), names, junk, moves, about)
+
+
+# ---- embeddings -----------------------------------------------------------------------------------------------------
+
+EMBEDDINGS = "embeddings.safetensors"
+MAX_POSITION = 10_000.0  # an embedding reaches WIDTH + STEPS * MAX_MOVE (groups/graph.py) at most
+
+
+def read_embeddings(folder: RunFolder) -> Embeddings:
+    """Return the embeddings that a run has kept; none if it has no such file or a damaged one: they are made again."""
+    path = folder.file(EMBEDDINGS)
+    with suppress(OSError, ValueError, SafetensorError, DeepClusterError):
+        check_file(path, FILES[EMBEDDINGS].max_bytes)
+        known = {digest: positions.clone() for digest, positions in read_tensors(path).items()}
+        for positions in known.values():
+            if positions.dtype != torch.float32 or not (positions.abs() <= MAX_POSITION).all():
+                raise ValueError("it holds no positions")
+        return Embeddings(known)
+    return Embeddings()
 
 
 # ---- one step back --------------------------------------------------------------------------------------------------

@@ -54,9 +54,9 @@ def version(address: str) -> str:
     return found[1]
 
 
-def act(address: str, action: str, of: str, **edits: object) -> tuple[int, str]:
+def act(address: str, action: str, of: str, **words: object) -> tuple[int, str]:
     """Ask for an action from a page of the version ``of``; the status, and what it says or which error."""
-    request = {"version": of, **({"edits": {"schema_version": 1, **edits}} if action == "apply" else {})}
+    request = {"version": of, **({"edits": {"schema_version": 1, **words}} if action == "apply" else words)}
     status, text = ask(address, action, json.dumps(request).encode())
     answer = json.loads(text)
     return status, answer.get("said") or answer.get("error")

@@ -7,7 +7,7 @@ async function send(action, request = {}) {
   $$("dialog[open]").forEach(dialog => dialog.close());
   if (data.served.offer !== RELOAD) data.served.offer = "";
   tellPending();
-  tell({apply: t("Applying…"), undo: t("Taking back…"), export: t("Sorting…")}[action]).classList.add("busy");
+  tell({apply: t("Applying…"), undo: t("Taking back…"), export: t("Sorting…"), recut: t("Cutting into {0} groups…", request.k)}[action]).classList.add("busy");
   try {
     const answer = await fetch(action, {
       method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify({version: data.served.version, ...request}),
@@ -18,7 +18,7 @@ async function send(action, request = {}) {
       $("#told").hidden = true;
       tellSorted();
     } else if (answer.ok) {
-      sessionStorage.setItem("told", isChinese ? {apply: t("Applied."), undo: t("Taken back.")}[action] ?? said : said);
+      sessionStorage.setItem("told", isChinese ? {apply: t("Applied."), undo: t("Taken back."), recut: t("Cut into {0} groups.", request.k)}[action] ?? said : said);
       if (action === "apply") sessionStorage.setItem("targets", JSON.stringify(targets));
       else sessionStorage.removeItem("targets");
       return reload();
