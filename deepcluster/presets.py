@@ -434,17 +434,18 @@ def _because(why: str, **values: Any) -> Choices:
 
 
 def _adapting(size: int, facts: Facts, backbone: str) -> Choices:
-    """Return the choices for a pretrained network: one gentle round on cluster means."""
+    """Return the choices for a pretrained network: one gentle round."""
     choices = _length(facts, 2000, 1) | {
         **_because(_GENTLE, frozen_statistics=True, lr=0.001),
         "view_size": _gentle_view(size, facts),
-        "average": (0.4, "the rest of the weights are from before, and keep what it knew"),
     }
-    if facts.are_photographs:
+    rectified = backbone.startswith(RECTIFIED)
+    if rectified and facts.are_photographs:
         choices["probe"] = (True, "photographs: training under a classifier of their features gains most")
     else:
         choices["temperature"] = (0.07, "the clusters' means as classifier: a fitted one loses on steel and signs")
-    if backbone.startswith(RECTIFIED):
+        choices["average"] = (0.4, "the rest of the weights are from before, and keep what it knew")
+    if rectified:
         choices["root"] = (True, "no feature is negative, and the roots of such features tell groups better")
     return choices
 

@@ -90,6 +90,7 @@ def test_too_many_clusters_are_lowered_but_not_those_given(tmp_path):
 
 
 LARGE_5000, LARGE_5001 = replace(LARGE, count=5000), replace(LARGE, count=5001)
+CLUSTER_MEANS = {"probe": False, "temperature": 0.07, "average": 0.4}
 GENTLE = {"rounds": 1, "lr": 0.001, "average": 0.4, "whitening": 0.25, "dims": 256}
 RESOLVED = [  # recipe, options, facts of the images, and what the recipe has then
     ("auto", {}, PHOTOS, {"backbone": "compact", "image_size": 32, "pseudo_labels": 50, "epochs": 1, "flip": 0.5}),
@@ -150,9 +151,10 @@ RESOLVED = [  # recipe, options, facts of the images, and what the recipe has th
           ({"weights": "none"}, LARGE_5000, 144, 0, 108, "clearest"),
       )),
     # and are adapted under a fitted classifier, other images under the clusters' means
-    ("auto", {"backbone": "photos-small"}, LARGE_5000, {"probe": True, "temperature": 0.0}),
-    ("auto", {"backbone": "photos-small"}, replace(LARGE_5000, short_side=223), {"probe": False, "temperature": 0.07}),
-    ("auto", {"backbone": "photos-small"}, replace(LARGE_5000, grey=True), {"probe": False, "temperature": 0.07}),
+    ("auto", {"backbone": "photos-small"}, LARGE_5000, {"probe": True, "temperature": 0.0, "average": 1.0}),
+    ("auto", {"backbone": "photos-small"}, replace(LARGE_5000, short_side=223), CLUSTER_MEANS),
+    ("auto", {"backbone": "photos-small"}, replace(LARGE_5000, grey=True), CLUSTER_MEANS),
+    ("auto", {"backbone": "photos"}, LARGE_5000, CLUSTER_MEANS),
     ("auto", {"backbone": "photos"}, LARGE_5000, {"image_size": 224, "second_size": 0, "guess": "finest"}),
     ("classic", {"backbone": "photos-small"}, LARGE_5000, {"image_size": 224, "second_size": 0, "guess": "clearest"}),
 ]  # fmt: skip
