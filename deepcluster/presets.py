@@ -438,13 +438,13 @@ def _adapting(size: int, facts: Facts, backbone: str) -> Choices:
     choices = _length(facts, 2000, 1) | {
         **_because(_GENTLE, frozen_statistics=True, lr=0.001),
         "view_size": _gentle_view(size, facts),
+        "average": (0.4, "the rest of the weights are from before, and keep what it knew"),
     }
     rectified = backbone.startswith(RECTIFIED)
     if rectified and facts.are_photographs:
         choices["probe"] = (True, "photographs: training under a classifier of their features gains most")
     else:
         choices["temperature"] = (0.07, "the clusters' means as classifier: a fitted one loses on steel and signs")
-        choices["average"] = (0.4, "the rest of the weights are from before, and keep what it knew")
     if rectified:
         choices["root"] = (True, "no feature is negative, and the roots of such features tell groups better")
     return choices

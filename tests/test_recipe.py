@@ -151,7 +151,7 @@ RESOLVED = [  # recipe, options, facts of the images, and what the recipe has th
           ({"weights": "none"}, LARGE_5000, 144, 0, 108, "clearest"),
       )),
     # and are adapted under a fitted classifier, other images under the clusters' means
-    ("auto", {"backbone": "photos-small"}, LARGE_5000, {"probe": True, "temperature": 0.0, "average": 1.0}),
+    ("auto", {"backbone": "photos-small"}, LARGE_5000, {"probe": True, "temperature": 0.0, "average": 0.4}),
     ("auto", {"backbone": "photos-small"}, replace(LARGE_5000, short_side=223), CLUSTER_MEANS),
     ("auto", {"backbone": "photos-small"}, replace(LARGE_5000, grey=True), CLUSTER_MEANS),
     ("auto", {"backbone": "photos"}, LARGE_5000, CLUSTER_MEANS),
