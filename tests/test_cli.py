@@ -396,7 +396,8 @@ SCHEMAS: dict[str, Object] = {
     "apply run edits.json": RESULT,
     "predict run new": {"ok": [PREDICTED | NAMES], "skipped": [SKIPPED[0] | NAMES]},  # its lines by their status
     "update run new": {
-        "run": str, "added": int, "known": int, "skipped": SKIPPED, "outliers": int, "model": MODEL, **SINCE
+        "run": str, "added": int, "known": int, "skipped": SKIPPED, "outliers": int, "strangers": list, "model": MODEL,
+        **SINCE,
     },
     "evaluate run --labels folders": {"run": str, "protocol": str, "values": {str: (int, float)}},
     "doctor run": STATE | SINCE,

@@ -55,8 +55,10 @@ def output_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 
 @pytest.fixture
 def few_digits(monkeypatch: pytest.MonkeyPatch) -> int:
-    """scikit-learn has only so many digits."""
+    """scikit-learn has only so many digits: as its function gives them, and in its table."""
     digits, count = load_digits(), 400
+    loadtxt = np.loadtxt
+    monkeypatch.setattr(np, "loadtxt", lambda *args, **options: loadtxt(*args, **options)[:count])
     few = type(digits)(data=digits.data[:count], images=digits.images[:count], target=digits.target[:count])
     monkeypatch.setattr("sklearn.datasets.load_digits", lambda: few)
     return count
