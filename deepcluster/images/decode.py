@@ -49,6 +49,7 @@ RAW_START = re.compile(
 TIFF_START = (b"II*\0", b"MM\0*")
 DNG_VERSION, SUBFILE_TYPE, SUB_IFDS = 50706, 254, 330  # tags; a type of 1: a small version of another image in the file
 MAX_RAW_BYTES = 1 << 30  # several times the largest of medium format
+PREVIEW_END = 64  # last bytes of a preview, by which it is looked for in its file
 RAW_ORIENTATION = {3: 3, 5: 8, 6: 6}  # LibRaw's flip as EXIF has it
 
 # Files of this family begin with a box "ftyp": its size, its name, the brand of the file, and compatible brands.
@@ -281,6 +282,9 @@ def _of_preview(file: BinaryIO, look: Callable[[Image.Image], T]) -> T:
     except (rawpy.LibRawError, rawpy.NotSupportedError) as error:
         raise Undecodable(f"{NO_PREVIEW} ({type(error).__name__}): export it as JPEG") from None
     if preview.format == rawpy.ThumbFormat.JPEG:  # with its orientation, which LibRaw adds
+        # LibRaw fills up a preview that the file ends in with what its memory had before: other images of this process.
+        if not _contains(file, bytes(data[-PREVIEW_END:])):
+            raise Undecodable(f"{NO_PREVIEW}, because the file ends in it: copy it again")
         image: Image.Image = Image.open(BytesIO(data), formats=("JPEG",))
     else:
         image = Image.fromarray(data)
@@ -288,6 +292,16 @@ def _of_preview(file: BinaryIO, look: Callable[[Image.Image], T]) -> T:
     with image:
         _check_size(image.width * image.height)
         return look(image)
+
+
+def _contains(file: BinaryIO, part: bytes) -> bool:
+    file.seek(0)
+    before = b""
+    while block := file.read(1 << 20):
+        if part in before + block:
+            return True
+        before = block[-len(part) :]
+    return False
 
 
 def upright(image: Image.Image, size: int | None = None) -> Image.Image:
