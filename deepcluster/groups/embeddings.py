@@ -11,7 +11,7 @@ from deepcluster.groups.graph import embedding, neighbour_ties, spectral_start
 from deepcluster.seeding import derive
 
 DIMENSIONS = 5  # 3 to 30 differ by .01 NMI at most; 5 moves least with the seed (docs/decisions.md)
-# Of N distinct rows and one seed per embedding: positions, float32, number of seeds x N x DIMENSIONS.
+# From N distinct rows and one seed per embedding to positions, float32, number of seeds x N x DIMENSIONS.
 Embed = Callable[[Tensor, Sequence[int]], Tensor]
 
 

@@ -47,7 +47,10 @@ RAW_START = re.compile(
     rb"II\*\0....CR|....ftypcrx |II\x1a\0....HEAPCCDR|FUJIFILMCCD-RAW|II(RO|RS|U\0)|MMOR|FOVb", re.DOTALL
 )
 TIFF_START = (b"II*\0", b"MM\0*")
-DNG_VERSION, SUBFILE_TYPE, SUB_IFDS = 50706, 254, 330  # tags; a type of 1: a small version of another image in the file
+# Tags of a TIFF.
+DNG_VERSION = 50706
+SUBFILE_TYPE = 254  # 1: a small version of another image in the file
+SUB_IFDS = 330
 MAX_RAW_BYTES = 1 << 30  # several times the largest of medium format
 PREVIEW_END = 64  # last bytes of a preview, by which it is looked for in its file
 RAW_ORIENTATION = {3: 3, 5: 8, 6: 6}  # LibRaw's flip as EXIF has it
@@ -295,6 +298,7 @@ def _of_preview(file: BinaryIO, look: Callable[[Image.Image], T]) -> T:
 
 
 def _contains(file: BinaryIO, part: bytes) -> bool:
+    """Tell if a file contains these bytes, without reading it whole."""
     file.seek(0)
     before = b""
     while block := file.read(1 << 20):

@@ -31,7 +31,7 @@ from deepcluster.storage.state import own_files
 from deepcluster.texts import one_line
 
 MAX_SHOWN = 5  # paths in an error
-# Of files, by name: a text, bytes, or rows.
+# Contents by the name of the file: a text, bytes, or rows.
 Contents = Mapping[str, str | bytes | Sequence[CsvRow]]
 # Options: how large the images are read and seen.
 SIZES = ("image_size", "second_size", "margin", "view_size", "small_size")
