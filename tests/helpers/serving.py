@@ -54,12 +54,17 @@ def version(address: str) -> str:
     return found[1]
 
 
-def act(address: str, action: str, of: str, **words: object) -> tuple[int, str]:
-    """Ask for an action from a page of the version ``of``; the status, and what it says or which error."""
+def answer(address: str, action: str, of: str, **words: object) -> tuple[int, dict[str, Any]]:
+    """Ask for an action from a page of the version ``of``; the status, and the answer."""
     request = {"version": of, **({"edits": {"schema_version": 1, **words}} if action == "apply" else words)}
     status, text = ask(address, action, json.dumps(request).encode())
-    answer = json.loads(text)
-    return status, answer.get("said") or answer.get("error")
+    return status, json.loads(text)
+
+
+def act(address: str, action: str, of: str, **words: object) -> tuple[int, str]:
+    """Ask for an action from a page of the version ``of``; the status, and what it says or which error."""
+    status, answered = answer(address, action, of, **words)
+    return status, answered.get("said") or answered.get("error")
 
 
 def colour(address: str, of: str, row: int) -> str:
