@@ -165,7 +165,7 @@ def predict(
 
         source = _images_for(run_, images, may_be_empty=True)
         target = None if out == "-" else _output(Path(out), run_, source, overwrite)
-        from deepcluster.runs.predict import placed_rows, predicted, write_lines
+        from deepcluster.runs.predict import coarse_columns, placed_rows, predicted, write_lines
 
         model = _model(run_, device)
         sizes: Counter[int] = Counter()  # by cluster
@@ -178,8 +178,9 @@ def predict(
             return
         terminal.say("Model", str(model.identity))
         rows = chain(first, rows)
+        columns = [*PREDICTIONS, *coarse_columns(model, ())]
         as_lines = partial(write_lines, rows=rows, skipped=skipped, model=model.identity)
-        files.write_table(target, as_lines if as_json else partial(write_csv, columns=PREDICTIONS, rows=rows))
+        files.write_table(target, as_lines if as_json else partial(write_csv, columns=columns, rows=rows))
         if target:
             counts = [f"{size:,} in cluster {number}" for number, size in sorted(sizes.items())]
             shown = [plural(sizes.total(), "image"), *counts[:12], *(["..."] if len(counts) > 12 else [])]

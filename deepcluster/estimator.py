@@ -234,14 +234,20 @@ class DeepCluster(_Base):
 
         Returns:
             A structured array (pandas.DataFrame accepts it) with a row per image: path (a number if there are no
-            files), cluster, name, distance to the nearest centroid, margin (0: between two clusters) and is_outlier.
+            files), cluster, name, distance to the nearest centroid, margin (0: between two clusters) and is_outlier;
+            with two levels also group (of clusters) and group_name.
         """
         if X is None:
             self._check_run("place without images")
         images = self._of_fit if X is None else self._measured(X, errors)
         usable = torch.isfinite(images.reduced[:, 0])
         placement = self._model.place(images.reduced[usable])
-        placed = np.full(len(usable), np.array(("", -1, "", np.nan, np.nan, False), PLACED))
+        nothing: tuple[Any, ...] = ("", -1, "", np.nan, np.nan, False)
+        kind = PLACED
+        if self._model.coarse:
+            nothing = (*nothing, -1, "")
+            kind = np.dtype([*PLACED.descr, ("group", "i8"), ("group_name", "O")])
+        placed = np.full(len(usable), np.array(nothing, kind))
         placed["path"] = images.paths
         for name, cells in placement_columns(self._model, placement, images.residuals[usable]).items():
             placed[name][usable.numpy()] = cells

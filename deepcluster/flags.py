@@ -221,6 +221,7 @@ class ImageExportFlags(TypedDict, total=False):
         outliers: Keep outliers in their cluster (the default), in folders of their own, or leave them out.
         duplicates: Of nearly identical images take all (the default), or the best (first): the largest, then the
             sharpest.
+        levels: With 2, in folders of the groups of clusters, if the run has two levels (for --to folders).
         overwrite: Replace a folder that an export made; other files in it stay.
         images: The images of the run, if they have moved since.
         strip_metadata: Copy images without EXIF (time, place), comments and the like (default: for imagefolder).
@@ -230,6 +231,7 @@ class ImageExportFlags(TypedDict, total=False):
     mode: Literal["symlink", "hardlink", "copy"]
     outliers: Literal["keep", "separate", "leave"]
     duplicates: Literal["all", "first"]
+    levels: Literal[1, 2]
     overwrite: bool
     images: PathText
     strip_metadata: Annotated[bool, Parameter(negative="--keep-metadata")]

@@ -37,6 +37,8 @@ class Model:
     (K): names that a person gave the groups, or ""; junk: groups that a person marked as junk; moves: rows of the
     run that a person moved, and the groups that they left; identity: which model it is.
 
+    coarse (K): the coarse groups that the groups are in; coarse_names: their names. With one level both are empty.
+
     A merged group keeps its number but has no centroids, and so no image.
     """
 
@@ -51,6 +53,8 @@ class Model:
     batch_size: int
     junk: tuple[int, ...] = ()
     moves: tuple[tuple[int, int], ...] = ()
+    coarse: tuple[int, ...] = ()
+    coarse_names: tuple[str, ...] = ()
     identity: Identity = field(default=Identity())
 
     def __repr__(self) -> str:

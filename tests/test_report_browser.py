@@ -23,7 +23,10 @@ from deepcluster.runs import fit as runs
 from deepcluster.runs.page import report as write_report
 from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import apply, recut
+from deepcluster.runs.result import describe
+from deepcluster.runs.rows import read_run, recipe_of
 from deepcluster.runs.serve import redirecting
+from deepcluster.runs.writer import write_outcome
 from deepcluster.runtime.plain_files import FORMULA, PATH, TEXT, guarded
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.run_folder import locked
@@ -641,6 +644,58 @@ def test_another_number_of_groups_is_one_click(run: Path, browser: Any, tmp_path
         assert page.locator(".plausible code").first.inner_text().endswith(" -k 3")
         page.get_by_role("tab", name="Number of groups").click()
         assert page.locator("#recut").is_visible() and not page.locator("#recut-now").is_visible()
+
+
+def give_two_levels(run: Path) -> None:
+    """Put clusters 0 and 2 into group 0, and cluster 1 into group 1."""
+    with locked(run) as folder, folder.next_state() as staged:
+        record, model, images = read_run(folder)
+        model = replace(model, coarse=(0, 1, 0), coarse_names=("", ""))
+        outcome = describe(model, images, model.place(images.reduced), record, recipe_of(folder), {})
+        write_outcome(staged, outcome, new=("groups",))
+
+
+def test_groups_open_and_become_folders_of_folders(run: Path, browser: Any, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    give_two_levels(copied)
+    with opened(browser, serving(copied), originals=3, loads=3) as page:
+        assert page.locator(".level").count() == 2
+        assert not page.locator(".cluster").first.is_visible()  # the groups are closed
+        page.keyboard.press("j")
+        assert [page.locator(f"#cluster-{number}").is_visible() for number in range(3)] == [True, False, True]
+        page.locator("#group-0").get_by_role("button", name="Rename the group").click()
+        page.keyboard.insert_text(NAME)
+        page.keyboard.press("Enter")
+        page.locator("#told").get_by_text("1 name").wait_for()
+        assert page.locator("#group-0 > summary").inner_text().startswith(f"Group 0 · {NAME}")
+        assert page.locator("#cluster-2").is_visible()  # the group is still open after the edit
+        page.locator("#filter").fill("cluster 1")
+        assert [page.locator(f"#group-{group}").is_visible() for group in range(2)] == [False, True]
+        assert page.locator("#cluster-1").is_visible()
+        page.locator("#filter").fill("")
+        page.locator("#sort").select_option("size")
+        assert page.locator("#group-0 .cluster").count() == 2  # sorted inside its group
+        page.get_by_role("button", name="Sort into folders").click()
+        assert page.locator("#sort-levels").is_checked()
+        page.keyboard.press("Enter")
+        page.locator("#sorted").get_by_text("run-sorted").wait_for()
+        made = {row["cluster"]: row["exported_path"] for row in rows(tmp_path / "run-sorted" / "inventory.csv")}
+        assert made["2"].startswith("000-") and "/002/" in made["2"] and made["1"].startswith("001/001/")
+        page.locator("#undo").click()
+        page.locator("#told").get_by_text("taken back").wait_for()
+        assert page.locator("#group-0 > summary .name").inner_text() == ""
+    with opened(browser, copied / "report.html", loads=2) as page:  # without a server: pending, and remembered
+        page.locator("#group-1 > summary").press("Enter")
+        page.locator("#cluster-1").get_by_role("button", name="Merge into").click()
+        page.locator("#merge-filter").fill("0")
+        page.keyboard.press("Enter")
+        page.locator("#group-1").get_by_role("button", name="Rename the group").click()
+        page.keyboard.insert_text("x")
+        page.keyboard.press("Enter")
+        assert page.locator("#group-1 > summary .count").inner_text() == "0 clusters"
+        page.reload()
+        edits = json.loads(saved(page, "Download edits.json", tmp_path / "edits.json").read_text())
+        assert edits["group_names"] == {"1": "x"} and edits["merge"] == [[0, 1]]
 
 
 def test_an_old_page_offers_to_be_loaded_again(run: Path, browser: Any, tmp_path: Path) -> None:

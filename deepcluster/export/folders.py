@@ -4,6 +4,7 @@ Originals are only read. Every file system accepts the names of the copies, and 
 """
 
 import os
+import shlex
 import shutil
 import stat
 import unicodedata
@@ -213,6 +214,7 @@ def read_run_images(run: Path, images: Images | None) -> RunImages:
     with folder.as_disk_errors():
         for row in used:
             int(row["cluster"])
+            int(row.get("group") or 0)
     if source is None or not any(row["path"] in index for row in used):
         location = source.location if source else folder.read_record().location
         raise DataError(
@@ -329,6 +331,7 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
     strip_metadata: bool | None = None,
     outliers: str = "keep",
     duplicates: str = "all",
+    levels: int = 1,
     overwrite: bool = False,
     dry_run: bool = False,
     display: Display | None = None,
@@ -348,6 +351,7 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
             clusters are junk. A data set cannot have them separate.
         duplicates: "all", or "first": of nearly identical images only the best, the largest and among these the
             sharpest; the inventory says which one stands for the others.
+        levels: 2: in a run with two levels, the folders of the clusters lie in those of the groups of clusters.
         overwrite: Replace the tree that an export made at ``out``. Files that are not of it stay. It is left alone if
             they are in the way, or in a data set.
         dry_run: Write nothing, only say what would be done.
@@ -368,11 +372,18 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
             f"outliers={outliers!r}: choose keep or leave. Every folder of an image folder is a class, and is_outlier"
             " is a column of its metadata.csv"
         )
+    if dataset and levels != 1:
+        raise UsageError(f"levels={levels}: an image folder has one level, because each of its folders is a class")
     if duplicates not in ("all", "first"):
         raise UsageError(f"duplicates={duplicates!r}: choose all or first")
     mode = mode or ("copy" if dataset else None)
     strip = (dataset and mode == "copy") if strip_metadata is None else strip_metadata
     members = read_run_images(run, images)
+    if levels != 1 and not all(row.get("group") for row in members.rows if row["status"] == "ok"):
+        raise UsageError(
+            f"{run} has one level of groups: omit --levels, or type deepcluster recut {shlex.quote(str(run))} -k auto,"
+            " which makes two levels of photographs that have them"
+        )
     check_outside(out, Path(members.source.location))
     if replaces := replaceable(out, overwrite=overwrite) is not None:
         members.check_outside_of(out)
@@ -392,6 +403,8 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
             folder = f"{SPLIT}/{cluster_folder(int(row['cluster']))}"
         else:
             above = f"{JUNK}/" if junk else f"{APART}/" if outlier and outliers == "separate" else ""
+            if levels == 2:
+                above += f"{cluster_folder(int(row['group']), row.get('group_name', ''))}/"
             folder = above + cluster_folder(int(row["cluster"]), row["name"])
         refused = suffixes is not None and stem_and_suffix(name)[1].lower() not in suffixes
         return f"{folder}/{_fitting(name, '.png') if refused or not members.is_file(row) else name}"

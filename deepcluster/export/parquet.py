@@ -19,7 +19,7 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import FILES, Table
 from deepcluster.storage.files import check_no_file, new_file
-from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.run_folder import COARSE, RunFolder
 
 EXPORTED_NEIGHBOURS = 10  # of an image
 MAX_WITH_NEIGHBOURS = 200_000  # images: all are compared with all
@@ -47,14 +47,16 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
         "fine_cluster": (pa.int32(), int),
         "distance": (pa.float64(), float),
         "margin": (pa.float64(), float),
+        "group": (pa.int32(), int),
         "is_outlier": (pa.bool_(), lambda cell: bool(int(cell))),
     }
     columns: dict[str, Any] = {}
     with files.open_run(run).as_disk_errors():
-        for name in FILES["clusters.csv"].columns:
+        for name in (*FILES["clusters.csv"].columns, *(name for name in COARSE if name in rows.columns)):
             kind, parse = types.get(name, (pa.string(), _as_utf8))
             # The empty name is that of a cluster without one; other empty cells mean that there is no value.
-            cells = [row[name] if row[name] or (name == "name" and row["cluster"]) else None for row in rows]
+            is_name = name in ("name", "group_name")
+            cells = [row[name] if row[name] or (is_name and row["cluster"]) else None for row in rows]
             columns[name] = pa.array([None if cell is None else parse(cell) for cell in cells], kind)
     for name, axis in zip(("map_x", "map_y"), map_positions.T, strict=True):
         columns[name] = pa.array(axis, mask=np.isnan(axis))

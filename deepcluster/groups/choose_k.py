@@ -1,6 +1,6 @@
 """The number of groups: candidates from the neighbour graph, and how stable a cut into so many groups is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from statistics import mean
 
@@ -25,6 +25,7 @@ ROWS = 3000  # of a sample: its graph and its cuts take seconds
 FINER = 0.98  # share of the best score from which the finest candidate comes first: people merge more easily than split
 POWER = 3  # of the modularity in the score of the finest number; with 1 the score falls too fast with the number
 FINEST = 0.8  # share of the best such score (docs/decisions.md)
+REFINES = 1.5  # as many groups at least as coarse groups, or the second level shows nothing new
 CUTS = 3
 SHARE = 0.8  # of the sample, in a cut
 MIN_IMAGES = 300  # of fewer, the agreement of two cuts is noise (docs/decisions.md)
@@ -78,6 +79,14 @@ def candidates(
         )
         for i in (ranked_finest(silhouettes, modularities) if finest else ranked(scores, MAX_CANDIDATES))
     ]
+
+
+def coarse_number(numbers: Sequence[int]) -> int:
+    """Return the number of coarse groups above the finest plausible number, which the others follow; 0: there is none.
+
+    It is the most plausible number that the finest one refines.
+    """
+    return next((number for number in numbers[1:] if REFINES * number <= numbers[0]), 0)
 
 
 def ranked(scores: Scores, count: int) -> list[int]:

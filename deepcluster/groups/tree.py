@@ -125,15 +125,40 @@ def ward(points: Numbers, weights: Numbers) -> list[tuple[float, int, int]]:
 def _order(centroids: Numbers, weights: Numbers, group_of: npt.NDArray[np.int64]) -> list[Merge]:
     """Return pairs of centroids whose clusters merge, by cost: first inside the groups, then the groups."""
     inside: list[tuple[float, int, int]] = []
-    middles, totals, firsts = [], [], []
-    for group in np.unique(group_of):
-        which = np.flatnonzero(group_of == group)
+    parts = [np.flatnonzero(group_of == group) for group in np.unique(group_of)]
+    for which in parts:
         inside += [(cost, int(which[a]), int(which[b])) for cost, a, b in ward(centroids[which], weights[which])]
-        middles.append(np.average(centroids[which], axis=0, weights=weights[which]))
-        totals.append(weights[which].sum())
-        firsts.append(int(which[0]))
-    above = [(firsts[a], firsts[b]) for _, a, b in ward(np.array(middles), np.array(totals))]
+    above = [(int(parts[a][0]), int(parts[b][0])) for a, b in _order_above(centroids, weights, parts)]
     return [(a, b) for _, a, b in sorted(inside, key=lambda merge: merge[0])] + above
+
+
+def _order_above(centroids: Numbers, weights: Numbers, parts: Sequence[npt.NDArray[np.int64]]) -> list[Merge]:
+    """Return pairs of groups that merge, by cost. ``parts``: The centroids of each group."""
+    middles = [np.average(centroids[which], axis=0, weights=weights[which]) for which in parts]
+    totals = [weights[which].sum() for which in parts]
+    return [(a, b) for _, a, b in ward(np.array(middles), np.array(totals))]
+
+
+def coarse_groups(cut: Cut, counts: Tensor, count: int) -> list[int]:
+    """Return the coarse groups (K) of the groups of a cut, ``count`` of them, which are those of its merge tree.
+
+    They are numbered by size; a group without images is in the first.
+
+    Args:
+        counts: Numbers of images by nearest centroid (int64, M).
+    """
+    used = counts.nonzero().flatten()
+    weights = counts[used].double().numpy()
+    group_of = cut.group_of[used].numpy()
+    present = np.unique(group_of)
+    parts = [np.flatnonzero(group_of == group) for group in present]
+    order = _order_above(cut.centroids[used].double().numpy(), weights, parts)
+    coarse_of, _ = numbered_merges(order, len(present), count)
+    sizes = np.bincount(coarse_of, weights=[weights[which].sum() for which in parts])
+    number = np.argsort(np.argsort(-sizes, kind="stable"))
+    coarse = np.zeros(cut.count, dtype=np.int64)
+    coarse[present] = number[coarse_of]
+    return coarse.tolist()
 
 
 def numbered_merges(order: Sequence[Merge], count: int, pieces: int) -> tuple[npt.NDArray[np.int64], tuple[Merge, ...]]:

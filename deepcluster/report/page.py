@@ -246,12 +246,14 @@ def _clusters(data: RunData) -> Values:
     ranked = sections.by_size(data.summary)
     shown = sorted(ranked[:MAX_CLUSTERS], key=lambda row: int(row["cluster"]))
     hidden = ranked[MAX_CLUSTERS:]
+    cards = sections.sections(shown, data.usable, data.picture, on_page(data.usable)[0], data.nouns)
     suggested: list[Values] = []
     if data.tree:
         suggested = sections.suggestions(data.run.get("candidates") or [], data.tree, len(data.usable))
     return {
         "captions": sections.CAPTIONS,
-        "sections": sections.sections(shown, data.usable, data.picture, on_page(data.usable)[0], data.nouns),
+        "sections": cards,
+        "levels": sections.levels(cards, data.summary, data.usable, data.nouns),
         "count": len(data.summary),
         "hidden": len(hidden),
         "hidden_images": sum(int(row["size"]) for row in hidden),
@@ -358,6 +360,7 @@ def _cluster(row: Row, parts: Parts | None) -> dict[str, Any]:
         "nearest": int(row["nearest_cluster"]) if row["nearest_cluster"].isdecimal() else None,
         "junk": row.get("junk") == "1",
         "parts": {"sizes": parts.sizes, "images": parts.images, "merges": parts.merges} if parts else None,
+        **({"group": int(row["group"])} if row.get("group") else {}),
     }
 
 

@@ -114,7 +114,7 @@ def sections(
     ``shown`` are rows of the summary, ``clusters`` the usable rows of clusters.csv, ``in_page`` the numbers of those
     whose images the script has; ``picture`` and ``nouns`` are those of ``page.RunData``.
     """
-    noun_of = {row["path"]: (row["noun"], number(row["probability"]) or 0.0) for row in nouns}
+    noun_of = _nouns_by_path(nouns)
     number_in_page = {clusters[row]["path"]: i for i, row in enumerate(in_page)}
     members = members_of(shown, clusters)
     images = IMAGES_OF_CLUSTER if len(shown) <= MANY_CLUSTERS else IMAGES_OF_MANY
@@ -142,6 +142,40 @@ def sections(
         }
         for row, tiles in zip(shown, chosen, strict=True)
     ]
+
+
+def levels(sections: Sequence[Values], summary: Sequence[Row], clusters: Table, nouns: Sequence[Row]) -> list[Values]:
+    """Return the coarse groups with the ``sections`` of their clusters, in order of their numbers; [] with one level.
+
+    The arguments are those of :func:`sections`, with all rows of the summary.
+    """
+    noun_of = _nouns_by_path(nouns)
+    row_of = {path: row for row, path in enumerate(clusters.column("path"))}
+    inside: dict[str, list[Row]] = {}
+    for row in summary:
+        inside.setdefault(row.get("group", ""), []).append(row)
+    if "" in inside:
+        return []
+    coarse = []
+    for group, rows in sorted(inside.items(), key=lambda item: int(item[0])):
+        numbers = {int(row["cluster"]) for row in rows}
+        medoids = [row["medoid_path"] for row in by_size(rows) if row["medoid_path"]]
+        coarse.append(
+            {
+                "number": int(group),
+                "name": rows[0]["group_name"],
+                "size": sum(int(row["size"]) for row in rows),
+                "count": len(rows),
+                "tiles": [tile(row_of[path], len(clusters)) for path in medoids[:MAX_SUGGESTED]],
+                "hints": hints(clusters.where("group", group), noun_of),
+                "sections": [section for section in sections if section["number"] in numbers],
+            }
+        )
+    return coarse
+
+
+def _nouns_by_path(nouns: Sequence[Row]) -> dict[str, tuple[str, float]]:
+    return {row["path"]: (row["noun"], number(row["probability"]) or 0.0) for row in nouns}
 
 
 def _tile(row: Row, kind: Kind, image: Image.Image | None, share: int) -> Values:

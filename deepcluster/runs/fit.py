@@ -254,7 +254,9 @@ def _record_end(folder: files.LockedFolder, record: RunRecord, error: BaseExcept
 # ---- features that the user computed: steps 3, 4 and 7, without a network --------------------------------------------
 
 # The options of a recipe that concern features; the others are for images or for training.
-FEATURES_OPTIONS = {"dims", "whitening", "root", "pseudo_labels", "empty", "kmeans_iterations", "spherical", "grouping"}
+FEATURES_OPTIONS = {
+    *("dims", "whitening", "root", "pseudo_labels", "empty", "kmeans_iterations", "spherical", "grouping", "guess"),
+}
 PICTURE_SIDE = 48  # px
 
 

@@ -50,10 +50,23 @@ def carried_over(model: Model, heir: Mapping[int, int], count: int) -> tuple[tup
     return tuple(names), tuple(sorted(heir[old] for old in model.junk if old in heir))
 
 
+def with_coarse_names(model: Model, after: Tensor, old: Model, before: Tensor) -> Model:
+    """Return the model with the names of the coarse groups of the ``old`` one that its own continue.
+
+    ``after``, ``before``: The clusters of the same images (int64, N) in both.
+    """
+    if not (model.coarse and old.coarse):
+        return model
+    heir = heirs(torch.tensor(old.coarse)[before], torch.tensor(model.coarse)[after], mutual=True)
+    names = {heir[group]: name for group, name in enumerate(old.coarse_names) if group in heir}
+    return replace(model, coarse_names=tuple(names.get(group, "") for group in range(len(model.coarse_names))))
+
+
 def carried_text(before: Model, after: Model) -> str:
     """Describe the names and marks that :func:`carried_over` kept and dropped."""
-    names = [name for name in after.names if name]
-    dropped = sorted((Counter(name for name in before.names if name) - Counter(names)).elements())
+    names = [name for name in (*after.names, *after.coarse_names) if name]
+    named_before = Counter(name for name in (*before.names, *before.coarse_names) if name)
+    dropped = sorted((named_before - Counter(names)).elements())
     marks = len(before.junk) - len(after.junk)
     texts = [
         f"{plural(len(names), 'name')} kept",
@@ -135,11 +148,22 @@ def continued(
         kinds = {"ended": {*groups} - {*numbers}, "new": {*numbers} - {*groups}}
         lists = [f"{kind}: {', '.join(map(str, sorted(group)))}" for kind, group in kinds.items() if group]
         texts = [f"{len(heir)} of {plural(len(groups), 'group')} of {former.path} continue, with their numbers", *lists]
-        kept = carried_text(former.model, replace(model, names=names, junk=junk))
-        return [numbers, names, junk, "; ".join([*texts, kept])]
+        named = with_coarse_names(model, after[before >= 0], former.model, before[before >= 0])
+        kept = carried_text(former.model, replace(named, names=names, junk=junk))
+        return [numbers, names, junk, named.coarse_names, "; ".join([*texts, kept])]
 
-    numbers, names, junk, text = partition.processes.broadcast_json(decided)
+    numbers, names, junk, coarse_names, text = partition.processes.broadcast_json(decided)
     number = torch.tensor(numbers, dtype=torch.int64)
     cut = Cut(model.cut.centroids, number[model.cut.group_of])
     placement = replace(placement, cluster=number[placement.cluster])
-    return replace(model, cut=cut, names=tuple(names), junk=tuple(junk)), placement, text
+    old_number = {new: old for old, new in enumerate(numbers)}
+    coarse = [model.coarse[old_number.get(group, 0)] for group in range(cut.count) if model.coarse]
+    model = replace(
+        model,
+        cut=cut,
+        names=tuple(names),
+        junk=tuple(junk),
+        coarse=tuple(coarse),
+        coarse_names=tuple(coarse_names),
+    )
+    return model, placement, text

@@ -27,7 +27,7 @@ from deepcluster.runtime.console import Display, Silent, complain
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
-from deepcluster.storage.run_folder import RunFolder, open_run, read_state
+from deepcluster.storage.run_folder import COARSE, RunFolder, open_run, read_state
 from deepcluster.texts import one_line
 
 
@@ -109,7 +109,7 @@ def _predict(model: Model, source: Source) -> Prediction:
 def placement_columns(
     model: Model, placement: Placement, residuals: Tensor, *, reject: bool = False
 ) -> dict[str, list[Any]]:
-    """Return the columns of predictions: cluster, name, distance, margin, is_outlier.
+    """Return the columns of predictions: cluster, name, distance, margin, is_outlier, and those of the coarse groups.
 
     ``residuals``: Residuals of the placed images. ``reject``: Give outliers and junk the cluster -1.
     """
@@ -125,7 +125,18 @@ def placement_columns(
         "distance": [f"{distance:.6f}" for distance in placement.distance.tolist()],
         "margin": [f"{margin:.6f}" for margin in placement.margin.tolist()],
         "is_outlier": outliers.int().tolist(),
+        **coarse_columns(model, numbers),
     }
+
+
+def coarse_columns(model: Model, clusters: Sequence[int]) -> dict[str, list[Any]]:
+    """Return the columns of the coarse groups of ``clusters`` (-1: none): group, group_name; {} with one level."""
+    if not model.coarse:
+        return {}
+    groups = [*model.coarse, -1]
+    names = [*model.coarse_names, ""]
+    coarse = [groups[cluster] for cluster in clusters]
+    return dict(zip(COARSE, (coarse, [names[group] for group in coarse]), strict=True))
 
 
 # ---- predictions as rows and lines ----------------------------------------------------------------------------------

@@ -19,8 +19,15 @@ from deepcluster.images import Source
 from deepcluster.model import Model
 from deepcluster.presets import check_groups
 from deepcluster.records import Clustering
-from deepcluster.runs.inherit import carried_over, carried_text, heirs
-from deepcluster.runs.result import GROUPING, choose_number, describe, groups_of, place_rows
+from deepcluster.runs.inherit import carried_over, carried_text, heirs, with_coarse_names
+from deepcluster.runs.result import (
+    GROUPING,
+    choose_number,
+    describe,
+    groups_of,
+    place_rows,
+    with_coarse_groups,
+)
 from deepcluster.runs.rows import images_at_hand, read_run, recipe_of
 from deepcluster.runs.writer import baseline_of, summary_text, write_outcome
 from deepcluster.runtime.console import Display, Log, Several
@@ -62,13 +69,16 @@ def recut(
         cut, after = place_rows(cut, rows, model.fine_centroids)
         heir = heirs(before.cluster, after.cluster, mutual=True)
         names, junk = carried_over(model, heir, cut.count)
-        new = replace(model, cut=cut, names=names, junk=junk, moves=())
+        new = replace(model, cut=cut, names=names, junk=junk, moves=(), coarse=(), coarse_names=())
+        if n_clusters is None:
+            new = with_coarse_groups(new, after, record, recipe, rows.partition)
+            new = with_coarse_names(new, after.cluster, model, before.cluster)
         if moves := surviving_moves(model, before.cluster, heir):
             edits = Edits(move=tuple((row, target) for row, (_, target) in moves.items()))
             new = edited(new, edits, rows.reduced, rows.paths, rows.fitted)
             new = replace(new, moves=tuple((row, origin) for row, (origin, _) in moves.items()))
             after = new.place(rows.reduced)
-        if record.edits is not None or any(model.names) or model.junk or model.moves:
+        if record.edits is not None or any((*model.names, *model.coarse_names)) or model.junk or model.moves:
             counted = f"; {len(moves):,} of {plural(len(model.moves), 'move')} kept" if model.moves else ""
             anew = "; merges and splits start anew" if record.edits is not None else ""
             display.say("Edits", f"{carried_text(model, new)}{counted}{anew}")
@@ -136,7 +146,15 @@ def undo(run: Path, display: Display | None = None) -> files.RunFolder:
         record, model, rows = read_run(folder)
         former = models.read_former(folder, rows.reduced.shape[1])
         with folder.next_state() as staged:
-            old = replace(model, cut=former.cut, names=former.names, junk=former.junk, moves=former.moves)
+            old = replace(
+                model,
+                cut=former.cut,
+                names=former.names,
+                junk=former.junk,
+                moves=former.moves,
+                coarse=former.coarse,
+                coarse_names=former.coarse_names,
+            )
             record = replace(record, **former.about["record"])
             display = Several(Log(), display)
             display.say("Edits", f"taken back: {len(set(old.cut.group_of.tolist()))} clusters, as before")
@@ -184,6 +202,8 @@ def edited(
     _check_present([*merged, *moves.values(), *edits.names, *(edits.junk or ())], present | new)
     if twice := sorted(number for number, times in Counter(merged).items() if times > 1):
         raise UsageError(f"cluster {twice[0]} is merged twice: name it in one merge")
+    if unknown := sorted(edits.group_names.keys() - set(model.coarse)):
+        raise UsageError(f"there is no group {unknown[0]}: the groups of clusters are {_shown(set(model.coarse))}")
     if left := sorted((edits.names.keys() | set(moves.values())) & gone):
         raise UsageError(f"cluster {left[0]} is merged into another one: name that one")
 
@@ -191,6 +211,7 @@ def edited(
     for first, *others in edits.merge:
         target[others] = first
     names = [*model.names, *[""] * (len(target) - len(model.names))]
+    coarse = _coarse_of_parts(model.coarse, edits.split)
     junk = set(model.junk)
     for clusters in edits.merge:
         names[clusters[0]] = next((names[number] for number in clusters if names[number]), "")
@@ -199,10 +220,13 @@ def edited(
     if moves and reduced is not None:
         wanted = replace(model, cut=cut).place(reduced).cluster
         origins = {row: int(wanted[row]) for row in moves} | origins
+        coarse = _coarse_of_moves(coarse, moves, wanted, len(target))
         cut = _moved(cut, moves, reduced, wanted)
         origins = {row: origin for row, origin in origins.items() if moves.get(row) != origin}  # the others are back
     for number, name in edits.names.items():
         names[number] = name
+    groups = range(len(model.coarse_names))
+    coarse_names = tuple(edits.group_names.get(group, model.coarse_names[group]) for group in groups)
     present = set(cut.group_of.tolist())
     junk = (junk if edits.junk is None else set(edits.junk)) & present
     names = [name if number in present else "" for number, name in enumerate(names)]
@@ -210,6 +234,8 @@ def edited(
         model,
         cut=cut,
         names=tuple(names[: cut.count]),
+        coarse=tuple(coarse[: cut.count]),
+        coarse_names=coarse_names,
         junk=tuple(sorted(junk)),
         moves=tuple(origins.items())[-MAX_MOVES:],
     )
@@ -222,6 +248,7 @@ def describe_edits(edits: Edits, before: Model, after: Model, moved: int) -> str
     """
     was = dict(enumerate(before.names))
     named = sum(name != was.get(number, "") for number, name in edits.names.items())
+    named += sum(name != before.coarse_names[group] for group, name in edits.group_names.items())
     marks = len(set(before.junk) ^ set(after.junk))
     counts = [
         *([plural(named, "name")] if named else []),
@@ -247,6 +274,23 @@ def _split_up(cut: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor) -> C
             )
         cut = split_group(cut, branches, wanted)
     return cut
+
+
+def _coarse_of_parts(coarse: Sequence[int], splits: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the coarse groups of the clusters after the splits: the parts stay in that of their cluster."""
+    return [*coarse, *(coarse[number] for number, parts in splits for _ in range(parts - 1) if coarse)]
+
+
+def _coarse_of_moves(coarse: Sequence[int], moves: Mapping[int, int], before: Tensor, count: int) -> list[int]:
+    """Return the coarse groups of ``count`` clusters after moves: a new cluster goes where most of its images were.
+
+    ``before``: The clusters of all rows (int64, N) before the moves.
+    """
+    votes = [Counter[int]() for _ in range(count - len(coarse)) if coarse]
+    for row, number in moves.items():
+        if coarse and number >= len(coarse):
+            votes[number - len(coarse)][coarse[int(before[row])]] += 1
+    return [*coarse, *(max(vote, key=lambda group: vote[group], default=0) for vote in votes)]
 
 
 def moved_rows(edits: Edits, paths: Sequence[str]) -> dict[int, int]:

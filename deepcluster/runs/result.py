@@ -12,10 +12,10 @@ from deepcluster import algorithm
 from deepcluster.clustering.agreement import NMI_AVERAGE, pair_counts, scores
 from deepcluster.clustering.kmeans import best_of, means
 from deepcluster.errors import DataError, NonFiniteError, warn
-from deepcluster.groups.choose_k import CutRows, candidates, cut_once, stability
+from deepcluster.groups.choose_k import CutRows, candidates, coarse_number, cut_once, stability
 from deepcluster.groups.cut import KMEANS_STARTS, Cut, Placement, as_groups, cut_features, placement_of
 from deepcluster.groups.embeddings import Embed, embedded
-from deepcluster.groups.tree import Tree, medoids_of
+from deepcluster.groups.tree import Tree, coarse_groups, medoids_of
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
@@ -24,7 +24,7 @@ from deepcluster.runs.build import compute_of, kmeans_of_result, reduction_of
 from deepcluster.runs.inherit import continued
 from deepcluster.runs.page import Shown, shown_of, tree_of
 from deepcluster.runs.plan import ImagesRead, Job
-from deepcluster.runs.predict import placement_columns
+from deepcluster.runs.predict import coarse_columns, placement_columns
 from deepcluster.runs.rows import Rows, sample_of
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.partition import Partition
@@ -134,6 +134,7 @@ def conclude_run(
         store_size=store_size,
         batch_size=recipe.batch_size,
     )
+    model = with_coarse_groups(model, placement, record, recipe, store.partition)
     if job.request.like:
         model, placement, text = continued(model, placement, job.former, images.before, store.partition)
         if is_final:
@@ -197,7 +198,7 @@ def clusters_table(model: Model, rows: Rows, placement: Placement, residuals: Te
     }
     rest = [""] * len(rows.skipped)
     skipped = {"path": [path for path, _ in rows.skipped], "status": ["skipped"] * len(rest)}
-    columns = FILES["clusters.csv"].columns
+    columns = [*FILES["clusters.csv"].columns, *coarse_columns(model, ())]
     return Table.of_columns({name: chain(used[name], skipped.get(name, rest)) for name in columns})
 
 
@@ -255,6 +256,7 @@ def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[st
     medoids = medoids_of(middles, reduced, cluster, partition).tolist()
     between = torch.cdist(middles, middles).fill_diagonal_(torch.inf)
     present = cut.group_of.unique().tolist()
+    coarse = coarse_columns(model, range(cut.count))
     between[:, [group for group in range(cut.count) if group not in present]] = torch.inf
     return [
         {
@@ -266,6 +268,7 @@ def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[st
             "nearest_cluster": str(between[group].argmin().item()) if len(present) > 1 else "",
             "medoid_path": rows.paths[medoids[group]] if sizes[group] else "",
             "junk": str(int(group in model.junk)),
+            **{column: str(cells[group]) for column, cells in coarse.items()},
         }
         for group in present
     ]
@@ -301,6 +304,26 @@ def place_rows(cut: Cut, rows: Rows, fine_centroids: Tensor) -> tuple[Cut, Place
     number = torch.argsort(torch.argsort(sizes, descending=True, stable=True))
     numbered = replace(placement, cluster=number[placement.cluster])
     return Cut(cut.centroids, number[cut.group_of]), numbered
+
+
+def with_coarse_groups(
+    model: Model, placement: Placement, record: RunRecord, recipe: Recipe, partition: Partition
+) -> Model:
+    """Return the model with coarse groups above its groups if their number is the finest plausible. A collective.
+
+    Args:
+        placement: The places of this rank's images.
+        record: run.json on the main rank, with the candidates for the number of groups.
+    """
+    counts = partition.all_reduce(torch.bincount(placement.centroid, minlength=len(model.cut.centroids)))
+
+    def coarse() -> list[int]:
+        numbers = [candidate["k"] for candidate in record.candidates or ()]
+        count = coarse_number(numbers) if recipe.guess == "finest" and numbers[:1] == [model.cut.count] else 0
+        return coarse_groups(model.cut, counts, count) if count else []
+
+    groups = tuple(partition.processes.broadcast_json(coarse))
+    return replace(model, coarse=groups, coarse_names=("",) * (max(groups, default=-1) + 1))
 
 
 def choose_number(

@@ -76,6 +76,7 @@ class Sorting:
     copies: bool = False  # False: links if they work
     best: bool = False  # of nearly identical images only the best one
     apart: bool = False  # outliers in folders of their own
+    levels: Annotated[int, range(1, 3)] = 1  # of folders: 2 with those of the groups of clusters
 
 
 def _places(folder: files.RunFolder) -> dict[str, Path]:
@@ -204,6 +205,7 @@ class _Server(ThreadingTCPServer):
             mode="copy" if sorting.copies else None,
             duplicates="first" if sorting.best else "all",
             outliers="separate" if sorting.apart else "keep",
+            levels=sorting.levels,
             overwrite=True,
             display=Log(),
         )

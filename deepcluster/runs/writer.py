@@ -18,6 +18,7 @@ from deepcluster.records import FINAL, PRELIMINARY
 from deepcluster.runs.build import compute_of
 from deepcluster.runs.page import MAP, TREE, Tables, on_sheet_of, write_nouns, write_page, write_tree
 from deepcluster.runs.plan import ImagesRead, Job
+from deepcluster.runs.predict import coarse_columns
 from deepcluster.runs.result import Outcome, conclude_run, first_metrics
 from deepcluster.runs.rows import IMAGES_READ, images_at_hand
 from deepcluster.runtime import signals
@@ -175,8 +176,9 @@ def write_outcome(
         blocks = rows.partition.blocks(rows.reduced)
         folder.write_blocks("features.npy", (rows.partition.total, rows.reduced.shape[1]), blocks)
         folder.write_blocks("residuals.npy", (rows.partition.total, 1), [outcome.residuals.unsqueeze(1)])
-    folder.write_rows("clusters.csv", outcome.clusters)
-    folder.write_rows("cluster_summary.csv", outcome.summary)
+    coarse = coarse_columns(outcome.model, ())
+    folder.write_rows("clusters.csv", outcome.clusters, *coarse)
+    folder.write_rows("cluster_summary.csv", outcome.summary, *coarse)
     if outcome.metrics:
         folder.write_json("metrics.json", outcome.metrics)
     else:
@@ -206,9 +208,10 @@ def baseline_of(folder: files.RunFolder) -> dict[str, float]:
 
 
 def summary_text(outcome: Outcome, n_clusters: int | None, rounds: str = "") -> str:
-    """Return sentences on the clusters: their sizes, ``rounds``, and other numbers if none (None) was asked for."""
+    """Return sentences on the clusters: sizes, groups, ``rounds``, and other numbers if none (None) was asked for."""
     sizes = [int(row["size"]) for row in outcome.summary]
-    text = f"{plural(len(sizes), 'cluster')} of {min(sizes):,} to {max(sizes):,} images{rounds}."
+    coarse = f" in {plural(groups, 'group')}" if (groups := len(set(outcome.model.coarse))) else ""
+    text = f"{plural(len(sizes), 'cluster')} of {min(sizes):,} to {max(sizes):,} images{coarse}{rounds}."
     others = [str(candidate["k"]) for candidate in (outcome.record.candidates or ())[1:]]
     if n_clusters is not None or not others:
         return text

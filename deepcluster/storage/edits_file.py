@@ -34,6 +34,7 @@ class Edits:
             this order.
         move: (row of features.npy or path, cluster as it is after the merges). Numbers from the next free one on make
             new clusters.
+        group_names: names of groups of clusters, in a run with two levels; "" removes a name.
     """
 
     cut: str = ""
@@ -42,11 +43,14 @@ class Edits:
     junk: tuple[Number, ...] | None = None
     split: tuple[tuple[Number, int], ...] = ()
     move: tuple[tuple[Number | str, Number], ...] = ()
+    group_names: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
         """Return the digest in run.json, by which the same edits are not applied twice."""
-        return json_sha256([self.cut, sorted(self.names.items()), self.merge, self.junk, self.split, self.move])
+        groups = [sorted(self.group_names.items())] if self.group_names else []
+        names = sorted(self.names.items())
+        return json_sha256([self.cut, names, self.merge, self.junk, self.split, self.move, *groups])
 
     @property
     def changes_clusters(self) -> bool:
@@ -72,7 +76,10 @@ def edits_of(value: object) -> Edits:
     version = table.pop("schema_version", None)
     if type(version) is not int or version != SCHEMA_VERSION:  # JSON's true and 1.0 equal 1, too
         raise ValueError(f"not edits of version {SCHEMA_VERSION}")
-    names = shaped(table.pop("names", {}), dict[str, str], "names")
+    names, group_names = (
+        {_number(key): _name(name) for key, name in shaped(table.pop(part, {}), dict[str, str], part).items()}
+        for part in ("names", "group_names")
+    )
     edits: Edits = shaped(table, Edits, "the file")
     if () in edits.merge:
         raise ValueError("merge has an empty list")
@@ -81,7 +88,7 @@ def edits_of(value: object) -> Edits:
 
         if not all(2 <= count <= MAX_PARTS for _, count in edits.split):
             raise ValueError(f"split makes 2 to {MAX_PARTS} parts of a cluster")
-    return replace(edits, names={_number(key): _name(name) for key, name in names.items()})
+    return replace(edits, names=names, group_names=group_names)
 
 
 def newest_edits(run: Path, record: "RunRecord") -> Path:

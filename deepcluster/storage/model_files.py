@@ -78,6 +78,8 @@ class Groups:
     names: tuple[str, ...]
     junk: tuple[int, ...]
     moves: tuple[tuple[int, int], ...]
+    coarse: tuple[int, ...]
+    coarse_names: tuple[str, ...]
     about: Mapping[str, Any]
 
 
@@ -122,7 +124,10 @@ def _tensors(model: Model) -> dict[str, Tensor]:
 
 def groups_tensors(model: Model, **about: Any) -> dict[str, Tensor]:
     """Return the content of the file of a model's groups; ``about``: more for its JSON text."""
-    text = json.dumps({"names": model.names, "junk": model.junk, "moves": model.moves, **about}).encode()
+    table = {"names": model.names, "junk": model.junk, "moves": model.moves, **about}
+    if model.coarse:
+        table |= {"coarse": model.coarse, "coarse_names": model.coarse_names}
+    text = json.dumps(table).encode()
     return {
         "centroids": model.cut.centroids,
         "groups": model.cut.group_of,
@@ -217,6 +222,8 @@ def _load(path_of: Callable[[str], Path], device: torch.device | None, backbone:
         names=groups.names,
         junk=groups.junk,
         moves=groups.moves,
+        coarse=groups.coarse,
+        coarse_names=groups.coarse_names,
         image_size=config.image_size,
         store_size=config.store_size,
         batch_size=config.batch_size,
@@ -261,18 +268,22 @@ def read_groups(path: Path, dims: int, digest: str | None = None) -> Groups:
     types = {"groups": torch.int64, "about": torch.uint8}
     check_tensors(tensors, shapes, types, dims=dims)
     about = parse_json(tensors["about"].numpy().tobytes())
-    words = {key: shaped(about, dict, "about").get(key) for key in ("names", "junk")}
-    names: tuple[str, ...] = shaped(words["names"], tuple[str, ...], "names")
-    "".join(names).encode(errors="surrogateescape")  # a ValueError for a name that no file can hold
-    junk = shaped(words["junk"], tuple[Annotated[int, range(len(names))], ...], "junk")
-    moves = shaped(about.get("moves", []), tuple[tuple[Number, Number], ...], "moves")
+    table = shaped(about, dict, "about")
+    names: tuple[str, ...] = shaped(table.get("names"), tuple[str, ...], "names")
+    coarse_names: tuple[str, ...] = shaped(table.get("coarse_names", []), tuple[str, ...], "coarse_names")
+    "".join([*names, *coarse_names]).encode(errors="surrogateescape")  # a ValueError for a name that no file can hold
+    junk = shaped(table.get("junk"), tuple[Annotated[int, range(len(names))], ...], "junk")
+    moves = shaped(table.get("moves", []), tuple[tuple[Number, Number], ...], "moves")
+    coarse = shaped(table.get("coarse", []), tuple[Annotated[int, range(len(coarse_names))], ...], "coarse")
+    if coarse and len(coarse) != len(names):
+        raise ValueError(f"coarse groups of {len(coarse)} clusters, and it has {len(names)}")
     centroids = tensors["centroids"].clone()
     groups = tensors["groups"].clone()
     if not torch.isfinite(centroids).all():
         raise ValueError("its centroids are not finite numbers")
     if groups.min() < 0 or groups.max() != len(names) - 1:  # groups that were merged into others have no centroid
         raise ValueError(f"its groups are not the numbers of {len(names)} clusters")
-    return Groups(Cut(centroids, groups), names, junk, moves, about)
+    return Groups(Cut(centroids, groups), names, junk, moves, coarse, coarse_names, table)
 
 
 # ---- embeddings -----------------------------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 const base = new Map(data.clusters.map(cluster => [cluster.number, cluster]));
 const cards = new Map($$(".cluster").map(card => [Number(card.dataset.number), card]));
 const firstFree = Math.max(-1, ...base.keys()) + 1;
+const levels = new Map($$(".level").map(level => [Number(level.dataset.group), level]));
+const groupNames = new Map([...levels].map(([group, level]) => [group, $(".name", level).textContent.replace(/^ · /, "")]));
 /* names: number -> another name than it had; into: number -> the cluster that it is merged into; splits: number -> how
-   many parts; moves: image -> its new cluster. */
+   many parts; moves: image -> its new cluster; groupNames: group of clusters -> another name than it had. */
 let state = {
-  names: new Map(), into: new Map(), splits: new Map(), moves: new Map(),
+  names: new Map(), into: new Map(), splits: new Map(), moves: new Map(), groupNames: new Map(),
   junk: new Set(data.clusters.filter(cluster => cluster.junk).map(cluster => cluster.number)),
 };
 const past = [];
@@ -14,6 +16,7 @@ let clusters = base, home = null, where = null, sizes = new Map(), saved = true,
 
 const copied = from => ({
   names: new Map(from.names), into: new Map(from.into), splits: new Map(from.splits), moves: new Map(from.moves), junk: new Set(from.junk),
+  groupNames: new Map(from.groupNames),
 });
 
 /* The nodes that are so many groups of a merge tree, with the pieces inside them: as groups/tree.py has them. */
@@ -104,12 +107,13 @@ function edits() {
     junk: kept.filter(number => state.junk.has(number)),
     ...(state.splits.size ? {split: [...state.splits]} : {}),
     ...(moves.length ? {move: moves.map(([i, number]) => [i * imageData.step, root(number)])} : {}),
+    ...(state.groupNames.size ? {group_names: Object.fromEntries(state.groupNames)} : {}),
   };
 }
 
 function pendingCount() {
   const kept = roots();
-  return state.into.size + state.splits.size + state.moves.size + kept.filter(number => state.names.has(number)).length
+  return state.into.size + state.splits.size + state.moves.size + state.groupNames.size + kept.filter(number => state.names.has(number)).length
     + kept.filter(number => state.junk.has(number) !== clusters.get(number).junk).length;
 }
 
@@ -143,6 +147,7 @@ function refresh() {
   }
   for (const number of clusters.keys()) if (!base.has(number) && !cards.has(number)) makeCard(number);
   for (const number of cards.keys()) paint(number);
+  for (const group of levels.keys()) paintGroup(group);
   $(".tabs .count").textContent = grouped(roots().filter(sizeOf).length);
   $("#undo").hidden = !past.length && !data.served?.undo;
   tellPending();
@@ -166,7 +171,9 @@ function tellPending() {
 const memory = `deepcluster ${data.run} ${data.cut}`;
 
 const MOST_PAST = 20, MANY_MOVES = 2000;  /* of a state with so many moves the past is not kept */
-const packed = ({names, into, splits, moves, junk}) => ({names: [...names], into: [...into], splits: [...splits], moves: [...moves], junk: [...junk]});
+const packed = ({names, into, splits, moves, junk, groupNames}) => ({
+  names: [...names], into: [...into], splits: [...splits], moves: [...moves], junk: [...junk], groupNames: [...groupNames],
+});
 
 function remember() {
   if (data.served) return;
@@ -183,7 +190,9 @@ function trusted(kept) {
   const number = value => Number.isInteger(value) && value >= 0;
   const splits = new Map(kept.splits.filter(([n, count]) => base.get(n)?.parts?.sizes.length >= count && count > 1));
   const moves = new Map(kept.moves.filter(([i, n]) => number(i) && i < (imageData?.count ?? 0) && number(n) && n < firstFree + 1000));
-  state = {splits, moves, names: new Map(), into: new Map(), junk: new Set()};
+  const named = new Map(kept.groupNames.filter(([group, name]) => typeof name === "string" && levels.has(group) && plain(name) !== groupNames.get(group))
+    .map(([group, name]) => [group, plain(name).slice(0, 200)]));
+  state = {splits, moves, names: new Map(), into: new Map(), junk: new Set(), groupNames: named};
   derive();
   const known = n => clusters.has(n);
   state.names = new Map(kept.names.filter(([n, name]) => known(n) && typeof name === "string" && plain(name) !== clusters.get(n).name)
@@ -208,6 +217,26 @@ function recall() {
   }
 }
 
+/* The group of clusters that a cluster is in; a new one is in that of the cluster, or of an image, that it comes from. */
+function groupOf(number) {
+  const {group, from} = clusters.get(number);
+  if (group !== undefined) return group;
+  if (from !== undefined) return groupOf(from);
+  const image = [...state.moves.keys()].find(i => state.moves.get(i) === number);
+  return groupOf(imageData.numbers[imageData.cluster[image]]);
+}
+
+const listOf = number => levels.size ? $(".cards", levels.get(groupOf(number))) : $("#cluster-list");
+
+function paintGroup(group) {
+  const level = levels.get(group), inside = roots().filter(number => groupOf(number) === group && sizeOf(number));
+  const name = state.groupNames.get(group) ?? groupNames.get(group);
+  $(".name", level).textContent = name ? ` · ${name}` : "";
+  $(":scope > .acts .hints", level)?.toggleAttribute("hidden", Boolean(name));
+  $(".size", level).textContent = images(inside.reduce((sum, number) => sum + sizeOf(number), 0));
+  $(".count", level).textContent = t(inside.length === 1 ? "{0} cluster" : "{0} clusters", inside.length);
+}
+
 function makeCard(number) {
   const card = [...cards.values()][0].cloneNode(true);
   card.id = `cluster-${number}`;
@@ -218,7 +247,7 @@ function makeCard(number) {
   $(".sheet", card).replaceChildren(element("figure", {className: "many"}, element("ul")));
   $$(".rename, .hints", card).forEach(other => other.remove());
   cards.set(number, card);
-  $("#cluster-list").append(card);
+  listOf(number).append(card);
 }
 
 function paint(number) {
@@ -283,11 +312,28 @@ function plain(text) {
 }
 
 function rename(number) {
-  const card = cards.get(number), shown = $(".name", card);
-  if ($("input", card) || state.into.has(number)) return;
-  const input = element("input", {
-    className: "rename", value: nameOf(number), maxLength: 200, placeholder: t("name"), ariaLabel: t("Name of cluster {0}", number),
+  const card = cards.get(number);
+  if (state.into.has(number)) return;
+  askName($(".name", card), nameOf(number), t("Name of cluster {0}", number), card, name => {
+    if (name === clusters.get(number).name) state.names.delete(number);
+    else state.names.set(number, name);
   });
+}
+
+function nameGroup(group, name) {
+  if (name === groupNames.get(group)) state.groupNames.delete(group);
+  else state.groupNames.set(group, name);
+}
+
+function renameGroup(group) {
+  const level = levels.get(group), name = state.groupNames.get(group) ?? groupNames.get(group);
+  askName($(".name", level), name, t("Name of group {0}", group), $("summary", level), written => nameGroup(group, written));
+}
+
+/* Ask for a name in the place where it is ``shown``. */
+function askName(shown, before, label, back, take) {
+  if ($("input", shown.parentElement)) return;
+  const input = element("input", {className: "rename", value: before, maxLength: 200, placeholder: t("name"), ariaLabel: label});
   let open = true;
   const close = keep => {
     if (!open) return;
@@ -295,17 +341,15 @@ function rename(number) {
     const name = plain(input.value);
     input.remove();
     shown.hidden = false;
-    if (keep && name !== nameOf(number)) edit(() => {
-      if (name === clusters.get(number).name) state.names.delete(number);
-      else state.names.set(number, name);
-    });
-    card.focus({preventScroll: true});
+    if (keep && name !== before) edit(() => take(name));
+    back.focus({preventScroll: true});
   };
   input.addEventListener("keydown", event => {
     if (event.key === "Enter") close(true);
     if (event.key === "Escape") close(false);
   });
   input.addEventListener("blur", () => close(true));
+  input.addEventListener("click", event => event.preventDefault());  /* in a summary it would close the group */
   shown.hidden = true;
   shown.after(input);
   input.select();
@@ -462,10 +506,12 @@ function openSplit(number) {
 
 const take = (number, hint) => edit(() => state.names.set(number, plain(hint.value)));
 
+const groupActs = {"rename-group": renameGroup, "take-group": (group, hint) => edit(() => nameGroup(group, plain(hint.value)))};
 const acts = {rename, take, merge: openMerge, split: openSplit, junk: mark, unmerge, all: openCluster};
 $("#clusters").addEventListener("click", event => {
   const card = event.target.closest(".cluster"), button = event.target.closest("[data-act]");
   if (card) mind(card, false);
+  else if (button) return groupActs[button.dataset.act](Number(button.closest(".level").dataset.group), button);
   if (button) return acts[button.dataset.act](Number(card.dataset.number), button);
   const tile = event.target.closest("[data-image]");
   if (tile) openOne(Number(tile.dataset.image), $$("[data-image]", card).map(each => Number(each.dataset.image)));

@@ -124,8 +124,8 @@ function showAddressed() {
   const part = target?.closest("main > .part");
   show(part ? panels.indexOf(part) : 0);
   if (!part || part === target) return;
-  target.scrollIntoView();
   if (target.matches(".cluster")) mind(target, false);
+  target.scrollIntoView();
 }
 
 /* ---- pictures --------------------------------------------------------------------------------------------------- */
@@ -169,6 +169,7 @@ function mind(card, scroll = true) {
   minded = card;
   card.classList.add("chosen");
   card.tabIndex = -1;
+  card.closest(".level")?.setAttribute("open", "");
   if (scroll) {
     card.focus({preventScroll: true});
     card.scrollIntoView({block: "start"});
@@ -199,8 +200,12 @@ function arrange() {
     cards.get(number).hidden = !text.includes(wanted);
     found += text.includes(wanted);
   }
-  const list = $("#cluster-list");
-  if (sorted.some((number, i) => list.children[i] !== cards.get(number))) list.append(...sorted.map(number => cards.get(number)));
+  for (const list of levels.size ? $$(".cards") : [$("#cluster-list")]) {
+    const inside = sorted.filter(number => listOf(number) === list).map(number => cards.get(number)), level = list.closest(".level");
+    if (inside.some((card, i) => list.children[i] !== card)) list.append(...inside);
+    if (level) level.hidden = inside.every(card => card.hidden);
+    if (level && wanted) level.open = true;
+  }
   $("#filtered").textContent = wanted ? t("{0} of {1}", found, cards.size) : "";
 }
 

@@ -50,11 +50,13 @@ function openSorting() {
   $("#sort-best").checked = Boolean(before.best);
   $("#sort-best").closest("p").hidden = !duplicates;
   $("#sort-apart").checked = Boolean(before.apart);
+  if ($("#sort-levels")) $("#sort-levels").checked = before.levels !== 1;
   $("form", dialog).onsubmit = event => {
     if (event.submitter.value !== "sort") return;
     const sorting = {
       name: name.value.trim(), place: place.value, copies: Boolean($("[name=copies]:checked").value),
       best: duplicates && $("#sort-best").checked, apart: $("#sort-apart").checked,
+      levels: $("#sort-levels")?.checked ? 2 : 1,
     };
     document.cookie = `${COOKIE}${encodeURIComponent(JSON.stringify({...sorting, run: data.run}))}; Max-Age=31536000; SameSite=Strict; Path=/`;
     send("export", {sorting});
@@ -98,6 +100,7 @@ function offerReload() {
 
 function reload() {
   saved = true;
+  sessionStorage.setItem("opened", JSON.stringify([...levels.keys()].filter(group => levels.get(group).open)));
   location.reload();
 }
 
@@ -123,6 +126,7 @@ $("#undo").hidden = !data.served.undo;
 $("#into-folders").hidden = false;
 $("#into-folders").addEventListener("click", openSorting);
 tellSorted();
+for (const group of JSON.parse(sessionStorage.getItem("opened") || "[]")) levels.get(group)?.setAttribute("open", "");
 targets.push(...JSON.parse(sessionStorage.getItem("targets") || "[]").filter(number => base.has(number)));
 nextTarget = targets.length % 9;
 tellTargets();
