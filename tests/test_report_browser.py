@@ -655,10 +655,13 @@ def give_two_levels(run: Path) -> None:
         write_outcome(staged, outcome, new=("groups",))
 
 
-def test_groups_open_and_become_folders_of_folders(run: Path, browser: Any, tmp_path: Path) -> None:
+def test_groups_open_and_become_folders_of_folders(
+    run: Path, browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hints, "MIN_HINTED", 5)
     copied = Path(shutil.copytree(run, tmp_path / "run"))
     give_two_levels(copied)
-    with opened(browser, serving(copied), originals=3, loads=3) as page:
+    with opened(browser, serving(copied), originals=4, loads=4) as page:
         assert page.locator(".level").count() == 2
         assert not page.locator(".cluster").first.is_visible()  # the groups are closed
         page.keyboard.press("j")
@@ -684,6 +687,11 @@ def test_groups_open_and_become_folders_of_folders(run: Path, browser: Any, tmp_
         page.locator("#undo").click()
         page.locator("#told").get_by_text("taken back").wait_for()
         assert page.locator("#group-0 > summary .name").inner_text() == ""
+        assert page.locator("#group-1 > summary .hinted").inner_text() == "perhaps daisy, flower"
+        page.locator("#group-1 > summary").click()
+        page.locator("#group-1 > .acts").get_by_role("button", name="daisy").click()
+        page.locator("#told").get_by_text("1 name").wait_for()
+        assert page.locator("#group-1 > summary").inner_text().startswith("Group 1 · daisy")
     with opened(browser, copied / "report.html", loads=2) as page:  # without a server: pending, and remembered
         page.locator("#group-1 > summary").press("Enter")
         page.locator("#cluster-1").get_by_role("button", name="Merge into").click()

@@ -232,7 +232,7 @@ function paintGroup(group) {
   const level = levels.get(group), inside = roots().filter(number => groupOf(number) === group && sizeOf(number));
   const name = state.groupNames.get(group) ?? groupNames.get(group);
   $(".name", level).textContent = name ? ` · ${name}` : "";
-  $(":scope > .acts .hints", level)?.toggleAttribute("hidden", Boolean(name));
+  for (const hints of $$("summary .hinted, :scope > .acts .hints", level)) hints.hidden = Boolean(name);
   $(".size", level).textContent = images(inside.reduce((sum, number) => sum + sizeOf(number), 0));
   $(".count", level).textContent = t(inside.length === 1 ? "{0} cluster" : "{0} clusters", inside.length);
 }

@@ -155,7 +155,7 @@ function shorts(text) {
 const AGAIN = t("Try again"), RELOAD = t("Reload");  /* all that can help after a failure of the server */
 const whenEdited = [];  /* called after every edit */
 
-for (const place of $$(".thumb")) place.append(picture(Number(place.dataset.tile), 40));
+for (const place of $$(".thumb")) place.append(picture(Number(place.dataset.tile), place.closest(".level") ? 72 : 40));
 
 //= grid.js
 //= edits.js
