@@ -186,11 +186,11 @@ def test_several_clusterings_by_hand():
     parts = zip((centroids[:2], centroids[2:]), labels.T, strict=True)
     expected = sum(by_hand(images, before, *part) for part in parts) / 2
     expected.backward()
-    head = net.head.directions.clone()
+    head = net.head.weight.clone()
     loss = train(net, images, labels, clusters=(2, 3), sample=each_once, epochs=1, batch_size=6, lr=0.5)
     assert loss == pytest.approx(expected.item(), rel=1e-5)
     assert torch.allclose(layer.weight, before.weight - 0.5 * (before.weight.grad + 1e-5 * before.weight), atol=1e-5)
-    assert torch.equal(net.head.directions, head)
+    assert torch.equal(net.head.weight, head)
 
 
 def test_each_view_has_the_label_of_its_image():

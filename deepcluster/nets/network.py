@@ -40,34 +40,21 @@ def at_two_sizes(features: Callable[[Tensor], Tensor], second_size: int) -> Call
     return mean
 
 
-class Centroids(nn.Module):
-    """Logits cos(x, c_k) / temperature by K x D ``centroids`` that do not learn (DeepCluster-v2)."""
+class FrozenClassifier(nn.Module):
+    """Logits (x . w_k + b_k) / temperature of embeddings x at length 1. Weights (K x D) and biases do not learn."""
 
-    def __init__(self, centroids: Tensor, temperature: float):
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, temperature: float = 1.0):
         super().__init__()
         self.temperature = temperature
-        self.directions: Tensor
-        self.register_buffer("directions", F.normalize(centroids.float(), dim=1))
+        self.weight: Tensor
+        self.bias: Tensor | None
+        self.register_buffer("weight", weight.float())
+        self.register_buffer("bias", None if bias is None else bias.float())
 
     def forward(self, embeddings: Tensor) -> Tensor:
         # Always in float32: at a temperature of 0.1 the three digits of bfloat16 mean an error of 0.04 in a logit.
         with torch.autocast(embeddings.device.type, enabled=False):
-            return F.normalize(embeddings.float(), dim=1) @ self.directions.T / self.temperature
-
-
-class FittedClassifier(nn.Module):
-    """Logits of a linear classifier of features of length 1 that does not learn: K x D ``weight``, K ``bias``."""
-
-    def __init__(self, weight: Tensor, bias: Tensor):
-        super().__init__()
-        self.weight: Tensor
-        self.bias: Tensor
-        self.register_buffer("weight", weight.float())
-        self.register_buffer("bias", bias.float())
-
-    def forward(self, embeddings: Tensor) -> Tensor:
-        with torch.autocast(embeddings.device.type, enabled=False):
-            return F.linear(F.normalize(embeddings.float(), dim=1), self.weight, self.bias)
+            return F.linear(F.normalize(embeddings.float(), dim=1), self.weight, self.bias) / self.temperature
 
 
 class Network(nn.Module):
@@ -89,7 +76,7 @@ class Network(nn.Module):
         second_size: Side in px at which a pass sees the images once more (:func:`at_two_sizes`); 0: it does not.
     """
 
-    head: nn.Linear | Centroids | FittedClassifier | None
+    head: nn.Linear | FrozenClassifier | None
     frozen_statistics: bool
     """Batch normalisation keeps its mean and variance in training: for a network that was pretrained on more images
     than it is adapted to."""
@@ -153,12 +140,13 @@ class Network(nn.Module):
         self.head = reset_linear(self.embedding_dim, clusters, generator).to(self.mean.device)
 
     def centroid_head(self, centroids: Tensor, temperature: float) -> None:
-        """Put K x ``embedding_dim`` ``centroids`` on top, which do not learn."""
-        self.head = Centroids(centroids, temperature).to(self.mean.device)
+        """Put the directions of K x ``embedding_dim`` ``centroids`` on top, which do not learn (DeepCluster-v2)."""
+        directions = F.normalize(centroids.float(), dim=1)
+        self.head = FrozenClassifier(directions, temperature=temperature).to(self.mean.device)
 
     def fitted_head(self, weight: Tensor, bias: Tensor) -> None:
         """Put a classifier of embeddings of length 1 on top, which does not learn: K x ``embedding_dim`` weights."""
-        self.head = FittedClassifier(weight, bias).to(self.mean.device)
+        self.head = FrozenClassifier(weight, bias).to(self.mean.device)
 
     def with_projection(self, widths: tuple[int, int] | None, seed: int) -> Self:
         """Put an MLP of these hidden and output ``widths`` behind the features, unless they are None.

@@ -5,16 +5,14 @@ normalisation and without groups, VGG-16 of configuration D. Both end before the
 is clustered.
 """
 
-from typing import TypeVar
-
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from deepcluster.errors import UsageError
 
 IMAGE_SIZE = 224
 FEATURE_DIM = 4096
-Module = TypeVar("Module", bound=nn.Module)
 
 
 class PaperNet(nn.Module):
@@ -103,19 +101,16 @@ def _conv_bn_relu(
 
 
 def _empty_conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int = 0) -> nn.Conv2d:
-    # Via the meta device: torch's own initialisation would draw from the global generator, for nothing.
-    return with_memory(nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, device="meta"))
+    # torch's own initialisation would draw from the global generator, for nothing.
+    device = torch.get_default_device()
+    conv: nn.Conv2d = skip_init(nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=padding, device=device)
+    return conv
 
 
 def reset_linear(features: int, clusters: int, generator: torch.Generator) -> nn.Linear:
     """Return a linear layer with weights from N(0, 0.01) and bias 0 (paper section 3; DeepCluster code, main.py)."""
-    head = with_memory(nn.Linear(features, clusters, device="meta"))
+    head: nn.Linear = skip_init(nn.Linear, features, clusters, device=torch.get_default_device())
     with torch.no_grad():
         head.weight.normal_(0.0, 0.01, generator=generator)
         head.bias.zero_()
     return head
-
-
-def with_memory(layer: Module) -> Module:
-    """Move a layer of the meta device to the CPU, values not set; inside ``with torch.device("meta")`` it stays."""
-    return layer if torch.get_default_device().type == "meta" else layer.to_empty(device="cpu")

@@ -26,20 +26,6 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         ModelError: The file is missing or damaged, has code in it, or holds no named tensors.
     """
-    content = read_checkpoint(path)
-    if isinstance(content, Mapping):
-        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
-    if not isinstance(content, Mapping) or not content or not all(map(_is_named_tensor, content.items())):
-        raise ModelError(f"{path}: holds no state_dict (tensors by name)")
-    return dict(content)
-
-
-def read_checkpoint(path: str | Path) -> object:
-    """Return the content of a ``.safetensors`` file, or of another that ``torch.load`` reads without code, on the CPU.
-
-    Raises:
-        ModelError: The file is missing or damaged, or has code in it.
-    """
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"{path}: there is no such weights file")
@@ -47,15 +33,21 @@ def read_checkpoint(path: str | Path) -> object:
         raise ModelError(f"{path}: the file is empty: give a .safetensors file, or a state_dict written by torch.save")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        _check_archive(path)
-        # Explicit, so that TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD cannot turn it off.
-        return torch.load(path, map_location="cpu", weights_only=True)
+            content: object = load_file(path)
+        else:
+            _check_archive(path)
+            # Explicit, so that TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD cannot turn it off.
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch meets strange bytes with a dozen kinds of error
         raise ModelError(
             f"{path}: cannot be read as weights ({_reason(error)}): is it damaged? "
             "Give a .safetensors file, or a state_dict written by torch.save"
         ) from error
+    if isinstance(content, Mapping):
+        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    if not isinstance(content, Mapping) or not content or not all(map(_is_named_tensor, content.items())):
+        raise ModelError(f"{path}: holds no state_dict (tensors by name)")
+    return dict(content)
 
 
 def _reason(error: Exception) -> str:
