@@ -269,10 +269,15 @@ def _remember(memory: Tensor, embeddings: Tensor, rows: Tensor) -> None:
 
 # Measured on 2 AMD cores with native bfloat16: the compact network takes .53 of float32's time in bfloat16,
 # EfficientNet with its depthwise convolutions several times as long.
-def network_precision(network: Network, device: torch.device) -> torch.dtype:
-    """Return bfloat16 if it is native, but not for grouped convolutions on a CPU, which have no fast kernel there."""
-    grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
-    return torch.bfloat16 if has_bf16(device) and not (grouped and device.type == "cpu") else torch.float32
+def network_precision(network: Network, device: torch.device, name: str = "auto") -> torch.dtype:
+    """Return the type of the products of a network on ``device``: ``fp32``, ``bf16`` or ``auto``.
+
+    That is bfloat16 if it is native, but not for grouped convolutions on a CPU, which have no fast kernel there.
+    """
+    if name == "auto":
+        grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
+        name = "bf16" if has_bf16(device) and not (grouped and device.type == "cpu") else "fp32"
+    return torch.bfloat16 if name == "bf16" else torch.float32
 
 
 @contextmanager

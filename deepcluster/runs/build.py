@@ -25,13 +25,12 @@ from deepcluster.learning.heads import (
     fitted_linear_head,
     new_linear_head,
 )
-from deepcluster.learning.training import Learning, LearningRate, OptimizerOf
+from deepcluster.learning.training import Learning, LearningRate, OptimizerOf, network_precision
 from deepcluster.nets.names import MODULE
 from deepcluster.nets.network import Network, build, copy_of_module
 from deepcluster.nets.timm import channels_last
 from deepcluster.recipe import Recipe
 from deepcluster.records import Round, State
-from deepcluster.runtime.devices import choose_precision
 from deepcluster.runtime.partition import Partition
 
 SAMPLERS = {"uniform": uniform_over_clusters, "official": official_draws, "none": each_once}
@@ -119,7 +118,7 @@ def compute_of(
 ) -> Compute:
     """Return the settings of the passes of the rounds, or of a result, which are ``exact``: in float32."""
     device = network.mean.device
-    dtype = torch.float32 if exact else choose_precision(recipe.precision, device)
+    dtype = torch.float32 if exact else network_precision(network, device, recipe.precision)
     return Compute(partition, device, recipe.image_size, recipe.batch_size, dtype, progress)
 
 
@@ -139,9 +138,10 @@ def reduction_of(recipe: Recipe, width: int) -> Reduction:
     return by_name(Reduction, recipe, dims=recipe.dims or min(256, max(32, width // 16)))
 
 
-def shares_pass(recipe: Recipe, device: torch.device) -> bool:
+def shares_pass(recipe: Recipe, network: Network) -> bool:
     """Return True if a pass of the rounds gives the features of the result: in float32, without a projection."""
-    return not recipe.projection_dim and choose_precision(recipe.precision, device) == torch.float32
+    dtype = network_precision(network, network.mean.device, recipe.precision)
+    return not recipe.projection_dim and dtype == torch.float32
 
 
 def kmeans_of(recipe: Recipe) -> KMeans:

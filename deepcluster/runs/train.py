@@ -98,7 +98,7 @@ def train(
         planned, features = _first_result(writer)
         if not planned:
             return 0, "time limit" if recipe.rounds else "all rounds done", features
-        state = replace(state, features=features if shares_pass(recipe, job.device) else None)
+        state = replace(state, features=features if shares_pass(recipe, network) else None)
         del features
     if not is_resumed:
         save(State())

@@ -50,13 +50,6 @@ def has_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """Return the type of matrix products; ``auto`` is bfloat16 if that is native, else float32."""
-    if name == "auto":
-        name = "bf16" if has_bf16(device) else "fp32"
-    return torch.bfloat16 if name == "bf16" else torch.float32
-
-
 @contextmanager
 def working_on(device: torch.device, *, deterministic: bool = False) -> Iterator[None]:
     """Make ``device`` the current GPU of this thread, and restore all settings at the end.

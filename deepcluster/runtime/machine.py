@@ -38,15 +38,11 @@ def available(root: Path = Path("/")) -> float:
     if sys.platform != "win32":
         soft = resource.getrlimit(resource.RLIMIT_AS)[0]
         if soft != resource.RLIM_INFINITY:
-            limits.append(float(soft - _address_space(root)))
+            address_space = 0
+            with suppress(OSError):  # a system that does not tell
+                address_space = int((root / "proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            limits.append(float(soft - address_space))
     return max(0.0, min(limits))
-
-
-def _address_space(root: Path) -> int:
-    """Return the bytes of this process that RLIMIT_AS counts; 0 if the system does not tell."""
-    with suppress(OSError):
-        return int((root / "proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    return 0
 
 
 def peak_mb() -> int | None:

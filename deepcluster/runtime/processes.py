@@ -90,12 +90,14 @@ class Processes:
     def _gathered(self, value: Value, receivers: range) -> list[Value]:
         if self.alone:
             return [value]
-        data = _encoded(value)
+        # ASCII, so that names that are no UTF-8 come through, and every float exactly.
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         sizes = torch.zeros(self.world_size, dtype=torch.int64)
         sizes[self.rank] = len(data)
         counts = self.all_reduce(sizes).tolist()
         received = self.gather_rows(data, counts, receivers)
-        return [_decoded(part) for part in received.split(counts)] if self.rank in receivers else []
+        parts = received.split(counts) if self.rank in receivers else ()
+        return [json.loads(part.numpy().tobytes()) for part in parts]
 
     def broadcast_json(self, make: Callable[[], Value]) -> Value:
         """Return the value of ``make`` on the main rank, the only one that calls it."""
@@ -162,15 +164,6 @@ class Processes:
 
 
 ALONE = Processes()
-
-
-def _encoded(value: object) -> Tensor:
-    """Return ``value`` as JSON; ASCII, so that names that are no UTF-8 come through, and every float exactly."""
-    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-
-
-def _decoded(data: Tensor) -> Any:
-    return json.loads(data.numpy().tobytes())
 
 
 def dtype_of(name: str) -> torch.dtype:
