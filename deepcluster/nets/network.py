@@ -210,11 +210,10 @@ def build(
     body, options, layout = _new_body(name, image_size, sobel, seed)
     if state is not None:
         load_body(body, state, path=str(weights), name=name, **layout)
-    own = dict.fromkeys(PAPER_NETWORKS, paper.FEATURE_DIM) | dict.fromkeys(lite.NAMES, lite.FEATURE_DIM)
-    known = own.get(name, feature_dim)
+    widths = dict.fromkeys(PAPER_NETWORKS, paper.FEATURE_DIM) | dict.fromkeys(lite.NAMES, lite.FEATURE_DIM)
     network = Network(
         body,
-        known or _width(_trial(body, name, image_size), name),
+        widths.get(name, feature_dim) or _width(_trial(body, name, image_size), name),
         architecture={"name": name, "image_size": image_size, "sobel": sobel, "second_size": second_size},
         second_size=second_size,
         **options,

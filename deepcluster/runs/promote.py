@@ -31,19 +31,19 @@ def promote(new: Path, old: Path, display: Display | None = None) -> Path:
     if sha256(new / files.RUN) == sha256(old / files.RUN):
         raise UsageError(f"{old} is the run in {new} already: nothing is left to promote")
     here = Path(os.path.abspath(old))  # noqa: PTH100 (without following links)
-    kept = here.with_name(f"{here.name}-until-{time.strftime('%Y%m%d-%H%M%S')}")
+    aside = here.with_name(f"{here.name}-until-{time.strftime('%Y%m%d-%H%M%S')}")
     with files.locked(new) as source, files.locked(old) as place:
         record = source.read_record()
         if record.status != "done":
             raise UsageError(f"{new} is not finished (its status is {record.status}): go on with its fit and --resume")
-        with new_folder(kept) as beside:
+        with new_folder(aside) as beside:
             _copy(place, own_files(old), beside)
         with place.next_state(anew=True) as staged:
             names = own_files(new)
             _copy(source, names, staged.path_of(files.RUN).parent)
             if "report.html" in names:  # which names its folder, and has links from there
                 write_report(staged)
-        Several(Log(), display).say("Promoted", f"{old} is the run that was in {new}. The old run is in {kept}")
+        Several(Log(), display).say("Promoted", f"{old} is the run that was in {new}. The old run is in {aside}")
         with signals.uninterrupted(), changing(new):
             for name in names:
                 (new / name).unlink()
@@ -52,7 +52,7 @@ def promote(new: Path, old: Path, display: Display | None = None) -> Path:
     for folder in (*(new / name for name in (*FOLDERS, HIDDEN)), new):
         with suppress(OSError):  # not there, or not empty
             folder.rmdir()
-    return kept
+    return aside
 
 
 def _copy(run: files.RunFolder, names: Iterable[str], folder: Path) -> None:
