@@ -721,17 +721,13 @@ def _open(page: str, address: str = "") -> None:
         complain(f"no browser could be opened: open {address or page} yourself")
 
 
-def _check_filled(arguments: list[str]) -> None:
-    """Raise UsageError if an argument is empty, such as "$UNSET" in a script: no file or folder has this name."""
+def _check_arguments(arguments: list[str]) -> None:
+    """Raise UsageError if an argument is empty (such as "$UNSET"), or if several processes cannot share the command."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
         option = re.fullmatch(r"(--?[\w-]+)=", argument)
         if option or not argument:
             what = f"value of {option[1]}" if option else f"argument after {before or 'deepcluster'}"
             raise UsageError(f"the {what} is empty (a variable that is not set?): give it a value, or leave it out")
-
-
-def _check_shared(arguments: list[str]) -> None:
-    """Raise UsageError under torchrun if the command does not share its work among processes."""
     name = next(iter(arguments), "-")
     if world_size() > 1 and name not in SHARED and not name.startswith("-"):
         raise UsageError(f"{name} does not share its work among processes: run it without torchrun")
@@ -756,8 +752,7 @@ def run_command(arguments: list[str]) -> int:
     warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
     try:
         with signals.stoppable(), log.logged(shlex.join(["deepcluster", *arguments])):
-            _check_filled(arguments)
-            _check_shared(arguments)
+            _check_arguments(arguments)
             hub.check_environment()
             app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
             if unwritten := console.flush_streams():

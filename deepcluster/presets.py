@@ -341,9 +341,10 @@ def auto(options: OptionValues, facts: Facts) -> Plan:
     """
     choices, size, backbone, pretrained = _sized(options, facts)
     choices |= (_adapting if pretrained else _from_scratch)(size, facts, backbone)
-    if pretrained and "image_size" not in options:
-        choices |= _two_sizes(size, backbone, facts)
     if pretrained and facts.are_photographs:
+        if "image_size" not in options and size == PUBLISHED_SIZE and backbone.startswith(RECTIFIED):
+            why = f"photographs of {facts.short_side} px"
+            choices |= _because(why, image_size=LARGER_SIZE, second_size=PUBLISHED_SIZE)
         choices["guess"] = ("finest", "photographs have more kinds than the clearest groups")
     choices |= _views(facts, *((0.3, 0.1) if pretrained else (0.2, 0.2)))
     # A quarter: chosen by leaving one set out (docs/decisions.md).
@@ -402,13 +403,6 @@ def _sized(options: OptionValues, facts: Facts) -> tuple[Choices, int, str, bool
         "pseudo_labels": (_fine_clusters(facts), "5 per group wanted, or fewer so that each has 20 images"),
     }
     return choices, options.get("image_size", size), backbone, bool(weights)
-
-
-def _two_sizes(size: int, backbone: str, facts: Facts) -> Choices:
-    """Return the two sizes at which a network sees photographs; none for other images."""
-    if not (facts.are_photographs and size == PUBLISHED_SIZE and backbone.startswith(RECTIFIED)):
-        return {}
-    return _because(f"photographs of {facts.short_side} px", image_size=LARGER_SIZE, second_size=PUBLISHED_SIZE)
 
 
 def _start(options: OptionValues, facts: Facts) -> Choices:

@@ -32,19 +32,16 @@ IMAGE_KEY = "image"  # of items that are dicts: the usual name of torch and Hugg
 
 
 def from_dataset(dataset: Any, name: str, location: str, labels: tuple[str, ...] | None = None) -> Source:
-    """Return the images of anything with ``len(dataset)`` and ``dataset[i]``, as in :func:`items_of`."""
-    return Source(name, location, numbered(len(dataset)), items_of(dataset, location), labels)
-
-
-def items_of(dataset: Any, location: str) -> Items:
-    """Return the images of a data set by number.
+    """Return the images of anything with ``len(dataset)`` and ``dataset[i]``.
 
     An item is a PIL image, an array or tensor (uint8, or floats in [0, 1]), a tuple that begins with one (the rest,
     labels, is ignored), or a dict with one under ``image``. A data set of Hugging Face must have one column of images,
     which are decoded as files are; else DataError. ``read`` raises ``Undecodable`` or ``OSError`` for an item that is
     not an image.
     """
-    return _hugging_face(dataset, location) if hasattr(dataset, "cast_column") else _Dataset(location, dataset)
+    is_hugging_face = hasattr(dataset, "cast_column")
+    items = _hugging_face(dataset, location) if is_hugging_face else _Dataset(location, dataset)
+    return Source(name, location, numbered(len(dataset)), items, labels)
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,13 @@ def near_duplicates(images: Tensor, partition: Partition | None = None) -> list[
 
     def apart(pairs: Tensor) -> Tensor:
         """Return the distances of pairs of images (numbers, n x 2), on the main rank."""
-        fetched = (partition.to_main(pictures, part.T.flatten()).tensor_split(2) for part in pairs.split(PAIRS))
-        return torch.cat([_apart(*two) for two in fetched])
+        distances = []
+        for part in pairs.split(PAIRS):
+            one, other = partition.to_main(pictures, part.T.flatten()).tensor_split(2)
+            difference = (one[:, 4:].float() - other[:, 4:].float()).square().mean(1).sqrt()
+            contrast = (rows[:, :4].contiguous().view(torch.float32).squeeze(1) for rows in (one, other))
+            distances.append(difference / torch.maximum(*contrast))
+        return torch.cat(distances)
 
     no_pairs = torch.empty(0, 2, dtype=torch.int64)
     ties = [no_pairs]
@@ -115,11 +120,3 @@ def _spanning(pairs: Tensor) -> Tensor:
     first = lowest[component]
     order = np.lexsort((np.arange(len(rows)), first))
     return rows[torch.from_numpy(np.stack([first[order], order], 1))]
-
-
-def _apart(one: Tensor, other: Tensor) -> Tensor:
-    """Return the distances of pairs of pictures."""
-    difference = (one[:, 4:].float() - other[:, 4:].float()).square().mean(1).sqrt()
-    contrast = (rows[:, :4].contiguous().view(torch.float32).squeeze(1) for rows in (one, other))
-    apart: Tensor = difference / torch.maximum(*contrast)
-    return apart

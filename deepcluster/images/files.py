@@ -25,7 +25,7 @@ from deepcluster.texts import one_line
 
 
 class Dataset(Protocol):
-    """Images by number, as in ``arrays.items_of``: a Dataset of torch or Hugging Face, a list of
+    """Images by number, as in ``arrays.from_dataset``: a Dataset of torch or Hugging Face, a list of
     images, or a tensor."""
 
     def __len__(self) -> int: ...
@@ -158,9 +158,9 @@ def _from_folder(folder: Path) -> Source:
     if names := shards.shards_among(paths):
         skipped += [(path, "beside the shards, not read") for path in paths if not shards.is_shard(path)]
         return shards.from_tars({path: folder / path for path in names}, name, str(folder), skipped)
-    labels = [path.split("/")[-2] if "/" in path else "" for path in paths]
+    labels = tuple(path.split("/")[-2] if "/" in path else "" for path in paths)
     files = _FilesBelow(paths, folder, Path(os.path.realpath(folder)))
-    return _of_files(files, paths, labels, name, str(folder), tuple(skipped))
+    return Source(name, str(folder), tuple(paths), files, labels if any(labels) else None, tuple(skipped))
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, str | None]]:
@@ -200,9 +200,9 @@ def from_files(files: Sequence[tuple[str, Path]], name: str, location: str) -> S
     if not files:
         title = {"-": "standard input", "python:paths": "the list"}.get(location, one_line(location))
         raise DataError(f"no paths in {title}: give the path of at least one image")
-    paths = [path.replace(os.sep, "/") for path, _ in files]
-    labels = [file.parent.name for _, file in files]
-    return _of_files(_Files([file for _, file in files]), paths, labels, name, location)
+    paths = tuple(path.replace(os.sep, "/") for path, _ in files)
+    labels = tuple(file.parent.name for _, file in files)
+    return Source(name, location, paths, _Files([file for _, file in files]), labels if any(labels) else None)
 
 
 @dataclass(frozen=True)
@@ -233,24 +233,6 @@ class _FilesBelow(_Files):
 
     def origin(self, i: int) -> Origin:
         return Origin(str(self.real_folder / self.paths[i]))
-
-
-def _of_files(
-    files: _Files,
-    paths: Sequence[str],
-    labels: Sequence[str],
-    name: str,
-    location: str,
-    skipped: tuple[tuple[str, str], ...] = (),
-) -> Source:
-    return Source(
-        name=name,
-        location=location,
-        paths=tuple(paths),
-        items=files,
-        labels=tuple(labels) if any(labels) else None,
-        skipped=skipped,
-    )
 
 
 def _distinct(lines: Iterable[str], folder: Path | None = None) -> list[tuple[str, Path]]:

@@ -110,16 +110,20 @@ def cross_entropy(outputs: Outputs, world_size: int = 1) -> Tensor:
 
 @dataclass(frozen=True)
 class WithInstances:
-    """w * cross-entropy of the pseudo-labels + (1 - w) * :func:`instance_loss`, with w from :func:`repeated_weight`.
+    """w * cross-entropy of the pseudo-labels + (1 - w) * :func:`instance_loss`.
 
-    Needs two views of an image. ``temperature`` divides the cosines of the instance loss.
+    w is a^2 / (a^2 + (1 - a)^2) for the share a by which the labels repeat the previous ones. Needs two views of an
+    image. ``temperature`` divides the cosines of the instance loss.
     """
 
     temperature: float
     sums_images = False  # every other image of the batch is in its denominator
 
     def cluster_weight(self, change: LabelChange, seed: int, round: int) -> float:
-        return repeated_weight(change.previous, change.labels, seed, round)
+        if change.previous is None:
+            return 0.0
+        share = repeated(change.previous, change.labels, generator(seed, "chance", round))
+        return share**2 / (share**2 + (1 - share) ** 2)
 
     def __call__(self, outputs: Outputs, cluster_weight: float, processes: Processes) -> tuple[Tensor, Tensor]:
         loss = cross_entropy(outputs, processes.world_size)
@@ -128,14 +132,6 @@ class WithInstances:
         pairs = all_pairs(outputs.embeddings, len(outputs.labels), len(outputs.drawn), processes)
         instances = processes.world_size * instance_loss(pairs, outputs.drawn, self.temperature)
         return cluster_weight * loss + (1 - cluster_weight) * instances, loss
-
-
-def repeated_weight(previous: Tensor | None, current: Tensor, seed: int, round: int) -> float:
-    """Return a^2 / (a^2 + (1 - a)^2) for the share a (0 to 1) by which the labels repeat the previous ones."""
-    if previous is None:
-        return 0.0
-    share = repeated(previous, current, generator(seed, "chance", round))
-    return share**2 / (share**2 + (1 - share) ** 2)
 
 
 def all_pairs(embeddings: Tensor, images: int, total: int, processes: Processes) -> Tensor:

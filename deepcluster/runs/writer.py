@@ -69,10 +69,6 @@ class ResultWriter:
         self.cost = Cost()
 
     @property
-    def has_result(self) -> bool:
-        return self.cost.written > -math.inf
-
-    @property
     def is_due(self) -> bool:
         """True if a preliminary result costs little beside the time since the last one, and reports are wanted."""
         waited = time.perf_counter() - self.cost.written
@@ -121,7 +117,7 @@ class ResultWriter:
             if self.folder is None:
                 deque(rows.partition.blocks(rows.reduced), maxlen=0)  # the other ranks only send
                 return outcome
-            is_first = not self.has_result
+            is_first = self.cost.written == -math.inf
             with self.folder.next_state(anew=request.overwrite and is_first) as staged:
                 if request.at_once and is_first:
                     write_beginning(staged, images)
