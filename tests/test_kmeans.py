@@ -258,11 +258,11 @@ def test_never_an_empty_cluster_that_could_be_filled(ranks, count, rows, k, empt
         assert torch.equal(each.centroids, found[0].centroids)
 
 
-@pytest.mark.parametrize(("scores", "chunk"), [(blocks.MAX_PRODUCTS, blocks.CHUNK), (1000, 50), (70, 10)])
+@pytest.mark.parametrize(("products", "least"), [(blocks.MAX_PRODUCTS, blocks.MIN_SEARCHING_ROWS), (1000, 5), (70, 1)])
 @pytest.mark.parametrize("k", [1, 7, 100])
-def test_nearest_rows_in_blocks_of_any_size(monkeypatch, scores, chunk, k):
-    monkeypatch.setattr(blocks, "MAX_PRODUCTS", scores)
-    monkeypatch.setattr(blocks, "CHUNK", chunk)
+def test_nearest_rows_in_blocks_of_any_size(monkeypatch, products, least, k):
+    monkeypatch.setattr(blocks, "MAX_PRODUCTS", products)
+    monkeypatch.setattr(blocks, "MIN_SEARCHING_ROWS", least)
     rows, others = normal(83, 12), normal(61, 12)
     products, numbers = nearest(rows, k, others)
     whole = (rows @ others.T).sort(dim=1, descending=True)

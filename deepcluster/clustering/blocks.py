@@ -190,8 +190,8 @@ def _onednn_pays() -> bool:
     return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
-MAX_PRODUCTS = 1 << 22  # products computed at a time: 17 MB
-CHUNK = 1 << 14  # of the rows that are searched
+MAX_PRODUCTS = 1 << 23  # products computed at a time: 34 MB, or more if there are many rows to search
+MIN_SEARCHING_ROWS = 64
 
 
 def nearest(rows: Tensor, k: int, among: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -209,24 +209,10 @@ def nearest(rows: Tensor, k: int, among: Tensor | None = None) -> tuple[Tensor, 
     count = min(k, len(others) - (among is None))
     products = torch.empty(len(rows), count)
     numbers = torch.empty(len(rows), count, dtype=torch.int64)
-    size = MAX_PRODUCTS // max(1, min(len(others), CHUNK))
+    size = max(MIN_SEARCHING_ROWS, MAX_PRODUCTS // max(1, len(others)))
     for begin in range(0, len(rows) if count else 0, size):
-        part = rows[begin : begin + size]
-        best: tuple[Tensor, Tensor] | None = None
-        for first in range(0, len(others), CHUNK):
-            chunk = others[first : first + CHUNK]
-            scores = part @ chunk.T
-            if among is None:  # a row is not its own neighbour
-                diagonal = torch.arange(begin, begin + len(part)) - first
-                inside = torch.nonzero((diagonal >= 0) & (diagonal < len(chunk))).flatten()
-                scores[inside, diagonal[inside]] = -torch.inf
-            values, columns = scores.topk(min(count, len(chunk)), 1)
-            columns += first
-            if best is not None:
-                values, columns = torch.cat([best[0], values], 1), torch.cat([best[1], columns], 1)
-                values, order = values.topk(min(count, values.shape[1]), 1)
-                columns = columns.gather(1, order)
-            best = values, columns
-        assert best is not None
-        products[begin : begin + size], numbers[begin : begin + size] = best
+        scores = rows[begin : begin + size] @ others.T
+        if among is None:  # a row is not its own neighbour
+            scores.diagonal(begin).fill_(-torch.inf)
+        products[begin : begin + size], numbers[begin : begin + size] = scores.topk(count, 1)
     return products, numbers
