@@ -1,5 +1,6 @@
 """The content of a run: the table of its files, run.json as a value, and tables with very many rows."""
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, overload
@@ -14,17 +15,11 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class File:
-    """A file that a run may have, and what is checked before it is read.
+    """A file that a run may have, and the checks before it is read."""
 
-    Attributes:
-        columns: The columns that a table must have.
-        max_bytes: A larger file is not read. Readers of JSON and of tensors have limits of their own.
-        spare: True if a run can be read without the file.
-    """
-
-    columns: tuple[str, ...] = ()
-    max_bytes: int = 1 << 62
-    spare: bool = False
+    columns: tuple[str, ...] = ()  # that a table must have
+    max_bytes: int = 1 << 62  # a larger file is not read; readers of JSON and of tensors have limits of their own
+    spare: bool = False  # a run can be read without the file
 
 
 MAX_CSV = 4 << 30  # bytes: about 25 million images
@@ -152,6 +147,11 @@ Cells = npt.NDArray[Any]  # of texts
 VARIED = ("path", "distance", "margin")  # columns with a text of its own in almost every row
 
 
+def _shared(column: str, cell: str) -> str:
+    """Return the cell of a column; equal ones become one object."""
+    return cell if column in VARIED else sys.intern(cell)
+
+
 class Table(Sequence[Row]):
     """Rows of text cells, made when they are asked for: 250 bytes a row, while dictionaries take 600.
 
@@ -168,23 +168,17 @@ class Table(Sequence[Row]):
         if isinstance(rows, Table):
             return rows
         columns: dict[str, list[str]] = {}
-        words: dict[str, str] = {}  # equal cells become one object
         for row in rows:
             columns = columns or {name: [] for name in row}
             for name, column in columns.items():
-                column.append(row[name] if name in VARIED else words.setdefault(row[name], row[name]))
+                column.append(_shared(name, row[name]))
         return cls({name: np.array(column, object) for name, column in columns.items()})
 
     @classmethod
     def of_columns(cls, columns: Mapping[str, Iterable[object]]) -> "Table":
         """Return the table of ``columns`` of one length, whose cells become texts."""
-        words: dict[str, str] = {}
-
-        def column(name: str, texts: Iterable[str]) -> Cells:
-            same = texts if name in VARIED else (words.setdefault(text, text) for text in texts)
-            return np.array([*same], object)
-
-        return cls({name: column(name, map(str, cells)) for name, cells in columns.items()})
+        texts = {name: [_shared(name, str(cell)) for cell in cells] for name, cells in columns.items()}
+        return cls({name: np.array(column, object) for name, column in texts.items()})
 
     def where(self, name: str, cell: str) -> "Table":
         """Return the rows that have this cell in a column."""
