@@ -40,17 +40,11 @@ Choices = dict[str, tuple[Any, str]]  # option: its value, and why
 
 @dataclass(frozen=True)
 class RecipeRequest:
-    """The recipe that a user asks for, before the images are known.
+    """The recipe that a user asks for, before the images are known."""
 
-    Attributes:
-        base: The preset, by its name in ``PRESETS``.
-        file_options: The options of a recipe file.
-        options: The options given beside it, which win.
-    """
-
-    base: str = AUTO
-    file_options: dict[str, OptionValue] = field(default_factory=dict)
-    options: dict[str, OptionValue] = field(default_factory=dict)
+    base: str = AUTO  # the preset, by its name in ``PRESETS``
+    file_options: dict[str, OptionValue] = field(default_factory=dict)  # of a recipe file
+    options: dict[str, OptionValue] = field(default_factory=dict)  # given beside it, which win
 
     @property
     def all_options(self) -> dict[str, Any]:
@@ -59,23 +53,14 @@ class RecipeRequest:
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts about the images that decide ``auto``'s choices: never labels or the name of a data set.
+    """Facts about the images that decide ``auto``'s choices: never labels or the name of a data set."""
 
-    Attributes:
-        count: Number of images.
-        short_side: Median of their shorter sides, px.
-        grey: They have no colours.
-        n_clusters: Requested number of clusters; None: to be chosen.
-        device: cpu, cuda or mps.
-        published: The published network that a run may start from, by its name in ``PUBLISHED``; empty: none.
-    """
-
-    count: int
-    short_side: int
-    grey: bool
-    n_clusters: int | None
-    device: str
-    published: str = ""
+    count: int  # of the images
+    short_side: int  # median of their shorter sides, px
+    grey: bool  # they have no colours
+    n_clusters: int | None  # requested; None: to be chosen
+    device: str  # cpu, cuda or mps
+    published: str = ""  # the network that a run may start from, by its name in ``PUBLISHED``; empty: none
 
     @property
     def suits_published(self) -> bool:
@@ -90,15 +75,10 @@ class Facts:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe with every option resolved, and the reason of each value that was chosen or changed.
-
-    Attributes:
-        recipe: The options.
-        reasons: Reason by option, or by another property in which the recipe departs from a published one.
-    """
+    """A recipe with every option resolved, and the reason of each value that was chosen or changed."""
 
     recipe: Recipe
-    reasons: Mapping[str, str]
+    reasons: Mapping[str, str]  # by option, or by another property in which the recipe departs from a published one
 
     def by_reason(self) -> list[str]:
         """Return a line per reason, after all options and values that it is for."""

@@ -29,24 +29,16 @@ FORMAT = ",.10g"  # 1,000,000 and not 1e+06
 
 @dataclass(frozen=True)
 class Option:
-    """The declaration of an option.
+    """The declaration of an option."""
 
-    Attributes:
-        default: Its type is the option's: bool, int, float or str.
-        group: The heading it is listed under.
-        choices: The texts allowed; ``NAME`` at the end of one stands for any name. Empty: any text.
-        flag: The command line has a flag of this name besides ``--set``.
-        auto: ``auto`` may be given, which leaves the value to the recipe.
-    """
-
-    default: bool | int | float | str
+    default: bool | int | float | str  # its type is the option's
     help: str
-    group: str = ""
+    group: str = ""  # the heading it is listed under
     low: float = 0
     high: float = MAX_NUMBER
-    choices: tuple[str, ...] = ()
-    flag: bool = False
-    auto: bool = False
+    choices: tuple[str, ...] = ()  # the texts allowed; NAME at the end of one stands for any name; empty: any text
+    flag: bool = False  # the command line has a flag of this name besides ``--set``
+    auto: bool = False  # ``auto`` may be given, which leaves the value to the recipe
     name: str = ""
 
     @property

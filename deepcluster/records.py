@@ -109,25 +109,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Identity:
-    """Identity of a model, for files and messages; None or empty until the model is written.
+    """Identity of a model, for files and messages; None or empty until the model is written."""
 
-    Attributes:
-        run: Identifier of its run.
-        cut: Identifier of its clusters: their numbers mean the same in every model with the same cut.
-        clusters: Number of its clusters.
-        n_clusters: The -k that was asked for; None: the number is a guess.
-        date: Time at which it was written, UTC.
-        version: Version of this package.
-        digest: SHA-256 of all but the identity: equal models have the same.
-    """
-
-    run: str | None = None
-    cut: str | None = None
-    clusters: int = 0
-    n_clusters: int | None = None
-    date: str | None = None
-    version: str | None = None
-    digest: str = ""
+    run: str | None = None  # identifier of its run
+    cut: str | None = None  # identifier of its clusters: their numbers mean the same in every model with the same cut
+    clusters: int = 0  # their number
+    n_clusters: int | None = None  # the -k that was asked for; None: the number is a guess
+    date: str | None = None  # time at which it was written, UTC
+    version: str | None = None  # of this package
+    digest: str = ""  # SHA-256 of all but the identity: equal models have the same
 
     def __str__(self) -> str:
         guess = " (a guess)" if self.n_clusters is None else ""

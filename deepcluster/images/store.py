@@ -41,18 +41,14 @@ MEMORY_BUDGET = 4 << 30  # bytes of images in memory; more go to a mapped file
 class Store:
     """Usable images of a source, in its order.
 
-    Attributes:
-        images: uint8 N x 3 x S x S, channels-last in memory (a memory-mapped file above the budget); with several ranks
-            only those of this one.
-        usable: Row i of all ranks is ``source.paths[usable[i]]``.
-        skipped: (path, reason) of all other images, in the order of their bytes.
-        partition: Owner (rank) of every row.
+    ``images`` are uint8 N x 3 x S x S, channels-last in memory (a memory-mapped file above the budget); with several
+    ranks only those of this one.
     """
 
     images: Tensor
-    usable: tuple[int, ...]
-    skipped: tuple[tuple[str, str], ...]
-    partition: Partition
+    usable: tuple[int, ...]  # row i of all ranks is ``source.paths[usable[i]]``
+    skipped: tuple[tuple[str, str], ...]  # (path, reason) of all other images, in the order of their bytes
+    partition: Partition  # owner (rank) of every row
 
 
 def read_once(

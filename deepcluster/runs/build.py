@@ -42,15 +42,10 @@ Settings = TypeVar("Settings", Reduction, KMeans, Augmentation, Learning)
 
 @dataclass(frozen=True)
 class Steps:
-    """The user's own steps; None: as the recipe says.
+    """The user's own steps; None: as the recipe says."""
 
-    Attributes:
-        clustering: Step 4.
-        loss, optimizer: Of step 5, as in :class:`Learning`.
-    """
-
-    clustering: ClusteringStep | None = None
-    loss: Loss | None = None
+    clustering: ClusteringStep | None = None  # step 4
+    loss: Loss | None = None  # of step 5, as in :class:`Learning`, like the optimizer
     optimizer: OptimizerOf | None = None
 
     def __post_init__(self) -> None:

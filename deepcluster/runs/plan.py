@@ -115,19 +115,13 @@ class Job:
 
 @dataclass(frozen=True)
 class ImagesRead:
-    """The images as they were read.
-
-    Attributes:
-        digests: Digests of all images by path, on the main rank.
-        beginning: Files of the run that depend on the images alone, on the main rank.
-        before: Clusters in the run of ``--like`` (int64, N), on the main rank; -1 for an image that it lacks.
-    """
+    """The images as they were read. On other ranks than the main rank only ``store`` and ``recipe`` matter."""
 
     store: Store
     recipe: Recipe
-    digests: Mapping[str, str]
-    beginning: Contents
-    before: Tensor | None = None
+    digests: Mapping[str, str]  # of all images, by path
+    beginning: Contents  # files of the run that depend on the images alone
+    before: Tensor | None = None  # clusters in the run of ``--like`` (int64, N); -1 for an image that it lacks
 
 
 @dataclass(frozen=True)

@@ -38,19 +38,12 @@ VALUES = {"round": ROUNDS, "settled": ROUNDS, "optimizer": dict}  # of a state, 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint, as the main rank has read it.
+    """A whole checkpoint, as the main rank has read it."""
 
-    Attributes:
-        values: The numbers of the state; "optimizer" names its tensors by {TENSOR: name}.
-        tensors: The tensors that are the same on every rank, of the state and of the network.
-        features: The files with the rows of the features, in the order of the rows; empty if the state has none.
-        about: Facts about the run, as given to ``write``.
-    """
-
-    values: dict[str, Any]
-    tensors: dict[str, Tensor]
-    features: tuple[Path, ...]
-    about: dict[str, Any]
+    values: dict[str, Any]  # the numbers of the state; "optimizer" names its tensors by {TENSOR: name}
+    tensors: dict[str, Tensor]  # of the state and of the network: those that are the same on every rank
+    features: tuple[Path, ...]  # the files with their rows, in the order of the rows; empty if the state has none
+    about: dict[str, Any]  # facts about the run, as given to ``write``
 
 
 class Checkpoints:
