@@ -104,7 +104,8 @@ class Plan:
         """Return the training and the number of clusters in words; ``n_clusters`` as in :class:`Facts`."""
         recipe = self.recipe
         work = "adapted" if recipe.weights else "trained"
-        rounds = f"{work} in at most {plural(recipe.rounds, 'round')}" if recipe.rounds else "used as it is"
+        most = "1 round" if recipe.rounds == 1 else f"at most {recipe.rounds} rounds"
+        rounds = f"{work} in {most}" if recipe.rounds else "used as it is"
         groups = "as many clusters as the images suggest" if n_clusters is None else plural(n_clusters, "cluster")
         sizes = f"{recipe.second_size} and {recipe.image_size}" if recipe.second_size else f"{recipe.image_size}"
         return f"network {rounds} at {sizes} px, then {groups}"
@@ -223,8 +224,8 @@ def v1(options: OptionValues, facts: Facts) -> Plan:
     backbone = options.get("backbone", "alexnet")
     if backbone not in PAPER_NETWORKS:
         return Plan(Recipe(sobel=False), {"sobel": f"{backbone} takes colours; the paper used alexnet and vgg16"})
-    settled = "stops early if nothing at all changes in so many rounds, published: always all rounds"
-    repaired = "no cluster stays empty, published: some may after the last assignment"
+    settled = "the run stops if nothing at all changes in so many rounds; published: always all rounds"
+    repaired = "no cluster stays empty; published: some may after the last assignment"
     return Plan(Recipe(), {**_DEPARTURES_V1, "patience": settled, "empty": repaired})
 
 
@@ -244,8 +245,8 @@ def v1_official(options: OptionValues, facts: Facts) -> Plan:
 
 
 _DEPARTURES_V1 = {
-    "margin": "training crops are of the stored 256 px square, published: of the whole image",
-    "dims": "directions with less than 1e-6 of the largest variance are left out, published: kept",
+    "margin": "training crops are of the stored 256 px square; published: of the whole image",
+    "dims": "directions with less than 1e-6 of the largest variance are left out; published: kept",
 }
 
 
@@ -297,16 +298,16 @@ def v2(options: OptionValues, facts: Facts) -> Plan:
 
 
 _DEPARTURES_V2 = {
-    "margin": "views are of the stored 256 px square, published: of the whole image",
+    "margin": "views are of the stored 256 px square; published: of the whole image",
     "batch_size": "published: 4096, on 64 GPUs",
-    "lr": "in proportion to the batch, published: 4.8",
-    "optimizer": "SGD, published: SGD with LARC (trust 0.001)",
-    "schedule": "from and to 0, published: from 0.3 and to 0.0048, of 4.8",
-    "colour": "brightness, contrast and saturation of every view, published: of 80 %, with hue (0.2) and blur (50 %)",
-    "features": "the mean of both views, published: one of them, the clusterings taking turns",
-    "first features": "of the fixed views in evaluation mode, published: of random ones in training mode",
-    "empty": "no cluster stays empty, published: an empty one keeps its old centroid",
-    "batch normalisation": "over the batch of a process, published: over those of 8 GPUs",
+    "lr": "in proportion to the batch; published: 4.8",
+    "optimizer": "SGD; published: SGD with LARC (trust 0.001)",
+    "schedule": "rises from 0 and falls to 0; published: from 0.3 and to 0.0048, with an lr of 4.8",
+    "colour": "brightness, contrast and saturation of every view; published: of 80 %, with hue (0.2) and blur (50 %)",
+    "features": "the mean of both views; published: one of them, and the clusterings take turns",
+    "first features": "of the fixed views in evaluation mode; published: of random ones in training mode",
+    "empty": "no cluster stays empty; published: an empty one keeps its old centroid",
+    "batch normalisation": "over the batch of a process; published: over the batches of 8 GPUs",
 }
 
 
@@ -325,7 +326,7 @@ def auto(options: OptionValues, facts: Facts) -> Plan:
         if "image_size" not in options and size == PUBLISHED_SIZE and backbone.startswith(RECTIFIED):
             why = f"photographs of {facts.short_side} px"
             choices |= _because(why, image_size=LARGER_SIZE, second_size=PUBLISHED_SIZE)
-        choices["guess"] = ("finest", "photographs have more kinds than the clearest groups")
+        choices["guess"] = ("finest", "photographs have more kinds than the clearest groups show")
     choices |= _views(facts, *((0.3, 0.1) if pretrained else (0.2, 0.2)))
     # A quarter: chosen by leaving one set out (docs/decisions.md).
     always = {"sobel": False, "whitening": 0.25, "schedule": "cosine", "tolerance": 0.02, "precision": "auto"}
@@ -337,7 +338,7 @@ def classic(options: OptionValues, facts: Facts) -> Plan:
     """The seven steps of the paper, with settings at the size of the images. Weights are random unless named."""
     choices, size, backbone, pretrained = _sized({"weights": "", **options}, facts)
     choices |= {
-        "dims": (0, "a sixteenth of the features, 32 to 256, of which the paper has 256 of 4,096"),
+        "dims": (0, "a sixteenth of the features, 32 to 256; paper: 256 of 4,096"),
         "empty": ("sample", "an empty cluster restarts at a random image"),
         "tolerance": (0.1, "settled: about one image in ten still changes its fine cluster"),
     }
@@ -346,7 +347,7 @@ def classic(options: OptionValues, facts: Facts) -> Plan:
     if pretrained:
         choices |= _length(facts, 2000, 5) | _because(_GENTLE, lr=0.001)
         if facts.grey:
-            choices["flip"] = (0.0, "the images are grey: a mirrored letter or digit is another one")
+            choices["flip"] = (0.0, "the images are grey, and a mirrored letter or digit is another one")
     else:
         choices |= _learning_pseudo_labels(facts) | _views(facts, 0.3, 0.2) | {"view_size": _view_size(size)}
     values, reasons = _apart(choices)
@@ -361,12 +362,12 @@ def _learning_pseudo_labels(facts: Facts) -> Choices:
     """
     few = facts.count < MANY_IMAGES
     batch, fine = (32, 10) if few else (64, 100)
-    why = "a new head needs many large steps, and few images have few; paper: 256, .05, constant, .00001"
+    why = "a new head needs many large steps, and few images allow few; paper: 256, .05, constant, .00001"
     choices = _length(facts) | _because(why, batch_size=batch, lr=0.1, schedule="cosine", weight_decay=5e-4)
     if few:
         choices["rounds"] = (8, "with more passes over few images, the network learns their pseudo-labels by heart")
     return choices | {
-        "pseudo_labels": (_fine_clusters(facts, fine), f"{fine}, or one per group wanted if more; paper: 10,000"),
+        "pseudo_labels": (_fine_clusters(facts, fine), f"{fine}, or as many as -k if that is more; paper: 10,000"),
         "precision": ("auto", "time; paper: fp32"),
     }
 
@@ -380,7 +381,7 @@ def _sized(options: OptionValues, facts: Facts) -> tuple[Choices, int, str, bool
         **start,
         "image_size": (size, why_size),
         "margin": (_margin(size), "small images are kept whole" if size <= 64 else "room for crops"),
-        "pseudo_labels": (_fine_clusters(facts), "5 per group wanted, or fewer so that each has 20 images"),
+        "pseudo_labels": (_fine_clusters(facts), "5 per cluster, or fewer so that each has 20 images"),
     }
     return choices, options.get("image_size", size), backbone, bool(weights)
 
@@ -412,15 +413,15 @@ def _adapting(size: int, facts: Facts, backbone: str) -> Choices:
     choices = _length(facts, 2000, 1) | {
         **_because(_GENTLE, frozen_statistics=True, lr=0.001),
         "view_size": _gentle_view(size, facts),
-        "average": (0.4, "the rest of the weights are from before, and keep what it knew"),
+        "average": (0.4, "the rest are the weights before training, which keep what the network knew"),
     }
     rectified = backbone.startswith(RECTIFIED)
     if rectified and facts.are_photographs:
-        choices["probe"] = (True, "photographs: training under a classifier of their features gains most")
+        choices["probe"] = (True, "on photographs, training under a classifier fitted to their features gains most")
     else:
-        choices["temperature"] = (0.07, "the clusters' means as classifier: a fitted one loses on steel and signs")
+        choices["temperature"] = (0.07, "cluster means as classifier, because a fitted one loses on steel and signs")
     if rectified:
-        choices["root"] = (True, "no feature is negative, and the roots of such features tell groups better")
+        choices["root"] = (True, "no feature is negative, and roots of such features separate groups better")
     return choices
 
 
@@ -446,22 +447,22 @@ def _from_scratch(size: int, facts: Facts, backbone: str) -> Choices:
         ),
         "view_size": _view_size(size),
         # Digits end at 1 - NMI = .08, MNIST's at .1, both with the learning rate near 0 (docs/decisions.md).
-        "tolerance": (0.1, "features of random views differ by nearly as much if nothing changes"),
+        "tolerance": (0.1, "features of random views differ by nearly as much even if nothing changes"),
     }
 
 
 def _views(facts: Facts, crop_min: float, grey: float) -> Choices:
     """Return the random views that suit grey images, or photographs: these with this least crop and share of grey."""
     if not facts.grey:
-        return _because("the images have colours: photographs", crop_min=crop_min, colour=0.4, grey=grey)
-    why = "the images are grey: shapes count, and left is not right"
+        return _because("the images have colours, as photographs do", crop_min=crop_min, colour=0.4, grey=grey)
+    why = "the images are grey, so shapes count, and a mirrored shape is another one"
     return _because(why, crop_min=0.5, crop_max=1.2, stretch=1.2, flip=0.0, rotation=15.0)
 
 
 def _view_size(size: int) -> tuple[int, str]:
     if size < 32:
         return size, "images below 32 px have no pixels to spare"
-    return 4 * round(size * 0.75 / 4), "crops look larger: 3/4 of the side keeps their scale"
+    return 4 * round(size * 0.75 / 4), "crops enlarge their content: 3/4 of the side keeps its scale"
 
 
 def _length(facts: Facts, images: int = IMAGES_PER_ROUND, rounds: int = 0) -> Choices:
@@ -469,11 +470,11 @@ def _length(facts: Facts, images: int = IMAGES_PER_ROUND, rounds: int = 0) -> Ch
     count = max(1, facts.count)
     epochs = min(MAX_EPOCHS, max(1, math.ceil(images / count)))
     most = max(10, round(min(PASSES * count, TOTAL_IMAGES) / (epochs * count)))
-    why = f"{PASSES} passes over the images, at most {TOTAL_IMAGES} images in all"
+    why = f"{PASSES} passes over the images, but at most {TOTAL_IMAGES:,} images in all"
     return {
-        "epochs": (epochs, f"{images} images in a round, in at most {MAX_EPOCHS} epochs, of {facts.count}"),
+        "epochs": (epochs, f"{images:,} images in a round, in at most {MAX_EPOCHS} passes over {facts.count:,}"),
         "rounds": (rounds, "more rounds lose what a pretrained network knows") if rounds else (most, why),
-        "batch_size": (64, _GENTLE) if rounds else (256 if count >= MANY_IMAGES else 128, f"{count} images"),
+        "batch_size": (64, _GENTLE) if rounds else (256 if count >= MANY_IMAGES else 128, f"for {count:,} images"),
     }
 
 
@@ -485,8 +486,8 @@ def _gentle_view(size: int, facts: Facts) -> tuple[int, str]:
     scaled = max(8, round(size * 0.75))
     quick = max(112, size // 2)
     if facts.device == "cpu" and scaled > quick:
-        return quick, f"half the side, for time on a CPU; {scaled} px would keep the scale of what crops show"
-    return scaled, "crops look larger: 3/4 of the side keeps their scale, and is faster"
+        return quick, f"half the side saves time on a CPU; {scaled} px would keep the scale of the content"
+    return scaled, "crops enlarge their content: 3/4 of the side keeps its scale, and is faster"
 
 
 def _margin(size: int) -> float:
@@ -504,16 +505,16 @@ def _image_size(backbone: str, facts: Facts, pretrained: bool = False) -> tuple[
     """Return the side of the images for a network, px, and the reason."""
     side = facts.short_side
     if backbone in PAPER_NETWORKS:
-        return 224, f"what {backbone} takes"
+        return 224, f"the size that {backbone} takes"
     on_cpu = facts.device == "cpu"
     if backbone == "compact":
-        return min(64 if on_cpu else 96, max(16, 8 * round(side / 8))), f"images of {side} px, 16 to 64 on a CPU"
+        return min(64 if on_cpu else 96, max(16, 8 * round(side / 8))), f"images of {side} px; 16 to 64 on a CPU"
     if pretrained and facts.suits_published:
         if on_cpu and facts.count > MAX_LARGE_IMAGES:
-            return 144, f"{facts.count} images would take too long on a CPU at 224 px"
+            return 144, f"{facts.count:,} images would take too long on a CPU at 224 px"
         return PUBLISHED_SIZE, "the size that published networks are made for"
     largest = 144 if on_cpu else 224
-    return min(largest, max(64, 16 * round(side / 16))), f"images of {side} px, 64 to 144 on a CPU"
+    return min(largest, max(64, 16 * round(side / 16))), f"images of {side} px; 64 to 144 on a CPU"
 
 
 PRESETS: dict[str, Callable[[OptionValues, Facts], Plan]] = {

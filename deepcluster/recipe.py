@@ -142,15 +142,15 @@ class Recipe(Options):
 
     backbone: str = _network(
         "alexnet",
-        "The convnet; photos, photos-ssl and photos-small: published ones with their weights; module: your own (in"
-        " Python).",
+        "The convnet; photos, photos-ssl and photos-small are published ones with their weights; module is your own"
+        " (in Python).",
         choices=("compact", "alexnet", "vgg16", *PUBLISHED, MODULE, "timm:NAME"),
         flag=True,
     )
     weights: str = _network(
         "",
-        "Pretrained weights: a file; timm: timm's own, downloaded if needed; none or empty: random; auto: those of the"
-        " best published network on this machine, in recipe auto.",
+        "Pretrained weights: a file; timm (timm's own, downloaded if needed); none or empty (random); auto (the best"
+        " published network on this machine, in recipe auto).",
         flag=True,
         auto=True,
     )
@@ -159,7 +159,7 @@ class Recipe(Options):
 
     image_size: int = _images(224, "Side of the images that the network sees, px.", low=8, high=4096, flag=True)
     second_size: int = _images(
-        0, "Side at which it sees them once more, px; features are then the mean of both; 0: only once.", high=4096
+        0, "A second side at which it sees them, px; features are then the mean of both; 0: none.", high=4096
     )
     margin: float = _images(
         256 / 224, "Side of the stored image over image_size; training crops all of it.", low=1, high=2
@@ -174,7 +174,7 @@ class Recipe(Options):
     rotation: float = _views(0.0, "Largest rotation to either side, degrees.", high=180)
     colour: float = _views(0.0, "Strength of random brightness, contrast and saturation.", high=1)
     grey: float = _views(0.0, "Probability of a view without colour.", high=1)
-    small_views: int = _views(0, "Additional smaller views, of smaller crops.", high=100)
+    small_views: int = _views(0, "Number of additional small views.", high=100)
     small_size: int = _views(96, "Side of a small view, px.", low=8, high=4096)
     small_crop_min: float = _views(0.05, "Smallest area of the crop of a small view.", low=0.001, high=10)
     small_crop_max: float = _views(0.14, "Largest area of the crop of a small view.", low=0.001, high=10)
@@ -199,7 +199,7 @@ class Recipe(Options):
     )
     heads: int = _clustering(1, "Number of clusterings learnt at once.", low=1, high=100)
     head_growth: float = _clustering(
-        1.0, "Number of clusters of a clustering over that of the previous one.", low=1, high=10
+        1.0, "Ratio of the number of clusters of a clustering to that of the previous one.", low=1, high=10
     )
     kmeans_iterations: int = _clustering(20, "Iterations of k-means.", low=1, high=10**4)
     spherical: bool = _clustering(False, "Centroids have length 1.")
@@ -223,7 +223,7 @@ class Recipe(Options):
     instance_temperature: float = _head(
         0.0, "Temperature of a loss that tells single images apart while clusters change; 0: none.", high=100
     )
-    renumber: bool = _head(False, "Number the occupied clusters anew, as the released code did.")
+    renumber: bool = _head(False, "Renumber the occupied clusters, as the released code did.")
 
     sampling: str = _learning(
         "uniform",
@@ -234,7 +234,7 @@ class Recipe(Options):
     lr: float = _learning(0.05, "Learning rate.", high=100, flag=True)
     schedule: str = _learning(
         "constant",
-        "Learning rate over the rounds; cosine ends at 0. That of a linear head stays.",
+        "Course of the learning rate; cosine ends at 0. That of a linear head is constant.",
         choices=("constant", "cosine"),
     )
     warmup: float = _learning(0.0, "Rounds over which the learning rate rises to lr.", high=10**6)
@@ -254,7 +254,7 @@ class Recipe(Options):
     )
     guess: str = _result(
         "clearest",
-        "Guess of the number of clusters, without -k: the clearest, or the finest that is plausible.",
+        "Guess of the number of clusters without -k: the clearest, or the finest plausible one.",
         choices=("clearest", "finest"),
     )
     average: float = _result(

@@ -15,7 +15,7 @@ def main(photos: str, groups: int | None, rounds: int | None) -> None:
     # Starts from the pretrained network that comes with the install.
     dc = DeepCluster(n_clusters=groups or "auto", rounds=rounds, random_state=0, verbose=1)
     dc.fit(photos, run=unused("runs/photographs"))
-    print(f"{len(dc.paths_)} photographs in {dc.n_clusters_} clusters, {len(dc.skipped_)} files of no use")
+    print(f"{len(dc.paths_)} photographs in {dc.n_clusters_} clusters, {len(dc.skipped_)} unusable files")
 
     # Rows of length 1: the product of two is their similarity, at most 1.
     paths, features = dc.paths_, dc.embedding_

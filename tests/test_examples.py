@@ -188,7 +188,7 @@ def test_serve_onnx(tmp_path):
 def test_photographs(output_of, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = output_of("photographs.py", str(photos), "3", "0")[-7:]
-    assert lines[0] == "48 photographs in 3 clusters, 0 files of no use"
+    assert lines[0] == "48 photographs in 3 clusters, 0 unusable files"
     told = dict(line.split(": ", 1) for line in lines[1:])
     assert sum(int(told[f"cluster {i}"].split()[0]) for i in range(3)) == 48
     assert len(json.loads(told["clusters of three photographs"])) == 3

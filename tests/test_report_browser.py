@@ -731,7 +731,7 @@ def test_the_page_of_a_fit_that_goes_on_follows_it(run: Path, browser: Any, tmp_
     copied = Path(shutil.copytree(run, tmp_path / "run"))
     change_record(copied, result="preliminary", status="running")
     with opened(browser, serving(copied), loads=2) as page:
-        page.locator(".preliminary").get_by_text("on their way").wait_for()
+        page.locator(".preliminary").get_by_text("replaces this page").wait_for()
         with locked(copied) as folder, folder.next_state() as staged:
             staged.write_record(replace(staged.read_record(), result="final", status="done"))
             staged.write("report.html", (run / "report.html").read_text())

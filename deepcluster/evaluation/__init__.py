@@ -19,7 +19,7 @@ class ClusteringOptions(Options):
 class KnnOptions(Options):
     """Options of the protocol ``knn``."""
 
-    neighbours: str = option("20,200", "How many neighbours vote: one or more numbers.")
+    neighbours: str = option("20,200", "Number of neighbours that vote; several numbers give a score each.")
     temperature: float = option(0.07, "A vote weighs exp(cosine / temperature).", low=1e-6, high=1e6)
 
 
@@ -36,7 +36,7 @@ class LinearOptions(Options):
         " at the scale that lr suits.",
         choices=("normalised", "raw"),
     )
-    lr: float = option(0.01, "Learning rate; of iteration t it is lr / sqrt(1 + lr weight_decay t).")
+    lr: float = option(0.01, "Learning rate; in iteration t it is lr / sqrt(1 + lr weight_decay t).")
     momentum: float = option(0.9, "Momentum of SGD.", high=0.9999)
     weight_decay: float = option(1e-7, "Weight decay of SGD.")
     image_size: int = option(0, "Side of the images, px; 0: that of the run.", high=8192, flag=True)

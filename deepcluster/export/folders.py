@@ -218,7 +218,7 @@ def read_run_images(run: Path, images: Images | None) -> RunImages:
     if source is None or not any(row["path"] in index for row in used):
         location = source.location if source else folder.read_record().location
         raise DataError(
-            f"none of the {len(used):,} images of {run} is at hand (they were in {one_line(location)}): say where they"
+            f"none of the {len(used):,} images of {run} was found (they were in {one_line(location)}): say where they"
             " are now with --images IMAGES"
         )
     junk = frozenset(row["cluster"] for row in summary if row.get("junk") == "1")

@@ -33,8 +33,8 @@ MAX_PIXELS = 89_478_485  # Pillow's default
 # may hand the interpreter to another thread. A film among the images is not read into memory.
 SMALL_FILE = 1 << 20  # bytes
 
-NO_PREVIEW = "a RAW image, its preview cannot be read"
-GREY_OF_32_BITS = "grey values of 32 bits, whose range nothing tells: save it with 8 or 16 bits"
+NO_PREVIEW = "a RAW image whose preview cannot be read"
+GREY_OF_32_BITS = "grey values of 32 bits and of unknown range: save it with 8 or 16 bits"
 # Decode images that need more bytes one at a time. A pixel takes 4 bytes decoded, 4 in RGB and 4 turned (or with an
 # alpha channel before that); the decoders of WebP, AVIF and HEIF have a copy of the first.
 BYTES_AT_ONCE = 288_000_000
@@ -287,7 +287,7 @@ def _of_preview(file: BinaryIO, look: Callable[[Image.Image], T]) -> T:
     if preview.format == rawpy.ThumbFormat.JPEG:  # with its orientation, which LibRaw adds
         # LibRaw fills up a preview that the file ends in with what its memory had before: other images of this process.
         if not _contains(file, bytes(data[-PREVIEW_END:])):
-            raise Undecodable(f"{NO_PREVIEW}, because the file ends in it: copy it again")
+            raise Undecodable(f"{NO_PREVIEW}, because the file ends within it: copy it again")
         image: Image.Image = Image.open(BytesIO(data), formats=("JPEG",))
     else:
         image = Image.fromarray(data)

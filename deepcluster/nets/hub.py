@@ -98,7 +98,7 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     except Exception as error:  # the libraries that download raise many kinds
         raise _explained(error, name, repository) from error
     raise ModelError(
-        f"the weights of {_cli_name(name)} arrive damaged (their SHA-256 is not {digest[:64]!r}, which the Hub"
+        f"the weights of {_cli_name(name)} arrived damaged (their SHA-256 is not {digest[:64]!r}, which the Hub"
         f" announces): try again later, or {_by_hand(name, repository)}"
     )
 

@@ -257,7 +257,7 @@ def as_network(body: nn.Module, image_size: int) -> Network:
         return body
     name = type(body).__name__
     if next(body.parameters(), None) is None:
-        raise UsageError(f"{name} has no weights, and so nothing that could learn")
+        raise UsageError(f"{name} has no weights, so nothing in it can learn")
     features = _trial(body, name, image_size, count=2)
     if isinstance(features, Tensor) and features.dim() == 4:
         body = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -54,7 +54,7 @@ def _reason(error: Exception) -> str:
     """Return why a file is refused, but not in torch's words if they advise to execute its content."""
     # By name, as this package imports pickle nowhere.
     if type(error).__name__ == "UnpicklingError" or "weights_only" in str(error):
-        return "no tensors, or more than tensors, and nothing of it was executed"
+        return "it holds no tensors, or more than tensors; nothing in it was executed"
     return first_line(error)
 
 

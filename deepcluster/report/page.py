@@ -210,10 +210,7 @@ def _run(data: RunData) -> Values:
     if run.get("result") == PRELIMINARY:
         rounds = int(run.get("rounds") or 0)
         after = f"after {texts.plural(rounds, 'round')} of training" if rounds else "before any training"
-        preliminary = (
-            f"Preliminary: the groups as they were {after}. Better groups are on their way: the run replaces this page"
-            " as it goes on."
-        )
+        preliminary = f"Preliminary groups, made {after}. The run replaces this page when it has better ones."
 
     def fact(key: str, value: Any) -> str:
         if key == "seconds":
@@ -235,7 +232,7 @@ def _run(data: RunData) -> Values:
 
 def _rounds(data: RunData) -> str:
     if not data.history:
-        return "No round was trained: the clusters are those of the network as it was given."
+        return "No round was trained: the clusters come from the untrained or pretrained network."
     rounds = texts.plural(len(data.history), "round")
     changed = texts.number(data.history[-1].get("changed"))
     last = f"; in the last, {texts.percent(changed)} of the images changed pseudo-label" if changed is not None else ""

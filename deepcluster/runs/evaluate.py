@@ -129,13 +129,13 @@ class _Evaluation:
         source = images_at_hand(self.folder)
         if source is None:
             raise DataError(
-                f"the images of {self.folder.path} are not at hand any more:"
+                f"the images of {self.folder.path} were not found:"
                 " name their place (IMAGES, or --train for those to learn from)"
             )
         total = len(self.folder.read_clusters().where("status", "ok"))
         if (away := total - len(source.paths)) and self.processes.is_main:
             warn(
-                f"{away:,} of the {total:,} images of {self.folder.path} are not at hand (they were in"
+                f"{away:,} of the {total:,} images of {self.folder.path} were not found (they were in"
                 f" {self.folder.read_record().location}): the figures are of the others"
             )
         return source

@@ -169,9 +169,9 @@ def write_page(
     if away:
         loss = f"are small ones from {SHEET}" if sheet else "are missing"
         warn(
-            f"{len(away):,} pictures of the page {loss}, as their images are not at hand (first: {one_line(away[0])};"
-            f" location of the fit's images: {one_line(record.location)}): put them back, then type deepcluster report"
-            f" {shlex.quote(str(folder.path))}"
+            f"{len(away):,} pictures of the page {loss}, because their images were not found (first:"
+            f" {one_line(away[0])}; location of the fit's images: {one_line(record.location)}): put them back, and"
+            f" type deepcluster report {shlex.quote(str(folder.path))}"
         )
 
 
@@ -256,7 +256,7 @@ def read_sheet(folder: files.RunFolder) -> bytes:
         check_file(path, FILES[SHEET].max_bytes)
         data = path.read_bytes()
     if data[:4] + data[8:12] != b"RIFFWEBP":
-        raise DiskError(f"{path} is no WebP picture: remove it, and the report does without")
+        raise DiskError(f"{path} is no WebP picture: remove it, and the report is made without it")
     return data
 
 

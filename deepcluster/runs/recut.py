@@ -257,7 +257,7 @@ def describe_edits(edits: Edits, before: Model, after: Model, moved: int) -> str
         *([f"{plural(moved, 'image')} moved"] if moved else []),
         *([f"{plural(marks, 'junk mark')} changed"] if marks else []),
     ]
-    return ", ".join(counts) or "nothing that was not so before"
+    return ", ".join(counts) or "nothing changed, because the run was like this already"
 
 
 def _split_up(cut: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor) -> Cut:

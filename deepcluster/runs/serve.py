@@ -166,7 +166,7 @@ class _Server(ThreadingTCPServer):
         if version != current:
             raise Outdated
         if row >= len(paths) or (image := picture(paths[row])) is None:
-            raise DataError("this image is not at hand")
+            raise DataError("this image was not found")
         image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
         image.save(file := io.BytesIO(), "JPEG", quality=90)
         return "image/jpeg", file.getvalue()

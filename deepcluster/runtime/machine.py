@@ -68,7 +68,9 @@ def world_size() -> int:
     try:
         return max(1, int(os.environ.get("WORLD_SIZE", "1")))
     except ValueError:
-        raise UsageError(f"WORLD_SIZE={os.environ['WORLD_SIZE']} in the environment is no number: unset it") from None
+        raise UsageError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} in the environment is not a number: unset it"
+        ) from None
 
 
 def local_world_size() -> int:

@@ -173,7 +173,7 @@ def parse_json(data: bytes) -> Any:
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
-        raise ValueError("JSON with a key twice")
+        raise ValueError("JSON with a repeated key")
     return table
 
 

@@ -198,7 +198,7 @@ def init_processes() -> Iterator[Processes]:
         if is_main_rank() and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to those that a killed one leaves
         if _is_lost_connection(error):
-            raise LostError("another process of this run has ended, and so do all; --resume goes on") from error
+            raise LostError("another process of this run has ended, so all end; --resume continues the run") from error
         raise
     dist.destroy_process_group()
 

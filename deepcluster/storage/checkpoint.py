@@ -121,7 +121,7 @@ class Checkpoints:
             needed = sum(value.numel() * value.element_size() for value in tensors.values())
             raise DiskError(f"{error}; the checkpoint needs {needed / 1e6:,.1f} MB: make room, then --resume") from None
         if sha256(path) != written:
-            raise DiskError(f"{path} does not read as it was written: is the disk failing?")
+            raise DiskError(f"{path} reads back differently from what was written: is the disk failing?")
         return written
 
     def _read(self, path: Path) -> Checkpoint:

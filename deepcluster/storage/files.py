@@ -194,7 +194,7 @@ def check_output(path: Path, *, overwrite: bool, inputs: Callable[[], Iterable[P
                 with suppress(OSError, ValueError):  # one of both is not there, or cannot be looked at
                     same = path.samefile(file)  # by whatever names
                 if same:
-                    raise UsageError(f"-o {path} is one of the files that are read ({file}): give another -o")
+                    raise UsageError(f"-o {path} is an input of this command ({file}): give another -o")
         if not status or _is_replaceable(path):
             beside = scratch_name(path)
             beside.open("xb").close()

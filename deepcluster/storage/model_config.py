@@ -51,7 +51,7 @@ class Config:
 
 
 @contextmanager
-def as_model_errors(path: Path, way_out: str = "take a copy of it") -> Iterator[None]:
+def as_model_errors(path: Path, way_out: str = "restore it from a copy") -> Iterator[None]:
     """Turn an error while reading a file of a model into a ModelError that names the file."""
     try:
         yield

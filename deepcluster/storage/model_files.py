@@ -89,7 +89,7 @@ class Groups:
 def save(model: Model, folder: Path) -> None:
     """Write the files of a model into ``folder``. DiskError if ``folder`` is a link, which is not followed."""
     if folder.is_symlink():
-        raise DiskError(f"{folder} is a symbolic link, and nothing is written where it leads: remove it")
+        raise DiskError(f"{folder} is a symbolic link, which is not followed: remove it")
     with changing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     weights = write_tensors(folder / WEIGHTS, _tensors(model))
@@ -180,7 +180,8 @@ def load_of_run(run: RunFolder, device: torch.device | None = None, backbone: nn
 
 def _load(path_of: Callable[[str], Path], device: torch.device | None, backbone: nn.Module | None) -> Model:
     reading = partial(
-        as_model_errors, way_out="take a copy of it" if backbone is None else "give the module that it was fitted with"
+        as_model_errors,
+        way_out="restore it from a copy" if backbone is None else "give the module that it was fitted with",
     )
     with reading(path_of(CONFIG)):
         config = read_config(path_of(CONFIG))
@@ -327,7 +328,7 @@ def keep_former(folder: LockedFolder, model: Model, record: RunRecord, baseline:
 def read_former(folder: RunFolder, dims: int) -> Groups:
     """Read the groups of :func:`keep_former`. UsageError if the run has none, DiskError if they are damaged."""
     if not folder.has("former.safetensors"):
-        raise UsageError(f"{folder.path} has nothing to take back: only the last apply or recut can be")
+        raise UsageError(f"{folder.path} has nothing to undo: only the last apply or recut can be undone")
     with folder.as_disk_errors("former.safetensors"):
         former = read_groups(folder.file("former.safetensors"), dims)
         record = former.about["record"]

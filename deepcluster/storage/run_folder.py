@@ -94,7 +94,7 @@ class RunFolder:
             if record.rows != rows_sha256(Table({name: rows.column(name) for name in ("path", "status", "cluster")})):
                 raise DiskError(
                     f"{self.path / 'clusters.csv'} was changed since it was written (sorted, or saved by another"
-                    " program?): features.npy and the report go by the order of its rows. Restore it from a copy"
+                    " program?): features.npy and the report rely on the order of its rows. Restore it from a copy"
                 )
         return rows
 
@@ -152,7 +152,7 @@ class RunFolder:
         except Exception as error:  # any line that works on a number or a name may trip over another thing
             path = self.path / name
             is_spare = name in FILES and FILES[name].spare
-            other = "remove it, and the report does without" if is_spare else "fit again with another -o"
+            other = "remove it, and the report is made without it" if is_spare else "fit again with another -o"
             raise DiskError(
                 f"{path} is damaged ({first_line(error)[:200]}): restore it from a copy, or {other}"
             ) from error
@@ -267,7 +267,7 @@ def table_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
             raise ValueError(f"it has no column {missing[0]}")
         for row in table:
             if len(row) != len(names) or None in row.values():
-                raise ValueError(f"line {table.line_num} has not {len(names)} cells")
+                raise ValueError(f"line {table.line_num} does not have {len(names)} cells")
             yield unguarded(row)
 
 
@@ -367,7 +367,9 @@ def read_state(path: Path, read: Callable[[RunFolder], Value]) -> Value:
             if before and _version(path) == before:
                 return value
         time.sleep(state.PAUSE_SECONDS)
-    raise DiskError(f"{path} is changed all the time by another process: try again when that one is done")
+    raise DiskError(
+        f"{path} changes all the time, because another process writes to the run: try again when it has ended"
+    )
 
 
 def _version(path: Path) -> str:

@@ -86,7 +86,7 @@ def _check_places(run: Path) -> None:
     for name, kind in _kinds_in(run, (HIDDEN, *FOLDERS)).items():
         is_folder = name in (HIDDEN, SCRATCH, *FOLDERS)
         if is_folder and kind == stat.S_IFLNK:
-            raise DiskError(f"{run / name} is a symbolic link, and nothing is written where it leads: remove it")
+            raise DiskError(f"{run / name} is a symbolic link, which is not followed: remove it")
         if (is_folder and kind != stat.S_IFDIR) or (name in FILES and kind not in (stat.S_IFREG, stat.S_IFLNK)):
             raise _in_the_way(run / name)
 
@@ -221,7 +221,7 @@ def finish(run: Path) -> None:
     if _kind(folder) != stat.S_IFDIR:
         return
     if RUN in names and not (folder / RUN).stat().st_size:
-        raise DiskError(f"{folder / RUN} is empty, and there is no run without it: restore the run from a copy")
+        raise DiskError(f"{folder / RUN} is empty: restore the run from a copy")
     for name in names:
         if (folder / name).stat().st_size:
             (run / name).parent.mkdir(exist_ok=True)

@@ -14,5 +14,5 @@ if ($("#k")) {
   $("#recut").parentElement.hidden = true;
   $("#recut-now").hidden = false;
   $("#recut-now").addEventListener("click", () => recutInto(Number($("#k").value)));
-  $("#recut-hint").textContent = t("The graph of neighbours is cut anew, without training: its groups may differ from these, which are a preview.");
+  $("#recut-hint").textContent = t("The neighbour graph is cut anew, without training, so the groups may differ from this preview.");
 }
