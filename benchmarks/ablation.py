@@ -11,7 +11,7 @@ Measured after the last pass, by the labels: accuracy on 2,000 images of TEST, o
 regression on standardised features, classes weighted equally; `change`: less that of the setting it departs from) and
 of the vote of 20 neighbours; ACC and NMI of k-means with k = 10; neighbours and k-means by features of whitening 0.5
 and length 1. Without labels, of the last clustering trained on: NMI to the one before, share of the largest cluster,
-effective number of clusters (exp of the entropy of their sizes). Of the draws of all epochs: the spread of the draws
+effective number of clusters (exp of the entropy of their sizes). The draws of all epochs give the spread of the draws
 of a cluster as a share of their mean (CV: 0 is balanced), the share of the images that an epoch draws, and the share
 of draws of the largest class.
 

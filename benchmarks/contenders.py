@@ -101,7 +101,7 @@ def serve(functions: Mapping[str, Task]) -> bool:
 def summary(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """Return for each contender its median seconds, their range, its other figures and the ratio of ``ours`` to it.
 
-    Of figures in seconds the median is taken, of others the largest.
+    It takes the median of figures in seconds, and the largest of other figures.
     """
     table = {}
     ours = [result["seconds"] for result in runs["ours"]]

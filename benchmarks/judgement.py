@@ -9,15 +9,14 @@
 NAME is a file that `cached_features.py` made, without its ending; one that ends in -sSEED has features that a run
 adapted. Every constant is chosen on all other sets, and the figures of a set are by the constants chosen without it.
 
-outliers: Of each set N images are fitted and 300 kept aside: false alarms are the share of these that is flagged.
+outliers: N images of each set are fitted and 300 kept aside; false alarms are the share of these that is flagged.
 Strangers are 60 images of each other set (not of one that is --alike, such as two sets of digits), or the images of
 every third class of the set, which is then fitted without them (hard, because they are of the same kind). `within`:
 strangers are 2 % of the images of the fit itself. `batches`: the share of batches of 20 added images that say by half
 of their images that a new fit is due.
 
 number: the guess of `-k auto` against the classes of 300 to 2,500 images of all or of 3, 5 and 7 classes.
-stability: its rank correlation with the agreement to the labels, and if a threshold of it tells clear groups; the right
-number of groups, half and twice as many.
+stability: its rank correlation with the agreement to the labels; the right number of groups, half and twice as many.
 hints: the hints for names of clusters, and how often one is right; as many clusters as classes and twice as many.
 """
 
@@ -37,7 +36,7 @@ from common import save
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from deepcluster.clustering.agreement import ari, nmi
+from deepcluster.clustering.agreement import ari
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.outliers import Outliers, fit_outliers, limit_of
 from deepcluster.clustering.whitening import whiten
@@ -232,9 +231,6 @@ def near(k: int, wanted: int) -> float:
     return float(max(k / wanted, wanted / k) <= 1.5)
 
 
-CLEAR = (0.5, 0.55, 0.6)  # NMI with the labels from which groups might be called clear
-
-
 def stable(cache: Path, arguments: argparse.Namespace) -> None:
     """Does the stability follow the agreement with the labels? With the right number of groups, half and twice."""
     results, figures = [], {}
@@ -249,28 +245,12 @@ def stable(cache: Path, arguments: argparse.Namespace) -> None:
                     groups = cut_features(reduced, k)
                     clusters = nearest_groups(reduced, groups)
                     about = {"set": name, "images": len(rows), "factor": factor, "stability": value}
-                    results.append({**about, "ari": ari(labels, clusters), "nmi": nmi(labels, clusters)})
+                    results.append({**about, "ari": ari(labels, clusters)})
     for title, factors in (("all", (0.5, 1, 2)), ("right number", (1,))):
         rows = [row for row in results if row["factor"] in factors]
         figures[title] = spearmanr([row["stability"] for row in rows], [row["ari"] for row in rows])[0]
         print(title, len(rows), round(figures[title], 3))
-    clear = {limit: right_on_the_set_left_out(results, limit) for limit in CLEAR}
-    print("clear groups by a threshold of the other sets", clear)
-    save("judgement_stability", {"rank correlation": figures, "cuts": len(results), "clear": clear})
-
-
-def right_on_the_set_left_out(rows: Sequence[dict[str, Any]], limit: float) -> float:
-    """Return how often a stability above a threshold of the other sets means an NMI of at least ``limit``."""
-
-    def right(rows: Sequence[dict[str, Any]], threshold: float) -> list[bool]:
-        return [(row["stability"] >= threshold) == (row["nmi"] >= limit) for row in rows]
-
-    every: list[bool] = []
-    for name in {row["set"] for row in rows}:
-        others = [row for row in rows if row["set"] != name]
-        threshold = max((row["stability"] for row in others), key=lambda value: sum(right(others, value)))
-        every += right([row for row in rows if row["set"] == name], threshold)
-    return sum(every) / len(every)
+    save("judgement_stability", {"rank correlation": figures, "cuts": len(results)})
 
 
 def hinted(cache: Path, arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""What does a round cost, against its floor and the published procedure; and a pass of a network that does not learn?
+"""How long does a round take, against its floor and the published procedure? And a pass of a network without training?
 
     python benchmarks/round.py round NAME IMAGES BACKBONE SIZE STORE_SIZE [--limit N] [--clusters K] [--repeats R]
     python benchmarks/round.py pass [NETWORK ...] [--size 144] [--images 128] [--repeats 7] [--threads 1]

@@ -1,8 +1,8 @@
-"""What do commands cost that have little to do? Processor and wall time, each in turn with ``import torch``.
+"""How long do commands take that have little to do? Processor and wall time, each in turn with ``import torch``.
 
     python benchmarks/startup.py RUN IMAGE [EDITS] [--repeats 5]
 
-RUN is a finished run, IMAGE one image, EDITS an edits.json for the run. Of a busy machine the processor time counts.
+RUN is a finished run, IMAGE one image, EDITS an edits.json for the run. On a busy machine the processor time counts.
 """
 
 import argparse
