@@ -3,8 +3,8 @@
     python benchmarks/kills.py [COUNT] [--processes 2] [--then 2] [--seed 0]
 
 Ranks are forks of this process, which has imported everything, so that a run takes seconds. A random rank of each
-run is killed (SIGKILL) at a random moment of a random phase: reading, rounds, result (all of step 7 and the files). With
---then, another number of ranks goes on; then the run must end well, and nothing is compared. Results go to
+run is killed (SIGKILL) at a random moment of a random phase: reading, rounds, result (all of step 7 and the files).
+With --then, another number of ranks goes on; then the run must end well, and nothing is compared. Results go to
 results/kills.json.
 """
 
