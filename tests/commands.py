@@ -17,11 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from functools import reduce
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial, reduce
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+CHANGES = ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync")  # of os: what a process does to a disk
 EARLY = (signal.SIGINT, signal.SIGTERM)  # kept back until a child listens
 
 
@@ -39,6 +42,43 @@ def before_call(count: int, act: Callable[[], object]) -> Callable[[Any], Any]:
         return call
 
     return wrapped
+
+
+def in_a_child(work: Callable[[], object], kill_at: int) -> bool:
+    """Run ``work`` in a process, kill it before change ``kill_at`` of the disk, and return whether it came to that."""
+    pid = os.fork()
+    if pid == 0:
+        wrapped = before_call(kill_at, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        for name in CHANGES:
+            setattr(os, name, wrapped(getattr(os, name)))
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def killed_at_every_change(
+    folder: Path, make: Callable[[Path], Path], work: Callable[[Path], object]
+) -> Iterator[Path]:
+    """Yield a new place in ``folder`` after each kill of ``work`` on it, and the last one, of a process that ended."""
+    for kill_at in count(1):
+        place = make(folder / str(kill_at))
+        killed = in_a_child(partial(work, place), kill_at)
+        yield place
+        if not killed:
+            return
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """A disk that is full when a file has so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def trapped(what: str, where: str, count: int) -> None:

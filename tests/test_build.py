@@ -14,6 +14,7 @@ from deepcluster.learning import CentroidHead, WithInstances
 from deepcluster.learning.heads import fitted_linear_head
 from deepcluster.recipe import Option, Recipe, declared
 from deepcluster.runs import build
+from tests.test_options import other_value
 
 CPU = torch.device("cpu")
 WIDTH = 100  # of the features
@@ -80,15 +81,6 @@ def steps(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         large=len(views) - recipe.small_views,
         small=len(views) - recipe.views,
     )
-
-
-def other_value(option: Option) -> Any:
-    """A value that is not the default."""
-    if isinstance(option.default, bool):
-        return not option.default
-    if isinstance(option.default, str):
-        return next((choice for choice in option.choices if choice != option.default), "text")
-    return option.default + 1 if option.default + 1 <= option.high else option.default / 2
 
 
 def expectation(name: str, option: Option, default: SimpleNamespace) -> tuple[Any, ...]:

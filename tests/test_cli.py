@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit codes, messages, output."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -41,6 +42,7 @@ COLUMNS = ["path", "cluster", "name", "distance", "margin", "is_outlier"]
 
 # ---- mistakes -------------------------------------------------------------------------------------------------------
 
+LONG, TOO_LONG = "x" * 300, os.strerror(errno.ENAMETOOLONG)
 AT_ONCE = {  # answered before anything slow is imported: exit code and words
     "--help": (0, "Usage:"),
     "fit --help": (0, "Usage:"),
@@ -90,12 +92,28 @@ AT_ONCE = {  # answered before anything slow is imported: exit code and words
     "photos/": (2, "deepcluster fit photos/"),
     "fit photos --clustres 3": (2, "--clusters"),
 } | {
-    f"{verb} none {rest}": (5, "none")
+    f"{verb} {run} {rest}": (5, words)
+    for run, words in (("none", "none"), (LONG, TOO_LONG))
     for verb, rest in {
         "predict": "photos", "doctor": "", "similar": "a.jpg", "update": "photos", "recut": "-k 3", "report": "",
         "apply": "edits.json", "evaluate": "", "export": "--to onnx -o a.onnx",
     }.items()
 }  # fmt: skip
+THEN = {  # answered when the images or the network are known
+    "fit photos --backbone alexnet --image-size 96": (2, "224"),
+    "fit photos -k 3 --pseudo-labels 60": (3, "48"),
+    "fit texts": (3, "a.txt"),
+    "fit torchvision:CIFAR1O": (3, "torchvision:CIFAR10"),
+    "fit photos/bars -k 3 --labels folders": (3, "folders"),
+    "fit photos -k 3 -o texts/a.txt/run": (5, "a.txt"),
+    "fit photos --backbone timm:resnet10t --weights none.pt": (4, "none.pt"),
+    "predict damaged photos": (4, "damaged"),
+    f"fit photos -k 2 -o {LONG}": (5, TOO_LONG),
+    f"fit photos -k 2 -o {LONG} --resume": (5, TOO_LONG),
+    f"export whole --to folders -o {LONG}": (5, TOO_LONG),
+    f"export whole --to parquet -o {LONG}": (5, TOO_LONG),
+}
+WITH_JSON = ("fit ", "predict ", "update ", "recut ", "apply ", "evaluate ", "doctor ")  # or an error as JSON
 IN_ONE_PROCESS = """
 import contextlib, io, json, sys
 from deepcluster.cli import run_command
@@ -109,25 +127,33 @@ print(json.dumps(reports))
 
 
 @pytest.fixture
-def place(photos, tmp_path, monkeypatch) -> Path:
-    """The current folder: photos, a run of as many images, an empty folder and one of texts."""
+def place(photos, finished, tmp_path, monkeypatch) -> Path:
+    """The current folder: photos, three runs (one has no result, one is damaged), an empty folder and one of texts."""
     monkeypatch.chdir(tmp_path)
     Path("photos").symlink_to(photos)
+    Path("whole").symlink_to(finished)
     for name in ("run", "empty", "texts"):
         Path(name).mkdir()
     Path("run/run.json").write_text(json.dumps(RECORD | {"images_count": 48}))
     Path("texts/a.txt").write_text("hello")
+    tiny_run(Path("damaged"))
+    Path("damaged/model/config.json").write_text("[]")
     return tmp_path
 
 
 def test_help_and_mistakes_are_answered_before_anything_slow_is_imported(place):
-    done = subprocess.run(
-        [sys.executable, "-c", IN_ONE_PROCESS], input=json.dumps([*AT_ONCE]), capture_output=True, text=True
-    )
+    in_json = [line for line in AT_ONCE if line.startswith(WITH_JSON) and "--help" not in line]
+    lines = json.dumps([*AT_ONCE, *(f"{line} --json" for line in in_json), *THEN])
+    done = subprocess.run([sys.executable, "-c", IN_ONE_PROCESS], input=lines, capture_output=True, text=True)
     reports = json.loads(done.stdout)
-    for (line, (code, words)), (ended, said, slow) in zip(AT_ONCE.items(), reports, strict=True):
-        assert ended == code and words in said and "Traceback" not in said, (line, said)
-        assert set(slow) <= ({"numpy"} if code else set()), line  # help takes no numpy either
+    both = [*zip(AT_ONCE.items(), reports, strict=False), *zip(THEN.items(), reports[-len(THEN) :], strict=True)]
+    for (line, (code, words)), (ended, said, slow) in both:
+        assert ended == code and words in said and "Traceback" not in said and "bug" not in said, (line, said)
+        assert line in THEN or set(slow) <= ({"numpy"} if code else set()), line  # help takes no numpy either
+    assert not any(place.glob("runs/*/clusters.csv"))
+    for line, (ended, said, _) in zip(in_json, reports[len(AT_ONCE) :], strict=False):
+        (error,) = (json.loads(text) for text in said.splitlines() if text.startswith("{"))
+        assert error.keys() == {"error", "code"} and error["code"] == ended == AT_ONCE[line][0], line
     help_of_fit = reports[[*AT_ONCE].index("fit --help")][1]
     help_of_all = reports[[*AT_ONCE].index("--help")][1]
     order = [help_of_all.index(f" {verb} ") for verb in ("fit", "report", "export", "update", "predict", "doctor")]
@@ -135,27 +161,6 @@ def test_help_and_mistakes_are_answered_before_anything_slow_is_imported(place):
     assert "photos-small, timm:NAME]" in re.sub(r"[\s│]+", " ", help_of_fit)  # and no module, which comes from Python
     order = [*map(help_of_fit.index, ("--out", "--features", "─ Network", "--lr", "─ Machine", "─ Messages"))]
     assert order == sorted(order)  # what most people need comes first
-
-
-@pytest.mark.parametrize(
-    ("line", "code", "message"),
-    [
-        ("fit photos --backbone alexnet --image-size 96", 2, "224"),
-        ("fit photos -k 3 --pseudo-labels 60", 3, "48"),
-        ("fit texts", 3, "a.txt"),
-        ("fit torchvision:CIFAR1O", 3, "torchvision:CIFAR10"),
-        ("fit photos/bars -k 3 --labels folders", 3, "folders"),
-        ("fit photos -k 3 -o texts/a.txt/run", 5, "a.txt"),
-        ("fit photos --backbone timm:resnet10t --weights none.pt", 4, "none.pt"),
-        ("predict damaged photos", 4, "damaged"),
-    ],
-)
-def test_mistakes_that_the_work_meets(place, ends, line, code, message):
-    tiny_run(Path("damaged"))
-    Path("damaged/model/config.json").write_text("[]")
-    said = ends(line.split(), code)
-    assert message in said and "Traceback" not in said
-    assert not any(Path().glob("runs/*/clusters.csv"))
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------
@@ -177,7 +182,7 @@ def test_dry_run_writes_nothing_and_takes_the_name_of_a_run_that_exists(finished
     printed = prints(*dry)
     assert re.search(r"Memory +\d+\.\d GB on cpu\n$", printed) and printed.count("\n") <= 5
     plan = prints(*dry, "--recipe", "v1", "--backbone", "compact", "--image-size", "16")
-    assert "pseudo_labels 3: the recipe's 10,000" in plan and "backbone = " not in plan
+    assert re.search(r"pseudo_labels 3: .*10,000", plan) and "backbone = " not in plan
     assert "backbone = " in prints(*dry, "--verbose")
     assert not (tmp_path / "run").exists()
     prints("fit", photos, "-k", "3", "-o", finished, "--dry-run")
@@ -347,7 +352,7 @@ def test_a_page_is_opened_where_that_is_asked_for(run, monkeypatch, ends, verb):
     ends([verb[0], run, *verb[1:]], 0)
     assert opened == []
     said = ends([verb[0], run, *verb[1:], "--open"], 0)
-    assert opened == [(run / "report.html").as_uri()] and f"open {opened[0]} yourself" in said
+    assert opened == [(run / "report.html").as_uri()] and opened[0] in said
 
 
 def test_predict_says_what_it_wrote_unless_it_shall_be_quiet(finished, photos, tmp_path, ends):
@@ -361,7 +366,7 @@ def test_a_network_of_timm_without_weights_is_warned_of(options, warned, photos,
     request = Request(out=tmp_path / "run", recipe=read_request({"backbone": "timm:resnet18", **options}))
     begin(find(photos), request, Silent())
     said = [str(warning.message) for warning in recwarn if warning.category is DeepClusterWarning]
-    assert bool(said) == warned and all("weights timm" in text for text in said)
+    assert bool(said) == warned and all("--weights timm" in text for text in said)
 
 
 def test_the_name_of_a_data_set_is_said_before_its_library_is_loaded(capsys):
@@ -453,20 +458,6 @@ def test_fit_in_json(photos, tmp_path, capfd):
     assert (told["run"], told["clusters"], told["images_count"], told["rounds"]) == (str(out), 3, 48, 1)
     assert told["metrics"] == json.loads((out / "metrics.json").read_text())
     assert re.search(r"^Round +1 of 1: ", said.err, re.MULTILINE)  # what a person reads goes on, elsewhere
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        *("fit fotos", "fit photos --lr fast", "predict none photos", "predict run fotos", "update none photos"),
-        *("update run fotos", "recut run -k many", "apply run none.json", "evaluate run fotos", "doctor none"),
-    ],
-)
-def test_an_error_is_told_in_json_too(line, place, capsys):
-    code = run_command([*shlex.split(line), "--json"])
-    said = capsys.readouterr()
-    told = json.loads(said.out)
-    assert told["code"] == code != 0 and told["error"] in said.err and told.keys() == {"error", "code"}
 
 
 def test_a_stop_is_told_in_json_too(monkeypatch, capsys):

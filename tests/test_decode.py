@@ -68,7 +68,7 @@ def test_modes_and_transparent_colours() -> None:
     sixteen = Image.fromarray(np.array([[256, 512]], np.uint16))
     assert pixels(decode(stored(sixteen, "PNG", transparency=256))) == [WHITE, (2, 2, 2)]
     for image in (of("I", -1, 0), of("I", 0, 65536), of("F", 0.5, 1.0)):
-        assert reason(stored(image, "TIFF").getvalue()).startswith("grey values of 32 bits")
+        assert reason(stored(image, "TIFF").getvalue()).startswith("grey")
 
 
 CUT_EXIF = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x0e\x01\x02\0\xff\0\0\0\xff\0\0\0"  # a text that would end beyond the file
@@ -151,21 +151,21 @@ FTYP = b"\0\0\0\x18ftyp"
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "empty file"),
-        (stored(waves(), "PNG").getvalue()[:-500], "cannot be decoded: image file is truncated"),
+        (b"", "empty"),
+        (stored(waves(), "PNG").getvalue()[:-500], "truncated"),
         *((data, NO_IMAGE) for data in (b"<html></html>", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\x89PNG\r\n\x1a\n")),
         *((stored(Image.new("RGB", (4, 4)), kind).getvalue(), NO_IMAGE) for kind in ("ICO", "TGA")),
         *((FTYP + film + bytes(99), NO_IMAGE) for film in (b"isom\0\0\x02\0isomiso2avc1mp41", b"qt  \0\0\0\0qt  ")),
     ],
 )
 def test_not_an_image(data: bytes, words: str) -> None:
-    assert reason(data).startswith(words)
+    assert words in reason(data)
 
 
 @pytest.mark.parametrize(
     ("error", "raised", "words"),
     [
-        (RecursionError("too\ndeep \x1b[31m"), Undecodable, "cannot be decoded: RecursionError: too deep [31m"),
+        (RecursionError("too\ndeep \x1b[31m"), Undecodable, "RecursionError: too deep [31m"),
         (MemoryError("all"), MemoryError, "all"),
         (OSError(5, "Input/output error"), OSError, "[Errno 5] Input/output error"),
     ],
@@ -174,7 +174,7 @@ def test_any_exception_of_a_plugin_is_a_reason(error, raised, words, monkeypatch
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", Mock(side_effect=error))
     with pytest.raises(raised) as caught:
         decode(stored(Image.new("RGB", (4, 4)), "PNG"))
-    assert str(caught.value) == words
+    assert str(caught.value).endswith(words)
 
 
 def test_large_files_are_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,16 +234,10 @@ def test_large_images_are_decoded_one_at_a_time(kind, options, most, monkeypatch
     assert len(seen) == 3 and max(seen) == most
 
 
-@pytest.mark.parametrize(
-    ("start", "words"),
-    [
-        (b"avif\0\0\0\0", "an AVIF image, and this Pillow has no AVIF: pip install --upgrade pillow"),
-        (b"mif1\0\0\0\0mif1avif", "an AVIF image, and this Pillow has no AVIF: pip install --upgrade pillow"),
-    ],
-)
-def test_the_reason_names_the_package_that_is_missing(start, words, monkeypatch) -> None:
+@pytest.mark.parametrize("start", [b"avif\0\0\0\0", b"mif1\0\0\0\0mif1avif"])
+def test_the_reason_names_the_package_that_is_missing(start, monkeypatch) -> None:
     monkeypatch.setattr(decoding, "accepted_formats", lambda: FORMATS)
-    assert reason(FTYP + start + bytes(99)) == words
+    assert re.search("AVIF.*: pip install --upgrade pillow$", reason(FTYP + start + bytes(99)))
 
 
 def close(image: Image.Image, other: Image.Image) -> bool:
@@ -278,7 +272,7 @@ def test_images_of_phones(file_of: Callable[..., bytes], monkeypatch: pytest.Mon
     for part in range(1, len(whole) - 1, max(1, len(whole) // 40)):
         assert reason(whole[:part])
     monkeypatch.setattr(decoding, "MAX_PIXELS", 64 * 96 - 1)
-    assert reason(whole).startswith("too many pixels: 6144")
+    assert reason(whole).count("6144") == 1
 
 
 def test_a_file_that_declares_fewer_pixels_than_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,16 +325,7 @@ def test_the_central_square_by_hand() -> None:
     assert np.abs(square(Image.fromarray(checks).convert("RGB"), 8).astype(int) - 127).max() <= 2  # antialiased
 
 
-def test_rows_are_the_squares_in_order() -> None:
-    store = read_once(source_of(image_of, 30), 8)
-    assert store.images.shape == (30, 3, 8, 8) and store.images.dtype == torch.uint8
-    assert store.images.is_contiguous(memory_format=torch.channels_last)
-    assert store.usable == tuple(range(30)) and store.skipped == ()
-    for i in range(30):
-        assert (store.images[i].permute(1, 2, 0).numpy() == square(image_of(i), 8)).all()
-
-
-def test_unusable_images_are_left_out_and_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_the_squares_of_the_usable_images_and_the_others_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storing, "_BLOCK", 4)  # gaps close over many blocks
     bad = {
         0: (Undecodable("empty file"), "empty file"),
@@ -355,8 +340,9 @@ def test_unusable_images_are_left_out_and_listed(monkeypatch: pytest.MonkeyPatch
     assert store.usable == tuple(good)
     reasons = {f"{i:05}": reason for i, (_, reason) in bad.items()} | {"00001x": "a symbolic link, not followed"}
     assert store.skipped == tuple(sorted(reasons.items()))
-    alone = read_once(source_of(lambda i: image_of(good[i]), len(good)), 8)
-    assert torch.equal(store.images, alone.images)
+    assert store.images.shape == (15, 3, 8, 8) and store.images.dtype == torch.uint8
+    assert store.images.is_contiguous(memory_format=torch.channels_last)
+    assert np.array_equal(store.images.permute(0, 2, 3, 1), [square(image_of(i), 8) for i in good])
 
 
 def test_the_size_is_passed_on_and_the_limit_of_pixels_is_not_that_of_pillow(tmp_path: Path, monkeypatch) -> None:
@@ -405,7 +391,7 @@ def test_too_large_for_memory_and_nowhere_to_go(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(DiskError, match=r"images\.u8"):
         read_once(source, 8, folder=tmp_path / "lost", memory_budget=0)
     monkeypatch.setattr(os, "posix_fallocate", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
-    with pytest.raises(DiskError, match="no space left on device"):
+    with pytest.raises(DiskError, match=os.strerror(errno.ENOSPC).lower()):
         read_once(source, 8, folder=tmp_path, memory_budget=0)
     with pytest.raises(MemoryError):  # is not a bad image
         read_once(source_of(Mock(side_effect=MemoryError), 5), 8)

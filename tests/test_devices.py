@@ -37,9 +37,9 @@ def test_the_second_device_refuses_what_a_gpu_refuses():
         assert x.device.type == "meta"
         assert torch.equal((2 * x).cpu(), 2 * ROWS)
         assert waits["_to_copy.default"] == 1
-        with pytest.raises(RuntimeError, match="two devices"):
+        with pytest.raises(RuntimeError, match="two"):
             x + ROWS
-        with pytest.raises(RuntimeError, match="generator of the CPU"):
+        with pytest.raises(RuntimeError, match="generator"):
             torch.rand(3, device=ELSEWHERE, generator=generator(0, "numbers"))
         with pytest.raises(RuntimeError, match="numpy"):
             x.numpy()

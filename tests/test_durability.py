@@ -3,6 +3,7 @@
 The number of random kills: 2, or DEEPCLUSTER_KILLS.
 """
 
+import errno
 import json
 import os
 import random
@@ -220,7 +221,8 @@ def test_another_number_of_threads_is_said(fit, copy_of):
         path.write_bytes(forged(path, lambda content: content["about"]["environment"].update(threads=7)))
     said = fit(copied, "--resume")
     assert "threads 7" in said
-    assert record(copied)["resumed"] == ["threads 7 then, 1 now"]
+    (change,) = record(copied)["resumed"]
+    assert change.startswith("threads 7 ")
 
 
 @pytest.mark.parametrize(("moved", "options"), [(False, OPTIONS), (True, OPTIONS), (False, [*FEW, "--recipe"])])
@@ -303,11 +305,11 @@ def test_a_run_without_labels_keeps_no_metrics(copy_of, fit):
 
 # What ends a fit with --overwrite before its first result: the exit code, and words of its message.
 BEFORE_THE_RESULT = {
+    "a signal while it reads": (("SIGINT", "deepcluster.images.store:square", 5), 75, "same command"),
     "a kill before the last file": (("SIGKILL", "deepcluster.storage.model_files:save_in_run", 1), -9, ""),
-    "a signal in the first result": (("SIGINT", "deepcluster.runs.page:render", 1), 75, "run the same command again"),
-    "a full disk": (("FSIZE", "", 30_000), 5, "File too large"),
+    "a signal in the first result": (("SIGINT", "deepcluster.runs.page:render", 1), 75, "same command"),
+    "a full disk": (("FSIZE", "", 30_000), 5, os.strerror(errno.EFBIG)),
 }
-DISK = "os:rename os:replace os:unlink os:rmdir os:mkdir os:fsync"
 
 
 @pytest.fixture(scope="module")
@@ -339,22 +341,6 @@ def test_a_run_is_replaced_only_by_a_run_that_has_a_result(command, pictures, re
     told = record(run)
     assert (told["clusters"], told["status"], told["run"] != record(replaced)["run"]) == (4, "done", True)
     assert not (run / "metrics.json").exists() and not left_behind(run)
-
-
-@pytest.mark.slow
-def test_a_kill_at_any_change_of_the_disk_leaves_the_old_run_or_a_result_of_the_new_one(
-    command, pictures, replaced, tmp_path
-):
-    seen, count, before = [], 1, own(replaced)
-    while not seen or seen[-1] in ("old", "preliminary"):
-        run = Path(shutil.copytree(replaced, tmp_path / str(count)))
-        command("fit", pictures, "-o", run, *small_fit("-k", "4"), "--overwrite", trap=("SIGKILL", DISK, count))
-        told = run_folder.open_run(run).read_record()  # completes a state
-        seen.append("old" if own(run) == before else str(told.result))
-        if seen[-1] == "preliminary":
-            assert command("report", run)[0] == 0
-        count += 7
-    assert seen == sorted(seen, key=["old", "preliminary", "final"].index) and len(set(seen)) == 3
 
 
 # ---- damaged checkpoints --------------------------------------------------------------------------------------------
@@ -472,7 +458,7 @@ def test_a_full_disk_at_some_sizes(fit, whole, stopped, tmp_path, sizes):
         out = Path(shutil.copytree(stopped, tmp_path / f"run{i}"))
         size = 40_000 + (largest - 40_001) * i // (sizes - 1)
         said = fit(out, "--resume", code=5, trap=("FSIZE", "", size))
-        assert re.search(r"File too large.* [0-9.]+ MB", said)
+        assert re.search(rf"{os.strerror(errno.EFBIG)}.* [0-9.]+ MB", said)
         assert Checkpoints(out / "checkpoints").latest() is not None
         assert not list((out / "checkpoints").glob(".*"))
         if i % 5 == 0:

@@ -79,7 +79,7 @@ def test_an_example_of_rounds_tells_digits_apart(output_of, few_digits, name, tm
     assert all(Path(folder, "report.html").exists() for folder in run)
     assert lines[0].startswith("round 0: loss ") and "nan" not in lines[0]
     assert float(re.findall(r"(?:nmi|NMI.*?) ([.\d]+)", "\n".join(lines))[-1]) > 0.3
-    assert name != "own_network.py" or lines[-1] == "loaded: True"
+    assert name != "own_network.py" or lines[-1].endswith("True")
 
 
 def test_from_scratch_ends_with_the_nmi_of_its_rounds(without_matplotlib, tmp_path, monkeypatch, capsys):
@@ -188,7 +188,7 @@ def test_serve_onnx(tmp_path):
 def test_photographs(output_of, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = output_of("photographs.py", str(photos), "3", "0")[-7:]
-    assert lines[0] == "48 photographs in 3 clusters, 0 unusable files"
+    assert re.findall(r"\d+", lines[0]) == ["48", "3", "0"]
     told = dict(line.split(": ", 1) for line in lines[1:])
     assert sum(int(told[f"cluster {i}"].split()[0]) for i in range(3)) == 48
     assert len(json.loads(told["clusters of three photographs"])) == 3
@@ -197,7 +197,7 @@ def test_photographs(output_of, photos, tmp_path, monkeypatch):
 
 def test_estimator(output_of, few_digits):
     lines = output_of("estimator.py", "", "0")
-    assert "now 25 clusters" in lines[-3]
+    assert "25" in lines[-3].split()
     assert lines[-1].removeprefix("loaded: ") == lines[-3].rpartition("are in ")[2]
 
 

@@ -2,7 +2,6 @@ import errno
 import hashlib
 import importlib
 import os
-import resource
 import shutil
 import tempfile
 import unicodedata
@@ -26,9 +25,9 @@ from deepcluster.recipe import Recipe
 from deepcluster.runtime.plain_files import sha256
 from deepcluster.storage.run_folder import RunFolder, table_rows
 from deepcluster.storage.state import InUseError
+from tests.commands import killed_at_every_change, largest_file
 from tests.exports import hand_run, photos_run, pixels, state, tree, write_clusters, write_image
 from tests.helpers.runs import Said
-from tests.test_generation import in_a_child
 from tests.tiny import writable
 
 bringing = importlib.import_module("deepcluster.export.folders")
@@ -168,13 +167,8 @@ def test_after_a_stop_or_on_a_full_disk_nothing_is_left(holiday, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         folders(holiday, tmp_path / "out", display=Impatient())
     assert leftovers(tmp_path) == []
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # fails in the same place
-    try:
-        with pytest.raises(DiskError, match=os.strerror(errno.EFBIG)):
-            folders(holiday, tmp_path / "out", mode="copy")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with largest_file(1000), pytest.raises(DiskError, match=os.strerror(errno.EFBIG)):  # fails in the same place
+        folders(holiday, tmp_path / "out", mode="copy")
     assert leftovers(tmp_path) == [] and state(tmp_path / "photos") == before
 
 
@@ -530,19 +524,16 @@ def test_the_images_of_the_run_are_never_replaced(beach, tmp_path):
 @pytest.mark.parametrize("options", [{"mode": "copy"}, {"layout": "dataset"}])
 def test_after_a_kill_the_next_export_replaces_the_tree(options, beach, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    old, out, fresh = (tmp_path / name for name in ("old", "out", "fresh"))
+    old, fresh = (tmp_path / name for name in ("old", "fresh"))
     folders(beach, old, **options)
     corrected(beach)
     folders(beach, fresh, **options)
-    again, kill_at, killed = partial(folders, beach, out, overwrite=True, **options), 1, True
-    while killed:
-        shutil.rmtree(out, ignore_errors=True)
-        shutil.copytree(old, out)
-        killed = in_a_child(again, kill_at)
-        again()
-        assert tree(out) == tree(fresh), kill_at
-        kill_at += 1
-    assert kill_at > 20
+    kills = tmp_path / "kills"
+    again = partial(folders, beach, overwrite=True, **options)
+    for out in killed_at_every_change(kills, lambda place: Path(shutil.copytree(old, place)), again):
+        again(out)
+        assert tree(out) == tree(fresh), out.name
+    assert len([*kills.iterdir()]) > 19
 
 
 def test_the_best_of_nearly_identical_images_is_kept(tmp_path, prints):

@@ -8,7 +8,6 @@ import signal
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,14 +20,13 @@ from deepcluster.storage import run_folder as files
 from deepcluster.storage import state as states
 from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.run_folder import LockedFolder
-from tests.commands import before_call
+from tests.commands import CHANGES, before_call, in_a_child, killed_at_every_change
 from tests.helpers.runs import contents, left_behind
 from tests.tiny import RECORD
 
 OLD = {"run.json": "old", "clusters.csv": "old", "model/config.json": "old", "tree.json": "old"}
 OLD |= {"checkpoints/000001.json": "old"}
 NEW = {"run.json": "new", "clusters.csv": "new", "model/config.json": "new", "report.html": "new"}
-CHANGES = ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync")  # of os: what a process does to a disk
 
 
 @pytest.fixture(autouse=True)
@@ -66,53 +64,35 @@ def state(run: Path) -> dict[str, str]:
     return found | {"run.json": json.loads(found["run.json"])["images"]}
 
 
-def in_a_child(work: Callable[[], None], kill_at: int) -> bool:
-    """Run ``work`` in a process, kill it before change ``kill_at`` of the disk, and return whether it came to that."""
-    pid = os.fork()
-    if pid == 0:
-        wrapped = before_call(kill_at, lambda: os.kill(os.getpid(), signal.SIGKILL))
-        for name in CHANGES:
-            setattr(os, name, wrapped(getattr(os, name)))
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-
-
 def test_a_kill_at_any_change_of_the_disk_leaves_the_old_state_or_the_new_one(tmp_path):
-    seen, kill_at, killed = [], 1, True
-    while killed:
-        run = make(tmp_path / str(kill_at))
-        killed = in_a_child(lambda run=run: change(run), kill_at)
-        copy = Path(shutil.copytree(run, tmp_path / f"copy{kill_at}"))
+    seen = []
+    for run in killed_at_every_change(tmp_path, make, change):
+        copy = Path(shutil.copytree(run, tmp_path / f"copy{run.name}"))
         seen.append(found := state(run))  # a reader completes the state
-        assert found in (OLD, NEW), (kill_at, found)
+        assert found in (OLD, NEW), run.name
         for place in (run, copy):
             with files.locked(place):  # and so does the next lock holder
                 assert state(place) == found
             names = {path.relative_to(place).as_posix() for path in place.rglob("*") if not path.is_dir()}
-            assert names == {*found, "mine.txt", "model/mine.bin", states.LOCK}, (kill_at, names)
+            assert names == {*found, "mine.txt", "model/mine.bin", states.LOCK}, run.name
         assert (run / "mine.txt").read_text() == (run / "model" / "mine.bin").read_text() == "mine"
-        kill_at += 1
-    assert seen[0] == OLD and seen[-1] == NEW and kill_at > 30
+    assert seen[0] == OLD and seen[-1] == NEW and len(seen) > 30
     assert seen == sorted(seen, key=lambda each: each == NEW), "one moment divides old from new"
 
 
 def test_a_kill_at_any_change_of_the_disk_leaves_the_last_checkpoint_or_the_next(tmp_path):
-    rounds, kill_at, killed = [], 1, True
-    while killed:
-        checkpoints = Checkpoints(tmp_path / str(kill_at))
-        checkpoints.folder.mkdir()
-        for number in (1, 2):
-            checkpoints.write(State(number), {"weight": torch.full((3,), number)}, {})
-        third = partial(checkpoints.write, State(3), {"weight": torch.full((3,), 3)}, {})
-        killed = in_a_child(third, kill_at)
-        checkpoint = Checkpoints(checkpoints.folder).latest()  # without a warning: none is damaged
+    def write(folder: Path, *rounds: int) -> Path:
+        folder.mkdir(exist_ok=True)
+        for number in rounds:
+            Checkpoints(folder).write(State(number), {"weight": torch.full((3,), number)}, {})
+        return folder
+
+    rounds = []
+    for folder in killed_at_every_change(tmp_path, lambda folder: write(folder, 1, 2), lambda folder: write(folder, 3)):
+        checkpoint = Checkpoints(folder).latest()  # without a warning: none is damaged
         assert checkpoint and checkpoint.tensors["network.weight"].tolist() == [checkpoint.values["round"]] * 3
         rounds.append(checkpoint.values["round"])
-        kill_at += 1
-    assert rounds[0] == 2 and rounds[-1] == 3 and rounds == sorted(rounds) and kill_at > 8
+    assert rounds[0] == 2 and rounds[-1] == 3 and rounds == sorted(rounds) and len(rounds) > 7
 
 
 def leave_pending(run: Path) -> None:
@@ -208,7 +188,7 @@ def test_a_reader_that_cannot_complete_a_state_says_so(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(states, "hold", read_only)
-        with pytest.raises(DiskError, match="Read-only file system"):
+        with pytest.raises(DiskError, match=os.strerror(errno.EROFS)):
             state(run)
     assert state(run) == NEW
 
@@ -224,7 +204,7 @@ def test_a_file_that_cannot_be_removed_is_no_damage(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", busy)
         for work in (lambda: change(run), lambda: LockedFolder(run).remove("tree.json")):
-            with pytest.raises(DiskError, match=r"(run|tree.json) \(Device or resource busy\)"):
+            with pytest.raises(DiskError, match=rf"(run|tree.json) \({os.strerror(errno.EBUSY)}\)"):
                 work()
     assert states.pending(run) and state(run) == NEW and not states.pending(run)
 
@@ -352,7 +332,7 @@ def test_a_lock_holder_empties_the_scratch_folder_alone(tmp_path):
         (run / name).write_text("mine")
     with files.locked(run) as folder:
         assert [*(run / states.SCRATCH).iterdir()] == [folder.scratch] and not [*folder.scratch.iterdir()]
-        assert f"process {os.getpid()} on" in (run / states.LOCK).read_text()
+        assert str(os.getpid()) in (run / states.LOCK).read_text()
     assert (run / states.LOCK).read_text() == ""
     assert left_behind(run) == [
         ".deepcluster/mine", ".deepcluster-0123456789abcdef", ".deepcluster-0123456789abcdef/mine"

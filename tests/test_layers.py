@@ -58,10 +58,6 @@ def upward(module: str, imported: set[str]) -> list[str]:
     ]
 
 
-def test_every_package_has_a_level():
-    assert {name.split(".")[0] for name in modules()} <= set(LEVEL)
-
-
 def test_nothing_imports_upward():
     arrows = [arrow for name, path in modules().items() for arrow in upward(name, imports(path.read_text()))]
     assert arrows == []

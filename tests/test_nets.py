@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 import sys
+import tomllib
 from collections import OrderedDict
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from deepcluster.runs import fit as run
 from deepcluster.runs.plan import Request
 from deepcluster.seeding import generator, lent_global
 from deepcluster.storage import model_files as models
+from tests.drawings import save_drawings
 from tests.helpers.runs import rows
 
 # name, image size, Sobel, features of one image
@@ -268,8 +270,8 @@ def test_initialisation(name):
         ("compact", {"image_size": 32, "weights": "timm"}, ["--weights timm", "compact", "give a file"]),
         ("timm:test_vit", {"image_size": 50}, ["timm:test_vit", "50", "--image-size"]),
         ("timm:resnet26t", {"image_size": 0}, ["timm:resnet26t", "0 x 0", "--image-size"]),
-        ("resnet18", {"image_size": 64}, ["resnet18", "did you mean timm:resnet18?"]),
-        ("Alexnet", {"image_size": 224}, ["Alexnet", "did you mean alexnet"]),
+        ("resnet18", {"image_size": 64}, ["resnet18", " timm:resnet18"]),
+        ("Alexnet", {"image_size": 224}, ["Alexnet", " alexnet"]),
         ("timm:resnet81", {"image_size": 64}, ["timm:resnet81", "timm:resnet18"]),
         ("timm:resnet18.none", {"image_size": 64}, ["timm:resnet18.none", "timm:resnet18"]),
         ("timm:hf-hub:someone/net", {"image_size": 64}, ["timm:hf-hub:someone/net"]),
@@ -466,9 +468,9 @@ def test_convnext_by_the_names_of_its_authors(tmp_path, wrapped):
 @pytest.mark.parametrize(
     ("name", "tensor", "message"),
     [
-        ("patch_embed.proj.weight", torch.zeros(64, 3, 8, 8), r"\(64, 3, 8, 8\) instead of \(64, 3, 16"),
-        ("pos_embed", torch.full((1, 101, 64), torch.nan), "pos_embed has numbers that are not"),
-        ("pos_embed", torch.zeros(1, 101, 48), r"pos_embed \(1, 37, 48\) instead of \(1, 37, 64\)"),
+        ("patch_embed.proj.weight", torch.zeros(64, 3, 8, 8), r"\(64, 3, 8, 8\) .*\(64, 3, 16"),
+        ("pos_embed", torch.full((1, 101, 64), torch.nan), "pos_embed "),
+        ("pos_embed", torch.zeros(1, 101, 48), r"pos_embed \(1, 37, 48\) .*\(1, 37, 64\)"),
     ],
 )
 def test_files_that_do_not_fit_are_refused_after_resampling_too(tmp_path, name, tensor, message):
@@ -624,3 +626,19 @@ def test_networks(tmp_path, network):
     code = f"from tests.test_nets import *; check(Path({str(tmp_path)!r}), {name!r}, {int(size or 0)})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backbone", "smaller"), [("alexnet", []), ("vgg16", ["--batch-size", "32", "--lr", "0.006"])]
+)  # with the paper's 256 images VGG-16 needs 46 GB
+def test_the_networks_of_the_paper_complete_a_round_on_300_images(backbone, smaller, tmp_path, prints):
+    images = save_drawings(tmp_path / "images", 100, 240)
+    run = tmp_path / "run"
+    prints("fit", images, "--backbone", backbone, "--recipe", "v1", "--rounds", "1", "-k", "3", "-o", run, *smaller)
+    (round,) = rows(run / "history.csv")
+    assert np.isfinite(float(round["loss"])) and len(rows(run / "clusters.csv")) == 300
+    recipe = tomllib.loads((run / "recipe.toml").read_text())
+    assert (recipe["sobel"], recipe["image_size"]) == (True, 224)
+    # 300 images cannot give 256 whitened dimensions of rank more than 299; 4096 features are reduced to 256.
+    assert np.load(run / "features.npy").shape == (300, 256)

@@ -26,10 +26,11 @@ from deepcluster.runs.recut import Edits, apply
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.state import own_files
+from tests.commands import killed_at_every_change
 from tests.drawings import save_drawings
 from tests.helpers.runs import change_record, contents, record, rows, small_fit, state_of
 from tests.sandbox import with_ctrl_c
-from tests.test_generation import in_a_child, state
+from tests.test_generation import state
 from tests.tiny import RECORD, tiny_model
 
 NAMES = ("bars", "blobs", "rings")
@@ -189,21 +190,21 @@ def test_nothing_is_promoted_if_it_may_not(run, new, ends, tmp_path):
 
 
 def test_a_kill_at_any_change_of_the_disk_loses_neither_run(tmp_path):
-    seen, kill_at, killed = [], 1, True
-    while killed:
-        folder = tmp_path / str(kill_at)
+    def two_runs(folder):
         for run in ("new", "old"):
             (folder / run / "model").mkdir(parents=True)
             (folder / run / "run.json").write_text(json.dumps(RECORD | {"images": run, "status": "done"}))
             (folder / run / ("tree.json" if run == "old" else "model/config.json")).write_text(run)
-        killed = in_a_child(partial(promote, folder / "new", folder / "old"), kill_at)
+        return folder
+
+    seen = []
+    for folder in killed_at_every_change(tmp_path, two_runs, lambda at: promote(at / "new", at / "old")):
         seen.append(only(folder / "old"))
         if seen[-1] == "new":
             assert [only(path) for path in folder.glob("old-until-*")] == ["old"]
         else:
             assert only(folder / "new") == "new"
-        kill_at += 1
-    assert seen == sorted(seen, reverse=True) and {*seen} == {"old", "new"} and kill_at > 20
+    assert seen == sorted(seen, reverse=True) and {*seen} == {"old", "new"} and len(seen) > 19
     assert not (folder / "new").exists()
 
 

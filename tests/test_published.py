@@ -223,7 +223,7 @@ def test_without_a_connection(hub_cache, monkeypatch):
             fetch("photos")
         unused.listen()  # connects, and never answers
         monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "1")
-        with pytest.raises(ModelError, match=r"(?i)timed? ?out|no answer"):
+        with pytest.raises(ModelError, match="fetch photos --from"):
             fetch("photos")
 
 

@@ -1,6 +1,7 @@
 """Several ranks: what they exchange, their checkpoints, every collective against one process, and whole runs."""
 
 import ast
+import re
 import runpy
 import shutil
 import sys
@@ -237,11 +238,11 @@ def test_without_the_rows_of_one_there_is_the_one_before(ranks, tmp_path):
     path = folder / "000002-2.safetensors"
     content = path.read_bytes()
     path.write_bytes(flipped(content, len(content) - 1, 0))
-    for reason in (": changed since it was written", "is missing"):
+    for reason in (": changed", "is missing"):
         for count in (1, 2, 3):
             for rank, (warned, round) in enumerate(ranks[count](later_damaged, folder)):
                 assert round == 1
-                assert all(words in warned for words in (path.name, reason, "going on from 000001")) or rank
+                assert all(words in warned for words in (path.name, reason, " 000001")) or rank
         path.unlink(missing_ok=True)
 
 
@@ -734,8 +735,8 @@ def predicted(processes: Processes, model: Path, images: np.ndarray) -> list[Pre
 @pytest.mark.parametrize("command", ["fit", "predict"])
 def test_other_images_in_one_process_are_seen(ranks, tmp_path, command):
     model = tiny_run(tmp_path / "of-the-model")
-    message = "the processes see different images in python:array (40 and 39 files): put them where all can see them"
-    assert ranks[2](_different, command, model, tmp_path) == [f"DataError: {message}"] * 2
+    first, second = ranks[2](_different, command, model, tmp_path)
+    assert first == second and re.match("DataError: .*python:array .*40 .*39 ", first)
 
 
 def _different(processes: Processes, command: str, model: Path, folder: Path) -> str:

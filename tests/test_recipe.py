@@ -1,3 +1,4 @@
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -58,19 +59,20 @@ def test_the_published_runs(name):
     assert {option: getattr(recipe, option) for option in PUBLISHED[name]} == PUBLISHED[name]
 
 
-DEPARTURES = {
-    "v1": ["whole image", "always all rounds", "some may"],
-    "v1-official": ["main.sh", "the paper has 500", "does not balance", "numbered anew"],
-    "v2": ["4096", "4.8", "LARC", "0.0048", "hue", "take turns", "training mode", "old centroid", "8 GPUs"],
-    RECIPES / "v2-800.toml": ["4096", "LARC"],
+DEPARTURES = {  # what has a reason, and figures of what was published
+    "v1": ("margin patience empty", ""),
+    "v1-official": ("margin sobel rounds sampling renumber", "500"),
+    "v2": ("batch_size lr optimizer schedule colour features empty", "4096 4.8 LARC 0.0048 8 GPUs"),
+    RECIPES / "v2-800.toml": ("batch_size optimizer", "4096 LARC"),
 }
 
 
 def test_departures_from_what_was_published_are_named():
     """Unless they are undone, or nobody takes the run for the published one."""
-    for name, words in DEPARTURES.items():
-        text = "\n".join(plan_of(str(name), {}, IMAGENET).by_reason())
-        assert all(word in text for word in words), name
+    for name, (options, figures) in DEPARTURES.items():
+        plan = plan_of(str(name), {}, IMAGENET)
+        assert plan.reasons.keys() >= {*options.split()}, name
+        assert all(figure in " ".join(plan.by_reason()) for figure in figures.split()), name
     assert plan_of("v1", {"patience": 9}, IMAGENET).reasons["patience"] == "given"
     other = plan_of("v2", {"backbone": "compact", "image_size": 32}, PHOTOS)
     assert not any("LARC" in reason for reason in other.reasons.values())
@@ -81,7 +83,7 @@ def test_too_many_clusters_are_lowered_but_not_those_given(tmp_path):
     for name in ("v1", str(tmp_path / "mine.toml")):
         plan = plan_of(name, {}, replace(PHOTOS, count=300))
         assert plan.recipe == replace(Recipe(), pseudo_labels=15)
-        assert plan.reasons["pseudo_labels"] == "the recipe's 10,000 is more than the 300 images"
+        assert re.search("10,000 .*300 ", plan.reasons["pseudo_labels"])
     with pytest.raises(DataError, match=r"60000 .* 50000"):
         plan_of("auto", {"pseudo_labels": "60000"}, PHOTOS)
 
@@ -249,7 +251,7 @@ def test_a_network_of_one_size_gets_images_and_views_of_it(base):
     plan = plan_of(base, {"backbone": "timm:vit_tiny_patch16_224", "image_size": 100}, LARGE)
     assert plan.recipe.image_size == 96
     assert plan.recipe.view_size in (0, 96) and not plan.recipe.small_views
-    assert plan.reasons["image_size"] == "the nearest to 100 that timm:vit_tiny_patch16_224 takes"
+    assert re.search("100 .*timm:vit_tiny_patch16_224", plan.reasons["image_size"])
     with pytest.raises(UsageError, match=r"view_size=60.* 96 px"):
         plan_of(base, {"backbone": "timm:vit_tiny_patch16_224", "image_size": 96, "view_size": 60}, PHOTOS)
 
@@ -257,17 +259,17 @@ def test_a_network_of_one_size_gets_images_and_views_of_it(base):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"round": "3"}, "did you mean rounds"),
-        ({"views": 1}, "needs two views: views=1"),
-        ({"projection_dim": 0}, "set both or neither"),
-        ({"small_crop_min": 0.5}, "small_crop_min=0.5 is larger than small_crop_max=0.14"),
+        ({"round": "3"}, "'?round'?.* rounds"),
+        ({"views": 1}, "views=1"),
+        ({"projection_dim": 0}, "projection_dim"),
+        ({"small_crop_min": 0.5}, "small_crop_min=0.5 .*small_crop_max=0.14"),
         ({"crop_min": "2"}, "crop_max"),
-        ({"view_size": 5}, "view_size=5 must be 0"),
+        ({"view_size": 5}, "view_size=5 "),
         ({"renumber": "true"}, "temperature=0"),
-        ({"rounds": "many"}, "whole number"),
-        ({"lr": "fast"}, "a number"),
-        ({"lr": "nan"}, "between"),
-        ({"sobel": "maybe"}, "true or false"),
+        ({"rounds": "many"}, "rounds='many'"),
+        ({"lr": "fast"}, "lr='fast'"),
+        ({"lr": "nan"}, "lr=nan"),
+        ({"sobel": "maybe"}, "sobel='maybe'"),
     ],
 )
 def test_bad_options(options, message):
@@ -286,7 +288,7 @@ def test_toml_round_trip(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("rounds = ", "mine.toml"), ('base = "v9"', "v9"), ("roundz = 3", "did you mean rounds")]
+    ("text", "message"), [("rounds = ", "mine.toml"), ('base = "v9"', "v9"), ("roundz = 3", "roundz.* rounds")]
 )
 def test_bad_recipe_files(tmp_path, text, message):
     file = tmp_path / "mine.toml"

@@ -44,12 +44,15 @@ def sections(parsed: Page) -> list[str | None]:
     return [attributes["id"] for attributes, _ in parsed.all("section", class_="cluster")]
 
 
+def numbers(text: str) -> list[str]:
+    return re.findall(r"\d[\d.,]*(?<![.,])", text)
+
+
 def test_charts_of_the_page() -> None:
     _, parsed = page()
     assert [attributes["d"] for attributes, _ in parsed.all("path", class_="reference")] == ["M0,28 L132,28 L264,28"]
     labels = [str(attributes["aria-label"]) for attributes, _ in parsed.all("svg")]
-    assert labels[0] == "Loss by round, 0 in the last; chance, ln K = 2.30"
-    assert labels[5] == "Sizes of the clusters: 2 with images, 20 each in the mean"
+    assert [numbers(labels[chart]) for chart in (0, 5)] == [["0", "2.30"], ["2", "20"]]  # of the loss and of sizes
     assert [text for _, text in parsed.all("text")][:7] == ["0", "1.5", "3", "1", "2", "3", "round"]
     assert parsed.all("table", class_="figures history")[0][1].startswith("roundloss")
 
@@ -86,15 +89,14 @@ def test_the_header_is_one_line_and_the_facts_stand_in_a_part_of_their_own() -> 
     run = {"verdict": "Look.", "hostname": "canary", "command": "deepcluster fit 'my photos'"}
     for stability, shown in ((0.824, "0.82"), (-0.004, "0.00")):
         text, parsed = page(run=run | {"stability": stability})
-        assert parsed.all("header")[0][1] == "Holidays 40 images · 2 clusters"  # no figure that reads as a grade
+        assert numbers(parsed.all("header")[0][1]) == ["40", "2"]  # no figure that reads as a grade
         assert parsed.all("a", class_="term", href="#word-stability")[0][1] == "2 clusters"
-        assert f"Stability, {shown} here," in parsed.all("div", id="word-stability")[0][1]
+        assert shown in numbers(parsed.all("div", id="word-stability")[0][1])
         assert "Look." in parsed.all("ul", class_="told")[0][1]
         assert parsed.all("code")[0][1] == run["command"] and "canary" not in text  # known keys alone are shown
     _, parsed = page()
-    facts = parsed.all("dl", class_="facts")[0][1]
-    assert facts == "Imagesphotos Number of images1,797 Clusters2 Time62 min Seed12345"
-    assert "3 rounds of clustering and training" in parsed.all("ul", class_="told")[0][1]
+    assert numbers(parsed.all("dl", class_="facts")[0][1]) == ["1,797", "2", "62", "12345"]
+    assert "3" in numbers(parsed.all("ul", class_="told")[0][1])  # rounds
     assert [text for _, text in parsed.all("title")] == ["Holidays"]
 
 
@@ -118,14 +120,14 @@ def test_labels_and_outliers_of_a_cluster() -> None:
     skipped = row("bad.png") | {"status": "skipped", "cluster": "", "distance": "", "is_outlier": ""}
     _, parsed = page(clusters=[*rows, skipped], summary=summary_of(rows))
     # Of the 20 labelled ones; the owl is below a tenth.
-    assert [text for _, text in parsed.all("li", class_="labels")] == ["label cat 80.0%, dog 15.0%"]
+    assert parsed.all("li", class_="labels")[0][1].endswith(" cat 80.0%, dog 15.0%")
     about = parsed.all("div", class_="about")[0][1]
     assert "25 images · 100.0%" in about and "3 outliers" in about and "nearest" not in about
 
 
 def test_one_cluster_an_empty_one_and_none() -> None:
     _, parsed = page(clusters=[row("start" + "x" * 4000 + "end.png", margin="")])
-    assert parsed.all("header")[0][1] == "Holidays 1 image · 1 cluster"
+    assert parsed.all("header")[0][1].split(" ", 1)[1] == "1 image · 1 cluster"
     ((attributes, _),) = parsed.all("img")
     alt = str(attributes["alt"])
     assert len(alt) < 200 and alt.startswith("start") and alt.endswith("end.png") and "…" in alt
@@ -141,16 +143,16 @@ def test_the_largest_clusters_are_shown_in_order_of_their_numbers() -> None:
     rows = [row(f"{c}/{i}.png", c) for c, size in enumerate(sizes) for i in range(size)]
     _, parsed = page(clusters=rows, picture=lambda path: None)
     assert sections(parsed) == [f"cluster-{c}" for c in range(102) if c not in (99, 100)]
-    assert "2 more, with 2 images, are not shown" in parsed.all("p", class_="hidden-clusters")[0][1]
+    assert numbers(parsed.all("p", class_="hidden-clusters")[0][1]) == ["100", "2", "2"]
     # Every link leads somewhere: the cluster nearest to 101, 100, is only named.
     targets = {attributes["id"] for _, attributes, _ in parsed.elements if "id" in attributes}
     assert {str(attributes["href"])[1:] for attributes, _ in parsed.all("a") if "href" in attributes} <= targets
-    assert "nearest: cluster 100 " in parsed.text()
+    assert "cluster 100 " in parsed.text()
 
 
 def test_skipped_files() -> None:
     _, parsed = page(skipped=[{"path": f"s{i}.jpg", "reason": "truncated"} for i in range(1234)], history=[])
-    assert len(parsed.all("tr")) == 201 and "And 1,034 more, in skipped.csv." in parsed.text()
+    assert len(parsed.all("tr")) == 201 and re.search(r"1,034 .*skipped\.csv", parsed.text())
     assert not parsed.all("path", class_="line") and "No round was trained" in parsed.text()
 
 

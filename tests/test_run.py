@@ -1,6 +1,7 @@
 """From images to a run folder and back: real files, the real network, a few seconds a run."""
 
 import json
+import re
 import shutil
 import tomllib
 import tracemalloc
@@ -34,7 +35,7 @@ from deepcluster.runtime.plain_files import json_sha256
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints
-from deepcluster.storage.content import FILES, RunRecord
+from deepcluster.storage.content import FILES, RunRecord, Table
 from tests.helpers.runs import OPTIONS, Said, assert_same_result, left_behind, predicted, record, rows
 from tests.tiny import writable
 
@@ -62,7 +63,7 @@ def test_the_files_and_their_columns(finished):
     assert tomllib.loads((finished / "recipe.toml").read_text())["rounds"] == 2
     told = record(finished)
     assert (told["status"], told["rounds"]) == ("done", 2) and "stability" not in told  # of so few images
-    assert told["verdict"].startswith("48 images are too few to tell how stable ")
+    assert told["verdict"].startswith("48 images ")
     assert told["verdict"][:30] in (finished / "report.html").read_text()
     assert not left_behind(finished)
     assert [path.name for path in (finished / "checkpoints").iterdir()] == ["images.csv"]
@@ -130,7 +131,7 @@ def test_without_k_a_number_is_suggested(photos, tmp_path):
     folder = run.fit(photos, replace(REQUEST, out=tmp_path / "run", n_clusters=None), display).path
     count, *others = [candidate["k"] for candidate in record(folder)["candidates"]]
     assert len({count, *others}) == 3 and len(rows(folder / "cluster_summary.csv")) == count
-    assert any(f"guess: {others[0]} or {others[1]} are possible too." in line for line in display.lines)
+    assert any(re.search(rf"{others[0]} .*{others[1]} ", line) for line in display.lines)
     for k, groups in ((5, 5), (None, count)):
         recut(folder, k)
         assert len(rows(folder / "cluster_summary.csv")) == groups
@@ -140,7 +141,7 @@ def test_a_run_says_what_ended_it(photos, tmp_path):
     """Also where the assignments settle in the last of its rounds."""
     recipe = read_request(TWO_ROUNDS | {"tolerance": 1, "patience": 1}, "classic")
     folder = run.fit(photos, replace(REQUEST, out=tmp_path / "run", recipe=recipe)).path
-    assert (record(folder)["rounds"], record(folder)["stopped_because"]) == (2, "assignments settled")
+    assert record(folder)["rounds"] == 2 and "settled" in record(folder)["stopped_because"]
     assert {row["cluster_weight"] for row in rows(folder / "history.csv")} == {"1.0"}
 
 
@@ -206,6 +207,24 @@ def test_a_resumed_run_keeps_the_learning_rate_of_its_time_limit(photos, tmp_pat
     assert schedules[0](planned / 2) == pytest.approx(0.5, abs=0.01)
 
 
+CELLS = ["", "a", "ü\ud83d\ude00", "\udcff.png", "a\nb", "-1.5", "a"]
+
+
+def test_cells_come_back():
+    rows = [{"path": cell, "number": str(i), "same": "x"} for i, cell in enumerate(CELLS)]
+    table = Table.of(rows)
+    assert list(table) == rows and len(table) == 7 and table[3] == rows[3] and table[-1] == rows[-1]
+    assert table[2:5] == rows[2:5] and list(table.column("path")) == CELLS
+    assert list(table.where("path", "a")) == [rows[1], rows[6]] and list(table.where("path", "b")) == []
+    part = table.at([6, 0, 1])
+    assert list(part) == [rows[6], rows[0], rows[1]] and list(part.where("number", "0")) == [rows[0]]
+    words, codes = part.words("path")
+    assert [words[code] for code in codes] == ["a", "", "a"]
+    assert Table.of(table) is table and list(table.column("gone")) == [""] * 7
+    none = Table.of([])
+    assert list(none) == [] == list(none.where("status", "ok")) and none.words("a")[1].tolist() == []
+
+
 def test_a_table_is_written_without_a_dictionary_for_each_row(tmp_path):
     count = 10_000
     numbers, x = torch.arange(count), torch.rand(count)
@@ -219,8 +238,13 @@ def test_a_table_is_written_without_a_dictionary_for_each_row(tmp_path):
     writable(tmp_path).write_rows("clusters.csv", clusters)
     digest = files.rows_sha256(clusters)
     taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    again = Table.of(files.table_rows(tmp_path / "clusters.csv", FILES["clusters.csv"].columns))
+    held = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert taken < 400 * count  # a dictionary and its cells take 900 bytes
+    assert len(again) == count + 1 and held < 250 * count
     written = rows(tmp_path / "clusters.csv")
     assert len(written) == count + 1 and written[-1]["status"] == "skipped"
     assert digest == files.rows_sha256(written)

@@ -178,7 +178,7 @@ def test_a_list_of_images_in_the_current_folder(tmp_path: Path, monkeypatch: pyt
     for source in (find(tmp_path / "list.txt"), find("-")):
         assert source.paths == ("a.png",) and colour(source, 0) == BLUE
     assert (source.name, source.location) == ("stdin", "-")
-    with pytest.raises(DataError, match="standard input"):
+    with pytest.raises(DataError, match="input"):
         find("-")  # it is at its end
 
 
@@ -241,21 +241,25 @@ def test_a_single_file(tmp_path: Path, name: str) -> None:
 COLOURS = np.array([[[RED, BLUE, (1, 2, 3)]] * 2] * 11, np.uint8)  # 11 x 2 x 3 pixels
 
 
-def test_layouts_of_arrays(tmp_path: Path) -> None:
-    wide = np.concatenate([COLOURS, COLOURS], axis=2)[:, :, :5]  # N x 3 x 2 x 5 when channels come first
-    for array in (wide, wide.transpose(0, 3, 1, 2), (wide / 255).astype(np.float32)):
-        source = find(array)
-        assert (np.asarray(source.read(10)) == wide[10]).all()
-        assert (np.asarray(source.read(10, 1)) == wide[10]).all() and source.side(10) is None
-    assert source.paths == tuple(map(str, range(11)))
-    assert (source.name, source.location, source.labels) == ("array", "python:array", None)
-    grey = wide[..., 0]
-    for array in (wide, wide.transpose(0, 3, 1, 2), grey, grey[..., None], grey[:, None]):
-        for same in (array, np.asfortranarray(array)):
-            np.save(tmp_path / "a.npy", same)
-            for source in (find(array), find(tmp_path / "a.npy")):
-                expected = wide[1] if array.size == wide.size else grey[1][..., None]
-                assert source.paths == tuple(map(str, range(11))) and (np.asarray(source.read(1)) == expected).all()
+WIDE = np.concatenate([COLOURS, COLOURS], axis=2)[:, :, :5]  # N x 3 x 2 x 5 when channels come first
+GREY = WIDE[..., 0]
+FLOATS = (WIDE / 255).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "array", [WIDE, WIDE.transpose(0, 3, 1, 2), FLOATS, GREY, GREY[..., None], GREY[:, None]], ids=range(6)
+)
+def test_an_image_is_the_same_in_every_layout(array: np.ndarray, tmp_path: Path) -> None:
+    """In an array, in a file of one and as an item of a data set, whatever the order of its bytes."""
+    shown = WIDE if array.size == WIDE.size else GREY[..., None].repeat(3, -1)
+    for same in (array, np.asfortranarray(array)):
+        np.save(tmp_path / "a.npy", same)
+        for source in (find(same), *([] if array is FLOATS else [find(tmp_path / "a.npy")])):
+            assert source.paths == tuple(map(str, range(11)))
+            assert (np.asarray(source.read(10, 1)) == shown[10]).all() and source.side(10) is None
+        for item in (same[10], torch.from_numpy(same)[10], (same[10], 3), [torch.from_numpy(same[10]), "label"]):
+            assert picture(item).mode == "RGB" and np.array_equal(np.asarray(picture(item)), shown[10])
+    assert (find(array).name, find(array).location, find(array).labels) == ("array", "python:array", None)
 
 
 @settings(derandomize=True, max_examples=200, deadline=None)
@@ -468,9 +472,9 @@ def test_images_of_an_array_may_have_as_many_pixels_as_those_of_files(tmp_path):
 def test_the_numbers_of_the_security_page_are_those_of_the_code():
     page = " ".join((ROOT / "SECURITY.md").read_text().split())
     ratio, size = arrays.MAX_RATIO, arrays.MAX_UNPACKED_BYTES // 1_000_000
-    assert f"more than {ratio} times their bytes in the file (beyond {size} MB)" in page
+    assert re.search(rf"{ratio} times [^.]*{size} MB", page)
     at_once, pixels = decode.BYTES_AT_ONCE // 1_000_000, decode.BYTES_AT_ONCE // decode.BYTES_PER_PIXEL // 1_000_000
-    assert f"an image that takes more than {at_once} MB ({pixels} million pixels)" in page
+    assert re.search(rf"{at_once} MB [^.]*{pixels} million", page)
 
 
 @pytest.mark.parametrize("name", ["a", "a.txt", "a.npy", "a.npz", "a.tar", "a.png"])
@@ -485,27 +489,7 @@ def test_what_is_empty_is_never_opened(name: str, tmp_path: Path, monkeypatch: p
 
 # ---- data sets and tables from Python -------
 
-GREY = np.array([[0, 100], [200, 255]], np.uint8)
 PIXELS = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3)
-
-
-@pytest.mark.parametrize(
-    ("item", "expected"),
-    [
-        (Image.fromarray(PIXELS), PIXELS),
-        (torch.from_numpy(PIXELS).permute(2, 0, 1), PIXELS),
-        ((PIXELS, 3), PIXELS),
-        ([torch.from_numpy(PIXELS), "label"], PIXELS),
-        (GREY, np.stack([GREY] * 3, 2)),
-        (GREY[None], np.stack([GREY] * 3, 2)),
-        (GREY[..., None], np.stack([GREY] * 3, 2)),
-        (np.dstack([PIXELS, np.zeros((2, 5), np.uint8)]), np.full((2, 5, 3), 255)),  # transparent, over white
-    ],
-    ids=range(8),
-)
-def test_items(item, expected):
-    image = picture(item)
-    assert image.mode == "RGB" and np.array_equal(np.asarray(image), expected)
 
 
 @pytest.mark.parametrize(
@@ -525,10 +509,12 @@ def test_items_that_are_no_images(item, reason):
         picture(item)
 
 
-def test_a_photograph_is_turned_as_its_file_would_be():
+def test_a_photograph_is_turned_as_its_file_would_be_and_over_white_where_it_is_transparent():
     turned = Image.fromarray(PIXELS)
+    assert np.array_equal(np.asarray(picture(turned)), PIXELS)
     turned.getexif()[0x0112] = 6
     assert picture(turned).size == (2, 5)
+    assert (np.asarray(picture(np.dstack([PIXELS, np.zeros((2, 5), np.uint8)]))) == 255).all()
 
 
 class Fragile(torch.utils.data.Dataset):
