@@ -43,7 +43,7 @@ def promote(new: Path, old: Path, display: Display | None = None) -> Path:
             _copy(source, names, staged.path_of(files.RUN).parent)
             if "report.html" in names:  # which names its folder, and has links from there
                 write_report(staged)
-        Several(Log(), display).say("Promoted", f"{old} is the run that was in {new}. The old run is in {aside}")
+        Several(Log(), display).say("Promoted", f"{old} is now the run of {new}. The old run is in {aside}")
         with signals.uninterrupted(), changing(new):
             for name in names:
                 (new / name).unlink()
