@@ -6,14 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.cluster import KMeans
-from sklearn.metrics import normalized_mutual_info_score
+from sklearn.cluster import KMeans, kmeans_plusplus
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch.nn import functional as F
 
 from deepcluster.clustering import as_clustering, blocks, kmeans
-from deepcluster.clustering.agreement import compared, nmi, repeated, scores
+from deepcluster.clustering.agreement import ari, compared, nmi, repeated, scores
 from deepcluster.clustering.blocks import nearest, shared_out
-from deepcluster.clustering.kmeans import _as_faiss, cluster_sums
+from deepcluster.clustering.kmeans import _as_faiss, cluster_sums, spread_rows
 from deepcluster.errors import NonFiniteError
 from deepcluster.seeding import generator
 from fuzz.harness import peak_memory
@@ -309,3 +309,21 @@ def test_repeated_is_one_for_the_same_and_zero_for_unrelated_assignments():
     half = torch.where(torch.rand(2000, generator=random) < 0.5, labels, other)
     assert 0.2 < repeated(labels, half, random) < 0.8
     assert repeated(0 * labels, 0 * labels, random) == 0  # one cluster tells nothing
+
+
+@pytest.mark.parametrize(("count", "dims", "k"), [(50, 5, 3), (400, 3, 12), (2000, 5, 30), (1, 2, 1), (6, 2, 6)])
+def test_spread_rows_are_those_of_scikit_learn(count: int, dims: int, k: int) -> None:
+    for seed in range(5):
+        rows = torch.randn(count, dims, generator=torch.Generator().manual_seed(seed))
+        expected = kmeans_plusplus(rows.numpy(), k, random_state=seed)[1].tolist()
+        assert spread_rows(rows, k, np.random.RandomState(seed)) == expected
+    assert len(spread_rows(torch.ones(5, 2), 5, np.random.RandomState(0))) == 5  # all equal
+
+
+def test_the_adjusted_rand_index_is_that_of_scikit_learn() -> None:
+    random = np.random.default_rng(0)
+    one = random.integers(0, 7, 300)
+    for other in (one, np.where(random.random(300) < 0.5, one, 3), random.integers(0, 40, 300), np.zeros(300)):
+        assert ari(one, other) == pytest.approx(adjusted_rand_score(one, other), abs=1e-12)
+    for few in (([0], [0]), ([0, 0], [1, 1]), ([0, 1], [0, 1]), ([0, 0], [0, 1]), (["a", "b"], ["x", "x"])):
+        assert ari(*few) == adjusted_rand_score(*few)

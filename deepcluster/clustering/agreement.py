@@ -110,9 +110,15 @@ def repeated(previous: Tensor, current: Tensor, random: torch.Generator) -> floa
 
 def ari(a: Assignment, b: Assignment) -> float:
     """Adjusted Rand index (Hubert and Arabie 1985): the share of pairs that both assignments join, beyond chance."""
-    from sklearn.metrics import adjusted_rand_score
-
-    return float(adjusted_rand_score(np.asarray(a), np.asarray(b)))
+    one, other = (torch.from_numpy(np.unique(np.asarray(labels), return_inverse=True)[1]) for labels in (a, b))
+    counts = pair_counts(one, other)[:, 2]
+    both, in_one, in_other, everything = (
+        float((sizes * (sizes - 1) // 2).sum())
+        for sizes in (counts, torch.bincount(one), torch.bincount(other), torch.tensor([len(one)]))
+    )
+    chance = in_one * in_other / max(1.0, everything)
+    most = (in_one + in_other) / 2
+    return (both - chance) / (most - chance) if most > chance else 1.0
 
 
 def pair_counts(a: Tensor, b: Tensor, processes: Processes = ALONE) -> Tensor:

@@ -219,14 +219,37 @@ def _updated(
 
 def best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:
     """Return the k-means of least inertia from spread starts (k-means++), worth their time for few centroids."""
-    from sklearn.cluster import kmeans_plusplus  # here, because `predict` need not wait for its import
 
     def once(start: int) -> Clustering:
         start_seed = derive(seed, "start", start)
-        spread = kmeans_plusplus(rows.numpy(), k, random_state=start_seed % 2**32)[1]
-        return kmeans(rows, k, start=rows[spread], seed=start_seed, iterations=50)
+        spread = rows[spread_rows(rows, k, np.random.RandomState(start_seed % 2**32))]
+        return kmeans(rows, k, start=spread, seed=start_seed, iterations=50)
 
     return min(map(once, range(starts)), key=lambda clustering: clustering.inertia)
+
+
+def spread_rows(rows: Tensor, k: int, random: np.random.RandomState) -> list[int]:
+    """Return ``k`` rows far from one another: k-means++ (Arthur and Vassilvitskii 2007), the best of a few draws each.
+
+    The draws are those of scikit-learn, whose import takes as long as ten such k-means.
+    """
+    points = rows.double()
+    lengths = points.square().sum(1)
+
+    def squares(chosen: npt.NDArray[np.int64] | list[int]) -> Tensor:
+        distances = lengths[chosen, None] + lengths - 2 * points[chosen] @ points.T
+        return distances.clamp(min=0)
+
+    rows_chosen = [int(random.choice(len(rows), p=np.full(len(rows), 1 / len(rows))))]
+    to_chosen = squares(rows_chosen)[0]
+    while len(rows_chosen) < k:
+        sums = to_chosen.cumsum(0).numpy()
+        drawn = np.searchsorted(sums, random.uniform(size=2 + int(np.log(k))) * sums[-1]).clip(max=len(rows) - 1)
+        nearer = squares(drawn).minimum(to_chosen)
+        best = int(nearer.sum(1).argmin())
+        rows_chosen.append(int(drawn[best]))
+        to_chosen = nearer[best]
+    return rows_chosen
 
 
 def means(x: Tensor, labels: Tensor, k: int, partition: Partition | None = None) -> Tensor:
