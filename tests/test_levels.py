@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from collections import defaultdict
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from deepcluster import DeepCluster
 from deepcluster.cli import run_command
-from deepcluster.errors import UsageError
+from deepcluster.errors import DiskError, UsageError
 from deepcluster.export import folders, imagefolder
 from deepcluster.groups.choose_k import coarse_number
 from deepcluster.groups.cut import Cut
@@ -25,6 +26,7 @@ from deepcluster.groups.tree import coarse_groups, merge_tree, nodes_at
 from deepcluster.presets import RecipeRequest
 from deepcluster.runs.fit import fit
 from deepcluster.runs.inherit import with_coarse_names
+from deepcluster.runs.page import report
 from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import apply, edited, recut, undo
 from deepcluster.runtime.processes import Processes
@@ -129,6 +131,14 @@ def test_the_estimator_gives_both_levels() -> None:
     placed = estimator.place()
     assert placed["group"].tolist() == [cluster % 2 for cluster in estimator.labels_]
     assert {*zip(placed["group"], placed["group_name"], strict=True)} == {(0, "left"), (1, "right")}
+
+
+@pytest.mark.parametrize(("group", "is_refused"), [("x", True), ("-1", True), ("7", False), ("", False)])
+def test_a_summary_with_other_groups_is_refused_or_shown(run: Path, group: str, is_refused: bool) -> None:
+    path = run / "cluster_summary.csv"
+    path.write_text(path.read_text().replace(",0,\n", f",{group},\n"))  # the last two cells: a group without a name
+    with pytest.raises(DiskError, match=r"cluster_summary.csv: group") if is_refused else nullcontext():
+        report(run)
 
 
 def test_folders_of_folders(run: Path, tmp_path: Path) -> None:

@@ -43,10 +43,9 @@ MAX_LABELS = 30  # labels, and clusters, in the table of both
 def check_rows(summary: Sequence[Row], clusters: Table) -> None:
     """Check that counts are integers and that both tables list the same clusters."""
     for row in summary:
-        if not (row["cluster"].isdecimal() and row["size"].isdecimal()):
-            raise DiskError(
-                f"cluster_summary.csv: cluster {row['cluster']!r} of size {row['size']!r} should both be whole numbers"
-            )
+        counts = {"cluster": row["cluster"], "size": row["size"], "group": row.get("group") or "0"}
+        if wrong := [f"{name} {number!r}" for name, number in counts.items() if not number.isdecimal()]:
+            raise DiskError(f"cluster_summary.csv: {wrong[0]} should be a whole number")
     numbers = {row["cluster"] for row in summary}
     for cluster in clusters.words("cluster")[0]:
         if cluster not in numbers:
@@ -159,11 +158,11 @@ def levels(sections: Sequence[Values], summary: Sequence[Row], clusters: Table, 
     coarse = []
     for group, rows in sorted(inside.items(), key=lambda item: int(item[0])):
         numbers = {int(row["cluster"]) for row in rows}
-        medoids = [row["medoid_path"] for row in by_size(rows) if row["medoid_path"]]
+        medoids = [row["medoid_path"] for row in by_size(rows) if row["medoid_path"] in row_of]
         coarse.append(
             {
                 "number": int(group),
-                "name": rows[0]["group_name"],
+                "name": rows[0].get("group_name", ""),
                 "size": sum(int(row["size"]) for row in rows),
                 "count": len(rows),
                 "tiles": [tile(row_of[path], len(clusters)) for path in medoids[:MAX_SUGGESTED]],
