@@ -649,7 +649,6 @@ def _output(path: Path, run: Path, images: "Source | str", overwrite: bool) -> P
 
 
 def _files_read(run: Path, images: "Source | str") -> Iterator[Path]:
-    """Yield the files of a run and of images."""
     from deepcluster.storage.run_folder import open_run
     from deepcluster.storage.state import own_files
 
@@ -698,7 +697,6 @@ def _print_result(folder: "RunFolder", output: flags.Output, command: str, *, ve
 
 
 def _next_commands(folder: Path, record: Mapping[str, Any], command: str) -> Iterator[str]:
-    """Yield shell commands that often follow ``command``."""
     run = shlex.quote(str(folder))
     others = [candidate["k"] for candidate in (record.get("candidates") or ())[1:]]
     if command == "fit" and others and not record.get("edits"):  # a recut would lose them
@@ -777,7 +775,6 @@ def run_command(arguments: list[str]) -> int:
 
 
 def _explained(error: Exception) -> tuple[int, str]:
-    """Return the exit code and the message for an error of a command."""
     if isinstance(error, cyclopts.UnknownCommandError) and os.path.lexists(path := (error.unused_tokens or [""])[0]):
         return UsageError.exit_code, f"{path} is no command: did you mean deepcluster fit {shlex.quote(path)}?"
     if isinstance(error, cyclopts.CycloptsError):

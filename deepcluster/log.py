@@ -26,7 +26,6 @@ _file: ContextVar[Path | None] = ContextVar("file", default=None)
 
 
 def record(text: str, level: str = "INFO") -> None:
-    """Log a line."""
     LOGGER.log(getattr(logging, level), "%s", text := printable(text))
     if (so_far := _lines.get()) is not None:
         so_far.append(f"{datetime.now(UTC).isoformat(timespec='seconds')} {level} {text}\n")

@@ -277,7 +277,6 @@ def _lines(content: bytes) -> list[str]:
 
 
 def _sent() -> list[str]:
-    """Return the paths on standard input."""
     if sys.stdin is None:
         raise DataError("IMAGES is -, but standard input is closed: send it the paths of images, one a line")
     # The bytes below the text, if there are any: a strict text stream fails on names that are not UTF-8.

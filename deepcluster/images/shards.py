@@ -220,7 +220,6 @@ class _Archives(Items):
         self._last = _Last()
 
     def add(self, shard: str, members: _Members) -> None:
-        """Append the images of the next archive."""
         self.paths += [f"{shard}/{member}" for member in members.images]
         self._firsts.append(len(self._sizes))
         self._offsets.extend(offset for offset, _ in members.images.values())

@@ -16,15 +16,8 @@ from deepcluster.clustering import ClusteringStep, KMeans, Reduction
 from deepcluster.compute import Compute, Progress, ignore_progress
 from deepcluster.errors import UsageError
 from deepcluster.images.views import Augmentation, each_once, official_draws, uniform_over_clusters
-from deepcluster.learning.heads import (
-    CentroidHead,
-    CrossEntropy,
-    Head,
-    Loss,
-    WithInstances,
-    fitted_linear_head,
-    new_linear_head,
-)
+from deepcluster.learning import heads
+from deepcluster.learning.heads import Loss
 from deepcluster.learning.training import Learning, LearningRate, OptimizerOf, network_precision
 from deepcluster.nets.names import MODULE
 from deepcluster.nets.network import Network, build, copy_of_module
@@ -165,14 +158,15 @@ def learning_of(recipe: Recipe, lr: LearningRate, steps: Steps) -> Learning:
     )
 
 
-def head_of(recipe: Recipe) -> Head:
+def head_of(recipe: Recipe) -> heads.Head:
     if recipe.temperature:
-        return CentroidHead(recipe.temperature)
-    return fitted_linear_head if recipe.probe else new_linear_head
+        return heads.CentroidHead(recipe.temperature)
+    return heads.fitted_linear_head if recipe.probe else heads.new_linear_head
 
 
 def loss_of(recipe: Recipe) -> Loss:
-    return WithInstances(recipe.instance_temperature) if recipe.instance_temperature else CrossEntropy()
+    temperature = recipe.instance_temperature
+    return heads.WithInstances(temperature) if temperature else heads.CrossEntropy()
 
 
 def learning_rate(recipe: Recipe, time: float, rounds: int) -> float:

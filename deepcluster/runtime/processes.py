@@ -204,7 +204,6 @@ def init_processes() -> Iterator[Processes]:
 
 
 def _is_lost_connection(error: BaseException) -> bool:
-    """Return whether the error says that another process cannot be reached any more."""
     text = str(error).lower()
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError)

@@ -125,7 +125,6 @@ class Checkpoints:
         return written
 
     def _read(self, path: Path) -> Checkpoint:
-        """Read a checkpoint, and check all its files."""
         value = read_json(path)
         digest = value.pop("sha256")
         if value["schema_version"] != SCHEMA_VERSION:
@@ -201,7 +200,6 @@ def restored(checkpoint: Checkpoint | None, partition: Partition) -> tuple[State
 
 
 def _read_rows(files: Sequence[Path], local: slice) -> Tensor:
-    """Read this rank's rows of the features."""
     begin = 0
     pieces = []
     for path in files:

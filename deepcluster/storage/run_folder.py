@@ -20,20 +20,9 @@ from deepcluster import log
 from deepcluster.errors import DeepClusterError, DiskError, Stopped, first_line
 from deepcluster.images.arrays import load_array
 from deepcluster.records import Candidate
-from deepcluster.runtime.plain_files import (
-    MOST_JSON,
-    RECORD,
-    CsvRow,
-    check_file,
-    is_run,
-    lines_of,
-    read_json,
-    sha256,
-    shaped,
-    unguarded,
-    write_csv,
-)
+from deepcluster.runtime import plain_files
 from deepcluster.runtime.plain_files import RUN as RUN
+from deepcluster.runtime.plain_files import CsvRow, check_file, is_run
 from deepcluster.storage import state
 from deepcluster.storage.content import FILES, LOG, SCHEMA_VERSION, RunRecord, Table
 from deepcluster.storage.files import changing, sync_folder, write_tensors, write_whole
@@ -56,7 +45,6 @@ class RunFolder:
     path: Path
 
     def file(self, name: str) -> Path:
-        """Return the path of a file of the run."""
         return self.path / name
 
     def has(self, name: str) -> bool:
@@ -70,7 +58,7 @@ class RunFolder:
     def read_json(self, name: str, types: Mapping[str, type] | None = None) -> dict[str, Any]:
         """Read a JSON object; ``types`` are the keys that it must have, with the types of their values."""
         with self._read(name) as path:
-            value = read_json(path)
+            value = plain_files.read_json(path)
             if not isinstance(value, dict):
                 raise ValueError("it holds no table")
             for key, kind in (types or {}).items():
@@ -80,9 +68,9 @@ class RunFolder:
 
     def read_record(self, types: Mapping[str, type] | None = None) -> RunRecord:
         """Return run.json; ``types`` are keys that must be there besides those of every run."""
-        record = RunRecord.from_json(self.read_json(RUN, {**RECORD, **(types or {})}))
+        record = RunRecord.from_json(self.read_json(RUN, {**plain_files.RECORD, **(types or {})}))
         with self.as_disk_errors(RUN):
-            shaped(record.candidates, tuple[Candidate, ...] | None, "candidates")
+            plain_files.shaped(record.candidates, tuple[Candidate, ...] | None, "candidates")
         return record
 
     def read_clusters(self) -> Table:
@@ -186,13 +174,12 @@ class LockedFolder(RunFolder):
         return self.path / name
 
     def remove(self, name: str) -> None:
-        """Remove a file if it exists."""
         with changing(self.path / name):
             self.path_of(name).unlink(missing_ok=True)
 
     def write_rows(self, name: str, rows: Iterable[CsvRow], *more: str) -> None:
         """Write a table, with ``more`` columns than every such table has."""
-        self._write(name, lambda file: write_csv(file, (*FILES[name].columns, *more), rows))
+        self._write(name, lambda file: plain_files.write_csv(file, (*FILES[name].columns, *more), rows))
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         self.write(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
@@ -261,14 +248,14 @@ def table_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
     """Yield the rows of a CSV file. Raise ValueError unless it has these ``columns``, and in each row all cells."""
     # A spreadsheet puts a byte order mark in front.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        table = csv.DictReader(lines_of(file), strict=True)
+        table = csv.DictReader(plain_files.lines_of(file), strict=True)
         names = list(table.fieldnames or [])
         if missing := [column for column in columns if column not in names]:
             raise ValueError(f"it has no column {missing[0]}")
         for row in table:
             if len(row) != len(names) or None in row.values():
                 raise ValueError(f"line {table.line_num} does not have {len(names)} cells")
-            yield unguarded(row)
+            yield plain_files.unguarded(row)
 
 
 @contextmanager
@@ -376,6 +363,6 @@ def _version(path: Path) -> str:
     """Return the digest of run.json, or "" while files are not at their places: every change alters it."""
     with suppress(OSError, ValueError):
         if not state.pending(path):
-            check_file(path / RUN, MOST_JSON)  # a FIFO would never end
-            return sha256(path / RUN)
+            check_file(path / RUN, plain_files.MOST_JSON)  # a FIFO would never end
+            return plain_files.sha256(path / RUN)
     return ""
