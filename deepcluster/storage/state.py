@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO
 
@@ -103,13 +102,9 @@ def _kinds_in(run: Path, folders: Sequence[str]) -> dict[str, int]:
     for folder in ("", *folders):
         if folder and kinds.get(folder) != stat.S_IFDIR:
             continue
-        with os.scandir(run / folder) as entries:
-            for entry in sorted(entries, key=attrgetter("name")):
-                name = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.is_symlink():
-                    kinds[name] = stat.S_IFLNK
-                else:  # 0: anything else, or gone by now
-                    kinds[name] = stat.S_IFDIR if entry.is_dir() else stat.S_IFREG if entry.is_file() else 0
+        for entry in sorted(path.name for path in (run / folder).iterdir()):
+            name = f"{folder}/{entry}" if folder else entry
+            kinds[name] = _kind(run / name)  # 0: gone by now
     return kinds
 
 
