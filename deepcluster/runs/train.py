@@ -120,9 +120,9 @@ def train(
         seconds = watch.seconds()
         state = replace(round.state, features=None)
         row = history.add(round, seconds) if history else {}
-        writer.cost.one_pass = max(writer.cost.one_pass, seconds["features"])
-        cost = job.clock.elapsed() - begin - seconds["features"] + writer.cost.one_pass
-        planned = _plan(writer, state.round, cost)
+        writer.pass_seconds = max(writer.pass_seconds, seconds["features"])
+        cost = job.clock.elapsed() - begin - seconds["features"] + writer.pass_seconds
+        planned = whole_rounds(job, recipe, state.round, cost, writer.next_seconds)
         save(round.state)
         job.display.round(row, planned)
         if state.round >= planned or state.settled >= recipe.patience:
@@ -179,15 +179,15 @@ def _first_result(writer: ResultWriter) -> tuple[int, Tensor | None]:
     Returns:
         The number of planned rounds, and the features of the network if they were computed.
     """
+    job = writer.job
     recipe = writer.images.recipe
-    request = writer.job.request
-    if not recipe.rounds or not (request.report or request.overwrite):
+    if not recipe.rounds or not (job.request.report or job.request.overwrite):
         return recipe.rounds, None
     features = writer.features()
-    cost = writer.cost.one_pass + training_cost(recipe, writer.cost.one_pass)
-    if _plan(writer, 0, cost):
+    cost = writer.pass_seconds + training_cost(recipe, writer.pass_seconds)
+    if whole_rounds(job, recipe, 0, cost, writer.next_seconds):
         writer.preliminary(0, features)
-    return _plan(writer, 0, cost), features  # the seconds of a result are known now
+    return whole_rounds(job, recipe, 0, cost, writer.next_seconds), features  # the seconds of a result are known now
 
 
 def training_cost(recipe: Recipe, features: float) -> float:
@@ -197,19 +197,8 @@ def training_cost(recipe: Recipe, features: float) -> float:
     return features * recipe.epochs * BACKWARD * sum(side**2 for side in sides) / one_pass
 
 
-def _plan(writer: ResultWriter, done: int, cost: float) -> int:
-    """Return the number of rounds, ``done`` ones included, that the time allows. A collective.
-
-    ``cost``: Seconds of a round and its pass.
-    """
-    job = writer.job
-    recipe = writer.images.recipe
-    results = max(writer.cost.result, writer.cost.one_pass)
-    return int(job.processes.broadcast_json(lambda: whole_rounds(job, recipe, done, cost, results)))
-
-
 def whole_rounds(job: Job, recipe: Recipe, done: int, cost: float, results: float) -> int:
-    """Return the number of rounds, ``done`` ones included, that the time limit leaves room for.
+    """Return the number of rounds, ``done`` ones included, that the time limit leaves room for. A collective.
 
     ``cost``: Seconds of a round and its pass, without the preliminary results. ``results``: Seconds of the results that
     must be written whatever the number of rounds.
@@ -217,4 +206,5 @@ def whole_rounds(job: Job, recipe: Recipe, done: int, cost: float, results: floa
     if job.request.time_limit is None:
         return recipe.rounds
     left = (1 - KEPT_BACK) * job.request.time_limit - job.clock.elapsed() - results
-    return min(recipe.rounds, done + max(0, math.floor(left / max(1e-9, (1 + SHARE_OF_TIME) * cost))))
+    planned = min(recipe.rounds, done + max(0, math.floor(left / max(1e-9, (1 + SHARE_OF_TIME) * cost))))
+    return job.processes.broadcast_json(lambda: planned)

@@ -122,17 +122,12 @@ def update(
         outliers = int((rows.residuals[len(rows.paths) - added :] > model.outliers.limit).sum())
         cluster = model.place(rows.reduced).cluster.numpy()
         entries = drift_entries(cluster, rows.residuals.numpy(), rows.fitted, model.outliers.limit)
-        strangers = _strangers(rows, model.outliers.limit)
+        strangest_first = rows.residuals[rows.fitted :].argsort(descending=True, stable=True) + rows.fitted
+        strangers = [rows.paths[row] for row in strangest_first.tolist() if rows.residuals[row] > model.outliers.limit]
         done = Update(added, known, unusable, outliers, **entries, strangers=strangers, model=model.identity)
         if added:
             display.say("Placed", _placed_text(done, model, run))
     return done
-
-
-def _strangers(rows: Rows, limit: float) -> list[str]:
-    """Return the paths of the outliers among the images added since the fit, the strangest first."""
-    strangest_first = rows.residuals[rows.fitted :].argsort(descending=True, stable=True) + rows.fitted
-    return [rows.paths[row] for row in strangest_first.tolist() if rows.residuals[row] > limit]
 
 
 def _placed_text(done: Update, model: Model, run: Path) -> str:

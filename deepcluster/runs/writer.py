@@ -41,15 +41,6 @@ SHARE_OF_TIME = 0.1  # of preliminary results after the first: at most one per t
 
 
 @dataclass
-class Cost:
-    """Seconds that results take."""
-
-    result: float = 0.0  # of the last one
-    one_pass: float = 0.0  # of the last pass over the images for a result
-    written: float = -math.inf  # when the last result was written, by time.perf_counter()
-
-
-@dataclass
 class ResultWriter:
     """Writes the results of a run: the first before any round, preliminary ones as the rounds go on, the final one.
 
@@ -62,17 +53,24 @@ class ResultWriter:
     images: ImagesRead
     record: RunRecord  # run.json so far, without a result
     baseline: Mapping[str, float] = field(default_factory=dict)  # metrics of the first result, on the main rank
+    result_seconds: float = 0.0  # of the last preliminary result
+    pass_seconds: float = 0.0  # of the last pass over the images
+    written: float = -math.inf  # when the last result was written, by time.perf_counter()
 
     def __post_init__(self) -> None:
         weights = self.network.body.state_dict() if self.images.recipe.average < 1 else {}
         self._first_weights = {name: value.clone() for name, value in weights.items()}
-        self.cost = Cost()
+
+    @property
+    def next_seconds(self) -> float:
+        """Seconds to leave for the next result."""
+        return max(self.result_seconds, self.pass_seconds)
 
     @property
     def is_due(self) -> bool:
         """True if a preliminary result costs little beside the time since the last one, and reports are wanted."""
-        waited = time.perf_counter() - self.cost.written
-        return self.job.request.report and waited >= self.cost.result / SHARE_OF_TIME
+        waited = time.perf_counter() - self.written
+        return self.job.request.report and waited >= self.result_seconds / SHARE_OF_TIME
 
     def features(self) -> Tensor:
         """Return the features of the network as it is now, for a result."""
@@ -80,16 +78,16 @@ class ResultWriter:
         begin = time.perf_counter()
         compute = compute_of(self.network, self.images.recipe, store.partition, self.job.display.progress, exact=True)
         features = extract(self.network, store.images, compute)
-        self.cost.one_pass = time.perf_counter() - begin
+        self.pass_seconds = time.perf_counter() - begin
         return features
 
     def preliminary(self, rounds: int, features: Tensor | None = None) -> None:
         """Write a preliminary result; ``features``: those of the network, if they are known. A collective."""
         begin = time.perf_counter()
-        before = 0.0 if features is None else self.cost.one_pass
+        before = 0.0 if features is None else self.pass_seconds
         outcome = self._write(replace(self.record, rounds=rounds, result=PRELIMINARY), features)
-        self.cost.written = time.perf_counter()
-        self.cost.result = before + self.cost.written - begin
+        self.written = time.perf_counter()
+        self.result_seconds = before + self.written - begin
         if rounds == 0:
             self.baseline = first_metrics(outcome.metrics)
             if self.folder:
@@ -117,7 +115,7 @@ class ResultWriter:
             if self.folder is None:
                 deque(rows.partition.blocks(rows.reduced), maxlen=0)  # the other ranks only send
                 return outcome
-            is_first = self.cost.written == -math.inf
+            is_first = self.written == -math.inf
             with self.folder.next_state(anew=request.overwrite and is_first) as staged:
                 if request.at_once and is_first:
                     write_beginning(staged, images)
