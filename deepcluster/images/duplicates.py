@@ -113,10 +113,7 @@ def _spanning(pairs: Tensor) -> Tensor:
     rows, index = torch.unique(pairs, return_inverse=True)
     row, column = index.reshape(-1, 2).T.numpy()
     ties = scipy.sparse.coo_array((np.ones(len(row), bool), (row, column)), (len(rows), len(rows)))
-    component = (
-        scipy.sparse.csgraph.connected_components(ties, directed=False)[1] if len(rows) else np.empty(0, np.int64)
-    )
-    _, lowest, component = np.unique(component, return_index=True, return_inverse=True)
-    first = lowest[component]
-    order = np.lexsort((np.arange(len(rows)), first))
+    component = scipy.sparse.csgraph.connected_components(ties, directed=False)[1]
+    first = np.unique(component, return_index=True)[1][component]
+    order = np.argsort(first, kind="stable")
     return rows[torch.from_numpy(np.stack([first[order], order], 1))]

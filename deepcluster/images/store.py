@@ -214,16 +214,9 @@ def preview(source: Source) -> tuple[int, bool]:
                 failures.append((source.paths[i], explain(error)))
                 continue
             sides.append(min(image.size) if side is None else side)
-            grey.append(_is_grey(image))
+            grey.append(bool(np.ptp(np.asarray(image), axis=2).mean() <= MAX_JPEG_NOISE))
             if len(sides) == COUNT:
                 break
     if not sides:
         raise nothing_readable(source.location, len(source.paths), failures)
     return int(np.median(sides)), sum(grey) >= MIN_GREY_SHARE * len(grey)
-
-
-def _is_grey(image: Image.Image) -> bool:
-    red, green, blue = (np.asarray(band) for band in image.split())
-    highest = np.maximum(np.maximum(red, green), blue)
-    lowest = np.minimum(np.minimum(red, green), blue)
-    return float((highest - lowest).mean()) <= MAX_JPEG_NOISE
