@@ -159,7 +159,7 @@ def _from_folder(folder: Path) -> Source:
         skipped += [(path, "beside the shards, not read") for path in paths if not shards.is_shard(path)]
         return shards.from_tars({path: folder / path for path in names}, name, str(folder), skipped)
     labels = tuple(path.split("/")[-2] if "/" in path else "" for path in paths)
-    files = _FilesBelow(paths, folder, Path(os.path.realpath(folder)))
+    files = _Files(paths, folder, Path(os.path.realpath(folder)))
     return Source(name, str(folder), tuple(paths), files, labels if any(labels) else None, tuple(skipped))
 
 
@@ -207,7 +207,9 @@ def from_files(files: Sequence[tuple[str, Path]], name: str, location: str) -> S
 
 @dataclass(frozen=True)
 class _Files(Items):
-    paths: Sequence[str | Path]
+    paths: Sequence[str | Path]  # absolute, or below ``folder``
+    folder: Path = Path()
+    real_folder: Path | None = None  # of ``folder``; no link below it is followed
     of_files = True
 
     def read(self, i: int, size: int | None = None) -> Image.Image:
@@ -217,22 +219,11 @@ class _Files(Items):
         return short_side(self.file(i))
 
     def file(self, i: int) -> Path:
-        return Path(self.paths[i])
-
-    def origin(self, i: int) -> Origin:
-        return Origin(os.path.realpath(self.paths[i]))
-
-
-@dataclass(frozen=True)
-class _FilesBelow(_Files):
-    folder: Path
-    real_folder: Path  # no link below it is followed
-
-    def file(self, i: int) -> Path:
         return self.folder / self.paths[i]
 
     def origin(self, i: int) -> Origin:
-        return Origin(str(self.real_folder / self.paths[i]))
+        path = self.paths[i]
+        return Origin(os.path.realpath(path) if self.real_folder is None else str(self.real_folder / path))
 
 
 def _distinct(lines: Iterable[str], folder: Path | None = None) -> list[tuple[str, Path]]:
