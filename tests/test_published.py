@@ -38,7 +38,7 @@ def without_wheel(monkeypatch):
 
 
 def test_the_installed_network_is_found_without_running_its_package(hub_cache):
-    """Nor does it import a slow library: `predict` of one image would wait for it."""
+    """Nor is a slow library imported: `predict` of one image would wait for it, and so would `recut`."""
     code = (
         "import sys, torch, deepcluster.images, deepcluster.runs.predict\n"
         "from deepcluster.learning import extract\n"
@@ -46,6 +46,10 @@ def test_the_installed_network_is_found_without_running_its_package(hub_cache):
         "from deepcluster.nets.hub import local_file; print(local_file('photos-small'))\n"
         "network = build('timm:tf_efficientnet_lite0.in1k', image_size=32)\n"
         "extract(network, torch.zeros(1, 3, 32, 32, dtype=torch.uint8))\n"
+        "import deepcluster.runs.recut\n"
+        "from deepcluster.clustering.agreement import ari\n"
+        "from deepcluster.clustering.kmeans import best_of\n"
+        "assert ari(best_of(1, torch.tensor([[0.0], [1.0], [8.0], [9.0]]), 2, 0).labels, [0, 0, 1, 1]) == 1\n"
         f"slow = {{{PACKAGE!r}, 'timm', 'sklearn', 'torchvision', 'torch._dynamo', 'scipy.sparse'}}\n"
         "assert not slow & set(sys.modules)"
     )
