@@ -15,6 +15,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         with signals.stoppable():
+            gc.set_threshold(10_000)  # 700 new objects would have Python look for cycles 500 times during the imports
             from deepcluster import cli
 
             code = cli.main()

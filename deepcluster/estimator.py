@@ -421,7 +421,7 @@ class DeepCluster(_Base):
 
     def _read_results(self) -> None:
         folder = files.RunFolder(self.run_)
-        record, model, rows = read_run(folder, self._module)
+        record, model, rows = read_run(folder, self._module, takes_images=True)
         clusters = model.place(rows.reduced).cluster
         self._take(model)
         self.labels_: npt.NDArray[np.int64] = clusters.numpy()

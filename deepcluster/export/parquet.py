@@ -70,7 +70,7 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
 def _read(folder: RunFolder) -> tuple[Table, Any, Any]:
     """Return the rows of clusters.csv, their features and their positions on the map (NaN: none)."""
     rows = folder.read_clusters()
-    dims = models.load_of_run(folder).reduction.projection.shape[1]
+    dims = models.load_of_run(folder, takes_images=False).reduction.projection.shape[1]
     used = np.flatnonzero([row["status"] == "ok" for row in rows])
     features, map_positions = (np.full((len(rows), width), np.nan, np.float32) for width in (dims, 2))
     features[used] = folder.read_array("features.npy", len(used), dims)

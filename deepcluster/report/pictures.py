@@ -39,7 +39,7 @@ def thumbnail(image: Image.Image, side: int, limit: int) -> bytes:
             return data
     for scale, quality in ((1.0, 75), (1.0, 40), (0.75, 20), (0.5, 10)):
         smaller = max(1, round(side * scale))
-        data = webp(bare.resize((smaller, smaller)), quality=quality)
+        data = webp(bare.resize((smaller, smaller)), quality=quality, method=2)  # half the time of 4, 3 % more bytes
         if len(data) <= limit:
             break
     return data

@@ -66,9 +66,14 @@ class Rows:
         return self.fitted <= MAX_GRAPH_ROWS
 
 
-def read_run(folder: files.RunFolder, backbone: nn.Module | None = None) -> tuple[RunRecord, Model, Rows]:
-    """Read run.json, the model (of the user's own ``backbone``) and the images with their features."""
-    model = models.load_of_run(folder, backbone=backbone)  # explains a run that has no result yet
+def read_run(
+    folder: files.RunFolder, backbone: nn.Module | None = None, *, takes_images: bool = False
+) -> tuple[RunRecord, Model, Rows]:
+    """Read run.json, the model (of the user's own ``backbone``) and the images with their features.
+
+    ``takes_images``: Of the model; without, it is read faster.
+    """
+    model = models.load_of_run(folder, backbone=backbone, takes_images=takes_images)  # explains a run without a result
     record = folder.read_record({"rounds": int})
     table = folder.read_clusters()
     used = table.where("status", "ok")

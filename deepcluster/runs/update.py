@@ -95,7 +95,7 @@ def update(
     files.open_run(run)
     display = Several(Log(), display)
     with files.locked(run) as folder:
-        record, model, rows = read_run(folder)
+        record, model, rows = read_run(folder, takes_images=True)
         if record.status != "done":
             raise UsageError(f"{run} is not finished (its status is {record.status}): go on with its fit and --resume")
         model.network.to(device)

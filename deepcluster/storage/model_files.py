@@ -173,12 +173,20 @@ def load(folder: str | Path, device: torch.device | None = None, *, backbone: nn
     return _load(folder.joinpath, device, backbone)
 
 
-def load_of_run(run: RunFolder, device: torch.device | None = None, backbone: nn.Module | None = None) -> Model:
-    """Read the model of a run, as :func:`load` does."""
-    return _load(partial(model_file, run), device, backbone)
+def load_of_run(
+    run: RunFolder,
+    device: torch.device | None = None,
+    backbone: nn.Module | None = None,
+    *,
+    takes_images: bool = True,
+) -> Model:
+    """Read the model of a run, as :func:`load` does. ``takes_images``: False checks its weights, and loads none."""
+    return _load(partial(model_file, run), device, backbone, takes_images)
 
 
-def _load(path_of: Callable[[str], Path], device: torch.device | None, backbone: nn.Module | None) -> Model:
+def _load(
+    path_of: Callable[[str], Path], device: torch.device | None, backbone: nn.Module | None, takes_images: bool = True
+) -> Model:
     reading = partial(
         as_model_errors,
         way_out="restore it from a copy" if backbone is None else "give the module that it was fitted with",
@@ -200,7 +208,8 @@ def _load(path_of: Callable[[str], Path], device: torch.device | None, backbone:
         axes = {name: tuple(value.shape) for name, value in expected.items()}
         check_tensors(body, axes, {name: value.dtype for name, value in expected.items()})
         # Before the first look at the mapped numbers, so that these and what building takes are not in memory together.
-        network = shapes if config.architecture.name in (MODULE, NO_NETWORK) else build(**asdict(config.architecture))
+        is_built = not takes_images or config.architecture.name in (MODULE, NO_NETWORK)
+        network = shapes if is_built else build(**asdict(config.architecture))
         if network.feature_dim != feature_dim:
             raise ValueError(f"features of {feature_dim} numbers, and the network gives {network.feature_dim}")
         for name, value in every.items():
@@ -210,9 +219,10 @@ def _load(path_of: Callable[[str], Path], device: torch.device | None, backbone:
             )
             if not all(part.all() for part in good):
                 raise ValueError(f"{name} has numbers that are not finite or, as a limit, negative")
-    if not isinstance(network.body, Absent):
+    if takes_images and not isinstance(network.body, Absent):
         network.body.load_state_dict(body)
-    channels_last(network.eval().to(device or torch.device("cpu")))
+    if takes_images:
+        channels_last(network.eval().to(device or torch.device("cpu")))
     limit = float(tensors["outliers.limit"])
     return Model(
         network=network,
