@@ -17,8 +17,6 @@ from deepcluster.errors import DataError, UsageError
 from deepcluster.evaluation import ClusteringOptions
 from deepcluster.evaluation.common import accuracies, check_apart, clustering, hold_out, numbers
 from deepcluster.images import find
-from deepcluster.runs.evaluate import _cached
-from deepcluster.storage.run_folder import RunFolder
 from tests.helpers.runs import change_record, rows
 
 LINEAR = ("--labels", "folders", "--protocol", "linear", "--epochs", 2)
@@ -110,15 +108,6 @@ def test_it_is_said_that_some_images_of_the_run_are_missing(run, photos, tmp_pat
     assert re.search(rf"^{figure} +\d\.\d{{4}}$", printed.out, re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    ("value", "is_whole"), [({"top1": 0.5}, True), (0.5, True), ({"top1": [1]}, False), ([1], False)]
-)
-def test_kept_figures_and_rows_come_back_and_nothing_else(tmp_path, value, is_whole):
-    about, values = {"schema_version": 1}, {"block1": value}
-    (tmp_path / "evaluation-linear.json").write_text(json.dumps(about | {"values": values}))
-    assert _cached(RunFolder(tmp_path), "evaluation-linear.json", about) == (values if is_whole else None)
-
-
 def test_what_was_found_is_kept_and_not_found_again(run, evaluated, monkeypatch):
     first = evaluated("--labels", "folders")
     kept = json.loads((run / "evaluation-clustering.json").read_text())
@@ -149,7 +138,8 @@ def test_a_damaged_file_is_written_again(run, evaluated):
     figures = evaluated("--labels", "folders")
     file = run / "evaluation-clustering.json"
     whole = file.read_text()
-    for content in ("{", "[]", json.dumps(json.loads(whole) | {"values": {"acc": [1]}})):
+    odd = [json.dumps(json.loads(whole) | {"values": {"acc": value}}) for value in ([1], {"top1": [1]})]
+    for content in ("{", "[]", *odd):
         file.write_text(content)
         assert evaluated("--labels", "folders") == figures
         assert file.read_text() == whole

@@ -80,13 +80,3 @@ def test_no_import_cycle():
     while leaves := [name for name, others in graph.items() if not others]:
         graph = {name: others - set(leaves) for name, others in graph.items() if name not in leaves}
     assert graph == {}
-
-
-def test_no_global_generator():
-    for name, path in modules().items():
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                assert "random" not in {alias.name for alias in node.names} | {getattr(node, "module", None)}, name
-            if isinstance(node, ast.Call):
-                called = ast.unparse(node.func)
-                assert called not in ("torch.manual_seed", "np.random.seed"), (name, called)
