@@ -60,7 +60,6 @@ from deepcluster.report import pictures
 from deepcluster.runs import evaluate as evaluating
 from deepcluster.runs import fit as run
 from deepcluster.runs import rows as samples
-from deepcluster.runs.build import Steps
 from deepcluster.runs.predict import Prediction, predict
 from deepcluster.runs.result import metrics, place_rows, summary_rows
 from deepcluster.runs.rows import Rows, sample_of
@@ -71,11 +70,10 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import FEATURES_KEY, Checkpoints, restored
 from tests.helpers.runs import record
-from tests.helpers.shared import OPTIONS, files_of, pixels
+from tests.helpers.shared import OPTIONS, pixels
 from tests.loop import learn, loop
 from tests.pages import ROOT as REPOSITORY
 from tests.ranks import Ranks
-from tests.test_own_steps import STEPS
 from tests.tiny import flipped, tiny_run
 
 # ---- exchanges ------------------------------------------------------------------------------------------------------
@@ -651,16 +649,9 @@ def once(ranks: dict[int, Ranks], data: st.DataObject) -> None:
     assert sum(result["rows"] for result in results) == len(first["state"]["final"]) == len(usable)
 
 
-OWN = " with own steps"
-
-
-def fitted(processes: Processes, out: Path, recipe: str, steps: int | None, resume: bool) -> str:
+def fitted(processes: Processes, out: Path, steps: int | None, resume: bool) -> str:
     """A run that stops after so many optimizer steps (None: it does not); returns what came of it."""
-    options = OPTIONS | ({"sobel": False} if recipe == "v1" else {})
-    request = run.Request(
-        out=out, n_clusters=4, recipe=read_request(options, recipe.removesuffix(OWN)),
-        resume=resume, steps=Steps(**STEPS) if recipe.endswith(OWN) else Steps(),
-    )  # fmt: skip
+    request = run.Request(out=out, n_clusters=4, recipe=read_request(OPTIONS), resume=resume)
     made = 0
 
     def counted(*arguments: Any) -> int:
@@ -680,23 +671,6 @@ def fitted(processes: Processes, out: Path, recipe: str, steps: int | None, resu
     return "done"
 
 
-SLOW = [pytest.param(count, recipe, marks=pytest.mark.slow) for count, recipe in ((2, "auto"), (3, "v1"))]
-
-
-@pytest.mark.parametrize(("count", "recipe"), [(2, f"classic{OWN}"), *SLOW])
-def test_resumed_by_as_many_processes_it_is_bit_identical(ranks, tmp_path, count, recipe):
-    """Stopped in its first round, and in its second: six steps each."""
-    assert ranks[count](fitted, tmp_path / "whole", recipe, None, False) == ["done"] * count
-    for steps in (2, 9):
-        out = tmp_path / str(steps)
-        ends = ranks[count](fitted, out, recipe, steps, False)
-        assert len(ends) == count and all(end.startswith("stopped in a step; ") for end in ends)
-        assert record(out)["status"] == "stopped"
-        assert ranks[count](fitted, out, recipe, None, True) == ["done"] * count
-        assert files_of(out) == files_of(tmp_path / "whole")
-        assert not list(out.glob("images*"))
-
-
 OTHERS = [(first, second) for first in (1, 2, 3) for second in (1, 2, 3) if first != second]
 
 
@@ -705,11 +679,12 @@ OTHERS = [(first, second) for first in (1, 2, 3) for second in (1, 2, 3) if firs
 )
 def test_resumed_by_another_number_of_processes_it_says_so(ranks, tmp_path, first, second):
     out, difference = tmp_path / "run", f"processes {first} then, {second} now"
-    ranks[first](fitted, out, "auto", 9, False)
+    assert {end.partition("; ")[0] for end in ranks[first](fitted, out, 9, False)} == {"stopped in a step"}
+    assert record(out)["status"] == "stopped"
     with pytest.warns(DeepClusterWarning, match=difference) if second == 1 else nullcontext():
-        assert ranks[second](fitted, out, "auto", None, True) == ["done"] * second
+        assert ranks[second](fitted, out, None, True) == ["done"] * second
     assert difference in record(out)["resumed"]
-    assert record(out)["status"] == "done"
+    assert record(out)["status"] == "done" and not list(out.glob("images*"))
 
 
 def test_pixels_beyond_memory_are_in_a_file_of_each_process(ranks, tmp_path):
