@@ -107,7 +107,7 @@ def test_arrays_and_any_module(form):
     assert any((a != b).any() for a, b in zip(module.parameters(), network().body.parameters(), strict=True))
 
 
-def test_what_the_loop_refuses():
+def test_the_loop_refuses_images_of_a_wrong_shape_or_range():
     whole = np.full((4, 3, 8, 8), 0.5)
     for images, words in ((whole[0], "shape"), (whole[..., 1:], "shape"), (14 * whole, "from 7 to 7")):
         with pytest.raises(DataError, match=words):

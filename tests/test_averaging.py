@@ -106,7 +106,7 @@ def result(sizes: list[int], width: int) -> Conclusion:
         ([20, 5, 4], 4, ""),  # too few images to tell
     ],
 )
-def test_what_is_a_collapse(sizes, width, why):
+def test_a_collapse_is_one_cluster_or_equal_features(sizes, width, why):
     text = collapse(result(sizes, width))
     assert text.startswith(f"training has collapsed ({why}): lower --lr") if why else not text
 

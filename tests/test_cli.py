@@ -450,7 +450,7 @@ def test_json_has_the_types_of_its_schema(line, asked):
     check(asked(line), SCHEMAS[line], "$")
 
 
-def test_fit_in_json(photos, tmp_path, capfd):
+def test_fit_prints_its_result_as_json_and_its_rounds_on_stderr(photos, tmp_path, capfd):
     out = tmp_path / "run"
     assert run_command(["fit", str(photos), "-o", str(out), "--json", *small_fit("--labels", "folders")[:-1]]) == 0
     said = capfd.readouterr()

@@ -83,7 +83,7 @@ def test_damaged_metadata_does_not_lose_the_image(exif: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])
-def test_first_frame_only(kind: str) -> None:
+def test_only_the_first_frame_is_read(kind: str) -> None:
     first, second = Image.new("RGB", (4, 4), RED), Image.new("RGB", (4, 4), BLUE)
     options = {"lossless": True} if kind == "WEBP" else {}
     file = stored(first, kind, save_all=True, append_images=[second], **options)
@@ -158,7 +158,7 @@ FTYP = b"\0\0\0\x18ftyp"
         *((FTYP + film + bytes(99), NO_IMAGE) for film in (b"isom\0\0\x02\0isomiso2avc1mp41", b"qt  \0\0\0\0qt  ")),
     ],
 )
-def test_not_an_image(data: bytes, words: str) -> None:
+def test_a_file_that_is_no_image_has_a_reason(data: bytes, words: str) -> None:
     assert words in reason(data)
 
 

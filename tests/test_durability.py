@@ -215,16 +215,6 @@ def forged(path: Path, change: Callable[[dict[str, Any]], object]) -> bytes:
     return json.dumps(content | {"sha256": json_sha256(content)}).encode()
 
 
-def test_another_number_of_threads_is_said(fit, copy_of):
-    copied = copy_of("stopped")
-    for path in (copied / "checkpoints").glob("*.json"):
-        path.write_bytes(forged(path, lambda content: content["about"]["environment"].update(threads=7)))
-    said = fit(copied, "--resume")
-    assert "threads 7" in said
-    (change,) = record(copied)["resumed"]
-    assert change.startswith("threads 7 ")
-
-
 @pytest.mark.parametrize(("moved", "options"), [(False, OPTIONS), (True, OPTIONS), (False, [*FEW, "--recipe"])])
 def test_a_finished_run_stays(pictures, whole, tmp_path, moved, options, ends):
     folder = shutil.copytree(pictures, tmp_path / pictures.name) if moved else pictures
@@ -434,7 +424,7 @@ def test_an_old_one_that_is_in_use_is_removed_later(checkpoints, monkeypatch):
     assert sorted(path.stem for path in checkpoints.folder.glob("*.json")) == ["000003", "000004"]
 
 
-def test_a_lost_file(checkpoints):
+def test_a_checkpoint_without_one_of_its_files_is_damaged(checkpoints):
     (checkpoints.folder / "000002.safetensors").unlink()
     with pytest.warns(DeepClusterWarning, match=r"000002\.json: 000002\.safetensors"):
         checkpoints.latest()

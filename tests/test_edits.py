@@ -208,7 +208,7 @@ def test_a_fifo_that_should_name_the_downloads(tmp_path, monkeypatch):
         newest_edits(Path("run"), RunRecord(images="photos", location="photos", seed=0, cut="c0ffee"))
 
 
-def test_who_lives_on_by_hand():
+def test_clusters_that_continue_by_hand():
     model = edited(tiny_model(names=("a", "b", "c")), Edits("", {}, (), (2,)))
     before = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2])
     after = torch.tensor([3, 3, 3, 1, 0, 0, 1, 1, 2, 2, 2])  # a goes on as 3, b falls into halves, c stays

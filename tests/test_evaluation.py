@@ -108,7 +108,7 @@ def test_it_is_said_that_some_images_of_the_run_are_missing(run, photos, tmp_pat
     assert re.search(rf"^{figure} +\d\.\d{{4}}$", printed.out, re.MULTILINE)
 
 
-def test_what_was_found_is_kept_and_not_found_again(run, evaluated, monkeypatch):
+def test_figures_are_kept_and_not_computed_again(run, evaluated, monkeypatch):
     first = evaluated("--labels", "folders")
     kept = json.loads((run / "evaluation-clustering.json").read_text())
     assert kept["values"] == first
@@ -154,7 +154,7 @@ def test_a_damaged_file_is_written_again(run, evaluated):
         ([*map(str, LINEAR), "--layers", "conv9"], 2, "block1, block2"),
     ],
 )
-def test_what_is_wrong_is_said(run, ends, arguments, code, said):
+def test_a_mistake_is_named_with_its_exit_code(run, ends, arguments, code, said):
     assert said in ends(["evaluate", run, *arguments], code).lower()
     assert not (run / "evaluation-clustering.json").exists()
 

@@ -49,7 +49,7 @@ def task_of(seed: int = 0) -> ProbeTask:
 
 # The smallest would overflow.
 @pytest.mark.parametrize(("temperature", "tolerance"), [(1e-3, 1e-3), (0.07, 2e-5), (0.5, 2e-5)])
-def test_as_scikit_learn(temperature, tolerance):
+def test_votes_are_those_of_scikit_learn(temperature, tolerance):
     train, test = F.normalize(normal(333, 12, 0)), F.normalize(normal(100, 12, 1))
     classes = torch.randint(4, (333,), generator=torch.Generator().manual_seed(2))
     counts = [20, 5, 333]
@@ -136,7 +136,7 @@ def test_nothing_above_the_layer_is_computed_and_nothing_stays():
         chosen_layers(network, "conv1")
 
 
-def test_the_schedule():
+def test_the_learning_rate_of_a_probe_falls_as_published():
     # 90 epochs of ImageNet (5,005 iterations an epoch), as the release computes it.
     assert lr_at(0, 0.01, 1e-7) == 0.01
     assert lr_at(90 * 5005, 0.01, 1e-7) == pytest.approx(0.0099977, abs=1e-7)

@@ -264,7 +264,7 @@ def test_voc07(output_of, tmp_path):
     assert names["average_precisions"](scores, truth) == [pytest.approx((1 + 2 / 3) / 2), pytest.approx(1 / 2)]
 
 
-def test_figures(output_of, photos, tmp_path):
+def test_the_figures_of_the_paper_are_drawn(output_of, photos, tmp_path):
     pytest.importorskip("matplotlib")
     run, out, table = tiny_run(tmp_path / "run"), tmp_path / "out", tmp_path / "clusters.csv"
     (run / "history.csv").write_text("round,nmi_previous,nmi_labels\n0,,0.1\n1,0.4,0.2\n2,0.5,0.3\n")

@@ -119,7 +119,7 @@ def test_a_graph_that_differs_is_not_written(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_mistakes(tmp_path, monkeypatch):
+def test_an_export_without_a_model_a_place_or_the_package_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ModelError):
         onnx(tmp_path, tmp_path / "x.onnx")
     models.save(tiny_model(), tmp_path / "model")

@@ -28,7 +28,7 @@ def run(tmp_path):
     return run
 
 
-def test_read_back(run, tmp_path):
+def test_a_parquet_file_has_the_rows_of_the_run(run, tmp_path):
     pq = pytest.importorskip("pyarrow.parquet")
     out = tmp_path / "new" / "x.parquet"
     parquet(run, out)
@@ -54,7 +54,7 @@ def test_read_back(run, tmp_path):
     assert np.array_equal(np.array([row["features"] for row in found[:4]], np.float32), features)
 
 
-def test_what_viewers_need(run, tmp_path):
+def test_a_parquet_file_has_the_places_and_neighbours_that_viewers_need(run, tmp_path):
     """In embedding-atlas' form: zero-based rows of the table, the nearest first, and not the image itself."""
     pq = pytest.importorskip("pyarrow.parquet")
     folder = writable(run)

@@ -124,7 +124,7 @@ def test_files_that_break_during_a_run(tmp_path: Path, monkeypatch: pytest.Monke
     same_result(first, fit(good, tmp_path / "second"))
 
 
-def test_pages_without_end(tmp_path: Path) -> None:
+def test_a_tiff_whose_pages_have_no_end_is_read(tmp_path: Path) -> None:
     page = bytearray(stored(Image.new("L", (5, 5), 7), "TIFF"))
     (begin,) = struct.unpack_from("<I", page, 4)
     (tags,) = struct.unpack_from("<H", page, begin)

@@ -41,7 +41,7 @@ def of_a_step(**options: Any) -> float:
     return memory(NETWORK, recipe, 10_000) - memory(NETWORK, recipe, 10_000, gpu=True)
 
 
-def test_by_hand():
+def test_the_memory_of_a_run_by_hand():
     """Images of 3 x 32 x 32 bytes; features of 128 numbers, and reduced ones twice; tables and page."""
     before = copy.deepcopy(NETWORK.state_dict())
     images, features = 10_000 * 3 * 32 * 32, 4 * 10_000 * (128 + 2 * 128)
@@ -51,7 +51,7 @@ def test_by_hand():
     torch.testing.assert_close(NETWORK.state_dict(), before, rtol=0, atol=0)
 
 
-def test_what_a_step_keeps_grows_with_its_batch_views_and_pixels():
+def test_the_memory_of_a_step_grows_with_its_batch_views_and_pixels():
     one = of_a_step()
     assert of_a_step(batch_size=512) / one == pytest.approx(2, rel=0.1)
     assert of_a_step(views=2) / one == pytest.approx(2, rel=0.1)

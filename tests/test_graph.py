@@ -80,7 +80,7 @@ def test_neighbours_stay_better_than_in_the_principal_components():
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 5, 12, 17])
-def test_few_images(size):
+def test_few_images_have_places_of_their_own(size):
     """A graph of few images has fewer eigenvectors than an embedding has dimensions."""
     rows = blobs([size])
     for places, width in ((embedding(neighbour_ties(rows), 10, 0), 10), (layout(rows), 2)):

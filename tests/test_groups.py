@@ -239,7 +239,7 @@ def test_stability_is_low_without_groups_and_none_of_few_images():
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 12])
-def test_few_rows(rows):
+def test_few_rows_have_few_candidates(rows):
     found = candidates(torch.eye(12)[:rows])
     assert all(2 <= each.k < rows for each in found)
     assert bool(found) == (rows >= 4)

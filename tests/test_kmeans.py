@@ -71,7 +71,7 @@ def test_input_is_not_changed(iterations):
 
 
 @pytest.mark.parametrize("k", [3, 9000, 70_000])
-def test_sums_of_labels(k):
+def test_sums_by_label_are_those_of_torch(k):
     """Few clusters, more than the rows of a block, and more than 16 bits number."""
     x, labels = normal(8500, 3), torch.randint(0, k, (8500,), generator=generator(3, "test"))
     with shared_out(x) as rows:
@@ -120,7 +120,7 @@ def test_a_clustering_of_given_labels_by_hand():
             as_clustering(np.array(labels), torch.ones(3, 2))
 
 
-def test_labels_as_start():
+def test_a_start_by_labels_is_the_means_of_their_rows():
     x, labels = normal(900, 5), torch.arange(3).repeat_interleave(300)
     means = x.unflatten(0, (3, 300)).mean(1)
     assert torch.allclose(kmeans(x, 3, start=labels, iterations=0).centroids, means, atol=1e-6)
@@ -196,12 +196,12 @@ def test_split_puts_centroids_beside_large_clusters():
         (2, {"start": torch.tensor([0, 1, 2, 0, 1])}, "0 .*2.* 0 .*1"),
     ],
 )
-def test_bad_arguments(k, options, message):
+def test_a_wrong_argument_is_named(k, options, message):
     with pytest.raises(ValueError, match=message):
         kmeans(normal(5, 2), k, **options)
 
 
-def test_not_finite():
+def test_numbers_that_are_not_finite_or_too_small_are_refused():
     x = normal(5, 2)
     x[1, 0] = torch.inf
     for iterations in (0, 3):

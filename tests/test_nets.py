@@ -243,7 +243,7 @@ def test_sobel_is_that_of_scipy_on_the_mean_of_the_colours():
 
 
 @pytest.mark.parametrize("name", ["alexnet", pytest.param("vgg16", marks=pytest.mark.slow)])
-def test_initialisation(name):
+def test_weights_begin_as_the_paper_says(name):
     network = build(name, image_size=224, sobel=True, seed=5)
     for module in (*network.body.features, *network.body.classifier):
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -621,7 +621,7 @@ def test_a_network_of_one_size(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("network", RUNS)
-def test_networks(tmp_path, network):
+def test_networks_of_every_kind_complete_a_run(tmp_path, network):
     name, _, size = network.partition("@")
     code = f"from tests.test_nets import *; check(Path({str(tmp_path)!r}), {name!r}, {int(size or 0)})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

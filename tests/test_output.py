@@ -114,7 +114,7 @@ def test_a_place_where_no_file_can_be(place, out, ends, monkeypatch):
     assert contents(place) == before
 
 
-def test_what_may_be_written(place, ends):
+def test_empty_files_long_names_and_devices_may_be_outputs(place, ends):
     """An empty file (of mktemp), a name of 255 bytes, devices, an open file by its number (as /dev/stdout)."""
     Path("empty.csv").touch()
     for device in ("null", "full"):  # by a link, lest a failure of this test harms the machine

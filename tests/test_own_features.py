@@ -125,7 +125,7 @@ def test_recut_and_report_find_the_pictures(made):
         (np.array([[1], [1, 2]], object), "objects"),
     ],
 )
-def test_what_are_no_features(array, words, tmp_path):
+def test_an_array_that_is_no_features_is_refused(array, words, tmp_path):
     np.save(tmp_path / "f.npy", array, allow_pickle=True)
     with pytest.raises(DataError) as error:
         read_features(tmp_path / "f.npy")

@@ -188,7 +188,7 @@ def test_a_dry_run_downloads_nothing(hub, large_photos, capsys):
     assert not hub.requests
 
 
-def test_the_estimator(hub_cache, large_photos):
+def test_the_estimator_begins_with_the_installed_network(hub_cache, large_photos):
     model = DeepCluster(n_clusters=3, rounds=0, image_size=32).fit(large_photos)
     assert tomllib.loads((model.run_ / "recipe.toml").read_text())["backbone"] == PUBLISHED[SMALL].backbone
     with pytest.raises(ModelError, match="deepcluster fetch photos"):

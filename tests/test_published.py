@@ -95,7 +95,7 @@ def test_a_changed_file_is_said_and_never_read(hub_cache, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("link", [True, False])
-def test_what_is_there_is_found_without_the_network(hub_cache, monkeypatch, link):
+def test_a_file_in_the_cache_is_found_without_the_network(hub_cache, monkeypatch, link):
     path = keep(tiny_file(), link=link)
 
     def refuse(*_: object) -> None:
@@ -108,7 +108,7 @@ def test_what_is_there_is_found_without_the_network(hub_cache, monkeypatch, link
     assert local_file("photos-ssl") is None
 
 
-def test_fetched_once(hub, hub_cache):
+def test_a_network_is_fetched_once(hub, hub_cache):
     with pytest.raises(UsageError):
         fetch("timm:resnet18.no_such_tag")
     seen = []
@@ -237,7 +237,7 @@ def test_a_cache_that_cannot_be_written(hub, hub_cache):
         fetch("photos")
 
 
-def test_the_command(hub, prints, ends):
+def test_a_network_is_fetched_once_and_listed_by_the_command(hub, prints, ends):
     assert "timm:NAME" in ends(["fetch", "fotos"], 2)
     said = prints("fetch")
     assert "ConvNeXt-T, 178 MB, Apache-2.0" in said and "model.safetensors" in said

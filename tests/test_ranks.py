@@ -135,7 +135,7 @@ def told(processes: Processes) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_what_all_are_told(ranks, count):
+def test_all_processes_get_the_same_values(ranks, count):
     answers = ranks[count](told)
     every = [{**VALUE, "rank": rank} for rank in range(count)]
     assert [answer[:4] for answer in answers] == [(sum(range(count)), count == 3, every, every[0])] * count
@@ -151,7 +151,7 @@ def bits(x: Tensor) -> Tensor:
     return x.contiguous().view(-1).view(torch.uint8)
 
 
-def test_tensors_of_the_first(ranks):
+def test_all_processes_get_the_tensors_of_the_main_rank(ranks):
     dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
     tensors = {str(dtype): torch.arange(6).view(2, 3).to(dtype) for dtype in dtypes}
     tensors |= {"number": torch.tensor(3), "none": torch.empty(0, 4), "nan": torch.tensor([float("nan"), -0.0])}
@@ -199,7 +199,7 @@ def reading(processes: Processes, folder: Path) -> State:
 
 @pytest.mark.parametrize("then", [1, 2, 3])
 @pytest.mark.parametrize("now", [1, 2, 3])
-def test_what_some_write_any_number_read(ranks, tmp_path, then, now):
+def test_checkpoints_of_any_number_of_processes_are_read_by_any_number(ranks, tmp_path, then, now):
     folder = tmp_path / "checkpoints"
     ranks[then](writing, folder, 2)
     names = [f"000002{f'-{rank}' if rank else ''}.safetensors" for rank in range(then)]

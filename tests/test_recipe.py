@@ -272,7 +272,7 @@ def test_a_network_of_one_size_gets_images_and_views_of_it(base):
         ({"sobel": "maybe"}, "sobel='maybe'"),
     ],
 )
-def test_bad_options(options, message):
+def test_a_wrong_option_is_named(options, message):
     with pytest.raises(UsageError, match=message):
         plan_of("auto", options, PHOTOS)
 
@@ -290,7 +290,7 @@ def test_toml_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"), [("rounds = ", "mine.toml"), ('base = "v9"', "v9"), ("roundz = 3", "roundz.* rounds")]
 )
-def test_bad_recipe_files(tmp_path, text, message):
+def test_a_wrong_recipe_file_is_named(tmp_path, text, message):
     file = tmp_path / "mine.toml"
     file.write_text(text)
     with pytest.raises(UsageError, match=message):

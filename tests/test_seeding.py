@@ -10,7 +10,7 @@ def test_every_argument_matters():
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_alike_everywhere():
+def test_a_seed_is_the_same_on_every_machine():
     # printf 0/head/3 | sha256sum: the first 63 bits. Results must not change with the version or the machine.
     assert derive(0, "head", 3) == 6617858454930489592
 

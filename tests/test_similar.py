@@ -54,7 +54,7 @@ def test_all_of_them_at_most_and_into_a_file_that_is_not_there(finished, photos,
     assert path in said and (photos / path).read_bytes() == before
 
 
-def test_what_is_wrong_is_said(finished, photos, tmp_path, ends):
+def test_a_mistake_is_named_with_its_exit_code(finished, photos, tmp_path, ends):
     (tmp_path / "bad.png").write_text("no image")
     for image, code, message in (
         ("none.png", 3, "none.png"),

@@ -132,7 +132,7 @@ def test_a_selection_and_its_copy_by_pickle_read_the_images_of_their_numbers(tmp
                 assert [*same.files()] == [file for file in sorted(files)[2::-2] if source.items.of_files]
 
 
-def test_nothing_to_find(tmp_path: Path) -> None:
+def test_images_that_do_not_exist_are_named(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("nothing")
     for images, words in {
         str(tmp_path): "link",
@@ -205,7 +205,9 @@ LISTS: dict[str, tuple[bytes, list[str] | str]] = {  # the paths, or the words o
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_lists_of_paths(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_of_paths_is_read_in_every_form_or_refused(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     content, expected = LISTS[name]
     Path(name).write_bytes(content)
@@ -478,7 +480,7 @@ def test_the_numbers_of_the_security_page_are_those_of_the_code():
 
 
 @pytest.mark.parametrize("name", ["a", "a.txt", "a.npy", "a.npz", "a.tar", "a.png"])
-def test_what_is_empty_is_never_opened(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_file_is_never_opened(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So do the endless files of /proc look, such as /proc/kmsg."""
     (tmp_path / name).touch()
     for place, method in ((Path, "open"), (Path, "read_bytes"), (io, "FileIO"), (np, "load")):
@@ -580,7 +582,7 @@ def test_a_data_set_of_the_hub_by_its_name(photos, tmp_path):
 # ---- labels ----------------------------------------------------------------------------------------------------------
 
 
-def test_csv_by_path(photos, tmp_path):
+def test_the_labels_of_a_table_go_by_paths(photos, tmp_path):
     """The guards of clusters.csv are removed, and blanks around a label."""
     file = tmp_path / "labels.csv"
     file.write_text('File_Name,Class\n"./bars/00.png",stripes\nblob/01.png, round \nnowhere.png,x\nbars/01.png,\'=l0\n')
@@ -607,7 +609,7 @@ def test_folders_without_folders(photos):
         (None, UsageError, "labels.csv"),
     ],
 )
-def test_bad_csv(photos, tmp_path, text, error, message, monkeypatch):
+def test_a_wrong_table_of_labels_is_refused_with_its_place(photos, tmp_path, text, error, message, monkeypatch):
     monkeypatch.setattr(plain_files, "LONGEST_LINE", 100)
     monkeypatch.setattr(plain_files, "MOST_TEXT", 200)
     file = tmp_path / "labels.csv"

@@ -623,7 +623,7 @@ ODD_RECORDS = [
 
 
 @pytest.mark.parametrize("name", ["clusters.csv", "cluster_summary.csv", "history.csv", "skipped.csv"])
-def test_odd_cells(run, ends, name):
+def test_an_odd_cell_of_a_table_ends_in_one_line(run, ends, name):
     """A line for a person, and never a traceback; the digest of clusters.csv is made to fit."""
     header, *cells = csv.reader((run / name).open(newline=""))
     cells = cells or [["x"] * len(header)]

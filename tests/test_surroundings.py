@@ -307,7 +307,9 @@ def test_an_empty_argument_is_none(arguments: list[str], after: str, ends: Ends)
 
 
 @pytest.mark.parametrize("option", ["-k", "--time-limit", "--seed", "--set=epochs"])
-def test_numbers_without_end(option: str, photos: Path, tmp_path: Path, ends: Ends) -> None:
+def test_a_number_of_5000_digits_is_refused_in_a_short_line(
+    option: str, photos: Path, tmp_path: Path, ends: Ends
+) -> None:
     given = [f"{option}={DIGITS}"] if "=" in option else [option, DIGITS]
     assert len(ends(["fit", photos, "-o", tmp_path / "run", *given, "-q"], 2)) < 2100
     assert not (tmp_path / "run").exists()
@@ -327,7 +329,9 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     "line",
     ["recipes v1", "doctor", "predict RUN PHOTOS", "recut RUN -k 2", "recut RUN -k 2 --json", "fit PHOTOS -o OUT"],
 )
-def test_what_cannot_be_told_fails(line: str, run, photos, tmp_path, ends: Ends, full: Callable[[], None]) -> None:
+def test_a_result_that_cannot_be_printed_is_an_error(
+    line: str, run, photos, tmp_path, ends: Ends, full: Callable[[], None]
+) -> None:
     """The work is done; nothing is wrong with the run, and nobody is advised to replace it."""
     full()
     values = {"RUN": run, "PHOTOS": photos, "OUT": tmp_path / "out"}
@@ -371,7 +375,7 @@ def test_standard_input_that_is_closed_or_cannot_be_read(finished: Path, monkeyp
         ("recipes | true", 0, ""),
     ],
 )
-def test_real_streams(line: str, code: int, said: str) -> None:
+def test_streams_that_are_closed_or_full_end_a_command_as_they_should(line: str, code: int, said: str) -> None:
     command = f"set -o pipefail; export COLUMNS=0; {shlex.quote(sys.executable)} -m deepcluster {line}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert done.returncode == code

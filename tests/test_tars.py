@@ -135,7 +135,7 @@ def test_a_missing_shard_is_named(shards: Path):
             find(shards.parent / name)
 
 
-def test_what_lies_beside_the_shards(tmp_path: Path):
+def test_files_beside_the_shards_are_listed(tmp_path: Path):
     write(tmp_path / "0.tar", [("x.png", png(5))])
     (tmp_path / "0_stats.json").write_text("{}")
     source = find(tmp_path)
@@ -259,7 +259,7 @@ def test_labels_by_cls_and_json(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "reason"), [(bytes(10240), "no image in it"), (b"text" * 400, "not a tar archive, .* from byte 0")]
 )
-def test_nothing_in_it(tmp_path: Path, content: bytes, reason: str):
+def test_an_archive_without_images_is_skipped_with_a_reason(tmp_path: Path, content: bytes, reason: str):
     (tmp_path / "a.tar").write_bytes(content)
     for place in (tmp_path, tmp_path / "a.tar"):
         with pytest.raises(DataError, match=r"a\.tar"):
@@ -285,7 +285,7 @@ def traced(work: Callable[[], Any]) -> tuple[Any, int]:
 
 @pytest.mark.parametrize("kind", [b"0", b"x", b"L", b"S", b"Z"])
 @pytest.mark.parametrize("size", [-1, -1024, 1 << 80])
-def test_sizes_that_lie(tmp_path: Path, kind: bytes, size: int):
+def test_a_size_that_lies_costs_neither_time_nor_memory(tmp_path: Path, kind: bytes, size: int):
     """No endless loop (CVE-2025-8194), and no memory for what a header claims."""
     file = write(tmp_path / "a.tar", [("1.png", png()), ("2.png", png()), ("3.png", png())])
     content, at = file.read_bytes(), place_of(file, "2.png") - 512

@@ -190,7 +190,7 @@ ALONE = [[name, "run"] for name in app if name[0] != "-" and name not in SHARED]
 
 
 @pytest.mark.parametrize("arguments", ALONE, ids=" ".join)
-def test_what_is_not_shared_is_refused(arguments, monkeypatch, ends):
+def test_a_command_of_one_process_is_refused_under_torchrun(arguments, monkeypatch, ends):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     assert re.fullmatch(rf"error: {arguments[0]}.* torchrun\n", ends(arguments, 2))

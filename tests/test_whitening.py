@@ -37,7 +37,7 @@ def test_same_as_scikit_learn_up_to_signs():
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
-def test_by_hand(strength):
+def test_the_whitening_of_two_axes_by_hand(strength):
     """The standard deviations of two axes are 2 s and s: each is divided by its own ** strength."""
     x = torch.tensor([[2.0, 0], [-2, 0], [0, 1], [0, -1], [0, 0]])
     s = 0.5**0.5
@@ -75,7 +75,7 @@ def test_square_roots_by_hand(rows):
     assert torch.allclose(fitted(7 * x), fitted(x), atol=1e-4)  # the length of a row counts no more
 
 
-def test_not_finite():
+def test_numbers_that_are_not_finite_or_too_small_are_refused():
     x = correlated(20, 4)
     x[3, 1] = torch.nan
     with pytest.raises(NonFiniteError, match="1 of 20"):
