@@ -44,7 +44,6 @@ ALLOWED = {
     ("runs/serve.py", "socket"): "names the type of a connection of that server, opens none",
     ("report/page.py", "urllib"): "quotes a path for a link (urllib.parse), opens nothing",
     ("images/decode.py", "importlib"): "tells if rawpy is installed (find_spec), loads nothing",
-    ("images/named.py", "importlib"): "finds the folder of scikit-learn and its digits (find_spec), loads nothing",
     ("report/hints.py", "importlib"): "finds a table of the package's own (importlib.resources)",
     ("runtime/console.py", "importlib"): "tells if a package is installed (find_spec), loads nothing",
     ("estimator.py", "urllib"): "quotes a path for a link (urllib.parse), opens nothing",

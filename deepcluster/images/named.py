@@ -3,7 +3,6 @@
 import difflib
 import inspect
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,11 @@ def from_sklearn(name: str) -> Source:
     """Return the digits of scikit-learn, the only data set that it installs as images."""
     if name != "digits":
         raise DataError(f"unknown data set sklearn:{one_line(name)}: only sklearn:digits is available")
-    # Not by scikit-learn's own function, whose import takes more than a second.
-    library = Path(find_spec("sklearn").origin).parent  # type: ignore[union-attr, arg-type]
-    table = np.loadtxt(library / "datasets" / "data" / "digits.csv.gz", delimiter=",")
-    grey = np.rint(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    return from_array(grey, "digits", "sklearn:digits", table[:, -1].astype(np.int64))
+    from sklearn.datasets import load_digits  # takes a second
+
+    digits = load_digits()
+    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    return from_array(grey, "digits", "sklearn:digits", digits.target)
 
 
 def from_torchvision(name: str) -> Source:
