@@ -228,7 +228,7 @@ def test_cells_come_back():
 def test_a_table_is_written_without_a_dictionary_for_each_row(tmp_path):
     count = 10_000
     numbers, x = torch.arange(count), torch.rand(count)
-    model: Any = SimpleNamespace(outliers=SimpleNamespace(limit=1.0), names=("",) * 5, junk=())
+    model: Any = SimpleNamespace(outliers=SimpleNamespace(limit=1.0), names=("",) * 5, junk=(), coarse=())
     paths = tuple(f"{row:05}.png" for row in range(count))
     partition = Partition.single(count)
     table = Rows(paths, None, [("bad.png", "")], x[:, None], x[:, None], partition, x)

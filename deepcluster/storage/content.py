@@ -177,8 +177,11 @@ class Table(Sequence[Row]):
     @classmethod
     def of_columns(cls, columns: Mapping[str, Iterable[object]]) -> "Table":
         """Return the table of ``columns`` of one length, whose cells become texts."""
-        texts = {name: [_shared(name, str(cell)) for cell in cells] for name, cells in columns.items()}
-        return cls({name: np.array(column, object) for name, column in texts.items()})
+
+        def column(name: str, cells: Iterable[object]) -> Cells:
+            return np.array([_shared(name, str(cell)) for cell in cells], object)
+
+        return cls({name: column(name, cells) for name, cells in columns.items()})
 
     def where(self, name: str, cell: str) -> "Table":
         """Return the rows that have this cell in a column."""
