@@ -113,7 +113,7 @@ def _from_path(text: str) -> Source:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
         unknown = re.match(r"[A-Za-z][\w+.-]+:", text)
-        if not unknown and shards.is_pattern(text):
+        if not unknown and shards.is_shard(text) and shards.RANGE.search(text):
             name = re.sub(r"\{.*?\}", "", path.name).partition(".")[0].strip("-_ ")
             return shards.from_tars(shards.files_of(path), name or "shards", str(path))
         matches = glob(os.path.expanduser(text), recursive=True) if isinstance(error, FileNotFoundError) else []  # noqa: PTH111, PTH207

@@ -24,7 +24,7 @@ from deepcluster.runtime.plain_files import Section
 from deepcluster.texts import one_line
 
 _SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE)
-_RANGE = re.compile(r"\{([0-9]{1,18})\.\.([0-9]{1,18})\}")
+RANGE = re.compile(r"\{([0-9]{1,18})\.\.([0-9]{1,18})\}")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 # Files that describe shards: statistics, tables of the samples, indices.
 _BESIDE = {".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt", ".md", ".idx", ".index", ".yaml", ".yml"}
@@ -47,7 +47,7 @@ def shards_among(paths: Sequence[str]) -> list[str]:
 
 def expand(pattern: str) -> Iterator[str]:
     """Yield ``a-000.tar``, ``a-001.tar``, ``a-002.tar`` for ``a-{000..002}.tar``, as bash does."""
-    numbers = _RANGE.search(pattern)
+    numbers = RANGE.search(pattern)
     if numbers is None:
         yield pattern
         return
@@ -59,15 +59,10 @@ def expand(pattern: str) -> Iterator[str]:
         yield from expand(f"{pattern[: numbers.start()]}{number:0{width}}{pattern[numbers.end() :]}")
 
 
-def is_pattern(text: str) -> bool:
-    """Tell if the text names shards by ranges of numbers in braces."""
-    return is_shard(text) and _RANGE.search(text) is not None
-
-
 def files_of(pattern: Path) -> dict[str, Path]:
     """Return the shards of a pattern by name below the last folder without a range. DataError if not all exist."""
     base = pattern
-    while _RANGE.search(str(base)):
+    while RANGE.search(str(base)):
         base = base.parent
     shards: dict[str, Path] = {}
     for text in expand(str(pattern)):

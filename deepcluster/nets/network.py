@@ -15,7 +15,7 @@ from deepcluster.nets import hub, lite, paper
 from deepcluster.nets.compact import Compact
 from deepcluster.nets.names import MODULE, NO_NETWORK, PAPER_NETWORKS
 from deepcluster.nets.paper import reset_linear
-from deepcluster.nets.timm import in_layout_of, size_does_not_fit, timm_body, timm_heads, unknown_backbone
+from deepcluster.nets.timm import in_layout_of, size_does_not_fit, timm_body, unknown_backbone
 from deepcluster.nets.weights import HEADS, load_body, read_weights
 from deepcluster.seeding import generator, lent_global
 
@@ -241,8 +241,11 @@ def _new_body(name: str, image_size: int, sobel: bool, seed: int) -> tuple[nn.Mo
         config: dict[str, Any] = lite.CONFIG
     else:
         body, config = timm_body(name, image_size, seed)
-    # Also those of EfficientNet-Lite0's own code and of DeepCluster-v2's training.
-    heads = (*timm_heads(config["classifier"]), "_fc", "projection_head", "prototypes")
+    # The last layers (head.fc, or head.l and head_dist.l, or none) by their top-level modules, because a normalisation
+    # in one (head.bn) is dropped too; also those of EfficientNet-Lite0's own code and of DeepCluster-v2's training.
+    last = config["classifier"] or ()
+    last = (last,) if isinstance(last, str) else last
+    heads = (*(layer.split(".")[0] for layer in last), "_fc", "projection_head", "prototypes")
     layout = {"heads": heads, "convert": partial(in_layout_of, body)}
     return body, {"mean": config["mean"], "std": config["std"]}, layout
 

@@ -60,15 +60,6 @@ def pooling(name: str) -> dict[str, str]:
     return {"global_pool": "token"} if name.startswith("vit_") and "dinov3" in name else {}
 
 
-def timm_heads(classifier: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """Return the top-level modules around timm's last layers (``head.fc``, ``("head.l", "head_dist.l")``, or none).
-
-    It is the whole module, because a normalisation in it (``head.bn``) is dropped with the last layer.
-    """
-    layers = (classifier,) if isinstance(classifier, str) else classifier or ()
-    return tuple(layer.split(".")[0] for layer in layers)
-
-
 def in_layout_of(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a file by timm's names, with position tables resampled to the model's image size.
 
