@@ -107,7 +107,7 @@ def test_files_are_read_no_larger_than_needed(tmp_path: Path) -> None:
     save(tmp_path / "pics/a.jpg", RED, (320, 160), "JPEG")
     for source in (find(tmp_path), find(sorted((tmp_path / "pics").iterdir())), find(tmp_path / "pics/a.jpg")):
         assert (source.read(0).size, source.read(0, 20).size) == ((320, 160), (80, 40))
-        assert source.side(0) == 160
+        assert source.read(0, 20).info["short_side"] == 160
 
 
 def test_a_selection_and_its_copy_by_pickle_read_the_images_of_their_numbers(tmp_path: Path) -> None:
@@ -128,7 +128,6 @@ def test_a_selection_and_its_copy_by_pickle_read_the_images_of_their_numbers(tmp
             for same in (images, pickle.loads(pickle.dumps(images))):
                 assert [colour(same, i) for i in (0, 1)] == [(100, 0, 0), (0, 0, 0)]
                 assert (same.paths[0], same.origin(0)) == (source.paths[2], source.origin(2))
-                assert same.side(0) == source.side(2)
                 assert [*same.files()] == [file for file in sorted(files)[2::-2] if source.items.of_files]
 
 
@@ -258,7 +257,7 @@ def test_an_image_is_the_same_in_every_layout(array: np.ndarray, tmp_path: Path)
         np.save(tmp_path / "a.npy", same)
         for source in (find(same), *([] if array is FLOATS else [find(tmp_path / "a.npy")])):
             assert source.paths == tuple(map(str, range(11)))
-            assert (np.asarray(source.read(10, 1)) == shown[10]).all() and source.side(10) is None
+            assert (np.asarray(source.read(10, 1)) == shown[10]).all()
         for item in (same[10], torch.from_numpy(same)[10], (same[10], 3), [torch.from_numpy(same[10]), "label"]):
             assert picture(item).mode == "RGB" and np.array_equal(np.asarray(picture(item)), shown[10])
     assert (find(array).name, find(array).location, find(array).labels) == ("array", "python:array", None)
@@ -388,9 +387,6 @@ class Spied(Items):
         self.seen[self.source.paths[i]] = image.size
         return image
 
-    def side(self, i: int) -> int | None:
-        return self.source.side(i)
-
     def origin(self, i: int) -> Origin:
         return self.source.origin(i)
 
@@ -410,6 +406,13 @@ def test_preview_decodes_little_and_knows_the_size_of_the_whole(tmp_path: Path) 
     assert preview(source) == (1201, False)
     assert seen == {"a.jpg": (151, 200), "b.jpg": (151, 163), "c.png": (90, 1300)}
     assert preview(find(np.zeros((3, 90, 100), np.uint8))) == (90, True)
+
+
+def test_a_preview_of_a_data_set_of_hugging_face_knows_the_size_of_the_whole(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    Image.new("RGB", (1600, 1201), RED).save(tmp_path / "a.jpg")
+    table = datasets.Dataset.from_dict({"picture": [str(tmp_path / "a.jpg")]})
+    assert preview(find(table.cast_column("picture", datasets.Image()))) == (1201, False)
 
 
 def test_grey_within_the_noise_of_a_jpeg() -> None:

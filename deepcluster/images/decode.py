@@ -102,6 +102,8 @@ def reads_raw() -> bool:
 def decode(file: Path | BinaryIO, *, size: int | None = None) -> Image.Image:
     """Return the first frame of an image file: mode RGB, turned by its EXIF orientation, without metadata.
 
+    Its ``info`` has nothing but ``short_side``, the shorter side in px before it was reduced to ``size``.
+
     The bytes decide about the format (one of ``accepted_formats()``, or RAW), not the suffix. Of a RAW file the largest
     preview is the image.
 
@@ -311,6 +313,7 @@ def _contains(file: BinaryIO, part: bytes) -> bool:
 def upright(image: Image.Image, size: int | None = None) -> Image.Image:
     """Return the pixels of an open image: decoded, in RGB, turned. ``size`` as in :func:`decode`."""
     pixels = image.width * image.height
+    side = min(image.size)
     least = 0
     if size is not None:
         least = max(1, size * 3 // 2)
@@ -333,7 +336,7 @@ def upright(image: Image.Image, size: int | None = None) -> Image.Image:
             rgb = rgb.transpose(turn)
         elif rgb is image:
             rgb = rgb.copy()
-    rgb.info = {}  # so that a thumbnail cannot carry comments or a location
+    rgb.info = {"short_side": side}  # no more, so that a thumbnail cannot carry comments or a location
     return rgb
 
 

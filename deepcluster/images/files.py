@@ -18,7 +18,7 @@ from PIL import Image
 from deepcluster.errors import DataError, UsageError
 from deepcluster.images import arrays, named, shards
 from deepcluster.images.arrays import is_tensor, reading, without_torch
-from deepcluster.images.decode import SUFFIXES, decode, explain, is_empty, not_a_file, short_side
+from deepcluster.images.decode import SUFFIXES, decode, explain, is_empty, not_a_file
 from deepcluster.images.source import WHAT_TO_TYPE, Items, Origin, Source
 from deepcluster.runtime.plain_files import MOST_TEXT, PATH_COLUMNS, check_file, is_run
 from deepcluster.texts import one_line
@@ -214,9 +214,6 @@ class _Files(Items):
 
     def read(self, i: int, size: int | None = None) -> Image.Image:
         return decode(self.file(i), size=size)
-
-    def side(self, i: int) -> int:
-        return short_side(self.file(i))
 
     def file(self, i: int) -> Path:
         return self.folder / self.paths[i]

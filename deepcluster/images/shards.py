@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from deepcluster.errors import DataError
-from deepcluster.images.decode import SMALL_FILE, SUFFIXES, decode, explain, is_empty, short_side
+from deepcluster.images.decode import SMALL_FILE, SUFFIXES, decode, explain, is_empty
 from deepcluster.images.source import Items, Origin, Source
 from deepcluster.runtime.plain_files import Section
 from deepcluster.texts import one_line
@@ -222,9 +222,6 @@ class _Archives(Items):
 
     def read(self, i: int, size: int | None = None) -> Image.Image:
         return decode(self._open(i), size=size)
-
-    def side(self, i: int) -> int:
-        return short_side(self._open(i))
 
     def origin(self, i: int) -> Origin:
         prefix, _, file = self._shards[self._number(i)]

@@ -44,10 +44,6 @@ class Items(Protocol):
         """
         ...
 
-    def side(self, i: int) -> int | None:
-        """Return the shorter side in px of the i-th image from its header; None if ``read`` reduces nothing."""
-        return None
-
     def file(self, i: int) -> Path | None:
         """Return the absolute path of the i-th image; None for one that is no file."""
         return None
@@ -93,9 +89,6 @@ class Source:
 
     def read(self, i: int, size: int | None = None) -> Image.Image:
         return self.items.read(self._number(i), size)
-
-    def side(self, i: int) -> int | None:
-        return self.items.side(self._number(i))
 
     def file(self, i: int) -> Path | None:
         return self.items.file(self._number(i))
@@ -170,10 +163,6 @@ class _Several(Items):
     def read(self, i: int, size: int | None = None) -> Image.Image:
         source, i = self._at(i)
         return source.read(i, size)
-
-    def side(self, i: int) -> int | None:
-        source, i = self._at(i)
-        return source.side(i)
 
     def file(self, i: int) -> Path | None:
         source, i = self._at(i)

@@ -207,13 +207,12 @@ def preview(source: Source) -> tuple[int, bool]:
         for i in sorted(range(len(source.paths)), key=lambda i: hashlib.sha256(os.fsencode(source.paths[i])).digest()):
             try:
                 image = source.read(i, PREVIEW_SIZE)
-                side = source.side(i)
             except (MemoryError, DataError):  # a DataError concerns the whole source
                 raise
             except Exception as error:
                 failures.append((source.paths[i], explain(error)))
                 continue
-            sides.append(min(image.size) if side is None else side)
+            sides.append(image.info.get("short_side", min(image.size)))
             grey.append(bool(np.ptp(np.asarray(image), axis=2).mean() <= MAX_JPEG_NOISE))
             if len(sides) == COUNT:
                 break
