@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -203,7 +204,7 @@ def similar(run: Path, image: str, n: int = 20, device: str = "auto") -> list[Si
 
     Raises DataError if the image cannot be read, UsageError if it is not one image.
     """
-    _, model, rows = read_state(run, read_run)
+    _, model, rows = read_state(run, partial(read_run, takes_images=True))
     row = row_of(open_run(run), rows.paths, image)
     if row is None:
         model.network.to(choose_device(device))

@@ -208,8 +208,8 @@ def _load(
         axes = {name: tuple(value.shape) for name, value in expected.items()}
         check_tensors(body, axes, {name: value.dtype for name, value in expected.items()})
         # Before the first look at the mapped numbers, so that these and what building takes are not in memory together.
-        is_built = not takes_images or config.architecture.name in (MODULE, NO_NETWORK)
-        network = shapes if is_built else build(**asdict(config.architecture))
+        stays = not takes_images or config.architecture.name in (MODULE, NO_NETWORK)
+        network = shapes if stays else build(**asdict(config.architecture))
         if network.feature_dim != feature_dim:
             raise ValueError(f"features of {feature_dim} numbers, and the network gives {network.feature_dim}")
         for name, value in every.items():
