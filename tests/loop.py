@@ -33,7 +33,7 @@ def learn(
     compute, learning = _compute(network, images, options), _taken(Learning, options)
     labels = labels.reshape(len(labels), -1)
     head = network.head
-    options.setdefault("clusters", [len(head.weight if hasattr(head, "weight") else head.directions)])
+    options.setdefault("clusters", [len(head.weight)])
     optimizer = optimizer or body_optimizer(network, learning)
     return train_on_pseudo_labels(network, images, labels, optimizer, learning, compute, **options)
 

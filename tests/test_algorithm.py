@@ -1,8 +1,11 @@
 """The alternation: its rounds are what they say, and what one step makes is what the next one uses."""
 
+import copy
 import itertools
 import math
 import time
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from deepcluster.images.views import Augmentation, each_once
 from deepcluster.learning import Learning
 from deepcluster.learning.heads import CentroidHead, CrossEntropy, WithInstances, new_linear_head
 from deepcluster.nets.network import build
+from deepcluster.records import State
 from deepcluster.seeding import generator
 from tests.drawings import drawings
 from tests.loop import loop
@@ -197,7 +201,7 @@ def test_version_2_runs_through_the_same_alternation():
         assert round.chance_loss == pytest.approx((math.log(4) + math.log(6) + math.log(8)) / 3)
         assert torch.equal(labels[:, 0], round.clustering.labels)
         means = [rows[labels[:, i] == k].mean(0) for i, number in enumerate((4, 6, 8)) for k in range(number)]
-        assert torch.allclose(net.head.directions, F.normalize(torch.stack(means), dim=1), atol=1e-4)
+        assert torch.allclose(net.head.weight, F.normalize(torch.stack(means), dim=1), atol=1e-4)
         # No empty cluster, so no centroid that nothing belongs to.
         assert [len(column.unique()) for column in labels.T] == [4, 6, 8]
     assert not torch.equal(watched.features[0], watched.features[1])
@@ -215,3 +219,58 @@ def test_pseudo_labels_are_trusted_as_far_as_they_repeat(loss):
         expected.append(1 / (1 + (1 / share - 1) ** 2) if loss else 1.0)
     assert [round.cluster_weight for round in rounds] == pytest.approx(expected)
     assert watched.weights == [round.cluster_weight for round in rounds for _ in range(2)]  # two optimizer steps
+
+
+# ---- from the state after any round to the same end, bit by bit ------------------------------------------------------
+
+LINEAR = {"clusters": 5, "dims": 8, "epochs": 2}
+CENTROIDS = {
+    "clusters": (4, 8), "dims": None, "head": CentroidHead(0.1), "spherical": True, "reuse_features": True, "epochs": 1,
+    "loss": WithInstances(0.2), "views": [Augmentation(crop=(0.5, 1))] * 2,
+}  # fmt: skip
+OWN = {**LINEAR, "optimizer": partial(torch.optim.AdamW, weight_decay=0.1)}
+REST = {"rounds": 3, "batch_size": 10, "lr": lambda time: 0.05 * (1 - time / 3), "seed": 4}
+
+
+def rounds_and_states(options, images, state=None, parameters=None):
+    """Return for each round its labels with its NMI to those before, and what a checkpoint holds then."""
+    network = build("compact", image_size=16, projection=(16, 8) if "reuse_features" in options else None, seed=1)
+    if parameters is not None:
+        network.load_state_dict(parameters)
+    rounds, saved = [], []
+    for each in loop(network, images, state=state or State(), **REST, **options):
+        rounds.append(torch.cat([each.clustering.labels, torch.tensor([each.nmi_previous]).nan_to_num(9)]))
+        weights = {name: value for name, value in network.state_dict().items() if not name.startswith("head.")}
+        saved.append(copy.deepcopy((each.state, weights)))
+    return rounds, saved
+
+
+@pytest.mark.parametrize("options", [LINEAR, CENTROIDS, OWN], ids=["linear", "centroids", "AdamW"])
+def test_from_every_round_to_the_same_end(options):
+    images, _ = drawings(8, 16)
+    labels, saved = rounds_and_states(options, images)
+    assert [state.round for state, _ in saved] == [1, 2, 3]
+    for state, parameters in saved:
+        got = rounds_and_states(options, images, copy.deepcopy(state), parameters)
+        wanted = labels[state.round :], [(vars(then), weights) for then, weights in saved[state.round :]]
+        got_saved = [(vars(then), weights) for then, weights in got[1]]
+        torch.testing.assert_close((got[0], got_saved), wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("lost", ["optimizer", "features", "previous", "round"])
+def test_a_state_without_one_of_its_parts_ends_elsewhere(lost):
+    """The negative control: each part is needed, and the test above would see it missing."""
+    images, _ = drawings(8, 16)
+    _, saved = rounds_and_states(CENTROIDS, images)
+    state, parameters = saved[0]
+    _, got = rounds_and_states(CENTROIDS, images, replace(state, **{lost: getattr(State(), lost)}), parameters)
+    assert not all(torch.equal(value, got[-1][1][name]) for name, value in saved[-1][1].items())
+
+
+def test_a_settled_alternation_stays_so():
+    images, _ = drawings(8, 16)
+    options = {**LINEAR, "tolerance": 1.0, "patience": 1}
+    _, saved = rounds_and_states(options, images)
+    end = saved[-1][0]
+    assert (end.round, end.settled, len(saved)) == (2, 1, 2)
+    assert rounds_and_states(options, images, end) == ([], [])

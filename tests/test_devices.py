@@ -2,12 +2,16 @@
 
 import os
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 from deepcluster import compute as compute_module
 from deepcluster.algorithm import conclude
@@ -20,7 +24,7 @@ from deepcluster.learning.features import extract
 from deepcluster.learning.heads import CentroidHead, WithInstances
 from deepcluster.learning.training import Learning, body_optimizer
 from deepcluster.nets.network import build
-from deepcluster.runtime.devices import exact_float32, holds_rows, made_ahead, working_on
+from deepcluster.runtime.devices import exact_float32, holds_rows, in_order, made_ahead, one_thread, pool_of, working_on
 from deepcluster.seeding import generator, lent_global
 from tests.drawings import drawings
 from tests.loop import learn, loop
@@ -232,3 +236,65 @@ def test_a_gpu_waits_for_a_batch_and_batches_do_not_run_away_from_it(monkeypatch
     waited = [line for line in Stream.log if line.startswith("synchronize")]
     assert waited == [f"synchronize True {i}" for i in range(1, len(waited) + 1)]
     assert len(waited) >= 3
+
+
+# ---- threads that work ahead -----------------------------------------------------------------------------------------
+
+
+def test_results_come_in_order_and_no_more_than_ahead_are_begun_and_not_taken():
+    begun = []
+
+    def work(task: int) -> int:
+        begun.append(task)
+        time.sleep(0.002 * (task % 3 == 0))
+        return task**2
+
+    with ThreadPoolExecutor(4) as pool:
+        for count, result in enumerate(in_order(pool, work, range(20), ahead=3)):
+            assert result == count**2 and len(begun) <= count + 3
+            time.sleep(0.002)
+    assert len(begun) == 20
+
+
+@pytest.mark.parametrize(("device", "ahead"), [("mps", True), ("cpu", False)])
+def test_the_next_is_made_while_this_one_is_used_on_a_gpu(device, ahead):
+    made = [threading.Event() for _ in range(5)]
+    results = made_ahead(lambda task: made[task].set() or task, range(5), torch.device(device))
+    assert next(results) == 0
+    assert made[1].wait(timeout=5 if ahead else 0.05) == ahead
+    assert list(results) == [1, 2, 3, 4]
+
+
+def test_an_error_stops_the_rest():
+    done = []
+
+    def work(task: int) -> None:
+        if task == 1:
+            raise ValueError("task 1")
+        done.append(task)
+        time.sleep(0.01)
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="task 1"):
+        list(in_order(pool, work, range(100), ahead=50))
+    assert len(done) < 10
+
+
+def test_threads_are_one_inside_and_as_before_outside():
+    def blas_threads() -> set[int]:
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    np.ones((2, 2)) @ np.ones((2, 2))
+    before, blas_before = torch.get_num_threads(), blas_threads()
+    torch.set_num_threads(2)
+    try:
+        with one_thread(), pool_of(3) as pool:
+            assert list(pool.map(lambda _: torch.get_num_threads(), range(6))) == [1] * 6
+            assert blas_threads() == {1}
+        with pytest.raises(KeyError), one_thread():
+            raise KeyError
+        assert torch.get_num_threads() == 2
+        with ThreadPoolExecutor(1) as pool:  # threads begun later are not concerned
+            assert pool.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert blas_threads() == blas_before

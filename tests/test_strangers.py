@@ -17,6 +17,7 @@ import random
 import shutil
 import stat
 import tarfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
@@ -31,6 +32,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from deepcluster.errors import DataError, DiskError, ModelError, NonFiniteError, OutOfMemoryError
+from deepcluster.images.decode import pillow_limits
 from deepcluster.images.files import LIBRARIES
 from deepcluster.nets.network import build
 from deepcluster.nets.weights import read_weights, working_memory
@@ -43,7 +45,9 @@ from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import FILES
 from deepcluster.storage.files import write_whole
 from deepcluster.storage.model_config import BACKBONE
+from fuzz import decode as fuzz_decode
 from fuzz import harness
+from fuzz import model as fuzz_model
 from fuzz.harness import peak_memory
 from tests.helpers.runs import change_record, contents, record, rows, small_fit
 from tests.tiny import (
@@ -241,6 +245,32 @@ def test_flipped_bits_and_truncations_of_a_model_are_all_found(place: Place, nam
         path.write_bytes(damaged)
         with pytest.raises(ModelError, match=path.name):
             models.load(place.model)
+
+
+@pytest.mark.parametrize("changes", [30, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("script", [fuzz_decode, fuzz_model])
+def test_what_is_whole_is_accepted_and_changes_do_no_harm(script, changes, monkeypatch):
+    monkeypatch.setattr(fuzz_decode.decoding, "MAX_PIXELS", fuzz_decode.MAX_PIXELS)
+    chance, seeds, accepted = random.Random(0), script.seeds(), 0
+    with pillow_limits():
+        assert script.one(seeds[0])
+        before = harness.peak_memory(anew=True)
+        for _ in range(changes):
+            begin = time.monotonic()
+            accepted += script.one(harness.changed(seeds, chance))
+            assert time.monotonic() - begin < 10
+    assert 0 < accepted < 0.75 * changes  # most changes are found, and not all are harmless by chance
+    assert harness.peak_memory() - before < 210e6
+
+
+@pytest.mark.parametrize(
+    ("error", "found"), [(KeyError("names"), KeyError), (ModelError("no name of a file"), AssertionError)]
+)
+def test_a_fault_is_a_finding(monkeypatch, error, found):
+    """The negative control."""
+    monkeypatch.setattr(models, "load", Mock(side_effect=error))
+    with pytest.raises(found):
+        fuzz_model.one(fuzz_model.seeds()[0])
 
 
 # ---- files that run a program when they are unpickled ----------------------------------------------------------------
