@@ -32,8 +32,7 @@ def learn(
     """``train_on_pseudo_labels`` with the fields of Learning among its options."""
     compute, learning = _compute(network, images, options), _taken(Learning, options)
     labels = labels.reshape(len(labels), -1)
-    head = network.head
-    options.setdefault("clusters", [len(head.weight)])
+    options.setdefault("clusters", [len(network.head.weight)])
     optimizer = optimizer or body_optimizer(network, learning)
     return train_on_pseudo_labels(network, images, labels, optimizer, learning, compute, **options)
 
