@@ -227,7 +227,7 @@ def reading(what: str, file: Path) -> Iterator[None]:
 
 def from_numpy_file(file: Path) -> Source:
     """Return the images of an .npy or .npz file, of an .npz also the labels."""
-    labels = rows = None
+    labels = None
     with reading("the array", file):
         array = load_array(file, mmap_mode="r")
         if not isinstance(array, np.memmap):
@@ -243,11 +243,9 @@ def from_numpy_file(file: Path) -> Source:
                 check_fits(f"unpacking {one_line(str(file))}", needed, way_out)
                 array = archive[name]
                 labels = archive[label_name] if label_name else None
-        elif array.flags.c_contiguous:
-            rows = _RowsOnDisk(file, array.shape[1:], array.offset)
-        else:
+        elif not array.flags.c_contiguous:
             array = load_array(file)
-    return from_array(array, file.stem, str(file), labels, rows)
+    return from_array(array, file.stem, str(file), labels)
 
 
 def _images_and_labels(names: Sequence[str], file: Path) -> tuple[str, str | None]:
@@ -281,17 +279,11 @@ def as_images(images: "Tensor | npt.NDArray[Any]") -> "Tensor":
     return images
 
 
-def from_array(
-    array: npt.NDArray[Any],
-    name: str,
-    location: str,
-    labels: npt.NDArray[Any] | None = None,
-    rows: _RowsOnDisk | None = None,
-) -> Source:
+def from_array(array: npt.NDArray[Any], name: str, location: str, labels: npt.NDArray[Any] | None = None) -> Source:
     """Return the images of an array; DataError if its type, its shape or the number of labels is wrong.
 
     It is N x H x W, N x H x W x C or N x C x H x W with C in 1, 3, 4 (the last axis counts first); uint8, or in memory
-    also floats in [0, 1]. ``rows`` are its images on the disk; None: in the array.
+    also floats in [0, 1]. Images of a mapped file are read from the disk.
     """
     in_memory = location == "python:array"
     title = "the array" if in_memory else f"the array {one_line(location)}"
@@ -309,10 +301,13 @@ def from_array(
         raise DataError(f"{title} has dtype {array.dtype}, not uint8: scale it to 0..255 and use .astype('uint8')")
     if labels is not None and labels.size != len(array):
         raise DataError(f"{title} has {labels.size} labels for {len(array)} images")
+    rows: npt.NDArray[Any] | _RowsOnDisk = array
+    if isinstance(array, np.memmap) and not in_memory:
+        rows = _RowsOnDisk(Path(location), array.shape[1:], array.offset)
     return Source(
         name=name,
         location=location,
         paths=numbered(len(array)),
-        items=_Rows(real(location), array if rows is None else rows),
+        items=_Rows(real(location), rows),
         labels=None if labels is None else tuple(map(str, labels.ravel().tolist())),
     )
