@@ -4,7 +4,6 @@ One comes with the install, in a package of its own. The others lie in the cache
 programs share. Nothing here imports torch for a network of ``PUBLISHED``, and only :func:`fetch` uses the internet.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from typing import Any
 
 from deepcluster.errors import DeepClusterError, DiskError, ModelError, UsageError, first_line, warn
 from deepcluster.nets.names import DISTRIBUTION, EMBEDDED, PUBLISHED, TIMM, backbone_of, timm_config
+from deepcluster.runtime.plain_files import sha256
 
 FILE = "model.safetensors"
 ANSWER_SECONDS = 4.0  # in which the Hub must answer, once its name is known
@@ -180,8 +180,7 @@ def _sha256(path: Path) -> str:
 
 @cache
 def _digest(path: Path, *state: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(path)
 
 
 def check_environment() -> None:
