@@ -325,7 +325,7 @@ def described(processes: Processes, x: Tensor, few: int) -> tuple[list[dict[str,
         groups = Cut(**processes.broadcast_tensors(lambda: vars(cut_features(sample, 5))))
         images = Rows([str(row) for row in range(len(x))], None, (), reduced, sample, partition, reduced[:, 0])
         groups, placement = place_rows(groups, images, x[:3])
-    model: Any = SimpleNamespace(cut=groups, names=("",) * 5, junk=())
+    model: Any = SimpleNamespace(cut=groups, names=("",) * 5, junk=(), coarse=())
     truth = [("", "a", "b")[row % 3] for row in own(torch.arange(len(x)), processes).tolist()]
     tree = merge_tree(reduced, groups, placement.centroid, partition)
     measures = metrics(truth, placement.cluster, partition)
