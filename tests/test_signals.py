@@ -130,6 +130,15 @@ def test_cleaning_up_is_not_broken_off():
     assert done == [True]
 
 
+def test_the_removal_of_a_scratch_folder_is_not_broken_off(monkeypatch, tmp_path):
+    interrupt(monkeypatch, os, "rmdir")
+    with pytest.raises(Stopped), stoppable():
+        with files.scratch_folder(tmp_path / "out") as beside:
+            (beside / "000").mkdir()
+        check()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_behind_it_all_is_as_before():
     def handlers() -> list[Any]:
         return [*map(signal.getsignal, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))]

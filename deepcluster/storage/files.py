@@ -8,7 +8,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -84,12 +84,14 @@ def scratch_folder(out: Path) -> Iterator[Path]:
     """Yield a folder beside ``out`` that is removed at the end. An OSError inside becomes a DiskError of ``out``."""
     out = Path(os.path.abspath(out))  # noqa: PTH100 (without following links)
     beside = scratch_name(out)
-    with changing(out, ROOM), ExitStack() as stack:
+    with changing(out, ROOM):
         out.parent.mkdir(parents=True, exist_ok=True)
-        # First, because a signal may come as soon as the folder exists.
-        stack.callback(shutil.rmtree, beside, ignore_errors=True)
-        beside.mkdir()
-        yield beside
+        try:
+            beside.mkdir()
+            yield beside
+        finally:
+            with signals.uninterrupted():
+                shutil.rmtree(beside, ignore_errors=True)
 
 
 def new_file(out: Path, write: Callable[[Any], object]) -> None:
