@@ -16,6 +16,17 @@ import tempfile
 import time
 from pathlib import Path
 
+SERVED = """
+import sys, time
+from pathlib import Path
+from deepcluster.runs.page import report
+from deepcluster.runs.recut import recut
+report(Path(sys.argv[1]))
+cpu, wall = time.process_time(), time.perf_counter()
+recut(Path(sys.argv[1]), int(sys.argv[2]))
+print(time.process_time() - cpu, time.perf_counter() - wall)
+"""
+
 
 def seconds(command: list[str]) -> tuple[float, float]:
     """Return the processor and the wall time of a command."""
@@ -32,6 +43,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("image")
     parser.add_argument("edits", nargs="?")
+    parser.add_argument("-k", type=int)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     program = [sys.executable, "-m", "deepcluster"]
@@ -46,8 +58,15 @@ def main() -> None:
             }
             if options.edits:
                 commands["apply"] = [*program, "apply", str(run), options.edits]
+            if options.k:
+                commands["recut"] = [*program, "recut", str(run), "-k", str(options.k)]
             for name, command in commands.items():
                 times.setdefault(name, []).append(seconds(command))
+            if options.k:
+                run = shutil.copytree(options.run, Path(folder, "served"))
+                printed = subprocess.check_output([sys.executable, "-c", SERVED, str(run), str(options.k)], text=True)
+                cpu, wall = map(float, printed.split())
+                times.setdefault("recut in a running process", []).append((cpu, wall))
     for name, both in times.items():
         cpu, wall = ([round(value, 2) for value in values] for values in zip(*both, strict=True))
         medians = {"cpu": statistics.median(cpu), "wall": statistics.median(wall)}
