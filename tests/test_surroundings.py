@@ -31,7 +31,7 @@ from deepcluster.images import files as image_files
 from deepcluster.images import find
 from deepcluster.images.store import read_once
 from deepcluster.report.pictures import webp
-from deepcluster.runtime.plain_files import unguarded
+from deepcluster.runtime.plain_files import unguarded, write_csv
 from deepcluster.storage import run_folder as files
 from deepcluster.storage import state
 from deepcluster.storage.content import FILES
@@ -187,7 +187,7 @@ texts = names | st.text(st.sampled_from("./'=-+@\t\r\n\uff1d,;\"a \u200b"), max_
 @settings(derandomize=True, max_examples=100, deadline=None)
 def test_no_cell_of_text_is_a_formula_and_all_come_back(column: str, cells: list[str]) -> None:
     file, cells = io.StringIO(newline=""), HARMLESS + FORMULAS + cells
-    files.write_csv(file, (column, "distance"), [{column: cell, "distance": -1.5} for cell in cells])
+    write_csv(file, (column, "distance"), [{column: cell, "distance": -1.5} for cell in cells])
     seen = raw_rows(file.getvalue().encode(errors="surrogateescape").decode(errors="surrogateescape"))
     assert [unguarded(row)[column] for row in seen] == cells
     assert not any(DANGEROUS.match(row[column]) for row in seen)

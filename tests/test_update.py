@@ -169,7 +169,7 @@ def test_the_page_keeps_pictures_of_images_that_are_elsewhere(run, images, more,
     report(run)
     count = (run / "report.html").read_text().count("<img src=")
     images.rename(tmp_path / "moved")
-    said = re.escape(f"location of the fit's images: {images}): put them back, then type deepcluster report {run}")
+    said = re.escape(f"location of the fit's images: {images}): put them back, and type deepcluster report {run}")
     for change in (lambda: report(run), lambda: recut(run, 4), lambda: update(run, str(more))):
         with pytest.warns(DeepClusterWarning, match=said):
             change()
