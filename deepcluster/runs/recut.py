@@ -146,15 +146,7 @@ def undo(run: Path, display: Display | None = None) -> files.RunFolder:
         record, model, rows = read_run(folder)
         former = models.read_former(folder, rows.reduced.shape[1])
         with folder.next_state() as staged:
-            old = replace(
-                model,
-                cut=former.cut,
-                names=former.names,
-                junk=former.junk,
-                moves=former.moves,
-                coarse=former.coarse,
-                coarse_names=former.coarse_names,
-            )
+            old = replace(model, **former.of_model)
             record = replace(record, **former.about["record"])
             display = Several(Log(), display)
             display.say("Edits", f"taken back: {len(set(old.cut.group_of.tolist()))} clusters, as before")

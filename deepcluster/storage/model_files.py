@@ -8,7 +8,7 @@ on purpose has the right digests.
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -81,6 +81,11 @@ class Groups:
     coarse: tuple[int, ...]
     coarse_names: tuple[str, ...]
     about: Mapping[str, Any]
+
+    @property
+    def of_model(self) -> dict[str, Any]:
+        """The fields of a model that are of its groups."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "about"}
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------
@@ -228,17 +233,12 @@ def _load(
         network=network,
         reduction=Whitening(tensors["reduction.mean"], tensors["reduction.projection"], config.root),
         fine_centroids=tensors["fine_centroids"],
-        cut=groups.cut,
         outliers=Outliers(tensors["outliers.means"], tensors["outliers.directions"], limit, config.root),
-        names=groups.names,
-        junk=groups.junk,
-        moves=groups.moves,
-        coarse=groups.coarse,
-        coarse_names=groups.coarse_names,
         image_size=config.image_size,
         store_size=config.store_size,
         batch_size=config.batch_size,
         identity=config.identity,
+        **groups.of_model,
     )
 
 
