@@ -215,11 +215,11 @@ def features_of(images: str) -> Matrix:
     """Return N x 512 features of an untrained ResNet-18 whose batch normalisation has seen 2,500 images."""
     import torch
 
-    from deepcluster.compute import Compute
     from deepcluster.images import find
     from deepcluster.images.store import read_once
     from deepcluster.learning.features import extract
     from deepcluster.nets.network import build
+    from deepcluster.runtime.compute import Compute
 
     store = read_once(find(images), 64)
     network = build("timm:resnet18", image_size=64, seed=0).to(memory_format=torch.channels_last)

@@ -92,12 +92,12 @@ def features(images: str, backbone: str, weights: str) -> tuple[npt.NDArray[np.f
     import torch
     from torch.nn import functional as F
 
-    from deepcluster.compute import Compute
     from deepcluster.images import find
     from deepcluster.learning.features import extract
     from deepcluster.presets import read_request, resolve
     from deepcluster.runs.build import network_of
     from deepcluster.runs.plan import Request, facts_of
+    from deepcluster.runtime.compute import Compute
 
     source = find(images)
     options = {name: value for name, value in (("backbone", backbone), ("weights", weights)) if value}

@@ -51,11 +51,11 @@ def settings(of: dict[str, Any], *, keep: bool) -> tuple[list[Path], Any, torch.
 def ours(warming: bool, **of: Any) -> dict[str, Any]:
     if not STATE:
         from deepcluster.algorithm import alternate
-        from deepcluster.compute import Compute, Stopwatch
         from deepcluster.images import find
         from deepcluster.images.store import read_once
         from deepcluster.images.views import Augmentation
         from deepcluster.learning import Learning
+        from deepcluster.runtime.compute import Compute, Stopwatch
 
         paths, network, dtype = settings(of, keep=True)
         store = read_once(find(paths), of["store_size"])
@@ -252,10 +252,10 @@ def exported(network: Any, images: Tensor, size: int, threads: int) -> Any:
 
 def measured(name: str, size: int, count: int, repeats: int, threads: int) -> dict[str, float]:
     """Return images a second for each way."""
-    from deepcluster.compute import Compute
     from deepcluster.learning.features import extract
     from deepcluster.nets.network import build
     from deepcluster.nets.timm import channels_last
+    from deepcluster.runtime.compute import Compute
 
     side = size * 8 // 7
     images = torch.randint(0, 256, (count, 3, side, side), generator=torch.Generator().manual_seed(0)).byte()

@@ -18,12 +18,12 @@ from deepcluster.clustering import ClusteringStep, KMeans, Reduction, Whitening
 from deepcluster.clustering.agreement import label_change
 from deepcluster.clustering.kmeans import labels_of
 from deepcluster.clustering.outliers import Outliers, fit_outliers
-from deepcluster.compute import CLUSTERING_PHASE, Compute
 from deepcluster.images.arrays import as_images
 from deepcluster.learning.features import extract
 from deepcluster.learning.training import Learning, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import as_network
 from deepcluster.records import Clustering, Round, State
+from deepcluster.runtime.compute import CLUSTERING_PHASE, Compute
 from deepcluster.seeding import derive, generator
 
 PAPER_REDUCTION = Reduction()

@@ -26,7 +26,7 @@ import cyclopts
 from cyclopts import App, Group, Parameter, validators
 
 import deepcluster
-from deepcluster import errors, flags, log
+from deepcluster import errors, flags
 from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning, DiskError, Stopped, UsageError
 from deepcluster.evaluation import PROTOCOL_OPTIONS
 from deepcluster.flags import refuse, short
@@ -35,7 +35,7 @@ from deepcluster.nets.names import NO_NETWORK, PUBLISHED, backbone_of
 from deepcluster.presets import PRESETS, Facts, check_groups, check_weights, read_request, resolve
 from deepcluster.recipe import Recipe, declared, read_options, to_toml
 from deepcluster.records import PRELIMINARY
-from deepcluster.runtime import console, signals
+from deepcluster.runtime import console, log, signals
 from deepcluster.runtime.console import Terminal, complain, say
 from deepcluster.runtime.machine import is_main_rank, world_size
 from deepcluster.runtime.plain_files import write_csv
@@ -623,7 +623,7 @@ def _check_run(run: Path, *, warned: bool = True) -> "RunRecord":
 
     record = read_state(run, lambda folder: folder.read_record())
     if warned and record.result == PRELIMINARY:
-        errors.warn(
+        log.warn(
             f"the result in {run} is preliminary, after {plural(record.rounds or 0, 'round')}: the command of the"
             " fit with --resume continues it, and replaces the result with any edits"
         )

@@ -3,11 +3,6 @@
 A message says what is wrong, names the file or the value, and says what to do next; both numbers when two disagree.
 """
 
-import os
-import warnings
-
-from deepcluster.log import record
-
 
 class DeepClusterError(Exception):
     """Base of every error that is meant for the user's eyes."""
@@ -67,13 +62,6 @@ class LostError(DeepClusterError):
 
 class DeepClusterWarning(UserWarning):
     """Something the user should know although the run goes on."""
-
-
-def warn(text: str) -> None:
-    """Give the user a DeepClusterWarning, in the line that called the caller, and log it on the main rank."""
-    if os.environ.get("RANK", "0") == "0":
-        record(text, "WARNING")
-    warnings.warn(text, DeepClusterWarning, stacklevel=3)
 
 
 def first_line(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from deepcluster.clustering.blocks import nearest
 from deepcluster.clustering.kmeans import ClusteringStep, means
-from deepcluster.errors import DataError, UsageError, warn
+from deepcluster.errors import DataError, UsageError
 from deepcluster.images import Images, Source, find
 from deepcluster.images.arrays import without_torch
 from deepcluster.learning.heads import Loss
@@ -44,6 +44,7 @@ from deepcluster.runs.predict import Prediction, placement_columns
 from deepcluster.runs.rows import images_at_hand, read_run
 from deepcluster.runtime.console import Display, Several, Silent, Terminal, has_widgets
 from deepcluster.runtime.devices import choose_device
+from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import PATH_COLUMNS
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files

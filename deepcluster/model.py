@@ -11,7 +11,6 @@ from torch import Tensor
 
 from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.compute import Compute, Progress, ignore_progress
 from deepcluster.errors import DataError, NonFiniteError, UsageError
 from deepcluster.groups.cut import Cut, Placement, placement_of
 from deepcluster.images import Images, find, read_once
@@ -22,6 +21,7 @@ from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.network import Absent, Network
 from deepcluster.nets.weights import working_memory
 from deepcluster.records import Identity
+from deepcluster.runtime.compute import Compute, Progress, ignore_progress
 from deepcluster.runtime.machine import check_fits
 from deepcluster.texts import one_line, plural
 

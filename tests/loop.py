@@ -10,10 +10,10 @@ from torch.optim import Optimizer
 from deepcluster.algorithm import alternate
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Reduction
-from deepcluster.compute import Compute
 from deepcluster.learning.training import Learning, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import Network
 from deepcluster.records import Round
+from deepcluster.runtime.compute import Compute
 
 PLACE = ("size", "dtype", "progress", "processes")
 

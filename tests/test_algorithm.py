@@ -17,13 +17,13 @@ from deepcluster.clustering import kmeans, whiten
 from deepcluster.clustering.agreement import LabelChange, compared, nmi, repeated
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Reduction
-from deepcluster.compute import Stopwatch
 from deepcluster.errors import DataError
 from deepcluster.images.views import Augmentation, each_once
 from deepcluster.learning import Learning
 from deepcluster.learning.heads import CentroidHead, CrossEntropy, WithInstances, new_linear_head
 from deepcluster.nets.network import build
 from deepcluster.records import State
+from deepcluster.runtime.compute import Stopwatch
 from deepcluster.seeding import generator
 from tests.drawings import drawings
 from tests.loop import loop

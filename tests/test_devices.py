@@ -18,12 +18,12 @@ from deepcluster.algorithm import conclude
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.clustering.agreement import nmi
 from deepcluster.clustering.whitening import Reduction
-from deepcluster.compute import Compute
 from deepcluster.images.views import Augmentation, each_once, random_views
 from deepcluster.learning.features import extract
 from deepcluster.learning.heads import CentroidHead, WithInstances
 from deepcluster.learning.training import Learning, body_optimizer
 from deepcluster.nets.network import build
+from deepcluster.runtime.compute import Compute
 from deepcluster.runtime.devices import exact_float32, holds_rows, in_order, made_ahead, one_thread, pool_of, working_on
 from deepcluster.seeding import derive, generator, lent_global
 from tests.drawings import drawings

@@ -9,9 +9,10 @@ import pytest
 
 from deepcluster import DeepCluster
 from deepcluster.cli import run_command
-from deepcluster.errors import DeepClusterWarning, warn
+from deepcluster.errors import DeepClusterWarning
 from deepcluster.runtime import Display, Silent
 from deepcluster.runtime.console import Terminal
+from deepcluster.runtime.log import warn
 from tests.helpers.runs import Said, record
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (36, 16, 16, 3), np.uint8)

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 import deepcluster
 from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import whiten
-from deepcluster.compute import Compute
 from deepcluster.errors import DiskError, ModelError, UsageError
 from deepcluster.export import onnx
 from deepcluster.export.onnx import MAX_DIFFERENCE, Placing, difference
@@ -19,6 +18,7 @@ from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
 from deepcluster.model import Model
 from deepcluster.nets.network import build
+from deepcluster.runtime.compute import Compute
 from deepcluster.storage import model_files as models
 from tests.tiny import tiny_model
 

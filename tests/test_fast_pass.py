@@ -5,12 +5,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deepcluster.compute import Compute
 from deepcluster.learning.features import extract
 from deepcluster.nets import fast_pass as module
 from deepcluster.nets.fast_pass import fast_pass
 from deepcluster.nets.network import Network, build
 from deepcluster.nets.timm import channels_last
+from deepcluster.runtime.compute import Compute
 from deepcluster.seeding import generator, lent_global
 from tests.test_nets import as_trained, check, same, snapshot
 

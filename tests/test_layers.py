@@ -10,11 +10,8 @@ import deepcluster
 ROOT = Path(deepcluster.__file__).parent
 # From the bottom up. A package may import itself and the packages of lower levels.
 LEVELS = (
-    {"texts"},
-    {"log"},
-    {"errors", "seeding", "records"},
+    {"texts", "errors", "seeding", "records"},
     {"runtime"},
-    {"compute"},
     {"clustering", "images", "nets"},
     {"groups", "learning"},
     {"algorithm", "recipe", "model"},

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from deepcluster.clustering import as_clustering
-from deepcluster.compute import Compute
 from deepcluster.errors import NonFiniteError
 from deepcluster.images.views import Augmentation, each_once, fixed_view, official_draws, uniform_over_clusters
 from deepcluster.learning import training
@@ -26,6 +25,7 @@ from deepcluster.learning.heads import (
 )
 from deepcluster.learning.training import network_precision
 from deepcluster.nets.network import Network, build
+from deepcluster.runtime.compute import Compute
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import generator
 from tests.drawings import drawings

@@ -30,7 +30,6 @@ from deepcluster.clustering.agreement import compared, label_change
 from deepcluster.clustering.kmeans import KMeans, kmeans, means
 from deepcluster.clustering.outliers import fit_outliers
 from deepcluster.clustering.whitening import Reduction, whiten
-from deepcluster.compute import Compute
 from deepcluster.errors import DeepClusterWarning, DiskError, NonFiniteError, Stopped
 from deepcluster.evaluation import LinearOptions, linear
 from deepcluster.evaluation.common import Labelled, ProbeTask
@@ -63,6 +62,7 @@ from deepcluster.runs import rows as samples
 from deepcluster.runs.predict import Prediction, predict
 from deepcluster.runs.result import metrics, place_rows, summary_rows
 from deepcluster.runs.rows import Rows, sample_of
+from deepcluster.runtime.compute import Compute
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.seeding import generator

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepcluster.clustering.blocks import Blocks, check_not_tiny, in_whole_blocks, mapped, matrix, product, shared_out
-from deepcluster.compute import Compute
+from deepcluster.runtime.compute import Compute
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE
 

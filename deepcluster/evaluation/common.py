@@ -15,12 +15,12 @@ from torch import Tensor
 
 from deepcluster.clustering import agreement
 from deepcluster.clustering.blocks import nearest
-from deepcluster.compute import Compute
 from deepcluster.errors import DataError, UsageError
 from deepcluster.evaluation import ClusteringOptions, KnnOptions
 from deepcluster.images import Source
 from deepcluster.learning.features import extract
 from deepcluster.nets.network import Network
+from deepcluster.runtime.compute import Compute
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import generator

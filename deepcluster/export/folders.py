@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from deepcluster.errors import DataError, DiskError, UsageError, warn
+from deepcluster.errors import DataError, DiskError, UsageError
 from deepcluster.export.metadata import SUFFIXES as STRIPPED_SUFFIXES
 from deepcluster.export.metadata import UnknownFormat, stripped
 from deepcluster.export.replace import (
@@ -35,6 +35,7 @@ from deepcluster.images.decode import Undecodable, explain, not_a_file, pillow_l
 from deepcluster.images.source import RAW_SUFFIXES
 from deepcluster.runs.rows import images_at_hand, same_as_added
 from deepcluster.runtime.console import Display, Silent
+from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import own_sha256, write_csv
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import Row

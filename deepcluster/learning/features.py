@@ -6,10 +6,10 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from deepcluster.compute import FEATURES_PHASE, Compute
 from deepcluster.images.views import fixed_view
 from deepcluster.nets.fast_pass import features_pass, in_batches
 from deepcluster.nets.network import Network
+from deepcluster.runtime.compute import FEATURES_PHASE, Compute
 from deepcluster.runtime.devices import exact_float32, made_ahead, moved
 
 

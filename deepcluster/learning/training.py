@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Optimizer
 
-from deepcluster.compute import TRAINING_PHASE, Compute
 from deepcluster.errors import ModelError, UsageError, first_line
 from deepcluster.images.views import Augmentation, random_views, uniform_over_clusters
 from deepcluster.learning.batches import Batch, batches, check_finite
 from deepcluster.learning.heads import CrossEntropy, Head, Loss, Outputs, new_linear_head, objective_of
 from deepcluster.nets.network import Network
+from deepcluster.runtime.compute import TRAINING_PHASE, Compute
 from deepcluster.runtime.devices import has_bf16, moved
 from deepcluster.seeding import generator, lent_global
 

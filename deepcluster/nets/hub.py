@@ -15,8 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from deepcluster.errors import DeepClusterError, DiskError, ModelError, UsageError, first_line, warn
+from deepcluster.errors import DeepClusterError, DiskError, ModelError, UsageError, first_line
 from deepcluster.nets.names import DISTRIBUTION, EMBEDDED, PUBLISHED, TIMM, backbone_of, timm_config
+from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import sha256
 
 FILE = "model.safetensors"

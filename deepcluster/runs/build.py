@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from deepcluster.algorithm import BEGINNING, alternate
 from deepcluster.clustering import ClusteringStep, KMeans, Reduction
-from deepcluster.compute import Compute, Progress, ignore_progress
 from deepcluster.errors import UsageError
 from deepcluster.images.views import Augmentation, each_once, official_draws, uniform_over_clusters
 from deepcluster.learning import heads
@@ -24,6 +23,7 @@ from deepcluster.nets.network import Network, build, copy_of_module
 from deepcluster.nets.timm import channels_last
 from deepcluster.recipe import Recipe
 from deepcluster.records import Round, State
+from deepcluster.runtime.compute import Compute, Progress, ignore_progress
 from deepcluster.runtime.partition import Partition
 
 SAMPLERS = {"uniform": uniform_over_clusters, "official": official_draws, "none": each_once}

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from deepcluster.errors import DataError, DiskError, UsageError, warn
+from deepcluster.errors import DataError, DiskError, UsageError
 from deepcluster.evaluation import PROTOCOL_OPTIONS, ClusteringOptions, LinearOptions, common
 from deepcluster.evaluation.common import Labelled, NamedFigure, ProbeTask
 from deepcluster.evaluation.linear import linear
@@ -21,6 +21,7 @@ from deepcluster.recipe import Options, read_options
 from deepcluster.runs.rows import images_at_hand
 from deepcluster.runtime.console import Display, Log, Several, Silent
 from deepcluster.runtime.devices import choose_device
+from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import json_sha256
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import model_files as models

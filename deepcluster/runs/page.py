@@ -15,8 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from deepcluster.clustering.blocks import nearest
-from deepcluster.compute import Progress, ignore_progress
-from deepcluster.errors import DataError, DeepClusterError, DiskError, warn
+from deepcluster.errors import DataError, DeepClusterError, DiskError
 from deepcluster.groups.cut import Cut
 from deepcluster.groups.graph import layout
 from deepcluster.groups.tree import Tree, merge_tree, parts_of
@@ -28,6 +27,8 @@ from deepcluster.report.page import RunData, on_page, render
 from deepcluster.report.pictures import THUMBNAIL, on_sheet, pictures_on
 from deepcluster.report.sections import MEDOID, Picture
 from deepcluster.runs.rows import Rows, images_at_hand, read_run
+from deepcluster.runtime.compute import Progress, ignore_progress
+from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.plain_files import check_file, shaped
 from deepcluster.seeding import derive

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepcluster.errors import DataError, ModelError, UsageError, warn
+from deepcluster.errors import DataError, ModelError, UsageError
 from deepcluster.images import Source
 from deepcluster.images.store import Store, preview
 from deepcluster.nets.hub import fetch, local_file
@@ -23,6 +23,7 @@ from deepcluster.runs.inherit import Former
 from deepcluster.runs.rows import IMAGES_READ
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
+from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import CsvRow, is_run, shaped
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder as files

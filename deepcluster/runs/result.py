@@ -11,7 +11,7 @@ from torch import Tensor
 from deepcluster import algorithm
 from deepcluster.clustering.agreement import NMI_AVERAGE, pair_counts, scores
 from deepcluster.clustering.kmeans import best_of, means
-from deepcluster.errors import DataError, NonFiniteError, warn
+from deepcluster.errors import DataError, NonFiniteError
 from deepcluster.groups.choose_k import CutRows, candidates, coarse_number, cut_once, stability
 from deepcluster.groups.cut import KMEANS_STARTS, Cut, Placement, as_groups, cut_features, placement_of
 from deepcluster.groups.embeddings import Embed, embedded
@@ -27,6 +27,7 @@ from deepcluster.runs.plan import ImagesRead, Job
 from deepcluster.runs.predict import coarse_columns, placement_columns
 from deepcluster.runs.rows import Rows, sample_of
 from deepcluster.runtime.console import Display, Silent
+from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
 from deepcluster.storage.content import FILES, RunRecord, Table

@@ -29,7 +29,6 @@ from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Annotated, Any
 
-from deepcluster import log
 from deepcluster.errors import DataError, DeepClusterError, Stopped, UsageError
 from deepcluster.records import PRELIMINARY
 from deepcluster.report.page import SERVED, policy, served
@@ -37,7 +36,7 @@ from deepcluster.report.sections import Picture
 from deepcluster.runs.page import MOST_IN_TREE, pictures
 from deepcluster.runs.recut import UNDO, apply, recut, undo
 from deepcluster.runs.rows import images_at_hand
-from deepcluster.runtime import signals
+from deepcluster.runtime import log, signals
 from deepcluster.runtime.console import Log
 from deepcluster.runtime.plain_files import MOST_JSON, parse_json, sha256, shaped
 from deepcluster.storage import run_folder as files

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.agreement import compared
-from deepcluster.compute import Stopwatch
 from deepcluster.errors import DiskError
 from deepcluster.recipe import Recipe
 from deepcluster.records import Round, State
@@ -17,6 +16,7 @@ from deepcluster.runs.build import compute_of, learning_rate, rounds_of, shares_
 from deepcluster.runs.plan import Job
 from deepcluster.runs.result import label_numbers
 from deepcluster.runs.writer import SHARE_OF_TIME, ResultWriter
+from deepcluster.runtime.compute import Stopwatch
 from deepcluster.runtime.plain_files import check_tensors
 from deepcluster.storage.checkpoint import FEATURES_KEY, Checkpoint, Checkpoints, fitting, restored
 from deepcluster.storage.run_folder import LockedFolder

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.outliers import MIN_ROWS
-from deepcluster.errors import UsageError, warn
+from deepcluster.errors import UsageError
 from deepcluster.groups.graph import extended_layout
 from deepcluster.images import Images, Source, find
 from deepcluster.images.duplicates import near_duplicates
@@ -39,6 +39,7 @@ from deepcluster.runs.rows import (
 from deepcluster.runs.writer import baseline_of, write_outcome
 from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.runtime.devices import CPU
+from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import FILES, RunRecord

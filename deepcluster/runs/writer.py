@@ -9,7 +9,6 @@ from typing import Literal
 
 from torch import Tensor
 
-from deepcluster.compute import Progress, ignore_progress
 from deepcluster.images import Source
 from deepcluster.learning.features import extract
 from deepcluster.learning.training import averaged
@@ -22,6 +21,7 @@ from deepcluster.runs.predict import coarse_columns
 from deepcluster.runs.result import Outcome, conclude_run, first_metrics
 from deepcluster.runs.rows import IMAGES_READ, images_at_hand
 from deepcluster.runtime import signals
+from deepcluster.runtime.compute import Progress, ignore_progress
 from deepcluster.runtime.machine import peak_mb
 from deepcluster.storage import model_files
 from deepcluster.storage import run_folder as files

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from deepcluster import log
 from deepcluster.errors import DiskError
+from deepcluster.runtime import log
 from deepcluster.texts import printable
 
 WIDTH = 100  # characters of a line at most

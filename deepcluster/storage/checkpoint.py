@@ -18,8 +18,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from deepcluster.errors import DeepClusterError, DiskError, ModelError, NonFiniteError, first_line, warn
+from deepcluster.errors import DeepClusterError, DiskError, ModelError, NonFiniteError, first_line
 from deepcluster.records import State
+from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.plain_files import json_sha256, read_json, read_tensors, sha256, shaped
 from deepcluster.runtime.processes import ALONE, Processes

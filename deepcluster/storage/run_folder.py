@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from deepcluster import log
 from deepcluster.errors import DeepClusterError, DiskError, Stopped, first_line
 from deepcluster.images.arrays import load_array
 from deepcluster.records import Candidate
-from deepcluster.runtime import plain_files
+from deepcluster.runtime import log, plain_files
 from deepcluster.runtime.plain_files import RUN as RUN
 from deepcluster.runtime.plain_files import CsvRow, check_file, is_run
 from deepcluster.storage import state

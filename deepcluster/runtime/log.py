@@ -7,12 +7,14 @@ locks a run, and then appended, as are all later ones. A line that cannot be app
 import logging
 import os
 import stat
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 
+from deepcluster.errors import DeepClusterWarning
 from deepcluster.texts import printable
 
 LOGGER = logging.getLogger("deepcluster")
@@ -30,6 +32,13 @@ def record(text: str, level: str = "INFO") -> None:
     if (so_far := _lines.get()) is not None:
         so_far.append(f"{datetime.now(UTC).isoformat(timespec='seconds')} {level} {text}\n")
         _append(so_far[-1])
+
+
+def warn(text: str) -> None:
+    """Give the user a DeepClusterWarning, in the line that called the caller, and log it on the main rank."""
+    if os.environ.get("RANK", "0") == "0":
+        record(text, "WARNING")
+    warnings.warn(text, DeepClusterWarning, stacklevel=3)
 
 
 @contextmanager
