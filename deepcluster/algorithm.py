@@ -98,21 +98,13 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
 
 @dataclass(frozen=True)
 class Conclusion:
-    """Step 7.
+    """Step 7."""
 
-    Attributes:
-        reduction: The map from features to reduced ones.
-        reduced: The reduced features, N x d; with several processes, this rank's.
-        outliers: The measure of outliers.
-        residuals: Distances of the features (n) from the principal directions of ``outliers``.
-        clustering: The final assignments and centroids.
-    """
-
-    reduction: Whitening
-    reduced: Tensor
-    outliers: Outliers
-    residuals: Tensor
-    clustering: Clustering
+    reduction: Whitening  #: the map from features to reduced ones
+    reduced: Tensor  #: the reduced features, N x d; with several processes, this rank's
+    outliers: Outliers  #: the measure of outliers
+    residuals: Tensor  #: distances of the features (n) from the principal directions of ``outliers``
+    clustering: Clustering  #: the final assignments and centroids
 
 
 def conclude(

@@ -31,7 +31,7 @@ class Clustering:
 
     @property
     def largest_share(self) -> float:
-        """Share of the rows in the largest cluster: near 1 means collapse."""
+        """Share of the rows in the largest cluster; near 1 means collapse."""
         return self.sizes.max().item() / max(1, self.labels.numel())
 
     @property
@@ -45,20 +45,16 @@ class State:
     """A resumable point of the loop. Network, images, options and this determine everything that follows.
 
     The loop changes these tensors in place: write or copy them before the next round.
-
-    Attributes:
-        round: Index of the next round.
-        previous: Pseudo-labels of the previous round (int64, N x the number of clusterings); None before the first.
-        settled: Number of rounds in a row in which they have hardly changed.
-        features: Features for the next round (N x D; with several processes, this rank's): those that training saw, or
-            those of an earlier pass. None: the round makes a pass.
-        optimizer: The ``state_dict`` of the body's optimizer; empty before the first round.
     """
 
-    round: int = 0
+    round: int = 0  #: index of the next round
+    #: Pseudo-labels of the previous round (int64, N x the number of clusterings); None before the first.
     previous: Tensor | None = None
-    settled: int = 0
+    settled: int = 0  #: number of rounds in a row in which they have hardly changed
+    #: Features for the next round (N x D; with several processes, this rank's), from training or an earlier pass.
+    #: If None, the round makes a pass.
     features: Tensor | None = None
+    #: The ``state_dict`` of the body's optimizer; empty before the first round.
     optimizer: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -93,18 +89,12 @@ class Round:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A number of groups.
-
-    Attributes:
-        silhouette: Silhouette of so many groups in an embedding of the neighbour graph, -1 to 1: are they apart?
-        modularity: The share of the graph's ties inside the groups, less that of random ties: do they hold together?
-        stability: Mean adjusted Rand index between cuts of several samples, at most 1; None: too few images to tell.
-    """
+    """A number of groups."""
 
     k: int
-    silhouette: float
-    modularity: float
-    stability: float | None
+    silhouette: float  #: of so many groups in an embedding of the neighbour graph, -1 to 1 (are they apart?)
+    modularity: float  #: share of ties inside the groups, less that of random ties (do they hold together?)
+    stability: float | None  #: mean adjusted Rand index between cuts of samples, at most 1; None if images are too few
 
 
 @dataclass(frozen=True)

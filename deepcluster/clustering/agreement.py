@@ -27,19 +27,12 @@ Assignment = Tensor | np.ndarray | Sequence[int] | Sequence[str]
 
 @dataclass(frozen=True)
 class LabelChange:
-    """Change of the pseudo-labels from the previous round to this one (step 6).
+    """Change of the pseudo-labels from the previous round to this one (step 6)."""
 
-    Attributes:
-        previous: Labels (int64, N) of the first clustering of the previous round; None in the first round.
-        labels: Labels of the same clusters in the features of this round.
-        nmi: :func:`nmi` of the two; NaN in the first round.
-        changed: Share of the images that left the majority of their previous cluster; NaN in the first round.
-    """
-
-    previous: Tensor | None
-    labels: Tensor
-    nmi: float = math.nan
-    changed: float = math.nan
+    previous: Tensor | None  #: labels (int64, N) of the first clustering of the previous round; None in the first round
+    labels: Tensor  #: labels of the same clusters in the features of this round
+    nmi: float = math.nan  #: :func:`nmi` of the two; NaN in the first round
+    changed: float = math.nan  #: share of images that left their previous cluster's majority; NaN in the first round
 
     def settled(self, tolerance: float) -> bool:
         """Tell whether 1 - NMI is at most ``tolerance``."""

@@ -194,17 +194,12 @@ def _of_few(x: Tensor, count: int) -> tuple[Tensor, Directions, Directions]:
 
 @dataclass(frozen=True)
 class Reduction:
-    """Step 3. The defaults are the paper's.
+    """Step 3. The defaults are the paper's."""
 
-    Attributes:
-        dims: Number of principal components at most. None: no PCA, only L2.
-        whitening: Each component is divided by its standard deviation to this power: 1 whitens, 0 only rotates.
-        root: The square roots of the features are reduced, as rows of length 1.
-    """
-
-    dims: int | None = 256
+    dims: int | None = 256  #: number of principal components at most; if None, no PCA and only L2
+    #: Each component is divided by its standard deviation to this power (1 whitens, 0 only rotates).
     whitening: float = 1.0
-    root: bool = False
+    root: bool = False  #: the square roots of the features are reduced, as rows of length 1
 
     def __call__(self, features: Tensor, compute: Compute) -> Tensor:
         """Return this rank's features (n x D) as rows of length 1 (n x d), on the device that clusters them."""

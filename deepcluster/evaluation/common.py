@@ -40,25 +40,15 @@ class Labelled:
 
 @dataclass(frozen=True)
 class ProbeTask:
-    """Input of a probe.
+    """Input of a probe."""
 
-    Attributes:
-        network: In evaluation mode.
-        train: Images to learn from.
-        test: Images to score.
-        names: The classes, by number.
-        image_size: Side of the central square that the network sees, px.
-        batch_size: Images in a pass of the network if nothing is trained.
-        seed: Seed of all random numbers.
-    """
-
-    network: Network
-    train: Labelled
-    test: Labelled
-    names: Sequence[str]
-    image_size: int
-    batch_size: int
-    seed: int
+    network: Network  #: in evaluation mode
+    train: Labelled  #: images to learn from
+    test: Labelled  #: images to score
+    names: Sequence[str]  #: the classes, by number
+    image_size: int  #: side of the central square that the network sees, px
+    batch_size: int  #: images in a pass of the network if nothing is trained
+    seed: int  #: of all random numbers
 
     @property
     def facts(self) -> dict[str, Figure]:

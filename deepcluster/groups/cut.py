@@ -42,20 +42,13 @@ class Cut:
 
 @dataclass(frozen=True)
 class Placement:
-    """Places of N images among the groups.
+    """Places of N images among the groups."""
 
-    cluster: int64, the group.
-    fine_cluster: int64, the pseudo-label.
-    distance: To the nearest centroid.
-    margin: 1 - distance / distance to the nearest other group: 0 on the border, 1 on the centroid.
-    centroid: int64, the nearest centroid of the groups.
-    """
-
-    cluster: Tensor
-    fine_cluster: Tensor
-    distance: Tensor
-    margin: Tensor
-    centroid: Tensor
+    cluster: Tensor  #: int64, the group
+    fine_cluster: Tensor  #: int64, the pseudo-label
+    distance: Tensor  #: to the nearest centroid
+    margin: Tensor  #: 1 - distance / distance to the nearest other group, so 0 on the border and 1 on the centroid
+    centroid: Tensor  #: int64, the nearest centroid of the groups
 
 
 def cut_features(

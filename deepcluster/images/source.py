@@ -63,29 +63,19 @@ class Numbered(Items):
 
 @dataclass(frozen=True)
 class Source:
-    """Images that exist but are not yet read: a selection of items, in an order, by name.
+    """Images that exist but are not yet read: a selection of items, in an order, by name."""
 
-    Attributes:
-        name: A short name, for the name of a run.
-        location: An argument of ``find`` for the same images: an absolute path, ``sklearn:digits``,
-            ``torchvision:NAME``, ``hf:NAME`` or ``-``; ``python:paths``, ``python:array`` or ``python:dataset`` for
-            images that came from Python.
-        paths: In a folder: relative to it, with ``/``, in the order of their bytes. In a list: as written there, each
-            file once (a list from Python is taken as it is). Of shards: SHARD/MEMBER in the order of the archives. Of
-            an array or data set: numbers.
-        items: These images, and perhaps others.
-        labels: The labels of ``paths``, if the source has any.
-        skipped: (path, reason) of files that are never opened.
-        numbers: The number of each image among ``items``; None: i is that of the i-th.
-    """
-
-    name: str
+    name: str  #: a short name, for the name of a run
+    #: Argument of ``find`` for the same images, an absolute path, ``sklearn:digits``, ``torchvision:NAME``, ``hf:NAME``
+    #: or ``-``; for images that came from Python ``python:paths``, ``python:array`` or ``python:dataset``.
     location: str
+    #: Relative to a folder, with ``/``, in the order of their bytes; as written in a list, each file once (a list from
+    #: Python is taken as it is); SHARD/MEMBER in the order of the archives; numbers of an array or a data set.
     paths: tuple[str, ...]
-    items: Items
-    labels: tuple[str, ...] | None = None
-    skipped: tuple[tuple[str, str], ...] = ()
-    numbers: Sequence[int] | None = None
+    items: Items  #: these images, and perhaps others
+    labels: tuple[str, ...] | None = None  #: the labels of ``paths``, if the source has any
+    skipped: tuple[tuple[str, str], ...] = ()  #: (path, reason) of files that are never opened
+    numbers: Sequence[int] | None = None  #: the number of each image among ``items``; if None, i is that of the i-th
 
     def read(self, i: int, size: int | None = None) -> Image.Image:
         return self.items.read(self._number(i), size)

@@ -19,25 +19,16 @@ GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, what Pillow's convert("L") uses
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Range of the differences between a training view and its image.
+    """Range of the differences between a training view and its image."""
 
-    Attributes:
-        crop: Least and largest area of the crop, as a share of the image (above 1: the image shrinks inside the view).
-        stretch: Largest ratio of the crop's sides, either way.
-        flip: Probability of mirroring left and right.
-        rotation: Largest angle in degrees.
-        colour: Largest relative change of brightness, contrast and saturation.
-        grey: Probability of losing the colours.
-        size: Side of the view in px; 0: as large as the fixed view.
-    """
-
+    #: Least and largest area of the crop, as a share of the image (above 1 the image shrinks inside the view).
     crop: tuple[float, float] = (0.08, 1.0)
-    stretch: float = 4 / 3
-    flip: float = 0.5
-    rotation: float = 0.0
-    colour: float = 0.0
-    grey: float = 0.0
-    size: int = 0
+    stretch: float = 4 / 3  #: largest ratio of the crop's sides, either way
+    flip: float = 0.5  #: probability of mirroring left and right
+    rotation: float = 0.0  #: largest angle in degrees
+    colour: float = 0.0  #: largest relative change of brightness, contrast and saturation
+    grey: float = 0.0  #: probability of losing the colours
+    size: int = 0  #: side of the view in px; 0 makes it as large as the fixed view
 
 
 def centre_crop(images: Tensor, size: int) -> Tensor:

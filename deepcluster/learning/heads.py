@@ -33,32 +33,20 @@ IGNORED = -100  # the label of an image that only fills up a part of a batch
 
 @dataclass(frozen=True)
 class Outputs:
-    """Outputs of the network for V views of this rank's B images in an optimizer step.
+    """Outputs of the network for V views of this rank's B images in an optimizer step."""
 
-    Attributes:
-        embeddings: V*B x D, view after view.
-        logits: V*B x the sum of ``clusters``, those of several clusterings side by side.
-        labels: int64, B x the number of clusterings; IGNORED for images that only fill up the batch.
-        clusters: Number of clusters in each clustering.
-        drawn: int64, indices of the images that all ranks together train on in this optimizer step.
-    """
-
-    embeddings: Tensor
-    logits: Tensor
-    labels: Tensor
-    clusters: Sequence[int]
-    drawn: Tensor
+    embeddings: Tensor  #: V*B x D, view after view
+    logits: Tensor  #: V*B x the sum of ``clusters``, those of several clusterings side by side
+    labels: Tensor  #: int64, B x the number of clusterings; IGNORED for images that only fill up the batch
+    clusters: Sequence[int]  #: number of clusters in each clustering
+    drawn: Tensor  #: int64, indices of the images that all ranks together train on in this optimizer step
 
 
 @runtime_checkable
 class Loss(Protocol):
-    """The loss that step 5 minimises. It has no state: checkpoints do not save it and optimizers do not train it.
+    """The loss that step 5 minimises. It has no state: checkpoints do not save it and optimizers do not train it."""
 
-    Attributes:
-        sums_images: The loss is a sum of independent per-image terms, so a batch may be split.
-    """
-
-    sums_images: bool
+    sums_images: bool  #: the loss is a sum of independent per-image terms, so a batch may be split
 
     def cluster_weight(self, change: LabelChange, seed: int, round: int) -> float:
         """Return the weight (0 to 1) of this round's pseudo-labels by their change since the previous round."""

@@ -36,38 +36,25 @@ OptimizerOf = Callable[[list[nn.Parameter]], Optimizer]
 
 @dataclass(frozen=True)
 class Learning:
-    """Step 5. The defaults are the paper's.
+    """Step 5. The defaults are the paper's."""
 
-    Attributes:
-        epochs: Passes over N images in a round.
-        batch_size: Images in an optimizer step, of all ranks together.
-        lr: Learning rate: a number, or a function of the time in rounds.
-        head_lr: Learning rate of a linear head, which is new in every round, so a low one teaches it nothing. None: lr.
-        momentum: Momentum of the body; a linear head has none, as published.
-        weight_decay: Weight decay of body and head.
-        optimizer: Makes the optimizer of the body's parameters, for instance ``torch.optim.AdamW``. Its learning rate
-            is ``lr``; ``momentum`` and ``weight_decay`` of the body are its own. None: SGD, as published.
-        views: The augmentations that make the views of an image in an optimizer step.
-        sample: Draws the images of an epoch by their labels.
-        head: Puts the classifier of a round on top.
-        loss: The loss to minimise.
-        renumber: Train on the positions of the labels among the clusters that are not empty (the released code).
-        reuse_features: Cluster the features that training saw, instead of those of a pass (DeepCluster-v2).
-    """
-
-    epochs: int = 1
-    batch_size: int = 256
-    lr: LearningRate = 0.05
+    epochs: int = 1  #: passes over N images in a round
+    batch_size: int = 256  #: images in an optimizer step, of all ranks together
+    lr: LearningRate = 0.05  #: a number, or a function of the time in rounds
+    #: Learning rate of a linear head, which is new in every round, so a low one teaches it nothing. If None, ``lr``.
     head_lr: float | None = None
-    momentum: float = 0.9
-    weight_decay: float = 1e-5
+    momentum: float = 0.9  #: of the body; a linear head has none, as published
+    weight_decay: float = 1e-5  #: of body and head
+    #: Makes the optimizer of the body's parameters, for instance ``torch.optim.AdamW``. Its learning rate is ``lr``;
+    #: ``momentum`` and ``weight_decay`` of the body are its own. None: SGD, as published.
     optimizer: OptimizerOf | None = None
-    views: Sequence[Augmentation] = (Augmentation(),)
-    sample: Sampler = uniform_over_clusters
-    head: Head = new_linear_head
+    views: Sequence[Augmentation] = (Augmentation(),)  #: that make the views of an image in an optimizer step
+    sample: Sampler = uniform_over_clusters  #: draws the images of an epoch by their labels
+    head: Head = new_linear_head  #: puts the classifier of a round on top
+    #: The loss to minimise.
     loss: Loss = CrossEntropy()  # noqa: RUF009
-    renumber: bool = False
-    reuse_features: bool = False
+    renumber: bool = False  #: train on the positions of the labels among the occupied clusters (the released code)
+    reuse_features: bool = False  #: cluster the features that training saw, not those of a pass (DeepCluster-v2)
 
     def lr_at(self, time: float) -> float:
         """Return the learning rate of the body at a ``time`` in rounds."""

@@ -77,9 +77,9 @@ class Network(nn.Module):
     """
 
     head: nn.Linear | FrozenClassifier | None
+    #: Batch normalisation keeps its mean and variance in training, for a network that was pretrained on more images
+    #: than it is adapted to.
     frozen_statistics: bool
-    """Batch normalisation keeps its mean and variance in training: for a network that was pretrained on more images
-    than it is adapted to."""
 
     def __init__(
         self,
