@@ -13,7 +13,6 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from deepcluster import compute as compute_module
 from deepcluster.algorithm import conclude
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.clustering.agreement import nmi
@@ -23,6 +22,7 @@ from deepcluster.learning.features import extract
 from deepcluster.learning.heads import CentroidHead, WithInstances
 from deepcluster.learning.training import Learning, body_optimizer
 from deepcluster.nets.network import build
+from deepcluster.runtime import compute as compute_module
 from deepcluster.runtime.compute import Compute
 from deepcluster.runtime.devices import exact_float32, holds_rows, in_order, made_ahead, one_thread, pool_of, working_on
 from deepcluster.seeding import derive, generator, lent_global
