@@ -25,12 +25,21 @@ def plan_of(recipe: str, options: Mapping[str, Any], facts: Facts) -> Plan:
     return resolve(read_request(options, recipe), facts)
 
 
-V1 = {
+# The paper, section 4 and its code; the paper's step 4 moves an empty cluster beside another one.
+PAPER = {
+    "weights": "", "frozen_statistics": False, "average": 1.0, "second_size": 0, "guess": "clearest",
+    "features": "pass", "reduce": True, "whitening": 1.0, "root": False,
+    "kmeans_iterations": 20,
+    "spherical": False, "empty": "sample", "heads": 1, "grouping": "kmeans",
+    "temperature": 0.0, "projection_hidden": 0, "projection_dim": 0, "instance_temperature": 0.0, "renumber": False,
+    "probe": False,
+    "sampling": "uniform", "lr": 0.05, "schedule": "constant", "warmup": 0.0, "momentum": 0.9, "weight_decay": 1e-5,
+    "views": 1, "view_size": 0, "crop_min": 0.08, "crop_max": 1.0, "stretch": 4 / 3, "flip": 0.5, "rotation": 0.0,
+    "colour": 0.0, "grey": 0.0, "small_views": 0, "precision": "fp32", "patience": 3,
+}  # fmt: skip
+V1 = PAPER | {
     "backbone": "alexnet", "sobel": True, "image_size": 224, "store_size": 256, "pseudo_labels": 10_000,
-    "rounds": 500, "epochs": 1, "dims": 256, "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-5, "batch_size": 256,
-    "schedule": "constant", "kmeans_iterations": 20, "empty": "split",
-    "sampling": "uniform", "grouping": "kmeans", "whitening": 1, "precision": "fp32", "average": 1, "root": False,
-    "crop_min": 0.08, "crop_max": 1, "flip": 0.5, "colour": 0,
+    "rounds": 500, "epochs": 1, "dims": 256, "batch_size": 256, "empty": "split",
 }  # fmt: skip
 V2 = {
     "backbone": "timm:resnet50", "image_size": 224, "clusters": (3000, 3000, 3000), "rounds": 400, "root": False,
@@ -104,7 +113,6 @@ RESOLVED = [  # recipe, options, facts of the images, and what the recipe has th
     ("auto", {}, replace(PHOTOS, count=3, n_clusters=None), {"pseudo_labels": 3}),
     # a pretrained network is adapted gently, for one round
     *(("auto", RESNET, replace(PHOTOS, count=count), GENTLE) for count in (50, 90_000)),
-    ("auto", RESNET, replace(PHOTOS, device="cuda"), GENTLE),
     ("auto", {"backbone": "timm:resnet18"}, PHOTOS, {"average": 1, "whitening": 0.25, "lr": 0.25, "rounds": 90}),
     # a handful of images is not seen thousands of times
     *((base, weights, replace(PHOTOS, count=3, n_clusters=2), {"epochs": 50})
@@ -167,28 +175,10 @@ def test_a_recipe_follows_the_facts_and_the_options(base, options, facts, expect
     plan = plan_of(base, options, facts)
     assert {name: getattr(plan.recipe, name) for name in expected} == expected
     assert all(plan.reasons[name] == "given" for name in options if name not in ("backbone", "weights", "image_size"))
-    assert {
-        "backbone",
-        "image_size",
-        "pseudo_labels",
-        "epochs",
-        "rounds",
-        "lr",
-    } <= plan.reasons.keys() or base != "auto"
+    named = {"backbone", "image_size", "pseudo_labels", "epochs", "rounds", "lr"}
+    assert base != "auto" or named <= plan.reasons.keys()
 
 
-# The paper, section 4 and its code; the paper's step 4 moves an empty cluster beside another one.
-PAPER = {
-    "weights": "", "frozen_statistics": False, "average": 1.0, "second_size": 0, "guess": "clearest",
-    "features": "pass", "reduce": True, "whitening": 1.0, "root": False,
-    "kmeans_iterations": 20,
-    "spherical": False, "empty": "sample", "heads": 1, "grouping": "kmeans",
-    "temperature": 0.0, "projection_hidden": 0, "projection_dim": 0, "instance_temperature": 0.0, "renumber": False,
-    "probe": False,
-    "sampling": "uniform", "lr": 0.05, "schedule": "constant", "warmup": 0.0, "momentum": 0.9, "weight_decay": 1e-5,
-    "views": 1, "view_size": 0, "crop_min": 0.08, "crop_max": 1.0, "stretch": 4 / 3, "flip": 0.5, "rotation": 0.0,
-    "colour": 0.0, "grey": 0.0, "small_views": 0, "precision": "fp32", "patience": 3,
-}  # fmt: skip
 SIZES = {"backbone", "sobel", "image_size", "margin", "dims", "pseudo_labels", "batch_size", "rounds", "epochs"}
 UNUSED = {"head_growth", "small_size", "small_crop_min", "small_crop_max"}
 LEARNING = {"lr": 0.1, "schedule": "cosine", "weight_decay": 5e-4, "precision": "auto"}  # not the paper's
@@ -259,7 +249,6 @@ def test_a_network_of_one_size_gets_images_and_views_of_it(base):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"round": "3"}, "'?round'?.* rounds"),
         ({"views": 1}, "views=1"),
         ({"projection_dim": 0}, "projection_dim"),
         ({"small_crop_min": 0.5}, "small_crop_min=0.5 .*small_crop_max=0.14"),
@@ -267,8 +256,6 @@ def test_a_network_of_one_size_gets_images_and_views_of_it(base):
         ({"view_size": 5}, "view_size=5 "),
         ({"renumber": "true"}, "temperature=0"),
         ({"rounds": "many"}, "rounds='many'"),
-        ({"lr": "fast"}, "lr='fast'"),
-        ({"lr": "nan"}, "lr=nan"),
         ({"sobel": "maybe"}, "sobel='maybe'"),
     ],
 )
@@ -295,6 +282,5 @@ def test_a_wrong_recipe_file_is_named(tmp_path, text, message):
     file.write_text(text)
     with pytest.raises(UsageError, match=message):
         plan_of(str(file), {}, PHOTOS)
-    for name in ("v2x", "none.toml"):
-        with pytest.raises(UsageError, match=name):
-            plan_of(name, {}, PHOTOS)
+    with pytest.raises(UsageError, match=r"none\.toml"):
+        plan_of("none.toml", {}, PHOTOS)
