@@ -16,22 +16,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
-from sklearn.cluster import AgglomerativeClustering
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.optim import SGD
 
-from deepcluster import load
 from deepcluster.cli import run_command
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.export import onnx
 from deepcluster.images.views import Augmentation, each_once, uniform_over_clusters
-from deepcluster.learning.heads import Outputs
 from deepcluster.learning.training import Learning, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import as_network
 from deepcluster.runtime.partition import Partition
-from deepcluster.runtime.processes import ALONE
 from tests.drawings import KINDS, draw
 from tests.helpers.image_files import HEIC, files_of_all_modes
 from tests.helpers.runs import predicted
@@ -64,16 +59,11 @@ def few_digits(monkeypatch: pytest.MonkeyPatch) -> int:
     return count
 
 
-@pytest.fixture
-def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-
-
-@pytest.mark.usefixtures("without_matplotlib")
 @pytest.mark.parametrize(
     "name", ["change_a_step.py", "from_scratch.py", "own_loop.py", pytest.param("own_network.py", marks=slow)]
 )
-def test_an_example_of_rounds_tells_digits_apart(output_of, few_digits, name, tmp_path):
+def test_an_example_of_rounds_tells_digits_apart(output_of, few_digits, name, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # from_scratch.py draws on the screen without it
     run = [str(tmp_path / "run")] if name == "change_a_step.py" else []
     lines = output_of(name, "1", *run)
     assert all(Path(folder, "report.html").exists() for folder in run)
@@ -82,33 +72,7 @@ def test_an_example_of_rounds_tells_digits_apart(output_of, few_digits, name, tm
     assert name != "own_network.py" or lines[-1].endswith("True")
 
 
-def test_from_scratch_ends_with_the_nmi_of_its_rounds(without_matplotlib, tmp_path, monkeypatch, capsys):
-    draw = runpy.run_path(str(EXAMPLES / "from_scratch.py"))["draw"]
-    draw([0.5, 0.6, 0.62, 0.7, 0.71, 0.8, 0.9])
-    bars = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [(number, len(bar), nmi) for _, number, bar, nmi in bars] == [
-        ("0:", 25, "0.500"), ("2:", 31, "0.620"), ("4:", 36, "0.710"), ("6:", 45, "0.900"),
-    ]  # fmt: skip
-    monkeypatch.undo()
-    pytest.importorskip("matplotlib")
-    monkeypatch.chdir(tmp_path)
-    draw([0.5, 0.6])
-    assert capsys.readouterr().out.split()[-1] == "from_scratch.svg" and Path("from_scratch.svg").is_file()
-
-
-def test_the_steps_of_change_a_step():
-    names = runpy.run_path(str(EXAMPLES / "change_a_step.py"))
-    rows = torch.rand(60, 4, generator=torch.Generator().manual_seed(0))
-    (clustering,) = names["ward"](rows, [5], None, seed=0, round=0, partition=Partition.single(60))
-    assert clustering.labels.tolist() == AgglomerativeClustering(5).fit_predict(rows.numpy()).tolist()
-
-    logits, labels = torch.rand(6, 5, generator=torch.Generator().manual_seed(1)), torch.tensor([[0], [3], [4]])
-    outputs = Outputs(torch.zeros(6, 2), logits, labels, [5], torch.arange(3))  # two views of three images
-    expected = nn.CrossEntropyLoss(label_smoothing=0.1)(logits, labels[:, 0].repeat(2))
-    assert torch.allclose(names["SmoothedLoss"]()(outputs, 1.0, ALONE)[0], expected)
-
-
-def test_power_iteration_by_hand(tmp_path, monkeypatch):
+def test_power_iteration_by_hand(output_of, tmp_path):
     """The middle row of three near ones gets the largest mass, and a row without ties joins its nearest row."""
     step = runpy.run_path(str(EXAMPLES / "research/pic.py"))["power_iteration"]
     rows = torch.tensor([[0.0], [0.1], [0.25], [10.0], [10.1], [10.25], [100.0]])
@@ -117,9 +81,7 @@ def test_power_iteration_by_hand(tmp_path, monkeypatch):
 
     np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (36, 16, 16, 3), np.uint8))
     (tmp_path / "small.toml").write_text('base = "classic"\nrounds = 1\nepochs = 1\nimage_size = 16\n')
-    arguments = [str(tmp_path / name) for name in ("x.npy", "run", "small.toml")]
-    monkeypatch.setattr(sys, "argv", ["pic.py", *arguments])
-    runpy.run_path(str(EXAMPLES / "research/pic.py"), run_name="__main__")
+    output_of("research/pic.py", *(str(tmp_path / name) for name in ("x.npy", "run", "small.toml")))
     assert "power_iteration" in json.loads((tmp_path / "run/run.json").read_text())["steps"]["own clustering"]
 
 
@@ -207,7 +169,6 @@ def test_the_notebook_runs_as_it_was_run(few_digits, tmp_path, monkeypatch):
     assert [cell["execution_count"] for cell in cells] == [*range(1, len(cells) + 1)]
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert not any(output["output_type"] == "error" or output.get("name") == "stderr" for output in outputs)
-    assert file.stat().st_size < 200_000
     monkeypatch.chdir(tmp_path)
     names = {}
     for cell in cells:
@@ -239,8 +200,6 @@ def test_retrieval(output_of, tmp_path):
     names = runpy.run_path(str(EXAMPLES / "research/retrieval.py"))
     # + - + with two positives: an area of .5 (1 + 1) / 2 and one of .5 (1/2 + 2/3) / 2; junk leaves no trace.
     assert names["average_precision"]("ajxjb", {"a", "b"}, {"j"}) == pytest.approx(0.5 + 7 / 24)
-    assert names["regions"](12, 12, 2) == [(0, 0, 12), (0, 0, 8), (0, 4, 8), (4, 0, 8), (4, 4, 8)]
-    assert names["regions"](12, 20, 1) == [(0, 0, 12), (0, 8, 12)]  # overlapping by .33
 
 
 def test_voc07(output_of, tmp_path):
@@ -276,26 +235,6 @@ def test_the_figures_of_the_paper_are_drawn(output_of, photos, tmp_path):
     with Image.open(out / "figure-3.png") as filters, Image.open(out / "figure-4.webp") as exciting:
         assert filters.size == (8 * 54 - 6, 2 * 54 - 6)  # sixteen filters of 48 px
         assert exciting.size == (4 * (3 * 64 + 6) - 6, 3 * 64)  # four channels
-
-    names = runpy.run_path(str(EXAMPLES / "research/figures.py"))
-    assert names["column"](table, "accuracy") == {10: 0.3, 100: pytest.approx(0.6), 1000: 0.4}
-    assert names["column"](run / "history.csv", "nmi_previous") == {1: 0.4, 2: 0.5}
-    assert names["column"](run / "history.csv", "absent") == {}
-    network = load(run).network.eval()
-    darkest, brightest = (function(names["first_filters"](network), (1, 2, 3)) for function in (torch.amin, torch.amax))
-    assert darkest.tolist() == [0] * 16 and brightest.tolist() == [255] * 16
-    # The features of this network are the means of its last maps.
-    images = torch.randint(256, (20, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    with torch.no_grad():
-        features = network.features(images / 255)[:, [0, 127]]
-    assert torch.equal(names["most_exciting"](network, images, 2, 8), features.topk(9, 0).indices.T)
-
-    # The weights of a round in place of the last ones.
-    zeros = {f"network.{key}": torch.zeros(value.shape) for key, value in network.state_dict().items()}
-    save_file(zeros, checkpoint := tmp_path / "000001.safetensors")
-    output_of("research/figures.py", *arguments, "--checkpoint", str(checkpoint))
-    with Image.open(out / "figure-3.png") as filters:
-        assert filters.getpixel((20, 20)) == (0, 0, 0)
 
 
 def test_deepcluster_on_one_page_beside_the_package():
