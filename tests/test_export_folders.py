@@ -2,6 +2,7 @@ import errno
 import hashlib
 import importlib
 import os
+import re
 import shutil
 import tempfile
 import unicodedata
@@ -143,9 +144,6 @@ def test_what_is_there_is_left_alone(holiday, tmp_path, monkeypatch):
     for name in ("photos/sorted", "way/sorted", "photos/sea/../x"):
         with pytest.raises(UsageError, match="-o"):
             folders(holiday, tmp_path / name)
-    monkeypatch.chdir(tmp_path / "empty")
-    with pytest.raises(DiskError):
-        folders(holiday, Path())
     monkeypatch.chdir(tmp_path)
     folders(holiday, Path("empty"))
     assert len(tree(tmp_path / "empty")) == 6
@@ -281,6 +279,8 @@ def test_nothing_but_outliers_and_unknown_choices(beach, tmp_path):
         ({"outliers": "leave"}, DataError, "outliers"),
         ({"outliers": "move"}, UsageError, "keep or separate or leave"),
         ({"mode": "move", "dry_run": True}, UsageError, "symlink, hardlink, copy"),
+        ({"mode": "hardlink", "strip_metadata": True}, UsageError, "--strip-metadata"),
+        ({"layout": "dataset", "outliers": "separate"}, UsageError, "outliers"),
     ]:
         with pytest.raises(error, match=message):
             folders(beach, tmp_path / "out", **options)
@@ -294,12 +294,10 @@ def test_command(holiday, tmp_path, ends, prints):
         (["folders", "-o", out], 5, "out"),
         (["parquet", "-o", other, "--mode", "copy"], 2, "--mode"),
         (["onnx", "-o", other, "--overwrite"], 2, "--overwrite"),
-        (["nowhere", "-o", other], 2, "nowhere"),
         (["folders", "-o", other, "--images", tmp_path / "none"], 3, "none"),
         (["folders"], 2, "-o"),
     ]:
         assert said in ends(["export", holiday, "--to", *arguments], code)
-    ends(["export", tmp_path, "--to", "folders", "-o", other], 5)
     assert leftovers(tmp_path) == ["out"]
 
 
@@ -435,17 +433,6 @@ def test_only_one_export_at_a_time_replaces_a_tree(beach, tmp_path):
     assert tree(out) == sorted(row["exported_path"] or INVENTORY for row in [*inventory(out), {"exported_path": ""}])
 
 
-def test_the_only_copy_of_an_image_is_never_lost(beach, tmp_path):
-    out = tmp_path / "out"
-    folders(beach, out, mode="copy")
-    (tmp_path / "photos" / "sky" / "c.png").unlink()
-    corrected(beach)
-    with pytest.warns(match="1 images"):
-        folders(beach, out, overwrite=True)
-    assert tree(out) == ["000-beach/a.png", "001-beach/a.png", "001/b.png", "002/c.png", "inventory.csv"]
-    assert not (out / "002" / "c.png").is_symlink() and (out / "001" / "b.png").is_symlink()
-
-
 @pytest.mark.parametrize("options", [{"mode": "copy"}, {"layout": "dataset"}])
 def test_an_only_copy_that_is_in_the_way_moves_aside(options, beach, tmp_path):
     """In a data set every file that stays is in the way, elsewhere one in the place of a new file."""
@@ -551,9 +538,8 @@ def test_the_best_of_nearly_identical_images_is_kept(tmp_path, prints):
     groups = [{"group": 0, "path": path, "distance": 0} for path in alike]
     writable(run).write_rows("duplicates.csv", groups)
     (tmp_path / "photos" / "gone.png").write_text("no image")
-    said = Said()
     with pytest.warns(match="1 images"):
-        rows = folders(run, tmp_path / "out", duplicates="first", display=said)
+        rows = folders(run, tmp_path / "out", duplicates="first")
     how = {row["path"]: row["how"] for row in rows if row["how"] != "symlink"}
     assert how.pop("gone.png").startswith("missing")
     assert how == {
@@ -562,9 +548,8 @@ def test_the_best_of_nearly_identical_images_is_kept(tmp_path, prints):
         "same.png": "duplicate of sharp.png, which is the same",
     }
     assert tree(tmp_path / "out") == ["000/alone.png", "000/sharp.png", "000/x.png", "inventory.csv"]
-    assert "3 " in said.lines[0] and INVENTORY in said.lines[0]
     command = ("export", run, "--to", "folders", "-o", tmp_path / "other", "--duplicates", "first")
-    assert INVENTORY in prints(*command)
+    assert re.search(f" 3 .*{INVENTORY}", prints(*command))
     # Outliers are left out here, so they stand for none.
     mark_outliers(run, lambda row: row["path"] in ("sharp.png", "same.png"))
     with pytest.warns(match="1 images"):
