@@ -1,11 +1,10 @@
 """Real commands in processes of their own that can be killed: a server that has imported everything forks one for each.
 
-    python -m tests.commands     reads a JSON list a line, [arguments, seconds, trap, what]; answers [exit code, stderr]
+    python -m tests.commands     reads a JSON list a line, [arguments, seconds, trap]; answers [exit code, stderr]
 
-``seconds``: the signal ``what`` (kill -9 where it is not said) after that time (null: never). ``trap``: null or [what,
-where, count]; at the count-th call of the function ``where`` (module:name, or several) the process gets the signal
-called ``what`` (SIGKILL, SIGTERM, ...), or with FSIZE it may write no file larger than ``count`` bytes from the
-beginning.
+``seconds``: kill -9 after that time (null: never). ``trap``: null or [what, where, count]; at the count-th call of the
+function ``where`` (module:name, or several) the process gets the signal called ``what`` (SIGKILL, SIGTERM, ...), or
+with FSIZE it may write no file larger than ``count`` bytes from the beginning.
 """
 
 import importlib
@@ -124,7 +123,7 @@ def serve() -> None:
 
     torch.set_num_threads(1)
     for line in sys.stdin:
-        arguments, seconds, trap, what = json.loads(line)
+        arguments, seconds, trap = json.loads(line)
         with tempfile.TemporaryFile() as errors:
             signal.pthread_sigmask(signal.SIG_BLOCK, EARLY)
             pid = os.fork()
@@ -139,7 +138,7 @@ def serve() -> None:
                 until, kind = time.monotonic() + seconds, os.WEXITED | os.WNOHANG | os.WNOWAIT
                 while time.monotonic() < until and os.waitid(os.P_PID, pid, kind) is None:
                     time.sleep(0.005)
-                os.kill(pid, getattr(signal, what))
+                os.kill(pid, signal.SIGKILL)
             status = os.waitpid(pid, 0)[1]
             errors.seek(0)
             print(json.dumps([os.waitstatus_to_exitcode(status), errors.read().decode(errors="replace")]), flush=True)
@@ -156,14 +155,10 @@ class Commands:
         )
 
     def __call__(
-        self,
-        *arguments: object,
-        seconds: float | None = None,
-        trap: tuple[str, str, int] | None = None,
-        what: str = "SIGKILL",
+        self, *arguments: object, seconds: float | None = None, trap: tuple[str, str, int] | None = None
     ) -> tuple[int, str]:
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps([list(map(str, arguments)), seconds, trap, what]) + "\n")
+        self.process.stdin.write(json.dumps([list(map(str, arguments)), seconds, trap]) + "\n")
         self.process.stdin.flush()
         code, said = json.loads(self.process.stdout.readline())
         return code, said
