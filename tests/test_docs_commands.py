@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from deepcluster import errors
+from deepcluster.cli import app
 from deepcluster.runtime.signals import EXIT_ON_SECOND_SIGINT
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import FILES
@@ -101,9 +102,7 @@ def test_the_figures_are_those_measured(monkeypatch: pytest.MonkeyPatch):
 
 def test_commands_are_found():
     ours = [arguments for page in PAGES for line in commands(page) if (arguments := of_deepcluster(line))]
-    assert len(ours) >= 45
     assert {arguments[0] for arguments in ours} == verbs()  # each command is shown somewhere
-    assert len(pages_with("console")) >= 12
 
 
 def test_no_command_hides_in_another_block():
@@ -117,7 +116,7 @@ def test_no_command_hides_in_another_block():
 
 
 def test_options_in_the_prose_exist():
-    everywhere = set.union(*map(options, verbs())) | {"--help", "--version", "--debug", "--install-completion"}
+    everywhere = set.union(*map(options, verbs())) | {"--debug", *app}
     everywhere |= {"--standalone", "--nproc-per-node", "--master-port"}  # torchrun's
     for page in PAGES:
         if page.name in HISTORY:

@@ -19,8 +19,6 @@ from deepcluster.evaluation.common import accuracies, check_apart, clustering, h
 from deepcluster.images import find
 from tests.helpers.runs import change_record, rows
 
-LINEAR = ("--labels", "folders", "--protocol", "linear", "--epochs", 2)
-
 
 @pytest.fixture
 def evaluated(run, prints):
@@ -145,37 +143,20 @@ def test_a_damaged_file_is_written_again(run, evaluated):
         assert file.read_text() == whole
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "said"),
-    [
-        ([], 2, "--labels folders"),
-        (["--labels", "folders", "--epochs", "3"], 2, "shuffles"),
-        ([*map(str, LINEAR), "--batch-size", "0"], 2, "batch_size=0"),
-        ([*map(str, LINEAR), "--layers", "conv9"], 2, "block1, block2"),
-    ],
-)
-def test_a_mistake_is_named_with_its_exit_code(run, ends, arguments, code, said):
-    assert said in ends(["evaluate", run, *arguments], code).lower()
-    assert not (run / "evaluation-clustering.json").exists()
-
-
-def test_a_fifth_is_held_out_where_nothing_else_is_given(run, evaluated):
-    figures = evaluated("--labels", "folders", "--protocol", "knn", "--set", "neighbours=3")
-    assert (figures["train_images"], figures["images"]) == (39, 9)
-    assert not list(run.glob(".evaluate-*"))
-
-
 def test_images_to_learn_from_and_to_be_scored_on(run, photos, tmp_path, evaluated, ends):
     apart = tmp_path / "apart"
     for kind in ("bars", "blob"):
         shutil.copytree(photos / kind, apart / kind)
     (apart / "bars" / "00.png").write_text("no image")
     common = ("--labels", "folders", "--protocol", "knn", "--set", "neighbours=1")
+    figures = evaluated(*common)  # a fifth is held out
+    assert (figures["train_images"], figures["images"]) == (39, 9)
     figures = evaluated(apart, *common)
     assert (figures["train_images"], figures["images"], figures["top1_k1"]) == (48, 31, 1.0)  # copies of what it learnt
     figures = evaluated(photos, "--train", apart, *common)
     assert (figures["train_images"], figures["images"], figures["classes"]) == (31, 48, 3)
     assert figures["top1_k1"] == pytest.approx(32 / 48, abs=0.03)  # nothing of the third class was learnt
+    assert not list(run.glob(".evaluate-*"))
 
     (tmp_path / "link").symlink_to(photos)
     assert "link" in ends(["evaluate", run, tmp_path / "link", *common], 3)

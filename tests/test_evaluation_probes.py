@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from torchvision.transforms import functional as transforms
 
 from deepcluster.cli import _figure_lines
-from deepcluster.errors import NonFiniteError, UsageError
+from deepcluster.errors import NonFiniteError
 from deepcluster.evaluation import KnnOptions, LinearOptions
 from deepcluster.evaluation.common import Labelled, ProbeTask, knn, weighted_votes
-from deepcluster.evaluation.feature_maps import chosen_layers, layers_of, maps_at, pooling_of
+from deepcluster.evaluation.feature_maps import layers_of, maps_at, pooling_of
 from deepcluster.evaluation.linear import (
     STEEPEST,
     linear,
@@ -110,6 +110,7 @@ def test_maps_are_those_after_the_relu_and_before_pooling():
     network = build("alexnet", image_size=224, sobel=True).eval()
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     body = network.body
+    body.features[7].register_forward_hook(lambda *_: pytest.fail("a layer above is computed"))
     with torch.no_grad():
         maps = maps_at(network, layers_of(network)[1], images)
         by_hand = body.features[:7](body.sobel((images - network.mean) / network.std))
@@ -119,21 +120,6 @@ def test_maps_are_those_after_the_relu_and_before_pooling():
     text, pooling = pooling_of(layers_of(network)[1], maps.shape, 64)  # 7 x 7 of 256: 6 x 6 are fewer than 10,000
     assert text == "adaptive average to 6 x 6"
     assert pooling(maps).flatten(1).shape == (2, 9216)
-
-
-def test_nothing_above_the_layer_is_computed_and_nothing_stays():
-    network = build("compact", image_size=16).eval()
-    calls = []
-    network.body[4].register_forward_hook(lambda *_: calls.append(1))
-    layers = layers_of(network)
-    first = maps_at(network, layers[1], torch.ones(1, 3, 16, 16))
-    assert calls == []
-    network.features(torch.ones(1, 3, 16, 16))  # no hook of ours is left that would stop it
-    assert calls == [1]
-    assert torch.equal(first, maps_at(network, layers[1], torch.ones(1, 3, 16, 16)))
-    assert [layer.name for layer in chosen_layers(network, "block5, block2")] == ["block2", "block5"]
-    with pytest.raises(UsageError, match="block1, block2"):
-        chosen_layers(network, "conv1")
 
 
 def test_the_learning_rate_of_a_probe_falls_as_published():
@@ -186,15 +172,14 @@ def plain_network() -> Network:
     return Network(nn.Sequential(layer, nn.AdaptiveAvgPool2d(1), nn.Flatten()), 3).eval()
 
 
-@pytest.mark.parametrize(("spread", "least"), [(4, 1.0), (25, 0.7)])
-def test_the_probe_is_as_good_as_logistic_regression(spread, least):
-    train, test = colours(300, spread, 0), colours(300, spread, 1)
+def test_the_probe_is_as_good_as_logistic_regression():
+    train, test = colours(300, 25, 0), colours(300, 25, 1)
     network = plain_network()
     options = LinearOptions(epochs=60, batch_size=32, weight_decay=0.0)
     figures = dict(linear(ProbeTask(network, train, test, "abc", 7, 32, 0), options))
     pixels = [labelled.images[:, :, 0, 0].float().numpy() / 255 for labelled in (train, test)]
     theirs = LogisticRegression(C=1e4, max_iter=1000).fit(pixels[0], train.classes).score(pixels[1], test.classes)
-    assert theirs >= least
+    assert theirs >= 0.7
     assert abs(figures["block1"]["top1"] - theirs) <= 0.02
 
 
@@ -221,7 +206,7 @@ def test_a_loss_above_that_of_guessing_is_said():
         assert any("block1" in line and f"lr={lr / 10:g}" in line for line in said.lines) is expected
 
 
-@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("size", [1e-3, 1e3])
 def test_it_converges_whatever_the_size_of_the_maps(size):
     """Maps of pretrained networks are up to a thousand times as large as AlexNet's."""
     train, test, network = colours(300, 25, 0), colours(300, 25, 1), plain_network()
@@ -232,7 +217,7 @@ def test_it_converges_whatever_the_size_of_the_maps(size):
         figures[maps] = dict(linear(task, LinearOptions(epochs=20, batch_size=32, maps=maps)))["block1"]
     assert LinearOptions().maps == "normalised"
     assert figures["normalised"]["loss"] < 0.6 and figures["normalised"]["top1"] > 0.7
-    assert size == 1 or figures["raw"]["loss"] > 1
+    assert figures["raw"]["loss"] > 1
 
 
 def test_normalised_by_hand():
