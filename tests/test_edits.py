@@ -19,7 +19,7 @@ from deepcluster.groups.cut import Cut, pinned, placement_of
 from deepcluster.groups.tree import parts_of, split_group
 from deepcluster.model import Model
 from deepcluster.runs.inherit import carried_over, heirs
-from deepcluster.runs.recut import apply, edited, recut
+from deepcluster.runs.recut import apply, edited, recut, surviving_moves
 from deepcluster.storage import model_files as models
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import Edits, newest_edits, read_edits
@@ -149,14 +149,15 @@ def test_moved_rows_are_where_they_should_be_and_the_others_stay() -> None:
 def test_every_edit_counts_in_the_digest() -> None:
     edits = Edits("c", {1: "a"}, ((0, 2),), (1,))
     others = {"cut": "d", "names": {1: "b"}, "merge": (), "junk": None, "move": ((0, 1),), "split": ((0, 2),)}
-    changed = {replace(edits, **{name: value}).digest for name, value in others.items()}
-    assert len({edits.digest, replace(edits).digest, *changed}) == 7
+    changed = {replace(edits, **{name: value}).digest for name, value in (others | {"group_names": {1: "a"}}).items()}
+    assert len({edits.digest, replace(edits).digest, *changed}) == 8
 
 
 NO_NAMES = ("[]", '{"-1": "a"}', '{"01": "a"}', '{"1": 2}', '{"\u0661": "a"}', '{"1": "a\\nb"}', '{"1": "\\ud800"}')
 NO_EDITS = {
     "colour": ("3",),
     "cut": ("3",),
+    "group_names": NO_NAMES,
     "names": (*NO_NAMES, '{"1": "%s"}' % ("a" * 201), '{"1": "a", "1": "b"}'),
     "merge": ("[3]", "[[]]", "[[1, true]]"),
     "junk": ("[-1]",),
@@ -174,14 +175,18 @@ def test_a_file_that_is_no_edits_is_named(name, tmp_path):
             read_edits(tmp_path / "edits.json")
 
 
-@pytest.mark.parametrize("named", ["", 'XDG_DESKTOP_DIR="$HOME/Tisch"\nXDG_DOWNLOAD_DIR="$HOME/Téléchargements"\n'])
+@pytest.mark.parametrize(
+    "named", ["", 'XDG_DESKTOP_DIR="$HOME/Tisch"\nXDG_DOWNLOAD_DIR="$HOME/Téléchargements"\n', None]
+)
 def test_the_newest_edits_of_the_present_clusters(named, tmp_path, monkeypatch):
+    """None: the file that names the folder is a FIFO, and opening it would wait for ever."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     downloads = tmp_path / ("Téléchargements" if named else "Downloads")
     here = RunRecord(images="photos", location="photos", seed=0, cut="c0ffee")
     (tmp_path / ".config").mkdir()
-    (tmp_path / ".config" / "user-dirs.dirs").write_text(named, encoding="utf-8")
+    names = tmp_path / ".config" / "user-dirs.dirs"
+    os.mkfifo(names) if named is None else names.write_text(named, encoding="utf-8")
     with pytest.raises(UsageError, match="deepcluster apply run FILE"):
         newest_edits(Path("run"), here)
     downloads.mkdir()
@@ -200,19 +205,14 @@ def test_the_newest_edits_of_the_present_clusters(named, tmp_path, monkeypatch):
         newest_edits(Path("run"), replace(here, cut=None))
 
 
-def test_a_fifo_that_should_name_the_downloads(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    os.mkfifo(tmp_path / "user-dirs.dirs")  # opening it would wait for ever
-    with pytest.raises(UsageError, match=re.escape(str(tmp_path / "Downloads"))):
-        newest_edits(Path("run"), RunRecord(images="photos", location="photos", seed=0, cut="c0ffee"))
-
-
 def test_clusters_that_continue_by_hand():
     model = edited(tiny_model(names=("a", "b", "c")), Edits("", {}, (), (2,)))
     before = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2])
     after = torch.tensor([3, 3, 3, 1, 0, 0, 1, 1, 2, 2, 2])  # a goes on as 3, b falls into halves, c stays
     assert carried_over(model, heirs(before, after, mutual=True), 4) == (("", "", "c", "a"), (2,))
+    moves = ((3, 2), (8, 0), (4, 0), (9, 1), (10, 7), (11, 0))  # the last row, and its cluster, do not exist
+    survivors = surviving_moves(replace(model, moves=moves), before, heirs(before, after, mutual=True))
+    assert survivors == {3: (2, 3), 8: (3, 2)}
     swallowed = torch.zeros(11, dtype=torch.int64)  # all in one: none is more than half of it
     assert heirs(before, swallowed, mutual=True) == {}
     # A new fit asks for half of the old cluster alone, and of two that are equal the first continues.

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +12,12 @@ from torch import Tensor
 
 from deepcluster.cli import run_command
 from deepcluster.groups import embeddings
-from deepcluster.runs.inherit import heirs
-from deepcluster.runs.recut import apply, recut, surviving_moves, undo
+from deepcluster.runs.recut import apply, recut, undo
 from deepcluster.runs.update import update
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.model_files import EMBEDDINGS, load, read_embeddings
 from deepcluster.storage.run_folder import RunFolder
 from tests.helpers.runs import SAME, rows
-from tests.tiny import tiny_model
 
 Embedded = list[int]  # the sizes of the graphs that were embedded
 
@@ -137,12 +134,3 @@ def test_moves_survive_if_both_groups_do_and_undo_takes_the_recut_back(run: Path
     recut(run, 8)  # one of the two groups is no more, so that the image is where it was before
     assert rows(run / "clusters.csv")[0]["cluster"] == rows(run / "clusters.csv")[8]["cluster"]
     assert before[0]["cluster"] == target
-
-
-def test_surviving_moves_by_hand() -> None:
-
-    before = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2])
-    after = torch.tensor([3, 3, 3, 1, 0, 0, 1, 1, 2, 2, 2])  # 0 goes on as 3, 1 falls into halves, 2 stays
-    moves = ((3, 2), (8, 0), (4, 0), (9, 1), (10, 7), (11, 0))  # the last row, and its cluster, do not exist
-    model = replace(tiny_model(names=("a", "b", "c")), moves=moves)
-    assert surviving_moves(model, before, heirs(before, after, mutual=True)) == {3: (2, 3), 8: (3, 2)}

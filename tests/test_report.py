@@ -22,21 +22,12 @@ from tests.helpers.report import Page, drawn, page, picture, row, summary_of
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>.png",
-    '" onmouseover="alert(1).png',
-    "' onfocus='alert(1)' autofocus '.png",
+    "\" onmouseover=\"alert(1)' onfocus='alert(1)' autofocus '.png",
     "</title></style></section><script>alert(1)</script>.png",
-    "<!--.png",
-    "]]>.png",
-    "{{ 7 * 7 }}{% raw %}.png",
-    "&lt;b&gt;&quot;.png",
+    "<!-- ]]> {{ 7 * 7 }}{% raw %} &lt;b&gt;&quot;.png",
     "javascript:alert(1)",
-    "https://example.org/x.png",
-    "caf\udce9.png",
-    "\ud83d.png",
-    "new\nline\ttab\x00\x1b[31m\x7f\x9b.png",
-    "\u202egnp.exe",
-    "line\u2028end.png",
-    "日本語 émoji 👩\u200d🔬.png",
+    "new\nline\ttab\x00\x1b[31m\x7f\x9b line\u2028end \u202egnp.exe",
+    "日本語 émoji 👩\u200d🔬 caf\udce9 \ud83d.png",
 ]
 
 
@@ -53,7 +44,6 @@ def test_charts_of_the_page() -> None:
     assert len(parsed.all("path", class_="reference")) == 1  # the loss of chance
     labels = [str(attributes["aria-label"]) for attributes, _ in parsed.all("svg")]
     assert [numbers(labels[chart]) for chart in (0, 5)] == [["0", "2.30"], ["2", "20"]]  # of the loss and of sizes
-    assert [text for _, text in parsed.all("text")][:7] == ["0", "1.5", "3", "1", "2", "3", "round"]
     assert parsed.all("table", class_="figures history")[0][1].startswith("roundloss")
 
 

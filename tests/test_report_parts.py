@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from deepcluster.groups.tree import Parts
 from deepcluster.images import find
 from deepcluster.report import page
 from deepcluster.report import pictures as sheets
-from deepcluster.report.charts import curve, histogram, histograms, training_charts
+from deepcluster.report.charts import histogram, histograms, training_charts
 from deepcluster.report.page import RunData, on_page, script_data
 from deepcluster.report.pictures import THUMBNAIL, columns, on_sheet, sprite_sheet, thumbnail, tile, tiny_pictures
 from deepcluster.report.sections import MAX_OUTLIERS, MEDOID, confusion, problems, representatives
@@ -54,32 +52,16 @@ def test_representatives_by_hand() -> None:
         assert [r["path"] for r, _ in representatives(two, 5, medoid=medoid)] == order
 
 
-def corners(path: str) -> list[tuple[float, float]]:
-    """The points of a line, whose y grows downwards."""
-    return [(float(x), float(y)) for x, y in re.findall(r"[ML]([\d.]+),([\d.]+)", path)]
-
-
-SERIES = st.lists(st.none() | st.integers(0, 2), max_size=6)
-
-
-@given(SERIES)
-def test_a_curve_has_a_point_for_every_value_and_no_line_over_a_gap(values: list[int | None]) -> None:
-    drawn, path = [i for i, value in enumerate(values) if value is not None], curve(values, 2)
-    right = [(264 * i / max(1, len(values) - 1) if len(values) > 1 else 132, 120 - 60 * values[i]) for i in drawn]
-    assert np.allclose(corners(path), right) if drawn else not path
-    assert path.count("M") == sum(i - 1 not in drawn for i in drawn)
-    assert path.count("h0") == sum({i - 1, i + 1}.isdisjoint(drawn) for i in drawn)  # a dot
-
-
 def test_a_chart_for_every_series_that_is_a_line() -> None:
     history = [
         {"round": "0", "loss": "nan", "chance_loss": "", "changed": "", "largest_share": "0.5", "nmi_labels": "0.25"},
-        {"round": "1", "loss": "inf", "chance_loss": "2", "changed": "1", "largest_share": "0.25", "nmi_labels": "0.5"},
-        {"round": "2", "loss": "inf", "chance_loss": "2", "changed": "", "largest_share": "", "nmi_labels": ""},
+        {"round": "1", "loss": "inf", "chance_loss": "2", "changed": "1", "largest_share": "", "nmi_labels": "0.5"},
+        {"round": "2", "loss": "inf", "chance_loss": "2", "changed": "", "largest_share": "0.25", "nmi_labels": ""},
     ]
     share, nmi = training_charts(history)
     assert (share["line"]["last"], nmi["line"]["last"]) == ("25.0%", "0.500")
-    assert share["line"]["end"] == corners(share["line"]["path"])[-1]
+    # Two dots beside a gap, and a line: from left to right, 0 at the bottom.
+    assert (share["line"]["path"], nmi["line"]["path"]) == ("M0,0 h0 M264,60 h0", "M0,90 L132,60")
     assert [text for _, text in share["y_ticks"]] == ["0%", "25%", "50%"]
     assert [text for _, text in nmi["x_ticks"]] == ["1", "2", "3"]
     assert training_charts([]) == []
@@ -171,8 +153,8 @@ def read(clusters: list[dict[str, str]], **changes: Any) -> dict[str, Any]:
 
 def test_points_by_hand() -> None:
     # Cluster numbers may have gaps.
-    rows = [row("/home/me/a/x.png", 3, "0.5", label="cat"), row("a/y.png", 7), row("z.png", 3, is_outlier="1")]
-    rows[1]["distance"] = "2"
+    rows = [row("/home/me/a/x.png", 3, "0.5", label="cat"), row("a/y.png", 7, "2"), row("z.png", 3, is_outlier="1")]
+    rows[2]["distance"] = "nan"
     positions = np.array([[-1, 0], [3, 1], [1, 2]], dtype=np.float32)
     found = read(rows, positions=positions)
     images, points = found["images"], found["points"]
@@ -180,13 +162,15 @@ def test_points_by_hand() -> None:
     assert shorts(images["folder"]) == [0, 1, 2] and shorts(images["cluster"]) == [0, 1, 0]
     # The wider side goes from 0 to 65535, the other one with the same scale.
     assert shorts(points["x"]) == [0, 65535, 32768] and shorts(points["y"]) == [0, 16384, 32768]
-    assert images["farthest"] == 2 and shorts(images["distance"]) == [16384, 65535, 32768]
+    assert images["farthest"] == 2 and shorts(images["distance"]) == [16384, 65535, 0]
     assert images["outlier"] == [2] and images["every"] == images["step"] == 1
     assert images["labels"] == ["", "cat"] and shorts(images["label"]) == [1, 0, 0]
     nothing = read([], summary=[], positions=positions[:0])
     assert nothing["points"] is None and nothing["images"] is None
     alone = read([row("a.png")])
     assert alone["points"] is None and alone["images"]["names"] == ["a.png"] and alone["images"]["label"] is None
+    equal = read([row("a.png", distance="0")], positions=np.zeros((1, 2), np.float32))
+    assert shorts(equal["images"]["distance"]) == shorts(equal["points"]["x"]) == [0]
 
 
 def test_clusters_and_tree_by_hand() -> None:
@@ -214,12 +198,6 @@ def test_what_is_like_an_image_and_what_a_cluster_splits_into_by_hand() -> None:
     assert [each["parts"] for each in found["clusters"]] == [split, None]
     assert found["originals"] == "../my%20photos/" and read(rows)["originals"] is None
     assert read(rows, originals="../caf\udce9 #1/")["originals"] == "../caf%E9%20%231/"
-
-
-def test_odd_distances_are_none() -> None:
-    rows = [row("a", distance="nan"), row("b", distance="")]
-    found = read(rows, summary=summary_of([row("a")]), positions=np.zeros((2, 2), np.float32))
-    assert shorts(found["images"]["distance"]) == [0, 0] and shorts(found["points"]["x"]) == [0, 0]
 
 
 def test_long_names_make_the_images_fewer(monkeypatch: Any) -> None:
