@@ -4,6 +4,8 @@ All of them pass, so there is no list of expected failures. One is skipped by sc
 has no SCIPY_ARRAY_API. They fit many times: `make test` runs a few of them.
 """
 
+from functools import partial
+
 import pytest
 from sklearn.base import clone
 from sklearn.utils import estimator_checks
@@ -29,11 +31,11 @@ MORE = (
     "check_dataframe_column_names_consistency",
 )
 ALL = [(check.func.__name__, check) for _, check in estimator_checks.estimator_checks_generator(FEW)]
+ALL += [(name, partial(getattr(estimator_checks, name), "DeepCluster")) for name in MORE]
 CHECKS = [pytest.param(check, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, check in ALL]
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::deepcluster.errors.DeepClusterWarning"
-)  # of tables with few distinct rows
+# Of tables with few distinct rows.
+pytestmark = pytest.mark.filterwarnings("ignore::deepcluster.errors.DeepClusterWarning")
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -43,10 +45,4 @@ def test_scikit_learns_checks(check):
 
 def test_the_checks_are_not_left_out():
     """For an estimator whose tags say that it takes no tables, there would be none."""
-    assert len(ALL) >= 45 and {name for name, _ in ALL} >= QUICK
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MORE)
-def test_the_checks_of_scikit_learns_own_estimators(name):
-    getattr(estimator_checks, name)("DeepCluster", clone(FEW))
+    assert len(ALL) >= 50 and {name for name, _ in ALL} >= QUICK

@@ -117,17 +117,13 @@ def test_every_round_replaces_the_result_and_the_first_round_takes_the_pass_of_t
     assert before_passes == [(None, None), ("preliminary", 0), ("preliminary", 1), ("preliminary", 1)]
 
 
-@pytest.mark.parametrize("verb", ["recut", "apply", "update", "report", "similar", "export", "predict"])
+@pytest.mark.parametrize("verb", ["recut", "export", "predict"])
 def test_before_the_first_result_a_run_is_called_unfinished_and_not_damaged(verb, finished, photos, tmp_path, ends):
     stopped = tmp_path / "run"
     stopped.mkdir()
     told = record(finished)
     begun = {key: told[key] for key in told if key not in ("rounds", "result", "cut", "rows")} | {"status": "stopped"}
     (stopped / "run.json").write_text(json.dumps(begun), encoding="utf-8")
-    (tmp_path / "edits.json").write_text('{"schema_version": 1, "cut": "0f3a9c1e5b7d2846", "junk": [1]}')
-    rest = {
-        "recut": ["-k", "3"], "apply": [tmp_path / "edits.json"], "update": [photos], "similar": ["a.png"],
-        "export": ["--to", "folders", "-o", tmp_path / "sorted"], "predict": [photos],
-    }  # fmt: skip
-    said = ends([verb, stopped, *rest.get(verb, [])], 4, 5)
+    rest = {"recut": ["-k", "3"], "export": ["--to", "folders", "-o", tmp_path / "sorted"], "predict": [photos]}
+    said = ends([verb, stopped, *rest[verb]], 4, 5)
     assert "deepcluster fit --resume" in said and "damaged" not in said

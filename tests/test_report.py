@@ -161,15 +161,6 @@ def test_the_page_is_self_contained() -> None:
     assert "prefers-color-scheme: dark" in text and "@media print" in text
 
 
-def test_tabs_are_links_to_the_parts_that_there_are() -> None:
-    labelled = {"clusters": [row(f"{i}.png", i % 2, label="cat") for i in range(40)]}
-    for changes, more in (({}, []), (labelled | drawn(40), ["map", "groups", "labels"])):
-        _, parsed = page(**changes)
-        links = [str(a["href"])[1:] for a, _ in parsed.all("a") if "href" in a and a.get("class") != "term"]
-        ids = [str(a["id"]) for a, _ in parsed.all("section", class_="part")]
-        assert links[: len(ids)] == ids and {*ids} == {"clusters", "training", "problems", "run", *more}
-
-
 def named(name: str) -> tuple[str, Page]:
     """A page in which everything that may have a name has this one."""
     rows = [row(name, 0, label=name, name=name, is_outlier="1"), row(name + "2", 0, label=name), row("b.png", 1)]

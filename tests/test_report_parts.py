@@ -169,33 +169,26 @@ def test_points_by_hand() -> None:
     assert nothing["points"] is None and nothing["images"] is None
     alone = read([row("a.png")])
     assert alone["points"] is None and alone["images"]["names"] == ["a.png"] and alone["images"]["label"] is None
-    equal = read([row("a.png", distance="0")], positions=np.zeros((1, 2), np.float32))
-    assert shorts(equal["images"]["distance"]) == shorts(equal["points"]["x"]) == [0]
 
 
-def test_clusters_and_tree_by_hand() -> None:
+def test_clusters_tree_and_links_by_hand() -> None:
     rows = [row(f"{i}.png", int(i > 1)) for i in range(4)]
     summary = summary_of(rows, name="beach", junk="1")
     summary[1] |= {"name": "1", "junk": "0", "nearest_cluster": "", "mean_distance": ""}
-    found = read(rows, summary=summary, **drawn(4) | {"sheet": b""})
-    first = {"number": 0, "name": "beach", "size": 2, "distance": 1.5, "nearest": 1, "junk": True, "parts": None}
-    other = {"number": 1, "name": "", "distance": None, "nearest": None, "junk": False}
+    parts = Parts(of_centroid=torch.tensor([0, 1, -1]), sizes=(1, 1), merges=((0, 1),), images=(1, 1))
+    similar = np.array([[2, 1], [0, 2], [0, 1], [0, 1]])
+    more = {"similar": similar, "part": np.array([1, 0, 0, 0]), "parts": {0: parts}, "originals": "../my photos/"}
+    found = read(rows, summary=summary, **drawn(4) | {"sheet": b""} | more)
+    split = {"sizes": [1, 1], "images": [1, 1], "merges": [[0, 1]]}
+    first = {"number": 0, "name": "beach", "size": 2, "distance": 1.5, "nearest": 1, "junk": True, "parts": split}
+    other = {"number": 1, "name": "", "distance": None, "nearest": None, "junk": False, "parts": None}
     assert found["clusters"] == [first, first | other]
     assert found["tree"] == {
         "groups": [0, 0, 1], "merges": [[0, 1], [3, 2]], "sizes": [1, 1, 2, 2, 4], "tiles": [0, 1, 2, 0, 2],
     }  # fmt: skip
     assert (found["cut"], found["recut"], found["sheet"]) == ("c", "deepcluster recut run -k ", None)
-
-
-def test_what_is_like_an_image_and_what_a_cluster_splits_into_by_hand() -> None:
-    rows = [row("a#1/x.png", 0), row("y.png", 1), row("z.png", 0)]
-    parts = Parts(of_centroid=torch.tensor([0, 1, -1]), sizes=(1, 1), merges=((0, 1),), images=(1, 1))
-    similar = np.array([[2, 1], [0, 2], [0, 1]])
-    found = read(rows, similar=similar, parts={0: parts}, part=np.array([1, 0, 0]), originals="../my photos/")
     assert found["images"]["alike"] == 2 and shorts(found["images"]["similar"]) == similar.flatten().tolist()
-    assert shorts(found["images"]["part"]) == [1, 0, 0]
-    split = {"sizes": [1, 1], "images": [1, 1], "merges": [[0, 1]]}
-    assert [each["parts"] for each in found["clusters"]] == [split, None]
+    assert shorts(found["images"]["part"]) == [1, 0, 0, 0]
     assert found["originals"] == "../my%20photos/" and read(rows)["originals"] is None
     assert read(rows, originals="../caf\udce9 #1/")["originals"] == "../caf%E9%20%231/"
 

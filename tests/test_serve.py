@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import socketserver
@@ -20,11 +19,9 @@ import pytest
 from PIL import Image
 
 from deepcluster.cli import run_command
-from deepcluster.runs.recut import apply
 from deepcluster.runs.serve import MAX_CONNECTIONS, serve
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.edits_file import Edits
-from tests.helpers.runs import change_record, contents, record, rows, small_fit
+from tests.helpers.runs import change_record, contents, record, small_fit
 from tests.helpers.serving import act, answer, ask, colour, serving, version
 
 ATTACKS = [  # path behind the token (or whole), body, method, headers, status
@@ -80,33 +77,6 @@ def test_nothing_gets_in(run: Path):
         assert act(address, "recut", now, k=k)[0] == 409, k
     assert act(address, "recut", now)[0] == 409
     assert contents(run) == before and sorted(run.parent.iterdir()) == beside
-
-
-def test_edits_recut_undo_and_sorting_are_those_of_the_commands(run: Path):
-    by_hand = Path(shutil.copytree(run, run.with_name("by-hand")))
-    cut = str(record(run)["cut"])
-    address, before = serving(run), rows(run / "clusters.csv")
-    status, said = act(address, "apply", version(address), cut=cut, names={"0": "hills"}, move=[[0, 3]], junk=[1])
-    assert status == 200 and re.findall(r"\d+", said)[:3] == ["1", "1", "1"]  # a name, a move and a mark
-    apply(by_hand, Edits(cut, {0: "hills"}, move=((0, 3),), junk=(1,)))
-    edited = contents(by_hand)
-    status, said = act(address, "recut", version(address), k=4)
-    assert status == 200 and "4 clusters" in said and "--undo" not in said
-    assert run_command(["recut", str(by_hand), "-k", "4", "-q"]) == 0
-    recut = contents(run)
-    assert act(address, "undo", version(address))[0] == 200
-    for name in ("clusters.csv", "cluster_summary.csv", "model/groups.safetensors"):
-        assert (recut[name], contents(run)[name]) == ((by_hand / name).read_bytes(), edited[name]), name
-    assert act(address, "undo", version(address))[0] == 409
-
-    status, said = act(address, "export", version(address))
-    assert status == 200 and "48 images" in said
-    sorted_images = run.with_name("run-sorted")
-    folder = {row["path"]: Path(row["exported_path"]).parts[0] for row in rows(sorted_images / "inventory.csv")}
-    assert folder[before[0]["path"]] == "003" and {"000-hills", "_junk"} < {*folder.values()}
-    assert act(address, "apply", version(address), names={"0": ""}, junk=[])[0] == 200
-    assert act(address, "export", version(address))[0] == 200
-    assert {path.name for path in sorted_images.iterdir()} == {"000", "001", "002", "003", "inventory.csv"}
 
 
 def test_a_tab_of_an_older_state_changes_nothing(run: Path):
