@@ -61,16 +61,30 @@ def test_nothing_needs_posix(tmp_path):
     assert len((tmp_path / "new.csv").read_text().splitlines()) == 31
 
 
-def test_an_editable_install_is_a_path_that_type_checkers_follow(tmp_path):
+def build(hook: str, folder: Path) -> None:
     pytest.importorskip("setuptools", "77")
+    code = f"from setuptools import build_meta; build_meta.{hook}('.')"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=folder)
+
+
+def test_an_editable_install_is_a_path_that_type_checkers_follow(tmp_path):
     (tmp_path / "deepcluster" / "report").mkdir(parents=True)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     for name in ("deepcluster/__init__.py", "deepcluster/report/__init__.py"):
         (tmp_path / name).touch()
-    code = "from setuptools import build_meta; build_meta.build_editable('.')"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)
+    build("build_editable", tmp_path)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         installed = {Path(name).suffix: name for name in wheel.namelist() if ".dist-info/" not in name}
         assert installed.keys() == {".pth"}
         assert wheel.read(installed[".pth"]).decode().strip() == str(tmp_path)
+
+
+def test_the_files_of_the_container_build_the_package(tmp_path):
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    copied = [name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]]
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {".git", ".venv", "runs"} <= {*ignored} and not {*ignored, "."} & {*copied}
+    for name in copied:
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    build("prepare_metadata_for_build_wheel", tmp_path)

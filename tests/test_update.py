@@ -4,8 +4,11 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +37,7 @@ from deepcluster.runs.writer import baseline_of
 from deepcluster.storage.run_folder import RunFolder, open_run
 from tests.drawings import drawings, pack, save_drawings
 from tests.helpers.runs import change_record, contents, predicted, record, rows, small_fit, state_of
+from tests.pages import ROOT, blocks
 from tests.tiny import writable
 
 FIT = ("-k", "5", "--rounds", "0", "--pseudo-labels", "12", "--labels", "folders")
@@ -65,7 +69,7 @@ def features(run: Path) -> np.ndarray:
     return np.load(run / "features.npy")
 
 
-def test_new_images_are_where_predict_puts_them_and_the_others_stay(run, more, tmp_path):
+def test_new_images_are_where_predict_puts_them_and_the_others_stay(run, more):
     before, old, model, places = used(run), features(run), contents(run / "model"), np.load(run / "map.npy")
     predictions = predicted(run, str(more))
     placed = predictions.model.place(predictions.reduced)
@@ -83,8 +87,6 @@ def test_new_images_are_where_predict_puts_them_and_the_others_stay(run, more, t
     assert np.allclose(shown, extended_layout(places, range(48), range(60), every), atol=1e-5)
     assert [row["path"] for row in rows(run / "added.csv")] == [row["path"] for row in new]
     assert "/more/0/" in (run / "report.html").read_text()
-    assert run_command(["export", str(run), "--to", "folders", "-o", str(tmp_path / "out")]) == 0
-    assert len(list((tmp_path / "out").rglob("*.png"))) == 60
     assert new[-1]["path"] not in [one.path for one in similar(run, str(more / "2" / "11.png"), 3)]
 
 
@@ -192,7 +194,7 @@ def test_a_recut_is_that_of_the_fitted_images(run, more, tmp_path):
 
 def test_the_page_of_an_update_is_that_of_a_report_after_it(run, more, many_features):
     """With links to the images that were added, or (of features) without images."""
-    for folder, images in ((run, str(more)), (many_features[0], many_features[2][:5])):
+    for folder, images in ((run, str(more)), (many_features[0], many_features[3][:5])):
         update(folder, images)
         page = (folder / "report.html").read_bytes()
         report(folder)
@@ -215,18 +217,16 @@ def test_the_images_of_a_fit_on_files_and_those_of_shards_and_arrays(run, more, 
         assert exported.suffix == ".png" and np.array_equal(np.array(Image.open(exported)), np.array(Image.open(file)))
 
 
-@pytest.mark.parametrize("member", ["", "0"])
-@pytest.mark.parametrize("source", ["/" + "x" * 300, "/a\0b", "", "/", "/tm*/**"])
-def test_an_added_image_whose_origin_is_no_file_is_away(run, more, source, member, monkeypatch):
+def test_an_added_image_whose_origin_is_no_file_is_away(run, more, monkeypatch):
     """No folder is searched for it: that could be the whole disk."""
     update(run, str(more))
     added, fitted = open_run(run).read_added(), find(record(run)["location"])
-    changed = {**added[0], "source": source, "member": member}
-    writable(run).write_rows("added.csv", [changed, *added[1:]])
     for search in ("_walk", "glob"):
         monkeypatch.setattr(f"deepcluster.images.files.{search}", lambda *_, **__: pytest.fail("it searches"))
-    images = images_at_hand(open_run(run), fitted)
-    assert images and len(images.paths) == 59
+    for source, member in product(("/" + "x" * 300, "/a\0b", "", "/", "/tm*/**"), ("", "0")):
+        writable(run).write_rows("added.csv", [{**added[0], "source": source, "member": member}, *added[1:]])
+        images = images_at_hand(open_run(run), fitted)
+        assert images and len(images.paths) == 59, (source, member)
 
 
 def test_images_of_an_update_are_still_there_where_those_of_the_fit_have_moved(run, images, more, tmp_path):
@@ -273,23 +273,25 @@ def test_nearly_equal_images_among_the_new_ones_make_groups(run, more):
 
 
 @pytest.fixture
-def of_features(tmp_path) -> tuple[Path, np.ndarray]:
+def many_features(tmp_path) -> tuple[Path, np.ndarray, np.ndarray, np.ndarray]:
+    """A run, its features near a plane, more of the same kind, and the same away from the plane."""
     chance = np.random.default_rng(0)
-    middles = chance.normal(size=(3, 8)) * 4
-    given = (middles[np.arange(90) % 3] + chance.normal(size=(90, 8))).astype(np.float32)
-    np.save(tmp_path / "given.npy", given)
-    return fit(tmp_path / "given.npy", Request(features=True, out=tmp_path / "run", n_clusters=3)).path, given
+    plane = chance.normal(size=(3, 40)) * 4
+    given = (chance.normal(size=(280, 3)) @ plane + chance.normal(size=(280, 40))).astype(np.float32)
+    np.save(tmp_path / "near.npy", given[:200])
+    run = fit(tmp_path / "near.npy", Request(features=True, out=tmp_path / "near", n_clusters=3)).path
+    strange = given[200:] + np.float32(10) * chance.normal(size=40).astype(np.float32)
+    return run, given[:200], given[200:], strange
 
 
-def test_rows_of_features_get_the_next_numbers_and_count_once(of_features, tmp_path):
-    """Whatever was known among them, and none is lost."""
-    run, given = of_features
-    assert update(run, str(tmp_path / "given.npy")) == Update(added=0, known=90, skipped=[])
+def test_rows_of_features_get_the_next_numbers_and_count_once(many_features, tmp_path):
+    run, given, *_ = many_features
+    assert update(run, str(tmp_path / "near.npy")) == Update(added=0, known=200, skipped=[])
     for added, rows_then in ((5, given[:5]), (5, given[:10]), (7, given[:7] + 1)):
         assert update(run, np.concatenate([given, rows_then + np.float32(0.01)])).added == added
     table = used(run)
-    assert [int(row["path"]) for row in table] == list(range(107)) and state_of(run) is not None
-    assert [row["cluster"] for row in table[90:100]] == [row["cluster"] for row in table[:10]]
+    assert [int(row["path"]) for row in table] == list(range(217)) and state_of(run) is not None
+    assert [row["cluster"] for row in table[200:210]] == [row["cluster"] for row in table[:10]]
 
 
 def test_a_name_of_another_place_is_another_image(tmp_path):
@@ -323,9 +325,9 @@ def test_a_shard_of_another_folder_may_have_the_names_of_one_in_the_run(photos, 
     assert re.fullmatch(r"\.\./b/0\.tar/000\.png \([0-9a-f]{8}\)", used(run)[-1]["path"])
 
 
-def test_a_split_has_the_parts_that_the_page_before_showed(of_features, tmp_path):
+def test_a_split_has_the_parts_that_the_page_before_showed(many_features, tmp_path):
     """However many images one of the parts has got since."""
-    run, given = of_features
+    run, given, *_ = many_features
     edits = Edits(str(record(run)["cut"]), {}, (), None, ((0, 2),))
     alone = Path(shutil.copytree(run, tmp_path / "alone"))
     apply(alone, edits)
@@ -337,23 +339,11 @@ def test_a_split_has_the_parts_that_the_page_before_showed(of_features, tmp_path
         parts = parts_of(model.cut, shown.counts, int(row["cluster"]), shown.all_counts)
         assert sum(parts.images) == int(row["size"]) >= sum(parts.sizes)
     apply(run, edits)
-    assert [row["cluster"] for row in used(run)[:90]] == [row["cluster"] for row in used(alone)]
-
-
-@pytest.fixture
-def many_features(tmp_path) -> tuple[Path, np.ndarray, np.ndarray]:
-    """A run of features that lie near a plane, more of the same kind, and the same away from the plane."""
-    chance = np.random.default_rng(0)
-    plane = chance.normal(size=(3, 40)) * 4
-    given = (chance.normal(size=(280, 3)) @ plane + chance.normal(size=(280, 40))).astype(np.float32)
-    np.save(tmp_path / "near.npy", given[:200])
-    run = fit(tmp_path / "near.npy", Request(features=True, out=tmp_path / "near", n_clusters=3)).path
-    strange = given[200:] + np.float32(10) * chance.normal(size=40).astype(np.float32)
-    return run, given[200:], strange
+    assert [row["cluster"] for row in used(run)[:200]] == [row["cluster"] for row in used(alone)]
 
 
 def test_strangers_make_a_new_fit_due_and_their_likes_do_not(many_features, tmp_path, prints):
-    run, alike, strange = many_features
+    run, _, alike, strange = many_features
     for images, due in ((alike[:40], False), (strange[:20], True)):
         np.save(tmp_path / "more.npy", images)
         said = json.loads(prints("update", run, tmp_path / "more.npy", "--json"))
@@ -373,6 +363,39 @@ def test_strangers_make_a_new_fit_due_and_their_likes_do_not(many_features, tmp_
     state = condition(run)
     assert (state["images_count"], state["added_count"], state["due"]) == (320, 120, True)
     assert 80 / 320 <= state["outlier_share"] < 85 / 320
+
+
+(SCRIPT,) = (block.text for block in blocks(ROOT / "docs/production.md") if block.language == "bash")
+
+
+@pytest.mark.slow
+def test_nights_of_the_script_of_the_page(many_features, tmp_path):
+    run, _, alike, strange = many_features
+    inbox, script, killed = tmp_path / "inbox.npy", tmp_path / "nightly.sh", tmp_path / "killed/deepcluster"
+    killed.parent.mkdir()
+    for file, text in ((script, SCRIPT), (killed, "#!/bin/bash\nkill -9 $$")):
+        file.write_text(text)
+        file.chmod(0o755)
+
+    def night(folder=Path(sys.executable).parent):
+        """The exit code, the text for the mail, and update.json."""
+        environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([script, run, inbox], env=environment, capture_output=True, text=True)
+        told = Path(f"{run}.update.json").read_text()
+        return done.returncode, done.stdout, json.loads(told) if told else {}
+
+    code, said, told = night()  # no inbox
+    assert code == told["code"] == 3 and said.startswith("The update ended with 3")
+    np.save(inbox, alike[:40])
+    assert night()[:2] == (0, "")
+    np.save(inbox, strange[:30])
+    code, said, told = night()
+    assert code == 0 and len(told["strangers"]) >= 30
+    reason, command, *paths = said.splitlines()
+    assert reason.endswith(told["reason"]) and command == f"deepcluster fit IMAGES --like {run}"
+    assert paths == told["strangers"][:20]
+    code, said, _ = night(killed.parent)
+    assert code == 137 and said.startswith("The update ended with 137")
 
 
 def test_the_picture_of_a_row_on_a_sheet(monkeypatch):
@@ -399,13 +422,10 @@ def test_a_longer_sheet_has_the_pictures_of_both(monkeypatch, most, before, afte
     longer = [
         extended_sheet(sheet, before, images[before:], {row: images[row] for row in rows}) for rows in (again, [])
     ]
-    with_all, without, wanted = (np.asarray(open_sheet(data)).astype(float) for data in (*longer, whole))
+    sheets = (Image.open(BytesIO(data)).convert("RGB") for data in (*longer, whole))
+    with_all, without, wanted = (np.asarray(sheet).astype(float) for sheet in sheets)
     assert with_all.shape == wanted.shape and np.abs(with_all - wanted).mean() < 8
     assert not again or np.abs(without - wanted).mean() > 20
-
-
-def open_sheet(data: bytes) -> Image.Image:
-    return Image.open(BytesIO(data)).convert("RGB")
 
 
 def test_the_name_of_an_image_beside_a_linked_folder_is_absolute(tmp_path):
