@@ -35,7 +35,7 @@ from deepcluster.errors import DataError, DiskError, ModelError, NonFiniteError,
 from deepcluster.images.decode import pillow_limits
 from deepcluster.images.files import LIBRARIES
 from deepcluster.nets.network import build
-from deepcluster.nets.weights import read_weights, working_memory
+from deepcluster.nets.weights import read_weights
 from deepcluster.runs import rows as run_rows
 from deepcluster.runtime import machine
 from deepcluster.runtime.plain_files import MOST_JSON
@@ -69,20 +69,11 @@ PREDICT, REPORT, RECUT = "predict {run} {image}", "report {run}", "recut {run} -
 FIT = "fit {photos} -k 2 --backbone compact --image-size 16 --rounds 0 -q -o {here}/out"
 # Every file that is read: the command that reads it, and its exit code where that file is unusable.
 READERS = {
-    CONFIG: (PREDICT, 4),
-    WEIGHTS: (PREDICT, 4),
-    GROUPS: (PREDICT, 4),
-    "run/run.json": (REPORT, 5),
-    "run/clusters.csv": (REPORT, 5),
-    "run/cluster_summary.csv": (REPORT, 5),
-    "run/history.csv": (REPORT, 5),
-    "run/skipped.csv": (REPORT, 5),
-    "run/duplicates.csv": (REPORT, 5),
-    "run/metrics.json": (REPORT, 5),
-    "run/tree.json": (REPORT, 5),
-    "run/map.npy": (REPORT, 5),
-    "run/nouns.csv": (REPORT, 5),
-    "run/thumbnails.webp": (REPORT, 5),
+    **dict.fromkeys((CONFIG, WEIGHTS, GROUPS), (PREDICT, 4)),
+    **{f"run/{name}": (REPORT, 5) for name in (
+        "run.json", "clusters.csv", "cluster_summary.csv", "history.csv", "skipped.csv", "duplicates.csv",
+        "metrics.json", "tree.json", "map.npy", "nouns.csv", "thumbnails.webp",
+    )},
     "run/features.npy": (RECUT, 5),
     "run/residuals.npy": (RECUT, 5),
     "run/recipe.toml": (RECUT, 2),
@@ -94,7 +85,7 @@ READERS = {
     "own.npy": ("fit --features {file} -k 2 -q -o {here}/out", 3),
     "w.pt": (f"{FIT} --weights {{file}}", 4),
     "w.safetensors": (f"{FIT} --weights {{file}}", 4),
-}
+}  # fmt: skip
 SPARE = {"recipe.toml", *(name for name, file in FILES.items() if file.spare)}
 
 
@@ -267,7 +258,6 @@ def test_what_is_whole_is_accepted_and_changes_do_no_harm(script, changes, monke
     ("error", "found"), [(KeyError("names"), KeyError), (ModelError("no name of a file"), AssertionError)]
 )
 def test_a_fault_is_a_finding(monkeypatch, error, found):
-    """The negative control."""
     monkeypatch.setattr(models, "load", Mock(side_effect=error))
     with pytest.raises(found):
         fuzz_model.one(fuzz_model.seeds()[0])
@@ -298,12 +288,8 @@ def in_a_tar(content: bytes, path: Path) -> None:
 PAYLOADS: dict[str, Callable[[Path, Path], object]] = {
     "zip": lambda path, canary: torch.save(Program(canary), path),
     "legacy": lambda path, canary: torch.save(Program(canary), path, _use_new_zipfile_serialization=False),
-    "nested": lambda path, canary: torch.save(
-        {"state_dict": {"a": torch.zeros(2), "b": [1, {"c": Program(canary)}]}}, path
-    ),
     "tar": lambda path, canary: in_a_tar(pickle.dumps(Program(canary), protocol=2), path),
     "protocol 0": lambda path, canary: path.write_bytes(pickle.dumps(Program(canary), protocol=0)),
-    "protocol 5": lambda path, canary: path.write_bytes(pickle.dumps(Program(canary), protocol=5)),
     "array": lambda path, canary: np.save(path.open("wb"), np.array([Program(canary)], object), allow_pickle=True),
 }
 
@@ -365,11 +351,10 @@ def repeated(path: Path, times: int) -> None:
             bomb.filelist.append(entry)
 
 
-@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
-def test_weights_that_are_not_finite_are_a_fault_of_their_file(place: Place, value: float) -> None:
+def test_weights_that_are_not_finite_are_a_fault_of_their_file(place: Place) -> None:
     state = torch.load(place.here / "w.pt", weights_only=True)
     name = next(name for name in state if name.endswith("running_var"))
-    state[name][-1] = value
+    state[name][-1] = -torch.inf
     torch.save(state, place.here / "w.pt")
     assert name in place.refused("w.pt")
 
@@ -382,48 +367,22 @@ def network(name: Any, size: Any = SIZE) -> dict[str, Any]:
     return {"image_size": size, "store_size": size, "architecture": architecture}
 
 
-def one(shape: object = "[2]", offsets: str = "[0,8]", dtype: str = "F32") -> bytes:
-    return f'"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}'.encode()
-
-
-CONFIGS: dict[str, dict[str, Any]] = {
-    "a billion pixels": network("compact", 10**9),
-    "image size above the store size": network("compact", 32) | {"store_size": 16},
-    "version 2": {"schema_version": 2},
-    **{
-        f"backbone {name[:30]}": network(name)
-        for name in (
-            "timm:hf-hub:user/name", "timm:hf_hub:user/name", "timm:local-dir:/etc", "timm:/etc/passwd", "timm:../../x",
-            "hf-hub:user/name", "https://example.org/x.safetensors", "compact\n", "timm:", "timm:resnet18/../x",
-            "C:\\x", "", "x" * 100_000, "timm:resnet18+", "timm:a+hf-hub:b/c", "timm:no_such_network", "../x", "~/x",
-        )
-    },
-}  # fmt: skip
 # Put into a JSON object that may have other keys.
 JSON = {
-    "not UTF-8": b'"z": "\xff"',
-    "deep": b'"z": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
     "NaN": b'"z": NaN',
-    "infinity": b'"z": -Infinity',
     "beyond all bounds": b'"z": 1e999',
     "many digits": b'"z": ' + b"9" * 10_000,
     "a key twice": b'"z": 1, "z": 1',
     "too long": b'"z": "' + b" " * MOST_JSON + b'"',
 }
+ONE = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
 HEADERS = {
     "no header": bytes(8),
     "2^63 bytes": safetensors_bytes(b"{}", length=2**63),
-    "2^40 bytes": safetensors_bytes(b"{}", length=2**40),
     "above the limit": safetensors_bytes(b"{}" + b" " * (MOST_JSON + 1)),
     "longer than the file": safetensors_bytes(b"{}", length=100),
-    "no JSON in the header": safetensors_bytes(b"hello"),
-    "without tensors": safetensors_bytes(b"{}"),
-    "a shape of 10^18": safetensors_bytes(b"{" + one(f"[{10**9},{10**9}]") + b"}", bytes(8)),
-    "a shape that overflows": safetensors_bytes(b"{" + one(f"[{2**62},4]", "[0,0]") + b"}"),
-    "offsets outside": safetensors_bytes(b"{" + one(offsets=f"[0,{10**12}]") + b"}", bytes(8)),
-    "offsets backwards": safetensors_bytes(b"{" + one(offsets="[8,0]") + b"}", bytes(8)),
-    "a hole": safetensors_bytes(b"{" + one() + b"}", bytes(16)),
-    "an unknown type": safetensors_bytes(b"{" + one(dtype="OBJECT") + b"}", bytes(8)),
+    "a shape of 10^18": safetensors_bytes(ONE.replace(b"[2]", b"[1000000000,1000000000]"), bytes(8)),
+    "a hole": safetensors_bytes(ONE, bytes(16)),
 }
 HEADER = ",".join(FILES["clusters.csv"].columns).encode()
 
@@ -443,12 +402,8 @@ def config(**values: Any) -> Change:
     return lambda path: change_config(path.parent, **values)
 
 
-def candidates(value: Any) -> Change:
-    return lambda path: change_record(path.parent, candidates=value)
-
-
 def signed(content: bytes) -> Change:
-    return lambda path: write_weights(path.parent, content, path.name)
+    return lambda path: write_weights(path.parent, content)
 
 
 def inserted(text: bytes) -> Change:
@@ -459,17 +414,11 @@ def npy(array: np.ndarray) -> Change:
     return lambda path: np.save(path, array)
 
 
-def claiming(shape: str, descr: str = "<f4") -> Change:
+def claiming(shape: str) -> Change:
     """Write an .npy file whose header says something else than what is in it."""
-    header = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
     header += b" " * (117 - len(header)) + b"\n"
     return put(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64))
-
-
-def not_finite(path: Path) -> None:
-    features = np.load(path, allow_pickle=False)
-    features[5, 0] = np.nan
-    np.save(path, features)
 
 
 def sort_lines(path: Path) -> None:
@@ -481,6 +430,12 @@ STRANGE: dict[str, dict[str, Change]] = {
     CONFIG: {
         "481 GB of constants": config(**network("timm:maxvit_nano_rw_256", 8192)),  # they grow with the image
         "much memory": put(b"[" + b"{}," * (MOST_JSON // 3 - 1) + b"1]"),
+        "a billion pixels": config(**network("compact", 10**9)),
+        "image size above the store size": config(**network("compact", 32) | {"store_size": 16}),
+        **{f"backbone {name[:30]}": config(**network(name)) for name in (
+            "timm:hf-hub:user/name", "timm:local-dir:/etc", "timm:../../x", "timm:", "timm:a+hf-hub:b/c", "compact\n",
+            "hf-hub:user/name", "https://example.org/x.safetensors", "", "x" * 100_000, "timm:no_such_network",
+        )},
     },
     WEIGHTS: {
         "a tensor too many": tensors(body__extra=torch.zeros(2)),
@@ -488,50 +443,37 @@ STRANGE: dict[str, dict[str, Change]] = {
         "a negative limit": tensors(outliers__limit=lambda value: torch.full_like(value, -1)),
         "one half": tensors(outliers__means=lambda value: value[:1], outliers__directions=lambda value: value[:1]),
         **{name: signed(header) for name, header in HEADERS.items()},
-        # Weights of another network.
-        "alexnet": config(**network("alexnet", 224)),
-        "vgg16": config(**network("vgg16", 224)),
-        "timm's": config(**network("timm:resnet18")),
+        "weights of another network": config(**network("alexnet", 224)),
         "constants of the same size": config(**network("timm:maxvit_nano_rw_256", 256)),
     },
     GROUPS: {
         "no groups": tensors(groups=lambda value: value[:0], centroids=lambda value: value[:0]),
         "a group of a billion": tensors(groups=lambda value: value + 10**9),
         "a negative group": tensors(groups=lambda value: value - 1),
-        "a group without a centroid": tensors(groups=lambda value: value * 0),
         "no JSON": tensors(about=torch.zeros(9, dtype=torch.uint8)),
         "no table": tensors(about=torch.frombuffer(bytearray(b"[1]"), dtype=torch.uint8)),
-        "no names": tensors(names=[]),
         "names as numbers": tensors(names=[1, 2, 3]),
         "a name that cannot be written": tensors(names=["", "\ud800", ""]),
         "a mark of no cluster": tensors(junk=[3]),
-        "a mark as a truth": tensors(junk=[True]),
-        **{name: signed(header) for name, header in HEADERS.items()},
     },
     "run/run.json": {
         "a truth": put(b'{"images": "a", "location": "-", "seed": true, "rounds": 0}'),
-        "candidates that are a number": candidates(5),
-        "candidates without a table": candidates([5]),
-        "candidates without a score": candidates([{"k": 3}]),
-        "candidates with a text": candidates([{"k": "3", "silhouette": 0.5}]),
+        "candidates without a score": lambda path: change_record(path.parent, candidates=[{"k": 3}]),
+        "candidates with a text": lambda path: change_record(path.parent, candidates=[{"k": "3", "silhouette": 0.5}]),
         **{name: inserted(text) for name, text in JSON.items()},
     },
     "run/features.npy": {
         "too few rows": npy(np.zeros((47, 4), np.float32)),
-        "other columns": npy(np.zeros((48, 2), np.float32)),
         "float64": npy(np.zeros((48, 4))),
-        "no axis": npy(np.float32(1)),
         "10^18 numbers": claiming("(1000000000, 1000000000)"),
         "a shape that is a program": claiming("(__import__('os').getpid(), 4)"),
-        "an unknown type": claiming("(4, 4)", "hello"),
-        "not finite": not_finite,
+        "not finite": lambda path: np.save(path, np.load(path) / np.float32(0)),
     },
     "run/clusters.csv": {
         "another header": put(b"a,b\n1,2\n"),
         "a long row": put(HEADER + b"\n" + b"1," * 20 + b"\n"),
         "a column twice": put(HEADER + b",path\n" + b"1," * 9 + b"1\n"),
         "an open quote": put(HEADER + b'\n"x.png,ok,0,,0,0,0,0,\n'),
-        "a huge cell": put(HEADER + b"\n" + b"x" * 1_000_000 + b",ok,0,,0,0,0,0,\n"),
         "another cluster": put(HEADER + b"\nx.png,ok,77,,0,0,0,0,\n"),
         "changed since it was written": sort_lines,
     },
@@ -539,23 +481,14 @@ STRANGE: dict[str, dict[str, Change]] = {
 
 
 @pytest.mark.parametrize(("name", "change"), [(name, change) for name in STRANGE for change in STRANGE[name]])
-def test_what_a_stranger_wrote_ends_in_one_line_and_changes_nothing(place: Place, name: str, change: str) -> None:
+def test_what_a_stranger_wrote_ends_in_one_line_and_changes_nothing(place: Place, name: str, change: str, monkeypatch):
+    """A config is refused before a network is built, unless only building it, without its weights, can tell."""
     STRANGE[name][change](place.here / name)
     before = contents(place.here)
+    if name == CONFIG and change not in ("481 GB of constants", "backbone timm:no_such_network"):
+        monkeypatch.setattr(models, "build", lambda **_: pytest.fail("it was built"))
     place.refused(name)
     assert contents(place.here) == before
-
-
-@pytest.mark.parametrize("change", CONFIGS)
-def test_a_strangers_config_is_refused_before_a_network_is_built(
-    place: Place, monkeypatch: pytest.MonkeyPatch, change: str
-) -> None:
-    change_config(place.model, **CONFIGS[change])
-    built: list[Any] = []
-    if "no_such_network" not in change:
-        monkeypatch.setattr(models, "build", lambda **options: built.append(options))
-    place.refused(CONFIG)
-    assert not built
 
 
 ODD_VALUES = (None, True, -1, 0.5, 10**9, 10**4000, "x", [], {})
@@ -573,6 +506,8 @@ def odd_tables(table: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def test_a_config_with_any_odd_value_is_refused(place: Place) -> None:
     path = place.here / CONFIG
     config = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(config.items())), indent=1))
+    models.load(place.model)  # neither order nor blanks are values
     inside = ({**config, "architecture": table} for table in odd_tables(config["architecture"]))
     for odd in (*odd_tables(config), *inside):
         sign(place.model, odd)
@@ -612,18 +547,6 @@ def test_a_model_with_any_odd_tensor_is_refused(place: Place, name: str) -> None
                 models.load(place.model)
 
 
-def test_a_key_that_nobody_knows_is_no_damage(place: Place) -> None:
-    inserted(b'"z": 1')(place.run / "run.json")
-    place.command("run/run.json", 0)
-
-
-def test_the_digest_of_a_config_is_that_of_its_values(place: Place) -> None:
-    """Their order and the blanks between them do not count."""
-    config = json.loads((place.here / CONFIG).read_text())
-    (place.here / CONFIG).write_text(json.dumps(dict(reversed(config.items()))).replace(", ", ",\r\n"))
-    models.load(place.model)
-
-
 def test_every_name_of_timm_may_stand_in_a_model() -> None:
     import timm
 
@@ -654,7 +577,6 @@ ODD_RECORDS = [
 
 @pytest.mark.parametrize("name", ["clusters.csv", "cluster_summary.csv", "history.csv", "skipped.csv"])
 def test_an_odd_cell_of_a_table_ends_in_one_line(run, ends, name):
-    """A line for a person, and never a traceback; the digest of clusters.csv is made to fit."""
     header, *cells = csv.reader((run / name).open(newline=""))
     cells = cells or [["x"] * len(header)]
     for column in range(len(header)):
@@ -666,12 +588,6 @@ def test_an_odd_cell_of_a_table_ends_in_one_line(run, ends, name):
                 change_record(run, rows=files.rows_sha256([dict(zip(header, row, strict=True)) for row in changed[1:]]))
             said = ends(["report", run], 0, 5)
             assert not said or str(run) in said or name in said
-
-
-@pytest.mark.parametrize("name", ["clusters.csv", "history.csv", "thumbnails.webp"])
-def test_a_file_of_a_run_above_its_limit(run, ends, monkeypatch, name):
-    monkeypatch.setitem(FILES, name, dataclasses.replace(FILES[name], max_bytes=10))
-    assert name in ends(["report", run], 5)
 
 
 def test_what_memory_cannot_hold_is_refused_before_it_is_read(run, tmp_path, photos, monkeypatch, ends):
@@ -687,13 +603,6 @@ def test_what_memory_cannot_hold_is_refused_before_it_is_read(run, tmp_path, pho
     model = dataclasses.replace(tiny_model(), image_size=2048, store_size=2048, batch_size=256)
     with pytest.raises(OutOfMemoryError, match=r"274\.9 GB"):
         model.transform(["no such file.png"])
-
-
-@pytest.mark.parametrize("name", ["compact", "timm:test_resnet"])
-def test_the_least_memory_by_hand(name):
-    """For the compact network: the first convolution (16 channels; halved from 64 px on), normalised."""
-    least = working_memory(build(name, image_size=64).body, 1024)
-    assert 4 * 2 * 16 * 512**2 <= least <= 4 * 2 * 64 * 512**2
 
 
 PATHS = [
@@ -743,34 +652,26 @@ def test_30_paths_as_names_of_images_and_clusters(run, outside, photos, ends):
     ends(["recut", run, "-k", "3"], 0)
 
 
-def linked(run: Path, target: Path) -> None:
-    """Each file of the run moved to ``target``, and a link to it in its place."""
-    target.mkdir()
+def test_links_in_a_run_are_replaced_or_refused_and_not_followed(run, tmp_path, photos, ends):
+    (target := tmp_path / "elsewhere").mkdir()
     for name in sorted(FILES.keys() - {"recipe.toml", "nouns.csv", "added.csv"}):  # a recut reads these
         if "/" not in name:
             shutil.move(run / name, target / name) if (run / name).exists() else (target / name).write_text("mine")
             (run / name).symlink_to(target / name)
-
-
-def test_links_in_a_run_are_replaced_and_not_followed(run, tmp_path, photos, ends):
-    linked(run, tmp_path / "elsewhere")
-    before, log = contents(tmp_path / "elsewhere"), (tmp_path / "elsewhere/log.txt").read_text()
+    before, log = contents(target), (target / "log.txt").read_text()
     ends(["recut", run, "-k", "3"], 0)
     written = ["clusters.csv", "cluster_summary.csv", "metrics.json", "run.json", "report.html"]
     assert not any((run / name).is_symlink() for name in written)
     ends(["fit", photos, "-o", run, *small_fit("--rounds", "0"), "--overwrite"], 0)
     assert not any(path.is_symlink() for path in run.rglob("*"))
-    assert contents(tmp_path / "elsewhere") == before and (tmp_path / "elsewhere/log.txt").read_text() == log
-
-
-def test_a_link_in_place_of_the_model_is_refused(run, tmp_path, ends):
-    shutil.move(run / "model", tmp_path / "elsewhere")
-    (run / "model").symlink_to(tmp_path / "elsewhere")
-    before = contents(tmp_path / "elsewhere")
+    assert contents(target) == before and (target / "log.txt").read_text() == log
+    shutil.move(run / "model", target)  # a link in place of the model is refused
+    (run / "model").symlink_to(target / "model")
+    before = contents(target)
     ends(["recut", run, "-k", "2"], 5)
     with pytest.raises(DiskError, match="model"):
         models.save(tiny_model(), run / "model")
-    assert contents(tmp_path / "elsewhere") == before
+    assert contents(target) == before
 
 
 def test_a_strangers_record_does_not_download(run, monkeypatch, tmp_path, ends):
