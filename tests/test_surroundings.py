@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock, Mock
@@ -35,8 +35,7 @@ from deepcluster.runtime.plain_files import unguarded, write_csv
 from deepcluster.storage import run_folder as files
 from deepcluster.storage import state
 from deepcluster.storage.content import FILES
-from deepcluster.texts import inert, retold
-from tests.helpers.report import Page
+from deepcluster.texts import retold
 from tests.helpers.runs import change_record, contents, record, rows, small_fit
 from tests.tiny import RECORD, tiny_run
 
@@ -120,16 +119,6 @@ def test_every_name_through_the_command(corpus: Path, tmp_path: Path, locale: st
     if locale != "C":
         assert shlex.split(record["command"])[2] == str(corpus)
 
-    # HTML: what can be printed stands there exactly, the rest in a form that can be read.
-    shown_page = Page((run / "report.html").read_text(encoding="utf-8"))
-    cells = [text for tag, _, parts in shown_page.elements if tag == "td" for text in ["".join(parts)]]
-    paths = [os.fsdecode(name) for name in bad]
-    shown = dict(zip(paths, cells[-2 * len(bad) :: 2], strict=True))
-    assert all(text == inert(path) for path, text in shown.items() if len(path) <= 160)
-    assert sum(text == path for path, text in shown.items()) >= 40
-    alts = {attributes["alt"] for attributes, _ in shown_page.all("img")}
-    assert alts <= {inert(os.fsdecode(name)) for name in NAMES} | {alt for alt in alts if alt and "…" in alt}
-
     # predict: rows on standard output, the model and the others on standard error, a line each.
     done = command("predict", str(run), str(corpus), LANG=locale, folder=tmp_path)
     assert done.returncode == 0 and printable(done.stderr)
@@ -147,21 +136,15 @@ def test_a_terminal_without_the_letters(tmp_path: Path) -> None:
     assert images.startswith("Images    1 in ") and images.endswith("\\u65e5\\u672c")
 
 
-@pytest.mark.parametrize(
-    "words", [["fit", "{}", "--o\x1b[31mdd"], ["fit", "\x1b[31m{}"], ["f\x1b[31mt"], ["report", "\x1b[31m\n{}"]]
-)
-def test_no_control_character_of_an_argument_is_printed(
-    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_command([word.format(tmp_path) for word in words]) in (2, 3, 5)
-    said = capsys.readouterr()
-    assert (said.out + said.err).count("\n") == 1 and "\x1b" not in said.out + said.err
+@pytest.mark.parametrize("words", [["fit", ".", "--o\x1b[31md"], ["fit", "\x1b[31m"], ["\x1bt"], ["report", "\x1b\n"]])
+def test_no_control_character_of_an_argument_is_printed(words, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_command(words) in (2, 3, 5)
+    said = "".join(capsys.readouterr())
+    assert said.count("\n") == 1 and "\x1b" not in said
 
 
-@pytest.mark.parametrize(
-    ("name", "plain"),
-    [("photos", "photos"), ("a\x1b\n\udce9b", "a___b"), ("é" * 255, "é" * 100), ("日本" * 60, ("日本" * 60)[:66])],
-)
+@pytest.mark.parametrize(("name", "plain"), [("a\x1b\n\udce9b", "a___b"), ("日本" * 60, ("日本" * 60)[:66])])
 def test_a_run_folder_has_a_name_for_every_disk(name: str, plain: str) -> None:
     assert files.folder_name(name) == plain
     assert len(f"{plain}-20260101-120000".encode()) < 255
@@ -212,7 +195,6 @@ def test_every_column_of_text_is_guarded() -> None:
         ("-o/home/eve/run", "-o.../run"),
         ("weights=/home/a=b/w.pt", "weights=.../w.pt"),
         ("'/home/new\nline/x'", ".../x"),
-        ("cats/1.png", "cats/1.png"),
         ("https://host/x", "https://host/x"),
     ],
 )
@@ -258,10 +240,7 @@ def test_what_another_user_may_not_read_is_listed() -> None:
 # ---- surroundings ----------------------------------------------------------------------------------------------------
 
 Ends = Callable[..., str]
-DIGITS = "9" * 5000
 ONEDNN = "could not create a primitive"
-
-
 MMAP = "unable to mmap 1675492 bytes from file <model.safetensors>: Cannot allocate memory (12)"
 SEGMENT = "libtorch_cpu.so: failed to map segment from shared object"
 
@@ -290,53 +269,32 @@ def test_a_decoder_for_which_there_is_no_memory(monkeypatch: pytest.MonkeyPatch)
         webp(Image.new("RGB", (8, 8)))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "after"),
-    [
-        (["fit", ""], "fit"),
-        (["predict", "run", ""], "run"),
-        (["fit", "photos", "-o", ""], "-o"),
-        (["fit", "photos", "--labels="], "--labels"),
-    ],
-)
-def test_an_empty_argument_is_none(arguments: list[str], after: str, ends: Ends) -> None:
+@pytest.mark.parametrize("line", ["fit ", "predict run ", "fit photos -o ", "fit photos --labels="])
+def test_an_empty_argument_is_none(line: str, ends: Ends) -> None:
     """A variable that is not set: the current folder was clustered, or the option was not there."""
-    assert f" {after} " in ends(arguments, 2)
+    assert f" {line.rstrip(' =').rpartition(' ')[2]} " in ends(line.split(" "), 2)
     with pytest.raises(UsageError, match="IMAGES"):
         find("")
 
 
-@pytest.mark.parametrize("option", ["-k", "--time-limit", "--seed", "--set=epochs"])
-def test_a_number_of_5000_digits_is_refused_in_a_short_line(
-    option: str, photos: Path, tmp_path: Path, ends: Ends
-) -> None:
-    given = [f"{option}={DIGITS}"] if "=" in option else [option, DIGITS]
-    assert len(ends(["fit", photos, "-o", tmp_path / "run", *given, "-q"], 2)) < 2100
+@pytest.mark.parametrize("option", ["-k=", "--time-limit=", "--seed=", "--set=epochs="])
+def test_a_number_of_5000_digits_is_refused_in_a_short_line(option, photos, tmp_path, ends: Ends) -> None:
+    assert len(ends(["fit", photos, "-o", tmp_path / "run", option + "9" * 5000, "-q"], 2)) < 2100
     assert not (tmp_path / "run").exists()
-
-
-@pytest.fixture
-def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """Return a function that puts standard output on a full disk. (Pytest sets the streams before the test.)"""
-    with Path("/dev/full").open("w") as stream:
-        yield lambda: monkeypatch.setattr("sys.stdout", stream)
-        with contextlib.suppress(OSError):
-            stream.flush()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @pytest.mark.parametrize(
     "line",
     ["recipes v1", "doctor", "predict RUN PHOTOS", "recut RUN -k 2", "recut RUN -k 2 --json", "fit PHOTOS -o OUT"],
 )
-def test_a_result_that_cannot_be_printed_is_an_error(
-    line: str, run, photos, tmp_path, ends: Ends, full: Callable[[], None]
-) -> None:
+def test_a_result_that_cannot_be_printed_is_an_error(line: str, run, photos, tmp_path, ends, monkeypatch) -> None:
     """The work is done; nothing is wrong with the run, and nobody is advised to replace it."""
-    full()
     values = {"RUN": run, "PHOTOS": photos, "OUT": tmp_path / "out"}
     given = [values.get(word, word) for word in line.split()] + (small_fit()[:-1] if "fit" in line else [])
-    *before, last = ends(given, 5).splitlines()
+    with contextlib.suppress(OSError), Path("/dev/full").open("w") as stream:  # of its end
+        monkeypatch.setattr("sys.stdout", stream)
+        said = ends(given, 5)
+    *before, last = said.splitlines()
     assert last.startswith("error: ") and "output" in last and os.strerror(errno.ENOSPC) in last
     if "fit" in line:
         assert record(tmp_path / "out")["status"] == "done"
@@ -452,7 +410,6 @@ def test_a_file_where_a_folder_should_be(name: str, photos: Path, tmp_path: Path
 
 
 def test_predict_needs_no_temporary_folder(photos: Path, tmp_path: Path, monkeypatch, ends: Ends) -> None:
-    """As in a container that is read-only."""
     run = tiny_run(tmp_path / "run")
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr("tempfile._get_default_tempdir", Mock(side_effect=FileNotFoundError(2, "No usable folder")))
