@@ -171,7 +171,6 @@ def test_a_limit_shorter_than_a_pass_gives_the_groups_of_the_network_as_it_was_g
 
 
 def test_a_run_makes_whole_rounds_and_ends_by_its_limit(photos, tmp_path: Path, monkeypatch):
-    """Of 1000 rounds only those that are planned; each is over all images."""
     monkeypatch.setattr(train, "whole_rounds", lambda job, recipe, done, *_: 3 if done else 2)
     request = Request(out=tmp_path / "run", n_clusters=3, recipe=MANY_ROUNDS, time_limit=1e6)
     ended = record(run.fit(photos, request).path)

@@ -97,11 +97,6 @@ def test_what_is_lost_is_said_and_no_number_comes_twice():
     assert re.findall(r"\d+", text) == [*"25", *"134", *"56", *"2", *"1"] and "'b', 'e'" in text
 
 
-def saved(path: Path, array: np.ndarray) -> Path:
-    np.save(path, array.astype(np.float32))
-    return path
-
-
 def test_a_resumed_fit_knows_the_run_that_it_is_like(run, photos, tmp_path, monkeypatch, ends):
     fit = ["fit", photos, "-o", tmp_path / "new", *small_fit("--rounds", "2")]
     with monkeypatch.context() as patch:
@@ -125,8 +120,8 @@ def test_a_run_that_no_fit_can_be_like(run, photos, tmp_path, ends, monkeypatch)
         DeepCluster(rounds=0).fit(photos, like=tmp_path / "nowhere")
     (tmp_path / "link").symlink_to(run)
     assert "promote" in ends([*fit, "-o", tmp_path / "link", "--overwrite", "--like", run], 2)
-    features = saved(tmp_path / "features.npy", np.random.default_rng(0).normal(size=(30, 8)))
-    assert str(run) in ends(["fit", features, "--features", "-o", tmp_path / "new", "--like", run], 3)
+    np.save(tmp_path / "f.npy", np.random.default_rng(0).normal(size=(30, 8)))
+    assert str(run) in ends(["fit", tmp_path / "f.npy", "--features", "-o", tmp_path / "new", "--like", run], 3)
     assert contents(run) == before and not (tmp_path / "new" / "clusters.csv").exists()
     (run / "checkpoints" / "images.csv").unlink()
     assert "images.csv" in ends([*fit, "-o", tmp_path / "new", "--like", run], 5)

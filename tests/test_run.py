@@ -7,8 +7,6 @@ import tomllib
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +16,6 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from deepcluster import load
 from deepcluster.algorithm import alternate
 from deepcluster.errors import DataError, ModelError, NonFiniteError, Stopped
-from deepcluster.groups.cut import Placement
 from deepcluster.presets import read_request
 from deepcluster.recipe import Recipe
 from deepcluster.runs import build as assembly
@@ -27,24 +24,17 @@ from deepcluster.runs import train
 from deepcluster.runs.build import learning_rate
 from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import recut
-from deepcluster.runs.result import clusters_table
-from deepcluster.runs.rows import Rows
 from deepcluster.runtime.console import Silent
-from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.plain_files import json_sha256
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.content import FILES, RunRecord, Table
-from tests.helpers.runs import OPTIONS, Said, assert_same_result, left_behind, predicted, record, rows
+from tests.helpers.runs import OPTIONS, Said, left_behind, predicted, record, rows
 from tests.tiny import writable
 
 TWO_ROUNDS = OPTIONS | {"rounds": 2}
 REQUEST = Request(out=Path("run"), n_clusters=3, recipe=read_request(TWO_ROUNDS))
-
-
-def fit(images, out: Path, **options) -> Path:
-    return run.fit(images, replace(REQUEST, out=out, recipe=read_request(TWO_ROUNDS | options))).path
 
 
 @pytest.fixture(scope="module")
@@ -107,15 +97,6 @@ def test_labels_change_nothing_but_the_metrics(finished, fitted):
     assert (without / "features.npy").read_bytes() == (finished / "features.npy").read_bytes()
 
 
-def test_a_run_from_python_is_that_of_the_command_bit_by_bit_and_another_seed_differs(
-    finished, fitted, photos, tmp_path
-):
-    request = replace(REQUEST, out=tmp_path / "same", seed=5, labels="folders")
-    assert_same_result(finished, run.fit(photos, request).path)
-    other = fitted("--seed", "1")
-    assert (other / "features.npy").read_bytes() != (finished / "features.npy").read_bytes()
-
-
 @pytest.mark.parametrize("count", [1, 17])
 def test_predict_gives_the_rows_of_the_fit_in_any_company(finished, photos, count):
     wanted = rows(finished / "clusters.csv")[-count:][::-1]
@@ -138,7 +119,6 @@ def test_without_k_a_number_is_suggested(photos, tmp_path):
 
 
 def test_a_run_says_what_ended_it(photos, tmp_path):
-    """Also where the assignments settle in the last of its rounds."""
     recipe = read_request(TWO_ROUNDS | {"tolerance": 1, "patience": 1}, "classic")
     folder = run.fit(photos, replace(REQUEST, out=tmp_path / "run", recipe=recipe)).path
     assert record(folder)["rounds"] == 2 and "settled" in record(folder)["stopped_because"]
@@ -162,7 +142,7 @@ def test_a_run_that_fails_says_so_and_keeps_its_history(photos, tmp_path, monkey
 
     monkeypatch.setattr(assembly, "alternate", poisoned)
     with pytest.raises(NonFiniteError):
-        fit(photos, tmp_path / "run")
+        run.fit(photos, replace(REQUEST, out=tmp_path / "run"))
     assert len(rows(tmp_path / "run" / "history.csv")) == 1
     assert record(tmp_path / "run")["status"] == "failed"
 
@@ -225,29 +205,21 @@ def test_cells_come_back():
     assert list(none) == [] == list(none.where("status", "ok")) and none.words("a")[1].tolist() == []
 
 
-def test_a_table_is_written_without_a_dictionary_for_each_row(tmp_path):
-    count = 10_000
-    numbers, x = torch.arange(count), torch.rand(count)
-    model: Any = SimpleNamespace(outliers=SimpleNamespace(limit=1.0), names=("",) * 5, junk=(), coarse=())
-    paths = tuple(f"{row:05}.png" for row in range(count))
-    partition = Partition.single(count)
-    table = Rows(paths, None, [("bad.png", "")], x[:, None], x[:, None], partition, x)
-    placement = Placement(numbers % 5, numbers % 7, x, x, numbers % 5)
+def test_a_table_is_read_and_written_without_a_dictionary_for_each_row(tmp_path):
+    count, path = 10_000, tmp_path / "clusters.csv"
+    cells = {"status": "ok", "cluster": "3", "fine_cluster": "5", "is_outlier": "0", "label": "a"}
+    every = [cells | {"path": f"{i:05}.png", "distance": f"0.{i:06}", "margin": f"0.1{i:05}"} for i in range(count)]
+    writable(tmp_path).write_rows(path.name, every)
     tracemalloc.start()
-    clusters = clusters_table(model, table, placement, x)
-    writable(tmp_path).write_rows("clusters.csv", clusters)
-    digest = files.rows_sha256(clusters)
+    table = Table.of(files.table_rows(path, FILES[path.name].columns))
+    held = tracemalloc.get_traced_memory()[0]
+    writable(tmp_path).write_rows(path.name, table)
+    digest = files.rows_sha256(table)
     taken = tracemalloc.get_traced_memory()[1]
-    tracemalloc.reset_peak()
-    before = tracemalloc.get_traced_memory()[0]
-    again = Table.of(files.table_rows(tmp_path / "clusters.csv", FILES["clusters.csv"].columns))
-    held = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    assert taken < 400 * count  # a dictionary and its cells take 900 bytes
-    assert len(again) == count + 1 and held < 250 * count
-    written = rows(tmp_path / "clusters.csv")
-    assert len(written) == count + 1 and written[-1]["status"] == "skipped"
-    assert digest == files.rows_sha256(written)
+    assert held < 250 * count and taken < 400 * count  # a dictionary and its cells take 900 bytes
+    assert len(table) == count and rows(path) == [row | {"name": ""} for row in every]
+    assert digest == files.rows_sha256(rows(path))
 
 
 RUN = {"schema_version": 1, "images": "photos", "location": "/photos", "seed": 5, "n_clusters": None}
