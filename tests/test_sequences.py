@@ -23,15 +23,11 @@ SEQUENCES = os.environ.get("DEEPCLUSTER_SEQUENCES")
 FIT = "fit photos -o run --image-size 8 --rounds 0 --precision fp32 --pseudo-labels 5 -q"
 LINES = [
     *(f"{FIT} {more}" for more in ("-k 3 --overwrite", "-k 5 --seed 1 --overwrite", "-k 3 --resume", "-k 2")),
-    *(
-        "recut run -k 1 -q",
-        "recut run -k 4 -q",
-        "apply run merge.json -q",
-        "apply run name.json -q",
-        "apply run --undo",
-    ),
+    *(f"recut run -k {number} -q" for number in (1, 4)),
+    *(f"apply run {edits} -q" for edits in ("merge.json", "name.json", "--undo")),
     *(f"update run more/{number}.png" for number in range(3)),
-    *("report run", "export run --to folders --mode copy -o sorted --overwrite -q", "predict run photos -o new.csv -q"),
+    *("report run", "predict run photos -o new.csv -q"),
+    "export run --to folders --mode copy -o sorted --overwrite -q",
 ]
 # Where a command is killed: before the n-th call of a function that changes the disk; None: it is not.
 CHANGES = ["pathlib:Path.replace", "pathlib:Path.rename", "pathlib:Path.unlink", "os:fsync", "shutil:rmtree"]

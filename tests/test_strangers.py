@@ -590,6 +590,11 @@ def test_an_odd_cell_of_a_table_ends_in_one_line(run, ends, name):
             assert not said or str(run) in said or name in said
 
 
+def test_a_table_of_a_run_above_its_limit(run, ends, monkeypatch):
+    monkeypatch.setitem(FILES, "clusters.csv", dataclasses.replace(FILES["clusters.csv"], max_bytes=10))
+    assert "clusters.csv" in ends(["report", run], 5)
+
+
 def test_what_memory_cannot_hold_is_refused_before_it_is_read(run, tmp_path, photos, monkeypatch, ends):
     monkeypatch.setattr(machine, "available", lambda: 2e9)
     os.truncate(run / "model" / "model.safetensors", 300 << 30)
