@@ -180,6 +180,7 @@ REFUSED = [  # state of the run, change of its images, options, exit code, words
         (["--lr", "0.3"], "lr 0.3"), (["--set", "dims=7"], "dims 7"),
     )),
     ("done", "", [*FEW, "--recipe", "v1"], 2, "recipe 'auto' 'v1'"),
+    ("stopped", "", [*FEW, "--labels", "folders"], 2, "labels 'folders'"),
     ("stopped", "added", OPTIONS, 3, "0/zz.png"),
     ("stopped", "removed", OPTIONS, 3, "0/00.png"),
     ("stopped", "renamed", OPTIONS, 3, RENAMED),
@@ -280,15 +281,6 @@ def test_labels_belong_to_the_run(command, pictures, tmp_path, ends):
     assert json.loads((run / "metrics.json").read_text())["labelled"] == len(names)
     assert record(run)["labels"] == str(labels)
     assert all(row["nmi_labels"] for row in rows(run / "history.csv"))
-
-
-def test_a_run_without_labels_keeps_no_metrics(copy_of, fit):
-    run = copy_of("stopped")
-    (run / "metrics.json").write_text('{"acc": 1.0}')
-    said = fit(run, "--resume", "--labels", "folders", code=2)
-    assert "labels" in said and "'folders'" in said
-    fit(run, "--resume")
-    assert not (run / "metrics.json").exists()
 
 
 # ---- a run that is replaced ------------------------------------------------------------------------------------------
@@ -424,11 +416,9 @@ def test_an_old_one_that_is_in_use_is_removed_later(checkpoints, monkeypatch):
     assert sorted(path.stem for path in checkpoints.folder.glob("*.json")) == ["000003", "000004"]
 
 
-def test_a_checkpoint_without_one_of_its_files_is_damaged(checkpoints):
-    (checkpoints.folder / "000002.safetensors").unlink()
-    with pytest.warns(DeepClusterWarning, match=r"000002\.json: 000002\.safetensors"):
-        checkpoints.latest()
-    (checkpoints.folder / "000001.safetensors").unlink()
+def test_without_a_whole_checkpoint_all_reasons_are_named(checkpoints):
+    for path in checkpoints.folder.glob("*.safetensors"):
+        path.unlink()
     with pytest.raises(ModelError, match=r"json: .*json: 000001\.safetensors"):
         checkpoints.latest()
 

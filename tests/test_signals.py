@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import timm
-from PIL import Image, ImageFile
+from PIL import ImageFile
 
 from deepcluster.errors import LostError, Stopped
 from deepcluster.images import find, store
@@ -35,19 +35,9 @@ def interrupt(patch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
     patch.setattr(owner, name, before_call(1, lambda: signal.raise_signal(signal.SIGTERM))(getattr(owner, name)))
 
 
-def pictures(folder: Path) -> Path:
-    return save_drawings(folder, 1)
-
-
-def shard(folder: Path) -> Path:
-    return pack(folder / "a.tar", {"a.png": pictures(folder) / "0/00.png"})
-
-
 INSIDE: dict[str, tuple[Any, str, Callable[[Path], Any]]] = {
-    "decoding, for a run": (ImageFile.ImageFile, "load", lambda at: store.read_once(find(pictures(at)), 16)),
-    "a look at a header": (Image.Image, "getexif", lambda at: store.preview(find(pictures(at)))),
-    "a member of a shard": (tars._Members, "_take", lambda at: find(shard(at))),
-    "walking a folder": (os, "scandir", lambda at: find(pictures(at))),
+    "decoding, for a run": (ImageFile.ImageFile, "load", lambda at: store.read_once(find(save_drawings(at, 1)), 16)),
+    "a shard": (tars._Members, "_take", lambda at: find(pack(at / "a.tar", {"a": save_drawings(at, 1) / "0/00.png"}))),
     "loading weights": (models, "read_tensors", lambda at: models.load(tiny_run(at))),
     "building a network": (timm, "create_model", lambda at: build("timm:resnet10t", image_size=32)),
 }
@@ -103,7 +93,8 @@ def test_an_error_that_another_process_has_reported_is_none():
         raise LostError("the launcher has ended")
 
 
-def test_a_few_lines_that_belong_together():
+def test_neither_lines_that_belong_together_nor_cleaning_up_are_broken_off():
+    """Cleaning up by other signals, and by what is written meanwhile inside ``uninterrupted``."""
     done = []
     with pytest.raises(Stopped), stoppable():
         with uninterrupted():
@@ -111,23 +102,15 @@ def test_a_few_lines_that_belong_together():
             check()
             done.append("the lines")
         done.append("and what needs no check")
-        check()
-        done.append("too much")
-    assert done == ["the lines", "and what needs no check"]
-
-
-def test_cleaning_up_is_not_broken_off():
-    """By other signals, and by what is written meanwhile inside ``uninterrupted``."""
-    done = []
-    with pytest.raises(Stopped), stoppable():
         try:
-            signal.raise_signal(signal.SIGTERM)
+            check()
+            done.append("too much")
         finally:
             signal.raise_signal(signal.SIGUSR1)
             with uninterrupted():
                 check()
-            done.append(True)
-    assert done == [True]
+            done.append("cleaned up")
+    assert done == ["the lines", "and what needs no check", "cleaned up"]
 
 
 def test_the_removal_of_a_scratch_folder_is_not_broken_off(monkeypatch, tmp_path):
