@@ -106,6 +106,8 @@ THEN = {  # answered when the images or the network are known
     "predict damaged photos": (4, "damaged"),
     "evaluate whole": (2, "--labels folders"),
     "evaluate whole --labels folders --protocol linear --layers conv9": (2, "block1, block2"),
+    "evaluate whole --labels folders --protocol knn --set neighbours=3,": (2, "neighbours=3,"),
+    "evaluate whole --labels folders --protocol knn --set neighbours=20,0": (2, "neighbours=20,0"),
     f"fit photos -k 2 -o {LONG}": (5, TOO_LONG),
     f"fit photos -k 2 -o {LONG} --resume": (5, TOO_LONG),
     f"export whole --to folders -o {LONG}": (5, TOO_LONG),
@@ -226,8 +228,7 @@ def test_recipes_and_doctor(prints):
     assert {"auto", "v1", "v1-official", "v2"} <= {*prints("recipes").split()}
     printed = prints("recipes", "v2")
     assert "published" in printed and tomllib.loads(printed)["pseudo_labels"] == 3000
-    assert "# pseudo_labels 100: " in prints("recipes", "classic")
-    assert "torch" in prints("doctor")
+    assert "# pseudo_labels 100: " in prints("recipes", "classic") and "torch" in prints("doctor")
 
 
 def test_the_next_command_can_be_copied(tmp_path, capsys):

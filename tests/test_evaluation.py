@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from deepcluster.cli import run_command
-from deepcluster.errors import DataError, UsageError
+from deepcluster.errors import DataError
 from deepcluster.evaluation import ClusteringOptions
-from deepcluster.evaluation.common import accuracies, check_apart, clustering, hold_out, numbers
+from deepcluster.evaluation.common import accuracies, check_apart, clustering, hold_out
 from deepcluster.images import find
 from tests.helpers.runs import change_record, rows
 
@@ -72,13 +72,6 @@ def test_accuracies_by_hand():
     assert accuracies(scores, torch.tensor([0, 0, 5])) == pytest.approx({"top1": 1 / 3, "top5": 2 / 3})
 
 
-@pytest.mark.parametrize("text", ["", "a", "3,", "0", "-1", "1,nan"])
-def test_lists_of_numbers(text):
-    assert numbers("20,200", "neighbours") == [20, 200]
-    with pytest.raises(UsageError, match="neighbours"):
-        numbers(text, "neighbours")
-
-
 def test_clusters_of_the_run_itself(run, photos, evaluated):
     figures = evaluated("--labels", "folders")
     table = [(int(row["cluster"]), row["path"].split("/")[0]) for row in rows(run / "clusters.csv")]
@@ -106,7 +99,12 @@ def test_it_is_said_that_some_images_of_the_run_are_missing(run, photos, tmp_pat
     assert re.search(rf"^{figure} +\d\.\d{{4}}$", printed.out, re.MULTILINE)
 
 
-def test_figures_are_kept_and_not_computed_again(run, evaluated, monkeypatch):
+def test_figures_are_kept_unless_a_signal_stops_them_and_not_computed_again(run, evaluated, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("deepcluster.clustering.agreement.scores", lambda *_: signal.raise_signal(signal.SIGINT))
+        assert run_command(["evaluate", str(run), "--labels", "folders"]) == 75
+    assert not (run / "evaluation-clustering.json").exists()
+
     first = evaluated("--labels", "folders")
     kept = json.loads((run / "evaluation-clustering.json").read_text())
     assert kept["values"] == first
@@ -120,16 +118,6 @@ def test_figures_are_kept_and_not_computed_again(run, evaluated, monkeypatch):
     assert evaluated("--labels", "folders", "--seed", 1)["acc_chance"] != first["acc_chance"]
     assert run_command(["recut", str(run), "-k", "2", "--quiet"]) == 0
     assert evaluated("--labels", "folders")["clusters"] == 2
-
-
-def test_a_stopped_evaluation_leaves_nothing(run, monkeypatch):
-    def stop(*arguments):
-        signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("deepcluster.clustering.agreement.scores", stop)
-        assert run_command(["evaluate", str(run), "--labels", "folders"]) == 75
-    assert not (run / "evaluation-clustering.json").exists()
 
 
 def test_a_damaged_file_is_written_again(run, evaluated):

@@ -52,11 +52,6 @@ def by_hand(model, images):
     return reduced.numpy(), by_group, model.place(reduced).cluster.numpy()
 
 
-@pytest.fixture(scope="module")
-def small(photos):
-    return read_once(find(photos), 36).images
-
-
 SLOW = [
     ("compact", 32, {}), ("timm:resnet18", 64, {}), ("alexnet", 224, {"sobel": True}),
     ("timm:vit_tiny_patch16_224", 64, {}), ("timm:tf_efficientnet_lite0.in1k", 96, {"weights": "timm", "root": True}),
@@ -90,7 +85,8 @@ def test_a_graph_computes_as_torch(photos, tmp_path, name, image_size, options):
     assert (names, junk, limit) == (["", "", "a", 'b"\n', ""], [3], 0.5)
 
 
-def test_the_comparison_sees_a_difference(small):
+def test_the_comparison_sees_a_difference(photos):
+    small = read_once(find(photos), 36).images
     model = model_on(small, "compact", 32)
     with torch.no_grad():
         right = [output.numpy() for output in Placing(model)(small)]

@@ -120,9 +120,7 @@ RESOLVED = [  # recipe, options, facts of the images, and what the recipe has th
     *((base, weights, replace(PHOTOS, count=100, n_clusters=2), {"epochs": 20 if weights else 50})
       for base in ("auto", "classic") for weights in ({}, RESNET)),
     # the paper's networks have one size, and a filter in the paper's recipe
-    ("auto", {"backbone": "alexnet"}, PHOTOS, {"image_size": 224, "view_size": 224}),
     ("auto", {"backbone": "vgg16", "weights": "w.pth"}, PHOTOS, {"image_size": 224, "view_size": 224}),
-    ("classic", {"backbone": "alexnet"}, PHOTOS, {"sobel": True}),
     ("classic", {"backbone": "vgg16"}, PHOTOS, {"sobel": True}),
     ("v1-official", {"sobel": "true"}, PHOTOS, {"sobel": True}),
     ("v2", {"backbone": "alexnet"}, PHOTOS, {"image_size": 224, "view_size": 224, "small_views": 0}),
@@ -134,7 +132,6 @@ RESOLVED = [  # recipe, options, facts of the images, and what the recipe has th
     ("auto", {"backbone": LITE, "weights": "w.safetensors"}, PHOTOS, {"root": True}),
     ("auto", {"backbone": "photos-small", "root": "false"}, PHOTOS, {"root": False}),
     ("auto", {"backbone": LITE}, PHOTOS, {"root": False}),  # from nothing
-    ("auto", {"backbone": "photos"}, PHOTOS, {"root": False}),
     ("classic", {"backbone": "photos-small"}, PHOTOS, {"root": False}),
     # values as text, and the numbers of several clusterings
     ("auto", {"rounds": "3", "dims": 64, "empty": "sample"}, PHOTOS, {"rounds": 3, "dims": 64, "empty": "sample"}),
@@ -142,9 +139,8 @@ RESOLVED = [  # recipe, options, facts of the images, and what the recipe has th
     # images are enlarged for a published network
     *(("auto", {"backbone": LITE, "weights": "timm"} | options, facts, {"image_size": size, "view_size": view})
       for options, facts, size, view in (
-          ({}, replace(LARGE_5000, short_side=223), 224, 112), ({}, LARGE_5001, 144, 108),
           ({}, replace(LARGE_5000, short_side=28), 224, 112), ({}, replace(LARGE_5001, short_side=28), 144, 108),
-          ({}, replace(LARGE_5000, short_side=27), 64, 48), ({"weights": "none"}, LARGE_5000, 144, 108),
+          ({}, replace(LARGE_5000, short_side=27), 64, 48),
           ({"image_size": 128}, LARGE_5000, 128, 96), ({"image_size": 384}, LARGE_5000, 384, 192),
       )),
     # photographs are seen at two sizes, and have more kinds than the clearest groups
@@ -164,8 +160,8 @@ RESOLVED = [  # recipe, options, facts of the images, and what the recipe has th
     ("auto", {"backbone": "photos-small"}, LARGE_5000, {"probe": True, "temperature": 0.0, "average": 0.4}),
     ("auto", {"backbone": "photos-small"}, replace(LARGE_5000, short_side=223), CLUSTER_MEANS),
     ("auto", {"backbone": "photos-small"}, replace(LARGE_5000, grey=True), CLUSTER_MEANS),
-    ("auto", {"backbone": "photos"}, LARGE_5000, CLUSTER_MEANS),
-    ("auto", {"backbone": "photos"}, LARGE_5000, {"image_size": 224, "second_size": 0, "guess": "finest"}),
+    ("auto", {"backbone": "photos"}, LARGE_5000,
+     CLUSTER_MEANS | {"image_size": 224, "second_size": 0, "guess": "finest", "root": False}),
     ("classic", {"backbone": "photos-small"}, LARGE_5000, {"image_size": 224, "second_size": 0, "guess": "clearest"}),
 ]  # fmt: skip
 
