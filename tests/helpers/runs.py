@@ -24,6 +24,8 @@ BYSTANDERS = (
     ".metrics.json.7.tmp", ".run.json.7.tmp", "clusters.csv.bak", "evaluation-mine.json", "run/run.json",
     "model/mine.txt", "model/weights.bin", "checkpoints/mine.json", "checkpoints/notes.md",
     "checkpoints/step100/opt.pt", ".deepcluster-export-7.tmp/x", ".deepcluster-0123456789abcdef/x",
+    "checkpoints/1.json", "checkpoints/000001-12.json", "checkpoints/000001.json.bak", "checkpoints/graph.safetensors",
+    "Clusters.csv", ".deepcluster/mine",
 )  # fmt: skip
 # Files that are the same bytes for the same images, options and seed.
 SAME = (
