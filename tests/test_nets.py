@@ -215,18 +215,10 @@ def test_the_layers_are_those_of_the_description(arch, sobel):
         assert str(ours.get_submodule(part)) == str(theirs.get_submodule(part))  # with all sizes
 
 
-# The others are slow: up to half a gigabyte of weights.
-@pytest.mark.parametrize(
-    ("arch", "sobel"),
-    [
-        pytest.param(arch, sobel, marks=[] if (arch, sobel) == ("alexnet", True) else [pytest.mark.slow])
-        for arch in LAYERS
-        for sobel in (True, False)
-    ],
-)
-def test_a_paper_network_computes_as_its_description(arch, sobel):
-    theirs = described(arch, sobel=sobel)
-    network = build(arch, image_size=224, sobel=sobel).eval()
+@pytest.mark.parametrize("arch", ["alexnet", pytest.param("vgg16", marks=pytest.mark.slow)])
+def test_a_paper_network_computes_as_its_description(arch):
+    theirs = described(arch, sobel=True)
+    network = build(arch, image_size=224, sobel=True).eval()
     network.body.load_state_dict(theirs.state_dict())
     images = torch.rand(2, 3, 224, 224, generator=generator(1, "images"))
     with torch.no_grad():
@@ -382,7 +374,7 @@ def test_files_without_a_table_of_tensors(tmp_path, content):
         read_weights(tmp_path / "a.pt")
 
 
-# Files as the authors of DeepCluster-v2, DINO, DINOv2, DINOv3, SigLIP and ConvNeXt publish them, with random numbers
+# Files as the authors of DeepCluster-v2, DINO, DINOv2, DINOv3 and SigLIP publish them, with random numbers
 
 
 def published(name: str) -> dict[str, Tensor]:
@@ -411,35 +403,9 @@ def test_weights_of_deepcluster_v2(tmp_path):
         assert_near(network.features(images), resnet(normalised(images)))
 
 
-def of_meta(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's ConvNeXt by the names of its authors."""
-    changes = [
-        (r"^stem\.", "downsample_layers.0."),
-        (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
-        (r"^stages\.(\d)\.blocks\.", r"stages.\1."),
-        (r"\.conv_dw\.", ".dwconv."),
-        (r"\.mlp\.fc", ".pwconv"),
-        (r"^head\.norm\.", "norm."),
-        (r"^head\.fc\.", "head."),
-    ]
-    renamed = {}
-    for key, value in state.items():
-        for pattern, name in changes:
-            key = re.sub(pattern, name, key)
-        renamed[key] = value
-    return renamed
-
-
 def in_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     others = {"logit_scale": torch.zeros(()), "text.token_embedding.weight": torch.zeros(5, 4)}
     return prefixed("visual.trunk.", state) | others
-
-
-def same_features(name: str, size: int, path: object, expected: torch.nn.Module) -> None:
-    network = build(f"timm:{name}", image_size=size, weights=str(path)).eval()
-    images = torch.rand(2, 3, size, size, generator=generator(0, "images"))
-    with torch.no_grad():
-        torch.testing.assert_close(network.body(images), expected.eval()(images))
 
 
 # Position tables are resampled as timm does it; attention pooling stays.
@@ -451,18 +417,10 @@ def test_vision_transformers_are_those_that_timm_makes_of_the_file(tmp_path, nam
     save_file(change(state), tmp_path / "a.safetensors")
     overlay = {"state_dict": dict(state), "num_classes": len(state["head.weight"]) if "head.weight" in state else 0}
     expected = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, img_size=size)
-    same_features(name, size, tmp_path / "a.safetensors", expected)
-
-
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_convnext_by_the_names_of_its_authors(tmp_path, wrapped):
-    with lent_global(0, "model"):
-        model = timm.create_model("test_convnext", num_classes=21)
-    state = of_meta(model.state_dict())
-    assert {"norm.weight", "downsample_layers.0.0.weight", "head.weight"} < state.keys()
-    torch.save({"model": state} if wrapped else state, tmp_path / "a.pth")
-    model.reset_classifier(0)
-    same_features("test_convnext", 144, tmp_path / "a.pth", model)
+    network = build(f"timm:{name}", image_size=size, weights=str(tmp_path / "a.safetensors")).eval()
+    images = torch.rand(2, 3, size, size, generator=generator(0, "images"))
+    with torch.no_grad():
+        torch.testing.assert_close(network.body(images), expected.eval()(images))
 
 
 @pytest.mark.parametrize(
@@ -584,23 +542,6 @@ def test_the_installed_network_is_timms(size):
 
 # Whole runs of networks of timm: with weights from nothing, to features that place their own images
 
-RUNS = [
-    "vit_tiny_patch16_224",
-    "deit_tiny_patch16_224",
-    "swin_tiny_patch4_window7_224",
-    "vit_small_patch14_dinov2",
-    "vit_small_patch14_dinov2@224",
-    "vit_small_patch14_dinov2@112",
-    "convnext_atto",
-    "resnet18",
-    "tf_efficientnet_lite0",
-    "mobilenetv3_small_050",
-    "repvgg_a0",
-    "fastvit_t8",
-    "eva02_tiny_patch14_224",
-    "mixer_s16_224",
-]  # a name, and the size of the images where it is not the recipe's
-
 
 def check(folder: Path, name: str, size: int, **options: object) -> Model:
     """A run of one round, and the same clusters and features from its model."""
@@ -619,11 +560,17 @@ def test_a_network_of_one_size(tmp_path):
     check(tmp_path, "test_vit", 70)
 
 
+# Windows, a size that the recipe would not choose, no attention, and two that once killed the process.
 @pytest.mark.slow
-@pytest.mark.parametrize("network", RUNS)
-def test_networks_of_every_kind_complete_a_run(tmp_path, network):
-    name, _, size = network.partition("@")
-    code = f"from tests.test_nets import *; check(Path({str(tmp_path)!r}), {name!r}, {int(size or 0)})"
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("swin_tiny_patch4_window7_224", 0), ("vit_small_patch14_dinov2", 112), ("mixer_s16_224", 0), ("repvgg_a0", 0),
+        ("fastvit_t8", 0),
+    ],
+)  # fmt: skip
+def test_networks_of_every_kind_complete_a_run(tmp_path, name, size):
+    code = f"from tests.test_nets import *; check(Path({str(tmp_path)!r}), {name!r}, {size})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -1,9 +1,6 @@
 """fit, recut, predict and report on features that came from elsewhere, without a network."""
 
-import errno
 import json
-import os
-import shutil
 import time
 import tomllib
 from pathlib import Path
@@ -13,9 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-import deepcluster
 from deepcluster.cli import run_command
-from deepcluster.errors import DataError, DiskError, UsageError
+from deepcluster.errors import DataError, UsageError
 from deepcluster.export import onnx
 from deepcluster.images.given import read_features
 from deepcluster.runs.fit import fit
@@ -27,7 +23,6 @@ from deepcluster.runtime import plain_files
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage.model_files import load
 from deepcluster.storage.run_folder import open_run
-from tests.commands import largest_file
 from tests.helpers.runs import assert_same_result, contents, record, rows, state_of
 
 GROUPS, EACH, WIDTH = 3, 20, 12
@@ -53,14 +48,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     begun = time.perf_counter() - 1000
     fit(folder / "f.npy", Request(features=True, out=folder / "run", n_clusters=GROUPS, labels="folders", begun=begun))
     return folder
-
-
-def test_a_full_disk_leaves_the_run_that_was_to_be_replaced(made, tmp_path):
-    run = Path(shutil.copytree(made / "run", tmp_path / "run"))
-    before = contents(run)
-    with largest_file(3000), pytest.raises(DiskError, match=os.strerror(errno.EFBIG)):
-        fit(made / "f.npy", Request(features=True, out=run, n_clusters=2, overwrite=True))
-    assert contents(run) == before and record(run)["labels"] == "folders"
 
 
 def test_groups_labels_and_files(made):
@@ -91,7 +78,6 @@ def test_the_model_places_the_same_rows_in_the_same_groups(made, tmp_path):
     model = load(made / "run")
     assert model.of_features and model.predict(blobs()).tolist() == clusters
     assert model.predict(blobs()[7:9]).tolist() == clusters[7:9]  # alone as among others
-    assert deepcluster.load(made / "run").predict(made / "f.npy").tolist() == clusters
     with pytest.raises(DataError, match=r"5 .* 12"):
         model.predict(np.zeros((3, 5)))
     np.save(tmp_path / "new.npy", blobs()[::10])
@@ -116,12 +102,10 @@ def test_recut_and_report_find_the_pictures(made):
     ("array", "words"),
     [
         (np.zeros(5), "shape 5"),
-        (np.zeros((2, 3, 4)), "shape 2 x 3 x 4"),
         (np.zeros((0, 4)), "shape 0 x 4"),
         (np.array(["a", "b"]), "<U1"),
-        (np.ones((3, 2), complex), "complex128"),
         (np.array([[1, 2], [np.nan, 1], [np.inf, 1]]), "2 of 3"),
-        (np.array([[1e300, 2]]), "1 of 1"),
+        (np.array([[1e300, 2]]), "1 of 1"),  # not finite in float32
         (np.array([[1], [1, 2]], object), "objects"),
     ],
 )

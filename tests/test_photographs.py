@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from deepcluster import DeepCluster
 from deepcluster.cli import run_command
-from deepcluster.errors import DeepClusterWarning, ModelError
+from deepcluster.errors import ModelError
 from deepcluster.images import find
 from deepcluster.nets.hub import PACKAGE, local_file
 from deepcluster.nets.names import PUBLISHED
@@ -113,13 +112,6 @@ def test_without_a_word_nothing_is_downloaded(hub, begun):
     assert not hub.requests
 
 
-def test_without_the_installed_network_the_run_trains_from_nothing(hub, begun, monkeypatch):
-    monkeypatch.setitem(sys.modules, PACKAGE, None)
-    with pytest.warns(DeepClusterWarning, match="photos-small .*pip install"):
-        assert begun() == ""
-    assert not hub.requests
-
-
 def test_a_rank_without_the_network_of_the_main_rank_says_how_to_get_it(hub_cache):
     """The main rank decides; ranks may run on several machines."""
     with pytest.raises(ModelError, match="deepcluster fetch photos;"):
@@ -186,10 +178,3 @@ def test_a_dry_run_downloads_nothing(hub, large_photos, capsys):
         said = capsys.readouterr()
         assert expected in re.sub(r"\s+", " ", said.out) and not said.err
     assert not hub.requests
-
-
-def test_the_estimator_begins_with_the_installed_network(hub_cache, large_photos):
-    model = DeepCluster(n_clusters=3, rounds=0, image_size=32).fit(large_photos)
-    assert tomllib.loads((model.run_ / "recipe.toml").read_text())["backbone"] == PUBLISHED[SMALL].backbone
-    with pytest.raises(ModelError, match="deepcluster fetch photos"):
-        DeepCluster(n_clusters=3, rounds=0, backbone="photos").fit(large_photos)

@@ -108,19 +108,6 @@ def test_a_file_in_the_cache_is_found_without_the_network(hub_cache, monkeypatch
     assert local_file("photos-ssl") is None
 
 
-def test_a_network_is_fetched_once(hub, hub_cache):
-    with pytest.raises(UsageError):
-        fetch("timm:resnet18.no_such_tag")
-    seen = []
-    path = fetch("photos", lambda *progress: seen.append(progress))
-    assert path.read_bytes() == hub.content and path.is_relative_to(hub_cache)
-    assert f"GET /timm/{PUBLISHED['photos'].network}/resolve/main/model.safetensors" in hub.requests
-    assert all(phase == "weights" for phase, _, _ in seen)
-    hub.requests.clear()
-    assert fetch("photos") == local_file("photos") == path and not hub.requests
-    assert not list(hub_cache.rglob("*.incomplete"))
-
-
 # ---- files from elsewhere -------------------------------------------------------------------------------------------
 
 
@@ -208,8 +195,9 @@ def test_a_damaged_reference_is_as_no_file_and_fetched_again(hub, hub_cache, pho
     assert fetch("photos") == local_file("photos") and reference.read_text().isalnum()
 
 
-@pytest.mark.parametrize("name", ["HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"])
-@pytest.mark.parametrize(("value", "code"), [("", 4), ("0.2", 2)])
+@pytest.mark.parametrize(
+    ("name", "value", "code"), [("HF_HUB_ETAG_TIMEOUT", "", 4), ("HF_HUB_DOWNLOAD_TIMEOUT", "0.2", 2)]
+)
 def test_a_timeout_at_which_the_library_fails(name, value, code, tmp_path):
     variables = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", name: value}
     done = subprocess.run(
@@ -237,13 +225,19 @@ def test_a_cache_that_cannot_be_written(hub, hub_cache):
         fetch("photos")
 
 
-def test_a_network_is_fetched_once_and_listed_by_the_command(hub, prints, ends):
+def test_a_network_is_fetched_once_and_listed(hub, hub_cache, prints, ends):
     assert "timm:NAME" in ends(["fetch", "fotos"], 2)
+    with pytest.raises(UsageError):
+        fetch("timm:resnet18.no_such_tag")
     said = prints("fetch")
     assert "ConvNeXt-T, 178 MB, Apache-2.0" in said and "model.safetensors" in said
+    path = local_file("photos")
+    assert path.read_bytes() == hub.content and path.is_relative_to(hub_cache)
+    assert f"GET /timm/{PUBLISHED['photos'].network}/resolve/main/model.safetensors" in hub.requests
     hub.requests.clear()
     prints("fetch")  # it is on this machine already
-    assert not hub.requests
+    assert fetch("photos") == path and not hub.requests
+    assert not list(hub_cache.rglob("*.incomplete"))
     assert "photos, photos-small" in prints("doctor")
     said = prints("fetch", "--list")
     assert all(one.name in said and one.licence in said for one in PUBLISHED.values()) and DISTRIBUTION in said
