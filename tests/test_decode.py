@@ -162,19 +162,11 @@ def test_a_file_that_is_no_image_has_a_reason(data: bytes, words: str) -> None:
     assert words in reason(data)
 
 
-@pytest.mark.parametrize(
-    ("error", "raised", "words"),
-    [
-        (RecursionError("too\ndeep \x1b[31m"), Undecodable, "RecursionError: too deep [31m"),
-        (MemoryError("all"), MemoryError, "all"),
-        (OSError(5, "Input/output error"), OSError, "[Errno 5] Input/output error"),
-    ],
-)
-def test_any_exception_of_a_plugin_is_a_reason(error, raised, words, monkeypatch) -> None:
+@pytest.mark.parametrize("error", [MemoryError("all"), OSError(5, "Input/output error")])
+def test_a_fault_of_the_machine_is_none_of_the_image(error, monkeypatch) -> None:
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", Mock(side_effect=error))
-    with pytest.raises(raised) as caught:
+    with pytest.raises(type(error)):
         decode(stored(Image.new("RGB", (4, 4)), "PNG"))
-    assert str(caught.value).endswith(words)
 
 
 def test_large_files_are_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
