@@ -291,9 +291,6 @@ def test_no_hidden_link_is_followed(tmp_path, name):
     assert contents(elsewhere) == before and (elsewhere / "checkpoints").is_dir() and state(run) == OLD
 
 
-# ---- what is ours ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema_version": 1}', '{"project": "my LLM"}'])
 def test_a_folder_with_a_run_json_is_not_yet_a_run_folder(tmp_path, text):
     (tmp_path / "run.json").write_text(text)

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 from torch.nn import functional as F
 
-from deepcluster.cli import run_command
 from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, UsageError
 from deepcluster.nets.hub import PACKAGE, PACKAGE_FILE, fetch, local_file
 from deepcluster.nets.names import DISTRIBUTION, PUBLISHED
@@ -30,11 +29,6 @@ def test_the_names_are_timms_and_the_licences_are_permissive():
 
 
 # ---- the installed network ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def without_wheel(monkeypatch):
-    monkeypatch.setitem(sys.modules, PACKAGE, None)
 
 
 def test_the_installed_network_is_found_without_running_its_package(hub_cache):
@@ -74,7 +68,8 @@ def test_it_knows_a_photograph(hub_cache):
     assert noun == "daisy" and probability > sureness[0] / 2
 
 
-def test_a_missing_package_is_said_and_nothing_else_changes(hub_cache, without_wheel):
+def test_a_missing_package_is_said_and_nothing_else_changes(hub_cache, monkeypatch):
+    monkeypatch.setitem(sys.modules, PACKAGE, None)
     with pytest.warns(DeepClusterWarning, match=rf"{DISTRIBUTION} .*pip install"):
         assert local_file("photos-small") is None
     assert local_file("photos") is None
@@ -97,12 +92,7 @@ def test_a_changed_file_is_said_and_never_read(hub_cache, tmp_path, monkeypatch)
 @pytest.mark.parametrize("link", [True, False])
 def test_a_file_in_the_cache_is_found_without_the_network(hub_cache, monkeypatch, link):
     path = keep(tiny_file(), link=link)
-
-    def refuse(*_: object) -> None:
-        raise AssertionError("the network was used")
-
-    monkeypatch.setattr(socket, "socket", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the network was used"))
     for name in ("photos", PUBLISHED["photos"].backbone, PUBLISHED["photos"].network):
         assert local_file(name) == fetch(name) == path
     assert local_file("photos-ssl") is None
@@ -121,10 +111,11 @@ def lite0(tmp_path_factory):
     return path
 
 
-def test_a_file_goes_into_the_cache(hub_cache, without_wheel, lite0, capsys):
-    assert run_command(["fetch", "photos-small", "--from", str(lite0)]) == 0
+def test_a_file_goes_into_the_cache(hub_cache, monkeypatch, lite0, prints):
+    monkeypatch.setitem(sys.modules, PACKAGE, None)
+    said = prints("fetch", "photos-small", "--from", lite0)
     path = local_file("photos-small")
-    assert path.read_bytes() == lite0.read_bytes() and path.name in capsys.readouterr().out
+    assert path.read_bytes() == lite0.read_bytes() and path.name in said
     path.resolve().write_bytes(lite0.read_bytes()[:-1] + b"?")
     with pytest.warns(DeepClusterWarning, match="SHA-256"):
         assert local_file("photos-small") is None

@@ -14,6 +14,7 @@ from deepcluster.images import source
 from deepcluster.images.decode import Undecodable, decode, short_side
 from deepcluster.storage.run_folder import open_run
 from tests.drawings import drawings
+from tests.helpers.image_files import stored
 
 needs_rawpy = pytest.mark.skipif(not decoding.reads_raw(), reason="needs rawpy, of the extra [raw]")
 SENSOR = 32  # px, each side
@@ -36,9 +37,7 @@ def directory(at: int, tags: dict[int, tuple[int, list[int]]]) -> bytes:
 
 def dng(preview: Image.Image, *, jpeg: bool = True, orientation: int = 1) -> bytes:
     """A DNG with a small sensor and a preview, a JPEG or plain colours."""
-    file = BytesIO()
-    preview.save(file, "JPEG", quality=95)
-    data = file.getvalue() if jpeg else preview.tobytes()
+    data = stored(preview, "JPEG", quality=95) if jpeg else preview.tobytes()
     sensor = bytes(2 * SENSOR * SENSOR)
     about = {
         254: (4, [1]), 256: (4, [preview.width]), 257: (4, [preview.height]), 258: (3, [8, 8, 8]),

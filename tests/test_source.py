@@ -366,11 +366,7 @@ def test_a_preview_knows_the_size_of_the_whole(tmp_path: Path) -> None:
     save(tmp_path / "c.png", RED, (90, 1300))
     assert preview(find(tmp_path)) == (1201, False)
     assert preview(find(np.zeros((3, 90, 100), np.uint8))) == (90, True)
-
-
-def test_a_preview_of_a_data_set_of_hugging_face_knows_the_size_of_the_whole(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    Image.new("RGB", (1600, 1201), RED).save(tmp_path / "a.jpg")
     table = datasets.Dataset.from_dict({"picture": [str(tmp_path / "a.jpg")]})
     assert preview(find(table.cast_column("picture", datasets.Image()))) == (1201, False)
 
