@@ -35,25 +35,15 @@ Prepared = tuple[Mapping[str, Any], Callable[[], Iterator[NamedFigure]]]  # dige
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """Everything that the user asked for.
+    """Everything that the user asked for."""
 
-    Attributes:
-        protocol: A name in ``PROTOCOL_OPTIONS``.
-        images: Images to score. None: the run's own, or a fifth of them if the protocol learns from the rest.
-        labels: ``folders``, or a CSV file of path and label.
-        train: Images to learn from. None: the run's own.
-        options: Options of the protocol.
-        seed: Seed of all random numbers.
-        device: As for ``fit``.
-    """
-
-    protocol: str = "clustering"
-    images: str | None = None
-    labels: str | None = None
-    train: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    device: str = "auto"
+    protocol: str = "clustering"  # a name in PROTOCOL_OPTIONS
+    images: str | None = None  # to score; None: the run's own, or a fifth of them if the protocol learns from the rest
+    labels: str | None = None  # "folders", or a CSV file of path and label
+    train: str | None = None  # images to learn from; None: the run's own
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the protocol
+    seed: int = 0  # of all random numbers
+    device: str = "auto"  # as for ``fit``
 
 
 def evaluate(

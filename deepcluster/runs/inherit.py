@@ -81,17 +81,12 @@ def carried_text(before: Model, after: Model) -> str:
 
 @dataclass(frozen=True)
 class Former:
-    """The groups of an earlier run.
-
-    Attributes:
-        cluster_of: Clusters by the digests of the images.
-        store_size: Side of the images with these digests, in px.
-    """
+    """The groups of an earlier run."""
 
     path: Path
     model: Model
-    cluster_of: Mapping[str, int]
-    store_size: int
+    cluster_of: Mapping[str, int]  # clusters by the digests of the images
+    store_size: int  # side of the images with these digests, in px
 
 
 def read_former(folder: RunFolder) -> Former:

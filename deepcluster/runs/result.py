@@ -41,27 +41,17 @@ MIN_COLLAPSED = 30  # images: of fewer, one cluster may have most of them by cha
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything that a run's files say about its groups: for all images on the main rank, empty on the others.
-
-    Attributes:
-        rows: This rank's images.
-        residuals: Residuals of all images.
-        clusters: Rows of clusters.csv.
-        summary: Rows of cluster_summary.csv.
-        metrics: Content of metrics.json; empty without labels.
-        tree: Merge tree; None if there are too many groups.
-        record: Content of run.json.
-    """
+    """Everything that a run's files say about its groups: for all images on the main rank, empty on the others."""
 
     model: Model
-    rows: Rows
-    residuals: Tensor
-    clusters: Table
-    summary: Sequence[Mapping[str, str]]
-    metrics: Mapping[str, Any]
-    tree: Tree | None
+    rows: Rows  # this rank's images
+    residuals: Tensor  # of all images
+    clusters: Table  # rows of clusters.csv
+    summary: Sequence[Mapping[str, str]]  # rows of cluster_summary.csv
+    metrics: Mapping[str, Any]  # content of metrics.json; empty without labels
+    tree: Tree | None  # merge tree; None if there are too many groups
     shown: Shown
-    record: RunRecord
+    record: RunRecord  # content of run.json
 
 
 # ---- computed by all ranks ------------------------------------------------------------------------------------------

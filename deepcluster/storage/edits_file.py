@@ -23,27 +23,17 @@ Number = Annotated[int, range(10**9)]
 
 @dataclass(frozen=True)
 class Edits:
-    """Decisions of a person: first the splits, then the merges, the moves, the names and the marks.
+    """Decisions of a person: first the splits, then the merges, the moves, the names and the marks."""
 
-    Attributes:
-        cut: the ``cut`` of run.json that the edits were made for; "" fits any.
-        names: of clusters, as they are in the end; "" removes a name.
-        merge: the clusters of a tuple become one, with the number of the first.
-        junk: all clusters that are marked as junk from now on; None leaves the marks as they are.
-        split: (cluster, number of parts); the largest part keeps the number, the others get the next free ones, in
-            this order.
-        move: (row of features.npy or path, cluster as it is after the merges). Numbers from the next free one on make
-            new clusters.
-        group_names: names of groups of clusters, in a run with two levels; "" removes a name.
-    """
-
-    cut: str = ""
-    names: Mapping[int, str] = field(default_factory=dict)
-    merge: tuple[tuple[Number, ...], ...] = ()
-    junk: tuple[Number, ...] | None = None
+    cut: str = ""  # the ``cut`` of run.json that the edits were made for; "" fits any
+    names: Mapping[int, str] = field(default_factory=dict)  # of clusters, as they are in the end; "" removes a name
+    merge: tuple[tuple[Number, ...], ...] = ()  # the clusters of a tuple become one, with the number of the first
+    junk: tuple[Number, ...] | None = None  # all clusters marked as junk from now on; None leaves the marks as they are
+    # (cluster, number of parts); the largest part keeps the number, the others get the next free ones, in this order.
     split: tuple[tuple[Number, int], ...] = ()
+    # (row of features.npy or path, cluster after the merges). Numbers from the next free one on make new clusters.
     move: tuple[tuple[Number | str, Number], ...] = ()
-    group_names: Mapping[int, str] = field(default_factory=dict)
+    group_names: Mapping[int, str] = field(default_factory=dict)  # of groups of clusters; "" removes a name
 
     @property
     def digest(self) -> str:
