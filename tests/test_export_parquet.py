@@ -24,7 +24,7 @@ def run(tmp_path):
     models.save(tiny_model(), run / "model")
     features = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    writable(run).write_array("features.npy", features)
+    writable(run).write_blocks("features.npy", features.shape, [features])
     return run
 
 
@@ -61,7 +61,7 @@ def test_a_parquet_file_has_the_places_and_neighbours_that_viewers_need(run, tmp
     rows = folder.read_rows("clusters.csv")
     write_clusters(run, [rows[4], *rows[:4]])  # the skipped one first
     places = np.arange(8, dtype=np.float32).reshape(4, 2)
-    folder.write_array("map.npy", places)
+    folder.write_blocks("map.npy", places.shape, [places])
     parquet(run, tmp_path / "x.parquet")
     skipped, *found = pq.read_table(tmp_path / "x.parquet").to_pylist()
     assert [skipped[name] for name in ("map_x", "map_y", "neighbors", "cluster")] == [None] * 4
@@ -87,7 +87,7 @@ def test_a_taken_name_and_features_of_other_images(run, tmp_path):
         with pytest.raises(DiskError, match=out):
             parquet(run, tmp_path / out)
     assert (tmp_path / "x").read_text() == "mine"
-    writable(run).write_array("features.npy", np.zeros((5, 4), np.float32))
+    writable(run).write_blocks("features.npy", (5, 4), [np.zeros((5, 4), np.float32)])
     with pytest.raises(DiskError, match=r"features\.npy .*\(4, 4\)"):
         parquet(run, tmp_path / "new")
     assert not (tmp_path / "new").exists()

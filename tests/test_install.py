@@ -40,11 +40,11 @@ from deepcluster.errors import DiskError
 from deepcluster.storage.run_folder import locked
 with locked(Path("locked"), make=True):
     try:
-        with locked(Path("locked")):
+        with locked(Path("locked"), make=True):
             sys.exit("two have the lock")
     except DiskError as error:
         assert "is in use by process" in str(error), error
-with locked(Path("locked")):
+with locked(Path("locked"), make=True):
     pass
 for line in ("fit images.npy -k 3 --rounds 0 --image-size 16 -o run --quiet", "predict run images.npy -o new.csv"):
     assert run_command(line.split()) == 0, line

@@ -382,7 +382,7 @@ def test_a_run_that_cannot_be_written_to(command: str, run: Path, monkeypatch, e
 
 def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "_lock", Mock(side_effect=OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))))
-    with pytest.raises(DiskError, match=os.strerror(errno.ENOLCK)), files.locked(tmp_path):
+    with pytest.raises(DiskError, match=os.strerror(errno.ENOLCK)), files.locked(tmp_path, make=True):
         pass
 
 

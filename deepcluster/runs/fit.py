@@ -119,7 +119,14 @@ def _run(job: Job, begun: Begun, folder: files.LockedFolder | None, network: Net
     checkpoint = checkpoints.latest() if is_resumed else None
     job.display.say("Run", str(out))
     try:
-        images, record = _read(job, begun, network, record)
+        images, facts = _read(job, begun, network) if job.features is None else _read_features(job, begun, job.features)
+        record = replace(
+            record,
+            images_count=images.store.partition.total,
+            skipped_count=len(images.store.skipped),
+            pseudo_labels=images.recipe.pseudo_labels,
+            **facts,
+        ).with_phase("reading", job.clock.lap())
         if job.former:
             size = images.recipe.store_size
             images = replace(images, before=clusters_before(job.former, job.source, images.digests, size))
@@ -184,10 +191,12 @@ def first_record(job: Job, before: RunRecord | None, needed: float, *, is_resume
     )
 
 
-def _read(job: Job, begun: Begun, network: Network, record: RunRecord) -> tuple[ImagesRead, RunRecord]:
-    """Read the images once, and settle what depends on the usable ones and on the network. A collective."""
-    if job.features is not None:
-        return _read_features(job, begun, job.features, record)
+def _read(job: Job, begun: Begun, network: Network) -> tuple[ImagesRead, dict[str, Any]]:
+    """Read the images once, and settle what depends on the usable ones and on the network. A collective.
+
+    Returns:
+        The images, and the entries of run.json that depend on their kind.
+    """
     source = job.source
     display = job.display
     progress = partial(display.progress, "reading")
@@ -215,16 +224,8 @@ def _read(job: Job, begun: Begun, network: Network, record: RunRecord) -> tuple[
     if alike:
         text = f"{sum(map(len, alike)):,} images in {plural(len(alike), 'group')} are nearly identical (duplicates.csv)"
         display.say("Alike", f"{text}; all are used")
-    record = replace(
-        record,
-        images_count=used,
-        skipped_count=len(skipped),
-        fingerprint=fingerprint(digests),
-        backbone=plan.recipe.backbone,
-        pseudo_labels=plan.recipe.pseudo_labels,
-        reasons=plan.reasons,
-    ).with_phase("reading", job.clock.lap())
-    return ImagesRead(store, plan.recipe, digests, beginning), record
+    facts = {"fingerprint": fingerprint(digests), "backbone": plan.recipe.backbone, "reasons": plan.reasons}
+    return ImagesRead(store, plan.recipe, digests, beginning), facts
 
 
 def _with_precision(plan: Plan, network: Network) -> Plan:
@@ -286,7 +287,7 @@ def _features_recipe(request: Request, count: int) -> Recipe:
     return Recipe(**{**chosen, "pseudo_labels": max(1, min(chosen["pseudo_labels"], count))})
 
 
-def _read_features(job: Job, begun: Begun, features: Tensor, record: RunRecord) -> tuple[ImagesRead, RunRecord]:
+def _read_features(job: Job, begun: Begun, features: Tensor) -> tuple[ImagesRead, dict[str, Any]]:
     """Settle the beginning of a run of features, as :func:`_read` does for images. A collective."""
     source = job.source
     recipe = begun.plan.recipe
@@ -309,15 +310,7 @@ def _read_features(job: Job, begun: Begun, features: Tensor, record: RunRecord) 
             **({} if pictures is None else {SHEET: sprite_sheet(tiny_pictures(pictures, 0, total))}),
         },
     )
-    record = replace(
-        record,
-        images_count=total,
-        skipped_count=0,
-        backbone=NO_NETWORK,
-        pseudo_labels=recipe.pseudo_labels,
-        reasons=begun.reasons,
-    )
-    return images, record.with_phase("reading", job.clock.lap())
+    return images, {"backbone": NO_NETWORK, "reasons": begun.reasons}
 
 
 def pictures_of(source: Source) -> Tensor | None:

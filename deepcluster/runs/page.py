@@ -91,7 +91,6 @@ def tree_of(rows: Rows, cut: Cut, nearest: Tensor) -> Tree | None:
 
 def report(run: Path, source: Source | None = None, *, progress: Progress = ignore_progress) -> Path:
     """Write report.html of a run again, with the pictures of ``source``, or of the images that are still at hand."""
-    files.open_run(run)
     with files.locked(run) as folder, folder.next_state() as staged:
         write_report(staged, source, progress)
     return run / "report.html"
@@ -144,7 +143,7 @@ def write_page(
     positions = read_map(folder, len(used))
     if positions is None and shown is not None:
         positions = layout(shown.reduced, derive(record.seed, "map"))
-        folder.write_array(MAP, positions)
+        folder.write_blocks(MAP, positions.shape, [positions])
     progress("report", 0, 0)
     alike = max(1, min(MOST_ALIKE, MOST_ALIKE_IN_ALL // max(1, len(drawn))))  # all are in the page
     data = RunData(

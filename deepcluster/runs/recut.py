@@ -53,7 +53,6 @@ def recut(
     False writes only a report that exists already again.
     """
     display = Several(Log(), display)
-    files.open_run(run)
     with files.locked(run) as locked, locked.next_state() as folder:
         record, model, rows = read_run(folder)
         check_groups(n_clusters, rows.fitted)
@@ -107,7 +106,6 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> files.RunF
     Raises UsageError if the edits are not for its present clusters.
     """
     display = Several(Log(), display)
-    files.open_run(run)
     with files.locked(run) as folder:
         record, model, rows = read_run(folder)
         if record.edits == edits.digest:
@@ -141,7 +139,6 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> files.RunF
 
 def undo(run: Path, display: Display | None = None) -> files.RunFolder:
     """Take back the last :func:`apply` or :func:`recut`. UsageError if there is none to take back."""
-    files.open_run(run)
     with files.locked(run) as folder:
         record, model, rows = read_run(folder)
         former = models.read_former(folder, rows.reduced.shape[1])

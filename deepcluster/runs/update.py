@@ -93,7 +93,6 @@ def update(
 
     Raises UsageError if the run is not finished, DataError if no file can be used or too many cannot.
     """
-    files.open_run(run)
     display = Several(Log(), display)
     with files.locked(run) as folder:
         record, model, rows = read_run(folder, takes_images=True)
@@ -274,4 +273,4 @@ def _draw(folder: files.LockedFolder, rows: Rows, at_hand: Source | None, new: _
             folder.write(drawn.SHEET, extended_sheet(sheet, len(rows.paths), pictures, again))
     if (positions := drawn.read_map(folder, len(rows.paths))) is not None:
         longer = extended_layout(positions, on_sheet(len(rows.paths)), on_sheet(len(every.paths)), every.reduced)
-        folder.write_array(drawn.MAP, longer)
+        folder.write_blocks(drawn.MAP, longer.shape, [longer])

@@ -189,16 +189,13 @@ class LockedFolder(RunFolder):
     def write(self, name: str, content: str | bytes) -> None:
         self._write(name, lambda file: file.write(content), binary=isinstance(content, bytes))
 
-    def write_array(self, name: str, array: np.ndarray) -> None:
-        self._write(name, lambda file: np.save(file, array), binary=True)
-
-    def write_blocks(self, name: str, shape: tuple[int, int], blocks: "Iterable[Tensor]") -> None:
+    def write_blocks(self, name: str, shape: tuple[int, ...], blocks: "Iterable[Tensor | np.ndarray]") -> None:
         """Write a matrix of float32 numbers whose rows come in ``blocks``."""
 
         def write(file: Any) -> None:
             np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
             for block in blocks:
-                file.write(block.contiguous().numpy().astype("<f4", copy=False).data)
+                file.write(np.ascontiguousarray(block, "<f4").data)
 
         self._write(name, write, binary=True)
 
@@ -278,7 +275,12 @@ def folder_name(name: str) -> str:
 
 @contextmanager
 def locked(path: Path, *, make: bool = False) -> Iterator[LockedFolder]:
-    """Yield the run folder ``path``, for this process alone to write to, and log into it; see :func:`state.locked`."""
+    """Yield the run at ``path``, or a folder to ``make``, for this process alone to write to, and log into it.
+
+    Raises DiskError as :func:`open_run` and :func:`state.locked`.
+    """
+    if not make:
+        open_run(path)
     with state.locked(path, make=make), log.logged_in(path / LOG):
         yield LockedFolder(path)
 
