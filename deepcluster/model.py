@@ -28,16 +28,27 @@ from deepcluster.texts import one_line, plural
 LARGE_SIDE = 1024  # px; of larger images, one batch must fit into memory before any is read
 
 
+@dataclass(frozen=True, kw_only=True)
+class Annotations:
+    """The decisions of a person about K groups, and the coarse groups that these are in; with one level there are none.
+
+    A new value of these fields alone replaces all of them in a model: ``replace(model, **vars(annotations))``.
+    """
+
+    names: tuple[str, ...]  # of the groups (K); "": none
+    junk: tuple[int, ...] = ()  # groups that are marked as junk
+    moves: tuple[tuple[int, int], ...] = ()  # rows of the run that were moved, and the groups that they left
+    coarse: tuple[int, ...] = ()  # the coarse groups of the groups (K)
+    coarse_names: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
-class Model:
+class Model(Annotations):
     """Network, reduction, fine centroids and cut.
 
     store_size: side in px of the square images it takes; batch_size: images in one pass of the network (part of the
     model, because another size may round differently); outliers: the limit above which an image is an outlier; names
-    (K): names that a person gave the groups, or ""; junk: groups that a person marked as junk; moves: rows of the
-    run that a person moved, and the groups that they left; identity: which model it is.
-
-    coarse (K): the coarse groups that the groups are in; coarse_names: their names. With one level both are empty.
+    (K): names that a person gave the groups, or ""; identity: which model it is.
 
     A merged group keeps its number but has no centroids, and so no image.
     """
@@ -47,14 +58,9 @@ class Model:
     fine_centroids: Tensor
     cut: Cut
     outliers: Outliers
-    names: tuple[str, ...]
     image_size: int
     store_size: int
     batch_size: int
-    junk: tuple[int, ...] = ()
-    moves: tuple[tuple[int, int], ...] = ()
-    coarse: tuple[int, ...] = ()
-    coarse_names: tuple[str, ...] = ()
     identity: Identity = field(default=Identity())
 
     def __repr__(self) -> str:

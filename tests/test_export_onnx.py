@@ -37,7 +37,7 @@ def model_on(images, name, image_size, root=False, **options):
     outliers = Outliers(means, directions, 0.5, root)
     return Model(
         network, reduction, reduced[:4], Cut(centroids, groups), outliers,
-        ("", "", "a", 'b"\n', ""), image_size, images.shape[-1], 16, junk=(3,),
+        image_size, images.shape[-1], 16, names=("", "", "a", 'b"\n', ""), junk=(3,),
     )  # fmt: skip
 
 

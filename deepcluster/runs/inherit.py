@@ -14,7 +14,7 @@ from deepcluster.errors import DataError
 from deepcluster.groups.cut import Cut, Placement
 from deepcluster.images import Source
 from deepcluster.images.store import read_once
-from deepcluster.model import Model
+from deepcluster.model import Annotations, Model
 from deepcluster.runs.rows import IMAGES_READ, image_digests, read_run, recipe_of
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage.run_folder import RunFolder
@@ -42,12 +42,13 @@ def heirs(before: Tensor, after: Tensor, *, mutual: bool) -> dict[int, int]:
     return {old: new for new, old in ancestor.items()}
 
 
-def carried_over(model: Model, heir: Mapping[int, int], count: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return names and junk marks of ``count`` new clusters: those of the ``model`` by its :func:`heirs`."""
+def carried_over(before: Annotations, heir: Mapping[int, int], count: int) -> Annotations:
+    """Return names and junk marks of ``count`` new clusters: those ``before`` by their :func:`heirs`."""
     names = [""] * count
     for old, new in heir.items():
-        names[new] = model.names[old]
-    return tuple(names), tuple(sorted(heir[old] for old in model.junk if old in heir))
+        names[new] = before.names[old]
+    junk = sorted(heir[old] for old in before.junk if old in heir)
+    return Annotations(names=tuple(names), junk=tuple(junk))
 
 
 def with_coarse_names(model: Model, after: Tensor, old: Model, before: Tensor) -> Model:
@@ -62,7 +63,7 @@ def with_coarse_names(model: Model, after: Tensor, old: Model, before: Tensor) -
     return replace(model, coarse_names=tuple(names.get(group, "") for group in range(len(model.coarse_names))))
 
 
-def carried_text(before: Model, after: Model) -> str:
+def carried_text(before: Annotations, after: Annotations) -> str:
     """Describe the names and marks that :func:`carried_over` kept and dropped."""
     names = [name for name in (*after.names, *after.coarse_names) if name]
     named_before = Counter(name for name in (*before.names, *before.coarse_names) if name)
@@ -138,27 +139,23 @@ def continued(
         ancestor = {new: old for old, new in heir.items()}
         unused = count(former.model.cut.count)
         numbers = [ancestor[group] if group in ancestor else next(unused) for group in range(model.cut.count)]
-        names, junk = carried_over(former.model, {old: old for old in heir}, max(numbers) + 1)
         groups = former.model.cut.group_of.unique().tolist()
         kinds = {"ended": {*groups} - {*numbers}, "new": {*numbers} - {*groups}}
         lists = [f"{kind}: {', '.join(map(str, sorted(group)))}" for kind, group in kinds.items() if group]
         texts = [f"{len(heir)} of {plural(len(groups), 'group')} of {former.path} continue, with their numbers", *lists]
+        of_number = {number: group for group, number in enumerate(numbers)}
+        coarse = [model.coarse[of_number.get(number, 0)] for number in range(max(numbers) + 1) if model.coarse]
         named = with_coarse_names(model, after[before >= 0], former.model, before[before >= 0])
-        kept = carried_text(former.model, replace(named, names=names, junk=junk))
-        return [numbers, names, junk, named.coarse_names, "; ".join([*texts, kept])]
+        annotations = replace(
+            carried_over(former.model, {old: old for old in heir}, max(numbers) + 1),
+            coarse=tuple(coarse),
+            coarse_names=named.coarse_names,
+        )
+        return [numbers, vars(annotations), "; ".join([*texts, carried_text(former.model, annotations)])]
 
-    numbers, names, junk, coarse_names, text = partition.processes.broadcast_json(decided)
+    numbers, annotations, text = partition.processes.broadcast_json(decided)
     number = torch.tensor(numbers, dtype=torch.int64)
     cut = Cut(model.cut.centroids, number[model.cut.group_of])
     placement = replace(placement, cluster=number[placement.cluster])
-    old_number = {new: old for old, new in enumerate(numbers)}
-    coarse = [model.coarse[old_number.get(group, 0)] for group in range(cut.count) if model.coarse]
-    model = replace(
-        model,
-        cut=cut,
-        names=tuple(names),
-        junk=tuple(junk),
-        coarse=tuple(coarse),
-        coarse_names=tuple(coarse_names),
-    )
-    return model, placement, text
+    tuples: dict[str, Any] = {name: tuple(values) for name, values in annotations.items()}
+    return replace(model, cut=cut, **tuples), placement, text

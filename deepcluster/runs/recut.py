@@ -67,8 +67,7 @@ def recut(
         cut = groups_of(rows.sample, fine, chosen, record.seed, recipe, rows.embeddings)
         cut, after = place_rows(cut, rows, model.fine_centroids)
         heir = heirs(before.cluster, after.cluster, mutual=True)
-        names, junk = carried_over(model, heir, cut.count)
-        new = replace(model, cut=cut, names=names, junk=junk, moves=(), coarse=(), coarse_names=())
+        new = replace(model, cut=cut, **vars(carried_over(model, heir, cut.count)))
         if n_clusters is None:
             new = with_coarse_groups(new, after, record, recipe, rows.partition)
             new = with_coarse_names(new, after.cluster, model, before.cluster)
@@ -143,7 +142,7 @@ def undo(run: Path, display: Display | None = None) -> files.RunFolder:
         record, model, rows = read_run(folder)
         former = models.read_former(folder, rows.reduced.shape[1])
         with folder.next_state() as staged:
-            old = replace(model, **former.of_model)
+            old = replace(model, cut=former.cut, **vars(former.annotations))
             record = replace(record, **former.about["record"])
             display = Several(Log(), display)
             display.say("Edits", f"taken back: {len(set(old.cut.group_of.tolist()))} clusters, as before")

@@ -8,7 +8,7 @@ on purpose has the right digests.
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DeepClusterError, DiskError, UsageError
 from deepcluster.groups.cut import Cut
 from deepcluster.groups.embeddings import Embeddings
-from deepcluster.model import Model, check_batch_fits
+from deepcluster.model import Annotations, Model, check_batch_fits
 from deepcluster.nets.names import MODULE, NO_NETWORK
 from deepcluster.nets.network import Absent, Network, absent_module, build, copy_of_module, no_network
 from deepcluster.nets.timm import channels_last
@@ -68,24 +68,13 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Groups:
-    """The content of groups.safetensors, or of former.safetensors for one step back, in the same layout.
-
-    Attributes:
-        about: Names, marks, moves and, in former.safetensors, the entries of run.json on the groups and their figures.
-    """
+    """The content of groups.safetensors, or of former.safetensors for one step back, in the same layout."""
 
     cut: Cut
-    names: tuple[str, ...]
-    junk: tuple[int, ...]
-    moves: tuple[tuple[int, int], ...]
-    coarse: tuple[int, ...]
-    coarse_names: tuple[str, ...]
-    about: Mapping[str, Any]
-
-    @property
-    def of_model(self) -> dict[str, Any]:
-        """The fields of a model that are of its groups."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "about"}
+    annotations: Annotations
+    about: Mapping[
+        str, Any
+    ]  # annotations; in former.safetensors also the entries of run.json on the groups and figures
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------
@@ -238,7 +227,8 @@ def _load(
         store_size=config.store_size,
         batch_size=config.batch_size,
         identity=config.identity,
-        **groups.of_model,
+        cut=groups.cut,
+        **vars(groups.annotations),
     )
 
 
@@ -294,7 +284,8 @@ def read_groups(path: Path, dims: int, digest: str | None = None) -> Groups:
         raise ValueError("its centroids are not finite numbers")
     if groups.min() < 0 or groups.max() != len(names) - 1:  # groups that were merged into others have no centroid
         raise ValueError(f"its groups are not the numbers of {len(names)} clusters")
-    return Groups(Cut(centroids, groups), names, junk, moves, coarse, coarse_names, table)
+    annotations = Annotations(names=names, junk=junk, moves=moves, coarse=coarse, coarse_names=coarse_names)
+    return Groups(Cut(centroids, groups), annotations, table)
 
 
 # ---- embeddings -----------------------------------------------------------------------------------------------------
