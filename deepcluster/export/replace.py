@@ -55,19 +55,15 @@ def replacing(out: Path) -> Iterator[Path]:
 def replace_tree(
     out: Path, new: Path, rows: Sequence[Row], original: Callable[[str], Path | None], *, alone: bool
 ) -> list[str]:
-    """Replace the files of an export by those of another one, and return the files that stay.
+    """Replace the files of the export at ``out`` by those of the finished tree ``new``, and return the files that stay.
 
-    A file of the export that is the only copy moves aside if it is in the way. The new inventory also has the old rows
-    of files that stay. After a kill it has the rows of both exports, so that the next call replaces them.
+    It is called inside of :func:`replacing`, and moves the new files, of which ``rows`` is the inventory. A file of the
+    export that is the only copy moves aside if it is in the way; ``alone``: other files may stay only if they are moved
+    aside. The new inventory also has the old rows of files that stay. After a kill it has the rows of both exports, so
+    that the next call replaces them. ``original`` gives the file of an image that exists, None if it is none, and
+    raises Unavailable if it does not exist.
 
-    Args:
-        out: The tree to change, inside of :func:`replacing`.
-        new: A finished tree on the same file system, whose files are moved; ``rows`` is its inventory.
-        original: Gives the file of an image that exists, None if it is none; raises Unavailable if it does not exist.
-        alone: Other files may stay only if they are moved aside.
-
-    Raises:
-        DiskError: Files that the export did not make are in the way; nothing was changed.
+    Raises DiskError if files that the export did not make are in the way; nothing was changed.
     """
     old = replaceable(out, overwrite=True) or []
     made = {row["exported_path"]: row for row in old if row["exported_path"] and _is_made(out, row, original)}

@@ -69,11 +69,9 @@ def fit(
     Wrong options, labels or weights raise an error before anything is written. With ``resume`` the run goes on from the
     last checkpoint in its folder, or begins if there is none.
 
-    Args:
-        images: A folder, a list of paths, an array, ...; if the request says that these are features, an .npy file or
-            an array of them, which are grouped without a network.
-        display: Shows the run (None: nothing does).
-        processes: They share the images; the main rank writes and displays.
+    ``images`` are a folder, a list of paths, an array, ...; if the request says that these are features, an .npy file
+    or an array of them, which are grouped without a network. The ``processes`` share them; the main rank writes and
+    displays.
     """
     clock = Clock(request.begun)
     device = choose_device(request.device)
@@ -194,8 +192,7 @@ def first_record(job: Job, before: RunRecord | None, needed: float, *, is_resume
 def _read(job: Job, begun: Begun, network: Network) -> tuple[ImagesRead, dict[str, Any]]:
     """Read the images once, and settle what depends on the usable ones and on the network. A collective.
 
-    Returns:
-        The images, and the entries of run.json that depend on their kind.
+    Returns the images, and the entries of run.json that depend on their kind.
     """
     source = job.source
     display = job.display

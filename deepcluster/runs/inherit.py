@@ -26,12 +26,9 @@ READ_AT_ONCE = 1024  # images
 def heirs(before: Tensor, after: Tensor, *, mutual: bool) -> dict[int, int]:
     """Return the new cluster that continues each old one, one to one; an old cluster may have none.
 
-    An old cluster continues as the new cluster with more than half of its images. Of several that would continue as the
-    same one, the one with most images there does.
-
-    Args:
-        before, after: Old and new clusters of the same images (int64, N).
-        mutual: These images must also be more than half of the new cluster's.
+    ``before``, ``after``: Clusters of the same images (int64, N). An old cluster continues as the new one with more
+    than half of its images; if ``mutual``, these must also be more than half of the new one's. Of several that would
+    continue as the same one, the one with most images there does.
     """
     pairs, shared = torch.unique(torch.stack([before, after], 1), dim=0, return_counts=True)
     continues = 2 * shared > torch.bincount(before)[pairs[:, 0]]
@@ -124,12 +121,8 @@ def continued(
 ) -> tuple[Model, Placement, str]:
     """Give groups the numbers, names and marks of those that they continue, and new numbers to others. A collective.
 
-    Args:
-        placement: The places of this rank's images.
-        former, before: The earlier run, and the clusters of all images in it; on the main rank.
-
-    Returns:
-        The model and the placement with these numbers, and a description.
+    ``placement``: Of this rank's images. ``former``, ``before``: The earlier run, and the clusters of all images in it;
+    on the main rank. Returns the model and the placement with these numbers, and a description.
     """
     after = partition.gather(placement.cluster)
 

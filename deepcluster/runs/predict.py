@@ -54,9 +54,8 @@ def predict(
 
     Several ``processes`` take the batches in turn; the main rank yields all, in order, and the others nothing.
 
-    Raises:
-        DataError: None of the files was usable (at the end, but for ``none_is_fine``), or the processes see different
-            images (at the start).
+    Raises DataError if no file was usable (at the end, but for ``none_is_fine``), or if the processes see different
+    images (at the start).
     """
     if model.of_features:
         if processes.is_main:
@@ -196,13 +195,10 @@ class Similar:
 
 
 def similar(run: Path, image: str, n: int = 20, device: str = "auto") -> list[Similar]:
-    """Return the ``n`` images of a run that are most like an image, most similar first.
+    """Return the ``n`` images of a run that are most like ``image``, most similar first, without the image itself.
 
-    Args:
-        image: An image file, or the path of an image in clusters.csv; one of the run is not among the result.
-        device: Device of the network, for an image that the run does not have.
-
-    Raises DataError if the image cannot be read, UsageError if it is not one image.
+    It is a file, read by the network on ``device``, or a path in clusters.csv. Raises DataError if it cannot be read,
+    UsageError if it is not one image.
     """
     _, model, rows = read_state(run, partial(read_run, takes_images=True))
     row = row_of(open_run(run), rows.paths, image)

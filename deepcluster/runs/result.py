@@ -141,12 +141,10 @@ def describe(
     recipe: Recipe,
     baseline: Mapping[str, float],
 ) -> Outcome:
-    """Describe the groups of a model. A collective.
+    """Describe the groups of a model, by the places of this rank's ``rows``. A collective.
 
-    Args:
-        placement: The places of this rank's ``rows``.
-        record: run.json so far; with a ``cut`` if the images of that cut keep their clusters.
-        baseline: The metrics of the first result; empty if they are not known.
+    ``record`` is run.json so far, with a ``cut`` if the images of that cut keep their clusters; ``baseline`` has the
+    metrics of the first result, and is empty if they are not known.
     """
     partition = rows.partition
     truth = rows.labels
@@ -302,9 +300,7 @@ def with_coarse_groups(
 ) -> Model:
     """Return the model with coarse groups above its groups if their number is the finest plausible. A collective.
 
-    Args:
-        placement: The places of this rank's images.
-        record: run.json on the main rank, with the candidates for the number of groups.
+    ``placement`` is of this rank's images; the main rank's ``record`` has the candidates for the number of groups.
     """
     counts = partition.all_reduce(torch.bincount(placement.centroid, minlength=len(model.cut.centroids)))
 

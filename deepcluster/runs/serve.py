@@ -274,13 +274,10 @@ class _Handler(BaseHTTPRequestHandler):
 def serve(
     run: Path, sort: Callable[..., Sequence[Row]], show: Callable[[str], object], idle_seconds: float = IDLE_SECONDS
 ) -> None:
-    """Serve the report of a run until a signal comes, or until no request has come for an hour.
+    """Serve the report of a run until a signal comes, or until no request has come for ``idle_seconds``.
 
-    Args:
-        run: The run folder. This version has just written its report.html, or a fit that goes on has.
-        sort: Sorts images into folders: ``export.folders``.
-        show: Gets the address of the page.
-        idle_seconds: Time without a request that ends the server.
+    This version has just written report.html, or a fit that goes on has. ``sort`` sorts images into folders
+    (``export.folders``), and ``show`` gets the address of the page.
     """
     with _Server(run, sort) as server, suppress(Stopped):
         Thread(target=server.serve_forever, daemon=True).start()

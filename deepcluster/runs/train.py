@@ -75,13 +75,10 @@ def train(
 ) -> tuple[int, str, Tensor | None]:
     """Alternate until the recipe or the time limit ends it; write history, a checkpoint and a result as it goes on.
 
-    Args:
-        writer: Writes the results of the fit, whose network is trained in place.
-        checkpoint: Checkpoint to continue from, on the main rank.
-        about: Facts about the run, for its checkpoints.
+    The network of the ``writer`` is trained in place, from the main rank's ``checkpoint`` if there is one; ``about``
+    has facts about the run, for its checkpoints.
 
-    Returns:
-        The number of rounds, the reason why there are no more, and the features of the network if they are known.
+    Returns the number of rounds, the reason why there are no more, and the features of the network if they are known.
     """
     job = writer.job
     recipe = writer.images.recipe
@@ -176,8 +173,7 @@ def _first_result(writer: ResultWriter) -> tuple[int, Tensor | None]:
 
     It comes before the first checkpoint and history.csv, so that a run that it replaces is whole until then.
 
-    Returns:
-        The number of planned rounds, and the features of the network if they were computed.
+    Returns the number of planned rounds, and the features of the network if they were computed.
     """
     job = writer.job
     recipe = writer.images.recipe

@@ -154,12 +154,10 @@ def write_outcome(
     report: bool = True,
     progress: Progress = ignore_progress,
 ) -> None:
-    """Write an outcome into a run, and remove the files of an earlier one that do not apply.
+    """Write the ``new`` parts of an outcome into a run, and remove the files of an earlier one that do not apply.
 
-    Args:
-        new: The parts that differ from those of the run.
-        source: The images, for the page; None: those still at hand.
-        report: Write report.html. False writes only one that exists already again.
+    ``source``: The images, for the page; None: those still at hand. ``report``: False writes report.html only if one
+    exists already.
     """
     rows = outcome.rows
     record = outcome.record

@@ -21,23 +21,14 @@ def ignore_progress(phase: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Compute:
-    """One process's part of the work, and how it does it. All steps of a run take the same one.
+    """One process's part of the work, and how it does it. All steps of a run take the same one."""
 
-    Attributes:
-        partition: Owner (rank) of every image; holds the processes.
-        device: Device of the network.
-        size: Side of the central square that the network sees of an image, px.
-        batch_size: Images in a batch of a pass in evaluation mode. Another one may change the last bits.
-        dtype: Type of the network's operations.
-        progress: Called with a phase, the images done and those in all.
-    """
-
-    partition: Partition
-    device: torch.device = CPU
-    size: int = 0
-    batch_size: int = 256
-    dtype: torch.dtype = torch.float32
-    progress: Progress = ignore_progress
+    partition: Partition  #: owner (rank) of every image; holds the processes
+    device: torch.device = CPU  #: device of the network
+    size: int = 0  #: side of the central square that the network sees of an image, px
+    batch_size: int = 256  #: images in a batch of a pass in evaluation mode; another one may change the last bits
+    dtype: torch.dtype = torch.float32  #: type of the network's operations
+    progress: Progress = ignore_progress  #: called with a phase, the images done and those in all
 
     @classmethod
     def of(

@@ -181,13 +181,8 @@ def has_widgets() -> bool:
 class Terminal:
     """Shows a run: a line per message and round, and on a terminal or in a notebook a live bar.
 
-    The results are in files, so a run continues silently when the reader of its output has gone.
-
-    Args:
-        quiet: Show nothing.
-        to_stderr: Write to standard error.
-        verbose: Also show ``DETAILS`` and all figures of a round.
-        lines: False shows the bar alone.
+    The results are in files, so a run continues silently when the reader of its output has gone. ``quiet`` shows
+    nothing, ``verbose`` also ``DETAILS`` and all figures of a round; without ``lines`` the bar comes alone.
     """
 
     def __init__(self, quiet: bool, *, to_stderr: bool = False, verbose: bool = False, lines: bool = True):

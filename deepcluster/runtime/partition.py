@@ -94,14 +94,9 @@ class Partition:
             yield self.to_main(local, torch.arange(begin, min(begin + size, self.total)))
 
     def put_rows(self, values: Tensor, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Send values to the ranks that own their rows.
+        """Send this rank's ``values`` to the owners of their ``rows`` (the numbers of all ranks' values).
 
-        Args:
-            values: One for every row that this rank has numbers for.
-            rows: The row numbers of all ranks' values.
-
-        Returns:
-            The values for rows of this rank, and the positions of these rows in its part.
+        Returns the values for rows of this rank, and the positions of these rows in its part.
         """
         if self.processes.alone:
             return values, rows[0]

@@ -84,12 +84,8 @@ def write_csv(file: Any, columns: Sequence[str], rows: Iterable[CsvRow]) -> None
 def read_columns(file: Path, names: Mapping[str, Sequence[str]]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the line number and some cells of every row of a table from outside, without guards.
 
-    Args:
-        names: Names that the column of a cell may have, by the key of the cell; the first such column counts.
-
-    Raises:
-        ValueError: The first line lacks a column, or the file is too large.
-        OSError, csv.Error: The file cannot be read, or not as a table.
+    ``names`` are those that the column of a cell may have, by the key of the cell; the first such column counts. Raises
+    ValueError if the first line lacks a column or the file is too large, OSError or csv.Error if it cannot be read.
     """
     check_file(file, MOST_TEXT)
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:

@@ -129,16 +129,10 @@ class Processes:
         return self.all_to_all(rows, send, receive)
 
     def all_to_all(self, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
-        """Send all ranks their rows.
+        """Return the rows that other ranks ``send`` to this one, in the order of these ranks.
 
-        Args:
-            rows: Rows for rank 0 first, then those for rank 1, and so on; of one shape and dtype on all ranks, also
-                on a rank that sends none.
-            send: Number of rows for each rank.
-            receive: Number of rows from each rank.
-
-        Returns:
-            The rows for this rank, in the order of the ranks that sent them.
+        ``rows`` has those for rank 0 first, then those for rank 1, and so on; of one shape and dtype on all ranks, also
+        on a rank that sends none. ``send`` and ``receive`` are the numbers of rows for and from each rank.
         """
         if self.alone:
             return rows

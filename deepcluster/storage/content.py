@@ -153,11 +153,7 @@ def _shared(column: str, cell: str) -> str:
 
 
 class Table(Sequence[Row]):
-    """Rows of text cells, made when they are asked for: 250 bytes a row, while dictionaries take 600.
-
-    Args:
-        columns: Columns by name, all of one length.
-    """
+    """Rows of text cells in ``columns`` of one length, made when asked for: 250 bytes a row (dictionaries take 600)."""
 
     def __init__(self, columns: Mapping[str, Cells]):
         self.columns = columns

@@ -123,9 +123,8 @@ def _kind(path: Path) -> int:
 def locked(run: Path, *, make: bool = False) -> Iterator[None]:
     """Hold the lock of a run folder, or ``make`` it first. The work of a killed process is completed or removed.
 
-    Raises:
-        InUseError: Another process holds the lock.
-        DiskError: Nothing can be written, or something else lies at the place of a file of the run.
+    Raises InUseError if another process holds the lock, DiskError if nothing can be written, or something else lies at
+    the place of a file of the run.
     """
     with ExitStack() as stack:
         with changing(run, ": give another -o" if make else ": make it writable, or work on a copy of the run"):
