@@ -44,24 +44,20 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Model(Annotations):
-    """Network, reduction, fine centroids and cut.
+    """Network, reduction, fine centroids and cut. A merged group keeps its number, but has no centroids or images.
 
-    store_size: side in px of the square images it takes; batch_size: images in one pass of the network (part of the
-    model, because another size may round differently); outliers: the limit above which an image is an outlier; names
-    (K): names that a person gave the groups, or ""; identity: which model it is.
-
-    A merged group keeps its number but has no centroids, and so no image.
+    A person's decisions are in ``names`` (K; "": none), ``junk``, ``moves``, ``coarse`` and ``coarse_names``.
     """
 
     network: Network
     reduction: Whitening
     fine_centroids: Tensor
     cut: Cut
-    outliers: Outliers
+    outliers: Outliers  #: with the limit above which an image is an outlier
     image_size: int
-    store_size: int
-    batch_size: int
-    identity: Identity = field(default=Identity())
+    store_size: int  #: side in px of the square images it takes
+    batch_size: int  #: images in one pass of the network; part of the model, because another size may round differently
+    identity: Identity = field(default=Identity())  #: which model it is
 
     def __repr__(self) -> str:
         """Return a short text: the tensors would fill the screen."""

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Cut, pinned, placement_of
 from deepcluster.groups.tree import parts_of, split_group
-from deepcluster.model import Model
+from deepcluster.model import Annotations, Model
 from deepcluster.runs.inherit import carried_over, heirs
 from deepcluster.runs.recut import apply, edited, recut, surviving_moves
 from deepcluster.storage import model_files as models
@@ -210,7 +210,8 @@ def test_clusters_that_continue_by_hand():
     model = edited(tiny_model(names=("a", "b", "c")), Edits("", {}, (), (2,)))
     before = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2])
     after = torch.tensor([3, 3, 3, 1, 0, 0, 1, 1, 2, 2, 2])  # a goes on as 3, b falls into halves, c stays
-    assert carried_over(model, heirs(before, after, mutual=True), 4) == (("", "", "c", "a"), (2,))
+    expected = Annotations(names=("", "", "c", "a"), junk=(2,))
+    assert carried_over(model, heirs(before, after, mutual=True), 4) == expected
     moves = ((3, 2), (8, 0), (4, 0), (9, 1), (10, 7), (11, 0))  # the last row, and its cluster, do not exist
     survivors = surviving_moves(replace(model, moves=moves), before, heirs(before, after, mutual=True))
     assert survivors == {3: (2, 3), 8: (3, 2)}

@@ -86,10 +86,7 @@ def _outputs(network: Network, size: int) -> int:
 
 
 def announce(job: Job, begun: Begun, network: Network) -> float:
-    """Show the plan and memory of a run, and return its estimated bytes of memory. On the main rank alone.
-
-    Raises OutOfMemoryError if it cannot fit into memory.
-    """
+    """Show plan and memory of a run, and return the bytes, or raise OutOfMemoryError. On the main rank alone."""
     plan = begun.plan
     needed = memory(
         network, plan.recipe, len(job.source.paths), job.processes.world_size, gpu=job.device.type == "cuda"

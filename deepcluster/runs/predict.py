@@ -109,10 +109,7 @@ def _predict(model: Model, source: Source) -> Prediction:
 def placement_columns(
     model: Model, placement: Placement, residuals: Tensor, *, reject: bool = False
 ) -> dict[str, list[Any]]:
-    """Return the columns of predictions: cluster, name, distance, margin, is_outlier, and those of the coarse groups.
-
-    ``residuals``: Residuals of the placed images. ``reject``: Give outliers and junk the cluster -1.
-    """
+    """Return the columns of predictions, with the coarse groups. ``reject``: Outliers and junk get the cluster -1."""
     outliers = residuals > model.outliers.limit
     cluster = placement.cluster
     if reject:

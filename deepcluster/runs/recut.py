@@ -91,10 +91,7 @@ def recut(
 
 
 def surviving_moves(model: Model, before: Tensor, heir: Mapping[int, int]) -> dict[int, tuple[int, int]]:
-    """Return the rows that a person moved from and to clusters that both continue, with the new numbers of these.
-
-    ``before``: The old clusters of all images (int64, N); ``heir``: their :func:`heirs`.
-    """
+    """Return the rows moved by a person from and to clusters that continue (:func:`heirs`), with their new numbers."""
     moves = {row: (origin, int(before[row])) for row, origin in model.moves if row < len(before)}
     return {row: (heir[a], heir[b]) for row, (a, b) in moves.items() if a in heir and b in heir}
 
@@ -230,10 +227,7 @@ def edited(
 
 
 def describe_edits(edits: Edits, before: Model, after: Model, moved: int) -> str:
-    """Describe the edits in words: ``3 names, 1 merge, 12 images moved``.
-
-    ``moved``: Number of images that are in another cluster because a person moved them.
-    """
+    """Describe the edits in words: ``3 names, 1 merge, 12 images moved``. ``moved`` counts those in another cluster."""
     was = dict(enumerate(before.names))
     named = sum(name != was.get(number, "") for number, name in edits.names.items())
     named += sum(name != before.coarse_names[group] for group, name in edits.group_names.items())

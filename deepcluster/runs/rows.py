@@ -32,10 +32,7 @@ IMAGES_READ = "checkpoints/images.csv"
 
 
 def sample_of(reduced: Tensor, partition: Partition, seed: int) -> Tensor:
-    """Draw a sample of all ranks' features, M x d on the main rank; of few images all. A collective.
-
-    It is the same for any number of ranks.
-    """
+    """Draw a sample of features for the main rank, one for any number of ranks; of few images all. A collective."""
     if partition.total <= MAX_GRAPH_ROWS:
         return partition.gather(reduced)
     rows = draw(partition.total, MAX_GRAPH_ROWS, generator(seed, "sample of the result")).sort().values
@@ -60,10 +57,6 @@ class Rows:
     def fitted(self) -> int:
         """Number of images of the fit."""
         return self.partition.total - self.added
-
-    @property
-    def all_sampled(self) -> bool:
-        return self.fitted <= MAX_GRAPH_ROWS
 
 
 def read_run(

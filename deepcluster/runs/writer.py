@@ -42,10 +42,7 @@ SHARE_OF_TIME = 0.1  # of preliminary results after the first: at most one per t
 
 @dataclass
 class ResultWriter:
-    """Writes the results of a run: the first before any round, preliminary ones as the rounds go on, the final one.
-
-    A result replaces the one before all at once.
-    """
+    """Writes the results before, during and after the rounds. Each replaces the one before, all at once."""
 
     job: Job
     folder: files.LockedFolder | None  # on the main rank

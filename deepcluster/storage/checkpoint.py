@@ -176,10 +176,7 @@ def fitting(folder: Path) -> Iterator[None]:
 
 
 def restored(checkpoint: Checkpoint | None, partition: Partition) -> tuple[State, dict[str, Tensor]]:
-    """Return the state of the main rank's checkpoint with this rank's rows, and the ``state_dict`` of the network.
-
-    A collective.
-    """
+    """Return the state of the main rank's checkpoint with this rank's rows, and the network's tensors. A collective."""
 
     def table(entries: dict[str, Any]) -> Any:
         integers = {int(key) if key.isdecimal() else key: value for key, value in entries.items()}

@@ -68,10 +68,7 @@ FILES: Mapping[str, File] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """The content of run.json; docs/run-folder.md explains the keys. None: not known (yet), and not in the file.
-
-    other: Keys that other versions of the package write; they stay as they are.
-    """
+    """The content of run.json; docs/run-folder.md explains the keys. None: not known (yet), and not in the file."""
 
     schema_version: int = SCHEMA_VERSION
     run: str | None = None
@@ -112,7 +109,9 @@ class RunRecord:
     verdict: str | None = None
     edits: str | None = None
     error: str | None = None
-    other: Mapping[str, Any] = field(default_factory=dict)
+    other: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # keys of other versions of the package; they stay as they are
 
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> Self:

@@ -82,10 +82,7 @@ def edits_of(value: object) -> Edits:
 
 
 def newest_edits(run: Path, record: "RunRecord") -> Path:
-    """Return the newest file of edits in the folder of downloads that is for the present clusters of a run.
-
-    Raises UsageError if there is none.
-    """
+    """Return the newest file with edits for a run's present clusters in the folder of downloads. UsageError if none."""
     folder = _downloads()
     others = False
     dated: list[tuple[int, Path]] = []

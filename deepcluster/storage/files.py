@@ -130,10 +130,7 @@ def _opened(path: Path, mode: str, *, binary: bool) -> Any:
 
 
 def scratch_name(path: Path) -> Path:
-    """Return a hidden name beside ``path`` that is short and that nobody can foresee.
-
-    It has no process number: these come again in containers.
-    """
+    """Return a short hidden name beside ``path`` that nobody can foresee: process numbers come again in containers."""
     return path.parent / f".deepcluster-{secrets.token_hex(8)}.tmp"
 
 

@@ -57,12 +57,9 @@ class RunFolder:
     def read_json(self, name: str, types: Mapping[str, type] | None = None) -> dict[str, Any]:
         """Read a JSON object; ``types`` are the keys that it must have, with the types of their values."""
         with self._read(name) as path:
-            value = plain_files.read_json(path)
-            if not isinstance(value, dict):
-                raise ValueError("it holds no table")
+            value: dict[str, Any] = plain_files.shaped(plain_files.read_json(path), dict, "it")
             for key, kind in (types or {}).items():
-                if type(value.get(key)) is not kind:
-                    raise ValueError(f"it has no {key} of type {kind.__name__}")
+                plain_files.shaped(value.get(key), kind, key)
             return value
 
     def read_record(self, types: Mapping[str, type] | None = None) -> RunRecord:

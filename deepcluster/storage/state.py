@@ -194,10 +194,7 @@ def scratch(run: Path, rank: int = 0) -> Iterator[None]:
 
 
 def commit(run: Path) -> None:
-    """Make the files of the next state current, all at once.
-
-    Raises DiskError if something that is not the run's is in the way.
-    """
+    """Make the files of the next state current, all at once. DiskError if something not of the run is in the way."""
     _check_places(run)
     if _kind(run / COMMIT):
         raise _in_the_way(run / COMMIT)
