@@ -118,7 +118,7 @@ class Model(Annotations):
 
     def check_room(self) -> None:
         """Raise OutOfMemoryError if not even one batch of images fits into memory."""
-        if not self.of_features and self.image_size > LARGE_SIDE and self.network.mean.device.type == "cpu":
+        if not self.of_features and self.network.mean.device.type == "cpu":
             check_batch_fits(self.network, self.image_size, self.batch_size)
 
     def place(self, reduced: Tensor) -> Placement:

@@ -172,26 +172,22 @@ def _read(
     failed = tuple[tuple[str, str], ...]()
     if features is not None:
         values = features[fresh]
-        digests = row_digests(values)
     else:
         model.check_room()
         progress = partial(display.progress, "reading")
         store = read_once(usable, model.store_size, folder=folder.scratch, none_is_fine=True, progress=progress)
         usable = usable.rows(store.usable)
         failed = store.skipped
-        values = store.images
-        digests = row_digests(values.permute(0, 2, 3, 1))
+        # Channels-last, as in memory, because indexing images would copy pixel by pixel, 10 times as slowly.
+        values = store.images.permute(0, 2, 3, 1)
+    digests = row_digests(values)
     first = {digest: i for i, digest in reversed([*enumerate(digests)])}  # of equal images the first is added
     distinct = sorted(i for digest, i in first.items() if digest not in known)
     usable = usable.rows(distinct)
     digests = [digests[i] for i in distinct]
-    if features is not None:
-        values = values[distinct]
-    elif len(distinct) < len(values):
-        # Channels-last, because indexing images would copy pixel by pixel, 10 times as slowly.
-        values = (
-            values.permute(0, 2, 3, 1).index_select(0, torch.tensor(distinct, dtype=torch.int64)).permute(0, 3, 1, 2)
-        )
+    if len(distinct) < len(values):
+        values = values.index_select(0, torch.tensor(distinct, dtype=torch.int64))
+    values = values.permute(0, 3, 1, 2) if features is None else values
     nothing = torch.empty(0, rows.reduced.shape[1]), torch.empty(0)
     measured = model.measure(values, display.progress) if distinct else nothing
     named = replace(usable, paths=_free_names(usable, digests, rows), skipped=source.skipped)
