@@ -165,9 +165,6 @@ class DeepCluster(_Base):
             like: A run folder: the clusters continue those of this run, with their numbers, names and junk marks.
             resume: Continue ``run`` from its last checkpoint, with the same images, parameters and steps.
             display: Shows every round (docs/python.md), besides the display of ``verbose``.
-
-        Raises:
-            DeepClusterError: The message says what to do.
         """
         n_clusters = _n_clusters(self.n_clusters)
         if self.verbose not in (None, 0, 1, 2):

@@ -65,10 +65,7 @@ def cluster_folder(number: int, name: str = "") -> str:
 
 
 def plain(name: str) -> str:
-    """Return the name in letters, digits, spaces and ``-_.()``, not hidden.
-
-    Loaders take other names for a pattern, an address or a file to ignore.
-    """
+    """Return the name in letters, digits, spaces and ``-_.()``, not hidden: loaders take others for patterns."""
     safe = _replace(name, lambda char: unicodedata.category(char)[0] in "LMN" or char in " -_.()")
     stem, suffix = stem_and_suffix(safe)
     return _fitting(stem.lstrip(" ._") or "image", suffix)
@@ -339,7 +336,7 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
 ) -> Sequence[Row]:
     """Sort the images of a run into a folder per cluster, with an inventory.
 
-    Images that are not files are written as PNG at their own size.
+    Images that are not files are written as PNG at their own size. DataError if no image can be exported.
 
     Args:
         layout: "named": folders NUMBER-NAME, those of junk clusters below ``_junk``. "dataset": train/NUMBER/ and
@@ -360,9 +357,6 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
 
     Returns:
         The rows of inventory.csv, none after a dry run. Images that are left out are in it, and a warning names them.
-
-    Raises:
-        DataError: No image can be exported.
     """
     display = display or Silent()
     dataset = layout == "dataset"

@@ -190,10 +190,7 @@ def first_record(job: Job, before: RunRecord | None, needed: float, *, is_resume
 
 
 def _read(job: Job, begun: Begun, network: Network) -> tuple[ImagesRead, dict[str, Any]]:
-    """Read the images once, and settle what depends on the usable ones and on the network. A collective.
-
-    Returns the images, and the entries of run.json that depend on their kind.
-    """
+    """Return the images, read once, and entries of run.json that depend on them and on the network. A collective."""
     source = job.source
     display = job.display
     progress = partial(display.progress, "reading")

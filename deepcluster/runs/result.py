@@ -228,10 +228,7 @@ def label_numbers(truth: Sequence[str], words: Sequence[str]) -> tuple[Tensor, T
 
 
 def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[str, str]]:
-    """Return the rows of cluster_summary.csv. A collective. Arguments as in :func:`describe`.
-
-    A group may have many centroids: the mean of its features stands for all of it.
-    """
+    """Return the rows of cluster_summary.csv. A collective. Arguments as in :func:`describe`."""
     cut = model.cut
     partition = rows.partition
     reduced = rows.reduced
@@ -239,7 +236,7 @@ def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[st
     sizes = partition.all_reduce(torch.bincount(cluster, minlength=cut.count)).tolist()
     zeros = torch.zeros(cut.count, dtype=torch.float64)  # bincount with weights returns integers for no rows at all
     distances = partition.all_reduce(zeros.index_add(0, cluster, placement.distance.double())).tolist()
-    middles = means(reduced, cluster, cut.count, partition)
+    middles = means(reduced, cluster, cut.count, partition)  # each for all of a group, which may have many centroids
     medoids = medoids_of(middles, reduced, cluster, partition).tolist()
     between = torch.cdist(middles, middles).fill_diagonal_(torch.inf)
     present = cut.group_of.unique().tolist()
@@ -296,10 +293,7 @@ def place_rows(cut: Cut, rows: Rows, fine_centroids: Tensor) -> tuple[Cut, Place
 def with_coarse_groups(
     model: Model, placement: Placement, record: RunRecord, recipe: Recipe, partition: Partition
 ) -> Model:
-    """Return the model with coarse groups above its groups if their number is the finest plausible. A collective.
-
-    ``placement`` is of this rank's images; the main rank's ``record`` has the candidates for the number of groups.
-    """
+    """Return the model with coarse groups if its number of groups is the finest plausible. A collective."""
     counts = partition.all_reduce(torch.bincount(placement.centroid, minlength=len(model.cut.centroids)))
 
     def coarse() -> list[int]:

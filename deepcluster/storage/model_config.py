@@ -73,10 +73,7 @@ def model_file(run: RunFolder, name: str) -> Path:
 
 
 def read_summary(run: RunFolder) -> tuple[Identity, float]:
-    """Return the identity of the model of a run, and the residual above which an image is an outlier.
-
-    Raises ModelError if a file of the model is missing or damaged.
-    """
+    """Read the identity of a run's model, and the residual above which an image is an outlier, or raise ModelError."""
     with as_model_errors(path := model_file(run, CONFIG)):
         config = read_config(path)
     for name, digest in ((GROUPS, config.groups_sha256), (WEIGHTS, config.weights_sha256)):

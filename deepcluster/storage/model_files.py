@@ -255,10 +255,7 @@ def _shapes(config: Config, body: Mapping[str, Tensor], feature_dim: int, backbo
 
 
 def read_groups(path: Path, dims: int, digest: str | None = None) -> Groups:
-    """Read groups in ``dims`` dimensions from a file with this SHA-256 (None: any).
-
-    Raises OSError, SafetensorError, or ValueError with the reason.
-    """
+    """Read groups in ``dims`` dimensions from a file with this SHA-256 (None: any). Raises as :func:`read_tensors`."""
     tensors = read_tensors(path, digest)
     shapes = {"centroids": ("count", "dims"), "groups": ("count",), "about": ("bytes",)}
     types = {"groups": torch.int64, "about": torch.uint8}

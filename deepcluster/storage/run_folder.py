@@ -272,10 +272,7 @@ def folder_name(name: str) -> str:
 
 @contextmanager
 def locked(path: Path, *, make: bool = False) -> Iterator[LockedFolder]:
-    """Yield the run at ``path``, or a folder to ``make``, for this process alone to write to, and log into it.
-
-    Raises DiskError as :func:`open_run` and :func:`state.locked`.
-    """
+    """Yield the run at ``path``, or ``make`` a folder, for this process alone, and log into it; see state.locked."""
     if not make:
         open_run(path)
     with state.locked(path, make=make), log.logged_in(path / LOG):
