@@ -311,7 +311,7 @@ def promote(
     for run in (new, old):
         _check_run(run, warned=False)
     with Terminal(quiet) as terminal:
-        from deepcluster.runs.promote import promote as promote_run
+        from deepcluster.runs.production import promote as promote_run
 
         promote_run(new, old, terminal)
 
@@ -540,7 +540,7 @@ def doctor(
     """Print versions, device, threads, image formats and the published networks on this machine."""
     if run_ is not None:
         _check_run(run_)
-        from deepcluster.runs.condition import condition
+        from deepcluster.runs.production import condition
 
         facts = condition(run_)
     else:

@@ -21,7 +21,7 @@ from deepcluster.groups.cut import Placement
 from deepcluster.learning import training
 from deepcluster.runs.inherit import Former, continued
 from deepcluster.runs.page import report
-from deepcluster.runs.promote import promote
+from deepcluster.runs.production import promote
 from deepcluster.runs.recut import Edits, apply
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage import run_folder as files

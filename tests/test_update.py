@@ -25,11 +25,11 @@ from deepcluster.images import find
 from deepcluster.presets import read_request
 from deepcluster.report import pictures
 from deepcluster.report.pictures import extended_sheet, not_on_sheet, pictures_on, sprite_sheet, tiny_pictures
-from deepcluster.runs.condition import condition
 from deepcluster.runs.fit import fit
 from deepcluster.runs.page import report, shown_of
 from deepcluster.runs.plan import Request, check_paths
 from deepcluster.runs.predict import similar
+from deepcluster.runs.production import condition
 from deepcluster.runs.recut import Edits, apply, recut, undo
 from deepcluster.runs.rows import images_at_hand, name_in_run, read_run
 from deepcluster.runs.update import Update, update

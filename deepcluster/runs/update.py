@@ -23,8 +23,8 @@ from deepcluster.model import Model
 from deepcluster.records import Identity
 from deepcluster.report.pictures import THUMBNAIL, extended_sheet, not_on_sheet, on_sheet
 from deepcluster.runs import page as drawn
-from deepcluster.runs.condition import drift_entries
 from deepcluster.runs.fit import pictures_of
+from deepcluster.runs.production import drift_entries
 from deepcluster.runs.result import describe
 from deepcluster.runs.rows import (
     IMAGES_READ,
