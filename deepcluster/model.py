@@ -46,7 +46,7 @@ class Annotations:
 class Model(Annotations):
     """Network, reduction, fine centroids and cut. A merged group keeps its number, but has no centroids or images.
 
-    A person's decisions are in ``names`` (K; "": none), ``junk``, ``moves``, ``coarse`` and ``coarse_names``.
+    Its K groups have ``names`` ("": none), and marks as ``junk``; of two levels ``coarse`` has the upper one (K).
     """
 
     network: Network

@@ -15,7 +15,6 @@ from deepcluster.errors import DataError, NonFiniteError
 from deepcluster.groups.choose_k import CutRows, candidates, coarse_number, cut_once, stability
 from deepcluster.groups.cut import KMEANS_STARTS, Cut, Placement, as_groups, cut_features, placement_of
 from deepcluster.groups.embeddings import Embed, embedded
-from deepcluster.groups.graph import MAX_GRAPH_ROWS
 from deepcluster.groups.tree import Tree, coarse_groups, medoids_of
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
@@ -282,7 +281,7 @@ def groups_of(
 def place_rows(cut: Cut, rows: Rows, fine_centroids: Tensor) -> tuple[Cut, Placement]:
     """Place this rank's rows in groups of the sample, and number the groups by their sizes. A collective."""
     placement = placement_of(rows.reduced, cut, fine_centroids)
-    if rows.fitted <= MAX_GRAPH_ROWS:  # all are in the sample: they are numbered already
+    if rows.all_sampled:  # they are numbered already
         return cut, placement
     sizes = rows.partition.all_reduce(torch.bincount(placement.cluster, minlength=cut.count))
     number = torch.argsort(torch.argsort(sizes, descending=True, stable=True))

@@ -58,6 +58,10 @@ class Rows:
         """Number of images of the fit."""
         return self.partition.total - self.added
 
+    @property
+    def all_sampled(self) -> bool:
+        return self.fitted <= MAX_GRAPH_ROWS
+
 
 def read_run(
     folder: files.RunFolder, backbone: nn.Module | None = None, *, takes_images: bool = False

@@ -109,9 +109,7 @@ class RunRecord:
     verdict: str | None = None
     edits: str | None = None
     error: str | None = None
-    other: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # keys of other versions of the package; they stay as they are
+    other: Mapping[str, Any] = field(default_factory=dict)  # keys of other versions of the package stay as they are
 
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> Self:

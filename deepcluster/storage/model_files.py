@@ -72,9 +72,7 @@ class Groups:
 
     cut: Cut
     annotations: Annotations
-    about: Mapping[
-        str, Any
-    ]  # annotations; in former.safetensors also the entries of run.json on the groups and figures
+    about: Mapping[str, Any]  # former.safetensors: entries of run.json on the groups, and their figures
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------
@@ -153,7 +151,8 @@ def load(folder: str | Path, device: torch.device | None = None, *, backbone: nn
     """Read a model from ``folder`` (of a run or a model), its network onto ``device`` (None: the CPU).
 
     ``backbone`` is the network if it was a module of your own; its weights are those of the file. Without it the model
-    takes no images. ModelError names the file that is missing, damaged or does not fit.
+    takes no images. It takes memory in proportion to the files. ModelError names the file that is missing, damaged or
+    does not fit.
     """
     folder = Path(folder)
     if is_run(folder):
