@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deepcluster.cli import run_command
-from deepcluster.groups import embeddings
+from deepcluster.groups import graph
 from deepcluster.runs.recut import apply, recut, undo
 from deepcluster.runs.update import update
 from deepcluster.storage.edits_file import Edits
@@ -43,7 +43,7 @@ def result(run: Path) -> dict[str, bytes]:
 
 def recut_without_embedding(run: Path, *numbers: int | None) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embeddings, "embedded", lambda *_: pytest.fail("it is computed again"))
+        patch.setattr(graph, "embedded", lambda *_: pytest.fail("it is computed again"))
         for k in numbers:
             recut(run, k)
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from deepcluster.clustering.agreement import ari
 from deepcluster.clustering.kmeans import first_occurrences
 from deepcluster.groups.cut import ROWS_EACH, Cut, cut_features, nearest_groups
-from deepcluster.groups.embeddings import Embed, embedded
-from deepcluster.groups.graph import modularity, neighbour_ties
+from deepcluster.groups.graph import Embed, embedded, modularity, neighbour_ties
 from deepcluster.records import Candidate
 from deepcluster.seeding import derive, generator
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.kmeans import Assign, assigner, best_of, kmeans
-from deepcluster.groups.embeddings import Embed, embedded
-from deepcluster.groups.graph import graph_rows, modularity, neighbour_ties
+from deepcluster.groups.graph import Embed, embedded, graph_rows, modularity, neighbour_ties
 from deepcluster.records import Clustering
 from deepcluster.seeding import derive
 

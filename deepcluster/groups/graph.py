@@ -3,8 +3,10 @@
 In five dimensions the embedding is what groups are cut from (cut.py), in two it is the map of the report.
 """
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +27,7 @@ NEIGHBOURS = 15
 DENSE = 2000  # up to so many rows all eigenvectors are as fast as a few, and never fail to converge
 TIES = 1e-3  # share of all ties that is spread over all pairs, so that a few isolated rows do not become a group
 
+DIMENSIONS = 5  # 3 to 30 differ by .01 NMI at most; 5 moves least with the seed (docs/decisions.md)
 STEPS = 200
 OTHERS = 256  # rows of a step that all rows are pushed away from
 PUSH = 10  # weight of all pushes relative to all pulls
@@ -34,6 +37,8 @@ LANDMARKS = 10_000  # rows of the map whose positions are optimised, in 2 s
 BETWEEN = 5  # landmarks that determine the position of another row
 Points = npt.NDArray[Any]  # float32
 Numbers = npt.NDArray[np.float64]
+# From N distinct rows and one seed per embedding to positions, float32, number of seeds x N x DIMENSIONS.
+Embed = Callable[[Tensor, Sequence[int]], Tensor]
 
 
 def graph_rows(reduced: Tensor, seed: int = 0, most: int = MAX_GRAPH_ROWS) -> Tensor:
@@ -156,6 +161,28 @@ def embedding(ties: "csr_array", dims: int, seed: int, start: Points | None = No
         positions = positions + np.float32(1 - step / STEPS) * move.clip(-MAX_MOVE, MAX_MOVE)
     centred: Points = positions - positions.mean(0)
     return centred
+
+
+def embedded(rows: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Embed the graph of the rows once per seed; the embeddings share the eigenvectors from which they begin."""
+    ties = neighbour_ties(rows)
+    start = spectral_start(ties, DIMENSIONS, derive(seeds[0], "start"))
+    return torch.stack([torch.from_numpy(embedding(ties, DIMENSIONS, seed, start)) for seed in seeds])
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """An :data:`Embed` that computes every embedding once: it takes most of the time of a cut, and serves all cuts."""
+
+    known: dict[str, Tensor] = field(default_factory=dict)  # by the digest of rows and seeds: others are never taken
+
+    def __call__(self, rows: Tensor, seeds: Sequence[int]) -> Tensor:
+        digest = hashlib.sha256(repr((DIMENSIONS, *seeds, rows.shape)).encode())
+        digest.update(rows.contiguous().numpy().data)
+        key = digest.hexdigest()
+        if key not in self.known or self.known[key].shape != (len(seeds), len(rows), DIMENSIONS):
+            self.known[key] = embedded(rows, seeds)
+        return self.known[key]
 
 
 def layout(reduced: Tensor, seed: int = 0) -> Points:

@@ -14,7 +14,7 @@ from deepcluster.clustering.kmeans import best_of, means
 from deepcluster.errors import DataError, NonFiniteError
 from deepcluster.groups.choose_k import CutRows, candidates, coarse_number, cut_once, stability
 from deepcluster.groups.cut import KMEANS_STARTS, Cut, Placement, as_groups, cut_features, placement_of
-from deepcluster.groups.embeddings import Embed, embedded
+from deepcluster.groups.graph import Embed, embedded
 from deepcluster.groups.tree import Tree, coarse_groups, medoids_of
 from deepcluster.model import Model
 from deepcluster.nets.network import Network

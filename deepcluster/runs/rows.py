@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.errors import DeepClusterError
-from deepcluster.groups.embeddings import Embeddings
-from deepcluster.groups.graph import MAX_GRAPH_ROWS
+from deepcluster.groups.graph import MAX_GRAPH_ROWS, Embeddings
 from deepcluster.images import Source, find
 from deepcluster.images.files import from_files
 from deepcluster.images.named import cache_folder

@@ -23,7 +23,7 @@ from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DeepClusterError, DiskError, UsageError
 from deepcluster.groups.cut import Cut
-from deepcluster.groups.embeddings import Embeddings
+from deepcluster.groups.graph import Embeddings
 from deepcluster.model import Annotations, Model, check_batch_fits
 from deepcluster.nets.names import MODULE, NO_NETWORK
 from deepcluster.nets.network import Absent, Network, absent_module, build, copy_of_module, no_network
