@@ -110,8 +110,7 @@ def declared(kind: type[Options]) -> dict[str, Option]:
 def read_options(kind: type[Options], requested: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the options that were requested to their types; those left to the recipe by ``auto`` are omitted.
 
-    Raises:
-        UsageError: An option is unknown, or its value is not allowed.
+    UsageError if an option is unknown, or its value not allowed.
     """
     options = declared(kind)
     values = {}

@@ -42,14 +42,10 @@ class LabelChange:
 def label_change(
     previous: Tensor | None, rows: Tensor, clusterings: Sequence[Clustering], step: ClusteringStep, partition: Partition
 ) -> LabelChange:
-    """Compare the clusters of this round with those of the previous one. A collective.
+    """Compare the clusterings that ``step`` made of ``rows`` (this rank's, n x d) with the previous ones. A collective.
 
-    A random start gives other clusters even if the features are the same. So a second k-means then continues the
-    previous clusters in the ``rows`` (this rank's, n x d).
-
-    Args:
-        previous: Labels of the previous round (N x the number of clusterings); None in the first.
-        clusterings: The clusterings that ``step`` has made of the rows.
+    ``previous`` are the labels of the previous round (N x the number of clusterings); None in the first. A random start
+    gives other clusters even if the features are the same. So a second k-means then continues the previous clusters.
     """
     if previous is None:
         return LabelChange(None, clusterings[0].labels)

@@ -196,15 +196,10 @@ MIN_SEARCHING_ROWS = 64
 
 
 def nearest(rows: Tensor, k: int, among: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the ``k`` rows with the largest product with every row: for rows of length 1 the nearest.
+    """Return the ``k`` rows with the largest product with each of N x d rows: for rows of length 1 the nearest.
 
-    Args:
-        rows: N x d.
-        k: Number of neighbours; fewer are returned if there are fewer.
-        among: M x d, the rows that are searched. None: ``rows``, without the row itself.
-
-    Returns:
-        The products (N x k, descending) and the numbers of the rows (int64, N x k), on the CPU.
+    ``among``, M x d, are searched (None: ``rows``, without the row itself). The results are the products (N x k,
+    descending; fewer if there are fewer) and the numbers of the rows (int64, N x k), on the CPU.
     """
     others = rows if among is None else among
     count = min(k, len(others) - (among is None))

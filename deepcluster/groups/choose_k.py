@@ -50,11 +50,10 @@ def candidates(
 
     Args:
         reduced: N x d features (rows of length 1).
-        seed: For the samples, the embedding and the cuts.
-        cut_rows: Function that cuts a sample, for the stability.
+        cut_rows: Cuts a sample, for the stability.
         finest: Put the finest plausible number (up to ``MAX_FINEST``) first, because photographs have more kinds than
             the clearest cut has groups.
-        embed: The function that embeds rows, which may know the embeddings of these.
+        embed: May know the embeddings of these rows.
     """
     from sklearn.metrics import silhouette_score  # here, as in clustering/agreement.py
 

@@ -57,14 +57,10 @@ def cut_features(
 
     The embedding (graph.py) makes groups of any shape compact. It differs with its seed, so the graph chooses among
     several: the groups that hold most of its ties. k-means inside a group, in the features, makes the centroids that
-    stand for it, so a new image needs nothing but the nearest one. With fewer than ``ROWS_EACH``
-    distinct rows per group the groups are those of k-means of the features.
+    stand for it, so a new image needs nothing but the nearest one. With fewer than ``ROWS_EACH`` distinct rows per
+    group the groups are those of k-means of the features.
 
-    Args:
-        reduced: N x d features.
-        embeddings: Number of embeddings that the graph chooses among; fewer if there are many rows.
-        seed: For the sample, the embeddings and the k-means.
-        embed: The function that embeds rows, which may know the embeddings of these.
+    The graph chooses among ``embeddings``, or fewer if there are many rows; ``embed`` may know those of these rows.
     """
     seed = derive(seed, "cut")
     rows = reduced[graph_rows(reduced, seed)]
@@ -79,8 +75,9 @@ def cut_features(
         for group in torch.argsort(sizes, descending=True, stable=True).tolist()
         if sizes[group] > 0
     ]
-    group_of = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
-    return _numbered(Cut(torch.cat(parts), group_of), reduced)
+    cut = Cut(torch.cat(parts), torch.repeat_interleave(torch.tensor([len(part) for part in parts])))
+    placed = torch.bincount(nearest_groups(reduced, cut), minlength=cut.count)  # the numbers go by these sizes
+    return Cut(cut.centroids, torch.argsort(torch.argsort(placed, descending=True, stable=True))[cut.group_of])
 
 
 def _labels(rows: Tensor, k: int, embeddings: Tensor, seed: int) -> Tensor:
@@ -98,13 +95,6 @@ def _inside(rows: Tensor, share: float, seed: int) -> Tensor:
     """Return the centroids of one group, a ``share`` of its number of rows, none of them without a row."""
     clustering = kmeans(rows, max(1, round(share * len(rows))), seed=seed)
     return clustering.centroids[clustering.sizes > 0]
-
-
-def _numbered(cut: Cut, reduced: Tensor) -> Cut:
-    """Number the groups by the rows that are placed in them."""
-    sizes = torch.bincount(nearest_groups(reduced, cut), minlength=cut.count)
-    order = torch.argsort(sizes, descending=True, stable=True)
-    return Cut(cut.centroids, torch.argsort(order)[cut.group_of])
 
 
 def as_groups(clustering: Clustering) -> Cut:

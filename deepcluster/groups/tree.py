@@ -94,9 +94,8 @@ def nodes_at(pieces: int, merges: Sequence[Merge], count: int) -> dict[int, list
 def ward(points: Numbers, weights: Numbers) -> list[tuple[float, int, int]]:
     """Cluster n x d weighted points by Ward's method, with nearest-neighbour chains (Murtagh, 1983; O(n^2 d)).
 
-    Returns:
-        (cost, a, b) for every merge of the clusters of the points a and b, in ascending order of the cost, which is the
-        rise of the sum of squares.
+    Return (cost, a, b) for every merge of the clusters of the points a and b, in ascending order of the cost, which is
+    the rise of the sum of squares.
     """
     centres = points.copy()
     sizes = weights.copy()
@@ -142,10 +141,7 @@ def _order_above(centroids: Numbers, weights: Numbers, parts: Sequence[npt.NDArr
 def coarse_groups(cut: Cut, counts: Tensor, count: int) -> list[int]:
     """Return the coarse groups (K) of the groups of a cut, ``count`` of them, which are those of its merge tree.
 
-    They are numbered by size; a group without images is in the first.
-
-    Args:
-        counts: Numbers of images by nearest centroid (int64, M).
+    They are numbered by size; a group without images is in the first. ``counts``: Images by nearest centroid (int64).
     """
     used = counts.nonzero().flatten()
     weights = counts[used].double().numpy()

@@ -304,10 +304,5 @@ def from_array(array: npt.NDArray[Any], name: str, location: str, labels: npt.ND
     rows: npt.NDArray[Any] | _RowsOnDisk = array
     if isinstance(array, np.memmap) and not in_memory:
         rows = _RowsOnDisk(Path(location), array.shape[1:], array.offset)
-    return Source(
-        name=name,
-        location=location,
-        paths=numbered(len(array)),
-        items=_Rows(real(location), rows),
-        labels=None if labels is None else tuple(map(str, labels.ravel().tolist())),
-    )
+    texts = None if labels is None else tuple(map(str, labels.ravel().tolist()))
+    return Source(name, location, numbered(len(array)), _Rows(real(location), rows), texts)

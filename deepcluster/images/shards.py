@@ -104,14 +104,8 @@ def from_tars(files: Mapping[str, Path], name: str, location: str, skipped: Sequ
             " the names of its images end in .jpg, .png or another suffix of images"
         )
     labels = labels if any(labels) else folders
-    return Source(
-        name=name,
-        location=location,
-        paths=tuple(archives.paths),
-        items=archives,
-        labels=tuple(labels) if any(labels) else None,
-        skipped=tuple(reasons),
-    )
+    known = tuple(labels) if any(labels) else None
+    return Source(name, location, tuple(archives.paths), archives, known, tuple(reasons))
 
 
 class _Members:

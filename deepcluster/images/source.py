@@ -165,14 +165,9 @@ class _Several(Items):
 
 def joined(sources: Sequence[Source], name: str, location: str) -> Source:
     """Return the images of several sources, one source behind the other."""
+    paths = tuple(path for source in sources for path in source.paths)
     labels = tuple(label for source in sources for label in source.labels or [""] * len(source.paths))
-    return Source(
-        name=name,
-        location=location,
-        paths=tuple(path for source in sources for path in source.paths),
-        items=_Several(sources),
-        labels=labels if any(labels) else None,
-    )
+    return Source(name, location, paths, _Several(sources), labels if any(labels) else None)
 
 
 RAW_SUFFIXES = (

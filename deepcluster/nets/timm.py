@@ -27,8 +27,7 @@ CLASSIFIER_LENGTH = 16.0
 def timm_body(name: str, image_size: int, seed: int) -> tuple[nn.Module, dict[str, Any]]:
     """Return the timm network ``name`` (with its prefix) without its last layer, and timm's configuration of it.
 
-    Raises:
-        UsageError: timm has no such network, or not for this image size.
+    UsageError if timm has no such network, or not for this image size.
     """
     import timm
 

@@ -23,8 +23,7 @@ HEADS = ("head",)
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Return the named tensors of a file, at its top level or under ``state_dict`` or another of ``WRAPPERS``.
 
-    Raises:
-        ModelError: The file is missing or damaged, has code in it, or holds no named tensors.
+    ModelError if the file is missing or damaged, has code in it, or holds no named tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -82,15 +81,12 @@ def load_body(
 ) -> None:
     """Copy ``state`` into ``body``, which changes only if everything fits. ``path`` and ``name`` are for messages.
 
-    Prefixes of the names (``module.``, ``body.``, ...) are removed. Only the step counts of batch normalisation
-    (``num_batches_tracked``) may be missing: files older than PyTorch 0.4.1 have none.
+    Prefixes of the names (``module.``, ``body.``, ...) are removed. Tensors of the classifiers ``heads`` are ignored
+    unless ``body`` has them. Only the step counts of batch normalisation (``num_batches_tracked``) may be missing:
+    files older than PyTorch 0.4.1 have none. ``convert`` turns another layout into that of ``body``, for a file that
+    does not fit as it is.
 
-    Args:
-        heads: Names of classifier modules. Their tensors are ignored unless ``body`` has them.
-        convert: Function from another layout to that of ``body``, for a file that does not fit as it is.
-
-    Raises:
-        ModelError: A name is missing, is left over, or has another shape, or a number is not finite.
+    ModelError if a name is missing, is left over, or has another shape, or if a number is not finite.
     """
     expected = body.state_dict()
     plain = _unprefixed(state, expected)

@@ -33,11 +33,9 @@ def above(noun: str) -> list[str]:
 
 
 def hints(rows: Table, noun_of: Mapping[str, tuple[str, float]]) -> list[str]:
-    """Return up to three hints for a cluster, none if its nouns are improbable. Its nearer half counts.
+    """Return up to three hints for a cluster of these images, none if its nouns are improbable. Its nearer half counts.
 
-    Args:
-        rows: The images of the cluster.
-        noun_of: The most probable noun and its probability, by path.
+    ``noun_of`` has the most probable noun and its probability, by path.
     """
     known = rows.at([i for i, path in enumerate(rows.column("path")) if path in noun_of])
     if len(known) < MIN_HINTED:
