@@ -80,6 +80,12 @@ class Plan:
     recipe: Recipe
     reasons: Mapping[str, str]  # by option, or by another property in which the recipe departs from a published one
 
+    def changed(self, choices: Choices) -> "Plan":
+        """Return the plan with other values, and their reasons after the present ones."""
+        recipe = replace(self.recipe, **{name: value for name, (value, _) in choices.items()})
+        reasons = {name: why for name, why in self.reasons.items() if name not in choices}
+        return Plan(recipe, reasons | {name: why for name, (_, why) in choices.items()})
+
     def by_reason(self) -> list[str]:
         """Return a line per reason, after all options and values that it is for."""
         options: dict[str, list[str]] = {}
@@ -129,28 +135,26 @@ def check_weights(options: OptionValues) -> None:
 
 
 def resolve(request: RecipeRequest, facts: Facts) -> Plan:
-    """Resolve a recipe for these images.
+    """Resolve a recipe for these images. UsageError if the options do not fit together.
 
-    Raises:
-        UsageError: The options do not fit together.
-        DataError: The ``pseudo_labels`` given exceed the number of images; those of a preset or file are lowered.
+    DataError if the ``pseudo_labels`` given exceed the number of images; those of a preset or file are lowered.
     """
     named = request.all_options
     options = spelt_out(named)
     from_weights = _of_weights(options)
     options = {**from_weights, **options}
-    plan = PRESETS[request.base](options, facts)
-    recipe = replace(plan.recipe, **options)
-    reasons = {name: reason for name, reason in plan.reasons.items() if name not in options}
-    reasons |= dict.fromkeys(options, "given") | dict.fromkeys(from_weights, f"the network of {options.get('weights')}")
+    given = _because("given", **options) | _because(f"the network of {options.get('weights')}", **from_weights)
     if (backbone := named.get("backbone")) in PUBLISHED:
-        reasons |= dict.fromkeys({"backbone", "weights"} - ({"weights"} & named.keys()), str(backbone))
-    if recipe.pseudo_labels > facts.count:
+        of_network = {"backbone", "weights"} - ({"weights"} & named.keys())
+        given |= {name: (options[name], str(backbone)) for name in of_network}
+    plan = PRESETS[request.base](options, facts).changed(given)
+    fine = plan.recipe.pseudo_labels
+    if fine > facts.count:
         if "pseudo_labels" in request.options:
-            raise DataError(f"--pseudo-labels {recipe.pseudo_labels} is more than the {facts.count} images: give fewer")
-        reasons["pseudo_labels"] = f"the recipe's {recipe.pseudo_labels:,} is more than the {facts.count:,} images"
-        recipe = replace(recipe, pseudo_labels=_fine_clusters(facts))
-    return _for_fixed_size(Plan(recipe, reasons), options)
+            raise DataError(f"--pseudo-labels {fine} is more than the {facts.count} images: give fewer")
+        why = f"the recipe's {fine:,} is more than the {facts.count:,} images"
+        plan = plan.changed(_because(why, pseudo_labels=_fine_clusters(facts)))
+    return _for_fixed_size(plan, options)
 
 
 def read_request(options: OptionValues, recipe: str = AUTO) -> RecipeRequest:
@@ -207,13 +211,7 @@ def _for_fixed_size(plan: Plan, options: OptionValues) -> Plan:
     for name in changes:
         if name in options and name != "image_size":
             raise UsageError(f"{name}={options[name]}: {why}, {size} px: leave it out")
-    values, reasons = _apart(changes)
-    return Plan(replace(recipe, **values), {**plan.reasons, **reasons})
-
-
-def _apart(choices: Choices) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the values, and the reasons, of choices."""
-    return {name: value for name, (value, _) in choices.items()}, {name: why for name, (_, why) in choices.items()}
+    return plan.changed(changes)
 
 
 # ---- as published ---------------------------------------------------------------------------------------------------
@@ -329,9 +327,10 @@ def auto(options: OptionValues, facts: Facts) -> Plan:
         choices["guess"] = ("finest", "photographs have more kinds than the clearest groups show")
     choices |= _views(facts, *((0.3, 0.1) if pretrained else (0.2, 0.2)))
     # A quarter: chosen by leaving one set out (docs/decisions.md).
-    always = {"sobel": False, "whitening": 0.25, "schedule": "cosine", "tolerance": 0.02, "precision": "auto"}
-    values, reasons = _apart(choices)
-    return Plan(Recipe(**{**always, "grouping": "embedding", **values}), reasons)
+    always = Recipe(
+        sobel=False, whitening=0.25, schedule="cosine", tolerance=0.02, precision="auto", grouping="embedding"
+    )
+    return Plan(always, {}).changed(choices)
 
 
 def classic(options: OptionValues, facts: Facts) -> Plan:
@@ -350,8 +349,7 @@ def classic(options: OptionValues, facts: Facts) -> Plan:
             choices["flip"] = (0.0, "the images are grey, and a mirrored letter or digit is another one")
     else:
         choices |= _learning_pseudo_labels(facts) | _views(facts, 0.3, 0.2) | {"view_size": _view_size(size)}
-    values, reasons = _apart(choices)
-    return Plan(Recipe(**values), reasons)
+    return Plan(Recipe(), {}).changed(choices)
 
 
 def _learning_pseudo_labels(facts: Facts) -> Choices:
