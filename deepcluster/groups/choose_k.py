@@ -1,6 +1,7 @@
 """The number of groups: candidates from the neighbour graph, and how stable a cut into so many groups is."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations
 from statistics import mean
 
@@ -67,16 +68,10 @@ def candidates(
     labelings = scipy.cluster.hierarchy.cut_tree(scipy.cluster.hierarchy.linkage(positions, "ward"), numbers).T
     silhouettes = np.array([silhouette_score(positions, labels) for labels in labelings])
     modularities = np.array([modularity(ties, labels) for labels in labelings]).clip(0)
-    scores = silhouettes * modularities
-    return [
-        Candidate(
-            int(numbers[i]),
-            float(silhouettes[i]),
-            float(modularities[i]),
-            stability(reduced, int(numbers[i]), seed=seed, cut_rows=cut_rows, embed=embed),
-        )
-        for i in (ranked_finest(silhouettes, modularities) if finest else ranked(scores, MAX_CANDIDATES))
-    ]
+    chosen = ranked_finest(silhouettes, modularities) if finest else ranked(silhouettes * modularities, MAX_CANDIDATES)
+    columns = (scores[chosen].tolist() for scores in (numbers, silhouettes, modularities))
+    stable = partial(stability, reduced, seed=seed, cut_rows=cut_rows, embed=embed)
+    return [Candidate(k, apart, tied, stable(k)) for k, apart, tied in zip(*columns, strict=True)]
 
 
 def coarse_number(numbers: Sequence[int]) -> int:

@@ -71,10 +71,8 @@ def _embedded() -> tuple[Path | None, str]:
 def fetch(name: str, progress: Progress | None = None) -> Path:
     """Return :func:`local_file`, or download the file into the cache. A damaged file is replaced.
 
-    Raises:
-        UsageError: timm publishes no weights of this name.
-        ModelError: The Hub does not answer or does not have the file, or the file arrives damaged.
-        DiskError: The cache cannot be written.
+    UsageError if timm publishes no weights of this name; ModelError if the Hub does not answer or does not have the
+    file, or if the file arrives damaged; DiskError if the cache cannot be written.
     """
     if path := _look_up(name)[0]:
         return path
@@ -107,9 +105,8 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
 def keep_in_cache(name: str, file: Path) -> Path:
     """Put a ``file`` that was downloaded elsewhere into the cache, and return its place there.
 
-    Raises:
-        UsageError: timm publishes no weights of this name, or the file is of another format.
-        DiskError: The cache cannot be written.
+    UsageError if timm publishes no weights of this name, or the file is of another format; DiskError if the cache
+    cannot be written.
     """
     repository = _repository(name)
     if repository is None:

@@ -7,7 +7,6 @@ that the page allows is ``report.js``, by its SHA-256; without it the parts foll
 
 import base64
 import hashlib
-import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from deepcluster import texts
@@ -131,7 +131,7 @@ def served(page: str, state: Mapping[str, Any]) -> str:
         (policy(STATIC), policy(SERVED)),
         (_script(STATIC), _script(SERVED)),
         ("<style>", '<link rel="icon" href="data:,"><style>'),  # else browsers ask for an icon
-        (data, f'{data}"served":{harmless(json.dumps(state))},'),
+        (data, f'{data}"served":{htmlsafe_json_dumps(state)},'),
     ):
         page = page.replace(old, new, 1)
     return page
@@ -244,9 +244,7 @@ def _clusters(data: RunData) -> Values:
     shown = sorted(ranked[:MAX_CLUSTERS], key=lambda row: int(row["cluster"]))
     hidden = ranked[MAX_CLUSTERS:]
     cards = sections.sections(shown, data.usable, data.picture, on_page(data.usable)[0], data.nouns)
-    suggested: list[Values] = []
-    if data.tree:
-        suggested = sections.suggestions(data.run.get("candidates") or [], data.tree, len(data.usable))
+    candidates = data.run.get("candidates") or []
     return {
         "captions": sections.CAPTIONS,
         "sections": cards,
@@ -254,7 +252,7 @@ def _clusters(data: RunData) -> Values:
         "count": len(data.summary),
         "hidden": len(hidden),
         "hidden_images": sum(int(row["size"]) for row in hidden),
-        "suggested": suggested,
+        "suggested": sections.suggestions(candidates, data.tree, len(data.usable)) if data.tree else [],
         "guessed": data.run.get("cut_k") is None,
         "edited": data.run.get("edits") is not None,
     }
@@ -340,12 +338,7 @@ def script_data(data: RunData) -> str:
             "tiles": [tile(row, rows) for row in data.tree.medoids],  # of the nodes' medoids on the sheet, or -1
         },
     }
-    return harmless(json.dumps(value, separators=(",", ":"), allow_nan=False))
-
-
-def harmless(text: str) -> str:
-    """Return JSON in ASCII without HTML's special characters, so that no text in it can end the element around it."""
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    return htmlsafe_json_dumps(value, separators=(",", ":"), allow_nan=False)
 
 
 def _cluster(row: Row, parts: Parts | None) -> dict[str, Any]:
