@@ -39,9 +39,9 @@ from deepcluster.images.views import each_once, official_draws, uniform_over_clu
 from deepcluster.learning.features import extract
 from deepcluster.learning.heads import CentroidHead
 from deepcluster.learning.training import Learning, Sampler
-from deepcluster.nets.compact import WIDTH, Compact
 from deepcluster.nets.network import Network
 from deepcluster.nets.paper import sobel_filter
+from deepcluster.nets.small import WIDTH, Compact
 from deepcluster.records import Round
 from deepcluster.seeding import derive, generator
 

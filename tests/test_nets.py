@@ -17,10 +17,9 @@ from torch.nn import functional as F
 
 from deepcluster.errors import ModelError, UsageError
 from deepcluster.nets import paper
-from deepcluster.nets.compact import WIDTH
-from deepcluster.nets.lite import Lite0
 from deepcluster.nets.names import only_size
 from deepcluster.nets.network import IMAGENET_MEAN, IMAGENET_STD, Network, build
+from deepcluster.nets.small import WIDTH, Lite0
 from deepcluster.nets.timm import channels_last
 from deepcluster.nets.weights import load_body, read_weights, shapes_only
 from deepcluster.presets import read_request

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deepcluster.errors import ModelError, UsageError
-from deepcluster.nets import hub, lite, paper
-from deepcluster.nets.compact import Compact
+from deepcluster.nets import hub, paper, small
 from deepcluster.nets.names import MODULE, NO_NETWORK, PAPER_NETWORKS
 from deepcluster.nets.paper import reset_linear
 from deepcluster.nets.timm import in_layout_of, size_does_not_fit, timm_body, unknown_backbone
@@ -210,7 +209,7 @@ def build(
     body, options, layout = _new_body(name, image_size, sobel, seed)
     if state is not None:
         load_body(body, state, path=str(weights), name=name, **layout)
-    widths = dict.fromkeys(PAPER_NETWORKS, paper.FEATURE_DIM) | dict.fromkeys(lite.NAMES, lite.FEATURE_DIM)
+    widths = dict.fromkeys(PAPER_NETWORKS, paper.FEATURE_DIM) | dict.fromkeys(small.LITE0_NAMES, small.LITE0_DIM)
     network = Network(
         body,
         widths.get(name, feature_dim) or _width(_trial(body, name, image_size), name),
@@ -226,7 +225,7 @@ def _new_body(name: str, image_size: int, sobel: bool, seed: int) -> tuple[nn.Mo
     if name == "compact":
         # Lent, because its layers draw initial values of their own before the generator's replace them.
         with lent_global(seed, "network"):
-            return Compact(image_size, generator(seed, "network")), {}, {"heads": HEADS}
+            return small.Compact(image_size, generator(seed, "network")), {}, {"heads": HEADS}
     if name in PAPER_NETWORKS:
         if image_size != paper.IMAGE_SIZE:
             raise paper.wrong_size(name, image_size)
@@ -235,10 +234,10 @@ def _new_body(name: str, image_size: int, sobel: bool, seed: int) -> tuple[nn.Mo
         return make(sobel=sobel, generator=generator(seed, "network")), {"activation": nn.ReLU()}, {"heads": HEADS}
     if not name.startswith("timm:"):
         raise unknown_backbone(name)
-    if name in lite.NAMES:
+    if name in small.LITE0_NAMES:
         with lent_global(seed, "network"):
-            body: nn.Module = lite.Lite0(generator(seed, "network"))
-        config: dict[str, Any] = lite.CONFIG
+            body: nn.Module = small.Lite0(generator(seed, "network"))
+        config: dict[str, Any] = small.LITE0_CONFIG
     else:
         body, config = timm_body(name, image_size, seed)
     # The last layers (head.fc, or head.l and head_dist.l, or none) by their top-level modules, because a normalisation

@@ -1,6 +1,7 @@
-"""EfficientNet-Lite0, the network that is installed, with timm's names and numbers but without the import of timm.
+"""The small networks of our own code: the compact one, for small images, and EfficientNet-Lite0, which is installed.
 
-That import takes longer than torch's, and `predict` of one image would wait for it.
+The latter has timm's names and numbers, but without the import of timm: that takes longer than torch's, and `predict`
+of one image would wait for it.
 """
 
 import math
@@ -10,12 +11,53 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-NAMES = ("timm:tf_efficientnet_lite0", "timm:tf_efficientnet_lite0.in1k")
-CONFIG = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "classifier": "classifier"}
-FEATURE_DIM = 1280
+WIDTH = 16  # channels
+HALVED_FROM = 48  # px: at 64 px a round then costs what it costs at 32
+LITE0_NAMES = ("timm:tf_efficientnet_lite0", "timm:tf_efficientnet_lite0.in1k")
+LITE0_CONFIG = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "classifier": "classifier"}
+LITE0_DIM = 1280
 # Kernel, stride, expansion, outputs and number of the blocks of a stage (Tan and Le 2019, without squeeze-excitation).
 STAGES = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3), (5, 1, 6, 112, 3), (5, 2, 6, 192, 4),
           (3, 1, 6, 320, 1))  # fmt: skip
+
+
+def conv_bn_relu(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class Residual(nn.Module):
+    """x + two convolutions of x, at the same width and size."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.block = nn.Sequential(conv_bn_relu(width, width), conv_bn_relu(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.block(x)
+        return out
+
+
+class Compact(nn.Sequential):
+    """Eight convolutions of 16 to 128 channels; features are the mean over positions.
+
+    The first convolution halves images of ``HALVED_FROM`` px or more.
+    """
+
+    def __init__(self, image_size: int, generator: torch.Generator):
+        stages: list[nn.Module] = [conv_bn_relu(3, WIDTH, stride=2 if image_size >= HALVED_FROM else 1)]
+        for level in (1, 2, 4):
+            stages += [conv_bn_relu(level * WIDTH, 2 * level * WIDTH), nn.MaxPool2d(2)]
+            if level != 2:
+                stages += [Residual(2 * level * WIDTH)]
+        stages += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        super().__init__(*stages)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
 
 
 class Conv2dSame(nn.Conv2d):
@@ -85,8 +127,8 @@ class Lite0(nn.Sequential):
                 conv_stem=conv(3, 32, 3, 2),
                 bn1=BatchNormAct2d(32),
                 blocks=nn.Sequential(*stages),
-                conv_head=conv(inputs, FEATURE_DIM),
-                bn2=BatchNormAct2d(FEATURE_DIM),
+                conv_head=conv(inputs, LITE0_DIM),
+                bn2=BatchNormAct2d(LITE0_DIM),
                 global_pool=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
             )
         )
