@@ -304,9 +304,7 @@ def to_toml(recipe: Recipe) -> str:
 def read_toml(path: str | Path) -> tuple[str, dict[str, Any]]:
     """Return the preset that a recipe file starts from (key ``base``, default ``auto``), and its options.
 
-    Raises:
-        UsageError: The file is missing or not TOML, or an option or its value is wrong.
-        DiskError: The file cannot be read.
+    UsageError if the file is missing or not TOML, or an option or its value is wrong; DiskError if it cannot be read.
     """
     try:
         check_file(Path(path), MAX_RECIPE_BYTES)

@@ -78,8 +78,7 @@ def whiten(
         device: Device of the products, a block of rows at a time. None: that of x.
         root: Reduce the :func:`square_roots` of the features.
 
-    Raises:
-        NonFiniteError: NaN or infinity in the features, or numbers too small for squares in float32.
+    NonFiniteError if the features have NaN or infinity, or numbers too small for squares in float32.
     """
     x = matrix(x)
     partition = partition or Partition.single(len(x))

@@ -48,8 +48,7 @@ def find(images: Images, *, may_be_empty: bool = False) -> Source:
             is returned as it is.
         may_be_empty: A folder without files is a source without images, and no error.
 
-    Raises:
-        DataError: They do not exist, or cannot be images.
+    DataError if they do not exist, or cannot be images.
     """
     if isinstance(images, Source):
         return images

@@ -177,16 +177,14 @@ RAW_SUFFIXES = (
 VIDEO_SUFFIXES = (".3gp", ".avi", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm", ".wmv")
 VIDEO, SIDECAR, OTHER = "video", "sidecar", "other file"
 # Kinds of skipped images, by the begin of the reason; another reason is a kind of its own.
-KINDS = {
+KINDS: dict[str | tuple[str, ...], str] = {
     "an AVIF image": "AVIF (pip install --upgrade pillow reads them)",
     "not an image": OTHER,
     "cannot be decoded": "damaged",
     "empty file": "empty",
     "too many pixels": "too large",
     "a symbolic link": "linked",
-    "a FIFO": "no plain file",
-    "a socket": "no plain file",
-    "a device": "no plain file",
+    ("a FIFO", "a socket", "a device"): "no plain file",
     "beside the shards": "beside the shards",
 }
 

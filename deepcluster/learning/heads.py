@@ -156,11 +156,7 @@ Head = Callable[[Network, Tensor, Sequence[Clustering], Partition, torch.Generat
 
 
 def new_linear_head(
-    network: Network,
-    features: Tensor,
-    clusterings: Sequence[Clustering],
-    partition: Partition,
-    random: torch.Generator,
+    network: Network, features: Tensor, clusterings: Sequence[Clustering], partition: Partition, random: torch.Generator
 ) -> None:
     """Return the paper's head: a new linear classifier, with the outputs of all clusterings side by side."""
     network.new_head(sum(len(clustering.centroids) for clustering in clusterings), random)
@@ -181,19 +177,12 @@ class CentroidHead:
         random: torch.Generator,
     ) -> None:
         rows = unit_rows(features)
-        centroids = [
-            means(rows, clustering.labels[partition.local], len(clustering.centroids), partition)
-            for clustering in clusterings
-        ]
-        network.centroid_head(torch.cat(centroids), self.temperature)
+        parts = [means(rows, one.labels[partition.local], len(one.centroids), partition) for one in clusterings]
+        network.centroid_head(torch.cat(parts), self.temperature)
 
 
 def fitted_linear_head(
-    network: Network,
-    features: Tensor,
-    clusterings: Sequence[Clustering],
-    partition: Partition,
-    random: torch.Generator,
+    network: Network, features: Tensor, clusterings: Sequence[Clustering], partition: Partition, random: torch.Generator
 ) -> None:
     """Fit a linear classifier to the features, and freeze it: the body starts from a head that knows the clusters.
 
@@ -202,10 +191,7 @@ def fitted_linear_head(
     """
     sample = torch.randperm(partition.total, generator=random)[:MAX_FITTED_ROWS].sort().values
     rows = FITTED_LENGTH * unit_rows(partition.index_select(features, sample))
-    classifiers = [
-        _fitted(rows, clustering.labels[sample].to(rows.device), len(clustering.centroids))
-        for clustering in clusterings
-    ]
+    classifiers = [_fitted(rows, one.labels[sample].to(rows.device), len(one.centroids)) for one in clusterings]
     network.fitted_head(*(torch.cat(parts) for parts in zip(*classifiers, strict=True)))
     partition.processes.broadcast_buffers(network)
 
