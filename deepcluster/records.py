@@ -15,19 +15,14 @@ PRELIMINARY, FINAL = "preliminary", "final"
 
 @dataclass(frozen=True)
 class Clustering:
-    """The result of k-means or of a step of your own, on N rows of d numbers.
+    """The result of k-means or of a step of your own, on N rows of d numbers."""
 
-    After k-means ``labels`` (int64, N) are the nearest of ``centroids`` (float32, K x d): they belong to these, not to
-    the ones before the last update. ``sizes`` (int64, K) count the labels. ``inertia`` is the sum over rows of the
-    squared distance to their centroid. ``reseeded`` counts the empty clusters that got a new centroid on the way.
-    """
-
-    labels: Tensor
-    centroids: Tensor
-    sizes: Tensor
-    inertia: float
-    iterations: int
-    reseeded: int
+    labels: Tensor  #: int64, N; after k-means the nearest of ``centroids``, and not of those before the last update
+    centroids: Tensor  #: float32, K x d
+    sizes: Tensor  #: int64, K, counts of the labels
+    inertia: float  #: sum over rows of the squared distance to their centroid
+    iterations: int  #: updates of the centroids
+    reseeded: int  #: number of empty clusters that got a new centroid on the way
 
     @property
     def largest_share(self) -> float:
@@ -60,26 +55,21 @@ class State:
 
 @dataclass(frozen=True)
 class Round:
-    """One round of the alternation: a clustering, and the training on it.
+    """One round of the alternation: a clustering, and the training on it."""
 
-    ``reduced`` (float32, N x d) are the whitened, L2-normalised features that were clustered; ``clustering.labels`` are
-    the pseudo-labels that were trained on (those of the first, if several clusterings are learnt). ``loss`` is their
-    mean cross-entropy over the round, ``chance_loss`` that of guessing. ``nmi_previous`` and
-    ``changed`` compare the assignment of the round before with what its clusters became in the new features (NaN in the
-    first round). ``cluster_weight`` is the share of the pseudo-labels' loss in what was minimised; the rest, if any, is
-    that of the loss of single images. ``state`` is the state after the round: save it to go on from here.
-    """
-
-    index: int
-    reduced: Tensor
+    index: int  #: from 0
+    reduced: Tensor  #: the whitened, L2-normalised features that were clustered (float32, N x d)
+    #: Its labels are the pseudo-labels that were trained on (those of the first, if several clusterings are learnt).
     clustering: Clustering
-    loss: float
-    chance_loss: float
+    loss: float  #: mean cross-entropy of the pseudo-labels over the round
+    chance_loss: float  #: that of guessing
+    #: NMI of the assignment of the round before and what its clusters became in the new features; NaN in the first.
     nmi_previous: float
-    changed: float
+    changed: float  #: share of the images that left the majority of their previous cluster; NaN in the first round
+    #: Share of the pseudo-labels' loss in what was minimised; the rest, if any, is that of the loss of single images.
     cluster_weight: float
-    lr: float
-    state: State
+    lr: float  #: learning rate in the middle of the round
+    state: State  #: after the round; save it to go on from here
 
     @property
     def change(self) -> float:

@@ -29,14 +29,11 @@ Directions = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Whitening:
-    """An affine map to whitened rows, fitted by :func:`whiten`: ``mean`` (D), ``projection`` (D x d).
+    """An affine map to whitened rows, fitted by :func:`whiten`."""
 
-    ``root``: Take the :func:`square_roots` of the rows first.
-    """
-
-    mean: Tensor
-    projection: Tensor
-    root: bool = False
+    mean: Tensor  #: D
+    projection: Tensor  #: D x d
+    root: bool = False  #: take the :func:`square_roots` of the rows first
 
     def __call__(self, x: Tensor, device: torch.device | None = None, *, unit: bool = True) -> Tensor:
         """Map N x D features to N x d rows of length 1, on ``device`` (None: that of x); a row at the mean stays zero.

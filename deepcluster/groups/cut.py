@@ -25,13 +25,10 @@ PINNED_AT_ONCE = 256  # pinned images that become centroids at a time: near imag
 
 @dataclass(frozen=True)
 class Cut:
-    """Groups made of centroids: ``centroids`` (float32, M x d) and their groups, ``group_of`` (int64, M).
+    """Groups made of centroids, numbered 0..K-1 by descending size when first made, and fixed from then on."""
 
-    Group numbers are 0..K-1 by descending size when first made, and fixed from then on.
-    """
-
-    centroids: Tensor
-    group_of: Tensor
+    centroids: Tensor  #: float32, M x d
+    group_of: Tensor  #: int64, M, the groups of the centroids
 
     @property
     def count(self) -> int:

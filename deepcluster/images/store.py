@@ -39,12 +39,9 @@ MEMORY_BUDGET = 4 << 30  # bytes of images in memory; more go to a mapped file
 
 @dataclass(frozen=True)
 class Store:
-    """Usable images of a source, in its order.
+    """Usable images of a source, in its order."""
 
-    ``images`` are uint8 N x 3 x S x S, channels-last in memory (a memory-mapped file above the budget); with several
-    ranks only those of this one.
-    """
-
+    # uint8, N x 3 x S x S, channels-last in memory (a mapped file above the budget); of several ranks only this one's.
     images: Tensor
     usable: tuple[int, ...]  # row i of all ranks is ``source.paths[usable[i]]``
     skipped: tuple[tuple[str, str], ...]  # (path, reason) of all other images, in the order of their bytes
