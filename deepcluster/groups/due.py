@@ -49,10 +49,7 @@ class Drift:
 
 
 def drift(cluster: npt.NDArray[np.int64], residuals: npt.NDArray[np.float32], fitted: int, limit: float) -> Drift:
-    """Compare the images added since a fit with the ``fitted`` ones, which come first in ``cluster`` and ``residuals``.
-
-    ``limit``: The residual above which an image is an outlier.
-    """
+    """Compare the images added since a fit with the first, ``fitted`` ones; residuals above ``limit`` are outliers'."""
     added = len(cluster) - fitted
     if not added:
         return Drift(fitted, 0)

@@ -39,8 +39,7 @@ def from_dataset(dataset: Any, name: str, location: str, labels: tuple[str, ...]
     which are decoded as files are; else DataError. ``read`` raises ``Undecodable`` or ``OSError`` for an item that is
     not an image.
     """
-    is_hugging_face = hasattr(dataset, "cast_column")
-    items = _hugging_face(dataset, location) if is_hugging_face else _Dataset(location, dataset)
+    items = _hugging_face(dataset, location) if hasattr(dataset, "cast_column") else _Dataset(location, dataset)
     return Source(name, location, numbered(len(dataset)), items, labels)
 
 

@@ -32,8 +32,8 @@ def from_torchvision(name: str) -> Source:
     from torchvision import datasets
 
     general = ("VisionDataset", "DatasetFolder", "ImageFolder")
-    titles = [title for title in datasets.__all__ if inspect.isclass(getattr(datasets, title)) and title not in general]
-    classes = {title.lower(): title for title in titles}
+    kinds = {title: getattr(datasets, title) for title in datasets.__all__ if title not in general}
+    classes = {title.lower(): title for title, kind in kinds.items() if inspect.isclass(kind)}
     title = classes.get(name.lower())
     if title is None:
         near = difflib.get_close_matches(name.lower(), classes, n=3, cutoff=0.5)
@@ -42,8 +42,7 @@ def from_torchvision(name: str) -> Source:
     cache = cache_folder(title)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        kind = getattr(datasets, title)
-        dataset = kind(**_training_part(kind, cache))
+        dataset = kinds[title](**_training_part(kinds[title], cache))
     except Exception as error:  # the classes raise many kinds
         raise DataError(
             f"torchvision:{title} cannot be downloaded into {cache}: {one_line(str(error))}. Check the connection and "

@@ -215,7 +215,17 @@ class _Archives(Items):
         self._sizes.extend(size for _, size in members.images.values())
 
     def read(self, i: int, size: int | None = None) -> Image.Image:
-        return decode(self._open(i), size=size)
+        number = self._number(i)
+        begin = self._offsets[i]
+        length = self._sizes[i]
+        if self._last.number != number:
+            self._last.stream = _Stream(self._shards[number][1])
+            self._last.number = number
+        stream = self._last.stream
+        if length > SMALL_FILE:
+            return decode(io.BufferedReader(Section(stream, begin, begin + length)), size=size)
+        stream.seek(begin)
+        return decode(io.BytesIO(stream.read(length)), size=size)
 
     def origin(self, i: int) -> Origin:
         prefix, _, file = self._shards[self._number(i)]
@@ -224,20 +234,6 @@ class _Archives(Items):
     def _number(self, i: int) -> int:
         """Return the number of the archive that has the i-th image."""
         return bisect_right(self._firsts, i) - 1
-
-    def _open(self, i: int) -> BinaryIO:
-        """Return the bytes of the i-th image, for this thread to read before it opens another. Raises ``OSError``."""
-        number = self._number(i)
-        begin = self._offsets[i]
-        size = self._sizes[i]
-        if self._last.number != number:
-            self._last.stream = _Stream(self._shards[number][1])
-            self._last.number = number
-        stream = self._last.stream
-        if size > SMALL_FILE:
-            return io.BufferedReader(Section(stream, begin, begin + size))
-        stream.seek(begin)
-        return io.BytesIO(stream.read(size))
 
 
 def _key(name: str) -> str:
