@@ -153,7 +153,7 @@ def clustering(
 ) -> Iterator[NamedFigure]:
     """Yield ``acc``, ``nmi`` (geometric mean), ``ami`` and ``ari``, then their ``_chance``: for shuffled labels.
 
-    The label of an image is "" if it has none; DataError if none has one.
+    The label of an image is "" if it has none. DataError if no image has one.
     """
     options = options or ClusteringOptions()
     labelled = [i for i, label in enumerate(labels) if label]

@@ -73,7 +73,7 @@ def cut_features(
         if sizes[group] > 0
     ]
     cut = Cut(torch.cat(parts), torch.repeat_interleave(torch.tensor([len(part) for part in parts])))
-    placed = torch.bincount(nearest_groups(reduced, cut), minlength=cut.count)  # the numbers go by these sizes
+    placed = torch.bincount(nearest_groups(reduced, cut), minlength=cut.count)  # groups are numbered by it
     return Cut(cut.centroids, torch.argsort(torch.argsort(placed, descending=True, stable=True))[cut.group_of])
 
 
