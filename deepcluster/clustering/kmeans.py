@@ -128,7 +128,6 @@ def kmeans(
     Args:
         x: N x d, of any floating type, also a mapped file; read once an iteration and not copied. This rank's rows; the
             result is the same on all ranks, but for the labels.
-        k: Number of clusters.
         start: k x d centroids; or labels (int64, N), of whose clusters the means are taken; or None for a random sample
             of distinct rows.
         iterations: Updates of the centroids at most; one that changes nothing is the last. One more assignment

@@ -41,7 +41,7 @@ def cut_once(rows: Tensor, k: int, seed: int, embed: Embed = embedded) -> Cut:
 def candidates(
     reduced: Tensor, *, seed: int = 0, cut_rows: CutRows = cut_once, finest: bool = False, embed: Embed = embedded
 ) -> list[Candidate]:
-    """Return up to three numbers of groups from 2 to ``MAX_GROUPS`` for N x d features, the most plausible first.
+    """Return up to three numbers of groups, 2 to ``MAX_GROUPS``, for N x d rows of length 1, the most plausible first.
 
     Ward's tree of an embedding (graph.py) is cut into all these numbers. The score of a cut is its silhouette there
     (Lowe et al. 2024) times its modularity (Newman and Girvan 2004): the silhouette alone often prefers two groups, the
@@ -50,7 +50,6 @@ def candidates(
     for fewer than 4 distinct rows.
 
     Args:
-        reduced: N x d features (rows of length 1).
         cut_rows: Cuts a sample, for the stability.
         finest: Put the finest plausible number (up to ``MAX_FINEST``) first, because photographs have more kinds than
             the clearest cut has groups.

@@ -64,13 +64,10 @@ class Network(nn.Module):
     embeddings to B x K logits by the head; ``forward`` does all three.
 
     Args:
-        feature_dim: Number of features of the body.
         activation: Module between the features and a linear head that learns. Centroids are means of embeddings, of
             which a ReLU would cut off a part.
-        projection: Module from features to embeddings; default: the features themselves.
-        embedding_dim: Number of outputs of the projection.
-        mean: Means of the colours; part of the network, so that nobody can forget the normalisation or do it twice.
-        std: Standard deviations of the colours; likewise.
+        projection: Module from features to ``embedding_dim`` embeddings; default: the features themselves.
+        mean, std: Of the colours; part of the network, so that nobody can forget the normalisation or do it twice.
         architecture: The arguments of ``build`` that make this network again; empty for a custom body.
         second_size: Side in px at which a pass sees the images once more (:func:`at_two_sizes`); 0: it does not.
     """
