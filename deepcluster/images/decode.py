@@ -73,7 +73,6 @@ _SYSTEM_REASONS = {
     errno.ENOENT: "no such file",
     errno.ENOTDIR: "no such file",
     errno.EISDIR: "is a folder",
-    errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
     errno.ELOOP: "a symbolic link that leads to itself",
 }
