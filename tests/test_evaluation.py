@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import tarfile
 from contextlib import nullcontext
 
 import numpy as np
@@ -17,6 +16,7 @@ from deepcluster.errors import DataError
 from deepcluster.evaluation import ClusteringOptions
 from deepcluster.evaluation.common import accuracies, check_apart, clustering, hold_out
 from deepcluster.images import find
+from tests.drawings import pack
 from tests.helpers.runs import change_record, rows
 
 
@@ -165,14 +165,12 @@ SAME = {
 
 @pytest.mark.parametrize("way", SAME)
 def test_images_are_not_scored_that_were_learnt_from_by_another_name(way, tmp_path):
-    (tmp_path / "shards").mkdir()
     for folder in ("0", "1"):
         (tmp_path / "photos" / folder).mkdir(parents=True)
         for i in range(2):
             (tmp_path / "photos" / folder / f"{i}.png").write_bytes(b"never decoded")
-        for shard in (tmp_path / "shards" / f"{folder}.tar", tmp_path / "other.tar"):
-            with tarfile.open(shard, "w") as tar:
-                tar.add(tmp_path / "photos" / folder, "images")
+        for shard in (f"shards/{folder}.tar", "other.tar"):
+            pack(tmp_path / shard, {"images": tmp_path / "photos" / folder})
     for link, target in (("link", "photos"), ("link.tar", "shards/0.tar"), ("b.npy", "a.npy")):
         (tmp_path / link).symlink_to(tmp_path / target)
     shutil.copytree(tmp_path / "photos", tmp_path / "hard", copy_function=os.link)

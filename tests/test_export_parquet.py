@@ -8,7 +8,6 @@ from deepcluster.export import parquet
 from deepcluster.report import pictures
 from deepcluster.storage import model_files as models
 from deepcluster.storage.content import FILES
-from deepcluster.storage.run_folder import RunFolder
 from tests.exports import hand_run, write_clusters
 from tests.tiny import tiny_model, writable
 
@@ -28,12 +27,16 @@ def run(tmp_path):
     return run
 
 
-def test_a_parquet_file_has_the_rows_of_the_run(run, tmp_path):
+def test_a_parquet_file_has_the_rows_of_the_run_and_the_places_and_neighbours_that_viewers_need(run, tmp_path):
+    """In embedding-atlas' form: zero-based rows of the table, the nearest first, and not the image itself."""
     pq = pytest.importorskip("pyarrow.parquet")
-    out = tmp_path / "new" / "x.parquet"
+    folder, out = writable(run), tmp_path / "new" / "x.parquet"
+    *rows, not_used = folder.read_rows("clusters.csv")
+    write_clusters(run, [not_used, *rows])
+    places = np.arange(8, dtype=np.float32).reshape(4, 2)
+    folder.write_blocks("map.npy", places.shape, [places])
     parquet(run, out)
     table = pq.read_table(out)
-    rows = RunFolder(run).read_rows("clusters.csv")
     assert table.column_names == [*FILES["clusters.csv"].columns, "map_x", "map_y", "neighbors", "features"]
     assert {name: str(table.schema.field(name).type) for name in table.column_names} == {
         "path": "string", "status": "string", "cluster": "int32", "name": "string", "fine_cluster": "int32",
@@ -42,31 +45,20 @@ def test_a_parquet_file_has_the_rows_of_the_run(run, tmp_path):
         "neighbors": "struct<ids: list<element: int64>, distances: list<element: float>>",
         "features": "fixed_size_list<element: float>[4]",
     }  # fmt: skip
-    found = table.to_pylist()
-    assert [row["path"] for row in found] == ["a.png", "=1+1.png", "\\xff\n.png", "ü.png", "x.doc"]
-    assert [row["name"] for row in found] == ["", "b", "", "b", None]
-    assert [row["label"] for row in found] == ["-1", None, None, "two", None]
+    skipped, *found = table.to_pylist()
+    assert np.isnan(skipped.pop("features")).all()
+    assert {name: value for name, value in skipped.items() if value is not None} == {
+        "path": "x.doc", "status": "skipped"
+    }  # fmt: skip
+    assert [row["path"] for row in found] == ["a.png", "=1+1.png", "\\xff\n.png", "ü.png"]
+    assert [row["name"] for row in found] == ["", "b", "", "b"]
+    assert [row["label"] for row in found] == ["-1", None, None, "two"]
     for column, kind in (("cluster", int), ("fine_cluster", int), ("distance", float), ("margin", float)):
-        assert [row[column] for row in found] == [*(kind(row[column]) for row in rows[:4]), None]
-    assert [row["is_outlier"] for row in found] == [False, True, False, True, None]
-    features = np.load(run / "features.npy")
-    assert np.isnan(found[4]["features"]).all()
-    assert np.array_equal(np.array([row["features"] for row in found[:4]], np.float32), features)
-
-
-def test_a_parquet_file_has_the_places_and_neighbours_that_viewers_need(run, tmp_path):
-    """In embedding-atlas' form: zero-based rows of the table, the nearest first, and not the image itself."""
-    pq = pytest.importorskip("pyarrow.parquet")
-    folder = writable(run)
-    rows = folder.read_rows("clusters.csv")
-    write_clusters(run, [rows[4], *rows[:4]])  # the skipped one first
-    places = np.arange(8, dtype=np.float32).reshape(4, 2)
-    folder.write_blocks("map.npy", places.shape, [places])
-    parquet(run, tmp_path / "x.parquet")
-    skipped, *found = pq.read_table(tmp_path / "x.parquet").to_pylist()
-    assert [skipped[name] for name in ("map_x", "map_y", "neighbors", "cluster")] == [None] * 4
+        assert [row[column] for row in found] == [kind(row[column]) for row in rows]
+    assert [row["is_outlier"] for row in found] == [False, True, False, True]
     assert [[row["map_x"], row["map_y"]] for row in found] == places.tolist()
     features = np.load(run / "features.npy")
+    assert np.array_equal(np.array([row["features"] for row in found], np.float32), features)
     between = np.linalg.norm(features[:, None] - features[None], axis=2)
     for i, row in enumerate(found):
         nearest = [j for j in np.argsort(between[i]) if j != i]
