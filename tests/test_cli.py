@@ -454,14 +454,10 @@ def test_more_skipped_files_than_allowed_change_nothing(verb, asked, ends, capsy
     assert len(asked(f"{verb} run new --max-skipped 2")["skipped"]) == 2
 
 
-def test_the_state_of_a_run_is_told_without_torch(asked):
+def test_the_state_of_a_run_is_told_without_torch_or_the_error_that_it_meets(asked, prints):
     code = "import sys; from deepcluster import cli; cli.main(); assert not {'torch', 'scipy.stats'} & {*sys.modules}"
-    told = subprocess.check_output([sys.executable, "-c", code, "doctor", "run", "--json"], text=True)
-    assert json.loads(told) == asked("doctor run")
-
-
-def test_the_state_of_a_run_is_told_or_the_error_that_it_meets(asked, prints):
-    told = asked("doctor run")
+    told = json.loads(subprocess.check_output([sys.executable, "-c", code, "doctor", "run", "--json"], text=True))
+    assert told == asked("doctor run")
     for name, folder in (("run_bytes", "run"), ("model_bytes", "run/model")):
         assert told[name] == sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
     assert (told["images_count"], told["added_count"], told["due"], told["outlier_share"]) == (48, 0, False, None)
