@@ -4,7 +4,6 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from deepcluster.errors import DiskError
@@ -35,18 +34,6 @@ def test_a_tree_comes_back_and_what_is_none_is_refused(tmp_path: Path, key: str,
     (tmp_path / "tree.json").write_text(json.dumps(table | {key: value}))
     with pytest.raises(DiskError, match=r"tree\.json"):
         drawn.read_tree(folder, 9)
-
-
-def test_a_run_has_them(run: Path) -> None:
-    folder = RunFolder(run)
-    places, tree = drawn.read_map(folder, 48), drawn.read_tree(folder, 48)
-    assert places is not None and np.ptp(places, axis=0).min() > 1 and drawn.read_sheet(folder)
-    assert tree is not None and set(tree.groups) == {0, 1, 2} and tree.sizes[-1] == 48
-    # The groups of the tree are those of the table, with their medoids.
-    paths = [row["path"] for row in folder.read_rows("clusters.csv") if row["status"] == "ok"]
-    nodes = {(size, paths[medoid]) for size, medoid in zip(tree.sizes, tree.medoids, strict=True)}
-    groups = folder.read_rows("cluster_summary.csv")
-    assert {(int(row["size"]), row["medoid_path"]) for row in groups} <= nodes
 
 
 def parts(run: Path) -> set[str]:

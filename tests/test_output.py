@@ -52,9 +52,8 @@ THERE = {
 }
 READ = {
     "the paths of features": "predict given photos.npy -o photos.csv",
-    "an image": "predict run photos -o photos/0.png",
     "an image on standard input": "predict run - -o photos/1.png",
-    "the image": "predict run photos/0.png -o photos/0.png",
+    "an image": "predict run photos -o photos/0.png",
     "a hard link to an image": "predict run list.txt -o hard.csv",
     "the list": "predict run list.txt -o ./list.txt",
     "a shard": "predict run s{0..0}.tar -o s0.tar",

@@ -59,6 +59,8 @@ def test_a_full_page_stays_below_five_megabytes(monkeypatch, images, length, in_
     beside = {"similar": np.zeros((count, min(8, 80_000 // count)), np.int64), "part": np.zeros(count, np.int64)}
     text, parsed = page(clusters=rows, **drawn(images) | {"sheet": bytes(pictures.MAX_SHEET_BYTES)} | beside)
     assert (len(parsed.all("img")), count) == (1100, in_page)
+    of_script = json.loads(parsed.all("script", id="data")[0][1])["images"]
+    assert of_script["every"] == of_script["step"] == int(of_script["names"][1][-5:]) == -(-images // in_page)
     assert size < len(text.encode()) <= 5_000_000
 
 

@@ -15,11 +15,10 @@ from PIL import Image
 
 from deepcluster.groups.tree import Parts
 from deepcluster.images import find
-from deepcluster.report import page
 from deepcluster.report import pictures as sheets
 from deepcluster.report.charts import histogram, histograms, training_charts
-from deepcluster.report.page import RunData, on_page, script_data
-from deepcluster.report.pictures import THUMBNAIL, columns, on_sheet, sprite_sheet, thumbnail, tile, tiny_pictures
+from deepcluster.report.page import RunData, script_data
+from deepcluster.report.pictures import THUMBNAIL, sprite_sheet, thumbnail, tiny_pictures
 from deepcluster.report.sections import MAX_OUTLIERS, MEDOID, confusion, problems, representatives
 from deepcluster.runs.page import pictures, report
 from deepcluster.storage.content import Table
@@ -193,19 +192,7 @@ def test_clusters_tree_and_links_by_hand() -> None:
     assert read(rows, originals="../caf\udce9 #1/")["originals"] == "../caf%E9%20%231/"
 
 
-def test_long_names_make_the_images_fewer(monkeypatch: Any) -> None:
-    monkeypatch.setattr(page, "MAX_NAMES", 100)
-    rows = [row("n" * 20 + str(i)) for i in range(10)]  # 210 characters: every third
-    assert on_page(rows) == ([0, 3, 6, 9], 3)
-    images = read(rows)["images"]
-    assert [name[-1] for name in images["names"]] == ["0", "3", "6", "9"]
-    assert images["every"] == images["step"] == 3
-
-
-def test_a_sheet_has_a_place_for_each_of_many(monkeypatch: Any) -> None:
-    monkeypatch.setattr(sheets, "MAX_PICTURES", 10)
-    assert on_sheet(10) == list(range(10)) and on_sheet(25) == [0, 3, 6, 9, 12, 15, 18, 21, 24]
-    assert [tile(i, 25) for i in (0, 1, 3, 24)] == [0, -1, 1, 8] and columns(9) == 3 and columns(10) == 4
+def test_a_sheet_is_pixels_alone_and_keeps_to_its_limit(monkeypatch: Any) -> None:
     with Image.open(BytesIO(sprite_sheet(tiny_pictures(drawings(2)[0][:5], 0, 5)))) as picture:
         assert (picture.format, picture.size) == ("WEBP", (72, 48))  # 3 beside each other
         assert not picture.info.keys() & {"exif", "icc_profile", "xmp"}
@@ -225,19 +212,15 @@ def test_confusion_by_hand() -> None:
     assert many["hidden"] == 2000 - sum(count for _, _, cells in many["rows"] for count, _ in cells) > 0
 
 
-def test_outliers_come_by_distance() -> None:
-    rows = [row("a", 0, "1", is_outlier="1"), row("b"), row("c", 2, "3", is_outlier="1")]
-    found = problems([], Table.of(rows), None)
-    assert [(it["path"], it["tile"], it["cluster"]) for it in found["outliers"]] == [("c", 2, "2"), ("a", 0, "0")]
-    assert found["outliers"][0]["about"] == "distance 3" and found["count"] == 2 and found["duplicates"] is None
-    many = problems([], Table.of([row(str(i), is_outlier="1") for i in range(500)]), None)
-    assert (len(many["outliers"]), many["outliers_count"]) == (MAX_OUTLIERS, 500)
-
-
-def test_duplicates_by_hand() -> None:
+def test_outliers_by_distance_and_duplicates_by_hand() -> None:
+    rows = [row("a", 4, "1", is_outlier="1"), row("b", 5), row("c", 6, "3", is_outlier="1")]
     pairs = [("0", "b", "0"), ("0", "a", "0.02"), ("1", "c", "0"), ("1", "gone", "0.1")]
     alike = [dict(zip(("group", "path", "distance"), cells, strict=True)) for cells in pairs]
-    found = problems([], Table.of([row("a", 4), row("b", 5), row("c", 6)]), alike)
-    assert (found["groups_count"], found["duplicates_count"], found["count"]) == (2, 4, 2)
+    found = problems([], Table.of(rows), alike)
+    assert [(it["path"], it["tile"], it["cluster"]) for it in found["outliers"]] == [("c", 2, "6"), ("a", 0, "4")]
+    assert found["outliers"][0]["about"] == "distance 3" and found["count"] == 4
+    assert (found["groups_count"], found["duplicates_count"]) == (2, 4)
     groups = [[(it["path"], it["tile"], it["cluster"]) for it in group] for group, _ in found["duplicates"]]
     assert groups == [[("b", 1, "5"), ("a", 0, "4")], [("c", 2, "6"), ("gone", -1, "")]]
+    many = problems([], Table.of([row(str(i), is_outlier="1") for i in range(500)]), None)
+    assert (len(many["outliers"]), many["outliers_count"]) == (MAX_OUTLIERS, 500) and many["duplicates"] is None

@@ -61,12 +61,6 @@ def answer(address: str, action: str, of: str, **words: object) -> tuple[int, di
     return status, json.loads(text)
 
 
-def act(address: str, action: str, of: str, **words: object) -> tuple[int, str]:
-    """Ask for an action from a page of the version ``of``; the status, and what it says or which error."""
-    status, answered = answer(address, action, of, **words)
-    return status, answered.get("said") or answered.get("error")
-
-
 def colour(address: str, of: str, row: int) -> str:
     """The strongest colour of an image that a page of the version ``of`` enlarges."""
     with urlopen(f"{address}image/{of}/{row}") as answer:
