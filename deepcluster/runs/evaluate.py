@@ -134,10 +134,7 @@ class _Evaluation:
         return model
 
     def read(self, source: Source, labels: Sequence[str], size: int, name: str) -> tuple[Store, list[str]]:
-        """Read the usable images that have a label ("": none), and return them with their labels. A collective.
-
-        ``name``: Name of a new scratch folder, for images that do not fit into memory.
-        """
+        """Return the usable images with a label, and the labels; a collective. ``name``: Of a new scratch folder."""
         check_alike(source, self.processes)
         labelled = [i for i, label in enumerate(labels) if label]
         if not labelled:

@@ -288,23 +288,15 @@ def _read_features(job: Job, begun: Begun, features: Tensor) -> tuple[ImagesRead
     total = len(source.paths)
     settings = (line for line in to_toml(recipe).splitlines() if line.partition(" ")[0] in FEATURES_OPTIONS)
     pictures = pictures_of(source) if job.processes.is_main else None
-    images = ImagesRead(
-        store=Store(
-            images=torch.empty(0),
-            usable=tuple(range(total)),
-            skipped=(),
-            partition=Partition.of(job.processes, len(job.processes.part(total))),
-        ),
-        recipe=recipe,
-        digests=dict(zip(source.paths, row_digests(features), strict=True)),
-        beginning={
-            "recipe.toml": "\n".join(settings) + "\n",
-            "skipped.csv": [],
-            "history.csv": [],
-            **({} if pictures is None else {SHEET: sprite_sheet(tiny_pictures(pictures, 0, total))}),
-        },
-    )
-    return images, {"backbone": NO_NETWORK, "reasons": begun.reasons}
+    store = Store(torch.empty(0), tuple(range(total)), (), Partition.of(job.processes, len(job.processes.part(total))))
+    digests = dict(zip(source.paths, row_digests(features), strict=True))
+    beginning: Contents = {
+        "recipe.toml": "\n".join(settings) + "\n",
+        "skipped.csv": [],
+        "history.csv": [],
+        **({} if pictures is None else {SHEET: sprite_sheet(tiny_pictures(pictures, 0, total))}),
+    }
+    return ImagesRead(store, recipe, digests, beginning), {"backbone": NO_NETWORK, "reasons": begun.reasons}
 
 
 def pictures_of(source: Source) -> Tensor | None:

@@ -196,7 +196,9 @@ def edited(
     for first, *others in edits.merge:
         target[others] = first
     names = [*model.names, *[""] * (len(target) - len(model.names))]
-    coarse = _coarse_of_parts(model.coarse, edits.split)
+    coarse = [*model.coarse]
+    for number, parts in edits.split:  # the parts of a cluster stay in its coarse group, if there are any
+        coarse += coarse[number : number + 1] * (parts - 1)
     junk = set(model.junk)
     for clusters in edits.merge:
         names[clusters[0]] = next((names[number] for number in clusters if names[number]), "")
@@ -256,11 +258,6 @@ def _split_up(cut: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor) -> C
             )
         cut = split_group(cut, branches, wanted)
     return cut
-
-
-def _coarse_of_parts(coarse: Sequence[int], splits: Sequence[tuple[int, int]]) -> list[int]:
-    """Return the coarse groups of the clusters after the splits: the parts stay in that of their cluster."""
-    return [*coarse, *(coarse[number] for number, parts in splits for _ in range(parts - 1) if coarse)]
 
 
 def _coarse_of_moves(coarse: Sequence[int], moves: Mapping[int, int], before: Tensor, count: int) -> list[int]:

@@ -85,13 +85,13 @@ class Partition:
         """Return the ``rows`` (numbers, the same on every rank), on the main rank; none on the others."""
         return self.get_rows(local, [rows, *[rows[:0]] * (self.processes.world_size - 1)])
 
-    def blocks(self, local: Tensor, size: int = BLOCK) -> Iterator[Tensor]:
-        """Yield all rows, ``size`` at a time, on the main rank; empty blocks on the others, which must take as many."""
+    def blocks(self, local: Tensor) -> Iterator[Tensor]:
+        """Yield all rows, ``BLOCK`` at a time, on the main rank; empty ones on the others, which must take as many."""
         if self.processes.alone:
-            yield from local.split(size)
+            yield from local.split(BLOCK)
             return
-        for begin in range(0, self.total, size):
-            yield self.to_main(local, torch.arange(begin, min(begin + size, self.total)))
+        for begin in range(0, self.total, BLOCK):
+            yield self.to_main(local, torch.arange(begin, min(begin + BLOCK, self.total)))
 
     def put_rows(self, values: Tensor, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Send this rank's ``values`` to the owners of their ``rows`` (the numbers of all ranks' values).
