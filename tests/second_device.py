@@ -77,11 +77,10 @@ def _run(func: Any, args: Any, kwargs: Any, waits: Counter[str]) -> Any:
     args_inside, kwargs_inside = tree_map(lambda x: x.inside if isinstance(x, Elsewhere) else x, (args, kwargs))
     if where is not None:
         kwargs_inside["device"] = torch.device("cpu")
-    if far and (name == "_local_scalar_dense.default" or (name == "_to_copy.default" and not there)):
-        waits[name] += 1
-    if name == "copy_.default" and isinstance(args[1], Elsewhere) and not isinstance(args[0], Elsewhere):
-        waits[name] += 1
-    if name in ("nonzero.default", "bincount.default", "unique_consecutive.default", "_unique2.default") and far:
+    leaves = name == "_local_scalar_dense.default" or (name == "_to_copy.default" and not there)
+    counts = name in ("nonzero.default", "bincount.default", "unique_consecutive.default", "_unique2.default")
+    copied = name == "copy_.default" and isinstance(args[1], Elsewhere) and not isinstance(args[0], Elsewhere)
+    if copied or (far and (leaves or counts)):
         waits[name] += 1
     found = func(*args_inside, **kwargs_inside)
     if args and isinstance(found, Tensor) and found is args_inside[0]:

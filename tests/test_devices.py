@@ -4,9 +4,10 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from functools import partial
 from types import SimpleNamespace
-from typing import ClassVar
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -38,17 +39,13 @@ COLOURED = Augmentation(colour=0.4, grey=0.2)
 def test_the_second_device_refuses_what_a_gpu_refuses():
     with second_device() as waits:
         x = ROWS.to(ELSEWHERE)
-        assert x.device.type == "meta"
-        assert torch.equal((2 * x).cpu(), 2 * ROWS)
-        assert waits["_to_copy.default"] == 1
+        assert torch.equal((2 * x).cpu(), 2 * ROWS) and waits.total() == 1
         with pytest.raises(RuntimeError, match="two"):
             x + ROWS
         with pytest.raises(RuntimeError, match="generator"):
             torch.rand(3, device=ELSEWHERE, generator=generator(0, "numbers"))
         with pytest.raises(RuntimeError, match="numpy"):
             x.numpy()
-        x[:2] = 0
-        assert not x[:2].cpu().any()
 
 
 @pytest.mark.parametrize(
@@ -124,8 +121,8 @@ def test_views_on_another_device_are_those_of_the_cpu(side):
 
 
 @pytest.mark.parametrize("memory", [False, True])
-def test_no_step_waits_for_the_device(memory):
-    """As many waits in an epoch of eight steps as in one of two: its loss is read once."""
+def test_no_batch_waits_for_the_device(memory):
+    """No pass for features waits, and an epoch of eight steps as often as one of two: its loss is read once."""
     images, kinds = drawings(8)
 
     def waits(batch_size: int) -> int:
@@ -135,6 +132,8 @@ def test_no_step_waits_for_the_device(memory):
             kept = torch.zeros(24, net.embedding_dim).to(ELSEWHERE) if memory else None
             optimizer = body_optimizer(net, Learning())
             found.clear()
+            extract(net, images, Compute.of(net, images, batch_size=batch_size))
+            assert not found.total()
             learn(
                 net, images, torch.tensor(kinds), optimizer, size=24, lr=0.1, epochs=1, batch_size=batch_size,
                 views=(COLOURED, COLOURED), cluster_weight=0.5, loss=WithInstances(0.2), memory=kept,
@@ -142,19 +141,6 @@ def test_no_step_waits_for_the_device(memory):
         return found.total()
 
     assert waits(3) == waits(12) <= 2
-
-
-def test_no_batch_of_features_waits_for_the_device_they_stay_on(monkeypatch):
-    images, _ = drawings(8)
-    with second_device() as found:
-        net = build("compact", image_size=24).to(ELSEWHERE)
-        found.clear()
-        compute = Compute.of(net, images, batch_size=4)
-        extract(net, images, compute)
-        assert not found.total()
-        monkeypatch.setattr(compute_module, "holds_rows", lambda *_: False)
-        extract(net, images, compute)
-        assert found.total() == 6
 
 
 def test_rows_go_to_a_device_that_has_room_and_float64(monkeypatch):
@@ -197,45 +183,16 @@ def test_features_in_float32_are_computed_in_float32():
     assert seen == ["ieee", "tf32"]
 
 
-def test_a_lent_generator_is_that_of_the_cpu_where_no_device_is_named(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU that nobody named"))
-    with lent_global(0, "test"):
-        first = torch.rand(3)
-    with lent_global(0, "test"):
-        assert torch.equal(torch.rand(3), first)
-
-
-class Stream:
-    """The part of torch.cuda that made_ahead uses, with a log of the waits."""
-
-    log: ClassVar[list[str]] = []
-
-    def __init__(self, device=None):
-        self.recorded = 0
-
-    def record_event(self):
-        self.recorded += 1
-        name = f"{threading.current_thread() is threading.main_thread()} {self.recorded}"
-        return SimpleNamespace(name=name, synchronize=lambda: self.log.append(f"synchronize {name}"))
-
-    def wait_event(self, event):
-        self.log.append(f"wait {event.name}")
-
-
 def test_a_gpu_waits_for_a_batch_and_batches_do_not_run_away_from_it(monkeypatch):
-    used = Stream()
-    monkeypatch.setattr(Stream, "log", [])
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    making, using, begun = Mock(), Mock(), []
+    making.record_event.side_effect = range(8)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: making)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: used)
-    begun = []
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: using)
     for task in made_ahead(lambda task: begun.append(task) or task, range(8), torch.device("cuda:0")):
-        assert len(begun) <= task + 3
-    assert begun == list(range(8))
-    assert [line for line in Stream.log if line.startswith("wait")] == [f"wait False {i}" for i in range(1, 9)]
-    waited = [line for line in Stream.log if line.startswith("synchronize")]
-    assert waited == [f"synchronize True {i}" for i in range(1, len(waited) + 1)]
-    assert len(waited) >= 3
+        assert using.wait_event.call_args.args == (task,) and len(begun) <= task + 3
+    assert begun == [*range(8)]
+    assert using.record_event().synchronize.call_count >= 3
 
 
 # ---- threads that work ahead -----------------------------------------------------------------------------------------
@@ -265,65 +222,42 @@ def test_the_next_is_made_while_this_one_is_used_on_a_gpu(device, ahead):
     assert list(results) == [1, 2, 3, 4]
 
 
-def test_an_error_stops_the_rest():
-    done = []
-
-    def work(task: int) -> None:
-        if task == 1:
-            raise ValueError("task 1")
-        done.append(task)
-        time.sleep(0.01)
-
-    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="task 1"):
-        list(in_order(pool, work, range(100), ahead=50))
-    assert len(done) < 10
-
-
-def test_threads_are_one_inside_and_as_before_outside():
+def test_threads_are_one_inside_and_as_before_outside(request):
     def blas_threads() -> set[int]:
         return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
 
-    np.ones((2, 2)) @ np.ones((2, 2))
-    before, blas_before = torch.get_num_threads(), blas_threads()
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
     torch.set_num_threads(2)
-    try:
-        with one_thread(), pool_of(3) as pool:
-            assert list(pool.map(lambda _: torch.get_num_threads(), range(6))) == [1] * 6
-            assert blas_threads() == {1}
-        with pytest.raises(KeyError), one_thread():
-            raise KeyError
-        assert torch.get_num_threads() == 2
-        with ThreadPoolExecutor(1) as pool:  # threads begun later are not concerned
-            assert pool.submit(torch.get_num_threads).result() == 2
-    finally:
-        torch.set_num_threads(before)
-    assert blas_threads() == blas_before
+    np.ones((2, 2)) @ np.ones((2, 2))
+    before = blas_threads()
+    with one_thread(), pool_of(3) as pool:
+        assert list(pool.map(lambda _: torch.get_num_threads(), range(6))) == [1] * 6
+        assert blas_threads() == {1}
+    with pytest.raises(KeyError), one_thread():
+        raise KeyError
+    with ThreadPoolExecutor(1) as pool:  # threads begun later are not concerned
+        assert torch.get_num_threads() == pool.submit(torch.get_num_threads).result() == 2
+    assert blas_threads() == before
 
 
 # ---- seeds ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_argument_matters():
+def test_a_seed_depends_on_every_argument_and_is_the_same_on_every_machine():
     seeds = [derive(0, "a"), derive(1, "a"), derive(0, "b"), derive(0, "a", 0), derive(0, "a", 1), derive(0, "a", 1, 0)]
     assert len(set(seeds)) == len(seeds)
-    assert all(0 <= seed < 2**63 for seed in seeds)
-
-
-def test_a_seed_is_the_same_on_every_machine():
     # printf 0/head/3 | sha256sum: the first 63 bits. Results must not change with the version or the machine.
     assert derive(0, "head", 3) == 6617858454930489592
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_lent_global_gives_back_what_it_borrowed(fails):
+@pytest.mark.parametrize("error", [None, ValueError])
+def test_lent_global_gives_back_what_it_borrowed(error, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU that nobody named"))
     before = torch.get_rng_state()
-    try:
-        with lent_global(0, "x"):
-            inside = torch.rand(3)
-            if fails:
-                raise ValueError
-    except ValueError:
-        pass
+    with suppress(ValueError), lent_global(0, "x"):
+        inside = torch.rand(3)
+        if error:
+            raise error
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(7)  # what happened outside does not matter
     with lent_global(0, "x"):
