@@ -55,24 +55,9 @@ def test_labels_belong_to_the_returned_centroids(middle, apart):
     assert found.inertia == pytest.approx(distances.min(1).values.square().sum().item(), rel=1e-5)
 
 
-def test_start_is_a_sample_of_distinct_rows():
-    x = torch.cat([torch.zeros(990, 2), normal(10, 2)])
-    centroids = kmeans(x, 11, iterations=0).centroids
-    assert sorted(centroids.tolist()) == sorted(x[989:].tolist())
-
-
-@pytest.mark.parametrize("iterations", [0, 5])
-def test_input_is_not_changed(iterations):
-    x = normal(100, 4)
-    start = x[:1].repeat(7, 1)  # so that there is something to repair
-    given = x.clone(), start.clone()
-    kmeans(x, 7, start=start, empty="split", iterations=iterations)
-    assert torch.equal(x, given[0]) and torch.equal(start, given[1])
-
-
-@pytest.mark.parametrize("k", [3, 9000, 70_000])
-def test_sums_by_label_are_those_of_torch(k):
-    """Few clusters, more than the rows of a block, and more than 16 bits number."""
+def test_sums_by_label_are_those_of_torch():
+    """For more clusters than the rows of a block, and than 16 bits number."""
+    k = 70_000
     x, labels = normal(8500, 3), torch.randint(0, k, (8500,), generator=generator(3, "test"))
     with shared_out(x) as rows:
         totals = cluster_sums(rows, k, labels)
@@ -129,20 +114,11 @@ def test_a_start_by_labels_is_the_means_of_their_rows():
 
 
 def test_faiss_splits_by_hand():
-    """Four rows and two centroids without any: halves of the only donor, each 1/1024 apart from where it then is."""
+    """Four rows and a centroid without any: it and its donor are each 1/1024 apart from where the donor is then."""
     x = torch.tensor([[1.0, 1, 1], [1, 1, 1], [3, 3, 3], [3, 3, 3]])
-    start = torch.tensor([[2.0, 2, 2], [9, 9, 9], [9, 9, 9]])
-    found = kmeans(x, 3, start=start, empty="faiss", iterations=1)
+    found = kmeans(x, 2, start=torch.tensor([[2.0, 2, 2], [9, 9, 9]]), empty="faiss", iterations=1)
     away = torch.tensor([1, -1, 1]) / 1024
-    # First 1 gets its place and half of 4, then 2 that of 0 or of 1, which have two rows each.
-    first, donor = 2 * (1 + away), 2 * (1 - away)
-    if torch.equal(found.centroids[1], first):
-        expected = torch.stack([donor * (1 - away), first, donor * (1 + away)])
-    else:
-        expected = torch.stack([donor, first * (1 - away), first * (1 + away)])
-    assert torch.equal(found.centroids, expected)
-    assert found.reseeded == 2
-    assert found.sizes.tolist().count(0) == 1  # nothing is repaired after the last update
+    assert torch.equal(found.centroids, torch.stack([2 * (1 - away), 2 * (1 + away)])) and found.reseeded == 1
 
 
 def test_faiss_leaves_clusters_empty_and_draws_donors_by_size():
@@ -179,10 +155,12 @@ def test_input_is_not_copied():
 def test_split_puts_centroids_beside_large_clusters():
     """60 % of the rows are nearly one point: splitting must end with less inertia than random rows give."""
     x = F.normalize(torch.cat([normal(800, 16), normal(1200, 16, 1) * 0.05 + 1]))
+    given = x.clone()
     from_random_rows = [kmeans(x, 200, empty="split", seed=seed).inertia for seed in range(3)]
     from_one_point = kmeans(x, 200, start=x[-200:], empty="split")
-    assert from_one_point.sizes.min() >= 1
     assert from_one_point.inertia < 1.1 * min(from_random_rows)
+    kmeans(x, 200, start=x[:1].expand(200, -1), iterations=0)
+    assert torch.equal(x, given)  # neither rows nor start are written to
 
 
 @pytest.mark.parametrize(
@@ -207,17 +185,14 @@ def test_numbers_that_are_not_finite_or_too_small_are_refused():
     for iterations in (0, 3):
         with pytest.raises(NonFiniteError, match="1 of 5"):
             kmeans(x, 2, start=torch.zeros(2, 2), iterations=iterations)
-    for large in (torch.full((4, 2), 3e38), torch.full((4, 2), 1e200, dtype=torch.float64)):
+    large, small = torch.full((4, 2), 1e200, dtype=torch.float64), 1e-60 * normal(8, 2).double()
+    for rows in (torch.full((4, 2), 3e38), large, 1e-20 * normal(8, 2), small):
         with pytest.raises(NonFiniteError):
-            kmeans(large, 2)
-    for small in (1e-20 * normal(8, 2), 1e-60 * normal(8, 2).double()):
-        with pytest.raises(NonFiniteError):
-            kmeans(small, 2)
+            kmeans(rows, 2)
     assert kmeans(1e-15 * normal(80, 2), 2).sizes.min() > 0 == kmeans(torch.zeros(8, 2), 2).inertia
 
 
 def test_it_ends_where_nothing_changes_any_more():
-    """And that is the end that all further iterations would have come to."""
     x = normal(400, 6, 3)
     found = kmeans(x, 8, iterations=300)
     assert 1 < found.iterations < 100
@@ -250,7 +225,7 @@ def test_never_an_empty_cluster_that_could_be_filled(ranks, count, rows, k, empt
     assert len(labels) == len(x) and labels.min() >= 0 and labels.max() < k
     for each in found:
         assert int((each.sizes > 0).sum()) == filled
-        assert start == "rows" or each.reseeded >= filled - 1
+        assert each.reseeded >= filled - 1 if start != "rows" else iterations or each.reseeded == 0
         assert torch.equal(each.centroids, found[0].centroids)
 
 
@@ -273,7 +248,6 @@ def test_nearest_rows_in_blocks_of_any_size(monkeypatch, products, least, k):
 
 def test_accuracy_and_changed_by_hand():
     labels = ["a", "a", "a", "b", "b", "c"]
-    assert scores(labels, [2, 2, 2, 0, 0, 1]) == pytest.approx({"acc": 1, "nmi": 1, "ami": 1, "ari": 1})
     # Both clusters would like class a; one-to-one, cluster 0 gets a (2) and cluster 1 gets b (2).
     assert scores(labels, [0, 0, 1, 1, 1, 0])["acc"] == pytest.approx(4 / 6)
     # More clusters than classes: the third cluster counts for nothing.
