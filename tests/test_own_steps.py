@@ -97,49 +97,35 @@ class Returns(CrossEntropy):
         return self.change(*super().__call__(outputs, cluster_weight, processes))
 
 
+WRONG_LABELS = (
+    lambda labels: labels[:-1], lambda labels: labels.int(), lambda labels: labels - 1, lambda labels: labels + 1,
+    lambda labels: None, lambda labels: labels.tolist(),
+)  # fmt: skip
+WRONG_LOSSES = (
+    lambda loss, figure: loss, lambda loss, figure: (loss, figure, figure), lambda loss, figure: (loss, 0.5),
+    lambda loss, figure: (loss.expand(3), figure), lambda loss, figure: (loss.detach(), figure),
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        *(
-            ({"clustering": labels_become(change)}, r"Clustering.* 40 rows")
-            for change in (
-                lambda labels: labels[:-1], lambda labels: labels.float(), lambda labels: labels.int(),
-                lambda labels: labels - 1, lambda labels: labels + 1, lambda labels: labels[:, None],
-                lambda labels: None, lambda labels: labels.tolist(),
-            )
-        ),
-        *(
-            ({"clustering": step}, "Clustering")
-            for step in (
-                lambda rows, clusters, previous, seed, round, partition: None,
-                lambda rows, clusters, previous, seed, round, partition: torch.zeros(40),
-                lambda *arguments, **named: 2 * Tree()(*arguments, **named),
-            )
-        ),
-        *(
-            ({"loss": Returns(change)}, "two tensors")
-            for change in (
-                lambda loss, figure: None, lambda loss, figure: loss, lambda loss, figure: (loss, figure, figure),
-                lambda loss, figure: (loss.expand(3), figure), lambda loss, figure: (loss.detach(), figure),
-                lambda loss, figure: (1.0, 1.0), lambda loss, figure: (loss, 0.5),
-            )
-        ),
+        *(({"clustering": labels_become(change)}, r"Clustering.* 40 rows") for change in WRONG_LABELS),
+        ({"clustering": lambda *arguments, **named: None}, "Clustering"),
+        ({"clustering": lambda *arguments, **named: 2 * Tree()(*arguments, **named)}, "Clustering"),
+        *(({"loss": Returns(change)}, "two tensors") for change in WRONG_LOSSES),
         ({"optimizer": lambda parameters: None}, "torch.optim.Optimizer"),
         ({"optimizer": zip}, "torch.optim.Optimizer"),  # a builtin does not tell its arguments
     ],
-)  # fmt: skip
+)
 def test_a_wrong_result_of_a_step_is_refused_with_what_was_expected(step, message):
     with pytest.raises(UsageError, match=message):
         DeepCluster(n_clusters=3, options=OPTIONS | {"pseudo_labels": 4}, **step).fit(pixels())
 
 
-def test_the_drift_of_an_own_clustering_is_that_of_its_labels():
-    data, labels = torch.tensor([[0.0], [1], [9], [10]]), torch.tensor([1, 1, 0, 0])
-    partition = Partition.single(4)
-    step = Tree()
-    change = label_change(
-        labels[:, None], data, step(data, [2], None, seed=0, round=1, partition=partition), step, partition
-    )
-    assert (change.nmi, change.changed) == (pytest.approx(1), 0)
-    change = label_change(labels[:, None], data, [as_clustering(labels[[0, 0, 0, 3]], data)], step, partition)
+def test_the_change_of_an_own_clustering_is_that_of_its_labels():
+    """And not of a k-means that continues the previous ones, which would change nothing here."""
+    rows, labels = torch.tensor([[0.0], [1], [9], [10]]), torch.tensor([1, 1, 0, 0])
+    now = as_clustering(labels[[0, 0, 0, 3]], rows)
+    change = label_change(labels[:, None], rows, [now], Tree(), Partition.single(4))
     assert change.changed == 0.25 and change.labels.tolist() == [1, 1, 1, 0]
