@@ -11,9 +11,7 @@ from PIL import Image
 
 from deepcluster.storage.run_folder import rows_sha256
 from tests.helpers.runs import change_record
-from tests.tiny import writable
-
-RECORD = {"schema_version": 1, "images": "pictures", "seed": 0, "rounds": 0, "status": "done"}
+from tests.tiny import RECORD, writable
 
 
 def colour(i: int) -> tuple[int, int, int]:
@@ -46,7 +44,7 @@ def hand_run(
         }
         for i, (path, cluster) in enumerate(clusters.items())
     ]  # fmt: skip
-    (run / "run.json").write_text(json.dumps({**RECORD, "location": location}))
+    (run / "run.json").write_text(json.dumps(RECORD | {"location": location, "rounds": 0, "status": "done"}))
     write_clusters(run, [*rows, *({"path": path, "status": "skipped"} for path in skipped)])
     summary = [
         {"cluster": number, "name": names.get(number, ""), "junk": int(number in junk)}

@@ -16,7 +16,6 @@ import webbrowser
 from collections import Counter
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -24,7 +23,7 @@ import torch
 import deepcluster
 from deepcluster import cli
 from deepcluster.cli import run_command
-from deepcluster.errors import DeepClusterWarning, Stopped
+from deepcluster.errors import DeepClusterWarning
 from deepcluster.flags import Output
 from deepcluster.images import find
 from deepcluster.presets import read_request
@@ -35,9 +34,6 @@ from deepcluster.storage.run_folder import RunFolder
 from tests.drawings import save_drawings
 from tests.helpers.runs import change_record, contents, record, rows, small_fit
 from tests.tiny import RECORD, change_groups, change_tensors, tiny_model, tiny_run
-
-COLUMNS = ["path", "cluster", "name", "distance", "margin", "is_outlier"]
-
 
 # ---- mistakes -------------------------------------------------------------------------------------------------------
 
@@ -154,8 +150,6 @@ def test_help_and_mistakes_are_answered_before_anything_slow_is_imported(place):
     for line, (ended, said, _) in zip(in_json, reports[len(AT_ONCE) :], strict=False):
         (error,) = (json.loads(text) for text in said.splitlines() if text.startswith("{"))
         assert error.keys() == {"error", "code"} and error["code"] == ended == AT_ONCE[line][0], line
-    help_of_fit = reports[[*AT_ONCE].index("fit --help")][1]
-    assert "photos-small, timm:NAME]" in re.sub(r"[\s│]+", " ", help_of_fit)  # and no module, which comes from Python
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------
@@ -196,7 +190,7 @@ def test_predict_writes_csv_to_a_file_or_standard_output(finished, photos, tmp_p
     command = ["predict", finished, photos, "-o", out]
     assert re.search(r"Done +\S+new\.csv: 48 .*\n$", ends(command, 0))
     assert ends([*command, "--overwrite", "-q"], 0) == ""
-    assert rows(out) == [{name: row[name] for name in COLUMNS} for row in rows(finished / "clusters.csv")]
+    assert rows(out) == [{name: row[name] for name in PREDICTED} for row in rows(finished / "clusters.csv")]
     for by_name in ([], ["-o", "-"], ["--out", "-"]):
         assert prints("predict", finished, photos, *by_name) == out.read_text()
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{photos}/bars/03.png\n{photos}/blob/03.png\n"))
@@ -391,12 +385,6 @@ def test_fit_prints_its_result_as_json_and_its_rounds_on_stderr(photos, tmp_path
     assert (told["run"], told["clusters"], told["images_count"], told["rounds"]) == (str(out), 3, 48, 1)
     assert told["metrics"] == json.loads((out / "metrics.json").read_text())
     assert re.search(r"^Round +1 of 1: ", said.err, re.MULTILINE)  # what a person reads goes on, elsewhere
-
-
-def test_a_stop_is_told_in_json_too(monkeypatch, capsys):
-    monkeypatch.setattr("deepcluster.cli._check_run", Mock(side_effect=Stopped("stopped by SIGTERM")))
-    assert run_command(["doctor", "run", "--json"]) == 75
-    assert json.loads(capsys.readouterr().out) == {"error": "stopped by SIGTERM", "code": 75}
 
 
 def test_predict_in_json_says_what_the_csv_says(asked, capsys):

@@ -143,12 +143,6 @@ def test_links_and_names_of_source_files_lead_somewhere():
             assert any((ROOT / folder / name).exists() for folder in folders), f"{page.name}: {name}"
 
 
-def test_pictures_are_shown_somewhere():
-    shown = "".join(map(text_of, PAGES))
-    for picture in [path for kind in ("*.*p*g", "*.webp", "figures/*") for path in (ROOT / "docs").glob(kind)]:
-        assert picture.name in shown, picture
-
-
 def test_the_columns_in_the_pages_are_those_of_the_files():
     page = text_of(ROOT / "docs/run-folder.md")
     for name in ("clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv"):

@@ -80,8 +80,7 @@ def test_clusters_of_the_run_itself(run, photos, evaluated):
 
 
 def test_labels_of_a_table_need_no_images(run, photos, tmp_path, evaluated, ends):
-    record = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**record, "location": str(tmp_path / "gone")}))
+    change_record(run, location=str(tmp_path / "gone"))
     labels = tmp_path / "labels.csv"
     labels.write_text("path,label\nbars/00.png,x\nblob/01.png,y\n")
     assert evaluated("--labels", labels)["images"] == 2
@@ -99,10 +98,12 @@ def test_it_is_said_that_some_images_of_the_run_are_missing(run, photos, tmp_pat
     assert re.search(rf"^{figure} +\d\.\d{{4}}$", printed.out, re.MULTILINE)
 
 
-def test_figures_are_kept_unless_a_signal_stops_them_and_not_computed_again(run, evaluated, monkeypatch):
+def test_figures_are_kept_unless_a_signal_stops_them_and_not_computed_again(run, evaluated, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr("deepcluster.clustering.agreement.scores", lambda *_: signal.raise_signal(signal.SIGINT))
-        assert run_command(["evaluate", str(run), "--labels", "folders"]) == 75
+        assert run_command(["evaluate", str(run), "--labels", "folders", "--json"]) == 75
+    told = json.loads(capsys.readouterr().out)
+    assert told["code"] == 75 and "SIGINT" in told["error"]
     assert not (run / "evaluation-clustering.json").exists()
 
     first = evaluated("--labels", "folders")

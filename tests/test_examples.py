@@ -166,7 +166,6 @@ def test_estimator(output_of, few_digits):
 def test_the_notebook_runs_as_it_was_run(few_digits, tmp_path, monkeypatch):
     file = EXAMPLES / "digits.ipynb"
     cells = [cell for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "code"]
-    assert [cell["execution_count"] for cell in cells] == [*range(1, len(cells) + 1)]
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert not any(output["output_type"] == "error" or output.get("name") == "stderr" for output in outputs)
     monkeypatch.chdir(tmp_path)

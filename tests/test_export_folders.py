@@ -1,6 +1,5 @@
 import errno
 import hashlib
-import importlib
 import os
 import re
 import shutil
@@ -19,7 +18,8 @@ from PIL import Image
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
 from deepcluster.export import folders
 from deepcluster.export.folders import MAX_NAME_BYTES, cluster_folder, distinct, plain, read_run_images
-from deepcluster.export.replace import INVENTORY, INVENTORY_COLUMNS, LOCK, replace_tree, write_inventory
+from deepcluster.export.folders import WAYS as BY_MODE
+from deepcluster.export.replace import INVENTORY, INVENTORY_COLUMNS, LOCK, Unavailable, replace_tree, write_inventory
 from deepcluster.images import find
 from deepcluster.images.store import read_once
 from deepcluster.recipe import Recipe
@@ -30,10 +30,6 @@ from tests.commands import killed_at_every_change, largest_file
 from tests.exports import hand_run, photos_run, pixels, state, tree, write_clusters, write_image
 from tests.helpers.runs import Said
 from tests.tiny import writable
-
-bringing = importlib.import_module("deepcluster.export.folders")
-
-MODES = [None, "symlink", "hardlink", "copy"]
 
 
 @pytest.fixture
@@ -54,7 +50,7 @@ def inventory(out):
     return [*table_rows(out / "inventory.csv", INVENTORY_COLUMNS)]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [None, "symlink", "hardlink", "copy"])
 def test_the_tree_in_every_mode(holiday, tmp_path, mode):
     images, out = tmp_path / "photos", tmp_path / "out"
     before = state(images)
@@ -93,7 +89,7 @@ def test_links_that_are_refused_become_hard_links_or_copies(holiday, tmp_path, o
     def as_windows(file, target):
         raise OSError(errno.EPERM, "A required privilege is not held by the client")
 
-    monkeypatch.setitem(bringing.WAYS, "symlink", as_windows)
+    monkeypatch.setitem(BY_MODE, "symlink", as_windows)
     said = Said()
     for place, how in ((tmp_path, "hardlink"), (other_disk, "copy")):
         assert {row["how"] for row in folders(holiday, place / "out", display=said)} == {how, "skipped"}
@@ -211,7 +207,7 @@ def test_images_outside_of_the_folders_of_the_run_are_left_out(tmp_path):
     write_image(tmp_path / "photos" / "a.png", 0)
     (tmp_path / "photos" / "link.png").symlink_to(tmp_path / "private.png")
     named = replace(read_run_images(run, None), source=find([tmp_path / "photos" / "link.png"]), index={"link.png": 0})
-    with pytest.raises(bringing.Unavailable):
+    with pytest.raises(Unavailable):
         named.file("link.png")
     assert replace(named, root=str(tmp_path)).file("link.png")
 
