@@ -25,7 +25,6 @@ from deepcluster.cli import app, run_command
 from deepcluster.learning import training
 from tests.drawings import KINDS, draw, drawings
 from tests.pages import ROOT, Block, blocks, commands, of_deepcluster, text_of, words_of
-from tests.test_nets import with_heads_of_v2
 
 QUICK = {"--rounds": "1", "--epochs": "1"}  # for fit, where the page does not set them
 # Parsed, but not run, because ...
@@ -175,7 +174,7 @@ def write_weights(path: Path) -> None:
     if path.suffix == ".safetensors":
         save_file(timm.create_model(path.stem).state_dict(), path)
     else:
-        torch.save({"state_dict": with_heads_of_v2(timm.create_model("resnet50", num_classes=0))}, path)
+        torch.save({"state_dict": timm.create_model("resnet50", num_classes=0).state_dict()}, path)
 
 
 def check_benchmark(script: str, given: list[str]) -> None:
