@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.optim import SGD
 
+from deepcluster import load
 from deepcluster.cli import run_command
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.export import onnx
@@ -234,6 +236,34 @@ def test_the_figures_of_the_paper_are_drawn(output_of, photos, tmp_path):
     with Image.open(out / "figure-3.png") as filters, Image.open(out / "figure-4.webp") as exciting:
         assert filters.size == (8 * 54 - 6, 2 * 54 - 6)  # sixteen filters of 48 px
         assert exciting.size == (4 * (3 * 64 + 6) - 6, 3 * 64)  # four channels
+
+
+def test_the_mean_of_the_weights_of_rounds(output_of, photos, tmp_path):
+    names = runpy.run_path(str(EXAMPLES / "research/mean_of_rounds.py"))
+    mean = names["mean_of"](
+        [{"weight": torch.tensor([0.0, 2.0]), "batches": torch.tensor(3)}] * 3
+        + [{"weight": torch.tensor([4.0, 6.0]), "batches": torch.tensor(7)}]
+    )
+    assert mean["weight"].tolist() == [1.0, 3.0] and mean["batches"] == 7
+
+    # The statistics of the first normalisation are the mean of those of the batches, here of one.
+    run = tiny_run(tmp_path / "run")
+    network = load(run).network
+    images = torch.randint(256, (20, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    names["measure_statistics"](network, images)
+    first, norm = (next(m for m in network.modules() if isinstance(m, kind)) for kind in (nn.Conv2d, nn.BatchNorm2d))
+    with torch.no_grad():
+        maps = first((images / 255 - network.mean) / network.std)
+    assert torch.allclose(norm.running_mean, maps.mean((0, 2, 3)), atol=1e-6) and not network.training
+
+    (run / "checkpoints").mkdir()
+    for number, factor in enumerate((1.0, 1.1)):
+        weights = {f"network.{key}": factor * value.contiguous() for key, value in network.state_dict().items()}
+        save_file(weights, run / f"checkpoints/00000{number}.safetensors")
+    last, mean = output_of("research/mean_of_rounds.py", str(run), str(photos), str(photos))
+    assert last.startswith("last round") and mean.startswith("mean of 2")
+    # Three kinds, of which each image is its own nearest neighbour.
+    assert all(1 / 3 < float(figure) <= 1 for line in (last, mean) for figure in re.findall(r"0\.\d+|1\.0+", line))
 
 
 def test_deepcluster_on_one_page_beside_the_package():
