@@ -22,7 +22,7 @@ from deepcluster.images.store import Store, check_alike, read_once
 from deepcluster.learning.training import network_precision
 from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.network import Network, no_network
-from deepcluster.presets import Plan, check_groups
+from deepcluster.presets import check_groups
 from deepcluster.recipe import AUTO, Recipe, to_toml
 from deepcluster.report.pictures import sprite_sheet, tiny_pictures
 from deepcluster.runs.build import network_of
@@ -200,7 +200,12 @@ def _read(job: Job, begun: Begun, network: Network) -> tuple[ImagesRead, dict[st
     skipped = store.skipped
     if skipped:
         display.say("Images", f"{used:,} can be used, {len(skipped):,} skipped: {counted(skipped)} (skipped.csv)")
-    plan = begun.plan if begun.state == "resumed" else _with_precision(begun.plan_of(used, job.request), network)
+    plan = begun.plan if begun.state == "resumed" else begun.plan_of(used, job.request)
+    if plan.recipe.precision == "auto":  # recipe.toml says what is used
+        # By a rule and no trial: a trial depends on the load of the machine, and runs of one seed would differ.
+        dtype = network_precision(network, next(network.parameters()).device)
+        name = "bf16" if dtype == torch.bfloat16 else "fp32"
+        plan = plan.changed({"precision": (name, "by the processor and the kind of convolutions")})
     for line in plan.by_reason() if job.request.verbose else ():
         display.say("Plan", line)
     digests = image_digests(source, store)
@@ -220,19 +225,6 @@ def _read(job: Job, begun: Begun, network: Network) -> tuple[ImagesRead, dict[st
         display.say("Alike", f"{text}; all are used")
     facts = {"fingerprint": fingerprint(digests), "backbone": plan.recipe.backbone, "reasons": plan.reasons}
     return ImagesRead(store, plan.recipe, digests, beginning), facts
-
-
-def _with_precision(plan: Plan, network: Network) -> Plan:
-    """Return the plan with the precision chosen for this network, so that recipe.toml says what was used.
-
-    ``auto`` is a rule and no trial: a trial depends on the load of the machine, and runs of one seed would differ.
-    """
-    if plan.recipe.precision != "auto":
-        return plan
-    dtype = network_precision(network, next(network.parameters()).device)
-    name = "bf16" if dtype == torch.bfloat16 else "fp32"
-    reasons = {**plan.reasons, "precision": "by the processor and the kind of convolutions"}
-    return Plan(replace(plan.recipe, precision=name), reasons)
 
 
 def _record_end(folder: files.LockedFolder, record: RunRecord, error: BaseException, status: str) -> bool:

@@ -134,6 +134,7 @@ def write_page(
     ``source``: None if the images are not at hand. ``shown``: Without it, similar images are not shown, no cluster can
     be split, and no map is made.
     """
+    run = folder.path
     record = tables.record
     used = tables.clusters
     sheet = read_sheet(folder)
@@ -159,11 +160,12 @@ def write_page(
         positions=positions,
         tree=tables.tree,
         sheet=sheet,
-        name=_name_in_commands(folder.path),
+        # In commands; absolute paths are reduced to the name, because pages get shared.
+        name=run.resolve().name if run.is_absolute() or ".." in run.parts or not run.name else run.as_posix(),
         similar=nearest(shown.reduced[::every], alike)[1].numpy() if shown and len(used) else None,
         **_parts(shown, every),
         nouns=folder.read_rows(NOUNS) if folder.has(NOUNS) else (),
-        originals=_originals(folder.path, source),
+        originals=_originals(run, source),
     )
     folder.write("report.html", render(data))
     if away:
@@ -171,7 +173,7 @@ def write_page(
         warn(
             f"{len(away):,} pictures of the page {loss}, because their images were not found (first:"
             f" {one_line(away[0])}; location of the fit's images: {one_line(record.location)}): put them back, and"
-            f" type deepcluster report {shlex.quote(str(folder.path))}"
+            f" type deepcluster report {shlex.quote(str(run))}"
         )
 
 
@@ -194,11 +196,6 @@ def _tiny(folder: files.RunFolder, tables: Tables, sheet: bytes, away: list[str]
         return image
 
     return shown
-
-
-def _name_in_commands(run: Path) -> str:
-    """Return the run's path for the commands on the page. Absolute paths are reduced to the name: pages get shared."""
-    return run.resolve().name if run.is_absolute() or ".." in run.parts or not run.name else run.as_posix()
 
 
 def _parts(shown: Shown | None, every: int) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def begin(source: Source, request: Request, display: Display, *, dry: bool = Fal
     out = free_path(source, request)
     if request.resume and is_run(out) and files.RunFolder(out).has("recipe.toml"):  # recipe and images are decided
         return _resumed(out, source, request)
-    facts = facts_of(source, request)
+    facts = Facts(len(source.paths), *preview(source), request.n_clusters, choose_device(request.device).type)
     check_groups(request.n_clusters, facts.count)
     name = choose_weights(request, facts)
     _get_weights(name, request, display, dry=dry)
@@ -204,11 +204,6 @@ def _resumed(out: Path, source: Source, request: Request) -> Begun:
     check_paths(folder, source)
     state = "finished" if record.status == "done" else "resumed"
     return Begun(str(out), state, recipe, record.reasons or {}, {}, record.labels, record.like)
-
-
-def facts_of(source: Source, request: Request) -> Facts:
-    """Return the facts that a recipe may look at."""
-    return Facts(len(source.paths), *preview(source), request.n_clusters, choose_device(request.device).type)
 
 
 def free_path(source: Source, request: Request) -> Path:
