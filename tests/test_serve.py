@@ -77,6 +77,9 @@ def test_nothing_gets_in(run: Path):
     for k in (0, -1, 501, 10**9, 10**400, 49, "3", "auto", True, 3.0, None, [3], {}):
         assert answer(address, "recut", now, k=k)[0] == 409, k
     assert answer(address, "recut", now)[0] == 409
+    with urlopen(address) as page:  # and no page may frame it
+        assert page.headers["Content-Security-Policy"].endswith("; frame-ancestors 'none'")
+        assert b"frame-ancestors" not in page.read()  # browsers ignore it there, and complain
     assert contents(run) == before and sorted(run.parent.iterdir()) == beside
 
 
@@ -117,12 +120,6 @@ def test_images_belong_to_the_version_of_the_page(tmp_path: Path):
     assert [colour(address, now, row) for row in (11, 12, 23)] == ["blue", "green", "green"]
     status, text = ask(address, f"image/{now}/24")
     assert status == 409 and not json.loads(text)["outdated"]
-
-
-def test_no_page_may_frame_it(run: Path):
-    with urlopen(serving(run)) as answer:
-        assert answer.headers["Content-Security-Policy"].endswith("; frame-ancestors 'none'")
-        assert b"frame-ancestors" not in answer.read()  # browsers ignore it there, and complain
 
 
 def connected(address: str) -> socket.socket:

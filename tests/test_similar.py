@@ -30,7 +30,7 @@ def paths_of(run: Path) -> list[str]:
     return [row["path"] for row in rows(run / "clusters.csv")]
 
 
-def test_the_same_images_by_path_by_file_and_as_another_file(finished, photos, tmp_path, prints):
+def test_the_same_images_by_path_by_file_and_as_another_file(finished, photos, tmp_path, prints, monkeypatch):
     paths = paths_of(finished)
     copy = shutil.copy(photos / paths[5], tmp_path / "copy.png")
     wanted = [paths[row] for row in expected(finished, 5)]
@@ -42,6 +42,9 @@ def test_the_same_images_by_path_by_file_and_as_another_file(finished, photos, t
         similarities = [float(row["similarity"]) for row in table]
         assert similarities == sorted(similarities, reverse=True)
         assert all(row["cluster"] == clusters[row["path"]] for row in table)
+    monkeypatch.chdir(tmp_path)
+    here = str(tmp_path / "copy.png")  # a file that is here comes before a path of the run
+    assert row_of(open_run(finished), ["copy.png", here], "copy.png") == 1
 
 
 def test_all_of_them_at_most_and_into_a_file_that_is_not_there(finished, photos, tmp_path, prints, ends):
@@ -94,11 +97,3 @@ def test_an_equal_image_is_found_and_the_image_itself_is_not(tmp_path):
         similar(run, str(tmp_path / "a.png"))
     apply(run, Edits("", {0: "zero", 1: "one", 2: "two"}, (), None))
     assert {(row.cluster, row.name) for row in similar(run, "2", 39)} == {(0, "zero"), (1, "one"), (2, "two")}
-
-
-def test_a_file_is_known_by_its_absolute_path_and_comes_before_a_path_of_the_run(finished, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    here, run = str(tmp_path / "a.png"), open_run(finished)
-    assert row_of(run, [here, "a.png"], "a.png") == 1  # no such file
-    Path(here).touch()
-    assert row_of(run, ["b.png", here], "a.png") == row_of(run, ["a.png", here], "a.png") == 1
