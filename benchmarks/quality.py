@@ -93,15 +93,15 @@ def features(images: str, backbone: str, weights: str) -> tuple[npt.NDArray[np.f
     from torch.nn import functional as F
 
     from deepcluster.images import find
+    from deepcluster.images.store import preview
     from deepcluster.learning.features import extract
-    from deepcluster.presets import read_request, resolve
+    from deepcluster.presets import Facts, read_request, resolve
     from deepcluster.runs.build import network_of
-    from deepcluster.runs.plan import Request, facts_of
     from deepcluster.runtime.compute import Compute
 
     source = find(images)
     options = {name: value for name, value in (("backbone", backbone), ("weights", weights)) if value}
-    facts = facts_of(source, Request(n_clusters=2, device="cpu"))
+    facts = Facts(len(source.paths), *preview(source), 2, "cpu")
     recipe = resolve(read_request(options), facts).recipe
     network = network_of(recipe, 0, torch.device("cpu"))
     stored, labels, _ = labelled(images, recipe.store_size)
