@@ -173,16 +173,6 @@ def test_settings_are_lent():
     assert torch.backends.cudnn.allow_tf32  # the older name of the setting still answers
 
 
-def test_features_in_float32_are_computed_in_float32():
-    images, _ = drawings(2)
-    net = build("compact", image_size=24)
-    seen = []
-    net.body.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.conv.fp32_precision))
-    extract(net, images)
-    extract(net, images, Compute.of(net, images, dtype=torch.bfloat16))
-    assert seen == ["ieee", "tf32"]
-
-
 def test_a_gpu_waits_for_a_batch_and_batches_do_not_run_away_from_it(monkeypatch):
     making, using, begun = Mock(), Mock(), []
     making.record_event.side_effect = range(8)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from torch import nn
+from torch.backends import cudnn
 from torch.nn import functional as F
 from torch.optim import SGD
 
@@ -128,12 +129,15 @@ def test_memory_keeps_the_last_of_an_image_that_a_batch_has_twice(request):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_network_computes_in_the_precision_of_its_place(dtype):
-    net, seen = with_head(), set()
+    """And features in float32 are computed with all bits, without TF32."""
+    net, seen = with_head(), []
+    net.body.register_forward_hook(lambda *hooked: seen.append((hooked[-1].dtype, cudnn.conv.fp32_precision)))
     features = extract(net, IMAGES, Compute.of(net, IMAGES, dtype=dtype))
+    assert {*seen} == {(dtype, "ieee" if dtype == torch.float32 else "tf32")}
     assert features.dtype == dtype and torch.allclose(features.float(), extract(net, IMAGES), atol=0.05, rtol=0.05)
-    net.body.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    seen.clear()
     train(net, IMAGES, LABELS, dtype=dtype)
-    assert seen == {dtype}
+    assert {*seen} == {(dtype, "tf32")}
 
 
 def test_the_rule_for_the_precision(monkeypatch):
