@@ -39,9 +39,6 @@ class Elsewhere(Tensor):
     def tolist(self) -> Any:
         return self.inside.tolist()
 
-    def __repr__(self, **options: Any) -> str:
-        return f"Elsewhere({self.inside})"
-
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {}, Counter())

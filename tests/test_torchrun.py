@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -182,16 +183,13 @@ def test_a_command_of_one_process_is_refused_under_torchrun(arguments, monkeypat
     assert re.fullmatch(rf"error: {arguments[0]}.* torchrun\n", ends(arguments, 2))
 
 
-def test_another_rank_lets_the_main_rank_speak_first(monkeypatch, capsys):
+def test_another_rank_lets_the_main_rank_speak_first(monkeypatch, capsys, request):
     """torchrun ends it while it waits, if the main rank meets the error too."""
+    request.addfinalizer(partial(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM)))
     waited: list[tuple[float, object]] = []
     monkeypatch.setattr(cli.time, "sleep", lambda seconds: waited.append((seconds, signal.getsignal(signal.SIGTERM))))
     monkeypatch.setenv("RANK", "1")
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        assert run_command(["fit", "/nowhere"]) == 3
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    assert run_command(["fit", "/nowhere"]) == 3
     assert waited == [(cli.RANK_WAIT_SECONDS, signal.SIG_DFL)]
     assert capsys.readouterr().err.startswith("[rank 1] error: ")
 
