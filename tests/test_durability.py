@@ -226,15 +226,6 @@ def test_a_finished_run_stays(pictures, whole, tmp_path, moved, options, ends):
     assert before == {path: path.stat().st_mtime_ns for path in whole[0].rglob("*") if path.is_file()}
 
 
-def test_the_same_command_goes_on_although_the_recipe_would_choose_anew(tmp_path, ends, monkeypatch):
-    """A run that began on a CPU comes to a machine with a GPU, which would see larger images."""
-    command = ["fit", save_drawings(tmp_path / "large", 4, 100), "-o", tmp_path / "run", "-k", "2", "-q"]
-    command += ["--recipe", "classic", "--set", "rounds=0", "pseudo_labels=4"]
-    ends(command, 0)
-    monkeypatch.setattr("deepcluster.runs.plan.choose_device", lambda name: torch.device("cuda"))
-    ends([*command, "--resume"], 0)
-
-
 # The recipe of the run "done" has lr = 0.25, 16 px and 6 pseudo-labels.
 TYPED = {"base": "auto", "file_options": {"pseudo_labels": 500}, "options": {"image_size": 17, "lr": 0.5}}
 REQUESTED = [  # `requested` in run.json, options, exit code, words
