@@ -43,12 +43,7 @@ from deepcluster.images.source import Numbered
 from deepcluster.images.store import read_once
 from deepcluster.images.views import Augmentation
 from deepcluster.learning import features, training
-from deepcluster.learning.heads import (
-    CentroidHead,
-    WithInstances,
-    fitted_linear_head,
-    new_linear_head,
-)
+from deepcluster.learning.heads import CentroidHead, WithInstances, fitted_linear_head, new_linear_head
 from deepcluster.nets.network import Network, build
 from deepcluster.presets import read_request
 from deepcluster.records import State
