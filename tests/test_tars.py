@@ -33,7 +33,6 @@ from deepcluster.images.store import preview, read_once
 from deepcluster.presets import read_request
 from deepcluster.runs import fit as run
 from deepcluster.runs.plan import Request
-from fuzz import harness
 from tests.helpers.image_files import stored
 from tests.helpers.runs import rows
 from tests.tiny import flipped
@@ -274,7 +273,7 @@ def traced(work: Callable[[], Any]) -> tuple[Any, int]:
 
 
 @pytest.mark.parametrize("kind", [b"0", b"x", b"L", b"S", b"Z"])
-@pytest.mark.parametrize("size", [-1, -1024, 1 << 80])
+@pytest.mark.parametrize("size", [-1, -512, 1 << 80])  # -512: the same header again
 def test_a_size_that_lies_costs_neither_time_nor_memory(tmp_path: Path, kind: bytes, size: int):
     """No endless loop (CVE-2025-8194), and no memory for what a header claims."""
     file = write(tmp_path / "a.tar", [("1.png", png()), ("2.png", png()), ("3.png", png())])
@@ -288,34 +287,6 @@ def test_a_size_that_lies_costs_neither_time_nor_memory(tmp_path: Path, kind: by
     file.write_bytes(content[:at] + sealed(bytes(header)) + content[at + 512 :])
     source, peak = traced(lambda: find(file))
     assert source.paths[0] == "a.tar/1.png" and level(source, 0) == 0 and peak < 20 << 20
-
-
-@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, pytest.param(tarfile.PAX_FORMAT, marks=pytest.mark.slow)])
-def test_changed_bytes_do_no_harm(tmp_path: Path, form: int):
-    """300 random changes, half of them in headers whose checksum is made to fit: an image, a reason, or a DataError."""
-    chance, odd = random.Random(form), tarfile.TarInfo("n" * 120 + ".png")
-    odd.mtime = 1.5
-    members = [("a.png", png(1)), ("a.cls", b"3"), (odd, png(2)), ("\u00e9.png", png(3)), ("b.json", b'{"label": 1}')]
-    whole = write(tmp_path / "a.tar", members, form).read_bytes()[: 20 * 512]
-    headers = [at for at in range(0, len(whole), 512) if whole[at + 257 : at + 262] == b"ustar"]
-    refused, used = 0, 0
-    for turn in range(300):
-        content = bytearray(harness.changed([whole], chance))
-        if turn % 2:
-            content, at = bytearray(whole), chance.choice(headers)
-            for place in chance.sample([*range(124, 136), 156, chance.randrange(512)], chance.choice((1, 1, 3))):
-                content[at + place] = chance.randrange(256)
-            content[at : at + 512] = sealed(bytes(content[at : at + 512]))
-        (tmp_path / "a.tar").write_bytes(content)
-        try:
-            source = find(tmp_path)
-            store = read_once(source, 4, none_is_fine=True)
-        except DataError:
-            refused += 1
-            continue
-        assert len(store.usable) + len(store.skipped) == len(source.paths) + len(source.skipped)
-        used += len(store.usable)
-    assert 0 < refused < 150 and used > 250
 
 
 def test_large_members_are_read_as_files(tmp_path: Path):
