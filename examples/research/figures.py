@@ -17,7 +17,6 @@ import matplotlib
 import torch
 from matplotlib import pyplot
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import deepcluster
@@ -110,7 +109,6 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("images", help="images of figure 4, usually those of the fit")
     parser.add_argument("--clusters", type=Path, help="CSV for figure 2c: K, then the quality that its header names")
-    parser.add_argument("--checkpoint", type=Path, help="weights of a round (checkpoints/*.safetensors), not the last")
     parser.add_argument("--channels", type=int, default=8, help="number of channels in figure 4")
     parser.add_argument("-o", "--out", type=Path, default=Path("figures"))
     options = parser.parse_args()
@@ -122,10 +120,6 @@ def main() -> None:
 
     model = deepcluster.load(options.run)
     network = model.network.eval()
-    if options.checkpoint:
-        weights = load_file(options.checkpoint)
-        own = {key.removeprefix("network."): value for key, value in weights.items() if key.startswith("network.")}
-        network.load_state_dict(own)
     filters = enlarged(first_filters(network), FILTER_SIDE, "nearest")
     save(tiled(filters, max(8, round(len(filters) ** 0.5)), GAP), options.out / "figure-3.png")
 
