@@ -82,7 +82,6 @@ def exchanged(processes: Processes, table: Tensor, sizes: list[int], wanted: lis
     return {
         "whole": own.all_gather(rows),
         "first": own.gather(rows),
-        "at": own.index_select(rows, wanted[0]),
         "fetched": own.get_rows(rows, wanted),
         "values": values,
         "places": places + own.local.start,
@@ -104,7 +103,6 @@ def test_rows_get_to_where_they_are_wanted(ranks, data):
     for rank, exchange in enumerate(ranks[count](exchanged, table, sizes, wanted)):
         assert torch.equal(exchange["whole"], table)
         assert torch.equal(exchange["first"], table if rank == 0 else table[:0])
-        assert torch.equal(exchange["at"], table[wanted[0]])
         assert torch.equal(exchange["fetched"], table[wanted[rank]])
         own, places = range(sum(sizes[:rank]), sum(sizes[: rank + 1])), exchange["places"].tolist()
         assert all(row in own for row in places)
