@@ -112,25 +112,10 @@ def floor(warming: bool, **of: Any) -> dict[str, Any]:
 # ---- the published procedure ----------------------------------------------------------------------------------------
 
 
-class PseudoLabelled(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Image files with the number of their cluster, opened and transformed one by one."""
-
-    def __init__(self, samples: list[tuple[str, int]], transform: Any):
-        self.samples, self.transform = samples, transform
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        from torchvision.datasets.folder import default_loader
-
-        path, label = self.samples[index]
-        return self.transform(default_loader(path)), label
-
-
 def published(warming: bool, dtype: str = "float32", **of: Any) -> dict[str, Any]:
     import faiss
     from torchvision import transforms
+    from torchvision.datasets.folder import default_loader
 
     if not STATE:
         paths, network, _ = settings(of, keep=False)
@@ -145,9 +130,14 @@ def published(warming: bool, dtype: str = "float32", **of: Any) -> dict[str, Any
     halves = torch.autocast("cpu", torch.bfloat16, enabled=dtype != "float32")
     body: nn.Module = network.body  # normalisation is in the transforms, as published
 
-    def loader(samples: list[tuple[str, int]], transform: list[Any], sampler: Any = None) -> Any:
-        data = PseudoLabelled(samples, transforms.Compose(transform))
-        return torch.utils.data.DataLoader(data, batch_size=BATCH, sampler=sampler, num_workers=2)
+    def loader(samples: list[tuple[str, int]], steps: list[Any], sampler: Any = None) -> Any:
+        transform = transforms.Compose(steps)
+
+        def read(batch: list[tuple[str, int]]) -> tuple[Tensor, Tensor]:  # one image after the other, in a worker
+            views = torch.stack([transform(default_loader(path)) for path, _ in batch])
+            return views, torch.tensor([label for _, label in batch])
+
+        return torch.utils.data.DataLoader(samples, BATCH, sampler=sampler, num_workers=2, collate_fn=read)
 
     begin = time.perf_counter()
     network.eval()
