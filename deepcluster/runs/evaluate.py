@@ -37,13 +37,20 @@ Prepared = tuple[Mapping[str, Any], Callable[[], Iterator[NamedFigure]]]  # dige
 class EvaluationRequest:
     """Everything that the user asked for."""
 
-    protocol: str = "clustering"  # a name in PROTOCOL_OPTIONS
-    images: str | None = None  # to score; None: the run's own, or a fifth of them if the protocol learns from the rest
-    labels: str | None = None  # "folders", or a CSV file of path and label
-    train: str | None = None  # images to learn from; None: the run's own
-    options: Mapping[str, Any] = field(default_factory=dict)  # of the protocol
-    seed: int = 0  # of all random numbers
-    device: str = "auto"  # as for ``fit``
+    #: A name in ``PROTOCOL_OPTIONS``.
+    protocol: str = "clustering"
+    #: Images to score; if None, the run's own, or a fifth of them if the protocol learns from the rest.
+    images: str | None = None
+    #: ``folders``, or a CSV file of path and label.
+    labels: str | None = None
+    #: Images to learn from; if None, the run's own.
+    train: str | None = None
+    #: Options of the protocol.
+    options: Mapping[str, Any] = field(default_factory=dict)
+    #: Seed of all random numbers.
+    seed: int = 0
+    #: As for ``fit``.
+    device: str = "auto"
 
 
 def evaluate(
