@@ -165,6 +165,9 @@ class DeepCluster(_Base):
             like: A run folder: the clusters continue those of this run, with their numbers, names and junk marks.
             resume: Continue ``run`` from its last checkpoint, with the same images, parameters and steps.
             display: Shows every round (docs/python.md), besides the display of ``verbose``.
+
+        Raises:
+            DeepClusterError: The message says what to do.
         """
         n_clusters = _n_clusters(self.n_clusters)
         if self.verbose not in (None, 0, 1, 2):
@@ -224,12 +227,16 @@ class DeepCluster(_Base):
         return clusters.numpy()
 
     def place(self, X: Any = None, *, errors: Errors = "raise") -> npt.NDArray[np.void]:
-        """Return the columns of ``deepcluster predict`` for images (None: those of the fit).
+        """Return the columns of ``deepcluster predict`` for images.
 
-        They are a structured array (pandas.DataFrame accepts it) with a row per image: path (a number if there are no
-        files), cluster, name, distance to the nearest centroid, margin (0: between two clusters) and is_outlier; with
-        two levels also group (of clusters) and group_name. An unusable image raises DataError; with
-        ``errors="coerce"`` it has cluster -1, NaN for numbers, and is no outlier.
+        Args:
+            X: Images; None: those of the fit.
+            errors: As for ``predict``; a coerced row has cluster -1, NaN for numbers, and is no outlier.
+
+        Returns:
+            A structured array (pandas.DataFrame accepts it) with a row per image: path (a number if there are no
+            files), cluster, name, distance to the nearest centroid, margin (0: between two clusters) and is_outlier;
+            with two levels also group (of clusters) and group_name.
         """
         if X is None:
             self._check_run("place without images")
@@ -248,11 +255,15 @@ class DeepCluster(_Base):
         return placed
 
     def nearest(self, X: Any = None, n: int = 5) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Return the ``n`` images of the fit, or fewer if it had fewer, that are most similar to each image of X.
+        """Return the ``n`` images of the fit that are most similar to each image of X.
 
-        X may be None: the images of the fit, each without itself. The results are similarities (the cosines of the
-        features, descending) and numbers of the images, as in ``paths_`` and ``labels_``: two arrays with a row per
-        image of X, in the order of scikit-learn's ``kneighbors``.
+        Args:
+            X: Images; None: those of the fit, without the image itself.
+            n: Number of images; fewer are returned if the fit had fewer.
+
+        Returns:
+            Similarities (the cosines of the features, descending) and numbers of the images, as in ``paths_`` and
+            ``labels_``: two arrays with a row per image of X, in the order of scikit-learn's ``kneighbors``.
         """
         self._check_run("nearest")
         if not _is_count(n):
@@ -296,9 +307,17 @@ class DeepCluster(_Base):
     ) -> Self:
         """Open a run folder (``recut`` then changes it), or the folder of a model.
 
-        A model alone has only ``predict``, ``place``, ``transform``, ``score`` and ``save``. ``backbone`` is the
-        module, if the fit had one: the files have its weights, but no code. Without it, everything that needs images
-        raises ModelError. So does a model that is missing or damaged; a damaged run folder raises DiskError.
+        A model alone has only ``predict``, ``place``, ``transform``, ``score`` and ``save``.
+
+        Args:
+            folder: A folder that ``fit`` or ``save`` made.
+            device: As in the class.
+            backbone: The module, if the fit had one: the files have its weights, but no code. Without it, everything
+                that needs images raises ModelError.
+
+        Raises:
+            ModelError: The model is missing or damaged.
+            DiskError: The run folder is damaged.
         """
         if backbone is not None and not isinstance(backbone, nn.Module):
             raise UsageError(f"backbone={backbone!r}: give the module of the fit; the files name other networks")

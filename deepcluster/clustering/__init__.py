@@ -3,4 +3,12 @@
 from deepcluster.clustering.kmeans import ClusteringStep, KMeans, as_clustering, kmeans
 from deepcluster.clustering.whitening import Reduction, Whitening, whiten
 
-__all__ = ["ClusteringStep", "KMeans", "Reduction", "Whitening", "as_clustering", "kmeans", "whiten"]
+__all__ = [
+    "ClusteringStep",
+    "KMeans",
+    "Reduction",
+    "Whitening",
+    "as_clustering",
+    "kmeans",
+    "whiten",
+]

@@ -269,8 +269,13 @@ def as_clustering(
 ) -> Clustering:
     """Return the clustering, on the CPU, of given labels: its centroids are the means of the clusters. A collective.
 
-    ``labels`` are N integers from 0 for the rows of all ranks, else ValueError; ``rows`` (n x d) are this rank's by
-    ``partition`` (None: one process has all).
+    Args:
+        labels: Clusters (N integers from 0) of the rows of all ranks.
+        rows: n x d, this rank's.
+        partition: Owner (rank) of every row. None: one process has all.
+
+    Raises:
+        ValueError: The number of labels is not N, or one is negative.
     """
     partition = partition or Partition.single(len(rows))
     labels = torch.as_tensor(labels).long().cpu()

@@ -65,8 +65,6 @@ def whiten(
 ) -> Whitening:
     """Fit the PCA-whitening of N x D features.
 
-    NonFiniteError if these have NaN or infinity, or numbers too small for squares in float32.
-
     Args:
         x: N x D, of any floating type; this rank's rows.
         dims: Dimensions at most; min(dims, D, N - 1, rank) are kept. If all rows are equal it is 1, and every row
@@ -76,6 +74,9 @@ def whiten(
         partition: Owner (rank) of every row; they exchange one D x D sum and the main rank's map. None: one process.
         device: Device of the products, a block of rows at a time. None: that of x.
         root: Reduce the :func:`square_roots` of the features.
+
+    Raises:
+        NonFiniteError: NaN or infinity in the features, or numbers too small for squares in float32.
     """
     x = matrix(x)
     partition = partition or Partition.single(len(x))

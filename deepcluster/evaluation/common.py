@@ -149,11 +149,22 @@ def numbers(text: str, option: str) -> list[int]:
 
 
 def clustering(
-    clusters: Sequence[int], labels: Sequence[str], options: ClusteringOptions | None = None, *, seed: int = 0
+    clusters: Sequence[int],
+    labels: Sequence[str],
+    options: ClusteringOptions | None = None,
+    *,
+    seed: int = 0,
 ) -> Iterator[NamedFigure]:
     """Yield ``acc``, ``nmi`` (geometric mean), ``ami`` and ``ari``, then their ``_chance``: for shuffled labels.
 
-    The label of an image is "" if it has none. DataError if no image has one.
+    Args:
+        clusters: Cluster of each image.
+        labels: Label of each image; "" if it has none.
+        options: None: the defaults.
+        seed: Seed of the shuffles.
+
+    Raises:
+        DataError: No image has a label.
     """
     options = options or ClusteringOptions()
     labelled = [i for i, label in enumerate(labels) if label]

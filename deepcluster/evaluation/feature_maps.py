@@ -67,7 +67,10 @@ class _Reached(Exception):
 def maps_at(network: Network, layer: Layer, images: Tensor) -> Tensor:
     """Return the maps (B x C x H x W) of B x 3 x S x S images in [0, 1] at a layer; the layers above are not computed.
 
-    The tokens of a transformer are a square map. UsageError if the network has no maps there, or not for this size.
+    The tokens of a transformer are a square map.
+
+    Raises:
+        UsageError: The network cannot take images of this size, or has no maps there.
     """
     body = network.body
     maps: Tensor | None = None

@@ -336,7 +336,7 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
 ) -> Sequence[Row]:
     """Sort the images of a run into a folder per cluster, with an inventory.
 
-    Images that are not files are written as PNG at their own size. DataError if no image can be exported.
+    Images that are not files are written as PNG at their own size.
 
     Args:
         layout: "named": folders NUMBER-NAME, those of junk clusters below ``_junk``. "dataset": train/NUMBER/ and
@@ -357,6 +357,9 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
 
     Returns:
         The rows of inventory.csv, none after a dry run. Images that are left out are in it, and a warning names them.
+
+    Raises:
+        DataError: No image can be exported.
     """
     display = display or Silent()
     dataset = layout == "dataset"

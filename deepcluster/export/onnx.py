@@ -76,9 +76,14 @@ def onnx(run: str | Path, out: Path, *, display: Display | None = None) -> None:
     """Write the model as a graph for any number of images. Needs the extra ``onnx``.
 
     In: ``images``, uint8 N x 3 x S x S. Out: ``features``, ``distances``, ``cluster``, ``residual`` (see Placing). Its
-    metadata has names, sizes and the limit of outliers. ``run`` may also be the folder of a model.
+    metadata has names, sizes and the limit of outliers.
 
-    Raises ModelError if onnxruntime gives other numbers than torch.
+    Args:
+        run: A run folder, or the folder of a model.
+        display: For the outcome.
+
+    Raises:
+        ModelError: onnxruntime gives other numbers than torch.
     """
     check_no_file(out)
     model = models.load(run)

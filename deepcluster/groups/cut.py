@@ -54,10 +54,14 @@ def cut_features(
 
     The embedding (graph.py) makes groups of any shape compact. It differs with its seed, so the graph chooses among
     several: the groups that hold most of its ties. k-means inside a group, in the features, makes the centroids that
-    stand for it, so a new image needs nothing but the nearest one. With fewer than ``ROWS_EACH`` distinct rows per
-    group the groups are those of k-means of the features.
+    stand for it, so a new image needs nothing but the nearest one. With fewer than ``ROWS_EACH``
+    distinct rows per group the groups are those of k-means of the features.
 
-    The graph chooses among ``embeddings``, or fewer if there are many rows; ``embed`` may know those of these rows.
+    Args:
+        reduced: N x d features.
+        embeddings: Number of embeddings that the graph chooses among; fewer if there are many rows.
+        seed: For the sample, the embeddings and the k-means.
+        embed: The function that embeds rows, which may know the embeddings of these.
     """
     seed = derive(seed, "cut")
     rows = reduced[graph_rows(reduced, seed)]

@@ -41,12 +41,15 @@ Images = str | Path | npt.NDArray[Any] | Sequence[str | Path] | Dataset | Source
 
 
 def find(images: Images, *, may_be_empty: bool = False) -> Source:
-    """Find images without decoding them. DataError if they do not exist, or cannot be images.
+    """Find images without decoding them.
 
     Args:
         images: A folder, a list of paths, an array, a data set, or a text as for IMAGES on the command line. A source
             is returned as it is.
         may_be_empty: A folder without files is a source without images, and no error.
+
+    Raises:
+        DataError: They do not exist, or cannot be images.
     """
     if isinstance(images, Source):
         return images

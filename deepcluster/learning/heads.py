@@ -156,7 +156,11 @@ Head = Callable[[Network, Tensor, Sequence[Clustering], Partition, torch.Generat
 
 
 def new_linear_head(
-    network: Network, features: Tensor, clusterings: Sequence[Clustering], partition: Partition, random: torch.Generator
+    network: Network,
+    features: Tensor,
+    clusterings: Sequence[Clustering],
+    partition: Partition,
+    random: torch.Generator,
 ) -> None:
     """Return the paper's head: a new linear classifier, with the outputs of all clusterings side by side."""
     network.new_head(sum(len(clustering.centroids) for clustering in clusterings), random)
@@ -182,7 +186,11 @@ class CentroidHead:
 
 
 def fitted_linear_head(
-    network: Network, features: Tensor, clusterings: Sequence[Clustering], partition: Partition, random: torch.Generator
+    network: Network,
+    features: Tensor,
+    clusterings: Sequence[Clustering],
+    partition: Partition,
+    random: torch.Generator,
 ) -> None:
     """Fit a linear classifier to the features, and freeze it: the body starts from a head that knows the clusters.
 

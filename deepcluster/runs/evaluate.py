@@ -62,8 +62,12 @@ def evaluate(
 ) -> Iterator[NamedFigure]:
     """Yield the figures of a protocol as they are computed, or those in the run folder if nothing has changed since.
 
-    The ``processes`` share the images, and all yield the same figures; the main rank writes the cache and displays. An
-    error is raised before anything is computed, if possible.
+    Args:
+        display: Shows progress, on the main rank.
+        processes: They share the images, and all yield the same figures; the main rank writes the cache.
+
+    Raises:
+        DeepClusterError: The message says what to do. It is raised before anything is computed, if possible.
     """
     folder = files.open_run(run)
     display = Several(Log(), display) if processes.is_main else Silent()

@@ -69,9 +69,11 @@ def fit(
     Wrong options, labels or weights raise an error before anything is written. With ``resume`` the run goes on from the
     last checkpoint in its folder, or begins if there is none.
 
-    ``images`` are a folder, a list of paths, an array, ...; if the request says that these are features, an .npy file
-    or an array of them, which are grouped without a network. The ``processes`` share them; the main rank writes and
-    displays.
+    Args:
+        images: A folder, a list of paths, an array, ...; if the request says that these are features, an .npy file or
+            an array of them, which are grouped without a network.
+        display: Shows the run (None: nothing does).
+        processes: They share the images; the main rank writes and displays.
     """
     clock = Clock(request.begun)
     device = choose_device(request.device)

@@ -54,8 +54,9 @@ def predict(
 
     Several ``processes`` take the batches in turn; the main rank yields all, in order, and the others nothing.
 
-    Raises DataError if no file was usable (at the end, but for ``none_is_fine``), or if the processes see different
-    images (at the start).
+    Raises:
+        DataError: None of the files was usable (at the end, but for ``none_is_fine``), or the processes see different
+            images (at the start).
     """
     if model.of_features:
         if processes.is_main:

@@ -148,11 +148,15 @@ def _config(model: Model, weights_sha256: str, groups_sha256: str) -> str:
 
 
 def load(folder: str | Path, device: torch.device | None = None, *, backbone: nn.Module | None = None) -> Model:
-    """Read a model from ``folder`` (of a run or a model), its network onto ``device`` (None: the CPU).
+    """Read a model from ``folder``, or from ``folder``/model.
 
-    ``backbone`` is the network if it was a module of your own; its weights are those of the file. Without it the model
-    takes no images. It takes memory in proportion to the files. ModelError names the file that is missing, damaged or
-    does not fit.
+    It takes memory in proportion to the files. ModelError names the file that is missing, damaged or does not fit.
+
+    Args:
+        folder: A run folder, or the folder of a model.
+        device: Device of the network; None: the CPU.
+        backbone: The network, if it was a module of your own; its weights are those of the file. Without it the
+            model takes no images.
     """
     folder = Path(folder)
     if is_run(folder):
