@@ -239,27 +239,25 @@ def test_the_figures_of_the_paper_are_drawn(output_of, photos, tmp_path):
 
 
 def test_the_mean_of_the_weights_of_rounds(output_of, photos, tmp_path):
-    names = runpy.run_path(str(EXAMPLES / "research/mean_of_rounds.py"))
-    mean = names["mean_of"](
-        [{"weight": torch.tensor([0.0, 2.0]), "batches": torch.tensor(3)}] * 3
-        + [{"weight": torch.tensor([4.0, 6.0]), "batches": torch.tensor(7)}]
-    )
-    assert mean["weight"].tolist() == [1.0, 3.0] and mean["batches"] == 7
-
-    # The statistics of the first normalisation are the mean of those of the batches, here of one.
     run = tiny_run(tmp_path / "run")
     network = load(run).network
-    images = torch.randint(256, (20, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    names["measure_statistics"](network, images)
-    first, norm = (next(m for m in network.modules() if isinstance(m, kind)) for kind in (nn.Conv2d, nn.BatchNorm2d))
-    with torch.no_grad():
-        maps = first((images / 255 - network.mean) / network.std)
-    assert torch.allclose(norm.running_mean, maps.mean((0, 2, 3)), atol=1e-6) and not network.training
-
-    (run / "checkpoints").mkdir()
-    for number, factor in enumerate((1.0, 1.1)):
+    weight = next(module for module in network.modules() if isinstance(module, nn.Conv2d)).weight.detach().clone()
+    checkpoints = [run / f"checkpoints/00000{number}.safetensors" for number in range(2)]
+    checkpoints[0].parent.mkdir()
+    for factor, checkpoint in zip((1, 3), checkpoints, strict=True):
         weights = {f"network.{key}": factor * value.contiguous() for key, value in network.state_dict().items()}
-        save_file(weights, run / f"checkpoints/00000{number}.safetensors")
+        save_file(weights, checkpoint)
+    images = torch.randint(256, (20, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+    mean_of = runpy.run_path(str(EXAMPLES / "research/mean_of_rounds.py"))["mean_of"]
+    mean = mean_of(network, checkpoints, images)
+    first, norm = (next(m for m in mean.modules() if isinstance(m, kind)) for kind in (nn.Conv2d, nn.BatchNorm2d))
+    assert torch.allclose(first.weight, 2 * weight)
+    with torch.no_grad():
+        maps = first((images / 255 - mean.mean) / mean.std)
+    # Its statistics are the mean of those of the batches, here of one.
+    assert torch.allclose(norm.running_mean, maps.mean((0, 2, 3)), atol=1e-6)
+
     last, mean = output_of("research/mean_of_rounds.py", str(run), str(photos), str(photos))
     assert last.startswith("last round") and mean.startswith("mean of 2")
     # Three kinds, of which each image is its own nearest neighbour.

@@ -48,7 +48,7 @@ class Learning:
     #: Makes the optimizer of the body's parameters, for instance ``torch.optim.AdamW``. Its learning rate is ``lr``;
     #: ``momentum`` and ``weight_decay`` of the body are its own. None: SGD, as published.
     optimizer: OptimizerOf | None = None
-    views: Sequence[Augmentation] = (Augmentation(),)  #: that make the views of an image in an optimizer step
+    views: Sequence[Augmentation] = (Augmentation(),)  #: one for each view of an image in an optimizer step
     sample: Sampler = uniform_over_clusters  #: draws the images of an epoch by their labels
     head: Head = new_linear_head  #: puts the classifier of a round on top
     #: The loss to minimise.

@@ -10,23 +10,26 @@ python examples/research/mean_of_rounds.py runs/cifar10 cifar10/train cifar10/te
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 import deepcluster
 from deepcluster.clustering import whiten
+from deepcluster.evaluation import KnnOptions
 from deepcluster.evaluation.common import weighted_votes
 from deepcluster.images import find, read_once
 from deepcluster.images.given import true_labels
 from deepcluster.learning.features import extract
+from deepcluster.nets.network import Network
 
-NEIGHBOURS, TEMPERATURE = 20, 0.1
-STATISTICS_IMAGES, STATISTICS_BATCH = 10_000, 250
+NEIGHBOURS = 20
+STATISTICS_IMAGES, BATCH = 10_000, 250
 
 
 def weights_of(checkpoint: Path) -> dict[str, Tensor]:
@@ -35,32 +38,24 @@ def weights_of(checkpoint: Path) -> dict[str, Tensor]:
     return {key.removeprefix("network."): value for key, value in tensors.items() if key.startswith("network.")}
 
 
-def mean_of(rounds: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the mean of the weights of several rounds; what is no real number (a count of batches) is the last."""
-    last = rounds[-1]
-    return {
-        name: torch.stack([weights[name] for weights in rounds]).mean(0) if value.is_floating_point() else value
-        for name, value in last.items()
-    }
+def mean_of(network: Network, checkpoints: Sequence[Path], images: Tensor, seed: int = 0) -> Network:
+    """Return a network with the mean of the weights of several rounds; ``network`` then has those of the last one.
 
-
-def measure_statistics(network: nn.Module, images: Tensor, seed: int = 0) -> None:
-    """Measure the statistics of batch normalisation anew: those of the rounds belong to other weights."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean of all batches
+    The statistics of batch normalisation are measured anew, because those of the rounds belong to other weights.
+    """
+    averaged = AveragedModel(network)
+    for checkpoint in checkpoints:
+        network.load_state_dict(weights_of(checkpoint))
+        averaged.update_parameters(network)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:STATISTICS_IMAGES]
-    network.train()
-    with torch.no_grad():
-        for batch in order.split(STATISTICS_BATCH):
-            network.features(images[batch] / 255)
-    network.eval()
+    batches = ((images[batch] / 255 - network.mean) / network.std for batch in order.split(BATCH))
+    update_bn(batches, averaged.module.body)
+    return averaged.module
 
 
 def neighbours(train: Tensor, classes: Tensor, test: Tensor, answers: Tensor) -> float:
     """Return the accuracy of the test rows by the votes of their nearest training rows, all of length 1."""
-    votes = weighted_votes(train, classes, test, [NEIGHBOURS], TEMPERATURE, int(classes.max()) + 1)
+    votes = weighted_votes(train, classes, test, [NEIGHBOURS], KnnOptions().temperature, int(classes.max()) + 1)
     return (votes[0].argmax(1) == answers).double().mean().item()
 
 
@@ -86,12 +81,10 @@ def main() -> None:
     numbers = {name: number for number, name in enumerate(sorted({*names, *test_names}))}
     classes, answers = (torch.tensor([numbers[name] for name in texts]) for texts in (names, test_names))
 
-    rounds = [weights_of(checkpoint) for checkpoint in sorted((options.run / "checkpoints").glob("*.safetensors"))]
-    for title, weights in (("last round", rounds[-1]), (f"mean of {len(rounds)}", mean_of(rounds))):
-        network.load_state_dict(weights)
-        if weights is not rounds[-1]:
-            measure_statistics(network, train)
-        features, test_features = (extract(network, images).float() for images in (train, test))
+    checkpoints = sorted((options.run / "checkpoints").glob("*.safetensors"))
+    mean = mean_of(network, checkpoints, train)
+    for title, one in (("last round", network), (f"mean of {len(checkpoints)}", mean)):
+        features, test_features = (extract(one, images).float() for images in (train, test))
         whitened = whiten(features, features.shape[1], 0.5)
         as_they_are = neighbours(normalize(features), classes, normalize(test_features), answers)
         half = neighbours(whitened(features), classes, whitened(test_features), answers)
