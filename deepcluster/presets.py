@@ -28,8 +28,6 @@ MIN_PUBLISHED_SIDE = 28
 MAX_PUBLISHED_IMAGES = 100_000  # more can teach a network of their own
 MAX_LARGE_IMAGES = 5000  # a CPU has time to see so many at 224 px
 PUBLISHED_SIZE = 224  # px, of the images that published networks are made for
-# px. Photographs with the pixels for it are seen at both sizes, which tell more groups apart (docs/decisions.md).
-LARGER_SIZE = 288
 # Networks whose features are means of what a ReLU lets through. Only EfficientNet-Lite was measured.
 RECTIFIED = "timm:tf_efficientnet_lite"
 
@@ -113,8 +111,7 @@ class Plan:
         most = "1 round" if recipe.rounds == 1 else f"at most {recipe.rounds} rounds"
         rounds = f"{work} in {most}" if recipe.rounds else "used as it is"
         groups = "as many clusters as the images suggest" if n_clusters is None else plural(n_clusters, "cluster")
-        sizes = f"{recipe.second_size} and {recipe.image_size}" if recipe.second_size else f"{recipe.image_size}"
-        return f"network {rounds} at {sizes} px, then {groups}"
+        return f"network {rounds} at {recipe.image_size} px, then {groups}"
 
 
 def check_groups(n_clusters: int | None, count: int) -> None:
@@ -321,9 +318,6 @@ def auto(options: OptionValues, facts: Facts) -> Plan:
     choices, size, backbone, pretrained = _sized(options, facts)
     choices |= (_adapting if pretrained else _from_scratch)(size, facts, backbone)
     if pretrained and facts.are_photographs:
-        if "image_size" not in options and size == PUBLISHED_SIZE and backbone.startswith(RECTIFIED):
-            why = f"photographs of {facts.short_side} px"
-            choices |= _because(why, image_size=LARGER_SIZE, second_size=PUBLISHED_SIZE)
         choices["guess"] = ("finest", "photographs have more kinds than the clearest groups show")
     choices |= _views(facts, *((0.3, 0.1) if pretrained else (0.2, 0.2)))
     # A quarter: chosen by leaving one set out (docs/decisions.md).

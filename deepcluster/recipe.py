@@ -157,9 +157,6 @@ class Recipe(Options):
     sobel: bool = _network(True, "The network sees Sobel-filtered grey images instead of colours.")
 
     image_size: int = _images(224, "Side of the images that the network sees, px.", low=8, high=4096, flag=True)
-    second_size: int = _images(
-        0, "A second side at which it sees them, px; features are then the mean of both; 0: none.", high=4096
-    )
     margin: float = _images(
         256 / 224, "Side of the stored image over image_size; training crops all of it.", low=1, high=2
     )
@@ -271,9 +268,6 @@ class Recipe(Options):
         smallest = declared(Recipe)["image_size"].low
         if 0 < self.view_size < smallest:
             raise UsageError(f"view_size={self.view_size} must be 0 (as image_size) or at least {smallest:g}")
-        if self.second_size and not smallest <= self.second_size < self.image_size:
-            allowed = f"0, or from {smallest:g} to less than image_size={self.image_size}"
-            raise UsageError(f"second_size={self.second_size} must be {allowed}")
         if self.instance_temperature and self.views < 2:
             raise UsageError(f"instance_temperature={self.instance_temperature:g} needs two views: views={self.views}")
         if self.renumber and (self.temperature or self.probe):

@@ -60,7 +60,7 @@ SLOW = [
 
 @pytest.mark.parametrize(
     ("name", "image_size", "options"),
-    [("compact", 32, {"root": True, "second_size": 24}), *(pytest.param(*row, marks=pytest.mark.slow) for row in SLOW)],
+    [("compact", 32, {"root": True}), *(pytest.param(*row, marks=pytest.mark.slow) for row in SLOW)],
 )
 def test_a_graph_computes_as_torch(photos, tmp_path, name, image_size, options):
     """With a margin around the fixed view, images on a centroid, and a group that was merged into another."""

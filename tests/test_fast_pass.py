@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from deepcluster.learning.features import extract
 from deepcluster.nets import fast_pass as module
@@ -85,16 +84,3 @@ def test_an_image_has_the_same_features_whatever_comes_with_it(monkeypatch):
     features = extract(network, images, compute)
     for some in ([8, 2], [3], [*range(8, -1, -1)]):
         assert torch.equal(extract(network, images[some], compute), features[some])
-
-
-@pytest.mark.parametrize("name", ["compact", "timm:tf_efficientnet_lite0"])  # plain and fast
-def test_the_features_of_two_sizes_are_the_mean_of_unit_features(name):
-    network = as_trained(build(name, image_size=64, second_size=48, seed=0)).eval()
-    images = torch.randint(0, 256, (3, 3, 64, 64), generator=generator(0, "images"), dtype=torch.uint8)
-    views = images.float() / 255
-    with torch.no_grad():
-        sizes = [network.features(F.interpolate(views, size=(side, side), mode="bilinear")) for side in (64, 48)]
-    both = (F.normalize(sizes[0]) + F.normalize(sizes[1])) / 2
-    assert not torch.allclose(F.normalize(sizes[0]), both, atol=1e-2)
-    assert torch.allclose(extract(network, images), both, atol=1e-5)
-    assert build(**network.architecture).second_size == 48

@@ -176,7 +176,6 @@ WIDTH = 100  # of the features
 OPTIONS: dict[str, tuple[Any, ...]] = {
     "backbone": ("compact", {"network.name": "compact"}),
     "image_size": (64, {"compute.size": 64, "network.image_size": 64}),
-    "second_size": (96, {"network.second_size": 96}),
     "margin": (1.5, {"recipe.store_size": 336}),
     "pseudo_labels": (7, {"clusters": [7]}),
     "heads": (2, {"clusters": [5, 5]}, {"pseudo_labels": 5}),

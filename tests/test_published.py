@@ -63,9 +63,6 @@ def test_it_knows_a_photograph(hub_cache):
     file = torch.load(local_file("photos-small"), weights_only=True)
     sureness = (seen @ file["_fc.weight"].T + file["_fc.bias"]).softmax(1).amax(1).tolist()
     assert [value for _, value in named] == pytest.approx(sureness, rel=1e-4) and named[0][0] == "daisy"
-    # The features of two sizes are at most 1 long, and its last layer learned with longer ones.
-    (noun, probability), *_ = nouns("timm:tf_efficientnet_lite0.in1k", features)
-    assert noun == "daisy" and probability > sureness[0] / 2
 
 
 def test_a_missing_package_is_said_and_nothing_else_changes(hub_cache, monkeypatch):

@@ -27,7 +27,7 @@ def plan_of(recipe: str, options: Mapping[str, Any], facts: Facts) -> Plan:
 
 # The paper, section 4 and its code; the paper's step 4 moves an empty cluster beside another one.
 PAPER = {
-    "weights": "", "frozen_statistics": False, "average": 1.0, "second_size": 0, "guess": "clearest",
+    "weights": "", "frozen_statistics": False, "average": 1.0, "guess": "clearest",
     "features": "pass", "reduce": True, "whitening": 1.0, "root": False,
     "kmeans_iterations": 20,
     "spherical": False, "empty": "sample", "heads": 1, "grouping": "kmeans",
@@ -147,26 +147,24 @@ RESOLVED = [  # recipe, options, facts of the images, and what the recipe has th
           ({}, replace(LARGE_5000, short_side=27), 64, 48),
           ({"image_size": 128}, LARGE_5000, 128, 96), ({"image_size": 384}, LARGE_5000, 384, 192),
       )),
-    # photographs are seen at two sizes, and have more kinds than the clearest groups
+    # photographs have more kinds than the clearest groups
     *(("auto", {"backbone": LITE, "weights": "timm"} | options, facts,
-       {"image_size": size, "second_size": second, "view_size": view, "guess": guess})
-      for options, facts, size, second, view, guess in (
-          ({}, replace(LARGE_5000, short_side=224), 288, 224, 112, "finest"),
-          ({}, replace(LARGE_5001, device="cuda"), 288, 224, 168, "finest"),
-          ({}, LARGE_5001, 144, 0, 108, "finest"),
-          ({}, replace(LARGE_5000, short_side=223), 224, 0, 112, "clearest"),
-          ({}, replace(LARGE_5000, grey=True), 224, 0, 112, "clearest"),
-          ({"image_size": 224}, LARGE_5000, 224, 0, 112, "finest"),
-          ({"second_size": 0}, LARGE_5000, 288, 0, 112, "finest"),
-          ({"weights": "none"}, LARGE_5000, 144, 0, 108, "clearest"),
+       {"image_size": size, "view_size": view, "guess": guess})
+      for options, facts, size, view, guess in (
+          ({}, replace(LARGE_5000, short_side=224), 224, 112, "finest"),
+          ({}, replace(LARGE_5001, device="cuda"), 224, 168, "finest"),
+          ({}, LARGE_5001, 144, 108, "finest"),
+          ({}, replace(LARGE_5000, short_side=223), 224, 112, "clearest"),
+          ({}, replace(LARGE_5000, grey=True), 224, 112, "clearest"),
+          ({"weights": "none"}, LARGE_5000, 144, 108, "clearest"),
       )),
     # and are adapted under a fitted classifier, other images under the clusters' means
     ("auto", {"backbone": "photos-small"}, LARGE_5000, {"probe": True, "temperature": 0.0, "average": 0.4}),
     ("auto", {"backbone": "photos-small"}, replace(LARGE_5000, short_side=223), CLUSTER_MEANS),
     ("auto", {"backbone": "photos-small"}, replace(LARGE_5000, grey=True), CLUSTER_MEANS),
     ("auto", {"backbone": "photos"}, LARGE_5000,
-     CLUSTER_MEANS | {"image_size": 224, "second_size": 0, "guess": "finest", "root": False}),
-    ("classic", {"backbone": "photos-small"}, LARGE_5000, {"image_size": 224, "second_size": 0, "guess": "clearest"}),
+     CLUSTER_MEANS | {"image_size": 224, "guess": "finest", "root": False}),
+    ("classic", {"backbone": "photos-small"}, LARGE_5000, {"image_size": 224, "guess": "clearest"}),
 ]  # fmt: skip
 
 
@@ -209,10 +207,10 @@ def test_unusable_files_change_all_of_the_plan_but_the_sizes_that_were_read(tmp_
     file.unlink()
     facts = replace(LARGE, count=5051, published="photos-small", n_clusters=None)
     first, second = plan_of("auto", {}, facts).recipe, plan_of("auto", {}, replace(facts, count=50)).recipe
-    assert (first.image_size, second.image_size) == (144, 288) and first.pseudo_labels > 50 >= second.pseudo_labels
+    assert (first.image_size, second.image_size) == (144, 224) and first.pseudo_labels > 50 >= second.pseudo_labels
     begun = Begun("run", "new", asdict(first), {"image_size": "so many"}, asdict(facts))
     plan = begun.plan_of(50, request)
-    names = ("image_size", "second_size", "margin", "view_size", "small_size")
+    names = ("image_size", "margin", "view_size", "small_size")
     sizes = {name: getattr(first, name) for name in names}
     assert plan.recipe == replace(second, **sizes, lr=0.125) and plan.recipe.store_size == first.store_size
     assert plan.reasons["image_size"] == "so many"

@@ -498,8 +498,7 @@ def odd_tables(table: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A table with an odd value in any place, without a key that must be there, or with one that nobody knows."""
     for key in table.keys() - {"identity", "weights_sha256", "groups_sha256", "config_sha256"}:
         yield from (table | {key: odd} for odd in ODD_VALUES if odd is not True or not isinstance(table[key], bool))
-        if key != "second_size":
-            yield {name: value for name, value in table.items() if name != key}
+        yield {name: value for name, value in table.items() if name != key}
     yield table | {"weights": "timm"}
 
 

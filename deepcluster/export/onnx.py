@@ -20,7 +20,6 @@ from deepcluster.clustering.whitening import square_roots
 from deepcluster.errors import ModelError, missing_packages
 from deepcluster.images.views import fixed_view
 from deepcluster.model import Model
-from deepcluster.nets.network import at_two_sizes
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.seeding import generator
 from deepcluster.storage import model_files as models
@@ -48,7 +47,6 @@ class Placing(nn.Module):
         self.network = model.network
         self.size = model.image_size
         self.count = model.cut.count
-        self.features = at_two_sizes(model.network.features, model.network.second_size)
         self.reduction = model.reduction
         self.outliers = model.outliers
         self.group_of = model.cut.group_of
@@ -57,7 +55,7 @@ class Placing(nn.Module):
         self.lengths = centroids.square().sum(1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        features = self.features(fixed_view(images, self.size))
+        features = self.network.features(fixed_view(images, self.size))
         features = square_roots(features) if self.reduction.root else features
         reduced = F.normalize((features - self.reduction.mean) @ self.reduction.projection, eps=1e-12)
         # By a matrix product, as N x K x d differences take far more memory; in float64, because in float32 the

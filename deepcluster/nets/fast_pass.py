@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from deepcluster.nets.names import MODULE
-from deepcluster.nets.network import Network, at_two_sizes
+from deepcluster.nets.network import Network
 
 # Numbers in the largest output of a layer for all images that go through it at a time, so that they stay in the cache
 # of the processor and in memory that is there already. In the first layers of an EfficientNet one image of 224 px has
@@ -34,12 +34,11 @@ ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
 
 
 def features_pass(network: Network, batch_size: int, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Tensor]:
-    """Return the features of any number of images in evaluation mode, by the network as it is now, at one size or two.
+    """Return the features of any number of images in evaluation mode, by the network as it is now.
 
     ``batch_size``: Number of images in a plain pass. A faster one has a smaller number, so one image costs less.
     """
-    features = fast_pass(network, dtype) or partial(in_batches, network.features, batch_size)
-    return at_two_sizes(features, network.second_size)
+    return fast_pass(network, dtype) or partial(in_batches, network.features, batch_size)
 
 
 def in_batches(function: Callable[[Tensor], Tensor], count: int, rows: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Network: the contract that every backbone meets, the names that build one, and modules that the user gives."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -20,23 +20,6 @@ from deepcluster.seeding import generator, lent_global
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-def at_two_sizes(features: Callable[[Tensor], Tensor], second_size: int) -> Callable[[Tensor], Tensor]:
-    """Return the mean of ``features`` of images as they are and resized to ``second_size`` px, each of length 1.
-
-    With a ``second_size`` of 0 it is ``features``. Smaller images show a convnet larger parts at once, so the two see
-    different details.
-    """
-    if not second_size:
-        return features
-
-    def mean(images: Tensor) -> Tensor:
-        # Antialiasing takes 2 ms an image instead of .8, of a pass of 13, for a change of size by less than a quarter.
-        smaller = F.interpolate(images, size=(second_size, second_size), mode="bilinear", align_corners=False)
-        return (F.normalize(features(images)) + F.normalize(features(smaller))) / 2
-
-    return mean
 
 
 class FrozenClassifier(nn.Module):
@@ -69,7 +52,6 @@ class Network(nn.Module):
         projection: Module from features to ``embedding_dim`` embeddings; default: the features themselves.
         mean, std: Of the colours; part of the network, so that nobody can forget the normalisation or do it twice.
         architecture: The arguments of ``build`` that make this network again; empty for a custom body.
-        second_size: Side in px at which a pass sees the images once more (:func:`at_two_sizes`); 0: it does not.
     """
 
     head: nn.Linear | FrozenClassifier | None
@@ -88,7 +70,6 @@ class Network(nn.Module):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         architecture: Mapping[str, str | int | bool] | None = None,
-        second_size: int = 0,
     ):
         super().__init__()
         self.body = body
@@ -99,7 +80,6 @@ class Network(nn.Module):
         self.head = None
         self.architecture = dict(architecture or {})
         self.frozen_statistics = False
-        self.second_size = second_size
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -174,7 +154,6 @@ def build(
     projection: tuple[int, int] | None = None,
     seed: int = 0,
     feature_dim: int | None = None,
-    second_size: int = 0,
 ) -> Network:
     """Build a network by its name, on the CPU and without a head. ``build(**network.architecture)`` builds it again.
 
@@ -187,7 +166,6 @@ def build(
         projection: Hidden and output width of an MLP between features and head, for training only.
         seed: Seed of the random weights.
         feature_dim: If known, it saves the trial that measures it.
-        second_size: As in :class:`Network`.
 
     Raises:
         UsageError: There is no such network, or not with these options.
@@ -210,8 +188,7 @@ def build(
     network = Network(
         body,
         widths.get(name, feature_dim) or _width(_trial(body, name, image_size), name),
-        architecture={"name": name, "image_size": image_size, "sobel": sobel, "second_size": second_size},
-        second_size=second_size,
+        architecture={"name": name, "image_size": image_size, "sobel": sobel},
         **options,
     )
     return network.with_projection(projection, seed)

@@ -186,12 +186,10 @@ def network_of(recipe: Recipe, seed: int, device: torch.device, module: nn.Modul
             weights=recipe.weights or None,
             projection=projection,
             seed=seed,
-            second_size=recipe.second_size,
         )
     else:
-        named = {"sobel": recipe.sobel, "second_size": recipe.second_size}
-        if recipe.weights not in ("", MODULE) or any(named.values()):
-            what = next((name for name, value in named.items() if value), f"--weights {recipe.weights}")
+        if recipe.weights not in ("", MODULE) or recipe.sobel:
+            what = "sobel" if recipe.sobel else f"--weights {recipe.weights}"
             raise UsageError(f"{what} is for backbones that have a name: put it into the module itself")
         network = copy_of_module(module, image_size=recipe.image_size, projection=projection, seed=seed)
     network.frozen_statistics = recipe.frozen_statistics

@@ -35,7 +35,7 @@ MAX_SHOWN = 5  # paths in an error
 # Contents by the name of the file: a text, bytes, or rows.
 Contents = Mapping[str, str | bytes | Sequence[CsvRow]]
 # Options: how large the images are read and seen.
-SIZES = ("image_size", "second_size", "margin", "view_size", "small_size")
+SIZES = ("image_size", "margin", "view_size", "small_size")
 # Options that a recipe may change although they were given: for a network of one size, or for few images.
 ADAPTED = ("image_size", "pseudo_labels")
 # The facts that a checkpoint has about its run, with their types.

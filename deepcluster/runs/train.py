@@ -189,8 +189,7 @@ def _first_result(writer: ResultWriter) -> tuple[int, Tensor | None]:
 def training_cost(recipe: Recipe, features: float) -> float:
     """Estimate the seconds of a round's training by those of a pass over the images, ``features``."""
     sides = [recipe.view_size or recipe.image_size] * recipe.views + [recipe.small_size] * recipe.small_views
-    one_pass = recipe.image_size**2 + recipe.second_size**2
-    return features * recipe.epochs * BACKWARD * sum(side**2 for side in sides) / one_pass
+    return features * recipe.epochs * BACKWARD * sum(side**2 for side in sides) / recipe.image_size**2
 
 
 def whole_rounds(job: Job, recipe: Recipe, done: int, cost: float, results: float) -> int:

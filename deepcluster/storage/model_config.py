@@ -31,7 +31,6 @@ class Architecture:
     name: str
     image_size: int
     sobel: bool
-    second_size: Annotated[int, range(8193)] = 0
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,6 @@ def read_config(path: Path) -> Config:
         raise ValueError(f"no backbone that a model may have: {name[:80]!a}")
     if config.image_size > config.store_size:
         raise ValueError(f"image_size {config.image_size} is larger than store_size {config.store_size}")
-    if config.architecture.second_size > config.image_size:
-        raise ValueError(f"second_size {config.architecture.second_size} is larger than image_size {config.image_size}")
     if config.architecture.image_size != config.image_size:
         raise ValueError(f"image_size {config.image_size}, and another one in its architecture")
     # Computed, because a file that somebody wrote on purpose may name another model.
