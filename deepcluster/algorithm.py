@@ -7,6 +7,7 @@ result, is :func:`conclude` on the network that it leaves behind.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -18,8 +19,9 @@ from deepcluster.clustering import ClusteringStep, KMeans, Reduction, Whitening
 from deepcluster.clustering.agreement import label_change
 from deepcluster.clustering.kmeans import labels_of
 from deepcluster.clustering.outliers import Outliers, fit_outliers
+from deepcluster.clustering.whitening import Pairs
 from deepcluster.images.arrays import as_images
-from deepcluster.learning.features import extract
+from deepcluster.learning.features import extract, pairs_of
 from deepcluster.learning.training import Learning, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import as_network
 from deepcluster.records import Clustering, Round, State
@@ -71,7 +73,7 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
 
         # Step 3, reduction, and step 4, clustering: the cluster numbers are the pseudo-labels.
         compute.progress(CLUSTERING_PHASE, 0, 0)
-        reduced = reduction(features, compute)
+        reduced = reduction(features, compute, partial(pairs_of, network, images, features, compute, embedded=True))
         clusterings = clustering(reduced, numbers, state.previous, seed=seed, round=index, partition=compute.partition)
         labels = labels_of(clusterings, numbers, compute.partition.total)
 
@@ -122,14 +124,27 @@ def conclude(
     network = as_network(network, compute.size if compute else images.shape[-1])
     compute = replace(compute or Compute.of(network, images), dtype=torch.float32)
     features = extract(network, images, compute)
-    return conclusion_of(features, clusters, seed=seed, reduction=reduction, clustering=clustering, compute=compute)
+    pairs = partial(pairs_of, network, images, features, compute)
+    return conclusion_of(
+        features, clusters, seed=seed, reduction=reduction, clustering=clustering, compute=compute, pairs=pairs
+    )
 
 
 def conclusion_of(
-    features: Tensor, clusters: int, *, seed: int, reduction: Reduction, clustering: KMeans, compute: Compute
+    features: Tensor,
+    clusters: int,
+    *,
+    seed: int,
+    reduction: Reduction,
+    clustering: KMeans,
+    compute: Compute,
+    pairs: Pairs | None = None,
 ) -> Conclusion:
-    """Reduce the final features (n x D, this rank's) and cluster them: every label is the nearest of all centroids."""
-    mapping = reduction.fit(features, compute)
+    """Reduce the final features (n x D, this rank's) and cluster them: every label is the nearest of all centroids.
+
+    ``pairs``: As in :class:`Reduction`.
+    """
+    mapping = reduction.fit(features, compute, pairs)
     # On the CPU, because a model reduces new images there too: so the same image has the same bits.
     reduced = mapping(features.cpu())
     rows = reduced.to(reduction.device(features, compute))

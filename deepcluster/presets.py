@@ -28,6 +28,7 @@ MIN_PUBLISHED_SIDE = 28
 MAX_PUBLISHED_IMAGES = 100_000  # more can teach a network of their own
 MAX_LARGE_IMAGES = 5000  # a CPU has time to see so many at 224 px
 PUBLISHED_SIZE = 224  # px, of the images that published networks are made for
+WHITENING = 0.25  # chosen by leaving one set out (docs/decisions.md)
 # Networks whose features are means of what a ReLU lets through. Only EfficientNet-Lite was measured.
 RECTIFIED = "timm:tf_efficientnet_lite"
 
@@ -205,6 +206,10 @@ def _for_fixed_size(plan: Plan, options: OptionValues) -> Plan:
         changes["view_size"] = (size, why)
     if recipe.small_views and recipe.small_size != size:
         changes["small_views"] = (0, why)
+    if recipe.within_image:
+        changes["within_image"] = (0.0, why)
+        if "whitening" not in options:
+            changes["whitening"] = (WHITENING, why)
     for name in changes:
         if name in options and name != "image_size":
             raise UsageError(f"{name}={options[name]}: {why}, {size} px: leave it out")
@@ -320,9 +325,8 @@ def auto(options: OptionValues, facts: Facts) -> Plan:
     if pretrained and facts.are_photographs:
         choices["guess"] = ("finest", "photographs have more kinds than the clearest groups show")
     choices |= _views(facts, *((0.3, 0.1) if pretrained else (0.2, 0.2)))
-    # A quarter: chosen by leaving one set out (docs/decisions.md).
     always = Recipe(
-        sobel=False, whitening=0.25, schedule="cosine", tolerance=0.02, precision="auto", grouping="embedding"
+        sobel=False, whitening=WHITENING, schedule="cosine", tolerance=0.02, precision="auto", grouping="embedding"
     )
     return Plan(always, {}).changed(choices)
 
@@ -407,6 +411,9 @@ def _adapting(size: int, facts: Facts, backbone: str) -> Choices:
         "view_size": _gentle_view(size, facts),
         "average": (0.4, "the rest are the weights before training, which keep what the network knew"),
     }
+    if backbone != MODULE:  # one of the user's may take images of one size only
+        why = "what differs between an image and its middle does not tell images apart"
+        choices |= _because(why, within_image=1.0, whitening=0.0)
     rectified = backbone.startswith(RECTIFIED)
     if rectified and facts.are_photographs:
         choices["probe"] = (True, "on photographs, training under a classifier fitted to their features gains most")

@@ -189,6 +189,11 @@ class Recipe(Options):
     dims: int = _features(256, "Principal components kept; 0: a sixteenth of the features, 32 to 256.", high=10**5)
     whitening: float = _features(1.0, "1: whitening; 0: plain PCA; between: leading directions weigh more.", high=1)
     root: bool = _features(False, "Reduce signed square roots of the features, scaled to length 1.")
+    within_image: float = _features(
+        0.0,
+        "Weight of the differences between images and their middles, along which features are made smaller before PCA.",
+        high=10**6,
+    )
 
     pseudo_labels: int = _clustering(
         10_000, "Number of fine clusters trained on, or auto.", low=1, flag=True, auto=True

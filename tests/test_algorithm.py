@@ -19,10 +19,11 @@ from deepcluster.clustering.whitening import Reduction
 from deepcluster.errors import DataError
 from deepcluster.images.views import Augmentation, each_once
 from deepcluster.learning import Learning
+from deepcluster.learning.features import extract, pairs_of
 from deepcluster.learning.heads import CentroidHead, CrossEntropy, WithInstances, new_linear_head
 from deepcluster.nets.network import build
 from deepcluster.records import State
-from deepcluster.runtime.compute import Stopwatch
+from deepcluster.runtime.compute import Compute, Stopwatch
 from deepcluster.seeding import generator
 from tests.drawings import drawings
 from tests.loop import loop
@@ -129,6 +130,26 @@ def test_conclude_is_a_fixed_function_of_the_network():
     nearest = torch.cdist(result.reduced, result.clustering.centroids).argmin(1)
     assert torch.equal(nearest, result.clustering.labels)
     assert not torch.allclose(result.clustering.centroids.norm(dim=1), torch.ones(5), atol=1e-3)
+
+
+def test_the_differences_between_images_and_their_middles_scale_the_features(monkeypatch):
+    """In the rounds and in the result, and for every third image here."""
+    monkeypatch.setattr("deepcluster.learning.features.MOST_PAIRS", 8)
+    images, net = drawings(8)[0], network()
+    compute = Compute.of(net, images, size=21)
+    features = extract(net, images, compute)
+    pairs = pairs_of(net, images, features, compute)
+    framed = images[::3].clone()
+    framed[:, :, [0, 1, 2, 3, -4, -3, -2, -1]] = 255  # the middle is 15 of 24 px
+    framed[..., [0, 1, 2, 3, -4, -3, -2, -1]] = 255
+    assert torch.equal(pairs[0], features[::3])
+    assert torch.equal(pairs[1], extract(net, framed, Compute.of(net, framed, size=15)))
+    reduction = Reduction(8, within_image=2.0)
+    reduced = whiten(features, 8, pairs=pairs, within_image=2.0)(features)
+    assert not torch.allclose(reduced, whiten(features, 8)(features), atol=0.01)
+    assert torch.equal(conclude(net, images, clusters=5, reduction=reduction, compute=compute).reduced, reduced)
+    rounds = alternate(net, images, clusters=5, rounds=1, reduction=reduction, compute=compute)
+    assert torch.equal(next(rounds).reduced, reduced)
 
 
 def shapes_in(net, images, kinds) -> float:

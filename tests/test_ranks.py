@@ -532,7 +532,7 @@ def trained(
         options = {"clusters": k, "rounds": 2, "batch_size": batch, "dims": 4, "reuse_features": memory, "head": head}
         rounds = list(loop(network, store.images, **options, processes=processes))
     result = conclude(
-        network, store.images, clusters=k, reduction=Reduction(4),
+        network, store.images, clusters=k, reduction=Reduction(4, within_image=1.0),
         compute=Compute.of(network, store.images, processes=processes),
     )  # fmt: skip
     return {

@@ -28,7 +28,7 @@ def plan_of(recipe: str, options: Mapping[str, Any], facts: Facts) -> Plan:
 # The paper, section 4 and its code; the paper's step 4 moves an empty cluster beside another one.
 PAPER = {
     "weights": "", "frozen_statistics": False, "average": 1.0, "guess": "clearest",
-    "features": "pass", "reduce": True, "whitening": 1.0, "root": False,
+    "features": "pass", "reduce": True, "whitening": 1.0, "root": False, "within_image": 0.0,
     "kmeans_iterations": 20,
     "spherical": False, "empty": "sample", "heads": 1, "grouping": "kmeans",
     "temperature": 0.0, "projection_hidden": 0, "projection_dim": 0, "instance_temperature": 0.0, "renumber": False,
@@ -102,7 +102,7 @@ def test_too_many_clusters_are_lowered_but_not_those_given(tmp_path):
 
 LARGE_5000, LARGE_5001 = replace(LARGE, count=5000), replace(LARGE, count=5001)
 CLUSTER_MEANS = {"probe": False, "temperature": 0.07, "average": 0.4}
-GENTLE = {"rounds": 1, "lr": 0.001, "average": 0.4, "whitening": 0.25, "dims": 256}
+GENTLE = {"rounds": 1, "lr": 0.001, "average": 0.4, "whitening": 0.0, "within_image": 1.0, "dims": 256}
 RESOLVED = [  # recipe, options, facts of the images, and what the recipe has then
     ("auto", {}, PHOTOS, {"backbone": "compact", "image_size": 32, "pseudo_labels": 50, "epochs": 1, "flip": 0.5}),
     ("auto", {}, PHOTOS, {"view_size": 24, "views": 2, "clusters": (50, 100, 200), "grey": 0.2}),
@@ -114,6 +114,7 @@ RESOLVED = [  # recipe, options, facts of the images, and what the recipe has th
     # a pretrained network is adapted gently, for one round
     *(("auto", RESNET, replace(PHOTOS, count=count), GENTLE) for count in (50, 90_000)),
     ("auto", {"backbone": "timm:resnet18"}, PHOTOS, {"average": 1, "whitening": 0.25, "lr": 0.25, "rounds": 90}),
+    ("auto", {"backbone": "timm:resnet18"}, PHOTOS, {"within_image": 0.0}),
     # a handful of images is not seen thousands of times
     *((base, weights, replace(PHOTOS, count=3, n_clusters=2), {"epochs": 50})
       for base in ("auto", "classic") for weights in ({}, RESNET)),
@@ -124,7 +125,9 @@ RESOLVED = [  # recipe, options, facts of the images, and what the recipe has th
       for count, clusters, fine in ((9_999, None, 20), (9_999, 2, 10), (9_999, 30, 30), (60, 3, 3),
                                     (10_000, None, 100), (10_000, 200, 200))),
     # the paper's networks have one size, and a filter in the paper's recipe
-    ("auto", {"backbone": "vgg16", "weights": "w.pth"}, PHOTOS, {"image_size": 224, "view_size": 224}),
+    ("auto", {"backbone": "vgg16", "weights": "w.pth"}, PHOTOS,
+     {"image_size": 224, "view_size": 224, "within_image": 0.0, "whitening": 0.25}),
+    ("auto", {"backbone": "vgg16", "weights": "w.pth", "whitening": 0.5}, PHOTOS, {"whitening": 0.5}),
     ("classic", {"backbone": "vgg16"}, PHOTOS, {"sobel": True}),
     ("v1-official", {"sobel": "true"}, PHOTOS, {"sobel": True}),
     ("v2", {"backbone": "alexnet"}, PHOTOS, {"image_size": 224, "view_size": 224, "small_views": 0}),

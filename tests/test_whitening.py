@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from deepcluster.clustering import whiten
+from deepcluster.clustering.whitening import square_roots, within_image_scaling
 from deepcluster.errors import NonFiniteError
 from deepcluster.seeding import generator
 
@@ -64,6 +65,43 @@ def test_square_roots_by_hand(rows):
     for found, wanted in ((fitted(x), by_hand(roots)), (fitted(x, unit=False), by_hand(roots, unit=False))):
         assert torch.allclose(found.abs(), wanted.abs(), atol=1e-4)
     assert torch.allclose(fitted(7 * x), fitted(x), atol=1e-4)  # the length of a row counts no more
+
+
+def test_the_scaling_of_two_axes_by_hand():
+    """Views that differ along the first axis alone: S is diag(s, 0), so its mean eigenvalue is s / 2."""
+    one = torch.tensor([[1.0, 0], [0, 1], [4, 2], [1, 3]])
+    pairs = torch.stack([one, one + torch.tensor([[1.0, 0], [-1, 0], [2, 0], [0, 0]]) + 7])
+    np.testing.assert_allclose(within_image_scaling(pairs, 4.0), np.diag([1 / 3, 1]), atol=1e-6)
+    for same in (pairs[:, :1], torch.stack([one, one]), torch.stack([one, one + 7])):
+        np.testing.assert_allclose(within_image_scaling(same, 4.0), np.eye(2))
+
+
+@pytest.mark.parametrize("rows", [200, 9])  # more than columns, and fewer
+@pytest.mark.parametrize("root", [False, True])
+def test_features_are_scaled_before_the_components(rows, root):
+    x = correlated(rows, 12)
+    pairs = torch.stack([x[:8], x[:8] + 0.3 * correlated(8, 12)])
+    scaling = torch.from_numpy(within_image_scaling(pairs, 2.0, root=root)).float()
+    scaled = (square_roots(x) if root else x) @ scaling
+    fitted = whiten(x, 5, 0.5, root=root, pairs=pairs, within_image=2.0)
+    assert torch.allclose(fitted(x, unit=False).abs(), whiten(scaled, 5, 0.5)(scaled, unit=False).abs(), atol=1e-3)
+    assert not torch.allclose(fitted(x).abs(), whiten(x, 5, 0.5, root=root)(x).abs(), atol=1e-2)
+
+
+def test_images_are_told_apart_by_what_their_views_share():
+    """Kinds differ by 1 along two axes; along six others every view of an image is elsewhere, three times as far."""
+    random = generator(0, "views")
+    kinds = torch.randint(4, (300,), generator=random)
+    shared = torch.stack([(kinds % 2).float(), (kinds // 2).float()], 1)
+    one, other = (torch.cat([shared, 3 * torch.randn(300, 6, generator=random)], 1) for _ in range(2))
+    pairs = torch.stack([one, other])[:, :100]
+
+    def purity(rows):
+        nearest = (rows @ rows.T).fill_diagonal_(-2).argmax(1)
+        return (kinds[nearest] == kinds).float().mean()
+
+    plain, scaled = whiten(one, 8, 0), whiten(one, 8, 0, pairs=pairs, within_image=1e4)
+    assert purity(plain(one)) < 0.6 and purity(scaled(one)) > 0.95
 
 
 def test_numbers_that_are_not_finite_or_too_small_are_refused():

@@ -1,5 +1,6 @@
 """Reduction (step 3): PCA, whitening and L2 normalisation as one affine map and a division (paper, section 4)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,8 @@ NARROW = 256
 SHIFT_ROWS = 1024  # rows for a provisional mean; corrected afterwards
 LOWER_LR = ": lower the learning rate (--lr)"
 Directions = npt.NDArray[np.float64]
+# Computes features of two views of some images, 2 x m x D, on the main rank. A collective.
+Pairs = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ def whiten(
     device: torch.device | None = None,
     *,
     root: bool = False,
+    pairs: Tensor | None = None,
+    within_image: float = 1.0,
 ) -> Whitening:
     """Fit the PCA-whitening of N x D features.
 
@@ -74,6 +79,9 @@ def whiten(
         partition: Owner (rank) of every row; they exchange one D x D sum and the main rank's map. None: one process.
         device: Device of the products, a block of rows at a time. None: that of x.
         root: Reduce the :func:`square_roots` of the features.
+        pairs: Two views of some images, 2 x m x D, on the main rank: before the PCA, the features are scaled by
+            :func:`within_image_scale` of these.
+        within_image: The weight there.
 
     Raises:
         NonFiniteError: NaN or infinity in the features, or numbers too small for squares in float32.
@@ -86,25 +94,68 @@ def whiten(
         raise ValueError(f"whitening needs rows, columns and dimensions; got {rows} x {width} to {dims}")
     count = min(dims, width, max(1, rows - 1))
     processes = partition.processes
+
+    def scaling() -> Directions | None:
+        return None if pairs is None else within_image_scaling(pairs, within_image, root=root)
+
     if rows <= width:
         x = partition.all_gather(x)
         if not torch.isfinite(x).all():
             raise Blocks(x).not_finite(ALONE, LOWER_LR)
         few = square_roots(x.float()) if root else x
         check_not_tiny(x, few.double().square().mean().item())
-        made = processes.broadcast_tensors(lambda: _scaled(*_of_few(few, count), strength))
+        made = processes.broadcast_tensors(lambda: _of_few(few, count, strength, scaling()))
     else:
         mean, covariance = _covariance(x, partition, device or x.device, root)
         check_not_tiny(x, np.trace(covariance), processes)
-        made = processes.broadcast_tensors(lambda: _scaled(mean, *_leading(covariance, count), strength))
+        made = processes.broadcast_tensors(lambda: _of_many(mean, covariance, count, strength, scaling()))
     return Whitening(**made, root=root)
 
 
-def _scaled(mean: Tensor, values: Directions, vectors: Directions, strength: float) -> dict[str, Tensor]:
+def within_image_scaling(pairs: Tensor, weight: float = 1.0, *, root: bool = False) -> Directions:
+    """Return the symmetric map (D x D) that makes features smaller along what differs between views of an image.
+
+    It is (1 + ``weight`` S / s)^(-1/2), with S the covariance of the differences and s the mean of its eigenvalues:
+    within-class covariance normalisation (Hatch et al., Interspeech 2006), with each image a class.
+
+    Args:
+        pairs: Features of two views of some images, 2 x m x D.
+        weight: 0 changes nothing.
+        root: The features' :func:`square_roots` are to be scaled.
+    """
+    one, other = (square_roots(view.float()) if root else view.float() for view in pairs)
+    width = one.shape[1]
+    _, values, vectors = _components(one - other, max(1, min(len(one) - 1, width)))
+    relative = values * (width / max(values.sum(), np.finfo(np.float32).tiny))
+    scaling: Directions = np.eye(width) + (vectors * ((1 + weight * relative) ** -0.5 - 1)) @ vectors.T
+    return scaling
+
+
+def _of_few(x: Tensor, count: int, strength: float, scaling: Directions | None) -> dict[str, Tensor]:
+    """Return the map that whitens at most as many rows as columns, or these after a ``scaling``."""
+    if scaling is None:
+        return _scaled(*_components(x, count), strength)
+    mean = x.double().mean(0).cpu()
+    _, values, vectors = _components((x.double().cpu() - mean) @ torch.from_numpy(scaling), count)
+    return _scaled(mean, values, vectors, strength, scaling)
+
+
+def _of_many(
+    mean: Tensor, covariance: Directions, count: int, strength: float, scaling: Directions | None
+) -> dict[str, Tensor]:
+    """Return the map that whitens rows of this mean and covariance, or these after a ``scaling``."""
+    covariance = covariance if scaling is None else scaling @ covariance @ scaling
+    return _scaled(mean, *_leading(covariance, count), strength, scaling)
+
+
+def _scaled(
+    mean: Tensor, values: Directions, vectors: Directions, strength: float, scaling: Directions | None = None
+) -> dict[str, Tensor]:
     keep = values > EIGENVALUE_FLOOR * max(values[0], np.finfo(np.float32).tiny)
     keep[0] = True
     scale = np.where(values > 0, np.maximum(values, np.finfo(np.float32).tiny) ** (-strength / 2), 0.0)
     projection = (vectors * scale)[:, keep]
+    projection = projection if scaling is None else scaling @ projection
     return {"mean": mean.float(), "projection": torch.from_numpy(np.ascontiguousarray(projection)).float()}
 
 
@@ -176,8 +227,8 @@ def _leading(covariance: Directions, count: int) -> tuple[Directions, Directions
     return values[::-1], basis @ turn[:, ::-1]
 
 
-def _of_few(x: Tensor, count: int) -> tuple[Tensor, Directions, Directions]:
-    """Return mean, eigenvalues and eigenvectors of at most as many rows as columns, by the products of the rows."""
+def _components(x: Tensor, count: int) -> tuple[Tensor, Directions, Directions]:
+    """Return mean, eigenvalues and eigenvectors of few rows, by the products of the rows."""
     rows = len(x)
     exact = x.double()
     mean = exact.mean(0)
@@ -197,18 +248,31 @@ class Reduction:
     #: Each component is divided by its standard deviation to this power (1 whitens, 0 only rotates).
     whitening: float = 1.0
     root: bool = False  #: the square roots of the features are reduced, as rows of length 1
+    within_image: float = 0.0  #: the weight in :func:`within_image_scaling`, which comes first; 0: it does not
 
-    def __call__(self, features: Tensor, compute: Compute) -> Tensor:
-        """Return this rank's features (n x D) as rows of length 1 (n x d), on the device that clusters them."""
+    def __call__(self, features: Tensor, compute: Compute, pairs: Pairs | None = None) -> Tensor:
+        """Return this rank's features (n x D) as rows of length 1 (n x d), on the device that clusters them.
+
+        ``pairs``: For ``within_image``, and called for nothing else.
+        """
         device = self.device(features, compute)
-        return unit_rows(features, device) if self.dims is None else self.fit(features, compute)(features, device)
+        if self.dims is None:
+            return unit_rows(features, device)
+        return self.fit(features, compute, pairs)(features, device)
 
-    def fit(self, features: Tensor, compute: Compute) -> Whitening:
-        """Return the map, for new images too. Needs ``dims``."""
+    def fit(self, features: Tensor, compute: Compute, pairs: Pairs | None = None) -> Whitening:
+        """Return the map, for new images too. Needs ``dims``. ``pairs``: as in a call."""
         if self.dims is None:
             raise ValueError("dims=None fits no map: give a number of dimensions")
         return whiten(
-            features, self.dims, self.whitening, compute.partition, self.device(features, compute), root=self.root
+            features,
+            self.dims,
+            self.whitening,
+            compute.partition,
+            self.device(features, compute),
+            root=self.root,
+            pairs=pairs() if pairs is not None and self.within_image else None,
+            within_image=self.within_image,
         )
 
     def device(self, features: Tensor, compute: Compute) -> torch.device:

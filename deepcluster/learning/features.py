@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,6 +12,10 @@ from deepcluster.nets.fast_pass import features_pass, in_batches
 from deepcluster.nets.network import Network
 from deepcluster.runtime.compute import FEATURES_PHASE, Compute
 from deepcluster.runtime.devices import exact_float32, made_ahead, moved
+from deepcluster.runtime.partition import Partition
+
+MIDDLE = 5 / 7  # of the side of an image: 160 of 224 px
+MOST_PAIRS = 1000
 
 
 def extract(
@@ -64,3 +69,23 @@ def extract(
     finally:
         network.train(training)
     return features
+
+
+def pairs_of(network: Network, images: Tensor, features: Tensor, compute: Compute, *, embedded: bool = False) -> Tensor:
+    """Return the features of some images and those of their middles, on the main rank. A collective.
+
+    Args:
+        images, compute, embedded: As in :func:`extract`.
+        features: Of all images; this rank's.
+
+    Returns:
+        2 x m x D, float32, on the CPU.
+    """
+    partition = compute.partition
+    step = -(-partition.total // MOST_PAIRS)
+    some = images[-partition.local.start % step :: step]  # a view: a copy of 1,000 images would take 200 MB
+    few = Partition.of(partition.processes, len(some))
+    seen = replace(compute, partition=few, size=max(1, round(MIDDLE * compute.size)))
+    middles = few.to_main(extract(network, some, seen, embedded=embedded), torch.arange(few.total))
+    whole = partition.to_main(features, torch.arange(0, partition.total, step))
+    return torch.stack([whole.cpu().float(), middles.cpu().float()])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -16,6 +17,7 @@ from deepcluster.groups.choose_k import CutRows, candidates, coarse_number, cut_
 from deepcluster.groups.cut import KMEANS_STARTS, Cut, Placement, as_groups, cut_features, placement_of
 from deepcluster.groups.graph import Embed, embedded
 from deepcluster.groups.tree import Tree, coarse_groups, medoids_of
+from deepcluster.learning.features import pairs_of
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
@@ -73,6 +75,7 @@ def conclude_run(
     recipe = images.recipe
     store = images.store
     is_final = record.result == FINAL
+    compute = compute_of(network, recipe, store.partition, exact=True)
     job.display.progress(GROUPING, 0, 0)
     try:
         final = algorithm.conclusion_of(
@@ -81,7 +84,8 @@ def conclude_run(
             seed=record.seed,
             reduction=reduction_of(recipe, network.feature_dim),
             clustering=kmeans_of_result(recipe),
-            compute=compute_of(network, recipe, store.partition, exact=True),
+            compute=compute,
+            pairs=partial(pairs_of, network, store.images, features, compute),
         )
     except NonFiniteError as error:
         if job.features is None:
