@@ -249,11 +249,11 @@ def test_numbers_are_ranked_by_peaks_the_finest_of_the_nearly_best_first():
 
 
 def test_the_finest_plausible_number_comes_first_and_then_those_that_are_not_beside_it():
-    """Scores by hand: silhouette times the third power of the modularity, .8 of the best."""
-    silhouettes, modularities = np.array([0.9, 0.8, 0.5, 0.7, 0.6, 0.4]), np.array([0.5, 0.6, 0.6, 0.7, 0.7, 0.7])
-    assert ranked(silhouettes * modularities, 3) == [3, 1, 0]
-    assert ranked_finest(silhouettes, modularities) == [4, 1, 0]  # .206 of .240; 3 is beside it
-    assert ranked_finest(silhouettes, np.zeros(6))[0] == 5  # no ties inside any groups
+    scores = np.array([0.5, 0.6, 0.4, 0.2, 0.52, 0.55, 0.3])
+    assert ranked(scores, 3) == [1, 5, 4]
+    assert ranked_finest(scores) == [5, 1]  # .55 is more than .9 of .6; 4 is beside it
+    assert ranked_finest(np.array([0.5, 0.6, 0.4, 0.2, 0.52, 0.53, 0.3])) == [1, 5, 4]
+    assert ranked_finest(np.zeros(6))[0] == 5  # no ties inside any groups
 
 
 def test_modularity_by_hand():

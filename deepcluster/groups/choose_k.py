@@ -23,8 +23,7 @@ MAX_GROUPS = 30
 MAX_FINEST = 60  # if the finest number is wanted
 ROWS = 3000  # of a sample: its graph and its cuts take seconds
 FINER = 0.98  # share of the best score from which the finest candidate comes first: people merge more easily than split
-POWER = 3  # of the modularity in the score of the finest number; with 1 the score falls too fast with the number
-FINEST = 0.8  # share of the best such score (docs/decisions.md)
+FINEST = 0.9  # share of the best score from which a number is plausible (docs/decisions.md)
 REFINES = 1.5  # as many groups at least as coarse groups, or the second level shows nothing new
 CUTS = 3
 SHARE = 0.8  # of the sample, in a cut
@@ -67,8 +66,9 @@ def candidates(
     labelings = scipy.cluster.hierarchy.cut_tree(scipy.cluster.hierarchy.linkage(positions, "ward"), numbers).T
     silhouettes = np.array([silhouette_score(positions, labels) for labels in labelings])
     modularities = np.array([modularity(ties, labels) for labels in labelings]).clip(0)
-    chosen = ranked_finest(silhouettes, modularities) if finest else ranked(silhouettes * modularities, MAX_CANDIDATES)
-    columns = (scores[chosen].tolist() for scores in (numbers, silhouettes, modularities))
+    scores = silhouettes * modularities
+    chosen = ranked_finest(scores) if finest else ranked(scores, MAX_CANDIDATES)
+    columns = (column[chosen].tolist() for column in (numbers, silhouettes, modularities))
     stable = partial(stability, reduced, seed=seed, cut_rows=cut_rows, embed=embed)
     return [Candidate(k, apart, tied, stable(k)) for k, apart, tied in zip(*columns, strict=True)]
 
@@ -90,11 +90,10 @@ def ranked(scores: Scores, count: int) -> list[int]:
     return sorted(best, key=lambda i: i != max(nearly_best))
 
 
-def ranked_finest(silhouettes: Scores, modularities: Scores) -> list[int]:
+def ranked_finest(scores: Scores) -> list[int]:
     """Return the index of the finest plausible number, and those of :func:`ranked` that are not beside it."""
-    scores = silhouettes * modularities**POWER
     first = int(np.flatnonzero(scores >= FINEST * scores.max())[-1])
-    others = [i for i in ranked(silhouettes * modularities, MAX_CANDIDATES) if abs(i - first) > 1]
+    others = [i for i in ranked(scores, MAX_CANDIDATES) if abs(i - first) > 1]
     return [first, *others][:MAX_CANDIDATES]
 
 
