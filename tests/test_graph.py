@@ -8,8 +8,9 @@ from scipy.sparse import csr_array
 from sklearn.neighbors import KNeighborsClassifier
 
 from deepcluster.groups import graph
-from deepcluster.groups.graph import embedding, extended_layout, layout, neighbour_ties
-from tests.helpers.features import blobs
+from deepcluster.groups.graph import embedding, extended_layout, layout, neighbour_ties, spectral_start
+from deepcluster.seeding import derive
+from tests.helpers.features import blobs, normal
 
 
 @pytest.mark.parametrize("neighbours", [2, 3])
@@ -92,3 +93,26 @@ def test_a_row_between_two_by_hand():
     rows, places = torch.tensor([[1.0, 0], [0.6, -0.8], [0.6, 0.8]]), np.array([[0, 0], [9, 9]], np.float32)
     longer, (near, far) = extended_layout(places, [0, 1], [2, 1], rows), (0.8, 2.56)
     assert longer[0] == pytest.approx(9 * near / (near + far)) and longer[1].tolist() == [9, 9]
+
+
+@pytest.mark.parametrize("curve", graph.CURVES)
+def test_rows_move_along_the_gradient_of_their_similarity(monkeypatch, curve):
+    """One step without pushes: two tied rows and one that stays, by torch's gradient of w log(1 / (1 + a d^2b))."""
+    monkeypatch.setattr(graph, "STEPS", 1)
+    monkeypatch.setattr(graph, "PUSH", 0)
+    a, b = curve
+    places = torch.tensor([[0.0, 0], [1.5, 0.5], [4, 4]], requires_grad=True)
+    (-0.5 * (1 + a * (places[0] - places[1]).square().sum() ** b).log()).backward()
+    moved = (places + places.grad).detach().numpy()
+    ties = csr_array(np.array([[0, 0.5, 0], [0.5, 0, 0], [0, 0, 0]]))
+    found = embedding(ties, 2, 0, places.detach().numpy(), curve)
+    np.testing.assert_allclose(found, moved - moved.mean(0), atol=0.01)
+
+
+def test_embeddings_take_the_curves_in_turn():
+    rows = normal(40, 6)
+    ties = neighbour_ties(rows)
+    start = spectral_start(ties, graph.DIMENSIONS, derive(3, "start"))
+    wanted = [embedding(ties, graph.DIMENSIONS, 3, start, curve) for curve in (*graph.CURVES, graph.CURVES[0])]
+    np.testing.assert_array_equal(graph.embedded(rows, [3, 3, 3]), np.stack(wanted))
+    assert np.abs(wanted[0] - wanted[1]).max() > 0.1

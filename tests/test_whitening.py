@@ -72,8 +72,8 @@ def test_the_scaling_of_two_axes_by_hand():
     one = torch.tensor([[1.0, 0], [0, 1], [4, 2], [1, 3]])
     pairs = torch.stack([one, one + torch.tensor([[1.0, 0], [-1, 0], [2, 0], [0, 0]]) + 7])
     np.testing.assert_allclose(within_image_scaling(pairs, 4.0), np.diag([1 / 3, 1]), atol=1e-6)
-    for same in (pairs[:, :1], torch.stack([one, one]), torch.stack([one, one + 7])):
-        np.testing.assert_allclose(within_image_scaling(same, 4.0), np.eye(2))
+    for same in (pairs[:, :1], torch.stack([one, one]), torch.stack([one, one + 7]), torch.zeros(2, 3, 100)):
+        np.testing.assert_allclose(within_image_scaling(same, 4.0), np.eye(same.shape[2]))
 
 
 @pytest.mark.parametrize("rows", [200, 9])  # more than columns, and fewer

@@ -126,7 +126,7 @@ def within_image_scaling(pairs: Tensor, weight: float = 1.0, *, root: bool = Fal
     one, other = (square_roots(view.float()) if root else view.float() for view in pairs)
     width = one.shape[1]
     _, values, vectors = _components(one - other, max(1, min(len(one) - 1, width)))
-    relative = values * (width / max(values.sum(), np.finfo(np.float32).tiny))
+    relative = values / max(values.sum() / width, np.finfo(np.float64).tiny)  # all 0 if the views are equal
     scaling: Directions = np.eye(width) + (vectors * ((1 + weight * relative) ** -0.5 - 1)) @ vectors.T
     return scaling
 

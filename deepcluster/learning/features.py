@@ -10,7 +10,7 @@ from torch import Tensor
 from deepcluster.images.views import fixed_view
 from deepcluster.nets.fast_pass import features_pass, in_batches
 from deepcluster.nets.network import Network
-from deepcluster.runtime.compute import FEATURES_PHASE, Compute
+from deepcluster.runtime.compute import FEATURES_PHASE, Compute, ignore_progress
 from deepcluster.runtime.devices import exact_float32, made_ahead, moved
 from deepcluster.runtime.partition import Partition
 
@@ -85,7 +85,8 @@ def pairs_of(network: Network, images: Tensor, features: Tensor, compute: Comput
     step = -(-partition.total // MOST_PAIRS)
     some = images[-partition.local.start % step :: step]  # a view: a copy of 1,000 images would take 200 MB
     few = Partition.of(partition.processes, len(some))
-    seen = replace(compute, partition=few, size=max(1, round(MIDDLE * compute.size)))
+    size = max(1, round(MIDDLE * compute.size))
+    seen = replace(compute, partition=few, size=size, progress=ignore_progress)  # the pass over all images is told
     middles = few.to_main(extract(network, some, seen, embedded=embedded), torch.arange(few.total))
     whole = partition.to_main(features, torch.arange(0, partition.total, step))
     return torch.stack([whole.cpu().float(), middles.cpu().float()])
