@@ -202,7 +202,7 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i, name in enumerate(HOSTILE):
         shutil.copy(images / "bars" / f"{i:02}.png", images / name)
     out = images.parent / "a run"
-    runs.fit(images, Request(out=out, n_clusters=3, recipe=read_request(QUICK), labels="folders"))
+    runs.fit(images, Request(out=out, n_clusters=3, recipe=read_request(QUICK), labels="folders", seed=1))
     nouns = (f"{row['path']},daisy,{0.9 if row['cluster'] == '1' else 0.1}" for row in rows(out / "clusters.csv"))
     (out / "nouns.csv").write_text("\n".join(["path,noun,probability", *nouns]))
     with pytest.MonkeyPatch.context() as patch:
