@@ -112,5 +112,10 @@ def test_numbers_that_are_not_finite_or_too_small_are_refused():
     for small in (1e-20 * correlated(20, 4), 1e-60 * correlated(20, 4).double(), 1e-20 * correlated(4, 20)):
         with pytest.raises(NonFiniteError):
             whiten(small)
+    for rows in (20, 3):  # more than columns, and fewer
+        pairs = torch.stack([correlated(3, 4), correlated(3, 4)])
+        pairs[1, 2, 0] = torch.inf
+        with pytest.raises(NonFiniteError, match="middles"):
+            whiten(correlated(rows, 4), pairs=pairs)
     x = 1e-15 * correlated(200, 4)
     assert torch.allclose(whiten(x)(x, unit=False).T.cov(), torch.eye(4), atol=1e-3)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepcluster.clustering.blocks import Blocks, check_not_tiny, in_whole_blocks, mapped, matrix, product, shared_out
+from deepcluster.errors import NonFiniteError
 from deepcluster.runtime.compute import Compute
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE
@@ -79,12 +80,12 @@ def whiten(
         partition: Owner (rank) of every row; they exchange one D x D sum and the main rank's map. None: one process.
         device: Device of the products, a block of rows at a time. None: that of x.
         root: Reduce the :func:`square_roots` of the features.
-        pairs: Two views of some images, 2 x m x D, on the main rank: before the PCA, the features are scaled by
-            :func:`within_image_scale` of these.
+        pairs: Features of two views of some images, 2 x m x D, on the main rank: before the PCA, the features are
+            scaled by :func:`within_image_scaling` of these.
         within_image: The weight there.
 
     Raises:
-        NonFiniteError: NaN or infinity in the features, or numbers too small for squares in float32.
+        NonFiniteError: NaN or infinity in the features or pairs, or numbers too small for squares in float32.
     """
     x = matrix(x)
     partition = partition or Partition.single(len(x))
@@ -94,6 +95,10 @@ def whiten(
         raise ValueError(f"whitening needs rows, columns and dimensions; got {rows} x {width} to {dims}")
     count = min(dims, width, max(1, rows - 1))
     processes = partition.processes
+
+    # On all ranks, because an error on the main rank alone would leave the others waiting.
+    if pairs is not None and processes.any(not bool(torch.isfinite(pairs).all())):
+        raise NonFiniteError(f"features of the middles of images are not finite{LOWER_LR}")
 
     def scaling() -> Directions | None:
         return None if pairs is None else within_image_scaling(pairs, within_image, root=root)
@@ -122,6 +127,9 @@ def within_image_scaling(pairs: Tensor, weight: float = 1.0, *, root: bool = Fal
         pairs: Features of two views of some images, 2 x m x D.
         weight: 0 changes nothing.
         root: The features' :func:`square_roots` are to be scaled.
+
+    Returns:
+        D x D, float64.
     """
     one, other = (square_roots(view.float()) if root else view.float() for view in pairs)
     width = one.shape[1]
