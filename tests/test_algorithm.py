@@ -152,6 +152,13 @@ def test_the_differences_between_images_and_their_middles_scale_the_features(mon
     assert torch.equal(next(rounds).reduced, reduced)
 
 
+def test_the_smallest_images_are_their_own_middles():
+    net, images = build("compact", image_size=8, seed=0), drawings(3, size=8)[0]
+    compute = Compute.of(net, images)
+    features = extract(net, images, compute)
+    assert torch.equal(*pairs_of(net, images, features, compute))
+
+
 def shapes_in(net, images, kinds) -> float:
     """NMI of the shapes and of three clusters of a network's features."""
     reduced = conclude(net, images, clusters=6, reduction=Reduction(whitening=0.5)).reduced

@@ -15,6 +15,7 @@ from deepcluster.runtime.devices import exact_float32, made_ahead, moved
 from deepcluster.runtime.partition import Partition
 
 MIDDLE = 5 / 7  # of the side of an image: 160 of 224 px
+LEAST_SIDE = 8  # px; with fewer the last layers of `compact` have nothing to see
 MOST_PAIRS = 1000
 
 
@@ -85,7 +86,7 @@ def pairs_of(network: Network, images: Tensor, features: Tensor, compute: Comput
     step = -(-partition.total // MOST_PAIRS)
     some = images[-partition.local.start % step :: step]  # a view: a copy of 1,000 images would take 200 MB
     few = Partition.of(partition.processes, len(some))
-    size = max(1, round(MIDDLE * compute.size))
+    size = min(compute.size, max(LEAST_SIDE, round(MIDDLE * compute.size)))
     seen = replace(compute, partition=few, size=size, progress=ignore_progress)  # the pass over all images is told
     middles = few.to_main(extract(network, some, seen, embedded=embedded), torch.arange(few.total))
     whole = partition.to_main(features, torch.arange(0, partition.total, step))
