@@ -416,9 +416,9 @@ def _adapting(size: int, facts: Facts, backbone: str) -> Choices:
         choices |= _because(why, within_image=1.0, whitening=0.0)
     rectified = backbone.startswith(RECTIFIED)
     if rectified and facts.are_photographs:
-        choices["probe"] = (True, "on photographs, training under a classifier fitted to their features gains most")
+        choices["probe"] = (True, "a classifier fitted to the features gained more on photographs (earlier reduction)")
     else:
-        choices["temperature"] = (0.07, "cluster means as classifier, because a fitted one loses on steel and signs")
+        choices["temperature"] = (0.07, "cluster means as classifier, because a fitted one lost on steel and signs")
     if rectified:
         choices["root"] = (True, "no feature is negative, and roots of such features separate groups better")
     return choices

@@ -28,7 +28,7 @@ NEIGHBOURS = 15
 DENSE = 2000  # up to so many rows all eigenvectors are as fast as a few, and never fail to converge
 TIES = 1e-3  # share of all ties that is spread over all pairs, so that a few isolated rows do not become a group
 
-DIMENSIONS = 10  # as people give UMAP; 3 to 30 differ by .01 NMI at most (docs/decisions.md)
+DIMENSIONS = 10  # as people give UMAP; 3 to 10 differ by less than .01 NMI (benchmarks/LOG.md)
 # a and b: rows at a distance d have the similarity 1 / (1 + a d^2b). Groups of photographs are better with the second
 # curve, UMAP's for a least distance of 0, but of six kinds of steel it divides one and joins two (docs/decisions.md).
 CURVES = ((1.0, 1.0), (1.93, 0.79))
