@@ -18,6 +18,7 @@ from tests.helpers.image_files import stored
 
 needs_rawpy = pytest.mark.skipif(not decoding.reads_raw(), reason="needs rawpy, of the extra [raw]")
 SENSOR = 32  # px, each side
+PREVIEW = 2000 + 2 * SENSOR**2  # the preview's place in its file, at the end
 FORMATS = {1: "B", 3: "H", 4: "L", 10: "l"}  # of numbers in a TIFF
 IDENTITY = [number for row in np.eye(3, dtype=int).tolist() for number in (row[0], 1, row[1], 1, row[2], 1)]
 
@@ -41,17 +42,17 @@ def dng(preview: Image.Image, *, jpeg: bool = True, orientation: int = 1) -> byt
     sensor = bytes(2 * SENSOR * SENSOR)
     about = {
         254: (4, [1]), 256: (4, [preview.width]), 257: (4, [preview.height]), 258: (3, [8, 8, 8]),
-        259: (3, [7 if jpeg else 1]), 262: (3, [6 if jpeg else 2]), 271: (1, [*b"Made\0"]), 273: (4, [2000]),
+        259: (3, [7 if jpeg else 1]), 262: (3, [6 if jpeg else 2]), 271: (1, [*b"Made\0"]), 273: (4, [PREVIEW]),
         274: (3, [orientation]), 277: (3, [3]), 278: (4, [preview.height]), 279: (4, [len(data)]), 330: (4, [1000]),
         50706: (1, [1, 4, 0, 0]), 50721: (10, IDENTITY),
     }  # fmt: skip
     raw = {
         254: (4, [0]), 256: (4, [SENSOR]), 257: (4, [SENSOR]), 258: (3, [16]), 259: (3, [1]), 262: (3, [32803]),
-        273: (4, [2000 + len(data)]), 277: (3, [1]), 278: (4, [SENSOR]), 279: (4, [len(sensor)]), 33421: (3, [2, 2]),
+        273: (4, [2000]), 277: (3, [1]), 278: (4, [SENSOR]), 279: (4, [len(sensor)]), 33421: (3, [2, 2]),
         33422: (1, [0, 1, 1, 2]),
     }  # fmt: skip
     head = (b"II*\0" + struct.pack("<L", 8) + directory(8, about)).ljust(1000, b"\0")
-    return (head + directory(1000, raw)).ljust(2000, b"\0") + data + sensor
+    return (head + directory(1000, raw)).ljust(2000, b"\0") + sensor + data
 
 
 @pytest.fixture
@@ -92,21 +93,43 @@ def test_a_raw_file_is_its_preview_upright(picture, jpeg, orientation, turn):
 @needs_rawpy
 def test_hostile_raw_files_meet_the_limits(picture, monkeypatch):
     data = dng(picture)
-    for end in (1100, 2000, 2100):  # without a sensor, a preview, or the end of it
+    for end in (1100, 2000, PREVIEW):  # without the directory of the sensor, the sensor, or a preview
         with pytest.raises(Undecodable):
             decode(BytesIO(data[:end]))
-    for name, limit in (("MAX_PIXELS", 120 * 80 - 1), ("MAX_RAW_BYTES", len(data) - 1)):
+    limits = {"MAX_PIXELS": 120 * 80, "MAX_RAW_BYTES": len(data), "MAX_PREVIEW_BYTES": len(data) - PREVIEW}
+    for name, limit in limits.items():
         with monkeypatch.context() as patch, pytest.raises(Undecodable):
-            patch.setattr(decoding, name, limit)
+            patch.setattr(decoding, name, limit - 1)
             decode(BytesIO(data))
 
 
 @needs_rawpy
-def test_a_preview_must_be_in_its_file(picture, monkeypatch):
-    """Memory of the process may complete one that is cut off, but not in every run: so the search is tested apart."""
-    monkeypatch.setattr(decoding, "_contains", lambda file, part: False)
-    with pytest.raises(Undecodable, match="again"):
-        decode(BytesIO(dng(picture)))
+@pytest.mark.parametrize("size", [0, 1000])
+def test_libraw_reads_large_files_one_at_a_time(picture, monkeypatch, size):
+    import rawpy
+
+    data = dng(picture)
+    locked = []
+    monkeypatch.setattr(decoding, "BYTES_AT_ONCE", 3 * len(data) - size)
+    read = rawpy.imread
+    monkeypatch.setattr(rawpy, "imread", lambda file: [locked.append(decoding._ALONE.locked()), read(file)][1])
+    decode(BytesIO(data))
+    assert locked == [size > 0] and not decoding._ALONE.locked()
+
+
+@needs_rawpy
+@pytest.mark.parametrize("jpeg", [True, False])
+@pytest.mark.parametrize("missing", [1, 100, 9000, 16000])
+def test_a_preview_is_used_only_if_all_of_it_is_in_its_file(jpeg, missing):
+    """LibRaw completes one that is cut off with memory of the process, here bytes that are in the file, too."""
+    noise = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    data = dng(Image.fromarray(noise), jpeg=jpeg)
+    assert decode(BytesIO(data)).size == (160, 120) and len(data) - PREVIEW > 16000
+    for _ in range(2):
+        memory = [bytearray(size) for size in (5000, 12000, 30000) for _ in range(30)]
+        del memory
+        with pytest.raises(Undecodable, match="copy it again"):
+            decode(BytesIO(data[:-missing]))
 
 
 def test_bytes_are_found_wherever_they_lie():

@@ -51,8 +51,11 @@ TIFF_START = (b"II*\0", b"MM\0*")
 DNG_VERSION = 50706
 SUBFILE_TYPE = 254  # 1: a small version of another image in the file
 SUB_IFDS = 330
-MAX_RAW_BYTES = 1 << 30  # several times the largest of medium format
-PREVIEW_END = 64  # last bytes of a preview, by which it is looked for in its file
+# A preview may claim the whole file, and is in memory three times while LibRaw reads it.
+MAX_RAW_BYTES = 350_000_000  # more than a shot of 150 megapixels without compression
+MAX_PREVIEW_BYTES = 1 << 26  # more than a JPEG of MAX_PIXELS in high quality
+PREVIEW_COPIES = 3
+PREVIEW_END = 1 << 20  # last bytes of a preview, which must be in its file: LibRaw reads at most 16 kB beyond the end
 RAW_ORIENTATION = {3: 3, 5: 8, 6: 6}  # LibRaw's flip as EXIF has it
 
 # Files of this family begin with a box "ftyp": its size, its name, the brand of the file, and compatible brands.
@@ -271,24 +274,29 @@ def _of_preview(file: BinaryIO, look: Callable[[Image.Image], T]) -> T:
         raise Undecodable(f"{NO_PREVIEW}, because rawpy is missing: pip install rawpy, or export it as JPEG")
     import rawpy
 
-    file.seek(0, os.SEEK_END)
-    if file.tell() > MAX_RAW_BYTES:
+    size = file.seek(0, os.SEEK_END)
+    if size > MAX_RAW_BYTES:
         raise Undecodable(f"{NO_PREVIEW}, because it has more than {MAX_RAW_BYTES:,} bytes: export it as JPEG")
     file.seek(0)
     name = getattr(file, "name", None)
     # By its path a file is read in parts; a stream is read whole. rawpy takes no name that is not UTF-8.
     by_name = isinstance(name, str | Path) and str(name).isprintable()
-    try:
-        with rawpy.imread(str(name) if by_name else file) as raw:
-            preview = raw.extract_thumb()
-            flip = raw.sizes.flip
-            data: Any = preview.data
-    except (rawpy.LibRawError, rawpy.NotSupportedError) as error:
-        raise Undecodable(f"{NO_PREVIEW} ({type(error).__name__}): export it as JPEG") from None
-    if preview.format == rawpy.ThumbFormat.JPEG:  # with its orientation, which LibRaw adds
-        # LibRaw fills up a preview that the file ends in with what its memory had before: other images of this process.
-        if not _contains(file, bytes(data[-PREVIEW_END:])):
-            raise Undecodable(f"{NO_PREVIEW}, because the file ends within it: copy it again")
+    with _ALONE if PREVIEW_COPIES * size > BYTES_AT_ONCE else nullcontext():
+        try:
+            with rawpy.imread(str(name) if by_name else file) as raw:
+                preview = raw.extract_thumb()
+                flip = raw.sizes.flip
+                data: Any = preview.data
+        except (rawpy.LibRawError, rawpy.NotSupportedError) as error:
+            raise Undecodable(f"{NO_PREVIEW} ({type(error).__name__}): export it as JPEG") from None
+        if memoryview(data).nbytes > MAX_PREVIEW_BYTES:
+            raise Undecodable(f"{NO_PREVIEW}, because it has more than {MAX_PREVIEW_BYTES:,} bytes: export it as JPEG")
+    is_jpeg = preview.format == rawpy.ThumbFormat.JPEG
+    # If the file ends within its preview, LibRaw completes it with memory of this process: pixels of other images.
+    unchanged = data[_behind_exif(data) :] if is_jpeg else data.tobytes()
+    if not _contains(file, unchanged[-PREVIEW_END:]):
+        raise Undecodable(f"{NO_PREVIEW}, because it is not whole in the file: copy it again, or export it as JPEG")
+    if is_jpeg:  # with its orientation, which LibRaw adds
         image: Image.Image = Image.open(BytesIO(data), formats=("JPEG",))
     else:
         image = Image.fromarray(data)
@@ -296,6 +304,11 @@ def _of_preview(file: BinaryIO, look: Callable[[Image.Image], T]) -> T:
     with image:
         _check_size(image.width * image.height)
         return look(image)
+
+
+def _behind_exif(jpeg: bytes) -> int:
+    """Return the place behind the first marker, which LibRaw writes, and behind an Exif segment, which it may add."""
+    return 4 + int.from_bytes(jpeg[4:6]) if jpeg[2:4] == b"\xff\xe1" else 2
 
 
 def _contains(file: BinaryIO, part: bytes) -> bool:
