@@ -7,7 +7,8 @@ import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from html import escape
-from numbers import Integral
+from itertools import islice
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import quote
@@ -452,17 +453,24 @@ class DeepCluster(_Base):
 
         ``reset``: X is for a fit. Later features must have its columns.
         """
+        paths = _column_of_paths(X)
+        if (rows := _column_of_rows(X)) is not None:
+            ways = f"np.stack(X[{rows!r}]) to group these" + f", or X[[{paths!r}]] for the pictures" * (
+                paths is not None
+            )
+            raise DataError(f"column {rows!r} of X has rows of numbers in its cells: pass {ways}")
         is_features = _are_features(X)
         if not reset and is_features != self._model.of_features and not isinstance(X, str | Path):
             fitted = "images: X.reshape(-1, H, W)" if is_features else "features: N x D numbers"
             raise UsageError(f"X is {'features' if is_features else 'images'}, and the fit was of {fitted}")
         if is_features:
+            if isinstance(X, list | tuple) or getattr(X, "ndim", 0) == 1:  # a column of rows
+                X = np.stack([np.asarray(without_torch(row)) for row in X])
             return True, validate_data(self, without_torch(X), reset=reset)
         if reset:
             for name in ("n_features_in_", "feature_names_in_"):
                 self.__dict__.pop(name, None)
-        if (column := _column_of_paths(X)) is not None:
-            X = X[column]
+        X = X if paths is None else X[paths]
         return False, list(X) if getattr(X, "ndim", 0) == 1 else X
 
     def _measured(self, X: Any, errors: Errors) -> Prediction:
@@ -521,6 +529,16 @@ def _column_of_paths(X: Any) -> Any:
     columns = getattr(X, "columns", ())
     names = [name for name in columns if isinstance(name, str) and name.lower() in PATH_COLUMNS]
     return next((name for name in names if len(X) and isinstance(next(iter(X[name])), str | Path)), None)
+
+
+def _column_of_rows(X: Any) -> Any:
+    """Return the name of a column of a data frame with rows of numbers in its cells, such as embeddings, or None."""
+    for name in getattr(X, "columns", ()):
+        some = (cell for cell in islice(X[name], 100) if np.iterable(cell) and not isinstance(cell, str | bytes))
+        number = next(iter(next(some, ())), "")
+        if isinstance(number, Real) or getattr(number, "ndim", 1) == 0:
+            return name
+    return None
 
 
 def device_name(device: str | int | torch.device) -> str:

@@ -173,7 +173,10 @@ def test_rows_of_numbers_are_features_and_not_images(digits, of_features, tmp_pa
     assert run_command(["fit", str(tmp_path / "f.npy"), "--features", "-k", "3", "-o", str(run), "--quiet"]) == 0
     assert same(of_features, DeepCluster.load(run)) and of_features.n_iter_ == 0
     assert json.loads((of_features.run_ / "run.json").read_text())["backbone"] == "features"
-    for form in (torch.from_numpy(digits), pd.DataFrame(digits), digits.tolist(), digits.astype(np.uint8)):
+    tensor = torch.from_numpy(digits)  # the numbers from 0 to 16 are exact in any type
+    table = pd.DataFrame({"path": "a.png", "tags": [["x"]] * 120, "x": [*digits]})
+    arrays = (tensor, tensor.bfloat16(), digits.astype(np.uint8), digits.tolist())
+    for form in (*arrays, pd.DataFrame(digits), table["x"]):
         assert same(DeepCluster(n_clusters=3).fit(form), of_features)
         assert np.array_equal(of_features.predict(form), of_features.labels_)
     assert np.array_equal(DeepCluster.load(run).predict(tmp_path / "f.npy"), of_features.labels_)
@@ -181,6 +184,9 @@ def test_rows_of_numbers_are_features_and_not_images(digits, of_features, tmp_pa
     assert DeepCluster(n_clusters=3, options={"dims": 5}).fit(digits).embedding_.shape == (120, 5)
     with pytest.raises(UsageError, match="resume"):
         DeepCluster(n_clusters=4).fit(digits, run=run, resume=True)
+    for columns, ways in {("tags", "x"): r"np.stack\(X\['x'\]\)", ("path", "x"): r"np.stack.* X\[\['path'\]\]"}.items():
+        with pytest.raises(DataError, match=ways):
+            DeepCluster(n_clusters=3).fit(table[[*columns]])
 
 
 def test_all_methods_take_features(digits, of_features, tmp_path):
@@ -240,6 +246,7 @@ def test_few_rows_of_features_are_grouped(count, digits):
     ("wrong", "error"),
     [
         (lambda X: X * 1e305, DataError), (lambda X: np.where(X > 15, np.nan, X), ValueError),
+        (lambda X: X * 1e22, DataError),
         (lambda X: np.ma.masked_array(X, X > 15), DataError),
         (lambda X: torch.empty(X.shape, device="meta"), DataError),
     ],

@@ -116,7 +116,7 @@ def test_an_array_that_is_no_features_is_refused(array, words, tmp_path):
     assert words in str(error.value) and "f.npy" in str(error.value) and error.value.exit_code == 3
 
 
-@pytest.mark.parametrize("scale", [5e37, 1e-20])
+@pytest.mark.parametrize("scale", [5e37, 1e25, 1e-20])
 def test_numbers_that_cannot_be_compared(tmp_path, scale):
     np.save(tmp_path / "f.npy", np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32) * np.float32(scale))
     with pytest.raises(DataError), np.errstate(all="ignore"):

@@ -104,14 +104,15 @@ def test_images_are_told_apart_by_what_their_views_share():
     assert purity(plain(one)) < 0.6 and purity(scaled(one)) > 0.95
 
 
-def test_numbers_that_are_not_finite_or_too_small_are_refused():
+def test_numbers_that_are_not_finite_or_too_small_or_large_are_refused():
     x = correlated(20, 4)
     x[3, 1] = torch.nan
     with pytest.raises(NonFiniteError, match="1 of 20"):
         whiten(x)
-    for small in (1e-20 * correlated(20, 4), 1e-60 * correlated(20, 4).double(), 1e-20 * correlated(4, 20)):
-        with pytest.raises(NonFiniteError):
-            whiten(small)
+    for scale in (1e-20, 1e25, 1e34):
+        for rows in (scale * correlated(20, 4), scale**2 * correlated(20, 4).double(), scale * correlated(4, 20)):
+            with pytest.raises(NonFiniteError):
+                whiten(rows)
     for rows in (20, 3):  # more than columns, and fewer
         pairs = torch.stack([correlated(3, 4), correlated(3, 4)])
         pairs[1, 2, 0] = torch.inf

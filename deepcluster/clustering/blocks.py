@@ -25,7 +25,8 @@ LEAST_BLOCK = 1 << 11
 MOST_BLOCK = 1 << 14
 BLOCK_ON_GPU = 1 << 16
 SHARED = 1 << 17  # numbers from which threads share: k-means of 3,000 x 5 takes half the time in a single one
-TINY = 1e-15  # squares of smaller numbers, and the smaller eigenvalues of their products, leave the range of float32
+# Squares of smaller or larger numbers, and the eigenvalues of their products, leave the range of float32.
+TINY, HUGE = 1e-15, 1e15
 
 
 @dataclass(frozen=True)
@@ -136,18 +137,17 @@ def mapped(x: Tensor, function: Callable[[Tensor], Tensor], *shape: int, device:
     return results
 
 
-def check_not_tiny(x: Tensor, spread: float, processes: Processes = ALONE) -> None:
-    """Raise NonFiniteError if all numbers are below ``TINY``, but not all are 0. A collective.
+def check_scale(x: Tensor, spread: float, processes: Processes = ALONE) -> None:
+    """Raise NonFiniteError if the largest number is below ``TINY`` but not 0, or above ``HUGE``. A collective.
 
-    ``spread``: mean square of all rows or of their distances. The rows are read only if it is suspiciously small.
+    ``spread``: mean square of all rows or of their distances. The rows are read only if it is suspicious.
     """
-    if spread > 1e-20:
+    if 1e-20 < spread < 1e20:
         return
     largest = max(processes.all_gather_json(float(torch.stack(x.aminmax()).abs().max()) if x.numel() else 0.0))
-    if 0 < largest < TINY:
-        raise NonFiniteError(
-            f"the rows are too small: no number in them exceeds {largest:.0e}; multiply them by a factor"
-        )
+    if 0 < largest < TINY or largest > HUGE:
+        size = "small" if largest < TINY else "large"
+        raise NonFiniteError(f"the rows are too {size}: their largest number is {largest:.0e}; scale them by a factor")
 
 
 def matrix(x: Tensor | npt.NDArray[np.floating]) -> Tensor:

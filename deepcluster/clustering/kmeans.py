@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.clustering.blocks import Blocks, check_not_tiny, extended, in_whole_blocks, matrix, product, shared_out
+from deepcluster.clustering.blocks import Blocks, check_scale, extended, in_whole_blocks, matrix, product, shared_out
 from deepcluster.errors import UsageError
 from deepcluster.records import Clustering
 from deepcluster.runtime.partition import Partition
@@ -170,7 +170,7 @@ def kmeans(
         clustering, distances = _assigned(walk, partition, centroids, scores, done, reseeded)
         if processes.any(not torch.isfinite(distances).all()):
             raise walk.not_finite(processes)
-        check_not_tiny(x, clustering.inertia / partition.total, processes)
+        check_scale(x, clustering.inertia / partition.total, processes)
         return clustering if empty == "faiss" else _repaired(clustering, walk, partition, distances, scores)
 
 

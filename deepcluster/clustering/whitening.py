@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.clustering.blocks import Blocks, check_not_tiny, in_whole_blocks, mapped, matrix, product, shared_out
+from deepcluster.clustering.blocks import Blocks, check_scale, in_whole_blocks, mapped, matrix, product, shared_out
 from deepcluster.errors import NonFiniteError
 from deepcluster.runtime.compute import Compute
 from deepcluster.runtime.partition import Partition
@@ -85,7 +85,7 @@ def whiten(
         within_image: The weight there.
 
     Raises:
-        NonFiniteError: NaN or infinity in the features or pairs, or numbers too small for squares in float32.
+        NonFiniteError: NaN or infinity in the features or pairs, or numbers too small or large for squares in float32.
     """
     x = matrix(x)
     partition = partition or Partition.single(len(x))
@@ -108,11 +108,11 @@ def whiten(
         if not torch.isfinite(x).all():
             raise Blocks(x).not_finite(ALONE, LOWER_LR)
         few = square_roots(x.float()) if root else x
-        check_not_tiny(x, few.double().square().mean().item())
+        check_scale(x, few.double().square().mean().item())
         made = processes.broadcast_tensors(lambda: _of_few(few, count, strength, scaling()))
     else:
         mean, covariance = _covariance(x, partition, device or x.device, root)
-        check_not_tiny(x, np.trace(covariance), processes)
+        check_scale(x, np.trace(covariance), processes)
         made = processes.broadcast_tensors(lambda: _of_many(mean, covariance, count, strength, scaling()))
     return Whitening(**made, root=root)
 

@@ -93,7 +93,12 @@ def without_torch(value: Any) -> Any:
     """Return a tensor as an array, and anything else as it is. DataError if some numbers have no value."""
     if isinstance(value, np.ma.MaskedArray) or getattr(value, "is_meta", False):
         raise DataError("some numbers of the array are masked, or on the device meta: give them values, X.filled(0)")
-    return value.detach().cpu().numpy() if is_tensor(value) else value
+    if not is_tensor(value):
+        return value
+    value = value.detach().cpu()
+    with suppress(TypeError):
+        return value.numpy()
+    return value.float().numpy()  # numpy lacks its type, such as bfloat16
 
 
 def is_unit(array: npt.NDArray[Any]) -> bool:

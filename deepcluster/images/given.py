@@ -29,6 +29,7 @@ WHAT_FEATURES_ARE = (
     "features are an .npy array of N x D numbers, with the paths of the images in a .txt (one a line) or .csv (a column"
     " path) of the same name beside it"
 )
+MAX_FEATURE = 1e15  # the squares of larger numbers leave the range of float32
 LABEL_COLUMNS = ("label", "class", "category", "target")
 
 
@@ -67,11 +68,12 @@ def _checked(array: npt.NDArray[Any], name: str) -> "Tensor":
         raise DataError(f"{name} has the shape {shape}, and features are N x D: a row per image, not empty")
     with np.errstate(over="ignore"):
         features = torch.from_numpy(np.array(array, np.float32))
-    bad = torch.nonzero(~torch.isfinite(features).all(1)).flatten()
+    bad = torch.nonzero(~(features.abs() <= MAX_FEATURE).all(1)).flatten()
     if len(bad):
         raise DataError(
-            f"{name} has numbers that are not finite (as float32) in {len(bad):,} of {len(features):,} rows, the first"
-            f" of them row {int(bad[0])}: leave these rows out, and their paths"
+            f"{name} has numbers that are not finite, or above {MAX_FEATURE:.0e}, in {len(bad):,} of"
+            f" {len(features):,} rows, the first of them row {int(bad[0])}: leave these rows out, and their paths, or"
+            " scale all"
         )
     return features
 
