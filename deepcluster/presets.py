@@ -152,7 +152,13 @@ def resolve(request: RecipeRequest, facts: Facts) -> Plan:
             raise DataError(f"--pseudo-labels {fine} is more than the {facts.count} images: give fewer")
         why = f"the recipe's {fine:,} is more than the {facts.count:,} images"
         plan = plan.changed(_because(why, pseudo_labels=_fine_clusters(facts)))
-    return _for_fixed_size(plan, options)
+    plan = _for_fixed_size(plan, options)
+    if plan.recipe.features == "memory" and plan.recipe.within_image:
+        raise UsageError(
+            "features=memory keeps features of random views, and within_image compares them with those of whole images:"
+            " set features=pass or within_image=0"
+        )
+    return plan
 
 
 def read_request(options: OptionValues, recipe: str = AUTO) -> RecipeRequest:

@@ -248,6 +248,7 @@ def test_a_network_of_one_size_gets_images_and_views_of_it(base):
         ({"crop_min": "2"}, "crop_max"),
         ({"view_size": 5}, "view_size=5 "),
         ({"renumber": "true"}, "temperature=0"),
+        ({"features": "memory", "within_image": 1}, "features=pass"),
         ({"rounds": "many"}, "rounds='many'"),
         ({"sobel": "maybe"}, "sobel='maybe'"),
     ],
