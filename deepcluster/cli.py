@@ -408,7 +408,7 @@ def evaluate(  # noqa: PLR0913 a parameter is a flag
 
     Args:
         images: The images to score, as for fit; without it the images of the run.
-        labels: folders (the labels of the source) or a CSV of path,label.
+        labels: folders (the labels of the source) or a CSV of path,label (default: those of the fit).
         protocol: See docs/protocols.md.
         train: Images that a protocol learns from, instead of those of the run.
         seed: Seed of all random numbers.

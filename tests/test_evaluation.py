@@ -77,6 +77,7 @@ def test_clusters_of_the_run_itself(run, photos, evaluated):
     table = [(int(row["cluster"]), row["path"].split("/")[0]) for row in rows(run / "clusters.csv")]
     assert figures == dict(clustering(*zip(*table, strict=True)))
     assert evaluated(photos, "--labels", "folders") == figures  # by the model: as fit places them
+    assert evaluated(photos) == evaluated() == figures  # the labels of the fit
 
 
 def test_labels_of_a_table_need_no_images(run, photos, tmp_path, evaluated, ends):
@@ -84,7 +85,10 @@ def test_labels_of_a_table_need_no_images(run, photos, tmp_path, evaluated, ends
     labels = tmp_path / "labels.csv"
     labels.write_text("path,label\nbars/00.png,x\nblob/01.png,y\n")
     assert evaluated("--labels", labels)["images"] == 2
+    assert evaluated()["images"] == 48  # clusters.csv has the labels of the fit
     ends(["evaluate", run, "--labels", "folders"], 3)
+    change_record(run, labels=None)
+    ends(["evaluate", run], 2)
 
 
 @pytest.mark.parametrize(("protocol", "figure"), [("clustering", "acc"), ("knn", "top1_k20")])
@@ -140,6 +144,7 @@ def test_images_to_learn_from_and_to_be_scored_on(run, photos, tmp_path, evaluat
     common = ("--labels", "folders", "--protocol", "knn", "--set", "neighbours=1")
     figures = evaluated(*common)  # a fifth is held out
     assert (figures["train_images"], figures["images"]) == (39, 9)
+    assert evaluated(*common[2:]) == figures
     figures = evaluated(apart, *common)
     assert (figures["train_images"], figures["images"], figures["top1_k1"]) == (48, 31, 1.0)  # copies of what it learnt
     figures = evaluated(photos, "--train", apart, *common)

@@ -41,7 +41,7 @@ class EvaluationRequest:
     protocol: str = "clustering"
     #: Images to score; if None, the run's own, or a fifth of them if the protocol learns from the rest.
     images: str | None = None
-    #: ``folders``, or a CSV file of path and label.
+    #: ``folders``, or a CSV file of path and label; if None, the labels of the fit.
     labels: str | None = None
     #: Images to learn from; if None, the run's own.
     train: str | None = None
@@ -118,10 +118,14 @@ class _Evaluation:
     display: Display
     processes: Processes
 
-    def labels(self, source: Source) -> list[str]:
-        if self.request.labels is None:
-            raise UsageError(f"{self.request.protocol} needs labels: --labels folders, or a CSV file of path,label")
-        return true_labels(self.request.labels, source)
+    def labels(self, source: Source, *, of_run: bool = False) -> list[str]:
+        """Return the labels of images; ``of_run``: they are the run's own, so its table has their labels."""
+        given = self.request.labels
+        spec = given or self.folder.read_record().labels
+        if spec is None:
+            how = "--labels folders, or a CSV file of path,label"
+            raise UsageError(f"{self.request.protocol} needs labels, and the fit had none: {how}")
+        return true_labels(str(self.folder.file("clusters.csv")) if of_run and not given else spec, source)
 
     def run_images(self) -> Source:
         source = images_at_hand(self.folder)
@@ -165,7 +169,7 @@ def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Prepared:
         rows = job.folder.read_clusters().where("status", "ok")
         paths = list(rows.column("path"))
         source = job.run_images() if job.request.labels == "folders" else find(paths)
-        by_path = dict(zip(source.paths, job.labels(source), strict=True))
+        by_path = dict(zip(source.paths, job.labels(source, of_run=True), strict=True))
         labels = [by_path.get(path, "") for path in paths]
         with job.folder.as_disk_errors():
             clusters = [int(cell) for cell in rows.column("cluster")]
@@ -186,7 +190,7 @@ def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Prepared:
 def _of_probe(job: _Evaluation, options: Options) -> Prepared:
     """Learn from labelled images and score others: IMAGES, or a fifth held out."""
     source = find(job.request.train) if job.request.train else job.run_images()
-    labels = job.labels(source)
+    labels = job.labels(source, of_run=not job.request.train)
     model = job.model
     if job.request.images:
         tests = find(job.request.images)
