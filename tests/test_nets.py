@@ -319,6 +319,7 @@ def test_weights_come_back_from_a_file(trained, tmp_path, wrapping):
 
 # Last layers: fc; head.fc beside a head.norm that stays; head and head_dist; head.linear and a head.bn that goes too;
 # and a network whose own names all begin with body.
+NO_WEIGHTS = (torch.int8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn)
 TIMM_HEADS = ["test_resnet", "test_convnext", "deit_tiny_distilled_patch16_224", "efficientvit_m0", "tresnet_m"]
 
 
@@ -339,6 +340,7 @@ def test_timm_weights_with_their_classifier(tmp_path, name):
         ("0.1.running_var", None, "(0.1.running_var)"),
         ("extra.weight", torch.zeros(2), "(extra.weight)"),
         ("0.1.running_var", torch.zeros(3), "0.1.running_var (3,)"),
+        *(("0.1.bias", torch.ones(16).to(kind), f"0.1.bias is {kind}") for kind in NO_WEIGHTS),
     ],
 )
 def test_one_wrong_tensor_is_enough_and_nothing_is_loaded(trained, name, tensor, message):

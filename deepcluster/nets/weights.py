@@ -18,6 +18,7 @@ from deepcluster.errors import ModelError, first_line
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "model.", "backbone.", "body.")
 HEADS = ("head",)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -86,7 +87,7 @@ def load_body(
     files older than PyTorch 0.4.1 have none. ``convert`` turns another layout into that of ``body``, for a file that
     does not fit as it is.
 
-    ModelError if a name is missing, is left over, or has another shape, or if a number is not finite.
+    ModelError if a name is missing, is left over, or has another shape, or if a weight is no finite number.
     """
     expected = body.state_dict()
     plain = _unprefixed(state, expected)
@@ -102,6 +103,11 @@ def load_body(
             f"Is it the right --backbone, with the --image-size and Sobel setting that the weights were made with?"
         )
     for key in expected:
+        if key in tensors and expected[key].dtype in FLOATS and tensors[key].dtype not in FLOATS:
+            raise ModelError(
+                f"{path}: {key} is {tensors[key].dtype}, and weights are floating-point numbers of 16 to 64 bits (is"
+                " the file quantised?): give other --weights"
+            )
         if key in tensors and not torch.isfinite(tensors[key]).all():
             raise ModelError(
                 f"{path}: {key} has numbers that are not finite (NaN or infinity): the file is damaged, or the training"
