@@ -36,10 +36,16 @@ def pixels(data: bytes, size: int) -> np.ndarray:
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"more than {MAX_PIXELS:,} pixels")
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    if 50706 in tags or (tags.get(254) == 1 and 330 in tags):
+        raise ValueError("a RAW file, of which this is only a thumbnail: send a JPEG")
     image.draft(None, (size * 3 // 2, size * 3 // 2))  # decodes a large JPEG at 1/2, 1/4 or 1/8 of its size
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode[0] in "FI":  # 32 or 16 bits
+        grey, clear = np.asarray(image), image.info.get("transparency")
+        if image.mode == "F" or grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("grey values of 32 bits and of unknown range: send 8 or 16 bits")
+        image = Image.fromarray(np.where(grey == clear, 255, grey >> 8).astype(np.uint8))
     if image.has_transparency_data:
         colour, image = image.convert("RGBA"), Image.new("RGB", image.size, "white")
         image.paste(colour, mask=colour)
@@ -53,11 +59,14 @@ class Server(ThreadingHTTPServer):
     """Serves a graph on this machine."""
 
     daemon_threads = True
+    request_queue_size = MAX_CONNECTIONS
 
     def __init__(self, graph: str, port: int):
         self.session = onnxruntime.InferenceSession(graph)
         about = self.session.get_modelmeta().custom_metadata_map
         self.names, self.limit = json.loads(about["names"]), json.loads(about["outlier_residual"])
+        # Groups of the clusters; none if the run has one level, or the graph is older than they are.
+        self.groups, self.group_names = (json.loads(about.get(key, "[]")) for key in ("groups", "group_names"))
         self.size, self.digest = int(about["store_size"]), about["digest"]
         self.free = BoundedSemaphore(MAX_CONNECTIONS)
         super().__init__(("127.0.0.1", port), Handler)
@@ -74,6 +83,10 @@ class Server(ThreadingHTTPServer):
         finally:
             self.free.release()
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), OSError):  # a client that goes away is no fault
+            super().handle_error(request, client_address)
+
     def place(self, data: bytes) -> dict[str, object]:
         """Return the place of an image, as `deepcluster predict` does."""
         with DECODING:
@@ -82,6 +95,8 @@ class Server(ThreadingHTTPServer):
         number, distance = int(cluster[0]), round(float(distances[0].min()), 6)
         is_outlier = self.limit is not None and bool(residual[0] > self.limit)
         answer = {"cluster": number, "name": self.names[number], "distance": distance, "is_outlier": is_outlier}
+        if self.groups:
+            answer |= {"group": self.groups[number], "group_name": self.group_names[self.groups[number]]}
         return {**answer, "model": self.digest}
 
 

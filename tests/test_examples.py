@@ -5,6 +5,7 @@ import json
 import re
 import runpy
 import socket
+import struct
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -28,11 +29,13 @@ from deepcluster.export import onnx
 from deepcluster.images.views import Augmentation, each_once, uniform_over_clusters
 from deepcluster.learning.training import Learning, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import as_network
+from deepcluster.runs.predict import placement_columns
 from deepcluster.runtime.partition import Partition
 from tests.drawings import KINDS, draw
-from tests.helpers.image_files import HEIC, files_of_all_modes
+from tests.helpers.image_files import HEIC, files_of_all_modes, stored
 from tests.helpers.runs import predicted
 from tests.pages import ROOT, blocks
+from tests.test_raw import dng
 from tests.tiny import tiny_run
 
 EXAMPLES = ROOT / "examples"
@@ -109,8 +112,8 @@ def is_closed(connection: socket.socket) -> bool:
     return False
 
 
-def test_serve_onnx(tmp_path):
-    """It prepares pixels as the package does, so it gives the clusters of `predict`."""
+def test_serve_onnx(tmp_path, capsys):
+    """It prepares pixels as the package does, so it answers as `predict` does, or refuses an image."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     (folder := tmp_path / "in").mkdir()
@@ -119,29 +122,47 @@ def test_serve_onnx(tmp_path):
     for kind, data in HEIC.items():
         (folder / f"{kind}.heic").write_bytes(data)
     Image.effect_noise((150, 90), 90).convert("RGB").save(folder / "large.jpg")
-    run = tiny_run(tmp_path / "run")
+    clear = stored(Image.fromarray(np.array([[5, 9000]], np.uint16).repeat(20, 0)), "PNG", transparency=5)
+    (folder / "clear.png").write_bytes(clear)
+    run = tiny_run(tmp_path / "run", coarse=(1, 0), coarse_names=("", "upper"))
     onnx(run, tmp_path / "graph.onnx")
     wanted = predicted(run, folder)
-    placement = wanted.model.place(wanted.reduced)
+    columns = placement_columns(wanted.model, wanted.model.place(wanted.reduced), wanted.residuals)
     assert len(wanted.paths) == len([*folder.iterdir()]) > 60
     with runpy.run_path(str(EXAMPLES / "serve_onnx.py"))["Server"](str(tmp_path / "graph.onnx"), 0) as server:
+        place = server.server_address
+        waiting = [socket.create_connection(place, 5) for _ in range(32)]
         Thread(target=server.serve_forever, daemon=True).start()
+        for connection in waiting:
+            connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+            assert b" 200 " in connection.recv(100)
+            connection.close()
         address = f"http://127.0.0.1:{server.server_port}"
-        for path, cluster, distance in zip(wanted.paths, placement.cluster, placement.distance, strict=True):
+        for path, *cells in zip(wanted.paths, *columns.values(), strict=True):
             with urlopen(address, data=(folder / path).read_bytes()) as answer:
                 got = json.load(answer)
-            assert got["cluster"] == cluster and got["distance"] == pytest.approx(float(distance), abs=1e-5), path
-            assert got["model"] == wanted.model.identity.digest
+            right = dict(zip(columns, cells, strict=True))
+            assert got.pop("distance") == pytest.approx(float(right["distance"]), abs=1e-5), path
+            assert got.pop("model") == wanted.model.identity.digest
+            assert got == {key: right[key] for key in ("cluster", "name", "is_outlier", "group", "group_name")}, path
         with urlopen(f"{address}/health") as answer:
             assert json.load(answer) == {"status": "ok", "model": wanted.model.identity.digest}
         header = b"P6 9500 9500 255\n"  # 90 million pixels
+        refused = [stored(Image.fromarray(np.full((9, 9), *grey)), "TIFF") for grey in ((0.5, "f4"), (70000, "i4"))]
+        refused.append(dng(Image.new("RGB", (9, 9)), jpeg=False))
         for path, data, headers, status in (
+            *(("", data, {}, 400) for data in refused),
             ("", b"no image", {}, 400), ("", header, {}, 400), ("", b"", {"Content-Length": "50000001"}, 413),
             ("", b"", {"Content-Length": "-1"}, 413), ("/other", None, {}, 404),
         ):  # fmt: skip
             with pytest.raises(HTTPError, match=str(status)):
                 urlopen(Request(address + path, data, headers))
-        place = server.server_address
+        with socket.create_connection(place) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes with a reset
+            connection.sendall(b"POST / HTTP/1.0\r\nContent-Length: 9\r\n\r\n")
+        assert all(server.free.acquire(timeout=10) for _ in range(32))  # all threads have ended
+        server.free.release(32)
+        assert "Traceback" not in capsys.readouterr().err
         idle = [socket.create_connection(place) for _ in range(40)]
         assert sum(is_closed(connection) for connection in idle) == 8
         for connection in idle:

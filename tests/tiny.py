@@ -25,7 +25,7 @@ def no_outliers(width: int) -> Outliers:
     return Outliers(torch.zeros(2, width), torch.zeros(2, width, 1), torch.inf)
 
 
-def tiny_model(names: tuple[str, ...] = ("", "b")) -> Model:
+def tiny_model(names: tuple[str, ...] = ("", "b"), **annotations: Any) -> Model:
     """Random weights, 4 dimensions, a centroid for each of the groups and one more."""
     network = build("compact", image_size=SIZE, seed=3)
     random = torch.Generator().manual_seed(5)
@@ -41,6 +41,7 @@ def tiny_model(names: tuple[str, ...] = ("", "b")) -> Model:
         image_size=SIZE,
         store_size=SIZE,
         batch_size=8,
+        **annotations,
     )
 
 
