@@ -89,7 +89,7 @@ def _default_name(folder: files.RunFolder) -> str:
 
 
 def _version(folder: files.RunFolder) -> str:
-    """Return the version of the run. Every change of a run alters run.json."""
+    """Return the version of the run: the digest of run.json, which changes with images, clusters and names."""
     return sha256(folder.file(files.RUN))
 
 

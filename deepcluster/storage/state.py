@@ -166,9 +166,15 @@ def hold(folder: Path, name: str, *, remove: bool = False) -> Iterator[None]:
         finally:
             with suppress(OSError):
                 file.truncate(0)  # a run that is passed on names no machine
-                if remove:
-                    (folder / name).unlink()
+            with suppress(OSError):
+                if remove and sys.platform != "win32":
+                    (folder / name).unlink()  # before the release, so that it is not another holder's
+            with suppress(OSError):
                 _lock(file, release=True)
+            with suppress(OSError):
+                if remove and sys.platform == "win32":
+                    file.close()  # Windows removes no open file, and so not another holder's
+                    (folder / name).unlink()
 
 
 def scratch_of(run: Path, rank: int = 0) -> Path:
