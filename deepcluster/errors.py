@@ -72,3 +72,13 @@ def first_line(error: BaseException) -> str:
 def missing_packages(packages: str, error: ImportError) -> UsageError:
     """Return the error for optional ``packages``, separated by spaces, of which one cannot be imported."""
     return UsageError(f"this needs packages that are not installed ({error}): pip install {packages}")
+
+
+def other_version(version: int, readable: range) -> str:
+    """Return the end of an error about a file whose schema version is not ``readable``; empty if it is."""
+    if version in readable:
+        return ""
+    is_newer = version >= readable.stop
+    age, advice = ("a newer", "update deepcluster") if is_newer else ("an older", "use that version, or fit again")
+    both = f"schema_version {version}, and this version writes {readable[-1]}"
+    return f"was made by {age} version of deepcluster ({both}): {advice}"

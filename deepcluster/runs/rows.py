@@ -100,8 +100,8 @@ def duplicate_rows(
 
 
 def recipe_of(folder: files.RunFolder) -> Recipe:
-    """Read the recipe of a run."""
-    options = read_toml(folder.file("recipe.toml"))[1] if folder.has("recipe.toml") else {}
+    """Read the recipe of a run, without options that only another version of the package has."""
+    options = read_toml(folder.file("recipe.toml"), ignore_unknown=True)[1] if folder.has("recipe.toml") else {}
     return Recipe(**options)
 
 

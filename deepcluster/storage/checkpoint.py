@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from deepcluster.errors import DeepClusterError, DiskError, ModelError, NonFiniteError, first_line
+from deepcluster.errors import DeepClusterError, DiskError, ModelError, NonFiniteError, first_line, other_version
 from deepcluster.records import State
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition
@@ -27,7 +27,7 @@ from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage.files import write_tensors, write_whole
 from deepcluster.storage.state import is_known
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSIONS = range(4, 5)  # that this version reads; it writes the last
 MAX_CHECKPOINTS = 2
 IMAGES = "images.csv"  # the images that the run began with (runs/rows.py)
 FEATURES_KEY = "features"  # the only tensor with rows by rank
@@ -83,7 +83,7 @@ class Checkpoints:
         if processes.is_main:
             files = dict(filter(None, written))
             content: dict[str, Any] = {
-                "schema_version": SCHEMA_VERSION,
+                "schema_version": SCHEMA_VERSIONS[-1],
                 "state": {"round": state.round, "settled": state.settled, "optimizer": optimizer},
                 "about": dict(about),
                 "files": files,
@@ -110,7 +110,7 @@ class Checkpoints:
                 warn(f"a checkpoint is damaged ({'; '.join(reasons)}): going on from {path.stem}, the one before")
             return checkpoint
         if reasons:
-            raise ModelError(f"no checkpoint in {self.folder} is whole ({'; '.join(reasons)}): --overwrite starts anew")
+            raise ModelError(f"no usable checkpoint in {self.folder} ({'; '.join(reasons)}): --overwrite starts anew")
         return None
 
     def _write(self, name: str, tensors: Tensors) -> str:
@@ -128,8 +128,8 @@ class Checkpoints:
     def _read(self, path: Path) -> Checkpoint:
         value = read_json(path)
         digest = value.pop("sha256")
-        if value["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"not a checkpoint of version {SCHEMA_VERSION}")
+        if text := other_version(value["schema_version"], SCHEMA_VERSIONS):
+            raise ValueError(text)
         if json_sha256(value) != digest:
             raise ValueError("changed since it was written")
         for key, kind in VALUES.items():

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from deepcluster.runtime.plain_files import RUN
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSIONS = range(1, 2)  # of the runs that this version reads; it writes the last
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class File:
     columns: tuple[str, ...] = ()  # that a table must have
     max_bytes: int = 1 << 62  # a larger file is not read; readers of JSON and of tensors have limits of their own
     spare: bool = False  # a run can be read without the file
+    newer: tuple[str, ...] = ()  # columns that a table of an older version may lack; their cells are then empty
 
 
 MAX_CSV = 4 << 30  # bytes: about 25 million images
@@ -70,7 +71,7 @@ FILES: Mapping[str, File] = {
 class RunRecord:
     """The content of run.json; docs/run-folder.md explains the keys. None: not known (yet), and not in the file."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = SCHEMA_VERSIONS[-1]
     run: str | None = None
     version: str | None = None
     status: str | None = None

@@ -9,13 +9,13 @@ from typing import Annotated
 
 from safetensors import SafetensorError, safe_open
 
-from deepcluster.errors import DeepClusterError, ModelError, OutOfMemoryError, first_line
+from deepcluster.errors import DeepClusterError, ModelError, OutOfMemoryError, first_line, other_version
 from deepcluster.nets.names import MODULE, NO_NETWORK
 from deepcluster.records import Identity
 from deepcluster.runtime.plain_files import MOST_TENSORS, check_file, json_sha256, read_json, sha256, shaped
 from deepcluster.storage.run_folder import RunFolder
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSIONS = range(1, 2)  # that this version reads; it writes the last
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 GROUPS = "groups.safetensors"
@@ -73,8 +73,7 @@ def model_file(run: RunFolder, name: str) -> Path:
 
 def read_summary(run: RunFolder) -> tuple[Identity, float]:
     """Read the identity of a run's model, and the residual above which an image is an outlier, or raise ModelError."""
-    with as_model_errors(path := model_file(run, CONFIG)):
-        config = read_config(path)
+    config = read_config(model_file(run, CONFIG))
     for name, digest in ((GROUPS, config.groups_sha256), (WEIGHTS, config.weights_sha256)):
         with as_model_errors(path := model_file(run, name)):
             check_file(path, MOST_TENSORS)
@@ -85,20 +84,23 @@ def read_summary(run: RunFolder) -> tuple[Identity, float]:
 
 
 def read_config(path: Path) -> Config:
-    """Read config.json. Raise OSError, or ValueError with the reason."""
-    table = read_json(path)
-    if not isinstance(table, dict) or table.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(f"not a model of version {SCHEMA_VERSION}")
-    config: Config = shaped(table, Config, CONFIG)
-    if config.config_sha256 != json_sha256({key: value for key, value in table.items() if key != "config_sha256"}):
-        raise ValueError("changed since it was written")
-    name = config.architecture.name
-    if name not in (NO_NETWORK, MODULE) and not BACKBONE.fullmatch(name):
-        raise ValueError(f"no backbone that a model may have: {name[:80]!a}")
-    if config.image_size > config.store_size:
-        raise ValueError(f"image_size {config.image_size} is larger than store_size {config.store_size}")
-    if config.architecture.image_size != config.image_size:
-        raise ValueError(f"image_size {config.image_size}, and another one in its architecture")
+    """Read config.json, or raise ModelError."""
+    with as_model_errors(path):
+        table = shaped(read_json(path), dict, CONFIG)
+        version = shaped(table.get("schema_version"), int, "schema_version")
+    if text := other_version(version, SCHEMA_VERSIONS):
+        raise ModelError(f"{path} {text}")
+    with as_model_errors(path):
+        config: Config = shaped(table, Config, CONFIG)
+        if config.config_sha256 != json_sha256({key: value for key, value in table.items() if key != "config_sha256"}):
+            raise ValueError("changed since it was written")
+        name = config.architecture.name
+        if name not in (NO_NETWORK, MODULE) and not BACKBONE.fullmatch(name):
+            raise ValueError(f"no backbone that a model may have: {name[:80]!a}")
+        if config.image_size > config.store_size:
+            raise ValueError(f"image_size {config.image_size} is larger than store_size {config.store_size}")
+        if config.architecture.image_size != config.image_size:
+            raise ValueError(f"image_size {config.image_size}, and another one in its architecture")
     # Computed, because a file that somebody wrote on purpose may name another model.
     core = {key: value for key, value in table.items() if key not in ("identity", "config_sha256")}
     return replace(config, identity=replace(config.identity, digest=json_sha256(core)))

@@ -45,7 +45,7 @@ from deepcluster.storage.files import changing, write_tensors, write_whole
 from deepcluster.storage.model_config import (
     CONFIG,
     GROUPS,
-    SCHEMA_VERSION,
+    SCHEMA_VERSIONS,
     WEIGHTS,
     Config,
     as_model_errors,
@@ -129,7 +129,7 @@ def groups_tensors(model: Model, **about: Any) -> dict[str, Tensor]:
 
 def _config(model: Model, weights_sha256: str, groups_sha256: str) -> str:
     config = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": SCHEMA_VERSIONS[-1],
         "architecture": model.network.architecture,
         "image_size": model.image_size,
         "store_size": model.store_size,
@@ -183,8 +183,7 @@ def _load(
         as_model_errors,
         way_out="restore it from a copy" if backbone is None else "give the module that it was fitted with",
     )
-    with reading(path_of(CONFIG)):
-        config = read_config(path_of(CONFIG))
+    config = read_config(path_of(CONFIG))
     with reading(path_of(WEIGHTS)):
         every = read_tensors(path_of(WEIGHTS), config.weights_sha256)
         body = {name.removeprefix("body."): value for name, value in every.items() if name.startswith("body.")}
@@ -327,9 +326,8 @@ def read_former(folder: RunFolder, dims: int) -> Groups:
         raise UsageError(f"{folder.path} has nothing to undo: only the last apply or recut can be undone")
     with folder.as_disk_errors("former.safetensors"):
         former = read_groups(folder.file("former.safetensors"), dims)
-        record = former.about["record"]
-        baseline = former.about["baseline"]
-        shaped(baseline, dict[str, int | float], "baseline")
+        entries = {name: former.about["record"].get(name) for name in ENTRIES}  # those of this version
+        shaped(former.about["baseline"], dict[str, int | float], "baseline")
         for name, kind in ENTRIES.items():
-            shaped(record[name], kind | None, name)
-        return former
+            shaped(entries[name], kind | None, name)
+        return replace(former, about={**former.about, "record": entries})

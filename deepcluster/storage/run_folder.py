@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from deepcluster.errors import DeepClusterError, DiskError, Stopped, first_line
+from deepcluster.errors import DeepClusterError, DiskError, Stopped, first_line, other_version
 from deepcluster.images.arrays import load_array
 from deepcluster.records import Candidate
 from deepcluster.runtime import log, plain_files
 from deepcluster.runtime.plain_files import RUN as RUN
 from deepcluster.runtime.plain_files import CsvRow, check_file, is_run
 from deepcluster.storage import state
-from deepcluster.storage.content import FILES, LOG, SCHEMA_VERSION, RunRecord, Table
+from deepcluster.storage.content import FILES, LOG, SCHEMA_VERSIONS, RunRecord, Table
 from deepcluster.storage.files import changing, sync_folder, write_tensors, write_whole
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class RunFolder:
     def read_rows(self, name: str) -> list[dict[str, str]]:
         """Read the rows of a table. All have a cell for every column."""
         with self._read(name) as path:
-            return list(table_rows(path, FILES[name].columns))
+            return list(table_rows(path, FILES[name].columns, FILES[name].newer))
 
     def read_json(self, name: str, types: Mapping[str, type] | None = None) -> dict[str, Any]:
         """Read a JSON object; ``types`` are the keys that it must have, with the types of their values."""
@@ -72,7 +72,7 @@ class RunFolder:
     def read_clusters(self) -> Table:
         """Read clusters.csv. DiskError if its rows were changed, because other files rely on their order."""
         with self._read("clusters.csv") as path:
-            rows = Table.of(table_rows(path, FILES["clusters.csv"].columns))
+            rows = Table.of(table_rows(path, FILES["clusters.csv"].columns, FILES["clusters.csv"].newer))
         record = self.read_record()
         with self.as_disk_errors():
             if record.rows != rows_sha256(Table({name: rows.column(name) for name in ("path", "status", "cluster")})):
@@ -237,18 +237,19 @@ def rows_sha256(rows: Iterable[CsvRow]) -> str:
     return digest.hexdigest()
 
 
-def table_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Yield the rows of a CSV file. Raise ValueError unless it has these ``columns``, and in each row all cells."""
+def table_rows(path: Path, columns: Sequence[str], newer: Sequence[str] = ()) -> Iterator[dict[str, str]]:
+    """Yield the rows of a CSV file. Raise ValueError if a cell or one of ``columns`` (unless ``newer``) is missing."""
     # A spreadsheet puts a byte order mark in front.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         table = csv.DictReader(plain_files.lines_of(file), strict=True)
         names = list(table.fieldnames or [])
-        if missing := [column for column in columns if column not in names]:
-            raise ValueError(f"it has no column {missing[0]}")
+        missing = dict.fromkeys((column for column in columns if column not in names), "")
+        if needed := [column for column in missing if column not in newer]:
+            raise ValueError(f"it has no column {needed[0]}")
         for row in table:
             if len(row) != len(names) or None in row.values():
                 raise ValueError(f"line {table.line_num} does not have {len(names)} cells")
-            yield plain_files.unguarded(row)
+            yield plain_files.unguarded(row) | missing
 
 
 @contextmanager
@@ -328,10 +329,9 @@ def open_run(path: Path) -> RunFolder:
     folder = RunFolder(path)
     if not folder.has(RUN):
         raise DiskError(f"{path} is not a run folder (it has no {RUN}): name one that `deepcluster fit` made")
-    version = folder.read_json(RUN).get("schema_version", SCHEMA_VERSION)
-    if version != SCHEMA_VERSION:
-        both = f"schema_version {version}, and this version of deepcluster reads {SCHEMA_VERSION}"
-        raise DiskError(f"{path} has {both}: use the version that made it")
+    version = folder.read_json(RUN, {"schema_version": int})["schema_version"]
+    if text := other_version(version, SCHEMA_VERSIONS):
+        raise DiskError(f"{path} {text}")
     return folder
 
 
@@ -355,7 +355,7 @@ def read_state(path: Path, read: Callable[[RunFolder], Value]) -> Value:
 
 
 def _version(path: Path) -> str:
-    """Return the digest of run.json, or "" while files are not at their places: every change alters it."""
+    """Return the digest of run.json, which changes with the clusters, or "" while files are not at their places."""
     with suppress(OSError, ValueError):
         if not state.pending(path):
             check_file(path / RUN, plain_files.MOST_JSON)  # a FIFO would never end
