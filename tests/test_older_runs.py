@@ -61,7 +61,7 @@ def test_columns_options_and_entries_of_other_versions(stored, prints, ends, mon
         table = [{key: cell for key, cell in row.items() if key != column} for row in rows(stored / name)]
         (stored / name).write_text("\n".join(",".join(line) for line in (table[0], *(row.values() for row in table))))
         assert f"is damaged (it has no column {column})" in ends(["report", stored], 5)
-        monkeypatch.setitem(FILES, name, replace(FILES[name], newer=(column,)))
+        monkeypatch.setitem(FILES, name, replace(FILES[name], newer=(*FILES[name].newer, column)))
     with (stored / "recipe.toml").open("a") as file:
         file.write("retired = 1\n")
     former = load_file(stored / "former.safetensors")

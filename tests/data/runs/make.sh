@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make schema-N/, the stored run of the present schema: bash tests/data/runs/make.sh N
+# Make schema-N/, the stored run of the present schema: PATH=$PWD/.venv/bin:$PATH bash tests/data/runs/make.sh N
 # A stored run never changes: tests/test_older_runs.py reads the runs of all schemas. Each has most kinds of files: labels,
 # duplicates, a skipped file, a round, names, a moved image, an added image, an evaluation. Its weights are nearly all 0,
 # so that model.safetensors.gz is small. Paths of this folder are stored as /stored.
