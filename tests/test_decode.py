@@ -10,6 +10,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import Mock
@@ -180,7 +181,7 @@ def test_large_files_are_not_read_into_memory(tmp_path: Path, monkeypatch: pytes
         decode(tmp_path / "film")
 
 
-def test_pillow_limits_hide_what_pillow_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pillow_limits_hide_what_pillow_and_libtiff_say(monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
     # More pixels than Pillow's own limit, and a tag of which it warns.
     files = [stored(Image.new("RGB", (10, 10)), "PNG"), stored(Image.new("RGB", (2, 2)), "JPEG", exif=CUT_EXIF)]
@@ -191,6 +192,11 @@ def test_pillow_limits_hide_what_pillow_says(monkeypatch: pytest.MonkeyPatch) ->
         warnings.warn("mine", stacklevel=1)
         assert [str(one.message) for one in said] == ["mine"]
         assert all(map(decode, files)) and len(said) >= 3  # Pillow speaks again afterwards
+    damaged = stored(Image.new("RGB", (7, 7)), "TIFF", compression="tiff_deflate").getvalue().replace(b"x\x9c", b"??")
+    for limits in (pillow_limits(), nullcontext()):
+        with limits, pytest.raises(Undecodable):
+            decode(io.BytesIO(damaged))
+        assert bool(capfd.readouterr().err) == isinstance(limits, nullcontext)
 
 
 def test_a_large_image_comes_as_means_of_squares(monkeypatch: pytest.MonkeyPatch) -> None:

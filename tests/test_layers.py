@@ -107,6 +107,7 @@ ALLOWED = {
     ("runs/serve.py", "http"): "serves the report on the loopback interface, with --serve alone; asks nobody",
     ("runs/serve.py", "socket"): "names the type of a connection of that server, opens none",
     ("report/page.py", "urllib"): "quotes a path for a link (urllib.parse), opens nothing",
+    ("images/decode.py", "ctypes"): "tells libtiff not to print (TIFFSetErrorHandler)",
     ("images/decode.py", "importlib"): "tells if rawpy is installed (find_spec), loads nothing",
     ("report/hints.py", "importlib"): "finds a table of the package's own (importlib.resources)",
     ("runtime/console.py", "importlib"): "tells if a package is installed (find_spec), loads nothing",

@@ -1,5 +1,6 @@
 """Decode the bytes of a file to upright RGB pixels. It is the only decoder, so that every step sees the same pixels."""
 
+import ctypes
 import errno
 import logging
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, _imaging
 from PIL import features as pillow
 
 from deepcluster.texts import one_line
@@ -177,7 +178,7 @@ def _upper_bits(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def pillow_limits() -> Iterator[None]:
-    """Keep warnings of Pillow off the terminal, and allow images of up to ``MAX_PIXELS`` pixels.
+    """Keep warnings of Pillow and libtiff's errors off the terminal, and allow images of up to ``MAX_PIXELS`` pixels.
 
     This changes state of the whole process (``warnings.catch_warnings`` is not thread-safe): put it around the loop
     over images, in the thread that starts the others.
@@ -187,6 +188,8 @@ def pillow_limits() -> Iterator[None]:
     quiet = logging.CRITICAL + 1
     set_level = logger.setLevel if level != quiet else lambda _: None  # it takes .5 ms, so not for every image
     limit = Image.MAX_IMAGE_PIXELS
+    set_handler = _libtiff_errors()
+    handler = set_handler(None)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         set_level(quiet)
@@ -195,7 +198,22 @@ def pillow_limits() -> Iterator[None]:
             yield
         finally:
             set_level(level)
+            set_handler(handler)
             Image.MAX_IMAGE_PIXELS = limit
+
+
+@cache
+def _libtiff_errors() -> Callable[[int | None], Any]:
+    """Return libtiff's function that sets its printer of errors, and returns the former one; None prints nothing.
+
+    To redirect standard error instead would lose the last words of every other library.
+    """
+    try:
+        function = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
+    except (AttributeError, OSError):  # a Pillow without libtiff, or with one that nobody else can call
+        return lambda handler: None
+    function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_void_p
+    return function
 
 
 def explain(error: Exception) -> str:
