@@ -16,6 +16,7 @@ from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, UsageE
 from deepcluster.nets.hub import PACKAGE, PACKAGE_FILE, fetch, local_file
 from deepcluster.nets.names import DISTRIBUTION, PUBLISHED
 from deepcluster.nets.network import build
+from deepcluster.nets.small import LITE0_NAMES
 from deepcluster.nets.timm import in_layout_of, nouns
 from deepcluster.presets import Facts, read_request, resolve
 from tests.helpers.hub import keep, point_to, tiny_file
@@ -60,7 +61,8 @@ def test_it_knows_a_photograph(hub_cache):
         seen = network.features(F.interpolate(pictures.float() / 255, (224, 224)))
         named, features = nouns("timm:tf_efficientnet_lite0.in1k", seen), F.normalize(seen)
     assert features[0] @ features[1] > 0.9 > 0.3 > features[0] @ features[2]
-    file = torch.load(local_file("photos-small"), weights_only=True)
+    (path,) = {local_file(name) for name in ("photos-small", *LITE0_NAMES)}
+    file = torch.load(path, weights_only=True)
     sureness = (seen @ file["_fc.weight"].T + file["_fc.bias"]).softmax(1).amax(1).tolist()
     assert [value for _, value in named] == pytest.approx(sureness, rel=1e-4) and named[0][0] == "daisy"
 

@@ -122,9 +122,10 @@ def keep_in_cache(name: str, file: Path) -> Path:
 
 
 def _cli_name(name: str) -> str:
-    """Return the command line's name of a network: one of ``PUBLISHED`` if it is there."""
-    timm_name = backbone_of(name).removeprefix(TIMM)
-    return next((one.name for one in PUBLISHED.values() if one.network == timm_name), TIMM + timm_name)
+    """Return the command line's name of a network: one of ``PUBLISHED`` if it is there (timm's tag may be left out)."""
+    repository = _repository(name)
+    names = (one.name for one in PUBLISHED.values() if repository == f"timm/{one.network}")
+    return next(names, TIMM + backbone_of(name).removeprefix(TIMM))
 
 
 def _repository(name: str) -> str | None:
