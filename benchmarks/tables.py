@@ -1,8 +1,8 @@
-"""Write the tables of docs/results.md from results/*.json: `python benchmarks/tables.py`.
+"""Write the tables of README.md and docs/results.md from results/*.json: `python benchmarks/tables.py`.
 
 A table stands between `<!-- table FILE | BY | COLUMN | ... -->` and `<!-- end -->`. Its rows are mean and standard
-deviation of the objects that have the first column, for each value of BY; `name` is an object's path in the file, and
-FILE~WORDS keeps the rows whose BY matches.
+deviation of the objects that have the first column, for each value of BY; `name` is an object's path in the file,
+FILE~WORDS keeps the rows whose BY matches, and COLUMN: TITLE has a title of its own.
 """
 
 import json
@@ -29,7 +29,9 @@ def cell(values):
 
 def table(file, by, *columns):
     file, _, only = file.partition("~")
-    lines = [f"| {by} | runs | {' | '.join(columns)} |".replace("_", " "), "|---" * (len(columns) + 2) + "|"]
+    titles = [column.partition(": ")[2] or column.replace("_", " ") for column in columns]
+    lines = [f"| {by} | runs | {' | '.join(titles)} |", "|---" * (len(columns) + 2) + "|"]
+    columns = [column.partition(": ")[0] for column in columns]
     rows = [row for row in objects(json.loads((HERE / f"results/{file}.json").read_text())) if columns[0] in row]
     for group in dict.fromkeys(row[by] for row in rows if re.search(only, str(row[by]))):
         runs = [row for row in rows if row[by] == group]
@@ -38,11 +40,19 @@ def table(file, by, *columns):
     return "\n".join(lines)
 
 
+def figure(name):
+    """Return the mean of a column: FILE.COLUMN, or FILE~WORDS.COLUMN of the objects with these words."""
+    path, _, column = name.rpartition(".")
+    file, _, only = path.partition("~")
+    rows = objects(json.loads((HERE / f"results/{file}.json").read_text()))
+    return mean(row[column] for row in rows if column in row and only in str(row))
+
+
 def written(page):
     spec = re.compile(r"(<!-- table (.+?) -->\n).*?(?=<!-- end)", re.DOTALL)
     return spec.sub(lambda match: match[1] + table(*match[2].split(" | ")) + "\n", page)
 
 
 if __name__ == "__main__":
-    page = HERE.parent / "docs" / "results.md"
-    page.write_text(written(page.read_text()))
+    for page in (HERE.parent / "README.md", HERE.parent / "docs" / "results.md"):
+        page.write_text(written(page.read_text()))

@@ -31,14 +31,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from deepcluster.errors import DataError, OutOfMemoryError, UsageError
-from deepcluster.images import Source, arrays, decode, find, store
+from deepcluster.images import Source, arrays, find, store
 from deepcluster.images.arrays import picture
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.given import true_labels
 from deepcluster.images.source import joined
 from deepcluster.images.store import preview, read_once
 from deepcluster.runtime import machine, plain_files
-from tests.pages import ROOT
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -428,14 +427,6 @@ def test_images_of_an_array_may_have_as_many_pixels_as_those_of_files(tmp_path):
         stream.truncate(stream.tell() + 4 * 50_000 * 50_000 * 3)
     with pytest.raises(DataError, match=r"large\.npy .*89,478,485"):
         find(file)
-
-
-def test_the_numbers_of_the_security_page_are_those_of_the_code():
-    page = " ".join((ROOT / "SECURITY.md").read_text().split())
-    ratio, size = arrays.MAX_RATIO, arrays.MAX_UNPACKED_BYTES // 1_000_000
-    assert re.search(rf"{ratio} times [^.]*{size} MB", page)
-    at_once, pixels = decode.BYTES_AT_ONCE // 1_000_000, decode.BYTES_AT_ONCE // decode.BYTES_PER_PIXEL // 1_000_000
-    assert re.search(rf"{at_once} MB [^.]*{pixels} million", page)
 
 
 @pytest.mark.parametrize("name", ["a", "a.txt", "a.npy", "a.npz", "a.tar", "a.png"])
