@@ -173,6 +173,8 @@ class DeepCluster(_Base):
         n_clusters = _n_clusters(self.n_clusters)
         if self.verbose not in (None, 0, 1, 2):
             raise UsageError(f"verbose={self.verbose!r}: give 0, 1 or 2")
+        if not isinstance(like, str | os.PathLike | None):
+            raise UsageError(f"like is a {type(like).__name__}: give the path of a run folder")
         is_features, images = self._read(X, reset=True)
         seed = _seed(self.random_state)
         recipe = self._recipe()

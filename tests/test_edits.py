@@ -18,8 +18,8 @@ from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Cut, pinned, placement_of
 from deepcluster.groups.tree import parts_of, split_group
 from deepcluster.model import Annotations, Model
-from deepcluster.runs.inherit import carried_over, heirs
-from deepcluster.runs.recut import apply, edited, recut, surviving_moves
+from deepcluster.runs.inherit import carried_over, heirs, surviving_moves
+from deepcluster.runs.recut import apply, edited, recut
 from deepcluster.storage import model_files as models
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import Edits, newest_edits, read_edits
@@ -211,7 +211,7 @@ def test_clusters_that_continue_by_hand():
     expected = Annotations(names=("", "", "c", "a"), junk=(2,))
     assert carried_over(model, heirs(before, after, mutual=True), 4) == expected
     moves = ((3, 2), (8, 0), (4, 0), (9, 1), (10, 7), (11, 0))  # the last row, and its cluster, do not exist
-    survivors = surviving_moves(replace(model, moves=moves), before, heirs(before, after, mutual=True))
+    survivors = surviving_moves(moves, before, heirs(before, after, mutual=True))
     assert survivors == {3: (2, 3), 8: (3, 2)}
     swallowed = torch.zeros(11, dtype=torch.int64)  # all in one: none is more than half of it
     assert heirs(before, swallowed, mutual=True) == {}

@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +17,22 @@ import torch
 
 from deepcluster import DeepCluster, load
 from deepcluster.cli import run_command
-from deepcluster.errors import DiskError
+from deepcluster.errors import DiskError, UsageError
 from deepcluster.groups.cut import Placement
 from deepcluster.learning import training
+from deepcluster.model import Model
+from deepcluster.runs import production
 from deepcluster.runs.inherit import Former, continued
 from deepcluster.runs.page import report
 from deepcluster.runs.production import promote
 from deepcluster.runs.recut import Edits, apply
 from deepcluster.runtime.partition import Partition
+from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.state import own_files
 from tests.commands import killed_at_every_change
 from tests.drawings import save_drawings
+from tests.helpers.features import normal
 from tests.helpers.runs import change_record, contents, record, rows, small_fit, state_of
 from tests.sandbox import with_ctrl_c
 from tests.test_generation import state
@@ -62,7 +67,12 @@ def majority(old: Path, new: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("size", ["16", "24"])
 def test_a_fit_like_a_run_keeps_numbers_names_and_marks(run, photos, tmp_path, size):
-    """Also if it reads the images in another size, in which all have other digests. Images of updates count."""
+    """Also if it reads the images in another size, in which all have other digests. Images of updates count.
+
+    Of two moved images one stays moved, because both of its clusters continue.
+    """
+    first = {row["cluster"]: i for i, row in reversed([*enumerate(rows(run / "clusters.csv"))])}
+    apply(run, Edits(move=((first["3"], 0), (first["0"], 1))))
     more = save_drawings(tmp_path / "more", 4, seed=11)
     assert run_command(["update", str(run), str(more)]) == 0
     images = Path(shutil.copytree(photos, tmp_path / "photos"))
@@ -78,35 +88,57 @@ def test_a_fit_like_a_run_keeps_numbers_names_and_marks(run, photos, tmp_path, s
     assert record(new)["like"] == str(run) and state_of(new) is not None
     (line,) = (line for line in (new / "log.txt").read_text().splitlines() if " INFO Names: " in line)
     assert re.findall(r"\d+ ", line.partition(" INFO ")[2])[:2] == [f"{len(heirs)} ", "3 "] and str(run) in line
+    assert "1 of 2 moves" in line and "1 image from 0 to 1" in line and len(load(new).moves) == 1
+    path = Path(rows(run / "clusters.csv")[first["3"]]["path"])
+    assert clusters(new)["/".join(path.parts[-2:])] == "0"
     path = sorted(images.rglob("*.png"))[0]
     assert load(new).predict([path]) == int(clusters(new)[f"{path.parent.name}/{path.name}"])
 
 
-def test_what_is_lost_is_said_and_no_number_comes_twice():
-    """By hand: 0 goes on as 2; 1 and 2 as 0, in which 2 has more; 3 falls into halves, and 4 is not here."""
+def continued_by(processes: Processes, model, after, reduced, former, places) -> tuple[Model, Placement, str]:
+    partition = Partition.of(processes, len(processes.part(len(after))))
+    own, lengths = after[partition.local], torch.zeros(len(after))[partition.local]
+    placement = Placement(own, own, lengths, lengths, own)
+    return continued(
+        model, placement, reduced[partition.local], former, places if processes.is_main else None, partition
+    )
+
+
+def test_what_is_lost_is_said_and_no_number_comes_twice(ranks):
+    """By hand: 0 goes on as 2; 1 and 2 as 0, in which 2 has more; 3 falls into halves, and 4 is not here.
+
+    Three images were moved: from 2 to 0, where it is not now; from 0 to 1, which ends; from 0 to 2, where it is.
+    """
     before = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 3, 3, -1, -1])
+    left = torch.tensor([-1, -1, 2, 0, -1, 0, -1, -1, -1, -1, -1, -1])
     after = torch.tensor([2, 2, 1, 0, 0, 0, 0, 0, 1, 3, 3, 1])
     former = Former(Path("old"), replace(tiny_model(("a", "b", "c", "", "e")), junk=(0, 4)), {}, 16)
-    lengths = torch.zeros(12)
-    places = Placement(after, after, lengths, lengths, after)
-    model, placed, text = continued(tiny_model(("",) * 4), places, former, before, Partition.single(12))
-    assert placed.cluster.tolist() == [0, 0, 5, 2, 2, 2, 2, 2, 5, 6, 6, 5]
-    assert model.cut.group_of.tolist() == [2, 5, 0, 6, 2] and model.cut.count == 7
-    assert model.names == ("a", "", "c", "", "", "", "") and model.junk == (0,)
-    # Groups that continue, of all; ended; new; names that are kept; marks that are dropped.
-    assert re.findall(r"\d+", text) == [*"25", *"134", *"56", *"2", *"1"] and "'b', 'e'" in text
+    reduced = normal(12, 4)
+    arguments = (tiny_model(("",) * 4), after, reduced, former, torch.stack([before, left], 1))
+    for parts in ([continued_by(ALONE, *arguments)], ranks[2](continued_by, *arguments)):
+        model, _, text = parts[0]
+        placed = torch.cat([placement.cluster for _, placement, _ in parts])
+        assert placed.tolist() == model.place(reduced).cluster.tolist() == [0, 0, 0, 2, 2, 2, 2, 2, 5, 6, 6, 5]
+        assert model.cut.group_of[:5].tolist() == [2, 5, 0, 6, 2] and model.cut.count == 7
+        assert model.names == ("a", "", "c", "", "", "", "") and model.junk == (0,)
+        assert model.moves == ((2, 2), (5, 0))
+        # Groups that continue, of all; ended; new; names that are kept; marks that are dropped; moves.
+        assert re.findall(r"\d+", text) == [*"25", *"134", *"56", *"2", *"1", *"23101"] and "'b', 'e'" in text
 
 
-def test_a_resumed_fit_knows_the_run_that_it_is_like(run, photos, tmp_path, monkeypatch, ends):
+def test_a_resumed_fit_knows_the_run_that_it_is_like(run, fitted, photos, tmp_path, monkeypatch, ends):
     fit = ["fit", photos, "-o", tmp_path / "new", *small_fit("--rounds", "2")]
     with monkeypatch.context() as patch:
         patch.setattr(training, "Outputs", with_ctrl_c(training.Outputs))
         ends([*fit, "--like", run], 75)
     named = {name for name, _ in summary(tmp_path / "new").values()}
     assert named & {*NAMES}  # the preliminary result has names, too
-    shutil.copytree(run, tmp_path / "other")
-    assert "like" in ends([*fit, "--resume", "--like", tmp_path / "other"], 2)
-    ends([*fit, "--resume"], 0)
+    moved = run.rename(tmp_path / "moved")
+    assert "--like RUN" in ends([*fit, "--resume"], 2)
+    other = Path(shutil.copytree(fitted("-k", "3", "--rounds", "0", "--seed", "9"), run))  # at its place
+    for typed in ([], ["--like", other]):
+        assert record(moved)["run"] in ends([*fit, "--resume", *typed], 2)
+    ends([*fit, "--resume", "--like", moved], 0)
     assert {name for name, _ in summary(tmp_path / "new").values()} & {*NAMES}
 
 
@@ -117,7 +149,9 @@ def test_a_run_that_no_fit_can_be_like(run, photos, tmp_path, ends, monkeypatch)
     for like in ("nowhere", "empty"):
         assert like in ends([*fit, "-o", tmp_path / "new", "--like", tmp_path / like], 5)
     with pytest.raises(DiskError, match="nowhere"):
-        DeepCluster(rounds=0).fit(photos, like=tmp_path / "nowhere")
+        DeepCluster(rounds=0).fit(photos, run=run, resume=True, like=tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="int"):
+        DeepCluster(rounds=0).fit(photos, like=5)
     (tmp_path / "link").symlink_to(run)
     assert "promote" in ends([*fit, "-o", tmp_path / "link", "--overwrite", "--like", run], 2)
     np.save(tmp_path / "f.npy", np.random.default_rng(0).normal(size=(30, 8)))
@@ -165,6 +199,18 @@ def test_a_promoted_run_is_in_the_place_of_the_old_one(run, new, elsewhere, prin
     assert [*new.rglob("*")] == [new / "mine.txt"] if elsewhere else not new.exists()
 
 
+@pytest.mark.parametrize("like", ["nothing", "old", "moved", "recut", "itself", "back"])
+def test_promote_warns_unless_the_numbers_of_clusters_continue(run, new, ends, like):
+    identifiers = {"old": record(run)["run"], "moved": record(run)["run"], "recut": None, "nothing": "0123"}
+    change_record(new, like_run=identifiers.get(like))
+    if like == "itself":
+        new = Path(shutil.copytree(run, new.with_name("copy")))
+        apply(new, Edits(names={0: "another"}))
+    if like == "back":
+        change_record(run, like_run=record(new)["run"])
+    assert ("--like" in ends(["promote", new, run], 0)) == (like in ("nothing", "recut"))
+
+
 def test_nothing_is_promoted_if_it_may_not(run, new, ends, tmp_path):
     before, of_new = contents(run), contents(new)
     (tmp_path / "link").symlink_to(run)
@@ -175,23 +221,37 @@ def test_nothing_is_promoted_if_it_may_not(run, new, ends, tmp_path):
             assert str(os.getpid()) in ends(["promote", new, run], 5)
     change_record(new, status="stopped")
     assert str(new) in ends(["promote", new, run], 2)
-    change_record(new, status="done")
-    (run / "model" / "config.json").unlink()
-    os.mkfifo(tmp_path / "pipe")
-    (run / "model" / "config.json").symlink_to(tmp_path / "pipe")
-    assert "config.json" in ends(["promote", new, run], 5)
-    assert {name: before[name] for name in ("run.json", "clusters.csv")}.items() <= contents(run).items()
-    assert contents(new).keys() == of_new.keys() and not [*tmp_path.glob("run-until-*"), *tmp_path.glob(".deep*")]
+    assert contents(run) == before and contents(new).keys() == of_new.keys()
 
 
-def test_a_kill_at_any_change_of_the_disk_loses_neither_run(tmp_path):
+READ = ("model/model.safetensors", "model/groups.safetensors", "features.npy", "residuals.npy", "clusters.csv")
+READ += ("cluster_summary.csv", "skipped.csv")
+
+
+def test_a_run_is_read_before_it_is_promoted_and_no_link_is_followed(run, new, ends, tmp_path):
+    (new / "report.html").unlink()  # whose writer reads most tables
+    before = contents(run)
+    for name, harm in [*product(own_files(new), ["link"]), *product(READ, ["missing", "half"])]:
+        whole = (new / name).rename(tmp_path / "whole")
+        if harm == "link":
+            (new / name).symlink_to(whole)
+        elif harm == "half":
+            (new / name).write_bytes(whole.read_bytes()[:-9])
+        assert Path(name).name in ends(["promote", new, run], 4, 5), (name, harm)
+        whole.replace(new / name)
+    assert contents(run) == before and not [*tmp_path.glob("run-until-*"), *tmp_path.glob(".deep*")]
+    ends(["promote", new, run], 0)
+
+
+def test_a_kill_at_any_change_of_the_disk_loses_neither_run_and_the_same_command_goes_on(tmp_path, monkeypatch):
     def two_runs(folder):
         for run in ("new", "old"):
             (folder / run / "model").mkdir(parents=True)
-            (folder / run / "run.json").write_text(json.dumps(RECORD | {"images": run, "status": "done"}))
+            (folder / run / "run.json").write_text(json.dumps(RECORD | {"images": run, "status": "done", "run": "1"}))
             (folder / run / ("tree.json" if run == "old" else "model/config.json")).write_text(run)
         return folder
 
+    monkeypatch.setattr(production, "check_whole", lambda run: None)  # they have no models
     seen = []
     for folder in killed_at_every_change(tmp_path, two_runs, lambda at: promote(at / "new", at / "old")):
         seen.append(only(folder / "old"))
@@ -199,6 +259,10 @@ def test_a_kill_at_any_change_of_the_disk_loses_neither_run(tmp_path):
             assert [only(path) for path in folder.glob("old-until-*")] == ["old"]
         else:
             assert only(folder / "new") == "new"
+        if (folder / "new" / "run.json").exists():
+            promote(folder / "new", folder / "old")
+        assert only(folder / "old") == "new" and [only(path) for path in folder.glob("old-until-*")] == ["old"]
+        assert not [path for path in (folder / "new").rglob("*") if path.is_file() and path.name != "lock"]
     assert seen == sorted(seen, reverse=True) and {*seen} == {"old", "new"} and len(seen) > 19
     assert not (folder / "new").exists()
 

@@ -17,7 +17,7 @@ from deepcluster.runs.update import update
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.model_files import EMBEDDINGS, load, read_embeddings
 from deepcluster.storage.run_folder import RunFolder
-from tests.helpers.runs import SAME, rows
+from tests.helpers.runs import SAME, change_record, record, rows
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,10 @@ def test_moves_survive_if_both_groups_do_and_undo_takes_the_recut_back(run: Path
     undo(run)
     undone = rows(run / "clusters.csv")
     assert [row["cluster"] for row in undone] == [row["cluster"] for row in after] and load(run).moves
+    change_record(run, like_run="1")  # whose numbers these are
     apply(run, Edits(merge=((int(after[0]["cluster"]), int(after[8]["cluster"])),)))
     recut(run, 8)  # one of the two groups is no more, so that the image is where it was before
     assert rows(run / "clusters.csv")[0]["cluster"] == rows(run / "clusters.csv")[8]["cluster"]
-    assert before[0]["cluster"] == target
+    assert before[0]["cluster"] == target and "like_run" not in record(run)
+    undo(run)
+    assert record(run)["like_run"] == "1"

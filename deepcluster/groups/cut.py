@@ -1,6 +1,6 @@
 """From final features to the groups that the user sees, and the place of any image among them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 
@@ -209,3 +209,18 @@ def pinned(reduced: Tensor, cut: Cut, wanted: Tensor) -> Cut:
         added[chosen] = True
         centroids.append(reduced[chosen])
         groups_of.append(wanted[chosen])
+
+
+def move_rows(cut: Cut, moves: Mapping[int, int], reduced: Tensor, before: Tensor) -> Cut:
+    """Move rows to their clusters (``moves``), and return the cut; a cluster that all images have left is gone.
+
+    ``before``: The clusters of all rows (int64, N) before the moves.
+    """
+    wanted = before.scatter(0, torch.tensor([*moves]), torch.tensor([*moves.values()]))
+    left = torch.tensor(sorted({*before.tolist()} - {*wanted.tolist()}), dtype=torch.int64)
+    stays = ~torch.isin(cut.group_of, left)
+    cut = Cut(cut.centroids[stays], cut.group_of[stays])
+    if not stays.any():  # start from one row of every new cluster
+        rows = torch.from_numpy(np.unique(wanted.numpy(), return_index=True)[1])
+        cut = Cut(reduced[rows], wanted[rows])
+    return pinned(reduced, cut, wanted)

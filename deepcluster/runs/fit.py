@@ -27,7 +27,7 @@ from deepcluster.recipe import AUTO, Recipe, to_toml
 from deepcluster.report.pictures import sprite_sheet, tiny_pictures
 from deepcluster.runs.build import network_of
 from deepcluster.runs.forecast import announce
-from deepcluster.runs.inherit import clusters_before, read_former
+from deepcluster.runs.inherit import places_before, read_former
 from deepcluster.runs.page import SHEET
 from deepcluster.runs.plan import (
     Begun,
@@ -129,7 +129,8 @@ def _run(job: Job, begun: Begun, folder: files.LockedFolder | None, network: Net
         ).with_phase("reading", job.clock.lap())
         if job.former:
             size = images.recipe.store_size
-            images = replace(images, before=clusters_before(job.former, job.source, images.digests, size))
+            places = places_before(job.former, job.source, images.digests, size, job.display.progress)
+            images = replace(images, places_before=places)
         others = {"n_clusters": request.n_clusters, "seed": request.seed, **request.steps.names}
         about: dict[str, Any] = {  # what a checkpoint says of its run
             "options": {**asdict(images.recipe), **others},
@@ -183,6 +184,7 @@ def first_record(job: Job, before: RunRecord | None, needed: float, *, is_resume
         cut_k=job.request.n_clusters,
         labels=job.request.labels,
         like=str(job.request.like) if job.request.like else None,
+        like_run=job.former.run if job.former else None,
         requested=before.requested if before and is_resumed else asdict(job.request.recipe),
         steps=job.request.steps.names or None,
         device=str(job.device),

@@ -1,7 +1,7 @@
 """Numbers, names and junk marks that groups inherit from the groups that they continue."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from deepcluster.errors import DataError
-from deepcluster.groups.cut import Cut, Placement
+from deepcluster.groups.cut import Cut, Placement, move_rows
 from deepcluster.images import Source
 from deepcluster.images.store import read_once
 from deepcluster.model import Annotations, Model
 from deepcluster.runs.rows import IMAGES_READ, image_digests, read_run, recipe_of
+from deepcluster.runtime.compute import Progress, ignore_progress
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage.run_folder import RunFolder
 from deepcluster.texts import plural
@@ -46,6 +47,43 @@ def carried_over(before: Annotations, heir: Mapping[int, int], count: int) -> An
         names[new] = before.names[old]
     junk = sorted(heir[old] for old in before.junk if old in heir)
     return Annotations(names=tuple(names), junk=tuple(junk))
+
+
+def surviving_moves(
+    moves: Iterable[tuple[int, int]], before: Tensor, heir: Mapping[int, int]
+) -> dict[int, tuple[int, int]]:
+    """Return the rows moved by a person from and to clusters that continue (:func:`heirs`), with their new numbers.
+
+    ``moves``: As in Annotations, the rows and the clusters that they left. ``before``: The clusters of all rows.
+    """
+    both = {row: (origin, int(before[row])) for row, origin in moves if row < len(before)}
+    return {row: (heir[a], heir[b]) for row, (a, b) in both.items() if a in heir and b in heir}
+
+
+def with_moves(
+    model: Model, placement: Placement, reduced: Tensor, moves: Mapping[int, tuple[int, int]], partition: Partition
+) -> tuple[Model, Placement]:
+    """Move rows (:func:`surviving_moves`) again. A collective. ``placement``, ``reduced``: Of this rank's rows."""
+    if not moves:
+        return model, placement
+    rows, before = partition.gather(reduced), partition.gather(placement.cluster)
+    targets = {row: target for row, (_, target) in moves.items()}
+    cut = Cut(**partition.processes.broadcast_tensors(lambda: vars(move_rows(model.cut, targets, rows, before))))
+    present = {*cut.group_of.tolist()}
+    names = tuple(name if group in present else "" for group, name in enumerate(model.names))
+    origins = tuple((row, origin) for row, (origin, _) in moves.items())
+    model = replace(model, cut=cut, names=names, junk=tuple(sorted(present.intersection(model.junk))), moves=origins)
+    return model, model.place(reduced)
+
+
+def moves_text(moves: Sequence[tuple[int, int]], before: Tensor, kept: Collection[int]) -> str:
+    """Describe moves (as in :func:`surviving_moves`), of which the rows ``kept`` survive; "" if there are none."""
+    lost = Counter((origin, int(before[row])) for row, origin in moves if row not in kept and row < len(before))
+    if not moves:
+        return ""
+    text = f"; {len(kept):,} of {plural(len(moves), 'move')} kept"
+    back = ", ".join(f"{plural(times, 'image')} from {a} to {b}" for (a, b), times in sorted(lost.items()))
+    return text + (f"; dropped, because a cluster did not survive: {back}" if back else "")
 
 
 def with_coarse_names(model: Model, after: Tensor, old: Model, before: Tensor) -> Model:
@@ -83,22 +121,27 @@ class Former:
 
     path: Path
     model: Model
-    cluster_of: Mapping[str, int]  # clusters by the digests of the images
+    places: Mapping[str, tuple[int, int]]  # by the image's digest: its cluster, and that from which it was moved or -1
     store_size: int  # side of the images with these digests, in px
+    run: str | None = None  # its identifier
 
 
 def read_former(folder: RunFolder) -> Former:
     """Read the groups of a run."""
-    _, model, rows = read_run(folder)
+    record, model, rows = read_run(folder)
     digest_of = {row["path"]: row["sha256"] for row in [*folder.read_rows(IMAGES_READ), *folder.read_added()]}
     clusters = model.place(rows.reduced).cluster.tolist()
+    left = dict(model.moves)
     with folder.as_disk_errors(IMAGES_READ):
-        cluster_of = dict(zip((digest_of[path] for path in rows.paths), clusters, strict=True))
-    return Former(folder.path, model, cluster_of, recipe_of(folder).store_size)
+        digests = [digest_of[path] for path in rows.paths]
+    places = {digest: (clusters[row], left.get(row, -1)) for row, digest in enumerate(digests)}
+    return Former(folder.path, model, places, recipe_of(folder).store_size, record.run)
 
 
-def clusters_before(former: Former, source: Source, digests: Mapping[str, str], size: int) -> Tensor:
-    """Return the clusters of images in an earlier run (int64, N); -1 for an image that it lacks.
+def places_before(
+    former: Former, source: Source, digests: Mapping[str, str], size: int, progress: Progress = ignore_progress
+) -> Tensor:
+    """Return the places of images in an earlier run, as in Former (int64, N x 2); -1 for an image that it lacks.
 
     ``digests``: By path, of images of ``size`` px. If those of the run have another size, the images are read again.
 
@@ -106,28 +149,37 @@ def clusters_before(former: Former, source: Source, digests: Mapping[str, str], 
     """
     if size != former.store_size:
         digest_of = dict.fromkeys(digests, "")
-        for begin in range(0, len(source.paths), READ_AT_ONCE):
-            part = source.rows(range(begin, min(begin + READ_AT_ONCE, len(source.paths))))
+        for number, part in enumerate(source.parts(READ_AT_ONCE)):
+            progress("reading again", number * READ_AT_ONCE, len(source.paths))
             digest_of |= image_digests(part, read_once(part, former.store_size, none_is_fine=True))
         digests = {path: digest_of[path] for path in digests}
-    before = torch.tensor([former.cluster_of.get(digest, -1) for digest in digests.values()], dtype=torch.int64)
+    before = torch.tensor([former.places.get(digest, (-1, -1)) for digest in digests.values()], dtype=torch.int64)
     if before.max() < 0:
         raise DataError(f"--like {former.path}: that run has none of these images, so no group continues: name another")
     return before
 
 
 def continued(
-    model: Model, placement: Placement, former: Former | None, before: Tensor | None, partition: Partition
+    model: Model,
+    placement: Placement,
+    reduced: Tensor,
+    former: Former | None,
+    places: Tensor | None,
+    partition: Partition,
 ) -> tuple[Model, Placement, str]:
     """Give groups the numbers, names and marks of those that they continue, and new numbers to others. A collective.
 
-    ``placement``: Of this rank's images. ``former``, ``before``: The earlier run, and the clusters of all images in it;
-    on the main rank. Returns the model and the placement with these numbers, and a description.
+    Images that a person moved move again if both clusters continue.
+
+    ``placement``, ``reduced``: Of this rank's images. ``former``, ``places``: The earlier run, and the places of all
+    images in it, as :func:`places_before`; on the main rank. Returns the model and the placement with these numbers,
+    and a description.
     """
     after = partition.gather(placement.cluster)
 
     def decided() -> list[Any]:
-        assert former is not None and before is not None
+        assert former is not None and places is not None
+        before, left = places.T
         heir = heirs(before[before >= 0], after[before >= 0], mutual=False)
         ancestor = {new: old for old, new in heir.items()}
         unused = count(former.model.cut.count)
@@ -144,11 +196,15 @@ def continued(
             coarse=tuple(coarse),
             coarse_names=named.coarse_names,
         )
-        return [numbers, vars(annotations), "; ".join([*texts, carried_text(former.model, annotations)])]
+        text = "; ".join([*texts, carried_text(former.model, annotations)])
+        moves = [(row, origin) for row, origin in enumerate(left.tolist()) if origin >= 0]
+        survivors = surviving_moves(moves, before, {old: old for old in heir})
+        return [numbers, vars(annotations), [*survivors.items()], text + moves_text(moves, before, survivors)]
 
-    numbers, annotations, text = partition.processes.broadcast_json(decided)
+    numbers, annotations, moves, text = partition.processes.broadcast_json(decided)
     number = torch.tensor(numbers, dtype=torch.int64)
     cut = Cut(model.cut.centroids, number[model.cut.group_of])
     placement = replace(placement, cluster=number[placement.cluster])
     tuples: dict[str, Any] = {name: tuple(values) for name, values in annotations.items()}
-    return replace(model, cut=cut, **tuples), placement, text
+    model = replace(model, cut=cut, **tuples)
+    return *with_moves(model, placement, reduced, dict(moves), partition), text

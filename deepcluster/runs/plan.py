@@ -122,7 +122,7 @@ class ImagesRead:
     recipe: Recipe
     digests: Mapping[str, str]  # of all images, by path
     beginning: Contents  # files of the run that depend on the images alone
-    before: Tensor | None = None  # clusters in the run of ``--like`` (int64, N); -1 for an image that it lacks
+    places_before: Tensor | None = None  # in the run of ``--like`` (int64, N x 2), as in its Former; -1: it has no such
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,9 @@ def _resumed(out: Path, source: Source, request: Request) -> Begun:
     of_record = {name: getattr(record, name) for name in ("n_clusters", "seed", "labels", "like")}
     then = {**of_record, "recipe": before.base}
     now = {"n_clusters": request.n_clusters, "seed": request.seed, **dict.fromkeys(steps), **request.steps.names}
-    now |= {name: value for name, value in zip(("labels", "like"), names_of(request), strict=True) if value}
+    labels, like = names_of(request)
+    typed = {"labels": labels, "like": None if record.like_run else like}  # a run may be at another place by now
+    now |= {name: value for name, value in typed.items() if value}
     now |= {"recipe": request.recipe.base} if request.recipe.base != AUTO else {}
     options = request.recipe.all_options
     resolved = spelt_out(options)
@@ -203,14 +205,22 @@ def _resumed(out: Path, source: Source, request: Request) -> Begun:
     check_options({**then, **recipe, **steps}, now)
     check_paths(folder, source)
     state = "finished" if record.status == "done" else "resumed"
-    return Begun(str(out), state, recipe, record.reasons or {}, {}, record.labels, record.like)
+    if record.like_run and (like or state == "resumed"):
+        _check_like(Path(like or record.like or ""), record.like_run)
+    return Begun(str(out), state, recipe, record.reasons or {}, {}, record.labels, like or record.like)
+
+
+def _check_like(like: Path, run: str) -> None:
+    """Raise UsageError unless the run with the identifier ``run`` is at ``like``."""
+    if not is_run(like) or files.open_run(like).read_record().run != run:
+        raise UsageError(f"this fit began --like run {run}, which is not in {like}: give its folder, --like RUN")
 
 
 def free_path(source: Source, request: Request) -> Path:
     """Return the path of the run. DiskError or UsageError if it may not write there."""
     name = f"{files.folder_name(source.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
     out = request.out or Path("runs") / name
-    if request.like and out.exists() and out.samefile(request.like):
+    if request.like and files.open_run(request.like) and out.exists() and out.samefile(request.like):
         raise UsageError(f"--like {out} is the run at -o: give another -o, and then deepcluster promote it")
     files.check_free(out, overwrite=request.overwrite, resume=request.resume)
     if request.overwrite:

@@ -6,8 +6,8 @@ A monitor asks often, so torch is imported only to write a report.
 import os
 import shutil
 import time
-from collections.abc import Iterable
 from contextlib import suppress
+from filecmp import cmp
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deepcluster.errors import UsageError
+from deepcluster.errors import DiskError, UsageError
 from deepcluster.groups.due import drift
 from deepcluster.runtime import signals
 from deepcluster.runtime.console import Display, Log, Several
-from deepcluster.runtime.plain_files import RUN, check_file, sha256, shaped
+from deepcluster.runtime.log import warn
+from deepcluster.runtime.plain_files import RUN, check_file, shaped
+from deepcluster.storage.content import FILES, LOG
 from deepcluster.storage.files import changing, new_folder, write_whole
 from deepcluster.storage.model_config import read_summary
-from deepcluster.storage.run_folder import RunFolder, locked, open_run, read_state
-from deepcluster.storage.state import FOLDERS, HIDDEN, LOCK, own_files
+from deepcluster.storage.run_folder import LockedFolder, RunFolder, locked, open_run, read_state
+from deepcluster.storage.state import FOLDERS, HIDDEN, LOCK, PAUSE_SECONDS, own_files
 
 
 def condition(run: Path) -> dict[str, Any]:
@@ -87,48 +89,94 @@ def _bytes(folder: Path) -> int:
 
 # ---- a new run in its place ------------------------------------------------------------------------------------------
 
+NAMING = (LOG, "report.html")  # files that name their folder, so they differ in a copy of the run
 
-def promote(new: Path, old: Path, display: Display | None = None) -> Path:
-    """Put a finished run in the place of another one, and return the folder that keeps the other one.
+
+def promote(new: Path, old: Path, display: Display | None = None) -> None:
+    """Put a finished run in the place of another one, which is kept in a folder beside it.
 
     The old folder gets a next state, as in every command: a reader sees the old run or the new one. Other files in the
-    two folders stay there.
+    two folders stay there. If a promotion was killed, the same call completes it.
 
-    Raises UsageError if the new run is not finished, or is the old one.
+    Raises UsageError if the new run is not finished, or is the old one; DiskError or ModelError if one of its files is
+    missing, damaged or a link.
     """
     for run in (new, old):
         open_run(run)
-    if sha256(new / RUN) == sha256(old / RUN):
-        raise UsageError(f"{old} is the run in {new} already: nothing is left to promote")
-    here = Path(os.path.abspath(old))  # noqa: PTH100 (without following links)
-    aside = here.with_name(f"{here.name}-until-{time.strftime('%Y%m%d-%H%M%S')}")
+    if new.samefile(old):
+        raise UsageError(f"{new} and {old} are one folder: name the new run, and then the old one")
     with locked(new) as source, locked(old) as place:
-        record = source.read_record()
-        if record.status != "done":
-            raise UsageError(f"{new} is not finished (its status is {record.status}): go on with its fit and --resume")
-        with new_folder(aside) as beside:
-            _copy(place, own_files(old), beside)
-        with place.next_state(anew=True) as staged:
-            names = own_files(new)
-            _copy(source, names, staged.path_of(RUN).parent)
-            if "report.html" in names:  # which names its folder, and has links from there
-                from deepcluster.runs.page import write_report  # imports torch
-
-                write_report(staged)
-        Several(Log(), display).say("Promoted", f"{old} is now the run of {new}. The old run is in {aside}")
+        for run in (new, old):
+            if links := [name for name in own_files(run) if (run / name).is_symlink()]:
+                raise DiskError(f"{run / links[0]} is a link, which is not followed: put the file itself there")
+        is_done = _has_all(old, new)  # by a promotion that was killed before it had removed NEW
+        kept = "" if is_done else f". The old run is in {_replace(source, place)}"
+        Several(Log(), display).say("Promoted", f"{old} is now the run of {new}{kept}")
         with signals.uninterrupted(), changing(new):
-            for name in names:
+            for name in sorted(own_files(new), key=RUN.__eq__):  # without run.json it is no run, and cannot be named
                 (new / name).unlink()
             with suppress(OSError):  # Windows removes no open file
                 (new / LOCK).unlink()
     for folder in (*(new / name for name in (*FOLDERS, HIDDEN)), new):
         with suppress(OSError):  # not there, or not empty
             folder.rmdir()
-    return aside
 
 
-def _copy(run: RunFolder, names: Iterable[str], folder: Path) -> None:
-    for name in names:
+def _replace(source: LockedFolder, place: LockedFolder) -> Path:
+    """Put one run in the place of another one, and return the folder that keeps the other one."""
+    record = source.read_record()
+    before = place.read_record()
+    if record.status != "done":
+        raise UsageError(f"{source.path} is not finished (status {record.status}): go on with its fit and --resume")
+    check_whole(source)
+    related = {(record.run, before.run), (record.like_run, before.run), (record.run, before.like_run)}
+    if not any(one and one == other for one, other in related):
+        warn(f"{source.path} is no fit --like {place.path}: a number of its clusters means another cluster than before")
+    with changing(place.path):
+        kept = _kept(place.path)
+    if not kept.exists():
+        with new_folder(kept, ": make room") as beside:
+            _copy(place, beside)
+    with place.next_state(anew=True) as staged:
+        _copy(source, staged.path_of(RUN).parent)
+        if source.has("report.html"):  # which names its folder, and has links from there
+            from deepcluster.runs.page import write_report  # imports torch
+
+            write_report(staged)
+    return kept
+
+
+def check_whole(run: RunFolder) -> None:
+    """Read the model and the tables of a run. DiskError or ModelError if one of them is missing or damaged."""
+    from deepcluster.runs.rows import read_run, recipe_of  # imports torch
+
+    read_run(run)
+    recipe_of(run)
+    for name in {"cluster_summary.csv", "skipped.csv", *own_files(run.path)}:
+        if name in FILES and FILES[name].columns:
+            run.read_rows(name)
+
+
+def _kept(old: Path) -> Path:
+    """Return the folder of a copy of this run that a killed promotion has made, or else a new name beside the run."""
+    here = Path(os.path.abspath(old))  # noqa: PTH100 (without following links)
+    start = f"{here.name}-until-"
+    copies = (path for path in here.parent.iterdir() if path.name.startswith(start) and not path.is_symlink())
+    if kept := next((path for path in copies if _has_all(path, old)), None):
+        return kept
+    while os.path.lexists(free := here.with_name(start + time.strftime("%Y%m%d-%H%M%S"))):
+        time.sleep(PAUSE_SECONDS)  # another promotion of this second
+    return free
+
+
+def _has_all(folder: Path, run: Path) -> bool:
+    """Tell if a folder has the same files as a run, perhaps beside others; log and page do not matter."""
+    names = {*own_files(run)} - {*NAMING}
+    return all((folder / name).is_file() and cmp(run / name, folder / name, shallow=False) for name in names)
+
+
+def _copy(run: RunFolder, folder: Path) -> None:
+    for name in own_files(run.path):
         with run.as_disk_errors(name):
             check_file(run.file(name), 1 << 62)
         (folder / name).parent.mkdir(exist_ok=True)

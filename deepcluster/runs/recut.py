@@ -7,19 +7,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from deepcluster.clustering.kmeans import assigner
 from deepcluster.errors import UsageError
-from deepcluster.groups.cut import Cut, pinned
+from deepcluster.groups.cut import Cut, move_rows
 from deepcluster.groups.tree import parts_of, split_group
 from deepcluster.images import Source
 from deepcluster.model import Model
 from deepcluster.presets import check_groups
 from deepcluster.records import Clustering
-from deepcluster.runs.inherit import carried_over, carried_text, heirs, with_coarse_names
+from deepcluster.runs.inherit import (
+    carried_over,
+    carried_text,
+    heirs,
+    moves_text,
+    surviving_moves,
+    with_coarse_names,
+    with_moves,
+)
 from deepcluster.runs.result import (
     GROUPING,
     choose_number,
@@ -71,29 +78,20 @@ def recut(
         if n_clusters is None:
             new = with_coarse_groups(new, after, record, recipe, rows.partition)
             new = with_coarse_names(new, after.cluster, model, before.cluster)
-        if moves := surviving_moves(model, before.cluster, heir):
-            edits = Edits(move=tuple((row, target) for row, (_, target) in moves.items()))
-            new = edited(new, edits, rows.reduced, rows.paths, rows.fitted)
-            new = replace(new, moves=tuple((row, origin) for row, (origin, _) in moves.items()))
-            after = new.place(rows.reduced)
+        moves = surviving_moves(model.moves, before.cluster, heir)
+        new, after = with_moves(new, after, rows.reduced, moves, rows.partition)
         if record.edits is not None or any((*model.names, *model.coarse_names)) or model.junk or model.moves:
-            counted = f"; {len(moves):,} of {plural(len(model.moves), 'move')} kept" if model.moves else ""
+            counted = moves_text(model.moves, before.cluster, moves)
             anew = "; merges and splits start anew" if record.edits is not None else ""
             display.say("Edits", f"{carried_text(model, new)}{counted}{anew}")
             display.say(UNDO, _way_back(folder))
-        record = replace(record, edits=None, cut=None, cut_k=n_clusters)  # they were of the clusters before
+        record = replace(record, edits=None, cut=None, cut_k=n_clusters, like_run=None)  # of the clusters before
         outcome = describe(new, rows, after, record, recipe, baseline={})
         if source is not None:
             source = images_at_hand(folder, source, rows.paths[: rows.fitted])
         write_outcome(folder, outcome, new=("groups",), source=source, report=report, progress=display.progress)
         display.say("Done", summary_text(outcome, n_clusters))
     return files.open_run(run)
-
-
-def surviving_moves(model: Model, before: Tensor, heir: Mapping[int, int]) -> dict[int, tuple[int, int]]:
-    """Return the rows moved by a person from and to clusters that continue (:func:`heirs`), with their new numbers."""
-    moves = {row: (origin, int(before[row])) for row, origin in model.moves if row < len(before)}
-    return {row: (heir[a], heir[b]) for row, (a, b) in moves.items() if a in heir and b in heir}
 
 
 def apply(run: Path, edits: Edits, display: Display | None = None) -> files.RunFolder:
@@ -208,7 +206,7 @@ def edited(
         wanted = replace(model, cut=cut).place(reduced).cluster
         origins = {row: int(wanted[row]) for row in moves} | origins
         coarse = _coarse_of_moves(coarse, moves, wanted, len(target))
-        cut = _moved(cut, moves, reduced, wanted)
+        cut = move_rows(cut, moves, reduced, wanted)
         origins = {row: origin for row, origin in origins.items() if moves.get(row) != origin}  # the others are back
     for number, name in edits.names.items():
         names[number] = name
@@ -287,22 +285,6 @@ def moved_rows(edits: Edits, paths: Sequence[str]) -> dict[int, int]:
             raise UsageError(f"row {row} ({paths[row][:200]!a}) is moved twice: move it once")
         moves[row] = number
     return moves
-
-
-def _moved(cut: Cut, moves: Mapping[int, int], reduced: Tensor, wanted: Tensor) -> Cut:
-    """Return the cut with the moved rows in their clusters; a cluster that all images have left is gone.
-
-    ``wanted``: The clusters of all rows (int64, N) before the moves; it is changed.
-    """
-    before = set(wanted.tolist())
-    wanted[list(moves)] = torch.tensor(list(moves.values()))
-    left = torch.tensor(sorted(before - set(wanted.tolist())), dtype=torch.int64)
-    stays = ~torch.isin(cut.group_of, left)
-    cut = Cut(cut.centroids[stays], cut.group_of[stays])
-    if not stays.any():  # start from one row of every new cluster
-        rows = torch.from_numpy(np.unique(wanted.numpy(), return_index=True)[1])
-        cut = Cut(reduced[rows], wanted[rows])
-    return pinned(reduced, cut, wanted)
 
 
 def _check_present(numbers: list[int], present: set[int]) -> None:

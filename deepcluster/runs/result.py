@@ -131,7 +131,9 @@ def conclude_run(
     )
     model = with_coarse_groups(model, placement, record, recipe, store.partition)
     if job.request.like:
-        model, placement, text = continued(model, placement, job.former, images.before, store.partition)
+        model, placement, text = continued(
+            model, placement, rows.reduced, job.former, images.places_before, store.partition
+        )
         if is_final:
             job.display.say("Names", text)
     return describe(model, rows, placement, record, recipe, baseline)

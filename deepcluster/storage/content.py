@@ -84,6 +84,7 @@ class RunRecord:
     n_clusters: int | None = None  # None: -k auto, null in the file
     labels: str | None = None  # folders, or the absolute path of a CSV file
     like: str | None = None  # absolute path of the run whose groups this one continues
+    like_run: str | None = None  # identifier (``run``) of that run; None after a recut, which numbers anew
     requested: Mapping[str, Any] | None = None  # a RecipeRequest
     steps: Mapping[str, str] | None = None
     device: str | None = None

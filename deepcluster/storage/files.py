@@ -67,10 +67,10 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", *, scratch: Path 
 
 
 @contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: Path, advice: str = ROOM) -> Iterator[Path]:
     """Yield a folder to write into, which is renamed to ``out`` at the end. An OSError inside becomes a DiskError."""
     check_no_folder(out)
-    with scratch_folder(out) as beside:
+    with scratch_folder(out, advice) as beside:
         yield beside
         signals.check()
         with signals.uninterrupted():
@@ -80,11 +80,11 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def scratch_folder(out: Path) -> Iterator[Path]:
+def scratch_folder(out: Path, advice: str = ROOM) -> Iterator[Path]:
     """Yield a folder beside ``out`` that is removed at the end. An OSError inside becomes a DiskError of ``out``."""
     out = Path(os.path.abspath(out))  # noqa: PTH100 (without following links)
     beside = scratch_name(out)
-    with changing(out, ROOM):
+    with changing(out, advice):
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
             beside.mkdir()

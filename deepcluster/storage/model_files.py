@@ -311,6 +311,7 @@ ENTRIES = {
     "candidates": tuple[Candidate, ...],
     "stability": float,
     "verdict": str,
+    "like_run": str,
 }
 
 
