@@ -327,7 +327,7 @@ def auto(options: OptionValues, facts: Facts) -> Plan:
     history.csv) falls as the clusters settle.
     """
     choices, size, backbone, pretrained = _sized(options, facts)
-    choices |= (_adapting if pretrained else _from_scratch)(size, facts, backbone)
+    choices |= _adapting(size, facts, backbone, options) if pretrained else _from_scratch(size, facts)
     if pretrained and facts.are_photographs:
         choices["guess"] = ("finest", "photographs have more kinds than the clearest groups show")
     choices |= _views(facts, *((0.3, 0.1) if pretrained else (0.2, 0.2)))
@@ -410,14 +410,15 @@ def _because(why: str, **values: Any) -> Choices:
     return {name: (value, why) for name, value in values.items()}
 
 
-def _adapting(size: int, facts: Facts, backbone: str) -> Choices:
+def _adapting(size: int, facts: Facts, backbone: str, options: OptionValues) -> Choices:
     """Return the choices for a pretrained network: one gentle round."""
     choices = _length(facts, 2000, 1) | {
         **_because(_GENTLE, frozen_statistics=True, lr=0.001),
         "view_size": _gentle_view(size, facts),
         "average": (0.4, "the rest are the weights before training, which keep what the network knew"),
     }
-    if backbone != MODULE:  # one of the user's may take images of one size only
+    # A module of the user's may take images of one size only. Without the scaling, whitening stays.
+    if backbone != MODULE and options.get("within_image") != 0:
         why = "what differs between an image and its middle does not tell images apart"
         choices |= _because(why, within_image=1.0, whitening=0.0)
     rectified = backbone.startswith(RECTIFIED)
@@ -430,7 +431,7 @@ def _adapting(size: int, facts: Facts, backbone: str) -> Choices:
     return choices
 
 
-def _from_scratch(size: int, facts: Facts, backbone: str) -> Choices:
+def _from_scratch(size: int, facts: Facts) -> Choices:
     """Return the choices for a network without weights: an image is a cluster of its own, too (docs/method.md)."""
     return {
         **_length(facts),

@@ -114,5 +114,5 @@ def test_embeddings_take_the_curves_in_turn():
     ties = neighbour_ties(rows)
     start = spectral_start(ties, graph.DIMENSIONS, derive(3, "start"))
     wanted = [embedding(ties, graph.DIMENSIONS, 3, start, curve) for curve in (*graph.CURVES, graph.CURVES[0])]
-    np.testing.assert_array_equal(graph.embedded(rows, [3, 3, 3]), np.stack(wanted))
+    np.testing.assert_array_equal(graph.embedded(ties, [3, 3, 3]), np.stack(wanted))
     assert np.abs(wanted[0] - wanted[1]).max() > 0.1

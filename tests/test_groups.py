@@ -264,6 +264,16 @@ def test_modularity_by_hand():
     assert modularity(csr_array(ties), np.zeros(6, np.int64)) == pytest.approx(0)
 
 
+def test_the_graph_chooses_among_an_embedding_by_each_curve_however_many_rows_there_are(monkeypatch):
+    monkeypatch.setattr("deepcluster.groups.cut.EMBEDDED_ROWS", 90)
+    rows = blobs([30, 40, 50])
+    wrong = torch.arange(3.0).repeat(40)[:, None].expand(120, 10)  # by its inertia it is perfect
+    right = 5 * torch.cat([rows, rows[:, :2]], 1)
+    for positions in ([wrong, right], [right, wrong]):
+        cut = cut_features(rows, 3, embed=lambda _, seeds, chosen=positions: torch.stack(chosen[: len(seeds)]))
+        assert torch.bincount(cut.group_of[torch.cdist(rows, cut.centroids).argmin(1)]).tolist() == [50, 40, 30]
+
+
 def test_halves_of_groups_are_not_all_there_is():
     """Nine groups in two families: the silhouette of two is good, too, and the answer is nine."""
     rows = blobs([60] * 9, width=12)

@@ -128,6 +128,9 @@ RESOLVED = [  # recipe, options, facts of the images, and what the recipe has th
     ("auto", {"backbone": "vgg16", "weights": "w.pth"}, PHOTOS,
      {"image_size": 224, "view_size": 224, "within_image": 0.0, "whitening": 0.25}),
     ("auto", {"backbone": "vgg16", "weights": "w.pth", "whitening": 0.5}, PHOTOS, {"whitening": 0.5}),
+    # without the scaling there is whitening
+    ("auto", RESNET | {"within_image": 0.0}, PHOTOS, {"within_image": 0.0, "whitening": 0.25}),
+    ("auto", RESNET | {"within_image": 2.0}, PHOTOS, {"within_image": 2.0, "whitening": 0.0}),
     ("classic", {"backbone": "vgg16"}, PHOTOS, {"sobel": True}),
     ("v1-official", {"sobel": "true"}, PHOTOS, {"sobel": True}),
     ("v2", {"backbone": "alexnet"}, PHOTOS, {"image_size": 224, "view_size": 224, "small_views": 0}),

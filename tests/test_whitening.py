@@ -72,6 +72,10 @@ def test_the_scaling_of_two_axes_by_hand():
     one = torch.tensor([[1.0, 0], [0, 1], [4, 2], [1, 3]])
     pairs = torch.stack([one, one + torch.tensor([[1.0, 0], [-1, 0], [2, 0], [0, 0]]) + 7])
     np.testing.assert_allclose(within_image_scaling(pairs, 4.0), np.diag([1 / 3, 1]), atol=1e-6)
+    # Pairs that show one axis of 100 scale it by their own mean eigenvalue, and not by a hundredth of it.
+    wide = torch.zeros(2, 2, 100)
+    wide[1, :, 0] = torch.tensor([3.0, -3])
+    np.testing.assert_allclose(np.diag(within_image_scaling(wide, 3.0))[:2], [1 / 2, 1], atol=1e-6)
     for same in (pairs[:, :1], torch.stack([one, one]), torch.stack([one, one + 7]), torch.zeros(2, 3, 100)):
         np.testing.assert_allclose(within_image_scaling(same, 4.0), np.eye(same.shape[2]))
 

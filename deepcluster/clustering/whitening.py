@@ -120,8 +120,9 @@ def whiten(
 def within_image_scaling(pairs: Tensor, weight: float = 1.0, *, root: bool = False) -> Directions:
     """Return the symmetric map (D x D) that makes features smaller along what differs between views of an image.
 
-    It is (1 + ``weight`` S / s)^(-1/2), with S the covariance of the differences and s the mean of its eigenvalues:
-    within-class covariance normalisation (Hatch et al., Interspeech 2006), with each image a class.
+    It is (1 + ``weight`` S / s)^(-1/2), with S the covariance of the differences (without their mean) and s the mean of
+    the min(m - 1, D) eigenvalues that m pairs can show: within-class covariance normalisation (Hatch et al.,
+    Interspeech 2006), with each image a class. A mean over all D would make few pairs scale more than many.
 
     Args:
         pairs: Features of two views of some images, 2 x m x D.
@@ -134,7 +135,7 @@ def within_image_scaling(pairs: Tensor, weight: float = 1.0, *, root: bool = Fal
     one, other = (square_roots(view.float()) if root else view.float() for view in pairs)
     width = one.shape[1]
     _, values, vectors = _components(one - other, max(1, min(len(one) - 1, width)))
-    relative = values / max(values.sum() / width, np.finfo(np.float64).tiny)  # all 0 if the views are equal
+    relative = values / max(values.mean(), np.finfo(np.float64).tiny)  # all 0 if the views are equal
     scaling: Directions = np.eye(width) + (vectors * ((1 + weight * relative) ** -0.5 - 1)) @ vectors.T
     return scaling
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from deepcluster.clustering.agreement import ari
 from deepcluster.clustering.kmeans import first_occurrences
 from deepcluster.groups.cut import ROWS_EACH, Cut, cut_features, nearest_groups
-from deepcluster.groups.graph import Embed, embedded, modularity, neighbour_ties
+from deepcluster.groups.graph import Embeddings, modularity
 from deepcluster.records import Candidate
 from deepcluster.seeding import derive, generator
 
@@ -29,16 +29,21 @@ CUTS = 3
 SHARE = 0.8  # of the sample, in a cut
 MIN_IMAGES = 300  # of fewer, the agreement of two cuts is noise (docs/decisions.md)
 Scores = npt.NDArray[np.float64]  # one for each number of groups
-CutRows = Callable[[Tensor, int, int, Embed], Cut]  # rows, number of groups, seed, the function that embeds rows
+CutRows = Callable[[Tensor, int, int, Embeddings], Cut]  # rows, number of groups, seed, known embeddings
 
 
-def cut_once(rows: Tensor, k: int, seed: int, embed: Embed = embedded) -> Cut:
+def cut_once(rows: Tensor, k: int, seed: int, embed: Embeddings) -> Cut:
     """Cut rows by one embedding, which takes a fifth of the time of a result's cut."""
     return cut_features(rows, k, embeddings=1, seed=seed, embed=embed)
 
 
 def candidates(
-    reduced: Tensor, *, seed: int = 0, cut_rows: CutRows = cut_once, finest: bool = False, embed: Embed = embedded
+    reduced: Tensor,
+    *,
+    seed: int = 0,
+    cut_rows: CutRows = cut_once,
+    finest: bool = False,
+    embed: Embeddings | None = None,
 ) -> list[Candidate]:
     """Return up to three numbers of groups, 2 to ``MAX_GROUPS``, for N x d rows of length 1, the most plausible first.
 
@@ -52,15 +57,16 @@ def candidates(
         cut_rows: Cuts a sample, for the stability.
         finest: Put the finest plausible number (up to ``MAX_FINEST``) first, because photographs have more kinds than
             the clearest cut has groups.
-        embed: May know the embeddings of these rows.
+        embed: May know the graph and the embeddings of these rows.
     """
+    embed = Embeddings() if embed is None else embed
     from sklearn.metrics import silhouette_score  # here, as in clustering/agreement.py
 
     rows = sample(reduced, seed)
     rows = rows[first_occurrences(rows)]
     if len(rows) < 4:
         return []
-    ties = neighbour_ties(rows)
+    ties = embed.ties(rows)
     positions = embed(rows, [derive(seed, "embedding")])[0].numpy()
     numbers = np.arange(2, min(MAX_FINEST if finest else MAX_GROUPS, len(rows) - 2) + 1)
     labelings = scipy.cluster.hierarchy.cut_tree(scipy.cluster.hierarchy.linkage(positions, "ward"), numbers).T
@@ -98,13 +104,14 @@ def ranked_finest(scores: Scores) -> list[int]:
 
 
 def stability(
-    reduced: Tensor, k: int, *, seed: int = 0, cut_rows: CutRows = cut_once, embed: Embed = embedded
+    reduced: Tensor, k: int, *, seed: int = 0, cut_rows: CutRows = cut_once, embed: Embeddings | None = None
 ) -> float | None:
     """Return the mean adjusted Rand index (at most 1) between cuts of samples of N x d features, which place all rows.
 
     The samples are the same for any number of groups, so that their embeddings serve all numbers. None for fewer than
     two groups, ``MIN_IMAGES`` images or ``ROWS_EACH`` images per group: then it tells nothing.
     """
+    embed = Embeddings() if embed is None else embed
     rows = sample(reduced, seed)
     if k < 2 or len(rows) < max(MIN_IMAGES, ROWS_EACH * k):
         return None

@@ -3,19 +3,23 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from deepcluster.clustering.kmeans import Assign, assigner, best_of, kmeans
-from deepcluster.groups.graph import Embed, embedded, graph_rows, modularity, neighbour_ties
+from deepcluster.groups.graph import CURVES, Embed, Embeddings, graph_rows, modularity, neighbour_ties
 from deepcluster.records import Clustering
 from deepcluster.seeding import derive
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
 KMEANS_STARTS = 10  # of k-means; the best counts
 EMBEDDINGS = 5  # that the graph chooses among
-EMBEDDED_ROWS = 15_000  # of all embeddings together: with more rows there are fewer, for time
+EMBEDDED_ROWS = 15_000  # of all embeddings together: with more rows there are fewer, for time, but one by each curve
 CENTROIDS = 2500  # at most, and one for ROWS_EACH rows: they are what a new image is compared with
 ROWS_EACH = 10
 ROWS_AT_ONCE = 4096  # that are placed
@@ -49,7 +53,7 @@ class Placement:
 
 
 def cut_features(
-    reduced: Tensor, k: int, *, embeddings: int = EMBEDDINGS, seed: int = 0, embed: Embed = embedded
+    reduced: Tensor, k: int, *, embeddings: int = EMBEDDINGS, seed: int = 0, embed: Embed | None = None
 ) -> Cut:
     """Cut N x d features (rows of length 1) into ``k`` groups, by k-means of an embedding of their neighbour graph.
 
@@ -62,15 +66,17 @@ def cut_features(
         reduced: N x d features.
         embeddings: Number of embeddings that the graph chooses among; fewer if there are many rows.
         seed: For the sample, the embeddings and the k-means.
-        embed: The function that embeds rows, which may know the embeddings of these.
+        embed: The function that embeds rows. None: new :class:`Embeddings`, which keep the graph of the rows, too.
     """
+    embed = Embeddings() if embed is None else embed
     seed = derive(seed, "cut")
     rows = reduced[graph_rows(reduced, seed)]
     if k < 2 or len(rows) < ROWS_EACH * k:
         return as_groups(best_of(KMEANS_STARTS, reduced, k, seed))
-    count = max(1, min(embeddings, EMBEDDED_ROWS // len(rows)))
+    count = min(embeddings, max(len(CURVES), EMBEDDED_ROWS // len(rows)))
     positions = embed(rows, [derive(seed, "embedding", i) for i in range(count)])
-    labels = _labels(rows, k, positions, seed)
+    ties = embed.ties(rows) if isinstance(embed, Embeddings) else neighbour_ties(rows)
+    labels = _labels(positions, k, ties, seed)
     sizes = torch.bincount(labels, minlength=k)
     parts = [
         _inside(rows[labels == group], min(CENTROIDS / len(rows), 1 / ROWS_EACH), derive(seed, "inside", group))
@@ -82,16 +88,14 @@ def cut_features(
     return Cut(cut.centroids, torch.argsort(torch.argsort(placed, descending=True, stable=True))[cut.group_of])
 
 
-def _labels(rows: Tensor, k: int, embeddings: Tensor, seed: int) -> Tensor:
+def _labels(embeddings: Tensor, k: int, ties: "csr_array", seed: int) -> Tensor:
     """Return the groups (int64) of rows by k-means of their embeddings: those with the largest modularity.
 
-    It chooses among all starts of all embeddings, which moves half as much with the seed as among the best starts.
+    All starts of all embeddings compete: the result depends half as much on the seed as if only the best start of each
+    did.
     """
-    if len(embeddings) == 1:  # without the time of a graph
-        return best_of(KMEANS_STARTS, embeddings[0], k, derive(seed, "starts")).labels
     starts = product(enumerate(embeddings), range(KMEANS_STARTS))
     labelings = (best_of(1, positions, k, derive(seed, "starts", i, start)).labels for (i, positions), start in starts)
-    ties = neighbour_ties(rows)
     return max(labelings, key=lambda labels: modularity(ties, labels.numpy()))
 
 

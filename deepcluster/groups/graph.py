@@ -173,28 +173,42 @@ def embedding(
     return centred
 
 
-def embedded(rows: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Embed the graph of the rows once per seed, by the curves in turn, from the same leading eigenvectors."""
-    ties = neighbour_ties(rows)
+def embedded(ties: "csr_array", seeds: Sequence[int]) -> Tensor:
+    """Embed a graph once per seed, by the curves in turn, from the same leading eigenvectors."""
     start = spectral_start(ties, DIMENSIONS, derive(seeds[0], "start"))
-    curves = itertools.cycle(CURVES)
-    each = zip(seeds, curves, strict=False)
-    return torch.stack([torch.from_numpy(embedding(ties, DIMENSIONS, seed, start, curve)) for seed, curve in each])
+    pairs = zip(seeds, itertools.cycle(CURVES), strict=False)
+    return torch.stack([torch.from_numpy(embedding(ties, DIMENSIONS, seed, start, curve)) for seed, curve in pairs])
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """An :data:`Embed` that computes every embedding once: it takes most of the time of a cut, and serves all cuts."""
+    """An :data:`Embed` that computes graphs and embeddings once: they take most of a cut's time and serve all cuts."""
 
-    known: dict[str, Tensor] = field(default_factory=dict)  # by the digest of rows and seeds: others are never taken
+    #: Positions by the digest of rows and seeds, and graphs by that of the rows: so those of others are never taken.
+    known: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, rows: Tensor, seeds: Sequence[int]) -> Tensor:
-        digest = hashlib.sha256(repr((DIMENSIONS, *seeds, rows.shape)).encode())
-        digest.update(rows.contiguous().numpy().data)
-        key = digest.hexdigest()
+        key = _digest(rows, DIMENSIONS, *seeds)
         if key not in self.known or self.known[key].shape != (len(seeds), len(rows), DIMENSIONS):
-            self.known[key] = embedded(rows, seeds)
+            self.known[key] = embedded(self.ties(rows), seeds)
         return self.known[key]
+
+    def ties(self, rows: Tensor) -> "csr_array":
+        """Return the :func:`neighbour_ties` of the rows, rounded to float32."""
+        key = _digest(rows)
+        size = len(rows)
+        if key not in self.known or self.known[key].dim() != 2 or (self.known[key][:, :2] >= size).any():
+            above = scipy.sparse.triu(neighbour_ties(rows)).tocoo()  # the graph is symmetric
+            self.known[key] = torch.from_numpy(np.stack([above.row, above.col, above.data], 1)).float()
+        row, column, weight = self.known[key].double().numpy().T
+        above = scipy.sparse.csr_array((weight, (row.astype(np.int32), column.astype(np.int32))), shape=(size, size))
+        return scipy.sparse.csr_array(above + above.T)
+
+
+def _digest(rows: Tensor, *numbers: int) -> str:
+    digest = hashlib.sha256(repr((*numbers, rows.shape)).encode())
+    digest.update(rows.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def layout(reduced: Tensor, seed: int = 0) -> Points:

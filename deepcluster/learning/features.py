@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from deepcluster.images.views import fixed_view
+from deepcluster.images.views import centre_crop, fixed_view
 from deepcluster.nets.fast_pass import features_pass, in_batches
 from deepcluster.nets.network import Network
 from deepcluster.runtime.compute import FEATURES_PHASE, Compute, ignore_progress
@@ -16,7 +16,7 @@ from deepcluster.runtime.partition import Partition
 
 MIDDLE = 5 / 7  # of the side of an image: 160 of 224 px
 LEAST_SIDE = 8  # px; with fewer the last layers of `compact` have nothing to see
-MOST_PAIRS = 1000
+MAX_PAIRS = 1000
 
 
 def extract(
@@ -83,11 +83,12 @@ def pairs_of(network: Network, images: Tensor, features: Tensor, compute: Comput
         2 x m x D, float32, on the CPU.
     """
     partition = compute.partition
-    step = -(-partition.total // MOST_PAIRS)
-    some = images[-partition.local.start % step :: step]  # a view: a copy of 1,000 images would take 200 MB
-    few = Partition.of(partition.processes, len(some))
+    chosen = torch.linspace(0, partition.total - 1, min(partition.total, MAX_PAIRS), dtype=torch.float64).long()
+    local = partition.local
+    of_rank = chosen[(local.start <= chosen) & (chosen < local.stop)] - local.start
+    few = Partition.of(partition.processes, len(of_rank))
     size = min(compute.size, max(LEAST_SIDE, round(MIDDLE * compute.size)))
     seen = replace(compute, partition=few, size=size, progress=ignore_progress)  # the pass over all images is told
-    middles = few.to_main(extract(network, some, seen, embedded=embedded), torch.arange(few.total))
-    whole = partition.to_main(features, torch.arange(0, partition.total, step))
-    return torch.stack([whole.cpu().float(), middles.cpu().float()])
+    crops = centre_crop(images, size)[of_rank]  # cropped first: 1,000 whole images take 200 MB
+    middles = few.to_main(extract(network, crops, seen, embedded=embedded), torch.arange(few.total))
+    return torch.stack([partition.to_main(features, chosen).cpu().float(), middles.cpu().float()])

@@ -15,7 +15,7 @@ from deepcluster.clustering.kmeans import best_of, means
 from deepcluster.errors import DataError, NonFiniteError
 from deepcluster.groups.choose_k import CutRows, candidates, coarse_number, cut_once, stability
 from deepcluster.groups.cut import KMEANS_STARTS, Cut, Placement, as_groups, cut_features, placement_of
-from deepcluster.groups.graph import Embed, embedded
+from deepcluster.groups.graph import Embeddings
 from deepcluster.groups.tree import Tree, coarse_groups, medoids_of
 from deepcluster.learning.features import pairs_of
 from deepcluster.model import Model
@@ -268,9 +268,7 @@ def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[st
 MAX_IN_CUT = 1000  # groups: k-means with more takes too long for several starts
 
 
-def groups_of(
-    reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe, embed: Embed = embedded
-) -> Cut:
+def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe, embed: Embeddings) -> Cut:
     """Cut the features of a sample. Very many groups may be the ``fine`` clusters, of a single start of k-means."""
     few = n_clusters <= MAX_IN_CUT
     if len(fine.centroids) == n_clusters and not few:

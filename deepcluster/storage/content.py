@@ -37,7 +37,7 @@ FILES: Mapping[str, File] = {
         ("path", "status", "cluster", "name", "fine_cluster", "distance", "margin", "is_outlier", "label"), MAX_CSV
     ),
     "duplicates.csv": File(("group", "path", "distance"), MAX_CSV, spare=True),
-    "embeddings.safetensors": File(max_bytes=1 << 23, spare=True),  # of neighbour graphs, for other numbers of groups
+    "embeddings.safetensors": File(max_bytes=1 << 25, spare=True),  # neighbour graphs, for other numbers of groups
     "evaluation-clustering.json": File(),
     "evaluation-knn.json": File(),
     "evaluation-linear.json": File(),

@@ -23,7 +23,7 @@ from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DeepClusterError, DiskError, UsageError
 from deepcluster.groups.cut import Cut
-from deepcluster.groups.graph import Embeddings
+from deepcluster.groups.graph import MAX_GRAPH_ROWS, Embeddings
 from deepcluster.model import Annotations, Model, check_batch_fits
 from deepcluster.nets.names import MODULE, NO_NETWORK
 from deepcluster.nets.network import Absent, Network, absent_module, build, copy_of_module, no_network
@@ -289,14 +289,16 @@ MAX_POSITION = 10_000.0  # an embedding reaches WIDTH + STEPS * MAX_MOVE (groups
 
 
 def read_embeddings(folder: RunFolder) -> Embeddings:
-    """Return the embeddings that a run has kept; none if it has no such file or a damaged one: they are made again."""
+    """Return the graphs and embeddings of a run; none if it has no such file or a damaged one: they are made again."""
     path = folder.file(EMBEDDINGS)
     with suppress(OSError, ValueError, SafetensorError, DeepClusterError):
         check_file(path, FILES[EMBEDDINGS].max_bytes)
-        known = {digest: positions.clone() for digest, positions in read_tensors(path).items()}
-        for positions in known.values():
-            if positions.dtype != torch.float32 or not (positions.abs() <= MAX_POSITION).all():
-                raise ValueError("it holds no positions")
+        known = {digest: tensor.clone() for digest, tensor in read_tensors(path).items()}
+        for tensor in known.values():
+            is_graph = tensor.shape[1:] == (3,)
+            valid = (tensor >= 0) & (tensor <= MAX_GRAPH_ROWS) if is_graph else tensor.abs() <= MAX_POSITION
+            if tensor.dtype != torch.float32 or not (is_graph or tensor.dim() == 3) or not valid.all():
+                raise ValueError("it holds neither ties nor positions")
         return Embeddings(known)
     return Embeddings()
 
