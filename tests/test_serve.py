@@ -74,8 +74,10 @@ def test_nothing_gets_in(run: Path):
     ]:
         status, text = ask(address, "export", json.dumps({"version": now, "sorting": sorting}).encode())
         assert status == 409, (sorting, text)
-    for k in (0, -1, 501, 10**9, 10**400, 49, "3", "auto", True, 3.0, None, [3], {}):
-        assert answer(address, "recut", now, k=k)[0] == 409, k
+    for k in (0, 1, -1, 501, 10**9, 10**400, "3", "auto", True, 3.0, None, [3], {}):
+        status, error = answer(address, "recut", now, k=k)
+        assert status == 409 and "2 to 500" in error["error"], k
+    assert answer(address, "recut", now, k=49)[0] == 409
     assert answer(address, "recut", now)[0] == 409
     with urlopen(address) as page:  # and no page may frame it
         assert page.headers["Content-Security-Policy"].endswith("; frame-ancestors 'none'")

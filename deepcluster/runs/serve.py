@@ -50,7 +50,7 @@ MAX_CONNECTIONS = 32  # whose request has not been read and checked
 REQUEST_SECONDS = 10.0  # for a whole request, headers and body
 Answer = tuple[str, bytes]  # Content-Type and body
 FOLDER_NAME = re.compile(r"\w([\w .()-]{0,98}[\w)])?")
-GroupsOfPage = Annotated[int, range(1, MOST_IN_TREE + 1)]  # of groups; more take minutes
+GroupsOfPage = Annotated[int, range(2, MOST_IN_TREE + 1)]  # of groups; more take minutes
 
 
 class Refused(Exception):
