@@ -20,6 +20,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import chain, groupby, islice
 from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
@@ -37,7 +38,7 @@ from deepcluster.recipe import Recipe, declared, read_options, to_toml
 from deepcluster.records import PRELIMINARY
 from deepcluster.runtime import console, log, signals
 from deepcluster.runtime.console import Terminal, complain, say
-from deepcluster.runtime.machine import is_main_rank, world_size
+from deepcluster.runtime.machine import is_main_rank, versions, world_size
 from deepcluster.runtime.plain_files import write_csv
 from deepcluster.storage import files
 from deepcluster.storage.edits_file import newest_edits, read_edits
@@ -545,10 +546,17 @@ def doctor(
         facts = condition(run_)
     else:
         from deepcluster.images.decode import accepted_formats, reads_raw
-        from deepcluster.runtime.devices import choose_device, environment
 
-        facts = {
-            **environment(choose_device("auto")),
+        facts = {**versions()}
+        try:
+            from deepcluster.runtime.devices import choose_device, environment
+
+            facts |= environment(choose_device("auto"))
+        except Exception as error:
+            if not (broken := _broken_torch(error)):
+                raise
+            facts["torch"] = broken
+        facts |= {
             "formats": [*accepted_formats(), *(["RAW"] if reads_raw() else [])],
             "weights": [*filter(hub.local_file, PUBLISHED)],
         }
@@ -789,7 +797,17 @@ def _explained(error: Exception) -> tuple[int, str]:
         # A path that cannot be used: too long a name, a file in place of a folder, ...
         problem = f"cannot use {error.filename} ({error.strerror})"
         return errors.DiskError.exit_code, f"{problem}: check what is there, or name another place"
+    if broken := _broken_torch(error):
+        return errors.ModelError.exit_code, broken
     return 1, f"{type(error).__name__}: {error} (this is a bug; --debug shows where)"
+
+
+def _broken_torch(error: Exception) -> str:
+    """Return the message for a torch that cannot be imported, which may also be an OSError; empty for other errors."""
+    modules = (frame.f_globals.get("__name__") for frame, _ in walk_tb(error.__traceback__))
+    if "torch" in sys.modules or "torch" not in (getattr(error, "name", ""), *modules):
+        return ""
+    return f"torch cannot be imported ({errors.first_line(error)}): install it again"
 
 
 def main() -> int:

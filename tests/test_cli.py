@@ -225,6 +225,17 @@ def test_recipes_and_doctor(prints):
     assert "# pseudo_labels 100: " in prints("recipes", "classic") and "torch" in prints("doctor")
 
 
+@pytest.mark.parametrize("error", ["ImportError", "OSError"])
+def test_a_torch_that_cannot_be_imported_is_no_bug_and_doctor_shows_it(tmp_path, photos, monkeypatch, error):
+    (tmp_path / "torch.py").write_text(f"raise {error}('libc10.so is missing')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    command = [sys.executable, "-m", "deepcluster"]
+    fit = subprocess.run([*command, "fit", photos, "-o", tmp_path / "run"], capture_output=True, text=True)
+    assert fit.returncode == 4 and "torch cannot be imported (libc10.so is missing)" in fit.stderr
+    facts = json.loads(subprocess.check_output([*command, "doctor", "--json"]))
+    assert "libc10.so" in facts["torch"] and {"numpy", "python"} <= facts.keys() and "PNG" in facts["formats"]
+
+
 def test_the_next_command_can_be_copied(tmp_path, capsys):
     """The shell must see one word, whatever the name of the folder has."""
     folder = tmp_path / "a $(touch PWNED) it's"

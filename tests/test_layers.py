@@ -99,7 +99,7 @@ ALLOWED = {
     ("__init__.py", "importlib"): "imports the package's own modules when one of their names is first used",
     ("cli.py", "webbrowser"): "hands a page that was just written to the user's browser, with --open alone",
     ("runtime/devices.py", "ctypes"): "tells the C library to keep freed memory (mallopt)",
-    ("runtime/devices.py", "importlib"): "asks for the versions of installed packages, loads nothing",
+    ("runtime/machine.py", "importlib"): "asks for the versions of installed packages, loads nothing",
     ("nets/hub.py", "huggingface_hub"): "looks into the cache, and downloads weights that the user asked for",
     ("nets/hub.py", "importlib"): "finds the folder of the package with the network (find_spec), loads nothing",
     ("images/named.py", "huggingface_hub"): "asks whether the Hub answers, for hf:NAME alone",

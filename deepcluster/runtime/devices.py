@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
-from importlib import metadata
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +15,7 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from deepcluster.errors import UsageError
+from deepcluster.runtime.machine import versions
 
 CPU = torch.device("cpu")
 ROWS_SHARE = 0.4  # of a device's memory, for the rows to be clustered: a training step needs some as well
@@ -125,11 +125,8 @@ def keep_freed_memory() -> None:
 
 def environment(device: torch.device, processes: int = 1, *, deterministic: bool = False) -> dict[str, str | int]:
     """Return all that a result may depend on besides its options: versions, hardware, threads, processes, kernels."""
-    packages = ("deepcluster", "torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow")
-    versions: dict[str, str | int] = {name: metadata.version(name) for name in packages}
-    return versions | {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
+    return {
+        **versions(),
         "processor": _processor(),
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),

@@ -1,8 +1,10 @@
 """The machine as a process sees it before it imports torch: memory, and the processes of torchrun."""
 
 import os
+import platform
 import sys
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 
 from deepcluster.errors import OutOfMemoryError, UsageError
@@ -12,6 +14,13 @@ if sys.platform != "win32":
 
 # How far an estimate may be above what is really taken.
 CERTAIN = 0.7
+
+
+def versions() -> dict[str, str | int]:
+    """Return the versions of the packages that a result may depend on, of Python and of the system."""
+    packages = ("deepcluster", "torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow")
+    installed = {name: metadata.version(name) for name in packages}
+    return {**installed, "python": platform.python_version(), "platform": platform.platform()}
 
 
 # ---- memory ---------------------------------------------------------------------------------------------------------
