@@ -552,10 +552,8 @@ def doctor(
             from deepcluster.runtime.devices import choose_device, environment
 
             facts |= environment(choose_device("auto"))
-        except Exception as error:
-            if not (broken := _broken_torch(error)):
-                raise
-            facts["torch"] = broken
+        except (ImportError, OSError) as error:
+            facts["torch"] = _explained(error)[1]
         facts |= {
             "formats": [*accepted_formats(), *(["RAW"] if reads_raw() else [])],
             "weights": [*filter(hub.local_file, PUBLISHED)],
@@ -797,17 +795,10 @@ def _explained(error: Exception) -> tuple[int, str]:
         # A path that cannot be used: too long a name, a file in place of a folder, ...
         problem = f"cannot use {error.filename} ({error.strerror})"
         return errors.DiskError.exit_code, f"{problem}: check what is there, or name another place"
-    if broken := _broken_torch(error):
-        return errors.ModelError.exit_code, broken
+    modules = (frame.f_globals["__name__"] for frame, _ in walk_tb(error.__traceback__))
+    if "torch" not in sys.modules and "torch" in (getattr(error, "name", ""), *modules):
+        return errors.ModelError.exit_code, f"torch cannot be imported ({errors.first_line(error)}): install it again"
     return 1, f"{type(error).__name__}: {error} (this is a bug; --debug shows where)"
-
-
-def _broken_torch(error: Exception) -> str:
-    """Return the message for a torch that cannot be imported, which may also be an OSError; empty for other errors."""
-    modules = (frame.f_globals.get("__name__") for frame, _ in walk_tb(error.__traceback__))
-    if "torch" in sys.modules or "torch" not in (getattr(error, "name", ""), *modules):
-        return ""
-    return f"torch cannot be imported ({errors.first_line(error)}): install it again"
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from deepcluster.errors import OutOfMemoryError
+from deepcluster.errors import OutOfMemoryError, UsageError
 from deepcluster.nets.network import build
 from deepcluster.presets import read_request
 from deepcluster.recipe import Recipe
@@ -158,6 +158,14 @@ def test_a_run_on_a_clock_of_its_own(seconds, slower):
     assert done == 3 or another > (1 - KEPT_BACK) * seconds or slower < 1, "another round would have fitted"
     if seconds == 2000 and slower <= 1:
         assert done == 3
+
+
+def test_a_network_that_cannot_take_the_middles_of_images_is_refused_at_once(photos, tmp_path):
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 24), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    recipe = read_request({"image_size": 32, "within_image": 1, "features": "pass"})
+    with pytest.raises(UsageError, match=r"23 x 23 .*within_image=0"):
+        run.fit(photos, Request(out=tmp_path / "run", recipe=recipe, module=module))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_limit_shorter_than_a_pass_gives_the_groups_of_the_network_as_it_was_given(photos, tmp_path):

@@ -204,10 +204,7 @@ def pillow_limits() -> Iterator[None]:
 
 @cache
 def _libtiff_errors() -> Callable[[int | None], Any]:
-    """Return libtiff's function that sets its printer of errors, and returns the former one; None prints nothing.
-
-    To redirect standard error instead would lose the last words of every other library.
-    """
+    """Return libtiff's function that sets its printer of errors (None: nothing is printed) and returns the former."""
     try:
         function = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
     except (AttributeError, OSError):  # a Pillow without libtiff, or with one that nobody else can call
@@ -311,7 +308,8 @@ def _of_preview(file: BinaryIO, look: Callable[[Image.Image], T]) -> T:
             raise Undecodable(f"{NO_PREVIEW}, because it has more than {MAX_PREVIEW_BYTES:,} bytes: export it as JPEG")
     is_jpeg = preview.format == rawpy.ThumbFormat.JPEG
     # If the file ends within its preview, LibRaw completes it with memory of this process: pixels of other images.
-    unchanged = data[_behind_exif(data) :] if is_jpeg else data.tobytes()
+    # The search begins at the first table of a JPEG, because LibRaw may change the header.
+    unchanged = data[data.find(b"\xff\xdb") :] if is_jpeg else data.tobytes()
     if not _contains(file, unchanged[-PREVIEW_END:]):
         raise Undecodable(f"{NO_PREVIEW}, because it is not whole in the file: copy it again, or export it as JPEG")
     if is_jpeg:  # with its orientation, which LibRaw adds
@@ -322,11 +320,6 @@ def _of_preview(file: BinaryIO, look: Callable[[Image.Image], T]) -> T:
     with image:
         _check_size(image.width * image.height)
         return look(image)
-
-
-def _behind_exif(jpeg: bytes) -> int:
-    """Return the place behind the first marker, which LibRaw writes, and behind an Exif segment, which it may add."""
-    return 4 + int.from_bytes(jpeg[4:6]) if jpeg[2:4] == b"\xff\xe1" else 2
 
 
 def _contains(file: BinaryIO, part: bytes) -> bool:

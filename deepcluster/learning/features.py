@@ -72,6 +72,11 @@ def extract(
     return features
 
 
+def middle_side(size: int) -> int:
+    """Return the side of the middles of images of ``size`` px."""
+    return min(size, max(LEAST_SIDE, round(MIDDLE * size)))
+
+
 def pairs_of(network: Network, images: Tensor, features: Tensor, compute: Compute, *, embedded: bool = False) -> Tensor:
     """Return the features of some images and those of their middles, on the main rank. A collective.
 
@@ -87,7 +92,7 @@ def pairs_of(network: Network, images: Tensor, features: Tensor, compute: Comput
     local = partition.local
     of_rank = chosen[(local.start <= chosen) & (chosen < local.stop)] - local.start
     few = Partition.of(partition.processes, len(of_rank))
-    size = min(compute.size, max(LEAST_SIDE, round(MIDDLE * compute.size)))
+    size = middle_side(compute.size)
     seen = replace(compute, partition=few, size=size, progress=ignore_progress)  # the pass over all images is told
     crops = centre_crop(images, size)[of_rank]  # cropped first: 1,000 whole images take 200 MB
     middles = few.to_main(extract(network, crops, seen, embedded=embedded), torch.arange(few.total))

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from itertools import repeat
 from pathlib import Path
-from types import NoneType, UnionType
+from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, Union, get_args, get_origin, get_type_hints
 
 from deepcluster.runtime.machine import check_fits
@@ -195,9 +195,6 @@ def is_run(folder: Path) -> bool:
     return isinstance(record, dict) and all(type(record.get(key)) is kind for key, kind in RECORD.items())
 
 
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
-
-
 def shaped(value: Any, kind: Any, name: str) -> Any:
     """Return a JSON value as a ``kind``, or raise ValueError with its ``name`` and what is wrong with it.
 
@@ -215,8 +212,10 @@ def shaped(value: Any, kind: Any, name: str) -> Any:
             if key not in value:
                 raise ValueError(f"{key} is missing")
         return kind(**{key: shaped(item, kinds[key], key) for key, item in value.items()})  # type: ignore[operator]
-    if origin is Annotated and type(value) is inner[0] and value in inner[1]:
-        return value
+    if origin is Annotated:
+        if type(value) is inner[0] and value in inner[1]:
+            return value
+        raise ValueError(f"{name} is not a whole number from {inner[1].start} to {inner[1].stop - 1}")
     if origin is dict and type(value) is dict:
         return {key: shaped(item, inner[1], name) for key, item in value.items()}
     if origin is tuple and type(value) is list and (inner[-1] is ... or len(value) == len(inner)):
@@ -226,21 +225,8 @@ def shaped(value: Any, kind: Any, name: str) -> Any:
         with suppress(ValueError):
             return shaped(value, option, name)
     if type(value) is not kind:
-        raise ValueError(f"{name} is not {_in_words(kind)}")
+        raise ValueError(f"{name} is of the wrong type")
     return value
-
-
-def _in_words(kind: Any) -> str:
-    """Return a kind of :func:`shaped` as the predicate of a sentence."""
-    origin = get_origin(kind)
-    inner = get_args(kind)
-    if origin is Annotated:
-        return f"a whole number from {inner[1].start} to {inner[1].stop - 1}"
-    if origin in (Union, UnionType):
-        return " or ".join(map(_in_words, inner))
-    if origin is tuple:
-        return "a list" if inner[-1] is ... else f"a list of {len(inner)} values"
-    return KINDS.get(kind, "an object")
 
 
 def read_tensors(path: Path, digest: str | None = None) -> "dict[str, Tensor]":
