@@ -8,6 +8,7 @@ import unicodedata
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from warnings import catch_warnings
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from PIL import Image
 
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
 from deepcluster.export import folders
-from deepcluster.export.folders import MAX_NAME_BYTES, cluster_folder, distinct, plain, read_run_images
+from deepcluster.export.folders import MAX_NAME_BYTES, Transfer, cluster_folder, distinct, plain, read_run_images
 from deepcluster.export.folders import WAYS as BY_MODE
 from deepcluster.export.replace import INVENTORY, INVENTORY_COLUMNS, LOCK, Unavailable, replace_tree, write_inventory
 from deepcluster.images import find
@@ -310,9 +311,12 @@ def refused(run, out, words, error=DiskError, **options):
 
 def corrected(run):
     """a.png moves to cluster 1, and cluster 2 to 4."""
-    moved = {"a.png": "1", "sky/c.png": "4"}
+    in_clusters(run, "1014")
+
+
+def in_clusters(run, clusters):
     rows = RunFolder(run).read_rows("clusters.csv")
-    write_clusters(run, [{**row, "cluster": moved.get(row["path"], row["cluster"])} for row in rows])
+    write_clusters(run, [{**row, "cluster": cluster} for row, cluster in zip(rows, clusters, strict=True)])
 
 
 WAYS = [{}, {"mode": "hardlink"}, {"mode": "copy"}, {"mode": "copy", "strip_metadata": True}, {"layout": "dataset"}]
@@ -320,7 +324,10 @@ WAYS = [{}, {"mode": "hardlink"}, {"mode": "copy"}, {"mode": "copy", "strip_meta
 
 @pytest.mark.parametrize("options", WAYS)
 def test_a_tree_is_replaced_and_the_files_of_others_stay(options, beach, tmp_path):
-    """The metadata of a data set is the user's in any other tree, even as a copy that keeps its time."""
+    """Copies of images that are left out now go, too, and those of edited ones if they are no plain copies.
+
+    The metadata of a data set is the user's in any other tree, even as a copy that keeps its time.
+    """
     out, fresh, originals = tmp_path / "out", tmp_path / "fresh", state(tmp_path / "photos")
     folders(beach, out, overwrite=True, **options)  # there is none yet
     mine = [] if "layout" in options else ["000-beach/mine.png", "notes.txt", "train/metadata.csv"]
@@ -329,9 +336,13 @@ def test_a_tree_is_replaced_and_the_files_of_others_stay(options, beach, tmp_pat
         (out / name).write_text("mine")
         os.utime(out / name, (0, 0))
     corrected(beach)
+    mark_outliers(beach, lambda row: row["path"] == "a.png")
+    if options != {"mode": "copy"}:
+        Image.new("RGB", (9, 9)).save(tmp_path / "photos/sea/b.png")  # a hard link is edited with it
+        originals = state(tmp_path / "photos")
     said = Said()
-    rows = folders(beach, out, overwrite=True, display=said, **options)
-    assert rows == folders(beach, fresh, **options)
+    rows = folders(beach, out, outliers="leave", overwrite=True, display=said, **options)
+    assert rows == folders(beach, fresh, outliers="leave", **options)
     assert tree(out) == sorted([*tree(fresh), *mine])
     for name in tree(fresh):
         assert (out / name).read_bytes() == (fresh / name).read_bytes()
@@ -374,46 +385,6 @@ def test_a_changed_file_is_never_lost(options, beach, tmp_path):
         folders(beach, out, overwrite=True, **options)
 
 
-@pytest.mark.parametrize("options", WAYS[1:4])
-def test_images_that_were_away_once_are_replaced_when_they_are_back(options, beach, tmp_path):
-    """The inventory keeps the rows of the files that stay."""
-    out, sea = tmp_path / "out", tmp_path / "photos" / "sea"
-    folders(beach, out, **options)
-    before = tree(out)
-    for _ in range(2):
-        sea.rename(tmp_path / "away")
-        with pytest.warns(match="2 images"):
-            folders(beach, out, overwrite=True, **options)
-        assert tree(out) == before
-        (tmp_path / "away").rename(sea)
-    corrected(beach)
-    folders(beach, out, overwrite=True)
-    assert all((out / name).is_symlink() for name in tree(out) if name != INVENTORY) and len(tree(out)) == len(before)
-
-
-@pytest.mark.parametrize("options", WAYS)
-@pytest.mark.parametrize("fewer", ["outliers", "edited"])
-def test_copies_of_images_that_are_left_out_now_go(options, fewer, beach, tmp_path):
-    """Or were edited since, if the export is no copy of what they were: only that may exist nowhere else."""
-    out, image = tmp_path / "out", tmp_path / "photos" / "a.png"
-    Image.new("RGB", (4, 4)).save(image, compress_level=0)  # a copy without metadata is another file
-    folders(beach, out, **options)
-    if fewer == "outliers":
-        mark_outliers(beach, lambda row: row["path"] == "a.png")
-        folders(beach, out, overwrite=True, outliers="leave", **options)
-        assert len([name for name in tree(out) if name.endswith(".png")]) == 3
-    elif options == {"mode": "copy"}:
-        before = image.read_bytes()
-        Image.new("RGB", (9, 9)).save(image)
-        folders(beach, out, overwrite=True, **options)
-        assert (out / "_left/000-beach/a.png").read_bytes() == before
-        assert (out / "000-beach/a.png").read_bytes() == image.read_bytes()
-    else:
-        Image.new("RGB", (9, 9)).save(image)  # a hard link is edited with it
-        folders(beach, out, overwrite=True, **options)
-        assert pixels(out / inventory(out)[0]["exported_path"]).shape == (9, 9, 3)
-
-
 def test_only_one_export_at_a_time_replaces_a_tree(beach, tmp_path):
     out = tmp_path / "out"
     folders(beach, out, mode="copy")
@@ -429,15 +400,21 @@ def test_only_one_export_at_a_time_replaces_a_tree(beach, tmp_path):
     assert tree(out) == sorted(row["exported_path"] or INVENTORY for row in [*inventory(out), {"exported_path": ""}])
 
 
-@pytest.mark.parametrize("options", [{"mode": "copy"}, {"layout": "dataset"}])
+@pytest.mark.parametrize("options", [{"mode": "hardlink"}, {"mode": "copy"}, {"layout": "dataset"}])
 def test_an_only_copy_that_is_in_the_way_moves_aside(options, beach, tmp_path):
-    """In a data set every file that stays is in the way, elsewhere one in the place of a new file."""
+    """In a data set every file that stays is in the way, elsewhere one in the place of a new file. No link is followed.
+
+    The inventory keeps the rows of files that stay, so they go when their originals are back.
+    """
     out, image = tmp_path / "out", tmp_path / "photos" / "a.png"
     first = folders(beach, out, **options)[0]
     copy, deleted = (out / first["exported_path"]).read_bytes(), image.read_bytes()
     image.unlink()
     corrected(beach)  # the other a.png gets the place of the copy
     aside = first["exported_path"].replace("train/", "")
+    (out / "_left").symlink_to(tmp_path)
+    refused(beach, out, r": _left\. ", **options)
+    (out / "_left").unlink()
     for _ in range(2):
         with pytest.warns(match="1 images"):
             folders(beach, out, overwrite=True, **options)
@@ -446,24 +423,6 @@ def test_an_only_copy_that_is_in_the_way_moves_aside(options, beach, tmp_path):
     image.write_bytes(deleted)
     folders(beach, out, overwrite=True, **options)
     assert not (out / "_left").exists()
-
-
-def test_only_copies_of_one_name_do_not_replace_each_other_aside(beach, tmp_path):
-    """Nor does one leave the tree by a link in the place of the folder aside."""
-    out, photos = tmp_path / "out", tmp_path / "photos"
-    mark_outliers(beach, lambda row: row["path"] == "a.png")
-    folders(beach, out, mode="copy", outliers="separate")
-    copies = [(out / name).read_bytes() for name in ("_outliers/000-beach/a.png", "000-beach/a.png")]
-    assert copies[0] != copies[1]
-    for name in ("a.png", "sea/a.png"):
-        (photos / name).unlink()
-    (out / "_left").symlink_to(tmp_path)
-    refused(beach, out, "_left", layout="dataset")
-    (out / "_left").unlink()
-    with pytest.warns(match="2 images"):
-        folders(beach, out, overwrite=True, layout="dataset")
-    moved = [out / "_left" / name for name in ("_outliers/000-beach/a.png", "000-beach/a.png")]
-    assert [file.read_bytes() for file in moved] == copies
 
 
 def test_an_inventory_or_a_folder_that_somebody_changed_reaches_nothing_outside(beach, tmp_path):
@@ -554,6 +513,106 @@ def test_the_best_of_nearly_identical_images_is_kept(tmp_path, prints):
     assert (how["small.png"], how["blurred.png"]) == ("duplicate of blurred.png, which is larger", "symlink")
 
 
+# ---- sidecars of RAW files; those of the tests are PNG files with such names -----------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["symlink", "hardlink", "copy"])
+def test_a_sidecar_is_named_after_its_exported_file(tmp_path, mode):
+    """RAW files of one stem are kept apart. A name may be that of a sidecar, or as long as names can be."""
+    long = "x" * 251 + ".dng"
+    images = {
+        "a/1.CR2": "1.CR2", "a/1.NEF": "1-3.NEF", "b/1.dng": "1-4.dng", "b/1-2.dng": "1-2.dng", "b/2.dng": "2.dng",
+        "c/1.xmp": "1-5.xmp", "c/2.dng.xmp": "2.dng-2.xmp", "c/3.jpg": "3.jpg", f"c/{long}": long,
+    }  # fmt: skip
+    sidecars = [("a/1.xmp", "1.xmp"), ("a/1.xmp", "1-3.xmp"), ("b/1.dng.xmp", "1-4.dng.xmp"), ("b/2.XMP", "2.XMP")]
+    run = photos_run(tmp_path, dict.fromkeys(images, 0))
+    for path in [*dict(sidecars), "c/3.xmp"]:
+        (tmp_path / "photos" / path).write_text(path)
+    for _ in range(2):  # the second replaces the first
+        folders(run, tmp_path / "out", mode=mode, overwrite=True)
+        rows = [(row["path"], row["exported_path"]) for row in inventory(tmp_path / "out")]
+        assert rows == [(path, f"000/{name}") for path, name in [*images.items(), *sidecars]]
+        assert tree(tmp_path / "out") == sorted([*dict(map(reversed, rows)), INVENTORY])
+        for path, name in rows:
+            assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "photos" / path).read_bytes()
+
+
+def test_a_sidecar_is_checked_like_an_image(tmp_path, monkeypatch):
+    """A link may lead anywhere. The image comes along in any case."""
+    run, photos = photos_run(tmp_path, {f"{i}.dng": 0 for i in range(5)}), tmp_path / "photos"
+    (photos / "0.xmp").touch()
+    (photos / "1.xmp").mkdir()
+    (photos / "2.xmp").symlink_to(photos / "2.dng")
+    os.mkfifo(photos / "3.xmp")
+    (photos / "4.xmp").write_text("edits")
+    opened = Path.open
+
+    def unreadable(file, *arguments, **options):
+        if file.name == "4.xmp":
+            raise PermissionError(errno.EACCES, "")
+        return opened(file, *arguments, **options)
+
+    with pytest.warns(match=r"5 .*0\.xmp \(empty file\)"), monkeypatch.context() as patch:
+        patch.setattr(Path, "open", unreadable)
+        rows = folders(run, tmp_path / "out", mode="copy")
+    reasons = ("empty file", "is a folder", "a symbolic link, not a file", "a FIFO, not a file", "permission denied")
+    assert [row["how"] for row in rows] == ["copy"] * 5 + [f"missing: {reason}" for reason in reasons]
+
+
+def test_a_copy_never_overwrites(beach, tmp_path):
+    """As .XMP would do to .xmp on a disk that takes both for one name, and to an original by a link."""
+    (tmp_path / "a.png").symlink_to(tmp_path / "photos/sea/b.png")
+    before = state(tmp_path / "photos")
+    with pytest.raises(Unavailable):
+        Transfer(read_run_images(beach, None), None, strip=False)("a.png", tmp_path / "a.png")
+    assert state(tmp_path / "photos") == before
+
+
+def test_no_photograph_gets_the_sidecar_of_another_and_none_is_lost(tmp_path, monkeypatch):
+    """Whatever is edited, deleted or moved between the exports: each file ends with the path of its photograph."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    random = np.random.default_rng(0)
+    paths = ["a/1.CR2", "a/2.dng", "b/1.dng", "b/2.dng", "c/1.dng"]
+    run, photos, out = photos_run(tmp_path, dict.fromkeys(["never", *paths], 0)), tmp_path / "photos", tmp_path / "out"
+    picture = (photos / "never").read_bytes()
+
+    def contents():
+        return {file: file.read_bytes() for top in (photos, out) for file in top.rglob("[0-9]*.*")}
+
+    for step in range(20):
+        for path in paths:
+            for file in (photos / path, (photos / path).with_suffix(".xmp"), photos / f"{path}.xmp"):
+                if (change := random.random()) < 0.2 or (step == 0 and file.suffix != ".xmp"):
+                    file.write_bytes(picture + f"|{step}|{path}".encode())
+                elif change < 0.3:
+                    file.unlink(missing_ok=True)
+        in_clusters(run, [str(random.integers(2)) for _ in range(6)])
+        before = contents()
+        with catch_warnings(action="ignore"):
+            folders(run, out, mode="copy", overwrite=True)
+        after = contents()
+        assert {*before.values()} <= {*after.values()}
+        owner = {file: data.rpartition(b"|")[2] for file, data in after.items()}
+        raws = [file for file in after if file.suffix != ".xmp"]
+        beside = [(sidecar, raw) for raw in raws for sidecar in (raw.with_suffix(".xmp"), Path(f"{raw}.xmp"))]
+        assert all(owner.get(sidecar, owner[raw]) == owner[raw] for sidecar, raw in beside)
+        assert {*out.glob("00*/*.xmp")} <= {*dict(beside)}
+    assert (out / "_left/2").exists()
+
+
+def test_sidecars_that_the_user_made_in_the_export_are_not_given_to_another_photograph(tmp_path):
+    """They stay beside theirs, or alone, or are in the way."""
+    run, out = photos_run(tmp_path, {"a/1.dng": 0, "b/1.dng": 1}), tmp_path / "out"
+    folders(run, out, mode="copy")
+    (out / "000/1.xmp").write_text("mine")
+    for clusters in ("01", "11"):
+        in_clusters(run, clusters)
+        folders(run, out, mode="copy", overwrite=True)
+        assert (out / "000/1.xmp").read_text() == "mine"
+    in_clusters(run, "10")
+    refused(run, out, r": 000/1\.xmp\.", mode="copy")
+
+
 # ---- names of files and folders --------------------------------------------------------------------------------------
 
 
@@ -590,7 +649,7 @@ def test_distinct():
     long = "n" * 251 + ".png"
     given = ["a.jpg", "A.JPG", "a-2.jpg", "a.tar.gz", "a.tar.gz", "\u00e9", "e\u0301", "\udcff", "\udcff", long, long]
     made = ["a.jpg", "A-3.JPG", "a-2.jpg", "a.tar.gz", "a.tar-2.gz", "\u00e9", "e\u0301-2", "\udcff", "\udcff-2", long]
-    assert distinct(given) == [*made, "n" * 249 + "-2.png"]
+    assert distinct(given) == [*made, "n" * 245 + "-2.png"]
     assert distinct(["a.jpg"] * 20_000)[-1] == "a-20000.jpg"  # in no time
 
 

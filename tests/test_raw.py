@@ -12,7 +12,6 @@ from deepcluster.export import folders
 from deepcluster.images import decode as decoding
 from deepcluster.images import source
 from deepcluster.images.decode import Undecodable, decode, short_side
-from deepcluster.storage.run_folder import open_run
 from tests.drawings import drawings
 from tests.helpers.image_files import stored
 
@@ -144,18 +143,11 @@ def test_an_export_takes_raw_files_themselves_with_their_sidecars(tmp_path, prin
     (tmp_path / "raw").mkdir()
     for i, image in enumerate(drawings(8, size=32)[0]):
         (tmp_path / f"raw/{i:02}.dng").write_bytes(dng(Image.fromarray(image.permute(1, 2, 0).numpy())))
-    (tmp_path / "raw/00.xmp").write_text("Lightroom's")
-    (tmp_path / "raw/01.dng.xmp").write_text("digiKam's")
-    (tmp_path / "raw/02.xmp").symlink_to(tmp_path / "raw/00.xmp")  # which may lead anywhere
+    (tmp_path / "raw/00.xmp").write_text("edits")
     options = ("--weights", "none", "--rounds", 0, "-k", 2, "--backbone", "compact", "--image-size", 32)
     prints("fit", tmp_path / "raw", "-o", tmp_path / "run", *options)
-    rows = open_run(tmp_path / "run").read_clusters()
-    assert sum(row["status"] == "ok" for row in rows) == len([*(tmp_path / "raw").glob("*.dng")])
-    for _ in range(2):  # the second replaces the first
-        folders(tmp_path / "run", tmp_path / "sorted", mode="copy", overwrite=True)
-        copies = {path.name: path for path in (tmp_path / "sorted").rglob("*.*") if path.suffix != ".csv"}
-        assert len(copies) == len(rows.where("status", "ok")) + 2
-        for name, file in copies.items():
-            assert file.read_bytes() == (tmp_path / "raw" / name).read_bytes()
-        assert copies["00.xmp"].parent == copies["00.dng"].parent
-        assert not (tmp_path / "sorted/_left").exists()
+    folders(tmp_path / "run", tmp_path / "sorted", mode="copy")
+    originals, copies = (
+        {file.name: file.read_bytes() for file in (tmp_path / top).rglob("0*.*")} for top in ("raw", "sorted")
+    )
+    assert copies == originals and len(copies) > 8

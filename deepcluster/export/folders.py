@@ -8,8 +8,8 @@ import shlex
 import shutil
 import stat
 import unicodedata
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -23,16 +23,18 @@ from deepcluster.export.metadata import UnknownFormat, stripped
 from deepcluster.export.replace import (
     INVENTORY,
     Unavailable,
+    is_raw,
+    key,
     replace_tree,
     replaceable,
     replacing,
+    sidecar_bases,
     some,
     write_inventory,
 )
 from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import SUFFIXES as IMAGE_SUFFIXES
 from deepcluster.images.decode import Undecodable, explain, not_a_file, pillow_limits, short_side
-from deepcluster.images.source import RAW_SUFFIXES
 from deepcluster.runs.rows import images_at_hand, same_as_added
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.log import warn
@@ -95,31 +97,22 @@ def _shorten(text: str, size: int) -> str:
 def distinct(names: Sequence[str]) -> list[str]:
     """Return FOLDER/NAME in order; the second of equal ones gets ``-2`` before its suffix, and so on.
 
-    Names that differ only in case or Unicode normalisation are equal: on some file systems they are one file.
+    Names of one :func:`key` are equal. Those with a number leave room for the suffix of a sidecar.
     """
-    taken = {_key(name) for name in names}
+    taken = {key(name) for name in names}
     counts: Counter[str] = Counter()
     unique = []
     for name in names:
-        counts[key := _key(name)] += 1
+        counts[own := key(name)] += 1
         chosen = name
-        if counts[key] > 1:
+        if counts[own] > 1:
             folder, slash, last = name.rpartition("/")
             stem, suffix = stem_and_suffix(last)
-            while _key(chosen := folder + slash + _fitting(stem, f"-{counts[key]}{suffix}")) in taken:
-                counts[key] += 1
-            taken.add(_key(chosen))
+            while key(chosen := folder + slash + _fitting(stem, f"-{counts[own]}{suffix}.xmp")[:-4]) in taken:
+                counts[own] += 1
+            taken.add(key(chosen))
         unique.append(chosen)
     return unique
-
-
-def _key(name: str) -> str:
-    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
-
-
-def sidecar_names(path: str) -> tuple[str, str]:
-    """Return the names that digiKam and darktable (NAME.CR2.xmp), and that Lightroom (NAME.xmp) give to a sidecar."""
-    return f"{path}.xmp", str(PurePosixPath(path).with_suffix(".xmp"))
 
 
 @dataclass(frozen=True)
@@ -143,18 +136,19 @@ class RunImages:
         return self.source.file(self.index[path]) if path in self.index else None
 
     @cached_property
-    def sidecars(self) -> dict[str, Path]:
-        """The files in which other programs keep edits and keywords of RAW files, by paths like those of the images."""
-        raws = ((path, self.original(path)) for path in self.index if path.lower().endswith(RAW_SUFFIXES))
-        named = {
-            name: file.with_name(PurePosixPath(name).name)
-            for path, file in raws
-            if file
-            for name in sidecar_names(path)
-        }
-        # No link, which may lead out of the folder of the images.
-        own = (name for name, at in named.items() if name not in self.index and at.is_file() and not at.is_symlink())
-        return {name: named[name] for name in own}
+    def sidecars(self) -> dict[str, list[Path]]:
+        """The files, unchecked, in which other programs keep edits and keywords of RAW files, by path without .xmp."""
+        bases: dict[str, str] = {}
+        for path in filter(is_raw, self.index):
+            if file := self.original(path):
+                bases.update(zip(sidecar_bases(str(file)), sidecar_bases(path), strict=True))
+        found = defaultdict(list)
+        for folder in {Path(base).parent for base in bases}:
+            for file in sorted(folder.glob("*.[xX][mM][pP]")):  # the real names, on any file system
+                base = bases.get(str(file)[:-4], "")
+                if base and base + file.suffix not in self.index:
+                    found[base].append(file)
+        return found
 
     def check_outside_of(self, out: Path) -> None:
         """Raise UsageError if an image lies in ``out``: it would go with the tree that is replaced."""
@@ -176,24 +170,28 @@ class RunImages:
     def file(self, path: str) -> Path | None:
         """Return the file of an image or a sidecar, None if it has none.
 
-        Raises Unavailable if it does not exist, is not what update added, lies elsewhere, or has no header of an image.
+        Raises Unavailable if it does not exist, is not what update added, lies elsewhere, or has no header of an image;
+        a sidecar: if it is a link, empty or unreadable.
         """
-        if path in self.sidecars:
-            return self.sidecars[path]
-        if path not in self.index:
+        sidecar = next((file for file in self.sidecars.get(path[:-4], ()) if path.endswith(file.suffix)), None)
+        if not sidecar and path not in self.index:
             raise Unavailable("no such image")
         if not self.added.get(path, True):
             raise Unavailable("not the image that update added")
-        if (file := self.original(path)) is None:
+        if (file := sidecar or self.original(path)) is None:
             return None
-        if self.root and path not in self.added and not Path(os.path.realpath(file)).is_relative_to(self.root):
+        root = None if sidecar or path in self.added else self.root
+        if root and not Path(os.path.realpath(file)).is_relative_to(root):
             raise Unavailable("outside of the folder of the run's images")
         try:
-            mode = file.stat().st_mode
-            if not stat.S_ISREG(mode):  # opening a FIFO would wait forever
-                raise Unavailable(not_a_file(mode) if not stat.S_ISDIR(mode) else "is a folder")
+            status = file.stat(follow_symlinks=not sidecar)  # a link beside an image may lead anywhere
+            if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait forever
+                raise Unavailable("is a folder" if stat.S_ISDIR(status.st_mode) else not_a_file(status.st_mode))
+            if not status.st_size:
+                raise Unavailable("empty file")
             with file.open("rb") as stream:
-                short_side(stream)
+                if not sidecar:
+                    short_side(stream)
         except (Undecodable, OSError) as error:
             raise Unavailable(explain(error)) from None
         return file
@@ -265,8 +263,10 @@ class Transfer:
         self.lacks = ", without the time, place and comments stored in them" if strip and self.of_files else ""
 
     def __call__(self, path: str, target: Path) -> str:
-        """Bring the image of a path to ``target``; return the way. Raises Unavailable, or an OSError of the target."""
+        """Bring an image or sidecar to ``target``; return the way. Raises Unavailable, or an OSError of the target."""
         file = self.images.file(path)
+        if os.path.lexists(target):  # .xmp and .XMP on some file systems; a copy would overwrite what a link leads to
+            raise Unavailable("another file has its name there")
         png = target.suffix == ".png" and file is not None and file.suffix.lower() != ".png"
         way = None if file is None or png else self.link_or_copy(file, target)
         if way is None:
@@ -277,7 +277,8 @@ class Transfer:
                 raise Unavailable(explain(error)) from None
             with target.open("xb") as stream:
                 image.save(stream, "PNG")
-        self.files[way] += 1
+        if path in self.images.index:
+            self.files[way] += 1
         return way
 
     def link_or_copy(self, file: Path, target: Path) -> str | None:
@@ -428,7 +429,7 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
         if replaces:
             stays = replace_tree(out, folder, inventory, members.file, alone=dataset)
     if missing:
-        warn(f"{len(missing):,} images no longer exist or cannot be used, and are left out: {some(missing)}")
+        warn(f"{len(missing):,} images or sidecars are missing or cannot be used, and are left out: {some(missing)}")
     if spared:
         display.say("Left out", f"{plural(len(spared), 'nearly identical image')}: see {INVENTORY}")
     if stays:
@@ -472,35 +473,33 @@ def _fill(
     inventory: list[Row] = []
     sidecars: list[Row] = []
     missing: list[str] = []
-    for inside in {Path(target).parent for _, target in targets if target}:
-        (folder / inside).mkdir(parents=True, exist_ok=True)
-    for row, target in targets:
-        exported, how = "", spared.get(row["path"]) or ("outlier" if row["status"] == "ok" else "skipped")
+
+    def bring(row: Row, target: str) -> Row:
+        """Bring an image or a sidecar to its target, and return its row of the inventory."""
+        exported, how = target, spared.get(row["path"]) or ("outlier" if row["status"] == "ok" else "skipped")
         if target:
             try:
-                exported, how = target, transfer(row["path"], folder / target)
+                how = transfer(row["path"], folder / target)
             except Unavailable as error:
                 exported, how = "", f"missing: {error}"
                 missing.append(f"{one_line(row['path'])} ({error})")
         made = {"exported_path": exported, "how": how, "sha256": own_sha256(folder / exported) if exported else ""}
-        inventory.append({**{name: row[name] for name in ("path", "cluster", "name")}, **made})
-        if how in WAYS and target.lower().endswith(RAW_SUFFIXES):
-            sidecars += _with_sidecars(inventory[-1], folder, transfer)
+        return {**{name: row[name] for name in ("path", "cluster", "name")}, **made}
+
+    for inside in {Path(target).parent for _, target in targets if target}:
+        (folder / inside).mkdir(parents=True, exist_ok=True)
+    for row, target in targets:
+        inventory.append(bring(row, target))
+        if inventory[-1]["how"] in WAYS and is_raw(target):
+            for base, new in zip(sidecar_bases(row["path"]), sidecar_bases(target), strict=True):
+                suffixes = (file.suffix for file in transfer.images.sidecars[base])
+                sidecars += [bring({**row, "path": base + suffix}, new + suffix) for suffix in suffixes]
         display.progress("exporting", len(inventory), len(targets))
     if not transfer.files and not missing:
         raise DataError("all images are outliers, and these are left out: nothing is left to export")
     if not transfer.files:
         raise DataError(f"none of the {len(missing):,} images can be exported: {some(missing)}")
     return inventory + sidecars, missing
-
-
-def _with_sidecars(row: Row, folder: Path, transfer: Transfer) -> Iterator[Row]:
-    """Bring the sidecars of a RAW file beside it, and yield their rows of the inventory."""
-    for name, target in zip(sidecar_names(row["path"]), sidecar_names(row["exported_path"]), strict=True):
-        file = transfer.images.sidecars.get(name)
-        if file and not os.path.lexists(folder / target):  # a second RAW file of the same name has the same one
-            how = transfer.link_or_copy(file, folder / target) or ""
-            yield {**row, "path": name, "exported_path": target, "how": how, "sha256": own_sha256(folder / target)}
 
 
 def _write_metadata(file: Path, targets: Targets, inventory: Sequence[Row], junk: Set[str]) -> None:

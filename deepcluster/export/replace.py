@@ -1,11 +1,15 @@
 """A tree that an export made, replaced in place: unchanged files of existing images go, all others stay."""
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path, PurePosixPath
 
 from deepcluster.errors import DiskError
+from deepcluster.images.source import RAW_SUFFIXES
 from deepcluster.runtime import signals
 from deepcluster.runtime.plain_files import check_file, own_sha256, sha256, write_csv
 from deepcluster.storage.content import MAX_CSV, Row
@@ -18,11 +22,30 @@ INVENTORY_COLUMNS = ("path", "cluster", "name", "exported_path", "how", "sha256"
 LOCK = ".deepcluster.lock"
 ASIDE = "_left"  # folder for only copies that are in the way
 SAME_BYTES = ("hardlink", "copy")  # ways that keep the bytes of a file
+_RAW_OR_SIDECAR = re.compile(rf"({'|'.join(map(re.escape, (*RAW_SUFFIXES, '.xmp')))})+$")
 MAX_NAMED = 5  # files that are named on the screen
 
 
 class Unavailable(Exception):
     """An original that no longer exists or may not be passed on; the message is the reason."""
+
+
+def key(name: str) -> str:
+    """Return one text for names that may not lie in one folder.
+
+    These are names that differ only in case or Unicode normalisation, because on some file systems they are one file,
+    and RAW files of one stem with their sidecars, because each would have the sidecar of the others.
+    """
+    return _RAW_OR_SIDECAR.sub(".xmp", unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold()))
+
+
+def is_raw(name: str) -> bool:
+    return name.lower().endswith(RAW_SUFFIXES)
+
+
+def sidecar_bases(name: str) -> tuple[str, str]:
+    """Return what precedes .xmp in a sidecar of digiKam or darktable (NAME.CR2.xmp), and of Lightroom (NAME.xmp)."""
+    return name, name.removesuffix(PurePosixPath(name).suffix)
 
 
 def some(texts: Sequence[str]) -> str:
@@ -70,14 +93,17 @@ def replace_tree(
     goes = {name for name, row in made.items() if _exists_elsewhere(out / name, row, original)}
     stays = sorted(_files(out) - goes - {INVENTORY, LOCK})
     comes = sorted(_files(new) - {INVENTORY})
-    if alone:
-        in_the_way = [name for name in stays if not name.startswith(f"{ASIDE}/")]
-    else:
-        in_the_way = _in_the_way(out, comes, goes)
-    # Without train/, of which `datasets` reads every one.
-    targets = {f"{ASIDE}/{name.removeprefix('train/')}": name for name in in_the_way if name in made}
+    placed = [name for name in stays if not name.startswith(f"{ASIDE}/")]
+    in_the_way = {*placed} if alone else {*_in_the_way(out, comes, goes), *_misplaced(placed, comes, made, rows)}
+    taken = {key(name) for name in stays}
+    for number in count(1):
+        above = ASIDE if number == 1 else f"{ASIDE}/{number}"
+        # Without train/, of which `datasets` reads every one.
+        targets = {f"{above}/{name.removeprefix('train/')}": name for name in sorted(in_the_way.intersection(made))}
+        if taken.isdisjoint(map(key, targets)):
+            break
     aside = {name: target for target, name in targets.items()}
-    if others := [*(name for name in in_the_way if name not in aside), *_in_the_way(out, [*targets], goes)]:
+    if others := sorted({*in_the_way.difference(aside), *_in_the_way(out, [*targets], goes)}):
         raise DiskError(
             f"{out} is left as it is, because its export did not make these files, or they were changed:"
             f" {some(others)}. Move them out, and export again"
@@ -145,6 +171,16 @@ def _exists_elsewhere(file: Path, row: Row, original: Callable[[str], Path | Non
 def _image_of(row: Row, file: Path, original: Callable[[str], Path | None]) -> Path | None:
     """Return the file of a row's image; None for a link, and for metadata.csv, which belongs to no image."""
     return original(row["path"]) if row["path"] and not file.is_symlink() else None
+
+
+def _misplaced(stays: Sequence[str], comes: Sequence[str], made: Mapping[str, Row], rows: Sequence[Row]) -> set[str]:
+    """Return files that stay but would be the sidecar of a new RAW file, and sidecars whose RAW file leaves."""
+    pairs = {(row["path"], row["exported_path"]) for row in rows}
+    same = {name for name, row in made.items() if (row["path"], name) in pairs}
+    taken = {key(name) for name in {*comes} - same if is_raw(name)}
+    kept = {key(name) for name in {*same, *stays} if is_raw(name)}
+    orphans = {name for name in stays if name in made and name.lower().endswith(".xmp") and key(name) not in kept}
+    return orphans | {name for name in stays if key(name) in taken}
 
 
 def _in_the_way(out: Path, comes: Sequence[str], goes: Collection[str]) -> list[str]:
