@@ -23,7 +23,6 @@ from torch import nn
 from torch.optim import SGD
 
 from deepcluster import load
-from deepcluster.cli import run_command
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.export import onnx
 from deepcluster.images.views import Augmentation, each_once, uniform_over_clusters
@@ -95,16 +94,6 @@ def test_the_page_shows_the_steps_of_change_a_step():
     assert shown.strip() in (EXAMPLES / "change_a_step.py").read_text()
 
 
-def test_use_the_model(output_of, few_digits, tmp_path):
-    run = tmp_path / "run"
-    arguments = ["-k", "10", "--rounds", "0", "--quiet", "-o", str(run)]
-    assert run_command(["fit", "sklearn:digits", *arguments]) == 0
-    assert len(np.load(run / "features.npy")) == few_digits
-    lines = output_of("use_the_model.py", str(run))
-    assert len(lines) == 21
-    assert sum(map(int, lines[-1].partition("[")[2].rstrip("]").split(","))) == 20
-
-
 def is_closed(connection: socket.socket) -> bool:
     connection.settimeout(0.2)
     with suppress(TimeoutError):
@@ -168,16 +157,6 @@ def test_serve_onnx(tmp_path, capsys):
         for connection in idle:
             connection.close()
         server.shutdown()
-
-
-def test_photographs(output_of, photos, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    lines = output_of("photographs.py", str(photos), "3", "0")[-7:]
-    assert re.findall(r"\d+", lines[0]) == ["48", "3", "0"]
-    told = dict(line.split(": ", 1) for line in lines[1:])
-    assert sum(int(told[f"cluster {i}"].split()[0]) for i in range(3)) == 48
-    assert len(json.loads(told["clusters of three photographs"])) == 3
-    assert Path(told["the report"]).is_file()
 
 
 def test_estimator(output_of, few_digits):

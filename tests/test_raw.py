@@ -109,7 +109,7 @@ def test_libraw_reads_large_files_one_at_a_time(picture, monkeypatch, size):
 
     data = dng(picture)
     locked = []
-    monkeypatch.setattr(decoding, "BYTES_AT_ONCE", 3 * len(data) - size)
+    monkeypatch.setattr(decoding, "MAX_PREVIEW_BYTES", len(data) - size)
     read = rawpy.imread
     monkeypatch.setattr(rawpy, "imread", lambda file: [locked.append(decoding._ALONE.locked()), read(file)][1])
     decode(BytesIO(data))

@@ -54,8 +54,7 @@ SUBFILE_TYPE = 254  # 1: a small version of another image in the file
 SUB_IFDS = 330
 # A preview may claim the whole file, and is in memory three times while LibRaw reads it.
 MAX_RAW_BYTES = 350_000_000  # more than a shot of 150 megapixels without compression
-MAX_PREVIEW_BYTES = 1 << 26  # more than a JPEG of MAX_PIXELS in high quality
-PREVIEW_COPIES = 3
+MAX_PREVIEW_BYTES = 64_000_000  # more than a JPEG of MAX_PIXELS in high quality; larger files are read one at a time
 PREVIEW_END = 1 << 20  # last bytes of a preview, which must be in its file: LibRaw reads at most 16 kB beyond the end
 RAW_ORIENTATION = {3: 3, 5: 8, 6: 6}  # LibRaw's flip as EXIF has it
 
@@ -188,8 +187,10 @@ def pillow_limits() -> Iterator[None]:
     quiet = logging.CRITICAL + 1
     set_level = logger.setLevel if level != quiet else lambda _: None  # it takes .5 ms, so not for every image
     limit = Image.MAX_IMAGE_PIXELS
-    set_handler = _libtiff_errors()
-    handler = set_handler(None)
+    # Pillow raises the errors that libtiff prints. (Where nobody else can call libtiff, it goes on printing.)
+    set_printer: Any = getattr(ctypes.CDLL(_imaging.__file__), "TIFFSetErrorHandler", lambda _: None)
+    set_printer.restype = ctypes.c_void_p
+    printer = set_printer(None)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         set_level(quiet)
@@ -198,19 +199,8 @@ def pillow_limits() -> Iterator[None]:
             yield
         finally:
             set_level(level)
-            set_handler(handler)
+            set_printer(ctypes.c_void_p(printer))
             Image.MAX_IMAGE_PIXELS = limit
-
-
-@cache
-def _libtiff_errors() -> Callable[[int | None], Any]:
-    """Return libtiff's function that sets its printer of errors (None: nothing is printed) and returns the former."""
-    try:
-        function = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
-    except (AttributeError, OSError):  # a Pillow without libtiff, or with one that nobody else can call
-        return lambda handler: None
-    function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_void_p
-    return function
 
 
 def explain(error: Exception) -> str:
@@ -296,7 +286,7 @@ def _of_preview(file: BinaryIO, look: Callable[[Image.Image], T]) -> T:
     name = getattr(file, "name", None)
     # By its path a file is read in parts; a stream is read whole. rawpy takes no name that is not UTF-8.
     by_name = isinstance(name, str | Path) and str(name).isprintable()
-    with _ALONE if PREVIEW_COPIES * size > BYTES_AT_ONCE else nullcontext():
+    with _ALONE if size > MAX_PREVIEW_BYTES else nullcontext():
         try:
             with rawpy.imread(str(name) if by_name else file) as raw:
                 preview = raw.extract_thumb()

@@ -89,10 +89,7 @@ def _outputs(network: Network, size: int) -> int:
 
 
 def announce(job: Job, begun: Begun, network: Network) -> float:
-    """Show plan and memory of a run, and return the bytes. On the main rank alone.
-
-    OutOfMemoryError if they exceed the free memory; UsageError if the network cannot take the middles of images.
-    """
+    """Show plan and memory on the main rank, and return the bytes. Raise an error if the run cannot work."""
     plan = begun.plan
     if plan.recipe.within_image:
         side = middle_side(plan.recipe.image_size)
