@@ -30,24 +30,22 @@ LARGE_SIDE = 1024  # px; of larger images, one batch must fit into memory before
 
 @dataclass(frozen=True, kw_only=True)
 class Annotations:
-    """The decisions of a person about K groups, and the coarse groups that these are in; with one level there are none.
+    """The decisions of a person about groups, and the coarse groups that these are in; with one level there are none.
 
+    ``names`` has an entry for each of the L numbers that were ever given, so the next new group is number L.
     A new value of these fields alone replaces all of them in a model: ``replace(model, **vars(annotations))``.
     """
 
-    names: tuple[str, ...]  # of the groups (K); "": none
+    names: tuple[str, ...]  # of the groups (L); "": none
     junk: tuple[int, ...] = ()  # groups that are marked as junk
     moves: tuple[tuple[int, int], ...] = ()  # rows of the run that were moved, and the groups that they left
-    coarse: tuple[int, ...] = ()  # the coarse groups of the groups (K)
+    coarse: tuple[int, ...] = ()  # the coarse groups of the groups (K, one more than the largest number, or more)
     coarse_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Model(Annotations):
-    """Network, reduction, fine centroids and cut. A merged group keeps its number, but has no centroids or images.
-
-    Its K groups have ``names`` ("": none), and marks as ``junk``; of two levels ``coarse`` has the upper one (K).
-    """
+    """Network, reduction, fine centroids, and a cut with annotations. A merged group has no centroids or images."""
 
     network: Network
     reduction: Whitening
@@ -63,7 +61,7 @@ class Model(Annotations):
         """Return a short text: the tensors would fill the screen."""
         name = self.network.architecture.get("name", type(self.network.body).__name__)
         dims = self.reduction.projection.shape[1]
-        return f"Model({self.cut.count} clusters, {name} at {self.image_size} px, {dims} dimensions)"
+        return f"Model({len(self.cut.group_of.unique())} clusters, {name} at {self.image_size} px, {dims} dimensions)"
 
     def predict(self, images: Images) -> npt.NDArray[np.int64]:
         """Return the cluster of each image of a folder, a list of paths, ... DataError if one cannot be used."""

@@ -176,6 +176,19 @@ def test_a_tree_by_hand(monkeypatch):
     assert cuts(tree) == [[0, 1, 2, 3, 4], [0, 5, 2, 3, 5], [6, 5, 2, 6, 5], [6, 7, 7, 6, 7], [8, 8, 8, 8, 8]]
 
 
+def test_added_rows_are_in_the_tree_and_do_not_change_it():
+    """Nor if they are nearest to a centroid of their own, or if the fit has no row of their group."""
+    rows = torch.tensor([[0.0], [1], [2.5], [10], [11], [11]])
+    cut = Cut(torch.tensor([[10.0], [0], [2.5], [11], [1], [1.2], [30], [31]]), torch.tensor([1, 0, 0, 1, 0, 0, 3, 3]))
+    before = merge_tree(rows, cut)
+    for more in ([[0.0]] * 90, [[2.5]] * 90, [[1.2]] * 90):
+        after = merge_tree(torch.cat([rows, torch.tensor(more)]), cut, added=90)
+        assert (after.groups, after.merges) == (before.groups, before.merges) and after.sizes[-1] == 96
+        assert sum(new != old for new, old in zip(after.sizes[:5], before.sizes[:5], strict=True)) == 1
+    last = merge_tree(torch.cat([rows, torch.tensor([[31.0], [30], [31]])]), cut, added=3)
+    assert last.groups == (*before.groups, 3) and last.sizes[:6] == (*before.sizes[:5], 3)
+
+
 def test_groups_that_are_not_nearest_still_make_a_cut():
     # The groups say that 0 and 10 belong together, and 1 to 11: Ward alone would never find them.
     rows = torch.tensor([[0.0], [1], [10], [11]])

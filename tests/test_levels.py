@@ -29,6 +29,7 @@ from deepcluster.runs.inherit import with_coarse_names
 from deepcluster.runs.page import report
 from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import apply, edited, recut, undo
+from deepcluster.runs.update import update
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage.edits_file import Edits, edits_of
 from deepcluster.storage.model_files import load
@@ -162,9 +163,14 @@ def test_edits_keep_the_levels_and_undo_takes_them_back(run: Path) -> None:
     assert all(undone[name] == before[name] for name in ("clusters.csv", "cluster_summary.csv"))
 
 
-def test_a_recut_with_a_number_has_one_level_and_the_guess_finds_its_names_again(run: Path) -> None:
+def test_a_recut_with_a_number_has_one_level_and_the_guess_finds_its_names_again(made: Path, run: Path) -> None:
+    """Also after an update with many images of one kind, which define no groups."""
     apply(run, Edits(group_names={0: "left", 1: "middle"}))
-    named = groups_of_clusters(run)
+    named, tree = groups_of_clusters(run), json.loads((run / "tree.json").read_text())
+    update(run, np.load(made / "f.npy")[-EACH:].repeat(30, 0) + np.linspace(1e-4, 1e-3, 30 * EACH)[:, None])
+    updated = json.loads((run / "tree.json").read_text())
+    assert (updated["groups"], updated["merges"]) == (tree["groups"], tree["merges"])
+    assert updated["sizes"][-1] == (KINDS + 30) * EACH
     recut(run, None)
     assert groups_of_clusters(run) == named
     recut(run, 5)
@@ -186,9 +192,10 @@ def test_edits_of_groups_by_hand() -> None:
     rows, paths = model.cut.centroids, [f"{row}.png" for row in range(4)]
     changed = edited(model, Edits(move=((1, 3), (3, 4)), group_names={1: "y", 0: ""}), rows, paths)
     assert changed.coarse == (0, 1, 0, 1, 0) and changed.coarse_names == ("", "y")
+    assert edited(model, Edits(merge=((3, 1),), move=((1, 3), (2, 3))), rows, paths).coarse == (0, 1, 0, 1)
     with pytest.raises(UsageError, match="group 2"):
         edited(model, Edits(group_names={2: "z"}), rows, paths)
-    with pytest.raises(UsageError, match="group 0"):
+    with pytest.raises(UsageError, match=r"group 0: .*one level"):
         edited(tiny_model(names=("a", "b", "c")), Edits(group_names={0: "z"}), rows, paths)
     assert edits_of({"schema_version": 1, "group_names": {"1": " y "}}) == Edits(group_names={1: "y"})
     turned = replace(model, coarse=(1, 0, 1), coarse_names=("", ""))

@@ -21,13 +21,13 @@ from deepcluster.report import hints
 from deepcluster.runs import fit as runs
 from deepcluster.runs.page import report as write_report
 from deepcluster.runs.plan import Request
-from deepcluster.runs.recut import apply, recut
+from deepcluster.runs.recut import apply, recut, undo
 from deepcluster.runs.result import describe
 from deepcluster.runs.rows import read_run, recipe_of
 from deepcluster.runs.serve import redirecting
 from deepcluster.runs.writer import write_outcome
 from deepcluster.runtime.plain_files import FORMULA, PATH, TEXT, guarded
-from deepcluster.storage.edits_file import Edits
+from deepcluster.storage.edits_file import Edits, read_edits
 from deepcluster.storage.run_folder import locked
 from deepcluster.texts import inert
 from tests.helpers.report import page as page_of
@@ -597,6 +597,31 @@ def test_groups_open_and_become_folders_of_folders(copied, browser, tmp_path, mo
         page.locator("#group-1 > .acts").get_by_role("button", name="daisy").click()
         page.locator("#told").get_by_text("1 name").wait_for()
         assert page.locator("#group-1 > summary").inner_text().startswith("Group 1 · daisy")
+
+
+def test_a_cluster_of_moved_images_is_in_the_group_and_has_the_number_that_apply_gives_it(copied, browser, tmp_path):
+    """Most of its images were in group 1, whatever their cluster merges into. Numbers 3 and 4 were given already."""
+    for edits in (Edits(move=((0, 3),)), Edits(merge=((0, 3),))):
+        apply(copied, edits)
+    give_two_levels(copied)
+    with opened(browser, copied / "report.html", loads=2) as page:
+        for group in range(2):
+            page.locator(f"#group-{group} > summary").click()
+        move(page, 0, [0], "A new cluster")
+        move(page, 1, [0, 1], "Cluster 4")
+        page.locator("#cluster-4 h3").click()
+        rename(page, "neu")
+        merge(page, 1, "0")
+        assert page.locator("#group-1 #cluster-4").is_visible()
+        page.wait_for_timeout(500)
+        apply(copied, Edits(move=((0, 4),)))
+        undo(copied)
+        page.reload()
+        assert page.locator("#group-1 #cluster-5 .size").text_content() == "3 images"
+        file = saved(page, "Download edits.json", tmp_path / "edits.json")
+    apply(copied, read_edits(file))
+    *_, last = rows(copied / "cluster_summary.csv")
+    assert (last["cluster"], last["name"], last["group"]) == ("5", "neu", "1")
 
 
 def test_an_old_page_offers_to_be_loaded_again(copied: Path, browser: Any) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 from deepcluster import load
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
+from deepcluster.groups.cut import Cut
 from deepcluster.groups.graph import extended_layout
 from deepcluster.groups.tree import parts_of
 from deepcluster.images import find
@@ -31,9 +32,11 @@ from deepcluster.runs.plan import Request, check_paths
 from deepcluster.runs.predict import similar
 from deepcluster.runs.production import condition
 from deepcluster.runs.recut import Edits, apply, recut, undo
-from deepcluster.runs.rows import images_at_hand, name_in_run, read_run
+from deepcluster.runs.result import place_rows
+from deepcluster.runs.rows import Rows, images_at_hand, name_in_run, read_run
 from deepcluster.runs.update import Update, update
 from deepcluster.runs.writer import baseline_of
+from deepcluster.runtime.partition import Partition
 from deepcluster.storage.run_folder import RunFolder, open_run
 from tests.drawings import drawings, pack, save_drawings
 from tests.helpers.runs import change_record, contents, predicted, record, rows, small_fit, state_of
@@ -190,6 +193,14 @@ def test_a_recut_is_that_of_the_fitted_images(run, more, tmp_path):
     assert model.outliers.limit == other.outliers.limit
 
 
+def test_groups_of_a_sample_are_numbered_by_the_images_of_the_fit(monkeypatch):
+    monkeypatch.setattr("deepcluster.runs.rows.MAX_GRAPH_ROWS", 2)
+    reduced = torch.tensor([[0.0], [0.1], [9.0], [9.1], [9.2]])
+    images = Rows([], None, [], reduced, reduced, Partition.single(5), torch.zeros(5), added=2)
+    cut, placed = place_rows(Cut(torch.tensor([[9.0], [0.0]]), torch.arange(2)), images, reduced[:1])
+    assert cut.group_of.tolist() == [1, 0] and placed.cluster.tolist() == [0, 0, 1, 1, 1]
+
+
 def test_the_page_of_an_update_is_that_of_a_report_after_it(run, more, many_features):
     """With links to the images that were added, or (of features) without images."""
     for folder, images in ((run, str(more)), (many_features[0], many_features[3][:5])):
@@ -332,7 +343,7 @@ def test_a_split_has_the_parts_that_the_page_before_showed(many_features, tmp_pa
     smaller = [int(row["path"]) for row in used(alone) if row["cluster"] == "3"]
     update(run, np.concatenate([given[smaller] + np.float32(i / 1000) for i in range(1, 30)]))
     _, model, images = read_run(open_run(run))
-    shown = shown_of(images, model.cut, model.place(images.reduced).centroid)
+    shown = shown_of(images, model, model.place(images.reduced).centroid)
     for row in rows(run / "cluster_summary.csv"):
         parts = parts_of(model.cut, shown.counts, int(row["cluster"]), shown.all_counts)
         assert sum(parts.images) == int(row["size"]) >= sum(parts.sizes)

@@ -37,7 +37,7 @@ class Cut:
 
     @property
     def count(self) -> int:
-        """The number of groups, K."""
+        """One more than the largest number of a group; numbers have gaps where groups were merged."""
         return int(self.group_of.max()) + 1
 
 

@@ -53,26 +53,35 @@ class Tree:
     medoids: tuple[int, ...]  # rows of the images nearest to the means of the nodes (2P - 1)
 
 
-def merge_tree(reduced: Tensor, cut: Cut, nearest: Tensor | None = None, partition: Partition | None = None) -> Tree:
+def merge_tree(
+    reduced: Tensor, cut: Cut, nearest: Tensor | None = None, partition: Partition | None = None, added: int = 0
+) -> Tree:
     """Make Ward's tree (1963) above the groups of ``cut``: first the centroids inside a group merge, then the groups.
 
     So a cut into fewer groups only merges the present ones, and a cut into more only splits them. Centroids that no row
-    is ``nearest`` to are left out.
+    is ``nearest`` to are left out. ``added``: Number of rows added after the fit, the last ones: they decide no merge.
     """
     partition = partition or Partition.single(len(reduced))
     nearest = assigner(cut.centroids)(reduced) if nearest is None else nearest
-    counts = partition.all_reduce(torch.bincount(nearest, minlength=len(cut.centroids)))
-    pieces, group_of, pairs = partition.processes.broadcast_json(lambda: _pieces(cut, counts))
+    counts, all_counts = (
+        partition.all_reduce(torch.bincount(centroids, minlength=len(cut.centroids)))
+        for centroids in (nearest[: len(nearest) - added], nearest)
+    )
+    pieces, group_of, pairs = partition.processes.broadcast_json(lambda: _pieces(cut, counts, all_counts))
     merges = tuple((a, b) for a, b in pairs)
     sizes, medoids = _sizes_and_medoids(reduced, torch.tensor(pieces)[nearest], merges, len(group_of), partition)
     return Tree(tuple(group_of), merges, sizes, medoids)
 
 
-def _pieces(cut: Cut, counts: Tensor) -> tuple[list[int], list[int], list[list[int]]]:
+def _pieces(cut: Cut, counts: Tensor, all_counts: Tensor) -> tuple[list[int], list[int], list[list[int]]]:
     """Return the pieces of the centroids (-1: none), the groups of the pieces, and the merges of the pieces."""
-    used = counts.nonzero().flatten()
+    stand_ins = torch.empty_like(cut.group_of)
+    for group in cut.group_of.unique():
+        members = torch.nonzero(cut.group_of == group).flatten()
+        stand_ins[members] = _stand_ins(cut, counts, members)
+    used = stand_ins[all_counts > 0].unique()
     group_of = cut.group_of[used].numpy()
-    order = _order(cut.centroids[used].double().numpy(), counts[used].double().numpy(), group_of)
+    order = _order(cut.centroids[used].double().numpy(), counts[used].double().clamp(min=1).numpy(), group_of)
     count = len(np.unique(group_of))
     pieces = min(len(used), max(MAX_PIECES, 2 * count if count <= MAX_GROUPS_IN_TWO else count))
     piece_of, merges = numbered_merges(order, len(used), pieces)
@@ -80,7 +89,15 @@ def _pieces(cut: Cut, counts: Tensor) -> tuple[list[int], list[int], list[list[i
     piece_of_centroid[used] = torch.from_numpy(piece_of)
     group_of_piece = np.zeros(pieces, dtype=np.int64)
     group_of_piece[piece_of] = group_of
-    return piece_of_centroid.tolist(), group_of_piece.tolist(), [list(pair) for pair in merges]
+    return piece_of_centroid[stand_ins].tolist(), group_of_piece.tolist(), [list(pair) for pair in merges]
+
+
+def _stand_ins(cut: Cut, counts: Tensor, members: Tensor) -> Tensor:
+    """Return the nearest centroid with images of the fit for each of a group's; the first one if all have none."""
+    used = members[counts[members] > 0]
+    used = used if len(used) else members[:1]
+    nearest = torch.cdist(cut.centroids[members].double(), cut.centroids[used].double()).argmin(1)
+    return members.where(counts[members] > 0, used[nearest])
 
 
 def nodes_at(pieces: int, merges: Sequence[Merge], count: int) -> dict[int, list[int]]:
@@ -210,16 +227,12 @@ def parts_of(cut: Cut, counts: Tensor, group: int, all_counts: Tensor | None = N
     ``all_counts``: The same for all images, with those that came after the fit (None: no image did).
     """
     members = torch.nonzero(cut.group_of == group).flatten()
-    used = members[counts[members] > 0]
-    if not len(used):
-        used = members[:1]
-    points = cut.centroids[used].double()
-    order = [(a, b) for _, a, b in ward(points.numpy(), counts[used].double().clamp(min=1).numpy())]
+    used, stand_in = _stand_ins(cut, counts, members).unique(return_inverse=True)
+    weights = counts[used].double().clamp(min=1)
+    order = [(a, b) for _, a, b in ward(cut.centroids[used].double().numpy(), weights.numpy())]
     part_of, merges = numbered_merges(order, len(used), min(MAX_PARTS, len(used)))
     of_centroid = torch.full((len(counts),), -1)
-    nearest = torch.cdist(cut.centroids[members].double(), points).argmin(1)
-    of_centroid[members] = torch.from_numpy(part_of)[nearest]
-    of_centroid[used] = torch.from_numpy(part_of)
+    of_centroid[members] = torch.from_numpy(part_of)[stand_in]
     sizes, images = (
         tuple(torch.bincount(of_centroid[members], of_images[members].double()).long().tolist())
         for of_images in (counts, counts if all_counts is None else all_counts)
@@ -227,14 +240,14 @@ def parts_of(cut: Cut, counts: Tensor, group: int, all_counts: Tensor | None = N
     return Parts(of_centroid, sizes, merges, images)
 
 
-def split_group(cut: Cut, parts: Parts, count: int) -> Cut:
+def split_group(cut: Cut, parts: Parts, count: int, first: int) -> Cut:
     """Split the group of ``parts`` into ``count``.
 
-    The largest keeps the number, the others get the next free ones. No image comes into a group that it was not in.
+    The largest keeps the number, the others get numbers from ``first`` on. No image comes into a group it was not in.
     """
     numbers = cut.group_of.clone()
     nodes = nodes_at(len(parts.sizes), parts.merges, count).values()
     by_size = sorted(nodes, key=lambda inside: (-sum(parts.sizes[part] for part in inside), inside[0]))
-    for number, inside in enumerate(by_size[1:], cut.count):
+    for number, inside in enumerate(by_size[1:], first):
         numbers[torch.isin(parts.of_centroid, torch.tensor(inside))] = number
     return Cut(cut.centroids, numbers)

@@ -76,6 +76,7 @@ class RunData:
     picture: Picture  # gives the decoded RGB image of a path, or None if it cannot be read again
     duplicates: Sequence[Row] | None = None  # None if duplicates were not searched for
     positions: npt.NDArray[np.float32] | None = None  # M x 2, of the images of the sheet on the map; None: no map
+    next_number: int = 0  # of a new cluster; numbers below it that no cluster has now may not be given again
     tree: Tree | None = None  # None leaves the number of groups out
     sheet: bytes = b""  # WebP of tiny pictures of the usable images
     name: str = "RUN"  # in commands
@@ -322,6 +323,7 @@ def script_data(data: RunData) -> str:
     value = {
         "run": str(data.run.get("run") or ""),
         "cut": str(data.run.get("cut") or ""),
+        "next": data.next_number,
         "recut": f"deepcluster recut {data.in_commands} -k ",
         "columns": columns(len(on_sheet(rows))),
         "sheet": "data:image/webp;base64," + base64.b64encode(data.sheet).decode("ascii") if data.sheet else None,

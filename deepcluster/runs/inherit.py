@@ -182,7 +182,7 @@ def continued(
         before, left = places.T
         heir = heirs(before[before >= 0], after[before >= 0], mutual=False)
         ancestor = {new: old for old, new in heir.items()}
-        unused = count(former.model.cut.count)
+        unused = count(len(former.model.names))
         numbers = [ancestor[group] if group in ancestor else next(unused) for group in range(model.cut.count)]
         groups = former.model.cut.group_of.unique().tolist()
         kinds = {"ended": {*groups} - {*numbers}, "new": {*numbers} - {*groups}}
@@ -191,8 +191,9 @@ def continued(
         of_number = {number: group for group, number in enumerate(numbers)}
         coarse = [model.coarse[of_number.get(number, 0)] for number in range(max(numbers) + 1) if model.coarse]
         named = with_coarse_names(model, after[before >= 0], former.model, before[before >= 0])
+        given = max(len(former.model.names), max(numbers) + 1)
         annotations = replace(
-            carried_over(former.model, {old: old for old in heir}, max(numbers) + 1),
+            carried_over(former.model, {old: old for old in heir}, given),
             coarse=tuple(coarse),
             coarse_names=named.coarse_names,
         )

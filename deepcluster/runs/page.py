@@ -21,6 +21,7 @@ from deepcluster.groups.graph import layout
 from deepcluster.groups.tree import Tree, merge_tree, parts_of
 from deepcluster.images import Source
 from deepcluster.images.decode import Undecodable, pillow_limits
+from deepcluster.model import Model
 from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.timm import nouns
 from deepcluster.report.page import RunData, on_page, render
@@ -61,22 +62,22 @@ class Tables:
 class Shown:
     """The images on the sheet of tiny pictures (M), on the main rank."""
 
-    cut: Cut
+    model: Model
     reduced: Tensor  # M x d
     nearest: Tensor  # the nearest centroids of the cut (int64, M)
     counts: Tensor  # numbers of images of the fit nearest to the centroids
     all_counts: Tensor  # the same of all images
 
 
-def shown_of(rows: Rows, cut: Cut, nearest: Tensor) -> Shown:
+def shown_of(rows: Rows, model: Model, nearest: Tensor) -> Shown:
     """Gather the images on the sheet. ``nearest``: The nearest centroids of this rank's ``rows``. A collective."""
     partition = rows.partition
     counts, all_counts = (
-        partition.all_reduce(torch.bincount(centroids, minlength=len(cut.centroids)))
+        partition.all_reduce(torch.bincount(centroids, minlength=len(model.cut.centroids)))
         for centroids in (nearest[: len(nearest) - rows.added], nearest)
     )
     reduced, nearest = (on_sheet_of(column, partition) for column in (rows.reduced, nearest))
-    return Shown(cut, reduced, nearest, counts, all_counts)
+    return Shown(model, reduced, nearest, counts, all_counts)
 
 
 def on_sheet_of(column: Tensor, partition: Partition) -> Tensor:
@@ -86,7 +87,8 @@ def on_sheet_of(column: Tensor, partition: Partition) -> Tensor:
 
 def tree_of(rows: Rows, cut: Cut, nearest: Tensor) -> Tree | None:
     """Return the merge tree of the groups; None if there are too many. A collective. Arguments as in shown_of."""
-    return merge_tree(rows.reduced, cut, nearest, rows.partition) if cut.count <= MOST_IN_TREE else None
+    few = len(cut.group_of.unique()) <= MOST_IN_TREE
+    return merge_tree(rows.reduced, cut, nearest, rows.partition, rows.added) if few else None
 
 
 def report(run: Path, source: Source | None = None, *, progress: Progress = ignore_progress) -> Path:
@@ -114,7 +116,7 @@ def write_report(staged: files.NextState, source: Source | None = None, progress
         with suppress(DeepClusterError):
             _, model, rows = read_run(staged)
             centroids = model.place(rows.reduced).centroid
-            shown = shown_of(rows, model.cut, centroids)
+            shown = shown_of(rows, model, centroids)
         if shown and tables.tree is None and (tree := tree_of(rows, model.cut, centroids)):
             write_tree(staged, tree)
             tables = replace(tables, tree=tree)
@@ -158,6 +160,7 @@ def write_page(
         duplicates=folder.read_rows("duplicates.csv") if folder.has("duplicates.csv") else None,
         picture=pictures(source, MEDOID * THUMBNAIL, instead=_tiny(folder, tables, sheet, away)),
         positions=positions,
+        next_number=len(shown.model.names) if shown else 0,
         tree=tables.tree,
         sheet=sheet,
         # In commands; absolute paths are reduced to the name, because pages get shared.
@@ -200,10 +203,10 @@ def _tiny(folder: files.RunFolder, tables: Tables, sheet: bytes, away: list[str]
 
 def _parts(shown: Shown | None, every: int) -> dict[str, Any]:
     """Return the parts of the groups, and the part of every image in the page."""
-    if shown is None or shown.cut.count > MOST_IN_TREE:
+    numbers = shown.model.cut.group_of.unique().tolist() if shown else []
+    if shown is None or len(numbers) > MOST_IN_TREE:
         return {}
-    numbers = shown.cut.group_of.unique().tolist()
-    parts = {group: parts_of(shown.cut, shown.counts, group, shown.all_counts) for group in numbers}
+    parts = {group: parts_of(shown.model.cut, shown.counts, group, shown.all_counts) for group in numbers}
     part = torch.stack([branches.of_centroid for branches in parts.values()]).amax(0)[shown.nearest[::every]]
     divisible = {group: branches for group, branches in parts.items() if len(branches.sizes) > 1}
     return {"parts": divisible, "part": part.numpy()}

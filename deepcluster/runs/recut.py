@@ -3,7 +3,7 @@
 import math
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,7 +76,7 @@ def recut(
         heir = heirs(before.cluster, after.cluster, mutual=True)
         new = replace(model, cut=cut, **vars(carried_over(model, heir, cut.count)))
         if n_clusters is None:
-            new = with_coarse_groups(new, after, record, recipe, rows.partition)
+            new = with_coarse_groups(new, after, record, recipe, rows)
             new = with_coarse_names(new, after.cluster, model, before.cluster)
         moves = surviving_moves(model.moves, before.cluster, heir)
         new, after = with_moves(new, after, rows.reduced, moves, rows.partition)
@@ -124,7 +124,7 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> files.RunF
             display.say(UNDO, _way_back(folder))
             record = replace(record, edits=edits.digest)
             if edits.changes_clusters:
-                number = len(set(new.cut.group_of.tolist()))  # no guess any more
+                number = len(new.cut.group_of.unique())  # no guess any more
                 record = replace(record, cut=None, cut_k=number, stability=None, verdict=None)
             outcome = describe(new, rows, placement, record, recipe_of(folder), baseline)
             write_outcome(staged, outcome, new=("groups",), progress=display.progress)
@@ -137,15 +137,21 @@ def undo(run: Path, display: Display | None = None) -> files.RunFolder:
         record, model, rows = read_run(folder)
         former = models.read_former(folder, rows.reduced.shape[1])
         with folder.next_state() as staged:
-            old = replace(model, cut=former.cut, **vars(former.annotations))
+            old = taken_back(model, former, is_recut=record.edits is None)
             record = replace(record, **former.about["record"])
             display = Several(Log(), display)
-            display.say("Edits", f"taken back: {len(set(old.cut.group_of.tolist()))} clusters, as before")
+            display.say("Edits", f"taken back: {len(old.cut.group_of.unique())} clusters, as before")
             baseline = former.about["baseline"]
             outcome = describe(old, rows, old.place(rows.reduced), record, recipe_of(folder), baseline)
             write_outcome(staged, outcome, new=("groups",), progress=display.progress)
             staged.remove("former.safetensors")
     return files.open_run(run)
+
+
+def taken_back(model: Model, former: models.Groups, *, is_recut: bool) -> Model:
+    """Return the model with its former groups. Numbers given by edits stay given; those of a recut go with it."""
+    old = replace(model, cut=former.cut, **vars(former.annotations))
+    return old if is_recut else replace(old, names=old.names + ("",) * (len(model.names) - len(old.names)))
 
 
 def _way_back(folder: files.RunFolder) -> str:
@@ -171,41 +177,39 @@ def edited(
     """
     cut = model.cut
     if edits.split and reduced is not None:
-        cut = _split_up(cut, edits.split, reduced[:fitted])
+        cut = _split_up(cut, edits.split, reduced[:fitted], len(model.names))
     moves = moved_rows(edits, paths)
     present = set(cut.group_of.tolist())
+    free = len(model.names) + sum(parts - 1 for _, parts in edits.split)
     merged = [number for clusters in edits.merge for number in clusters]
     gone = {number for clusters in edits.merge for number in clusters[1:]}
-    new = {number for number in moves.values() if number >= cut.count}
-    if new and max(new) >= cut.count + MOST_NEW:
-        raise UsageError(
-            f"cluster {max(new)} is none of {_shown(present)}, and new ones have the numbers {cut.count} to"
-            f" {cut.count + MOST_NEW - 1}"
-        )
-    _check_present([*merged, *moves.values(), *edits.names, *(edits.junk or ())], present | new)
+    new = {number for number in moves.values() if free <= number < free + MOST_NEW}
+    _check_present([*merged, *moves.values(), *edits.names, *(edits.junk or ())], present | new, free)
     if twice := sorted(number for number, times in Counter(merged).items() if times > 1):
         raise UsageError(f"cluster {twice[0]} is merged twice: name it in one merge")
     if unknown := sorted(edits.group_names.keys() - set(model.coarse)):
-        raise UsageError(f"there is no group {unknown[0]}: the groups of clusters are {_shown(set(model.coarse))}")
+        known = f"the groups of clusters are {_shown(set(model.coarse))}" if model.coarse else "the run has one level"
+        raise UsageError(f"there is no group {unknown[0]}: {known}")
     if left := sorted((edits.names.keys() | set(moves.values())) & gone):
         raise UsageError(f"cluster {left[0]} is merged into another one: name that one")
 
-    target = torch.arange(max([cut.count - 1, *new]) + 1)
+    target = torch.arange(max([free - 1, *new]) + 1)
     for first, *others in edits.merge:
         target[others] = first
     names = [*model.names, *[""] * (len(target) - len(model.names))]
-    coarse = [*model.coarse]
+    coarse = [*model.coarse, *[0] * (len(model.names) - len(model.coarse))] if model.coarse else []
     for number, parts in edits.split:  # the parts of a cluster stay in its coarse group, if there are any
         coarse += coarse[number : number + 1] * (parts - 1)
     junk = set(model.junk)
     for clusters in edits.merge:
         names[clusters[0]] = next((names[number] for number in clusters if names[number]), "")
-    cut = Cut(cut.centroids, target[cut.group_of])
+    unmerged, cut = cut, Cut(cut.centroids, target[cut.group_of])
     origins = {row: int(target[origin]) for row, origin in model.moves if origin < len(target)}
     if moves and reduced is not None:
         wanted = replace(model, cut=cut).place(reduced).cluster
         origins = {row: int(wanted[row]) for row in moves} | origins
-        coarse = _coarse_of_moves(coarse, moves, wanted, len(target))
+        before = replace(model, cut=unmerged).place(reduced[[*moves]]).cluster.tolist()
+        coarse = _coarse_of_moves(coarse, moves, before, len(target))
         cut = move_rows(cut, moves, reduced, wanted)
         origins = {row: origin for row, origin in origins.items() if moves.get(row) != origin}  # the others are back
     for number, name in edits.names.items():
@@ -218,8 +222,8 @@ def edited(
     return replace(
         model,
         cut=cut,
-        names=tuple(names[: cut.count]),
-        coarse=tuple(coarse[: cut.count]),
+        names=tuple(names),
+        coarse=tuple(coarse),
         coarse_names=coarse_names,
         junk=tuple(sorted(junk)),
         moves=tuple(origins.items())[-MAX_MOVES:],
@@ -242,9 +246,9 @@ def describe_edits(edits: Edits, before: Model, after: Model, moved: int) -> str
     return ", ".join(counts) or "nothing changed, because the run was like this already"
 
 
-def _split_up(cut: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor) -> Cut:
+def _split_up(cut: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor, free: int) -> Cut:
     counts = torch.bincount(assigner(cut.centroids)(reduced), minlength=len(cut.centroids))
-    _check_present([number for number, _ in splits], set(cut.group_of.tolist()))
+    _check_present([number for number, _ in splits], set(cut.group_of.tolist()), free)
     if len({number for number, _ in splits}) < len(splits):
         raise UsageError("a cluster is split twice: apply one split, and split the parts in the new report")
     parts = [parts_of(cut, counts, number) for number, _ in splits]
@@ -254,19 +258,20 @@ def _split_up(cut: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor) -> C
                 f"cluster {number} has {plural(len(branches.sizes), 'part')} at most, and the edits split it into"
                 f" {wanted}: move images to a new cluster instead"
             )
-        cut = split_group(cut, branches, wanted)
+        cut = split_group(cut, branches, wanted, free)
+        free += wanted - 1
     return cut
 
 
-def _coarse_of_moves(coarse: Sequence[int], moves: Mapping[int, int], before: Tensor, count: int) -> list[int]:
+def _coarse_of_moves(coarse: Sequence[int], moves: Mapping[int, int], before: Iterable[int], count: int) -> list[int]:
     """Return the coarse groups of ``count`` clusters after moves: a new cluster goes where most of its images were.
 
-    ``before``: The clusters of all rows (int64, N) before the moves.
+    ``before``: The clusters of the moved rows before the merges and moves.
     """
     votes = [Counter[int]() for _ in range(count - len(coarse)) if coarse]
-    for row, number in moves.items():
+    for number, origin in zip(moves.values(), before, strict=True):
         if coarse and number >= len(coarse):
-            votes[number - len(coarse)][coarse[int(before[row])]] += 1
+            votes[number - len(coarse)][coarse[origin]] += 1
     return [*coarse, *(max(vote, key=lambda group: vote[group], default=0) for vote in votes)]
 
 
@@ -287,10 +292,11 @@ def moved_rows(edits: Edits, paths: Sequence[str]) -> dict[int, int]:
     return moves
 
 
-def _check_present(numbers: list[int], present: set[int]) -> None:
+def _check_present(numbers: list[int], present: set[int], free: int) -> None:
     for number in numbers:
         if number not in present:
-            raise UsageError(f"there is no cluster {number}: the clusters are {_shown(present)}")
+            more = f"moves can make {free} to {free + MOST_NEW - 1}"
+            raise UsageError(f"there is no cluster {number}: the clusters are {_shown(present)}, and {more}")
 
 
 def _shown(numbers: set[int]) -> str:

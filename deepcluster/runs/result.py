@@ -129,7 +129,7 @@ def conclude_run(
         store_size=store_size,
         batch_size=recipe.batch_size,
     )
-    model = with_coarse_groups(model, placement, record, recipe, store.partition)
+    model = with_coarse_groups(model, placement, record, recipe, rows)
     if job.request.like:
         model, placement, text = continued(
             model, placement, rows.reduced, job.former, images.places_before, store.partition
@@ -157,7 +157,7 @@ def describe(
     summary = summary_rows(model, rows, placement)
     measured = metrics(truth[partition.local], placement.cluster, partition) if truth and any(truth) else {}
     tree = tree_of(rows, model.cut, placement.centroid)
-    shown = shown_of(rows, model.cut, placement.centroid)
+    shown = shown_of(rows, model, placement.centroid)
     numbers = [column.int() for column in (placement.cluster, placement.fine_cluster, placement.centroid)]
     lengths = [column.float().view(torch.int32) for column in (placement.distance, placement.margin, rows.residuals)]
     cluster, fine, centroid, *lengths = partition.gather(torch.stack([*numbers, *lengths], 1)).T.contiguous()
@@ -287,24 +287,23 @@ def place_rows(cut: Cut, rows: Rows, fine_centroids: Tensor) -> tuple[Cut, Place
     placement = placement_of(rows.reduced, cut, fine_centroids)
     if rows.all_sampled:  # they are numbered already
         return cut, placement
-    sizes = rows.partition.all_reduce(torch.bincount(placement.cluster, minlength=cut.count))
+    sizes = rows.partition.all_reduce(torch.bincount(placement.cluster[: rows.fitted], minlength=cut.count))
     number = torch.argsort(torch.argsort(sizes, descending=True, stable=True))
     numbered = replace(placement, cluster=number[placement.cluster])
     return Cut(cut.centroids, number[cut.group_of]), numbered
 
 
-def with_coarse_groups(
-    model: Model, placement: Placement, record: RunRecord, recipe: Recipe, partition: Partition
-) -> Model:
+def with_coarse_groups(model: Model, placement: Placement, record: RunRecord, recipe: Recipe, rows: Rows) -> Model:
     """Return the model with coarse groups if its number of groups is the finest plausible. A collective."""
-    counts = partition.all_reduce(torch.bincount(placement.centroid, minlength=len(model.cut.centroids)))
+    centroid = placement.centroid[: rows.fitted]
+    counts = rows.partition.all_reduce(torch.bincount(centroid, minlength=len(model.cut.centroids)))
 
     def coarse() -> list[int]:
         numbers = [candidate["k"] for candidate in record.candidates or ()]
         count = coarse_number(numbers) if recipe.guess == "finest" and numbers[:1] == [model.cut.count] else 0
         return coarse_groups(model.cut, counts, count) if count else []
 
-    groups = tuple(partition.processes.broadcast_json(coarse))
+    groups = tuple(rows.partition.processes.broadcast_json(coarse))
     return replace(model, coarse=groups, coarse_names=("",) * (max(groups, default=-1) + 1))
 
 

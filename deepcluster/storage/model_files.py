@@ -270,14 +270,14 @@ def read_groups(path: Path, dims: int, digest: str | None = None) -> Groups:
     junk = shaped(table.get("junk"), tuple[Annotated[int, range(len(names))], ...], "junk")
     moves = shaped(table.get("moves", []), tuple[tuple[Number, Number], ...], "moves")
     coarse = shaped(table.get("coarse", []), tuple[Annotated[int, range(len(coarse_names))], ...], "coarse")
-    if coarse and len(coarse) != len(names):
-        raise ValueError(f"coarse groups of {len(coarse)} clusters, and it has {len(names)}")
     centroids = tensors["centroids"].clone()
     groups = tensors["groups"].clone()
     if not torch.isfinite(centroids).all():
         raise ValueError("its centroids are not finite numbers")
-    if groups.min() < 0 or groups.max() != len(names) - 1:  # groups that were merged into others have no centroid
+    if groups.min() < 0 or groups.max() >= len(names):
         raise ValueError(f"its groups are not the numbers of {len(names)} clusters")
+    if coarse and groups.max() >= len(coarse):
+        raise ValueError(f"coarse groups of {len(coarse)} clusters, and it has {len(names)}")
     annotations = Annotations(names=names, junk=junk, moves=moves, coarse=coarse, coarse_names=coarse_names)
     return Groups(Cut(centroids, groups), annotations, table)
 

@@ -2,7 +2,7 @@
 
 const base = new Map(data.clusters.map(cluster => [cluster.number, cluster]));
 const cards = new Map($$(".cluster").map(card => [Number(card.dataset.number), card]));
-const firstFree = Math.max(-1, ...base.keys()) + 1;
+const firstFree = Math.max(data.next - 1, ...base.keys()) + 1;
 const levels = new Map($$(".level").map(level => [Number(level.dataset.group), level]));
 const groupNames = new Map([...levels].map(([group, level]) => [group, $(".name", level).textContent.replace(/^ · /, "")]));
 /* names: number -> another name than it had; into: number -> the cluster that it is merged into; splits: number -> how
@@ -78,7 +78,7 @@ function splitUp(number, count) {
   state.splits.set(number, count);
 }
 
-const nextFree = () => Math.max(-1, ...clusters.keys()) + 1;
+const nextFree = () => Math.max(afterSplits() - 1, ...clusters.keys()) + 1;
 
 function root(number) {
   while (state.into.has(number)) number = state.into.get(number);
@@ -97,7 +97,7 @@ const roots = () => [...clusters.keys()].filter(number => !state.into.has(number
 
 function edits() {
   const kept = roots();
-  const moves = [...state.moves].filter(([i, number]) => root(number) !== root(home[i]));
+  const moves = [...state.moves].filter(([i, number]) => root(number) !== root(home[i]) || clusters.get(root(number)).moved);
   return {
     schema_version: 1,
     cut: data.cut,
@@ -173,6 +173,7 @@ const memory = `deepcluster ${data.run} ${data.cut}`;
 const MOST_PAST = 20, MANY_MOVES = 2000;  /* of a state with so many moves the past is not kept */
 const packed = ({names, into, splits, moves, junk, groupNames}) => ({
   names: [...names], into: [...into], splits: [...splits], moves: [...moves], junk: [...junk], groupNames: [...groupNames],
+  next: firstFree,
 });
 
 function remember() {
@@ -185,20 +186,22 @@ function remember() {
   } catch { remembered = false; }
 }
 
-/* A state as it was kept, without what does not fit this page. */
+/* A state as it was kept, without what does not fit this page. The numbers of its new clusters may have been given since,
+   by an edit that was taken back. */
 function trusted(kept) {
-  const number = value => Number.isInteger(value) && value >= 0;
+  const number = value => Number.isInteger(value) && value >= 0, up = n => n >= kept.next ? n - kept.next + firstFree : n;
   const splits = new Map(kept.splits.filter(([n, count]) => base.get(n)?.parts?.sizes.length >= count && count > 1));
-  const moves = new Map(kept.moves.filter(([i, n]) => number(i) && i < (imageData?.count ?? 0) && number(n) && n < firstFree + 1000));
+  const moves = new Map(kept.moves.map(([i, n]) => [i, up(n)])
+    .filter(([i, n]) => number(i) && i < (imageData?.count ?? 0) && number(n) && n < firstFree + 1000));
   const named = new Map(kept.groupNames.filter(([group, name]) => typeof name === "string" && levels.has(group) && plain(name) !== groupNames.get(group))
     .map(([group, name]) => [group, plain(name).slice(0, 200)]));
   state = {splits, moves, names: new Map(), into: new Map(), junk: new Set(), groupNames: named};
   derive();
   const known = n => clusters.has(n);
-  state.names = new Map(kept.names.filter(([n, name]) => known(n) && typeof name === "string" && plain(name) !== clusters.get(n).name)
+  state.names = new Map(kept.names.map(([n, name]) => [up(n), name]).filter(([n, name]) => known(n) && typeof name === "string" && plain(name) !== clusters.get(n).name)
     .map(([n, name]) => [n, plain(name).slice(0, 200)]));
-  for (const [a, b] of kept.into) if (known(a) && known(b) && root(b) !== a) state.into.set(a, b);
-  state.junk = new Set(kept.junk.filter(known));
+  for (const [a, b] of kept.into.map(pair => pair.map(up))) if (known(a) && known(b) && root(b) !== a) state.into.set(a, b);
+  state.junk = new Set(kept.junk.map(up).filter(known));
   return state;
 }
 
@@ -217,13 +220,17 @@ function recall() {
   }
 }
 
-/* The group of clusters that a cluster is in; a new one is in that of the cluster, or of an image, that it comes from. */
+/* The group of clusters that a cluster is in; a part is in that of its cluster, and a cluster of moved images in that of
+   most of them, the first of equal ones: as runs/recut.py has it. */
 function groupOf(number) {
   const {group, from} = clusters.get(number);
   if (group !== undefined) return group;
   if (from !== undefined) return groupOf(from);
-  const image = [...state.moves.keys()].find(i => state.moves.get(i) === number);
-  return groupOf(imageData.numbers[imageData.cluster[image]]);
+  const votes = new Map(), own = [number, ...members(number)];
+  for (const [i, to] of state.moves) {
+    if (own.includes(to)) votes.set(groupOf(home[i]), (votes.get(groupOf(home[i])) ?? 0) + 1);
+  }
+  return [...votes].reduce((most, vote) => vote[1] > most[1] ? vote : most)[0];
 }
 
 const listOf = number => levels.size ? $(".cards", levels.get(groupOf(number))) : $("#cluster-list");
