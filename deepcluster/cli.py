@@ -183,7 +183,8 @@ def predict(
         as_lines = partial(write_lines, rows=rows, skipped=skipped, model=model.identity)
         files.write_table(target, as_lines if as_json else partial(write_csv, columns=columns, rows=rows))
         if target:
-            counts = [f"{size:,} in cluster {number}" for number, size in sorted(sizes.items())]
+            names = [*model.names, ""]  # of -1, too
+            counts = [f"{size:,} in {names[number] or f'cluster {number}'}" for number, size in sorted(sizes.items())]
             shown = [plural(sizes.total(), "image"), *counts[:12], *(["..."] if len(counts) > 12 else [])]
             terminal.say("Done", f"{out}: {', '.join(shown)}")
 

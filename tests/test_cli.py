@@ -198,7 +198,7 @@ def test_predict_writes_csv_to_a_file_or_standard_output(finished, photos, tmp_p
 
 
 @pytest.mark.parametrize("limit", [0.0, torch.inf])
-def test_rejected_are_outliers_and_junk(run, photos, prints, limit):
+def test_rejected_are_outliers_and_junk(run, photos, tmp_path, prints, ends, limit):
     """A limit below all residuals rejects all images, one above them those of the junk."""
     clusters = [row["cluster"] for row in rows(run / "clusters.csv")]
     change_tensors(run / "model", outliers__limit=torch.tensor(limit))
@@ -207,6 +207,8 @@ def test_rejected_are_outliers_and_junk(run, photos, prints, limit):
     assert [row["is_outlier"] for row in table] == ["0" if limit else "1"] * 48
     expected = [(number, "abc"[int(number)]) if limit and number != "2" else ("-1", "") for number in clusters]
     assert [(row["cluster"], row["name"]) for row in table] == expected and ("-1", "") in expected
+    line = ends(["predict", run, photos, "--reject", "-o", tmp_path / "x.csv"], 0)
+    assert ("cluster -1" in line) and (" in a, " in line) == bool(limit)
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -41,7 +41,7 @@ from deepcluster.storage.run_folder import RunFolder, open_run
 from tests.drawings import drawings, pack, save_drawings
 from tests.helpers.runs import change_record, contents, predicted, record, rows, small_fit, state_of
 from tests.pages import ROOT, blocks
-from tests.tiny import writable
+from tests.tiny import change_tensors, writable
 
 FIT = ("-k", "5", "--rounds", "0", "--pseudo-labels", "12", "--labels", "folders")
 
@@ -213,8 +213,10 @@ def test_the_page_of_an_update_is_that_of_a_report_after_it(run, more, many_feat
 def test_the_images_of_a_fit_on_files_and_those_of_shards_and_arrays(run, more, tmp_path):
     pack(tmp_path / "0.tar", {f"=/{path.name}": path for path in sorted((more / "0").iterdir())})
     np.save(tmp_path / "1.npy", np.stack([np.array(Image.open(path)) for path in sorted((more / "1").iterdir())]))
-    for place in (tmp_path / "0.tar", tmp_path / "1.npy", more / "2"):
-        assert update(run, str(place)).added == 4
+    change_tensors(run / "model", outliers__limit=torch.tensor(0.0))
+    for place, name in ((tmp_path / "0.tar", "=/00.png"), (tmp_path / "1.npy", "3"), (more / "2", "08.png")):
+        done = update(run, str(place))
+        assert done.added == 4 and f"{place}/{name}" in done.strangers  # whatever the folder of the fit
     assert [(row["member"], row["label"]) for row in open_run(run).read_added()][::4] == [
         ("=/00.png", "="), ("0", ""), ("", ""),
     ]  # fmt: skip

@@ -56,7 +56,7 @@ class Update:
     residual_rank: float | None = field(default=None, compare=False)
     shift: float = field(default=0.0, compare=False)
     reason: str | None = None  # why a new fit is due
-    strangers: Sequence[str] = field(default=(), compare=False)  # paths of outliers, strangest first
+    strangers: Sequence[str] = field(default=(), compare=False)  # absolute paths of outliers, strangest first
     model: Identity = field(default=Identity(), compare=False)
 
     @property
@@ -122,12 +122,18 @@ def update(
         outliers = int((rows.residuals[len(rows.paths) - added :] > model.outliers.limit).sum())
         cluster = model.place(rows.reduced).cluster.numpy()
         entries = drift_entries(cluster, rows.residuals.numpy(), rows.fitted, model.outliers.limit)
-        strangest_first = rows.residuals[rows.fitted :].argsort(descending=True, stable=True) + rows.fitted
-        strangers = [rows.paths[row] for row in strangest_first.tolist() if rows.residuals[row] > model.outliers.limit]
+        residuals, every = rows.residuals[rows.fitted :], folder.read_added()
+        strangest_first = [every[i] for i in residuals.argsort(descending=True, stable=True).tolist()]
+        strangers = [_place(row) for row in strangest_first[: int((residuals > model.outliers.limit).sum())]]
         done = Update(added, known, unusable, outliers, **entries, strangers=strangers, model=model.identity)
         if added:
             display.say("Placed", _placed_text(done, model, run))
     return done
+
+
+def _place(added: Mapping[str, str]) -> str:
+    """Return the absolute path of an added image; features and arrays from Python have a number in the run."""
+    return added["path"] if added["path"].isdecimal() else f"{added['source']}/{added['member']}".removesuffix("/")
 
 
 def _placed_text(done: Update, model: Model, run: Path) -> str:
