@@ -80,6 +80,7 @@ SHARED = ("fit", "predict", "embed", "evaluate")  # commands that share their wo
 @app.command
 def fit(
     images: flags.ImagesArgument,
+    more_images: flags.MoreImages = (),
     /,
     *,
     fit_flags: flags.FitFlags = flags.FIT,
@@ -94,7 +95,7 @@ def fit(
     fit_flags.check()
     verbose = fit_flags.verbose or fit_flags.dry_run
     with _session(images, output.quiet, to_stderr=output.as_json, verbose=verbose) as (terminal, shared):
-        source = _fit_source(images, fit_flags, terminal)
+        source = _fit_source(fit_flags, terminal, images, *more_images)
         from deepcluster.runs.plan import Request
 
         command = shlex.join(["deepcluster", *sys.argv[1:]])
@@ -112,7 +113,7 @@ def fit(
         _print_result(folder, output, "fit", verbose=fit_flags.verbose)
 
 
-def _fit_source(images: str, fit_flags: flags.FitFlags, terminal: Terminal) -> "Source | str":
+def _fit_source(fit_flags: flags.FitFlags, terminal: Terminal, images: str, *more_images: str) -> "Source | str":
     """Return the images, or the file of features, after all checks that need no torch."""
     from deepcluster.images.files import find, is_named
     from deepcluster.images.given import check_features_there, check_labels_there
@@ -131,11 +132,11 @@ def _fit_source(images: str, fit_flags: flags.FitFlags, terminal: Terminal) -> "
     if fit_flags.like is not None:
         _check_run(fit_flags.like)
     if fit_flags.features:
-        check_features_there(images)
+        check_features_there(images, *more_images)
         return images
     if is_named(images):
         terminal.say("Loading", images)
-    source = find(images)
+    source = find(images, *more_images)
     check_groups(fit_flags.n_clusters, len(source.paths))
     location = "standard input" if source.location == "-" else source.location
     terminal.say("Images", f"{len(source.paths):,} in {location}")
@@ -146,6 +147,7 @@ def _fit_source(images: str, fit_flags: flags.FitFlags, terminal: Terminal) -> "
 def predict(
     run_: flags.RunArgument,
     images: flags.ImagesArgument,
+    more_images: flags.MoreImages = (),
     /,
     *,
     out: flags.OutOfTable = "-",
@@ -164,7 +166,7 @@ def predict(
     with _session(images, quiet, to_stderr=True) as (terminal, shared):
         from deepcluster.storage.run_folder import PREDICTIONS
 
-        source = _images_for(run_, images, may_be_empty=True)
+        source = _images_for(run_, images, *more_images, may_be_empty=True)
         target = None if out == "-" else _output(Path(out), run_, source, overwrite)
         from deepcluster.runs.predict import coarse_columns, placed_rows, predicted, write_lines
 
@@ -193,6 +195,7 @@ def predict(
 def embed(
     run_: flags.RunArgument,
     images: flags.ImagesArgument,
+    more_images: flags.MoreImages = (),
     /,
     *,
     out: flags.Out,
@@ -210,7 +213,7 @@ def embed(
         raise UsageError(f"-o {out}: give a name ending in .npy")
 
     with _session(images, quiet, to_stderr=True) as (terminal, shared):
-        source = _images_for(run_, images)
+        source = _images_for(run_, images, *more_images)
         features_file, paths_file = (_output(path, run_, source, overwrite) for path in (out, out.with_suffix(".csv")))
         from deepcluster.runs.predict import predicted
 
@@ -275,6 +278,7 @@ def apply(
 def update(
     run_: flags.RunArgument,
     images: flags.ImagesArgument,
+    more_images: flags.MoreImages = (),
     /,
     *,
     device: flags.Device = "auto",
@@ -285,7 +289,8 @@ def update(
     from deepcluster.storage.run_folder import open_run
 
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
-        source = _images_for(run_, images, may_be_empty=True, warned=False)  # `update` refuses an unfinished run
+        # Without a warning, because `update` refuses an unfinished run.
+        source = _images_for(run_, images, *more_images, may_be_empty=True, warned=False)
         from deepcluster.runs.update import update as update_run
         from deepcluster.runtime.devices import choose_device
 
@@ -394,6 +399,7 @@ def similar(
 def evaluate(  # noqa: PLR0913 a parameter is a flag
     run_: flags.RunArgument,
     images: flags.AnyPath | None = None,
+    more_images: flags.MoreImages = (),
     /,
     *,
     labels: flags.PathText | None = None,
@@ -420,17 +426,17 @@ def evaluate(  # noqa: PLR0913 a parameter is a flag
     kind(**options)  # checks them together
     values: dict[str, Any] = {}
     with _session(images, quiet, to_stderr=as_json) as (terminal, shared):
-        from deepcluster.images.files import check_there
+        from deepcluster.images.files import find
         from deepcluster.images.given import check_labels_there
 
         _check_run(run_)
-        for text in filter(None, (images, train)):
-            check_there(text)
         if labels is not None:
             check_labels_there(labels)
+        tests = None if images is None else find(images, *more_images)
+        learnt = None if train is None else find(train)
         from deepcluster.runs.evaluate import EvaluationRequest, evaluate
 
-        request = EvaluationRequest(protocol, images, labels, train, options, seed, device)
+        request = EvaluationRequest(protocol, tests, labels, learnt, options, seed, device)
         for line in _figure_lines(evaluate(run_, request, display=terminal, **shared), values):
             if is_main_rank() and not (as_json or quiet):
                 say(line)
@@ -637,15 +643,17 @@ def _check_run(run: Path, *, warned: bool = True) -> "RunRecord":
     return record
 
 
-def _images_for(run: Path, images: str, *, may_be_empty: bool = False, warned: bool = True) -> "Source | str":
+def _images_for(
+    run: Path, images: str, *others: str, may_be_empty: bool = False, warned: bool = True
+) -> "Source | str":
     """Return images for the model of a run, or the file of features for a model that takes these."""
     from deepcluster.images.files import find
     from deepcluster.images.given import check_features_there
 
     if _check_run(run, warned=warned).backbone == NO_NETWORK:
-        check_features_there(images)
+        check_features_there(images, *others)
         return images
-    return find(images, may_be_empty=may_be_empty)
+    return find(images, *others, may_be_empty=may_be_empty)
 
 
 def _output(path: Path, run: Path, images: "Source | str", overwrite: bool) -> Path:
@@ -784,6 +792,9 @@ def run_command(arguments: list[str]) -> int:
 def _explained(error: Exception) -> tuple[int, str]:
     if isinstance(error, cyclopts.UnknownCommandError) and os.path.lexists(path := (error.unused_tokens or [""])[0]):
         return UsageError.exit_code, f"{path} is no command: did you mean deepcluster fit {shlex.quote(path)}?"
+    if isinstance(error, cyclopts.UnusedCliTokensError):
+        extra = short(shlex.join(error.unused_tokens or []), 200)
+        return UsageError.exit_code, f"too many arguments: {extra}. Several IMAGES stand together, before the options"
     if isinstance(error, cyclopts.CycloptsError):
         return UsageError.exit_code, str(error)
     if isinstance(error, DeepClusterError):

@@ -82,11 +82,13 @@ AnyPath = Annotated[PathText, Parameter(allow_leading_hyphen=True)]
 ImagesArgument = Annotated[
     AnyPath,
     Parameter(
-        help="A folder (searched recursively; of images or of .tar shards), a text file of paths, an .npy/.npz array, a"
-        " .tar shard, several as 'train-{000..146}.tar', - for paths on standard input, sklearn:digits,"
-        " torchvision:NAME or hf:NAME.",
+        help="Folders (searched recursively), images and patterns, which are one collection; or one folder of .tar"
+        " shards, text file of paths, .npy/.npz array, .tar shard, 'train-{000..146}.tar', - for paths on standard"
+        " input, sklearn:digits, torchvision:NAME or hf:NAME.",
     ),
 ]
+# An argument of its own: one that may begin with a hyphen, and be repeated, would take misspelt options.
+MoreImages = Annotated[tuple[PathText, ...], Parameter(show=False)]
 NumberOfClusters = Annotated[
     int | None,
     Parameter(name=["-k", "--clusters"], help="Number of clusters, or auto.", converter=read_n_clusters, n_tokens=1),

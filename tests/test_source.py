@@ -111,7 +111,7 @@ def test_a_selection_and_its_copy_by_pickle_read_the_images_of_their_numbers(tmp
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(tmp_path / "photos", ".")
     files = [*(tmp_path / "photos").iterdir()]
-    on_disk = [tmp_path / "photos", sorted(files), tmp_path / "a.tar", tmp_path / "a.npy"]
+    on_disk = [tmp_path / "photos", sorted(files), [tmp_path / "photos"], tmp_path / "a.tar", tmp_path / "a.npy"]
     sources = [find(images) for images in (*on_disk, array, [*map(Image.fromarray, array)])]
     everything = joined(sources, "all", "python:paths")
     for number, source in enumerate(sources):
@@ -165,6 +165,36 @@ def test_a_list_in_its_own_order_without_duplicates(tmp_path: Path) -> None:
     assert [colour(source, 0), colour(source, 1)] == [BLUE, RED]
     with pytest.raises(FileNotFoundError):
         source.read(2)
+
+
+def test_several_folders_images_and_patterns_are_one_collection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However they are named: the files of the folder that they share, each once."""
+    for name in ("a/1.png", "a/x/2.png", "b/1.png", "c/3.png", "c/.4.png"):
+        save(tmp_path / "in" / name)
+    (tmp_path / "in/a/link.png").symlink_to("1.png")
+    (tmp_path / "list.txt").write_text("in/b\nin/a\n")
+    monkeypatch.chdir(tmp_path / "in")
+    named = (("a", "b/1.png"), ("../in/b/", str(tmp_path / "in/a"), "a/x"), ("[ab]",), ("../list.txt",), (["b", "a"],))
+    followed = (("a/*", "b/1.*"), ("a/link.png", "a", "b"), (["a", "a/link.png", "b"],))
+    for texts in named + followed:
+        source = find(*texts)
+        has_link = texts in followed  # which is named
+        assert source.paths == ("a/1.png", *["a/link.png"] * has_link, "a/x/2.png", "b/1.png")
+        assert source.labels == ("a", *["a"] * has_link, "x", "b")
+        assert source.skipped == (() if has_link else (("a/link.png", "a symbolic link, not followed"),))
+        assert (source.name, source.location) == ("in", f"{tmp_path}/in/.")
+        assert [*source.files()] == [tmp_path / "in" / path for path in source.paths]
+    assert find("c/*.png").paths == find("c/3.png").paths == find("c/3.png", "c").paths == find("c").paths
+    assert find("a/x", "/dev/null").paths == ("dev/null", f"{tmp_path}/in/a/x/2.png"[1:])
+    (tmp_path / "empty").mkdir()
+    assert find("../empty", "../empty", may_be_empty=True).paths == ()
+    with tarfile.open(tmp_path / "empty/a.tar", "w") as tar:
+        tar.add("a", ".")
+    for wrong in ("../empty", "-", "sklearn:digits", "../list.txt", "d/*.png"):
+        with pytest.raises(DataError, match=re.escape(wrong.strip("./"))):
+            find("a", wrong)
 
 
 TWO = "a.png\r\nä b.png\r\n"

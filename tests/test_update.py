@@ -228,6 +228,30 @@ def test_the_images_of_a_fit_on_files_and_those_of_shards_and_arrays(run, more, 
         assert exported.suffix == ".png" and np.array_equal(np.array(Image.open(exported)), np.array(Image.open(file)))
 
 
+def test_a_run_of_several_folders_finds_its_images_from_everywhere(photos, tmp_path, monkeypatch, prints, ends):
+    """By their paths in the folder that they share, so other files there are no images of the run."""
+    run = tmp_path / "run"
+    several = [*small_fit(*FIT), "-o", str(run)]
+    images = Path(shutil.copytree(photos, tmp_path / "photos"))
+    monkeypatch.chdir(images)
+    prints("fit", "bars", "blob", *several)
+    monkeypatch.chdir(tmp_path)
+    names = [f"{kind}/{i:02}.png" for kind in ("bars", "blob") for i in range(16)]
+    assert [row["path"] for row in rows(run / "clusters.csv")] == names
+    prints("fit", images / "blob", images / "bars", *several, "--resume")
+    ends(["fit", images / "bars", *several, "--resume"], 3)
+    assert update(run, find([images / "bars", images / "checks"])) == Update(16, 16, [], 0)
+    assert [row["path"] for row in rows(run / "added.csv")] == [f"checks/{i:02}.png" for i in range(16)]
+    assert (
+        len(images_at_hand(open_run(run)).paths) == 48
+        and '"originals":"../photos/"' in (run / "report.html").read_text()
+    )
+    assert prints("predict", run, images / "bars", images / "blob").count("\n") == 33
+    prints("export", run, "--to", "folders", "-o", "sorted")
+    (images / "bars").rename(images / "lines")
+    assert len(images_at_hand(open_run(run)).paths) == 32
+
+
 def test_an_added_image_whose_origin_is_no_file_is_away(run, more, monkeypatch):
     """No folder is searched for it: that could be the whole disk."""
     update(run, str(more))

@@ -35,6 +35,7 @@ from deepcluster.export.replace import (
 from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import SUFFIXES as IMAGE_SUFFIXES
 from deepcluster.images.decode import Undecodable, explain, not_a_file, pillow_limits, short_side
+from deepcluster.images.source import SOME_FILES
 from deepcluster.runs.rows import images_at_hand, same_as_added
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.log import warn
@@ -218,7 +219,8 @@ def read_run_images(run: Path, images: Images | None) -> RunImages:
             " are now with --images IMAGES"
         )
     junk = frozenset(row["cluster"] for row in summary if row.get("junk") == "1")
-    root = os.path.realpath(source.location) if Path(source.location).is_dir() else None
+    is_folder = Path(source.location).is_dir() and not source.location.endswith(SOME_FILES)
+    root = os.path.realpath(source.location) if is_folder else None
     return RunImages(tuple(rows), source, index, junk, root, same_as_added(folder, source))
 
 
@@ -383,7 +385,8 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
             f"{run} has one level of groups: omit --levels, or type deepcluster recut {shlex.quote(str(run))} -k auto,"
             " which makes two levels of photographs that have them"
         )
-    check_outside(out, Path(members.source.location))
+    if members.root:
+        check_outside(out, Path(members.root))
     if replaces := replaceable(out, overwrite=overwrite) is not None:
         members.check_outside_of(out)
     transfer = Transfer(members, mode, strip=strip)

@@ -19,7 +19,7 @@ from deepcluster.errors import DataError, UsageError
 from deepcluster.images import arrays, named, shards
 from deepcluster.images.arrays import is_tensor, reading, without_torch
 from deepcluster.images.decode import SUFFIXES, decode, explain, is_empty, not_a_file
-from deepcluster.images.source import WHAT_TO_TYPE, Items, Origin, Source
+from deepcluster.images.source import SOME_FILES, WHAT_TO_TYPE, Items, Origin, Source
 from deepcluster.runtime.plain_files import MOST_TEXT, PATH_COLUMNS, check_file, is_run
 from deepcluster.texts import one_line
 
@@ -40,16 +40,17 @@ UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 Images = str | Path | npt.NDArray[Any] | Sequence[str | Path] | Dataset | Source
 
 
-def find(images: Images, *, may_be_empty: bool = False) -> Source:
+def find(images: Images, *others: str, may_be_empty: bool = False) -> Source:
     """Find images without decoding them.
 
     Args:
         images: A folder, a list of paths, an array, a data set, or a text as for IMAGES on the command line. A source
             is returned as it is.
+        others: Further folders, images and patterns: with ``images``, all are one collection.
         may_be_empty: A folder without files is a source without images, and no error.
 
     Raises:
-        DataError: They do not exist, or cannot be images.
+        DataError: They do not exist, or cannot be images, or cannot be one of several.
     """
     if isinstance(images, Source):
         return images
@@ -60,12 +61,13 @@ def find(images: Images, *, may_be_empty: bool = False) -> Source:
     if isinstance(images, np.ndarray) and images.dtype.kind != "U":
         return arrays.from_array(images, "array", "python:array")
     if isinstance(images, str | Path):
-        source = _from_text(str(images))
+        source = _collection(_matching([str(images), *others])) if others else _from_text(str(images))
         if not (source.paths or source.skipped or may_be_empty):
             raise DataError(f"no files in {one_line(source.location)}. {WHAT_TO_TYPE}")
         return source
     if isinstance(images, Sequence | np.ndarray) and all(isinstance(path, str | Path) for path in images):
-        return _of_paths(map(str, images))
+        files = [(path, located(os.path.expanduser(path))) for path in map(str, images)]  # noqa: PTH111
+        return from_files(files, "images", "python:paths")
     if _is_dataset(images):
         if not len(images):
             raise DataError(f"no images in the {type(images).__name__} that was passed")
@@ -73,10 +75,6 @@ def find(images: Images, *, may_be_empty: bool = False) -> Source:
     way = "a folder, a list of paths, an array or tensor, or a Dataset that has a length"
     way = "X.dataset, its data set" if hasattr(images, "dataset") else way  # a DataLoader
     raise DataError(f"images cannot come from a {type(images).__name__}: pass {way}")
-
-
-def _of_paths(paths: Iterable[str]) -> Source:
-    return from_files([(path, located(os.path.expanduser(path))) for path in paths], "images", "python:paths")  # noqa: PTH111
 
 
 def _is_dataset(images: Any) -> TypeGuard[Dataset]:
@@ -90,12 +88,6 @@ def _is_dataset(images: Any) -> TypeGuard[Dataset]:
 def is_named(text: str) -> bool:
     """Tell if a text as for IMAGES names a data set, which its library loads: that may take a while."""
     return text.partition(":")[0] in LIBRARIES
-
-
-def check_there(text: str) -> None:
-    """Raise DataError if a text as for IMAGES names no file or folder. Nothing is opened or downloaded."""
-    if not (text == "-" or is_named(text) or os.path.lexists(os.path.expanduser(text))):  # noqa: PTH111
-        _from_path(text)
 
 
 def _from_text(text: str) -> Source:
@@ -117,8 +109,8 @@ def _from_path(text: str) -> Source:
             name = re.sub(r"\{.*?\}", "", path.name).partition(".")[0].strip("-_ ")
             return shards.from_tars(shards.files_of(path), name or "shards", str(path))
         matches = glob(os.path.expanduser(text), recursive=True) if isinstance(error, FileNotFoundError) else []  # noqa: PTH111, PTH207
-        if files := [match for match in sorted(matches, key=os.fsencode) if not os.path.isdir(match)]:  # noqa: PTH112
-            return _of_paths(files)
+        if matches:
+            return _collection(matches)
         problem = "unknown kind of images" if unknown else explain(error)
         raise DataError(f"{problem}: {one_line(text)}. {WHAT_TO_TYPE}") from error
     if stat.S_ISDIR(mode):
@@ -135,36 +127,74 @@ def _from_path(text: str) -> Source:
     return from_files([(path.name, path)], path.stem, str(path))
 
 
+def _matching(texts: Iterable[str]) -> list[str]:
+    """Return the paths that the texts are, or that match them as patterns. DataError if nothing matches one."""
+    paths: list[str] = []
+    for text in texts:
+        path = os.path.expanduser(text)  # noqa: PTH111
+        matches = [path] if os.path.lexists(path) else glob(path, recursive=True)  # noqa: PTH207
+        if not matches:
+            raise DataError(f"no such file: {one_line(text)}. {WHAT_TO_TYPE}")
+        paths += matches
+    return paths
+
+
+def _collection(paths: Iterable[str | Path]) -> Source:
+    """Return the files named and those in the folders named, each once, by their paths in the folder that all share.
+
+    A file that is named is used even if it is a link. DataError if one is an array, a list or shards.
+    """
+    inside = {path: dict(_walk(path)) if os.path.isdir(path) else None for path in map(absolute, paths)}  # noqa: PTH112
+    tops = [path.parent if walked is None else path for path, walked in inside.items()]
+    if len({top.anchor for top in tops}) > 1:
+        raise DataError("IMAGES are on several drives: write the paths of all images to a .txt file, and give that")
+    folder = Path(os.path.commonpath(tops))
+    found: dict[str, str | None] = {}
+    for path, walked in sorted(inside.items(), key=lambda item: item[1] is None):  # a name is stronger than a reason
+        is_other = shards.is_shard(path.name) or path.suffix.lower() in (".txt", ".npy", ".npz")
+        if is_other if walked is None else shards.shards_among([*walked]):
+            raise DataError(f"{one_line(str(path))} cannot be one of several IMAGES. {WHAT_TO_TYPE}")
+        name = path.relative_to(folder).as_posix()
+        above = "" if path == folder else f"{name}/"
+        found |= {name: None} if walked is None else {above + below: reason for below, reason in walked.items()}
+    return files_in(folder, found, f"{str(folder).rstrip('/')}{SOME_FILES}")
+
+
 def _from_folder(folder: Path) -> Source:
     """Return all files below a folder (maybe none), or all images in its shards if it holds shards.
 
     Names that start with a dot are ignored, links and devices skipped, run folders left out.
     """
-    try:
-        os.scandir(folder).close()
-    except OSError as error:
-        raise DataError(f"cannot read the folder {one_line(str(folder))}: {explain(error)}") from error
+    source = files_in(folder, dict(_walk(folder)), str(folder), Path(os.path.realpath(folder)))
+    if source.skipped and not source.paths:
+        aside = "".join(f"; {one_line(path)}: {reason}" for path, reason in source.skipped[:3])
+        raise DataError(f"no files in {one_line(str(folder))}{aside}. {WHAT_TO_TYPE}")
+    if names := shards.shards_among(source.paths):
+        beside = [(path, "beside the shards, not read") for path in source.paths if not shards.is_shard(path)]
+        files = {path: folder / path for path in names}
+        return shards.from_tars(files, source.name, source.location, [*source.skipped, *beside])
+    return source
+
+
+def files_in(folder: Path, found: Mapping[str, str | None], location: str, real_folder: Path | None = None) -> Source:
+    """Return files by their paths in a folder, with the reasons to skip some; the folders in a path give its label.
+
+    ``real_folder``: The folder without links, if no link is below it.
+    """
+    ordered = sorted(found.items(), key=lambda pair: os.fsencode(pair[0]))
+    paths = tuple(path for path, reason in ordered if reason is None)
+    skipped = tuple((path, reason) for path, reason in ordered if reason is not None)
+    labels = tuple(path.split("/")[-2] if "/" in path else "" for path in paths)
+    files = _Files(paths, folder, real_folder)
+    return Source(folder.name or "images", location, paths, files, labels if any(labels) else None, skipped)
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, str | None]]:
+    """Yield (path relative to the folder, None or the reason not to open it). DataError if there is nothing to walk."""
     if is_run(folder):
         raise DataError(
             f"{one_line(str(folder))} is a run folder, whose pictures are not your images: name their folder"
         )
-    walked = sorted(_walk(folder), key=lambda pair: os.fsencode(pair[0]))
-    paths = [path for path, reason in walked if reason is None]
-    skipped = [(path, reason) for path, reason in walked if reason is not None]
-    if skipped and not paths:
-        aside = "".join(f"; {one_line(path)}: {reason}" for path, reason in skipped[:3])
-        raise DataError(f"no files in {one_line(str(folder))}{aside}. {WHAT_TO_TYPE}")
-    name = folder.name or "images"
-    if names := shards.shards_among(paths):
-        skipped += [(path, "beside the shards, not read") for path in paths if not shards.is_shard(path)]
-        return shards.from_tars({path: folder / path for path in names}, name, str(folder), skipped)
-    labels = tuple(path.split("/")[-2] if "/" in path else "" for path in paths)
-    files = _Files(paths, folder, Path(os.path.realpath(folder)))
-    return Source(name, str(folder), tuple(paths), files, labels if any(labels) else None, tuple(skipped))
-
-
-def _walk(folder: Path) -> Iterator[tuple[str, str | None]]:
-    """Yield (path relative to the folder, None or the reason not to open it)."""
     waiting = [""]
     while waiting:
         below = waiting.pop()
@@ -172,6 +202,8 @@ def _walk(folder: Path) -> Iterator[tuple[str, str | None]]:
             with os.scandir(folder / below) as listing:
                 entries = [entry for entry in listing if not entry.name.startswith(".")]
         except OSError as error:
+            if not below:
+                raise DataError(f"cannot read the folder {one_line(str(folder))}: {explain(error)}") from error
             yield below.rstrip("/"), explain(error)
             continue
         for entry in entries:
@@ -196,7 +228,9 @@ def from_list(file: Path) -> Source:
 
 
 def from_files(files: Sequence[tuple[str, Path]], name: str, location: str) -> Source:
-    """Return the images of (path to show, absolute path), in this order."""
+    """Return the images of (path to show, absolute path), in this order; with a folder among them, one collection."""
+    if any(os.path.isdir(file) for _, file in files):  # noqa: PTH112
+        return _collection([file for _, file in files])
     if not files:
         title = {"-": "standard input", "python:paths": "the list"}.get(location, one_line(location))
         raise DataError(f"no paths in {title}: give the path of at least one image")
@@ -219,8 +253,8 @@ class _Files(Items):
         return self.folder / self.paths[i]
 
     def origin(self, i: int) -> Origin:
-        path = self.paths[i]
-        return Origin(os.path.realpath(path) if self.real_folder is None else str(self.real_folder / path))
+        path = self.file(i)
+        return Origin(os.path.realpath(path) if self.real_folder is None else str(self.real_folder / self.paths[i]))
 
 
 def _distinct(lines: Iterable[str], folder: Path | None = None) -> list[tuple[str, Path]]:

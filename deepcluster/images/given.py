@@ -17,7 +17,7 @@ from deepcluster.errors import DataError, UsageError
 from deepcluster.images.arrays import load_array, reading, without_torch
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.files import absolute, from_files, from_list, located
-from deepcluster.images.source import Numbered, Source, numbered
+from deepcluster.images.source import SOME_FILES, Numbered, Source, numbered
 from deepcluster.runtime.plain_files import PATH_COLUMNS, read_columns
 from deepcluster.texts import one_line
 
@@ -51,8 +51,10 @@ def read_features(data: "str | Path | npt.ArrayLike | Tensor") -> "tuple[Tensor,
     return features, _images_of_rows(file, len(features))
 
 
-def check_features_there(text: str) -> None:
-    """Raise DataError if there is no such file, or one of another kind."""
+def check_features_there(text: str, *others: str) -> None:
+    """Raise DataError if there is no such file, or one of another kind, or if there are others."""
+    if others:
+        raise DataError(f"features come from one .npy file: leave out {one_line(others[0])}")
     file = absolute(text)
     if file.suffix.lower() != SUFFIX or not file.is_file():
         read_features(text)
@@ -87,7 +89,7 @@ def _images_of_rows(file: Path, count: int) -> Source:
         source, beside = from_files(_paths_in(table), table.stem, "python:paths"), table
     else:
         return _rows_alone(count, file.stem)
-    if len(source.paths) != count:
+    if len(source.paths) != count or source.location.endswith(SOME_FILES):  # with the files of a folder in its place
         raise DataError(
             f"{one_line(str(file))} has {count:,} rows, and {one_line(str(beside))} has {len(source.paths):,} different"
             " paths: one per row, in their order"

@@ -17,9 +17,11 @@ from deepcluster.runtime.machine import check_fits
 from deepcluster.texts import one_line, plural
 
 WHAT_TO_TYPE = (
-    "IMAGES is a folder, an image, a text file of paths, an .npy or .npz array, a .tar shard, a pattern such as"
-    " photos/*.jpg or train-{000..146}.tar, - for paths on standard input, sklearn:digits, torchvision:NAME or hf:NAME"
+    "IMAGES is a folder, an image, a pattern such as photos/*.jpg, or several of these; or one text file of paths,"
+    " .npy or .npz array, .tar shard or range train-{000..146}.tar, - for paths on standard input, sklearn:digits,"
+    " torchvision:NAME or hf:NAME"
 )
+SOME_FILES = "/."  # ends the location of images that are some of the files in a folder
 
 
 class Origin(NamedTuple):
@@ -67,7 +69,8 @@ class Source:
 
     name: str  #: a short name, for the name of a run
     #: Argument of ``find`` for the same images, an absolute path, ``sklearn:digits``, ``torchvision:NAME``, ``hf:NAME``
-    #: or ``-``; for images that came from Python ``python:paths``, ``python:array`` or ``python:dataset``.
+    #: or ``-``; for images that came from Python ``python:paths``, ``python:array`` or ``python:dataset``; a folder and
+    #: ``/.`` for some of its files.
     location: str
     #: Relative to a folder, with ``/``, in the order of their bytes; as written in a list, each file once (a list from
     #: Python is taken as it is); SHARD/MEMBER in the order of the archives; numbers of an array or a data set.

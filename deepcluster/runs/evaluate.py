@@ -13,7 +13,7 @@ from deepcluster.errors import DataError, DiskError, UsageError
 from deepcluster.evaluation import PROTOCOL_OPTIONS, ClusteringOptions, LinearOptions, common
 from deepcluster.evaluation.common import Labelled, NamedFigure, ProbeTask
 from deepcluster.evaluation.linear import linear
-from deepcluster.images import Source, find
+from deepcluster.images import Images, Source, find
 from deepcluster.images.given import true_labels
 from deepcluster.images.store import Store, check_alike, read_once
 from deepcluster.model import Model
@@ -40,11 +40,11 @@ class EvaluationRequest:
     #: A name in ``PROTOCOL_OPTIONS``.
     protocol: str = "clustering"
     #: Images to score; if None, the run's own, or a fifth of them if the protocol learns from the rest.
-    images: str | None = None
+    images: Images | None = None
     #: ``folders``, or a CSV file of path and label; if None, the labels of the fit.
     labels: str | None = None
     #: Images to learn from; if None, the run's own.
-    train: str | None = None
+    train: Images | None = None
     #: Options of the protocol.
     options: Mapping[str, Any] = field(default_factory=dict)
     #: Seed of all random numbers.
@@ -189,10 +189,11 @@ def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Prepared:
 
 def _of_probe(job: _Evaluation, options: Options) -> Prepared:
     """Learn from labelled images and score others: IMAGES, or a fifth held out."""
-    source = find(job.request.train) if job.request.train else job.run_images()
-    labels = job.labels(source, of_run=not job.request.train)
+    train = job.request.train
+    source = job.run_images() if train is None else find(train)
+    labels = job.labels(source, of_run=train is None)
     model = job.model
-    if job.request.images:
+    if job.request.images is not None:
         tests = find(job.request.images)
         test_labels = job.labels(tests)
         common.check_apart(source, tests)

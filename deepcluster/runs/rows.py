@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from deepcluster.errors import DeepClusterError
 from deepcluster.groups.graph import MAX_GRAPH_ROWS, Embeddings
 from deepcluster.images import Source, find
-from deepcluster.images.files import from_files
+from deepcluster.images.files import files_in, from_files
 from deepcluster.images.named import cache_folder
-from deepcluster.images.source import joined, real
+from deepcluster.images.source import SOME_FILES, joined, real
 from deepcluster.images.store import Store, read_once
 from deepcluster.model import Model
 from deepcluster.recipe import Recipe, read_toml
@@ -244,12 +244,15 @@ def named_as_in_run(source: Source, location: str) -> Source:
 def _at_location(location: str, paths: Sequence[str] = ()) -> Source | None:
     """Return the images at a location on this machine; nothing is downloaded.
 
-    A list that came on standard input or from Python is gone: ``paths`` are its paths in the table.
+    ``paths``: The paths in the table, for some files in a folder, and a list from standard input or Python.
     """
     scheme, _, name = location.partition(":")
     cached = scheme == "torchvision" and name.isidentifier() and cache_folder(name).is_dir()
     with suppress(DeepClusterError, OSError):
         if paths and location in ("-", "python:paths"):
             return find(paths)
+        if location.endswith(SOME_FILES) and (folder := folder_of(location)):
+            there = (path for path in paths if os.path.isfile(folder / path))  # noqa: PTH113
+            return files_in(folder, dict.fromkeys(there), location)
         return find(location) if cached or scheme == "sklearn" or Path(location).is_absolute() else None
     return None
