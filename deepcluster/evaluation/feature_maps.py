@@ -1,6 +1,7 @@
 """The feature maps inside a network: its layers by name, and their pooling to fewer than 10,000 numbers."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isqrt
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from deepcluster.errors import UsageError
 from deepcluster.nets.network import Network
 from deepcluster.nets.paper import IMAGE_SIZE, PaperNet
-from deepcluster.nets.timm import size_does_not_fit
+from deepcluster.nets.timm import checked_size
 
 MAX_NUMBERS = 9_999  # of a pooled map
 # Kernel, stride and padding of the average over the maps of the convolutions at 224 px. AlexNet: paper, section 4.3 and
@@ -83,18 +84,11 @@ def maps_at(network: Network, layer: Layer, images: Tensor) -> Tensor:
     handle = layer.module.register_forward_hook(at_layer)
     try:
         normalised = (images - network.mean) / network.std
-        if isinstance(body, PaperNet):  # its linear layers take one size, its convolutions any
-            body.features(normalised if body.sobel is None else body.sobel(normalised))
-        else:
-            body(normalised)
-    except _Reached:
-        pass
-    except UsageError:
-        raise
-    except (RuntimeError, ValueError, AssertionError) as error:
-        if "memory" in str(error):
-            raise
-        raise size_does_not_fit("the network", images.shape[-1], error) from error
+        with suppress(_Reached), checked_size("the network", images.shape[-1]):
+            if isinstance(body, PaperNet):  # its linear layers take one size, its convolutions any
+                body.features(normalised if body.sobel is None else body.sobel(normalised))
+            else:
+                body(normalised)
     finally:
         handle.remove()
     if maps is None:

@@ -14,7 +14,7 @@ from deepcluster.errors import ModelError, UsageError
 from deepcluster.nets import hub, paper, small
 from deepcluster.nets.names import MODULE, NO_NETWORK, PAPER_NETWORKS
 from deepcluster.nets.paper import reset_linear
-from deepcluster.nets.timm import in_layout_of, size_does_not_fit, timm_body, unknown_backbone
+from deepcluster.nets.timm import checked_size, in_layout_of, timm_body, unknown_backbone
 from deepcluster.nets.weights import HEADS, load_body, read_weights
 from deepcluster.seeding import generator, lent_global
 
@@ -264,11 +264,8 @@ def _trial(body: nn.Module, name: str, image_size: int, count: int = 1) -> objec
     timm's ``num_features`` cannot be trusted: it is 576 for a MobileNetV3 that gives 1024 features.
     """
     body.eval()
-    try:
-        with torch.no_grad():
-            features = body(torch.zeros(count, 3, image_size, image_size, device=_device(body)))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise size_does_not_fit(name, image_size, error) from error
+    with checked_size(name, image_size), torch.no_grad():
+        features = body(torch.zeros(count, 3, image_size, image_size, device=_device(body)))
     body.train()
     return features
 

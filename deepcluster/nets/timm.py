@@ -4,7 +4,8 @@ timm is imported inside the functions: that takes a second or more, and only the
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, TypeVar, cast
 
@@ -18,6 +19,7 @@ from deepcluster.nets.names import PAPER_NETWORKS, PUBLISHED
 from deepcluster.nets.weights import read_weights, shapes_only
 from deepcluster.seeding import lent_global
 
+LAYER_ERRORS = (RuntimeError, ValueError, AssertionError)  # of layers that get too few pixels, or too many
 ROWS_AT_ONCE = 1024  # rows of 22,000 probabilities take 90 MB
 
 
@@ -39,11 +41,8 @@ def timm_body(name: str, image_size: int, seed: int) -> tuple[nn.Module, dict[st
     # Transformers are made for one image size; convolutional networks have no such argument.
     options: dict[str, Any] = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
     options |= pooling(timm_name)
-    with lent_global(seed, "network"):
-        try:
-            model = timm.create_model(timm_name, num_classes=0, **options)
-        except Exception as error:
-            raise size_does_not_fit(name, image_size, error) from error
+    with lent_global(seed, "network"), checked_size(name, image_size, kinds=Exception):
+        model = timm.create_model(timm_name, num_classes=0, **options)
     return model, cast(dict[str, Any], model.default_cfg)
 
 
@@ -122,11 +121,16 @@ def nouns(name: str, features: Tensor) -> list[tuple[str, float]]:
     return [(words[i], value) for top in tops for value, i in zip(*map(Tensor.tolist, top), strict=True)]
 
 
-def size_does_not_fit(name: str, image_size: int, error: Exception) -> UsageError:
-    return UsageError(
-        f"{name} cannot take images of {image_size} x {image_size} pixels ({first_line(error)}): "
-        "try another --image-size"
-    )
+@contextmanager
+def checked_size(name: str, size: int, advice: str = "", kinds: Any = LAYER_ERRORS) -> Iterator[None]:
+    """Raise UsageError if the network ``name`` fails inside, and not for lack of memory: the ``size`` does not fit."""
+    try:
+        yield
+    except kinds as error:
+        if isinstance(error, UsageError) or "memory" in str(error):
+            raise
+        problem = f"{name} cannot take images of {size} x {size} pixels ({first_line(error)})"
+        raise UsageError(f"{problem}: try another --image-size{advice}") from error
 
 
 def unknown_backbone(name: str) -> UsageError:

@@ -87,7 +87,7 @@ def load_body(
     files older than PyTorch 0.4.1 have none. ``convert`` turns another layout into that of ``body``, for a file that
     does not fit as it is.
 
-    ModelError if a name is missing, is left over, or has another shape, or if a weight is no finite number.
+    ModelError if a name is missing, is left over, or has another shape or type, or if a number is not finite.
     """
     expected = body.state_dict()
     plain = _unprefixed(state, expected)
@@ -96,18 +96,13 @@ def load_body(
         tensors = _without(_unprefixed(convert(plain), expected), heads, unless=expected)
     missing, unexpected, misshapen = _misfits(tensors, expected)
     if missing or unexpected or misshapen:
-        problems = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        problems = (("missing", missing), ("unexpected", unexpected), ("of another shape or type", misshapen))
         counts = "; ".join(f"{len(keys)} {kind} ({', '.join(keys[:3])})" for kind, keys in problems if keys)
         raise ModelError(
             f"{path}: these weights do not fit the network {name} with its {len(expected)} tensors: {counts}. "
             f"Is it the right --backbone, with the --image-size and Sobel setting that the weights were made with?"
         )
     for key in expected:
-        if key in tensors and expected[key].dtype in FLOATS and tensors[key].dtype not in FLOATS:
-            raise ModelError(
-                f"{path}: {key} is {tensors[key].dtype}, and weights are floating-point numbers of 16 to 64 bits (is"
-                " the file quantised?): give other --weights"
-            )
         if key in tensors and not torch.isfinite(tensors[key]).all():
             raise ModelError(
                 f"{path}: {key} has numbers that are not finite (NaN or infinity): the file is damaged, or the training"
@@ -117,13 +112,14 @@ def load_body(
 
 
 def _misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
-    """Return the names that are missing, left over, and of another shape (with both shapes)."""
+    """Return the names that are missing, left over, and of another shape or type (with both)."""
     missing = [key for key in expected if key not in tensors and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in tensors if key not in expected]
+    pairs = [(key, tensors[key], right) for key, right in expected.items() if key in tensors]
     misshapen = [
-        f"{key} {tuple(tensors[key].shape)} instead of {tuple(expected[key].shape)}"
-        for key in expected
-        if key in tensors and tensors[key].shape != expected[key].shape
+        f"{key} {tuple(tensor.shape)} {tensor.dtype} instead of {tuple(right.shape)} {right.dtype}"
+        for key, tensor, right in pairs
+        if tensor.shape != right.shape or (right.dtype in FLOATS and tensor.dtype not in FLOATS)
     ]
     return missing, unexpected, misshapen
 

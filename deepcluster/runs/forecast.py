@@ -7,14 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from deepcluster.errors import UsageError
 from deepcluster.groups.graph import MAX_GRAPH_ROWS
 from deepcluster.images import Images, find
 from deepcluster.images.store import MEMORY_BUDGET
 from deepcluster.learning.features import middle_side
 from deepcluster.learning.training import number_of_parts
 from deepcluster.nets.network import Network
-from deepcluster.nets.timm import size_does_not_fit
+from deepcluster.nets.timm import checked_size
 from deepcluster.presets import FEW_IMAGES
 from deepcluster.recipe import AUTO, Recipe
 from deepcluster.report.pictures import MAX_PICTURES
@@ -93,11 +92,8 @@ def announce(job: Job, begun: Begun, network: Network) -> float:
     plan = begun.plan
     if plan.recipe.within_image:
         side = middle_side(plan.recipe.image_size)
-        try:
+        with checked_size(plan.recipe.backbone, side, ", or --set within_image=0, which sees no middles of images"):
             _outputs(network, side)
-        except (RuntimeError, ValueError, AssertionError) as error:
-            why = size_does_not_fit(plan.recipe.backbone, side, error)
-            raise UsageError(f"{why}, or --set within_image=0, which sees no middles of images") from error
     needed = memory(
         network, plan.recipe, len(job.source.paths), job.processes.world_size, gpu=job.device.type == "cuda"
     )
