@@ -10,9 +10,10 @@ from PIL import Image
 
 from deepcluster.export import folders
 from deepcluster.images import decode as decoding
-from deepcluster.images import source
+from deepcluster.images import find, source
 from deepcluster.images.decode import Undecodable, decode, short_side
-from tests.drawings import drawings
+from deepcluster.images.store import read_once
+from tests.exports import hand_run
 from tests.helpers.image_files import stored
 
 needs_rawpy = pytest.mark.skipif(not decoding.reads_raw(), reason="needs rawpy, of the extra [raw]")
@@ -139,15 +140,11 @@ def test_bytes_are_found_wherever_they_lie():
 
 
 @needs_rawpy
-def test_an_export_takes_raw_files_themselves_with_their_sidecars(tmp_path, prints):
+def test_an_export_takes_a_raw_file_itself_with_its_sidecar(picture, tmp_path):
     (tmp_path / "raw").mkdir()
-    for i, image in enumerate(drawings(8, size=32)[0]):
-        (tmp_path / f"raw/{i:02}.dng").write_bytes(dng(Image.fromarray(image.permute(1, 2, 0).numpy())))
-    (tmp_path / "raw/00.xmp").write_text("edits")
-    options = ("--weights", "none", "--rounds", 0, "-k", 2, "--backbone", "compact", "--image-size", 32)
-    prints("fit", tmp_path / "raw", "-o", tmp_path / "run", *options)
-    folders(tmp_path / "run", tmp_path / "sorted", mode="copy")
-    originals, copies = (
-        {file.name: file.read_bytes() for file in (tmp_path / top).rglob("0*.*")} for top in ("raw", "sorted")
-    )
-    assert copies == originals and len(copies) > 8
+    (tmp_path / "raw/0.dng").write_bytes(dng(picture))
+    (tmp_path / "raw/0.xmp").write_text("edits")
+    assert read_once(find(tmp_path / "raw"), 32).usable == (0,)
+    folders(hand_run(tmp_path / "run", str(tmp_path / "raw"), {"0.dng": 0}), tmp_path / "sorted", mode="copy")
+    for name in ("0.dng", "0.xmp"):
+        assert (tmp_path / "sorted/000" / name).read_bytes() == (tmp_path / "raw" / name).read_bytes()

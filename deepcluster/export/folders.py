@@ -98,7 +98,8 @@ def _shorten(text: str, size: int) -> str:
 def distinct(names: Sequence[str]) -> list[str]:
     """Return FOLDER/NAME in order; the second of equal ones gets ``-2`` before its suffix, and so on.
 
-    Names of one :func:`key` are equal. Those with a number leave room for the suffix of a sidecar.
+    Names of one :func:`key` are equal: a file system, or the sidecar of a RAW file, would mix them up. A name with a
+    number leaves room for the suffix of a sidecar.
     """
     taken = {key(name) for name in names}
     counts: Counter[str] = Counter()
@@ -129,8 +130,7 @@ class RunImages:
 
     def is_file(self, row: Row) -> bool:
         """Tell if the image of a row is a file, and so not written as PNG."""
-        known = row["path"] in self.index
-        return self.original(row["path"]) is not None if known else self.source.items.of_files
+        return self.original(row["path"]) is not None or (row["path"] not in self.index and self.source.items.of_files)
 
     def original(self, path: str) -> Path | None:
         """Return the path of an image's file, unchecked; None if it has no file or is not at hand."""

@@ -31,11 +31,7 @@ class Unavailable(Exception):
 
 
 def key(name: str) -> str:
-    """Return one text for names that may not lie in one folder.
-
-    These are names that differ only in case or Unicode normalisation, because on some file systems they are one file,
-    and RAW files of one stem with their sidecars, because each would have the sidecar of the others.
-    """
+    """Return one text for names that some file system takes for one, and for RAW files of a stem and their sidecars."""
     return _RAW_OR_SIDECAR.sub(".xmp", unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold()))
 
 
@@ -95,12 +91,11 @@ def replace_tree(
     comes = sorted(_files(new) - {INVENTORY})
     placed = [name for name in stays if not name.startswith(f"{ASIDE}/")]
     in_the_way = {*placed} if alone else {*_in_the_way(out, comes, goes), *_misplaced(placed, comes, made, rows)}
-    taken = {key(name) for name in stays}
     for number in count(1):
         above = ASIDE if number == 1 else f"{ASIDE}/{number}"
         # Without train/, of which `datasets` reads every one.
         targets = {f"{above}/{name.removeprefix('train/')}": name for name in sorted(in_the_way.intersection(made))}
-        if taken.isdisjoint(map(key, targets)):
+        if {*map(key, targets)}.isdisjoint(map(key, stays)):
             break
     aside = {name: target for target, name in targets.items()}
     if others := sorted({*in_the_way.difference(aside), *_in_the_way(out, [*targets], goes)}):
