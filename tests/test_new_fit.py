@@ -21,9 +21,9 @@ from deepcluster.errors import DiskError, UsageError
 from deepcluster.groups.cut import Placement
 from deepcluster.learning import training
 from deepcluster.model import Model
-from deepcluster.runs import production
+from deepcluster.runs import page
+from deepcluster.runs import rows as run_rows
 from deepcluster.runs.inherit import Former, continued
-from deepcluster.runs.page import report
 from deepcluster.runs.production import promote
 from deepcluster.runs.recut import Edits, apply
 from deepcluster.runtime.partition import Partition
@@ -69,7 +69,7 @@ def majority(old: Path, new: Path) -> dict[str, str]:
 def test_a_fit_like_a_run_keeps_numbers_names_and_marks(run, photos, tmp_path, size):
     """Also if it reads the images in another size, in which all have other digests. Images of updates count.
 
-    Of two moved images one stays moved, because both of its clusters continue.
+    A moved image stays moved if both clusters continue.
     """
     first = {row["cluster"]: i for i, row in reversed([*enumerate(rows(run / "clusters.csv"))])}
     apply(run, Edits(move=((first["3"], 0), (first["0"], 1))))
@@ -80,7 +80,7 @@ def test_a_fit_like_a_run_keeps_numbers_names_and_marks(run, photos, tmp_path, s
     for file in [*save_drawings(images / "new", 2, seed=12).rglob("*.png")]:
         file.rename(file.with_stem(f"new-{file.stem}"))
     new = tmp_path / "new"
-    options = small_fit("-k", "6", "--rounds", "0", "--image-size", size, "--seed", "1")
+    options = small_fit("-k", "5", "--rounds", "0", "--image-size", size, "--seed", "1")
     assert run_command(["fit", str(images), "-o", str(new), *options, "--like", str(run)]) == 0
     before, after, heirs = summary(run), summary(new), majority(run, new)
     assert len(heirs) >= 2 and all(old == heir and after[heir] == before[old] for old, heir in heirs.items())
@@ -88,9 +88,9 @@ def test_a_fit_like_a_run_keeps_numbers_names_and_marks(run, photos, tmp_path, s
     assert record(new)["like"] == str(run) and state_of(new) is not None
     (line,) = (line for line in (new / "log.txt").read_text().splitlines() if " INFO Names: " in line)
     assert re.findall(r"\d+ ", line.partition(" INFO ")[2])[:2] == [f"{len(heirs)} ", "3 "] and str(run) in line
-    assert "1 of 2 moves" in line and "1 image from 0 to 1" in line and len(load(new).moves) == 1
     path = Path(rows(run / "clusters.csv")[first["3"]]["path"])
-    assert clusters(new)["/".join(path.parts[-2:])] == "0"
+    assert {"0", "3"} <= heirs.keys() and clusters(new)["/".join(path.parts[-2:])] == "0"
+    assert f"{1 + ('1' in heirs)} of 2 moves" in line and len(load(new).moves) == 1 + ("1" in heirs)
     path = sorted(images.rglob("*.png"))[0]
     assert load(new).predict([path]) == int(clusters(new)[f"{path.parent.name}/{path.name}"])
 
@@ -193,8 +193,8 @@ def test_a_promoted_run_is_in_the_place_of_the_old_one(run, new, elsewhere, prin
     (kept,) = run.parent.glob("run-until-*")
     assert own(run) == of_new and state_of(run) is not None and state_of(kept) is not None
     assert contents(run)["notes.txt"] == b"mine" and contents(kept) | {"notes.txt": b"mine"} == of_old
-    page = (run / "report.html").read_bytes()
-    assert page == report(run).read_bytes()
+    html = (run / "report.html").read_bytes()
+    assert html == page.report(run).read_bytes()
     assert "Promoted" in (run / "log.txt").read_text()
     assert [*new.rglob("*")] == [new / "mine.txt"] if elsewhere else not new.exists()
 
@@ -251,7 +251,8 @@ def test_a_kill_at_any_change_of_the_disk_loses_neither_run_and_the_same_command
             (folder / run / ("tree.json" if run == "old" else "model/config.json")).write_text(run)
         return folder
 
-    monkeypatch.setattr(production, "check_whole", lambda run: None)  # they have no models
+    monkeypatch.setattr(run_rows, "read_run", lambda run: None)  # they have no models
+    monkeypatch.setattr(page, "write_report", lambda staged: None)
     seen = []
     for folder in killed_at_every_change(tmp_path, two_runs, lambda at: promote(at / "new", at / "old")):
         seen.append(only(folder / "old"))

@@ -21,11 +21,11 @@ from deepcluster.runtime import signals
 from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import RUN, check_file, shaped
-from deepcluster.storage.content import FILES, LOG
+from deepcluster.storage.content import LOG
 from deepcluster.storage.files import changing, new_folder, write_whole
 from deepcluster.storage.model_config import read_summary
 from deepcluster.storage.run_folder import LockedFolder, RunFolder, locked, open_run, read_state
-from deepcluster.storage.state import FOLDERS, HIDDEN, LOCK, PAUSE_SECONDS, own_files
+from deepcluster.storage.state import FOLDERS, HIDDEN, LOCK, own_files
 
 
 def condition(run: Path) -> dict[str, Any]:
@@ -124,49 +124,27 @@ def promote(new: Path, old: Path, display: Display | None = None) -> None:
 
 def _replace(source: LockedFolder, place: LockedFolder) -> Path:
     """Put one run in the place of another one, and return the folder that keeps the other one."""
+    from deepcluster.runs.page import write_report  # these import torch
+    from deepcluster.runs.rows import read_run
+
     record = source.read_record()
     before = place.read_record()
     if record.status != "done":
         raise UsageError(f"{source.path} is not finished (status {record.status}): go on with its fit and --resume")
-    check_whole(source)
+    read_run(source)
     related = {(record.run, before.run), (record.like_run, before.run), (record.run, before.like_run)}
     if not any(one and one == other for one, other in related):
         warn(f"{source.path} is no fit --like {place.path}: a number of its clusters means another cluster than before")
-    with changing(place.path):
-        kept = _kept(place.path)
-    if not kept.exists():
-        with new_folder(kept, ": make room") as beside:
-            _copy(place, beside)
     with place.next_state(anew=True) as staged:
         _copy(source, staged.path_of(RUN).parent)
-        if source.has("report.html"):  # which names its folder, and has links from there
-            from deepcluster.runs.page import write_report  # imports torch
-
-            write_report(staged)
+        write_report(staged)  # It reads the tables. The page has links from its folder.
+        changed = time.localtime((place.path / RUN).stat().st_mtime)  # so the next try after a kill finds the copy
+        here = Path(os.path.abspath(place.path))  # noqa: PTH100 (without following links)
+        kept = here.with_name(f"{here.name}-until-{time.strftime('%Y%m%d-%H%M%S', changed)}")
+        if not _has_all(kept, place.path):
+            with new_folder(kept, ": make room") as beside:
+                _copy(place, beside)
     return kept
-
-
-def check_whole(run: RunFolder) -> None:
-    """Read the model and the tables of a run. DiskError or ModelError if one of them is missing or damaged."""
-    from deepcluster.runs.rows import read_run, recipe_of  # imports torch
-
-    read_run(run)
-    recipe_of(run)
-    for name in {"cluster_summary.csv", "skipped.csv", *own_files(run.path)}:
-        if name in FILES and FILES[name].columns:
-            run.read_rows(name)
-
-
-def _kept(old: Path) -> Path:
-    """Return the folder of a copy of this run that a killed promotion has made, or else a new name beside the run."""
-    here = Path(os.path.abspath(old))  # noqa: PTH100 (without following links)
-    start = f"{here.name}-until-"
-    copies = (path for path in here.parent.iterdir() if path.name.startswith(start) and not path.is_symlink())
-    if kept := next((path for path in copies if _has_all(path, old)), None):
-        return kept
-    while os.path.lexists(free := here.with_name(start + time.strftime("%Y%m%d-%H%M%S"))):
-        time.sleep(PAUSE_SECONDS)  # another promotion of this second
-    return free
 
 
 def _has_all(folder: Path, run: Path) -> bool:
