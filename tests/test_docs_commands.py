@@ -65,7 +65,7 @@ def test_a_translation_has_the_same_commands_code_links_and_figures():
     """It is true if the original is. A link may lead to the translated tutorial."""
     pages = [text_of(page) for page in (ROOT / "README.md", TRANSLATED)]
     for pattern in (r"\]\(([^)]+)\)", r"`[^`\n]+`", r"[\d.,]*\d"):  # links, code, numbers
-        items = [[name.replace("docs/zh/", "docs/tutorials/") for name in re.findall(pattern, text)] for text in pages]
+        items = [re.findall(pattern, re.sub("docs/(zh|tutorials)/", "docs/", text)) for text in pages]
         names = {"README.md", TRANSLATED.name}
         original, translated = (sorted(name for name in page if name not in names) for page in items)
         assert original == translated

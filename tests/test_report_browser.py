@@ -484,10 +484,13 @@ def test_the_page_speaks_the_language_of_the_browser(run: Path, copied: Path, br
         page.get_by_role("tab", name="组数").click()
         page.get_by_role("slider").press("ArrowRight")
         assert page.evaluate(ENGLISH, KNOWN) == []
+    (copied / "skipped.csv").write_text("path,reason\na.png,cannot be decoded: truncated\n")
     with opened(browser, serving(copied), originals=1, loads=2, locale="zh-CN") as page:
         page.keyboard.press("j")
         rename(page, "Close")  # a name is never translated
-        page.locator("#told").get_by_text("已应用。").wait_for()
+        page.locator("#told").get_by_text("已应用。1 个名称").wait_for()
+        assert page.locator("table.skipped td").last.text_content() == "无法解码: truncated"
+        assert "各轮已完成" in page.locator(".facts").text_content()
         assert page.locator("#cluster-0 h3").inner_text().startswith("组 0 · Close")
         assert page.evaluate(ENGLISH, f"{KNOWN} Close") == []
     with opened(browser, run / "report.html", locale="de-DE") as page:

@@ -19,15 +19,17 @@ const phrases =
 const isChinese = /^zh\b/i.test(navigator.language);
 const t = (text, ...values) => (isChinese && phrases[text] || text).replace(/\{(\d)\}/g, (_, i) => values[i]);
 
-/* Translate what the templates say. The numbers in a text, and the elements, are {0}, {1}, ... of its phrase. */
+/* Return the Chinese nodes of a text in nodes. Its numbers, and the elements, are {0}, {1}, ... of its phrase. */
+function translated(nodes) {
+  const values = [], elements = nodes.filter(node => typeof node !== "string");
+  const text = nodes.map(node => typeof node === "string" ? node : "\0").join("").replace(/\s+/g, " ").trim();
+  const key = text.replace(/\0|\d(?:[\d,.]*\d)?%?/g, found => `{${values.push(found === "\0" ? elements.shift() : found) - 1}}`);
+  return Object.hasOwn(phrases, key) ? phrases[key].split(/(\{\d\})/).map(piece => /^\{\d\}$/.test(piece) ? values[piece[1]] : piece) : nodes;
+}
+
+/* Translate what the templates say. */
 function translate() {
   document.documentElement.lang = "zh-CN";
-  const translated = nodes => {
-    const values = [], elements = nodes.filter(node => typeof node !== "string");
-    const text = nodes.map(node => typeof node === "string" ? node : "\0").join("").replace(/\s+/g, " ").trim();
-    const key = text.replace(/\0|\d(?:[\d,.]*\d)?%?/g, found => `{${values.push(found === "\0" ? elements.shift() : found) - 1}}`);
-    return Object.hasOwn(phrases, key) ? phrases[key].split(/(\{\d\})/).map(piece => /^\{\d\}$/.test(piece) ? values[piece[1]] : piece) : nodes;
-  };
   for (const place of $$("body *")) {
     if (place.closest("[translate=no], script, code, kbd")) continue;
     for (const name of ["title", "aria-label", "placeholder"]) {

@@ -18,7 +18,9 @@ async function send(action, request = {}) {
       $("#told").hidden = true;
       tellSorted();
     } else if (answer.ok) {
-      sessionStorage.setItem("told", isChinese ? {apply: t("Applied."), undo: t("Taken back."), recut: t("Cut into {0} groups.", request.k)}[action] ?? said : said);
+      const done = said.replace(/^.*?: /, "").split(/[,;] /).map(part => translated([part]).join("")).join(t(", "));
+      const chinese = {apply: `${t("Applied.")}${done}`, undo: t("Taken back."), recut: t("Cut into {0} groups.", request.k)};
+      sessionStorage.setItem("told", isChinese ? chinese[action] ?? said : said);
       if (action === "apply") sessionStorage.setItem("targets", JSON.stringify(targets));
       else sessionStorage.removeItem("targets");
       return reload();
