@@ -3,7 +3,6 @@
 Needs chromium and playwright (CONTRIBUTING.md); without them it is skipped.
 """
 
-import csv
 import json
 import re
 import shutil
@@ -404,8 +403,6 @@ def test_corrections_stick(run, copied, browser, tmp_path, prints, monkeypatch):
     assert all(after[path] == there.get(path, old) for path, old in before.items() if path in there or old != "1")
     expected = {"0": sizes[1] + sizes_before["0"] - 2, "1": sizes[0] + 1, "2": sizes_before["2"] - 1, "4": 2}
     assert Counter(after.values()) == expected
-    predicted = csv.DictReader(prints("predict", copied, run.parent / "photos").splitlines())
-    assert {row["path"]: row["cluster"] for row in predicted} == after
     with opened(browser, copied / "report.html", color_scheme="dark") as page:
         assert page.locator("#pending").inner_text() == "" and page.locator(".cluster").count() == 4
         assert page.locator("#cluster-4 h3").inner_text().startswith("Cluster 4 · zwei")
@@ -503,7 +500,7 @@ def test_the_page_speaks_the_language_of_the_browser(run: Path, copied: Path, br
 def test_corrections_in_series_need_one_opening(copied: Path, browser: Any) -> None:
     """Three pictures to two clusters: open, order, tick and move, then a digit; applied when it closes."""
     before = {row["path"]: row["cluster"] for row in rows(copied / "clusters.csv")}
-    with opened(browser, serving(copied), originals=4, loads=3) as page:
+    with opened(browser, serving(copied), originals=3, loads=2) as page:
         page.locator("#cluster-0 .all").click()
         tiles, moved = page.locator("#images-grid .tile-of"), page.locator("#moved")
         tiles.first.wait_for()
@@ -536,10 +533,6 @@ def test_corrections_in_series_need_one_opening(copied: Path, browser: Any) -> N
         names = {path.removeprefix("./"): path for path in before}
         wanted = dict(zip((names[path] for path in (far[1], far[2], far[3])), "221", strict=True))
         assert after == before | wanted
-        told.get_by_role("button", name="Undo").click()
-        told.get_by_text("taken back").wait_for()
-        assert {row["path"]: row["cluster"] for row in rows(copied / "clusters.csv")} == before
-        assert not page.locator("#undo").is_visible()
 
 
 def test_another_number_of_groups_is_one_click(copied: Path, browser: Any) -> None:

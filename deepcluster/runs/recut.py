@@ -214,8 +214,7 @@ def edited(
         origins = {row: origin for row, origin in origins.items() if moves.get(row) != origin}  # the others are back
     for number, name in edits.names.items():
         names[number] = name
-    groups = range(len(model.coarse_names))
-    coarse_names = tuple(edits.group_names.get(group, model.coarse_names[group]) for group in groups)
+    coarse_names = tuple(edits.group_names.get(group, name) for group, name in enumerate(model.coarse_names))
     present = set(cut.group_of.tolist())
     junk = (junk if edits.junk is None else set(edits.junk)) & present
     names = [name if number in present else "" for number, name in enumerate(names)]
