@@ -14,7 +14,7 @@ import time
 import warnings
 import webbrowser
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
@@ -74,6 +74,7 @@ NO_MEMORY = re.compile(
     "can't allocate memory|[Cc]annot allocate memory|out of memory|failed to map segment"
     "|could not create a primitive(?! descriptor)"
 )
+MAX_WORDS = 60  # of a command in run.json, log.txt and the page
 SHARED = ("fit", "predict", "embed", "evaluate")  # commands that share their work among processes
 
 
@@ -98,7 +99,7 @@ def fit(
         source = _fit_source(fit_flags, terminal, images, *more_images)
         from deepcluster.runs.plan import Request
 
-        command = shlex.join(["deepcluster", *sys.argv[1:]])
+        command = _typed(sys.argv[1:])
         request = Request(**fit_flags.request, recipe=recipe, begun=begun, command=command)
         if fit_flags.dry_run:
             from deepcluster.runs.forecast import dry_run
@@ -756,6 +757,14 @@ def _report(text: str) -> None:
     complain(f"[rank {os.environ['RANK']}] error: {short(text, 2000)}")
 
 
+def _typed(arguments: Sequence[str]) -> str:
+    """Return the command as it was typed, without the middle of a long list of images."""
+    words = ["deepcluster", *arguments]
+    if len(words) > MAX_WORDS:
+        words[MAX_WORDS // 2 : -MAX_WORDS // 2] = ["..."]
+    return shlex.join(words)
+
+
 def run_command(arguments: list[str]) -> int:
     """Run one command, and return the exit code (docs/usage.md)."""
     debug = "--debug" in arguments
@@ -764,7 +773,7 @@ def run_command(arguments: list[str]) -> int:
     warnings.filterwarnings("always" if is_main_rank() else "ignore", category=DeepClusterWarning)
     warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
     try:
-        with signals.stoppable(), log.logged(shlex.join(["deepcluster", *arguments])):
+        with signals.stoppable(), log.logged(_typed(arguments)):
             _check_arguments(arguments)
             hub.check_environment()
             app(arguments, exit_on_error=False, print_error=False, result_action="return_value")

@@ -158,6 +158,13 @@ def test_help_and_mistakes_are_answered_before_anything_slow_is_imported(place):
         assert error.keys() == {"error", "code"} and error["code"] == ended == AT_ONCE[line][0], line
 
 
+def test_a_command_of_many_images_is_recorded_by_both_its_ends():
+    """run.json with all names of a large folder would be too long to be read."""
+    typed = cli._typed(["fit", *(f"{i}.jpg" for i in range(10**5)), "-k", "3"])
+    assert typed.startswith("deepcluster fit 0.jpg") and typed.endswith("99999.jpg -k 3") and len(typed) < 1000
+    assert cli._typed(["fit", "a b"]) == "deepcluster fit 'a b'"
+
+
 # ---- commands -------------------------------------------------------------------------------------------------------
 
 
