@@ -39,7 +39,7 @@ from deepcluster.records import PRELIMINARY
 from deepcluster.runtime import console, log, signals
 from deepcluster.runtime.console import Terminal, complain, say
 from deepcluster.runtime.machine import is_main_rank, versions, world_size
-from deepcluster.runtime.plain_files import write_csv
+from deepcluster.runtime.plain_files import is_run, write_csv
 from deepcluster.storage import files
 from deepcluster.storage.edits_file import newest_edits, read_edits
 from deepcluster.texts import plural
@@ -80,7 +80,7 @@ SHARED = ("fit", "predict", "embed", "evaluate")  # commands that share their wo
 
 @app.command
 def fit(
-    images: flags.ImagesArgument,
+    images: flags.ImagesArgument | None = None,
     more_images: flags.MoreImages = (),
     /,
     *,
@@ -114,10 +114,11 @@ def fit(
         _print_result(folder, output, "fit", verbose=fit_flags.verbose)
 
 
-def _fit_source(fit_flags: flags.FitFlags, terminal: Terminal, images: str, *more_images: str) -> "Source | str":
+def _fit_source(fit_flags: flags.FitFlags, terminal: Terminal, images: str | None, *others: str) -> "Source | str":
     """Return the images, or the file of features, after all checks that need no torch."""
     from deepcluster.images.files import find, is_named
     from deepcluster.images.given import check_features_there, check_labels_there
+    from deepcluster.images.source import WHAT_TO_TYPE
     from deepcluster.storage.run_folder import check_free
 
     try:
@@ -132,12 +133,21 @@ def _fit_source(fit_flags: flags.FitFlags, terminal: Terminal, images: str, *mor
         check_labels_there(fit_flags.labels)
     if fit_flags.like is not None:
         _check_run(fit_flags.like)
-    if fit_flags.features:
-        check_features_there(images, *more_images)
+    if images is None:
+        goes_on = fit_flags.resume and fit_flags.out is not None and is_run(fit_flags.out)
+        run = fit_flags.out if goes_on else fit_flags.like
+        if run is None or fit_flags.features:
+            raise UsageError(f"IMAGES is missing; --like RUN and --resume need none (features do). {WHAT_TO_TYPE}")
+        from deepcluster.runs.rows import images_of  # imports torch
+
+        source = images_of(run)
+    elif fit_flags.features:
+        check_features_there(images, *others)
         return images
-    if is_named(images):
-        terminal.say("Loading", images)
-    source = find(images, *more_images)
+    else:
+        if is_named(images):
+            terminal.say("Loading", images)
+        source = find(images, *others)
     check_groups(fit_flags.n_clusters, len(source.paths))
     location = "standard input" if source.location == "-" else source.location
     terminal.say("Images", f"{len(source.paths):,} in {location}")

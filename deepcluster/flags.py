@@ -137,7 +137,7 @@ class FitFlags:
 
     Attributes:
         out: The run folder to make (default: runs/NAME-DATE).
-        like: Let the clusters continue those of this run: their numbers, names and junk marks.
+        like: Keep numbers, names and junk marks of this run if its clusters continue. Without IMAGES, fit its images.
         labels: Labels, for metrics only: folders (or those of the source), or a CSV of path,label.
         recipe: A name (see `deepcluster recipes`) or FILE.toml.
         time_limit: Finish within this time, with fewer rounds if needed: 90s, 30m, 2h.

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from deepcluster import DeepCluster, load
 from deepcluster.cli import run_command
-from deepcluster.errors import DiskError, UsageError
+from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
 from deepcluster.groups.cut import Placement
 from deepcluster.learning import training
 from deepcluster.model import Model
@@ -26,9 +27,12 @@ from deepcluster.runs import rows as run_rows
 from deepcluster.runs.inherit import Former, continued
 from deepcluster.runs.production import promote
 from deepcluster.runs.recut import Edits, apply
+from deepcluster.runs.rows import images_of
 from deepcluster.runtime.partition import Partition
+from deepcluster.runtime.plain_files import write_csv
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import run_folder as files
+from deepcluster.storage.content import FILES
 from deepcluster.storage.state import own_files
 from tests.commands import killed_at_every_change
 from tests.drawings import save_drawings
@@ -138,7 +142,7 @@ def test_a_resumed_fit_knows_the_run_that_it_is_like(run, fitted, photos, tmp_pa
     other = Path(shutil.copytree(fitted("-k", "3", "--rounds", "0", "--seed", "9"), run))  # at its place
     for typed in ([], ["--like", other]):
         assert record(moved)["run"] in ends([*fit, "--resume", *typed], 2)
-    ends([*fit, "--resume", "--like", moved], 0)
+    ends([word for word in fit if word != photos] + ["--resume", "--like", moved], 0)  # whose images it knows
     assert {name for name, _ in summary(tmp_path / "new").values()} & {*NAMES}
 
 
@@ -159,6 +163,64 @@ def test_a_run_that_no_fit_can_be_like(run, photos, tmp_path, ends, monkeypatch)
     assert contents(run) == before and not (tmp_path / "new" / "clusters.csv").exists()
     (run / "checkpoints" / "images.csv").unlink()
     assert "images.csv" in ends([*fit, "-o", tmp_path / "new", "--like", run], 5)
+
+
+def of_images(folder: Path, location: Path | str, fitted: list[str], added: dict[str, Path]) -> Path:
+    """A run that says of its images no more than this."""
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(RECORD | {"location": str(location)}))
+    with (folder / "checkpoints/images.csv").open("w") as file:
+        write_csv(file, ("path", "sha256"), [{"path": path} for path in fitted])
+    with (folder / "added.csv").open("w") as file:
+        columns = FILES["added.csv"].columns
+        write_csv(file, columns, [{"path": path, "source": str(source)} for path, source in added.items()])
+    return folder
+
+
+def test_the_images_of_a_run_keep_their_names_wherever_updates_found_them(tmp_path, monkeypatch):
+    """By hand, with their places; those of updates are named from the folder at which the paths of the fit start."""
+    home, inbox = tmp_path / "home", tmp_path / "inbox"
+    for file in (home / "a/1.png", home / "2.png", home / "new.png", inbox / "3.png"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(file)
+    (home / "list.txt").write_text("2.png\na/1.png\n")
+    monkeypatch.chdir(home)
+    near, far = {"new.png": home / "new.png"}, {"../inbox/3.png": inbox / "3.png"}
+    away = {str(inbox / "3.png"): inbox / "3.png"}
+    again = {"2.png (0123abcd)": home / "2.png"}  # which has changed since the fit
+    for number, (location, added, names) in enumerate([
+        (home, {}, "2.png a/1.png"),
+        (home, near, "2.png a/1.png new.png"),
+        (home, far | near, "../inbox/3.png 2.png a/1.png new.png"),
+        (home, again, "2.png a/1.png"),
+        (f"{home}/.", {}, "2.png a/1.png"),
+        (f"{home}/.", far, "../inbox/3.png 2.png a/1.png"),
+        (home / "list.txt", {}, "2.png a/1.png"),
+        (home / "list.txt", away, f"{inbox}/3.png 2.png a/1.png"),
+        ("python:paths", {}, "2.png a/1.png"),
+        ("python:paths", away, f"{inbox}/3.png 2.png a/1.png"),
+    ]):  # fmt: skip
+        run = of_images(tmp_path / str(number), location, ["2.png", "a/1.png"], added)
+        source = images_of(run)
+        assert (source.location, " ".join(source.paths)) == (f"{home}/." if added else str(location), names)
+        assert {os.path.realpath(file) for file in source.files()} >= {*map(str, [home / "2.png", home / "a/1.png"])}
+    (home / "2.png").unlink()
+    with pytest.warns(DeepClusterWarning, match="1 of the 2 "):
+        assert images_of(tmp_path / "0").paths == ("a/1.png",)
+    for location in ("python:array", home / "no"):
+        with pytest.raises(DataError, match="IMAGES"):
+            images_of(of_images(tmp_path / f"{location}".rpartition("/")[2], location, ["1"], {}))
+
+
+def test_a_fit_like_a_run_needs_no_images(run, tmp_path, ends, prints):
+    more = save_drawings(tmp_path / "more", 2, seed=11)
+    prints("update", run, more, "-q")
+    fit = ["fit", "-o", tmp_path / "new", *small_fit("--rounds", "0")]
+    assert "IMAGES" in ends(fit, 2) and "IMAGES" in ends([*fit, "--features", "--like", run], 2)
+    ends([*fit, "--like", run], 0)
+    paths, before = ({row["path"] for row in rows(folder / "clusters.csv")} for folder in (tmp_path / "new", run))
+    assert paths == before
+    assert json.loads(prints("update", tmp_path / "new", more, "--json"))["known"] == 6  # it knows their files
 
 
 # ---- promote --------------------------------------------------------------------------------------------------------

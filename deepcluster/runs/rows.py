@@ -12,15 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DataError, DeepClusterError
 from deepcluster.groups.graph import MAX_GRAPH_ROWS, Embeddings
 from deepcluster.images import Source, find
-from deepcluster.images.files import files_in, from_files
+from deepcluster.images.files import absolute, files_in, from_files
 from deepcluster.images.named import cache_folder
 from deepcluster.images.source import SOME_FILES, joined, real
 from deepcluster.images.store import Store, read_once
 from deepcluster.model import Model
 from deepcluster.recipe import Recipe, read_toml
+from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import draw, generator
 from deepcluster.storage import model_files as models
@@ -151,6 +152,33 @@ def images_at_hand(
     if not any(part.paths for part in parts):
         return None
     return joined(parts, *((source.name, source.location) if source else ("images", location)))
+
+
+def images_of(run: Path) -> Source:
+    """Return the images of a run for another fit, updates included, by their paths in the run.
+
+    With updates they are some of the files in a folder. A file that has changed between fit and update comes once.
+
+    Raises DataError if none is at hand, or if updates added to an array or to archives.
+    """
+
+    def read(folder: files.RunFolder) -> tuple[str, int, int, Source | None]:
+        paths = [row["path"] for row in folder.read_rows(IMAGES_READ)]  # an unfinished run may have no clusters yet
+        added = len(folder.read_added())
+        return folder.read_record().location, len(paths) + added, added, images_at_hand(folder, fitted=paths)
+
+    location, total, added, source = files.read_state(run, read)
+    if source is None or (added and not source.items.of_files):
+        raise DataError(f"the images of {run} cannot be found again from {location}: name all of them as IMAGES")
+    if gone := total - len(source.paths):
+        warn(f"{gone:,} of the {total:,} images of {run} are no longer there, and are left out")
+    if not added:
+        return source
+    base = folder_of(location) or (Path(location).parent if Path(location).is_absolute() else Path.cwd())
+    names: dict[Path, str] = {}
+    for path, file in zip(source.paths, map(absolute, source.files()), strict=True):
+        names.setdefault(file, path if absolute(base / path) == file else name_in_run(file, base))
+    return files_in(base, dict.fromkeys(names.values()), f"{str(base).rstrip('/')}{SOME_FILES}")
 
 
 def _added_images(

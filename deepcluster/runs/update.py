@@ -145,7 +145,7 @@ def _placed_text(done: Update, model: Model, run: Path) -> str:
         text = f"All {done.added:,} fit into the present clusters"
     if not done.due:
         return f"{text}. No new fit is needed"
-    command = f"deepcluster fit IMAGES --like {shlex.quote(str(run))}"
+    command = f"deepcluster fit {'FILE.npy --features ' * model.of_features}--like {shlex.quote(str(run))}"
     return f"{text}. A new fit is due: {done.reason}. Fit all images anew, with the same names: {command}"
 
 
