@@ -142,8 +142,7 @@ def _fit_source(fit_flags: flags.FitFlags, terminal: Terminal, images: str | Non
 
         source = images_of(run)
     elif fit_flags.features:
-        check_features_there(images, *others)
-        return images
+        return check_features_there(images, *others)
     else:
         if is_named(images):
             terminal.say("Loading", images)
@@ -662,8 +661,7 @@ def _images_for(
     from deepcluster.images.given import check_features_there
 
     if _check_run(run, warned=warned).backbone == NO_NETWORK:
-        check_features_there(images, *others)
-        return images
+        return check_features_there(images, *others)
     return find(images, *others, may_be_empty=may_be_empty)
 
 

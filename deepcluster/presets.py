@@ -154,10 +154,7 @@ def resolve(request: RecipeRequest, facts: Facts) -> Plan:
         plan = plan.changed(_because(why, pseudo_labels=_fine_clusters(facts)))
     plan = _for_fixed_size(plan, options)
     if plan.recipe.features == "memory" and plan.recipe.within_image:
-        raise UsageError(
-            "features=memory keeps features of random views, and within_image compares them with those of whole images:"
-            " set features=pass or within_image=0"
-        )
+        raise UsageError("features=memory and within_image exclude each other: set features=pass, or within_image=0")
     return plan
 
 

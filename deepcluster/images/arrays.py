@@ -95,10 +95,8 @@ def without_torch(value: Any) -> Any:
         raise DataError("some numbers of the array are masked, or on the device meta: give them values, X.filled(0)")
     if not is_tensor(value):
         return value
-    value = value.detach().cpu()
-    with suppress(TypeError):
-        return value.numpy()
-    return value.float().numpy()  # numpy lacks its type, such as bfloat16
+    is_small = value.is_floating_point() and value.element_size() < 4  # numpy lacks such types, as bfloat16
+    return (value.float() if is_small else value).detach().cpu().numpy()
 
 
 def is_unit(array: npt.NDArray[Any]) -> bool:

@@ -51,13 +51,14 @@ def read_features(data: "str | Path | npt.ArrayLike | Tensor") -> "tuple[Tensor,
     return features, _images_of_rows(file, len(features))
 
 
-def check_features_there(text: str, *others: str) -> None:
-    """Raise DataError if there is no such file, or one of another kind, or if there are others."""
+def check_features_there(text: str, *others: str) -> str:
+    """Return the text. DataError if there is no such file, or one of another kind, or if there are others."""
     if others:
         raise DataError(f"features come from one .npy file: leave out {one_line(others[0])}")
     file = absolute(text)
     if file.suffix.lower() != SUFFIX or not file.is_file():
         read_features(text)
+    return text
 
 
 def _checked(array: npt.NDArray[Any], name: str) -> "Tensor":
