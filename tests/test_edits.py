@@ -250,7 +250,7 @@ def test_clusters_that_continue_by_hand():
     expected = Annotations(names=("", "", "c", "a"), junk=(2,))
     assert carried_over(model, heirs(before, after, mutual=True), 4) == expected
     moves = ((3, 2), (8, 0), (4, 0), (9, 1), (10, 7), (11, 0))  # the last row, and its cluster, do not exist
-    survivors = surviving_moves(moves, before, heirs(before, after, mutual=True))
+    survivors = surviving_moves(replace(model, moves=moves), before, heirs(before, after, mutual=True))
     assert survivors == {3: (2, 3), 8: (3, 2)}
     swallowed = torch.zeros(11, dtype=torch.int64)  # all in one: none is more than half of it
     assert heirs(before, swallowed, mutual=True) == {}

@@ -29,10 +29,8 @@ from deepcluster.runs.production import promote
 from deepcluster.runs.recut import Edits, apply
 from deepcluster.runs.rows import images_of
 from deepcluster.runtime.partition import Partition
-from deepcluster.runtime.plain_files import write_csv
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.content import FILES
 from deepcluster.storage.state import own_files
 from tests.commands import killed_at_every_change
 from tests.drawings import save_drawings
@@ -40,7 +38,7 @@ from tests.helpers.features import normal
 from tests.helpers.runs import change_record, contents, record, rows, small_fit, state_of
 from tests.sandbox import with_ctrl_c
 from tests.test_generation import state
-from tests.tiny import RECORD, tiny_model
+from tests.tiny import RECORD, tiny_model, writable
 
 NAMES = ("bars", "blobs", "rings")
 
@@ -168,12 +166,10 @@ def test_a_run_that_no_fit_can_be_like(run, photos, tmp_path, ends, monkeypatch)
 def of_images(folder: Path, location: Path | str, fitted: list[str], added: dict[str, Path]) -> Path:
     """A run that says of its images no more than this."""
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps(RECORD | {"location": str(location)}))
-    with (folder / "checkpoints/images.csv").open("w") as file:
-        write_csv(file, ("path", "sha256"), [{"path": path} for path in fitted])
-    with (folder / "added.csv").open("w") as file:
-        columns = FILES["added.csv"].columns
-        write_csv(file, columns, [{"path": path, "source": str(source)} for path, source in added.items()])
+    run = writable(folder)
+    run.write_json("run.json", RECORD | {"location": str(location)})
+    run.write_rows("checkpoints/images.csv", [{"path": path} for path in fitted])
+    run.write_rows("added.csv", [{"path": path, "source": str(source)} for path, source in added.items()])
     return folder
 
 

@@ -1,7 +1,7 @@
 """Numbers, names and junk marks that groups inherit from the groups that they continue."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -49,15 +49,13 @@ def carried_over(before: Annotations, heir: Mapping[int, int], count: int) -> An
     return Annotations(names=tuple(names), junk=tuple(junk))
 
 
-def surviving_moves(
-    moves: Iterable[tuple[int, int]], before: Tensor, heir: Mapping[int, int]
-) -> dict[int, tuple[int, int]]:
+def surviving_moves(old: Annotations, before: Tensor, heir: Mapping[int, int]) -> dict[int, tuple[int, int]]:
     """Return the rows moved by a person from and to clusters that continue (:func:`heirs`), with their new numbers.
 
-    ``moves``: As in Annotations, the rows and the clusters that they left. ``before``: The clusters of all rows.
+    ``before``: The clusters of all rows (int64, N) after the moves.
     """
-    both = {row: (origin, int(before[row])) for row, origin in moves if row < len(before)}
-    return {row: (heir[a], heir[b]) for row, (a, b) in both.items() if a in heir and b in heir}
+    moves = {row: (origin, int(before[row])) for row, origin in old.moves if row < len(before)}
+    return {row: (heir[a], heir[b]) for row, (a, b) in moves.items() if a in heir and b in heir}
 
 
 def with_moves(
@@ -76,16 +74,6 @@ def with_moves(
     return model, model.place(reduced)
 
 
-def moves_text(moves: Sequence[tuple[int, int]], before: Tensor, kept: Collection[int]) -> str:
-    """Describe moves (as in :func:`surviving_moves`), of which the rows ``kept`` survive; "" if there are none."""
-    lost = Counter((origin, int(before[row])) for row, origin in moves if row not in kept and row < len(before))
-    if not moves:
-        return ""
-    text = f"; {len(kept):,} of {plural(len(moves), 'move')} kept"
-    back = ", ".join(f"{plural(times, 'image')} from {a} to {b}" for (a, b), times in sorted(lost.items()))
-    return text + (f"; dropped, because a cluster did not survive: {back}" if back else "")
-
-
 def with_coarse_names(model: Model, after: Tensor, old: Model, before: Tensor) -> Model:
     """Return the model with the names of the coarse groups of the ``old`` one that its own continue.
 
@@ -98,16 +86,22 @@ def with_coarse_names(model: Model, after: Tensor, old: Model, before: Tensor) -
     return replace(model, coarse_names=tuple(names.get(group, "") for group in range(len(model.coarse_names))))
 
 
-def carried_text(before: Annotations, after: Annotations) -> str:
-    """Describe the names and marks that :func:`carried_over` kept and dropped."""
+def carried_text(before: Annotations, after: Annotations, clusters: Tensor) -> str:
+    """Describe the names, marks and moves that survive, and the others. ``clusters``: Of all rows (int64, N) before."""
     names = [name for name in (*after.names, *after.coarse_names) if name]
     named_before = Counter(name for name in (*before.names, *before.coarse_names) if name)
     dropped = sorted((named_before - Counter(names)).elements())
     marks = len(before.junk) - len(after.junk)
+    kept = {row for row, _ in after.moves}
+    lost = ((row, origin) for row, origin in before.moves if row < len(clusters) and row not in kept)
+    pairs = Counter((origin, int(clusters[row])) for row, origin in lost)
+    back = [f"{plural(times, 'image')} from {a} to {b}" for (a, b), times in sorted(pairs.items())]
     texts = [
         f"{plural(len(names), 'name')} kept",
         *([f"dropped, because their clusters did not survive: {', '.join(map(repr, dropped))}"] if dropped else []),
         *([f"{plural(marks, 'junk mark')} dropped"] if marks else []),
+        *([f"{len(after.moves):,} of {plural(len(before.moves), 'move')} kept"] if before.moves else []),
+        *([f"moves dropped, because a cluster did not survive: {', '.join(back)}"] if back else []),
     ]
     return "; ".join(texts)
 
@@ -190,17 +184,19 @@ def continued(
         texts = [f"{len(heir)} of {plural(len(groups), 'group')} of {former.path} continue, with their numbers", *lists]
         of_number = {number: group for group, number in enumerate(numbers)}
         coarse = [model.coarse[of_number.get(number, 0)] for number in range(max(numbers) + 1) if model.coarse]
+        moved = ((row, origin) for row, origin in enumerate(left.tolist()) if origin >= 0)
+        old = replace(former.model, moves=tuple(moved))
+        moves = surviving_moves(old, before, {number: number for number in heir})
         named = with_coarse_names(model, after[before >= 0], former.model, before[before >= 0])
         given = max(len(former.model.names), max(numbers) + 1)
         annotations = replace(
             carried_over(former.model, {old: old for old in heir}, given),
             coarse=tuple(coarse),
             coarse_names=named.coarse_names,
+            moves=tuple((row, origin) for row, (origin, _) in moves.items()),
         )
-        text = "; ".join([*texts, carried_text(former.model, annotations)])
-        moves = [(row, origin) for row, origin in enumerate(left.tolist()) if origin >= 0]
-        survivors = surviving_moves(moves, before, {old: old for old in heir})
-        return [numbers, vars(annotations), [*survivors.items()], text + moves_text(moves, before, survivors)]
+        text = "; ".join([*texts, carried_text(old, annotations, before)])
+        return [numbers, vars(annotations), [*moves.items()], text]
 
     numbers, annotations, moves, text = partition.processes.broadcast_json(decided)
     number = torch.tensor(numbers, dtype=torch.int64)

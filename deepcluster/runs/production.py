@@ -20,7 +20,7 @@ from deepcluster.groups.due import drift
 from deepcluster.runtime import signals
 from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.runtime.log import warn
-from deepcluster.runtime.plain_files import RUN, check_file, shaped
+from deepcluster.runtime.plain_files import RUN, shaped
 from deepcluster.storage.content import LOG
 from deepcluster.storage.files import changing, new_folder, write_whole
 from deepcluster.storage.model_config import read_summary
@@ -134,7 +134,8 @@ def _replace(source: LockedFolder, place: LockedFolder) -> Path:
     read_run(source)
     related = {(record.run, before.run), (record.like_run, before.run), (record.run, before.like_run)}
     if not any(one and one == other for one, other in related):
-        warn(f"{source.path} is no fit --like {place.path}: a number of its clusters means another cluster than before")
+        why = f"{source.path} is no fit --like {place.path}, or was recut since"
+        warn(f"{why}: the numbers of its clusters mean other clusters than before")
     with place.next_state(anew=True) as staged:
         _copy(source, staged.path_of(RUN).parent)
         write_report(staged)  # It reads the tables. The page has links from its folder.
@@ -155,8 +156,6 @@ def _has_all(folder: Path, run: Path) -> bool:
 
 def _copy(run: RunFolder, folder: Path) -> None:
     for name in own_files(run.path):
-        with run.as_disk_errors(name):
-            check_file(run.file(name), 1 << 62)
         (folder / name).parent.mkdir(exist_ok=True)
-        with run.file(name).open("rb") as file:
+        with run.as_disk_errors(name), run.file(name).open("rb") as file:
             write_whole(folder / name, partial(shutil.copyfileobj, file), binary=True)

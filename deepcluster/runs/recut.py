@@ -22,7 +22,6 @@ from deepcluster.runs.inherit import (
     carried_over,
     carried_text,
     heirs,
-    moves_text,
     surviving_moves,
     with_coarse_names,
     with_moves,
@@ -78,12 +77,11 @@ def recut(
         if n_clusters is None:
             new = with_coarse_groups(new, after, record, recipe, rows)
             new = with_coarse_names(new, after.cluster, model, before.cluster)
-        moves = surviving_moves(model.moves, before.cluster, heir)
+        moves = surviving_moves(model, before.cluster, heir)
         new, after = with_moves(new, after, rows.reduced, moves, rows.partition)
         if record.edits is not None or any((*model.names, *model.coarse_names)) or model.junk or model.moves:
-            counted = moves_text(model.moves, before.cluster, moves)
             anew = "; merges and splits start anew" if record.edits is not None else ""
-            display.say("Edits", f"{carried_text(model, new)}{counted}{anew}")
+            display.say("Edits", f"{carried_text(model, new, before.cluster)}{anew}")
             display.say(UNDO, _way_back(folder))
         record = replace(record, edits=None, cut=None, cut_k=n_clusters, like_run=None)  # of the clusters before
         outcome = describe(new, rows, after, record, recipe, baseline={})
