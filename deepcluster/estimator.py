@@ -442,7 +442,7 @@ class DeepCluster(_Base):
         model.network.to(choose_device(device_name(self.device)))
         self._model = model
         if model.of_features:
-            self.n_features_in_ = len(model.reduction.mean)
+            self.n_features_in_ = model.outliers.means.shape[1]
         self.cluster_centers_: npt.NDArray[np.float32] = self._centers().numpy()
         self.n_clusters_ = len(model.cut.group_of.unique())
 

@@ -101,7 +101,7 @@ class Model(Annotations):
 
     def measure_features(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the result of :meth:`measure` for features (N x D)."""
-        width = len(self.reduction.mean)
+        width = self.outliers.means.shape[1]
         if features.shape[1] != width:
             raise DataError(f"the features have {features.shape[1]:,} numbers a row, and the model is of {width:,}")
         reduced = self.reduction(features)

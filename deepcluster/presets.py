@@ -31,6 +31,11 @@ PUBLISHED_SIZE = 224  # px, of the images that published networks are made for
 WHITENING = 0.25  # chosen by leaving one set out (docs/decisions.md)
 # Networks whose features are means of what a ReLU lets through. Only EfficientNet-Lite was measured.
 RECTIFIED = "timm:tf_efficientnet_lite"
+# Of a collection of kinds that the network does not know, and of one that it knows; then the scale of the class
+# probabilities, and the least weight of the differences within images (benchmarks/results/collections.json).
+CERTAINTIES = (0.3, 0.5)
+CLASSES_SCALE = 0.7
+MIN_WITHIN_IMAGE = 0.1
 
 OptionValue = bool | int | float | str
 OptionValues = Mapping[str, Any]  # options from the user or a recipe file
@@ -60,6 +65,7 @@ class Facts:
     n_clusters: int | None  # requested; None: to be chosen
     device: str  # cpu, cuda or mps
     published: str = ""  # the network that a run may start from, by its name in ``PUBLISHED``; empty: none
+    certainty: float | None = None  # mean over the images of the network's largest class probability; None: not known
 
     @property
     def suits_published(self) -> bool:
@@ -416,9 +422,16 @@ def _adapting(size: int, facts: Facts, backbone: str, options: OptionValues) -> 
     }
     # A module of the user's may take images of one size only. Without the scaling, whitening stays.
     if backbone != MODULE and options.get("within_image") != 0:
-        why = "what differs between an image and its middle does not tell images apart"
+        why = "how an image differs from its own centre crop says nothing about which image it is"
         choices |= _because(why, within_image=1.0, whitening=0.0)
     rectified = backbone.startswith(RECTIFIED)
+    if rectified and facts.certainty is not None and (sure := _sureness(facts.certainty)):
+        known = f"the network is sure of its classes here ({facts.certainty:.2f})"
+        why = f"{known}: its class probabilities are features, too"
+        choices["class_probabilities"] = (round(CLASSES_SCALE * sure, 2), why)
+        if "within_image" in choices:
+            weight = max(MIN_WITHIN_IMAGE, 1 - sure)
+            choices["within_image"] = (round(weight, 2), f"{known}: its features need less scaling")
     if rectified and facts.are_photographs:
         choices["probe"] = (True, "a classifier fitted to the features gained more on photographs (earlier reduction)")
     else:
@@ -426,6 +439,12 @@ def _adapting(size: int, facts: Facts, backbone: str, options: OptionValues) -> 
     if rectified:
         choices["root"] = (True, "no feature is negative, and roots of such features separate groups better")
     return choices
+
+
+def _sureness(certainty: float) -> float:
+    """Return how well the network knows the kinds of a collection by its ``certainty``, from 0 to 1."""
+    low, high = CERTAINTIES
+    return min(1.0, max(0.0, (certainty - low) / (high - low)))
 
 
 def _from_scratch(size: int, facts: Facts) -> Choices:

@@ -194,6 +194,9 @@ class Recipe(Options):
         "Weight of the differences between images and their middles, along which features are made smaller before PCA.",
         high=10**6,
     )
+    class_probabilities: float = _features(
+        0.0, "Length of the square roots of the network's class probabilities, as features beside its own.", high=100
+    )
 
     pseudo_labels: int = _clustering(
         10_000, "Number of fine clusters trained on, or auto.", low=1, flag=True, auto=True

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -32,12 +33,42 @@ Pairs = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
+class ClassProbabilities:
+    """More features of an image: the square roots of its class probabilities by a classifier of its features."""
+
+    weight: Tensor  #: K x D
+    bias: Tensor  #: K
+    scale: Tensor  #: length of the K features; a number
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Return N x K features for N x D."""
+        weight, bias, scale = (tensor.to(features.device) for tensor in (self.weight, self.bias, self.scale))
+        return scale * F.linear(features.float(), weight, bias).softmax(1).sqrt()
+
+    @property
+    def count(self) -> int:
+        """The number of classes, K."""
+        return len(self.bias)
+
+
+def prepared(features: Tensor, *, root: bool, classes: ClassProbabilities | None) -> Tensor:
+    """Return the rows that are reduced: features or their :func:`square_roots`, then the class probabilities."""
+    rows = square_roots(features.float()) if root else features
+    return rows if classes is None else torch.cat([rows.float(), classes(features)], 1)
+
+
+@dataclass(frozen=True)
 class Whitening:
     """An affine map to whitened rows, fitted by :func:`whiten`."""
 
-    mean: Tensor  #: D
-    projection: Tensor  #: D x d
+    mean: Tensor  #: D, or D + K with class probabilities
+    projection: Tensor  #: the same number x d
     root: bool = False  #: take the :func:`square_roots` of the rows first
+    classes: ClassProbabilities | None = None  #: these are features, too
+
+    def prepared(self, features: Tensor) -> Tensor:
+        """Return the rows (N x D, or N x (D + K)) that the map takes."""
+        return prepared(features, root=self.root, classes=self.classes)
 
     def __call__(self, x: Tensor, device: torch.device | None = None, *, unit: bool = True) -> Tensor:
         """Map N x D features to N x d rows of length 1, on ``device`` (None: that of x); a row at the mean stays zero.
@@ -52,7 +83,7 @@ class Whitening:
         multiply = product(weight, weight.new_zeros(len(weight)))
 
         def reduced(rows: Tensor) -> Tensor:
-            rows = multiply((square_roots(rows) if self.root else rows) - mean)
+            rows = multiply(self.prepared(rows) - mean)
             return F.normalize(rows, eps=1e-12) if unit else rows
 
         return mapped(x, reduced, self.projection.shape[1], device=device)
@@ -66,6 +97,7 @@ def whiten(
     device: torch.device | None = None,
     *,
     root: bool = False,
+    classes: ClassProbabilities | None = None,
     pairs: Tensor | None = None,
     within_image: float = 1.0,
 ) -> Whitening:
@@ -80,6 +112,7 @@ def whiten(
         partition: Owner (rank) of every row; they exchange one D x D sum and the main rank's map. None: one process.
         device: Device of the products, a block of rows at a time. None: that of x.
         root: Reduce the :func:`square_roots` of the features.
+        classes: Reduce the class probabilities together with the features.
         pairs: Features of two views of some images, 2 x m x D, on the main rank: before the PCA, the features are
             scaled by :func:`within_image_scaling` of these.
         within_image: The weight there.
@@ -90,34 +123,35 @@ def whiten(
     x = matrix(x)
     partition = partition or Partition.single(len(x))
     rows = partition.total
-    width = x.shape[1]
+    width = x.shape[1] + (classes.count if classes else 0)
+    count = min(dims, width, max(1, rows - 1))
     if rows < 1 or width < 1 or dims < 1:
         raise ValueError(f"whitening needs rows, columns and dimensions; got {rows} x {width} to {dims}")
-    count = min(dims, width, max(1, rows - 1))
     processes = partition.processes
+    prepare = partial(prepared, root=root, classes=classes)
 
     # On all ranks, because an error on the main rank alone would leave the others waiting.
     if pairs is not None and processes.any(not bool(torch.isfinite(pairs).all())):
         raise NonFiniteError(f"features of the middles of images are not finite{LOWER_LR}")
 
     def scaling() -> Directions | None:
-        return None if pairs is None else within_image_scaling(pairs, within_image, root=root)
+        return None if pairs is None else within_image_scaling(torch.stack([*map(prepare, pairs)]), within_image)
 
     if rows <= width:
         x = partition.all_gather(x)
         if not torch.isfinite(x).all():
             raise Blocks(x).not_finite(ALONE, LOWER_LR)
-        few = square_roots(x.float()) if root else x
+        few = prepare(x)
         check_scale(x, few.double().square().mean().item())
         made = processes.broadcast_tensors(lambda: _of_few(few, count, strength, scaling()))
     else:
-        mean, covariance = _covariance(x, partition, device or x.device, root)
+        mean, covariance = _covariance(x, partition, device or x.device, prepare)
         check_scale(x, np.trace(covariance), processes)
         made = processes.broadcast_tensors(lambda: _of_many(mean, covariance, count, strength, scaling()))
-    return Whitening(**made, root=root)
+    return Whitening(**made, root=root, classes=classes)
 
 
-def within_image_scaling(pairs: Tensor, weight: float = 1.0, *, root: bool = False) -> Directions:
+def within_image_scaling(pairs: Tensor, weight: float = 1.0) -> Directions:
     """Return the symmetric map (D x D) that makes features smaller along what differs between views of an image.
 
     It is (1 + ``weight`` S / s)^(-1/2), with S the covariance of the differences (without their mean) and s the mean of
@@ -125,14 +159,13 @@ def within_image_scaling(pairs: Tensor, weight: float = 1.0, *, root: bool = Fal
     Interspeech 2006), with each image a class. A mean over all D would make few pairs scale more than many.
 
     Args:
-        pairs: Features of two views of some images, 2 x m x D.
+        pairs: Rows (as of :func:`prepared`) of two views of some images, 2 x m x D.
         weight: 0 changes nothing.
-        root: The features' :func:`square_roots` are to be scaled.
 
     Returns:
         D x D, float64.
     """
-    one, other = (square_roots(view.float()) if root else view.float() for view in pairs)
+    one, other = pairs.float()
     width = one.shape[1]
     _, values, vectors = _components(one - other, max(1, min(len(one) - 1, width)))
     relative = values / max(values.mean(), np.finfo(np.float64).tiny)  # all 0 if the views are equal
@@ -181,24 +214,24 @@ def unit_rows(x: Tensor, device: torch.device | None = None) -> Tensor:
     return mapped(x, lambda rows: F.normalize(rows, eps=1e-12), x.shape[1], device=device)
 
 
-def _covariance(x: Tensor, partition: Partition, device: torch.device, root: bool) -> tuple[Tensor, Directions]:
-    """Return the mean (D) and the covariance (D x D), in float64, of more rows than columns.
+def _covariance(
+    x: Tensor, partition: Partition, device: torch.device, prepare: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Directions]:
+    """Return the mean (D) and the covariance (D x D), in float64, of more rows than columns, which it prepares.
 
     One pass: sums and products of the blocks, around the mean of the first rows, are added up in float64.
     """
     rows = partition.total
-    width = x.shape[1]
-
-    def prepared(block: Tensor) -> Tensor:
-        return square_roots(block.to(device)) if root else block.to(device)
-
-    shift = prepared(partition.index_select(x, torch.arange(min(SHIFT_ROWS, rows))).float()).mean(0)
+    shift = prepare(partition.index_select(x, torch.arange(min(SHIFT_ROWS, rows))).float().to(device)).mean(0)
+    width = len(shift)
     with shared_out(x) as walk:
         total = torch.zeros(width, dtype=torch.float64)
         products = np.zeros((width, width))
         least = max(1 << 12, 2 * width)  # the products of a block are as large however few its rows are
         blocks = in_whole_blocks(walk, partition, least)
-        for block_total, block_products in blocks.map(lambda begin, block: _products(prepared(block) - shift)):
+        for block_total, block_products in blocks.map(
+            lambda begin, block: _products(prepare(block.to(device)) - shift)
+        ):
             total += block_total
             products += block_products
         total = partition.all_reduce(total)
@@ -258,6 +291,8 @@ class Reduction:
     whitening: float = 1.0
     root: bool = False  #: the square roots of the features are reduced, as rows of length 1
     within_image: float = 0.0  #: the weight in :func:`within_image_scaling`, which comes first; 0: it does not
+    class_probabilities: float = 0.0  #: scale of the :class:`ClassProbabilities` beside the features; 0: none
+    classifier: tuple[Tensor, Tensor] | None = None  #: their weight (K x D) and bias (K)
 
     def __call__(self, features: Tensor, compute: Compute, pairs: Pairs | None = None) -> Tensor:
         """Return this rank's features (n x D) as rows of length 1 (n x d), on the device that clusters them.
@@ -273,6 +308,7 @@ class Reduction:
         """Return the map, for new images too. Needs ``dims``. ``pairs``: as in a call."""
         if self.dims is None:
             raise ValueError("dims=None fits no map: give a number of dimensions")
+        scale = torch.tensor(self.class_probabilities)
         return whiten(
             features,
             self.dims,
@@ -280,6 +316,7 @@ class Reduction:
             compute.partition,
             self.device(features, compute),
             root=self.root,
+            classes=ClassProbabilities(*self.classifier, scale) if self.classifier and scale else None,
             pairs=pairs() if pairs is not None and self.within_image else None,
             within_image=self.within_image,
         )

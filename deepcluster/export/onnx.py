@@ -56,8 +56,8 @@ class Placing(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         features = self.network.features(fixed_view(images, self.size))
-        features = square_roots(features) if self.reduction.root else features
-        reduced = F.normalize((features - self.reduction.mean) @ self.reduction.projection, eps=1e-12)
+        reduced = self.reduction.prepared(features) - self.reduction.mean
+        reduced = F.normalize(reduced @ self.reduction.projection, eps=1e-12)
         # By a matrix product, as N x K x d differences take far more memory; in float64, because in float32 the
         # distance of an image to a centroid that it lies on would be 3e-4 instead of 0.
         rows = reduced.double()
@@ -65,6 +65,7 @@ class Placing(nn.Module):
         distances = squares.float().clamp(min=0).sqrt()
         by_group = torch.full((rows.shape[0], self.count), torch.inf)
         by_group = by_group.scatter_reduce(1, self.group_of.expand(rows.shape[0], -1), distances, "amin")
+        features = square_roots(features) if self.outliers.root else features
         centred = features - self.outliers.means.unsqueeze(1)  # 2 x N x D
         residual = outside(centred, centred @ self.outliers.directions).amax(0)
         return reduced, by_group, by_group.argmin(1), residual

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from deepcluster.images.views import centre_crop, fixed_view
 from deepcluster.nets.fast_pass import features_pass, in_batches
@@ -17,6 +18,7 @@ from deepcluster.runtime.partition import Partition
 MIDDLE = 5 / 7  # of the side of an image: 160 of 224 px
 LEAST_SIDE = 8  # px; with fewer the last layers of `compact` have nothing to see
 MAX_PAIRS = 1000
+MAX_CERTAINTY_IMAGES = 200  # the standard error of the mean is .02
 
 
 def extract(
@@ -88,12 +90,37 @@ def pairs_of(network: Network, images: Tensor, features: Tensor, compute: Comput
         2 x m x D, float32, on the CPU.
     """
     partition = compute.partition
-    chosen = torch.linspace(0, partition.total - 1, min(partition.total, MAX_PAIRS), dtype=torch.float64).long()
-    local = partition.local
-    of_rank = chosen[(local.start <= chosen) & (chosen < local.stop)] - local.start
-    few = Partition.of(partition.processes, len(of_rank))
+    chosen, of_rank = _evenly_chosen(partition, MAX_PAIRS)
     size = middle_side(compute.size)
-    seen = replace(compute, partition=few, size=size, progress=ignore_progress)  # the pass over all images is told
-    crops = centre_crop(images, size)[of_rank]  # cropped first: 1,000 whole images take 200 MB
-    middles = few.to_main(extract(network, crops, seen, embedded=embedded), torch.arange(few.total))
+    middles, few = _of_some(network, centre_crop(images, size), of_rank, replace(compute, size=size), embedded=embedded)
+    middles = few.to_main(middles, torch.arange(few.total))
     return torch.stack([partition.to_main(features, chosen).cpu().float(), middles.cpu().float()])
+
+
+def certainty_of(network: Network, images: Tensor, compute: Compute) -> float | None:
+    """Return the mean over some images of the largest class probability, 0 to 1. A collective.
+
+    None for a network that came without a classifier. Arguments as in :func:`extract`.
+    """
+    if network.classifier is None:
+        return None
+    _, of_rank = _evenly_chosen(compute.partition, MAX_CERTAINTY_IMAGES)
+    features, few = _of_some(network, images, of_rank, compute)
+    largest = F.linear(features.float().cpu(), *network.classifier).softmax(1).amax(1)
+    return float(few.all_reduce(largest.double().sum())) / few.total
+
+
+def _evenly_chosen(partition: Partition, count: int) -> tuple[Tensor, Tensor]:
+    """Return the numbers of ``count`` evenly chosen images: among all images, and this rank's among its own."""
+    chosen = torch.linspace(0, partition.total - 1, min(partition.total, count), dtype=torch.float64).long()
+    local = partition.local
+    return chosen, chosen[(local.start <= chosen) & (chosen < local.stop)] - local.start
+
+
+def _of_some(
+    network: Network, images: Tensor, chosen: Tensor, compute: Compute, *, embedded: bool = False
+) -> tuple[Tensor, Partition]:
+    """Return the features of the ``chosen`` images of each rank, and whose they are. A collective."""
+    few = Partition.of(compute.partition.processes, len(chosen))
+    some = replace(compute, partition=few, progress=ignore_progress)  # the pass over all images is told
+    return extract(network, images[chosen], some, embedded=embedded), few

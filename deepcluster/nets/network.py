@@ -15,7 +15,7 @@ from deepcluster.nets import hub, paper, small
 from deepcluster.nets.names import MODULE, NO_NETWORK, PAPER_NETWORKS
 from deepcluster.nets.paper import reset_linear
 from deepcluster.nets.timm import checked_size, in_layout_of, timm_body, unknown_backbone
-from deepcluster.nets.weights import HEADS, load_body, read_weights
+from deepcluster.nets.weights import HEADS, classifier_of, load_body, read_weights
 from deepcluster.seeding import generator, lent_global
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -58,6 +58,8 @@ class Network(nn.Module):
     #: Batch normalisation keeps its mean and variance in training, for a network that was pretrained on more images
     #: than it is adapted to.
     frozen_statistics: bool
+    #: The classifier that came with the weights, weight (K x ``feature_dim``) and bias (K); no part of the network.
+    classifier: tuple[Tensor, Tensor] | None
 
     def __init__(
         self,
@@ -80,6 +82,7 @@ class Network(nn.Module):
         self.head = None
         self.architecture = dict(architecture or {})
         self.frozen_statistics = False
+        self.classifier = None
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -191,6 +194,7 @@ def build(
         architecture={"name": name, "image_size": image_size, "sobel": sobel},
         **options,
     )
+    network.classifier = classifier_of(state or {}, layout["heads"], network.feature_dim)
     return network.with_projection(projection, seed)
 
 

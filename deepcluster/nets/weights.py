@@ -1,6 +1,6 @@
 """Weights from a file into a network, every tensor in its place, no code executed; and networks without weights."""
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,17 @@ def load_body(
                 " that made it had failed; give other --weights"
             )
     body.load_state_dict(expected | tensors)
+
+
+def classifier_of(state: Mapping[str, Tensor], heads: Sequence[str], width: int) -> tuple[Tensor, Tensor] | None:
+    """Return the weight (K x ``width``) and bias (K) of the linear classifier in a file of weights, if it has one."""
+    for name, weight in state.items():
+        bias = state.get(name.removesuffix("weight") + "bias")
+        of_head = name.endswith(".weight") and not {*heads}.isdisjoint(name.split("."))
+        if of_head and bias is not None and weight.shape == (len(bias), width) and weight.dtype in FLOATS:
+            weight, bias = weight.float(), bias.float()
+            return (weight, bias) if torch.isfinite(weight).all() and torch.isfinite(bias).all() else None
+    return None
 
 
 def _misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:

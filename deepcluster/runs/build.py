@@ -84,7 +84,7 @@ def rounds_of(
 ) -> Iterator[Round]:
     """Alternate with the options of a recipe, and with the user's own steps."""
     compute = compute or compute_of(network, recipe, Partition.single(len(images)))
-    reduction = reduction_of(recipe, network.embedding_dim)
+    reduction = reduction_of(recipe, network.embedding_dim, network.classifier)
     return alternate(
         network,
         images,
@@ -121,9 +121,9 @@ def by_name(kind: type[Settings], recipe: Recipe, prefix: str = "", **others: An
     return kind(**{name: getattr(recipe, option) for name, option in names.items()}, **others)
 
 
-def reduction_of(recipe: Recipe, width: int) -> Reduction:
-    """Return the reduction of features of ``width`` numbers."""
-    return by_name(Reduction, recipe, dims=recipe.dims or min(256, max(32, width // 16)))
+def reduction_of(recipe: Recipe, width: int, classifier: tuple[Tensor, Tensor] | None = None) -> Reduction:
+    """Return the reduction of features of ``width`` numbers, of a network that came with this ``classifier``."""
+    return by_name(Reduction, recipe, dims=recipe.dims or min(256, max(32, width // 16)), classifier=classifier)
 
 
 def shares_pass(recipe: Recipe, network: Network) -> bool:
@@ -193,4 +193,6 @@ def network_of(recipe: Recipe, seed: int, device: torch.device, module: nn.Modul
             raise UsageError(f"{what} is for backbones that have a name: put it into the module itself")
         network = copy_of_module(module, image_size=recipe.image_size, projection=projection, seed=seed)
     network.frozen_statistics = recipe.frozen_statistics
+    if recipe.class_probabilities and (network.classifier is None or recipe.projection_dim):
+        raise UsageError(f"class_probabilities: {recipe.backbone} has no classifier of its features: leave it out")
     return channels_last(network.to(device))

@@ -19,13 +19,14 @@ from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.given import read_features, true_labels
 from deepcluster.images.source import counted
 from deepcluster.images.store import Store, check_alike, read_once
+from deepcluster.learning.features import certainty_of
 from deepcluster.learning.training import network_precision
 from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.network import Network, no_network
 from deepcluster.presets import check_groups
 from deepcluster.recipe import AUTO, Recipe, to_toml
 from deepcluster.report.pictures import sprite_sheet, tiny_pictures
-from deepcluster.runs.build import network_of
+from deepcluster.runs.build import compute_of, network_of
 from deepcluster.runs.forecast import announce
 from deepcluster.runs.inherit import places_before, read_former
 from deepcluster.runs.page import SHEET
@@ -204,7 +205,10 @@ def _read(job: Job, begun: Begun, network: Network) -> tuple[ImagesRead, dict[st
     skipped = store.skipped
     if skipped:
         display.say("Images", f"{used:,} can be used, {len(skipped):,} skipped: {counted(skipped)} (skipped.csv)")
-    plan = begun.plan if begun.state == "resumed" else begun.plan_of(used, job.request)
+    plan = begun.plan
+    if begun.state != "resumed":
+        certainty = certainty_of(network, store.images, compute_of(network, plan.recipe, store.partition, exact=True))
+        plan = begun.plan_of(used, certainty, job.request)
     if plan.recipe.precision == "auto":  # recipe.toml says what is used
         # By a rule and no trial: a trial depends on the load of the machine, and runs of one seed would differ.
         dtype = network_precision(network, next(network.parameters()).device)

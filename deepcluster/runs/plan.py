@@ -141,13 +141,16 @@ class Begun:
     def plan(self) -> Plan:
         return Plan(Recipe(**self.recipe), self.reasons)
 
-    def plan_of(self, used: int, request: Request) -> Plan:
-        """Return the plan of a new run for ``used`` images: some may have turned out to be unusable."""
+    def plan_of(self, used: int, certainty: float | None, request: Request) -> Plan:
+        """Return the plan of a new run for ``used`` images: some may have turned out to be unusable.
+
+        ``certainty``: As in :class:`Facts`, because the network has seen them now.
+        """
         facts = Facts(**self.facts)
-        if used == facts.count:
+        if used == facts.count and certainty is None:
             return self.plan
         check_groups(request.n_clusters, used)
-        plan = resolve(request.recipe, replace(facts, count=used))
+        plan = resolve(request.recipe, replace(facts, count=used, certainty=certainty))
         # Fewer images may deserve larger ones, but these are read already.
         sizes = {name: self.recipe[name] for name in SIZES}
         reasons = {name: reason for name, reason in self.reasons.items() if name in SIZES}

@@ -82,7 +82,7 @@ def conclude_run(
             features,
             recipe.pseudo_labels,
             seed=record.seed,
-            reduction=reduction_of(recipe, network.feature_dim),
+            reduction=reduction_of(recipe, network.feature_dim, network.classifier),
             clustering=kmeans_of_result(recipe),
             compute=compute,
             pairs=partial(pairs_of, network, store.images, features, compute),

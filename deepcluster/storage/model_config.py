@@ -15,7 +15,7 @@ from deepcluster.records import Identity
 from deepcluster.runtime.plain_files import MOST_TENSORS, check_file, json_sha256, read_json, sha256, shaped
 from deepcluster.storage.run_folder import RunFolder
 
-SCHEMA_VERSIONS = range(1, 2)  # that this version reads; it writes the last
+SCHEMA_VERSIONS = range(1, 3)  # that this version reads; it writes the last. 2 may have class probabilities
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 GROUPS = "groups.safetensors"

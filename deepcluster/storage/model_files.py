@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import deepcluster
 from deepcluster.clustering.outliers import Outliers
-from deepcluster.clustering.whitening import Whitening
+from deepcluster.clustering.whitening import ClassProbabilities, Whitening
 from deepcluster.errors import DeepClusterError, DiskError, UsageError
 from deepcluster.groups.cut import Cut
 from deepcluster.groups.graph import MAX_GRAPH_ROWS, Embeddings
@@ -56,13 +56,19 @@ from deepcluster.storage.run_folder import LockedFolder, RunFolder, read_state
 
 MOST_CONSTANTS = 200_000_000  # bytes
 # The tensors beside those of the network; see check_tensors.
-SHAPES = {
-    "reduction.mean": ("features",),
-    "reduction.projection": ("features", "dims"),
+SHAPES: dict[str, tuple[int | str, ...]] = {
+    "reduction.mean": ("prepared",),
+    "reduction.projection": ("prepared", "dims"),
     "fine_centroids": ("fine", "dims"),
     "outliers.means": (2, "features"),
     "outliers.directions": (2, "features", "directions"),
     "outliers.limit": (),
+}
+# More, if class probabilities are features.
+CLASSES_SHAPES: dict[str, tuple[int | str, ...]] = {
+    "classes.weight": ("classes", "features"),
+    "classes.bias": ("classes",),
+    "classes.scale": (),
 }
 
 
@@ -103,6 +109,7 @@ def save_in_run(model: Model, run: LockedFolder, record: RunRecord, *, network: 
 
 
 def _tensors(model: Model) -> dict[str, Tensor]:
+    classes = model.reduction.classes
     return {
         **{f"body.{name}": value for name, value in model.network.body.state_dict().items()},
         "reduction.mean": model.reduction.mean,
@@ -111,6 +118,7 @@ def _tensors(model: Model) -> dict[str, Tensor]:
         "outliers.means": model.outliers.means,
         "outliers.directions": model.outliers.directions,
         "outliers.limit": torch.tensor(model.outliers.limit),
+        **({f"classes.{name}": torch.as_tensor(value) for name, value in vars(classes).items()} if classes else {}),
     }
 
 
@@ -188,8 +196,12 @@ def _load(
         every = read_tensors(path_of(WEIGHTS), config.weights_sha256)
         body = {name.removeprefix("body."): value for name, value in every.items() if name.startswith("body.")}
         tensors = {name: value for name, value in every.items() if not name.startswith("body.")}
-        check_tensors(tensors, SHAPES, {})
-        feature_dim, dims = tensors["reduction.projection"].shape
+        has_classes = not CLASSES_SHAPES.keys().isdisjoint(tensors)
+        check_tensors(tensors, SHAPES | CLASSES_SHAPES if has_classes else SHAPES, {})
+        feature_dim, dims = tensors["outliers.means"].shape[1], tensors["reduction.projection"].shape[1]
+        classes = ClassProbabilities(*(tensors[name] for name in CLASSES_SHAPES)) if has_classes else None
+        if len(tensors["reduction.mean"]) != feature_dim + (classes.count if classes else 0):
+            raise ValueError(f"reduction.mean is not of {feature_dim} features and the class probabilities")
     with reading(path_of(GROUPS)):
         groups = read_groups(path_of(GROUPS), dims, config.groups_sha256)
     with reading(path_of(CONFIG)):
@@ -217,7 +229,7 @@ def _load(
     limit = float(tensors["outliers.limit"])
     return Model(
         network=network,
-        reduction=Whitening(tensors["reduction.mean"], tensors["reduction.projection"], config.root),
+        reduction=Whitening(tensors["reduction.mean"], tensors["reduction.projection"], config.root, classes),
         fine_centroids=tensors["fine_centroids"],
         outliers=Outliers(tensors["outliers.means"], tensors["outliers.directions"], limit, config.root),
         image_size=config.image_size,
