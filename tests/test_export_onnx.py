@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import deepcluster
 from deepcluster.clustering.outliers import Outliers
-from deepcluster.clustering.whitening import whiten
+from deepcluster.clustering.whitening import ClassProbabilities, whiten
 from deepcluster.errors import DiskError, ModelError, UsageError
 from deepcluster.export import onnx
 from deepcluster.export.onnx import MAX_DIFFERENCE, Placing, difference
@@ -19,6 +19,7 @@ from deepcluster.learning.features import extract
 from deepcluster.model import Model
 from deepcluster.nets.network import build
 from deepcluster.runtime.compute import Compute
+from deepcluster.seeding import generator
 from deepcluster.storage import model_files as models
 from tests.tiny import tiny_model
 
@@ -27,7 +28,10 @@ def model_on(images, name, image_size, root=False, **options):
     """A model whose features, whitening and centroids come from these images; group 1 has none (it was merged)."""
     network = build(name, image_size=image_size, seed=0, **options).eval()
     features = extract(network, images, Compute.of(network, images, size=image_size, batch_size=16))
-    reduction = whiten(features, 16, root=root)
+    random = generator(0, "classes")
+    weight = torch.randn(7, features.shape[1], generator=random)
+    classes = ClassProbabilities(weight, torch.randn(7, generator=random), torch.tensor(0.5)) if root else None
+    reduction = whiten(features, 16, root=root, classes=classes)
     reduced = reduction(features)
     # The first image lies on a centroid, others near one: small distances are those that suffer from rounding.
     centroids = torch.cat([reduced[:8], F.normalize(reduced[8:16] + 1e-3 * reduced[16:24])])

@@ -330,8 +330,12 @@ def test_timm_weights_with_their_classifier(tmp_path, name):
         theirs = timm.create_model(name, num_classes=10)
     given = theirs.state_dict()
     torch.save(given, tmp_path / "a.pt")
-    body = build(f"timm:{name}", image_size=size, weights=str(tmp_path / "a.pt")).body
-    assert all(torch.equal(value, given[key]) for key, value in body.state_dict().items())
+    network = build(f"timm:{name}", image_size=size, weights=str(tmp_path / "a.pt"))
+    assert all(torch.equal(value, given[key]) for key, value in network.body.state_dict().items())
+    if name in TIMM_HEADS[:2]:  # one linear layer on the features
+        images = torch.rand(2, 3, size, size, generator=generator(0, "images"))
+        logits = F.linear(network.eval().features(images), *network.classifier)
+        torch.testing.assert_close(logits, theirs.eval()((images - network.mean) / network.std), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,7 @@ def steps(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     given: dict[str, Any] = {}
     network = torch.nn.Linear(1, 1)
     network.embedding_dim = WIDTH
+    network.classifier = None
     network.register_buffer("mean", torch.zeros(3))
     monkeypatch.setattr(build, "alternate", lambda network, images, **options: given.update(options))
     monkeypatch.setattr(build, "build", lambda name, **options: given.update(network=(name, options)) or network)

@@ -43,6 +43,7 @@ from deepcluster.images.source import Numbered
 from deepcluster.images.store import read_once
 from deepcluster.images.views import Augmentation
 from deepcluster.learning import features, training
+from deepcluster.learning.features import certainty_of
 from deepcluster.learning.heads import CentroidHead, WithInstances, fitted_linear_head, new_linear_head
 from deepcluster.nets.network import Network, build
 from deepcluster.presets import read_request
@@ -325,6 +326,12 @@ def alternated(processes: Processes, options: dict[str, Any] | None) -> list[Any
     return [[each.loss, each.clustering.labels, each.nmi_previous, each.changed] for each in rounds]
 
 
+def certain(processes: Processes) -> float | None:
+    network, images = small_network(), own(IMAGES, processes)
+    network.classifier = (torch.randn(3, 5, generator=generator(0, "classes")), torch.zeros(3))
+    return certainty_of(network, images, Compute.of(network, images, processes=processes))
+
+
 def fitted_head(processes: Processes) -> list[Tensor]:
     network, random = Network(nn.Identity(), 8), generator(0, "head")
     arguments = [network, Share(ROWS), [as_clustering(FOURS, ROWS)]]
@@ -404,6 +411,7 @@ def table(folder: Path) -> dict[str, tuple[Any, ...]]:
         **{f"with instances {size}": (1e-5, learnt, 11, size, INSTANCES) for size in (11, 5)},
         "rounds": (1e-3, alternated, {}),
         "a fitted head": (0, fitted_head),
+        "certainty": (1e-5, certain),
         "rounds with instances": (1e-3, alternated, {"head": CentroidHead(0.1), "loss": WithInstances(0.2)}),
         "rounds with other steps": (1e-3, alternated, None),
         "run": (0, result, folder),

@@ -29,6 +29,7 @@ def plan_of(recipe: str, options: Mapping[str, Any], facts: Facts) -> Plan:
 PAPER = {
     "weights": "", "frozen_statistics": False, "average": 1.0, "guess": "clearest",
     "features": "pass", "reduce": True, "whitening": 1.0, "root": False, "within_image": 0.0,
+    "class_probabilities": 0.0,
     "kmeans_iterations": 20,
     "spherical": False, "empty": "sample", "heads": 1, "grouping": "kmeans",
     "temperature": 0.0, "projection_hidden": 0, "projection_dim": 0, "instance_temperature": 0.0, "renumber": False,
@@ -131,6 +132,13 @@ RESOLVED = [  # recipe, options, facts of the images, and what the recipe has th
     # without the scaling there is whitening
     ("auto", RESNET | {"within_image": 0.0}, PHOTOS, {"within_image": 0.0, "whitening": 0.25}),
     ("auto", RESNET | {"within_image": 2.0}, PHOTOS, {"within_image": 2.0, "whitening": 0.0}),
+    # a network that is sure of its classes
+    *(("auto", {"backbone": "photos-small", **options}, replace(LARGE, certainty=certainty),
+       {"class_probabilities": scale, "within_image": weight})
+      for certainty, scale, weight, options in (
+          (None, 0, 1, {}), (0.3, 0, 1, {}), (0.35, 0.18, 0.75, {}), (0.6, 0.7, 0.1, {}),
+          (0.6, 0.7, 0, {"within_image": 0.0}), (0.6, 0.2, 0.1, {"class_probabilities": 0.2}))),
+    ("auto", RESNET, replace(PHOTOS, certainty=0.6), {"class_probabilities": 0, "within_image": 1}),
     ("classic", {"backbone": "vgg16"}, PHOTOS, {"sobel": True}),
     ("v1-official", {"sobel": "true"}, PHOTOS, {"sobel": True}),
     ("v2", {"backbone": "alexnet"}, PHOTOS, {"image_size": 224, "view_size": 224, "small_views": 0}),

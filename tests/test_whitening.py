@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from deepcluster.clustering import whiten
-from deepcluster.clustering.whitening import square_roots, within_image_scaling
+from deepcluster.clustering.whitening import ClassProbabilities, square_roots, within_image_scaling
 from deepcluster.errors import NonFiniteError
 from deepcluster.seeding import generator
 
@@ -85,11 +85,29 @@ def test_the_scaling_of_two_axes_by_hand():
 def test_features_are_scaled_before_the_components(rows, root):
     x = correlated(rows, 12)
     pairs = torch.stack([x[:8], x[:8] + 0.3 * correlated(8, 12)])
-    scaling = torch.from_numpy(within_image_scaling(pairs, 2.0, root=root)).float()
+    scaling = torch.from_numpy(
+        within_image_scaling(torch.stack([square_roots(view) for view in pairs]) if root else pairs, 2.0)
+    ).float()
     scaled = (square_roots(x) if root else x) @ scaling
     fitted = whiten(x, 5, 0.5, root=root, pairs=pairs, within_image=2.0)
     assert torch.allclose(fitted(x, unit=False).abs(), whiten(scaled, 5, 0.5)(scaled, unit=False).abs(), atol=1e-3)
     assert not torch.allclose(fitted(x).abs(), whiten(x, 5, 0.5, root=root)(x).abs(), atol=1e-2)
+
+
+@pytest.mark.parametrize("rows", [200, 9])  # more than columns, and fewer
+def test_class_probabilities_are_features_beside_the_roots(rows):
+    x = correlated(rows, 12)
+    weight, bias = correlated(3, 12), torch.tensor([0.0, 1, -1])
+    probabilities = torch.exp(x @ weight.T + bias)
+    probabilities /= probabilities.sum(1, keepdim=True)
+    by_hand = torch.cat([square_roots(x), 0.5 * probabilities.sqrt()], 1)
+    pairs = torch.stack([x[:6], x[:6] + 0.3 * correlated(6, 12)])
+    classes = ClassProbabilities(weight, bias, torch.tensor(0.5))
+    fitted = whiten(x, 5, 0.5, root=True, classes=classes, pairs=pairs)
+    assert torch.allclose(fitted.prepared(x), by_hand, atol=1e-5)
+    views = torch.stack([by_hand[:6], fitted.prepared(pairs[1])])
+    wanted = whiten(by_hand, 5, 0.5, pairs=views)(by_hand, unit=False)
+    assert torch.allclose(fitted(x, unit=False).abs(), wanted.abs(), atol=1e-3)
 
 
 def test_images_are_told_apart_by_what_their_views_share():
