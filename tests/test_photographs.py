@@ -19,6 +19,7 @@ from deepcluster.nets.names import PUBLISHED
 from deepcluster.presets import Facts, read_request, resolve
 from deepcluster.runs.plan import Request, begin, check_weights_here, choose_weights
 from deepcluster.runtime.console import Silent
+from deepcluster.storage.model_files import load
 from tests.drawings import save_drawings
 from tests.helpers.hub import keep, tiny_file
 from tests.helpers.runs import rows
@@ -124,7 +125,7 @@ QUICK = ("-k", "3", "--image-size", "32", "--epochs", "1", "--rounds", "1", "--p
 def test_a_run_of_photographs_and_what_comes_after_it(hub_cache, large_photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the internet was used"))
     out = tmp_path / "run"
-    fit = ["fit", str(large_photos), "-o", str(out), *QUICK]
+    fit = ["fit", str(large_photos), "-o", str(out), *QUICK, "--set", "class_probabilities=0.5"]
     assert run_command(fit) == 0
     said = capsys.readouterr()
     (network,) = [line for line in said.out.splitlines() if line.startswith("Network")]
@@ -151,7 +152,8 @@ def test_a_run_of_photographs_and_what_comes_after_it(hub_cache, large_photos, t
 
     monkeypatch.setitem(sys.modules, PACKAGE, None)  # a model needs the package no more
     assert run_command(["predict", str(out), str(large_photos), "-o", str(tmp_path / "p.csv")]) == 0
-    assert "root = true" in (out / "recipe.toml").read_text()  # the saved model takes square roots, too
+    # The saved model takes square roots and class probabilities, too.
+    assert recipe["root"] and load(out).reduction.classes.scale == 0.5
     assert {row["path"]: row["distance"] for row in rows(tmp_path / "p.csv")} == {
         row["path"]: row["distance"] for row in rows(out / "clusters.csv")
     }

@@ -136,7 +136,7 @@ RESOLVED = [  # recipe, options, facts of the images, and what the recipe has th
     *(("auto", {"backbone": "photos-small", **options}, replace(LARGE, certainty=certainty),
        {"class_probabilities": scale, "within_image": weight})
       for certainty, scale, weight, options in (
-          (None, 0, 1, {}), (0.3, 0, 1, {}), (0.35, 0.18, 0.75, {}), (0.6, 0.7, 0.1, {}),
+          (None, 0, 1, {}), (0.3, 0, 1, {}), (0.35, 0.17, 0.75, {}), (0.6, 0.7, 0.1, {}),
           (0.6, 0.7, 0, {"within_image": 0.0}), (0.6, 0.2, 0.1, {"class_probabilities": 0.2}))),
     ("auto", RESNET, replace(PHOTOS, certainty=0.6), {"class_probabilities": 0, "within_image": 1}),
     ("classic", {"backbone": "vgg16"}, PHOTOS, {"sobel": True}),
@@ -223,10 +223,11 @@ def test_unusable_files_change_all_of_the_plan_but_the_sizes_that_were_read(tmp_
     first, second = plan_of("auto", {}, facts).recipe, plan_of("auto", {}, replace(facts, count=50)).recipe
     assert (first.image_size, second.image_size) == (144, 224) and first.pseudo_labels > 50 >= second.pseudo_labels
     begun = Begun("run", "new", asdict(first), {"image_size": "so many"}, asdict(facts))
-    plan = begun.plan_of(50, request)
+    plan = begun.plan_of(50, 0.6, request)
     names = ("image_size", "margin", "view_size", "small_size")
     sizes = {name: getattr(first, name) for name in names}
-    assert plan.recipe == replace(second, **sizes, lr=0.125) and plan.recipe.store_size == first.store_size
+    sure = {"class_probabilities": 0.7, "within_image": 0.1}  # by the certainty, which is known now
+    assert plan.recipe == replace(second, **sizes, **sure, lr=0.125) and plan.recipe.store_size == first.store_size
     assert plan.reasons["image_size"] == "so many"
 
 
