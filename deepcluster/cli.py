@@ -325,8 +325,6 @@ def promote(
         new: A finished run folder; it moves.
         old: The run folder that it replaces.
     """
-    for run in (new, old):
-        _check_run(run, warned=False)
     with Terminal(quiet) as terminal:
         from deepcluster.runs.production import promote as promote_run
 

@@ -20,14 +20,15 @@ from deepcluster import DeepCluster, load
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
 from deepcluster.groups.cut import Placement
+from deepcluster.images import find, read_once
 from deepcluster.learning import training
 from deepcluster.model import Model
 from deepcluster.runs import page
 from deepcluster.runs import rows as run_rows
-from deepcluster.runs.inherit import Former, continued
+from deepcluster.runs.inherit import Former, continued, places_before
 from deepcluster.runs.production import promote
 from deepcluster.runs.recut import Edits, apply
-from deepcluster.runs.rows import images_of
+from deepcluster.runs.rows import image_digests, images_of
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import run_folder as files
@@ -126,6 +127,15 @@ def test_what_is_lost_is_said_and_no_number_comes_twice(ranks):
         assert model.moves == ((2, 2), (5, 0))
         # Groups that continue, of all; ended; new; names that are kept; marks that are dropped; moves.
         assert re.findall(r"\d+", text) == [*"25", *"134", *"56", *"2", *"1", *"23101"] and "'b', 'e'" in text
+
+
+def test_images_of_another_size_are_read_again_with_progress():
+    source = find(np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8))
+    small, large = (image_digests(source, read_once(source, size)) for size in (8, 16))
+    shown = []
+    former = Former(Path("old"), tiny_model(), {small["1"]: (5, 2)}, 8)
+    places = places_before(former, source, large, 16, lambda *progress: shown.append(progress))
+    assert places.tolist() == [[-1, -1], [5, 2], [-1, -1]] and shown == [("reading again", 0, 3)]
 
 
 def test_a_resumed_fit_knows_the_run_that_it_is_like(run, fitted, photos, tmp_path, monkeypatch, ends):
@@ -257,9 +267,9 @@ def test_a_promoted_run_is_in_the_place_of_the_old_one(run, new, elsewhere, prin
     assert [*new.rglob("*")] == [new / "mine.txt"] if elsewhere else not new.exists()
 
 
-@pytest.mark.parametrize("like", ["nothing", "old", "moved", "recut", "itself", "back"])
+@pytest.mark.parametrize("like", ["nothing", "old", "recut", "itself", "back"])
 def test_promote_warns_unless_the_numbers_of_clusters_continue(run, new, ends, like):
-    identifiers = {"old": record(run)["run"], "moved": record(run)["run"], "recut": None, "nothing": "0123"}
+    identifiers = {"old": record(run)["run"], "recut": None, "nothing": "0123"}
     change_record(new, like_run=identifiers.get(like))
     if like == "itself":
         new = Path(shutil.copytree(run, new.with_name("copy")))

@@ -52,9 +52,9 @@ def read_features(data: "str | Path | npt.ArrayLike | Tensor") -> "tuple[Tensor,
 
 
 def check_features_there(text: str, *others: str) -> str:
-    """Return the text. DataError if there is no such file, or one of another kind, or if there are others."""
+    """Return the text. UsageError if there are others, DataError if there is no such file, or one of another kind."""
     if others:
-        raise DataError(f"features come from one .npy file: leave out {one_line(others[0])}")
+        raise UsageError(f"features come from one .npy file: leave out {one_line(others[0])}")
     file = absolute(text)
     if file.suffix.lower() != SUFFIX or not file.is_file():
         read_features(text)
