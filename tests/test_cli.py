@@ -42,6 +42,8 @@ AT_ONCE = {  # answered before anything slow is imported: exit code and words
     "--help": (0, "Usage:"),
     "fit --help": (0, "Usage:"),
     "--version": (0, deepcluster.__version__),
+    "fit -o new": (2, "IMAGES"),
+    "fit --like run --features": (2, "IMAGES"),
     "fit photos --lr fast": (2, "--lr"),
     "fit photos --set lrr=1": (2, " lr?"),
     "fit photos --set dims": (2, "OPTION=VALUE"),

@@ -89,8 +89,6 @@ def _bytes(folder: Path) -> int:
 
 # ---- a new run in its place ------------------------------------------------------------------------------------------
 
-NAMING = (LOG, "report.html")  # files that name their folder, so they differ in a copy of the run
-
 
 def promote(new: Path, old: Path, display: Display | None = None) -> None:
     """Put a finished run in the place of another one, which is kept in a folder beside it.
@@ -149,8 +147,8 @@ def _replace(source: LockedFolder, place: LockedFolder) -> Path:
 
 
 def _has_all(folder: Path, run: Path) -> bool:
-    """Tell if a folder has the same files as a run, perhaps beside others; log and page do not matter."""
-    names = {*own_files(run)} - {*NAMING}
+    """Tell if a folder has the same files as a run, perhaps beside others; log and page name their folders."""
+    names = {*own_files(run)} - {LOG, "report.html"}
     return all((folder / name).is_file() and cmp(run / name, folder / name, shallow=False) for name in names)
 
 
