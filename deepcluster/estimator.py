@@ -88,8 +88,8 @@ class DeepCluster(_Base):
         recipe: A name, a .toml file, or a dict with the content of one: {"base": "v1", "lr": 0.1}.
         backbone, weights, pseudo_labels, rounds, epochs, image_size, batch_size, lr: Options of the recipe
             (``deepcluster recipes --options``); None leaves them to it. ``backbone`` may be any module from images
-            in [0, 1], normalised as ImageNet's, to features, N x D, or maps. A copy of it is adapted; weights="none"
-            says that its weights are random, so the copy is trained from nothing.
+            in [0, 1], normalised as ImageNet's, to features, N x D, or maps. A copy of it is used, and trained
+            if there are rounds; weights="none" says that its weights are random, so the copy is trained from nothing.
         clustering, loss, optimizer: Steps of your own (docs/change-a-step.md): a ``ClusteringStep``, a ``Loss``, and a
             function from parameters to an optimizer; None leaves them to the recipe.
         options: A dict of any other options of the recipe.

@@ -28,6 +28,7 @@ MIN_PUBLISHED_SIDE = 28
 MAX_PUBLISHED_IMAGES = 100_000  # more can teach a network of their own
 MAX_LARGE_IMAGES = 5000  # a CPU has time to see so many at 224 px
 PUBLISHED_SIZE = 224  # px, of the images that published networks are made for
+MIN_PHOTOGRAPH_SIDE = 96  # px; smaller colour images have as few kinds as their clearest groups
 WHITENING = 0.25  # chosen by leaving one set out (docs/decisions.md)
 # Networks whose features are means of what a ReLU lets through. Only EfficientNet-Lite was measured.
 RECTIFIED = "timm:tf_efficientnet_lite"
@@ -74,8 +75,8 @@ class Facts:
 
     @property
     def are_photographs(self) -> bool:
-        """True if the images have colours, and as many pixels as published networks are made for."""
-        return not self.grey and self.short_side >= PUBLISHED_SIZE
+        """True if the images have colours and are large enough to be photographs."""
+        return not self.grey and self.short_side >= MIN_PHOTOGRAPH_SIDE
 
 
 @dataclass(frozen=True)
@@ -414,9 +415,10 @@ def _because(why: str, **values: Any) -> Choices:
 
 
 def _adapting(size: int, facts: Facts, backbone: str, options: OptionValues) -> Choices:
-    """Return the choices for a pretrained network: one gentle round."""
+    """Return the choices for a pretrained network, which is used as it is; rounds that a user asks for are gentle."""
     choices = _length(facts, 2000, 1) | {
-        **_because(_GENTLE, frozen_statistics=True, lr=0.001),
+        "rounds": (0, "a round of training gains little on average, and loses on some collections"),
+        **_because(_GENTLE, frozen_statistics=True, lr=0.001, temperature=0.07),
         "view_size": _gentle_view(size, facts),
         "average": (0.4, "the rest are the weights before training, which keep what the network knew"),
     }
@@ -432,10 +434,6 @@ def _adapting(size: int, facts: Facts, backbone: str, options: OptionValues) -> 
         if "within_image" in choices:
             weight = max(MIN_WITHIN_IMAGE, 1 - sure)
             choices["within_image"] = (round(weight, 2), f"{known}: its features need less scaling")
-    if rectified and facts.are_photographs:
-        choices["probe"] = (True, "a classifier fitted to the features gained more on photographs (earlier reduction)")
-    else:
-        choices["temperature"] = (0.07, "cluster means as classifier, because a fitted one lost on steel and signs")
     if rectified:
         choices["root"] = (True, "no feature is negative, and roots of such features separate groups better")
     return choices

@@ -219,9 +219,6 @@ class Recipe(Options):
         "0: a new linear classifier each round; above 0: the cluster means are its weights, at this temperature.",
         high=100,
     )
-    probe: bool = _head(
-        False, "At temperature 0: fit the linear classifier to the features before the body is trained, and freeze it."
-    )
     projection_hidden: int = _head(0, "Hidden units of an MLP below the cluster means; 0: none.", high=10**5)
     projection_dim: int = _head(0, "Outputs of that MLP; 0: none.", high=10**5)
     instance_temperature: float = _head(
@@ -278,8 +275,8 @@ class Recipe(Options):
             raise UsageError(f"view_size={self.view_size} must be 0 (as image_size) or at least {smallest:g}")
         if self.instance_temperature and self.views < 2:
             raise UsageError(f"instance_temperature={self.instance_temperature:g} needs two views: views={self.views}")
-        if self.renumber and (self.temperature or self.probe):
-            raise UsageError("renumber is for a new linear head: set probe=no and temperature=0")
+        if self.renumber and self.temperature:
+            raise UsageError("renumber is for a new linear head: set temperature=0")
         hidden, dim = self.projection_hidden, self.projection_dim
         if (hidden > 0) != (dim > 0):
             raise UsageError(f"projection_hidden={hidden}, projection_dim={dim}: set both or neither")

@@ -36,7 +36,7 @@ def main(rounds: int) -> None:
     for round in alternate(trained, colours, clusters=50, rounds=rounds, seed=0):
         print(f"round {round.index}: loss {round.loss:.3f} (chance {round.chance_loss:.2f})")
 
-    # weights="none": the module is not trained so far; without it, it is adapted gently, as a pretrained one.
+    # weights="none": the module is not trained so far; without it, it is used as it is, as a pretrained one.
     dc = DeepCluster(n_clusters=10, backbone=network(), weights="none", image_size=16, rounds=rounds).fit(grey)
     print(f"NMI {normalized_mutual_info_score(digits.target, dc.labels_):.3f}")
     with tempfile.TemporaryDirectory() as folder:

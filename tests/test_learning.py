@@ -7,28 +7,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.backends import cudnn
 from torch.nn import functional as F
 from torch.optim import SGD
 
-from deepcluster.clustering import as_clustering
 from deepcluster.errors import NonFiniteError
 from deepcluster.images.views import Augmentation, each_once, fixed_view, official_draws, uniform_over_clusters
 from deepcluster.learning import training
 from deepcluster.learning.features import extract
 from deepcluster.learning.heads import (
-    FITTED_DECAY,
-    FITTED_LENGTH,
     WithInstances,
-    fitted_linear_head,
     instance_loss,
 )
 from deepcluster.learning.training import network_precision
 from deepcluster.nets.network import Network, build
 from deepcluster.runtime.compute import Compute
-from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import generator
 from tests.drawings import drawings
 from tests.loop import learn
@@ -163,23 +157,6 @@ def linear_network(centroids: torch.Tensor) -> tuple[Network, nn.Linear]:
 def by_hand(images, layer, centroids, labels) -> torch.Tensor:
     embeddings = F.normalize((images.float() / 255).mean((2, 3)) @ layer.weight.T + layer.bias, dim=1)
     return F.cross_entropy(embeddings @ F.normalize(centroids, dim=1).T / 0.1, labels)
-
-
-def test_a_fitted_head_is_logistic_regression_and_does_not_learn():
-    """As scikit-learn's on rows of length ``FITTED_LENGTH``; the logits of an image do not depend on its length."""
-    rows = torch.randn(60, 4, generator=generator(0, "rows"))
-    labels = torch.randint(3, (60,), generator=generator(0, "labels"))
-    net, _ = linear_network(torch.ones(3, 4))
-    clustering = as_clustering(labels, rows)
-    fitted_linear_head(net, rows, (clustering, clustering), Partition.single(60), generator(0, "head"))
-    theirs = LogisticRegression(C=1 / (60 * FITTED_DECAY), tol=1e-8, max_iter=1000)
-    theirs.fit(FITTED_LENGTH * F.normalize(rows).numpy(), labels.numpy())
-    expected = torch.from_numpy(theirs.predict_proba(FITTED_LENGTH * F.normalize(rows).numpy())).float()
-    logits = net.classify(3 * rows)
-    first, second = logits[:, :3], logits[:, 3:]
-    assert torch.equal(first, second)
-    torch.testing.assert_close(first.softmax(1), expected, atol=2e-3, rtol=0)
-    assert not [*net.head.parameters()]
 
 
 def test_several_clusterings_by_hand():

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,15 @@ from deepcluster.groups.choose_k import coarse_number
 from deepcluster.groups.cut import Cut
 from deepcluster.groups.tree import coarse_groups, merge_tree, nodes_at
 from deepcluster.presets import RecipeRequest
+from deepcluster.recipe import Recipe
 from deepcluster.runs.fit import fit
 from deepcluster.runs.inherit import with_coarse_names
 from deepcluster.runs.page import report
 from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import apply, edited, recut, undo
+from deepcluster.runs.result import with_coarse_groups
 from deepcluster.runs.update import update
+from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage.edits_file import Edits, edits_of
 from deepcluster.storage.model_files import load
@@ -96,10 +100,21 @@ def test_coarse_groups_by_hand_and_those_of_the_merge_tree() -> None:
 
 
 @pytest.mark.parametrize(
-    ("numbers", "coarse"), [([12, 5, 10], 5), ([12, 10, 8], 8), ([12, 8, 3], 8), ([6, 5], 0), ([3, 2], 2), ([], 0)]
+    ("numbers", "coarse"), [([12, 5, 10], 5), ([12, 7, 6], 6), ([12, 6, 3], 6), ([6, 5], 0), ([4, 2], 2), ([], 0)]
 )
 def test_the_coarse_number_is_the_most_plausible_one_that_the_finest_refines(numbers: list[int], coarse: int) -> None:
     assert coarse_number(numbers) == coarse
+
+
+@pytest.mark.parametrize(("places", "coarse"), [((0, 1, 10, 11), (0, 0, 1, 1)), ((0, 1, 2, 11), ())])
+def test_two_levels_have_two_groups_of_several_clusters(places: tuple[int, ...], coarse: tuple[int, ...]) -> None:
+    """Clusters on a line, of an image each, and two groups of them."""
+    centroids, all_four = torch.tensor(places, dtype=torch.float).unsqueeze(1), torch.arange(4)
+    model = replace(tiny_model(names=("",) * 4), cut=Cut(centroids, all_four))
+    record: Any = SimpleNamespace(candidates=[{"k": 4}, {"k": 2}])
+    placement: Any = SimpleNamespace(centroid=all_four)
+    of_rows: Any = SimpleNamespace(fitted=4, partition=Partition.single(4))
+    assert with_coarse_groups(model, placement, record, Recipe(guess="finest"), of_rows).coarse == coarse
 
 
 def test_families_are_groups_whose_clusters_are_kinds(made: Path) -> None:

@@ -21,7 +21,6 @@ from deepcluster.errors import UsageError
 from deepcluster.evaluation import PROTOCOL_OPTIONS
 from deepcluster.images.views import each_once
 from deepcluster.learning import CentroidHead, CrossEntropy, WithInstances
-from deepcluster.learning.heads import fitted_linear_head
 from deepcluster.presets import RecipeRequest
 from deepcluster.recipe import Option, Recipe, declared, read_options
 from deepcluster.runs import build
@@ -185,7 +184,6 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "reduce": (False, {"reduction.dims": None}),
     "spherical": (True, {"clustering.spherical": True}),
     "temperature": (0.3, {"learning.head": CentroidHead(0.3)}),
-    "probe": (True, {"learning.head": fitted_linear_head}),
     "projection_hidden": (6, {"network.projection": (6, 4)}, {"projection_dim": 4}),
     "projection_dim": (4, {"network.projection": (6, 4)}, {"projection_hidden": 6}),
     "instance_temperature": (0.2, {"learning.loss": WithInstances(0.2)}, {"views": 2}),

@@ -22,7 +22,7 @@ from deepcluster.runtime.console import Silent
 from deepcluster.storage.model_files import load
 from tests.drawings import save_drawings
 from tests.helpers.hub import keep, tiny_file
-from tests.helpers.runs import rows
+from tests.helpers.runs import record, rows
 
 LARGE = Facts(count=2000, short_side=96, grey=False, n_clusters=5, device="cpu")
 SMALL = "photos-small"
@@ -77,7 +77,7 @@ def test_the_recipe_names_the_network_as_timm_does(name):
     by_name = resolve(read_request({"backbone": name}), LARGE)
     assert by_choice.recipe == by_name.recipe
     assert by_choice.recipe.backbone == PUBLISHED[name].backbone and by_choice.recipe.weights == "timm"
-    assert by_choice.recipe.rounds <= 3
+    assert not by_choice.recipe.rounds
     assert any(name in line for line in by_choice.by_reason()) and any(name in line for line in by_name.by_reason())
 
 
@@ -120,6 +120,14 @@ def test_a_rank_without_the_network_of_the_main_rank_says_how_to_get_it(hub_cach
 # ---- runs -----------------------------------------------------------------------------------------------------------
 
 QUICK = ("-k", "3", "--image-size", "32", "--epochs", "1", "--rounds", "1", "--precision", "fp32")
+
+
+def test_a_pretrained_network_is_used_as_it_is_and_the_run_says_how_to_train_it(large_photos, tmp_path, capsys):
+    fit = ["fit", str(large_photos), "-o", str(tmp_path / "run"), "-k", "3", "--image-size", "32"]
+    for options, offered in (([], True), (["--rounds", "0", "--overwrite"], False)):
+        assert run_command([*fit, *options]) == 0
+        assert ("--rounds 1" in capsys.readouterr().out) == offered
+        assert (record(tmp_path / "run")["rounds"], record(tmp_path / "run")["result"]) == (0, "final")
 
 
 def test_a_run_of_photographs_and_what_comes_after_it(hub_cache, large_photos, tmp_path, monkeypatch, capsys):

@@ -27,7 +27,6 @@ from torch.nn.functional import normalize
 
 import deepcluster
 from deepcluster.algorithm import conclude
-from deepcluster.clustering import as_clustering
 from deepcluster.clustering.agreement import compared
 from deepcluster.clustering.kmeans import KMeans, kmeans, means
 from deepcluster.clustering.outliers import fit_outliers
@@ -44,7 +43,7 @@ from deepcluster.images.store import read_once
 from deepcluster.images.views import Augmentation
 from deepcluster.learning import features, training
 from deepcluster.learning.features import certainty_of
-from deepcluster.learning.heads import CentroidHead, WithInstances, fitted_linear_head, new_linear_head
+from deepcluster.learning.heads import CentroidHead, WithInstances, new_linear_head
 from deepcluster.nets.network import Network, build
 from deepcluster.presets import read_request
 from deepcluster.records import State
@@ -332,13 +331,6 @@ def certain(processes: Processes) -> float | None:
     return certainty_of(network, images, Compute.of(network, images, processes=processes))
 
 
-def fitted_head(processes: Processes) -> list[Tensor]:
-    network, random = Network(nn.Identity(), 8), generator(0, "head")
-    arguments = [network, Share(ROWS), [as_clustering(FOURS, ROWS)]]
-    shared(processes, fitted_linear_head, arguments, {"random": random})
-    return [*network.head.buffers()]
-
-
 def result(processes: Processes, folder: Path) -> dict[str, Any]:
     """Return files of a run whose groups and map are of fewer images than it has."""
     out, labels = folder / f"result-{processes.world_size}", folder / f"{processes.world_size}-{processes.rank}.csv"
@@ -410,7 +402,6 @@ def table(folder: Path) -> dict[str, tuple[Any, ...]]:
         "learning of eleven": (1e-5, learnt, 11, 5, {}),
         **{f"with instances {size}": (1e-5, learnt, 11, size, INSTANCES) for size in (11, 5)},
         "rounds": (1e-3, alternated, {}),
-        "a fitted head": (0, fitted_head),
         "certainty": (1e-5, certain),
         "rounds with instances": (1e-3, alternated, {"head": CentroidHead(0.1), "loss": WithInstances(0.2)}),
         "rounds with other steps": (1e-3, alternated, None),

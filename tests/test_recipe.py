@@ -33,7 +33,6 @@ PAPER = {
     "kmeans_iterations": 20,
     "spherical": False, "empty": "sample", "heads": 1, "grouping": "kmeans",
     "temperature": 0.0, "projection_hidden": 0, "projection_dim": 0, "instance_temperature": 0.0, "renumber": False,
-    "probe": False,
     "sampling": "uniform", "lr": 0.05, "schedule": "constant", "warmup": 0.0, "momentum": 0.9, "weight_decay": 1e-5,
     "views": 1, "view_size": 0, "crop_min": 0.08, "crop_max": 1.0, "stretch": 4 / 3, "flip": 0.5, "rotation": 0.0,
     "colour": 0.0, "grey": 0.0, "small_views": 0, "precision": "fp32", "patience": 3,
@@ -102,8 +101,8 @@ def test_too_many_clusters_are_lowered_but_not_those_given(tmp_path):
 
 
 LARGE_5000, LARGE_5001 = replace(LARGE, count=5000), replace(LARGE, count=5001)
-CLUSTER_MEANS = {"probe": False, "temperature": 0.07, "average": 0.4}
-GENTLE = {"rounds": 1, "lr": 0.001, "average": 0.4, "whitening": 0.0, "within_image": 1.0, "dims": 256}
+GENTLE = {"rounds": 0, "lr": 0.001, "temperature": 0.07, "average": 0.4, "whitening": 0.0, "within_image": 1.0}
+GENTLE |= {"dims": 256, "frozen_statistics": True}
 RESOLVED = [  # recipe, options, facts of the images, and what the recipe has then
     ("auto", {}, PHOTOS, {"backbone": "compact", "image_size": 32, "pseudo_labels": 50, "epochs": 1, "flip": 0.5}),
     ("auto", {}, PHOTOS, {"view_size": 24, "views": 2, "clusters": (50, 100, 200), "grey": 0.2}),
@@ -112,8 +111,9 @@ RESOLVED = [  # recipe, options, facts of the images, and what the recipe has th
     ("auto", {}, replace(LARGE, device="cuda"), {"image_size": 96}),
     ("auto", {}, replace(PHOTOS, count=12, n_clusters=5), {"pseudo_labels": 5}),
     ("auto", {}, replace(PHOTOS, count=3, n_clusters=None), {"pseudo_labels": 3}),
-    # a pretrained network is adapted gently, for one round
+    # a pretrained network is used as it is, and adapted gently if rounds are given
     *(("auto", RESNET, replace(PHOTOS, count=count), GENTLE) for count in (50, 90_000)),
+    ("auto", RESNET | {"rounds": 1}, PHOTOS, GENTLE | {"rounds": 1}),
     ("auto", {"backbone": "timm:resnet18"}, PHOTOS, {"average": 1, "whitening": 0.25, "lr": 0.25, "rounds": 90}),
     ("auto", {"backbone": "timm:resnet18"}, PHOTOS, {"within_image": 0.0}),
     # a handful of images is not seen thousands of times
@@ -165,19 +165,14 @@ RESOLVED = [  # recipe, options, facts of the images, and what the recipe has th
     *(("auto", {"backbone": LITE, "weights": "timm"} | options, facts,
        {"image_size": size, "view_size": view, "guess": guess})
       for options, facts, size, view, guess in (
-          ({}, replace(LARGE_5000, short_side=224), 224, 112, "finest"),
+          ({}, replace(LARGE_5000, short_side=96), 224, 112, "finest"),
           ({}, replace(LARGE_5001, device="cuda"), 224, 168, "finest"),
           ({}, LARGE_5001, 144, 108, "finest"),
-          ({}, replace(LARGE_5000, short_side=223), 224, 112, "clearest"),
+          ({}, replace(LARGE_5000, short_side=95), 224, 112, "clearest"),
           ({}, replace(LARGE_5000, grey=True), 224, 112, "clearest"),
           ({"weights": "none"}, LARGE_5000, 144, 108, "clearest"),
       )),
-    # and are adapted under a fitted classifier, other images under the clusters' means
-    ("auto", {"backbone": "photos-small"}, LARGE_5000, {"probe": True, "temperature": 0.0, "average": 0.4}),
-    ("auto", {"backbone": "photos-small"}, replace(LARGE_5000, short_side=223), CLUSTER_MEANS),
-    ("auto", {"backbone": "photos-small"}, replace(LARGE_5000, grey=True), CLUSTER_MEANS),
-    ("auto", {"backbone": "photos"}, LARGE_5000,
-     CLUSTER_MEANS | {"image_size": 224, "guess": "finest", "root": False}),
+    ("auto", {"backbone": "photos"}, LARGE_5000, {"image_size": 224, "guess": "finest", "root": False}),
     ("classic", {"backbone": "photos-small"}, LARGE_5000, {"image_size": 224, "guess": "clearest"}),
 ]  # fmt: skip
 

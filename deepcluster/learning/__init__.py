@@ -7,7 +7,6 @@ from deepcluster.learning.heads import (
     Loss,
     Outputs,
     WithInstances,
-    fitted_linear_head,
     new_linear_head,
 )
 from deepcluster.learning.training import Learning, train_on_pseudo_labels
@@ -20,7 +19,6 @@ __all__ = [
     "Outputs",
     "WithInstances",
     "extract",
-    "fitted_linear_head",
     "new_linear_head",
     "train_on_pseudo_labels",
 ]

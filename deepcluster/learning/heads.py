@@ -13,7 +13,6 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import LBFGS
 
 from deepcluster.clustering.agreement import LabelChange, repeated
 from deepcluster.clustering.kmeans import means
@@ -25,9 +24,6 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.seeding import generator
 
-MAX_FITTED_ROWS = 8192  # a classifier is fitted to a sample of so many features
-FITTED_LENGTH = 16.0  # of the features for the fit: about that of EfficientNet-Lite0's
-FITTED_DECAY = 1e-3  # weight decay of the fit, for features of that length
 IGNORED = -100  # the label of an image that only fills up a part of a batch
 
 
@@ -183,39 +179,3 @@ class CentroidHead:
         rows = unit_rows(features)
         parts = [means(rows, one.labels[partition.local], len(one.centroids), partition) for one in clusterings]
         network.centroid_head(torch.cat(parts), self.temperature)
-
-
-def fitted_linear_head(
-    network: Network,
-    features: Tensor,
-    clusterings: Sequence[Clustering],
-    partition: Partition,
-    random: torch.Generator,
-) -> None:
-    """Fit a linear classifier to the features, and freeze it: the body starts from a head that knows the clusters.
-
-    Under a random head the first steps change a pretrained body at random (linear probing, then fine-tuning: Kumar et
-    al., ICLR 2022).
-    """
-    sample = torch.randperm(partition.total, generator=random)[:MAX_FITTED_ROWS].sort().values
-    rows = FITTED_LENGTH * unit_rows(partition.index_select(features, sample))
-    classifiers = [_fitted(rows, one.labels[sample].to(rows.device), len(one.centroids)) for one in clusterings]
-    network.fitted_head(*(torch.cat(parts) for parts in zip(*classifiers, strict=True)))
-    partition.processes.broadcast_buffers(network)
-
-
-def _fitted(rows: Tensor, labels: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
-    """Return the weights and biases, for rows of length 1, of multinomial logistic regression by L-BFGS."""
-    weight = torch.zeros(clusters, rows.shape[1], device=rows.device, requires_grad=True)
-    bias = torch.zeros(clusters, device=rows.device, requires_grad=True)
-    optimizer = LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(F.linear(rows, weight, bias), labels)
-        loss = loss + FITTED_DECAY / 2 * weight.square().sum()
-        loss.backward()
-        return loss.detach()
-
-    optimizer.step(closure)
-    return FITTED_LENGTH * weight.detach(), bias.detach()

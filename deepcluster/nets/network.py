@@ -23,20 +23,18 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class FrozenClassifier(nn.Module):
-    """Logits (x . w_k + b_k) / temperature of embeddings x at length 1. Weights (K x D) and biases do not learn."""
+    """Logits x . w_k / temperature of embeddings x at length 1. The weights (K x D) do not learn."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, temperature: float = 1.0):
+    def __init__(self, weight: Tensor, temperature: float):
         super().__init__()
         self.temperature = temperature
         self.weight: Tensor
-        self.bias: Tensor | None
         self.register_buffer("weight", weight.float())
-        self.register_buffer("bias", None if bias is None else bias.float())
 
     def forward(self, embeddings: Tensor) -> Tensor:
         # Always in float32: at a temperature of 0.1 the three digits of bfloat16 mean an error of 0.04 in a logit.
         with torch.autocast(embeddings.device.type, enabled=False):
-            return F.linear(F.normalize(embeddings.float(), dim=1), self.weight, self.bias) / self.temperature
+            return F.linear(F.normalize(embeddings.float(), dim=1), self.weight) / self.temperature
 
 
 class Network(nn.Module):
@@ -121,11 +119,7 @@ class Network(nn.Module):
     def centroid_head(self, centroids: Tensor, temperature: float) -> None:
         """Put the directions of K x ``embedding_dim`` ``centroids`` on top, which do not learn (DeepCluster-v2)."""
         directions = F.normalize(centroids.float(), dim=1)
-        self.head = FrozenClassifier(directions, temperature=temperature).to(self.mean.device)
-
-    def fitted_head(self, weight: Tensor, bias: Tensor) -> None:
-        """Put a classifier of embeddings of length 1 on top, which does not learn: K x ``embedding_dim`` weights."""
-        self.head = FrozenClassifier(weight, bias).to(self.mean.device)
+        self.head = FrozenClassifier(directions, temperature).to(self.mean.device)
 
     def with_projection(self, widths: tuple[int, int] | None, seed: int) -> Self:
         """Put an MLP of these hidden and output ``widths`` behind the features, unless they are None.

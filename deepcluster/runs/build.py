@@ -143,7 +143,6 @@ def kmeans_of_result(recipe: Recipe) -> KMeans:
 
 def learning_of(recipe: Recipe, lr: LearningRate, steps: Steps) -> Learning:
     large = by_name(Augmentation, recipe, crop=(recipe.crop_min, recipe.crop_max), size=recipe.view_size)
-    linear = heads.fitted_linear_head if recipe.probe else heads.new_linear_head
     small = replace(large, crop=(recipe.small_crop_min, recipe.small_crop_max), size=recipe.small_size)
     return by_name(
         Learning,
@@ -152,7 +151,7 @@ def learning_of(recipe: Recipe, lr: LearningRate, steps: Steps) -> Learning:
         head_lr=recipe.lr,
         views=(large,) * recipe.views + (small,) * recipe.small_views,
         sample=SAMPLERS[recipe.sampling],
-        head=heads.CentroidHead(recipe.temperature) if recipe.temperature else linear,
+        head=heads.CentroidHead(recipe.temperature) if recipe.temperature else heads.new_linear_head,
         loss=loss_of(recipe) if steps.loss is None else steps.loss,
         optimizer=steps.optimizer,
         reuse_features=recipe.features == "memory",

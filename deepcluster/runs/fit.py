@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 import deepcluster
-from deepcluster.errors import DeepClusterError, Stopped, UsageError
+from deepcluster.errors import DataError, DeepClusterError, Stopped, UsageError
 from deepcluster.images import Images, Source, find
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.given import read_features, true_labels
 from deepcluster.images.source import counted
-from deepcluster.images.store import Store, check_alike, read_once
+from deepcluster.images.store import Store, check_alike, preview, read_once
 from deepcluster.learning.features import certainty_of
 from deepcluster.learning.training import network_precision
 from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.network import Network, no_network
-from deepcluster.presets import check_groups
+from deepcluster.presets import WHITENING, Facts, check_groups
 from deepcluster.recipe import AUTO, Recipe, to_toml
 from deepcluster.report.pictures import sprite_sheet, tiny_pictures
 from deepcluster.runs.build import compute_of, network_of
@@ -45,7 +45,7 @@ from deepcluster.runs.plan import (
     names_of,
 )
 from deepcluster.runs.rows import duplicate_rows, fingerprint, image_digests, row_digests
-from deepcluster.runs.train import train
+from deepcluster.runs.train import train, training_cost
 from deepcluster.runs.writer import ResultWriter, rounds_text, summary_text, write_beginning
 from deepcluster.runtime import signals
 from deepcluster.runtime.console import Display, Log, Several, Silent
@@ -56,7 +56,7 @@ from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.state import scratch_of
-from deepcluster.texts import plural
+from deepcluster.texts import in_words, plural
 
 
 def fit(
@@ -156,6 +156,9 @@ def _run(job: Job, begun: Begun, folder: files.LockedFolder | None, network: Net
             raise Stopped(_stop_message(error, out)) from None
         raise
     if folder and job.features is None:
+        if images.recipe.weights and "rounds" not in request.recipe.all_options and not images.recipe.rounds:
+            cost = in_words(training_cost(images.recipe, writer.pass_seconds))
+            job.display.say("Training", f"none: the network is used as it is; --rounds 1 trains it for about {cost}")
         job.display.say("Done", summary_text(outcome, request.n_clusters, rounds_text(outcome.record)))
     elif folder:
         job.display.say("Done", f"{len(outcome.summary):,} clusters of {len(job.source.paths):,} rows of features")
@@ -258,7 +261,7 @@ PICTURE_SIDE = 48  # px
 def _begin_features(data: Images, width: int, source: Source, request: Request, display: Display) -> Begun:
     """Decide the folder and the recipe of a run of features of ``width`` numbers, as :func:`begin` does for images."""
     check_groups(request.n_clusters, len(source.paths))
-    recipe = _features_recipe(request, len(source.paths))
+    recipe = _features_recipe(request, source)
     out = free_path(source, request)
     if request.overwrite and isinstance(data, str | Path):
         check_not_inside([Path(data).absolute()], out)
@@ -266,8 +269,8 @@ def _begin_features(data: Images, width: int, source: Source, request: Request, 
     return Begun(str(out), "new", asdict(recipe), reasons, {}, *names_of(request))
 
 
-def _features_recipe(request: Request, count: int) -> Recipe:
-    """Return the reduction of ``auto`` for a pretrained network, and as many fine clusters (docs/decisions.md)."""
+def _features_recipe(request: Request, source: Source) -> Recipe:
+    """Return the reduction, fine clusters and guess of ``auto`` for a pretrained network (docs/decisions.md)."""
     options = request.recipe.all_options
     others = ["recipe"] * (request.recipe.base != AUTO) + ["resume"] * request.resume
     others += [*options, *request.steps.names]
@@ -276,8 +279,14 @@ def _features_recipe(request: Request, count: int) -> Recipe:
             f"{', '.join(others)}: for images only, because features train no network. Leave this out, or pass images"
             f" (rows of pixels: X.reshape(-1, H, W)). Options for features: {', '.join(sorted(FEATURES_OPTIONS))}"
         )
+    count = len(source.paths)
     clusters = min(max(5 * (request.n_clusters or 0), count // 100, 2), max(1, count // 20))
-    chosen = {"whitening": 0.25, "pseudo_labels": clusters, "rounds": 0, "grouping": "embedding", **options}
+    chosen: dict[str, Any] = {"whitening": WHITENING, "pseudo_labels": clusters, "rounds": 0, "grouping": "embedding"}
+    if source.items.of_files:
+        with suppress(DataError):  # the paths need not be those of pictures
+            facts = Facts(count, *preview(source), request.n_clusters, CPU.type)
+            chosen["guess"] = "finest" if facts.are_photographs else "clearest"
+    chosen |= options
     return Recipe(**{**chosen, "pseudo_labels": max(1, min(chosen["pseudo_labels"], count))})
 
 

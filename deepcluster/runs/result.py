@@ -1,5 +1,6 @@
 """The result of a run, computed by all ranks together."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -294,14 +295,18 @@ def place_rows(cut: Cut, rows: Rows, fine_centroids: Tensor) -> tuple[Cut, Place
 
 
 def with_coarse_groups(model: Model, placement: Placement, record: RunRecord, recipe: Recipe, rows: Rows) -> Model:
-    """Return the model with coarse groups if its number of groups is the finest plausible. A collective."""
+    """Return the model with coarse groups if its number of groups is the finest plausible. A collective.
+
+    There are none if fewer than two of them would hold several groups.
+    """
     centroid = placement.centroid[: rows.fitted]
     counts = rows.partition.all_reduce(torch.bincount(centroid, minlength=len(model.cut.centroids)))
 
     def coarse() -> list[int]:
         numbers = [candidate["k"] for candidate in record.candidates or ()]
         count = coarse_number(numbers) if recipe.guess == "finest" and numbers[:1] == [model.cut.count] else 0
-        return coarse_groups(model.cut, counts, count) if count else []
+        groups = coarse_groups(model.cut, counts, count) if count else []
+        return groups if sum(size > 1 for size in Counter(groups).values()) > 1 else []
 
     groups = tuple(rows.partition.processes.broadcast_json(coarse))
     return replace(model, coarse=groups, coarse_names=("",) * (max(groups, default=-1) + 1))
