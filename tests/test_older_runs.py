@@ -47,6 +47,7 @@ def test_all_commands_read_runs_of_all_schemas_also_without_newer_parts(stored, 
     clusters = (stored / "clusters.csv").read_text()
     placed = [line.split(",")[:2] for line in prints("predict", stored, DATA / "photos").splitlines()[1:]]
     assert len(placed) == 18 and all(f"\n{path},ok,{cluster}," in clusters for path, cluster in placed)
+    prints("fit", DATA / "photos", "-k", "3", "--seed", "5", "-o", stored, "--resume")
     for command, *options in map(str.split, COMMANDS):
         prints(command, stored, *options)
     assert state_of(stored)
