@@ -1,0 +1,185 @@
+"""Frozen groups of many collections, by several reductions, beside UMAP and k-means of the same network's features.
+
+    python benchmarks/sets.py CACHE FOLDER [FOLDER ...] [--images 0 150] [--seeds 0 1 2] [--most 3000] [--variants]
+
+FOLDER has a folder a class and names the collection. CACHE keeps the features of each: whole images (224 px), their
+middles (160 px) and mirrored, by the installed network, so that a variant takes seconds. results/collections.json gets
+a row for each collection, number of images (0: all) and seed: NMI (geometric mean) of the groups of the plain command,
+of UMAP(10) and k-means (pip install umap-learn), the share of the 10 nearest neighbours of the same kind, and the NMI
+of the first seed with the images in another order and noise of 1e-6. --variants prints other weights of the class
+probabilities and of the scaling instead, and which of them leaving one collection out chooses.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from common import labelled, paths_of, save, spread
+from torch import Tensor
+from torch.nn import functional as F
+
+from deepcluster.clustering.agreement import nmi
+from deepcluster.clustering.whitening import Whitening
+from deepcluster.groups.cut import cut_features, nearest_groups
+from deepcluster.learning.features import MIDDLE, extract
+from deepcluster.nets.network import Network
+from deepcluster.presets import Facts, read_request, resolve
+from deepcluster.recipe import Recipe
+from deepcluster.runs.build import network_of, reduction_of
+from deepcluster.runtime.compute import Compute
+
+SIDE = 224
+NEIGHBOURS = 10
+Gate = tuple[float, float, float, float]  # certainties of unknown and known kinds, scale of classes, least scaling
+GATES: dict[str, Gate | None] = {
+    "no scaling, no classes": None,
+    "scaling alone": (2, 3, 0, 1),
+    "classes always, .5": (-2, -1, 0.5, 1),
+    ".3 to .5, .7, .1": (0.3, 0.5, 0.7, 0.1),
+    ".3 to .5, .5, .1": (0.3, 0.5, 0.5, 0.1),
+    ".3 to .5, 1, .1": (0.3, 0.5, 1.0, 0.1),
+    ".3 to .5, .7, 1": (0.3, 0.5, 0.7, 1),
+    ".2 to .5, .7, .1": (0.2, 0.5, 0.7, 0.1),
+    ".3 to .4, .7, .1": (0.3, 0.4, 0.7, 0.1),
+}
+
+
+def cached(cache: Path, folder: Path, network: Network, most: int) -> dict[str, Any]:
+    """Return the class numbers of a collection's images and their features, N x D, of each view."""
+    file = cache / f"{folder.name}.pt"
+    if not file.exists():
+        sample = cache / f"{folder.name}.txt"
+        sample.write_text("".join(f"{path}\n" for path in paths_of(folder, most)))
+        images, labels, names = labelled(str(sample), 256)
+
+        def seen(images: Tensor, side: int) -> Tensor:
+            return extract(network, images, Compute.of(network, images, size=side, batch_size=64)).float()
+
+        middle = round(MIDDLE * SIDE)
+        views = {"whole": (images, SIDE), "middle": (images, middle), "mirror": (images.flip(3), SIDE)}
+        features = {view: seen(*arguments) for view, arguments in views.items()}
+        torch.save({"labels": labels, "names": names, **features}, file)
+    content: dict[str, Any] = torch.load(file, weights_only=True)
+    return content
+
+
+def some_of(content: dict[str, Any], count: int) -> dict[str, Any]:
+    """Return the same random sample of ``count`` images (0: all), with the numbers of its classes."""
+    rows = torch.randperm(len(content["labels"]), generator=torch.Generator().manual_seed(1))[: count or None].sort()[0]
+    labels = content["labels"][rows].unique(return_inverse=True)[1]
+    return {"labels": labels, **{view: content[view][rows] for view in ("whole", "middle")}}
+
+
+def certainty(network: Network, features: Tensor) -> float:
+    assert network.classifier is not None
+    return F.linear(features, *network.classifier).softmax(1).amax(1).mean().item()
+
+
+def reduced(network: Network, recipe: Recipe, content: dict[str, Any]) -> Tensor:
+    """Return the rows that a run of this recipe would cut."""
+    whole = content["whole"]
+    chosen = torch.linspace(0, len(whole) - 1, min(len(whole), 1000), dtype=torch.float64).long()
+    pairs = torch.stack([whole[chosen], content["middle"][chosen]])
+    reduction = reduction_of(recipe, whole.shape[1], network.classifier)
+    mapping: Whitening = reduction.fit(whole, Compute.of(network, whole, size=SIDE), lambda: pairs)
+    return mapping(whole)
+
+
+def neighbours(rows: Tensor, labels: Tensor) -> float:
+    cosines = rows @ rows.T
+    nearest = cosines.fill_diagonal_(-2).topk(NEIGHBOURS, 1).indices
+    return (labels[nearest] == labels[:, None]).float().mean().item()
+
+
+def rival(features: Tensor, k: int, seed: int) -> Any:
+    from sklearn.cluster import KMeans
+    from umap import UMAP
+
+    rows = F.normalize(features).numpy()
+    places = UMAP(n_components=10, min_dist=0.0, random_state=seed, n_jobs=1).fit_transform(rows)
+    return KMeans(k, n_init=10, random_state=seed).fit_predict(places)
+
+
+def plain(count: int, k: int, sure: float) -> Recipe:
+    return resolve(read_request({}), Facts(count, SIDE, False, k, "cpu", "photos-small", sure)).recipe
+
+
+def gated(gate: Gate | None, k: int, count: int, sure: float) -> Recipe:
+    low, high, scale, least = gate or (2, 3, 0, 0)
+    share = min(1.0, max(0.0, (sure - low) / (high - low)))
+    weights = {"class_probabilities": scale * share, "within_image": max(least, 1 - share) if gate else 0}
+    options = {**weights, "whitening": 0}
+    return resolve(read_request(options), Facts(count, SIDE, False, k, "cpu", "photos-small")).recipe
+
+
+def rows_of(name: str, content: dict[str, Any], network: Network, seeds: list[int]) -> Iterator[dict[str, Any]]:
+    labels = content["labels"]
+    count, k = len(labels), len(labels.unique())
+    sure = certainty(network, content["whole"])
+    rows = reduced(network, plain(count, k, sure), content)
+    random = torch.Generator().manual_seed(5)
+    order = torch.randperm(count, generator=random)
+    noisy = F.normalize(rows + 1e-6 * torch.randn(rows.shape, generator=random))[order]
+    for seed in seeds:
+        row = {
+            "images": f"{name}, {count:,} of {k} kinds",
+            "seed": seed,
+            "certainty": round(sure, 2),
+            "neighbours": round(neighbours(rows, labels), 3),
+            "nmi": round(nmi(labels, nearest_groups(rows, cut_features(rows, k, seed=seed))), 3),
+            "umap_nmi": round(nmi(labels, rival(content["whole"], k, seed)), 3),
+        }
+        if seed == seeds[0]:
+            other = nearest_groups(noisy, cut_features(noisy, k, seed=seed))
+            row["nmi_of_other_order"] = round(nmi(labels[order], other), 3)
+        yield row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--images", type=int, nargs="+", default=[0], help="0: all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--most", type=int, default=3000)
+    parser.add_argument("--variants", action="store_true")
+    arguments = parser.parse_args()
+    arguments.cache.mkdir(exist_ok=True)
+    network = network_of(plain(1000, 10, 0.0), 0, torch.device("cpu"))
+    found: list[dict[str, Any]] = []
+    scores: dict[str, dict[str, float]] = {gate: {} for gate in GATES}
+    for folder in arguments.folders:
+        whole = cached(arguments.cache, folder, network, arguments.most)
+        for count in arguments.images:
+            content = some_of(whole, count)
+            labels, k = content["labels"], len(content["labels"].unique())
+            name = f"{folder.name}/{len(labels)}"
+            for gate, values in GATES.items() if arguments.variants else ():
+                rows = reduced(network, gated(values, k, len(labels), certainty(network, content["whole"])), content)
+                cuts = [cut_features(rows, k, seed=seed) for seed in arguments.seeds]
+                scores[gate][name] = mean(nmi(labels, nearest_groups(rows, cut)) for cut in cuts)
+                print(f"{name} | {gate} | {scores[gate][name]:.3f}", flush=True)
+            if not arguments.variants:
+                new = [*rows_of(folder.name, content, network, arguments.seeds)]
+                found += new
+                figures = (f"{key} {spread([row[key] for row in new])}" for key in ("nmi", "umap_nmi"))
+                print(f"{name} | certainty {new[0]['certainty']} | {' | '.join(figures)}", flush=True)
+    if arguments.variants:
+        for gate, values in scores.items():
+            losses = [values[name] - scores["no scaling, no classes"][name] for name in values]
+            print(f"{gate}: mean {mean(values.values()):.4f}, worst over no scaling {min(losses):+.3f}")
+        for name in scores["scaling alone"]:
+            others = {gate: mean(v for other, v in values.items() if other != name) for gate, values in scores.items()}
+            best = max(others, key=lambda gate: others[gate])
+            print(f"left out {name}: {best}, {scores[best][name]:.3f}")
+    else:
+        over = [row["nmi"] - row["umap_nmi"] for row in found]
+        print(f"over UMAP and k-means: {mean(over):+.3f} in the mean")
+        save("collections", {"runs": found})
+
+
+if __name__ == "__main__":
+    main()
