@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
-from statistics import mean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +20,8 @@ if TYPE_CHECKING:
 
 KMEANS_STARTS = 10  # of k-means
 EMBEDDINGS = 5  # with as many starts each
-PLAUSIBLE = 0.2  # share of the labelings, by their modularity
+FOUND_AGAIN = 0.1  # share of all starts that come to nearly the same groups,
+MIN_AGREEMENT = 0.8  # by the adjusted Rand index
 EMBEDDED_ROWS = 15_000  # of all embeddings together: with more rows there are fewer, for time, but one by each curve
 CENTROIDS = 2500  # at most, and one for ROWS_EACH rows: they are what a new image is compared with
 ROWS_EACH = 10
@@ -94,14 +94,17 @@ def cut_features(
 def _labels(embeddings: Tensor, k: int, ties: "csr_array", seed: int) -> Tensor:
     """Return the groups (int64) of rows by k-means of their embeddings.
 
-    Of the labelings (all starts of all embeddings) with the largest modularity, it is the one that agrees best with
-    all. The largest modularity alone is sometimes that of a single lucky start, which another seed does not find.
+    All starts of all embeddings compete. The largest modularity counts, unless hardly any other start comes to nearly
+    the same groups: such a lucky start is not found again with another seed.
     """
     starts = product(enumerate(embeddings), range(KMEANS_STARTS))
     labelings = [best_of(1, positions, k, derive(seed, "starts", i, start)).labels for (i, positions), start in starts]
     best_first = sorted(labelings, key=lambda labels: -modularity(ties, labels.numpy()))
-    plausible = best_first[: max(1, round(PLAUSIBLE * len(labelings)))]
-    return max(plausible, key=lambda labels: mean(ari(labels, other) for other in labelings))
+
+    def is_found_again(labels: Tensor) -> bool:
+        return sum(ari(labels, other) >= MIN_AGREEMENT for other in labelings) >= FOUND_AGAIN * len(labelings)
+
+    return next(filter(is_found_again, best_first), best_first[0])
 
 
 def _inside(rows: Tensor, share: float, seed: int) -> Tensor:
