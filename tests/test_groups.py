@@ -2,6 +2,7 @@
 
 import re
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from deepcluster.clustering import kmeans
 from deepcluster.clustering.agreement import ari, nmi
-from deepcluster.groups import choose_k, graph
+from deepcluster.groups import choose_k, cut, graph
 from deepcluster.groups import tree as trees
 from deepcluster.groups.choose_k import candidates, ranked, ranked_finest, stability
 from deepcluster.groups.cut import ROWS_EACH, Cut, as_groups, cut_features, placement_of
@@ -284,6 +285,17 @@ def test_the_graph_chooses_among_an_embedding_by_each_curve_however_many_rows_th
     for positions in ([wrong, right], [right, wrong]):
         cut = cut_features(rows, 3, embed=lambda _, seeds, chosen=positions: torch.stack(chosen[: len(seeds)]))
         assert torch.bincount(cut.group_of[torch.cdist(rows, cut.centroids).argmin(1)]).tolist() == [50, 40, 30]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_groups_that_a_single_start_finds_do_not_count(times, monkeypatch):
+    """Two triangles: of 20 starts, once or twice the groups are these, and otherwise others with less modularity."""
+    best, other = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 0, 1, 1, 1, 1])
+    found = iter([best] * times + [other] * 20)
+    monkeypatch.setattr("deepcluster.groups.cut.best_of", lambda *_: SimpleNamespace(labels=next(found)))
+    ties = csr_array(np.kron(np.eye(2), 1 - np.eye(3)))
+    labels = cut._labels(torch.zeros(2, 6, 10), 2, ties, seed=0)
+    assert torch.equal(labels, other if times == 1 else best)
 
 
 def test_halves_of_groups_are_not_all_there_is():
