@@ -1,13 +1,16 @@
 """Frozen groups of many collections, by several reductions, beside UMAP and k-means of the same network's features.
 
-    python benchmarks/sets.py CACHE FOLDER [FOLDER ...] [--images 0 150] [--seeds 0 1 2] [--most 3000] [--variants]
+    python benchmarks/sets.py CACHE FOLDER [FOLDER ...] [--images 0 150] [--seeds 0 1 2] [--most 3000]
+                              [--variants | --mixes 40]
 
 FOLDER has a folder a class and names the collection. CACHE keeps the features of each: whole images (224 px), their
 middles (160 px) and mirrored, by the installed network, so that a variant takes seconds. results/collections.json gets
 a row for each collection, number of images (0: all) and seed: NMI (geometric mean) of the groups of the plain command,
 of UMAP(10) and k-means (pip install umap-learn), the share of the 10 nearest neighbours of the same kind, and the NMI
 of the first seed with the images in another order and noise of 1e-6. --variants prints other weights of the class
-probabilities and of the scaling instead, and which of them leaving one collection out chooses.
+probabilities and of the scaling instead, and which of them leaving one collection out chooses. --mixes N writes
+results/mixes.json instead: the number of clusters that -k auto takes for N mixes of 3 to 9 kinds of all collections,
+and for N of 10 to 32.
 """
 
 import argparse
@@ -23,6 +26,7 @@ from torch.nn import functional as F
 
 from deepcluster.clustering.agreement import nmi
 from deepcluster.clustering.whitening import Whitening
+from deepcluster.groups.choose_k import candidates
 from deepcluster.groups.cut import cut_features, nearest_groups
 from deepcluster.learning.features import MIDDLE, extract
 from deepcluster.nets.network import Network
@@ -142,6 +146,27 @@ def rows_of(name: str, content: dict[str, Any], network: Network, seeds: list[in
         yield row
 
 
+def mixes(contents: list[dict[str, Any]], network: Network, count: int) -> Iterator[dict[str, Any]]:
+    """Yield the guessed and the true number of kinds of mixes, each with up to 60 images of a kind."""
+    kinds = [(i, kind) for i, content in enumerate(contents) for kind in range(len(content["names"]))]
+    random = torch.Generator().manual_seed(7)
+    for least, most in ((3, 9), (10, 32)):
+        for _ in range(count):
+            k = int(torch.randint(least, most + 1, (1,), generator=random))
+            parts = []
+            for choice in torch.randperm(len(kinds), generator=random)[:k].tolist():
+                i, kind = kinds[choice]
+                rows = torch.nonzero(contents[i]["labels"] == kind).flatten()
+                parts.append((i, rows[torch.randperm(len(rows), generator=random)[:60]]))
+            views = ("whole", "middle")
+            mixed = {view: torch.cat([contents[i][view][rows] for i, rows in parts]) for view in views}
+            size = len(mixed["whole"])
+            rows = reduced(network, plain(size, k, certainty(network, mixed["whole"])), mixed)
+            guess = candidates(rows, finest=True)[0].k
+            yield {"mix": f"{least} to {most} kinds", "kinds": k, "images": size, "guess": guess,
+                   "right": int(max(guess / k, k / guess) <= 1.5)}  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cache", type=Path)
@@ -150,9 +175,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--most", type=int, default=3000)
     parser.add_argument("--variants", action="store_true")
+    parser.add_argument("--mixes", type=int, default=0)
     arguments = parser.parse_args()
     arguments.cache.mkdir(exist_ok=True)
     network = network_of(plain(1000, 10, 0.0), 0, torch.device("cpu"))
+    if arguments.mixes:
+        contents = [cached(arguments.cache, folder, network, arguments.most) for folder in arguments.folders]
+        guesses = [*mixes(contents, network, arguments.mixes)]
+        for mix in dict.fromkeys(row["mix"] for row in guesses):
+            print(mix, "right within 1.5:", mean(row["right"] for row in guesses if row["mix"] == mix))
+        save("mixes", {"runs": guesses})
+        return
     found: list[dict[str, Any]] = []
     scores: dict[str, dict[str, float]] = {gate: {} for gate in GATES}
     for folder in arguments.folders:
