@@ -86,7 +86,7 @@ def without_comments(page: Path) -> list[str]:
 
 
 def value_of(name: str, tables: ModuleType) -> float:
-    """Return what was measured (photographs~flowers5.nmi) or a constant (nets.names.PUBLISHED.photos.megabytes)."""
+    """Return what was measured (collections~flowers5.nmi) or a constant (nets.names.PUBLISHED.photos.megabytes)."""
     if (ROOT / f"benchmarks/results/{re.split('[.~]', name)[0]}.json").exists():
         return tables.figure(name)
     value: Any = deepcluster
