@@ -17,7 +17,9 @@ of their images that a new fit is due.
 
 number: the guess of `-k auto` against the classes of 300 to 2,500 images of all or of 3, 5 and 7 classes.
 stability: its rank correlation with the agreement to the labels; the right number of groups, half and twice as many.
-hints: the hints for names of clusters, and how often one is right; as many clusters as classes and twice as many.
+hints: the hints for names of clusters, and how often one is right; as many clusters as classes and twice as many. The
+right words of a class are in hint_words.json; "dog*" is a dog or any word below it in WordNet. Classes that the network
+cannot name have few words, so a hint for them is wrong.
 """
 
 import argparse
@@ -253,17 +255,35 @@ def stable(cache: Path, arguments: argparse.Namespace) -> None:
     save("judgement_stability", {"rank correlation": figures, "cuts": len(results)})
 
 
+CLEAR = (0.08, 0.1, 0.12, 0.14, 0.16, 0.18, 0.2, 0.25, 0.3)
+MIN_RIGHT = 0.85  # share of the hinted words of the other sets
+
+
+def is_right(hint: str, words: Sequence[str]) -> bool:
+    def same(one: str, word: str) -> bool:
+        name, wanted = f" {one.lower()}", f" {word.lower()}"
+        return name.endswith(wanted) or wanted.endswith(name)
+
+    true = {plain: "*" in word for word in words for plain in (word.rstrip("*"), hints.plain(word.rstrip("*")))}
+    return any(
+        same(one, word) for word, below in true.items() for one in [hint, *hints.above(hint)][: None if below else 1]
+    )
+
+
 def hinted(cache: Path, arguments: argparse.Namespace) -> None:
-    """How many clusters get hints for a name, and how often is one right, by lists of words made before?
+    """How many clusters get hints for a name, and how often are they right, by lists of words made before?
 
     ``rounds[0]`` of a file are features before any training, whose groups are hinted.
     """
     words = json.loads((Path(__file__).parent / "hint_words.json").read_text(encoding="utf-8"))
-    rows: list[dict[str, Any]] = []
+    counts: dict[str, dict[float, Counter[str]]] = {}
     for name in arguments.names:
         cached, kind = load(cache / f"{name}.pt"), name.partition("-")[0]
-        known = nouns(PUBLISHED["photos-small"].backbone, cached.rounds[0])
-        reduced = whiten(cached.rounds[0], 80, 0.25, root=True)(cached.rounds[0])
+        pairs = nouns(PUBLISHED["photos-small"].backbone, cached.rounds[0])
+        rows = [{"path": str(i), "noun": noun, "probability": str(value)} for i, (noun, value) in enumerate(pairs)]
+        known = hints.weighted_nouns(rows)
+        reduced = reduced_of(cached.rounds[0])
+        counts[name] = {clear: Counter() for clear in CLEAR}
         for factor in (1, 2):
             groups = cut_features(reduced, max(2, round(factor * len(cached.labels.unique()))))
             placed = placement_of(reduced, groups, groups.centroids[:1])
@@ -272,23 +292,26 @@ def hinted(cache: Path, arguments: argparse.Namespace) -> None:
                 if len(inside) < hints.MIN_HINTED:
                     continue
                 typical = inside[placed.distance[inside].argsort(stable=True)[: len(inside) // 2]]
-                found = [known[row] for row in typical.tolist()]
-                sums = Counter()
-                for noun, probability in found:
-                    sums[noun] += probability
-                clear = sum(value for _, value in sums.most_common(3)) / len(found)
-                words_of = hints.fitting(found, clear=0)
                 true = words[kind][sorted(words[kind])[int(torch.bincount(cached.labels[inside]).argmax())]]
-                ends = [(hint.lower(), word) for hint in words_of for word in true]
-                right = any(f" {hint}".endswith(f" {word}") or f" {word}".endswith(f" {hint}") for hint, word in ends)
-                rows.append({"set": kind, "clear": clear, "right": right, "hints": words_of})
-    for clear in (0, 0.1, hints.CLEAR, 0.15, 0.2):
-        for kind in [*dict.fromkeys(row["set"] for row in rows), ""]:
-            of_set = [row for row in rows if kind in ("", row["set"])]
-            shown = [row for row in of_set if row["clear"] > clear]
-            print(clear, kind or "all", len(of_set), len(shown), sum(row["right"] for row in shown))
-    kept = [row for row in rows if row["clear"] > hints.CLEAR]
-    save("judgement_hints", {"clusters": len(rows), "shown": len(kept), "right": sum(row["right"] for row in kept)})
+                for clear, count in counts[name].items():
+                    right = [
+                        is_right(hint, true) for hint in hints.fitting([known[str(i)] for i in typical.tolist()], clear)
+                    ]
+                    count.update(
+                        clusters=1, shown=bool(right), right=any(right), words=len(right), right_words=sum(right)
+                    )
+    by_clear = {clear: sum((of_set[clear] for of_set in counts.values()), Counter()) for clear in CLEAR}
+    chosen = {}
+    for name in counts:
+        rest = {clear: total - counts[name][clear] for clear, total in by_clear.items()}
+        chosen[name] = min(
+            (clear for clear in CLEAR if rest[clear]["right_words"] >= MIN_RIGHT * rest[clear]["words"]),
+            default=CLEAR[-1],
+        )
+    left_out = {name: counts[name][clear] for name, clear in chosen.items()}
+    by_set = {name: {**count, "clear": chosen[name]} for name, count in left_out.items()}
+    total = {"sets": "all_left_out", **sum(left_out.values(), Counter())}
+    save("judgement_hints", {"total": total, "by_clear": by_clear, "by_set": by_set})
 
 
 def main() -> None:

@@ -4,7 +4,10 @@ import json
 import re
 from pathlib import Path
 
+from timm.data.imagenet_info import ImageNetInfo
+
 import deepcluster.report
+from deepcluster.report.hints import above, plain
 
 TEMPLATES = Path(deepcluster.report.__file__).parent / "templates"
 PHRASES = json.loads((TEMPLATES / "phrases.json").read_text(encoding="utf-8"))
@@ -25,3 +28,10 @@ def test_every_text_of_the_scripts_is_a_phrase():
     literals = [text for text in re.findall(r'(?<!t\()(?<![?:] )"([^"\n]*)"', SCRIPTS) if text not in PHRASES]
     sentences = [text for text in literals if re.search(r"[A-Za-z]{2,} [a-z]{2,}|^[A-Z][a-z]+[ …:.]", text)]
     assert [text for text in sentences if not re.fullmatch(r"use strict|cluster made|quiet ends|[#.\[].*", text)] == []
+
+
+def test_every_word_of_the_tables_can_be_a_hint():
+    nouns = [str(label).split(",")[0] for label in ImageNetInfo().label_descriptions()]
+    words = {word for noun in nouns for word in [noun, *above(noun)]}
+    rare, chinese = (json.loads((TEMPLATES.parent / f"{name}_words.json").read_text()) for name in ("plain", "chinese"))
+    assert rare.keys() <= words and chinese.keys() <= {plain(word) for word in words}

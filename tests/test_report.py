@@ -13,7 +13,7 @@ from PIL import Image
 from deepcluster.errors import DiskError
 from deepcluster.groups.tree import Tree
 from deepcluster.report import pictures
-from deepcluster.report.hints import above, hints
+from deepcluster.report.hints import above, hints, weighted_nouns
 from deepcluster.report.page import on_page
 from deepcluster.report.sections import suggestions
 from deepcluster.storage.content import Table
@@ -246,14 +246,21 @@ def test_hints_are_of_the_typical_images_of_a_cluster() -> None:
 
     sure, other, third, flat = ("daisy", 0.9), ("bee", 1.0), ("vase", 0.1), ("daisy", 0.1)
     assert hinted(*[sure] * 20) == ["daisy", "flower"]
-    assert hinted(*[sure] * 19, others=9) == []  # too few with a noun
+    assert hinted(*[sure] * 9, others=9) == []  # too few with a noun
     assert hinted(*[sure] * 10, *[other] * 10) == ["daisy", "flower"]  # the nearer half counts
-    assert hinted(*[other] * 10, *[sure] * 10) == ["bee", "hymenopterous insect"]
+    assert hinted(*[other] * 10, *[sure] * 10) == ["bee", "insect"]
     assert hinted(*[sure] * 5, *[other] * 5, *[third] * 10) == ["bee", "daisy"]  # nothing in common
-    assert hinted(*[sure] * 7, *[third] * 2, other, *[third] * 10) == ["daisy", "bee", "flower"]
-    pets = [*[("beagle", 0.2)] * 5, *[("Siamese cat", 0.2)] * 5]
-    assert hinted(*pets, *[flat] * 10) == ["beagle", "Siamese cat", "carnivore"]
+    assert hinted(*[sure] * 8, *[third] * 2, *[third] * 10) == ["daisy", "flower"]
+    pets = [*[("beagle", 0.2)] * 5, *[("Siamese cat", 0.2)] * 5]  # neither is clear, and the word above both is
+    assert hinted(*pets, *[flat] * 10) == ["carnivore", "mammal"]
     assert hinted(*[flat] * 20) == []
+    assert hinted(*[("tabby", 0.5)] * 5, *[("tiger cat", 0.4)] * 5, *[flat] * 10) == ["cat"]  # one plain word
+
+
+def test_a_network_that_is_unsure_of_a_collection_hints_only_what_is_clear() -> None:
+    nouns = [{"path": str(i), "noun": "daisy", "probability": str(p)} for i, p in enumerate([0.8, 0.0, 0.1])]
+    assert weighted_nouns(nouns)["0"] == ("daisy", pytest.approx(0.24))
+    assert weighted_nouns(nouns[:1])["0"] == ("daisy", pytest.approx(0.64))
 
 
 def test_general_words_have_one_meaning() -> None:

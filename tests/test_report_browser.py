@@ -454,7 +454,7 @@ ENGLISH = r"""known => {
   }
   return texts.filter(text => text.match(/[A-Za-z]{2,}/g)?.some(word => !known.split(' ').includes(word)));
 }"""
-KNOWN = "AMI ARI CSV JavaScript NMI UMAP Ward bars blob checks clusters csv daisy duplicates edits json ln photos"
+KNOWN = "AMI ARI CSV JavaScript NMI UMAP Ward bars blob checks clusters csv duplicates edits json ln photos"
 KNOWN += " predict reject skipped"
 
 
@@ -465,6 +465,8 @@ def test_the_page_speaks_the_language_of_the_browser(run: Path, copied: Path, br
         page.locator("#merge-filter").fill("组 1")
         page.keyboard.press("Enter")
         assert page.locator("#cluster-2 .note").inner_text() == "已并入组 1。"
+        page.locator("#cluster-1").get_by_role("button", name="雏菊").click()
+        assert page.locator("#cluster-1 .name").inner_text() == " · 雏菊"
         page.locator("#cluster-1 .all").click()
         page.locator("#images-grid .tile-of").first.wait_for()
         page.keyboard.press("Space")

@@ -8,34 +8,53 @@ from importlib.resources import files
 
 import numpy as np
 
-from deepcluster.storage.content import Table
+from deepcluster.storage.content import Row, Table
 from deepcluster.texts import number
 
-HINTS = 3
-MIN_HINTED = 20  # images of a cluster with a noun
-CLEAR = 0.12  # mean probability of the hints together (benchmarks/judgement.py)
-MOST = 0.6  # share of the probability below a general word
+HINTS = 2  # special words, beside a more general one
+MIN_HINTED = 10  # images of a cluster with a noun
+CLEAR = 0.16  # weight of a word: its mean probability times that of the collection (benchmarks/judgement.py)
 
 
 @cache
-def _hypernyms() -> Mapping[str, str]:
-    """Return the more general word of each noun and of each general word (WordNet, by benchmarks/hypernyms.py)."""
-    table: dict[str, str] = json.loads((files("deepcluster.report") / "hypernyms.json").read_text(encoding="utf-8"))
+def _table(name: str) -> Mapping[str, str]:
+    table: dict[str, str] = json.loads((files("deepcluster.report") / name).read_text(encoding="utf-8"))
     return table
 
 
 def above(noun: str) -> list[str]:
-    """Return the words more general than a noun, the most general last."""
+    """Return the words more general than a noun, the most general last (WordNet, by benchmarks/hypernyms.py)."""
     words = []
-    while noun := _hypernyms().get(noun, ""):
+    while noun := _table("hypernyms.json").get(noun, ""):
         words.append(noun)
     return words
 
 
-def hints(rows: Table, noun_of: Mapping[str, tuple[str, float]]) -> list[str]:
-    """Return up to three hints for a cluster of these images, none if its nouns are improbable. Its nearer half counts.
+def plain(word: str) -> str:
+    """Return the everyday word for a rare one, or the word itself."""
+    return _table("plain_words.json").get(word, word)
 
-    ``noun_of`` has the most probable noun and its probability, by path.
+
+def chinese(hint: str) -> str:
+    """Return the Chinese of a hint; empty if it is a rare word."""
+    return _table("chinese_words.json").get(hint, "")
+
+
+def weighted_nouns(nouns: Sequence[Row]) -> dict[str, tuple[str, float]]:
+    """Return the noun of each image and its weight, by path, for rows of nouns.csv.
+
+    The weight is the noun's probability times the mean probability over the collection: a network that does not know
+    most of a collection is also wrong about the images of which it is sure.
+    """
+    rows = [(row["path"], row["noun"], number(row["probability"]) or 0.0) for row in nouns]
+    certainty = sum(probability for _, _, probability in rows) / max(1, len(rows))
+    return {path: (noun, probability * certainty) for path, noun, probability in rows}
+
+
+def hints(rows: Table, noun_of: Mapping[str, tuple[str, float]]) -> list[str]:
+    """Return up to three hints for a cluster of these images, none if no word is clear. Its nearer half counts.
+
+    ``noun_of`` is of :func:`weighted_nouns`.
     """
     known = rows.at([i for i, path in enumerate(rows.column("path")) if path in noun_of])
     if len(known) < MIN_HINTED:
@@ -46,15 +65,14 @@ def hints(rows: Table, noun_of: Mapping[str, tuple[str, float]]) -> list[str]:
 
 
 def fitting(known: Sequence[tuple[str, float]], clear: float = CLEAR) -> list[str]:
-    """Return the most probable nouns of images, the last replaced by the most special word above most of them."""
-    sums: dict[str, float] = defaultdict(float)
-    general: dict[str, float] = defaultdict(float)
-    for noun, probability in known:
-        sums[noun] += probability
-        for word in above(noun):
-            general[word] += probability
-    nouns = sorted(sums, key=lambda noun: -sums[noun])[:HINTS]
-    if sum(sums[noun] for noun in nouns) <= clear * len(known):
-        return []
-    shared = [word for word in general if general[word] >= MOST * sum(sums.values()) and word not in nouns]
-    return [*nouns[: HINTS - 1], max(shared, key=lambda word: len(above(word)))] if shared else nouns
+    """Return plain words for weighted nouns: the most special ones whose mean weight is clear, and one above them."""
+    weights: dict[str, float] = defaultdict(float)
+    for noun, weight in known:
+        for word in (noun, *above(noun)):
+            weights[word] += weight / len(known)
+    words = [word for word in weights if weights[word] > clear]
+    general = {word for special in words for word in above(special)}
+    special = sorted((word for word in words if word not in general), key=lambda word: -weights[word])[:HINTS]
+    shared = [word for word in general if all(word in above(other) for other in special)]
+    closest = sorted(shared, key=lambda word: -len(above(word)))[:1]
+    return list(dict.fromkeys(map(plain, [*special, *closest])))

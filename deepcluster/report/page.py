@@ -26,6 +26,7 @@ from deepcluster.groups.tree import Parts, Tree
 from deepcluster.records import PRELIMINARY
 from deepcluster.report import sections
 from deepcluster.report.charts import HEIGHT, SHARES, WIDTH, histograms, round_for_people, training_charts
+from deepcluster.report.hints import chinese
 from deepcluster.report.pictures import columns, data_uri, on_sheet, tile
 from deepcluster.report.sections import Picture, Values
 from deepcluster.runtime.plain_files import FORMULA
@@ -181,7 +182,7 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"grouped": "{:,}".format, "short": texts.short_name, "bare": texts.bare}
+    environment.filters |= {"grouped": "{:,}".format, "short": texts.short_name, "bare": texts.bare, "chinese": chinese}
     return environment
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from deepcluster.errors import DiskError
 from deepcluster.groups.tree import Tree, nodes_at
-from deepcluster.report.hints import hints
+from deepcluster.report.hints import hints, weighted_nouns
 from deepcluster.report.pictures import PICTURE_CHARACTERS, data_uri, tile
 from deepcluster.storage.content import Row, Table
 from deepcluster.texts import agreement, figure, number, percent, short_name
@@ -113,7 +113,7 @@ def sections(
     ``shown`` are rows of the summary, ``clusters`` the usable rows of clusters.csv, ``in_page`` the numbers of those
     whose images the script has; ``picture`` and ``nouns`` are those of ``page.RunData``.
     """
-    noun_of = _nouns_by_path(nouns)
+    noun_of = weighted_nouns(nouns)
     number_in_page = {clusters[row]["path"]: i for i, row in enumerate(in_page)}
     members = members_of(shown, clusters)
     images = IMAGES_OF_CLUSTER if len(shown) <= MANY_CLUSTERS else IMAGES_OF_MANY
@@ -148,7 +148,7 @@ def levels(sections: Sequence[Values], summary: Sequence[Row], clusters: Table, 
 
     The arguments are those of :func:`sections`, with all rows of the summary.
     """
-    noun_of = _nouns_by_path(nouns)
+    noun_of = weighted_nouns(nouns)
     row_of = {path: row for row, path in enumerate(clusters.column("path"))}
     inside: dict[str, list[Row]] = {}
     for row in summary:
@@ -171,10 +171,6 @@ def levels(sections: Sequence[Values], summary: Sequence[Row], clusters: Table, 
             }
         )
     return coarse
-
-
-def _nouns_by_path(nouns: Sequence[Row]) -> dict[str, tuple[str, float]]:
-    return {row["path"]: (row["noun"], number(row["probability"]) or 0.0) for row in nouns}
 
 
 def _tile(row: Row, kind: Kind, image: Image.Image | None, share: int) -> Values:

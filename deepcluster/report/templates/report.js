@@ -38,6 +38,10 @@ function translate() {
     const nodes = [...place.childNodes].map(node => node.nodeType === Node.TEXT_NODE ? node.data : node);
     if (nodes.some(node => /[A-Za-z]/.test(typeof node === "string" ? node : ""))) place.replaceChildren(...translated(nodes));
   }
+  for (const hint of $$("[data-chinese]:not([data-chinese=''])")) {
+    hint.textContent = hint.dataset.chinese;
+    hint.closest("button")?.setAttribute("value", hint.dataset.chinese);
+  }
 }
 if (isChinese) translate();
 
