@@ -39,7 +39,7 @@ class Cached:
 
 def load(file: Path) -> Cached:
     content = torch.load(file, weights_only=True)
-    return Cached(content["labels"], content["rounds"])
+    return Cached(content["labels"], content["rounds"] if "rounds" in content else [content["whole"]])  # of sets.py
 
 
 def features(network: Network, images: Tensor, side: int) -> Tensor:
