@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,17 @@ import torch
 
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.groups.cut import as_groups, cut_features
+from deepcluster.groups.graph import Embeddings
 from deepcluster.recipe import Recipe
 from deepcluster.runs import result as run_groups
 from deepcluster.runs.recut import recut
-from deepcluster.runs.result import groups_of
 from deepcluster.seeding import derive
 from deepcluster.storage import model_files as models
 from tests.helpers.runs import rows
 
 K = 3
 KMEANS, EMBEDDING = Recipe(grouping="kmeans"), Recipe(grouping="embedding")
+groups_of = partial(run_groups.groups_of, embed=Embeddings())
 
 
 @pytest.fixture(scope="module")

@@ -82,8 +82,7 @@ def test_every_option_reaches_the_engine(name, asked):
         assert options[name] == value and type(options[name]) is type(option.default)
         assert options.keys() <= {name, "sobel"}
     if not option.flag:
-        # The flag --features takes no value, so that its "memory" is a folder that does not exist.
-        assert run_command(["fit", "photos", flag, str(value)]) == (3 if name == "features" else 2)
+        assert run_command(["fit", "photos", flag, str(value)]) == 2
 
 
 def test_options_that_were_not_given_are_left_to_the_recipe(asked):
