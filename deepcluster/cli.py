@@ -285,6 +285,58 @@ def apply(
 
 
 @app.command
+def ask(
+    run_: flags.RunArgument,
+    /,
+    *,
+    n: Annotated[int, Parameter(name=["-n", "--number"], validator=validators.Number(gte=1))] = 20,
+    drawn: bool = False,
+    out: flags.OutOfTable = "-",
+    overwrite: flags.Overwrite = False,
+    as_json: flags.Json = False,
+) -> None:
+    """List images for a person to name, for teach: path, cluster and name now, likely clusters, drawn.
+
+    Args:
+        n: Number of images.
+        drawn: Draw the images at random: their answers tell how many of all images are in the right cluster.
+    """
+    _check_run(run_)
+    target = None if out == "-" else _output(Path(out), run_, "", overwrite)
+    with Terminal(quiet=True, to_stderr=True):
+        from deepcluster.runs import teach as teaching
+
+        rows = [asdict(question) for question in teaching.ask(run_, n, drawn=drawn)]
+        if as_json:
+            print(json.dumps(rows, indent=2))
+            return
+        cells = ({**row, "likely": " ".join(map(str, row["likely"])), "drawn": int(row["drawn"])} for row in rows)
+        files.write_table(target, partial(write_csv, columns=teaching.COLUMNS, rows=cells))
+
+
+@app.command
+def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: flags.Output = flags.OUTPUT) -> None:
+    """Let all images follow answers about a few; numbers of clusters stay. Undo: apply RUN --undo.
+
+    Args:
+        answers: A CSV file of path and name (a new one makes a new cluster) or cluster, such as that of ask, filled in;
+            without it, the answers that the run has count again.
+    """
+    _check_run(run_)
+    with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
+        from deepcluster.runs import teach as teaching
+        from deepcluster.storage.run_folder import open_run
+
+        changes = teaching.teach(run_, teaching.read_answers(answers) if answers else (), terminal)
+    if not output.as_json:
+        _print_result(open_run(run_), output, "teach")
+        return
+    pairs = [{"before": before, "after": after, "images": images} for (before, after), images in changes.items()]
+    counts = {"changed": sum(changes.values()), "changes": pairs, "quality": open_run(run_).read_record().quality}
+    print(json.dumps({"run": str(run_), **counts}, indent=2))
+
+
+@app.command
 def update(
     run_: flags.RunArgument,
     images: flags.ImagesArgument,

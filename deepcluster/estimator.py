@@ -4,7 +4,8 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from html import escape
 from itertools import islice
@@ -20,7 +21,7 @@ from PIL import Image
 from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.utils import check_random_state, estimator_html_repr
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import Tensor, nn
 
 from deepcluster.clustering.blocks import nearest
@@ -37,18 +38,20 @@ from deepcluster.recipe import AUTO, Recipe, declared
 from deepcluster.report.page import gallery
 from deepcluster.report.pictures import THUMBNAIL
 from deepcluster.runs import fit as runs
-from deepcluster.runs import page, predict, recut
+from deepcluster.runs import page, predict, recut, teach
 from deepcluster.runs.build import Steps
 from deepcluster.runs.page import pictures
 from deepcluster.runs.plan import Request
 from deepcluster.runs.predict import Prediction, placement_columns
 from deepcluster.runs.rows import images_at_hand, read_run
+from deepcluster.runs.teach import Answer
 from deepcluster.runtime.console import Display, Several, Silent, Terminal, has_widgets
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import PATH_COLUMNS
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
+from deepcluster.storage.edits_file import checked_name
 from deepcluster.storage.files import check_output, write_output
 from deepcluster.storage.state import own_files
 from deepcluster.texts import one_line, plural
@@ -106,6 +109,8 @@ class DeepCluster(_Base):
         n_clusters_: K.
         inertia_: Sum of the squared distances to the centers.
         verdict_: Stability of the clusters, in words, as the command prints it.
+        quality_: A dict: the share of images in the right cluster, from answers about images drawn at random, with the
+            bounds low and high of a 90 % interval; None without such answers.
         n_iter_: Number of rounds.
         history_: A dict per round.
         run_: The run folder (docs/run-folder.md).
@@ -161,7 +166,8 @@ class DeepCluster(_Base):
 
         Args:
             X: The images; unusable ones are skipped with a DeepClusterWarning.
-            y: Ignored.
+            y: Labels of some images, -1 for all others, as in sklearn.semi_supervised; the images follow as after
+                ``teach``. A cluster with most of a label's images takes it as its name. None or all -1: no labels.
             run: The run folder to make; None: a temporary one, deleted with the estimator.
             like: A run folder: the clusters continue those of this run, with their numbers, names and junk marks.
             resume: Continue ``run`` from its last checkpoint, with the same images, parameters and steps.
@@ -175,6 +181,7 @@ class DeepCluster(_Base):
             raise UsageError(f"verbose={self.verbose!r}: give 0, 1 or 2")
         if not isinstance(like, str | os.PathLike | None):
             raise UsageError(f"like is a {type(like).__name__}: give the path of a run folder")
+        labels = _given_labels(y)
         is_features, images = self._read(X, reset=True)
         seed = _seed(self.random_state)
         recipe = self._recipe()
@@ -205,6 +212,8 @@ class DeepCluster(_Base):
         self._open(out, temporary, None if is_features or isinstance(images, str | Path) else images)
         if self.skipped_:
             warn(f"{_unusable(self.skipped_)}, and left out: skipped_ has all")
+        if labels:
+            self._learn(labels, self.paths_ if is_features else find(images).paths)
         return self
 
     def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> npt.NDArray[np.float32]:
@@ -287,6 +296,32 @@ class DeepCluster(_Base):
         with self._display() as display:
             recut.recut(self.run_, _n_clusters(n_clusters), display, self._images_at_hand(), report=False)
         self._read_results()
+        return self
+
+    def ask(self, n: int = 20, *, drawn: bool = False) -> list[Answer]:
+        """Return up to ``n`` images for a person to name, for ``teach``.
+
+        Args:
+            n: Number of images.
+            drawn: Draw them at random: answers about such images give ``quality_``.
+
+        Returns:
+            Objects (pandas.DataFrame accepts them) with path, cluster, name, likely (clusters) and drawn.
+        """
+        self._check_run("ask")
+        if not _is_count(n):
+            raise UsageError(f"n={n!r}: give a whole number of at least 1")
+        return teach.ask(self.run_, n, drawn=drawn)
+
+    def teach(self, answers: Mapping[str | int, str | int] | None = None, *, drawn: Collection[str | int] = ()) -> Self:
+        """Let all images follow answers about some of them; ``recut`` and the next ``teach`` remember these.
+
+        Args:
+            answers: Name of the cluster (a new name makes a new cluster) or its number, by path or row of the image.
+            drawn: Images of ``answers`` that were drawn at random (``ask``).
+        """
+        self._check_run("teach")
+        self._teach([_answer(image, given, image in drawn) for image, given in (answers or {}).items()])
         return self
 
     def report(self, path: str | Path) -> Path:
@@ -435,6 +470,7 @@ class DeepCluster(_Base):
         self._of_fit = Prediction(tuple(rows.paths), rows.reduced, rows.residuals, ())
         self.inertia_ = _inertia(rows.reduced, clusters, self._centers())
         self.verdict_ = record.verdict or ""
+        self.quality_ = record.quality
         self.n_iter_ = int(record.rounds or 0)
         self.history_ = [{name: _number(cell) for name, cell in row.items()} for row in folder.read_rows("history.csv")]
 
@@ -498,6 +534,25 @@ class DeepCluster(_Base):
             residuals = torch.cat([residuals, blank[0, :1]])[rows]
         return Prediction(paths, reduced, residuals, skipped)
 
+    def _teach(self, answers: Sequence[Answer], names: Mapping[int, str] | None = None) -> None:
+        with self._display() as display:
+            teach.teach(self.run_, answers, display, names=names or {}, report=False)
+        self._read_results()
+
+    def _learn(self, labels: Sequence[str], paths: Sequence[str]) -> None:
+        """Teach the labels ("": none) of the images of the fit. Clusters without a name get that of most of theirs."""
+        if len(labels) != len(paths):
+            raise UsageError(f"y has {len(labels):,} labels, and X has {len(paths):,} images: give one for each")
+        label_of = dict(zip(paths, labels, strict=True))
+        answers = {row: Answer(row, name=label_of[path]) for row, path in enumerate(self.paths_) if label_of[path]}
+        names = {group: name for group, name in enumerate(self._model.names) if name}
+        for (group, label), _ in Counter(
+            (int(self.labels_[row]), answer.name) for row, answer in answers.items()
+        ).most_common():
+            if group not in names and label not in names.values():
+                names[group] = label
+        self._teach([*answers.values()], names)
+
     def _check_run(self, what: str) -> None:
         check_is_fitted(self, "cluster_centers_")
         if not hasattr(self, "run_"):
@@ -541,6 +596,21 @@ def _column_of_rows(X: Any) -> Any:
         if isinstance(number, Real) or getattr(number, "ndim", 1) == 0:
             return name
     return None
+
+
+def _given_labels(y: Any) -> list[str]:
+    """Return the labels in y as text, "" for -1; none if all are -1 or y is None."""
+    values = [] if y is None else column_or_1d(y, dtype=None if hasattr(y, "dtype") else object).tolist()
+    whole = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
+    return ["" if value == -1 else str(value) for value in whole] if {*whole} - {-1} else []
+
+
+def _answer(image: str | int, given: Any, drawn: bool) -> Answer:
+    if isinstance(given, str):
+        return Answer(image, name=checked_name(given), drawn=drawn)
+    if _is_count(given) or given == 0:
+        return Answer(image, int(given), drawn=drawn)
+    raise UsageError(f"the answer {given!r} is no cluster: give its name, or its number")
 
 
 def device_name(device: str | int | torch.device) -> str:

@@ -39,6 +39,8 @@ class Annotations:
     names: tuple[str, ...]  # of the groups (L); "": none
     junk: tuple[int, ...] = ()  # groups that are marked as junk
     moves: tuple[tuple[int, int], ...] = ()  # rows of the run that were moved, and the groups that they left
+    answers: tuple[int, ...] = ()  # rows that a person answered about; they are in the groups of the answers
+    drawn: tuple[tuple[int, int], ...] = ()  # rows of answers, drawn at random; 1 if their group was right then, else 0
     coarse: tuple[int, ...] = ()  # the coarse groups of the groups (K, one more than the largest number, or more)
     coarse_names: tuple[str, ...] = ()
 

@@ -32,6 +32,7 @@ from deepcluster.runs.page import report
 from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import apply, edited, recut, undo
 from deepcluster.runs.result import with_coarse_groups
+from deepcluster.runs.teach import Answer, teach
 from deepcluster.runs.update import update
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
@@ -225,3 +226,13 @@ def test_wrong_groups_in_the_file_of_a_model_are_refused(run: Path, about: dict[
     change_groups(run / "model", **about)
     with pytest.raises(ModelError, match="coarse"):
         load(run / "model")
+
+
+def test_a_new_cluster_of_answers_is_in_the_group_of_its_images(run: Path) -> None:
+    before = groups_of_clusters(run)
+    table = [row["cluster"] for row in rows(run / "clusters.csv")]
+    some = [row for row, cluster in enumerate(table) if cluster == table[0]][:9]
+    teach(run, [Answer(row, name="new") for row in some])
+    assert groups_of_clusters(run) == before | {KINDS: before[int(table[0])]}
+    undo(run)
+    assert groups_of_clusters(run) == before

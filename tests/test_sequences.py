@@ -25,6 +25,7 @@ LINES = [
     *(f"{FIT} {more}" for more in ("-k 3 --overwrite", "-k 5 --seed 1 --overwrite", "-k 3 --resume", "-k 2")),
     *(f"recut run -k {number} -q" for number in (1, 4)),
     *(f"apply run {edits} -q" for edits in ("merge.json", "name.json", "--undo")),
+    *("teach run answers.csv -q", "teach run -q", "ask run -n 3"),
     *(f"update run more/{number}.png" for number in range(3)),
     *("report run", "predict run photos -o new.csv -q"),
     "export run --to folders --mode copy -o sorted --overwrite -q",
@@ -55,6 +56,7 @@ class Life(RuleBasedStateMachine):
                 Image.fromarray(pixels).save(self.place / folder / f"{i}.png")
         for name, edits in {"merge": {"merge": [[0, 1]]}, "name": {"names": {"0": "=1+1"}}}.items():
             (self.place / f"{name}.json").write_text(json.dumps({"schema_version": 1, **edits}))
+        (self.place / "answers.csv").write_text('path,name\n0.png,=1+1\n5.png,"a, b"\n')
         self.originals = contents(self.photos)
         assert self.end_of(f"{FIT} -k 3", None) == 0
         self.mine = bystanders(self.run, write=True)
@@ -63,7 +65,7 @@ class Life(RuleBasedStateMachine):
         shutil.rmtree(self.place, ignore_errors=True)
 
     def end_of(self, line: str, trap: tuple[str, str, int] | None) -> int:
-        places = ("photos", "run", "more", "sorted", "new.csv", "merge.json", "name.json")
+        places = ("photos", "run", "more", "sorted", "new.csv", "merge.json", "name.json", "answers.csv")
         words = [str(self.place / word) if word.partition("/")[0] in places else word for word in line.split()]
         code, said = self.command(*words, trap=trap)
         assert code in (0, 2, 3, 4, 5, 75) or (code == -9 and trap), (line, trap, code, said)

@@ -82,7 +82,7 @@ def cut_features(
     labels = _labels(positions, k, ties, seed)
     sizes = torch.bincount(labels, minlength=k)
     parts = [
-        _inside(rows[labels == group], min(CENTROIDS / len(rows), 1 / ROWS_EACH), derive(seed, "inside", group))
+        _inside(rows, labels == group, derive(seed, "inside", group))
         for group in torch.argsort(sizes, descending=True, stable=True).tolist()
         if sizes[group] > 0
     ]
@@ -107,10 +107,27 @@ def _labels(embeddings: Tensor, k: int, ties: "csr_array", seed: int) -> Tensor:
     return next(filter(is_found_again, best_first), best_first[0])
 
 
-def _inside(rows: Tensor, share: float, seed: int) -> Tensor:
-    """Return the centroids of one group, a ``share`` of its number of rows, none of them without a row."""
-    clustering = kmeans(rows, max(1, round(share * len(rows))), seed=seed)
+def _inside(rows: Tensor, members: Tensor, seed: int) -> Tensor:
+    """Return the centroids of the group of some rows (a mask), none of them without a row."""
+    share = min(CENTROIDS / len(rows), 1 / ROWS_EACH)
+    clustering = kmeans(rows[members], max(1, round(share * int(members.sum()))), seed=seed)
     return clustering.centroids[clustering.sizes > 0]
+
+
+def regrouped(cut: Cut, rows: Tensor, before: Tensor, after: Tensor, seed: int = 0) -> Cut:
+    """Give the groups whose rows change new centroids, as :func:`cut_features` does; a group without rows is gone.
+
+    ``before``, ``after``: The groups of N distinct ``rows`` (int64).
+    """
+    groups = [*{*cut.group_of.tolist(), *after.tolist()}]
+    changed = {*before[before != after].tolist(), *after[before != after].tolist()}
+    parts = [
+        _inside(rows, after == group, derive(seed, "inside", group))
+        if group in changed and (after == group).any()
+        else cut.centroids[(cut.group_of == group) & (group not in changed)]
+        for group in groups
+    ]
+    return Cut(torch.cat(parts), torch.tensor(groups).repeat_interleave(torch.tensor([len(part) for part in parts])))
 
 
 def as_groups(clustering: Clustering) -> Cut:

@@ -52,10 +52,16 @@ def carried_over(before: Annotations, heir: Mapping[int, int], count: int) -> An
 def surviving_moves(old: Annotations, before: Tensor, heir: Mapping[int, int]) -> dict[int, tuple[int, int]]:
     """Return the rows moved by a person from and to clusters that continue (:func:`heirs`), with their new numbers.
 
-    ``before``: The clusters of all rows (int64, N) after the moves.
+    An answer is like a move from the cluster that it names. ``before``: The clusters of all rows (int64, N) afterwards.
     """
-    moves = {row: (origin, int(before[row])) for row, origin in old.moves if row < len(before)}
+    moves = {row: (origin, int(before[row])) for row, origin in decisions(old, before).items()}
     return {row: (heir[a], heir[b]) for row, (a, b) in moves.items() if a in heir and b in heir}
+
+
+def decisions(old: Annotations, before: Tensor) -> dict[int, int]:
+    """Return the clusters that moved rows left, and those of answered rows. ``before``: As above."""
+    answered = {row: int(before[row]) for row in old.answers if row < len(before)}
+    return {row: origin for row, origin in old.moves if row < len(before)} | answered
 
 
 def with_moves(
@@ -69,9 +75,17 @@ def with_moves(
     cut = Cut(**partition.processes.broadcast_tensors(lambda: vars(move_rows(model.cut, targets, rows, before))))
     present = {*cut.group_of.tolist()}
     names = tuple(name if group in present else "" for group, name in enumerate(model.names))
-    origins = tuple((row, origin) for row, (origin, _) in moves.items())
-    model = replace(model, cut=cut, names=names, junk=tuple(sorted(present.intersection(model.junk))), moves=origins)
+    junk = tuple(sorted(present.intersection(model.junk)))
+    model = replace(model, cut=cut, names=names, junk=junk, **_as_annotations(moves))
     return model, model.place(reduced)
+
+
+def _as_annotations(moves: Mapping[int, tuple[int, int]]) -> dict[str, Any]:
+    """Return the fields of Annotations of :func:`surviving_moves`."""
+    return {
+        "moves": tuple((row, origin) for row, (origin, target) in moves.items() if origin != target),
+        "answers": tuple(row for row, (origin, target) in moves.items() if origin == target),
+    }
 
 
 def with_coarse_names(model: Model, after: Tensor, old: Model, before: Tensor) -> Model:
@@ -101,6 +115,7 @@ def carried_text(before: Annotations, after: Annotations, clusters: Tensor) -> s
         *([f"dropped, because their clusters did not survive: {', '.join(map(repr, dropped))}"] if dropped else []),
         *([f"{plural(marks, 'junk mark')} dropped"] if marks else []),
         *([f"{len(after.moves):,} of {plural(len(before.moves), 'move')} kept"] if before.moves else []),
+        *([f"{len(after.answers):,} of {plural(len(before.answers), 'answer')} kept"] if before.answers else []),
         *([f"moves dropped, because a cluster did not survive: {', '.join(back)}"] if back else []),
     ]
     return "; ".join(texts)
@@ -115,7 +130,7 @@ class Former:
 
     path: Path
     model: Model
-    places: Mapping[str, tuple[int, int]]  # by the image's digest: its cluster, and that from which it was moved or -1
+    places: Mapping[str, tuple[int, int]]  # by the image's digest: its cluster, and that of decisions() or -1
     store_size: int  # side of the images with these digests, in px
     run: str | None = None  # its identifier
 
@@ -124,8 +139,9 @@ def read_former(folder: RunFolder) -> Former:
     """Read the groups of a run."""
     record, model, rows = read_run(folder)
     digest_of = {row["path"]: row["sha256"] for row in [*folder.read_rows(IMAGES_READ), *folder.read_added()]}
-    clusters = model.place(rows.reduced).cluster.tolist()
-    left = dict(model.moves)
+    before = model.place(rows.reduced).cluster
+    clusters = before.tolist()
+    left = decisions(model, before)
     with folder.as_disk_errors(IMAGES_READ):
         digests = [digest_of[path] for path in rows.paths]
     places = {digest: (clusters[row], left.get(row, -1)) for row, digest in enumerate(digests)}
@@ -184,8 +200,8 @@ def continued(
         texts = [f"{len(heir)} of {plural(len(groups), 'group')} of {former.path} continue, with their numbers", *lists]
         of_number = {number: group for group, number in enumerate(numbers)}
         coarse = [model.coarse[of_number.get(number, 0)] for number in range(max(numbers) + 1) if model.coarse]
-        moved = ((row, origin) for row, origin in enumerate(left.tolist()) if origin >= 0)
-        old = replace(former.model, moves=tuple(moved))
+        decided = {row: (int(left[row]), int(before[row])) for row in (left >= 0).nonzero().flatten().tolist()}
+        old = replace(former.model, **_as_annotations(decided))
         moves = surviving_moves(old, before, {number: number for number in heir})
         named = with_coarse_names(model, after[before >= 0], former.model, before[before >= 0])
         given = max(len(former.model.names), max(numbers) + 1)
@@ -193,7 +209,7 @@ def continued(
             carried_over(former.model, {old: old for old in heir}, given),
             coarse=tuple(coarse),
             coarse_names=named.coarse_names,
-            moves=tuple((row, origin) for row, (origin, _) in moves.items()),
+            **_as_annotations(moves),
         )
         text = "; ".join([*texts, carried_text(old, annotations, before)])
         return [numbers, vars(annotations), [*moves.items()], text]

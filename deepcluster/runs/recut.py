@@ -79,10 +79,11 @@ def recut(
             new = with_coarse_names(new, after.cluster, model, before.cluster)
         moves = surviving_moves(model, before.cluster, heir)
         new, after = with_moves(new, after, rows.reduced, moves, rows.partition)
-        if record.edits is not None or any((*model.names, *model.coarse_names)) or model.junk or model.moves:
+        decided = (*model.names, *model.coarse_names, model.junk, model.moves, model.answers)
+        if record.edits is not None or any(decided):
             anew = "; merges and splits start anew" if record.edits is not None else ""
             display.say("Edits", f"{carried_text(model, new, before.cluster)}{anew}")
-            display.say(UNDO, _way_back(folder))
+            display.say(UNDO, way_back(folder))
         record = replace(record, edits=None, cut=None, cut_k=n_clusters, like_run=None)  # of the clusters before
         outcome = describe(new, rows, after, record, recipe, baseline={})
         if source is not None:
@@ -119,7 +120,7 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> files.RunF
             if moved < len(wanted):
                 text += f"; {len(wanted) - moved:,} could not move, because they equal an image that stays"
             display.say("Edits", text)
-            display.say(UNDO, _way_back(folder))
+            display.say(UNDO, way_back(folder))
             record = replace(record, edits=edits.digest)
             if edits.changes_clusters:
                 number = len(new.cut.group_of.unique())  # no guess any more
@@ -152,7 +153,7 @@ def taken_back(model: Model, former: models.Groups, *, is_recut: bool) -> Model:
     return old if is_recut else replace(old, names=old.names + ("",) * (len(model.names) - len(old.names)))
 
 
-def _way_back(folder: files.RunFolder) -> str:
+def way_back(folder: files.RunFolder) -> str:
     return f"deepcluster apply {shlex.quote(str(folder.path))} --undo"
 
 
@@ -207,7 +208,7 @@ def edited(
         wanted = replace(model, cut=cut).place(reduced).cluster
         origins = {row: int(wanted[row]) for row in moves} | origins
         before = replace(model, cut=unmerged).place(reduced[[*moves]]).cluster.tolist()
-        coarse = _coarse_of_moves(coarse, moves, before, len(target))
+        coarse = coarse_of_moves(coarse, moves, before, len(target))
         cut = move_rows(cut, moves, reduced, wanted)
         origins = {row: origin for row, origin in origins.items() if moves.get(row) != origin}  # the others are back
     for number, name in edits.names.items():
@@ -224,6 +225,7 @@ def edited(
         coarse_names=coarse_names,
         junk=tuple(sorted(junk)),
         moves=tuple(origins.items())[-MAX_MOVES:],
+        drawn=() if edits.merge or edits.split else model.drawn,  # they were asked about other clusters
     )
 
 
@@ -260,7 +262,7 @@ def _split_up(cut: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor, free
     return cut
 
 
-def _coarse_of_moves(coarse: Sequence[int], moves: Mapping[int, int], before: Iterable[int], count: int) -> list[int]:
+def coarse_of_moves(coarse: Sequence[int], moves: Mapping[int, int], before: Iterable[int], count: int) -> list[int]:
     """Return the coarse groups of ``count`` clusters after moves: a new cluster goes where most of its images were.
 
     ``before``: The clusters of the moved rows before the merges and moves.
@@ -280,11 +282,11 @@ def moved_rows(edits: Edits, paths: Sequence[str]) -> dict[int, int]:
     for image, number in edits.move:
         row = by_path.get(image, -1) if isinstance(image, str) else image
         if row < 0:
-            raise UsageError(f"the edits move {str(image)[:200]!a}, which is no image of the run: see clusters.csv")
+            raise UsageError(f"{str(image)[:200]!a} is no image of the run: see clusters.csv")
         if row >= len(paths):
-            raise UsageError(f"the edits move row {row}, and the run has rows 0 to {len(paths) - 1}")
+            raise UsageError(f"there is no row {row}: the run has rows 0 to {len(paths) - 1}")
         if row in moves:
-            raise UsageError(f"row {row} ({paths[row][:200]!a}) is moved twice: move it once")
+            raise UsageError(f"row {row} ({paths[row][:200]!a}) comes twice: name it once")
         moves[row] = number
     return moves
 

@@ -17,6 +17,7 @@ from deepcluster.errors import DataError, NonFiniteError
 from deepcluster.groups.choose_k import CutRows, candidates, coarse_number, cut_once, stability
 from deepcluster.groups.cut import KMEANS_STARTS, Cut, Placement, as_groups, cut_features, placement_of
 from deepcluster.groups.graph import Embeddings
+from deepcluster.groups.spread import estimated_quality
 from deepcluster.groups.tree import Tree, coarse_groups, medoids_of
 from deepcluster.learning.features import pairs_of
 from deepcluster.model import Model
@@ -172,6 +173,7 @@ def describe(
             cut=record.cut or digest[:16],  # edits are for this assignment, and for no later one
             rows=digest,
             clusters=len(summary),
+            quality=estimated_quality(model.drawn),
             **stability_entries(rows, record, recipe, len(summary)),
         )
     measures: dict[str, Any] = {}

@@ -81,11 +81,14 @@ def write_csv(file: Any, columns: Sequence[str], rows: Iterable[CsvRow]) -> None
         writer.writerow(row)
 
 
-def read_columns(file: Path, names: Mapping[str, Sequence[str]]) -> Iterator[tuple[int, dict[str, str]]]:
+def read_columns(
+    file: Path, names: Mapping[str, Sequence[str]], optional: Sequence[str] = ()
+) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the line number and some cells of every row of a table from outside, without guards.
 
-    ``names`` are those that the column of a cell may have, by the key of the cell; the first such column counts. Raises
-    ValueError if the first line lacks a column or the file is too large, OSError or csv.Error if it cannot be read.
+    ``names`` are those that the column of a cell may have, by the key of the cell; the first such column counts. Cells
+    of a missing ``optional`` key are empty. Raises ValueError if the first line lacks another column or the file is too
+    large, OSError or csv.Error if it cannot be read.
     """
     check_file(file, MOST_TEXT)
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
@@ -94,11 +97,11 @@ def read_columns(file: Path, names: Mapping[str, Sequence[str]]) -> Iterator[tup
         columns = {
             key: next((column for column in header if column.strip().lower() in names[key]), None) for key in names
         }
-        if missing := [key for key, column in columns.items() if column is None]:
+        if missing := [key for key, column in columns.items() if column is None and key not in optional]:
             there = ",".join(header)[:80] or "nothing"
             raise ValueError(f"no column {missing[0]}: the first line must have {','.join(names)}, and has {there}")
         for cells in reader:
-            yield reader.line_num, unguarded({key: cells[column] or "" for key, column in columns.items()})
+            yield reader.line_num, unguarded({key: cells.get(column) or "" for key, column in columns.items()})
 
 
 def guarded(row: Mapping[str, Any]) -> dict[str, Any]:

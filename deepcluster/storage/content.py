@@ -109,6 +109,7 @@ class RunRecord:
     clusters: int | None = None
     stability: float | None = None
     verdict: str | None = None
+    quality: Mapping[str, float] | None = None  # share of images in their right cluster, by answers
     edits: str | None = None
     error: str | None = None
     other: Mapping[str, Any] = field(default_factory=dict)  # keys of other versions of the package stay as they are
@@ -136,7 +137,7 @@ class RunRecord:
 # Entries that a result adds to the record of a run.
 _RESULT = (
     "result", "candidates", "rounds", "stopped_because", "peak_memory_mb", "seconds", "cut", "cut_k", "rows",
-    "clusters", "stability", "verdict", "edits",
+    "clusters", "stability", "verdict", "quality", "edits",
 )  # fmt: skip
 
 

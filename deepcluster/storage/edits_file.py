@@ -67,7 +67,7 @@ def edits_of(value: object) -> Edits:
     if type(version) is not int or version != SCHEMA_VERSION:  # JSON's true and 1.0 equal 1, too
         raise ValueError(f"not edits of version {SCHEMA_VERSION}")
     names, group_names = (
-        {_number(key): _name(name) for key, name in shaped(table.pop(part, {}), dict[str, str], part).items()}
+        {_number(key): checked_name(name) for key, name in shaped(table.pop(part, {}), dict[str, str], part).items()}
         for part in ("names", "group_names")
     )
     edits: Edits = shaped(table, Edits, "the file")
@@ -119,7 +119,7 @@ def _number(key: str) -> int:
     return int(key)
 
 
-def _name(name: str) -> str:
+def checked_name(name: str) -> str:
     """Return the name without blanks around it, if it is a single printable line."""
     name = name.strip()
     if len(name) > LONGEST_NAME or not all(letter.isprintable() for letter in name):

@@ -125,6 +125,8 @@ def _tensors(model: Model) -> dict[str, Tensor]:
 def groups_tensors(model: Model, **about: Any) -> dict[str, Tensor]:
     """Return the content of the file of a model's groups; ``about``: more for its JSON text."""
     table = {"names": model.names, "junk": model.junk, "moves": model.moves, **about}
+    if model.answers:
+        table |= {"answers": model.answers, "drawn": model.drawn}
     if model.coarse:
         table |= {"coarse": model.coarse, "coarse_names": model.coarse_names}
     text = json.dumps(table).encode()
@@ -281,6 +283,8 @@ def read_groups(path: Path, dims: int, digest: str | None = None) -> Groups:
     "".join([*names, *coarse_names]).encode(errors="surrogateescape")  # a ValueError for a name that no file can hold
     junk = shaped(table.get("junk"), tuple[Annotated[int, range(len(names))], ...], "junk")
     moves = shaped(table.get("moves", []), tuple[tuple[Number, Number], ...], "moves")
+    answers = shaped(table.get("answers", []), tuple[Number, ...], "answers")
+    drawn = shaped(table.get("drawn", []), tuple[tuple[Number, Annotated[int, range(2)]], ...], "drawn")
     coarse = shaped(table.get("coarse", []), tuple[Annotated[int, range(len(coarse_names))], ...], "coarse")
     centroids = tensors["centroids"].clone()
     groups = tensors["groups"].clone()
@@ -290,7 +294,9 @@ def read_groups(path: Path, dims: int, digest: str | None = None) -> Groups:
         raise ValueError(f"its groups are not the numbers of {len(names)} clusters")
     if coarse and groups.max() >= len(coarse):
         raise ValueError(f"coarse groups of {len(coarse)} clusters, and it has {len(names)}")
-    annotations = Annotations(names=names, junk=junk, moves=moves, coarse=coarse, coarse_names=coarse_names)
+    annotations = Annotations(
+        names=names, junk=junk, moves=moves, answers=answers, drawn=drawn, coarse=coarse, coarse_names=coarse_names
+    )
     return Groups(Cut(centroids, groups), annotations, table)
 
 

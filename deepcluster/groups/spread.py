@@ -1,0 +1,167 @@
+"""Answers of a person about a few images: the groups of all others that follow from them, and the next questions."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import scipy  # the parts at first use: `predict` waits for none
+import torch
+from torch import Tensor
+
+from deepcluster.clustering.kmeans import assigner, best_of
+from deepcluster.groups.graph import Numbers
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+ALPHA = 0.8  # share of its neighbours in the score of an image
+PRESENT = 0.05  # weight of the present group of an image; an answer has 1
+FOLLOWER = 0.4  # weight of an image without an answer in the discriminant
+SHRINKAGE = 0.6  # of its covariance towards that of a sphere
+FINE = 2  # clusters with a typical image each, for a group
+STARTS = 3  # of the k-means that makes them
+MAX_ROWS = 5000  # for it
+CONFIDENCE = 0.9  # of the interval of the quality
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """The images in a neighbour graph, their present groups, and the answers of a person about some of them."""
+
+    rows: Tensor  #: N x d features, all distinct
+    ties: "csr_array"  #: their graph
+    labels: Labels  #: their groups (N)
+    kinds: Labels  #: of all groups (K): the same number for those with the same name
+    answers: Mapping[int, int]  #: groups of some rows
+
+
+def label_spreading(ties: "csr_array", scores: Numbers) -> Numbers:
+    """Return (I - ALPHA S)^-1 scores (N x K), with S the ties over the roots of both degrees (Zhou et al. 2004)."""
+    scale = scipy.sparse.diags_array(1 / np.sqrt(np.maximum(ties.sum(1), 1e-12)))
+    normalised = ALPHA * (scale @ ties @ scale)
+
+    def multiply(flat: Numbers) -> Numbers:
+        values = flat.reshape(scores.shape)
+        product: Numbers = (values - normalised @ values).ravel()
+        return product
+
+    operator = scipy.sparse.linalg.LinearOperator((scores.size, scores.size), matvec=multiply, dtype=np.float64)
+    solution: Numbers = scipy.sparse.linalg.cg(operator, scores.ravel(), rtol=1e-8)[0]  # all columns at once
+    return solution.reshape(scores.shape)
+
+
+def discriminant(rows: Numbers, shares: Numbers, weights: Numbers) -> Numbers:
+    """Return the probabilities (N x K) of K equally frequent groups, by linear discriminant analysis.
+
+    ``shares``: N x K, how far each row belongs to each group, of which none is empty. ``weights``: N.
+    """
+    weighted = shares * weights[:, None]
+    sizes = weighted.sum(0)
+    means = weighted.T @ rows / sizes[:, None]
+    within = ((rows * weights[:, None]).T @ rows - (means.T * sizes) @ means) / sizes.sum()
+    sphere = max(float(np.trace(within)) / len(within), 1e-9) * np.eye(len(within))
+    directions = np.linalg.solve((1 - SHRINKAGE) * within + SHRINKAGE * sphere, means.T)
+    probabilities: Numbers = scipy.special.softmax(rows @ directions - (means.T * directions).sum(0) / 2, axis=1)
+    return probabilities
+
+
+def beliefs(taught: Taught) -> Numbers:
+    """Return how far each row belongs to each group (N x K, rows of sum 1), after the answers.
+
+    Half of it is of the neighbours, who know groups of any shape. The other half is of a linear classifier that learns
+    from the neighbours, and reaches images that no answer is near to.
+    """
+    asked, given = np.array([*taught.answers.items()], np.int64).reshape(-1, 2).T
+    certain = np.eye(len(taught.kinds))[given]
+    scores = PRESENT * np.eye(len(taught.kinds))[taught.labels]
+    scores[asked] = certain
+    spread = label_spreading(taught.ties, scores).clip(0)
+    shares: Numbers = spread / spread.sum(1, keepdims=True)
+    shares[asked] = certain
+    weights = np.full(len(shares), FOLLOWER)
+    weights[asked] = 1
+    used = scores.any(0)
+    shares[:, used] += discriminant(taught.rows.double().numpy(), shares[:, used], weights)
+    shares /= 2
+    shares[asked] = certain
+    return shares
+
+
+def of_kinds(believed: Numbers, kinds: Labels) -> Numbers:
+    """Return the :func:`beliefs` of all groups of a kind together."""
+    return believed @ np.eye(len(kinds))[kinds]
+
+
+def followed(taught: Taught) -> Labels:
+    """Return the groups of all rows: those of the answers, and for others the likeliest of the likeliest kind."""
+    kinds = taught.kinds
+    believed = beliefs(taught)
+    best = of_kinds(believed, kinds).argmax(1)
+    likeliest = np.where(kinds == best[:, None], believed, -1).argmax(1)
+    labels: Labels = np.where(kinds[taught.labels] == best, taught.labels, likeliest)
+    for row, group in taught.answers.items():
+        labels[row] = group
+    return labels
+
+
+def questions(taught: Taught, count: int, seed: int = 0) -> list[int]:
+    """Return up to ``count`` rows whose answers would teach most.
+
+    The first half are typical rows of fine clusters without an answer. There are half as many of these as questions so
+    far, but some for each group. The others are uncertain rows.
+    """
+    some = taught.rows[:: -(-len(taught.rows) // MAX_ROWS)]
+    number = max((len(taught.answers) + count) // 2, FINE * len({*taught.labels.tolist()}))
+    fine = best_of(STARTS, some, min(len(some), number), seed)
+    labels = assigner(fine.centroids)(taught.rows)
+    known = {*labels[[*taught.answers]].tolist()}
+    distances = (taught.rows - fine.centroids[labels]).square().sum(1)
+    sizes = torch.bincount(labels)
+    largest_first = sizes.argsort(descending=True, stable=True).tolist()
+    groups = [group for group in largest_first if sizes[group] and group not in known][: (count + 1) // 2]
+    typical = [int(distances.where(labels == group, torch.inf).argmin()) for group in groups]
+    assumed = replace(taught, answers={row: int(taught.labels[row]) for row in typical} | dict(taught.answers))
+    believed = of_kinds(beliefs(assumed), taught.kinds)
+    return typical + uncertain(taught.ties, believed, [*assumed.answers], count - len(typical))
+
+
+def uncertain(ties: "csr_array", believed: Numbers, known: Sequence[int], count: int) -> list[int]:
+    """Return ``count`` rows, none of the ``known``, with the least lead of the best kind, first without neighbours."""
+    two = np.sort(believed, 1)[:, -2:]
+    order = np.argsort(two[:, -1] - two[:, 0], kind="stable").tolist()
+    taken = np.zeros(len(believed), bool)
+    taken[known] = True
+    chosen: list[int] = []
+    while len(chosen) < count and not taken.all():
+        near = taken.copy()
+        for row in order:
+            if len(chosen) < count and not near[row]:
+                chosen.append(row)
+                taken[row] = near[row] = True
+                near[ties.indices[ties.indptr[row] : ties.indptr[row + 1]]] = True
+    return chosen
+
+
+def nodes_of(reduced: Tensor, rows: Tensor) -> Labels:
+    """Return which of the distinct ``rows`` each of N features equals (int64, N); -1: none."""
+    number = {row.tobytes(): node for node, row in enumerate((rows + 0.0).numpy())}
+    return np.array([number.get(row.tobytes(), -1) for row in (reduced + 0.0).numpy()], np.int64)
+
+
+def estimated_quality(drawn: Sequence[tuple[int, int]]) -> dict[str, float] | None:
+    """Return the share of images in their right groups, and the bounds of its interval (Wilson 1927).
+
+    ``drawn``: The images drawn at random, as in Annotations; None is returned if there are none.
+    """
+    if not drawn:
+        return None
+    count, right = len(drawn), sum(is_right for _, is_right in drawn)
+    square = float(scipy.special.ndtri((1 + CONFIDENCE) / 2)) ** 2 / count
+    middle = (right / count + square / 2) / (1 + square)
+    half = math.sqrt(square * (right * (count - right) / count**2 + square / 4)) / (1 + square)
+    bounds = {"share": right / count, "low": middle - half, "high": middle + half}
+    return {"drawn": count, "right": right} | {name: round(value, 4) for name, value in bounds.items()}

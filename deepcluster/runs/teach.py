@@ -1,0 +1,248 @@
+"""Answers of a person about a few images of a run, and all other images that follow."""
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from deepcluster.errors import UsageError
+from deepcluster.groups.cut import Placement, move_rows, regrouped
+from deepcluster.groups.graph import graph_rows
+from deepcluster.groups.spread import Labels, Taught, beliefs, followed, nodes_of, questions
+from deepcluster.model import Model
+from deepcluster.runs.recut import UNDO, coarse_of_moves, moved_rows, way_back
+from deepcluster.runs.result import GROUPING, describe
+from deepcluster.runs.rows import Rows, read_run, recipe_of
+from deepcluster.runs.writer import baseline_of, write_outcome
+from deepcluster.runtime.console import Display, Log, Several
+from deepcluster.runtime.plain_files import PATH_COLUMNS, json_sha256, read_columns
+from deepcluster.seeding import derive, generator
+from deepcluster.storage import model_files as models
+from deepcluster.storage import run_folder as files
+from deepcluster.storage.edits_file import Edits, checked_name
+from deepcluster.texts import one_line, plural
+
+COLUMNS = ("path", "cluster", "name", "likely", "drawn")  # of a table of answers
+MAX_LIKELY = 9  # clusters: a page has as many digit keys
+MAX_SHOWN = 10  # pairs of clusters, in words
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An image and its cluster: as it is now, in a question, or as a person says. If there is a name, it counts."""
+
+    path: str | int  # or row
+    cluster: int | None = None
+    name: str = ""
+    likely: tuple[int, ...] = ()  # of a question: clusters, the likeliest first
+    drawn: bool = False  # the image was drawn at random, so the answer says something about all images
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The outcome of answers: the model, and the places of all images before and after."""
+
+    model: Model
+    before: Placement
+    after: Placement
+    said: Sequence[str]  # remarks
+
+    @property
+    def changes(self) -> dict[tuple[int, int], int]:
+        """Numbers of images by their clusters before and after, if these differ; the largest first."""
+        pairs = zip(self.before.cluster.tolist(), self.after.cluster.tolist(), strict=True)
+        return dict(Counter(pair for pair in pairs if pair[0] != pair[1]).most_common())
+
+
+def ask(run: Path, n: int = 20, *, drawn: bool = False) -> list[Answer]:
+    """Return up to ``n`` images of a run whose answers would teach most; ``drawn``: images drawn at random instead."""
+    record, model, rows = files.read_state(run, read_run)
+    return asked(model, rows, n, record.seed, drawn=drawn)
+
+
+def asked(model: Model, rows: Rows, n: int, seed: int, *, drawn: bool = False) -> list[Answer]:
+    """Do the work of :func:`ask`."""
+    cluster = model.place(rows.reduced).cluster.tolist()
+    answered = {row: cluster[row] for row in model.answers if row < len(cluster)}
+    taught, nodes = _taught(rows, cluster, answered, model.names)
+    seed = derive(seed, "questions", len(answered))
+    if drawn:
+        order = torch.randperm(len(cluster), generator=generator(seed, "drawn")).tolist()
+        chosen = [row for row in order if row not in answered][:n]
+    else:
+        first = {int(node): row for row, node in reversed([*enumerate(nodes)])}
+        chosen = [first[node] for node in questions(taught, n, seed)]
+    believed = np.concatenate([beliefs(taught), np.zeros((1, len(model.names)))])  # -1 is not in the graph
+    likely = {row: np.argsort(-believed[nodes[row]], kind="stable")[:MAX_LIKELY] for row in chosen}
+    return [
+        Answer(
+            path=rows.paths[row],
+            cluster=cluster[row],
+            name=model.names[cluster[row]],
+            likely=tuple(int(group) for group in likely[row] if believed[nodes[row], group]),
+            drawn=drawn,
+        )
+        for row in chosen
+    ]
+
+
+def _taught(
+    rows: Rows, cluster: Sequence[int], answers: Mapping[int, int], names: Sequence[str]
+) -> tuple[Taught, Labels]:
+    """Return the images in the graph, and which of them each image of the run is; -1: none.
+
+    ``cluster``, ``answers``: Clusters of all images, and by the answers. ``names``: Of all clusters, the new ones too.
+    """
+    graph = rows.sample[graph_rows(rows.sample)]
+    nodes = nodes_of(rows.reduced, graph)
+    labels = np.zeros(len(graph), np.int64)
+    labels[nodes[nodes >= 0]] = np.array(cluster)[nodes >= 0]
+    kinds = np.array([names.index(name) if name else group for group, name in enumerate(names)])
+    return Taught(graph, rows.embeddings.ties(graph), labels, kinds, _in_graph(answers, nodes)), nodes
+
+
+def _in_graph(groups: Mapping[int, int], nodes: Labels) -> dict[int, int]:
+    """Return groups of images by their rows in the graph."""
+    return {int(nodes[row]): group for row, group in groups.items() if nodes[row] >= 0}
+
+
+# ---- answers --------------------------------------------------------------------------------------------------------
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """Read a table of answers. Rows without name and cluster are none. UsageError says what is wrong with it."""
+    names = {"path": PATH_COLUMNS} | {column: (column,) for column in ("cluster", "name", "drawn")}
+    answers = []
+    try:
+        for line, row in read_columns(path, names, optional=("cluster", "name", "drawn")):
+            number, name = row["cluster"].strip(), checked_name(row["name"])
+            if number and not re.fullmatch("[0-9]{1,9}", number):
+                raise ValueError(f"{number[:80]!a} in line {line} is not the number of a cluster")
+            if number or name:
+                cluster = int(number) if number else None
+                answers.append(Answer(row["path"], cluster, name, drawn=row["drawn"].strip() == "1"))
+        if not answers:
+            raise ValueError("it has no answers")
+    except (OSError, ValueError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        way_out = (
+            f"fill in a table that `deepcluster ask RUN -o {path.name}` makes, or one of path,name or path,cluster"
+        )
+        raise UsageError(f"{path} cannot be used ({reason}): {way_out}") from None
+    return answers
+
+
+def lesson(model: Model, rows: Rows, answers: Sequence[Answer]) -> Lesson:
+    """Let images follow these answers and all earlier ones. UsageError if there are none, or if one does not fit."""
+    placed = model.place(rows.reduced)
+    cluster = placed.cluster.tolist()
+    given, names, said = _understood(answers, model, cluster, rows.paths)
+    answered = {row: cluster[row] for row in model.answers if row < len(cluster)} | given
+    if not answered:
+        raise UsageError("there are no answers yet: give some")
+    moved = {row: cluster[row] for row, _ in model.moves if row < len(cluster) and row not in answered}
+    taught, nodes = _taught(rows, cluster, answered, names)
+    labels = followed(taught)
+    for row, group in _in_graph(moved, nodes).items():
+        labels[row] = group
+    cut = regrouped(model.cut, taught.rows, torch.from_numpy(taught.labels), torch.from_numpy(labels))
+    cut = move_rows(cut, moved | answered, rows.reduced, replace(model, cut=cut).place(rows.reduced).cluster)
+    after = replace(model, cut=cut).place(rows.reduced)
+    there = tuple(row for row, group in answered.items() if after.cluster[row] == group)
+    if len(there) < len(answered):
+        said.append(f"{plural(len(answered) - len(there), 'answer')} about images that equal others do not count")
+    drawn = {row: int(given[row] == cluster[row]) for row, answer in zip(given, answers, strict=True) if answer.drawn}
+    present = {*cut.group_of.tolist()}
+    coarse = [*model.coarse, *[0] * (len(model.names) - len(model.coarse))] if model.coarse else []
+    new = replace(
+        model,
+        cut=cut,
+        names=tuple(name if group in present else "" for group, name in enumerate(names)),
+        junk=tuple(sorted(present.intersection(model.junk))),
+        moves=tuple((row, origin) for row, origin in model.moves if row in moved),
+        answers=there,
+        drawn=tuple((drawn | dict(model.drawn)).items()),
+        coarse=tuple(coarse_of_moves(coarse, given, [cluster[row] for row in given], len(names))),
+    )
+    return Lesson(new, placed, after, said)
+
+
+def _understood(
+    answers: Sequence[Answer], model: Model, cluster: Sequence[int], paths: Sequence[str]
+) -> tuple[dict[int, int], list[str], list[str]]:
+    """Return the clusters of answered rows, the names of all clusters with the new ones, and remarks."""
+    sizes = Counter(cluster)
+    present = sorted({*model.cut.group_of.tolist()}, key=lambda group: (sizes[group], -group))
+    names = [*model.names]
+    largest = {names[group]: group for group in present if names[group]}
+    times = Counter(names[group] for group in present)
+    given: dict[int, int] = {}
+    said: dict[str, None] = {}
+    rows = moved_rows(Edits(move=tuple((one.path, 0) for one in answers)), paths)
+    for row, answer in zip(rows, answers, strict=True):
+        name, own = answer.name, cluster[row]
+        number = own if answer.cluster is None else answer.cluster
+        if not name and number not in present:
+            raise UsageError(f"there is no cluster {number}: the clusters are in cluster_summary.csv")
+        if name and name not in largest:
+            largest[name] = len(names)
+            names.append(name)
+        fitting = (group for group in (own, number) if group in present and names[group] == name)
+        given[row] = next(fitting, largest[name]) if name else number
+        if name and given[row] not in (own, number) and times[name] > 1:
+            said[f"answers {name!a} mean cluster {given[row]}, the largest of {times[name]} with this name"] = None
+    return given, names, [*said]
+
+
+def teach(
+    run: Path,
+    answers: Sequence[Answer] = (),
+    display: Display | None = None,
+    *,
+    names: Mapping[int, str] | None = None,
+    report: bool = True,
+) -> dict[tuple[int, int], int]:
+    """Keep the answers with a run, let its other images follow, and return the changes, as in :class:`Lesson`.
+
+    The answers that the run has count again. ``names``: New names of clusters. ``report``: False writes only a report
+    that exists already again.
+
+    Raises UsageError if there are no answers, or if an image or a cluster does not exist.
+    """
+    display = Several(Log(), display)
+    with files.locked(run) as folder:
+        record, model, rows = read_run(folder)
+        display.progress(GROUPING, 0, 0)
+        named = replace(model, names=tuple((names or {}).get(*pair) for pair in enumerate(model.names)))
+        done = lesson(named, rows, answers)
+        digest = json_sha256(sorted((row, int(done.after.cluster[row])) for row in done.model.answers))
+        if record.edits == digest:
+            display.say("Answers", "the run has them already")
+            return {}
+        changes = done.changes
+        new = replace(record, edits=digest)
+        if changes:
+            count = len(done.model.cut.group_of.unique())
+            new = replace(new, cut=None, cut_k=count, stability=None, verdict=None)
+        display.say("Answers", "; ".join([plural(len(done.model.answers), "answer"), *done.said]))
+        display.say("Changed", changes_text(changes, done.model))
+        display.say(UNDO, way_back(folder))
+        with folder.next_state() as staged:
+            models.keep_former(staged, model, record, baseline_of(folder))
+            baseline = {} if changes else baseline_of(folder)
+            outcome = describe(done.model, rows, done.after, new, recipe_of(folder), baseline)
+            write_outcome(staged, outcome, new=("groups",), report=report, progress=display.progress)
+    return changes
+
+
+def changes_text(changes: Mapping[tuple[int, int], int], model: Model) -> str:
+    """Describe the changes in words: ``5 images changed their cluster: 3 from 0 to 4 (owl), 2 from 1 to 4 (owl)``."""
+    called = [f"{group} ({one_line(name)})" if name else str(group) for group, name in enumerate(model.names)]
+    pairs = [f"{images:,} from {called[a]} to {called[b]}" for (a, b), images in changes.items()]
+    shown = ", ".join([*pairs[:MAX_SHOWN], *(["..."] if len(pairs) > MAX_SHOWN else [])])
+    return f"{plural(sum(changes.values()), 'image')} changed their cluster{': ' * bool(pairs)}{shown}"

@@ -1,0 +1,287 @@
+"""Answers about a few images: how they spread, which questions are asked, and what a run does with them."""
+
+import csv
+import itertools
+import json
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy
+import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from deepcluster import DeepCluster
+from deepcluster.cli import run_command
+from deepcluster.errors import UsageError
+from deepcluster.groups import spread
+from deepcluster.groups.cut import Cut, regrouped
+from deepcluster.groups.graph import neighbour_ties
+from deepcluster.groups.spread import Taught, beliefs, estimated_quality, followed, questions
+from deepcluster.runs.production import promote
+from deepcluster.runs.recut import apply, recut, undo
+from deepcluster.runs.rows import read_run
+from deepcluster.runs.teach import Answer, ask, lesson, teach
+from deepcluster.storage.edits_file import Edits
+from deepcluster.storage.model_files import load
+from deepcluster.storage.run_folder import open_run
+from tests.helpers.features import normal
+from tests.helpers.runs import SAME, record, rows, state_of
+
+KINDS, COUNT = 6, 240
+
+
+def kind(row: int) -> str:
+    return f"kind {row % KINDS}"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """f.npy: six kinds in turn, of which rows 0 and 6 are equal; run: five clusters of them."""
+    folder = tmp_path_factory.mktemp("teach")
+    features = np.eye(12)[np.arange(COUNT) % KINDS] + np.random.default_rng(0).normal(0, 0.3, (COUNT, 12))
+    features[6] = features[0]
+    np.save(folder / "f.npy", features.astype(np.float32))
+    (folder / "f.txt").write_text("\n".join(f"{kind(row)}/{row}.png" for row in range(COUNT)))
+    assert run_command(["fit", f"{folder}/f.npy", "--features", "-o", f"{folder}/run", "-k", "5", "-q"]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    """A copy, whose clusters have the names of the kinds of most of their images."""
+    run = Path(shutil.copytree(made / "run", tmp_path / "run"))
+    kinds: dict[int, list[str]] = {}
+    for path, (cluster, _) in placed(run).items():
+        kinds.setdefault(cluster, []).append(path.partition("/")[0])
+    return apply(run, Edits(names={cluster: max(each, key=each.count) for cluster, each in kinds.items()})).path
+
+
+def placed(run: Path) -> dict[str, tuple[int, str]]:
+    return {row["path"]: (int(row["cluster"]), row["name"]) for row in rows(run / "clusters.csv")}
+
+
+def right(run: Path) -> float:
+    """The share of the images under their right name."""
+    return float(np.mean([name == path.partition("/")[0] for path, (_, name) in placed(run).items() if "/" in path]))
+
+
+def said(run: Path, count: int, **options: bool) -> list[Answer]:
+    """The answers of a person who knows the kinds."""
+    return [Answer(one.path, name=one.path.partition("/")[0], drawn=one.drawn) for one in ask(run, count, **options)]
+
+
+def state(run: Path) -> dict[str, bytes]:
+    return {name: (run / name).read_bytes() for name in SAME}
+
+
+# ---- how answers spread, and what is asked --------------------------------------------------------------------------
+
+
+def test_label_spreading_by_hand_and_by_the_inverse():
+    pair = scipy.sparse.csr_array(np.array([[0.0, 0.3], [0.3, 0.0]]))  # normalised, the tie is 1
+    alpha = spread.ALPHA
+    expected = np.array([[1, 0.5 * alpha], [alpha, 0.5]]) / (1 - alpha**2)
+    np.testing.assert_allclose(spread.label_spreading(pair, np.diag([1, 0.5])), expected)
+    ties, scores = neighbour_ties(normal(80, 6)), np.random.default_rng(0).random((80, 3))
+    scale = np.diag(1 / np.sqrt(ties.sum(1)))
+    inverse = np.linalg.inv(np.eye(80) - alpha * scale @ ties.toarray() @ scale)
+    np.testing.assert_allclose(spread.label_spreading(ties, scores), inverse @ scores, rtol=1e-5)
+    assert spread.label_spreading(scipy.sparse.csr_array((1, 1)), np.ones((1, 1))) == 1  # one image, without a tie
+
+
+def test_the_discriminant_is_that_of_scikit_learn():
+    labels = np.arange(90) % 3
+    points = np.random.default_rng(1).normal(size=(90, 5)) + np.eye(3, 5)[labels]
+    theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=spread.SHRINKAGE).fit(points, labels)
+    ours = spread.discriminant(points, np.eye(3)[labels], np.full(90, 0.2))
+    np.testing.assert_allclose(ours, theirs.predict_proba(points), atol=1e-6)
+
+
+def two_kinds(**changes: object) -> Taught:
+    """Sixty rows of two kinds in turn, all in group 0 of four; an answer about one of each kind."""
+    points = torch.nn.functional.normalize(normal(60, 4) * 0.2 + torch.eye(2, 4).repeat(30, 1))
+    return replace(
+        Taught(points, neighbour_ties(points), np.zeros(60, np.int64), np.arange(4), {0: 0, 1: 1}), **changes
+    )
+
+
+def test_rows_follow_the_answers():
+    assert np.mean(followed(two_kinds()) == [0, 1] * 30) > 0.9
+    assert followed(two_kinds(answers={})).tolist() == [0] * 60
+    np.testing.assert_allclose(beliefs(two_kinds()).sum(1), 1)
+    assert followed(two_kinds(answers={0: 0, 1: 1, 2: 3}))[:3].tolist() == [0, 1, 3]  # whatever the neighbours say
+    # Groups 1 and 2 have one name: rows stay in either, and their beliefs count together.
+    labels = np.array([0, 1] * 20 + [0, 2] * 10)
+    alike = followed(two_kinds(labels=labels, kinds=np.array([0, 1, 1, 3]), answers={41: 2, 40: 0}))
+    assert alike.tolist() == labels.tolist()
+
+
+def test_questions_are_typical_of_unknown_regions_and_then_uncertain_and_apart():
+    taught = two_kinds()
+    chosen = questions(taught, 4)
+    assert len({*chosen} - {0, 1}) == 4 and sorted(questions(taught, 100)) == [*range(2, 60)]
+    lead = np.abs(np.diff(beliefs(taught)[:, :2], axis=1)).ravel()
+    order = spread.uncertain(taught.ties, beliefs(taught), [0, 1], 4)
+    assert lead[order[0]] == lead[2:].min() and lead[order].mean() < np.median(lead)
+    assert all(taught.ties[[a], [b]] == 0 for a, b in itertools.combinations(order, 2))
+    typical = questions(two_kinds(answers={}), 2)[0]
+    assert min((taught.rows[typical] - taught.rows[first::2].mean(0)).norm() for first in (0, 1)) < 0.4
+
+
+def test_groups_that_change_get_new_centroids_and_others_keep_theirs():
+    points = torch.eye(4).repeat_interleave(10, 0) + 0.01 * normal(40, 4)
+    before, after = torch.arange(40) // 10, torch.tensor([5] * 10 + [5, 5] + [1] * 8 + [2] * 10 + [3] * 10)
+    changed = regrouped(Cut(2 * torch.eye(4), torch.arange(4)), points, before, after)
+    assert changed.group_of.tolist() == [1, 2, 3, 5]
+    assert torch.equal(changed.centroids[1:3], 2 * torch.eye(4)[2:])
+    torch.testing.assert_close(changed.centroids[[0, 3]], torch.stack([points[12:20].mean(0), points[:12].mean(0)]))
+
+
+WILSON = [(15, 14, 0.7492, 0.985), (10, 0, 0, 0.213), (4, 4, 0.5965, 1)]
+
+
+@pytest.mark.parametrize(("count", "rights", "low", "high"), WILSON)
+def test_the_estimated_quality_is_wilsons_interval(count, rights, low, high):
+    quality = estimated_quality([(row, int(row < rights)) for row in range(count)])
+    assert quality == pytest.approx(
+        {"drawn": count, "right": rights, "share": rights / count, "low": low, "high": high}, abs=1e-4
+    )
+
+
+# ---- a run ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_taught_by_commands_and_predict_follows(made, run, tmp_path, prints):
+    share, clusters = right(run), placed(run)
+    prints("ask", run, "-n", 24, "-o", tmp_path / "answers.csv")
+    table = rows(tmp_path / "answers.csv")
+    assert len({row["path"] for row in table}) == 24 and {row["drawn"] for row in table} == {"0"}
+    assert all((int(row["cluster"]), row["name"]) == clusters[row["path"]] for row in table)
+    assert all(row["cluster"] in (likely := row["likely"].split()) and len({*likely}) == 5 for row in table)
+    answers = [{**row, "name": row["path"].partition("/")[0]} for row in table]
+    with (tmp_path / "answers.csv").open("w") as file:
+        (writer := csv.DictWriter(file, table[0])).writeheader()
+        writer.writerows(answers)
+    out = " ".join(prints("teach", run, tmp_path / "answers.csv").split())
+    now = placed(run)
+    assert all(now[row["path"]][1] == row["name"] for row in answers)
+    assert {cluster for cluster, _ in now.values()} == {*range(6)} and right(run) > max(0.9, share + 0.1)
+    moved = sum(cluster != now[path][0] for path, (cluster, _) in clusters.items())
+    assert f"{moved} images changed their cluster: " in out and "apply" in out and state_of(run)
+    prints("predict", run, made / "f.npy", "-o", tmp_path / "placed.csv")
+    assert {row["path"]: (int(row["cluster"]), row["name"]) for row in rows(tmp_path / "placed.csv")} == now
+    taught = state(run)
+    again = json.loads(prints("teach", run, tmp_path / "answers.csv", "--json"))  # the run has them already
+    assert again == {"run": str(run), "changed": 0, "changes": [], "quality": None} and state(run) == taught
+    prints("apply", run, "--undo")
+    assert placed(run) == clusters and len(load(run).names) == 6  # no other cluster gets the number
+
+
+def test_answers_that_agree_change_little(run):
+    assert sum(teach(run, ask(run, 24)).values()) < 0.05 * COUNT and len({*placed(run).values()}) == 5
+
+
+def test_what_an_answer_means(run):
+    """A name, or else a number; of equal names the present cluster, that of the number, or the largest one."""
+    apply(run, Edits(names={0: "a", 1: "b", 2: "b", 3: "", 4: ""}))
+    cluster = [number for number, _ in placed(run).values()]
+    first, second, third = ([cluster[start:].index(number) + start for number in range(5)] for start in (0, 80, 160))
+    largest = max((1, 2), key=lambda number: (cluster.count(number), -number))
+    expected = {
+        Answer(first[0]): 0, Answer(first[1], 1, "b"): 1, Answer(first[2], name="b"): 2, Answer(first[3], 3, "new"): 5,
+        Answer(second[0], 3, "new"): 5, Answer(second[3], 0): 0, Answer(second[1], 1, "a"): 0,
+        Answer(second[4], name="b"): largest, Answer(third[4], 3 - largest, "b"): 3 - largest,
+    }  # fmt: skip
+    teach(run, [*expected])
+    now = [*placed(run).values()]
+    assert {answer: now[answer.path][0] for answer in expected} == expected and now[first[3]][1] == "new"
+    apply(run, Edits(move=((third[0], 3),)))
+    teach(run, [Answer(0, 4)])
+    now = [number for number, _ in placed(run).values()]
+    assert now[0] == now[6] == 4 and now[third[0]] == 3  # equal images go together, and a moved one stays
+    both = lesson(*read_run(open_run(run))[1:], [Answer(0, 0), Answer(6, 3)])
+    assert both.said == ["1 answer about images that equal others do not count"]
+
+
+WRONG = {
+    "path,name\nnone.png,x\n": "none.png", "path,cluster\nkind 0/0.png,9\n": "cluster 9", "path,x\na,b\n": "no answers",
+    "path,cluster\nkind 0/0.png,x\n": "'x' in line 2", "path,name\nkind 0/0.png,a\nkind 0/0.png,b\n": "comes twice",
+    "name\na\n": "no column path", "path,name\nkind 0/0.png,\n": "no answers", f"path,name\na,{'x' * 201}\n": "200",
+}  # fmt: skip
+
+
+def test_answers_that_cannot_be_used_are_named_and_change_nothing(run, tmp_path, ends):
+    before = state(run)
+    for text, words in WRONG.items():
+        (tmp_path / "answers.csv").write_text(text)
+        assert words in ends(["teach", run, tmp_path / "answers.csv"], 2)
+    assert "none.csv" in ends(["teach", run, "none.csv"], 2) and "no answers" in ends(["teach", run], 2)
+    assert state(run) == before
+
+
+def test_answers_survive_as_moves_do_and_count_again(made, run, tmp_path, prints):
+    teach(run, said(run, 30))
+    answers, paths = load(run).answers, [*placed(run)]
+    np.save(tmp_path / "more.npy", np.eye(12, dtype=np.float32)[:KINDS] * 2)
+    prints("update", run, tmp_path / "more.npy", "-q")
+    assert load(run).answers == answers and len(ask(run, 1000)) == COUNT - 1 - len(answers)
+    added = [name for path, (_, name) in placed(run).items() if path not in paths]
+    assert added == [kind(row) for row in range(KINDS)] and state_of(run)
+    out = " ".join(prints("recut", run, "-k", "7").split())
+    kept = load(run).answers
+    assert f"{len(kept)} of {len(answers)} answers kept" in out and len(kept) > 0.5 * len(answers)
+    assert all(placed(run)[paths[row]][1] == kind(row) for row in kept)
+    share = right(run)
+    teach(run)
+    assert right(run) >= share and load(run).answers == kept
+    prints("fit", made / "f.npy", "--features", "-k", "6", "--like", run, "-o", tmp_path / "new", "-q")
+    assert len(load(tmp_path / "new").answers) > 0.5 * len(kept)
+    promote(tmp_path / "new", run)
+    teach(run)
+    taught = load(run)
+    apply(run, Edits(merge=(tuple(taught.cut.group_of.unique().tolist()[:2]),)))
+    assert load(run).answers == taught.answers and state_of(run)
+
+
+def test_only_answers_about_images_drawn_at_random_count_for_the_quality(run):
+    share = right(run)
+    teach(run, said(run, 10))
+    assert "quality" not in record(run)
+    undo(run)
+    teach(run, said(run, 40, drawn=True))
+    quality = record(run)["quality"]
+    assert quality["drawn"] == 40 and quality["low"] < share < quality["high"]
+    teach(run, said(run, 10))  # they were judged at the time of the question
+    assert record(run)["quality"] == quality
+    recut(run, 6)
+    assert "quality" not in record(run)
+    undo(run)
+    assert record(run)["quality"] == quality
+
+
+def test_labels_of_some_images_are_answers_in_python(made, tmp_path):
+    features, truth = np.load(made / "f.npy"), np.arange(COUNT) % KINDS
+    fit = partial(DeepCluster(n_clusters=KINDS).fit, features)
+    some = np.where(np.arange(COUNT) < 30, truth, -1)
+    unnamed = fit().place()
+    assert (fit(np.full(COUNT, -1)).place() == unnamed).all() and {*unnamed["name"]} == {""}
+    for y in (some.astype(float), [f"{label}" if label >= 0 else -1 for label in some]):
+        dc = fit(y)
+        assert (dc.place()["name"] == truth.astype(str)).mean() > 0.9 and dc.n_clusters_ == KINDS
+    with pytest.raises(UsageError, match=r"239 .*240"):
+        fit(some[1:])
+    one, other = dc.ask(2)
+    assert dc.labels_[int(one.path)] == one.cluster and one.cluster in one.likely and dc.quality_ is None
+    dc.teach({one.path: "owl", int(other.path): 2}, drawn=[one.path])
+    assert dc.place()["name"][int(one.path)] == "owl" and dc.labels_[int(other.path)] == 2
+    assert dc.quality_["drawn"] == 1 and (dc.predict(features) == dc.labels_).all()
+    for wrong in (-1, 2.5, None):
+        with pytest.raises(UsageError, match="is no cluster"):
+            dc.teach({0: wrong})
+    alone = DeepCluster(n_clusters=1).fit(features[:1], run=tmp_path / "one")
+    assert [question.path for question in alone.ask(3)] == ["0"]
+    assert alone.teach({0: "only"}).place()["name"].tolist() == ["only"] and alone.n_clusters_ == 1
