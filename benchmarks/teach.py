@@ -1,0 +1,164 @@
+"""Simulated persons teach a run: how many wrong images become right without being asked about.
+
+    python benchmarks/teach.py CACHE NAME [NAME ...] [--step 20] [--grid]
+
+`sets.py` makes CACHE/NAME.pt. A person names each cluster by the kind of most of its typical images and answers by the
+true label, `--step` questions at a time (0: all at once). `fixed` is the share of the wrong images that become right
+although nobody was asked about them, `worth` the same as a share of all images. The coverage is the share of the 90 %
+intervals of the estimated quality that hold the true one. --grid tries other constants, too: each set with those that
+are best on all others.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+from cached_features import LITE0
+from common import save
+from sets import SIDE, certainty, plain, reduced
+from torch import Tensor
+
+from deepcluster.clustering.outliers import Outliers
+from deepcluster.clustering.whitening import Whitening
+from deepcluster.groups import spread
+from deepcluster.groups.cut import cut_features
+from deepcluster.groups.graph import Embeddings
+from deepcluster.model import Model
+from deepcluster.nets.network import build, no_network
+from deepcluster.runs.rows import Rows
+from deepcluster.runs.teach import Answer, asked, lesson
+from deepcluster.runtime.partition import Partition
+
+ANSWERS = (2, 5, 10)  # for each cluster
+SEEDS = (0, 1)
+TYPICAL = 9  # images of a cluster by which a person names it
+DRAWN = 15  # images, for an interval
+LARGEST = 0.8  # share of the images that are asked about
+GRID = [*product((0.05, 0.07), (0.2, 0.4), (0.6, 0.8))]
+CONSTANTS = ("PRESENT", "FOLLOWER", "SHRINKAGE")
+
+
+def run_on(rows: Tensor, k: int, seed: int, embeddings: Embeddings) -> tuple[Model, Rows]:
+    """Return the model and the images of a run of features."""
+    cut = cut_features(rows, k, seed=seed, embed=embeddings)
+    width = rows.shape[1]
+    nothing = torch.zeros(2, width)
+    model = Model(
+        network=no_network(width),
+        reduction=Whitening(torch.zeros(width), torch.eye(width)),
+        fine_centroids=rows[:1],
+        cut=cut,
+        outliers=Outliers(nothing, nothing.unsqueeze(2), torch.inf),
+        names=("",) * cut.count,
+        image_size=1,
+        store_size=1,
+        batch_size=1,
+    )
+    paths = [*map(str, range(len(rows)))]
+    images = Rows(paths, None, [], rows, rows, Partition.single(len(rows)), nothing[0], embeddings=embeddings)
+    return model, images
+
+
+def named(model: Model, rows: Tensor, truth: list[str]) -> Model:
+    """Name each cluster by the kind of most of its typical images."""
+    cluster = model.place(rows).cluster
+    names = [*model.names]
+    for group in cluster.unique().tolist():
+        members = torch.nonzero(cluster == group).flatten()
+        order = (rows[members] - rows[members].mean(0)).norm(dim=1).argsort()[:TYPICAL]
+        names[group] = Counter(truth[row] for row in members[order]).most_common(1)[0][0]
+    return replace(model, names=tuple(names))
+
+
+def right(model: Model, rows: Tensor, truth: list[str]) -> np.ndarray:
+    return np.array([model.names[group] for group in model.place(rows).cluster.tolist()]) == truth
+
+
+def taught(model: Model, images: Rows, truth: list[str], k: int, seed: int, step: int) -> Iterator[dict[str, float]]:
+    """Yield the figures after each number of answers."""
+    model = named(model, images.reduced, truth)
+    before = right(model, images.reduced, truth)
+    for count in ANSWERS:
+        most = min(count * k, int(LARGEST * len(truth)))
+        while (left := most - len(model.answers)) > 0:
+            paths = [one.path for one in asked(model, images, min(step or left, left), seed)]
+            model = lesson(model, images, [Answer(path, name=truth[int(path)]) for path in paths]).model
+        after = right(model, images.reduced, truth)
+        rest = np.delete(np.arange(len(truth)), model.answers)
+        gain = int(after[rest].sum()) - int(before[rest].sum())
+        figures = {"fixed": gain / max(1, int((~before[rest]).sum())), "worth": gain / len(truth)}
+        yield {"answers": count, "right": float(before.mean()), **figures, "now": float(after.mean())}
+
+
+def covered(model: Model, images: Rows, truth: list[str], seeds: range) -> float:
+    """Return the share of intervals, one for each seed, that hold the true quality."""
+    model = named(model, images.reduced, truth)
+    is_right = right(model, images.reduced, truth)
+    intervals = []
+    for seed in seeds:
+        rows = [int(one.path) for one in asked(model, images, DRAWN, seed, drawn=True)]
+        intervals.append(spread.estimated_quality([(row, int(is_right[row])) for row in rows]))
+    return mean(float(one["low"] <= is_right.mean() <= one["high"]) for one in intervals)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--step", type=int, default=20)
+    parser.add_argument("--grid", action="store_true")
+    arguments = parser.parse_args()
+    constants = [tuple(getattr(spread, name) for name in CONSTANTS), *(GRID if arguments.grid else [])]
+    network = build(LITE0, image_size=SIDE, weights="timm")
+    fixed: dict[tuple[Any, str], float] = {}
+    sets: dict[str, list[dict[str, Any]]] = {}
+    coverage: list[float] = []
+    for name in arguments.names:
+        data = torch.load(arguments.cache / f"{name}.pt", weights_only=True)
+        truth = [str(label) for label in data["labels"].tolist()]
+        k, embeddings = len({*truth}), Embeddings()
+        rows = reduced(network, plain(len(truth), k, certainty(network, data["whole"])), data)
+        runs = [run_on(rows, k, seed, embeddings) for seed in SEEDS]
+        for choice in constants:
+            for constant, value in zip(CONSTANTS, choice, strict=True):
+                setattr(spread, constant, value)
+            figures = [
+                list(taught(*run, truth, k, seed, arguments.step)) for seed, run in zip(SEEDS, runs, strict=True)
+            ]
+            fixed[choice, name] = mean(one["fixed"] for seed in figures for one in seed)
+            if choice == constants[0]:
+                sets[name] = [
+                    {key: mean(one[key] for one in each) for key in each[0]} for each in zip(*figures, strict=True)
+                ]
+        for constant, value in zip(CONSTANTS, constants[0], strict=True):
+            setattr(spread, constant, value)
+        coverage.append(covered(*runs[0], truth, range(20)))
+        print(name, len(rows), k, *(f"{one['fixed']:+.2f} ({one['worth']:+.3f})" for one in sets[name]), flush=True)
+    content: dict[str, Any] = {"step": arguments.step, "coverage": mean(coverage)}
+    content["sets"] = [{"set": name, **figures} for name, of_set in sets.items() for figures in of_set]
+    for count in ANSWERS:
+        rows_of_count = [row for row in content["sets"] if row["answers"] == count]
+        figures = [mean(row["fixed"] for row in rows_of_count), min(row["worth"] for row in rows_of_count)]
+        content[f"mean of fixed and least worth, {count} answers"] = figures
+    if arguments.grid:
+        left_out = {}
+        for name in arguments.names:
+            others = {
+                choice: mean(fixed[choice, other] for other in arguments.names if other != name) for choice in GRID
+            }
+            left_out[name] = fixed[max(others, key=lambda choice: others[choice]), name]
+        content["grid"] = {str(choice): mean(fixed[choice, name] for name in arguments.names) for choice in GRID}
+        content["left_out"] = mean(left_out.values())
+    print({name: value for name, value in content.items() if name != "sets"})
+    save("teach" if arguments.step else "teach_at_once", content)
+
+
+if __name__ == "__main__":
+    main()
