@@ -23,7 +23,7 @@ from deepcluster.learning.features import certainty_of
 from deepcluster.learning.training import network_precision
 from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.network import Network, no_network
-from deepcluster.presets import WHITENING, Facts, check_groups
+from deepcluster.presets import RECTIFIED, WHITENING, Facts, check_groups
 from deepcluster.recipe import AUTO, Recipe, to_toml
 from deepcluster.report.pictures import sprite_sheet, tiny_pictures
 from deepcluster.runs.build import compute_of, network_of
@@ -210,7 +210,10 @@ def _read(job: Job, begun: Begun, network: Network) -> tuple[ImagesRead, dict[st
         display.say("Images", f"{used:,} can be used, {len(skipped):,} skipped: {counted(skipped)} (skipped.csv)")
     plan = begun.plan
     if begun.state != "resumed":
-        certainty = certainty_of(network, store.images, compute_of(network, plan.recipe, store.partition, exact=True))
+        certainty = None
+        if job.request.recipe.base == AUTO and plan.recipe.backbone.startswith(RECTIFIED):  # no other recipe asks
+            compute = compute_of(network, plan.recipe, store.partition, exact=True)
+            certainty = certainty_of(network, store.images, compute)
         plan = begun.plan_of(used, certainty, job.request)
     if plan.recipe.precision == "auto":  # recipe.toml says what is used
         # By a rule and no trial: a trial depends on the load of the machine, and runs of one seed would differ.
