@@ -45,7 +45,7 @@ from deepcluster.runs.plan import (
     names_of,
 )
 from deepcluster.runs.rows import duplicate_rows, fingerprint, image_digests, row_digests
-from deepcluster.runs.train import train, training_cost
+from deepcluster.runs.train import train
 from deepcluster.runs.writer import ResultWriter, rounds_text, summary_text, write_beginning
 from deepcluster.runtime import signals
 from deepcluster.runtime.console import Display, Log, Several, Silent
@@ -56,7 +56,7 @@ from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.state import scratch_of
-from deepcluster.texts import in_words, plural
+from deepcluster.texts import plural
 
 
 def fit(
@@ -157,8 +157,7 @@ def _run(job: Job, begun: Begun, folder: files.LockedFolder | None, network: Net
         raise
     if folder and job.features is None:
         if images.recipe.weights and "rounds" not in request.recipe.all_options and not images.recipe.rounds:
-            cost = in_words(training_cost(images.recipe, writer.pass_seconds))
-            job.display.say("Training", f"none: the network is used as it is; --rounds 1 trains it for about {cost}")
+            job.display.say("Training", "none: the network is used as it is; --rounds 1 trains it, which takes longer")
         job.display.say("Done", summary_text(outcome, request.n_clusters, rounds_text(outcome.record)))
     elif folder:
         job.display.say("Done", f"{len(outcome.summary):,} clusters of {len(job.source.paths):,} rows of features")
