@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
-from itertools import chain, groupby, islice
+from itertools import chain, groupby, islice, zip_longest
 from pathlib import Path
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -385,7 +385,7 @@ def promote(
 
 @app.command
 def report(run_: flags.RunArgument, /, *, serve: bool = False, open_: flags.Open = False) -> None:
-    """Write the report.html of a run again.
+    """Look at a run, correct and sort it in a browser (--serve --open), or write report.html again, to pass on.
 
     Args:
         serve: Serve it to browsers on this machine; edits are applied at once, and a button sorts into folders.
@@ -758,10 +758,9 @@ def _print_result(folder: "RunFolder", output: flags.Output, command: str, *, ve
             with folder.as_disk_errors():
                 lines += _metric_lines({"clusters": record["clusters"], **metrics})
             lines += console.paragraph("Verdict", record["verdict"]).splitlines()
-        lines += [
-            f"{'Next':9} open {page.absolute().as_uri()}",
-            *(f"{'':9} {line}" for line in _next_commands(folder.path, record, command)),
-        ]
+        following = [*_next_commands(folder.path, record, command)]
+        following.append(f"open {page.absolute().as_uri()}   # the same page as a file, to pass on")
+        lines += [f"{heading:9} {line}" for heading, line in zip_longest(["Next"], following, fillvalue="")]
         if verbose:
             lines += [f"{'Files':9} {folder.path / 'clusters.csv'}  {page}", f"{'Run':9} {folder.path}"]
         for line in lines:
@@ -773,6 +772,7 @@ def _print_result(folder: "RunFolder", output: flags.Output, command: str, *, ve
 def _next_commands(folder: Path, record: Mapping[str, Any], command: str) -> Iterator[str]:
     run = shlex.quote(str(folder))
     others = [candidate["k"] for candidate in (record.get("candidates") or ())[1:]]
+    yield f"deepcluster report {run} --serve --open   # look, correct and sort in a browser"
     if command == "fit" and others and not record.get("edits"):  # a recut would lose them
         yield f"deepcluster recut {run} -k {others[0]}   # another number of clusters"
     if command != "update" and record.get("backbone") != NO_NETWORK:

@@ -259,6 +259,7 @@ def test_the_next_command_can_be_copied(tmp_path, capsys):
     folder.mkdir()
     figures = {"acc": 1, "nmi": 1, "ami": 1, "ari": 1, "nmi_average": "\x1b[31mred", "labelled": 3}
     (folder / "metrics.json").write_text(json.dumps(figures))
+    served = ["deepcluster", "report", str(folder), "--serve", "--open"]
     recut = ["deepcluster", "recut", str(folder), "-k", "3"]
     export = ["deepcluster", "export", str(folder), "--to", "folders", "-o", "sorted"]
     guess = {"candidates": [{"k": 7}, {"k": 3}]}
@@ -269,8 +270,8 @@ def test_the_next_command_can_be_copied(tmp_path, capsys):
         shown = capsys.readouterr().out
         assert "\x1b" not in shown and "\\x1b[31mred" in shown
         lines = shown.partition("Next ")[2].splitlines()
-        assert lines[0].split() == ["open", (folder / "report.html").as_uri()]
-        assert [shlex.split(line, comments=True) for line in lines[1:]] == commands
+        file = ["open", (folder / "report.html").as_uri()]
+        assert [shlex.split(line, comments=True) for line in lines] == [served, *commands, file]
 
 
 @pytest.mark.parametrize(("asked", "policy"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
