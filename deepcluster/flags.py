@@ -11,6 +11,7 @@ from cyclopts import Group, Parameter, Token, validators
 from deepcluster.errors import UsageError
 from deepcluster.evaluation import PROTOCOL_OPTIONS
 from deepcluster.nets.names import MODULE
+from deepcluster.presets import read_shares
 from deepcluster.recipe import ANY, Recipe, declared
 
 MAX_SECONDS = 1e9  # of a time limit: 30 years
@@ -224,6 +225,10 @@ class ImageExportFlags(TypedDict, total=False):
         duplicates: Of nearly identical images take all (the default), or the best (first): the largest, then the
             sharpest.
         levels: With 2, in folders of the groups of clusters, if the run has two levels (for --to folders).
+        split: Shares of train, validation and test, such as .8,.1,.1. Nearly identical images stay together, and each
+            part gets every cluster.
+        n: Number of images, drawn uniformly over the clusters (default: all).
+        seed: Of --split and -n (default: 0).
         overwrite: Replace a folder that an export made; other files in it stay.
         images: The images of the run, if they have moved since.
         strip_metadata: Copy images without EXIF (time, place), comments and the like (default: for imagefolder).
@@ -234,6 +239,9 @@ class ImageExportFlags(TypedDict, total=False):
     outliers: Literal["keep", "separate", "leave"]
     duplicates: Literal["all", "first"]
     levels: Literal[1, 2]
+    split: Annotated[str, Parameter(validator=lambda _, text: read_shares(text))]
+    n: Annotated[int, Parameter(name=["-n", "--number"], validator=validators.Number(gte=1))]
+    seed: int
     overwrite: bool
     images: PathText
     strip_metadata: Annotated[bool, Parameter(negative="--keep-metadata")]

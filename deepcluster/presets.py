@@ -13,7 +13,7 @@ from typing import Any
 from deepcluster.errors import DataError, ModelError, UsageError
 from deepcluster.nets.names import EMBEDDED, MODULE, PAPER_NETWORKS, PUBLISHED, backbone_of, only_size
 from deepcluster.recipe import AUTO, Recipe, read_options, read_toml
-from deepcluster.texts import plural
+from deepcluster.texts import number, plural
 
 IMAGES_PER_ROUND = 5000  # at least, if a network is trained from random weights
 TOTAL_IMAGES = 5_000_000  # at most, over all rounds
@@ -120,6 +120,15 @@ class Plan:
         rounds = f"{work} in {most}" if recipe.rounds else "used as it is"
         groups = "as many clusters as the images suggest" if n_clusters is None else plural(n_clusters, "cluster")
         return f"network {rounds} at {recipe.image_size} px, then {groups}"
+
+
+def read_shares(text: str) -> tuple[float, ...]:
+    """Return the shares of training, validation and test in ``.8,.1,.1``. UsageError if they are none."""
+    shares = tuple(number(part) for part in text.split(","))
+    valid = tuple(share for share in shares if share is not None and share >= 0)
+    if len(shares) != 3 or len(valid) != 3 or not valid[0] or abs(sum(valid) - 1) > 1e-6:
+        raise UsageError(f"split {text[:80]!a}: give the shares of train, validation and test, such as .8,.1,.1")
+    return valid
 
 
 def check_groups(n_clusters: int | None, count: int) -> None:

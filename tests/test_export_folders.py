@@ -44,7 +44,10 @@ def holiday(tmp_path):
 
 @pytest.fixture
 def beach(tmp_path):
-    return photos_run(tmp_path, {"a.png": 0, "sea/a.png": 0, "sea/b.png": 1, "sky/c.png": 2}, names={0: "beach"})
+    clusters = {"a.png": 0, "sea/a.png": 0, "sea/b.png": 1, "sky/c.png": 2}
+    run = photos_run(tmp_path, clusters, names={0: "beach"})
+    writable(run).write_rows("duplicates.csv", [])
+    return run
 
 
 def inventory(out):
@@ -319,10 +322,11 @@ def in_clusters(run, clusters):
     write_clusters(run, [{**row, "cluster": cluster} for row, cluster in zip(rows, clusters, strict=True)])
 
 
+IN_PARTS = {"layout": "dataset", "split": ".5,.3,.2"}
 WAYS = [{}, {"mode": "hardlink"}, {"mode": "copy"}, {"mode": "copy", "strip_metadata": True}, {"layout": "dataset"}]
 
 
-@pytest.mark.parametrize("options", WAYS)
+@pytest.mark.parametrize("options", [*WAYS, IN_PARTS])
 def test_a_tree_is_replaced_and_the_files_of_others_stay(options, beach, tmp_path):
     """Copies of images that are left out now go, too, and those of edited ones if they are no plain copies.
 
@@ -400,7 +404,7 @@ def test_only_one_export_at_a_time_replaces_a_tree(beach, tmp_path):
     assert tree(out) == sorted(row["exported_path"] or INVENTORY for row in [*inventory(out), {"exported_path": ""}])
 
 
-@pytest.mark.parametrize("options", [{"mode": "hardlink"}, {"mode": "copy"}, {"layout": "dataset"}])
+@pytest.mark.parametrize("options", [{"mode": "hardlink"}, {"mode": "copy"}, {"layout": "dataset"}, IN_PARTS])
 def test_an_only_copy_that_is_in_the_way_moves_aside(options, beach, tmp_path):
     """In a data set every file that stays is in the way, elsewhere one in the place of a new file. No link is followed.
 
@@ -411,7 +415,7 @@ def test_an_only_copy_that_is_in_the_way_moves_aside(options, beach, tmp_path):
     copy, deleted = (out / first["exported_path"]).read_bytes(), image.read_bytes()
     image.unlink()
     corrected(beach)  # the other a.png gets the place of the copy
-    aside = first["exported_path"].replace("train/", "")
+    aside = re.sub("^(train/|(v|t)(alidation|est))", r"\2", first["exported_path"])
     (out / "_left").symlink_to(tmp_path)
     refused(beach, out, r": _left\. ", **options)
     (out / "_left").unlink()
@@ -463,7 +467,7 @@ def test_the_images_of_the_run_are_never_replaced(beach, tmp_path):
     refused(run, out, "-o", UsageError)
 
 
-@pytest.mark.parametrize("options", [{"mode": "copy"}, {"layout": "dataset"}])
+@pytest.mark.parametrize("options", [{"mode": "copy"}, IN_PARTS])
 def test_after_a_kill_the_next_export_replaces_the_tree(options, beach, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     old, fresh = (tmp_path / name for name in ("old", "fresh"))

@@ -1,19 +1,27 @@
 import io
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from deepcluster.errors import UsageError
 from deepcluster.export import folders, imagefolder
 from deepcluster.export.folders import SUFFIXES
 from deepcluster.export.metadata import UnknownFormat, stripped
+from deepcluster.export.replace import INVENTORY
+from deepcluster.export.split import PARTS, balanced, split
 from deepcluster.images.decode import decode
+from deepcluster.presets import read_shares
 from tests.exports import colour, hand_run, photos_run, state, tree, write_image
 from tests.helpers.image_files import CANARY, talkative
 from tests.helpers.runs import rows as read
+from tests.tiny import writable
 
 
 def metadata(out):
@@ -41,6 +49,95 @@ def test_the_folder(tmp_path):
     assert files == {"000/a.png": "0", "000/a-2.png": "0", "001/b.png": "1", "001/c.png": "1"}
     imagefolder(run, tmp_path / "left", outliers="leave")
     assert [row["file_name"] for row in metadata(tmp_path / "left")] == ["000/a.png", "001/b.png"]
+
+
+def clustered(sizes, alike=()):
+    """Paths of images with their cluster, and the sets of near-duplicates among them."""
+    cluster_of = {f"{cluster}-{i}": cluster for cluster, size in sizes.items() for i in range(size)}
+    return cluster_of, {path: f"{number}" for number, paths in enumerate(alike) for path in paths}
+
+
+def by_part(cluster_of, part_of):
+    return Counter((part, cluster_of[path]) for path, part in part_of.items())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "alike", "shares", "counts"),
+    [  # train, validation and test of each cluster
+        ({"0": 100, "1": 50}, [], (0.8, 0.1, 0.1), {"0": (80, 10, 10), "1": (40, 5, 5)}),
+        ({"0": 3, "1": 2, "2": 1}, [], (0.8, 0.1, 0.1), {"0": (1, 1, 1), "1": (1, 1, 0), "2": (1, 0, 0)}),
+        ({"0": 10}, [["0-0", "0-1", "0-2"], ["0-5", "0-6"]], (0.5, 0.2, 0.3), {"0": (5, 2, 3)}),
+        ({"0": 60}, [[f"0-{i}" for i in range(50)]], (0.8, 0.1, 0.1), {"0": (50, 5, 5)}),
+        ({"0": 60}, [[f"0-{i}" for i in range(59)]], (0.8, 0.1, 0.1), {"0": (59, 1, 0)}),
+        ({"0": 10}, [], (0.8, 0, 0.2), {"0": (8, 0, 2)}),
+        # Near-duplicates in two clusters: both have just three sets, so the two pairs part them.
+        ({"0": 3, "1": 3}, [["0-0", "1-0"], ["0-1", "1-1"]], (0.4, 0.3, 0.3), {"0": (1, 1, 1), "1": (1, 1, 1)}),
+    ],
+)
+def test_parts_by_hand(sizes, alike, shares, counts):
+    cluster_of, set_of = clustered(sizes, alike)
+    found = by_part(cluster_of, split(cluster_of, shares, set_of, seed=0))
+    assert {cluster: tuple(found[part, cluster] for part in PARTS) for cluster in sizes} == counts
+
+
+@given(st.data())
+def test_no_near_duplicate_is_in_another_part_and_no_cluster_is_lost(data):
+    sizes = data.draw(st.dictionaries(st.sampled_from("0123"), st.integers(1, 20), min_size=1))
+    cluster_of, _ = clustered(sizes)
+    set_of = data.draw(st.dictionaries(st.sampled_from([*cluster_of]), st.sampled_from("abcdef")))
+    part_of = split(cluster_of, (0.6, 0.2, 0.2), set_of, data.draw(st.integers(0, 9)))
+    assert part_of.keys() == cluster_of.keys()
+    assert len({(set_of[path], part_of[path]) for path in set_of}) == len({*set_of.values()})
+    for cluster in sizes:
+        paths = [path for path in cluster_of if cluster_of[path] == cluster]
+        alone = [path for path in paths if path not in set_of]
+        if len(alone) >= 3:
+            assert {part_of[path] for path in paths} == {*PARTS}
+
+
+def test_a_part_and_a_sample_are_drawn_by_the_seed():
+    cluster_of, _ = clustered({"0": 100, "1": 7, "2": 100})
+    one, same, other = (split(cluster_of, (0.8, 0.1, 0.1), {}, seed) for seed in (1, 1, 2))
+    assert one == same != other
+    assert by_part(cluster_of, one) == by_part(cluster_of, other)
+    one, same, other = (balanced(cluster_of, 47, seed) for seed in (1, 1, 2))
+    assert one == same != other
+    # 20 each, and the 7 that there are.
+    assert Counter(cluster_of[path] for path in one) == {"0": 20, "1": 7, "2": 20}
+    assert balanced(cluster_of, 999, 0) == {*cluster_of}
+
+
+def test_a_split_data_set(tmp_path, monkeypatch, prints):
+    clusters = {f"{i:02}.png": i % 2 for i in range(40)}
+    run = photos_run(tmp_path, clusters, names={0: "test"}, junk=[1])
+    alike = ["00.png", "01.png", "02.png", "03.png"]
+    with pytest.warns(match=r"duplicates\.csv"):
+        imagefolder(run, tmp_path / "unknown", split=".8,.1,.1")
+    writable(run).write_rows("duplicates.csv", [{"group": 0, "path": path, "distance": 0} for path in alike])
+    out = tmp_path / "out"
+    printed = prints("export", run, "--to", "imagefolder", "-o", out, "--split", ".5,.2,.3", "-n", "36", "--seed", "3")
+    assert "18, validation 8, test 10" in printed
+    assert {entry.name for entry in out.iterdir()} == {*PARTS, INVENTORY}
+    for part, size in zip(PARTS, (18, 8, 10), strict=True):
+        assert Counter(ImageFolder(out / part).targets) == {0: size // 2, 1: size // 2}
+        assert {row["file_name"] for row in read(out / part / "metadata.csv")} == {*tree(out / part)} - {"metadata.csv"}
+    exported = {row["path"]: row["exported_path"].partition("/")[0] for row in read(out / INVENTORY) if row["path"]}
+    assert sum(not part for part in exported.values()) == 4
+    assert len({exported[path] for path in alike} - {""}) == 1
+    folders(run, tmp_path / "sorted", split=[0.8, 0.1, 0.1])
+    assert {str(Path(path).parent) for path in tree(tmp_path / "sorted")} >= {"test/000-test", "train/_junk/001"}
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    datasets = pytest.importorskip("datasets")
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(out), cache_dir=str(tmp_path / "cache"))
+    assert {part: len(rows) for part, rows in loaded.items()} == {"train": 18, "validation": 8, "test": 10}
+
+
+@pytest.mark.parametrize("text", ["", ".8", ".8,.2", ".8,.1,.2", ".8,.3,-.1", "0,.5,.5", "a,b,c", "nan,.5,.5"])
+def test_shares_that_are_none(text, tmp_path, ends):
+    with pytest.raises(UsageError, match="train"):
+        read_shares(text)
+    assert "--split" in ends(["export", tmp_path, "--to", "folders", "-o", tmp_path / "x", f"--split={text}"], 2)
 
 
 # Each of them has a meaning for `datasets`, for fsspec below it, for pandas or for a file system.

@@ -32,10 +32,13 @@ from deepcluster.export.replace import (
     some,
     write_inventory,
 )
+from deepcluster.export.split import PARTS, balanced
+from deepcluster.export.split import split as split_up
 from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import SUFFIXES as IMAGE_SUFFIXES
 from deepcluster.images.decode import Undecodable, explain, not_a_file, pillow_limits, short_side
 from deepcluster.images.source import SOME_FILES
+from deepcluster.presets import read_shares
 from deepcluster.runs.rows import images_at_hand, same_as_added
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.log import warn
@@ -53,8 +56,7 @@ _FORBIDDEN = set('<>:"/\\|?*')  # on Windows
 OUTLIERS = ("keep", "separate", "leave")  # in their cluster, in a folder of their own, or out
 JUNK = "_junk"
 APART = "_outliers"
-SPLIT = "train"
-METADATA = f"{SPLIT}/metadata.csv"
+METADATA = "metadata.csv"  # in each part of a data set
 METADATA_COLUMNS = ("file_name", "cluster", "name", "junk", "distance", "margin", "is_outlier")
 # Suffixes that `datasets` takes for an image; other files are written as PNG.
 SUFFIXES = IMAGE_SUFFIXES - {".heic", ".heif", ".hif", ".avif"}
@@ -333,6 +335,9 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
     outliers: str = "keep",
     duplicates: str = "all",
     levels: int = 1,
+    split: str | Sequence[float] | None = None,
+    n: int | None = None,
+    seed: int = 0,
     overwrite: bool = False,
     dry_run: bool = False,
     display: Display | None = None,
@@ -353,6 +358,11 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
         duplicates: "all", or "first": of nearly identical images only the best, the largest and among these the
             sharpest; the inventory says which one stands for the others.
         levels: 2: in a run with two levels, the folders of the clusters lie in those of the groups of clusters.
+        split: The shares of train, validation and test (``".8,.1,.1"`` or three numbers), which become the upper
+            folders. Images of a group in duplicates.csv stay together. Each part with a share has every cluster with
+            enough such groups or single images.
+        n: Number of images, drawn uniformly over the clusters; None: all.
+        seed: Of ``split`` and ``n``.
         overwrite: Replace the tree that an export made at ``out``. Files that are not of it stay. It is left alone if
             they are in the way, or in a data set.
         dry_run: Write nothing, only say what would be done.
@@ -377,6 +387,10 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
         raise UsageError(f"levels={levels}: an image folder has one level, because each of its folders is a class")
     if duplicates not in ("all", "first"):
         raise UsageError(f"duplicates={duplicates!r}: choose all or first")
+    if n is not None and n < 1:
+        raise UsageError(f"n={n}: give a number of at least 1")
+    if split is not None:
+        split = read_shares(split if isinstance(split, str) else ",".join(map(str, split)))
     mode = mode or ("copy" if dataset else None)
     strip = (dataset and mode == "copy") if strip_metadata is None else strip_metadata
     members = read_run_images(run, images)
@@ -400,21 +414,34 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
         if left or row["status"] != "ok":
             return ""
         name = PurePosixPath(row["path"]).name
+        above = f"{part_of.get(row['path'], PARTS[0])}/" if dataset or part_of else ""
         if dataset:
             name = plain(name)
-            folder = f"{SPLIT}/{cluster_folder(int(row['cluster']))}"
+            folder = above + cluster_folder(int(row["cluster"]))
         else:
-            above = f"{JUNK}/" if junk else f"{APART}/" if outlier and outliers == "separate" else ""
+            above += f"{JUNK}/" if junk else f"{APART}/" if outlier and outliers == "separate" else ""
             if levels == 2:
                 above += f"{cluster_folder(int(row['group']), row.get('group_name', ''))}/"
             folder = above + cluster_folder(int(row["cluster"]), row["name"])
         refused = suffixes is not None and stem_and_suffix(name)[1].lower() not in suffixes
         return f"{folder}/{_fitting(name, '.png') if refused or not members.is_file(row) else name}"
 
+    def clusters_of_wanted() -> dict[str, str]:
+        return {row["path"]: row["cluster"] for row in members.rows if target(row)}
+
     spared: dict[str, str] = {}
+    part_of: dict[str, str] = {}
     if duplicates == "first":
         with pillow_limits():
-            spared = _spared(run, members, {row["path"] for row in members.rows if target(row)})
+            spared = _spared(run, members, clusters_of_wanted().keys())
+    better = len(spared)
+    if n is not None:
+        every = clusters_of_wanted()
+        spared |= dict.fromkeys(every.keys() - balanced(every, n, seed), "not drawn")
+    if split:
+        if (set_of := _set_of(run)) is None:
+            warn(f"{run} has no duplicates.csv: nearly identical images may come into different parts")
+        part_of = split_up(clusters_of_wanted(), split, set_of or {}, seed)
     wanted = [target(row) for row in members.rows]
     names = iter(distinct([name for name in wanted if name]))
     targets = [(row, next(names) if name else "") for row, name in zip(members.rows, wanted, strict=True)]
@@ -425,16 +452,17 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
     with replacing(out) if replaces else new_folder(out) as folder, pillow_limits():
         inventory, missing = _fill(folder, targets, spared, transfer, display)
         if dataset:
-            _write_metadata(folder / METADATA, targets, inventory, members.junk)
-            made = {"exported_path": METADATA, "how": "metadata", "sha256": own_sha256(folder / METADATA)}
-            inventory.append({"path": "", "cluster": "", "name": "", **made})
+            inventory += _write_metadata(folder, targets, inventory, members.junk)
         write_inventory(folder, inventory)
         if replaces:
             stays = replace_tree(out, folder, inventory, members.file, alone=dataset)
     if missing:
         warn(f"{len(missing):,} images or sidecars are missing or cannot be used, and are left out: {some(missing)}")
-    if spared:
-        display.say("Left out", f"{plural(len(spared), 'nearly identical image')}: see {INVENTORY}")
+    if better:
+        display.say("Left out", f"{plural(better, 'nearly identical image')}: see {INVENTORY}")
+    if part_of:
+        sizes = Counter(part_of.values())
+        display.say("Split", ", ".join(f"{part} {sizes[part]:,}" for part in PARTS))
     if stays:
         display.say("Left", f"{plural(len(stays), 'file')} not made by the export, or the only copy: {some(stays)}")
     display.say("Exported", f"{plural(transfer.files.total(), 'image')} to {out}: {transfer.text}")
@@ -452,13 +480,12 @@ Targets = Sequence[tuple[Row, str]]  # rows of clusters.csv with FOLDER/NAME; ""
 
 def _spared(run: Path, images: RunImages, wanted: Set[str]) -> dict[str, str]:
     """Return why images are left out, by path: a better one of ``wanted`` looks (nearly) the same."""
-    folder = files.open_run(run)
-    if not folder.has("duplicates.csv"):
+    if (set_of := _set_of(run)) is None:
         raise DataError(f"{run} has no duplicates.csv, so nothing says which images are the same: omit --duplicates")
     groups: dict[str, list[tuple[int, float, str]]] = {}
-    for row in folder.read_rows("duplicates.csv"):
-        if row["path"] in wanted and (quality := images.quality(row["path"])):
-            groups.setdefault(row["group"], []).append((*quality, row["path"]))
+    for path, group in set_of.items():
+        if path in wanted and (quality := images.quality(path)):
+            groups.setdefault(group, []).append((*quality, path))
     spared = {}
     for alike in groups.values():
         best = max(alike, key=lambda image: image[:2])  # the first of equal ones
@@ -467,6 +494,13 @@ def _spared(run: Path, images: RunImages, wanted: Set[str]) -> dict[str, str]:
                 why = "larger" if pixels < best[0] else "sharper" if sharpness < best[1] else "the same"
                 spared[path] = f"duplicate of {best[2]}, which is {why}"
     return spared
+
+
+def _set_of(run: Path) -> dict[str, str] | None:
+    """Return the set of near-duplicates of each image that is in one, by path; None if the run does not know them."""
+    folder = files.open_run(run)
+    known = folder.has("duplicates.csv")
+    return {row["path"]: row["group"] for row in folder.read_rows("duplicates.csv")} if known else None
 
 
 def _fill(
@@ -505,15 +539,21 @@ def _fill(
     return inventory + sidecars, missing
 
 
-def _write_metadata(file: Path, targets: Targets, inventory: Sequence[Row], junk: Set[str]) -> None:
-    """Write metadata.csv of a data set: the results for the exported images."""
+def _write_metadata(out: Path, targets: Targets, inventory: Sequence[Row], junk: Set[str]) -> list[Row]:
+    """Write metadata.csv of each part of a data set, the results for its images; return the rows of the inventory."""
     columns = (*METADATA_COLUMNS, "label") if any(row["label"] for row, _ in targets) else METADATA_COLUMNS
-    rows = []
+    rows: dict[str, list[dict[str, object]]] = defaultdict(list)
     for (row, target), entry in zip(targets, inventory, strict=True):
         if entry["exported_path"]:
-            about = {"file_name": target.removeprefix(f"{SPLIT}/"), "junk": int(row["cluster"] in junk)}
-            rows.append({column: {**row, **about}[column] for column in columns})
-    write_whole(file, lambda stream: write_csv(stream, columns, rows))
+            part, _, name = target.partition("/")
+            about = {"file_name": name, "junk": int(row["cluster"] in junk)}
+            rows[f"{part}/{METADATA}"].append({column: {**row, **about}[column] for column in columns})
+    made: list[Row] = []
+    for file, content in rows.items():
+        write_whole(out / file, partial(write_csv, columns=columns, rows=content))
+        entry = {"path": "", "cluster": "", "name": "", "exported_path": file, "how": "metadata"}
+        made.append({**entry, "sha256": own_sha256(out / file)})
+    return made
 
 
 def _show(out: Path, targets: Targets, transfer: Transfer, display: Display) -> None:

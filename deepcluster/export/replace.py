@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 
 from deepcluster.errors import DiskError
+from deepcluster.export.split import PARTS
 from deepcluster.images.source import RAW_SUFFIXES
 from deepcluster.runtime import signals
 from deepcluster.runtime.plain_files import check_file, own_sha256, sha256, write_csv
@@ -93,8 +94,8 @@ def replace_tree(
     in_the_way = {*placed} if alone else {*_in_the_way(out, comes, goes), *_misplaced(placed, comes, made, rows)}
     for number in count(1):
         above = ASIDE if number == 1 else f"{ASIDE}/{number}"
-        # Without train/, of which `datasets` reads every one.
-        targets = {f"{above}/{name.removeprefix('train/')}": name for name in sorted(in_the_way.intersection(made))}
+        # Without train/ and the like, of which `datasets` reads every one.
+        targets = {f"{above}/{_unread(name)}": name for name in sorted(in_the_way.intersection(made))}
         if {*map(key, targets)}.isdisjoint(map(key, stays)):
             break
     aside = {name: target for target, name in targets.items()}
@@ -126,6 +127,12 @@ def replace_tree(
             with suppress(OSError):  # not empty
                 (out / folder).rmdir()
     return [aside.get(name, name) for name in stays]
+
+
+def _unread(name: str) -> str:
+    """Return the path without the names of parts: that of train none, of the others a letter, so none meets another."""
+    part, slash, rest = name.partition("/")
+    return name if part not in PARTS else rest if part == PARTS[0] else part[0] + slash + rest
 
 
 def write_inventory(out: Path, rows: Sequence[Row], *, scratch: Path | None = None) -> None:
