@@ -267,9 +267,10 @@ def apply(
 
     Args:
         edits: The edits.json that the report made; without it, the newest one for this run in the Downloads folder.
-        undo: Take back the last apply or recut.
+        undo: Take back the last apply, recut or teach; --undo 3 the last three, --undo all every one since the fit.
     """
-    if edits is not None and undo:
+    word = "" if edits is None else str(edits)
+    if undo and word not in ("", "all") and not word.isdecimal():
         raise UsageError("give an edits.json to apply, or --undo to take back the last edits (not both)")
     record = _check_run(run_)
     path = None if undo else edits or newest_edits(run_, record)
@@ -280,7 +281,10 @@ def apply(
             terminal.say("Edits", f"{path}, saved {saved}")
         from deepcluster.runs import recut as recutting
 
-        folder = recutting.undo(run_, terminal) if wanted is None else recutting.apply(run_, wanted, terminal)
+        if wanted is None:
+            folder = recutting.undo(run_, terminal, None if word == "all" else int(word or 1))
+        else:
+            folder = recutting.apply(run_, wanted, terminal)
     _print_result(folder, output, "apply")
 
 

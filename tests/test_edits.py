@@ -121,14 +121,15 @@ def test_millions_of_numbers_take_no_quadratic_work():
 
 
 ROWS = torch.nn.functional.normalize(torch.randn(30, 4, generator=torch.Generator().manual_seed(0)))
-STEPS = st.lists(st.sampled_from(["merge", "split", "move", "like", "undo"]), min_size=8, max_size=16)
+STEPS = st.lists(st.sampled_from(["merge", "split", "move", "like", "undo", "recut"]), min_size=8, max_size=16)
 
 
 @settings(max_examples=60, deadline=None)
 @given(STEPS, st.integers(0, 1 << 32))
 def test_a_number_is_never_given_twice(steps: list[str], seed: int) -> None:
     random = Random(seed)
-    model = former = replace(tiny_model(("",) * 4), cut=as_groups(kmeans(ROWS, 4)))
+    model = replace(tiny_model(("",) * 4), cut=as_groups(kmeans(ROWS, 4)))
+    formers: list[tuple[Groups, bool]] = []  # and whether a recut followed
     present = ever = {*range(4)}
     for step in steps:
         free, some = len(model.names), random.sample(sorted(present), min(2, len(present)))
@@ -137,7 +138,12 @@ def test_a_number_is_never_given_twice(steps: list[str], seed: int) -> None:
         edits = {"merge": Edits(merge=(tuple(some),)), "split": Edits(split=((some[0], 2),)), "move": Edits(move=moves)}
         before = model
         if step == "undo":
-            model = taken_back(model, Groups(former.cut, Annotations(names=former.names), {}), is_recut=False)
+            for former, is_recut in [formers.pop() for _ in range(random.randint(0, len(formers)))]:
+                model = taken_back(model, former, is_recut=is_recut)
+                ever = {*range(len(model.names))} if is_recut else ever  # a recut is a new beginning
+        elif step == "recut":
+            model = replace(model, names=("",) * 4, cut=as_groups(kmeans(ROWS, 4, seed=random.randrange(9))))
+            present = ever = set()
         elif step == "like":
             new = replace(model, names=("",) * 5, cut=as_groups(kmeans(ROWS, random.randrange(1, 6), seed=1)))
             places = torch.stack([model.place(ROWS).cluster, torch.full((30,), -1)], 1)
@@ -146,7 +152,10 @@ def test_a_number_is_never_given_twice(steps: list[str], seed: int) -> None:
         else:
             with suppress(UsageError):  # a cluster of one part, or a number that was given
                 model = edited(model, edits[step], ROWS, [str(row) for row in range(30)])
-        former = before if step in edits else model
+        if step in (*edits, "recut"):
+            formers.append((Groups(before.cut, Annotations(names=before.names), {}), step == "recut"))
+        elif step == "like":
+            formers = []
         now = {*model.cut.group_of.tolist()}
         assert step == "undo" or not (now - present) & ever
         present, ever = now, ever | now
@@ -307,7 +316,7 @@ def test_the_last_edits_are_taken_back_and_the_file_of_the_network_stays(finishe
     assert '"next":601,' in (finished / "report.html").read_text()
     assert "601 to" in ends(["apply", finished, edits], 2)
     once = undone
-    ends(["apply", finished, "--undo"], 2)
+    assert "1 change " in ends(["apply", finished, "--undo", "2"], 2)
     # What a recut drops is said, and can be had back.
     said = " ".join(prints("recut", finished, "-k", "2").split())
     assert "--undo" in said
@@ -319,13 +328,36 @@ def test_the_last_edits_are_taken_back_and_the_file_of_the_network_stays(finishe
     assert record(finished).get("edits") is None and models.load(finished).junk == (0,)
     said = " ".join(prints("recut", finished, "-k", "2").split())
     assert re.search(r"dropped.*: 'name \d'", said)
+    # Two recuts and two edits later: back to the first result.
+    prints("apply", finished, "--undo", "all")
+    last = same()
+    assert {name for name in last if last[name] != first[name]} == {"report.html", "model/groups.safetensors", "digest"}
+    assert record(finished) == first_record
+    ends(["apply", finished, "--undo"], 2)
     assert (file.stat().st_ino, file.stat().st_mtime_ns) == untouched
+
+
+def test_the_first_result_outlives_the_states_between(finished, monkeypatch, prints, ends):
+    monkeypatch.setattr(models, "MAX_STEPS", 3)
+    for name in "abcde":
+        apply(finished, Edits("", {0: name}))
+    assert "3 changes" in ends(["apply", finished, "--undo", "4"], 2)
+    for steps, name in (("2", "c"), ("1", "")):
+        prints("apply", finished, "--undo", steps)
+        assert models.load(finished).names[0] == name
+    assert not (finished / "former.safetensors").exists()
 
 
 def test_a_damaged_former_state_is_named(finished, tmp_path, ends):
     apply(finished, read_edits(written(tmp_path, names={"0": "a"})))
     path = finished / "former.safetensors"
     good = load_file(path)
-    for bad in ({"centroids": good["centroids"][:, 1:].contiguous()}, {"about": torch.zeros(0)}):
+    narrow = good["centroids"][:, 1:].contiguous()
+    for bad in (
+        {"centroids": narrow},
+        {"about": torch.zeros(0)},
+        {"about.2": good["about"].clone()},
+        {"groups.1": narrow},
+    ):
         save_file(good | bad, path)
         assert "former.safetensors" in ends(["apply", finished, "--undo"], 5)

@@ -561,6 +561,30 @@ def test_another_number_of_groups_is_one_click(copied: Path, browser: Any) -> No
         assert groups.inner_text() == "5"
 
 
+def test_edits_in_series_by_keys_and_back_to_any_of_them(copied: Path, browser: Any) -> None:
+    """The keys go on at the cluster of the last edit, and the list takes back several edits at a time."""
+    with opened(browser, serving(copied), originals=4, loads=5) as page:
+        told = page.locator("#told")
+        for name in (NAME, "two", "three"):
+            page.keyboard.press("j")
+            with page.expect_navigation():
+                rename(page, name)
+        assert [page.locator(f"#cluster-{i} .name").inner_text() for i in range(3)] == [
+            f" · {NAME}",
+            " · two",
+            " · three",
+        ]
+        page.keyboard.press("U")
+        changes = page.locator("#history-list button")
+        assert changes.all_inner_texts() == ["1 name: three", "1 name: two", f"1 name: {NAME}"]
+        assert page.locator("#history-list canvas.none").count() == 0  # each has a picture
+        changes.nth(1).press("Enter")
+        told.get_by_text("taken back").wait_for()
+        assert [page.locator(f"#cluster-{i} .name").inner_text() for i in range(3)] == [f" · {NAME}", "", ""]
+        page.locator("#history-open").click()
+        assert changes.count() == 1
+
+
 def give_two_levels(run: Path) -> None:
     """Put clusters 0 and 2 into group 0, and cluster 1 into group 1."""
     with locked(run) as folder, folder.next_state() as staged:

@@ -24,7 +24,7 @@ FIT = "fit photos -o run --image-size 8 --rounds 0 --precision fp32 --pseudo-lab
 LINES = [
     *(f"{FIT} {more}" for more in ("-k 3 --overwrite", "-k 5 --seed 1 --overwrite", "-k 3 --resume", "-k 2")),
     *(f"recut run -k {number} -q" for number in (1, 4)),
-    *(f"apply run {edits} -q" for edits in ("merge.json", "name.json", "--undo")),
+    *(f"apply run {edits} -q" for edits in ("merge.json", "name.json", "--undo", "--undo all")),
     *("teach run answers.csv -q", "teach run -q", "ask run -n 3"),
     *(f"update run more/{number}.png" for number in range(3)),
     *("report run", "predict run photos -o new.csv -q"),

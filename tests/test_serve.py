@@ -77,6 +77,8 @@ def test_nothing_gets_in(run: Path):
     for k in (0, 1, -1, 501, 10**9, 10**400, "3", "auto", True, 3.0, None, [3], {}):
         status, error = answer(address, "recut", now, k=k)
         assert status == 409 and "2 to 500" in error["error"], k
+    for steps in (0, -1, 101, 10**400, "1", "all", True, None, [1], 1):  # the run has no change to take back
+        assert answer(address, "undo", now, steps=steps)[0] == 409, steps
     assert answer(address, "recut", now, k=49)[0] == 409
     assert answer(address, "recut", now)[0] == 409
     with urlopen(address) as page:  # and no page may frame it

@@ -5,6 +5,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from deepcluster.clustering.kmeans import assigner
 from deepcluster.errors import UsageError
-from deepcluster.groups.cut import Cut, move_rows
+from deepcluster.groups.cut import Cut, Placement, move_rows
 from deepcluster.groups.tree import parts_of, split_group
 from deepcluster.images import Source
 from deepcluster.model import Model
@@ -62,7 +63,7 @@ def recut(
     with files.locked(run) as locked, locked.next_state() as folder:
         record, model, rows = read_run(folder)
         check_groups(n_clusters, rows.fitted)
-        models.keep_former(folder, model, record, baseline_of(folder))
+        former, baseline = record, baseline_of(folder)
         recipe = recipe_of(folder)
         display.progress(GROUPING, 0, 0)
         chosen, record = choose_number(n_clusters, rows, record, recipe, display)
@@ -86,6 +87,7 @@ def recut(
             display.say(UNDO, way_back(folder))
         record = replace(record, edits=None, cut=None, cut_k=n_clusters, like_run=None)  # of the clusters before
         outcome = describe(new, rows, after, record, recipe, baseline={})
+        models.keep_former(folder, model, former, baseline, f"cut into {plural(len(outcome.summary), 'cluster')}")
         if source is not None:
             source = images_at_hand(folder, source, rows.paths[: rows.fitted])
         write_outcome(folder, outcome, new=("groups",), source=source, report=report, progress=display.progress)
@@ -111,7 +113,6 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> files.RunF
             )
         with folder.next_state() as staged:
             baseline = {} if edits.changes_clusters else baseline_of(folder)
-            models.keep_former(staged, model, record, baseline_of(folder))
             new = edited(model, edits, rows.reduced, rows.paths, rows.fitted)
             placement = new.place(rows.reduced)
             wanted = moved_rows(edits, rows.paths)
@@ -121,6 +122,9 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> files.RunF
                 text += f"; {len(wanted) - moved:,} could not move, because they equal an image that stays"
             display.say("Edits", text)
             display.say(UNDO, way_back(folder))
+            named = ", ".join(name for name in (*edits.names.values(), *edits.group_names.values()) if name)
+            done = f"{text}: {named}" if named else text
+            models.keep_former(staged, model, record, baseline_of(folder), done, example_of(edits, wanted, placement))
             record = replace(record, edits=edits.digest)
             if edits.changes_clusters:
                 number = len(new.cut.group_of.unique())  # no guess any more
@@ -130,21 +134,36 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> files.RunF
     return files.open_run(run)
 
 
-def undo(run: Path, display: Display | None = None) -> files.RunFolder:
-    """Take back the last :func:`apply` or :func:`recut`. UsageError if there is none to take back."""
+def undo(run: Path, display: Display | None = None, steps: int | None = 1) -> files.RunFolder:
+    """Take back the last ``steps`` (None: all) changes by :func:`apply`, :func:`recut` and ``teach``.
+
+    Raises UsageError if there are not so many.
+    """
     with files.locked(run) as folder:
         record, model, rows = read_run(folder)
-        former = models.read_former(folder, rows.reduced.shape[1])
+        formers = models.read_former(folder, rows.reduced.shape[1])
+        steps = len(formers) if steps is None else steps
+        if not 1 <= steps <= len(formers):
+            raise UsageError(f"{plural(len(formers), 'change')} of {run} can be taken back, and not {steps}")
         with folder.next_state() as staged:
-            old = taken_back(model, former, is_recut=record.edits is None)
-            record = replace(record, **former.about["record"])
+            for former in formers[:steps]:
+                model = taken_back(model, former, is_recut=record.edits is None)
+                record = replace(record, **former.about["record"])
             display = Several(Log(), display)
-            display.say("Edits", f"taken back: {len(old.cut.group_of.unique())} clusters, as before")
-            baseline = former.about["baseline"]
-            outcome = describe(old, rows, old.place(rows.reduced), record, recipe_of(folder), baseline)
+            display.say("Edits", f"taken back: {len(model.cut.group_of.unique())} clusters, as before")
+            outcome = describe(
+                model, rows, model.place(rows.reduced), record, recipe_of(folder), former.about["baseline"]
+            )
             write_outcome(staged, outcome, new=("groups",), progress=display.progress)
-            staged.remove("former.safetensors")
+            models.drop_steps(staged, steps)
     return files.open_run(run)
+
+
+def example_of(edits: Edits, moves: Mapping[int, int], placement: Placement) -> int:
+    """Return the row of an image that shows the edits: one that moved, or the typical one of a cluster they name."""
+    numbers = [*(number for number, _ in edits.split), *chain(*edits.merge), *edits.names, *reversed(edits.junk or ())]
+    distances = placement.distance.where(placement.cluster == next(iter(numbers), 0), torch.inf)
+    return next(iter(moves), int(distances.argmin()))
 
 
 def taken_back(model: Model, former: models.Groups, *, is_recut: bool) -> Model:

@@ -32,6 +32,7 @@ from typing import Annotated, Any
 from deepcluster.errors import DataError, DeepClusterError, Stopped, UsageError
 from deepcluster.records import PRELIMINARY
 from deepcluster.report.page import SERVED, policy, served
+from deepcluster.report.pictures import tile
 from deepcluster.report.sections import Picture
 from deepcluster.runs.page import MOST_IN_TREE, pictures
 from deepcluster.runs.recut import UNDO, apply, recut, undo
@@ -42,6 +43,7 @@ from deepcluster.runtime.plain_files import MOST_JSON, parse_json, sha256, shape
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import Row
 from deepcluster.storage.edits_file import edits_of
+from deepcluster.storage.model_files import MAX_STEPS, read_former
 from deepcluster.storage.state import SCRATCH
 
 IDLE_SECONDS = 3600.0
@@ -50,6 +52,7 @@ MAX_CONNECTIONS = 32  # whose request has not been read and checked
 REQUEST_SECONDS = 10.0  # for a whole request, headers and body
 Answer = tuple[str, bytes]  # Content-Type and body
 FOLDER_NAME = re.compile(r"\w([\w .()-]{0,98}[\w)])?")
+StepsBack = Annotated[int, range(1, MAX_STEPS + 1)]
 GroupsOfPage = Annotated[int, range(2, MOST_IN_TREE + 1)]  # of groups; more take minutes
 
 
@@ -98,9 +101,13 @@ def _page(folder: files.RunFolder) -> tuple[str, dict[str, Any]]:
     text = folder.file("report.html").read_text(encoding="utf-8")
     record = folder.read_record()
     is_going_on = record.result == PRELIMINARY and record.status == "running"
+    done: list[Any] = []
+    with suppress(DeepClusterError):
+        tile_of = partial(tile, images=record.images_count or 0)
+        done = [(former.about["done"], tile_of(former.about["row"])) for former in read_former(folder)]
     return text, {
         "version": _version(folder),
-        "undo": folder.has("former.safetensors"),
+        "done": done,
         "going_on": is_going_on,
         "name": _default_name(folder),
         "places": {key: place.name for key, place in _places(folder).items()},
@@ -178,7 +185,7 @@ class _Server(ThreadingTCPServer):
             if action == "apply":
                 apply(self.run, edits_of(request.get("edits")))
             elif action == "undo":
-                undo(self.run)
+                undo(self.run, steps=shaped(request.get("steps", 1), StepsBack, "steps"))
             elif action == "recut":
                 recut(self.run, shaped(request.get("k"), GroupsOfPage, "k"))
             else:

@@ -233,7 +233,8 @@ def teach(
         display.say("Changed", changes_text(changes, done.model))
         display.say(UNDO, way_back(folder))
         with folder.next_state() as staged:
-            models.keep_former(staged, model, record, baseline_of(folder))
+            text = plural(len(done.model.answers), "answer")
+            models.keep_former(staged, model, record, baseline_of(folder), text, next(reversed(done.model.answers), 0))
             baseline = {} if changes else baseline_of(folder)
             outcome = describe(done.model, rows, done.after, new, recipe_of(folder), baseline)
             write_outcome(staged, outcome, new=("groups",), report=report, progress=display.progress)

@@ -74,7 +74,7 @@ CLASSES_SHAPES: dict[str, tuple[int | str, ...]] = {
 
 @dataclass(frozen=True)
 class Groups:
-    """The content of groups.safetensors, or of former.safetensors for one step back, in the same layout."""
+    """The content of groups.safetensors, or of a step back in former.safetensors, in the same layout."""
 
     cut: Cut
     annotations: Annotations
@@ -272,10 +272,13 @@ def _shapes(config: Config, body: Mapping[str, Tensor], feature_dim: int, backbo
 
 def read_groups(path: Path, dims: int, digest: str | None = None) -> Groups:
     """Read groups in ``dims`` dimensions from a file with this SHA-256 (None: any). Raises as :func:`read_tensors`."""
-    tensors = read_tensors(path, digest)
+    return _groups(read_tensors(path, digest), dims)
+
+
+def _groups(tensors: Mapping[str, Tensor], dims: int | None) -> Groups:
     shapes = {"centroids": ("count", "dims"), "groups": ("count",), "about": ("bytes",)}
     types = {"groups": torch.int64, "about": torch.uint8}
-    check_tensors(tensors, shapes, types, dims=dims)
+    check_tensors(tensors, shapes, types, **({} if dims is None else {"dims": dims}))
     about = parse_json(tensors["about"].numpy().tobytes())
     table = shaped(about, dict, "about")
     names: tuple[str, ...] = shaped(table.get("names"), tuple[str, ...], "names")
@@ -321,7 +324,11 @@ def read_embeddings(folder: RunFolder) -> Embeddings:
     return Embeddings()
 
 
-# ---- one step back --------------------------------------------------------------------------------------------------
+# ---- steps back -----------------------------------------------------------------------------------------------------
+
+FORMER = "former.safetensors"
+MAX_STEPS = 100  # back; of more, and of more bytes, the first result and the newest stay
+MAX_FORMER_BYTES = 1 << 26
 
 # Entries of run.json on the groups, with their types.
 ENTRIES = {
@@ -335,20 +342,69 @@ ENTRIES = {
 }
 
 
-def keep_former(folder: LockedFolder, model: Model, record: RunRecord, baseline: Mapping[str, float]) -> None:
-    """Keep the groups that the run has now, the entries of run.json on them and their ``baseline`` for an undo."""
+def keep_former(
+    folder: LockedFolder, model: Model, record: RunRecord, baseline: Mapping[str, float], done: str = "", row: int = 0
+) -> None:
+    """Keep the groups that the run has now, the entries of run.json on them and their ``baseline`` for an undo.
+
+    ``done``, ``row``: The change that follows, in words, and an image that shows it.
+    """
     entries = {name: getattr(record, name) for name in ENTRIES}
-    folder.write_tensors("former.safetensors", groups_tensors(model, record=entries, baseline=dict(baseline)))
+    steps = [groups_tensors(model, record=entries, baseline=dict(baseline), done=done, row=row)]
+    with suppress(DeepClusterError):  # what is damaged cannot be undone
+        steps += _steps(folder)
+    _write_steps(folder, steps)
 
 
-def read_former(folder: RunFolder, dims: int) -> Groups:
-    """Read the groups of :func:`keep_former`. UsageError if the run has none, DiskError if they are damaged."""
-    if not folder.has("former.safetensors"):
-        raise UsageError(f"{folder.path} has nothing to undo: only the last apply or recut can be undone")
-    with folder.as_disk_errors("former.safetensors"):
-        former = read_groups(folder.file("former.safetensors"), dims)
-        entries = {name: former.about["record"].get(name) for name in ENTRIES}  # those of this version
-        shaped(former.about["baseline"], dict[str, int | float], "baseline")
-        for name, kind in ENTRIES.items():
-            shaped(entries[name], kind | None, name)
-        return replace(former, about={**former.about, "record": entries})
+def drop_steps(folder: LockedFolder, count: int) -> None:
+    """Forget the newest steps back, which were undone."""
+    _write_steps(folder, _steps(folder)[count:])
+
+
+def _write_steps(folder: LockedFolder, steps: list[dict[str, Tensor]]) -> None:
+    """Write the steps, the newest first. A tensor that equals that of the step before is left out."""
+    if not steps:
+        folder.remove(FORMER)
+        return
+    while True:
+        pairs = [(i, name) for i, step in enumerate(steps) for name in step]
+        new = [(i, name) for i, name in pairs if i == 0 or not torch.equal(steps[i][name], steps[i - 1][name])]
+        if len(steps) <= 2 or (len(steps) <= MAX_STEPS and sum(steps[i][n].nbytes for i, n in new) <= MAX_FORMER_BYTES):
+            break
+        del steps[-2]
+    folder.write_tensors(FORMER, {_tensor_of(name, i): steps[i][name] for i, name in new})
+
+
+def _steps(folder: RunFolder) -> list[dict[str, Tensor]]:
+    with folder.as_disk_errors(FORMER):
+        tensors = read_tensors(folder.file(FORMER)) if folder.has(FORMER) else {}
+        steps: list[dict[str, Tensor]] = []
+        while tensors:
+            names = {name: _tensor_of(name, len(steps)) for name in ("centroids", "groups", "about")}
+            step = {name: tensors.pop(key).clone() for name, key in names.items() if key in tensors}
+            if not step:
+                raise ValueError(f"unknown tensor {min(tensors)[:80]!a}")
+            steps.append({**(steps[-1] if steps else {}), **step})
+        return steps
+
+
+def _tensor_of(name: str, step: int) -> str:
+    return f"{name}.{step}" if step else name
+
+
+def read_former(folder: RunFolder, dims: int | None = None) -> list[Groups]:
+    """Read the groups of :func:`keep_former`, the newest first. UsageError if there are none, DiskError for damage."""
+    if not folder.has(FORMER):
+        raise UsageError(f"{folder.path} has nothing to undo: it is as the fit made it")
+    formers = []
+    for step in _steps(folder):
+        with folder.as_disk_errors(FORMER):
+            former = _groups(step, dims)
+            entries = {name: former.about["record"].get(name) for name in ENTRIES}  # those of this version
+            shaped(former.about["baseline"], dict[str, int | float], "baseline")
+            for name, kind in ENTRIES.items():
+                shaped(entries[name], kind | None, name)
+            done = {"done": shaped(former.about.get("done", ""), str, "done")}
+            done["row"] = shaped(former.about.get("row", 0), Number, "row")
+            formers.append(replace(former, about={**former.about, **done, "record": entries}))
+    return formers

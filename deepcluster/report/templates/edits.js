@@ -125,7 +125,7 @@ function edit(change) {
 }
 
 function takeBack() {
-  if (!past.length) return data.served?.undo && !gridSource && send("undo");
+  if (!past.length) return data.served?.done.length && !gridSource && send("undo");
   state = past.pop();
   refresh();
 }
@@ -149,7 +149,7 @@ function refresh() {
   for (const number of cards.keys()) paint(number);
   for (const group of levels.keys()) paintGroup(group);
   $(".tabs .count").textContent = grouped(roots().filter(sizeOf).length);
-  $("#undo").hidden = !past.length && !data.served?.undo;
+  $("#undo").hidden = !past.length && !data.served?.done.length;
   tellPending();
   remember();
   arrange();

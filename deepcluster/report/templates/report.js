@@ -328,6 +328,7 @@ document.addEventListener("keydown", event => {
   }
   if (event.key === "?") return $("#help").showModal();
   if (event.key === "u") return takeBack();
+  if (event.key === "U") return data.served && openHistory();
   if (event.key === "Escape" && $("#map")?.classList.contains("shown")) return mapped?.clear();
   if (!$("#clusters").classList.contains("shown")) return;
   const number = minded && !minded.hidden ? Number(minded.dataset.number) : null;
@@ -344,6 +345,7 @@ document.addEventListener("keydown", event => {
 for (const number of cards.keys()) paint(number);
 recall();
 tick([]);
+if (data.served) mindAgain();
 addEventListener("hashchange", showAddressed);
 showAddressed();
 });

@@ -18,8 +18,7 @@ async function send(action, request = {}) {
       $("#told").hidden = true;
       tellSorted();
     } else if (answer.ok) {
-      const done = said.replace(/^.*?: /, "").split(/[,;] /).map(part => translated([part]).join("")).join(t(", "));
-      const chinese = {apply: `${t("Applied.")}${done}`, undo: t("Taken back."), recut: t("Cut into {0} groups.", request.k)};
+      const chinese = {apply: `${t("Applied.")}${inWords(said.replace(/^.*?: /, ""))}`, undo: t("Taken back."), recut: t("Cut into {0} groups.", request.k)};
       sessionStorage.setItem("told", isChinese ? chinese[action] ?? said : said);
       if (action === "apply") sessionStorage.setItem("targets", JSON.stringify(targets));
       else sessionStorage.removeItem("targets");
@@ -103,7 +102,15 @@ function offerReload() {
 function reload() {
   saved = true;
   sessionStorage.setItem("opened", JSON.stringify([...levels.keys()].filter(group => levels.get(group).open)));
+  sessionStorage.setItem("minded", minded?.dataset.number ?? "");
   location.reload();
+}
+
+/* The keys go on at the cluster where they were before the page was loaded again. */
+function mindAgain() {
+  const card = cards.get(Number(sessionStorage.getItem("minded") || NaN));
+  sessionStorage.removeItem("minded");
+  if (card) mind(card, false);
 }
 
 /* Find out if an image is missing because the page is old. */
@@ -124,7 +131,7 @@ async function follow() {
 }
 
 if (data.served.going_on) setInterval(follow, 3000);
-$("#undo").hidden = !data.served.undo;
+$("#undo").hidden = !data.served.done.length;
 $("#into-folders").hidden = false;
 $("#into-folders").addEventListener("click", openSorting);
 tellSorted();
@@ -135,8 +142,8 @@ tellTargets();
 if (sessionStorage.getItem("told")) {
   const back = element("button", {type: "button"}, t("Undo"));
   back.addEventListener("click", takeBack);
-  tell(sessionStorage.getItem("told")).append(...(data.served.undo ? [" ", back] : []));
+  tell(sessionStorage.getItem("told")).append(...(data.served.done.length ? [" ", back] : []));
 }
 sessionStorage.removeItem("told");
 $("#told").addEventListener("click", () => { $("#told").hidden = true; });
-$("#help .quiet").textContent = t("Edits are applied at once. Undo takes back the last one.");
+$("#help .quiet").textContent = t("Edits are applied at once. Undo takes back the last one, and History any number.");
