@@ -2,7 +2,8 @@
 
 A table stands between `<!-- table FILE | BY | COLUMN | ... -->` and `<!-- end -->`. Its rows are mean and standard
 deviation of the objects that have the first column, for each value of BY; `name` is an object's path in the file,
-FILE~WORDS keeps the rows whose BY matches, and COLUMN: TITLE has a title of its own.
+FILE~WORDS keeps the rows whose BY matches, and COLUMN: TITLE has a title of its own. A COLUMN of another file is named
+as in `figure`, with * for the row's BY as far as its first comma.
 """
 
 import json
@@ -27,6 +28,10 @@ def cell(values):
     return " ± ".join(re.sub(r"^(-?)0\.", r"\1.", f"{number:,.{digits}f}") for number in numbers)
 
 
+def known(runs, name):
+    return [run[name] for run in runs if run.get(name) is not None]
+
+
 def table(file, by, *columns):
     file, _, only = file.partition("~")
     titles = [column.partition(": ")[2] or column.replace("_", " ") for column in columns]
@@ -35,17 +40,18 @@ def table(file, by, *columns):
     rows = [row for row in objects(json.loads((HERE / f"results/{file}.json").read_text())) if columns[0] in row]
     for group in dict.fromkeys(row[by] for row in rows if re.search(only, str(row[by]))):
         runs = [row for row in rows if row[by] == group]
-        cells = [cell([run[name] for run in runs if run.get(name) is not None]) for name in columns]
+        here = [name.replace("*", str(group).split(",")[0]) for name in columns]
+        cells = [cell([figure(name)] if "~" in name else known(runs, name)) for name in here]
         lines.append(f"| {group} | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def figure(name):
-    """Return the mean of a column: FILE.COLUMN, or FILE~WORDS.COLUMN of the objects with these words."""
+    """Return the mean of a column: FILE.COLUMN, or FILE~WORDS.COLUMN of the objects with these words, as `seed 0`."""
     path, _, column = name.rpartition(".")
     file, _, only = path.partition("~")
     rows = objects(json.loads((HERE / f"results/{file}.json").read_text()))
-    return mean(row[column] for row in rows if column in row and only in str(row))
+    return mean(row[column] for row in rows if column in row and only in re.sub("[':,]", "", str(row)))
 
 
 def written(page):
