@@ -513,21 +513,22 @@ def export(
     run_: flags.RunArgument,
     /,
     *,
-    to: Literal["folders", "imagefolder", "parquet", "onnx"],
+    to: Literal["folders", "imagefolder", "labelstudio", "parquet", "onnx"],
     out: flags.Out,
     image_flags: Annotated[flags.ImageExportFlags | None, Parameter(name="*")] = None,
     quiet: flags.Quiet = False,
 ) -> None:
-    """Export a run: folders, a data set, a table or an ONNX graph. Images are linked or copied, never moved or changed.
+    """Export a run: folders, data sets, a table, an ONNX graph. Images are linked or copied, never moved or changed.
 
     Args:
-        to: Images sorted into folders, a data set, a table, or a graph.
+        to: Images sorted into folders, a data set, tasks for Label Studio, a table, or a graph.
         out: The folder or file to make; it must not exist yet, unless --overwrite may replace it.
     """
-    chosen = image_flags or {}
+    chosen: Mapping[str, Any] = image_flags or {}
     of_images = to in flags.IMAGE_EXPORTS
     if not of_images:
-        names = ("keep_metadata" if value is False else name for name, value in chosen.items())
+        unused = (name for name in chosen if name not in flags.USED.get(to, ()))
+        names = ("keep_metadata" if chosen[name] is False else name for name in unused)
         refuse(names, f"--to {to} writes no images")
     _check_run(run_)
     if not chosen.get("dry_run") and not chosen.get("overwrite"):

@@ -15,7 +15,8 @@ from deepcluster.presets import read_shares
 from deepcluster.recipe import ANY, Recipe, declared
 
 MAX_SECONDS = 1e9  # of a time limit: 30 years
-IMAGE_EXPORTS = ("folders", "imagefolder")  # the forms of `export` that hold images
+IMAGE_EXPORTS = ("folders", "imagefolder")  # the forms of `export` that hold images, and use all its flags
+USED = {"labelstudio": ("images", "n", "seed")}  # of these flags, by the other forms
 
 # The help lists the flags that most people need first, and these groups behind them.
 NETWORK = Group("Network and training", sort_key=2)
@@ -217,7 +218,7 @@ else:  # the flags that were given, by the name of their option
 
 
 class ImageExportFlags(TypedDict, total=False):
-    """The given flags of ``export`` that only IMAGE_EXPORTS use.
+    """The given flags of ``export`` that not all of its forms use.
 
     Attributes:
         mode: How to place the images (default: folders: the first that works; imagefolder: copy).

@@ -186,7 +186,10 @@ def test_answers_that_agree_change_little(run):
 
 
 def test_what_an_answer_means(run):
-    """A name, or else a number; of equal names the present cluster, that of the number, or the largest one."""
+    """A name, or else a number; of equal names the present cluster, that of the number, or the largest one.
+
+    "cluster 4" names the cluster of this number if it has no name.
+    """
     apply(run, Edits(names={0: "a", 1: "b", 2: "b", 3: "", 4: ""}))
     cluster = [number for number, _ in placed(run).values()]
     first, second, third = ([cluster[start:].index(number) + start for number in range(5)] for start in (0, 80, 160))
@@ -195,6 +198,7 @@ def test_what_an_answer_means(run):
         Answer(first[0]): 0, Answer(first[1], 1, "b"): 1, Answer(first[2], name="b"): 2, Answer(first[3], 3, "new"): 5,
         Answer(second[0], 3, "new"): 5, Answer(second[3], 0): 0, Answer(second[1], 1, "a"): 0,
         Answer(second[4], name="b"): largest, Answer(third[4], 3 - largest, "b"): 3 - largest,
+        Answer(third[3], name="cluster 4"): 4,
     }  # fmt: skip
     teach(run, [*expected])
     now = [*placed(run).values()]

@@ -179,7 +179,7 @@ def _understood(
     sizes = Counter(cluster)
     present = sorted({*model.cut.group_of.tolist()}, key=lambda group: (sizes[group], -group))
     names = [*model.names]
-    largest = {names[group]: group for group in present if names[group]}
+    largest = {names[group] or f"cluster {group}": group for group in present}
     times = Counter(names[group] for group in present)
     given: dict[int, int] = {}
     said: dict[str, None] = {}

@@ -86,7 +86,7 @@ def read_columns(
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the line number and some cells of every row of a table from outside, without guards.
 
-    ``names`` are those that the column of a cell may have, by the key of the cell; the first such column counts. Cells
+    ``names`` are those that the column of a cell may have, by the key of the cell; the first one there counts. Cells
     of a missing ``optional`` key are empty. Raises ValueError if the first line lacks another column or the file is too
     large, OSError or csv.Error if it cannot be read.
     """
@@ -94,9 +94,8 @@ def read_columns(
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         reader = csv.DictReader(lines_of(stream))
         header = [column or "" for column in reader.fieldnames or ()]
-        columns = {
-            key: next((column for column in header if column.strip().lower() in names[key]), None) for key in names
-        }
+        by_name = {column.strip().lower(): column for column in reversed(header)}
+        columns = {key: next((by_name[name] for name in names[key] if name in by_name), None) for key in names}
         if missing := [key for key, column in columns.items() if column is None and key not in optional]:
             there = ",".join(header)[:80] or "nothing"
             raise ValueError(f"no column {missing[0]}: the first line must have {','.join(names)}, and has {there}")
