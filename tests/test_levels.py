@@ -151,7 +151,7 @@ def test_folders_of_folders(run: Path, tmp_path: Path) -> None:
     apply(run, Edits(group_names={1: "sea/side"}, names={0: "shells"}, junk=(2,)))
     inventory = folders(run, tmp_path / "two", levels=2)
     of = groups_of_clusters(run)
-    shown = {group: f"{group:03}" + ("-sea_side" if group == 1 else "") for group in range(COARSE)}
+    shown = {group: f"{group:03}-" + ("sea_side" if group == 1 else "group") for group in range(COARSE)}
     for row in inventory:
         cluster = int(row["cluster"])
         above = f"_junk/{shown[of[cluster][0]]}" if cluster == 2 else shown[of[cluster][0]]

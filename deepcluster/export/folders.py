@@ -404,6 +404,9 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
     if replaces := replaceable(out, overwrite=overwrite) is not None:
         members.check_outside_of(out)
     transfer = Transfer(members, mode, strip=strip)
+    clusters_in = defaultdict(set)
+    for row in members.rows:
+        clusters_in[row.get("group", "")].add(row["cluster"])
     suffixes = STRIPPED_SUFFIXES if strip else SUFFIXES if dataset else None
 
     def target(row: Row) -> str:
@@ -420,8 +423,8 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
             folder = above + cluster_folder(int(row["cluster"]))
         else:
             above += f"{JUNK}/" if junk else f"{APART}/" if outlier and outliers == "separate" else ""
-            if levels == 2:
-                above += f"{cluster_folder(int(row['group']), row.get('group_name', ''))}/"
+            if levels == 2 and len(clusters_in[row["group"]]) > 1:  # else the group is that cluster
+                above += f"{cluster_folder(int(row['group']), row['group_name'] or 'group')}/"
             folder = above + cluster_folder(int(row["cluster"]), row["name"])
         refused = suffixes is not None and stem_and_suffix(name)[1].lower() not in suffixes
         return f"{folder}/{_fitting(name, '.png') if refused or not members.is_file(row) else name}"

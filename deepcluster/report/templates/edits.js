@@ -4,7 +4,7 @@ const base = new Map(data.clusters.map(cluster => [cluster.number, cluster]));
 const cards = new Map($$(".cluster").map(card => [Number(card.dataset.number), card]));
 const firstFree = Math.max(data.next - 1, ...base.keys()) + 1;
 const levels = new Map($$(".level").map(level => [Number(level.dataset.group), level]));
-const groupNames = new Map([...levels].map(([group, level]) => [group, $(".name", level).textContent.replace(/^ · /, "")]));
+const groupNames = new Map([...levels].map(([group, level]) => [group, $("summary .name", level)?.textContent.replace(/^ · /, "") ?? ""]));
 /* names: number -> another name than it had; into: number -> the cluster that it is merged into; splits: number -> how
    many parts; moves: image -> its new cluster; groupNames: group of clusters -> another name than it had. */
 let state = {
@@ -233,9 +233,11 @@ function groupOf(number) {
   return [...votes].reduce((most, vote) => vote[1] > most[1] ? vote : most)[0];
 }
 
-const listOf = number => levels.size ? $(".cards", levels.get(groupOf(number))) : $("#cluster-list");
+const listOf = number => !levels.size ? $("#cluster-list") : $(".cards", levels.get(groupOf(number))) ?? levels.get(groupOf(number));
 
+/* A group of one cluster is its card alone. */
 function paintGroup(group) {
+  if (!levels.get(group).matches("details")) return;
   const level = levels.get(group), inside = roots().filter(number => groupOf(number) === group && sizeOf(number));
   const name = state.groupNames.get(group) ?? groupNames.get(group);
   $(".name", level).textContent = name ? ` · ${name}` : "";

@@ -96,7 +96,7 @@ function map(points) {
 
   /* The name or number of each cluster where most of its images are, the largest first, none over another. */
   function drawNames(pen) {
-    const style = getComputedStyle(document.documentElement), boxes = [];
+    const style = getComputedStyle(document.body), boxes = [];
     pen.font = `600 13px ${style.fontFamily}`;
     pen.textAlign = "center";
     pen.textBaseline = "middle";

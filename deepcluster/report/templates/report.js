@@ -215,6 +215,7 @@ function arrange() {
   $("#filtered").textContent = wanted ? t("{0} of {1}", found, cards.size) : "";
 }
 
+$("#open-all")?.addEventListener("click", () => $$("details.level").forEach(level => { level.open = true; }));
 $("#sort")?.addEventListener("change", arrange);
 $("#filter")?.addEventListener("input", arrange);
 

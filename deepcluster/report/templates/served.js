@@ -80,9 +80,11 @@ function tellSorted() {
     sessionStorage.removeItem("sorted");
     tellSorted();
   });
-  const told = [t("{0} sorted at {1} into", images(last.images), at), element("code", {}, folder),
+  const told = [t("{0} sorted at {1} into", images(last.images), at), element("code", {}, folder), "\n",
     ...(symlink ? [t("These are links: keep the originals where they are.")] : []), ...(left.length ? [t("Left out: {0}.", left.join(t(", ")))] : [])];
-  place.replaceChildren(element("span", {}, ...told.flatMap(part => [part, " "])), close);
+  const copier = element("button", {type: "button"}, t("Copy"));
+  copier.addEventListener("click", () => copy(folder, copier));
+  place.replaceChildren(...told.flatMap(part => [part, " "]), copier, close);
 }
 
 function tell(text) {
@@ -101,7 +103,7 @@ function offerReload() {
 
 function reload() {
   saved = true;
-  sessionStorage.setItem("opened", JSON.stringify([...levels.keys()].filter(group => levels.get(group).open)));
+  sessionStorage.setItem("opened", JSON.stringify([...levels.keys()].filter(group => levels.get(group).open ?? true)));
   sessionStorage.setItem("minded", minded?.dataset.number ?? "");
   location.reload();
 }
