@@ -51,7 +51,7 @@ from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import PATH_COLUMNS
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.edits_file import checked_name
+from deepcluster.storage.edits_file import checked_name, python_edits
 from deepcluster.storage.files import check_output, write_output
 from deepcluster.storage.state import own_files
 from deepcluster.texts import one_line, plural
@@ -106,6 +106,7 @@ class DeepCluster(_Base):
         paths_: Their paths.
         skipped_: (path, reason) of images that could not be used.
         cluster_centers_: K x d, the mean of the centroids of each cluster.
+        names_: Names of the clusters by number, "" without one: ``names_[labels_]`` has one for each image.
         n_clusters_: K.
         inertia_: Sum of the squared distances to the centers.
         verdict_: Stability of the clusters, in words, as the command prints it.
@@ -298,6 +299,20 @@ class DeepCluster(_Base):
         self._read_results()
         return self
 
+    def apply(self, edits: Mapping[str, Any]) -> Self:
+        """Apply edits with the words of ``edits.json``, for example ``{"names": {0: "roses"}, "merge": [[1, 3]]}``.
+
+        Args:
+            edits: Any of names (by cluster), merge (lists of clusters), split (pairs of a cluster and a number of
+                parts), move (pairs of a path or row and a cluster), junk (all junk clusters), group_names.
+        """
+        self._check_run("apply")
+        wanted = python_edits(edits, files.RunFolder(self.run_).read_record().cut or "")
+        with self._display() as display:
+            recut.apply(self.run_, wanted, display, report=False)
+        self._read_results()
+        return self
+
     def ask(self, n: int = 20, *, drawn: bool = False) -> list[Answer]:
         """Return up to ``n`` images for a person to name, for ``teach``.
 
@@ -479,6 +494,7 @@ class DeepCluster(_Base):
         self._model = model
         if model.of_features:
             self.n_features_in_ = model.outliers.means.shape[1]
+        self.names_: npt.NDArray[np.object_] = np.array(model.names, dtype=object)
         self.cluster_centers_: npt.NDArray[np.float32] = self._centers().numpy()
         self.n_clusters_ = len(model.cut.group_of.unique())
 

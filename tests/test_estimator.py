@@ -265,6 +265,26 @@ def test_nothing_of_an_earlier_fit_is_left(digits, untrained):
     assert changing.n_clusters_ == 3 and not hasattr(changing, "n_features_in_") and not first.exists()
 
 
+def test_edits(of_features):
+    ours = copy.deepcopy(of_features)
+    labels, sizes = ours.labels_, np.bincount(ours.labels_)
+    assert ours.names_.tolist() == ["", "", ""]
+    assert ours.apply({"names": {labels[0]: "noughts"}}) is ours
+    assert {*ours.names_[ours.labels_][labels == labels[0]]} == {"noughts"}
+    ours.apply({"merge": [[np.int64(1), 2]], "junk": np.array([0])})
+    assert np.bincount(ours.labels_).tolist() == [sizes[0], sizes[1] + sizes[2]] and ours.n_clusters_ == 2
+    ours.apply({"split": [(1, 2)]}).apply({"split": [(1, 2)]})  # the same words again, about other clusters
+    assert ours.n_clusters_ == 4 and {*ours.labels_.tolist()} == {0, 1, 3, 4}
+    ours.apply({"move": [(ours.paths_[0], 7)], "names": {7: "alone"}})
+    assert ours.names_[ours.labels_[0]] == "alone" == ours.place()["name"][0]
+    assert ours.names_.tolist() == DeepCluster.load(ours.run_).names_.tolist()
+    before = ours.labels_
+    for wrong in ({"merges": [[0, 1]]}, {"merge": [[0, 99]]}, {"names": ["a"]}, {"names": {0.5: "a"}}, ["merge"], None):
+        with pytest.raises(UsageError):
+            ours.apply(wrong)
+    assert np.array_equal(ours.labels_, before)
+
+
 def test_unusable_images_are_left_out_or_coerced(tmp_path):
     paths = as_files(tmp_path)
     paths[5].write_bytes(b"no image")
@@ -464,7 +484,7 @@ def test_save_and_load(fitted, tmp_path):
         assert np.array_equal(other.transform(images), fitted.embedding_)
         assert other.score(images) == fitted.score(images)
     assert np.array_equal(alone.place(images), fitted.place())
-    for of_run in (lambda: alone.recut(4), alone.place):
+    for of_run in (lambda: alone.recut(4), alone.place, lambda: alone.apply({})):
         with pytest.raises(UsageError):
             of_run()
     with pytest.raises(ModelError, match="none"):

@@ -95,8 +95,10 @@ def recut(
     return files.open_run(run)
 
 
-def apply(run: Path, edits: Edits, display: Display | None = None) -> files.RunFolder:
+def apply(run: Path, edits: Edits, display: Display | None = None, *, report: bool = True) -> files.RunFolder:
     """Merge, split, name and mark clusters of a run, and move images; edits that it has already change nothing.
+
+    ``report``: As in :func:`recut`.
 
     Raises UsageError if the edits are not for its present clusters.
     """
@@ -130,7 +132,7 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> files.RunF
                 number = len(new.cut.group_of.unique())  # no guess any more
                 record = replace(record, cut=None, cut_k=number, stability=None, verdict=None)
             outcome = describe(new, rows, placement, record, recipe_of(folder), baseline)
-            write_outcome(staged, outcome, new=("groups",), progress=display.progress)
+            write_outcome(staged, outcome, new=("groups",), report=report, progress=display.progress)
     return files.open_run(run)
 
 

@@ -1,5 +1,6 @@
 """edits.json: the decisions of a person about the clusters, as the report writes them."""
 
+import json
 import os
 import re
 import shlex
@@ -7,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from deepcluster.errors import DiskError, UsageError
 from deepcluster.runtime.plain_files import check_file, json_sha256, read_json, shaped
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 LONGEST_NAME = 200  # characters
+NAMED = ("names", "group_names")  # dicts from numbers to names
 MAX_CONFIG_BYTES = 1 << 20
 Number = Annotated[int, range(10**9)]
 
@@ -68,7 +70,7 @@ def edits_of(value: object) -> Edits:
         raise ValueError(f"not edits of version {SCHEMA_VERSION}")
     names, group_names = (
         {_number(key): checked_name(name) for key, name in shaped(table.pop(part, {}), dict[str, str], part).items()}
-        for part in ("names", "group_names")
+        for part in NAMED
     )
     edits: Edits = shaped(table, Edits, "the file")
     if () in edits.merge:
@@ -79,6 +81,19 @@ def edits_of(value: object) -> Edits:
         if not all(2 <= count <= MAX_PARTS for _, count in edits.split):
             raise ValueError(f"split makes 2 to {MAX_PARTS} parts of a cluster")
     return replace(edits, names=names, group_names=group_names)
+
+
+def python_edits(words: Mapping[str, Any], cut: str) -> Edits:
+    """Return the edits in a dict with the words of edits.json; ``cut``: the clusters that they are for.
+
+    The keys of names may be numbers, and all numbers those of numpy. UsageError says what is wrong.
+    """
+    try:
+        named = {key: {str(number): name for number, name in words[key].items()} for key in NAMED if key in words}
+        plain = {"schema_version": SCHEMA_VERSION, "cut": cut, **words, **named}
+        return edits_of(json.loads(json.dumps(plain, default=lambda value: getattr(value, "tolist", value.__str__)())))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(f"the edits cannot be used ({error}): give a dict such as {{'merge': [[1, 3]]}}") from None
 
 
 def newest_edits(run: Path, record: "RunRecord") -> Path:
