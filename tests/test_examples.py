@@ -306,3 +306,46 @@ def test_clusters_of_the_graph():
     (clustering,) = by_graph(rows, (3,), None, seed=0, round=0, partition=Partition.single(65))
     assert len(torch.unique(torch.stack([kinds, clustering.labels]), dim=1).T) == 3
     assert torch.equal(clustering.labels[60:], clustering.labels[:5])
+
+
+def test_conv4(output_of, tmp_path):
+    """Two kinds of images; a run that was stopped after an epoch ends like one that was not."""
+    random = np.random.default_rng(7)
+    for part, count in (("train", 20), ("test", 10)):
+        for kind in KINDS[:2]:
+            (folder := tmp_path / part / kind).mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(draw(kind, random, 32)).save(folder / f"{number}.png")
+
+    def lines(out: str, epochs: str, *options: str) -> list[str]:
+        folders = [str(tmp_path / name) for name in ("train", "test", out)]
+        arguments = [*folders, "--seeds", "1", "--epochs", epochs, "--clusters", "4", *options]
+        return [re.sub(r"\d+ s of a processor", "", line) for line in output_of("research/conv4.py", *arguments)]
+
+    for way in ((), ("--as-released",)):
+        whole = lines(f"whole{way}", "2", *way)
+        assert lines(f"parts{way}", "1", *way)[:2] == whole[:2]
+        assert lines(f"parts{way}", "2", *way) == whole[2:]
+        one, other = (tmp_path / f"{name}{way}" / "seed-1.pt" for name in ("whole", "parts"))
+        assert one.read_bytes() == other.read_bytes()
+        assert 0.5 < float(whole[-1].split()[-1]) <= 1
+    assert lines("run", "1", "--recipe", "classic")[-1].startswith("linear accuracy, mean of 1: ")
+
+    page = runpy.run_path(str(EXAMPLES / "research/conv4.py"))
+    # All 81 crops of the padded image, each also mirrored, and no other view.
+    image = torch.arange(1, 193, dtype=torch.uint8).view(1, 3, 8, 8)
+    padded = nn.functional.pad(image, (4, 4, 4, 4))[0]
+    windows = [padded[:, y : y + 8, x : x + 8] for y in range(9) for x in range(9)]
+    seen = torch.unique(page["crops"](image.expand(3000, 3, 8, 8), torch.Generator().manual_seed(0)), dim=0)
+    assert torch.equal(seen, torch.unique(torch.stack([*windows, *(window.flip(2) for window in windows)]), dim=0))
+    # 255 (0 - .491) / .247 = -506.9, rounded towards zero and modulo 256; 255 (1 - .491) / .247 = 525.5.
+    assert page["wrapped"](torch.tensor([[0, 255]]).byte().expand(1, 3, 1, 2))[0, 0].tolist() == [[6, 13]]
+
+    images = torch.randint(256, (40, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    training = page["Training"](images, 4, 0)
+    first, last = training.head[0].weight, training.head[-1].weight
+    with torch.no_grad():
+        first += 100
+        last += 100
+    training.step()
+    assert first.min() > 90 and last.max() < 1  # only the last layer is new

@@ -16,27 +16,33 @@ learns from views of the images, and clusters features of the images themselves.
 
     python examples/research/conv4.py cifar10/train cifar10/test runs/conv4 --seeds 1 2 3 --as-released
 
-The command continues stopped runs; the result is that of one that was not stopped.
+    python examples/research/conv4.py cifar10/train cifar10/test runs/conv4 --seeds 1 --recipe classic --epochs 24
+
+The second command trains the same network by a recipe of this package, with settings of docs/reproduction.md, and
+classifies its features likewise. Both continue stopped runs to the same result.
 """
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-import numpy as np
 import torch
 from sklearn.cluster import kmeans_plusplus
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam
 
+from deepcluster import DeepCluster, load
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.clustering.agreement import nmi
 from deepcluster.images import find, read_once
 from deepcluster.images.given import true_labels
+from deepcluster.learning.features import extract
+from deepcluster.nets.network import Network
 from deepcluster.records import Clustering
 from deepcluster.runtime.devices import keep_freed_memory
 from deepcluster.seeding import derive, generator, lent_global
@@ -157,6 +163,37 @@ class Training:
         return total / len(self.images)
 
 
+def epochs_of(training: Training, count: int, checkpoint: Path, classes: Tensor) -> Iterator[int]:
+    """Train up to epoch ``count``, from the checkpoint if it exists. Yield the epoch at first and after each.
+
+    ``classes``: They score the pseudo-labels.
+    """
+    if checkpoint.is_file():
+        training.load(torch.load(checkpoint, weights_only=True))
+    yield training.epoch
+    while training.epoch < count:
+        begin, before = time.process_time(), training.labels
+        loss = training.step()
+        agreement = f"before {nmi(before, training.labels):.3f}, classes {nmi(classes, training.labels):.3f}"
+        seconds = f"{time.process_time() - begin:.0f} s of a processor"
+        print(f"seed {training.seed}  epoch {training.epoch}  loss {loss:.3f}  nmi: {agreement}  {seconds}", flush=True)
+        if training.epoch % EPOCHS_BETWEEN_CHECKPOINTS == 0 or training.epoch == count:
+            write_whole(checkpoint, partial(torch.save, training.state()), binary=True)
+        yield training.epoch
+
+
+def by_recipe(recipe: str, folder: str, seed: int, rounds: int, run: Path) -> Network:
+    """Return the network after training by a recipe of this package."""
+    with lent_global(seed, "network"):
+        body = conv4()
+    estimator = DeepCluster(
+        n_clusters=10, recipe=recipe, backbone=body, weights="none", image_size=SIDE, rounds=rounds,
+        random_state=seed, options={"schedule": "constant", "crop_min": 0.2, "tolerance": 0}, verbose=1,
+    )  # fmt: skip
+    estimator.fit(folder, run=run, resume=run.is_dir())
+    return load(run, backbone=body).network
+
+
 def linear_accuracy(train: Tensor, classes: Tensor, test: Tensor, answers: Tensor, seed: int) -> float:
     """Return the share of test rows that a linear layer classifies correctly after training on other rows."""
     random = generator(seed, "classifier")
@@ -182,14 +219,16 @@ def labelled(folder: str) -> tuple[Tensor, Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("train", help="images in a folder for each class, which only score")
+    parser.add_argument("train", help="images in a folder for each class; the classes only score")
     parser.add_argument("test", help="other images, likewise")
     parser.add_argument("out", type=Path, help="folder for the checkpoints")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--clusters", type=int, default=100)
     parser.add_argument("--evaluate-every", type=int, default=50, metavar="EPOCHS")
-    parser.add_argument("--as-released", action="store_true", help="views as the released code makes them")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--as-released", action="store_true", help="views as the released code makes them")
+    way.add_argument("--recipe", help="train by a recipe of this package instead, --epochs rounds")
     options = parser.parse_args()
     keep_freed_memory()
     (images, classes), (test, answers) = labelled(options.train), labelled(options.test)
@@ -197,32 +236,24 @@ def main() -> None:
 
     accuracies = []
     for seed in options.seeds:
+
+        def score(epoch: int, features: Callable[[Tensor], Tensor], seed: int = seed) -> float:
+            accuracy = linear_accuracy(features(images).float(), classes, features(test).float(), answers, seed)
+            print(f"seed {seed}  epoch {epoch}  linear accuracy {accuracy:.4f}", flush=True)
+            return accuracy
+
+        if options.recipe:
+            run = options.out / f"{options.recipe}-{seed}"
+            network = by_recipe(options.recipe, options.train, seed, options.epochs, run)
+            accuracies.append(score(options.epochs, partial(extract, network)))
+            continue
         training = Training(images, options.clusters, seed, as_released=options.as_released)
-        checkpoint, accuracy = options.out / f"seed-{seed}.pt", 0.0
-        if checkpoint.is_file():
-            state = torch.load(checkpoint, weights_only=True)
-            training.load(state)
-            accuracy = state["accuracy"]
-        while True:
-            last = training.epoch >= options.epochs
-            if training.epoch % options.evaluate_every == 0 or last:
-                rows, test_rows = (features_of(training.body, part) for part in (images, test))
-                accuracy = linear_accuracy(rows, classes, test_rows, answers, seed)
-                print(f"seed {seed}  epoch {training.epoch}  linear accuracy {accuracy:.4f}", flush=True)
-            if last or training.epoch % EPOCHS_BETWEEN_CHECKPOINTS == 0:
-                state = training.state() | {"accuracy": accuracy}
-                write_whole(checkpoint, partial(torch.save, state), binary=True)
-            if last:
-                break
-            begin, before = time.process_time(), training.labels
-            loss = training.step()
-            print(
-                f"seed {seed}  epoch {training.epoch}  loss {loss:.3f}  nmi: before {nmi(before, training.labels):.3f},"
-                f" classes {nmi(classes, training.labels):.3f}  {time.process_time() - begin:.0f} s of a processor",
-                flush=True,
-            )
+        checkpoint = options.out / f"seed-{seed}.pt"
+        for epoch in epochs_of(training, options.epochs, checkpoint, classes):
+            if epoch % options.evaluate_every == 0 or epoch == options.epochs:
+                accuracy = score(epoch, partial(features_of, training.body))
         accuracies.append(accuracy)
-    print(f"linear accuracy of {len(accuracies)} seeds: {np.mean(accuracies):.4f}, deviation {np.std(accuracies):.4f}")
+    print(f"linear accuracy, mean of {len(accuracies)}: {mean(accuracies):.4f}")
 
 
 if __name__ == "__main__":
