@@ -505,6 +505,7 @@ def test_corrections_in_series_need_one_opening(copied: Path, browser: Any) -> N
     with opened(browser, serving(copied), originals=3, loads=2) as page:
         page.locator("#cluster-0 .all").click()
         tiles, moved = page.locator("#images-grid .tile-of"), page.locator("#moved")
+        offered = page.locator("#merge-list button")
         tiles.first.wait_for()
         page.locator("#images-order").select_option("far")
         far = [tiles.nth(place).get_attribute("title") for place in range(5)]
@@ -512,6 +513,10 @@ def test_corrections_in_series_need_one_opening(copied: Path, browser: Any) -> N
         for key in ("ArrowRight", "Space"):
             page.keyboard.press(key)
         page.locator("#images").get_by_role("button", name="Move to").click()
+        assert offered.count() == 3
+        page.locator("#merge-filter").fill("dais")  # a part of a hint
+        assert [button.get_attribute("value") for button in offered.all() if button.is_visible()] == ["1"]
+        page.locator("#merge-filter").fill("")
         page.locator("#merge-list").get_by_text("Cluster 2", exact=True).click()
         moved.get_by_text("1 image moved to cluster 2.").wait_for()
         assert not page.locator("#download").is_visible()  # there is nothing to save
@@ -523,7 +528,7 @@ def test_corrections_in_series_need_one_opening(copied: Path, browser: Any) -> N
         page.keyboard.press("Enter")
         assert page.locator("#one-title").inner_text() == far[3]
         page.locator("#one-move").click()
-        page.locator("#merge-list").get_by_text("Cluster 1", exact=True).click()
+        page.locator("#merge-list").get_by_text("Cluster 1 · perhaps daisy", exact=True).click()
         assert page.locator("#one-title").inner_text() != far[3]
         assert page.locator("#one .targets").inner_text().split() == ["1", "cluster", "2", "2", "cluster", "1"]
         for _ in range(2):

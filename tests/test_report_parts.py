@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from deepcluster.groups.cut import Cut
 from deepcluster.groups.tree import Parts
 from deepcluster.images import find
 from deepcluster.report import pictures as sheets
@@ -20,11 +22,12 @@ from deepcluster.report.charts import histogram, histograms, training_charts
 from deepcluster.report.page import RunData, script_data
 from deepcluster.report.pictures import THUMBNAIL, sprite_sheet, thumbnail, tiny_pictures
 from deepcluster.report.sections import MAX_OUTLIERS, MEDOID, confusion, problems, representatives
-from deepcluster.runs.page import pictures, report
+from deepcluster.runs.page import Shown, _near, pictures, report
 from deepcluster.storage.content import Table
 from deepcluster.texts import figure, inert
 from tests.drawings import drawings
 from tests.helpers.report import drawn, picture, row, summary_of
+from tests.tiny import tiny_model
 
 
 def test_representatives_by_hand() -> None:
@@ -178,11 +181,12 @@ def test_clusters_tree_and_links_by_hand() -> None:
     summary[1] |= {"name": "1", "junk": "0", "nearest_cluster": "", "mean_distance": ""}
     parts = Parts(of_centroid=torch.tensor([0, 1, -1]), sizes=(1, 1), merges=((0, 1),), images=(1, 1))
     similar = np.array([[2, 1], [0, 2], [0, 1], [0, 1]])
-    more = {"similar": similar, "part": np.array([1, 0, 0, 0]), "parts": {0: parts}, "originals": "../my photos/"}
+    more = {"similar": similar, "part": np.array([1, 0, 0, 0]), "parts": {0: parts}, "near": {0: [1]}}
+    more["originals"] = "../my photos/"
     found = read(rows, summary=summary, **drawn(4) | {"sheet": b""} | more)
     split = {"sizes": [1, 1], "images": [1, 1], "merges": [[0, 1]]}
-    first = {"number": 0, "name": "beach", "size": 2, "distance": 1.5, "nearest": 1, "junk": True, "parts": split}
-    other = {"number": 1, "name": "", "distance": None, "nearest": None, "junk": False, "parts": None}
+    first = {"number": 0, "name": "beach", "size": 2, "distance": 1.5, "near": [1], "junk": True, "parts": split}
+    other = {"number": 1, "name": "", "distance": None, "near": [], "junk": False, "parts": None}
     assert found["clusters"] == [first, first | other]
     assert found["tree"] == {
         "groups": [0, 0, 1], "merges": [[0, 1], [3, 2]], "sizes": [1, 1, 2, 2, 4], "tiles": [0, 1, 2, 0, 2],
@@ -192,6 +196,15 @@ def test_clusters_tree_and_links_by_hand() -> None:
     assert shorts(found["images"]["part"]) == [1, 0, 0, 0]
     assert found["originals"] == "../my%20photos/" and read(rows)["originals"] is None
     assert read(rows, originals="../caf\udce9 #1/")["originals"] == "../caf%E9%20%231/"
+
+
+def test_the_most_alike_clusters_come_first() -> None:
+    """At 0, 10 and 80 degrees, the first in two halves; numbers have gaps."""
+    angles = torch.tensor([-5.0, 5.0, 10.0, 80.0]).deg2rad()
+    points = torch.stack([angles.cos(), angles.sin()], 1)
+    model = replace(tiny_model(("",) * 7), cut=Cut(points, torch.tensor([0, 0, 5, 2])))
+    counts = torch.ones(4, dtype=torch.int64)
+    assert _near(Shown(model, points, torch.arange(4), counts, counts)) == {0: [5, 2], 2: [5, 0], 5: [0, 2]}
 
 
 def test_a_sheet_is_pixels_alone() -> None:

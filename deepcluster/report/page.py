@@ -83,6 +83,7 @@ class RunData:
     name: str = "RUN"  # in commands
     similar: npt.NDArray[np.int64] | None = None  # n x m: the images in the page most like these, by number there
     parts: Mapping[int, Parts] = field(default_factory=dict)  # that a cluster can be split into, by its number
+    near: Mapping[int, Sequence[int]] = field(default_factory=dict)  # the other clusters, the most alike first
     part: npt.NDArray[np.int64] | None = None  # the part of its cluster that an image in the page is in
     originals: str = ""  # the way from the page to the folder that the paths are relative to; empty: no links
     nouns: Sequence[Row] = ()  # hints for names come from these
@@ -332,7 +333,10 @@ def script_data(data: RunData) -> str:
         "sheet": "data:image/webp;base64," + base64.b64encode(data.sheet).decode("ascii") if data.sheet else None,
         "originals": quote(data.originals, errors="surrogateescape") or None,
         "formulas": {guard: f"^{pattern.pattern}" for guard, pattern in FORMULA.items()},
-        "clusters": [_cluster(row, data.parts.get(int(row["cluster"]))) for row in data.summary],
+        "clusters": [
+            _cluster(row, data.parts.get(int(row["cluster"])), data.near.get(int(row["cluster"]), ()))
+            for row in data.summary
+        ],
         "images": _images(data) if chosen else None,
         "points": _points(data.positions[::every]) if data.positions is not None and chosen else None,
         "tree": data.tree
@@ -346,13 +350,13 @@ def script_data(data: RunData) -> str:
     return htmlsafe_json_dumps(value, separators=(",", ":"), allow_nan=False)
 
 
-def _cluster(row: Row, parts: Parts | None) -> dict[str, Any]:
+def _cluster(row: Row, parts: Parts | None, near: Sequence[int]) -> dict[str, Any]:
     return {
         "number": int(row["cluster"]),
         "name": texts.inert(row["name"]) if row["name"] != row["cluster"] else "",
         "size": int(row["size"]),
         "distance": texts.number(row["mean_distance"]),
-        "nearest": int(row["nearest_cluster"]) if row["nearest_cluster"].isdecimal() else None,
+        "near": near,
         "junk": row.get("junk") == "1",
         "parts": {"sizes": parts.sizes, "images": parts.images, "merges": parts.merges} if parts else None,
         **({"group": int(row["group"])} if row.get("group") else {}),

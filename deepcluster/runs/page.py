@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from deepcluster.clustering.blocks import nearest
 from deepcluster.errors import DataError, DeepClusterError, DiskError
@@ -39,6 +40,7 @@ from deepcluster.texts import one_line
 
 MOST_ALIKE = 8  # most similar images of one
 MOST_ALIKE_IN_ALL = 80_000  # of all together: 2 bytes an entry
+MOST_NEAR = 50  # clusters that are listed by likeness
 MOST_IN_TREE = 500  # groups: larger trees are unreadable, and take minutes
 MAP = "map.npy"
 TREE = "tree.json"
@@ -166,6 +168,7 @@ def write_page(
         # In commands; absolute paths are reduced to the name, because pages get shared.
         name=run.resolve().name if run.is_absolute() or ".." in run.parts or not run.name else run.as_posix(),
         similar=nearest(shown.reduced[::every], alike)[1].numpy() if shown and len(used) else None,
+        near=_near(shown) if shown else {},
         **_parts(shown, every),
         nouns=folder.read_rows(NOUNS) if folder.has(NOUNS) else (),
         originals=_originals(run, source),
@@ -199,6 +202,15 @@ def _tiny(folder: files.RunFolder, tables: Tables, sheet: bytes, away: list[str]
         return image
 
     return shown
+
+
+def _near(shown: Shown) -> dict[int, list[int]]:
+    """Return the other clusters of each one, by the likeness of the means of their images on the sheet."""
+    groups, group = shown.model.cut.group_of[shown.nearest].unique(return_inverse=True)
+    means = normalize(torch.zeros(len(groups), shown.reduced.shape[1]).index_add(0, group, shown.reduced))
+    return {
+        int(number): groups[alike].tolist() for number, alike in zip(groups, nearest(means, MOST_NEAR)[1], strict=True)
+    }
 
 
 def _parts(shown: Shown | None, every: int) -> dict[str, Any]:

@@ -91,6 +91,8 @@ const withName = (text, number) => text + (nameOf(number) ? ` · ${nameOf(number
 const titleOf = number => withName(t("Cluster {0}", number), number);
 const callOf = number => withName(t("cluster {0}", number), number);  /* inside a sentence */
 const shortOf = number => withName(String(number), number);
+const hintsOf = number => nameOf(number) ? [] : $$(".hints button", cards.get(number) ?? document.createElement("i")).map(hint => hint.textContent);
+const perhaps = number => hintsOf(number).slice(0, 1).map(hint => ` · ${t("perhaps")} ${hint}`).join("");
 const sizeOf = number => members(number).reduce((sum, other) => sum + (sizes.get(other) ?? 0), 0);
 const imagesOf = number => where ? [...where.keys()].filter(i => root(where[i]) === number) : [];
 const roots = () => [...clusters.keys()].filter(number => !state.into.has(number));
@@ -371,12 +373,14 @@ function mark(number) {
 
 const unmerge = number => edit(() => state.into.delete(number));
 
-/* Ask for a cluster, by its picture, its number or its whole name. */
-function choose({title, hint, others, nearest = null, made = null, done, back}) {
+/* Ask for a cluster, by its picture, number, name or hint: first those of the images ``alike``, then those like a cluster. */
+function choose({title, hint, others, like, alike = [], made = null, done, back}) {
   const dialog = $("#merge"), list = $("#merge-list"), filter = $("#merge-filter");
   $("#merge-title").textContent = title;
   $("#merge-hint").textContent = hint;
-  others = [...others].sort((a, b) => (b === nearest) - (a === nearest) || a - b);
+  const rank = number => ((base.get(like)?.near ?? []).indexOf(number) + 1) || Infinity;
+  const votes = number => alike.filter(i => clusterOf(i) === number).length;
+  others = [...others].sort((a, b) => votes(b) - votes(a) || rank(a) - rank(b) || a - b);
   const entry = (value, face, text, about) => element("li", {}, element("button", {type: "submit", value: String(value)}, face,
     element("span", {}, text), element("span", {className: "quiet"}, about)));
   list.replaceChildren(...(made === null ? [] : [entry(made, element("span", {className: "tile"}, "+"), t("A new cluster"), t("number {0}", made))]),
@@ -384,26 +388,27 @@ function choose({title, hint, others, nearest = null, made = null, done, back}) 
       const medoid = cards.has(other) ? $(".medoid img", cards.get(other)) : null;
       const first = medoid || !where ? -1 : where.findIndex(each => root(each) === other);
       const face = medoid ? element("img", {src: medoid.src, alt: ""}) : first < 0 ? element("span", {className: "tile"}) : picture(tileOf(first), 44);
-      return entry(other, face, titleOf(other), images(sizeOf(other)) + (other === nearest ? t(", nearest") : ""));
+      return entry(other, face, titleOf(other) + perhaps(other), images(sizeOf(other)));
     }));
   const button = other => $(`button[value="${other}"]`, list);
   const typed = () => plain(filter.value).toLowerCase();
   const called = other => plain(nameOf(other)).toLowerCase();
-  /* The one cluster that what was typed is the number or the whole name of. A number is that of a cluster first. */
+  const isLike = (other, text) => /^\d+$/.test(text) ? String(other).startsWith(text) || called(other).includes(text)
+    : [titleOf(other), ...hintsOf(other)].some(word => word.toLowerCase().includes(text));
+  /* The one cluster that what was typed is the number or the name of, whole or in part. A number is that of a cluster first. */
   const meant = () => {
     const text = typed(), word = t("cluster {0}", "").trim(), number = text.startsWith(word) ? text.slice(word.length).trim() : text;
     if (clusters.has(Number(number)) && /^\d+$/.test(number)) return others.find(other => other === Number(number));
     const named = others.filter(other => text && [called(other), titleOf(other).toLowerCase()].includes(text));
-    return named.length === 1 ? named[0] : undefined;
+    const some = named.length ? named : others.filter(other => text && isLike(other, text));
+    return some.length === 1 ? some[0] : undefined;
   };
   filter.value = "";
   filter.oninput = () => {
     const text = typed(), one = meant();
     if (made !== null) button(made).parentElement.hidden = Boolean(text);
     for (const other of others) {
-      const like = /^\d+$/.test(text) ? String(other).startsWith(text) || called(other).includes(text)
-        : titleOf(other).toLowerCase().includes(text);
-      button(other).parentElement.hidden = !like;
+      button(other).parentElement.hidden = !isLike(other, text);
       button(other).classList.toggle("meant", other === one);
     }
     if (one !== undefined) list.prepend(button(one).parentElement);
@@ -434,7 +439,7 @@ function openMerge(number) {
   if (state.into.has(number) || !others.length) return;
   choose({
     title: t("Merge {0} into", callOf(number)), hint: t("It keeps the number of the cluster that you choose."),
-    others, nearest: base.get(number)?.nearest ?? null,
+    others, like: number,
     done: target => edit(() => state.into.set(number, target)),
     back: () => cards.get(number).focus({preventScroll: true}),
   });
@@ -481,7 +486,7 @@ function openMove(list, back = () => {}) {
     title: t("Move {0} to", images(list.length)), hint: imageData.step > 1
       ? t("Only these images move: the page does not hold all. To change a whole cluster, merge or split it.")
       : t("The other images of their clusters stay where they are."),
-    others: roots().filter(number => sizeOf(number) && !(from.size === 1 && from.has(number))), made: nextFree(),
+    others: roots().filter(number => sizeOf(number) && !(from.size === 1 && from.has(number))), made: nextFree(), like: [...from][0], alike: list.flatMap(alikeOf),
     done: target => moveTo(list, target),
     back,
   });

@@ -17,6 +17,7 @@ const tileOf = i => i * imageData.every;
 const distanceOf = i => imageData.far[i] / 65535 * imageData.farthest;
 const labelOf = i => imageData.label ? imageData.labels[imageData.label[i]] : "";
 const clusterOf = i => root(where[i]);
+const alikeOf = i => imageData.similar ? [...imageData.similar.slice(i * imageData.alike, (i + 1) * imageData.alike)] : [];
 
 /* The selected images, whichever grid shows them. */
 const ticked = new Set();
@@ -276,7 +277,7 @@ function showOne() {
   const at = among.indexOf(i);
   $("#one-before").disabled = at <= 0;
   $("#one-after").disabled = at < 0 || at + 1 >= among.length;
-  const n = imageData.alike, alike = imageData.similar ? [...imageData.similar.slice(i * n, (i + 1) * n)] : [];
+  const alike = alikeOf(i);
   $("#alike-title").hidden = !alike.length;
   $("#alike").replaceChildren(...alike.map(other => {
     const button = element("button", {type: "button", title: `${pathOf(other)} · ${titleOf(clusterOf(other))}`, ariaLabel: pathOf(other)}, picture(tileOf(other), 64),

@@ -299,7 +299,7 @@ function map(points) {
     list.replaceChildren(...[...imagesBy(category)].sort((a, b) => a[0] - b[0]).map(([kind, which]) => {
       const swatch = element("span", {className: "swatch"});
       swatch.style.background = paintOf(kind);
-      const text = colour === "label" ? imageData.labels[kind] || t("no label") : shortOf(kind);
+      const text = colour === "label" ? imageData.labels[kind] || t("no label") : shortOf(kind) + perhaps(kind);
       const button = element("button", {type: "button", ariaPressed: "false"}, swatch, element("span", {className: "path"}, text),
         element("span", {className: "quiet"}, grouped(which.length)));
       button.addEventListener("click", () => button.getAttribute("aria-pressed") === "true" ? select(null) : select(which, button));

@@ -202,7 +202,7 @@ function arrange() {
   const sorted = [...cards.keys()].sort(orders[$("#sort").value]);
   let found = 0;
   for (const number of sorted) {
-    const text = `${titleOf(number)} ${$(".labels", cards.get(number))?.textContent ?? ""}`.toLowerCase();
+    const text = `${titleOf(number)} ${hintsOf(number)} ${$(".labels", cards.get(number))?.textContent ?? ""}`.toLowerCase();
     cards.get(number).hidden = !text.includes(wanted);
     found += text.includes(wanted);
   }
