@@ -16,10 +16,10 @@ import torch
 from common import labelled
 from torch import Tensor
 
+from deepcluster.build import learning_rate, network_of, rounds_of
 from deepcluster.learning.features import extract
 from deepcluster.nets.network import Network, build
 from deepcluster.presets import Facts, read_request, resolve
-from deepcluster.runs.build import learning_rate, network_of, rounds_of
 from deepcluster.runtime.compute import Compute
 
 LITE0 = "timm:tf_efficientnet_lite0"

@@ -92,11 +92,11 @@ def features(images: str, backbone: str, weights: str) -> tuple[npt.NDArray[np.f
     import torch
     from torch.nn import functional as F
 
+    from deepcluster.build import network_of
     from deepcluster.images import find
     from deepcluster.images.store import preview
     from deepcluster.learning.features import extract
     from deepcluster.presets import Facts, read_request, resolve
-    from deepcluster.runs.build import network_of
     from deepcluster.runtime.compute import Compute
 
     source = find(images)

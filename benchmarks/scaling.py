@@ -72,8 +72,8 @@ def off_the_line(counts: Sequence[float], seconds: Sequence[float]) -> list[floa
 
 def estimated(count: int) -> float:
     """Return the memory (MB) that `fit` estimates before it begins."""
+    from deepcluster.build import network_of
     from deepcluster.presets import Facts, read_request, resolve
-    from deepcluster.runs.build import network_of
     from deepcluster.runs.forecast import memory
     from deepcluster.runtime.devices import choose_device
 

@@ -24,6 +24,7 @@ from common import labelled, paths_of, runs_of, save, spread
 from torch import Tensor
 from torch.nn import functional as F
 
+from deepcluster.build import network_of, reduction_of
 from deepcluster.clustering.agreement import nmi
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.groups.choose_k import candidates
@@ -32,7 +33,6 @@ from deepcluster.learning.features import MIDDLE, extract
 from deepcluster.nets.network import Network
 from deepcluster.presets import Facts, read_request, resolve
 from deepcluster.recipe import Recipe
-from deepcluster.runs.build import network_of, reduction_of
 from deepcluster.runtime.compute import Compute
 
 SIDE = 224

@@ -382,7 +382,7 @@ def promote(
         old: The run folder that it replaces.
     """
     with Terminal(quiet) as terminal:
-        from deepcluster.runs.production import promote as promote_run
+        from deepcluster.runs.promote import promote as promote_run
 
         promote_run(new, old, terminal)
 
@@ -613,7 +613,7 @@ def doctor(
     """Print versions, device, threads, image formats and the published networks on this machine."""
     if run_ is not None:
         _check_run(run_)
-        from deepcluster.runs.production import condition
+        from deepcluster.runs.condition import condition
 
         facts = condition(run_)
     else:

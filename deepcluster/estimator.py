@@ -24,6 +24,7 @@ from sklearn.utils import check_random_state, estimator_html_repr
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import Tensor, nn
 
+from deepcluster.build import Steps
 from deepcluster.clustering.blocks import nearest
 from deepcluster.clustering.kmeans import ClusteringStep, means
 from deepcluster.errors import DataError, UsageError
@@ -39,7 +40,6 @@ from deepcluster.report.page import gallery
 from deepcluster.report.pictures import THUMBNAIL
 from deepcluster.runs import fit as runs
 from deepcluster.runs import page, predict, recut, teach
-from deepcluster.runs.build import Steps
 from deepcluster.runs.page import pictures
 from deepcluster.runs.plan import Request
 from deepcluster.runs.predict import Prediction, placement_columns

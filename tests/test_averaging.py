@@ -17,8 +17,8 @@ from deepcluster.nets.network import build
 from deepcluster.presets import read_request
 from deepcluster.records import Clustering
 from deepcluster.runs import fit as run
+from deepcluster.runs.conclude import collapse
 from deepcluster.runs.plan import Request
-from deepcluster.runs.result import collapse
 from tests.drawings import drawings
 from tests.helpers.runs import OPTIONS, rows
 

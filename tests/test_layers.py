@@ -16,7 +16,7 @@ LEVELS = (
     {"clustering", "images", "nets"},
     {"groups", "learning"},
     {"algorithm", "recipe", "model"},
-    {"evaluation"},
+    {"evaluation", "build"},
     {"storage", "presets"},
     {"report"},
     {"runs"},

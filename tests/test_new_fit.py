@@ -24,7 +24,7 @@ from deepcluster.model import Model
 from deepcluster.runs import page
 from deepcluster.runs import rows as run_rows
 from deepcluster.runs.inherit import Former, continued, places_before
-from deepcluster.runs.production import promote
+from deepcluster.runs.promote import promote
 from deepcluster.runs.recut import Edits, apply
 from deepcluster.runs.rows import image_digests, images_of
 from deepcluster.runtime.partition import Partition

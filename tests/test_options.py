@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from deepcluster import DeepCluster, flags
+from deepcluster import DeepCluster, build, flags
 from deepcluster.cli import run_command
 from deepcluster.clustering import KMeans
 from deepcluster.errors import UsageError
@@ -23,7 +23,6 @@ from deepcluster.images.views import each_once
 from deepcluster.learning import CentroidHead, CrossEntropy, WithInstances
 from deepcluster.presets import RecipeRequest
 from deepcluster.recipe import Option, Recipe, declared, read_options
-from deepcluster.runs import build
 from tests.pages import ROOT
 from tests.tiny import RECORD
 

@@ -22,10 +22,9 @@ from deepcluster.runs import fit as runs
 from deepcluster.runs.page import report as write_report
 from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import apply, recut, undo
-from deepcluster.runs.result import describe
+from deepcluster.runs.result import describe, write_outcome
 from deepcluster.runs.rows import read_run, recipe_of
 from deepcluster.runs.serve import redirecting
-from deepcluster.runs.writer import write_outcome
 from deepcluster.runtime.plain_files import FORMULA, PATH, TEXT, guarded
 from deepcluster.storage.edits_file import Edits, read_edits
 from deepcluster.storage.run_folder import locked

@@ -13,15 +13,15 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
+from deepcluster import build as assembly
 from deepcluster import load
 from deepcluster.algorithm import alternate
+from deepcluster.build import learning_rate
 from deepcluster.errors import DataError, ModelError, NonFiniteError, Stopped
 from deepcluster.presets import read_request
 from deepcluster.recipe import Recipe
-from deepcluster.runs import build as assembly
 from deepcluster.runs import fit as run
 from deepcluster.runs import train
-from deepcluster.runs.build import learning_rate
 from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import recut
 from deepcluster.runtime.console import Silent

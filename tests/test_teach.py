@@ -21,7 +21,7 @@ from deepcluster.groups import spread
 from deepcluster.groups.cut import Cut, regrouped
 from deepcluster.groups.graph import neighbour_ties
 from deepcluster.groups.spread import Taught, beliefs, estimated_quality, followed, questions
-from deepcluster.runs.production import promote
+from deepcluster.runs.promote import promote
 from deepcluster.runs.recut import apply, recut, undo
 from deepcluster.runs.rows import read_run
 from deepcluster.runs.teach import Answer, ask, lesson, teach

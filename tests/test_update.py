@@ -26,16 +26,15 @@ from deepcluster.images import find
 from deepcluster.presets import read_request
 from deepcluster.report import pictures
 from deepcluster.report.pictures import extended_sheet, not_on_sheet, pictures_on, sprite_sheet, tiny_pictures
+from deepcluster.runs.condition import condition
 from deepcluster.runs.fit import fit
 from deepcluster.runs.page import report, shown_of
 from deepcluster.runs.plan import Request, check_paths
 from deepcluster.runs.predict import similar
-from deepcluster.runs.production import condition
 from deepcluster.runs.recut import Edits, apply, recut, undo
-from deepcluster.runs.result import place_rows
+from deepcluster.runs.result import baseline_of, place_rows
 from deepcluster.runs.rows import Rows, images_at_hand, name_in_run, read_run
 from deepcluster.runs.update import Update, update
-from deepcluster.runs.writer import baseline_of
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage.run_folder import RunFolder, open_run
 from tests.drawings import drawings, pack, save_drawings

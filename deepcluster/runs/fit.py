@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import deepcluster
+from deepcluster.build import compute_of, network_of
 from deepcluster.errors import DataError, DeepClusterError, Stopped, UsageError
 from deepcluster.images import Images, Source, find
 from deepcluster.images.duplicates import near_duplicates
@@ -26,7 +27,6 @@ from deepcluster.nets.network import Network, no_network
 from deepcluster.presets import RECTIFIED, WHITENING, Facts, check_groups
 from deepcluster.recipe import AUTO, Recipe, to_toml
 from deepcluster.report.pictures import sprite_sheet, tiny_pictures
-from deepcluster.runs.build import compute_of, network_of
 from deepcluster.runs.forecast import announce
 from deepcluster.runs.inherit import places_before, read_former
 from deepcluster.runs.page import SHEET
@@ -44,9 +44,10 @@ from deepcluster.runs.plan import (
     free_path,
     names_of,
 )
-from deepcluster.runs.rows import duplicate_rows, fingerprint, image_digests, row_digests
+from deepcluster.runs.result import summary_text
+from deepcluster.runs.rows import duplicate_rows, fingerprint, image_digests, pictures_of, row_digests
 from deepcluster.runs.train import train
-from deepcluster.runs.writer import ResultWriter, rounds_text, summary_text, write_beginning
+from deepcluster.runs.writer import ResultWriter, rounds_text, write_beginning
 from deepcluster.runtime import signals
 from deepcluster.runtime.console import Display, Log, Several, Silent
 from deepcluster.runtime.devices import CPU, choose_device, environment, keep_freed_memory, working_on
@@ -257,7 +258,6 @@ def _record_end(folder: files.LockedFolder, record: RunRecord, error: BaseExcept
 FEATURES_OPTIONS = {
     *("dims", "whitening", "root", "pseudo_labels", "empty", "kmeans_iterations", "spherical", "grouping", "guess"),
 }
-PICTURE_SIDE = 48  # px
 
 
 def _begin_features(data: Images, width: int, source: Source, request: Request, display: Display) -> Begun:
@@ -308,15 +308,3 @@ def _read_features(job: Job, begun: Begun, features: Tensor) -> tuple[ImagesRead
         **({} if pictures is None else {SHEET: sprite_sheet(tiny_pictures(pictures, 0, total))}),
     }
     return ImagesRead(store, recipe, digests, beginning), {"backbone": NO_NETWORK, "reasons": begun.reasons}
-
-
-def pictures_of(source: Source) -> Tensor | None:
-    """Return small pictures of all rows (uint8, N x 3 x S x S), grey without an image; None if there is no image."""
-    if not source.items.of_files:
-        return None
-    store = read_once(source, PICTURE_SIDE, none_is_fine=True)
-    if not store.usable:
-        return None
-    images = torch.full((len(source.paths), PICTURE_SIDE, PICTURE_SIDE, 3), 128, dtype=torch.uint8).permute(0, 3, 1, 2)
-    images[torch.tensor(store.usable)] = store.images
-    return images

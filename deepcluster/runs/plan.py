@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deepcluster.build import NO_STEPS, OWN, Steps
 from deepcluster.errors import DataError, ModelError, UsageError
 from deepcluster.images import Source
 from deepcluster.images.store import Store, preview
@@ -18,7 +19,6 @@ from deepcluster.nets.hub import fetch, local_file
 from deepcluster.nets.names import PUBLISHED
 from deepcluster.presets import Facts, Plan, RecipeRequest, check_groups, resolve, spelt_out
 from deepcluster.recipe import AUTO, Recipe, read_toml
-from deepcluster.runs.build import NO_STEPS, OWN, Steps
 from deepcluster.runs.inherit import Former
 from deepcluster.runs.rows import IMAGES_READ
 from deepcluster.runtime.console import Display

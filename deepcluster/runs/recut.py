@@ -29,14 +29,16 @@ from deepcluster.runs.inherit import (
 )
 from deepcluster.runs.result import (
     GROUPING,
+    baseline_of,
     choose_number,
     describe,
     groups_of,
     place_rows,
+    summary_text,
     with_coarse_groups,
+    write_outcome,
 )
 from deepcluster.runs.rows import images_at_hand, read_run, recipe_of
-from deepcluster.runs.writer import baseline_of, summary_text, write_outcome
 from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files

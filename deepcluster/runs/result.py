@@ -3,44 +3,41 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from deepcluster import algorithm
+from deepcluster.build import kmeans_of_result
 from deepcluster.clustering.agreement import NMI_AVERAGE, pair_counts, scores
 from deepcluster.clustering.kmeans import best_of, means
-from deepcluster.errors import DataError, NonFiniteError
 from deepcluster.groups.choose_k import CutRows, candidates, coarse_number, cut_once, stability
 from deepcluster.groups.cut import KMEANS_STARTS, Cut, Placement, as_groups, cut_features, placement_of
 from deepcluster.groups.graph import Embeddings
 from deepcluster.groups.spread import estimated_quality
 from deepcluster.groups.tree import Tree, coarse_groups, medoids_of
-from deepcluster.learning.features import pairs_of
+from deepcluster.images import Source
 from deepcluster.model import Model
-from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
-from deepcluster.records import FINAL, Clustering
-from deepcluster.runs.build import compute_of, kmeans_of_result, reduction_of
-from deepcluster.runs.inherit import continued
-from deepcluster.runs.page import Shown, shown_of, tree_of
-from deepcluster.runs.plan import ImagesRead, Job
+from deepcluster.records import Clustering
+from deepcluster.runs.page import MAP, TREE, Shown, Tables, shown_of, tree_of, write_page, write_tree
 from deepcluster.runs.predict import coarse_columns, placement_columns
-from deepcluster.runs.rows import Rows, sample_of
-from deepcluster.runtime.console import Display, Silent
-from deepcluster.runtime.log import warn
+from deepcluster.runs.rows import Rows, images_at_hand
+from deepcluster.runtime.compute import Progress, ignore_progress
+from deepcluster.runtime.console import Display
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
+from deepcluster.storage import model_files
+from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import FILES, RunRecord, Table
 from deepcluster.storage.run_folder import rows_sha256
 from deepcluster.texts import agreement, plural
 
 GROUPING = "grouping"  # a phase
-COLLAPSED = 0.5  # share of the images in one fine cluster
-MIN_COLLAPSED = 30  # images: of fewer, one cluster may have most of them by chance
+# Parts of a run: its features with their residuals; the model's network; its groups with their names and marks.
+Part = Literal["features", "network", "groups"]
+PARTS: tuple[Part, ...] = ("features", "network", "groups")
 
 
 @dataclass(frozen=True)
@@ -59,86 +56,6 @@ class Outcome:
 
 
 # ---- computed by all ranks ------------------------------------------------------------------------------------------
-
-
-def conclude_run(
-    job: Job,
-    network: Network,
-    images: ImagesRead,
-    record: RunRecord,
-    features: Tensor,
-    baseline: Mapping[str, float],
-) -> Outcome:
-    """Compute the result of the network as it is now. A collective.
-
-    ``record`` has the number of rounds and the kind of result. ``features``: This rank's, N x D, of one pass.
-    ``baseline``: As in :func:`describe`.
-    """
-    recipe = images.recipe
-    store = images.store
-    is_final = record.result == FINAL
-    compute = compute_of(network, recipe, store.partition, exact=True)
-    job.display.progress(GROUPING, 0, 0)
-    try:
-        final = algorithm.conclusion_of(
-            features,
-            recipe.pseudo_labels,
-            seed=record.seed,
-            reduction=reduction_of(recipe, network.feature_dim, network.classifier),
-            clustering=kmeans_of_result(recipe),
-            compute=compute,
-            pairs=partial(pairs_of, network, store.images, features, compute),
-        )
-    except NonFiniteError as error:
-        if job.features is None:
-            raise
-        raise DataError("the features are too large or too small to compare: scale them, say to length 1") from error
-    if is_final and record.rounds and (text := collapse(final)):
-        warn(text)
-    rows = Rows(
-        paths=[job.source.paths[i] for i in store.usable],
-        labels=job.truth(store.usable),
-        skipped=store.skipped,
-        reduced=final.reduced,
-        sample=sample_of(final.reduced, store.partition, record.seed),
-        partition=store.partition,
-        residuals=final.residuals,
-    )
-    n_clusters = 0
-    if store.partition.processes.is_main:
-        display = job.display if is_final else Silent()
-        n_clusters, record = choose_number(record.n_clusters, rows, record, recipe, display)
-
-    def tensors() -> dict[str, Tensor]:
-        cut = groups_of(rows.sample, final.clustering, n_clusters, record.seed, recipe, rows.embeddings)
-        if cut.count < n_clusters and is_final:
-            why = "the features have no more distinct values (are many equal?)"
-            warn(f"only {cut.count} of {n_clusters} clusters are not empty: {why}")
-        return {"centroids": cut.centroids, "group_of": cut.group_of}
-
-    cut = Cut(**store.partition.processes.broadcast_tensors(tensors))
-    cut, placement = place_rows(cut, rows, final.clustering.centroids)
-    # Without a network the model takes no images.
-    image_size, store_size = (recipe.image_size, recipe.store_size) if job.features is None else (1, 1)
-    model = Model(
-        network=network,
-        reduction=final.reduction,
-        fine_centroids=final.clustering.centroids,
-        cut=cut,
-        outliers=final.outliers,
-        names=("",) * cut.count,
-        image_size=image_size,
-        store_size=store_size,
-        batch_size=recipe.batch_size,
-    )
-    model = with_coarse_groups(model, placement, record, recipe, rows)
-    if job.request.like:
-        model, placement, text = continued(
-            model, placement, rows.reduced, job.former, images.places_before, store.partition
-        )
-        if is_final:
-            job.display.say("Names", text)
-    return describe(model, rows, placement, record, recipe, baseline)
 
 
 def describe(
@@ -203,17 +120,6 @@ def clusters_table(model: Model, rows: Rows, placement: Placement, residuals: Te
 def first_metrics(measures: Mapping[str, float]) -> dict[str, float]:
     """Return the metrics of a run's first result, which the content of its metrics.json has as baseline."""
     return {name.removeprefix("baseline_"): value for name, value in measures.items() if name.startswith("baseline_")}
-
-
-def collapse(conclusion: algorithm.Conclusion) -> str:
-    """Return a warning if most images are in one fine cluster or the features differ in one direction only, else ""."""
-    share = conclusion.clustering.largest_share
-    sizes = conclusion.clustering.sizes
-    is_crowded = share > COLLAPSED and sizes.sum() >= MIN_COLLAPSED
-    if len(sizes) <= 2 or not (is_crowded or conclusion.reduced.shape[1] == 1):
-        return ""
-    what = f"{share:.0%} of the images are in one fine cluster" if is_crowded else "all features are alike"
-    return f"training has collapsed ({what}): lower --lr, or give --rounds 0 for the network before training"
 
 
 def metrics(truth: Sequence[str], cluster: Tensor, partition: Partition) -> dict[str, float]:
@@ -370,3 +276,71 @@ def stability_entries(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters:
         " images."
     )
     return {"stability": round(float(stable), 4), "verdict": verdict}
+
+
+# ---- written by the main rank ---------------------------------------------------------------------------------------
+
+
+def write_outcome(
+    folder: files.LockedFolder,
+    outcome: Outcome,
+    *,
+    new: Sequence[Part] = PARTS,
+    source: Source | None = None,
+    report: bool = True,
+    progress: Progress = ignore_progress,
+) -> None:
+    """Write the ``new`` parts of an outcome into a run, and remove the files of an earlier one that do not apply.
+
+    ``source``: The images, for the page; None: those still at hand. ``report``: False writes report.html only if one
+    exists already.
+    """
+    rows = outcome.rows
+    record = outcome.record
+    if "network" in new:
+        for name in ("former.safetensors", MAP):
+            folder.remove(name)
+    if "features" in new:
+        blocks = rows.partition.blocks(rows.reduced)
+        folder.write_blocks("features.npy", (rows.partition.total, rows.reduced.shape[1]), blocks)
+        folder.write_blocks("residuals.npy", (rows.partition.total, 1), [outcome.residuals.unsqueeze(1)])
+    coarse = coarse_columns(outcome.model, ())
+    folder.write_rows("clusters.csv", outcome.clusters, *coarse)
+    folder.write_rows("cluster_summary.csv", outcome.summary, *coarse)
+    if outcome.metrics:
+        folder.write_json("metrics.json", outcome.metrics)
+    else:
+        folder.remove("metrics.json")
+    if outcome.tree:
+        write_tree(folder, outcome.tree)
+    else:
+        folder.remove(TREE)
+    if report or folder.has("report.html"):
+        if source is None:
+            source = images_at_hand(folder, None, rows.paths[: rows.fitted])
+        used = outcome.clusters.where("status", "ok")
+        tables = Tables(record, used, outcome.summary, outcome.metrics or None, outcome.tree)
+        write_page(folder, source, tables, outcome.shown, progress)
+    if rows.embeddings.known:
+        folder.write_tensors(model_files.EMBEDDINGS, rows.embeddings.known)
+    else:
+        folder.remove(model_files.EMBEDDINGS)
+    folder.write_record(record)
+    if "groups" in new:
+        model_files.save_in_run(outcome.model, folder, record, network="network" in new)
+
+
+def baseline_of(folder: files.RunFolder) -> dict[str, float]:
+    """Read the metrics of the first result of a run, if it has any."""
+    return first_metrics(folder.read_json("metrics.json")) if folder.has("metrics.json") else {}
+
+
+def summary_text(outcome: Outcome, n_clusters: int | None, rounds: str = "") -> str:
+    """Return sentences on the clusters: sizes, groups, ``rounds``, and other numbers if none (None) was asked for."""
+    sizes = [int(row["size"]) for row in outcome.summary]
+    coarse = f" in {plural(groups, 'group')}" if (groups := len(set(outcome.model.coarse))) else ""
+    text = f"{plural(len(sizes), 'cluster')} of {min(sizes):,} to {max(sizes):,} images{coarse}{rounds}."
+    others = [str(candidate["k"]) for candidate in (outcome.record.candidates or ())[1:]]
+    if n_clusters is not None or not others:
+        return text
+    return f"{text} Their number is a guess: {' or '.join(others)} {'is' if len(others) == 1 else 'are'} possible too."

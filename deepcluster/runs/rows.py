@@ -28,6 +28,7 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import RunRecord
 
+PICTURE_SIDE = 48  # px
 IMAGES_READ = "checkpoints/images.csv"
 
 
@@ -284,3 +285,15 @@ def _at_location(location: str, paths: Sequence[str] = ()) -> Source | None:
             return files_in(folder, dict.fromkeys(there), location)
         return find(location) if cached or scheme == "sklearn" or Path(location).is_absolute() else None
     return None
+
+
+def pictures_of(source: Source) -> Tensor | None:
+    """Return small pictures of all rows (uint8, N x 3 x S x S), grey without an image; None if there is no image."""
+    if not source.items.of_files:
+        return None
+    store = read_once(source, PICTURE_SIDE, none_is_fine=True)
+    if not store.usable:
+        return None
+    images = torch.full((len(source.paths), PICTURE_SIDE, PICTURE_SIDE, 3), 128, dtype=torch.uint8).permute(0, 3, 1, 2)
+    images[torch.tensor(store.usable)] = store.images
+    return images

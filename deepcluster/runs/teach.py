@@ -16,9 +16,8 @@ from deepcluster.groups.graph import graph_rows
 from deepcluster.groups.spread import Labels, Taught, beliefs, followed, nodes_of, questions
 from deepcluster.model import Model
 from deepcluster.runs.recut import UNDO, coarse_of_moves, moved_rows, way_back
-from deepcluster.runs.result import GROUPING, describe
+from deepcluster.runs.result import GROUPING, baseline_of, describe, write_outcome
 from deepcluster.runs.rows import Rows, read_run, recipe_of
-from deepcluster.runs.writer import baseline_of, write_outcome
 from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.runtime.plain_files import PATH_COLUMNS, json_sha256, read_columns
 from deepcluster.seeding import derive, generator

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepcluster.build import compute_of, learning_rate, rounds_of, shares_pass
 from deepcluster.clustering.agreement import compared
 from deepcluster.errors import DiskError
 from deepcluster.recipe import Recipe
 from deepcluster.records import Round, State
-from deepcluster.runs.build import compute_of, learning_rate, rounds_of, shares_pass
 from deepcluster.runs.plan import Job
 from deepcluster.runs.result import label_numbers
 from deepcluster.runs.writer import SHARE_OF_TIME, ResultWriter

@@ -23,20 +23,19 @@ from deepcluster.model import Model
 from deepcluster.records import Identity
 from deepcluster.report.pictures import THUMBNAIL, extended_sheet, not_on_sheet, on_sheet
 from deepcluster.runs import page as drawn
-from deepcluster.runs.fit import pictures_of
-from deepcluster.runs.production import drift_entries
-from deepcluster.runs.result import describe
+from deepcluster.runs.condition import drift_entries
+from deepcluster.runs.result import baseline_of, describe, write_outcome
 from deepcluster.runs.rows import (
     IMAGES_READ,
     Rows,
     duplicate_rows,
     images_at_hand,
     named_as_in_run,
+    pictures_of,
     read_run,
     recipe_of,
     row_digests,
 )
-from deepcluster.runs.writer import baseline_of, write_outcome
 from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.runtime.devices import CPU
 from deepcluster.runtime.log import warn

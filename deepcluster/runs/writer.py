@@ -3,27 +3,23 @@
 import math
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from torch import Tensor
 
-from deepcluster.images import Source
+from deepcluster.build import compute_of
 from deepcluster.learning.features import extract
 from deepcluster.learning.training import averaged
 from deepcluster.nets.network import Network
 from deepcluster.records import FINAL, PRELIMINARY
-from deepcluster.runs.build import compute_of
-from deepcluster.runs.page import MAP, TREE, Tables, on_sheet_of, write_nouns, write_page, write_tree
+from deepcluster.runs.conclude import conclude_run
+from deepcluster.runs.page import on_sheet_of, write_nouns
 from deepcluster.runs.plan import ImagesRead, Job
-from deepcluster.runs.predict import coarse_columns
-from deepcluster.runs.result import Outcome, conclude_run, first_metrics
-from deepcluster.runs.rows import IMAGES_READ, images_at_hand
+from deepcluster.runs.result import Outcome, first_metrics, write_outcome
+from deepcluster.runs.rows import IMAGES_READ
 from deepcluster.runtime import signals
-from deepcluster.runtime.compute import Progress, ignore_progress
 from deepcluster.runtime.machine import peak_mb
-from deepcluster.storage import model_files
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.state import checkpoint_files
@@ -34,9 +30,6 @@ END_REASONS = {
     "time limit": ", because the time limit was reached",
     "assignments settled": ", because the clusters no longer change",
 }
-# Parts of a run: its features with their residuals; the model's network; its groups with their names and marks.
-Part = Literal["features", "network", "groups"]
-PARTS: tuple[Part, ...] = ("features", "network", "groups")
 SHARE_OF_TIME = 0.1  # of preliminary results after the first: at most one per ten times its own cost
 
 
@@ -140,71 +133,6 @@ def write_beginning(folder: files.LockedFolder, images: ImagesRead) -> None:
         else:
             folder.write_rows(name, content)
     folder.write_rows(IMAGES_READ, [{"path": path, "sha256": digest} for path, digest in images.digests.items()])
-
-
-def write_outcome(
-    folder: files.LockedFolder,
-    outcome: Outcome,
-    *,
-    new: Sequence[Part] = PARTS,
-    source: Source | None = None,
-    report: bool = True,
-    progress: Progress = ignore_progress,
-) -> None:
-    """Write the ``new`` parts of an outcome into a run, and remove the files of an earlier one that do not apply.
-
-    ``source``: The images, for the page; None: those still at hand. ``report``: False writes report.html only if one
-    exists already.
-    """
-    rows = outcome.rows
-    record = outcome.record
-    if "network" in new:
-        for name in ("former.safetensors", MAP):
-            folder.remove(name)
-    if "features" in new:
-        blocks = rows.partition.blocks(rows.reduced)
-        folder.write_blocks("features.npy", (rows.partition.total, rows.reduced.shape[1]), blocks)
-        folder.write_blocks("residuals.npy", (rows.partition.total, 1), [outcome.residuals.unsqueeze(1)])
-    coarse = coarse_columns(outcome.model, ())
-    folder.write_rows("clusters.csv", outcome.clusters, *coarse)
-    folder.write_rows("cluster_summary.csv", outcome.summary, *coarse)
-    if outcome.metrics:
-        folder.write_json("metrics.json", outcome.metrics)
-    else:
-        folder.remove("metrics.json")
-    if outcome.tree:
-        write_tree(folder, outcome.tree)
-    else:
-        folder.remove(TREE)
-    if report or folder.has("report.html"):
-        if source is None:
-            source = images_at_hand(folder, None, rows.paths[: rows.fitted])
-        used = outcome.clusters.where("status", "ok")
-        tables = Tables(record, used, outcome.summary, outcome.metrics or None, outcome.tree)
-        write_page(folder, source, tables, outcome.shown, progress)
-    if rows.embeddings.known:
-        folder.write_tensors(model_files.EMBEDDINGS, rows.embeddings.known)
-    else:
-        folder.remove(model_files.EMBEDDINGS)
-    folder.write_record(record)
-    if "groups" in new:
-        model_files.save_in_run(outcome.model, folder, record, network="network" in new)
-
-
-def baseline_of(folder: files.RunFolder) -> dict[str, float]:
-    """Read the metrics of the first result of a run, if it has any."""
-    return first_metrics(folder.read_json("metrics.json")) if folder.has("metrics.json") else {}
-
-
-def summary_text(outcome: Outcome, n_clusters: int | None, rounds: str = "") -> str:
-    """Return sentences on the clusters: sizes, groups, ``rounds``, and other numbers if none (None) was asked for."""
-    sizes = [int(row["size"]) for row in outcome.summary]
-    coarse = f" in {plural(groups, 'group')}" if (groups := len(set(outcome.model.coarse))) else ""
-    text = f"{plural(len(sizes), 'cluster')} of {min(sizes):,} to {max(sizes):,} images{coarse}{rounds}."
-    others = [str(candidate["k"]) for candidate in (outcome.record.candidates or ())[1:]]
-    if n_clusters is not None or not others:
-        return text
-    return f"{text} Their number is a guess: {' or '.join(others)} {'is' if len(others) == 1 else 'are'} possible too."
 
 
 def rounds_text(record: RunRecord) -> str:

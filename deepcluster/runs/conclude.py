@@ -1,0 +1,124 @@
+"""Step 7 of a run: its result, computed by all ranks together."""
+
+from collections.abc import Mapping
+from functools import partial
+
+from torch import Tensor
+
+from deepcluster import algorithm
+from deepcluster.build import compute_of, kmeans_of_result, reduction_of
+from deepcluster.errors import DataError, NonFiniteError
+from deepcluster.groups.cut import Cut
+from deepcluster.learning.features import pairs_of
+from deepcluster.model import Model
+from deepcluster.nets.network import Network
+from deepcluster.records import FINAL
+from deepcluster.runs.inherit import continued
+from deepcluster.runs.plan import ImagesRead, Job
+from deepcluster.runs.result import (
+    GROUPING,
+    Outcome,
+    choose_number,
+    describe,
+    groups_of,
+    place_rows,
+    with_coarse_groups,
+)
+from deepcluster.runs.rows import Rows, sample_of
+from deepcluster.runtime.console import Silent
+from deepcluster.runtime.log import warn
+from deepcluster.storage.content import RunRecord
+
+COLLAPSED = 0.5  # share of the images in one fine cluster
+MIN_COLLAPSED = 30  # images: of fewer, one cluster may have most of them by chance
+
+
+def conclude_run(
+    job: Job,
+    network: Network,
+    images: ImagesRead,
+    record: RunRecord,
+    features: Tensor,
+    baseline: Mapping[str, float],
+) -> Outcome:
+    """Compute the result of the network as it is now. A collective.
+
+    ``record`` has the number of rounds and the kind of result. ``features``: This rank's, N x D, of one pass.
+    ``baseline``: As in :func:`describe`.
+    """
+    recipe = images.recipe
+    store = images.store
+    is_final = record.result == FINAL
+    compute = compute_of(network, recipe, store.partition, exact=True)
+    job.display.progress(GROUPING, 0, 0)
+    try:
+        final = algorithm.conclusion_of(
+            features,
+            recipe.pseudo_labels,
+            seed=record.seed,
+            reduction=reduction_of(recipe, network.feature_dim, network.classifier),
+            clustering=kmeans_of_result(recipe),
+            compute=compute,
+            pairs=partial(pairs_of, network, store.images, features, compute),
+        )
+    except NonFiniteError as error:
+        if job.features is None:
+            raise
+        raise DataError("the features are too large or too small to compare: scale them, say to length 1") from error
+    if is_final and record.rounds and (text := collapse(final)):
+        warn(text)
+    rows = Rows(
+        paths=[job.source.paths[i] for i in store.usable],
+        labels=job.truth(store.usable),
+        skipped=store.skipped,
+        reduced=final.reduced,
+        sample=sample_of(final.reduced, store.partition, record.seed),
+        partition=store.partition,
+        residuals=final.residuals,
+    )
+    n_clusters = 0
+    if store.partition.processes.is_main:
+        display = job.display if is_final else Silent()
+        n_clusters, record = choose_number(record.n_clusters, rows, record, recipe, display)
+
+    def tensors() -> dict[str, Tensor]:
+        cut = groups_of(rows.sample, final.clustering, n_clusters, record.seed, recipe, rows.embeddings)
+        if cut.count < n_clusters and is_final:
+            why = "the features have no more distinct values (are many equal?)"
+            warn(f"only {cut.count} of {n_clusters} clusters are not empty: {why}")
+        return {"centroids": cut.centroids, "group_of": cut.group_of}
+
+    cut = Cut(**store.partition.processes.broadcast_tensors(tensors))
+    cut, placement = place_rows(cut, rows, final.clustering.centroids)
+    # Without a network the model takes no images.
+    image_size, store_size = (recipe.image_size, recipe.store_size) if job.features is None else (1, 1)
+    model = Model(
+        network=network,
+        reduction=final.reduction,
+        fine_centroids=final.clustering.centroids,
+        cut=cut,
+        outliers=final.outliers,
+        names=("",) * cut.count,
+        image_size=image_size,
+        store_size=store_size,
+        batch_size=recipe.batch_size,
+    )
+    model = with_coarse_groups(model, placement, record, recipe, rows)
+    if job.request.like:
+        model, placement, text = continued(
+            model, placement, rows.reduced, job.former, images.places_before, store.partition
+        )
+        if is_final:
+            job.display.say("Names", text)
+    return describe(model, rows, placement, record, recipe, baseline)
+
+
+def collapse(conclusion: algorithm.Conclusion) -> str:
+    """Return a warning if most images are in one fine cluster or the features differ in one direction only, else ""."""
+    share = conclusion.clustering.largest_share
+    sizes = conclusion.clustering.sizes
+    is_crowded = share > COLLAPSED and sizes.sum() >= MIN_COLLAPSED
+    if len(sizes) <= 2 or not (is_crowded or conclusion.reduced.shape[1] == 1):
+        return ""
+    what = f"{share:.0%} of the images are in one fine cluster" if is_crowded else "all features are alike"
+    return f"training has collapsed ({what}): lower --lr, or give --rounds 0 for the network before training"

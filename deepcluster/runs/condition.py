@@ -1,0 +1,73 @@
+"""The state of a run for a monitor, which asks often: nothing here imports torch."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deepcluster.groups.due import drift
+from deepcluster.runtime.plain_files import RUN, shaped
+from deepcluster.storage.model_config import read_summary
+from deepcluster.storage.run_folder import RunFolder, read_state
+
+
+def condition(run: Path) -> dict[str, Any]:
+    """Return the state of a run for a monitor (docs/production.md). DiskError or ModelError if a file is damaged."""
+    return read_state(run, _condition)
+
+
+def _condition(run: RunFolder) -> dict[str, Any]:
+    model, limit = read_summary(run)
+    record = run.read_record({"rounds": int})
+    with run.as_disk_errors(RUN):
+        for name, kind in {"result": str, "stability": int | float, "verdict": str}.items():
+            shaped(getattr(record, name), kind | None, name)
+    table = run.read_clusters()
+    used = table.where("status", "ok")
+    residuals = run.read_array("residuals.npy", len(used), 1)[:, 0]
+    with run.as_disk_errors("clusters.csv"):
+        cluster = used.column("cluster").astype(np.int64)
+    added = run.count_added(used)
+    entries = drift_entries(cluster, residuals, len(used) - added, limit)
+    return {
+        "run": str(run.path),
+        "model": model,
+        "status": record.status,
+        "result": record.result,
+        "images_count": len(used),
+        "added_count": added,
+        "skipped_count": len(table) - len(used),
+        "outlier_share": round((residuals > limit).mean().item(), 4) if limit < np.inf else None,
+        "stability": record.stability,
+        "verdict": record.verdict,
+        **entries,
+        "due": entries["reason"] is not None,
+        "run_bytes": _bytes(run.path),
+        "model_bytes": _bytes(run.path / "model"),
+        "checkpoints_bytes": _bytes(run.path / "checkpoints"),
+    }
+
+
+def drift_entries(
+    cluster: npt.NDArray[np.int64], residuals: npt.NDArray[np.float32], fitted: int, limit: float
+) -> dict[str, Any]:
+    """Return the fields of an Update on all images added since the fit, from the arguments of :func:`drift`."""
+    drifted = drift(cluster, residuals, fitted, limit)
+    rank = drifted.residual_rank
+    return {
+        "residual_rank": None if rank is None else round(float(rank), 3),
+        "shift": round(float(drifted.shift), 3),
+        "reason": drifted.reason,
+    }
+
+
+def _bytes(folder: Path) -> int:
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # a scratch file of another process
+                total += Path(parent, name).lstat().st_size
+    return total
