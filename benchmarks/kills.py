@@ -26,7 +26,7 @@ import torch
 import torch._dynamo  # an optimizer imports it
 from common import save
 
-import deepcluster.runs.fit  # noqa: F401
+import deepcluster.fitting.fit  # noqa: F401
 from deepcluster.cli import run_command
 
 ROUNDS, SIZE = 4, 12

@@ -73,8 +73,8 @@ def off_the_line(counts: Sequence[float], seconds: Sequence[float]) -> list[floa
 def estimated(count: int) -> float:
     """Return the memory (MB) that `fit` estimates before it begins."""
     from deepcluster.build import network_of
+    from deepcluster.fitting.forecast import memory
     from deepcluster.presets import Facts, read_request, resolve
-    from deepcluster.runs.forecast import memory
     from deepcluster.runtime.devices import choose_device
 
     given = {"backbone": "compact", "sobel": False, "image_size": 16, "pseudo_labels": 100}

@@ -97,17 +97,17 @@ def fit(
     verbose = fit_flags.verbose or fit_flags.dry_run
     with _session(images, output.quiet, to_stderr=output.as_json, verbose=verbose) as (terminal, shared):
         source = _fit_source(fit_flags, terminal, images, *more_images)
-        from deepcluster.runs.plan import Request
+        from deepcluster.fitting.plan import Request
 
         command = _typed(sys.argv[1:])
         request = Request(**fit_flags.request, recipe=recipe, begun=begun, command=command)
         if fit_flags.dry_run:
-            from deepcluster.runs.forecast import dry_run
+            from deepcluster.fitting.forecast import dry_run
 
             resolved = dry_run(source, request, terminal)
             print("\n" + to_toml(resolved) if fit_flags.verbose else "", end="")
             return
-        from deepcluster.runs import fit as runs
+        from deepcluster.fitting import fit as runs
 
         folder = runs.fit(source, request, terminal, **shared)
     if is_main_rank():

@@ -28,6 +28,8 @@ from deepcluster.build import Steps
 from deepcluster.clustering.blocks import nearest
 from deepcluster.clustering.kmeans import ClusteringStep, means
 from deepcluster.errors import DataError, UsageError
+from deepcluster.fitting import fit as runs
+from deepcluster.fitting.plan import Request
 from deepcluster.images import Images, Source, find
 from deepcluster.images.arrays import without_torch
 from deepcluster.learning.heads import Loss
@@ -38,10 +40,8 @@ from deepcluster.presets import RecipeRequest, read_request
 from deepcluster.recipe import AUTO, Recipe, declared
 from deepcluster.report.page import gallery
 from deepcluster.report.pictures import THUMBNAIL
-from deepcluster.runs import fit as runs
 from deepcluster.runs import page, predict, recut, teach
 from deepcluster.runs.page import pictures
-from deepcluster.runs.plan import Request
 from deepcluster.runs.predict import Prediction, placement_columns
 from deepcluster.runs.rows import images_at_hand, read_run
 from deepcluster.runs.teach import Answer

@@ -119,7 +119,7 @@ def serve() -> None:
     import torch
     import torch._dynamo  # an optimizer imports it: 1.7 s of each run's 2.8
 
-    import deepcluster.runs.fit  # noqa: F401
+    import deepcluster.fitting.fit  # noqa: F401
 
     torch.set_num_threads(1)
     for line in sys.stdin:

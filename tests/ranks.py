@@ -19,7 +19,7 @@ from deepcluster.runtime.processes import ALONE, Processes
 
 WAIT = 300.0  # seconds for an answer: more is a hang (a fit took 80 where eight processes shared a core)
 # Once for all processes; an optimizer imports the second.
-IMPORTED = ["torch", "torch._dynamo", "deepcluster.runs.fit", "deepcluster.runs.evaluate"]
+IMPORTED = ["torch", "torch._dynamo", "deepcluster.fitting.fit", "deepcluster.runs.evaluate"]
 
 
 @dataclass(frozen=True)

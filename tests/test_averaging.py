@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deepcluster.errors import DeepClusterWarning, UsageError
+from deepcluster.fitting import fit as run
+from deepcluster.fitting.conclude import collapse
+from deepcluster.fitting.plan import Request
 from deepcluster.nets.network import build
 from deepcluster.presets import read_request
 from deepcluster.records import Clustering
-from deepcluster.runs import fit as run
-from deepcluster.runs.conclude import collapse
-from deepcluster.runs.plan import Request
 from tests.drawings import drawings
 from tests.helpers.runs import OPTIONS, rows
 

@@ -24,10 +24,10 @@ import deepcluster
 from deepcluster import cli
 from deepcluster.cli import run_command
 from deepcluster.errors import DeepClusterWarning
+from deepcluster.fitting.plan import Request, begin
 from deepcluster.flags import Output
 from deepcluster.images import find
 from deepcluster.presets import read_request
-from deepcluster.runs.plan import Request, begin
 from deepcluster.runs.predict import placed_rows, predicted
 from deepcluster.runtime.console import Silent
 from deepcluster.storage.run_folder import RunFolder

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from deepcluster.fitting import fit as run
+from deepcluster.fitting.plan import Request
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.store import square
 from deepcluster.presets import read_request
-from deepcluster.runs import fit as run
-from deepcluster.runs.plan import Request
 from tests.drawings import drawings, save_drawings
 from tests.helpers.image_files import stored
 from tests.helpers.runs import Said, rows

@@ -19,16 +19,16 @@ from sklearn.datasets import load_digits
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
+from deepcluster.fitting import fit as run
+from deepcluster.fitting.plan import Request
 from deepcluster.images.decode import FORMATS
 from deepcluster.images.store import Store, read_once
 from deepcluster.images.views import Augmentation
 from deepcluster.learning.heads import CentroidHead, WithInstances
 from deepcluster.nets.network import build
 from deepcluster.presets import read_request
-from deepcluster.runs import fit as run
 from deepcluster.runs import page as run_report
 from deepcluster.runs import predict as prediction
-from deepcluster.runs.plan import Request
 from tests.helpers.image_files import CANARY, SIDE, chunk, files_of_all_modes, png, stored, talkative
 from tests.helpers.runs import SAME, model_digest, predicted, record, rows
 from tests.loop import loop

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from deepcluster.errors import OutOfMemoryError, UsageError
+from deepcluster.fitting import fit as run
+from deepcluster.fitting import train
+from deepcluster.fitting.forecast import BASE, PAGE, TABLES, memory
+from deepcluster.fitting.plan import Clock, Job, Request
+from deepcluster.fitting.train import KEPT_BACK, training_cost, whole_rounds
+from deepcluster.fitting.writer import SHARE_OF_TIME
 from deepcluster.nets.network import build
 from deepcluster.presets import read_request
 from deepcluster.recipe import Recipe
-from deepcluster.runs import fit as run
-from deepcluster.runs import train
-from deepcluster.runs.forecast import BASE, PAGE, TABLES, memory
-from deepcluster.runs.plan import Clock, Job, Request
-from deepcluster.runs.train import KEPT_BACK, training_cost, whole_rounds
-from deepcluster.runs.writer import SHARE_OF_TIME
 from deepcluster.runtime import machine
 from deepcluster.runtime.console import Silent
 from deepcluster.runtime.machine import available, check_fits

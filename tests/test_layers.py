@@ -20,6 +20,7 @@ LEVELS = (
     {"storage", "presets"},
     {"report"},
     {"runs"},
+    {"fitting"},
     {"export", "flags"},
     {"cli", "estimator"},
     {"__main__"},

@@ -21,15 +21,15 @@ from deepcluster import DeepCluster
 from deepcluster.cli import run_command
 from deepcluster.errors import DiskError, ModelError, UsageError
 from deepcluster.export import folders, imagefolder
+from deepcluster.fitting.fit import fit
+from deepcluster.fitting.plan import Request
 from deepcluster.groups.choose_k import coarse_number
 from deepcluster.groups.cut import Cut
 from deepcluster.groups.tree import coarse_groups, merge_tree, nodes_at
 from deepcluster.presets import RecipeRequest
 from deepcluster.recipe import Recipe
-from deepcluster.runs.fit import fit
 from deepcluster.runs.inherit import with_coarse_names
 from deepcluster.runs.page import report
-from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import apply, edited, recut, undo
 from deepcluster.runs.result import with_coarse_groups
 from deepcluster.runs.teach import Answer, teach

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepcluster.errors import ModelError, UsageError
+from deepcluster.fitting import fit as run
+from deepcluster.fitting.plan import Request
 from deepcluster.nets import paper
 from deepcluster.nets.names import only_size
 from deepcluster.nets.network import IMAGENET_MEAN, IMAGENET_STD, Network, build
@@ -23,8 +25,6 @@ from deepcluster.nets.small import WIDTH, Lite0
 from deepcluster.nets.timm import channels_last
 from deepcluster.nets.weights import load_body, read_weights, shapes_only
 from deepcluster.presets import read_request
-from deepcluster.runs import fit as run
-from deepcluster.runs.plan import Request
 from deepcluster.seeding import generator, lent_global
 from deepcluster.storage import model_files as models
 from tests.drawings import save_drawings

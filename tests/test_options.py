@@ -55,7 +55,7 @@ def asked(tmp_path, monkeypatch):
     def stop(_, request, *__, **___):
         raise Asked(request)
 
-    monkeypatch.setattr("deepcluster.runs.fit.fit", stop)
+    monkeypatch.setattr("deepcluster.fitting.fit.fit", stop)
     monkeypatch.setattr("deepcluster.runs.evaluate.evaluate", stop)
 
     def request_of(*arguments, **parameters):

@@ -13,10 +13,10 @@ from PIL import Image
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, UsageError
 from deepcluster.export import onnx
+from deepcluster.fitting.fit import fit
+from deepcluster.fitting.plan import Request
 from deepcluster.images.given import read_features
-from deepcluster.runs.fit import fit
 from deepcluster.runs.page import report
-from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import recut
 from deepcluster.runs.rows import images_at_hand
 from deepcluster.runtime import plain_files

@@ -13,11 +13,11 @@ import pytest
 
 from deepcluster.cli import run_command
 from deepcluster.errors import ModelError
+from deepcluster.fitting.plan import Request, begin, check_weights_here, choose_weights
 from deepcluster.images import find
 from deepcluster.nets.hub import PACKAGE, local_file
 from deepcluster.nets.names import PUBLISHED
 from deepcluster.presets import Facts, read_request, resolve
-from deepcluster.runs.plan import Request, begin, check_weights_here, choose_weights
 from deepcluster.runtime.console import Silent
 from deepcluster.storage.model_files import load
 from tests.drawings import save_drawings

@@ -9,13 +9,13 @@ import pytest
 from safetensors.torch import save_file
 
 from deepcluster.cli import run_command
+from deepcluster.fitting import fit as run
+from deepcluster.fitting import writer
+from deepcluster.fitting.plan import Request
+from deepcluster.fitting.writer import ResultWriter
 from deepcluster.nets.network import build
 from deepcluster.presets import read_request
-from deepcluster.runs import fit as run
-from deepcluster.runs import writer
-from deepcluster.runs.plan import Request
 from deepcluster.runs.rows import read_run
-from deepcluster.runs.writer import ResultWriter
 from deepcluster.runtime.console import Silent
 from deepcluster.storage.run_folder import open_run
 from tests.helpers.runs import OPTIONS, assert_same_result, record, rows, small_fit
@@ -72,7 +72,7 @@ def test_a_run_that_was_killed_has_a_result_that_everything_works_on(killed, pho
 
 def test_it_goes_on_to_the_same_bits_as_without_preliminary_results(killed, fit_of, command, tmp_path, monkeypatch):
     going_on = Path(shutil.copytree(killed, tmp_path / "going on"))
-    last = ("SIGKILL", "deepcluster.runs.writer:ResultWriter.final", 1)
+    last = ("SIGKILL", "deepcluster.fitting.writer:ResultWriter.final", 1)
     code, said = command(*fit_of(going_on), "--resume", trap=last)
     assert code == -9, said
     assert (record(going_on)["status"], record(going_on)["result"]) == ("running", "preliminary")

@@ -34,6 +34,7 @@ from deepcluster.clustering.whitening import Reduction, whiten
 from deepcluster.errors import DeepClusterError, DeepClusterWarning, Stopped
 from deepcluster.evaluation import LinearOptions, linear
 from deepcluster.evaluation.common import Labelled, ProbeTask
+from deepcluster.fitting import fit as run
 from deepcluster.groups.tree import medoids_of
 from deepcluster.images import Source
 from deepcluster.images.decode import Undecodable
@@ -48,7 +49,6 @@ from deepcluster.nets.network import Network, build
 from deepcluster.presets import read_request
 from deepcluster.records import State
 from deepcluster.runs import evaluate as evaluating
-from deepcluster.runs import fit as run
 from deepcluster.runs.predict import Prediction, predict
 from deepcluster.runtime.compute import Compute
 from deepcluster.runtime.partition import Partition

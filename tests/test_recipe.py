@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from deepcluster.errors import DataError, UsageError
+from deepcluster.fitting.plan import Begun, Request
 from deepcluster.presets import Facts, Plan, read_request, resolve
 from deepcluster.recipe import Recipe, to_toml
-from deepcluster.runs.plan import Begun, Request
 
 RECIPES = Path(__file__).parent.parent / "examples/recipes"
 PHOTOS = Facts(count=50_000, short_side=32, grey=False, n_clusters=10, device="cpu")

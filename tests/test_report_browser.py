@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from deepcluster.fitting import fit as runs
+from deepcluster.fitting.plan import Request
 from deepcluster.presets import read_request
 from deepcluster.report import hints
-from deepcluster.runs import fit as runs
 from deepcluster.runs.page import report as write_report
-from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import apply, recut, undo
 from deepcluster.runs.result import describe, write_outcome
 from deepcluster.runs.rows import read_run, recipe_of

@@ -18,11 +18,11 @@ from deepcluster import load
 from deepcluster.algorithm import alternate
 from deepcluster.build import learning_rate
 from deepcluster.errors import DataError, ModelError, NonFiniteError, Stopped
+from deepcluster.fitting import fit as run
+from deepcluster.fitting import train
+from deepcluster.fitting.plan import Request
 from deepcluster.presets import read_request
 from deepcluster.recipe import Recipe
-from deepcluster.runs import fit as run
-from deepcluster.runs import train
-from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import recut
 from deepcluster.runtime.console import Silent
 from deepcluster.runtime.plain_files import json_sha256

@@ -11,8 +11,8 @@ from PIL import Image
 
 from deepcluster import DeepCluster
 from deepcluster.errors import UsageError
-from deepcluster.runs.fit import fit
-from deepcluster.runs.plan import Request
+from deepcluster.fitting.fit import fit
+from deepcluster.fitting.plan import Request
 from deepcluster.runs.predict import SIMILAR, row_of, similar
 from deepcluster.runs.recut import Edits, apply
 from deepcluster.storage.run_folder import open_run

@@ -26,13 +26,13 @@ from PIL import Image
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError
+from deepcluster.fitting import fit as run
+from deepcluster.fitting.plan import Request
 from deepcluster.images import find
 from deepcluster.images import shards as tars
 from deepcluster.images.decode import SMALL_FILE, Undecodable
 from deepcluster.images.store import preview, read_once
 from deepcluster.presets import read_request
-from deepcluster.runs import fit as run
-from deepcluster.runs.plan import Request
 from tests.helpers.image_files import stored
 from tests.helpers.runs import rows
 from tests.tiny import flipped

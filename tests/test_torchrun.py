@@ -26,9 +26,9 @@ from safetensors.torch import save_file
 
 from deepcluster import cli
 from deepcluster.cli import app, run_command
+from deepcluster.fitting.fit import Request, fit
 from deepcluster.nets.network import build
 from deepcluster.presets import read_request
-from deepcluster.runs.fit import Request, fit
 from deepcluster.runtime.processes import Processes, init_processes
 from tests.drawings import save_drawings
 from tests.helpers.runs import record

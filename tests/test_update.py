@@ -19,6 +19,8 @@ from PIL import Image
 from deepcluster import load
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
+from deepcluster.fitting.fit import fit
+from deepcluster.fitting.plan import Request, check_paths
 from deepcluster.groups.cut import Cut
 from deepcluster.groups.graph import extended_layout
 from deepcluster.groups.tree import parts_of
@@ -27,9 +29,7 @@ from deepcluster.presets import read_request
 from deepcluster.report import pictures
 from deepcluster.report.pictures import extended_sheet, not_on_sheet, pictures_on, sprite_sheet, tiny_pictures
 from deepcluster.runs.condition import condition
-from deepcluster.runs.fit import fit
 from deepcluster.runs.page import report, shown_of
-from deepcluster.runs.plan import Request, check_paths
 from deepcluster.runs.predict import similar
 from deepcluster.runs.recut import Edits, apply, recut, undo
 from deepcluster.runs.result import baseline_of, place_rows

@@ -1,4 +1,4 @@
-"""The life of a run folder: fit, resume, recut, predict, evaluate, report."""
+"""A run that exists: recut, apply, teach, predict, update, evaluate, report."""
 
 # Before torch, which imports numpy from C++: Ctrl-C in there aborts the process instead of ending it with code 75.
 import numpy  # noqa: F401

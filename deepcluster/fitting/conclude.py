@@ -8,13 +8,13 @@ from torch import Tensor
 from deepcluster import algorithm
 from deepcluster.build import compute_of, kmeans_of_result, reduction_of
 from deepcluster.errors import DataError, NonFiniteError
+from deepcluster.fitting.plan import ImagesRead, Job
 from deepcluster.groups.cut import Cut
 from deepcluster.learning.features import pairs_of
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
 from deepcluster.records import FINAL
 from deepcluster.runs.inherit import continued
-from deepcluster.runs.plan import ImagesRead, Job
 from deepcluster.runs.result import (
     GROUPING,
     Outcome,

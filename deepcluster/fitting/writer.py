@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from deepcluster.build import compute_of
+from deepcluster.fitting.conclude import conclude_run
+from deepcluster.fitting.plan import ImagesRead, Job
 from deepcluster.learning.features import extract
 from deepcluster.learning.training import averaged
 from deepcluster.nets.network import Network
 from deepcluster.records import FINAL, PRELIMINARY
-from deepcluster.runs.conclude import conclude_run
 from deepcluster.runs.page import on_sheet_of, write_nouns
-from deepcluster.runs.plan import ImagesRead, Job
 from deepcluster.runs.result import Outcome, first_metrics, write_outcome
 from deepcluster.runs.rows import IMAGES_READ
 from deepcluster.runtime import signals

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from deepcluster.build import loss_of, network_of
+from deepcluster.fitting.plan import Begun, Clock, Job, Request, begin
 from deepcluster.groups.graph import MAX_GRAPH_ROWS
 from deepcluster.images import Images, find
 from deepcluster.images.store import MEMORY_BUDGET
@@ -18,7 +19,6 @@ from deepcluster.nets.timm import checked_size
 from deepcluster.presets import FEW_IMAGES
 from deepcluster.recipe import AUTO, Recipe
 from deepcluster.report.pictures import MAX_PICTURES
-from deepcluster.runs.plan import Begun, Clock, Job, Request, begin
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.machine import check_fits, local_world_size

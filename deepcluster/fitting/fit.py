@@ -15,22 +15,8 @@ from torch import Tensor
 import deepcluster
 from deepcluster.build import compute_of, network_of
 from deepcluster.errors import DataError, DeepClusterError, Stopped, UsageError
-from deepcluster.images import Images, Source, find
-from deepcluster.images.duplicates import near_duplicates
-from deepcluster.images.given import read_features, true_labels
-from deepcluster.images.source import counted
-from deepcluster.images.store import Store, check_alike, preview, read_once
-from deepcluster.learning.features import certainty_of
-from deepcluster.learning.training import network_precision
-from deepcluster.nets.names import NO_NETWORK
-from deepcluster.nets.network import Network, no_network
-from deepcluster.presets import RECTIFIED, WHITENING, Facts, check_groups
-from deepcluster.recipe import AUTO, Recipe, to_toml
-from deepcluster.report.pictures import sprite_sheet, tiny_pictures
-from deepcluster.runs.forecast import announce
-from deepcluster.runs.inherit import places_before, read_former
-from deepcluster.runs.page import SHEET
-from deepcluster.runs.plan import (
+from deepcluster.fitting.forecast import announce
+from deepcluster.fitting.plan import (
     Begun,
     Clock,
     Contents,
@@ -44,10 +30,24 @@ from deepcluster.runs.plan import (
     free_path,
     names_of,
 )
+from deepcluster.fitting.train import train
+from deepcluster.fitting.writer import ResultWriter, rounds_text, write_beginning
+from deepcluster.images import Images, Source, find
+from deepcluster.images.duplicates import near_duplicates
+from deepcluster.images.given import read_features, true_labels
+from deepcluster.images.source import counted
+from deepcluster.images.store import Store, check_alike, preview, read_once
+from deepcluster.learning.features import certainty_of
+from deepcluster.learning.training import network_precision
+from deepcluster.nets.names import NO_NETWORK
+from deepcluster.nets.network import Network, no_network
+from deepcluster.presets import RECTIFIED, WHITENING, Facts, check_groups
+from deepcluster.recipe import AUTO, Recipe, to_toml
+from deepcluster.report.pictures import sprite_sheet, tiny_pictures
+from deepcluster.runs.inherit import places_before, read_former
+from deepcluster.runs.page import SHEET
 from deepcluster.runs.result import summary_text
 from deepcluster.runs.rows import duplicate_rows, fingerprint, image_digests, pictures_of, row_digests
-from deepcluster.runs.train import train
-from deepcluster.runs.writer import ResultWriter, rounds_text, write_beginning
 from deepcluster.runtime import signals
 from deepcluster.runtime.console import Display, Log, Several, Silent
 from deepcluster.runtime.devices import CPU, choose_device, environment, keep_freed_memory, working_on

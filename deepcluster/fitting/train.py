@@ -11,11 +11,11 @@ from torch import Tensor
 from deepcluster.build import compute_of, learning_rate, rounds_of, shares_pass
 from deepcluster.clustering.agreement import compared
 from deepcluster.errors import DiskError
+from deepcluster.fitting.plan import Job
+from deepcluster.fitting.writer import SHARE_OF_TIME, ResultWriter
 from deepcluster.recipe import Recipe
 from deepcluster.records import Round, State
-from deepcluster.runs.plan import Job
 from deepcluster.runs.result import label_numbers
-from deepcluster.runs.writer import SHARE_OF_TIME, ResultWriter
 from deepcluster.runtime.compute import Stopwatch
 from deepcluster.runtime.plain_files import check_tensors
 from deepcluster.storage.checkpoint import FEATURES_KEY, Checkpoint, Checkpoints, fitting, restored
