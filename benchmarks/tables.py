@@ -1,5 +1,7 @@
 """Write the tables of README.md and docs/results.md from results/*.json: `python benchmarks/tables.py`.
 
+`python benchmarks/tables.py FILE BY COLUMN ...` prints one, such as `ablation setting linear change nmi`.
+
 A table stands between `<!-- table FILE | BY | COLUMN | ... -->` and `<!-- end -->`. Its rows are mean and standard
 deviation of the objects that have the first column, for each value of BY; `name` is an object's path in the file,
 FILE~WORDS keeps the rows whose BY matches, and COLUMN: TITLE has a title of its own. A COLUMN of another file is named
@@ -8,6 +10,7 @@ as in `figure`, with * for the row's BY as far as its first comma.
 
 import json
 import re
+import sys
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -60,5 +63,8 @@ def written(page):
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        print(table(*sys.argv[1:]))
+        sys.exit()
     for page in (HERE.parent / "README.md", HERE.parent / "docs" / "results.md"):
         page.write_text(written(page.read_text()))
