@@ -36,7 +36,7 @@ from tests.pages import (
 from tests.sandbox import Sandbox, options, verbs
 from tests.test_layers import LEVEL, modules
 
-HISTORY = ("decisions.md", "LOG.md")  # may name options that are gone, or other programs'
+HISTORY = ("decisions.md", "LOG.md", "RECORDS.md")  # may name options that are gone, or other programs'
 
 
 def page_of(page: Path) -> object:
