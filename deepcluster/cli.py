@@ -178,7 +178,8 @@ def predict(
 
         source = _images_for(run_, images, *more_images, may_be_empty=True)
         target = None if out == "-" else _output(Path(out), run_, source, overwrite)
-        from deepcluster.runs.predict import coarse_columns, placed_rows, predicted, write_lines
+        from deepcluster.runs.predict import placed_rows, predicted, write_lines
+        from deepcluster.runs.rows import coarse_columns
 
         model = _model(run_, device)
         sizes: Counter[int] = Counter()  # by cluster

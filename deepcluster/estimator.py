@@ -42,8 +42,8 @@ from deepcluster.report.page import gallery
 from deepcluster.report.pictures import THUMBNAIL
 from deepcluster.runs import page, predict, recut, teach
 from deepcluster.runs.page import pictures
-from deepcluster.runs.predict import Prediction, placement_columns
-from deepcluster.runs.rows import images_at_hand, read_run
+from deepcluster.runs.predict import Prediction
+from deepcluster.runs.rows import images_at_hand, placement_columns, read_run
 from deepcluster.runs.teach import Answer
 from deepcluster.runtime.console import Display, Several, Silent, Terminal, has_widgets
 from deepcluster.runtime.devices import choose_device

@@ -28,7 +28,7 @@ from deepcluster.export import onnx
 from deepcluster.images.views import Augmentation, each_once, uniform_over_clusters
 from deepcluster.learning.training import Learning, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import as_network
-from deepcluster.runs.predict import placement_columns
+from deepcluster.runs.rows import placement_columns
 from deepcluster.runtime.partition import Partition
 from tests.drawings import KINDS, draw
 from tests.helpers.image_files import HEIC, files_of_all_modes, stored

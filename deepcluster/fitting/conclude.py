@@ -16,7 +16,6 @@ from deepcluster.nets.network import Network
 from deepcluster.records import FINAL
 from deepcluster.runs.inherit import continued
 from deepcluster.runs.result import (
-    GROUPING,
     Outcome,
     choose_number,
     describe,
@@ -25,6 +24,7 @@ from deepcluster.runs.result import (
     with_coarse_groups,
 )
 from deepcluster.runs.rows import Rows, sample_of
+from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Silent
 from deepcluster.runtime.log import warn
 from deepcluster.storage.content import RunRecord
@@ -50,7 +50,7 @@ def conclude_run(
     store = images.store
     is_final = record.result == FINAL
     compute = compute_of(network, recipe, store.partition, exact=True)
-    job.display.progress(GROUPING, 0, 0)
+    job.display.progress(GROUPING_PHASE, 0, 0)
     try:
         final = algorithm.conclusion_of(
             features,

@@ -1,6 +1,7 @@
 """Drift: do the images that were added since a fit differ so much from those of the fit that a new fit is due?"""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +47,16 @@ class Drift:
         if self.added > self.fitted:
             return f"{self.added:,} images were added to a fit of {self.fitted:,}"
         return None
+
+    @property
+    def entries(self) -> dict[str, Any]:
+        """The fields of an Update and of a run's condition."""
+        rank = self.residual_rank
+        return {
+            "residual_rank": None if rank is None else round(float(rank), 3),
+            "shift": round(float(self.shift), 3),
+            "reason": self.reason,
+        }
 
 
 def drift(cluster: npt.NDArray[np.int64], residuals: npt.NDArray[np.float32], fitted: int, limit: float) -> Drift:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from deepcluster.groups.due import drift
 from deepcluster.runtime.plain_files import RUN, shaped
@@ -31,7 +30,7 @@ def _condition(run: RunFolder) -> dict[str, Any]:
     with run.as_disk_errors("clusters.csv"):
         cluster = used.column("cluster").astype(np.int64)
     added = run.count_added(used)
-    entries = drift_entries(cluster, residuals, len(used) - added, limit)
+    drifted = drift(cluster, residuals, len(used) - added, limit)
     return {
         "run": str(run.path),
         "model": model,
@@ -43,24 +42,11 @@ def _condition(run: RunFolder) -> dict[str, Any]:
         "outlier_share": round((residuals > limit).mean().item(), 4) if limit < np.inf else None,
         "stability": record.stability,
         "verdict": record.verdict,
-        **entries,
-        "due": entries["reason"] is not None,
+        **drifted.entries,
+        "due": drifted.reason is not None,
         "run_bytes": _bytes(run.path),
         "model_bytes": _bytes(run.path / "model"),
         "checkpoints_bytes": _bytes(run.path / "checkpoints"),
-    }
-
-
-def drift_entries(
-    cluster: npt.NDArray[np.int64], residuals: npt.NDArray[np.float32], fitted: int, limit: float
-) -> dict[str, Any]:
-    """Return the fields of an Update on all images added since the fit, from the arguments of :func:`drift`."""
-    drifted = drift(cluster, residuals, fitted, limit)
-    rank = drifted.residual_rank
-    return {
-        "residual_rank": None if rank is None else round(float(rank), 3),
-        "shift": round(float(drifted.shift), 3),
-        "reason": drifted.reason,
     }
 
 

@@ -16,19 +16,18 @@ from torch import Tensor
 
 from deepcluster.clustering.blocks import nearest
 from deepcluster.errors import UsageError
-from deepcluster.groups.cut import Placement
 from deepcluster.images import Images, Source, find
 from deepcluster.images.given import read_features
 from deepcluster.images.source import check_skipped, nothing_readable
 from deepcluster.images.store import check_alike, read_once
 from deepcluster.model import Model
 from deepcluster.records import Identity
-from deepcluster.runs.rows import folder_of, name_in_run, read_run
+from deepcluster.runs.rows import folder_of, name_in_run, placement_columns, read_run
 from deepcluster.runtime.console import Display, Silent, complain
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
-from deepcluster.storage.run_folder import COARSE, RunFolder, open_run, read_state
+from deepcluster.storage.run_folder import RunFolder, open_run, read_state
 from deepcluster.texts import one_line
 
 
@@ -105,36 +104,6 @@ def _predict(model: Model, source: Source) -> Prediction:
     nothing = torch.empty(0, model.reduction.projection.shape[1])
     reduced, residuals = model.measure(store.images) if store.usable else (nothing, torch.empty(0))
     return Prediction(tuple(source.paths[i] for i in store.usable), reduced, residuals, store.skipped)
-
-
-def placement_columns(
-    model: Model, placement: Placement, residuals: Tensor, *, reject: bool = False
-) -> dict[str, list[Any]]:
-    """Return the columns of predictions, with the coarse groups. ``reject``: Outliers and junk get the cluster -1."""
-    outliers = residuals > model.outliers.limit
-    cluster = placement.cluster
-    if reject:
-        cluster = cluster.masked_fill(outliers | torch.isin(cluster, torch.tensor(model.junk, dtype=cluster.dtype)), -1)
-    numbers = cluster.tolist()  # -1 is the last
-    names = [*model.names, ""]
-    return {
-        "cluster": numbers,
-        "name": [names[number] for number in numbers],
-        "distance": [f"{distance:.6f}" for distance in placement.distance.tolist()],
-        "margin": [f"{margin:.6f}" for margin in placement.margin.tolist()],
-        "is_outlier": outliers.int().tolist(),
-        **coarse_columns(model, numbers),
-    }
-
-
-def coarse_columns(model: Model, clusters: Sequence[int]) -> dict[str, list[Any]]:
-    """Return the columns of the coarse groups of ``clusters`` (-1: none): group, group_name; {} with one level."""
-    if not model.coarse:
-        return {}
-    groups = [*model.coarse, -1]
-    names = [*model.coarse_names, ""]
-    coarse = [groups[cluster] for cluster in clusters]
-    return dict(zip(COARSE, (coarse, [names[group] for group in coarse]), strict=True))
 
 
 # ---- predictions as rows and lines ----------------------------------------------------------------------------------

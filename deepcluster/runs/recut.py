@@ -28,7 +28,6 @@ from deepcluster.runs.inherit import (
     with_moves,
 )
 from deepcluster.runs.result import (
-    GROUPING,
     baseline_of,
     choose_number,
     describe,
@@ -39,6 +38,7 @@ from deepcluster.runs.result import (
     write_outcome,
 )
 from deepcluster.runs.rows import images_at_hand, read_run, recipe_of
+from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
@@ -67,7 +67,7 @@ def recut(
         check_groups(n_clusters, rows.fitted)
         former, baseline = record, baseline_of(folder)
         recipe = recipe_of(folder)
-        display.progress(GROUPING, 0, 0)
+        display.progress(GROUPING_PHASE, 0, 0)
         chosen, record = choose_number(n_clusters, rows, record, recipe, display)
         before = model.place(rows.reduced)
         labels = before.fine_cluster[: rows.fitted]

@@ -22,8 +22,7 @@ from deepcluster.model import Model
 from deepcluster.recipe import Recipe
 from deepcluster.records import Clustering
 from deepcluster.runs.page import MAP, TREE, Shown, Tables, shown_of, tree_of, write_page, write_tree
-from deepcluster.runs.predict import coarse_columns, placement_columns
-from deepcluster.runs.rows import Rows, images_at_hand
+from deepcluster.runs.rows import Rows, coarse_columns, images_at_hand, placement_columns
 from deepcluster.runtime.compute import Progress, ignore_progress
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.partition import Partition
@@ -34,7 +33,6 @@ from deepcluster.storage.content import FILES, RunRecord, Table
 from deepcluster.storage.run_folder import rows_sha256
 from deepcluster.texts import agreement, plural
 
-GROUPING = "grouping"  # a phase
 # Parts of a run: its features with their residuals; the model's network; its groups with their names and marks.
 Part = Literal["features", "network", "groups"]
 PARTS: tuple[Part, ...] = ("features", "network", "groups")

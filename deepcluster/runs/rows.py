@@ -8,11 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from deepcluster.errors import DataError, DeepClusterError
+from deepcluster.groups.cut import Placement
 from deepcluster.groups.graph import MAX_GRAPH_ROWS, Embeddings
 from deepcluster.images import Source, find
 from deepcluster.images.files import absolute, files_in, from_files
@@ -105,6 +107,39 @@ def recipe_of(folder: files.RunFolder) -> Recipe:
     """Read the recipe of a run, without options that only another version of the package has."""
     options = read_toml(folder.file("recipe.toml"), ignore_unknown=True)[1] if folder.has("recipe.toml") else {}
     return Recipe(**options)
+
+
+# ---- their columns in tables ----------------------------------------------------------------------------------------
+
+
+def placement_columns(
+    model: Model, placement: Placement, residuals: Tensor, *, reject: bool = False
+) -> dict[str, list[Any]]:
+    """Return the columns of predictions, with the coarse groups. ``reject``: Outliers and junk get the cluster -1."""
+    outliers = residuals > model.outliers.limit
+    cluster = placement.cluster
+    if reject:
+        cluster = cluster.masked_fill(outliers | torch.isin(cluster, torch.tensor(model.junk, dtype=cluster.dtype)), -1)
+    numbers = cluster.tolist()  # -1 is the last
+    names = [*model.names, ""]
+    return {
+        "cluster": numbers,
+        "name": [names[number] for number in numbers],
+        "distance": [f"{distance:.6f}" for distance in placement.distance.tolist()],
+        "margin": [f"{margin:.6f}" for margin in placement.margin.tolist()],
+        "is_outlier": outliers.int().tolist(),
+        **coarse_columns(model, numbers),
+    }
+
+
+def coarse_columns(model: Model, clusters: Sequence[int]) -> dict[str, list[Any]]:
+    """Return the columns of the coarse groups of ``clusters`` (-1: none): group, group_name; {} with one level."""
+    if not model.coarse:
+        return {}
+    groups = [*model.coarse, -1]
+    names = [*model.coarse_names, ""]
+    coarse = [groups[cluster] for cluster in clusters]
+    return dict(zip(files.COARSE, (coarse, [names[group] for group in coarse]), strict=True))
 
 
 # ---- their digests, by which a run recognises them ------------------------------------------------------------------

@@ -16,8 +16,9 @@ from deepcluster.groups.graph import graph_rows
 from deepcluster.groups.spread import Labels, Taught, beliefs, followed, nodes_of, questions
 from deepcluster.model import Model
 from deepcluster.runs.recut import UNDO, coarse_of_moves, moved_rows, way_back
-from deepcluster.runs.result import GROUPING, baseline_of, describe, write_outcome
+from deepcluster.runs.result import baseline_of, describe, write_outcome
 from deepcluster.runs.rows import Rows, read_run, recipe_of
+from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.runtime.plain_files import PATH_COLUMNS, json_sha256, read_columns
 from deepcluster.seeding import derive, generator
@@ -216,7 +217,7 @@ def teach(
     display = Several(Log(), display)
     with files.locked(run) as folder:
         record, model, rows = read_run(folder)
-        display.progress(GROUPING, 0, 0)
+        display.progress(GROUPING_PHASE, 0, 0)
         named = replace(model, names=tuple((names or {}).get(*pair) for pair in enumerate(model.names)))
         done = lesson(named, rows, answers)
         digest = json_sha256(sorted((row, int(done.after.cluster[row])) for row in done.model.answers))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deepcluster.clustering.outliers import MIN_ROWS
 from deepcluster.errors import UsageError
+from deepcluster.groups.due import drift
 from deepcluster.groups.graph import extended_layout
 from deepcluster.images import Images, Source, find
 from deepcluster.images.duplicates import near_duplicates
@@ -23,7 +24,6 @@ from deepcluster.model import Model
 from deepcluster.records import Identity
 from deepcluster.report.pictures import THUMBNAIL, extended_sheet, not_on_sheet, on_sheet
 from deepcluster.runs import page as drawn
-from deepcluster.runs.condition import drift_entries
 from deepcluster.runs.result import baseline_of, describe, write_outcome
 from deepcluster.runs.rows import (
     IMAGES_READ,
@@ -120,11 +120,11 @@ def update(
                 rows = _write(staged, record, model, rows, at_hand, new, reasons, display)
         outliers = int((rows.residuals[len(rows.paths) - added :] > model.outliers.limit).sum())
         cluster = model.place(rows.reduced).cluster.numpy()
-        entries = drift_entries(cluster, rows.residuals.numpy(), rows.fitted, model.outliers.limit)
+        drifted = drift(cluster, rows.residuals.numpy(), rows.fitted, model.outliers.limit)
         residuals, every = rows.residuals[rows.fitted :], folder.read_added()
         strangest_first = [every[i] for i in residuals.argsort(descending=True, stable=True).tolist()]
         strangers = [_place(row) for row in strangest_first[: int((residuals > model.outliers.limit).sum())]]
-        done = Update(added, known, unusable, outliers, **entries, strangers=strangers, model=model.identity)
+        done = Update(added, known, unusable, outliers, **drifted.entries, strangers=strangers, model=model.identity)
         if added:
             display.say("Placed", _placed_text(done, model, run))
     return done

@@ -11,7 +11,7 @@ from deepcluster.runtime.devices import CPU, holds_rows
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 
-FEATURES_PHASE, CLUSTERING_PHASE, TRAINING_PHASE = "features", "clustering", "training"  # phases
+FEATURES_PHASE, CLUSTERING_PHASE, TRAINING_PHASE, GROUPING_PHASE = "features", "clustering", "training", "grouping"
 Progress = Callable[[str, int, int], None]  # phase, images done, images in all
 
 
