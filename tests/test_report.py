@@ -226,14 +226,14 @@ def test_largest_groups_first_by_the_image_in_their_middle() -> None:
 
 def test_the_page_shows_them_only_where_no_number_was_asked_for() -> None:
     run = {"candidates": [{"k": 3, "silhouette": 0.5}, {"k": 2, "silhouette": 0.25}]}
-    both = ["3 groups", "2 groups"]
+    both = ["3 clusters", "2 clusters"]
     for shown, groups in ((run, both), ({}, []), (run | {"edits": "0123"}, both)):
         text, parsed = page(run=shown, **drawn(40))
         assert text.count('<details class="plausible" open>') == (shown == run)  # folded after edits
-        assert [text for _, text in parsed.all("b") if "groups" in text] == groups
+        assert [text for _, text in parsed.all("b") if "clusters" in text] == groups
         assert "silhouette" not in parsed.all("section", id="clusters")[0][1]
         about = [text for _, text in parsed.all("div", id="word-plausible")]
-        assert [text.count("groups: silhouette") for text in about] == ([2] if groups else [])
+        assert [text.count("clusters: silhouette") for text in about] == ([2] if groups else [])
         commands = [text for _, text in parsed.all("code")]
         assert ("deepcluster recut RUN -k 3" in commands) is bool(groups)
         assert "deepcluster recut RUN -k 2" not in commands  # it has two

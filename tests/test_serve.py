@@ -215,7 +215,7 @@ def test_ctrl_c_is_the_usual_end(run: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_only_a_fit_that_goes_on_shares_its_page_with_a_server(run: Path, monkeypatch, capsys):
-    """It holds the run, and has written the page of its preliminary groups."""
+    """It holds the run, and has written the page of its preliminary clusters."""
     monkeypatch.setattr("deepcluster.runs.serve.serve", partial(serve, idle_seconds=0.1))
     served = ["report", str(run), "--serve"]
     with files.locked(run):

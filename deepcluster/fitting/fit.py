@@ -235,7 +235,7 @@ def _read(job: Job, begun: Begun, network: Network) -> tuple[ImagesRead, dict[st
         **({"history.csv": []} if begun.state == "new" else {}),
     }
     if alike:
-        text = f"{sum(map(len, alike)):,} images in {plural(len(alike), 'group')} are nearly identical (duplicates.csv)"
+        text = f"{sum(map(len, alike)):,} images in {plural(len(alike), 'set')} are nearly identical (duplicates.csv)"
         display.say("Alike", f"{text}; all are used")
     facts = {"fingerprint": fingerprint(digests), "backbone": plan.recipe.backbone, "reasons": plan.reasons}
     return ImagesRead(store, plan.recipe, digests, beginning), facts

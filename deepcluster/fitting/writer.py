@@ -82,7 +82,7 @@ class ResultWriter:
             self.baseline = first_metrics(outcome.metrics)
             if self.folder:
                 page = self.folder.path / "report.html"
-                self.job.display.say("First", f"{page}: preliminary groups, replaced as the run goes on")
+                self.job.display.say("First", f"{page}: preliminary clusters, replaced as the run goes on")
         signals.check()  # a round may take long
 
     def final(self, rounds: int, stopped_because: str, features: Tensor | None) -> Outcome:

@@ -215,7 +215,7 @@ def _run(data: RunData) -> Values:
     if run.get("result") == PRELIMINARY:
         rounds = int(run.get("rounds") or 0)
         after = f"after {texts.plural(rounds, 'round')} of training" if rounds else "before any training"
-        preliminary = f"Preliminary groups, made {after}. The run replaces this page when it has better ones."
+        preliminary = f"Preliminary clusters, made {after}. Correct the final ones, which will replace them."
 
     def fact(key: str, value: Any) -> str:
         if key == "seconds":
@@ -311,7 +311,7 @@ def _tabs(parts: Mapping[str, Any]) -> list[tuple[str, str, int | None]]:
     tabs = [
         ("clusters", "Clusters", parts["clusters"]["count"], True),
         ("map", "Map", None, parts["map"]),
-        ("groups", "Number of groups", None, parts["groups"]),
+        ("groups", "Number of clusters", None, parts["groups"]),
         ("training", "Training", None, True),
         ("problems", "Problems", parts["problems"]["count"], True),
         ("labels", "Labels", None, labels["metrics"] or labels["confusion"]),

@@ -197,7 +197,10 @@ def continued(
         groups = former.model.cut.group_of.unique().tolist()
         kinds = {"ended": {*groups} - {*numbers}, "new": {*numbers} - {*groups}}
         lists = [f"{kind}: {', '.join(map(str, sorted(group)))}" for kind, group in kinds.items() if group]
-        texts = [f"{len(heir)} of {plural(len(groups), 'group')} of {former.path} continue, with their numbers", *lists]
+        texts = [
+            f"{len(heir)} of {plural(len(groups), 'cluster')} of {former.path} continue, with their numbers",
+            *lists,
+        ]
         of_number = {number: group for group, number in enumerate(numbers)}
         coarse = [model.coarse[of_number.get(number, 0)] for number in range(max(numbers) + 1) if model.coarse]
         decided = {row: (int(left[row]), int(before[row])) for row in (left >= 0).nonzero().flatten().tolist()}

@@ -241,8 +241,8 @@ def choose_number(
     lines = []
     for candidate in plausible:
         stable = "" if candidate.stability is None else f", stability {agreement(candidate.stability)}"
-        lines.append(f"{candidate.k} groups: silhouette {candidate.silhouette:.2f}{stable}")
-    display.say("Groups", "; ".join(lines))
+        lines.append(f"{candidate.k} clusters: silhouette {candidate.silhouette:.2f}{stable}")
+    display.say("Clusters", "; ".join(lines))
     return plausible[0].k, record
 
 
@@ -258,7 +258,7 @@ def stability_entries(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters:
     if record.edits is not None and record.verdict is not None:  # it is still true: the edits were names alone
         return {}
     if record.edits is not None:
-        return {"stability": None, "verdict": "The groups are as you edited them. Their stability is not measured."}
+        return {"stability": None, "verdict": "The clusters are as you edited them. Their stability is not measured."}
     known = {candidate["k"]: candidate["stability"] for candidate in record.candidates or ()}
     if n_clusters not in known and n_clusters <= MAX_IN_CUT:
         seed = derive(record.seed, "number of groups")
@@ -266,11 +266,11 @@ def stability_entries(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters:
             rows.sample, n_clusters, seed=seed, cut_rows=_cut_of(recipe), embed=rows.embeddings
         )
     if (stable := known.get(n_clusters)) is None:
-        verdict = f"{plural(rows.fitted, 'image')} are too few to tell how stable {plural(n_clusters, 'group')} are."
+        verdict = f"{plural(rows.fitted, 'image')} are too few to tell how stable {plural(n_clusters, 'cluster')} are."
         return {"stability": None, "verdict": verdict}
     verdict = (
-        "Only the pictures tell if these are the groups that you want: see the report. Stability"
-        f" {agreement(stable)} (1: other samples of these images give the same groups); it is not the share of right"
+        "Only the pictures tell if these are the clusters that you want: see the report. Stability"
+        f" {agreement(stable)} (1: other samples of these images give the same clusters); it is not the share of right"
         " images."
     )
     return {"stability": round(float(stable), 4), "verdict": verdict}

@@ -8,11 +8,11 @@ function recutInto(k) {
 
 for (const code of $$("[data-k]")) {
   const k = Number(code.dataset.k);
-  code.replaceWith(element("button", {type: "button", textContent: t("Make {0} groups", grouped(k)), onclick: () => recutInto(k)}));
+  code.replaceWith(element("button", {type: "button", textContent: t("Make {0} clusters", grouped(k)), onclick: () => recutInto(k)}));
 }
 if ($("#k")) {
   $("#recut").parentElement.hidden = true;
   $("#recut-now").hidden = false;
   $("#recut-now").addEventListener("click", () => recutInto(Number($("#k").value)));
-  $("#recut-hint").textContent = t("The neighbour graph is cut anew, without training, so the groups may differ from this preview.");
+  $("#recut-hint").textContent = t("The neighbour graph is cut anew, without training, so the clusters may differ from this preview.");
 }

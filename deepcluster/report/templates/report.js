@@ -270,7 +270,7 @@ function groups(tree) {
       return element("li", {className: kind}, face(node, kind, own), element("strong", {}, grouped(tree.sizes[node])), element("span", {}, text));
     }));
     $("#recut").textContent = data.recut + k;
-    $("#recut-now").textContent = t("Make {0} groups", grouped(k));
+    $("#recut-now").textContent = t("Make {0} clusters", grouped(k));
     $("#recut-now").disabled = k === new Set(tree.groups).size;
   }
 

@@ -2,12 +2,12 @@
 
 /* Apply the edits, take the last ones back, or sort into folders. An edit that could not be applied stays pending. */
 async function send(action, request = {}) {
-  if (document.body.inert) return;
+  if (document.body.inert || isWaiting()) return;
   document.body.inert = true;
   $$("dialog[open]").forEach(dialog => dialog.close());
   if (data.served.offer !== RELOAD) data.served.offer = "";
   tellPending();
-  tell({apply: t("Applying…"), undo: t("Taking back…"), export: t("Sorting…"), recut: t("Cutting into {0} groups…", request.k)}[action]).classList.add("busy");
+  tell({apply: t("Applying…"), undo: t("Taking back…"), export: t("Sorting…"), recut: t("Cutting into {0} clusters…", request.k)}[action]).classList.add("busy");
   try {
     const answer = await fetch(action, {
       method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify({version: data.served.version, ...request}),
@@ -18,7 +18,7 @@ async function send(action, request = {}) {
       $("#told").hidden = true;
       tellSorted();
     } else if (answer.ok) {
-      const chinese = {apply: `${t("Applied.")}${inWords(said.replace(/^.*?: /, ""))}`, undo: t("Taken back."), recut: t("Cut into {0} groups.", request.k)};
+      const chinese = {apply: `${t("Applied.")}${inWords(said.replace(/^.*?: /, ""))}`, undo: t("Taken back."), recut: t("Cut into {0} clusters.", request.k)};
       sessionStorage.setItem("told", isChinese ? chinese[action] ?? said : said);
       if (action === "apply") sessionStorage.setItem("targets", JSON.stringify(targets));
       else sessionStorage.removeItem("targets");
