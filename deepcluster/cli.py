@@ -468,6 +468,7 @@ def evaluate(  # noqa: PLR0913 a parameter is a flag
     /,
     *,
     labels: flags.PathText | None = None,
+    round_: Annotated[int | None, Parameter(name="--round", validator=validators.Number(gte=0))] = None,
     protocol: Literal["clustering", "knn", "linear"] = "clustering",
     train: flags.PathText | None = None,
     protocol_flags: Annotated[flags.ProtocolFlags | None, Parameter(name="*")] = None,
@@ -482,6 +483,7 @@ def evaluate(  # noqa: PLR0913 a parameter is a flag
     Args:
         images: The images to score, as for fit; without it the images of the run.
         labels: folders (the labels of the source) or a CSV of path,label (default: those of the fit).
+        round_: Score the state after so many rounds, which fit --keep-checkpoints N has kept, and not the result.
         protocol: See docs/protocols.md.
         train: Images that a protocol learns from, instead of those of the run.
         seed: Seed of all random numbers.
@@ -501,7 +503,7 @@ def evaluate(  # noqa: PLR0913 a parameter is a flag
         learnt = None if train is None else find(train)
         from deepcluster.runs.evaluate import EvaluationRequest, evaluate
 
-        request = EvaluationRequest(protocol, tests, labels, learnt, options, seed, device)
+        request = EvaluationRequest(protocol, tests, labels, round_, learnt, options, seed, device)
         for line in _figure_lines(evaluate(run_, request, display=terminal, **shared), values):
             if is_main_rank() and not (as_json or quiet):
                 say(line)

@@ -145,7 +145,8 @@ class FitFlags:
         time_limit: Finish within this time, with fewer rounds if needed: 90s, 30m, 2h.
         overwrite: Replace the run at -o.
         resume: Continue the run at -o from its last checkpoint.
-        keep_checkpoints: Keep the last two checkpoints of the finished run.
+        keep_checkpoints: Keep the last two checkpoints of the finished run; with a number N also every N-th, for
+            `evaluate --round`.
         seed: The same seed gives the same bits on a CPU (on a GPU with --deterministic).
         deterministic: On a GPU, use only kernels whose results repeat bit for bit; some are slower.
         verbose: Print every choice with its reason, and the figures of the rounds.
@@ -162,7 +163,7 @@ class FitFlags:
     time_limit: Annotated[float | None, Parameter(converter=read_seconds, n_tokens=1)] = None
     overwrite: bool = False
     resume: bool = False
-    keep_checkpoints: bool = False
+    keep_checkpoints: int | bool = False
     device: Device = "auto"
     seed: Annotated[int, Parameter(group=MACHINE)] = 0
     deterministic: Annotated[bool, Parameter(group=MACHINE)] = False
@@ -174,6 +175,8 @@ class FitFlags:
         """Check the flags without looking at the images, and before torch is imported."""
         if self.resume and (self.overwrite or self.out is None):
             raise UsageError("--resume continues the run at -o: give -o RUN, and no --overwrite")
+        if self.keep_checkpoints is not False and self.keep_checkpoints < 1:
+            raise UsageError(f"--keep-checkpoints {self.keep_checkpoints}: give a number of at least 1")
         if self.features:
             for_rounds = ("dry_run", "resume", "keep_checkpoints", "time_limit")
             refuse((name for name in for_rounds if getattr(self, name)), "--features groups at once, without rounds")

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +79,29 @@ def test_clusters_of_the_run_itself(run, photos, evaluated):
     assert figures == dict(clustering(*zip(*table, strict=True)))
     assert evaluated(photos, "--labels", "folders") == figures  # by the model: as fit places them
     assert evaluated(photos) == evaluated() == figures  # the labels of the fit
+
+
+def test_a_round_is_scored_by_its_checkpoint(fitted, photos, tmp_path, prints, ends):
+    """The last round has the clusters of the result, and round 0 those of the first result."""
+    options = ("--recipe", "classic", "--labels", "folders", "--rounds", "5", "--keep-checkpoints", "2")
+    run = Path(shutil.copytree(fitted(*options), tmp_path / "run"))
+    assert sorted(path.stem for path in run.glob("checkpoints/*.json")) == ["000000", "000002", "000004", "000005"]
+
+    def figures(*arguments):
+        return json.loads(prints("evaluate", run, *arguments, "--json"))["values"]
+
+    result, metrics = figures(), json.loads((run / "metrics.json").read_text())
+    by_round = {number: figures("--round", number) for number in (0, 2, 5)}
+    assert by_round[5] == result != by_round[2]
+    for name in ("acc", "nmi", "ami", "ari"):
+        assert by_round[0][name] == pytest.approx(metrics[f"baseline_{name}"], abs=1e-5)
+    assert figures("--round", 5, "--protocol", "knn") == figures("--protocol", "knn")
+    assert figures("--round", 0, "--protocol", "linear") != figures("--protocol", "linear")
+    (run / "checkpoints/000002.safetensors").write_bytes(b"damaged")
+    for number, code in ((1, 4), (2, 4), (-1, 2)):
+        ends(["evaluate", run, "--protocol", "knn", "--round", number], code)
+    ends(["evaluate", run, photos, "--round", 4], 2)
+    ends(["fit", photos, "-o", tmp_path / "new", "--keep-checkpoints", 0], 2)
 
 
 def test_labels_of_a_table_need_no_images(run, photos, tmp_path, evaluated, ends):

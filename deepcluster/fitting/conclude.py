@@ -1,16 +1,12 @@
 """Step 7 of a run: its result, computed by all ranks together."""
 
 from collections.abc import Mapping
-from functools import partial
 
 from torch import Tensor
 
 from deepcluster import algorithm
-from deepcluster.build import compute_of, kmeans_of_result, reduction_of
 from deepcluster.errors import DataError, NonFiniteError
 from deepcluster.fitting.plan import ImagesRead, Job
-from deepcluster.groups.cut import Cut
-from deepcluster.learning.features import pairs_of
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
 from deepcluster.records import FINAL
@@ -18,9 +14,9 @@ from deepcluster.runs.inherit import continued
 from deepcluster.runs.result import (
     Outcome,
     choose_number,
+    conclusion_of,
+    cut_rows,
     describe,
-    groups_of,
-    place_rows,
     with_coarse_groups,
 )
 from deepcluster.runs.rows import Rows, sample_of
@@ -49,18 +45,9 @@ def conclude_run(
     recipe = images.recipe
     store = images.store
     is_final = record.result == FINAL
-    compute = compute_of(network, recipe, store.partition, exact=True)
     job.display.progress(GROUPING_PHASE, 0, 0)
     try:
-        final = algorithm.conclusion_of(
-            features,
-            recipe.pseudo_labels,
-            seed=record.seed,
-            reduction=reduction_of(recipe, network.feature_dim, network.classifier),
-            clustering=kmeans_of_result(recipe),
-            compute=compute,
-            pairs=partial(pairs_of, network, store.images, features, compute),
-        )
+        final = conclusion_of(network, store, recipe, record.seed, features)
     except NonFiniteError as error:
         if job.features is None:
             raise
@@ -80,16 +67,10 @@ def conclude_run(
     if store.partition.processes.is_main:
         display = job.display if is_final else Silent()
         n_clusters, record = choose_number(record.n_clusters, rows, record, recipe, display)
-
-    def tensors() -> dict[str, Tensor]:
-        cut = groups_of(rows.sample, final.clustering, n_clusters, record.seed, recipe, rows.embeddings)
-        if cut.count < n_clusters and is_final:
-            why = "the features have no more distinct values (are many equal?)"
-            warn(f"only {cut.count} of {n_clusters} clusters are not empty: {why}")
-        return {"centroids": cut.centroids, "group_of": cut.group_of}
-
-    cut = Cut(**store.partition.processes.broadcast_tensors(tensors))
-    cut, placement = place_rows(cut, rows, final.clustering.centroids)
+    cut, placement = cut_rows(rows, final.clustering, n_clusters, record.seed, recipe)
+    if cut.count < n_clusters and is_final:
+        why = "the features have no more distinct values (are many equal?)"
+        warn(f"only {cut.count} of {n_clusters} clusters are not empty: {why}")
     # Without a network the model takes no images.
     image_size, store_size = (recipe.image_size, recipe.store_size) if job.features is None else (1, 1)
     model = Model(

@@ -117,7 +117,9 @@ def _run(job: Job, begun: Begun, folder: files.LockedFolder | None, network: Net
     is_resumed = begun.state == "resumed"
     before = folder.read_record() if folder and folder.has(files.RUN) and not request.overwrite else None
     record = first_record(job, before, needed, is_resumed=is_resumed)
-    checkpoints = Checkpoints(out / "checkpoints", scratch_of(out, job.processes.rank), job.processes)
+    keep = job.request.keep_checkpoints
+    every = 0 if isinstance(keep, bool) else keep
+    checkpoints = Checkpoints(out / "checkpoints", scratch_of(out, job.processes.rank), job.processes, every=every)
     checkpoint = checkpoints.latest() if is_resumed else None
     job.display.say("Run", str(out))
     try:

@@ -60,7 +60,7 @@ class Request:
     like: Path | None = None  # a run whose groups these continue
     overwrite: bool = False
     resume: bool = False
-    keep_checkpoints: bool = False  # of the finished run
+    keep_checkpoints: int | bool = False  # of the finished run: True: the last two; a number N: also every N-th
     verbose: bool = False  # every choice with its reason, instead of a line about all
     report: bool = True  # False: no preliminary results; map and report are made when they are asked for
     command: str = ""

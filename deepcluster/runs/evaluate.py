@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from deepcluster.build import compute_of
 from deepcluster.errors import DataError, DiskError, UsageError
 from deepcluster.evaluation import PROTOCOL_OPTIONS, ClusteringOptions, LinearOptions, common
 from deepcluster.evaluation.common import Labelled, NamedFigure, ProbeTask
@@ -16,9 +17,11 @@ from deepcluster.evaluation.linear import linear
 from deepcluster.images import Images, Source, find
 from deepcluster.images.given import true_labels
 from deepcluster.images.store import Store, check_alike, read_once
+from deepcluster.learning.features import extract
 from deepcluster.model import Model
 from deepcluster.recipe import Options, read_options
-from deepcluster.runs.rows import images_at_hand
+from deepcluster.runs.result import conclusion_of, cut_rows
+from deepcluster.runs.rows import Rows, images_at_hand, recipe_of, sample_of
 from deepcluster.runtime.console import Display, Log, Several, Silent
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.log import warn
@@ -26,6 +29,7 @@ from deepcluster.runtime.plain_files import json_sha256
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
+from deepcluster.storage.checkpoint import Checkpoints, fitting
 from deepcluster.storage.state import scratch_of
 
 SCHEMA_VERSION = 1
@@ -43,6 +47,8 @@ class EvaluationRequest:
     images: Images | None = None
     #: ``folders``, or a CSV file of path and label; if None, the labels of the fit.
     labels: str | None = None
+    #: Score the state after so many rounds, if its checkpoint was kept; if None, the result.
+    round: int | None = None
     #: Images to learn from; if None, the run's own.
     train: Images | None = None
     #: Options of the protocol.
@@ -79,6 +85,8 @@ def evaluate(
             depends, figures = _of_clusters(job, options)
         else:
             depends, figures = _of_probe(job, options)
+        if request.round is not None:
+            depends = {**depends, "round": request.round}
         file = f"evaluation-{request.protocol}.json"
         about = {
             "schema_version": SCHEMA_VERSION,
@@ -146,6 +154,10 @@ class _Evaluation:
     def model(self) -> Model:
         model = models.load_of_run(self.folder, choose_device(self.request.device))
         model.check_network(f"evaluate with other images or --protocol {self.request.protocol}")
+        if self.request.round is not None:
+            weights = Checkpoints(self.folder.path / "checkpoints").body(self.request.round)
+            with fitting(self.folder.path / "checkpoints"):
+                model.network.body.load_state_dict(weights)
         return model
 
     def read(self, source: Source, labels: Sequence[str], size: int, name: str) -> tuple[Store, list[str]]:
@@ -163,8 +175,40 @@ class _Evaluation:
         return store, [labels[labelled[i]] for i in store.usable]
 
 
+def _of_round(job: _Evaluation, options: ClusteringOptions) -> Prepared:
+    """Score the clusters of the run's images that a result after this round would have, as many as the run has now."""
+    if job.request.images is not None:
+        raise UsageError("--round has no clusters of other images: leave out IMAGES, or give --protocol knn or linear")
+    every = job.run_images()
+    labels = job.labels(every, of_run=True)
+    added = {row["path"] for row in job.folder.read_added()}
+    of_fit = [i for i, path in enumerate(every.paths) if path not in added]
+    source, labels = every.rows(of_fit), [labels[i] for i in of_fit]
+    model, record, recipe = job.model, job.folder.read_record(), recipe_of(job.folder)
+    if classes := model.reduction.classes:
+        model.network.classifier = classes.weight, classes.bias
+
+    def figures() -> Iterator[NamedFigure]:
+        store = read_once(source, model.store_size, job.processes, progress=partial(job.display.progress, "reading"))
+        network, partition = model.network, store.partition
+        features = extract(network, store.images, compute_of(network, recipe, partition, exact=True))
+        final = conclusion_of(network, store, recipe, record.seed, features)
+        sample = sample_of(final.reduced, partition, record.seed)
+        paths = [source.paths[i] for i in store.usable]
+        rows = Rows(paths, None, (), final.reduced, sample, partition, final.residuals)
+        k = len(model.cut.group_of.unique())
+        clusters = partition.all_gather(cut_rows(rows, final.clustering, k, record.seed, recipe)[1].cluster)
+        yield from common.clustering(
+            clusters.tolist(), [labels[i] for i in store.usable], options, seed=job.request.seed
+        )
+
+    return {"model": model.identity.digest, "test": common.fingerprint(source, labels)}, figures
+
+
 def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Prepared:
     """Score the clusters of clusters.csv, or for other images those that the model assigns."""
+    if job.request.round is not None:
+        return _of_round(job, options)
     if job.request.images is None:
         rows = job.folder.read_clusters().where("status", "ok")
         paths = list(rows.column("path"))

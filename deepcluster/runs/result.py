@@ -3,13 +3,15 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from deepcluster.build import kmeans_of_result
+from deepcluster import algorithm
+from deepcluster.build import compute_of, kmeans_of_result, reduction_of
 from deepcluster.clustering.agreement import NMI_AVERAGE, pair_counts, scores
 from deepcluster.clustering.kmeans import best_of, means
 from deepcluster.groups.choose_k import CutRows, candidates, coarse_number, cut_once, stability
@@ -18,7 +20,10 @@ from deepcluster.groups.graph import Embeddings
 from deepcluster.groups.spread import estimated_quality
 from deepcluster.groups.tree import Tree, coarse_groups, medoids_of
 from deepcluster.images import Source
+from deepcluster.images.store import Store
+from deepcluster.learning.features import pairs_of
 from deepcluster.model import Model
+from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
 from deepcluster.records import Clustering
 from deepcluster.runs.page import MAP, TREE, Shown, Tables, shown_of, tree_of, write_page, write_tree
@@ -54,6 +59,31 @@ class Outcome:
 
 
 # ---- computed by all ranks ------------------------------------------------------------------------------------------
+
+
+def conclusion_of(network: Network, store: Store, recipe: Recipe, seed: int, features: Tensor) -> algorithm.Conclusion:
+    """Reduce and cluster this rank's ``features``, of a pass of the network, as the recipe says. A collective."""
+    compute = compute_of(network, recipe, store.partition, exact=True)
+    return algorithm.conclusion_of(
+        features,
+        recipe.pseudo_labels,
+        seed=seed,
+        reduction=reduction_of(recipe, network.feature_dim, network.classifier),
+        clustering=kmeans_of_result(recipe),
+        compute=compute,
+        pairs=partial(pairs_of, network, store.images, features, compute),
+    )
+
+
+def cut_rows(rows: Rows, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe) -> tuple[Cut, Placement]:
+    """Cut the rows into groups by the sample of the main rank, and place them. A collective."""
+
+    def tensors() -> dict[str, Tensor]:
+        cut = groups_of(rows.sample, fine, n_clusters, seed, recipe, rows.embeddings)
+        return {"centroids": cut.centroids, "group_of": cut.group_of}
+
+    cut = Cut(**rows.partition.processes.broadcast_tensors(tensors))
+    return place_rows(cut, rows, fine.centroids)
 
 
 def describe(

@@ -4,7 +4,7 @@ A checkpoint is NAME.safetensors, and after it NAME.json, which has the SHA-256 
 without a json that agrees there is no checkpoint. NAME is the number of rounds done. The main rank writes all that is
 the same on every rank. Rank 1 writes the remembered features of its own rows into NAME-1.safetensors, and so on.
 Any number of ranks can go on from there: a rank reads the rows that are its own then. The last
-two checkpoints are kept, so that a damaged one costs little.
+two checkpoints are kept, so that a damaged one costs little, and every n-th if that is asked for.
 """
 
 import json
@@ -31,6 +31,7 @@ SCHEMA_VERSIONS = range(4, 5)  # that this version reads; it writes the last
 MAX_CHECKPOINTS = 2
 IMAGES = "images.csv"  # the images that the run began with (runs/rows.py)
 FEATURES_KEY = "features"  # the only tensor with rows by rank
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)  # errors of reading
 TENSOR = "tensor of this checkpoint"
 Tensors = Mapping[str, Tensor]
 ROUNDS = Annotated[int, range(1_000_000)]
@@ -48,15 +49,19 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints in a folder that all ranks see. It is no link: the lock of the run checks that."""
+    """The checkpoints in a folder that all ranks see. It is no link: the lock of the run checks that.
 
-    def __init__(self, folder: Path, scratch: Path | None = None, processes: Processes = ALONE):
+    ``every``: Keep those of every so many rounds, besides the last two; 0: no others.
+    """
+
+    def __init__(self, folder: Path, scratch: Path | None = None, processes: Processes = ALONE, every: int = 0):
         self.folder = folder
+        self.every = every
         self.scratch = scratch
         self.processes = processes
 
     def write(self, state: State, network: Tensors, about: Mapping[str, Any]) -> None:
-        """Write a checkpoint, and then remove all but the last two. A collective.
+        """Write a checkpoint, and then remove the old ones that are not to be kept. A collective.
 
         ``network``: Its ``state_dict``, whose head is left out, because the next round makes a new one.
 
@@ -103,7 +108,7 @@ class Checkpoints:
         for path in paths:
             try:
                 checkpoint = self._read(path)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            except DAMAGE as error:
                 reasons.append(f"{path.name}: {first_line(error)}")
                 continue
             if reasons:
@@ -112,6 +117,19 @@ class Checkpoints:
         if reasons:
             raise ModelError(f"no usable checkpoint in {self.folder} ({'; '.join(reasons)}): --overwrite starts anew")
         return None
+
+    def body(self, rounds: int) -> dict[str, Tensor]:
+        """Return the weights of the network's body after so many rounds. ModelError if no whole checkpoint has them."""
+        path = self.folder / f"{rounds:06d}.json"
+        if not path.exists():
+            there = ", ".join(str(int(path.stem)) for path in sorted(self.folder.glob("[0-9]*.json"))) or "none"
+            raise ModelError(f"there is no checkpoint of round {rounds} (kept: {there}): fit with --keep-checkpoints N")
+        try:
+            tensors = self._read(path).tensors
+        except DAMAGE as error:
+            raise ModelError(f"{path} is damaged ({first_line(error)}): choose another round") from None
+        prefix = "network.body."
+        return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
     def _write(self, name: str, tensors: Tensors) -> str:
         self.folder.mkdir(exist_ok=True)
@@ -154,10 +172,11 @@ class Checkpoints:
 
     def _prune(self, last: str, files: Mapping[str, str]) -> None:
         # Checkpoints after `last` are damaged leftovers: the run resumed before them.
-        latest = sorted(path.stem for path in self.folder.glob("[0-9]*.json") if path.stem <= last)[-MAX_CHECKPOINTS:]
+        whole = sorted(path.stem for path in self.folder.glob("[0-9]*.json") if path.stem <= last)
+        kept = {*whole[-MAX_CHECKPOINTS:], *(name for name in whole if self.every and int(name) % self.every == 0)}
         for path in self.folder.iterdir():
             name = path.stem.partition("-")[0]
-            wanted = name in latest and (name != last or path.suffix == ".json" or path.stem in files)
+            wanted = name in kept and (name != last or path.suffix == ".json" or path.stem in files)
             if not wanted and path.name != IMAGES and is_known(f"checkpoints/{path.name}"):
                 with suppress(OSError):  # one that is in use is removed another time
                     path.unlink()
