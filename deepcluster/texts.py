@@ -8,6 +8,7 @@ import math
 import re
 import shlex
 import unicodedata
+from collections.abc import Mapping
 
 NOTHING = "\u2013"  # a dash if there is no value
 MINUS = "\u2212"  # as wide as the plus
@@ -44,6 +45,13 @@ def percent(share: float | None) -> str:
 def agreement(index: float) -> str:
     """Return an adjusted Rand index as text, and no percentage: that reads as a share of right images."""
     return f"{max(0.0, index):.2f}"
+
+
+def quality_text(quality: Mapping[str, float]) -> str:
+    """Describe an estimate of the quality (``estimated_quality``) in a sentence."""
+    share, low, high = (100 * quality[name] for name in ("share", "low", "high"))
+    counts = f"{quality['right']:,} of {quality['drawn']:,} images drawn at random are in the right cluster"
+    return f"{counts}, their own answers aside: about {share:.0f}% ({low:.0f} to {high:.0f}%) of all are."
 
 
 def in_words(seconds: float) -> str:

@@ -453,7 +453,7 @@ ENGLISH = r"""known => {
   }
   return texts.filter(text => text.match(/[A-Za-z]{2,}/g)?.some(word => !known.split(' ').includes(word)));
 }"""
-KNOWN = "AMI ARI CSV JavaScript NMI UMAP Ward bars blob checks clusters csv duplicates edits json ln photos"
+KNOWN = "AMI ARI CSV JavaScript answers NMI UMAP Ward bars blob checks clusters csv duplicates edits json ln photos"
 KNOWN += " predict reject skipped"
 
 

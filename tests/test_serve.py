@@ -31,11 +31,12 @@ ATTACKS = [  # path behind the token (or whole), body, method, headers, status
     ("", None, "", {"Origin": "https://evil.example"}, 403),
     *(
         (act, b"{}", "", {"Origin": o}, 403)
-        for act in ("undo", "recut")
+        for act in ("undo", "recut", "teach", "preview")
         for o in ("https://evil.example", "null", None)
     ),
     *((act, b"{}", "", {"Content-Type": kind}, 403) for act in ("undo", "recut") for kind in ("text/plain", None)),
-    *((act, None, "", {}, 403) for act in ("undo", "recut", "recut/3", "recut?k=3")),
+    *((act, None, "", {}, 403) for act in ("undo", "recut", "recut/3", "recut?k=3", "teach", "ask", "preview")),
+    *((act, b'{"taught": {}}', "", {}, 409) for act in ("teach", "ask", "preview")),
     *(("recut", body, "", {}, 409) for body in (b"{}", b'{"k": 3}', b'{"version": null, "k": 3}')),
     *(("undo", b"", "", {"Content-Length": length}, 403) for length in (str(5 << 20), "-1")),
     ("undo", b"", "", {"Content-Length": None, "Transfer-Encoding": "chunked"}, 403),
@@ -79,6 +80,17 @@ def test_nothing_gets_in(run: Path):
         assert status == 409 and "2 to 500" in error["error"], k
     for steps in (0, -1, 101, 10**400, "1", "all", True, None, [1], 1):  # the run has no change to take back
         assert answer(address, "undo", now, steps=steps)[0] == 409, steps
+    one = {"path": 0, "cluster": 0}
+    for taught in (
+        *({"answers": [one | wrong]} for wrong in ({"path": -1}, {"path": 10**9}, {"path": "/etc/passwd"}, {"x": 1})),
+        *({"answers": [one | wrong]} for wrong in ({"cluster": -1}, {"cluster": 99}, {"cluster": "1"}, {"drawn": 1})),
+        *({"answers": [{"path": 0, "name": name}]} for name in ("a\nb", "x" * 201, 5)),
+        *({"answers": answers} for answers in ([one, one], [one, {"path": 1}] * 2, one, None)),
+        *({"answers": [one], "within": cluster} for cluster in (0, 99, "0")), {"out": "/tmp/x"}, [], None,
+    ):  # fmt: skip
+        assert [answer(address, act, now, taught=taught)[0] for act in ("teach", "preview")] == [409, 409], taught
+    for n in (0, -1, 1001, "3", 10**400):
+        assert answer(address, "ask", now, taught={"n": n})[0] == 409
     assert answer(address, "recut", now, k=49)[0] == 409
     assert answer(address, "recut", now)[0] == 409
     with urlopen(address) as page:  # and no page may frame it
@@ -97,8 +109,8 @@ def test_a_tab_of_an_older_state_changes_nothing(run: Path):
             assert status == 409 and str(os.getpid()) in answered["error"]
     assert answer(address, "apply", old, junk=[1])[0] == 200
     before = contents(run)
-    for action, words in {"apply": {}, "undo": {}, "export": {}, "recut": {"k": 4}}.items():
-        status, answered = answer(address, action, old, **words)
+    for action in ("apply", "undo", "export", "recut", "teach", "ask", "preview"):
+        status, answered = answer(address, action, old, **({"k": 4} if action == "recut" else {}))
         assert status == 409 and answered["outdated"]
     assert contents(run) == before and not run.with_name("run-sorted").exists()
 

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -227,6 +228,25 @@ def test_answers_that_cannot_be_used_are_named_and_change_nothing(run, tmp_path,
     assert state(run) == before
 
 
+def test_examples_of_several_kinds_split_a_cluster_and_no_other(run):
+    apply(run, Edits(merge=((0, 1, 2),)))
+    before = placed(run)
+    inside = [row for row, (cluster, _) in enumerate(before.values()) if cluster == 0]
+    numbers = dict(
+        zip([one for one, _ in Counter(row % KINDS for row in inside).most_common(3)], (0, 5, 6), strict=True)
+    )
+    examples = [row for one in numbers for row in [row for row in inside if row % KINDS == one][:3]]
+    with pytest.raises(UsageError, match="two kinds"):
+        teach(run, [Answer(row, 0) for row in examples], within=0)
+    teach(run, [Answer(row, numbers[row % KINDS]) for row in examples], within=0)
+    now, parts = placed(run), [number for number, _ in placed(run).values()]
+    assert all(now[path] == before[path] for path, (cluster, _) in before.items() if cluster) and state_of(run)
+    assert {parts[row] for row in inside} == {0, 5, 6}
+    assert np.mean([parts[row] == numbers[row % KINDS] for row in inside if row % KINDS in numbers]) > 0.9
+    undo(run)
+    assert placed(run) == before
+
+
 def test_answers_survive_as_moves_do_and_count_again(made, run, tmp_path, prints):
     teach(run, said(run, 30))
     answers, paths = load(run).answers, [*placed(run)]
@@ -252,15 +272,23 @@ def test_answers_survive_as_moves_do_and_count_again(made, run, tmp_path, prints
 
 
 def test_only_answers_about_images_drawn_at_random_count_for_the_quality(run):
-    share = right(run)
+    """They teach nothing, and are judged by the clusters that they would have now."""
+    before = placed(run)
     teach(run, said(run, 10))
     assert "quality" not in record(run)
     undo(run)
-    teach(run, said(run, 40, drawn=True))
+    answers = said(run, 40, drawn=True)
+    paths = {answer.path for answer in answers}
+    teach(run, answers)
+    now, quality = placed(run), record(run)["quality"]
+    assert all(now[path][1] == path.partition("/")[0] if path in paths else now[path] == before[path] for path in now)
+    assert quality["drawn"] == 40 and quality["right"] == sum(before[one.path][1] == one.name for one in answers)
+    teach(run, [Answer(1)])
+    assert record(run)["quality"]["right"] < 40  # although they are in their clusters by now
+    teach(run, said(run, 30))
     quality = record(run)["quality"]
-    assert quality["drawn"] == 40 and quality["low"] < share < quality["high"]
-    teach(run, said(run, 10))  # they were judged at the time of the question
-    assert record(run)["quality"] == quality
+    rest = [name == path.partition("/")[0] for path, (_, name) in placed(run).items() if path not in paths]
+    assert quality["drawn"] == 40 and quality["low"] < np.mean(rest) < quality["high"]
     recut(run, 6)
     assert "quality" not in record(run)
     undo(run)

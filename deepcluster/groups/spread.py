@@ -37,6 +37,14 @@ class Taught:
     labels: Labels  #: their groups (N)
     kinds: Labels  #: of all groups (K): the same number for those with the same name
     answers: Mapping[int, int]  #: groups of some rows
+    unknown: Sequence[int] = ()  #: rows whose present groups count for nothing
+
+    def inside(self, group: int) -> tuple[Labels, "Taught"]:
+        """Return the rows in a group, and these alone, with nothing but the answers to tell them apart."""
+        rows = np.flatnonzero(self.labels == group)
+        answers = {place: self.answers[row] for place, row in enumerate(rows.tolist()) if row in self.answers}
+        ties = self.ties[rows][:, rows]
+        return rows, Taught(self.rows[rows], ties, self.labels[rows], self.kinds, answers, range(len(rows)))
 
 
 def label_spreading(ties: "csr_array", scores: Numbers) -> Numbers:
@@ -78,9 +86,10 @@ def beliefs(taught: Taught) -> Numbers:
     asked, given = np.array([*taught.answers.items()], np.int64).reshape(-1, 2).T
     certain = np.eye(len(taught.kinds))[given]
     scores = PRESENT * np.eye(len(taught.kinds))[taught.labels]
+    scores[[*taught.unknown]] = 0
     scores[asked] = certain
     spread = label_spreading(taught.ties, scores).clip(0)
-    shares: Numbers = spread / spread.sum(1, keepdims=True)
+    shares: Numbers = spread / np.maximum(spread.sum(1, keepdims=True), np.finfo(float).tiny)
     shares[asked] = certain
     weights = np.full(len(shares), FOLLOWER)
     weights[asked] = 1

@@ -231,6 +231,7 @@ def _run(data: RunData) -> Values:
         "name": data.in_commands,
         "facts": [(name, fact(key, run[key])) for key, name in FACTS.items() if run.get(key) not in (None, "")],
         "command": [words for words in re.split(" (?=-)", texts.retold(str(run.get("command") or ""))) if words],
+        "quality": texts.quality_text(run["quality"]) if run.get("quality") else None,
         "statements": [*filter(None, (run.get("verdict"), _rounds(data)))],
     }
 
@@ -329,6 +330,7 @@ def script_data(data: RunData) -> str:
         "cut": str(data.run.get("cut") or ""),
         "next": data.next_number,
         "recut": f"deepcluster recut {data.in_commands} -k ",
+        "teach": f"deepcluster teach {data.in_commands} answers.csv",
         "columns": columns(len(on_sheet(rows))),
         "sheet": "data:image/webp;base64," + base64.b64encode(data.sheet).decode("ascii") if data.sheet else None,
         "originals": quote(data.originals, errors="surrogateescape") or None,

@@ -14,10 +14,10 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -30,21 +30,24 @@ from threading import Thread
 from typing import Annotated, Any
 
 from deepcluster.errors import DataError, DeepClusterError, Stopped, UsageError
+from deepcluster.groups.spread import estimated_quality
 from deepcluster.records import PRELIMINARY
 from deepcluster.report.page import SERVED, policy, served
 from deepcluster.report.pictures import tile
 from deepcluster.report.sections import Picture
+from deepcluster.runs import teach as teaching
 from deepcluster.runs.page import MOST_IN_TREE, pictures
 from deepcluster.runs.recut import UNDO, apply, recut, undo
-from deepcluster.runs.rows import images_at_hand
+from deepcluster.runs.rows import images_at_hand, read_run
 from deepcluster.runtime import log, signals
 from deepcluster.runtime.console import Log
 from deepcluster.runtime.plain_files import MOST_JSON, parse_json, sha256, shaped
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import Row
-from deepcluster.storage.edits_file import edits_of
+from deepcluster.storage.edits_file import checked_name, edits_of
 from deepcluster.storage.model_files import MAX_STEPS, read_former
 from deepcluster.storage.state import SCRATCH
+from deepcluster.texts import bare, inert, quality_text
 
 IDLE_SECONDS = 3600.0
 IMAGE_SIDE = 1600  # px of an enlarged image
@@ -54,6 +57,15 @@ Answer = tuple[str, bytes]  # Content-Type and body
 FOLDER_NAME = re.compile(r"\w([\w .()-]{0,98}[\w)])?")
 StepsBack = Annotated[int, range(1, MAX_STEPS + 1)]
 GroupsOfPage = Annotated[int, range(2, MOST_IN_TREE + 1)]  # of groups; more take minutes
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """Answers of a person at the page, not applied yet."""
+
+    answers: tuple[teaching.Answer, ...] = ()  # about rows
+    within: int | None = None  # the cluster that they split
+    n: Annotated[int, range(1, 1001)] = 10  # questions that the page wants
 
 
 class Refused(Exception):
@@ -79,6 +91,11 @@ class Sorting:
     best: bool = False  # of nearly identical images only the best one
     apart: bool = False  # outliers in folders of their own
     levels: Annotated[int, range(1, 3)] = 1  # of folders: 2 with those of the groups of clusters
+
+
+def _told(request: Mapping[str, Any]) -> Teaching:
+    told: Teaching = shaped(request.get("taught"), Teaching, "taught")
+    return replace(told, answers=tuple(replace(one, name=checked_name(one.name)) for one in told.answers))
 
 
 def _places(folder: files.RunFolder) -> dict[str, Path]:
@@ -134,6 +151,7 @@ class _Server(ThreadingTCPServer):
         self.calls: Queue[tuple[Callable[[], Answer], Future[Answer]]] = Queue()
         self.unchecked: dict[socket, float] = {}  # connections and when they came, the oldest first
         self.images: tuple[str, list[str], Picture] = "", [], lambda path: None
+        self.state: tuple[str, Any] = "", None  # version and run, with its graph, between questions
 
     def get_request(self) -> tuple[socket, Any]:
         try:
@@ -186,6 +204,9 @@ class _Server(ThreadingTCPServer):
                 apply(self.run, edits_of(request.get("edits")))
             elif action == "undo":
                 undo(self.run, steps=shaped(request.get("steps", 1), StepsBack, "steps"))
+            elif action == "teach":
+                told = _told(request)
+                teaching.teach(self.run, told.answers, within=told.within)
             elif action == "recut":
                 recut(self.run, shaped(request.get("k"), GroupsOfPage, "k"))
             else:
@@ -193,6 +214,36 @@ class _Server(ThreadingTCPServer):
             lines = [line.partition(" ")[2].removeprefix("INFO ") for line in log.lines().splitlines()[1:]]
             said = "\n".join(line for line in lines if not line.startswith(f"{UNDO}: "))  # the page has a button
         return "application/json", json.dumps({"said": said, **answer}).encode()
+
+    def ask(self, action: str, request: dict[str, Any]) -> Answer:
+        """Return questions, or for ``preview`` the images that would follow the answers. Nothing is written."""
+        version = files.read_state(self.run, _version)
+        if request.get("version") != version:
+            raise Outdated
+        if self.state[0] != version:
+            self.state = version, files.read_state(self.run, read_run)
+        record, model, rows = self.state[1]
+        told = _told(request)
+        if action == "preview":
+            done = teaching.lesson(model, rows, told.answers, told.within)
+            quality = estimated_quality(done.model.drawn)
+            preview = {
+                "moves": [[*pair, count] for pair, count in done.changes.items()],
+                "after": done.after.cluster.tolist(),
+                "names": done.model.names,
+                "quality": quality_text(quality) if quality else "",
+            }
+            return "application/json", json.dumps(preview).encode()
+        row_of = {path: row for row, path in enumerate(rows.paths)}
+        both = (
+            teaching.asked(model, rows, told.n, record.seed, answers=told.answers, drawn=drawn)
+            for drawn in (False, True)
+        )
+        questions = [
+            [{**asdict(one), "row": row_of[one.path], "path": inert(bare(str(one.path)))} for one in some]
+            for some in both
+        ]
+        return "application/json", json.dumps({"questions": questions}).encode()
 
     def sort_images(self, choices: Any) -> dict[str, Any]:
         """Sort the images into folders; return where they are and how many, and how many were left out."""
@@ -271,11 +322,12 @@ class _Handler(BaseHTTPRequestHandler):
             return server.version if path else server.page
         length = headers.get("Content-Length", "")
         kind = headers.get("Content-Type")
-        if reads or path not in ("apply", "undo", "recut", "export"):
+        if reads or path not in ("apply", "undo", "recut", "teach", "ask", "preview", "export"):
             raise Refused("no such page or action")
         if kind != "application/json" or not length.isdecimal() or int(length) > MOST_JSON:
             raise Refused(f"an action takes application/json of at most {MOST_JSON:,} bytes")
-        return partial(server.change, path, shaped(parse_json(self.rfile.read(int(length))), dict, "the request"))
+        work = server.ask if path in ("ask", "preview") else server.change
+        return partial(work, path, shaped(parse_json(self.rfile.read(int(length))), dict, "the request"))
 
 
 def serve(

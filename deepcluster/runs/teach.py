@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from deepcluster.errors import UsageError
-from deepcluster.groups.cut import Placement, move_rows, regrouped
+from deepcluster.groups.cut import Cut, Placement, move_rows, regrouped
 from deepcluster.groups.graph import graph_rows
-from deepcluster.groups.spread import Labels, Taught, beliefs, followed, nodes_of, questions
+from deepcluster.groups.spread import Labels, Taught, beliefs, estimated_quality, followed, nodes_of, questions
 from deepcluster.model import Model
 from deepcluster.runs.recut import UNDO, coarse_of_moves, moved_rows, way_back
 from deepcluster.runs.result import baseline_of, describe, write_outcome
@@ -25,7 +25,7 @@ from deepcluster.seeding import derive, generator
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.edits_file import Edits, checked_name
-from deepcluster.texts import one_line, plural
+from deepcluster.texts import one_line, plural, quality_text
 
 COLUMNS = ("path", "cluster", "name", "likely", "drawn")  # of a table of answers
 MAX_LIKELY = 9  # clusters: a page has as many digit keys
@@ -65,11 +65,14 @@ def ask(run: Path, n: int = 20, *, drawn: bool = False) -> list[Answer]:
     return asked(model, rows, n, record.seed, drawn=drawn)
 
 
-def asked(model: Model, rows: Rows, n: int, seed: int, *, drawn: bool = False) -> list[Answer]:
-    """Do the work of :func:`ask`."""
+def asked(
+    model: Model, rows: Rows, n: int, seed: int, *, drawn: bool = False, answers: Sequence[Answer] = ()
+) -> list[Answer]:
+    """Do the work of :func:`ask`; ``answers``: Some that have not been taught yet."""
     cluster = model.place(rows.reduced).cluster.tolist()
-    answered = {row: cluster[row] for row in model.answers if row < len(cluster)}
-    taught, nodes = _taught(rows, cluster, answered, model.names)
+    given, names, _ = _understood(answers, model, cluster, rows.paths)
+    answered = {row: cluster[row] for row in model.answers if row < len(cluster)} | given
+    taught, nodes = _taught(rows, cluster, answered, names)
     seed = derive(seed, "questions", len(answered))
     if drawn:
         order = torch.randperm(len(cluster), generator=generator(seed, "drawn")).tolist()
@@ -77,7 +80,7 @@ def asked(model: Model, rows: Rows, n: int, seed: int, *, drawn: bool = False) -
     else:
         first = {int(node): row for row, node in reversed([*enumerate(nodes)])}
         chosen = [first[node] for node in questions(taught, n, seed)]
-    believed = np.concatenate([beliefs(taught), np.zeros((1, len(model.names)))])  # -1 is not in the graph
+    believed = np.concatenate([beliefs(taught), np.zeros((1, len(names)))])  # -1 is not in the graph
     likely = {row: np.argsort(-believed[nodes[row]], kind="stable")[:MAX_LIKELY] for row in chosen}
     return [
         Answer(
@@ -92,18 +95,24 @@ def asked(model: Model, rows: Rows, n: int, seed: int, *, drawn: bool = False) -
 
 
 def _taught(
-    rows: Rows, cluster: Sequence[int], answers: Mapping[int, int], names: Sequence[str]
+    rows: Rows,
+    cluster: Sequence[int],
+    answers: Mapping[int, int],
+    names: Sequence[str],
+    unknown: Sequence[int] = (),
 ) -> tuple[Taught, Labels]:
     """Return the images in the graph, and which of them each image of the run is; -1: none.
 
     ``cluster``, ``answers``: Clusters of all images, and by the answers. ``names``: Of all clusters, the new ones too.
+    ``unknown``: Images whose clusters count for nothing.
     """
     graph = rows.sample[graph_rows(rows.sample)]
     nodes = nodes_of(rows.reduced, graph)
     labels = np.zeros(len(graph), np.int64)
     labels[nodes[nodes >= 0]] = np.array(cluster)[nodes >= 0]
     kinds = np.array([names.index(name) if name else group for group, name in enumerate(names)])
-    return Taught(graph, rows.embeddings.ties(graph), labels, kinds, _in_graph(answers, nodes)), nodes
+    without = [*_in_graph(dict.fromkeys(unknown, 0), nodes)]
+    return Taught(graph, rows.embeddings.ties(graph), labels, kinds, _in_graph(answers, nodes), without), nodes
 
 
 def _in_graph(groups: Mapping[int, int], nodes: Labels) -> dict[int, int]:
@@ -137,26 +146,48 @@ def read_answers(path: Path) -> list[Answer]:
     return answers
 
 
-def lesson(model: Model, rows: Rows, answers: Sequence[Answer]) -> Lesson:
-    """Let images follow these answers and all earlier ones. UsageError if there are none, or if one does not fit."""
+def lesson(model: Model, rows: Rows, answers: Sequence[Answer], within: int | None = None) -> Lesson:
+    """Let images follow these answers and all earlier ones. UsageError if there are none, or if one does not fit.
+
+    Images drawn at random teach nothing, so they tell how good the clusters of all others are. ``within``: A cluster,
+    whose images alone follow, and only these answers: it is split by examples.
+    """
     placed = model.place(rows.reduced)
     cluster = placed.cluster.tolist()
     given, names, said = _understood(answers, model, cluster, rows.paths)
-    answered = {row: cluster[row] for row in model.answers if row < len(cluster)} | given
+    if within is not None and len({group for row, group in given.items() if cluster[row] == within}) < 2:
+        raise UsageError(f"cluster {within} is split by examples of two kinds or more: tick some of each kind")
+    kept = {row: group for row, group in enumerate(cluster) if group != within}
+    answered = {row: kept[row] for row in model.answers if row in kept} | given
     if not answered:
         raise UsageError("there are no answers yet: give some")
-    moved = {row: cluster[row] for row, _ in model.moves if row < len(cluster) and row not in answered}
-    taught, nodes = _taught(rows, cluster, answered, names)
-    labels = followed(taught)
+    moved = {row: kept[row] for row, _ in model.moves if row in kept and row not in answered}
+    drawn = dict(model.drawn) if within is None else {}
+    unknown = [row for row, is_right in drawn.items() if not is_right]  # the present cluster is the answer
+    drawn |= {row: 0 for row, answer in zip(given, answers, strict=True) if answer.drawn}
+    teachers = {row: group for row, group in answered.items() if row not in drawn}
+    taught, nodes = _taught(rows, cluster, teachers, names, unknown)
+    labels = taught.labels.copy()
+    if within is not None:
+        part, inside = taught.inside(within)
+        labels[part] = followed(inside)
+    elif teachers:
+        labels = followed(taught)
     for row, group in _in_graph(moved, nodes).items():
         labels[row] = group
     cut = regrouped(model.cut, taught.rows, torch.from_numpy(taught.labels), torch.from_numpy(labels))
-    cut = move_rows(cut, moved | answered, rows.reduced, replace(model, cut=cut).place(rows.reduced).cluster)
+    wanted = replace(model, cut=cut).place(rows.reduced).cluster
+    if within is not None:
+        parts = torch.isin(cut.group_of, torch.tensor([*given.values()]))
+        split = replace(model, cut=Cut(cut.centroids[parts], cut.group_of[parts])).place(rows.reduced).cluster
+        wanted = torch.where(placed.cluster == within, split, placed.cluster)
+    unpinned = np.where(nodes < 0, wanted.numpy(), labels[nodes])
+    drawn = {row: int(taught.kinds[unpinned[row]] == taught.kinds[answered[row]]) for row in drawn if row in answered}
+    cut = move_rows(cut, moved | answered, rows.reduced, wanted)
     after = replace(model, cut=cut).place(rows.reduced)
     there = tuple(row for row, group in answered.items() if after.cluster[row] == group)
     if len(there) < len(answered):
         said.append(f"{plural(len(answered) - len(there), 'answer')} about images that equal others do not count")
-    drawn = {row: int(given[row] == cluster[row]) for row, answer in zip(given, answers, strict=True) if answer.drawn}
     present = {*cut.group_of.tolist()}
     coarse = [*model.coarse, *[0] * (len(model.names) - len(model.coarse))] if model.coarse else []
     new = replace(
@@ -166,7 +197,7 @@ def lesson(model: Model, rows: Rows, answers: Sequence[Answer]) -> Lesson:
         junk=tuple(sorted(present.intersection(model.junk))),
         moves=tuple((row, origin) for row, origin in model.moves if row in moved),
         answers=there,
-        drawn=tuple((drawn | dict(model.drawn)).items()),
+        drawn=tuple(drawn.items()),
         coarse=tuple(coarse_of_moves(coarse, given, [cluster[row] for row in given], len(names))),
     )
     return Lesson(new, placed, after, said)
@@ -178,7 +209,10 @@ def _understood(
     """Return the clusters of answered rows, the names of all clusters with the new ones, and remarks."""
     sizes = Counter(cluster)
     present = sorted({*model.cut.group_of.tolist()}, key=lambda group: (sizes[group], -group))
-    names = [*model.names]
+    free = len(model.names)
+    numbers = [answer.cluster for answer in answers if answer.cluster is not None and not answer.name]
+    new = range(free, max([free, *(number + 1 for number in numbers if number < free + len(answers))]))
+    names = [*model.names, *("" for _ in new)]
     largest = {names[group] or f"cluster {group}": group for group in present}
     times = Counter(names[group] for group in present)
     given: dict[int, int] = {}
@@ -187,7 +221,7 @@ def _understood(
     for row, answer in zip(rows, answers, strict=True):
         name, own = answer.name, cluster[row]
         number = own if answer.cluster is None else answer.cluster
-        if not name and number not in present:
+        if not name and number not in present and number not in new:
             raise UsageError(f"there is no cluster {number}: the clusters are in cluster_summary.csv")
         if name and name not in largest:
             largest[name] = len(names)
@@ -204,13 +238,14 @@ def teach(
     answers: Sequence[Answer] = (),
     display: Display | None = None,
     *,
+    within: int | None = None,
     names: Mapping[int, str] | None = None,
     report: bool = True,
 ) -> dict[tuple[int, int], int]:
     """Keep the answers with a run, let its other images follow, and return the changes, as in :class:`Lesson`.
 
-    The answers that the run has count again. ``names``: New names of clusters. ``report``: False writes only a report
-    that exists already again.
+    The answers that the run has count again. ``within``: As in :func:`lesson`. ``names``: New names of clusters.
+    ``report``: False writes only a report that exists already again.
 
     Raises UsageError if there are no answers, or if an image or a cluster does not exist.
     """
@@ -219,7 +254,7 @@ def teach(
         record, model, rows = read_run(folder)
         display.progress(GROUPING_PHASE, 0, 0)
         named = replace(model, names=tuple((names or {}).get(*pair) for pair in enumerate(model.names)))
-        done = lesson(named, rows, answers)
+        done = lesson(named, rows, answers, within)
         digest = json_sha256(sorted((row, int(done.after.cluster[row])) for row in done.model.answers))
         if record.edits == digest:
             display.say("Answers", "the run has them already")
@@ -231,6 +266,8 @@ def teach(
             new = replace(new, cut=None, cut_k=count, stability=None, verdict=None)
         display.say("Answers", "; ".join([plural(len(done.model.answers), "answer"), *done.said]))
         display.say("Changed", changes_text(changes, done.model))
+        if quality := estimated_quality(done.model.drawn):
+            display.say("Quality", quality_text(quality))
         display.say(UNDO, way_back(folder))
         with folder.next_state() as staged:
             text = plural(len(done.model.answers), "answer")

@@ -164,7 +164,7 @@ function refresh() {
 }
 
 /* A server gets edits at once, and those of an open grid when it is closed. Until one has failed, nothing is pending. */
-const applyPending = () => data.served && pendingCount() && send("apply", {edits: edits()});
+const applyPending = () => data.served && !followed() && pendingCount() && send("apply", {edits: edits()});
 
 function tellPending() {
   const count = data.served && !data.served.offer ? 0 : pendingCount();
@@ -377,6 +377,13 @@ function mark(number) {
 
 const unmerge = number => edit(() => state.into.delete(number));
 
+/* The picture of a cluster. */
+function faceOf(number, side) {
+  const medoid = cards.has(number) ? $(".medoid img", cards.get(number)) : null;
+  const first = medoid || !where ? -1 : where.findIndex(each => root(each) === number);
+  return medoid ? element("img", {src: medoid.src, alt: ""}) : first < 0 ? element("span", {className: "tile"}) : picture(tileOf(first), side);
+}
+
 /* Ask for a cluster, by its picture, number, name or hint: first those of the images ``alike``, then those like a cluster. */
 function choose({title, hint, others, like, alike = [], made = null, done, back}) {
   const dialog = $("#merge"), list = $("#merge-list"), filter = $("#merge-filter");
@@ -388,12 +395,7 @@ function choose({title, hint, others, like, alike = [], made = null, done, back}
   const entry = (value, face, text, about) => element("li", {}, element("button", {type: "submit", value: String(value)}, face,
     element("span", {}, text), element("span", {className: "quiet"}, about)));
   list.replaceChildren(...(made === null ? [] : [entry(made, element("span", {className: "tile"}, "+"), t("A new cluster"), t("number {0}", made))]),
-    ...others.map(other => {
-      const medoid = cards.has(other) ? $(".medoid img", cards.get(other)) : null;
-      const first = medoid || !where ? -1 : where.findIndex(each => root(each) === other);
-      const face = medoid ? element("img", {src: medoid.src, alt: ""}) : first < 0 ? element("span", {className: "tile"}) : picture(tileOf(first), 44);
-      return entry(other, face, titleOf(other) + perhaps(other), images(sizeOf(other)));
-    }));
+    ...others.map(other => entry(other, faceOf(other, 44), titleOf(other) + perhaps(other), images(sizeOf(other)))));
   const button = other => $(`button[value="${other}"]`, list);
   const typed = () => plain(filter.value).toLowerCase();
   const called = other => plain(nameOf(other)).toLowerCase();
@@ -407,6 +409,7 @@ function choose({title, hint, others, like, alike = [], made = null, done, back}
     const some = named.length ? named : others.filter(other => text && isLike(other, text));
     return some.length === 1 ? some[0] : undefined;
   };
+  $("#follow").closest("p").hidden = made === null || !data.served;
   filter.value = "";
   filter.oninput = () => {
     const text = typed(), one = meant();

@@ -14,6 +14,9 @@ function unpacked(packed) {
 
 const pathOf = i => imageData.folders[imageData.folder[i]] + imageData.names[i];
 const tileOf = i => i * imageData.every;
+/* The address of an image in full size, if it can be opened. */
+const urlOf = (row, path) => data.served ? `image/${data.served.version}/${row}`
+  : data.originals && location.protocol === "file:" && data.originals + path.split("/").map(encodeURIComponent).join("/");
 const distanceOf = i => imageData.far[i] / 65535 * imageData.farthest;
 const labelOf = i => imageData.label ? imageData.labels[imageData.label[i]] : "";
 const clusterOf = i => root(where[i]);
@@ -136,6 +139,7 @@ function makeGrid(scroller, side) {
       draw();
     },
     list: () => list,
+    seen: () => list.slice(...[scroller.scrollTop, scroller.scrollTop + scroller.clientHeight].map(y => Math.round(y / (side + gap)) * across)),
     at: () => list.slice(at, at + 1),
     next: () => go(at + 1),
     focus: () => inner.focus({preventScroll: true}),
@@ -165,6 +169,7 @@ async function openImages(source, title, total, back = () => {}, keepTicked = fa
   if (!keepTicked) tick([]);
   $("#moved").textContent = "";
   $("#images").onclose = () => { gridSource = null; back(); applyPending(); };
+  right.clear();
   $("#images").showModal();
   fill();
   grid.focus();
@@ -221,11 +226,13 @@ document.addEventListener("click", event => {
     move: () => openMove(chosen, () => grid && gridSource && grid.focus()),
     copy: () => copy(some.map(pathOf).join("\n") + "\n", button),
     csv: () => saveTable(some),
+    right: () => markRight(chosen.length ? chosen : grid.seen()),
+    kind: () => anotherKind(chosen),
   })[button.dataset.ticked]();
 });
 whenTicked.push(() => {
   for (const count of $$(".ticked-count")) count.textContent = ticked.size ? t("{0} selected", images(ticked.size)) : t("None selected");
-  for (const button of $$("[data-ticked=move], [data-ticked=none]")) button.disabled = !ticked.size;
+  for (const button of $$("[data-ticked=move], [data-ticked=none], [data-ticked=kind]")) button.disabled = !ticked.size;
 });
 
 function saveTable(list) {
@@ -258,8 +265,8 @@ function showOne() {
   place.replaceChildren(shown);
   const link = $("#one-original");
   link.hidden = true;
-  if (data.served || data.originals && location.protocol === "file:") {
-    const url = data.served ? `image/${data.served.version}/${i * imageData.step}` : data.originals + pathOf(i).split("/").map(encodeURIComponent).join("/");
+  if (urlOf(0, "")) {
+    const url = urlOf(i * imageData.step, pathOf(i));
     const original = element("img", {alt: pathOf(i)});
     original.onload = () => {
       if (one !== i) return;

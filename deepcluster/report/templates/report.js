@@ -165,6 +165,7 @@ for (const place of $$(".thumb")) place.append(picture(Number(place.dataset.tile
 
 //= grid.js
 //= edits.js
+//= teach.js
 //= served.js
 /* ---- the list of clusters --------------------------------------------------------------------------------------- */
 

@@ -1,5 +1,10 @@
 /* ---- the page of a server (runs/serve.py), which alone has this part ---------------------------------------------- */
 
+const SILENT = t("The server does not answer: start it again in the terminal, and open the address that it prints.");
+const post = (action, request) => fetch(action, {
+  method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify({version: data.served.version, ...request}),
+});
+
 /* Apply the edits, take the last ones back, or sort into folders. An edit that could not be applied stays pending. */
 async function send(action, request = {}) {
   if (document.body.inert || isWaiting()) return;
@@ -7,27 +12,29 @@ async function send(action, request = {}) {
   $$("dialog[open]").forEach(dialog => dialog.close());
   if (data.served.offer !== RELOAD) data.served.offer = "";
   tellPending();
-  tell({apply: t("Applying…"), undo: t("Taking back…"), export: t("Sorting…"), recut: t("Cutting into {0} clusters…", request.k)}[action]).classList.add("busy");
+  tell({apply: t("Applying…"), undo: t("Taking back…"), export: t("Sorting…"), recut: t("Cutting into {0} clusters…", request.k), teach: t("Applying…")}[action]).classList.add("busy");
   try {
-    const answer = await fetch(action, {
-      method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify({version: data.served.version, ...request}),
-    });
+    const answer = await post(action, request);
     const {said, error, outdated, final, sorted} = await answer.json();
     if (sorted) {
       sessionStorage.setItem("sorted", JSON.stringify({...sorted, at: new Date().toLocaleTimeString([], {timeStyle: "short"})}));
       $("#told").hidden = true;
       tellSorted();
     } else if (answer.ok) {
-      const chinese = {apply: `${t("Applied.")}${inWords(said.replace(/^.*?: /, ""))}`, undo: t("Taken back."), recut: t("Cut into {0} clusters.", request.k)};
+      const chinese = {apply: `${t("Applied.")}${inWords(said.replace(/^.*?: /, ""))}`, undo: t("Taken back."), recut: t("Cut into {0} clusters.", request.k), teach: t("Applied.")};
       sessionStorage.setItem("told", isChinese ? chinese[action] ?? said : said);
       if (action === "apply") sessionStorage.setItem("targets", JSON.stringify(targets));
       else sessionStorage.removeItem("targets");
+      if (action === "teach") {
+        sessionStorage.setItem("teaching", current === answered ? "1" : "");
+        forgetAnswers();
+      }
       return reload();
     } else tell(error);
     if (outdated) data.served.offer = RELOAD;
     else if (action === "apply" && !final) data.served.offer = AGAIN;
   } catch {
-    tell(t("The server does not answer: start it again in the terminal, and open the address that it prints."));
+    tell(SILENT);
     if (pendingCount()) data.served.offer = t("Download edits.json");
   }
   document.body.inert = false;
@@ -147,5 +154,7 @@ if (sessionStorage.getItem("told")) {
   tell(sessionStorage.getItem("told")).append(...(data.served.done.length ? [" ", back] : []));
 }
 sessionStorage.removeItem("told");
+if (sessionStorage.getItem("teaching")) ask();
+sessionStorage.removeItem("teaching");
 $("#told").addEventListener("click", () => { $("#told").hidden = true; });
 $("#help .quiet").textContent = t("Edits are applied at once. Undo takes back the last one, and History any number.");

@@ -1,0 +1,195 @@
+/* ---- teaching: answers about a few images, which all others follow ------------------------------------------------- */
+
+/* Answers by row, as runs/teach.py takes them: to questions, which the browser remembers, or from a list of images. */
+const teacher = $("#teach"), EACH = 10, MOST_SHOWN = 48, answersKey = `${memory} answers`;
+const answered = new Map(), skipped = new Set(), right = new Set(), asked = [];
+let queue = [], current = answered, within = null;
+try { for (const answer of JSON.parse(localStorage.getItem(answersKey) ?? "[]")) answered.set(answer.path, answer); } catch { /* none */ }
+
+function keepAnswers() {
+  try { localStorage.setItem(answersKey, JSON.stringify([...answered.values()])); } catch { /* not in this browser */ }
+}
+
+function forgetAnswers() {
+  current.clear();
+  keepAnswers();
+}
+
+async function inquire(action, n = EACH) {
+  const taught = {within, n, answers: [...current.values()]};
+  const reply = await post(action, {taught}).then(answer => answer.json(), () => ({error: SILENT}));
+  if (!reply.error) return reply;
+  teacher.close();
+  tell(reply.error);
+  if (reply.outdated) offerReload();
+  return {};
+}
+
+/* Without a server: the most typical image of each part of a cluster and images between clusters, in turn; random ones. */
+function questionsHere() {
+  const all = [...where.keys()], n = imageData.alike, typical = new Map();
+  for (const i of [...all].sort(orderings.far)) typical.set(`${home[i]} ${imageData.part[i]}`, i);
+  const first = [...typical.values()], random = all.map(i => [Math.random(), i]).sort((a, b) => a[0] - b[0]).map(([, i]) => i);
+  return [all.sort(orderings.doubt).flatMap((i, k) => [...first.slice(k, k + 1), i]), random].map(list => list.map(i => ({
+    row: i * imageData.step, path: pathOf(i), cluster: clusterOf(i),
+    likely: [...new Set([i, ...(imageData.similar?.slice(i * n, (i + 1) * n) ?? [])].map(clusterOf))],
+  })));
+}
+
+/* Every fourth question is about an image drawn at random. */
+async function fillQueue() {
+  const {questions} = data.served ? await inquire("ask", EACH + skipped.size) : {questions: questionsHere()};
+  const [taught, drawn] = (questions ?? [[], []]).map(list => list.filter(({row}) => !answered.has(row) && !skipped.has(row)));
+  const mixed = drawn.flatMap((question, k) => [...taught.slice(3 * k, 3 * k + 3), {...question, drawn: true}]);
+  queue = mixed.filter(({row}, k) => mixed.findIndex(other => other.row === row) === k).slice(0, EACH);
+}
+
+async function ask() {
+  if (!queue.length) await fillQueue();
+  if (!queue.length) return review();
+  part("ask", t("Where does this image belong?"));
+  const question = queue[0], place = $("#teach-picture"), {row, path, cluster} = question;
+  place.replaceChildren(picture(row % imageData.step ? -1 : tileOf(row / imageData.step), 0));
+  for (const next of queue.slice(0, 3)) next.image ??= element("img", {alt: next.path, src: urlOf(next.row, next.path) || ""});
+  question.image.decode().then(() => queue[0] === question && place.replaceChildren(question.image), () => {});
+  $("#teach-about").textContent = `${path} · ${t("now in {0}", callOf(cluster))}`;
+  const names = [...new Set([...answered.values()].map(({name}) => name))].filter(Boolean).slice(-4);
+  question.choices = [...question.likely.filter(number => clusters.has(number)).slice(0, 9 - names.length), ...names];
+  $("#teach-likely").replaceChildren(...question.choices.map((choice, k) => {
+    const isNew = typeof choice === "string", text = isNew ? choice : nameOf(choice) || callOf(choice);
+    return element("button", {type: "button", value: k, title: text}, isNew ? element("span", {className: "tile"}, "+") : faceOf(choice, 72), element("kbd", {}, k + 1), text);
+  }));
+  $("#teach-name").value = "";
+  $("[data-teach=review]").disabled = !answered.size;
+  $("#teach-names").replaceChildren(...roots().filter(sizeOf).map(number => element("option", {value: nameOf(number) || number})));
+  teacher.focus();
+}
+
+/* Take an answer, a cluster or a new name; without one the question is skipped. */
+function give(choice = null) {
+  const question = queue.shift(), {row, drawn = false} = question;
+  asked.push(question);
+  if (choice === null) skipped.add(row);
+  else answered.set(row, {path: row, drawn, [typeof choice === "string" ? "name" : "cluster"]: choice});
+  keepAnswers();
+  if (choice !== null && answered.size % EACH === 0) review();
+  else ask();
+}
+
+function takeAnswerBack() {
+  if (!asked.length) return;
+  queue.unshift(asked.pop());
+  answered.delete(queue[0].row);
+  skipped.delete(queue[0].row);
+  keepAnswers();
+  ask();
+}
+
+function part(name, title) {
+  for (const other of ["ask", "review", "save"]) $(`#teach-${other}`).hidden = other !== name;
+  $("#teach-title").textContent = title;
+  $("#teach-count").textContent = t(current.size === 1 ? "{0} answer" : "{0} answers", current.size);
+  if (!teacher.open) teacher.showModal();
+}
+
+async function review() {
+  if (!current.size) return teacher.close();
+  if (!data.served) {
+    part("save", t("Teach it"));
+    $("#teach-command").textContent = (pendingCount() ? `${$("#saved code").textContent}\n` : "") + data.teach;
+    return $("[data-teach=save]").focus();
+  }
+  part("review", t("Looking for similar images…"));
+  const {moves, after, names, quality} = await inquire("preview");
+  if (!moves) return;
+  const count = moves.reduce((sum, [, , some]) => sum + some, 0), called = number => names[number] || t("cluster {0}", number);
+  $("#teach-title").textContent = t(count === 1 ? "{0} image would move" : "{0} images would move", grouped(count));
+  $("#teach-quality").replaceChildren(...translated([quality]));
+  $("#teach-moves").replaceChildren(...moves.map(([from, to, some]) => {
+    const shown = [...where.keys()].filter(i => imageData.numbers[imageData.cluster[i]] === from && after[i * imageData.step] === to).slice(0, MOST_SHOWN);
+    const faces = shown.map(i => element("label", {title: pathOf(i)}, element("input", {type: "checkbox", value: `${i * imageData.step} ${from}`, ariaLabel: pathOf(i)}), picture(tileOf(i), 64)));
+    const rest = some > shown.length ? [t("and {0} more", grouped(some - shown.length))] : [];
+    return element("li", {}, element("strong", {}, `${called(from)} → ${called(to)} · ${images(some)}`), element("span", {className: "row"}, ...faces, ...rest));
+  }));
+  $("[data-teach=more]", $("#teach-review")).hidden = current !== answered;
+  $("[data-teach=only]").hidden = current === answered || !state.moves.size;
+  $("[data-teach=apply]").focus();
+}
+
+const teach = {
+  close: () => teacher.close(), only: () => teacher.close(), skip: () => give(), back: takeAnswerBack, more: ask, review,
+  apply: () => send("teach", {taught: {within, answers: [...current.values()]}}),
+  not: () => {
+    for (const [path, cluster] of $$(":checked", teacher).map(input => input.value.split(" ").map(Number))) current.set(path, {path, cluster});
+    keepAnswers();
+    review();
+  },
+  save: () => {
+    const rows = [...answered.values()].map(({path, cluster, name, drawn}) => [guarded(pathOf(path / imageData.step), "./"), cluster ?? "", guarded(name ?? "", "'"), Number(drawn)]);
+    save("answers.csv", [["path", "cluster", "name", "drawn"], ...rows].map(row => row.map(cell).join(",") + "\n").join(""), "text/csv");
+  },
+};
+
+teacher.addEventListener("click", event => {
+  const {dataset, value} = event.target.closest("[data-teach], #teach-likely button") ?? {};
+  if (dataset) teach[dataset.teach]?.() ?? (value && give(queue[0].choices[value]));
+});
+teacher.addEventListener("keydown", event => {
+  if ($("#teach-ask").hidden || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.matches("input")) {
+    const text = plain(event.target.value);
+    if (event.key === "Enter" && !event.isComposing && text) give(roots().find(number => text === nameOf(number) || text === String(number)) ?? text);
+    return;
+  }
+  const choice = queue[0]?.choices[event.key - 1];
+  const act = choice !== undefined ? () => give(choice) : {n: () => $("#teach-name").focus(), s: teach.skip, z: teach.back}[event.key];
+  if (!act) return;
+  event.preventDefault();
+  act();
+});
+/* Moves whose followers are not wanted are moves alone. */
+teacher.addEventListener("close", () => {
+  if (current === answered || document.body.inert) return;
+  [current, within] = [answered, null];
+  if (pendingCount()) send("apply", {edits: edits()});
+});
+
+/* Let images follow the answers of a list of images that has been closed: those that are right, and those that moved, if
+   that is wanted. A cluster some of whose images are right and others of another kind is split. */
+function followed() {
+  if (gridSource || document.body.inert || pendingCount() !== state.moves.size) return false;
+  const moves = edits().move ?? [], given = [...[...right].map(i => [i * imageData.step, clusterOf(i)]), ...moves];
+  const kinds = new Set(given.filter(([row]) => home[row / imageData.step] === within).map(([, cluster]) => cluster));
+  if (kinds.size < 2) within = null;
+  if (within === null && !right.size && !($("#follow").checked && moves.length)) return false;
+  current = new Map(given.map(([path, cluster]) => [path, {path, cluster}]));
+  right.clear();
+  review();
+  return true;
+}
+
+function markRight(list) {
+  for (const i of list) right.add(i);
+  $("#moved").textContent = t(list.length === 1 ? "{0} is right." : "{0} are right.", images(list.length));
+  tick([]);
+}
+
+/* Images of another kind become a new cluster, and only those of their own follow. */
+function anotherKind(list) {
+  const from = new Set(list.map(clusterOf));
+  if (from.size === 1) [within] = from;
+  moveTo(list, nextFree());
+}
+
+if (data.served) {
+  $("#examples").hidden = false;
+  try { $("#follow").checked = localStorage.getItem("deepcluster follow") === "1"; } catch { /* it is asked again */ }
+  $("#follow").addEventListener("change", event => {
+    try { localStorage.setItem("deepcluster follow", event.target.checked ? "1" : ""); } catch { /* for this page alone */ }
+  });
+}
+$("#teach-open").hidden = !where;
+$("#teach-open").addEventListener("click", () => {
+  [current, within] = [answered, null];
+  ask();
+});
