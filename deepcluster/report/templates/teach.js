@@ -100,11 +100,12 @@ async function review() {
     return $("[data-teach=save]").focus();
   }
   part("review", t("Looking for similar images…"));
+  $("#teach-moves").replaceChildren();
   const {moves, after, names, quality} = await inquire("preview");
   if (!moves) return;
   const count = moves.reduce((sum, [, , some]) => sum + some, 0), called = number => names[number] || t("cluster {0}", number);
   $("#teach-title").textContent = t(count === 1 ? "{0} image would move" : "{0} images would move", grouped(count));
-  $("#teach-quality").replaceChildren(...translated([quality]));
+  $("#teach-quality").replaceChildren(...(isChinese ? translated([quality]) : [quality]));
   $("#teach-moves").replaceChildren(...moves.map(([from, to, some]) => {
     const shown = [...where.keys()].filter(i => imageData.numbers[imageData.cluster[i]] === from && after[i * imageData.step] === to).slice(0, MOST_SHOWN);
     const faces = shown.map(i => element("label", {title: pathOf(i)}, element("input", {type: "checkbox", value: `${i * imageData.step} ${from}`, ariaLabel: pathOf(i)}), picture(tileOf(i), 64)));
