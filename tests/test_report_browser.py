@@ -596,6 +596,7 @@ def give_two_levels(run: Path) -> None:
         model = replace(model, coarse=(0, 1, 0), coarse_names=("", ""))
         outcome = describe(model, images, model.place(images.reduced), record, recipe_of(folder), {})
         write_outcome(staged, outcome, new=("groups",))
+    write_report(run)
 
 
 def test_groups_open_and_become_folders_of_folders(copied, browser, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from deepcluster.learning.features import extract
 from deepcluster.learning.training import averaged
 from deepcluster.nets.network import Network
 from deepcluster.records import FINAL, PRELIMINARY
-from deepcluster.runs.page import on_sheet_of, write_nouns
+from deepcluster.runs.page import on_sheet_of, shown_of, write_drawings, write_nouns
 from deepcluster.runs.result import Outcome, first_metrics, write_outcome
 from deepcluster.runs.rows import IMAGES_READ
 from deepcluster.runtime import signals
@@ -102,6 +102,7 @@ class ResultWriter:
             rows = outcome.rows
             untrained = images.recipe.weights == "timm" and not record.rounds
             seen = on_sheet_of(features, rows.partition) if untrained else None
+            shown = shown_of(rows, outcome.model, outcome.centroid)
             if self.folder is None:
                 deque(rows.partition.blocks(rows.reduced), maxlen=0)  # the other ranks only send
                 return outcome
@@ -119,9 +120,9 @@ class ResultWriter:
                             staged.remove(name)
                 record = replace(record, peak_memory_mb=peak_mb(), seconds=round(clock.elapsed(), 2))
                 outcome = replace(outcome, record=record)
-                write_outcome(
-                    staged, outcome, source=self.job.source, report=request.report, progress=self.job.display.progress
-                )
+                write_outcome(staged, outcome)
+                source, progress = self.job.source, self.job.display.progress
+                write_drawings(staged, outcome, rows, shown, source, report=request.report, progress=progress)
         return outcome
 
 

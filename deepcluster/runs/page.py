@@ -4,7 +4,7 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from torch.nn.functional import normalize
 
 from deepcluster.clustering.blocks import nearest
 from deepcluster.errors import DataError, DeepClusterError, DiskError
-from deepcluster.groups.cut import Cut
 from deepcluster.groups.graph import layout
 from deepcluster.groups.tree import Tree, merge_tree, parts_of
 from deepcluster.images import Source
@@ -28,14 +27,14 @@ from deepcluster.nets.timm import nouns
 from deepcluster.report.page import RunData, on_page, render
 from deepcluster.report.pictures import THUMBNAIL, on_sheet, pictures_on
 from deepcluster.report.sections import MEDOID, Picture
-from deepcluster.runs.rows import Rows, images_at_hand, read_run
+from deepcluster.runs.rows import Rows, Tables, images_at_hand, read_run
 from deepcluster.runtime.compute import Progress, ignore_progress
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.plain_files import check_file, shaped
 from deepcluster.seeding import derive
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.content import FILES, Row, RunRecord, Table
+from deepcluster.storage.content import FILES
 from deepcluster.texts import one_line
 
 MOST_ALIKE = 8  # most similar images of one
@@ -50,17 +49,6 @@ TREE_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Tables:
-    """The tables of a result as the page shows them."""
-
-    record: RunRecord
-    clusters: Table  # of the usable images
-    summary: Sequence[Row]
-    metrics: Mapping[str, Any] | None  # None without labels
-    tree: Tree | None  # None if there are too many groups
-
-
-@dataclass(frozen=True)
 class Shown:
     """The images on the sheet of tiny pictures (M), on the main rank."""
 
@@ -69,17 +57,23 @@ class Shown:
     nearest: Tensor  # the nearest centroids of the cut (int64, M)
     counts: Tensor  # numbers of images of the fit nearest to the centroids
     all_counts: Tensor  # the same of all images
+    tree: Tree | None = None  # merge tree of the groups; None if there are too many
 
 
-def shown_of(rows: Rows, model: Model, nearest: Tensor) -> Shown:
-    """Gather the images on the sheet. ``nearest``: The nearest centroids of this rank's ``rows``. A collective."""
+def shown_of(rows: Rows, model: Model, nearest: Tensor, tree: Tree | None = None) -> Shown:
+    """Gather the images on the sheet. ``nearest``: The nearest centroids of this rank's ``rows``. A collective.
+
+    ``tree``: None computes it.
+    """
     partition = rows.partition
     counts, all_counts = (
         partition.all_reduce(torch.bincount(centroids, minlength=len(model.cut.centroids)))
         for centroids in (nearest[: len(nearest) - rows.added], nearest)
     )
+    if tree is None and len(model.cut.group_of.unique()) <= MOST_IN_TREE:
+        tree = merge_tree(rows.reduced, model.cut, nearest, partition, rows.added)
     reduced, nearest = (on_sheet_of(column, partition) for column in (rows.reduced, nearest))
-    return Shown(model, reduced, nearest, counts, all_counts)
+    return Shown(model, reduced, nearest, counts, all_counts, tree)
 
 
 def on_sheet_of(column: Tensor, partition: Partition) -> Tensor:
@@ -87,10 +81,28 @@ def on_sheet_of(column: Tensor, partition: Partition) -> Tensor:
     return partition.to_main(column, torch.tensor(on_sheet(partition.total)))
 
 
-def tree_of(rows: Rows, cut: Cut, nearest: Tensor) -> Tree | None:
-    """Return the merge tree of the groups; None if there are too many. A collective. Arguments as in shown_of."""
-    few = len(cut.group_of.unique()) <= MOST_IN_TREE
-    return merge_tree(rows.reduced, cut, nearest, rows.partition, rows.added) if few else None
+def write_drawings(
+    folder: files.LockedFolder,
+    tables: Tables,
+    rows: Rows,
+    shown: Shown,
+    source: Source | None = None,
+    *,
+    report: bool = True,
+    progress: Progress = ignore_progress,
+) -> None:
+    """Write the merge tree and the page of a result.
+
+    ``source``: The images; None: those still at hand. ``report``: False writes report.html only if one exists already.
+    """
+    if shown.tree:
+        write_tree(folder, shown.tree)
+    else:
+        folder.remove(TREE)
+    if report or folder.has("report.html"):
+        if source is None:
+            source = images_at_hand(folder, None, rows.paths[: rows.fitted])
+        write_page(folder, source, tables, shown.tree, shown, progress)
 
 
 def report(run: Path, source: Source | None = None, *, progress: Progress = ignore_progress) -> Path:
@@ -106,23 +118,20 @@ def write_report(staged: files.NextState, source: Source | None = None, progress
     Damage to the features or the model costs only the parts of the page that are drawn from them.
     """
     with staged.as_disk_errors():
-        used = staged.read_clusters().where("status", "ok")
         shown = None
         tables = Tables(
             record=staged.read_record(),
-            clusters=used,
+            clusters=staged.read_clusters(),
             summary=staged.read_rows("cluster_summary.csv"),
-            metrics=staged.read_json("metrics.json") if staged.has("metrics.json") else None,
-            tree=read_tree(staged, len(used)),
+            metrics=staged.read_json("metrics.json") if staged.has("metrics.json") else {},
         )
+        tree = read_tree(staged, len(tables.usable))
         with suppress(DeepClusterError):
             _, model, rows = read_run(staged)
-            centroids = model.place(rows.reduced).centroid
-            shown = shown_of(rows, model, centroids)
-        if shown and tables.tree is None and (tree := tree_of(rows, model.cut, centroids)):
+            shown = shown_of(rows, model, model.place(rows.reduced).centroid, tree)
+        if shown and tree is None and (tree := shown.tree):
             write_tree(staged, tree)
-            tables = replace(tables, tree=tree)
-        write_page(staged, images_at_hand(staged, source), tables, shown, progress)
+        write_page(staged, images_at_hand(staged, source), tables, tree, shown, progress)
 
 
 @pillow_limits()
@@ -130,6 +139,7 @@ def write_page(
     folder: files.LockedFolder,
     source: Source | None,
     tables: Tables,
+    tree: Tree | None,
     shown: Shown | None,
     progress: Progress = ignore_progress,
 ) -> None:
@@ -140,7 +150,7 @@ def write_page(
     """
     run = folder.path
     record = tables.record
-    used = tables.clusters
+    used = tables.usable
     sheet = read_sheet(folder)
     drawn, every = on_page(used)
     away = list[str]()
@@ -157,13 +167,13 @@ def write_page(
         clusters=used,
         summary=tables.summary,
         history=folder.read_rows("history.csv"),
-        metrics=tables.metrics,
+        metrics=tables.metrics or None,
         skipped=folder.read_rows("skipped.csv"),
         duplicates=folder.read_rows("duplicates.csv") if folder.has("duplicates.csv") else None,
         picture=pictures(source, MEDOID * THUMBNAIL, instead=_tiny(folder, tables, sheet, away)),
         positions=positions,
         next_number=len(shown.model.names) if shown else 0,
-        tree=tables.tree,
+        tree=tree,
         sheet=sheet,
         # In commands; absolute paths are reduced to the name, because pages get shared.
         name=run.resolve().name if run.is_absolute() or ".." in run.parts or not run.name else run.as_posix(),
@@ -189,8 +199,8 @@ def _tiny(folder: files.RunFolder, tables: Tables, sheet: bytes, away: list[str]
     @cache
     def tiny() -> tuple[Mapping[str, int], Callable[[int], Image.Image | None]]:
         with folder.as_disk_errors(SHEET):
-            row_of = {path: row for row, path in enumerate(tables.clusters.column("path"))}
-            return row_of, pictures_on(sheet, len(tables.clusters))
+            row_of = {path: row for row, path in enumerate(tables.usable.column("path"))}
+            return row_of, pictures_on(sheet, len(tables.usable))
 
     def shown(path: str) -> Image.Image | None:
         image = None

@@ -4,7 +4,7 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -27,7 +27,9 @@ from deepcluster.runs.inherit import (
     with_coarse_names,
     with_moves,
 )
+from deepcluster.runs.page import shown_of, write_drawings
 from deepcluster.runs.result import (
+    Outcome,
     baseline_of,
     choose_number,
     describe,
@@ -37,11 +39,12 @@ from deepcluster.runs.result import (
     with_coarse_groups,
     write_outcome,
 )
-from deepcluster.runs.rows import images_at_hand, read_run, recipe_of
+from deepcluster.runs.rows import Rows, images_at_hand, read_run, recipe_of
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
+from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import Edits
 from deepcluster.texts import plural
 
@@ -92,7 +95,7 @@ def recut(
         models.keep_former(folder, model, former, baseline, f"cut into {plural(len(outcome.summary), 'cluster')}")
         if source is not None:
             source = images_at_hand(folder, source, rows.paths[: rows.fitted])
-        write_outcome(folder, outcome, new=("groups",), source=source, report=report, progress=display.progress)
+        _write(folder, outcome, display, source, report=report)
         display.say("Done", summary_text(outcome, n_clusters))
     return files.open_run(run)
 
@@ -116,7 +119,6 @@ def apply(run: Path, edits: Edits, display: Display | None = None, *, report: bo
                 f" {record.cut!a}): edit those of its report.html"
             )
         with folder.next_state() as staged:
-            baseline = {} if edits.changes_clusters else baseline_of(folder)
             new = edited(model, edits, rows.reduced, rows.paths, rows.fitted)
             placement = new.place(rows.reduced)
             wanted = moved_rows(edits, rows.paths)
@@ -125,16 +127,11 @@ def apply(run: Path, edits: Edits, display: Display | None = None, *, report: bo
             if moved < len(wanted):
                 text += f"; {len(wanted) - moved:,} could not move, because they equal an image that stays"
             display.say("Edits", text)
-            display.say(UNDO, way_back(folder))
             named = ", ".join(name for name in (*edits.names.values(), *edits.group_names.values()) if name)
             done = f"{text}: {named}" if named else text
-            models.keep_former(staged, model, record, baseline_of(folder), done, example_of(edits, wanted, placement))
-            record = replace(record, edits=edits.digest)
-            if edits.changes_clusters:
-                number = len(new.cut.group_of.unique())  # no guess any more
-                record = replace(record, cut=None, cut_k=number, stability=None, verdict=None)
-            outcome = describe(new, rows, placement, record, recipe_of(folder), baseline)
-            write_outcome(staged, outcome, new=("groups",), report=report, progress=display.progress)
+            example = example_of(edits, wanted, placement)
+            change = Change(new, placement, edits.digest, done, example, edits.changes_clusters)
+            write_change(staged, record, model, rows, change, display, report=report)
     return files.open_run(run)
 
 
@@ -158,9 +155,53 @@ def undo(run: Path, display: Display | None = None, steps: int | None = 1) -> fi
             outcome = describe(
                 model, rows, model.place(rows.reduced), record, recipe_of(folder), former.about["baseline"]
             )
-            write_outcome(staged, outcome, new=("groups",), progress=display.progress)
+            _write(staged, outcome, display)
             models.drop_steps(staged, steps)
     return files.open_run(run)
+
+
+@dataclass(frozen=True)
+class Change:
+    """The groups of a run after the edits or answers of a person."""
+
+    model: Model
+    placement: Placement  # of all images
+    digest: str  # of the edits
+    text: str  # the edits in words
+    example: int  # row of an image that shows them
+    changes_clusters: bool  # False if they are names and marks alone
+
+
+def write_change(
+    staged: files.NextState,
+    record: RunRecord,
+    model: Model,
+    rows: Rows,
+    change: Change,
+    display: Display,
+    *,
+    report: bool,
+) -> None:
+    """Write a change into a run, keep its ``model`` and ``record`` for an undo, and say how to undo."""
+    display.say(UNDO, way_back(staged))
+    baseline = baseline_of(staged)
+    models.keep_former(staged, model, record, baseline, change.text, change.example)
+    record = replace(record, edits=change.digest)
+    if change.changes_clusters:
+        number = len(change.model.cut.group_of.unique())  # no guess any more
+        record = replace(record, cut=None, cut_k=number, stability=None, verdict=None)
+        baseline = {}
+    outcome = describe(change.model, rows, change.placement, record, recipe_of(staged), baseline)
+    _write(staged, outcome, display, report=report)
+
+
+def _write(
+    staged: files.NextState, outcome: Outcome, display: Display, source: Source | None = None, *, report: bool = True
+) -> None:
+    """Write new groups of a run, with their page. Arguments as in :func:`recut`."""
+    write_outcome(staged, outcome, new=("groups",))
+    shown = shown_of(outcome.rows, outcome.model, outcome.centroid)
+    write_drawings(staged, outcome, outcome.rows, shown, source, report=report, progress=display.progress)
 
 
 def example_of(edits: Edits, moves: Mapping[int, int], placement: Placement) -> int:

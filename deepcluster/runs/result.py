@@ -18,17 +18,14 @@ from deepcluster.groups.choose_k import CutRows, candidates, coarse_number, cut_
 from deepcluster.groups.cut import KMEANS_STARTS, Cut, Placement, as_groups, cut_features, placement_of
 from deepcluster.groups.graph import Embeddings
 from deepcluster.groups.spread import estimated_quality
-from deepcluster.groups.tree import Tree, coarse_groups, medoids_of
-from deepcluster.images import Source
+from deepcluster.groups.tree import coarse_groups, medoids_of
 from deepcluster.images.store import Store
 from deepcluster.learning.features import pairs_of
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
 from deepcluster.records import Clustering
-from deepcluster.runs.page import MAP, TREE, Shown, Tables, shown_of, tree_of, write_page, write_tree
-from deepcluster.runs.rows import Rows, coarse_columns, images_at_hand, placement_columns
-from deepcluster.runtime.compute import Progress, ignore_progress
+from deepcluster.runs.rows import Rows, Tables, coarse_columns, placement_columns
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
@@ -44,18 +41,13 @@ PARTS: tuple[Part, ...] = ("features", "network", "groups")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Tables):
     """Everything that a run's files say about its groups: for all images on the main rank, empty on the others."""
 
     model: Model
     rows: Rows  # this rank's images
+    centroid: Tensor  # the nearest centroids of the cut of this rank's images
     residuals: Tensor  # of all images
-    clusters: Table  # rows of clusters.csv
-    summary: Sequence[Mapping[str, str]]  # rows of cluster_summary.csv
-    metrics: Mapping[str, Any]  # content of metrics.json; empty without labels
-    tree: Tree | None  # merge tree; None if there are too many groups
-    shown: Shown
-    record: RunRecord  # content of run.json
 
 
 # ---- computed by all ranks ------------------------------------------------------------------------------------------
@@ -103,8 +95,6 @@ def describe(
     truth = rows.labels
     summary = summary_rows(model, rows, placement)
     measured = metrics(truth[partition.local], placement.cluster, partition) if truth and any(truth) else {}
-    tree = tree_of(rows, model.cut, placement.centroid)
-    shown = shown_of(rows, model, placement.centroid)
     numbers = [column.int() for column in (placement.cluster, placement.fine_cluster, placement.centroid)]
     lengths = [column.float().view(torch.int32) for column in (placement.distance, placement.margin, rows.residuals)]
     cluster, fine, centroid, *lengths = partition.gather(torch.stack([*numbers, *lengths], 1)).T.contiguous()
@@ -127,7 +117,7 @@ def describe(
         at_start = {f"baseline_{name}": int(value) if name == "clusters" else value for name, value in first.items()}
         labelled = sum(map(bool, truth or ()))
         measures = {**measured, **at_start, "nmi_average": NMI_AVERAGE, "labelled": labelled}
-    return Outcome(model, rows, residuals, clusters, summary, measures, tree, shown, record)
+    return Outcome(record, clusters, summary, measures, model, rows, placement.centroid, residuals)
 
 
 def clusters_table(model: Model, rows: Rows, placement: Placement, residuals: Tensor) -> Table:
@@ -314,19 +304,12 @@ def write_outcome(
     outcome: Outcome,
     *,
     new: Sequence[Part] = PARTS,
-    source: Source | None = None,
-    report: bool = True,
-    progress: Progress = ignore_progress,
 ) -> None:
-    """Write the ``new`` parts of an outcome into a run, and remove the files of an earlier one that do not apply.
-
-    ``source``: The images, for the page; None: those still at hand. ``report``: False writes report.html only if one
-    exists already.
-    """
+    """Write the ``new`` parts of an outcome into a run, and remove the files of an earlier one that do not apply."""
     rows = outcome.rows
     record = outcome.record
     if "network" in new:
-        for name in ("former.safetensors", MAP):
+        for name in ("former.safetensors", "map.npy"):
             folder.remove(name)
     if "features" in new:
         blocks = rows.partition.blocks(rows.reduced)
@@ -339,16 +322,6 @@ def write_outcome(
         folder.write_json("metrics.json", outcome.metrics)
     else:
         folder.remove("metrics.json")
-    if outcome.tree:
-        write_tree(folder, outcome.tree)
-    else:
-        folder.remove(TREE)
-    if report or folder.has("report.html"):
-        if source is None:
-            source = images_at_hand(folder, None, rows.paths[: rows.fitted])
-        used = outcome.clusters.where("status", "ok")
-        tables = Tables(record, used, outcome.summary, outcome.metrics or None, outcome.tree)
-        write_page(folder, source, tables, outcome.shown, progress)
     if rows.embeddings.known:
         folder.write_tensors(model_files.EMBEDDINGS, rows.embeddings.known)
     else:

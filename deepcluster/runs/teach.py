@@ -15,14 +15,12 @@ from deepcluster.groups.cut import Cut, Placement, move_rows, regrouped
 from deepcluster.groups.graph import graph_rows
 from deepcluster.groups.spread import Labels, Taught, beliefs, estimated_quality, followed, nodes_of, questions
 from deepcluster.model import Model
-from deepcluster.runs.recut import UNDO, coarse_of_moves, moved_rows, way_back
-from deepcluster.runs.result import baseline_of, describe, write_outcome
-from deepcluster.runs.rows import Rows, read_run, recipe_of
+from deepcluster.runs.recut import Change, coarse_of_moves, moved_rows, write_change
+from deepcluster.runs.rows import Rows, read_run
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.runtime.plain_files import PATH_COLUMNS, json_sha256, read_columns
 from deepcluster.seeding import derive, generator
-from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.edits_file import Edits, checked_name
 from deepcluster.texts import one_line, plural, quality_text
@@ -260,21 +258,15 @@ def teach(
             display.say("Answers", "the run has them already")
             return {}
         changes = done.changes
-        new = replace(record, edits=digest)
-        if changes:
-            count = len(done.model.cut.group_of.unique())
-            new = replace(new, cut=None, cut_k=count, stability=None, verdict=None)
         display.say("Answers", "; ".join([plural(len(done.model.answers), "answer"), *done.said]))
         display.say("Changed", changes_text(changes, done.model))
         if quality := estimated_quality(done.model.drawn):
             display.say("Quality", quality_text(quality))
-        display.say(UNDO, way_back(folder))
         with folder.next_state() as staged:
             text = plural(len(done.model.answers), "answer")
-            models.keep_former(staged, model, record, baseline_of(folder), text, next(reversed(done.model.answers), 0))
-            baseline = {} if changes else baseline_of(folder)
-            outcome = describe(done.model, rows, done.after, new, recipe_of(folder), baseline)
-            write_outcome(staged, outcome, new=("groups",), report=report, progress=display.progress)
+            example = next(reversed(done.model.answers), 0)
+            change = Change(done.model, done.after, digest, text, example, bool(changes))
+            write_change(staged, record, model, rows, change, display, report=report)
     return changes
 
 

@@ -248,7 +248,9 @@ def _write(
     record = replace(record, images_count=len(every.paths), skipped_count=len(every.skipped))
     placement = model.place(every.reduced)
     outcome = describe(model, every, placement, record, recipe_of(folder), baseline_of(folder))
-    write_outcome(folder, outcome, new=("features",), report=False, progress=display.progress)
+    write_outcome(folder, outcome, new=("features",))
+    shown = drawn.shown_of(every, model, placement.centroid)
+    drawn.write_drawings(folder, outcome, every, shown, report=False, progress=display.progress)
     return every
 
 
