@@ -8,17 +8,20 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from deepcluster.cli import run_command
 from deepcluster.groups.cut import Cut
 from deepcluster.groups.tree import Parts
 from deepcluster.images import find
 from deepcluster.report import pictures as sheets
 from deepcluster.report.charts import histogram, histograms, training_charts
+from deepcluster.report.figures import figures
 from deepcluster.report.page import RunData, script_data
 from deepcluster.report.pictures import THUMBNAIL, sprite_sheet, thumbnail, tiny_pictures
 from deepcluster.report.sections import MAX_OUTLIERS, MEDOID, confusion, problems, representatives
@@ -26,7 +29,7 @@ from deepcluster.runs.page import Shown, _near, pictures, report
 from deepcluster.storage.content import Table
 from deepcluster.texts import figure, inert
 from tests.drawings import drawings
-from tests.helpers.report import drawn, picture, row, summary_of
+from tests.helpers.report import drawn, picture, records, row, summary_of
 from tests.tiny import tiny_model
 
 
@@ -110,6 +113,40 @@ def test_pictures_are_read_no_larger_than_the_page_shows_them(tmp_path: Path) ->
     assert read is not None and read.size == (640, 480) and picture("b.jpg") is None
     shown, whole = (Image.open(BytesIO(thumbnail(one, 176, 10**6))).convert("RGB") for one in (read, image))
     assert shown.size == (176, 176) and np.abs(np.asarray(shown, int) - np.asarray(whole, int)).mean() < 2
+
+
+def elements(svg: str) -> list[ElementTree.Element]:
+    return [*ElementTree.fromstring(svg).iter()]
+
+
+def tagged(svg: str, tag: str) -> list[ElementTree.Element]:
+    return [element for element in elements(svg) if element.tag.endswith(f"}}{tag}")]
+
+
+def test_figures_by_hand() -> None:
+    name = "<b>&\"\x00\u202e'\udcff"
+    rows = [row(f"{i}.png", min(i, 1)) for i in range(15)]
+    about = {"clusters": rows, "summary": summary_of(rows, name=name)}
+    about["picture"] = lambda path: None if path == "0.png" else picture(path)
+    drawn = figures(records(**about, positions=np.array([[i, i % 3] for i in range(15)], np.float32)))
+    assert {*drawn} == {"map.svg", "clusters.svg", "training.svg"}
+    large, small = (path.attrib["d"] for path in tagged(drawn["map.svg"], "path"))
+    assert large.count("M") == 14 and small == "M0.0,0.0h0"
+    assert [text.text for text in tagged(drawn["map.svg"], "text")] == [inert(name)] * 2
+    assert [text.text for text in tagged(drawn["clusters.svg"], "text")] == [inert(name), "14", inert(name), "1"]
+    assert len(tagged(drawn["clusters.svg"], "image")) == 10  # of 10 + 1, one is not at hand
+    assert len(tagged(drawn["training.svg"], "circle")) == 4
+    one = [row("a.png")]
+    drawn = figures(records(clusters=one, history=[], positions=np.zeros((1, 2), np.float32)))
+    assert {*drawn} == {"map.svg", "clusters.svg"} and all(map(elements, drawn.values()))
+
+
+def test_figures_of_a_run(run: Path, tmp_path: Path, ends: Any) -> None:
+    assert run_command(["report", str(run), "--figures", str(tmp_path / "figures")]) == 0
+    assert {path.name for path in (tmp_path / "figures").iterdir()} >= {"map.svg", "clusters.svg"}
+    ends(["report", run, "--figures", tmp_path / "figures"], 5)
+    jpeg = tagged((tmp_path / "figures/clusters.svg").read_text(), "image")[0].attrib["href"].partition("base64,")[2]
+    assert Image.open(BytesIO(base64.b64decode(jpeg))).size == (128, 128)
 
 
 def test_commands_and_links_of_a_page_are_relative(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

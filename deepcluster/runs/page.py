@@ -24,6 +24,7 @@ from deepcluster.images.decode import Undecodable, pillow_limits
 from deepcluster.model import Model
 from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.timm import nouns
+from deepcluster.report.figures import figures
 from deepcluster.report.page import RunData, on_page, render
 from deepcluster.report.pictures import THUMBNAIL, on_sheet, pictures_on
 from deepcluster.report.sections import MEDOID, Picture
@@ -35,6 +36,7 @@ from deepcluster.runtime.plain_files import check_file, shaped
 from deepcluster.seeding import derive
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import FILES
+from deepcluster.storage.files import new_folder
 from deepcluster.texts import one_line
 
 MOST_ALIKE = 8  # most similar images of one
@@ -105,14 +107,25 @@ def write_drawings(
         write_page(folder, source, tables, shown.tree, shown, progress)
 
 
-def report(run: Path, source: Source | None = None, *, progress: Progress = ignore_progress) -> Path:
-    """Write report.html of a run again, with the pictures of ``source``, or of the images that are still at hand."""
+def report(
+    run: Path, source: Source | None = None, *, progress: Progress = ignore_progress, out: Path | None = None
+) -> Path:
+    """Write report.html of a run again, with the pictures of ``source``, or of the images that are still at hand.
+
+    ``out``: A folder to make for figures as SVG.
+    """
     with files.locked(run) as folder, folder.next_state() as staged:
-        write_report(staged, source, progress)
+        data = write_report(staged, source, progress)
+    if out:
+        with new_folder(out) as place:
+            for name, figure in figures(data).items():
+                (place / name).write_text(figure, encoding="utf-8")
     return run / "report.html"
 
 
-def write_report(staged: files.NextState, source: Source | None = None, progress: Progress = ignore_progress) -> None:
+def write_report(
+    staged: files.NextState, source: Source | None = None, progress: Progress = ignore_progress
+) -> RunData:
     """Write report.html from the other files of a state, as :func:`report` does.
 
     Damage to the features or the model costs only the parts of the page that are drawn from them.
@@ -131,7 +144,7 @@ def write_report(staged: files.NextState, source: Source | None = None, progress
             shown = shown_of(rows, model, model.place(rows.reduced).centroid, tree)
         if shown and tree is None and (tree := shown.tree):
             write_tree(staged, tree)
-        write_page(staged, images_at_hand(staged, source), tables, tree, shown, progress)
+        return write_page(staged, images_at_hand(staged, source), tables, tree, shown, progress)
 
 
 @pillow_limits()
@@ -142,8 +155,8 @@ def write_page(
     tree: Tree | None,
     shown: Shown | None,
     progress: Progress = ignore_progress,
-) -> None:
-    """Write report.html, and map.npy if the run has none.
+) -> RunData:
+    """Write report.html, and map.npy if the run has none; return the content of the page.
 
     ``source``: None if the images are not at hand. ``shown``: Without it, similar images are not shown, no cluster can
     be split, and no map is made.
@@ -191,6 +204,7 @@ def write_page(
             f" {one_line(away[0])}; location of the fit's images: {one_line(record.location)}): put them back, and"
             f" type deepcluster report {shlex.quote(str(run))}"
         )
+    return data
 
 
 def _tiny(folder: files.RunFolder, tables: Tables, sheet: bytes, away: list[str]) -> Picture:

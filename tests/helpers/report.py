@@ -75,7 +75,13 @@ def picture(path: str) -> Image.Image:
 
 
 def page(**changes: Any) -> tuple[str, Page]:
-    """The page of two clusters of 20 images and three rounds, with ``changes``."""
+    """The page of the records of a run, with ``changes``."""
+    text = render(records(**changes))
+    return text, Page(text)
+
+
+def records(**changes: Any) -> RunData:
+    """Two clusters of 20 images and three rounds, with ``changes``."""
     rows = [row(f"{c}/{i:02}.png", c, distance=str(1 + i), margin=str(50 - i)) for c in (0, 1) for i in range(20)]
     run = {"images": "photos", "images_count": 1797, "clusters": 2, "seconds": 3723.4, "seed": 12345, "device": None}
     columns = ("round", "loss", "chance_loss", "nmi_previous", "changed", "largest_share")
@@ -86,8 +92,7 @@ def page(**changes: Any) -> tuple[str, Page]:
     arguments |= {"metrics": None, "skipped": []} | changes
     if "summary" not in arguments:
         arguments["summary"] = summary_of(arguments["clusters"])
-    text = render(RunData(**arguments))
-    return text, Page(text)
+    return RunData(**arguments)
 
 
 def drawn(images: int) -> dict[str, Any]:
