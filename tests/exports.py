@@ -56,7 +56,7 @@ def hand_run(
 
 def write_clusters(run: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writable(run).write_rows("clusters.csv", rows)
-    change_record(run, rows=rows_sha256(rows))
+    change_record(run, rows_sha256=rows_sha256(rows))
 
 
 def photos_run(folder: Path, clusters: Mapping[str, int], **about: Any) -> Path:

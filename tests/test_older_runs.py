@@ -10,7 +10,7 @@ import pytest
 from deepcluster.errors import ModelError
 from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.content import FILES
-from tests.helpers.runs import change_record, rows, state_of
+from tests.helpers.runs import change_record, record, rows, state_of
 from tests.tiny import change_config
 
 DATA = Path(__file__).parent / "data/runs"
@@ -50,7 +50,7 @@ def test_all_commands_read_runs_of_all_schemas_also_without_newer_parts(stored, 
     prints("fit", DATA / "photos", "-k", "3", "--seed", "5", "-o", stored, "--resume")
     for command, *options in map(str.split, COMMANDS):
         prints(command, stored, *options)
-    assert state_of(stored)
+    assert state_of(stored) and "rows_sha256" in record(stored)  # `rows` before
 
 
 @pytest.mark.parametrize(("version", "advice"), [(0, "use that version, or fit again"), (99, "update deepcluster")])

@@ -94,7 +94,7 @@ def test_a_resumed_run_that_is_stopped_again_still_tells_of_its_result(killed, f
     assert said.count(str(again)) >= 2  # the groups so far, and the command that goes on
     told = record(again)
     assert (told["status"], told["result"]) == ("stopped", "preliminary") and told["rounds"] in (0, 1)
-    assert {"cut", "rows", "verdict"} <= told.keys()
+    assert {"cut", "rows_sha256", "verdict"} <= told.keys()
     assert read_run(open_run(again))[1].cut.count == told["clusters"]
 
 
@@ -121,7 +121,9 @@ def test_before_the_first_result_a_run_is_called_unfinished_and_not_damaged(verb
     stopped = tmp_path / "run"
     stopped.mkdir()
     told = record(finished)
-    begun = {key: told[key] for key in told if key not in ("rounds", "result", "cut", "rows")} | {"status": "stopped"}
+    begun = {key: told[key] for key in told if key not in ("rounds", "result", "cut", "rows_sha256")} | {
+        "status": "stopped"
+    }
     (stopped / "run.json").write_text(json.dumps(begun), encoding="utf-8")
     rest = {"recut": ["-k", "3"], "export": ["--to", "folders", "-o", tmp_path / "sorted"], "predict": [photos]}
     said = ends([verb, stopped, *rest[verb]], 4, 5)

@@ -106,7 +106,7 @@ def describe(
         record = replace(
             record,
             cut=record.cut or digest[:16],  # edits are for this assignment, and for no later one
-            rows=digest,
+            rows_sha256=digest,
             clusters=len(summary),
             quality=estimated_quality(model.drawn),
             **stability_entries(rows, record, recipe, len(summary)),

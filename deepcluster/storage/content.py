@@ -67,6 +67,9 @@ FILES: Mapping[str, File] = {
 }
 
 
+RENAMED = {"rows": "rows_sha256"}  # keys of run.json by their names in earlier versions
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """The content of run.json; docs/run-folder.md explains the keys. None: not known (yet), and not in the file."""
@@ -105,7 +108,7 @@ class RunRecord:
     seconds: float | None = None
     cut: str | None = None
     cut_k: int | None = None  # of the last fit, recut or edit; None: a guess
-    rows: str | None = None  # digest of clusters.csv (run_folder.rows_sha256)
+    rows_sha256: str | None = None  # of clusters.csv (run_folder.rows_sha256)
     clusters: int | None = None
     stability: float | None = None
     verdict: str | None = None
@@ -117,6 +120,7 @@ class RunRecord:
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> Self:
         names = {entry.name for entry in fields(cls)} - {"other"}
+        table = {RENAMED.get(name, name): value for name, value in table.items()}
         other = {name: value for name, value in table.items() if name not in names}
         return cls(**{name: value for name, value in table.items() if name in names}, other=other)
 
@@ -136,8 +140,8 @@ class RunRecord:
 
 # Entries that a result adds to the record of a run.
 _RESULT = (
-    "result", "candidates", "rounds", "stopped_because", "peak_memory_mb", "seconds", "cut", "cut_k", "rows",
-    "clusters", "stability", "verdict", "quality", "edits",
+    "result", "candidates", "rounds", "stopped_because", "peak_memory_mb", "seconds", "cut", "cut_k",
+    "rows_sha256", "clusters", "stability", "verdict", "quality", "edits",
 )  # fmt: skip
 
 

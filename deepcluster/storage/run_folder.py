@@ -75,7 +75,9 @@ class RunFolder:
             rows = Table.of(table_rows(path, FILES["clusters.csv"].columns, FILES["clusters.csv"].newer))
         record = self.read_record()
         with self.as_disk_errors():
-            if record.rows != rows_sha256(Table({name: rows.column(name) for name in ("path", "status", "cluster")})):
+            if record.rows_sha256 != rows_sha256(
+                Table({name: rows.column(name) for name in ("path", "status", "cluster")})
+            ):
                 raise DiskError(
                     f"{self.path / 'clusters.csv'} was changed since it was written (sorted, or saved by another"
                     " program?): features.npy and the report rely on the order of its rows. Restore it from a copy"
