@@ -85,7 +85,7 @@ def test_the_header_is_one_line_and_the_facts_stand_in_a_part_of_their_own() -> 
         assert parsed.all("a", class_="term", href="#word-stability")[0][1] == "2 clusters"
         assert shown in numbers(parsed.all("div", id="word-stability")[0][1])
         assert "Look." in parsed.all("ul", class_="told")[0][1]
-        assert parsed.all("code")[0][1] == run["command"] and "canary" not in text  # known keys alone are shown
+        assert parsed.all("code")[1][1] == run["command"] and "canary" not in text  # known keys alone are shown
     _, parsed = page()
     assert numbers(parsed.all("dl", class_="facts")[0][1]) == ["1,797", "2", "62", "12345"]
     assert "3" in numbers(parsed.all("ul", class_="told")[0][1])  # rounds
@@ -119,7 +119,7 @@ def test_labels_and_outliers_of_a_cluster() -> None:
 
 def test_one_cluster_an_empty_one_and_none() -> None:
     _, parsed = page(clusters=[row("start" + "x" * 4000 + "end.png", margin="")])
-    assert parsed.all("header")[0][1].split(" ", 1)[1] == "1 image · 1 cluster"
+    assert parsed.all("header")[0][1].split(" ", 1)[1] == "1 image · 1 cluster RUN"
     ((attributes, _),) = parsed.all("img")
     alt = str(attributes["alt"])
     assert len(alt) < 200 and alt.startswith("start") and alt.endswith("end.png") and "…" in alt

@@ -546,7 +546,7 @@ def test_another_number_of_groups_is_one_click(copied: Path, browser: Any) -> No
     scores = {"silhouette": 0.5, "modularity": 0.5, "stability": None}
     change_record(copied, candidates=[{"k": k} | scores for k in (3, 5)])
     apply(copied, Edits("", {0: NAME}))
-    with opened(browser, serving(copied), originals=3, loads=4) as page:
+    with opened(browser, serving(copied), originals=5, loads=6) as page:
         told, groups = page.locator("#told"), page.locator(".tabs .count").first
         assert not page.get_by_role("button", name="Make 5 clusters").is_visible()  # folded, because of the edit
         page.locator(".plausible summary").click()
@@ -563,6 +563,22 @@ def test_another_number_of_groups_is_one_click(copied: Path, browser: Any) -> No
         page.locator("#undo").click()
         told.get_by_text("taken back: 5 clusters").wait_for()
         assert groups.inner_text() == "5"
+        page.locator("#undo").click()
+        told.get_by_text("taken back: 3 clusters").wait_for()
+        # The preview itself: a part stands behind its cluster.
+        page.get_by_role("tab", name="Number of clusters").click()
+        page.locator("#k-number").fill("40")  # more than the preview has
+        assert (
+            page.locator("#recut-now").inner_text() == "Make 40 clusters" and not page.locator("#as-shown").is_visible()
+        )
+        page.locator("#k-number").fill("4")
+        sizes = sorted(page.locator("#k-groups strong").all_inner_texts())
+        page.locator("#as-shown").click()
+        told.get_by_text("split into 2").wait_for()
+        page.wait_for_load_state()
+        assert sorted(text.split()[0] for text in page.locator(".cluster .size").all_inner_texts()) == sizes
+        numbers = [card.get_attribute("data-number") for card in page.locator(".cluster").all()]
+        assert numbers.index("3") == numbers.index(str(first_number(told))) + 1
 
 
 def test_edits_in_series_by_keys_and_back_to_any_of_them(copied: Path, browser: Any) -> None:

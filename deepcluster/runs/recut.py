@@ -5,7 +5,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 
 import torch
@@ -45,7 +45,7 @@ from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import RunRecord
-from deepcluster.storage.edits_file import Edits
+from deepcluster.storage.edits_file import LONGEST_NAME, Edits
 from deepcluster.texts import plural
 
 UNDO = "Undo"  # heading of the command that takes an edit back
@@ -261,8 +261,11 @@ def edited(
         target[others] = first
     names = [*model.names, *[""] * (len(target) - len(model.names))]
     coarse = [*model.coarse, *[0] * (len(model.names) - len(model.coarse))] if model.coarse else []
+    made = count(len(model.names))
     for number, parts in edits.split:  # the parts of a cluster stay in its coarse group, if there are any
         coarse += coarse[number : number + 1] * (parts - 1)
+        for part, fresh in zip(range(2, parts + 1), made, strict=False):
+            names[fresh] = names[number] and f"{names[number][: LONGEST_NAME - 5]} ({part})"
     junk = set(model.junk)
     for clusters in edits.merge:
         names[clusters[0]] = next((names[number] for number in clusters if names[number]), "")

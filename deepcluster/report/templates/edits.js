@@ -7,17 +7,11 @@ const levels = new Map($$(".level").map(level => [Number(level.dataset.group), l
 const groupNames = new Map([...levels].map(([group, level]) => [group, $("summary .name", level)?.textContent.replace(/^ · /, "") ?? ""]));
 /* names: number -> another name than it had; into: number -> the cluster that it is merged into; splits: number -> how
    many parts; moves: image -> its new cluster; groupNames: group of clusters -> another name than it had. */
-let state = {
-  names: new Map(), into: new Map(), splits: new Map(), moves: new Map(), groupNames: new Map(),
-  junk: new Set(data.clusters.filter(cluster => cluster.junk).map(cluster => cluster.number)),
-};
+const kinds = {names: Map, into: Map, splits: Map, moves: Map, junk: Set, groupNames: Map};
+const copied = from => Object.fromEntries(Object.entries(kinds).map(([name, Kind]) => [name, new Kind(from[name])]));
+let state = copied({junk: data.clusters.filter(cluster => cluster.junk).map(cluster => cluster.number)});
 const past = [];
 let clusters = base, home = null, where = null, sizes = new Map(), saved = true, remembered = false;
-
-const copied = from => ({
-  names: new Map(from.names), into: new Map(from.into), splits: new Map(from.splits), moves: new Map(from.moves), junk: new Set(from.junk),
-  groupNames: new Map(from.groupNames),
-});
 
 /* The nodes that are so many groups of a merge tree, with the pieces inside them: as groups/tree.py has them. */
 function nodesAt(pieces, merges, count) {
@@ -45,11 +39,11 @@ function derive() {
   const ofPart = new Map();
   let next = firstFree;
   for (const [number, count] of state.splits) {
-    const groups = partsAt(base.get(number).parts, count);
+    const {parts: branches, name} = base.get(number), groups = partsAt(branches, count);
     ofPart.set(number, new Map(groups.flatMap((parts, i) => parts.map(part => [part, i ? next + i - 1 : number]))));
     groups.forEach((parts, i) => {
-      const to = i ? next + i - 1 : number, size = parts.reduce((sum, part) => sum + base.get(number).parts.images[part], 0);
-      if (i) made(to, {from: number});
+      const to = i ? next + i - 1 : number, size = parts.reduce((sum, part) => sum + branches.images[part], 0);
+      if (i) made(to, {from: number, name: name && `${name} (${i + 1})`});
       sizes.set(to, size);
     });
     next += count - 1;
@@ -77,6 +71,13 @@ function splitUp(number, count) {
   state.junk = new Set([...state.junk].map(up));
   state.splits.set(number, count);
 }
+
+/* Parts stand behind the cluster that they were split from, also after the page of a server is loaded again. */
+const besides = () => [...clusters.values()].flatMap(({number, from, beside = from}) => clusters.has(beside) ? [[number, beside]] : []);
+const placeOf = number => {
+  const {from, beside = from} = clusters.get(number);
+  return clusters.has(beside) ? placeOf(beside) + number / 1e9 : number;
+};
 
 const nextFree = () => Math.max(afterSplits() - 1, ...clusters.keys()) + 1;
 
@@ -177,10 +178,7 @@ function tellPending() {
 const memory = `deepcluster ${data.run} ${data.cut}`;
 
 const MOST_PAST = 20, MANY_MOVES = 2000;  /* of a state with so many moves the past is not kept */
-const packed = ({names, into, splits, moves, junk, groupNames}) => ({
-  names: [...names], into: [...into], splits: [...splits], moves: [...moves], junk: [...junk], groupNames: [...groupNames],
-  next: firstFree,
-});
+const packed = from => ({...Object.fromEntries(Object.keys(kinds).map(name => [name, [...from[name]]])), next: firstFree});
 
 function remember() {
   if (data.served) return;

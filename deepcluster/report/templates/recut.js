@@ -13,6 +13,6 @@ for (const code of $$("[data-k]")) {
 if ($("#k")) {
   $("#recut").parentElement.hidden = true;
   $("#recut-now").hidden = false;
-  $("#recut-now").addEventListener("click", () => recutInto(Number($("#k").value)));
+  $("#recut-now").addEventListener("click", () => recutInto(Number($("#k-number").value)));
   $("#recut-hint").textContent = t("The neighbour graph is cut anew, without training, so the clusters may differ from this preview.");
 }

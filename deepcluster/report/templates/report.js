@@ -191,7 +191,7 @@ function step(by) {
 }
 
 const orders = {
-  number: (a, b) => a - b,
+  number: (a, b) => placeOf(a) - placeOf(b),
   size: (a, b) => sizeOf(b) - sizeOf(a) || a - b,
   distance: (a, b) => (clusters.get(a).distance ?? Infinity) - (clusters.get(b).distance ?? Infinity) || a - b,
   name: (a, b) => !nameOf(a) - !nameOf(b) || nameOf(a).localeCompare(nameOf(b)) || a - b,
@@ -253,14 +253,15 @@ function groups(tree) {
   const listed = own => own.length > 12 ? t("{0} and {1} more", own.slice(0, 12).join(t(", ")), own.length - 12)
     : own.length > 1 ? t("{0} and {1}", own.slice(0, -1).join(t(", ")), own.at(-1)) : String(own[0]);
 
-  function update() {
-    const k = Number(slider.value);
-    $("#k-value").textContent = k;
-    const inside = nodesAt(tree.groups.length, tree.merges, k);
+  /* A number above those of the slider has no preview. */
+  function update(k = Number(slider.value)) {
+    if (document.activeElement !== $("#k-number")) $("#k-number").value = k;
+    const inside = nodesAt(tree.groups.length, tree.merges, Math.min(k, slider.max));
     const nodes = [...inside.keys()].sort((a, b) => tree.sizes[b] - tree.sizes[a] || a - b);
     const relations = nodes.map(node => relation(inside.get(node)));
     const merged = relations.filter(each => each.kind === "merged").map(each => listed(each.own));
     const split = [...new Set(relations.filter(each => each.kind === "split").map(each => each.own[0]))].sort((a, b) => a - b);
+    const countOf = number => relations.filter(each => each.kind === "split" && each.own[0] === number).length;
     const told = [
       ...(merged.length ? [t("Clusters {0} merge.", merged.join(t("; ")))] : []),
       ...(split.length ? [t(split.length === 1 ? "Cluster {0} splits." : "Clusters {0} split.", listed(split))] : []),
@@ -270,14 +271,29 @@ function groups(tree) {
       const {kind, own, text} = relations[i];
       return element("li", {className: kind}, face(node, kind, own), element("strong", {}, grouped(tree.sizes[node])), element("span", {}, text));
     }));
+    $("#as-shown").textContent = t(split.length ? "Split as shown" : "Merge as shown");
+    $("#as-shown").hidden = !told.length || k > slider.max || !split.every(number => maySplit(number) && countOf(number) <= base.get(number).parts.sizes.length);
+    $("#as-shown").onclick = () => {
+      history.replaceState(null, "", "#clusters");
+      show(0);
+      edit(() => {
+        for (const {kind, own: [first, ...others]} of relations) if (kind === "merged") others.forEach(number => state.into.set(number, first));
+        for (const number of split) splitUp(number, countOf(number));
+      });
+    };
     $("#recut").textContent = data.recut + k;
     $("#recut-now").textContent = t("Make {0} clusters", grouped(k));
     $("#recut-now").disabled = k === new Set(tree.groups).size;
   }
 
   slider.value = new Set(tree.groups).size;
-  slider.addEventListener("input", update);
-  whenEdited.push(update);
+  slider.addEventListener("input", () => update());
+  whenEdited.push(() => update());
+  $("#k-number").addEventListener("input", ({target}) => {
+    if (!target.validity.valid || !target.value) return;
+    slider.value = target.value;
+    update(Number(target.value));
+  });
   update();
 }
 

@@ -112,11 +112,14 @@ function reload() {
   saved = true;
   sessionStorage.setItem("opened", JSON.stringify([...levels.keys()].filter(group => levels.get(group).open ?? true)));
   sessionStorage.setItem("minded", minded?.dataset.number ?? "");
+  sessionStorage.setItem("besides", JSON.stringify(besides()));
   location.reload();
 }
 
 /* The keys go on at the cluster where they were before the page was loaded again. */
 function mindAgain() {
+  for (const [number, beside] of JSON.parse(sessionStorage.getItem("besides") || "[]")) if (base.has(number)) base.get(number).beside = beside;
+  arrange();
   const card = cards.get(Number(sessionStorage.getItem("minded") || NaN));
   sessionStorage.removeItem("minded");
   if (card) mind(card, false);
