@@ -22,8 +22,6 @@ from deepcluster.presets import read_request
 from deepcluster.report import hints
 from deepcluster.runs.page import report as write_report
 from deepcluster.runs.recut import apply, recut, undo
-from deepcluster.runs.result import describe, write_outcome
-from deepcluster.runs.rows import read_run, recipe_of
 from deepcluster.runs.serve import redirecting
 from deepcluster.runtime.plain_files import FORMULA, PATH, TEXT, guarded
 from deepcluster.storage.edits_file import Edits, read_edits
@@ -31,7 +29,7 @@ from deepcluster.storage.run_folder import locked
 from deepcluster.texts import inert
 from tests.helpers.report import page as page_of
 from tests.helpers.report import row
-from tests.helpers.runs import change_record, record, rows
+from tests.helpers.runs import change_record, give_two_levels, record, rows
 from tests.helpers.serving import serving
 from tests.test_surroundings import FORMULAS, HARMLESS
 
@@ -605,16 +603,6 @@ def test_edits_in_series_by_keys_and_back_to_any_of_them(copied: Path, browser: 
         assert changes.count() == 1
 
 
-def give_two_levels(run: Path) -> None:
-    """Put clusters 0 and 2 into group 0, and cluster 1 into group 1."""
-    with locked(run) as folder, folder.next_state() as staged:
-        record, model, images = read_run(folder)
-        model = replace(model, coarse=(0, 1, 0), coarse_names=("", ""))
-        outcome = describe(model, images, model.place(images.reduced), record, recipe_of(folder), {})
-        write_outcome(staged, outcome, new=("groups",))
-    write_report(run)
-
-
 def test_groups_open_and_become_folders_of_folders(copied, browser, tmp_path, monkeypatch):
     monkeypatch.setattr(hints, "MIN_HINTED", 5)
     give_two_levels(copied)
@@ -705,6 +693,111 @@ def test_the_page_of_a_fit_that_goes_on_follows_it(run: Path, copied: Path, brow
             staged.write_record(replace(staged.read_record(), result="final", status="done"))
             staged.write("report.html", (run / "report.html").read_text())
         page.locator(".preliminary").wait_for(state="detached")
+
+
+def placed(run: Path) -> dict[str, tuple[str, str]]:
+    return {
+        row["path"].removeprefix("./"): (row["cluster"], row["name"].removeprefix("'"))
+        for row in rows(run / "clusters.csv")
+    }
+
+
+def answer_by_keys(page: Any, count: int) -> dict[str, str]:
+    """Name the kind of each image, by a digit if it is there; the names by the paths."""
+    given = {}
+    while len(given) < count:
+        page.locator("#teach-count").get_by_text(re.compile(rf"^{len(given)} ")).wait_for()
+        path = page.locator("#teach-about").inner_text().partition(" · ")[0]
+        given[path] = path.rpartition("/")[0] or "=odd"
+        names = [button.get_attribute("title") for button in page.locator("#teach-likely button").all()]
+        if given[path] in names:
+            page.keyboard.press(str(names.index(given[path]) + 1))
+        else:
+            page.keyboard.press("n")
+            page.keyboard.insert_text(given[path])
+            page.keyboard.press("Enter")
+    return given
+
+
+def test_questions_are_answered_by_keys_and_others_follow_when_that_is_applied(copied: Path, browser: Any) -> None:
+    before = placed(copied)
+    with opened(browser, serving(copied), originals=19, loads=3) as page:
+        page.get_by_role("button", name="Teach").click()
+        about = page.locator("#teach-about")
+        about.get_by_text("now in").wait_for()
+        first = about.inner_text()
+        for key in ("s", "1", "z", "z"):  # skipped, answered, and both back
+            page.keyboard.press(key)
+        about.get_by_text(first, exact=True).wait_for()
+        answer_by_keys(page, 10)
+        title = page.locator("#teach-title")
+        title.get_by_text("would move").wait_for()
+        page.locator("#teach-moves input").last.check()
+        page.get_by_role("button", name="Not these").click()
+        title.get_by_text("would move").wait_for()
+        count = first_number(title)
+        assert placed(copied) == before
+        page.keyboard.press("Enter")
+        page.locator("#told").get_by_text("answers").wait_for()
+        now = placed(copied)
+        assert sum(now[path] != before[path] for path in before) == count
+        about.get_by_text("now in").wait_for()  # the next questions
+        page.keyboard.press("Escape")
+        page.locator("#undo").click()
+        page.locator("#told").get_by_text("taken back").wait_for()
+        assert placed(copied) == before
+
+
+def test_images_that_move_or_are_right_teach_the_others(copied: Path, browser: Any) -> None:
+    """A cluster of two kinds is split by examples, and nothing else changes; moves alone stay what they are."""
+    apply(copied, Edits(merge=((0, 1),)))
+    before = placed(copied)
+    examples: list[list[str]] = []
+    kinds = [
+        kind for kind, _ in Counter(path.partition("/")[0] for path in before if before[path][0] == "0").most_common(2)
+    ]
+    with opened(browser, serving(copied), originals=4, loads=3) as page:
+        page.locator("#cluster-0 .all").click()
+        page.locator("#images-grid .tile-of").first.wait_for()
+        for kind, button in zip(kinds, ("These are right", "Another kind"), strict=True):
+            tiles = [page.locator(f"#images-grid .tile-of[title^='{kind}/']").nth(place) for place in range(3)]
+            examples.append([tile.get_attribute("title") for tile in tiles])
+            for tile in tiles:
+                tile.locator(".tick").click(force=True)
+            page.get_by_role("button", name=button).click()
+        page.keyboard.press("Escape")
+        page.locator("#teach-title").get_by_text("would move").wait_for()
+        page.keyboard.press("Enter")
+        page.locator("#told").get_by_text("6 answers").wait_for()
+        now = placed(copied)
+        assert all(now[path] == before[path] for path in before if before[path][0] != "0")
+        assert {now[path][0] for path in before if before[path][0] == "0"} == {"0", "3"}
+        assert [{now[path][0] for path in of_kind} for of_kind in examples] == [{"0"}, {"3"}]
+        page.locator("#cluster-2 .all").click()
+        page.locator("#images-grid .tile-of").first.wait_for()
+        page.keyboard.press("Space")
+        page.locator("#images").get_by_role("button", name="Move to").click()
+        page.locator("#follow").check()
+        page.locator("#merge-list button").first.click()
+        page.locator("#merge-filter").wait_for(state="hidden")
+        page.keyboard.press("Escape")
+        page.get_by_role("button", name="Only those").click()
+        page.locator("#told").get_by_text("1 image moved").wait_for()
+        assert sum(placed(copied)[path] != now[path] for path in now) == 1
+        assert page.evaluate("localStorage.getItem('deepcluster follow')") == "1"
+
+
+def test_answers_in_a_file_are_taught_by_the_command(
+    run: Path, copied: Path, browser: Any, tmp_path: Path, prints: Any
+) -> None:
+    with opened(browser, run / "report.html", originals=10) as page:
+        page.get_by_role("button", name="Teach").click()
+        given = answer_by_keys(page, 10)
+        assert page.locator("#teach-command").inner_text() == "deepcluster teach 'a run' answers.csv"
+        file = saved(page, "Download answers.csv", tmp_path / "answers.csv")
+    prints("teach", copied, file)
+    assert {path: name for path, (_, name) in placed(copied).items() if path in given} == given
+    assert record(copied)["quality"]["drawn"] == sum(row["drawn"] == "1" for row in rows(file)) == 2
 
 
 def test_a_file_leads_the_browser_to_the_server(copied: Path, browser: Any) -> None:

@@ -193,7 +193,7 @@ def lesson(model: Model, rows: Rows, answers: Sequence[Answer], within: int | No
         cut=cut,
         names=tuple(name if group in present else "" for group, name in enumerate(names)),
         junk=tuple(sorted(present.intersection(model.junk))),
-        moves=tuple((row, origin) for row, origin in model.moves if row in moved),
+        moves=tuple((row, origin) for row, origin in model.moves if row not in answered),
         answers=there,
         drawn=tuple(drawn.items()),
         coarse=tuple(coarse_of_moves(coarse, given, [cluster[row] for row in given], len(names))),
