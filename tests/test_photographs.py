@@ -88,7 +88,7 @@ def begun(large_photos, tmp_path):
     """The published network that a run of some options begins with."""
     source = find(large_photos)
     out = tmp_path / "run"
-    return lambda **options: begin(source, replace(request(**options), out=out), Silent()).facts["published"]
+    return lambda **options: begin(source, replace(request(**options), out=out), Silent()).facts.published
 
 
 def test_weights_timm_downloads(hub, begun):

@@ -217,7 +217,7 @@ def test_unusable_files_change_all_of_the_plan_but_the_sizes_that_were_read(tmp_
     facts = replace(LARGE, count=5051, published="photos-small", n_clusters=None)
     first, second = plan_of("auto", {}, facts).recipe, plan_of("auto", {}, replace(facts, count=50)).recipe
     assert (first.image_size, second.image_size) == (144, 224) and first.pseudo_labels > 50 >= second.pseudo_labels
-    begun = Begun("run", "new", asdict(first), {"image_size": "so many"}, asdict(facts))
+    begun = Begun("run", "new", Plan(first, {"image_size": "so many"}), facts)
     plan = begun.plan_of(50, 0.6, request)
     names = ("image_size", "margin", "view_size", "small_size")
     sizes = {name: getattr(first, name) for name in names}

@@ -41,7 +41,7 @@ from deepcluster.learning.features import certainty_of
 from deepcluster.learning.training import network_precision
 from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.network import Network, no_network
-from deepcluster.presets import RECTIFIED, WHITENING, Facts, check_groups
+from deepcluster.presets import RECTIFIED, WHITENING, Facts, Plan, check_groups
 from deepcluster.recipe import AUTO, Recipe, to_toml
 from deepcluster.report.pictures import sprite_sheet, tiny_pictures
 from deepcluster.runs.inherit import places_before, read_former
@@ -87,11 +87,11 @@ def fit(
         features, source = read_features(images) if request.features else (None, find(images))  # type: ignore[arg-type]
         check_alike(source, processes)
         start = begin if features is None else partial(_begin_features, images, features.shape[1])
-        begun = Begun(**processes.broadcast_json(lambda: asdict(start(source, request, display))))
+        begun = Begun.of_json(processes.broadcast_json(lambda: asdict(start(source, request, display))))
         if begun.state == "finished":
             display.say("Done", f"{begun.out} is finished already")
             return files.RunFolder(Path(begun.out))
-        check_weights_here(begun.facts.get("published", ""))
+        check_weights_here(begun.facts.published if begun.facts else "")
         request = replace(request, labels=begun.labels, like=Path(begun.like) if begun.like else None)
         labels = true_labels(request.labels, source) if request.labels else None
         former = files.read_state(request.like, read_former) if request.like and processes.is_main else None
@@ -269,8 +269,8 @@ def _begin_features(data: Images, width: int, source: Source, request: Request, 
     out = free_path(source, request)
     if request.overwrite and isinstance(data, str | Path):
         check_not_inside([Path(data).absolute()], out)
-    reasons = {"features": f"{width:,} numbers a row, which came from elsewhere"}
-    return Begun(str(out), "new", asdict(recipe), reasons, {}, *names_of(request))
+    plan = Plan(recipe, {"features": f"{width:,} numbers a row, which came from elsewhere"})
+    return Begun(str(out), "new", plan, None, *names_of(request))
 
 
 def _features_recipe(request: Request, source: Source) -> Recipe:
@@ -309,4 +309,4 @@ def _read_features(job: Job, begun: Begun, features: Tensor) -> tuple[ImagesRead
         "history.csv": [],
         **({} if pictures is None else {SHEET: sprite_sheet(tiny_pictures(pictures, 0, total))}),
     }
-    return ImagesRead(store, recipe, digests, beginning), {"backbone": NO_NETWORK, "reasons": begun.reasons}
+    return ImagesRead(store, recipe, digests, beginning), {"backbone": NO_NETWORK, "reasons": begun.plan.reasons}

@@ -3,10 +3,9 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -127,33 +126,35 @@ class ImagesRead:
 
 @dataclass(frozen=True)
 class Begun:
-    """The decisions of the main rank, as JSON for the others."""
+    """The decisions of the main rank."""
 
     out: str  # the run folder
     state: str  # new, resumed, or finished: nothing is left to do
-    recipe: Mapping[str, Any]  # every option
-    reasons: Mapping[str, str]  # as in a Plan
-    facts: Mapping[str, Any]  # about the images of a new run
+    plan: Plan
+    facts: Facts | None = None  # about the images of a new run
     labels: str | None = None  # as in run.json
     like: str | None = None  # as in run.json
 
-    @cached_property
-    def plan(self) -> Plan:
-        return Plan(Recipe(**self.recipe), self.reasons)
+    @classmethod
+    def of_json(cls, table: Mapping[str, Any]) -> Self:
+        """Return the value whose :func:`asdict` came as JSON from the main rank."""
+        plan = Plan(Recipe(**table["plan"]["recipe"]), table["plan"]["reasons"])
+        facts = Facts(**table["facts"]) if table["facts"] else None
+        return cls(**{**table, "plan": plan, "facts": facts})
 
     def plan_of(self, used: int, certainty: float | None, request: Request) -> Plan:
         """Return the plan of a new run for ``used`` images: some may have turned out to be unusable.
 
         ``certainty``: As in :class:`Facts`, because the network has seen them now.
         """
-        facts = Facts(**self.facts)
-        if used == facts.count and certainty is None:
+        facts = self.facts
+        if facts is None or (used == facts.count and certainty is None):
             return self.plan
         check_groups(request.n_clusters, used)
         plan = resolve(request.recipe, replace(facts, count=used, certainty=certainty))
         # Fewer images may deserve larger ones, but these are read already.
-        sizes = {name: self.recipe[name] for name in SIZES}
-        reasons = {name: reason for name, reason in self.reasons.items() if name in SIZES}
+        sizes = {name: getattr(self.plan.recipe, name) for name in SIZES}
+        reasons = {name: reason for name, reason in self.plan.reasons.items() if name in SIZES}
         return Plan(replace(plan.recipe, **sizes), {**plan.reasons, **reasons})
 
 
@@ -172,8 +173,7 @@ def begin(source: Source, request: Request, display: Display, *, dry: bool = Fal
     name = choose_weights(request, facts)
     _get_weights(name, request, display, dry=dry)
     facts = replace(facts, published=name)
-    plan = resolve(request.recipe, facts)
-    return Begun(str(out), "new", asdict(plan.recipe), plan.reasons, asdict(facts), *names_of(request))
+    return Begun(str(out), "new", resolve(request.recipe, facts), facts, *names_of(request))
 
 
 def names_of(request: Request) -> tuple[str | None, str | None]:
@@ -210,7 +210,8 @@ def _resumed(out: Path, source: Source, request: Request) -> Begun:
     state = "finished" if record.status == "done" else "resumed"
     if record.like_run and (like or state == "resumed"):
         _check_like(Path(like or record.like or ""), record.like_run)
-    return Begun(str(out), state, recipe, record.reasons or {}, {}, record.labels, like or record.like)
+    plan = Plan(Recipe(**recipe), record.reasons or {})
+    return Begun(str(out), state, plan, None, record.labels, like or record.like)
 
 
 def _check_like(like: Path, run: str) -> None:
