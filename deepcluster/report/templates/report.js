@@ -346,6 +346,7 @@ document.addEventListener("keydown", event => {
   }
   if (event.key === "?") return $("#help").showModal();
   if (event.key === "u") return takeBack();
+  if (event.key === "t") return openTeach();
   if (event.key === "U") return data.served && openHistory();
   if (event.key === "Escape" && $("#map")?.classList.contains("shown")) return mapped?.clear();
   if (!$("#clusters").classList.contains("shown")) return;

@@ -27,7 +27,8 @@ async function send(action, request = {}) {
       else sessionStorage.removeItem("targets");
       if (action === "teach") {
         sessionStorage.setItem("teaching", current === answered ? "1" : "");
-        forgetAnswers();
+        current.clear();
+        keepAnswers();
       }
       return reload();
     } else tell(error);
@@ -157,7 +158,7 @@ if (sessionStorage.getItem("told")) {
   tell(sessionStorage.getItem("told")).append(...(data.served.done.length ? [" ", back] : []));
 }
 sessionStorage.removeItem("told");
-if (sessionStorage.getItem("teaching")) ask();
+if (sessionStorage.getItem("teaching")) openTeach();
 sessionStorage.removeItem("teaching");
 $("#told").addEventListener("click", () => { $("#told").hidden = true; });
 $("#help .quiet").textContent = t("Edits are applied at once. Undo takes back the last one, and History any number.");

@@ -10,11 +10,6 @@ function keepAnswers() {
   try { localStorage.setItem(answersKey, JSON.stringify([...answered.values()])); } catch { /* not in this browser */ }
 }
 
-function forgetAnswers() {
-  current.clear();
-  keepAnswers();
-}
-
 async function inquire(action, n = EACH) {
   const taught = {within, n, answers: [...current.values()]};
   const reply = await post(action, {taught}).then(answer => answer.json(), () => ({error: SILENT}));
@@ -45,9 +40,11 @@ async function fillQueue() {
 }
 
 async function ask() {
+  part("ask", t("Looking for images to ask about…"));
   if (!queue.length) await fillQueue();
+  if (!teacher.open) return;
   if (!queue.length) return review();
-  part("ask", t("Where does this image belong?"));
+  $("#teach-title").textContent = t("Where does this image belong?");
   const question = queue[0], place = $("#teach-picture"), {row, path, cluster} = question;
   place.replaceChildren(picture(row % imageData.step ? -1 : tileOf(row / imageData.step), 0));
   for (const next of queue.slice(0, 3)) next.image ??= element("img", {alt: next.path, src: urlOf(next.row, next.path) || ""});
@@ -71,7 +68,6 @@ function give(choice = null) {
   asked.push(question);
   if (choice === null) skipped.add(row);
   else answered.set(row, {path: row, drawn, [typeof choice === "string" ? "name" : "cluster"]: choice});
-  keepAnswers();
   if (choice !== null && answered.size % EACH === 0) review();
   else ask();
 }
@@ -81,7 +77,12 @@ function takeAnswerBack() {
   queue.unshift(asked.pop());
   answered.delete(queue[0].row);
   skipped.delete(queue[0].row);
-  keepAnswers();
+  ask();
+}
+
+function openTeach() {
+  if (!where) return;
+  [current, within] = [answered, null];
   ask();
 }
 
@@ -90,6 +91,7 @@ function part(name, title) {
   $("#teach-title").textContent = title;
   $("#teach-count").textContent = t(current.size === 1 ? "{0} answer" : "{0} answers", current.size);
   if (!teacher.open) teacher.showModal();
+  keepAnswers();
 }
 
 async function review() {
@@ -122,7 +124,6 @@ const teach = {
   apply: () => send("teach", {taught: {within, answers: [...current.values()]}}),
   not: () => {
     for (const [path, cluster] of $$(":checked", teacher).map(input => input.value.split(" ").map(Number))) current.set(path, {path, cluster});
-    keepAnswers();
     review();
   },
   save: () => {
@@ -136,18 +137,19 @@ teacher.addEventListener("click", event => {
   if (dataset) teach[dataset.teach]?.() ?? (value && give(queue[0].choices[value]));
 });
 teacher.addEventListener("keydown", event => {
-  if ($("#teach-ask").hidden || event.ctrlKey || event.metaKey || event.altKey) return;
+  if ($("#teach-ask").hidden || !queue.length || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.target.matches("input")) {
     const text = plain(event.target.value);
     if (event.key === "Enter" && !event.isComposing && text) give(roots().find(number => text === nameOf(number) || text === String(number)) ?? text);
     return;
   }
-  const choice = queue[0]?.choices[event.key - 1];
+  const choice = queue[0].choices[event.key - 1];
   const act = choice !== undefined ? () => give(choice) : {n: () => $("#teach-name").focus(), s: teach.skip, z: teach.back}[event.key];
   if (!act) return;
   event.preventDefault();
   act();
 });
+
 /* Moves whose followers are not wanted are moves alone. */
 teacher.addEventListener("close", () => {
   if (current === answered || document.body.inert) return;
@@ -190,7 +192,4 @@ if (data.served) {
   });
 }
 $("#teach-open").hidden = !where;
-$("#teach-open").addEventListener("click", () => {
-  [current, within] = [answered, null];
-  ask();
-});
+$("#teach-open").addEventListener("click", openTeach);
