@@ -89,7 +89,7 @@ def test_the_header_is_one_line_and_the_facts_stand_in_a_part_of_their_own() -> 
     _, parsed = page()
     assert numbers(parsed.all("dl", class_="facts")[0][1]) == ["1,797", "2", "62", "12345"]
     assert "3" in numbers(parsed.all("ul", class_="told")[0][1])  # rounds
-    assert [text for _, text in parsed.all("title")] == ["Holidays"]
+    assert [text for _, text in parsed.all("title")] == ["Holidays · RUN"]
 
 
 def test_metrics_stand_beside_the_untrained_network_and_every_word_that_is_underlined_is_explained() -> None:

@@ -411,11 +411,14 @@ def test_sorting_asks_four_things_and_remembers_them(run: Path, copied: Path, br
     lines = [f"0,{each['path']},0.01" for each in (first, second)]
     (copied / "duplicates.csv").write_text("\n".join(["group,path,distance", *lines]))
     with opened(browser, serving(copied), originals=2, loads=2) as page:
-        page.get_by_role("button", name="Sort into folders").click()
+        page.get_by_role("tab", name="Problems").click()
+        with Image.open(run.parent / "photos" / first["path"]) as image:
+            assert "{} × {}, ".format(*image.size) in page.locator("#problems .alike li").first.inner_text()
+        page.get_by_role("button", name="Sort only the best").click()
+        assert page.locator("#sort-best").is_checked()
         page.locator("#sorting").get_by_text("copies").click()
         page.locator("#sort-name").fill("meine Bilder")
         page.locator("#sort-place").select_option("images")
-        page.locator("#sort-best").check()
         page.locator("#sort-apart").check()
         page.keyboard.press("Enter")
         told, out = page.locator("#sorted"), run.parent / "meine Bilder"
@@ -425,6 +428,7 @@ def test_sorting_asks_four_things_and_remembers_them(run: Path, copied: Path, br
         assert {each["how"].partition(" ")[0] for each in inventory} == {"copy", "duplicate"}
         outliers = sum(each["is_outlier"] == "1" for each in rows(copied / "clusters.csv"))
         assert sum(each["exported_path"].startswith("_outliers/") for each in inventory) == outliers
+        page.locator("#tab-clusters").click()
         page.keyboard.press("j")
         rename(page, NAME)
         page.locator("#told").get_by_text("1 name").wait_for()

@@ -134,7 +134,12 @@ def decode(file: Path | BinaryIO, *, size: int | None = None) -> Image.Image:
 
 def short_side(file: Path | BinaryIO) -> int:
     """Return the shorter side of an image file in px, from its header alone. Raises the errors of ``decode``."""
-    return _examine(file, lambda image: min(image.size))
+    return min(sides(file))
+
+
+def sides(file: Path | BinaryIO) -> tuple[int, int]:
+    """Return width and height as :func:`short_side` does; a turn by EXIF is left out."""
+    return _examine(file, lambda image: image.size)
 
 
 def orientation(data: bytes) -> int:

@@ -9,7 +9,7 @@ import base64
 import hashlib
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
@@ -76,6 +76,7 @@ class RunData:
     skipped: Sequence[Row]
     picture: Picture  # gives the decoded RGB image of a path, or None if it cannot be read again
     duplicates: Sequence[Row] | None = None  # None if duplicates were not searched for
+    sides: Callable[[str], Any] = lambda path: None  # width and height of an image's file; None if it is not at hand
     positions: npt.NDArray[np.float32] | None = None  # M x 2, of the images of the sheet on the map; None: no map
     next_number: int = 0  # of a new cluster; numbers below it that no cluster has now may not be given again
     tree: Tree | None = None  # None leaves the number of groups out
@@ -114,7 +115,7 @@ def render(data: RunData) -> str:
         "map": None if data.positions is None or not in_page else {"images": len(data.usable), "shown": in_page},
         "groups": {"most": pieces} if pieces > 2 else None,  # a slider needs two numbers of groups
         "training": _training(data),
-        "problems": sections.problems(data.skipped, data.usable, data.duplicates),
+        "problems": sections.problems(data.skipped, data.usable, data.duplicates) | {"sides": data.sides},
         "labels": _labels(data),
     }
     # Style, script and the script's data are not escaped.

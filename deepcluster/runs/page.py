@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from deepcluster.errors import DataError, DeepClusterError, DiskError
 from deepcluster.groups.graph import layout
 from deepcluster.groups.tree import Tree, merge_tree, parts_of
 from deepcluster.images import Source
-from deepcluster.images.decode import Undecodable, pillow_limits
+from deepcluster.images.decode import Undecodable, pillow_limits, sides
 from deepcluster.model import Model
 from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.timm import nouns
@@ -183,6 +183,9 @@ def write_page(
         metrics=tables.metrics or None,
         skipped=folder.read_rows("skipped.csv"),
         duplicates=folder.read_rows("duplicates.csv") if folder.has("duplicates.csv") else None,
+        sides=partial(_sides, source, {path: i for i, path in enumerate(source.paths)})
+        if source
+        else (lambda path: None),
         picture=pictures(source, MEDOID * THUMBNAIL, instead=_tiny(folder, tables, sheet, away)),
         positions=positions,
         next_number=len(shown.model.names) if shown else 0,
@@ -273,6 +276,13 @@ def pictures(source: Source | None, size: int, instead: Picture = lambda path: N
         return instead(path)
 
     return picture
+
+
+def _sides(source: Source, index: Mapping[str, int], path: str) -> tuple[int, int] | None:
+    with suppress(KeyError, Undecodable, OSError):
+        if file := source.file(index[path]):
+            return sides(file)
+    return None
 
 
 # ---- the drawings as files ------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ async function send(action, request = {}) {
 /* The choices of the dialog are in a cookie, because the next server has another port. */
 const COOKIE = "deepcluster-sorting=";
 
-function openSorting() {
+function openSorting(best = false) {
   const dialog = $("#sorting"), name = $("#sort-name"), place = $("#sort-place"), {places, duplicates} = data.served;
   let before = {};
   try { before = JSON.parse(decodeURIComponent(document.cookie.split("; ").find(one => one.startsWith(COOKIE)).slice(COOKIE.length))); } catch { /* none */ }
@@ -56,7 +56,7 @@ function openSorting() {
     return element("option", {value, textContent: text, selected: here.place === value});
   }));
   $(`[name=copies][value="${before.copies ? 1 : ""}"]`).checked = true;
-  $("#sort-best").checked = Boolean(before.best);
+  $("#sort-best").checked = best || Boolean(before.best);
   $("#sort-best").closest("p").hidden = !duplicates;
   $("#sort-apart").checked = Boolean(before.apart);
   if ($("#sort-levels")) $("#sort-levels").checked = before.levels !== 1;
@@ -146,7 +146,9 @@ async function follow() {
 if (data.served.going_on) setInterval(follow, 3000);
 $("#undo").hidden = !data.served.done.length;
 $("#into-folders").hidden = false;
-$("#into-folders").addEventListener("click", openSorting);
+$("#into-folders").addEventListener("click", () => openSorting());
+$("#keep-best")?.toggleAttribute("hidden", false);
+$("#keep-best")?.addEventListener("click", () => openSorting(true));
 tellSorted();
 for (const group of JSON.parse(sessionStorage.getItem("opened") || "[]")) levels.get(group)?.setAttribute("open", "");
 targets.push(...JSON.parse(sessionStorage.getItem("targets") || "[]").filter(number => base.has(number)));
