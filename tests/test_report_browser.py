@@ -413,7 +413,7 @@ def test_sorting_asks_four_things_and_remembers_them(run: Path, copied: Path, br
     with opened(browser, serving(copied), originals=2, loads=2) as page:
         page.get_by_role("tab", name="Problems").click()
         with Image.open(run.parent / "photos" / first["path"]) as image:
-            assert "{} × {}, ".format(*image.size) in page.locator("#problems .alike li").first.inner_text()
+            assert "{} \N{MULTIPLICATION SIGN} {}, ".format(*image.size) in page.locator("#problems .alike li").first.inner_text()
         page.get_by_role("button", name="Sort only the best").click()
         assert page.locator("#sort-best").is_checked()
         page.locator("#sorting").get_by_text("copies").click()

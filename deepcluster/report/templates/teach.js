@@ -186,9 +186,9 @@ function anotherKind(list) {
 
 if (data.served) {
   $("#examples").hidden = false;
-  try { $("#follow").checked = localStorage.getItem("deepcluster follow") === "1"; } catch { /* it is asked again */ }
+  try { $("#follow").checked = localStorage.getItem("deepcluster-follow") === "1"; } catch { /* it is asked again */ }
   $("#follow").addEventListener("change", event => {
-    try { localStorage.setItem("deepcluster follow", event.target.checked ? "1" : ""); } catch { /* for this page alone */ }
+    try { localStorage.setItem("deepcluster-follow", event.target.checked ? "1" : ""); } catch { /* for this page alone */ }
   });
 }
 $("#teach-open").hidden = !where;
