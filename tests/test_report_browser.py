@@ -413,7 +413,8 @@ def test_sorting_asks_four_things_and_remembers_them(run: Path, copied: Path, br
     with opened(browser, serving(copied), originals=2, loads=2) as page:
         page.get_by_role("tab", name="Problems").click()
         with Image.open(run.parent / "photos" / first["path"]) as image:
-            assert "{} \N{MULTIPLICATION SIGN} {}, ".format(*image.size) in page.locator("#problems .alike li").first.inner_text()
+            told = page.locator("#problems .alike li").first.inner_text()
+            assert "{} \N{MULTIPLICATION SIGN} {}, ".format(*image.size) in told
         page.get_by_role("button", name="Sort only the best").click()
         assert page.locator("#sort-best").is_checked()
         page.locator("#sorting").get_by_text("copies").click()
@@ -788,7 +789,7 @@ def test_images_that_move_or_are_right_teach_the_others(copied: Path, browser: A
         page.get_by_role("button", name="Only those").click()
         page.locator("#told").get_by_text("1 image moved").wait_for()
         assert sum(placed(copied)[path] != now[path] for path in now) == 1
-        assert page.evaluate("localStorage.getItem('deepcluster follow')") == "1"
+        assert page.evaluate("localStorage.getItem('deepcluster-follow')") == "1"
 
 
 def test_answers_in_a_file_are_taught_by_the_command(
