@@ -743,7 +743,7 @@ def test_questions_are_answered_by_keys_and_others_follow_when_that_is_applied(c
         count = first_number(title)
         assert placed(copied) == before
         page.keyboard.press("Enter")
-        page.locator("#told").get_by_text("answers").wait_for()
+        page.locator("#told").get_by_text(f"{count} images changed").wait_for()
         now = placed(copied)
         assert sum(now[path] != before[path] for path in before) == count
         about.get_by_text("now in").wait_for()  # the next questions
@@ -773,7 +773,7 @@ def test_images_that_move_or_are_right_teach_the_others(copied: Path, browser: A
         page.keyboard.press("Escape")
         page.locator("#teach-title").get_by_text("would move").wait_for()
         page.keyboard.press("Enter")
-        page.locator("#told").get_by_text("6 answers").wait_for()
+        page.locator("#told").get_by_text("changed their cluster").wait_for()
         now = placed(copied)
         assert all(now[path] == before[path] for path in before if before[path][0] != "0")
         assert {now[path][0] for path in before if before[path][0] == "0"} == {"0", "3"}

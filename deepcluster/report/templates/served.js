@@ -21,8 +21,9 @@ async function send(action, request = {}) {
       $("#told").hidden = true;
       tellSorted();
     } else if (answer.ok) {
-      const chinese = {apply: `${t("Applied.")}${inWords(said.replace(/^.*?: /, ""))}`, undo: t("Taken back."), recut: t("Cut into {0} clusters.", request.k), teach: t("Applied.")};
-      sessionStorage.setItem("told", isChinese ? chinese[action] ?? said : said);
+      const changed = said.match(/[\d,]+ images? changed their cluster/)?.[0] ?? said;  /* the list was seen before */
+      const chinese = {apply: `${t("Applied.")}${inWords(said.replace(/^.*?: /, ""))}`, undo: t("Taken back."), recut: t("Cut into {0} clusters.", request.k), teach: translated([changed]).join("")};
+      sessionStorage.setItem("told", isChinese ? chinese[action] ?? said : changed);
       if (action === "apply") sessionStorage.setItem("targets", JSON.stringify(targets));
       else sessionStorage.removeItem("targets");
       if (action === "teach") {

@@ -31,12 +31,13 @@ function questionsHere() {
   })));
 }
 
-/* Every fourth question is about an image drawn at random. */
+/* Every fourth question is about an image drawn at random, whether or not it would teach much. */
 async function fillQueue() {
   const {questions} = data.served ? await inquire("ask", EACH + skipped.size) : {questions: questionsHere()};
   const [taught, drawn] = (questions ?? [[], []]).map(list => list.filter(({row}) => !answered.has(row) && !skipped.has(row)));
-  const mixed = drawn.flatMap((question, k) => [...taught.slice(3 * k, 3 * k + 3), {...question, drawn: true}]);
-  queue = mixed.filter(({row}, k) => mixed.findIndex(other => other.row === row) === k).slice(0, EACH);
+  const random = drawn.slice(0, 3).map(question => ({...question, drawn: true}));
+  const others = taught.filter(({row}) => !random.some(question => question.row === row));
+  queue = Array.from({length: EACH}, (_, i) => ((answered.size + i) % 4 === 3 ? random : others).shift()).filter(Boolean);
 }
 
 async function ask() {
