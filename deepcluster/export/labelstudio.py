@@ -56,14 +56,14 @@ def labelstudio(
         except Unavailable as error:
             missing.append(f"{one_line(path)} ({error})")
     if not files:
-        raise DataError(
-            f"no image of {run} is a file that can be read, and Label Studio reads files: export --to folders writes"
-            " the images, and a run on these can be exported"
-        )
+        why = some(missing) or "they are not files: export --to folders writes them, and a run on these can be exported"
+        raise DataError(f"no image of {run} can be exported: {why}")
     try:
         home = Path(os.path.commonpath([file.parent for file in files.values()]))
-    except ValueError:
-        raise DataError(f"the images of {run} are on several drives: --images names copies on one drive") from None
+    except ValueError:  # several drives of Windows
+        raise DataError(
+            f"the images of {run} are on several drives: copy them to one, and name it by --images"
+        ) from None
     label_of = {row["cluster"]: row["name"] or f"cluster {row['cluster']}" for row in used.values()}
     clusters = [{"value": label} for label in dict.fromkeys(label_of[key] for key in sorted(label_of, key=int))]
 
