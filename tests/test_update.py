@@ -304,6 +304,17 @@ def test_nearly_equal_images_among_the_new_ones_make_groups(run, more):
     assert table[: len(before)] == before
     (number,) = {row["group"] for row in table[len(before) :]} - {row["group"] for row in before}
     assert {Path(row["path"]).name for row in table if row["group"] == number} == {"00.png", "95.jpg", "80.jpg"}
+    # A copy of an image of the run joins it, and a later copy joins both.
+    (first, *_) = rows(run / "clusters.csv")
+    original = Image.open(Path(record(run)["location"]) / first["path"])
+    for name, quality in (("one", 95), ("two", 90)):
+        (more / name).mkdir()
+        original.save(more / name / f"{name}.jpg", quality=quality)
+        update(run, str(more / name))
+    table = rows(run / "duplicates.csv")
+    (number,) = {row["group"] for row in table if row["path"] == first["path"]}
+    names = {Path(row["path"]).name for row in table if row["group"] == number}
+    assert names == {Path(first["path"]).name, "one.jpg", "two.jpg"} and number not in {row["group"] for row in before}
 
 
 @pytest.fixture

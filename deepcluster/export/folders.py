@@ -359,8 +359,8 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
             sharpest; the inventory says which one stands for the others.
         levels: 2: in a run with two levels, the folders of the clusters lie in those of the groups of clusters.
         split: The shares of train, validation and test (``".8,.1,.1"`` or three numbers), which become the upper
-            folders. Images of a group in duplicates.csv stay together. Each part with a share has every cluster with
-            enough such groups or single images.
+            folders. Images of a set in duplicates.csv stay together. Each part with a share has every cluster with
+            enough such sets or single images.
         n: Number of images, drawn uniformly over the clusters; None: all.
         seed: Of ``split`` and ``n``.
         overwrite: Replace the tree that an export made at ``out``. Files that are not of it stay. It is left alone if

@@ -6,7 +6,7 @@ again with quality 75 differ by at most .07, those at 2/3 of their size by .08 (
 .24 or more from every other, and all of the rest that differ by less than .1 are true copies.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -28,18 +28,21 @@ IMAGES_AT_ONCE = 512  # images described at a time
 PAIRS = 1 << 14  # compared at a time
 
 
-def near_duplicates(images: Tensor, partition: Partition | None = None) -> list[list[tuple[int, float]]]:
+def near_duplicates(
+    images: Tensor | Sequence[Tensor], partition: Partition | None = None
+) -> list[list[tuple[int, float]]]:
     """Return groups of nearly identical images by their first rows; none on other ranks than the main rank.
 
     The main rank has the hashes of all images, and fetches the small pictures of those that it compares.
 
-    ``images`` is uint8 N x 3 x S x S, with several ranks this one's (by default this one has all). A group is (row,
-    distance) of its images; the distance is that to the group's first image: the root mean square difference as a share
-    of the contrast.
+    ``images`` is uint8 N x 3 x S x S, with several ranks this one's (by default this one has all), or several such
+    tensors, whose rows follow one another. A group is (row, distance) of its images; the distance is that to the
+    group's first image: the root mean square difference as a share of the contrast.
     """
-    partition = partition or Partition.single(len(images))
+    tensors = [images] if isinstance(images, Tensor) else images
+    partition = partition or Partition.single(sum(map(len, tensors)))
     processes = partition.processes
-    parts = [_described(part) for part in images.split(IMAGES_AT_ONCE) if len(part)]
+    parts = [_described(part) for rows in tensors for part in rows.split(IMAGES_AT_ONCE) if len(part)]
     none = torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0, 4 + 3 * SIDE**2, dtype=torch.uint8)
     hashes, light, pictures = (torch.cat(rows) for rows in zip(none, *parts, strict=True))
     hashes = partition.gather(hashes)

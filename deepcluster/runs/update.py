@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deepcluster.clustering.blocks import nearest
 from deepcluster.clustering.outliers import MIN_ROWS
 from deepcluster.errors import UsageError
 from deepcluster.groups.due import drift
@@ -254,14 +255,39 @@ def _write(
     return every
 
 
+def _with_duplicates(
+    folder: files.LockedFolder, rows: Rows, at_hand: Source | None, new: _New
+) -> list[Mapping[str, object]]:
+    """Return the rows of duplicates.csv with the new images, compared with one another and the run's most alike ones.
+
+    An image is compared with the one whose features are nearest, as those of copies are.
+    """
+    table: list[Mapping[str, object]] = [*folder.read_rows("duplicates.csv")]
+    with folder.as_disk_errors("duplicates.csv"):
+        set_of = {str(row["path"]): int(str(row["group"])) for row in table}
+    free = 1 + max(set_of.values(), default=-1)
+    most_alike = {rows.paths[row] for row in nearest(new.reduced, 1, rows.reduced)[1].flatten().tolist()}
+    old = at_hand.rows([i for i, path in enumerate(at_hand.paths) if path in most_alike]) if at_hand else None
+    paths: list[str] = []
+    images = [] if new.images is None else [new.images]
+    if old and old.paths and images:
+        store = read_once(old, images[0].shape[-1], none_is_fine=True)
+        paths, images = [old.paths[i] for i in store.usable], [store.images, *images]
+    fresh = len(paths)
+    paths += new.source.paths
+    for alike in near_duplicates(images):
+        if any(row >= fresh for row, _ in alike):
+            known = [set_of[paths[row]] for row, _ in alike if paths[row] in set_of]
+            number, free = (known[0], free) if known else (free, free + 1)
+            outside = [(row, distance) for row, distance in alike if paths[row] not in set_of]
+            table += duplicate_rows([outside], paths, number)
+    return table
+
+
 def _draw(folder: files.LockedFolder, rows: Rows, at_hand: Source | None, new: _New, every: Rows) -> None:
     """Add the new images to near-duplicates, sheet and map, if the run has these."""
     if folder.has("duplicates.csv") and new.images is not None:
-        table = folder.read_rows("duplicates.csv")
-        with folder.as_disk_errors("duplicates.csv"):
-            first = 1 + max((int(row["group"]) for row in table), default=-1)
-        alike = duplicate_rows(near_duplicates(new.images), new.source.paths, first)
-        folder.write_rows("duplicates.csv", [*table, *alike])
+        folder.write_rows("duplicates.csv", _with_duplicates(folder, rows, at_hand, new))
     if sheet := drawn.read_sheet(folder):
         grey = torch.full((1, 3, THUMBNAIL, THUMBNAIL), 128, dtype=torch.uint8)
         pictures = grey.expand(len(new.source.paths), -1, -1, -1) if new.images is None else new.images
