@@ -711,7 +711,7 @@ def answer_by_keys(page: Any, count: int) -> dict[str, str]:
     """Name the kind of each image, by a digit if it is there; the names by the paths."""
     given = {}
     while len(given) < count:
-        page.locator("#teach-count").get_by_text(re.compile(rf"^{len(given)} ")).wait_for()
+        page.locator("#teach-count").get_by_text(f"Answers: {len(given)}", exact=True).wait_for()
         path = page.locator("#teach-about").inner_text().partition(" · ")[0]
         given[path] = path.rpartition("/")[0] or "=odd"
         names = [button.get_attribute("title") for button in page.locator("#teach-likely button").all()]

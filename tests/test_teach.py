@@ -22,6 +22,7 @@ from deepcluster.groups import spread
 from deepcluster.groups.cut import Cut, regrouped
 from deepcluster.groups.graph import neighbour_ties
 from deepcluster.groups.spread import Taught, beliefs, estimated_quality, followed, questions
+from deepcluster.runs import teach as teaching
 from deepcluster.runs.promote import promote
 from deepcluster.runs.recut import apply, recut, undo
 from deepcluster.runs.rows import read_run
@@ -219,11 +220,15 @@ WRONG = {
 }  # fmt: skip
 
 
-def test_answers_that_cannot_be_used_are_named_and_change_nothing(run, tmp_path, ends):
+def test_answers_that_cannot_be_used_are_named_and_change_nothing(run, tmp_path, ends, monkeypatch):
     before = state(run)
     for text, words in WRONG.items():
         (tmp_path / "answers.csv").write_text(text)
         assert words in ends(["teach", run, tmp_path / "answers.csv"], 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(teaching, "MOST_NEW", 1)
+        with pytest.raises(UsageError, match="more than 1 new"):
+            teach(run, [Answer(1, name="a"), Answer(2, name="b")])
     assert "none.csv" in ends(["teach", run, "none.csv"], 2) and "no answers" in ends(["teach", run], 2)
     assert state(run) == before
 

@@ -41,7 +41,7 @@ async function fillQueue() {
 }
 
 async function ask() {
-  part("ask", t("Looking for images to ask about…"));
+  part("ask", t("Looking…"));
   if (!queue.length) await fillQueue();
   if (!teacher.open) return;
   if (!queue.length) return review();
@@ -90,7 +90,7 @@ function openTeach() {
 function part(name, title) {
   for (const other of ["ask", "review", "save"]) $(`#teach-${other}`).hidden = other !== name;
   $("#teach-title").textContent = title;
-  $("#teach-count").textContent = t(current.size === 1 ? "{0} answer" : "{0} answers", current.size);
+  $("#teach-count").textContent = t("Answers: {0}", current.size);
   if (!teacher.open) teacher.showModal();
   keepAnswers();
 }
@@ -98,16 +98,16 @@ function part(name, title) {
 async function review() {
   if (!current.size) return teacher.close();
   if (!data.served) {
-    part("save", t("Teach it"));
+    part("save", t("Teach"));
     $("#teach-command").textContent = (pendingCount() ? `${$("#saved code").textContent}\n` : "") + data.teach;
     return $("[data-teach=save]").focus();
   }
-  part("review", t("Looking for similar images…"));
+  part("review", t("Looking…"));
   $("#teach-moves").replaceChildren();
   const {moves, after, names, quality} = await inquire("preview");
   if (!moves) return;
   const count = moves.reduce((sum, [, , some]) => sum + some, 0), called = number => names[number] || t("cluster {0}", number);
-  $("#teach-title").textContent = t(count === 1 ? "{0} image would move" : "{0} images would move", grouped(count));
+  $("#teach-title").textContent = t("{0} would move", images(count));
   $("#teach-quality").replaceChildren(...(isChinese ? translated([quality]) : [quality]));
   $("#teach-moves").replaceChildren(...moves.map(([from, to, some]) => {
     const shown = [...where.keys()].filter(i => imageData.numbers[imageData.cluster[i]] === from && after[i * imageData.step] === to).slice(0, MOST_SHOWN);
@@ -174,7 +174,7 @@ function followed() {
 
 function markRight(list) {
   for (const i of list) right.add(i);
-  $("#moved").textContent = t(list.length === 1 ? "{0} is right." : "{0} are right.", images(list.length));
+  $("#moved").textContent = t("Right: {0}.", images(list.length));
   tick([]);
 }
 
