@@ -65,7 +65,7 @@ def read_assignments(texts: list[str] | None) -> dict[str, str]:
 
 def refuse(names: Iterable[str], reason: str) -> None:
     """Raise UsageError if any flag was given that this form of a command cannot use."""
-    if flags := ", ".join(f"--{name.replace('_', '-')}" for name in names):
+    if flags := ", ".join(f"--{name.replace('_', '-')}" if len(name) > 1 else f"-{name}" for name in names):
         raise UsageError(f"{reason}: leave out {flags}")
 
 
@@ -229,8 +229,7 @@ class ImageExportFlags(TypedDict, total=False):
         duplicates: Of nearly identical images take all (the default), or the best (first): the largest, then the
             sharpest.
         levels: With 2, in folders of the groups of clusters, if the run has two levels (for --to folders).
-        split: Shares of train, validation and test, such as .8,.1,.1. Nearly identical images stay together, and each
-            part gets every cluster.
+        split: Shares of train, validation and test, such as .8,.1,.1; nearly identical images stay together.
         n: Number of images, drawn uniformly over the clusters (default: all).
         seed: Of --split and -n (default: 0).
         overwrite: Replace a folder that an export made; other files in it stay.

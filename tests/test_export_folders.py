@@ -294,6 +294,7 @@ def test_command(holiday, tmp_path, ends, prints):
         (["folders", "-o", out], 5, "out"),
         (["parquet", "-o", other, "--mode", "copy"], 2, "--mode"),
         (["onnx", "-o", other, "--overwrite"], 2, "--overwrite"),
+        (["parquet", "-o", other, "-n", "5"], 2, "leave out -n"),
         (["folders", "-o", other, "--images", tmp_path / "none"], 3, "none"),
         (["folders"], 2, "-o"),
     ]:
