@@ -25,9 +25,9 @@ function questionsHere() {
   const all = [...where.keys()], n = imageData.alike, typical = new Map();
   for (const i of [...all].sort(orderings.far)) typical.set(`${home[i]} ${imageData.part[i]}`, i);
   const first = [...typical.values()], random = all.map(i => [Math.random(), i]).sort((a, b) => a[0] - b[0]).map(([, i]) => i);
-  return [all.sort(orderings.doubt).flatMap((i, k) => [...first.slice(k, k + 1), i]), random].map(list => list.map(i => ({
+  return [[...new Set(all.sort(orderings.doubt).flatMap((i, k) => [...first.slice(k, k + 1), i]))], random].map(list => list.map(i => ({
     row: i * imageData.step, path: pathOf(i), cluster: clusterOf(i),
-    likely: [...new Set([i, ...(imageData.similar?.slice(i * n, (i + 1) * n) ?? [])].map(clusterOf))],
+    likely: [...new Set([...[i, ...(imageData.similar?.slice(i * n, (i + 1) * n) ?? [])].map(clusterOf), clusters.get(clusterOf(i)).nearest])],
   })));
 }
 
@@ -65,6 +65,7 @@ async function ask() {
 
 /* Take an answer, a cluster or a new name; without one the question is skipped. */
 function give(choice = null) {
+  if (!queue.length) return;
   const question = queue.shift(), {row, drawn = false} = question;
   asked.push(question);
   if (choice === null) skipped.add(row);
