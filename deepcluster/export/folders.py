@@ -430,7 +430,7 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
         return f"{folder}/{_fitting(name, '.png') if refused or not members.is_file(row) else name}"
 
     def clusters_of_wanted() -> dict[str, str]:
-        return {row["path"]: row["cluster"] for row in members.rows if target(row)}
+        return {row["path"]: row["cluster"] for row in members.rows if row["path"] in members.index and target(row)}
 
     spared: dict[str, str] = {}
     part_of: dict[str, str] = {}
