@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from deepcluster.build import network_of, reduction_of
 from deepcluster.clustering.agreement import nmi
-from deepcluster.clustering.whitening import Whitening
+from deepcluster.clustering.whitening import Features, Whitening
 from deepcluster.groups.choose_k import candidates
 from deepcluster.groups.cut import cut_features, nearest_groups
 from deepcluster.learning.features import MIDDLE, extract
@@ -88,7 +88,7 @@ def reduced(network: Network, recipe: Recipe, content: dict[str, Any]) -> Tensor
     chosen = torch.linspace(0, len(whole) - 1, min(len(whole), 1000), dtype=torch.float64).long()
     pairs = torch.stack([whole[chosen], content["middle"][chosen]])
     reduction = reduction_of(recipe, whole.shape[1], network.classifier)
-    mapping: Whitening = reduction.fit(whole, Compute.of(network, whole, size=SIDE), lambda: pairs)
+    mapping: Whitening = reduction.fit(Features(whole, Compute.of(network, whole, size=SIDE), pairs))
     return mapping(whole)
 
 

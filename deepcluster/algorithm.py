@@ -7,7 +7,6 @@ result, is :func:`conclude` on the network that it leaves behind.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -19,9 +18,8 @@ from deepcluster.clustering import ClusteringStep, KMeans, Reduction, Whitening
 from deepcluster.clustering.agreement import label_change
 from deepcluster.clustering.kmeans import labels_of
 from deepcluster.clustering.outliers import Outliers, fit_outliers
-from deepcluster.clustering.whitening import Pairs
 from deepcluster.images.arrays import as_images
-from deepcluster.learning.features import extract, pairs_of
+from deepcluster.learning.features import features_of
 from deepcluster.learning.training import Learning, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import as_network
 from deepcluster.records import Clustering, Round, State
@@ -64,16 +62,13 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
     network = as_network(network, compute.size if compute else images.shape[-1])
     compute = compute or Compute.of(network, images, batch_size=learning.batch_size)
     optimizer = body_optimizer(network, learning, state.optimizer)
-    while state.round < rounds and state.settled < patience:
-        index = state.round
-
+    while (index := state.round) < rounds and state.settled < patience:
         # Step 2, features.
-        features = extract(network, images, compute, embedded=True) if state.features is None else state.features
-        features = features.to(compute.device_for(features.shape[1]))
+        features = features_of(network, images, compute, state.features, embedded=True, pairs=reduction.takes_pairs)
 
         # Step 3, reduction, and step 4, clustering: the cluster numbers are the pseudo-labels.
         compute.progress(CLUSTERING_PHASE, 0, 0)
-        reduced = reduction(features, compute, partial(pairs_of, network, images, features, compute, embedded=True))
+        reduced = reduction(features)
         clusterings = clustering(reduced, numbers, state.previous, seed=seed, round=index, partition=compute.partition)
         labels = labels_of(clusterings, numbers, compute.partition.total)
 
@@ -82,8 +77,9 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
         weight = learning.loss.cluster_weight(change, seed, index)
 
         # Step 5, learning, with a new classifier on top.
-        learning.head(network, features, clusterings, compute.partition, generator(seed, "head", index))
-        reduced, state = reduced.cpu(), replace(state, features=features if learning.reuse_features else None)
+        learning.head(network, features.rows, clusterings, compute.partition, generator(seed, "head", index))
+        state = replace(state, features=features.rows if learning.reuse_features else None)
+        reduced = reduced.cpu()
         del features  # training needs the room
         loss = train_on_pseudo_labels(
             network, images, labels, optimizer, learning, compute, clusters=[len(one.centroids) for one in clusterings],
@@ -118,37 +114,21 @@ def conclude(
     reduction: Reduction = PAPER_REDUCTION,
     clustering: KMeans = PAPER_KMEANS,
     compute: Compute | None = None,
+    features: Tensor | None = None,
 ) -> Conclusion:
-    """Cluster the features of the network as it is now, in float32, so that a new image can be placed exactly."""
+    """Cluster the features of the network as it is now, in float32, so that a new image can be placed exactly.
+
+    ``features``: The network's (n x D, this rank's), if they are known. Every label is the nearest of all centroids.
+    """
     images = as_images(images)
     network = as_network(network, compute.size if compute else images.shape[-1])
     compute = replace(compute or Compute.of(network, images), dtype=torch.float32)
-    features = extract(network, images, compute)
-    pairs = partial(pairs_of, network, images, features, compute)
-    return conclusion_of(
-        features, clusters, seed=seed, reduction=reduction, clustering=clustering, compute=compute, pairs=pairs
-    )
-
-
-def conclusion_of(
-    features: Tensor,
-    clusters: int,
-    *,
-    seed: int,
-    reduction: Reduction,
-    clustering: KMeans,
-    compute: Compute,
-    pairs: Pairs | None = None,
-) -> Conclusion:
-    """Reduce the final features (n x D, this rank's) and cluster them: every label is the nearest of all centroids.
-
-    ``pairs``: As in :class:`Reduction`.
-    """
-    mapping = reduction.fit(features, compute, pairs)
+    of_pass = features_of(network, images, compute, features, pairs=reduction.takes_pairs)
+    mapping = reduction.fit(of_pass)
     # On the CPU, because a model reduces new images there too: so the same image has the same bits.
-    reduced = mapping(features.cpu())
-    rows = reduced.to(reduction.device(features, compute))
+    reduced = mapping(of_pass.rows.cpu())
+    rows = reduced.to(reduction.device(of_pass))
     nearest = replace(clustering, spherical=False)
     final = nearest.once(rows, clusters, seed=derive(seed, "k-means final"), partition=compute.partition)
-    outliers = fit_outliers(features, compute.partition, root=reduction.root)
-    return Conclusion(mapping, reduced, outliers, outliers.residuals(features), final)
+    outliers = fit_outliers(of_pass.rows, compute.partition, root=reduction.root)
+    return Conclusion(mapping, reduced, outliers, outliers.residuals(of_pass.rows), final)

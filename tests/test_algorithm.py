@@ -19,7 +19,7 @@ from deepcluster.clustering.whitening import Reduction
 from deepcluster.errors import DataError
 from deepcluster.images.views import Augmentation, each_once
 from deepcluster.learning import Learning
-from deepcluster.learning.features import extract, pairs_of
+from deepcluster.learning.features import extract, features_of
 from deepcluster.learning.heads import CentroidHead, CrossEntropy, WithInstances, new_linear_head
 from deepcluster.nets.network import build
 from deepcluster.records import State
@@ -139,7 +139,7 @@ def test_the_differences_between_images_and_their_middles_scale_the_features(mon
     images, net = drawings(8)[0], network()
     compute = Compute.of(net, images, size=21)
     features = extract(net, images, compute)
-    pairs = pairs_of(net, images, features, compute)
+    pairs = features_of(net, images, compute, pairs=True).pairs
     framed = images[chosen].clone()
     framed[:, :, [0, 1, 2, 3, -4, -3, -2, -1]] = 255  # the middle is 15 of 24 px
     framed[..., [0, 1, 2, 3, -4, -3, -2, -1]] = 255
@@ -156,8 +156,7 @@ def test_the_differences_between_images_and_their_middles_scale_the_features(mon
 def test_the_smallest_images_are_their_own_middles():
     net, images = build("compact", image_size=8, seed=0), drawings(3, size=8)[0]
     compute = Compute.of(net, images)
-    features = extract(net, images, compute)
-    assert torch.equal(*pairs_of(net, images, features, compute))
+    assert torch.equal(*features_of(net, images, compute, pairs=True).pairs)
 
 
 def shapes_in(net, images, kinds) -> float:

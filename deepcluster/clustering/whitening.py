@@ -28,8 +28,6 @@ NARROW = 256
 SHIFT_ROWS = 1024  # rows for a provisional mean; corrected afterwards
 LOWER_LR = ": lower the learning rate (--lr)"
 Directions = npt.NDArray[np.float64]
-# Computes features of two views of some images, 2 x m x D, on the main rank. A collective.
-Pairs = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -283,6 +281,16 @@ def _components(x: Tensor, count: int) -> tuple[Tensor, Directions, Directions]:
 
 
 @dataclass(frozen=True)
+class Features:
+    """Step 2."""
+
+    rows: Tensor  #: n x D: this rank's
+    compute: Compute
+    #: Features of some images and of their centre crops, 2 x m x D, on the main rank; None if step 3 does not ask.
+    pairs: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Reduction:
     """Step 3. The defaults are the paper's."""
 
@@ -294,33 +302,35 @@ class Reduction:
     class_probabilities: float = 0.0  #: scale of the :class:`ClassProbabilities` beside the features; 0: none
     classifier: tuple[Tensor, Tensor] | None = None  #: their weight (K x D) and bias (K)
 
-    def __call__(self, features: Tensor, compute: Compute, pairs: Pairs | None = None) -> Tensor:
-        """Return this rank's features (n x D) as rows of length 1 (n x d), on the device that clusters them.
+    @property
+    def takes_pairs(self) -> bool:
+        """True if the features need their ``pairs``."""
+        return self.dims is not None and self.within_image > 0
 
-        ``pairs``: For ``within_image``, and called for nothing else.
-        """
-        device = self.device(features, compute)
+    def __call__(self, features: Features) -> Tensor:
+        """Return this rank's features (n x D) as rows of length 1 (n x d), on the device that clusters them."""
+        device = self.device(features)
         if self.dims is None:
-            return unit_rows(features, device)
-        return self.fit(features, compute, pairs)(features, device)
+            return unit_rows(features.rows, device)
+        return self.fit(features)(features.rows, device)
 
-    def fit(self, features: Tensor, compute: Compute, pairs: Pairs | None = None) -> Whitening:
-        """Return the map, for new images too. Needs ``dims``. ``pairs``: as in a call."""
+    def fit(self, features: Features) -> Whitening:
+        """Return the map, for new images too. Needs ``dims``."""
         if self.dims is None:
             raise ValueError("dims=None fits no map: give a number of dimensions")
         scale = torch.tensor(self.class_probabilities)
         return whiten(
-            features,
+            features.rows,
             self.dims,
             self.whitening,
-            compute.partition,
-            self.device(features, compute),
+            features.compute.partition,
+            self.device(features),
             root=self.root,
             classes=ClassProbabilities(*self.classifier, scale) if self.classifier and scale else None,
-            pairs=pairs() if pairs is not None and self.within_image else None,
+            pairs=features.pairs,
             within_image=self.within_image,
         )
 
-    def device(self, features: Tensor, compute: Compute) -> torch.device:
+    def device(self, features: Features) -> torch.device:
         """Return the device that clusters the reduced features: it has room for twice their size. A collective."""
-        return compute.device_for(2 * (self.dims or features.shape[1]))
+        return features.compute.device_for(2 * (self.dims or features.rows.shape[1]))

@@ -301,7 +301,8 @@ def _read_features(job: Job, begun: Begun, features: Tensor) -> tuple[ImagesRead
     total = len(source.paths)
     settings = (line for line in to_toml(recipe).splitlines() if line.partition(" ")[0] in FEATURES_OPTIONS)
     pictures = pictures_of(source) if job.processes.is_main else None
-    store = Store(torch.empty(0), tuple(range(total)), (), Partition.of(job.processes, len(job.processes.part(total))))
+    no_images = torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+    store = Store(no_images, tuple(range(total)), (), Partition.of(job.processes, len(job.processes.part(total))))
     digests = dict(zip(source.paths, row_digests(features), strict=True))
     beginning: Contents = {
         "recipe.toml": "\n".join(settings) + "\n",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deepcluster.clustering.whitening import Features
 from deepcluster.images.views import centre_crop, fixed_view
 from deepcluster.nets.fast_pass import features_pass, in_batches
 from deepcluster.nets.network import Network
@@ -79,16 +80,29 @@ def middle_side(size: int) -> int:
     return min(size, max(LEAST_SIDE, round(MIDDLE * size)))
 
 
-def pairs_of(network: Network, images: Tensor, features: Tensor, compute: Compute, *, embedded: bool = False) -> Tensor:
-    """Return the features of some images and those of their middles, on the main rank. A collective.
+def features_of(
+    network: Network,
+    images: Tensor,
+    compute: Compute,
+    rows: Tensor | None = None,
+    *,
+    embedded: bool = False,
+    pairs: bool = False,
+) -> Features:
+    """Return the features of all images, on the network's device if it has room for them. A collective.
 
     Args:
         images, compute, embedded: As in :func:`extract`.
-        features: Of all images; this rank's.
-
-    Returns:
-        2 x m x D, float32, on the CPU.
+        rows: The features, if they are known; None: a pass computes them.
+        pairs: Compute the features of some centre crops, too.
     """
+    rows = extract(network, images, compute, embedded=embedded) if rows is None else rows
+    rows = rows.to(compute.device_for(rows.shape[1]))
+    return Features(rows, compute, _pairs(network, images, rows, compute, embedded=embedded) if pairs else None)
+
+
+def _pairs(network: Network, images: Tensor, features: Tensor, compute: Compute, *, embedded: bool) -> Tensor:
+    """Return the features of some images and those of their centre crops: 2 x m x D, float32, on the CPU."""
     partition = compute.partition
     chosen, of_rank = _evenly_chosen(partition, MAX_PAIRS)
     size = middle_side(compute.size)

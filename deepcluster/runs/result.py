@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import chain
 from typing import Any, Literal
 
@@ -20,7 +19,6 @@ from deepcluster.groups.graph import Embeddings
 from deepcluster.groups.spread import estimated_quality
 from deepcluster.groups.tree import coarse_groups, medoids_of
 from deepcluster.images.store import Store
-from deepcluster.learning.features import pairs_of
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
@@ -55,15 +53,15 @@ class Outcome(Tables):
 
 def conclusion_of(network: Network, store: Store, recipe: Recipe, seed: int, features: Tensor) -> algorithm.Conclusion:
     """Reduce and cluster this rank's ``features``, of a pass of the network, as the recipe says. A collective."""
-    compute = compute_of(network, recipe, store.partition, exact=True)
-    return algorithm.conclusion_of(
-        features,
-        recipe.pseudo_labels,
+    return algorithm.conclude(
+        network,
+        store.images,
+        clusters=recipe.pseudo_labels,
         seed=seed,
         reduction=reduction_of(recipe, network.feature_dim, network.classifier),
         clustering=kmeans_of_result(recipe),
-        compute=compute,
-        pairs=partial(pairs_of, network, store.images, features, compute),
+        compute=compute_of(network, recipe, store.partition, exact=True),
+        features=features,
     )
 
 
