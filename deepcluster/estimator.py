@@ -333,7 +333,7 @@ class DeepCluster(_Base):
 
         Args:
             answers: Name of the cluster (a new name makes a new cluster) or its number, by path or row of the image.
-            drawn: Images of ``answers`` that were drawn at random (``ask``).
+            drawn: Images of ``answers`` that were drawn at random (``ask``); they teach nothing.
         """
         self._check_run("teach")
         self._teach([_answer(image, given, image in drawn) for image, given in (answers or {}).items()])
