@@ -225,6 +225,13 @@ def test_a_file_that_cannot_be_removed_is_no_damage(tmp_path, monkeypatch):
     assert states.pending(run) and state(run) == NEW and not states.pending(run)
 
 
+def test_an_entry_that_goes_while_it_is_looked_at_is_in_nobodys_way(tmp_path, monkeypatch):
+    (tmp_path / states.SCRATCH).mkdir(parents=True)
+    kind = states._kind
+    monkeypatch.setattr(states, "_kind", lambda path: 0 if path.name == "scratch" else kind(path))
+    states._check_places(tmp_path)
+
+
 def test_readers_beside_a_writer_see_one_state(tmp_path):
     """A hundred changes, and readers that take every file."""
     run, done, seen = make(tmp_path / "run"), threading.Event(), list[list[str]]()

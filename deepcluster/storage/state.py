@@ -104,7 +104,8 @@ def _kinds_in(run: Path, folders: Sequence[str]) -> dict[str, int]:
             continue
         for entry in sorted(path.name for path in (run / folder).iterdir()):
             name = f"{folder}/{entry}" if folder else entry
-            kinds[name] = _kind(run / name)  # 0: gone by now
+            if kind := _kind(run / name):  # else it is gone by now
+                kinds[name] = kind
     return kinds
 
 
