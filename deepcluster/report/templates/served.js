@@ -113,7 +113,7 @@ function offerReload() {
 function reload() {
   saved = true;
   sessionStorage.setItem("opened", JSON.stringify([...levels.keys()].filter(group => levels.get(group).open ?? true)));
-  sessionStorage.setItem("minded", minded?.dataset.number ?? "");
+  sessionStorage.setItem("minded", minded ? root(Number(minded.dataset.number)) : "");
   sessionStorage.setItem("besides", JSON.stringify(besides()));
   location.reload();
 }
