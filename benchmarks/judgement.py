@@ -52,7 +52,7 @@ from deepcluster.runtime.partition import Partition
 
 HELD_OUT, STRANGERS, BATCH = 300, 60, 20
 TAILS = (1.8, 2.0, 2.2, 2.4, 2.6, 2.8, 3.0, 3.5)
-MOST_FALSE_ALARMS = 0.0075  # a tail is the one that finds most among those with so many false alarms in the mean
+MAX_FALSE_ALARMS = 0.0075  # a tail is the one that finds most among those with so many false alarms in the mean
 Features = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -125,7 +125,7 @@ def averaged(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 def chosen(trials: dict[str, list[Trial]], names: Sequence[str]) -> float:
     """The tail that finds most strangers of the sets ``names`` with few false alarms."""
     figures = {tail: averaged([scores(trial, tail) for name in names for trial in trials[name]]) for tail in TAILS}
-    few = [tail for tail in TAILS if figures[tail]["false_alarms"] <= MOST_FALSE_ALARMS]
+    few = [tail for tail in TAILS if figures[tail]["false_alarms"] <= MAX_FALSE_ALARMS]
     return max(few, key=lambda tail: figures[tail]["found"])
 
 

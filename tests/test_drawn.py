@@ -59,6 +59,6 @@ def test_recut_draws_another_tree_and_keeps_the_map(run: Path, monkeypatch: pyte
     tree = drawn.read_tree(RunFolder(run), 48)
     assert tree is not None and set(tree.groups) == {0, 1}
     assert (run / "map.npy").read_bytes() == before
-    monkeypatch.setattr(drawn, "MOST_IN_TREE", 1)
+    monkeypatch.setattr(drawn, "MAX_IN_TREE", 1)
     recut(run, 3)  # of very many groups there is no tree, nor the old one
     assert not (run / "tree.json").exists() and parts(run) == {"clusters", "map"}

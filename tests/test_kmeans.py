@@ -70,7 +70,7 @@ def test_threads_and_chunks_change_nothing(monkeypatch, request, rows, k):
     monkeypatch.setattr(assignment, "SCORES_ON_CPU", dict.fromkeys(assignment.SCORES_ON_CPU, 0))
     for threads, chunk in ((1, 2048), (2, 2048), (3, 1), (2, 17), (5, 10_000)):
         torch.set_num_threads(threads)
-        monkeypatch.setattr(assignment, "LEAST_CHUNK", chunk)
+        monkeypatch.setattr(assignment, "MIN_CHUNK", chunk)
         other = kmeans(x, k, iterations=3)
         assert torch.get_num_threads() == threads
         assert torch.equal(first.labels, other.labels) and torch.equal(first.centroids, other.centroids)

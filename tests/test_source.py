@@ -580,7 +580,7 @@ def test_folders_without_folders(photos):
 )
 def test_a_wrong_table_of_labels_is_refused_with_its_place(photos, tmp_path, text, error, message, monkeypatch):
     monkeypatch.setattr(plain_files, "LONGEST_LINE", 100)
-    monkeypatch.setattr(plain_files, "MOST_TEXT", 200)
+    monkeypatch.setattr(plain_files, "MAX_TEXT", 200)
     file = tmp_path / "labels.csv"
     if text is not None:
         file.write_text(text)

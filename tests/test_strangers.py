@@ -38,7 +38,7 @@ from deepcluster.nets.network import build
 from deepcluster.nets.weights import read_weights
 from deepcluster.runs import rows as run_rows
 from deepcluster.runtime import machine
-from deepcluster.runtime.plain_files import MOST_JSON
+from deepcluster.runtime.plain_files import MAX_JSON
 from deepcluster.storage import files as whole_files
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
@@ -365,13 +365,13 @@ JSON = {
     "beyond all bounds": b'"z": 1e999',
     "many digits": b'"z": ' + b"9" * 10_000,
     "a key twice": b'"z": 1, "z": 1',
-    "too long": b'"z": "' + b" " * MOST_JSON + b'"',
+    "too long": b'"z": "' + b" " * MAX_JSON + b'"',
 }
 ONE = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
 HEADERS = {
     "no header": bytes(8),
     "2^63 bytes": safetensors_bytes(b"{}", length=2**63),
-    "above the limit": safetensors_bytes(b"{}" + b" " * (MOST_JSON + 1)),
+    "above the limit": safetensors_bytes(b"{}" + b" " * (MAX_JSON + 1)),
     "longer than the file": safetensors_bytes(b"{}", length=100),
     "a shape of 10^18": safetensors_bytes(ONE.replace(b"[2]", b"[1000000000,1000000000]"), bytes(8)),
     "a hole": safetensors_bytes(ONE, bytes(16)),
@@ -421,7 +421,7 @@ def sort_lines(path: Path) -> None:
 STRANGE: dict[str, dict[str, Change]] = {
     CONFIG: {
         "481 GB of constants": config(**network("timm:maxvit_nano_rw_256", 8192)),  # they grow with the image
-        "much memory": put(b"[" + b"{}," * (MOST_JSON // 3 - 1) + b"1]"),
+        "much memory": put(b"[" + b"{}," * (MAX_JSON // 3 - 1) + b"1]"),
         "a billion pixels": config(**network("compact", 10**9)),
         "image size above the store size": config(**network("compact", 32) | {"store_size": 16}),
         **{f"backbone {name[:30]}": config(**network(name)) for name in (

@@ -226,7 +226,7 @@ def test_answers_that_cannot_be_used_are_named_and_change_nothing(run, tmp_path,
         (tmp_path / "answers.csv").write_text(text)
         assert words in ends(["teach", run, tmp_path / "answers.csv"], 2)
     with monkeypatch.context() as patch:
-        patch.setattr(teaching, "MOST_NEW", 1)
+        patch.setattr(teaching, "MAX_NEW", 1)
         with pytest.raises(UsageError, match="more than 1 new"):
             teach(run, [Answer(1, name="a"), Answer(2, name="b")])
     assert "none.csv" in ends(["teach", run, "none.csv"], 2) and "no answers" in ends(["teach", run], 2)

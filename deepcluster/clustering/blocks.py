@@ -21,8 +21,8 @@ from deepcluster.runtime.processes import ALONE, Processes
 
 T = TypeVar("T")
 
-LEAST_BLOCK = 1 << 11
-MOST_BLOCK = 1 << 14
+MIN_BLOCK = 1 << 11
+MAX_BLOCK = 1 << 14
 BLOCK_ON_GPU = 1 << 16
 SHARED = 1 << 17  # numbers from which threads share: k-means of 3,000 x 5 takes half the time in a single one
 # Squares of smaller or larger numbers, and the eigenvalues of their products, leave the range of float32.
@@ -74,8 +74,8 @@ def block_size(x: Tensor, total: int, least: int = 0) -> int:
     """Rows in a block: enough that a call costs little, and few enough that every worker gets several blocks."""
     if x.device.type != "cpu":
         return BLOCK_ON_GPU
-    wanted = max(LEAST_BLOCK, least, total // 64)
-    return min(MOST_BLOCK, 1 << (wanted - 1).bit_length())
+    wanted = max(MIN_BLOCK, least, total // 64)
+    return min(MAX_BLOCK, 1 << (wanted - 1).bit_length())
 
 
 def in_whole_blocks(blocks: Blocks, partition: Partition, least: int = 0) -> Blocks:
@@ -85,7 +85,7 @@ def in_whole_blocks(blocks: Blocks, partition: Partition, least: int = 0) -> Blo
     depend on which rank has which row. (Otherwise rounding decides between the nearest two of many clusters in noise;
     after 20 iterations up to 7 % of the labels differed.) ``skip`` of this rank's rows belong to a block that begins
     before, and ``extra`` rows of the next ranks to its last one. A block has at least ``least`` rows, as a power of two
-    up to ``MOST_BLOCK``: for work whose result is large however few they are.
+    up to ``MAX_BLOCK``: for work whose result is large however few they are.
     """
     size = block_size(blocks.x, partition.total, least)
     if partition.processes.alone:

@@ -20,7 +20,7 @@ from deepcluster.images import arrays, named, shards
 from deepcluster.images.arrays import is_tensor, reading, without_torch
 from deepcluster.images.decode import SUFFIXES, decode, explain, is_empty, not_a_file
 from deepcluster.images.source import SOME_FILES, WHAT_TO_TYPE, Items, Origin, Source
-from deepcluster.runtime.plain_files import MOST_TEXT, PATH_COLUMNS, check_file, is_run
+from deepcluster.runtime.plain_files import MAX_TEXT, PATH_COLUMNS, check_file, is_run
 from deepcluster.texts import one_line
 
 
@@ -312,7 +312,7 @@ def _sent() -> list[str]:
 def _listed(file: Path) -> list[str]:
     """Return the paths in a list. Raise DataError if it is a table."""
     with reading("the list", file):
-        check_file(file, MOST_TEXT)
+        check_file(file, MAX_TEXT)
         lines = _lines(file.read_bytes())
     cells = [cell.strip(" \"'") for cell in re.split("[,;\t]", lines[0])] if lines else []
     column = next((cell for cell in cells if cell.lower() in PATH_COLUMNS), "")

@@ -17,7 +17,7 @@ from deepcluster.runtime.devices import exact_float32, made_ahead, moved
 from deepcluster.runtime.partition import Partition
 
 MIDDLE = 5 / 7  # of the side of an image: 160 of 224 px
-LEAST_SIDE = 8  # px; with fewer the last layers of `compact` have nothing to see
+MIN_SIDE = 8  # px; with fewer the last layers of `compact` have nothing to see
 MAX_PAIRS = 1000
 MAX_CERTAINTY_IMAGES = 200  # the standard error of the mean is .02
 
@@ -77,7 +77,7 @@ def extract(
 
 def middle_side(size: int) -> int:
     """Return the side of the middles of images of ``size`` px."""
-    return min(size, max(LEAST_SIDE, round(MIDDLE * size)))
+    return min(size, max(MIN_SIDE, round(MIDDLE * size)))
 
 
 def features_of(

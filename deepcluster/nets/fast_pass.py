@@ -22,7 +22,7 @@ from deepcluster.nets.network import Network
 # 1.2 million; in the later ones more images at a time make better use of the weights.
 IN_CACHE = 2_000_000
 LATE = 0.25  # later layers: those behind the last output that is larger than this share of the largest
-MOST_AT_A_TIME = 64
+MAX_AT_A_TIME = 64
 # Activations that oneDNN applies to what a convolution has just computed: its name, and its numbers.
 ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.Identity: ("none", []),
@@ -125,7 +125,7 @@ class _InPieces:
 
 def _at_a_time(outputs: int) -> int:
     # A power of two: with 9 images at a time the bits of EfficientNet-B0 depended on an image's place.
-    return 1 << max(1, min(MOST_AT_A_TIME, IN_CACHE // max(1, outputs))).bit_length() - 1
+    return 1 << max(1, min(MAX_AT_A_TIME, IN_CACHE // max(1, outputs))).bit_length() - 1
 
 
 def _fold(body: nn.Module, foldable: list[tuple[str, str]]) -> None:

@@ -39,10 +39,10 @@ from deepcluster.storage.content import FILES
 from deepcluster.storage.files import new_folder
 from deepcluster.texts import one_line
 
-MOST_ALIKE = 8  # most similar images of one
-MOST_ALIKE_IN_ALL = 80_000  # of all together: 2 bytes an entry
-MOST_NEAR = 50  # clusters that are listed by likeness
-MOST_IN_TREE = 500  # groups: larger trees are unreadable, and take minutes
+MAX_ALIKE = 8  # most similar images of one
+MAX_ALIKE_IN_ALL = 80_000  # of all together: 2 bytes an entry
+MAX_NEAR = 50  # clusters that are listed by likeness
+MAX_IN_TREE = 500  # groups: larger trees are unreadable, and take minutes
 MAP = "map.npy"
 TREE = "tree.json"
 SHEET = "thumbnails.webp"
@@ -72,7 +72,7 @@ def shown_of(rows: Rows, model: Model, nearest: Tensor, tree: Tree | None = None
         partition.all_reduce(torch.bincount(centroids, minlength=len(model.cut.centroids)))
         for centroids in (nearest[: len(nearest) - rows.added], nearest)
     )
-    if tree is None and len(model.cut.group_of.unique()) <= MOST_IN_TREE:
+    if tree is None and len(model.cut.group_of.unique()) <= MAX_IN_TREE:
         tree = merge_tree(rows.reduced, model.cut, nearest, partition, rows.added)
     reduced, nearest = (on_sheet_of(column, partition) for column in (rows.reduced, nearest))
     return Shown(model, reduced, nearest, counts, all_counts, tree)
@@ -173,7 +173,7 @@ def write_page(
         positions = layout(shown.reduced, derive(record.seed, "map"))
         folder.write_blocks(MAP, positions.shape, [positions])
     progress("report", 0, 0)
-    alike = max(1, min(MOST_ALIKE, MOST_ALIKE_IN_ALL // max(1, len(drawn))))  # all are in the page
+    alike = max(1, min(MAX_ALIKE, MAX_ALIKE_IN_ALL // max(1, len(drawn))))  # all are in the page
     data = RunData(
         title=record.images,
         run=record.to_json(),
@@ -236,14 +236,14 @@ def _near(shown: Shown) -> dict[int, list[int]]:
     groups, group = shown.model.cut.group_of[shown.nearest].unique(return_inverse=True)
     means = normalize(torch.zeros(len(groups), shown.reduced.shape[1]).index_add(0, group, shown.reduced))
     return {
-        int(number): groups[alike].tolist() for number, alike in zip(groups, nearest(means, MOST_NEAR)[1], strict=True)
+        int(number): groups[alike].tolist() for number, alike in zip(groups, nearest(means, MAX_NEAR)[1], strict=True)
     }
 
 
 def _parts(shown: Shown | None, every: int) -> dict[str, Any]:
     """Return the parts of the groups, and the part of every image in the page."""
     numbers = shown.model.cut.group_of.unique().tolist() if shown else []
-    if shown is None or len(numbers) > MOST_IN_TREE:
+    if shown is None or len(numbers) > MAX_IN_TREE:
         return {}
     parts = {group: parts_of(shown.model.cut, shown.counts, group, shown.all_counts) for group in numbers}
     part = torch.stack([branches.of_centroid for branches in parts.values()]).amax(0)[shown.nearest[::every]]

@@ -224,7 +224,7 @@ def way_back(folder: files.RunFolder) -> str:
 # ---- the model with a person's edits --------------------------------------------------------------------------------
 
 
-MOST_NEW = 1000  # clusters made by moves at a time
+MAX_NEW = 1000  # clusters made by moves at a time
 MAX_MOVES = 10_000  # that are remembered, the last ones
 
 
@@ -246,7 +246,7 @@ def edited(
     free = len(model.names) + sum(parts - 1 for _, parts in edits.split)
     merged = [number for clusters in edits.merge for number in clusters]
     gone = {number for clusters in edits.merge for number in clusters[1:]}
-    new = {number for number in moves.values() if free <= number < free + MOST_NEW}
+    new = {number for number in moves.values() if free <= number < free + MAX_NEW}
     _check_present([*merged, *moves.values(), *edits.names, *(edits.junk or ())], present | new, free)
     if twice := sorted(number for number, times in Counter(merged).items() if times > 1):
         raise UsageError(f"cluster {twice[0]} is merged twice: name it in one merge")
@@ -361,7 +361,7 @@ def moved_rows(edits: Edits, paths: Sequence[str]) -> dict[int, int]:
 def _check_present(numbers: list[int], present: set[int], free: int) -> None:
     for number in numbers:
         if number not in present:
-            more = f"moves can make {free} to {free + MOST_NEW - 1}"
+            more = f"moves can make {free} to {free + MAX_NEW - 1}"
             raise UsageError(f"there is no cluster {number}: the clusters are {_shown(present)}, and {more}")
 
 

@@ -36,12 +36,12 @@ from deepcluster.report.page import SERVED, policy, served
 from deepcluster.report.pictures import tile
 from deepcluster.report.sections import Picture
 from deepcluster.runs import teach as teaching
-from deepcluster.runs.page import MOST_IN_TREE, pictures
+from deepcluster.runs.page import MAX_IN_TREE, pictures
 from deepcluster.runs.recut import UNDO, apply, recut, undo
 from deepcluster.runs.rows import images_at_hand, read_run
 from deepcluster.runtime import log, signals
 from deepcluster.runtime.console import Log
-from deepcluster.runtime.plain_files import MOST_JSON, parse_json, sha256, shaped
+from deepcluster.runtime.plain_files import MAX_JSON, parse_json, sha256, shaped
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import Row
 from deepcluster.storage.edits_file import checked_name, edits_of
@@ -56,7 +56,7 @@ REQUEST_SECONDS = 10.0  # for a whole request, headers and body
 Answer = tuple[str, bytes]  # Content-Type and body
 FOLDER_NAME = re.compile(r"\w([\w .()-]{0,98}[\w)])?")
 StepsBack = Annotated[int, range(1, MAX_STEPS + 1)]
-GroupsOfPage = Annotated[int, range(2, MOST_IN_TREE + 1)]  # of groups; more take minutes
+GroupsOfPage = Annotated[int, range(2, MAX_IN_TREE + 1)]  # of groups; more take minutes
 
 
 @dataclass(frozen=True)
@@ -324,8 +324,8 @@ class _Handler(BaseHTTPRequestHandler):
         kind = headers.get("Content-Type")
         if reads or path not in ("apply", "undo", "recut", "teach", "ask", "preview", "export"):
             raise Refused("no such page or action")
-        if kind != "application/json" or not length.isdecimal() or int(length) > MOST_JSON:
-            raise Refused(f"an action takes application/json of at most {MOST_JSON:,} bytes")
+        if kind != "application/json" or not length.isdecimal() or int(length) > MAX_JSON:
+            raise Refused(f"an action takes application/json of at most {MAX_JSON:,} bytes")
         work = server.ask if path in ("ask", "preview") else server.change
         return partial(work, path, shaped(parse_json(self.rfile.read(int(length))), dict, "the request"))
 

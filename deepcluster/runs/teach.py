@@ -15,7 +15,7 @@ from deepcluster.groups.cut import Cut, Placement, move_rows, regrouped
 from deepcluster.groups.graph import graph_rows
 from deepcluster.groups.spread import Labels, Taught, beliefs, estimated_quality, followed, nodes_of, questions
 from deepcluster.model import Model
-from deepcluster.runs.recut import MOST_NEW, Change, coarse_of_moves, moved_rows, write_change
+from deepcluster.runs.recut import MAX_NEW, Change, coarse_of_moves, moved_rows, write_change
 from deepcluster.runs.rows import Rows, read_run
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Display, Log, Several
@@ -224,8 +224,8 @@ def _understood(
         if name and name not in largest:
             largest[name] = len(names)
             names.append(name)
-        if len(names) - free > MOST_NEW:
-            raise UsageError(f"the answers make more than {MOST_NEW:,} new clusters: name kinds of images")
+        if len(names) - free > MAX_NEW:
+            raise UsageError(f"the answers make more than {MAX_NEW:,} new clusters: name kinds of images")
         fitting = (group for group in (own, number) if group in present and names[group] == name)
         given[row] = next(fitting, largest[name]) if name else number
         if name and given[row] not in (own, number) and times[name] > 1:

@@ -28,7 +28,7 @@ from deepcluster.runtime.machine import check_fits
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
-MOST_TEXT = 1 << 30  # bytes of a list of paths or of labels: about 10 million
+MAX_TEXT = 1 << 30  # bytes of a list of paths or of labels: about 10 million
 LONGEST_LINE = 1 << 20  # characters
 
 
@@ -90,7 +90,7 @@ def read_columns(
     of a missing ``optional`` key are empty. Raises ValueError if the first line lacks another column or the file is too
     large, OSError or csv.Error if it cannot be read.
     """
-    check_file(file, MOST_TEXT)
+    check_file(file, MAX_TEXT)
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         reader = csv.DictReader(lines_of(stream))
         header = [column or "" for column in reader.fieldnames or ()]
@@ -150,13 +150,13 @@ class Section(io.RawIOBase):
 
 
 # Python's objects take up to 25 times as much memory as the JSON they come from.
-MOST_JSON = 4 << 20  # bytes
-MOST_TENSORS = 1 << 40  # bytes
+MAX_JSON = 4 << 20  # bytes
+MAX_TENSORS = 1 << 40  # bytes
 
 
 def read_json(path: Path) -> Any:
     """Read the JSON value in a file. Raises OSError, or ValueError with the reason."""
-    check_file(path, MOST_JSON)
+    check_file(path, MAX_JSON)
     return parse_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))  # an editor may have put it in front
 
 
@@ -190,7 +190,7 @@ RECORD: Mapping[str, type] = {"schema_version": int, "images": str, "location": 
 def is_run(folder: Path) -> bool:
     """Tell if a folder is a run folder: its run.json is one of ours."""
     try:
-        check_file(folder / RUN, MOST_JSON)
+        check_file(folder / RUN, MAX_JSON)
         record: Any = json.loads((folder / RUN).read_bytes())
     except (OSError, ValueError, RecursionError):
         return False
@@ -238,7 +238,7 @@ def read_tensors(path: Path, digest: str | None = None) -> "dict[str, Tensor]":
     """
     from safetensors.torch import load_file  # imports torch
 
-    check_file(path, MOST_TENSORS)
+    check_file(path, MAX_TENSORS)
     check_fits(str(path), path.stat().st_size, "use a machine with more memory")
     tensors = load_file(path)  # checks that the header describes exactly this file, before the digest reads all of it
     if digest is not None and digest != sha256(path):

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from deepcluster.errors import DeepClusterError, ModelError, OutOfMemoryError, first_line, other_version
 from deepcluster.nets.names import MODULE, NO_NETWORK
 from deepcluster.records import Identity
-from deepcluster.runtime.plain_files import MOST_TENSORS, check_file, json_sha256, read_json, sha256, shaped
+from deepcluster.runtime.plain_files import MAX_TENSORS, check_file, json_sha256, read_json, sha256, shaped
 from deepcluster.storage.run_folder import RunFolder
 
 SCHEMA_VERSIONS = range(1, 3)  # that this version reads; it writes the last. 2 may have class probabilities
@@ -76,7 +76,7 @@ def read_summary(run: RunFolder) -> tuple[Identity, float]:
     config = read_config(model_file(run, CONFIG))
     for name, digest in ((GROUPS, config.groups_sha256), (WEIGHTS, config.weights_sha256)):
         with as_model_errors(path := model_file(run, name)):
-            check_file(path, MOST_TENSORS)
+            check_file(path, MAX_TENSORS)
             if digest != sha256(path):
                 raise ValueError("changed since it was written, by its SHA-256")
     with as_model_errors(path), safe_open(path, framework="numpy") as tensors:

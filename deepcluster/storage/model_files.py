@@ -54,7 +54,7 @@ from deepcluster.storage.model_config import (
 )
 from deepcluster.storage.run_folder import LockedFolder, RunFolder, read_state
 
-MOST_CONSTANTS = 200_000_000  # bytes
+MAX_CONSTANTS = 200_000_000  # bytes
 # The tensors beside those of the network; see check_tensors.
 SHAPES: dict[str, tuple[int | str, ...]] = {
     "reduction.mean": ("prepared",),
@@ -264,7 +264,7 @@ def _shapes(config: Config, body: Mapping[str, Tensor], feature_dim: int, backbo
     # The tables that a network keeps beside its weights, such as the masks of windows, grow with the image size.
     weights = sum(value.numel() * value.element_size() for value in shapes.body.state_dict().values())
     beside = sum(value.numel() * value.element_size() for value in shapes.buffers())
-    if beside > weights + MOST_CONSTANTS:
+    if beside > weights + MAX_CONSTANTS:
         raise ValueError(f"a network with {beside / 1e6:,.0f} MB of constants at this image_size")
     check_batch_fits(shapes, size)
     return shapes

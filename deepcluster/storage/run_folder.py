@@ -360,6 +360,6 @@ def _version(path: Path) -> str:
     """Return the digest of run.json, which changes with the clusters, or "" while files are not at their places."""
     with suppress(OSError, ValueError):
         if not state.pending(path):
-            check_file(path / RUN, plain_files.MOST_JSON)  # a FIFO would never end
+            check_file(path / RUN, plain_files.MAX_JSON)  # a FIFO would never end
             return plain_files.sha256(path / RUN)
     return ""

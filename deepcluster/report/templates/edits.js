@@ -177,13 +177,13 @@ function tellPending() {
 /* Where the browser keeps nothing (it may not for a file), the edits are lost with the page, and it asks before. */
 const memory = `deepcluster ${data.run} ${data.cut}`;
 
-const MOST_PAST = 20, MANY_MOVES = 2000;  /* of a state with so many moves the past is not kept */
+const MAX_PAST = 20, MANY_MOVES = 2000;  /* of a state with so many moves the past is not kept */
 const packed = from => ({...Object.fromEntries(Object.keys(kinds).map(name => [name, [...from[name]]])), next: firstFree});
 
 function remember() {
   if (data.served) return;
   try {
-    const kept = {...packed(state), past: state.moves.size > MANY_MOVES ? [] : past.slice(-MOST_PAST).map(packed)};
+    const kept = {...packed(state), past: state.moves.size > MANY_MOVES ? [] : past.slice(-MAX_PAST).map(packed)};
     if (pendingCount()) localStorage.setItem(memory, JSON.stringify(kept));
     else localStorage.removeItem(memory);
     remembered = true;

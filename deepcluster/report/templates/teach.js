@@ -1,7 +1,7 @@
 /* ---- teaching: answers about a few images, which all others follow ------------------------------------------------- */
 
 /* Answers by row, as runs/teach.py takes them: to questions, which the browser remembers, or from a list of images. */
-const teacher = $("#teach"), EACH = 10, MOST_SHOWN = 48, answersKey = `${memory} answers`;
+const teacher = $("#teach"), EACH = 10, MAX_SHOWN = 48, answersKey = `${memory} answers`;
 const answered = new Map(), skipped = new Set(), right = new Set(), asked = [];
 let queue = [], current = answered, within = null;
 try { for (const answer of JSON.parse(localStorage.getItem(answersKey) ?? "[]")) answered.set(answer.path, answer); } catch { /* none */ }
@@ -111,7 +111,7 @@ async function review() {
   $("#teach-title").textContent = t("{0} would move", images(count));
   $("#teach-quality").replaceChildren(...(isChinese ? translated([quality]) : [quality]));
   $("#teach-moves").replaceChildren(...moves.map(([from, to, some]) => {
-    const shown = [...where.keys()].filter(i => imageData.numbers[imageData.cluster[i]] === from && after[i * imageData.step] === to).slice(0, MOST_SHOWN);
+    const shown = [...where.keys()].filter(i => imageData.numbers[imageData.cluster[i]] === from && after[i * imageData.step] === to).slice(0, MAX_SHOWN);
     const faces = shown.map(i => element("label", {title: pathOf(i)}, element("input", {type: "checkbox", value: `${i * imageData.step} ${from}`, ariaLabel: pathOf(i)}), picture(tileOf(i), 64)));
     const rest = some > shown.length ? [t("and {0} more", grouped(some - shown.length))] : [];
     return element("li", {}, element("strong", {}, `${called(from)} → ${called(to)} · ${images(some)}`), element("span", {className: "row"}, ...faces, ...rest));
