@@ -191,7 +191,7 @@ class Recipe(Options):
     root: bool = _features(False, "Reduce signed square roots of the features, scaled to length 1.")
     within_image: float = _features(
         0.0,
-        "Weight of the differences between images and their middles, along which features are made smaller before PCA.",
+        "Weight of the differences between images and their centre crops: features shrink along these before PCA.",
         high=10**6,
     )
     class_probabilities: float = _features(

@@ -132,7 +132,7 @@ def test_conclude_is_a_fixed_function_of_the_network():
     assert not torch.allclose(result.clustering.centroids.norm(dim=1), torch.ones(5), atol=1e-3)
 
 
-def test_the_differences_between_images_and_their_middles_scale_the_features(monkeypatch):
+def test_the_differences_between_images_and_their_centre_crops_scale_the_features(monkeypatch):
     """In the rounds and in the result. Of 24 images, 7 are compared here: all as far apart."""
     monkeypatch.setattr("deepcluster.learning.features.MAX_PAIRS", 7)
     chosen = [0, 3, 7, 11, 15, 19, 23]
@@ -141,7 +141,7 @@ def test_the_differences_between_images_and_their_middles_scale_the_features(mon
     features = extract(net, images, compute)
     pairs = features_of(net, images, compute, pairs=True).pairs
     framed = images[chosen].clone()
-    framed[:, :, [0, 1, 2, 3, -4, -3, -2, -1]] = 255  # the middle is 15 of 24 px
+    framed[:, :, [0, 1, 2, 3, -4, -3, -2, -1]] = 255  # the crop is 15 of 24 px
     framed[..., [0, 1, 2, 3, -4, -3, -2, -1]] = 255
     assert torch.equal(pairs[0], features[chosen])
     assert torch.equal(pairs[1], extract(net, framed, Compute.of(net, framed, size=15)))
@@ -153,7 +153,7 @@ def test_the_differences_between_images_and_their_middles_scale_the_features(mon
     assert torch.equal(next(rounds).reduced, reduced)
 
 
-def test_the_smallest_images_are_their_own_middles():
+def test_the_smallest_images_are_their_own_centre_crops():
     net, images = build("compact", image_size=8, seed=0), drawings(3, size=8)[0]
     compute = Compute.of(net, images)
     assert torch.equal(*features_of(net, images, compute, pairs=True).pairs)

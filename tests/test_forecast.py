@@ -160,7 +160,7 @@ def test_a_run_on_a_clock_of_its_own(seconds, slower):
         assert done == 3
 
 
-def test_a_network_that_cannot_take_the_middles_of_images_is_refused_at_once(photos, tmp_path):
+def test_a_network_that_cannot_take_the_centre_crops_is_refused_at_once(photos, tmp_path):
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 24), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     recipe = read_request({"image_size": 32, "within_image": 1, "features": "pass"})
     with pytest.raises(UsageError, match=r"23 x 23 .*within_image=0"):

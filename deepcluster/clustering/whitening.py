@@ -130,7 +130,7 @@ def whiten(
 
     # On all ranks, because an error on the main rank alone would leave the others waiting.
     if pairs is not None and processes.any(not bool(torch.isfinite(pairs).all())):
-        raise NonFiniteError(f"features of the middles of images are not finite{LOWER_LR}")
+        raise NonFiniteError(f"features of centre crops are not finite{LOWER_LR}")
 
     def scaling() -> Directions | None:
         return None if pairs is None else within_image_scaling(torch.stack([*map(prepare, pairs)]), within_image)

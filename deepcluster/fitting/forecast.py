@@ -12,7 +12,7 @@ from deepcluster.fitting.plan import Begun, Clock, Job, Request, begin
 from deepcluster.groups.graph import MAX_GRAPH_ROWS
 from deepcluster.images import Images, find
 from deepcluster.images.store import MEMORY_BUDGET
-from deepcluster.learning.features import middle_side
+from deepcluster.learning.features import crop_side
 from deepcluster.learning.training import number_of_parts
 from deepcluster.nets.network import Network
 from deepcluster.nets.timm import checked_size
@@ -91,8 +91,8 @@ def announce(job: Job, begun: Begun, network: Network) -> float:
     """Show plan and memory on the main rank, and return the bytes. Raise an error if the run cannot work."""
     plan = begun.plan
     if plan.recipe.within_image:
-        side = middle_side(plan.recipe.image_size)
-        with checked_size(plan.recipe.backbone, side, ", or --set within_image=0, which sees no middles of images"):
+        side = crop_side(plan.recipe.image_size)
+        with checked_size(plan.recipe.backbone, side, ", or --set within_image=0, which sees no centre crops"):
             _outputs(network, side)
     needed = memory(
         network, plan.recipe, len(job.source.paths), job.processes.world_size, gpu=job.device.type == "cuda"

@@ -20,16 +20,16 @@ Numbers = npt.NDArray[np.float64]
 Merge = tuple[int, int]
 
 
-def medoids_of(middles: Tensor, rows: Tensor, group_of: Tensor, partition: Partition) -> Tensor:
-    """Return the row (int64, K) nearest to the middle of every group, the first of equal ones; -1: the group is empty.
+def medoids_of(group_means: Tensor, rows: Tensor, group_of: Tensor, partition: Partition) -> Tensor:
+    """Return the row (int64, K) nearest to the mean of every group, the first of equal ones; -1: the group is empty.
 
     ``rows`` (n x d) and their groups, ``group_of``, are this rank's; the row numbers are those of all ranks.
     """
     parts = zip(rows.split(ROWS_AT_ONCE), group_of.split(ROWS_AT_ONCE), strict=True)
-    distances = torch.cat([(part - middles[numbers]).norm(dim=1) for part, numbers in parts])
-    least = torch.full((len(middles),), torch.inf).scatter_reduce(0, group_of, distances, "amin")
+    distances = torch.cat([(part - group_means[numbers]).norm(dim=1) for part, numbers in parts])
+    least = torch.full((len(group_means),), torch.inf).scatter_reduce(0, group_of, distances, "amin")
     nearest = torch.nonzero(distances == least[group_of]).flatten()
-    none = torch.full((len(middles),), partition.total)
+    none = torch.full((len(group_means),), partition.total)
     first = none.scatter_reduce(0, group_of[nearest], nearest + partition.local.start, "amin")
     return _first_of_ranks(least, first, partition)
 

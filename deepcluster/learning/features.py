@@ -16,7 +16,7 @@ from deepcluster.runtime.compute import FEATURES_PHASE, Compute, ignore_progress
 from deepcluster.runtime.devices import exact_float32, made_ahead, moved
 from deepcluster.runtime.partition import Partition
 
-MIDDLE = 5 / 7  # of the side of an image: 160 of 224 px
+CROP_SHARE = 5 / 7  # of the side of an image: 160 of 224 px
 MIN_SIDE = 8  # px; with fewer the last layers of `compact` have nothing to see
 MAX_PAIRS = 1000
 MAX_CERTAINTY_IMAGES = 200  # the standard error of the mean is .02
@@ -75,9 +75,9 @@ def extract(
     return features
 
 
-def middle_side(size: int) -> int:
-    """Return the side of the middles of images of ``size`` px."""
-    return min(size, max(MIN_SIDE, round(MIDDLE * size)))
+def crop_side(size: int) -> int:
+    """Return the side of the centre crops of images of ``size`` px."""
+    return min(size, max(MIN_SIDE, round(CROP_SHARE * size)))
 
 
 def features_of(
@@ -105,10 +105,10 @@ def _pairs(network: Network, images: Tensor, features: Tensor, compute: Compute,
     """Return the features of some images and those of their centre crops: 2 x m x D, float32, on the CPU."""
     partition = compute.partition
     chosen, of_rank = _evenly_chosen(partition, MAX_PAIRS)
-    size = middle_side(compute.size)
-    middles, few = _of_some(network, centre_crop(images, size), of_rank, replace(compute, size=size), embedded=embedded)
-    middles = few.to_main(middles, torch.arange(few.total))
-    return torch.stack([partition.to_main(features, chosen).cpu().float(), middles.cpu().float()])
+    size = crop_side(compute.size)
+    crops, few = _of_some(network, centre_crop(images, size), of_rank, replace(compute, size=size), embedded=embedded)
+    crops = few.to_main(crops, torch.arange(few.total))
+    return torch.stack([partition.to_main(features, chosen).cpu().float(), crops.cpu().float()])
 
 
 def certainty_of(network: Network, images: Tensor, compute: Compute) -> float | None:

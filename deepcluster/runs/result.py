@@ -166,9 +166,11 @@ def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[st
     sizes = partition.all_reduce(torch.bincount(cluster, minlength=cut.count)).tolist()
     zeros = torch.zeros(cut.count, dtype=torch.float64)  # bincount with weights returns integers for no rows at all
     distances = partition.all_reduce(zeros.index_add(0, cluster, placement.distance.double())).tolist()
-    middles = means(reduced, cluster, cut.count, partition)  # each for all of a group, which may have many centroids
-    medoids = medoids_of(middles, reduced, cluster, partition).tolist()
-    between = torch.cdist(middles, middles).fill_diagonal_(torch.inf)
+    group_means = means(
+        reduced, cluster, cut.count, partition
+    )  # each for all of a group, which may have many centroids
+    medoids = medoids_of(group_means, reduced, cluster, partition).tolist()
+    between = torch.cdist(group_means, group_means).fill_diagonal_(torch.inf)
     present = cut.group_of.unique().tolist()
     coarse = coarse_columns(model, range(cut.count))
     between[:, [group for group in range(cut.count) if group not in present]] = torch.inf
