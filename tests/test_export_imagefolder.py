@@ -115,8 +115,7 @@ def test_a_split_data_set(tmp_path, monkeypatch, prints):
         imagefolder(run, tmp_path / "unknown", split=".8,.1,.1")
     writable(run).write_rows("duplicates.csv", [{"group": 0, "path": path, "distance": 0} for path in alike])
     out = tmp_path / "out"
-    printed = prints("export", run, "--to", "imagefolder", "-o", out, "--split", ".5,.2,.3", "-n", "36", "--seed", "3")
-    assert "18, validation 8, test 10" in printed
+    prints("export", run, "--to", "imagefolder", "-o", out, "--split", ".5,.2,.3", "-n", "36", "--seed", "3")
     assert {entry.name for entry in out.iterdir()} == {*PARTS, INVENTORY}
     for part, size in zip(PARTS, (18, 8, 10), strict=True):
         assert Counter(ImageFolder(out / part).targets) == {0: size // 2, 1: size // 2}

@@ -1,6 +1,5 @@
 """Tasks for Label Studio, by the format in its guide ("Import pre-annotated data", "Local storage"), and by its SDK."""
 
-import csv
 import json
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
@@ -81,13 +80,3 @@ def test_its_sdk_takes_the_predictions_and_its_table_goes_to_teach(run, tmp_path
     converter.convert_to_csv(str(tmp_path / "tasks.json"), str(tmp_path), is_dir=False, sep=",")
     answers = read_answers(tmp_path / "result.csv")
     assert {answer.path for answer in answers} == {task["data"]["path"] for task in tasks}
-
-
-def test_a_table_of_its_columns_goes_to_teach(tmp_path):
-    with (tmp_path / "result.csv").open("w", newline="") as file:
-        columns = {"image": "/data/local-files/?d=photos/a.png", "name": "owl", "path": "a.png", "id": 0}
-        table = csv.DictWriter(file, columns)
-        table.writeheader()
-        table.writerow(columns)
-    (answer,) = read_answers(tmp_path / "result.csv")
-    assert (answer.path, answer.name) == ("a.png", "owl")

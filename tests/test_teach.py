@@ -164,9 +164,9 @@ def test_a_run_is_taught_by_commands_and_predict_follows(made, run, tmp_path, pr
     assert len({row["path"] for row in table}) == 24 and {row["drawn"] for row in table} == {"0"}
     assert all((int(row["cluster"]), row["name"]) == clusters[row["path"]] for row in table)
     assert all(row["cluster"] in (likely := row["likely"].split()) and len({*likely}) == 5 for row in table)
-    answers = [{**row, "name": row["path"].partition("/")[0]} for row in table]
+    answers = [{"image": "/data/x", **row, "name": row["path"].partition("/")[0]} for row in table]  # path counts
     with (tmp_path / "answers.csv").open("w") as file:
-        (writer := csv.DictWriter(file, table[0])).writeheader()
+        (writer := csv.DictWriter(file, answers[0])).writeheader()
         writer.writerows(answers)
     out = " ".join(prints("teach", run, tmp_path / "answers.csv").split())
     now = placed(run)

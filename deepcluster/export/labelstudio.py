@@ -61,22 +61,17 @@ def labelstudio(
     try:
         home = Path(os.path.commonpath([file.parent for file in files.values()]))
     except ValueError:  # several drives of Windows
-        raise DataError(
-            f"the images of {run} are on several drives: copy them to one, and name it by --images"
-        ) from None
+        raise DataError(f"the images of {run} are on several drives: give copies on one by --images") from None
     label_of = {row["cluster"]: row["name"] or f"cluster {row['cluster']}" for row in used.values()}
     clusters = [{"value": label} for label in dict.fromkeys(label_of[key] for key in sorted(label_of, key=int))]
 
     def task(path: str) -> dict[str, object]:
         row = used[path]
         address = "/data/local-files/?d=" + quote(os.fsencode(files[path].relative_to(home.parent).as_posix()))
+        name = os.fsencode(path).decode(errors="backslashreplace")
         choice = {"from_name": "name", "to_name": "image", "type": "choices"}
         return {
-            "data": {
-                "image": address,
-                "path": os.fsencode(path).decode(errors="backslashreplace"),
-                "clusters": clusters,
-            },
+            "data": {"image": address, "path": name, "clusters": clusters},
             "predictions": [
                 {
                     "model_version": "deepcluster",

@@ -26,7 +26,7 @@ def split(
 ) -> dict[str, str]:
     """Return the part of every image: about these ``shares`` of each cluster, drawn at random.
 
-    Images of a set (near-duplicates) are in one part. Every part with a share has every cluster with as many sets.
+    Images of a set (near-duplicates) are in one part. Every part has every cluster of as many sets as parts.
 
     Args:
         cluster_of: The cluster of each image, by path.
