@@ -50,7 +50,7 @@ from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import PATH_COLUMNS
 from deepcluster.storage import model_files as models
-from deepcluster.storage import run_folder as files
+from deepcluster.storage import run_folder
 from deepcluster.storage.edits_file import checked_name, python_edits
 from deepcluster.storage.files import check_output, write_output
 from deepcluster.storage.state import own_files
@@ -307,7 +307,7 @@ class DeepCluster(_Base):
                 parts), move (pairs of a path or row and a cluster), junk (all junk clusters), group_names.
         """
         self._check_run("apply")
-        wanted = python_edits(edits, files.RunFolder(self.run_).read_record().cut or "")
+        wanted = python_edits(edits, run_folder.RunFolder(self.run_).read_record().cut or "")
         with self._display() as display:
             recut.apply(self.run_, wanted, display, report=False)
         self._read_results()
@@ -377,7 +377,7 @@ class DeepCluster(_Base):
         loaded = cls(device=device, backbone=backbone)
         loaded._open(Path(folder))
         if hasattr(loaded, "run_"):  # with the parameters of that run
-            seed = files.RunFolder(loaded.run_).read_record().seed
+            seed = run_folder.RunFolder(loaded.run_).read_record().seed
             loaded.set_params(recipe=str(loaded.run_ / "recipe.toml"), random_state=seed)
         loaded.set_params(n_clusters=loaded.n_clusters_)
         return loaded
@@ -398,7 +398,7 @@ class DeepCluster(_Base):
         """Return a picture of the clusters for notebooks; before a fit, scikit-learn's diagram."""
         if not hasattr(self, "run_"):
             return str(estimator_html_repr(self))
-        folder = files.RunFolder(self.run_)
+        folder = run_folder.RunFolder(self.run_)
         items = plural(len(self.labels_), "row" if self._model.of_features else "image")
         title = f"{self.n_clusters_} clusters of {items}, {plural(self.n_iter_, 'round')}"
         with folder.as_disk_errors():
@@ -474,7 +474,7 @@ class DeepCluster(_Base):
             delete_previous()
 
     def _read_results(self) -> None:
-        folder = files.RunFolder(self.run_)
+        folder = run_folder.RunFolder(self.run_)
         record, model, rows = read_run(folder, self._module, takes_images=True)
         clusters = model.place(rows.reduced).cluster
         self._take(model)
@@ -576,7 +576,7 @@ class DeepCluster(_Base):
 
     def _images_at_hand(self) -> Source | None:
         """Return the images of the fit, for thumbnails; None if they are gone."""
-        return images_at_hand(files.RunFolder(self.run_)) if self._images is None else find(self._images)
+        return images_at_hand(run_folder.RunFolder(self.run_)) if self._images is None else find(self._images)
 
 
 class LinkedPath(type(Path())):  # type: ignore[misc]

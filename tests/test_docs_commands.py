@@ -18,7 +18,7 @@ import deepcluster
 from deepcluster import errors
 from deepcluster.cli import app
 from deepcluster.runtime.signals import EXIT_ON_SECOND_SIGINT
-from deepcluster.storage import run_folder as files
+from deepcluster.storage import run_folder
 from deepcluster.storage.content import FILES
 from tests.pages import (
     FENCE,
@@ -181,7 +181,7 @@ def test_the_columns_in_the_pages_are_those_of_the_files():
     for name in ("clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv"):
         columns = FILES[name].columns
         assert f"`{','.join(columns)}`" in next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
-    assert ",".join(files.PREDICTIONS) in text_of(ROOT / "README.md")
+    assert ",".join(run_folder.PREDICTIONS) in text_of(ROOT / "README.md")
 
 
 def test_the_exit_codes_in_the_pages_are_those_of_the_errors():

@@ -18,7 +18,7 @@ import torch
 from deepcluster.errors import DiskError, Stopped
 from deepcluster.records import State
 from deepcluster.runtime.signals import stoppable
-from deepcluster.storage import run_folder as files
+from deepcluster.storage import run_folder
 from deepcluster.storage import state as states
 from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.run_folder import LockedFolder
@@ -51,7 +51,7 @@ def make(run: Path) -> Path:
 
 
 def change(run: Path, before_the_commit: Callable[[], None] = lambda: None) -> None:
-    with files.locked(run) as folder, folder.next_state() as staged:
+    with run_folder.locked(run) as folder, folder.next_state() as staged:
         for name in NEW:
             staged.write(name, record("new") if name == "run.json" else "new")
         for name in ("tree.json", *states.checkpoint_files(run)):
@@ -61,7 +61,7 @@ def change(run: Path, before_the_commit: Callable[[], None] = lambda: None) -> N
 
 def state(run: Path) -> dict[str, str]:
     """Return the files that a reader sees, by name."""
-    folder = files.open_run(run)
+    folder = run_folder.open_run(run)
     found = {name: folder.file(name).read_text() for name in {**OLD, **NEW} if folder.has(name)}
     return found | {"run.json": json.loads(found["run.json"])["images"]}
 
@@ -80,7 +80,7 @@ def test_a_kill_at_any_change_of_the_disk_leaves_the_old_state_or_the_new_one(tm
         seen.append(found := state(run))  # a reader completes the state
         assert found in (OLD, NEW), run.name
         for place in (run, copy):
-            with files.locked(place):  # and so does the next lock holder
+            with run_folder.locked(place):  # and so does the next lock holder
                 assert state(place) == found
             names = {path.relative_to(place).as_posix() for path in place.rglob("*") if not path.is_dir()}
             assert names == {*found, "mine.txt", "model/mine.bin", states.LOCK}, run.name
@@ -124,7 +124,7 @@ def test_a_process_that_finishes_may_be_killed_too(tmp_path):
 
     leave_pending(new := make(tmp_path / "new"))
     (new / "run.json").unlink()  # as of a run without an earlier state
-    files.check_free(new, resume=True)
+    run_folder.check_free(new, resume=True)
     assert not states.pending(new) and state(new) == NEW
 
 
@@ -236,18 +236,18 @@ def test_readers_beside_a_writer_see_one_state(tmp_path):
     """A hundred changes, and readers that take every file."""
     run, done, seen = make(tmp_path / "run"), threading.Event(), list[list[str]]()
 
-    def values(folder: files.RunFolder) -> list[str]:
+    def values(folder: run_folder.RunFolder) -> list[str]:
         with folder.as_disk_errors():  # a file that moves between the look at its place and the read
             return [folder.read_record().images, folder.file("clusters.csv").read_text()]
 
     def read() -> None:
         while not done.is_set():
-            seen.append(files.read_state(run, values))
+            seen.append(run_folder.read_state(run, values))
 
     with ThreadPoolExecutor(1) as pool:
         reader = pool.submit(read)
         for i in range(100):
-            with files.locked(run) as folder, folder.next_state() as staged:
+            with run_folder.locked(run) as folder, folder.next_state() as staged:
                 staged.write("run.json", record(str(i % 7)))
                 staged.write("clusters.csv", str(i % 7))
         done.set()
@@ -294,7 +294,7 @@ def test_a_strangers_commit_moves_and_removes_only_files_of_a_run(tmp_path):
 def test_a_commit_that_removes_the_run_is_refused(tmp_path):
     run = make(tmp_path / "run")
     strangers(run, {"run.json": "", "tree.json": ""})
-    for use in (lambda: files.open_run(run), lambda: change(run)):
+    for use in (lambda: run_folder.open_run(run), lambda: change(run)):
         with pytest.raises(DiskError, match=r"run\.json"):
             use()
     assert all((run / name).exists() for name in OLD)
@@ -321,4 +321,4 @@ def test_a_folder_with_a_run_json_is_not_yet_a_run_folder(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
     (tmp_path / "metrics.json").write_text("mine")
     with pytest.raises(DiskError):
-        files.check_free(tmp_path, overwrite=True)
+        run_folder.check_free(tmp_path, overwrite=True)

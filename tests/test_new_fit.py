@@ -29,7 +29,7 @@ from deepcluster.runs.recut import Edits, apply
 from deepcluster.runs.rows import image_digests, images_of
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
-from deepcluster.storage import run_folder as files
+from deepcluster.storage import run_folder
 from deepcluster.storage.state import own_files
 from tests.commands import killed_at_every_change
 from tests.helpers.features import normal
@@ -269,7 +269,7 @@ def test_nothing_is_promoted_if_it_may_not(run, new, ends, tmp_path):
     for one, other, code in ((run, run, 2), (run, tmp_path / "link", 2), (tmp_path / "no", run, 5), (new, tmp_path, 5)):
         ends(["promote", one, other], code)
     for held in (run, new):
-        with files.locked(held):
+        with run_folder.locked(held):
             assert str(os.getpid()) in ends(["promote", new, run], 5)
     change_record(new, status="stopped")
     assert str(new) in ends(["promote", new, run], 2)

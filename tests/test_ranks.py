@@ -55,7 +55,7 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.seeding import generator
 from deepcluster.storage import model_files as models
-from deepcluster.storage import run_folder as files
+from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import FEATURES_KEY, Checkpoints, restored
 from tests.helpers.runs import record
 from tests.helpers.shared import OPTIONS, pixels
@@ -227,7 +227,7 @@ def test_without_the_rows_of_one_there_is_the_one_before(ranks, tmp_path):
 
 def locked(processes: Processes, folder: Path) -> None:
     """Lock a folder as on two machines, which may have no common disk."""
-    with files.shared_lock(folder / str(processes.rank) / "run", processes, make=True):
+    with run_folder.shared_lock(folder / str(processes.rank) / "run", processes, make=True):
         pass
 
 

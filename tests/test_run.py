@@ -27,7 +27,7 @@ from deepcluster.runs.recut import recut
 from deepcluster.runtime.console import Silent
 from deepcluster.runtime.plain_files import json_sha256
 from deepcluster.storage import model_files as models
-from deepcluster.storage import run_folder as files
+from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.content import FILES, RunRecord, Table
 from tests.helpers.runs import OPTIONS, Said, left_behind, predicted, record, rows
@@ -211,15 +211,15 @@ def test_a_table_is_read_and_written_without_a_dictionary_for_each_row(tmp_path)
     every = [cells | {"path": f"{i:05}.png", "distance": f"0.{i:06}", "margin": f"0.1{i:05}"} for i in range(count)]
     writable(tmp_path).write_rows(path.name, every)
     tracemalloc.start()
-    table = Table.of(files.table_rows(path, FILES[path.name].columns))
+    table = Table.of(run_folder.table_rows(path, FILES[path.name].columns))
     held = tracemalloc.get_traced_memory()[0]
     writable(tmp_path).write_rows(path.name, table)
-    digest = files.rows_sha256(table)
+    digest = run_folder.rows_sha256(table)
     taken = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert held < 250 * count and taken < 400 * count  # a dictionary and its cells take 900 bytes
     assert len(table) == count and rows(path) == [row | {"name": ""} for row in every]
-    assert digest == files.rows_sha256(rows(path))
+    assert digest == run_folder.rows_sha256(rows(path))
 
 
 RUN = {"schema_version": 1, "images": "photos", "location": "/photos", "seed": 5, "n_clusters": None}

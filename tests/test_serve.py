@@ -21,7 +21,7 @@ from PIL import Image
 
 from deepcluster.cli import run_command
 from deepcluster.runs.serve import MAX_CONNECTIONS, serve
-from deepcluster.storage import run_folder as files
+from deepcluster.storage import run_folder
 from tests.helpers.runs import change_record, contents, record, small_fit
 from tests.helpers.serving import answer, ask, colour, serving, version
 
@@ -103,7 +103,7 @@ def test_a_tab_of_an_older_state_changes_nothing(run: Path):
     """Names and marks keep the cut, and a page sends all marks: an older page would remove the newer ones."""
     address = serving(run)
     old = version(address)
-    with files.locked(run):
+    with run_folder.locked(run):
         for action, words in (("apply", {"junk": [1]}), ("recut", {"k": 4})):
             status, answered = answer(address, action, old, **words)
             assert status == 409 and str(os.getpid()) in answered["error"]
@@ -230,7 +230,7 @@ def test_only_a_fit_that_goes_on_shares_its_page_with_a_server(run: Path, monkey
     """It holds the run, and has written the page of its preliminary clusters."""
     monkeypatch.setattr("deepcluster.runs.serve.serve", partial(serve, idle_seconds=0.1))
     served = ["report", str(run), "--serve"]
-    with files.locked(run):
+    with run_folder.locked(run):
         assert run_command(served) == 5
         change_record(run, result="preliminary")
         assert run_command(["report", str(run)]) == 5 and capsys.readouterr().out == ""

@@ -41,7 +41,7 @@ from deepcluster.runtime import machine
 from deepcluster.runtime.plain_files import MAX_JSON
 from deepcluster.storage import files as whole_files
 from deepcluster.storage import model_files as models
-from deepcluster.storage import run_folder as files
+from deepcluster.storage import run_folder
 from deepcluster.storage.content import FILES
 from deepcluster.storage.files import write_whole
 from deepcluster.storage.model_config import BACKBONE
@@ -577,7 +577,8 @@ def test_an_odd_cell_of_a_table_ends_in_one_line(run, ends, name):
                 csv.writer(file).writerows(changed)
             if name == "clusters.csv":
                 change_record(
-                    run, rows_sha256=files.rows_sha256([dict(zip(header, row, strict=True)) for row in changed[1:]])
+                    run,
+                    rows_sha256=run_folder.rows_sha256([dict(zip(header, row, strict=True)) for row in changed[1:]]),
                 )
             said = ends(["report", run], 0, 5)
             assert not said or str(run) in said or name in said
@@ -642,7 +643,7 @@ def test_30_paths_as_names_of_images_and_clusters(run, outside, photos, ends):
     for row, path in zip(table, PATHS, strict=False):
         row["path"] = row["label"] = path
     writable(run).write_rows("clusters.csv", table)
-    change_record(run, rows_sha256=files.rows_sha256(table))
+    change_record(run, rows_sha256=run_folder.rows_sha256(table))
     for path in PATHS[:2]:
         change_groups(run / "model", names=[path, path, path])
         ends(["predict", run, photos, "-o", "out.csv", "--overwrite"], 0)

@@ -32,8 +32,7 @@ from deepcluster.images import find
 from deepcluster.images.store import read_once
 from deepcluster.report.pictures import webp
 from deepcluster.runtime.plain_files import unguarded, write_csv
-from deepcluster.storage import run_folder as files
-from deepcluster.storage import state
+from deepcluster.storage import run_folder, state
 from deepcluster.storage.content import FILES
 from deepcluster.texts import retold
 from tests.helpers.runs import change_record, contents, record, rows, small_fit
@@ -101,7 +100,7 @@ def test_every_name_through_the_command(corpus: Path, tmp_path: Path, locale: st
 
     # CSV: exact for this program, and a path that opens the file for every other one; no cell is a formula.
     good, bad = sorted(NAMES), sorted(b"bad/" + name for name in NAMES)
-    folder = files.open_run(run)
+    folder = run_folder.open_run(run)
     table = folder.read_rows("clusters.csv")
     assert [os.fsencode(row["path"]) for row in table] == good + bad
     assert [os.fsencode(row["path"]) for row in folder.read_rows("skipped.csv")] == bad
@@ -146,7 +145,7 @@ def test_no_control_character_of_an_argument_is_printed(words, tmp_path, capsys,
 
 @pytest.mark.parametrize(("name", "plain"), [("a\x1b\n\udce9b", "a___b"), ("日本" * 60, ("日本" * 60)[:66])])
 def test_a_run_folder_has_a_name_for_every_disk(name: str, plain: str) -> None:
-    assert files.folder_name(name) == plain
+    assert run_folder.folder_name(name) == plain
     assert len(f"{plain}-20260101-120000".encode()) < 255
 
 
@@ -181,7 +180,7 @@ def test_no_cell_of_text_is_a_formula_and_all_come_back(column: str, cells: list
 def test_every_column_of_text_is_guarded() -> None:
     """Who adds a column of text has to think of this."""
     tables = ("added.csv", "cluster_summary.csv", "clusters.csv", "skipped.csv")
-    columns = {*files.PREDICTIONS, *(column for name in tables for column in FILES[name].columns)}
+    columns = {*run_folder.PREDICTIONS, *(column for name in tables for column in FILES[name].columns)}
     numbers = {"status", "cluster", "fine_cluster", "distance", "margin", "is_outlier", "size", "share", "junk"}
     assert columns - numbers - {"mean_distance", "nearest_cluster", "sha256", "added"} == set(TEXT_COLUMNS)
 
@@ -382,7 +381,7 @@ def test_a_run_that_cannot_be_written_to(command: str, run: Path, monkeypatch, e
 
 def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "_lock", Mock(side_effect=OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))))
-    with pytest.raises(DiskError, match=os.strerror(errno.ENOLCK)), files.locked(tmp_path, make=True):
+    with pytest.raises(DiskError, match=os.strerror(errno.ENOLCK)), run_folder.locked(tmp_path, make=True):
         pass
 
 

@@ -43,7 +43,7 @@ from deepcluster.runs.rows import images_at_hand, same_as_added
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import own_sha256, write_csv
-from deepcluster.storage import run_folder as files
+from deepcluster.storage import run_folder
 from deepcluster.storage.content import Row
 from deepcluster.storage.files import check_outside, new_folder, write_whole
 from deepcluster.texts import one_line, plural
@@ -205,8 +205,10 @@ def read_run_images(run: Path, images: Images | None) -> RunImages:
 
     Images that an update added from elsewhere are still there. DataError if none exists any more.
     """
-    folder = files.open_run(run)
-    rows, summary = files.read_state(run, lambda state: (state.read_clusters(), state.read_rows("cluster_summary.csv")))
+    folder = run_folder.open_run(run)
+    rows, summary = run_folder.read_state(
+        run, lambda state: (state.read_clusters(), state.read_rows("cluster_summary.csv"))
+    )
     source = images_at_hand(folder, None if images is None else find(images))
     index = {path: i for i, path in enumerate(source.paths)} if source else {}
     used = [row for row in rows if row["status"] == "ok"]
@@ -501,7 +503,7 @@ def _spared(run: Path, images: RunImages, wanted: Set[str]) -> dict[str, str]:
 
 def _set_of(run: Path) -> dict[str, str] | None:
     """Return the set of near-duplicates of each image that is in one, by path; None if the run does not know them."""
-    folder = files.open_run(run)
+    folder = run_folder.open_run(run)
     known = folder.has("duplicates.csv")
     return {row["path"]: row["group"] for row in folder.read_rows("duplicates.csv")} if known else None
 

@@ -16,7 +16,7 @@ from deepcluster.runs import page as drawn
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.seeding import derive
 from deepcluster.storage import model_files as models
-from deepcluster.storage import run_folder as files
+from deepcluster.storage import run_folder
 from deepcluster.storage.content import FILES, Table
 from deepcluster.storage.files import check_no_file, new_file
 from deepcluster.storage.run_folder import COARSE, RunFolder
@@ -41,7 +41,7 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
     except ImportError as error:
         raise missing_packages("pyarrow", error) from None
     check_no_file(out)
-    rows, features, map_positions = files.read_state(run, _read)
+    rows, features, map_positions = run_folder.read_state(run, _read)
     types: dict[str, tuple[Any, Callable[[str], Any]]] = {
         "cluster": (pa.int32(), int),
         "fine_cluster": (pa.int32(), int),
@@ -51,7 +51,7 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
         "is_outlier": (pa.bool_(), lambda cell: bool(int(cell))),
     }
     columns: dict[str, Any] = {}
-    with files.open_run(run).as_disk_errors():
+    with run_folder.open_run(run).as_disk_errors():
         for name in (*FILES["clusters.csv"].columns, *(name for name in COARSE if name in rows.columns)):
             kind, parse = types.get(name, (pa.string(), _as_utf8))
             # The empty name is that of a cluster without one; other empty cells mean that there is no value.

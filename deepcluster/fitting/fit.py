@@ -53,7 +53,7 @@ from deepcluster.runtime.console import Display, Log, Several, Silent
 from deepcluster.runtime.devices import CPU, choose_device, environment, keep_freed_memory, working_on
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
-from deepcluster.storage import run_folder as files
+from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.state import scratch_of
@@ -65,7 +65,7 @@ def fit(
     request: Request,
     display: Display | None = None,
     processes: Processes = ALONE,
-) -> files.RunFolder:
+) -> run_folder.RunFolder:
     """Cluster images, and return the run folder (docs/run-folder.md).
 
     Wrong options, labels or weights raise an error before anything is written. With ``resume`` the run goes on from the
@@ -90,11 +90,11 @@ def fit(
         begun = Begun.of_json(processes.broadcast_json(lambda: asdict(start(source, request, display))))
         if begun.state == "finished":
             display.say("Done", f"{begun.out} is finished already")
-            return files.RunFolder(Path(begun.out))
+            return run_folder.RunFolder(Path(begun.out))
         check_weights_here(begun.facts.published if begun.facts else "")
         request = replace(request, labels=begun.labels, like=Path(begun.like) if begun.like else None)
         labels = true_labels(request.labels, source) if request.labels else None
-        former = files.read_state(request.like, read_former) if request.like and processes.is_main else None
+        former = run_folder.read_state(request.like, read_former) if request.like and processes.is_main else None
         job = Job(request, source, labels, device, display, processes, clock, features, former)
         if features is None:
             network = network_of(begun.plan.recipe, request.seed, device, request.module)
@@ -103,19 +103,19 @@ def fit(
             network = no_network(features.shape[1])
             needed = 0.0
         with (
-            files.shared_lock(Path(begun.out), processes, make=True) as folder,
-            files.replacing(folder if request.overwrite else None),
+            run_folder.shared_lock(Path(begun.out), processes, make=True) as folder,
+            run_folder.replacing(folder if request.overwrite else None),
         ):
             _run(job, begun, folder, network, needed)
-        return files.RunFolder(Path(begun.out))
+        return run_folder.RunFolder(Path(begun.out))
 
 
-def _run(job: Job, begun: Begun, folder: files.LockedFolder | None, network: Network, needed: float) -> None:
+def _run(job: Job, begun: Begun, folder: run_folder.LockedFolder | None, network: Network, needed: float) -> None:
     """Read, train and conclude; the main rank has the folder. An error of this run is recorded in run.json."""
     request = job.request
     out = Path(begun.out)
     is_resumed = begun.state == "resumed"
-    before = folder.read_record() if folder and folder.has(files.RUN) and not request.overwrite else None
+    before = folder.read_record() if folder and folder.has(run_folder.RUN) and not request.overwrite else None
     record = first_record(job, before, needed, is_resumed=is_resumed)
     keep = job.request.keep_checkpoints
     every = 0 if isinstance(keep, bool) else keep
@@ -170,7 +170,7 @@ def _stop_message(error: Stopped, out: Path) -> str:
     """Return the message of a stopped run: its groups, if it has any, and the command that goes on."""
     groups = ""
     with suppress(DeepClusterError):
-        if files.RunFolder(out).read_record().result:
+        if run_folder.RunFolder(out).read_record().result:
             groups = f"; the groups so far are in {out}"
     return f"{error}{groups}; to go on: run it again with -o {shlex.quote(str(out))} --resume"
 
@@ -243,7 +243,7 @@ def _read(job: Job, begun: Begun, network: Network) -> tuple[ImagesRead, dict[st
     return ImagesRead(store, plan.recipe, digests, beginning), facts
 
 
-def _record_end(folder: files.LockedFolder, record: RunRecord, error: BaseException, status: str) -> bool:
+def _record_end(folder: run_folder.LockedFolder, record: RunRecord, error: BaseException, status: str) -> bool:
     """Write into run.json how the run ended, unless it is done, and return whether run.json is of this process."""
     with suppress(DeepClusterError), signals.uninterrupted():
         written = folder.read_record()

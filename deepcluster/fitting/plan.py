@@ -25,7 +25,7 @@ from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import CsvRow, is_run, shaped
 from deepcluster.runtime.processes import Processes
-from deepcluster.storage import run_folder as files
+from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import ROUNDS, Checkpoint, fitting
 from deepcluster.storage.state import own_files
 from deepcluster.texts import one_line
@@ -166,7 +166,7 @@ def begin(source: Source, request: Request, display: Display, *, dry: bool = Fal
     Raises DeepClusterError if an option cannot be used, or the run to be resumed has other options or images.
     """
     out = free_path(source, request)
-    if request.resume and is_run(out) and files.RunFolder(out).has("recipe.toml"):  # recipe and images are decided
+    if request.resume and is_run(out) and run_folder.RunFolder(out).has("recipe.toml"):  # recipe and images are decided
         return _resumed(out, source, request)
     facts = Facts(len(source.paths), *preview(source), request.n_clusters, choose_device(request.device).type)
     check_groups(request.n_clusters, facts.count)
@@ -185,10 +185,10 @@ def names_of(request: Request) -> tuple[str | None, str | None]:
 
 def _resumed(out: Path, source: Source, request: Request) -> Begun:
     """Continue a run by its own recipe. Only the options that the command names are compared with it."""
-    folder = files.open_run(out)
+    folder = run_folder.open_run(out)
     record = folder.read_record()
     recipe = read_toml(folder.file("recipe.toml"), ignore_unknown=record.status == "done")[1]
-    with folder.as_disk_errors(files.RUN):
+    with folder.as_disk_errors(run_folder.RUN):
         before = shaped(record.requested, RecipeRequest | None, "requested")
     before = before or RecipeRequest(str(out / "recipe.toml"))  # an older version recorded no request
     steps = record.steps or {}
@@ -216,17 +216,17 @@ def _resumed(out: Path, source: Source, request: Request) -> Begun:
 
 def _check_like(like: Path, run: str) -> None:
     """Raise UsageError unless the run with the identifier ``run`` is at ``like``."""
-    if not is_run(like) or files.open_run(like).read_record().run != run:
+    if not is_run(like) or run_folder.open_run(like).read_record().run != run:
         raise UsageError(f"this fit began --like run {run}, which is not in {like}: give its folder, --like RUN")
 
 
 def free_path(source: Source, request: Request) -> Path:
     """Return the path of the run. DiskError or UsageError if it may not write there."""
-    name = f"{files.folder_name(source.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{run_folder.folder_name(source.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
     out = request.out or Path("runs") / name
-    if request.like and files.open_run(request.like) and out.exists() and out.samefile(request.like):
+    if request.like and run_folder.open_run(request.like) and out.exists() and out.samefile(request.like):
         raise UsageError(f"--like {out} is the run at -o: give another -o, and then deepcluster promote it")
-    files.check_free(out, overwrite=request.overwrite, resume=request.resume)
+    run_folder.check_free(out, overwrite=request.overwrite, resume=request.resume)
     if request.overwrite:
         check_not_inside((Path(source.location), *source.files()), out)
     return out
@@ -254,7 +254,7 @@ def check_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             raise UsageError(f"--resume: {name} was {then.get(name)!r} and is {value!r} now: {how}")
 
 
-def check_paths(folder: files.RunFolder, source: Source) -> None:
+def check_paths(folder: run_folder.RunFolder, source: Source) -> None:
     """Raise DataError if files were added or removed since the run began; no image is read for it."""
     updated = {row["path"] for row in folder.read_added()}
     if folder.has(IMAGES_READ):
@@ -282,7 +282,7 @@ def _differing(**differences: Sequence[str]) -> DataError:
 
 
 def check_same(
-    folder: files.RunFolder, checkpoint: Checkpoint | None, about: Mapping[str, Any], images: Mapping[str, str]
+    folder: run_folder.RunFolder, checkpoint: Checkpoint | None, about: Mapping[str, Any], images: Mapping[str, str]
 ) -> list[str] | None:
     """Compare a run that goes on with its beginning, and return the differences of machine, versions and threads.
 

@@ -20,7 +20,7 @@ from deepcluster.runs.result import Outcome, first_metrics, write_outcome
 from deepcluster.runs.rows import IMAGES_READ
 from deepcluster.runtime import signals
 from deepcluster.runtime.machine import peak_mb
-from deepcluster.storage import run_folder as files
+from deepcluster.storage import run_folder
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.state import checkpoint_files
 from deepcluster.texts import plural
@@ -38,7 +38,7 @@ class ResultWriter:
     """Writes the results before, during and after the rounds. Each replaces the one before, all at once."""
 
     job: Job
-    folder: files.LockedFolder | None  # on the main rank
+    folder: run_folder.LockedFolder | None  # on the main rank
     network: Network  # of the rounds, with the weights that it begins with
     images: ImagesRead
     record: RunRecord  # run.json so far, without a result
@@ -126,7 +126,7 @@ class ResultWriter:
         return outcome
 
 
-def write_beginning(folder: files.LockedFolder, images: ImagesRead) -> None:
+def write_beginning(folder: run_folder.LockedFolder, images: ImagesRead) -> None:
     """Write the files of a run that depend on its images alone."""
     for name, content in images.beginning.items():
         if isinstance(content, str | bytes):

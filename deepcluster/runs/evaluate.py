@@ -28,7 +28,7 @@ from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import json_sha256
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import model_files as models
-from deepcluster.storage import run_folder as files
+from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import Checkpoints, fitting
 from deepcluster.storage.state import scratch_of
 
@@ -75,11 +75,11 @@ def evaluate(
     Raises:
         DeepClusterError: The message says what to do. It is raised before anything is computed, if possible.
     """
-    folder = files.open_run(run)
+    folder = run_folder.open_run(run)
     display = Several(Log(), display) if processes.is_main else Silent()
     kind = PROTOCOL_OPTIONS[request.protocol]
     options = kind(**read_options(kind, request.options))
-    with files.shared_lock(run, processes) as locked:
+    with run_folder.shared_lock(run, processes) as locked:
         job = _Evaluation(folder, request, display, processes)
         if isinstance(options, ClusteringOptions):
             depends, figures = _of_clusters(job, options)
@@ -106,7 +106,7 @@ def evaluate(
             locked.write_json(file, {**about, "values": values})
 
 
-def _cached(folder: files.RunFolder, name: str, about: Mapping[str, Any]) -> dict[str, Any] | None:
+def _cached(folder: run_folder.RunFolder, name: str, about: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the figures of the last evaluation if it was the same one and is complete; else None."""
     cached = {}
     with suppress(DiskError):  # a damaged file is written again
@@ -121,7 +121,7 @@ def _cached(folder: files.RunFolder, name: str, about: Mapping[str, Any]) -> dic
 class _Evaluation:
     """An evaluation, and the inputs of the protocols."""
 
-    folder: files.RunFolder
+    folder: run_folder.RunFolder
     request: EvaluationRequest
     display: Display
     processes: Processes

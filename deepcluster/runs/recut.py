@@ -43,7 +43,7 @@ from deepcluster.runs.rows import Rows, images_at_hand, read_run, recipe_of
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.storage import model_files as models
-from deepcluster.storage import run_folder as files
+from deepcluster.storage import run_folder
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import LONGEST_NAME, Edits
 from deepcluster.texts import plural
@@ -58,14 +58,14 @@ def recut(
     source: Source | None = None,
     *,
     report: bool = True,
-) -> files.RunFolder:
+) -> run_folder.RunFolder:
     """Cut the features of a run into ``n_clusters`` groups (None: as many as suggested); nothing is trained.
 
     The cluster numbers are new. ``source``: The images for the report, if the caller has them at hand. ``report``:
     False writes only a report that exists already again.
     """
     display = Several(Log(), display)
-    with files.locked(run) as locked, locked.next_state() as folder:
+    with run_folder.locked(run) as locked, locked.next_state() as folder:
         record, model, rows = read_run(folder)
         check_groups(n_clusters, rows.fitted)
         former, baseline = record, baseline_of(folder)
@@ -97,10 +97,10 @@ def recut(
             source = images_at_hand(folder, source, rows.paths[: rows.fitted])
         _write(folder, outcome, display, source, report=report)
         display.say("Done", summary_text(outcome, n_clusters))
-    return files.open_run(run)
+    return run_folder.open_run(run)
 
 
-def apply(run: Path, edits: Edits, display: Display | None = None, *, report: bool = True) -> files.RunFolder:
+def apply(run: Path, edits: Edits, display: Display | None = None, *, report: bool = True) -> run_folder.RunFolder:
     """Merge, split, name and mark clusters of a run, and move images; edits that it has already change nothing.
 
     ``report``: As in :func:`recut`.
@@ -108,7 +108,7 @@ def apply(run: Path, edits: Edits, display: Display | None = None, *, report: bo
     Raises UsageError if the edits are not for its present clusters.
     """
     display = Several(Log(), display)
-    with files.locked(run) as folder:
+    with run_folder.locked(run) as folder:
         record, model, rows = read_run(folder)
         if record.edits == edits.digest:
             display.say("Edits", "the run has them already")
@@ -132,15 +132,15 @@ def apply(run: Path, edits: Edits, display: Display | None = None, *, report: bo
             example = example_of(edits, wanted, placement)
             change = Change(new, placement, edits.digest, done, example, edits.changes_clusters)
             write_change(staged, record, model, rows, change, display, report=report)
-    return files.open_run(run)
+    return run_folder.open_run(run)
 
 
-def undo(run: Path, display: Display | None = None, steps: int | None = 1) -> files.RunFolder:
+def undo(run: Path, display: Display | None = None, steps: int | None = 1) -> run_folder.RunFolder:
     """Take back the last ``steps`` (None: all) changes by :func:`apply`, :func:`recut` and ``teach``.
 
     Raises UsageError if there are not so many.
     """
-    with files.locked(run) as folder:
+    with run_folder.locked(run) as folder:
         record, model, rows = read_run(folder)
         formers = models.read_former(folder, rows.reduced.shape[1])
         steps = len(formers) if steps is None else steps
@@ -157,7 +157,7 @@ def undo(run: Path, display: Display | None = None, steps: int | None = 1) -> fi
             )
             _write(staged, outcome, display)
             models.drop_steps(staged, steps)
-    return files.open_run(run)
+    return run_folder.open_run(run)
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class Change:
 
 
 def write_change(
-    staged: files.NextState,
+    staged: run_folder.NextState,
     record: RunRecord,
     model: Model,
     rows: Rows,
@@ -196,7 +196,12 @@ def write_change(
 
 
 def _write(
-    staged: files.NextState, outcome: Outcome, display: Display, source: Source | None = None, *, report: bool = True
+    staged: run_folder.NextState,
+    outcome: Outcome,
+    display: Display,
+    source: Source | None = None,
+    *,
+    report: bool = True,
 ) -> None:
     """Write new groups of a run, with their page. Arguments as in :func:`recut`."""
     write_outcome(staged, outcome, new=("groups",))
@@ -217,7 +222,7 @@ def taken_back(model: Model, former: models.Groups, *, is_recut: bool) -> Model:
     return old if is_recut else replace(old, names=old.names + ("",) * (len(model.names) - len(old.names)))
 
 
-def way_back(folder: files.RunFolder) -> str:
+def way_back(folder: run_folder.RunFolder) -> str:
     return f"deepcluster apply {shlex.quote(str(folder.path))} --undo"
 
 

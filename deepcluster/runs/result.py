@@ -27,8 +27,7 @@ from deepcluster.runs.rows import Rows, Tables, coarse_columns, placement_column
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
-from deepcluster.storage import model_files
-from deepcluster.storage import run_folder as files
+from deepcluster.storage import model_files, run_folder
 from deepcluster.storage.content import FILES, RunRecord, Table
 from deepcluster.storage.run_folder import rows_sha256
 from deepcluster.texts import agreement, plural
@@ -300,7 +299,7 @@ def stability_entries(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters:
 
 
 def write_outcome(
-    folder: files.LockedFolder,
+    folder: run_folder.LockedFolder,
     outcome: Outcome,
     *,
     new: Sequence[Part] = PARTS,
@@ -331,7 +330,7 @@ def write_outcome(
         model_files.save_in_run(outcome.model, folder, record, network="network" in new)
 
 
-def baseline_of(folder: files.RunFolder) -> dict[str, float]:
+def baseline_of(folder: run_folder.RunFolder) -> dict[str, float]:
     """Read the metrics of the first result of a run, if it has any."""
     return first_metrics(folder.read_json("metrics.json")) if folder.has("metrics.json") else {}
 

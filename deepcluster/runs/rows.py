@@ -28,7 +28,7 @@ from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import draw, generator
 from deepcluster.storage import model_files as models
-from deepcluster.storage import run_folder as files
+from deepcluster.storage import run_folder
 from deepcluster.storage.content import Row, RunRecord, Table
 
 PICTURE_SIDE = 48  # px
@@ -83,7 +83,7 @@ class Tables:
 
 
 def read_run(
-    folder: files.RunFolder, backbone: nn.Module | None = None, *, takes_images: bool = False
+    folder: run_folder.RunFolder, backbone: nn.Module | None = None, *, takes_images: bool = False
 ) -> tuple[RunRecord, Model, Rows]:
     """Read run.json, the model (of the user's own ``backbone``) and the images with their features.
 
@@ -119,7 +119,7 @@ def duplicate_rows(
             yield {"group": group, "path": paths[row], "distance": f"{distance:.4f}"}
 
 
-def recipe_of(folder: files.RunFolder) -> Recipe:
+def recipe_of(folder: run_folder.RunFolder) -> Recipe:
     """Read the recipe of a run, without options that only another version of the package has."""
     options = read_toml(folder.file("recipe.toml"), ignore_unknown=True)[1] if folder.has("recipe.toml") else {}
     return Recipe(**options)
@@ -155,7 +155,7 @@ def coarse_columns(model: Model, clusters: Sequence[int]) -> dict[str, list[Any]
     groups = [*model.coarse, -1]
     names = [*model.coarse_names, ""]
     coarse = [groups[cluster] for cluster in clusters]
-    return dict(zip(files.COARSE, (coarse, [names[group] for group in coarse]), strict=True))
+    return dict(zip(run_folder.COARSE, (coarse, [names[group] for group in coarse]), strict=True))
 
 
 # ---- their digests, by which a run recognises them ------------------------------------------------------------------
@@ -185,7 +185,7 @@ def fingerprint(images: Mapping[str, str]) -> str:
 
 
 def images_at_hand(
-    folder: files.RunFolder, images: Source | None = None, fitted: Sequence[str] | None = None
+    folder: run_folder.RunFolder, images: Source | None = None, fitted: Sequence[str] | None = None
 ) -> Source | None:
     """Return the images of a run that are still at hand, by their paths in the run; None if there are none.
 
@@ -214,12 +214,12 @@ def images_of(run: Path) -> Source:
     Raises DataError if none is at hand, or if updates added to an array or to archives.
     """
 
-    def read(folder: files.RunFolder) -> tuple[str, int, int, Source | None]:
+    def read(folder: run_folder.RunFolder) -> tuple[str, int, int, Source | None]:
         paths = [row["path"] for row in folder.read_rows(IMAGES_READ)]  # an unfinished run may have no clusters yet
         added = len(folder.read_added())
         return folder.read_record().location, len(paths) + added, added, images_at_hand(folder, fitted=paths)
 
-    location, total, added, source = files.read_state(run, read)
+    location, total, added, source = run_folder.read_state(run, read)
     if source is None or (added and not source.items.of_files):
         raise DataError(f"the images of {run} cannot be found again from {location}: name all of them as IMAGES")
     if gone := total - len(source.paths):
@@ -264,7 +264,7 @@ def _chosen(source: Source, rows: Mapping[int, Mapping[str, str]]) -> Source:
     return replace(source.rows([*rows]), paths=paths, labels=labels)
 
 
-def same_as_added(folder: files.RunFolder, source: Source) -> dict[str, bool]:
+def same_as_added(folder: run_folder.RunFolder, source: Source) -> dict[str, bool]:
     """Tell, by path, if an image that update added from elsewhere has the same pixels: a stranger may name any file."""
     location = folder.read_record().location
     home = real(source.location)

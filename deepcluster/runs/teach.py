@@ -21,7 +21,7 @@ from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.runtime.plain_files import PATH_COLUMNS, json_sha256, read_columns
 from deepcluster.seeding import derive, generator
-from deepcluster.storage import run_folder as files
+from deepcluster.storage import run_folder
 from deepcluster.storage.edits_file import Edits, checked_name
 from deepcluster.texts import one_line, plural, quality_text
 
@@ -59,7 +59,7 @@ class Lesson:
 
 def ask(run: Path, n: int = 20, *, drawn: bool = False) -> list[Answer]:
     """Return up to ``n`` images of a run whose answers would teach most; ``drawn``: images drawn at random instead."""
-    record, model, rows = files.read_state(run, read_run)
+    record, model, rows = run_folder.read_state(run, read_run)
     return asked(model, rows, n, record.seed, drawn=drawn)
 
 
@@ -250,7 +250,7 @@ def teach(
     Raises UsageError if there are no answers, or if an image or a cluster does not exist.
     """
     display = Several(Log(), display)
-    with files.locked(run) as folder:
+    with run_folder.locked(run) as folder:
         record, model, rows = read_run(folder)
         display.progress(GROUPING_PHASE, 0, 0)
         named = replace(model, names=tuple((names or {}).get(*pair) for pair in enumerate(model.names)))

@@ -41,7 +41,7 @@ from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.runtime.devices import CPU
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition
-from deepcluster.storage import run_folder as files
+from deepcluster.storage import run_folder
 from deepcluster.storage.content import FILES, RunRecord
 
 
@@ -94,7 +94,7 @@ def update(
     Raises UsageError if the run is not finished, DataError if no file can be used or too many cannot.
     """
     display = Several(Log(), display)
-    with files.locked(run) as folder:
+    with run_folder.locked(run) as folder:
         record, model, rows = read_run(folder, takes_images=True)
         if record.status != "done":
             raise UsageError(f"{run} is not finished (its status is {record.status}): go on with its fit and --resume")
@@ -153,7 +153,7 @@ def _placed_text(done: Update, model: Model, run: Path) -> str:
 
 
 def _read(
-    folder: files.LockedFolder,
+    folder: run_folder.LockedFolder,
     record: RunRecord,
     model: Model,
     rows: Rows,
@@ -216,7 +216,7 @@ def _free_names(source: Source, digests: Sequence[str], rows: Rows) -> tuple[str
 
 
 def _write(
-    folder: files.LockedFolder,
+    folder: run_folder.LockedFolder,
     record: RunRecord,
     model: Model,
     rows: Rows,
@@ -256,7 +256,7 @@ def _write(
 
 
 def _with_duplicates(
-    folder: files.LockedFolder, rows: Rows, at_hand: Source | None, new: _New
+    folder: run_folder.LockedFolder, rows: Rows, at_hand: Source | None, new: _New
 ) -> list[Mapping[str, object]]:
     """Return the rows of duplicates.csv with the new images, compared with one another and the run's most alike ones.
 
@@ -284,7 +284,7 @@ def _with_duplicates(
     return table
 
 
-def _draw(folder: files.LockedFolder, rows: Rows, at_hand: Source | None, new: _New, every: Rows) -> None:
+def _draw(folder: run_folder.LockedFolder, rows: Rows, at_hand: Source | None, new: _New, every: Rows) -> None:
     """Add the new images to near-duplicates, sheet and map, if the run has these."""
     if folder.has("duplicates.csv") and new.images is not None:
         folder.write_rows("duplicates.csv", _with_duplicates(folder, rows, at_hand, new))

@@ -17,7 +17,7 @@ from deepcluster.runs.rows import read_run, recipe_of
 from deepcluster.runtime.console import Silent
 from deepcluster.runtime.plain_files import is_run
 from deepcluster.storage import model_files as models
-from deepcluster.storage import run_folder as files
+from deepcluster.storage import run_folder
 from deepcluster.storage.run_folder import RunFolder, locked
 
 LOCK = (".deepcluster", "lock")
@@ -122,7 +122,7 @@ def state_of(run: Path) -> dict[str, object] | None:
 
     if not is_run(run) or RunFolder(run).read_record().status != "done":
         return None
-    return files.read_state(run, read)
+    return run_folder.read_state(run, read)
 
 
 def give_two_levels(run: Path, coarse: tuple[int, ...] = (0, 1, 0)) -> None:
