@@ -117,7 +117,8 @@ def fit(
 def _fit_source(fit_flags: flags.FitFlags, terminal: Terminal, images: str | None, *others: str) -> "Source | str":
     """Return the images, or the file of features, after all checks that need no torch."""
     from deepcluster.images.files import find, is_named
-    from deepcluster.images.given import check_features_there, check_labels_there
+    from deepcluster.images.given import check_labels_there
+    from deepcluster.images.own_features import check_features_there
     from deepcluster.images.source import WHAT_TO_TYPE
     from deepcluster.storage.run_folder import check_free
 
@@ -721,7 +722,7 @@ def _images_for(
 ) -> "Source | str":
     """Return images for the model of a run, or the file of features for a model that takes these."""
     from deepcluster.images.files import find
-    from deepcluster.images.given import check_features_there
+    from deepcluster.images.own_features import check_features_there
 
     if _check_run(run, warned=warned).backbone == NO_NETWORK:
         return check_features_there(images, *others)
@@ -743,7 +744,7 @@ def _files_read(run: Path, images: "Source | str") -> Iterator[Path]:
     if isinstance(images, str):  # an image, perhaps by its path in the run, or features with their paths beside them
         path = Path(images)
         yield Path(open_run(run).read_record().location) / path
-        yield from (path, path.parent / f"{path.stem}.csv", path.parent / f"{path.stem}.txt")
+        yield from (path, path.parent / f"{path.stem}.csv", path.parent / f"{path.stem}.txt", *path.rglob("*.parquet"))
     else:
         yield Path(images.location)
         yield from {Path(images.origin(i).source) for i in range(len(images.paths))}  # files, arrays and shards

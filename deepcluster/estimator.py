@@ -32,6 +32,7 @@ from deepcluster.fitting import fit as runs
 from deepcluster.fitting.plan import Request
 from deepcluster.images import Images, Source, find
 from deepcluster.images.arrays import without_torch
+from deepcluster.images.own_features import is_column, read_features, stacked
 from deepcluster.learning.heads import Loss
 from deepcluster.learning.training import OptimizerOf
 from deepcluster.model import Model
@@ -160,8 +161,8 @@ class DeepCluster(_Base):
     # ---- fit and use ------------------------------------------------------------------------------------------------
 
     def fit(
-        self, X: Any, y: Any = None, *, run: str | Path | None = None, like: str | Path | None = None,
-        resume: bool = False, display: Display | None = None,
+        self, X: Any, y: Any = None, *, paths: Sequence[str | Path] | None = None, run: str | Path | None = None,
+        like: str | Path | None = None, resume: bool = False, display: Display | None = None,
     ) -> Self:  # fmt: skip
         """Train and cluster.
 
@@ -169,6 +170,7 @@ class DeepCluster(_Base):
             X: The images; unusable ones are skipped with a DeepClusterWarning.
             y: Labels of some images, -1 for all others, as in sklearn.semi_supervised; the images follow as after
                 ``teach``. A cluster with most of a label's images takes it as its name. None or all -1: no labels.
+            paths: The images of the rows, if X is features.
             run: The run folder to make; None: a temporary one, deleted with the estimator.
             like: A run folder: the clusters continue those of this run, with their numbers, names and junk marks.
             resume: Continue ``run`` from its last checkpoint, with the same images, parameters and steps.
@@ -184,6 +186,10 @@ class DeepCluster(_Base):
             raise UsageError(f"like is a {type(like).__name__}: give the path of a run folder")
         labels = _given_labels(y)
         is_features, images = self._read(X, reset=True)
+        if is_features:
+            images = read_features(images, None if paths is None else list(paths))
+        elif paths is not None:
+            raise UsageError("paths are for features, and X is images: leave them out")
         seed = _seed(self.random_state)
         recipe = self._recipe()
         steps = Steps(self.clustering, self.loss, self.optimizer)
@@ -509,18 +515,16 @@ class DeepCluster(_Base):
         """
         paths = _column_of_paths(X)
         if (rows := _column_of_rows(X)) is not None:
-            ways = f"np.stack(X[{rows!r}]) to group these" + f", or X[[{paths!r}]] for the pictures" * (
-                paths is not None
-            )
-            raise DataError(f"column {rows!r} of X has rows of numbers in its cells: pass {ways}")
+            ways = f"fit(X[{rows!r}]) groups these"
+            if paths is not None:
+                ways = f"fit(X[{rows!r}], paths=X[{paths!r}]) groups these, and fit(X[[{paths!r}]]) the pictures"
+            raise DataError(f"column {rows!r} of X has rows of numbers in its cells: {ways}")
         is_features = _are_features(X)
         if not reset and is_features != self._model.of_features and not isinstance(X, str | Path):
             fitted = "images: X.reshape(-1, H, W)" if is_features else "features: N x D numbers"
             raise UsageError(f"X is {'features' if is_features else 'images'}, and the fit was of {fitted}")
         if is_features:
-            if isinstance(X, list | tuple) or getattr(X, "ndim", 0) == 1:  # a column of rows
-                X = np.stack([np.asarray(without_torch(row)) for row in X])
-            return True, validate_data(self, without_torch(X), reset=reset)
+            return True, validate_data(self, stacked(X) if is_column(X) else without_torch(X), reset=reset)
         if reset:
             for name in ("n_features_in_", "feature_names_in_"):
                 self.__dict__.pop(name, None)
@@ -591,7 +595,7 @@ def _are_features(X: Any) -> bool:
     """Return whether X is (meant as) N x D numbers; anything else holds images or paths."""
     if hasattr(X, "cast_column") or _column_of_paths(X) is not None:
         return False
-    if isinstance(X, list | tuple) or getattr(X, "ndim", 0) == 1:
+    if is_column(X):
         first = next(iter(X), "")
         return not isinstance(first, str | Path | Image.Image) and getattr(first, "ndim", 0) < 2
     return (hasattr(X, "__array__") or hasattr(X, "shape")) and getattr(X, "ndim", 2) <= 2

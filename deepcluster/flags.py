@@ -151,8 +151,8 @@ class FitFlags:
         deterministic: On a GPU, use only kernels whose results repeat bit for bit; some are slower.
         verbose: Print every choice with its reason, and the figures of the rounds.
         dry_run: Print the plan with its memory, and stop.
-        features: IMAGES are features: N x D numbers in an .npy file (paths in a .txt or .csv of the same name). They
-            are grouped without a network.
+        features: IMAGES are features: N x D numbers in an .npy file (paths in a .txt or .csv of the same name), or
+            Parquet, a file or a folder, with a column of lists. They are grouped without a network.
     """
 
     out: Out | None = None

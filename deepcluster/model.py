@@ -14,7 +14,7 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DataError, NonFiniteError, UsageError
 from deepcluster.groups.cut import Cut, Placement, placement_of
 from deepcluster.images import Images, find, read_once
-from deepcluster.images.given import read_features
+from deepcluster.images.own_features import read_features
 from deepcluster.learning.features import extract
 from deepcluster.nets.fast_pass import features_pass
 from deepcluster.nets.names import NO_NETWORK
@@ -77,7 +77,7 @@ class Model(Annotations):
     def measure(self, images: Images | Tensor, progress: Progress = ignore_progress) -> tuple[Tensor, Tensor]:
         """Return the result of :meth:`transform`, and the residuals (float32, N) by which an image is an outlier."""
         if self.of_features:
-            return self.measure_features(read_features(images)[0])  # type: ignore[arg-type]
+            return self.measure_features(read_features(images)[0])
         stored = (3, self.store_size, self.store_size)
         if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape[1:] != stored:
             self.check_room()

@@ -67,7 +67,7 @@ AT_ONCE = {  # answered before anything slow is imported: exit code and words
     "fit photos features.npy": (3, "features.npy"),
     "fit sklearn:digits photos": (3, "sklearn:digits"),
     "fit photos train-{0..2}.tar": (3, "train-{0..2}.tar"),
-    "fit a.npy b.npy --features": (2, "one .npy"),
+    "fit a.npy b.npy --features": (2, "b.npy"),
     "fit photos -k 3 texts -v empty": (2, "empty"),
     "fit empty": (3, "empty"),
     "fit features.npy --features": (3, "features.npy"),

@@ -184,9 +184,30 @@ def test_rows_of_numbers_are_features_and_not_images(digits, of_features, tmp_pa
     assert DeepCluster(n_clusters=3, options={"dims": 5}).fit(digits).embedding_.shape == (120, 5)
     with pytest.raises(UsageError, match="resume"):
         DeepCluster(n_clusters=4).fit(digits, run=run, resume=True)
-    for columns, ways in {("tags", "x"): r"np.stack\(X\['x'\]\)", ("path", "x"): r"np.stack.* X\[\['path'\]\]"}.items():
+    for columns, ways in {
+        ("tags", "x"): r"fit\(X\['x'\]\)",
+        ("path", "x"): r"paths=X\['path'\]\).* fit\(X\[\['path'\]\]\)",
+    }.items():
         with pytest.raises(DataError, match=ways):
             DeepCluster(n_clusters=3).fit(table[[*columns]])
+
+
+def test_features_have_the_paths_of_their_pictures(digits, of_features, tmp_path, monkeypatch):
+    """Relative to the current folder; a report written later, from another one, has the pictures."""
+    monkeypatch.chdir(tmp_path)
+    table = pd.DataFrame({"path": [f"{row}.png" for row in range(120)], "x": [*digits]})
+    for row in range(60):
+        Image.new("RGB", (8, 8), (4 * row, 0, 0)).save(f"{row}.png")
+    ours = DeepCluster(n_clusters=3).fit(table["x"], paths=table["path"])
+    assert same(ours, of_features) and ours.paths_ == [*table["path"]]
+    monkeypatch.chdir("/")
+    assert "data:image" in ours.report(tmp_path / "report.html").read_text()
+    with pytest.raises(DataError, match=r"120 rows.* 2 "):
+        DeepCluster().fit(digits, paths=["a", "b"])
+    with pytest.raises(DataError, match=r"row 0, and 63 numbers in row 119"):
+        DeepCluster().fit([*digits[:119], digits[119, 1:]])
+    with pytest.raises(UsageError, match="paths"):
+        DeepCluster().fit(pixels(), paths=["a"] * 48)
 
 
 def test_all_methods_take_features(digits, of_features, tmp_path):

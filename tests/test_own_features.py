@@ -1,6 +1,7 @@
 """fit, recut, predict and report on features that came from elsewhere, without a network."""
 
 import json
+import sys
 import time
 import tomllib
 from pathlib import Path
@@ -12,13 +13,14 @@ from PIL import Image
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, UsageError
-from deepcluster.export import onnx
+from deepcluster.export import folders, onnx, parquet
 from deepcluster.fitting.fit import fit
 from deepcluster.fitting.plan import Request
-from deepcluster.images.given import read_features
+from deepcluster.images.own_features import read_features
 from deepcluster.runs.page import report
 from deepcluster.runs.recut import recut
 from deepcluster.runs.rows import images_at_hand
+from deepcluster.runs.update import update
 from deepcluster.runtime import plain_files
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage.model_files import load
@@ -139,7 +141,7 @@ def test_numbers_that_cannot_be_compared(tmp_path, scale):
     ("beside", "text", "message"),
     [
         ("f.txt", "a.jpg\nb.jpg\n", r"f\.npy .*1 .*f\.txt .*2 "),
-        ("f.csv", "id,path\n1,a.jpg\n2\n", r"f\.csv .*line 3"),
+        ("f.csv", "id,path\n1,a.jpg\n2\n", r"f\.csv .*row 1"),
         ("f.csv", "path\n" + "x" * 101, r"f\.csv: .*100 "),
     ],
 )
@@ -156,6 +158,110 @@ def test_paths_in_a_table_beside_as_embed_writes_them(tmp_path):
     (tmp_path / "f.csv").write_text('path\na.jpg\n"b, c.jpg"\n')
     features, source = read_features(tmp_path / "f.npy")
     assert source.paths == ("a.jpg", "b, c.jpg") and features.dtype == torch.float32
+
+
+# ---- Parquet --------------------------------------------------------------------------------------------------------
+
+
+def table(file: Path, **columns: object) -> Path:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), file)
+    return file
+
+
+def lists(form: str, rows: np.ndarray):
+    """A column of lists in a form of Arrow."""
+    pa = pytest.importorskip("pyarrow")
+    fixed = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
+    if form == "tensors":
+        return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float64(), [rows.shape[1]]), fixed)
+    kinds = {"lists": pa.list_(pa.float64()), "large lists": pa.large_list(pa.float64())}
+    return fixed if form == "fixed lists" else pa.array([*rows], kinds[form])
+
+
+@pytest.mark.parametrize("form", ["lists", "large lists", "fixed lists", "tensors"])
+@pytest.mark.parametrize(("column", "ids"), [("path", "ab"), ("image_id", (7, 3)), ("id", "ab"), ("other", "ab")])
+def test_a_column_of_lists_is_features_and_ids_are_names(form, column, ids, tmp_path):
+    rows = np.arange(6.0).reshape(2, 3)
+    file = table(tmp_path / "f.parquet", tags=[["x"], []], embedding=lists(form, rows), **{column: [*ids]})
+    features, source = read_features(file)
+    assert features.tolist() == rows.tolist()
+    assert source.paths == (("0", "1") if column == "other" else tuple(map(str, ids)))
+
+
+def test_a_folder_of_tables_is_read_in_the_order_of_the_paths_as_other_programs_write_it(tmp_path):
+    for part, name in enumerate(("centroid=0/b.parquet", "centroid=1/a.parquet", "_metadata.parquet")):
+        table(tmp_path / "clip" / name, id=[f"id {part}"], embeddings=[[float(part), 1.0]])
+    (tmp_path / "clip/_SUCCESS").touch()
+    features, source = read_features(tmp_path / "clip")
+    assert features.tolist() == [[0, 1], [1, 1]] and source.paths == ("id 0", "id 1")
+
+
+ROW = [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"embedding": [ROW, [1.0]]}, "2 numbers in row 0, and 1 number in row 1"),
+        ({"embedding": [ROW, ROW, None]}, "none in row 2"),
+        ({"embedding": [ROW, [1.0, None]]}, "1 of 2 rows, the first of them row 1"),
+        ({"embedding": [ROW, [1.0, np.nan]]}, "1 of 2 rows, the first of them row 1"),
+        ({"path": ["a"], "tags": [["x"]]}, "there are: path, tags"),
+        ({"clip": [ROW], "dino": [ROW]}, "Call it 'embedding'; there are: clip, dino"),
+        ({"embedding": [ROW, ROW], "id": ["a", None]}, "row 1"),
+        ({"embedding": [ROW, ROW], "id": ["a", "a"]}, "a in the rows 0 and 1"),
+    ],
+)
+def test_a_table_that_is_no_features_is_refused(columns, words, tmp_path):
+    with pytest.raises(DataError) as error:
+        read_features(table(tmp_path / "f.parquet", **columns))
+    assert words in str(error.value) and "f.parquet" in str(error.value) and error.value.exit_code == 3
+
+
+def test_parquet_that_cannot_be_read(tmp_path, ends, monkeypatch):
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1 and no more")
+    (tmp_path / "empty").mkdir()
+    for name in ("damaged.parquet", "none.parquet", "empty"):
+        assert name in ends(["fit", tmp_path / name, "--features"], 3)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert "pip install pyarrow" in ends(["fit", tmp_path / "none.parquet", "--features"], 2)
+
+
+def test_an_exported_run_is_read_with_its_pictures_and_its_own_command_places_the_rows(made, tmp_path, prints):
+    """The paths of the table start at its own folder, or the folder above if it is a folder of tables."""
+    pytest.importorskip("pyarrow")
+    parquet(made / "run", made / "out.parquet")
+    before = rows(made / "run" / "clusters.csv")
+    again = tmp_path / "again"
+    said = prints("fit", made / "out.parquet", "--features", "-k", GROUPS, "-o", again)
+    assert "Pictures" not in said and "data:image" in (again / "report.html").read_text()
+    after = rows(again / "clusters.csv")
+    assert [row["path"] for row in after] == [row["path"] for row in before]
+    assert len({(one["cluster"], other["cluster"]) for one, other in zip(before, after, strict=True)}) == GROUPS
+    source = images_at_hand(open_run(again))
+    assert source and source.file(0) == made / before[0]["path"]
+    assert images_at_hand(open_run(again)).read(0).size == (8, 8)
+    placed = prints("predict", again, made / "out.parquet").splitlines()
+    assert [line.split(",")[1] for line in placed[1:]] == [row["cluster"] for row in after]
+
+
+@pytest.mark.parametrize("column", ["id", "path"])
+def test_an_update_keeps_ids_and_exports_the_pictures_of_its_paths(column, tmp_path):
+    names = [f"{row}.png" for row in range(COUNT)]
+    old = table(tmp_path / "old/f.parquet", embedding=[*blobs()[:50]], **{column: names[:50]})
+    new = table(tmp_path / "new/f.parquet", embedding=[*blobs()[40:]], **{column: names[40:]})
+    if column == "path":
+        for file in (old.with_name("0.png"), new.with_name("59.png")):
+            Image.new("RGB", (8, 8), "red").save(file)
+    run = fit(old, Request(features=True, out=tmp_path / "run", n_clusters=GROUPS)).path
+    assert update(run, str(new)).added == 10
+    near = "../new/" if column == "path" else ""
+    assert [row["path"] for row in rows(run / "clusters.csv")] == names[:50] + [near + name for name in names[50:]]
+    if column == "path":
+        folders(run, tmp_path / "sorted")
+        assert {path.name for path in (tmp_path / "sorted").rglob("*.png")} == {"0.png", "59.png"}
 
 
 def test_without_paths_the_rows_are_numbered_and_the_report_has_no_pictures(tmp_path):

@@ -34,8 +34,9 @@ from deepcluster.fitting.train import train
 from deepcluster.fitting.writer import ResultWriter, rounds_text, write_beginning
 from deepcluster.images import Images, Source, find
 from deepcluster.images.duplicates import near_duplicates
-from deepcluster.images.given import read_features, true_labels
-from deepcluster.images.source import counted
+from deepcluster.images.given import true_labels
+from deepcluster.images.own_features import OwnFeatures, read_features
+from deepcluster.images.source import IDS, counted
 from deepcluster.images.store import Store, check_alike, preview, read_once
 from deepcluster.learning.features import certainty_of
 from deepcluster.learning.training import network_precision
@@ -57,11 +58,11 @@ from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.state import scratch_of
-from deepcluster.texts import plural
+from deepcluster.texts import one_line, plural
 
 
 def fit(
-    images: Images,
+    images: Images | OwnFeatures,
     request: Request,
     display: Display | None = None,
     processes: Processes = ALONE,
@@ -72,8 +73,8 @@ def fit(
     last checkpoint in its folder, or begins if there is none.
 
     Args:
-        images: A folder, a list of paths, an array, ...; if the request says that these are features, an .npy file or
-            an array of them, which are grouped without a network.
+        images: A folder, a list of paths, an array, ...; if the request says that these are features, anything
+            that ``read_features`` takes, which are grouped without a network.
         display: Shows the run (None: nothing does).
         processes: They share the images; the main rank writes and displays.
     """
@@ -84,7 +85,7 @@ def fit(
     display = Several(Log(), display) if processes.is_main else Silent()
     with working_on(device, deterministic=request.deterministic):
         keep_freed_memory()
-        features, source = read_features(images) if request.features else (None, find(images))  # type: ignore[arg-type]
+        features, source = read_features(images) if request.features else (None, find(images))
         check_alike(source, processes)
         start = begin if features is None else partial(_begin_features, images, features.shape[1])
         begun = Begun.of_json(processes.broadcast_json(lambda: asdict(start(source, request, display))))
@@ -262,13 +263,15 @@ FEATURES_OPTIONS = {
 }
 
 
-def _begin_features(data: Images, width: int, source: Source, request: Request, display: Display) -> Begun:
+def _begin_features(data: Any, width: int, source: Source, request: Request, display: Display) -> Begun:
     """Decide the folder and the recipe of a run of features of ``width`` numbers, as :func:`begin` does for images."""
     check_groups(request.n_clusters, len(source.paths))
     recipe = _features_recipe(request, source)
     out = free_path(source, request)
     if request.overwrite and isinstance(data, str | Path):
         check_not_inside([Path(data).absolute()], out)
+    if source.location == IDS:
+        display.say("Pictures", f"none: no path leads to a file; the first is {one_line(source.paths[0])}")
     plan = Plan(recipe, {"features": f"{width:,} numbers a row, which came from elsewhere"})
     return Begun(str(out), "new", plan, None, *names_of(request))
 

@@ -227,6 +227,20 @@ def from_list(file: Path) -> Source:
     return from_files(_distinct(_listed(file), file.parent), file.stem, str(file))
 
 
+def from_table(paths: Sequence[str], name: str, folders: Sequence[Path]) -> Source | None:
+    """Return the images of a column of paths, in its order; None if there is no such file.
+
+    Relative paths start at the first of ``folders`` that has any of them.
+    """
+    folder = next((folder for folder in folders if any(os.path.isfile(folder / path) for path in paths)), None)  # noqa: PTH113
+    if folder is None:
+        return None
+    is_near = not all(map(os.path.isabs, paths))
+    location = f"{str(folder).rstrip('/')}{SOME_FILES}" if is_near else "python:paths"
+    labels = tuple((folder / path).parent.name for path in paths)
+    return Source(name, location, tuple(paths), _Files(paths, folder), labels)
+
+
 def from_files(files: Sequence[tuple[str, Path]], name: str, location: str) -> Source:
     """Return the images of (path to show, absolute path), in this order; with a folder among them, one collection."""
     if any(os.path.isdir(file) for _, file in files):  # noqa: PTH112

@@ -21,6 +21,7 @@ WHAT_TO_TYPE = (
     " .npy or .npz array, .tar shard or range train-{000..146}.tar, - for paths on standard input, sklearn:digits,"
     " torchvision:NAME or hf:NAME"
 )
+IDS = "python:ids"  # location of images that have no files, but ids
 SOME_FILES = "/."  # ends the location of images that are some of the files in a folder
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from deepcluster.clustering.blocks import nearest
 from deepcluster.errors import UsageError
 from deepcluster.images import Images, Source, find
-from deepcluster.images.given import read_features
+from deepcluster.images.own_features import read_features
 from deepcluster.images.source import check_skipped, nothing_readable
 from deepcluster.images.store import check_alike, read_once
 from deepcluster.model import Model
@@ -59,7 +59,7 @@ def predict(
     """
     if model.of_features:
         if processes.is_main:
-            features, source = read_features(images)  # type: ignore[arg-type]
+            features, source = read_features(images)
             yield Prediction(source.paths, *model.measure_features(features), ())
         return
     model.check_room()

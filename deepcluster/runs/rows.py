@@ -20,9 +20,10 @@ from deepcluster.groups.graph import MAX_GRAPH_ROWS, Embeddings
 from deepcluster.images import Source, find
 from deepcluster.images.files import absolute, files_in, from_files
 from deepcluster.images.named import cache_folder
-from deepcluster.images.source import SOME_FILES, joined, real
+from deepcluster.images.source import IDS, SOME_FILES, joined, real
 from deepcluster.images.store import Store, read_once
 from deepcluster.model import Model
+from deepcluster.nets.names import NO_NETWORK
 from deepcluster.recipe import Recipe, read_toml
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition
@@ -268,8 +269,9 @@ def same_as_added(folder: run_folder.RunFolder, source: Source) -> dict[str, boo
     """Tell, by path, if an image that update added from elsewhere has the same pixels: a stranger may name any file."""
     location = folder.read_record().location
     home = real(source.location)
-    if not Path(location).is_absolute() or Path(location).is_file():
-        return {}  # a list, which may name any file, or features, whose digests are not of pixels
+    of_features = folder.read_record().backbone == NO_NETWORK
+    if of_features or not Path(location).is_absolute() or Path(location).is_file():
+        return {}  # digests of features are not of pixels, and a list may name any file
     added = {row["path"]: row["sha256"] for row in folder.read_added()}
     outside = (i for i, path in enumerate(source.paths) if path in added)
     images = source.rows([i for i in outside if not Path(source.origin(i).source).is_relative_to(home)])
@@ -310,6 +312,8 @@ def named_as_in_run(source: Source, location: str) -> Source:
         if file := source.file(i):
             return name_in_run(file, base)
         path, member = source.origin(i)
+        if path == IDS:
+            return member
         return f"{name_in_run(Path(path), base)}{'#' if member.isdecimal() else '/'}{member}"
 
     below = here if here.is_dir() else here.parent

@@ -18,8 +18,8 @@ from deepcluster.groups.due import drift
 from deepcluster.groups.graph import extended_layout
 from deepcluster.images import Images, Source, find
 from deepcluster.images.duplicates import near_duplicates
-from deepcluster.images.given import read_features
-from deepcluster.images.source import Origin, check_skipped, counted, nothing_readable
+from deepcluster.images.own_features import read_features
+from deepcluster.images.source import IDS, Origin, check_skipped, counted, nothing_readable
 from deepcluster.images.store import read_once
 from deepcluster.model import Model
 from deepcluster.records import Identity
@@ -132,8 +132,10 @@ def update(
 
 
 def _place(added: Mapping[str, str]) -> str:
-    """Return the absolute path of an added image; features and arrays from Python have a number in the run."""
-    return added["path"] if added["path"].isdecimal() else f"{added['source']}/{added['member']}".removesuffix("/")
+    """Return the absolute path of an added image, or its number or id in the run if it has no path."""
+    if added["path"].isdecimal() or added["source"] == IDS:
+        return added["path"]
+    return f"{added['source']}/{added['member']}".removesuffix("/")
 
 
 def _placed_text(done: Update, model: Model, run: Path) -> str:
@@ -145,7 +147,7 @@ def _placed_text(done: Update, model: Model, run: Path) -> str:
         text = f"All {done.added:,} fit into the present clusters"
     if not done.due:
         return f"{text}. No new fit is needed"
-    command = f"deepcluster fit {'FILE.npy --features ' * model.of_features}--like {shlex.quote(str(run))}"
+    command = f"deepcluster fit {'FILE --features ' * model.of_features}--like {shlex.quote(str(run))}"
     return f"{text}. A new fit is due: {done.reason}. Fit all images anew, with the same names: {command}"
 
 
@@ -162,7 +164,7 @@ def _read(
     display: Display,
 ) -> _New:
     """Read and measure the images that the run does not have."""
-    features, source = read_features(images) if model.of_features else (None, find(images, may_be_empty=True))  # type: ignore[arg-type]
+    features, source = read_features(images) if model.of_features else (None, find(images, may_be_empty=True))
     source = named_as_in_run(source, record.location)
     added = folder.read_added()
     # A file is known by its place, whatever its name; the content of an array or a shard may have changed.
@@ -204,7 +206,7 @@ def _read(
 def _free_names(source: Source, digests: Sequence[str], rows: Rows) -> tuple[str, ...]:
     """Return names that the run does not have: numbers go on, and a path that it has gets the image's digest."""
     taken = {*rows.paths, *(path for path, _ in rows.skipped)}
-    if not source.items.of_files and source.location.startswith("python:"):
+    if not source.items.of_files and source.location.startswith("python:") and source.location != IDS:
         begin = 1 + max((int(path) for path in taken if path.isdecimal()), default=-1)
         return tuple(str(begin + i) for i in range(len(source.paths)))
     present = {*rows.paths}

@@ -1,0 +1,258 @@
+"""Features that another program computed, N x D numbers, and the images of their rows."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from deepcluster.errors import DataError, UsageError, missing_packages
+from deepcluster.images.arrays import load_array, reading, without_torch
+from deepcluster.images.decode import Undecodable
+from deepcluster.images.files import absolute, from_list, from_table
+from deepcluster.images.source import IDS, SOME_FILES, Numbered, Origin, Source, numbered
+from deepcluster.runtime.plain_files import PATH_COLUMNS, read_columns
+from deepcluster.texts import one_line, plural
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WHAT_FEATURES_ARE = (
+    "features are an .npy array of N x D numbers, with the paths of the images in a .txt (one a line) or .csv (a column"
+    " path) of the same name beside it; or Parquet, a file or a folder of files, with a column of lists of numbers, and"
+    " the paths in a column path, image_id or id"
+)
+MAX_FEATURE = 1e15  # the squares of larger numbers leave the range of float32
+# Names of columns in strangers' tables. The first that exists counts.
+EMBEDDING_COLUMNS = ("embedding", "embeddings", "features")
+ID_COLUMNS = (*PATH_COLUMNS, "image_id", "id")
+
+
+class OwnFeatures(NamedTuple):
+    """Features, and their images."""
+
+    features: "Tensor"  #: float32, N x D
+    source: Source  #: paths alone if there are no files, and numbers if there are no paths
+
+
+def read_features(data: Any, paths: Sequence[str | Path] | None = None) -> OwnFeatures:
+    """Return the features of a file, a folder, an array or a column of rows, and their images.
+
+    Args:
+        data: An .npy file, Parquet, N x D numbers, or a sequence of N rows of D numbers; ``OwnFeatures`` are returned.
+        paths: The images of the rows of an array or a column.
+
+    Raises:
+        DataError: They are not N x D finite numbers, or the number of paths differs.
+    """
+    if isinstance(data, OwnFeatures):
+        return data
+    if not isinstance(data, str | Path):
+        features = _checked(stacked(data) if is_column(data) else np.asarray(without_torch(data)), "the array")
+        return OwnFeatures(
+            features, _images_of_rows(len(features), "features", "the list of paths", paths, [Path.cwd()])
+        )
+    file = absolute(data)
+    title = one_line(str(file))
+    if tables := _tables(file):
+        rows, ids = _read_tables(tables)
+        features = _checked(stacked(rows, title), title)
+        folders = [file, file.parent] if file.is_dir() else [file.parent]
+        return OwnFeatures(features, _images_of_rows(len(features), file, title, ids, [*folders, Path.cwd()]))
+    with reading("the features", file):
+        array = load_array(file)
+    features = _checked(array, title)
+    return OwnFeatures(features, _images_beside(file, len(features)))
+
+
+def check_features_there(text: str, *others: str) -> str:
+    """Return the text. UsageError if there are others, DataError if there is no such file, or one of another kind."""
+    if others:
+        raise UsageError(
+            f"features come from one file or folder: leave out {one_line(others[0])}, or name the folder of the files"
+        )
+    file = absolute(text)
+    if tables := _tables(file):
+        _columns(tables[0])
+    elif not file.is_file():
+        read_features(text)
+    return text
+
+
+def is_column(data: Any) -> bool:
+    """Tell if it is a sequence of rows, such as a column of a data frame."""
+    return isinstance(data, list | tuple) or getattr(data, "ndim", 0) == 1
+
+
+def stacked(rows: Iterable[Any], title: str = "the column") -> npt.NDArray[Any]:
+    """Return rows of numbers as an array. DataError if they differ in length."""
+    cells = [np.asarray(without_torch(row)) for row in rows]
+    for i, cell in enumerate(cells):
+        if cell.shape != cells[0].shape:
+            first, other = (plural(len(c), "number") if c.ndim else "none" for c in (cells[0], cell))
+            raise DataError(
+                f"{title} has {first} in row 0, and {other} in row {i:,}: leave out all rows but those of one length"
+            )
+    return np.stack(cells) if cells else np.empty((0, 0))
+
+
+def _checked(array: npt.NDArray[Any], name: str) -> "Tensor":
+    import torch
+
+    if array.dtype.kind not in "fiu":
+        raise DataError(f"{name} holds {array.dtype}, and features are numbers: save them as float32")
+    if array.ndim != 2 or 0 in array.shape:
+        shape = " x ".join(map(str, array.shape)) or "a single number"
+        raise DataError(f"{name} has the shape {shape}, and features are N x D: a row per image, not empty")
+    with np.errstate(over="ignore"):
+        features = torch.from_numpy(np.array(array, np.float32))
+    bad = torch.nonzero(~(features.abs() <= MAX_FEATURE).all(1)).flatten()
+    if len(bad):
+        raise DataError(
+            f"{name} has numbers that are not finite, or above {MAX_FEATURE:.0e}, in {len(bad):,} of"
+            f" {len(features):,} rows, the first of them row {int(bad[0])}: leave these rows out, and their paths, or"
+            " scale all"
+        )
+    return features
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def _tables(file: Path) -> list[Path]:
+    """Return the Parquet files that ``file`` is or holds; none for an .npy file. DataError if it is anything else."""
+    if file.suffix.lower() == ".npy":
+        return []
+    # Other programs write _SUCCESS and _metadata beside their tables.
+    below = (path for path in file.rglob("*.parquet") if not path.name.startswith(("_", ".")))
+    tables = sorted(below) if file.is_dir() else [file] * (file.suffix.lower() == ".parquet")
+    if not tables:
+        raise DataError(f"{one_line(str(file))} has no features: {WHAT_FEATURES_ARE}")
+    return tables
+
+
+def _parquet() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise missing_packages("pyarrow", error) from None
+    return pyarrow.parquet
+
+
+def _columns(table: Path) -> tuple[str, str | None]:
+    """Return the columns of the embeddings and of the paths or ids; None without these."""
+    pq = _parquet()
+    with reading("the table", table):
+        schema = pq.read_schema(table)
+    import pyarrow.types as of
+
+    kinds = {field.name: getattr(field.type, "storage_type", field.type) for field in schema}  # of an extension type
+    lists = [name for name, kind in kinds.items() if _holds_numbers(kind, of)]
+    known = [name for name in lists if name.lower() in EMBEDDING_COLUMNS] or lists
+    if len(known) != 1:
+        title = one_line(str(table))
+        there = ", ".join(map(one_line, lists or kinds)) or "none"
+        raise DataError(
+            f"which column of {title} has the embeddings? Call it 'embedding'; there are: {there}"
+            if lists
+            else f"no column of {title} has lists of numbers (there are: {there}): {WHAT_FEATURES_ARE}"
+        )
+    texts = {
+        name.lower(): name
+        for name, kind in kinds.items()
+        if of.is_string(kind) or of.is_large_string(kind) or of.is_integer(kind) or of.is_dictionary(kind)
+    }
+    return known[0], next((texts[name] for name in ID_COLUMNS if name in texts), None)
+
+
+def _holds_numbers(kind: Any, of: Any) -> bool:
+    is_list = of.is_list(kind) or of.is_large_list(kind) or of.is_fixed_size_list(kind)
+    return bool(is_list and (of.is_floating(kind.value_type) or of.is_integer(kind.value_type)))
+
+
+def _read_tables(tables: Sequence[Path]) -> tuple[Iterable[Any], list[Any] | None]:
+    """Return the rows of the embeddings, and their paths or ids; None without these.
+
+    Rows with the status ``skipped`` are left out: ``export --to parquet`` writes them for unusable images.
+    """
+    embeddings, ids = _columns(tables[0])
+    rows: list[npt.NDArray[Any]] = []
+    names: list[Any] = []
+    for file in tables:
+        with reading("the table", file), _parquet().ParquetFile(file) as table:
+            wanted = [embeddings, *({ids, "status"} & {*table.schema_arrow.names})]
+            for batch in table.iter_batches(columns=wanted):
+                column = batch.column(embeddings)
+                cells = getattr(column, "storage", column).to_numpy(zero_copy_only=False)
+                if "status" in batch.schema.names:
+                    is_used = np.array([status != "skipped" for status in batch.column("status").to_pylist()], bool)
+                    batch, cells = batch.filter(is_used), cells[is_used]
+                rows.append(cells)
+                names += batch.column(ids).to_pylist() if ids else []
+    return chain.from_iterable(rows), names if ids else None
+
+
+# ---- their images ---------------------------------------------------------------------------------------------------
+
+
+def _images_beside(file: Path, count: int) -> Source:
+    """Return the images of the rows of an .npy file, by the list or the table of the same name."""
+    listed = file.with_suffix(".txt")
+    if not listed.is_file():
+        beside = file.with_suffix(".csv")
+        paths = _paths_in(beside) if beside.is_file() else None
+        return _images_of_rows(count, file, one_line(str(beside)), paths, [file.parent, Path.cwd()])
+    source = from_list(listed)
+    is_list = not source.location.endswith(SOME_FILES)  # a folder in a list stands for its files
+    _check_count(count, source.paths if is_list else (), file, one_line(str(listed)))
+    return source
+
+
+def _check_count(count: int, paths: Sequence[str], file: Path | str, title: str) -> None:
+    if count != len(paths):
+        raise DataError(
+            f"{one_line(str(file))} has {count:,} rows, and {title} has {len(paths):,} different paths: one per row, in"
+            " their order"
+        )
+
+
+def _paths_in(table: Path) -> list[str]:
+    with reading("the paths", table):
+        return [row["path"] for _, row in read_columns(table, {"path": PATH_COLUMNS})]
+
+
+def _images_of_rows(
+    count: int, file: Path | str, title: str, paths: Sequence[Any] | None, folders: Sequence[Path]
+) -> Source:
+    """Return the images of ``file`` by their paths in the table ``title``, or by number if there are none.
+
+    Relative paths start at the first of ``folders`` that has any such file. Without any file the paths are ids.
+    """
+    name = Path(file).stem
+    if paths is None:
+        return Source(name, "python:array", numbered(count), _NoPictures("python:array"))
+    rows: dict[str, int] = {}
+    for row, path in enumerate(paths):
+        text = "" if path is None else str(path).removeprefix("file://").replace(os.sep, "/")  # Daft writes addresses
+        if not text or "\0" in text:
+            raise DataError(f"{title} has no possible path in row {row:,}: every row needs one")
+        if rows.setdefault(text, row) != row:
+            raise DataError(f"{title} has {one_line(text)} in the rows {rows[text]:,} and {row:,}: leave one out")
+    _check_count(count, [*rows], file, title)
+    return from_table([*rows], name, folders) or Source(name, IDS, tuple(rows), _NoPictures(IDS, tuple(rows)))
+
+
+@dataclass(frozen=True)
+class _NoPictures(Numbered):
+    ids: Sequence[str] | None = None
+
+    def read(self, i: int, size: int | None = None) -> Image.Image:
+        raise Undecodable("features without a file")
+
+    def origin(self, i: int) -> Origin:
+        return Origin(self.location, str(i) if self.ids is None else self.ids[i])
