@@ -133,11 +133,17 @@ def test_figures_by_hand() -> None:
     large, small = (path.attrib["d"] for path in tagged(drawn["map.svg"], "path"))
     assert large.count("M") == 14 and small == "M0.0,0.0h0"
     assert [text.text for text in tagged(drawn["map.svg"], "text")] == [inert(name)] * 2
-    assert [text.text for text in tagged(drawn["clusters.svg"], "text")] == [inert(name), "14", inert(name), "1"]
+    assert [text.text for text in tagged(drawn["clusters.svg"], "text")] == [
+        inert(name),
+        "14 images",
+        inert(name),
+        "1 image",
+    ]
     assert len(tagged(drawn["clusters.svg"], "image")) == 10  # of 10 + 1, one is not at hand
     assert len(tagged(drawn["training.svg"], "circle")) == 4
     one = [row("a.png")]
-    drawn = figures(records(clusters=one, history=[], positions=np.zeros((1, 2), np.float32)))
+    summary = [*summary_of(one), *summary_of([row("b.png", 1)], size="0")]  # a cluster without images
+    drawn = figures(records(clusters=one, summary=summary, history=[], positions=np.zeros((1, 2), np.float32)))
     assert {*drawn} == {"map.svg", "clusters.svg"} and all(map(elements, drawn.values()))
 
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from deepcluster.report import sections
 from deepcluster.report.charts import HEIGHT, WIDTH, training_charts
-from deepcluster.report.page import GALLERY_CLUSTERS, RunData, templates
+from deepcluster.report.page import GALLERY_CLUSTERS, RunData, rows_of_pictures, templates
 from deepcluster.report.pictures import on_sheet
 from deepcluster.report.sections import Values
 from deepcluster.storage.content import Table
@@ -23,10 +23,11 @@ SIDE = 64  # of a picture, half of the pixels that it has
 
 def figures(data: RunData) -> dict[str, str]:
     """Return the SVG texts of ``map``, ``clusters`` and ``training``, without those that the run has no data for."""
-    parts: dict[str, Values] = {"clusters": {"rows": [*_rows(data)], "pictures": PICTURES, "side": SIDE}}
+    rows = rows_of_pictures(data.clusters, data.summary, data.picture, PICTURES, _jpeg)
+    parts: dict[str, Values] = {"clusters": {"rows": rows, "pictures": PICTURES, "side": SIDE}}
     if charts := training_charts(data.history):
         parts["training"] = {"charts": charts, "width": WIDTH, "height": HEIGHT}
-    if data.positions is not None:
+    if data.positions is not None and len(data.positions):
         width = max(1e-9, float(np.ptp(data.positions, axis=0).max()))
         points = (data.positions - data.positions.min(0)) * (MAP_WIDTH / width)
         dot = min(8, max(2, 160 / len(points) ** 0.5))
@@ -44,9 +45,9 @@ def figures(data: RunData) -> dict[str, str]:
 def _layers(data: RunData, points: npt.NDArray[np.float32]) -> Iterator[Values]:
     """Yield the points of each cluster on the map as SVG path data, with a colour and a place for the name."""
     words, numbers = Table.of(data.clusters).words("cluster")
-    numbers = numbers[on_sheet(len(data.clusters))]
+    words_on_map = np.array(words)[numbers[on_sheet(len(data.clusters))]]
     for rank, row in enumerate(sections.by_size(data.summary)):
-        mine = points[numbers == words.index(row["cluster"])]
+        mine = points[words_on_map == row["cluster"]]
         red, green, blue = colorsys.hls_to_rgb(rank * 0.618 % 1, (0.42, 0.6)[rank // 13 % 2], 0.6)  # 0.618: far apart
         yield {
             "name": row["name"] or row["cluster"],
@@ -56,20 +57,8 @@ def _layers(data: RunData, points: npt.NDArray[np.float32]) -> Iterator[Values]:
         }
 
 
-def _rows(data: RunData) -> Iterator[Values]:
-    """Yield a row of pictures for each of the largest clusters."""
-    largest = sections.by_size(data.summary)[:GALLERY_CLUSTERS]
-    members = sections.members_of(largest, Table.of(data.clusters))
-    for row in largest:
-        chosen = sections.representatives(members[row["cluster"]], PICTURES, medoid=row["medoid_path"])
-        images = (data.picture(member["path"]) for member, _ in chosen)
-        yield {"name": row["name"] or row["cluster"], "size": int(row["size"]), "tiles": [*map(_jpeg, images)]}
-
-
-def _jpeg(image: Image.Image | None) -> str:
-    """Return the central square as the address of a JPEG, which programs for drawings know, unlike WebP; "" if None."""
-    if image is None:
-        return ""
+def _jpeg(image: Image.Image) -> str:
+    """Return the central square as the address of a JPEG, which programs for drawings know, unlike WebP."""
     square = ImageOps.fit(image.convert("RGB"), (2 * SIDE, 2 * SIDE))
     Image.frombytes("RGB", square.size, square.tobytes()).save(file := BytesIO(), "JPEG", quality=85)  # pixels alone
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 from urllib.parse import quote
 
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
+from PIL import Image
 
 from deepcluster import texts
 from deepcluster.groups.tree import Parts, Tree
@@ -146,15 +147,26 @@ def gallery(title: str, clusters: Sequence[Row], summary: Sequence[Row], picture
 
     The arguments are those of ``RunData``.
     """
+    shown = rows_of_pictures(
+        clusters, summary, picture, GALLERY_IMAGES, partial(data_uri, share=GALLERY_BYTES, scale=1)
+    )
+    template = templates().get_template("gallery.html.j2")
+    return template.render(title=title, clusters=shown, hidden=len(summary) - len(shown))
+
+
+def rows_of_pictures(
+    clusters: Sequence[Row], summary: Sequence[Row], picture: Picture, count: int, encode: Callable[[Image.Image], str]
+) -> list[Values]:
+    """Return the largest clusters, each with up to ``count`` representative images: (path, encoded or "")."""
     largest = sections.by_size(summary)[:GALLERY_CLUSTERS]
     members = sections.members_of(largest, Table.of(clusters))
 
     def tiles(row: Row) -> list[tuple[str, str]]:
-        chosen = sections.representatives(members[row["cluster"]], GALLERY_IMAGES, medoid=row["medoid_path"])
+        chosen = sections.representatives(members[row["cluster"]], count, medoid=row["medoid_path"])
         images = ((texts.short_name(member["path"]), picture(member["path"])) for member, _ in chosen)
-        return [(path, "" if image is None else data_uri(image, GALLERY_BYTES, scale=1)) for path, image in images]
+        return [(path, "" if image is None else encode(image)) for path, image in images]
 
-    shown = [
+    return [
         {
             "number": row["cluster"],
             "name": row["name"],
@@ -164,8 +176,6 @@ def gallery(title: str, clusters: Sequence[Row], summary: Sequence[Row], picture
         }
         for row in largest
     ]
-    template = templates().get_template("gallery.html.j2")
-    return template.render(title=title, clusters=shown, hidden=len(summary) - len(shown))
 
 
 @cache
