@@ -18,9 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
-from sklearn.utils import check_random_state, estimator_html_repr
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import Tensor, nn
 
@@ -39,10 +38,7 @@ from deepcluster.model import Model
 from deepcluster.nets.names import MODULE
 from deepcluster.presets import RecipeRequest, read_request
 from deepcluster.recipe import AUTO, Recipe, declared
-from deepcluster.report.page import gallery
-from deepcluster.report.pictures import THUMBNAIL
 from deepcluster.runs import page, predict, recut, teach
-from deepcluster.runs.page import pictures
 from deepcluster.runs.predict import Prediction
 from deepcluster.runs.rows import images_at_hand, placement_columns, read_run
 from deepcluster.runs.teach import Answer
@@ -399,22 +395,6 @@ class DeepCluster(_Base):
         tags.input_tags.three_d_array = True
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
-
-    def _repr_html_(self) -> str:
-        """Return a picture of the clusters for notebooks; before a fit, scikit-learn's diagram."""
-        if not hasattr(self, "run_"):
-            return str(estimator_html_repr(self))
-        folder = run_folder.RunFolder(self.run_)
-        items = plural(len(self.labels_), "row" if self._model.of_features else "image")
-        title = f"{self.n_clusters_} clusters of {items}, {plural(self.n_iter_, 'round')}"
-        with folder.as_disk_errors():
-            used = folder.read_clusters().where("status", "ok")
-            summary = folder.read_rows("cluster_summary.csv")
-            return gallery(title, used, summary, pictures(self._images_at_hand(), THUMBNAIL))
-
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        html = {"text/html": self._repr_html_()} if get_config()["display"] == "diagram" else {}
-        return {"text/plain": repr(self), **html}
 
     def __getstate__(self) -> dict[str, Any]:
         """Return parameters and the bytes of files, no torch objects; a copy gets its own run folder."""

@@ -297,17 +297,6 @@ def test_deepcluster_on_one_page_beside_the_package():
     assert torch.allclose(head.weight, network.head.weight, atol=1e-6)
 
 
-def test_clusters_of_the_graph():
-    """Three separate kinds, of which five rows are there twice."""
-    by_graph = runpy.run_path(str(EXAMPLES / "research/graph_clusters.py"))["by_graph"]
-    kinds = torch.arange(3).repeat_interleave(20)
-    rows = 3 * torch.eye(3)[kinds] + 0.05 * torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
-    rows, kinds = torch.cat([rows, rows[:5]]), torch.cat([kinds, kinds[:5]])
-    (clustering,) = by_graph(rows, (3,), None, seed=0, round=0, partition=Partition.single(65))
-    assert len(torch.unique(torch.stack([kinds, clustering.labels]), dim=1).T) == 3
-    assert torch.equal(clustering.labels[60:], clustering.labels[:5])
-
-
 def test_conv4(output_of, tmp_path):
     """Two kinds of images; a run that was stopped after an epoch ends like one that was not."""
     random = np.random.default_rng(7)

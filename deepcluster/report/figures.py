@@ -9,22 +9,23 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from deepcluster import texts
 from deepcluster.report import sections
 from deepcluster.report.charts import HEIGHT, WIDTH, training_charts
-from deepcluster.report.page import GALLERY_CLUSTERS, RunData, rows_of_pictures, templates
+from deepcluster.report.page import RunData, templates
 from deepcluster.report.pictures import on_sheet
 from deepcluster.report.sections import Values
 from deepcluster.storage.content import Table
 
 MAP_WIDTH = 640
+MAX_CLUSTERS = 50  # with pictures, or with a name on the map
 PICTURES = 10  # of a cluster
 SIDE = 64  # of a picture, half of the pixels that it has
 
 
 def figures(data: RunData) -> dict[str, str]:
     """Return the SVG texts of ``map``, ``clusters`` and ``training``, without those that the run has no data for."""
-    rows = rows_of_pictures(data.clusters, data.summary, data.picture, PICTURES, _jpeg)
-    parts: dict[str, Values] = {"clusters": {"rows": rows, "pictures": PICTURES, "side": SIDE}}
+    parts: dict[str, Values] = {"clusters": {"rows": [*_rows(data)], "pictures": PICTURES, "side": SIDE}}
     if charts := training_charts(data.history):
         parts["training"] = {"charts": charts, "width": WIDTH, "height": HEIGHT}
     if data.positions is not None and len(data.positions):
@@ -53,7 +54,22 @@ def _layers(data: RunData, points: npt.NDArray[np.float32]) -> Iterator[Values]:
             "name": row["name"] or row["cluster"],
             "colour": "#" + "".join(f"{round(255 * part):02x}" for part in (red, green, blue)),
             "path": "".join(f"M{x:.1f},{y:.1f}h0" for x, y in mine),
-            "place": np.median(mine, axis=0).round(1).tolist() if len(mine) > 0 and rank < GALLERY_CLUSTERS else None,
+            "place": np.median(mine, axis=0).round(1).tolist() if len(mine) > 0 and rank < MAX_CLUSTERS else None,
+        }
+
+
+def _rows(data: RunData) -> Iterator[Values]:
+    """Yield the largest clusters, each with its representative images: (path, JPEG or "")."""
+    largest = sections.by_size(data.summary)[:MAX_CLUSTERS]
+    members = sections.members_of(largest, Table.of(data.clusters))
+    for row in largest:
+        chosen = sections.representatives(members[row["cluster"]], PICTURES, medoid=row["medoid_path"])
+        images = ((texts.short_name(member["path"]), data.picture(member["path"])) for member, _ in chosen)
+        yield {
+            "number": row["cluster"],
+            "name": row["name"],
+            "size": texts.plural(int(row["size"]), "image"),
+            "tiles": [(path, "" if image is None else _jpeg(image)) for path, image in images],
         }
 
 

@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from typing import Any
 from urllib.parse import quote
 
@@ -20,7 +20,6 @@ import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
-from PIL import Image
 
 from deepcluster import texts
 from deepcluster.groups.tree import Parts, Tree
@@ -28,16 +27,13 @@ from deepcluster.records import PRELIMINARY
 from deepcluster.report import sections
 from deepcluster.report.charts import HEIGHT, SHARES, WIDTH, histograms, round_for_people, training_charts
 from deepcluster.report.hints import chinese
-from deepcluster.report.pictures import columns, data_uri, on_sheet, tile
+from deepcluster.report.pictures import columns, on_sheet, tile
 from deepcluster.report.sections import Picture, Values
 from deepcluster.runtime.plain_files import FORMULA
 from deepcluster.storage.content import Row, Table
 
 MAX_CLUSTERS = 100
 LONG_HISTORY = 25  # rounds from which the table is folded
-GALLERY_IMAGES = 8
-GALLERY_CLUSTERS = 50
-GALLERY_BYTES = 4000  # of a picture: a saved notebook holds them all
 MAX_NAMES = 600_000  # characters of file names, above which fewer images are in the page
 SCALE = 65_535  # of a coordinate, distance or margin in the script's data
 
@@ -140,42 +136,6 @@ def served(page: str, state: Mapping[str, Any]) -> str:
     ):
         page = page.replace(old, new, 1)
     return page
-
-
-def gallery(title: str, clusters: Sequence[Row], summary: Sequence[Row], picture: Picture) -> str:
-    """Return HTML for a notebook: number, name, size and representative pictures of clusters, the largest first.
-
-    The arguments are those of ``RunData``.
-    """
-    shown = rows_of_pictures(
-        clusters, summary, picture, GALLERY_IMAGES, partial(data_uri, share=GALLERY_BYTES, scale=1)
-    )
-    template = templates().get_template("gallery.html.j2")
-    return template.render(title=title, clusters=shown, hidden=len(summary) - len(shown))
-
-
-def rows_of_pictures(
-    clusters: Sequence[Row], summary: Sequence[Row], picture: Picture, count: int, encode: Callable[[Image.Image], str]
-) -> list[Values]:
-    """Return the largest clusters, each with up to ``count`` representative images: (path, encoded or "")."""
-    largest = sections.by_size(summary)[:GALLERY_CLUSTERS]
-    members = sections.members_of(largest, Table.of(clusters))
-
-    def tiles(row: Row) -> list[tuple[str, str]]:
-        chosen = sections.representatives(members[row["cluster"]], count, medoid=row["medoid_path"])
-        images = ((texts.short_name(member["path"]), picture(member["path"])) for member, _ in chosen)
-        return [(path, "" if image is None else encode(image)) for path, image in images]
-
-    return [
-        {
-            "number": row["cluster"],
-            "name": row["name"],
-            "size": texts.plural(int(row["size"]), "image"),
-            "share": texts.percent(float(row["share"])),
-            "tiles": tiles(row),
-        }
-        for row in largest
-    ]
 
 
 @cache
