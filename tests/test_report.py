@@ -167,7 +167,6 @@ def named(name: str) -> tuple[str, Page]:
     """A page in which everything that may have a name has this one."""
     rows = [row(name, 0, label=name, name=name, is_outlier="1"), row(name + "2", 0, label=name), row("b.png", 1)]
     return page(
-        title=name,
         run={"images": name, "command": name, "stopped_because": name, "cut": name},
         clusters=rows,
         summary=summary_of(rows, name=name, nearest_cluster=name),

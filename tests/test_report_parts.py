@@ -26,7 +26,7 @@ from deepcluster.report.page import RunData, script_data
 from deepcluster.report.pictures import THUMBNAIL, sprite_sheet, thumbnail, tiny_pictures
 from deepcluster.report.sections import MAX_OUTLIERS, MEDOID, confusion, problems, representatives
 from deepcluster.runs.page import Shown, _near, pictures, report
-from deepcluster.storage.content import Table
+from deepcluster.storage.content import RunRecord, Table
 from deepcluster.texts import figure, inert
 from tests.drawings import drawings
 from tests.helpers.report import drawn, picture, records, row, summary_of
@@ -190,7 +190,8 @@ def shorts(text: str) -> list[int]:
 
 
 def read(clusters: list[dict[str, str]], **changes: Any) -> dict[str, Any]:
-    records = {"title": "", "run": {"run": "r", "cut": "c"}, "history": [], "metrics": None, "skipped": []}
+    record = RunRecord(run="r", cut="c", images="", location="", seed=0)
+    records = {"record": record, "history": [], "metrics": {}, "skipped": []}
     changes = changes if "summary" in changes else {"summary": summary_of(clusters)} | changes
     data: dict[str, Any] = json.loads(
         script_data(RunData(clusters=clusters, picture=picture, name="run", **records | changes))

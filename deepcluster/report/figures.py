@@ -15,7 +15,6 @@ from deepcluster.report.charts import HEIGHT, WIDTH, training_charts
 from deepcluster.report.page import RunData, templates
 from deepcluster.report.pictures import on_sheet
 from deepcluster.report.sections import Values
-from deepcluster.storage.content import Table
 
 MAP_WIDTH = 640
 MAX_CLUSTERS = 50  # with pictures, or with a name on the map
@@ -45,8 +44,8 @@ def figures(data: RunData) -> dict[str, str]:
 
 def _layers(data: RunData, points: npt.NDArray[np.float32]) -> Iterator[Values]:
     """Yield the points of each cluster on the map as SVG path data, with a colour and a place for the name."""
-    words, numbers = Table.of(data.clusters).words("cluster")
-    words_on_map = np.array(words)[numbers[on_sheet(len(data.clusters))]]
+    words, numbers = data.usable.words("cluster")
+    words_on_map = np.array(words)[numbers[on_sheet(len(data.usable))]]
     for rank, row in enumerate(sections.by_size(data.summary)):
         mine = points[words_on_map == row["cluster"]]
         red, green, blue = colorsys.hls_to_rgb(rank * 0.618 % 1, (0.42, 0.6)[rank // 13 % 2], 0.6)  # 0.618: far apart
@@ -61,7 +60,7 @@ def _layers(data: RunData, points: npt.NDArray[np.float32]) -> Iterator[Values]:
 def _rows(data: RunData) -> Iterator[Values]:
     """Yield the largest clusters, each with its representative images: (path, JPEG or "")."""
     largest = sections.by_size(data.summary)[:MAX_CLUSTERS]
-    members = sections.members_of(largest, Table.of(data.clusters))
+    members = sections.members_of(largest, data.usable)
     for row in largest:
         chosen = sections.representatives(members[row["cluster"]], PICTURES, medoid=row["medoid_path"])
         images = ((texts.short_name(member["path"]), data.picture(member["path"])) for member, _ in chosen)

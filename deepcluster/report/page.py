@@ -30,7 +30,7 @@ from deepcluster.report.hints import chinese
 from deepcluster.report.pictures import columns, on_sheet, tile
 from deepcluster.report.sections import Picture, Values
 from deepcluster.runtime.plain_files import FORMULA
-from deepcluster.storage.content import Row, Table
+from deepcluster.storage.content import Row, Tables
 
 MAX_CLUSTERS = 100
 LONG_HISTORY = 25  # rounds from which the table is folded
@@ -61,15 +61,10 @@ HISTORY_WORDS |= {word: word for word in ("round", "loss", "inertia", "reseeded"
 
 
 @dataclass(frozen=True)
-class RunData:
-    """The records of a run: its JSON files, and rows of its CSV files, cells as text, empty if there is no value."""
+class RunData(Tables):
+    """The content of a page. Cells are text, empty if there is no value."""
 
-    title: str
-    run: Mapping[str, Any]  # run.json: FACTS, command, candidates, cut and verdict are shown
-    clusters: Sequence[Row]
-    summary: Sequence[Row]
     history: Sequence[Row]
-    metrics: Mapping[str, float | str] | None  # None without labels
     skipped: Sequence[Row]
     picture: Picture  # gives the decoded RGB image of a path, or None if it cannot be read again
     duplicates: Sequence[Row] | None = None  # None if duplicates were not searched for
@@ -85,11 +80,6 @@ class RunData:
     part: npt.NDArray[np.int64] | None = None  # the part of its cluster that an image in the page is in
     originals: str = ""  # the way from the page to the folder that the paths are relative to; empty: no links
     nouns: Sequence[Row] = ()  # hints for names come from these
-
-    @cached_property
-    def usable(self) -> Table:
-        """The rows of the usable images."""
-        return Table.of(self.clusters).where("status", "ok")
 
     @cached_property
     def in_commands(self) -> str:
@@ -181,10 +171,11 @@ def policy(sources: str) -> str:
 
 
 def _run(data: RunData) -> Values:
-    run = data.run
+    record = data.record
+    entries = record.to_json()
     preliminary = ""
-    if run.get("result") == PRELIMINARY:
-        rounds = int(run.get("rounds") or 0)
+    if record.result == PRELIMINARY:
+        rounds = int(record.rounds or 0)
         after = f"after {texts.plural(rounds, 'round')} of training" if rounds else "before any training"
         preliminary = f"Preliminary clusters, made {after}. Correct the final ones, which will replace them."
 
@@ -194,16 +185,16 @@ def _run(data: RunData) -> Values:
         return f"{value:,}" if isinstance(value, int) and key != "seed" else str(value)
 
     return {
-        "title": data.title,
+        "title": record.images,
         "preliminary": preliminary,
         "images": texts.plural(len(data.usable), "image"),
         "clusters": texts.plural(len(data.summary), "cluster"),
-        "stability": None if run.get("stability") is None else texts.agreement(float(run["stability"])),
+        "stability": None if record.stability is None else texts.agreement(float(record.stability)),
         "name": data.in_commands,
-        "facts": [(name, fact(key, run[key])) for key, name in FACTS.items() if run.get(key) not in (None, "")],
-        "command": [words for words in re.split(" (?=-)", texts.retold(str(run.get("command") or ""))) if words],
-        "quality": texts.quality_text(run["quality"]) if run.get("quality") else None,
-        "statements": [*filter(None, (run.get("verdict"), _rounds(data)))],
+        "facts": [(name, fact(key, entries[key])) for key, name in FACTS.items() if entries.get(key) not in (None, "")],
+        "command": [words for words in re.split(" (?=-)", texts.retold(str(record.command or ""))) if words],
+        "quality": texts.quality_text(record.quality) if record.quality else None,
+        "statements": [*filter(None, (record.verdict, _rounds(data)))],
     }
 
 
@@ -221,7 +212,7 @@ def _clusters(data: RunData) -> Values:
     shown = sorted(ranked[:MAX_CLUSTERS], key=lambda row: int(row["cluster"]))
     hidden = ranked[MAX_CLUSTERS:]
     cards = sections.sections(shown, data.usable, data.picture, on_page(data.usable)[0], data.nouns)
-    candidates = data.run.get("candidates") or []
+    candidates = data.record.candidates or []
     return {
         "captions": sections.CAPTIONS,
         "sections": cards,
@@ -230,8 +221,8 @@ def _clusters(data: RunData) -> Values:
         "hidden": len(hidden),
         "hidden_images": sum(int(row["size"]) for row in hidden),
         "suggested": sections.suggestions(candidates, data.tree, len(data.usable)) if data.tree else [],
-        "guessed": data.run.get("cut_k") is None,
-        "edited": data.run.get("edits") is not None,
+        "guessed": data.record.cut_k is None,
+        "edited": data.record.edits is not None,
     }
 
 
@@ -258,7 +249,7 @@ def _training(data: RunData) -> Values:
 
 def _labels(data: RunData) -> Values:
     """Return (measure, its word, trained, at the start, difference) for every number that is no baseline."""
-    metrics = data.metrics or {}
+    metrics = data.metrics
     names = [name for name in metrics if not name.startswith("baseline_") and name not in ("nmi_average", "labelled")]
     names.sort(key=lambda name: list(METRICS).index(name) if name in METRICS else len(METRICS))
     rows = []
@@ -297,8 +288,8 @@ def script_data(data: RunData) -> str:
     rows = len(data.usable)
     chosen, every = on_page(data.usable)
     value = {
-        "run": str(data.run.get("run") or ""),
-        "cut": str(data.run.get("cut") or ""),
+        "run": str(data.record.run or ""),
+        "cut": str(data.record.cut or ""),
         "next": data.next_number,
         "recut": f"deepcluster recut {data.in_commands} -k ",
         "teach": f"deepcluster teach {data.in_commands} answers.csv",

@@ -28,14 +28,14 @@ from deepcluster.report.figures import figures
 from deepcluster.report.page import RunData, on_page, render
 from deepcluster.report.pictures import THUMBNAIL, on_sheet, pictures_on
 from deepcluster.report.sections import MEDOID, Picture
-from deepcluster.runs.rows import Rows, Tables, images_at_hand, read_run
+from deepcluster.runs.rows import Rows, images_at_hand, read_run
 from deepcluster.runtime.compute import Progress, ignore_progress
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.plain_files import check_file, shaped
 from deepcluster.seeding import derive
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.content import FILES
+from deepcluster.storage.content import FILES, Tables
 from deepcluster.storage.files import new_folder
 from deepcluster.texts import one_line
 
@@ -175,12 +175,11 @@ def write_page(
     progress("report", 0, 0)
     alike = max(1, min(MAX_ALIKE, MAX_ALIKE_IN_ALL // max(1, len(drawn))))  # all are in the page
     data = RunData(
-        title=record.images,
-        run=record.to_json(),
-        clusters=used,
+        record=record,
+        clusters=tables.clusters,
         summary=tables.summary,
+        metrics=tables.metrics,
         history=folder.read_rows("history.csv"),
-        metrics=tables.metrics or None,
         skipped=folder.read_rows("skipped.csv"),
         duplicates=folder.read_rows("duplicates.csv") if folder.has("duplicates.csv") else None,
         sides=partial(_sides, source, {path: i for i, path in enumerate(source.paths)})

@@ -23,12 +23,12 @@ from deepcluster.model import Model
 from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
 from deepcluster.records import Clustering
-from deepcluster.runs.rows import Rows, Tables, coarse_columns, placement_columns
+from deepcluster.runs.rows import Rows, coarse_columns, placement_columns
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
 from deepcluster.storage import model_files, run_folder
-from deepcluster.storage.content import FILES, RunRecord, Table
+from deepcluster.storage.content import FILES, RunRecord, Table, Tables
 from deepcluster.storage.run_folder import rows_sha256
 from deepcluster.texts import agreement, plural
 
@@ -39,7 +39,7 @@ PARTS: tuple[Part, ...] = ("features", "network", "groups")
 
 @dataclass(frozen=True)
 class Outcome(Tables):
-    """Everything that a run's files say about its groups: for all images on the main rank, empty on the others."""
+    """Everything that a run's files say about its groups."""
 
     model: Model
     rows: Rows  # this rank's images

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import draw, generator
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
-from deepcluster.storage.content import Row, RunRecord, Table
+from deepcluster.storage.content import RunRecord
 
 PICTURE_SIDE = 48  # px
 IMAGES_READ = "checkpoints/images.csv"
@@ -66,21 +65,6 @@ class Rows:
     @property
     def all_sampled(self) -> bool:
         return self.fitted <= MAX_GRAPH_ROWS
-
-
-@dataclass(frozen=True)
-class Tables:
-    """The tables of a result, as its files and its page have them."""
-
-    record: RunRecord  # content of run.json
-    clusters: Table  # rows of clusters.csv
-    summary: Sequence[Row]  # rows of cluster_summary.csv
-    metrics: Mapping[str, Any]  # content of metrics.json; empty without labels
-
-    @cached_property
-    def usable(self) -> Table:
-        """The rows of the usable images."""
-        return self.clusters.where("status", "ok")
 
 
 def read_run(

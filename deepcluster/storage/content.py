@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, Self, overload
 
 import numpy as np
@@ -216,3 +217,18 @@ class Table(Sequence[Row]):
 
     def __iter__(self) -> Iterator[Row]:
         return (dict(zip(self.columns, cells, strict=True)) for cells in zip(*self.columns.values(), strict=True))
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of a result: for all images on the main rank, empty on the others."""
+
+    record: RunRecord  # content of run.json
+    clusters: Sequence[Row]  # of clusters.csv
+    summary: Sequence[Row]  # of cluster_summary.csv
+    metrics: Mapping[str, Any]  # content of metrics.json; empty without labels
+
+    @cached_property
+    def usable(self) -> Table:
+        """The rows of the usable images."""
+        return Table.of(self.clusters).where("status", "ok")

@@ -8,6 +8,7 @@ from PIL import Image
 
 from deepcluster.groups.tree import Tree
 from deepcluster.report.page import RunData, render
+from deepcluster.storage.content import RunRecord
 
 VOID = {"meta", "img", "input"}
 
@@ -83,13 +84,14 @@ def page(**changes: Any) -> tuple[str, Page]:
 def records(**changes: Any) -> RunData:
     """Two clusters of 20 images and three rounds, with ``changes``."""
     rows = [row(f"{c}/{i:02}.png", c, distance=str(1 + i), margin=str(50 - i)) for c in (0, 1) for i in range(20)]
-    run = {"images": "photos", "images_count": 1797, "clusters": 2, "seconds": 3723.4, "seed": 12345, "device": None}
+    run = {"images_count": 1797, "clusters": 2, "seconds": 3723.4, "seed": 12345, "device": None}
     columns = ("round", "loss", "chance_loss", "nmi_previous", "changed", "largest_share")
     history = [("0", "2", "2.3", "", "", "0.5"), ("1", "1", "2.3", "0.5", "0.4", "0.4")]
     history.append(("2", "0", "2.3", "1", "0.2", "0.3"))
-    arguments: dict[str, Any] = {"title": "Holidays", "run": run, "clusters": rows, "picture": picture}
+    record = {"images": "Holidays", "location": "", "seed": 0} | changes.pop("run", run)
+    arguments: dict[str, Any] = {"record": RunRecord.from_json(record), "clusters": rows, "picture": picture}
     arguments["history"] = [dict(zip(columns, cells, strict=True)) for cells in history]
-    arguments |= {"metrics": None, "skipped": []} | changes
+    arguments |= {"metrics": {}, "skipped": []} | changes
     if "summary" not in arguments:
         arguments["summary"] = summary_of(arguments["clusters"])
     return RunData(**arguments)
