@@ -4,21 +4,15 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from deepcluster import algorithm
+from deepcluster.algorithm import Conclusion
+from deepcluster.build import conclusion_of
 from deepcluster.errors import DataError, NonFiniteError
 from deepcluster.fitting.plan import ImagesRead, Job
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
 from deepcluster.records import FINAL
 from deepcluster.runs.inherit import continued
-from deepcluster.runs.result import (
-    Outcome,
-    choose_number,
-    conclusion_of,
-    cut_rows,
-    describe,
-    with_coarse_groups,
-)
+from deepcluster.runs.result import Outcome, choose_number, cut_rows, describe, with_coarse_groups
 from deepcluster.runs.rows import Rows, sample_of
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Silent
@@ -94,7 +88,7 @@ def conclude_run(
     return describe(model, rows, placement, record, recipe, baseline)
 
 
-def collapse(conclusion: algorithm.Conclusion) -> str:
+def collapse(conclusion: Conclusion) -> str:
     """Return a warning if most images are in one fine cluster or the features differ in one direction only, else ""."""
     share = conclusion.clustering.largest_share
     sizes = conclusion.clustering.sizes

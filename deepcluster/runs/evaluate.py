@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from deepcluster.build import compute_of
+from deepcluster.build import compute_of, conclusion_of
 from deepcluster.errors import DataError, DiskError, UsageError
 from deepcluster.evaluation import PROTOCOL_OPTIONS, ClusteringOptions, LinearOptions, common
 from deepcluster.evaluation.common import Labelled, NamedFigure, ProbeTask
@@ -20,7 +20,7 @@ from deepcluster.images.store import Store, check_alike, read_once
 from deepcluster.learning.features import extract
 from deepcluster.model import Model
 from deepcluster.recipe import Options, read_options
-from deepcluster.runs.result import conclusion_of, cut_rows
+from deepcluster.runs.result import cut_rows
 from deepcluster.runs.rows import Rows, images_at_hand, recipe_of, sample_of
 from deepcluster.runtime.console import Display, Log, Several, Silent
 from deepcluster.runtime.devices import choose_device

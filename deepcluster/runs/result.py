@@ -9,8 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from deepcluster import algorithm
-from deepcluster.build import compute_of, kmeans_of_result, reduction_of
+from deepcluster.build import kmeans_of_result
 from deepcluster.clustering.agreement import NMI_AVERAGE, pair_counts, scores
 from deepcluster.clustering.kmeans import best_of, means
 from deepcluster.groups.choose_k import CutRows, candidates, coarse_number, cut_once, stability
@@ -18,9 +17,7 @@ from deepcluster.groups.cut import KMEANS_STARTS, Cut, Placement, as_groups, cut
 from deepcluster.groups.graph import Embeddings
 from deepcluster.groups.spread import estimated_quality
 from deepcluster.groups.tree import coarse_groups, medoids_of
-from deepcluster.images.store import Store
 from deepcluster.model import Model
-from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
 from deepcluster.records import Clustering
 from deepcluster.runs.rows import Rows, coarse_columns, placement_columns
@@ -48,20 +45,6 @@ class Outcome(Tables):
 
 
 # ---- computed by all ranks ------------------------------------------------------------------------------------------
-
-
-def conclusion_of(network: Network, store: Store, recipe: Recipe, seed: int, features: Tensor) -> algorithm.Conclusion:
-    """Reduce and cluster this rank's ``features``, of a pass of the network, as the recipe says. A collective."""
-    return algorithm.conclude(
-        network,
-        store.images,
-        clusters=recipe.pseudo_labels,
-        seed=seed,
-        reduction=reduction_of(recipe, network.feature_dim, network.classifier),
-        clustering=kmeans_of_result(recipe),
-        compute=compute_of(network, recipe, store.partition, exact=True),
-        features=features,
-    )
 
 
 def cut_rows(rows: Rows, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe) -> tuple[Cut, Placement]:
