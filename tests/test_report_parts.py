@@ -20,7 +20,7 @@ from deepcluster.groups.cut import Cut
 from deepcluster.groups.tree import Parts
 from deepcluster.images import find
 from deepcluster.report import pictures as sheets
-from deepcluster.report.charts import histogram, histograms, training_charts
+from deepcluster.report.charts import training_charts
 from deepcluster.report.figures import figures
 from deepcluster.report.page import RunData, script_data
 from deepcluster.report.pictures import THUMBNAIL, sprite_sheet, thumbnail, tiny_pictures
@@ -70,23 +70,6 @@ def test_a_chart_for_every_series_that_is_a_line() -> None:
     assert [text for _, text in share["y_ticks"]] == ["0%", "25%", "50%"]
     assert [text for _, text in nmi["x_ticks"]] == ["1", "2", "3"]
     assert training_charts([]) == []
-
-
-def test_the_histograms_of_a_table() -> None:
-    rows = [{"fine_cluster": str(fine), "cluster": str(fine // 2)} for fine in (0, 0, 0, 1, 2, 2, 2, 2, 3)]
-    fine, coarse = histograms(Table.of(rows))
-    assert [(chart["count"], chart["mean"][1]) for chart in (fine, coarse)] == [(4, "2.25"), (2, "4.50")]
-    assert histograms(Table.of([])) == [] == histograms(Table.of([{"fine_cluster": "0", "cluster": "0"}]))
-
-
-@pytest.mark.parametrize("sizes", [[1] * 7, [19, 20, 21], [5000, 1, 1], [10**6, 10**6 - 1], list(range(1, 400))])
-def test_a_histogram_counts_every_cluster_once(sizes: list[int]) -> None:
-    chart = histogram("", sizes)
-    bars = [tuple(map(float, bar)) for bar in re.findall(r"M([\d.]+),120 V([\d.]+) H([\d.]+) V120 Z", chart["path"])]
-    high = int(chart["y_ticks"][-1][1].replace(",", ""))
-    assert sum((120 - top) / 120 * high for _, top, _ in bars) == pytest.approx(len(sizes), rel=0.02)
-    assert len(bars) == chart["path"].count("Z") <= 20
-    assert all(0 <= left < right <= 264 and 0 <= top <= 120 for left, top, right in bars) and bars[-1][2] == 264
 
 
 @pytest.mark.parametrize("size", [(60, 20), (1, 1), (1, 3000), (88, 89)])

@@ -1,16 +1,13 @@
-"""Charts as SVG path data with their ticks: training by round and sizes of clusters.
+"""Charts of the training by round, as SVG path data with their ticks.
 
 Positions are in units of the plot, the origin at the top left; the templates draw.
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from deepcluster.storage.content import Row, Table
+from deepcluster.storage.content import Row
 from deepcluster.texts import figure, number, percent
 
 WIDTH, HEIGHT = 264.0, 120.0
@@ -24,9 +21,6 @@ SERIES = (
     ("largest_share", "Largest pseudo-label's share", None),
     ("nmi_labels", "NMI to the labels", 1.0),
 )
-# Column of clusters.csv, title.
-SIZES = (("fine_cluster", "Sizes of the fine clusters"), ("cluster", "Sizes of the clusters"))
-MAX_BARS = 20
 
 Values = dict[str, Any]  # for the templates; ticks are pairs (position, text)
 
@@ -73,41 +67,6 @@ def _line(values: Sequence[float | None], high: float, *, share: bool) -> Values
         "path": curve(values, high),
         "end": (_across(i, len(values)), _down(value, high)),
         "last": percent(value) if share else figure(value),
-    }
-
-
-def histograms(clusters: Table) -> list[Values]:
-    """Return histograms of the fine clusters and of the clusters that have images, from usable rows of clusters.csv."""
-    sizes = {title: np.unique(clusters.words(column)[1], return_counts=True)[1].tolist() for column, title in SIZES}
-    return [histogram(title, counts) for title, counts in sizes.items() if len(counts) > 1]
-
-
-def histogram(title: str, sizes: Sequence[int]) -> Values:
-    """Draw how many clusters (up) have how many images (across).
-
-    At most ``MAX_BARS`` bars of equal, whole width, beginning at 0; ``mean`` is the position of the mean size and its
-    text.
-    """
-    width = next(w for i in range(10) for w in (10**i, 2 * 10**i, 5 * 10**i) if max(sizes) < MAX_BARS * w)
-    counts = Counter(size // width for size in sizes)
-    bars = max(counts) + 1
-    high = int(max(2, ceiling(max(counts.values()))))
-    edges = [_across(bar, bars + 1) for bar in range(bars + 1)]
-    path = " ".join(
-        f"M{edges[bar]},{HEIGHT:g} V{_down(counts[bar], high)} H{edges[bar + 1]} V{HEIGHT:g} Z"
-        for bar in range(bars)
-        if counts[bar]
-    )
-    mean = sum(sizes) / len(sizes)
-    return {
-        "title": title,
-        "count": len(sizes),
-        "path": path,
-        "mean": (_across(mean / width, bars + 1), figure(mean)),
-        "x_ticks": [(edges[bar], f"{bar * width:,}") for bar in sorted({0, bars // 2, bars})],
-        "y_ticks": [
-            (_down(value, high), f"{value:,}") for value in sorted({0, high // 2 if high % 2 == 0 else 0, high})
-        ],
     }
 
 

@@ -25,7 +25,7 @@ from deepcluster import texts
 from deepcluster.groups.tree import Parts, Tree
 from deepcluster.records import PRELIMINARY
 from deepcluster.report import sections
-from deepcluster.report.charts import HEIGHT, SHARES, WIDTH, histograms, round_for_people, training_charts
+from deepcluster.report.charts import HEIGHT, SHARES, WIDTH, round_for_people, training_charts
 from deepcluster.report.hints import chinese
 from deepcluster.report.pictures import columns, on_sheet, tile
 from deepcluster.report.sections import Picture, Values
@@ -101,7 +101,7 @@ def render(data: RunData) -> str:
         "clusters": _clusters(data),
         "map": None if data.positions is None or not in_page else {"images": len(data.usable), "shown": in_page},
         "groups": {"most": pieces} if pieces > 2 else None,  # a slider needs two numbers of groups
-        "training": _training(data),
+        "training": _training(data) if data.history else None,
         "problems": sections.problems(data.skipped, data.usable, data.duplicates) | {"sides": data.sides},
         "labels": _labels(data),
     }
@@ -235,13 +235,12 @@ def _training(data: RunData) -> Values:
             return word
         return texts.percent(value) if key in SHARES else texts.figure(value)
 
-    names = list(data.history[0]) if data.history else []
+    names = list(data.history[0])
     return {
         "columns": [(name.replace("_", " "), HISTORY_WORDS.get(name, "")) for name in names],
         "rounds": [[cell(name, row[name]) for name in names] for row in data.history],
         "folded": len(data.history) >= LONG_HISTORY,
         "charts": training_charts(data.history),
-        "histograms": histograms(data.usable),
         "width": WIDTH,
         "height": HEIGHT,
     }
@@ -275,7 +274,7 @@ def _tabs(parts: Mapping[str, Any]) -> list[tuple[str, str, int | None]]:
         ("clusters", "Clusters", parts["clusters"]["count"], True),
         ("map", "Map", None, parts["map"]),
         ("groups", "Number of clusters", None, parts["groups"]),
-        ("training", "Training", None, True),
+        ("training", "Training", None, parts["training"]),
         ("problems", "Problems", parts["problems"]["count"], True),
         ("labels", "Labels", None, labels["metrics"] or labels["confusion"]),
         ("run", "Run", None, True),
