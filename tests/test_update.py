@@ -403,7 +403,7 @@ def test_strangers_make_a_new_fit_due_and_their_likes_do_not(many_features, tmp_
     np.save(tmp_path / "more.npy", strange[20:])
     text = " ".join(prints("update", run, tmp_path / "more.npy").split())
     assert re.search(r"60 of 60 .*68%", text)
-    assert f"deepcluster fit FILE.npy --features --like {run}" in text
+    assert f"deepcluster fit FILE --features --like {run}" in text
     assert sum(int(row["is_outlier"]) for row in used(run)[-60:]) == 60
     state = condition(run)
     assert (state["images_count"], state["added_count"], state["due"]) == (320, 120, True)
