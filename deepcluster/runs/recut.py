@@ -152,6 +152,8 @@ def undo(run: Path, display: Display | None = None, steps: int | None = 1) -> ru
                 record = replace(record, **former.about["record"])
             display = Several(Log(), display)
             display.say("Edits", f"taken back: {len(model.cut.group_of.unique())} clusters, as before")
+            if undone := "; ".join(filter(None, (former.about["done"] for former in formers[:steps]))):
+                display.say("Undone", undone)
             outcome = describe(
                 model, rows, model.place(rows.reduced), record, recipe_of(folder), former.about["baseline"]
             )
