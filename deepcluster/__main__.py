@@ -10,8 +10,8 @@ from deepcluster.runtime import signals
 
 def main() -> None:
     """Run the command of the command line and end the process with its exit code."""
-    # torch's threads, by OpenMP, would spin while they wait for another one. Beside busy processes that takes the core
-    # from the very thread that they wait for: 3.6 images a second, not 24. OpenMP reads this when torch is imported.
+    # By default threads of OpenMP (torch's) spin while they wait for another. Beside busy processes they take the
+    # core from that thread: 3.6 images a second, not 24. OpenMP reads the variable when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         with signals.stoppable():
@@ -26,7 +26,7 @@ def main() -> None:
         code = Stopped.exit_code
     if code == Stopped.exit_code:
         sys.stderr.flush()
-        os._exit(code)  # Python would wait for threads that are at work on what nobody wants any more
+        os._exit(code)  # Python would wait for threads whose results nobody needs any more
     gc.freeze()  # else Python looks through all of torch's objects for cycles once more, which takes .4 s
     sys.exit(code)
 

@@ -153,7 +153,7 @@ def kmeans_of(recipe: Recipe) -> KMeans:
 
 def kmeans_of_result(recipe: Recipe) -> KMeans:
     kmeans = replace(kmeans_of(recipe), spherical=False)
-    return replace(kmeans, empty="split") if kmeans.empty == "faiss" else kmeans  # that one is for the record of rounds
+    return replace(kmeans, empty="split") if kmeans.empty == "faiss" else kmeans  # faiss may leave some empty
 
 
 def learning_of(recipe: Recipe, lr: LearningRate, steps: Steps) -> Learning:

@@ -326,7 +326,7 @@ def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: fl
 
     Args:
         answers: A CSV file of path and name (a new one makes a new cluster) or cluster, such as that of ask, filled in;
-            without it, the answers that the run has count again.
+            without it, the answers stored in the run count again.
     """
     _check_run(run_)
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
@@ -488,10 +488,10 @@ def evaluate(  # noqa: PLR0913 a parameter is a flag
 
     Args:
         images: The images to score, as for fit; without it the images of the run.
-        labels: folders (the labels of the source) or a CSV of path,label (default: those of the fit).
+        labels: folders (the labels of the source) or a CSV of path,label (default: the labels of the fit).
         round_: Score the state after so many rounds, which fit --keep-checkpoints N has kept, and not the result.
         protocol: See docs/protocols.md.
-        train: Images that a protocol learns from, instead of those of the run.
+        train: Images that a protocol learns from, instead of the images of the run.
         seed: Seed of all random numbers.
     """
     kind = PROTOCOL_OPTIONS[protocol]

@@ -5,7 +5,7 @@ A message says what is wrong, names the file or the value, and says what to do n
 
 
 class DeepClusterError(Exception):
-    """Base of every error that is meant for the user's eyes."""
+    """Base class of the errors that a user may see."""
 
     exit_code = 1
 

@@ -168,7 +168,7 @@ class DeepCluster(_Base):
                 ``teach``. A cluster with most of a label's images takes it as its name. None or all -1: no labels.
             paths: The images of the rows, if X is features.
             run: The run folder to make; None: a temporary one, deleted with the estimator.
-            like: A run folder: the clusters continue those of this run, with their numbers, names and junk marks.
+            like: A run folder: clusters of this run that reappear keep their numbers, names and junk marks.
             resume: Continue ``run`` from its last checkpoint, with the same images, parameters and steps.
             display: Shows every round (docs/python.md), besides the display of ``verbose``.
 
@@ -214,7 +214,7 @@ class DeepCluster(_Base):
             raise
         self._open(out, temporary, None if is_features or isinstance(images, str | Path) else images)
         if self.skipped_:
-            warn(f"{_unusable(self.skipped_)}, and left out: skipped_ has all")
+            warn(f"{_unusable(self.skipped_)}, and left out: skipped_ lists all of them")
         if labels:
             self._learn(labels, self.paths_ if is_features else find(images).paths)
         return self
@@ -245,7 +245,7 @@ class DeepCluster(_Base):
         """Return the columns of ``deepcluster predict`` for images.
 
         Args:
-            X: Images; None: those of the fit.
+            X: Images; None: the images of the fit.
             errors: As for ``predict``; a coerced row has cluster -1, NaN for numbers, and is no outlier.
 
         Returns:
@@ -273,7 +273,7 @@ class DeepCluster(_Base):
         """Return the ``n`` images of the fit that are most similar to each image of X.
 
         Args:
-            X: Images; None: those of the fit, without the image itself.
+            X: Images; None: the images of the fit, without the image itself.
             n: Number of images; fewer are returned if the fit had fewer.
 
         Returns:
@@ -540,7 +540,7 @@ class DeepCluster(_Base):
         self._read_results()
 
     def _learn(self, labels: Sequence[str], paths: Sequence[str]) -> None:
-        """Teach the labels ("": none) of the images of the fit. Clusters without a name get that of most of theirs."""
+        """Teach the labels ("": none) of the images of the fit. Clusters without a name get their commonest label."""
         if len(labels) != len(paths):
             raise UsageError(f"y has {len(labels):,} labels, and X has {len(paths):,} images: give one for each")
         label_of = dict(zip(paths, labels, strict=True))

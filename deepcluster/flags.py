@@ -110,7 +110,7 @@ Json = Annotated[
 ]
 MaxSkipped = Annotated[
     int | None,
-    Parameter(validator=validators.Number(gte=0), help="More unusable files than this are an error, with no output."),
+    Parameter(validator=validators.Number(gte=0), help="Fail, and write nothing, if more files are unusable."),
 ]
 Open = Annotated[bool, Parameter(name="--open", help="Open the report in a browser.", group=MESSAGES)]
 
@@ -139,8 +139,9 @@ class FitFlags:
 
     Attributes:
         out: The run folder to make (default: runs/NAME-DATE).
-        like: Keep numbers, names and junk marks of this run if its clusters continue. Without IMAGES, fit its images.
-        labels: Labels, for metrics only: folders (or those of the source), or a CSV of path,label.
+        like: Keep the numbers, names and junk marks of this earlier run for its clusters that reappear. Without
+            IMAGES, fit its images.
+        labels: Labels, for metrics only: folders (or the labels of the source), or a CSV of path,label.
         recipe: A name (see `deepcluster recipes`) or FILE.toml.
         time_limit: Finish within this time, with fewer rounds if needed: 90s, 30m, 2h.
         overwrite: Replace the run at -o.

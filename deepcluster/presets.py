@@ -32,7 +32,7 @@ MIN_PHOTOGRAPH_SIDE = 96  # px; smaller colour images have as few kinds as their
 WHITENING = 0.25  # chosen by leaving one set out (docs/decisions.md)
 # Networks whose features are means of what a ReLU lets through. Only EfficientNet-Lite was measured.
 RECTIFIED = "timm:tf_efficientnet_lite"
-# Of a collection of kinds that the network does not know, and of one that it knows; then the scale of the class
+# Certainty if the network does not know the kinds of a collection, and if it does; then the scale of the class
 # probabilities, and the least weight of the differences within images (benchmarks/LOG.md, Class probabilities).
 CERTAINTIES = (0.3, 0.5)
 CLASSES_SCALE = 0.7

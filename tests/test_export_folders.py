@@ -353,7 +353,7 @@ def test_a_tree_is_replaced_and_the_files_of_others_stay(options, beach, tmp_pat
         assert (out / name).read_bytes() == (fresh / name).read_bytes()
     assert all((out / name).read_text() == "mine" for name in mine)
     assert not [folder for folder in out.rglob("*") if folder.is_dir() and not any(folder.iterdir())]
-    assert any(", ".join(mine) in line for line in said.lines if line.startswith("Left")) == bool(mine)
+    assert any(", ".join(mine) in line for line in said.lines if line.startswith("Kept")) == bool(mine)
     assert state(tmp_path / "photos") == originals
 
 

@@ -39,7 +39,7 @@ REACH = 16_000.0
 def cluster_sums(blocks: Blocks, k: int, labels: Tensor | Assign) -> Tensor:
     """Return for each of ``k`` clusters the sum of its rows, and their number: float64, k x (d + 1).
 
-    ``labels`` are those of all rows (int64, N), or a function of a block. Sums are float32 inside a block.
+    ``labels``: Of all rows (int64, N), or a function of a block. Sums are float32 inside a block.
     """
     totals = torch.zeros(k, blocks.x.shape[1] + 1, dtype=torch.float64, device=blocks.x.device)
 
@@ -421,7 +421,7 @@ class ClusteringStep(Protocol):
         """Cluster this rank's rows (n x d), once for each number in ``clusters``. A collective.
 
         ``previous`` are the labels (N x the number of clusterings) of the previous round; None in the first. The labels
-        of a returned clustering are int64, on the CPU, and those of the rows of all ranks.
+        of a returned clustering are int64, on the CPU, for the rows of all ranks.
         """
 
 

@@ -80,6 +80,6 @@ def _of_sample(sample: Tensor, root: bool) -> dict[str, Tensor]:
 
 
 def limit_of(residuals: Tensor, tail: float = TAIL, quantile: float = QUANTILE) -> float:
-    """Return the residual that hardly any image of the same kind exceeds, by those of the images of a fit."""
+    """Return the residual that hardly any image of the same kind exceeds, by the residuals of a fit."""
     middle, high, highest = np.quantile(residuals.numpy(), [0.5, 0.9, quantile])
     return float(min(middle + tail * (high - middle), highest))

@@ -150,7 +150,7 @@ def whiten(
 
 
 def within_image_scaling(pairs: Tensor, weight: float = 1.0) -> Directions:
-    """Return the symmetric map (D x D) that makes features smaller along what differs between views of an image.
+    """Return the symmetric map (D x D) that shrinks features along the differences between views of an image.
 
     It is (1 + ``weight`` S / s)^(-1/2), with S the covariance of the differences (without their mean) and s the mean of
     the min(m - 1, D) eigenvalues that m pairs can show: within-class covariance normalisation (Hatch et al.,

@@ -104,7 +104,7 @@ def probe(task: ProbeTask, layer: Layer, options: LinearOptions, display: Displa
         way_out = "maps=normalised" if options.maps == "raw" else f"lr={options.lr / 10:g}"
         display.say(
             "Rate",
-            f"the loss of {layer.name}, {mean_loss:.3g}, is above that of guessing, {guessing:.3g}:"
+            f"the loss of {layer.name}, {mean_loss:.3g}, is above the loss of guessing, {guessing:.3g}:"
             f" lr={options.lr:g} is too large for its maps, try --set {way_out}",
         )
 

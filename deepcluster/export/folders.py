@@ -1,6 +1,6 @@
 """Images of a run in a folder per cluster: as a person sorts them, or as a data set for Hugging Face.
 
-Originals are only read. Every file system accepts the names of the copies, and none takes two of them for one.
+Originals are only read. Names of copies are valid, and distinct, on every file system.
 """
 
 import os
@@ -98,7 +98,7 @@ def _shorten(text: str, size: int) -> str:
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """Return FOLDER/NAME in order; the second of equal ones gets ``-2`` before its suffix, and so on.
+    """Return FOLDER/NAME in order; the second of two equal names gets ``-2`` before its suffix, and so on.
 
     Names of one :func:`key` are equal: a file system, or the sidecar of a RAW file, would mix them up. A name with a
     number leaves room for the suffix of a sidecar.
@@ -359,14 +359,14 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
             clusters are junk. A data set cannot have them separate.
         duplicates: "all", or "first": of nearly identical images only the best, the largest and among these the
             sharpest; the inventory says which one stands for the others.
-        levels: 2: in a run with two levels, the folders of the clusters lie in those of the groups of clusters.
+        levels: 2: in a run with two levels, the folder of a cluster lies in the folder of its group.
         split: The shares of train, validation and test (``".8,.1,.1"`` or three numbers), which become the upper
             folders. Images of a set in duplicates.csv stay together. Each part with a share has every cluster with
             enough such sets or single images.
         n: Number of images, drawn uniformly over the clusters; None: all.
         seed: Of ``split`` and ``n``.
-        overwrite: Replace the tree that an export made at ``out``. Files that are not of it stay. It is left alone if
-            they are in the way, or in a data set.
+        overwrite: Replace the tree that an export made at ``out``. Other files stay. If they are in the way, or in a
+            data set, nothing is replaced.
         dry_run: Write nothing, only say what would be done.
         display: For progress and the outcome.
 
@@ -398,8 +398,8 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
     members = read_run_images(run, images)
     if levels != 1 and not all(row.get("group") for row in members.rows if row["status"] == "ok"):
         raise UsageError(
-            f"{run} has one level of groups: omit --levels, or type deepcluster recut {shlex.quote(str(run))} -k auto,"
-            " which makes two levels of photographs that have them"
+            f"{run} has no groups of clusters: omit --levels, or type deepcluster recut {shlex.quote(str(run))} -k"
+            " auto, which finds the groups if the photographs have any"
         )
     if members.root:
         check_outside(out, Path(members.root))
@@ -469,7 +469,7 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
         sizes = Counter(part_of.values())
         display.say("Split", ", ".join(f"{part} {sizes[part]:,}" for part in PARTS))
     if stays:
-        display.say("Left", f"{plural(len(stays), 'file')} not made by the export, or the only copy: {some(stays)}")
+        display.say("Kept", f"{plural(len(stays), 'file')}, changed, the only copy or not of the export: {some(stays)}")
     display.say("Exported", f"{plural(transfer.files.total(), 'image')} to {out}: {transfer.text}")
     if transfer.files["symlink"]:
         display.say("Links", f"point to the images: keep the images where they are; {out} can be moved")

@@ -54,7 +54,7 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
     with run_folder.open_run(run).as_disk_errors():
         for name in (*FILES["clusters.csv"].columns, *(name for name in COARSE if name in rows.columns)):
             kind, parse = types.get(name, (pa.string(), _as_utf8))
-            # The empty name is that of a cluster without one; other empty cells mean that there is no value.
+            # An empty name is a value (the cluster has no name); other empty cells are null.
             is_name = name in ("name", "group_name")
             cells = [row[name] if row[name] or (is_name and row["cluster"]) else None for row in rows]
             columns[name] = pa.array([None if cell is None else parse(cell) for cell in cells], kind)

@@ -1,4 +1,4 @@
-"""A tree that an export made, replaced in place: unchanged files of existing images go, all others stay."""
+"""Replace an exported tree: delete what the last export made and nobody changed, and keep every other file."""
 
 import os
 import re
@@ -32,7 +32,7 @@ class Unavailable(Exception):
 
 
 def key(name: str) -> str:
-    """Return one text for names that some file system takes for one, and for RAW files of a stem and their sidecars."""
+    """Return one key for names that some file system takes as equal, and for RAW files of a stem and their sidecars."""
     return _RAW_OR_SIDECAR.sub(".xmp", unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold()))
 
 
@@ -75,7 +75,7 @@ def replacing(out: Path) -> Iterator[Path]:
 def replace_tree(
     out: Path, new: Path, rows: Sequence[Row], original: Callable[[str], Path | None], *, alone: bool
 ) -> list[str]:
-    """Replace the files of the export at ``out`` by those of the finished tree ``new``, and return the files that stay.
+    """Replace the export at ``out`` by the files of the finished tree ``new``, and return the files that stay.
 
     It is called inside of :func:`replacing`, and moves the new files, of which ``rows`` is the inventory. A file of the
     export that is the only copy moves aside if it is in the way; ``alone``: other files may stay only if they are moved
@@ -130,7 +130,7 @@ def replace_tree(
 
 
 def _unread(name: str) -> str:
-    """Return the path without the names of parts: that of train none, of the others a letter, so none meets another."""
+    """Return a path that `datasets` does not read: without train/, and with a letter for the name of another part."""
     part, slash, rest = name.partition("/")
     return name if part not in PARTS else rest if part == PARTS[0] else part[0] + slash + rest
 
@@ -159,12 +159,12 @@ def _is_made(out: Path, row: Row, original: Callable[[str], Path | None]) -> boo
 
 
 def _exists_elsewhere(file: Path, row: Row, original: Callable[[str], Path | None]) -> bool:
-    """Return whether nothing is lost with a file that the export made."""
+    """Return True if it loses nothing to remove a file that the export made."""
     try:
         image = _image_of(row, file, original)
         if image is None or row["how"] not in SAME_BYTES or file.samefile(image):
             return True
-        # If the image was edited since, a plain copy is the only one of what it was before.
+        # If the image was edited since, a plain copy is the only one of its former content.
         return sha256(image) == row["sha256"]
     except (OSError, Unavailable):
         return False

@@ -168,11 +168,11 @@ def _run(job: Job, begun: Begun, folder: run_folder.LockedFolder | None, network
 
 
 def _stop_message(error: Stopped, out: Path) -> str:
-    """Return the message of a stopped run: its groups, if it has any, and the command that goes on."""
+    """Return the message of a stopped run: its clusters, if it has any, and the command that continues it."""
     groups = ""
     with suppress(DeepClusterError):
         if run_folder.RunFolder(out).read_record().result:
-            groups = f"; the groups so far are in {out}"
+            groups = f"; the clusters so far are in {out}"
     return f"{error}{groups}; to go on: run it again with -o {shlex.quote(str(out))} --resume"
 
 
@@ -290,7 +290,7 @@ def _features_recipe(request: Request, source: Source) -> Recipe:
     clusters = min(max(5 * (request.n_clusters or 0), count // 100, 2), max(1, count // 20))
     chosen: dict[str, Any] = {"whitening": WHITENING, "pseudo_labels": clusters, "rounds": 0, "grouping": "embedding"}
     if source.items.of_files:
-        with suppress(DataError):  # the paths need not be those of pictures
+        with suppress(DataError):  # the paths need not lead to pictures
             facts = Facts(count, *preview(source), request.n_clusters, CPU.type)
             chosen["guess"] = "finest" if facts.are_photographs else "clearest"
     chosen |= options

@@ -45,7 +45,7 @@ ABOUT = {
 
 @dataclass(frozen=True)
 class Request:
-    """Everything that the user asked for, beside the images."""
+    """The request of a user, without the images."""
 
     out: Path | None = None
     n_clusters: int | None = None  # None: chosen from the final features
@@ -276,7 +276,7 @@ def _differing(**differences: Sequence[str]) -> DataError:
         if paths
     ]
     return DataError(
-        f"the images are not those that the run began with: {'; '.join(texts) or 'they are in another order'}: put them"
+        f"the run began with other images: {'; '.join(texts) or 'they are in another order'}: put them"
         " back, or begin anew with --overwrite"
     )
 

@@ -26,7 +26,7 @@ BACKWARD = 3.0  # a training step in forward passes
 
 
 class History:
-    """The rows of history.csv, on the main rank. An earlier process has written those of the first ``done`` rounds."""
+    """The rows of history.csv, on the main rank. An earlier process has written the first ``done`` rows."""
 
     def __init__(self, folder: LockedFolder, writer: ResultWriter, done: int):
         store = writer.images.store
@@ -169,7 +169,7 @@ def _check_tensors(state: State, writer: ResultWriter) -> None:
 
 
 def _first_result(writer: ResultWriter) -> tuple[int, Tensor | None]:
-    """Write the first result, unless it is the final one or nobody looks. A collective.
+    """Write the first result, unless it is the final one or reports are not wanted. A collective.
 
     It comes before the first checkpoint and history.csv, so that a run that it replaces is whole until then.
 
@@ -187,7 +187,7 @@ def _first_result(writer: ResultWriter) -> tuple[int, Tensor | None]:
 
 
 def training_cost(recipe: Recipe, features: float) -> float:
-    """Estimate the seconds of a round's training by those of a pass over the images, ``features``."""
+    """Estimate the seconds of a round's training from ``features``, the seconds of a pass over the images."""
     sides = [recipe.view_size or recipe.image_size] * recipe.views + [recipe.small_size] * recipe.small_views
     return features * recipe.epochs * BACKWARD * sum(side**2 for side in sides) / recipe.image_size**2
 

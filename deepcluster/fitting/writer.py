@@ -72,7 +72,7 @@ class ResultWriter:
         return features
 
     def preliminary(self, rounds: int, features: Tensor | None = None) -> None:
-        """Write a preliminary result; ``features``: those of the network, if they are known. A collective."""
+        """Write a preliminary result; ``features``: Of the network, if they are known. A collective."""
         begin = time.perf_counter()
         before = 0.0 if features is None else self.pass_seconds
         outcome = self._write(replace(self.record, rounds=rounds, result=PRELIMINARY), features)

@@ -24,7 +24,7 @@ MAX_FINEST = 60  # if the finest number is wanted
 ROWS = 3000  # of a sample: its graph and its cuts take seconds
 FINER = 0.98  # share of the best score from which the finest candidate comes first: people merge more easily than split
 FINEST = 0.9  # share of the best score from which a number is plausible (docs/decisions.md)
-REFINES = 2  # as many groups at least as coarse groups, or the second level shows nothing new
+REFINES = 2  # least ratio of groups to coarse groups: below it the second level shows nothing new
 CUTS = 3
 SHARE = 0.8  # of the sample, in a cut
 MIN_IMAGES = 300  # of fewer, the agreement of two cuts is noise (docs/decisions.md)
@@ -80,7 +80,7 @@ def candidates(
 
 
 def coarse_number(numbers: Sequence[int]) -> int:
-    """Return the number of coarse groups above the finest plausible number, which the others follow; 0: there is none.
+    """Return the number of coarse groups, 0 without any, from plausible ``numbers`` of clusters, the finest first.
 
     It is the most plausible number that the finest one refines.
     """
@@ -97,7 +97,7 @@ def ranked(scores: Scores, count: int) -> list[int]:
 
 
 def ranked_finest(scores: Scores) -> list[int]:
-    """Return the index of the finest plausible number, and those of :func:`ranked` that are not beside it."""
+    """Return the index of the finest plausible number, and the indices of :func:`ranked` that are not beside it."""
     first = int(np.flatnonzero(scores >= FINEST * scores.max())[-1])
     others = [i for i in ranked(scores, MAX_CANDIDATES) if abs(i - first) > 1]
     return [first, *others][:MAX_CANDIDATES]

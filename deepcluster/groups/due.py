@@ -1,4 +1,4 @@
-"""Drift: do the images that were added since a fit differ so much from those of the fit that a new fit is due?"""
+"""Drift: do the images added since a fit differ so much from the images of the fit that a new fit is due?"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ SHIFT_P = 0.001
 
 @dataclass(frozen=True)
 class Drift:
-    """Differences between the images added since a fit and those of the fit."""
+    """Differences between the images added since a fit and the images of the fit."""
 
     fitted: int  # number of images
     added: int
@@ -29,8 +29,8 @@ class Drift:
     added_outliers: int = 0
     # Share of the fit's images with a smaller residual than the median image added; None: none were, or it had too few.
     residual_rank: float | None = None
-    shift: float = 0.0  # share of all images in other clusters than if those added were spread as those of the fit
-    shift_p: float = 1.0  # chance of such a shift, or of a larger one, if they were drawn as those of the fit
+    shift: float = 0.0  # share of all images that changes cluster if the images added are spread as the fit's
+    shift_p: float = 1.0  # chance of such a shift, or of a larger one, if they were drawn as the fit's images
 
     @property
     def reason(self) -> str | None:

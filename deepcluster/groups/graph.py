@@ -30,7 +30,7 @@ TIES = 1e-3  # share of all ties that is spread over all pairs, so that a few is
 
 DIMENSIONS = 10  # as people give UMAP; 3 to 10 differ by less than .01 NMI (benchmarks/LOG.md)
 # a and b: rows at a distance d have the similarity 1 / (1 + a d^2b). Groups of photographs are better with the second
-# curve, UMAP's for a least distance of 0, but of six kinds of steel it divides one and joins two (docs/decisions.md).
+# curve, UMAP's for a least distance of 0, but on six kinds of steel it splits one and merges two (docs/decisions.md).
 CURVES = ((1.0, 1.0), (1.93, 0.79))
 STEPS = 200
 OTHERS = 256  # rows of a step that all rows are pushed away from
@@ -184,7 +184,7 @@ def embedded(ties: "csr_array", seeds: Sequence[int]) -> Tensor:
 class Embeddings:
     """An :data:`Embed` that computes graphs and embeddings once: they take most of a cut's time and serve all cuts."""
 
-    #: Positions by the digest of rows and seeds, and graphs by that of the rows: so those of others are never taken.
+    #: Positions by the digest of rows and seeds, and graphs by the digest of the rows, so other rows never get them.
     known: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, rows: Tensor, seeds: Sequence[int]) -> Tensor:

@@ -35,7 +35,7 @@ class Taught:
     rows: Tensor  #: N x d features, all distinct
     ties: "csr_array"  #: their graph
     labels: Labels  #: their groups (N)
-    kinds: Labels  #: of all groups (K): the same number for those with the same name
+    kinds: Labels  #: of all groups (K): groups of one name have one number
     answers: Mapping[int, int]  #: groups of some rows
     unknown: Sequence[int] = ()  #: rows whose present groups count for nothing
 
@@ -80,8 +80,8 @@ def discriminant(rows: Numbers, shares: Numbers, weights: Numbers) -> Numbers:
 def beliefs(taught: Taught) -> Numbers:
     """Return how far each row belongs to each group (N x K, rows of sum 1), after the answers.
 
-    Half of it is of the neighbours, who know groups of any shape. The other half is of a linear classifier that learns
-    from the neighbours, and reaches images that no answer is near to.
+    Half of it comes from the neighbours, which follow groups of any shape, and half from a linear classifier, which
+    learns from the neighbours and reaches images without an answer nearby.
     """
     asked, given = np.array([*taught.answers.items()], np.int64).reshape(-1, 2).T
     certain = np.eye(len(taught.kinds))[given]
@@ -106,7 +106,7 @@ def of_kinds(believed: Numbers, kinds: Labels) -> Numbers:
 
 
 def followed(taught: Taught) -> Labels:
-    """Return the groups of all rows: those of the answers, and for others the likeliest of the likeliest kind."""
+    """Return the groups of all rows: as answered, and for other rows the likeliest of the likeliest kind."""
     kinds = taught.kinds
     believed = beliefs(taught)
     best = of_kinds(believed, kinds).argmax(1)

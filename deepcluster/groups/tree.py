@@ -1,4 +1,4 @@
-"""Ward's merge tree of the groups: fewer or more of them, the parts of one, and the images in their middle."""
+"""Ward's merge tree of the groups: fewer or more of them, the parts of one, and the typical image of each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -156,7 +156,7 @@ def _order_above(centroids: Numbers, weights: Numbers, parts: Sequence[npt.NDArr
 
 
 def coarse_groups(cut: Cut, counts: Tensor, count: int) -> list[int]:
-    """Return the coarse groups (K) of the groups of a cut, ``count`` of them, which are those of its merge tree.
+    """Return the coarse groups (K) of the groups of a cut, ``count`` of them, from its merge tree.
 
     They are numbered by size; a group without images is in the first. ``counts``: Images by nearest centroid (int64).
     """
@@ -217,14 +217,14 @@ class Parts:
     of_centroid: Tensor  # the parts of the centroids of the cut (int64, M); -1: it belongs to another group
     sizes: tuple[int, ...]  # numbers of images of the fit in the parts (P), by which the parts are ordered
     merges: tuple[Merge, ...]  # merges[j] joins two nodes into node P + j; part i is node i (P - 1)
-    images: tuple[int, ...]  # numbers of all images in the parts, those that came after the fit too
+    images: tuple[int, ...]  # numbers of all images in the parts, with the images added after the fit
 
 
 def parts_of(cut: Cut, counts: Tensor, group: int, all_counts: Tensor | None = None) -> Parts:
     """Return the parts of ``group`` by Ward's tree of its centroids.
 
     ``counts``: Images of the fit by nearest centroid (int64, M); a centroid without any goes with the nearest one.
-    ``all_counts``: The same for all images, with those that came after the fit (None: no image did).
+    ``all_counts``: The same with the images added after the fit (None: there are none).
     """
     members = torch.nonzero(cut.group_of == group).flatten()
     used, stand_in = _stand_ins(cut, counts, members).unique(return_inverse=True)

@@ -31,13 +31,13 @@ PAIRS = 1 << 14  # compared at a time
 def near_duplicates(
     images: Tensor | Sequence[Tensor], partition: Partition | None = None
 ) -> list[list[tuple[int, float]]]:
-    """Return groups of nearly identical images by their first rows; none on other ranks than the main rank.
+    """Return sets of nearly identical images by their first rows; none on other ranks than the main rank.
 
-    The main rank has the hashes of all images, and fetches the small pictures of those that it compares.
+    The main rank has the hashes of all images, and fetches the small pictures of the images that it compares.
 
     ``images`` is uint8 N x 3 x S x S, with several ranks this one's (by default this one has all), or several such
-    tensors, whose rows follow one another. A group is (row, distance) of its images; the distance is that to the
-    group's first image: the root mean square difference as a share of the contrast.
+    tensors, whose rows follow one another. A set is (row, distance) of its images; the distance is that to the
+    first image of the set: the root mean square difference as a share of the contrast.
     """
     tensors = [images] if isinstance(images, Tensor) else images
     partition = partition or Partition.single(sum(map(len, tensors)))
@@ -111,7 +111,7 @@ def _near(hashes: Tensor, light: Tensor, turn: int) -> Iterator[Tensor]:
 
 
 def _spanning(pairs: Tensor) -> Tensor:
-    """Return (first row of its group, row) of all rows in pairs (n x 2), ascending. Pairs tie rows to groups."""
+    """Return (first row of its set, row) of all rows in pairs (n x 2), ascending. Pairs tie rows to sets."""
     rows: Tensor
     rows, index = torch.unique(pairs, return_inverse=True)
     row, column = index.reshape(-1, 2).T.numpy()

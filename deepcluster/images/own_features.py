@@ -95,9 +95,7 @@ def stacked(rows: Iterable[Any], title: str = "the column") -> npt.NDArray[Any]:
     for i, cell in enumerate(cells):
         if cell.shape != cells[0].shape:
             first, other = (plural(len(c), "number") if c.ndim else "none" for c in (cells[0], cell))
-            raise DataError(
-                f"{title} has {first} in row 0, and {other} in row {i:,}: leave out all rows but those of one length"
-            )
+            raise DataError(f"{title} has {first} in row 0, and {other} in row {i:,}: keep only rows of one length")
     return np.stack(cells) if cells else np.empty((0, 0))
 
 

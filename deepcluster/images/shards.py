@@ -83,7 +83,7 @@ def from_tars(files: Mapping[str, Path], name: str, location: str, skipped: Sequ
     any, from the folders in the names of the members. A damaged or truncated archive is used up to the damage; one that
     is compressed cannot be read from the middle, and is skipped. DataError if no image remains.
 
-    ``files``: The archives, by the name that stands before those of their members.
+    ``files``: The archives, by the name in front of the names of their members.
     ``skipped``: (path, reason) of other files.
     """
     archives = _Archives(files)

@@ -102,7 +102,7 @@ def features_of(
 
 
 def _pairs(network: Network, images: Tensor, features: Tensor, compute: Compute, *, embedded: bool) -> Tensor:
-    """Return the features of some images and those of their centre crops: 2 x m x D, float32, on the CPU."""
+    """Return the features of some images and of their centre crops: 2 x m x D, float32, on the CPU."""
     partition = compute.partition
     chosen, of_rank = _evenly_chosen(partition, MAX_PAIRS)
     size = crop_side(compute.size)

@@ -54,7 +54,7 @@ class Learning:
     #: The loss to minimise.
     loss: Loss = CrossEntropy()  # noqa: RUF009
     renumber: bool = False  #: train on the positions of the labels among the occupied clusters (the released code)
-    reuse_features: bool = False  #: cluster the features that training saw, not those of a pass (DeepCluster-v2)
+    reuse_features: bool = False  #: cluster the features that training saw, without a pass (DeepCluster-v2)
 
     def lr_at(self, time: float) -> float:
         """Return the learning rate of the body at a ``time`` in rounds."""

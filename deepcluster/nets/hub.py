@@ -1,6 +1,6 @@
-"""Files of pretrained networks: the one on this machine, or one fetched from the Hugging Face Hub.
+"""Files of pretrained networks, on this machine or fetched from the Hugging Face Hub.
 
-One comes with the install, in a package of its own. The others lie in the cache of the Hugging Face Hub, which other
+One network comes with the install, in a package of its own. The others lie in the cache of the Hub, which other
 programs share. Nothing here imports torch for a network of ``PUBLISHED``, and only :func:`fetch` uses the internet.
 """
 

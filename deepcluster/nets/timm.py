@@ -101,7 +101,7 @@ def published_network(state: Mapping[str, Tensor]) -> str | None:
 def nouns(name: str, features: Tensor) -> list[tuple[str, float]]:
     """Return the most probable noun of every image, and its probability, by the last layer of a published network.
 
-    ``features`` (N x D) are those of the network before any training. The list is empty for the backbone ``name`` of
+    ``features`` (N x D): Of the network before any training. The list is empty for the backbone ``name`` of
     another network, or of one that learned without nouns.
     """
     import timm

@@ -23,7 +23,7 @@ SIDE = 64  # of a picture, half of the pixels that it has
 
 
 def figures(data: RunData) -> dict[str, str]:
-    """Return the SVG texts of ``map``, ``clusters`` and ``training``, without those that the run has no data for."""
+    """Return the SVG texts of ``map``, ``clusters`` and ``training``, if the run has data for them."""
     parts: dict[str, Values] = {"clusters": {"rows": [*_rows(data)], "pictures": PICTURES, "side": SIDE}}
     if charts := training_charts(data.history):
         parts["training"] = {"charts": charts, "width": WIDTH, "height": HEIGHT}

@@ -35,8 +35,8 @@ MEDOID = 2  # times as wide and high as the others
 MAX_SUGGESTED = 12  # pictures of a suggestion
 MAX_SKIPPED = 200
 MAX_OUTLIERS = 100
-MAX_DUPLICATE_GROUPS = 60  # of near-duplicates
-MAX_IN_GROUP = 12  # images
+MAX_SETS = 60  # of near-duplicates
+MAX_IN_SET = 12  # images
 MAX_LABELS = 30  # labels, and clusters, in the table of both
 
 
@@ -111,7 +111,7 @@ def sections(
     """Return the sections of the clusters; ``nearest`` is another cluster, also on the page if ``linked``.
 
     ``shown`` are rows of the summary, ``clusters`` the usable rows of clusters.csv, ``in_page`` the numbers of those
-    whose images the script has; ``picture`` and ``nouns`` are those of ``page.RunData``.
+    whose images the script has; ``picture`` and ``nouns`` are as in ``page.RunData``.
     """
     noun_of = weighted_nouns(nouns)
     number_in_page = {clusters[row]["path"]: i for i, row in enumerate(in_page)}
@@ -148,7 +148,7 @@ def levels(sections: Sequence[Values], summary: Sequence[Row], clusters: Table, 
 
     ``tiles``: Typical images of all clusters in turn.
 
-    The arguments are those of :func:`sections`, with all rows of the summary.
+    The arguments are as in :func:`sections`, with all rows of the summary.
     """
     noun_of = weighted_nouns(nouns)
     pictured = clusters.at(on_sheet(len(clusters)))
@@ -233,8 +233,8 @@ def suggestions(candidates: Sequence[Mapping[str, Any]], tree: Tree, images: int
 def problems(skipped: Sequence[Row], clusters: Table, duplicates: Sequence[Row] | None) -> Values:
     """Return the rows that the page shows, and their total numbers.
 
-    ``duplicates`` has the shown images of a group, and its size; None if the run did not search for duplicates.
-    The arguments are rows of skipped.csv, the usable ones of clusters.csv, and those of duplicates.csv.
+    ``duplicates`` has the shown images of a set, and its size; None if the run did not search for duplicates.
+    The arguments are rows of skipped.csv, the usable rows of clusters.csv, and rows of duplicates.csv.
     """
 
     def suspect(path: str, i: int | None, distance: str) -> Values:
@@ -250,7 +250,7 @@ def problems(skipped: Sequence[Row], clusters: Table, duplicates: Sequence[Row] 
     groups: dict[str, list[Values]] = {}
     for row in duplicates or []:
         groups.setdefault(row["group"], []).append(suspect(row["path"], rows.get(row["path"]), row["distance"]))
-    shown = [(images[:MAX_IN_GROUP], len(images)) for images in [*groups.values()][:MAX_DUPLICATE_GROUPS]]
+    shown = [(images[:MAX_IN_SET], len(images)) for images in [*groups.values()][:MAX_SETS]]
     return {
         "count": len(skipped) + len(far) + len(groups),
         "skipped": skipped[:MAX_SKIPPED],

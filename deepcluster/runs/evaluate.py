@@ -39,7 +39,7 @@ Prepared = tuple[Mapping[str, Any], Callable[[], Iterator[NamedFigure]]]  # dige
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """Everything that the user asked for."""
+    """The request of a user."""
 
     #: A name in ``PROTOCOL_OPTIONS``.
     protocol: str = "clustering"
@@ -206,7 +206,7 @@ def _of_round(job: _Evaluation, options: ClusteringOptions) -> Prepared:
 
 
 def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Prepared:
-    """Score the clusters of clusters.csv, or for other images those that the model assigns."""
+    """Score the clusters of clusters.csv, or of other images the clusters that the model assigns."""
     if job.request.round is not None:
         return _of_round(job, options)
     if job.request.images is None:

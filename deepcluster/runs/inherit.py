@@ -28,8 +28,8 @@ def heirs(before: Tensor, after: Tensor, *, mutual: bool) -> dict[int, int]:
     """Return the new cluster that continues each old one, one to one; an old cluster may have none.
 
     ``before``, ``after``: Clusters of the same images (int64, N). An old cluster continues as the new one with more
-    than half of its images; if ``mutual``, these must also be more than half of the new one's. Of several that would
-    continue as the same one, the one with most images there does.
+    than half of its images; if ``mutual``, these must also be more than half of the new one's. If several old
+    clusters would continue as one new cluster, the one that gives it most images does.
     """
     pairs, shared = torch.unique(torch.stack([before, after], 1), dim=0, return_counts=True)
     continues = 2 * shared > torch.bincount(before)[pairs[:, 0]]
@@ -59,7 +59,7 @@ def surviving_moves(old: Annotations, before: Tensor, heir: Mapping[int, int]) -
 
 
 def decisions(old: Annotations, before: Tensor) -> dict[int, int]:
-    """Return the clusters that moved rows left, and those of answered rows. ``before``: As above."""
+    """Return the former clusters of moved rows, and the clusters of answered rows. ``before``: As above."""
     answered = {row: int(before[row]) for row in old.answers if row < len(before)}
     return {row: origin for row, origin in old.moves if row < len(before)} | answered
 
@@ -89,7 +89,7 @@ def _as_annotations(moves: Mapping[int, tuple[int, int]]) -> dict[str, Any]:
 
 
 def with_coarse_names(model: Model, after: Tensor, old: Model, before: Tensor) -> Model:
-    """Return the model with the names of the coarse groups of the ``old`` one that its own continue.
+    """Return the model with the names of the ``old`` coarse groups that reappear in it.
 
     ``after``, ``before``: The clusters of the same images (int64, N) in both.
     """
@@ -153,7 +153,7 @@ def places_before(
 ) -> Tensor:
     """Return the places of images in an earlier run, as in Former (int64, N x 2); -1 for an image that it lacks.
 
-    ``digests``: By path, of images of ``size`` px. If those of the run have another size, the images are read again.
+    ``digests``: By path, of images of ``size`` px. If the run stored another size, the images are read again.
 
     Raises DataError if the run has none of the images.
     """
@@ -165,7 +165,7 @@ def places_before(
         digests = {path: digest_of[path] for path in digests}
     before = torch.tensor([former.places.get(digest, (-1, -1)) for digest in digests.values()], dtype=torch.int64)
     if before.max() < 0:
-        raise DataError(f"--like {former.path}: that run has none of these images, so no group continues: name another")
+        raise DataError(f"--like {former.path}: it has none of these images, so no cluster continues: name another")
     return before
 
 
@@ -177,7 +177,7 @@ def continued(
     places: Tensor | None,
     partition: Partition,
 ) -> tuple[Model, Placement, str]:
-    """Give groups the numbers, names and marks of those that they continue, and new numbers to others. A collective.
+    """Give continuing groups their earlier numbers, names and marks, and others new numbers. A collective.
 
     Images that a person moved move again if both clusters continue.
 

@@ -1,4 +1,4 @@
-"""Other groups for a run that has ended: another number of them, or those of a person's edits."""
+"""Other groups for a run that has ended: another number of them, or the edits of a person."""
 
 import math
 import shlex
@@ -87,7 +87,7 @@ def recut(
         new, after = with_moves(new, after, rows.reduced, moves, rows.partition)
         decided = (*model.names, *model.coarse_names, model.junk, model.moves, model.answers)
         if record.edits is not None or any(decided):
-            anew = "; merges and splits start anew" if record.edits is not None else ""
+            anew = "; merges and splits of the old clusters are dropped" if record.edits is not None else ""
             display.say("Edits", f"{carried_text(model, new, before.cluster)}{anew}")
             display.say(UNDO, way_back(folder))
         record = replace(record, edits=None, cut=None, cut_k=n_clusters, like_run=None)  # of the clusters before
@@ -116,7 +116,7 @@ def apply(run: Path, edits: Edits, display: Display | None = None, *, report: bo
         if edits.cut and edits.cut != record.cut:
             raise UsageError(
                 f"the edits are for other clusters than {run} has now (cut {edits.cut[:80]!a}, and the run's is"
-                f" {record.cut!a}): edit those of its report.html"
+                f" {record.cut!a}): edit the clusters of its report.html"
             )
         with folder.next_state() as staged:
             new = edited(model, edits, rows.reduced, rows.paths, rows.fitted)
@@ -212,14 +212,14 @@ def _write(
 
 
 def example_of(edits: Edits, moves: Mapping[int, int], placement: Placement) -> int:
-    """Return the row of an image that shows the edits: one that moved, or the typical one of a cluster they name."""
+    """Return the row of an image that shows the edits: a moved image, or the typical image of a named cluster."""
     numbers = [*(number for number, _ in edits.split), *chain(*edits.merge), *edits.names, *reversed(edits.junk or ())]
     distances = placement.distance.where(placement.cluster == next(iter(numbers), 0), torch.inf)
     return next(iter(moves), int(distances.argmin()))
 
 
 def taken_back(model: Model, former: models.Groups, *, is_recut: bool) -> Model:
-    """Return the model with its former groups. Numbers given by edits stay given; those of a recut go with it."""
+    """Return the model with its former groups. Numbers given by edits stay given; numbers of a recut are forgotten."""
     old = replace(model, cut=former.cut, **vars(former.annotations))
     return old if is_recut else replace(old, names=old.names + ("",) * (len(model.names) - len(old.names)))
 

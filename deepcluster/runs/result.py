@@ -133,7 +133,7 @@ def metrics(truth: Sequence[str], cluster: Tensor, partition: Partition) -> dict
 
 
 def label_numbers(truth: Sequence[str], words: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Return the numbers of labels among the ``words`` (int64), and a mask of those that are not empty."""
+    """Return the numbers of labels among the ``words`` (int64), and a mask of the words that are not empty."""
     number = {label: i for i, label in enumerate(words)}
     codes = torch.tensor([number[label] for label in truth], dtype=torch.int64)
     return codes, torch.tensor([bool(label) for label in words], dtype=torch.bool)[codes]
@@ -271,9 +271,9 @@ def stability_entries(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters:
         verdict = f"{plural(rows.fitted, 'image')} are too few to tell how stable {plural(n_clusters, 'cluster')} are."
         return {"stability": None, "verdict": verdict}
     verdict = (
-        "Only the pictures tell if these are the clusters that you want: see the report. Stability"
-        f" {agreement(stable)} (1: other samples of these images give the same clusters); it is not the share of right"
-        " images."
+        "Look at the report to see if these are the clusters that you want. Stability"
+        f" {agreement(stable)}: how alike the clusters of two samples of your images are (1 is identical). It does not"
+        " say how many images are in the right cluster."
     )
     return {"stability": round(float(stable), 4), "verdict": verdict}
 
@@ -287,7 +287,7 @@ def write_outcome(
     *,
     new: Sequence[Part] = PARTS,
 ) -> None:
-    """Write the ``new`` parts of an outcome into a run, and remove the files of an earlier one that do not apply."""
+    """Write the ``new`` parts of an outcome into a run, and remove files of an earlier outcome that do not apply."""
     rows = outcome.rows
     record = outcome.record
     if "network" in new:

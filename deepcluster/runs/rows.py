@@ -98,7 +98,7 @@ def read_run(
 def duplicate_rows(
     groups: Iterable[Iterable[tuple[int, float]]], paths: Sequence[str], first: int = 0
 ) -> Iterator[dict[str, object]]:
-    """Yield the rows of duplicates.csv for groups of (row, distance); ``first``: the number of the first group."""
+    """Yield the rows of duplicates.csv for sets of (row, distance); ``first``: the number of the first set."""
     for group, members in enumerate(groups, first):
         for row, distance in members:
             yield {"group": group, "path": paths[row], "distance": f"{distance:.4f}"}

@@ -4,7 +4,7 @@ Only the loopback interface listens. It answers requests with the random token o
 change, its own Origin. No request names a path: images have row numbers, and sorted images a folder's name in one of
 two places. Images and changes belong to one version of the page. Threads read and check requests; the calling thread
 alone touches the run, so a signal ends its work like that of any command. Other users of the machine can connect, but
-not stay.
+without the token their connection is closed.
 """
 
 import io
@@ -90,7 +90,7 @@ class Sorting:
     copies: bool = False  # False: links if they work
     best: bool = False  # of nearly identical images only the best one
     apart: bool = False  # outliers in folders of their own
-    levels: Annotated[int, range(1, 3)] = 1  # of folders: 2 with those of the groups of clusters
+    levels: Annotated[int, range(1, 3)] = 1  # of folders: 2: a folder for each group of clusters, too
 
 
 def _told(request: Mapping[str, Any]) -> Teaching:

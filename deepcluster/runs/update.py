@@ -140,7 +140,7 @@ def _place(added: Mapping[str, str]) -> str:
 
 def _placed_text(done: Update, model: Model, run: Path) -> str:
     if model.outliers.limit == torch.inf:
-        text = f"Placed in the present clusters; with fewer than {MIN_ROWS} images in the fit no outlier can be told"
+        text = f"Placed in the present clusters; with fewer than {MIN_ROWS} images in the fit no outlier is recognised"
     elif done.outliers:
         text = f"{done.outliers:,} of {done.added:,} fit into no cluster (see Problems in the report)"
     else:
@@ -262,7 +262,7 @@ def _with_duplicates(
 ) -> list[Mapping[str, object]]:
     """Return the rows of duplicates.csv with the new images, compared with one another and the run's most alike ones.
 
-    An image is compared with the one whose features are nearest, as those of copies are.
+    An image is compared with its nearest in feature space, because copies have nearly the same features.
     """
     table: list[Mapping[str, object]] = [*folder.read_rows("duplicates.csv")]
     with folder.as_disk_errors("duplicates.csv"):

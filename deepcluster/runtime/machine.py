@@ -12,7 +12,7 @@ from deepcluster.errors import OutOfMemoryError, UsageError
 if sys.platform != "win32":
     import resource
 
-# How far an estimate may be above what is really taken.
+# Estimates may be above the memory really taken by this factor.
 CERTAIN = 0.7
 
 

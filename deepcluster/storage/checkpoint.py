@@ -43,7 +43,7 @@ class Checkpoint:
     """A whole checkpoint, as the main rank has read it."""
 
     values: dict[str, Any]  # the numbers of the state; "optimizer" names its tensors by {TENSOR: name}
-    tensors: dict[str, Tensor]  # of the state and of the network: those that are the same on every rank
+    tensors: dict[str, Tensor]  # of the state and of the network, if they are the same on every rank
     features: tuple[Path, ...]  # the files with their rows, in the order of the rows; empty if the state has none
     about: dict[str, Any]  # facts about the run, as given to ``write``
 
@@ -51,7 +51,7 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints in a folder that all ranks see. It is no link: the lock of the run checks that.
 
-    ``every``: Keep those of every so many rounds, besides the last two; 0: no others.
+    ``every``: Also keep the checkpoint of every so many rounds, besides the last two; 0: no others.
     """
 
     def __init__(self, folder: Path, scratch: Path | None = None, processes: Processes = ALONE, every: int = 0):

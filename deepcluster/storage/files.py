@@ -190,7 +190,7 @@ def check_output(path: Path, *, overwrite: bool, inputs: Callable[[], Iterable[P
                 raise DiskError(f"{path} exists already, and is left as it is: give another -o, or --overwrite")
             for file in inputs():
                 same = False
-                with suppress(OSError, ValueError):  # one of both is not there, or cannot be looked at
+                with suppress(OSError, ValueError):  # one of the two does not exist, or cannot be read
                     same = path.samefile(file)  # by whatever names
                 if same:
                     raise UsageError(f"-o {path} is an input of this command ({file}): give another -o")

@@ -338,7 +338,7 @@ def open_run(path: Path) -> RunFolder:
 
 
 def read_state(path: Path, read: Callable[[RunFolder], Value]) -> Value:
-    """Return what ``read`` reads of a run: all of one state, although another process may change the run meanwhile."""
+    """Return the result of ``read`` from one state of the run, although another process may change it meanwhile."""
     for _ in range(state.ATTEMPTS):
         before = _version(path)
         folder = open_run(path)
