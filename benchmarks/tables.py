@@ -1,4 +1,6 @@
-"""Write the tables of README.md and docs/results.md from results/*.json: `python benchmarks/tables.py`.
+"""Write the tables of README.md and docs/results.md from results/*.json, and the columns in docs/run-folder.md.
+
+Type `python benchmarks/tables.py` after a change of a result, or of COLUMNS in deepcluster/storage/content.py.
 
 `python benchmarks/tables.py FILE BY COLUMN ...` prints one, such as `ablation setting linear change nmi`.
 
@@ -13,6 +15,8 @@ import re
 import sys
 from pathlib import Path
 from statistics import mean, stdev
+
+from deepcluster.storage.content import COLUMNS
 
 HERE = Path(__file__).parent
 
@@ -57,14 +61,26 @@ def figure(name):
     return mean(row[column] for row in rows if column in row and only in re.sub("[':,]", "", str(row)))
 
 
+def columns():
+    """Return the table of the columns of clusters.csv."""
+    types = {str: "text", int: "whole number", float: "number", bool: "0 or 1"}
+    lines = ["| column of `clusters.csv` | type | content |", "|---|---|---|"]
+    for column in COLUMNS:
+        when = (column.optional, "with two levels"), (column.newer, "not in older runs")
+        limits = ", ".join(word for given, word in when if given)
+        lines.append(f"| `{column.name}` | {types[column.kind]} | {limits and limits + ': '}{column.meaning} |")
+    return "\n".join(lines)
+
+
 def written(page):
-    spec = re.compile(r"(<!-- table (.+?) -->\n).*?(?=<!-- end)", re.DOTALL)
-    return spec.sub(lambda match: match[1] + table(*match[2].split(" | ")) + "\n", page)
+    spec = re.compile(r"(<!-- (table|columns) ?(.*?) ?-->\n).*?(?=<!-- end)", re.DOTALL)
+    makers = {"table": table, "columns": columns}
+    return spec.sub(lambda match: f"{match[1]}{makers[match[2]](*filter(None, match[3].split(' | ')))}\n", page)
 
 
 if __name__ == "__main__":
     if sys.argv[1:]:
         print(table(*sys.argv[1:]))
         sys.exit()
-    for page in (HERE.parent / "README.md", HERE.parent / "docs" / "results.md"):
+    for page in (HERE.parent / name for name in ("README.md", "docs/results.md", "docs/run-folder.md")):
         page.write_text(written(page.read_text()))

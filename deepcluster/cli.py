@@ -175,7 +175,7 @@ def predict(
         reject: Give cluster -1 to outliers and to images in junk clusters.
     """
     with _session(images, quiet, to_stderr=True) as (terminal, shared):
-        from deepcluster.storage.run_folder import PREDICTIONS
+        from deepcluster.storage.content import PREDICTIONS
 
         source = _images_for(run_, images, *more_images, may_be_empty=True)
         target = None if out == "-" else _output(Path(out), run_, source, overwrite)

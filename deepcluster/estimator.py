@@ -48,16 +48,15 @@ from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import PATH_COLUMNS
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
+from deepcluster.storage.content import COLUMNS
 from deepcluster.storage.edits_file import checked_name, python_edits
 from deepcluster.storage.files import check_output, write_output
 from deepcluster.storage.state import own_files
 from deepcluster.texts import one_line, plural
 
 Errors = Literal["raise", "coerce"]
-# Columns of ``place``, as in clusters.csv.
-PLACED = np.dtype(
-    [("path", "O"), ("cluster", "i8"), ("name", "O"), ("distance", "f4"), ("margin", "f4"), ("is_outlier", "?")]
-)
+# By the type of a column of clusters.csv, that of numpy, and the value for an image that cannot be used.
+NUMPY: Mapping[type, tuple[str, Any]] = {str: ("O", ""), int: ("i8", -1), float: ("f4", np.nan), bool: ("?", False)}
 
 if TYPE_CHECKING:
     # scikit-learn has no types: with its classes as bases, mypy would accept any attribute.
@@ -258,15 +257,13 @@ class DeepCluster(_Base):
         images = self._of_fit if X is None else self._measured(X, errors)
         usable = torch.isfinite(images.reduced[:, 0])
         placement = self._model.place(images.reduced[usable])
-        nothing: tuple[Any, ...] = ("", -1, "", np.nan, np.nan, False)
-        kind = PLACED
-        if self._model.coarse:
-            nothing = (*nothing, -1, "")
-            kind = np.dtype([*PLACED.descr, ("group", "i8"), ("group_name", "O")])
-        placed = np.full(len(usable), np.array(nothing, kind))
+        cells = placement_columns(self._model, placement, images.residuals[usable])
+        kinds = {column.name: NUMPY[column.kind] for column in COLUMNS if column.name in ("path", *cells)}
+        dtype = np.dtype([(name, code) for name, (code, _) in kinds.items()])
+        placed = np.full(len(usable), np.array(tuple(nothing for _, nothing in kinds.values()), dtype))
         placed["path"] = images.paths
-        for name, cells in placement_columns(self._model, placement, images.residuals[usable]).items():
-            placed[name][usable.numpy()] = cells
+        for name in cells:
+            placed[name][usable.numpy()] = cells[name]
         return placed
 
     def nearest(self, X: Any = None, n: int = 5) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:

@@ -18,8 +18,7 @@ import deepcluster
 from deepcluster import errors
 from deepcluster.cli import app
 from deepcluster.runtime.signals import EXIT_ON_SECOND_SIGINT
-from deepcluster.storage import run_folder
-from deepcluster.storage.content import FILES
+from deepcluster.storage.content import FILES, PREDICTIONS
 from tests.pages import (
     FENCE,
     PAGES,
@@ -178,10 +177,10 @@ def test_links_and_names_of_source_files_lead_somewhere():
 
 def test_the_columns_in_the_pages_are_those_of_the_files():
     page = text_of(ROOT / "docs/run-folder.md")
-    for name in ("clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv"):
+    for name in ("cluster_summary.csv", "skipped.csv", "duplicates.csv"):
         columns = FILES[name].columns
         assert f"`{','.join(columns)}`" in next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
-    assert ",".join(run_folder.PREDICTIONS) in text_of(ROOT / "README.md")
+    assert ",".join(PREDICTIONS) in text_of(ROOT / "README.md")
 
 
 def test_the_exit_codes_in_the_pages_are_those_of_the_errors():

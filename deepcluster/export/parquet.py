@@ -1,6 +1,5 @@
 """clusters.csv, features.npy, map and nearest neighbours as one typed table for viewers of embeddings."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from deepcluster.runtime.console import Display, Silent
 from deepcluster.seeding import derive
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
-from deepcluster.storage.content import FILES, Table
+from deepcluster.storage.content import COLUMNS, Table
 from deepcluster.storage.files import check_no_file, new_file
-from deepcluster.storage.run_folder import COARSE, RunFolder
+from deepcluster.storage.run_folder import RunFolder
 
 EXPORTED_NEIGHBOURS = 10  # of an image
 MAX_WITH_NEIGHBOURS = 200_000  # images: all are compared with all
@@ -42,22 +41,16 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
         raise missing_packages("pyarrow", error) from None
     check_no_file(out)
     rows, features, map_positions = run_folder.read_state(run, _read)
-    types: dict[str, tuple[Any, Callable[[str], Any]]] = {
-        "cluster": (pa.int32(), int),
-        "fine_cluster": (pa.int32(), int),
-        "distance": (pa.float64(), float),
-        "margin": (pa.float64(), float),
-        "group": (pa.int32(), int),
-        "is_outlier": (pa.bool_(), lambda cell: bool(int(cell))),
-    }
+    types = {str: pa.string(), int: pa.int32(), float: pa.float64(), bool: pa.bool_()}
     columns: dict[str, Any] = {}
     with run_folder.open_run(run).as_disk_errors():
-        for name in (*FILES["clusters.csv"].columns, *(name for name in COARSE if name in rows.columns)):
-            kind, parse = types.get(name, (pa.string(), _as_utf8))
+        for column in (column for column in COLUMNS if column.name in rows.columns):
+            value = _as_utf8 if column.kind is str else column.value
             # An empty name is a value (the cluster has no name); other empty cells are null.
-            is_name = name in ("name", "group_name")
-            cells = [row[name] if row[name] or (is_name and row["cluster"]) else None for row in rows]
-            columns[name] = pa.array([None if cell is None else parse(cell) for cell in cells], kind)
+            is_name = column.name in ("name", "group_name")
+            cells = zip(rows.column(column.name), rows.column("cluster"), strict=True)
+            values = [value(cell) if cell or (is_name and cluster) else None for cell, cluster in cells]
+            columns[column.name] = pa.array(values, types[column.kind])
     for name, axis in zip(("map_x", "map_y"), map_positions.T, strict=True):
         columns[name] = pa.array(axis, mask=np.isnan(axis))
     kind = pa.struct([("ids", pa.list_(pa.int64())), ("distances", pa.list_(pa.float32()))])

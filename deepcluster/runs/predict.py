@@ -27,6 +27,7 @@ from deepcluster.runtime.console import Display, Silent, complain
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
+from deepcluster.storage.content import COLUMNS
 from deepcluster.storage.run_folder import RunFolder, open_run, read_state
 from deepcluster.texts import one_line
 
@@ -139,9 +140,8 @@ def write_lines(
     """Write an object per line: the predictions as they come, then the files that were ``skipped`` meanwhile."""
     names = {"run": model.run, "model": model.digest}
     for row in rows:
-        numbers = {"distance": float(row["distance"]), "margin": float(row["margin"])}
-        cells = {"status": "ok", **row, **numbers, "is_outlier": bool(row["is_outlier"])}
-        file.write(json.dumps(cells | names) + "\n")
+        values = {column.name: column.value(row[column.name]) for column in COLUMNS if column.name in row}
+        file.write(json.dumps({"status": "ok", **values, **names}) + "\n")
     for row in skipped:
         file.write(json.dumps({"status": "skipped", **row, **names}) + "\n")
 

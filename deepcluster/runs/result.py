@@ -105,9 +105,8 @@ def clusters_table(model: Model, rows: Rows, placement: Placement, residuals: Te
     used: dict[str, Iterable[object]] = {
         "path": rows.paths,
         "status": ["ok"] * len(rows.paths),
-        "fine_cluster": placement.fine_cluster.tolist(),
         "label": rows.labels or [""] * len(rows.paths),
-        **placement_columns(model, placement, residuals),
+        **placement_columns(model, placement, residuals, stored=True),
     }
     rest = [""] * len(rows.skipped)
     skipped = {"path": [path for path, _ in rows.skipped], "status": ["skipped"] * len(rest)}

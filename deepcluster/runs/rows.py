@@ -29,7 +29,7 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import draw, generator
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
-from deepcluster.storage.content import RunRecord
+from deepcluster.storage.content import COARSE, COLUMNS, RunRecord
 
 PICTURE_SIDE = 48  # px
 IMAGES_READ = "checkpoints/images.csv"
@@ -114,23 +114,23 @@ def recipe_of(folder: run_folder.RunFolder) -> Recipe:
 
 
 def placement_columns(
-    model: Model, placement: Placement, residuals: Tensor, *, reject: bool = False
+    model: Model, placement: Placement, residuals: Tensor, *, reject: bool = False, stored: bool = False
 ) -> dict[str, list[Any]]:
-    """Return the columns of predictions, with the coarse groups. ``reject``: Outliers and junk get the cluster -1."""
+    """Return the columns of predictions, with the coarse groups.
+
+    ``reject``: Outliers and junk get the cluster -1. ``stored``: With the columns that clusters.csv alone has.
+    """
     outliers = residuals > model.outliers.limit
     cluster = placement.cluster
     if reject:
         cluster = cluster.masked_fill(outliers | torch.isin(cluster, torch.tensor(model.junk, dtype=cluster.dtype)), -1)
     numbers = cluster.tolist()  # -1 is the last
     names = [*model.names, ""]
-    return {
-        "cluster": numbers,
-        "name": [names[number] for number in numbers],
-        "distance": [f"{distance:.6f}" for distance in placement.distance.tolist()],
-        "margin": [f"{margin:.6f}" for margin in placement.margin.tolist()],
-        "is_outlier": outliers.int().tolist(),
-        **coarse_columns(model, numbers),
-    }
+    known = vars(placement) | {"cluster": cluster, "residual": residuals, "is_outlier": outliers}
+    columns = [column for column in COLUMNS if stored or column.predicted]
+    values = {column.name: known[column.name].tolist() for column in columns if column.name in known}
+    values |= {"name": [names[number] for number in numbers], **coarse_columns(model, numbers)}
+    return {column.name: column.cells(values[column.name]) for column in columns if column.name in values}
 
 
 def coarse_columns(model: Model, clusters: Sequence[int]) -> dict[str, list[Any]]:
@@ -140,7 +140,7 @@ def coarse_columns(model: Model, clusters: Sequence[int]) -> dict[str, list[Any]
     groups = [*model.coarse, -1]
     names = [*model.coarse_names, ""]
     coarse = [groups[cluster] for cluster in clusters]
-    return dict(zip(run_folder.COARSE, (coarse, [names[group] for group in coarse]), strict=True))
+    return dict(zip(COARSE, (coarse, [names[group] for group in coarse]), strict=True))
 
 
 # ---- their digests, by which a run recognises them ------------------------------------------------------------------

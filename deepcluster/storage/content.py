@@ -24,6 +24,45 @@ class File:
     newer: tuple[str, ...] = ()  # columns that a table of an older version may lack; their cells are then empty
 
 
+@dataclass(frozen=True)
+class Column:
+    """A column of clusters.csv. The cell is empty if an image has no value, as in most columns of skipped files."""
+
+    name: str
+    kind: type[str | int | float | bool]  # of the values; their form in Parquet and in Python follows from it
+    meaning: str  # for docs/run-folder.md, which `python benchmarks/tables.py` writes
+    predicted: bool = True  # of new images, too
+    optional: bool = False  # only if there are two levels
+    newer: bool = False  # tables of older versions may lack it
+
+    def cells(self, values: Iterable[Any]) -> list[Any]:
+        """Return values as they are written."""
+        if self.kind is float:
+            return [f"{value:.6f}" for value in values]
+        return [*map(int if self.kind is bool else self.kind, values)]
+
+    def value(self, cell: Any) -> Any:
+        """Return the value of a cell that is not empty."""
+        return bool(int(cell)) if self.kind is bool else self.kind(cell)
+
+
+# A new column is one line here if `placement_columns` in runs/rows.py knows its values.
+COLUMNS = (
+    Column("path", str, "relative to IMAGES, with `/`"),
+    Column("status", str, "`ok`, or `skipped` (no cells but these two)", predicted=False),
+    Column("cluster", int, "from 0 by size when first made; `predict` on a training image gives the same number"),
+    Column("name", str, "name of the cluster, empty without one"),
+    Column("fine_cluster", int, "pseudo-label, the nearest of the clusters trained on", predicted=False),
+    Column("distance", float, "to the nearest centroid in the space of `features.npy`"),
+    Column("margin", float, "1 - distance / distance to the nearest other cluster: 0 on the border, 1 on the centroid"),
+    Column("is_outlier", bool, "1 for an image unlike those of the fit: its residual is above a limit"),
+    Column("label", str, "true label (`fit --labels`), for scores alone", predicted=False),
+    Column("group", int, "group of clusters that holds the cluster, 0 for the largest when first made", optional=True),
+    Column("group_name", str, "name of that group, empty without one", optional=True),
+)
+PREDICTIONS = tuple(column.name for column in COLUMNS if column.predicted and not column.optional)
+COARSE = tuple(column.name for column in COLUMNS if column.optional)  # also of the summary
+
 MAX_CSV = 4 << 30  # bytes: about 25 million images
 MAX_SMALL_CSV = 1 << 28  # of a table of other rows than images
 LOG = "log.txt"
@@ -35,7 +74,9 @@ FILES: Mapping[str, File] = {
         ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk"), MAX_SMALL_CSV
     ),
     "clusters.csv": File(
-        ("path", "status", "cluster", "name", "fine_cluster", "distance", "margin", "is_outlier", "label"), MAX_CSV
+        tuple(column.name for column in COLUMNS if not column.optional),
+        MAX_CSV,
+        newer=tuple(column.name for column in COLUMNS if column.newer),
     ),
     "duplicates.csv": File(("group", "path", "distance"), MAX_CSV, spare=True),
     "embeddings.safetensors": File(max_bytes=1 << 25, spare=True),  # neighbour graphs, for other numbers of groups

@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
     from deepcluster.runtime.processes import Processes
 
-PREDICTIONS = ("path", "cluster", "name", "distance", "margin", "is_outlier")
-COARSE = ("group", "group_name")  # more columns of these, of clusters.csv and of its summary, if there are two levels
-
 Value = TypeVar("Value")
 
 
