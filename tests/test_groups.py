@@ -16,7 +16,7 @@ from deepcluster.clustering import kmeans
 from deepcluster.clustering.agreement import ari, nmi
 from deepcluster.groups import choose_k, cut, graph
 from deepcluster.groups import tree as trees
-from deepcluster.groups.choose_k import candidates, ranked, ranked_finest, stability
+from deepcluster.groups.choose_k import plausible_numbers, ranked, ranked_finest, stability
 from deepcluster.groups.cut import ROWS_EACH, Cut, as_groups, cut_features, placement_of
 from deepcluster.groups.due import Drift, drift
 from deepcluster.groups.graph import modularity
@@ -229,7 +229,7 @@ def test_a_centroid_without_rows_is_left_out_and_one_piece_is_a_tree():
 @pytest.mark.parametrize("count", [2, 5, 8])
 def test_a_clear_number_is_the_first_candidate(count, monkeypatch):
     monkeypatch.setattr(choose_k, "ROWS", 1200)  # of 8 groups a sample
-    found = candidates(blobs([200] * count))
+    found = plausible_numbers(blobs([200] * count))
     assert found[0].k == count == max(found, key=lambda candidate: candidate.silhouette).k
     assert found[0].stability > 0.9 and len(found) == 3
 
@@ -238,7 +238,7 @@ def test_stability_is_low_without_groups_and_none_of_few_images():
     """It needs 300 images, 10 for each group and two groups."""
     assert stability(F.normalize(normal(400, 16)), 5) < 0.5
     rows = blobs([80] * 4, spread=0.5)
-    for candidate in candidates(rows, seed=5):
+    for candidate in plausible_numbers(rows, seed=5):
         assert candidate.stability == stability(rows, candidate.k, seed=5)
     rows = blobs([100] * 3)
     assert stability(rows, 3) > 0.9
@@ -247,10 +247,10 @@ def test_stability_is_low_without_groups_and_none_of_few_images():
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 12])
 def test_few_rows_have_few_candidates(rows):
-    found = candidates(torch.eye(12)[:rows])
+    found = plausible_numbers(torch.eye(12)[:rows])
     assert all(2 <= each.k < rows for each in found)
     assert bool(found) == (rows >= 4)
-    assert candidates(torch.ones(50, 3)) == []
+    assert plausible_numbers(torch.ones(50, 3)) == []
 
 
 def test_numbers_are_ranked_by_peaks_the_finest_of_the_nearly_best_first():
@@ -302,8 +302,8 @@ def test_halves_of_groups_are_not_all_there_is():
     """Nine groups in two families: the silhouette of two is good, too, and the answer is nine."""
     rows = blobs([60] * 9, width=12)
     families = torch.eye(12)[[10] * 240 + [11] * 300]
-    assert candidates(F.normalize(rows + 0.5 * families))[0].k == 9
-    assert candidates(rows, finest=True)[0].k >= 9
+    assert plausible_numbers(F.normalize(rows + 0.5 * families))[0].k == 9
+    assert plausible_numbers(rows, finest=True)[0].k >= 9
 
 
 @pytest.mark.parametrize(

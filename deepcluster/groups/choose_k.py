@@ -37,7 +37,7 @@ def cut_once(rows: Tensor, k: int, seed: int, embed: Embeddings) -> Cut:
     return cut_features(rows, k, embeddings=1, seed=seed, embed=embed)
 
 
-def candidates(
+def plausible_numbers(
     reduced: Tensor,
     *,
     seed: int = 0,

@@ -148,13 +148,13 @@ def placement_of(reduced: Tensor, cut: Cut, fine_centroids: Tensor) -> Placement
     Distances are summed row by row and not by a matrix product, so that an image gets the same numbers alone and among
     others. A product selects the few centroids that need them.
     """
-    candidates = _candidates(cut)
+    near_pairs = _near_pairs(cut)
     fine = assigner(fine_centroids)
-    parts = [_place(rows, cut, candidates(rows), fine) for rows in reduced.split(ROWS_AT_ONCE)]
+    parts = [_place(rows, cut, near_pairs(rows), fine) for rows in reduced.split(ROWS_AT_ONCE)]
     return Placement(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
-def _candidates(cut: Cut) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def _near_pairs(cut: Cut) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Return a function from rows to pairs (row, centroid).
 
     They contain the nearest centroid of every row, and the nearest one of another group.
@@ -183,9 +183,9 @@ def _candidates(cut: Cut) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 
 
 def _place(
-    rows: Tensor, cut: Cut, candidates: tuple[Tensor, Tensor], fine: Assign
+    rows: Tensor, cut: Cut, near: tuple[Tensor, Tensor], fine: Assign
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    row, centroid = candidates
+    row, centroid = near
     parts = zip(row.split(PAIRS_AT_ONCE), centroid.split(PAIRS_AT_ONCE), strict=True)
     pairs = [(rows[i].unsqueeze(1), cut.centroids[j].unsqueeze(1)) for i, j in parts]
     distances = torch.cat([exact_distances(one, other).flatten() for one, other in pairs])

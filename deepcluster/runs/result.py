@@ -12,7 +12,7 @@ from torch import Tensor
 from deepcluster.build import kmeans_of_result
 from deepcluster.clustering.agreement import NMI_AVERAGE, pair_counts, scores
 from deepcluster.clustering.kmeans import best_of, means
-from deepcluster.groups.choose_k import CutRows, candidates, coarse_number, cut_once, stability
+from deepcluster.groups.choose_k import CutRows, coarse_number, cut_once, plausible_numbers, stability
 from deepcluster.groups.cut import KMEANS_STARTS, Cut, Placement, as_groups, cut_features, placement_of
 from deepcluster.groups.graph import Embeddings
 from deepcluster.groups.spread import estimated_quality
@@ -226,8 +226,8 @@ def choose_number(
     if n_clusters is not None:
         return n_clusters, record
     seed = derive(record.seed, "number of groups")
-    plausible = candidates(
-        rows.sample, seed=seed, cut_rows=_cut_of(recipe), finest=recipe.guess == "finest", embed=rows.embeddings
+    plausible = plausible_numbers(
+        rows.sample, seed=seed, cut_rows=_cut_rows_of(recipe), finest=recipe.guess == "finest", embed=rows.embeddings
     )
     figures = [
         {
@@ -247,7 +247,7 @@ def choose_number(
     return plausible[0].k, record
 
 
-def _cut_of(recipe: Recipe) -> CutRows:
+def _cut_rows_of(recipe: Recipe) -> CutRows:
     """Return the cut whose stability is measured: that of the recipe's groups, with fewer starts."""
     if recipe.grouping == "kmeans":
         return lambda rows, k, seed, embed: as_groups(best_of(KMEANS_STARTS, rows, k, seed))
@@ -264,7 +264,7 @@ def stability_entries(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters:
     if n_clusters not in known and n_clusters <= MAX_IN_CUT:
         seed = derive(record.seed, "number of groups")
         known[n_clusters] = stability(
-            rows.sample, n_clusters, seed=seed, cut_rows=_cut_of(recipe), embed=rows.embeddings
+            rows.sample, n_clusters, seed=seed, cut_rows=_cut_rows_of(recipe), embed=rows.embeddings
         )
     if (stable := known.get(n_clusters)) is None:
         verdict = f"{plural(rows.fitted, 'image')} are too few to tell how stable {plural(n_clusters, 'cluster')} are."
