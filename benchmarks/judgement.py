@@ -42,7 +42,7 @@ from deepcluster.clustering.agreement import ari
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.outliers import Outliers, fit_outliers, limit_of
 from deepcluster.clustering.whitening import whiten
-from deepcluster.groups.choose_k import candidates, stability
+from deepcluster.groups.choose_k import plausible_numbers, stability
 from deepcluster.groups.cut import as_groups, cut_features, nearest_groups, placement_of
 from deepcluster.groups.due import STRANGE_MEDIAN
 from deepcluster.nets.names import PUBLISHED
@@ -207,7 +207,7 @@ def number(cache: Path, arguments: argparse.Namespace) -> None:
     right: dict[str, dict[str, list[float]]] = {}
     for name, rows, labels in collections(cache, arguments.names, arguments.images):
         plausible, wanted = (
-            candidates(rows, cut_rows=lambda rows, k, seed: as_groups(kmeans(rows, k))),
+            plausible_numbers(rows, cut_rows=lambda rows, k, seed: as_groups(kmeans(rows, k))),
             len(labels.unique()),
         )
         score = {candidate.k: candidate.silhouette * max(0.0, candidate.modularity) for candidate in plausible}

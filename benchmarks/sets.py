@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from deepcluster.build import network_of, reduction_of
 from deepcluster.clustering.agreement import nmi
 from deepcluster.clustering.whitening import Features, Whitening
-from deepcluster.groups.choose_k import candidates
+from deepcluster.groups.choose_k import plausible_numbers
 from deepcluster.groups.cut import cut_features, nearest_groups
 from deepcluster.learning.features import MIDDLE, extract
 from deepcluster.nets.network import Network
@@ -162,7 +162,7 @@ def mixes(contents: list[dict[str, Any]], network: Network, count: int) -> Itera
             mixed = {view: torch.cat([contents[i][view][rows] for i, rows in parts]) for view in views}
             size = len(mixed["whole"])
             rows = reduced(network, plain(size, k, certainty(network, mixed["whole"])), mixed)
-            guess = candidates(rows, finest=True)[0].k
+            guess = plausible_numbers(rows, finest=True)[0].k
             yield {"mix": f"{least} to {most} kinds", "kinds": k, "images": size, "guess": guess,
                    "right": int(max(guess / k, k / guess) <= 1.5)}  # fmt: skip
 
