@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test pytest test-slow fuzz check docs format clean
+.PHONY: demo test pytest test-slow fuzz check docs dist publish format clean
 
 $(BIN)/deepcluster: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -40,9 +40,18 @@ check: $(BIN)/pytest  ## style and types
 docs: $(BIN)/pytest  ## the site, docs/_build/index.html; a warning is an error
 	$(BIN)/sphinx-build -W --keep-going -E -q -c docs . docs/_build
 
+dist: $(BIN)/pytest  ## the files for PyPI, checked
+	rm -rf dist
+	$(BIN)/python -m pip install --quiet build twine
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
+publish: dist  ## upload them, with an account at PyPI
+	$(BIN)/python -m twine upload dist/*
+
 format: $(BIN)/pytest
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) docs/_build build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) docs/_build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -155,7 +155,7 @@ class Sandbox:
             return
         source = re.sub(r"\brounds=\d+", "rounds=1", block.text)
         for name in ("rounds", "epochs"):
-            source = re.sub(rf"\bDeepCluster\((?!.*(?:\b{name}=|fit\(features\)))", f"DeepCluster({name}=1, ", source)
+            source = re.sub(rf"\bDeepCluster\((?!.*(?:\b{name}=|fit\(features\b))", f"DeepCluster({name}=1, ", source)
         with redirect_stdout(io.StringIO()):
             exec(compile(source, str(self.page), "exec"), self.names)
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from select import select
 from threading import Thread
+from types import ModuleType
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -18,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from sklearn.cluster import KMeans as SklearnKMeans
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.optim import SGD
@@ -25,6 +27,7 @@ from torch.optim import SGD
 from deepcluster import load
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.export import onnx
+from deepcluster.images.own_features import read_features
 from deepcluster.images.views import Augmentation, each_once, uniform_over_clusters
 from deepcluster.learning.training import Learning, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import as_network
@@ -87,6 +90,32 @@ def test_power_iteration_by_hand(output_of, tmp_path):
     (tmp_path / "small.toml").write_text('base = "classic"\nrounds = 1\nepochs = 1\nimage_size = 16\n')
     output_of("research/pic.py", *(str(tmp_path / name) for name in ("x.npy", "run", "small.toml")))
     assert "power_iteration" in json.loads((tmp_path / "run/run.json").read_text())["steps"]["own clustering"]
+
+
+@pytest.mark.parametrize("name", ["faiss", "cuml"])
+def test_k_means_of_another_library(name, monkeypatch):
+    """The real faiss if it is installed; cuML, which needs a GPU, is a stand-in with its documented interface."""
+    if name == "cuml":
+        cluster = ModuleType("cuml.cluster")
+        cluster.KMeans = lambda output_type, **options: SklearnKMeans(**options)
+        monkeypatch.setitem(sys.modules, "cuml", ModuleType("cuml"))
+        monkeypatch.setitem(sys.modules, "cuml.cluster", cluster)
+    else:
+        pytest.importorskip("faiss")
+    step = runpy.run_path(str(EXAMPLES / "other_kmeans.py"))[f"by_{name}"]
+    rows = torch.tensor([[0.0], [0.1], [9.0], [9.1]]).repeat(40, 1)
+    (clustering,) = step(rows, [2], None, seed=0, round=0, partition=Partition.single(len(rows)))
+    assert clustering.labels[:4].tolist() in ([0, 0, 1, 1], [1, 1, 0, 0])
+
+
+def test_a_table_of_daft_is_read_with_its_pictures(output_of, tmp_path):
+    pytest.importorskip("daft")
+    (tmp_path / "photos").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (9, 9), "red").save(tmp_path / "photos" / name)
+    output_of("embed_with_daft.py", str(tmp_path / "photos"), str(tmp_path / "clip"))
+    features, source = read_features(tmp_path / "clip")
+    assert features.shape == (2, 192) and source.read(0).size == (9, 9)
 
 
 def test_the_page_shows_the_steps_of_change_a_step():
