@@ -29,7 +29,7 @@ from deepcluster.clustering.agreement import nmi
 from deepcluster.clustering.whitening import Features, Whitening
 from deepcluster.groups.choose_k import plausible_numbers
 from deepcluster.groups.cut import cut_features, nearest_groups
-from deepcluster.learning.features import MIDDLE, extract
+from deepcluster.learning.features import CROP_SHARE, extract
 from deepcluster.nets.network import Network
 from deepcluster.presets import Facts, read_request, resolve
 from deepcluster.recipe import Recipe
@@ -62,7 +62,7 @@ def cached(cache: Path, folder: Path, network: Network, most: int) -> dict[str, 
         def seen(images: Tensor, side: int) -> Tensor:
             return extract(network, images, Compute.of(network, images, size=side, batch_size=64)).float()
 
-        middle = round(MIDDLE * SIDE)
+        middle = round(CROP_SHARE * SIDE)
         views = {"whole": (images, SIDE), "middle": (images, middle), "mirror": (images.flip(3), SIDE)}
         features = {view: seen(*arguments) for view, arguments in views.items()}
         torch.save({"labels": labels, "names": names, **features}, file)
