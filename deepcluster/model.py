@@ -1,8 +1,9 @@
 """The model that places new images: network, reduction and centroids."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +65,12 @@ class Model(Annotations):
         name = self.network.architecture.get("name", type(self.network.body).__name__)
         dims = self.reduction.projection.shape[1]
         return f"Model({len(self.cut.group_of.unique())} clusters, {name} at {self.image_size} px, {dims} dimensions)"
+
+    def with_cut(self, cut: Cut) -> Self:
+        """Return the model with another cut. Groups that it lacks lose their names and junk marks."""
+        present = {*cut.group_of.tolist()}
+        names = tuple(name if group in present else "" for group, name in enumerate(self.names))
+        return replace(self, cut=cut, names=names, junk=tuple(sorted(present.intersection(self.junk))))
 
     def predict(self, images: Images) -> npt.NDArray[np.int64]:
         """Return the cluster of each image of a folder, a list of paths, ... DataError if one cannot be used."""

@@ -171,18 +171,19 @@ def test_after_a_stop_or_on_a_full_disk_nothing_is_left(holiday, tmp_path):
 
 
 def test_a_table_that_somebody_changed(holiday, tmp_path):
-    """It can neither bring other files in nor write anywhere else."""
+    """It can neither bring other files in nor write anywhere else; names are those of the model."""
     rows = RunFolder(holiday).read_rows("clusters.csv")
     (tmp_path / "secret").write_text("secret")
-    rows[0]["path"], rows[1]["path"] = "../secret", "/"
+    rows[0]["path"], rows[1]["path"], rows[2]["name"] = "../secret", "/", "other"
     write_clusters(holiday, rows)
     with pytest.warns(DeepClusterWarning, match="2 images"):
         folders(holiday, tmp_path / "out")
     assert tree(tmp_path / "out") == ["000-be_ach/A.PNG", "001/b.png", "_junk/002/c.png", "inventory.csv"]
-    rows[2]["cluster"] = "../../x"
-    write_clusters(holiday, rows)
-    with pytest.raises(DiskError, match=rf"{holiday} .*-o$"):
-        folders(holiday, tmp_path / "out2")
+    for cell in ("../../x", "99"):
+        rows[2]["cluster"] = cell
+        write_clusters(holiday, rows)
+        with pytest.raises(DiskError, match=rf"{holiday} .*-o$"):
+            folders(holiday, tmp_path / "out2")
 
 
 def test_images_outside_of_the_folders_of_the_run_are_left_out(tmp_path):

@@ -6,10 +6,9 @@ import pytest
 from deepcluster.errors import DiskError
 from deepcluster.export import parquet
 from deepcluster.report import pictures
-from deepcluster.storage import model_files as models
 from deepcluster.storage.content import FILES
 from tests.exports import hand_run, write_clusters
-from tests.tiny import tiny_model, writable
+from tests.tiny import writable
 
 PATHS = ["a.png", "=1+1.png", "\udcff\n.png", "ü.png"]
 
@@ -20,7 +19,6 @@ def run(tmp_path):
     run = hand_run(
         tmp_path / "run", "-", clusters, names={1: "b"}, skipped=["x.doc"], labels={"a.png": "-1", "ü.png": "two"}
     )
-    models.save(tiny_model(), run / "model")
     features = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     writable(run).write_blocks("features.npy", features.shape, [features])

@@ -38,6 +38,7 @@ from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import SUFFIXES as IMAGE_SUFFIXES
 from deepcluster.images.decode import Undecodable, explain, not_a_file, pillow_limits, short_side
 from deepcluster.images.source import SOME_FILES
+from deepcluster.model import Annotations
 from deepcluster.presets import read_shares
 from deepcluster.runs.rows import images_at_hand, same_as_added
 from deepcluster.runtime.console import Display, Silent
@@ -46,6 +47,7 @@ from deepcluster.runtime.plain_files import own_sha256, write_csv
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import Row
 from deepcluster.storage.files import check_outside, new_folder, write_whole
+from deepcluster.storage.model_files import read_annotations
 from deepcluster.texts import one_line, plural
 
 MAX_NAME_BYTES = 255  # ext4, APFS, NTFS (there UTF-16 units, which are never more)
@@ -126,9 +128,13 @@ class RunImages:
     rows: tuple[Row, ...]  # all of clusters.csv
     source: Source  # the images that are at hand
     index: Mapping[str, int]  # of an image in the source, by path
-    junk: frozenset[str]  # clusters that a person marked as junk
+    annotations: Annotations  # names, junk marks and coarse groups of the clusters
     root: str | None  # real path of the folder of the images; None: a list, a pipe or Python may name any file
     added: Mapping[str, bool]  # tells if an image that update added from elsewhere is still the same, by path
+
+    def name(self, row: Row) -> str:
+        """Return the name of the cluster of a row; empty without one, and for a skipped file."""
+        return self.annotations.names[int(row["cluster"])] if row["cluster"] else ""
 
     def is_file(self, row: Row) -> bool:
         """Tell if the image of a row is a file, and so not written as PNG."""
@@ -206,26 +212,23 @@ def read_run_images(run: Path, images: Images | None) -> RunImages:
     Images that an update added from elsewhere are still there. DataError if none exists any more.
     """
     folder = run_folder.open_run(run)
-    rows, summary = run_folder.read_state(
-        run, lambda state: (state.read_clusters(), state.read_rows("cluster_summary.csv"))
-    )
+    rows, annotations = run_folder.read_state(run, lambda state: (state.read_clusters(), read_annotations(state)))
     source = images_at_hand(folder, None if images is None else find(images))
     index = {path: i for i, path in enumerate(source.paths)} if source else {}
     used = [row for row in rows if row["status"] == "ok"]
     with folder.as_disk_errors():
-        for row in used:
-            int(row["cluster"])
-            int(row.get("group") or 0)
+        known = {*range(len(annotations.coarse or annotations.names))}
+        if unknown := {int(row["cluster"]) for row in used} - known:
+            raise ValueError(f"clusters.csv has cluster {min(unknown)}, and the model has none")
     if source is None or not any(row["path"] in index for row in used):
         location = source.location if source else folder.read_record().location
         raise DataError(
             f"none of the {len(used):,} images of {run} was found (they were in {one_line(location)}): say where they"
             " are now with --images IMAGES"
         )
-    junk = frozenset(row["cluster"] for row in summary if row.get("junk") == "1")
     is_folder = Path(source.location).is_dir() and not source.location.endswith(SOME_FILES)
     root = os.path.realpath(source.location) if is_folder else None
-    return RunImages(tuple(rows), source, index, junk, root, same_as_added(folder, source))
+    return RunImages(tuple(rows), source, index, annotations, root, same_as_added(folder, source))
 
 
 def _copy(file: Path, target: Path) -> None:
@@ -396,7 +399,8 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
     mode = mode or ("copy" if dataset else None)
     strip = (dataset and mode == "copy") if strip_metadata is None else strip_metadata
     members = read_run_images(run, images)
-    if levels != 1 and not all(row.get("group") for row in members.rows if row["status"] == "ok"):
+    known = members.annotations
+    if levels != 1 and not known.coarse:
         raise UsageError(
             f"{run} has no groups of clusters: omit --levels, or type deepcluster recut {shlex.quote(str(run))} -k"
             " auto, which finds the groups if the photographs have any"
@@ -406,28 +410,29 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
     if replaces := replaceable(out, overwrite=overwrite) is not None:
         members.check_outside_of(out)
     transfer = Transfer(members, mode, strip=strip)
-    clusters_in = defaultdict(set)
-    for row in members.rows:
-        clusters_in[row.get("group", "")].add(row["cluster"])
+    numbers = {int(row["cluster"]) for row in members.rows if row["status"] == "ok"}
+    clusters_in = Counter(known.coarse[number] for number in numbers if known.coarse)
+    junk = {*known.junk}
     suffixes = STRIPPED_SUFFIXES if strip else SUFFIXES if dataset else None
 
     def target(row: Row) -> str:
         """Return the folder of an image and its preferred name there; "" if it is left out."""
-        junk = row["cluster"] in members.junk
+        if row["status"] != "ok" or row["path"] in spared:
+            return ""
+        number = int(row["cluster"])
         outlier = row["is_outlier"] == "1"
-        left = row["path"] in spared or (outlier and outliers == "leave" and (dataset or not junk))
-        if left or row["status"] != "ok":
+        if outlier and outliers == "leave" and (dataset or number not in junk):
             return ""
         name = PurePosixPath(row["path"]).name
         above = f"{part_of.get(row['path'], PARTS[0])}/" if dataset or part_of else ""
         if dataset:
             name = plain(name)
-            folder = above + cluster_folder(int(row["cluster"]))
+            folder = above + cluster_folder(number)
         else:
-            above += f"{JUNK}/" if junk else f"{APART}/" if outlier and outliers == "separate" else ""
-            if levels == 2 and len(clusters_in[row["group"]]) > 1:  # else the group is that cluster
-                above += f"{cluster_folder(int(row['group']), row['group_name'] or 'group')}/"
-            folder = above + cluster_folder(int(row["cluster"]), row["name"])
+            above += f"{JUNK}/" if number in junk else f"{APART}/" if outlier and outliers == "separate" else ""
+            if levels == 2 and clusters_in[group := known.coarse[number]] > 1:  # else the group is that cluster
+                above += f"{cluster_folder(group, known.coarse_names[group] or 'group')}/"
+            folder = above + cluster_folder(number, known.names[number])
         refused = suffixes is not None and stem_and_suffix(name)[1].lower() not in suffixes
         return f"{folder}/{_fitting(name, '.png') if refused or not members.is_file(row) else name}"
 
@@ -457,7 +462,7 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
     with replacing(out) if replaces else new_folder(out) as folder, pillow_limits():
         inventory, missing = _fill(folder, targets, spared, transfer, display)
         if dataset:
-            inventory += _write_metadata(folder, targets, inventory, members.junk)
+            inventory += _write_metadata(folder, targets, inventory, members)
         write_inventory(folder, inventory)
         if replaces:
             stays = replace_tree(out, folder, inventory, members.file, alone=dataset)
@@ -526,7 +531,7 @@ def _fill(
                 exported, how = "", f"missing: {error}"
                 missing.append(f"{one_line(row['path'])} ({error})")
         made = {"exported_path": exported, "how": how, "sha256": own_sha256(folder / exported) if exported else ""}
-        return {**{name: row[name] for name in ("path", "cluster", "name")}, **made}
+        return {"path": row["path"], "cluster": row["cluster"], "name": transfer.images.name(row), **made}
 
     for inside in {Path(target).parent for _, target in targets if target}:
         (folder / inside).mkdir(parents=True, exist_ok=True)
@@ -544,14 +549,15 @@ def _fill(
     return inventory + sidecars, missing
 
 
-def _write_metadata(out: Path, targets: Targets, inventory: Sequence[Row], junk: Set[str]) -> list[Row]:
+def _write_metadata(out: Path, targets: Targets, inventory: Sequence[Row], images: RunImages) -> list[Row]:
     """Write metadata.csv of each part of a data set, the results for its images; return the rows of the inventory."""
     columns = (*METADATA_COLUMNS, "label") if any(row["label"] for row, _ in targets) else METADATA_COLUMNS
     rows: dict[str, list[dict[str, object]]] = defaultdict(list)
+    junk = {*images.annotations.junk}
     for (row, target), entry in zip(targets, inventory, strict=True):
         if entry["exported_path"]:
             part, _, name = target.partition("/")
-            about = {"file_name": name, "junk": int(row["cluster"] in junk)}
+            about = {"file_name": name, "name": images.name(row), "junk": int(int(row["cluster"]) in junk)}
             rows[f"{part}/{METADATA}"].append({column: {**row, **about}[column] for column in columns})
     made: list[Row] = []
     for file, content in rows.items():

@@ -62,7 +62,7 @@ def labelstudio(
         home = Path(os.path.commonpath([file.parent for file in files.values()]))
     except ValueError:  # several drives of Windows
         raise DataError(f"the images of {run} are on several drives: give copies on one by --images") from None
-    label_of = {row["cluster"]: row["name"] or f"cluster {row['cluster']}" for row in used.values()}
+    label_of = {row["cluster"]: members.name(row) or f"cluster {row['cluster']}" for row in used.values()}
     clusters = [{"value": label} for label in dict.fromkeys(label_of[key] for key in sorted(label_of, key=int))]
 
     def task(path: str) -> dict[str, object]:

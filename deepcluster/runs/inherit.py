@@ -73,10 +73,7 @@ def with_moves(
     rows, before = partition.gather(reduced), partition.gather(placement.cluster)
     targets = {row: target for row, (_, target) in moves.items()}
     cut = Cut(**partition.processes.broadcast_tensors(lambda: vars(move_rows(model.cut, targets, rows, before))))
-    present = {*cut.group_of.tolist()}
-    names = tuple(name if group in present else "" for group, name in enumerate(model.names))
-    junk = tuple(sorted(present.intersection(model.junk)))
-    model = replace(model, cut=cut, names=names, junk=junk, **_as_annotations(moves))
+    model = replace(model.with_cut(cut), **_as_annotations(moves))
     return model, model.place(reduced)
 
 

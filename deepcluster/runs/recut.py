@@ -273,7 +273,6 @@ def edited(
         coarse += coarse[number : number + 1] * (parts - 1)
         for part, fresh in zip(range(2, parts + 1), made, strict=False):
             names[fresh] = names[number] and f"{names[number][: LONGEST_NAME - 5]} ({part})"
-    junk = set(model.junk)
     for clusters in edits.merge:
         names[clusters[0]] = next((names[number] for number in clusters if names[number]), "")
     unmerged, cut = cut, Cut(cut.centroids, target[cut.group_of])
@@ -285,22 +284,15 @@ def edited(
         coarse = coarse_of_moves(coarse, moves, before, len(target))
         cut = move_rows(cut, moves, reduced, wanted)
         origins = {row: origin for row, origin in origins.items() if moves.get(row) != origin}  # the others are back
-    for number, name in edits.names.items():
-        names[number] = name
-    coarse_names = tuple(edits.group_names.get(group, name) for group, name in enumerate(model.coarse_names))
-    present = set(cut.group_of.tolist())
-    junk = (junk if edits.junk is None else set(edits.junk)) & present
-    names = [name if number in present else "" for number, name in enumerate(names)]
     return replace(
         model,
-        cut=cut,
-        names=tuple(names),
+        names=tuple(edits.names.get(number, name) for number, name in enumerate(names)),
         coarse=tuple(coarse),
-        coarse_names=coarse_names,
-        junk=tuple(sorted(junk)),
+        coarse_names=tuple(edits.group_names.get(group, name) for group, name in enumerate(model.coarse_names)),
+        junk=model.junk if edits.junk is None else edits.junk,
         moves=tuple(origins.items())[-MAX_MOVES:],
         drawn=() if edits.merge or edits.split else model.drawn,  # they were asked about other clusters
-    )
+    ).with_cut(cut)
 
 
 def describe_edits(edits: Edits, before: Model, after: Model, moved: int) -> str:

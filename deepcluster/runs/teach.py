@@ -186,13 +186,9 @@ def lesson(model: Model, rows: Rows, answers: Sequence[Answer], within: int | No
     there = tuple(row for row, group in answered.items() if after.cluster[row] == group)
     if len(there) < len(answered):
         said.append(f"{plural(len(answered) - len(there), 'answer')} about images that equal others do not count")
-    present = {*cut.group_of.tolist()}
     coarse = [*model.coarse, *[0] * (len(model.names) - len(model.coarse))] if model.coarse else []
     new = replace(
-        model,
-        cut=cut,
-        names=tuple(name if group in present else "" for group, name in enumerate(names)),
-        junk=tuple(sorted(present.intersection(model.junk))),
+        replace(model, names=tuple(names)).with_cut(cut),
         moves=tuple((row, origin) for row, origin in model.moves if row not in answered),
         answers=there,
         drawn=tuple(drawn.items()),

@@ -186,6 +186,13 @@ def load_of_run(
     return _load(partial(model_file, run), device, backbone, takes_images)
 
 
+def read_annotations(run: RunFolder) -> Annotations:
+    """Read the names and marks in the model of a run, without its network."""
+    config = read_config(model_file(run, CONFIG))
+    with as_model_errors(path := model_file(run, GROUPS)):
+        return read_groups(path, None, config.groups_sha256).annotations
+
+
 def _load(
     path_of: Callable[[str], Path], device: torch.device | None, backbone: nn.Module | None, takes_images: bool = True
 ) -> Model:
@@ -270,7 +277,7 @@ def _shapes(config: Config, body: Mapping[str, Tensor], feature_dim: int, backbo
     return shapes
 
 
-def read_groups(path: Path, dims: int, digest: str | None = None) -> Groups:
+def read_groups(path: Path, dims: int | None, digest: str | None = None) -> Groups:
     """Read groups in ``dims`` dimensions from a file with this SHA-256 (None: any). Raises as :func:`read_tensors`."""
     return _groups(read_tensors(path, digest), dims)
 
