@@ -28,7 +28,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, StackDataset
 
 from deepcluster.errors import DataError, OutOfMemoryError, UsageError
 from deepcluster.images import Source, arrays, find, store
@@ -121,35 +121,6 @@ def test_a_selection_and_its_copy_by_pickle_read_the_images_of_their_numbers(tmp
                 assert [colour(same, i) for i in (0, 1)] == [(100, 0, 0), (0, 0, 0)]
                 assert (same.paths[0], same.origin(0)) == (source.paths[2], source.origin(2))
                 assert [*same.files()] == [file for file in sorted(files)[2::-2] if source.items.of_files]
-
-
-class Endless(torch.utils.data.IterableDataset):
-    __iter__ = None
-
-
-def test_images_that_do_not_exist_are_named(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to("nothing")
-    for images, words in {
-        str(tmp_path): "link",
-        str(tmp_path / "lost"): "lost",
-        "new\nline": "new line",
-        "a\0b": "null",
-        "x" * 5000: "x",
-        (): "list",
-        ("\ud800",): "ud800",
-        "imagenet:1k": "imagenet:1k",
-        "~/some*/*.png": "png",
-        None: "NoneType",
-        b"photos": "bytes",
-        3: "int",
-        (1, 2): "tuple",
-        Endless(): "Endless",
-        DataLoader(Fragile()): "X.dataset",
-    }.items():
-        with pytest.raises(DataError, match=words):
-            find(images)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"X\['train'\], X\['test'\]"):
-        find({"train": COLOURS, "test": COLOURS})
 
 
 def test_a_list_in_its_own_order_without_duplicates(tmp_path: Path) -> None:
@@ -288,21 +259,6 @@ def test_an_array_of_any_shape_is_images_or_refused(shape: list[int]) -> None:
         assert len(source.paths) == shape[0] and source.read(0).size in itertools.permutations(shape, 2)
 
 
-@pytest.mark.parametrize(
-    ("array", "words"),
-    [
-        (np.full((2, 4, 4), 2, np.float32), "float32 .*2: pass X / 255$"),
-        (np.full((2, 4, 4), 300.0), r"float64 .*300: .*uint8 .*\[0, 1\]$"),
-        (np.full((2, 4, 4), np.nan), "float64 .*nan"),
-        (np.full((2, 4, 4), 256, np.uint16), "uint16 .*256: pass X / 65535$"),
-        (np.zeros((2, 4, 4), bool), "bool .*pass X / 1$"),
-    ],
-)
-def test_arrays_that_are_no_images(array: np.ndarray, words: str) -> None:
-    with pytest.raises(DataError, match=words):
-        find(array)
-
-
 def test_a_home_folder_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     np.save(tmp_path / "few.npy", COLOURS)
@@ -331,21 +287,6 @@ def test_npz_and_its_labels(tmp_path: Path) -> None:
     assert len(source.paths) == 11 and source.labels is None
 
 
-def test_array_files_that_cannot_be_used(tmp_path: Path) -> None:
-    np.savez(tmp_path / "two.npz", a=COLOURS, b=COLOURS)
-    np.savez(tmp_path / "short.npz", images=COLOURS, labels=[1, 2])
-    np.save(tmp_path / "float.npy", COLOURS / 255)
-    (tmp_path / "damaged.npz").write_bytes((tmp_path / "two.npz").read_bytes()[:200])
-    for name, words in {
-        "two.npz": "'images'.*a, b",
-        "short.npz": "2 .* 11 ",
-        "float.npy": "float64, .*uint8",
-        "damaged.npz": "damaged.npz",
-    }.items():
-        with pytest.raises(DataError, match=words):
-            find(tmp_path / name)
-
-
 def test_the_digits_of_scikit_learn() -> None:
     source = find("sklearn:digits")
     assert (source.name, source.location, len(source.paths)) == ("digits", "sklearn:digits", 1797)
@@ -354,8 +295,6 @@ def test_the_digits_of_scikit_learn() -> None:
     image = np.asarray(source.read(0))
     # The first row of the first digit is 0 0 5 13 9 1 0 0, in 0..16.
     assert image.shape == (8, 8, 3) and image[0, :, 0].tolist() == [0, 0, 80, 207, 143, 16, 0, 0]
-    with pytest.raises(DataError, match="sklearn:iris"):
-        find("sklearn:iris")
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -376,12 +315,8 @@ def test_a_data_set_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (np.asarray(source.read(1, 8)) == digits[1][..., None]).all()
 
 
-def test_torchvision_names_and_downloads_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEEPCLUSTER_CACHE_DIR", str(tmp_path))
-    with pytest.raises(DataError, match="torchvision:CIFAR10"):
-        find("torchvision:cifra10")
-    with pytest.raises(DataError, match="torchvision:ImageFolder"):
-        find("torchvision:ImageFolder")
     monkeypatch.setattr("torchvision.datasets.SVHN.__init__", Mock(side_effect=OSError("no\nroute")))
     with pytest.raises(DataError, match=r"torchvision:SVHN .*no route"):
         find("torchvision:svhn")
@@ -482,6 +417,9 @@ PIXELS = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3)
         ({"picture": GREY}, "'picture' .*'image'"),
         ({"image": None}, "NoneType"),
         ((), "tuple"),
+        ("a.png", "str"),
+        (torch.full((3, 8, 8), -1.0), "float32 .*-1.*Normalize"),
+        (Image.new("RGB", (0, 0)), "0 x 0"),
     ],
 )
 def test_items_that_are_no_images(item, reason):
@@ -513,6 +451,66 @@ class Fragile(torch.utils.data.Dataset):
         if i == 2:
             raise RuntimeError("the disk is\nfull")
         return np.full((4, 4), i, np.uint8), i
+
+
+class Endless(torch.utils.data.IterableDataset):
+    __iter__ = None
+
+
+class Large(torch.utils.data.Dataset):
+    def __len__(self):
+        return 10**12
+
+
+NO_IMAGES: list[tuple[object, str]] = [
+    ("empty", "link"),
+    ("lost", "lost"),
+    ("new\nline", "new line"),
+    ("a\0b", "null"),
+    ("x" * 5000, "x"),
+    ("~/some*/*.png", "png"),
+    ("imagenet:1k", "imagenet:1k"),
+    ("sklearn:iris", "sklearn:iris"),
+    ("torchvision:ImageFolder", "torchvision:ImageFolder"),
+    ((), "list"),
+    (("\ud800",), "ud800"),
+    (None, "NoneType"),
+    (b"photos", "bytes"),
+    (3, "int"),
+    ((1, 2), "tuple"),
+    (StackDataset([], []), "StackDataset"),
+    (Endless(), "Endless"),
+    (DataLoader(Fragile()), "X.dataset"),
+    ({"train": COLOURS, "test": COLOURS}, r"X\['train'\], X\['test'\]"),
+    (np.ma.masked_array(GREY, True), "X.filled"),
+    (torch.empty(4, 3, 8, 8, device="meta"), "meta"),
+    (np.full((2, 4, 4), 2, np.float32), "float32 .*2: pass X / 255$"),
+    (np.full((2, 4, 4), 300.0), r"float64 .*300: .*uint8 .*\[0, 1\]$"),
+    (np.full((2, 4, 4), np.nan), "float64 .*nan"),
+    (np.full((2, 4, 4), 256, np.uint16), "uint16 .*256: pass X / 65535$"),
+    (np.zeros((2, 4, 4), bool), "bool .*pass X / 1$"),
+    ("files/two.npz", "'images'.*a, b"),
+    ("files/short.npz", "2 .* 11 "),
+    ("files/float.npy", "float64, .*uint8"),
+    ("files/damaged.npz", "damaged.npz"),
+]
+
+
+def test_what_is_no_source_of_images_has_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = tmp_path / "files"
+    files.mkdir()
+    np.savez(files / "two.npz", a=COLOURS, b=COLOURS)
+    np.savez(files / "short.npz", images=COLOURS, labels=[1, 2])
+    np.save(files / "float.npy", COLOURS / 255)
+    (files / "damaged.npz").write_bytes((files / "two.npz").read_bytes()[:200])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/link").symlink_to("nothing")
+    for images, words in NO_IMAGES:
+        with pytest.raises(DataError, match=words):
+            find(images)  # type: ignore[arg-type]
+    with pytest.raises(OutOfMemoryError, match="1,000,000,000,000"):
+        find(Large())
 
 
 def test_a_data_set_is_read_by_one_thread_and_its_broken_items_are_skipped(monkeypatch):
