@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import tomllib
 import tracemalloc
 from dataclasses import replace
@@ -14,10 +13,9 @@ import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from deepcluster import build as assembly
-from deepcluster import load
 from deepcluster.algorithm import alternate
 from deepcluster.build import learning_rate
-from deepcluster.errors import DataError, ModelError, NonFiniteError, Stopped
+from deepcluster.errors import ModelError, NonFiniteError, Stopped
 from deepcluster.fitting import fit as run
 from deepcluster.fitting import train
 from deepcluster.fitting.plan import Request
@@ -145,16 +143,6 @@ def test_a_run_that_fails_says_so_and_keeps_its_history(photos, tmp_path, monkey
         run.fit(photos, replace(REQUEST, out=tmp_path / "run"))
     assert len(rows(tmp_path / "run" / "history.csv")) == 1
     assert record(tmp_path / "run")["status"] == "failed"
-
-
-def test_a_loaded_model_takes_images_as_a_user_has_them(finished, photos, tmp_path):
-    model = load(finished / "model")
-    assert model.predict(photos).tolist() == [int(row["cluster"]) for row in rows(finished / "clusters.csv")]
-    assert np.array_equal(model.transform(str(photos)).numpy(), np.load(finished / "features.npy"))
-    shutil.copy(photos / "bars/00.png", tmp_path)
-    (tmp_path / "bad.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"bad\.png"):
-        model.predict(tmp_path)
 
 
 def test_a_resumed_run_keeps_the_learning_rate_of_its_time_limit(photos, tmp_path, monkeypatch):

@@ -24,20 +24,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from deepcluster.cli import run_command
 from deepcluster.errors import DataError
-from deepcluster.fitting import fit as run
-from deepcluster.fitting.plan import Request
 from deepcluster.images import find
 from deepcluster.images import shards as tars
 from deepcluster.images.decode import SMALL_FILE, Undecodable
 from deepcluster.images.store import preview, read_once
-from deepcluster.presets import read_request
 from tests.helpers.image_files import stored
-from tests.helpers.runs import rows
 from tests.tiny import flipped
 
-QUICK = {"rounds": 1, "epochs": 1, "batch_size": 16, "pseudo_labels": 8, "image_size": 16}
 Member = tuple[str | tarfile.TarInfo, bytes]
 
 
@@ -339,22 +333,3 @@ def test_an_index_is_small(tmp_path: Path):
     file = write(tmp_path / "a.tar", [(f"{i:05}.png", b"x") for i in range(4000)])
     source, peak = traced(lambda: find(file))
     assert len(source.paths) == 4000 and peak / 4000 < 700
-
-
-def test_every_command_takes_shards(photos: Path, shards: Path, tmp_path: Path):
-    out, theirs = tmp_path / "shards", find(photos)
-    run.fit(str(shards), Request(out=out, n_clusters=3, recipe=read_request(QUICK), labels="folders"))
-    table = rows(out / "clusters.csv")
-    assert [row["path"].partition("/")[2] for row in table] == [*theirs.paths]
-    assert tuple(row["label"] for row in table) == theirs.labels
-    (out / "report.html").unlink()
-    for arguments, code in {
-        ("report", str(out)): 0,
-        ("predict", str(out), str(shards / "train-{000..001}.tar"), "-o", str(tmp_path / "p.csv")): 0,
-        ("export", str(out), "--to", "folders", "-o", str(tmp_path / "sorted")): 0,
-        ("export", str(out), "--to", "folders", "-o", str(shards / "sorted")): 2,
-    }.items():
-        assert run_command([*arguments]) == code
-    assert (out / "report.html").read_text().count("data:image/") > 3
-    assert len(rows(tmp_path / "p.csv")) == 32
-    assert len(list((tmp_path / "sorted").rglob("*.png"))) == 48
