@@ -6,7 +6,6 @@ import inspect
 import json
 import pickle
 import pickletools
-import re
 import sys
 import tomllib
 from pathlib import Path
