@@ -88,7 +88,7 @@ def test_killed_at_random_moments_it_ends_the_same(command, pictures, fit, whole
 
 PHASES = {
     "reading": ("SIGINT", "deepcluster.images.store:_results", 1),
-    "features": ("SIGUSR1", "deepcluster.algorithm:extract", 1),
+    "features": ("SIGUSR1", "deepcluster.algorithm:features_of", 1),
     "clustering": ("SIGINT", "deepcluster.clustering.kmeans:KMeans.__call__", 2),
     "training": ("SIGTERM", "deepcluster.learning.training:Outputs", 5),
     "saving": ("SIGTERM", "deepcluster.storage.checkpoint:write_tensors", 3),
