@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import tomllib
 import tracemalloc
 from dataclasses import replace
@@ -28,7 +29,7 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.content import FILES, RunRecord, Table
-from tests.helpers.runs import OPTIONS, Said, left_behind, predicted, record, rows
+from tests.helpers.runs import OPTIONS, Said, change_record, left_behind, predicted, record, rows, small_fit
 from tests.tiny import writable
 
 TWO_ROUNDS = OPTIONS | {"rounds": 2}
@@ -93,6 +94,16 @@ def test_labels_change_nothing_but_the_metrics(finished, fitted):
     assert not (without / "metrics.json").exists()
     assert [row | {"label": ""} for row in rows(finished / "clusters.csv")] == rows(without / "clusters.csv")
     assert (without / "features.npy").read_bytes() == (finished / "features.npy").read_bytes()
+
+
+@pytest.mark.parametrize("rounds", [["x"], [], ["1"]])
+def test_a_history_of_other_rounds(rounds, fitted, tmp_path, photos, ends):
+    run = Path(shutil.copytree(fitted("--rounds", "2", "--keep-checkpoints"), tmp_path / "run"))
+    change_record(run, status="stopped")
+    columns = FILES["history.csv"].columns
+    lines = [round + ",1" * (len(columns) - 1) for round in rounds]
+    (run / "history.csv").write_text("\n".join([",".join(columns), *lines, ""]))
+    assert "history.csv" in ends(["fit", photos, "-o", run, "--resume", *small_fit("--rounds", "2")], 5)
 
 
 @pytest.mark.parametrize("count", [1, 17])

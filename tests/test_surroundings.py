@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,7 +34,7 @@ from deepcluster.runtime.plain_files import unguarded, write_csv
 from deepcluster.storage import run_folder, state
 from deepcluster.storage.content import COLUMNS, FILES
 from deepcluster.texts import retold
-from tests.helpers.runs import change_record, contents, record, rows, small_fit
+from tests.helpers.runs import contents, record, rows, small_fit
 from tests.tiny import RECORD, tiny_run
 
 NAMES = [
@@ -286,7 +285,9 @@ def test_a_number_of_5000_digits_is_refused_in_a_short_line(option, photos, tmp_
 def test_a_result_that_cannot_be_printed_is_an_error(line: str, run, photos, tmp_path, ends, monkeypatch) -> None:
     """The work is done; nothing is wrong with the run, and nobody is advised to replace it."""
     values = {"RUN": run, "PHOTOS": photos, "OUT": tmp_path / "out"}
-    given = [values.get(word, word) for word in line.split()] + (small_fit()[:-1] if "fit" in line else [])
+    given = [values.get(word, word) for word in line.split()] + (
+        small_fit("--rounds", "0")[:-1] if "fit" in line else []
+    )
     with contextlib.suppress(OSError), Path("/dev/full").open("w") as stream:  # of its end
         monkeypatch.setattr("sys.stdout", stream)
         said = ends(given, 5)
@@ -305,7 +306,7 @@ def test_a_fit_whose_reader_has_gone(photos: Path, tmp_path: Path, monkeypatch: 
     os.close(reader)
     with contextlib.suppress(BrokenPipeError), os.fdopen(writer, "w", buffering=1) as stream:  # of its end
         monkeypatch.setattr("sys.stdout", stream)
-        assert ends(["fit", photos, "-o", tmp_path / "run", *small_fit()[:-1]], 0) == ""
+        assert ends(["fit", photos, "-o", tmp_path / "run", *small_fit("--rounds", "0")[:-1]], 0) == ""
     assert record(tmp_path / "run")["status"] == "done"
 
 
@@ -383,16 +384,6 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(state, "_lock", Mock(side_effect=OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))))
     with pytest.raises(DiskError, match=os.strerror(errno.ENOLCK)), run_folder.locked(tmp_path, make=True):
         pass
-
-
-@pytest.mark.parametrize("rounds", [["x"], [], ["1"]])
-def test_a_history_of_other_rounds(rounds, fitted: Callable[..., Path], tmp_path, photos, ends: Ends) -> None:
-    run = Path(shutil.copytree(fitted("--rounds", "2", "--keep-checkpoints"), tmp_path / "run"))
-    change_record(run, status="stopped")
-    columns = FILES["history.csv"].columns
-    rows = [round + ",1" * (len(columns) - 1) for round in rounds]
-    (run / "history.csv").write_text("\n".join([",".join(columns), *rows, ""]))
-    assert "history.csv" in ends(["fit", photos, "-o", run, "--resume", *small_fit("--rounds", "2")], 5)
 
 
 @pytest.mark.parametrize("name", ["model", "checkpoints"])
