@@ -10,13 +10,12 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 import deepcluster
-from deepcluster import errors
-from deepcluster.cli import app
+from deepcluster import cli, errors, export
 from deepcluster.runtime.signals import EXIT_ON_SECOND_SIGINT
 from deepcluster.storage.content import FILES, PREDICTIONS
 from tests.pages import (
@@ -34,6 +33,7 @@ from tests.pages import (
 )
 from tests.sandbox import Sandbox, options, verbs
 from tests.test_layers import LEVEL, modules
+from tests.which import tests_of
 
 HISTORY = ("decisions.md", "LOG.md", "RECORDS.md")  # may name options that are gone, or other programs'
 
@@ -148,7 +148,7 @@ def test_no_command_hides_in_another_block():
 
 
 def test_options_in_the_prose_exist():
-    everywhere = set.union(*map(options, verbs())) | {"--debug", *app}
+    everywhere = set.union(*map(options, verbs())) | {"--debug", *cli.app}
     everywhere |= {"--standalone", "--nproc-per-node", "--master-port"}  # torchrun's
     for page in PAGES:
         if page.name in HISTORY:
@@ -197,3 +197,20 @@ def test_every_package_is_in_the_list_of_packages():
     order = [LEVEL[name] for name in names if name in LEVEL]
     assert order == sorted(order)
     assert {module.split(".")[0] for module in modules()} <= {*names, "__main__"}
+
+
+def test_every_module_has_test_files():
+    names = {
+        str(path.relative_to(ROOT / "deepcluster")): [test.stem for test in tests_of(path)]
+        for path in modules().values()
+    }
+    assert [name for name, tests in names.items() if not tests] == ["__main__.py"]
+    for name, test in {"runs/evaluate": "evaluation", "groups/cut": "groups", "images/decode": "decode"}.items():
+        assert f"test_{test}" in names[f"{name}.py"][:3]
+
+
+def test_every_form_of_export_has_a_page_and_tests():
+    forms = get_args(get_type_hints(cli.export)["to"])
+    assert sorted(forms) == sorted(export.__all__)
+    for form in forms:
+        assert f"\n## {form}\n" in text_of(ROOT / "docs/export.md") and (ROOT / f"tests/test_export_{form}.py").exists()

@@ -1,0 +1,23 @@
+"""Test files for a module, from its importers: ``pytest $(python -m tests.which deepcluster/groups/cut.py)``."""
+
+import sys
+from pathlib import Path
+
+from tests.pages import ROOT
+from tests.test_layers import imports, modules
+
+NEEDS = {path: imports(path.read_text()) for path in (ROOT / "tests").glob("test_*.py")}
+
+
+def tests_of(file: Path) -> list[Path]:
+    """Those named like the module or with the shortest way of imports to it; the least importing ones come first."""
+    near = seen = {name for name, path in modules().items() if path == file}
+    named = set((ROOT / "tests").glob(f"test_{file.stem[:6]}*.py"))  # evaluate: test_evaluation
+    while near and not (tests := {path for path, needed in NEEDS.items() if needed & near}):
+        near = {name for name, path in modules().items() if imports(path.read_text()) & near} - seen
+        seen = seen | near
+    return sorted((tests if near else set()) | named, key=lambda path: (path not in named, len(NEEDS[path]), path))
+
+
+if __name__ == "__main__":
+    print(*(path.relative_to(ROOT) for path in tests_of(Path(sys.argv[1]).resolve())), sep="\n")
