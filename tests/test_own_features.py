@@ -112,27 +112,8 @@ def test_recut_and_report_find_the_pictures(made):
     assert "data:image" in report(made / "run").read_text()
 
 
-@pytest.mark.parametrize(
-    ("array", "words"),
-    [
-        (np.zeros(5), "shape 5"),
-        (np.zeros((0, 4)), "shape 0 x 4"),
-        (np.array(["a", "b"]), "<U1"),
-        (np.array([[1, 2], [np.nan, 1], [np.inf, 1]]), "2 of 3"),
-        (np.array([[1e300, 2]]), "1 of 1"),  # not finite in float32
-        (np.array([[1], [1, 2]], object), "objects"),
-    ],
-)
-def test_an_array_that_is_no_features_is_refused(array, words, tmp_path):
-    np.save(tmp_path / "f.npy", array, allow_pickle=True)
-    with pytest.raises(DataError) as error:
-        read_features(tmp_path / "f.npy")
-    assert words in str(error.value) and "f.npy" in str(error.value) and error.value.exit_code == 3
-
-
-@pytest.mark.parametrize("scale", [5e37, 1e25, 1e-20])
-def test_numbers_that_cannot_be_compared(tmp_path, scale):
-    np.save(tmp_path / "f.npy", np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32) * np.float32(scale))
+def test_numbers_too_small_to_be_compared(tmp_path):
+    np.save(tmp_path / "f.npy", np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32) * np.float32(1e-20))
     with pytest.raises(DataError), np.errstate(all="ignore"):
         fit(tmp_path / "f.npy", Request(features=True, out=tmp_path / "run", n_clusters=2))
 
@@ -202,8 +183,15 @@ ROW = [1.0, 2.0]
 
 
 @pytest.mark.parametrize(
-    ("columns", "words"),
+    ("data", "words"),
     [
+        (np.zeros(5), "shape 5"),
+        (np.zeros((0, 4)), "shape 0 x 4"),
+        (np.array(["a", "b"]), "<U1"),
+        (np.array([[1, 2], [np.nan, 1], [np.inf, 1]]), "2 of 3"),
+        (np.array([[1e300, 2]]), "1 of 1"),  # not finite in float32
+        (np.array([[1e25, 2]]), "1 of 1"),  # nor is its square
+        (np.array([[1], [1, 2]], object), "objects"),
         ({"embedding": [ROW, [1.0]]}, "2 numbers in row 0, and 1 number in row 1"),
         ({"embedding": [ROW, ROW, None]}, "none in row 2"),
         ({"embedding": [ROW, [1.0, None]]}, "1 of 2 rows, the first of them row 1"),
@@ -214,10 +202,14 @@ ROW = [1.0, 2.0]
         ({"embedding": [ROW, ROW], "id": ["a", "a"]}, "a in the rows 0 and 1"),
     ],
 )
-def test_a_table_that_is_no_features_is_refused(columns, words, tmp_path):
+def test_an_array_or_a_table_that_is_no_features_is_refused(data, words, tmp_path):
+    if isinstance(data, dict):
+        file = table(tmp_path / "f.parquet", **data)
+    else:
+        np.save(file := tmp_path / "f.npy", data, allow_pickle=True)
     with pytest.raises(DataError) as error:
-        read_features(table(tmp_path / "f.parquet", **columns))
-    assert words in str(error.value) and "f.parquet" in str(error.value) and error.value.exit_code == 3
+        read_features(file)
+    assert words in str(error.value) and file.name in str(error.value) and error.value.exit_code == 3
 
 
 def test_parquet_that_cannot_be_read(tmp_path, ends, monkeypatch):
