@@ -135,11 +135,11 @@ def test_a_fifo_is_written_into(place, name, ends):
     reader = threading.Thread(target=lambda: received.extend(Path("fifo").read_bytes() for _ in range(2)), daemon=True)
     reader.start()
     ends(["predict", "run", "photos", "-o", name, "-q"], 0)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not received and time.monotonic() < deadline:  # until the reader has seen the end of the first
         time.sleep(0.01)
     write_output(Path(name), lambda file: np.save(file, np.arange(6.0)), binary=True)
-    reader.join(10)
+    reader.join(60)
     np.save("file.npy", np.arange(6.0))
     assert stat.S_ISFIFO(os.lstat("fifo").st_mode) and Path("link").is_symlink()
     assert received[0].startswith(ROW) and received[0].count(b"\n") == 3

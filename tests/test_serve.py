@@ -153,7 +153,7 @@ def test_connections_without_a_request_make_room(run: Path):
     idle = [connected(address) for _ in range(MAX_CONNECTIONS + more)]
     begin = time.monotonic()
     assert ask(address)[0] == 200
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 8  # of the 10 s of a request
     assert not any(is_open(connection, 2) for connection in idle[:more])
     assert all(is_open(connection) for connection in idle[more + 1 :])
     for connection in idle:
@@ -169,7 +169,7 @@ def test_a_request_has_one_deadline_however_its_bytes_come(run: Path, monkeypatc
     slow = [connected(address) for _ in range(2)]
     slow[1].sendall(head.encode())
     begin, late = time.monotonic(), set(slow)
-    while late and time.monotonic() - begin < 4:
+    while late and time.monotonic() - begin < 30:
         for connection in [*late]:
             try:
                 connection.sendall(b"G")
