@@ -58,6 +58,8 @@ Errors = Literal["raise", "coerce"]
 # By the type of a column of clusters.csv, that of numpy, and the value for an image that cannot be used.
 NUMPY: Mapping[type, tuple[str, Any]] = {str: ("O", ""), int: ("i8", -1), float: ("f4", np.nan), bool: ("?", False)}
 
+MISSING = ("-1", "nan", "None", "<NA>")  # in y, as text: -1 and the missing values of numpy, Python and pandas
+
 if TYPE_CHECKING:
     # scikit-learn has no types: with its classes as bases, mypy would accept any attribute.
     class _Base:
@@ -65,7 +67,6 @@ if TYPE_CHECKING:
         def set_params(self, **params: Any) -> Self: ...
         def set_output(self, *, transform: str | None = None) -> Self: ...
         def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[np.object_]: ...
-        def fit_predict(self, X: Any, y: Any = None, **fit_params: Any) -> npt.NDArray[np.int64]: ...
         def __sklearn_tags__(self) -> Any: ...
         def __getstate__(self) -> dict[str, Any]: ...
         def __setstate__(self, state: dict[str, Any]) -> None: ...
@@ -185,6 +186,7 @@ class DeepCluster(_Base):
             images = read_features(images, None if paths is None else list(paths))
         elif paths is not None:
             raise UsageError("paths are for features, and X is images: leave them out")
+        label_of = _by_path(labels, images.source if is_features else find(images)) if labels else {}
         seed = _seed(self.random_state)
         recipe = self._recipe()
         steps = Steps(self.clustering, self.loss, self.optimizer)
@@ -215,8 +217,12 @@ class DeepCluster(_Base):
         if self.skipped_:
             warn(f"{_unusable(self.skipped_)}, and left out: skipped_ lists all of them")
         if labels:
-            self._learn(labels, self.paths_ if is_features else find(images).paths)
+            self._learn(label_of)
         return self
+
+    def fit_predict(self, X: Any, y: Any = None, **fit_params: Any) -> npt.NDArray[np.int64]:
+        """Fit, and return ``labels_``."""
+        return self.fit(X, y, **fit_params).labels_
 
     def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> npt.NDArray[np.float32]:
         """Fit, and return ``embedding_``."""
@@ -335,7 +341,10 @@ class DeepCluster(_Base):
             drawn: Images of ``answers`` that were drawn at random (``ask``); they teach nothing.
         """
         self._check_run("teach")
-        self._teach([_answer(image, given, image in drawn) for image, given in (answers or {}).items()])
+        if not hasattr(answers, "items") and answers is not None:
+            raise UsageError(f"answers is a {type(answers).__name__}: give a dict such as {{'a.jpg': 'owl'}}")
+        pairs = () if answers is None else answers.items()  # a Series of pandas has them, too
+        self._teach([_answer(image, given, image in drawn) for image, given in pairs])
         return self
 
     def report(self, path: str | Path) -> Path:
@@ -536,11 +545,8 @@ class DeepCluster(_Base):
             teach.teach(self.run_, answers, display, names=names or {}, report=False)
         self._read_results()
 
-    def _learn(self, labels: Sequence[str], paths: Sequence[str]) -> None:
+    def _learn(self, label_of: Mapping[str, str]) -> None:
         """Teach the labels ("": none) of the images of the fit. Clusters without a name get their commonest label."""
-        if len(labels) != len(paths):
-            raise UsageError(f"y has {len(labels):,} labels, and X has {len(paths):,} images: give one for each")
-        label_of = dict(zip(paths, labels, strict=True))
         answers = {row: Answer(row, name=label_of[path]) for row, path in enumerate(self.paths_) if label_of[path]}
         names = {group: name for group, name in enumerate(self._model.names) if name}
         for (group, label), _ in Counter(
@@ -596,16 +602,31 @@ def _column_of_rows(X: Any) -> Any:
 
 
 def _given_labels(y: Any) -> list[str]:
-    """Return the labels in y as text, "" for -1; none if all are -1 or y is None."""
+    """Return the labels in y as text, "" for unknown ones; none if all are unknown or y is None."""
     values = [] if y is None else column_or_1d(y, dtype=None if hasattr(y, "dtype") else object).tolist()
-    whole = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
-    return ["" if value == -1 else str(value) for value in whole] if {*whole} - {-1} else []
+    labels = [_label(value) for value in values]
+    return labels if any(labels) else []
 
 
-def _answer(image: str | int, given: Any, drawn: bool) -> Answer:
+def _by_path(labels: Sequence[str], source: Source) -> dict[str, str]:
+    if len(labels) != len(source.paths):
+        raise UsageError(f"y has {len(labels):,} labels, and X has {len(source.paths):,} images: give one for each")
+    return dict(zip(source.paths, labels, strict=True))
+
+
+def _label(value: Any) -> str:
+    text = str(int(value) if isinstance(value, float) and value.is_integer() else value)
+    unknown = MISSING[:1] if isinstance(value, str) else MISSING  # an array of words has no number -1
+    return "" if text in unknown else checked_name(text)
+
+
+def _answer(image: str | int | Path, given: Any, drawn: bool) -> Answer:
+    if not isinstance(image, str | int | np.integer | Path):
+        raise UsageError(f"the answer about {image!r} is about no image: give its path or its row")
+    image = image if isinstance(image, str) else str(image) if isinstance(image, Path) else int(image)
     if isinstance(given, str):
         return Answer(image, name=checked_name(given), drawn=drawn)
-    if _is_count(given) or given == 0:
+    if _is_count(given) or (given == 0 and given is not False):
         return Answer(image, int(given), drawn=drawn)
     raise UsageError(f"the answer {given!r} is no cluster: give its name, or its number")
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy
 import torch
@@ -325,19 +326,27 @@ def test_labels_of_some_images_are_answers_in_python(made, tmp_path):
     some = np.where(np.arange(COUNT) < 30, truth, -1)
     unnamed = fit().place()
     assert (fit(np.full(COUNT, -1)).place() == unnamed).all() and {*unnamed["name"]} == {""}
-    for y in (some.astype(float), [f"{label}" if label >= 0 else -1 for label in some]):
+    unknown = (-1, None, np.nan)
+    for y in (some.astype(str), [float(x) if x >= 0 else unknown[i % 3] for i, x in enumerate(some)]):
         dc = fit(y)
         assert (dc.place()["name"] == truth.astype(str)).mean() > 0.9 and dc.n_clusters_ == KINDS
-    with pytest.raises(UsageError, match=r"239 .*240"):
-        fit(some[1:])
+    halves = np.arange(COUNT) * 2 // COUNT
+    other = DeepCluster(n_clusters=KINDS)
+    assert (other.fit_predict(features, halves) == other.labels_).all() and {*other.names_[other.labels_]} == {"0", "1"}
+    for y, words in ((some[1:], "239 .*240"), (["a\nb"] * COUNT, "printable"), (["x" * 201] * COUNT, "200")):
+        with pytest.raises(UsageError, match=words):
+            other.fit(features, y, run=tmp_path / "none")
+        assert not (tmp_path / "none").exists()
     one, other = dc.ask(2)
     assert dc.labels_[int(one.path)] == one.cluster and one.cluster in one.likely and dc.quality_ is None
     dc.teach({one.path: "owl", int(other.path): 2}, drawn=[one.path])
     assert dc.place()["name"][int(one.path)] == "owl" and dc.labels_[int(other.path)] == 2
     assert dc.quality_["drawn"] == 1 and (dc.predict(features) == dc.labels_).all()
-    for wrong in (-1, 2.5, None):
-        with pytest.raises(UsageError, match="is no cluster"):
-            dc.teach({0: wrong})
+    dc.teach(pd.Series({Path(other.path): "owl"}))
+    assert dc.place()["name"][int(other.path)] == "owl"
+    for wrong in ({0: -1}, {0: 2.5}, {0: None}, {0: False}, {0: "a\nb"}, {0.5: "a"}, ["a"]):
+        with pytest.raises(UsageError, match=r"is no cluster|printable|its path or its row|a dict"):
+            dc.teach(wrong)
     alone = DeepCluster(n_clusters=1).fit(features[:1], run=tmp_path / "one")
     assert [question.path for question in alone.ask(3)] == ["0"]
     assert alone.teach({0: "only"}).place()["name"].tolist() == ["only"] and alone.n_clusters_ == 1

@@ -135,8 +135,8 @@ def _number(key: str) -> int:
 
 
 def checked_name(name: str) -> str:
-    """Return the name without blanks around it, if it is a single printable line."""
+    """Return the name without blanks around it. UsageError if it is not a single printable line."""
     name = name.strip()
     if len(name) > LONGEST_NAME or not all(letter.isprintable() for letter in name):
-        raise ValueError(f"the name {name[:80]!a} is not one line of at most {LONGEST_NAME} printable characters")
+        raise UsageError(f"the name {name[:80]!a} is not one line of at most {LONGEST_NAME} printable characters")
     return name
