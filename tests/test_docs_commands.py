@@ -33,7 +33,7 @@ from tests.pages import (
 )
 from tests.sandbox import Sandbox, options, verbs
 from tests.test_layers import LEVEL, modules
-from tests.which import tests_of
+from tests.which import files_that_test
 
 HISTORY = ("decisions.md", "LOG.md", "RECORDS.md")  # may name options that are gone, or other programs'
 
@@ -201,7 +201,7 @@ def test_every_package_is_in_the_list_of_packages():
 
 def test_every_module_has_test_files():
     names = {
-        str(path.relative_to(ROOT / "deepcluster")): [test.stem for test in tests_of(path)]
+        str(path.relative_to(ROOT / "deepcluster")): [test.stem for test in files_that_test(path)]
         for path in modules().values()
     }
     assert [name for name, tests in names.items() if not tests] == ["__main__.py"]

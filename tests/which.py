@@ -9,7 +9,7 @@ from tests.test_layers import imports, modules
 NEEDS = {path: imports(path.read_text()) for path in (ROOT / "tests").glob("test_*.py")}
 
 
-def tests_of(file: Path) -> list[Path]:
+def files_that_test(file: Path) -> list[Path]:
     """Those named like the module or with the shortest way of imports to it; the least importing ones come first."""
     near = seen = {name for name, path in modules().items() if path == file}
     named = set((ROOT / "tests").glob(f"test_{file.stem[:6]}*.py"))  # evaluate: test_evaluation
@@ -20,4 +20,4 @@ def tests_of(file: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    print(*(path.relative_to(ROOT) for path in tests_of(Path(sys.argv[1]).resolve())), sep="\n")
+    print(*(path.relative_to(ROOT) for path in files_that_test(Path(sys.argv[1]).resolve())), sep="\n")
