@@ -128,7 +128,7 @@ def conclude(
     # On the CPU, because a model reduces new images there too: so the same image has the same bits.
     reduced = mapping(of_pass.rows.cpu())
     rows = reduced.to(reduction.device(of_pass))
-    nearest = replace(clustering, spherical=False)
-    final = nearest.once(rows, clusters, seed=derive(seed, "k-means final"), partition=compute.partition)
+    euclidean = replace(clustering, spherical=False)
+    final = euclidean.once(rows, clusters, seed=derive(seed, "k-means final"), partition=compute.partition)
     outliers = fit_outliers(of_pass.rows, compute.partition, root=reduction.root)
     return Conclusion(mapping, reduced, outliers, outliers.residuals(of_pass.rows), final)

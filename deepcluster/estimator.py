@@ -540,19 +540,19 @@ class DeepCluster(_Base):
             residuals = torch.cat([residuals, blank[0, :1]])[rows]
         return Prediction(paths, reduced, residuals, skipped)
 
-    def _teach(self, answers: Sequence[Answer], names: Mapping[int, str] | None = None) -> None:
+    def _teach(self, answers: Sequence[Answer], names: Sequence[str] = ()) -> None:
         with self._display() as display:
-            teach.teach(self.run_, answers, display, names=names or {}, report=False)
+            teach.teach(self.run_, answers, display, names=names, report=False)
         self._read_results()
 
     def _learn(self, label_of: Mapping[str, str]) -> None:
         """Teach the labels ("": none) of the images of the fit. Clusters without a name get their commonest label."""
         answers = {row: Answer(row, name=label_of[path]) for row, path in enumerate(self.paths_) if label_of[path]}
-        names = {group: name for group, name in enumerate(self._model.names) if name}
+        names = [*self._model.names]
         for (group, label), _ in Counter(
             (int(self.labels_[row]), answer.name) for row, answer in answers.items()
         ).most_common():
-            if group not in names and label not in names.values():
+            if not names[group] and label not in names:
                 names[group] = label
         self._teach([*answers.values()], names)
 

@@ -136,10 +136,10 @@ def difference(model: Model, images: Tensor, outputs: list[Any]) -> float:
     features, distances, cluster, residual = map(torch.from_numpy, outputs)
     reduced, residuals = model.measure(images)
     placement = model.place(reduced)
-    nearest = distances.gather(1, cluster.unsqueeze(1)).squeeze(1)
+    distance = distances.gather(1, cluster.unsqueeze(1)).squeeze(1)
     if ((cluster != placement.cluster) & (placement.margin >= MAX_DIFFERENCE)).any():
         return float("inf")
-    apart = torch.cat([(features - reduced).flatten(), nearest - placement.distance, residual - residuals]).abs()
+    apart = torch.cat([(features - reduced).flatten(), distance - placement.distance, residual - residuals]).abs()
     return apart.max().item()  # NaN if one is
 
 

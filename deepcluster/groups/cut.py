@@ -216,10 +216,10 @@ def pinned(reduced: Tensor, cut: Cut, wanted: Tensor) -> Cut:
     """
     numbers = cut.group_of.clone()
     for rows, wishes in zip(reduced.split(ROWS_AT_ONCE), wanted.split(ROWS_AT_ONCE), strict=True):
-        distance, nearest = exact_distances(rows, cut.centroids).min(1)
+        distance, nearest_centroid = exact_distances(rows, cut.centroids).min(1)
         # A centroid that is an image itself, after an earlier move, goes with the image.
-        moved = (distance == 0) & (cut.group_of[nearest] != wishes)
-        numbers[nearest[moved]] = wishes[moved]
+        moved = (distance == 0) & (cut.group_of[nearest_centroid] != wishes)
+        numbers[nearest_centroid[moved]] = wishes[moved]
     inside, outside = torch.full((2, len(reduced)), torch.inf)
     centroids = [cut.centroids]
     groups_of = [numbers]

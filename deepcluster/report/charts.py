@@ -5,8 +5,8 @@ Positions are in units of the plot, the origin at the top left; the templates dr
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
+from deepcluster.report.sections import Values
 from deepcluster.storage.content import Row
 from deepcluster.texts import figure, number, percent
 
@@ -21,8 +21,6 @@ SERIES = (
     ("largest_share", "Largest pseudo-label's share", None),
     ("nmi_labels", "NMI to the labels", 1.0),
 )
-
-Values = dict[str, Any]  # for the templates; ticks are pairs (position, text)
 
 
 def training_charts(history: Sequence[Row]) -> list[Values]:

@@ -27,7 +27,7 @@ from deepcluster.runtime.console import Display, Silent, complain
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
-from deepcluster.storage.content import COLUMNS
+from deepcluster.storage.content import COLUMNS, Row, Table
 from deepcluster.storage.run_folder import RunFolder, open_run, read_state
 from deepcluster.texts import one_line
 
@@ -122,15 +122,12 @@ def predicted(
     check_skipped(skipped, max_skipped)
 
 
-def placed_rows(
-    model: Model, predictions: Iterable[Prediction], reject: bool, sizes: Counter[int]
-) -> Iterator[dict[str, Any]]:
+def placed_rows(model: Model, predictions: Iterable[Prediction], reject: bool, sizes: Counter[int]) -> Iterator[Row]:
     """Yield the rows of `predict`, and count the images by cluster in ``sizes``."""
     for part in predictions:
         columns = placement_columns(model, model.place(part.reduced), part.residuals, reject=reject)
         sizes.update(columns["cluster"])
-        for cells in zip(part.paths, *columns.values(), strict=True):
-            yield dict(zip(("path", *columns), cells, strict=True))
+        yield from Table.of_columns({"path": part.paths, **columns})
         sys.stdout.flush()
 
 

@@ -147,9 +147,8 @@ def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[st
     sizes = partition.all_reduce(torch.bincount(cluster, minlength=cut.count)).tolist()
     zeros = torch.zeros(cut.count, dtype=torch.float64)  # bincount with weights returns integers for no rows at all
     distances = partition.all_reduce(zeros.index_add(0, cluster, placement.distance.double())).tolist()
-    group_means = means(
-        reduced, cluster, cut.count, partition
-    )  # each for all of a group, which may have many centroids
+    # Each is of all images of a group, which may have many centroids.
+    group_means = means(reduced, cluster, cut.count, partition)
     medoids = medoids_of(group_means, reduced, cluster, partition).tolist()
     between = torch.cdist(group_means, group_means).fill_diagonal_(torch.inf)
     present = cut.group_of.unique().tolist()

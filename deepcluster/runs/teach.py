@@ -235,12 +235,12 @@ def teach(
     display: Display | None = None,
     *,
     within: int | None = None,
-    names: Mapping[int, str] | None = None,
+    names: Sequence[str] = (),
     report: bool = True,
 ) -> dict[tuple[int, int], int]:
     """Keep the answers with a run, let its other images follow, and return the changes, as in :class:`Lesson`.
 
-    The answers that the run has count again. ``within``: As in :func:`lesson`. ``names``: New names of clusters.
+    The answers that the run has count again. ``within``: As in :func:`lesson`. ``names``: New names of all clusters.
     ``report``: False writes only a report that exists already again.
 
     Raises UsageError if there are no answers, or if an image or a cluster does not exist.
@@ -249,8 +249,7 @@ def teach(
     with run_folder.locked(run) as folder:
         record, model, rows = read_run(folder)
         display.progress(GROUPING_PHASE, 0, 0)
-        named = replace(model, names=tuple((names or {}).get(*pair) for pair in enumerate(model.names)))
-        done = lesson(named, rows, answers, within)
+        done = lesson(replace(model, names=tuple(names) or model.names), rows, answers, within)
         digest = json_sha256(sorted((row, int(done.after.cluster[row])) for row in done.model.answers))
         if record.edits == digest:
             display.say("Answers", "the run has them already")
