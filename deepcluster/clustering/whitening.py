@@ -282,7 +282,7 @@ def _components(x: Tensor, count: int) -> tuple[Tensor, Directions, Directions]:
 
 @dataclass(frozen=True)
 class Features:
-    """Step 2."""
+    """The features of a pass over the images: step 2."""
 
     rows: Tensor  #: n x D: this rank's
     compute: Compute
