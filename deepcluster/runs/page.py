@@ -34,7 +34,7 @@ from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.plain_files import check_file, shaped
 from deepcluster.seeding import derive
-from deepcluster.storage import run_folder as files
+from deepcluster.storage import run_folder
 from deepcluster.storage.content import FILES, Tables
 from deepcluster.storage.files import new_folder
 from deepcluster.texts import one_line
@@ -84,7 +84,7 @@ def on_sheet_of(column: Tensor, partition: Partition) -> Tensor:
 
 
 def write_drawings(
-    folder: files.LockedFolder,
+    folder: run_folder.LockedFolder,
     tables: Tables,
     rows: Rows,
     shown: Shown,
@@ -114,7 +114,7 @@ def report(
 
     ``out``: A folder to make for figures as SVG.
     """
-    with files.locked(run) as folder, folder.next_state() as staged:
+    with run_folder.locked(run) as folder, folder.next_state() as staged:
         data = write_report(staged, source, progress)
     if out:
         with new_folder(out) as place:
@@ -124,7 +124,7 @@ def report(
 
 
 def write_report(
-    staged: files.NextState, source: Source | None = None, progress: Progress = ignore_progress
+    staged: run_folder.NextState, source: Source | None = None, progress: Progress = ignore_progress
 ) -> RunData:
     """Write report.html from the other files of a state, as :func:`report` does.
 
@@ -149,7 +149,7 @@ def write_report(
 
 @pillow_limits()
 def write_page(
-    folder: files.LockedFolder,
+    folder: run_folder.LockedFolder,
     source: Source | None,
     tables: Tables,
     tree: Tree | None,
@@ -209,7 +209,7 @@ def write_page(
     return data
 
 
-def _tiny(folder: files.RunFolder, tables: Tables, sheet: bytes, away: list[str]) -> Picture:
+def _tiny(folder: run_folder.RunFolder, tables: Tables, sheet: bytes, away: list[str]) -> Picture:
     """Return a function from the path of an unreadable image to its tiny picture; ``away`` collects the path."""
 
     @cache
@@ -287,12 +287,12 @@ def _sides(source: Source, index: Mapping[str, int], path: str) -> tuple[int, in
 # ---- the drawings as files ------------------------------------------------------------------------------------------
 
 
-def read_map(folder: files.RunFolder, images: int) -> npt.NDArray[Any] | None:
+def read_map(folder: run_folder.RunFolder, images: int) -> npt.NDArray[Any] | None:
     """Read the positions (float32, M x 2) of the ``images`` of a run that are on the sheet; None if it has no map."""
     return folder.read_array(MAP, len(on_sheet(images)), 2) if folder.has(MAP) else None
 
 
-def read_sheet(folder: files.RunFolder) -> bytes:
+def read_sheet(folder: run_folder.RunFolder) -> bytes:
     """Read the sheet of tiny pictures; empty if the run has none."""
     if not folder.has(SHEET):
         return b""
@@ -305,7 +305,7 @@ def read_sheet(folder: files.RunFolder) -> bytes:
     return data
 
 
-def write_nouns(folder: files.LockedFolder, backbone: str, features: Tensor, paths: Sequence[str]) -> None:
+def write_nouns(folder: run_folder.LockedFolder, backbone: str, features: Tensor, paths: Sequence[str]) -> None:
     """Write the nouns of the images on the sheet, by their features before any training, if the network has nouns."""
     rows = zip(on_sheet(len(paths)), nouns(backbone, features), strict=False)
     table = [{"path": paths[row], "noun": noun, "probability": f"{value:.4f}"} for row, (noun, value) in rows]
@@ -313,12 +313,12 @@ def write_nouns(folder: files.LockedFolder, backbone: str, features: Tensor, pat
         folder.write_rows(NOUNS, table)
 
 
-def write_tree(folder: files.LockedFolder, tree: Tree) -> None:
+def write_tree(folder: run_folder.LockedFolder, tree: Tree) -> None:
     """Write the merge tree."""
     folder.write_json(TREE, {"schema_version": TREE_VERSION} | asdict(tree))
 
 
-def read_tree(folder: files.RunFolder, images: int) -> Tree | None:
+def read_tree(folder: run_folder.RunFolder, images: int) -> Tree | None:
     """Return the merge tree of ``images`` images; None if the run has none. DiskError if the file holds no tree."""
     if not folder.has(TREE):
         return None

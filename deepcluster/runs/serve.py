@@ -42,7 +42,7 @@ from deepcluster.runs.rows import images_at_hand, read_run
 from deepcluster.runtime import log, signals
 from deepcluster.runtime.console import Log
 from deepcluster.runtime.plain_files import MAX_JSON, parse_json, sha256, shaped
-from deepcluster.storage import run_folder as files
+from deepcluster.storage import run_folder
 from deepcluster.storage.content import Row
 from deepcluster.storage.edits_file import checked_name, edits_of
 from deepcluster.storage.model_files import MAX_STEPS, read_former
@@ -98,22 +98,22 @@ def _told(request: Mapping[str, Any]) -> Teaching:
     return replace(told, answers=tuple(replace(one, name=checked_name(one.name)) for one in told.answers))
 
 
-def _places(folder: files.RunFolder) -> dict[str, Path]:
+def _places(folder: run_folder.RunFolder) -> dict[str, Path]:
     """Return the folders that sorted images may go into: beside the run, and beside the folder of its images."""
     places = {"run": folder.path, "images": Path(folder.read_record().location)}
     return {key: Path(os.path.abspath(path)).parent for key, path in places.items() if path.is_dir()}  # noqa: PTH100
 
 
-def _default_name(folder: files.RunFolder) -> str:
+def _default_name(folder: run_folder.RunFolder) -> str:
     return f"{Path(os.path.abspath(folder.path)).name}-sorted"  # noqa: PTH100
 
 
-def _version(folder: files.RunFolder) -> str:
+def _version(folder: run_folder.RunFolder) -> str:
     """Return the version of the run: the digest of run.json, which changes with images, clusters and names."""
-    return sha256(folder.file(files.RUN))
+    return sha256(folder.file(run_folder.RUN))
 
 
-def _page(folder: files.RunFolder) -> tuple[str, dict[str, Any]]:
+def _page(folder: run_folder.RunFolder) -> tuple[str, dict[str, Any]]:
     """Return the page and its state."""
     text = folder.file("report.html").read_text(encoding="utf-8")
     record = folder.read_record()
@@ -132,7 +132,7 @@ def _page(folder: files.RunFolder) -> tuple[str, dict[str, Any]]:
     }
 
 
-def _images(folder: files.RunFolder) -> tuple[str, list[str], Picture]:
+def _images(folder: run_folder.RunFolder) -> tuple[str, list[str], Picture]:
     """Return the version, the paths of the usable images, and a function from a path to its image."""
     paths = [*folder.read_clusters().where("status", "ok").column("path")]
     return _version(folder), paths, pictures(images_at_hand(folder), IMAGE_SIDE)
@@ -178,14 +178,14 @@ class _Server(ThreadingTCPServer):
         """Say nothing: a client has gone away."""
 
     def page(self) -> Answer:
-        return "text/html; charset=utf-8", served(*files.read_state(self.run, _page)).encode()
+        return "text/html; charset=utf-8", served(*run_folder.read_state(self.run, _page)).encode()
 
     def version(self) -> Answer:
-        return "application/json", json.dumps({"version": files.read_state(self.run, _version)}).encode()
+        return "application/json", json.dumps({"version": run_folder.read_state(self.run, _version)}).encode()
 
     def image(self, version: str, row: int) -> Answer:
-        if self.images[0] != files.read_state(self.run, _version):
-            self.images = files.read_state(self.run, _images)
+        if self.images[0] != run_folder.read_state(self.run, _version):
+            self.images = run_folder.read_state(self.run, _images)
         current, paths, picture = self.images
         if version != current:
             raise Outdated
@@ -196,7 +196,7 @@ class _Server(ThreadingTCPServer):
         return "image/jpeg", file.getvalue()
 
     def change(self, action: str, request: dict[str, Any]) -> Answer:
-        if request.get("version") != files.read_state(self.run, _version):
+        if request.get("version") != run_folder.read_state(self.run, _version):
             raise Outdated
         answer: dict[str, Any] = {}
         with log.logged(f"the served report: {action}"):
@@ -217,11 +217,11 @@ class _Server(ThreadingTCPServer):
 
     def ask(self, action: str, request: dict[str, Any]) -> Answer:
         """Return questions, or for ``preview`` the images that would follow the answers. Nothing is written."""
-        version = files.read_state(self.run, _version)
+        version = run_folder.read_state(self.run, _version)
         if request.get("version") != version:
             raise Outdated
         if self.state[0] != version:
-            self.state = version, files.read_state(self.run, read_run)
+            self.state = version, run_folder.read_state(self.run, read_run)
         record, model, rows = self.state[1]
         told = _told(request)
         if action == "preview":
@@ -247,7 +247,7 @@ class _Server(ThreadingTCPServer):
 
     def sort_images(self, choices: Any) -> dict[str, Any]:
         """Sort the images into folders; return where they are and how many, and how many were left out."""
-        folder = files.open_run(self.run)
+        folder = run_folder.open_run(self.run)
         sorting = Sorting(_default_name(folder))
         if choices is not None:
             sorting = shaped(choices, Sorting, "sorting")
