@@ -340,7 +340,7 @@ def result(processes: Processes, folder: Path) -> dict[str, Any]:
         patch.setattr("deepcluster.runs.rows.MAX_GRAPH_ROWS", 30)
         patch.setattr("deepcluster.report.pictures.MAX_PICTURES", 20)
         named = {"labels": str(labels), "like": folder / "run"}
-        request = run.Request(out, n_clusters=4, recipe=read_request(options), **named)
+        request = run.Request(out, n_clusters=4, recipe=read_request(options), overwrite=True, **named)
         run.fit(pixels(), request, processes=processes)
     processes.any(False)  # wait for the main rank's files
     return {name: (out / name).read_bytes() for name in RESULT}
@@ -467,18 +467,25 @@ def same(parts: list[Any], whole: Any, near: float) -> None:
         assert parts == [whole] * len(parts)
 
 
+@pytest.fixture(scope="module")
+def alone(ranks, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+    """A folder for the table, and the results of one process."""
+    folder = tmp_path_factory.mktemp("table")
+    np.savez(folder / "images.npz", images=pixels(60), labels=np.arange(60) % 4)
+    np.savez(folder / "others.npz", images=pixels(7), labels=np.arange(7) % 4)
+    run.fit(str(folder / "images.npz"), run.Request(out=folder / "run", n_clusters=4, recipe=read_request(OPTIONS)))
+    tiny_run(folder / "tiny")
+    return folder, {name: ranks[1](*work)[0] for name, (_, *work) in table(folder).items()}
+
+
 @pytest.mark.parametrize(("count", "idle"), [(3, None), (2, 0), (3, 1)])
-def test_results_are_those_of_one_process(ranks, tmp_path, count, idle):
-    np.savez(tmp_path / "images.npz", images=pixels(60), labels=np.arange(60) % 4)
-    np.savez(tmp_path / "others.npz", images=pixels(7), labels=np.arange(7) % 4)
-    run.fit(str(tmp_path / "images.npz"), run.Request(out=tmp_path / "run", n_clusters=4, recipe=read_request(OPTIONS)))
-    tiny_run(tmp_path / "tiny")
+def test_results_are_those_of_one_process(ranks, alone, count, idle):
+    folder, wholes = alone
     called = ELSEWHERE
-    for name, (near, work, *arguments) in table(tmp_path).items():
+    for name, (near, work, *arguments) in table(folder).items():
         print(name)  # shown if it fails
-        (whole,) = ranks[1](work, *arguments)
         found = ranks[count](watched, work, arguments, idle=idle)
-        same([value for value, _ in found], whole, near)
+        same([value for value, _ in found], wholes[name], near)
         called = called | found[idle or 0][1]
     assert collectives() <= called
 
