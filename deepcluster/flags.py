@@ -153,7 +153,7 @@ class FitFlags:
         verbose: Print every choice with its reason, and the figures of the rounds.
         dry_run: Print the plan with its memory, and stop.
         features: IMAGES are features: N x D numbers in an .npy file (paths in a .txt or .csv of the same name), or
-            Parquet, a file or a folder, with a column of lists. They are grouped without a network.
+            Parquet, a file or a folder, with a column of lists. They are clustered without a network.
     """
 
     out: Out | None = None
