@@ -56,26 +56,26 @@ class Shown:
 
     model: Model
     reduced: Tensor  # M x d
-    nearest: Tensor  # the nearest centroids of the cut (int64, M)
+    centroid: Tensor  # the nearest ones of the cut (int64, M)
     counts: Tensor  # numbers of images of the fit nearest to the centroids
     all_counts: Tensor  # the same of all images
     tree: Tree | None = None  # merge tree of the groups; None if there are too many
 
 
-def shown_of(rows: Rows, model: Model, nearest: Tensor, tree: Tree | None = None) -> Shown:
-    """Gather the images on the sheet. ``nearest``: The nearest centroids of this rank's ``rows``. A collective.
+def shown_of(rows: Rows, model: Model, centroid: Tensor, tree: Tree | None = None) -> Shown:
+    """Gather the images on the sheet. ``centroid``: The nearest centroids of this rank's ``rows``. A collective.
 
     ``tree``: None computes it.
     """
     partition = rows.partition
     counts, all_counts = (
-        partition.all_reduce(torch.bincount(centroids, minlength=len(model.cut.centroids)))
-        for centroids in (nearest[: len(nearest) - rows.added], nearest)
+        partition.all_reduce(torch.bincount(numbers, minlength=len(model.cut.centroids)))
+        for numbers in (centroid[: len(centroid) - rows.added], centroid)
     )
     if tree is None and len(model.cut.group_of.unique()) <= MAX_IN_TREE:
-        tree = merge_tree(rows.reduced, model.cut, nearest, partition, rows.added)
-    reduced, nearest = (on_sheet_of(column, partition) for column in (rows.reduced, nearest))
-    return Shown(model, reduced, nearest, counts, all_counts, tree)
+        tree = merge_tree(rows.reduced, model.cut, centroid, partition, rows.added)
+    reduced, centroid = (on_sheet_of(column, partition) for column in (rows.reduced, centroid))
+    return Shown(model, reduced, centroid, counts, all_counts, tree)
 
 
 def on_sheet_of(column: Tensor, partition: Partition) -> Tensor:
@@ -232,7 +232,7 @@ def _tiny(folder: run_folder.RunFolder, tables: Tables, sheet: bytes, away: list
 
 def _near(shown: Shown) -> dict[int, list[int]]:
     """Return the other clusters of each one, by the likeness of the means of their images on the sheet."""
-    groups, group = shown.model.cut.group_of[shown.nearest].unique(return_inverse=True)
+    groups, group = shown.model.cut.group_of[shown.centroid].unique(return_inverse=True)
     means = normalize(torch.zeros(len(groups), shown.reduced.shape[1]).index_add(0, group, shown.reduced))
     return {
         int(number): groups[alike].tolist() for number, alike in zip(groups, nearest(means, MAX_NEAR)[1], strict=True)
@@ -245,7 +245,7 @@ def _parts(shown: Shown | None, every: int) -> dict[str, Any]:
     if shown is None or len(numbers) > MAX_IN_TREE:
         return {}
     parts = {group: parts_of(shown.model.cut, shown.counts, group, shown.all_counts) for group in numbers}
-    part = torch.stack([branches.of_centroid for branches in parts.values()]).amax(0)[shown.nearest[::every]]
+    part = torch.stack([branches.of_centroid for branches in parts.values()]).amax(0)[shown.centroid[::every]]
     divisible = {group: branches for group, branches in parts.items() if len(branches.sizes) > 1}
     return {"parts": divisible, "part": part.numpy()}
 
