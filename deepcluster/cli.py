@@ -272,8 +272,8 @@ def apply(
         undo: Take back the last apply, recut or teach; --undo 3 the last three, --undo all every one since the fit.
     """
     word = "" if edits is None else str(edits)
-    if undo and word not in ("", "all") and not word.isdecimal():
-        raise UsageError("give an edits.json to apply, or --undo to take back the last edits (not both)")
+    if undo and not re.fullmatch("|all|[0-9]{1,9}", word):
+        raise UsageError("give an edits.json to apply, or --undo with a number of changes or all (not both)")
     record = _check_run(run_)
     path = None if undo else edits or newest_edits(run_, record)
     wanted = None if path is None else read_edits(path)

@@ -81,6 +81,7 @@ AT_ONCE = {  # answered before anything slow is imported: exit code and words
     "apply run none.json": (2, "none.json"),
     "apply run": (2, "edits.json"),
     "apply run edits.json --undo": (2, "--undo"),
+    f"apply run --undo {'9' * 5000}": (2, "--undo"),
     "evaluate run fotos": (3, "fotos"),
     "evaluate run --protocol lineer": (2, '"linear"'),
     "evaluate run --set shufles=1": (2, "shuffles?"),

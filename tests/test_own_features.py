@@ -215,8 +215,10 @@ def test_an_array_or_a_table_that_is_no_features_is_refused(data, words, tmp_pat
 def test_parquet_that_cannot_be_read(tmp_path, ends, monkeypatch):
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1 and no more")
     (tmp_path / "empty").mkdir()
-    for name in ("damaged.parquet", "none.parquet", "empty"):
-        assert name in ends(["fit", tmp_path / name, "--features"], 3)
+    for name, column in (("a", "embedding"), ("b", "other")):
+        table(tmp_path / "mixed" / f"{name}.parquet", **{column: [ROW]})
+    for name in ("damaged.parquet", "none.parquet", "empty", "mixed/b.parquet: it has no column 'embedding'"):
+        assert name in ends(["fit", tmp_path / name.partition("/")[0], "--features"], 3)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     assert "pip install pyarrow" in ends(["fit", tmp_path / "none.parquet", "--features"], 2)
 

@@ -113,6 +113,9 @@ def test_a_tab_of_an_older_state_changes_nothing(run: Path):
         status, answered = answer(address, action, old, **({"k": 4} if action == "recut" else {}))
         assert status == 409 and answered["outdated"]
     assert contents(run) == before and not run.with_name("run-sorted").exists()
+    old, kept = version(address), record(run)  # of a page that would make a cluster 3 again
+    assert answer(address, "apply", old, move=[[0, 3]])[0] == answer(address, "undo", version(address))[0] == 200
+    assert record(run) == kept and answer(address, "ask", old)[1]["outdated"]
 
 
 def test_images_belong_to_the_version_of_the_page(tmp_path: Path):

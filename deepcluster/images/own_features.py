@@ -183,7 +183,10 @@ def _read_tables(tables: Sequence[Path]) -> tuple[Iterable[Any], list[Any] | Non
     names: list[Any] = []
     for file in tables:
         with reading("the table", file), _parquet().ParquetFile(file) as table:
-            wanted = [embeddings, *({ids, "status"} & {*table.schema_arrow.names})]
+            columns = {*table.schema_arrow.names}
+            if missing := sorted({embeddings, ids or embeddings} - columns):
+                raise ValueError(f"it has no column {missing[0]!a}, which {tables[0].name} has; give tables of one kind")
+            wanted = [embeddings, *({ids, "status"} & columns)]
             for batch in table.iter_batches(columns=wanted):
                 column = batch.column(embeddings)
                 cells = getattr(column, "storage", column).to_numpy(zero_copy_only=False)

@@ -145,7 +145,8 @@ def undo(run: Path, display: Display | None = None, steps: int | None = 1) -> ru
         formers = models.read_former(folder, rows.reduced.shape[1])
         steps = len(formers) if steps is None else steps
         if not 1 <= steps <= len(formers):
-            raise UsageError(f"{plural(len(formers), 'change')} of {run} can be taken back, and not {steps}")
+            few = f"{plural(len(formers), 'change')} of {run} can be taken back, and not {steps}"
+            raise UsageError(f"{few}: {way_back(folder)} all takes back every one")
         with folder.next_state() as staged:
             for former in formers[:steps]:
                 model = taken_back(model, former, is_recut=record.edits is None)

@@ -41,10 +41,11 @@ from deepcluster.runs.recut import UNDO, apply, recut, undo
 from deepcluster.runs.rows import images_at_hand, read_run
 from deepcluster.runtime import log, signals
 from deepcluster.runtime.console import Log
-from deepcluster.runtime.plain_files import MAX_JSON, parse_json, sha256, shaped
+from deepcluster.runtime.plain_files import MAX_JSON, json_sha256, parse_json, sha256, shaped
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import Row
 from deepcluster.storage.edits_file import checked_name, edits_of
+from deepcluster.storage.model_config import CONFIG
 from deepcluster.storage.model_files import MAX_STEPS, read_former
 from deepcluster.storage.state import SCRATCH
 from deepcluster.texts import bare, inert, quality_text
@@ -109,8 +110,11 @@ def _default_name(folder: run_folder.RunFolder) -> str:
 
 
 def _version(folder: run_folder.RunFolder) -> str:
-    """Return the version of the run: the digest of run.json, which changes with images, clusters and names."""
-    return sha256(folder.file(run_folder.RUN))
+    """Return the version of the run: a digest that changes with images, clusters and names.
+
+    An undo restores run.json, but not the model: the numbers that edits gave to clusters stay given.
+    """
+    return json_sha256([sha256(folder.file(name)) for name in (run_folder.RUN, f"model/{CONFIG}")])
 
 
 def _page(folder: run_folder.RunFolder) -> tuple[str, dict[str, Any]]:

@@ -87,8 +87,8 @@ def read_columns(
     """Yield the line number and some cells of every row of a table from outside, without guards.
 
     ``names`` are those that the column of a cell may have, by the key of the cell; the first one there counts. Cells
-    of a missing ``optional`` key are empty. Raises ValueError if the first line lacks another column or the file is too
-    large, OSError or csv.Error if it cannot be read.
+    of a missing ``optional`` key are empty. Raises ValueError if the first line lacks another column, another line has
+    more cells or the file is too large, OSError or csv.Error if it cannot be read.
     """
     check_file(file, MAX_TEXT)
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
@@ -100,6 +100,8 @@ def read_columns(
             there = ",".join(header)[:80] or "nothing"
             raise ValueError(f"no column {missing[0]}: the first line must have {','.join(names)}, and has {there}")
         for cells in reader:
+            if any(cells.pop(None, None) or ()):
+                raise ValueError(f"line {reader.line_num} has more cells than the first line: quote texts with commas")
             yield reader.line_num, unguarded({key: cells.get(column) or "" for key, column in columns.items()})
 
 
