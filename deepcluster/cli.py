@@ -401,7 +401,7 @@ def report(
     """
     record = _check_run(run_)
     if figures is not None:
-        files.check_no_folder(figures)
+        files.check_no_folder(figures, "--figures")
     page = run_ / "report.html"
     # A signal to a server is no error, also before it serves.
     with Terminal(quiet=False) as terminal, signals.uninterrupted() if serve else nullcontext():

@@ -215,9 +215,10 @@ def test_what_an_answer_means(run):
 
 
 WRONG = {
+    "path,name\nkind 0/0.png,a, b,\n": "line 2",
     "path,name\nnone.png,x\n": "none.png", "path,cluster\nkind 0/0.png,9\n": "cluster 9", "path,x\na,b\n": "no answers",
     "path,cluster\nkind 0/0.png,x\n": "'x' in line 2", "path,name\nkind 0/0.png,a\nkind 0/0.png,b\n": "comes twice",
-    "name\na\n": "no column path", "path,name\nkind 0/0.png,a, b,\n": "line 2", "path,name\nkind 0/0.png,\n": "no answers", f"path,name\na,{'x' * 201}\n": "200",
+    "name\na\n": "no column path", "path,name\nkind 0/0.png,\n": "no answers", f"path,name\na,{'x' * 201}\n": "200",
 }  # fmt: skip
 
 

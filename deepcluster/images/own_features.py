@@ -185,7 +185,7 @@ def _read_tables(tables: Sequence[Path]) -> tuple[Iterable[Any], list[Any] | Non
         with reading("the table", file), _parquet().ParquetFile(file) as table:
             columns = {*table.schema_arrow.names}
             if missing := sorted({embeddings, ids or embeddings} - columns):
-                raise ValueError(f"it has no column {missing[0]!a}, which {tables[0].name} has; give tables of one kind")
+                raise ValueError(f"no column {missing[0]!a}, and {tables[0].name} has it; give tables of one kind")
             wanted = [embeddings, *({ids, "status"} & columns)]
             for batch in table.iter_batches(columns=wanted):
                 column = batch.column(embeddings)
