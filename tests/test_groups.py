@@ -61,10 +61,9 @@ def test_order_seed_and_a_sample_of_the_rows_change_nothing_that_is_clear(monkey
     sizes = [300, 200, 100]
     x, labels = blobs(sizes), torch.arange(3).repeat_interleave(torch.tensor(sizes))
     order = torch.randperm(600, generator=generator(0, "order"))
-    for sample in (600, 150):
+    for seed, sample in ((0, 600), (1, 150)):
         monkeypatch.setattr(graph.graph_rows, "__defaults__", (0, sample))
-        for seed in (0, 1):
-            assert torch.equal(clusters_of(x[order], 3, seed), labels[order])
+        assert torch.equal(clusters_of(x[order], 3, seed), labels[order])
 
 
 def test_a_few_rows_apart_from_all_are_no_group_of_their_own():
@@ -83,7 +82,7 @@ def test_equal_rows_are_together_and_no_more_groups_than_distinct_rows():
 
 def test_as_many_groups_as_a_small_graph_can_have():
     x = blobs([12] * 12, width=12)
-    for k in range(1, 13):
+    for k in (1, 2, 3, 7, 12):
         assert cut_features(x[: ROWS_EACH * k], k).count == k
     for rows, k in ((1, 1), (3, 1), (2, 2), (3, 2), (3, 3)):
         assert cut_features(x[:rows], k).group_of.unique().tolist() == list(range(k))
