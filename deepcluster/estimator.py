@@ -311,8 +311,8 @@ class DeepCluster(_Base):
             edits: Any of names (by cluster), merge (lists of clusters), split (pairs of a cluster and a number of
                 parts), move (pairs of a path or row and a cluster), junk (all junk clusters), group_names.
         """
-        self._check_run("apply")
-        wanted = python_edits(edits, run_folder.RunFolder(self.run_).read_record().cut or "")
+        self._check_run("apply", changes=True)
+        wanted = python_edits(edits, self._cut or "")
         with self._display() as display:
             recut.apply(self.run_, wanted, display, report=False)
         self._read_results()
@@ -340,7 +340,7 @@ class DeepCluster(_Base):
             answers: Name of the cluster (a new name makes a new cluster) or its number, by path or row of the image.
             drawn: Images of ``answers`` that were drawn at random (``ask``); they teach nothing.
         """
-        self._check_run("teach")
+        self._check_run("teach", changes=True)
         if not hasattr(answers, "items") and answers is not None:
             raise UsageError(f"answers is a {type(answers).__name__}: give a dict such as {{'a.jpg': 'owl'}}")
         pairs = () if answers is None else answers.items()  # a Series of pandas has them, too
@@ -477,6 +477,7 @@ class DeepCluster(_Base):
         self._of_fit = Prediction(tuple(rows.paths), rows.reduced, rows.residuals, ())
         self.inertia_ = _inertia(rows.reduced, clusters, self._centers())
         self.verdict_ = record.verdict or ""
+        self._cut = record.cut
         self.quality_ = record.quality
         self.n_iter_ = int(record.rounds or 0)
         self.history_ = [{name: _number(cell) for name, cell in row.items()} for row in folder.read_rows("history.csv")]
@@ -556,10 +557,13 @@ class DeepCluster(_Base):
                 names[group] = label
         self._teach([*answers.values()], names)
 
-    def _check_run(self, what: str) -> None:
+    def _check_run(self, what: str, *, changes: bool = False) -> None:
+        """Raise UsageError without a run, or if ``what`` ``changes`` clusters that are not those of ``labels_``."""
         check_is_fitted(self, "cluster_centers_")
         if not hasattr(self, "run_"):
             raise UsageError(f"{what} needs the features of a run, and this is a model alone: load the run folder")
+        if changes and run_folder.open_run(self.run_).read_record().cut != self._cut:
+            raise UsageError(f"{self.run_} has other clusters by now: DeepCluster.load({str(self.run_)!r}) reads them")
 
     def _images_at_hand(self) -> Source | None:
         """Return the images of the fit, for thumbnails; None if they are gone."""

@@ -281,6 +281,10 @@ def test_edits(of_features):
         with pytest.raises(UsageError):
             ours.apply(wrong)
     assert np.array_equal(ours.labels_, before)
+    DeepCluster.load(ours.run_).apply({"names": {0: "two"}}).recut(2)  # in another process, or in the page
+    for act in (lambda: ours.apply({"merge": [[0, 1]]}), lambda: ours.teach({0: 1})):
+        with pytest.raises(UsageError, match="load"):
+            act()
 
 
 def test_unusable_images_are_left_out_or_coerced(tmp_path):
