@@ -210,6 +210,9 @@ def test_what_an_answer_means(run):
     teach(run, [Answer(0, 4)])
     now = [number for number, _ in placed(run).values()]
     assert now[0] == now[6] == 4 and now[third[0]] == 3  # equal images go together, and a moved one stays
+    apply(run, Edits(names={0: "cluster 3"}))
+    teach(run, [Answer(third[0], name="cluster 3")])  # as 3 is called, too: Label Studio shows this text for both
+    assert [number for number, _ in placed(run).values()][third[0]] == 3
     both = lesson(*read_run(open_run(run))[1:], [Answer(0, 0), Answer(6, 3)])
     assert both.said == ["1 answer about images that equal others do not count"]
 

@@ -207,8 +207,9 @@ def _understood(
     numbers = [answer.cluster for answer in answers if answer.cluster is not None and not answer.name]
     new = range(free, max([free, *(number + 1 for number in numbers if number < free + len(answers))]))
     names = [*model.names, *("" for _ in new)]
-    largest = {names[group] or f"cluster {group}": group for group in present}
-    times = Counter(names[group] for group in present)
+    called = {group: names[group] or f"cluster {group}" for group in present}
+    largest = {name: group for group, name in called.items()}
+    times = Counter(called.values())
     given: dict[int, int] = {}
     said: dict[str, None] = {}
     rows = moved_rows(Edits(move=tuple((one.path, 0) for one in answers)), paths)
@@ -222,7 +223,7 @@ def _understood(
             names.append(name)
         if len(names) - free > MAX_NEW:
             raise UsageError(f"the answers make more than {MAX_NEW:,} new clusters: name kinds of images")
-        fitting = (group for group in (own, number) if group in present and names[group] == name)
+        fitting = (group for group in (own, number) if called.get(group) == name)
         given[row] = next(fitting, largest[name]) if name else number
         if name and given[row] not in (own, number) and times[name] > 1:
             said[f"answers {name!a} mean cluster {given[row]}, the largest of {times[name]} with this name"] = None
