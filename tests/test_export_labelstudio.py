@@ -66,6 +66,9 @@ def test_a_sample_and_what_cannot_be_exported(run, tmp_path, ends, prints):
     digits = hand_run(tmp_path / "digits", "sklearn:digits", {"0": 0, "1": 1})
     with pytest.raises(DataError, match="folders"):
         labelstudio(digits, tmp_path / "x.json")
+    write_clusters(run, [{**row, "margin": "0,5"} for row in RunFolder(run).read_rows("clusters.csv")])
+    with pytest.raises(DiskError, match=r"clusters\.csv"):
+        labelstudio(run, tmp_path / "x.json")
     assert not (tmp_path / "x.json").exists()
 
 

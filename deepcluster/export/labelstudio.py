@@ -14,6 +14,7 @@ from deepcluster.images import Images
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.log import warn
 from deepcluster.storage.files import check_no_file, new_file
+from deepcluster.storage.run_folder import open_run
 from deepcluster.texts import one_line, plural
 
 # A column "name" in Label Studio's CSV export, which `teach` reads with the column "path".
@@ -47,6 +48,8 @@ def labelstudio(
     check_no_file(out)
     members = read_run_images(run, images)
     used = {row["path"]: row for row in members.rows if row["status"] == "ok"}
+    with open_run(run).as_disk_errors("clusters.csv"):
+        margin_of = {path: float(row["margin"]) for path, row in used.items()}
     files: dict[str, Path] = {}
     missing = []
     for path in balanced({path: row["cluster"] for path, row in used.items()}, len(used) if n is None else n, seed):
@@ -75,13 +78,13 @@ def labelstudio(
             "predictions": [
                 {
                     "model_version": "deepcluster",
-                    "score": float(row["margin"]),
+                    "score": margin_of[path],
                     "result": [{**choice, "value": {"choices": [label_of[row["cluster"]]]}}],
                 }
             ],
         }
 
-    tasks = [task(path) for path in sorted(files, key=lambda path: (float(used[path]["margin"]), path))]
+    tasks = [task(path) for path in sorted(files, key=lambda path: (margin_of[path], path))]
     new_file(out, lambda file: file.write(json.dumps(tasks).encode()))
     if missing:
         warn(f"{len(missing):,} images are missing or cannot be used, and are left out: {some(missing)}")
