@@ -1,5 +1,7 @@
 """Features with batch normalisation folded into the convolutions: the network's own, up to the last bits."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -47,6 +49,19 @@ def test_features_are_those_of_the_network(name, size):
         expected, found = network.features(images), compute(images)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5 * expected.abs().max().item())
     assert same(network.state_dict(), before)
+
+
+def test_any_number_of_threads_has_the_same_bits(request):
+    images = pictures(40, 64)  # several pieces
+    compute = fast_pass(network_of(LITE, 64))
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    results = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            results.append(compute(images))
+        assert torch.get_num_threads() == threads and not results[-1].requires_grad
+    assert torch.equal(*results)
 
 
 def test_networks_of_the_user_or_without_depthwise_convolutions_or_normalisation_are_left_alone(monkeypatch):

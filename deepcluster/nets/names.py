@@ -85,7 +85,7 @@ def only_size(name: str, preferred: int) -> int | None:
     """
     if name in PAPER_NETWORKS:
         return preferred
-    if not name.startswith("timm:"):
+    if not name.startswith(TIMM) or name == PUBLISHED[EMBEDDED].backbone:  # that one is built without timm
         return None
     timm_name = name.removeprefix("timm:")
     config = timm_config(timm_name)
