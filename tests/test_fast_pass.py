@@ -51,17 +51,19 @@ def test_features_are_those_of_the_network(name, size):
     assert same(network.state_dict(), before)
 
 
-def test_any_number_of_threads_has_the_same_bits(request):
-    images = pictures(40, 64)  # several pieces
+def test_any_number_of_threads_has_the_same_bits(request, monkeypatch):
+    """Five pieces: of one thread, shared out to three, and each by all of eight."""
+    monkeypatch.setattr(module, "MAX_AT_A_TIME", 8)
+    images = pictures(40, 64)
     compute = fast_pass(network_of(LITE, 64))
     request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
     results = []
-    for threads in (1, 3):
+    for threads in (1, 3, 8):
         torch.set_num_threads(threads)
         with torch.no_grad():
             results.append(compute(images))
         assert torch.get_num_threads() == threads and not results[-1].requires_grad
-    assert torch.equal(*results)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
 def test_networks_of_the_user_or_without_depthwise_convolutions_or_normalisation_are_left_alone(monkeypatch):

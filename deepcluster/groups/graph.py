@@ -18,7 +18,7 @@ from torch import Tensor
 
 from deepcluster.clustering.blocks import nearest
 from deepcluster.clustering.kmeans import first_occurrences
-from deepcluster.runtime.devices import in_order, one_thread, pool_of
+from deepcluster.runtime.devices import in_threads
 from deepcluster.seeding import derive, generator
 
 if TYPE_CHECKING:
@@ -178,12 +178,8 @@ def embedded(ties: "csr_array", seeds: Sequence[int]) -> Tensor:
     """Embed a graph once per seed, by the curves in turn, from the same leading eigenvectors."""
     start = spectral_start(ties, DIMENSIONS, derive(seeds[0], "start"))
     pairs = zip(seeds, itertools.cycle(CURVES), strict=False)
-    threads = torch.get_num_threads()
-    with one_thread(), pool_of(threads) as pool:
-        positions = in_order(
-            pool, lambda pair: embedding(ties, DIMENSIONS, pair[0], start, pair[1]), pairs, ahead=2 * threads
-        )
-        return torch.stack([*map(torch.from_numpy, positions)])
+    positions = in_threads(lambda pair: embedding(ties, DIMENSIONS, pair[0], start, pair[1]), pairs)
+    return torch.stack([*map(torch.from_numpy, positions)])
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from deepcluster.nets.names import MODULE
 from deepcluster.nets.network import Network
-from deepcluster.runtime.devices import in_order, one_thread, pool_of
+from deepcluster.runtime.devices import in_threads
 
 # Numbers in the largest output of a layer for all images that go through it at a time, so that they stay in the cache
 # of the processor and in memory that is there already. In the first layers of an EfficientNet one image of 224 px has
@@ -105,17 +105,10 @@ class _InPieces:
             hidden: Tensor = late(torch.cat([early(self._normalised(part)) for part in piece.split(few)]))
             return hidden
 
-        # A thread has pieces of its own. torch's threads would meet at a barrier after every layer: on two cores that
-        # gained 5 % over one thread, and a run beside a program that takes a core took twice the time.
-        gradients = torch.is_grad_enabled()  # a setting of each thread
-
-        def piece_features(piece: Tensor) -> Tensor:
-            with torch.set_grad_enabled(gradients):
-                return in_batches(features, count, piece)
-
-        threads = torch.get_num_threads()
-        with one_thread(), pool_of(threads) as pool:
-            return torch.cat([*in_order(pool, piece_features, images.split(count), ahead=2 * threads)])
+        pieces = images.split(count)
+        if len(pieces) < torch.get_num_threads():  # torch's threads share each piece, or some would have none
+            return in_batches(features, count, images)
+        return torch.cat(in_threads(partial(in_batches, features, count), pieces))
 
     def _normalised(self, images: Tensor) -> Tensor:
         ordered = torch.empty_like(images, memory_format=torch.channels_last)
