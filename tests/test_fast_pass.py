@@ -52,10 +52,10 @@ def test_features_are_those_of_the_network(name, size):
 
 
 def test_any_number_of_threads_has_the_same_bits(request, monkeypatch):
-    """Five pieces: of one thread, shared out to three, and each by all of eight."""
+    """Five pieces, by one thread, by three and by eight."""
     monkeypatch.setattr(module, "MAX_AT_A_TIME", 8)
     images = pictures(40, 64)
-    compute = fast_pass(network_of(LITE, 64))
+    compute = fast_pass(network_of("timm:mobilenetv3_small_050", 64))  # not all of its layers are folded
     request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
     results = []
     for threads in (1, 3, 8):

@@ -105,10 +105,8 @@ class _InPieces:
             hidden: Tensor = late(torch.cat([early(self._normalised(part)) for part in piece.split(few)]))
             return hidden
 
-        pieces = images.split(count)
-        if len(pieces) < torch.get_num_threads():  # torch's threads share each piece, or some would have none
-            return in_batches(features, count, images)
-        return torch.cat(in_threads(partial(in_batches, features, count), pieces))
+        # Also of few pieces: torch's threads would change the last bits, and an image must have the same ones alone.
+        return torch.cat(in_threads(partial(in_batches, features, count), images.split(count)))
 
     def _normalised(self, images: Tensor) -> Tensor:
         ordered = torch.empty_like(images, memory_format=torch.channels_last)
