@@ -76,7 +76,7 @@ def fast_pass(network: Network, dtype: torch.dtype = torch.float32) -> "_InPiece
     graph, foldable = _KNOWN[network.body]
     if not foldable:
         return None
-    body = copy.deepcopy(network.body).eval()
+    body = copy.deepcopy(network.body).eval().requires_grad_(False)
     _fold(body, foldable)
     return _InPieces(body, graph, network)
 

@@ -210,14 +210,8 @@ def in_threads(work: Callable[[Task], Value], tasks: Iterable[Task]) -> list[Val
     torch's own threads, and BLAS's, meet at a barrier after every operation: for small ones, two gained 5 % over one.
     """
     threads = torch.get_num_threads()
-    gradients = torch.is_grad_enabled()  # a setting of each thread
-
-    def alone(task: Task) -> Value:
-        with torch.set_grad_enabled(gradients):
-            return work(task)
-
     with one_thread(), pool_of(threads) as pool:
-        return [*in_order(pool, alone, tasks, ahead=2 * threads)]
+        return [*in_order(pool, work, tasks, ahead=2 * threads)]
 
 
 def made_ahead(work: Callable[[Task], Value], tasks: Iterable[Task], device: torch.device) -> Iterator[Value]:
