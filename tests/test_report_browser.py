@@ -474,7 +474,9 @@ def test_the_page_speaks_the_language_of_the_browser(run: Path, copied: Path, br
         page.keyboard.press("Space")
         page.locator("#images").get_by_role("button", name="移到…").click()
         page.locator("#merge-list button").first.click()
+        page.locator("#images-grid :focus").wait_for()  # the dialog that closes gives it back, a moment later
         page.keyboard.press("Enter")
+        page.locator("#one-original").wait_for()
         assert page.evaluate(ENGLISH, KNOWN) == []
         for _ in range(2):
             page.keyboard.press("Escape")
