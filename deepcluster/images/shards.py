@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from posixpath import splitext
 from threading import local
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 from PIL import Image
@@ -20,7 +21,6 @@ from PIL import Image
 from deepcluster.errors import DataError
 from deepcluster.images.decode import SMALL_FILE, SUFFIXES, decode, explain, is_empty
 from deepcluster.images.source import Items, Origin, Source
-from deepcluster.runtime.plain_files import Section
 from deepcluster.texts import one_line
 
 _SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE)
@@ -223,7 +223,9 @@ class _Archives(Items):
             self._last.number = number
         stream = self._last.stream
         if length > SMALL_FILE:
-            return decode(io.BufferedReader(Section(stream, begin, begin + length)), size=size)
+            member = tarfile.TarInfo()
+            member.offset_data, member.size = begin, length
+            return decode(tarfile.ExFileObject(SimpleNamespace(fileobj=stream), member), size=size)  # type: ignore[arg-type]
         stream.seek(begin)
         return decode(io.BytesIO(stream.read(length)), size=size)
 

@@ -9,7 +9,6 @@ guard in front: a path ``./``, with which it still names the same file for every
 import codecs
 import csv
 import hashlib
-import io
 import json
 import math
 import os
@@ -119,33 +118,6 @@ def unguarded(row: Mapping[str, str]) -> dict[str, str]:
 def _guarded(column: str, cell: Any) -> Any:
     guard = GUARDS[column]
     return guard + cell if isinstance(cell, str) and FORMULA[guard].match(cell) else cell
-
-
-class Section(io.RawIOBase):
-    """A stream of the bytes of ``file`` from ``begin`` to ``end``."""
-
-    def __init__(self, file: io.FileIO | io.BufferedReader, begin: int, end: int):
-        self._file = file
-        self._begin = begin
-        self._size = end - begin
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = max(0, offset + (0, self._at, self._size)[whence])
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        room = memoryview(buffer)[: max(0, self._size - self._at)]
-        self._file.seek(self._begin + self._at)
-        count = self._file.readinto(room) or 0
-        self._at += count
-        return count
 
 
 # ---- JSON and digests -----------------------------------------------------------------------------------------------
