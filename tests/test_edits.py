@@ -20,10 +20,12 @@ from safetensors.torch import load_file, save_file
 
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.errors import UsageError
+from deepcluster.fitting.conclude import continued
+from deepcluster.fitting.plan import Former
 from deepcluster.groups.cut import Cut, as_groups, pinned, placement_of
 from deepcluster.groups.tree import parts_of, split_group
 from deepcluster.model import Annotations, Model
-from deepcluster.runs.inherit import Former, carried_over, continued, heirs, surviving_moves
+from deepcluster.runs.inherit import carried_over, heirs, surviving_moves
 from deepcluster.runs.recut import apply, edited, recut, taken_back
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage import model_files as models

@@ -17,13 +17,15 @@ from PIL import Image
 
 from deepcluster import DeepCluster, load
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
+from deepcluster.fitting.conclude import continued
+from deepcluster.fitting.fit import places_before
+from deepcluster.fitting.plan import Former
 from deepcluster.groups.cut import Placement
 from deepcluster.images import find, read_once
 from deepcluster.learning import training
 from deepcluster.model import Model
 from deepcluster.runs import page
 from deepcluster.runs import rows as run_rows
-from deepcluster.runs.inherit import Former, continued, places_before
 from deepcluster.runs.promote import promote
 from deepcluster.runs.recut import Edits, apply
 from deepcluster.runs.rows import image_digests, images_of

@@ -1,23 +1,38 @@
 """Step 7 of a run: its result, computed by all ranks together."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import count
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from deepcluster.algorithm import Conclusion
 from deepcluster.build import conclusion_of
 from deepcluster.errors import DataError, NonFiniteError
-from deepcluster.fitting.plan import ImagesRead, Job
+from deepcluster.fitting.plan import Former, ImagesRead, Job
+from deepcluster.groups.cut import Cut, Placement
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
 from deepcluster.records import FINAL
-from deepcluster.runs.inherit import continued
+from deepcluster.runs.inherit import (
+    as_annotations,
+    carried_over,
+    carried_text,
+    heirs,
+    surviving_moves,
+    with_coarse_names,
+    with_moves,
+)
 from deepcluster.runs.result import Outcome, choose_number, cut_rows, describe, with_coarse_groups
 from deepcluster.runs.rows import Rows, sample_of
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Silent
 from deepcluster.runtime.log import warn
+from deepcluster.runtime.partition import Partition
 from deepcluster.storage.content import RunRecord
+from deepcluster.texts import plural
 
 COLLAPSED = 0.5  # share of the images in one fine cluster
 MIN_COLLAPSED = 30  # images: of fewer, one cluster may have most of them by chance
@@ -97,3 +112,60 @@ def collapse(conclusion: Conclusion) -> str:
         return ""
     what = f"{share:.0%} of the images are in one fine cluster" if is_crowded else "all features are alike"
     return f"training has collapsed ({what}): lower --lr, or give --rounds 0 for the network before training"
+
+
+def continued(
+    model: Model,
+    placement: Placement,
+    reduced: Tensor,
+    former: Former | None,
+    places: Tensor | None,
+    partition: Partition,
+) -> tuple[Model, Placement, str]:
+    """Give continuing groups their earlier numbers, names and marks, and others new numbers. A collective.
+
+    Images that a person moved move again if both clusters continue.
+
+    ``placement``, ``reduced``: Of this rank's images. ``former``, ``places``: The earlier run, and the places of all
+    images in it, as :func:`places_before`; on the main rank. Returns the model and the placement with these numbers,
+    and a description.
+    """
+    after = partition.gather(placement.cluster)
+
+    def decided() -> list[Any]:
+        assert former is not None and places is not None
+        before, left = places.T
+        heir = heirs(before[before >= 0], after[before >= 0], mutual=False)
+        ancestor = {new: old for old, new in heir.items()}
+        unused = count(len(former.model.names))
+        numbers = [ancestor[group] if group in ancestor else next(unused) for group in range(model.cut.count)]
+        groups = former.model.cut.group_of.unique().tolist()
+        kinds = {"ended": {*groups} - {*numbers}, "new": {*numbers} - {*groups}}
+        lists = [f"{kind}: {', '.join(map(str, sorted(group)))}" for kind, group in kinds.items() if group]
+        texts = [
+            f"{len(heir)} of {plural(len(groups), 'cluster')} of {former.path} continue, with their numbers",
+            *lists,
+        ]
+        of_number = {number: group for group, number in enumerate(numbers)}
+        coarse = [model.coarse[of_number.get(number, 0)] for number in range(max(numbers) + 1) if model.coarse]
+        decided = {row: (int(left[row]), int(before[row])) for row in (left >= 0).nonzero().flatten().tolist()}
+        old = replace(former.model, **as_annotations(decided))
+        moves = surviving_moves(old, before, {number: number for number in heir})
+        named = with_coarse_names(model, after[before >= 0], former.model, before[before >= 0])
+        given = max(len(former.model.names), max(numbers) + 1)
+        annotations = replace(
+            carried_over(former.model, {old: old for old in heir}, given),
+            coarse=tuple(coarse),
+            coarse_names=named.coarse_names,
+            **as_annotations(moves),
+        )
+        text = "; ".join([*texts, carried_text(old, annotations, before)])
+        return [numbers, vars(annotations), [*moves.items()], text]
+
+    numbers, annotations, moves, text = partition.processes.broadcast_json(decided)
+    number = torch.tensor(numbers, dtype=torch.int64)
+    cut = Cut(model.cut.centroids, number[model.cut.group_of])
+    placement = replace(placement, cluster=number[placement.cluster])
+    tuples: dict[str, Any] = {name: tuple(values) for name, values in annotations.items()}
+    model = replace(model, cut=cut, **tuples)
+    return *with_moves(model, placement, reduced, dict(moves), partition), text

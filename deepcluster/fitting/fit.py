@@ -2,6 +2,7 @@
 
 import secrets
 import shlex
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from deepcluster.fitting.plan import (
     Begun,
     Clock,
     Contents,
+    Former,
     ImagesRead,
     Job,
     Request,
@@ -45,11 +47,21 @@ from deepcluster.nets.network import Network, no_network
 from deepcluster.presets import RECTIFIED, WHITENING, Facts, Plan, check_groups
 from deepcluster.recipe import AUTO, Recipe, to_toml
 from deepcluster.report.pictures import sprite_sheet, tiny_pictures
-from deepcluster.runs.inherit import places_before, read_former
+from deepcluster.runs.inherit import decisions
 from deepcluster.runs.page import SHEET
 from deepcluster.runs.result import summary_text
-from deepcluster.runs.rows import duplicate_rows, fingerprint, image_digests, pictures_of, row_digests
+from deepcluster.runs.rows import (
+    IMAGES_READ,
+    duplicate_rows,
+    fingerprint,
+    image_digests,
+    pictures_of,
+    read_run,
+    recipe_of,
+    row_digests,
+)
 from deepcluster.runtime import signals
+from deepcluster.runtime.compute import Progress, ignore_progress
 from deepcluster.runtime.console import Display, Log, Several, Silent
 from deepcluster.runtime.devices import CPU, choose_device, environment, keep_freed_memory, working_on
 from deepcluster.runtime.partition import Partition
@@ -59,6 +71,8 @@ from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.state import scratch_of
 from deepcluster.texts import one_line, plural
+
+READ_AT_ONCE = 1024  # images
 
 
 def fit(
@@ -253,6 +267,43 @@ def _record_end(folder: run_folder.LockedFolder, record: RunRecord, error: BaseE
                 folder.write_record(replace(written, status=status, error=f"{type(error).__name__}: {error}"))
             return True
     return False
+
+
+# ---- like an earlier run --------------------------------------------------------------------------------------------
+
+
+def read_former(folder: run_folder.RunFolder) -> Former:
+    """Read the groups of a run."""
+    record, model, rows = read_run(folder)
+    digest_of = {row["path"]: row["sha256"] for row in [*folder.read_rows(IMAGES_READ), *folder.read_added()]}
+    before = model.place(rows.reduced).cluster
+    clusters = before.tolist()
+    left = decisions(model, before)
+    with folder.as_disk_errors(IMAGES_READ):
+        digests = [digest_of[path] for path in rows.paths]
+    places = {digest: (clusters[row], left.get(row, -1)) for row, digest in enumerate(digests)}
+    return Former(folder.path, model, places, recipe_of(folder).store_size, record.run)
+
+
+def places_before(
+    former: Former, source: Source, digests: Mapping[str, str], size: int, progress: Progress = ignore_progress
+) -> Tensor:
+    """Return the places of images in an earlier run, as in Former (int64, N x 2); -1 for an image that it lacks.
+
+    ``digests``: By path, of images of ``size`` px. If the run stored another size, the images are read again.
+
+    Raises DataError if the run has none of the images.
+    """
+    if size != former.store_size:
+        digest_of = dict.fromkeys(digests, "")
+        for number, part in enumerate(source.parts(READ_AT_ONCE)):
+            progress("reading again", number * READ_AT_ONCE, len(source.paths))
+            digest_of |= image_digests(part, read_once(part, former.store_size, none_is_fine=True))
+        digests = {path: digest_of[path] for path in digests}
+    before = torch.tensor([former.places.get(digest, (-1, -1)) for digest in digests.values()], dtype=torch.int64)
+    if before.max() < 0:
+        raise DataError(f"--like {former.path}: it has none of these images, so no cluster continues: name another")
+    return before
 
 
 # ---- features that the user computed: steps 3, 4 and 7, without a network --------------------------------------------

@@ -14,11 +14,11 @@ from deepcluster.build import NO_STEPS, OWN, Steps
 from deepcluster.errors import DataError, ModelError, UsageError
 from deepcluster.images import Source
 from deepcluster.images.store import Store, preview
+from deepcluster.model import Model
 from deepcluster.nets.hub import fetch, local_file
 from deepcluster.nets.names import PUBLISHED
 from deepcluster.presets import Facts, Plan, RecipeRequest, check_groups, resolve, spelt_out
 from deepcluster.recipe import AUTO, Recipe, read_toml
-from deepcluster.runs.inherit import Former
 from deepcluster.runs.rows import IMAGES_READ
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
@@ -91,6 +91,17 @@ class Clock:
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         return seconds
+
+
+@dataclass(frozen=True)
+class Former:
+    """The groups of an earlier run."""
+
+    path: Path
+    model: Model
+    places: Mapping[str, tuple[int, int]]  # by the image's digest: its cluster, and that of decisions() or -1
+    store_size: int  # side of the images with these digests, in px
+    run: str | None = None  # its identifier
 
 
 @dataclass(frozen=True)

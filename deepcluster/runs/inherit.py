@@ -2,26 +2,16 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from itertools import count
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deepcluster.errors import DataError
 from deepcluster.groups.cut import Cut, Placement, move_rows
-from deepcluster.images import Source
-from deepcluster.images.store import read_once
 from deepcluster.model import Annotations, Model
-from deepcluster.runs.rows import IMAGES_READ, image_digests, read_run, recipe_of
-from deepcluster.runtime.compute import Progress, ignore_progress
 from deepcluster.runtime.partition import Partition
-from deepcluster.storage.run_folder import RunFolder
 from deepcluster.texts import plural
-
-READ_AT_ONCE = 1024  # images
 
 
 def heirs(before: Tensor, after: Tensor, *, mutual: bool) -> dict[int, int]:
@@ -73,11 +63,11 @@ def with_moves(
     rows, before = partition.gather(reduced), partition.gather(placement.cluster)
     targets = {row: target for row, (_, target) in moves.items()}
     cut = Cut(**partition.processes.broadcast_tensors(lambda: vars(move_rows(model.cut, targets, rows, before))))
-    model = replace(model.with_cut(cut), **_as_annotations(moves))
+    model = replace(model.with_cut(cut), **as_annotations(moves))
     return model, model.place(reduced)
 
 
-def _as_annotations(moves: Mapping[int, tuple[int, int]]) -> dict[str, Any]:
+def as_annotations(moves: Mapping[int, tuple[int, int]]) -> dict[str, Any]:
     """Return the fields of Annotations of :func:`surviving_moves`."""
     return {
         "moves": tuple((row, origin) for row, (origin, target) in moves.items() if origin != target),
@@ -116,108 +106,3 @@ def carried_text(before: Annotations, after: Annotations, clusters: Tensor) -> s
         *([f"moves dropped, because a cluster did not survive: {', '.join(back)}"] if back else []),
     ]
     return "; ".join(texts)
-
-
-# ---- a new fit like an earlier run ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Former:
-    """The groups of an earlier run."""
-
-    path: Path
-    model: Model
-    places: Mapping[str, tuple[int, int]]  # by the image's digest: its cluster, and that of decisions() or -1
-    store_size: int  # side of the images with these digests, in px
-    run: str | None = None  # its identifier
-
-
-def read_former(folder: RunFolder) -> Former:
-    """Read the groups of a run."""
-    record, model, rows = read_run(folder)
-    digest_of = {row["path"]: row["sha256"] for row in [*folder.read_rows(IMAGES_READ), *folder.read_added()]}
-    before = model.place(rows.reduced).cluster
-    clusters = before.tolist()
-    left = decisions(model, before)
-    with folder.as_disk_errors(IMAGES_READ):
-        digests = [digest_of[path] for path in rows.paths]
-    places = {digest: (clusters[row], left.get(row, -1)) for row, digest in enumerate(digests)}
-    return Former(folder.path, model, places, recipe_of(folder).store_size, record.run)
-
-
-def places_before(
-    former: Former, source: Source, digests: Mapping[str, str], size: int, progress: Progress = ignore_progress
-) -> Tensor:
-    """Return the places of images in an earlier run, as in Former (int64, N x 2); -1 for an image that it lacks.
-
-    ``digests``: By path, of images of ``size`` px. If the run stored another size, the images are read again.
-
-    Raises DataError if the run has none of the images.
-    """
-    if size != former.store_size:
-        digest_of = dict.fromkeys(digests, "")
-        for number, part in enumerate(source.parts(READ_AT_ONCE)):
-            progress("reading again", number * READ_AT_ONCE, len(source.paths))
-            digest_of |= image_digests(part, read_once(part, former.store_size, none_is_fine=True))
-        digests = {path: digest_of[path] for path in digests}
-    before = torch.tensor([former.places.get(digest, (-1, -1)) for digest in digests.values()], dtype=torch.int64)
-    if before.max() < 0:
-        raise DataError(f"--like {former.path}: it has none of these images, so no cluster continues: name another")
-    return before
-
-
-def continued(
-    model: Model,
-    placement: Placement,
-    reduced: Tensor,
-    former: Former | None,
-    places: Tensor | None,
-    partition: Partition,
-) -> tuple[Model, Placement, str]:
-    """Give continuing groups their earlier numbers, names and marks, and others new numbers. A collective.
-
-    Images that a person moved move again if both clusters continue.
-
-    ``placement``, ``reduced``: Of this rank's images. ``former``, ``places``: The earlier run, and the places of all
-    images in it, as :func:`places_before`; on the main rank. Returns the model and the placement with these numbers,
-    and a description.
-    """
-    after = partition.gather(placement.cluster)
-
-    def decided() -> list[Any]:
-        assert former is not None and places is not None
-        before, left = places.T
-        heir = heirs(before[before >= 0], after[before >= 0], mutual=False)
-        ancestor = {new: old for old, new in heir.items()}
-        unused = count(len(former.model.names))
-        numbers = [ancestor[group] if group in ancestor else next(unused) for group in range(model.cut.count)]
-        groups = former.model.cut.group_of.unique().tolist()
-        kinds = {"ended": {*groups} - {*numbers}, "new": {*numbers} - {*groups}}
-        lists = [f"{kind}: {', '.join(map(str, sorted(group)))}" for kind, group in kinds.items() if group]
-        texts = [
-            f"{len(heir)} of {plural(len(groups), 'cluster')} of {former.path} continue, with their numbers",
-            *lists,
-        ]
-        of_number = {number: group for group, number in enumerate(numbers)}
-        coarse = [model.coarse[of_number.get(number, 0)] for number in range(max(numbers) + 1) if model.coarse]
-        decided = {row: (int(left[row]), int(before[row])) for row in (left >= 0).nonzero().flatten().tolist()}
-        old = replace(former.model, **_as_annotations(decided))
-        moves = surviving_moves(old, before, {number: number for number in heir})
-        named = with_coarse_names(model, after[before >= 0], former.model, before[before >= 0])
-        given = max(len(former.model.names), max(numbers) + 1)
-        annotations = replace(
-            carried_over(former.model, {old: old for old in heir}, given),
-            coarse=tuple(coarse),
-            coarse_names=named.coarse_names,
-            **_as_annotations(moves),
-        )
-        text = "; ".join([*texts, carried_text(old, annotations, before)])
-        return [numbers, vars(annotations), [*moves.items()], text]
-
-    numbers, annotations, moves, text = partition.processes.broadcast_json(decided)
-    number = torch.tensor(numbers, dtype=torch.int64)
-    cut = Cut(model.cut.centroids, number[model.cut.group_of])
-    placement = replace(placement, cluster=number[placement.cluster])
-    tuples: dict[str, Any] = {name: tuple(values) for name, values in annotations.items()}
-    model = replace(model, cut=cut, **tuples)
-    return *with_moves(model, placement, reduced, dict(moves), partition), text
