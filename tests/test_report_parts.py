@@ -23,9 +23,9 @@ from deepcluster.report import pictures as sheets
 from deepcluster.report.charts import training_charts
 from deepcluster.report.figures import figures
 from deepcluster.report.page import RunData, script_data
-from deepcluster.report.pictures import THUMBNAIL, sprite_sheet, thumbnail, tiny_pictures
+from deepcluster.report.pictures import THUMBNAIL, pictures, sprite_sheet, thumbnail, tiny_pictures
 from deepcluster.report.sections import MAX_OUTLIERS, MEDOID, confusion, problems, representatives
-from deepcluster.runs.page import Shown, _near, pictures, report
+from deepcluster.runs.page import Shown, _near, report
 from deepcluster.storage.content import RunRecord, Table
 from deepcluster.texts import figure, inert
 from tests.drawings import drawings

@@ -15,6 +15,7 @@ from deepcluster.runtime.partition import Partition
 ROWS_AT_ONCE = 1 << 14
 MAX_PIECES = 30  # or twice the groups, if that is more
 MAX_GROUPS_IN_TWO = 50  # up to so many groups have at least two pieces
+MAX_IN_TREE = 500  # groups of a cut that a tree is made for: larger trees are unreadable, and take minutes
 MAX_PARTS = 12  # more are no longer told apart at a glance
 Numbers = npt.NDArray[np.float64]
 Merge = tuple[int, int]

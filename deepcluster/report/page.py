@@ -27,8 +27,8 @@ from deepcluster.records import PRELIMINARY
 from deepcluster.report import sections
 from deepcluster.report.charts import HEIGHT, SHARES, WIDTH, round_for_people, training_charts
 from deepcluster.report.hints import chinese
-from deepcluster.report.pictures import columns, on_sheet, tile
-from deepcluster.report.sections import Picture, Values
+from deepcluster.report.pictures import Picture, columns, on_sheet, tile
+from deepcluster.report.sections import Values
 from deepcluster.runtime.plain_files import FORMULA
 from deepcluster.storage.content import Row, Tables
 

@@ -6,6 +6,7 @@ A picture is made of pixels and nothing else: a photo's place and time, its comm
 import base64
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
@@ -13,6 +14,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+
+from deepcluster.errors import DataError
+from deepcluster.images import Source
+from deepcluster.images.decode import Undecodable, pillow_limits
+
+Picture = Callable[[str], Image.Image | None]  # from a path to its image
 
 # Base64 of all thumbnails together. The page stays below 5 MB: the sheet of tiny pictures takes up to 1,600,000
 # characters, the data of the script up to 1,100,000, names in the page some 700,000.
@@ -51,6 +58,19 @@ def webp(image: Image.Image, **options: Any) -> bytes:
 
     image.save(file, "WEBP", **options)
     return file.getvalue()
+
+
+def pictures(source: Source | None, size: int, instead: Picture = lambda path: None) -> Picture:
+    """Return a function from a path to its image, of at least ``size`` px if possible; ``instead``: if unreadable."""
+    index = {path: i for i, path in enumerate(source.paths)} if source else {}
+
+    def picture(path: str) -> Image.Image | None:
+        with suppress(Undecodable, DataError, OSError), pillow_limits():
+            if source and path in index:
+                return source.read(index[path], size)
+        return instead(path)
+
+    return picture
 
 
 MAX_PICTURES = 20_000  # images on a sheet, evenly chosen if there are more

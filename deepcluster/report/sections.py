@@ -4,7 +4,7 @@ Values for the templates are dicts; their keys are the names that the templates 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,11 +14,10 @@ from PIL import Image
 from deepcluster.errors import DiskError
 from deepcluster.groups.tree import Tree, nodes_at
 from deepcluster.report.hints import hints, weighted_nouns
-from deepcluster.report.pictures import PICTURE_CHARACTERS, data_uri, on_sheet, tile
+from deepcluster.report.pictures import PICTURE_CHARACTERS, Picture, data_uri, on_sheet, tile
 from deepcluster.storage.content import Row, Table
 from deepcluster.texts import agreement, figure, number, percent, short_name
 
-Picture = Callable[[str], Image.Image | None]
 Values = dict[str, Any]
 Kind = Literal["medoid", "diverse", "borderline", "outlying"]
 CAPTIONS: dict[Kind, str] = {

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from deepcluster.clustering.blocks import nearest
-from deepcluster.errors import DataError, DeepClusterError, DiskError
+from deepcluster.errors import DeepClusterError, DiskError
 from deepcluster.groups.graph import layout
-from deepcluster.groups.tree import Tree, merge_tree, parts_of
+from deepcluster.groups.tree import MAX_IN_TREE, Tree, merge_tree, parts_of
 from deepcluster.images import Source
 from deepcluster.images.decode import Undecodable, pillow_limits, sides
 from deepcluster.model import Model
@@ -26,8 +26,8 @@ from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.timm import nouns
 from deepcluster.report.figures import figures
 from deepcluster.report.page import RunData, on_page, render
-from deepcluster.report.pictures import THUMBNAIL, on_sheet, pictures_on
-from deepcluster.report.sections import MEDOID, Picture
+from deepcluster.report.pictures import THUMBNAIL, Picture, on_sheet, pictures, pictures_on
+from deepcluster.report.sections import MEDOID
 from deepcluster.runs.rows import Rows, images_at_hand, read_run
 from deepcluster.runtime.compute import Progress, ignore_progress
 from deepcluster.runtime.log import warn
@@ -42,7 +42,6 @@ from deepcluster.texts import one_line
 MAX_ALIKE = 8  # most similar images of one
 MAX_ALIKE_IN_ALL = 80_000  # of all together: 2 bytes an entry
 MAX_NEAR = 50  # clusters that are listed by likeness
-MAX_IN_TREE = 500  # groups: larger trees are unreadable, and take minutes
 MAP = "map.npy"
 TREE = "tree.json"
 SHEET = "thumbnails.webp"
@@ -262,19 +261,6 @@ def _originals(run: Path, source: Source | None) -> str:
     if here.anchor != there.anchor or len(Path(os.path.commonpath([here, there])).parts) < 2:
         return ""
     return Path(os.path.relpath(there, here)).as_posix() + "/"
-
-
-def pictures(source: Source | None, size: int, instead: Picture = lambda path: None) -> Picture:
-    """Return a function from a path to its image, of at least ``size`` px if possible; ``instead``: if unreadable."""
-    index = {path: i for i, path in enumerate(source.paths)} if source else {}
-
-    def picture(path: str) -> Image.Image | None:
-        with suppress(Undecodable, DataError, OSError), pillow_limits():
-            if source and path in index:
-                return source.read(index[path], size)
-        return instead(path)
-
-    return picture
 
 
 def _sides(source: Source, index: Mapping[str, int], path: str) -> tuple[int, int] | None:

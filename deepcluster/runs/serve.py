@@ -31,12 +31,11 @@ from typing import Annotated, Any
 
 from deepcluster.errors import DataError, DeepClusterError, Stopped, UsageError
 from deepcluster.groups.spread import estimated_quality
+from deepcluster.groups.tree import MAX_IN_TREE
 from deepcluster.records import PRELIMINARY
 from deepcluster.report.page import SERVED, policy, served
-from deepcluster.report.pictures import tile
-from deepcluster.report.sections import Picture
+from deepcluster.report.pictures import Picture, pictures, tile
 from deepcluster.runs import teach as teaching
-from deepcluster.runs.page import MAX_IN_TREE, pictures
 from deepcluster.runs.recut import UNDO, apply, recut, undo
 from deepcluster.runs.rows import images_at_hand, read_run
 from deepcluster.runtime import log, signals
