@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from deepcluster import build
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.groups.cut import as_groups, cut_features
 from deepcluster.groups.graph import Embeddings
 from deepcluster.recipe import Recipe
-from deepcluster.runs import result as run_groups
 from deepcluster.runs.recut import recut
 from deepcluster.seeding import derive
 from deepcluster.storage import model_files as models
@@ -21,7 +21,7 @@ from tests.helpers.runs import rows
 
 K = 3
 KMEANS, EMBEDDING = Recipe(grouping="kmeans"), Recipe(grouping="embedding")
-groups_of = partial(run_groups.groups_of, embed=Embeddings())
+groups_of = partial(build.groups_of, embed=Embeddings())
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_the_option_and_the_number_decide(monkeypatch):
     assert torch.equal(groups.centroids, expected.centroids) and torch.equal(groups.group_of, expected.group_of)
     assert groups_of(x, fine, 4, 0, KMEANS).group_of.tolist() == [0, 1, 2, 3]
     assert len(groups_of(x, fine, 5, 0, EMBEDDING).centroids) > 5
-    monkeypatch.setattr(run_groups, "MAX_IN_CUT", 4)  # very many
+    monkeypatch.setattr(build, "MAX_IN_CUT", 4)  # very many
     for recipe in (KMEANS, EMBEDDING):
         assert torch.equal(groups_of(x, fine, 5, 0, recipe).centroids, as_groups(fine).centroids)
     assert groups_of(x, fine, 6, 0, replace(KMEANS, empty="faiss")).count == 6

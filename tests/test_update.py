@@ -32,8 +32,8 @@ from deepcluster.runs.condition import condition
 from deepcluster.runs.page import report, shown_of
 from deepcluster.runs.predict import similar
 from deepcluster.runs.recut import Edits, apply, recut, undo
-from deepcluster.runs.result import baseline_of, place_rows
-from deepcluster.runs.rows import Rows, images_at_hand, name_in_run, read_run
+from deepcluster.runs.result import baseline_of
+from deepcluster.runs.rows import Rows, images_at_hand, name_in_run, place_rows, read_run
 from deepcluster.runs.update import Update, update
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage.run_folder import RunFolder, open_run

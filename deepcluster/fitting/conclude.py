@@ -25,8 +25,8 @@ from deepcluster.runs.inherit import (
     with_coarse_names,
     with_moves,
 )
-from deepcluster.runs.result import Outcome, choose_number, cut_rows, describe, with_coarse_groups
-from deepcluster.runs.rows import Rows, sample_of
+from deepcluster.runs.result import Outcome, choose_number, describe, with_coarse_groups
+from deepcluster.runs.rows import Rows, cut_rows, sample_of
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Silent
 from deepcluster.runtime.log import warn

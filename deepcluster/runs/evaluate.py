@@ -20,8 +20,7 @@ from deepcluster.images.store import Store, check_alike, read_once
 from deepcluster.learning.features import extract
 from deepcluster.model import Model
 from deepcluster.recipe import Options, read_options
-from deepcluster.runs.result import cut_rows
-from deepcluster.runs.rows import Rows, images_at_hand, recipe_of, sample_of
+from deepcluster.runs.rows import Rows, cut_rows, images_at_hand, recipe_of, sample_of
 from deepcluster.runtime.console import Display, Log, Several, Silent
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.log import warn

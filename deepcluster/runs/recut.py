@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deepcluster.build import groups_of
 from deepcluster.clustering.kmeans import assigner
 from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Cut, Placement, move_rows
@@ -33,13 +34,11 @@ from deepcluster.runs.result import (
     baseline_of,
     choose_number,
     describe,
-    groups_of,
-    place_rows,
     summary_text,
     with_coarse_groups,
     write_outcome,
 )
-from deepcluster.runs.rows import Rows, images_at_hand, read_run, recipe_of
+from deepcluster.runs.rows import Rows, images_at_hand, place_rows, read_run, recipe_of
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.storage import model_files as models

@@ -9,17 +9,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from deepcluster.build import kmeans_of_result
+from deepcluster.build import MAX_IN_CUT, cut_rows_of
 from deepcluster.clustering.agreement import NMI_AVERAGE, pair_counts, scores
-from deepcluster.clustering.kmeans import best_of, means
-from deepcluster.groups.choose_k import CutRows, coarse_number, cut_once, plausible_numbers, stability
-from deepcluster.groups.cut import KMEANS_STARTS, Cut, Placement, as_groups, cut_features, placement_of
-from deepcluster.groups.graph import Embeddings
+from deepcluster.clustering.kmeans import means
+from deepcluster.groups.choose_k import coarse_number, plausible_numbers, stability
+from deepcluster.groups.cut import Placement
 from deepcluster.groups.spread import estimated_quality
 from deepcluster.groups.tree import coarse_groups, medoids_of
 from deepcluster.model import Model
 from deepcluster.recipe import Recipe
-from deepcluster.records import Clustering
 from deepcluster.runs.rows import Rows, coarse_columns, placement_columns
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.partition import Partition
@@ -45,17 +43,6 @@ class Outcome(Tables):
 
 
 # ---- computed by all ranks ------------------------------------------------------------------------------------------
-
-
-def cut_rows(rows: Rows, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe) -> tuple[Cut, Placement]:
-    """Cut the rows into groups by the sample of the main rank, and place them. A collective."""
-
-    def tensors() -> dict[str, Tensor]:
-        cut = groups_of(rows.sample, fine, n_clusters, seed, recipe, rows.embeddings)
-        return {"centroids": cut.centroids, "group_of": cut.group_of}
-
-    cut = Cut(**rows.partition.processes.broadcast_tensors(tensors))
-    return place_rows(cut, rows, fine.centroids)
 
 
 def describe(
@@ -172,33 +159,6 @@ def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[st
 
 # ---- how many groups, and which ------------------------------------------------------------
 
-MAX_IN_CUT = 1000  # groups: k-means with more takes too long for several starts
-
-
-def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe, embed: Embeddings) -> Cut:
-    """Cut the features of a sample. Very many groups may be the ``fine`` clusters, of a single start of k-means."""
-    few = n_clusters <= MAX_IN_CUT
-    if len(fine.centroids) == n_clusters and not few:
-        return as_groups(fine)
-    if recipe.grouping != "kmeans":
-        return cut_features(reduced, n_clusters, seed=derive(seed, "groups"), embed=embed)
-    kmeans = kmeans_of_result(recipe)
-    partition = Partition.single(len(reduced))
-    starts = (derive(seed, "groups", start) for start in range(KMEANS_STARTS if few else 1))
-    clusterings = (kmeans.once(reduced, n_clusters, seed=start, partition=partition) for start in starts)
-    return as_groups(min(clusterings, key=lambda clustering: clustering.inertia))
-
-
-def place_rows(cut: Cut, rows: Rows, fine_centroids: Tensor) -> tuple[Cut, Placement]:
-    """Place this rank's rows in groups of the sample, and number the groups by their sizes. A collective."""
-    placement = placement_of(rows.reduced, cut, fine_centroids)
-    if rows.all_sampled:  # they are numbered already
-        return cut, placement
-    sizes = rows.partition.all_reduce(torch.bincount(placement.cluster[: rows.fitted], minlength=cut.count))
-    number = torch.argsort(torch.argsort(sizes, descending=True, stable=True))
-    numbered = replace(placement, cluster=number[placement.cluster])
-    return Cut(cut.centroids, number[cut.group_of]), numbered
-
 
 def with_coarse_groups(model: Model, placement: Placement, record: RunRecord, recipe: Recipe, rows: Rows) -> Model:
     """Return the model with coarse groups if its number of groups is the finest plausible. A collective.
@@ -226,7 +186,7 @@ def choose_number(
         return n_clusters, record
     seed = derive(record.seed, "number of groups")
     plausible = plausible_numbers(
-        rows.sample, seed=seed, cut_rows=_cut_rows_of(recipe), finest=recipe.guess == "finest", embed=rows.embeddings
+        rows.sample, seed=seed, cut_rows=cut_rows_of(recipe), finest=recipe.guess == "finest", embed=rows.embeddings
     )
     figures = [
         {
@@ -246,13 +206,6 @@ def choose_number(
     return plausible[0].k, record
 
 
-def _cut_rows_of(recipe: Recipe) -> CutRows:
-    """Return the cut whose stability is measured: that of the recipe's groups, with fewer starts."""
-    if recipe.grouping == "kmeans":
-        return lambda rows, k, seed, embed: as_groups(best_of(KMEANS_STARTS, rows, k, seed))
-    return cut_once
-
-
 def stability_entries(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters: int) -> dict[str, Any]:
     """Return the entries of run.json on the stability of the groups: the candidate's, or else measured likewise."""
     if record.edits is not None and record.verdict is not None:  # it is still true: the edits were names alone
@@ -263,7 +216,7 @@ def stability_entries(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters:
     if n_clusters not in known and n_clusters <= MAX_IN_CUT:
         seed = derive(record.seed, "number of groups")
         known[n_clusters] = stability(
-            rows.sample, n_clusters, seed=seed, cut_rows=_cut_rows_of(recipe), embed=rows.embeddings
+            rows.sample, n_clusters, seed=seed, cut_rows=cut_rows_of(recipe), embed=rows.embeddings
         )
     if (stable := known.get(n_clusters)) is None:
         verdict = f"{plural(rows.fitted, 'image')} are too few to tell how stable {plural(n_clusters, 'cluster')} are."

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deepcluster.build import groups_of
 from deepcluster.errors import DataError, DeepClusterError
-from deepcluster.groups.cut import Placement
+from deepcluster.groups.cut import Cut, Placement, placement_of
 from deepcluster.groups.graph import MAX_GRAPH_ROWS, Embeddings
 from deepcluster.images import Source, find
 from deepcluster.images.files import absolute, files_in, from_files
@@ -24,6 +25,7 @@ from deepcluster.images.store import Store, read_once
 from deepcluster.model import Model
 from deepcluster.nets.names import NO_NETWORK
 from deepcluster.recipe import Recipe, read_toml
+from deepcluster.records import Clustering
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import draw, generator
@@ -108,6 +110,31 @@ def recipe_of(folder: run_folder.RunFolder) -> Recipe:
     """Read the recipe of a run, without options that only another version of the package has."""
     options = read_toml(folder.file("recipe.toml"), ignore_unknown=True)[1] if folder.has("recipe.toml") else {}
     return Recipe(**options)
+
+
+# ---- their groups ----------------------------------------------------------------------------------------------------
+
+
+def cut_rows(rows: Rows, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe) -> tuple[Cut, Placement]:
+    """Cut the rows into groups by the sample of the main rank, and place them. A collective."""
+
+    def tensors() -> dict[str, Tensor]:
+        cut = groups_of(rows.sample, fine, n_clusters, seed, recipe, rows.embeddings)
+        return {"centroids": cut.centroids, "group_of": cut.group_of}
+
+    cut = Cut(**rows.partition.processes.broadcast_tensors(tensors))
+    return place_rows(cut, rows, fine.centroids)
+
+
+def place_rows(cut: Cut, rows: Rows, fine_centroids: Tensor) -> tuple[Cut, Placement]:
+    """Place this rank's rows in groups of the sample, and number the groups by their sizes. A collective."""
+    placement = placement_of(rows.reduced, cut, fine_centroids)
+    if rows.all_sampled:  # they are numbered already
+        return cut, placement
+    sizes = rows.partition.all_reduce(torch.bincount(placement.cluster[: rows.fitted], minlength=cut.count))
+    number = torch.argsort(torch.argsort(sizes, descending=True, stable=True))
+    numbered = replace(placement, cluster=number[placement.cluster])
+    return Cut(cut.centroids, number[cut.group_of]), numbered
 
 
 # ---- their columns in tables ----------------------------------------------------------------------------------------
