@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deepcluster.build import groups_of
 from deepcluster.clustering.kmeans import assigner
 from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Cut, Placement, move_rows
@@ -38,7 +37,7 @@ from deepcluster.runs.result import (
     with_coarse_groups,
     write_outcome,
 )
-from deepcluster.runs.rows import Rows, images_at_hand, place_rows, read_run, recipe_of
+from deepcluster.runs.rows import Rows, cut_rows, images_at_hand, read_run, recipe_of
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.storage import model_files as models
@@ -75,8 +74,7 @@ def recut(
         labels = before.fine_cluster[: rows.fitted]
         sizes = torch.bincount(labels, minlength=len(model.fine_centroids))
         fine = Clustering(labels, model.fine_centroids, sizes, math.nan, 0, 0)
-        cut = groups_of(rows.sample, fine, chosen, record.seed, recipe, rows.embeddings)
-        cut, after = place_rows(cut, rows, model.fine_centroids)
+        cut, after = cut_rows(rows, fine, chosen, record.seed, recipe)
         heir = heirs(before.cluster, after.cluster, mutual=True)
         new = replace(model, cut=cut, **vars(carried_over(model, heir, cut.count)))
         if n_clusters is None:

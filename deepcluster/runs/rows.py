@@ -117,12 +117,11 @@ def recipe_of(folder: run_folder.RunFolder) -> Recipe:
 
 def cut_rows(rows: Rows, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe) -> tuple[Cut, Placement]:
     """Cut the rows into groups by the sample of the main rank, and place them. A collective."""
-
-    def tensors() -> dict[str, Tensor]:
-        cut = groups_of(rows.sample, fine, n_clusters, seed, recipe, rows.embeddings)
-        return {"centroids": cut.centroids, "group_of": cut.group_of}
-
-    cut = Cut(**rows.partition.processes.broadcast_tensors(tensors))
+    cut = Cut(
+        **rows.partition.processes.broadcast_tensors(
+            lambda: vars(groups_of(rows.sample, fine, n_clusters, seed, recipe, rows.embeddings))
+        )
+    )
     return place_rows(cut, rows, fine.centroids)
 
 
