@@ -4,7 +4,7 @@
                                          [--sides 64 96 144 224] [--rounds 3] [--seeds 0 1 2]
 
 IMAGES has a folder a class; `sklearn:digits` has its labels too. Each side gives CACHE/NAME-SIDE.pt; with --rounds each
-seed gives CACHE/NAME-SIDE-sSEED.pt. The benchmarks of the cut and of the judgements read them with :func:`load`.
+seed gives CACHE/NAME-SIDE-sSEED.pt. The benchmark of the judgements reads them with :func:`load`.
 """
 
 import argparse

@@ -69,15 +69,10 @@ def labelled(images: str, size: int) -> tuple["Tensor", "Tensor", list[str]]:
 
 def vote_accuracy(rows: "Tensor", labels: "Tensor", queries: "Tensor", truth: "Tensor") -> float:
     """Return the accuracy of the weighted vote of the nearest rows of length 1; labels are numbers from 0."""
-    import torch
+    from deepcluster.evaluation.common import weighted_votes
 
-    right = 0
-    for part, answer in zip(queries.split(500), truth.split(500), strict=True):
-        likeness, nearest = (part @ rows.T).topk(NEIGHBOURS, 1)
-        votes = torch.zeros(len(part), int(labels.max()) + 1)
-        votes.scatter_add_(1, labels[nearest], (likeness / TEMPERATURE).exp())
-        right += int((votes.argmax(1) == answer).sum())
-    return right / len(truth)
+    (votes,) = weighted_votes(rows, labels, queries, [NEIGHBOURS], TEMPERATURE, int(labels.max()) + 1)
+    return float((votes.argmax(1) == truth).double().mean())
 
 
 def spread(values: Sequence[float]) -> str:

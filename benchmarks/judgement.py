@@ -2,7 +2,6 @@
 
     python benchmarks/judgement.py CACHE outliers NAME [NAME ...] [--images 300 600 1500 3000] [--seeds 0 1 2]
                                                    [--alike NAME,NAME]
-    python benchmarks/judgement.py CACHE number NAME [NAME ...]
     python benchmarks/judgement.py CACHE stability NAME [NAME ...]
     python benchmarks/judgement.py CACHE hints NAME [NAME ...]
 
@@ -15,7 +14,6 @@ every third class of the set, which is then fitted without them (hard, because t
 strangers are 2 % of the images of the fit itself. `batches`: the share of batches of 20 added images that say by half
 of their images that a new fit is due.
 
-number: the guess of `-k auto` against the classes of 300 to 2,500 images of all or of 3, 5 and 7 classes.
 stability: its rank correlation with the agreement to the labels; the right number of groups, half and twice as many.
 hints: the hints for names of clusters, and how often one is right; as many clusters as classes and twice as many. The
 right words of a class are in hint_words.json; "dog*" is a dog or any word below it in WordNet. Classes that the network
@@ -39,11 +37,10 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from deepcluster.clustering.agreement import ari
-from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.outliers import Outliers, fit_outliers, limit_of
 from deepcluster.clustering.whitening import whiten
-from deepcluster.groups.choose_k import plausible_numbers, stability
-from deepcluster.groups.cut import as_groups, cut_features, nearest_groups, placement_of
+from deepcluster.groups.choose_k import stability
+from deepcluster.groups.cut import cut_features, nearest_groups, placement_of
 from deepcluster.groups.due import STRANGE_MEDIAN
 from deepcluster.nets.names import PUBLISHED
 from deepcluster.nets.timm import nouns
@@ -182,55 +179,9 @@ def outliers(cache: Path, arguments: argparse.Namespace) -> None:
     save("judgement_outliers", results)
 
 
-def collections(cache: Path, names: Sequence[str], counts: Sequence[int]) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield a set's name, reduced features and labels: of all its classes, and of random 3, 5 and 7 of them."""
-    for name in names:
-        cached = load(cache / f"{name}.pt")
-        classes = len(cached.labels.unique())
-        for count, some in product(counts, sorted({3, 5, 7, classes})):
-            random = torch.Generator().manual_seed(7 * some + count)
-            kinds = torch.randperm(classes, generator=random)[:some]
-            rows = torch.nonzero(torch.isin(cached.labels, kinds)).flatten()
-            if some <= classes and len(rows) >= 0.6 * count:
-                rows = rows[torch.randperm(len(rows), generator=random)[:count]].sort().values
-                yield name, reduced_of(cached.rounds[0][rows]), cached.labels[rows].unique(return_inverse=True)[1]
-
-
 def reduced_of(features: Tensor) -> Tensor:
     """Reduce features as `auto` does with the installed network."""
     return whiten(features, 256, 0.25, root=True)(features)
-
-
-def number(cache: Path, arguments: argparse.Namespace) -> None:
-    """Is the number of groups within a factor of 1.5 of the classes? The rule of a set is chosen on all others."""
-    rules = {f"finest within {share}": share for share in (1.0, 0.98, 0.95, 0.9, 0.85, 0.8, 0.0)}
-    right: dict[str, dict[str, list[float]]] = {}
-    for name, rows, labels in collections(cache, arguments.names, arguments.images):
-        plausible, wanted = (
-            plausible_numbers(rows, cut_rows=lambda rows, k, seed: as_groups(kmeans(rows, k))),
-            len(labels.unique()),
-        )
-        score = {candidate.k: candidate.silhouette * max(0.0, candidate.modularity) for candidate in plausible}
-        for rule, share in rules.items():
-            k = max(k for k, value in score.items() if value >= share * max(score.values()))
-            right.setdefault(rule, {}).setdefault(name, []).append(near(k, wanted))
-        some = float(any(near(candidate.k, wanted) for candidate in plausible))
-        right.setdefault("any of three", {}).setdefault(name, []).append(some)
-    shares = {rule: {name: mean(values) for name, values in by_set.items()} for rule, by_set in right.items()}
-
-    def left_out(name: str) -> float:
-        best = max(rules, key=lambda rule: mean(share for other, share in shares[rule].items() if other != name))
-        return shares[best][name]
-
-    results: dict[str, Any] = {rule: {"mean": mean(by_set.values()), **by_set} for rule, by_set in shares.items()}
-    results["rule of the other sets"] = {"mean": mean(map(left_out, arguments.names))}
-    for rule, by_set in results.items():
-        print(rule, {name: round(share, 2) for name, share in by_set.items()})
-    save("judgement_number", results)
-
-
-def near(k: int, wanted: int) -> float:
-    return float(max(k / wanted, wanted / k) <= 1.5)
 
 
 def stable(cache: Path, arguments: argparse.Namespace) -> None:
@@ -324,7 +275,7 @@ def main() -> None:
     command.add_argument("--images", type=int, nargs="+", default=[300, 600, 1500, 3000])
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     command.add_argument("--alike", type=lambda text: text.split(","), default=[])
-    more = ("number", number, [1000, 300, 2500]), ("stability", stable, [300, 600, 1500, 3000]), ("hints", hinted, [])
+    more = ("stability", stable, [300, 600, 1500, 3000]), ("hints", hinted, [])
     for name, judge, counts in more:
         command = judgements.add_parser(name)
         command.set_defaults(judge=judge)

@@ -181,12 +181,6 @@ def test_serve_onnx(tmp_path, capsys):
         server.shutdown()
 
 
-def test_estimator(output_of, few_digits):
-    lines = output_of("estimator.py", "", "0")
-    assert "25" in lines[-3].split()
-    assert lines[-1].removeprefix("loaded: ") == lines[-3].rpartition("are in ")[2]
-
-
 def test_the_notebook_runs_as_it_was_run(few_digits, tmp_path, monkeypatch):
     file = EXAMPLES / "digits.ipynb"
     cells = [cell for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "code"]
