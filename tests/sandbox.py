@@ -41,7 +41,7 @@ NOT_RUN = {
 # Rounds of the digits on the pages that run them; their fit takes many seconds.
 DIGITS = {"README.md": "0", "first-run.md": "1"}
 # Run if the package is installed, which make test does not do.
-NEEDS = {"parquet": "pyarrow", "--to onnx": "onnxscript", "import datasets": "datasets", "tensorboard": "tensorboard"}
+NEEDS = {"parquet": "pyarrow", "--to onnx": "onnxscript", "import datasets": "datasets"}
 SHELL = ("cat", "cp", "find", "head", "ls", "mkdir", "rm", "tar")
 
 
