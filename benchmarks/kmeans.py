@@ -58,6 +58,9 @@ def ours(folder: str, warming: bool, iterations: int) -> dict[str, float]:
     import torch
 
     from deepcluster.clustering import kmeans
+    from deepcluster.runtime.devices import keep_freed_memory
+
+    keep_freed_memory()  # as the command does
 
     def cluster(x: Matrix, start: Matrix) -> tuple[Any, Any]:
         clustering = kmeans(x, len(start), start=torch.from_numpy(start), iterations=iterations)
