@@ -411,7 +411,7 @@ def test_an_old_one_that_is_in_use_is_removed_later(checkpoints, monkeypatch):
 def test_without_a_whole_checkpoint_all_reasons_are_named(checkpoints):
     for path in checkpoints.folder.glob("*.safetensors"):
         path.unlink()
-    with pytest.raises(ModelError, match=r"json: .*json: 000001\.safetensors"):
+    with pytest.raises(ModelError, match=r"000002: .*000001\.safetensors"):
         checkpoints.latest()
 
 

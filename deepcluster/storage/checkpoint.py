@@ -1,14 +1,13 @@
 """Checkpoints: the state of a run between two rounds, from which it can go on.
 
-A checkpoint is NAME.safetensors, and after it NAME.json, which has the SHA-256 of every file that belongs to it:
-without a json that agrees there is no checkpoint. NAME is the number of rounds done. The main rank writes all that is
-the same on every rank. Rank 1 writes the remembered features of its own rows into NAME-1.safetensors, and so on.
-Any number of ranks can go on from there: a rank reads the rows that are its own then. The last
-two checkpoints are kept, so that a damaged one costs little, and every n-th if that is asked for.
+A checkpoint is NAME.safetensors, and after it NAME.json, which has its SHA-256: without a json that agrees there is no
+checkpoint. NAME is the number of rounds done. The main rank writes it, with the remembered features of all ranks. Any
+number of ranks can go on from there: a rank reads the rows that are its own then. The last two checkpoints are kept, so
+that a damaged one costs little, and every n-th if that is asked for.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from deepcluster.storage.state import is_known
 SCHEMA_VERSIONS = range(4, 5)  # that this version reads; it writes the last
 MAX_CHECKPOINTS = 2
 IMAGES = "images.csv"  # the images that the run began with (runs/rows.py)
-FEATURES_KEY = "features"  # the only tensor with rows by rank
+FEATURES_KEY = "features"  # the only tensor of which a rank has its rows alone
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)  # errors of reading
 TENSOR = "tensor of this checkpoint"
 Tensors = Mapping[str, Tensor]
@@ -44,7 +43,7 @@ class Checkpoint:
 
     values: dict[str, Any]  # the numbers of the state; "optimizer" names its tensors by {TENSOR: name}
     tensors: dict[str, Tensor]  # of the state and of the network, if they are the same on every rank
-    features: tuple[Path, ...]  # the files with their rows, in the order of the rows; empty if the state has none
+    file: Path  # of all tensors, the features too
     about: dict[str, Any]  # facts about the run, as given to ``write``
 
 
@@ -68,35 +67,34 @@ class Checkpoints:
         Raises NonFiniteError if the network is no longer finite, DiskError if the disk is full: both leave the
         checkpoints that are there.
         """
-        name = f"{state.round:06d}"
         processes = self.processes
-        tensors = {} if state.features is None else {FEATURES_KEY: state.features}
+        tensors = {}
+        if state.features is not None:
+            features = state.features.cpu()
+            tensors[FEATURES_KEY] = Partition.of(processes, len(features)).gather(features)
+        if not processes.is_main:
+            return
 
         def named(value: Tensor) -> dict[str, str]:
             tensors[key := f"optimizer.{len(tensors)}"] = value
             return {TENSOR: key}
 
-        optimizer = json.loads(json.dumps(state.optimizer, default=named)) if processes.is_main else {}
-        if processes.is_main:
-            tensors |= {} if state.previous is None else {"previous": state.previous}
-            tensors |= {f"network.{key}": value for key, value in network.items() if not key.startswith("head.")}
+        optimizer = json.loads(json.dumps(state.optimizer, default=named))
+        tensors |= {} if state.previous is None else {"previous": state.previous}
+        tensors |= {f"network.{key}": value for key, value in network.items() if not key.startswith("head.")}
         for key, value in tensors.items():
             if not value.isfinite().all():
                 raise NonFiniteError(f"{key} has numbers that are not finite: no checkpoint is made, try a lower --lr")
-        file = name if processes.is_main else f"{name}-{processes.rank}"
-        written = processes.gather_json([file, self._write(file, tensors)] if tensors else [])
-        if processes.is_main:
-            files = dict(filter(None, written))
-            content: dict[str, Any] = {
-                "schema_version": SCHEMA_VERSIONS[-1],
-                "state": {"round": state.round, "settled": state.settled, "optimizer": optimizer},
-                "about": dict(about),
-                "files": files,
-            }
-            text = json.dumps(content | {"sha256": json_sha256(content)}, indent=1)
-            write_whole(self.folder / f"{name}.json", lambda file: file.write(text + "\n"), scratch=self.scratch)
-            self._prune(name, files)
-        processes.any(False)  # no rank writes the next one while old files are removed
+        name = f"{state.round:06d}"
+        content: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSIONS[-1],
+            "state": {"round": state.round, "settled": state.settled, "optimizer": optimizer},
+            "about": dict(about),
+            "files": {name: self._write(name, tensors)},
+        }
+        text = json.dumps(content | {"sha256": json_sha256(content)}, indent=1)
+        write_whole(self.folder / f"{name}.json", lambda file: file.write(text + "\n"), scratch=self.scratch)
+        self._prune(name)
 
     def latest(self) -> Checkpoint | None:
         """Return the last whole checkpoint on the main rank; None on the others, and if there never was one.
@@ -109,7 +107,7 @@ class Checkpoints:
             try:
                 checkpoint = self._read(path)
             except DAMAGE as error:
-                reasons.append(f"{path.name}: {first_line(error)}")
+                reasons.append(f"{path.stem}: {first_line(error)}")
                 continue
             if reasons:
                 warn(f"a checkpoint is damaged ({'; '.join(reasons)}): going on from {path.stem}, the one before")
@@ -156,28 +154,20 @@ class Checkpoints:
             raise ValueError(f"of round {value['state']['round']}")
         shaped(value["about"], dict, "about")
         digests = shaped(value["files"], dict[str, str], "files")
-        parts = {path.stem: digests.pop(path.stem), **digests}  # the main rank's first
-        files = tuple(self.folder / f"{name}.safetensors" for name in parts)
-        mapped = []
-        for file, digest in zip(files, parts.values(), strict=True):
-            if not file.exists():
-                raise ValueError(f"{file.name} is missing")
-            try:
-                mapped.append(read_tensors(file, digest))
-            except (ValueError, SafetensorError) as error:
-                raise ValueError(f"{file.name}: {error}") from None
+        if [*digests] != [path.stem]:
+            raise ValueError("written by several processes of an earlier version")
+        file = path.with_suffix(".safetensors")
+        mapped = read_tensors(file, digests[path.stem])
         # Copies: a mapped file would change under the run when the file is replaced.
-        tensors = {key: tensor.clone() for key, tensor in mapped[0].items() if key != FEATURES_KEY}
-        return Checkpoint(value["state"], tensors, files if FEATURES_KEY in mapped[0] else (), value["about"])
+        tensors = {key: tensor.clone() for key, tensor in mapped.items() if key != FEATURES_KEY}
+        return Checkpoint(value["state"], tensors, file, value["about"])
 
-    def _prune(self, last: str, files: Mapping[str, str]) -> None:
+    def _prune(self, last: str) -> None:
         # Checkpoints after `last` are damaged leftovers: the run resumed before them.
         whole = sorted(path.stem for path in self.folder.glob("[0-9]*.json") if path.stem <= last)
         kept = {*whole[-MAX_CHECKPOINTS:], *(name for name in whole if self.every and int(name) % self.every == 0)}
         for path in self.folder.iterdir():
-            name = path.stem.partition("-")[0]
-            wanted = name in kept and (name != last or path.suffix == ".json" or path.stem in files)
-            if not wanted and path.name != IMAGES and is_known(f"checkpoints/{path.name}"):
+            if path.stem not in kept and path.name != IMAGES and is_known(f"checkpoints/{path.name}"):
                 with suppress(OSError):  # one that is in use is removed another time
                     path.unlink()
 
@@ -202,25 +192,16 @@ def restored(checkpoint: Checkpoint | None, partition: Partition) -> tuple[State
         return tensors[entries[TENSOR]] if TENSOR in entries else integers
 
     processes = partition.processes
-    numbers: Any = checkpoint and [checkpoint.values, [*map(str, checkpoint.features)]]
-    values, files = processes.broadcast_json(lambda: numbers)
+    numbers: Any = checkpoint and [checkpoint.values, str(checkpoint.file)]
+    values, file = processes.broadcast_json(lambda: numbers)
     tensors = processes.broadcast_tensors(lambda: checkpoint.tensors if checkpoint else {})
+    features = read_tensors(Path(file)).get(FEATURES_KEY)  # mapped: only the rows that are copied are read
     network = {key.removeprefix("network."): value for key, value in tensors.items() if key.startswith("network.")}
     state = State(
         round=values["round"],
         previous=tensors.get("previous"),
         settled=values["settled"],
-        features=_read_rows([*map(Path, files)], partition.local) if files else None,
+        features=None if features is None else features[partition.local].clone(),
         optimizer=json.loads(json.dumps(values["optimizer"]), object_hook=table),
     )
     return state, network
-
-
-def _read_rows(files: Sequence[Path], local: slice) -> Tensor:
-    begin = 0
-    pieces = []
-    for path in files:
-        rows = read_tensors(path)[FEATURES_KEY]  # mapped: only the rows that are copied are read
-        pieces.append(rows[max(0, local.start - begin) : max(0, local.stop - begin)])
-        begin += len(rows)
-    return torch.cat(pieces)
