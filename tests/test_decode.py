@@ -232,12 +232,6 @@ def test_large_images_are_decoded_one_at_a_time(kind, options, most, monkeypatch
     assert len(seen) == 3 and max(seen) == most
 
 
-@pytest.mark.parametrize("start", [b"avif\0\0\0\0", b"mif1\0\0\0\0mif1avif"])
-def test_the_reason_names_the_package_that_is_missing(start, monkeypatch) -> None:
-    monkeypatch.setattr(decoding, "accepted_formats", lambda: FORMATS)
-    assert re.search("AVIF.*: pip install --upgrade pillow$", reason(FTYP + start + bytes(99)))
-
-
 def close(image: Image.Image, other: Image.Image) -> bool:
     return image.size == other.size and np.abs(np.asarray(image, int) - np.asarray(other, int)).mean() < 6
 

@@ -58,9 +58,6 @@ MAX_PREVIEW_BYTES = 64_000_000  # more than a JPEG of MAX_PIXELS in high quality
 PREVIEW_END = 1 << 20  # last bytes of a preview, which must be in its file: LibRaw reads at most 16 kB beyond the end
 RAW_ORIENTATION = {3: 3, 5: 8, 6: 6}  # LibRaw's flip as EXIF has it
 
-# Files of this family begin with a box "ftyp": its size, its name, the brand of the file, and compatible brands.
-_FTYP = 64  # bytes
-
 T = TypeVar("T")
 
 _UPRIGHT = {
@@ -244,7 +241,7 @@ def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], T]) -> T:
                 return _examine(stream, look)
         file = BytesIO(file.read_bytes())
     file.seek(0)
-    start = file.read(_FTYP)
+    start = file.read(64)
     if not start:
         raise Undecodable("empty file")
     try:
@@ -261,7 +258,7 @@ def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], T]) -> T:
         if start.startswith(TIFF_START) and reads_raw():
             return _of_preview(file, look)
         formats = ", ".join(accepted_formats())
-        raise Undecodable(_not_installed(start) or f"not an image in an accepted format ({formats})") from None
+        raise Undecodable(f"not an image in an accepted format ({formats})") from None
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))
         _check_size(int(pixels[0]) if pixels else MAX_PIXELS + 1)
@@ -356,14 +353,6 @@ def upright(image: Image.Image, size: int | None = None) -> Image.Image:
             rgb = rgb.copy()
     rgb.info = {"short_side": side}  # no more, so that a thumbnail cannot carry comments or a location
     return rgb
-
-
-def _not_installed(start: bytes) -> str:
-    """Name the package that reads files with these first bytes; "" if none does."""
-    brands = {start[8:12], *(start[i : i + 4] for i in range(16, len(start), 4))} if start[4:8] == b"ftyp" else set()
-    if brands & {b"avif", b"avis"} and "AVIF" not in accepted_formats():
-        return "an AVIF image, and this Pillow has no AVIF: pip install --upgrade pillow"
-    return ""
 
 
 def _check_size(pixels: int) -> None:

@@ -6,8 +6,7 @@ again with quality 75 differ by at most .07, those at 2/3 of their size by .08 (
 .24 or more from every other, and all of the rest that differ by less than .1 are true copies.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import scipy
@@ -33,7 +32,7 @@ def near_duplicates(
 ) -> list[list[tuple[int, float]]]:
     """Return sets of nearly identical images by their first rows; none on other ranks than the main rank.
 
-    The main rank has the hashes of all images, and fetches the small pictures of the images that it compares.
+    The main rank has the hashes and small pictures of all images: 800 bytes of each.
 
     ``images`` is uint8 N x 3 x S x S, with several ranks this one's (by default this one has all), or several such
     tensors, whose rows follow one another. A set is (row, distance) of its images; the distance is that to the
@@ -41,38 +40,17 @@ def near_duplicates(
     """
     tensors = [images] if isinstance(images, Tensor) else images
     partition = partition or Partition.single(sum(map(len, tensors)))
-    processes = partition.processes
     parts = [_described(part) for rows in tensors for part in rows.split(IMAGES_AT_ONCE) if len(part)]
     none = torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0, 4 + 3 * SIDE**2, dtype=torch.uint8)
-    hashes, light, pictures = (torch.cat(rows) for rows in zip(none, *parts, strict=True))
-    hashes = partition.gather(hashes)
-    light = partition.gather(light)
-
-    def on_all(pairs: Callable[[], Tensor]) -> Tensor:
-        return processes.broadcast_tensors(lambda: {"pairs": pairs()})["pairs"]
-
-    def apart(pairs: Tensor) -> Tensor:
-        """Return the distances of pairs of images (numbers, n x 2), on the main rank."""
-        distances = []
-        for part in pairs.split(PAIRS):
-            one, other = partition.to_main(pictures, part.T.flatten()).tensor_split(2)
-            difference = (one[:, 4:].float() - other[:, 4:].float()).square().mean(1).sqrt()
-            contrast = (rows[:, :4].contiguous().view(torch.float32).squeeze(1) for rows in (one, other))
-            distances.append(difference / torch.maximum(*contrast))
-        return torch.cat(distances)
-
-    no_pairs = torch.empty(0, 2, dtype=torch.int64)
-    ties = [no_pairs]
+    hashes, light, pictures = (partition.gather(torch.cat(rows)) for rows in zip(none, *parts, strict=True))
+    if not partition.processes.is_main:
+        return []
+    ties = torch.empty(0, 2, dtype=torch.int64)
     for turn in TURNS:
-        near = _near(hashes, light, turn)
-        while len(pairs := on_all(partial(next, near, no_pairs))):
-            distances = apart(pairs)
-            if processes.is_main:
-                ties.append(pairs[distances <= ALIKE])
-        ties = [_spanning(torch.cat(ties))]  # a thousand equal images are 999 pairs then, not 32,000
-    alike = on_all(lambda: ties[0])
+        alike = [pairs[_apart(pictures, pairs) <= ALIKE] for pairs in _near(hashes, light, turn)]
+        ties = _spanning(torch.cat([ties, *alike]))  # a thousand equal images are 999 pairs then, not 32,000
     members: dict[int, list[tuple[int, float]]] = {}
-    for (first, row), distance in zip(alike.tolist(), apart(alike).tolist(), strict=False):  # none on other ranks
+    for (first, row), distance in zip(ties.tolist(), _apart(pictures, ties).tolist(), strict=True):
         members.setdefault(first, []).append((row, distance))
     return [*members.values()]
 
@@ -95,19 +73,26 @@ def _described(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _near(hashes: Tensor, light: Tensor, turn: int) -> Iterator[Tensor]:
     """Yield pairs of images (n x 2) with nearly equal hashes: neighbours in sorted order, then the next but one, ...
 
-    The order is that of the hashes rotated by ``turn``, then of lightness. About ``PAIRS`` or more come at a time.
+    The order is that of the hashes rotated by ``turn``, then of lightness.
     """
     bits = hashes.numpy().view(np.uint64)
     turned = (bits << np.uint64(turn)) | (bits >> np.uint64(-turn % 64))
     order = np.lexsort((light.numpy(), turned))
-    waiting = np.empty((0, 2), np.int64)
     for step in range(1, WINDOW + 1):
         one, other = order[:-step], order[step:]
         near = np.bitwise_count(turned[one] ^ turned[other]) <= BITS
-        waiting = np.concatenate([waiting, np.stack([one[near], other[near]], 1)])
-        if len(waiting) and (len(waiting) >= PAIRS or step == WINDOW):
-            yield torch.from_numpy(waiting)
-            waiting = waiting[:0]
+        yield torch.from_numpy(np.stack([one[near], other[near]], 1))
+
+
+def _apart(pictures: Tensor, pairs: Tensor) -> Tensor:
+    """Return the distances of pairs of images (numbers, n x 2)."""
+    distances = []
+    for part in pairs.split(PAIRS):
+        one, other = pictures[part[:, 0]], pictures[part[:, 1]]
+        difference = (one[:, 4:].float() - other[:, 4:].float()).square().mean(1).sqrt()
+        contrast = (rows[:, :4].contiguous().view(torch.float32).squeeze(1) for rows in (one, other))
+        distances.append(difference / torch.maximum(*contrast))
+    return torch.cat(distances)
 
 
 def _spanning(pairs: Tensor) -> Tensor:

@@ -182,7 +182,6 @@ VIDEO_SUFFIXES = (".3gp", ".avi", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpe
 VIDEO, SIDECAR, OTHER = "video", "sidecar", "other file"
 # Kinds of skipped images, by the begin of the reason; another reason is a kind of its own.
 KINDS: dict[str | tuple[str, ...], str] = {
-    "an AVIF image": "AVIF (pip install --upgrade pillow reads them)",
     "not an image": OTHER,
     "cannot be decoded": "damaged",
     "empty file": "empty",

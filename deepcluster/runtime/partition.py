@@ -76,7 +76,12 @@ class Partition:
         if self.processes.alone:
             return local.index_select(0, wanted[0].to(local.device))
         local = self._alike(local)
-        order, counts, local_rows = self._routes(wanted)
+        ends = torch.tensor([*accumulate(self.sizes)])
+        owners = [torch.bucketize(numbers.contiguous(), ends, right=True) for numbers in wanted]
+        rank = self.processes.rank
+        order = torch.argsort(owners[rank], stable=True)
+        counts = torch.bincount(owners[rank], minlength=self.processes.world_size).tolist()
+        local_rows = [numbers[by == rank] - self.local.start for numbers, by in zip(wanted, owners, strict=True)]
         leaving = local.index_select(0, torch.cat(local_rows).to(local.device))
         received = self.processes.all_to_all(leaving, [len(numbers) for numbers in local_rows], counts)
         return received.index_select(0, torch.argsort(order).to(local.device))
@@ -100,20 +105,11 @@ class Partition:
         """
         if self.processes.alone:
             return values, rows[0]
-        order, counts, local_rows = self._routes(rows)
-        leaving = values.index_select(0, order.to(values.device))
-        received = self.processes.all_to_all(leaving, counts, [len(numbers) for numbers in local_rows])
-        return received, torch.cat(local_rows)
-
-    def _routes(self, rows: Sequence[Tensor]) -> tuple[Tensor, list[int], list[Tensor]]:
-        """Return three values: the order that sorts this rank's row numbers by owner; their number per owner; for each
-        rank, the local rows that it names."""
-        ends = torch.tensor([*accumulate(self.sizes)])
-        rank = self.processes.rank
-        owners = [torch.bucketize(numbers.contiguous(), ends, right=True) for numbers in rows]
-        counts = torch.bincount(owners[rank], minlength=self.processes.world_size).tolist()
-        local_rows = [numbers[by == rank] - self.local.start for numbers, by in zip(rows, owners, strict=True)]
-        return torch.argsort(owners[rank], stable=True), counts, local_rows
+        everyone = range(self.processes.world_size)
+        received = self.processes.gather_rows(values, [len(numbers) for numbers in rows], everyone)
+        numbers = torch.cat(list(rows))
+        own = (numbers >= self.local.start) & (numbers < self.local.stop)
+        return received[own.to(values.device)], numbers[own] - self.local.start
 
     def _alike(self, local: Tensor) -> Tensor:
         """Return ``local`` with the dtype and shape of the other ranks' rows, unknown to a rank without rows."""
