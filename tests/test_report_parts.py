@@ -65,8 +65,8 @@ def test_a_chart_for_every_series_that_is_a_line() -> None:
     ]
     share, nmi = training_charts(history)
     assert (share["line"]["last"], nmi["line"]["last"]) == ("25.0%", "0.500")
-    # Two dots beside a gap, and a line: from left to right, 0 at the bottom.
-    assert (share["line"]["path"], nmi["line"]["path"]) == ("M0,0 h0 M264,60 h0", "M0,90 L132,60")
+    # A line over a gap, and one that ends: from left to right, 0 at the bottom.
+    assert (share["line"]["path"], nmi["line"]["path"]) == ("M0,0 L264,60", "M0,90 L132,60")
     assert [text for _, text in share["y_ticks"]] == ["0%", "25%", "50%"]
     assert [text for _, text in nmi["x_ticks"]] == ["1", "2", "3"]
     assert training_charts([]) == []

@@ -4,7 +4,7 @@ Positions are in units of the plot, the origin at the top left; the templates dr
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from deepcluster.report.sections import Values
 from deepcluster.storage.content import Row
@@ -19,6 +19,7 @@ SERIES = (
     ("changed", "Images that changed pseudo-label", None),
     ("cluster_weight", "Share of the loss from pseudo-labels", 1.0),
     ("largest_share", "Largest pseudo-label's share", None),
+    ("reseeded", "Empty pseudo-labels that were reset", None),
     ("nmi_labels", "NMI to the labels", 1.0),
 )
 
@@ -29,24 +30,23 @@ def training_charts(history: Sequence[Row]) -> list[Values]:
     ``chance`` is a second line to compare with. A line has its ``path`` (SVG path data), its last point (``end``) and
     the value there (``last``) as text.
     """
+    last = len(history) - 1
     charts = []
     for name, title, top in SERIES:
-        values = [number(row.get(name)) for row in history]
-        if sum(value is not None for value in values) < 2:  # a dot is no line: the table has the number
+        values = _series(history, name)
+        if len(values) < 2:  # a dot is no line
             continue
-        chance = [number(row.get("chance_loss")) for row in history] if name == "loss" else []
-        high = top or ceiling(max(value for value in (*values, *chance) if value is not None))
-        rounds = [round_for_people(row["round"]) for row in history]
+        chance = _series(history, "chance_loss") if name == "loss" else {}
+        high = top or ceiling(max([*values.values(), *chance.values()]))
         charts.append(
             {
                 "title": title,
-                "line": _line(values, high, share=name in SHARES),
-                "chance": _line(chance, high, share=False) if any(chance) else None,
-                "x_ticks": [
-                    (_across(i, len(rounds)), rounds[i]) for i in sorted({0, (len(rounds) - 1) // 2, len(rounds) - 1})
-                ],
+                "line": _line(values, last, high, percent if name in SHARES else figure),
+                "chance": _line(chance, last, high, figure) if chance else None,
+                # People count rounds from 1, as the lines of a fit do.
+                "x_ticks": [(_point(i, 0.0, last, high)[0], str(i + 1)) for i in sorted({0, last // 2, last})],
                 "y_ticks": [
-                    (_down(value, high), f"{100 * value:g}%" if name in SHARES else f"{value:g}")
+                    (_point(0, value, last, high)[1], f"{100 * value:g}%" if name in SHARES else f"{value:g}")
                     for value in (0.0, high / 2, high)
                 ],
             }
@@ -54,43 +54,20 @@ def training_charts(history: Sequence[Row]) -> list[Values]:
     return charts
 
 
-def round_for_people(index: str) -> str:
-    """Return a round's number for people, who count from 1 as the lines of a fit do; history.csv counts from 0."""
-    return str(int(index) + 1) if index.isdecimal() else index
+def _series(history: Sequence[Row], name: str) -> dict[int, float]:
+    cells = (number(row.get(name)) for row in history)
+    return {i: value for i, value in enumerate(cells) if value is not None}
 
 
-def _line(values: Sequence[float | None], high: float, *, share: bool) -> Values:
-    i, value = [(i, value) for i, value in enumerate(values) if value is not None][-1]
-    return {
-        "path": curve(values, high),
-        "end": (_across(i, len(values)), _down(value, high)),
-        "last": percent(value) if share else figure(value),
-    }
+def _line(values: Mapping[int, float], last: int, high: float, text: Callable[[float], str]) -> Values:
+    points = [_point(i, value, last, high) for i, value in values.items()]
+    path = " ".join(f"{'L' if i else 'M'}{x:g},{y:g}" for i, (x, y) in enumerate(points))
+    return {"path": path, "end": points[-1], "last": text(values[max(values)])}
 
 
-def curve(values: Sequence[float | None], high: float) -> str:
-    """Return SVG path data of a series: 0 at the bottom, ``high`` at the top, the values evenly from left to right.
-
-    None interrupts the line; a value between two gaps becomes a line of no length (a dot, with round line caps).
-    """
-    commands: list[str] = []
-    for i, value in enumerate(values):
-        if value is None:
-            continue
-        x, y = _across(i, len(values)), _down(value, high)
-        begins = i == 0 or values[i - 1] is None
-        ends = i + 1 == len(values) or values[i + 1] is None
-        commands.append(f"{'M' if begins else 'L'}{x:g},{y:g}" + (" h0" if begins and ends else ""))
-    return " ".join(commands)
-
-
-def _across(i: float, count: int) -> float:
-    """Return the i-th of ``count`` positions from the left end to the right one; a single one is in the middle."""
-    return round(WIDTH * i / (count - 1) if count > 1 else WIDTH / 2, 1)
-
-
-def _down(value: float, high: float) -> float:
-    return round(HEIGHT * (1 - value / high), 1)
+def _point(i: int, value: float, last: int, high: float) -> tuple[float, float]:
+    """Return the place of a value in round ``i``: ``last`` is at the right, 0 at the bottom, ``high`` at the top."""
+    return round(WIDTH * i / last, 1), round(HEIGHT * (1 - value / high), 1)
 
 
 def ceiling(value: float) -> float:

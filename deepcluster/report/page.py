@@ -25,7 +25,7 @@ from deepcluster import texts
 from deepcluster.groups.tree import Parts, Tree
 from deepcluster.records import PRELIMINARY
 from deepcluster.report import sections
-from deepcluster.report.charts import HEIGHT, SHARES, WIDTH, round_for_people, training_charts
+from deepcluster.report.charts import HEIGHT, WIDTH, training_charts
 from deepcluster.report.hints import chinese
 from deepcluster.report.pictures import Picture, columns, on_sheet, tile
 from deepcluster.report.sections import Values
@@ -33,7 +33,6 @@ from deepcluster.runtime.plain_files import FORMULA
 from deepcluster.storage.content import Row, Tables
 
 MAX_CLUSTERS = 100
-LONG_HISTORY = 25  # rounds from which the table is folded
 MAX_NAMES = 600_000  # characters of file names, above which fewer images are in the page
 SCALE = 65_535  # of a coordinate, distance or margin in the script's data
 
@@ -55,9 +54,6 @@ FACTS = {
 }
 # Measure in metrics.json: its name, and the word of the page that explains it.
 METRICS = {"acc": ("Accuracy", "accuracy"), "nmi": ("NMI", "nmi"), "ami": ("AMI", "ami"), "ari": ("ARI", "ari")}
-# Column of history.csv: the word of the page that explains it.
-HISTORY_WORDS = {"chance_loss": "chance", "nmi_previous": "nmi", "largest_share": "largest"}
-HISTORY_WORDS |= {word: word for word in ("round", "loss", "inertia", "reseeded")}
 
 
 @dataclass(frozen=True)
@@ -96,12 +92,13 @@ def render(data: RunData) -> str:
     sections.check_rows(data.summary, data.usable)
     in_page = len(on_page(data.usable)[0])
     pieces = len(data.tree.groups) if data.tree else 0
+    charts = training_charts(data.history)
     parts: dict[str, Any] = {
         "run": _run(data),
         "clusters": _clusters(data),
         "map": None if data.positions is None or not in_page else {"images": len(data.usable), "shown": in_page},
         "groups": {"most": pieces} if pieces > 2 else None,  # a slider needs two numbers of groups
-        "training": _training(data) if data.history else None,
+        "training": {"charts": charts, "width": WIDTH, "height": HEIGHT} if charts else None,
         "problems": sections.problems(data.skipped, data.usable, data.duplicates) | {"sides": data.sides},
         "labels": _labels(data),
     }
@@ -223,26 +220,6 @@ def _clusters(data: RunData) -> Values:
         "suggested": sections.suggestions(candidates, data.tree, len(data.usable)) if data.tree else [],
         "guessed": data.record.cut_k is None,
         "edited": data.record.edits is not None,
-    }
-
-
-def _training(data: RunData) -> Values:
-    def cell(key: str, word: str) -> str:
-        value = texts.number(word)
-        if key == "round":
-            return round_for_people(word)
-        if value is None:
-            return word
-        return texts.percent(value) if key in SHARES else texts.figure(value)
-
-    names = list(data.history[0])
-    return {
-        "columns": [(name.replace("_", " "), HISTORY_WORDS.get(name, "")) for name in names],
-        "rounds": [[cell(name, row[name]) for name in names] for row in data.history],
-        "folded": len(data.history) >= LONG_HISTORY,
-        "charts": training_charts(data.history),
-        "width": WIDTH,
-        "height": HEIGHT,
     }
 
 

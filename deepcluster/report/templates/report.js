@@ -13,18 +13,21 @@ const images = count => t(count === 1 ? "{0} image" : "{0} images", grouped(coun
 
 /* ---- the language of the browser: English, or Chinese as the phrases have it -------------------------------------- */
 
-const phrases =
+const phrases = new Map(Object.entries(
 //= phrases.json
-;
+));
+/* Chinese has no plural: a phrase about several things serves for one. */
+const phraseOf = key => phrases.get(key)
+  ?? phrases.get(key.replace(/(?<=\} (?:junk |unusable )?)(image|cluster|round|name|merge|answer|edit|mark|set|file)\b/g, "$1s"));
 const isChinese = /^zh\b/i.test(navigator.language);
-const t = (text, ...values) => (isChinese && phrases[text] || text).replace(/\{(\d)\}/g, (_, i) => values[i]);
+const t = (text, ...values) => (isChinese && phraseOf(text) || text).replace(/\{(\d)\}/g, (_, i) => values[i]);
 
 /* Return the Chinese nodes of a text in nodes. Its numbers, and the elements, are {0}, {1}, ... of its phrase. */
 function translated(nodes) {
   const values = [], elements = nodes.filter(node => typeof node !== "string");
   const text = nodes.map(node => typeof node === "string" ? node : "\0").join("").replace(/\s+/g, " ").trim();
   const key = text.replace(/\0|\d(?:[\d,.]*\d)?%?/g, found => `{${values.push(found === "\0" ? elements.shift() : found) - 1}}`);
-  return Object.hasOwn(phrases, key) ? phrases[key].split(/(\{\d\})/).map(piece => /^\{\d\}$/.test(piece) ? values[piece[1]] : piece) : nodes;
+  return phraseOf(key)?.split(/(\{\d\})/).map(piece => /^\{\d\}$/.test(piece) ? values[piece[1]] : piece) ?? nodes;
 }
 
 /* Translate what the templates say. */

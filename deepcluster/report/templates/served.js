@@ -23,15 +23,13 @@ async function send(action, request = {}) {
     } else if (answer.ok) {
       const changed = said.match(/[\d,]+ images? changed their cluster/)?.[0] ?? said;  /* the list was seen before */
       const chinese = {apply: `${t("Applied.")}${inWords(said.replace(/^.*?: /, ""))}`, undo: t("Taken back."), recut: t("Cut into {0} clusters.", request.k), teach: translated([changed]).join("")};
-      sessionStorage.setItem("told", isChinese ? chinese[action] ?? said : changed);
-      if (action === "apply") sessionStorage.setItem("targets", JSON.stringify(targets));
-      else sessionStorage.removeItem("targets");
+      const after = {told: isChinese ? chinese[action] ?? said : changed, targets: action === "apply" ? targets : []};
       if (action === "teach") {
-        sessionStorage.setItem("teaching", current === answered ? "1" : "");
+        after.teaching = current === answered;
         current.clear();
         keepAnswers();
       }
-      return reload();
+      return reload(after);
     } else tell(error);
     if (outdated) data.served.offer = RELOAD;
     else if (action === "apply" && !final) data.served.offer = AGAIN;
@@ -110,21 +108,21 @@ function offerReload() {
   tellPending();
 }
 
-function reload() {
+/* Load the page again: what it showed, and what is new, stays in the tab. */
+const remain = page => sessionStorage.setItem("page", JSON.stringify(page));
+
+function reload(after = {}) {
   saved = true;
-  sessionStorage.setItem("opened", JSON.stringify([...levels.keys()].filter(group => levels.get(group).open ?? true)));
-  sessionStorage.setItem("minded", minded ? root(Number(minded.dataset.number)) : "");
-  sessionStorage.setItem("besides", JSON.stringify(besides()));
+  const opened = [...levels.keys()].filter(group => levels.get(group).open ?? true);
+  remain({opened, minded: minded && root(Number(minded.dataset.number)), besides: besides(), targets, ...after});
   location.reload();
 }
 
 /* The keys go on at the cluster where they were before the page was loaded again. */
 function mindAgain() {
-  for (const [number, beside] of JSON.parse(sessionStorage.getItem("besides") || "[]")) if (base.has(number)) base.get(number).beside = beside;
+  for (const [number, beside] of lastPage.besides ?? []) if (base.has(number)) base.get(number).beside = beside;
   arrange();
-  const card = cards.get(Number(sessionStorage.getItem("minded") || NaN));
-  sessionStorage.removeItem("minded");
-  if (card) mind(card, false);
+  if (cards.has(lastPage.minded)) mind(cards.get(lastPage.minded), false);
 }
 
 /* Find out if an image is missing because the page is old. */
@@ -151,17 +149,17 @@ $("#into-folders").addEventListener("click", () => openSorting());
 $("#keep-best")?.toggleAttribute("hidden", false);
 $("#keep-best")?.addEventListener("click", () => openSorting(true));
 tellSorted();
-for (const group of JSON.parse(sessionStorage.getItem("opened") || "[]")) levels.get(group)?.setAttribute("open", "");
-targets.push(...JSON.parse(sessionStorage.getItem("targets") || "[]").filter(number => base.has(number)));
+const lastPage = JSON.parse(sessionStorage.getItem("page") || "{}");
+remain({...lastPage, minded: null, told: "", teaching: false});
+for (const group of lastPage.opened ?? []) levels.get(group)?.setAttribute("open", "");
+targets.push(...(lastPage.targets ?? []).filter(number => base.has(number)));
 nextTarget = targets.length % 9;
 tellTargets();
-if (sessionStorage.getItem("told")) {
+if (lastPage.told) {
   const back = element("button", {type: "button"}, t("Undo"));
   back.addEventListener("click", takeBack);
-  tell(sessionStorage.getItem("told")).append(...(data.served.done.length ? [" ", back] : []));
+  tell(lastPage.told).append(...(data.served.done.length ? [" ", back] : []));
 }
-sessionStorage.removeItem("told");
-if (sessionStorage.getItem("teaching")) openTeach();
-sessionStorage.removeItem("teaching");
+if (lastPage.teaching) openTeach();
 $("#told").addEventListener("click", () => { $("#told").hidden = true; });
 $("#help .quiet").textContent = t("Edits are applied at once. Undo takes back the last one, and History any number.");
