@@ -111,7 +111,7 @@ def fit(
 
         folder = runs.fit(source, request, terminal, **shared)
     if is_main_rank():
-        _print_result(folder, output, "fit", verbose=fit_flags.verbose)
+        _print_result(folder, output, "fit")
 
 
 def _fit_source(fit_flags: flags.FitFlags, terminal: Terminal, images: str | None, *others: str) -> "Source | str":
@@ -584,19 +584,13 @@ def fetch(
     /,
     *,
     file: Annotated[Path | None, Parameter(name="--from")] = None,
-    list_: Annotated[bool, Parameter(name="--list")] = False,
     quiet: flags.Quiet = False,
 ) -> None:
     """Download a published network for all later runs, into the cache of the Hugging Face Hub (HF_HOME).
 
     Args:
         file: Take this file instead, downloaded on another machine.
-        list_: List the published networks with licence and origin.
     """
-    if list_:
-        for published in PUBLISHED.values():
-            print(f"{published.name:13} {published.description}")
-        return
     if name not in PUBLISHED and not name.startswith("timm:"):
         raise UsageError(f"no published network is called {short(name)}: choose {', '.join(PUBLISHED)} or timm:NAME")
     with Terminal(quiet) as terminal:
@@ -757,8 +751,8 @@ def _model(run: Path, device: str) -> "Model":
     return load(run, choose_device(device))
 
 
-def _print_result(folder: "RunFolder", output: flags.Output, command: str, *, verbose: bool = False) -> None:
-    """Print the result of a fit, recut, apply or update; ``verbose``: also name the files and the folder."""
+def _print_result(folder: "RunFolder", output: flags.Output, command: str) -> None:
+    """Print the result of a fit, recut, apply, teach or update."""
     record = folder.read_json("run.json", {"verdict": str, "clusters": int})
     metrics = folder.read_json("metrics.json") if folder.has("metrics.json") else {}
     page = folder.path / "report.html"
@@ -775,8 +769,6 @@ def _print_result(folder: "RunFolder", output: flags.Output, command: str, *, ve
         following = [*_next_commands(folder.path, record, command)]
         following.append(f"open {page.absolute().as_uri()}   # the same page as a file, to pass on")
         lines += [f"{heading:9} {line}" for heading, line in zip_longest(["Next"], following, fillvalue="")]
-        if verbose:
-            lines += [f"{'Files':9} {folder.path / 'clusters.csv'}  {page}", f"{'Run':9} {folder.path}"]
         for line in lines:
             say(line)
     if output.open_:

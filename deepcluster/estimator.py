@@ -7,12 +7,10 @@ import weakref
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from html import escape
 from itertools import islice
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
-from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -348,10 +346,10 @@ class DeepCluster(_Base):
         return self
 
     def report(self, path: str | Path) -> Path:
-        """Write the report of the run, one HTML page, and return its path, which a notebook shows as a link."""
+        """Write the report of the run, one HTML page, and return its path."""
         self._check_run("a report")
         html = page.report(self.run_, self._images_at_hand()).read_text(encoding="utf-8")
-        path = LinkedPath(path)
+        path = Path(path)
         check_output(path, overwrite=True, inputs=tuple)
         write_output(path, lambda file: file.write(html))
         return path
@@ -568,14 +566,6 @@ class DeepCluster(_Base):
     def _images_at_hand(self) -> Source | None:
         """Return the images of the fit, for thumbnails; None if they are gone."""
         return images_at_hand(run_folder.RunFolder(self.run_)) if self._images is None else find(self._images)
-
-
-class LinkedPath(type(Path())):  # type: ignore[misc]
-    """A path that a notebook shows as a link."""
-
-    def _repr_html_(self) -> str:
-        address = quote(Path(os.path.relpath(self)).as_posix())
-        return f'<a href="{address}" target="_blank">{escape(str(self))}</a>'
 
 
 def _are_features(X: Any) -> bool:
