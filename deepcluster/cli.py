@@ -30,7 +30,7 @@ import deepcluster
 from deepcluster import errors, flags
 from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning, DiskError, Stopped, UsageError
 from deepcluster.evaluation import PROTOCOL_OPTIONS
-from deepcluster.flags import refuse, short
+from deepcluster.flags import refuse
 from deepcluster.nets import hub
 from deepcluster.nets.names import NO_NETWORK, PUBLISHED, backbone_of
 from deepcluster.presets import PRESETS, Facts, check_groups, check_weights, read_request, resolve
@@ -42,7 +42,7 @@ from deepcluster.runtime.machine import is_main_rank, versions, world_size
 from deepcluster.runtime.plain_files import is_run, write_csv
 from deepcluster.storage import files
 from deepcluster.storage.edits_file import newest_edits, read_edits
-from deepcluster.texts import plural
+from deepcluster.texts import plural, short
 
 if TYPE_CHECKING:
     from deepcluster.evaluation.common import Figure, NamedFigure
@@ -651,16 +651,11 @@ for number, verb in enumerate(("fit", "report", "export", "update", "predict")):
 
 def _figure_lines(figures: "Iterable[NamedFigure]", values: dict[str, Any]) -> Iterator[str]:
     """Yield a line per figure as it arrives, and put it into ``values``. The columns are named above the first row."""
-    has_header = False
     for name, value in figures:
-        values[name] = value
-        if not isinstance(value, Mapping):
-            yield _table_row(name, [value])
-            continue
-        if not has_header:
+        if isinstance(value, Mapping) and not any(isinstance(other, Mapping) for other in values.values()):
             yield _table_row("layer", value)
-            has_header = True
-        yield _table_row(name, value.values())
+        values[name] = value
+        yield _table_row(name, value.values() if isinstance(value, Mapping) else [value])
 
 
 def _table_row(name: str, cells: "Iterable[Figure]") -> str:

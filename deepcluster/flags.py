@@ -13,6 +13,7 @@ from deepcluster.evaluation import PROTOCOL_OPTIONS
 from deepcluster.nets.names import MODULE
 from deepcluster.presets import read_shares
 from deepcluster.recipe import ANY, Recipe, declared
+from deepcluster.texts import short
 
 MAX_SECONDS = 1e9  # of a time limit: 30 years
 IMAGE_EXPORTS = ("folders", "imagefolder")  # the forms of `export` that hold images, and use all its flags
@@ -67,10 +68,6 @@ def refuse(names: Iterable[str], reason: str) -> None:
     """Raise UsageError if any flag was given that this form of a command cannot use."""
     if flags := ", ".join(f"--{name.replace('_', '-')}" if len(name) > 1 else f"-{name}" for name in names):
         raise UsageError(f"{reason}: leave out {flags}")
-
-
-def short(text: str, most: int = 40) -> str:
-    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 # ---- shared by commands ---------------------------------------------------------------------------------------------

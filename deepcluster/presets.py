@@ -436,7 +436,9 @@ def _adapting(size: int, facts: Facts, backbone: str, options: OptionValues) -> 
         why = "how an image differs from its own centre crop says nothing about which image it is"
         choices |= _because(why, within_image=1.0, whitening=0.0)
     rectified = backbone.startswith(RECTIFIED)
-    if rectified and facts.certainty is not None and (sure := _sureness(facts.certainty)):
+    low, high = CERTAINTIES
+    if rectified and facts.certainty is not None and facts.certainty > low:
+        sure = min(1.0, (facts.certainty - low) / (high - low))
         known = f"the network is sure of its classes here ({facts.certainty:.2f})"
         why = f"{known}: its class probabilities are features, too"
         choices["class_probabilities"] = (round(CLASSES_SCALE * sure, 2), why)
@@ -446,12 +448,6 @@ def _adapting(size: int, facts: Facts, backbone: str, options: OptionValues) -> 
     if rectified:
         choices["root"] = (True, "no feature is negative, and roots of such features separate groups better")
     return choices
-
-
-def _sureness(certainty: float) -> float:
-    """Return how well the network knows the kinds of a collection by its ``certainty``, from 0 to 1."""
-    low, high = CERTAINTIES
-    return min(1.0, max(0.0, (certainty - low) / (high - low)))
 
 
 def _from_scratch(size: int, facts: Facts) -> Choices:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 NOTHING = "\u2013"  # a dash if there is no value
 MINUS = "\u2212"  # as wide as the plus
-MAX_NAME = 160  # characters of a path; Linux allows 4096, and 1,600 of those would be the whole page
+MAX_NAME = 160  # characters of a path in the page; Linux allows 4096, and 1,600 of those would be the whole page
 
 
 def plural(number: int, thing: str) -> str:
@@ -62,9 +62,9 @@ def in_words(seconds: float) -> str:
     return f"{seconds / unit:.{0 if seconds >= 10 * unit or unit == 1 else 1}f} {name}"
 
 
-def short_name(text: str) -> str:
+def short(text: str, most: int = 40) -> str:
     """Return the text, or the two ends of one that is too long."""
-    return text if len(text) <= MAX_NAME else text[: MAX_NAME // 2].rstrip() + "…" + text[-MAX_NAME // 2 :]
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 def bare(word: str) -> str:

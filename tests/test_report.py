@@ -121,7 +121,7 @@ def test_one_cluster_an_empty_one_and_none() -> None:
     assert parsed.all("header")[0][1].split(" ", 1)[1] == "1 image · 1 cluster RUN"
     ((attributes, _),) = parsed.all("img")
     alt = str(attributes["alt"])
-    assert len(alt) < 200 and alt.startswith("start") and alt.endswith("end.png") and "…" in alt
+    assert len(alt) < 200 and alt.startswith("start") and alt.endswith("end.png") and " ... " in alt
     summary = [*summary_of([row("a.png")]), summary_of([row("b.png", 1)])[0] | {"size": "0", "medoid_path": ""}]
     _, parsed = page(clusters=[row("a.png")], summary=summary)
     assert sections(parsed) == ["cluster-0", "cluster-1"] and "No image." in parsed.text()

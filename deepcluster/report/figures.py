@@ -63,7 +63,7 @@ def _rows(data: RunData) -> Iterator[Values]:
     members = sections.members_of(largest, data.usable)
     for row in largest:
         chosen = sections.representatives(members[row["cluster"]], PICTURES, medoid=row["medoid_path"])
-        images = ((texts.short_name(member["path"]), data.picture(member["path"])) for member, _ in chosen)
+        images = ((texts.short(member["path"], texts.MAX_NAME), data.picture(member["path"])) for member, _ in chosen)
         yield {
             "number": row["cluster"],
             "name": row["name"],

@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 from urllib.parse import quote
 
@@ -141,7 +141,8 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"grouped": "{:,}".format, "short": texts.short_name, "bare": texts.bare, "chinese": chinese}
+    short = partial(texts.short, most=texts.MAX_NAME)
+    environment.filters |= {"grouped": "{:,}".format, "short": short, "bare": texts.bare, "chinese": chinese}
     return environment
 
 
@@ -224,19 +225,17 @@ def _clusters(data: RunData) -> Values:
 
 
 def _labels(data: RunData) -> Values:
-    """Return (measure, its word, trained, at the start, difference) for every number that is no baseline."""
+    """Return (measure, its word, trained, at the start, difference) for every measure that the run has."""
     metrics = data.metrics
-    names = [name for name in metrics if not name.startswith("baseline_") and name not in ("nmi_average", "labelled")]
-    names.sort(key=lambda name: list(METRICS).index(name) if name in METRICS else len(METRICS))
     rows = []
-    for name in names:
+    for name in filter(metrics.__contains__, METRICS):
         trained = texts.number(metrics[name])
         start = texts.number(metrics.get(f"baseline_{name}"))
         gain = texts.NOTHING
         if trained is not None and start is not None:
             gain = f"{trained - start:+.3f}".replace("-", texts.MINUS)
         cells = [texts.NOTHING if value is None else f"{value:.3f}" for value in (trained, start)]
-        rows.append((*METRICS.get(name, (name, "")), *cells, gain))
+        rows.append((*METRICS[name], *cells, gain))
     return {
         "metrics": rows,
         "nmi_average": metrics.get("nmi_average"),

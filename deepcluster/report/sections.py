@@ -16,7 +16,7 @@ from deepcluster.groups.tree import Tree, nodes_at
 from deepcluster.report.hints import hints, weighted_nouns
 from deepcluster.report.pictures import PICTURE_CHARACTERS, Picture, data_uri, on_sheet, tile
 from deepcluster.storage.content import Row, Table
-from deepcluster.texts import agreement, figure, number, percent, short_name
+from deepcluster.texts import MAX_NAME, agreement, figure, number, percent, short
 
 Values = dict[str, Any]
 Kind = Literal["medoid", "diverse", "borderline", "outlying"]
@@ -183,7 +183,7 @@ def levels(sections: Sequence[Values], summary: Sequence[Row], clusters: Table, 
 def _tile(row: Row, kind: Kind, image: Image.Image | None, share: int) -> Values:
     """Return an image of a contact sheet; ``source`` is a data URI, empty if the image could not be read again."""
     about = (
-        short_name(row["path"].rpartition("/")[2]),
+        short(row["path"].rpartition("/")[2], MAX_NAME),
         CAPTIONS[kind],
         f"label {row['label']}" if row["label"] else "",
         "outlier" if row["is_outlier"] == "1" else "",
