@@ -62,7 +62,7 @@ class Steps:
 
     @property
     def names(self) -> dict[str, str]:
-        """Return what a run records of the steps."""
+        """Return the names of the user's own steps, as run.json has them."""
         steps = {field.name: getattr(self, field.name) for field in fields(self)}
         return {OWN + name: _step_name(step) for name, step in steps.items() if step is not None}
 
@@ -177,7 +177,7 @@ def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, rec
 
 
 def cut_rows_of(recipe: Recipe) -> CutRows:
-    """Return the cut whose stability is measured: that of the recipe's groups, with fewer starts."""
+    """Return the cut whose stability is measured: as the recipe makes its groups, but with fewer starts."""
     if recipe.grouping == "kmeans":
         return lambda rows, k, seed, embed: as_groups(best_of(KMEANS_STARTS, rows, k, seed))
     return cut_once

@@ -33,7 +33,7 @@ LARGE_SIDE = 1024  # px; of larger images, one batch must fit into memory before
 class Annotations:
     """The decisions of a person about groups, and the coarse groups that these are in; with one level there are none.
 
-    ``names`` has an entry for each of the L numbers that were ever given, so the next new group is number L.
+    ``names`` has an entry for all L numbers that were ever given, so the next new group is number L.
     A new value of these fields alone replaces all of them in a model: ``replace(model, **vars(annotations))``.
     """
 
@@ -73,7 +73,7 @@ class Model(Annotations):
         return replace(self, cut=cut, names=names, junk=tuple(sorted(present.intersection(self.junk))))
 
     def predict(self, images: Images) -> npt.NDArray[np.int64]:
-        """Return the cluster of each image of a folder, a list of paths, ... DataError if one cannot be used."""
+        """Return the clusters of the images of a folder, a list of paths, ... DataError if one cannot be used."""
         return self.place(self.transform(images)).cluster.numpy()
 
     def transform(self, images: Images | Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class Model(Annotations):
             check_batch_fits(self.network, self.image_size, self.batch_size)
 
     def place(self, reduced: Tensor) -> Placement:
-        """Return the cluster of each row of :meth:`transform`."""
+        """Return the clusters of the rows of :meth:`transform`."""
         return placement_of(reduced, self.cut, self.fine_centroids)
 
 

@@ -30,7 +30,7 @@ MAX_LARGE_IMAGES = 5000  # a CPU has time to see so many at 224 px
 PUBLISHED_SIZE = 224  # px, of the images that published networks are made for
 MIN_PHOTOGRAPH_SIDE = 96  # px; smaller colour images have as few kinds as their clearest groups
 WHITENING = 0.25  # chosen by leaving one set out (docs/decisions.md)
-# Networks whose features are means of what a ReLU lets through. Only EfficientNet-Lite was measured.
+# Networks whose features are means of the output of a ReLU. Only EfficientNet-Lite was measured.
 RECTIFIED = "timm:tf_efficientnet_lite"
 # Certainty if the network does not know the kinds of a collection, and if it does; then the scale of the class
 # probabilities, and the least weight of the differences within images (benchmarks/LOG.md, Class probabilities).
@@ -81,7 +81,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe with every option resolved, and the reason of each value that was chosen or changed."""
+    """A recipe with every option resolved, and the reason of every chosen or changed value."""
 
     recipe: Recipe
     reasons: Mapping[str, str]  # by option, or by another property in which the recipe departs from a published one
@@ -151,7 +151,7 @@ def check_weights(options: OptionValues) -> None:
 def resolve(request: RecipeRequest, facts: Facts) -> Plan:
     """Resolve a recipe for these images. UsageError if the options do not fit together.
 
-    DataError if the ``pseudo_labels`` given exceed the number of images; those of a preset or file are lowered.
+    DataError if the ``pseudo_labels`` given exceed the number of images; a number from a preset or file is lowered.
     """
     named = request.all_options
     options = spelt_out(named)

@@ -59,14 +59,14 @@ class Round:
 
     index: int  #: from 0
     reduced: Tensor  #: the whitened, L2-normalised features that were clustered (float32, N x d)
-    #: Its labels are the pseudo-labels that were trained on (those of the first, if several clusterings are learnt).
+    #: Its labels are the pseudo-labels that were trained on (of the first clustering, if several are learnt).
     clustering: Clustering
     loss: float  #: mean cross-entropy of the pseudo-labels over the round
-    chance_loss: float  #: that of guessing
-    #: NMI of the assignment of the round before and what its clusters became in the new features; NaN in the first.
+    chance_loss: float  #: loss of guessing
+    #: NMI of the previous assignment and its continuation by k-means in the new features; NaN in the first round.
     nmi_previous: float
     changed: float  #: share of the images that left the majority of their previous cluster; NaN in the first round
-    #: Share of the pseudo-labels' loss in what was minimised; the rest, if any, is that of the loss of single images.
+    #: Weight of the pseudo-labels' loss in the objective; the rest, if any, is the weight of single images' loss.
     cluster_weight: float
     lr: float  #: learning rate in the middle of the round
     state: State  #: after the round; save it to go on from here
@@ -83,7 +83,7 @@ class Candidate:
 
     k: int
     silhouette: float  #: of so many groups in an embedding of the neighbour graph, -1 to 1 (are they apart?)
-    modularity: float  #: share of ties inside the groups, less that of random ties (do they hold together?)
+    modularity: float  #: share of ties inside the groups, less the share of random ties (do they hold together?)
     stability: float | None  #: mean adjusted Rand index between cuts of samples, at most 1; None if images are too few
 
 

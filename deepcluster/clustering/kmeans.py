@@ -38,9 +38,9 @@ REACH = 16_000.0
 
 
 def cluster_sums(blocks: Blocks, k: int, labels: Tensor | Assign) -> Tensor:
-    """Return for each of ``k`` clusters the sum of its rows, and their number: float64, k x (d + 1).
+    """Return the sum and the number of the rows of ``k`` clusters: float64, k x (d + 1).
 
-    ``labels``: Of all rows (int64, N), or a function of a block. Sums are float32 inside a block.
+    ``labels``: Clusters of all rows (int64, N), or a function of a block. Sums are float32 inside a block.
     """
     totals = torch.zeros(k, blocks.x.shape[1] + 1, dtype=torch.float64, device=blocks.x.device)
 
@@ -230,9 +230,9 @@ def best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:
 
 
 def spread_rows(rows: Tensor, k: int, random: np.random.RandomState) -> list[int]:
-    """Return ``k`` rows far from one another: k-means++ (Arthur and Vassilvitskii 2007), the best of a few draws each.
+    """Return ``k`` rows far from one another: k-means++ (Arthur and Vassilvitskii 2007), with a few draws a row.
 
-    The draws are those of scikit-learn, whose import takes as long as ten such k-means.
+    It draws the same rows as scikit-learn, whose import takes as long as ten such k-means.
     """
     points = rows.double()
     lengths = points.square().sum(1)
@@ -384,7 +384,7 @@ def _beside_large(centroids: Tensor, sizes: Tensor, count: int, random: torch.Ge
 
 
 def _as_faiss(centroids: Tensor, sizes: Tensor, count: int, random: torch.Generator) -> Tensor:
-    """Return new centroids for ``faiss``: each beside a donor drawn by size - 1, which halves its size and moves too.
+    """Return new centroids for ``faiss``, beside donors drawn by size - 1, whose sizes halve and which move too.
 
     Coordinates are multiplied by 1 + 1/1024 and 1 - 1/1024 alternately, the donor's the other way round.
     """

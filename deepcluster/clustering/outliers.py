@@ -16,7 +16,7 @@ MAX_DIRECTIONS = 64
 ROWS_PER_DIRECTION = 4
 # The limit is the smaller of two: the median plus TAIL times the distance from it to the 90th percentile, in which few
 # strangers among the images of the fit have no say, and a quantile, for residuals with a short tail. TAIL was chosen by
-# leaving one set out (benchmarks/judgement.py); new images exceed the quantile twice as often as those of the fit.
+# leaving one set out (benchmarks/judgement.py); new images exceed the quantile twice as often as the fit's images.
 TAIL = 2.4
 QUANTILE = 0.9975
 MIN_RESIDUAL = 2e-3  # of a row's distance from the mean: smaller residuals are errors of float32, and so 0

@@ -22,8 +22,8 @@ from deepcluster.runtime.processes import ALONE
 EIGENVALUE_FLOOR = 1e-6
 # From this width on only the leading eigenvectors are computed, in float32: all in float64 take ten times as long.
 WIDE = 1024
-# Up to this width the covariance is computed in float64, which then costs little. The error of float32 is that of the
-# largest variance, 1e-7 of it, and may be 1e-3 of the smallest.
+# Up to this width the covariance is computed in float64, which then costs little. float32 has an error of 1e-7 of the
+# largest variance, which may be 1e-3 of the smallest.
 NARROW = 256
 SHIFT_ROWS = 1024  # rows for a provisional mean; corrected afterwards
 LOWER_LR = ": lower the learning rate (--lr)"
@@ -69,7 +69,7 @@ class Whitening:
         return prepared(features, root=self.root, classes=self.classes)
 
     def __call__(self, x: Tensor, device: torch.device | None = None, *, unit: bool = True) -> Tensor:
-        """Map N x D features to N x d rows of length 1, on ``device`` (None: that of x); a row at the mean stays zero.
+        """Map N x D features to N x d rows of length 1, on ``device`` (None: x's own); a row at the mean stays zero.
 
         Without ``unit`` the fitted rows have mean zero and the identity as covariance.
         """
@@ -108,7 +108,7 @@ def whiten(
         strength: Each principal direction is divided by its standard deviation to this power: 1 whitens (the paper), 0
             only rotates, and in between the leading directions keep some of their weight.
         partition: Owner (rank) of every row; they exchange one D x D sum and the main rank's map. None: one process.
-        device: Device of the products, a block of rows at a time. None: that of x.
+        device: Device of the products, a block of rows at a time. None: x's own.
         root: Reduce the :func:`square_roots` of the features.
         classes: Reduce the class probabilities together with the features.
         pairs: Features of two views of some images, 2 x m x D, on the main rank: before the PCA, the features are
@@ -208,7 +208,7 @@ def square_roots(rows: Tensor) -> Tensor:
 
 
 def unit_rows(x: Tensor, device: torch.device | None = None) -> Tensor:
-    """Return N x D features of any floating type as float32 rows of length 1, on ``device`` (None: that of x)."""
+    """Return N x D features of any floating type as float32 rows of length 1, on ``device`` (None: x's own)."""
     return mapped(x, lambda rows: F.normalize(rows, eps=1e-12), x.shape[1], device=device)
 
 

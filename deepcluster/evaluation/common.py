@@ -84,7 +84,7 @@ def check_apart(train: Source, test: Source) -> None:
 
 
 def _identities(source: Source) -> Iterator[tuple[object, str]]:
-    """Yield an identity of each image under any name: device and inode of its file, and the member in that file."""
+    """Yield the identities of the images under any name: device and inode of its file, and the member in that file."""
 
     @cache
     def identity(path: str) -> object:
@@ -158,8 +158,8 @@ def clustering(
     """Yield ``acc``, ``nmi`` (geometric mean), ``ami`` and ``ari``, then their ``_chance``: for shuffled labels.
 
     Args:
-        clusters: Cluster of each image.
-        labels: Label of each image; "" if it has none.
+        clusters: Clusters of the images.
+        labels: Labels of the images; "" if it has none.
         options: None: the defaults.
         seed: Seed of the shuffles.
 
@@ -186,7 +186,7 @@ def clustering(
 def knn(task: ProbeTask, options: KnnOptions | None = None, *, display: Display | None = None) -> Iterator[NamedFigure]:
     """Yield ``top1_kN`` for N neighbours (at most all images to learn from); for more than 5 classes also ``top5_kN``.
 
-    The features are those of the backbone at length 1, not reduced. ``chance`` is the accuracy of the most frequent
+    The features are the backbone's at length 1, not reduced. ``chance`` is the accuracy of the most frequent
     class. Source: Wu, Xiong, Yu, Lin, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR
     2018, section 3.4.
     """

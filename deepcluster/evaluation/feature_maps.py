@@ -114,7 +114,7 @@ def _as_maps(output: Tensor, layer: Layer, prefix: int) -> Tensor:
 def pooling_of(layer: Layer, shape: Sequence[int], image_size: int) -> tuple[str, nn.Module]:
     """Return the average over the maps of a layer, of shape B x C x H x W, in words and as a module.
 
-    AlexNet and VGG-16 at 224 px have that of the literature, all others an adaptive one to fewer than 10,000 numbers.
+    AlexNet and VGG-16 at 224 px have the literature's average, all others an adaptive one to fewer than 10,000 numbers.
     """
     if layer.pooling is not None and image_size == IMAGE_SIZE:
         kernel, stride, padding = layer.pooling

@@ -1,7 +1,7 @@
 """Protocol ``linear``: the accuracy of a linear classifier on the maps of every layer.
 
 Paper, section 4.3, after Zhang et al. 2016, with the settings of the release's eval_linear.sh. The network is frozen.
-The figure is that of the last epoch; the release reports the best epoch by the test images.
+The figure belongs to the last epoch; the release reports the best epoch by the test images.
 """
 
 import math

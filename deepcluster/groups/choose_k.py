@@ -28,7 +28,7 @@ REFINES = 2  # least ratio of groups to coarse groups: below it the second level
 CUTS = 3
 SHARE = 0.8  # of the sample, in a cut
 MIN_IMAGES = 300  # of fewer, the agreement of two cuts is noise (docs/decisions.md)
-Scores = npt.NDArray[np.float64]  # one for each number of groups
+Scores = npt.NDArray[np.float64]  # by the number of groups
 CutRows = Callable[[Tensor, int, int, Embeddings], Cut]  # rows, number of groups, seed, known embeddings
 
 

@@ -18,8 +18,8 @@ from deepcluster.seeding import derive
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-KMEANS_STARTS = 10  # of k-means
-EMBEDDINGS = 10  # with as many starts each; of more than 1,500 rows there are fewer
+KMEANS_STARTS = 10  # of k-means, in every embedding
+EMBEDDINGS = 10  # of more than 1,500 rows there are fewer
 FOUND_AGAIN = 0.1  # share of all starts that come to nearly the same groups,
 MIN_AGREEMENT = 0.8  # by the adjusted Rand index
 EMBEDDED_ROWS = 15_000  # of all embeddings together: with more rows there are fewer, for time, but one by each curve
@@ -40,7 +40,7 @@ class Cut:
 
     @property
     def count(self) -> int:
-        """One more than the largest number of a group; numbers have gaps where groups were merged."""
+        """One more than the largest number of a group; merged groups leave gaps in the numbers."""
         return int(self.group_of.max()) + 1
 
 
@@ -63,7 +63,7 @@ def cut_features(
     The embedding (graph.py) makes groups of any shape compact. It differs with its seed, so the graph chooses among
     several: the groups that hold most of its ties. k-means inside a group, in the features, makes the centroids that
     stand for it, so a new image needs nothing but the nearest one. With fewer than ``ROWS_EACH``
-    distinct rows per group the groups are those of k-means of the features.
+    distinct rows per group the groups come from k-means of the features.
 
     Args:
         reduced: N x d features.
@@ -204,7 +204,7 @@ def _place(
 
 
 def exact_distances(rows: Tensor, centroids: Tensor) -> Tensor:
-    """Return distances by the exact sum: a matrix product would not make that of an image to itself 0."""
+    """Return distances by the exact sum: by a matrix product an image would not be at distance 0 from itself."""
     return torch.cdist(rows, centroids, compute_mode="donot_use_mm_for_euclid_dist")
 
 

@@ -1,6 +1,6 @@
 """The neighbour graph of features, and its embedding in a space with neighbours together and all others apart.
 
-In ten dimensions the embedding is what groups are cut from (cut.py), in two it is the map of the report.
+cut.py cuts groups from the embedding in ten dimensions; in two dimensions it is the map of the report.
 """
 
 import hashlib
@@ -87,7 +87,7 @@ def _weights(distances: Tensor) -> Tensor:
 
 
 def modularity(ties: "csr_array", labels: npt.NDArray[np.int64]) -> float:
-    """Return the share of the ``ties`` inside groups, less that of as many random ones (Newman and Girvan 2004)."""
+    """Return the share of ``ties`` inside groups, less the share of random ties inside (Newman and Girvan 2004)."""
     pairs = ties.tocoo()
     total = float(pairs.data.sum())
     within = float(pairs.data[labels[pairs.row] == labels[pairs.col]].sum()) / total

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 ALPHA = 0.8  # share of its neighbours in the score of an image
 PRESENT = 0.05  # weight of the present group of an image; an answer has 1
 FOLLOWER = 0.4  # weight of an image without an answer in the discriminant
-SHRINKAGE = 0.6  # of its covariance towards that of a sphere
-FINE = 2  # clusters with a typical image each, for a group
+SHRINKAGE = 0.6  # of its covariance towards a sphere
+FINE = 2  # fine clusters of a group, whose typical images are asked about
 STARTS = 3  # of the k-means that makes them
 MAX_ROWS = 5000  # for it
 CONFIDENCE = 0.9  # of the interval of the quality
@@ -156,7 +156,7 @@ def uncertain(ties: "csr_array", believed: Numbers, known: Sequence[int], count:
 
 
 def nodes_of(reduced: Tensor, rows: Tensor) -> Labels:
-    """Return which of the distinct ``rows`` each of N features equals (int64, N); -1: none."""
+    """Return the index of the one of the distinct ``rows`` that equals a feature (int64, N); -1: none."""
     number = {row.tobytes(): node for node, row in enumerate((rows + 0.0).numpy())}
     return np.array([number.get(row.tobytes(), -1) for row in (reduced + 0.0).numpy()], np.int64)
 

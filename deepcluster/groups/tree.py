@@ -24,7 +24,7 @@ Merge = tuple[int, int]
 def medoids_of(group_means: Tensor, rows: Tensor, group_of: Tensor, partition: Partition) -> Tensor:
     """Return the row (int64, K) nearest to the mean of every group, the first of equal ones; -1: the group is empty.
 
-    ``rows`` (n x d) and their groups, ``group_of``, are this rank's; the row numbers are those of all ranks.
+    ``rows`` (n x d) and their groups, ``group_of``, are this rank's; the row numbers count the rows of all ranks.
     """
     parts = zip(rows.split(ROWS_AT_ONCE), group_of.split(ROWS_AT_ONCE), strict=True)
     distances = torch.cat([(part - group_means[numbers]).norm(dim=1) for part, numbers in parts])
@@ -94,7 +94,7 @@ def _pieces(cut: Cut, counts: Tensor, all_counts: Tensor) -> tuple[list[int], li
 
 
 def _stand_ins(cut: Cut, counts: Tensor, members: Tensor) -> Tensor:
-    """Return the nearest centroid with images of the fit for each of a group's; the first one if all have none."""
+    """Return the nearest centroid with images of the fit for a group's centroids; the first one if all have none."""
     used = members[counts[members] > 0]
     used = used if len(used) else members[:1]
     nearest = torch.cdist(cut.centroids[members].double(), cut.centroids[used].double()).argmin(1)
@@ -150,7 +150,7 @@ def _order(centroids: Numbers, weights: Numbers, group_of: npt.NDArray[np.int64]
 
 
 def _order_above(centroids: Numbers, weights: Numbers, parts: Sequence[npt.NDArray[np.int64]]) -> list[Merge]:
-    """Return pairs of groups that merge, by cost. ``parts``: The centroids of each group."""
+    """Return pairs of groups that merge, by cost. ``parts``: The centroids of the groups."""
     middles = [np.average(centroids[which], axis=0, weights=weights[which]) for which in parts]
     totals = [weights[which].sum() for which in parts]
     return [(a, b) for _, a, b in ward(np.array(middles), np.array(totals))]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
 CHANNELS = (1, 3, 4)
-# An .npz that unpacks to more bytes may have at most so many times those in the file: zeros shrink to a thousandth.
+# An .npz that unpacks to more bytes may have at most MAX_RATIO times the file's bytes: zeros shrink to a thousandth.
 MAX_UNPACKED_BYTES = 100_000_000
 MAX_RATIO = 300
 IMAGE_KEY = "image"  # of items that are dicts: the usual name of torch and Hugging Face

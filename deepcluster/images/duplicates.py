@@ -32,7 +32,7 @@ def near_duplicates(
 ) -> list[list[tuple[int, float]]]:
     """Return sets of nearly identical images by their first rows; none on other ranks than the main rank.
 
-    The main rank has the hashes and small pictures of all images: 800 bytes of each.
+    The main rank has the hashes and small pictures of all images: 800 bytes an image.
 
     ``images`` is uint8 N x 3 x S x S, with several ranks this one's (by default this one has all), or several such
     tensors, whose rows follow one another. A set is (row, distance) of its images; the distance is that to the
@@ -73,7 +73,7 @@ def _described(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _near(hashes: Tensor, light: Tensor, turn: int) -> Iterator[Tensor]:
     """Yield pairs of images (n x 2) with nearly equal hashes: neighbours in sorted order, then the next but one, ...
 
-    The order is that of the hashes rotated by ``turn``, then of lightness.
+    Images are sorted by their hashes rotated by ``turn``, then by lightness.
     """
     bits = hashes.numpy().view(np.uint64)
     turned = (bits << np.uint64(turn)) | (bits >> np.uint64(-turn % 64))

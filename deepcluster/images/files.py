@@ -140,7 +140,7 @@ def _matching(texts: Iterable[str]) -> list[str]:
 
 
 def _collection(paths: Iterable[str | Path]) -> Source:
-    """Return the files named and those in the folders named, each once, by their paths in the folder that all share.
+    """Return the named files and all files in the named folders, once, by their paths in the folder that all share.
 
     A file that is named is used even if it is a link. DataError if one is an array, a list or shards.
     """

@@ -81,7 +81,7 @@ def from_hugging_face(name: str) -> Source:
 
 
 def _unreachable(name: str) -> Exception | None:
-    """Ask the Hub once. Return why it does not answer; None if it does, or if the name is that of a folder here."""
+    """Ask the Hub once. Return why it does not answer; None if it does, or if a folder here has this name."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     if os.path.lexists(name):

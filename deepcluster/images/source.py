@@ -33,7 +33,7 @@ class Origin(NamedTuple):
 
 
 class Items(Protocol):
-    """Images by number: how each one is read, and where it comes from.
+    """Images by number: how to read them, and their origin.
 
     A class for each kind of source. A copy by pickle reads the same images.
     """
@@ -79,7 +79,7 @@ class Source:
     items: Items  #: these images, and perhaps others
     labels: tuple[str, ...] | None = None  #: the labels of ``paths``, if the source has any
     skipped: tuple[tuple[str, str], ...] = ()  #: (path, reason) of files that are never opened
-    numbers: Sequence[int] | None = None  #: the number of each image among ``items``; if None, i is that of the i-th
+    numbers: Sequence[int] | None = None  #: the numbers of the images among ``items``; None: 0, 1, 2, ...
 
     def read(self, i: int, size: int | None = None) -> Image.Image:
         return self.items.read(self._number(i), size)
@@ -124,7 +124,7 @@ def nothing_readable(location: str, tried: int, reasons: Sequence[tuple[str, str
 
 
 def check_skipped(skipped: Sequence[Mapping[str, str]], most: int | None) -> None:
-    """Raise DataError if more than ``most`` files (None: any number) were skipped: path and reason of each."""
+    """Raise DataError if more than ``most`` files (None: any number) were skipped, given as their paths and reasons."""
     if most is not None and len(skipped) > most:
         examples = "; ".join(f"{one_line(file['path'])}: {file['reason']}" for file in skipped[:3])
         raise DataError(

@@ -27,8 +27,8 @@ from deepcluster.runtime.processes import ALONE, Processes
 
 Pixels = npt.NDArray[np.uint8]
 
-# Threads hand the interpreter to each other at every file operation: for tiny images that costs more than a second core
-# gains. JPEGs of 32 px came at 10,000/s from one thread and 6,300/s from two; those of 128 px at 3,500/s and 4,800/s.
+# Threads pass the interpreter on at every file operation: for tiny images that costs more than a second core
+# gains. JPEGs of 32 px came at 10,000/s from one thread and 6,300/s from two, JPEGs of 128 px at 3,500/s and 4,800/s.
 _QUICK = 0.0002  # seconds an image: this thread alone is quicker than all
 _TRIAL = 4  # images that are timed, of
 _STRETCH = 4096  # images

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from deepcluster.runtime.devices import moved
 
 PART = 1 << 18  # pixels of stored images that become views at a time, on a CPU
-GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, what Pillow's convert("L") uses
+GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L") uses
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def random_views(images: Tensor, size: int, how: Augmentation, random: torch.Gen
 def _sampled(images: Tensor, grid: Tensor, shrinking: Tensor) -> Tensor:
     """Sample images (float32) at ``grid``: bilinear, or trilinear if they shrink.
 
-    ``shrinking`` has their factors, on the CPU. Above 1 the view is mixed with that of the image at half its size, so
+    ``shrinking`` has their factors, on the CPU. Above 1 the view is mixed with a view of the image at half its size, so
     that details too small for it are averaged away.
     """
     views = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
@@ -143,7 +143,7 @@ def uniform_over_clusters(labels: Tensor, draws: int, random: torch.Generator) -
     """Draw image indices (int64) in random order, the same number from every non-empty cluster, +-1.
 
     Within a cluster the images come in random order, and from the start again when they are used up, so all come
-    equally often, +-1. The indices are those of ``labels``; compare :func:`official_draws`.
+    equally often, +-1. The draws are indices into ``labels``; compare :func:`official_draws`.
     """
     shuffled = torch.randperm(len(labels), generator=random)
     members = shuffled[torch.argsort(labels[shuffled], stable=True)]  # in random order within a cluster

@@ -31,7 +31,7 @@ class Batch:
         return [len(range(rank, len(self.drawn), len(self.parts))) for rank in range(len(self.parts))]
 
     def targets(self, labels: Tensor) -> Tensor:
-        """Return the labels of this rank's images out of those of all images; IGNORED for filling."""
+        """Select the labels of this rank's images from all ``labels``; IGNORED for filling."""
         targets = labels[self.parts[self.rank]]
         targets[self.new[self.rank] :] = IGNORED
         return targets

@@ -134,7 +134,7 @@ def _evenly_chosen(partition: Partition, count: int) -> tuple[Tensor, Tensor]:
 def _of_some(
     network: Network, images: Tensor, chosen: Tensor, compute: Compute, *, embedded: bool = False
 ) -> tuple[Tensor, Partition]:
-    """Return the features of the ``chosen`` images of each rank, and whose they are. A collective."""
+    """Return the features of every rank's ``chosen`` images, and the ranks that own them. A collective."""
     few = Partition.of(compute.partition.processes, len(chosen))
     some = replace(compute, partition=few, progress=ignore_progress)  # the pass over all images is told
     return extract(network, images[chosen], some, embedded=embedded), few

@@ -32,9 +32,9 @@ class Outputs:
     """Outputs of the network for V views of this rank's B images in an optimizer step."""
 
     embeddings: Tensor  #: V*B x D, view after view
-    logits: Tensor  #: V*B x the sum of ``clusters``, those of several clusterings side by side
+    logits: Tensor  #: V*B x the sum of ``clusters``, several clusterings side by side
     labels: Tensor  #: int64, B x the number of clusterings; IGNORED for images that only fill up the batch
-    clusters: Sequence[int]  #: number of clusters in each clustering
+    clusters: Sequence[int]  #: numbers of clusters of the clusterings
     drawn: Tensor  #: int64, indices of the images that all ranks together train on in this optimizer step
 
 
@@ -122,7 +122,7 @@ def all_pairs(embeddings: Tensor, images: int, total: int, processes: Processes)
     """Return the first two views (2 ``total`` x D) of the images of all ranks, in the order in which they were drawn.
 
     Only this rank's ``embeddings`` (view after view of its ``images``, filling included) have a gradient. Each rank
-    computes the loss of all images, so the sum of the gradients over the ranks is that of the loss, and nothing is
+    computes the loss of all images, so the ranks' gradients add up to the gradient of the loss, and nothing is
     exchanged in the backward pass. ``total``: Number of images of all ranks without filling.
     """
     local = embeddings[: 2 * images].float()

@@ -48,7 +48,7 @@ class Learning:
     #: Makes the optimizer of the body's parameters, for instance ``torch.optim.AdamW``. Its learning rate is ``lr``;
     #: ``momentum`` and ``weight_decay`` of the body are its own. None: SGD, as published.
     optimizer: OptimizerOf | None = None
-    views: Sequence[Augmentation] = (Augmentation(),)  #: one for each view of an image in an optimizer step
+    views: Sequence[Augmentation] = (Augmentation(),)  #: of an image in an optimizer step
     sample: Sampler = uniform_over_clusters  #: draws the images of an epoch by their labels
     head: Head = new_linear_head  #: puts the classifier of a round on top
     #: The loss to minimise.
@@ -206,9 +206,9 @@ def train_on_pseudo_labels(  # noqa: PLR0913 step 5 as one loop
 def number_of_parts(network: Network, images: int, pixels: int, loss: Loss, processes: int = 1) -> int:
     """Return the number of parts of an optimizer step: only the layer outputs of one part are in memory at a time.
 
-    It is 1 unless the gradients of the parts add up to that of the batch: no image may have an effect on another,
-    neither by batch normalisation nor by the loss. (The number changes the last bits, so it depends on sizes alone.)
-    ``images`` and ``processes`` are the numbers of a step, ``pixels`` those of all views of an image.
+    It is 1 unless the gradients of the parts add up to the batch's: no image may have an effect on another, neither by
+    batch normalisation nor by the loss. (The number changes the last bits, so it depends on sizes alone.)
+    ``images`` and ``processes`` are the numbers of a step; ``pixels`` counts the pixels of all views of an image.
     """
     apart = network.frozen_statistics or not any(isinstance(module, _BatchNorm) for module in network.body.modules())
     if processes > 1 or network.mean.device.type != "cpu" or not (apart and loss.sums_images):
@@ -271,7 +271,7 @@ def network_precision(network: Network, device: torch.device, name: str = "auto"
 def averaged(body: nn.Module, first: Mapping[str, Tensor], share: float) -> Iterator[None]:
     """Give the body the mean of its ``first`` weights and, by their ``share``, its present ones inside the context.
 
-    The mean keeps more of what a pretrained network knew than its last state does (WiSE-FT, Wortsman et al. 2022).
+    The mean keeps more of a pretrained network's knowledge than its last state does (WiSE-FT, Wortsman et al. 2022).
     """
     if share == 1:
         yield

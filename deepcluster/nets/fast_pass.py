@@ -24,7 +24,7 @@ from deepcluster.runtime.devices import in_threads
 IN_CACHE = 2_000_000
 LATE = 0.25  # later layers: those behind the last output that is larger than this share of the largest
 MAX_AT_A_TIME = 64
-# Activations that oneDNN applies to what a convolution has just computed: its name, and its numbers.
+# Activations that oneDNN applies to the output of a convolution: its name, and its numbers.
 ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.Identity: ("none", []),
     nn.ReLU: ("relu", []),

@@ -80,8 +80,8 @@ def backbone_of(name: str) -> str:
 def only_size(name: str, preferred: int) -> int | None:
     """Return the image size, px, of a network that is built for one size; None if it takes any.
 
-    Such networks are mostly transformers. The size is the nearest to ``preferred`` that whole patches cover, or that of
-    timm's weights if timm cannot build the network for it. For the paper's networks it is ``preferred``.
+    Such networks are mostly transformers. The size is the nearest to ``preferred`` that whole patches cover, or, if
+    timm cannot build the network for it, the size of timm's weights. For the paper's networks it is ``preferred``.
     """
     if name in PAPER_NETWORKS:
         return preferred

@@ -40,8 +40,8 @@ class FrozenClassifier(nn.Module):
 class Network(nn.Module):
     """A backbone without its last layer (step 1), and the head on top of it for one round.
 
-    ``features`` maps B x 3 x S x S images in [0, 1] to B x ``feature_dim`` features. ``embed`` maps these to what is
-    clustered during training: the features themselves, or their projection (DeepCluster-v2). ``classify`` maps
+    ``features`` maps B x 3 x S x S images in [0, 1] to B x ``feature_dim`` features. ``embed`` maps these to the
+    rows clustered during training: the features themselves, or their projection (DeepCluster-v2). ``classify`` maps
     embeddings to B x K logits by the head; ``forward`` does all three.
 
     Args:
@@ -193,7 +193,7 @@ def build(
 
 
 def _new_body(name: str, image_size: int, sobel: bool, seed: int) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
-    """Return a body, the options of its ``Network``, and those of ``load_body`` for its files of weights."""
+    """Return a body, the options of its ``Network``, and the options of ``load_body`` for its weights."""
     if name == "compact":
         # Lent, because its layers draw initial values of their own before the generator's replace them.
         with lent_global(seed, "network"):
@@ -213,7 +213,7 @@ def _new_body(name: str, image_size: int, sobel: bool, seed: int) -> tuple[nn.Mo
     else:
         body, config = timm_body(name, image_size, seed)
     # The last layers (head.fc, or head.l and head_dist.l, or none) by their top-level modules, because a normalisation
-    # in one (head.bn) is dropped too; also those of EfficientNet-Lite0's own code and of DeepCluster-v2's training.
+    # in one (head.bn) is dropped too; also the last layers of EfficientNet-Lite0's own code and of DeepCluster-v2.
     last = config["classifier"] or ()
     last = (last,) if isinstance(last, str) else last
     heads = (*(layer.split(".")[0] for layer in last), "_fc", "projection_head", "prototypes")

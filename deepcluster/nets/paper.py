@@ -1,8 +1,8 @@
 """The two networks of the paper, AlexNet and VGG-16 with batch normalisation, and the fixed Sobel filter before them.
 
 Caron et al., "Deep Clustering for Unsupervised Learning of Visual Features", ECCV 2018: AlexNet without local response
-normalisation and without groups, VGG-16 of configuration D. Both end before the last ReLU: these 4096 numbers are what
-is clustered.
+normalisation and without groups, VGG-16 of configuration D. Both end before the last ReLU: these 4096 numbers are
+clustered.
 """
 
 import torch

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 WIDTH = 16  # channels
-HALVED_FROM = 48  # px: at 64 px a round then costs what it costs at 32
+HALVED_FROM = 48  # px: a round at 64 px then costs as much as at 32
 LITE0_NAMES = ("timm:tf_efficientnet_lite0", "timm:tf_efficientnet_lite0.in1k")
 LITE0_CONFIG = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "classifier": "classifier"}
 LITE0_DIM = 1280

@@ -31,7 +31,7 @@ def timm_body(name: str, image_size: int, seed: int) -> tuple[nn.Module, dict[st
     import timm
 
     timm_name = name.removeprefix("timm:")
-    # is_model looks at what stands before the tag; timm names such as hf-hub:USER/NAME, which download, are not models.
+    # is_model ignores the tag; timm names such as hf-hub:USER/NAME, which download, are not models.
     if not timm.is_model(timm_name):
         raise unknown_backbone(name)
     try:

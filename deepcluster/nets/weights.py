@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from deepcluster.errors import ModelError, first_line
 
-# Averaged weights first: if a checkpoint has both, these are what its authors evaluated.
+# Averaged weights first: if a checkpoint has both, its authors evaluated these.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "model.", "backbone.", "body.")
 HEADS = ("head",)
@@ -84,7 +84,7 @@ def load_body(
 
     Prefixes of the names (``module.``, ``body.``, ...) are removed. Tensors of the classifiers ``heads`` are ignored
     unless ``body`` has them. Only the step counts of batch normalisation (``num_batches_tracked``) may be missing:
-    files older than PyTorch 0.4.1 have none. ``convert`` turns another layout into that of ``body``, for a file that
+    files older than PyTorch 0.4.1 have none. ``convert`` turns another layout into ``body``'s, for a file that
     does not fit as it is.
 
     ModelError if a name is missing, is left over, or has another shape or type, or if a number is not finite.

@@ -161,11 +161,11 @@ def levels(sections: Sequence[Values], summary: Sequence[Row], clusters: Table, 
     for group, rows in sorted(inside.items(), key=lambda item: int(item[0])):
         numbers = {int(row["cluster"]) for row in rows}
         members = members_of(rows, pictured)
-        each = -(-MAX_SUGGESTED // len(rows))  # pictures of a cluster
+        count = -(-MAX_SUGGESTED // len(rows))  # pictures of a cluster
         chosen = [
-            representatives(members[row["cluster"]], each, medoid=row["medoid_path"]) for row in by_size(rows)
+            representatives(members[row["cluster"]], count, medoid=row["medoid_path"]) for row in by_size(rows)
         ]  # fmt: skip
-        paths = [shown[place][0]["path"] for place in range(each) for shown in chosen if place < len(shown)]
+        paths = [shown[place][0]["path"] for place in range(count) for shown in chosen if place < len(shown)]
         coarse.append(
             {
                 "number": int(group),
