@@ -143,7 +143,7 @@ def test_images_belong_to_the_version_of_the_page(tmp_path: Path):
 
 def connected(address: str) -> socket.socket:
     parts = urlsplit(address)
-    return socket.create_connection((parts.hostname, parts.port), timeout=5)
+    return socket.create_connection((parts.hostname, parts.port), timeout=60)
 
 
 def is_open(connection: socket.socket, seconds: float = 0.0) -> bool:
@@ -151,28 +151,27 @@ def is_open(connection: socket.socket, seconds: float = 0.0) -> bool:
     return not select.select([connection], [], [], seconds)[0]
 
 
-def test_connections_without_a_request_make_room(run: Path):
+def test_connections_without_a_request_make_room(run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("deepcluster.runs.serve.REQUEST_SECONDS", 600.0)  # none is closed because it is late
     address, more = serving(run), 8
     idle = [connected(address) for _ in range(MAX_CONNECTIONS + more)]
-    begin = time.monotonic()
     assert ask(address)[0] == 200
-    assert time.monotonic() - begin < 8  # of the 10 s of a request
-    assert not any(is_open(connection, 2) for connection in idle[:more])
+    assert not any(is_open(connection, 60) for connection in idle[:more])
     assert all(is_open(connection) for connection in idle[more + 1 :])
     for connection in idle:
         connection.close()
 
 
 def test_a_request_has_one_deadline_however_its_bytes_come(run: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("deepcluster.runs.serve.REQUEST_SECONDS", 0.5, raising=False)
     address = serving(run)
+    monkeypatch.setattr("deepcluster.runs.serve.REQUEST_SECONDS", 0.5)
     parts = urlsplit(address)
     head = f"POST {parts.path}undo HTTP/1.1\r\nHost: {parts.netloc}\r\nOrigin: http://{parts.netloc}\r\n"
     head += "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
     slow = [connected(address) for _ in range(2)]
     slow[1].sendall(head.encode())
     begin, late = time.monotonic(), set(slow)
-    while late and time.monotonic() - begin < 30:
+    while late and time.monotonic() - begin < 60:
         for connection in [*late]:
             try:
                 connection.sendall(b"G")
@@ -180,6 +179,7 @@ def test_a_request_has_one_deadline_however_its_bytes_come(run: Path, monkeypatc
                 late.discard(connection)
         late = {connection for connection in late if is_open(connection, 0.05)}
     assert not late
+    monkeypatch.undo()
     assert ask(address)[0] == 200
 
 
@@ -192,9 +192,11 @@ def test_it_waits_for_a_file_that_another_connection_needs(run: Path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(socketserver.TCPServer, "get_request", none_left)
+        begin = time.monotonic()
         waiting = connected(address)
-        time.sleep(1)
-    assert 1 <= len(tries) <= 12
+        while len(tries) < 3 and time.monotonic() - begin < 60:
+            time.sleep(0.05)
+        assert 3 <= len(tries) <= 2 + 10 * (time.monotonic() - begin)  # it does not spin
     assert ask(address)[0] == 200
     waiting.close()
 

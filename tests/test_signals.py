@@ -154,7 +154,7 @@ def test_nobody_waits_for_threads_or_for_what_is_left_for_them():
         begun.append(i)
         if i == 0:
             signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
-        go_on.wait(20)
+        go_on.wait(200)
         ended.append(i)
 
     with pytest.raises(Stopped), stoppable(), pool_of(2) as pool:
@@ -183,7 +183,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 """
 
 
-@pytest.mark.parametrize("name", ["deepcluster.cli", "rich.console", "numpy"])
+@pytest.mark.parametrize("name", ["deepcluster.cli", "numpy"])
 def test_while_it_is_imported(tmp_path, name):
     done = start("predict", tmp_path, tmp_path, before=WHILE_IMPORTING.format(name=name))
     assert (done.returncode, done.stderr, done.stdout) == (75, "error: stopped by SIGINT\n", "")
@@ -199,7 +199,7 @@ def test_a_second_ctrl_c_ends_at_once():
         "    finally:\n"
         "        print('cleaning up', flush=True)\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"
-        "        time.sleep(20)\n"
+        "        time.sleep(200)\n"
     )
     done = start(before=forever)
     assert (done.returncode, done.stdout) == (130, "cleaning up\n")

@@ -19,10 +19,10 @@ from deepcluster.runs.serve import serve
 
 
 def serving(run: Path) -> str:
-    """Serve a run until nobody has asked for a minute; the address of its page."""
+    """Serve a run until nobody has asked for ten minutes; the address of its page."""
     report(run)
     addresses: Queue[str] = Queue()
-    Thread(target=serve, args=(run, folders, addresses.put, 60), daemon=True).start()
+    Thread(target=serve, args=(run, folders, addresses.put, 600), daemon=True).start()
     return addresses.get(timeout=60)
 
 
