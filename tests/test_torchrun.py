@@ -7,7 +7,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,20 +15,19 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
-import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
-from safetensors.torch import save_file
 
 from deepcluster import cli
 from deepcluster.cli import app, run_command
+from deepcluster.errors import UsageError
 from deepcluster.fitting.fit import Request, fit
-from deepcluster.nets.network import build
 from deepcluster.presets import read_request
-from deepcluster.runtime.processes import Processes, init_processes
+from deepcluster.runtime import processes
+from deepcluster.runtime.processes import Processes
 from tests.drawings import save_drawings
 from tests.helpers.runs import record
 from tests.helpers.shared import files_of, pixels
@@ -103,9 +101,9 @@ def wait_until_gone(processes: list[int], seconds: float) -> None:
 
 
 def begun(launcher: subprocess.Popen[str], run: Path, round: int) -> list[int]:
-    """Wait until a run is in this round; its processes."""
+    """Wait until a run is in this round or in a later one; its processes."""
     until = time.monotonic() + 120
-    while not list((run / "checkpoints").glob(f"{round:06d}.json")):
+    while not any(int(path.stem) >= round for path in (run / "checkpoints").glob("*.json")):
         assert launcher.poll() is None, launcher.stdout and launcher.stdout.read()
         assert time.monotonic() < until
         time.sleep(0.02)
@@ -149,38 +147,15 @@ def test_a_signal_to_the_launcher_stops_all_and_the_run_goes_on(images, whole, t
     assert files_of(run) == files_of(whole)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["/nowhere"], 3, "/nowhere"),
-        (["-"], 2, "input"),
-        (["sklearn:digits", "-k", "3000"], 3, "1,797"),
-        (["images.npy", "--weights", "huge.safetensors", *OPTIONS], 7, "finite"),
-    ],
-)
-@pytest.mark.slow
-def test_one_message_for_what_is_wrong(tmp_path, monkeypatch, arguments, code, message):
-    monkeypatch.chdir(tmp_path)
-    np.save("images.npy", pixels())
-    weights = build("compact", image_size=12).body.state_dict().items()
-    save_file({name: (x * 1e30 if x.ndim > 1 else x).contiguous() for name, x in weights}, "huge.safetensors")
-    _, said = finished(torchrun("fit", *arguments, "-o", "run"))
-    (error,) = re.findall("^error: .*$", said, re.M)
-    assert message in error
-    codes = {*re.findall(r"exitcode *: (-?\d+)", said)}
-    assert str(code) in codes and codes <= {str(code), str(-signal.SIGTERM)}  # torchrun ends the others
-    assert code != 7 or record(tmp_path / "run")["status"] == "failed"
-
-
 SHARED = {"fit", "predict", "embed", "evaluate"}
-ALONE = [[name, "run"] for name in app if name[0] != "-" and name not in SHARED]
+ALONE = [["fit", "-"], *([name, "run"] for name in app if name[0] != "-" and name not in SHARED)]
 
 
 @pytest.mark.parametrize("arguments", ALONE, ids=" ".join)
 def test_a_command_of_one_process_is_refused_under_torchrun(arguments, monkeypatch, ends):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    assert re.fullmatch(rf"error: {arguments[0]}.* torchrun\n", ends(arguments, 2))
+    assert re.fullmatch(r"error: .* (torchrun|to a \.txt file.*)\n", ends(arguments, 2))
 
 
 def test_another_rank_lets_the_main_rank_speak_first(monkeypatch, capsys, request):
@@ -206,23 +181,15 @@ def test_predict_and_embed_write_the_same_bytes(whole, images, tmp_path):
         assert (tmp_path / f"1{name}").read_bytes() == (tmp_path / f"3{name}").read_bytes()
 
 
-def _patient(rank: int, port: int, folder: str) -> None:
-    """One of two processes that keeps the other waiting for longer than torch's timeout."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    # What torch takes where nobody says otherwise.
-    dist.distributed_c10d.default_pg_timeout = timedelta(seconds=2)
-    with init_processes() as processes:
-        time.sleep(4 * rank)
-        Path(folder, str(rank)).write_text(str(processes.all_reduce(torch.ones(1)).item()))
-
-
-@pytest.mark.slow
-def test_a_step_longer_than_the_timeout_of_the_group_survives(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(_patient, (port, str(tmp_path)), nprocs=2)
-    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() == "2.0"
+def test_no_step_is_too_long_for_the_group(monkeypatch):
+    """Torch alone would end it after half an hour."""
+    group = Mock(side_effect=ValueError("refused"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "_end_with_launcher", lambda: None)
+    monkeypatch.setattr(dist, "init_process_group", group)
+    with pytest.raises(UsageError), processes.init_processes():
+        pass
+    assert group.call_args.kwargs["timeout"] > timedelta(days=1)
 
 
 @pytest.fixture(autouse=True)
