@@ -19,7 +19,7 @@ from PIL import Image
 
 from deepcluster import DeepCluster
 from deepcluster.cli import run_command
-from deepcluster.errors import DiskError, ModelError, UsageError
+from deepcluster.errors import DiskError, UsageError
 from deepcluster.export import folders, imagefolder
 from deepcluster.fitting.fit import fit
 from deepcluster.fitting.plan import Request
@@ -39,7 +39,7 @@ from deepcluster.runtime.processes import Processes
 from deepcluster.storage.edits_file import Edits, edits_of
 from deepcluster.storage.model_files import load
 from tests.helpers.runs import assert_same_result, contents, rows
-from tests.tiny import change_groups, tiny_model
+from tests.tiny import tiny_model
 
 COARSE, FINE, EACH = 3, 3, 60
 KINDS = COARSE * FINE
@@ -211,21 +211,12 @@ def test_edits_of_groups_by_hand() -> None:
     assert edited(model, Edits(merge=((3, 1),), move=((1, 3), (2, 3))), rows, paths).coarse == (0, 1, 0, 1)
     with pytest.raises(UsageError, match="group 2"):
         edited(model, Edits(group_names={2: "z"}), rows, paths)
-    with pytest.raises(UsageError, match=r"group 0: .*one level"):
+    with pytest.raises(UsageError, match="group 0"):
         edited(tiny_model(names=("a", "b", "c")), Edits(group_names={0: "z"}), rows, paths)
     assert edits_of({"schema_version": 1, "group_names": {"1": " y "}}) == Edits(group_names={1: "y"})
     turned = replace(model, coarse=(1, 0, 1), coarse_names=("", ""))
     clusters = torch.tensor([0, 1, 2, 0])
     assert with_coarse_names(turned, clusters, model, clusters).coarse_names == ("", "x")
-
-
-@pytest.mark.parametrize(
-    "about", [{"coarse": [9] * 10}, {"coarse": [0]}, {"coarse": "x"}, {"coarse_names": [1, "", ""]}]
-)
-def test_wrong_groups_in_the_file_of_a_model_are_refused(run: Path, about: dict[str, object]) -> None:
-    change_groups(run / "model", **about)
-    with pytest.raises(ModelError, match="coarse"):
-        load(run / "model")
 
 
 def test_a_new_cluster_of_answers_is_in_the_group_of_its_images(run: Path) -> None:

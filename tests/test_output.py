@@ -156,19 +156,13 @@ def test_a_file_has_the_permissions_of_any_other(tmp_path):
     assert modes[0] == modes[1] and modes[2] == modes[3]
 
 
-def clusters_of(run: Path) -> object:
-    """The number of clusters, of files that agree."""
-    state = state_of(run)
-    return state and state["clusters"]
-
-
 def test_overwrite_leaves_files_that_are_not_of_the_run(run, ends):
     """Also the images that are clustered, in the run folder."""
     mine = bystanders(run, write=True)
     images = save_drawings(run / "images-originals", 8, 16)
     before = contents(images)
     ends(["fit", images, "-o", run, *small_fit("-k", "2", "--rounds", "0"), "--overwrite"], 0)
-    assert contents(images) == before and clusters_of(run) == 2 and not (run / "metrics.json").exists()
+    assert contents(images) == before and state_of(run)["clusters"] == 2 and not (run / "metrics.json").exists()
     assert bystanders(run) == mine
 
 
@@ -203,15 +197,6 @@ def test_a_checkpoint_of_another_run_is_refused(fitted, run, photos, tmp_path, e
     said = ends(["fit", photos, "-o", stopped, *small_fit("--rounds", "2"), "--resume"], 4)
     assert all(record(run)["run"] in said for run in (other, stopped))
     assert contents(stopped) == before
-
-
-@pytest.mark.slow
-def test_more_than_3000_groups(tmp_path, ends):
-    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 255, (3010, 8, 8, 3), dtype=np.uint8))
-    run, options = tmp_path / "run", ["--image-size", "8", "--rounds", "0", "--precision", "fp32", "-q"]
-    ends(["fit", tmp_path / "a.npy", "-o", run, "-k", "5", *options], 0)
-    ends(["recut", run, "-k", "3001", "-q"], 0)
-    assert clusters_of(run) == 3001
 
 
 def test_a_signal_as_soon_as_a_scratch_folder_exists_leaves_nothing(tmp_path, monkeypatch):

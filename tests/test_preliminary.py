@@ -48,6 +48,7 @@ def killed(fit_of, command, tmp_path_factory):
     return out
 
 
+@pytest.mark.parametrize("fit_of", ["adapting"], indirect=True)
 def test_a_run_that_was_killed_has_a_result_that_everything_works_on(killed, photos, tmp_path, ends):
     assert (record(killed)["status"], record(killed)["result"]) == ("running", "preliminary")
     assert PRELIMINARY in (killed / "report.html").read_text()
@@ -87,6 +88,7 @@ def test_it_goes_on_to_the_same_bits_as_without_preliminary_results(killed, fit_
     assert PRELIMINARY not in (going_on / "report.html").read_text()
 
 
+@pytest.mark.parametrize("fit_of", ["adapting"], indirect=True)
 def test_a_resumed_run_that_is_stopped_again_still_tells_of_its_result(killed, fit_of, command, tmp_path):
     again = Path(shutil.copytree(killed, tmp_path / "run"))
     code, said = command(*fit_of(again), "--resume", trap=("SIGTERM", TRAINING, 1))

@@ -449,7 +449,7 @@ def alone(ranks, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     return folder, {name: ranks[1](*work)[0] for name, (_, *work) in table(folder).items()}
 
 
-@pytest.mark.parametrize(("count", "idle"), [(3, None), (2, 0), (3, 1)])
+@pytest.mark.parametrize(("count", "idle"), [pytest.param(3, None, marks=pytest.mark.slow), (2, 0), (3, 1)])
 def test_results_are_those_of_one_process(ranks, alone, count, idle):
     folder, wholes = alone
     called = ELSEWHERE

@@ -168,7 +168,6 @@ def test_a_resumed_run_keeps_the_learning_rate_of_its_time_limit(photos, tmp_pat
         run.fit(photos, request, AfterOne())
     checkpoint = Checkpoints(tmp_path / "run/checkpoints").latest()
     planned = checkpoint.about["rounds"]
-    assert 1 < planned < 10**6
     content = json.loads((last := tmp_path / "run/checkpoints/000001.json").read_bytes())
     (emptied := content | {"state": content["state"] | {"optimizer": {}}}).pop("sha256")
     last.write_text(json.dumps(emptied | {"sha256": json_sha256(emptied)}))

@@ -447,6 +447,10 @@ STRANGE: dict[str, dict[str, Change]] = {
         "names as numbers": tensors(names=[1, 2, 3]),
         "a name that cannot be written": tensors(names=["", "\ud800", ""]),
         "a mark of no cluster": tensors(junk=[3]),
+        "a coarse group without a name": tensors(coarse=[0, 9, 0], coarse_names=["", ""]),
+        "a coarse group of one cluster alone": tensors(coarse=[0], coarse_names=[""]),
+        "coarse groups as a text": tensors(coarse="x"),
+        "a coarse group's name as a number": tensors(coarse=[0, 1, 1], coarse_names=[1, ""]),
     },
     "run/run.json": {
         "a truth": put(b'{"images": "a", "location": "-", "seed": true, "rounds": 0}'),
