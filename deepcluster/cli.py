@@ -852,7 +852,7 @@ def run_command(arguments: list[str]) -> int:
     else:
         return 0
     if "--json" in arguments and is_main_rank():
-        with suppress(OSError):  # standard output may be what failed
+        with suppress(OSError):  # standard output itself may have failed
             print(json.dumps({"error": text, "code": code}))
     return code
 

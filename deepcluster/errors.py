@@ -47,7 +47,7 @@ class NonFiniteError(DeepClusterError, ArithmeticError):
 
 
 class Stopped(BaseException):
-    """A signal ended the command; a run can go on from where it was.
+    """A signal ended the command; a run can continue from its last checkpoint.
 
     It is no Exception, because it may be raised in any line: no handler may take it for an error of an image, a model
     or a disk.

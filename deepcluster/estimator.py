@@ -53,7 +53,7 @@ from deepcluster.storage.state import own_files
 from deepcluster.texts import one_line, plural
 
 Errors = Literal["raise", "coerce"]
-# By the type of a column of clusters.csv, that of numpy, and the value for an image that cannot be used.
+# numpy's type, and the value for an image that cannot be used, by the type of a column of clusters.csv.
 NUMPY: Mapping[type, tuple[str, Any]] = {str: ("O", ""), int: ("i8", -1), float: ("f4", np.nan), bool: ("?", False)}
 
 MISSING = ("-1", "nan", "None", "<NA>")  # in y, as text: -1 and the missing values of numpy, Python and pandas
@@ -100,7 +100,7 @@ class DeepCluster(_Base):
         embedding_: N x d, their reduced features, as ``transform`` returns them.
         paths_: Their paths.
         skipped_: (path, reason) of images that could not be used.
-        cluster_centers_: K x d, the mean of the centroids of each cluster.
+        cluster_centers_: K x d, the means of the centroids of the clusters.
         names_: Names of the clusters by number, "" without one: ``names_[labels_]`` has one for each image.
         n_clusters_: K.
         inertia_: Sum of the squared distances to the centers.

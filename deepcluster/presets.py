@@ -23,13 +23,13 @@ MANY_IMAGES = 10_000  # fewer take smaller batches, and fewer rounds and fine cl
 FEW_IMAGES = 400
 MAX_EPOCHS = 50  # in a round: a handful of images would need thousands, of an optimizer step or more
 # px. A published network is the better start for images of 28 px (the smallest measured above 8 px) and more
-# (docs/decisions.md, "Photographs by default").
+# (docs/decisions.md, "Pretrained networks").
 MIN_PUBLISHED_SIDE = 28
 MAX_PUBLISHED_IMAGES = 100_000  # more can teach a network of their own
 MAX_LARGE_IMAGES = 5000  # a CPU has time to see so many at 224 px
 PUBLISHED_SIZE = 224  # px, of the images that published networks are made for
 MIN_PHOTOGRAPH_SIDE = 96  # px; smaller colour images have as few kinds as their clearest groups
-WHITENING = 0.25  # chosen by leaving one set out (docs/decisions.md)
+WHITENING = 0.25  # chosen by leaving one set out (benchmarks/LOG.md)
 # Networks whose features are means of the output of a ReLU. Only EfficientNet-Lite was measured.
 RECTIFIED = "timm:tf_efficientnet_lite"
 # Certainty if the network does not know the kinds of a collection, and if it does; then the scale of the class
@@ -471,7 +471,7 @@ def _from_scratch(size: int, facts: Facts) -> Choices:
             projection_dim=128,
         ),
         "view_size": _view_size(size),
-        # Digits end at 1 - NMI = .08, MNIST's at .1, both with the learning rate near 0 (docs/decisions.md).
+        # Digits end at 1 - NMI = .08, MNIST's at .1, both with the learning rate near 0 (benchmarks/LOG.md).
         "tolerance": (0.1, "features of random views differ by nearly as much even if nothing changes"),
     }
 

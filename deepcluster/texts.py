@@ -95,7 +95,7 @@ def inert(text: str) -> str:
     r"""Return text that can be encoded, and that cannot hide or reorder its surroundings.
 
     Bytes that were not UTF-8 (surrogate escapes) and control characters become ``\xNN``; invisible format characters,
-    such as those that reverse the direction of writing, ``\uNNNN``. The two joiners stay: names in Persian, Hindi or
+    such as marks that reverse the direction of writing, ``\uNNNN``. The two joiners stay: names in Persian, Hindi or
     with composed emoji need them. (:func:`printable` is stricter: on a terminal, width and cursor matter too.)
     """
     return text if text.isprintable() else "".join(map(_visible, text))

@@ -179,8 +179,8 @@ class RunImages:
     def file(self, path: str) -> Path | None:
         """Return the file of an image or a sidecar, None if it has none.
 
-        Raises Unavailable if it does not exist, is not what update added, lies elsewhere, or has no header of an image;
-        a sidecar: if it is a link, empty or unreadable.
+        Raises Unavailable if it does not exist, is no longer the added image, lies elsewhere, or has no image header; a
+        sidecar: if it is a link, empty or unreadable.
         """
         sidecar = next((file for file in self.sidecars.get(path[:-4], ()) if path.endswith(file.suffix)), None)
         if not sidecar and path not in self.index:
@@ -207,7 +207,7 @@ class RunImages:
 
 
 def read_run_images(run: Path, images: Images | None) -> RunImages:
-    """Locate the images of a run, under the same paths in the place ``images``; None: in that of the run.
+    """Locate the images of a run, under the same paths in the place ``images``; None: in the run's own.
 
     Images that an update added from elsewhere are still there. DataError if none exists any more.
     """
@@ -274,7 +274,7 @@ class Transfer:
     def __call__(self, path: str, target: Path) -> str:
         """Bring an image or sidecar to ``target``; return the way. Raises Unavailable, or an OSError of the target."""
         file = self.images.file(path)
-        if os.path.lexists(target):  # .xmp and .XMP on some file systems; a copy would overwrite what a link leads to
+        if os.path.lexists(target):  # .xmp and .XMP on some file systems; a copy would overwrite the target of a link
             raise Unavailable("another file has its name there")
         png = target.suffix == ".png" and file is not None and file.suffix.lower() != ".png"
         way = None if file is None or png else self.link_or_copy(file, target)
@@ -352,11 +352,11 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
     Images that are not files are written as PNG at their own size.
 
     Args:
-        layout: "named": folders NUMBER-NAME, those of junk clusters below ``_junk``. "dataset": train/NUMBER/ and
-            train/metadata.csv for Hugging Face's ``datasets``. Names of files are made plain there, and those of
+        layout: "named": folders NUMBER-NAME, junk clusters below ``_junk``. "dataset": train/NUMBER/ and
+            train/metadata.csv for Hugging Face's ``datasets``. Names of files are made plain there, and names of
             clusters are in the metadata only: ``datasets`` takes a folder called test, or 003-test, for another split.
         mode: symlink, hardlink or copy; default: the first of these that works for a file, a copy in a data set.
-        images: The place of the images, if no longer that of the run.
+        images: The place of the images, if it is no longer the run's.
         strip_metadata: Write copies without EXIF, comments and the like; default: for the copies of a data set.
         outliers: "keep": in their clusters; "separate": below ``_outliers``; "leave": not exported. Outliers in junk
             clusters are junk. A data set cannot have them separate.
@@ -370,7 +370,7 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
         seed: Of ``split`` and ``n``.
         overwrite: Replace the tree that an export made at ``out``. Other files stay. If they are in the way, or in a
             data set, nothing is replaced.
-        dry_run: Write nothing, only say what would be done.
+        dry_run: Write nothing, only print the plan.
         display: For progress and the outcome.
 
     Returns:
@@ -507,7 +507,7 @@ def _spared(run: Path, images: RunImages, wanted: Set[str]) -> dict[str, str]:
 
 
 def _set_of(run: Path) -> dict[str, str] | None:
-    """Return the set of near-duplicates of each image that is in one, by path; None if the run does not know them."""
+    """Return the sets of near-duplicates by the paths of their images; None if the run does not know them."""
     folder = run_folder.open_run(run)
     known = folder.has("duplicates.csv")
     return {row["path"]: row["group"] for row in folder.read_rows("duplicates.csv")} if known else None
@@ -550,7 +550,7 @@ def _fill(
 
 
 def _write_metadata(out: Path, targets: Targets, inventory: Sequence[Row], images: RunImages) -> list[Row]:
-    """Write metadata.csv of each part of a data set, the results for its images; return the rows of the inventory."""
+    """Write metadata.csv of every part of a data set, the results for its images; return the rows of the inventory."""
     columns = (*METADATA_COLUMNS, "label") if any(row["label"] for row, _ in targets) else METADATA_COLUMNS
     rows: dict[str, list[dict[str, object]]] = defaultdict(list)
     junk = {*images.annotations.junk}

@@ -36,7 +36,7 @@ def labelstudio(
     """Write a JSON file of tasks with predictions; Label Studio reads the images from this machine.
 
     Args:
-        images: The place of the images, if no longer that of the run.
+        images: The place of the images, if it is no longer the run's.
         n: Number of images, drawn uniformly over the clusters; None: all.
         seed: Of ``n``.
         display: For the outcome, and how to start Label Studio.

@@ -25,7 +25,7 @@ MAX_WITH_NEIGHBOURS = 200_000  # images: all are compared with all
 
 
 def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
-    """Write the columns of clusters.csv with their types, and what viewers need, to a file.
+    """Write the columns of clusters.csv with their types, and columns for viewers, to a file.
 
     ``map_x`` and ``map_y`` are the positions on the map of the report (of more than 20,000 images only some are on it),
     ``neighbors`` the nearest images in the form of embedding-atlas, ``features`` lists of fixed length.

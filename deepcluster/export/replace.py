@@ -1,4 +1,4 @@
-"""Replace an exported tree: delete what the last export made and nobody changed, and keep every other file."""
+"""Replace an exported tree: delete the unchanged files of the last export, and keep every other file."""
 
 import os
 import re
@@ -41,7 +41,7 @@ def is_raw(name: str) -> bool:
 
 
 def sidecar_bases(name: str) -> tuple[str, str]:
-    """Return what precedes .xmp in a sidecar of digiKam or darktable (NAME.CR2.xmp), and of Lightroom (NAME.xmp)."""
+    """Return a sidecar's name without .xmp, for digiKam or darktable (NAME.CR2.xmp), and for Lightroom (NAME.xmp)."""
     return name, name.removesuffix(PurePosixPath(name).suffix)
 
 

@@ -11,7 +11,7 @@ PARTS = ("train", "validation", "test")  # folders that Hugging Face's `datasets
 
 
 def balanced(cluster_of: Mapping[str, str], count: int, seed: int) -> set[str]:
-    """Draw ``count`` paths, as many from each cluster; a cluster with fewer images gives all of them."""
+    """Draw ``count`` paths, as many from every cluster; a cluster with fewer images gives all of them."""
     drawn: Counter[str] = Counter()  # images of a cluster so far
 
     def turn(path: str) -> int:
@@ -24,12 +24,12 @@ def balanced(cluster_of: Mapping[str, str], count: int, seed: int) -> set[str]:
 def split(
     cluster_of: Mapping[str, str], shares: Sequence[float], set_of: Mapping[str, str], seed: int
 ) -> dict[str, str]:
-    """Return the part of every image: about these ``shares`` of each cluster, drawn at random.
+    """Return the part of every image: about these ``shares`` of every cluster, drawn at random.
 
     Images of a set (near-duplicates) are in one part. Every part has every cluster of as many sets as parts.
 
     Args:
-        cluster_of: The cluster of each image, by path.
+        cluster_of: The clusters of the images, by path.
         shares: Of ``PARTS``.
         set_of: The set of an image; an image without one is alone.
         seed: For the order among sets of one size.

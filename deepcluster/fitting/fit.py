@@ -151,7 +151,7 @@ def _run(job: Job, begun: Begun, folder: run_folder.LockedFolder | None, network
             places = places_before(job.former, job.source, images.digests, size, job.display.progress)
             images = replace(images, places_before=places)
         others = {"n_clusters": request.n_clusters, "seed": request.seed, **request.steps.names}
-        about: dict[str, Any] = {  # what a checkpoint says of its run
+        about: dict[str, Any] = {  # facts about the run, for --resume
             "options": {**asdict(images.recipe), **others},
             "environment": record.environment,
             "run": record.run,
@@ -232,7 +232,7 @@ def _read(job: Job, begun: Begun, network: Network) -> tuple[ImagesRead, dict[st
             compute = compute_of(network, plan.recipe, store.partition, exact=True)
             certainty = certainty_of(network, store.images, compute)
         plan = begun.plan_of(used, certainty, job.request)
-    if plan.recipe.precision == "auto":  # recipe.toml says what is used
+    if plan.recipe.precision == "auto":  # so recipe.toml has the precision in use
         # By a rule and no trial: a trial depends on the load of the machine, and runs of one seed would differ.
         dtype = network_precision(network, next(network.parameters()).device)
         name = "bf16" if dtype == torch.bfloat16 else "fp32"

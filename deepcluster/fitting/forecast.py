@@ -25,14 +25,12 @@ from deepcluster.runtime.machine import check_fits, local_world_size
 from deepcluster.runtime.processes import ALONE
 from deepcluster.texts import plural
 
-# Measured (docs/decisions.md): Python, torch and what the result takes beside its features; the memory that a training
+# Measured (benchmarks/LOG.md, "Memory"): Python, torch and the result without its features; the memory that a training
 # step keeps for backward, as a multiple of all layer outputs.
 BASE = 500e6
 OUTPUTS_FACTOR = 1.5
-# Bytes that tables and report of the result take: an image, and an image in the page
-# (benchmarks/LOG.md, "Memory").
-TABLES = 300.0
-PAGE = 6e3
+TABLES = 300.0  # bytes of tables and report for an image
+PAGE = 6e3  # and for an image in the page
 
 
 def memory(network: Network, recipe: Recipe, count: int, processes: int = 1, *, gpu: bool = False) -> float:
@@ -53,7 +51,7 @@ def memory(network: Network, recipe: Recipe, count: int, processes: int = 1, *, 
 
 
 def _of_a_step(network: Network, recipe: Recipe, batch: int, processes: int) -> float:
-    """Return the bytes of the network, its momentum and gradients, and of what a training step keeps for backward."""
+    """Return the bytes of the network, its momentum and gradients, and the layer outputs that a step keeps."""
     sizes = [recipe.view_size or recipe.image_size] * recipe.views + [recipe.small_size] * recipe.small_views
     pixels = sum(size**2 for size in sizes)
     outputs = _outputs(network, recipe.image_size) * pixels / recipe.image_size**2

@@ -99,7 +99,7 @@ class Former:
 
     path: Path
     model: Model
-    places: Mapping[str, tuple[int, int]]  # by the image's digest: its cluster, and that of decisions() or -1
+    places: Mapping[str, tuple[int, int]]  # by the image's digest: its cluster, and its cluster by decisions() or -1
     store_size: int  # side of the images with these digests, in px
     run: str | None = None  # its identifier
 

@@ -27,7 +27,7 @@ FINEST = 0.9  # share of the best score from which a number is plausible (docs/d
 REFINES = 2  # least ratio of groups to coarse groups: below it the second level shows nothing new
 CUTS = 3
 SHARE = 0.8  # of the sample, in a cut
-MIN_IMAGES = 300  # of fewer, the agreement of two cuts is noise (docs/decisions.md)
+MIN_IMAGES = 300  # of fewer, the agreement of two cuts is noise (benchmarks/LOG.md)
 Scores = npt.NDArray[np.float64]  # by the number of groups
 CutRows = Callable[[Tensor, int, int, Embeddings], Cut]  # rows, number of groups, seed, known embeddings
 

@@ -56,7 +56,7 @@ class Loss(Protocol):
 
 
 def objective_of(loss: Loss, outputs: Outputs, cluster_weight: float, processes: Processes) -> tuple[Tensor, Tensor]:
-    """Call a loss, which may be the user's. UsageError unless it returns what :class:`Loss` says."""
+    """Call a loss, which may be the user's. UsageError unless it returns the values of :class:`Loss`."""
     match loss(outputs, cluster_weight, processes):
         case Tensor() as objective, Tensor() as figure if objective.requires_grad:
             if objective.numel() == figure.numel() == 1:

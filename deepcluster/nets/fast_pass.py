@@ -1,6 +1,6 @@
 """The features of a network that does not learn, faster on a CPU: batch normalisation folded into the convolutions.
 
-docs/decisions.md has the figures. The last bits differ from the plain pass, so a run must use the same pass throughout.
+benchmarks/LOG.md has the figures. The last bits differ from the plain pass, so a run must use the same pass throughout.
 """
 
 import copy

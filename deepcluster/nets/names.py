@@ -38,7 +38,7 @@ class Published:
         return f"{self.title}, {self.megabytes} MB, {self.licence}, {source}, {self.trained_on}"
 
 
-# By preference (docs/decisions.md, "Photographs by default").
+# By preference (docs/decisions.md, "Pretrained networks").
 PUBLISHED = {
     published.name: published
     for published in (

@@ -13,7 +13,7 @@ from deepcluster.texts import number
 
 HINTS = 2  # special words, beside a more general one
 MIN_HINTED = 10  # images of a cluster with a noun
-CLEAR = 0.16  # weight of a word: its mean probability times that of the collection (benchmarks/judgement.py)
+CLEAR = 0.16  # weight of a word: its mean probability times the collection's mean certainty (benchmarks/judgement.py)
 
 
 @cache

@@ -303,7 +303,7 @@ def _cluster(row: Row, parts: Parts | None, near: Sequence[int]) -> dict[str, An
 
 
 def on_page(clusters: Sequence[Row]) -> tuple[list[int], int]:
-    """Return the rows whose images are in the page, every n-th of those with a picture on the sheet, and n."""
+    """Return the rows whose images are in the page, every n-th row with a picture on the sheet, and n."""
     rows = on_sheet(len(clusters))
     every = max(1, -(-sum(len(clusters[i]["path"]) for i in rows) // MAX_NAMES))
     return rows[::every], every

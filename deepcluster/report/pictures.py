@@ -122,7 +122,7 @@ def _side(store: int, total: int) -> int:
 
 
 def not_on_sheet(images: int, total: int) -> list[int]:
-    """Return the rows of ``images`` that their sheet does not show, and that of ``total`` does."""
+    """Return the rows that the sheet of ``images`` lacks and the sheet of ``total`` images shows."""
     return [row for row in on_sheet(total) if row < images and tile(row, images) < 0]
 
 

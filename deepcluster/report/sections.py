@@ -60,7 +60,7 @@ def representatives(rows: Sequence[Row], count: int, *, medoid: str = "") -> lis
 
     First the medoid (the row of path ``medoid``, else the nearest to the centroid), then diverse ones, spread over the
     ranks of the distance; then a quarter borderline ones, with the smallest margins, and a quarter outlying ones:
-    outliers, then those with the largest distances, the most extreme first. A row without a margin is never borderline.
+    outliers, then the largest distances, the most extreme first. A row without a margin is never borderline.
     """
     table = Table.of(rows)
     slots = min(count, len(table))

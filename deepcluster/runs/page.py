@@ -230,7 +230,7 @@ def _tiny(folder: run_folder.RunFolder, tables: Tables, sheet: bytes, away: list
 
 
 def _near(shown: Shown) -> dict[int, list[int]]:
-    """Return the other clusters of each one, by the likeness of the means of their images on the sheet."""
+    """Return the other clusters for every cluster, by the likeness of the means of their images on the sheet."""
     groups, group = shown.model.cut.group_of[shown.centroid].unique(return_inverse=True)
     means = normalize(torch.zeros(len(groups), shown.reduced.shape[1]).index_add(0, group, shown.reduced))
     return {

@@ -294,7 +294,7 @@ def edited(
 
 
 def describe_edits(edits: Edits, before: Model, after: Model, moved: int) -> str:
-    """Describe the edits in words: ``3 names, 1 merge, 12 images moved``. ``moved`` counts those in another cluster."""
+    """Describe the edits in words: ``3 names, 1 merge, 12 images moved``. ``moved``: Number of moved images."""
     was = dict(enumerate(before.names))
     named = sum(name != was.get(number, "") for number, name in edits.names.items())
     named += sum(name != before.coarse_names[group] for group, name in edits.group_names.items())
@@ -327,7 +327,7 @@ def _split_up(cut: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor, free
 
 
 def coarse_of_moves(coarse: Sequence[int], moves: Mapping[int, int], before: Iterable[int], count: int) -> list[int]:
-    """Return the coarse groups of ``count`` clusters after moves: a new cluster goes where most of its images were.
+    """Return the coarse groups of ``count`` clusters after moves: a new cluster joins the group of most of its images.
 
     ``before``: The clusters of the moved rows before the merges and moves.
     """

@@ -3,7 +3,7 @@
 Only the loopback interface listens. It answers requests with the random token of its address, its own Host and, for a
 change, its own Origin. No request names a path: images have row numbers, and sorted images a folder's name in one of
 two places. Images and changes belong to one version of the page. Threads read and check requests; the calling thread
-alone touches the run, so a signal ends its work like that of any command. Other users of the machine can connect, but
+alone touches the run, so a signal ends its work as it ends any command. Other users of the machine can connect, but
 without the token their connection is closed.
 """
 
@@ -90,7 +90,7 @@ class Sorting:
     copies: bool = False  # False: links if they work
     best: bool = False  # of nearly identical images only the best one
     apart: bool = False  # outliers in folders of their own
-    levels: Annotated[int, range(1, 3)] = 1  # of folders: 2: a folder for each group of clusters, too
+    levels: Annotated[int, range(1, 3)] = 1  # of folders; 2: groups of clusters have folders, too
 
 
 def _told(request: Mapping[str, Any]) -> Teaching:
@@ -249,7 +249,7 @@ class _Server(ThreadingTCPServer):
         return "application/json", json.dumps({"questions": questions}).encode()
 
     def sort_images(self, choices: Any) -> dict[str, Any]:
-        """Sort the images into folders; return where they are and how many, and how many were left out."""
+        """Sort the images into folders; return their place and number, and the number of images left out."""
         folder = run_folder.open_run(self.run)
         sorting = Sorting(_default_name(folder))
         if choices is not None:
@@ -365,7 +365,7 @@ def serve(
 def redirecting(run: Path, address: str) -> Iterator[Path]:
     """Yield a page that leads to an address, for a browser's command line, which every user of the machine can read.
 
-    It lies in the run, because browsers in a sandbox (snap) cannot see /tmp. The next command removes what a kill left.
+    It lies in the run, because browsers in a sandbox (snap) cannot see /tmp. The next command removes it after a kill.
     """
     scratch = run.absolute() / SCRATCH
     scratch.mkdir(exist_ok=True)

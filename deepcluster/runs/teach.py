@@ -99,7 +99,7 @@ def _taught(
     names: Sequence[str],
     unknown: Sequence[int] = (),
 ) -> tuple[Taught, Labels]:
-    """Return the images in the graph, and which of them each image of the run is; -1: none.
+    """Return the images in the graph, and the index among them of the run's images; -1: not in it.
 
     ``cluster``, ``answers``: Clusters of all images, and by the answers. ``names``: Of all clusters, the new ones too.
     ``unknown``: Images whose clusters count for nothing.
@@ -122,7 +122,7 @@ def _in_graph(groups: Mapping[int, int], nodes: Labels) -> dict[int, int]:
 
 
 def read_answers(path: Path) -> list[Answer]:
-    """Read a table of answers. Rows without name and cluster are none. UsageError says what is wrong with it."""
+    """Read a table of answers. Rows without name and cluster are no answers. UsageError names the fault."""
     names = {"path": PATH_COLUMNS} | {column: (column,) for column in ("cluster", "name", "drawn")}
     answers = []
     try:

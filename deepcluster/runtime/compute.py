@@ -28,7 +28,7 @@ class Compute:
     size: int = 0  #: side of the central square that the network sees of an image, px
     batch_size: int = 256  #: images in a batch of a pass in evaluation mode; another one may change the last bits
     dtype: torch.dtype = torch.float32  #: type of the network's operations
-    progress: Progress = ignore_progress  #: called with a phase, the images done and those in all
+    progress: Progress = ignore_progress  #: called with a phase, the images done and all images
 
     @classmethod
     def of(

@@ -93,7 +93,7 @@ def set_up_streams() -> None:
     # COLUMNS of 0, 1 or millions makes rich lay out the help forever.
     if not re.fullmatch("[2-9][0-9]|[1-9][0-9]{2}", os.environ.get("COLUMNS", "80")):
         del os.environ["COLUMNS"]
-    # Buffered under PYTHONUNBUFFERED too: what cannot be written is kept, so that flush_streams meets the error again.
+    # Buffered under PYTHONUNBUFFERED too: unwritten text is kept, so that flush_streams meets the error again.
     for number, name, buffering in ((1, "stdout", -1), (2, "stderr", 1)):
         encoding = getattr(getattr(sys, name), "encoding", "utf-8")
         setattr(sys, name, os.fdopen(number, "w", buffering, encoding, "backslashreplace", closefd=False))

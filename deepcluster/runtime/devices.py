@@ -1,4 +1,4 @@
-"""Devices and threads: where the work runs, in which floating-point precision, and how tensors get there."""
+"""Devices, threads, the floating-point precision, and transfers of tensors."""
 
 import ctypes
 import os
@@ -64,7 +64,7 @@ def working_on(device: torch.device, *, deterministic: bool = False) -> Iterator
                 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
                 stack.callback(os.environ.pop, "CUBLAS_WORKSPACE_CONFIG", None)
         if deterministic and device.type != "cpu":
-            # Which kernel wins cuDNN's benchmark depends on what else the device does; filling memory only takes time.
+            # The winner of cuDNN's benchmark depends on the device's other work; filling memory only takes time.
             stack.enter_context(_setting(torch.backends.cudnn, deterministic=True, benchmark=False))
             stack.enter_context(_setting(torch.utils.deterministic, fill_uninitialized_memory=False))
             stack.callback(torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode())
@@ -205,7 +205,7 @@ def one_thread() -> Iterator[None]:
 
 
 def in_threads(work: Callable[[Task], Value], tasks: Iterable[Task]) -> list[Value]:
-    """Return work(task) for all tasks, each computed by one thread, and as many at a time as torch has threads.
+    """Return work(task) for all tasks, a task by one thread, and as many at a time as torch has threads.
 
     torch's own threads, and BLAS's, meet at a barrier after every operation: for small ones, two gained 5 % over one.
     """
@@ -235,7 +235,7 @@ def _on_a_stream(work: Callable[[Task], Value], tasks: Iterable[Task], device: t
     used: deque[torch.cuda.Event] = deque()
 
     def make(task: Task) -> tuple[Value, torch.cuda.Event]:
-        # Nobody waits for the GPU while it works, so what is made must not run away from what has been used.
+        # Nobody waits for the GPU while it works, so the tasks made must not run away from the tasks used.
         while len(used) > 1:
             used.popleft().synchronize()
         with torch.cuda.stream(stream):

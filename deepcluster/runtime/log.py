@@ -22,7 +22,7 @@ LOGGER.addHandler(logging.NullHandler())
 # To a plain file that exists; never to the target of a link, and without waiting for the reader of a FIFO.
 APPEND = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
-# The lines of a command so far, and the file of the run that it has locked. By thread: each may change its own run.
+# The lines of a command so far, and the file of the run that it has locked. By thread: two threads may change two runs.
 _lines: ContextVar[list[str] | None] = ContextVar("lines", default=None)
 _file: ContextVar[Path | None] = ContextVar("file", default=None)
 

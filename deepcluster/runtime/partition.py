@@ -72,7 +72,7 @@ class Partition:
         return self.get_rows(local, [rows] * self.processes.world_size)
 
     def get_rows(self, local: Tensor, wanted: Sequence[Tensor]) -> Tensor:
-        """Return the rows that this rank wants. ``wanted``: The row numbers of all ranks, known to each."""
+        """Return the rows that this rank wants. ``wanted``: The row numbers of all ranks, known to all."""
         if self.processes.alone:
             return local.index_select(0, wanted[0].to(local.device))
         local = self._alike(local)

@@ -85,7 +85,7 @@ def read_columns(
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the line number and some cells of every row of a table from outside, without guards.
 
-    ``names`` are those that the column of a cell may have, by the key of the cell; the first one there counts. Cells
+    ``names``: Possible names of the column of a cell, by the key of the cell; the first one there counts. Cells
     of a missing ``optional`` key are empty. Raises ValueError if the first line lacks another column, another line has
     more cells or the file is too large, OSError or csv.Error if it cannot be read.
     """
@@ -172,7 +172,7 @@ def is_run(folder: Path) -> bool:
 
 
 def shaped(value: Any, kind: Any, name: str) -> Any:
-    """Return a JSON value as a ``kind``, or raise ValueError with its ``name`` and what is wrong with it.
+    """Return a JSON value as a ``kind``, or raise ValueError with its ``name`` and the fault.
 
     A ``kind`` is a type; ``Annotated[int, range(...)]``; ``dict[str, kind]``; a ``tuple`` of kinds, from a list; a
     union; a dataclass, from an object that has its fields and no other keys.

@@ -1,7 +1,7 @@
 """The processes of a run under torchrun, and their collectives, on torch.distributed.
 
 Every method of :class:`Processes` is a collective: all ranks call it, in the same order. Values travel as JSON, tensors
-as their bytes. Torch's collectives for objects (``all_gather_object``, ...) would unpickle what they receive, and so
+as their bytes. Torch's collectives for objects (``all_gather_object``, ...) would unpickle received bytes, and so
 run code sent by any process of the group.
 """
 
@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from deepcluster.errors import DeepClusterError, LostError, UsageError, first_line
 from deepcluster.runtime.machine import is_main_rank, local_world_size, world_size
 
-Value = TypeVar("Value")  # what JSON gives back unchanged: no tuples, string keys only
+Value = TypeVar("Value")  # values that JSON gives back unchanged: no tuples, string keys only
 
 # Generous, because the main rank may be busy for hours (k-means, final cut). A crashed rank is noticed at once, as its
 # sockets close; a dead machine, by torchrun.
@@ -131,8 +131,8 @@ class Processes:
     def all_to_all(self, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
         """Return the rows that other ranks ``send`` to this one, in the order of these ranks.
 
-        ``rows`` has those for rank 0 first, then those for rank 1, and so on; of one shape and dtype on all ranks, also
-        on a rank that sends none. ``send`` and ``receive`` are the numbers of rows for and from each rank.
+        ``rows`` has the rows for rank 0 first, then for rank 1, and so on; of one shape and dtype on all ranks, also
+        on a rank that sends none. ``send`` and ``receive`` are the numbers of rows for and from all ranks.
         """
         if self.alone:
             return rows
@@ -190,7 +190,7 @@ def init_processes() -> Iterator[Processes]:
         yield Processes(dist.get_rank(), dist.get_world_size())
     except BaseException as error:
         if is_main_rank() and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to those that a killed one leaves
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to the others if one is killed
         if _is_lost_connection(error):
             raise LostError("another process of this run has ended, so all end; --resume continues the run") from error
         raise
@@ -207,7 +207,7 @@ def _is_lost_connection(error: BaseException) -> bool:
 
 
 def _end_with_launcher() -> None:
-    """End this process soon after the one that started it: an orphan would write into a run that goes on elsewhere."""
+    """End this process soon after its launcher: an orphan would write into a run that goes on elsewhere."""
     launcher = os.getppid()
 
     def look() -> None:

@@ -51,7 +51,7 @@ class Edits:
 
 
 def read_edits(path: Path) -> Edits:
-    """Read the edits in a JSON file. UsageError or DiskError names the file and what is wrong with it."""
+    """Read the edits in a JSON file. UsageError or DiskError names the file and the fault."""
     try:
         return edits_of(read_json(path))
     except FileNotFoundError:
@@ -63,7 +63,7 @@ def read_edits(path: Path) -> Edits:
 
 
 def edits_of(value: object) -> Edits:
-    """Return the edits in a JSON value. ValueError says what is wrong with it."""
+    """Return the edits in a JSON value. ValueError names the fault."""
     table = shaped(value, dict, "the file")
     version = table.pop("schema_version", None)
     if type(version) is not int or version != SCHEMA_VERSION:  # JSON's true and 1.0 equal 1, too
@@ -86,7 +86,7 @@ def edits_of(value: object) -> Edits:
 def python_edits(words: Mapping[str, Any], cut: str) -> Edits:
     """Return the edits in a dict with the words of edits.json; ``cut``: the clusters that they are for.
 
-    The keys of names may be numbers, and all numbers those of numpy. UsageError says what is wrong.
+    The keys of names may be numbers, and all numbers may be numpy's. UsageError names the fault.
     """
     try:
         named = {key: {str(number): name for number, name in words[key].items()} for key in NAMED if key in words}
@@ -117,7 +117,7 @@ def newest_edits(run: Path, record: "RunRecord") -> Path:
 
 
 def _downloads() -> Path:
-    """Return the folder into which browsers save: the one that a Linux desktop names, else ~/Downloads."""
+    """Return the folder into which browsers save: the Linux desktop's own, else ~/Downloads."""
     home = Path.home()
     config = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "user-dirs.dirs"
     with suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and the checks of what a user names with -o."""
+"""Files and folders that are written whole or not at all, and the checks of a user's -o."""
 
 import errno
 import hashlib
@@ -31,7 +31,7 @@ def write_whole(path: Path, write: Any, *, binary: bool = False, scratch: Path |
     """Write a file beside ``path`` and rename it, so that a reader sees the old file or the new one, never half of one.
 
     ``write`` is called with the open file. ``scratch``: A folder on the same file system for the unfinished file (None:
-    that of ``path``). Raises DiskError if it cannot be written, and leaves what was there.
+    ``path``'s own). Raises DiskError if it cannot be written, and leaves an older file.
     """
     beside = scratch / scratch_name(path).name if scratch else scratch_name(path)
     with changing(path):
@@ -53,7 +53,7 @@ def write_whole(path: Path, write: Any, *, binary: bool = False, scratch: Path |
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", *, scratch: Path | None = None) -> str:
     """Write a safetensors file whole, and return its SHA-256."""
-    from safetensors.torch import save  # imports torch, which nobody needs to see what is there
+    from safetensors.torch import save  # imports torch, which a look at the folder does not need
 
     parts: dict[str, Tensor] = {}
     for name, value in tensors.items():
@@ -107,7 +107,7 @@ def write_output(path: Path, write: Callable[[Any], object], *, binary: bool = F
     if _is_replaceable(path):
         write_whole(path, write, binary=binary)
         return
-    # "a": standard output keeps what it has already. A device has no end, so it makes no difference there.
+    # "a": standard output keeps its text so far. A device has no end, so it makes no difference there.
     with changing(path), _opened(path, "a", binary=binary) as file:
         # With write alone: numpy writes to a real file by its number, and asks for the place in it.
         write(SimpleNamespace(write=file.write))

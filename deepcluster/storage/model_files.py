@@ -55,7 +55,7 @@ from deepcluster.storage.model_config import (
 from deepcluster.storage.run_folder import LockedFolder, RunFolder, read_state
 
 MAX_CONSTANTS = 200_000_000  # bytes
-# The tensors beside those of the network; see check_tensors.
+# The tensors beside the network's; see check_tensors.
 SHAPES: dict[str, tuple[int | str, ...]] = {
     "reduction.mean": ("prepared",),
     "reduction.projection": ("prepared", "dims"),
@@ -165,7 +165,7 @@ def load(folder: str | Path, device: torch.device | None = None, *, backbone: nn
     Args:
         folder: A run folder, or the folder of a model.
         device: Device of the network; None: the CPU.
-        backbone: The network, if it was a module of your own; its weights are those of the file. Without it the
+        backbone: The network, if it was a module of your own; its weights come from the file. Without it the
             model takes no images.
     """
     folder = Path(folder)
@@ -219,7 +219,7 @@ def _load(
         expected = shapes.body.state_dict()
         axes = {name: tuple(value.shape) for name, value in expected.items()}
         check_tensors(body, axes, {name: value.dtype for name, value in expected.items()})
-        # Before the first look at the mapped numbers, so that these and what building takes are not in memory together.
+        # Before the first look at the mapped numbers: they and the memory of building are not needed together.
         stays = not takes_images or config.architecture.name in (MODULE, NO_NETWORK)
         network = shapes if stays else build(**asdict(config.architecture))
         if network.feature_dim != feature_dim:
@@ -358,7 +358,7 @@ def keep_former(
     """
     entries = {name: getattr(record, name) for name in ENTRIES}
     steps = [groups_tensors(model, record=entries, baseline=dict(baseline), done=done, row=row)]
-    with suppress(DeepClusterError):  # what is damaged cannot be undone
+    with suppress(DeepClusterError):  # a damaged step cannot be undone
         steps += _steps(folder)
     _write_steps(folder, steps)
 
@@ -369,7 +369,7 @@ def drop_steps(folder: LockedFolder, count: int) -> None:
 
 
 def _write_steps(folder: LockedFolder, steps: list[dict[str, Tensor]]) -> None:
-    """Write the steps, the newest first. A tensor that equals that of the step before is left out."""
+    """Write the steps, the newest first. A tensor equal to the step before's is left out."""
     if not steps:
         folder.remove(FORMER)
         return
@@ -407,7 +407,7 @@ def read_former(folder: RunFolder, dims: int | None = None) -> list[Groups]:
     for step in _steps(folder):
         with folder.as_disk_errors(FORMER):
             former = _groups(step, dims)
-            entries = {name: former.about["record"].get(name) for name in ENTRIES}  # those of this version
+            entries = {name: former.about["record"].get(name) for name in ENTRIES}  # this version's
             shaped(former.about["baseline"], dict[str, int | float], "baseline")
             for name, kind in ENTRIES.items():
                 shaped(entries[name], kind | None, name)

@@ -60,7 +60,7 @@ class RunFolder:
             return value
 
     def read_record(self, types: Mapping[str, type] | None = None) -> RunRecord:
-        """Return run.json; ``types`` are keys that must be there besides those of every run."""
+        """Return run.json; ``types``: Keys that must be there besides every run's."""
         record = RunRecord.from_json(self.read_json(RUN, {**plain_files.RECORD, **(types or {})}))
         with self.as_disk_errors(RUN):
             plain_files.shaped(record.candidates, tuple[Candidate, ...] | None, "candidates")
@@ -127,7 +127,7 @@ class RunFolder:
 
     @contextmanager
     def as_disk_errors(self, name: str = "") -> Iterator[None]:
-        """Turn any error while using this run's data, or that of its file ``name``, into a DiskError."""
+        """Turn any error while using this run's data, or its file ``name``, into a DiskError."""
         try:
             yield
         except (DeepClusterError, MemoryError):
