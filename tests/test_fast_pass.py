@@ -13,9 +13,22 @@ from deepcluster.nets.network import Network, build
 from deepcluster.nets.timm import channels_last
 from deepcluster.runtime.compute import Compute
 from deepcluster.seeding import generator, lent_global
-from tests.test_nets import as_trained, same, snapshot
+from tests.test_nets import same, snapshot
 
 LITE = "timm:tf_efficientnet_lite0"
+
+
+def as_trained(network: nn.Module) -> nn.Module:
+    """With normalisation that does something, and numbers that neither vanish nor grow from layer to layer."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)
+        elif isinstance(layer, nn.BatchNorm2d):
+            for values in (layer.weight.data, layer.running_var):
+                values.uniform_(0.5, 1.5)
+            for values in (layer.bias.data, layer.running_mean):
+                values.normal_(0, 0.2)
+    return network.eval()
 
 
 def network_of(name: str, size: int) -> Network:

@@ -2,13 +2,11 @@
 
 import math
 import re
-from collections import OrderedDict
 
 import numpy as np
 import pytest
 import timm
 import torch
-import torchvision
 from safetensors.torch import save_file
 from scipy import ndimage
 from torch import Tensor, nn
@@ -158,66 +156,28 @@ LAYERS: dict[str, list[tuple[int, ...]]] = {
 LINEAR_INPUTS = {"alexnet": 9216, "vgg16": 25088}
 
 
-def described(arch: str, *, sobel: bool) -> nn.Sequential:
-    """A network of the paper by its description, as if trained; it ends before the last ReLU."""
+def described(arch: str, *, sobel: bool) -> dict[str, nn.Sequential]:
+    """The parts of a network of the paper by its description; it ends before the last ReLU."""
     inputs, features = 2 if sobel else 3, []
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    with lent_global(0, "described"):
-        if sobel:
-            layers["sobel"] = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Conv2d(1, 2, 3, padding=1))
-        for numbers in LAYERS[arch]:
-            if len(numbers) == 2:
-                features.append(nn.MaxPool2d(*numbers))
-            else:
-                features += [nn.Conv2d(inputs, *numbers), nn.BatchNorm2d(numbers[0]), nn.ReLU(inplace=True)]
-                inputs = numbers[0]
-        linear = [nn.Linear(LINEAR_INPUTS[arch], 4096), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(4096, 4096)]
-        linear = [nn.Dropout(0.5), *linear] if arch == "alexnet" else linear
-        layers |= {"features": nn.Sequential(*features), "flat": nn.Flatten(), "classifier": nn.Sequential(*linear)}
-        return as_trained(nn.Sequential(layers))
-
-
-def as_trained(network: nn.Module) -> nn.Module:
-    """With normalisation that does something, and numbers that neither vanish nor grow from layer to layer."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight)
-        elif isinstance(module, nn.BatchNorm2d):
-            for values in (module.weight.data, module.running_var):
-                values.uniform_(0.5, 1.5)
-            for values in (module.bias.data, module.running_mean):
-                values.normal_(0, 0.2)
-    return network.eval()
-
-
-def assert_near(values: Tensor, expected: Tensor) -> None:
-    assert expected.std() > 0
-    torch.testing.assert_close(values, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
-
-
-def normalised(images: Tensor) -> Tensor:
-    return (images - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    for numbers in LAYERS[arch]:
+        if len(numbers) == 2:
+            features.append(nn.MaxPool2d(*numbers))
+        else:
+            features += [nn.Conv2d(inputs, *numbers), nn.BatchNorm2d(numbers[0]), nn.ReLU(inplace=True)]
+            inputs = numbers[0]
+    linear = [nn.Linear(LINEAR_INPUTS[arch], 4096), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(4096, 4096)]
+    linear = [nn.Dropout(0.5), *linear] if arch == "alexnet" else linear
+    parts = {"features": nn.Sequential(*features), "classifier": nn.Sequential(*linear)}
+    return parts | ({"sobel": nn.Sequential(nn.Conv2d(3, 1, 1), nn.Conv2d(1, 2, 3, padding=1))} if sobel else {})
 
 
 @pytest.mark.parametrize("arch", LAYERS)
 @pytest.mark.parametrize("sobel", [True, False])
 def test_the_layers_are_those_of_the_description(arch, sobel):
     with shapes_only():
-        ours, theirs = build(arch, image_size=224, sobel=sobel).body, described(arch, sobel=sobel)
-    for part in ("features", "classifier", *["sobel"] * sobel):
-        assert str(ours.get_submodule(part)) == str(theirs.get_submodule(part))  # with all sizes
-
-
-@pytest.mark.parametrize("arch", ["alexnet", pytest.param("vgg16", marks=pytest.mark.slow)])
-def test_a_paper_network_computes_as_its_description(arch):
-    theirs = described(arch, sobel=True)
-    network = build(arch, image_size=224, sobel=True).eval()
-    network.body.load_state_dict(theirs.state_dict())
-    images = torch.rand(2, 3, 224, 224, generator=generator(1, "images"))
-    with torch.no_grad():
-        features = theirs(normalised(images))
-        assert features.min() < 0
-        assert_near(network.features(images), features)
+        body = build(arch, image_size=224, sobel=sobel).body
+        for name, layers in described(arch, sobel=sobel).items():
+            assert str(body.get_submodule(name)) == str(layers)  # with all sizes
 
 
 def test_sobel_is_that_of_scipy_on_the_mean_of_the_colours():
@@ -318,6 +278,7 @@ def test_weights_come_back_from_a_file(trained, tmp_path, wrapping):
 # Last layers: fc; head.fc beside a head.norm that stays; head and head_dist; head.linear and a head.bn that goes too;
 # and a network whose own names all begin with body.
 NO_WEIGHTS = (torch.int8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn)
+V2_HEADS = {f"{name}.weight": torch.zeros(4, 4) for name in ("projection_head.0", "prototypes.prototypes0")}
 TIMM_HEADS = ["test_resnet", "test_convnext", "deit_tiny_distilled_patch16_224", "efficientvit_m0", "tresnet_m"]
 
 
@@ -327,7 +288,8 @@ def test_timm_weights_with_their_classifier(tmp_path, name):
     with lent_global(8, "elsewhere"):
         theirs = timm.create_model(name, num_classes=10)
     given = theirs.state_dict()
-    torch.save(given, tmp_path / "a.pt")
+    as_published = {"epoch": 400, "state_dict": prefixed("module.", given | V2_HEADS)}
+    torch.save(as_published, tmp_path / "a.pt")
     network = build(f"timm:{name}", image_size=size, weights=str(tmp_path / "a.pt"))
     assert all(torch.equal(value, given[key]) for key, value in network.body.state_dict().items())
     if name in TIMM_HEADS[:2]:  # one linear layer on the features
@@ -367,7 +329,7 @@ def test_files_without_a_table_of_tensors(tmp_path, content):
         read_weights(tmp_path / "a.pt")
 
 
-# Files as the authors of DeepCluster-v2, DINO, DINOv2, DINOv3 and SigLIP publish them, with random numbers
+# Files as the authors of DINO, DINOv2, DINOv3 and SigLIP publish them, with random numbers
 
 
 def published(name: str) -> dict[str, Tensor]:
@@ -375,20 +337,6 @@ def published(name: str) -> dict[str, Tensor]:
     with lent_global(0, "published"):
         state = timm.create_model(name).state_dict()
         return {key: value + 0.02 * torch.randn(value.shape) for key, value in state.items()}
-
-
-def test_weights_of_deepcluster_v2(tmp_path):
-    with lent_global(0, "resnet"):
-        resnet = as_trained(torchvision.models.resnet50(weights=None))
-    resnet.fc = nn.Identity()
-    mlp = nn.Sequential(nn.Linear(2048, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 8))
-    heads = prefixed("projection_head.", mlp.state_dict())
-    heads |= {f"prototypes.prototypes{i}.weight": torch.zeros(9, 8) for i in range(3)}
-    torch.save({"epoch": 400, "state_dict": prefixed("module.", resnet.state_dict() | heads)}, tmp_path / "v2.pth.tar")
-    network = build("timm:resnet50", image_size=224, weights=str(tmp_path / "v2.pth.tar")).eval()
-    images = torch.rand(2, 3, 224, 224, generator=generator(4, "images"))
-    with torch.no_grad():
-        assert_near(network.features(images), resnet(normalised(images)))
 
 
 def in_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
