@@ -18,13 +18,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from sklearn.cluster import KMeans as SklearnKMeans
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.optim import SGD
 
-from deepcluster import load
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.export import onnx
 from deepcluster.images.own_features import read_features
@@ -252,32 +250,6 @@ def test_the_figures_of_the_paper_are_drawn(output_of, photos, tmp_path):
     with Image.open(out / "figure-3.png") as filters, Image.open(out / "figure-4.webp") as exciting:
         assert filters.size == (8 * 54 - 6, 2 * 54 - 6)  # sixteen filters of 48 px
         assert exciting.size == (4 * (3 * 64 + 6) - 6, 3 * 64)  # four channels
-
-
-def test_the_mean_of_the_weights_of_rounds(output_of, photos, tmp_path):
-    run = tiny_run(tmp_path / "run")
-    network = load(run).network
-    weight = next(module for module in network.modules() if isinstance(module, nn.Conv2d)).weight.detach().clone()
-    checkpoints = [run / f"checkpoints/00000{number}.safetensors" for number in range(2)]
-    checkpoints[0].parent.mkdir()
-    for factor, checkpoint in zip((1, 3), checkpoints, strict=True):
-        weights = {f"network.{key}": factor * value.contiguous() for key, value in network.state_dict().items()}
-        save_file(weights, checkpoint)
-    images = torch.randint(256, (20, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-
-    mean_of = runpy.run_path(str(EXAMPLES / "research/mean_of_rounds.py"))["mean_of"]
-    mean = mean_of(network, checkpoints, images)
-    first, norm = (next(m for m in mean.modules() if isinstance(m, kind)) for kind in (nn.Conv2d, nn.BatchNorm2d))
-    assert torch.allclose(first.weight, 2 * weight)
-    with torch.no_grad():
-        maps = first((images / 255 - mean.mean) / mean.std)
-    # Its statistics are the mean of those of the batches, here of one.
-    assert torch.allclose(norm.running_mean, maps.mean((0, 2, 3)), atol=1e-6)
-
-    last, mean = output_of("research/mean_of_rounds.py", str(run), str(photos), str(photos))
-    assert last.startswith("last round") and mean.startswith("mean of 2")
-    # Three kinds, of which each image is its own nearest neighbour.
-    assert all(1 / 3 < float(figure) <= 1 for line in (last, mean) for figure in re.findall(r"0\.\d+|1\.0+", line))
 
 
 def test_deepcluster_on_one_page_beside_the_package():

@@ -3,7 +3,6 @@
 import base64
 import os
 import re
-import shutil
 import subprocess
 import sys
 import zlib
@@ -72,53 +71,45 @@ def digits(folder: Path, count: int = 40) -> Path:
     return folder
 
 
-def test_every_kind_of_broken_file_is_listed_and_changes_nothing(tmp_path: Path, ends: Callable[..., str]) -> None:
+# Whole when the folder is searched, and gone or something else when the images are read.
+BREAKING: dict[str, Callable[[Path], object]] = {
+    "gone.png": Path.unlink,
+    "folder.png": lambda file: (file.unlink(), file.mkdir()),
+    "fifo.png": lambda file: (file.unlink(), os.mkfifo(file)),
+    "loop.png": lambda file: (file.unlink(), file.symlink_to(file)),
+}
+
+
+def test_every_kind_of_broken_file_is_listed_and_changes_nothing(
+    tmp_path: Path, ends: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does an image that is gone once all are read: only its picture is missing."""
     good = fit(digits(tmp_path / "good" / "folder"), tmp_path / "first")
     mixed, files = digits(tmp_path / "mixed" / "folder"), broken()
-    (mixed / "a/folder.png").mkdir(parents=True)
-    for name, data in files.items():
+    (mixed / "a/folder of images.png").mkdir(parents=True)
+    for name, data in (files | dict.fromkeys(BREAKING, (mixed / "m00.png").read_bytes())).items():
         (mixed / "a" / name).write_bytes(data)
-    second = fit(mixed, tmp_path / "second")
+
+    def read(*arguments: object, **options: object) -> Store:
+        for name, damage in BREAKING.items():
+            damage(mixed / "a" / name)
+        store = read_once(*arguments, **options)  # type: ignore[arg-type]
+        for file in mixed.glob("m3*.png"):
+            file.unlink()
+        return store
+
+    with monkeypatch.context() as patch, pytest.warns(DeepClusterWarning, match="10 pictures"):
+        patch.setattr(run, "read_once", read)
+        second = fit(mixed, tmp_path / "second")
     skipped = rows(second / "skipped.csv")
-    assert sorted(row["path"] for row in skipped) == sorted(f"a/{name}" for name in files)
+    assert sorted(row["path"] for row in skipped) == sorted(f"a/{name}" for name in [*files, *BREAKING])
     assert all(row["reason"] and row["reason"].isprintable() and str(tmp_path) not in row["reason"] for row in skipped)
-    assert len(rows(second / "clusters.csv")) == 40 + len(files)
+    assert len(rows(second / "clusters.csv")) == 40 + len(skipped)
     same_result(good, second)
     said = ends(["predict", good, mixed / "a"], 3)
     assert all(f"skipped {name}: " in said for name in files)
     ends(["embed", good, mixed / "a", "-o", tmp_path / "f.npy"], 3)
     assert not (tmp_path / "f.npy").exists() and not (tmp_path / "f.csv").exists()
-
-
-def test_files_that_break_during_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the folder was searched: listed. After the images were read: not needed any more."""
-    good = digits(tmp_path / "good" / "folder")
-    folder = Path(shutil.copytree(good, tmp_path / "breaking" / "folder"))
-    breaking: dict[str, tuple[Callable[[Path], object], str]] = {
-        "m03.png": (lambda file: file.unlink(), "no such file"),
-        "m11.png": (lambda file: (file.unlink(), file.mkdir()), "is a folder"),
-        "m15.png": (lambda file: (file.unlink(), os.mkfifo(file)), "a FIFO, not a file"),
-        "m19.png": (lambda file: (file.unlink(), file.symlink_to(file)), "a symbolic link that leads to itself"),
-        "m23.png": (lambda file: file.write_bytes(b""), "empty file"),
-    }
-
-    def read(*arguments: object, **options: object) -> Store:
-        for name, (damage, _) in breaking.items():
-            damage(folder / name)
-        store = read_once(*arguments, **options)  # type: ignore[arg-type]
-        for file in folder.glob("m3*.png"):
-            file.unlink()
-        return store
-
-    monkeypatch.setattr(run, "read_once", read)
-    with pytest.warns(DeepClusterWarning, match="10 pictures"):
-        first = fit(folder, tmp_path / "first")
-    monkeypatch.undo()
-    skipped = {row["path"]: row["reason"] for row in rows(first / "skipped.csv")}
-    assert skipped == {name: reason for name, (_, reason) in breaking.items()}
-    for name in breaking:
-        (good / name).unlink()
-    same_result(first, fit(good, tmp_path / "second"))
 
 
 def test_fit_predict_and_report_see_the_right_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

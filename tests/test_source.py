@@ -11,8 +11,6 @@ import re
 import socket
 import stat
 import struct
-import subprocess
-import sys
 import tarfile
 import time
 import zipfile
@@ -38,6 +36,8 @@ from deepcluster.images.given import true_labels
 from deepcluster.images.source import joined
 from deepcluster.images.store import preview, read_once
 from deepcluster.runtime import machine, plain_files
+from tests.drawings import KINDS
+from tests.helpers.hub import point_to
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -523,27 +523,17 @@ def test_a_data_set_is_read_by_one_thread_and_its_broken_items_are_skipped(monke
     assert read.images[:, 0, 0, 0].tolist() == [i for i in range(40) if i != 2]
 
 
-def test_a_data_set_of_the_hub_by_its_name(photos, tmp_path):
-    """Its name may be a folder, too, so that nothing is downloaded here; a Hub that does not answer is asked once. In a
-    process of its own, for its cache."""
+def test_a_data_set_of_the_hub_by_its_name(photos, tmp_path, monkeypatch, capfd):
+    """Its name may be a folder, too, so that nothing is downloaded here; a Hub that does not answer is asked once."""
     pytest.importorskip("datasets")
-    script = (
-        "import sys, numpy as np\nfrom deepcluster.images import find\n"
-        "source = find('hf:' + sys.argv[1])\n"
-        "print(len(source.paths), sorted(set(source.labels)), source.location == 'hf:' + sys.argv[1])\n"
-        "print(np.asarray(source.read(0)).shape, source.labels[0], source.labels[47])\n"
-        "try:\n    find('hf:nobody/nothing')\nexcept Exception as error:\n    print(type(error).__name__, error)"
-    )
-    environment = os.environ | {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "HF_DATASETS_CACHE": str(tmp_path)}
-    environment["HF_ENDPOINT"] = "http://127.0.0.1:9"
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(photos)], capture_output=True, text=True, env=environment, check=True
-    )
-    first, second, third = done.stdout.splitlines()
-    assert first == "48 ['bars', 'blob', 'checks'] True"
-    assert second == "(24, 24, 3) bars checks"
-    assert re.match("DataError hf:nobody/nothing .*Connection refused", third)
-    assert "Retry" not in done.stderr
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    point_to("http://127.0.0.1:9", monkeypatch)
+    source = find(f"hf:{photos}")
+    assert len(source.paths) == 48 and source.location == f"hf:{photos}"
+    assert source.read(0).size == (24, 24) and source.labels == tuple(kind for kind in sorted(KINDS) for _ in range(16))
+    with pytest.raises(DataError, match=r"hf:nobody/nothing .*Connection refused"):
+        find("hf:nobody/nothing")
+    assert "Retry" not in capfd.readouterr().err
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------------
