@@ -64,21 +64,21 @@ def test_few_images_or_one_group_of_an_adapted_network(tmp_path, count, k):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "width", "why"),
+    ("sizes", "width", "collapsed"),
     [
-        ([50, 30, 20], 4, ""),
-        ([60, 30, 10], 4, "60% of the images are in one fine cluster"),
-        ([100, 0, 0], 1, "100% of the images are in one fine cluster"),
-        ([40, 30, 30], 1, "all features are alike"),
-        ([40, 30, 30], 2, ""),
-        ([90, 10], 1, ""),  # one of two has half of the images wherever training goes
-        ([20, 5, 4], 4, ""),  # too few images to tell
+        ([50, 30, 20], 4, False),
+        ([60, 30, 10], 4, True),
+        ([100, 0, 0], 1, True),
+        ([40, 30, 30], 1, True),  # all features are alike
+        ([40, 30, 30], 2, False),
+        ([90, 10], 1, False),  # one of two has half of the images wherever training goes
+        ([20, 5, 4], 4, False),  # too few images to tell
     ],
 )
-def test_a_collapse_is_one_cluster_or_equal_features(sizes, width, why):
+def test_a_collapse_is_one_cluster_or_equal_features(sizes, width, collapsed):
     clustering = Clustering(torch.empty(sum(sizes)), torch.empty(0), torch.tensor(sizes), 0.0, 1, 0)
     text = collapse(SimpleNamespace(clustering=clustering, reduced=torch.zeros(sum(sizes), width)))
-    assert text.startswith(f"training has collapsed ({why}): lower --lr") if why else not text
+    assert ("--lr" in text) == bool(text) == collapsed
 
 
 # Each step takes all of a weight away and adds a gradient, which vanishes: in the end all images have equal features.

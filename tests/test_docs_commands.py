@@ -80,6 +80,11 @@ def test_a_translated_page_has_commands_and_figures_of_the_original(name: str):
     assert set(without_comments(translated)) <= set(without_comments(original))
 
 
+def test_the_page_shows_the_steps_of_change_a_step():
+    (shown,) = (block.text for block in blocks(ROOT / "docs/change-a-step.md") if block.language == "py")
+    assert shown.strip() in (ROOT / "examples/change_a_step.py").read_text()
+
+
 def without_comments(page: Path) -> list[str]:
     return [re.sub(r"\s+# .*", "", line) for block in blocks(page) for line in block.lines()]
 

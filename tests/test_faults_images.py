@@ -54,8 +54,13 @@ def broken() -> dict[str, bytes]:
     files = {f"cut.{kind.lower()}": data[: len(data) // 2] for kind, data in whole.items()}
     files |= {f"start.{kind.lower()}": data[:16] for kind, data in whole.items()}
     text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(8 << 20)))
+    files |= {f"a.{kind.lower()}": stored(noise, kind) for kind in ("ICO", "TGA")}  # not accepted
+    films = (b"isom\0\0\x02\0isomiso2avc1mp41", b"qt  \0\0\0\0qt  ")
+    files |= {f"film {i}.heic": b"\0\0\0\x18ftyp" + film + bytes(99) for i, film in enumerate(films)}
     return files | {
         "empty.png": b"",
+        "page.jpg": b"<html></html>",
+        "a.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n",
         "crc.png": whole["PNG"].replace(whole["PNG"][200:220], bytes(20)),
         "no pixels.png": png(0, 0, zlib.compress(b"")),
         "bomb.png": png(30_000, 30_000, zlib.compress(bytes(1000))),

@@ -18,7 +18,6 @@ from deepcluster.fitting.fit import fit
 from deepcluster.fitting.plan import Request
 from deepcluster.images.own_features import read_features
 from deepcluster.runs.page import report
-from deepcluster.runs.recut import recut
 from deepcluster.runs.rows import images_at_hand
 from deepcluster.runs.update import update
 from deepcluster.runtime import plain_files
@@ -100,16 +99,6 @@ def test_the_model_places_the_same_rows_in_the_same_groups(made, tmp_path):
     assert [(row["path"], int(row["cluster"])) for row in rows(out)] == [*zip("012345", clusters[::10], strict=True)]
     with pytest.raises(UsageError):
         onnx(made / "run", tmp_path / "out")
-
-
-def test_recut_and_report_find_the_pictures(made):
-    source = images_at_hand(open_run(made / "run"))
-    assert source and len(source.paths) == COUNT
-    before = (made / "run" / "clusters.csv").read_bytes()
-    assert len(recut(made / "run", 2).read_rows("cluster_summary.csv")) == 2
-    recut(made / "run", GROUPS)
-    assert (made / "run" / "clusters.csv").read_bytes() == before
-    assert "data:image" in report(made / "run").read_text()
 
 
 def test_numbers_too_small_to_be_compared(tmp_path):
