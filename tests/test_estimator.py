@@ -492,10 +492,10 @@ def test_a_report_is_made_when_it_is_asked_for(fitted, tmp_path):
     ours = copy.deepcopy(fitted)
     for other in (fitted, ours, ours.recut(4)):
         assert not any((other.run_ / name).exists() for name in ("report.html", "map.npy"))
-    with pytest.warns(DeepClusterWarning, match="pictures"):  # a copy has no images
+    with pytest.warns(DeepClusterWarning):  # a copy has no images
         ours.report(tmp_path / "mine.html")
     before = (ours.run_ / "report.html").read_bytes()
-    with pytest.warns(DeepClusterWarning, match="pictures"):
+    with pytest.warns(DeepClusterWarning):
         assert (ours.recut(5).run_ / "report.html").read_bytes() != before  # what is there stays true
 
 

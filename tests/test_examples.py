@@ -200,7 +200,7 @@ def test_retrieval(output_of, tmp_path):
     (tmp_path / "damaged.jpg").write_bytes(b"no image")
     arguments = [str(tiny_run(tmp_path / "run")), str(tmp_path), "--image-size", "48", "--dims", "4"]
     skipped, last = output_of("research/retrieval.py", *arguments)
-    assert skipped.startswith("skipped damaged.jpg") and last.startswith("12 images, 3 queries, 4 dimensions: map ")
+    assert "damaged.jpg" in skipped
     assert float(last.split()[-1]) > 0.5
     names = runpy.run_path(str(EXAMPLES / "research/retrieval.py"))
     # + - + with two positives: an area of .5 (1 + 1) / 2 and one of .5 (1/2 + 2/3) / 2; junk leaves no trace.
@@ -218,8 +218,8 @@ def test_voc07(output_of, tmp_path):
             with (lists / f"{kind}_{'trainval' if number < 15 else 'test'}.txt").open("a") as file:
                 file.write(f"{number:06} {0 if number in (0, 1, 2) else 1 if number % 3 == i else -1:2}\n")
     arguments = [str(tiny_run(tmp_path / "run")), str(tmp_path), "--lr", ".1", "--iterations", "60", "--crops", "2"]
-    first, *classes, last = output_of("research/voc07.py", *arguments)
-    assert first.startswith("iteration 0: loss") and [line.split(":")[0] for line in classes] == sorted(KINDS)
+    _, *classes, last = output_of("research/voc07.py", *arguments)
+    assert [line.split(":")[0] for line in classes] == sorted(KINDS)
     assert float(last.removeprefix("map: ")) > 0.5  # a third by chance
     names = runpy.run_path(str(EXAMPLES / "research/voc07.py"))
     scores = torch.tensor([[0.9, 0.5], [0.8, 0.5], [0.7, 0.1], [0.99, 0.2]])
@@ -303,7 +303,7 @@ def test_conv4(output_of, tmp_path):
         one, other = (tmp_path / f"{name}{way}" / "seed-1.pt" for name in ("whole", "parts"))
         assert one.read_bytes() == other.read_bytes()
         assert 0.5 < float(whole[-1].split()[-1]) <= 1
-    assert lines("run", "1", "--recipe", "classic")[-1].startswith("linear accuracy, mean of 1: ")
+    assert 0 < float(lines("run", "1", "--recipe", "classic")[-1].split()[-1]) <= 1
 
     page = runpy.run_path(str(EXAMPLES / "research/conv4.py"))
     # All 81 crops of the padded image, each also mirrored, and no other view.

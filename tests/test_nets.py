@@ -309,7 +309,7 @@ def test_timm_weights_with_their_classifier(tmp_path, name):
         ("0.1.running_var", None, "(0.1.running_var)"),
         ("extra.weight", torch.zeros(2), "(extra.weight)"),
         ("0.1.running_var", torch.zeros(3), "0.1.running_var (3,)"),
-        ("0.1.bias", torch.tensor([0.0] * 15 + [-torch.inf]), "0.1.bias has numbers"),
+        ("0.1.bias", torch.tensor([0.0] * 15 + [-torch.inf]), "0.1.bias"),
         *(("0.1.bias", torch.ones(16).to(kind), f"0.1.bias (16,) {kind}") for kind in NO_WEIGHTS),
     ],
 )

@@ -218,7 +218,7 @@ def test_a_list_of_paths_is_read_in_every_form_or_refused(tmp_path: Path, name: 
         for source, location in ((find(file), str(file)), (find("-"), "-")):
             assert list(source.paths) == expected and [source.read(i).size for i in range(len(expected))]
             assert source.location == location
-        with pytest.raises(DataError, match="input"):
+        with pytest.raises(DataError):
             find("-")  # it is at its end
 
 

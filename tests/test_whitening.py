@@ -138,7 +138,7 @@ def test_numbers_that_are_not_finite_or_too_small_or_large_are_refused():
     for rows in (20, 3):  # more than columns, and fewer
         pairs = torch.stack([correlated(3, 4), correlated(3, 4)])
         pairs[1, 2, 0] = torch.inf
-        with pytest.raises(NonFiniteError, match="centre crops"):
+        with pytest.raises(NonFiniteError):
             whiten(correlated(rows, 4), pairs=pairs)
     x = 1e-15 * correlated(200, 4)
     assert torch.allclose(whiten(x)(x, unit=False).T.cov(), torch.eye(4), atol=1e-3)
