@@ -477,7 +477,6 @@ def evaluate(  # noqa: PLR0913 a parameter is a flag
     round_: Annotated[int | None, Parameter(name="--round", validator=validators.Number(gte=0))] = None,
     protocol: Literal["clustering", "knn", "linear"] = "clustering",
     train: flags.PathText | None = None,
-    protocol_flags: Annotated[flags.ProtocolFlags | None, Parameter(name="*")] = None,
     set_: flags.Assignments = None,
     seed: int = 0,
     device: flags.Device = "auto",
@@ -490,12 +489,12 @@ def evaluate(  # noqa: PLR0913 a parameter is a flag
         images: The images to score, as for fit; without it the images of the run.
         labels: folders (the labels of the source) or a CSV of path,label (default: the labels of the fit).
         round_: Score the state after so many rounds, which fit --keep-checkpoints N has kept, and not the result.
-        protocol: See docs/protocols.md.
+        protocol: Its options are in docs/protocols.md, for --set.
         train: Images that a protocol learns from, instead of the images of the run.
         seed: Seed of all random numbers.
     """
     kind = PROTOCOL_OPTIONS[protocol]
-    options = read_options(kind, {**(protocol_flags or {}), **flags.read_assignments(set_)})
+    options = read_options(kind, flags.read_assignments(set_))
     kind(**options)  # checks them together
     values: dict[str, Any] = {}
     with _session(images, quiet, to_stderr=as_json) as (terminal, shared):

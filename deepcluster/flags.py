@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 from cyclopts import Group, Parameter, Token, validators
 
 from deepcluster.errors import UsageError
-from deepcluster.evaluation import PROTOCOL_OPTIONS
 from deepcluster.nets.names import MODULE
 from deepcluster.presets import read_shares
 from deepcluster.recipe import ANY, Recipe, declared
@@ -200,22 +199,10 @@ def _recipe_flags() -> dict[str, Any]:
     return flags
 
 
-def _protocol_flags() -> dict[str, Any]:
-    """Return the flags of all protocols, none of which belongs to two of them."""
-    return {
-        name: Annotated[type(option.default), Parameter(help=f"{protocol}: {option.help}")]
-        for protocol, kind in PROTOCOL_OPTIONS.items()
-        for name, option in declared(kind).items()
-        if option.flag
-    }
-
-
 if TYPE_CHECKING:
     RecipeFlags = dict[str, Any]
-    ProtocolFlags = dict[str, Any]
 else:  # the flags that were given, by the name of their option
     RecipeFlags = TypedDict("RecipeFlags", _recipe_flags(), total=False)
-    ProtocolFlags = TypedDict("ProtocolFlags", _protocol_flags(), total=False)
 
 
 class ImageExportFlags(TypedDict, total=False):

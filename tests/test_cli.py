@@ -110,7 +110,7 @@ THEN = {  # answered when the images or the network are known
     "fit photos -k 3 -o texts/a.txt/run": (5, "a.txt"),
     "fit photos --backbone timm:resnet10t --weights none.pt": (4, "none.pt"),
     "predict damaged photos": (4, "damaged"),
-    "evaluate whole --labels folders --protocol linear --layers conv9": (2, "block1, block2"),
+    "evaluate whole --labels folders --protocol linear --set layers=conv9": (2, "block1, block2"),
     "evaluate whole --labels folders --protocol knn --set neighbours=3,": (2, "neighbours=3,"),
     "evaluate whole --labels folders --protocol knn --set neighbours=20,0": (2, "neighbours=20,0"),
     f"fit photos -k 2 -o {LONG}": (5, TOO_LONG),

@@ -119,14 +119,10 @@ def test_every_other_flag_and_parameter_reaches_the_engine(asked, tmp_path):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOL_OPTIONS)
-def test_every_flag_of_a_protocol_reaches_the_engine(protocol, asked):
-    with_flags = {name: option for name, option in declared(PROTOCOL_OPTIONS[protocol]).items() if option.flag}
-    values = {name: other_value(option) for name, option in with_flags.items()}
-    given = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    assert asked("evaluate", "run", "--protocol", protocol, *given).options == values
-    others = {*flags.ProtocolFlags.__annotations__} - {*declared(PROTOCOL_OPTIONS[protocol])}
-    for name in others:
-        assert run_command(["evaluate", "run", "--protocol", protocol, f"--{name.replace('_', '-')}", "1"]) == 2
+def test_every_option_of_a_protocol_reaches_the_engine(protocol, asked):
+    values = {name: other_value(option) for name, option in declared(PROTOCOL_OPTIONS[protocol]).items()}
+    given = [f"{name}={value}" for name, value in values.items()]
+    assert asked("evaluate", "run", "--protocol", protocol, "--set", *given).options == values
 
 
 def test_the_reference_lists_every_option(prints):

@@ -27,9 +27,9 @@ class KnnOptions(Options):
 class LinearOptions(Options):
     """Options of the protocol ``linear``."""
 
-    layers: str = option("", "Names of layers, for example conv3,conv5; empty: all.", flag=True)
-    epochs: int = option(90, "Passes over the images to learn from.", low=1, high=1e6, flag=True)
-    batch_size: int = option(256, "Images in an optimizer step.", low=1, high=1e6, flag=True)
+    layers: str = option("", "Names of layers, for example conv3,conv5; empty: all.")
+    epochs: int = option(90, "Passes over the images to learn from.", low=1, high=1e6)
+    batch_size: int = option(256, "Images in an optimizer step.", low=1, high=1e6)
     maps: str = option(
         "normalised",
         "raw: pooled maps as they are, as published; normalised: every number at mean 0 and variance 1, and all of them"
@@ -39,7 +39,7 @@ class LinearOptions(Options):
     lr: float = option(0.01, "Learning rate; in iteration t it is lr / sqrt(1 + lr weight_decay t).")
     momentum: float = option(0.9, "Momentum of SGD.", high=0.9999)
     weight_decay: float = option(1e-7, "Weight decay of SGD.")
-    image_size: int = option(0, "Side of the images, px; 0: that of the run.", high=8192, flag=True)
+    image_size: int = option(0, "Side of the images, px; 0: that of the run.", high=8192)
     margin: float = option(256 / 224, "Side of the stored image over that of its crops.", low=1, high=2)
     ten_crops: bool = option(True, "Score by the mean of ten crops (corners and centre, mirrored or not), not one.")
 

@@ -155,9 +155,7 @@ def _file(name: str) -> Markup:
 @cache
 def _script(sources: str) -> Markup:
     """Return the script of a page. Only the served page has the part that asks a server."""
-    text = _file("report.js").replace(
-        "//= served.js\n", "//= served.js\n//= recut.js\n//= undo.js\n" * (sources == SERVED)
-    )
+    text = _file("report.js").replace("//= served.js\n", "//= served.js\n" * (sources == SERVED))
     return Markup(re.sub(r"^//= (.+)$", lambda line: _file(line[1]), text, flags=re.MULTILINE))
 
 

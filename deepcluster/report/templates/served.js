@@ -163,3 +163,46 @@ if (lastPage.told) {
 if (lastPage.teaching) openTeach();
 $("#told").addEventListener("click", () => { $("#told").hidden = true; });
 $("#help .quiet").textContent = t("Edits are applied at once. Undo takes back the last one, and History any number.");
+
+/* ---- another number of groups, on the page of a server ------------------------------------------------------------- */
+
+function recutInto(k) {
+  if (pendingCount()) return tell(t("An edit is not applied yet: try it again, or take it back."));
+  history.replaceState(null, "", "#clusters");  /* the page that comes begins with the new groups */
+  send("recut", {k});
+}
+
+for (const code of $$("[data-k]")) {
+  const k = Number(code.dataset.k);
+  code.replaceWith(element("button", {type: "button", textContent: t("Make {0} clusters", grouped(k)), onclick: () => recutInto(k)}));
+}
+if ($("#k")) {
+  $("#recut").parentElement.hidden = true;
+  $("#recut-now").hidden = false;
+  $("#recut-now").addEventListener("click", () => recutInto(Number($("#k-number").value)));
+  $("#recut-hint").textContent = t("The neighbour graph is cut anew, without training, so the clusters may differ from this preview.");
+}
+
+/* ---- the list of changes, each of which can be taken back with those after it; on the page of a server -------------- */
+
+/* The words of a change: "2 names, 1 merge: owl, cat". Names stay as they are. */
+function inWords(text) {
+  const [counts, ...names] = text.split(": ");
+  return isChinese ? [counts.split(/[,;] /).map(part => translated([part]).join("")).join(t(", ")), ...names].join("：") : text;
+}
+
+function openHistory() {
+  const {done} = data.served, dialog = $("#history");
+  if (!done.length) return;
+  $("#history-list").replaceChildren(...done.map(([text, tile], i) => element("li", {}, element("button", {type: "submit", value: String(i + 1)},
+    picture(tile, 44), element("span", {}, inWords(text) || t("an edit"))))));
+  $("#history-first").value = done.length;
+  $("form", dialog).onsubmit = event => {
+    if (event.submitter.value) send("undo", {steps: Number(event.submitter.value)});
+  };
+  dialog.showModal();
+}
+
+$("#history-open").hidden = !data.served.done.length;
+$("#history-key").hidden = false;
+$("#history-open").addEventListener("click", openHistory);
