@@ -292,7 +292,7 @@ class DeepCluster(_Base):
     def score(self, X: Any, y: Any = None) -> float:
         """Return the negative sum of the squared distances to ``cluster_centers_``, as KMeans does."""
         reduced = self._measured(X, "raise").reduced
-        return -_inertia(reduced, self._model.place(reduced).cluster, self._centers())
+        return -self._inertia(reduced, self._model.place(reduced).cluster)
 
     def recut(self, n_clusters: int | str | None) -> Self:
         """Make another number of clusters from the same features, without training; clusters get new numbers."""
@@ -473,7 +473,7 @@ class DeepCluster(_Base):
         self.paths_ = list(rows.paths)
         self.skipped_ = [(row["path"], row["reason"]) for row in folder.read_rows("skipped.csv")]
         self._of_fit = Prediction(tuple(rows.paths), rows.reduced, rows.residuals, ())
-        self.inertia_ = _inertia(rows.reduced, clusters, self._centers())
+        self.inertia_ = self._inertia(rows.reduced, clusters)
         self.verdict_ = record.verdict or ""
         self._cut = record.cut
         self.quality_ = record.quality
@@ -486,12 +486,14 @@ class DeepCluster(_Base):
         if model.of_features:
             self.n_features_in_ = model.outliers.means.shape[1]
         self.names_: npt.NDArray[np.object_] = np.array(model.names, dtype=object)
-        self.cluster_centers_: npt.NDArray[np.float32] = self._centers().numpy()
-        self.n_clusters_ = len(model.cut.group_of.unique())
+        cut = model.cut
+        self.cluster_centers_: npt.NDArray[np.float32] = means(cut.centroids, cut.group_of, cut.count).numpy()
+        self.n_clusters_ = len(cut.group_of.unique())
 
-    def _centers(self) -> Tensor:
-        cut = self._model.cut
-        return means(cut.centroids, cut.group_of, cut.count)
+    def _inertia(self, reduced: Tensor, clusters: Tensor) -> float:
+        centers = torch.from_numpy(self.cluster_centers_)
+        parts = zip(reduced.split(4096), clusters.split(4096), strict=True)
+        return float(sum((rows - centers[labels]).square().sum(dtype=torch.float64).item() for rows, labels in parts))
 
     def _read(self, X: Any, *, reset: bool) -> tuple[bool, Any]:
         """Return whether X is features, and the features (N x D) or the images of X.
@@ -647,11 +649,6 @@ def _seed(random_state: Any) -> int:
     if random_state is None:
         return int(np.random.SeedSequence().generate_state(1)[0])
     return int(check_random_state(random_state).randint(2**31 - 1))
-
-
-def _inertia(reduced: Tensor, clusters: Tensor, centers: Tensor) -> float:
-    parts = zip(reduced.split(4096), clusters.split(4096), strict=True)
-    return float(sum((rows - centers[labels]).square().sum(dtype=torch.float64).item() for rows, labels in parts))
 
 
 def _number(cell: str) -> int | float:

@@ -86,7 +86,7 @@ ImagesArgument = Annotated[
     ),
 ]
 # An argument of its own: one that may begin with a hyphen, and be repeated, would take misspelt options.
-MoreImages = Annotated[tuple[PathText, ...], Parameter(show=False)]
+MoreImages = Annotated[PathText, Parameter(show=False)]
 NumberOfClusters = Annotated[
     int | None,
     Parameter(name=["-k", "--clusters"], help="Number of clusters, or auto.", converter=read_n_clusters, n_tokens=1),
