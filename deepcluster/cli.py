@@ -81,8 +81,9 @@ SHARED = ("fit", "predict", "embed", "evaluate")  # commands that share their wo
 @app.command
 def fit(
     images: flags.ImagesArgument | None = None,
+    more_images: flags.MoreImages = (),
     /,
-    *more_images: flags.MoreImages,
+    *,
     fit_flags: flags.FitFlags = flags.FIT,
     recipe_flags: Annotated[flags.RecipeFlags | None, Parameter(name="*")] = None,
     set_: Annotated[flags.Assignments, Parameter(group=flags.NETWORK)] = None,
@@ -157,8 +158,9 @@ def _fit_source(fit_flags: flags.FitFlags, terminal: Terminal, images: str | Non
 def predict(
     run_: flags.RunArgument,
     images: flags.ImagesArgument,
+    more_images: flags.MoreImages = (),
     /,
-    *more_images: flags.MoreImages,
+    *,
     out: flags.OutOfTable = "-",
     reject: bool = False,
     device: flags.Device = "auto",
@@ -205,8 +207,9 @@ def predict(
 def embed(
     run_: flags.RunArgument,
     images: flags.ImagesArgument,
+    more_images: flags.MoreImages = (),
     /,
-    *more_images: flags.MoreImages,
+    *,
     out: flags.Out,
     device: flags.Device = "auto",
     overwrite: bool = False,
@@ -343,8 +346,9 @@ def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: fl
 def update(
     run_: flags.RunArgument,
     images: flags.ImagesArgument,
+    more_images: flags.MoreImages = (),
     /,
-    *more_images: flags.MoreImages,
+    *,
     device: flags.Device = "auto",
     max_skipped: flags.MaxSkipped = None,
     output: flags.Output = flags.OUTPUT,
@@ -466,8 +470,9 @@ def similar(
 def evaluate(  # noqa: PLR0913 a parameter is a flag
     run_: flags.RunArgument,
     images: flags.AnyPath | None = None,
+    more_images: flags.MoreImages = (),
     /,
-    *more_images: flags.MoreImages,
+    *,
     labels: flags.PathText | None = None,
     round_: Annotated[int | None, Parameter(name="--round", validator=validators.Number(gte=0))] = None,
     protocol: Literal["clustering", "knn", "linear"] = "clustering",

@@ -85,8 +85,9 @@ ImagesArgument = Annotated[
         " input, sklearn:digits, torchvision:NAME or hf:NAME.",
     ),
 ]
-# An argument of its own: one that may begin with a hyphen, and be repeated, would take misspelt options.
-MoreImages = Annotated[PathText, Parameter(show=False)]
+# An argument of its own: one that may begin with a hyphen, and be repeated, would take misspelt options. It is a tuple,
+# because those of *args may stand behind options.
+MoreImages = Annotated[tuple[PathText, ...], Parameter(show=False)]
 NumberOfClusters = Annotated[
     int | None,
     Parameter(name=["-k", "--clusters"], help="Number of clusters, or auto.", converter=read_n_clusters, n_tokens=1),

@@ -44,10 +44,9 @@ def figures(data: RunData) -> dict[str, str]:
 
 def _layers(data: RunData, points: npt.NDArray[np.float32]) -> Iterator[Values]:
     """Yield the points of each cluster on the map as SVG path data, with a colour and a place for the name."""
-    words, numbers = data.usable.words("cluster")
-    words_on_map = np.array(words)[numbers[on_sheet(len(data.usable))]]
+    on_map = data.usable.column("cluster")[on_sheet(len(data.usable))]
     for rank, row in enumerate(sections.by_size(data.summary)):
-        mine = points[words_on_map == row["cluster"]]
+        mine = points[on_map == row["cluster"]]
         red, green, blue = colorsys.hls_to_rgb(rank * 0.618 % 1, (0.42, 0.6)[rank // 13 % 2], 0.6)  # 0.618: far apart
         yield {
             "name": row["name"] or row["cluster"],

@@ -4,6 +4,7 @@ Values for the templates are dicts; their keys are the names that the templates 
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -199,13 +200,11 @@ def _tile(row: Row, kind: Kind, image: Image.Image | None, share: int) -> Values
 
 def _frequent_labels(rows: Table) -> list[tuple[str, str]]:
     """Return the most frequent label of the labelled rows, and up to two more that reach a tenth."""
-    words, label = rows.words("label")
-    sizes = np.bincount(label, minlength=len(words)) * [word != "" for word in words]
-    total = int(sizes.sum())
+    sizes = Counter(filter(None, rows.column("label")))
     return [
-        (words[i], percent(int(sizes[i]) / total))
-        for rank, i in enumerate(np.argsort(-sizes, kind="stable")[:3])
-        if sizes[i] and (rank == 0 or sizes[i] >= total / 10)
+        (label, percent(size / sizes.total()))
+        for rank, (label, size) in enumerate(sizes.most_common(3))
+        if rank == 0 or size >= sizes.total() / 10
     ]
 
 
@@ -240,8 +239,7 @@ def problems(skipped: Sequence[Row], clusters: Table, duplicates: Sequence[Row] 
         slot, cluster = (-1, "") if i is None else (tile(i, len(clusters)), clusters[i]["cluster"])
         return {"path": path, "tile": slot, "cluster": cluster, "about": f"distance {distance}"}
 
-    words, outlier = clusters.words("is_outlier")
-    far = np.flatnonzero(np.array([word == "1" for word in words], bool)[outlier])
+    far = np.flatnonzero(clusters.column("is_outlier") == "1")
     distances = np.array([number(cell) or 0.0 for cell in clusters.at(far).column("distance")])
     farthest = far[np.argsort(-distances, kind="stable")[:MAX_OUTLIERS]].tolist()
     wanted = {row["path"] for row in duplicates or []}
@@ -268,33 +266,24 @@ def problems(skipped: Sequence[Row], clusters: Table, duplicates: Sequence[Row] 
 def confusion(clusters: Table) -> Values | None:
     """Count the most frequent labels (rows) by the largest clusters (columns), most images on the diagonal.
 
-    ``rows`` has a label, its images, and (count, share of the label's images) by cluster; ``hidden`` images are
-    of labels or clusters that are not shown. None if no row has a label.
+    ``rows`` has a label, its images, and their number by cluster; ``hidden`` images are of labels or clusters that are
+    not shown. None if no row has a label.
     """
-    (words, label), (numbers, cluster) = clusters.words("label"), clusters.words("cluster")
-    known = np.array([word != "" for word in words], bool)[label]
-    if not known.any():
+    counts = Counter(zip(clusters.column("label"), clusters.column("cluster"), strict=True))
+    images, sizes = Counter[str](), Counter[str]()
+    for (label, cluster), count in counts.items():
+        if label:
+            images[label] += count
+            sizes[cluster] += count
+    if not images:
         return None
-    counts = scipy.sparse.csr_array(
-        (np.ones(known.sum(), int), (label[known], cluster[known])), (len(words), len(numbers))
-    )
-    images = np.asarray(counts.sum(1)).ravel()
-    sizes = np.asarray(counts.sum(0)).ravel()
-    labels, columns = (
-        [int(i) for i in np.argsort(-totals, kind="stable")[:MAX_LABELS] if totals[i]] for totals in (images, sizes)
-    )
-    labels.sort(key=words.__getitem__)
-    shown = counts[labels][:, columns].toarray()
-    matched = dict(
-        zip(*(ends.tolist() for ends in scipy.optimize.linear_sum_assignment(shown, maximize=True)), strict=True)
-    )
-    ahead = [matched[i] for i in range(len(labels)) if i in matched]
-    order = ahead + [j for j in range(len(columns)) if j not in ahead]
+    labels = sorted(label for label, _ in images.most_common(MAX_LABELS))
+    columns = [cluster for cluster, _ in sizes.most_common(MAX_LABELS)]
+    shown = np.array([[counts[label, cluster] for cluster in columns] for label in labels])
+    ahead = [columns[j] for j in scipy.optimize.linear_sum_assignment(shown, maximize=True)[1]]
+    order = [*ahead, *(cluster for cluster in columns if cluster not in ahead)]
     return {
-        "clusters": [numbers[columns[j]] for j in order],
-        "rows": [
-            (words[label], int(images[label]), tuple((int(row[j]), float(row[j] / images[label])) for j in order))
-            for label, row in zip(labels, shown, strict=True)
-        ],
-        "hidden": int(known.sum() - shown.sum()),
+        "clusters": order,
+        "rows": [(label, images[label], [counts[label, cluster] for cluster in order]) for label in labels],
+        "hidden": images.total() - int(shown.sum()),
     }
