@@ -55,6 +55,7 @@ from tests.tiny import (
     change_config,
     change_groups,
     change_tensors,
+    flipped,
     safetensors_bytes,
     sign,
     tiny_model,
@@ -398,6 +399,11 @@ def claiming(shape: str) -> Change:
     return put(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64))
 
 
+def flip(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(flipped(content, len(content) // 2, 0))
+
+
 def sort_lines(path: Path) -> None:
     header, *lines = path.read_text().splitlines(keepends=True)
     path.write_text(header + "".join(sorted(lines, key=lambda line: line.split(",")[2])))
@@ -416,6 +422,7 @@ STRANGE: dict[str, dict[str, Change]] = {
         )},
     },
     WEIGHTS: {
+        "a flipped bit": flip,
         "a tensor too many": tensors(body__extra=torch.zeros(2)),
         "no fine centroids": tensors(fine_centroids=lambda value: value[:0]),
         "a negative limit": tensors(outliers__limit=lambda value: torch.full_like(value, -1)),
@@ -425,6 +432,7 @@ STRANGE: dict[str, dict[str, Change]] = {
         "constants of the same size": config(**network("timm:maxvit_nano_rw_256", 256)),
     },
     GROUPS: {
+        "a flipped bit": flip,
         "no groups": tensors(groups=lambda value: value[:0], centroids=lambda value: value[:0]),
         "a group of a billion": tensors(groups=lambda value: value + 10**9),
         "a negative group": tensors(groups=lambda value: value - 1),
