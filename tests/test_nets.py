@@ -85,6 +85,7 @@ def test_features_are_one_finite_vector_per_image_and_extracting_them_changes_no
     assert same(before, network.state_dict())
     assert features.shape == (2, network.feature_dim) == (2, row[3])
     assert features.isfinite().all() and not torch.equal(features[0], features[1])
+    assert row[0] not in LAYERS or features.min() < 0  # they end before the last ReLU
     torch.testing.assert_close(features[:1], alone, rtol=1e-4, atol=1e-5 * features.abs().max().item())
 
 
