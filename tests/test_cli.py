@@ -101,7 +101,6 @@ AT_ONCE = {  # answered before anything slow is imported: exit code and words
     }.items()
 }  # fmt: skip
 THEN = {  # answered when the images or the network are known
-    "fit photos --backbone alexnet --image-size 96": (2, "224"),
     "fit photos -k 3 --pseudo-labels 60": (3, "48"),
     "fit texts": (3, "a.txt"),
     "fit torchvision:CIFAR1O": (3, "torchvision:CIFAR10"),

@@ -141,29 +141,41 @@ def test_a_file_of_another_network_stays_out_of_the_cache(hub_cache, lite0, tmp_
 
 
 def test_weights_are_known_by_their_layers(lite0, tmp_path):
-    facts = Facts(count=2000, short_side=96, grey=False, n_clusters=5, device="cpu")
     for file in (lite0, local_file("photos-small")):
-        recipe = resolve(read_request({"weights": str(file)}), facts).recipe
+        recipe = resolve(read_request({"weights": str(file)}), LARGE).recipe
         assert recipe.backbone == PUBLISHED["photos-small"].backbone
     save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(UsageError, match=r"other\.safetensors.*--backbone timm:"):
-        resolve(read_request({"weights": str(tmp_path / "other.safetensors")}), facts)
+        resolve(read_request({"weights": str(tmp_path / "other.safetensors")}), LARGE)
 
 
 # ---- downloads that fail --------------------------------------------------------------------------------------------
 
 
+def silent(hub, patch, cache):
+    """Let a server connect that never answers."""
+    patch.setattr(hub, "open", listening := socket.create_server(("127.0.0.1", 0)), raising=False)
+    point_to(f"http://127.0.0.1:{listening.getsockname()[1]}", patch)
+    patch.setenv("HF_HUB_ETAG_TIMEOUT", "1")
+
+
 # What is wrong, and the error. (A client that takes an ETag for a file name lets a server write anywhere.)
 FAILURES = {
-    **{f"ETag {etag}": (lambda hub, patch, etag=etag: setattr(hub, "etag", etag), ModelError, "photos")
+    **{f"ETag {etag}": (lambda hub, patch, cache, etag=etag: setattr(hub, "etag", etag), ModelError, "photos")
        for etag in ("../../../victim", "abc", "")},
-    "other bytes": (lambda hub, patch: setattr(hub, "sent", hub.content[:-1] + b"?"), ModelError, "photos"),
+    "other bytes": (lambda hub, patch, cache: setattr(hub, "sent", hub.content[:-1] + b"?"), ModelError, "photos"),
     "offline": (
-        lambda hub, patch: patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True), ModelError,
+        lambda hub, patch, cache: patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True), ModelError,
         "HF_HUB_OFFLINE.*fetch photos --from",
     ),
-    **{f"{seconds} s": (lambda hub, patch, seconds=seconds: patch.setenv("HF_HUB_ETAG_TIMEOUT", seconds), UsageError,
-                        f"HF_HUB_ETAG_TIMEOUT={seconds}") for seconds in ("abc", "nan", "-1")},
+    "no server": (
+        lambda hub, patch, cache: point_to("http://127.0.0.1:9", patch), ModelError,
+        r"/resolve/main/model\.safetensors.*fetch photos --from",
+    ),
+    "a silent server": (silent, ModelError, "fetch photos --from"),
+    "a file in place of the cache": (lambda hub, patch, cache: cache.write_text("mine"), DiskError, "HF_HOME"),
+    **{f"{seconds} s": (lambda hub, patch, cache, seconds=seconds: patch.setenv("HF_HUB_ETAG_TIMEOUT", seconds),
+                        UsageError, f"HF_HUB_ETAG_TIMEOUT={seconds}") for seconds in ("abc", "nan", "-1")},
 }  # fmt: skip
 
 
@@ -172,7 +184,7 @@ def test_a_download_that_fails_leaves_nothing(hub, hub_cache, monkeypatch, way):
     spoil, error, message = FAILURES[way]
     victim = hub_cache.parent / "victim"
     victim.write_text("mine")
-    spoil(hub, monkeypatch)
+    spoil(hub, monkeypatch, hub_cache)
     with pytest.raises(error, match=message):
         fetch("photos")
     assert victim.read_text() == "mine" and not [path for path in hub_cache.rglob("*") if path.is_file()]
@@ -208,24 +220,6 @@ def test_a_timeout_at_which_the_library_fails(name, value, code, tmp_path):
     )
     assert done.returncode == code and "Error importing" not in done.stdout
     assert value == "" or f"{name}={value}" in done.stderr
-
-
-def test_without_a_connection(hub_cache, monkeypatch):
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        point_to(f"http://127.0.0.1:{unused.getsockname()[1]}", monkeypatch)
-        with pytest.raises(ModelError, match=r"/resolve/main/model\.safetensors.*fetch photos --from"):
-            fetch("photos")
-        unused.listen()  # connects, and never answers
-        monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "1")
-        with pytest.raises(ModelError, match="fetch photos --from"):
-            fetch("photos")
-
-
-def test_a_cache_that_cannot_be_written(hub, hub_cache):
-    hub_cache.write_text("a file in place of the folder")
-    with pytest.raises(DiskError, match="HF_HOME"):
-        fetch("photos")
 
 
 def test_a_network_is_fetched_once_and_listed(hub, hub_cache, prints, ends):

@@ -610,10 +610,6 @@ def special(name: str, kind: bytes, target: str = "") -> tuple[tarfile.TarInfo, 
     return member, b""
 
 
-def level(source, i: int) -> int:
-    return source.read(i).getpixel((0, 0))[0]
-
-
 @pytest.fixture(scope="module")
 def shards(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The photos as 3 shards, their folders in the names of the members."""
@@ -648,7 +644,7 @@ def test_one_shard_and_patterns(shards: Path, tmp_path: Path, monkeypatch):
         write(tmp_path / place / "a-0.tar", [("x.png", png(int(place)))])
     over_folders = find(tmp_path / "{1..2}" / "a-{0..0}.tar")
     assert over_folders.paths == ("1/a-0.tar/x.png", "2/a-0.tar/x.png") and over_folders.labels is None
-    assert [level(over_folders, i) for i in range(2)] == [1, 2]
+    assert [colour(over_folders, i)[0] for i in range(2)] == [1, 2]
     write(tmp_path / "111.tar", [("x.png", png())])
     assert len(find(tmp_path / "1{1..1}{1..1}.tar").paths) == 1
     write(tmp_path / "b-{0..1}.tar", [("x.png", png())])  # the name of a file comes first
@@ -755,7 +751,7 @@ def test_an_archive_has_the_images_that_tarfile_lists_up_to_the_first_damage(mem
         source = find(file)
         assert source.paths == tuple(f"s.tar/{name}" for name in images)
         pictures = [Image.open(io.BytesIO(content)) for content in images.values()]
-        assert [level(source, i) for i in range(len(images))] == [image.getpixel((0, 0))[0] for image in pictures]
+        assert [colour(source, i)[0] for i in range(len(images))] == [image.getpixel((0, 0))[0] for image in pictures]
         skipped = dict(source.skipped)  # a row of clusters.csv each
         assert len(skipped) == len(source.skipped) == missed + is_damaged and ("s.tar" in skipped) == is_damaged
         assert [path.name for path in Path(folder).rglob("*")] == ["in", "s.tar"]  # nothing was extracted
@@ -814,7 +810,7 @@ def test_a_size_that_lies_costs_neither_time_nor_memory(tmp_path: Path, kind: by
     header[156:157] = kind
     file.write_bytes(content[:at] + sealed(bytes(header)) + content[at + 512 :])
     source, peak = traced(lambda: find(file))
-    assert source.paths[0] == "a.tar/1.png" and level(source, 0) == 0 and peak < 20 << 20
+    assert source.paths[0] == "a.tar/1.png" and colour(source, 0)[0] == 0 and peak < 20 << 20
 
 
 def test_large_members_are_read_as_files(tmp_path: Path):

@@ -20,23 +20,19 @@ from deepcluster.storage.state import scratch_of
 SIZE = 16
 
 
-def no_outliers(width: int) -> Outliers:
-    """The measure of a fit that had too few images to tell."""
-    return Outliers(torch.zeros(2, width), torch.zeros(2, width, 1), torch.inf)
-
-
 def tiny_model(names: tuple[str, ...] = ("", "b"), **annotations: Any) -> Model:
     """Random weights, 4 dimensions, a centroid for each of the groups and one more."""
     network = build("compact", image_size=SIZE, seed=3)
     random = torch.Generator().manual_seed(5)
-    projection = torch.randn(network.feature_dim, 4, generator=random)
+    width = network.feature_dim
+    projection = torch.randn(width, 4, generator=random)
     groups = torch.tensor([*range(len(names)), 0])
     return Model(
         network=network.eval(),
-        reduction=Whitening(torch.zeros(network.feature_dim), projection),
+        reduction=Whitening(torch.zeros(width), projection),
         fine_centroids=torch.randn(5, 4, generator=random),
         cut=Cut(torch.randn(len(groups), 4, generator=random), groups),
-        outliers=no_outliers(network.feature_dim),
+        outliers=Outliers(torch.zeros(2, width), torch.zeros(2, width, 1), torch.inf),  # of too few images to tell
         names=names,
         image_size=SIZE,
         store_size=SIZE,
