@@ -298,7 +298,7 @@ class DeepCluster(_Base):
         """Make another number of clusters from the same features, without training; clusters get new numbers."""
         self._check_run("recut")
         with self._display() as display:
-            recut.recut(self.run_, _n_clusters(n_clusters), display, self._images_at_hand(), report=False)
+            recut.recut(self.run_, _n_clusters(n_clusters), display, self._images_at_hand())
         self._read_results()
         return self
 
@@ -312,7 +312,7 @@ class DeepCluster(_Base):
         self._check_run("apply", changes=True)
         wanted = python_edits(edits, self._cut or "")
         with self._display() as display:
-            recut.apply(self.run_, wanted, display, report=False)
+            recut.apply(self.run_, wanted, display)
         self._read_results()
         return self
 
@@ -543,7 +543,7 @@ class DeepCluster(_Base):
 
     def _teach(self, answers: Sequence[Answer], names: Sequence[str] = ()) -> None:
         with self._display() as display:
-            teach.teach(self.run_, answers, display, names=names, report=False)
+            teach.teach(self.run_, answers, display, names=names)
         self._read_results()
 
     def _learn(self, label_of: Mapping[str, str]) -> None:

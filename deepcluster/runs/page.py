@@ -89,18 +89,18 @@ def write_drawings(
     shown: Shown,
     source: Source | None = None,
     *,
-    report: bool = True,
+    report: bool = False,
     progress: Progress = ignore_progress,
 ) -> None:
     """Write the merge tree and the page of a result.
 
-    ``source``: The images; None: those still at hand. ``report``: False writes report.html only if one exists already.
+    ``source``: The images; None: those still at hand. ``report``: False writes report.html only if the run has had one.
     """
     if shown.tree:
         write_tree(folder, shown.tree)
     else:
         folder.remove(TREE)
-    if report or folder.has("report.html"):
+    if report or folder.has("report.html") or folder.has(MAP):
         if source is None:
             source = images_at_hand(folder, None, rows.paths[: rows.fitted])
         write_page(folder, source, tables, shown.tree, shown, progress)

@@ -50,17 +50,11 @@ UNDO = "Undo"  # heading of the command that takes an edit back
 
 
 def recut(
-    run: Path,
-    n_clusters: int | None,
-    display: Display | None = None,
-    source: Source | None = None,
-    *,
-    report: bool = True,
+    run: Path, n_clusters: int | None, display: Display | None = None, source: Source | None = None
 ) -> run_folder.RunFolder:
     """Cut the features of a run into ``n_clusters`` groups (None: as many as suggested); nothing is trained.
 
-    The cluster numbers are new. ``source``: The images for the report, if the caller has them at hand. ``report``:
-    False writes only a report that exists already again.
+    The cluster numbers are new. ``source``: The images for the report, if the caller has them at hand.
     """
     display = Several(Log(), display)
     with run_folder.locked(run) as locked, locked.next_state() as folder:
@@ -92,15 +86,13 @@ def recut(
         models.keep_former(folder, model, former, baseline, f"cut into {plural(len(outcome.summary), 'cluster')}")
         if source is not None:
             source = images_at_hand(folder, source, rows.paths[: rows.fitted])
-        _write(folder, outcome, display, source, report=report)
+        _write(folder, outcome, display, source)
         display.say("Done", summary_text(outcome, n_clusters))
     return run_folder.open_run(run)
 
 
-def apply(run: Path, edits: Edits, display: Display | None = None, *, report: bool = True) -> run_folder.RunFolder:
+def apply(run: Path, edits: Edits, display: Display | None = None) -> run_folder.RunFolder:
     """Merge, split, name and mark clusters of a run, and move images; edits that it has already change nothing.
-
-    ``report``: As in :func:`recut`.
 
     Raises UsageError if the edits are not for its present clusters.
     """
@@ -128,7 +120,7 @@ def apply(run: Path, edits: Edits, display: Display | None = None, *, report: bo
             done = f"{text}: {named}" if named else text
             example = example_of(edits, wanted, placement)
             change = Change(new, placement, edits.digest, done, example, edits.changes_clusters)
-            write_change(staged, record, model, rows, change, display, report=report)
+            write_change(staged, record, model, rows, change, display)
     return run_folder.open_run(run)
 
 
@@ -173,14 +165,7 @@ class Change:
 
 
 def write_change(
-    staged: run_folder.NextState,
-    record: RunRecord,
-    model: Model,
-    rows: Rows,
-    change: Change,
-    display: Display,
-    *,
-    report: bool,
+    staged: run_folder.NextState, record: RunRecord, model: Model, rows: Rows, change: Change, display: Display
 ) -> None:
     """Write a change into a run, keep its ``model`` and ``record`` for an undo, and say how to undo."""
     display.say(UNDO, way_back(staged))
@@ -192,21 +177,13 @@ def write_change(
         record = replace(record, cut=None, cut_k=number, stability=None, verdict=None)
         baseline = {}
     outcome = describe(change.model, rows, change.placement, record, recipe_of(staged), baseline)
-    _write(staged, outcome, display, report=report)
+    _write(staged, outcome, display)
 
 
-def _write(
-    staged: run_folder.NextState,
-    outcome: Outcome,
-    display: Display,
-    source: Source | None = None,
-    *,
-    report: bool = True,
-) -> None:
-    """Write new groups of a run, with their page. Arguments as in :func:`recut`."""
+def _write(staged: run_folder.NextState, outcome: Outcome, display: Display, source: Source | None = None) -> None:
     write_outcome(staged, outcome, new=("groups",))
     shown = shown_of(outcome.rows, outcome.model, outcome.centroid)
-    write_drawings(staged, outcome, outcome.rows, shown, source, report=report, progress=display.progress)
+    write_drawings(staged, outcome, outcome.rows, shown, source, progress=display.progress)
 
 
 def example_of(edits: Edits, moves: Mapping[int, int], placement: Placement) -> int:

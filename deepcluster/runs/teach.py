@@ -237,12 +237,10 @@ def teach(
     *,
     within: int | None = None,
     names: Sequence[str] = (),
-    report: bool = True,
 ) -> dict[tuple[int, int], int]:
     """Keep the answers with a run, let its other images follow, and return the changes, as in :class:`Lesson`.
 
     The answers that the run has count again. ``within``: As in :func:`lesson`. ``names``: New names of all clusters.
-    ``report``: False writes only a report that exists already again.
 
     Raises UsageError if there are no answers, or if an image or a cluster does not exist.
     """
@@ -264,7 +262,7 @@ def teach(
             text = plural(len(done.model.answers), "answer")
             example = next(reversed(done.model.answers), 0)
             change = Change(done.model, done.after, digest, text, example, bool(changes))
-            write_change(staged, record, model, rows, change, display, report=report)
+            write_change(staged, record, model, rows, change, display)
     return changes
 
 

@@ -42,7 +42,7 @@ from deepcluster.runtime.devices import CPU
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage import run_folder
-from deepcluster.storage.content import FILES, RunRecord
+from deepcluster.storage.content import FILES
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class _New:
     digests: Sequence[str]  # of their pixels or features
     failed: Sequence[tuple[str, str]]  # (path, reason) of the files that cannot be read
     tried: int  # images asked for, known ones included
+    present: Source | None  # images of the run that are still at hand
 
 
 def update(
@@ -99,8 +100,7 @@ def update(
         if record.status != "done":
             raise UsageError(f"{run} is not finished (its status is {record.status}): go on with its fit and --resume")
         model.network.to(device)
-        at_hand = images_at_hand(folder)
-        new = _read(folder, record, model, rows, at_hand, images, display)
+        new = _read(folder, model, rows, images, display)
         added = len(new.source.paths)
         skipped = (*new.source.skipped, *new.failed)
         known = new.tried - len(new.failed) - added
@@ -118,7 +118,7 @@ def update(
         reasons = {path: why for path, why in {**before, **dict(skipped)}.items() if path not in {*new.source.paths}}
         if added or reasons != before:
             with folder.next_state() as staged:
-                rows = _write(staged, record, model, rows, at_hand, new, reasons, display)
+                rows = _write(staged, model, rows, new, reasons, display)
         outliers = int((rows.residuals[len(rows.paths) - added :] > model.outliers.limit).sum())
         cluster = model.place(rows.reduced).cluster.numpy()
         drifted = drift(cluster, rows.residuals.numpy(), rows.fitted, model.outliers.limit)
@@ -154,18 +154,11 @@ def _placed_text(done: Update, model: Model, run: Path) -> str:
 # ---- which images are new -------------------------------------------------------------------------------------------
 
 
-def _read(
-    folder: run_folder.LockedFolder,
-    record: RunRecord,
-    model: Model,
-    rows: Rows,
-    at_hand: Source | None,
-    images: Images,
-    display: Display,
-) -> _New:
+def _read(folder: run_folder.LockedFolder, model: Model, rows: Rows, images: Images, display: Display) -> _New:
     """Read and measure the images that the run does not have."""
+    at_hand = images_at_hand(folder)
     features, source = read_features(images) if model.of_features else (None, find(images, may_be_empty=True))
-    source = named_as_in_run(source, record.location)
+    source = named_as_in_run(source, folder.read_record().location)
     added = folder.read_added()
     # A file is known by its place, whatever its name; the content of an array or a shard may have changed.
     present = {Origin(row["source"], row["member"]) for row in added}
@@ -200,7 +193,7 @@ def _read(
     measured = model.measure(values, display.progress) if distinct else nothing
     named = replace(usable, paths=_free_names(usable, digests, rows), skipped=source.skipped)
     pictures = values if features is None else pictures_of(usable)
-    return _New(named, *measured, pictures, digests, failed, len(source.paths))
+    return _New(named, *measured, pictures, digests, failed, len(source.paths), at_hand)
 
 
 def _free_names(source: Source, digests: Sequence[str], rows: Rows) -> tuple[str, ...]:
@@ -218,14 +211,7 @@ def _free_names(source: Source, digests: Sequence[str], rows: Rows) -> tuple[str
 
 
 def _write(
-    folder: run_folder.LockedFolder,
-    record: RunRecord,
-    model: Model,
-    rows: Rows,
-    at_hand: Source | None,
-    new: _New,
-    reasons: Mapping[str, str],
-    display: Display,
+    folder: run_folder.LockedFolder, model: Model, rows: Rows, new: _New, reasons: Mapping[str, str], display: Display
 ) -> Rows:
     """Write the run with the new images behind the others, and return all its images."""
     paths = new.source.paths
@@ -245,21 +231,19 @@ def _write(
         added=len(added),
     )
     if paths:
-        _draw(folder, rows, at_hand, new, every)
+        _draw(folder, rows, new, every)
         folder.write_rows("added.csv", added)
     folder.write_rows("skipped.csv", [{"path": path, "reason": why} for path, why in every.skipped])
-    record = replace(record, images_count=len(every.paths), skipped_count=len(every.skipped))
+    record = replace(folder.read_record(), images_count=len(every.paths), skipped_count=len(every.skipped))
     placement = model.place(every.reduced)
     outcome = describe(model, every, placement, record, recipe_of(folder), baseline_of(folder))
     write_outcome(folder, outcome, new=("features",))
     shown = drawn.shown_of(every, model, placement.centroid)
-    drawn.write_drawings(folder, outcome, every, shown, report=False, progress=display.progress)
+    drawn.write_drawings(folder, outcome, every, shown, progress=display.progress)
     return every
 
 
-def _with_duplicates(
-    folder: run_folder.LockedFolder, rows: Rows, at_hand: Source | None, new: _New
-) -> list[Mapping[str, object]]:
+def _with_duplicates(folder: run_folder.LockedFolder, rows: Rows, new: _New) -> list[Mapping[str, object]]:
     """Return the rows of duplicates.csv with the new images, compared with one another and the run's most alike ones.
 
     An image is compared with its nearest in feature space, because copies have nearly the same features.
@@ -269,7 +253,7 @@ def _with_duplicates(
         set_of = {str(row["path"]): int(str(row["group"])) for row in table}
     free = 1 + max(set_of.values(), default=-1)
     most_alike = {rows.paths[row] for row in nearest(new.reduced, 1, rows.reduced)[1].flatten().tolist()}
-    old = at_hand.rows([i for i, path in enumerate(at_hand.paths) if path in most_alike]) if at_hand else None
+    old = new.present and new.present.rows([i for i, path in enumerate(new.present.paths) if path in most_alike])
     paths: list[str] = []
     images = [] if new.images is None else [new.images]
     if old and old.paths and images:
@@ -286,20 +270,19 @@ def _with_duplicates(
     return table
 
 
-def _draw(folder: run_folder.LockedFolder, rows: Rows, at_hand: Source | None, new: _New, every: Rows) -> None:
+def _draw(folder: run_folder.LockedFolder, rows: Rows, new: _New, every: Rows) -> None:
     """Add the new images to near-duplicates, sheet and map, if the run has these."""
     if folder.has("duplicates.csv") and new.images is not None:
-        folder.write_rows("duplicates.csv", _with_duplicates(folder, rows, at_hand, new))
+        folder.write_rows("duplicates.csv", _with_duplicates(folder, rows, new))
     if sheet := drawn.read_sheet(folder):
         grey = torch.full((1, 3, THUMBNAIL, THUMBNAIL), 128, dtype=torch.uint8)
         pictures = grey.expand(len(new.source.paths), -1, -1, -1) if new.images is None else new.images
         row_of = {rows.paths[row]: row for row in not_on_sheet(len(rows.paths), len(every.paths))}
         again: dict[int, Tensor] = {}
-        if at_hand and (there := [i for i, path in enumerate(at_hand.paths) if path in row_of]):
-            store = read_once(at_hand.rows(there), THUMBNAIL, none_is_fine=True)
-            again = {
-                row_of[at_hand.paths[there[i]]]: image for i, image in zip(store.usable, store.images, strict=True)
-            }
+        if new.present and (there := [i for i, path in enumerate(new.present.paths) if path in row_of]):
+            hidden = new.present.rows(there)
+            store = read_once(hidden, THUMBNAIL, none_is_fine=True)
+            again = {row_of[hidden.paths[i]]: image for i, image in zip(store.usable, store.images, strict=True)}
         with folder.as_disk_errors(drawn.SHEET):
             folder.write(drawn.SHEET, extended_sheet(sheet, len(rows.paths), pictures, again))
     if (positions := drawn.read_map(folder, len(rows.paths))) is not None:
