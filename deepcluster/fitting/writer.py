@@ -15,7 +15,7 @@ from deepcluster.learning.features import extract
 from deepcluster.learning.training import averaged
 from deepcluster.nets.network import Network
 from deepcluster.records import FINAL, PRELIMINARY
-from deepcluster.runs.page import on_sheet_of, shown_of, write_drawings, write_nouns
+from deepcluster.runs.page import on_sheet_of, shown_of, write_nouns, write_page, write_tree
 from deepcluster.runs.result import Outcome, first_metrics, write_outcome
 from deepcluster.runs.rows import IMAGES_READ
 from deepcluster.runtime import signals
@@ -121,8 +121,9 @@ class ResultWriter:
                 record = replace(record, peak_memory_mb=peak_mb(), seconds=round(clock.elapsed(), 2))
                 outcome = replace(outcome, record=record)
                 write_outcome(staged, outcome)
-                source, progress = self.job.source, self.job.display.progress
-                write_drawings(staged, outcome, rows, shown, source, report=request.report, progress=progress)
+                write_tree(staged, shown.tree)
+                if request.report:
+                    write_page(staged, self.job.source, outcome, shown, self.job.display.progress)
         return outcome
 
 

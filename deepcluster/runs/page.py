@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache, partial
@@ -82,28 +82,14 @@ def on_sheet_of(column: Tensor, partition: Partition) -> Tensor:
     return partition.to_main(column, torch.tensor(on_sheet(partition.total)))
 
 
-def write_drawings(
-    folder: run_folder.LockedFolder,
-    tables: Tables,
-    rows: Rows,
-    shown: Shown,
-    source: Source | None = None,
-    *,
-    report: bool = False,
-    progress: Progress = ignore_progress,
+def redraw(
+    folder: run_folder.LockedFolder, tables: Tables, shown: Shown, progress: Progress, source: Source | None = None
 ) -> None:
-    """Write the merge tree and the page of a result.
-
-    ``source``: The images; None: those still at hand. ``report``: False writes report.html only if the run has had one.
-    """
-    if shown.tree:
-        write_tree(folder, shown.tree)
-    else:
-        folder.remove(TREE)
-    if report or folder.has("report.html") or folder.has(MAP):
-        if source is None:
-            source = images_at_hand(folder, None, rows.paths[: rows.fitted])
-        write_page(folder, source, tables, shown.tree, shown, progress)
+    """Write the merge tree of a new result and, if the run has had one, the page; ``source``: None: images at hand."""
+    write_tree(folder, shown.tree)
+    if folder.has("report.html") or folder.has(MAP):
+        source = source or images_at_hand(folder, None, [*tables.usable.column("path")])
+        write_page(folder, source, tables, shown, progress)
 
 
 def report(
@@ -130,7 +116,6 @@ def write_report(
     Damage to the features or the model costs only the parts of the page that are drawn from them.
     """
     with staged.as_disk_errors():
-        shown = None
         tables = Tables(
             record=staged.read_record(),
             clusters=staged.read_clusters(),
@@ -138,22 +123,18 @@ def write_report(
             metrics=staged.read_json("metrics.json") if staged.has("metrics.json") else {},
         )
         tree = read_tree(staged, len(tables.usable))
+        shown = None
         with suppress(DeepClusterError):
             _, model, rows = read_run(staged)
             shown = shown_of(rows, model, model.place(rows.reduced).centroid, tree)
-        if shown and tree is None and (tree := shown.tree):
-            write_tree(staged, tree)
-        return write_page(staged, images_at_hand(staged, source), tables, tree, shown, progress)
+        if shown:
+            write_tree(staged, shown.tree)
+        return write_page(staged, images_at_hand(staged, source), tables, shown, progress)
 
 
 @pillow_limits()
 def write_page(
-    folder: run_folder.LockedFolder,
-    source: Source | None,
-    tables: Tables,
-    tree: Tree | None,
-    shown: Shown | None,
-    progress: Progress = ignore_progress,
+    folder: run_folder.LockedFolder, source: Source | None, tables: Tables, shown: Shown | None, progress: Progress
 ) -> RunData:
     """Write report.html, and map.npy if the run has none; return the content of the page.
 
@@ -181,13 +162,11 @@ def write_page(
         history=folder.read_rows("history.csv"),
         skipped=folder.read_rows("skipped.csv"),
         duplicates=folder.read_rows("duplicates.csv") if folder.has("duplicates.csv") else None,
-        sides=partial(_sides, source, {path: i for i, path in enumerate(source.paths)})
-        if source
-        else (lambda path: None),
+        sides=partial(_sides, source, {path: i for i, path in enumerate(source.paths)} if source else {}),
         picture=pictures(source, MEDOID * THUMBNAIL, instead=_tiny(folder, tables, sheet, away)),
         positions=positions,
         next_number=len(shown.model.names) if shown else 0,
-        tree=tree,
+        tree=shown.tree if shown else read_tree(folder, len(used)),
         sheet=sheet,
         # In commands; absolute paths are reduced to the name, because pages get shared.
         name=run.resolve().name if run.is_absolute() or ".." in run.parts or not run.name else run.as_posix(),
@@ -210,18 +189,14 @@ def write_page(
 
 def _tiny(folder: run_folder.RunFolder, tables: Tables, sheet: bytes, away: list[str]) -> Picture:
     """Return a function from the path of an unreadable image to its tiny picture; ``away`` collects the path."""
-
-    @cache
-    def tiny() -> tuple[Mapping[str, int], Callable[[int], Image.Image | None]]:
-        with folder.as_disk_errors(SHEET):
-            row_of = {path: row for row, path in enumerate(tables.usable.column("path"))}
-            return row_of, pictures_on(sheet, len(tables.usable))
+    row_of = {path: row for row, path in enumerate(tables.usable.column("path"))}
+    on_the_sheet = cache(partial(pictures_on, sheet, len(row_of)))  # read at the first such image
 
     def shown(path: str) -> Image.Image | None:
         image = None
         if sheet:
-            row_of, on_the_sheet = tiny()
-            image = on_the_sheet(row_of[path])
+            with folder.as_disk_errors(SHEET):
+                image = on_the_sheet()(row_of[path])
         if image is not None or tables.record.backbone != NO_NETWORK:  # an image of features may never have existed
             away.append(path)
         return image
@@ -263,9 +238,9 @@ def _originals(run: Path, source: Source | None) -> str:
     return Path(os.path.relpath(there, here)).as_posix() + "/"
 
 
-def _sides(source: Source, index: Mapping[str, int], path: str) -> tuple[int, int] | None:
-    with suppress(KeyError, Undecodable, OSError):
-        if file := source.file(index[path]):
+def _sides(source: Source | None, index: Mapping[str, int], path: str) -> tuple[int, int] | None:
+    with suppress(Undecodable, OSError):
+        if source and path in index and (file := source.file(index[path])):
             return sides(file)
     return None
 
@@ -299,9 +274,12 @@ def write_nouns(folder: run_folder.LockedFolder, backbone: str, features: Tensor
         folder.write_rows(NOUNS, table)
 
 
-def write_tree(folder: run_folder.LockedFolder, tree: Tree) -> None:
-    """Write the merge tree."""
-    folder.write_json(TREE, {"schema_version": TREE_VERSION} | asdict(tree))
+def write_tree(folder: run_folder.LockedFolder, tree: Tree | None) -> None:
+    """Write the merge tree (None: remove that of an earlier result)."""
+    if tree:
+        folder.write_json(TREE, {"schema_version": TREE_VERSION} | asdict(tree))
+    else:
+        folder.remove(TREE)
 
 
 def read_tree(folder: run_folder.RunFolder, images: int) -> Tree | None:

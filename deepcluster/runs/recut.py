@@ -27,7 +27,7 @@ from deepcluster.runs.inherit import (
     with_coarse_names,
     with_moves,
 )
-from deepcluster.runs.page import shown_of, write_drawings
+from deepcluster.runs.page import redraw, shown_of
 from deepcluster.runs.result import (
     Outcome,
     baseline_of,
@@ -85,7 +85,7 @@ def recut(
         outcome = describe(new, rows, after, record, recipe, baseline={})
         models.keep_former(folder, model, former, baseline, f"cut into {plural(len(outcome.summary), 'cluster')}")
         if source is not None:
-            source = images_at_hand(folder, source, rows.paths[: rows.fitted])
+            source = images_at_hand(folder, source, rows.paths)
         _write(folder, outcome, display, source)
         display.say("Done", summary_text(outcome, n_clusters))
     return run_folder.open_run(run)
@@ -183,7 +183,7 @@ def write_change(
 def _write(staged: run_folder.NextState, outcome: Outcome, display: Display, source: Source | None = None) -> None:
     write_outcome(staged, outcome, new=("groups",))
     shown = shown_of(outcome.rows, outcome.model, outcome.centroid)
-    write_drawings(staged, outcome, outcome.rows, shown, source, progress=display.progress)
+    redraw(staged, outcome, shown, display.progress, source)
 
 
 def example_of(edits: Edits, moves: Mapping[int, int], placement: Placement) -> int:

@@ -196,18 +196,18 @@ def fingerprint(images: Mapping[str, str]) -> str:
 
 
 def images_at_hand(
-    folder: run_folder.RunFolder, images: Source | None = None, fitted: Sequence[str] | None = None
+    folder: run_folder.RunFolder, images: Source | None = None, used: Sequence[str] | None = None
 ) -> Source | None:
     """Return the images of a run that are still at hand, by their paths in the run; None if there are none.
 
-    ``images``: The images of the fit at another place, under the same paths. ``fitted``: The paths of the usable images
-    of the fit, if they are known.
+    ``images``: The images of the fit at another place, under the same paths. ``used``: The paths of the usable images,
+    if they are known.
     """
     location = folder.read_record().location
     added = folder.read_added()
-    if fitted is None:
-        paths = [*folder.read_clusters().where("status", "ok").column("path")]
-        fitted = paths[: len(paths) - len(added)]
+    if used is None:
+        used = [*folder.read_clusters().where("status", "ok").column("path")]
+    fitted = used[: len(used) - len(added)]
     source = images or _at_location(location, fitted)
     row_of = {path: row for row, path in enumerate(source.paths)} if source else {}
     parts = [source.rows([row_of[path] for path in fitted if path in row_of])] if source else []
@@ -226,9 +226,10 @@ def images_of(run: Path) -> Source:
     """
 
     def read(folder: run_folder.RunFolder) -> tuple[str, int, int, Source | None]:
-        paths = [row["path"] for row in folder.read_rows(IMAGES_READ)]  # an unfinished run may have no clusters yet
-        added = len(folder.read_added())
-        return folder.read_record().location, len(paths) + added, added, images_at_hand(folder, fitted=paths)
+        added = folder.read_added()
+        # An unfinished run may have no clusters yet.
+        paths = [row["path"] for row in (*folder.read_rows(IMAGES_READ), *added)]
+        return folder.read_record().location, len(paths), len(added), images_at_hand(folder, None, paths)
 
     location, total, added, source = run_folder.read_state(run, read)
     if source is None or (added and not source.items.of_files):

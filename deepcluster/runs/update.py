@@ -156,7 +156,7 @@ def _placed_text(done: Update, model: Model, run: Path) -> str:
 
 def _read(folder: run_folder.LockedFolder, model: Model, rows: Rows, images: Images, display: Display) -> _New:
     """Read and measure the images that the run does not have."""
-    at_hand = images_at_hand(folder)
+    at_hand = images_at_hand(folder, None, rows.paths)
     features, source = read_features(images) if model.of_features else (None, find(images, may_be_empty=True))
     source = named_as_in_run(source, folder.read_record().location)
     added = folder.read_added()
@@ -239,7 +239,7 @@ def _write(
     outcome = describe(model, every, placement, record, recipe_of(folder), baseline_of(folder))
     write_outcome(folder, outcome, new=("features",))
     shown = drawn.shown_of(every, model, placement.centroid)
-    drawn.write_drawings(folder, outcome, every, shown, progress=display.progress)
+    drawn.redraw(folder, outcome, shown, display.progress)
     return every
 
 
