@@ -113,25 +113,25 @@ def fit(
         job = Job(request, source, labels, device, display, processes, clock, features, former)
         if features is None:
             network = network_of(begun.plan.recipe, request.seed, device, request.module)
-            needed = announce(job, begun, network) if processes.is_main else 0.0
+            if processes.is_main:
+                announce(job, begun, network)
         else:
             network = no_network(features.shape[1])
-            needed = 0.0
         with (
             run_folder.shared_lock(Path(begun.out), processes, make=True) as folder,
             run_folder.replacing(folder if request.overwrite else None),
         ):
-            _run(job, begun, folder, network, needed)
+            _run(job, begun, folder, network)
         return run_folder.RunFolder(Path(begun.out))
 
 
-def _run(job: Job, begun: Begun, folder: run_folder.LockedFolder | None, network: Network, needed: float) -> None:
+def _run(job: Job, begun: Begun, folder: run_folder.LockedFolder | None, network: Network) -> None:
     """Read, train and conclude; the main rank has the folder. An error of this run is recorded in run.json."""
     request = job.request
     out = Path(begun.out)
     is_resumed = begun.state == "resumed"
     before = folder.read_record() if folder and folder.has(run_folder.RUN) and not request.overwrite else None
-    record = first_record(job, before, needed, is_resumed=is_resumed)
+    record = first_record(job, before, is_resumed=is_resumed)
     keep = job.request.keep_checkpoints
     every = 0 if isinstance(keep, bool) else keep
     checkpoints = Checkpoints(out / "checkpoints", scratch_of(out, job.processes.rank), job.processes, every=every)
@@ -190,7 +190,7 @@ def _stop_message(error: Stopped, out: Path) -> str:
     return f"{error}{groups}; to go on: run it again with -o {shlex.quote(str(out))} --resume"
 
 
-def first_record(job: Job, before: RunRecord | None, needed: float, *, is_resumed: bool) -> RunRecord:
+def first_record(job: Job, before: RunRecord | None, *, is_resumed: bool) -> RunRecord:
     """Return run.json at the start; a run that goes on, from whatever state, keeps its number."""
     return RunRecord(
         run=(before and before.run) or secrets.token_hex(8),
@@ -210,7 +210,6 @@ def first_record(job: Job, before: RunRecord | None, needed: float, *, is_resume
         steps=job.request.steps.names or None,
         device=str(job.device),
         environment=environment(job.device, job.processes.world_size, deterministic=job.request.deterministic),
-        memory_estimate_mb=round(needed / 1e6) or None,
     )
 
 

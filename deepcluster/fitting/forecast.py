@@ -85,8 +85,8 @@ def _outputs(network: Network, size: int) -> int:
 # ---- the lines before a run -----------------------------------------------------------------------------------------
 
 
-def announce(job: Job, begun: Begun, network: Network) -> float:
-    """Show plan and memory on the main rank, and return the bytes. Raise an error if the run cannot work."""
+def announce(job: Job, begun: Begun, network: Network) -> None:
+    """Show plan and memory on the main rank. Raise an error if the run cannot work."""
     plan = begun.plan
     if plan.recipe.within_image:
         side = crop_side(plan.recipe.image_size)
@@ -106,7 +106,6 @@ def announce(job: Job, begun: Begun, network: Network) -> float:
     batch = plan.recipe.batch_size
     advice = f"try --batch-size {max(1, batch // 4)} (it is {batch}), or a smaller --image-size"
     check_fits("the run", needed * local_world_size(), advice)
-    return needed
 
 
 def dry_run(images: Images, request: Request, display: Display) -> Recipe:

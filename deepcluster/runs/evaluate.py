@@ -84,13 +84,11 @@ def evaluate(
             depends, figures = _of_clusters(job, options)
         else:
             depends, figures = _of_probe(job, options)
-        if request.round is not None:
-            depends = {**depends, "round": request.round}
         file = f"evaluation-{request.protocol}.json"
         about = {
             "schema_version": SCHEMA_VERSION,
             "protocol": request.protocol,
-            "inputs": {**depends, "seed": request.seed},
+            "inputs": {**depends, "round": request.round, "seed": request.seed},
             "options": asdict(options),
         }
         if (cached := processes.broadcast_json(lambda: _cached(folder, file, about))) is not None:

@@ -168,17 +168,15 @@ def similar(run: Path, image: str, n: int = 20, device: str = "auto") -> list[Si
     row = row_of(open_run(run), rows.paths, image)
     if row is None:
         model.network.to(choose_device(device))
-        scores, numbers = nearest(_features(model, image), n, rows.reduced)
-    else:
-        scores, numbers = nearest(rows.reduced[row : row + 1], n + 1, rows.reduced)
-        others = numbers != row  # one that is the same to the last bit may come before it
-        scores = scores[others].unsqueeze(0)
-        numbers = numbers[others].unsqueeze(0)
-    chosen = numbers[0, :n].tolist()
+    query = _features(model, image) if row is None else rows.reduced[row : row + 1]
+    scores, numbers = nearest(query, n + 1, rows.reduced)
+    pairs = zip(numbers[0].tolist(), scores[0].tolist(), strict=True)
+    score_of = {number: score for number, score in pairs if number != row}  # an image with the same bits may precede it
+    chosen = [*score_of][:n]
     clusters = model.place(rows.reduced[chosen]).cluster.tolist()
     return [
-        Similar(rows.paths[number], cluster, model.names[cluster], score)
-        for number, cluster, score in zip(chosen, clusters, scores[0].tolist(), strict=False)
+        Similar(rows.paths[number], cluster, model.names[cluster], score_of[number])
+        for number, cluster in zip(chosen, clusters, strict=True)
     ]
 
 

@@ -62,13 +62,11 @@ def describe(
     truth = rows.labels
     summary = summary_rows(model, rows, placement)
     measured = metrics(truth[partition.local], placement.cluster, partition) if truth and any(truth) else {}
-    numbers = [column.int() for column in (placement.cluster, placement.fine_cluster, placement.centroid)]
-    lengths = [column.float().view(torch.int32) for column in (placement.distance, placement.margin, rows.residuals)]
-    cluster, fine, centroid, *lengths = partition.gather(torch.stack([*numbers, *lengths], 1)).T.contiguous()
-    distance, margin, residuals = (column.view(torch.float32) for column in lengths)
+    residuals = partition.gather(rows.residuals)
+    of_all = Placement(**{name: partition.gather(column) for name, column in vars(placement).items()})
     clusters = Table({})
     if partition.processes.is_main:
-        clusters = clusters_table(model, rows, Placement(cluster, fine, distance, margin, centroid), residuals)
+        clusters = clusters_table(model, rows, of_all, residuals)
         digest = rows_sha256(clusters)
         record = replace(
             record,
@@ -188,14 +186,7 @@ def choose_number(
     plausible = plausible_numbers(
         rows.sample, seed=seed, cut_rows=cut_rows_of(recipe), finest=recipe.guess == "finest", embed=rows.embeddings
     )
-    figures = [
-        {
-            name: value if value is None or name == "k" else round(float(value), 4)
-            for name, value in asdict(candidate).items()
-        }
-        for candidate in plausible
-    ]
-    record = replace(record, candidates=figures)
+    record = replace(record, candidates=[asdict(candidate) for candidate in plausible])
     if not plausible:
         return 1, record
     lines = []

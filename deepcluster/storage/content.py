@@ -134,7 +134,6 @@ class RunRecord:
     steps: Mapping[str, str] | None = None
     device: str | None = None
     environment: Mapping[str, str | int] | None = None
-    memory_estimate_mb: int | None = None
     images_count: int | None = None
     skipped_count: int | None = None
     fingerprint: str | None = None
