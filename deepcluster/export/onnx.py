@@ -174,8 +174,7 @@ def silent() -> Iterator[None]:
     """Keep the exporter's messages off the terminal."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # onnxscript 0.6 prints
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()):  # onnxscript 0.6 prints
         logger.setLevel(logging.ERROR)
         try:
             yield

@@ -141,11 +141,8 @@ def continued(
         numbers = [ancestor[group] if group in ancestor else next(unused) for group in range(model.cut.count)]
         groups = former.model.cut.group_of.unique().tolist()
         kinds = {"ended": {*groups} - {*numbers}, "new": {*numbers} - {*groups}}
-        lists = [f"{kind}: {', '.join(map(str, sorted(group)))}" for kind, group in kinds.items() if group]
-        texts = [
-            f"{len(heir)} of {plural(len(groups), 'cluster')} of {former.path} continue, with their numbers",
-            *lists,
-        ]
+        texts = [f"{len(heir)} of {plural(len(groups), 'cluster')} of {former.path} continue, with their numbers"]
+        texts += [f"{kind}: {', '.join(map(str, sorted(group)))}" for kind, group in kinds.items() if group]
         of_number = {number: group for group, number in enumerate(numbers)}
         coarse = [model.coarse[of_number.get(number, 0)] for number in range(max(numbers) + 1) if model.coarse]
         decided = {row: (int(left[row]), int(before[row])) for row in (left >= 0).nonzero().flatten().tolist()}

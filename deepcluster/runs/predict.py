@@ -102,9 +102,7 @@ def _on_main(mine: Prediction | None, processes: Processes) -> list[Prediction]:
 def _predict(model: Model, source: Source) -> Prediction:
     # In memory: the network takes far more than its batch.
     store = read_once(source, model.store_size, memory_budget=sys.maxsize, none_is_fine=True)
-    nothing = torch.empty(0, model.reduction.projection.shape[1])
-    reduced, residuals = model.measure(store.images) if store.usable else (nothing, torch.empty(0))
-    return Prediction(tuple(source.paths[i] for i in store.usable), reduced, residuals, store.skipped)
+    return Prediction(tuple(source.paths[i] for i in store.usable), *model.measure(store.images), store.skipped)
 
 
 # ---- predictions as rows and lines ----------------------------------------------------------------------------------
@@ -166,9 +164,7 @@ def similar(run: Path, image: str, n: int = 20, device: str = "auto") -> list[Si
     """
     _, model, rows = read_state(run, partial(read_run, takes_images=True))
     row = row_of(open_run(run), rows.paths, image)
-    if row is None:
-        model.network.to(choose_device(device))
-    query = _features(model, image) if row is None else rows.reduced[row : row + 1]
+    query = _features(model, image, device) if row is None else rows.reduced[row : row + 1]
     scores, numbers = nearest(query, n + 1, rows.reduced)
     pairs = zip(numbers[0].tolist(), scores[0].tolist(), strict=True)
     score_of = {number: score for number, score in pairs if number != row}  # an image with the same bits may precede it
@@ -189,11 +185,12 @@ def row_of(folder: RunFolder, paths: Sequence[str], image: str) -> int | None:
     return next((paths.index(name) for name in reversed(names) if name in paths), None)
 
 
-def _features(model: Model, image: str) -> Tensor:
+def _features(model: Model, image: str, device: str) -> Tensor:
     if model.of_features:
         raise UsageError(f"{one_line(image)} is no path in clusters.csv: a run of features sees no other images")
     source = find(image)
     if len(source.paths) != 1:
         raise UsageError(f"{one_line(image)} has {len(source.paths):,} images: name one")
+    model.network.to(choose_device(device))
     (prediction,) = predict(model, source)
     return prediction.reduced

@@ -64,10 +64,6 @@ class Rows:
         """Number of images of the fit."""
         return self.partition.total - self.added
 
-    @property
-    def all_sampled(self) -> bool:
-        return self.fitted <= MAX_GRAPH_ROWS
-
 
 def read_run(
     folder: run_folder.RunFolder, backbone: nn.Module | None = None, *, takes_images: bool = False
@@ -128,7 +124,7 @@ def cut_rows(rows: Rows, fine: Clustering, n_clusters: int, seed: int, recipe: R
 def place_rows(cut: Cut, rows: Rows, fine_centroids: Tensor) -> tuple[Cut, Placement]:
     """Place this rank's rows in groups of the sample, and number the groups by their sizes. A collective."""
     placement = placement_of(rows.reduced, cut, fine_centroids)
-    if rows.all_sampled:  # they are numbered already
+    if rows.fitted <= MAX_GRAPH_ROWS:  # all are in the sample, and the groups numbered already
         return cut, placement
     sizes = rows.partition.all_reduce(torch.bincount(placement.cluster[: rows.fitted], minlength=cut.count))
     number = torch.argsort(torch.argsort(sizes, descending=True, stable=True))
@@ -278,10 +274,9 @@ def _chosen(source: Source, rows: Mapping[int, Mapping[str, str]]) -> Source:
 
 def same_as_added(folder: run_folder.RunFolder, source: Source) -> dict[str, bool]:
     """Tell, by path, if an image that update added from elsewhere has the same pixels: a stranger may name any file."""
-    location = folder.read_record().location
+    record = folder.read_record()
     home = real(source.location)
-    of_features = folder.read_record().backbone == NO_NETWORK
-    if of_features or not Path(location).is_absolute() or Path(location).is_file():
+    if record.backbone == NO_NETWORK or not Path(record.location).is_absolute() or Path(record.location).is_file():
         return {}  # digests of features are not of pixels, and a list may name any file
     added = {row["path"]: row["sha256"] for row in folder.read_added()}
     outside = (i for i, path in enumerate(source.paths) if path in added)

@@ -186,13 +186,12 @@ def lesson(model: Model, rows: Rows, answers: Sequence[Answer], within: int | No
     there = tuple(row for row, group in answered.items() if after.cluster[row] == group)
     if len(there) < len(answered):
         said.append(f"{plural(len(answered) - len(there), 'answer')} about images that equal others do not count")
-    coarse = [*model.coarse, *[0] * (len(model.names) - len(model.coarse))] if model.coarse else []
     new = replace(
         replace(model, names=tuple(names)).with_cut(cut),
         moves=tuple((row, origin) for row, origin in model.moves if row not in answered),
         answers=there,
         drawn=tuple(drawn.items()),
-        coarse=tuple(coarse_of_moves(coarse, given, [cluster[row] for row in given], len(names))),
+        coarse=tuple(coarse_of_moves(model.coarse, given, [cluster[row] for row in given], len(names))),
     )
     return Lesson(new, placed, after, said)
 
