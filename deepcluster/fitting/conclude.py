@@ -16,15 +16,7 @@ from deepcluster.groups.cut import Cut, Placement
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
 from deepcluster.records import FINAL
-from deepcluster.runs.inherit import (
-    as_annotations,
-    carried_over,
-    carried_text,
-    heirs,
-    surviving_moves,
-    with_coarse_names,
-    with_moves,
-)
+from deepcluster.runs import inherit
 from deepcluster.runs.result import Outcome, choose_number, describe, with_coarse_groups
 from deepcluster.runs.rows import Rows, cut_rows, sample_of
 from deepcluster.runtime.compute import GROUPING_PHASE
@@ -135,7 +127,7 @@ def continued(
     def decided() -> list[Any]:
         assert former is not None and places is not None
         before, left = places.T
-        heir = heirs(before[before >= 0], after[before >= 0], mutual=False)
+        heir = inherit.heirs(before[before >= 0], after[before >= 0], mutual=False)
         ancestor = {new: old for old, new in heir.items()}
         unused = count(len(former.model.names))
         numbers = [ancestor[group] if group in ancestor else next(unused) for group in range(model.cut.count)]
@@ -146,17 +138,17 @@ def continued(
         of_number = {number: group for group, number in enumerate(numbers)}
         coarse = [model.coarse[of_number.get(number, 0)] for number in range(max(numbers) + 1) if model.coarse]
         decided = {row: (int(left[row]), int(before[row])) for row in (left >= 0).nonzero().flatten().tolist()}
-        old = replace(former.model, **as_annotations(decided))
-        moves = surviving_moves(old, before, {number: number for number in heir})
-        named = with_coarse_names(model, after[before >= 0], former.model, before[before >= 0])
+        old = replace(former.model, **inherit.as_annotations(decided))
+        moves = inherit.surviving_moves(old, before, {number: number for number in heir})
+        named = inherit.with_coarse_names(model, after[before >= 0], former.model, before[before >= 0])
         given = max(len(former.model.names), max(numbers) + 1)
         annotations = replace(
-            carried_over(former.model, {old: old for old in heir}, given),
+            inherit.carried_over(former.model, {old: old for old in heir}, given),
             coarse=tuple(coarse),
             coarse_names=named.coarse_names,
-            **as_annotations(moves),
+            **inherit.as_annotations(moves),
         )
-        text = "; ".join([*texts, carried_text(old, annotations, before)])
+        text = "; ".join([*texts, inherit.carried_text(old, annotations, before)])
         return [numbers, vars(annotations), [*moves.items()], text]
 
     numbers, annotations, moves, text = partition.processes.broadcast_json(decided)
@@ -165,4 +157,4 @@ def continued(
     placement = replace(placement, cluster=number[placement.cluster])
     tuples: dict[str, Any] = {name: tuple(values) for name, values in annotations.items()}
     model = replace(model, cut=cut, **tuples)
-    return *with_moves(model, placement, reduced, dict(moves), partition), text
+    return *inherit.with_moves(model, placement, reduced, dict(moves), partition), text

@@ -19,14 +19,7 @@ from deepcluster.images import Source
 from deepcluster.model import Model
 from deepcluster.presets import check_groups
 from deepcluster.records import Clustering
-from deepcluster.runs.inherit import (
-    carried_over,
-    carried_text,
-    heirs,
-    surviving_moves,
-    with_coarse_names,
-    with_moves,
-)
+from deepcluster.runs import inherit
 from deepcluster.runs.page import redraw, shown_of
 from deepcluster.runs.result import (
     Outcome,
@@ -69,17 +62,17 @@ def recut(
         sizes = torch.bincount(labels, minlength=len(model.fine_centroids))
         fine = Clustering(labels, model.fine_centroids, sizes, math.nan, 0, 0)
         cut, after = cut_rows(rows, fine, chosen, record.seed, recipe)
-        heir = heirs(before.cluster, after.cluster, mutual=True)
-        new = replace(model, cut=cut, **vars(carried_over(model, heir, cut.count)))
+        heir = inherit.heirs(before.cluster, after.cluster, mutual=True)
+        new = replace(model, cut=cut, **vars(inherit.carried_over(model, heir, cut.count)))
         if n_clusters is None:
             new = with_coarse_groups(new, after, record, recipe, rows)
-            new = with_coarse_names(new, after.cluster, model, before.cluster)
-        moves = surviving_moves(model, before.cluster, heir)
-        new, after = with_moves(new, after, rows.reduced, moves, rows.partition)
+            new = inherit.with_coarse_names(new, after.cluster, model, before.cluster)
+        moves = inherit.surviving_moves(model, before.cluster, heir)
+        new, after = inherit.with_moves(new, after, rows.reduced, moves, rows.partition)
         decided = (*model.names, *model.coarse_names, model.junk, model.moves, model.answers)
         if record.edits is not None or any(decided):
             anew = "; merges and splits of the old clusters are dropped" if record.edits is not None else ""
-            display.say("Edits", f"{carried_text(model, new, before.cluster)}{anew}")
+            display.say("Edits", f"{inherit.carried_text(model, new, before.cluster)}{anew}")
             display.say(UNDO, way_back(folder))
         record = replace(record, edits=None, cut=None, cut_k=n_clusters, like_run=None)  # of the clusters before
         outcome = describe(new, rows, after, record, recipe, baseline={})
