@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from deepcluster.images import Source
     from deepcluster.model import Model
     from deepcluster.storage.content import RunRecord
-    from deepcluster.storage.run_folder import RunFolder
 
 
 app = App(
@@ -111,7 +110,7 @@ def fit(
 
         folder = runs.fit(source, request, terminal, **shared)
     if is_main_rank():
-        _print_result(folder, output, "fit")
+        _print_result(folder.path, output, "fit")
 
 
 def _fit_source(fit_flags: flags.FitFlags, terminal: Terminal, images: str | None, *others: str) -> "Source | str":
@@ -252,8 +251,8 @@ def recut(run_: flags.RunArgument, /, *, k: flags.NumberOfClusters, output: flag
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
         from deepcluster.runs import recut as recutting
 
-        folder = recutting.recut(run_, k, terminal)
-    _print_result(folder, output, "recut")
+        recutting.recut(run_, k, terminal)
+    _print_result(run_, output, "recut")
 
 
 @app.command
@@ -284,10 +283,10 @@ def apply(
         from deepcluster.runs import recut as recutting
 
         if wanted is None:
-            folder = recutting.undo(run_, terminal, None if word == "all" else int(word or 1))
+            recutting.undo(run_, terminal, None if word == "all" else int(word or 1))
         else:
-            folder = recutting.apply(run_, wanted, terminal)
-    _print_result(folder, output, "apply")
+            recutting.apply(run_, wanted, terminal)
+    _print_result(run_, output, "apply")
 
 
 @app.command
@@ -335,7 +334,7 @@ def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: fl
 
         changes = teaching.teach(run_, teaching.read_answers(answers) if answers else (), terminal)
     if not output.as_json:
-        _print_result(open_run(run_), output, "teach")
+        _print_result(run_, output, "teach")
         return
     pairs = [{"before": before, "after": after, "images": images} for (before, after), images in changes.items()]
     counts = {"changed": sum(changes.values()), "changes": pairs, "quality": open_run(run_).read_record().quality}
@@ -354,8 +353,6 @@ def update(
     output: flags.Output = flags.OUTPUT,
 ) -> None:
     """Add images to the clusters of a finished run, without training; clusters keep their numbers and names."""
-    from deepcluster.storage.run_folder import open_run
-
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
         # Without a warning, because `update` refuses an unfinished run.
         source = _images_for(run_, images, *more_images, may_be_empty=True, warned=False)
@@ -366,7 +363,7 @@ def update(
     if output.as_json:
         print(json.dumps({"run": str(run_), **asdict(done), "due": done.due}, indent=2))
     elif done.added or output.open_:
-        _print_result(open_run(run_), output, "update")
+        _print_result(run_, output, "update")
 
 
 @app.command
@@ -745,8 +742,11 @@ def _model(run: Path, device: str) -> "Model":
     return load(run, choose_device(device))
 
 
-def _print_result(folder: "RunFolder", output: flags.Output, command: str) -> None:
+def _print_result(run: Path, output: flags.Output, command: str) -> None:
     """Print the result of a fit, recut, apply, teach or update."""
+    from deepcluster.storage.run_folder import open_run
+
+    folder = open_run(run)
     record = folder.read_json("run.json", {"verdict": str, "clusters": int})
     metrics = folder.read_json("metrics.json") if folder.has("metrics.json") else {}
     page = folder.path / "report.html"

@@ -85,10 +85,10 @@ def on_sheet_of(column: Tensor, partition: Partition) -> Tensor:
 def redraw(
     folder: run_folder.LockedFolder, tables: Tables, shown: Shown, progress: Progress, source: Source | None = None
 ) -> None:
-    """Write the merge tree of a new result and, if the run has had one, the page; ``source``: None: images at hand."""
+    """Write the merge tree of a new result and, if the run has had one, the page. ``source``: As in :func:`report`."""
     write_tree(folder, shown.tree)
     if folder.has("report.html") or folder.has(MAP):
-        source = source or images_at_hand(folder, None, [*tables.usable.column("path")])
+        source = images_at_hand(folder, source, [*tables.usable.column("path")])
         write_page(folder, source, tables, shown, progress)
 
 

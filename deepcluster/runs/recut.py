@@ -30,7 +30,7 @@ from deepcluster.runs.result import (
     with_coarse_groups,
     write_outcome,
 )
-from deepcluster.runs.rows import Rows, cut_rows, images_at_hand, read_run, recipe_of
+from deepcluster.runs.rows import Rows, cut_rows, read_run, recipe_of
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Display, Log, Several
 from deepcluster.storage import model_files as models
@@ -42,9 +42,7 @@ from deepcluster.texts import plural
 UNDO = "Undo"  # heading of the command that takes an edit back
 
 
-def recut(
-    run: Path, n_clusters: int | None, display: Display | None = None, source: Source | None = None
-) -> run_folder.RunFolder:
+def recut(run: Path, n_clusters: int | None, display: Display | None = None, source: Source | None = None) -> None:
     """Cut the features of a run into ``n_clusters`` groups (None: as many as suggested); nothing is trained.
 
     The cluster numbers are new. ``source``: The images for the report, if the caller has them at hand.
@@ -77,14 +75,11 @@ def recut(
         record = replace(record, edits=None, cut=None, cut_k=n_clusters, like_run=None)  # of the clusters before
         outcome = describe(new, rows, after, record, recipe, baseline={})
         models.keep_former(folder, model, former, baseline, f"cut into {plural(len(outcome.summary), 'cluster')}")
-        if source is not None:
-            source = images_at_hand(folder, source, rows.paths)
         _write(folder, outcome, display, source)
         display.say("Done", summary_text(outcome, n_clusters))
-    return run_folder.open_run(run)
 
 
-def apply(run: Path, edits: Edits, display: Display | None = None) -> run_folder.RunFolder:
+def apply(run: Path, edits: Edits, display: Display | None = None) -> None:
     """Merge, split, name and mark clusters of a run, and move images; edits that it has already change nothing.
 
     Raises UsageError if the edits are not for its present clusters.
@@ -94,7 +89,7 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> run_folder
         record, model, rows = read_run(folder)
         if record.edits == edits.digest:
             display.say("Edits", "the run has them already")
-            return folder
+            return
         if edits.cut and edits.cut != record.cut:
             raise UsageError(
                 f"the edits are for other clusters than {run} has now (cut {edits.cut[:80]!a}, and the run's is"
@@ -114,10 +109,9 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> run_folder
             example = example_of(edits, wanted, placement)
             change = Change(new, placement, edits.digest, done, example, edits.changes_clusters)
             write_change(staged, record, model, rows, change, display)
-    return run_folder.open_run(run)
 
 
-def undo(run: Path, display: Display | None = None, steps: int | None = 1) -> run_folder.RunFolder:
+def undo(run: Path, display: Display | None = None, steps: int | None = 1) -> None:
     """Take back the last ``steps`` (None: all) changes by :func:`apply`, :func:`recut` and ``teach``.
 
     Raises UsageError if there are not so many.
@@ -142,7 +136,6 @@ def undo(run: Path, display: Display | None = None, steps: int | None = 1) -> ru
             )
             _write(staged, outcome, display)
             models.drop_steps(staged, steps)
-    return run_folder.open_run(run)
 
 
 @dataclass(frozen=True)
