@@ -33,7 +33,7 @@ from deepcluster.storage.state import scratch_of
 
 SCHEMA_VERSION = 1
 PROBES: Mapping[str, Callable[..., Iterator[NamedFigure]]] = {"knn": common.knn, "linear": linear}
-Prepared = tuple[Mapping[str, Any], Callable[[], Iterator[NamedFigure]]]  # digests of the inputs; computes the figures
+Prepared = Iterator[Any]  # the digests of the inputs, before these are read; then the figures
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,12 @@ def evaluate(
     options = kind(**read_options(kind, request.options))
     with run_folder.shared_lock(run, processes) as locked:
         job = _Evaluation(folder, request, display, processes)
-        if isinstance(options, ClusteringOptions):
-            depends, figures = _of_clusters(job, options)
-        else:
-            depends, figures = _of_probe(job, options)
+        figures = _of_clusters(job, options) if isinstance(options, ClusteringOptions) else _of_probe(job, options)
         file = f"evaluation-{request.protocol}.json"
         about = {
             "schema_version": SCHEMA_VERSION,
             "protocol": request.protocol,
-            "inputs": {**depends, "round": request.round, "seed": request.seed},
+            "inputs": {**next(figures), "round": request.round, "seed": request.seed},
             "options": asdict(options),
         }
         if (cached := processes.broadcast_json(lambda: _cached(folder, file, about))) is not None:
@@ -96,7 +93,7 @@ def evaluate(
             yield from cached.items()
             return
         values = {}
-        for name, value in figures():
+        for name, value in figures:
             values[name] = value
             yield name, value
         if locked:
@@ -184,29 +181,24 @@ def _of_round(job: _Evaluation, options: ClusteringOptions) -> Prepared:
     model, record, recipe = job.model, job.folder.read_record(), recipe_of(job.folder)
     if classes := model.reduction.classes:
         model.network.classifier = classes.weight, classes.bias
-
-    def figures() -> Iterator[NamedFigure]:
-        store = read_once(source, model.store_size, job.processes, progress=partial(job.display.progress, "reading"))
-        network, partition = model.network, store.partition
-        features = extract(network, store.images, compute_of(network, recipe, partition, exact=True))
-        final = conclusion_of(network, store, recipe, record.seed, features)
-        sample = sample_of(final.reduced, partition, record.seed)
-        paths = [source.paths[i] for i in store.usable]
-        rows = Rows(paths, None, (), final.reduced, sample, partition, final.residuals)
-        k = len(model.cut.group_of.unique())
-        clusters = partition.all_gather(cut_rows(rows, final.clustering, k, record.seed, recipe)[1].cluster)
-        yield from common.clustering(
-            clusters.tolist(), [labels[i] for i in store.usable], options, seed=job.request.seed
-        )
-
-    return {"model": model.identity.digest, "test": common.fingerprint(source, labels)}, figures
+    yield {"model": model.identity.digest, "test": common.fingerprint(source, labels)}
+    store = read_once(source, model.store_size, job.processes, progress=partial(job.display.progress, "reading"))
+    network, partition = model.network, store.partition
+    features = extract(network, store.images, compute_of(network, recipe, partition, exact=True))
+    final = conclusion_of(network, store, recipe, record.seed, features)
+    sample = sample_of(final.reduced, partition, record.seed)
+    paths = [source.paths[i] for i in store.usable]
+    rows = Rows(paths, None, (), final.reduced, sample, partition, final.residuals)
+    k = len(model.cut.group_of.unique())
+    clusters = partition.all_gather(cut_rows(rows, final.clustering, k, record.seed, recipe)[1].cluster)
+    yield from common.clustering(clusters.tolist(), [labels[i] for i in store.usable], options, seed=job.request.seed)
 
 
 def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Prepared:
     """Score the clusters of clusters.csv, or of other images the clusters that the model assigns."""
     if job.request.round is not None:
-        return _of_round(job, options)
-    if job.request.images is None:
+        yield from _of_round(job, options)
+    elif job.request.images is None:
         rows = job.folder.read_clusters().where("status", "ok")
         paths = list(rows.column("path"))
         source = job.run_images() if job.request.labels == "folders" else find(paths)
@@ -214,18 +206,16 @@ def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Prepared:
         labels = [by_path.get(path, "") for path in paths]
         with job.folder.as_disk_errors():
             clusters = [int(cell) for cell in rows.column("cluster")]
-        figures = partial(common.clustering, clusters, labels, options, seed=job.request.seed)
-        return {"clusters": json_sha256([clusters, labels])}, figures
-    source = find(job.request.images)
-    all_labels = job.labels(source)
-    model = job.model
-
-    def figures_of_others() -> Iterator[NamedFigure]:
+        yield {"clusters": json_sha256([clusters, labels])}
+        yield from common.clustering(clusters, labels, options, seed=job.request.seed)
+    else:
+        source = find(job.request.images)
+        all_labels = job.labels(source)
+        model = job.model
+        yield {"model": model.identity.digest, "test": common.fingerprint(source, all_labels)}
         store, labels = job.read(source, all_labels, model.store_size, "images")
         clusters = store.partition.all_gather(model.place(model.transform(store.images)).cluster).tolist()
         yield from common.clustering(clusters, labels, options, seed=job.request.seed)
-
-    return {"model": model.identity.digest, "test": common.fingerprint(source, all_labels)}, figures_of_others
 
 
 def _of_probe(job: _Evaluation, options: Options) -> Prepared:
@@ -245,22 +235,19 @@ def _of_probe(job: _Evaluation, options: Options) -> Prepared:
     if isinstance(options, LinearOptions):
         image_size = options.image_size or image_size
         store_size = max(image_size, round(image_size * options.margin))
-
-    def figures() -> Iterator[NamedFigure]:
-        train, train_names = job.read(source, labels, store_size, "train")
-        test, test_names = job.read(tests, test_labels, store_size, "test")
-        names = sorted({*train_names, *test_names})
-        class_of = {name: i for i, name in enumerate(names)}
-        task = ProbeTask(
-            network=model.network,
-            train=Labelled(train.images, torch.tensor([class_of[name] for name in train_names]), train.partition),
-            test=Labelled(test.images, torch.tensor([class_of[name] for name in test_names]), test.partition),
-            names=names,
-            image_size=image_size,
-            batch_size=model.batch_size,
-            seed=job.request.seed,
-        )
-        yield from PROBES[job.request.protocol](task, options, display=job.display)
-
     digests = {"train": common.fingerprint(source, labels), "test": common.fingerprint(tests, test_labels)}
-    return {"model": model.identity.digest, **digests}, figures
+    yield {"model": model.identity.digest, **digests}
+    learnt, learnt_names = job.read(source, labels, store_size, "train")
+    test, test_names = job.read(tests, test_labels, store_size, "test")
+    names = sorted({*learnt_names, *test_names})
+    class_of = {name: i for i, name in enumerate(names)}
+    task = ProbeTask(
+        network=model.network,
+        train=Labelled(learnt.images, torch.tensor([class_of[name] for name in learnt_names]), learnt.partition),
+        test=Labelled(test.images, torch.tensor([class_of[name] for name in test_names]), test.partition),
+        names=names,
+        image_size=image_size,
+        batch_size=model.batch_size,
+        seed=job.request.seed,
+    )
+    yield from PROBES[job.request.protocol](task, options, display=job.display)
