@@ -19,17 +19,8 @@ from deepcluster.images import Source
 from deepcluster.model import Model
 from deepcluster.presets import check_groups
 from deepcluster.records import Clustering
-from deepcluster.runs import inherit
+from deepcluster.runs import inherit, result
 from deepcluster.runs.page import redraw, shown_of
-from deepcluster.runs.result import (
-    Outcome,
-    baseline_of,
-    choose_number,
-    describe,
-    summary_text,
-    with_coarse_groups,
-    write_outcome,
-)
 from deepcluster.runs.rows import Rows, cut_rows, read_run, recipe_of
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Display, Log, Several
@@ -51,10 +42,10 @@ def recut(run: Path, n_clusters: int | None, display: Display | None = None, sou
     with run_folder.locked(run) as locked, locked.next_state() as folder:
         record, model, rows = read_run(folder)
         check_groups(n_clusters, rows.fitted)
-        former, baseline = record, baseline_of(folder)
+        former, baseline = record, result.baseline_of(folder)
         recipe = recipe_of(folder)
         display.progress(GROUPING_PHASE, 0, 0)
-        chosen, record = choose_number(n_clusters, rows, record, recipe, display)
+        chosen, record = result.choose_number(n_clusters, rows, record, recipe, display)
         before = model.place(rows.reduced)
         labels = before.fine_cluster[: rows.fitted]
         sizes = torch.bincount(labels, minlength=len(model.fine_centroids))
@@ -63,7 +54,7 @@ def recut(run: Path, n_clusters: int | None, display: Display | None = None, sou
         heir = inherit.heirs(before.cluster, after.cluster, mutual=True)
         new = replace(model, cut=cut, **vars(inherit.carried_over(model, heir, cut.count)))
         if n_clusters is None:
-            new = with_coarse_groups(new, after, record, recipe, rows)
+            new = result.with_coarse_groups(new, after, record, recipe, rows)
             new = inherit.with_coarse_names(new, after.cluster, model, before.cluster)
         moves = inherit.surviving_moves(model, before.cluster, heir)
         new, after = inherit.with_moves(new, after, rows.reduced, moves, rows.partition)
@@ -73,10 +64,10 @@ def recut(run: Path, n_clusters: int | None, display: Display | None = None, sou
             display.say("Edits", f"{inherit.carried_text(model, new, before.cluster)}{anew}")
             display.say(UNDO, way_back(folder))
         record = replace(record, edits=None, cut=None, cut_k=n_clusters, like_run=None)  # of the clusters before
-        outcome = describe(new, rows, after, record, recipe, baseline={})
+        outcome = result.describe(new, rows, after, record, recipe, baseline={})
         models.keep_former(folder, model, former, baseline, f"cut into {plural(len(outcome.summary), 'cluster')}")
         _write(folder, outcome, display, source)
-        display.say("Done", summary_text(outcome, n_clusters))
+        display.say("Done", result.summary_text(outcome, n_clusters))
 
 
 def apply(run: Path, edits: Edits, display: Display | None = None) -> None:
@@ -131,10 +122,10 @@ def undo(run: Path, display: Display | None = None, steps: int | None = 1) -> No
             display.say("Edits", f"taken back: {len(model.cut.group_of.unique())} clusters, as before")
             if undone := "; ".join(filter(None, (former.about["done"] for former in formers[:steps]))):
                 display.say("Undone", undone)
-            outcome = describe(
+            outcome = result.describe(
                 model, rows, model.place(rows.reduced), record, recipe_of(folder), former.about["baseline"]
             )
-            _write(staged, outcome, display)
+            _write(staged, outcome, display, None)
             models.drop_steps(staged, steps)
 
 
@@ -155,19 +146,21 @@ def write_change(
 ) -> None:
     """Write a change into a run, keep its ``model`` and ``record`` for an undo, and say how to undo."""
     display.say(UNDO, way_back(staged))
-    baseline = baseline_of(staged)
+    baseline = result.baseline_of(staged)
     models.keep_former(staged, model, record, baseline, change.text, change.example)
     record = replace(record, edits=change.digest)
     if change.changes_clusters:
         number = len(change.model.cut.group_of.unique())  # no guess any more
         record = replace(record, cut=None, cut_k=number, stability=None, verdict=None)
         baseline = {}
-    outcome = describe(change.model, rows, change.placement, record, recipe_of(staged), baseline)
-    _write(staged, outcome, display)
+    outcome = result.describe(change.model, rows, change.placement, record, recipe_of(staged), baseline)
+    _write(staged, outcome, display, None)
 
 
-def _write(staged: run_folder.NextState, outcome: Outcome, display: Display, source: Source | None = None) -> None:
-    write_outcome(staged, outcome, new=("groups",))
+def _write(
+    staged: run_folder.NextState, outcome: result.Outcome, display: Display, source: Source | None = None
+) -> None:
+    result.write_outcome(staged, outcome, new=("groups",))
     shown = shown_of(outcome.rows, outcome.model, outcome.centroid)
     redraw(staged, outcome, shown, display.progress, source)
 
