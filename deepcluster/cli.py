@@ -42,7 +42,7 @@ from deepcluster.runtime.machine import is_main_rank, versions, world_size
 from deepcluster.runtime.plain_files import is_run, write_csv
 from deepcluster.storage import files
 from deepcluster.storage.edits_file import newest_edits, read_edits
-from deepcluster.texts import plural, short
+from deepcluster.texts import plural, short, some
 
 if TYPE_CHECKING:
     from deepcluster.evaluation.common import Figure, NamedFigure
@@ -198,8 +198,7 @@ def predict(
         if target:
             names = [*model.names, ""]  # of -1, too
             counts = [f"{size:,} in {names[number] or f'cluster {number}'}" for number, size in sorted(sizes.items())]
-            shown = [plural(sizes.total(), "image"), *counts[:12], *(["..."] if len(counts) > 12 else [])]
-            terminal.say("Done", f"{out}: {', '.join(shown)}")
+            terminal.say("Done", f"{out}: {some([plural(sizes.total(), 'image'), *counts], 13)}")
 
 
 @app.command

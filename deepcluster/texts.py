@@ -8,7 +8,7 @@ import math
 import re
 import shlex
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 NOTHING = "\u2013"  # a dash if there is no value
 MINUS = "\u2212"  # as wide as the plus
@@ -18,6 +18,11 @@ MAX_NAME = 160  # characters of a path in the page; Linux allows 4096, and 1,600
 def plural(number: int, thing: str) -> str:
     """Return ``1 image`` or ``3 images``."""
     return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
+def some(things: Sequence[object], most: int = 5) -> str:
+    """Return the first texts or numbers in a line."""
+    return ", ".join([*map(str, things[:most]), *["..."][: len(things) > most]])
 
 
 def number(value: object) -> float | None:

@@ -29,7 +29,6 @@ from deepcluster.export.replace import (
     replaceable,
     replacing,
     sidecar_bases,
-    some,
     write_inventory,
 )
 from deepcluster.export.split import PARTS, balanced
@@ -48,7 +47,7 @@ from deepcluster.storage import run_folder
 from deepcluster.storage.content import Row
 from deepcluster.storage.files import check_outside, new_folder, write_whole
 from deepcluster.storage.model_files import read_annotations
-from deepcluster.texts import one_line, plural
+from deepcluster.texts import one_line, plural, some
 
 MAX_NAME_BYTES = 255  # ext4, APFS, NTFS (there UTF-16 units, which are never more)
 MAX_LABEL_BYTES = 100

@@ -8,14 +8,14 @@ from urllib.parse import quote
 
 from deepcluster.errors import DataError
 from deepcluster.export.folders import read_run_images
-from deepcluster.export.replace import Unavailable, some
+from deepcluster.export.replace import Unavailable
 from deepcluster.export.split import balanced
 from deepcluster.images import Images
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.log import warn
 from deepcluster.storage.files import check_no_file, new_file
 from deepcluster.storage.run_folder import open_run
-from deepcluster.texts import one_line, plural
+from deepcluster.texts import one_line, plural, some
 
 # A column "name" in Label Studio's CSV export, which `teach` reads with the column "path".
 INTERFACE = (

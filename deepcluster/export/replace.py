@@ -17,6 +17,7 @@ from deepcluster.storage.content import MAX_CSV, Row
 from deepcluster.storage.files import check_no_folder, scratch_folder, write_whole
 from deepcluster.storage.run_folder import RunFolder, table_rows
 from deepcluster.storage.state import hold
+from deepcluster.texts import some
 
 INVENTORY = "inventory.csv"
 INVENTORY_COLUMNS = ("path", "cluster", "name", "exported_path", "how", "sha256")
@@ -24,7 +25,6 @@ LOCK = ".deepcluster.lock"
 ASIDE = "_left"  # folder for only copies that are in the way
 SAME_BYTES = ("hardlink", "copy")  # ways that keep the bytes of a file
 _RAW_OR_SIDECAR = re.compile(rf"({'|'.join(map(re.escape, (*RAW_SUFFIXES, '.xmp')))})+$")
-MAX_NAMED = 5  # files that are named on the screen
 
 
 class Unavailable(Exception):
@@ -43,11 +43,6 @@ def is_raw(name: str) -> bool:
 def sidecar_bases(name: str) -> tuple[str, str]:
     """Return a sidecar's name without .xmp, for digiKam or darktable (NAME.CR2.xmp), and for Lightroom (NAME.xmp)."""
     return name, name.removesuffix(PurePosixPath(name).suffix)
-
-
-def some(texts: Sequence[str]) -> str:
-    """Return the first texts in a line."""
-    return ", ".join(texts[:MAX_NAMED]) + (" and others" if len(texts) > MAX_NAMED else "")
 
 
 def replaceable(out: Path, *, overwrite: bool) -> list[Row] | None:

@@ -28,9 +28,8 @@ from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import ROUNDS, Checkpoint, fitting
 from deepcluster.storage.state import own_files
-from deepcluster.texts import one_line
+from deepcluster.texts import one_line, some
 
-MAX_SHOWN = 5  # paths in an error
 # Contents by the name of the file: a text, bytes, or rows.
 Contents = Mapping[str, str | bytes | Sequence[CsvRow]]
 # Options: how large the images are read and seen.
@@ -281,11 +280,8 @@ def check_paths(folder: run_folder.RunFolder, source: Source) -> None:
 
 
 def _differing(**differences: Sequence[str]) -> DataError:
-    texts = [
-        f"{len(paths):,} {kind} ({', '.join(map(one_line, paths[:MAX_SHOWN]))}{', ...' * (len(paths) > MAX_SHOWN)})"
-        for kind, paths in differences.items()
-        if paths
-    ]
+    shown = {kind: some([*map(one_line, paths)]) for kind, paths in differences.items() if paths}
+    texts = [f"{len(differences[kind]):,} {kind} ({paths})" for kind, paths in shown.items()]
     return DataError(
         f"the run began with other images: {'; '.join(texts) or 'they are in another order'}: put them"
         " back, or begin anew with --overwrite"

@@ -28,7 +28,7 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import LONGEST_NAME, Edits
-from deepcluster.texts import plural
+from deepcluster.texts import plural, some
 
 UNDO = "Undo"  # heading of the command that takes an edit back
 
@@ -212,7 +212,11 @@ def edited(
     if twice := sorted(number for number, times in Counter(merged).items() if times > 1):
         raise UsageError(f"cluster {twice[0]} is merged twice: name it in one merge")
     if unknown := sorted(edits.group_names.keys() - set(model.coarse)):
-        known = f"the groups of clusters are {_shown(set(model.coarse))}" if model.coarse else "the run has one level"
+        known = (
+            f"the groups of clusters are {some(sorted({*model.coarse}), 20)}"
+            if model.coarse
+            else "the run has one level"
+        )
         raise UsageError(f"there is no group {unknown[0]}: {known}")
     if left := sorted((edits.names.keys() | set(moves.values())) & gone):
         raise UsageError(f"cluster {left[0]} is merged into another one: name that one")
@@ -315,8 +319,4 @@ def _check_present(numbers: list[int], present: set[int], free: int) -> None:
     for number in numbers:
         if number not in present:
             more = f"moves can make {free} to {free + MAX_NEW - 1}"
-            raise UsageError(f"there is no cluster {number}: the clusters are {_shown(present)}, and {more}")
-
-
-def _shown(numbers: set[int]) -> str:
-    return ", ".join(map(str, sorted(numbers)[:20])) + (", ..." if len(numbers) > 20 else "")
+            raise UsageError(f"there is no cluster {number}: the clusters are {some(sorted(present), 20)}, and {more}")

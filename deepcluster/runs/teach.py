@@ -23,11 +23,10 @@ from deepcluster.runtime.plain_files import PATH_COLUMNS, json_sha256, read_colu
 from deepcluster.seeding import derive, generator
 from deepcluster.storage import run_folder
 from deepcluster.storage.edits_file import Edits, checked_name
-from deepcluster.texts import one_line, plural, quality_text
+from deepcluster.texts import one_line, plural, quality_text, some
 
 COLUMNS = ("path", "cluster", "name", "likely", "drawn")  # of a table of answers
 MAX_LIKELY = 9  # clusters: a page has as many digit keys
-MAX_SHOWN = 10  # pairs of clusters, in words
 
 
 @dataclass(frozen=True)
@@ -269,5 +268,4 @@ def changes_text(changes: Mapping[tuple[int, int], int], model: Model) -> str:
     """Describe the changes in words: ``5 images changed their cluster: 3 from 0 to 4 (owl), 2 from 1 to 4 (owl)``."""
     called = [f"{group} ({one_line(name)})" if name else str(group) for group, name in enumerate(model.names)]
     pairs = [f"{images:,} from {called[a]} to {called[b]}" for (a, b), images in changes.items()]
-    shown = ", ".join([*pairs[:MAX_SHOWN], *(["..."] if len(pairs) > MAX_SHOWN else [])])
-    return f"{plural(sum(changes.values()), 'image')} changed their cluster{': ' * bool(pairs)}{shown}"
+    return f"{plural(sum(changes.values()), 'image')} changed their cluster{': ' * bool(pairs)}{some(pairs, 10)}"
