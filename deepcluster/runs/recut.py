@@ -212,12 +212,9 @@ def edited(
     if twice := sorted(number for number, times in Counter(merged).items() if times > 1):
         raise UsageError(f"cluster {twice[0]} is merged twice: name it in one merge")
     if unknown := sorted(edits.group_names.keys() - set(model.coarse)):
-        known = (
-            f"the groups of clusters are {some(sorted({*model.coarse}), 20)}"
-            if model.coarse
-            else "the run has one level"
-        )
-        raise UsageError(f"there is no group {unknown[0]}: {known}")
+        known = some(sorted({*model.coarse}), 20)
+        levels = f"the groups of clusters are {known}" if known else "the run has one level"
+        raise UsageError(f"there is no group {unknown[0]}: {levels}")
     if left := sorted((edits.names.keys() | set(moves.values())) & gone):
         raise UsageError(f"cluster {left[0]} is merged into another one: name that one")
 
