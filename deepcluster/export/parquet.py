@@ -18,7 +18,6 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import COLUMNS, Table
 from deepcluster.storage.files import check_no_file, new_file
-from deepcluster.storage.run_folder import RunFolder
 
 EXPORTED_NEIGHBOURS = 10  # of an image
 MAX_WITH_NEIGHBOURS = 200_000  # images: all are compared with all
@@ -60,7 +59,7 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
     (display or Silent()).say("Exported", f"{len(rows):,} rows with {features.shape[1]} features to {out}")
 
 
-def _read(folder: RunFolder) -> tuple[Table, Any, Any]:
+def _read(folder: run_folder.RunFolder) -> tuple[Table, Any, Any]:
     """Return the rows of clusters.csv, their features and their positions on the map (NaN: none)."""
     rows = folder.read_clusters()
     dims = models.load_of_run(folder, takes_images=False).reduction.projection.shape[1]

@@ -24,7 +24,6 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
 from deepcluster.storage import model_files, run_folder
 from deepcluster.storage.content import FILES, RunRecord, Table, Tables
-from deepcluster.storage.run_folder import rows_sha256
 from deepcluster.texts import agreement, plural
 
 # Parts of a run: its features with their residuals; the model's network; its groups with their names and marks.
@@ -67,7 +66,7 @@ def describe(
     clusters = Table({})
     if partition.processes.is_main:
         clusters = clusters_table(model, rows, of_all, residuals)
-        digest = rows_sha256(clusters)
+        digest = run_folder.rows_sha256(clusters)
         record = replace(
             record,
             cut=record.cut or digest[:16],  # edits are for this assignment, and for no later one
