@@ -218,16 +218,12 @@ def _resumed(out: Path, source: Source, request: Request) -> Begun:
     check_options({**then, **recipe, **steps}, now)
     check_paths(folder, source)
     state = "finished" if record.status == "done" else "resumed"
-    if record.like_run and (like or state == "resumed"):
-        _check_like(Path(like or record.like or ""), record.like_run)
+    if (run := record.like_run) and (like or state == "resumed"):
+        there = Path(like or record.like or "")
+        if not is_run(there) or run_folder.open_run(there).read_record().run != run:
+            raise UsageError(f"this fit began --like run {run}, which is not in {there}: give its folder, --like RUN")
     plan = Plan(Recipe(**recipe), record.reasons or {})
     return Begun(str(out), state, plan, None, record.labels, like or record.like)
-
-
-def _check_like(like: Path, run: str) -> None:
-    """Raise UsageError unless the run with the identifier ``run`` is at ``like``."""
-    if not is_run(like) or run_folder.open_run(like).read_record().run != run:
-        raise UsageError(f"this fit began --like run {run}, which is not in {like}: give its folder, --like RUN")
 
 
 def free_path(source: Source, request: Request) -> Path:
