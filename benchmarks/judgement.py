@@ -31,7 +31,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from cached_features import load
+from cached_features import LITE0, load
 from common import save
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -42,7 +42,7 @@ from deepcluster.clustering.whitening import whiten
 from deepcluster.groups.choose_k import stability
 from deepcluster.groups.cut import cut_features, nearest_groups, placement_of
 from deepcluster.groups.due import STRANGE_MEDIAN
-from deepcluster.nets.names import PUBLISHED
+from deepcluster.nets.network import build
 from deepcluster.nets.timm import nouns
 from deepcluster.report import hints
 from deepcluster.runtime.partition import Partition
@@ -228,9 +228,10 @@ def hinted(cache: Path, arguments: argparse.Namespace) -> None:
     """
     words = json.loads((Path(__file__).parent / "hint_words.json").read_text(encoding="utf-8"))
     counts: dict[str, dict[float, Counter[str]]] = {}
+    classifier = build(LITE0, image_size=224, weights="timm").classifier
     for name in arguments.names:
         cached, kind = load(cache / f"{name}.pt"), name.partition("-")[0]
-        pairs = nouns(PUBLISHED["photos-small"].backbone, cached.rounds[0])
+        pairs = nouns(LITE0, classifier, cached.rounds[0])
         rows = [{"path": str(i), "noun": noun, "probability": str(value)} for i, (noun, value) in enumerate(pairs)]
         known = hints.weighted_nouns(rows)
         reduced = reduced_of(cached.rounds[0])

@@ -284,7 +284,8 @@ def test_the_graph_chooses_among_an_embedding_by_each_curve_however_many_rows_th
     wrong = torch.arange(3.0).repeat(40)[:, None].expand(120, 10)  # by its inertia it is perfect
     right = 5 * torch.cat([rows, rows[:, :2]], 1)
     for positions in ([wrong, right], [right, wrong]):
-        cut = cut_features(rows, 3, embed=lambda _, seeds, chosen=positions: torch.stack(chosen[: len(seeds)]))
+        monkeypatch.setattr(graph, "embedded", lambda _, seeds, chosen=positions: torch.stack(chosen[: len(seeds)]))
+        cut = cut_features(rows, 3)
         assert torch.bincount(cut.group_of[torch.cdist(rows, cut.centroids).argmin(1)]).tolist() == [50, 40, 30]
 
 

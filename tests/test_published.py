@@ -72,7 +72,7 @@ def test_it_knows_a_photograph(hub_cache):
     network = build("timm:tf_efficientnet_lite0.in1k", image_size=224, weights="timm").eval()
     with torch.no_grad():
         seen = network.features(F.interpolate(pictures.float() / 255, (224, 224)))
-        named, features = nouns("timm:tf_efficientnet_lite0.in1k", seen), F.normalize(seen)
+        named, features = nouns("timm:tf_efficientnet_lite0.in1k", network.classifier, seen), F.normalize(seen)
     assert features[0] @ features[1] > 0.9 > 0.3 > features[0] @ features[2]
     (path,) = {local_file(name) for name in ("photos-small", *LITE0_NAMES)}
     file = torch.load(path, weights_only=True)

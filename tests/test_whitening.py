@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from deepcluster.clustering import whiten
-from deepcluster.clustering.whitening import ClassProbabilities, square_roots, within_image_scaling
+from deepcluster.clustering.whitening import ClassProbabilities, prepared, square_roots, within_image_scaling
 from deepcluster.errors import NonFiniteError
 from deepcluster.seeding import generator
 
@@ -104,8 +104,8 @@ def test_class_probabilities_are_features_beside_the_roots(rows):
     pairs = torch.stack([x[:6], x[:6] + 0.3 * correlated(6, 12)])
     classes = ClassProbabilities(weight, bias, torch.tensor(0.5))
     fitted = whiten(x, 5, 0.5, root=True, classes=classes, pairs=pairs)
-    assert torch.allclose(fitted.prepared(x), by_hand, atol=1e-5)
-    views = torch.stack([by_hand[:6], fitted.prepared(pairs[1])])
+    assert torch.allclose(prepared(x, root=True, classes=classes), by_hand, atol=1e-5)
+    views = torch.stack([by_hand[:6], prepared(pairs[1], root=True, classes=classes)])
     wanted = whiten(by_hand, 5, 0.5, pairs=views)(by_hand, unit=False)
     assert torch.allclose(fitted(x, unit=False).abs(), wanted.abs(), atol=1e-3)
 

@@ -28,6 +28,7 @@ NARROW = 256
 SHIFT_ROWS = 1024  # rows for a provisional mean; corrected afterwards
 LOWER_LR = ": lower the learning rate (--lr)"
 Directions = npt.NDArray[np.float64]
+Components = tuple[Tensor, Directions, Directions]  # mean, largest eigenvalues (descending), eigenvectors as columns
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,6 @@ class ClassProbabilities:
         """Return N x K features for N x D."""
         weight, bias, scale = (tensor.to(features.device) for tensor in (self.weight, self.bias, self.scale))
         return scale * F.linear(features.float(), weight, bias).softmax(1).sqrt()
-
-    @property
-    def count(self) -> int:
-        """The number of classes, K."""
-        return len(self.bias)
 
 
 def prepared(features: Tensor, *, root: bool, classes: ClassProbabilities | None) -> Tensor:
@@ -64,10 +60,6 @@ class Whitening:
     root: bool = False  #: take the :func:`square_roots` of the rows first
     classes: ClassProbabilities | None = None  #: these are features, too
 
-    def prepared(self, features: Tensor) -> Tensor:
-        """Return the rows (N x D, or N x (D + K)) that the map takes."""
-        return prepared(features, root=self.root, classes=self.classes)
-
     def __call__(self, x: Tensor, device: torch.device | None = None, *, unit: bool = True) -> Tensor:
         """Map N x D features to N x d rows of length 1, on ``device`` (None: x's own); a row at the mean stays zero.
 
@@ -81,7 +73,7 @@ class Whitening:
         multiply = product(weight, weight.new_zeros(len(weight)))
 
         def reduced(rows: Tensor) -> Tensor:
-            rows = multiply(self.prepared(rows) - mean)
+            rows = multiply(prepared(rows, root=self.root, classes=self.classes) - mean)
             return F.normalize(rows, eps=1e-12) if unit else rows
 
         return mapped(x, reduced, self.projection.shape[1], device=device)
@@ -121,7 +113,7 @@ def whiten(
     x = matrix(x)
     partition = partition or Partition.single(len(x))
     rows = partition.total
-    width = x.shape[1] + (classes.count if classes else 0)
+    width = x.shape[1] + (len(classes.bias) if classes else 0)
     count = min(dims, width, max(1, rows - 1))
     if rows < 1 or width < 1 or dims < 1:
         raise ValueError(f"whitening needs rows, columns and dimensions; got {rows} x {width} to {dims}")
@@ -132,8 +124,9 @@ def whiten(
     if pairs is not None and processes.any(not bool(torch.isfinite(pairs).all())):
         raise NonFiniteError(f"features of centre crops are not finite{LOWER_LR}")
 
-    def scaling() -> Directions | None:
-        return None if pairs is None else within_image_scaling(torch.stack([*map(prepare, pairs)]), within_image)
+    def scaled(components: Callable[[Directions | None], Components]) -> dict[str, Tensor]:
+        scaling = None if pairs is None else within_image_scaling(torch.stack([*map(prepare, pairs)]), within_image)
+        return _scaled(*components(scaling), strength, scaling)
 
     if rows <= width:
         x = partition.all_gather(x)
@@ -141,11 +134,11 @@ def whiten(
             raise Blocks(x).not_finite(ALONE, LOWER_LR)
         few = prepare(x)
         check_scale(x, few.double().square().mean().item())
-        made = processes.broadcast_tensors(lambda: _of_few(few, count, strength, scaling()))
+        made = processes.broadcast_tensors(lambda: scaled(partial(_components, few, count)))
     else:
         mean, covariance = _covariance(x, partition, device or x.device, prepare)
         check_scale(x, np.trace(covariance), processes)
-        made = processes.broadcast_tensors(lambda: _of_many(mean, covariance, count, strength, scaling()))
+        made = processes.broadcast_tensors(lambda: scaled(partial(_leading, mean, covariance, count)))
     return Whitening(**made, root=root, classes=classes)
 
 
@@ -171,25 +164,8 @@ def within_image_scaling(pairs: Tensor, weight: float = 1.0) -> Directions:
     return scaling
 
 
-def _of_few(x: Tensor, count: int, strength: float, scaling: Directions | None) -> dict[str, Tensor]:
-    """Return the map that whitens at most as many rows as columns, or these after a ``scaling``."""
-    if scaling is None:
-        return _scaled(*_components(x, count), strength)
-    mean = x.double().mean(0).cpu()
-    _, values, vectors = _components((x.double().cpu() - mean) @ torch.from_numpy(scaling), count)
-    return _scaled(mean, values, vectors, strength, scaling)
-
-
-def _of_many(
-    mean: Tensor, covariance: Directions, count: int, strength: float, scaling: Directions | None
-) -> dict[str, Tensor]:
-    """Return the map that whitens rows of this mean and covariance, or these after a ``scaling``."""
-    covariance = covariance if scaling is None else scaling @ covariance @ scaling
-    return _scaled(mean, *_leading(covariance, count), strength, scaling)
-
-
 def _scaled(
-    mean: Tensor, values: Directions, vectors: Directions, strength: float, scaling: Directions | None = None
+    mean: Tensor, values: Directions, vectors: Directions, strength: float, scaling: Directions | None
 ) -> dict[str, Tensor]:
     keep = values > EIGENVALUE_FLOOR * max(values[0], np.finfo(np.float32).tiny)
     keep[0] = True
@@ -252,31 +228,36 @@ def _products(centred: Tensor) -> tuple[Tensor, npt.NDArray[np.floating]]:
     return total, array.T @ array  # numpy sees that this is symmetric and computes half of it; torch does not
 
 
-def _leading(covariance: Directions, count: int) -> tuple[Directions, Directions]:
-    """Return the ``count`` largest eigenvalues (descending) and their eigenvectors as columns."""
+def _leading(mean: Tensor, covariance: Directions, count: int, scaling: Directions | None) -> Components:
+    """Return the components of rows of this mean and covariance, or of these after a ``scaling``."""
+    covariance = covariance if scaling is None else scaling @ covariance @ scaling
     width = len(covariance)
     if width < WIDE:
         values, vectors = scipy.linalg.eigh(covariance, driver="evd")
-        return values[: -count - 1 : -1], vectors[:, : -count - 1 : -1]
+        return mean, values[: -count - 1 : -1], vectors[:, : -count - 1 : -1]
     vectors = scipy.linalg.eigh(
         covariance.astype(np.float32), subset_by_index=[width - count, width - 1], driver="evr"
     )[1]
     # The eigenvectors span the right space to seven digits; inside it float64 is cheap (Rayleigh-Ritz).
     basis = np.linalg.qr(vectors.astype(np.float64))[0]
     values, turn = scipy.linalg.eigh(basis.T @ covariance @ basis)
-    return values[::-1], basis @ turn[:, ::-1]
+    return mean, values[::-1], basis @ turn[:, ::-1]
 
 
-def _components(x: Tensor, count: int) -> tuple[Tensor, Directions, Directions]:
-    """Return mean, eigenvalues and eigenvectors of few rows, by the products of the rows."""
+def _components(x: Tensor, count: int, scaling: Directions | None = None) -> Components:
+    """Return the components of few rows, or of these after a ``scaling``, by the products of the rows."""
     rows = len(x)
     exact = x.double()
     mean = exact.mean(0)
-    centred = (exact - mean).cpu().numpy()
-    values, left = scipy.linalg.eigh(centred @ centred.T, subset_by_index=[rows - count, rows - 1])
+    centred = (exact - mean).cpu()
+    if scaling is not None:
+        centred = centred @ torch.from_numpy(scaling)
+        centred = centred - centred.mean(0)
+    array = centred.numpy()
+    values, left = scipy.linalg.eigh(array @ array.T, subset_by_index=[rows - count, rows - 1])
     values, left = np.maximum(values[::-1], 0.0), left[:, ::-1]
     lengths = np.sqrt(values)
-    vectors = centred.T @ (left / np.where(lengths > 0, lengths, np.inf))
+    vectors = array.T @ (left / np.where(lengths > 0, lengths, np.inf))
     return mean.cpu(), values / max(1, rows - 1), vectors
 
 

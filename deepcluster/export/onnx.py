@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import deepcluster
 from deepcluster.clustering.outliers import outside
-from deepcluster.clustering.whitening import square_roots
+from deepcluster.clustering.whitening import prepared, square_roots
 from deepcluster.errors import ModelError, missing_packages
 from deepcluster.images.views import fixed_view
 from deepcluster.model import Model
@@ -56,7 +56,7 @@ class Placing(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         features = self.network.features(fixed_view(images, self.size))
-        reduced = self.reduction.prepared(features) - self.reduction.mean
+        reduced = prepared(features, root=self.reduction.root, classes=self.reduction.classes) - self.reduction.mean
         reduced = F.normalize(reduced @ self.reduction.projection, eps=1e-12)
         # By a matrix product, as N x K x d differences take far more memory; in float64, because in float32 the
         # distance of an image to a centroid that it lies on would be 3e-4 instead of 0.

@@ -111,7 +111,7 @@ class ResultWriter:
                 if request.at_once and is_first:
                     write_beginning(staged, images)
                 if seen is not None:
-                    write_nouns(staged, images.recipe.backbone, seen, rows.paths)
+                    write_nouns(staged, self.network, seen, rows.paths)
                 if record.result == FINAL:
                     record = replace(record.with_phase("result", clock.lap()), status="done")
                     # In one step with the result: a kill leaves the checkpoints without it, or it without them.

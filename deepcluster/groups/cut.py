@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deepcluster.clustering.agreement import ari
 from deepcluster.clustering.kmeans import Assign, assigner, best_of, kmeans
-from deepcluster.groups.graph import CURVES, Embed, Embeddings, graph_rows, modularity, neighbour_ties
+from deepcluster.groups.graph import CURVES, Embeddings, graph_rows, modularity
 from deepcluster.records import Clustering
 from deepcluster.seeding import derive
 
@@ -56,7 +56,7 @@ class Placement:
 
 
 def cut_features(
-    reduced: Tensor, k: int, *, embeddings: int = EMBEDDINGS, seed: int = 0, embed: Embed | None = None
+    reduced: Tensor, k: int, *, embeddings: int = EMBEDDINGS, seed: int = 0, embed: Embeddings | None = None
 ) -> Cut:
     """Cut N x d features (rows of length 1) into ``k`` groups, by k-means of an embedding of their neighbour graph.
 
@@ -69,7 +69,7 @@ def cut_features(
         reduced: N x d features.
         embeddings: Number of embeddings that the graph chooses among; fewer if there are many rows.
         seed: For the sample, the embeddings and the k-means.
-        embed: The function that embeds rows. None: new :class:`Embeddings`, which keep the graph of the rows, too.
+        embed: May know the graph and the embeddings of the rows.
     """
     embed = Embeddings() if embed is None else embed
     seed = derive(seed, "cut")
@@ -78,8 +78,7 @@ def cut_features(
         return as_groups(best_of(KMEANS_STARTS, reduced, k, seed))
     count = min(embeddings, max(len(CURVES), EMBEDDED_ROWS // len(rows)))
     positions = embed(rows, [derive(seed, "embedding", i) for i in range(count)])
-    ties = embed.ties(rows) if isinstance(embed, Embeddings) else neighbour_ties(rows)
-    labels = _labels(positions, k, ties, seed)
+    labels = _labels(positions, k, embed.ties(rows), seed)
     sizes = torch.bincount(labels, minlength=k)
     parts = [
         _inside(rows, labels == group, derive(seed, "inside", group))
@@ -114,7 +113,7 @@ def _inside(rows: Tensor, members: Tensor, seed: int) -> Tensor:
     return clustering.centroids[clustering.sizes > 0]
 
 
-def regrouped(cut: Cut, rows: Tensor, before: Tensor, after: Tensor, seed: int = 0) -> Cut:
+def regrouped(cut: Cut, rows: Tensor, before: Tensor, after: Tensor) -> Cut:
     """Give the groups whose rows change new centroids, as :func:`cut_features` does; a group without rows is gone.
 
     ``before``, ``after``: The groups of N distinct ``rows`` (int64).
@@ -122,7 +121,7 @@ def regrouped(cut: Cut, rows: Tensor, before: Tensor, after: Tensor, seed: int =
     groups = [*{*cut.group_of.tolist(), *after.tolist()}]
     changed = {*before[before != after].tolist(), *after[before != after].tolist()}
     parts = [
-        _inside(rows, after == group, derive(seed, "inside", group))
+        _inside(rows, after == group, derive(0, "inside", group))
         if group in changed and (after == group).any()
         else cut.centroids[(cut.group_of == group) & (group not in changed)]
         for group in groups

@@ -6,7 +6,7 @@ cut.py cuts groups from the embedding in ten dimensions; in two dimensions it is
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +43,6 @@ LANDMARKS = 10_000  # rows of the map whose positions are optimised, in 2 s
 BETWEEN = 5  # landmarks that determine the position of another row
 Points = npt.NDArray[Any]  # float32
 Numbers = npt.NDArray[np.float64]
-# From N distinct rows and one seed per embedding to positions, float32, number of seeds x N x DIMENSIONS.
-Embed = Callable[[Tensor, Sequence[int]], Tensor]
 
 
 def graph_rows(reduced: Tensor, seed: int = 0, most: int = MAX_GRAPH_ROWS) -> Tensor:
@@ -184,12 +182,13 @@ def embedded(ties: "csr_array", seeds: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """An :data:`Embed` that computes graphs and embeddings once: they take most of a cut's time and serve all cuts."""
+    """Computes graphs and embeddings once: they take most of a cut's time and serve all cuts."""
 
     #: Positions by the digest of rows and seeds, and graphs by the digest of the rows, so other rows never get them.
     known: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, rows: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Return positions (float32, number of seeds x N x ``DIMENSIONS``) of N distinct rows."""
         key = _digest(rows, DIMENSIONS, *seeds)
         if key not in self.known or self.known[key].shape != (len(seeds), len(rows), DIMENSIONS):
             self.known[key] = embedded(self.ties(rows), seeds)

@@ -98,17 +98,13 @@ def features_of(
     """
     rows = extract(network, images, compute, embedded=embedded) if rows is None else rows
     rows = rows.to(compute.device_for(rows.shape[1]))
-    return Features(rows, compute, _pairs(network, images, rows, compute, embedded=embedded) if pairs else None)
-
-
-def _pairs(network: Network, images: Tensor, features: Tensor, compute: Compute, *, embedded: bool) -> Tensor:
-    """Return the features of some images and of their centre crops: 2 x m x D, float32, on the CPU."""
-    partition = compute.partition
-    chosen, of_rank = _evenly_chosen(partition, MAX_PAIRS)
+    if not pairs:
+        return Features(rows, compute)
     size = crop_side(compute.size)
-    crops, few = _of_some(network, centre_crop(images, size), of_rank, replace(compute, size=size), embedded=embedded)
-    crops = few.to_main(crops, torch.arange(few.total))
-    return torch.stack([partition.to_main(features, chosen).cpu().float(), crops.cpu().float()])
+    crops = centre_crop(images, size)
+    chosen, of_crops, few = _of_some(network, crops, MAX_PAIRS, replace(compute, size=size), embedded=embedded)
+    both = compute.partition.to_main(rows, chosen), few.to_main(of_crops, torch.arange(few.total))
+    return Features(rows, compute, torch.stack([some.cpu().float() for some in both]))
 
 
 def certainty_of(network: Network, images: Tensor, compute: Compute) -> float | None:
@@ -118,23 +114,19 @@ def certainty_of(network: Network, images: Tensor, compute: Compute) -> float | 
     """
     if network.classifier is None:
         return None
-    _, of_rank = _evenly_chosen(compute.partition, MAX_CERTAINTY_IMAGES)
-    features, few = _of_some(network, images, of_rank, compute)
+    _, features, few = _of_some(network, images, MAX_CERTAINTY_IMAGES, compute)
     largest = F.linear(features.float().cpu(), *network.classifier).softmax(1).amax(1)
     return float(few.all_reduce(largest.double().sum())) / few.total
 
 
-def _evenly_chosen(partition: Partition, count: int) -> tuple[Tensor, Tensor]:
-    """Return the numbers of ``count`` evenly chosen images: among all images, and this rank's among its own."""
+def _of_some(
+    network: Network, images: Tensor, count: int, compute: Compute, *, embedded: bool = False
+) -> tuple[Tensor, Tensor, Partition]:
+    """Return the numbers of evenly chosen images, this rank's features of them, and the ranks that own them."""
+    partition = compute.partition
     chosen = torch.linspace(0, partition.total - 1, min(partition.total, count), dtype=torch.float64).long()
     local = partition.local
-    return chosen, chosen[(local.start <= chosen) & (chosen < local.stop)] - local.start
-
-
-def _of_some(
-    network: Network, images: Tensor, chosen: Tensor, compute: Compute, *, embedded: bool = False
-) -> tuple[Tensor, Partition]:
-    """Return the features of every rank's ``chosen`` images, and the ranks that own them. A collective."""
-    few = Partition.of(compute.partition.processes, len(chosen))
+    of_rank = chosen[(local.start <= chosen) & (chosen < local.stop)] - local.start
+    few = Partition.of(partition.processes, len(of_rank))
     some = replace(compute, partition=few, progress=ignore_progress)  # the pass over all images is told
-    return extract(network, images[chosen], some, embedded=embedded), few
+    return chosen, extract(network, images[of_rank], some, embedded=embedded), few

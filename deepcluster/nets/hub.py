@@ -7,12 +7,12 @@ programs share. Nothing here imports torch for a network of ``PUBLISHED``, and o
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from deepcluster.errors import DeepClusterError, DiskError, ModelError, UsageError, first_line
@@ -216,15 +216,11 @@ def _download(repository: str, scratch: Path, size: int, progress: Progress | No
 
 @contextmanager
 def _scratch(repository: str) -> Iterator[Path]:
-    """Yield a new file in the cache's folder of a repository, and remove it at the end unless it was moved."""
+    """Yield a place for a new file on the disk of the cache, and remove it at the end unless it was moved."""
     blobs = _folder(repository) / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(suffix=".incomplete", dir=blobs)
-    os.close(handle)
-    try:
-        yield Path(name)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with TemporaryDirectory(suffix=".incomplete", dir=blobs) as folder:
+        yield Path(folder, FILE)
 
 
 def _folder(repository: str) -> Path:

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepcluster.errors import UsageError, first_line
-from deepcluster.nets.hub import local_file
 from deepcluster.nets.names import PAPER_NETWORKS, PUBLISHED
-from deepcluster.nets.weights import read_weights, shapes_only
+from deepcluster.nets.weights import shapes_only
 from deepcluster.seeding import lent_global
 
 LAYER_ERRORS = (RuntimeError, ValueError, AssertionError)  # of layers that get too few pixels, or too many
@@ -98,8 +97,8 @@ def published_network(state: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def nouns(name: str, features: Tensor) -> list[tuple[str, float]]:
-    """Return the most probable noun of every image, and its probability, by the last layer of a published network.
+def nouns(name: str, classifier: tuple[Tensor, Tensor] | None, features: Tensor) -> list[tuple[str, float]]:
+    """Return the most probable noun of every image, and its probability, by the classifier of a published network.
 
     ``features`` (N x D): Of the network before any training. The list is empty for the backbone ``name`` of
     another network, or of one that learned without nouns.
@@ -110,14 +109,10 @@ def nouns(name: str, features: Tensor) -> list[tuple[str, float]]:
     published = {one.backbone: one.network for one in PUBLISHED.values()}.get(name, "")
     config: Any = timm.get_pretrained_cfg(published) if published else None
     labels = infer_imagenet_subset(config.to_dict()) if config else None
-    if not labels or (file := local_file(published)) is None:
+    if not labels or classifier is None:
         return []
     words = [str(description).split(",")[0] for description in ImageNetInfo(labels).label_descriptions()]
-    with shapes_only():
-        model = timm.create_model(published)
-    state = in_layout_of(model, read_weights(file))
-    weight, bias = (state[f"{config.classifier}.{kind}"] for kind in ("weight", "bias"))
-    tops = [F.linear(rows.float().cpu(), weight, bias).softmax(1).max(1) for rows in features.split(ROWS_AT_ONCE)]
+    tops = [F.linear(rows.float().cpu(), *classifier).softmax(1).max(1) for rows in features.split(ROWS_AT_ONCE)]
     return [(words[i], value) for top in tops for value, i in zip(*map(Tensor.tolist, top), strict=True)]
 
 

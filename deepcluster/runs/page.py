@@ -23,6 +23,7 @@ from deepcluster.images import Source
 from deepcluster.images.decode import Undecodable, pillow_limits, sides
 from deepcluster.model import Model
 from deepcluster.nets.names import NO_NETWORK
+from deepcluster.nets.network import Network
 from deepcluster.nets.timm import nouns
 from deepcluster.report.figures import figures
 from deepcluster.report.page import RunData, on_page, render
@@ -266,9 +267,10 @@ def read_sheet(folder: run_folder.RunFolder) -> bytes:
     return data
 
 
-def write_nouns(folder: run_folder.LockedFolder, backbone: str, features: Tensor, paths: Sequence[str]) -> None:
+def write_nouns(folder: run_folder.LockedFolder, network: Network, features: Tensor, paths: Sequence[str]) -> None:
     """Write the nouns of the images on the sheet, by their features before any training, if the network has nouns."""
-    rows = zip(on_sheet(len(paths)), nouns(backbone, features), strict=False)
+    named = nouns(str(network.architecture.get("name")), network.classifier, features)
+    rows = zip(on_sheet(len(paths)), named, strict=False)
     table = [{"path": paths[row], "noun": noun, "probability": f"{value:.4f}"} for row, (noun, value) in rows]
     if table:
         folder.write_rows(NOUNS, table)

@@ -209,7 +209,7 @@ def _load(
         check_tensors(tensors, SHAPES | CLASSES_SHAPES if has_classes else SHAPES, {})
         feature_dim, dims = tensors["outliers.means"].shape[1], tensors["reduction.projection"].shape[1]
         classes = ClassProbabilities(*(tensors[name] for name in CLASSES_SHAPES)) if has_classes else None
-        if len(tensors["reduction.mean"]) != feature_dim + (classes.count if classes else 0):
+        if len(tensors["reduction.mean"]) != feature_dim + (len(classes.bias) if classes else 0):
             raise ValueError(f"reduction.mean is not of {feature_dim} features and the class probabilities")
     with reading(path_of(GROUPS)):
         groups = read_groups(path_of(GROUPS), dims, config.groups_sha256)
