@@ -18,6 +18,7 @@ from torch import Tensor
 
 from deepcluster.build import learning_rate, network_of, rounds_of
 from deepcluster.learning.features import extract
+from deepcluster.learning.training import averaged
 from deepcluster.nets.network import Network, build
 from deepcluster.presets import Facts, read_request, resolve
 from deepcluster.runtime.compute import Compute
@@ -55,14 +56,9 @@ def adapted(images: Tensor, side: int, weights: str, rounds: int, classes: int, 
     network = network_of(recipe, seed, torch.device("cpu"))
     before = {name: value.clone() for name, value in network.body.state_dict().items()}
     for _ in rounds_of(network, images, recipe, lambda time: learning_rate(recipe, time, rounds), seed):
-        after = {name: value.clone() for name, value in network.body.state_dict().items()}
-        mean = {
-            name: torch.lerp(before[name], value, recipe.average) if value.is_floating_point() else value
-            for name, value in after.items()
-        }
-        network.body.load_state_dict(mean)
-        yield features(network, images, side)
-        network.body.load_state_dict(after)
+        with averaged(network.body, before, recipe.average):
+            result = features(network, images, side)
+        yield result
 
 
 def main() -> None:

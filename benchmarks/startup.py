@@ -16,17 +16,6 @@ import tempfile
 import time
 from pathlib import Path
 
-SERVED = """
-import sys, time
-from pathlib import Path
-from deepcluster.runs.page import report
-from deepcluster.runs.recut import recut
-report(Path(sys.argv[1]))
-cpu, wall = time.process_time(), time.perf_counter()
-recut(Path(sys.argv[1]), int(sys.argv[2]))
-print(time.process_time() - cpu, time.perf_counter() - wall)
-"""
-
 
 def seconds(command: list[str]) -> tuple[float, float]:
     """Return the processor and the wall time of a command."""
@@ -62,11 +51,6 @@ def main() -> None:
                 commands["recut"] = [*program, "recut", str(run), "-k", str(options.k)]
             for name, command in commands.items():
                 times.setdefault(name, []).append(seconds(command))
-            if options.k:
-                run = shutil.copytree(options.run, Path(folder, "served"))
-                printed = subprocess.check_output([sys.executable, "-c", SERVED, str(run), str(options.k)], text=True)
-                cpu, wall = map(float, printed.split())
-                times.setdefault("recut in a running process", []).append((cpu, wall))
     for name, both in times.items():
         cpu, wall = ([round(value, 2) for value in values] for values in zip(*both, strict=True))
         medians = {"cpu": statistics.median(cpu), "wall": statistics.median(wall)}

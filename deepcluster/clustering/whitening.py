@@ -203,9 +203,17 @@ def _covariance(
         products = np.zeros((width, width))
         least = max(1 << 12, 2 * width)  # the products of a block are as large however few its rows are
         blocks = in_whole_blocks(walk, partition, least)
-        for block_total, block_products in blocks.map(
-            lambda begin, block: _products(prepare(block.to(device)) - shift)
-        ):
+
+        def sums(begin: int, block: Tensor) -> tuple[Tensor, npt.NDArray[np.floating]]:
+            centred = prepare(block.to(device)) - shift
+            centred = centred.double() if width <= NARROW else centred
+            block_total = centred.sum(0).double().cpu()
+            if centred.device.type != "cpu":
+                return block_total, (centred.T @ centred).cpu().numpy()
+            array = centred.numpy()
+            return block_total, array.T @ array  # numpy sees the symmetry and computes half of it; torch does not
+
+        for block_total, block_products in blocks.map(sums):
             total += block_total
             products += block_products
         total = partition.all_reduce(total)
@@ -215,17 +223,6 @@ def _covariance(
     error = total / rows  # of the shift, which is not the mean of all rows
     covariance = products / (rows - 1) - np.outer(error, error) * (rows / (rows - 1))
     return shift.double().cpu() + error, covariance
-
-
-def _products(centred: Tensor) -> tuple[Tensor, npt.NDArray[np.floating]]:
-    """Return the sum of the rows (D) and the sum of their outer products (D x D)."""
-    if centred.shape[1] <= NARROW:
-        centred = centred.double()
-    total = centred.sum(0).double().cpu()
-    if centred.device.type != "cpu":
-        return total, (centred.T @ centred).cpu().numpy()
-    array = centred.numpy()
-    return total, array.T @ array  # numpy sees that this is symmetric and computes half of it; torch does not
 
 
 def _leading(mean: Tensor, covariance: Directions, count: int, scaling: Directions | None) -> Components:

@@ -82,8 +82,13 @@ def _pieces(cut: Cut, counts: Tensor, all_counts: Tensor) -> tuple[list[int], li
         stand_ins[members] = _stand_ins(cut, counts, members)
     used = stand_ins[all_counts > 0].unique()
     group_of = cut.group_of[used].numpy()
-    order = _order(cut.centroids[used].double().numpy(), counts[used].double().clamp(min=1).numpy(), group_of)
-    count = len(np.unique(group_of))
+    centroids = cut.centroids[used].double().numpy()
+    weights = counts[used].double().clamp(min=1).numpy()
+    parts = [np.flatnonzero(group_of == group) for group in np.unique(group_of)]
+    inside = [(*merge, which) for which in parts for merge in ward(centroids[which], weights[which])]
+    order = [(int(which[a]), int(which[b])) for _, a, b, which in sorted(inside, key=lambda merge: merge[0])]
+    order += [(int(parts[a][0]), int(parts[b][0])) for a, b in _order_above(centroids, weights, parts)]
+    count = len(parts)
     pieces = min(len(used), max(MAX_PIECES, 2 * count if count <= MAX_GROUPS_IN_TWO else count))
     piece_of, merges = numbered_merges(order, len(used), pieces)
     piece_of_centroid = torch.full((len(counts),), -1)
@@ -137,16 +142,6 @@ def ward(points: Numbers, weights: Numbers) -> list[tuple[float, int, int]]:
         sizes[other] += sizes[last]
         alive[last] = False
     return sorted(merges, key=lambda merge: merge[0])
-
-
-def _order(centroids: Numbers, weights: Numbers, group_of: npt.NDArray[np.int64]) -> list[Merge]:
-    """Return pairs of centroids whose clusters merge, by cost: first inside the groups, then the groups."""
-    inside: list[tuple[float, int, int]] = []
-    parts = [np.flatnonzero(group_of == group) for group in np.unique(group_of)]
-    for which in parts:
-        inside += [(cost, int(which[a]), int(which[b])) for cost, a, b in ward(centroids[which], weights[which])]
-    above = [(int(parts[a][0]), int(parts[b][0])) for a, b in _order_above(centroids, weights, parts)]
-    return [(a, b) for _, a, b in sorted(inside, key=lambda merge: merge[0])] + above
 
 
 def _order_above(centroids: Numbers, weights: Numbers, parts: Sequence[npt.NDArray[np.int64]]) -> list[Merge]:

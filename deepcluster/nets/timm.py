@@ -152,14 +152,10 @@ def channels_last(network: Body) -> Body:
         if isinstance(module, nn.Conv2d) and _is_corrupted(module):
             # Not contiguous(): a 1 x 1 kernel counts as contiguous in both orders, and nothing would change.
             module.weight.data = module.weight.data.clone(memory_format=torch.contiguous_format)
-            module.register_forward_pre_hook(_contiguous)
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
     return network
 
 
 def _is_corrupted(layer: nn.Conv2d) -> bool:
     # Tried: 2 to 15 channels crash with strides of 2 and 4, from 64 px on; more channels, groups, larger kernels never.
     return max(layer.kernel_size) == 1 and max(layer.stride) > 1 and layer.groups == 1 and layer.in_channels < 16
-
-
-def _contiguous(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    return (inputs[0].contiguous(),)
