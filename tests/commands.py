@@ -1,30 +1,22 @@
-"""Real commands in processes of their own that can be killed: a server that has imported everything forks one for each.
-
-    python -m tests.commands     reads a JSON list a line, [arguments, seconds, trap]; answers [exit code, stderr]
-
-``seconds``: kill -9 after that time (null: never). ``trap``: null or [what, where, count]; at the count-th call of the
-function ``where`` (module:name, or several) the process gets the signal called ``what`` (SIGKILL, SIGTERM, ...), or
-with FSIZE it may write no file larger than ``count`` bytes from the beginning.
-"""
+"""Real commands in processes of their own that can be killed, and kills at each change of a disk."""
 
 import importlib
-import json
+import multiprocessing
 import os
 import resource
 import signal
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, reduce
 from itertools import count
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 CHANGES = ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync")  # of os: what a process does to a disk
-EARLY = (signal.SIGINT, signal.SIGTERM)  # kept back until a child listens
+Trap = tuple[str, str, int]
 
 
 def before_call(count: int, act: Callable[[], object]) -> Callable[[Any], Any]:
@@ -91,13 +83,25 @@ def trapped(what: str, where: str, count: int) -> None:
         setattr(owner, name, wrapped(getattr(owner, name)))
 
 
-def child(arguments: list[str], trap: list[Any] | None, errors: int) -> int:
+def forkserver() -> ForkServerContext:
+    """Return the context whose processes are forks of one that has imported everything, once for all tests."""
+    context = multiprocessing.get_context("forkserver")
+    # An optimizer imports the second: 1.7 s of a run's 2.8.
+    modules = ["torch", "torch._dynamo", "deepcluster.fitting.fit", "deepcluster.runs.evaluate", "deepcluster.cli"]
+    context.set_forkserver_preload(modules)
+    return context
+
+
+def child(arguments: list[str], trap: Trap | None, errors: str) -> None:
+    import torch
+
     from deepcluster.cli import run_command
     from deepcluster.errors import Stopped
     from deepcluster.runtime import signals
 
+    torch.set_num_threads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os.dup2(errors, 2)
+    os.dup2(os.open(errors, os.O_WRONLY), 2)
     if trap and trap[0] == "FSIZE":
         resource.setrlimit(resource.RLIMIT_FSIZE, (trap[2], trap[2]))
     elif trap:
@@ -105,69 +109,28 @@ def child(arguments: list[str], trap: list[Any] | None, errors: int) -> int:
     sys.argv = ["deepcluster", *arguments]
     try:
         with signals.stoppable():  # as __main__ does
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, EARLY)
             code = run_command(arguments)
             signals.ignore()
     except Stopped as error:
         print(f"error: {error}", file=sys.stderr)
         code = Stopped.exit_code
     sys.stderr.flush()
-    return code
+    os._exit(code)
 
 
-def serve() -> None:
-    import torch
-    import torch._dynamo  # an optimizer imports it: 1.7 s of each run's 2.8
+def command(*arguments: object, seconds: float | None = None, trap: Trap | None = None) -> tuple[int | None, str]:
+    """Run a command in a process of its own; return its exit code and what it says on stderr.
 
-    import deepcluster.fitting.fit  # noqa: F401
-
-    torch.set_num_threads(1)
-    for line in sys.stdin:
-        arguments, seconds, trap = json.loads(line)
-        with tempfile.TemporaryFile() as errors:
-            signal.pthread_sigmask(signal.SIG_BLOCK, EARLY)
-            pid = os.fork()
-            if pid == 0:
-                code = 1
-                try:
-                    code = child(arguments, trap, errors.fileno())
-                finally:
-                    os._exit(code)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, EARLY)
-            if seconds is not None:
-                until, kind = time.monotonic() + seconds, os.WEXITED | os.WNOHANG | os.WNOWAIT
-                while time.monotonic() < until and os.waitid(os.P_PID, pid, kind) is None:
-                    time.sleep(0.005)
-                os.kill(pid, signal.SIGKILL)
-            status = os.waitpid(pid, 0)[1]
-            errors.seek(0)
-            print(json.dumps([os.waitstatus_to_exitcode(status), errors.read().decode(errors="replace")]), flush=True)
-
-
-class Commands:
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.commands"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parent.parent,
-        )
-
-    def __call__(
-        self, *arguments: object, seconds: float | None = None, trap: tuple[str, str, int] | None = None
-    ) -> tuple[int, str]:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps([list(map(str, arguments)), seconds, trap]) + "\n")
-        self.process.stdin.flush()
-        code, said = json.loads(self.process.stdout.readline())
-        return code, said
-
-    def end(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
-
-
-if __name__ == "__main__":
-    serve()
+    Args:
+        arguments: Those of the command.
+        seconds: Kill it after this time.
+        trap: A signal, a function (module:name, or several) and a count: at its count-th call the process gets the
+            signal. Or "FSIZE", nothing and a number of bytes: it can write no file that is larger.
+    """
+    with tempfile.NamedTemporaryFile() as errors:
+        process = forkserver().Process(target=child, args=([*map(str, arguments)], trap, errors.name))
+        process.start()
+        process.join(seconds)
+        process.kill()
+        process.join()
+        return process.exitcode, Path(errors.name).read_text(errors="replace")

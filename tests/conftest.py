@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from deepcluster.cli import run_command
-from tests.commands import Commands
 from tests.drawings import KINDS, draw
 from tests.helpers.hub import Hub, point_to, serving, tiny_file
 from tests.helpers.runs import small_fit
@@ -91,14 +90,6 @@ def prints(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return capsys.readouterr().out
 
     return run_and_read
-
-
-@pytest.fixture(scope="session")
-def command() -> Iterator[Commands]:
-    """Runs a command in a process of its own."""
-    commands = Commands()
-    yield commands
-    commands.end()
 
 
 @pytest.fixture

@@ -13,13 +13,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 
 from deepcluster.runtime.processes import ALONE, Processes
+from tests.commands import forkserver
 
 WAIT = 300.0  # seconds for an answer: more is a hang (a fit took 80 where eight processes shared a core)
-# Once for all processes; an optimizer imports the second.
-IMPORTED = ["torch", "torch._dynamo", "deepcluster.fitting.fit", "deepcluster.runs.evaluate"]
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,7 @@ class Ranks:
         self.processes: list[Any] = []
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(IMPORTED)
+        context = forkserver()
         self.folder = tempfile.TemporaryDirectory()
         pairs = [context.Pipe() for _ in range(self.count)]
         self.pipes = [ours for ours, _ in pairs]

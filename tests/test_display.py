@@ -13,6 +13,7 @@ from deepcluster.errors import DeepClusterWarning
 from deepcluster.runtime import Display, Silent
 from deepcluster.runtime.console import Terminal
 from deepcluster.runtime.log import warn
+from tests.commands import command
 from tests.helpers.runs import Said, record
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (36, 16, 16, 3), np.uint8)
@@ -68,7 +69,6 @@ def test_a_finished_run_stays_finished_where_nobody_can_be_told(tmp_path):
 
 
 def logged(run):
-    """The lines of a run's log, without their times."""
     lines = (run / "log.txt").read_text().splitlines()
     assert all(re.match(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00 ", line) and line.isprintable() for line in lines)
     return [line[26:] for line in lines]
@@ -103,7 +103,7 @@ def test_a_line_goes_to_the_display_the_logger_and_the_log(tmp_path, caplog, mon
 
 
 @pytest.mark.parametrize("kind", ["a full disk", "a hard link", "a folder"])
-def test_a_log_that_cannot_be_written_costs_its_lines(kind, run, tmp_path, command):
+def test_a_log_that_cannot_be_written_costs_its_lines(kind, run, tmp_path):
     (log := run / "log.txt").rename(mine := tmp_path / "mine.txt")
     before = mine.read_bytes()
     if kind == "a folder":

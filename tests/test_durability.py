@@ -1,7 +1,4 @@
-"""Runs that are killed, stopped, out of disk, or come back to other images: made to happen, with the real command.
-
-The number of random kills: 2, or DEEPCLUSTER_KILLS.
-"""
+"""Runs that are killed, stopped, out of disk, or come back to other images: made to happen, with the real command."""
 
 import errno
 import json
@@ -29,11 +26,12 @@ from deepcluster.runtime.plain_files import json_sha256
 from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import TENSOR, Checkpoint, Checkpoints, fitting, restored
 from deepcluster.storage.state import LOCK
+from tests.commands import command
 from tests.drawings import save_drawings
 from tests.helpers.runs import assert_same_result, change_record, contents, left_behind, record, rows, small_fit
 from tests.tiny import flipped
 
-KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "2"))
+KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "3"))  # runs that are killed; in the quick tests one
 ROUNDS = ("--rounds", "3")
 OPTIONS = small_fit(*ROUNDS)
 
@@ -44,7 +42,7 @@ def pictures(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def fit(command, pictures) -> Callable[..., str]:
+def fit(pictures) -> Callable[..., str]:
     """Fits the pictures in a process of its own, which must end with a code; returns what it says."""
 
     def run_to_its_end(out: Path, *options: str, code: int = 0, trap: tuple[str, str, int] | None = None) -> str:
@@ -64,24 +62,17 @@ def whole(fit, tmp_path_factory) -> tuple[Path, float]:
     return out, time.perf_counter() - begin
 
 
-def test_killed_at_random_moments_it_ends_the_same(command, pictures, fit, whole, tmp_path):
-    """Killed again and again, at most five times a run, until KILLS kills."""
-    wanted, seconds = whole
-    chance, kills, out = random.Random(0), 0, tmp_path / "run"
-    while kills < KILLS:
-        shutil.rmtree(out, ignore_errors=True)
-        begin = time.perf_counter()
-        while command("fit", pictures, "-o", out, *OPTIONS, "--resume", seconds=chance.uniform(0.05, seconds))[0] != 0:
-            kills += 1
-            if kills % min(5, KILLS) == 0:
-                fit(out, "--resume")
-                break
-        else:  # if the first run was slow, as on a busy machine, kills would come after the end again and again
-            seconds = min(seconds, time.perf_counter() - begin)
-        assert_same_result(wanted, out)
-        with run_folder.locked(out):  # a kill after the result leaves its lock to the next command that writes
-            pass
-        assert not left_behind(out)
+@pytest.mark.parametrize("draw", [pytest.param(i, marks=pytest.mark.slow if i else ()) for i in range(KILLS)])
+def test_killed_at_random_moments_it_ends_the_same(pictures, fit, whole, tmp_path, draw):
+    """Up to five times, each later in the run."""
+    (wanted, seconds), chance, out = whole, random.Random(draw), tmp_path / "run"
+    for _ in range(1 + draw % 5):
+        command("fit", pictures, "-o", out, *OPTIONS, "--resume", seconds=chance.uniform(0.05, seconds / 2))
+    fit(out, "--resume")
+    assert_same_result(wanted, out)
+    with run_folder.locked(out):  # a kill after the result leaves its lock to the next command that writes
+        pass
+    assert not left_behind(out)
 
 
 # ---- signals --------------------------------------------------------------------------------------------------------
@@ -117,7 +108,7 @@ def test_a_signal_saves_and_ends_with_75(fit, whole, tmp_path, phase):
 # ---- another run, other options, other images -----------------------------------------------------------------------
 
 
-def test_two_runs_in_one_folder(command, pictures, fit, whole, tmp_path):
+def test_two_runs_in_one_folder(pictures, fit, whole, tmp_path):
     out = tmp_path / "run"
     with run_folder.locked(out, make=True):
         for more in ([], ["--resume"], ["--overwrite"]):
@@ -255,7 +246,7 @@ def test_a_run_is_compared_with_what_was_typed_or_with_its_recipe(
     assert words in ends(["fit", pictures, "-o", run, *FEW, *options, "--resume"], code)
 
 
-def test_labels_belong_to_the_run(command, pictures, tmp_path, ends):
+def test_labels_belong_to_the_run(pictures, tmp_path, ends):
     """A resumed run scores by the labels that it began with, from any folder, and refuses others."""
     run, labels, others = tmp_path / "run", tmp_path / "labels.csv", tmp_path / "others.csv"
     names = [path.relative_to(pictures).as_posix() for path in sorted(pictures.rglob("*.png"))]
@@ -287,7 +278,7 @@ BEFORE_THE_RESULT = {
 
 
 @pytest.fixture(scope="module")
-def replaced(command, pictures, tmp_path_factory) -> Path:
+def replaced(pictures, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "replaced"
     assert command("fit", pictures, "-o", out, *small_fit("--rounds", "0", "--labels", "folders")) == (0, "")
     return out
@@ -298,7 +289,7 @@ def own(run: Path) -> dict[str, bytes | Path]:
 
 
 @pytest.mark.parametrize("end", BEFORE_THE_RESULT)
-def test_a_run_is_replaced_only_by_a_run_that_has_a_result(command, pictures, replaced, tmp_path, end, ends):
+def test_a_run_is_replaced_only_by_a_run_that_has_a_result(pictures, replaced, tmp_path, end, ends):
     trap, code, words = BEFORE_THE_RESULT[end]
     run, before = Path(shutil.copytree(replaced, tmp_path / "run")), own(replaced)
     anew = ["fit", pictures, "-o", run, *small_fit("-k", "4"), "--overwrite"]
@@ -422,7 +413,7 @@ def test_what_is_not_finite_is_not_written(checkpoints):
     assert contents(checkpoints.folder) == before
 
 
-@pytest.mark.parametrize("sizes", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sizes", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_full_disk_at_some_sizes(fit, whole, stopped, tmp_path, sizes):
     """No file may grow beyond a size: the run ends with 5, and what was written before is whole."""
     largest = max(path.stat().st_size for path in (stopped / "checkpoints").glob("*.safetensors"))

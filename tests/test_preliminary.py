@@ -18,6 +18,7 @@ from deepcluster.presets import read_request
 from deepcluster.runs.rows import read_run
 from deepcluster.runtime.console import Silent
 from deepcluster.storage.run_folder import open_run
+from tests.commands import command
 from tests.helpers.runs import OPTIONS, assert_same_result, record, rows, small_fit
 
 PRELIMINARY = '<p class="preliminary"'  # in the page
@@ -41,7 +42,7 @@ def fit_of(request, photos, weights):
 
 
 @pytest.fixture(scope="module")
-def killed(fit_of, command, tmp_path_factory):
+def killed(fit_of, tmp_path_factory):
     """A run that was killed before the training of its second round."""
     out = tmp_path_factory.mktemp("killed") / "run"
     assert command(*fit_of(out), trap=("SIGKILL", TRAINING, 2))[0] == -9
@@ -71,7 +72,7 @@ def test_a_run_that_was_killed_has_a_result_that_everything_works_on(killed, pho
     assert record(copy)["result"] == "preliminary"
 
 
-def test_it_goes_on_to_the_same_bits_as_without_preliminary_results(killed, fit_of, command, tmp_path, monkeypatch):
+def test_it_goes_on_to_the_same_bits_as_without_preliminary_results(killed, fit_of, tmp_path, monkeypatch):
     going_on = Path(shutil.copytree(killed, tmp_path / "going on"))
     last = ("SIGKILL", "deepcluster.fitting.writer:ResultWriter.final", 1)
     code, said = command(*fit_of(going_on), "--resume", trap=last)
@@ -89,7 +90,7 @@ def test_it_goes_on_to_the_same_bits_as_without_preliminary_results(killed, fit_
 
 
 @pytest.mark.parametrize("fit_of", ["adapting"], indirect=True)
-def test_a_resumed_run_that_is_stopped_again_still_tells_of_its_result(killed, fit_of, command, tmp_path):
+def test_a_resumed_run_that_is_stopped_again_still_tells_of_its_result(killed, fit_of, tmp_path):
     again = Path(shutil.copytree(killed, tmp_path / "run"))
     code, said = command(*fit_of(again), "--resume", trap=("SIGTERM", TRAINING, 1))
     assert code == 75

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from PIL import Image
 
-from tests.commands import Commands
+from tests.commands import command
 from tests.helpers.runs import bystanders, contents, state_of
 
 SEQUENCES = os.environ.get("DEEPCLUSTER_SEQUENCES")
@@ -40,10 +40,6 @@ KILLS = st.one_of(
 
 
 class Life(RuleBasedStateMachine):
-    """``command`` is set from outside: the process that forks one for each command."""
-
-    command: Commands
-
     @initialize()
     def begin(self) -> None:
         self.place = Path(tempfile.mkdtemp(prefix="sequences-"))
@@ -67,7 +63,7 @@ class Life(RuleBasedStateMachine):
     def end_of(self, line: str, trap: tuple[str, str, int] | None) -> int:
         places = ("photos", "run", "more", "sorted", "new.csv", "merge.json", "name.json", "answers.csv")
         words = [str(self.place / word) if word.partition("/")[0] in places else word for word in line.split()]
-        code, said = self.command(*words, trap=trap)
+        code, said = command(*words, trap=trap)
         assert code in (0, 2, 3, 4, 5, 75) or (code == -9 and trap), (line, trap, code, said)
         assert "bug" not in said and "Traceback" not in said, (line, trap, said)
         return code
@@ -83,7 +79,6 @@ class Life(RuleBasedStateMachine):
         assert contents(self.photos) == self.originals and bystanders(self.run) == self.mine
 
 
-def test_sequences_of_commands_with_kills(command):
-    Life.command = command
+def test_sequences_of_commands_with_kills():
     choice = settings(max_examples=int(SEQUENCES or 3), derandomize=not SEQUENCES, stateful_step_count=8)
     run_state_machine_as_test(Life, settings=settings(choice, deadline=None, suppress_health_check=list(HealthCheck)))
