@@ -47,7 +47,8 @@ NAMES = ("bars", "blobs", "rings")
 def run(fitted, tmp_path: Path) -> Path:
     """A copy of a run with three named clusters, one of which is junk; a fourth, 2, was merged."""
     run = Path(shutil.copytree(fitted("-k", "4", "--rounds", "0"), tmp_path / "run"))
-    return apply(run, Edits("", dict(zip((0, 1, 3), NAMES, strict=True)), ((1, 2),), (1,))).path
+    apply(run, Edits("", dict(zip((0, 1, 3), NAMES, strict=True)), ((1, 2),), (1,)))
+    return run
 
 
 def clusters(run: Path) -> dict[str, str]:

@@ -60,7 +60,8 @@ def run(made: Path, tmp_path: Path) -> Path:
     kinds: dict[int, list[str]] = {}
     for path, (cluster, _) in placed(run).items():
         kinds.setdefault(cluster, []).append(path.partition("/")[0])
-    return apply(run, Edits(names={cluster: max(each, key=each.count) for cluster, each in kinds.items()})).path
+    apply(run, Edits(names={cluster: max(each, key=each.count) for cluster, each in kinds.items()}))
+    return run
 
 
 def placed(run: Path) -> dict[str, tuple[int, str]]:
