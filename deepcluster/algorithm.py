@@ -82,14 +82,14 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
         reduced = reduced.cpu()
         del features  # training needs the room
         loss = train_on_pseudo_labels(
-            network, images, labels, optimizer, learning, compute, clusters=[len(one.centroids) for one in clusterings],
+            network, images, labels, optimizer, learning, compute, clusters=[len(x.centroids) for x in clusterings],
             cluster_weight=weight, seed=seed, round=index, memory=state.features,
         )  # fmt: skip
 
         # Step 6, alternation.
         settled = state.settled + 1 if change.settled(tolerance) else 0
         state = State(index + 1, labels, settled, state.features, optimizer.state_dict())
-        chance = mean(math.log(one.occupied) for one in clusterings)
+        chance = mean(math.log(clustering.occupied) for clustering in clusterings)
         lr = learning.lr_at(index + 0.5)
         yield Round(index, reduced, clusterings[0], loss, chance, change.nmi, change.changed, weight, lr, state)
 

@@ -458,7 +458,7 @@ def similar(
         from deepcluster.runs.predict import SIMILAR
         from deepcluster.runs.predict import similar as most_similar
 
-        rows = ({**asdict(one), "similarity": f"{one.similarity:.6f}"} for one in most_similar(run_, image, n, device))
+        rows = ({**asdict(hit), "similarity": f"{hit.similarity:.6f}"} for hit in most_similar(run_, image, n, device))
         files.write_table(target, partial(write_csv, columns=SIMILAR, rows=rows))
 
 
@@ -574,7 +574,7 @@ def recipes(name: str | None = None, /, *, options: bool = False) -> None:
 def fetch(
     name: Annotated[
         str,
-        Parameter(help=" ".join(f"{one.name}: {one.description}." for one in PUBLISHED.values()) + " Or timm:NAME."),
+        Parameter(help=" ".join(f"{it.name}: {it.description}." for it in PUBLISHED.values()) + " Or timm:NAME."),
     ] = "photos",
     /,
     *,

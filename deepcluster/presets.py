@@ -105,7 +105,7 @@ class Plan:
     def network(self) -> str:
         """The network and its weights, in words."""
         recipe = self.recipe
-        published = next((one for one in PUBLISHED.values() if one.backbone == recipe.backbone), None)
+        published = next((entry for entry in PUBLISHED.values() if entry.backbone == recipe.backbone), None)
         if published is None or not recipe.weights:
             start = "with given weights" if recipe.weights else "trained from nothing on these images"
             return f"{recipe.backbone}, {start}"

@@ -70,8 +70,8 @@ def compared(previous: Tensor, current: Tensor, processes: Processes = ALONE) ->
     The numbers of two clusterings have nothing in common, so a previous cluster is followed to the cluster that most
     of its images went to. Linear in the number of images; a one-to-one matching of 10,000 clusters would take hours.
     """
-    one, other, counts = (column.numpy() for column in pair_counts(previous, current, processes).T)
-    table = scipy.sparse.csr_array((counts, (one, other)))
+    before, after, counts = (column.numpy() for column in pair_counts(previous, current, processes).T)
+    table = scipy.sparse.csr_array((counts, (before, after)))
     changed = float(1.0 - table.max(axis=1).sum() / table.sum())
     alone = [np.count_nonzero(table.sum(axis)) == 1 for axis in (0, 1)]
     if any(alone):
@@ -99,11 +99,11 @@ def repeated(previous: Tensor, current: Tensor, random: torch.Generator) -> floa
 
 def ari(a: Assignment, b: Assignment) -> float:
     """Adjusted Rand index (Hubert and Arabie 1985): the share of pairs that both assignments join, beyond chance."""
-    one, other = (torch.from_numpy(np.unique(np.asarray(labels), return_inverse=True)[1]) for labels in (a, b))
-    counts = pair_counts(one, other)[:, 2]
+    first, second = (torch.from_numpy(np.unique(np.asarray(labels), return_inverse=True)[1]) for labels in (a, b))
+    counts = pair_counts(first, second)[:, 2]
     both, in_one, in_other, everything = (
         float((sizes * (sizes - 1) // 2).sum())
-        for sizes in (counts, torch.bincount(one), torch.bincount(other), torch.tensor([len(one)]))
+        for sizes in (counts, torch.bincount(first), torch.bincount(second), torch.tensor([len(first)]))
     )
     chance = in_one * in_other / max(1.0, everything)
     most = (in_one + in_other) / 2

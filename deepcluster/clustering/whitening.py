@@ -156,9 +156,9 @@ def within_image_scaling(pairs: Tensor, weight: float = 1.0) -> Directions:
     Returns:
         D x D, float64.
     """
-    one, other = pairs.float()
-    width = one.shape[1]
-    _, values, vectors = _components(one - other, max(1, min(len(one) - 1, width)))
+    first, second = pairs.float()
+    width = first.shape[1]
+    _, values, vectors = _components(first - second, max(1, min(len(first) - 1, width)))
     relative = values / max(values.mean(), np.finfo(np.float64).tiny)  # all 0 if the views are equal
     scaling: Directions = np.eye(width) + (vectors * ((1 + weight * relative) ** -0.5 - 1)) @ vectors.T
     return scaling

@@ -108,13 +108,13 @@ def distinct(names: Sequence[str]) -> list[str]:
     counts: Counter[str] = Counter()
     unique = []
     for name in names:
-        counts[own := key(name)] += 1
+        counts[name_key := key(name)] += 1
         chosen = name
-        if counts[own] > 1:
+        if counts[name_key] > 1:
             folder, slash, last = name.rpartition("/")
             stem, suffix = stem_and_suffix(last)
-            while key(chosen := folder + slash + _fitting(stem, f"-{counts[own]}{suffix}.xmp")[:-4]) in taken:
-                counts[own] += 1
+            while key(chosen := folder + slash + _fitting(stem, f"-{counts[name_key]}{suffix}.xmp")[:-4]) in taken:
+                counts[name_key] += 1
             taken.add(key(chosen))
         unique.append(chosen)
     return unique
@@ -150,13 +150,13 @@ class RunImages:
         for path in filter(is_raw, self.index):
             if file := self.original(path):
                 bases.update(zip(sidecar_bases(str(file)), sidecar_bases(path), strict=True))
-        found = defaultdict(list)
+        by_base = defaultdict(list)
         for folder in {Path(base).parent for base in bases}:
             for file in sorted(folder.glob("*.[xX][mM][pP]")):  # the real names, on any file system
                 base = bases.get(str(file)[:-4], "")
                 if base and base + file.suffix not in self.index:
-                    found[base].append(file)
-        return found
+                    by_base[base].append(file)
+        return by_base
 
     def check_outside_of(self, out: Path) -> None:
         """Raise UsageError if an image lies in ``out``: it would go with the tree that is replaced."""

@@ -120,7 +120,7 @@ def stability(
     for i in range(CUTS):
         part = torch.randperm(len(rows), generator=generator(seed, "part", i))[: round(SHARE * len(rows))]
         labelings.append(nearest_groups(rows, cut_rows(rows[part], k, derive(seed, "cut", i), embed)))
-    return mean(ari(one, other) for one, other in combinations(labelings, 2))
+    return mean(ari(first, second) for first, second in combinations(labelings, 2))
 
 
 def sample(reduced: Tensor, seed: int) -> Tensor:

@@ -207,18 +207,18 @@ def exact_distances(rows: Tensor, centroids: Tensor) -> Tensor:
     return torch.cdist(rows, centroids, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def pinned(reduced: Tensor, cut: Cut, wanted: Tensor) -> Cut:
-    """Add rows as centroids until every row falls into its ``wanted`` group (int64, N), which may have no centroid yet.
+def pinned(reduced: Tensor, cut: Cut, targets: Tensor) -> Cut:
+    """Add rows as centroids until every row falls into its group of ``targets`` (int64, N), which may have no centroid.
 
     A centroid for an image that moves may attract images that do not: those then become centroids of their own group.
     Only an image that equals one of another group may end up elsewhere: no centroid can tell them apart.
     """
     numbers = cut.group_of.clone()
-    for rows, wishes in zip(reduced.split(ROWS_AT_ONCE), wanted.split(ROWS_AT_ONCE), strict=True):
+    for rows, goals in zip(reduced.split(ROWS_AT_ONCE), targets.split(ROWS_AT_ONCE), strict=True):
         distance, nearest_centroid = exact_distances(rows, cut.centroids).min(1)
         # A centroid that is an image itself, after an earlier move, goes with the image.
-        moved = (distance == 0) & (cut.group_of[nearest_centroid] != wishes)
-        numbers[nearest_centroid[moved]] = wishes[moved]
+        moved = (distance == 0) & (cut.group_of[nearest_centroid] != goals)
+        numbers[nearest_centroid[moved]] = goals[moved]
     inside, outside = torch.full((2, len(reduced)), torch.inf)
     centroids = [cut.centroids]
     groups_of = [numbers]
@@ -227,7 +227,7 @@ def pinned(reduced: Tensor, cut: Cut, wanted: Tensor) -> Cut:
         for begin in range(0, len(reduced), ROWS_AT_ONCE):
             part = slice(begin, begin + ROWS_AT_ONCE)
             distances = exact_distances(reduced[part], centroids[-1])
-            same = groups_of[-1] == wanted[part].unsqueeze(1)
+            same = groups_of[-1] == targets[part].unsqueeze(1)
             inside[part] = inside[part].minimum(distances.masked_fill(~same, torch.inf).amin(1))
             outside[part] = outside[part].minimum(distances.masked_fill(same, torch.inf).amin(1))
         wrong = torch.nonzero((inside >= outside) & (outside > 0) & ~added).flatten()
@@ -236,7 +236,7 @@ def pinned(reduced: Tensor, cut: Cut, wanted: Tensor) -> Cut:
         chosen = wrong[:: max(1, len(wrong) // PINNED_AT_ONCE)]
         added[chosen] = True
         centroids.append(reduced[chosen])
-        groups_of.append(wanted[chosen])
+        groups_of.append(targets[chosen])
 
 
 def move_rows(cut: Cut, moves: Mapping[int, int], reduced: Tensor, before: Tensor) -> Cut:
@@ -244,11 +244,11 @@ def move_rows(cut: Cut, moves: Mapping[int, int], reduced: Tensor, before: Tenso
 
     ``before``: The clusters of all rows (int64, N) before the moves.
     """
-    wanted = before.scatter(0, torch.tensor([*moves]), torch.tensor([*moves.values()]))
-    left = torch.tensor(sorted({*before.tolist()} - {*wanted.tolist()}), dtype=torch.int64)
+    targets = before.scatter(0, torch.tensor([*moves]), torch.tensor([*moves.values()]))
+    left = torch.tensor(sorted({*before.tolist()} - {*targets.tolist()}), dtype=torch.int64)
     stays = ~torch.isin(cut.group_of, left)
     cut = Cut(cut.centroids[stays], cut.group_of[stays])
     if not stays.any():  # start from one row of every new cluster
-        rows = torch.from_numpy(np.unique(wanted.numpy(), return_index=True)[1])
-        cut = Cut(reduced[rows], wanted[rows])
-    return pinned(reduced, cut, wanted)
+        rows = torch.from_numpy(np.unique(targets.numpy(), return_index=True)[1])
+        cut = Cut(reduced[rows], targets[rows])
+    return pinned(reduced, cut, targets)

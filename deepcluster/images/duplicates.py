@@ -88,9 +88,9 @@ def _apart(pictures: Tensor, pairs: Tensor) -> Tensor:
     """Return the distances of pairs of images (numbers, n x 2)."""
     distances = []
     for part in pairs.split(PAIRS):
-        one, other = pictures[part[:, 0]], pictures[part[:, 1]]
-        difference = (one[:, 4:].float() - other[:, 4:].float()).square().mean(1).sqrt()
-        contrast = (rows[:, :4].contiguous().view(torch.float32).squeeze(1) for rows in (one, other))
+        first, second = pictures[part[:, 0]], pictures[part[:, 1]]
+        difference = (first[:, 4:].float() - second[:, 4:].float()).square().mean(1).sqrt()
+        contrast = (rows[:, :4].contiguous().view(torch.float32).squeeze(1) for rows in (first, second))
         distances.append(difference / torch.maximum(*contrast))
     return torch.cat(distances)
 

@@ -149,15 +149,15 @@ def _collection(paths: Iterable[str | Path]) -> Source:
     if len({top.anchor for top in tops}) > 1:
         raise DataError("IMAGES are on several drives: write the paths of all images to a .txt file, and give that")
     folder = Path(os.path.commonpath(tops))
-    found: dict[str, str | None] = {}
+    reasons: dict[str, str | None] = {}
     for path, walked in sorted(inside.items(), key=lambda item: item[1] is None):  # a name is stronger than a reason
         is_other = shards.is_shard(path.name) or path.suffix.lower() in (".txt", ".npy", ".npz")
         if is_other if walked is None else shards.shards_among([*walked]):
             raise DataError(f"{one_line(str(path))} cannot be one of several IMAGES. {WHAT_TO_TYPE}")
         name = path.relative_to(folder).as_posix()
         above = "" if path == folder else f"{name}/"
-        found |= {name: None} if walked is None else {above + below: reason for below, reason in walked.items()}
-    return files_in(folder, found, f"{str(folder).rstrip('/')}{SOME_FILES}")
+        reasons |= {name: None} if walked is None else {above + below: reason for below, reason in walked.items()}
+    return files_in(folder, reasons, f"{str(folder).rstrip('/')}{SOME_FILES}")
 
 
 def _from_folder(folder: Path) -> Source:
@@ -176,12 +176,12 @@ def _from_folder(folder: Path) -> Source:
     return source
 
 
-def files_in(folder: Path, found: Mapping[str, str | None], location: str, real_folder: Path | None = None) -> Source:
-    """Return files by their paths in a folder, with the reasons to skip some; the folders in a path give its label.
+def files_in(folder: Path, reasons: Mapping[str, str | None], location: str, real_folder: Path | None = None) -> Source:
+    """Return files by their paths in a folder, with ``reasons`` to skip some (None: used); folders give the labels.
 
     ``real_folder``: The folder without links, if no link is below it.
     """
-    ordered = sorted(found.items(), key=lambda pair: os.fsencode(pair[0]))
+    ordered = sorted(reasons.items(), key=lambda pair: os.fsencode(pair[0]))
     paths = tuple(path for path, reason in ordered if reason is None)
     skipped = tuple((path, reason) for path, reason in ordered if reason is not None)
     labels = tuple(path.split("/")[-2] if "/" in path else "" for path in paths)

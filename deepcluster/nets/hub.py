@@ -124,14 +124,14 @@ def keep_in_cache(name: str, file: Path) -> Path:
 def _cli_name(name: str) -> str:
     """Return the command line's name of a network: one of ``PUBLISHED`` if it is there (timm's tag may be left out)."""
     repository = _repository(name)
-    names = (one.name for one in PUBLISHED.values() if repository == f"timm/{one.network}")
+    names = (entry.name for entry in PUBLISHED.values() if repository == f"timm/{entry.network}")
     return next(names, TIMM + backbone_of(name).removeprefix(TIMM))
 
 
 def _repository(name: str) -> str | None:
     """Return the repository of a network's weights on the Hub; None if it has none."""
     timm_name = backbone_of(name).removeprefix(TIMM)
-    if any(timm_name == one.network for one in PUBLISHED.values()):
+    if any(timm_name == entry.network for entry in PUBLISHED.values()):
         return f"timm/{timm_name}"
     config = timm_config(timm_name)
     return (config and config.hf_hub_id) or None

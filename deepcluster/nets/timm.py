@@ -106,7 +106,7 @@ def nouns(name: str, classifier: tuple[Tensor, Tensor] | None, features: Tensor)
     import timm
     from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
-    published = {one.backbone: one.network for one in PUBLISHED.values()}.get(name, "")
+    published = {entry.backbone: entry.network for entry in PUBLISHED.values()}.get(name, "")
     config: Any = timm.get_pretrained_cfg(published) if published else None
     labels = infer_imagenet_subset(config.to_dict()) if config else None
     if not labels or classifier is None:

@@ -60,7 +60,7 @@ def _replace(source: LockedFolder, place: LockedFolder) -> Path:
         raise UsageError(f"{source.path} is not finished (status {record.status}): go on with its fit and --resume")
     read_run(source)
     related = {(record.run, before.run), (record.like_run, before.run), (record.run, before.like_run)}
-    if not any(one and one == other for one, other in related):
+    if not any(new and new == old for new, old in related):
         why = f"{source.path} is no fit --like {place.path}, or was recut since"
         warn(f"{why}: the numbers of its clusters mean other clusters than before")
     with place.next_state(anew=True) as staged:

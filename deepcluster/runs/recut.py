@@ -89,15 +89,15 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> None:
         with folder.next_state() as staged:
             new = edited(model, edits, rows.reduced, rows.paths, rows.fitted)
             placement = new.place(rows.reduced)
-            wanted = moved_rows(edits, rows.paths)
-            moved = sum(int(placement.cluster[row]) == number for row, number in wanted.items())
+            moves = moved_rows(edits, rows.paths)
+            moved = sum(int(placement.cluster[row]) == number for row, number in moves.items())
             text = describe_edits(edits, model, new, moved)
-            if moved < len(wanted):
-                text += f"; {len(wanted) - moved:,} could not move, because they equal an image that stays"
+            if moved < len(moves):
+                text += f"; {len(moves) - moved:,} could not move, because they equal an image that stays"
             display.say("Edits", text)
             named = ", ".join(name for name in (*edits.names.values(), *edits.group_names.values()) if name)
             done = f"{text}: {named}" if named else text
-            example = example_of(edits, wanted, placement)
+            example = example_of(edits, moves, placement)
             change = Change(new, placement, edits.digest, done, example, edits.changes_clusters)
             write_change(staged, record, model, rows, change, display)
 
@@ -233,11 +233,11 @@ def edited(
     unmerged, cut = cut, Cut(cut.centroids, target[cut.group_of])
     origins = {row: int(target[origin]) for row, origin in model.moves if origin < len(target)}
     if moves and reduced is not None:
-        wanted = replace(model, cut=cut).place(reduced).cluster
-        origins = {row: int(wanted[row]) for row in moves} | origins
+        placed = replace(model, cut=cut).place(reduced).cluster
+        origins = {row: int(placed[row]) for row in moves} | origins
         before = replace(model, cut=unmerged).place(reduced[[*moves]]).cluster.tolist()
         coarse = coarse_of_moves(coarse, moves, before, len(target))
-        cut = move_rows(cut, moves, reduced, wanted)
+        cut = move_rows(cut, moves, reduced, placed)
         origins = {row: origin for row, origin in origins.items() if moves.get(row) != origin}  # the others are back
     return replace(
         model,
@@ -272,14 +272,14 @@ def _split_up(cut: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor, free
     if len({number for number, _ in splits}) < len(splits):
         raise UsageError("a cluster is split twice: apply one split, and split the parts in the new report")
     parts = [parts_of(cut, counts, number) for number, _ in splits]
-    for (number, wanted), branches in zip(splits, parts, strict=True):
-        if not 2 <= wanted <= len(branches.sizes):
+    for (number, pieces), branches in zip(splits, parts, strict=True):
+        if not 2 <= pieces <= len(branches.sizes):
             raise UsageError(
                 f"cluster {number} has {plural(len(branches.sizes), 'part')} at most, and the edits split it into"
-                f" {wanted}: move images to a new cluster instead"
+                f" {pieces}: move images to a new cluster instead"
             )
-        cut = split_group(cut, branches, wanted, free)
-        free += wanted - 1
+        cut = split_group(cut, branches, pieces, free)
+        free += pieces - 1
     return cut
 
 

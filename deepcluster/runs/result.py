@@ -110,8 +110,8 @@ def metrics(truth: Sequence[str], cluster: Tensor, partition: Partition) -> dict
     pairs = pair_counts(labels[known], cluster[known], partition.processes)
     if not partition.processes.is_main:
         return {}
-    one, other, counts = pairs.T
-    measures = scores(one.repeat_interleave(counts), other.repeat_interleave(counts))
+    label_number, group, counts = pairs.T
+    measures = scores(label_number.repeat_interleave(counts), group.repeat_interleave(counts))
     return {name: round(float(value), 5) for name, value in measures.items()}
 
 

@@ -93,9 +93,10 @@ class Sorting:
     levels: Annotated[int, range(1, 3)] = 1  # of folders; 2: groups of clusters have folders, too
 
 
-def _told(request: Mapping[str, Any]) -> Teaching:
-    told: Teaching = shaped(request.get("taught"), Teaching, "taught")
-    return replace(told, answers=tuple(replace(one, name=checked_name(one.name)) for one in told.answers))
+def _teaching_of(request: Mapping[str, Any]) -> Teaching:
+    taught: Teaching = shaped(request.get("taught"), Teaching, "taught")
+    answers = tuple(replace(answer, name=checked_name(answer.name)) for answer in taught.answers)
+    return replace(taught, answers=answers)
 
 
 def _places(folder: run_folder.RunFolder) -> dict[str, Path]:
@@ -208,8 +209,8 @@ class _Server(ThreadingTCPServer):
             elif action == "undo":
                 undo(self.run, steps=shaped(request.get("steps", 1), StepsBack, "steps"))
             elif action == "teach":
-                told = _told(request)
-                teaching.teach(self.run, told.answers, within=told.within)
+                taught = _teaching_of(request)
+                teaching.teach(self.run, taught.answers, within=taught.within)
             elif action == "recut":
                 recut(self.run, shaped(request.get("k"), GroupsOfPage, "k"))
             else:
@@ -226,9 +227,9 @@ class _Server(ThreadingTCPServer):
         if self.state[0] != version:
             self.state = version, run_folder.read_state(self.run, read_run)
         record, model, rows = self.state[1]
-        told = _told(request)
+        taught = _teaching_of(request)
         if action == "preview":
-            done = teaching.lesson(model, rows, told.answers, told.within)
+            done = teaching.lesson(model, rows, taught.answers, taught.within)
             quality = estimated_quality(done.model.drawn)
             preview = {
                 "moves": [[*pair, count] for pair, count in done.changes.items()],
@@ -239,12 +240,12 @@ class _Server(ThreadingTCPServer):
             return "application/json", json.dumps(preview).encode()
         row_of = {path: row for row, path in enumerate(rows.paths)}
         both = (
-            teaching.asked(model, rows, told.n, record.seed, answers=told.answers, drawn=drawn)
+            teaching.asked(model, rows, taught.n, record.seed, answers=taught.answers, drawn=drawn)
             for drawn in (False, True)
         )
         questions = [
-            [{**asdict(one), "row": row_of[one.path], "path": inert(bare(str(one.path)))} for one in some]
-            for some in both
+            [{**asdict(image), "row": row_of[image.path], "path": inert(bare(str(image.path)))} for image in images]
+            for images in both
         ]
         return "application/json", json.dumps({"questions": questions}).encode()
 

@@ -67,8 +67,8 @@ def asked(
 ) -> list[Answer]:
     """Do the work of :func:`ask`; ``answers``: Some that have not been taught yet."""
     cluster = model.place(rows.reduced).cluster.tolist()
-    given, names, _ = _understood(answers, model, cluster, rows.paths)
-    answered = {row: cluster[row] for row in model.answers if row < len(cluster)} | given
+    new_answers, names, _ = _understood(answers, model, cluster, rows.paths)
+    answered = {row: cluster[row] for row in model.answers if row < len(cluster)} | new_answers
     taught, nodes = _taught(rows, cluster, answered, names)
     seed = derive(seed, "questions", len(answered))
     if drawn:
@@ -151,17 +151,17 @@ def lesson(model: Model, rows: Rows, answers: Sequence[Answer], within: int | No
     """
     placed = model.place(rows.reduced)
     cluster = placed.cluster.tolist()
-    given, names, said = _understood(answers, model, cluster, rows.paths)
-    if within is not None and len({group for row, group in given.items() if cluster[row] == within}) < 2:
+    new_answers, names, said = _understood(answers, model, cluster, rows.paths)
+    if within is not None and len({group for row, group in new_answers.items() if cluster[row] == within}) < 2:
         raise UsageError(f"cluster {within} is split by examples of two kinds or more: tick some of each kind")
-    kept = {row: group for row, group in enumerate(cluster) if group != within}
-    answered = {row: kept[row] for row in model.answers if row in kept} | given
+    outside = {row: group for row, group in enumerate(cluster) if group != within}
+    answered = {row: outside[row] for row in model.answers if row in outside} | new_answers
     if not answered:
         raise UsageError("there are no answers yet: give some")
-    moved = {row: kept[row] for row, _ in model.moves if row in kept and row not in answered}
+    moved = {row: outside[row] for row, _ in model.moves if row in outside and row not in answered}
     drawn = dict(model.drawn) if within is None else {}
     unknown = [row for row, is_right in drawn.items() if not is_right]  # the present cluster is the answer
-    drawn |= {row: 0 for row, answer in zip(given, answers, strict=True) if answer.drawn}
+    drawn |= {row: 0 for row, answer in zip(new_answers, answers, strict=True) if answer.drawn}
     teachers = {row: group for row, group in answered.items() if row not in drawn}
     taught, nodes = _taught(rows, cluster, teachers, names, unknown)
     labels = taught.labels.copy()
@@ -173,14 +173,14 @@ def lesson(model: Model, rows: Rows, answers: Sequence[Answer], within: int | No
     for row, group in _in_graph(moved, nodes).items():
         labels[row] = group
     cut = regrouped(model.cut, taught.rows, torch.from_numpy(taught.labels), torch.from_numpy(labels))
-    wanted = replace(model, cut=cut).place(rows.reduced).cluster
+    clusters = replace(model, cut=cut).place(rows.reduced).cluster
     if within is not None:
-        parts = torch.isin(cut.group_of, torch.tensor([*given.values()]))
+        parts = torch.isin(cut.group_of, torch.tensor([*new_answers.values()]))
         split = replace(model, cut=Cut(cut.centroids[parts], cut.group_of[parts])).place(rows.reduced).cluster
-        wanted = torch.where(placed.cluster == within, split, placed.cluster)
-    unpinned = np.where(nodes < 0, wanted.numpy(), labels[nodes])
+        clusters = torch.where(placed.cluster == within, split, placed.cluster)
+    unpinned = np.where(nodes < 0, clusters.numpy(), labels[nodes])
     drawn = {row: int(taught.kinds[unpinned[row]] == taught.kinds[answered[row]]) for row in drawn if row in answered}
-    cut = move_rows(cut, moved | answered, rows.reduced, wanted)
+    cut = move_rows(cut, moved | answered, rows.reduced, clusters)
     after = replace(model, cut=cut).place(rows.reduced)
     there = tuple(row for row, group in answered.items() if after.cluster[row] == group)
     if len(there) < len(answered):
@@ -190,7 +190,7 @@ def lesson(model: Model, rows: Rows, answers: Sequence[Answer], within: int | No
         moves=tuple((row, origin) for row, origin in model.moves if row not in answered),
         answers=there,
         drawn=tuple(drawn.items()),
-        coarse=tuple(coarse_of_moves(model.coarse, given, [cluster[row] for row in given], len(names))),
+        coarse=tuple(coarse_of_moves(model.coarse, new_answers, [cluster[row] for row in new_answers], len(names))),
     )
     return Lesson(new, placed, after, said)
 
@@ -208,12 +208,12 @@ def _understood(
     called = {group: names[group] or f"cluster {group}" for group in present}
     largest = {name: group for group, name in called.items()}
     times = Counter(called.values())
-    given: dict[int, int] = {}
+    cluster_of: dict[int, int] = {}
     said: dict[str, None] = {}
-    rows = moved_rows(Edits(move=tuple((one.path, 0) for one in answers)), paths)
+    rows = moved_rows(Edits(move=tuple((answer.path, 0) for answer in answers)), paths)
     for row, answer in zip(rows, answers, strict=True):
-        name, own = answer.name, cluster[row]
-        number = own if answer.cluster is None else answer.cluster
+        name, current = answer.name, cluster[row]
+        number = current if answer.cluster is None else answer.cluster
         if not name and number not in present and number not in new:
             raise UsageError(f"there is no cluster {number}: the clusters are in cluster_summary.csv")
         if name and name not in largest:
@@ -221,11 +221,11 @@ def _understood(
             names.append(name)
         if len(names) - free > MAX_NEW:
             raise UsageError(f"the answers make more than {MAX_NEW:,} new clusters: name kinds of images")
-        fitting = (group for group in (own, number) if called.get(group) == name)
-        given[row] = next(fitting, largest[name]) if name else number
-        if name and given[row] not in (own, number) and times[name] > 1:
-            said[f"answers {name!a} mean cluster {given[row]}, the largest of {times[name]} with this name"] = None
-    return given, names, [*said]
+        fitting = (group for group in (current, number) if called.get(group) == name)
+        cluster_of[row] = next(fitting, largest[name]) if name else number
+        if name and cluster_of[row] not in (current, number) and times[name] > 1:
+            said[f"answers {name!a} mean cluster {cluster_of[row]}, the largest of {times[name]} with this name"] = None
+    return cluster_of, names, [*said]
 
 
 def teach(

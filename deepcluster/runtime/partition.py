@@ -108,8 +108,8 @@ class Partition:
         everyone = range(self.processes.world_size)
         received = self.processes.gather_rows(values, [len(numbers) for numbers in rows], everyone)
         numbers = torch.cat(list(rows))
-        own = (numbers >= self.local.start) & (numbers < self.local.stop)
-        return received[own.to(values.device)], numbers[own] - self.local.start
+        is_local = (numbers >= self.local.start) & (numbers < self.local.stop)
+        return received[is_local.to(values.device)], numbers[is_local] - self.local.start
 
     def _alike(self, local: Tensor) -> Tensor:
         """Return ``local`` with the dtype and shape of the other ranks' rows, unknown to a rank without rows."""
