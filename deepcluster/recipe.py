@@ -260,7 +260,7 @@ class Recipe(Options):
     )
     average: float = _result(
         1.0,
-        "Share of the trained weights in the result; the rest are the weights before training.",
+        "Share of the last round's weights in the result; the rest are those before that round.",
         high=1,
     )
 

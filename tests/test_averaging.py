@@ -43,6 +43,15 @@ def test_each_tensor_of_the_model_is_the_mean(fitted, finished, share):
     assert is_before or share  # the groups of a share of 0 are those before the training, too
 
 
+def test_after_several_rounds_it_is_the_mean_with_the_weights_before_the_last(fitted):
+    constant = ("--labels", "folders", "--set", "schedule=constant")
+    runs = [("--rounds", "1"), ("average=.25", "--rounds", "2"), ("--rounds", "2")]
+    once, mean, end = (body(fitted(*constant, *options)) for options in runs)
+    for name, value in end.items():
+        rest = once[name] if value.is_floating_point() else value
+        assert torch.equal(mean[name], torch.lerp(rest, value, 0.25) if value.is_floating_point() else value), name
+
+
 def test_one_view_of_one_image_is_too_few_for_batch_normalisation(tmp_path):
     options = {**OPTIONS, "pseudo_labels": 1, "views": 1, "projection_hidden": 8, "projection_dim": 4}
     recipe = read_request(options | {"rounds": 1, "instance_temperature": 0})

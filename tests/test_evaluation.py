@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torchvision.transforms import functional as transforms
 
 from deepcluster.cli import _figure_lines, run_command
+from deepcluster.clustering import whiten
 from deepcluster.errors import DataError, NonFiniteError
 from deepcluster.evaluation import ClusteringOptions, KnnOptions, LinearOptions
 from deepcluster.evaluation.common import (
@@ -126,7 +127,8 @@ def test_a_round_is_scored_by_its_checkpoint(fitted, photos, tmp_path, prints, e
     assert by_round[5] == result != by_round[2]
     for name in ("acc", "nmi", "ami", "ari"):
         assert by_round[0][name] == pytest.approx(metrics[f"baseline_{name}"], abs=1e-5)
-    assert figures("--round", 5, "--protocol", "knn") == figures("--protocol", "knn")
+    for more in ((), ("--set", "reduced=false")):
+        assert figures("--round", 5, "--protocol", "knn", *more) == figures("--protocol", "knn", *more)
     assert figures("--round", 0, "--protocol", "linear") != figures("--protocol", "linear")
     (run / "checkpoints/000002.safetensors").write_bytes(b"damaged")
     for number, code in ((1, 4), (2, 4), (-1, 2)):
@@ -275,17 +277,18 @@ def test_votes_are_those_of_scikit_learn(temperature, tolerance):
         np.testing.assert_allclose(votes.numpy(), theirs.predict_proba(test.double().numpy()), atol=tolerance)
 
 
-def test_the_protocol_on_the_features_of_the_backbone():
+@pytest.mark.parametrize("reduced", [True, False])
+def test_the_protocol_on_reduced_features_and_on_those_of_the_backbone(reduced):
     task = task_of()
-    figures = dict(knn(task, KnnOptions(neighbours="3,1000")))
+    whitened = whiten(normal(200, 128, 3), 8)
+    figures = dict(knn(replace(task, reduction=lambda: whitened), KnnOptions(neighbours="3,1000", reduced=reduced)))
     assert list(figures) == ["train_images", "images", "classes", "chance", "top1_k3", "top1_k90"]
     most = int(torch.bincount(task.train.classes).argmax())
     assert figures["chance"] == pytest.approx(float((task.test.classes == most).float().mean()))
 
     with torch.no_grad():
-        train, test = (
-            F.normalize(task.network.features(fixed_view(part.images, 16))) for part in (task.train, task.test)
-        )
+        rows = (task.network.features(fixed_view(part.images, 16)) for part in (task.train, task.test))
+        train, test = map(whitened if reduced else F.normalize, rows)
     theirs = KNeighborsClassifier(3, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
     right = theirs.fit(train, task.train.classes).score(test, task.test.classes)
     assert figures["top1_k3"] == pytest.approx(right)

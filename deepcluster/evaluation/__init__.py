@@ -21,6 +21,7 @@ class KnnOptions(Options):
 
     neighbours: str = option("20,200", "Number of neighbours that vote; several numbers give a score each.")
     temperature: float = option(0.07, "A vote weighs exp(cosine / temperature).", low=1e-6, high=1e6)
+    reduced: bool = option(True, "By the reduced features, by which the run places images; false: the network's own.")
 
 
 @dataclass(frozen=True)

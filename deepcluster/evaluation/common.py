@@ -12,9 +12,11 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from deepcluster.clustering import agreement
 from deepcluster.clustering.blocks import nearest
+from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DataError, UsageError
 from deepcluster.evaluation import ClusteringOptions, KnnOptions
 from deepcluster.images import Source
@@ -49,6 +51,7 @@ class ProbeTask:
     image_size: int  #: side of the central square that the network sees, px
     batch_size: int  #: images in a pass of the network if nothing is trained
     seed: int  #: of all random numbers
+    reduction: Callable[[], Whitening] | None = None  #: computes the map from features to reduced ones; None: none
 
     @property
     def facts(self) -> dict[str, Figure]:
@@ -186,20 +189,22 @@ def clustering(
 def knn(task: ProbeTask, options: KnnOptions | None = None, *, display: Display | None = None) -> Iterator[NamedFigure]:
     """Yield ``top1_kN`` for N neighbours (at most all images to learn from); for more than 5 classes also ``top5_kN``.
 
-    The features are the backbone's at length 1, not reduced. ``chance`` is the accuracy of the most frequent
-    class. Source: Wu, Xiong, Yu, Lin, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR
-    2018, section 3.4.
+    ``chance`` is the accuracy of the most frequent class. Source: Wu, Xiong, Yu, Lin, "Unsupervised Feature Learning
+    via Non-Parametric Instance Discrimination", CVPR 2018, section 3.4; it takes the network's features, not reduced.
     """
     options = options or KnnOptions()
     display = display or Silent()
     counts = [min(k, len(task.train.classes)) for k in numbers(options.neighbours, "neighbours")]
+
+    reduction = task.reduction() if task.reduction and options.reduced else None
 
     def features(images: Tensor) -> Tensor:
         compute = Compute.of(
             task.network, images, size=task.image_size, batch_size=task.batch_size, progress=display.progress
         )
         rows = extract(task.network, images, compute).cpu().float()
-        return rows.div_(rows.norm(dim=1, keepdim=True).clamp_(min=1e-12))  # in place: a copy would double the memory
+        # In place: a copy would double the memory.
+        return F.normalize(rows, eps=1e-12, out=rows) if reduction is None else reduction(rows)
 
     yield from task.facts.items()
     # Every rank scores its images by the training images of all ranks.

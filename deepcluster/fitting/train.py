@@ -113,7 +113,12 @@ def train(
     )
     state = replace(state, features=None)  # the round frees its features before it trains
     begin = job.clock.elapsed()
-    for round in rounds if state.round < planned else ():
+    goes_on = state.round < planned and state.settled < recipe.patience
+    if goes_on:
+        writer.before_round()
+    elif recipe.average < 1:
+        writer.weights_before = checkpoints.body(state.round - 1)
+    for round in rounds if goes_on else ():
         seconds = watch.seconds()
         state = replace(round.state, features=None)
         row = history.add(round, seconds) if history else {}
@@ -126,6 +131,7 @@ def train(
             break
         if job.processes.broadcast_json(lambda: writer.is_due):
             writer.preliminary(state.round)
+        writer.before_round()
         begin = job.clock.elapsed()
         watch.start()
     reason = "all rounds done" if state.round >= recipe.rounds else "time limit"

@@ -46,10 +46,12 @@ class ResultWriter:
     result_seconds: float = 0.0  # of the last preliminary result
     pass_seconds: float = 0.0  # of the last pass over the images
     written: float = -math.inf  # when the last result was written, by time.perf_counter()
+    weights_before: Mapping[str, Tensor] = field(default_factory=dict)  # of the body, before the last round
 
-    def __post_init__(self) -> None:
-        weights = self.network.body.state_dict() if self.images.recipe.average < 1 else {}
-        self._first_weights = {name: value.clone() for name, value in weights.items()}
+    def before_round(self) -> None:
+        """Keep the weights, if a result takes the mean with those after the round."""
+        if self.images.recipe.average < 1:
+            self.weights_before = {name: value.clone() for name, value in self.network.body.state_dict().items()}
 
     @property
     def next_seconds(self) -> float:
@@ -95,7 +97,7 @@ class ResultWriter:
         clock = self.job.clock
         images = self.images
         share = images.recipe.average if record.rounds else 1.0
-        with averaged(self.network.body, self._first_weights, share):
+        with averaged(self.network.body, self.weights_before, share):
             features = self.features() if features is None else features
             outcome = conclude_run(self.job, self.network, images, record, features, self.baseline)
             record = outcome.record

@@ -268,17 +268,18 @@ def network_precision(network: Network, device: torch.device, name: str = "auto"
 
 
 @contextmanager
-def averaged(body: nn.Module, first: Mapping[str, Tensor], share: float) -> Iterator[None]:
-    """Give the body the mean of its ``first`` weights and, by their ``share``, its present ones inside the context.
+def averaged(body: nn.Module, before: Mapping[str, Tensor], share: float) -> Iterator[None]:
+    """Give the body the mean of its weights ``before`` a round and, by their ``share``, its present ones.
 
-    The mean keeps more of a pretrained network's knowledge than its last state does (WiSE-FT, Wortsman et al. 2022).
+    The mean keeps more of a pretrained network's knowledge than its last state does (WiSE-FT, Wortsman et al. 2022),
+    and at a constant learning rate it is nearer to the point around which the weights lie (Izmailov et al. 2018).
     """
     if share == 1:
         yield
         return
     last = {name: value.clone() for name, value in body.state_dict().items()}
     body.load_state_dict(
-        {name: first[name].lerp(value, share) if value.is_floating_point() else value for name, value in last.items()}
+        {name: before[name].lerp(value, share) if value.is_floating_point() else value for name, value in last.items()}
     )
     try:
         yield

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from deepcluster.algorithm import Conclusion
 from deepcluster.build import compute_of, conclusion_of
+from deepcluster.clustering import Whitening
 from deepcluster.errors import DataError, DiskError, UsageError
 from deepcluster.evaluation import PROTOCOL_OPTIONS, ClusteringOptions, LinearOptions, common
 from deepcluster.evaluation.common import Labelled, NamedFigure, ProbeTask
@@ -154,6 +156,29 @@ class _Evaluation:
                 model.network.body.load_state_dict(weights)
         return model
 
+    def images_of_fit(self) -> tuple[Source, list[int]]:
+        """Return the images that the run was fitted to, and their places among :meth:`run_images`."""
+        every = self.run_images()
+        added = {row["path"] for row in self.folder.read_added()}
+        of_fit = [i for i, path in enumerate(every.paths) if path not in added]
+        return every.rows(of_fit), of_fit
+
+    def conclude(self, source: Source) -> tuple[Store, Conclusion]:
+        """Return the images, as read, and the step 7 that a result of these weights would have. A collective."""
+        model, recipe = self.model, recipe_of(self.folder)
+        network = model.network
+        if classes := model.reduction.classes:
+            network.classifier = classes.weight, classes.bias
+        store = read_once(source, model.store_size, self.processes, progress=partial(self.display.progress, "reading"))
+        features = extract(network, store.images, compute_of(network, recipe, store.partition, exact=True))
+        return store, conclusion_of(network, store, recipe, self.folder.read_record().seed, features)
+
+    def reduction(self) -> Whitening:
+        """Return the reduction of the model; after a round, that of a result of this round."""
+        if self.request.round is None:
+            return self.model.reduction
+        return self.conclude(self.images_of_fit()[0])[1].reduction
+
     def read(self, source: Source, labels: Sequence[str], size: int, name: str) -> tuple[Store, list[str]]:
         """Return the usable images with a label, and the labels; a collective. ``name``: Of a new scratch folder."""
         check_alike(source, self.processes)
@@ -173,19 +198,13 @@ def _of_round(job: _Evaluation, options: ClusteringOptions) -> Prepared:
     """Score the clusters of the run's images that a result after this round would have, as many as the run has now."""
     if job.request.images is not None:
         raise UsageError("--round has no clusters of other images: leave out IMAGES, or give --protocol knn or linear")
-    every = job.run_images()
-    labels = job.labels(every, of_run=True)
-    added = {row["path"] for row in job.folder.read_added()}
-    of_fit = [i for i, path in enumerate(every.paths) if path not in added]
-    source, labels = every.rows(of_fit), [labels[i] for i in of_fit]
+    source, of_fit = job.images_of_fit()
+    every_label = job.labels(job.run_images(), of_run=True)
+    labels = [every_label[i] for i in of_fit]
     model, record, recipe = job.model, job.folder.read_record(), recipe_of(job.folder)
-    if classes := model.reduction.classes:
-        model.network.classifier = classes.weight, classes.bias
     yield {"model": model.identity.digest, "test": common.fingerprint(source, labels)}
-    store = read_once(source, model.store_size, job.processes, progress=partial(job.display.progress, "reading"))
-    network, partition = model.network, store.partition
-    features = extract(network, store.images, compute_of(network, recipe, partition, exact=True))
-    final = conclusion_of(network, store, recipe, record.seed, features)
+    store, final = job.conclude(source)
+    partition = store.partition
     sample = sample_of(final.reduced, partition, record.seed)
     paths = [source.paths[i] for i in store.usable]
     rows = Rows(paths, None, (), final.reduced, sample, partition, final.residuals)
@@ -249,5 +268,6 @@ def _of_probe(job: _Evaluation, options: Options) -> Prepared:
         image_size=image_size,
         batch_size=model.batch_size,
         seed=job.request.seed,
+        reduction=job.reduction,
     )
     yield from PROBES[job.request.protocol](task, options, display=job.display)
