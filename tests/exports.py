@@ -65,7 +65,6 @@ def photos_run(folder: Path, clusters: Mapping[str, int], **about: Any) -> Path:
 
 
 def tree(folder: Path) -> list[str]:
-    """Every file below, as a relative path, in order."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
 
 

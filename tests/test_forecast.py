@@ -118,8 +118,6 @@ PASS, RESULT = 20.0, 5.0  # seconds
 
 
 class At(Clock):
-    """A clock that stands at ``now``."""
-
     now = 100.0
 
     def elapsed(self) -> float:

