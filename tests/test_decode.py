@@ -26,7 +26,7 @@ from deepcluster.export import folders
 from deepcluster.images import Source, find, source
 from deepcluster.images import decode as decoding
 from deepcluster.images import store as storing
-from deepcluster.images.decode import FORMATS, Undecodable, accepted_formats, as_rgb, decode, pillow_limits, short_side
+from deepcluster.images.decode import FORMATS, Undecodable, accepted_formats, as_rgb, decode, pillow_limits, sides
 from deepcluster.images.source import Numbered
 from deepcluster.images.store import read_once, square
 from deepcluster.texts import one_line
@@ -122,9 +122,9 @@ def test_the_shorter_side_is_in_the_header(kind: str, tmp_path: Path) -> None:
     file = stored(waves(), kind)
     assert kind == "JPEG" or decode(file, size=8).tobytes() == decode(file).tobytes()  # only a JPEG is reduced
     (tmp_path / "a").write_bytes(file.getvalue())
-    assert short_side(tmp_path / "a") == short_side(file) == 320
+    assert min(sides(tmp_path / "a")) == min(sides(file)) == 320
     if kind != "WEBP":  # its header is read by libwebp, which wants the whole file
-        assert reason(file.getvalue()[:-1000]) and short_side(io.BytesIO(file.getvalue()[:-1000])) == 320
+        assert reason(file.getvalue()[:-1000]) and min(sides(io.BytesIO(file.getvalue()[:-1000]))) == 320
 
 
 def test_the_limit_of_pixels_and_that_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_the_limit_of_pixels_and_that_of_pillow(monkeypatch: pytest.MonkeyPatch)
     for size in ({}, {"size": 8}):  # the limit is for the whole image, not for what is decoded of it
         assert re.search("153600.* 153599", reason(file.getvalue(), **size))
     with pytest.raises(Undecodable, match="153600"):
-        short_side(file)
+        sides(file)
     monkeypatch.setattr(decoding, "MAX_PIXELS", 153_600)
     assert decode(file, size=8).size == (60, 40)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
@@ -245,7 +245,7 @@ needs_avif = pytest.mark.skipif("AVIF" not in accepted_formats(), reason="a Pill
 def test_images_of_phones(file_of: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     image, whole = waves(64, 96), file_of("plain")
     file = io.BytesIO(whole)
-    assert close(decode(file), image) and decode(file).info == {"short_side": 64} and short_side(file) == 64
+    assert close(decode(file), image) and decode(file).info == {"short_side": 64} and min(sides(file)) == 64
     for turn in (0, 90, 180, 270):
         assert close(decode(io.BytesIO(file_of("turned", turn))), image.rotate(turn, expand=True))
     assert close(decode(io.BytesIO(file_of("clear"))), Image.new("RGB", (64, 96), "white"))
@@ -448,7 +448,7 @@ def test_a_raw_file_is_its_preview_upright(picture, jpeg, orientation, turn):
     file = io.BytesIO(dng(picture, jpeg=jpeg, orientation=orientation))
     upright = picture if turn is None else picture.transpose(turn)
     image = decode(file)
-    assert image.size == upright.size and image.mode == "RGB" and short_side(file) == 80
+    assert image.size == upright.size and image.mode == "RGB" and min(sides(file)) == 80
     assert np.abs(np.asarray(image, float) - np.asarray(upright, float)).mean() < 2
 
 

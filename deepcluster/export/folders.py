@@ -35,7 +35,7 @@ from deepcluster.export.split import PARTS, balanced
 from deepcluster.export.split import split as split_up
 from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import SUFFIXES as IMAGE_SUFFIXES
-from deepcluster.images.decode import Undecodable, explain, not_a_file, pillow_limits, short_side
+from deepcluster.images.decode import Undecodable, explain, not_a_file, pillow_limits, sides
 from deepcluster.images.source import SOME_FILES
 from deepcluster.model import Annotations
 from deepcluster.presets import read_shares
@@ -199,7 +199,7 @@ class RunImages:
                 raise Unavailable("empty file")
             with file.open("rb") as stream:
                 if not sidecar:
-                    short_side(stream)
+                    sides(stream)
         except (Undecodable, OSError) as error:
             raise Unavailable(explain(error)) from None
         return file

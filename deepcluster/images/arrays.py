@@ -15,9 +15,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from deepcluster.errors import DataError, DeepClusterError
-from deepcluster.images.decode import MAX_PIXELS, Undecodable, as_rgb, decode, explain, is_empty, upright
+from deepcluster.images.decode import MAX_PIXELS, Undecodable, as_rgb, decode, explain, upright
 from deepcluster.images.source import Items, Numbered, Source, numbered, real
 from deepcluster.runtime.machine import check_fits
+from deepcluster.runtime.plain_files import check_file
 from deepcluster.texts import one_line
 
 if TYPE_CHECKING:
@@ -47,9 +48,6 @@ def from_dataset(dataset: Any, name: str, location: str, labels: tuple[str, ...]
 class _Dataset(Numbered):
     dataset: Any
     lock: Lock = field(default_factory=Lock)  # a data set need not be thread-safe
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.location, self.dataset)  # a lock cannot be pickled
 
     def read(self, i: int, size: int | None = None) -> Image.Image:
         try:
@@ -217,8 +215,7 @@ class _Rows(Numbered):
 def reading(what: str, file: Path) -> Iterator[None]:
     """Turn all errors of reading a file into DataError: numpy and zipfile raise many kinds if it is damaged."""
     try:
-        if is_empty(file):
-            raise EOFError("an empty file")
+        check_file(file, sys.maxsize)
         yield
     except (DeepClusterError, MemoryError):
         raise

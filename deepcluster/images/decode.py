@@ -129,13 +129,11 @@ def decode(file: Path | BinaryIO, *, size: int | None = None) -> Image.Image:
     return _examine(file, lambda image: upright(image, size))
 
 
-def short_side(file: Path | BinaryIO) -> int:
-    """Return the shorter side of an image file in px, from its header alone. Raises the errors of ``decode``."""
-    return min(sides(file))
-
-
 def sides(file: Path | BinaryIO) -> tuple[int, int]:
-    """Return width and height as :func:`short_side` does; a turn by EXIF is left out."""
+    """Return width and height in px from the header of an image file alone, before a turn by EXIF.
+
+    Raises the errors of ``decode``.
+    """
     return _examine(file, lambda image: image.size)
 
 
@@ -216,11 +214,6 @@ def explain(error: Exception) -> str:
     return words if isinstance(error, OSError | ValueError | SyntaxError) else f"{name}: {words}"
 
 
-def is_empty(file: Path) -> bool:
-    """Tell if a file has no bytes. It is not opened: files of /proc look empty too, and some never end."""
-    return not file.stat().st_size
-
-
 def not_a_file(mode: int) -> str:
     """Return the kind of file that ``st_mode`` describes, as the reason not to open it."""
     kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFLNK: "a symbolic link"}
@@ -234,7 +227,7 @@ def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], T]) -> T:
         kind = status.st_mode
         if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # opening a FIFO would wait forever; a folder fails below
             raise Undecodable(not_a_file(kind))
-        if stat.S_ISREG(kind) and not status.st_size:  # not opened, see is_empty
+        if stat.S_ISREG(kind) and not status.st_size:  # not opened, see check_file
             raise Undecodable("empty file")
         if status.st_size > SMALL_FILE:
             with file.open("rb") as stream:
@@ -248,7 +241,9 @@ def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], T]) -> T:
         if RAW_START.match(start):
             return _of_preview(file, look)
         with Image.open(file, formats=accepted_formats()) as image:
-            if not _is_raw(image):
+            tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+            # A TIFF may hold only the thumbnail of a RAW file.
+            if DNG_VERSION not in tags and (tags.get(SUBFILE_TYPE) != 1 or SUB_IFDS not in tags):
                 _check_size(image.width * image.height)
                 return look(image)
         return _of_preview(file, look)
@@ -267,12 +262,6 @@ def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], T]) -> T:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk, not the image
         raise Undecodable(f"cannot be decoded: {explain(error)}") from error
-
-
-def _is_raw(image: Image.Image) -> bool:
-    """Tell if the image of a TIFF is only the thumbnail of a RAW file."""
-    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
-    return DNG_VERSION in tags or (tags.get(SUBFILE_TYPE) == 1 and SUB_IFDS in tags)
 
 
 def _of_preview(file: BinaryIO, look: Callable[[Image.Image], T]) -> T:

@@ -18,7 +18,7 @@ from PIL import Image
 from deepcluster.errors import DataError, UsageError
 from deepcluster.images import arrays, named, shards
 from deepcluster.images.arrays import is_tensor, reading, without_torch
-from deepcluster.images.decode import SUFFIXES, decode, explain, is_empty, not_a_file
+from deepcluster.images.decode import SUFFIXES, decode, explain, not_a_file
 from deepcluster.images.source import SOME_FILES, WHAT_TO_TYPE, Items, Origin, Source
 from deepcluster.runtime.plain_files import MAX_TEXT, PATH_COLUMNS, check_file, is_run
 from deepcluster.texts import one_line
@@ -96,10 +96,8 @@ def _from_text(text: str) -> Source:
     scheme, _, name = text.partition(":")
     if text == "-":
         return from_files(_distinct(_sent()), "stdin", "-")
-    return LIBRARIES[scheme](name) if scheme in LIBRARIES else _from_path(text)
-
-
-def _from_path(text: str) -> Source:
+    if scheme in LIBRARIES:
+        return LIBRARIES[scheme](name)
     path = absolute(os.path.expanduser(text))  # noqa: PTH111 (which leaves alone the ~ of nobody's home)
     try:
         mode = path.stat().st_mode
@@ -108,8 +106,7 @@ def _from_path(text: str) -> Source:
         if not unknown and shards.is_shard(text) and shards.RANGE.search(text):
             name = re.sub(r"\{.*?\}", "", path.name).partition(".")[0].strip("-_ ")
             return shards.from_tars(shards.files_of(path), name or "shards", str(path))
-        matches = glob(os.path.expanduser(text), recursive=True) if isinstance(error, FileNotFoundError) else []  # noqa: PTH111, PTH207
-        if matches:
+        if isinstance(error, FileNotFoundError) and (matches := glob(os.path.expanduser(text), recursive=True)):  # noqa: PTH111, PTH207
             return _collection(matches)
         problem = "unknown kind of images" if unknown else explain(error)
         raise DataError(f"{problem}: {one_line(text)}. {WHAT_TO_TYPE}") from error
@@ -123,7 +120,7 @@ def _from_path(text: str) -> Source:
     if shards.is_shard(path.name):
         return shards.from_tars({path.name: path}, path.stem, str(path))
     if suffix == ".txt" or (suffix not in SUFFIXES and _is_text(path)):
-        return from_list(path)
+        return from_files(listed(path), path.stem, str(path))
     return from_files([(path.name, path)], path.stem, str(path))
 
 
@@ -222,9 +219,12 @@ def _walk(folder: Path) -> Iterator[tuple[str, str | None]]:
                 yield path, explain(error)
 
 
-def from_list(file: Path) -> Source:
-    """Return the images that a text file lists; relative paths start at its folder, or else at the current one."""
-    return from_files(_distinct(_listed(file), file.parent), file.stem, str(file))
+def listed(file: Path) -> list[tuple[str, Path]]:
+    """Return the paths in a text file, as written and absolute, each once.
+
+    Relative paths start at its folder, or else at the current one.
+    """
+    return _distinct(_listed(file), file.parent)
 
 
 def from_table(paths: Sequence[str], name: str, folders: Sequence[Path]) -> Source | None:
@@ -342,12 +342,11 @@ def _listed(file: Path) -> list[str]:
 def _is_text(file: Path) -> bool:
     """Tell if the first 64 KiB are text in UTF-8 or (by the first bytes) UTF-16."""
     try:
-        if is_empty(file):
-            return False
+        check_file(file, sys.maxsize)
         with file.open("rb") as stream:
             start = stream.read(1 << 16)
         encoding = "utf-16" if start.startswith(UTF_16) else "utf-8"
         codecs.getincrementaldecoder(encoding)().decode(start, final=len(start) < 1 << 16)
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):
         return False
     return True

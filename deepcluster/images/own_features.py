@@ -14,8 +14,8 @@ from PIL import Image
 from deepcluster.errors import DataError, UsageError, missing_packages
 from deepcluster.images.arrays import load_array, reading, without_torch
 from deepcluster.images.decode import Undecodable
-from deepcluster.images.files import absolute, from_list, from_table
-from deepcluster.images.source import IDS, SOME_FILES, Numbered, Origin, Source, numbered
+from deepcluster.images.files import absolute, from_table, listed
+from deepcluster.images.source import IDS, Numbered, Origin, Source, numbered
 from deepcluster.runtime.plain_files import PATH_COLUMNS, read_columns
 from deepcluster.texts import one_line, plural
 
@@ -150,7 +150,12 @@ def _columns(table: Path) -> tuple[str, str | None]:
     import pyarrow.types as of
 
     kinds = {field.name: getattr(field.type, "storage_type", field.type) for field in schema}  # of an extension type
-    lists = [name for name, kind in kinds.items() if _holds_numbers(kind, of)]
+    lists = [
+        name
+        for name, kind in kinds.items()
+        if (of.is_list(kind) or of.is_large_list(kind) or of.is_fixed_size_list(kind))
+        and (of.is_floating(kind.value_type) or of.is_integer(kind.value_type))
+    ]
     known = [name for name in lists if name.lower() in EMBEDDING_COLUMNS] or lists
     if len(known) != 1:
         title = one_line(str(table))
@@ -166,11 +171,6 @@ def _columns(table: Path) -> tuple[str, str | None]:
         if of.is_string(kind) or of.is_large_string(kind) or of.is_integer(kind) or of.is_dictionary(kind)
     }
     return known[0], next((texts[name] for name in ID_COLUMNS if name in texts), None)
-
-
-def _holds_numbers(kind: Any, of: Any) -> bool:
-    is_list = of.is_list(kind) or of.is_large_list(kind) or of.is_fixed_size_list(kind)
-    return bool(is_list and (of.is_floating(kind.value_type) or of.is_integer(kind.value_type)))
 
 
 def _read_tables(tables: Sequence[Path]) -> tuple[Iterable[Any], list[Any] | None]:
@@ -203,28 +203,12 @@ def _read_tables(tables: Sequence[Path]) -> tuple[Iterable[Any], list[Any] | Non
 
 def _images_beside(file: Path, count: int) -> Source:
     """Return the images of the rows of an .npy file, by the list or the table of the same name."""
-    listed = file.with_suffix(".txt")
-    if not listed.is_file():
-        beside = file.with_suffix(".csv")
-        paths = _paths_in(beside) if beside.is_file() else None
-        return _images_of_rows(count, file, one_line(str(beside)), paths, [file.parent, Path.cwd()])
-    source = from_list(listed)
-    is_list = not source.location.endswith(SOME_FILES)  # a folder in a list stands for its files
-    _check_count(count, source.paths if is_list else (), file, one_line(str(listed)))
-    return source
-
-
-def _check_count(count: int, paths: Sequence[str], file: Path | str, title: str) -> None:
-    if count != len(paths):
-        raise DataError(
-            f"{one_line(str(file))} has {count:,} rows, and {title} has {len(paths):,} different paths: one per row, in"
-            " their order"
-        )
-
-
-def _paths_in(table: Path) -> list[str]:
-    with reading("the paths", table):
-        return [row["path"] for _, row in read_columns(table, {"path": PATH_COLUMNS})]
+    beside = file.with_suffix(".txt")
+    paths = [path for path, _ in listed(beside)] if beside.is_file() else None
+    if paths is None and (beside := file.with_suffix(".csv")).is_file():
+        with reading("the paths", beside):
+            paths = [row["path"] for _, row in read_columns(beside, {"path": PATH_COLUMNS})]
+    return _images_of_rows(count, file, one_line(str(beside)), paths, [file.parent, Path.cwd()])
 
 
 def _images_of_rows(
@@ -244,7 +228,11 @@ def _images_of_rows(
             raise DataError(f"{title} has no possible path in row {row:,}: every row needs one")
         if rows.setdefault(text, row) != row:
             raise DataError(f"{title} has {one_line(text)} in the rows {rows[text]:,} and {row:,}: leave one out")
-    _check_count(count, [*rows], file, title)
+    if count != len(rows):
+        raise DataError(
+            f"{one_line(str(file))} has {count:,} rows, and {title} has {len(rows):,} different paths: one per row, in"
+            " their order"
+        )
     return from_table([*rows], name, folders) or Source(name, IDS, tuple(rows), _NoPictures(IDS, tuple(rows)))
 
 

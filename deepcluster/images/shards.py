@@ -14,13 +14,14 @@ from pathlib import Path
 from posixpath import splitext
 from threading import local
 from types import SimpleNamespace
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from PIL import Image
 
 from deepcluster.errors import DataError
-from deepcluster.images.decode import SMALL_FILE, SUFFIXES, decode, explain, is_empty
+from deepcluster.images.decode import SMALL_FILE, SUFFIXES, decode, explain
 from deepcluster.images.source import Items, Origin, Source
+from deepcluster.runtime.plain_files import check_file
 from deepcluster.texts import one_line
 
 _SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE)
@@ -116,8 +117,9 @@ class _Members:
         self.labels: dict[str, str] = {}  # by key
         self.skipped: dict[str, str] = {}  # reasons by name; "" is the archive itself
         try:
-            reason = "empty file" if is_empty(file) else self._read(file)
-        except OSError as error:
+            check_file(file, sys.maxsize)
+            reason = self._read(file)
+        except (OSError, ValueError) as error:
             reason = explain(error)
         if reason or not self.images:
             self.skipped[""] = reason or "no image in it"
@@ -206,7 +208,7 @@ class _Archives(Items):
         self._firsts = array("q")
         self._offsets = array("q")
         self._sizes = array("q")
-        self._last = _Last()
+        self._last = local()  # the archive that a thread read last: not shared, because a file has one position
 
     def add(self, shard: str, members: _Members) -> None:
         self.paths += [f"{shard}/{member}" for member in members.images]
@@ -218,7 +220,7 @@ class _Archives(Items):
         number = self._number(i)
         begin = self._offsets[i]
         length = self._sizes[i]
-        if self._last.number != number:
+        if getattr(self._last, "number", None) != number:
             self._last.stream = _Stream(self._shards[number][1])
             self._last.number = number
         stream = self._last.stream
@@ -258,13 +260,3 @@ class _Stream(io.FileIO):
 
     def __del__(self) -> None:
         self.close()
-
-
-class _Last(local):
-    """The archive that a thread read last: not shared, because a file has one position, and not pickled."""
-
-    number = -1
-    stream: _Stream
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), ()

@@ -33,10 +33,7 @@ class Origin(NamedTuple):
 
 
 class Items(Protocol):
-    """Images by number: how to read them, and their origin.
-
-    A class for each kind of source. A copy by pickle reads the same images.
-    """
+    """Images by number: how to read them, and their origin. A class for each kind of source."""
 
     of_files: bool = False  # an image may be a file of its own
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import numpy.typing as npt
@@ -95,7 +94,9 @@ def read_once(
             if progress is not None:
                 progress(row + 1, len(share))
     filled = np.array([row for row in range(len(share)) if row not in failures], np.int64)
-    _close_gaps(rows, filled)
+    # Rows move to the front in place. The numbers ascend, so no row is overwritten before it has moved.
+    for start in range(min(failures, default=len(share)), len(filled), _BLOCK):
+        rows[start : min(start + _BLOCK, len(filled))] = rows[filled[start : start + _BLOCK]]
     failed_here = [(source.paths[share[row]], reason) for row, reason in failures.items()]
     usable = [i for part in processes.all_gather_json([share[row] for row in filled.tolist()]) for i in part]
     failed = [(path, reason) for part in processes.all_gather_json(failed_here) for path, reason in part]
@@ -164,25 +165,14 @@ def _results(work: Callable[[int], str | None], count: int) -> Generator[str | N
     with pool_of(threads) as pool:
         for begin in range(0, count, _STRETCH):
             rest = range(min(begin + _TRIAL, count), min(begin + _STRETCH, count))
-            seconds = []
-            for i in range(begin, rest.start):
-                start = time.perf_counter()
-                reason = work(i)
-                seconds.append(time.perf_counter() - start)
-                yield reason
-            if threads == 1 or median(seconds) < _QUICK:
+            start = time.perf_counter()
+            yield from [work(i) for i in range(begin, rest.start)]
+            if threads == 1 or time.perf_counter() - start < _QUICK * _TRIAL:
                 yield from map(work, rest)
                 continue
             batches = (rest[i : i + _BATCH] for i in range(0, len(rest), _BATCH))
             for reasons in in_order(pool, lambda batch: [work(i) for i in batch], batches, ahead=2 * threads):
                 yield from reasons
-
-
-def _close_gaps(rows: Pixels, usable: npt.NDArray[np.int64]) -> None:
-    """Move row ``usable[i]`` to row i, in place; ``usable`` ascends, so no row is overwritten before it has moved."""
-    moved = np.flatnonzero(usable != np.arange(len(usable)))
-    for start in range(int(moved[0]) if len(moved) else len(usable), len(usable), _BLOCK):
-        rows[start : min(start + _BLOCK, len(usable))] = rows[usable[start : start + _BLOCK]]
 
 
 MAX_JPEG_NOISE = 2.0  # mean difference between the channels of a grey image that was saved as a colour JPEG

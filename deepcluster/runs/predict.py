@@ -89,7 +89,7 @@ def _on_main(mine: Prediction | None, processes: Processes) -> list[Prediction]:
     mine = mine or Prediction((), torch.empty(0), torch.empty(0), ())
     partition = Partition.of(processes, len(mine.paths))
     parts = [partition.gather(column) for column in (mine.reduced, mine.residuals)]
-    names: list[Any] = processes.gather_json([[*mine.paths], [*mine.skipped]])
+    names: list[Any] = processes.all_gather_json([[*mine.paths], [*mine.skipped]])
     if not processes.is_main:
         return []
     reduced, residuals = (part.split(partition.sizes) for part in parts)

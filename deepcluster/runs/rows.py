@@ -169,9 +169,9 @@ def coarse_columns(model: Model, clusters: Sequence[int]) -> dict[str, list[Any]
 
 
 def image_digests(source: Source, store: Store) -> dict[str, str]:
-    """Return the SHA-256 of the pixels of all ranks' usable images by path, on the main rank."""
+    """Return the SHA-256 of the pixels of all ranks' usable images by path. A collective."""
     of_rank = row_digests(store.images.permute(0, 2, 3, 1))
-    of_all = (digest for part in store.partition.processes.gather_json(of_rank) for digest in part)
+    of_all = (digest for part in store.partition.processes.all_gather_json(of_rank) for digest in part)
     return dict(zip((source.paths[i] for i in store.usable), of_all, strict=False))
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,21 +32,13 @@ class Compute:
     progress: Progress = ignore_progress  #: called with a phase, the images done and all images
 
     @classmethod
-    def of(
-        cls,
-        network: nn.Module,
-        images: Tensor,
-        *,
-        size: int | None = None,
-        batch_size: int = 256,
-        dtype: torch.dtype = torch.float32,
-        progress: Progress = ignore_progress,
-        processes: Processes = ALONE,
-    ) -> "Compute":
-        """Return the settings for a network and this rank's images (n x 3 x S x S). ``size=None``: S. A collective."""
-        device = next(network.parameters()).device
+    def of(cls, network: nn.Module, images: Tensor, processes: Processes = ALONE, **values: Any) -> "Compute":
+        """Return the settings for a network and this rank's images (n x 3 x S x S). A collective.
+
+        ``values``: The other fields; ``size`` is S without one.
+        """
         partition = Partition.of(processes, len(images))
-        return cls(partition, device, size or images.shape[-1], batch_size, dtype, progress)
+        return cls(partition, next(network.parameters()).device, **{"size": images.shape[-1], **values})
 
     def device_for(self, width: int) -> torch.device:
         """Return the device for a row of ``width`` numbers per image: the CPU if one rank has no room. A collective."""

@@ -37,7 +37,7 @@ def check_file(path: Path, most: int) -> None:
     if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait forever, and a device need not end
         raise ValueError("not a plain file")
     if not status.st_size:  # so do the files of /proc look, of which some never end
-        raise ValueError("an empty file")
+        raise ValueError("empty file")
     if status.st_size > most:
         raise ValueError(f"{status.st_size:,} bytes, more than the {most:,} that are read")
 
@@ -164,9 +164,8 @@ RECORD: Mapping[str, type] = {"schema_version": int, "images": str, "location": 
 def is_run(folder: Path) -> bool:
     """Tell if a folder is a run folder: its run.json is one of ours."""
     try:
-        check_file(folder / RUN, MAX_JSON)
-        record: Any = json.loads((folder / RUN).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        record = read_json(folder / RUN)
+    except (OSError, ValueError):
         return False
     return isinstance(record, dict) and all(type(record.get(key)) is kind for key, kind in RECORD.items())
 

@@ -81,13 +81,6 @@ class Processes:
 
     def all_gather_json(self, value: Value) -> list[Value]:
         """Return the ``value`` of all ranks, by rank."""
-        return self._gathered(value, range(self.world_size))
-
-    def gather_json(self, value: Value) -> list[Value]:
-        """Return the ``value`` of all ranks, by rank, on the main rank; an empty list on the others."""
-        return self._gathered(value, range(1))
-
-    def _gathered(self, value: Value, receivers: range) -> list[Value]:
         if self.alone:
             return [value]
         # ASCII, so that names that are no UTF-8 come through, and every float exactly.
@@ -95,8 +88,7 @@ class Processes:
         sizes = torch.zeros(self.world_size, dtype=torch.int64)
         sizes[self.rank] = len(data)
         counts = self.all_reduce(sizes).tolist()
-        received = self.gather_rows(data, counts, receivers)
-        parts = received.split(counts) if self.rank in receivers else ()
+        parts = self.gather_rows(data, counts, range(self.world_size)).split(counts)
         return [json.loads(part.numpy().tobytes()) for part in parts]
 
     def broadcast_json(self, make: Callable[[], Value]) -> Value:

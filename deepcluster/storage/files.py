@@ -185,19 +185,19 @@ def check_output(path: Path, *, overwrite: bool, inputs: Callable[[], Iterable[P
             raise DiskError(f"cannot write {str(path)!a} ({error}): give another -o") from None
         if status and stat.S_ISDIR(status.st_mode):
             raise DiskError(f"{path} is a folder: give the name of a file, as -o {path / 'new'}{path.suffix or '.csv'}")
-        if status and _is_replaceable(path):
-            if status.st_size and not overwrite:
-                raise DiskError(f"{path} exists already, and is left as it is: give another -o, or --overwrite")
-            for file in inputs():
-                same = False
-                with suppress(OSError, ValueError):  # one of the two does not exist, or cannot be read
-                    same = path.samefile(file)  # by whatever names
-                if same:
-                    raise UsageError(f"-o {path} is an input of this command ({file}): give another -o")
-        if not status or _is_replaceable(path):
-            beside = scratch_name(path)
-            beside.open("xb").close()
-            beside.unlink()
+        if status and not _is_replaceable(path):
+            return
+        if status and status.st_size and not overwrite:
+            raise DiskError(f"{path} exists already, and is left as it is: give another -o, or --overwrite")
+        for file in inputs() if status else ():
+            same = False
+            with suppress(OSError, ValueError):  # one of the two does not exist, or cannot be read
+                same = path.samefile(file)  # by whatever names
+            if same:
+                raise UsageError(f"-o {path} is an input of this command ({file}): give another -o")
+        beside = scratch_name(path)
+        beside.open("xb").close()
+        beside.unlink()
 
 
 def check_no_file(out: Path, flag: str = "-o") -> None:

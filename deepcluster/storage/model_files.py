@@ -190,7 +190,7 @@ def read_annotations(run: RunFolder) -> Annotations:
     """Read the names and marks in the model of a run, without its network."""
     config = read_config(model_file(run, CONFIG))
     with as_model_errors(path := model_file(run, GROUPS)):
-        return read_groups(path, None, config.groups_sha256).annotations
+        return _groups(read_tensors(path, config.groups_sha256), None).annotations
 
 
 def _load(
@@ -212,7 +212,7 @@ def _load(
         if len(tensors["reduction.mean"]) != feature_dim + (len(classes.bias) if classes else 0):
             raise ValueError(f"reduction.mean is not of {feature_dim} features and the class probabilities")
     with reading(path_of(GROUPS)):
-        groups = read_groups(path_of(GROUPS), dims, config.groups_sha256)
+        groups = _groups(read_tensors(path_of(GROUPS), config.groups_sha256), dims)
     with reading(path_of(CONFIG)):
         shapes = _shapes(config, body, feature_dim, backbone)
     with reading(path_of(WEIGHTS)):
@@ -277,15 +277,10 @@ def _shapes(config: Config, body: Mapping[str, Tensor], feature_dim: int, backbo
     return shapes
 
 
-def read_groups(path: Path, dims: int | None, digest: str | None = None) -> Groups:
-    """Read groups in ``dims`` dimensions from a file with this SHA-256 (None: any). Raises as :func:`read_tensors`."""
-    return _groups(read_tensors(path, digest), dims)
-
-
 def _groups(tensors: Mapping[str, Tensor], dims: int | None) -> Groups:
     shapes = {"centroids": ("count", "dims"), "groups": ("count",), "about": ("bytes",)}
     types = {"groups": torch.int64, "about": torch.uint8}
-    check_tensors(tensors, shapes, types, **({} if dims is None else {"dims": dims}))
+    check_tensors(tensors, shapes, types, **({} if dims is None else {"dims": dims}))  # None: any
     about = parse_json(tensors["about"].numpy().tobytes())
     table = shaped(about, dict, "about")
     names: tuple[str, ...] = shaped(table.get("names"), tuple[str, ...], "names")
@@ -379,7 +374,7 @@ def _write_steps(folder: LockedFolder, steps: list[dict[str, Tensor]]) -> None:
         if len(steps) <= 2 or (len(steps) <= MAX_STEPS and sum(steps[i][n].nbytes for i, n in new) <= MAX_FORMER_BYTES):
             break
         del steps[-2]
-    folder.write_tensors(FORMER, {_tensor_of(name, i): steps[i][name] for i, name in new})
+    folder.write_tensors(FORMER, {f"{name}.{i}" if i else name: steps[i][name] for i, name in new})
 
 
 def _steps(folder: RunFolder) -> list[dict[str, Tensor]]:
@@ -387,16 +382,13 @@ def _steps(folder: RunFolder) -> list[dict[str, Tensor]]:
         tensors = read_tensors(folder.file(FORMER)) if folder.has(FORMER) else {}
         steps: list[dict[str, Tensor]] = []
         while tensors:
-            names = {name: _tensor_of(name, len(steps)) for name in ("centroids", "groups", "about")}
-            step = {name: tensors.pop(key).clone() for name, key in names.items() if key in tensors}
+            end = f".{len(steps)}" if steps else ""
+            names = [name for name in ("centroids", "groups", "about") if name + end in tensors]
+            step = {name: tensors.pop(name + end).clone() for name in names}
             if not step:
                 raise ValueError(f"unknown tensor {min(tensors)[:80]!a}")
             steps.append({**(steps[-1] if steps else {}), **step})
         return steps
-
-
-def _tensor_of(name: str, step: int) -> str:
-    return f"{name}.{step}" if step else name
 
 
 def read_former(folder: RunFolder, dims: int | None = None) -> list[Groups]:

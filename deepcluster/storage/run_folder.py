@@ -99,9 +99,8 @@ class RunFolder:
         with self._read(name) as path:
             # Mapped: no memory is taken for more than the file has, whatever its header says.
             array: Any = load_array(path, mmap_mode="r")
-            if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != shape:
-                content = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "no array"
-                raise ValueError(f"it holds {content} instead of float32 {shape}")
+            if array.dtype != np.float32 or array.shape != shape:
+                raise ValueError(f"it holds {array.dtype} {array.shape} instead of float32 {shape}")
             # Read, and not mapped: if a mapped file shrinks, the process dies without a word.
             read: npt.NDArray[np.float32] = load_array(path)
             if not np.isfinite(read).all():
