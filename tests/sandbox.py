@@ -89,7 +89,7 @@ class Sandbox:
         if (ours := of_deepcluster(line)) is not None:
             self._run_ours(line, ours)
         elif words[0] in ("torchrun", "srun"):
-            # Parsed alone: tests/test_torchrun.py runs the commands by several processes.
+            # Parsed alone: tests/test_ranks.py runs the commands by several processes.
             app.parse_args(words[words.index("deepcluster") + 1 :], exit_on_error=False, print_error=False)
         elif words[0] == "python" and words[1].startswith("examples/"):
             if Path(words[1]).name not in text_of(ROOT / "tests/test_examples.py"):

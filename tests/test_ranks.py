@@ -1,23 +1,32 @@
-"""Several ranks: what they exchange, their checkpoints, every collective against one process, and whole runs."""
+"""Several ranks: what they exchange, their checkpoints, every collective against one process, runs, and torchrun."""
 
 import ast
 import itertools
+import os
+import random
 import re
 import runpy
 import shutil
+import signal
+import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, is_dataclass, replace
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import CodeType, FrameType
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,12 +34,14 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import deepcluster
+from deepcluster import cli
 from deepcluster.algorithm import conclude
+from deepcluster.cli import app, run_command
 from deepcluster.clustering.agreement import compared
 from deepcluster.clustering.kmeans import KMeans, kmeans, means
 from deepcluster.clustering.outliers import fit_outliers
 from deepcluster.clustering.whitening import Reduction, whiten
-from deepcluster.errors import DeepClusterError, DeepClusterWarning, Stopped
+from deepcluster.errors import DeepClusterError, DeepClusterWarning, Stopped, UsageError
 from deepcluster.evaluation import LinearOptions, linear
 from deepcluster.evaluation.common import Labelled, ProbeTask
 from deepcluster.fitting import fit as run
@@ -49,6 +60,7 @@ from deepcluster.presets import read_request
 from deepcluster.records import State
 from deepcluster.runs import evaluate as evaluating
 from deepcluster.runs.predict import Prediction, predict
+from deepcluster.runtime import processes as joining
 from deepcluster.runtime.compute import Compute
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
@@ -56,10 +68,12 @@ from deepcluster.seeding import generator
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import Checkpoints, restored
+from tests.drawings import save_drawings
 from tests.helpers.runs import record
-from tests.helpers.shared import OPTIONS, pixels
+from tests.helpers.shared import OPTIONS, files_of, pixels
 from tests.loop import learn, loop
 from tests.pages import ROOT as REPOSITORY
+from tests.ranks import Ranks
 from tests.tiny import tiny_run
 
 
@@ -545,9 +559,11 @@ def test_no_hang_equal_steps_and_every_image_once(ranks, examples):
     drawn()
 
 
-def fitted(processes: Processes, out: Path, steps: int | None, resume: bool) -> None:
+def fitted(
+    processes: Processes, out: Path, steps: int | None, resume: bool, images: Path | None = None, options: Any = OPTIONS
+) -> None:
     """Fit a run that stops after so many optimizer steps (None: it does not)."""
-    request = run.Request(out=out, n_clusters=4, recipe=read_request(OPTIONS), resume=resume)
+    request = run.Request(out=out, n_clusters=4, recipe=read_request(options), resume=resume)
     made, original = itertools.count(), training.number_of_parts
 
     def counted(*arguments: Any) -> int:
@@ -557,7 +573,7 @@ def fitted(processes: Processes, out: Path, steps: int | None, resume: bool) -> 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "number_of_parts", counted)
-        run.fit(pixels(), request, processes=processes)
+        run.fit(str(images) if images else pixels(), request, processes=processes)
 
 
 OTHERS = [(first, second) for first in (1, 2, 3) for second in (1, 2, 3) if first != second]
@@ -593,3 +609,159 @@ def test_other_images_in_one_process_are_seen(ranks, tmp_path, command):
     tiny_run(tmp_path / "tiny")
     first, second = ranks[2](error_of, different, command, tmp_path)
     assert first == second and re.match("DataError: .*python:array .*40 .*39 ", first)
+
+
+# ---- under torchrun: the command as users type it, and what is left when something kills a process -------------------
+
+KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "3"))
+ROUNDS = 6
+SMALL = OPTIONS | {"epochs": 1, "rounds": ROUNDS}
+SMALL_FIT = ["-q", "-k", "4", *(f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items())]
+
+
+def torchrun(*arguments: object, count: int = 2) -> subprocess.Popen[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}",
+         "-m", "deepcluster", *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def finished(process: subprocess.Popen[str], seconds: float = 240) -> tuple[int, str]:
+    said, _ = process.communicate(timeout=seconds)
+    return process.returncode, said
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("images") / "images.npy"
+    np.save(file, pixels())
+    return file
+
+
+@pytest.fixture(scope="module")
+def whole(ranks: dict[int, Ranks], images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    ranks[2](fitted, folder, None, False, images, SMALL)
+    return folder
+
+
+def workers(launcher: int) -> list[int]:
+    """The processes that a launcher has started, in the order of their ranks."""
+    by_rank = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        if status(int(process.name))[1] == str(launcher):
+            with suppress(OSError):
+                lines = (process / "environ").read_bytes().split(b"\0")
+                by_rank |= {int(line[5:]): int(process.name) for line in lines if line.startswith(b"RANK=")}
+    return [process for _, process in sorted(by_rank.items())]
+
+
+def status(process: int) -> list[str]:
+    """The state of a process (Z: it has ended) and its parent."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return ["Z", ""]
+
+
+def wait_until_gone(processes: list[int], seconds: float) -> None:
+    """Until none of them is alive: more than ``seconds`` is a hang."""
+    until = time.monotonic() + seconds
+    while any(status(process)[0] != "Z" for process in processes):
+        assert time.monotonic() < until, "some are still alive"
+        time.sleep(0.05)
+
+
+def begun(launcher: subprocess.Popen[str], out: Path, round: int) -> list[int]:
+    """Wait until a run is in this round or in a later one; its processes."""
+    until = time.monotonic() + 120
+    while not any(int(path.stem) >= round for path in (out / "checkpoints").glob("*.json")):
+        assert launcher.poll() is None, launcher.stdout and launcher.stdout.read()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    return workers(launcher.pid)
+
+
+@pytest.mark.parametrize("draw", [pytest.param(i, marks=pytest.mark.slow if i else ()) for i in range(KILLS)])
+def test_kill_a_process(ranks, images, whole, tmp_path, draw):
+    """At a random moment: all others end too, and the run resumes to the result of the whole one."""
+    chance, out = random.Random(draw), tmp_path / "run"
+    launcher = torchrun("fit", images, "-o", out, *SMALL_FIT)
+    main, other = begun(launcher, out, chance.randrange(ROUNDS - 4))
+    time.sleep(0.3 * chance.random())
+    victim = (other, main, launcher.pid)[draw % 3]
+    os.kill(victim, signal.SIGKILL)
+    wait_until_gone([main, other], 120)
+    _, said = finished(launcher)
+    ranks[2](fitted, out, None, True, images, SMALL)
+    assert files_of(out) == files_of(whole)
+    errors = re.findall("^.*error: .*$", said, re.M)
+    if victim == main:  # torchrun names the signal that ended the main rank, and ends the other one
+        assert errors == [] and "SIGKILL" in said
+    elif victim == other:
+        # The launcher sends SIGTERM to the main rank, which may meet it first: writing a result, it waits for nobody.
+        (error,) = errors
+        assert re.search("another process|stopped .* --resume$", error)
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_launcher_stops_all_and_the_run_goes_on(images, whole, tmp_path):
+    out = tmp_path / "run"
+    launcher = torchrun("fit", images, "-o", out, *SMALL_FIT)
+    begun(launcher, out, 3)
+    launcher.send_signal(signal.SIGTERM)
+    _, said = finished(launcher)
+    assert len(re.findall("^error: ", said, re.M)) == 1, said
+    assert re.search(f"error: stopped .*; to go on: run it again with -o {out} --resume$", said, re.M)
+    assert record(out)["status"] == "stopped"
+    code, said = finished(torchrun("fit", images, "-o", out, *SMALL_FIT, "--resume"))
+    assert code == 0, said
+    assert files_of(out) == files_of(whole)
+
+
+SHARED = {"fit", "predict", "embed", "evaluate"}
+ALONE = [["fit", "-"], *([name, "run"] for name in app if name[0] != "-" and name not in SHARED)]
+
+
+@pytest.mark.parametrize("arguments", ALONE, ids=" ".join)
+def test_a_command_of_one_process_is_refused_under_torchrun(arguments, monkeypatch, ends):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert re.fullmatch(r"error: .* (torchrun|to a \.txt file.*)\n", ends(arguments, 2))
+
+
+def test_another_rank_lets_the_main_rank_speak_first(monkeypatch, capsys, request):
+    """torchrun ends it while it waits, if the main rank meets the error too."""
+    request.addfinalizer(partial(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM)))
+    waited: list[tuple[float, object]] = []
+    monkeypatch.setattr(cli.time, "sleep", lambda seconds: waited.append((seconds, signal.getsignal(signal.SIGTERM))))
+    monkeypatch.setenv("RANK", "1")
+    assert run_command(["fit", "/nowhere"]) == 3
+    assert waited == [(cli.RANK_WAIT_SECONDS, signal.SIG_DFL)]
+    assert capsys.readouterr().err.startswith("[rank 1] error: ")
+
+
+@pytest.mark.slow
+def test_predict_and_embed_write_the_same_bytes(whole, images, tmp_path):
+    folder = save_drawings(tmp_path / "folder", 27, 12)
+    (folder / "broken.png").write_bytes(b"broken")
+    for verb, name in (("predict", "p.csv"), ("embed", "e.npy")):
+        for count in (1, 3):
+            out = tmp_path / f"{count}{name}"
+            code, said = finished(torchrun(verb, whole, folder, "-o", out, "-q", count=count))
+            assert code == 0 and said.count("skipped broken.png") == 1, said
+        assert (tmp_path / f"1{name}").read_bytes() == (tmp_path / f"3{name}").read_bytes()
+
+
+def test_no_step_is_too_long_for_the_group(monkeypatch):
+    """Torch alone would end it after half an hour."""
+    group = Mock(side_effect=ValueError("refused"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(joining, "_end_with_launcher", lambda: None)
+    monkeypatch.setattr(dist, "init_process_group", group)
+    with pytest.raises(UsageError), joining.init_processes():
+        pass
+    assert group.call_args.kwargs["timeout"] > timedelta(days=1)
