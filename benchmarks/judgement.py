@@ -5,8 +5,8 @@
     python benchmarks/judgement.py CACHE stability NAME [NAME ...]
     python benchmarks/judgement.py CACHE hints NAME [NAME ...]
 
-NAME is a file that `cached_features.py` made, without its ending; one that ends in -sSEED has features that a run
-adapted. Every constant is chosen on all other sets, and the figures of a set are by the constants chosen without it.
+`sets.py` makes CACHE/NAME.pt. Every constant is chosen on all other sets, and the figures of a set are by the constants
+chosen without it.
 
 outliers: N images of each set are fitted and 300 kept aside; false alarms are the share of these that is flagged.
 Strangers are 60 images of each other set (not of one that is --alike, such as two sets of digits), or the images of
@@ -31,14 +31,13 @@ from statistics import mean
 from typing import Any
 
 import torch
-from cached_features import LITE0, load
 from common import save
 from scipy.stats import spearmanr
+from sets import LITE0, SIDE, load, plainly_reduced, some_of
 from torch import Tensor
 
 from deepcluster.clustering.agreement import ari
 from deepcluster.clustering.outliers import Outliers, fit_outliers, limit_of
-from deepcluster.clustering.whitening import whiten
 from deepcluster.groups.choose_k import stability
 from deepcluster.groups.cut import cut_features, nearest_groups, placement_of
 from deepcluster.groups.due import STRANGE_MEDIAN
@@ -135,28 +134,22 @@ def summary(by_set: dict[str, dict[str, float]], *, each_set: bool = False) -> d
 
 
 def outliers(cache: Path, arguments: argparse.Namespace) -> None:
-    sets: Features = {}
-    for name in arguments.names:
-        cached = load(cache / f"{name}.pt")
-        sets[name] = cached.rounds[-1], cached.labels
-    frozen = [name for name in sets if "-s" not in name]
-    adapted = [name for name in sets if name not in frozen]
-    alone = {name: sets[name] for name in frozen}
+    contents = {name: load(cache / f"{name}.pt") for name in arguments.names}
+    sets: Features = {name: (content["whole"], content["labels"]) for name, content in contents.items()}
 
     def of_sets(dirty: float) -> Callable[[str, int, int], Trial]:
-        return lambda name, count, seed: of_other_sets(alone, name, count, seed, arguments.alike, dirty)
+        return lambda name, count, seed: of_other_sets(sets, name, count, seed, arguments.alike, dirty)
 
     def of_classes(name: str, count: int, seed: int) -> Trial:
         return of_other_classes(sets, name, count, seed)
 
-    def trials(make: Callable[[str, int, int], Trial], names: Sequence[str], count: int) -> dict[str, list[Trial]]:
-        return {name: [make(name, count, seed) for seed in arguments.seeds] for name in names}
+    def trials(make: Callable[[str, int, int], Trial], count: int) -> dict[str, list[Trial]]:
+        return {name: [make(name, count, seed) for seed in arguments.seeds] for name in sets}
 
-    easy = {count: trials(of_sets(0), frozen, count) for count in arguments.images}
-    every = {name: [trial for count in arguments.images for trial in easy[count][name]] for name in frozen}
-    tails = {name: chosen(every, [other for other in frozen if other != name]) for name in frozen}
-    tails |= {name: next(tail for other, tail in tails.items() if name.startswith(other)) for name in adapted}
-    results: dict[str, Any] = {"tail by all sets": chosen(every, frozen), "tails": tails}
+    easy = {count: trials(of_sets(0), count) for count in arguments.images}
+    every = {name: [trial for count in arguments.images for trial in easy[count][name]] for name in sets}
+    tails = {name: chosen(every, [other for other in sets if other != name]) for name in sets}
+    results: dict[str, Any] = {"tail by all sets": chosen(every, [*sets]), "tails": tails}
 
     def judged(trials: dict[str, list[Trial]], *, each_set: bool = False) -> dict[str, Any]:
         by_set = {name: averaged([scores(trial, tails[name]) for trial in many]) for name, many in trials.items()}
@@ -165,10 +158,8 @@ def outliers(cache: Path, arguments: argparse.Namespace) -> None:
     def reports() -> Iterator[tuple[str, dict[str, Any]]]:
         for count in arguments.images:
             yield f"{count}, other sets, frozen", judged(easy[count], each_set=True)
-            yield f"{count}, 2 % within, frozen", judged(trials(of_sets(0.02), frozen, count))
-            yield f"{count}, other classes, frozen", judged(trials(of_classes, frozen, count))
-            if adapted:
-                yield f"{count}, other classes, adapted", judged(trials(of_classes, adapted, count))
+            yield f"{count}, 2 % within, frozen", judged(trials(of_sets(0.02), count))
+            yield f"{count}, other classes, frozen", judged(trials(of_classes, count))
             by_set = {name: averaged([batches(trial) for trial in many]) for name, many in easy[count].items()}
             yield f"{count}, batches, frozen", summary(by_set)
 
@@ -179,26 +170,19 @@ def outliers(cache: Path, arguments: argparse.Namespace) -> None:
     save("judgement_outliers", results)
 
 
-def reduced_of(features: Tensor) -> Tensor:
-    """Reduce features as `auto` does with the installed network."""
-    return whiten(features, 256, 0.25, root=True)(features)
-
-
 def stable(cache: Path, arguments: argparse.Namespace) -> None:
     """Does the stability follow the agreement with the labels? With the right number of groups, half and twice."""
     results, figures = [], {}
-    for name in arguments.names:
-        cached = load(cache / f"{name}.pt")
-        for features, count in product(cached.rounds[:2], arguments.images):
-            rows = torch.randperm(len(features), generator=torch.Generator().manual_seed(1))[:count].sort().values
-            reduced, labels = reduced_of(features[rows]), cached.labels[rows]
-            for factor in (0.5, 1, 2):
-                k = max(2, round(factor * len(labels.unique())))
-                if (value := stability(reduced, k)) is not None:
-                    groups = cut_features(reduced, k)
-                    clusters = nearest_groups(reduced, groups)
-                    about = {"set": name, "images": len(rows), "factor": factor, "stability": value}
-                    results.append({**about, "ari": ari(labels, clusters)})
+    network = build(LITE0, image_size=SIDE, weights="timm")
+    for name, count in product(arguments.names, arguments.images):
+        content = some_of(load(cache / f"{name}.pt"), count)
+        labels, kinds = content["labels"], len(content["labels"].unique())
+        reduced = plainly_reduced(network, content, kinds)
+        for factor in (0.5, 1, 2):
+            k = max(2, round(factor * kinds))
+            if (value := stability(reduced, k)) is not None:
+                clusters = nearest_groups(reduced, cut_features(reduced, k))
+                results.append({"factor": factor, "stability": value, "ari": ari(labels, clusters)})
     for title, factors in (("all", (0.5, 1, 2)), ("right number", (1,))):
         rows = [row for row in results if row["factor"] in factors]
         figures[title] = spearmanr([row["stability"] for row in rows], [row["ari"] for row in rows])[0]
@@ -222,29 +206,27 @@ def is_right(hint: str, words: Sequence[str]) -> bool:
 
 
 def hinted(cache: Path, arguments: argparse.Namespace) -> None:
-    """How many clusters get hints for a name, and how often are they right, by lists of words made before?
-
-    ``rounds[0]`` of a file are features before any training, whose groups are hinted.
-    """
+    """How many clusters get hints for a name, and how often are they right, by lists of words made before?"""
     words = json.loads((Path(__file__).parent / "hint_words.json").read_text(encoding="utf-8"))
     counts: dict[str, dict[float, Counter[str]]] = {}
-    classifier = build(LITE0, image_size=224, weights="timm").classifier
+    network = build(LITE0, image_size=SIDE, weights="timm")
     for name in arguments.names:
-        cached, kind = load(cache / f"{name}.pt"), name.partition("-")[0]
-        pairs = nouns(LITE0, classifier, cached.rounds[0])
+        content = load(cache / f"{name}.pt")
+        labels, kinds = content["labels"], len(content["labels"].unique())
+        pairs = nouns(LITE0, network.classifier, content["whole"])
         rows = [{"path": str(i), "noun": noun, "probability": str(value)} for i, (noun, value) in enumerate(pairs)]
         known = hints.weighted_nouns(rows)
-        reduced = reduced_of(cached.rounds[0])
+        reduced = plainly_reduced(network, content, kinds)
         counts[name] = {clear: Counter() for clear in CLEAR}
         for factor in (1, 2):
-            groups = cut_features(reduced, max(2, round(factor * len(cached.labels.unique()))))
+            groups = cut_features(reduced, max(2, round(factor * kinds)))
             placed = placement_of(reduced, groups, groups.centroids[:1])
             for group in range(groups.count):
                 inside = torch.nonzero(placed.cluster == group).flatten()
                 if len(inside) < hints.MIN_HINTED:
                     continue
                 typical = inside[placed.distance[inside].argsort(stable=True)[: len(inside) // 2]]
-                true = words[kind][sorted(words[kind])[int(torch.bincount(cached.labels[inside]).argmax())]]
+                true = words[name][sorted(words[name])[int(torch.bincount(labels[inside]).argmax())]]
                 for clear, count in counts[name].items():
                     right = [
                         is_right(hint, true) for hint in hints.fitting([known[str(i)] for i in typical.tolist()], clear)

@@ -1,20 +1,18 @@
 """How good are the clusters? Methods side by side on images with true labels, over seeds; the labels only score.
 
     python benchmarks/quality.py NAME IMAGES -k K [--test IMAGES] [--methods ...] [--seeds 0 1 2] [--minutes 60]
-                                 [--count N] [--backbone timm:NAME --weights FILE] [-- options of deepcluster fit]
+                                 [-- options of deepcluster fit]
 
 Prints mean and standard deviation over the seeds. results/NAME.json grows by every run, so a long comparison can be
 made in parts; ``--methods`` without a name prints what is there. benchmarks/README.md has a command for each case:
-digits, few images, folders, photographs.
+digits and folders.
 
 auto, classic, v1, v2: the recipes; v1 and v2 with the compact network at --size px and K = 10 k. untrained: the network
 of auto before its first round. pixels, pca: scikit-learn's k-means (10 starts) on the pixels (at most 32 px), or on
-their 50 principal components. frozen, frozen-umap: the same on the frozen features of auto's network, of length 1, or
-on 10 dimensions of UMAP of them (pip install umap-learn). dec, idec, dcn: ClustPy's (pip install clustpy), with their
-defaults; fewer epochs if 100 + 150 do not fit into --minutes, and one seed.
+their 50 principal components. dec, idec, dcn: ClustPy's (pip install clustpy), with their defaults; fewer epochs if
+100 + 150 do not fit into --minutes, and one seed.
 
---count takes a random sample of N images, at no more than the median size of all. --test adds the accuracy of 20
-nearest neighbours on those images by the features.
+--test adds the accuracy of 20 nearest neighbours on those images by the features.
 """
 
 import argparse
@@ -24,33 +22,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache, partial
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from common import METRICS, fit, labelled, runs_of, save, vote_accuracy
-from PIL import Image
 from tables import table
 
 Run = Callable[[argparse.Namespace, int], dict[str, float]]
 CLUSTPY_EPOCHS = (100, 150)  # its defaults: pretraining, clustering
 
 
-def at_most(images: str, size: int) -> tuple[Any, Any, list[str]]:
-    """Return what ``labelled`` does, at the side of the images if that is less than ``size``."""
+def pixels(images: str) -> tuple[npt.NDArray[np.float32], Any]:
+    """Return the pixels, N x 3 S^2 in [0, 1] with S at most 32, and the numbers of the classes."""
     from deepcluster.images import find
     from deepcluster.images.store import preview
 
-    return labelled(images, min(size, preview(find(images))[0]))
-
-
-def pixels(images: str) -> tuple[npt.NDArray[np.float32], Any]:
-    """Return the pixels, N x 3 S^2 in [0, 1] with S at most 32, and the numbers of the classes."""
-    stored, labels, _ = at_most(images, 32)
+    stored, labels, _ = labelled(images, min(32, preview(find(images))[0]))
     return stored.permute(0, 2, 3, 1).numpy().reshape(len(labels), -1).astype(np.float32) / 255, labels
 
 
@@ -74,49 +65,12 @@ def on_pixels(options: argparse.Namespace, seed: int, *, components: int = 0) ->
     return scored(labels, KMeans(options.k, n_init=10, random_state=seed).fit_predict(rows), begin)
 
 
-def frozen(options: argparse.Namespace, seed: int, *, umap: bool = False) -> dict[str, float]:
-    """Run k-means on the features of the network before any training."""
-    from sklearn.cluster import KMeans
-
-    begin = time.perf_counter()
-    rows, labels = features(options.images, options.backbone, options.weights)
-    if umap:
-        from umap import UMAP
-
-        rows = UMAP(n_components=10, random_state=seed).fit_transform(rows)
-    return scored(labels, KMeans(options.k, n_init=10, random_state=seed).fit_predict(rows), begin)
-
-
-@cache
-def features(images: str, backbone: str, weights: str) -> tuple[npt.NDArray[np.float32], Any]:
-    import torch
-    from torch.nn import functional as F
-
-    from deepcluster.build import network_of
-    from deepcluster.images import find
-    from deepcluster.images.store import preview
-    from deepcluster.learning.features import extract
-    from deepcluster.presets import Facts, read_request, resolve
-    from deepcluster.runtime.compute import Compute
-
-    source = find(images)
-    options = {name: value for name, value in (("backbone", backbone), ("weights", weights)) if value}
-    facts = Facts(len(source.paths), *preview(source), 2, "cpu")
-    recipe = resolve(read_request(options), facts).recipe
-    network = network_of(recipe, 0, torch.device("cpu"))
-    stored, labels, _ = labelled(images, recipe.store_size)
-    rows = F.normalize(extract(network, stored, Compute.of(network, stored, size=recipe.image_size)), dim=1)
-    return rows.numpy(), labels
-
-
 def command(options: argparse.Namespace, seed: int, *, arguments: tuple[str, ...]) -> dict[str, float]:
     """Run `deepcluster fit` in a process of its own."""
     settings = ["-k", str(options.k), "--labels", "folders", "--seed", str(seed)]
     settings += ["--time-limit", f"{options.minutes}m"]
     if {"v1", "v2"} & set(arguments):
         settings += ["--backbone", "compact", "--image-size", str(options.size), "--pseudo-labels", str(10 * options.k)]
-    elif options.weights:
-        settings += ["--backbone", options.backbone, "--weights", options.weights]
     settings += [*arguments, *options.passed]
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
@@ -179,8 +133,6 @@ def clustpy_process(name: str, images: str, k: str, seed: str, limit: str) -> No
 
 
 METHODS: dict[str, Run] = {
-    "frozen": frozen,
-    "frozen-umap": partial(frozen, umap=True),
     "pixels": on_pixels,
     "pca": partial(on_pixels, components=50),
     "untrained": partial(command, arguments=("--rounds", "0")),
@@ -197,21 +149,6 @@ FROM_SCRATCH = ["pixels", "pca", "untrained", "v1", "v2", "classic", "auto", "de
 # ---- the comparison -------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def sampled(images: str, count: int, seed: int) -> Iterator[str]:
-    """Yield class folders with a random sample of the images; with ``count`` 0 the images as they are."""
-    if not count:
-        yield images
-        return
-    stored, labels, classes = at_most(images, 4096)
-    with tempfile.TemporaryDirectory() as folder:
-        for row in np.random.default_rng(seed).choice(len(labels), count, replace=False):
-            place = Path(folder, classes[labels[row]])
-            place.mkdir(exist_ok=True)
-            Image.fromarray(stored[row].permute(1, 2, 0).numpy()).save(place / f"{row:05}.png")
-        yield folder
-
-
 def main() -> None:
     own, _, passed = "\0".join(sys.argv[1:]).partition("\0--\0")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -223,16 +160,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--size", type=int, default=32, help="px, for v1 and v2")
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--count", type=int, default=0)
-    parser.add_argument("--backbone", default="")
-    parser.add_argument("--weights", default="")
     options = parser.parse_args(own.split("\0"))
     options.passed = passed.split("\0") if passed else []
-    original = options.images
     for method in options.methods:
         for seed in options.seeds if method not in ("dec", "idec", "dcn") else options.seeds[:1]:
-            with sampled(original, options.count, seed) as options.images:
-                result = METHODS[method](options, seed)
+            result = METHODS[method](options, seed)
             rows = [row for row in runs_of(options.name) if (row["method"], row["seed"]) != (method, seed)]
             rows.append({"method": method, "seed": seed, "options": " ".join(options.passed), **result})
             save(options.name, {"runs": rows})

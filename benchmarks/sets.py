@@ -30,11 +30,13 @@ from deepcluster.clustering.whitening import Features, Whitening
 from deepcluster.groups.choose_k import plausible_numbers
 from deepcluster.groups.cut import cut_features, nearest_groups
 from deepcluster.learning.features import CROP_SHARE, extract
+from deepcluster.nets.names import PUBLISHED
 from deepcluster.nets.network import Network
 from deepcluster.presets import Facts, read_request, resolve
 from deepcluster.recipe import Recipe
 from deepcluster.runtime.compute import Compute
 
+LITE0 = PUBLISHED["photos-small"].backbone
 SIDE = 224
 NEIGHBOURS = 10
 Gate = tuple[float, float, float, float]  # certainties of unknown and known kinds, scale of classes, least scaling
@@ -66,6 +68,10 @@ def cached(cache: Path, folder: Path, network: Network, most: int) -> dict[str, 
         views = {"whole": (images, SIDE), "middle": (images, middle), "mirror": (images.flip(3), SIDE)}
         features = {view: seen(*arguments) for view, arguments in views.items()}
         torch.save({"labels": labels, "names": names, **features}, file)
+    return load(file)
+
+
+def load(file: Path) -> dict[str, Any]:
     content: dict[str, Any] = torch.load(file, weights_only=True)
     return content
 
@@ -90,6 +96,11 @@ def reduced(network: Network, recipe: Recipe, content: dict[str, Any]) -> Tensor
     reduction = reduction_of(recipe, whole.shape[1], network.classifier)
     mapping: Whitening = reduction.fit(Features(whole, Compute.of(network, whole, size=SIDE), pairs))
     return mapping(whole)
+
+
+def plainly_reduced(network: Network, content: dict[str, Any], k: int) -> Tensor:
+    """Return the rows that the plain command would cut into ``k`` clusters."""
+    return reduced(network, plain(len(content["whole"]), k, certainty(network, content["whole"])), content)
 
 
 def neighbours(rows: Tensor, labels: Tensor) -> float:
@@ -161,7 +172,7 @@ def mixes(contents: list[dict[str, Any]], network: Network, count: int) -> Itera
             views = ("whole", "middle")
             mixed = {view: torch.cat([contents[i][view][rows] for i, rows in parts]) for view in views}
             size = len(mixed["whole"])
-            rows = reduced(network, plain(size, k, certainty(network, mixed["whole"])), mixed)
+            rows = plainly_reduced(network, mixed, k)
             guess = plausible_numbers(rows, finest=True)[0].k
             yield {"mix": f"{least} to {most} kinds", "kinds": k, "images": size, "guess": guess,
                    "right": int(max(guess / k, k / guess) <= 1.5)}  # fmt: skip

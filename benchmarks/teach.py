@@ -20,9 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from cached_features import LITE0
 from common import save
-from sets import SIDE, certainty, plain, reduced
+from sets import LITE0, SIDE, load, plainly_reduced
 from torch import Tensor
 
 from deepcluster.clustering.outliers import Outliers
@@ -121,10 +120,10 @@ def main() -> None:
     sets: dict[str, list[dict[str, Any]]] = {}
     coverage: list[float] = []
     for name in arguments.names:
-        data = torch.load(arguments.cache / f"{name}.pt", weights_only=True)
+        data = load(arguments.cache / f"{name}.pt")
         truth = [str(label) for label in data["labels"].tolist()]
         k, embeddings = len({*truth}), Embeddings()
-        rows = reduced(network, plain(len(truth), k, certainty(network, data["whole"])), data)
+        rows = plainly_reduced(network, data, k)
         runs = [run_on(rows, k, seed, embeddings) for seed in SEEDS]
         for choice in constants:
             for constant, value in zip(CONSTANTS, choice, strict=True):
