@@ -60,7 +60,7 @@ def test_one_view_of_one_image_is_too_few_for_batch_normalisation(tmp_path):
         run.fit(drawings(1, 16)[0].permute(0, 2, 3, 1).numpy()[:1], request)
 
 
-@pytest.mark.parametrize(("count", "k"), [(1, 1), (2, 1), (2, 2), (3, 2), (30, 1), (30, 2)])
+@pytest.mark.parametrize(("count", "k"), [(1, 1), (2, 2), (3, 2), (30, 1)])
 def test_few_images_or_one_group_of_an_adapted_network(tmp_path, count, k):
     weights = tmp_path / "compact.safetensors"
     save_file(build("compact", image_size=16, seed=3).body.state_dict(), weights)

@@ -24,7 +24,6 @@ from torch.optim import SGD
 
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.export import onnx
-from deepcluster.images.own_features import read_features
 from deepcluster.images.views import Augmentation, each_once, uniform_over_clusters
 from deepcluster.learning.training import Learning, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import as_network
@@ -85,30 +84,16 @@ def test_power_iteration_by_hand(output_of, tmp_path):
     assert "power_iteration" in json.loads((tmp_path / "run/run.json").read_text())["steps"]["own clustering"]
 
 
-@pytest.mark.parametrize("name", ["faiss", "cuml"])
-def test_k_means_of_another_library(name, monkeypatch):
-    """The real faiss if it is installed; cuML, which needs a GPU, is a stand-in with its documented interface."""
-    if name == "cuml":
-        cluster = ModuleType("cuml.cluster")
-        cluster.KMeans = lambda output_type, **options: SklearnKMeans(**options)
-        monkeypatch.setitem(sys.modules, "cuml", ModuleType("cuml"))
-        monkeypatch.setitem(sys.modules, "cuml.cluster", cluster)
-    else:
-        pytest.importorskip("faiss")
-    step = runpy.run_path(str(EXAMPLES / "other_kmeans.py"))[f"by_{name}"]
+def test_k_means_of_another_library(monkeypatch):
+    """cuML, which needs a GPU, is a stand-in with its documented interface."""
+    cluster = ModuleType("cuml.cluster")
+    cluster.KMeans = lambda output_type, **options: SklearnKMeans(**options)
+    monkeypatch.setitem(sys.modules, "cuml", ModuleType("cuml"))
+    monkeypatch.setitem(sys.modules, "cuml.cluster", cluster)
+    step = runpy.run_path(str(EXAMPLES / "other_kmeans.py"))["by_cuml"]
     rows = torch.tensor([[0.0], [0.1], [9.0], [9.1]]).repeat(40, 1)
     (clustering,) = step(rows, [2], None, seed=0, round=0, partition=Partition.single(len(rows)))
     assert clustering.labels[:4].tolist() in ([0, 0, 1, 1], [1, 1, 0, 0])
-
-
-def test_a_table_of_daft_is_read_with_its_pictures(output_of, tmp_path):
-    pytest.importorskip("daft")
-    (tmp_path / "photos").mkdir()
-    for name in ("a.png", "b.png"):
-        Image.new("RGB", (9, 9), "red").save(tmp_path / "photos" / name)
-    output_of("embed_with_daft.py", str(tmp_path / "photos"), str(tmp_path / "clip"))
-    features, source = read_features(tmp_path / "clip")
-    assert features.shape == (2, 192) and source.read(0).size == (9, 9)
 
 
 def test_serve_onnx(tmp_path, capsys):

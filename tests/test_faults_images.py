@@ -197,7 +197,7 @@ def noise(count: int, side: int = 8) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("count", "k", "side"),
-    [(1, 1, 8), (1, 1, 1), (2, 1, 8), (2, 2, 1), (3, 2, 8), (7, 4, 1), (19, 19, 8), (20, 19, 1), (20, 20, 8)],
+    [(1, 1, 8), (1, 1, 1), (2, 2, 1), (3, 2, 8), (20, 19, 1), (20, 20, 8)],
 )
 def test_numbers_of_images_and_clusters(count: int, k: int, side: int, tmp_path: Path) -> None:
     assert len(set(clusters(noise(count, side), k, tmp_path / "run", rounds=(count + k) % 2))) == k
