@@ -18,19 +18,8 @@ import deepcluster
 from deepcluster import cli, errors, export
 from deepcluster.runtime.signals import EXIT_ON_SECOND_SIGINT
 from deepcluster.storage.content import FILES, PREDICTIONS
-from tests.pages import (
-    FENCE,
-    PAGES,
-    ROOT,
-    TRANSLATED,
-    TRANSLATIONS,
-    blocks,
-    commands,
-    of_deepcluster,
-    pages_with,
-    prose,
-    text_of,
-)
+from tests import pages
+from tests.pages import PAGES, ROOT, blocks, prose, text_of
 from tests.sandbox import Sandbox, options, verbs
 from tests.test_layers import LEVEL, modules
 from tests.which import files_that_test
@@ -45,7 +34,7 @@ def page_of(page: Path) -> object:
 
 
 @pytest.mark.parametrize(
-    "page", [page_of(page) for page in pages_with("console", "python") if page not in TRANSLATIONS]
+    "page", [page_of(page) for page in pages.pages_with("console", "python") if page not in pages.TRANSLATIONS]
 )
 def test_a_page_is_true(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
@@ -62,13 +51,13 @@ def test_a_page_is_true(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_translation_has_the_same_commands_code_links_and_figures():
     """It is true if the original is. A link may lead to the translated tutorial."""
-    pages = [re.sub(r"<!-- .*? -->", "", text_of(page)) for page in (ROOT / "README.md", TRANSLATED)]
+    texts = [re.sub(r"<!-- .*? -->", "", text_of(page)) for page in (ROOT / "README.md", pages.TRANSLATED)]
     for pattern in (r"\]\(([^)]+)\)", r"`[^`\n]+`", r"[\d.,]*\d"):  # links, code, numbers
-        items = [re.findall(pattern, re.sub("docs/(zh|tutorials)/", "docs/", text)) for text in pages]
-        names = {"README.md", TRANSLATED.name}
+        items = [re.findall(pattern, re.sub("docs/(zh|tutorials)/", "docs/", text)) for text in texts]
+        names = {"README.md", pages.TRANSLATED.name}
         original, translated = (sorted(name for name in page if name not in names) for page in items)
         assert original == translated
-    assert without_comments(ROOT / "README.md") == without_comments(TRANSLATED)
+    assert without_comments(ROOT / "README.md") == without_comments(pages.TRANSLATED)
 
 
 @pytest.mark.parametrize("name", ["tutorials/photographs.md", "questions.md"])
@@ -125,7 +114,7 @@ ELSEWHERE = {
     "results.md": "1.5",
 }
 UNCHECKED = {
-    *TRANSLATIONS,
+    *pages.TRANSLATIONS,
     *(page for page in PAGES if page.name in (*HISTORY, "reproduction.md")),
 }  # published, or past
 
@@ -138,7 +127,7 @@ def test_figures_in_sentences_have_a_source(page: Path):
 
 
 def test_commands_are_found():
-    ours = [arguments for page in PAGES for line in commands(page) if (arguments := of_deepcluster(line))]
+    ours = [arguments for page in PAGES for line in pages.commands(page) if (arguments := pages.of_deepcluster(line))]
     assert {arguments[0] for arguments in ours} == verbs()  # each command is shown somewhere
 
 
@@ -149,7 +138,8 @@ def test_no_command_hides_in_another_block():
         hidden = [line for line in hidden if ours.match(line)]
         assert not hidden, f"{page.name}: in a console block they are run: {hidden}"
         fences = len(re.findall(r"^ *```", text_of(page), re.MULTILINE))
-        assert fences == 2 * len(FENCE.findall(text_of(page))), f"{page.name}: a block without a language or an end"
+        whole = pages.FENCE.findall(text_of(page))
+        assert fences == 2 * len(whole), f"{page.name}: a block without a language or an end"
 
 
 def test_options_in_the_prose_exist():

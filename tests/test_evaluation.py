@@ -21,27 +21,11 @@ from torchvision.transforms import functional as transforms
 from deepcluster.cli import _figure_lines, run_command
 from deepcluster.clustering import whiten
 from deepcluster.errors import DataError, NonFiniteError
-from deepcluster.evaluation import ClusteringOptions, KnnOptions, LinearOptions
-from deepcluster.evaluation.common import (
-    Labelled,
-    ProbeTask,
-    accuracies,
-    check_apart,
-    clustering,
-    hold_out,
-    knn,
-    weighted_votes,
-)
+from deepcluster.evaluation import ClusteringOptions, KnnOptions, LinearOptions, common
+from deepcluster.evaluation import linear as probe
+from deepcluster.evaluation.common import Labelled, ProbeTask, clustering, knn
 from deepcluster.evaluation.feature_maps import layers_of, maps_at, pooling_of
-from deepcluster.evaluation.linear import (
-    STEEPEST,
-    linear,
-    lr_at,
-    mean_probabilities,
-    normalisation,
-    random_crops,
-    ten_crops,
-)
+from deepcluster.evaluation.linear import linear
 from deepcluster.images import find
 from deepcluster.images.views import fixed_view
 from deepcluster.nets.network import Network, build
@@ -85,7 +69,7 @@ def test_the_chance_level_is_that_of_labels_in_another_order():
 def test_held_out_is_a_fifth_and_depends_on_the_seed():
     def parts(count: int, seed: int = 0) -> list[list[int]]:
         source, labels = find(np.zeros((count + 1, 2, 2), np.uint8)), ["", *map(str, range(count))]
-        train, train_labels, test, test_labels = hold_out(source, labels, seed)
+        train, train_labels, test, test_labels = common.hold_out(source, labels, seed)
         assert [labels[int(path)] for path in train.paths + test.paths] == train_labels + test_labels
         return [[int(path) for path in part.paths] for part in (train, test)]
 
@@ -100,9 +84,9 @@ def test_held_out_is_a_fifth_and_depends_on_the_seed():
 
 def test_accuracies_by_hand():
     scores = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
-    assert accuracies(scores, torch.tensor([1, 0, 0, 0])) == {"top1": 0.75}
+    assert common.accuracies(scores, torch.tensor([1, 0, 0, 0])) == {"top1": 0.75}
     scores = torch.eye(6)[[0, 1, 2]] + torch.arange(6) / 100  # the least, beside the one of the row, is class 0 or 1
-    assert accuracies(scores, torch.tensor([0, 0, 5])) == pytest.approx({"top1": 1 / 3, "top5": 2 / 3})
+    assert common.accuracies(scores, torch.tensor([0, 0, 5])) == pytest.approx({"top1": 1 / 3, "top5": 2 / 3})
 
 
 def test_clusters_of_the_run_itself(run, photos, evaluated):
@@ -245,7 +229,7 @@ def test_images_are_not_scored_that_were_learnt_from_by_another_name(way, tmp_pa
     train, test = find(str(tmp_path / learnt)), find(str(tmp_path / scored))
     refused = pytest.raises(DataError, match=f"^{count} ")
     with refused if count else nullcontext():
-        check_apart(train, test)
+        common.check_apart(train, test)
 
 
 # ---- the protocols ``knn`` and ``linear``: parts by hand, and the results against scikit-learn -----------------------
@@ -269,7 +253,7 @@ def test_votes_are_those_of_scikit_learn(temperature, tolerance):
     train, test = F.normalize(normal(333, 12, 0)), F.normalize(normal(100, 12, 1))
     classes = torch.randint(4, (333,), generator=torch.Generator().manual_seed(2))
     counts = [20, 5, 333]
-    for k, votes in zip(counts, weighted_votes(train, classes, test, counts, temperature, 4), strict=True):
+    for k, votes in zip(counts, common.weighted_votes(train, classes, test, counts, temperature, 4), strict=True):
         theirs = KNeighborsClassifier(
             k, metric="cosine", algorithm="brute", weights=lambda distance: np.exp(-distance / temperature)
         )
@@ -340,21 +324,21 @@ def test_maps_are_those_after_the_relu_and_before_pooling():
 
 def test_the_learning_rate_of_a_probe_falls_as_published():
     # 90 epochs of ImageNet (5,005 iterations an epoch), as the release computes it.
-    assert lr_at(0, 0.01, 1e-7) == 0.01
-    assert lr_at(90 * 5005, 0.01, 1e-7) == pytest.approx(0.0099977, abs=1e-7)
-    assert lr_at(90 * 5005, 0.01, 1e-4) == pytest.approx(0.0083, abs=5e-5)
+    assert probe.lr_at(0, 0.01, 1e-7) == 0.01
+    assert probe.lr_at(90 * 5005, 0.01, 1e-7) == pytest.approx(0.0099977, abs=1e-7)
+    assert probe.lr_at(90 * 5005, 0.01, 1e-4) == pytest.approx(0.0083, abs=5e-5)
 
 
 def test_ten_crops_are_the_five_of_torchvision_and_the_same_mirrored():
     images = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     five = transforms.five_crop(images, 2)
-    assert torch.equal(torch.stack(ten_crops(images, 2)), torch.stack([*five, *(crop.flip(3) for crop in five)]))
+    assert torch.equal(torch.stack(probe.ten_crops(images, 2)), torch.stack([*five, *(crop.flip(3) for crop in five)]))
 
 
 def test_random_crops_are_pixels_of_the_image():
     y, x = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
     images = (10 * y + x).to(torch.uint8).expand(400, 3, 8, 8)
-    crops = random_crops(images, 5, torch.Generator().manual_seed(0))[:, 0].int()
+    crops = probe.random_crops(images, 5, torch.Generator().manual_seed(0))[:, 0].int()
     steps = crops[:, :, 1:] - crops[:, :, :-1]
     mirrored = (steps == -1).all(2).all(1)
     assert ((steps == 1).all(2).all(1) | mirrored).all()
@@ -367,8 +351,8 @@ def test_random_crops_are_pixels_of_the_image():
 def test_probabilities_are_averaged_not_logits():
     # The mean of the logits is (13, 4): class 0. Two of three crops say class 1.
     crops = [torch.tensor([[9.0, 10.0]]), torch.tensor([[0.0, 2.0]]), torch.tensor([[30.0, 0.0]])]
-    assert mean_probabilities(crops)[0, 1] == pytest.approx((0.7311 + 0.8808 + 0) / 3, abs=1e-4)
-    assert mean_probabilities(crops).argmax() == 1 != torch.stack(crops).mean(0).argmax()
+    assert probe.mean_probabilities(crops)[0, 1] == pytest.approx((0.7311 + 0.8808 + 0) / 3, abs=1e-4)
+    assert probe.mean_probabilities(crops).argmax() == 1 != torch.stack(crops).mean(0).argmax()
 
 
 def colours(count: int, spread: float, seed: int) -> Labelled:
@@ -439,15 +423,15 @@ def test_it_converges_whatever_the_size_of_the_maps(size):
 def test_normalised_by_hand():
     random = torch.Generator().manual_seed(0)
     sample = torch.randn(500, 4, generator=random) * torch.tensor([1.0, 100.0, 3.0, 1e-9]) + 7
-    shift, scale = normalisation(sample)
+    shift, scale = probe.normalisation(sample)
     rows = (sample - shift) * scale
     assert torch.allclose(rows.mean(0), torch.zeros(4), atol=1e-4)
     deviation = rows.std(0)
     assert deviation[1] == pytest.approx(float(deviation.max())) and deviation[3] < 1e-3 * deviation[1]
     covariance = rows.T @ rows / len(rows)
-    assert torch.linalg.eigvalsh(covariance)[-1] == pytest.approx(STEEPEST, rel=1e-4)
-    assert torch.equal(normalisation(torch.ones(5, 2))[0], torch.ones(2))  # all alike: finite
-    assert torch.isfinite(normalisation(torch.ones(5, 2))[1]).all()
+    assert torch.linalg.eigvalsh(covariance)[-1] == pytest.approx(probe.STEEPEST, rel=1e-4)
+    assert torch.equal(probe.normalisation(torch.ones(5, 2))[0], torch.ones(2))  # all alike: finite
+    assert torch.isfinite(probe.normalisation(torch.ones(5, 2))[1]).all()
 
 
 def test_steps_that_are_too_large():

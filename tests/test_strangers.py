@@ -49,20 +49,9 @@ from fuzz import decode as fuzz_decode
 from fuzz import harness
 from fuzz import model as fuzz_model
 from fuzz.harness import peak_memory
+from tests import tiny
 from tests.helpers.runs import change_record, contents, record, rows, small_fit
-from tests.tiny import (
-    SIZE,
-    change_config,
-    change_groups,
-    change_tensors,
-    flipped,
-    safetensors_bytes,
-    sign,
-    tiny_model,
-    tiny_run,
-    writable,
-    write_weights,
-)
+from tests.tiny import flipped, tiny_model
 
 CONFIG, WEIGHTS, GROUPS = "run/model/config.json", "run/model/model.safetensors", "run/model/groups.safetensors"
 PREDICT, REPORT, RECUT = "predict {run} {image}", "report {run}", "recut {run} -k 2 -q"
@@ -296,12 +285,12 @@ def test_no_pickle_is_executed(place: Place, payload: str, monkeypatch: pytest.M
         sound = file.read_bytes()
         PAYLOADS[payload](file, canary)
         if name in (WEIGHTS, GROUPS):
-            change_config(place.model)
+            tiny.change_config(place.model)
         place.refused(name)
         assert not canary.exists(), name
         file.write_bytes(sound)
         if name in (WEIGHTS, GROUPS):
-            change_config(place.model)
+            tiny.change_config(place.model)
 
 
 def test_a_bomb_is_refused(place: Place) -> None:
@@ -340,7 +329,7 @@ def repeated(path: Path, times: int) -> None:
 # ---- a stranger's model, with the right digests ----------------------------------------------------------------------
 
 
-def network(name: Any, size: Any = SIZE) -> dict[str, Any]:
+def network(name: Any, size: Any = tiny.SIZE) -> dict[str, Any]:
     architecture = {"name": name, "image_size": size, "sobel": False}
     return {"image_size": size, "store_size": size, "architecture": architecture}
 
@@ -356,11 +345,11 @@ JSON = {
 ONE = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
 HEADERS = {
     "no header": bytes(8),
-    "2^63 bytes": safetensors_bytes(b"{}", length=2**63),
-    "above the limit": safetensors_bytes(b"{}" + b" " * (MAX_JSON + 1)),
-    "longer than the file": safetensors_bytes(b"{}", length=100),
-    "a shape of 10^18": safetensors_bytes(ONE.replace(b"[2]", b"[1000000000,1000000000]"), bytes(8)),
-    "a hole": safetensors_bytes(ONE, bytes(16)),
+    "2^63 bytes": tiny.safetensors_bytes(b"{}", length=2**63),
+    "above the limit": tiny.safetensors_bytes(b"{}" + b" " * (MAX_JSON + 1)),
+    "longer than the file": tiny.safetensors_bytes(b"{}", length=100),
+    "a shape of 10^18": tiny.safetensors_bytes(ONE.replace(b"[2]", b"[1000000000,1000000000]"), bytes(8)),
+    "a hole": tiny.safetensors_bytes(ONE, bytes(16)),
 }
 HEADER = ",".join(FILES["clusters.csv"].columns).encode()
 
@@ -371,17 +360,17 @@ def tensors(**changes: Any) -> Change:
     def change(path: Path) -> None:
         old = {name.replace(".", "__"): value for name, value in load_file(path).items()}
         new = {name: value(old.get(name)) if callable(value) else value for name, value in changes.items()}
-        (change_tensors if path.name == "model.safetensors" else change_groups)(path.parent, **new)
+        (tiny.change_tensors if path.name == "model.safetensors" else tiny.change_groups)(path.parent, **new)
 
     return change
 
 
 def config(**values: Any) -> Change:
-    return lambda path: change_config(path.parent, **values)
+    return lambda path: tiny.change_config(path.parent, **values)
 
 
 def signed(content: bytes) -> Change:
-    return lambda path: write_weights(path.parent, content)
+    return lambda path: tiny.write_weights(path.parent, content)
 
 
 def inserted(text: bytes) -> Change:
@@ -499,7 +488,7 @@ def test_a_config_with_any_odd_value_is_refused(place: Place) -> None:
     models.load(place.model)  # neither order nor blanks are values
     inside = ({**config, "architecture": table} for table in odd_tables(config["architecture"]))
     for odd in (*odd_tables(config), *inside):
-        sign(place.model, odd)
+        tiny.sign(place.model, odd)
         with pytest.raises(ModelError, match=path.name):
             models.load(place.model)
     for key in config:  # a digest must be there
@@ -531,7 +520,7 @@ def test_a_model_with_any_odd_tensor_is_refused(place: Place, name: str) -> None
             continue  # as those of the first layer
         for odd in odd_tensors(key, value):
             changed = {other: tensor for other, tensor in {**whole, key: odd}.items() if tensor is not None}
-            write_weights(place.model, save(changed), path.name)
+            tiny.write_weights(place.model, save(changed), path.name)
             with pytest.raises(ModelError, match=path.name):
                 models.load(place.model)
 
@@ -545,7 +534,7 @@ def test_every_name_of_timm_may_stand_in_a_model() -> None:
 
 def test_weights_too_large_for_numbers_are_told_of(place: Place) -> None:
     """Finite weights whose features are not: no table of NaN comes of them."""
-    change_tensors(place.model, body__0__0__weight=torch.full((16, 3, 3, 3), 3e38))
+    tiny.change_tensors(place.model, body__0__0__weight=torch.full((16, 3, 3, 3), 3e38))
     place.command(WEIGHTS, NonFiniteError.exit_code)
 
 
@@ -592,9 +581,9 @@ def test_what_memory_cannot_hold_is_refused_before_it_is_read(run, tmp_path, pho
     os.truncate(run / "model" / "model.safetensors", 300 << 30)
     said = ends(["predict", run, photos], 6)
     assert "model.safetensors" in said and "322.1 GB" in said
-    run = tiny_run(tmp_path / "run")
+    run = tiny.tiny_run(tmp_path / "run")
     architecture = {"name": "compact", "image_size": 8192, "sobel": False}
-    change_config(run / "model", image_size=8192, store_size=8192, architecture=architecture)
+    tiny.change_config(run / "model", image_size=8192, store_size=8192, architecture=architecture)
     said = ends(["predict", run, photos], 6)
     assert "8,192 px" in said and "4.3 GB" in said
     model = dataclasses.replace(tiny_model(), image_size=2048, store_size=2048, batch_size=256)
@@ -626,10 +615,10 @@ def test_odd_values_and_30_paths_in_a_run_lead_nowhere_else(run, photos, monkeyp
     table = rows(run / "clusters.csv")
     for row, path in zip(table, PATHS, strict=False):
         row["path"] = row["label"] = path
-    writable(run).write_rows("clusters.csv", table)
+    tiny.writable(run).write_rows("clusters.csv", table)
     change_record(run, rows_sha256=run_folder.rows_sha256(table))
     for path in PATHS[:2]:
-        change_groups(run / "model", names=[path, path, path])
+        tiny.change_groups(run / "model", names=[path, path, path])
         ends(["predict", run, photos, "-o", "out.csv", "--overwrite"], 0)
         ends(["embed", run, photos, "-o", "out.npy", "--overwrite"], 0)
     ends(["recut", run, "-k", "3"], 0)
