@@ -14,6 +14,8 @@ import sys
 import tomllib
 import webbrowser
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -286,19 +288,22 @@ def test_waiting_threads_leave_the_core_to_others(asked, policy):
 
 
 def test_a_terminal_sees_a_live_bar_in_colours(photos, tmp_path, monkeypatch):
-    written = [b""]
+    ours, terminal = pty.openpty()
 
-    def read(descriptor: int) -> bytes:
-        written.append(os.read(descriptor, 1 << 16))
-        return written[-1]
+    def output() -> bytes:
+        with suppress(OSError):  # it is closed
+            return os.read(ours, 1 << 16) + output()
+        return b""
 
     for name in ("NO_COLOR", "CI"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"TERM": "xterm-256color", "COLUMNS": "120"}.items():
         monkeypatch.setenv(name, value)
-    fit = [sys.executable, "-m", "deepcluster", "fit", str(photos), *small_fit()[:-1], "-o", str(tmp_path / "run")]
-    assert pty.spawn(fit, read) == 0
-    shown = b"".join(written).decode()
+    with ThreadPoolExecutor(1) as pool, os.fdopen(terminal, "w") as stream:
+        written = pool.submit(output)
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert run_command(["fit", str(photos), *small_fit()[:-1], "-o", str(tmp_path / "run")]) == 0
+    shown = written.result().decode()
     assert "training" in shown and re.search(r"\x1b\[[\d;]*3[0-8][\d;]*m", shown)
 
 
