@@ -24,23 +24,20 @@ from deepcluster.runtime import plain_files
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage.model_files import load
 from deepcluster.storage.run_folder import open_run
+from tests.helpers.features import blobs
 from tests.helpers.runs import assert_same_result, contents, record, rows, state_of
 
 GROUPS, EACH, WIDTH = 3, 20, 12
 COUNT = GROUPS * EACH
 TRUTH = np.repeat(np.arange(GROUPS), EACH)
-
-
-def blobs() -> np.ndarray:
-    random = np.random.default_rng(0)
-    return np.repeat(4 * random.normal(size=(GROUPS, WIDTH)), EACH, 0) + random.normal(size=(COUNT, WIDTH))
+FEATURES = blobs([EACH] * GROUPS, WIDTH).numpy()
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """f.npy with f.txt beside it: half of the pictures are there; run: three groups of it."""
     folder = tmp_path_factory.mktemp("features")
-    np.save(folder / "f.npy", blobs())
+    np.save(folder / "f.npy", FEATURES)
     names = [f"{label}/{row}.png" for row, label in enumerate(TRUTH)]
     for row, name in enumerate(names[: COUNT // 2]):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -89,11 +86,11 @@ def test_two_processes_write_the_files_of_one(ranks, made, tmp_path):
 def test_the_model_places_the_same_rows_in_the_same_groups(made, tmp_path):
     clusters = [int(row["cluster"]) for row in rows(made / "run" / "clusters.csv")]
     model = load(made / "run")
-    assert model.of_features and model.predict(blobs()).tolist() == clusters
-    assert model.predict(blobs()[7:9]).tolist() == clusters[7:9]  # alone as among others
+    assert model.of_features and model.predict(FEATURES).tolist() == clusters
+    assert model.predict(FEATURES[7:9]).tolist() == clusters[7:9]  # alone as among others
     with pytest.raises(DataError, match=r"5 .* 12"):
         model.predict(np.zeros((3, 5)))
-    np.save(tmp_path / "new.npy", blobs()[::10])
+    np.save(tmp_path / "new.npy", FEATURES[::10])
     out = tmp_path / "new.csv"
     assert run_command(["predict", str(made / "run"), str(tmp_path / "new.npy"), "-o", str(out), "--quiet"]) == 0
     assert [(row["path"], int(row["cluster"])) for row in rows(out)] == [*zip("012345", clusters[::10], strict=True)]
@@ -233,8 +230,8 @@ def test_an_exported_run_is_read_with_its_pictures_and_its_own_command_places_th
 @pytest.mark.parametrize("column", ["id", "path"])
 def test_an_update_keeps_ids_and_exports_the_pictures_of_its_paths(column, tmp_path):
     names = [f"{row}.png" for row in range(COUNT)]
-    old = table(tmp_path / "old/f.parquet", embedding=[*blobs()[:50]], **{column: names[:50]})
-    new = table(tmp_path / "new/f.parquet", embedding=[*blobs()[40:]], **{column: names[40:]})
+    old = table(tmp_path / "old/f.parquet", embedding=[*FEATURES[:50]], **{column: names[:50]})
+    new = table(tmp_path / "new/f.parquet", embedding=[*FEATURES[40:]], **{column: names[40:]})
     if column == "path":
         for file in (old.with_name("0.png"), new.with_name("59.png")):
             Image.new("RGB", (8, 8), "red").save(file)
@@ -249,7 +246,7 @@ def test_an_update_keeps_ids_and_exports_the_pictures_of_its_paths(column, tmp_p
 
 
 def test_without_paths_the_rows_are_numbered_and_the_report_has_no_pictures(tmp_path):
-    np.save(tmp_path / "f.npy", blobs())
+    np.save(tmp_path / "f.npy", FEATURES)
     fit(tmp_path / "f.npy", Request(features=True, out=tmp_path / "run", n_clusters=GROUPS, report=False))
     assert [row["path"] for row in rows(tmp_path / "run" / "clusters.csv")][::59] == ["0", "59"]
     assert report(tmp_path / "run").is_file() and not (tmp_path / "run" / "thumbnails.webp").exists()
