@@ -92,24 +92,19 @@ def one_line(text: str) -> str:
 
 def printable(text: str) -> str:
     """Return ``text`` with control characters and the lone surrogates of odd file names escaped."""
-    text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def inert(text: str) -> str:
-    r"""Return text that can be encoded, and that cannot hide or reorder its surroundings.
+    """Return text that can be encoded, and that cannot hide or reorder its surroundings.
 
-    Bytes that were not UTF-8 (surrogate escapes) and control characters become ``\xNN``; invisible format characters,
-    such as marks that reverse the direction of writing, ``\uNNNN``. The two joiners stay: names in Persian, Hindi or
+    Control characters, bytes that were not UTF-8 (surrogate escapes) and invisible format characters, such as those
+    that reverse the direction of writing, become Python's escapes. The two joiners stay: names in Persian, Hindi or
     with composed emoji need them. (:func:`printable` is stricter: on a terminal, width and cursor matter too.)
     """
     return text if text.isprintable() else "".join(map(_visible, text))
 
 
 def _visible(char: str) -> str:
-    if unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Zl", "Zp"} or char in "\u200c\u200d":
-        return char
-    code = ord(char)
-    if 0xDC80 <= code <= 0xDCFF:
-        return f"\\x{code - 0xDC00:02x}"
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    is_hidden = unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"} and char not in "\u200c\u200d"
+    return char.encode("unicode_escape").decode() if is_hidden else char

@@ -276,13 +276,8 @@ def script_data(data: RunData) -> str:
         ],
         "images": _images(data) if chosen else None,
         "points": _points(data.positions[::every]) if data.positions is not None and chosen else None,
-        "tree": data.tree
-        and {
-            "groups": data.tree.groups,
-            "merges": data.tree.merges,
-            "sizes": data.tree.sizes,
-            "tiles": [tile(row, rows) for row in data.tree.medoids],  # of the nodes' medoids on the sheet, or -1
-        },
+        # The medoids by their places on the sheet, or -1.
+        "tree": data.tree and {**vars(data.tree), "medoids": [tile(row, rows) for row in data.tree.medoids]},
     }
     return htmlsafe_json_dumps(value, separators=(",", ":"), allow_nan=False)
 

@@ -250,7 +250,7 @@ function groups(tree) {
   /* A group that is a cluster now has that one's picture, which is larger than those on the sheet. */
   function face(node, kind, own) {
     const medoid = kind === "same" && cards.has(own[0]) ? $(".medoid img", cards.get(own[0])) : null;
-    return medoid ? element("img", {src: medoid.src, alt: "", className: "picture"}) : picture(tree.tiles[node], 88);
+    return medoid ? element("img", {src: medoid.src, alt: "", className: "picture"}) : picture(tree.medoids[node], 88);
   }
 
   const listed = own => own.length > 12 ? t("{0} and {1} more", own.slice(0, 12).join(t(", ")), own.length - 12)
