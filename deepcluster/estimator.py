@@ -478,7 +478,10 @@ class DeepCluster(_Base):
         self._cut = record.cut
         self.quality_ = record.quality
         self.n_iter_ = int(record.rounds or 0)
-        self.history_ = [{name: _number(cell) for name, cell in row.items()} for row in folder.read_rows("history.csv")]
+        self.history_ = [
+            {name: int(cell) if cell.isdecimal() else float(cell or "nan") for name, cell in row.items()}
+            for row in folder.read_rows("history.csv")
+        ]
 
     def _take(self, model: Model) -> None:
         model.network.to(choose_device(device_name(self.device)))
@@ -649,11 +652,6 @@ def _seed(random_state: Any) -> int:
     if random_state is None:
         return int(np.random.SeedSequence().generate_state(1)[0])
     return int(check_random_state(random_state).randint(2**31 - 1))
-
-
-def _number(cell: str) -> int | float:
-    """Return the number in a cell of history.csv; NaN if it is empty."""
-    return int(cell) if cell.isdecimal() else float(cell or "nan")
 
 
 def _unusable(skipped: Sequence[tuple[str, str]]) -> str:

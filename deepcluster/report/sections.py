@@ -252,10 +252,7 @@ def problems(skipped: Sequence[Row], clusters: Table, duplicates: Sequence[Row] 
         "count": len(skipped) + len(far) + len(groups),
         "skipped": skipped[:MAX_SKIPPED],
         "skipped_count": len(skipped),
-        "outliers": [
-            suspect(row["path"], i, figure(number(row["distance"])))
-            for i, row in zip(farthest, clusters.at(farthest), strict=True)
-        ],
+        "outliers": [suspect(clusters[i]["path"], i, figure(number(clusters[i]["distance"]))) for i in farthest],
         "outliers_count": len(far),
         "duplicates": None if duplicates is None else shown,
         "groups_count": len(groups),

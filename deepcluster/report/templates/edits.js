@@ -35,7 +35,7 @@ function partsAt({sizes, merges}, count) {
 function derive() {
   clusters = new Map(base);
   sizes = new Map(data.clusters.map(cluster => [cluster.number, cluster.size]));
-  const made = (number, about) => clusters.set(number, {number, name: "", size: 0, distance: null, nearest: null, junk: false, parts: null, ...about});
+  const made = (number, about) => clusters.set(number, {number, name: "", size: 0, distance: null, junk: false, parts: null, ...about});
   const ofPart = new Map();
   let next = firstFree;
   for (const [number, count] of state.splits) {

@@ -27,7 +27,7 @@ function questionsHere() {
   const first = [...typical.values()], random = all.map(i => [Math.random(), i]).sort((a, b) => a[0] - b[0]).map(([, i]) => i);
   return [[...new Set(all.sort(orderings.doubt).flatMap((i, k) => [...first.slice(k, k + 1), i]))], random].map(list => list.map(i => ({
     row: i * imageData.step, path: pathOf(i), cluster: clusterOf(i),
-    likely: [...new Set([...[i, ...(imageData.similar?.slice(i * n, (i + 1) * n) ?? [])].map(clusterOf), clusters.get(clusterOf(i)).nearest])],
+    likely: [...new Set([...[i, ...(imageData.similar?.slice(i * n, (i + 1) * n) ?? [])].map(clusterOf), base.get(clusterOf(i))?.near[0]])],
   })));
 }
 
