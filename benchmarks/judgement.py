@@ -2,7 +2,6 @@
 
     python benchmarks/judgement.py CACHE outliers NAME [NAME ...] [--images 300 600 1500 3000] [--seeds 0 1 2]
                                                    [--alike NAME,NAME]
-    python benchmarks/judgement.py CACHE stability NAME [NAME ...]
     python benchmarks/judgement.py CACHE hints NAME [NAME ...]
 
 `sets.py` makes CACHE/NAME.pt. Every constant is chosen on all other sets, and the figures of a set are by the constants
@@ -14,7 +13,6 @@ every third class of the set, which is then fitted without them (hard, because t
 strangers are 2 % of the images of the fit itself. `batches`: the share of batches of 20 added images that say by half
 of their images that a new fit is due.
 
-stability: its rank correlation with the agreement to the labels; the right number of groups, half and twice as many.
 hints: the hints for names of clusters, and how often one is right; as many clusters as classes and twice as many. The
 right words of a class are in hint_words.json; "dog*" is a dog or any word below it in WordNet. Classes that the network
 cannot name have few words, so a hint for them is wrong.
@@ -25,21 +23,17 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
 from common import save
-from scipy.stats import spearmanr
-from sets import LITE0, SIDE, load, plainly_reduced, some_of
+from sets import LITE0, SIDE, load, plainly_reduced
 from torch import Tensor
 
-from deepcluster.clustering.agreement import ari
 from deepcluster.clustering.outliers import Outliers, fit_outliers, limit_of
-from deepcluster.groups.choose_k import stability
-from deepcluster.groups.cut import cut_features, nearest_groups, placement_of
+from deepcluster.groups.cut import cut_features, placement_of
 from deepcluster.groups.due import STRANGE_MEDIAN
 from deepcluster.nets.network import build
 from deepcluster.nets.timm import nouns
@@ -170,26 +164,6 @@ def outliers(cache: Path, arguments: argparse.Namespace) -> None:
     save("judgement_outliers", results)
 
 
-def stable(cache: Path, arguments: argparse.Namespace) -> None:
-    """Does the stability follow the agreement with the labels? With the right number of groups, half and twice."""
-    results, figures = [], {}
-    network = build(LITE0, image_size=SIDE, weights="timm")
-    for name, count in product(arguments.names, arguments.images):
-        content = some_of(load(cache / f"{name}.pt"), count)
-        labels, kinds = content["labels"], len(content["labels"].unique())
-        reduced = plainly_reduced(network, content, kinds)
-        for factor in (0.5, 1, 2):
-            k = max(2, round(factor * kinds))
-            if (value := stability(reduced, k)) is not None:
-                clusters = nearest_groups(reduced, cut_features(reduced, k))
-                results.append({"factor": factor, "stability": value, "ari": ari(labels, clusters)})
-    for title, factors in (("all", (0.5, 1, 2)), ("right number", (1,))):
-        rows = [row for row in results if row["factor"] in factors]
-        figures[title] = spearmanr([row["stability"] for row in rows], [row["ari"] for row in rows])[0]
-        print(title, len(rows), round(figures[title], 3))
-    save("judgement_stability", {"rank correlation": figures, "cuts": len(results)})
-
-
 CLEAR = (0.08, 0.1, 0.12, 0.14, 0.16, 0.18, 0.2, 0.25, 0.3)
 MIN_RIGHT = 0.85  # share of the hinted words of the other sets
 
@@ -251,21 +225,14 @@ def hinted(cache: Path, arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cache", type=Path)
-    judgements = parser.add_subparsers(required=True)
-    command = judgements.add_parser("outliers")
-    command.set_defaults(judge=outliers)
-    command.add_argument("names", nargs="+")
-    command.add_argument("--images", type=int, nargs="+", default=[300, 600, 1500, 3000])
-    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    command.add_argument("--alike", type=lambda text: text.split(","), default=[])
-    more = ("stability", stable, [300, 600, 1500, 3000]), ("hints", hinted, [])
-    for name, judge, counts in more:
-        command = judgements.add_parser(name)
-        command.set_defaults(judge=judge)
-        command.add_argument("names", nargs="+")
-        command.add_argument("--images", type=int, nargs="+", default=counts)
+    judgements = {"outliers": outliers, "hints": hinted}
+    parser.add_argument("judgement", choices=judgements)
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--images", type=int, nargs="+", default=[300, 600, 1500, 3000])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--alike", type=lambda text: text.split(","), default=[])
     arguments = parser.parse_args()
-    arguments.judge(arguments.cache, arguments)
+    judgements[arguments.judgement](arguments.cache, arguments)
 
 
 if __name__ == "__main__":

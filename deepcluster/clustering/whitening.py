@@ -124,9 +124,15 @@ def whiten(
     if pairs is not None and processes.any(not bool(torch.isfinite(pairs).all())):
         raise NonFiniteError(f"features of centre crops are not finite{LOWER_LR}")
 
-    def scaled(components: Callable[[Directions | None], Components]) -> dict[str, Tensor]:
+    def mapping(components: Callable[[Directions | None], Components]) -> dict[str, Tensor]:
         scaling = None if pairs is None else within_image_scaling(torch.stack([*map(prepare, pairs)]), within_image)
-        return _scaled(*components(scaling), strength, scaling)
+        mean, values, vectors = components(scaling)
+        keep = values > EIGENVALUE_FLOOR * max(values[0], np.finfo(np.float32).tiny)
+        keep[0] = True
+        scale = np.where(values > 0, np.maximum(values, np.finfo(np.float32).tiny) ** (-strength / 2), 0.0)
+        projection = (vectors * scale)[:, keep]
+        projection = projection if scaling is None else scaling @ projection
+        return {"mean": mean.float(), "projection": torch.from_numpy(np.ascontiguousarray(projection)).float()}
 
     if rows <= width:
         x = partition.all_gather(x)
@@ -134,11 +140,11 @@ def whiten(
             raise Blocks(x).not_finite(ALONE, LOWER_LR)
         few = prepare(x)
         check_scale(x, few.double().square().mean().item())
-        made = processes.broadcast_tensors(lambda: scaled(partial(_components, few, count)))
+        made = processes.broadcast_tensors(lambda: mapping(partial(_components, few, count)))
     else:
         mean, covariance = _covariance(x, partition, device or x.device, prepare)
         check_scale(x, np.trace(covariance), processes)
-        made = processes.broadcast_tensors(lambda: scaled(partial(_leading, mean, covariance, count)))
+        made = processes.broadcast_tensors(lambda: mapping(partial(_leading, mean, covariance, count)))
     return Whitening(**made, root=root, classes=classes)
 
 
@@ -162,17 +168,6 @@ def within_image_scaling(pairs: Tensor, weight: float = 1.0) -> Directions:
     relative = values / max(values.mean(), np.finfo(np.float64).tiny)  # all 0 if the views are equal
     scaling: Directions = np.eye(width) + (vectors * ((1 + weight * relative) ** -0.5 - 1)) @ vectors.T
     return scaling
-
-
-def _scaled(
-    mean: Tensor, values: Directions, vectors: Directions, strength: float, scaling: Directions | None
-) -> dict[str, Tensor]:
-    keep = values > EIGENVALUE_FLOOR * max(values[0], np.finfo(np.float32).tiny)
-    keep[0] = True
-    scale = np.where(values > 0, np.maximum(values, np.finfo(np.float32).tiny) ** (-strength / 2), 0.0)
-    projection = (vectors * scale)[:, keep]
-    projection = projection if scaling is None else scaling @ projection
-    return {"mean": mean.float(), "projection": torch.from_numpy(np.ascontiguousarray(projection)).float()}
 
 
 def square_roots(rows: Tensor) -> Tensor:

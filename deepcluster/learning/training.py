@@ -224,8 +224,13 @@ class _Pass(nn.Module):
         self.network = network
 
     def forward(self, *views: Tensor) -> tuple[Tensor, Tensor]:
+        # Neighbouring views of one size share a forward pass.
+        alike = [[*group] for _, group in groupby(views, key=lambda view: view.shape[-1])]
+        stacked = (
+            torch.cat(some).contiguous(memory_format=torch.channels_last) if some[1:] else some[0] for some in alike
+        )
         try:
-            embeddings = self.network.embed(_features(self.network, views))
+            embeddings = self.network.embed(torch.cat([self.network.features(batch) for batch in stacked]))
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):  # torch's batch normalisation
                 raise
@@ -234,14 +239,6 @@ class _Pass(nn.Module):
                 " least 2 or --set views=2"
             ) from error
         return embeddings, self.network.classify(embeddings)
-
-
-def _features(network: Network, views: Sequence[Tensor]) -> Tensor:
-    """Return the features of all views, view after view; neighbouring views of one size share a forward pass."""
-    alike = [[*group] for _, group in groupby(views, key=lambda view: view.shape[-1])]
-    stacked = (torch.cat(some).contiguous(memory_format=torch.channels_last) if some[1:] else some[0] for some in alike)
-    parts = [network.features(batch) for batch in stacked]
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _remember(memory: Tensor, embeddings: Tensor, rows: Tensor) -> None:
