@@ -115,7 +115,7 @@ def fit(
 
 def _fit_source(fit_flags: flags.FitFlags, terminal: Terminal, images: str | None, *others: str) -> "Source | str":
     """Return the images, or the file of features, after all checks that need no torch."""
-    from deepcluster.images.files import find, is_named
+    from deepcluster.images.files import LIBRARIES, find
     from deepcluster.images.given import check_labels_there
     from deepcluster.images.own_features import check_features_there
     from deepcluster.images.source import WHAT_TO_TYPE
@@ -144,7 +144,7 @@ def _fit_source(fit_flags: flags.FitFlags, terminal: Terminal, images: str | Non
     elif fit_flags.features:
         return check_features_there(images, *others)
     else:
-        if is_named(images):
+        if images.partition(":")[0] in LIBRARIES:  # which may take a while to load it
             terminal.say("Loading", images)
         source = find(images, *others)
     check_groups(fit_flags.n_clusters, len(source.paths))

@@ -206,7 +206,7 @@ class DeepCluster(_Base):
         )
         try:
             with self._display() as shown:
-                runs.fit(images, request, Several(shown, display) if display else shown)
+                runs.fit(images, request, Several(shown, display, logged=False))
         except BaseException:
             if temporary:
                 shutil.rmtree(temporary, ignore_errors=True)

@@ -62,7 +62,7 @@ from deepcluster.runs.rows import (
 )
 from deepcluster.runtime import signals
 from deepcluster.runtime.compute import Progress, ignore_progress
-from deepcluster.runtime.console import Display, Log, Several, Silent
+from deepcluster.runtime.console import Display, Several, Silent
 from deepcluster.runtime.devices import CPU, choose_device, environment, keep_freed_memory, working_on
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
@@ -96,7 +96,7 @@ def fit(
     device = choose_device(request.device)
     if request.features:  # no network would use a GPU
         device = CPU
-    display = Several(Log(), display) if processes.is_main else Silent()
+    display = Several(display) if processes.is_main else Silent()
     with working_on(device, deterministic=request.deterministic):
         keep_freed_memory()
         features, source = read_features(images) if request.features else (None, find(images))

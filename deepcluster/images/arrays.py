@@ -182,30 +182,29 @@ def _without_advice(error: Exception) -> Exception:
 
 
 @dataclass(frozen=True)
-class _RowsOnDisk:
-    """The uint8 images of an .npy file, whose numbers start at byte ``begin``.
+class _RowsOnDisk(Numbered):
+    """The uint8 images of the .npy file at ``location``, whose numbers start at byte ``begin``.
 
     It is not mapped, because the process would die of SIGBUS if the file shrank. Reading raises DataError instead.
     """
 
-    file: Path
     shape: tuple[int, ...]  # of an image
     begin: int
 
-    def __getitem__(self, i: int, /) -> npt.NDArray[np.uint8]:
-        size = math.prod(self.shape)
+    def read(self, i: int, size: int | None = None) -> Image.Image:
+        length = math.prod(self.shape)
         with suppress(FileNotFoundError):
-            numbers = np.fromfile(self.file, np.uint8, size, offset=self.begin + i * size)
-            if len(numbers) == size:
-                return numbers.reshape(self.shape)
+            numbers = np.fromfile(self.location, np.uint8, length, offset=self.begin + i * length)
+            if len(numbers) == length:
+                return as_image(numbers.reshape(self.shape))
         raise DataError(
-            f"{one_line(str(self.file))} became shorter while it was read: wait until it is complete, and try again"
+            f"{one_line(self.location)} became shorter while it was read: wait until it is complete, and try again"
         )
 
 
 @dataclass(frozen=True)
 class _Rows(Numbered):
-    rows: npt.NDArray[Any] | _RowsOnDisk
+    rows: npt.NDArray[Any]
 
     def read(self, i: int, size: int | None = None) -> Image.Image:
         return as_image(self.rows[i])
@@ -300,8 +299,9 @@ def from_array(array: npt.NDArray[Any], name: str, location: str, labels: npt.ND
         raise DataError(f"{title} has dtype {array.dtype}, not uint8: scale it to 0..255 and use .astype('uint8')")
     if labels is not None and labels.size != len(array):
         raise DataError(f"{title} has {labels.size} labels for {len(array)} images")
-    rows: npt.NDArray[Any] | _RowsOnDisk = array
+    place = real(location)
+    items: Items = _Rows(place, array)
     if isinstance(array, np.memmap) and not in_memory:
-        rows = _RowsOnDisk(Path(location), array.shape[1:], array.offset)
+        items = _RowsOnDisk(place, array.shape[1:], array.offset)
     texts = None if labels is None else tuple(map(str, labels.ravel().tolist()))
-    return Source(name, location, numbered(len(array)), _Rows(real(location), rows), texts)
+    return Source(name, location, numbered(len(array)), items, texts)

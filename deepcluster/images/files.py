@@ -85,11 +85,6 @@ def _is_dataset(images: Any) -> TypeGuard[Dataset]:
     return indexed and not isinstance(images, str | bytes | bytearray | Mapping)
 
 
-def is_named(text: str) -> bool:
-    """Tell if a text as for IMAGES names a data set, which its library loads: that may take a while."""
-    return text.partition(":")[0] in LIBRARIES
-
-
 def _from_text(text: str) -> Source:
     if not text:
         raise UsageError(f"IMAGES is empty. {WHAT_TO_TYPE}")

@@ -43,22 +43,21 @@ def check_labels_there(spec: str) -> None:
 
 
 def _read_labels(file: Path) -> dict[str, str]:
-    labels: dict[str, tuple[str, int]] = {}
     try:
-        for line, row in read_columns(file, {"path": PATH_COLUMNS, "label": LABEL_COLUMNS}):
-            path = _plain(row["path"])
-            label = row["label"].strip()
-            former, first = labels.setdefault(path, (label, line))
-            if former != label:
-                raise DataError(
-                    f"--labels {file}: {path} is {former!r} in line {first} and {label!r} in line {line}:"
-                    " remove one of the two lines"
-                )
-    except DataError:
-        raise
+        rows = [*read_columns(file, {"path": PATH_COLUMNS, "label": LABEL_COLUMNS})]
     except (OSError, csv.Error, ValueError) as error:
         kind, reason = (UsageError, error.strerror) if isinstance(error, OSError) else (DataError, error)
         raise kind(f"--labels {file}: {reason}; give `folders` or a CSV file of path,label") from None
+    labels: dict[str, tuple[str, int]] = {}
+    for line, row in rows:
+        path = _plain(row["path"])
+        label = row["label"].strip()
+        former, first = labels.setdefault(path, (label, line))
+        if former != label:
+            raise DataError(
+                f"--labels {file}: {path} is {former!r} in line {first} and {label!r} in line {line}:"
+                " remove one of the two lines"
+            )
     return {path: label for path, (label, _) in labels.items()}
 
 

@@ -23,7 +23,7 @@ from deepcluster.learning.features import extract
 from deepcluster.model import Model
 from deepcluster.recipe import Options, read_options
 from deepcluster.runs.rows import Rows, cut_rows, images_at_hand, recipe_of, sample_of
-from deepcluster.runtime.console import Display, Log, Several, Silent
+from deepcluster.runtime.console import Display, Several, Silent
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import json_sha256
@@ -77,7 +77,7 @@ def evaluate(
         DeepClusterError: The message says what to do. It is raised before anything is computed, if possible.
     """
     folder = run_folder.open_run(run)
-    display = Several(Log(), display) if processes.is_main else Silent()
+    display = Several(display) if processes.is_main else Silent()
     kind = PROTOCOL_OPTIONS[request.protocol]
     options = kind(**read_options(kind, request.options))
     with run_folder.shared_lock(run, processes) as locked:

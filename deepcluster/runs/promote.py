@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deepcluster.errors import DiskError, UsageError
 from deepcluster.runtime import signals
-from deepcluster.runtime.console import Display, Log, Several
+from deepcluster.runtime.console import Display, Several
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import RUN
 from deepcluster.storage.content import LOG
@@ -38,7 +38,7 @@ def promote(new: Path, old: Path, display: Display | None = None) -> None:
                 raise DiskError(f"{run / links[0]} is a link, which is not followed: put the file itself there")
         is_done = _has_all(old, new)  # by a promotion that was killed before it had removed NEW
         kept = "" if is_done else f". The old run is in {_replace(source, place)}"
-        Several(Log(), display).say("Promoted", f"{old} is now the run of {new}{kept}")
+        Several(display).say("Promoted", f"{old} is now the run of {new}{kept}")
         with signals.uninterrupted(), changing(new):
             for name in sorted(own_files(new), key=RUN.__eq__):  # without run.json it is no run, and cannot be named
                 (new / name).unlink()

@@ -23,7 +23,7 @@ from deepcluster.runs import inherit, result
 from deepcluster.runs.page import redraw, shown_of
 from deepcluster.runs.rows import Rows, cut_rows, read_run, recipe_of
 from deepcluster.runtime.compute import GROUPING_PHASE
-from deepcluster.runtime.console import Display, Log, Several
+from deepcluster.runtime.console import Display, Several
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import RunRecord
@@ -38,7 +38,7 @@ def recut(run: Path, n_clusters: int | None, display: Display | None = None, sou
 
     The cluster numbers are new. ``source``: The images for the report, if the caller has them at hand.
     """
-    display = Several(Log(), display)
+    display = Several(display)
     with run_folder.locked(run) as locked, locked.next_state() as folder:
         record, model, rows = read_run(folder)
         check_groups(n_clusters, rows.fitted)
@@ -75,7 +75,7 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> None:
 
     Raises UsageError if the edits are not for its present clusters.
     """
-    display = Several(Log(), display)
+    display = Several(display)
     with run_folder.locked(run) as folder:
         record, model, rows = read_run(folder)
         if record.edits == edits.digest:
@@ -118,7 +118,7 @@ def undo(run: Path, display: Display | None = None, steps: int | None = 1) -> No
             for former in formers[:steps]:
                 model = taken_back(model, former, is_recut=record.edits is None)
                 record = replace(record, **former.about["record"])
-            display = Several(Log(), display)
+            display = Several(display)
             display.say("Edits", f"taken back: {len(model.cut.group_of.unique())} clusters, as before")
             if undone := "; ".join(filter(None, (former.about["done"] for former in formers[:steps]))):
                 display.say("Undone", undone)

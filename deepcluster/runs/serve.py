@@ -39,7 +39,7 @@ from deepcluster.runs import teach as teaching
 from deepcluster.runs.recut import UNDO, apply, recut, undo
 from deepcluster.runs.rows import images_at_hand, read_run
 from deepcluster.runtime import log, signals
-from deepcluster.runtime.console import Log
+from deepcluster.runtime.console import Several
 from deepcluster.runtime.plain_files import MAX_JSON, json_sha256, parse_json, sha256, shaped
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import Row
@@ -268,7 +268,7 @@ class _Server(ThreadingTCPServer):
             outliers="separate" if sorting.apart else "keep",
             levels=sorting.levels,
             overwrite=True,
-            display=Log(),
+            display=Several(),
         )
         ways = Counter(row["how"].partition(" ")[0].rstrip(":") for row in rows)
         return {"folder": str(place / sorting.name), "images": sum(bool(row["exported_path"]) for row in rows)} | ways

@@ -18,7 +18,7 @@ from deepcluster.model import Model
 from deepcluster.runs.recut import MAX_NEW, Change, coarse_of_moves, moved_rows, write_change
 from deepcluster.runs.rows import Rows, read_run
 from deepcluster.runtime.compute import GROUPING_PHASE
-from deepcluster.runtime.console import Display, Log, Several
+from deepcluster.runtime.console import Display, Several
 from deepcluster.runtime.plain_files import PATH_COLUMNS, json_sha256, read_columns
 from deepcluster.seeding import derive, generator
 from deepcluster.storage import run_folder
@@ -242,7 +242,7 @@ def teach(
 
     Raises UsageError if there are no answers, or if an image or a cluster does not exist.
     """
-    display = Several(Log(), display)
+    display = Several(display)
     with run_folder.locked(run) as folder:
         record, model, rows = read_run(folder)
         display.progress(GROUPING_PHASE, 0, 0)

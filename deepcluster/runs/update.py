@@ -37,7 +37,7 @@ from deepcluster.runs.rows import (
     recipe_of,
     row_digests,
 )
-from deepcluster.runtime.console import Display, Log, Several
+from deepcluster.runtime.console import Display, Several
 from deepcluster.runtime.devices import CPU
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition
@@ -94,7 +94,7 @@ def update(
 
     Raises UsageError if the run is not finished, DataError if no file can be used or too many cannot.
     """
-    display = Several(Log(), display)
+    display = Several(display)
     with run_folder.locked(run) as folder:
         record, model, rows = read_run(folder, takes_images=True)
         if record.status != "done":

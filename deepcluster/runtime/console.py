@@ -137,23 +137,16 @@ class Silent(Display):
     """A display that shows nothing; a display of your own may begin with it."""
 
 
-class Log(Silent):
-    """Logs the lines of a run, with all figures of a round."""
-
-    def say(self, heading: str, text: str) -> None:
-        log.record(f"{heading}: {text}")
-
-    def round(self, row: Mapping[str, Any], rounds: int) -> None:
-        self.say(*round_line(row, rounds, verbose=True))
-
-
 class Several:
-    """Displays that all show a run; None is no display."""
+    """Displays that all show a run (None is no display); its lines are logged, too, with all figures of a round."""
 
-    def __init__(self, *displays: Display | None):
+    def __init__(self, *displays: Display | None, logged: bool = True):
         self.displays = [display for display in displays if display is not None]
+        self.logged = logged
 
     def say(self, heading: str, text: str) -> None:
+        if self.logged:
+            log.record(f"{heading}: {text}")
         for display in self.displays:
             display.say(heading, text)
 
@@ -162,6 +155,8 @@ class Several:
             display.progress(phase, done, total)
 
     def round(self, row: Mapping[str, Any], rounds: int) -> None:
+        if self.logged:
+            log.record(": ".join(round_line(row, rounds, verbose=True)))
         for display in self.displays:
             display.round(row, rounds)
 

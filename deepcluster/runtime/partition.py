@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcluster.runtime.processes import ALONE, Processes, dtype_of
+from deepcluster.runtime.processes import ALONE, Processes
 
 BLOCK = 1 << 16  # rows
 
@@ -115,7 +115,8 @@ class Partition:
         """Return ``local`` with the dtype and shape of the other ranks' rows, unknown to a rank without rows."""
         if 0 not in self.sizes:
             return local
-        kind: list[Any] = [str(local.dtype), [*local.shape[1:]]] if len(local) else []
-        kinds = self.processes.all_gather_json(kind)
-        dtype, tail = next((kind for kind in kinds if kind), (str(local.dtype), local.shape[1:]))
-        return local if len(local) else torch.empty(0, *tail, dtype=dtype_of(dtype), device=local.device)
+        kinds: list[Any] = self.processes.all_gather_json([str(local.dtype), [*local.shape[1:]]] if len(local) else [])
+        if len(local):
+            return local
+        dtype, tail = next(filter(None, kinds), (str(local.dtype), local.shape[1:]))
+        return torch.empty(0, *tail, dtype=getattr(torch, dtype.removeprefix("torch.")), device=local.device)

@@ -105,7 +105,7 @@ class Processes:
         kinds: dict[str, Any] = {name: [str(tensor.dtype), [*tensor.shape]] for name, tensor in sent.items()}
         tensors = {}
         for name, (dtype, shape) in self.broadcast_json(lambda: kinds).items():
-            kind = dtype_of(dtype)
+            kind: torch.dtype = getattr(torch, dtype.removeprefix("torch."))
             size = math.prod(shape) * kind.itemsize
             data = sent[name].view(-1).view(torch.uint8) if self.is_main else torch.empty(size, dtype=torch.uint8)
             dist.broadcast(data, 0)
@@ -150,12 +150,6 @@ class Processes:
 
 
 ALONE = Processes()
-
-
-def dtype_of(name: str) -> torch.dtype:
-    """Return the dtype whose ``str`` is ``name``."""
-    dtype: torch.dtype = getattr(torch, name.removeprefix("torch."))
-    return dtype
 
 
 @contextmanager
