@@ -333,7 +333,6 @@ def _images(data: RunData) -> Values:
 
 
 def _points(positions: npt.NDArray[np.float32]) -> dict[str, Any]:
-    """Return the positions on the map of the images in the page."""
     width = max(1e-9, float(np.ptp(positions, axis=0).max()))
     x, y = ((positions - positions.min(0)) / width).T
     return {"x": _packed(x), "y": _packed(y)}
