@@ -43,12 +43,17 @@ from tests.tiny import RECORD, tiny_model, writable
 NAMES = ("bars", "blobs", "rings")
 
 
-@pytest.fixture
-def run(fitted, tmp_path: Path) -> Path:
-    """A copy of a run with three named clusters, one of which is junk; a fourth, 2, was merged."""
-    run = Path(shutil.copytree(fitted("-k", "4", "--rounds", "0"), tmp_path / "run"))
+@pytest.fixture(scope="module")
+def named(fitted, tmp_path_factory) -> Path:
+    """A run with three named clusters, one of which is junk; a fourth, 2, was merged."""
+    run = Path(shutil.copytree(fitted("-k", "4", "--rounds", "0"), tmp_path_factory.mktemp("named") / "run"))
     apply(run, Edits("", dict(zip((0, 1, 3), NAMES, strict=True)), ((1, 2),), (1,)))
     return run
+
+
+@pytest.fixture
+def run(named, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(named, tmp_path / "run"))
 
 
 def clusters(run: Path) -> dict[str, str]:

@@ -43,25 +43,23 @@ def kind(row: int) -> str:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """f.npy: six kinds in turn, of which rows 0 and 6 are equal; run: five clusters of them."""
+    """f.npy: six kinds in turn, of which rows 0 and 6 are equal; run: five clusters, named after most images."""
     folder = tmp_path_factory.mktemp("teach")
     features = np.eye(12)[np.arange(COUNT) % KINDS] + np.random.default_rng(0).normal(0, 0.3, (COUNT, 12))
     features[6] = features[0]
     np.save(folder / "f.npy", features.astype(np.float32))
     (folder / "f.txt").write_text("\n".join(f"{kind(row)}/{row}.png" for row in range(COUNT)))
     assert run_command(["fit", f"{folder}/f.npy", "--features", "-o", f"{folder}/run", "-k", "5", "-q"]) == 0
+    kinds: dict[int, list[str]] = {}
+    for path, (cluster, _) in placed(folder / "run").items():
+        kinds.setdefault(cluster, []).append(path.partition("/")[0])
+    apply(folder / "run", Edits(names={cluster: max(each, key=each.count) for cluster, each in kinds.items()}))
     return folder
 
 
 @pytest.fixture
 def run(made: Path, tmp_path: Path) -> Path:
-    """A copy, whose clusters have the names of the kinds of most of their images."""
-    run = Path(shutil.copytree(made / "run", tmp_path / "run"))
-    kinds: dict[int, list[str]] = {}
-    for path, (cluster, _) in placed(run).items():
-        kinds.setdefault(cluster, []).append(path.partition("/")[0])
-    apply(run, Edits(names={cluster: max(each, key=each.count) for cluster, each in kinds.items()}))
-    return run
+    return Path(shutil.copytree(made / "run", tmp_path / "run"))
 
 
 def placed(run: Path) -> dict[str, tuple[int, str]]:

@@ -88,7 +88,9 @@ def test_new_images_are_where_predict_puts_them_and_the_others_stay(run, more):
     every = torch.from_numpy(np.concatenate([old, of_new]))
     assert np.allclose(shown, extended_layout(places, range(48), range(60), every), atol=1e-5)
     assert [row["path"] for row in rows(run / "added.csv")] == [row["path"] for row in new]
-    assert "/more/0/" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    report(run)
+    assert "/more/0/" in page and (run / "report.html").read_text() == page
     assert new[-1]["path"] not in [one.path for one in similar(run, str(more / "2" / "11.png"), 3)]
 
 
@@ -198,15 +200,6 @@ def test_groups_of_a_sample_are_numbered_by_the_images_of_the_fit(monkeypatch):
     images = Rows([], None, [], reduced, reduced, Partition.single(5), torch.zeros(5), added=2)
     cut, placed = place_rows(Cut(torch.tensor([[9.0], [0.0]]), torch.arange(2)), images, reduced[:1])
     assert cut.group_of.tolist() == [1, 0] and placed.cluster.tolist() == [0, 0, 1, 1, 1]
-
-
-def test_the_page_of_an_update_is_that_of_a_report_after_it(run, more, many_features):
-    """With links to the images that were added, or (of features) without images."""
-    for folder, images in ((run, str(more)), (many_features[0], many_features[3][:5])):
-        update(folder, images)
-        page = (folder / "report.html").read_bytes()
-        report(folder)
-        assert (folder / "report.html").read_bytes() == page
 
 
 def test_the_images_of_a_fit_on_files_and_those_of_shards_and_arrays(run, more, tmp_path):
@@ -337,6 +330,9 @@ def test_rows_of_features_get_the_next_numbers_and_count_once(many_features, tmp
     table = used(run)
     assert [int(row["path"]) for row in table] == list(range(217)) and state_of(run) is not None
     assert [row["cluster"] for row in table[200:210]] == [row["cluster"] for row in table[:10]]
+    page = (run / "report.html").read_bytes()
+    report(run)
+    assert (run / "report.html").read_bytes() == page
 
 
 def test_a_name_of_another_place_is_another_image(tmp_path):
