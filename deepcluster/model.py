@@ -31,7 +31,7 @@ LARGE_SIDE = 1024  # px; of larger images, one batch must fit into memory before
 
 @dataclass(frozen=True, kw_only=True)
 class Annotations:
-    """The decisions of a person about groups, and the coarse groups that these are in; with one level there are none.
+    """A person's decisions about groups, and their coarse groups; with one level there are none.
 
     ``names`` has an entry for all L numbers that were ever given, so the next new group is number L.
     A new value of these fields alone replaces all of them in a model: ``replace(model, **vars(annotations))``.

@@ -94,7 +94,7 @@ class Identity:
     run: str | None = None  # identifier of its run
     cut: str | None = None  # identifier of its clusters: their numbers mean the same in every model with the same cut
     clusters: int = 0  # their number
-    n_clusters: int | None = None  # the -k that was asked for; None: the number is a guess
+    n_clusters: int | None = None  # the requested -k; None: the number is a guess
     date: str | None = None  # time at which it was written, UTC
     version: str | None = None  # of this package
     digest: str = ""  # SHA-256 of all but the identity: equal models have the same

@@ -130,8 +130,8 @@ def kmeans(
     Args:
         x: N x d, of any floating type, also a mapped file; read once an iteration and not copied. This rank's rows; the
             result is the same on all ranks, but for the labels.
-        start: k x d centroids; or labels (int64, N), of whose clusters the means are taken; or None for a random sample
-            of distinct rows.
+        start: k x d centroids; or labels (int64, N): the means of their clusters; or None: a random sample of distinct
+            rows.
         iterations: Updates of the centroids at most; one that changes nothing is the last. One more assignment
             follows, so that the labels belong to the centroids returned.
         empty: The place for a centroid without rows: "split", next to a large cluster's; "sample", on a random row;

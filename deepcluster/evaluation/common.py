@@ -77,7 +77,7 @@ def hold_out(source: Source, labels: Sequence[str], seed: int) -> tuple[Source, 
 
 
 def check_apart(train: Source, test: Source) -> None:
-    """Raise DataError if images to score are among those to learn from."""
+    """Raise DataError if an image is in both sources."""
     learnt = {*_identities(train)}
     if shared := sum(identity in learnt for identity in _identities(test)):
         raise DataError(

@@ -60,7 +60,7 @@ class Request:
     resume: bool = False
     keep_checkpoints: int | bool = False  # of the finished run: True: the last two; a number N: also every N-th
     verbose: bool = False  # every choice with its reason, instead of a line about all
-    report: bool = True  # False: no preliminary results; map and report are made when they are asked for
+    report: bool = True  # False: no preliminary results; map and report on request only
     command: str = ""
     module: nn.Module | None = None  # the network, if the backbone is one of the user's
     steps: Steps = NO_STEPS
@@ -162,7 +162,7 @@ class Begun:
             return self.plan
         check_groups(request.n_clusters, used)
         plan = resolve(request.recipe, replace(facts, count=used, certainty=certainty))
-        # Fewer images may deserve larger ones, but these are read already.
+        # Fewer images may deserve a larger size, but the images are read already.
         sizes = {name: getattr(self.plan.recipe, name) for name in SIZES}
         reasons = {name: reason for name, reason in self.plan.reasons.items() if name in SIZES}
         return Plan(replace(plan.recipe, **sizes), {**plan.reasons, **reasons})
@@ -293,7 +293,7 @@ def check_same(
     them. ``images``: As :func:`image_digests`.
 
     Raises DataError if the images have changed, ModelError if the checkpoint is of another run, UsageError if the
-    options are others.
+    options differ.
     """
     if checkpoint and checkpoint.about.get("run") != about["run"]:
         raise ModelError(

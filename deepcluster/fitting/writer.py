@@ -49,7 +49,7 @@ class ResultWriter:
     weights_before: Mapping[str, Tensor] = field(default_factory=dict)  # of the body, before the last round
 
     def before_round(self) -> None:
-        """Keep the weights, if a result takes the mean with those after the round."""
+        """Keep the weights, if a result averages them with the weights after the round."""
         if self.images.recipe.average < 1:
             self.weights_before = {name: value.clone() for name, value in self.network.body.state_dict().items()}
 
@@ -60,7 +60,7 @@ class ResultWriter:
 
     @property
     def is_due(self) -> bool:
-        """True if a preliminary result costs little beside the time since the last one, and reports are wanted."""
+        """True if a preliminary result costs little beside the time since the last one, and the run writes reports."""
         waited = time.perf_counter() - self.written
         return self.job.request.report and waited >= self.result_seconds / SHARE_OF_TIME
 

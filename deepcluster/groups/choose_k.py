@@ -20,7 +20,7 @@ from deepcluster.seeding import derive, generator
 
 MAX_CANDIDATES = 3
 MAX_GROUPS = 30
-MAX_FINEST = 60  # if the finest number is wanted
+MAX_FINEST = 60  # if the finest number is the guess
 ROWS = 3000  # of a sample: its graph and its cuts take seconds
 FINER = 0.98  # share of the best score from which the finest candidate comes first: people merge more easily than split
 FINEST = 0.9  # share of the best score from which a number is plausible (docs/decisions.md)

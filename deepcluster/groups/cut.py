@@ -210,8 +210,8 @@ def exact_distances(rows: Tensor, centroids: Tensor) -> Tensor:
 def pinned(reduced: Tensor, cut: Cut, targets: Tensor) -> Cut:
     """Add rows as centroids until every row falls into its group of ``targets`` (int64, N), which may have no centroid.
 
-    A centroid for an image that moves may attract images that do not: those then become centroids of their own group.
-    Only an image that equals one of another group may end up elsewhere: no centroid can tell them apart.
+    The centroid of a moved image may attract images that stay: they then become centroids of their own group. Only an
+    image that equals an image of another group may end up elsewhere: no centroid can tell them apart.
     """
     numbers = cut.group_of.clone()
     for rows, goals in zip(reduced.split(ROWS_AT_ONCE), targets.split(ROWS_AT_ONCE), strict=True):

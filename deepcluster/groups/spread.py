@@ -40,7 +40,7 @@ class Taught:
     unknown: Sequence[int] = ()  #: rows whose present groups count for nothing
 
     def inside(self, group: int) -> tuple[Labels, "Taught"]:
-        """Return the rows in a group, and these alone, with nothing but the answers to tell them apart."""
+        """Return the rows in a group, and a ``Taught`` of these rows alone, whose present groups do not count."""
         rows = np.flatnonzero(self.labels == group)
         answers = {place: self.answers[row] for place, row in enumerate(rows.tolist()) if row in self.answers}
         ties = self.ties[rows][:, rows]

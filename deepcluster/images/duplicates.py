@@ -2,8 +2,8 @@
 
 Candidates are images whose difference hashes (64 bits: the lighter one of two neighbouring patches) are close in
 sorted order; they are then compared as small pictures. Measured on CIFAR-10, flowers and steel defects: JPEGs saved
-again with quality 75 differ by at most .07, those at 2/3 of their size by .08 (.25 at 32 px); 99 % of images differ by
-.24 or more from every other, and all of the rest that differ by less than .1 are true copies.
+again with quality 75 differ by at most .07, JPEGs at 2/3 of the size by .08 (.25 at 32 px); 99 % of images differ by
+.24 or more from every other, and all pairs below .1 are true copies.
 """
 
 from collections.abc import Iterator, Sequence

@@ -66,7 +66,7 @@ def from_hugging_face(name: str) -> Source:
     offline = datasets.config.HF_HUB_OFFLINE
     problem = _unreachable(name)
     try:
-        # Unless it is told so, `datasets` asks for half a minute before it looks into its cache.
+        # Without this, `datasets` asks the Hub for half a minute before it looks into its cache.
         datasets.config.HF_HUB_OFFLINE = offline or problem is not None
         parts = datasets.load_dataset(name)
         dataset = parts["train"] if "train" in parts else parts[next(iter(parts))]

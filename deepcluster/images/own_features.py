@@ -71,7 +71,7 @@ def read_features(data: Any, paths: Sequence[str | Path] | None = None) -> OwnFe
 
 
 def check_features_there(text: str, *others: str) -> str:
-    """Return the text. UsageError if there are others, DataError if there is no such file, or one of another kind."""
+    """Return the text. UsageError if ``others`` follow, DataError if the file does not exist or is of another kind."""
     if others:
         raise UsageError(
             f"features come from one file or folder: leave out {one_line(others[0])}, or name the folder of the files"

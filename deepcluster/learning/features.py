@@ -128,5 +128,5 @@ def _of_some(
     local = partition.local
     of_rank = chosen[(local.start <= chosen) & (chosen < local.stop)] - local.start
     few = Partition.of(partition.processes, len(of_rank))
-    some = replace(compute, partition=few, progress=ignore_progress)  # the pass over all images is told
+    some = replace(compute, partition=few, progress=ignore_progress)  # the large pass alone reports its progress
     return chosen, extract(network, images[of_rank], some, embedded=embedded), few

@@ -183,7 +183,7 @@ def _digest(path: Path, *state: int) -> str:
 
 
 def check_environment() -> None:
-    """Check the numbers that huggingface_hub reads when it is imported (as timm does), because that fails at others.
+    """Check the numbers that huggingface_hub reads on import (timm imports it), because malformed ones break it.
 
     An empty variable counts as unset. UsageError names another one.
     """

@@ -283,7 +283,7 @@ class Absent(nn.Module):
     def __init__(self, weights: Mapping[str, Tensor]):
         super().__init__()
         self.weights = dict(weights)
-        self.nothing = nn.Parameter(torch.empty(0))  # every network is asked for the device of its parameters
+        self.nothing = nn.Parameter(torch.empty(0))  # callers ask every network for the device of its parameters
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         destination |= {prefix + name: value for name, value in self.weights.items()}

@@ -72,7 +72,7 @@ def in_layout_of(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Ten
         return dict(state)
     try:
         converted = dict(convert(dict(state), model))
-    except Exception:  # made for files of these authors, it meets others with errors of many kinds
+    except Exception:  # written for these authors' files, it fails at others in many ways
         return dict(state)
     unchanged = {value.data_ptr() for value in state.values()}
     for key, value in converted.items():

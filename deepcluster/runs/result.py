@@ -178,7 +178,7 @@ def with_coarse_groups(model: Model, placement: Placement, record: RunRecord, re
 def choose_number(
     n_clusters: int | None, rows: Rows, record: RunRecord, recipe: Recipe, display: Display
 ) -> tuple[int, RunRecord]:
-    """Return the number of groups and, if none was asked for, run.json with the candidates for it."""
+    """Return the number of groups and, without a requested one, run.json with the candidates for it."""
     if n_clusters is not None:
         return n_clusters, record
     seed = derive(record.seed, "number of groups")
@@ -260,7 +260,7 @@ def baseline_of(folder: run_folder.RunFolder) -> dict[str, float]:
 
 
 def summary_text(outcome: Outcome, n_clusters: int | None, rounds: str = "") -> str:
-    """Return sentences on the clusters: sizes, groups, ``rounds``, and other numbers if none (None) was asked for."""
+    """Return sentences on the clusters: sizes, groups, ``rounds``, and other numbers, if ``n_clusters`` is None."""
     sizes = [int(row["size"]) for row in outcome.summary]
     coarse = f" in {plural(groups, 'group')}" if (groups := len(set(outcome.model.coarse))) else ""
     text = f"{plural(len(sizes), 'cluster')} of {min(sizes):,} to {max(sizes):,} images{coarse}{rounds}."

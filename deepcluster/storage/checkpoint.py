@@ -3,7 +3,7 @@
 A checkpoint is NAME.safetensors, and after it NAME.json, which has its SHA-256: without a json that agrees there is no
 checkpoint. NAME is the number of rounds done. The main rank writes it, with the remembered features of all ranks. Any
 number of ranks can go on from there: a rank reads the rows that are its own then. The last two checkpoints are kept, so
-that a damaged one costs little, and every n-th if that is asked for.
+that a damaged one costs little, and every n-th on request.
 """
 
 import json

@@ -97,7 +97,7 @@ class RunFolder:
         """Return a matrix of finite float32 numbers of this shape."""
         shape = (rows, columns)
         with self._read(name) as path:
-            # Mapped: no memory is taken for more than the file has, whatever its header says.
+            # Mapped: a header that claims more than the file holds takes no memory.
             array: Any = load_array(path, mmap_mode="r")
             if array.dtype != np.float32 or array.shape != shape:
                 raise ValueError(f"it holds {array.dtype} {array.shape} instead of float32 {shape}")
