@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from deepcluster.algorithm import BEGINNING, Conclusion, alternate, conclude
 from deepcluster.clustering import ClusteringStep, KMeans, Reduction
-from deepcluster.clustering.kmeans import best_of
 from deepcluster.errors import UsageError
-from deepcluster.groups.choose_k import CutRows, cut_once
 from deepcluster.groups.cut import KMEANS_STARTS, Cut, as_groups, cut_features
 from deepcluster.groups.graph import Embeddings
 from deepcluster.images.store import Store
@@ -174,13 +172,6 @@ def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, rec
     starts = (derive(seed, "groups", start) for start in range(KMEANS_STARTS if few else 1))
     clusterings = (kmeans.once(reduced, n_clusters, seed=start, partition=partition) for start in starts)
     return as_groups(min(clusterings, key=lambda clustering: clustering.inertia))
-
-
-def cut_rows_of(recipe: Recipe) -> CutRows:
-    """Return the cut whose stability is measured: as the recipe makes its groups, but with fewer starts."""
-    if recipe.grouping == "kmeans":
-        return lambda rows, k, seed, embed: as_groups(best_of(KMEANS_STARTS, rows, k, seed))
-    return cut_once
 
 
 def learning_of(recipe: Recipe, lr: LearningRate, steps: Steps) -> Learning:

@@ -1,6 +1,6 @@
 """The number of groups: candidates from the neighbour graph, and how stable a cut into so many groups is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
 from statistics import mean
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.agreement import ari
-from deepcluster.clustering.kmeans import first_occurrences
-from deepcluster.groups.cut import ROWS_EACH, Cut, cut_features, nearest_groups
+from deepcluster.clustering.kmeans import best_of, first_occurrences
+from deepcluster.groups.cut import KMEANS_STARTS, ROWS_EACH, as_groups, cut_features, nearest_groups
 from deepcluster.groups.graph import Embeddings, modularity
 from deepcluster.records import Candidate
 from deepcluster.seeding import derive, generator
@@ -29,19 +29,13 @@ CUTS = 3
 SHARE = 0.8  # of the sample, in a cut
 MIN_IMAGES = 300  # of fewer, the agreement of two cuts is noise (benchmarks/LOG.md)
 Scores = npt.NDArray[np.float64]  # by the number of groups
-CutRows = Callable[[Tensor, int, int, Embeddings], Cut]  # rows, number of groups, seed, known embeddings
-
-
-def cut_once(rows: Tensor, k: int, seed: int, embed: Embeddings) -> Cut:
-    """Cut rows by one embedding, which takes a fifth of the time of a result's cut."""
-    return cut_features(rows, k, embeddings=1, seed=seed, embed=embed)
 
 
 def plausible_numbers(
     reduced: Tensor,
     *,
     seed: int = 0,
-    cut_rows: CutRows = cut_once,
+    by_kmeans: bool = False,
     finest: bool = False,
     embed: Embeddings | None = None,
 ) -> list[Candidate]:
@@ -54,7 +48,7 @@ def plausible_numbers(
     for fewer than 4 distinct rows.
 
     Args:
-        cut_rows: Cuts a sample, for the stability.
+        by_kmeans: Measure the stability of cuts by k-means of the features.
         finest: Put the finest plausible number (up to ``MAX_FINEST``) first, because photographs have more kinds than
             the clearest cut has groups.
         embed: May know the graph and the embeddings of these rows.
@@ -75,7 +69,7 @@ def plausible_numbers(
     scores = silhouettes * modularities
     chosen = ranked_finest(scores) if finest else ranked(scores, MAX_CANDIDATES)
     columns = (column[chosen].tolist() for column in (numbers, silhouettes, modularities))
-    stable = partial(stability, reduced, seed=seed, cut_rows=cut_rows, embed=embed)
+    stable = partial(stability, reduced, seed=seed, by_kmeans=by_kmeans, embed=embed)
     return [Candidate(k, apart, tied, stable(k)) for k, apart, tied in zip(*columns, strict=True)]
 
 
@@ -104,10 +98,11 @@ def ranked_finest(scores: Scores) -> list[int]:
 
 
 def stability(
-    reduced: Tensor, k: int, *, seed: int = 0, cut_rows: CutRows = cut_once, embed: Embeddings | None = None
+    reduced: Tensor, k: int, *, seed: int = 0, by_kmeans: bool = False, embed: Embeddings | None = None
 ) -> float | None:
     """Return the mean adjusted Rand index (at most 1) between cuts of samples of N x d features, which place all rows.
 
+    A cut is by k-means of the features, or by one embedding, which takes a fifth of the time of a result's cut.
     The samples are the same for any number of groups, so that their embeddings serve all numbers. None for fewer than
     two groups, ``MIN_IMAGES`` images or ``ROWS_EACH`` images per group: then it tells nothing.
     """
@@ -119,7 +114,12 @@ def stability(
     labelings = []
     for i in range(CUTS):
         part = torch.randperm(len(rows), generator=generator(seed, "part", i))[: round(SHARE * len(rows))]
-        labelings.append(nearest_groups(rows, cut_rows(rows[part], k, derive(seed, "cut", i), embed)))
+        cut_seed = derive(seed, "cut", i)
+        if by_kmeans:
+            cut = as_groups(best_of(KMEANS_STARTS, rows[part], k, cut_seed))
+        else:
+            cut = cut_features(rows[part], k, embeddings=1, seed=cut_seed, embed=embed)
+        labelings.append(nearest_groups(rows, cut))
     return mean(ari(first, second) for first, second in combinations(labelings, 2))
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from deepcluster.build import MAX_IN_CUT, cut_rows_of
+from deepcluster.build import MAX_IN_CUT
 from deepcluster.clustering.agreement import NMI_AVERAGE, pair_counts, scores
 from deepcluster.clustering.kmeans import means
 from deepcluster.groups.choose_k import coarse_number, plausible_numbers, stability
@@ -182,9 +182,8 @@ def choose_number(
     if n_clusters is not None:
         return n_clusters, record
     seed = derive(record.seed, "number of groups")
-    plausible = plausible_numbers(
-        rows.sample, seed=seed, cut_rows=cut_rows_of(recipe), finest=recipe.guess == "finest", embed=rows.embeddings
-    )
+    by_kmeans, finest = recipe.grouping == "kmeans", recipe.guess == "finest"
+    plausible = plausible_numbers(rows.sample, seed=seed, by_kmeans=by_kmeans, finest=finest, embed=rows.embeddings)
     record = replace(record, candidates=[asdict(candidate) for candidate in plausible])
     if not plausible:
         return 1, record
@@ -205,9 +204,8 @@ def stability_entries(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters:
     known = {candidate["k"]: candidate["stability"] for candidate in record.candidates or ()}
     if n_clusters not in known and n_clusters <= MAX_IN_CUT:
         seed = derive(record.seed, "number of groups")
-        known[n_clusters] = stability(
-            rows.sample, n_clusters, seed=seed, cut_rows=cut_rows_of(recipe), embed=rows.embeddings
-        )
+        by_kmeans = recipe.grouping == "kmeans"
+        known[n_clusters] = stability(rows.sample, n_clusters, seed=seed, by_kmeans=by_kmeans, embed=rows.embeddings)
     if (stable := known.get(n_clusters)) is None:
         verdict = f"{plural(rows.fitted, 'image')} are too few to tell how stable {plural(n_clusters, 'cluster')} are."
         return {"stability": None, "verdict": verdict}
