@@ -366,10 +366,6 @@ def test_a_run_of_photographs_and_what_comes_after_it(hub_cache, large_photos, t
     assert run_command([*fit, "--resume"]) == 0
     assert (out / "clusters.csv").read_text() == clusters
 
-    again = ["fit", str(large_photos), "-o", str(tmp_path / "again"), "-k", "3", "--recipe", str(out / "recipe.toml")]
-    assert run_command(again) == 0
-    assert (tmp_path / "again" / "clusters.csv").read_text() == clusters
-
     monkeypatch.setitem(sys.modules, PACKAGE, None)  # a model needs the package no more
     assert run_command(["predict", str(out), str(large_photos), "-o", str(tmp_path / "p.csv")]) == 0
     # The saved model takes square roots and class probabilities, too.
