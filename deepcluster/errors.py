@@ -3,6 +3,9 @@
 A message says what is wrong, names the file or the value, and says what to do next; both numbers when two disagree.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class DeepClusterError(Exception):
     """Base class of the errors that a user may see."""
@@ -69,9 +72,13 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def missing_packages(packages: str, error: ImportError) -> UsageError:
-    """Return the error for optional ``packages``, separated by spaces, of which one cannot be imported."""
-    return UsageError(f"this needs packages that are not installed ({error}): pip install {packages}")
+@contextmanager
+def needing(packages: str) -> Iterator[None]:
+    """Raise UsageError if an import inside fails; it is of optional ``packages``, separated by spaces."""
+    try:
+        yield
+    except ImportError as error:
+        raise UsageError(f"this needs packages that are not installed ({error}): pip install {packages}") from None
 
 
 def other_version(version: int, readable: range) -> str:

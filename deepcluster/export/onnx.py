@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import deepcluster
 from deepcluster.clustering.outliers import outside
 from deepcluster.clustering.whitening import prepared, square_roots
-from deepcluster.errors import ModelError, missing_packages
+from deepcluster.errors import ModelError, needing
 from deepcluster.images.views import fixed_view
 from deepcluster.model import Model
 from deepcluster.runtime.console import Display, Silent
@@ -87,12 +87,10 @@ def onnx(run: str | Path, out: Path, *, display: Display | None = None) -> None:
     check_no_file(out)
     model = models.load(run)
     model.check_network("--to onnx")
-    try:
+    with needing("onnx onnxruntime onnxscript"):
         import onnxscript  # noqa: F401 (what torch's exporter is built on)
         from onnx import helper
         from onnxruntime import InferenceSession, SessionOptions
-    except ImportError as error:
-        raise missing_packages("onnx onnxruntime onnxscript", error) from None
     images = _trial_images(model.store_size)
     graph = _graph(model, images[:2])
     about = {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.blocks import nearest
-from deepcluster.errors import missing_packages
+from deepcluster.errors import needing
 from deepcluster.groups.graph import layout
 from deepcluster.report.pictures import on_sheet
 from deepcluster.runs import page as drawn
@@ -33,11 +33,9 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
     fixed length. Bytes of a path that are not UTF-8 become ``\\xNN``: Parquet has no other text.
     Needs the extra ``parquet``.
     """
-    try:
+    with needing("pyarrow"):
         import pyarrow as pa
         import pyarrow.parquet as pq
-    except ImportError as error:
-        raise missing_packages("pyarrow", error) from None
     check_no_file(out)
     rows, features, map_positions = run_folder.read_state(run, _read)
     types = {str: pa.string(), int: pa.int32(), float: pa.float64(), bool: pa.bool_()}

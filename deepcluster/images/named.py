@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster.errors import DataError, missing_packages
+from deepcluster.errors import DataError, needing
 from deepcluster.images.arrays import from_array, from_dataset
 from deepcluster.images.source import Source
 from deepcluster.texts import one_line
@@ -59,10 +59,8 @@ def cache_folder(name: str) -> Path:
 
 def from_hugging_face(name: str) -> Source:
     """Return the training split (else the first) of a data set of the Hugging Face Hub, downloaded by ``datasets``."""
-    try:
+    with needing("datasets"):
         import datasets
-    except ImportError as error:
-        raise missing_packages("datasets", error) from None
     offline = datasets.config.HF_HUB_OFFLINE
     problem = _unreachable(name)
     try:

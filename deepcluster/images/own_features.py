@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from deepcluster.errors import DataError, UsageError, missing_packages
+from deepcluster.errors import DataError, UsageError, needing
 from deepcluster.images.arrays import load_array, reading, without_torch
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.files import absolute, from_table, listed
@@ -134,21 +134,13 @@ def _tables(file: Path) -> list[Path]:
     return tables
 
 
-def _parquet() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise missing_packages("pyarrow", error) from None
-    return pyarrow.parquet
-
-
 def _columns(table: Path) -> tuple[str, str | None]:
     """Return the columns of the embeddings and of the paths or ids; None without these."""
-    pq = _parquet()
+    with needing("pyarrow"):
+        import pyarrow.parquet as pq
+        import pyarrow.types as of
     with reading("the table", table):
         schema = pq.read_schema(table)
-    import pyarrow.types as of
-
     kinds = {field.name: getattr(field.type, "storage_type", field.type) for field in schema}  # of an extension type
     lists = [
         name
@@ -179,10 +171,12 @@ def _read_tables(tables: Sequence[Path]) -> tuple[Iterable[Any], list[Any] | Non
     Rows with the status ``skipped`` are left out: ``export --to parquet`` writes them for unusable images.
     """
     embeddings, ids = _columns(tables[0])
+    from pyarrow.parquet import ParquetFile
+
     rows: list[npt.NDArray[Any]] = []
     names: list[Any] = []
     for file in tables:
-        with reading("the table", file), _parquet().ParquetFile(file) as table:
+        with reading("the table", file), ParquetFile(file) as table:
             columns = {*table.schema_arrow.names}
             if missing := sorted({embeddings, ids or embeddings} - columns):
                 raise ValueError(f"no column {missing[0]!a}, and {tables[0].name} has it; give tables of one kind")

@@ -37,8 +37,8 @@ class Compute:
 
         ``values``: The other fields; ``size`` is S without one.
         """
-        partition = Partition.of(processes, len(images))
-        return cls(partition, next(network.parameters()).device, **{"size": images.shape[-1], **values})
+        values["size"] = values.get("size") or images.shape[-1]
+        return cls(Partition.of(processes, len(images)), next(network.parameters()).device, **values)
 
     def device_for(self, width: int) -> torch.device:
         """Return the device for a row of ``width`` numbers per image: the CPU if one rank has no room. A collective."""

@@ -142,8 +142,7 @@ def locked(run: Path, *, make: bool = False) -> Iterator[None]:
 def hold(folder: Path, name: str, *, remove: bool = False) -> Iterator[None]:
     """Hold the system's lock on a file in ``folder`` that names the holder, and that stays unless ``remove``.
 
-    The system releases the lock when the process ends, however it ends. On Windows, which removes no open file, the
-    file stays.
+    The system releases the lock when the process ends, however it ends.
     """
     descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
     with os.fdopen(descriptor, "r+b") as file:
@@ -169,10 +168,14 @@ def hold(folder: Path, name: str, *, remove: bool = False) -> Iterator[None]:
             with suppress(OSError):
                 file.truncate(0)  # a run that is passed on names no machine
             with suppress(OSError):
-                if remove:
+                if remove and sys.platform != "win32":
                     (folder / name).unlink()  # before the release, so that it is not another holder's
             with suppress(OSError):
                 _lock(file, release=True)
+            with suppress(OSError):
+                if remove and sys.platform == "win32":
+                    file.close()  # Windows removes no open file, and so not another holder's
+                    (folder / name).unlink()
 
 
 def scratch_of(run: Path, rank: int = 0) -> Path:
