@@ -294,10 +294,3 @@ class Absent(nn.Module):
             "the network of this model is a module of your own, of which it has the weights alone: give the module in"
             " Python, DeepCluster.load(path, backbone=module)"
         )
-
-
-def absent_module(weights: Mapping[str, Tensor], feature_dim: int, image_size: int) -> Network:
-    """Return a network that was a module of the user's, without the module."""
-    return Network(
-        Absent(weights), feature_dim, architecture={"name": MODULE, "image_size": image_size, "sobel": False}
-    )

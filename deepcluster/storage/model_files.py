@@ -26,7 +26,7 @@ from deepcluster.groups.cut import Cut
 from deepcluster.groups.graph import MAX_GRAPH_ROWS, Embeddings
 from deepcluster.model import Annotations, Model, check_batch_fits
 from deepcluster.nets.names import MODULE, NO_NETWORK
-from deepcluster.nets.network import Absent, Network, absent_module, build, copy_of_module, no_network
+from deepcluster.nets.network import Absent, Network, build, copy_of_module, no_network
 from deepcluster.nets.timm import channels_last
 from deepcluster.nets.weights import shapes_only
 from deepcluster.records import Candidate, Identity
@@ -262,7 +262,7 @@ def _shapes(config: Config, body: Mapping[str, Tensor], feature_dim: int, backbo
     if name == NO_NETWORK:
         return no_network(feature_dim)
     if name == MODULE and backbone is None:
-        return absent_module(body, feature_dim, size)
+        return Network(Absent(body), feature_dim, architecture=asdict(config.architecture))
     if backbone is not None:
         shapes = copy_of_module(backbone, image_size=size)
     else:
