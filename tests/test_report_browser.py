@@ -63,8 +63,8 @@ def opened(browser: Any, report: Path | str, originals: int = 0, loads: int = 1,
     address = report if isinstance(report, str) else report.as_uri()
     asked, said = [], []
     context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options})
+    context.set_default_timeout(TIMEOUT_MS)
     page = context.new_page()
-    page.set_default_timeout(TIMEOUT_MS)
     page.on("request", lambda request: asked.append(request.url[:200]))
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
@@ -827,6 +827,7 @@ def test_a_file_leads_the_browser_to_the_server(copied: Path, browser: Any) -> N
     address = serving(copied)
     with redirecting(copied, address) as file:
         page = browser.new_page()
+        page.set_default_timeout(TIMEOUT_MS)
         page.goto(file.as_uri())
         page.wait_for_url(address)
     with locked(copied):
