@@ -137,7 +137,7 @@ def test_the_table_of_the_linear_protocol_has_the_defaults():
     said = {}
     for names, values in rows:
         said |= dict(zip(re.findall(r"`(\w+)`", names), values.split(", "), strict=True))
-    plain = {"all": "", "that of the run": 0, "256/224": 256 / 224, "true": True, "false": False}
+    plain = {"all": "", "the run's": 0, "256/224": 256 / 224, "true": True, "false": False}
     options = declared(PROTOCOL_OPTIONS["linear"])
     assert said.keys() == options.keys()
     for name, text in said.items():
