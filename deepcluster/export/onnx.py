@@ -44,30 +44,27 @@ class Placing(nn.Module):
 
     def __init__(self, model: Model):
         super().__init__()
-        self.network = model.network
-        self.size = model.image_size
-        self.count = model.cut.count
-        self.reduction = model.reduction
-        self.outliers = model.outliers
-        self.group_of = model.cut.group_of
+        self.model = model
+        self.network = model.network  # registered as a part of this module
         centroids = model.cut.centroids.double()
         self.centroids = centroids.T.contiguous()
         self.lengths = centroids.square().sum(1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        features = self.network.features(fixed_view(images, self.size))
-        reduced = prepared(features, root=self.reduction.root, classes=self.reduction.classes) - self.reduction.mean
-        reduced = F.normalize(reduced @ self.reduction.projection, eps=1e-12)
+        cut, reduction, outliers = self.model.cut, self.model.reduction, self.model.outliers
+        features = self.network.features(fixed_view(images, self.model.image_size))
+        reduced = prepared(features, root=reduction.root, classes=reduction.classes) - reduction.mean
+        reduced = F.normalize(reduced @ reduction.projection, eps=1e-12)
         # By a matrix product, as N x K x d differences take far more memory; in float64, because in float32 the
         # distance of an image to a centroid that it lies on would be 3e-4 instead of 0.
         rows = reduced.double()
         squares = rows.square().sum(1, keepdim=True) + self.lengths - 2 * (rows @ self.centroids)
         distances = squares.float().clamp(min=0).sqrt()
-        by_group = torch.full((rows.shape[0], self.count), torch.inf)
-        by_group = by_group.scatter_reduce(1, self.group_of.expand(rows.shape[0], -1), distances, "amin")
-        features = square_roots(features) if self.outliers.root else features
-        centred = features - self.outliers.means.unsqueeze(1)  # 2 x N x D
-        residual = outside(centred, centred @ self.outliers.directions).amax(0)
+        by_group = torch.full((rows.shape[0], cut.count), torch.inf)
+        by_group = by_group.scatter_reduce(1, cut.group_of.expand(rows.shape[0], -1), distances, "amin")
+        features = square_roots(features) if outliers.root else features
+        centred = features - outliers.means.unsqueeze(1)  # 2 x N x D
+        residual = outside(centred, centred @ outliers.directions).amax(0)
         return reduced, by_group, by_group.argmin(1), residual
 
 
