@@ -62,10 +62,15 @@ def few_digits(monkeypatch: pytest.MonkeyPatch) -> int:
     return count
 
 
-@pytest.mark.parametrize("name", ["from_scratch.py", "own_loop.py", pytest.param("own_network.py", marks=slow)])
-def test_an_example_of_rounds_tells_digits_apart(output_of, few_digits, name, monkeypatch):
+SLOW = [pytest.param(name, marks=slow) for name in ("change_a_step.py", "own_network.py")]
+
+
+@pytest.mark.parametrize("name", ["from_scratch.py", "own_loop.py", *SLOW])
+def test_an_example_of_rounds_tells_digits_apart(output_of, few_digits, name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # from_scratch.py draws on the screen without it
-    lines = output_of(name, "1")
+    has_run = name == "change_a_step.py"
+    lines = output_of(name, "1", *[str(tmp_path / "run")] * has_run)
+    assert (tmp_path / "run/report.html").exists() == has_run
     assert "nan" not in lines[0]
     assert float(re.findall(r"(?:nmi|NMI.*?) ([.\d]+)", "\n".join(lines))[-1]) > 0.3
     assert name != "own_network.py" or lines[-1].endswith("True")
