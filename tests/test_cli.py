@@ -32,7 +32,6 @@ from deepcluster.images import find
 from deepcluster.presets import read_request
 from deepcluster.runs.predict import placed_rows, predicted
 from deepcluster.runtime.console import Silent
-from deepcluster.storage.run_folder import RunFolder
 from tests.drawings import save_drawings
 from tests.helpers.runs import change_record, contents, record, rows, small_fit
 from tests.tiny import RECORD, change_groups, change_tensors, tiny_model, tiny_run
@@ -268,7 +267,7 @@ def test_the_next_command_can_be_copied(tmp_path, capsys):
     # A recut would lose edits, and is not for a user who asked for a number.
     for more, commands in (({}, [export]), (guess, [recut, export]), (guess | {"edits": "0123"}, [export])):
         (folder / "run.json").write_text(json.dumps(RECORD | {"verdict": "x", "clusters": 3} | more))
-        cli._print_result(RunFolder(folder), Output(), "fit")
+        cli._print_result(folder, Output(), "fit")
         shown = capsys.readouterr().out
         assert "\x1b" not in shown and "\\x1b[31mred" in shown
         lines = shown.partition("Next ")[2].splitlines()
