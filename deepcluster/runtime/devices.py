@@ -30,10 +30,9 @@ def choose_device(name: str = "auto") -> torch.device:
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
     kind = name.partition(":")[0]
-    if kind not in available:
-        raise UsageError(f"device {name}: choose auto, cpu, cuda or mps")
-    if not available[kind]:
-        raise UsageError(f"device {name}: no such device on this machine; try auto")
+    if not available.get(kind):
+        there = ", ".join(kind for kind, is_there in available.items() if is_there)
+        raise UsageError(f"device {name}: this machine has {there}; auto chooses")
     local = os.environ.get("LOCAL_RANK") if name == "cuda" else None
     if local is not None and int(local) >= torch.cuda.device_count():
         raise UsageError(
