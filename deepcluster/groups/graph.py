@@ -65,23 +65,19 @@ def neighbour_ties(rows: Tensor) -> "csr_array":
         return scipy.sparse.csr_array((size, size))
     count = min(size - 1, NEIGHBOURS)
     cosines, neighbours = nearest(rows, count)
-    weights = _weights((2 - 2 * cosines.double()).clamp(min=0).sqrt()).flatten().numpy()
+    distances = (2 - 2 * cosines.double()).clamp(min=0).sqrt()
+    beyond = distances - distances[:, :1]
+    low, high = torch.zeros(size, 1).double(), torch.full((size, 1), 1e3).double()
+    for _ in range(60):  # sigma by bisection
+        middle = (low + high) / 2
+        too_much = torch.exp(-beyond / middle).sum(1, keepdim=True) > math.log2(count)
+        low, high = torch.where(too_much, low, middle), torch.where(too_much, middle, high)
+    weights = torch.exp(-beyond / high).flatten().numpy()
     one = scipy.sparse.csr_array(
         (weights, neighbours.flatten().numpy(), np.arange(0, size * count + 1, count)), shape=(size, size)
     )
     other = scipy.sparse.csr_array(one.T)
     return scipy.sparse.csr_array(one + other - one * other)
-
-
-def _weights(distances: Tensor) -> Tensor:
-    """Return the weights of the neighbours of N rows, by N x n ascending ``distances``; sigma by bisection."""
-    beyond = distances - distances[:, :1]
-    low, high = torch.zeros(len(beyond), 1).double(), torch.full((len(beyond), 1), 1e3).double()
-    for _ in range(60):
-        middle = (low + high) / 2
-        too_much = torch.exp(-beyond / middle).sum(1, keepdim=True) > math.log2(distances.shape[1])
-        low, high = torch.where(too_much, low, middle), torch.where(too_much, middle, high)
-    return torch.exp(-beyond / high)
 
 
 def modularity(ties: "csr_array", labels: npt.NDArray[np.int64]) -> float:

@@ -77,7 +77,13 @@ def fast_pass(network: Network, dtype: torch.dtype = torch.float32) -> "_InPiece
     if not foldable:
         return None
     body = copy.deepcopy(network.body).eval().requires_grad_(False)
-    _fold(body, foldable)
+    for conv_name, norm_name in foldable:
+        norm = body.get_submodule(norm_name)
+        activation = getattr(norm, "act", nn.Identity())
+        known = ACTIVATIONS.get(type(activation))
+        fused = _Fused(body.get_submodule(conv_name), norm, *(known or ACTIVATIONS[nn.Identity]))
+        body.set_submodule(conv_name, fused)
+        body.set_submodule(norm_name, nn.Identity() if known else activation)
     return _InPieces(body, graph, network)
 
 
@@ -128,17 +134,6 @@ class _InPieces:
 def _at_a_time(outputs: int) -> int:
     # A power of two: with 9 images at a time the bits of EfficientNet-B0 depended on an image's place.
     return 1 << max(1, min(MAX_AT_A_TIME, IN_CACHE // max(1, outputs))).bit_length() - 1
-
-
-def _fold(body: nn.Module, foldable: list[tuple[str, str]]) -> None:
-    """Fold normalisations and their activations into the convolutions before them, in place."""
-    for conv_name, norm_name in foldable:
-        norm = body.get_submodule(norm_name)
-        activation = getattr(norm, "act", nn.Identity())
-        known = ACTIVATIONS.get(type(activation))
-        fused = _Fused(body.get_submodule(conv_name), norm, *(known or ACTIVATIONS[nn.Identity]))
-        body.set_submodule(conv_name, fused)
-        body.set_submodule(norm_name, nn.Identity() if known else activation)
 
 
 class _Leaves(fx.Tracer):
