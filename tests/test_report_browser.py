@@ -131,10 +131,10 @@ def type_target(page: Any, number: int, text: str) -> None:
 
 def merge(page: Any, number: int, text: str) -> None:
     type_target(page, number, text)
-    has_focus(page, number)
+    wait_for_focus(page, number)
 
 
-def has_focus(page: Any, number: int) -> None:
+def wait_for_focus(page: Any, number: int) -> None:
     """Wait until a dialog that closes has given the focus back to a card: keys would go elsewhere, or lose it again."""
     page.locator(f"#cluster-{number}:focus").wait_for()
 
@@ -162,7 +162,7 @@ def edit(page: Any) -> None:
         page.keyboard.press(key)
     page.locator("#merge-filter").fill("cluster 1")
     page.keyboard.press("Enter")
-    has_focus(page, 2)
+    wait_for_focus(page, 2)
     assert first_number(page.locator("#cluster-2 .note")) == 1
     assert page.locator("#cluster-1 .note").inner_text().startswith("With cluster 2: ")
     assert page.locator("#cluster-1 .junk-mark").is_visible()
@@ -343,7 +343,7 @@ def test_all_images_of_a_cluster_are_one_click_away(run: Path, browser: Any) -> 
         page.locator("#images-order").select_option("far")
         assert tiles.first.get_attribute("title") == nearest[-1]["path"]
         page.keyboard.press("Escape")
-        has_focus(page, 0)
+        wait_for_focus(page, 0)
         assert not page.locator("#images").is_visible()
         # A word says what it means.
         page.mouse.move(2, 2)  # away from the words that lie where the dialog was
@@ -373,7 +373,7 @@ def move(page: Any, number: int, places: list[int], to: str) -> list[str]:
     page.locator("#merge-list").get_by_text(re.compile(f"^{to}( · perhaps .*)?$")).click()
     page.locator("#images-grid :focus").wait_for()  # else Escape closes this dialog and not the one below
     page.keyboard.press("Escape")
-    has_focus(page, number)
+    wait_for_focus(page, number)
     return paths
 
 
