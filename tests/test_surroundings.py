@@ -24,7 +24,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DiskError, UsageError
 from deepcluster.images import files as image_files
 from deepcluster.images import find
@@ -132,14 +131,6 @@ def test_a_terminal_without_the_letters(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     images, *_ = done.stdout.decode("ascii").splitlines()
     assert images.startswith("Images    1 in ") and images.endswith("\\u65e5\\u672c")
-
-
-@pytest.mark.parametrize("words", [["fit", ".", "--o\x1b[31md"], ["fit", "\x1b[31m"], ["\x1bt"], ["report", "\x1b\n"]])
-def test_no_control_character_of_an_argument_is_printed(words, tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert run_command(words) in (2, 3, 5)
-    said = "".join(capsys.readouterr())
-    assert said.count("\n") == 1 and "\x1b" not in said
 
 
 @pytest.mark.parametrize(("name", "plain"), [("a\x1b\n\udce9b", "a___b"), ("日本" * 60, ("日本" * 60)[:66])])
