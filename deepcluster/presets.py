@@ -133,7 +133,11 @@ def read_shares(text: str) -> tuple[float, ...]:
 
 def check_groups(n_clusters: int | None, count: int) -> None:
     """Raise an error if ``count`` images cannot have ``n_clusters`` groups."""
-    if n_clusters is not None and n_clusters > count:
+    if n_clusters is None:
+        return
+    if n_clusters < 1:
+        raise UsageError(f"{n_clusters} clusters: give a whole number of at least 1, or auto")
+    if n_clusters > count:
         raise DataError(f"{n_clusters} clusters are more than the {plural(count, 'image')}: give at most {count}")
 
 
