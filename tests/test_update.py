@@ -341,7 +341,8 @@ def test_a_name_of_another_place_is_another_image(tmp_path):
         (tmp_path / name).mkdir()
         np.save(tmp_path / name / "f.npy", these)
         (tmp_path / name / "f.txt").write_text("\n".join(f"{i}.jpg" for i in range(len(these))))
-        (tmp_path / name / "0.jpg").touch()  # without any file the paths are ids
+        for i in range(len(these)):
+            (tmp_path / name / f"{i}.jpg").touch()  # without files the paths are ids
     run = fit(tmp_path / "a/f.npy", Request(features=True, out=tmp_path / "run", n_clusters=3)).path
     assert update(run, str(tmp_path / "b/f.npy")).added == 20
     paths = [row["path"] for row in used(run)]
