@@ -10,15 +10,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepcluster.errors import DeepClusterWarning, UsageError
 from deepcluster.fitting import fit as run
 from deepcluster.fitting.conclude import collapse
 from deepcluster.fitting.plan import Request
-from deepcluster.nets.network import build
+from deepcluster.learning.training import measure_statistics
+from deepcluster.nets.network import as_network, build
 from deepcluster.presets import read_request
 from deepcluster.records import Clustering
+from deepcluster.runtime.compute import Compute
 from tests.drawings import drawings
 from tests.helpers.runs import OPTIONS, rows
 
@@ -34,10 +36,10 @@ def test_each_tensor_of_the_model_is_the_mean(fitted, finished, share):
     before = fitted("--labels", "folders", "--rounds", "0")
     averaged = fitted("--labels", "folders", "--set", f"average={share}")
     start, mean, end = map(body, (before, averaged, finished))  # the last has no average
-    learnt = {name for name, value in end.items() if value.is_floating_point()}
+    weights = {name for name in end if "running_" not in name}  # the statistics are measured anew
+    learnt = {name for name in weights if end[name].is_floating_point()}
     assert all(torch.equal(mean[name], torch.lerp(start[name], end[name], share)) for name in learnt)
-    assert all(torch.equal(mean[name], end[name]) for name in end.keys() - learnt)
-    assert any(name.endswith("running_var") for name in learnt)
+    assert all(torch.equal(mean[name], start[name]) != bool(share) for name in start.keys() - weights)
     assert not any(torch.equal(start[name], end[name]) for name in learnt if name.endswith("weight"))
     is_before = (averaged / "clusters.csv").read_bytes() == (before / "clusters.csv").read_bytes()
     assert is_before or share  # the groups of a share of 0 are those before the training, too
@@ -47,9 +49,17 @@ def test_after_several_rounds_it_is_the_mean_with_the_weights_before_the_last(fi
     constant = ("--labels", "folders", "--set", "schedule=constant")
     runs = [("--rounds", "1"), ("average=.25", "--rounds", "2"), ("--rounds", "2")]
     once, mean, end = (body(fitted(*constant, *options)) for options in runs)
-    for name, value in end.items():
-        rest = once[name] if value.is_floating_point() else value
-        assert torch.equal(mean[name], torch.lerp(rest, value, 0.25) if value.is_floating_point() else value), name
+    for name in (name for name, value in end.items() if value.is_floating_point() and "running_" not in name):
+        assert torch.equal(mean[name], torch.lerp(once[name], end[name], 0.25)), name
+
+
+def test_the_statistics_of_averaged_weights_are_those_of_the_images():
+    images = torch.randint(256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    network = as_network(nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 8)
+    measure_statistics(network, images, Compute.of(network, images, batch_size=10), seed=0)
+    seen = (images / 255 - network.mean) / network.std
+    torch.testing.assert_close(network.body[0].running_mean, seen.mean((0, 2, 3)))
+    torch.testing.assert_close(network.body[0].running_var, seen.var((0, 2, 3)), rtol=0.02, atol=0)
 
 
 def test_one_view_of_one_image_is_too_few_for_batch_normalisation(tmp_path):

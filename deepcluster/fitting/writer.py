@@ -12,7 +12,7 @@ from deepcluster.build import compute_of
 from deepcluster.fitting.conclude import conclude_run
 from deepcluster.fitting.plan import ImagesRead, Job
 from deepcluster.learning.features import extract
-from deepcluster.learning.training import averaged
+from deepcluster.learning.training import averaged, measure_statistics
 from deepcluster.nets.network import Network
 from deepcluster.records import FINAL, PRELIMINARY
 from deepcluster.runs.page import on_sheet_of, shown_of, write_nouns, write_page, write_tree
@@ -98,6 +98,9 @@ class ResultWriter:
         images = self.images
         share = images.recipe.average if record.rounds else 1.0
         with averaged(self.network.body, self.weights_before, share):
+            if 0 < share < 1 and not self.network.frozen_statistics:
+                compute = compute_of(self.network, images.recipe, images.store.partition, exact=True)
+                measure_statistics(self.network, images.store.images, compute, request.seed)
             features = self.features() if features is None else features
             outcome = conclude_run(self.job, self.network, images, record, features, self.baseline)
             record = outcome.record

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Optimizer
+from torch.optim.swa_utils import update_bn
 
 from deepcluster.errors import ModelError, UsageError, first_line
-from deepcluster.images.views import Augmentation, random_views, uniform_over_clusters
+from deepcluster.images.views import Augmentation, fixed_view, random_views, uniform_over_clusters
 from deepcluster.learning.batches import Batch, batches, check_finite
 from deepcluster.learning.heads import CrossEntropy, Head, Loss, Outputs, new_linear_head, objective_of
 from deepcluster.nets.network import Network
@@ -28,6 +29,7 @@ from deepcluster.seeding import generator, lent_global
 # the outputs of all layers: in EfficientNet-Lite0 some 470 numbers a pixel.
 PART = 1 << 18
 FEWEST = 8
+STATISTICS_IMAGES = 10_000
 
 Sampler = Callable[[Tensor, int, torch.Generator], Tensor]
 LearningRate = float | Callable[[float], float]  # a function of the time in rounds
@@ -262,6 +264,19 @@ def network_precision(network: Network, device: torch.device, name: str = "auto"
         grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
         name = "bf16" if has_bf16(device) and not (grouped and device.type == "cpu") else "fp32"
     return torch.bfloat16 if name == "bf16" else torch.float32
+
+
+def measure_statistics(network: Network, images: Tensor, compute: Compute, seed: int) -> None:
+    """Measure the statistics of batch normalisation anew, for weights that were not trained with them. A collective.
+
+    ``images``: This rank's; the main rank's decide. Without it the mean of two rounds on CIFAR-10 has .576 right
+    neighbours instead of .595.
+    """
+    order = torch.randperm(len(images), generator=generator(seed, "statistics"))[:STATISTICS_IMAGES]
+    parts = order.tensor_split(max(1, len(order) // compute.batch_size))
+    views = (fixed_view(images[part], compute.size).to(compute.device) for part in parts if len(part))
+    update_bn(((view - network.mean) / network.std for view in views), network.body)
+    compute.partition.processes.broadcast_buffers(network)
 
 
 @contextmanager
