@@ -106,9 +106,9 @@ def fit(
             resolved = dry_run(source, request, terminal)
             print("\n" + to_toml(resolved) if fit_flags.verbose else "", end="")
             return
-        from deepcluster.fitting import fit as runs
+        from deepcluster.fitting import fit as fitting
 
-        folder = runs.fit(source, request, terminal, **shared)
+        folder = fitting.fit(source, request, terminal, **shared)
     if is_main_rank():
         _print_result(folder.path, output, "fit")
 

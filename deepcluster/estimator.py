@@ -25,7 +25,7 @@ from deepcluster.build import Steps
 from deepcluster.clustering.blocks import nearest
 from deepcluster.clustering.kmeans import ClusteringStep, means
 from deepcluster.errors import DataError, UsageError
-from deepcluster.fitting import fit as runs
+from deepcluster.fitting import fit as fitting
 from deepcluster.fitting.plan import Request
 from deepcluster.images import Images, Source, find
 from deepcluster.images.arrays import without_torch
@@ -206,7 +206,7 @@ class DeepCluster(_Base):
         )
         try:
             with self._display() as shown:
-                runs.fit(images, request, Several(shown, display, logged=False))
+                fitting.fit(images, request, Several(shown, display, logged=False))
         except BaseException:
             if temporary:
                 shutil.rmtree(temporary, ignore_errors=True)

@@ -61,6 +61,10 @@ def test_the_statistics_of_averaged_weights_are_those_of_the_images():
     torch.testing.assert_close(network.body[0].running_mean, seen.mean((0, 2, 3)))
     torch.testing.assert_close(network.body[0].running_var, seen.var((0, 2, 3)), rtol=0.02, atol=0)
 
+    deep = as_network(nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.Flatten()), 8)
+    for few, batch in ((images[:1], 10), (images[:3], 1)):  # of maps of 1 x 1
+        measure_statistics(deep, few, Compute.of(deep, few, batch_size=batch), seed=0)
+
 
 def test_one_view_of_one_image_is_too_few_for_batch_normalisation(tmp_path):
     options = {**OPTIONS, "pseudo_labels": 1, "views": 1, "projection_hidden": 8, "projection_dim": 4}

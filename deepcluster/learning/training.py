@@ -273,9 +273,12 @@ def measure_statistics(network: Network, images: Tensor, compute: Compute, seed:
     neighbours instead of .595.
     """
     order = torch.randperm(len(images), generator=generator(seed, "statistics"))[:STATISTICS_IMAGES]
-    parts = order.tensor_split(max(1, len(order) // compute.batch_size))
-    views = (fixed_view(images[part], compute.size).to(compute.device) for part in parts if len(part))
-    update_bn(((view - network.mean) / network.std for view in views), network.body)
+    # Of one image a layer may see one value per channel, which has no variance.
+    parts = order.tensor_split(max(1, len(order) // max(2, compute.batch_size)))
+    views = (fixed_view(images[part], compute.size).to(compute.device) for part in parts)
+    if len(order) > 1:
+        with lent_global(seed, "statistics", device=compute.device):  # for dropout
+            update_bn(((view - network.mean) / network.std for view in views), network.body)
     compute.partition.processes.broadcast_buffers(network)
 
 
