@@ -182,13 +182,13 @@ def epochs_of(training: Training, count: int, checkpoint: Path, classes: Tensor)
         yield training.epoch
 
 
-def by_recipe(recipe: str, folder: str, seed: int, rounds: int, run: Path) -> Network:
-    """Return the network after training by a recipe of this package."""
+def by_recipe(recipe: str, folder: str, seed: int, rounds: int, average: float, run: Path) -> Network:
+    """Return the network after training by a recipe of this package, with its option ``average``."""
     with lent_global(seed, "network"):
         body = conv4()
     estimator = DeepCluster(
-        n_clusters=10, recipe=recipe, backbone=body, weights="none", image_size=SIDE, rounds=rounds,
-        random_state=seed, options={"schedule": "constant", "crop_min": 0.2, "tolerance": 0}, verbose=1,
+        n_clusters=10, recipe=recipe, backbone=body, weights="none", image_size=SIDE, rounds=rounds, random_state=seed,
+        options={"schedule": "constant", "crop_min": 0.2, "tolerance": 0, "average": average}, verbose=1,
     )  # fmt: skip
     estimator.fit(folder, run=run, resume=run.is_dir())
     return load(run, backbone=body).network
@@ -229,6 +229,7 @@ def main() -> None:
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--as-released", action="store_true", help="views as the released code makes them")
     way.add_argument("--recipe", help="train by a recipe of this package instead, --epochs rounds")
+    parser.add_argument("--average", type=float, default=1.0, help="weight of the last round's weights in their mean")
     options = parser.parse_args()
     keep_freed_memory()
     (images, classes), (test, answers) = labelled(options.train), labelled(options.test)
@@ -244,7 +245,7 @@ def main() -> None:
 
         if options.recipe:
             run = options.out / f"{options.recipe}-{seed}"
-            network = by_recipe(options.recipe, options.train, seed, options.epochs, run)
+            network = by_recipe(options.recipe, options.train, seed, options.epochs, options.average, run)
             accuracies.append(score(options.epochs, partial(extract, network)))
             continue
         training = Training(images, options.clusters, seed, as_released=options.as_released)
