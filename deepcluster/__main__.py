@@ -22,7 +22,8 @@ def main() -> None:
             signals.ignore()
     except Stopped as error:
         signals.ignore()
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # a signal to torchrun stops all
+            print(f"error: {error}", file=sys.stderr)
         code = Stopped.exit_code
     if code == Stopped.exit_code:
         sys.stderr.flush()

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,9 +19,11 @@ import torch
 from PIL import Image, ImageOps
 
 from deepcluster.errors import DeepClusterWarning, ModelError, NonFiniteError
+from deepcluster.fitting import fit as fitting_a_run
 from deepcluster.learning.training import Learning, body_optimizer
 from deepcluster.nets.network import build
 from deepcluster.records import State
+from deepcluster.runtime import log
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.plain_files import json_sha256
 from deepcluster.storage import run_folder
@@ -103,6 +106,39 @@ def test_a_signal_saves_and_ends_with_75(fit, whole, tmp_path, phase):
     fit(out, "--resume")
     assert_same_result(whole[0], out)
     assert not (out / "metrics.json").exists()  # a run without labels has no metrics
+
+
+# A function before which the signal comes, in a fit or on the way out of its error, and the end of the message.
+MOMENTS = {
+    "before the run begins": (fitting_a_run, "network_of", False, ": run the same command again"),
+    "as an error ends the run": (fitting_a_run, "_record_end", True, " --resume"),
+    "as the error is written into run.json": (run_folder.LockedFolder, "write_record", True, " --resume"),
+    "as the error is logged": (log, "record", True, " --resume"),
+    "after the result": (fitting_a_run, "summary_text", False, " is done"),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_stop_says_what_is_true_at_its_moment(pictures, tmp_path, ends, monkeypatch, moment):
+    owner, name, has_error, end = MOMENTS[moment]
+    out = tmp_path / "run"
+    original = getattr(owner, name)
+
+    def signalled(*arguments: Any, **options: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return original(*arguments, **options)
+
+    def lose_connection(*_: Any) -> None:
+        monkeypatch.setattr(owner, name, signalled)
+        raise RuntimeError("connection closed by peer")
+
+    if has_error:
+        monkeypatch.setattr(fitting_a_run, "train", lose_connection)
+    else:
+        monkeypatch.setattr(owner, name, signalled)
+    said = ends(["fit", pictures, "-o", out, *small_fit("--rounds", "0")], 75)
+    assert said.startswith("error: stopped by SIGTERM") and said.endswith(f"{end}\n") and said.count("\n") == 1
+    assert not (out / "run.json").exists() or record(out)["status"] != "running"
 
 
 # ---- another run, other options, other images -----------------------------------------------------------------------

@@ -23,8 +23,8 @@ from deepcluster.images import find, store
 from deepcluster.images import shards as tars
 from deepcluster.nets.network import build
 from deepcluster.runtime.devices import in_order, pool_of
-from deepcluster.runtime.signals import check, stoppable, uninterrupted
-from deepcluster.storage import files
+from deepcluster.runtime.signals import advise, check, stoppable, uninterrupted
+from deepcluster.storage import files, run_folder
 from deepcluster.storage import model_files as models
 from tests.commands import before_call
 from tests.drawings import pack, save_drawings
@@ -138,6 +138,38 @@ def test_behind_it_all_is_as_before():
         check()
 
 
+PLACES = ("before", "in the way out of an error", "while the error is written down")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_message_says_what_to_do_wherever_the_signal_comes(place):
+    """An error is on its way out, such as a lost connection; the handler of a signal raises in any line."""
+
+    def come_at(here: str) -> None:
+        if here == place:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Stopped, match="stopped by SIGTERM; to go on: type this"), stoppable():
+        advise(lambda: "; to go on: type this")
+        try:
+            come_at("before")
+            raise RuntimeError("connection closed")
+        finally:
+            come_at("in the way out of an error")
+            with uninterrupted():
+                come_at("while the error is written down")
+
+
+def test_only_a_command_that_has_changed_nothing_is_to_be_repeated(tmp_path):
+    """An undo, typed again, would take back two steps."""
+    with pytest.raises(Stopped, match="stopped by SIGTERM: run the same command again"), stoppable():
+        signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(Stopped, match=f"stopped by SIGTERM; {tmp_path} has changed already"), stoppable():
+        with run_folder.locked(tiny_run(tmp_path)) as folder, folder.next_state() as staged:
+            staged.write("report.html", "new")
+        signal.raise_signal(signal.SIGTERM)
+
+
 def test_in_another_thread_nothing_is_listened_to():
     def listen() -> Any:
         with stoppable():
@@ -186,7 +218,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.mark.parametrize("name", ["deepcluster.cli", "numpy"])
 def test_while_it_is_imported(tmp_path, name):
     done = start("predict", tmp_path, tmp_path, before=WHILE_IMPORTING.format(name=name))
-    assert (done.returncode, done.stderr, done.stdout) == (75, "error: stopped by SIGINT\n", "")
+    assert (done.returncode, done.stdout) == (75, "")
+    assert done.stderr == "error: stopped by SIGINT: run the same command again\n"
+
+
+def test_of_the_processes_of_torchrun_one_says_it():
+    before = "import os; os.environ.update(RANK='1', WORLD_SIZE='2')" + WHILE_IMPORTING.format(name="deepcluster.cli")
+    done = start("fit", "photos", before=before)
+    assert (done.returncode, done.stderr, done.stdout) == (75, "", "")
 
 
 def test_a_second_ctrl_c_ends_at_once():

@@ -132,6 +132,7 @@ def _run(job: Job, begun: Begun, folder: run_folder.LockedFolder | None, network
     is_resumed = begun.state == "resumed"
     before = folder.read_record() if folder and folder.has(run_folder.RUN) and not request.overwrite else None
     record = first_record(job, before, is_resumed=is_resumed)
+    signals.advise(partial(_advice, out, record, at_once=request.at_once))
     keep = job.request.keep_checkpoints
     every = 0 if isinstance(keep, bool) else keep
     checkpoints = Checkpoints(out / "checkpoints", scratch_of(out, job.processes.rank), job.processes, every=every)
@@ -168,10 +169,11 @@ def _run(job: Job, begun: Begun, folder: run_folder.LockedFolder | None, network
         else:
             outcome = writer.final(0, "features were given", job.features[images.store.partition.local])
     except BaseException as error:
-        stopped = signals.stopped() or isinstance(error, KeyboardInterrupt | Stopped)
-        begun_here = _record_end(folder, record, error, "stopped" if stopped else "failed") if folder else True
-        if isinstance(error, Stopped) and (begun_here or not request.at_once):
-            raise Stopped(_stop_message(error, out)) from None
+        try:
+            _record_end(folder, record, error)
+        except Stopped as stop:  # the signal came on the way here; there is no second one
+            _record_end(folder, record, stop)
+            raise
         raise
     if folder and job.features is None:
         if images.recipe.weights and "rounds" not in request.recipe.all_options and not images.recipe.rounds:
@@ -181,13 +183,24 @@ def _run(job: Job, begun: Begun, folder: run_folder.LockedFolder | None, network
         job.display.say("Done", f"{len(outcome.summary):,} clusters of {len(job.source.paths):,} rows of features")
 
 
-def _stop_message(error: Stopped, out: Path) -> str:
-    """Return the message of a stopped run: its clusters, if it has any, and the command that continues it."""
-    groups = ""
+def _advice(out: Path, record: RunRecord, *, at_once: bool) -> str:
+    """Return the end of the message of a stop: the state of the run ``record`` in ``out``, and the next command."""
+    written = None
     with suppress(DeepClusterError):
-        if run_folder.RunFolder(out).read_record().result:
-            groups = f"; the clusters so far are in {out}"
-    return f"{error}{groups}; to go on: run it again with -o {shlex.quote(str(out))} --resume"
+        written = run_folder.RunFolder(out).read_record()
+    if written and not _is_same_start(written, record):
+        return f"; {out} is as it was{signals.REPEAT}"
+    if not written and at_once:
+        return signals.REPEAT
+    if written and written.status == "done":
+        return f"; the run in {out} is done"
+    groups = f"; the clusters so far are in {out}" if written and written.result else ""
+    return f"{groups}; to go on: run it again with -o {shlex.quote(str(out))} --resume"
+
+
+def _is_same_start(written: RunRecord, record: RunRecord) -> bool:
+    """Return whether run.json is of this process."""
+    return (written.run, written.started) == (record.run, record.started)
 
 
 def first_record(job: Job, before: RunRecord | None, *, is_resumed: bool) -> RunRecord:
@@ -257,15 +270,13 @@ def _read(job: Job, begun: Begun, network: Network) -> tuple[ImagesRead, dict[st
     return ImagesRead(store, plan.recipe, digests, beginning), facts
 
 
-def _record_end(folder: run_folder.LockedFolder, record: RunRecord, error: BaseException, status: str) -> bool:
-    """Write into run.json how the run ended, unless it is done, and return whether run.json is of this process."""
+def _record_end(folder: run_folder.LockedFolder | None, record: RunRecord, error: BaseException) -> None:
+    """Write into run.json how the run ended, unless it is done or run.json is of another process."""
+    stopped = signals.stopped() or isinstance(error, KeyboardInterrupt | Stopped)
+    status = "stopped" if stopped else "failed"
     with suppress(DeepClusterError), signals.uninterrupted():
-        written = folder.read_record()
-        if (written.run, written.started) == (record.run, record.started):
-            if written.status != "done":
-                folder.write_record(replace(written, status=status, error=f"{type(error).__name__}: {error}"))
-            return True
-    return False
+        if folder and _is_same_start(written := folder.read_record(), record) and written.status != "done":
+            folder.write_record(replace(written, status=status, error=f"{type(error).__name__}: {error}"))
 
 
 # ---- like an earlier run --------------------------------------------------------------------------------------------

@@ -1,23 +1,27 @@
 """Stopping on a signal: it raises Stopped in the line under way, as Ctrl-C raises KeyboardInterrupt in any program.
 
 A round needs no protection: the checkpoint before it is on disk. Every write survives a kill, and therefore a stop.
+The message of a stop is made as it leaves :func:`stoppable`, because a signal may come in any handler before.
 """
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from deepcluster.errors import LostError, Stopped
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # Windows has only the first two
 EXIT_ON_SECOND_SIGINT = 130
+REPEAT = ": run the same command again"
 
 _reason = ""  # of the stop, once a signal has come
 _listening = False
 _held = 0  # contexts of uninterrupted() that are open
+_advice: Callable[[], str] | None = None  # returns the end of the message of a stop; None: nothing has changed so far
 
 
 @contextmanager
@@ -27,7 +31,7 @@ def stoppable() -> Iterator[None]:
     An error after a signal becomes Stopped, too: compiled code may have turned it into an error of its own. A Stopped
     that somebody swallows is raised again by the next :func:`check`. Only the main thread can listen.
     """
-    global _listening, _reason
+    global _listening, _reason, _advice
     outermost = not _listening and threading.current_thread() is threading.main_thread()
     numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)] if outermost else []
     before = {number: signal.getsignal(number) for number in numbers}
@@ -35,14 +39,15 @@ def stoppable() -> Iterator[None]:
         if outermost:
             _listening = True
             _reason = ""
+            _advice = None
         for number in numbers:
             if signal.Signals(number).name != "SIGHUP" or before[number] != signal.SIG_IGN:
                 signal.signal(number, _heard)
         try:
             yield
-        except Exception as error:
+        except (Exception, Stopped) as error:
             if _reason and not isinstance(error, LostError):
-                raise Stopped(_reason) from error
+                raise Stopped(f"{_reason}{_advice() if _advice else REPEAT}") from error
             raise
     finally:
         for number in numbers:
@@ -60,6 +65,18 @@ def _heard(number: int, frame: FrameType | None) -> None:
         return
     _reason = f"stopped by {signal.Signals(number).name}"
     check()
+
+
+def advise(advice: Callable[[], str]) -> None:
+    """Let the message of a stop end with the text that ``advice`` returns then: what there is, and what to type."""
+    global _advice
+    _advice = advice
+
+
+def changed(path: Path) -> None:
+    """Let the message of a stop say that ``path`` has changed, so that nobody repeats an undo. An advice stays."""
+    if not _advice:
+        advise(lambda: f"; {path} has changed already")
 
 
 def check() -> None:

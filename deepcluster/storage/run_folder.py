@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from deepcluster.errors import DeepClusterError, DiskError, Stopped, first_line, other_version
+from deepcluster.errors import DeepClusterError, DiskError, first_line, other_version
 from deepcluster.images.arrays import load_array
 from deepcluster.records import Candidate
 from deepcluster.runtime import log, plain_files
@@ -256,11 +256,10 @@ def replacing(folder: LockedFolder | None) -> Iterator[None]:
     before = folder and _version(folder.path)
     try:
         yield
-    except (DeepClusterError, Stopped) as error:
+    except DeepClusterError as error:
         if not folder or _version(folder.path) != before:
             raise
-        advice = ": run the same command again" if isinstance(error, Stopped) else ""
-        raise type(error)(f"{error}; {folder.path} is as it was{advice}") from error
+        raise type(error)(f"{error}; {folder.path} is as it was") from error
 
 
 def folder_name(name: str) -> str:

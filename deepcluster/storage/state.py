@@ -208,6 +208,7 @@ def commit(run: Path) -> None:
     signals.check()
     with signals.uninterrupted(), changing(run):
         (run / NEXT).rename(run / COMMIT)
+        signals.changed(run)
         sync_folder(run / HIDDEN)
         finish(run)
 
