@@ -72,10 +72,16 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def trapped(what: str, where: str, count: int) -> None:
+def trapped(what: str, where: str, count: int, launcher: int | None = None) -> None:
     """Let the count-th call of a function, or of any of several (with spaces between), send a signal to this process
-    before it does its work."""
-    wrapped = before_call(count, lambda: os.kill(os.getpid(), getattr(signal, what)))
+    before it does its work, or to its launcher, and wait until that ends this process."""
+
+    def act() -> None:
+        os.kill(launcher or os.getpid(), getattr(signal, what))
+        if launcher:
+            signal.pause()
+
+    wrapped = before_call(count, act)
     for place in where.split():
         module, _, name = place.partition(":")
         *classes, name = name.split(".")

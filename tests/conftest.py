@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from deepcluster.cli import run_command
@@ -18,6 +19,10 @@ from tests.ranks import Ranks
 # Whatever networks this machine has are not there for the tests, and nothing is fetched.
 os.environ["HF_HUB_CACHE"] = str(Path(tempfile.gettempdir()) / "deepcluster-tests-without-weights")
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# A busy machine is slow.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

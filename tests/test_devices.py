@@ -29,6 +29,7 @@ from deepcluster.runtime.devices import exact_float32, holds_rows, in_order, mad
 from deepcluster.seeding import derive, generator, lent_global
 from tests.drawings import drawings
 from tests.loop import learn, loop
+from tests.ranks import WAIT
 from tests.second_device import ELSEWHERE, second_device
 
 ROWS = torch.nn.functional.normalize(torch.randn(3000, 16, generator=generator(0, "rows")))
@@ -208,7 +209,7 @@ def test_the_next_is_made_while_this_one_is_used_on_a_gpu(device, ahead):
     made = [threading.Event() for _ in range(5)]
     results = made_ahead(lambda task: made[task].set() or task, range(5), torch.device(device))
     assert next(results) == 0
-    assert made[1].wait(timeout=5 if ahead else 0.05) == ahead
+    assert made[1].wait(timeout=WAIT if ahead else 0.05) == ahead
     assert list(results) == [1, 2, 3, 4]
 
 

@@ -68,7 +68,7 @@ def test_plain_images_of_other_colours_and_drawings_are_different():
     assert near_duplicates(drawings(100)[0]) == []
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.integers(1, 40), st.sampled_from([8, 16, 33]))
 def test_the_order_changes_nothing(seed, count, side):
     random = torch.Generator().manual_seed(seed)

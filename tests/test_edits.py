@@ -132,7 +132,7 @@ ROWS = torch.nn.functional.normalize(torch.randn(30, 4, generator=torch.Generato
 STEPS = st.lists(st.sampled_from(["merge", "split", "move", "like", "undo", "recut"]), min_size=8, max_size=16)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(STEPS, st.integers(0, 1 << 32))
 def test_a_number_is_never_given_twice(steps: list[str], seed: int) -> None:
     random = Random(seed)

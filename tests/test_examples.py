@@ -33,6 +33,7 @@ from tests.drawings import KINDS, draw
 from tests.helpers.image_files import HEIC, files_of_all_modes, stored
 from tests.helpers.runs import predicted
 from tests.pages import ROOT
+from tests.ranks import WAIT
 from tests.test_decode import dng
 from tests.tiny import tiny_run
 
@@ -149,7 +150,7 @@ def test_serve_onnx(tmp_path, capsys):
         with socket.create_connection(place) as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes with a reset
             connection.sendall(b"POST / HTTP/1.0\r\nContent-Length: 9\r\n\r\n")
-        assert all(server.free.acquire(timeout=10) for _ in range(32))  # all threads have ended
+        assert all(server.free.acquire(timeout=WAIT) for _ in range(32))  # all threads have ended
         server.free.release(32)
         assert "Traceback" not in capsys.readouterr().err
         idle = [socket.create_connection(place) for _ in range(40)]

@@ -24,6 +24,7 @@ from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.run_folder import LockedFolder
 from tests.commands import CHANGES, before_call, in_a_child, killed_at_every_change
 from tests.helpers.runs import contents, left_behind
+from tests.ranks import WAIT
 from tests.tiny import RECORD
 
 OLD = {"run.json": "old", "clusters.csv": "old", "model/config.json": "old", "tree.json": "old"}
@@ -163,11 +164,13 @@ def test_an_error_drops_the_next_state(tmp_path):
 def test_a_reader_waits_for_the_process_that_finishes(tmp_path, monkeypatch):
     run = make(tmp_path / "run")
     leave_pending(run)
-    with ThreadPoolExecutor(1) as pool:
+    waits, released = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(1) as pool, monkeypatch.context() as patch:
+        patch.setattr(states.time, "sleep", lambda _: waits.set() or released.wait())
         with states.hold(run, states.LOCK):
             reader = pool.submit(state, run)
-            with pytest.raises(TimeoutError):
-                reader.result(timeout=0.1)
+            assert waits.wait(WAIT) and not reader.done()
+        released.set()
         assert reader.result() == NEW
     leave_pending(make(tmp_path / "other"))
     monkeypatch.setattr(states, "ATTEMPTS", 3)

@@ -198,7 +198,7 @@ def test_it_ends_where_nothing_changes_any_more():
         assert kmeans(x, 8, iterations=found.iterations - fewer).iterations == found.iterations - fewer
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     count=st.integers(1, 3),
     rows=st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2)), min_size=1, max_size=20),

@@ -298,7 +298,7 @@ def test_without_balancing_the_sizes_decide():
     assert torch.bincount(each_once(labels, 2 * len(labels) + 3, generator(0, "draw"))).max() == 3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=40), st.integers(1, 60))
 def test_shares_differ_by_at_most_one(labels, draws):
     labels = torch.tensor(labels)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, is_dataclass, replace
 from datetime import timedelta
@@ -73,7 +73,7 @@ from tests.helpers.runs import record
 from tests.helpers.shared import OPTIONS, files_of, pixels
 from tests.loop import learn, loop
 from tests.pages import ROOT as REPOSITORY
-from tests.ranks import Ranks
+from tests.ranks import WAIT, Ranks
 from tests.tiny import tiny_run
 
 
@@ -101,7 +101,7 @@ def exchanged(processes: Processes, table: Tensor, sizes: list[int], wanted: lis
     }
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_rows_get_to_where_they_are_wanted(ranks, data):
     count = data.draw(st.integers(1, 3))
@@ -538,7 +538,7 @@ def trained(
 
 @pytest.mark.parametrize("examples", [5, pytest.param(300, marks=pytest.mark.slow)])
 def test_no_hang_equal_steps_and_every_image_once(ranks, examples):
-    @settings(max_examples=examples, deadline=None)
+    @settings(max_examples=examples)
     @given(data=st.data())
     def drawn(data: st.DataObject) -> None:
         number = data.draw(st.integers(1, 3))
@@ -617,21 +617,45 @@ KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "3"))
 ROUNDS = 6
 SMALL = OPTIONS | {"epochs": 1, "rounds": ROUNDS}
 SMALL_FIT = ["-q", "-k", "4", *(f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items())]
+# The command, each process of which writes its number into a folder; one of them sends a signal at an event.
+SIGNALLED = """
+import os, sys
+from pathlib import Path
+from deepcluster.__main__ import main
+from tests.commands import trapped
+
+folder, rank, target, *trap = sys.argv.pop(1).split(",")
+Path(folder, os.environ["RANK"]).write_text(str(os.getpid()))
+if os.environ["RANK"] == rank:
+    trapped(trap[0], trap[1], int(trap[2]), os.getppid() if target == "launcher" else None)
+main()
+"""
+EVENTS = ("deepcluster.algorithm:features_of", "deepcluster.clustering.kmeans:KMeans.__call__")  # one of each a round
 
 
-def torchrun(*arguments: object, count: int = 2) -> subprocess.Popen[str]:
+def torchrun(*arguments: object, count: int = 2, program: Sequence[str] = ("-m", "deepcluster")) -> tuple[int, str]:
+    """Run a command in several processes; return its exit code and what it says."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}",
-         "-m", "deepcluster", *map(str, arguments)],
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    done = subprocess.run(
+        [*launcher, *program, *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env=environment | {"OMP_NUM_THREADS": "1"},
+        env=environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}, timeout=WAIT,
     )  # fmt: skip
+    return done.returncode, done.stdout
 
 
-def finished(process: subprocess.Popen[str], seconds: float = 240) -> tuple[int, str]:
-    said, _ = process.communicate(timeout=seconds)
-    return process.returncode, said
+def signalled(folder: Path, rank: int, target: str, what: str, where: str, count: int, *arguments: object) -> str:
+    """Run a command in two processes, one of which signals itself or the launcher, and return what they say.
+
+    The end of their output is the end of both.
+    """
+    script = folder / "signalled.py"
+    script.write_text(SIGNALLED)
+    trap = ",".join(map(str, (folder, rank, target, what, where, count)))
+    _, said = torchrun(trap, *arguments, program=[str(script)])
+    wait_until_gone([int((folder / str(rank)).read_text()) for rank in range(2)])
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -648,76 +672,45 @@ def whole(ranks: dict[int, Ranks], images: Path, tmp_path_factory: pytest.TempPa
     return folder
 
 
-def workers(launcher: int) -> list[int]:
-    """The processes that a launcher has started, in the order of their ranks."""
-    by_rank = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        if status(int(process.name))[1] == str(launcher):
-            with suppress(OSError):
-                lines = (process / "environ").read_bytes().split(b"\0")
-                by_rank |= {int(line[5:]): int(process.name) for line in lines if line.startswith(b"RANK=")}
-    return [process for _, process in sorted(by_rank.items())]
-
-
-def status(process: int) -> list[str]:
-    """The state of a process (Z: it has ended) and its parent."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[:2]
-    except OSError:
-        return ["Z", ""]
-
-
-def wait_until_gone(processes: list[int], seconds: float) -> None:
-    """Until none of them is alive: more than ``seconds`` is a hang."""
-    until = time.monotonic() + seconds
-    while any(status(process)[0] != "Z" for process in processes):
-        assert time.monotonic() < until, "some are still alive"
-        time.sleep(0.05)
-
-
-def begun(launcher: subprocess.Popen[str], out: Path, round: int) -> list[int]:
-    """Wait until a run is in this round or in a later one; its processes."""
-    until = time.monotonic() + 120
-    while not any(int(path.stem) >= round for path in (out / "checkpoints").glob("*.json")):
-        assert launcher.poll() is None, launcher.stdout and launcher.stdout.read()
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    return workers(launcher.pid)
+def wait_until_gone(processes: list[int]) -> None:
+    """Until none of them is alive: a zombie is dead."""
+    until = time.monotonic() + WAIT
+    for process in processes:
+        with suppress(OSError):
+            while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                assert time.monotonic() < until, "some are still alive"
+                time.sleep(0.05)
 
 
 @pytest.mark.parametrize("draw", [pytest.param(i, marks=pytest.mark.slow if i else ()) for i in range(KILLS)])
 def test_kill_a_process(ranks, images, whole, tmp_path, draw):
-    """At a random moment: all others end too, and the run resumes to the result of the whole one."""
+    """In a random round: all others end too, and the run resumes to the result of the whole one."""
     chance, out = random.Random(draw), tmp_path / "run"
-    launcher = torchrun("fit", images, "-o", out, *SMALL_FIT)
-    main, other = begun(launcher, out, chance.randrange(ROUNDS - 4))
-    time.sleep(0.3 * chance.random())
-    victim = (other, main, launcher.pid)[draw % 3]
-    os.kill(victim, signal.SIGKILL)
-    wait_until_gone([main, other], 120)
-    _, said = finished(launcher)
+    rank, target = ((1, "rank"), (0, "rank"), (0, "launcher"))[draw % 3]
+    event = (chance.choice(EVENTS), chance.randrange(2, ROUNDS))
+    said = signalled(tmp_path, rank, target, "SIGKILL", *event, "fit", images, "-o", out, *SMALL_FIT)
     ranks[2](fitted, out, None, True, images, SMALL)
     assert files_of(out) == files_of(whole)
     errors = re.findall("^.*error: .*$", said, re.M)
-    if victim == main:  # torchrun names the signal that ended the main rank, and ends the other one
+    if target == "launcher":
+        return
+    if rank == 0:  # torchrun names the signal that ended the main rank, and ends the other one
         assert errors == [] and "SIGKILL" in said
-    elif victim == other:
-        # The launcher sends SIGTERM to the main rank, which may meet it first: writing a result, it waits for nobody.
-        (error,) = errors
+    else:
+        (error,) = (
+            errors  # the launcher sends SIGTERM to the main rank, which may hear it before the connection is lost
+        )
         assert re.search("another process|stopped .* --resume$", error)
 
 
 @pytest.mark.slow
 def test_a_signal_to_the_launcher_stops_all_and_the_run_goes_on(images, whole, tmp_path):
     out = tmp_path / "run"
-    launcher = torchrun("fit", images, "-o", out, *SMALL_FIT)
-    begun(launcher, out, 3)
-    launcher.send_signal(signal.SIGTERM)
-    _, said = finished(launcher)
+    said = signalled(tmp_path, 0, "launcher", "SIGTERM", EVENTS[0], 4, "fit", images, "-o", out, *SMALL_FIT)
     assert len(re.findall("^error: ", said, re.M)) == 1, said
     assert re.search(f"error: stopped .*; to go on: run it again with -o {out} --resume$", said, re.M)
     assert record(out)["status"] == "stopped"
-    code, said = finished(torchrun("fit", images, "-o", out, *SMALL_FIT, "--resume"))
+    code, said = torchrun("fit", images, "-o", out, *SMALL_FIT, "--resume")
     assert code == 0, said
     assert files_of(out) == files_of(whole)
 
@@ -751,7 +744,7 @@ def test_predict_and_embed_write_the_same_bytes(whole, images, tmp_path):
     for verb, name in (("predict", "p.csv"), ("embed", "e.npy")):
         for count in (1, 3):
             out = tmp_path / f"{count}{name}"
-            code, said = finished(torchrun(verb, whole, folder, "-o", out, "-q", count=count))
+            code, said = torchrun(verb, whole, folder, "-o", out, "-q", count=count)
             assert code == 0 and said.count("skipped broken.png") == 1, said
         assert (tmp_path / f"1{name}").read_bytes() == (tmp_path / f"3{name}").read_bytes()
 

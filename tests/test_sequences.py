@@ -81,4 +81,4 @@ class Life(RuleBasedStateMachine):
 
 def test_sequences_of_commands_with_kills():
     choice = settings(max_examples=int(SEQUENCES or 3), derandomize=not SEQUENCES, stateful_step_count=8)
-    run_state_machine_as_test(Life, settings=settings(choice, deadline=None, suppress_health_check=list(HealthCheck)))
+    run_state_machine_as_test(Life, settings=settings(choice, suppress_health_check=list(HealthCheck)))

@@ -84,7 +84,7 @@ paths = st.lists(st.sampled_from(["a", "B", "10", "2", "a-b", "é", ".c", os.fsd
 trees = st.dictionaries(paths.map("/".join), st.just("file") | st.sampled_from([*MAKE]), max_size=12)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(trees)
 def test_a_folder_has_the_files_that_os_walk_lists_in_the_order_of_their_bytes(tree: dict[str, str]) -> None:
     with TemporaryDirectory() as name:
@@ -254,7 +254,7 @@ def test_an_image_is_the_same_in_every_layout(array: np.ndarray, tmp_path: Path)
     assert (find(array).name, find(array).location, find(array).labels) == ("array", "python:array", None)
 
 
-@settings(derandomize=True, max_examples=200, deadline=None)
+@settings(derandomize=True, max_examples=200)
 @given(st.lists(st.integers(0, 7), max_size=5))
 def test_an_array_of_any_shape_is_images_or_refused(shape: list[int]) -> None:
     array = np.zeros(shape, np.uint8)
@@ -723,7 +723,7 @@ def by_tarfile(file: Path) -> tuple[dict[str, bytes], int, bool]:
     return images, missed, end >= len(content) or any(content[end:])
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     members=drawn_members,
     form=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
