@@ -88,7 +88,7 @@ def fit(
     set_: Annotated[flags.Assignments, Parameter(group=flags.NETWORK)] = None,
     output: flags.Output = flags.OUTPUT,
 ) -> None:
-    """Cluster images: train a network on its own clusters; write clusters, features, model and report."""
+    """Cluster images; write the clusters, features, a model and a report."""
     begun = time.perf_counter()
     recipe = read_request({**(recipe_flags or {}), **flags.read_assignments(set_)}, fit_flags.recipe)
     check_weights(recipe.all_options)
@@ -320,7 +320,7 @@ def ask(
 
 @app.command
 def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: flags.Output = flags.OUTPUT) -> None:
-    """Let all images follow answers about a few; numbers of clusters stay. Undo: apply RUN --undo.
+    """Teach the run by your answers: the other images follow. Cluster numbers do not change. Undo: apply RUN --undo.
 
     Args:
         answers: A CSV file of path and name (a new one makes a new cluster) or cluster, such as that of ask, filled in;
@@ -525,7 +525,7 @@ def export(
     """Export a run: folders, data sets, a table, an ONNX graph. Images are linked or copied, never moved or changed.
 
     Args:
-        to: Images sorted into folders, a data set, tasks for Label Studio, a table, or a graph.
+        to: Form of the result: a folder per cluster, a data set, tasks for Label Studio, a table, the model as a graph.
         out: The folder or file to make; it must not exist yet, unless --overwrite may replace it.
     """
     chosen: Mapping[str, Any] = image_flags or {}

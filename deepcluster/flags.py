@@ -148,7 +148,7 @@ class FitFlags:
         seed: The same seed gives the same bits on a CPU (on a GPU with --deterministic).
         deterministic: On a GPU, use only kernels whose results repeat bit for bit; some are slower.
         verbose: Print every choice with its reason, and the figures of the rounds.
-        dry_run: Print the plan with its memory, and stop.
+        dry_run: Print the plan and an estimate of the memory, then exit.
         features: IMAGES are features: N x D numbers in an .npy file (paths in a .txt or .csv of the same name), or
             Parquet, a file or a folder, with a column of lists. They are clustered without a network.
     """

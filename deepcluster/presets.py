@@ -1,4 +1,4 @@
-"""The recipes by name: from facts about the images to a value for every option, with reasons.
+"""The recipes by name (facts about the images to a value for every option, with reasons), and checks of options.
 
 Nothing here imports torch, except for a timm network or a file of weights.
 """

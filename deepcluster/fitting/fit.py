@@ -51,7 +51,6 @@ from deepcluster.runs.inherit import decisions
 from deepcluster.runs.page import SHEET
 from deepcluster.runs.result import summary_text
 from deepcluster.runs.rows import (
-    IMAGES_READ,
     duplicate_rows,
     fingerprint,
     image_digests,
@@ -68,7 +67,7 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import Checkpoints
-from deepcluster.storage.content import RunRecord
+from deepcluster.storage.content import IMAGES_READ, RunRecord
 from deepcluster.storage.state import scratch_of
 from deepcluster.texts import one_line, plural
 

@@ -19,7 +19,6 @@ from deepcluster.nets.hub import fetch, local_file
 from deepcluster.nets.names import PUBLISHED
 from deepcluster.presets import Facts, Plan, RecipeRequest, check_groups, resolve, spelt_out
 from deepcluster.recipe import AUTO, Recipe, read_toml
-from deepcluster.runs.rows import IMAGES_READ
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.log import warn
@@ -27,6 +26,7 @@ from deepcluster.runtime.plain_files import CsvRow, is_run, shaped
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import ROUNDS, Checkpoint, fitting
+from deepcluster.storage.content import IMAGES_READ
 from deepcluster.storage.state import own_files
 from deepcluster.texts import one_line, some
 

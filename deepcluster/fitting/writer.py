@@ -17,11 +17,10 @@ from deepcluster.nets.network import Network
 from deepcluster.records import FINAL, PRELIMINARY
 from deepcluster.runs.page import on_sheet_of, shown_of, write_nouns, write_page, write_tree
 from deepcluster.runs.result import Outcome, first_metrics, write_outcome
-from deepcluster.runs.rows import IMAGES_READ
 from deepcluster.runtime import signals
 from deepcluster.runtime.machine import peak_mb
 from deepcluster.storage import run_folder
-from deepcluster.storage.content import RunRecord
+from deepcluster.storage.content import IMAGES_READ, RunRecord
 from deepcluster.storage.state import checkpoint_files
 from deepcluster.texts import plural
 

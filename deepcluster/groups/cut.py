@@ -137,7 +137,10 @@ def as_groups(clustering: Clustering) -> Cut:
 
 
 def nearest_groups(reduced: Tensor, cut: Cut) -> Tensor:
-    """Return the group (int64, N) of the centroid nearest to each of N x d features, by a product: for statistics."""
+    """Return the group (int64, N) of the centroid nearest to each of N x d features, for statistics only.
+
+    One matrix product makes it fast; the last bits may differ from :func:`placement_of`.
+    """
     return cut.group_of[assigner(cut.centroids)(reduced)]
 
 

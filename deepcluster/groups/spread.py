@@ -1,4 +1,4 @@
-"""Answers of a person about a few images: the groups of all others that follow from them, and the next questions."""
+"""Answers about a few images: relabel the others by them, and choose the next questions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -78,10 +78,11 @@ def discriminant(rows: Numbers, shares: Numbers, weights: Numbers) -> Numbers:
 
 
 def beliefs(taught: Taught) -> Numbers:
-    """Return how far each row belongs to each group (N x K, rows of sum 1), after the answers.
+    """Return how far each row belongs to each group (N x K), after the answers.
 
     Half of it comes from the neighbours, which follow groups of any shape, and half from a linear classifier, which
-    learns from the neighbours and reaches images without an answer nearby.
+    learns from the neighbours and reaches images without an answer nearby. A row that no label reaches by the
+    neighbours has the second half alone, so its sum is .5; all others have sum 1.
     """
     asked, given = np.array([*taught.answers.items()], np.int64).reshape(-1, 2).T
     certain = np.eye(len(taught.kinds))[given]

@@ -1,4 +1,4 @@
-"""Weights from a file into a network, every tensor in its place, no code executed; and networks without weights."""
+"""Load weights into a network without executing code, or leave a network without weights."""
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

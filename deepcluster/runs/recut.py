@@ -83,8 +83,7 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> None:
             return
         if edits.cut and edits.cut != record.cut:
             raise UsageError(
-                f"the edits are for other clusters than {run} has now (cut {edits.cut[:80]!a}, and the run's is"
-                f" {record.cut!a}): edit the clusters of its report.html"
+                f"these edits were made before the clusters of {run} changed: reload its report.html and edit again"
             )
         with folder.next_state() as staged:
             new = edited(model, edits, rows.reduced, rows.paths, rows.fitted)

@@ -31,10 +31,9 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import draw, generator
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
-from deepcluster.storage.content import COARSE, COLUMNS, RunRecord
+from deepcluster.storage.content import COARSE, COLUMNS, IMAGES_READ, RunRecord
 
 PICTURE_SIDE = 48  # px
-IMAGES_READ = "checkpoints/images.csv"
 
 
 def sample_of(reduced: Tensor, partition: Partition, seed: int) -> Tensor:

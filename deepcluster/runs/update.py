@@ -27,7 +27,6 @@ from deepcluster.report.pictures import THUMBNAIL, extended_sheet, not_on_sheet,
 from deepcluster.runs import page as drawn
 from deepcluster.runs.result import baseline_of, describe, write_outcome
 from deepcluster.runs.rows import (
-    IMAGES_READ,
     Rows,
     duplicate_rows,
     images_at_hand,
@@ -42,7 +41,7 @@ from deepcluster.runtime.devices import CPU
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage import run_folder
-from deepcluster.storage.content import FILES
+from deepcluster.storage.content import FILES, IMAGES_READ
 
 
 @dataclass(frozen=True)

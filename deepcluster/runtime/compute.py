@@ -41,7 +41,7 @@ class Compute:
         return cls(Partition.of(processes, len(images)), next(network.parameters()).device, **values)
 
     def device_for(self, width: int) -> torch.device:
-        """Return the device for a row of ``width`` numbers per image: the CPU if one rank has no room. A collective."""
+        """Choose the device of N x ``width`` features: the CPU if they do not fit on one rank's. A collective."""
         rows = self.partition.sizes[self.partition.processes.rank]
         return CPU if self.partition.processes.any(not holds_rows(self.device, rows, width)) else self.device
 

@@ -134,7 +134,7 @@ class Display(Protocol):
 
 
 class Silent(Display):
-    """A display that shows nothing; a display of your own may begin with it."""
+    """Shows nothing. Subclass it to write your own display."""
 
 
 class Several:

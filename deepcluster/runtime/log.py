@@ -43,7 +43,7 @@ def warn(text: str) -> None:
 
 @contextmanager
 def logged(command: str) -> Iterator[None]:
-    """Keep the lines of a command, which come first in the log of the run that it locks."""
+    """Hold log lines back until the command has locked a run, then write them first."""
     before = _lines.get()
     _lines.set([])
     try:

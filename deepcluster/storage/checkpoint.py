@@ -23,12 +23,12 @@ from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.plain_files import json_sha256, read_json, read_tensors, sha256, shaped
 from deepcluster.runtime.processes import ALONE, Processes
+from deepcluster.storage.content import IMAGES_READ
 from deepcluster.storage.files import write_tensors, write_whole
 from deepcluster.storage.state import is_known
 
 SCHEMA_VERSIONS = range(4, 5)  # that this version reads; it writes the last
 MAX_CHECKPOINTS = 2
-IMAGES = "images.csv"  # the images that the run began with (runs/rows.py)
 FEATURES_KEY = "features"  # the only tensor of which a rank has its rows alone
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)  # errors of reading
 TENSOR = "tensor of this checkpoint"
@@ -167,7 +167,8 @@ class Checkpoints:
         whole = sorted(path.stem for path in self.folder.glob("[0-9]*.json") if path.stem <= last)
         kept = {*whole[-MAX_CHECKPOINTS:], *(name for name in whole if self.every and int(name) % self.every == 0)}
         for path in self.folder.iterdir():
-            if path.stem not in kept and path.name != IMAGES and is_known(f"checkpoints/{path.name}"):
+            name = f"checkpoints/{path.name}"
+            if path.stem not in kept and name != IMAGES_READ and is_known(name):
                 with suppress(OSError):  # one that is in use is removed another time
                     path.unlink()
 

@@ -66,10 +66,11 @@ COARSE = tuple(column.name for column in COLUMNS if column.optional)  # also of 
 MAX_CSV = 4 << 30  # bytes: about 25 million images
 MAX_SMALL_CSV = 1 << 28  # of a table of other rows than images
 LOG = "log.txt"
+IMAGES_READ = "checkpoints/images.csv"  # the images that the run began with
 # Every file of a run but its checkpoints, which have numbers. A run writes no other, and no other file is its own.
 FILES: Mapping[str, File] = {
     "added.csv": File(("path", "label", "source", "member", "sha256", "added"), MAX_CSV),  # the images after the fit
-    "checkpoints/images.csv": File(("path", "sha256"), MAX_CSV),  # the images that the run began with
+    IMAGES_READ: File(("path", "sha256"), MAX_CSV),
     "cluster_summary.csv": File(
         ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk"), MAX_SMALL_CSV
     ),
@@ -84,7 +85,7 @@ FILES: Mapping[str, File] = {
     "evaluation-knn.json": File(),
     "evaluation-linear.json": File(),
     "features.npy": File(),
-    "former.safetensors": File(),  # the groups before the last apply or recut
+    "former.safetensors": File(),  # the groups before each of the last applies, recuts and lessons
     "history.csv": File(
         (
             *("round", "loss", "chance_loss", "inertia", "nmi_previous", "changed", "cluster_weight", "largest_share"),
