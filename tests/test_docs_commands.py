@@ -16,8 +16,9 @@ import pytest
 
 import deepcluster
 from deepcluster import cli, errors, export
+from deepcluster.presets import PRESETS
 from deepcluster.runtime.signals import EXIT_ON_SECOND_SIGINT
-from deepcluster.storage.content import FILES, PREDICTIONS
+from deepcluster.storage.content import COLUMNS, FILES, PREDICTIONS
 from tests import pages
 from tests.pages import PAGES, ROOT, blocks, prose, text_of
 from tests.sandbox import Sandbox, options, verbs
@@ -184,6 +185,20 @@ def test_the_exit_codes_in_the_pages_are_those_of_the_errors():
     }
     said = text_of(ROOT / "docs/usage.md").partition("## Exit codes")[2]
     assert set(map(int, re.findall(r"\b(\d+) [a-z]", said))) == codes | {0, EXIT_ON_SECOND_SIGINT}
+
+
+def test_the_names_that_stay_exist():
+    names = {" ".join(name.split()) for name in re.findall(r"`([^`]+)`", text_of(ROOT / "docs/stability.md"))}
+    commands = {name for name in names if name.split()[0] in verbs()}
+    assert {name.split()[0] for name in commands} == verbs()
+    for verb, *flags in map(str.split, commands):
+        assert {*flags} <= options(verb), verb
+    functions = {name for name in names if name.startswith("deepcluster.")}
+    for module, _, name in (name.rpartition(".") for name in functions):
+        assert hasattr(importlib.import_module(module), name), name
+    known = {*FILES, "model/", *(column.name for column in COLUMNS), *PRESETS, *export.__all__}
+    known |= {*dir(deepcluster.DeepCluster), *re.findall(r"(\w+_):", deepcluster.DeepCluster.__doc__ or "")}
+    assert names - commands - functions <= known
 
 
 def test_every_package_is_in_the_list_of_packages():
