@@ -1,7 +1,7 @@
 """Frozen groups of many collections, by several reductions, beside UMAP and k-means of the same network's features.
 
     python benchmarks/sets.py CACHE FOLDER [FOLDER ...] [--images 0 150] [--seeds 0 1 2] [--most 3000]
-                              [--variants | --mixes 40]
+                              [--variants | --mixes 40 | --numbers]
 
 FOLDER has a folder a class and names the collection. CACHE keeps the features of each: whole images (224 px), their
 middles (160 px) and mirrored, by the installed network, so that a variant takes seconds. results/collections.json gets
@@ -10,7 +10,8 @@ of UMAP(10) and k-means (pip install umap-learn), the share of the 10 nearest ne
 of the first seed with the images in another order and noise of 1e-6. --variants prints other weights of the class
 probabilities and of the scaling instead, and which of them leaving one collection out chooses. --mixes N writes
 results/mixes.json instead: the number of clusters that -k auto takes for N mixes of 3 to 9 kinds of all collections,
-and for N of 10 to 32.
+and for N of 10 to 32. --numbers writes results/numbers.json: the numbers that `deepcluster fit` shows for each whole
+collection (at most --most images), and how many are within a factor of 1.5 of the number of kinds.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from common import labelled, paths_of, runs_of, save, spread
+from common import fit, labelled, paths_of, runs_of, save, spread
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -39,6 +40,8 @@ from deepcluster.runtime.compute import Compute
 LITE0 = PUBLISHED["photos-small"].backbone
 SIDE = 224
 NEIGHBOURS = 10
+NEAR = 1.5  # largest ratio of a right guess to the number of kinds
+NINE = 9  # the constant guess beside the program's
 Gate = tuple[float, float, float, float]  # certainties of unknown and known kinds, scale of classes, least scaling
 GATES: dict[str, Gate | None] = {
     "no scaling, no classes": None,
@@ -175,7 +178,25 @@ def mixes(contents: list[dict[str, Any]], network: Network, count: int) -> Itera
             rows = plainly_reduced(network, mixed, k)
             guess = plausible_numbers(rows, finest=True)[0].k
             yield {"mix": f"{least} to {most} kinds", "kinds": k, "images": size, "guess": guess,
-                   "right": int(max(guess / k, k / guess) <= 1.5)}  # fmt: skip
+                   "right": right(guess, k)}  # fmt: skip
+
+
+def right(guess: int, kinds: int) -> int:
+    return int(max(guess / kinds, kinds / guess) <= NEAR)
+
+
+def numbers(cache: Path, folder: Path, most: int, seeds: list[int]) -> Iterator[dict[str, Any]]:
+    """Yield the numbers of clusters that the plain command shows for a whole collection."""
+    paths = paths_of(folder, most)
+    sample = cache / "numbers.txt"
+    sample.write_text("".join(f"{path}\n" for path in paths))
+    kinds = len({path.parent.name for path in paths})
+    for seed in seeds:
+        guess, *others = [row["k"] for row in fit(sample, ["--seed", str(seed)], cache / "numbers")["candidates"]]
+        shown = dict(zip(("second", "third"), others, strict=False))
+        yield {"collection": f"{folder.name}, {len(paths)} images", "seed": seed, "kinds": kinds, "guess": guess,
+               **shown, "right": right(guess, kinds), "shown": max(right(k, kinds) for k in (guess, *others)),
+               "nine": right(NINE, kinds)}  # fmt: skip
 
 
 def main() -> None:
@@ -187,8 +208,18 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=3000)
     parser.add_argument("--variants", action="store_true")
     parser.add_argument("--mixes", type=int, default=0)
+    parser.add_argument("--numbers", action="store_true")
     arguments = parser.parse_args()
     arguments.cache.mkdir(exist_ok=True)
+    found: list[dict[str, Any]] = []
+    if arguments.numbers:
+        for folder in arguments.folders:
+            for row in numbers(arguments.cache, folder, arguments.most, arguments.seeds):
+                print(row, flush=True)
+                found.append(row)
+        sums = {f"{key}_sum": sum(row[key] for row in found) for key in ("right", "shown", "nine")}
+        save("numbers", {"runs": found, "in all": {"collections": len(found), **sums}})
+        return
     network = network_of(plain(1000, 10, 0.0), 0, torch.device("cpu"))
     if arguments.mixes:
         contents = [cached(arguments.cache, folder, network, arguments.most) for folder in arguments.folders]
@@ -197,7 +228,6 @@ def main() -> None:
             print(mix, "right within 1.5:", mean(row["right"] for row in guesses if row["mix"] == mix))
         save("mixes", {"runs": guesses})
         return
-    found: list[dict[str, Any]] = []
     scores: dict[str, dict[str, float]] = {gate: {} for gate in GATES}
     for folder in arguments.folders:
         whole = cached(arguments.cache, folder, network, arguments.most)

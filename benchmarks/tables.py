@@ -30,6 +30,8 @@ def objects(value, path=""):
 
 
 def cell(values):
+    if len(values) == 1 and isinstance(values[0], int):
+        return f"{values[0]:,}"
     digits = 3 if max(values, default=0) < 2 else 0 if max(values) >= 100 else 1
     numbers = [mean(values), stdev(values)] if len(values) > 1 else values
     return " ± ".join(re.sub(r"^(-?)0\.", r"\1.", f"{number:,.{digits}f}") for number in numbers)
