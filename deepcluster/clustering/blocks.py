@@ -195,11 +195,14 @@ MAX_PRODUCTS = 1 << 23  # products computed at a time: 34 MB, or more if there a
 MIN_SEARCHING_ROWS = 64
 
 
-def nearest(rows: Tensor, k: int, among: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def nearest(
+    rows: Tensor, k: int, among: Tensor | None = None, progress: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[Tensor, Tensor]:
     """Return the ``k`` rows with the largest product with each of N x d rows: for rows of length 1 the nearest.
 
     ``among``, M x d, are searched (None: ``rows``, without the row itself). The results are the products (N x k,
-    descending; fewer if there are fewer) and the numbers of the rows (int64, N x k), on the CPU.
+    descending; fewer if there are fewer) and the numbers of the rows (int64, N x k), on the CPU. ``progress`` is
+    called with (rows done, all rows).
     """
     others = rows if among is None else among
     count = min(k, len(others) - (among is None))
@@ -207,6 +210,7 @@ def nearest(rows: Tensor, k: int, among: Tensor | None = None) -> tuple[Tensor, 
     numbers = torch.empty(len(rows), count, dtype=torch.int64)
     size = max(MIN_SEARCHING_ROWS, MAX_PRODUCTS // max(1, len(others)))
     for begin in range(0, len(rows) if count else 0, size):
+        progress(begin, len(rows))
         scores = rows[begin : begin + size] @ others.T
         if among is None:  # a row is not its own neighbour
             scores.diagonal(begin).fill_(-torch.inf)

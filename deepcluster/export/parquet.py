@@ -1,5 +1,7 @@
 """clusters.csv, features.npy, map and nearest neighbours as one typed table for viewers of embeddings."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +53,12 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
     for name, axis in zip(("map_x", "map_y"), map_positions.T, strict=True):
         columns[name] = pa.array(axis, mask=np.isnan(axis))
     kind = pa.struct([("ids", pa.list_(pa.int64())), ("distances", pa.list_(pa.float32()))])
-    columns["neighbors"] = pa.array(_neighbours(torch.from_numpy(features)), kind)
+    display = display or Silent()
+    progress = partial(display.progress, "neighbours")
+    columns["neighbors"] = pa.array(_neighbours(torch.from_numpy(features), progress), kind)
     columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
     new_file(out, lambda file: pq.write_table(pa.table(columns), file))
-    (display or Silent()).say("Exported", f"{len(rows):,} rows with {features.shape[1]} features to {out}")
+    display.say("Exported", f"{len(rows):,} rows with {features.shape[1]} features to {out}")
 
 
 def _read(folder: run_folder.RunFolder) -> tuple[Table, Any, Any]:
@@ -72,13 +76,13 @@ def _read(folder: run_folder.RunFolder) -> tuple[Table, Any, Any]:
     return rows, features, map_positions
 
 
-def _neighbours(features: Tensor) -> list[dict[str, list[Any]] | None]:
+def _neighbours(features: Tensor, progress: Callable[[int, int], None]) -> list[dict[str, list[Any]] | None]:
     """Return the rows of the images nearest to an image, and the Euclidean distances, from the nearest on."""
     cells: list[dict[str, list[Any]] | None] = [None] * len(features)
     numbers = (~features[:, 0].isnan()).nonzero().squeeze(1)
     if len(numbers) > MAX_WITH_NEIGHBOURS:
         return cells
-    products, rows = nearest(features[numbers], EXPORTED_NEIGHBOURS)
+    products, rows = nearest(features[numbers], EXPORTED_NEIGHBOURS, progress=progress)
     distances = (2 - 2 * products).clamp_min(0).sqrt()
     for row, ids, away in zip(numbers.tolist(), numbers[rows].tolist(), distances.tolist(), strict=True):
         cells[row] = {"ids": ids, "distances": away}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
 CHANNELS = (1, 3, 4)
-# An .npz that unpacks to more bytes may have at most MAX_RATIO times the file's bytes: zeros shrink to a thousandth.
+# .npz and Parquet that unpack to more bytes may have at most MAX_RATIO times the file's: zeros shrink to a thousandth.
 MAX_UNPACKED_BYTES = 100_000_000
 MAX_RATIO = 300
 IMAGE_KEY = "image"  # of items that are dicts: the usual name of torch and Hugging Face
@@ -223,6 +223,16 @@ def reading(what: str, file: Path) -> Iterator[None]:
         raise DataError(f"cannot read {what} {one_line(str(file))}: {reason}") from error
 
 
+def check_unpacked(file: Path, packed: int, needed: int, way_out: str) -> None:
+    """Raise DataError if ``packed`` bytes of a file grow to too many, OutOfMemoryError if memory has less.
+
+    A few kilobytes may claim gigabytes, so call this before they are unpacked.
+    """
+    if needed > max(MAX_UNPACKED_BYTES, MAX_RATIO * packed):
+        raise DataError(f"{one_line(str(file))} grows to {needed:,} bytes, from {packed:,}: use np.save")
+    check_fits(f"unpacking {one_line(str(file))}", needed, way_out)
+
+
 def from_numpy_file(file: Path) -> Source:
     """Return the images of an .npy or .npz file, of an .npz also the labels."""
     labels = None
@@ -231,14 +241,11 @@ def from_numpy_file(file: Path) -> Source:
         if not isinstance(array, np.memmap):
             with array as archive:  # an .npz has to be unpacked
                 name, label_name = _images_and_labels(archive.files, file)
-                # Before anything is unpacked: a few kilobytes may become gigabytes, but no more than this.
                 entries = [e for e in archive.zip.infolist() if e.filename.removesuffix(".npy") in (name, label_name)]
                 packed = min(sum(entry.compress_size for entry in entries), file.stat().st_size)  # the first is a claim
                 needed = sum(entry.file_size for entry in entries)
-                if needed > max(MAX_UNPACKED_BYTES, MAX_RATIO * packed):
-                    raise DataError(f"{one_line(str(file))} grows to {needed:,} bytes, from {packed:,}: use np.save")
                 way_out = "save the images with np.save as .npy, which is read from the disk"
-                check_fits(f"unpacking {one_line(str(file))}", needed, way_out)
+                check_unpacked(file, packed, needed, way_out)
                 array = archive[name]
                 labels = archive[label_name] if label_name else None
         elif not array.flags.c_contiguous:

@@ -19,7 +19,7 @@ from deepcluster.errors import DataError, UsageError
 from deepcluster.images import arrays, named, shards
 from deepcluster.images.arrays import is_tensor, reading, without_torch
 from deepcluster.images.decode import SUFFIXES, decode, explain, not_a_file
-from deepcluster.images.source import SOME_FILES, WHAT_TO_TYPE, Items, Origin, Source
+from deepcluster.images.source import LINK, SOME_FILES, WHAT_TO_TYPE, Items, Origin, Source
 from deepcluster.runtime.plain_files import MAX_TEXT, PATH_COLUMNS, check_file, is_run
 from deepcluster.texts import one_line
 
@@ -202,7 +202,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, str | None]]:
             path = below + entry.name
             try:
                 if entry.is_symlink():
-                    yield path, "a symbolic link, not followed"
+                    yield path, LINK
                 elif entry.is_dir(follow_symlinks=False):
                     if not is_run(folder / path):
                         waiting.append(path + "/")

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from deepcluster.errors import DataError, UsageError, needing
-from deepcluster.images.arrays import load_array, reading, without_torch
+from deepcluster.images.arrays import check_unpacked, load_array, reading, without_torch
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.files import absolute, from_table, listed
 from deepcluster.images.source import IDS, Numbered, Origin, Source, numbered
@@ -60,8 +59,8 @@ def read_features(data: Any, paths: Sequence[str | Path] | None = None) -> OwnFe
     file = absolute(data)
     title = one_line(str(file))
     if tables := _tables(file):
-        rows, ids = _read_tables(tables)
-        features = _checked(stacked(rows, title), title)
+        rows, ids = _read_tables(tables, title)
+        features = _checked(rows, title)
         folders = [file, file.parent] if file.is_dir() else [file.parent]
         return OwnFeatures(features, _images_of_rows(len(features), file, title, ids, [*folders, Path.cwd()]))
     with reading("the features", file):
@@ -89,14 +88,18 @@ def is_column(data: Any) -> bool:
     return isinstance(data, list | tuple) or getattr(data, "ndim", 0) == 1
 
 
-def stacked(rows: Iterable[Any], title: str = "the column") -> npt.NDArray[Any]:
+def stacked(rows: Iterable[Any]) -> npt.NDArray[Any]:
     """Return rows of numbers as an array. DataError if they differ in length."""
     cells = [np.asarray(without_torch(row)) for row in rows]
     for i, cell in enumerate(cells):
         if cell.shape != cells[0].shape:
-            first, other = (plural(len(c), "number") if c.ndim else "none" for c in (cells[0], cell))
-            raise DataError(f"{title} has {first} in row 0, and {other} in row {i:,}: keep only rows of one length")
+            raise _unequal("the column", len(cells[0]) if cells[0].ndim else 0, len(cell) if cell.ndim else 0, i)
     return np.stack(cells) if cells else np.empty((0, 0))
+
+
+def _unequal(title: str, first: int, other: int, row: int) -> DataError:
+    numbers = f"{plural(first, 'number')} in row 0, and {plural(other, 'number')} in row {row:,}"
+    return DataError(f"{title} has {numbers}: keep only rows of one length")
 
 
 def _checked(array: npt.NDArray[Any], name: str) -> "Tensor":
@@ -127,8 +130,10 @@ def _tables(file: Path) -> list[Path]:
     if file.suffix.lower() == ".npy":
         return []
     # Other programs write _SUCCESS and _metadata beside their tables.
-    below = (path for path in file.rglob("*.parquet") if not path.name.startswith(("_", ".")))
-    tables = sorted(below) if file.is_dir() else [file] * (file.suffix.lower() == ".parquet")
+    inside = (
+        sorted(path for path in file.rglob("*") if not path.name.startswith(("_", "."))) if file.is_dir() else [file]
+    )
+    tables = [path for path in inside if path.suffix.lower() == ".parquet"]
     if not tables:
         raise DataError(f"{one_line(str(file))} has no features: {WHAT_FEATURES_ARE}")
     return tables
@@ -165,31 +170,78 @@ def _columns(table: Path) -> tuple[str, str | None]:
     return known[0], next((texts[name] for name in ID_COLUMNS if name in texts), None)
 
 
-def _read_tables(tables: Sequence[Path]) -> tuple[Iterable[Any], list[Any] | None]:
-    """Return the rows of the embeddings, and their paths or ids; None without these.
+def _read_tables(tables: Sequence[Path], title: str) -> tuple[npt.NDArray[np.float32], list[Any] | None]:
+    """Return the embeddings, and their paths or ids; None without these.
 
-    Rows with the status ``skipped`` are left out: ``export --to parquet`` writes them for unusable images.
+    Rows with the status ``skipped`` and no numbers are left out: ``export --to parquet`` writes them for unusable
+    images.
     """
     embeddings, ids = _columns(tables[0])
-    from pyarrow.parquet import ParquetFile
+    import pyarrow.parquet as pq
 
-    rows: list[npt.NDArray[Any]] = []
+    parts: list[npt.NDArray[np.float32]] = []
     names: list[Any] = []
+    shared: dict[Any, Any] = {}  # equal texts of all batches as one object
     for file in tables:
-        with reading("the table", file), ParquetFile(file) as table:
-            columns = {*table.schema_arrow.names}
+        with reading("the table", file):
+            metadata = pq.read_metadata(file)
+            columns = {*metadata.schema.to_arrow_schema().names}
             if missing := sorted({embeddings, ids or embeddings} - columns):
                 raise ValueError(f"no column {missing[0]!a}, and {tables[0].name} has it; give tables of one kind")
-            wanted = [embeddings, *({ids, "status"} & columns)]
-            for batch in table.iter_batches(columns=wanted):
-                column = batch.column(embeddings)
-                cells = getattr(column, "storage", column).to_numpy(zero_copy_only=False)
-                if "status" in batch.schema.names:
-                    is_used = np.array([status != "skipped" for status in batch.column("status").to_pylist()], bool)
-                    batch, cells = batch.filter(is_used), cells[is_used]
-                rows.append(cells)
-                names += batch.column(ids).to_pylist() if ids else []
-    return chain.from_iterable(rows), names if ids else None
+            texts = [name for name in {ids, "status"} & columns if name]
+            _check_counts(file, metadata, [embeddings, *texts])
+            # As dictionaries, because a long text may be in the file once and in every row.
+            with pq.ParquetFile(file, metadata=metadata, read_dictionary=texts) as table:
+                for batch in table.iter_batches(columns=[embeddings, *texts]):
+                    if "status" in texts:
+                        batch = batch.filter(
+                            _is_used(_texts(batch.column("status"), shared), _lists(batch, embeddings))
+                        )
+                    if batch.num_rows:
+                        parts.append(_numbers(_lists(batch, embeddings), title, parts))
+                    names += _texts(batch.column(ids), shared) if ids else []
+    return np.concatenate(parts) if parts else np.empty((0, 0), np.float32), names if ids else None
+
+
+def _check_counts(file: Path, metadata: Any, columns: Sequence[str]) -> None:
+    """Check the memory for columns of a table by its counts: equal values may take no bytes in the file."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    chunks = (group.column(i) for group in groups for i in range(metadata.num_columns))
+    chosen = [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(tuple(f"{name}." for name in columns))]
+    needed = sum(chunk.total_uncompressed_size + 4 * chunk.num_values for chunk in chosen)
+    check_unpacked(file, file.stat().st_size, needed + 64 * sum(group.num_rows for group in groups), "use np.save")
+
+
+def _lists(batch: Any, name: str) -> Any:
+    column = batch.column(name)
+    return getattr(column, "storage", column)  # of an extension type
+
+
+def _texts(column: Any, shared: dict[Any, Any]) -> list[Any]:
+    if not hasattr(column, "dictionary"):
+        return list(column.to_pylist())
+    values = [shared.setdefault(text, text) for text in column.dictionary.to_pylist()]
+    return [None if i is None else values[i] for i in column.indices.to_pylist()]
+
+
+def _is_used(status: Iterable[Any], lists: Iterable[Any]) -> npt.NDArray[np.bool_]:
+    def is_empty(row: Any) -> bool:
+        return row.values is None or bool(np.isnan(row.values.to_numpy(zero_copy_only=False)).all())
+
+    return np.array([text != "skipped" or not is_empty(row) for text, row in zip(status, lists, strict=True)])
+
+
+def _numbers(lists: Any, title: str, before: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """Return lists of numbers as an array, as wide as those ``before``. DataError if a list has another length."""
+    import pyarrow.compute as pc
+
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+    width = before[0].shape[1] if before else lengths[0]
+    for row in np.flatnonzero(lengths != width).tolist():
+        raise _unequal(title, int(width), int(lengths[row]), row + sum(map(len, before)))
+    with np.errstate(over="ignore"):
+        numbers: npt.NDArray[np.float32] = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    return numbers.reshape(len(lists), width)
 
 
 # ---- their images ---------------------------------------------------------------------------------------------------

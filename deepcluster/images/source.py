@@ -22,6 +22,7 @@ WHAT_TO_TYPE = (
     " torchvision:NAME or hf:NAME"
 )
 IDS = "python:ids"  # location of images that have no files, but ids
+LINK = "a symbolic link, not followed"  # reason to skip one in a folder
 SOME_FILES = "/."  # ends the location of images that are some of the files in a folder
 
 

@@ -151,7 +151,8 @@ class _Evaluation:
         model = models.load_of_run(self.folder, choose_device(self.request.device))
         model.check_network(f"evaluate with other images or --protocol {self.request.protocol}")
         if self.request.round is not None:
-            weights = Checkpoints(self.folder.path / "checkpoints").body(self.request.round)
+            way_out = "choose another round, or fit with --keep-checkpoints N"
+            weights = Checkpoints(self.folder.path / "checkpoints").body(self.request.round, way_out)
             with fitting(self.folder.path / "checkpoints"):
                 model.network.body.load_state_dict(weights)
         return model

@@ -20,7 +20,7 @@ from deepcluster.groups.graph import MAX_GRAPH_ROWS, Embeddings
 from deepcluster.images import Source, find
 from deepcluster.images.files import absolute, files_in, from_files
 from deepcluster.images.named import cache_folder
-from deepcluster.images.source import IDS, SOME_FILES, joined, real
+from deepcluster.images.source import IDS, LINK, SOME_FILES, joined, real
 from deepcluster.images.store import Store, read_once
 from deepcluster.model import Model
 from deepcluster.nets.names import NO_NETWORK
@@ -205,7 +205,7 @@ def images_at_hand(
     fitted = used[: len(used) - len(added)]
     source = images or _at_location(location, fitted)
     row_of = {path: row for row, path in enumerate(source.paths)} if source else {}
-    parts = [source.rows([row_of[path] for path in fitted if path in row_of])] if source else []
+    parts = [source.rows(sorted(row_of[path] for path in fitted if path in row_of))] if source else []
     parts += _added_images(added, source, row_of, real(location))
     if not any(part.paths for part in parts):
         return None
@@ -216,28 +216,37 @@ def images_of(run: Path) -> Source:
     """Return the images of a run for another fit, updates included, by their paths in the run.
 
     With updates they are some of the files in a folder. A file that has changed between fit and update comes once.
+    Skipped files that still exist are tried again; those that were never opened stay skipped.
 
-    Raises DataError if none is at hand, or if updates added to an array or to archives.
+    Raises DataError if none is at hand, or if there are updates and an image is no file.
     """
 
-    def read(folder: run_folder.RunFolder) -> tuple[str, int, int, Source | None]:
-        added = folder.read_added()
+    def read(folder: run_folder.RunFolder) -> tuple[str, list[str], list[str], dict[str, str], Source | None]:
+        added = [row["path"] for row in folder.read_added()]
         # An unfinished run may have no clusters yet.
-        paths = [row["path"] for row in (*folder.read_rows(IMAGES_READ), *added)]
-        return folder.read_record().location, len(paths), len(added), images_at_hand(folder, None, paths)
+        fitted = [row["path"] for row in folder.read_rows(IMAGES_READ)]
+        skipped = {row["path"]: row["reason"] for row in folder.read_rows("skipped.csv")}
+        tried = [path for path, reason in skipped.items() if reason != LINK]
+        source = images_at_hand(folder, None, [*fitted, *tried, *added])
+        return folder.read_record().location, fitted, added, skipped, source
 
-    location, total, added, source = run_folder.read_state(run, read)
-    if source is None or (added and not source.items.of_files):
+    location, fitted, added, skipped, source = run_folder.read_state(run, read)
+    used, here = {*fitted, *added}, {*(source.paths if source else ())}
+    if source is None or not used & here or (added and None in map(source.file, range(len(source.paths)))):
         raise DataError(f"the images of {run} cannot be found again from {location}: name all of them as IMAGES")
-    if gone := total - len(source.paths):
-        warn(f"{gone:,} of the {total:,} images of {run} are no longer there, and are left out")
-    if not added:
-        return source
+    if gone := len(used - here):
+        warn(f"{gone:,} of the {len(used):,} images of {run} are no longer there, and are left out")
     base = folder_of(location) or (Path(location).parent if Path(location).is_absolute() else Path.cwd())
+    is_there = os.path.lexists if source.items.of_files else bool  # a member of a shard has no path of its own
+    rest = {path: why for path, why in skipped.items() if path not in here and is_there(base / path)}
+    if not added:
+        return replace(source, skipped=tuple(rest.items()))
+    files = {path for path, why in rest.items() if why != LINK and os.path.isfile(base / path)}  # noqa: PTH113
+    reasons = {path: None if path in files else why for path, why in rest.items()}
     names: dict[Path, str] = {}
     for path, file in zip(source.paths, map(absolute, source.files()), strict=True):
         names.setdefault(file, path if absolute(base / path) == file else name_in_run(file, base))
-    return files_in(base, dict.fromkeys(names.values()), f"{str(base).rstrip('/')}{SOME_FILES}")
+    return files_in(base, reasons | dict.fromkeys(names.values()), f"{str(base).rstrip('/')}{SOME_FILES}")
 
 
 def _added_images(
@@ -339,7 +348,7 @@ def _at_location(location: str, paths: Sequence[str] = ()) -> Source | None:
     cached = scheme == "torchvision" and name.isidentifier() and cache_folder(name).is_dir()
     with suppress(DeepClusterError, OSError):
         if paths and location in ("-", "python:paths"):
-            return find(paths)
+            return find([path for path in paths if not os.path.isdir(path)])  # noqa: PTH112 (all below it would come)
         if location.endswith(SOME_FILES) and (folder := folder_of(location)):
             there = (path for path in paths if os.path.isfile(folder / path))  # noqa: PTH113
             return files_in(folder, dict.fromkeys(there), location)

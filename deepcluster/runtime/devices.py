@@ -3,11 +3,12 @@
 import ctypes
 import os
 import platform
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -185,7 +186,9 @@ def pool_of(count: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=done, cancel_futures=True)
 
 
-_libraries = cache(ThreadpoolController)  # looked up once, because that takes some milliseconds
+@lru_cache(1)  # because it takes some milliseconds
+def _libraries(_modules: int) -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 @contextmanager
@@ -197,7 +200,7 @@ def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with _libraries().limit(limits=1, user_api="blas"):
+        with _libraries(len(sys.modules)).limit(limits=1, user_api="blas"):
             yield
     finally:
         torch.set_num_threads(threads)

@@ -116,16 +116,19 @@ class Checkpoints:
             raise ModelError(f"no usable checkpoint in {self.folder} ({'; '.join(reasons)}): --overwrite starts anew")
         return None
 
-    def body(self, rounds: int) -> dict[str, Tensor]:
-        """Return the weights of the network's body after so many rounds. ModelError if no whole checkpoint has them."""
+    def body(self, rounds: int, way_out: str) -> dict[str, Tensor]:
+        """Return the weights of the network's body after so many rounds. ModelError if no whole checkpoint has them.
+
+        ``way_out``: The end of the error's sentence.
+        """
         path = self.folder / f"{rounds:06d}.json"
         if not path.exists():
             there = ", ".join(str(int(path.stem)) for path in sorted(self.folder.glob("[0-9]*.json"))) or "none"
-            raise ModelError(f"there is no checkpoint of round {rounds} (kept: {there}): fit with --keep-checkpoints N")
+            raise ModelError(f"there is no checkpoint of round {rounds} (kept: {there}): {way_out}")
         try:
             tensors = self._read(path).tensors
         except DAMAGE as error:
-            raise ModelError(f"{path} is damaged ({first_line(error)}): choose another round") from None
+            raise ModelError(f"{path} is damaged ({first_line(error)}): {way_out}") from None
         prefix = "network.body."
         return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
