@@ -6,6 +6,7 @@ import pytest
 from deepcluster.errors import DiskError
 from deepcluster.export import parquet
 from deepcluster.report import pictures
+from deepcluster.runtime.console import Silent
 from tests.exports import hand_run, write_clusters
 from tests.tiny import writable
 
@@ -32,7 +33,10 @@ def test_a_parquet_file_has_the_rows_of_the_run_and_the_places_and_neighbours_th
     write_clusters(run, [not_used, *rows])
     places = np.arange(8, dtype=np.float32).reshape(4, 2)
     folder.write_blocks("map.npy", places.shape, [places])
-    parquet(run, out)
+    display, steps = Silent(), []
+    display.progress = lambda *step: steps.append(step)
+    parquet(run, out, display=display)
+    assert steps == [("neighbours", 0, 4)]
     table = pq.read_table(out)
     assert {name: str(table.schema.field(name).type) for name in table.column_names} == {
         "path": "string", "status": "string", "cluster": "int32", "name": "string", "fine_cluster": "int32",

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import tarfile
 import tempfile
 from dataclasses import replace
 from functools import partial
@@ -22,6 +23,7 @@ from deepcluster.fitting.fit import places_before
 from deepcluster.fitting.plan import Former
 from deepcluster.groups.cut import Placement
 from deepcluster.images import find, read_once
+from deepcluster.images.source import LINK
 from deepcluster.learning import training
 from deepcluster.model import Model
 from deepcluster.runs import page
@@ -35,7 +37,7 @@ from deepcluster.storage import run_folder
 from deepcluster.storage.state import own_files
 from tests.commands import killed_at_every_change
 from tests.helpers.features import normal
-from tests.helpers.runs import change_record, contents, record, rows, small_fit, state_of
+from tests.helpers.runs import SAME, change_record, contents, record, rows, small_fit, state_of
 from tests.sandbox import with_ctrl_c
 from tests.test_generation import state
 from tests.tiny import RECORD, tiny_model, writable
@@ -178,13 +180,40 @@ def test_a_run_that_no_fit_can_be_like(run, photos, tmp_path, ends, monkeypatch)
     assert "images.csv" in ends([*fit, "-o", tmp_path / "new", "--like", run], 5)
 
 
-def of_images(folder: Path, location: Path | str, fitted: list[str], added: dict[str, Path]) -> Path:
-    """A run that says of its images no more than this."""
+def test_a_fit_resumed_without_images_keeps_the_skipped_files(photos, tmp_path, monkeypatch, ends):
+    """One that is tried again, and one that is never opened."""
+    images = Path(shutil.copytree(photos, tmp_path / "images"))
+    (images / "broken.jpg").write_text("no image")
+    (images / "link.png").symlink_to(next(photos.rglob("*.png")))
+    options = small_fit("--rounds", "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "Outputs", with_ctrl_c(training.Outputs))
+        ends(["fit", images, "-o", tmp_path / "with", *options], 75)
+    shutil.copytree(tmp_path / "with", tmp_path / "without")
+    ends(["fit", images, "-o", tmp_path / "with", *options, "--resume"], 0)
+    ends(["fit", "-o", tmp_path / "without", *options, "--resume"], 0)
+    results = [tmp_path / name for name in ("with", "without")]
+    for name in (*SAME, "skipped.csv"):
+        first, second = ((run / name).read_bytes() for run in results)
+        assert first == second, name
+    assert [row["path"] for row in rows(results[1] / "skipped.csv")] == ["broken.jpg", "link.png"]
+    assert [record(run)["skipped_count"] for run in results] == [2, 2]
+    html = [(run / "report.html").read_text().count("broken.jpg") for run in results]
+    assert html[0] == html[1] > 0
+
+
+def of_images(
+    folder: Path, location: Path | str, fitted: list[str], added: dict[str, Path], skipped: dict[str, str] | None = None
+) -> Path:
+    """A run that says of its images no more than this; an added path with # is of an array or a shard."""
     (folder / "checkpoints").mkdir(parents=True)
     run = writable(folder)
     run.write_json("run.json", RECORD | {"location": str(location)})
     run.write_rows("checkpoints/images.csv", [{"path": path} for path in fitted])
-    run.write_rows("added.csv", [{"path": path, "source": str(source)} for path, source in added.items()])
+    members = {path: path.partition("#")[2] for path in added}
+    origins = [{"path": path, "source": str(added[path]), "member": member} for path, member in members.items()]
+    run.write_rows("added.csv", origins)
+    run.write_rows("skipped.csv", [{"path": path, "reason": why} for path, why in (skipped or {}).items()])
     return folder
 
 
@@ -219,6 +248,52 @@ def test_the_images_of_a_run_keep_their_names_wherever_updates_found_them(tmp_pa
     for location in ("python:array", home / "no"):
         with pytest.raises(DataError, match="IMAGES"):
             images_of(of_images(tmp_path / f"{location}".rpartition("/")[2], location, ["1"], {}))
+
+
+@pytest.mark.parametrize("updates", ["array", "files array", "array files", "files shard", "shard"])
+def test_a_run_with_images_that_are_no_files_needs_them_named(updates, tmp_path):
+    for name in ("home/1.png", "more/2.png", "2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    np.save(tmp_path / "a.npy", np.zeros((1, 8, 8), np.uint8))
+    with tarfile.open(tmp_path / "s.tar", "w") as shard:
+        shard.add(tmp_path / "2.png", "2.png")
+    images = {
+        "files": ("../more/2.png", "more/2.png"),
+        "array": ("a.npy#0", "a.npy"),
+        "shard": ("s.tar#2.png", "s.tar"),
+    }
+    added = {path: tmp_path / file for path, file in map(images.get, updates.split())}
+    run = of_images(tmp_path / "run", tmp_path / "home", ["1.png"], added)
+    assert len(run_rows.images_at_hand(run_folder.open_run(run), None, ["1.png", *added]).paths) == 1 + len(added)
+    with pytest.raises(DataError, match=r"run cannot be found again .*: name all of them as IMAGES"):
+        images_of(run)
+
+
+@pytest.mark.parametrize("place", ["folder", "collection", "list"])
+@pytest.mark.parametrize("is_updated", [False, True])
+def test_skipped_files_are_tried_again_while_they_exist(place, is_updated, tmp_path):
+    """But no link, and no folder: nobody named the files behind it."""
+    home, inbox = tmp_path / "home", tmp_path / "inbox"
+    for file in (
+        home / "b.png",
+        home / "a.jpg",
+        home / "dir/x.png",
+        home / "new.png",
+        inbox / "c.jpg",
+        inbox / "d.png",
+    ):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(file)
+    (home / "link.png").symlink_to("b.png")
+    (home / "list.txt").write_text("a.jpg\nb.png\n")
+    skipped = {"a.jpg": "damaged", "dir": "permission denied", "gone.jpg": "damaged", "link.png": LINK}
+    skipped |= {"../inbox/c.jpg": "damaged"} if is_updated else {}
+    location = {"folder": home, "collection": f"{home}/.", "list": home / "list.txt"}[place]
+    added = {"../inbox/d.png": inbox / "d.png"} if is_updated else {}
+    source = images_of(of_images(tmp_path / "run", location, ["b.png"], added, skipped))
+    assert source.paths == (*([*skipped][4:] + [*added]), "a.jpg", "b.png")
+    assert dict(source.skipped) == {"dir": "permission denied", "link.png": LINK}
 
 
 # ---- promote --------------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ import json
 import sys
 import time
 import tomllib
+import tracemalloc
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +14,16 @@ import torch
 from PIL import Image
 
 from deepcluster.cli import run_command
-from deepcluster.errors import DataError, DeepClusterWarning, UsageError
+from deepcluster.errors import DataError, DeepClusterWarning, OutOfMemoryError, UsageError
 from deepcluster.export import folders, onnx, parquet
 from deepcluster.fitting.fit import fit
 from deepcluster.fitting.plan import Request
+from deepcluster.images import arrays
 from deepcluster.images.own_features import read_features
 from deepcluster.runs.page import report
 from deepcluster.runs.rows import images_at_hand
 from deepcluster.runs.update import update
-from deepcluster.runtime import plain_files
+from deepcluster.runtime import machine, plain_files
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage.model_files import load
 from deepcluster.storage.run_folder import open_run
@@ -158,7 +161,7 @@ def test_a_column_of_lists_is_features_and_ids_are_names(form, column, ids, tmp_
 
 
 def test_a_folder_of_tables_is_read_in_the_order_of_the_paths_as_other_programs_write_it(tmp_path):
-    for part, name in enumerate(("centroid=0/b.parquet", "centroid=1/a.parquet", "_metadata.parquet")):
+    for part, name in enumerate(("centroid=0/b.parquet", "centroid=1/a.PARQUET", "_metadata.parquet")):
         table(tmp_path / "clip" / name, id=[f"id {part}"], embeddings=[[float(part), 1.0]])
     (tmp_path / "clip/_SUCCESS").touch()
     features, source = read_features(tmp_path / "clip")
@@ -196,6 +199,45 @@ def test_an_array_or_a_table_that_is_no_features_is_refused(data, words, tmp_pat
     with pytest.raises(DataError) as error:
         read_features(file)
     assert words in str(error.value) and file.name in str(error.value) and error.value.exit_code == 3
+
+
+def test_only_skipped_rows_without_numbers_are_left_out(tmp_path):
+    """Only ``export`` writes them; a stranger's column ``status`` may mean something else."""
+    nan = float("nan")
+    rows = [[nan, nan], ROW, ROW, [nan, nan]]
+    file = table(tmp_path / "f.parquet", embedding=rows, status=["skipped", "skipped", "ok", "skipped"], id=[*"abcd"])
+    features, source = read_features(file)
+    assert features.tolist() == [ROW, ROW] and source.paths == ("b", "c")
+    tagged = table(tmp_path / "t.parquet", embedding=[ROW], status=[["skipped"]])
+    assert read_features(tagged).features.tolist() == [ROW]
+
+
+@pytest.mark.parametrize(("shape", "needed"), [((300_000, 1), 20_400_000), ((3, 2_000_000), 24_000_000)])
+def test_parquet_that_grows_more_than_300_times_is_refused_by_its_counts(shape, needed, tmp_path, monkeypatch):
+    """As SECURITY.md says: equal values take no bytes in the file, and its sizes say nothing."""
+    pytest.importorskip("pyarrow")
+    file = table(tmp_path / "bomb.parquet", embedding=lists("fixed lists", np.zeros(shape, np.float32)))
+    monkeypatch.setattr(arrays, "MAX_UNPACKED_BYTES", needed)
+    with pytest.raises(DataError, match=rf"bomb\.parquet grows to {needed // 1_000_000},"):
+        read_features(file)
+    monkeypatch.setattr(arrays, "MAX_UNPACKED_BYTES", needed + 1_000_000)
+    assert read_features(file).features.shape == shape
+    monkeypatch.setattr(machine, "available", lambda: 1e6)
+    with pytest.raises(OutOfMemoryError, match=r"bomb\.parquet"):
+        read_features(file)
+
+
+@pytest.mark.parametrize("column", ["id", "status"])
+def test_a_long_text_of_many_rows_is_in_memory_once(column, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 500), pa.array(["x" * 1_000_000]))
+    file = table(tmp_path / "f.parquet", embedding=[ROW] * 500, **{column: texts})
+    tracemalloc.start()
+    with pytest.raises(DataError, match="leave one out") if column == "id" else nullcontext():
+        read_features(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50_000_000
 
 
 def test_parquet_that_cannot_be_read(tmp_path, ends, monkeypatch):

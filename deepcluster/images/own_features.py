@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -130,10 +131,8 @@ def _tables(file: Path) -> list[Path]:
     if file.suffix.lower() == ".npy":
         return []
     # Other programs write _SUCCESS and _metadata beside their tables.
-    inside = (
-        sorted(path for path in file.rglob("*") if not path.name.startswith(("_", "."))) if file.is_dir() else [file]
-    )
-    tables = [path for path in inside if path.suffix.lower() == ".parquet"]
+    below = sorted(path for path in file.rglob("*") if not path.name.startswith(("_", ".")))
+    tables = [path for path in (below if file.is_dir() else [file]) if path.suffix.lower() == ".parquet"]
     if not tables:
         raise DataError(f"{one_line(str(file))} has no features: {WHAT_FEATURES_ARE}")
     return tables
@@ -173,7 +172,7 @@ def _columns(table: Path) -> tuple[str, str | None]:
 def _read_tables(tables: Sequence[Path], title: str) -> tuple[npt.NDArray[np.float32], list[Any] | None]:
     """Return the embeddings, and their paths or ids; None without these.
 
-    Rows with the status ``skipped`` and no numbers are left out: ``export --to parquet`` writes them for unusable
+    Rows without numbers and with the status ``skipped`` are left out: ``export --to parquet`` writes them for unusable
     images.
     """
     embeddings, ids = _columns(tables[0])
@@ -185,21 +184,21 @@ def _read_tables(tables: Sequence[Path], title: str) -> tuple[npt.NDArray[np.flo
     for file in tables:
         with reading("the table", file):
             metadata = pq.read_metadata(file)
-            columns = {*metadata.schema.to_arrow_schema().names}
-            if missing := sorted({embeddings, ids or embeddings} - columns):
+            if missing := sorted({embeddings, ids or embeddings} - {*metadata.schema.to_arrow_schema().names}):
                 raise ValueError(f"no column {missing[0]!a}, and {tables[0].name} has it; give tables of one kind")
-            texts = [name for name in {ids, "status"} & columns if name]
+            leaves = {metadata.schema.column(i).path for i in range(metadata.num_columns)}
+            texts = [name for name in {ids, "status"} & leaves if name]
             _check_counts(file, metadata, [embeddings, *texts])
             # As dictionaries, because a long text may be in the file once and in every row.
             with pq.ParquetFile(file, metadata=metadata, read_dictionary=texts) as table:
                 for batch in table.iter_batches(columns=[embeddings, *texts]):
+                    numbers = _numbers(batch.column(embeddings), title, parts)
+                    is_used = np.ones(len(numbers), bool)
                     if "status" in texts:
-                        batch = batch.filter(
-                            _is_used(_texts(batch.column("status"), shared), _lists(batch, embeddings))
-                        )
-                    if batch.num_rows:
-                        parts.append(_numbers(_lists(batch, embeddings), title, parts))
-                    names += _texts(batch.column(ids), shared) if ids else []
+                        status = _texts(batch.column("status"), shared)
+                        is_used = np.array([text != "skipped" for text in status]) | ~np.isnan(numbers).all(axis=1)
+                    parts.append(numbers[is_used])
+                    names += compress(_texts(batch.column(ids), shared) if ids else (), is_used)
     return np.concatenate(parts) if parts else np.empty((0, 0), np.float32), names if ids else None
 
 
@@ -207,14 +206,10 @@ def _check_counts(file: Path, metadata: Any, columns: Sequence[str]) -> None:
     """Check the memory for columns of a table by its counts: equal values may take no bytes in the file."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     chunks = (group.column(i) for group in groups for i in range(metadata.num_columns))
-    chosen = [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(tuple(f"{name}." for name in columns))]
+    starts = tuple(f"{name}." for name in columns)
+    chosen = [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(starts)]
     needed = sum(chunk.total_uncompressed_size + 4 * chunk.num_values for chunk in chosen)
     check_unpacked(file, file.stat().st_size, needed + 64 * sum(group.num_rows for group in groups), "use np.save")
-
-
-def _lists(batch: Any, name: str) -> Any:
-    column = batch.column(name)
-    return getattr(column, "storage", column)  # of an extension type
 
 
 def _texts(column: Any, shared: dict[Any, Any]) -> list[Any]:
@@ -224,21 +219,15 @@ def _texts(column: Any, shared: dict[Any, Any]) -> list[Any]:
     return [None if i is None else values[i] for i in column.indices.to_pylist()]
 
 
-def _is_used(status: Iterable[Any], lists: Iterable[Any]) -> npt.NDArray[np.bool_]:
-    def is_empty(row: Any) -> bool:
-        return row.values is None or bool(np.isnan(row.values.to_numpy(zero_copy_only=False)).all())
-
-    return np.array([text != "skipped" or not is_empty(row) for text, row in zip(status, lists, strict=True)])
-
-
-def _numbers(lists: Any, title: str, before: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+def _numbers(column: Any, title: str, before: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
     """Return lists of numbers as an array, as wide as those ``before``. DataError if a list has another length."""
     import pyarrow.compute as pc
 
+    lists = getattr(column, "storage", column)  # of an extension type
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
-    width = before[0].shape[1] if before else lengths[0]
+    width = before[0].shape[1] if before else int(lengths[0])
     for row in np.flatnonzero(lengths != width).tolist():
-        raise _unequal(title, int(width), int(lengths[row]), row + sum(map(len, before)))
+        raise _unequal(title, width, int(lengths[row]), row + sum(map(len, before)))
     with np.errstate(over="ignore"):
         numbers: npt.NDArray[np.float32] = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
     return numbers.reshape(len(lists), width)
