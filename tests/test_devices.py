@@ -1,6 +1,7 @@
 """Tensors lie on the network's device if they must: on a pretended second one (tests/second_device.py)."""
 
 import os
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from deepcluster.learning.heads import CentroidHead, WithInstances
 from deepcluster.learning.training import Learning, body_optimizer
 from deepcluster.nets.network import build
 from deepcluster.runtime import compute as compute_module
+from deepcluster.runtime import devices
 from deepcluster.runtime.compute import Compute
 from deepcluster.runtime.devices import exact_float32, holds_rows, in_order, made_ahead, one_thread, pool_of, working_on
 from deepcluster.seeding import derive, generator, lent_global
@@ -229,6 +231,18 @@ def test_threads_are_one_inside_and_as_before_outside(request):
     with ThreadPoolExecutor(1) as pool:  # threads begun later are not concerned
         assert torch.get_num_threads() == pool.submit(torch.get_num_threads).result() == 2
     assert blas_threads() == before
+
+
+def test_a_blas_that_is_imported_later_has_one_thread_too(monkeypatch):
+    """scipy brings one of its own."""
+    found = Mock(**{"return_value.limit": lambda **_: nullcontext()})
+    monkeypatch.setattr(devices, "ThreadpoolController", found)
+    devices._libraries.cache_clear()
+    for module, count in (("sys", 1), ("sys", 1), ("a_blas", 2)):
+        monkeypatch.setitem(sys.modules, module, sys)
+        with one_thread():
+            assert found.call_count == count
+    devices._libraries.cache_clear()
 
 
 # ---- seeds ----------------------------------------------------------------------------------------------------------
