@@ -299,7 +299,7 @@ def ask(
     overwrite: flags.Overwrite = False,
     as_json: flags.Json = False,
 ) -> None:
-    """List images for a person to name, for teach: path, cluster and name now, likely clusters, drawn.
+    """List images for a person to name, for teach: path, present name, name (empty), likely clusters, drawn.
 
     Args:
         n: Number of images.
@@ -313,7 +313,8 @@ def ask(
         rows = [asdict(question) for question in teaching.ask(run_, n, drawn=drawn)]
         if as_json:
             print(json.dumps(rows, indent=2))
-            return
+            if target is None:
+                return
         cells = ({**row, "likely": " ".join(map(str, row["likely"])), "drawn": int(row["drawn"])} for row in rows)
         files.write_table(target, partial(write_csv, columns=teaching.COLUMNS, rows=cells))
 
@@ -331,10 +332,12 @@ def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: fl
         from deepcluster.runs import teach as teaching
         from deepcluster.storage.run_folder import open_run
 
-        changes = teaching.teach(run_, teaching.read_answers(answers) if answers else (), terminal)
+        changes = teaching.teach(run_, teaching.read_answers(answers, terminal) if answers else (), terminal)
     if not output.as_json:
         _print_result(run_, output, "teach")
         return
+    if output.open_:
+        _open((run_ / "report.html").absolute().as_uri())
     pairs = [{"before": before, "after": after, "images": images} for (before, after), images in changes.items()]
     counts = {"changed": sum(changes.values()), "changes": pairs, "quality": open_run(run_).read_record().quality}
     print(json.dumps({"run": str(run_), **counts}, indent=2))

@@ -39,7 +39,7 @@ from deepcluster.recipe import AUTO, Recipe, declared
 from deepcluster.runs import page, predict, recut, teach
 from deepcluster.runs.predict import Prediction
 from deepcluster.runs.rows import images_at_hand, placement_columns, read_run
-from deepcluster.runs.teach import Answer
+from deepcluster.runs.teach import Answer, Question
 from deepcluster.runtime.console import Display, Several, Silent, Terminal, has_widgets
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.log import warn
@@ -316,7 +316,7 @@ class DeepCluster(_Base):
         self._read_results()
         return self
 
-    def ask(self, n: int = 20, *, drawn: bool = False) -> list[Answer]:
+    def ask(self, n: int = 20, *, drawn: bool = False) -> list[Question]:
         """Return up to ``n`` images for a person to name, for ``teach``.
 
         Args:
@@ -324,7 +324,8 @@ class DeepCluster(_Base):
             drawn: Draw them at random: answers about such images give ``quality_``.
 
         Returns:
-            Objects (pandas.DataFrame accepts them) with path, cluster, name, likely (clusters) and drawn.
+            Objects (pandas.DataFrame accepts them) with path, now (name of the cluster), name (empty), likely
+            (clusters) and drawn.
         """
         self._check_run("ask")
         if not _is_count(n):
@@ -342,7 +343,13 @@ class DeepCluster(_Base):
         if not hasattr(answers, "items") and answers is not None:
             raise UsageError(f"answers is a {type(answers).__name__}: give a dict such as {{'a.jpg': 'owl'}}")
         pairs = () if answers is None else answers.items()  # a Series of pandas has them, too
-        self._teach([_answer(image, given, image in drawn) for image, given in pairs])
+        row_of = {path: row for row, path in enumerate(self.paths_)}
+
+        def row(image: Any) -> Any:
+            return row_of.get(str(image)) if isinstance(image, str | Path) else image
+
+        marked = {row(image) for image in drawn}
+        self._teach([_answer(image, given, row(image) in marked) for image, given in pairs])
         return self
 
     def report(self, path: str | Path) -> Path:

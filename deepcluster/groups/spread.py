@@ -107,7 +107,12 @@ def of_kinds(believed: Numbers, kinds: Labels) -> Numbers:
 
 
 def followed(taught: Taught) -> Labels:
-    """Return the groups of all rows: as answered, and for other rows the likeliest of the likeliest kind."""
+    """Return the groups of all rows: as answered, and for other rows the likeliest of the likeliest kind.
+
+    Without answers nothing follows: the present groups alone would only be smoothed.
+    """
+    if not taught.answers:
+        return taught.labels
     kinds = taught.kinds
     believed = beliefs(taught)
     best = of_kinds(believed, kinds).argmax(1)

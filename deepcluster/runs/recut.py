@@ -230,6 +230,10 @@ def edited(
     for clusters in edits.merge:
         names[clusters[0]] = next((names[number] for number in clusters if names[number]), "")
     unmerged, cut = cut, Cut(cut.centroids, target[cut.group_of])
+    verdicts = dict(model.drawn)
+    # Drawn images were asked about other clusters than those after a merge or split. As answers they would teach.
+    asked_anew = verdicts.keys() if edits.merge or edits.split else ()
+    answers = dict.fromkeys(row for row in model.answers if row not in asked_anew)
     origins = {row: int(target[origin]) for row, origin in model.moves if origin < len(target)}
     if moves and reduced is not None:
         placed = replace(model, cut=cut).place(reduced).cluster
@@ -238,14 +242,17 @@ def edited(
         coarse = coarse_of_moves(coarse, moves, before, len(target))
         cut = move_rows(cut, moves, reduced, placed)
         origins = {row: origin for row, origin in origins.items() if moves.get(row) != origin}  # the others are back
+        again = {row for row, number in moves.items() if number != placed[row]}  # another answer than the first
+        verdicts |= dict.fromkeys(again & verdicts.keys(), 0)
     return replace(
         model,
         names=tuple(edits.names.get(number, name) for number, name in enumerate(names)),
         coarse=tuple(coarse),
         coarse_names=tuple(edits.group_names.get(group, name) for group, name in enumerate(model.coarse_names)),
         junk=model.junk if edits.junk is None else edits.junk,
-        moves=tuple(origins.items())[-MAX_MOVES:],
-        drawn=() if edits.merge or edits.split else model.drawn,  # they were asked about other clusters
+        moves=tuple((row, origin) for row, origin in origins.items() if row not in answers)[-MAX_MOVES:],
+        answers=tuple(answers),
+        drawn=tuple((row, is_right) for row, is_right in verdicts.items() if row in answers),
     ).with_cut(cut)
 
 

@@ -95,7 +95,7 @@ class Sorting:
 
 def _teaching_of(request: Mapping[str, Any]) -> Teaching:
     taught: Teaching = shaped(request.get("taught"), Teaching, "taught")
-    answers = tuple(replace(answer, name=checked_name(answer.name)) for answer in taught.answers)
+    answers = tuple(replace(answer, name=checked_name(answer.name), may_be_new=True) for answer in taught.answers)
     return replace(taught, answers=answers)
 
 
@@ -243,8 +243,12 @@ class _Server(ThreadingTCPServer):
             teaching.asked(model, rows, taught.n, record.seed, answers=taught.answers, drawn=drawn)
             for drawn in (False, True)
         )
+        cluster = model.place(rows.reduced).cluster.tolist()
         questions = [
-            [{**asdict(image), "row": row_of[image.path], "path": inert(bare(str(image.path)))} for image in images]
+            [
+                {**asdict(one), "row": (row := row_of[one.path]), "cluster": cluster[row], "path": inert(bare(one.path))}
+                for one in images
+            ]
             for images in both
         ]
         return "application/json", json.dumps({"questions": questions}).encode()

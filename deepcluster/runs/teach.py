@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Cut, Placement, move_rows, regrouped
@@ -25,19 +26,31 @@ from deepcluster.storage import run_folder
 from deepcluster.storage.edits_file import Edits, checked_name
 from deepcluster.texts import one_line, plural, quality_text, some
 
-COLUMNS = ("path", "cluster", "name", "likely", "drawn")  # of a table of answers
+COLUMNS = ("path", "now", "name", "likely", "drawn")  # of a table of questions
+MARKS = dict.fromkeys(("1", "1.0", "true", "yes", "x"), True) | dict.fromkeys(("", "0", "0.0", "false", "no"), False)
 MAX_LIKELY = 9  # clusters: a page has as many digit keys
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An image and its cluster: as it is now, in a question, or as a person says. If there is a name, it counts."""
+    """A person's answer: the cluster of an image, by name or by number. The name wins; with neither, it is right."""
 
     path: str | int  # or row
     cluster: int | None = None
     name: str = ""
-    likely: tuple[int, ...] = ()  # of a question: clusters, the likeliest first
     drawn: bool = False  # the image was drawn at random, so the answer says something about all images
+    may_be_new: bool = False  # the number, because the page gives numbers to its new clusters
+
+
+@dataclass(frozen=True)
+class Question:
+    """An image for a person to name. No field is an answer by itself, because a table of questions goes to teach."""
+
+    path: str
+    now: str  # name of its present cluster
+    name: str = ""  # the person's
+    likely: tuple[int, ...] = ()  # clusters, the likeliest first
+    drawn: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,7 @@ class Lesson:
         return dict(Counter(pair for pair in pairs if pair[0] != pair[1]).most_common())
 
 
-def ask(run: Path, n: int = 20, *, drawn: bool = False) -> list[Answer]:
+def ask(run: Path, n: int = 20, *, drawn: bool = False) -> list[Question]:
     """Return up to ``n`` images of a run whose answers would teach most; ``drawn``: images drawn at random instead."""
     record, model, rows = run_folder.read_state(run, read_run)
     return asked(model, rows, n, record.seed, drawn=drawn)
@@ -64,7 +77,7 @@ def ask(run: Path, n: int = 20, *, drawn: bool = False) -> list[Answer]:
 
 def asked(
     model: Model, rows: Rows, n: int, seed: int, *, drawn: bool = False, answers: Sequence[Answer] = ()
-) -> list[Answer]:
+) -> list[Question]:
     """Do the work of :func:`ask`; ``answers``: Some that have not been taught yet."""
     cluster = model.place(rows.reduced).cluster.tolist()
     new_answers, names, _ = _understood(answers, model, cluster, rows.paths)
@@ -80,10 +93,9 @@ def asked(
     believed = np.concatenate([beliefs(taught), np.zeros((1, len(names)))])  # -1 is not in the graph
     likely = {row: np.argsort(-believed[nodes[row]], kind="stable")[:MAX_LIKELY] for row in chosen}
     return [
-        Answer(
+        Question(
             path=rows.paths[row],
-            cluster=cluster[row],
-            name=model.names[cluster[row]],
+            now=model.names[cluster[row]] or f"cluster {cluster[row]}",
             likely=tuple(int(group) for group in likely[row] if believed[nodes[row], group]),
             drawn=drawn,
         )
@@ -120,26 +132,34 @@ def _in_graph(groups: Mapping[int, int], nodes: Labels) -> dict[int, int]:
 # ---- answers --------------------------------------------------------------------------------------------------------
 
 
-def read_answers(path: Path) -> list[Answer]:
-    """Read a table of answers. Rows without name and cluster are no answers. UsageError names the fault."""
+def read_answers(path: Path, display: Display | None = None) -> list[Answer]:
+    """Read a table of answers, and say how many rows have neither a name nor a cluster. UsageError names the fault."""
     names = {"path": PATH_COLUMNS} | {column: (column,) for column in ("cluster", "name", "drawn")}
     answers = []
+    empty = 0
     try:
         for line, row in read_columns(path, names, optional=("cluster", "name", "drawn")):
             number, name = row["cluster"].strip(), checked_name(row["name"])
             if number and not re.fullmatch("[0-9]{1,9}", number):
                 raise ValueError(f"{number[:80]!a} in line {line} is not the number of a cluster")
+            mark = row["drawn"].strip().lower()
+            if mark not in MARKS:
+                raise ValueError(f"{mark[:80]!a} in line {line} is no mark: the column drawn has 1 or 0")
             if number or name:
-                cluster = int(number) if number else None
-                answers.append(Answer(row["path"], cluster, name, drawn=row["drawn"].strip() == "1"))
+                answers.append(Answer(row["path"], int(number) if number else None, name, drawn=MARKS[mark]))
+            else:
+                empty += 1
         if not answers:
-            raise ValueError("it has no answers")
+            raise ValueError("it has no answers: the column name is empty")
     except (OSError, ValueError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         way_out = (
-            f"fill in a table that `deepcluster ask RUN -o {path.name}` makes, or one of path,name or path,cluster"
+            f"write the right names into the column name of a table that `deepcluster ask RUN -o {path.name}` makes, or"
+            " make one of path,name or path,cluster"
         )
         raise UsageError(f"{path} cannot be used ({reason}): {way_out}") from None
+    if empty and display:
+        display.say("Answers", f"{plural(empty, 'row')} of {path.name} without an answer")
     return answers
 
 
@@ -152,47 +172,74 @@ def lesson(model: Model, rows: Rows, answers: Sequence[Answer], within: int | No
     placed = model.place(rows.reduced)
     cluster = placed.cluster.tolist()
     new_answers, names, said = _understood(answers, model, cluster, rows.paths)
-    if within is not None and len({group for row, group in new_answers.items() if cluster[row] == within}) < 2:
-        raise UsageError(f"cluster {within} is split by examples of two kinds or more: tick some of each kind")
     outside = {row: group for row, group in enumerate(cluster) if group != within}
-    answered = {row: outside[row] for row in model.answers if row in outside} | new_answers
+    lost = dict(model.drawn) if within is not None else {}  # a split begins the quality anew
+    kept = {row: outside[row] for row in model.answers if row in outside and row not in lost}
+    answered = {row: group for row, group in kept.items() if row not in new_answers} | new_answers
     if not answered:
         raise UsageError("there are no answers yet: give some")
-    moved = {row: outside[row] for row, _ in model.moves if row in outside and row not in answered}
-    drawn = dict(model.drawn) if within is None else {}
-    unknown = [row for row, is_right in drawn.items() if not is_right]  # the present cluster is the answer
-    drawn |= {row: 0 for row, answer in zip(new_answers, answers, strict=True) if answer.drawn}
-    teachers = {row: group for row, group in answered.items() if row not in drawn}
-    taught, nodes = _taught(rows, cluster, teachers, names, unknown)
+    groups = [*answered.values()]
+    equal = nodes_of(rows.reduced, rows.reduced[[*answered]]).tolist()  # equal images go together, by the last answer
+    targets = {row: groups[place] for row, place in enumerate(equal) if place >= 0}
+    if within is not None and len({targets[row] for row in new_answers if cluster[row] == within}) < 2:
+        raise UsageError(f"cluster {within} is split by examples of two kinds or more: tick some of each kind")
+    if dropped := [row for row, group in answered.items() if targets[row] != group]:
+        paths = some([one_line(rows.paths[row]) for row in dropped])
+        said.append(f"answers about equal images contradict each other, so those about {paths} do not count")
+    answered = {row: group for row, group in answered.items() if targets[row] == group}
+    moved = {row: outside[row] for row, _ in model.moves if row in outside and row not in targets}
+    drawn = {row: verdict for row, verdict in model.drawn if row in kept}
+    marked = {row for row, answer in zip(new_answers, answers, strict=True) if answer.drawn} - drawn.keys()
+    pinned = [row for row in model.answers if row in marked or not drawn.get(row, 1)]  # maybe by their answers alone
+    teachers = {row: group for row, group in answered.items() if row not in marked | drawn.keys()}
+    taught, nodes = _taught(rows, cluster, teachers, names, pinned)
     labels = taught.labels.copy()
-    if within is not None:
-        part, inside = taught.inside(within)
-        labels[part] = followed(inside)
-    elif teachers:
-        labels = followed(taught)
+    part, inside = taught.inside(within) if within is not None else (slice(None), taught)
+    labels[part] = followed(inside)
     for row, group in _in_graph(moved, nodes).items():
         labels[row] = group
     cut = regrouped(model.cut, taught.rows, torch.from_numpy(taught.labels), torch.from_numpy(labels))
     clusters = replace(model, cut=cut).place(rows.reduced).cluster
     if within is not None:
         parts = torch.isin(cut.group_of, torch.tensor([*new_answers.values()]))
-        split = replace(model, cut=Cut(cut.centroids[parts], cut.group_of[parts])).place(rows.reduced).cluster
+        alone = [row for row, group in new_answers.items() if group not in cut.group_of]  # none of them in the graph
+        centroids = torch.cat([cut.centroids[parts], rows.reduced[alone]])
+        group_of = torch.cat([cut.group_of[parts], torch.tensor([new_answers[row] for row in alone]).long()])
+        split = replace(model, cut=Cut(centroids, group_of)).place(rows.reduced).cluster
         clusters = torch.where(placed.cluster == within, split, placed.cluster)
-    unpinned = np.where(nodes < 0, clusters.numpy(), labels[nodes])
-    drawn = {row: int(taught.kinds[unpinned[row]] == taught.kinds[answered[row]]) for row in drawn if row in answered}
-    cut = move_rows(cut, moved | answered, rows.reduced, clusters)
+    # An image is judged once, by the cluster that it would have if nobody had answered about it: later its own answer
+    # keeps it in place. So the quality does not grow by lessons that follow. Another answer is judged anew, unless the
+    # first one was right.
+    kinds = taught.kinds
+    changed = {row for row in drawn if kinds[answered.get(row, cluster[row])] != kinds[cluster[row]]}
+    judged = [row for row in answered if row in marked or (row in changed and not drawn[row])]
+    by_itself = _unpinned(replace(model, cut=cut), rows.reduced, judged, pinned, clusters)
+    drawn = {row: int(drawn[row] and row not in changed) for row in drawn if row in answered}
+    drawn |= {row: int(kinds[by_itself[row]] == kinds[answered[row]]) for row in judged}
+    cut = move_rows(cut, moved | targets, rows.reduced, clusters)
     after = replace(model, cut=cut).place(rows.reduced)
-    there = tuple(row for row, group in answered.items() if after.cluster[row] == group)
-    if len(there) < len(answered):
-        said.append(f"{plural(len(answered) - len(there), 'answer')} about images that equal others do not count")
     new = replace(
         replace(model, names=tuple(names)).with_cut(cut),
-        moves=tuple((row, origin) for row, origin in model.moves if row not in answered),
-        answers=there,
+        moves=tuple((row, origin) for row, origin in model.moves if row not in targets),
+        answers=tuple(answered),
         drawn=tuple(drawn.items()),
         coarse=tuple(coarse_of_moves(model.coarse, new_answers, [cluster[row] for row in new_answers], len(names))),
     )
     return Lesson(new, placed, after, said)
+
+
+def _unpinned(model: Model, reduced: Tensor, rows: Sequence[int], answered: Sequence[int], clusters: Tensor) -> Tensor:
+    """Return the clusters, those of ``rows`` by a cut without the centroids that keep ``answered`` images in place.
+
+    Other images stay where they are, whatever is pinned beside them.
+    """
+    places = nodes_of(reduced[[*rows]], reduced[[*answered]]).tolist()
+    own = [row for row, place in zip(rows, places, strict=True) if place >= 0]
+    others = torch.from_numpy(nodes_of(model.cut.centroids, reduced[own]) < 0)
+    if not own or not others.any():
+        return clusters
+    cut = Cut(model.cut.centroids[others], model.cut.group_of[others])
+    return clusters.scatter(0, torch.tensor(own), replace(model, cut=cut).place(reduced[own]).cluster)
 
 
 def _understood(
@@ -202,7 +249,7 @@ def _understood(
     sizes = Counter(cluster)
     present = sorted({*model.cut.group_of.tolist()}, key=lambda group: (sizes[group], -group))
     free = len(model.names)
-    numbers = [answer.cluster for answer in answers if answer.cluster is not None and not answer.name]
+    numbers = [answer.cluster for answer in answers if answer.cluster is not None and answer.may_be_new]
     new = range(free, max([free, *(number + 1 for number in numbers if number < free + len(answers))]))
     names = [*model.names, *("" for _ in new)]
     called = {group: names[group] or f"cluster {group}" for group in present}
@@ -214,8 +261,11 @@ def _understood(
     for row, answer in zip(rows, answers, strict=True):
         name, current = answer.name, cluster[row]
         number = current if answer.cluster is None else answer.cluster
-        if not name and number not in present and number not in new:
-            raise UsageError(f"there is no cluster {number}: the clusters are in cluster_summary.csv")
+        if not name and number not in present and not (answer.may_be_new and number in new):
+            raise UsageError(f"there is no cluster {number}: see cluster_summary.csv; a new name makes a new cluster")
+        if name and name == called[current] and called.get(number, name) != name:
+            image = one_line(paths[row])
+            raise UsageError(f"{image} has the name {name!a} and the number {number} of another cluster: give one alone")
         if name and name not in largest:
             largest[name] = len(names)
             names.append(name)
@@ -247,7 +297,8 @@ def teach(
         record, model, rows = read_run(folder)
         display.progress(GROUPING_PHASE, 0, 0)
         done = lesson(replace(model, names=tuple(names) or model.names), rows, answers, within)
-        digest = json_sha256(sorted((row, int(done.after.cluster[row])) for row in done.model.answers))
+        marked = dict(done.model.drawn)
+        digest = json_sha256(sorted((row, int(done.after.cluster[row]), row in marked) for row in done.model.answers))
         if record.edits == digest:
             display.say("Answers", "the run has them already")
             return {}

@@ -57,7 +57,7 @@ CsvRow = Mapping[str, Any]
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")  # names of a column of paths in strangers' tables
 PATH = "./"
 TEXT = "'"
-TEXT_COLUMNS = ("name", "reason", "label", "source", "member")
+TEXT_COLUMNS = ("name", "now", "reason", "label", "source", "member")
 GUARDS = {"path": PATH, "medoid_path": PATH} | dict.fromkeys(TEXT_COLUMNS, TEXT)
 # A text that begins with guards of its own and then the same signs gets one more, so that taking one off is exact.
 # The script of the page uses the patterns, too. For JavaScript \s lacks five of the controls that it has here.
