@@ -55,8 +55,8 @@ def agreement(index: float) -> str:
 def quality_text(quality: Mapping[str, float]) -> str:
     """Describe an estimate of the quality (``estimated_quality``) in a sentence."""
     share, low, high = (100 * quality[name] for name in ("share", "low", "high"))
-    counts = f"{quality['right']:,} of {quality['drawn']:,} randomly drawn images were in the right cluster"
-    return f"{counts}, so about {share:.0f}% ({low:.0f} to {high:.0f}%) of all images are."
+    counts = f"{quality['right']:,} of {quality['drawn']:,} images drawn at random were in the right cluster"
+    return f"{counts} when first answered: about {share:.0f}% ({low:.0f} to {high:.0f}%) of all were."
 
 
 def in_words(seconds: float) -> str:

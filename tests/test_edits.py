@@ -115,6 +115,13 @@ def test_a_cluster_that_all_images_have_left_is_gone():
         edited(changed, Edits("", {1: "x"}, (), None))
 
 
+def test_an_answered_image_that_moves_has_another_answer():
+    """It is no move, too, and one that was right when it was drawn is wrong by the new answer."""
+    model = replace(tiny_model(names=("a", "b", "")), answers=(0, 1), drawn=((0, 1), (1, 1)), moves=((3, 2),))
+    changed = moving(model, move=((0, 0), (1, 2)))
+    assert (changed.answers, changed.drawn, changed.moves) == ((0, 1), ((0, 1), (1, 0)), ((3, 2),))
+
+
 def test_millions_of_numbers_take_no_quadratic_work():
     """The 4 MB that are read hold two million numbers: a comparison of each pair would take an hour."""
     count = 100_000

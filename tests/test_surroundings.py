@@ -154,7 +154,7 @@ names = st.binary(min_size=1, max_size=40).map(lambda raw: re.sub(b"[/\0]", b"="
 texts = names | st.text(st.sampled_from("./'=-+@\t\r\n\uff1d,;\"a \u200b"), max_size=8)
 
 
-@pytest.mark.parametrize("column", TEXT_COLUMNS)
+@pytest.mark.parametrize("column", (*TEXT_COLUMNS, "now"))
 @given(cells=st.lists(texts, max_size=10))
 @settings(derandomize=True, max_examples=40)
 def test_no_cell_of_text_is_a_formula_and_all_come_back(column: str, cells: list[str]) -> None:

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import shutil
+import webbrowser
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,13 +23,14 @@ from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
 from deepcluster.groups import spread
 from deepcluster.groups.cut import Cut, regrouped
-from deepcluster.groups.graph import neighbour_ties
+from deepcluster.groups.graph import Embeddings, neighbour_ties
 from deepcluster.groups.spread import Taught, beliefs, estimated_quality, followed, questions
+from deepcluster.model import Model
 from deepcluster.runs import teach as teaching
 from deepcluster.runs.promote import promote
 from deepcluster.runs.recut import apply, recut, undo
-from deepcluster.runs.rows import read_run
-from deepcluster.runs.teach import Answer, ask, lesson, teach
+from deepcluster.runs.rows import Rows, read_run
+from deepcluster.runs.teach import Answer, ask, lesson, read_answers, teach
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.model_files import load
 from deepcluster.storage.run_folder import open_run
@@ -77,6 +79,12 @@ def said(run: Path, count: int, **options: bool) -> list[Answer]:
 
 def true(rows: Sequence[int], **options: bool) -> list[Answer]:
     return [Answer(row, name=kind(row), **options) for row in rows]
+
+
+def graph_of_first(run: Path, count: int) -> tuple[Model, Rows]:
+    """Return the model, and the images, of which the first ones alone are in the graph."""
+    _, model, images = read_run(open_run(run))
+    return model, replace(images, sample=images.reduced[:count], embeddings=Embeddings())
 
 
 def state(run: Path) -> dict[str, bytes]:
@@ -187,7 +195,10 @@ def test_a_run_is_taught_by_commands_and_predict_follows(made, run, tmp_path, pr
 
 
 def test_answers_that_agree_change_little(run):
-    assert sum(teach(run, [Answer(one.path, name=one.now) for one in ask(run, 24)]).values()) < 0.05 * COUNT and len({*placed(run).values()}) == 5
+    assert (
+        sum(teach(run, [Answer(one.path, name=one.now) for one in ask(run, 24)]).values()) < 0.05 * COUNT
+        and len({*placed(run).values()}) == 5
+    )
 
 
 def test_what_an_answer_means(run):
@@ -205,6 +216,8 @@ def test_what_an_answer_means(run):
         Answer(second[4], name="b"): largest, Answer(third[4], 3 - largest, "b"): 3 - largest,
         Answer(third[3], name="cluster 4"): 4,
     }  # fmt: skip
+    with pytest.raises(UsageError, match="'a' and the number 1"):  # the name of its cluster, and another number
+        teach(run, [Answer(first[0], 1, "a")])
     teach(run, [*expected])
     now = [*placed(run).values()]
     assert {answer: now[answer.path][0] for answer in expected} == expected and now[first[3]][1] == "new"
@@ -219,9 +232,10 @@ def test_what_an_answer_means(run):
 
 WRONG = {
     "path,name\nkind 0/0.png,a, b,\n": "line 2",
-    "path,name\nnone.png,x\n": "none.png", "path,cluster\nkind 0/0.png,9\n": "cluster 9", "path,x\na,b\n": ".csv",
+    "path,name\nnone.png,x\n": "none.png", "path,cluster\nkind 0/0.png,5\n": "cluster 5", "path,x\na,b\n": ".csv",
     "path,cluster\nkind 0/0.png,x\n": "'x' in line 2", "path,name\nkind 0/0.png,a\nkind 0/0.png,b\n": "kind 0/0.png",
     "name\na\n": "path", "path,name\nkind 0/0.png,\n": ".csv", f"path,name\na,{'x' * 201}\n": "200",
+    "path,name,drawn\nx,a,0\ny,a,maybe\n": "'maybe' in line 3",
 }  # fmt: skip
 
 
@@ -324,6 +338,104 @@ def test_only_answers_about_images_drawn_at_random_count_for_the_quality(run):
     assert "quality" not in record(run)
     undo(run)
     assert record(run)["quality"] == quality
+
+
+def shares(model: Model) -> tuple[int, int]:
+    return sum(is_right for _, is_right in model.drawn), len(model.drawn)
+
+
+@pytest.mark.parametrize("inside", [COUNT, 150])
+def test_a_drawn_image_is_judged_once_and_never_by_its_own_answer(run, inside):
+    """Of the drawn images some or all are in the graph."""
+    model, images = graph_of_first(run, inside)
+    before = [model.names[group] for group in model.place(images.reduced).cluster.tolist()]
+    drawn = [*[row for row in range(160, 240) if before[row] != kind(row)][:8], *range(70, 102)]
+    expected = (sum(before[row] == kind(row) for row in drawn), 40)
+    for portion in (5, 10, 20, 40):
+        taught = model
+        for begin in range(0, 40, portion):
+            taught = lesson(taught, images, true(drawn[begin : begin + portion], drawn=True)).model
+        assert shares(taught) == expected
+        assert taught.place(images.reduced).cluster[150:160].equal(model.place(images.reduced).cluster[150:160])
+    elsewhere = next(row for row in range(70) if before[row] == kind(row))
+    assert shares(lesson(taught, images, true([elsewhere])).model) == expected
+    wrong, fine = drawn[0], next(row for row in drawn if before[row] == kind(row))
+    third = next(kind(row) for row in range(KINDS) if kind(row) not in (before[wrong], kind(wrong)))
+    corrected = lesson(taught, images, [Answer(wrong, name=third), Answer(fine, name=third)]).model
+    assert shares(corrected) == (expected[0] - 1, 40)
+    back = lesson(corrected, images, [Answer(wrong, name=before[wrong]), *true([fine])]).model
+    assert shares(back) == (expected[0] + 1, 40)
+
+
+def test_an_answer_about_an_image_outside_the_graph_moves_no_other(run):
+    model, images = graph_of_first(run, 150)
+    cluster = model.place(images.reduced).cluster
+    row, other = [int(row) for row in torch.nonzero(cluster == 0).flatten() if row >= 150][:2]
+    done = lesson(model, images, [Answer(row, 1)])
+    assert done.changes == {(0, 1): 1} and done.after.cluster[row] == 1
+    assert shares(lesson(done.model, images, [Answer(row, 1, drawn=True)]).model) == (0, 1)  # marked later
+    done = lesson(model, images, [Answer(row, 0), Answer(other, name="another")], within=0)
+    assert (done.after.cluster[row], done.after.cluster[other]) == (0, 5) and {*done.changes} == {(0, 5)}
+    done = lesson(model, images, [Answer(row, name="one"), Answer(other, name="another")], within=0)
+    assert (done.after.cluster[row], done.after.cluster[other]) == (5, 6) and {*done.changes} == {(0, 5), (0, 6)}
+    nearest = images.reduced[torch.nonzero(cluster == 0).flatten()] @ images.reduced[[row, other]].T
+    assert (done.after.cluster[cluster == 0] - 5).equal(nearest.argmax(1))
+
+
+def test_answers_about_equal_images_that_contradict_each_other(run):
+    """The last one counts, and the other one teaches nobody."""
+    model, images = graph_of_first(run, COUNT)
+    both = lesson(model, images, [Answer(0, 3, drawn=True), Answer(6, 0)])
+    alone = lesson(model, images, [Answer(6, 0)])
+    assert both.model.answers == (6,) and both.model.drawn == () and images.paths[0] in both.said[0]
+    assert both.after.cluster.equal(alone.after.cluster) and both.after.cluster[0] == 0
+    older = lesson(lesson(model, images, [Answer(0, 3, drawn=True)]).model, images, [Answer(6, 0, drawn=True)])
+    assert older.model.answers == (6,) and [row for row, _ in older.model.drawn] == [6]
+
+
+def test_drawn_images_that_are_no_longer_marked_never_teach(run, prints):
+    teach(run, [*true(range(20), drawn=True), *true(range(20, 23))])
+    for change in (
+        lambda: recut(run, 5),
+        lambda: apply(run, Edits(merge=((0, 1),))),
+        lambda: apply(run, Edits(split=((0, 2),))),
+    ):
+        change()
+        assert {*load(run).answers} <= {20, 21, 22} and load(run).drawn == ()
+        undo(run)
+        assert len(load(run).answers) == 23
+    cluster = load(run).place(read_run(open_run(run))[2].reduced).cluster
+    pair = [row for row in range(100, COUNT) if cluster[row] == 0][:2]
+    teach(run, [Answer(pair[0], 0), Answer(pair[1], name="x")], within=0)
+    assert load(run).drawn == () and not {*load(run).answers} & {*range(20)}
+
+
+MARKS = {"1": 1, "1.0": 1, "TRUE": 1, "yes": 1, " x ": 1, "": 0, "0": 0, "0.0": 0, "False": 0, "no": 0}
+
+
+def test_a_table_answers_by_its_filled_rows_alone(run, tmp_path, prints, ends, monkeypatch):
+    prints("ask", run, "-n", 5, "-o", tmp_path / "a.csv")
+    assert "name" in ends(["teach", run, tmp_path / "a.csv"], 2)
+    table = pd.read_csv(tmp_path / "a.csv", dtype=str, keep_default_na=False)
+    table.loc[1, "name"] = table["now"][1]
+    table.to_csv(tmp_path / "a.csv", index=False)
+    assert "4 rows of a.csv" in " ".join(prints("teach", run, tmp_path / "a.csv").split())
+    assert len(load(run).answers) == 1
+    apply(run, Edits(names={0: ""}))
+    asked = json.loads(prints("ask", run, "-n", 40, "--json", "-o", tmp_path / "b.csv"))
+    assert {"cluster 0"} < {one["now"] for one in asked} and {one["name"] for one in asked} == {""}
+    assert [[*row] for row in (asked[0], rows(tmp_path / "b.csv")[0])] == [[*teaching.COLUMNS]] * 2
+    for mark, means in MARKS.items():
+        (tmp_path / "a.csv").write_text(f"path,cluster,name,drawn\na,1,,{mark}\n")
+        assert read_answers(tmp_path / "a.csv") == [Answer("a", 1, drawn=bool(means))]
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda url: bool(opened.append(url)))
+    assert json.loads(prints("teach", run, "--json", "--open"))["run"] == str(run)
+    assert opened == [(run / "report.html").as_uri()]
+    # Marks that come later are news.
+    teach(run, true(range(30, 40)))
+    teach(run, true(range(30, 40), drawn=True))
+    assert record(run)["quality"]["drawn"] == 10
 
 
 def test_labels_of_some_images_are_answers_in_python(made, tmp_path):

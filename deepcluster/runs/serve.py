@@ -246,7 +246,12 @@ class _Server(ThreadingTCPServer):
         cluster = model.place(rows.reduced).cluster.tolist()
         questions = [
             [
-                {**asdict(one), "row": (row := row_of[one.path]), "cluster": cluster[row], "path": inert(bare(one.path))}
+                {
+                    **asdict(one),
+                    "row": (row := row_of[one.path]),
+                    "cluster": cluster[row],
+                    "path": inert(bare(one.path)),
+                }
                 for one in images
             ]
             for images in both

@@ -265,7 +265,9 @@ def _understood(
             raise UsageError(f"there is no cluster {number}: see cluster_summary.csv; a new name makes a new cluster")
         if name and name == called[current] and called.get(number, name) != name:
             image = one_line(paths[row])
-            raise UsageError(f"{image} has the name {name!a} and the number {number} of another cluster: give one alone")
+            raise UsageError(
+                f"{image} has the name {name!a} and the number {number} of another cluster: give one alone"
+            )
         if name and name not in largest:
             largest[name] = len(names)
             names.append(name)
