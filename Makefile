@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
+EXTRAS := dev,docs,parquet,onnx,hf,raw
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test pytest test-slow fuzz check docs dist publish format clean
+.PHONY: demo test pytest test-slow test-lowest fuzz check docs dist publish format clean
 
 $(BIN)/deepcluster: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -12,7 +14,14 @@ $(BIN)/deepcluster: pyproject.toml
 	@touch $@
 
 $(BIN)/pytest: $(BIN)/deepcluster
-	$(BIN)/python -m pip install --quiet --editable '.[dev,docs,parquet,onnx,hf,raw]'
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	@touch $@
+
+# By uv, because pip always takes the newest versions; by Python 3.11, because the lowest versions have no wheels for newer ones.
+$(LOWEST)/bin/pytest: pyproject.toml
+	python3.11 -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct --editable '.[$(EXTRAS)]'
 	@touch $@
 
 demo: $(BIN)/deepcluster  ## cluster 1,797 real handwritten digits (no download)
@@ -26,6 +35,9 @@ pytest: $(BIN)/pytest
 
 test-slow: $(BIN)/pytest  ## the tests that take minutes
 	$(BIN)/pytest -m slow
+
+test-lowest: $(LOWEST)/bin/pytest  ## the fast tests with the lowest versions that pyproject.toml allows
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/pytest -m "not slow" -n auto --dist loadfile
 
 SECONDS_EACH ?= 300
 fuzz: $(BIN)/pytest  ## damaged images and models, for SECONDS_EACH=300 each (with `pip install atheris` it sees the code)
@@ -54,4 +66,4 @@ format: $(BIN)/pytest
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) docs/_build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) docs/_build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
