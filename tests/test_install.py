@@ -13,7 +13,7 @@ from tests.pages import ROOT
 # In a process of its own: what only POSIX has is hidden, once the packages of others are imported.
 ELSEWHERE = """
 import importlib, os, pkgutil, signal, sys, types
-import scipy.spatial, scipy.stats, sklearn.cluster, sklearn.manifold, timm, torch._dynamo, torchvision
+import scipy.spatial, scipy.stats, sklearn.cluster, sklearn.manifold, threadpoolctl, timm, torch._dynamo, torchvision
 class msvcrt(types.ModuleType):
     LK_UNLCK, LK_NBLCK, held = 0, 2, []
     def locking(self, descriptor, mode, count):
@@ -30,6 +30,7 @@ for name in ("fork", "getuid", "geteuid", "getgid", "getpgid", "killpg", "sched_
     vars(os).pop(name, None)
 for name in ("SIGKILL", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM", "setitimer", "ITIMER_REAL", "pthread_sigmask"):
     vars(signal).pop(name, None)
+threadpoolctl.sys = types.SimpleNamespace(**vars(sys))  # it looks for the libraries of the system that is there
 sys.platform = "win32"
 import deepcluster
 for module in pkgutil.walk_packages(deepcluster.__path__, "deepcluster."):
