@@ -108,6 +108,8 @@ def test_class_probabilities_are_features_beside_the_roots(rows):
     views = torch.stack([by_hand[:6], prepared(pairs[1], root=True, classes=classes)])
     wanted = whiten(by_hand, 5, 0.5, pairs=views)(by_hand, unit=False)
     assert torch.allclose(fitted(x, unit=False).abs(), wanted.abs(), atol=1e-3)
+    for count in (1, 2, 3):  # a row has the same bits alone and among others
+        assert torch.equal(torch.cat([fitted(few) for few in x.split(count)]), fitted(x))
 
 
 def test_images_are_told_apart_by_what_their_views_share():

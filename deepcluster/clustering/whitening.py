@@ -42,7 +42,10 @@ class ClassProbabilities:
     def __call__(self, features: Tensor) -> Tensor:
         """Return N x K features for N x D."""
         weight, bias, scale = (tensor.to(features.device) for tensor in (self.weight, self.bias, self.scale))
-        return scale * F.linear(features.float(), weight, bias).softmax(1).sqrt()
+        # A graph that is exported has a plain product, because it cannot depend on the number of rows.
+        linear = partial(F.linear, weight=weight, bias=bias)
+        multiply = linear if torch.compiler.is_exporting() else product(weight, bias)
+        return scale * multiply(features.float()).softmax(1).sqrt()
 
 
 def prepared(features: Tensor, *, root: bool, classes: ClassProbabilities | None) -> Tensor:
