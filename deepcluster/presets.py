@@ -437,7 +437,8 @@ def _adapting(size: int, facts: Facts, backbone: str, options: OptionValues) -> 
         choices |= _because(why, within_image=1.0, whitening=0.0)
     rectified = backbone.startswith(RECTIFIED)
     low, high = CERTAINTIES
-    if rectified and facts.certainty is not None and facts.certainty > low:
+    sought = options.get("class_probabilities") != 0  # without these features, the scaling stays
+    if rectified and sought and facts.certainty is not None and facts.certainty > low:
         sure = min(1.0, (facts.certainty - low) / (high - low))
         known = f"the network is sure of its classes here ({facts.certainty:.2f})"
         why = f"{known}: its class probabilities are features, too"

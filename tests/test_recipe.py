@@ -137,7 +137,8 @@ RESOLVED = [  # recipe, options, facts of the images, and what the recipe has th
        {"class_probabilities": scale, "within_image": weight})
       for certainty, scale, weight, options in (
           (None, 0, 1, {}), (0.3, 0, 1, {}), (0.35, 0.17, 0.75, {}), (0.6, 0.7, 0.1, {}),
-          (0.6, 0.7, 0, {"within_image": 0.0}), (0.6, 0.2, 0.1, {"class_probabilities": 0.2}))),
+          (0.6, 0.7, 0, {"within_image": 0.0}), (0.6, 0.2, 0.1, {"class_probabilities": 0.2}),
+          (0.6, 0, 1, {"class_probabilities": 0.0}))),
     ("auto", RESNET, replace(PHOTOS, certainty=0.6), {"class_probabilities": 0, "within_image": 1}),
     ("classic", {"backbone": "vgg16"}, PHOTOS, {"sobel": True}),
     ("v1-official", {"sobel": "true"}, PHOTOS, {"sobel": True}),
