@@ -237,12 +237,42 @@ def test_a_blas_that_is_imported_later_has_one_thread_too(monkeypatch):
     """scipy brings one of its own."""
     found = Mock(**{"return_value.limit": lambda **_: nullcontext()})
     monkeypatch.setattr(devices, "ThreadpoolController", found)
-    devices._libraries.cache_clear()
+    devices._libraries_of.cache_clear()
     for module, count in (("sys", 1), ("sys", 1), ("a_blas", 2)):
         monkeypatch.setitem(sys.modules, module, sys)
         with one_thread():
             assert found.call_count == count
-    devices._libraries.cache_clear()
+    devices._libraries_of.cache_clear()
+
+
+def test_the_last_of_several_threads_restores_their_numbers(request):
+    def numbers() -> tuple[int, ...]:
+        """Return torch's number of this thread and of a new one, and BLAS's."""
+        with ThreadPoolExecutor(1) as pool:
+            new = pool.submit(torch.get_num_threads).result()
+        blas = {library["num_threads"] for library in devices._libraries().info() if library["user_api"] == "blas"}
+        return torch.get_num_threads(), new, *blas
+
+    request.addfinalizer(partial(devices._set_threads, torch.get_num_threads(), devices._libraries().info()))
+    torch.set_num_threads(2)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(devices._set_threads, 2, 2).result()
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other, ThreadPoolExecutor(1) as third:
+        for first, last in ((one, other), (other, one)):
+            contexts = {pool: one_thread() for pool in (one, other)}
+            for pool, context in contexts.items():
+                pool.submit(context.__enter__).result()
+            third.submit(numbers).result()  # it may compute for the first time
+            with one_thread(), one_thread():
+                assert numbers() == (1, 1, 1)
+            assert numbers() == (2, 1, 1)
+            first.submit(contexts[first].__exit__, None, None, None).result()
+            assert last.submit(numbers).result() == (1, 1, 1)
+            last.submit(contexts[last].__exit__, None, None, None).result()
+            assert numbers() == last.submit(numbers).result() == (2, 2, 2)
+        assert third.submit(numbers).result() == (1, 2, 2)
+        third.submit(one_thread()(numbers)).result()
+        assert third.submit(numbers).result() == numbers() == (2, 2, 2)
 
 
 # ---- seeds ----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -187,23 +188,55 @@ def pool_of(count: int) -> Iterator[ThreadPoolExecutor]:
 
 
 @lru_cache(1)  # because it takes some milliseconds
-def _libraries(_modules: int) -> ThreadpoolController:
+def _libraries_of(_modules: int) -> ThreadpoolController:
     return ThreadpoolController()
+
+
+def _libraries() -> ThreadpoolController:
+    """Return the libraries of threads, looked up again if a module was imported since, which may bring one."""
+    return _libraries_of(len(sys.modules))
+
+
+_lock = threading.Lock()
+_inside: list[tuple[int, Any]] = []  # torch's and BLAS's numbers before the first thread, for each in one_thread
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Have torch and numpy's BLAS compute with one thread, in all threads begun inside; as before again outside.
 
-    The number is a setting of the process, so other threads should not compute meanwhile.
+    Several threads may be inside: the first saves the numbers of the process, and the last restores them. A thread that
+    computes for the first time meanwhile keeps one, until it has been inside itself.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with _lock, ExitStack() as stack:
+        own = torch.get_num_threads()
+        is_first = not _inside
+        number = own if own > 1 else _in_a_new_thread(torch.get_num_threads)
+        _inside.append((number, _libraries().info()) if is_first else _inside[0])
+        stack.enter_context(_libraries().limit(limits=1, user_api="blas"))
+        torch.set_num_threads(1)
+        restore = stack.pop_all()
     try:
-        with _libraries(len(sys.modules)).limit(limits=1, user_api="blas"):
-            yield
+        yield
     finally:
-        torch.set_num_threads(threads)
+        with _lock:
+            restore.close()
+            before = _inside.pop()
+            number, blas = (1, 1) if _inside else before
+            torch.set_num_threads(own if own > 1 else number)  # this thread's, and that of new ones
+            if _inside or not is_first:
+                _in_a_new_thread(_set_threads, number, blas)
+
+
+def _in_a_new_thread(function: Callable[..., Value], *arguments: Any) -> Value:
+    """Call a function that reads or sets numbers of threads: torch's for new threads, and BLAS's by no living owner."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _set_threads(number: int, blas: Any) -> None:
+    torch.set_num_threads(number)
+    _libraries().limit(limits=blas, user_api="blas")
 
 
 def in_threads(work: Callable[[Task], Value], tasks: Iterable[Task]) -> list[Value]:
