@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from numbers import Integral, Real
@@ -56,7 +56,7 @@ Errors = Literal["raise", "coerce"]
 # numpy's type, and the value for an image that cannot be used, by the type of a column of clusters.csv.
 NUMPY: Mapping[type, tuple[str, Any]] = {str: ("O", ""), int: ("i8", -1), float: ("f4", np.nan), bool: ("?", False)}
 
-MISSING = ("-1", "nan", "None", "<NA>")  # in y, as text: -1 and the missing values of numpy, Python and pandas
+MISSING = ("None", "<NA>", "NaT")  # labels that are unknown, as text
 
 if TYPE_CHECKING:
     # scikit-learn has no types: with its classes as bases, mypy would accept any attribute.
@@ -162,8 +162,7 @@ class DeepCluster(_Base):
 
         Args:
             X: The images; unusable ones are skipped with a DeepClusterWarning.
-            y: Labels of some images, -1 for all others, as in sklearn.semi_supervised; the images follow as after
-                ``teach``. A cluster with most of a label's images takes it as its name. None or all -1: no labels.
+            y: Ignored, as by all clusterers of scikit-learn: ``fit(X).teach(y)`` takes labels.
             paths: The images of the rows, if X is features.
             run: The run folder to make; None: a temporary one, deleted with the estimator.
             like: A run folder: clusters of this run that reappear keep their numbers, names and junk marks.
@@ -178,13 +177,11 @@ class DeepCluster(_Base):
             raise UsageError(f"verbose={self.verbose!r}: give 0, 1 or 2")
         if not isinstance(like, str | os.PathLike | None):
             raise UsageError(f"like is a {type(like).__name__}: give the path of a run folder")
-        labels = _given_labels(y)
         is_features, images = self._read(X, reset=True)
         if is_features:
             images = read_features(images, None if paths is None else list(paths))
         elif paths is not None:
             raise UsageError("paths are for features, and X is images: leave them out")
-        label_of = _by_path(labels, images.source if is_features else find(images)) if labels else {}
         seed = _seed(self.random_state)
         recipe = self._recipe()
         steps = Steps(self.clustering, self.loss, self.optimizer)
@@ -214,13 +211,11 @@ class DeepCluster(_Base):
         self._open(out, temporary, None if is_features or isinstance(images, str | Path) else images)
         if self.skipped_:
             warn(f"{_unusable(self.skipped_)}, and left out: skipped_ lists all of them")
-        if labels:
-            self._learn(label_of)
         return self
 
     def fit_predict(self, X: Any, y: Any = None, **fit_params: Any) -> npt.NDArray[np.int64]:
         """Fit, and return ``labels_``."""
-        return self.fit(X, y, **fit_params).labels_
+        return self.fit(X, **fit_params).labels_
 
     def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> npt.NDArray[np.float32]:
         """Fit, and return ``embedding_``."""
@@ -332,24 +327,31 @@ class DeepCluster(_Base):
             raise UsageError(f"n={n!r}: give a whole number of at least 1")
         return teach.ask(self.run_, n, drawn=drawn)
 
-    def teach(self, answers: Mapping[str | int, str | int] | None = None, *, drawn: Collection[str | int] = ()) -> Self:
+    def teach(
+        self, answers: Mapping[str | int, str | int] | Iterable[Any] | None = None,
+        *, drawn: Collection[str | int] = (),
+    ) -> Self:  # fmt: skip
         """Let all images follow answers about some of them; ``recut`` and the next ``teach`` remember these.
 
         Args:
-            answers: Name of the cluster (a new name makes a new cluster) or its number, by path or row of the image.
+            answers: Name of the cluster (a new name makes a new cluster) or its number, by path or row of the image. Or
+                a label for each row of ``labels_``, as y of scikit-learn: a name or a whole number, -1 or a missing
+                value if it is unknown. A cluster without a name gets the label that most of its images have.
             drawn: Images of ``answers`` that were drawn at random (``ask``); they teach nothing.
         """
         self._check_run("teach", changes=True)
-        if not hasattr(answers, "items") and answers is not None:
-            raise UsageError(f"answers is a {type(answers).__name__}: give a dict such as {{'a.jpg': 'owl'}}")
-        pairs = () if answers is None else answers.items()  # a Series of pandas has them, too
+        pairs: Any = {} if answers is None else answers  # a Series of pandas has items, too
+        names: Sequence[str] = ()
+        if not _are_by_image(pairs):
+            pairs = _labels(pairs, len(self.paths_))
+            names = self._named_by(pairs)
         row_of = {path: row for row, path in enumerate(self.paths_)}
 
         def row(image: Any) -> Any:
             return row_of.get(str(image)) if isinstance(image, str | Path) else image
 
         marked = {row(image) for image in drawn}
-        self._teach([_answer(image, given, row(image) in marked) for image, given in pairs])
+        self._teach([_answer(image, given, row(image) in marked) for image, given in pairs.items()], names)
         return self
 
     def report(self, path: str | Path) -> Path:
@@ -556,16 +558,13 @@ class DeepCluster(_Base):
             teach.teach(self.run_, answers, display, names=names)
         self._read_results()
 
-    def _learn(self, label_of: Mapping[str, str]) -> None:
-        """Teach the labels ("": none) of the images of the fit. Clusters without a name get their commonest label."""
-        answers = {row: Answer(row, name=label_of[path]) for row, path in enumerate(self.paths_) if label_of[path]}
+    def _named_by(self, label_of: Mapping[int, str]) -> list[str]:
+        """Return the names of the clusters; one without a name gets the commonest label of its rows."""
         names = [*self._model.names]
-        for (group, label), _ in Counter(
-            (int(self.labels_[row]), answer.name) for row, answer in answers.items()
-        ).most_common():
+        for (group, label), _ in Counter((int(self.labels_[row]), label_of[row]) for row in label_of).most_common():
             if not names[group] and label not in names:
                 names[group] = label
-        self._teach([*answers.values()], names)
+        return names
 
     def _check_run(self, what: str, *, changes: bool = False) -> None:
         """Raise UsageError without a run, or if ``what`` ``changes`` clusters that are not those of ``labels_``."""
@@ -607,23 +606,36 @@ def _column_of_rows(X: Any) -> Any:
     return None
 
 
-def _given_labels(y: Any) -> list[str]:
-    """Return the labels in y as text, "" for unknown ones; none if all are unknown or y is None."""
-    values = [] if y is None else column_or_1d(y, dtype=None if hasattr(y, "dtype") else object).tolist()
-    labels = [_label(value) for value in values]
-    return labels if any(labels) else []
+def _are_by_image(answers: Any) -> bool:
+    """Return whether answers are by path or row; a Series of pandas is if its index has paths."""
+    keys = answers.keys() if hasattr(answers, "keys") else ()
+    return isinstance(answers, Mapping) or any(isinstance(key, str | Path) for key in keys)
 
 
-def _by_path(labels: Sequence[str], source: Source) -> dict[str, str]:
-    if len(labels) != len(source.paths):
-        raise UsageError(f"y has {len(labels):,} labels, and X has {len(source.paths):,} images: give one for each")
-    return dict(zip(source.paths, labels, strict=True))
+def _labels(y: Any, count: int) -> dict[int, str]:
+    """Return the labels that are known, as text, by row. UsageError unless there are ``count`` names or numbers."""
+    try:
+        values = column_or_1d(y, dtype=None if hasattr(y, "dtype") else object).tolist()
+    except ValueError:
+        raise UsageError(
+            f"answers is a {type(y).__name__}: give a dict such as {{'a.jpg': 'owl'}}, or a label for each image"
+        ) from None
+    if len(values) != count:
+        raise UsageError(f"y has {len(values):,} labels, and labels_ has {count:,} rows: give one for each")
+    labels = {row: _label(value) for row, value in enumerate(values)}
+    return {row: label for row, label in labels.items() if label}
 
 
 def _label(value: Any) -> str:
-    text = str(int(value) if isinstance(value, float) and value.is_integer() else value)
-    unknown = MISSING[:1] if isinstance(value, str) else MISSING  # an array of words has no number -1
-    return "" if text in unknown else checked_name(text)
+    """Return a label as text, "" if it is unknown."""
+    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
+        if value == -1 or value != value:  # NaN
+            return ""
+        if value < 0 or value % 1:
+            raise UsageError(f"the label {value} is no class: give names or whole numbers from 0 on, -1 if unknown")
+        value = int(value)
+    missing = ("-1",) if isinstance(value, str) else MISSING  # an array of words has no number -1
+    return "" if str(value) in missing else checked_name(str(value))
 
 
 def _answer(image: str | int | Path, given: Any, drawn: bool) -> Answer:

@@ -438,23 +438,36 @@ def test_a_table_answers_by_its_filled_rows_alone(run, tmp_path, prints, ends, m
     assert record(run)["quality"]["drawn"] == 10
 
 
+def test_fit_ignores_y_as_all_clusterers_do(made):
+    features, truth = np.load(made / "f.npy"), np.arange(COUNT) % KINDS
+    dc = DeepCluster(n_clusters=KINDS)
+    alone = dc.fit(features).labels_
+    for y in (truth, truth[::-1] + 0.5, truth[1:], "no labels"):
+        for labels in (dc.fit(features, y).labels_, dc.fit_predict(features, y)):
+            assert (labels == alone).all() and {*dc.names_} == {""} and dc.quality_ is None
+    assert (dc.fit_transform(features, truth) == DeepCluster(n_clusters=KINDS).fit(features).embedding_).all()
+
+
 def test_labels_of_some_images_are_answers_in_python(made, tmp_path):
     features, truth = np.load(made / "f.npy"), np.arange(COUNT) % KINDS
     fit = partial(DeepCluster(n_clusters=KINDS).fit, features)
     some = np.where(np.arange(COUNT) < 30, truth, -1)
-    unnamed = fit().place()
-    assert (fit(np.full(COUNT, -1)).place() == unnamed).all() and {*unnamed["name"]} == {""}
     unknown = (-1, None, np.nan)
-    for y in (some.astype(str), [float(x) if x >= 0 else unknown[i % 3] for i, x in enumerate(some)]):
-        dc = fit(y)
+    mixed = [float(x) if x >= 0 else unknown[i % 3] for i, x in enumerate(some)]
+    for y in (some.astype(str), mixed, pd.Series(some)):
+        dc = fit().teach(y)
         assert (dc.place()["name"] == truth.astype(str)).mean() > 0.9 and dc.n_clusters_ == KINDS
     halves = np.arange(COUNT) * 2 // COUNT
-    other = DeepCluster(n_clusters=KINDS)
-    assert (other.fit_predict(features, halves) == other.labels_).all() and {*other.names_[other.labels_]} == {"0", "1"}
-    for y, words in ((some[1:], "239 .*240"), (["a\nb"] * COUNT, "printable"), (["x" * 201] * COUNT, "200")):
+    other = fit().teach(halves)
+    assert {*other.names_[other.labels_]} == {"0", "1"}
+    untaught = fit()
+    for y, words in (
+        (some[1:], "239 .*240"), (["a\nb"] * COUNT, "printable"), (["x" * 201] * COUNT, "200"),
+        ([-1] * COUNT, "answers"), (truth + 0.5, r"0\.5 .*whole"), (truth - 3, "-3 .*whole"), ([np.inf] * COUNT, "inf .*whole"), ("a.csv", "str"),
+    ):  # fmt: skip
         with pytest.raises(UsageError, match=words):
-            other.fit(features, y, run=tmp_path / "none")
-        assert not (tmp_path / "none").exists()
+            untaught.teach(y)
+    assert (untaught.labels_ == fit().labels_).all() and {*untaught.names_} == {""}
     one, other = dc.ask(2)
     assert dc.names_[dc.labels_[int(one.path)]] == one.now and one.name == "" and dc.quality_ is None
     dc.teach({one.path: "owl", int(other.path): 2}, drawn=[int(one.path)])
