@@ -104,7 +104,7 @@ def fit(
             from deepcluster.fitting.forecast import dry_run
 
             resolved = dry_run(source, request, terminal)
-            print("\n" + to_toml(resolved) if fit_flags.verbose else "", end="")
+            print("\n" + resolved if fit_flags.verbose else "", end="")
             return
         from deepcluster.fitting import fit as fitting
 
@@ -550,7 +550,7 @@ def export(
 def recipes(name: str | None = None, /, *, options: bool = False) -> None:
     """List the recipes, or print the options of one as TOML, with its departures from the published one.
 
-    The choices of `auto` and `classic` depend on the images: `fit --dry-run` prints them.
+    The choices of `auto` and `classic` depend on the images: `fit --dry-run --verbose` prints them.
 
     Args:
         options: List every option with its default (of v1), its values and its meaning.

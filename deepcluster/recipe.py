@@ -9,7 +9,7 @@ import json
 import math
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -292,12 +292,20 @@ class Recipe(Options):
         return round(self.image_size * self.margin)
 
 
+AFTER_READING = "decided after reading the images"
+
+
 # ---- TOML -----------------------------------------------------------------------------------------------------------
 
 
-def to_toml(recipe: Recipe) -> str:
-    """Return the options as TOML, one per line. (JSON's strings, numbers and booleans are valid TOML.)"""
-    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in asdict(recipe).items())
+def to_toml(recipe: Recipe, undecided: Collection[str] = ()) -> str:
+    """Return the options as TOML, one per line; a comment for ``undecided`` ones, so that ``auto`` decides them.
+
+    JSON's strings, numbers and booleans are valid TOML.
+    """
+    lines = {name: f"{name} = {json.dumps(value)}" for name, value in asdict(recipe).items()}
+    lines |= {name: f"# {name}: {AFTER_READING}" for name in undecided}
+    return "".join(f"{line}\n" for line in lines.values())
 
 
 def read_toml(path: str | Path, *, ignore_unknown: bool = False) -> tuple[str, dict[str, Any]]:

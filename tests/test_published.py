@@ -352,6 +352,11 @@ def test_a_run_of_photographs_and_what_comes_after_it(hub_cache, large_photos, t
     assert "EfficientNet-Lite0" in network and said.out.count("deepcluster fetch") == 1 and "warning" not in said.err
     recipe = tomllib.loads((out / "recipe.toml").read_text())
     assert (recipe["backbone"], recipe["weights"]) == (PUBLISHED[SMALL].backbone, "timm")
+    assert run_command([*fit, "--dry-run", "--verbose"]) == 0  # it leaves out what is decided after reading
+    printed = capsys.readouterr().out
+    decided = {name: value for name, value in recipe.items() if name != "within_image"}
+    assert tomllib.loads(printed[printed.rindex("\nbackbone = ") :]) == decided
+    assert printed.count("within_image: decided after reading the images") == 2 and "within_image 1" not in printed
     assert any(SMALL in reason for reason in json.loads((out / "run.json").read_text())["reasons"].values())
 
     # The nouns of the images before training; drawings of 32 px have no name.

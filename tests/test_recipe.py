@@ -225,6 +225,7 @@ def test_unusable_files_change_all_of_the_plan_but_the_sizes_that_were_read(tmp_
     sure = {"class_probabilities": 0.7, "within_image": 0.1}  # by the certainty, which is known now
     assert plan.recipe == replace(second, **sizes, **sure, lr=0.125) and plan.recipe.store_size == first.store_size
     assert plan.reasons["image_size"] == "so many"
+    assert begun.surest(request) == replace(first, **sure, lr=0.125)
 
 
 @pytest.mark.parametrize("named", [{"backbone": "photos-small"}, RESNET])

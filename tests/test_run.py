@@ -24,7 +24,7 @@ from deepcluster.build import learning_rate
 from deepcluster.errors import ModelError, NonFiniteError, OutOfMemoryError, Stopped, UsageError
 from deepcluster.fitting import fit as run
 from deepcluster.fitting import train
-from deepcluster.fitting.forecast import BASE, PAGE, TABLES, memory
+from deepcluster.fitting.forecast import BASE, CLASSES, PAGE, TABLES, memory
 from deepcluster.fitting.plan import Clock, Job, Request
 from deepcluster.fitting.train import KEPT_BACK, training_cost, whole_rounds
 from deepcluster.fitting.writer import SHARE_OF_TIME
@@ -262,6 +262,7 @@ def test_the_memory_of_a_run_by_hand():
     before = copy.deepcopy(NETWORK.state_dict())
     images, features = 10_000 * 3 * 32 * 32, 4 * 10_000 * (128 + 2 * 128)
     assert without_training(10_000) == BASE + images + features + (TABLES + PAGE) * 10_000
+    assert memory(NETWORK, replace(SMALL, class_probabilities=0.1), 9) - memory(NETWORK, SMALL, 9) == CLASSES
     # Two million images are in a mapped file, and 20,000 of them in the page.
     assert without_training(2_000_000) < BASE + 200 * features + TABLES * 2_000_000 + PAGE * 20_001
     torch.testing.assert_close(NETWORK.state_dict(), before, rtol=0, atol=0)

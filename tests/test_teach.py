@@ -463,7 +463,8 @@ def test_labels_of_some_images_are_answers_in_python(made, tmp_path):
     untaught = fit()
     for y, words in (
         (some[1:], "239 .*240"), (["a\nb"] * COUNT, "printable"), (["x" * 201] * COUNT, "200"),
-        ([-1] * COUNT, "answers"), (truth + 0.5, r"0\.5 .*whole"), (truth - 3, "-3 .*whole"), ([np.inf] * COUNT, "inf .*whole"), ("a.csv", "str"),
+        ([-1] * COUNT, "answers"), ("a.csv", "str"), (truth + 0.5, r"0\.5 .*whole"), (truth - 3, "-3 .*whole"),
+        ([np.inf] * COUNT, "inf .*whole"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=words):
             untaught.teach(y)

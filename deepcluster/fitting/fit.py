@@ -31,6 +31,7 @@ from deepcluster.fitting.plan import (
     check_weights_here,
     free_path,
     names_of,
+    with_precision,
 )
 from deepcluster.fitting.train import train
 from deepcluster.fitting.writer import ResultWriter, rounds_text, write_beginning
@@ -41,7 +42,6 @@ from deepcluster.images.own_features import OwnFeatures, read_features
 from deepcluster.images.source import IDS, counted
 from deepcluster.images.store import Store, check_alike, preview, read_once
 from deepcluster.learning.features import certainty_of
-from deepcluster.learning.training import network_precision
 from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.network import Network, no_network
 from deepcluster.presets import RECTIFIED, WHITENING, Facts, Plan, check_groups
@@ -243,11 +243,7 @@ def _read(job: Job, begun: Begun, network: Network) -> tuple[ImagesRead, dict[st
             compute = compute_of(network, plan.recipe, store.partition, exact=True)
             certainty = certainty_of(network, store.images, compute)
         plan = begun.plan_of(used, certainty, job.request)
-    if plan.recipe.precision == "auto":  # so recipe.toml has the precision in use
-        # By a rule and no trial: a trial depends on the load of the machine, and runs of one seed would differ.
-        dtype = network_precision(network, next(network.parameters()).device)
-        name = "bf16" if dtype == torch.bfloat16 else "fp32"
-        plan = plan.changed({"precision": (name, "by the processor and the kind of convolutions")})
+    plan = with_precision(plan, network)
     for line in plan.by_reason() if job.request.verbose else ():
         display.say("Plan", line)
     digests = image_digests(source, store)

@@ -1,6 +1,6 @@
 """The memory of a run, estimated before anything is written, and the lines before it."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from deepcluster.build import loss_of, network_of
-from deepcluster.fitting.plan import Begun, Clock, Job, Request, begin
+from deepcluster.fitting.plan import Begun, Clock, Job, Request, begin, with_precision
 from deepcluster.groups.graph import MAX_GRAPH_ROWS
 from deepcluster.images import Images, find
 from deepcluster.images.store import MEMORY_BUDGET
@@ -16,8 +16,8 @@ from deepcluster.learning.features import crop_side
 from deepcluster.learning.training import number_of_parts
 from deepcluster.nets.network import Network
 from deepcluster.nets.timm import checked_size
-from deepcluster.presets import FEW_IMAGES
-from deepcluster.recipe import AUTO, Recipe
+from deepcluster.presets import FEW_IMAGES, Plan
+from deepcluster.recipe import AFTER_READING, AUTO, Recipe, to_toml
 from deepcluster.report.pictures import MAX_PICTURES
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
@@ -31,6 +31,7 @@ BASE = 500e6
 OUTPUTS_FACTOR = 1.5
 TABLES = 300.0  # bytes of tables and report for an image
 PAGE = 6e3  # and for an image in the page
+CLASSES = 160e6  # matrices of the reduction, if 1,000 class probabilities are features, too
 
 
 def memory(network: Network, recipe: Recipe, count: int, processes: int = 1, *, gpu: bool = False) -> float:
@@ -47,7 +48,8 @@ def memory(network: Network, recipe: Recipe, count: int, processes: int = 1, *, 
     features = 4 * (count * (max(network.embedding_dim, network.feature_dim) + 2 * dims) + sample * dims)
     tables = TABLES * total + PAGE * min(total, MAX_PICTURES)
     training = 0.0 if gpu else _of_a_step(network, recipe, -(-min(recipe.batch_size, total) // processes), processes)
-    return BASE + (images if images <= MEMORY_BUDGET else 0) + features + training + tables
+    classes = CLASSES if recipe.class_probabilities else 0
+    return BASE + (images if images <= MEMORY_BUDGET else 0) + features + training + tables + classes
 
 
 def _of_a_step(network: Network, recipe: Recipe, batch: int, processes: int) -> float:
@@ -92,9 +94,8 @@ def announce(job: Job, begun: Begun, network: Network) -> None:
         side = crop_side(plan.recipe.image_size)
         with checked_size(plan.recipe.backbone, side, ", or --set within_image=0, which sees no centre crops"):
             _outputs(network, side)
-    needed = memory(
-        network, plan.recipe, len(job.source.paths), job.processes.world_size, gpu=job.device.type == "cuda"
-    )
+    surest = begun.surest(job.request)
+    needed = memory(network, surest, len(job.source.paths), job.processes.world_size, gpu=job.device.type == "cuda")
     job.display.say("Network", plan.network)
     for step, name in job.request.steps.names.items():
         job.display.say("Step", f"{step}: {name}")
@@ -108,18 +109,24 @@ def announce(job: Job, begun: Begun, network: Network) -> None:
     check_fits("the run", needed * local_world_size(), advice)
 
 
-def dry_run(images: Images, request: Request, display: Display) -> Recipe:
-    """Show the plan and memory of a fit, and return its recipe. Nothing is written or downloaded."""
+def dry_run(images: Images, request: Request, display: Display) -> str:
+    """Show the plan and memory of a fit, and return its recipe as TOML. Nothing is written or downloaded."""
     source = find(images)
     device = choose_device(request.device)
     request = replace(request, out=None, overwrite=False, resume=False)
     begun = begin(source, request, display, dry=True)
     recipe = begun.plan.recipe
-    # The memory does not depend on the weights.
-    network = network_of(replace(recipe, weights="") if recipe.weights == "timm" else recipe, request.seed, device)
+    # The memory does not depend on the weights, with which the classifier comes.
+    untrained = replace(recipe, weights="", class_probabilities=0.0) if recipe.weights == "timm" else recipe
+    network = network_of(untrained, request.seed, device)
     announce(Job(request, source, None, device, display, ALONE, Clock()), begun, network)
+    plan = with_precision(begun.plan, network)
+    surest = asdict(begun.surest(request))
+    undecided = [name for name, value in asdict(recipe).items() if value != surest[name]]
     is_published = request.recipe.base not in (AUTO, "classic")
-    for line in begun.plan.by_reason():
+    decided = {name: why for name, why in plan.reasons.items() if name not in undecided}
+    lines = [*Plan(plan.recipe, decided).by_reason(), *(f"{name}: {AFTER_READING}" for name in undecided)]
+    for line in lines:
         if request.verbose or (is_published and line.startswith("pseudo_labels")):  # fewer images have fewer
             display.say("Plan", line)
-    return recipe
+    return to_toml(plan.recipe, undecided)

@@ -14,9 +14,11 @@ from deepcluster.build import NO_STEPS, OWN, Steps
 from deepcluster.errors import DataError, ModelError, UsageError
 from deepcluster.images import Source
 from deepcluster.images.store import Store, preview
+from deepcluster.learning.training import network_precision
 from deepcluster.model import Model
 from deepcluster.nets.hub import fetch, local_file
 from deepcluster.nets.names import PUBLISHED
+from deepcluster.nets.network import Network
 from deepcluster.presets import Facts, Plan, RecipeRequest, check_groups, resolve, spelt_out
 from deepcluster.recipe import AUTO, Recipe, read_toml
 from deepcluster.runtime.console import Display
@@ -167,6 +169,12 @@ class Begun:
         reasons = {name: reason for name, reason in self.plan.reasons.items() if name in SIZES}
         return Plan(replace(plan.recipe, **sizes), {**plan.reasons, **reasons})
 
+    def surest(self, request: Request) -> Recipe:
+        """Return the recipe of a network that is sure of all images, which is not known before they are read."""
+        if self.facts is None:
+            return self.plan.recipe
+        return resolve(request.recipe, replace(self.facts, certainty=1.0)).recipe
+
 
 def begin(source: Source, request: Request, display: Display, *, dry: bool = False) -> Begun:
     """Decide the folder, the start and the recipe of a run. On the main rank alone.
@@ -184,6 +192,15 @@ def begin(source: Source, request: Request, display: Display, *, dry: bool = Fal
     _get_weights(name, request, display, dry=dry)
     facts = replace(facts, published=name)
     return Begun(str(out), "new", resolve(request.recipe, facts), facts, *names_of(request))
+
+
+def with_precision(plan: Plan, network: Network) -> Plan:
+    """Return the plan with the precision in use: by a rule and no trial, which would depend on the machine's load."""
+    if plan.recipe.precision != "auto":
+        return plan
+    dtype = network_precision(network, next(network.parameters()).device)
+    name = "bf16" if dtype == torch.bfloat16 else "fp32"
+    return plan.changed({"precision": (name, "by the processor and the kind of convolutions")})
 
 
 def names_of(request: Request) -> tuple[str | None, str | None]:
