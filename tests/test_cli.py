@@ -201,7 +201,8 @@ def test_dry_run_writes_nothing_and_takes_the_name_of_a_run_that_exists(finished
     assert re.search(r"Memory +\d+\.\d GB on cpu\n$", printed) and printed.count("\n") <= 5
     plan = prints(*dry, "--recipe", "v1", "--backbone", "compact", "--image-size", "16")
     assert re.search(r"pseudo_labels 3: .*10,000", plan) and "backbone = " not in plan
-    assert "backbone = " in prints(*dry, "--verbose")
+    verbose = prints(*dry, "--verbose")
+    assert "backbone = " in verbose and 'precision = "auto"' not in verbose  # as in recipe.toml of the fit
     assert not (tmp_path / "run").exists()
     prints("fit", photos, "-k", "3", "-o", finished, "--dry-run")
 
