@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -125,6 +126,8 @@ class Sandbox:
             arguments += [word for option in QUICK.items() if option[0] not in arguments for word in option]
         if arguments[0] == "apply":
             self._write_edits(*arguments[1:3])  # without a file it looks into the Downloads folder
+        if arguments[0] == "teach" and len(arguments) > 2:
+            fill_in(Path(arguments[2]))
         before, pipe, _ = line.rpartition("| ")
         expected = int(found[1]) if (found := re.search(r"#.*exit code (\d+)", line)) else 0
 
@@ -159,6 +162,13 @@ class Sandbox:
             source = re.sub(rf"\bDeepCluster\((?!.*(?:\b{name}=|fit\(features\b))", f"DeepCluster({name}=1, ", source)
         with redirect_stdout(io.StringIO()):
             exec(compile(source, str(self.page), "exec"), self.names)
+
+
+def fill_in(table: Path) -> None:
+    """Answer the first two questions of a table."""
+    questions = pd.read_csv(table, dtype=str, keep_default_na=False)
+    questions.loc[:1, "name"] = ["roses", "lilies"]
+    questions.to_csv(table, index=False)
 
 
 def needs_more(text: str) -> bool:

@@ -470,7 +470,7 @@ def test_labels_of_some_images_are_answers_in_python(made, tmp_path):
             untaught.teach(y)
     assert (untaught.labels_ == fit().labels_).all() and {*untaught.names_} == {""}
     one, other = dc.ask(2)
-    assert dc.names_[dc.labels_[int(one.path)]] == one.now and one.name == "" and dc.quality_ is None
+    assert one.now == f"cluster {dc.labels_[int(one.path)]}" and one.name == "" and dc.quality_ is None
     dc.teach({one.path: "owl", int(other.path): 2}, drawn=[int(one.path)])
     assert dc.place()["name"][int(one.path)] == "owl" and dc.labels_[int(other.path)] == 2
     assert dc.quality_["drawn"] == 1 and (dc.predict(features) == dc.labels_).all()
