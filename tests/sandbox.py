@@ -154,7 +154,7 @@ class Sandbox:
         Path(edits).write_text(json.dumps(shown | {"cut": json.loads(text_of(Path(run, "run.json")))["cut"]}))
 
     def execute(self, block: Block) -> None:
-        """Run a block of Python, with one round and, in the estimator, one epoch and a seed (by another it may collapse)."""
+        """Run a block of Python, with one round and, in the estimator, one epoch and a seed (another may collapse)."""
         if needs_more(block.text):
             return
         source = re.sub(r"\brounds=\d+", "rounds=1", block.text)
