@@ -66,7 +66,7 @@ def opened(browser: Any, report: Path | str, originals: int = 0, loads: int = 1,
     context.set_default_timeout(TIMEOUT_MS)
     page = context.new_page()
     page.on("request", lambda request: asked.append(request.url[:200]))
-    page.on("console", lambda message: said.append(message.text))
+    page.on("console", lambda message: said.append(f"{message.text} {message.location['url']}"))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
     page.goto(address)
