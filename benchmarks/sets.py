@@ -1,27 +1,31 @@
 """Frozen groups of many collections, by several reductions, beside UMAP and k-means of the same network's features.
 
     python benchmarks/sets.py CACHE FOLDER [FOLDER ...] [--images 0 150] [--seeds 0 1 2] [--most 3000]
-                              [--variants | --mixes 40 | --numbers]
+                              [--variants | --numbers | --mixes 40]
 
 FOLDER has a folder a class and names the collection. CACHE keeps the features of each: whole images (224 px), their
 middles (160 px) and mirrored, by the installed network, so that a variant takes seconds. results/collections.json gets
 a row for each collection, number of images (0: all) and seed: NMI (geometric mean) of the groups of the plain command,
 of UMAP(10) and k-means (pip install umap-learn), the share of the 10 nearest neighbours of the same kind, and the NMI
 of the first seed with the images in another order and noise of 1e-6. --variants prints other weights of the class
-probabilities and of the scaling instead, and which of them leaving one collection out chooses. --mixes N writes
+probabilities and of the scaling instead, and which of them leaving one collection out chooses. --numbers writes
+results/numbers.json: the number of clusters that -k auto takes, with the other candidates, for the collections (a
+sample of some 400 images of the larger ones), and for subsets of them: half the kinds and a third, three draws each.
+It prints the share that is right within a factor of 1.5, that of the collections with a right candidate, the root mean
+square error of log k, and the share of two seeds within 1.25, by the size of the subsets. --mixes N writes
 results/mixes.json instead: the number of clusters that -k auto takes for N mixes of 3 to 9 kinds of all collections,
-and for N of 10 to 32. --numbers writes results/numbers.json: the numbers that `deepcluster fit` shows for each whole
-collection (at most --most images), and how many are within a factor of 1.5 of the number of kinds.
+and for N of 10 to 32.
 """
 
 import argparse
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
-from common import fit, labelled, paths_of, runs_of, save, spread
+from common import labelled, paths_of, runs_of, save, spread
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,12 +40,11 @@ from deepcluster.nets.network import Network
 from deepcluster.presets import Facts, read_request, resolve
 from deepcluster.recipe import Recipe
 from deepcluster.runtime.compute import Compute
+from deepcluster.seeding import derive
 
 LITE0 = PUBLISHED["photos-small"].backbone
 SIDE = 224
 NEIGHBOURS = 10
-NEAR = 1.5  # largest ratio of a right guess to the number of kinds
-NINE = 9  # the constant guess beside the program's
 Gate = tuple[float, float, float, float]  # certainties of unknown and known kinds, scale of classes, least scaling
 GATES: dict[str, Gate | None] = {
     "no scaling, no classes": None,
@@ -176,27 +179,51 @@ def mixes(contents: list[dict[str, Any]], network: Network, count: int) -> Itera
             mixed = {view: torch.cat([contents[i][view][rows] for i, rows in parts]) for view in views}
             size = len(mixed["whole"])
             rows = plainly_reduced(network, mixed, k)
-            guess = plausible_numbers(rows, finest=True)[0].k
+            guess = plausible_numbers(rows)[0].k
             yield {"mix": f"{least} to {most} kinds", "kinds": k, "images": size, "guess": guess,
-                   "right": right(guess, k)}  # fmt: skip
+                   "right": is_right(guess, k)}  # fmt: skip
 
 
-def right(guess: int, kinds: int) -> int:
-    return int(max(guess / kinds, kinds / guess) <= NEAR)
+def parts_of(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield a collection as a whole, half its kinds and a third of them (at least 2), three draws each."""
+    yield "all kinds", content
+    kinds = len(content["labels"].unique())
+    for name, share in (("half", 2), ("a third", 3)):
+        count = max(2, round(kinds / share))
+        for draw in range(3):
+            chosen = torch.randperm(kinds, generator=torch.Generator().manual_seed(100 * draw + count))[:count]
+            rows = torch.isin(content["labels"], chosen)
+            yield name, {key: content[key][rows] for key in ("labels", "whole", "middle")}
 
 
-def numbers(cache: Path, folder: Path, most: int, seeds: list[int]) -> Iterator[dict[str, Any]]:
-    """Yield the numbers of clusters that the plain command shows for a whole collection."""
-    paths = paths_of(folder, most)
-    sample = cache / "numbers.txt"
-    sample.write_text("".join(f"{path}\n" for path in paths))
-    kinds = len({path.parent.name for path in paths})
-    for seed in seeds:
-        guess, *others = [row["k"] for row in fit(sample, ["--seed", str(seed)], cache / "numbers")["candidates"]]
-        shown = dict(zip(("second", "third"), others, strict=False))
-        yield {"collection": f"{folder.name}, {len(paths)} images", "seed": seed, "kinds": kinds, "guess": guess,
-               **shown, "right": right(guess, kinds), "shown": max(right(k, kinds) for k in (guess, *others)),
-               "nine": right(NINE, kinds)}  # fmt: skip
+def numbers(name: str, content: dict[str, Any], network: Network, seeds: list[int]) -> Iterator[dict[str, Any]]:
+    """Yield the true number of kinds and the candidates for a collection and its subsets."""
+    for part, some in parts_of(content):
+        k = len(some["labels"].unique())
+        rows = plainly_reduced(network, some, k)
+        for seed in seeds:
+            found = [candidate.k for candidate in plausible_numbers(rows, seed=derive(seed, "groups"))]
+            row = {"images": f"{name}, {len(rows)} of {k} kinds", "part": part, "seed": seed, "guess": found[0],
+                   "others": found[1:], "right": is_right(found[0], k), "any": max(is_right(each, k) for each in found),
+                   "error": round(math.log(found[0] / k), 3)}  # fmt: skip
+            print(row, flush=True)
+            yield row
+
+
+def is_right(guess: int, k: int) -> int:
+    return int(max(guess / k, k / guess) <= 1.5)
+
+
+def in_short(runs: list[dict[str, Any]], seeds: list[int]) -> str:
+    """Return the figures of the rows of :func:`numbers`."""
+    guesses = zip(*(([row["guess"] for row in runs if row["seed"] == seed]) for seed in seeds), strict=True)
+    figures = {
+        "right": mean(row["right"] for row in runs),
+        "any candidate": mean(row["any"] for row in runs),
+        "error": math.sqrt(mean(row["error"] ** 2 for row in runs)),
+        "seeds agree": mean(max(each) / min(each) <= 1.25 for each in guesses),
+    }
+    return ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
 
 
 def main() -> None:
@@ -211,15 +238,6 @@ def main() -> None:
     parser.add_argument("--numbers", action="store_true")
     arguments = parser.parse_args()
     arguments.cache.mkdir(exist_ok=True)
-    found: list[dict[str, Any]] = []
-    if arguments.numbers:
-        for folder in arguments.folders:
-            for row in numbers(arguments.cache, folder, arguments.most, arguments.seeds):
-                print(row, flush=True)
-                found.append(row)
-        sums = {f"{key}_sum": sum(row[key] for row in found) for key in ("right", "shown", "nine")}
-        save("numbers", {"runs": found, "in all": {"collections": len(found), **sums}})
-        return
     network = network_of(plain(1000, 10, 0.0), 0, torch.device("cpu"))
     if arguments.mixes:
         contents = [cached(arguments.cache, folder, network, arguments.most) for folder in arguments.folders]
@@ -228,6 +246,18 @@ def main() -> None:
             print(mix, "right within 1.5:", mean(row["right"] for row in guesses if row["mix"] == mix))
         save("mixes", {"runs": guesses})
         return
+    if arguments.numbers:
+        runs: list[dict[str, Any]] = []
+        for folder in arguments.folders:
+            content = cached(arguments.cache, folder, network, arguments.most)
+            some = some_of(content, 400 if len(content["labels"]) > 450 else 0)
+            runs += numbers(folder.name, some, network, arguments.seeds)
+        for part in ("all kinds", "half", "a third"):
+            print(part, in_short([row for row in runs if row["part"] == part], arguments.seeds))
+        print("in all", in_short(runs, arguments.seeds))
+        save("numbers", {"runs": runs})
+        return
+    found: list[dict[str, Any]] = []
     scores: dict[str, dict[str, float]] = {gate: {} for gate in GATES}
     for folder in arguments.folders:
         whole = cached(arguments.cache, folder, network, arguments.most)

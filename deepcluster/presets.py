@@ -28,7 +28,6 @@ MIN_PUBLISHED_SIDE = 28
 MAX_PUBLISHED_IMAGES = 100_000  # more can teach a network of their own
 MAX_LARGE_IMAGES = 5000  # a CPU has time to see so many at 224 px
 PUBLISHED_SIZE = 224  # px, of the images that published networks are made for
-MIN_PHOTOGRAPH_SIDE = 96  # px; smaller colour images have as few kinds as their clearest groups
 WHITENING = 0.25  # chosen by leaving one set out (benchmarks/LOG.md)
 # Networks whose features are means of the output of a ReLU. Only EfficientNet-Lite was measured.
 RECTIFIED = "timm:tf_efficientnet_lite"
@@ -72,11 +71,6 @@ class Facts:
     def suits_published(self) -> bool:
         """True if the images are large and few enough to start from a published network."""
         return self.short_side >= MIN_PUBLISHED_SIDE and self.count <= MAX_PUBLISHED_IMAGES
-
-    @property
-    def are_photographs(self) -> bool:
-        """True if the images have colours and are large enough to be photographs."""
-        return not self.grey and self.short_side >= MIN_PHOTOGRAPH_SIDE
 
 
 @dataclass(frozen=True)
@@ -341,8 +335,6 @@ def auto(options: OptionValues, facts: Facts) -> Plan:
     """
     choices, size, backbone, pretrained = _sized(options, facts)
     choices |= _adapting(size, facts, backbone, options) if pretrained else _from_scratch(size, facts)
-    if pretrained and facts.are_photographs:
-        choices["guess"] = ("finest", "photographs have more kinds than the clearest groups show")
     choices |= _views(facts, *((0.3, 0.1) if pretrained else (0.2, 0.2)))
     always = Recipe(
         sobel=False, whitening=WHITENING, schedule="cosine", tolerance=0.02, precision="auto", grouping="embedding"

@@ -253,11 +253,6 @@ class Recipe(Options):
         "Clusters by k-means of the features, or of an embedding of their neighbour graph.",
         choices=("kmeans", "embedding"),
     )
-    guess: str = _result(
-        "clearest",
-        "Guess of the number of clusters without -k: the clearest, or the finest plausible one.",
-        choices=("clearest", "finest"),
-    )
     average: float = _result(
         1.0,
         "Share of the last round's weights in the result; the rest are those before that round.",

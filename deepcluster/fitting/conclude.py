@@ -85,7 +85,7 @@ def conclude_run(
         store_size=store_size,
         batch_size=recipe.batch_size,
     )
-    model = with_coarse_groups(model, placement, record, recipe, rows)
+    model = with_coarse_groups(model, placement, record, rows)
     if job.request.like:
         model, placement, text = continued(
             model, placement, rows.reduced, job.former, images.places_before, store.partition

@@ -40,11 +40,11 @@ from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.given import true_labels
 from deepcluster.images.own_features import OwnFeatures, read_features
 from deepcluster.images.source import IDS, counted
-from deepcluster.images.store import Store, check_alike, preview, read_once
+from deepcluster.images.store import Store, check_alike, read_once
 from deepcluster.learning.features import certainty_of
 from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.network import Network, no_network
-from deepcluster.presets import RECTIFIED, WHITENING, Facts, Plan, check_groups
+from deepcluster.presets import RECTIFIED, WHITENING, Plan, check_groups
 from deepcluster.recipe import AUTO, Recipe, to_toml
 from deepcluster.report.pictures import sprite_sheet, tiny_pictures
 from deepcluster.runs.inherit import decisions
@@ -315,7 +315,7 @@ def places_before(
 
 # The options of a recipe that concern features; the others are for images or for training.
 FEATURES_OPTIONS = {
-    *("dims", "whitening", "root", "pseudo_labels", "empty", "kmeans_iterations", "spherical", "grouping", "guess"),
+    *("dims", "whitening", "root", "pseudo_labels", "empty", "kmeans_iterations", "spherical", "grouping"),
 }
 
 
@@ -333,7 +333,7 @@ def _begin_features(data: Any, width: int, source: Source, request: Request, dis
 
 
 def _features_recipe(request: Request, source: Source) -> Recipe:
-    """Return the reduction, fine clusters and guess of ``auto`` for a pretrained network (docs/decisions.md)."""
+    """Return the reduction and fine clusters of ``auto`` for a pretrained network (docs/decisions.md)."""
     options = request.recipe.all_options
     others = ["recipe"] * (request.recipe.base != AUTO) + ["resume"] * request.resume
     others += [*options, *request.steps.names]
@@ -345,10 +345,6 @@ def _features_recipe(request: Request, source: Source) -> Recipe:
     count = len(source.paths)
     clusters = min(max(5 * (request.n_clusters or 0), count // 100, 2), max(1, count // 20))
     chosen: dict[str, Any] = {"whitening": WHITENING, "pseudo_labels": clusters, "rounds": 0, "grouping": "embedding"}
-    if source.items.of_files:
-        with suppress(DataError):  # the paths need not lead to pictures
-            facts = Facts(count, *preview(source), request.n_clusters, CPU.type)
-            chosen["guess"] = "finest" if facts.are_photographs else "clearest"
     chosen |= options
     return Recipe(**{**chosen, "pseudo_labels": max(1, min(chosen["pseudo_labels"], count))})
 

@@ -1,9 +1,11 @@
 """The number of groups: candidates from the neighbour graph, and how stable a cut into so many groups is."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
 from statistics import mean
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,18 +14,37 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.agreement import ari
-from deepcluster.clustering.kmeans import best_of, first_occurrences
-from deepcluster.groups.cut import KMEANS_STARTS, ROWS_EACH, as_groups, cut_features, nearest_groups
-from deepcluster.groups.graph import Embeddings, modularity
+from deepcluster.clustering.kmeans import best_of
+from deepcluster.groups.cut import (
+    EMBEDDINGS,
+    KMEANS_STARTS,
+    ROWS_EACH,
+    as_groups,
+    cut_features,
+    nearest_groups,
+    positions_of,
+)
+from deepcluster.groups.graph import (
+    CURVES,
+    Embeddings,
+    Points,
+    graph_rows,
+    leading_eigenvectors,
+    modularity,
+    neighbour_ties,
+)
 from deepcluster.records import Candidate
 from deepcluster.seeding import derive, generator
 
-MAX_CANDIDATES = 3
-MAX_GROUPS = 30
-MAX_FINEST = 60  # if the finest number is the guess
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+MAX_GROUPS = 60
 ROWS = 3000  # of a sample: its graph and its cuts take seconds
-FINER = 0.98  # share of the best score from which the finest candidate comes first: people merge more easily than split
-FINEST = 0.9  # share of the best score from which a number is plausible (docs/decisions.md)
+FINEST = 0.9  # share of the best score from which a number is plausible; like CLOSE by leaving one set out (the log)
+CLOSE = 0.8  # eigenvalue of the neighbour graph from which it counts as one of a group
+SPECTRUM_ROWS = 400  # of a graph whose eigenvalues count: with more rows more of them are close to 1
+SPECTRA = 5  # samples of so many rows
 REFINES = 2  # least ratio of groups to coarse groups: below it the second level shows nothing new
 CUTS = 3
 SHARE = 0.8  # of the sample, in a cut
@@ -32,45 +53,79 @@ Scores = npt.NDArray[np.float64]  # by the number of groups
 
 
 def plausible_numbers(
-    reduced: Tensor,
-    *,
-    seed: int = 0,
-    by_kmeans: bool = False,
-    finest: bool = False,
-    embed: Embeddings | None = None,
+    reduced: Tensor, *, seed: int = 0, by_kmeans: bool = False, embed: Embeddings | None = None
 ) -> list[Candidate]:
-    """Return up to three numbers of groups, 2 to ``MAX_GROUPS``, for N x d rows of length 1, the most plausible first.
+    """Return up to three numbers of groups, 2 to ``MAX_GROUPS``, for N x d rows of length 1, the guess first.
 
-    Ward's tree of an embedding (graph.py) is cut into all these numbers. The score of a cut is its silhouette there
-    (Lowe et al. 2024) times its modularity (Newman and Girvan 2004): the silhouette alone often prefers two groups, the
-    modularity alone too many. A number beside a better one is no candidate: three levels of detail tell more than three
-    numbers that are nearly the same. Of candidates with nearly the best score the finest comes first. The list is empty
-    for fewer than 4 distinct rows.
+    The guess is the geometric mean of the finest plausible number of cuts and the :func:`spectral_number`: the first is
+    often too large, the second too small. Ward's trees of the embeddings (graph.py) are cut into all numbers. The score
+    of a number is the mean silhouette of its cuts there (Lowe et al. 2024) times their mean modularity (Newman and
+    Girvan 2004): the silhouette alone often prefers two groups, the modularity alone too many. The other candidates are
+    half and twice the guess, the better score first. The list is empty for fewer than 4 distinct rows.
 
     Args:
+        seed: As of the cut, which may need the same embeddings.
         by_kmeans: Measure the stability of cuts by k-means of the features.
-        finest: Put the finest plausible number (up to ``MAX_FINEST``) first, because photographs have more kinds than
-            the clearest cut has groups.
         embed: May know the graph and the embeddings of these rows.
     """
     embed = Embeddings() if embed is None else embed
-    from sklearn.metrics import silhouette_score  # here, as in clustering/agreement.py
-
-    rows = sample(reduced, seed)
-    rows = rows[first_occurrences(rows)]
+    rows = reduced[graph_rows(reduced, derive(seed, "cut"), ROWS)]
     if len(rows) < 4:
         return []
+    numbers = np.arange(2, min(MAX_GROUPS, len(rows) - 2) + 1)
+    is_shared = not by_kmeans and len(rows) < ROWS  # the cut needs these embeddings
+    positions = positions_of(rows, EMBEDDINGS if is_shared else len(CURVES), derive(seed, "cut"), embed).numpy()
     ties = embed.ties(rows)
-    positions = embed(rows, [derive(seed, "embedding")])[0].numpy()
-    numbers = np.arange(2, min(MAX_FINEST if finest else MAX_GROUPS, len(rows) - 2) + 1)
-    labelings = scipy.cluster.hierarchy.cut_tree(scipy.cluster.hierarchy.linkage(positions, "ward"), numbers).T
-    silhouettes = np.array([silhouette_score(positions, labels) for labels in labelings])
-    modularities = np.array([modularity(ties, labels) for labels in labelings]).clip(0)
-    scores = silhouettes * modularities
-    chosen = ranked_finest(scores) if finest else ranked(scores, MAX_CANDIDATES)
-    columns = (column[chosen].tolist() for column in (numbers, silhouettes, modularities))
+    silhouettes, modularities = np.mean([cut_measures(points, ties, numbers) for points in positions], 0)
+    scores = silhouettes.clip(0) * modularities.clip(0)
+    chosen = around(math.sqrt(finest_plausible(scores) * spectral_number(rows, seed)), scores)
     stable = partial(stability, reduced, seed=seed, by_kmeans=by_kmeans, embed=embed)
-    return [Candidate(k, apart, tied, stable(k)) for k, apart, tied in zip(*columns, strict=True)]
+    return [Candidate(k, float(silhouettes[k - 2]), float(modularities[k - 2]), stable(k)) for k in chosen]
+
+
+def cut_measures(positions: Points, ties: "csr_array", numbers: npt.NDArray[np.int64]) -> tuple[Scores, Scores]:
+    """Return the silhouette and the modularity of the cuts of Ward's tree of N rows into ascending ``numbers``."""
+    tree = scipy.cluster.hierarchy.linkage(positions, "ward")
+    cuts = scipy.cluster.hierarchy.cut_tree(tree, numbers)
+    silhouettes = silhouettes_of(positions, scipy.cluster.hierarchy.leaves_list(tree), cuts)
+    return silhouettes, np.array([modularity(ties, labels) for labels in cuts.T])
+
+
+def silhouettes_of(positions: Points, order: npt.NDArray[np.int32], cuts: npt.NDArray[np.int64]) -> Scores:
+    """Return the mean silhouette (Rousseeuw 1987) of each cut (a column of labels, the finest last) of a tree.
+
+    ``order``: The leaves of the tree. The groups of every cut are contiguous there, so the distances are summed once.
+    """
+    begins = np.flatnonzero(np.diff(cuts[order, -1], prepend=-1))
+    sums = np.add.reduceat(scipy.spatial.distance.cdist(positions, positions[order]), begins, axis=1)
+    row = np.arange(len(positions))
+    means = []
+    for labels in cuts.T:
+        groups = labels[order[begins]]
+        starts = np.flatnonzero(np.diff(groups, prepend=-1))
+        own = np.argsort(groups[starts])[labels]
+        sizes = np.bincount(own)
+        distances = np.add.reduceat(sums, starts, axis=1)
+        inside = distances[row, own] / (sizes[own] - 1).clip(1)
+        distances /= sizes
+        distances[row, own] = np.inf
+        outside = distances.min(1)
+        apart = (outside - inside) / np.maximum(inside, outside).clip(np.finfo(float).tiny)
+        means.append(apart[sizes[own] > 1].sum() / len(row))
+    return np.array(means)
+
+
+def spectral_number(rows: Tensor, seed: int) -> int:
+    """Return the number of eigenvalues above ``CLOSE`` of the neighbour graph of distinct rows, at least 2.
+
+    Each group with few ties to the others has one (von Luxburg 2007). The eigenvalues are means of samples.
+    """
+    parts = [
+        rows[torch.randperm(len(rows), generator=generator(seed, "spectrum", i))[:SPECTRUM_ROWS]]
+        for i in range(SPECTRA if len(rows) > SPECTRUM_ROWS else 1)
+    ]
+    spectra = [leading_eigenvectors(neighbour_ties(part), MAX_GROUPS, seed)[0] for part in parts]
+    return max(2, int((np.mean(spectra, 0) > CLOSE).sum()))
 
 
 def coarse_number(numbers: Sequence[int]) -> int:
@@ -81,20 +136,17 @@ def coarse_number(numbers: Sequence[int]) -> int:
     return next((number for number in numbers[1:] if REFINES * number <= numbers[0]), 0)
 
 
-def ranked(scores: Scores, count: int) -> list[int]:
-    """Return up to ``count`` indices of scores, peaks and best first; the last within ``FINER`` of the best leads."""
-    beside = np.pad(scores, 1, constant_values=-np.inf)
-    peaks = (scores > beside[:-2]) & (scores >= beside[2:])
-    best = np.lexsort((-scores, ~peaks))[:count].tolist()
-    nearly_best = [i for i in best if scores[i] >= FINER * scores[best[0]]]
-    return sorted(best, key=lambda i: i != max(nearly_best))
+def finest_plausible(scores: Scores) -> int:
+    """Return the finest number of groups whose score (of 2 groups, 3 and so on) is nearly the best."""
+    return int(np.flatnonzero(scores >= FINEST * scores.max())[-1]) + 2
 
 
-def ranked_finest(scores: Scores) -> list[int]:
-    """Return the index of the finest plausible number, and the indices of :func:`ranked` that are not beside it."""
-    first = int(np.flatnonzero(scores >= FINEST * scores.max())[-1])
-    others = [i for i in ranked(scores, MAX_CANDIDATES) if abs(i - first) > 1]
-    return [first, *others][:MAX_CANDIDATES]
+def around(guess: float, scores: Scores) -> list[int]:
+    """Return the guessed number of groups, then about half and twice the number, the better score first."""
+    most = len(scores) + 1
+    number = min(max(2, round(guess)), most)
+    others = {max(2, number // 2), min(2 * number, most)} - {number}
+    return [number, *sorted(others, key=lambda k: -scores[k - 2])]
 
 
 def stability(

@@ -76,9 +76,7 @@ def cut_features(
     rows = reduced[graph_rows(reduced, seed)]
     if k < 2 or len(rows) < ROWS_EACH * k:
         return as_groups(best_of(KMEANS_STARTS, reduced, k, seed))
-    count = min(embeddings, max(len(CURVES), EMBEDDED_ROWS // len(rows)))
-    positions = embed(rows, [derive(seed, "embedding", i) for i in range(count)])
-    labels = _labels(positions, k, embed.ties(rows), seed)
+    labels = _labels(positions_of(rows, embeddings, seed, embed), k, embed.ties(rows), seed)
     sizes = torch.bincount(labels, minlength=k)
     parts = [
         _inside(rows, labels == group, derive(seed, "inside", group))
@@ -88,6 +86,12 @@ def cut_features(
     cut = Cut(torch.cat(parts), torch.repeat_interleave(torch.tensor([len(part) for part in parts])))
     placed = torch.bincount(nearest_groups(reduced, cut), minlength=cut.count)  # groups are numbered by it
     return Cut(cut.centroids, torch.argsort(torch.argsort(placed, descending=True, stable=True))[cut.group_of])
+
+
+def positions_of(rows: Tensor, embeddings: int, seed: int, embed: Embeddings) -> Tensor:
+    """Return up to so many embeddings of the distinct rows of a cut; the more rows, the fewer."""
+    count = min(embeddings, max(len(CURVES), EMBEDDED_ROWS // len(rows)))
+    return embed(rows, [derive(seed, "embedding", i) for i in range(count)])
 
 
 def _labels(embeddings: Tensor, k: int, ties: "csr_array", seed: int) -> Tensor:

@@ -54,7 +54,7 @@ def recut(run: Path, n_clusters: int | None, display: Display | None = None, sou
         heir = inherit.heirs(before.cluster, after.cluster, mutual=True)
         new = replace(model, cut=cut, **vars(inherit.carried_over(model, heir, cut.count)))
         if n_clusters is None:
-            new = result.with_coarse_groups(new, after, record, recipe, rows)
+            new = result.with_coarse_groups(new, after, record, rows)
             new = inherit.with_coarse_names(new, after.cluster, model, before.cluster)
         moves = inherit.surviving_moves(model, before.cluster, heir)
         new, after = inherit.with_moves(new, after, rows.reduced, moves, rows.partition)

@@ -157,8 +157,8 @@ def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[st
 # ---- how many groups, and which ------------------------------------------------------------
 
 
-def with_coarse_groups(model: Model, placement: Placement, record: RunRecord, recipe: Recipe, rows: Rows) -> Model:
-    """Return the model with coarse groups if its number of groups is the finest plausible. A collective.
+def with_coarse_groups(model: Model, placement: Placement, record: RunRecord, rows: Rows) -> Model:
+    """Return the model with coarse groups if its number of groups is the guess. A collective.
 
     There are none if fewer than two of them would hold several groups.
     """
@@ -167,7 +167,7 @@ def with_coarse_groups(model: Model, placement: Placement, record: RunRecord, re
 
     def coarse() -> list[int]:
         numbers = [candidate["k"] for candidate in record.candidates or ()]
-        count = coarse_number(numbers) if recipe.guess == "finest" and numbers[:1] == [model.cut.count] else 0
+        count = coarse_number(numbers) if numbers[:1] == [model.cut.count] else 0
         groups = coarse_groups(model.cut, counts, count) if count else []
         return groups if sum(size > 1 for size in Counter(groups).values()) > 1 else []
 
@@ -181,9 +181,9 @@ def choose_number(
     """Return the number of groups and, without a requested one, run.json with the candidates for it."""
     if n_clusters is not None:
         return n_clusters, record
-    seed = derive(record.seed, "number of groups")
-    by_kmeans, finest = recipe.grouping == "kmeans", recipe.guess == "finest"
-    plausible = plausible_numbers(rows.sample, seed=seed, by_kmeans=by_kmeans, finest=finest, embed=rows.embeddings)
+    seed = derive(record.seed, "groups")
+    by_kmeans = recipe.grouping == "kmeans"
+    plausible = plausible_numbers(rows.sample, seed=seed, by_kmeans=by_kmeans, embed=rows.embeddings)
     record = replace(record, candidates=[asdict(candidate) for candidate in plausible])
     if not plausible:
         return 1, record
@@ -203,7 +203,7 @@ def stability_entries(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters:
         return {"stability": None, "verdict": "The clusters are as you edited them. Their stability is not measured."}
     known = {candidate["k"]: candidate["stability"] for candidate in record.candidates or ()}
     if n_clusters not in known and n_clusters <= MAX_IN_CUT:
-        seed = derive(record.seed, "number of groups")
+        seed = derive(record.seed, "groups")
         by_kmeans = recipe.grouping == "kmeans"
         known[n_clusters] = stability(rows.sample, n_clusters, seed=seed, by_kmeans=by_kmeans, embed=rows.embeddings)
     if (stable := known.get(n_clusters)) is None:
