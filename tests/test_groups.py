@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scipy.cluster.hierarchy import linkage
+from scipy.cluster.hierarchy import cut_tree, linkage
 from scipy.optimize import brentq
 from scipy.sparse import csr_array
 from sklearn.cluster import KMeans
+from sklearn.metrics import silhouette_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
@@ -18,7 +19,14 @@ from deepcluster.clustering import kmeans
 from deepcluster.clustering.agreement import ari, nmi
 from deepcluster.groups import choose_k, cut, graph
 from deepcluster.groups import tree as trees
-from deepcluster.groups.choose_k import plausible_numbers, ranked, ranked_finest, stability
+from deepcluster.groups.choose_k import (
+    around,
+    cut_measures,
+    finest_plausible,
+    plausible_numbers,
+    spectral_number,
+    stability,
+)
 from deepcluster.groups.cut import ROWS_EACH, Cut, as_groups, cut_features, placement_of
 from deepcluster.groups.due import Drift, drift
 from deepcluster.groups.graph import embedding, extended_layout, layout, modularity, neighbour_ties, spectral_start
@@ -232,15 +240,16 @@ def test_a_clear_number_is_the_first_candidate(count, monkeypatch):
     monkeypatch.setattr(choose_k, "ROWS", 1200)  # of 8 groups a sample
     found = plausible_numbers(blobs([200] * count))
     assert found[0].k == count == max(found, key=lambda candidate: candidate.silhouette).k
-    assert found[0].stability > 0.9 and len(found) == 3
+    assert found[0].stability > 0.9 and [each.k for each in found[1:]] == ([4] if count == 2 else [4, 16])
 
 
 def test_stability_is_low_without_groups_and_none_of_few_images():
     """It needs 300 images, 10 for each group and two groups."""
     assert stability(F.normalize(normal(400, 16)), 5) < 0.5
     rows = blobs([80] * 4, spread=0.5)
-    for candidate in plausible_numbers(rows, seed=5):
-        assert candidate.stability == stability(rows, candidate.k, seed=5)
+    embed = graph.Embeddings()
+    for candidate in plausible_numbers(rows, seed=5, embed=embed):
+        assert candidate.stability == stability(rows, candidate.k, seed=5, embed=embed)
     rows = blobs([100] * 3)
     assert stability(rows, 3) > 0.9
     assert [stability(*few) for few in ((rows[1:], 3), (rows, 31), (rows, 1))] == [None] * 3
@@ -254,20 +263,50 @@ def test_few_rows_have_few_candidates(rows):
     assert plausible_numbers(torch.ones(50, 3)) == []
 
 
-def test_numbers_are_ranked_by_peaks_the_finest_of_the_nearly_best_first():
-    scores = np.array([0.5, 0.6, 0.55, 0.2, 0.3, 0.1])
-    assert (ranked(scores, 3), ranked(scores, 9)) == ([1, 4, 2], [1, 4, 2, 0, 3, 5])
-    assert ranked(np.array([0.5, 0.5]), 1) == [0]
-    assert ranked(np.array([0.5, 0.1, 0.495, 0.1, 0.4, 0.1]), 3) == [2, 0, 4]
-    assert ranked(np.array([]), 3) == []
+def test_the_finest_number_with_nearly_the_best_score_is_plausible():
+    assert finest_plausible(np.array([0.5, 0.6, 0.4, 0.2, 0.52, 0.55, 0.3])) == 7  # .55 is more than .9 of .6
+    assert finest_plausible(np.array([0.5, 0.6, 0.4, 0.2, 0.52, 0.53, 0.3])) == 3
+    assert finest_plausible(np.zeros(6)) == 7  # no ties inside any groups
 
 
-def test_the_finest_plausible_number_comes_first_and_then_those_that_are_not_beside_it():
-    scores = np.array([0.5, 0.6, 0.4, 0.2, 0.52, 0.55, 0.3])
-    assert ranked(scores, 3) == [1, 5, 4]
-    assert ranked_finest(scores) == [5, 1]  # .55 is more than .9 of .6; 4 is beside it
-    assert ranked_finest(np.array([0.5, 0.6, 0.4, 0.2, 0.52, 0.53, 0.3])) == [1, 5, 4]
-    assert ranked_finest(np.zeros(6))[0] == 5  # no ties inside any groups
+@pytest.mark.parametrize(
+    ("guess", "candidates"), [(1.4, [2, 4]), (3.4, [3, 2, 6]), (9.3, [9, 4, 18]), (12.6, [13, 5]), (40, [20, 8])]
+)
+def test_candidates_are_the_guess_and_fewer_and_twice_as_many(guess, candidates):
+    """They are at least 1.5 times apart. The best scores of 2 to 20 groups are those of 4 and 8."""
+    scores = np.linspace(0.4, 0.2, 19)
+    scores[[2, 6]] = 0.5
+    assert around(guess, scores) == candidates
+
+
+@pytest.mark.parametrize(("sizes", "rows"), [([40, 50, 30, 60], 400), ([200] * 4, 100)])
+def test_separate_groups_have_an_eigenvalue_each_in_samples_too(sizes, rows, monkeypatch):
+    monkeypatch.setattr(choose_k, "SPECTRUM_ROWS", rows)
+    assert spectral_number(blobs(sizes), seed=0) == 4
+    assert spectral_number(torch.eye(12), seed=0) == 2  # at least
+
+
+def test_more_rows_of_one_cloud_are_no_more_groups():
+    """The share of eigenvalues above a limit is one of the rows, which the size of the samples stops."""
+    cloud = F.normalize(normal(1200, 4))
+    assert spectral_number(cloud, seed=0) <= 1.2 * spectral_number(cloud[:400], seed=0)
+
+
+def test_silhouette_and_modularity_of_cuts_are_those_of_their_labels():
+    positions = normal(60, 3).numpy()
+    ties, numbers = neighbour_ties(blobs([30, 30])), np.arange(2, 58)
+    silhouettes, modularities = cut_measures(positions, ties, numbers)
+    cuts = cut_tree(linkage(positions, "ward"), numbers).T
+    np.testing.assert_allclose(silhouettes, [silhouette_score(positions, labels) for labels in cuts], atol=1e-6)
+    np.testing.assert_allclose(modularities, [modularity(ties, labels) for labels in cuts])
+
+
+def test_the_guess_takes_the_embeddings_of_the_cut():
+    rows = blobs([60] * 3)
+    embed = graph.Embeddings()
+    cut_features(rows, 3, seed=5, embed=embed)
+    known = len(embed.known)
+    assert plausible_numbers(rows, seed=5, embed=embed)[0].k == 3 and len(embed.known) == known
 
 
 def test_modularity_by_hand():
@@ -305,7 +344,6 @@ def test_halves_of_groups_are_not_all_there_is():
     rows = blobs([60] * 9, width=12)
     families = torch.eye(12)[[10] * 240 + [11] * 300]
     assert plausible_numbers(F.normalize(rows + 0.5 * families))[0].k == 9
-    assert plausible_numbers(rows, finest=True)[0].k >= 9
 
 
 @pytest.mark.parametrize(

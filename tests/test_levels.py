@@ -27,7 +27,6 @@ from deepcluster.groups.choose_k import coarse_number
 from deepcluster.groups.cut import Cut
 from deepcluster.groups.tree import coarse_groups, merge_tree, nodes_at
 from deepcluster.presets import RecipeRequest
-from deepcluster.recipe import Recipe
 from deepcluster.runs.inherit import with_coarse_names
 from deepcluster.runs.page import report
 from deepcluster.runs.recut import apply, edited, recut, undo
@@ -58,7 +57,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (4, 4), (row % 256, row // 256, 0)).save(folder / name)
     (folder / "f.txt").write_text("\n".join(names))
-    command = f"fit {folder}/f.npy --features -o {folder}/run -k auto --set guess=finest -q"
+    command = f"fit {folder}/f.npy --features -o {folder}/run -k auto -q"
     assert run_command(command.split()) == 0
     return folder
 
@@ -69,7 +68,7 @@ def run(made: Path, tmp_path: Path) -> Path:
 
 
 def fit_as_a_rank(processes: Processes, features: Path, run: Path) -> None:
-    request = RecipeRequest("auto", {"guess": "finest"})
+    request = RecipeRequest("auto")
     fit(features, Request(out=run, features=True, recipe=request), processes=processes)
 
 
@@ -115,7 +114,7 @@ def test_two_levels_have_two_groups_of_several_clusters(places: tuple[int, ...],
     record: Any = SimpleNamespace(candidates=[{"k": 4}, {"k": 2}])
     placement: Any = SimpleNamespace(centroid=all_four)
     of_rows: Any = SimpleNamespace(fitted=4, partition=Partition.single(4))
-    assert with_coarse_groups(model, placement, record, Recipe(guess="finest"), of_rows).coarse == coarse
+    assert with_coarse_groups(model, placement, record, of_rows).coarse == coarse
 
 
 def test_families_are_groups_whose_clusters_are_kinds(made: Path) -> None:
@@ -197,7 +196,7 @@ def test_a_recut_with_a_number_has_one_level_and_the_guess_finds_its_names_again
 
 def test_a_new_fit_like_this_one_knows_the_names_of_groups(made: Path, run: Path, tmp_path: Path) -> None:
     apply(run, Edits(group_names={0: "left"}, names={0: "shells"}))
-    command = f"fit {made}/f.npy --features -o {tmp_path}/new --like {run} --set guess=finest -q"
+    command = f"fit {made}/f.npy --features -o {tmp_path}/new --like {run} -q"
     assert run_command(command.split()) == 0
     assert groups_of_clusters(tmp_path / "new") == groups_of_clusters(run)
 

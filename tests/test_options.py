@@ -196,7 +196,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "small_crop_max": (0.2, {"small_view.crop": (0.05, 0.2)}, {"small_views": 1}),
 }
 # The result: test_averaging, test_classic, test_groups; a network with a classifier: test_published.
-ELSEWHERE = {"average", "grouping", "guess", "class_probabilities"}
+ELSEWHERE = {"average", "grouping", "class_probabilities"}
 # Every other option reaches whatever has a field of its name.
 OWNERS = ("network", "learning", "compute", "reduction", "final_reduction", "clustering", "final_clustering", "view")
 

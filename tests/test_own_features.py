@@ -62,18 +62,6 @@ def test_groups_labels_and_files(made):
     assert (recipe["whitening"], recipe["dims"]) == (0.25, 256) and "backbone" not in recipe
 
 
-@pytest.mark.parametrize(
-    ("name", "mode", "side", "is_finest"),
-    [("0.png", "RGB", 96, True), ("0.png", "RGB", 95, False), ("0.png", "L", 96, False), ("0", "RGB", 96, False)],
-)
-def test_the_number_of_groups_of_pictures_is_guessed_as_that_of_photographs(name, mode, side, is_finest, tmp_path):
-    np.save(tmp_path / "f.npy", np.eye(4))
-    (tmp_path / "f.txt").write_text("0.png\n1.png\n2.png\n3.png")
-    Image.new(mode, (side, side), "red" if mode == "RGB" else 9).save(tmp_path / name, "png")
-    fit(tmp_path / "f.npy", Request(features=True, out=tmp_path / "run", n_clusters=2))
-    assert (tomllib.loads((tmp_path / "run/recipe.toml").read_text())["guess"] == "finest") == is_finest
-
-
 def shared(processes: Processes, features: Path, run: Path) -> None:
     fit(features, Request(features=True, out=run, n_clusters=GROUPS, labels="folders"), processes=processes)
 

@@ -27,7 +27,7 @@ def plan_of(recipe: str, options: Mapping[str, Any], facts: Facts) -> Plan:
 
 # The paper, section 4 and its code; the paper's step 4 moves an empty cluster beside another one.
 PAPER = {
-    "weights": "", "frozen_statistics": False, "average": 1.0, "guess": "clearest",
+    "weights": "", "frozen_statistics": False, "average": 1.0,
     "features": "pass", "reduce": True, "whitening": 1.0, "root": False, "within_image": 0.0,
     "class_probabilities": 0.0,
     "kmeans_iterations": 20,
@@ -162,19 +162,15 @@ RESOLVED = [  # recipe, options, facts of the images, and what the recipe has th
           ({}, replace(LARGE_5000, short_side=27), 64, 48),
           ({"image_size": 128}, LARGE_5000, 128, 96), ({"image_size": 384}, LARGE_5000, 384, 192),
       )),
-    # photographs have more kinds than the clearest groups
     *(("auto", {"backbone": LITE, "weights": "timm"} | options, facts,
-       {"image_size": size, "view_size": view, "guess": guess})
-      for options, facts, size, view, guess in (
-          ({}, replace(LARGE_5000, short_side=96), 224, 112, "finest"),
-          ({}, replace(LARGE_5001, device="cuda"), 224, 168, "finest"),
-          ({}, LARGE_5001, 144, 108, "finest"),
-          ({}, replace(LARGE_5000, short_side=95), 224, 112, "clearest"),
-          ({}, replace(LARGE_5000, grey=True), 224, 112, "clearest"),
-          ({"weights": "none"}, LARGE_5000, 144, 108, "clearest"),
+       {"image_size": size, "view_size": view})
+      for options, facts, size, view in (
+          ({}, replace(LARGE_5001, device="cuda"), 224, 168),
+          ({}, LARGE_5001, 144, 108),
+          ({"weights": "none"}, LARGE_5000, 144, 108),
       )),
-    ("auto", {"backbone": "photos"}, LARGE_5000, {"image_size": 224, "guess": "finest", "root": False}),
-    ("classic", {"backbone": "photos-small"}, LARGE_5000, {"image_size": 224, "guess": "clearest"}),
+    ("auto", {"backbone": "photos"}, LARGE_5000, {"image_size": 224, "root": False}),
+    ("classic", {"backbone": "photos-small"}, LARGE_5000, {"image_size": 224}),
 ]  # fmt: skip
 
 

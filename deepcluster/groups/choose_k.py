@@ -60,8 +60,8 @@ def plausible_numbers(
     The guess is the geometric mean of the finest plausible number of cuts and the :func:`spectral_number`: the first is
     often too large, the second too small. Ward's trees of the embeddings (graph.py) are cut into all numbers. The score
     of a number is the mean silhouette of its cuts there (Lowe et al. 2024) times their mean modularity (Newman and
-    Girvan 2004): the silhouette alone often prefers two groups, the modularity alone too many. The other candidates are
-    half and twice the guess, the better score first. The list is empty for fewer than 4 distinct rows.
+    Girvan 2004): the silhouette alone often prefers two groups, the modularity alone too many. The other candidates
+    are half the guess or less, and twice the guess. The list is empty for fewer than 4 distinct rows.
 
     Args:
         seed: As of the cut, which may need the same embeddings.
@@ -142,10 +142,14 @@ def finest_plausible(scores: Scores) -> int:
 
 
 def around(guess: float, scores: Scores) -> list[int]:
-    """Return the guessed number of groups, then about half and twice the number, the better score first."""
+    """Return the guessed number of groups, then the best from a third to a half of it and twice the number.
+
+    ``scores`` are of 2 groups, 3 and so on; the better of the two others comes first.
+    """
     most = len(scores) + 1
     number = min(max(2, round(guess)), most)
-    others = {max(2, number // 2), min(2 * number, most)} - {number}
+    fewer = max(range(max(2, -(-number // 3)), max(2, number // 2) + 1), key=lambda k: scores[k - 2])
+    others = [k for k in (fewer, 2 * number) if k != number and k <= most]
     return [number, *sorted(others, key=lambda k: -scores[k - 2])]
 
 
