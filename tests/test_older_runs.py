@@ -64,3 +64,14 @@ def test_another_schema_is_named_with_a_way_out(stored, ends, version, advice):
     said += [ends(command, 5) for command in (["report", stored], ["fit", DATA, "-o", stored, "--overwrite"])]
     for text in said:
         assert f"schema_version {version}" in text and advice in text and "damaged" not in text, text
+
+
+def test_an_interrupted_run_goes_on_without_options_that_are_gone(stored, prints):
+    recipe = (stored / "recipe.toml").read_text()
+    assert "\nguess = " in recipe
+    (stored / "recipe.toml").write_text(
+        recipe.replace("/stored/weights.safetensors", "").replace("rounds = 1", "rounds = 0")
+    )
+    change_record(stored, status="running")
+    prints("fit", DATA / "photos", "-k", "3", "--seed", "5", "-o", stored, "--resume")
+    assert record(stored)["status"] == "done"

@@ -214,7 +214,7 @@ def _resumed(out: Path, source: Source, request: Request) -> Begun:
     """Continue a run by its own recipe. Only the options that the command names are compared with it."""
     folder = run_folder.open_run(out)
     record = folder.read_record()
-    recipe = read_toml(folder.file("recipe.toml"), ignore_unknown=record.status == "done")[1]
+    recipe = read_toml(folder.file("recipe.toml"), ignore_unknown=True)[1]
     with folder.as_disk_errors(run_folder.RUN):
         before = shaped(record.requested, RecipeRequest | None, "requested")
     before = before or RecipeRequest(str(out / "recipe.toml"))  # an older version recorded no request
