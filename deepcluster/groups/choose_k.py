@@ -129,9 +129,9 @@ def spectral_number(rows: Tensor, seed: int) -> int:
 
 
 def coarse_number(numbers: Sequence[int]) -> int:
-    """Return the number of coarse groups, 0 without any, from plausible ``numbers`` of clusters, the finest first.
+    """Return the number of coarse groups, 0 without any, from plausible ``numbers`` of clusters, the guess first.
 
-    It is the most plausible number that the finest one refines.
+    It is the most plausible number that the guess refines.
     """
     return next((number for number in numbers[1:] if REFINES * number <= numbers[0]), 0)
 
@@ -163,7 +163,7 @@ def stability(
     two groups, ``MIN_IMAGES`` images or ``ROWS_EACH`` images per group: then it tells nothing.
     """
     embed = Embeddings() if embed is None else embed
-    rows = sample(reduced, seed)
+    rows = reduced[torch.randperm(len(reduced), generator=generator(seed, "number of groups"))[:ROWS]]
     if k < 2 or len(rows) < max(MIN_IMAGES, ROWS_EACH * k):
         return None
     seed = derive(seed, "stability")
@@ -177,8 +177,3 @@ def stability(
             cut = cut_features(rows[part], k, embeddings=1, seed=cut_seed, embed=embed)
         labelings.append(nearest_groups(rows, cut))
     return mean(ari(first, second) for first, second in combinations(labelings, 2))
-
-
-def sample(reduced: Tensor, seed: int) -> Tensor:
-    """Return at most ``ROWS`` of the rows."""
-    return reduced[torch.randperm(len(reduced), generator=generator(seed, "number of groups"))[:ROWS]]
