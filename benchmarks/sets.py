@@ -10,9 +10,9 @@ of UMAP(10) and k-means (pip install umap-learn), the share of the 10 nearest ne
 of the first seed with the images in another order and noise of 1e-6. --variants prints other weights of the class
 probabilities and of the scaling instead, and which of them leaving one collection out chooses. --numbers writes
 results/numbers.json: the number of clusters that -k auto takes, with the other candidates, for the collections (a
-sample of some 400 images of the larger ones), and for subsets of them: half the kinds and a third, three draws each.
-It prints the share that is right within a factor of 1.5, that of the collections with a right candidate, the root mean
-square error of log k, and the share of two seeds within 1.25, by the size of the subsets. --mixes N writes
+sample of some 400 images of the larger ones), and for subsets of them: half the kinds and a third, three draws each;
+and by these parts and the seed the share that is right within a factor of 1.5, that with a right candidate, the root
+mean square error of log k, and the share whose guesses by all seeds are within a factor of 1.25. --mixes N writes
 results/mixes.json instead: the number of clusters that -k auto takes for N mixes of 3 to 9 kinds of all collections,
 and for N of 10 to 32.
 """
@@ -186,14 +186,14 @@ def mixes(contents: list[dict[str, Any]], network: Network, count: int) -> Itera
 
 def parts_of(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield a collection as a whole, half its kinds and a third of them (at least 2), three draws each."""
-    yield "all kinds", content
+    yield "whole", content
     kinds = len(content["labels"].unique())
-    for name, share in (("half", 2), ("a third", 3)):
+    for part, share in (("half", 2), ("third", 3)):
         count = max(2, round(kinds / share))
         for draw in range(3):
             chosen = torch.randperm(kinds, generator=torch.Generator().manual_seed(100 * draw + count))[:count]
             rows = torch.isin(content["labels"], chosen)
-            yield name, {key: content[key][rows] for key in ("labels", "whole", "middle")}
+            yield part, {key: content[key][rows] for key in ("labels", "whole", "middle")}
 
 
 def numbers(name: str, content: dict[str, Any], network: Network, seeds: list[int]) -> Iterator[dict[str, Any]]:
@@ -201,11 +201,13 @@ def numbers(name: str, content: dict[str, Any], network: Network, seeds: list[in
     for part, some in parts_of(content):
         k = len(some["labels"].unique())
         rows = plainly_reduced(network, some, k)
+        images = f"{name if part == 'whole' else f'{part} of {name}'}, {len(rows)} of {k} kinds"
         for seed in seeds:
-            found = [candidate.k for candidate in plausible_numbers(rows, seed=derive(seed, "groups"))]
-            row = {"images": f"{name}, {len(rows)} of {k} kinds", "part": part, "seed": seed, "guess": found[0],
-                   "others": found[1:], "right": is_right(found[0], k), "any": max(is_right(each, k) for each in found),
-                   "error": round(math.log(found[0] / k), 3)}  # fmt: skip
+            guess, *others = (candidate.k for candidate in plausible_numbers(rows, seed=derive(seed, "groups")))
+            row = {"seed": seed, "images": images, "part": part, "guess": guess,
+                   **dict(zip(("second", "third"), others, strict=False)), "right": is_right(guess, k),
+                   "any": max(is_right(each, k) for each in (guess, *others)),
+                   "error": round(math.log(guess / k), 3)}  # fmt: skip
             print(row, flush=True)
             yield row
 
@@ -214,16 +216,19 @@ def is_right(guess: int, k: int) -> int:
     return int(max(guess / k, k / guess) <= 1.5)
 
 
-def in_short(runs: list[dict[str, Any]], seeds: list[int]) -> str:
-    """Return the figures of the rows of :func:`numbers`."""
-    guesses = zip(*(([row["guess"] for row in runs if row["seed"] == seed]) for seed in seeds), strict=True)
-    figures = {
-        "right": mean(row["right"] for row in runs),
-        "any candidate": mean(row["any"] for row in runs),
-        "error": math.sqrt(mean(row["error"] ** 2 for row in runs)),
-        "seeds agree": mean(max(each) / min(each) <= 1.25 for each in guesses),
-    }
-    return ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+def shares(collections: str, runs: list[dict[str, Any]], seeds: list[int]) -> Iterator[dict[str, Any]]:
+    """Yield the figures of the rows of :func:`numbers`, by seed."""
+    guesses = [[row["guess"] for row in runs if row["seed"] == seed] for seed in seeds]
+    agreeing = [max(each) / min(each) <= 1.25 for each in zip(*guesses, strict=True)]
+    for seed in seeds:
+        rows = [row for row in runs if row["seed"] == seed]
+        row = {"collections": f"{collections}, {len(rows)}", "seed": seed,
+               "right_share": round(mean(row["right"] for row in rows), 3),
+               "any_share": round(mean(row["any"] for row in rows), 3),
+               "rms_error": round(math.sqrt(mean(row["error"] ** 2 for row in rows)), 3),
+               "seeds_agree": round(mean(agreeing), 3)}  # fmt: skip
+        print(row)
+        yield row
 
 
 def main() -> None:
@@ -252,10 +257,9 @@ def main() -> None:
             content = cached(arguments.cache, folder, network, arguments.most)
             some = some_of(content, 400 if len(content["labels"]) > 450 else 0)
             runs += numbers(folder.name, some, network, arguments.seeds)
-        for part in ("all kinds", "half", "a third"):
-            print(part, in_short([row for row in runs if row["part"] == part], arguments.seeds))
-        print("in all", in_short(runs, arguments.seeds))
-        save("numbers", {"runs": runs})
+        parts = {part: [row for row in runs if row["part"] == part] for part in ("whole", "half", "third")}
+        figures = {part: [*shares(part, rows, arguments.seeds)] for part, rows in {**parts, "all": runs}.items()}
+        save("numbers", {"runs": runs, "shares": figures})
         return
     found: list[dict[str, Any]] = []
     scores: dict[str, dict[str, float]] = {gate: {} for gate in GATES}
