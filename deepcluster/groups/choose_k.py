@@ -142,14 +142,14 @@ def finest_plausible(scores: Scores) -> int:
 
 
 def around(guess: float, scores: Scores) -> list[int]:
-    """Return the guessed number of groups, then the best from a third to a half of it and twice the number.
+    """Return the guessed number of groups, then the best from a third to a half of it (of 2: 6) and twice the number.
 
     ``scores`` are of 2 groups, 3 and so on; the better of the two others comes first.
     """
     most = len(scores) + 1
     number = min(max(2, round(guess)), most)
     fewer = max(range(max(2, -(-number // 3)), max(2, number // 2) + 1), key=lambda k: scores[k - 2])
-    others = [k for k in (fewer, 2 * number) if k != number and k <= most]
+    others = [k for k in (fewer if fewer < number else 3 * number, 2 * number) if k <= most]
     return [number, *sorted(others, key=lambda k: -scores[k - 2])]
 
 
