@@ -107,13 +107,17 @@ def test_the_coarse_number_is_the_most_plausible_one_that_the_finest_refines(num
 
 
 @pytest.mark.parametrize(("places", "coarse"), [((0, 1, 10, 11), (0, 0, 1, 1)), ((0, 1, 2, 11), ())])
-def test_two_levels_have_two_groups_of_several_clusters(places: tuple[int, ...], coarse: tuple[int, ...]) -> None:
-    """Clusters on a line, of an image each, and two groups of them."""
+def test_two_levels_have_two_groups_of_several_clusters(
+    places: tuple[int, ...], coarse: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clusters on a line, of an image each, and two groups of them; so few clusters have no groups otherwise."""
     centroids, all_four = torch.tensor(places, dtype=torch.float).unsqueeze(1), torch.arange(4)
     model = replace(tiny_model(names=("",) * 4), cut=Cut(centroids, all_four))
     record: Any = SimpleNamespace(candidates=[{"k": 4}, {"k": 2}])
     placement: Any = SimpleNamespace(centroid=all_four)
     of_rows: Any = SimpleNamespace(fitted=4, partition=Partition.single(4))
+    assert with_coarse_groups(model, placement, record, of_rows).coarse == ()
+    monkeypatch.setattr("deepcluster.runs.result.MIN_GROUPED", 4)
     assert with_coarse_groups(model, placement, record, of_rows).coarse == coarse
 
 

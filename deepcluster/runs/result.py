@@ -30,6 +30,8 @@ from deepcluster.texts import agreement, plural
 Part = Literal["features", "network", "groups"]
 PARTS: tuple[Part, ...] = ("features", "network", "groups")
 
+MIN_GROUPED = 8  # clusters: a page shows fewer at once, and groups would hide them
+
 
 @dataclass(frozen=True)
 class Outcome(Tables):
@@ -167,7 +169,8 @@ def with_coarse_groups(model: Model, placement: Placement, record: RunRecord, ro
 
     def coarse() -> list[int]:
         numbers = [candidate["k"] for candidate in record.candidates or ()]
-        count = coarse_number(numbers) if numbers[:1] == [model.cut.count] else 0
+        is_guess = numbers[:1] == [model.cut.count]
+        count = coarse_number(numbers) if is_guess and model.cut.count >= MIN_GROUPED else 0
         groups = coarse_groups(model.cut, counts, count) if count else []
         return groups if sum(size > 1 for size in Counter(groups).values()) > 1 else []
 
