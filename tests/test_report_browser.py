@@ -77,6 +77,23 @@ def opened(browser: Any, report: Path | str, originals: int = 0, loads: int = 1,
     assert len([text for text in said if "409 (Conflict)" in text]) == len(said) == refused
 
 
+@contextmanager
+def late_preview(page: Any) -> Iterator[None]:
+    """The server gets what the page asks for a preview only after the next edit, and answers it first."""
+    previews: list[Any] = []
+
+    def apply_first(edit: Any) -> None:
+        answer = edit.fetch()
+        for preview in previews:
+            preview.fulfill(response=preview.fetch())
+        edit.fulfill(response=answer)
+
+    page.route("**/preview", lambda preview: previews.append(preview))
+    page.route("**/apply", apply_first)
+    yield
+    assert len(previews) == 1
+
+
 def first_number(place: Any) -> int:
     text = place.inner_text()
     found = re.search(r"\d+", text)
@@ -803,9 +820,10 @@ def test_images_that_move_or_are_right_teach_the_others(copied: Path, browser: A
         page.locator("#follow").check()
         page.locator("#merge-list button").first.click()
         page.locator("#images-grid :focus").wait_for()
-        page.keyboard.press("Escape")
-        page.get_by_role("button", name="Only those").click()
-        page.locator("#told").get_by_text("1 image moved").wait_for()
+        with late_preview(page):
+            page.keyboard.press("Escape")
+            page.get_by_role("button", name="Only those").click()
+            page.locator("#told").get_by_text("1 image moved").wait_for()
         assert sum(placed(copied)[path] != now[path] for path in now) == 1
         assert page.evaluate("localStorage.getItem('deepcluster-follow')") == "1"
 

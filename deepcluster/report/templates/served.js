@@ -1,8 +1,8 @@
 /* ---- the page of a server (runs/serve.py), which alone has this part ---------------------------------------------- */
 
 const SILENT = t("The server does not answer: start it again in the terminal, and open the address that it prints.");
-const post = (action, request) => fetch(action, {
-  method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify({version: data.served.version, ...request}),
+const post = (action, request, signal) => fetch(action, {
+  method: "POST", signal, headers: {"Content-Type": "application/json"}, body: JSON.stringify({version: data.served.version, ...request}),
 });
 
 /* Apply the edits, take the last ones back, or sort into folders. An edit that could not be applied stays pending. */

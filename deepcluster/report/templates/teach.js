@@ -3,16 +3,19 @@
 /* Answers by row, as runs/teach.py takes them: to questions, which the browser remembers, or from a list of images. */
 const teacher = $("#teach"), EACH = 10, MAX_SHOWN = 48, answersKey = `${memory} answers`;
 const answered = new Map(), skipped = new Set(), right = new Set(), asked = [];
-let queue = [], current = answered, within = null;
+let queue = [], current = answered, within = null, inquiry = new AbortController();
 try { for (const answer of JSON.parse(localStorage.getItem(answersKey) ?? "[]")) answered.set(answer.path, answer); } catch { /* none */ }
 
 function keepAnswers() {
   try { localStorage.setItem(answersKey, JSON.stringify([...answered.values()])); } catch { /* not in this browser */ }
 }
 
+/* Closing the dialog aborts what it asks for: the edit that follows would make this request one of an old page. */
 async function inquire(action, n = EACH) {
-  const taught = {within, n, answers: [...current.values()]};
-  const reply = await post(action, {taught}).then(answer => answer.json(), () => ({error: SILENT}));
+  inquiry = new AbortController();
+  const {signal} = inquiry, taught = {within, n, answers: [...current.values()]};
+  const reply = await post(action, {taught}, signal).then(answer => answer.json()).catch(() => ({error: SILENT}));
+  if (signal.aborted) return {};
   if (!reply.error) return reply;
   teacher.close();
   tell(reply.error);
@@ -154,6 +157,7 @@ teacher.addEventListener("keydown", event => {
 
 /* Moves whose followers are not wanted are moves alone. */
 teacher.addEventListener("close", () => {
+  inquiry.abort();
   if (current === answered || document.body.inert) return;
   [current, within] = [answered, null];
   if (pendingCount()) send("apply", {edits: edits()});
