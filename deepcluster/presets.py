@@ -25,8 +25,6 @@ MAX_EPOCHS = 50  # in a round: a handful of images would need thousands, of an o
 # px. A published network is the better start for images of 28 px (the smallest measured above 8 px) and more
 # (docs/decisions.md, "Pretrained networks").
 MIN_PUBLISHED_SIDE = 28
-MAX_PUBLISHED_IMAGES = 100_000  # more can teach a network of their own
-MAX_LARGE_IMAGES = 5000  # a CPU has time to see so many at 224 px
 PUBLISHED_SIZE = 224  # px, of the images that published networks are made for
 WHITENING = 0.25  # chosen by leaving one set out (benchmarks/LOG.md)
 # Networks whose features are means of the output of a ReLU. Only EfficientNet-Lite was measured.
@@ -69,8 +67,8 @@ class Facts:
 
     @property
     def suits_published(self) -> bool:
-        """True if the images are large and few enough to start from a published network."""
-        return self.short_side >= MIN_PUBLISHED_SIDE and self.count <= MAX_PUBLISHED_IMAGES
+        """True if the images are large enough to start from a published network."""
+        return self.short_side >= MIN_PUBLISHED_SIDE
 
 
 @dataclass(frozen=True)
@@ -528,8 +526,6 @@ def _image_size(backbone: str, facts: Facts, pretrained: bool = False) -> tuple[
     if backbone == "compact":
         return min(64 if on_cpu else 96, max(16, 8 * round(side / 8))), f"images of {side} px; 16 to 64 on a CPU"
     if pretrained and facts.suits_published:
-        if on_cpu and facts.count > MAX_LARGE_IMAGES:
-            return 144, f"{facts.count:,} images would take too long on a CPU at 224 px"
         return PUBLISHED_SIZE, "the size that published networks are made for"
     largest = 144 if on_cpu else 224
     return min(largest, max(64, 16 * round(side / 16))), f"images of {side} px; 64 to 144 on a CPU"

@@ -9,7 +9,7 @@ import pytest
 
 from deepcluster.errors import DataError, UsageError
 from deepcluster.fitting.plan import Begun, Request
-from deepcluster.presets import Facts, Plan, read_request, resolve
+from deepcluster.presets import PRESETS, Facts, Plan, read_request, resolve
 from deepcluster.recipe import Recipe, to_toml
 
 RECIPES = Path(__file__).parent.parent / "examples/recipes"
@@ -100,7 +100,7 @@ def test_too_many_clusters_are_lowered_but_not_those_given(tmp_path):
 # ---- to fit the images ----------------------------------------------------------------------------------------------
 
 
-LARGE_5000, LARGE_5001 = replace(LARGE, count=5000), replace(LARGE, count=5001)
+MANY = replace(LARGE, count=200_000)
 GENTLE = {"rounds": 0, "lr": 0.001, "temperature": 0.07, "average": 0.4, "whitening": 0.0, "within_image": 1.0}
 GENTLE |= {"dims": 256, "frozen_statistics": True}
 RESOLVED = [  # recipe, options, facts of the images, and what the recipe has then
@@ -158,19 +158,12 @@ RESOLVED = [  # recipe, options, facts of the images, and what the recipe has th
     # images are enlarged for a published network
     *(("auto", {"backbone": LITE, "weights": "timm"} | options, facts, {"image_size": size, "view_size": view})
       for options, facts, size, view in (
-          ({}, replace(LARGE_5000, short_side=28), 224, 112), ({}, replace(LARGE_5001, short_side=28), 144, 108),
-          ({}, replace(LARGE_5000, short_side=27), 64, 48),
-          ({"image_size": 128}, LARGE_5000, 128, 96), ({"image_size": 384}, LARGE_5000, 384, 192),
+          ({}, replace(MANY, short_side=28), 224, 112), ({}, replace(MANY, short_side=27), 64, 48),
+          ({"image_size": 128}, MANY, 128, 96), ({"image_size": 384}, MANY, 384, 192),
+          ({}, replace(MANY, device="cuda"), 224, 168), ({"weights": "none"}, MANY, 144, 108),
       )),
-    *(("auto", {"backbone": LITE, "weights": "timm"} | options, facts,
-       {"image_size": size, "view_size": view})
-      for options, facts, size, view in (
-          ({}, replace(LARGE_5001, device="cuda"), 224, 168),
-          ({}, LARGE_5001, 144, 108),
-          ({"weights": "none"}, LARGE_5000, 144, 108),
-      )),
-    ("auto", {"backbone": "photos"}, LARGE_5000, {"image_size": 224, "root": False}),
-    ("classic", {"backbone": "photos-small"}, LARGE_5000, {"image_size": 224}),
+    ("auto", {"backbone": "photos"}, MANY, {"image_size": 224, "root": False}),
+    ("classic", {"backbone": "photos-small"}, MANY, {"image_size": 224}),
 ]  # fmt: skip
 
 
@@ -206,22 +199,25 @@ def test_classic_is_the_paper_at_the_size_of_the_images(facts, fine, batch_size,
         assert options[name] == auto[name]
 
 
-def test_unusable_files_change_all_of_the_plan_but_the_sizes_that_were_read(tmp_path):
+def test_unusable_files_change_the_plan_but_no_size_that_was_read(tmp_path):
     """The recipe file is read once: it may be gone when the images have been read."""
     (file := tmp_path / "mine.toml").write_text("lr = 0.125\n")
     request = Request(recipe=read_request({}, str(file)))
     file.unlink()
     facts = replace(LARGE, count=5051, published="photos-small", n_clusters=None)
     first, second = plan_of("auto", {}, facts).recipe, plan_of("auto", {}, replace(facts, count=50)).recipe
-    assert (first.image_size, second.image_size) == (144, 224) and first.pseudo_labels > 50 >= second.pseudo_labels
-    begun = Begun("run", "new", Plan(first, {"image_size": "so many"}), facts)
-    plan = begun.plan_of(50, 0.6, request)
-    names = ("image_size", "margin", "view_size", "small_size")
-    sizes = {name: getattr(first, name) for name in names}
+    assert first.pseudo_labels > 50 >= second.pseudo_labels
+    begun = Begun("run", "new", Plan(first, {}), facts)
     sure = {"class_probabilities": 0.7, "within_image": 0.1}  # by the certainty, which is known now
-    assert plan.recipe == replace(second, **sizes, **sure, lr=0.125) and plan.recipe.store_size == first.store_size
-    assert plan.reasons["image_size"] == "so many"
+    assert begun.plan_of(50, 0.6, request).recipe == replace(second, **sure, lr=0.125)
     assert begun.surest(request) == replace(first, **sure, lr=0.125)
+
+
+@pytest.mark.parametrize("base", PRESETS)
+@pytest.mark.parametrize("options", [{}, RESNET, {"backbone": "photos-small"}, {"backbone": "alexnet", "weights": ""}])
+def test_no_size_depends_on_the_number_of_images(base, options):
+    recipes = [plan_of(base, options, replace(LARGE, count=count)).recipe for count in (20, 9_999, 200_000)]
+    assert len({(recipe.image_size, recipe.store_size, recipe.view_size, recipe.small_size) for recipe in recipes}) == 1
 
 
 @pytest.mark.parametrize("named", [{"backbone": "photos-small"}, RESNET])

@@ -34,8 +34,6 @@ from deepcluster.texts import one_line, some
 
 # Contents by the name of the file: a text, bytes, or rows.
 Contents = Mapping[str, str | bytes | Sequence[CsvRow]]
-# Options: how large the images are read and seen.
-SIZES = ("image_size", "margin", "view_size", "small_size")
 # Options that a recipe may change although they were given: for a network of one size, or for few images.
 ADAPTED = ("image_size", "pseudo_labels")
 # The facts that a checkpoint has about its run, with their types.
@@ -163,11 +161,8 @@ class Begun:
         if facts is None or (used == facts.count and certainty is None):
             return self.plan
         check_groups(request.n_clusters, used)
-        plan = resolve(request.recipe, replace(facts, count=used, certainty=certainty))
-        # Fewer images may deserve a larger size, but the images are read already.
-        sizes = {name: getattr(self.plan.recipe, name) for name in SIZES}
-        reasons = {name: reason for name, reason in self.plan.reasons.items() if name in SIZES}
-        return Plan(replace(plan.recipe, **sizes), {**plan.reasons, **reasons})
+        # The sizes of the images, which are read already, depend on no number of images.
+        return resolve(request.recipe, replace(facts, count=used, certainty=certainty))
 
     def surest(self, request: Request) -> Recipe:
         """Return the recipe of a network that is sure of all images, which is not known before they are read."""
