@@ -264,15 +264,9 @@ def test_few_rows_have_few_candidates(rows):
 
 
 def test_the_finest_number_with_nearly_the_best_score_is_plausible():
-    """It is a mean over shares of the best score, so a score that hardly changes cannot change it by much."""
-    assert finest_plausible(np.array([0.5, 0.6, 0.4, 0.2, 0.44, 0.44, 0.3])) == pytest.approx(3)  # .44: .73 of .6
-    assert finest_plausible(np.zeros(6)) == pytest.approx(7)  # no ties inside any groups
-    scores = np.array([0.5, 0.6, 0.4, 0.2, 0.52, 0.573, 0.3])
-    assert finest_plausible(scores) == pytest.approx(
-        7 ** (21 / 26) * 3 ** (5 / 26)
-    )  # .95 of the best; as good alone: 3
-    numbers = [finest_plausible(scores * (1, 1, 1, 1, 1, change, 1)) for change in (0.99, 1, 1.01)]
-    assert max(numbers) < 1.1 * min(numbers)
+    assert finest_plausible(np.array([0.5, 0.6, 0.4, 0.2, 0.52, 0.55, 0.3])) == 7  # .55 is more than .9 of .6
+    assert finest_plausible(np.array([0.5, 0.6, 0.4, 0.2, 0.52, 0.53, 0.3])) == 3
+    assert finest_plausible(np.zeros(6)) == 7  # no ties inside any groups
 
 
 @pytest.mark.parametrize(

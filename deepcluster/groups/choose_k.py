@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
-from statistics import geometric_mean, mean
+from statistics import mean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 MAX_GROUPS = 60
 ROWS = 3000  # of a sample: its graph and its cuts take seconds
-PLAUSIBLE = 0.75  # least share of the best score of a plausible number; like CLOSE by leaving one set out (the log)
+FINEST = 0.9  # share of the best score from which a number is plausible; like CLOSE by leaving one set out (the log)
 CLOSE = 0.8  # eigenvalue of the neighbour graph from which it counts as one of a group
 SPECTRUM_ROWS = 400  # of a graph whose eigenvalues count: with more rows more of them are close to 1
 SPECTRA = 5  # samples of so many rows
@@ -136,13 +136,9 @@ def coarse_number(numbers: Sequence[int]) -> int:
     return next((number for number in numbers[1:] if REFINES * number <= numbers[0]), 0)
 
 
-def finest_plausible(scores: Scores) -> float:
-    """Return the finest number of groups with a plausible score (``scores`` are of 2 groups, 3 and so on).
-
-    It is a geometric mean over shares of the best score, because by one share a few images would change it by half.
-    """
-    shares = np.linspace(PLAUSIBLE, 1, 26)
-    return geometric_mean(int(np.flatnonzero(scores >= share * scores.max())[-1]) + 2 for share in shares)
+def finest_plausible(scores: Scores) -> int:
+    """Return the finest number of groups whose score (of 2 groups, 3 and so on) is nearly the best."""
+    return int(np.flatnonzero(scores >= FINEST * scores.max())[-1]) + 2
 
 
 def around(guess: float, scores: Scores) -> list[int]:
