@@ -749,7 +749,7 @@ def _print_result(run: Path, output: flags.Output, command: str) -> None:
     from deepcluster.storage.run_folder import open_run
 
     folder = open_run(run)
-    record = folder.read_json("run.json", {"verdict": str, "clusters": int})
+    record = folder.read_json("run.json")
     metrics = folder.read_json("metrics.json") if folder.has("metrics.json") else {}
     page = folder.path / "report.html"
     if output.as_json:
@@ -759,8 +759,7 @@ def _print_result(run: Path, output: flags.Output, command: str) -> None:
     elif not output.quiet:
         lines: list[str] = []
         if command in ("fit", "recut"):  # edits and new images have no verdict of their own
-            with folder.as_disk_errors():
-                lines += _metric_lines({"clusters": record["clusters"], **metrics})
+            lines += _metric_lines({"clusters": record["clusters"], **metrics})
             lines += console.paragraph("Verdict", record["verdict"]).splitlines()
         following = [*_next_commands(folder.path, record, command)]
         following.append(f"open {page.absolute().as_uri()}   # the same page as a file, to pass on")

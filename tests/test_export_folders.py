@@ -5,7 +5,6 @@ import re
 import shutil
 import tempfile
 import unicodedata
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from warnings import catch_warnings
@@ -21,9 +20,6 @@ from deepcluster.export import folders
 from deepcluster.export.folders import MAX_NAME_BYTES, Transfer, cluster_folder, distinct, plain, read_run_images
 from deepcluster.export.folders import WAYS as BY_MODE
 from deepcluster.export.replace import INVENTORY, INVENTORY_COLUMNS, LOCK, Unavailable, replace_tree, write_inventory
-from deepcluster.images import find
-from deepcluster.images.store import read_once
-from deepcluster.recipe import Recipe
 from deepcluster.runtime.plain_files import sha256
 from deepcluster.storage.run_folder import RunFolder, table_rows
 from deepcluster.storage.state import InUseError
@@ -170,42 +166,6 @@ def test_a_table_that_somebody_changed(holiday, tmp_path):
     with pytest.warns(DeepClusterWarning, match=r"\b2\b"):
         folders(holiday, tmp_path / "out")
     assert tree(tmp_path / "out") == ["000-be_ach/A.PNG", "001/b.png", "_junk/002/c.png", "inventory.csv"]
-    for cell in ("../../x", "99"):
-        rows[2]["cluster"] = cell
-        write_clusters(holiday, rows)
-        with pytest.raises(DiskError, match=rf"{holiday} .*-o$"):
-            folders(holiday, tmp_path / "out2")
-
-
-def test_images_outside_of_the_folders_of_the_run_are_left_out(tmp_path):
-    """Images of an update are brought from their origin if they have its pixels; a link is judged by its target."""
-    for i, name in enumerate(["private.png", "more/b.png", "photos/a.png"]):
-        write_image(tmp_path / name, i)
-    np.save(tmp_path / "private.npy", np.full((1, 9, 9), 7, np.uint8))
-    paths = ["a.png", "../more/b.png", "../private.png", "../changed.png", "../private.npy#0", "link.png"]
-    run = hand_run(tmp_path / "run", str(tmp_path / "photos"), dict.fromkeys(paths, 0))
-    store = read_once(find(tmp_path / "more/b.png"), Recipe().store_size)
-    pixels_of_b = hashlib.sha256(store.images.permute(0, 2, 3, 1).numpy().tobytes()).hexdigest()
-    sources = {"../more/b.png": "more/b.png", "../private.png": "none.png", "../changed.png": "private.png"}
-    added = [
-        {"path": path, "source": str(tmp_path / source), "sha256": pixels_of_b}
-        for path, source in {**sources, "../private.npy#0": "private.npy"}.items()
-    ]
-    writable(run).write_rows("added.csv", [*added[:3], {**added[3], "member": "0"}])
-    (tmp_path / "photos" / "link.png").symlink_to(tmp_path / "private.png")
-    with pytest.warns(DeepClusterWarning, match=r"4 .*\.\./private\.png"):
-        folders(run, tmp_path / "out")
-    assert tree(tmp_path / "out") == ["000/a.png", "000/b.png", "inventory.csv"]
-    shutil.rmtree(tmp_path / "photos")  # the images of the fit are away: those of the update are no less checked
-    with pytest.warns(DeepClusterWarning, match=r"\b5\b"):
-        folders(run, tmp_path / "away")
-    assert tree(tmp_path / "away") == ["000/b.png", "inventory.csv"]
-    write_image(tmp_path / "photos" / "a.png", 0)
-    (tmp_path / "photos" / "link.png").symlink_to(tmp_path / "private.png")
-    named = replace(read_run_images(run, None), source=find([tmp_path / "photos" / "link.png"]), index={"link.png": 0})
-    with pytest.raises(Unavailable):
-        named.file("link.png")
-    assert replace(named, root=str(tmp_path)).file("link.png")
 
 
 @pytest.mark.parametrize("mode", [None, "hardlink", "copy"])

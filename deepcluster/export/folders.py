@@ -36,10 +36,9 @@ from deepcluster.export.split import split as split_up
 from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import SUFFIXES as IMAGE_SUFFIXES
 from deepcluster.images.decode import Undecodable, explain, not_a_file, pillow_limits, sides
-from deepcluster.images.source import SOME_FILES
 from deepcluster.model import Annotations
 from deepcluster.presets import read_shares
-from deepcluster.runs.rows import images_at_hand, same_as_added
+from deepcluster.runs.rows import images_at_hand
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import own_sha256, write_csv
@@ -128,8 +127,6 @@ class RunImages:
     source: Source  # the images that are at hand
     index: Mapping[str, int]  # of an image in the source, by path
     annotations: Annotations  # names, junk marks and coarse groups of the clusters
-    root: str | None  # real path of the folder of the images; None: a list, a pipe or Python may name any file
-    added: Mapping[str, bool]  # tells if an image that update added from elsewhere is still the same, by path
 
     def name(self, row: Row) -> str:
         """Return the name of the cluster of a row; empty without one, and for a skipped file."""
@@ -178,19 +175,13 @@ class RunImages:
     def file(self, path: str) -> Path | None:
         """Return the file of an image or a sidecar, None if it has none.
 
-        Raises Unavailable if it does not exist, is no longer the added image, lies elsewhere, or has no image header; a
-        sidecar: if it is a link, empty or unreadable.
+        Raises Unavailable if it does not exist or has no image header; a sidecar: if it is a link, empty or unreadable.
         """
         sidecar = next((file for file in self.sidecars.get(path[:-4], ()) if path.endswith(file.suffix)), None)
         if not sidecar and path not in self.index:
             raise Unavailable("no such image")
-        if not self.added.get(path, True):
-            raise Unavailable("not the image that update added")
         if (file := sidecar or self.original(path)) is None:
             return None
-        root = None if sidecar or path in self.added else self.root
-        if root and not Path(os.path.realpath(file)).is_relative_to(root):
-            raise Unavailable("outside of the folder of the run's images")
         try:
             status = file.stat(follow_symlinks=not sidecar)  # a link beside an image may lead anywhere
             if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait forever
@@ -215,19 +206,13 @@ def read_run_images(run: Path, images: Images | None) -> RunImages:
     source = images_at_hand(folder, None if images is None else find(images))
     index = {path: i for i, path in enumerate(source.paths)} if source else {}
     used = [row for row in rows if row["status"] == "ok"]
-    with folder.as_disk_errors():
-        known = {*range(len(annotations.coarse or annotations.names))}
-        if unknown := {int(row["cluster"]) for row in used} - known:
-            raise ValueError(f"clusters.csv has cluster {min(unknown)}, and the model has none")
     if source is None or not any(row["path"] in index for row in used):
         location = source.location if source else folder.read_record().location
         raise DataError(
             f"none of the {len(used):,} images of {run} was found (they were in {one_line(location)}): say where they"
             " are now with --images IMAGES"
         )
-    is_folder = Path(source.location).is_dir() and not source.location.endswith(SOME_FILES)
-    root = os.path.realpath(source.location) if is_folder else None
-    return RunImages(tuple(rows), source, index, annotations, root, same_as_added(folder, source))
+    return RunImages(tuple(rows), source, index, annotations)
 
 
 def _copy(file: Path, target: Path) -> None:
@@ -404,8 +389,7 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
             f"{run} has no groups of clusters: omit --levels, or type deepcluster recut {shlex.quote(str(run))} -k"
             " auto, which finds the groups if the photographs have any"
         )
-    if members.root:
-        check_outside(out, Path(members.root))
+    check_outside(out, Path(members.source.location))
     if replaces := replaceable(out, overwrite=overwrite) is not None:
         members.check_outside_of(out)
     transfer = Transfer(members, mode, strip=strip)

@@ -12,8 +12,8 @@ from deepcluster.errors import DiskError
 from deepcluster.export.split import PARTS
 from deepcluster.images.source import RAW_SUFFIXES
 from deepcluster.runtime import signals
-from deepcluster.runtime.plain_files import check_file, own_sha256, sha256, write_csv
-from deepcluster.storage.content import MAX_CSV, Row
+from deepcluster.runtime.plain_files import MAX_TEXT, check_file, own_sha256, sha256, write_csv
+from deepcluster.storage.content import Row
 from deepcluster.storage.files import check_no_folder, scratch_folder, write_whole
 from deepcluster.storage.run_folder import RunFolder, table_rows
 from deepcluster.storage.state import hold
@@ -51,7 +51,7 @@ def replaceable(out: Path, *, overwrite: bool) -> list[Row] | None:
         check_no_folder(out)
         return None
     with suppress(DiskError), RunFolder(out).as_disk_errors(INVENTORY):
-        check_file(out / INVENTORY, MAX_CSV)
+        check_file(out / INVENTORY, MAX_TEXT)
         rows = [*table_rows(out / INVENTORY, INVENTORY_COLUMNS)]
         if not any("\0" in row["exported_path"] for row in rows):
             return [*rows]

@@ -284,9 +284,7 @@ def read_former(folder: run_folder.RunFolder) -> Former:
     before = model.place(rows.reduced).cluster
     clusters = before.tolist()
     left = decisions(model, before)
-    with folder.as_disk_errors(IMAGES_READ):
-        digests = [digest_of[path] for path in rows.paths]
-    places = {digest: (clusters[row], left.get(row, -1)) for row, digest in enumerate(digests)}
+    places = {digest_of[path]: (clusters[row], left.get(row, -1)) for row, path in enumerate(rows.paths)}
     return Former(folder.path, model, places, recipe_of(folder).store_size, record.run)
 
 

@@ -27,7 +27,7 @@ from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import CsvRow, is_run, shaped
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder
-from deepcluster.storage.checkpoint import ROUNDS, Checkpoint, fitting
+from deepcluster.storage.checkpoint import Checkpoint
 from deepcluster.storage.content import IMAGES_READ
 from deepcluster.storage.state import own_files
 from deepcluster.texts import one_line, some
@@ -36,10 +36,6 @@ from deepcluster.texts import one_line, some
 Contents = Mapping[str, str | bytes | Sequence[CsvRow]]
 # Options that a recipe may change although they were given: for a network of one size, or for few images.
 ADAPTED = ("image_size", "pseudo_labels")
-# The facts that a checkpoint has about its run, with their types.
-ABOUT = {
-    "options": dict, "environment": dict, "elapsed": float | int, "rounds": ROUNDS, "baseline": dict[str, float | int],
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -313,9 +309,6 @@ def check_same(
             f" run {about['run']}: put back the checkpoints of this run"
         )
     if checkpoint:
-        with fitting(folder.path / "checkpoints"):
-            for key, kind in ABOUT.items():
-                shaped(checkpoint.about[key], kind, key)
         check_options(checkpoint.about["options"], about["options"])
     rows = folder.read_rows(IMAGES_READ) if folder.has(IMAGES_READ) else None
     then = images if rows is None else {row["path"]: row["sha256"] for row in rows}

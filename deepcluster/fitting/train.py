@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from deepcluster.build import compute_of, learning_rate, rounds_of, shares_pass
@@ -17,8 +16,7 @@ from deepcluster.recipe import Recipe
 from deepcluster.records import Round, State
 from deepcluster.runs.result import label_numbers
 from deepcluster.runtime.compute import Stopwatch
-from deepcluster.runtime.plain_files import check_tensors
-from deepcluster.storage.checkpoint import FEATURES_KEY, Checkpoint, Checkpoints, fitting, restored
+from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, fitting, restored
 from deepcluster.storage.run_folder import LockedFolder
 
 KEPT_BACK = 0.05  # share of a time limit left unplanned, as a safety margin
@@ -144,34 +142,11 @@ def _resumed(writer: ResultWriter, checkpoints: Checkpoints, checkpoint: Checkpo
     with fitting(checkpoints.folder):
         state, parameters = restored(checkpoint, writer.images.store.partition)
         writer.network.load_state_dict(parameters)
-        _check_tensors(state, writer)
     about = job.processes.broadcast_json(lambda: checkpoint.about if checkpoint else {})
     job.clock.add(about["elapsed"])
     writer.baseline = about["baseline"]
     job.display.say("Resumed", f"in round {state.round + 1}")
     return state, writer.images.recipe.rounds if job.request.time_limit is None else about["rounds"]
-
-
-def _check_tensors(state: State, writer: ResultWriter) -> None:
-    """Raise ValueError if the tensors of a state are not of these images and this network."""
-    if state.round and not state.optimizer:
-        raise ValueError("optimizer is empty")
-    partition = writer.images.store.partition
-    features = state.features
-    previous = state.previous
-    if features is not None:
-        local_rows = partition.sizes[partition.processes.rank]
-        kind = features.dtype if features.is_floating_point() else torch.float32
-        check_tensors(
-            {FEATURES_KEY: features}, {FEATURES_KEY: (local_rows, writer.network.embedding_dim)}, {FEATURES_KEY: kind}
-        )
-    if previous is not None:
-        check_tensors({"previous": previous}, {"previous": (partition.total, "heads")}, {"previous": torch.int64})
-        # A clustering of the user's chooses the number of clusters.
-        is_users = writer.job.request.steps.clustering is not None
-        most = partition.total if is_users else max(writer.images.recipe.clusters)
-        if not 0 <= int(previous.min()) <= int(previous.max()) < most:
-            raise ValueError("previous has numbers of no clusters")
 
 
 def _first_result(writer: ResultWriter) -> tuple[int, Tensor | None]:

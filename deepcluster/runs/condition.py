@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from deepcluster.groups.due import drift
-from deepcluster.runtime.plain_files import RUN, shaped
 from deepcluster.storage.model_config import read_summary
 from deepcluster.storage.run_folder import RunFolder, read_state
 
@@ -20,15 +19,11 @@ def condition(run: Path) -> dict[str, Any]:
 
 def _condition(run: RunFolder) -> dict[str, Any]:
     model, limit = read_summary(run)
-    record = run.read_record({"rounds": int})
-    with run.as_disk_errors(RUN):
-        for name, kind in {"result": str, "stability": int | float, "verdict": str}.items():
-            shaped(getattr(record, name), kind | None, name)
+    record = run.read_record()
     table = run.read_clusters()
     used = table.where("status", "ok")
     residuals = run.read_array("residuals.npy", len(used), 1)[:, 0]
-    with run.as_disk_errors("clusters.csv"):
-        cluster = used.column("cluster").astype(np.int64)
+    cluster = used.column("cluster").astype(np.int64)
     added = run.count_added(used)
     drifted = drift(cluster, residuals, len(used) - added, limit)
     return {

@@ -106,7 +106,7 @@ def _cached(folder: run_folder.RunFolder, name: str, about: Mapping[str, Any]) -
     """Return the figures of the last evaluation if it was the same one and is complete; else None."""
     cached = {}
     with suppress(DiskError):  # a damaged file is written again
-        cached = folder.read_json(name, {"values": dict}) if folder.has(name) else {}
+        cached = folder.read_json(name) if folder.has(name) else {}
     values = cached.pop("values", {})
     rows = [value.values() if isinstance(value, dict) else [value] for value in values.values()]
     is_whole = cached == about and all(isinstance(figure, int | float | str) for row in rows for figure in row)
@@ -224,8 +224,7 @@ def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Prepared:
         source = job.run_images() if job.request.labels == "folders" else find(paths)
         by_path = dict(zip(source.paths, job.labels(source, of_run=True), strict=True))
         labels = [by_path.get(path, "") for path in paths]
-        with job.folder.as_disk_errors():
-            clusters = [int(cell) for cell in rows.column("cluster")]
+        clusters = [int(cell) for cell in rows.column("cluster")]
         yield {"clusters": json_sha256([clusters, labels])}
         yield from common.clustering(clusters, labels, options, seed=job.request.seed)
     else:

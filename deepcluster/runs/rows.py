@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,7 +22,6 @@ from deepcluster.images.named import cache_folder
 from deepcluster.images.source import IDS, LINK, SOME_FILES, joined, real
 from deepcluster.images.store import Store, read_once
 from deepcluster.model import Model
-from deepcluster.nets.names import NO_NETWORK
 from deepcluster.recipe import Recipe, read_toml
 from deepcluster.records import Clustering
 from deepcluster.runtime.log import warn
@@ -72,7 +70,7 @@ def read_run(
     ``takes_images``: Of the model; without, it is read faster.
     """
     model = models.load_of_run(folder, backbone=backbone, takes_images=takes_images)  # explains a run without a result
-    record = folder.read_record({"rounds": int})
+    record = folder.read_record()
     table = folder.read_clusters()
     used = table.where("status", "ok")
     reduced = torch.from_numpy(folder.read_array("features.npy", len(used), model.reduction.projection.shape[1]))
@@ -278,20 +276,6 @@ def _chosen(source: Source, rows: Mapping[int, Mapping[str, str]]) -> Source:
     """Return images of a source by number, with the paths and labels of their rows in added.csv."""
     paths, labels = (tuple(row[column] for row in rows.values()) for column in ("path", "label"))
     return replace(source.rows([*rows]), paths=paths, labels=labels)
-
-
-def same_as_added(folder: run_folder.RunFolder, source: Source) -> dict[str, bool]:
-    """Tell, by path, if an image that update added from elsewhere has the same pixels: a stranger may name any file."""
-    record = folder.read_record()
-    home = real(source.location)
-    if record.backbone == NO_NETWORK or not Path(record.location).is_absolute() or Path(record.location).is_file():
-        return {}  # digests of features are not of pixels, and a list may name any file
-    added = {row["path"]: row["sha256"] for row in folder.read_added()}
-    outside = (i for i, path in enumerate(source.paths) if path in added)
-    images = source.rows([i for i in outside if not Path(source.origin(i).source).is_relative_to(home)])
-    store = read_once(images, recipe_of(folder).store_size, memory_budget=sys.maxsize, none_is_fine=True)
-    digests = image_digests(images, store)
-    return {path: digests.get(path) == added[path] for path in images.paths}
 
 
 def folder_of(location: str) -> Path | None:

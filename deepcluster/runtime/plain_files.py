@@ -173,8 +173,8 @@ def is_run(folder: Path) -> bool:
 def shaped(value: Any, kind: Any, name: str) -> Any:
     """Return a JSON value as a ``kind``, or raise ValueError with its ``name`` and the fault.
 
-    A ``kind`` is a type; ``Annotated[int, range(...)]``; ``dict[str, kind]``; a ``tuple`` of kinds, from a list; a
-    union; a dataclass, from an object that has its fields and no other keys.
+    A ``kind`` is a type; ``Annotated[int, range(...)]``; ``dict[str, kind]`` or ``Mapping``; a ``tuple`` of kinds or a
+    ``Sequence``, from a list; a union; a dataclass, from an object that has its fields and no other keys.
     """
     origin = get_origin(kind)
     inner = get_args(kind)
@@ -191,10 +191,13 @@ def shaped(value: Any, kind: Any, name: str) -> Any:
         if type(value) is inner[0] and value in inner[1]:
             return value
         raise ValueError(f"{name} is not a whole number from {inner[1].start} to {inner[1].stop - 1}")
-    if origin is dict and type(value) is dict:
+    if kind is Any or (kind is float and type(value) is int):
+        return value
+    if origin in (dict, Mapping) and type(value) is dict:
         return {key: shaped(item, inner[1], name) for key, item in value.items()}
-    if origin is tuple and type(value) is list and (inner[-1] is ... or len(value) == len(inner)):
-        kinds_of_items = repeat(inner[0]) if inner[-1] is ... else inner
+    of_any_length = origin is Sequence or inner[-1:] == (...,)
+    if origin in (tuple, Sequence) and type(value) is list and (of_any_length or len(value) == len(inner)):
+        kinds_of_items = repeat(inner[0]) if of_any_length else inner
         return tuple(shaped(item, kind, name) for item, kind in zip(value, kinds_of_items, strict=False))
     for option in inner if origin in (Union, UnionType) else ():
         with suppress(ValueError):

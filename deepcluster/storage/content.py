@@ -9,17 +9,16 @@ from typing import Any, Self, overload
 import numpy as np
 import numpy.typing as npt
 
-from deepcluster.runtime.plain_files import RUN
+from deepcluster.runtime.plain_files import RUN, shaped
 
 SCHEMA_VERSIONS = range(1, 2)  # of the runs that this version reads; it writes the last
 
 
 @dataclass(frozen=True)
 class File:
-    """A file that a run may have, and the checks before it is read."""
+    """A file that a run may have."""
 
     columns: tuple[str, ...] = ()  # that a table must have
-    max_bytes: int = 1 << 62  # a larger file is not read; readers of JSON and of tensors have limits of their own
     spare: bool = False  # a run can be read without the file
     newer: tuple[str, ...] = ()  # columns that a table of an older version may lack; their cells are then empty
 
@@ -63,24 +62,21 @@ COLUMNS = (
 PREDICTIONS = tuple(column.name for column in COLUMNS if column.predicted and not column.optional)
 COARSE = tuple(column.name for column in COLUMNS if column.optional)  # also of the summary
 
-MAX_CSV = 4 << 30  # bytes: about 25 million images
-MAX_SMALL_CSV = 1 << 28  # of a table of other rows than images
 LOG = "log.txt"
 IMAGES_READ = "checkpoints/images.csv"  # the images that the run began with
 # Every file of a run but its checkpoints, which have numbers. A run writes no other, and no other file is its own.
 FILES: Mapping[str, File] = {
-    "added.csv": File(("path", "label", "source", "member", "sha256", "added"), MAX_CSV),  # the images after the fit
-    IMAGES_READ: File(("path", "sha256"), MAX_CSV),
+    "added.csv": File(("path", "label", "source", "member", "sha256", "added")),  # the images after the fit
+    IMAGES_READ: File(("path", "sha256")),
     "cluster_summary.csv": File(
-        ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk"), MAX_SMALL_CSV
+        ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk")
     ),
     "clusters.csv": File(
         tuple(column.name for column in COLUMNS if not column.optional),
-        MAX_CSV,
         newer=tuple(column.name for column in COLUMNS if column.newer),
     ),
-    "duplicates.csv": File(("group", "path", "distance"), MAX_CSV, spare=True),
-    "embeddings.safetensors": File(max_bytes=1 << 25, spare=True),  # neighbour graphs, for other numbers of groups
+    "duplicates.csv": File(("group", "path", "distance"), spare=True),
+    "embeddings.safetensors": File(spare=True),  # neighbour graphs, for other numbers of groups
     "evaluation-clustering.json": File(),
     "evaluation-knn.json": File(),
     "evaluation-linear.json": File(),
@@ -90,8 +86,7 @@ FILES: Mapping[str, File] = {
         (
             *("round", "loss", "chance_loss", "inertia", "nmi_previous", "changed", "cluster_weight", "largest_share"),
             *("reseeded", "lr", "features_seconds", "clustering_seconds", "training_seconds", "images_per_second"),
-        ),
-        MAX_SMALL_CSV,
+        )
     ),
     LOG: File(),
     "map.npy": File(spare=True),
@@ -99,13 +94,13 @@ FILES: Mapping[str, File] = {
     "model/config.json": File(),
     "model/groups.safetensors": File(),
     "model/model.safetensors": File(),
-    "nouns.csv": File(("path", "noun", "probability"), MAX_CSV, spare=True),
+    "nouns.csv": File(("path", "noun", "probability"), spare=True),
     "recipe.toml": File(),
     "report.html": File(),
     "residuals.npy": File(),  # of the features, by which an image is an outlier
     RUN: File(),
-    "skipped.csv": File(("path", "reason"), MAX_CSV),
-    "thumbnails.webp": File(max_bytes=1 << 21, spare=True),
+    "skipped.csv": File(("path", "reason")),
+    "thumbnails.webp": File(spare=True),
     "tree.json": File(spare=True),
 }
 
@@ -161,10 +156,12 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> Self:
+        """Return the record in a JSON object. ValueError names a key that is missing or of the wrong type."""
         names = {entry.name for entry in fields(cls)} - {"other"}
         table = {RENAMED.get(name, name): value for name, value in table.items()}
         other = {name: value for name, value in table.items() if name not in names}
-        return cls(**{name: value for name, value in table.items() if name in names}, other=other)
+        known = {name: value for name, value in table.items() if name in names}
+        return shaped(known | {"other": other}, cls, RUN)  # type: ignore[no-any-return]
 
     def to_json(self) -> dict[str, Any]:
         table = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "other"}

@@ -8,11 +8,11 @@ on purpose has the right digests.
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,17 +21,16 @@ from torch import Tensor, nn
 import deepcluster
 from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import ClassProbabilities, Whitening
-from deepcluster.errors import DeepClusterError, DiskError, UsageError
+from deepcluster.errors import DeepClusterError, UsageError
 from deepcluster.groups.cut import Cut
-from deepcluster.groups.graph import MAX_GRAPH_ROWS, Embeddings
+from deepcluster.groups.graph import Embeddings
 from deepcluster.model import Annotations, Model, check_batch_fits
 from deepcluster.nets.names import MODULE, NO_NETWORK
 from deepcluster.nets.network import Absent, Network, build, copy_of_module, no_network
 from deepcluster.nets.timm import channels_last
 from deepcluster.nets.weights import shapes_only
-from deepcluster.records import Candidate, Identity
+from deepcluster.records import Identity
 from deepcluster.runtime.plain_files import (
-    check_file,
     check_tensors,
     is_run,
     json_sha256,
@@ -39,8 +38,7 @@ from deepcluster.runtime.plain_files import (
     read_tensors,
     shaped,
 )
-from deepcluster.storage.content import FILES, RunRecord
-from deepcluster.storage.edits_file import Number
+from deepcluster.storage.content import RunRecord
 from deepcluster.storage.files import changing, write_tensors, write_whole
 from deepcluster.storage.model_config import (
     CONFIG,
@@ -85,9 +83,7 @@ class Groups:
 
 
 def save(model: Model, folder: Path) -> None:
-    """Write the files of a model into ``folder``. DiskError if ``folder`` is a link, which is not followed."""
-    if folder.is_symlink():
-        raise DiskError(f"{folder} is a symbolic link, which is not followed: remove it")
+    """Write the files of a model into ``folder``."""
     with changing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     weights = write_tensors(folder / WEIGHTS, _tensors(model))
@@ -103,7 +99,7 @@ def save_in_run(model: Model, run: LockedFolder, record: RunRecord, *, network: 
     if network:
         weights = run.write_tensors(f"model/{WEIGHTS}", _tensors(model))
     else:
-        weights = run.read_json(f"model/{CONFIG}", {"weights_sha256": str})["weights_sha256"]
+        weights = run.read_json(f"model/{CONFIG}")["weights_sha256"]
     groups = run.write_tensors(f"model/{GROUPS}", groups_tensors(model))
     run.write(f"model/{CONFIG}", _config(model, weights, groups))
 
@@ -281,48 +277,27 @@ def _groups(tensors: Mapping[str, Tensor], dims: int | None) -> Groups:
     shapes = {"centroids": ("count", "dims"), "groups": ("count",), "about": ("bytes",)}
     types = {"groups": torch.int64, "about": torch.uint8}
     check_tensors(tensors, shapes, types, **({} if dims is None else {"dims": dims}))  # None: any
-    about = parse_json(tensors["about"].numpy().tobytes())
-    table = shaped(about, dict, "about")
-    names: tuple[str, ...] = shaped(table.get("names"), tuple[str, ...], "names")
-    coarse_names: tuple[str, ...] = shaped(table.get("coarse_names", []), tuple[str, ...], "coarse_names")
-    "".join([*names, *coarse_names]).encode(errors="surrogateescape")  # a ValueError for a name that no file can hold
-    junk = shaped(table.get("junk"), tuple[Annotated[int, range(len(names))], ...], "junk")
-    moves = shaped(table.get("moves", []), tuple[tuple[Number, Number], ...], "moves")
-    answers = shaped(table.get("answers", []), tuple[Number, ...], "answers")
-    drawn = shaped(table.get("drawn", []), tuple[tuple[Number, Annotated[int, range(2)]], ...], "drawn")
-    coarse = shaped(table.get("coarse", []), tuple[Annotated[int, range(len(coarse_names))], ...], "coarse")
+    table = shaped(parse_json(tensors["about"].numpy().tobytes()), dict, "about")
+    known = {entry.name: table[entry.name] for entry in fields(Annotations) if entry.name in table}
+    annotations: Annotations = shaped(known, Annotations, "about")
     centroids = tensors["centroids"].clone()
     groups = tensors["groups"].clone()
     if not torch.isfinite(centroids).all():
         raise ValueError("its centroids are not finite numbers")
-    if groups.min() < 0 or groups.max() >= len(names):
-        raise ValueError(f"its groups are not the numbers of {len(names)} clusters")
-    if coarse and groups.max() >= len(coarse):
-        raise ValueError(f"coarse groups of {len(coarse)} clusters, and it has {len(names)}")
-    annotations = Annotations(
-        names=names, junk=junk, moves=moves, answers=answers, drawn=drawn, coarse=coarse, coarse_names=coarse_names
-    )
+    if groups.min() < 0 or groups.max() >= len(annotations.names):
+        raise ValueError(f"its groups are not the numbers of {len(annotations.names)} clusters")
     return Groups(Cut(centroids, groups), annotations, table)
 
 
 # ---- embeddings -----------------------------------------------------------------------------------------------------
 
 EMBEDDINGS = "embeddings.safetensors"
-MAX_POSITION = 10_000.0  # an embedding reaches WIDTH + STEPS * MAX_MOVE (groups/graph.py) at most
 
 
 def read_embeddings(folder: RunFolder) -> Embeddings:
     """Return the graphs and embeddings of a run; none if it has no such file or a damaged one: they are made again."""
-    path = folder.file(EMBEDDINGS)
     with suppress(OSError, ValueError, SafetensorError, DeepClusterError):
-        check_file(path, FILES[EMBEDDINGS].max_bytes)
-        known = {digest: tensor.clone() for digest, tensor in read_tensors(path).items()}
-        for tensor in known.values():
-            is_graph = tensor.shape[1:] == (3,)
-            valid = (tensor >= 0) & (tensor <= MAX_GRAPH_ROWS) if is_graph else tensor.abs() <= MAX_POSITION
-            if tensor.dtype != torch.float32 or not (is_graph or tensor.dim() == 3) or not valid.all():
-                raise ValueError("it holds neither ties nor positions")
-        return Embeddings(known)
+        return Embeddings({digest: part.clone() for digest, part in read_tensors(folder.file(EMBEDDINGS)).items()})
     return Embeddings()
 
 
@@ -332,16 +307,8 @@ FORMER = "former.safetensors"
 MAX_STEPS = 100  # back; of more, and of more bytes, the first result and the newest stay
 MAX_FORMER_BYTES = 1 << 26
 
-# Entries of run.json on the groups, with their types.
-ENTRIES = {
-    "cut": str,
-    "cut_k": int,
-    "edits": str,
-    "candidates": tuple[Candidate, ...],
-    "stability": float,
-    "verdict": str,
-    "like_run": str,
-}
+# Entries of run.json on the groups.
+ENTRIES = ("cut", "cut_k", "edits", "candidates", "stability", "verdict", "like_run")
 
 
 def keep_former(
@@ -400,10 +367,5 @@ def read_former(folder: RunFolder, dims: int | None = None) -> list[Groups]:
         with folder.as_disk_errors(FORMER):
             former = _groups(step, dims)
             entries = {name: former.about["record"].get(name) for name in ENTRIES}  # this version's
-            shaped(former.about["baseline"], dict[str, int | float], "baseline")
-            for name, kind in ENTRIES.items():
-                shaped(entries[name], kind | None, name)
-            done = {"done": shaped(former.about.get("done", ""), str, "done")}
-            done["row"] = shaped(former.about.get("row", 0), Number, "row")
-            formers.append(replace(former, about={**former.about, **done, "record": entries}))
+            formers.append(replace(former, about={"done": "", "row": 0, **former.about, "record": entries}))
     return formers

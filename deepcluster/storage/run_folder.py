@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,7 +19,6 @@ import numpy.typing as npt
 
 from deepcluster.errors import DeepClusterError, DiskError, first_line, other_version
 from deepcluster.images.arrays import load_array
-from deepcluster.records import Candidate
 from deepcluster.runtime import log, plain_files
 from deepcluster.runtime.plain_files import RUN as RUN
 from deepcluster.runtime.plain_files import CsvRow, check_file, is_run
@@ -51,20 +51,16 @@ class RunFolder:
         with self._read(name) as path:
             return list(table_rows(path, FILES[name].columns, FILES[name].newer))
 
-    def read_json(self, name: str, types: Mapping[str, type] | None = None) -> dict[str, Any]:
-        """Read a JSON object; ``types`` are the keys that it must have, with the types of their values."""
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON object."""
         with self._read(name) as path:
-            value: dict[str, Any] = plain_files.shaped(plain_files.read_json(path), dict, "it")
-            for key, kind in (types or {}).items():
-                plain_files.shaped(value.get(key), kind, key)
-            return value
+            return plain_files.shaped(plain_files.read_json(path), dict, "it")  # type: ignore[no-any-return]
 
-    def read_record(self, types: Mapping[str, type] | None = None) -> RunRecord:
-        """Return run.json; ``types``: Keys that must be there besides every run's."""
-        record = RunRecord.from_json(self.read_json(RUN, {**plain_files.RECORD, **(types or {})}))
+    def read_record(self) -> RunRecord:
+        """Return the content of run.json."""
+        table = self.read_json(RUN)
         with self.as_disk_errors(RUN):
-            plain_files.shaped(record.candidates, tuple[Candidate, ...] | None, "candidates")
-        return record
+            return RunRecord.from_json(table)
 
     def read_clusters(self) -> Table:
         """Read clusters.csv. DiskError if its rows were changed, because other files rely on their order."""
@@ -94,27 +90,22 @@ class RunFolder:
         return len(added)
 
     def read_array(self, name: str, rows: int, columns: int) -> npt.NDArray[np.float32]:
-        """Return a matrix of finite float32 numbers of this shape."""
+        """Return a float32 matrix of this shape."""
         shape = (rows, columns)
         with self._read(name) as path:
-            # Mapped: a header that claims more than the file holds takes no memory.
-            array: Any = load_array(path, mmap_mode="r")
+            # Read, and not mapped: if a mapped file shrinks, the process dies without a word.
+            array: npt.NDArray[np.float32] = load_array(path)
             if array.dtype != np.float32 or array.shape != shape:
                 raise ValueError(f"it holds {array.dtype} {array.shape} instead of float32 {shape}")
-            # Read, and not mapped: if a mapped file shrinks, the process dies without a word.
-            read: npt.NDArray[np.float32] = load_array(path)
-            if not np.isfinite(read).all():
-                raise ValueError("it has numbers that are not finite")
-            return read
+            return array
 
     @contextmanager
     def _read(self, name: str) -> Iterator[Path]:
         """Yield the path of a plain file of this run. An error in reading it becomes a DiskError."""
         path = self.file(name)
-        max_bytes = FILES[name].max_bytes
         try:
             with self.as_disk_errors(name):
-                check_file(path, max_bytes)
+                check_file(path, sys.maxsize)
                 yield path
         except DiskError as error:
             if not isinstance(error.__cause__, FileNotFoundError):
@@ -326,9 +317,10 @@ def open_run(path: Path) -> RunFolder:
     folder = RunFolder(path)
     if not folder.has(RUN):
         raise DiskError(f"{path} is not a run folder (it has no {RUN}): name one that `deepcluster fit` made")
-    version = folder.read_json(RUN, {"schema_version": int})["schema_version"]
-    if text := other_version(version, SCHEMA_VERSIONS):
-        raise DiskError(f"{path} {text}")
+    record = folder.read_json(RUN)
+    with folder.as_disk_errors(RUN):
+        if text := other_version(record["schema_version"], SCHEMA_VERSIONS):
+            raise DiskError(f"{path} {text}")
     return folder
 
 
@@ -338,7 +330,8 @@ def read_state(path: Path, read: Callable[[RunFolder], Value]) -> Value:
         before = _version(path)
         folder = open_run(path)
         try:
-            value = read(folder)
+            with folder.as_disk_errors():
+                value = read(folder)
         except DeepClusterError:
             if before and _version(path) == before:
                 raise

@@ -84,8 +84,6 @@ def _check_places(run: Path) -> None:
     """Raise DiskError if something else lies at the place of a file or a folder of the run."""
     for name, kind in _kinds_in(run, (HIDDEN, *FOLDERS)).items():
         is_folder = name in (HIDDEN, SCRATCH, *FOLDERS)
-        if is_folder and kind == stat.S_IFLNK:
-            raise DiskError(f"{run / name} is a symbolic link, which is not followed: remove it")
         if (is_folder and kind != stat.S_IFDIR) or (name in FILES and kind not in (stat.S_IFREG, stat.S_IFLNK)):
             raise _in_the_way(run / name)
 
