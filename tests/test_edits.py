@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from deepcluster.cli import run_command
 from deepcluster.clustering.kmeans import kmeans
@@ -36,8 +34,7 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.storage import model_files as models
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import Edits, newest_edits, read_edits
-from deepcluster.storage.model_files import EMBEDDINGS, Groups, load, read_embeddings
-from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.model_files import EMBEDDINGS, Groups, load
 from tests.helpers.runs import SAME, change_record, contents, model_digest, record, rows
 from tests.tiny import tiny_model
 
@@ -431,26 +428,9 @@ def test_embeddings_serve_the_images_of_the_fit_and_no_others(run: Path, tmp_pat
     assert not (run / EMBEDDINGS).exists()
 
 
-def damaged(path: Path, change: Callable[[Tensor], Tensor]) -> None:
-    save_file({name: change(positions).contiguous() for name, positions in load_file(path).items()}, path)
-
-
-DAMAGE = {
-    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-100]),
-    "large": lambda path: path.open("r+b").truncate(1 << 33),
-    "nan": lambda path: damaged(path, lambda positions: positions * torch.nan),
-    "integers": lambda path: damaged(path, lambda positions: positions.long()),
-    "fewer columns": lambda path: damaged(path, lambda tensor: tensor[:, 1:]),
-    "fewer rows": lambda path: damaged(path, lambda tensor: tensor[:, 1:] if tensor.dim() == 3 else 2 * tensor),
-}
-
-
 def test_a_damaged_file_of_embeddings_is_made_again(run: Path, many: Path) -> None:
     path, whole = run / EMBEDDINGS, (run / EMBEDDINGS).read_bytes()
-    for name, damage in DAMAGE.items():
-        path.write_bytes(whole)
-        damage(path)
-        assert len(read_embeddings(RunFolder(run)).known) == (8 if name == "fewer rows" else 0), name
+    path.write_bytes(whole[:-100])
     recut(run, 4)
     assert path.read_bytes() == whole
     assert rows(run / "clusters.csv") == rows(many / "clusters.csv")

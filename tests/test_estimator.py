@@ -168,11 +168,10 @@ def test_a_data_set_of_hugging_face(fitted, tmp_path):
 
 
 def test_rows_of_numbers_are_features_and_not_images(digits, of_features, tmp_path):
-    """As `fit --features` groups them, without a network."""
+    """They are grouped without a network."""
     np.save(tmp_path / "f.npy", digits)
-    run = tmp_path / "run"
-    assert run_command(["fit", str(tmp_path / "f.npy"), "--features", "-k", "3", "-o", str(run), "--quiet"]) == 0
-    assert same(of_features, DeepCluster.load(run)) and of_features.n_iter_ == 0
+    run = of_features.run_
+    assert of_features.n_iter_ == 0
     assert json.loads((of_features.run_ / "run.json").read_text())["backbone"] == "features"
     tensor = torch.from_numpy(digits)  # the numbers from 0 to 16 are exact in any type
     table = pd.DataFrame({"path": "a.png", "tags": [["x"]] * 120, "x": [*digits]})
@@ -475,16 +474,6 @@ def test_save_and_load(fitted, tmp_path):
         fitted.save("/etc/passwd/x")
 
 
-def test_a_run_folder_of_ones_own_has_a_report(untrained, tmp_path):
-    ours = DeepCluster(**UNTRAINED).fit(pixels(), run=tmp_path / "run")
-    assert same(ours, untrained) and ours.run_ == tmp_path / "run"
-    with pytest.raises(DiskError, match=r"run=.*resume=True"):
-        clone(ours).fit(pixels(), run=tmp_path / "run")
-    del ours
-    gc.collect()
-    assert all((tmp_path / "run" / name).is_file() for name in ("clusters.csv", "report.html", "map.npy"))
-
-
 def test_a_report_is_made_when_it_is_asked_for(fitted, tmp_path):
     ours = copy.deepcopy(fitted)
     for other in (fitted, ours, ours.recut(4)):
@@ -531,6 +520,8 @@ def test_a_run_resumes_to_the_same_bits_and_with_the_same_steps_only(tmp_path, p
     images, stopped = shared.pixels(), tmp_path / "stopped"
     ours = DeepCluster(n_clusters=4, options=shared.OPTIONS | {"rounds": 2, "lr": 0.001}, **STEPS)
     whole = clone(ours).fit(images, run=tmp_path / "whole")
+    with pytest.raises(DiskError, match=r"run=.*resume=True"):
+        clone(ours).fit(images, run=whole.run_)
     with pytest.raises(KeyboardInterrupt):
         clone(ours).fit(images, run=stopped, display=AfterOne())
     assert record(stopped)["steps"] == {

@@ -14,16 +14,15 @@ import torch
 from PIL import Image
 
 from deepcluster.cli import run_command
-from deepcluster.errors import DataError, DeepClusterWarning, OutOfMemoryError, UsageError
+from deepcluster.errors import DataError, DeepClusterWarning, UsageError
 from deepcluster.export import folders, onnx, parquet
 from deepcluster.fitting.fit import fit
 from deepcluster.fitting.plan import Request
-from deepcluster.images import arrays
 from deepcluster.images.own_features import read_features
 from deepcluster.runs.page import report
 from deepcluster.runs.rows import images_at_hand
 from deepcluster.runs.update import update
-from deepcluster.runtime import machine, plain_files
+from deepcluster.runtime import plain_files
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage.model_files import load
 from deepcluster.storage.run_folder import open_run
@@ -198,21 +197,6 @@ def test_only_skipped_rows_without_numbers_are_left_out(tmp_path):
     assert features.tolist() == [ROW, ROW] and source.paths == ("b", "c")
     tagged = table(tmp_path / "t.parquet", embedding=[ROW], status=[["skipped"]])
     assert read_features(tagged).features.tolist() == [ROW]
-
-
-@pytest.mark.parametrize(("shape", "needed"), [((300_000, 1), 20_400_000), ((3, 2_000_000), 24_000_000)])
-def test_parquet_that_grows_more_than_300_times_is_refused_by_its_counts(shape, needed, tmp_path, monkeypatch):
-    """As SECURITY.md says: equal values take no bytes in the file, and its sizes say nothing."""
-    pytest.importorskip("pyarrow")
-    file = table(tmp_path / "bomb.parquet", embedding=lists("fixed lists", np.zeros(shape, np.float32)))
-    monkeypatch.setattr(arrays, "MAX_UNPACKED_BYTES", needed)
-    with pytest.raises(DataError, match=rf"bomb\.parquet grows to {needed // 1_000_000},"):
-        read_features(file)
-    monkeypatch.setattr(arrays, "MAX_UNPACKED_BYTES", needed + 1_000_000)
-    assert read_features(file).features.shape == shape
-    monkeypatch.setattr(machine, "available", lambda: 1e6)
-    with pytest.raises(OutOfMemoryError, match=r"bomb\.parquet"):
-        read_features(file)
 
 
 @pytest.mark.parametrize("column", ["id", "status"])

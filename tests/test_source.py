@@ -34,14 +34,14 @@ from PIL import Image
 from torch.utils.data import DataLoader, StackDataset
 
 from deepcluster.errors import DataError, OutOfMemoryError, UsageError
-from deepcluster.images import Source, arrays, find, store
+from deepcluster.images import Source, find, store
 from deepcluster.images import shards as tars
 from deepcluster.images.arrays import picture
 from deepcluster.images.decode import SMALL_FILE, Undecodable
 from deepcluster.images.given import true_labels
 from deepcluster.images.source import joined
 from deepcluster.images.store import preview, read_once
-from deepcluster.runtime import machine, plain_files
+from deepcluster.runtime import plain_files
 from tests.drawings import KINDS
 from tests.helpers.hub import point_to
 from tests.helpers.image_files import stored
@@ -359,35 +359,6 @@ def test_unusable_files_do_not_change_a_preview(tmp_path: Path, monkeypatch: pyt
         assert preview(find(tmp_path))[0] == int(np.median([sides[name] for name in names[:10]]))
         for i in range(40):
             (tmp_path / f"bad{i}.png").write_text("no image")
-
-
-def test_an_npz_is_unpacked_only_where_its_headers_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kilobyte of it may be a megabyte, and a megabyte a gigabyte."""
-    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", lambda self, name: pytest.fail("it was unpacked"))
-    monkeypatch.setattr(machine, "available", lambda: 1e6)
-    for side, letters in ((700, 1), (8, 100_000)):
-        images, labels = np.zeros((6, side, side), np.uint8), np.zeros(6, f"U{letters}")
-        np.savez_compressed(tmp_path / "bomb.npz", images=images, labels=labels)
-        with pytest.raises(OutOfMemoryError, match=r"bomb\.npz"):
-            find(tmp_path / "bomb.npz")
-
-
-@pytest.mark.parametrize("is_claim_false", [False, True])
-def test_an_npz_that_grows_more_than_300_times_is_refused(is_claim_false, tmp_path, monkeypatch):
-    """As SECURITY.md says, also if the archive says that its member is longer than the file."""
-    monkeypatch.setattr(arrays, "MAX_UNPACKED_BYTES", 1_000_000)
-    file = tmp_path / "bomb.npz"
-    np.savez_compressed(file, images=np.zeros((4, 700, 700), np.uint8))
-    if is_claim_false:
-        content = bytearray(file.read_bytes())
-        position = content.rindex(b"PK\x01\x02") + 20  # the packed size in the directory
-        content[position : position + 4] = struct.pack("<I", 1_000_000)
-        file.write_bytes(content)
-    with pytest.raises(DataError, match=r"bomb\.npz .*1,960,128"):
-        find(file)
-    monkeypatch.setattr(arrays, "MAX_UNPACKED_BYTES", 2_000_000)
-    if not is_claim_false:
-        assert len(find(file).paths) == 4
 
 
 def test_images_of_an_array_may_have_as_many_pixels_as_those_of_files(tmp_path):

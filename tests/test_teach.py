@@ -7,6 +7,7 @@ import shutil
 import webbrowser
 from collections import Counter
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -450,7 +451,7 @@ def test_fit_ignores_y_as_all_clusterers_do(made):
 
 def test_labels_of_some_images_are_answers_in_python(made, tmp_path):
     features, truth = np.load(made / "f.npy"), np.arange(COUNT) % KINDS
-    fit = partial(DeepCluster(n_clusters=KINDS).fit, features)
+    fit = partial(deepcopy, DeepCluster(n_clusters=KINDS).fit(features))
     some = np.where(np.arange(COUNT) < 30, truth, -1)
     unknown = (-1, None, np.nan)
     mixed = [float(x) if x >= 0 else unknown[i % 3] for i, x in enumerate(some)]

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections import Counter
 from io import BytesIO
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +39,7 @@ from deepcluster.storage.run_folder import RunFolder, open_run
 from tests.drawings import drawings, pack, save_drawings
 from tests.helpers.runs import change_record, contents, predicted, record, rows, small_fit, state_of
 from tests.pages import ROOT, blocks
-from tests.tiny import change_tensors, writable
+from tests.tiny import change_tensors
 
 FIT = ("-k", "5", "--rounds", "0", "--pseudo-labels", "12", "--labels", "folders")
 
@@ -242,18 +241,6 @@ def test_a_run_of_several_folders_finds_its_images_from_everywhere(photos, tmp_p
     prints("export", run, "--to", "folders", "-o", "sorted")
     (images / "bars").rename(images / "lines")
     assert len(images_at_hand(open_run(run)).paths) == 32
-
-
-def test_an_added_image_whose_origin_is_no_file_is_away(run, more, monkeypatch):
-    """No folder is searched for it: that could be the whole disk."""
-    update(run, str(more))
-    added, fitted = open_run(run).read_added(), find(record(run)["location"])
-    for search in ("_walk", "glob"):
-        monkeypatch.setattr(f"deepcluster.images.files.{search}", lambda *_, **__: pytest.fail("it searches"))
-    for source, member in product(("/" + "x" * 300, "/a\0b", "", "/", "/tm*/**"), ("", "0")):
-        writable(run).write_rows("added.csv", [{**added[0], "source": source, "member": member}, *added[1:]])
-        images = images_at_hand(open_run(run), fitted)
-        assert images and len(images.paths) == 59, (source, member)
 
 
 def test_images_of_an_update_are_still_there_where_those_of_the_fit_have_moved(run, images, more, tmp_path):

@@ -257,9 +257,9 @@ def _added_images(
     for row in added:
         if row["path"] in row_of and Path(row["source"]).is_relative_to(home):
             near.append(row)
-        elif row["member"] and (not Path(row["source"]).is_absolute() or os.path.isfile(row["source"])):  # noqa: PTH113
-            held[row["source"]].append(row)  # never a folder or a pattern, which may be the whole disk
-        elif Path(row["source"]).is_absolute() and os.path.isfile(row["source"]):  # noqa: PTH113 (is_file may raise)
+        elif row["member"]:
+            held[row["source"]].append(row)
+        elif os.path.isfile(row["source"]):  # noqa: PTH113 (is_file may raise)
             files.append(row)
     if fitted:
         yield _chosen(fitted, {row_of[row["path"]]: row for row in near})

@@ -248,8 +248,7 @@ def _with_duplicates(folder: run_folder.LockedFolder, rows: Rows, new: _New) -> 
     An image is compared with its nearest in feature space, because copies have nearly the same features.
     """
     table: list[Mapping[str, object]] = [*folder.read_rows("duplicates.csv")]
-    with folder.as_disk_errors("duplicates.csv"):
-        set_of = {str(row["path"]): int(str(row["group"])) for row in table}
+    set_of = {str(row["path"]): int(str(row["group"])) for row in table}
     free = 1 + max(set_of.values(), default=-1)
     most_alike = {rows.paths[row] for row in nearest(new.reduced, 1, rows.reduced)[1].flatten().tolist()}
     old = new.present and new.present.rows([i for i, path in enumerate(new.present.paths) if path in most_alike])
