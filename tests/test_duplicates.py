@@ -138,17 +138,6 @@ def test_all_of_them_at_most_and_into_a_file_that_is_not_there(finished, photos,
     assert path in said and (photos / path).read_bytes() == before
 
 
-def test_a_mistake_is_named_with_its_exit_code(finished, photos, tmp_path, ends):
-    (tmp_path / "bad.png").write_text("no image")
-    for image, code, message in (
-        ("none.png", 3, "none.png"),
-        (photos / "bars", 2, "16 images"),
-        (tmp_path / "bad.png", 3, "bad.png"),
-    ):
-        assert message in ends(["similar", finished, image], code)
-    assert "-n" in ends(["similar", finished, photos / "bars/00.png", "-n", "0"], 2)
-
-
 def test_nearest_of_the_estimator(finished, photos, tmp_path):
     model = DeepCluster.load(finished)
     similarities, numbers = model.nearest(None, 4)

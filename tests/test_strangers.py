@@ -335,12 +335,13 @@ def zeros_in_npz(**arrays: np.ndarray) -> Change:
     return lambda path: np.savez_compressed(path, **arrays)
 
 
+GREY = np.zeros((6, 8, 8), np.uint8)
 # A small file, its reader, the words of the refusal, and the bytes that it grows to (None: none would be read).
 BOMBS: dict[str, tuple[Change, Callable[[Path], object], str, int | None]] = {
     "compressed.pt": (compressed, read_weights, "", None),
     "repeated.pt": (repeated, read_weights, r"\d{2},\d{3}", None),
     "images.npz": (zeros_in_npz(images=np.zeros((4, 700, 700), np.uint8)), find, "1,960,128", 1_960_128),
-    "labels.npz": (zeros_in_npz(images=np.zeros((6, 8, 8)), labels=np.zeros(6, "U100000")), find, "2,40", 2_403_328),
+    "labels.npz": (zeros_in_npz(images=GREY, labels=np.zeros(6, "U100000")), find, "2,400,640", 2_400_640),
     "false.npz": (falsely_packed, find, "1,960,128", None),
     "rows.parquet": (equal_rows(300_000, 1), read_features, "grows to 20,", 20_400_000),
     "lists.parquet": (equal_rows(3, 2_000_000), read_features, "grows to 24,", 24_000_000),
