@@ -10,10 +10,8 @@ from functools import partial
 from types import SimpleNamespace
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
 import torch
-from threadpoolctl import threadpool_info
 
 from deepcluster.algorithm import conclude
 from deepcluster.clustering import kmeans, whiten
@@ -215,24 +213,6 @@ def test_the_next_is_made_while_this_one_is_used_on_a_gpu(device, ahead):
     assert list(results) == [1, 2, 3, 4]
 
 
-def test_threads_are_one_inside_and_as_before_outside(request):
-    def blas_threads() -> set[int]:
-        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
-
-    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
-    torch.set_num_threads(2)
-    np.ones((2, 2)) @ np.ones((2, 2))
-    before = blas_threads()
-    with one_thread(), pool_of(3) as pool:
-        assert list(pool.map(lambda _: torch.get_num_threads(), range(6))) == [1] * 6
-        assert blas_threads() == {1}
-    with pytest.raises(KeyError), one_thread():
-        raise KeyError
-    with ThreadPoolExecutor(1) as pool:  # threads begun later are not concerned
-        assert torch.get_num_threads() == pool.submit(torch.get_num_threads).result() == 2
-    assert blas_threads() == before
-
-
 def test_a_blas_that_is_imported_later_has_one_thread_too(monkeypatch):
     """scipy brings one of its own."""
     found = Mock(**{"return_value.limit": lambda **_: nullcontext()})
@@ -263,8 +243,9 @@ def test_the_last_of_several_threads_restores_their_numbers(request):
             for pool, context in contexts.items():
                 pool.submit(context.__enter__).result()
             third.submit(numbers).result()  # it may compute for the first time
-            with one_thread(), one_thread():
-                assert numbers() == (1, 1, 1)
+            with pytest.raises(KeyError), one_thread(), one_thread(), pool_of(3) as pool:
+                assert numbers() == (1, 1, 1) and [*pool.map(lambda _: torch.get_num_threads(), range(6))] == [1] * 6
+                raise KeyError
             assert numbers() == (2, 1, 1)
             first.submit(contexts[first].__exit__, None, None, None).result()
             assert last.submit(numbers).result() == (1, 1, 1)

@@ -223,13 +223,6 @@ def test_hostile_names_are_inert(name: str) -> None:
     assert inert(name) in data["images"]["labels"]
 
 
-def test_files_of_different_runs_are_refused() -> None:
-    with pytest.raises(DiskError, match=r"'b\.png'.*'7'.*cluster_summary"):
-        page(clusters=[row("a.png"), row("b.png", 7)], summary=summary_of([row("a.png")]))
-    with pytest.raises(DiskError, match="size 'many'"):
-        page(clusters=[row("a.png")], summary=summary_of([row("a.png")], size="many"))
-
-
 def test_largest_groups_first_by_the_image_in_their_middle() -> None:
     # Four pieces: 0 and 2 merge into node 4, 1 and 3 into 5, and both into 6.
     tree = Tree((0, 1, 0, 1), ((0, 2), (1, 3), (4, 5)), (5, 1, 3, 2, 8, 3, 11), (0, 6, 7, 9, 3, 10, 4))

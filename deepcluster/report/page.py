@@ -89,7 +89,6 @@ def render(data: RunData) -> str:
     Of more than ``MAX_CLUSTERS`` clusters the largest are shown, in order of their numbers. The page stays below 5 MB:
     pictures lose quality instead.
     """
-    sections.check_rows(data.summary, data.usable)
     in_page = len(on_page(data.usable)[0])
     pieces = len(data.tree.groups) if data.tree else 0
     charts = training_charts(data.history)

@@ -12,7 +12,6 @@ import numpy as np
 import scipy  # the parts at first use: only labels need them
 from PIL import Image
 
-from deepcluster.errors import DiskError
 from deepcluster.groups.tree import Tree, nodes_at
 from deepcluster.report.hints import hints, weighted_nouns
 from deepcluster.report.pictures import PICTURE_CHARACTERS, Picture, data_uri, on_sheet, tile
@@ -38,21 +37,6 @@ MAX_OUTLIERS = 100
 MAX_SETS = 60  # of near-duplicates
 MAX_IN_SET = 12  # images
 MAX_LABELS = 30  # labels, and clusters, in the table of both
-
-
-def check_rows(summary: Sequence[Row], clusters: Table) -> None:
-    """Check that counts are integers and that both tables list the same clusters."""
-    for row in summary:
-        counts = {"cluster": row["cluster"], "size": row["size"], "group": row.get("group") or "0"}
-        if wrong := [f"{name} {number!r}" for name, number in counts.items() if not number.isdecimal()]:
-            raise DiskError(f"cluster_summary.csv: {wrong[0]} should be a whole number")
-    numbers = {row["cluster"] for row in summary}
-    for cluster in clusters.words("cluster")[0]:
-        if cluster not in numbers:
-            raise DiskError(
-                f"clusters.csv puts {clusters.where('cluster', cluster)[0]['path']!r} into cluster {cluster!r}, which"
-                f" is not one of the {len(numbers)} in cluster_summary.csv; are both of the same run?"
-            )
 
 
 # Representatives depend on distances and margins, never on the pictures, so they are the same if the images have moved.
