@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
@@ -269,21 +269,13 @@ def test_what_is_in_the_way_is_left_and_named(tmp_path, name):
     assert (run / name / "mine.txt").read_text() == "mine" and state(run)["run.json"] == "old"
 
 
-def strangers(run: Path, contents: Mapping[str, str]) -> Path:
-    """A folder of committed files that somebody else has made."""
-    commit = run / states.COMMIT
-    (commit / "model").mkdir(parents=True)
-    for name, content in contents.items():
-        (commit / name).write_text(content)
-    return commit
-
-
 def test_a_strangers_commit_moves_and_removes_only_files_of_a_run(tmp_path):
     run = make(tmp_path / "run")
     (tmp_path / "outside.txt").write_text("mine")
-    commit = strangers(
-        run, {"evil.sh": "evil", "mine.txt": "", "model/mine.bin": "", "clusters.csv": "new", "tree.json": ""}
-    )
+    ((commit := run / states.COMMIT) / "model").mkdir(parents=True)
+    names = {"evil.sh": "evil", "mine.txt": "", "model/mine.bin": "", "clusters.csv": "new", "tree.json": ""}
+    for name, content in names.items():
+        (commit / name).write_text(content)
     (commit / "report.html").symlink_to(tmp_path / "outside.txt")
     left = {name: text for name, text in OLD.items() if name != "tree.json"}
     assert state(run) == left | {"clusters.csv": "new"}
@@ -292,15 +284,6 @@ def test_a_strangers_commit_moves_and_removes_only_files_of_a_run(tmp_path):
     assert (tmp_path / "outside.txt").read_text() == "mine" and (commit / "evil.sh").exists()
     with pytest.raises(DiskError, match="commit"):
         change(run)
-
-
-def test_a_commit_that_removes_the_run_is_refused(tmp_path):
-    run = make(tmp_path / "run")
-    strangers(run, {"run.json": "", "tree.json": ""})
-    for use in (lambda: run_folder.open_run(run), lambda: change(run)):
-        with pytest.raises(DiskError, match=r"run\.json"):
-            use()
-    assert all((run / name).exists() for name in OLD)
 
 
 @pytest.mark.parametrize("name", [states.HIDDEN, states.SCRATCH, states.COMMIT, states.LOCK])

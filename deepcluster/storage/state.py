@@ -24,7 +24,6 @@ from typing import BinaryIO
 
 from deepcluster.errors import DiskError
 from deepcluster.runtime import signals
-from deepcluster.runtime.plain_files import RUN
 from deepcluster.storage.content import FILES
 from deepcluster.storage.files import changing, sync_folder
 
@@ -217,8 +216,6 @@ def finish(run: Path) -> None:
     names = pending(run)
     if _kind(folder) != stat.S_IFDIR:
         return
-    if RUN in names and not (folder / RUN).stat().st_size:
-        raise DiskError(f"{folder / RUN} is empty: restore the run from a copy")
     for name in names:
         if (folder / name).stat().st_size:
             (run / name).parent.mkdir(exist_ok=True)
