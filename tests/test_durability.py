@@ -321,12 +321,6 @@ def test_a_run_is_replaced_only_by_a_run_that_has_a_result(pictures, replaced, t
     ended, said = command(*anew, trap=trap)
     assert ended == code and words in said and "--resume" not in said, said
     assert own(run) == before  # with run.json, which has no error of the other run
-    for verb, *options in (
-        ["predict", pictures, "-o", tmp_path / "out.csv", "-q"],
-        ["export", "--to", "folders", "-o", tmp_path / "sorted", "-q"],
-        ["report"],
-    ):
-        assert "preliminary" not in ends([verb, run, *options], 0)
     if end == "a kill before the last file":
         ends(anew, 0)
         told = record(run)

@@ -265,8 +265,8 @@ def test_a_result_that_cannot_be_printed(line: str, code: int, run, photos, tmp_
     given = [values.get(word, word) for word in line.split()]
     reader, writer = os.pipe()
     os.close(reader)
-    with contextlib.suppress(OSError), Path("/dev/full").open("w") if code else os.fdopen(writer, "w", 1) as stream:
-        monkeypatch.setattr("sys.stdout", stream)
+    with contextlib.suppress(OSError), Path("/dev/full").open("w") as full, os.fdopen(writer, "w", 1) as pipe:
+        monkeypatch.setattr("sys.stdout", full if code else pipe)
         said = ends([*given, *(small_fit("--rounds", "0")[:-1] if "fit" in line else [])], code)
     assert said == "" if code == 0 else os.strerror(errno.ENOSPC) in said.splitlines()[-1]
     if "fit" in line:
