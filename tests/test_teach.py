@@ -470,6 +470,7 @@ def test_labels_of_some_images_are_answers_in_python(made, tmp_path):
         with pytest.raises(UsageError, match=words):
             untaught.teach(y)
     assert (untaught.labels_ == fit().labels_).all() and {*untaught.names_} == {""}
+    dc = fit()
     one, other = dc.ask(2)
     assert one.now == f"cluster {dc.labels_[int(one.path)]}" and one.name == "" and dc.quality_ is None
     dc.teach({one.path: "owl", int(other.path): 2}, drawn=[int(one.path)])
