@@ -389,18 +389,13 @@ def promote(
 
 
 @app.command
-def report(
-    run_: flags.RunArgument, /, *, serve: bool = False, figures: Path | None = None, open_: flags.Open = False
-) -> None:
+def report(run_: flags.RunArgument, /, *, serve: bool = False, open_: flags.Open = False) -> None:
     """Look at a run, correct and sort it in a browser (--serve --open), or write report.html again, to pass on.
 
     Args:
         serve: Serve it to browsers on this machine; edits are applied at once, and a button sorts into folders.
-        figures: A folder to make for figures as SVG: map, pictures of the clusters, curves of the rounds.
     """
     record = _check_run(run_)
-    if figures is not None:
-        files.check_no_folder(figures, "--figures")
     page = run_ / "report.html"
     # A signal to a server is no error, also before it serves.
     with Terminal(quiet=False) as terminal, signals.uninterrupted() if serve else nullcontext():
@@ -408,7 +403,7 @@ def report(
         from deepcluster.storage.state import InUseError
 
         try:
-            page = report_run(run_, progress=terminal.progress, out=figures)
+            page = report_run(run_, progress=terminal.progress)
         except InUseError:
             if not (serve and record.result == PRELIMINARY and page.is_file()):
                 raise  # else the fit, which goes on, has written the page

@@ -1,6 +1,7 @@
 """The examples run, as a reader would run them."""
 
 import copy
+import csv
 import json
 import re
 import runpy
@@ -225,12 +226,30 @@ def test_the_figures_of_the_paper_are_drawn(output_of, photos, tmp_path):
     (run / "history.csv").write_text("round,nmi_previous,nmi_labels\n0,,0.1\n1,0.4,0.2\n2,0.5,0.3\n")
     table.write_text("K,accuracy\n10,0.3\n100,0.5\n100,0.7\n1000,0.4\n")
     arguments = [str(run), str(photos), "--clusters", str(table), "--channels", "4", "-o", str(out)]
-    assert output_of("research/figures.py", *arguments)[-1].endswith("of 48 images")
+    assert output_of("research/paper_figures.py", *arguments)[-1].endswith("of 48 images")
     drawn = (out / "figure-2.svg").read_text()
     assert all(title in drawn for title in ("(a) NMI with the labels", "(b) NMI with the round before", "(c) accuracy"))
     with Image.open(out / "figure-3.png") as filters, Image.open(out / "figure-4.webp") as exciting:
         assert filters.size == (8 * 54 - 6, 2 * 54 - 6)  # sixteen filters of 48 px
         assert exciting.size == (4 * (3 * 64 + 6) - 6, 3 * 64)  # four channels
+
+
+def test_the_figures_of_a_run(output_of, run, tmp_path):
+    """The map has all clusters by name or number, each cluster its nearest images, and a curve at least two values."""
+    pytest.importorskip("matplotlib")
+    (run / "history.csv").write_text("round,loss,nmi_labels\n0,2,\n1,1,0.5\n")
+    out = tmp_path / "out"
+    assert output_of("research/figures.py", str(run), "-o", str(out))[-1].endswith(
+        ": clusters.svg, map.svg, training.svg"
+    )
+    training = (out / "training.svg").read_text()
+    assert ">loss<" in training and ">nmi_labels<" not in training
+    with (run / "cluster_summary.csv").open(newline="") as file:
+        summary = [*csv.DictReader(file)]
+    on_map, sheet = ((out / name).read_text() for name in ("map.svg", "clusters.svg"))
+    assert re.findall("<text[^>]*>(.*?)</text>", on_map) == [row["cluster"] for row in summary]
+    assert re.findall("<text[^>]*>(.*?)</text>", sheet) == [f"{row['cluster']} ({row['size']})" for row in summary]
+    assert sheet.count("<image") == sum(min(10, int(row["size"])) for row in summary)
 
 
 def test_deepcluster_on_one_page_beside_the_package():

@@ -9,7 +9,6 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -18,14 +17,12 @@ from PIL import Image
 from timm.data.imagenet_info import ImageNetInfo
 
 import deepcluster.report
-from deepcluster.cli import run_command
 from deepcluster.errors import DiskError
 from deepcluster.groups.cut import Cut
 from deepcluster.groups.tree import Parts, Tree
 from deepcluster.images import find
 from deepcluster.report import pictures as sheets
 from deepcluster.report.charts import training_charts
-from deepcluster.report.figures import figures
 from deepcluster.report.hints import above, hints, plain, weighted_nouns
 from deepcluster.report.page import RunData, on_page, script_data
 from deepcluster.report.pictures import THUMBNAIL, pictures, sprite_sheet, thumbnail, tiny_pictures
@@ -37,7 +34,7 @@ from deepcluster.storage.content import RunRecord, Table
 from deepcluster.storage.run_folder import RunFolder
 from deepcluster.texts import figure, inert
 from tests.drawings import drawings
-from tests.helpers.report import Page, drawn, page, picture, records, row, summary_of
+from tests.helpers.report import Page, drawn, page, picture, row, summary_of
 from tests.tiny import tiny_model, writable
 
 HOSTILE = [
@@ -279,7 +276,7 @@ def test_general_words_have_one_meaning() -> None:
     assert above("moving van")[-1] == "vehicle" and above("no noun") == []
 
 
-# ---- the parts of the page: choice of images, curves and charts, thumbnails, figures, data of the script -------------
+# ---- the parts of the page: choice of images, curves and charts, thumbnails, data of the script ----------------------
 
 
 def test_representatives_by_hand() -> None:
@@ -345,46 +342,6 @@ def test_pictures_are_read_no_larger_than_the_page_shows_them(tmp_path: Path) ->
     assert read is not None and read.size == (640, 480) and picture("b.jpg") is None
     shown, whole = (Image.open(BytesIO(thumbnail(one, 176, 10**6))).convert("RGB") for one in (read, image))
     assert shown.size == (176, 176) and np.abs(np.asarray(shown, int) - np.asarray(whole, int)).mean() < 2
-
-
-def elements(svg: str) -> list[ElementTree.Element]:
-    return [*ElementTree.fromstring(svg).iter()]
-
-
-def tagged(svg: str, tag: str) -> list[ElementTree.Element]:
-    return [element for element in elements(svg) if element.tag.endswith(f"}}{tag}")]
-
-
-def test_figures_by_hand() -> None:
-    name = "<b>&\"\x00\u202e'\udcff"
-    rows = [row(f"{i}.png", min(i, 1)) for i in range(15)]
-    about = {"clusters": rows, "summary": summary_of(rows, name=name)}
-    about["picture"] = lambda path: None if path == "0.png" else picture(path)
-    drawn = figures(records(**about, positions=np.array([[i, i % 3] for i in range(15)], np.float32)))
-    assert {*drawn} == {"map.svg", "clusters.svg", "training.svg"}
-    large, small = (path.attrib["d"] for path in tagged(drawn["map.svg"], "path"))
-    assert large.count("M") == 14 and small == "M0.0,0.0h0"
-    assert [text.text for text in tagged(drawn["map.svg"], "text")] == [inert(name)] * 2
-    assert [text.text for text in tagged(drawn["clusters.svg"], "text")] == [
-        inert(name),
-        "14 images",
-        inert(name),
-        "1 image",
-    ]
-    assert len(tagged(drawn["clusters.svg"], "image")) == 10  # of 10 + 1, one is not at hand
-    assert len(tagged(drawn["training.svg"], "circle")) == 4
-    one = [row("a.png")]
-    summary = [*summary_of(one), *summary_of([row("b.png", 1)], size="0")]  # a cluster without images
-    drawn = figures(records(clusters=one, summary=summary, history=[], positions=np.zeros((1, 2), np.float32)))
-    assert {*drawn} == {"map.svg", "clusters.svg"} and all(map(elements, drawn.values()))
-
-
-def test_figures_of_a_run(run: Path, tmp_path: Path, ends: Any) -> None:
-    assert run_command(["report", str(run), "--figures", str(tmp_path / "figures")]) == 0
-    assert {path.name for path in (tmp_path / "figures").iterdir()} >= {"map.svg", "clusters.svg"}
-    assert ends(["report", run, "--figures", tmp_path / "figures"], 5).endswith("give another --figures\n")
-    jpeg = tagged((tmp_path / "figures/clusters.svg").read_text(), "image")[0].attrib["href"].partition("base64,")[2]
-    assert Image.open(BytesIO(base64.b64decode(jpeg))).size == (128, 128)
 
 
 def test_commands_and_links_of_a_page_are_relative(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,6 @@ from deepcluster.model import Model
 from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.network import Network
 from deepcluster.nets.timm import nouns
-from deepcluster.report.figures import figures
 from deepcluster.report.page import RunData, on_page, render
 from deepcluster.report.pictures import MAX_SHEET_BYTES, THUMBNAIL, Picture, on_sheet, pictures, pictures_on
 from deepcluster.report.sections import MEDOID
@@ -37,7 +36,6 @@ from deepcluster.runtime.plain_files import check_file, shaped
 from deepcluster.seeding import derive
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import Tables
-from deepcluster.storage.files import new_folder
 from deepcluster.texts import one_line
 
 MAX_ALIKE = 8  # most similar images of one
@@ -93,25 +91,16 @@ def redraw(
         write_page(folder, source, tables, shown, progress)
 
 
-def report(
-    run: Path, source: Source | None = None, *, progress: Progress = ignore_progress, out: Path | None = None
-) -> Path:
-    """Write report.html of a run again, with the pictures of ``source``, or of the images that are still at hand.
-
-    ``out``: A folder to make for figures as SVG.
-    """
+def report(run: Path, source: Source | None = None, *, progress: Progress = ignore_progress) -> Path:
+    """Write report.html of a run again, with the pictures of ``source``, or of the images that are still at hand."""
     with run_folder.locked(run) as folder, folder.next_state() as staged:
-        data = write_report(staged, source, progress)
-    if out:
-        with new_folder(out) as place:
-            for name, figure in figures(data).items():
-                (place / name).write_text(figure, encoding="utf-8")
+        write_report(staged, source, progress)
     return run / "report.html"
 
 
 def write_report(
     staged: run_folder.NextState, source: Source | None = None, progress: Progress = ignore_progress
-) -> RunData:
+) -> None:
     """Write report.html from the other files of a state, as :func:`report` does.
 
     Damage to the features or the model costs only the parts of the page that are drawn from them.
@@ -130,14 +119,14 @@ def write_report(
             shown = shown_of(rows, model, model.place(rows.reduced).centroid, tree)
         if shown:
             write_tree(staged, shown.tree)
-        return write_page(staged, images_at_hand(staged, source), tables, shown, progress)
+        write_page(staged, images_at_hand(staged, source), tables, shown, progress)
 
 
 @pillow_limits()
 def write_page(
     folder: run_folder.LockedFolder, source: Source | None, tables: Tables, shown: Shown | None, progress: Progress
-) -> RunData:
-    """Write report.html, and map.npy if the run has none; return the content of the page.
+) -> None:
+    """Write report.html, and map.npy if the run has none.
 
     ``source``: None if the images are not at hand. ``shown``: Without it, similar images are not shown, no cluster can
     be split, and no map is made.
@@ -185,7 +174,6 @@ def write_page(
             f" {one_line(away[0])}; location of the fit's images: {one_line(record.location)}): put them back, and"
             f" type deepcluster report {shlex.quote(str(run))}"
         )
-    return data
 
 
 def _tiny(folder: run_folder.RunFolder, tables: Tables, sheet: bytes, away: list[str]) -> Picture:

@@ -200,22 +200,21 @@ def check_output(path: Path, *, overwrite: bool, inputs: Callable[[], Iterable[P
         beside.unlink()
 
 
-def check_no_file(out: Path, flag: str = "-o") -> None:
-    """Raise DiskError if there is something at ``out``, which ``flag`` names."""
+def check_no_file(out: Path) -> None:
+    """Raise DiskError if there is something at ``out``."""
     if os.path.lexists(out):
-        raise DiskError(f"{out} exists already, and is left as it is: give another {flag}, or remove it")
+        raise DiskError(f"{out} exists already, and is left as it is: give another -o, or remove it")
 
 
-def check_no_folder(out: Path, flag: str = "-o") -> None:
-    """Raise DiskError if there is something at ``out``, which ``flag`` names, other than an empty folder."""
-    with changing(out, ROOM.replace("-o", flag)):
+def check_no_folder(out: Path) -> None:
+    """Raise DiskError if there is something at ``out`` other than an empty folder."""
+    with changing(out, ROOM):
         if out.is_symlink() or not out.is_dir():
-            check_no_file(out, flag)
+            check_no_file(out)
         elif any(out.iterdir()):
-            other = f"another {flag}{', or --overwrite an export' if flag == '-o' else ''}"
-            raise DiskError(f"{out} exists already, and is left as it is: give {other}")
+            raise DiskError(f"{out} exists already, and is left as it is: give another -o, or --overwrite an export")
         elif out.samefile(Path.cwd()):  # a shell in it would stay in the folder that was replaced
-            raise DiskError(f"{flag} {out} is the current folder: name a new folder in it, as {flag} {out / 'new'}")
+            raise DiskError(f"-o {out} is the current folder: name a new folder in it, as -o {out / 'new'}")
 
 
 def check_outside(out: Path, images: Path) -> None:

@@ -1,133 +1,74 @@
-"""Draw the paper's figures 2, 3 and 4 from a run: what the rounds change, the first filters, and what excites the last.
+"""Draw figures of a run for a paper: the map, images of each cluster, and the curves of the rounds, as SVG files.
 
-Figure 2 needs ``history.csv``: (a) the NMI of the pseudo-labels with the true labels, if the run had ``--labels``;
-(b) their NMI with those of the round before; (c) with ``--clusters``, a CSV of K and a quality, quality against K.
-Figure 3: the filters of the first convolution. Figure 4: for some channels of the last feature maps, the images
-with the largest mean response. The paper's figures also have synthetic images.
-
-python examples/research/figures.py runs/cifar10 cifar10/train --clusters docs/figures/clusters.csv -o docs/figures
+python examples/research/figures.py runs/photos -o figures
 """
 
 import argparse
 import csv
-from collections import defaultdict
+import json
 from pathlib import Path
 
-import matplotlib
-import torch
+import numpy as np
 from matplotlib import pyplot
-from PIL import Image
-from torch import Tensor, nn
+from PIL import ImageOps
 
-import deepcluster
-from deepcluster.evaluation.feature_maps import layers_of, maps_at
-from deepcluster.images import find, read_once
+from deepcluster.images import find
 
-IMAGES = 3  # figure 4 shows IMAGES x IMAGES of a channel, as the paper does
-FILTER_SIDE, IMAGE_SIDE = 48, 64  # px of the pictures
-GAP = 6  # px between filters, and between the images of two channels
+CLUSTERS, IMAGES, SIDE = 50, 10, 128  # the largest clusters, the images nearest to the centroid of each, px
+CURVES = ("loss", "nmi_previous", "changed", "cluster_weight", "largest_share", "reseeded", "nmi_labels")
+pyplot.rcParams |= {"svg.fonttype": "none", "text.parse_math": False, "font.size": 8}  # a name may have a dollar sign
 
 
-def column(file: Path, name: str) -> dict[float, float]:
-    """Return a column of a CSV by the values of its first column: the mean of the rows with the same one.
-
-    Empty cells are left out, and a missing column has no values.
-    """
-    values = defaultdict(list)
+def table(file: Path) -> list[dict[str, str]]:
     with file.open(encoding="utf-8", newline="") as lines:
-        for row in csv.DictReader(lines):
-            if row.get(name):
-                values[float(next(iter(row.values())))].append(float(row[name]))
-    return {key: sum(numbers) / len(numbers) for key, numbers in sorted(values.items())}
-
-
-def figure_2(history: Path, clusters: Path | None, file: Path) -> None:
-    """Draw the NMI of each round, with the labels and with the round before, and the quality against K."""
-    rounds = "rounds of training"
-    panels = [
-        ("(a) NMI with the labels", rounds, column(history, "nmi_labels")),
-        ("(b) NMI with the round before", rounds, column(history, "nmi_previous")),
-    ]
-    if clusters:
-        name = clusters.read_text(encoding="utf-8").splitlines()[0].split(",")[1]
-        panels.append((f"(c) {name}", "number of pseudo-labels K", column(clusters, name)))
-    panels = [panel for panel in panels if panel[2]]
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(3.2 * len(panels), 2.6), squeeze=False, layout="tight")
-    for axis, (title, label, values) in zip(axes[0], panels, strict=True):
-        axis.plot([*values], [*values.values()], ".-")
-        axis.set(title=title, xlabel=label, xscale="linear" if label == rounds else "log")
-        axis.grid(alpha=0.3)
-    figure.savefig(file, metadata={"Date": None})
-
-
-def tiled(pictures: Tensor, columns: int, gap: int) -> Tensor:
-    """Return N x 3 x H x W pictures side by side, row by row, on white: 3 x height x width."""
-    rows = -(-len(pictures) // columns)
-    _, _, height, width = pictures.shape
-    sheet = torch.full((3, rows * (height + gap) - gap, columns * (width + gap) - gap), 255, dtype=torch.uint8)
-    for number, picture in enumerate(pictures):
-        top, left = number // columns * (height + gap), number % columns * (width + gap)
-        sheet[:, top : top + height, left : left + width] = picture
-    return sheet
-
-
-def save(picture: Tensor, file: Path) -> None:
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, quality=80)
-
-
-def first_filters(network: nn.Module) -> Tensor:
-    """Return the filters of the first convolution that learns, each from black to white: N x 3 x S x S, uint8.
-
-    Filters of other than three channels, as after the Sobel filter, are shown in grey by their mean.
-    """
-    convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
-    filters = next(module.weight for module in convolutions if module.weight.requires_grad).detach()
-    if filters.shape[1] != 3:
-        filters = filters.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    low, high = filters.amin((1, 2, 3), keepdim=True), filters.amax((1, 2, 3), keepdim=True)
-    return (255 * (filters - low) / (high - low).clamp(min=1e-12)).round().to(torch.uint8)
-
-
-def most_exciting(network: nn.Module, images: Tensor, channels: int, batch_size: int) -> Tensor:
-    """Return the numbers of the images with the largest mean response of evenly spaced channels: channels x 9."""
-    responses = []
-    with torch.no_grad():
-        for batch in images.split(batch_size):
-            responses.append(maps_at(network, layers_of(network)[-1], batch / 255).mean((2, 3)))
-    table = torch.cat(responses)
-    chosen = torch.linspace(0, table.shape[1] - 1, channels).round().long()
-    return table[:, chosen].topk(IMAGES**2, 0).indices.T
-
-
-def enlarged(pictures: Tensor, side: int, mode: str) -> Tensor:
-    """Return N x 3 x S x S uint8 pictures at another side."""
-    return nn.functional.interpolate(pictures.float(), (side, side), mode=mode).round().clamp(0, 255).to(torch.uint8)
+        return [*csv.DictReader(lines)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("images", help="images of figure 4, usually those of the fit")
-    parser.add_argument("--clusters", type=Path, help="CSV for figure 2c: K, then the quality that its header names")
-    parser.add_argument("--channels", type=int, default=8, help="number of channels in figure 4")
+    parser.add_argument("--images", help="place of the images, if they moved")
     parser.add_argument("-o", "--out", type=Path, default=Path("figures"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    small = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Arial"]}  # text in place of its outlines
-    matplotlib.rcParams |= small | {"svg.hashsalt": "deepcluster", "font.size": 9, "axes.titlesize": 9}
 
-    figure_2(options.run / "history.csv", options.clusters, options.out / "figure-2.svg")
+    rows = [row for row in table(options.run / "clusters.csv") if row["status"] == "ok"]
+    summary = sorted(table(options.run / "cluster_summary.csv"), key=lambda row: -int(row["size"]))[:CLUSTERS]
+    positions = np.load(options.run / "map.npy")  # of every n-th image
+    on_map = np.array([row["cluster"] for row in rows[:: -(-len(rows) // len(positions))]])
+    figure, axis = pyplot.subplots(figsize=(8, 8), layout="tight")
+    for row in summary:
+        x, y = positions[on_map == row["cluster"]].T
+        axis.scatter(x, -y, s=4, alpha=0.7)
+        if len(x):
+            axis.text(np.median(x), np.median(-y), row["name"] or row["cluster"], ha="center", weight="bold")
+    axis.set(aspect="equal", xticks=[], yticks=[])
+    figure.savefig(options.out / "map.svg")
 
-    model = deepcluster.load(options.run)
-    network = model.network.eval()
-    filters = enlarged(first_filters(network), FILTER_SIDE, "nearest")
-    save(tiled(filters, max(8, round(len(filters) ** 0.5)), GAP), options.out / "figure-3.png")
+    source = find(options.images or json.loads((options.run / "run.json").read_text(encoding="utf-8"))["location"])
+    number = {path: i for i, path in enumerate(source.paths)}
+    size = (IMAGES, len(summary))
+    figure, axes = pyplot.subplots(size[1], size[0], figsize=size, squeeze=False, layout="constrained")
+    for row, line in zip(summary, axes, strict=True):
+        members = [member for member in rows if member["cluster"] == row["cluster"] and member["path"] in number]
+        members.sort(key=lambda member: float(member["distance"]))
+        line[0].set_title(f"{row['name'] or row['cluster']} ({row['size']})", loc="left")
+        for axis, member in zip(line, members, strict=False):
+            axis.imshow(ImageOps.fit(source.read(number[member["path"]], SIDE), (SIDE, SIDE)))
+        for axis in line:
+            axis.axis("off")
+    figure.savefig(options.out / "clusters.svg")
 
-    images = read_once(find(options.images), model.store_size).images
-    chosen = most_exciting(network, images, options.channels, model.batch_size)
-    blocks = [tiled(enlarged(images[numbers], IMAGE_SIDE, "bicubic"), IMAGES, 0) for numbers in chosen]
-    save(tiled(torch.stack(blocks), 4, GAP), options.out / "figure-4.webp")
-    print(f"{options.out}: figures 2, 3 and 4 of {len(images)} images")
+    history = table(options.run / "history.csv")
+    curves = {name: [float(row[name] or "nan") for row in history] for name in CURVES if history and name in history[0]}
+    curves = {name: values for name, values in curves.items() if np.isfinite(values).sum() > 1}
+    if curves:
+        figure, axes = pyplot.subplots(1, len(curves), figsize=(3 * len(curves), 2.5), squeeze=False, layout="tight")
+        for axis, (name, values) in zip(axes[0], curves.items(), strict=True):
+            axis.plot(range(1, len(values) + 1), values)
+            axis.set(title=name, xlabel="round")
+        figure.savefig(options.out / "training.svg")
+    print(f"{options.out}: {', '.join(sorted(file.name for file in options.out.glob('*.svg')))}")
 
 
 if __name__ == "__main__":
