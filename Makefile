@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
-EXTRAS := dev,docs,parquet,onnx,hf,raw
+EXTRAS := dev,docs,parquet,onnx,raw
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test pytest test-slow test-lowest fuzz check docs dist publish format clean

@@ -82,7 +82,7 @@ ImagesArgument = Annotated[
     Parameter(
         help="Folders (searched recursively), images and patterns, which are one collection; or one folder of .tar"
         " shards, text file of paths, .npy/.npz array, .tar shard, 'train-{000..146}.tar', - for paths on standard"
-        " input, sklearn:digits, torchvision:NAME or hf:NAME.",
+        " input, sklearn:digits or torchvision:NAME.",
     ),
 ]
 # An argument of its own: one that may begin with a hyphen, and be repeated, would take misspelt options. It is a tuple,

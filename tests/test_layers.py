@@ -103,7 +103,6 @@ ALLOWED = {
     ("runtime/machine.py", "importlib"): "asks for the versions of installed packages, loads nothing",
     ("nets/hub.py", "huggingface_hub"): "looks into the cache, and downloads weights that the user asked for",
     ("nets/hub.py", "importlib"): "finds the folder of the package with the network (find_spec), loads nothing",
-    ("images/named.py", "huggingface_hub"): "asks whether the Hub answers, for hf:NAME alone",
     ("images/shards.py", "tarfile"): "reads the headers of shards; nothing is extracted, and no name is opened",
     ("runs/serve.py", "http"): "serves the report on the loopback interface, with --serve alone; asks nobody",
     ("runs/serve.py", "socket"): "names the type of a connection of that server, opens none",

@@ -43,7 +43,6 @@ from deepcluster.images.source import joined
 from deepcluster.images.store import preview, read_once
 from deepcluster.runtime import plain_files
 from tests.drawings import KINDS
-from tests.helpers.hub import point_to
 from tests.helpers.image_files import stored
 from tests.tiny import flipped
 
@@ -499,19 +498,6 @@ def test_a_data_set_is_read_by_one_thread_and_its_broken_items_are_skipped(monke
     read = read_once(source, 4)
     assert read.skipped == (("2", "RuntimeError: the disk is full"),)
     assert read.images[:, 0, 0, 0].tolist() == [i for i in range(40) if i != 2]
-
-
-def test_a_data_set_of_the_hub_by_its_name(photos, tmp_path, monkeypatch, capfd):
-    """Its name may be a folder, too, so that nothing is downloaded here; a Hub that does not answer is asked once."""
-    pytest.importorskip("datasets")
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
-    point_to("http://127.0.0.1:9", monkeypatch)
-    source = find(f"hf:{photos}")
-    assert len(source.paths) == 48 and source.location == f"hf:{photos}"
-    assert source.read(0).size == (24, 24) and source.labels == tuple(kind for kind in sorted(KINDS) for _ in range(16))
-    with pytest.raises(DataError, match=r"hf:nobody/nothing .*Connection refused"):
-        find("hf:nobody/nothing")
-    assert "Retry" not in capfd.readouterr().err
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------------

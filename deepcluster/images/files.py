@@ -33,7 +33,7 @@ class Dataset(Protocol):
     def __getitem__(self, i: int, /) -> Any: ...
 
 
-LIBRARIES = {"sklearn": named.from_sklearn, "torchvision": named.from_torchvision, "hf": named.from_hugging_face}
+LIBRARIES = {"sklearn": named.from_sklearn, "torchvision": named.from_torchvision}
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 # Everything that :func:`find` takes.

@@ -1,4 +1,4 @@
-"""Data sets by the name that a library gives them: scikit-learn's digits, torchvision, the Hugging Face Hub."""
+"""Data sets by the name that a library gives them: scikit-learn's digits, and torchvision's."""
 
 import difflib
 import inspect
@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster.errors import DataError, needing
+from deepcluster.errors import DataError
 from deepcluster.images.arrays import from_array, from_dataset
 from deepcluster.images.source import Source
 from deepcluster.texts import one_line
-
-ANSWER_SECONDS = 10.0  # for the Hub's first answer
 
 
 def from_sklearn(name: str) -> Source:
@@ -55,49 +53,6 @@ def from_torchvision(name: str) -> Source:
 def cache_folder(name: str) -> Path:
     """Return the folder that a torchvision data set is downloaded to."""
     return Path(os.environ.get("DEEPCLUSTER_CACHE_DIR") or "~/.cache/deepcluster").expanduser() / name
-
-
-def from_hugging_face(name: str) -> Source:
-    """Return the training split (else the first) of a data set of the Hugging Face Hub, downloaded by ``datasets``."""
-    with needing("datasets"):
-        import datasets
-    offline = datasets.config.HF_HUB_OFFLINE
-    problem = _unreachable(name)
-    try:
-        # Without this, `datasets` asks the Hub for half a minute before it looks into its cache.
-        datasets.config.HF_HUB_OFFLINE = offline or problem is not None
-        parts = datasets.load_dataset(name)
-        dataset = parts["train"] if "train" in parts else parts[next(iter(parts))]
-    except Exception as error:  # its dependencies raise their own kinds
-        raise DataError(
-            f"hf:{one_line(name)} cannot be loaded: {one_line(str(problem or error))}. Check the name (USER/NAME) and"
-            " the connection"
-        ) from error
-    finally:
-        datasets.config.HF_HUB_OFFLINE = offline
-    return from_dataset(dataset, name.rpartition("/")[2], f"hf:{name}", _hugging_face_labels(dataset))
-
-
-def _unreachable(name: str) -> Exception | None:
-    """Ask the Hub once. Return why it does not answer; None if it does, or if a folder here has this name."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-
-    if os.path.lexists(name):
-        return None
-    try:
-        get_hf_file_metadata(hf_hub_url(name, "README.md", repo_type="dataset"), timeout=ANSWER_SECONDS)
-    except Exception as error:  # the libraries that download raise many kinds; a refusal is an answer
-        return error if getattr(error, "response", None) is None else None
-    return None
-
-
-def _hugging_face_labels(dataset: Any) -> tuple[str, ...] | None:
-    """Return the class names of the images, if exactly one column has classes."""
-    columns = [name for name, feature in dataset.features.items() if type(feature).__name__ == "ClassLabel"]
-    if len(columns) != 1:
-        return None
-    names = dataset.features[columns[0]].names
-    return tuple(names[label] if label is not None and label >= 0 else "" for label in dataset[columns[0]])
 
 
 def _training_part(kind: type, root: Path) -> dict[str, object]:

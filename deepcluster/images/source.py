@@ -18,8 +18,8 @@ from deepcluster.texts import one_line, plural
 
 WHAT_TO_TYPE = (
     "IMAGES is a folder, an image, a pattern such as photos/*.jpg, or several of these; or one text file of paths,"
-    " .npy or .npz array, .tar shard or range train-{000..146}.tar, - for paths on standard input, sklearn:digits,"
-    " torchvision:NAME or hf:NAME"
+    " .npy or .npz array, .tar shard or range train-{000..146}.tar, - for paths on standard input, sklearn:digits"
+    " or torchvision:NAME"
 )
 IDS = "python:ids"  # location of images that have no files, but ids
 LINK = "a symbolic link, not followed"  # reason to skip one in a folder
@@ -67,8 +67,8 @@ class Source:
     """Images that exist but are not yet read: a selection of items, in an order, by name."""
 
     name: str  #: a short name, for the name of a run
-    #: Argument of ``find`` for the same images, an absolute path, ``sklearn:digits``, ``torchvision:NAME``, ``hf:NAME``
-    #: or ``-``; for images that came from Python ``python:paths``, ``python:array`` or ``python:dataset``; a folder and
+    #: Argument of ``find`` for the same images, an absolute path, ``sklearn:digits``, ``torchvision:NAME`` or
+    #: ``-``; for images that came from Python ``python:paths``, ``python:array`` or ``python:dataset``; a folder and
     #: ``/.`` for some of its files.
     location: str
     #: Relative to a folder, with ``/``, in the order of their bytes; as written in a list, each file once (a list from
