@@ -14,7 +14,7 @@ import time
 import warnings
 import webbrowser
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
@@ -45,7 +45,6 @@ from deepcluster.storage.edits_file import newest_edits, read_edits
 from deepcluster.texts import plural, short, some
 
 if TYPE_CHECKING:
-    from deepcluster.evaluation.common import Figure, NamedFigure
     from deepcluster.images import Source
     from deepcluster.model import Model
     from deepcluster.storage.content import RunRecord
@@ -503,9 +502,11 @@ def evaluate(  # noqa: PLR0913 a parameter is a flag
         from deepcluster.runs.evaluate import EvaluationRequest, evaluate
 
         request = EvaluationRequest(protocol, tests, labels, round_, learnt, options, seed, device)
-        for line in _figure_lines(evaluate(run_, request, display=terminal, **shared), values):
+        for name, value in evaluate(run_, request, display=terminal, **shared):
+            values[name] = value
+            text = f"{value:.4f}" if isinstance(value, float) else str(value)
             if is_main_rank() and not (as_json or quiet):
-                say(line)
+                say(f"{name:24} {text:>8}")
     if as_json and is_main_rank():
         print(json.dumps({"run": str(run_), "protocol": protocol, "values": values}, indent=2))
 
@@ -640,20 +641,6 @@ for number, verb in enumerate(("fit", "report", "export", "update", "predict")):
 
 
 # ---- helpers ----------------------------------------------------------------------------------------------------
-
-
-def _figure_lines(figures: "Iterable[NamedFigure]", values: dict[str, Any]) -> Iterator[str]:
-    """Yield a line per figure as it arrives, and put it into ``values``. The columns are named above the first row."""
-    for name, value in figures:
-        if isinstance(value, Mapping) and not any(isinstance(other, Mapping) for other in values.values()):
-            yield _table_row("layer", value)
-        values[name] = value
-        yield _table_row(name, value.values() if isinstance(value, Mapping) else [value])
-
-
-def _table_row(name: str, cells: "Iterable[Figure]") -> str:
-    texts = (f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in cells)
-    return f"{name:24}" + "".join(f" {text:>8}" for text in texts)
 
 
 def _print_options() -> None:

@@ -14,22 +14,16 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
-from torch import nn
 from torch.nn import functional as F
-from torchvision.transforms import functional as transforms
 
-from deepcluster.cli import _figure_lines, run_command
+from deepcluster.cli import run_command
 from deepcluster.clustering import whiten
-from deepcluster.errors import DataError, NonFiniteError
+from deepcluster.errors import DataError
 from deepcluster.evaluation import ClusteringOptions, KnnOptions, LinearOptions, common
-from deepcluster.evaluation import linear as probe
-from deepcluster.evaluation.common import Labelled, ProbeTask, clustering, knn
-from deepcluster.evaluation.feature_maps import layers_of, maps_at, pooling_of
-from deepcluster.evaluation.linear import linear
+from deepcluster.evaluation.common import Labelled, ProbeTask, clustering, knn, linear
 from deepcluster.images import find
 from deepcluster.images.views import fixed_view
-from deepcluster.nets.network import Network, build
-from deepcluster.nets.weights import shapes_only
+from deepcluster.nets.network import build
 from deepcluster.runtime.partition import Partition
 from tests.drawings import KINDS, drawings, pack
 from tests.helpers.features import normal
@@ -232,16 +226,16 @@ def test_images_are_not_scored_that_were_learnt_from_by_another_name(way, tmp_pa
         common.check_apart(train, test)
 
 
-# ---- the protocols ``knn`` and ``linear``: parts by hand, and the results against scikit-learn -----------------------
+# ---- the protocols ``knn`` and ``linear``: the results against scikit-learn ------------------------------------------
 
 
-def task_of(seed: int = 0) -> ProbeTask:
+def task_of() -> ProbeTask:
     images, kinds = drawings(40, size=18)
     train, test = torch.randperm(120, generator=torch.Generator().manual_seed(1)).tensor_split([90])
     labelled = [
         Labelled(images[rows], torch.tensor(kinds)[rows], Partition.single(len(rows))) for rows in (train, test)
     ]
-    return ProbeTask(build("compact", image_size=16, seed=0).eval(), *labelled, KINDS, 16, 16, seed)
+    return ProbeTask(build("compact", image_size=16, seed=0).eval(), *labelled, KINDS, 16, 16)
 
 
 # knn
@@ -281,169 +275,33 @@ def test_the_protocol_on_reduced_features_and_on_those_of_the_backbone(reduced):
 # linear
 
 
-# By layer: how many numbers are left after the average of the literature, or the channels and sides of the maps.
-@pytest.mark.parametrize(
-    ("name", "size", "expected"),
-    [
-        ("alexnet", 224, [9600, 9216, 9600, 9600, 9216]),
-        ("vgg16", 224, [9216] * 2 + [8192] * 2 + [9216] * 3 + [8192] * 6),
-        ("compact", 32, [(16, 32), (32, 32), (32, 16), (64, 16), (128, 8), (128, 4)]),
-        ("timm:resnet18", 64, [(64, 32), (64, 16), (128, 8), (256, 4), (512, 2)]),
-        ("timm:test_vit", 160, [(64, 10)] * 6),  # tokens, without those that stand for the image
-        ("timm:swin_tiny_patch4_window7_224", 224, [(96, 56), (192, 28), (384, 14), (768, 7)]),  # channels come last
-    ],
-)
-def test_layers_and_how_they_are_pooled(name, size, expected):
-    with shapes_only():
-        network = build(name, image_size=size, feature_dim=8).eval()
-        for layer, right in zip(layers_of(network), expected, strict=True):
-            maps = maps_at(network, layer, torch.zeros(1, 3, size, size))
-            text, pooling = pooling_of(layer, maps.shape, size)
-            numbers = pooling(maps).flatten(1).shape[1]
-            assert right in (numbers, tuple(maps.shape[1:3])) and maps.shape[2] == maps.shape[3] and numbers < 10_000
-            assert text.startswith("average") == (name in ("alexnet", "vgg16"))
-    if name == "alexnet":  # the zeros of the border count
-        pooled = pooling_of(layers_of(network)[2], (1, 384, 13, 13), 224)[1](torch.ones(1, 1, 13, 13))[0, 0]
-        assert pooled[[0, 4, 0, 2, 2], [0, 4, 2, 4, 2]].tolist() == pytest.approx([4 / 9, 4 / 9, 6 / 9, 6 / 9, 1])
-
-
-def test_maps_are_those_after_the_relu_and_before_pooling():
-    network = build("alexnet", image_size=224, sobel=True).eval()
-    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    body = network.body
-    body.features[7].register_forward_hook(lambda *_: pytest.fail("a layer above is computed"))
-    with torch.no_grad():
-        maps = maps_at(network, layers_of(network)[1], images)
-        by_hand = body.features[:7](body.sobel((images - network.mean) / network.std))
-    assert isinstance(body.features[6], nn.ReLU)
-    assert torch.equal(maps, by_hand)
-    assert maps.min() == 0
-    _, pooling = pooling_of(layers_of(network)[1], maps.shape, 64)  # 7 x 7 of 256: 6 x 6 are fewer than 10,000
-    assert pooling(maps).flatten(1).shape == (2, 9216)
-
-
-def test_the_learning_rate_of_a_probe_falls_as_published():
-    # 90 epochs of ImageNet (5,005 iterations an epoch), as the release computes it.
-    assert probe.lr_at(0, 0.01, 1e-7) == 0.01
-    assert probe.lr_at(90 * 5005, 0.01, 1e-7) == pytest.approx(0.0099977, abs=1e-7)
-    assert probe.lr_at(90 * 5005, 0.01, 1e-4) == pytest.approx(0.0083, abs=5e-5)
-
-
-def test_ten_crops_are_the_five_of_torchvision_and_the_same_mirrored():
-    images = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    five = transforms.five_crop(images, 2)
-    assert torch.equal(torch.stack(probe.ten_crops(images, 2)), torch.stack([*five, *(crop.flip(3) for crop in five)]))
-
-
-def test_random_crops_are_pixels_of_the_image():
-    y, x = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
-    images = (10 * y + x).to(torch.uint8).expand(400, 3, 8, 8)
-    crops = probe.random_crops(images, 5, torch.Generator().manual_seed(0))[:, 0].int()
-    steps = crops[:, :, 1:] - crops[:, :, :-1]
-    mirrored = (steps == -1).all(2).all(1)
-    assert ((steps == 1).all(2).all(1) | mirrored).all()
-    assert (crops[:, 1:] - crops[:, :-1] == 10).all()
-    assert 0.4 < mirrored.float().mean() < 0.6
-    corners = torch.where(mirrored, crops[:, 0, -1], crops[:, 0, 0])
-    assert {*corners.tolist()} == {10 * top + left for top in range(4) for left in range(4)}
-
-
-def test_probabilities_are_averaged_not_logits():
-    # The mean of the logits is (13, 4): class 0. Two of three crops say class 1.
-    crops = [torch.tensor([[9.0, 10.0]]), torch.tensor([[0.0, 2.0]]), torch.tensor([[30.0, 0.0]])]
-    assert probe.mean_probabilities(crops)[0, 1] == pytest.approx((0.7311 + 0.8808 + 0) / 3, abs=1e-4)
-    assert probe.mean_probabilities(crops).argmax() == 1 != torch.stack(crops).mean(0).argmax()
-
-
-def colours(count: int, spread: float, seed: int) -> Labelled:
-    """Images of one colour each, around that of their class."""
-    random = torch.Generator().manual_seed(seed)
-    classes = torch.randint(3, (count,), generator=random)
-    middles = torch.tensor([[90.0, 128, 128], [128, 90, 150], [150, 150, 90]])
-    colour = (middles[classes] + spread * torch.randn(count, 3, generator=random)).clamp(0, 255).to(torch.uint8)
-    images = colour[:, :, None, None].expand(count, 3, 8, 8).contiguous()
-    return Labelled(images, classes, Partition.single(count))
-
-
-def plain_network() -> Network:
-    """Its maps are the pixels."""
-    layer = nn.Conv2d(3, 3, 1, bias=False)
-    nn.init.dirac_(layer.weight)
-    return Network(nn.Sequential(layer, nn.AdaptiveAvgPool2d(1), nn.Flatten()), 3).eval()
-
-
-def test_the_probe_is_as_good_as_logistic_regression():
-    train, test = colours(300, 25, 0), colours(300, 25, 1)
-    network = plain_network()
-    options = LinearOptions(epochs=60, batch_size=32, weight_decay=0.0)
-    figures = dict(linear(ProbeTask(network, train, test, "abc", 7, 32, 0), options))
-    pixels = [labelled.images[:, :, 0, 0].float().numpy() / 255 for labelled in (train, test)]
-    theirs = LogisticRegression(C=1e4, max_iter=1000).fit(pixels[0], train.classes).score(pixels[1], test.classes)
-    assert theirs >= 0.7
-    assert abs(figures["block1"]["top1"] - theirs) <= 0.02
-
-
-def test_the_network_is_left_alone_and_the_layers_do_not_depend_on_each_other():
+@pytest.mark.parametrize("reduced", [True, False])
+def test_a_linear_classifier_is_that_of_scikit_learn(reduced):
     task = task_of()
+    whitened = whiten(normal(200, 128, 3), 8)
     before = snapshot(task.network)
-
-    def figures(layers: str, seed: int = 0, epochs: int = 2) -> dict:
-        return dict(linear(replace(task, seed=seed), LinearOptions(layers=layers, epochs=epochs, batch_size=8)))
-
-    both = figures("block2,block5")
-    assert figures("block5").items() <= both.items()
-    assert figures("block5", seed=1)["block5"]["loss"] != both["block5"]["loss"]
-    assert figures("block2", epochs=20)["block2"]["top1"] > 0.9
-    assert not task.network.training
+    figures = dict(linear(replace(task, reduction=lambda: whitened), LinearOptions(c=0.01, reduced=reduced)))
+    assert list(figures) == ["train_images", "images", "classes", "chance", "top1"]
+    with torch.no_grad():
+        rows = (task.network.features(fixed_view(part.images, 16)) for part in (task.train, task.test))
+        train, test = ((whitened if reduced else F.normalize)(part).numpy() for part in rows)
+    middle, deviation = train.mean(0), train.std(0)
+    theirs = LogisticRegression(C=0.01, max_iter=1000).fit((train - middle) / deviation, task.train.classes)
+    assert figures["top1"] == theirs.score((test - middle) / deviation, task.test.classes)
     assert same(task.network.state_dict(), before)
 
 
-def test_a_loss_above_that_of_guessing_is_said():
-    train = colours(40, 25, 0)
-    for lr, expected in ((0.01, False), (1000.0, True)):
-        said, task = Said(), ProbeTask(plain_network(), train, train, "abc", 8, 8, 0)
-        dict(linear(task, LinearOptions(epochs=3, lr=lr), display=said))
-        assert any("block1" in line and f"lr={lr / 10:g}" in line for line in said.lines) is expected
+def test_classes_that_were_not_learnt_are_wrong_and_one_class_is_none():
+    task = task_of()
+    learnt = replace(task.train, classes=task.train.classes.clamp(min=1))
+    figures = dict(linear(replace(task, train=learnt)))
+    assert figures["classes"] == 3 and 0.5 < figures["top1"] <= float((task.test.classes > 0).double().mean())
+    with pytest.raises(DataError, match="one label"):
+        dict(linear(replace(task, train=replace(learnt, classes=learnt.classes * 0))))
 
 
-@pytest.mark.parametrize("size", [1e-3, 1e3])
-def test_it_converges_whatever_the_size_of_the_maps(size):
-    """Maps of pretrained networks are up to a thousand times as large as AlexNet's."""
-    train, test, network = colours(300, 25, 0), colours(300, 25, 1), plain_network()
-    with torch.no_grad():
-        network.body[0].weight.mul_(size * torch.tensor([1.0, 3.0, 0.1]).view(3, 1, 1, 1))
-    task, figures = ProbeTask(network, train, test, "abc", 7, 32, 0), {}
-    for maps in ("normalised", "raw"):
-        figures[maps] = dict(linear(task, LinearOptions(epochs=20, batch_size=32, maps=maps)))["block1"]
-    assert LinearOptions().maps == "normalised"
-    assert figures["normalised"]["loss"] < 0.6 and figures["normalised"]["top1"] > 0.7
-    assert figures["raw"]["loss"] > 1
-
-
-def test_normalised_by_hand():
-    random = torch.Generator().manual_seed(0)
-    sample = torch.randn(500, 4, generator=random) * torch.tensor([1.0, 100.0, 3.0, 1e-9]) + 7
-    shift, scale = probe.normalisation(sample)
-    rows = (sample - shift) * scale
-    assert torch.allclose(rows.mean(0), torch.zeros(4), atol=1e-4)
-    deviation = rows.std(0)
-    assert deviation[1] == pytest.approx(float(deviation.max())) and deviation[3] < 1e-3 * deviation[1]
-    covariance = rows.T @ rows / len(rows)
-    assert torch.linalg.eigvalsh(covariance)[-1] == pytest.approx(probe.STEEPEST, rel=1e-4)
-    assert torch.equal(probe.normalisation(torch.ones(5, 2))[0], torch.ones(2))  # all alike: finite
-    assert torch.isfinite(probe.normalisation(torch.ones(5, 2))[1]).all()
-
-
-def test_steps_that_are_too_large():
-    options = LinearOptions(layers="block5", lr=1e9, weight_decay=1e9, epochs=3, batch_size=8)
-    with pytest.raises(NonFiniteError, match=r"block5.*lr"):
-        list(linear(task_of(), options))
-
-
-def test_the_command_prints_a_table_of_the_layers():
-    task, options, figures = task_of(), LinearOptions(layers="block2,block5", epochs=1), {}
-    lines = [line.split() for line in _figure_lines(linear(task, options), figures)]
-    assert figures == dict(linear(task, options))
-    assert [line[0] for line in lines] == ["train_images", "images", "classes", "chance", "layer", "block2", "block5"]
-    assert lines[4][1:] == ["top1", "loss", "dims", "pooling"]
-    assert lines[6][1:3] == [f"{figures['block5'][name]:.4f}" for name in ("top1", "loss")]
+def test_a_solver_that_stops_early_is_said():
+    for iterations in (1, 1000):
+        said = Said()
+        dict(linear(task_of(), LinearOptions(iterations=iterations), display=said))
+        assert any("iterations=N" in line for line in said.lines) == (iterations == 1)

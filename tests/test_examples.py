@@ -11,6 +11,7 @@ import sys
 from select import select
 from threading import Thread
 from types import ModuleType
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -22,15 +23,18 @@ from sklearn.cluster import KMeans as SklearnKMeans
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.optim import SGD
+from torchvision.transforms.functional import five_crop
 
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.export import onnx
 from deepcluster.images.views import Augmentation, each_once, uniform_over_clusters
 from deepcluster.learning.training import Learning, body_optimizer, train_on_pseudo_labels
-from deepcluster.nets.network import as_network
+from deepcluster.nets.network import as_network, build
+from deepcluster.nets.weights import shapes_only
 from deepcluster.runs.rows import placement_columns
 from deepcluster.runtime.partition import Partition
 from tests.drawings import KINDS, draw
+from tests.helpers.features import normal
 from tests.helpers.image_files import HEIC, files_of_all_modes, stored
 from tests.helpers.runs import predicted
 from tests.pages import ROOT
@@ -46,11 +50,18 @@ slow = pytest.mark.slow
 def output_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     def output(name: str, *arguments: str) -> list[str]:
         monkeypatch.setattr(sys, "argv", [name, *arguments])
+        monkeypatch.syspath_prepend((EXAMPLES / name).parent)  # as python does
         capsys.readouterr()
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
         return capsys.readouterr().out.splitlines()
 
     return output
+
+
+@pytest.fixture(scope="module")
+def linear() -> dict[str, Any]:
+    """The names of the linear protocol by layers."""
+    return runpy.run_path(str(EXAMPLES / "research/linear.py"))
 
 
 @pytest.fixture
@@ -194,7 +205,7 @@ def test_retrieval(output_of, tmp_path):
     skipped, last = output_of("research/retrieval.py", *arguments)
     assert "damaged.jpg" in skipped
     assert float(last.split()[-1]) > 0.5
-    names = runpy.run_path(str(EXAMPLES / "research/retrieval.py"))
+    names = runpy.run_path(str(EXAMPLES / "research/retrieval.py"))  # linear.py is imported already
     # + - + with two positives: an area of .5 (1 + 1) / 2 and one of .5 (1/2 + 2/3) / 2; junk leaves no trace.
     assert names["average_precision"]("ajxjb", {"a", "b"}, {"j"}) == pytest.approx(0.5 + 7 / 24)
 
@@ -218,6 +229,46 @@ def test_voc07(output_of, tmp_path):
     truth = torch.tensor([[1, 1], [-1, -1], [1, -1], [0, -1]])
     # + - + by score, without the difficult image at the top; a tie with an image without the class is lost.
     assert names["average_precisions"](scores, truth) == [pytest.approx((1 + 2 / 3) / 2), pytest.approx(1 / 2)]
+
+
+# By layer: how many numbers are left after the average of the literature, or the channels and sides of the maps.
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [
+        ("alexnet", 224, [9600, 9216, 9600, 9600, 9216]),
+        ("vgg16", 224, [9216] * 2 + [8192] * 2 + [9216] * 3 + [8192] * 6),
+        ("compact", 32, [(16, 32), (32, 32), (32, 16), (64, 16), (128, 8), (128, 4)]),
+        ("timm:test_vit", 160, [(64, 10)] * 6),  # tokens, without those that stand for the image
+        ("timm:swin_tiny_patch4_window7_224", 224, [(96, 56), (192, 28), (384, 14), (768, 7)]),  # channels come last
+    ],
+)
+def test_layers_and_how_they_are_pooled(linear, name, size, expected):
+    with shapes_only():
+        network = build(name, image_size=size, feature_dim=8).eval()
+        for (title, layer), right in zip(linear["layers_of"](network).items(), expected, strict=True):
+            maps = linear["maps_at"](network, layer, torch.zeros(1, 3, size, size))
+            numbers = linear["pooling_of"](title, network, maps, size)(maps).flatten(1).shape[1]
+            assert right in (numbers, tuple(maps.shape[1:3])) and maps.shape[2] == maps.shape[3] and numbers < 10_000
+
+
+def test_the_linear_protocol_by_layers(linear, output_of, photos, tmp_path):
+    """A layer of random weights tells the three kinds apart, with maps of any size."""
+    arguments = [str(tiny_run(tmp_path / "run")), str(photos), str(photos), "--layers", "block2", "--epochs", "20"]
+    (line,) = output_of("research/linear.py", *arguments, "--batch-size", "8")
+    name, top1 = re.match(r"(\w+) +top1 ([.\d]+)", line).groups()
+    assert name == "block2" and float(top1) > 0.9
+
+    sample = normal(500, 4, 0) * torch.tensor([1.0, 100.0, 3.0, 1e-9]) + 7
+    for rows in (sample, torch.ones(5, 2)):  # all alike: finite
+        shift, scale = linear["normalisation"](rows)
+        assert torch.isfinite(scale).all()
+    shift, scale = linear["normalisation"](sample)
+    rows = (sample - shift) * scale
+    assert torch.linalg.eigvalsh(rows.T @ rows / len(rows))[-1] == pytest.approx(linear["STEEPEST"], rel=1e-4)
+
+    images = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    five = five_crop(images, 2)
+    assert torch.equal(torch.stack(linear["ten_crops"](images, 2)), torch.stack([*five, *(x.flip(3) for x in five)]))
 
 
 def test_the_figures_of_the_paper_are_drawn(output_of, photos, tmp_path):

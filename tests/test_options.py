@@ -1,7 +1,6 @@
 """Every option is declared once, and what is declared is what the command line, the pages and the engine know."""
 
 import json
-import re
 from dataclasses import fields
 from functools import partial
 from operator import attrgetter
@@ -23,7 +22,6 @@ from deepcluster.images.views import each_once
 from deepcluster.learning import CentroidHead, CrossEntropy, WithInstances
 from deepcluster.presets import RecipeRequest
 from deepcluster.recipe import Option, Recipe, declared, read_options
-from tests.pages import ROOT
 from tests.tiny import RECORD
 
 
@@ -129,21 +127,6 @@ def test_the_reference_lists_every_option(prints):
     printed = prints("recipes", "--options")
     for name, option in declared(Recipe).items():
         assert f"\n  {name} " in printed and option.help in printed
-
-
-def test_the_table_of_the_linear_protocol_has_the_defaults():
-    section = (ROOT / "docs/protocols.md").read_text().partition("\n## linear\n")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (`[^|]*`) \| ([^|]*) \|", section, re.MULTILINE)
-    said = {}
-    for names, values in rows:
-        said |= dict(zip(re.findall(r"`(\w+)`", names), values.split(", "), strict=True))
-    plain = {"all": "", "the run's": 0, "256/224": 256 / 224, "true": True, "false": False}
-    options = declared(PROTOCOL_OPTIONS["linear"])
-    assert said.keys() == options.keys()
-    for name, text in said.items():
-        kind = type(options[name].default)
-        value = plain[text] if text in plain else kind(text.replace(",", "") if kind is not str else text)
-        assert value == options[name].default, name
 
 
 @pytest.mark.parametrize("kind", [Recipe, *PROTOCOL_OPTIONS.values()])

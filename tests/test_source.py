@@ -42,7 +42,6 @@ from deepcluster.images.given import true_labels
 from deepcluster.images.source import joined
 from deepcluster.images.store import preview, read_once
 from deepcluster.runtime import plain_files
-from tests.drawings import KINDS
 from tests.helpers.image_files import stored
 from tests.tiny import flipped
 

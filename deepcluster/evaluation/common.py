@@ -1,12 +1,10 @@
-"""Protocols that train nothing (``clustering``, ``knn``), and the labelled images and scores that all share.
-
-No protocol selects by a score: a probe is scored after its last epoch, never after its best one.
-"""
+"""Protocols that score clusters (``clustering``) and features (``knn``, ``linear``) by labels; none selects by them."""
 
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -18,7 +16,7 @@ from deepcluster.clustering import agreement
 from deepcluster.clustering.blocks import nearest
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DataError, UsageError
-from deepcluster.evaluation import ClusteringOptions, KnnOptions
+from deepcluster.evaluation import ClusteringOptions, KnnOptions, LinearOptions
 from deepcluster.images import Source
 from deepcluster.learning.features import extract
 from deepcluster.nets.network import Network
@@ -27,8 +25,7 @@ from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import generator
 
-Figure = float | str
-NamedFigure = tuple[str, Figure | Mapping[str, Figure]]  # or a row of a table: its figures by column
+NamedFigure = tuple[str, float]
 
 
 @dataclass(frozen=True)
@@ -42,20 +39,19 @@ class Labelled:
 
 @dataclass(frozen=True)
 class ProbeTask:
-    """Input of a probe."""
+    """Input of ``knn`` and ``linear``."""
 
     network: Network  #: in evaluation mode
     train: Labelled  #: images to learn from
     test: Labelled  #: images to score
     names: Sequence[str]  #: the classes, by number
     image_size: int  #: side of the central square that the network sees, px
-    batch_size: int  #: images in a pass of the network if nothing is trained
-    seed: int  #: of all random numbers
+    batch_size: int  #: images in a pass of the network
     reduction: Callable[[], Whitening] | None = None  #: computes the map from features to reduced ones; None: none
 
     @property
-    def facts(self) -> dict[str, Figure]:
-        """Figures with which every probe begins; ``chance`` is the accuracy of the most frequent training class."""
+    def facts(self) -> dict[str, float]:
+        """The first figures of a protocol; ``chance`` is the accuracy of the most frequent training class."""
         chance = float((self.test.classes == self.train.classes.bincount().argmax()).double().mean())
         images = {"train_images": len(self.train.classes), "images": len(self.test.classes)}
         return {**images, "classes": len(self.names), "chance": chance}
@@ -123,14 +119,6 @@ def fingerprint(source: Source, labels: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def score(task: ProbeTask, logits: Callable[[Tensor], Tensor], batch_size: int) -> dict[str, float]:
-    """Return the :func:`accuracies` on the images to score, whose logits are computed ``batch_size`` at a time."""
-    with torch.no_grad():
-        parts = [logits(part).cpu() for part in task.test.images.split(batch_size) if len(part)]
-    scores = torch.cat([torch.empty(0, len(task.names)), *parts])  # a rank may have no images
-    return accuracies(task.test.partition.all_gather(scores), task.test.classes)
-
-
 def accuracies(scores: Tensor, classes: Tensor) -> dict[str, float]:
     """Return ``top1`` of scores (N x K) for the right classes (N); for more than 5 classes also ``top5``."""
     best = scores.topk(min(5, scores.shape[1]), dim=1).indices == classes.unsqueeze(1)
@@ -193,10 +181,55 @@ def knn(task: ProbeTask, options: KnnOptions | None = None, *, display: Display 
     via Non-Parametric Instance Discrimination", CVPR 2018, section 3.4; it takes the network's features, not reduced.
     """
     options = options or KnnOptions()
-    display = display or Silent()
     counts = [min(k, len(task.train.classes)) for k in numbers(options.neighbours, "neighbours")]
+    yield from task.facts.items()
+    train, test = _features(task, display or Silent(), reduced=options.reduced)
+    votes = weighted_votes(train, task.train.classes, test, counts, options.temperature, len(task.names))
+    for k, shares in zip(counts, votes, strict=True):
+        figures = accuracies(task.test.partition.all_gather(shares), task.test.classes)
+        yield from ((f"{name}_k{k}", value) for name, value in figures.items())
 
-    reduction = task.reduction() if task.reduction and options.reduced else None
+
+def linear(
+    task: ProbeTask, options: LinearOptions | None = None, *, display: Display | None = None
+) -> Iterator[NamedFigure]:
+    """Yield ``top1`` of scikit-learn's logistic regression; for more than 5 classes also ``top5``.
+
+    Every feature has mean 0 and variance 1 over the images to learn from. ``chance`` is as for :func:`knn`.
+
+    Raises:
+        DataError: The images to learn from have one class.
+    """
+    options = options or LinearOptions()
+    display = display or Silent()
+    classes = task.train.classes.numpy()
+    if (classes == classes[0]).all():
+        raise DataError("the images to learn from have one label: give images of several")
+    yield from task.facts.items()
+    train, test = _features(task, display, reduced=options.reduced)
+    test = task.test.partition.all_gather(test)
+
+    def scored() -> dict[str, float]:
+        from sklearn.exceptions import ConvergenceWarning  # takes a second
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        regression = LogisticRegression(C=options.c, max_iter=options.iterations)
+        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+            classifier = make_pipeline(StandardScaler(), regression).fit(train.numpy(), classes)
+        if regression.n_iter_.max() == options.iterations:
+            display.say("Solver", f"stopped after {options.iterations:,} iterations: allow more, --set iterations=N")
+        scores = torch.zeros(len(test), len(task.names))  # a class to score may not have been learnt
+        scores[:, classifier.classes_] = torch.from_numpy(classifier.predict_proba(test.numpy())).float()
+        return accuracies(scores, task.test.classes)
+
+    yield from task.train.partition.processes.broadcast_json(scored).items()
+
+
+def _features(task: ProbeTask, display: Display, *, reduced: bool) -> tuple[Tensor, Tensor]:
+    """Return the features of all images to learn from, and those of this rank's images to score."""
+    reduction = task.reduction() if task.reduction and reduced else None
 
     def features(images: Tensor) -> Tensor:
         compute = Compute.of(
@@ -206,14 +239,7 @@ def knn(task: ProbeTask, options: KnnOptions | None = None, *, display: Display 
         # In place: a copy would double the memory.
         return F.normalize(rows, eps=1e-12, out=rows) if reduction is None else reduction(rows)
 
-    yield from task.facts.items()
-    # Every rank scores its images by the training images of all ranks.
-    train = task.train.partition.all_gather(features(task.train.images))
-    test = features(task.test.images)
-    votes = weighted_votes(train, task.train.classes, test, counts, options.temperature, len(task.names))
-    for k, shares in zip(counts, votes, strict=True):
-        figures = accuracies(task.test.partition.all_gather(shares), task.test.classes)
-        yield from ((f"{name}_k{k}", value) for name, value in figures.items())
+    return task.train.partition.all_gather(features(task.train.images)), features(task.test.images)
 
 
 def weighted_votes(

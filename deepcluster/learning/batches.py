@@ -75,9 +75,9 @@ def strides(drawn: Tensor, world_size: int) -> list[Tensor]:
     return [filled[rank::world_size] for rank in range(world_size)]
 
 
-def check_finite(loss: Tensor, title: str, option: str, lr: float) -> None:
-    """Raise NonFiniteError if a loss is not finite; ``option`` sets the learning rate ``lr``."""
+def check_finite(loss: Tensor, title: str, lr: float) -> None:
+    """Raise NonFiniteError if a loss is not finite with the learning rate ``lr``."""
     if not torch.isfinite(loss):
         raise NonFiniteError(
-            f"the loss of {title} is not finite with a learning rate of {lr:g}: try a tenth of it ({option}{lr / 10:g})"
+            f"the loss of {title} is not finite with a learning rate of {lr:g}: try a tenth of it (--lr {lr / 10:g})"
         )

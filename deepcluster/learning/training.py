@@ -199,7 +199,7 @@ def train_on_pseudo_labels(  # noqa: PLR0913 step 5 as one loop
             epoch_loss = epoch_loss + loss * (len(batch.drawn) / count)
             compute.progress(TRAINING_PHASE, epoch * count + (batch.step + 1) * count // steps, epochs * count)
         epoch_loss = processes.all_reduce(epoch_loss) / processes.world_size
-        check_finite(epoch_loss, f"round {round}, epoch {epoch},", "--lr ", optimizer.param_groups[0]["lr"])
+        check_finite(epoch_loss, f"round {round}, epoch {epoch},", optimizer.param_groups[0]["lr"])
         total += epoch_loss.item()
     processes.broadcast_buffers(network)
     return total / max(1, epochs)

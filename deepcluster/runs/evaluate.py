@@ -13,9 +13,8 @@ from deepcluster.algorithm import Conclusion
 from deepcluster.build import compute_of, conclusion_of
 from deepcluster.clustering import Whitening
 from deepcluster.errors import DataError, DiskError, UsageError
-from deepcluster.evaluation import PROTOCOL_OPTIONS, ClusteringOptions, LinearOptions, common
+from deepcluster.evaluation import PROTOCOL_OPTIONS, ClusteringOptions, common
 from deepcluster.evaluation.common import Labelled, NamedFigure, ProbeTask
-from deepcluster.evaluation.linear import linear
 from deepcluster.images import Images, Source, find
 from deepcluster.images.given import true_labels
 from deepcluster.images.store import Store, check_alike, read_once
@@ -34,7 +33,7 @@ from deepcluster.storage.checkpoint import Checkpoints, fitting
 from deepcluster.storage.state import scratch_of
 
 SCHEMA_VERSION = 1
-PROBES: Mapping[str, Callable[..., Iterator[NamedFigure]]] = {"knn": common.knn, "linear": linear}
+PROBES: Mapping[str, Callable[..., Iterator[NamedFigure]]] = {"knn": common.knn, "linear": common.linear}
 Prepared = Iterator[Any]  # the digests of the inputs, before these are read; then the figures
 
 
@@ -180,7 +179,7 @@ class _Evaluation:
             return self.model.reduction
         return self.conclude(self.images_of_fit()[0])[1].reduction
 
-    def read(self, source: Source, labels: Sequence[str], size: int, name: str) -> tuple[Store, list[str]]:
+    def read(self, source: Source, labels: Sequence[str], name: str) -> tuple[Store, list[str]]:
         """Return the usable images with a label, and the labels; a collective. ``name``: Of a new scratch folder."""
         check_alike(source, self.processes)
         labelled = [i for i, label in enumerate(labels) if label]
@@ -189,7 +188,8 @@ class _Evaluation:
         folder = scratch_of(self.folder.path, self.processes.rank) / name
         progress = partial(self.display.progress, "reading")
         folder.mkdir()
-        store = read_once(source.rows(labelled), size, self.processes, folder=folder, progress=progress)
+        rows, size = source.rows(labelled), self.model.store_size
+        store = read_once(rows, size, self.processes, folder=folder, progress=progress)
         if skipped := len(labelled) - len(store.usable):
             self.display.say("Skipped", f"{skipped:,} files of {source.name} that cannot be used")
         return store, [labels[labelled[i]] for i in store.usable]
@@ -232,7 +232,7 @@ def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Prepared:
         all_labels = job.labels(source)
         model = job.model
         yield {"model": model.identity.digest, "test": common.fingerprint(source, all_labels)}
-        store, labels = job.read(source, all_labels, model.store_size, "images")
+        store, labels = job.read(source, all_labels, "images")
         clusters = store.partition.all_gather(model.place(model.transform(store.images)).cluster).tolist()
         yield from common.clustering(clusters, labels, options, seed=job.request.seed)
 
@@ -249,15 +249,10 @@ def _of_probe(job: _Evaluation, options: Options) -> Prepared:
         common.check_apart(source, tests)
     else:
         source, labels, tests, test_labels = common.hold_out(source, labels, job.request.seed)
-    image_size = model.image_size
-    store_size = model.store_size
-    if isinstance(options, LinearOptions):
-        image_size = options.image_size or image_size
-        store_size = max(image_size, round(image_size * options.margin))
     digests = {"train": common.fingerprint(source, labels), "test": common.fingerprint(tests, test_labels)}
     yield {"model": model.identity.digest, **digests}
-    learnt, learnt_names = job.read(source, labels, store_size, "train")
-    test, test_names = job.read(tests, test_labels, store_size, "test")
+    learnt, learnt_names = job.read(source, labels, "train")
+    test, test_names = job.read(tests, test_labels, "test")
     names = sorted({*learnt_names, *test_names})
     class_of = {name: i for i, name in enumerate(names)}
     task = ProbeTask(
@@ -265,9 +260,8 @@ def _of_probe(job: _Evaluation, options: Options) -> Prepared:
         train=Labelled(learnt.images, torch.tensor([class_of[name] for name in learnt_names]), learnt.partition),
         test=Labelled(test.images, torch.tensor([class_of[name] for name in test_names]), test.partition),
         names=names,
-        image_size=image_size,
+        image_size=model.image_size,
         batch_size=model.batch_size,
-        seed=job.request.seed,
         reduction=job.reduction,
     )
     yield from PROBES[job.request.protocol](task, options, display=job.display)

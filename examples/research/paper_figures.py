@@ -15,12 +15,12 @@ from pathlib import Path
 
 import matplotlib
 import torch
+from linear import layers_of, maps_at
 from matplotlib import pyplot
 from PIL import Image
 from torch import Tensor, nn
 
 import deepcluster
-from deepcluster.evaluation.feature_maps import layers_of, maps_at
 from deepcluster.images import find, read_once
 
 IMAGES = 3  # figure 4 shows IMAGES x IMAGES of a channel, as the paper does
@@ -90,11 +90,8 @@ def first_filters(network: nn.Module) -> Tensor:
 
 def most_exciting(network: nn.Module, images: Tensor, channels: int, batch_size: int) -> Tensor:
     """Return the numbers of the images with the largest mean response of evenly spaced channels: channels x 9."""
-    responses = []
-    with torch.no_grad():
-        for batch in images.split(batch_size):
-            responses.append(maps_at(network, layers_of(network)[-1], batch / 255).mean((2, 3)))
-    table = torch.cat(responses)
+    last = [*layers_of(network).values()][-1]
+    table = torch.cat([maps_at(network, last, batch / 255).mean((2, 3)) for batch in images.split(batch_size)])
     chosen = torch.linspace(0, table.shape[1] - 1, channels).round().long()
     return table[:, chosen].topk(IMAGES**2, 0).indices.T
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from linear import layers_of, maps_at
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import deepcluster
 from deepcluster.clustering import whiten
-from deepcluster.evaluation.feature_maps import layers_of, maps_at
 from deepcluster.images import find
 
 OVERLAP = 0.4  # of neighbouring regions of the first level
@@ -41,7 +41,7 @@ def region_vectors(network: nn.Module, image: Image.Image, scale: float, levels:
     pixels = np.array(image.resize((width, height), Image.Resampling.BICUBIC))
     views = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
-        maps = maps_at(network, layers_of(network)[-1], views)[0]
+        maps = maps_at(network, [*layers_of(network).values()][-1], views)[0]
     squares = regions(maps.shape[1], maps.shape[2], levels)
     return F.normalize(torch.stack([maps[:, y : y + side, x : x + side].amax((1, 2)) for y, x, side in squares]))
 
