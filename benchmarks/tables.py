@@ -68,9 +68,8 @@ def columns():
     types = {str: "text", int: "whole number", float: "number", bool: "0 or 1"}
     lines = ["| column of `clusters.csv` | type | content |", "|---|---|---|"]
     for column in COLUMNS:
-        when = (column.optional, "with two levels"), (column.newer, "not in older runs")
-        limits = ", ".join(word for given, word in when if given)
-        lines.append(f"| `{column.name}` | {types[column.kind]} | {limits and limits + ': '}{column.meaning} |")
+        limit = "not in older runs: " if column.newer else ""
+        lines.append(f"| `{column.name}` | {types[column.kind]} | {limit}{column.meaning} |")
     return "\n".join(lines)
 
 

@@ -178,7 +178,6 @@ def predict(
         source = _images_for(run_, images, *more_images, may_be_empty=True)
         target = None if out == "-" else _output(Path(out), run_, source, overwrite)
         from deepcluster.runs.predict import placed_rows, predicted, write_lines
-        from deepcluster.runs.rows import coarse_columns
 
         model = _model(run_, device)
         sizes: Counter[int] = Counter()  # by cluster
@@ -191,9 +190,8 @@ def predict(
             return
         terminal.say("Model", str(model.identity))
         rows = chain(first, rows)
-        columns = [*PREDICTIONS, *coarse_columns(model, ())]
         as_lines = partial(write_lines, rows=rows, skipped=skipped, model=model.identity)
-        files.write_table(target, as_lines if as_json else partial(write_csv, columns=columns, rows=rows))
+        files.write_table(target, as_lines if as_json else partial(write_csv, columns=PREDICTIONS, rows=rows))
         if target:
             names = [*model.names, ""]  # of -1, too
             counts = [f"{size:,} in {names[number] or f'cluster {number}'}" for number, size in sorted(sizes.items())]

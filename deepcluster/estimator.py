@@ -248,8 +248,7 @@ class DeepCluster(_Base):
 
         Returns:
             A structured array (pandas.DataFrame accepts it) with a row per image: path (a number if there are no
-            files), cluster, name, distance to the nearest centroid, margin (0: between two clusters) and is_outlier;
-            with two levels also group (of clusters) and group_name.
+            files), cluster, name, distance to the nearest centroid, margin (0: between two clusters) and is_outlier.
         """
         if X is None:
             self._check_run("place without images")
@@ -302,7 +301,7 @@ class DeepCluster(_Base):
 
         Args:
             edits: Any of names (by cluster), merge (lists of clusters), split (pairs of a cluster and a number of
-                parts), move (pairs of a path or row and a cluster), junk (all junk clusters), group_names.
+                parts), move (pairs of a path or row and a cluster), junk (all junk clusters).
         """
         self._check_run("apply", changes=True)
         wanted = python_edits(edits, self._cut or "")

@@ -214,7 +214,6 @@ class ImageExportFlags(TypedDict, total=False):
         outliers: Keep outliers in their cluster (the default), in folders of their own, or leave them out.
         duplicates: Of nearly identical images take all (the default), or the best (first): the largest, then the
             sharpest.
-        levels: With 2, in folders of the groups of clusters, if the run has two levels (for --to folders).
         split: Shares of train, validation and test, such as .8,.1,.1; nearly identical images stay together.
         n: Number of images, drawn uniformly over the clusters (default: all).
         seed: Of --split and -n (default: 0).
@@ -227,7 +226,6 @@ class ImageExportFlags(TypedDict, total=False):
     mode: Literal["symlink", "hardlink", "copy"]
     outliers: Literal["keep", "separate", "leave"]
     duplicates: Literal["all", "first"]
-    levels: Literal[1, 2]
     split: Annotated[str, Parameter(validator=lambda _, text: read_shares(text))]
     n: Annotated[int, Parameter(name=["-n", "--number"], validator=validators.Number(gte=1))]
     seed: int

@@ -31,7 +31,7 @@ LARGE_SIDE = 1024  # px; of larger images, one batch must fit into memory before
 
 @dataclass(frozen=True, kw_only=True)
 class Annotations:
-    """A person's decisions about groups, and their coarse groups; with one level there are none.
+    """A person's decisions about groups.
 
     ``names`` has an entry for all L numbers that were ever given, so the next new group is number L.
     A new value of these fields alone replaces all of them in a model: ``replace(model, **vars(annotations))``.
@@ -42,8 +42,6 @@ class Annotations:
     moves: tuple[tuple[int, int], ...] = ()  # rows of the run that were moved, and the groups that they left
     answers: tuple[int, ...] = ()  # rows that a person answered about; they are in the groups of the answers
     drawn: tuple[tuple[int, int], ...] = ()  # rows of answers, drawn at random; 1 if their group was right then, else 0
-    coarse: tuple[int, ...] = ()  # the coarse groups of the groups (K, one more than the largest number, or more)
-    coarse_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

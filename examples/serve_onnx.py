@@ -65,8 +65,6 @@ class Server(ThreadingHTTPServer):
         self.session = onnxruntime.InferenceSession(graph)
         about = self.session.get_modelmeta().custom_metadata_map
         self.names, self.limit = json.loads(about["names"]), json.loads(about["outlier_residual"])
-        # Groups of the clusters; none if the run has one level, or the graph is older than they are.
-        self.groups, self.group_names = (json.loads(about.get(key, "[]")) for key in ("groups", "group_names"))
         self.size, self.digest = int(about["store_size"]), about["digest"]
         self.free = BoundedSemaphore(MAX_CONNECTIONS)
         super().__init__(("127.0.0.1", port), Handler)
@@ -95,8 +93,6 @@ class Server(ThreadingHTTPServer):
         number, distance = int(cluster[0]), round(float(distances[0].min()), 6)
         is_outlier = self.limit is not None and bool(residual[0] > self.limit)
         answer = {"cluster": number, "name": self.names[number], "distance": distance, "is_outlier": is_outlier}
-        if self.groups:
-            answer |= {"group": self.groups[number], "group_name": self.group_names[self.groups[number]]}
         return {**answer, "model": self.digest}
 
 

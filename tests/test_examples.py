@@ -126,7 +126,7 @@ def test_serve_onnx(tmp_path, capsys):
     Image.effect_noise((150, 90), 90).convert("RGB").save(folder / "large.jpg")
     clear = stored(Image.fromarray(np.array([[5, 9000]], np.uint16).repeat(20, 0)), "PNG", transparency=5)
     (folder / "clear.png").write_bytes(clear)
-    run = tiny_run(tmp_path / "run", coarse=(1, 0), coarse_names=("", "upper"))
+    run = tiny_run(tmp_path / "run")
     onnx(run, tmp_path / "graph.onnx")
     wanted = predicted(run, folder)
     columns = placement_columns(wanted.model, wanted.model.place(wanted.reduced), wanted.residuals)
@@ -146,7 +146,7 @@ def test_serve_onnx(tmp_path, capsys):
             right = dict(zip(columns, cells, strict=True))
             assert got.pop("distance") == pytest.approx(float(right["distance"]), abs=1e-5), path
             assert got.pop("model") == wanted.model.identity.digest
-            assert got == {key: right[key] for key in ("cluster", "name", "is_outlier", "group", "group_name")}, path
+            assert got == {key: right[key] for key in ("cluster", "name", "is_outlier")}, path
         with urlopen(f"{address}/health") as answer:
             assert json.load(answer) == {"status": "ok", "model": wanted.model.identity.digest}
         header = b"P6 9500 9500 255\n"  # 90 million pixels

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from deepcluster.cli import run_command
 from deepcluster.errors import ModelError
 from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.content import FILES
@@ -64,6 +65,32 @@ def test_another_schema_is_named_with_a_way_out(stored, ends, version, advice):
     said += [ends(command, 5) for command in (["report", stored], ["fit", DATA, "-o", stored, "--overwrite"])]
     for text in said:
         assert f"schema_version {version}" in text and advice in text and "damaged" not in text, text
+
+
+@pytest.mark.parametrize("is_edited", [False, True])
+def test_a_run_with_two_levels_is_read_and_one_line_leaves_the_names_of_its_groups_out(is_edited, tmp_path, capsys):
+    """Its merge, move, marks and names of clusters stay, and so do the steps back; so do edits of an older page."""
+    run = Path(shutil.copytree(DATA / f"two-levels{'-edited' * is_edited}", tmp_path / "run"))
+    before = [(row["cluster"], row["name"], row["junk"]) for row in rows(run / "cluster_summary.csv")]
+    (tmp_path / "edits.json").write_text('{"schema_version": 1, "names": {"3": "sky"}, "group_names": {"0": "left"}}')
+
+    def told(*command) -> str:
+        assert run_command([*map(str, command)]) == 0
+        return capsys.readouterr().err
+
+    for command in (
+        ("report", run),
+        ("predict", run, run / "features.npy"),
+        ("export", run, "--to", "parquet", "-o", tmp_path / "out"),
+    ):
+        assert told(*command).count("left, middle, right") == is_edited, command
+    assert told("apply", run, tmp_path / "edits.json").count("in these edits are left out") == 1
+    assert [(row["cluster"], row["name"], row["junk"]) for row in rows(run / "cluster_summary.csv")] == [
+        (cluster, "sky" if cluster == "3" else name, junk) for cluster, name, junk in before
+    ]
+    assert not {"group", "group_name"} & {*rows(run / "clusters.csv")[0], *rows(run / "cluster_summary.csv")[0]}
+    assert told("apply", run, "--undo", "all") == "" and len(rows(run / "cluster_summary.csv")) == 9
+    assert state_of(run)
 
 
 def test_an_interrupted_run_goes_on_without_options_that_are_gone(stored, prints):

@@ -18,18 +18,19 @@ from PIL import Image
 
 from deepcluster.fitting import fit as runs
 from deepcluster.fitting.plan import Request
+from deepcluster.groups.tree import nodes_at
 from deepcluster.presets import read_request
 from deepcluster.report import hints
 from deepcluster.runs.page import report as write_report
-from deepcluster.runs.recut import apply, recut, undo
+from deepcluster.runs.recut import apply, recut
 from deepcluster.runs.serve import redirecting
 from deepcluster.runtime.plain_files import FORMULA, PATH, TEXT, guarded
-from deepcluster.storage.edits_file import Edits, read_edits
+from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.run_folder import locked
 from deepcluster.texts import inert
 from tests.helpers.report import page as page_of
 from tests.helpers.report import row
-from tests.helpers.runs import change_record, give_two_levels, record, rows
+from tests.helpers.runs import change_record, record, rows
 from tests.helpers.serving import serving
 from tests.test_surroundings import FORMULAS, HARMLESS
 
@@ -133,9 +134,9 @@ def move_slider(page: Any, images: int) -> None:
     assert not page.locator("#recut-now").is_visible()  # a server's
 
 
-def rename(page: Any, name: str, group: int | None = None) -> None:
-    """Type a name for the cluster that the keys are at, or for a group of clusters."""
-    page.keyboard.press("n") if group is None else page.locator(f"#group-{group} [data-act=rename-group]").click()
+def rename(page: Any, name: str) -> None:
+    """Type a name for the cluster that the keys are at."""
+    page.keyboard.press("n")
     page.keyboard.insert_text(name)
     page.keyboard.press("Enter")
 
@@ -643,61 +644,37 @@ def test_edits_in_series_by_keys_and_back_to_any_of_them(copied: Path, browser: 
         assert changes.count() == 1
 
 
-def test_groups_open_and_become_folders_of_folders(copied, browser, tmp_path, monkeypatch):
-    monkeypatch.setattr(hints, "MIN_HINTED", 5)
-    give_two_levels(copied)
-    nouns = (f"{row['path']},daisy,{0.1 if row['cluster'] == '1' else 0.9}" for row in rows(copied / "clusters.csv"))
-    (copied / "nouns.csv").write_text("\n".join(["path,noun,probability", *nouns]))
-    with opened(browser, serving(copied), originals=4, loads=4) as page:
-        visible = [page.locator(f"#cluster-{number}").is_visible() for number in range(3)]
-        assert visible == [False, True, False]  # a group of one cluster is its card
-        assert page.locator("#group-0 > summary canvas:not(.none)").count() == 12
+def test_more_than_twelve_clusters_are_gathered_by_the_merge_tree(copied: Path, browser: Any) -> None:
+    recut(copied, 13)
+    tree = json.loads((copied / "tree.json").read_text())
+    nodes = nodes_at(len(tree["groups"]), tree["merges"], 4).values()  # the root of 13
+    alike = [sorted({tree["groups"][piece] for piece in inside}) for inside in nodes]
+    with opened(browser, serving(copied), originals=1, loads=2) as page:
+        groups = page.locator("#cluster-list > .group")
+        inside = [
+            [int(card.get_attribute("data-number")) for card in group.locator(".cluster").all()]
+            for group in groups.all()
+        ]
+        assert sorted(inside) == sorted(each for each in alike if len(each) > 1) and len(inside) > 1
+        first, second = inside[0][0], inside[1][0]
+        assert not page.locator(f"#cluster-{first}").is_visible()
+        assert 2 <= groups.nth(0).locator("summary img:visible").count() <= 12
         page.keyboard.press("j")
-        assert page.locator("#cluster-0").is_visible() and page.locator("#cluster-2").is_visible()
-        assert page.locator("#group-0 > summary .hinted").text_content() == "perhaps daisy, flower"
-        rename(page, NAME, group=0)
-        page.locator("#told").get_by_text("1 name").wait_for()
-        assert page.locator("#group-0 > summary").inner_text().startswith(f"Group 0 · {NAME}")
-        assert page.locator("#cluster-2").is_visible()  # the group is still open after the edit
-        page.locator("#filter").fill("cluster 1")
-        assert not page.locator("#group-0").is_visible()
-        assert page.locator("#cluster-1").is_visible()
+        with page.expect_navigation():
+            rename(page, NAME)
+        assert NAME in groups.nth(0).locator("summary").inner_text()
+        assert page.locator(f"#cluster-{first}").is_visible()  # the group is still open after the edit
+        assert not page.locator(f"#cluster-{second}").is_visible()
+        page.get_by_role("button", name="Open all").click()
+        assert page.locator(".cluster:visible").count() == 13
+        page.locator("#filter").fill(f"cluster {first} ")
+        assert groups.nth(0).is_visible() and not groups.nth(1).is_visible()
         page.locator("#filter").fill("")
         page.locator("#sort").select_option("size")
-        assert page.locator("#group-0 .cluster").count() == 2  # sorted inside its group
-        page.get_by_role("button", name="Sort into folders").click()
-        assert page.locator("#sort-levels").is_checked()
-        page.keyboard.press("Enter")
-        page.locator("#sorted").get_by_text("run-sorted").wait_for()
-        made = {row["cluster"]: row["exported_path"] for row in rows(tmp_path / "run-sorted" / "inventory.csv")}
-        assert made["2"].startswith("000-") and "/002/" in made["2"] and made["1"].count("/") == 1
-        rename(page, "", group=0)
-        page.locator("#group-0 > .acts").get_by_role("button", name="daisy").click()
-        page.locator("#told").get_by_text("1 name").wait_for()
-        assert page.locator("#group-0 > summary").inner_text().startswith("Group 0 · daisy")
-
-
-def test_a_cluster_of_moved_images_is_in_the_group_and_has_the_number_that_apply_gives_it(copied, browser, tmp_path):
-    """Most of its images were in group 1, whatever their cluster merges into. Numbers 3 and 4 were given already."""
-    for edits in (Edits(move=((0, 3),)), Edits(merge=((0, 3),))):
-        apply(copied, edits)
-    give_two_levels(copied)
-    with opened(browser, copied / "report.html", loads=3) as page:
-        page.locator("#open-all").click()
-        move(page, 0, [0], "A new cluster")
-        move(page, 1, [0, 1], "Cluster 4")
-        page.locator("#cluster-4 h3").click()
-        rename(page, "neu")
-        merge(page, 1, "0")
-        assert page.locator("[data-group='1'] #cluster-4").is_visible()
-        apply(copied, Edits(move=((0, 4),)))
-        undo(copied)
-        reload(page)
-        assert page.locator("[data-group='1'] #cluster-5 .size").text_content() == "3 images"
-        file = saved(page, "Download edits.json", tmp_path / "edits.json")
-    apply(copied, read_edits(file))
-    *_, last = rows(copied / "cluster_summary.csv")
-    assert [last[key] for key in ("cluster", "name", "size", "group")] == ["5", "neu", "3", "1"]
+        assert groups.nth(0).locator(".cluster").count() == len(inside[0])  # sorted inside its group
+    recut(copied, 12)
+    with opened(browser, copied / "report.html") as page:
+        assert page.locator(".group").count() == 0 and page.locator(".cluster:visible").count() == 12
 
 
 def test_an_old_page_offers_to_be_loaded_again(copied: Path, browser: Any) -> None:

@@ -36,7 +36,7 @@ from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.model_files import load
 from deepcluster.storage.run_folder import open_run
 from tests.helpers.features import normal
-from tests.helpers.runs import SAME, give_two_levels, record, rows, state_of
+from tests.helpers.runs import SAME, record, rows, state_of
 
 KINDS, COUNT = 6, 240
 
@@ -275,20 +275,16 @@ def test_examples_of_several_kinds_split_a_cluster_and_no_other(run):
     assert placed(run) == before
 
 
-def test_two_levels_junk_and_moves_stay_while_others_follow(run):
-    give_two_levels(run, (0, 1, 0, 1, 0))
+def test_junk_and_moves_stay_while_others_follow(run):
     clusters = [number for number, _ in placed(run).values()]
     moved = next(row for row in range(7, COUNT) if clusters[row] == 0)
-    apply(run, Edits(junk=(3,), move=((moved, 1),), group_names={1: "upper"}))
+    apply(run, Edits(junk=(3,), move=((moved, 1),)))
     before = placed(run)
     of_one = [row for row in range(7, COUNT) if clusters[row] == 1]
     teach(run, [*(Answer(row, name="new") for row in of_one[:4]), *(Answer(row, 1) for row in of_one[4:8])], within=1)
-    table = {row["cluster"]: row for row in rows(run / "cluster_summary.csv")}
-    assert (table["5"]["name"], table["5"]["group"], table["5"]["group_name"]) == ("new", "1", "upper")
     teach(run, said(run, 20))
     table = {row["cluster"]: row for row in rows(run / "cluster_summary.csv")}
     assert [*placed(run).values()][moved][0] in (1, 5) and table["3"]["junk"] == "1" and state_of(run)
-    assert {row["group"] for row in table.values()} == {"0", "1"}
     undo(run)
     undo(run)
     assert placed(run) == before

@@ -4,7 +4,6 @@ Originals are only read. Names of copies are valid, and distinct, on every file 
 """
 
 import os
-import shlex
 import shutil
 import stat
 import unicodedata
@@ -126,7 +125,7 @@ class RunImages:
     rows: tuple[Row, ...]  # all of clusters.csv
     source: Source  # the images that are at hand
     index: Mapping[str, int]  # of an image in the source, by path
-    annotations: Annotations  # names, junk marks and coarse groups of the clusters
+    annotations: Annotations  # names and junk marks of the clusters
 
     def name(self, row: Row) -> str:
         """Return the name of the cluster of a row; empty without one, and for a skipped file."""
@@ -323,7 +322,6 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
     strip_metadata: bool | None = None,
     outliers: str = "keep",
     duplicates: str = "all",
-    levels: int = 1,
     split: str | Sequence[float] | None = None,
     n: int | None = None,
     seed: int = 0,
@@ -346,7 +344,6 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
             clusters are junk. A data set cannot have them separate.
         duplicates: "all", or "first": of nearly identical images only the best, the largest and among these the
             sharpest; the inventory says which one stands for the others.
-        levels: 2: in a run with two levels, the folder of a cluster lies in the folder of its group.
         split: The shares of train, validation and test (``".8,.1,.1"`` or three numbers), which become the upper
             folders. Images of a set in duplicates.csv stay together. Each part with a share has every cluster with
             enough such sets or single images.
@@ -372,8 +369,6 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
             f"outliers={outliers!r}: choose keep or leave. Every folder of an image folder is a class, and is_outlier"
             " is a column of its metadata.csv"
         )
-    if dataset and levels != 1:
-        raise UsageError(f"levels={levels}: an image folder has one level, because each of its folders is a class")
     if duplicates not in ("all", "first"):
         raise UsageError(f"duplicates={duplicates!r}: choose all or first")
     if n is not None and n < 1:
@@ -384,17 +379,10 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
     strip = (dataset and mode == "copy") if strip_metadata is None else strip_metadata
     members = read_run_images(run, images)
     known = members.annotations
-    if levels != 1 and not known.coarse:
-        raise UsageError(
-            f"{run} has no groups of clusters: omit --levels, or type deepcluster recut {shlex.quote(str(run))} -k"
-            " auto, which finds the groups if the photographs have any"
-        )
     check_outside(out, Path(members.source.location))
     if replaces := replaceable(out, overwrite=overwrite) is not None:
         members.check_outside_of(out)
     transfer = Transfer(members, mode, strip=strip)
-    numbers = {int(row["cluster"]) for row in members.rows if row["status"] == "ok"}
-    clusters_in = Counter(known.coarse[number] for number in numbers if known.coarse)
     junk = {*known.junk}
     suffixes = STRIPPED_SUFFIXES if strip else SUFFIXES if dataset else None
 
@@ -413,8 +401,6 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
             folder = above + cluster_folder(number)
         else:
             above += f"{JUNK}/" if number in junk else f"{APART}/" if outlier and outliers == "separate" else ""
-            if levels == 2 and clusters_in[group := known.coarse[number]] > 1:  # else the group is that cluster
-                above += f"{cluster_folder(group, known.coarse_names[group] or 'group')}/"
             folder = above + cluster_folder(number, known.names[number])
         refused = suffixes is not None and stem_and_suffix(name)[1].lower() not in suffixes
         return f"{folder}/{_fitting(name, '.png') if refused or not members.is_file(row) else name}"

@@ -72,7 +72,7 @@ def onnx(run: str | Path, out: Path, *, display: Display | None = None) -> None:
     """Write the model as a graph for any number of images. Needs the extra ``onnx``.
 
     In: ``images``, uint8 N x 3 x S x S. Out: ``features``, ``distances``, ``cluster``, ``residual`` (see Placing). Its
-    metadata has names, groups of clusters, sizes and the limit of outliers.
+    metadata has names, sizes and the limit of outliers.
 
     Args:
         run: A run folder, or the folder of a model.
@@ -99,8 +99,6 @@ def onnx(run: str | Path, out: Path, *, display: Display | None = None) -> None:
         "image_size": str(model.image_size),
         "names": json.dumps(model.names),
         "junk": json.dumps(model.junk),
-        "groups": json.dumps(model.coarse),
-        "group_names": json.dumps(model.coarse_names),
         # JSON has no infinity: null if nothing is an outlier.
         "outlier_residual": json.dumps(model.outliers.limit if np.isfinite(model.outliers.limit) else None),
     }

@@ -46,9 +46,8 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
         for column in (column for column in COLUMNS if column.name in rows.columns):
             value = _as_utf8 if column.kind is str else column.value
             # An empty name is a value (the cluster has no name); other empty cells are null.
-            is_name = column.name in ("name", "group_name")
             cells = zip(rows.column(column.name), rows.column("cluster"), strict=True)
-            values = [value(cell) if cell or (is_name and cluster) else None for cell, cluster in cells]
+            values = [value(cell) if cell or (column.name == "name" and cluster) else None for cell, cluster in cells]
             columns[column.name] = pa.array(values, types[column.kind])
     for name, axis in zip(("map_x", "map_y"), map_positions.T, strict=True):
         columns[name] = pa.array(axis, mask=np.isnan(axis))

@@ -17,7 +17,7 @@ from deepcluster.model import Model
 from deepcluster.nets.network import Network
 from deepcluster.records import FINAL
 from deepcluster.runs import inherit
-from deepcluster.runs.result import Outcome, choose_number, describe, with_coarse_groups
+from deepcluster.runs.result import Outcome, choose_number, describe
 from deepcluster.runs.rows import Rows, cut_rows, sample_of
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Silent
@@ -85,7 +85,6 @@ def conclude_run(
         store_size=store_size,
         batch_size=recipe.batch_size,
     )
-    model = with_coarse_groups(model, placement, record, rows)
     if job.request.like:
         model, placement, text = continued(
             model, placement, rows.reduced, job.former, images.places_before, store.partition
@@ -135,17 +134,12 @@ def continued(
         kinds = {"ended": {*groups} - {*numbers}, "new": {*numbers} - {*groups}}
         texts = [f"{len(heir)} of {plural(len(groups), 'cluster')} of {former.path} continue, with their numbers"]
         texts += [f"{kind}: {', '.join(map(str, sorted(group)))}" for kind, group in kinds.items() if group]
-        of_number = {number: group for group, number in enumerate(numbers)}
-        coarse = [model.coarse[of_number.get(number, 0)] for number in range(max(numbers) + 1) if model.coarse]
         decided = {row: (int(left[row]), int(before[row])) for row in (left >= 0).nonzero().flatten().tolist()}
         old = replace(former.model, **inherit.as_annotations(decided))
         moves = inherit.surviving_moves(old, before, {number: number for number in heir})
-        named = inherit.with_coarse_names(model, after[before >= 0], former.model, before[before >= 0])
         given = max(len(former.model.names), max(numbers) + 1)
         annotations = replace(
             inherit.carried_over(former.model, {old: old for old in heir}, given),
-            coarse=tuple(coarse),
-            coarse_names=named.coarse_names,
             **inherit.as_annotations(moves),
         )
         text = "; ".join([*texts, inherit.carried_text(old, annotations, before)])

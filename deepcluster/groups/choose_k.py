@@ -1,7 +1,6 @@
 """The number of groups: candidates from the neighbour graph, and how stable a cut into so many groups is."""
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
 from statistics import mean
@@ -45,7 +44,6 @@ FINEST = 0.9  # share of the best score from which a number is plausible; like C
 CLOSE = 0.8  # eigenvalue of the neighbour graph from which it counts as one of a group
 SPECTRUM_ROWS = 400  # of a graph whose eigenvalues count: with more rows more of them are close to 1
 SPECTRA = 5  # samples of so many rows
-REFINES = 2  # least ratio of groups to coarse groups: below it the second level shows nothing new
 CUTS = 3
 SHARE = 0.8  # of the sample, in a cut
 MIN_IMAGES = 300  # of fewer, the agreement of two cuts is noise (benchmarks/LOG.md)
@@ -126,14 +124,6 @@ def spectral_number(rows: Tensor, seed: int) -> int:
     ]
     spectra = [leading_eigenvectors(neighbour_ties(part), MAX_GROUPS, seed)[0] for part in parts]
     return max(2, int((np.mean(spectra, 0) > CLOSE).sum()))
-
-
-def coarse_number(numbers: Sequence[int]) -> int:
-    """Return the number of coarse groups, 0 without any, from plausible ``numbers`` of clusters, the guess first.
-
-    It is the most plausible number that the guess refines.
-    """
-    return next((number for number in numbers[1:] if REFINES * number <= numbers[0]), 0)
 
 
 def finest_plausible(scores: Scores) -> int:

@@ -87,7 +87,9 @@ def _pieces(cut: Cut, counts: Tensor, all_counts: Tensor) -> tuple[list[int], li
     parts = [np.flatnonzero(group_of == group) for group in np.unique(group_of)]
     inside = [(*merge, which) for which in parts for merge in ward(centroids[which], weights[which])]
     order = [(int(which[a]), int(which[b])) for _, a, b, which in sorted(inside, key=lambda merge: merge[0])]
-    order += [(int(parts[a][0]), int(parts[b][0])) for a, b in _order_above(centroids, weights, parts)]
+    middles = np.array([np.average(centroids[which], axis=0, weights=weights[which]) for which in parts])
+    totals = np.array([weights[which].sum() for which in parts])
+    order += [(int(parts[a][0]), int(parts[b][0])) for _, a, b in ward(middles, totals)]
     count = len(parts)
     pieces = min(len(used), max(MAX_PIECES, 2 * count if count <= MAX_GROUPS_IN_TWO else count))
     piece_of, merges = numbered_merges(order, len(used), pieces)
@@ -142,32 +144,6 @@ def ward(points: Numbers, weights: Numbers) -> list[tuple[float, int, int]]:
         sizes[other] += sizes[last]
         alive[last] = False
     return sorted(merges, key=lambda merge: merge[0])
-
-
-def _order_above(centroids: Numbers, weights: Numbers, parts: Sequence[npt.NDArray[np.int64]]) -> list[Merge]:
-    """Return pairs of groups that merge, by cost. ``parts``: The centroids of the groups."""
-    middles = [np.average(centroids[which], axis=0, weights=weights[which]) for which in parts]
-    totals = [weights[which].sum() for which in parts]
-    return [(a, b) for _, a, b in ward(np.array(middles), np.array(totals))]
-
-
-def coarse_groups(cut: Cut, counts: Tensor, count: int) -> list[int]:
-    """Return the coarse groups (K) of the groups of a cut, ``count`` of them, from its merge tree.
-
-    They are numbered by size; a group without images is in the first. ``counts``: Images by nearest centroid (int64).
-    """
-    used = counts.nonzero().flatten()
-    weights = counts[used].double().numpy()
-    group_of = cut.group_of[used].numpy()
-    present = np.unique(group_of)
-    parts = [np.flatnonzero(group_of == group) for group in present]
-    order = _order_above(cut.centroids[used].double().numpy(), weights, parts)
-    coarse_of, _ = numbered_merges(order, len(present), count)
-    sizes = np.bincount(coarse_of, weights=[weights[which].sum() for which in parts])
-    number = np.argsort(np.argsort(-sizes, kind="stable"))
-    coarse = np.zeros(cut.count, dtype=np.int64)
-    coarse[present] = number[coarse_of]
-    return coarse.tolist()
 
 
 def numbered_merges(order: Sequence[Merge], count: int, pieces: int) -> tuple[npt.NDArray[np.int64], tuple[Merge, ...]]:

@@ -206,12 +206,10 @@ def _clusters(data: RunData) -> Values:
     ranked = sections.by_size(data.summary)
     shown = sorted(ranked[:MAX_CLUSTERS], key=lambda row: int(row["cluster"]))
     hidden = ranked[MAX_CLUSTERS:]
-    cards = sections.sections(shown, data.usable, data.picture, on_page(data.usable)[0], data.nouns)
     candidates = data.record.candidates or []
     return {
         "captions": sections.CAPTIONS,
-        "sections": cards,
-        "levels": sections.levels(cards, data.summary, data.usable, data.nouns),
+        "sections": sections.sections(shown, data.usable, data.picture, on_page(data.usable)[0], data.nouns),
         "count": len(data.summary),
         "hidden": len(hidden),
         "hidden_images": sum(int(row["size"]) for row in hidden),
@@ -290,7 +288,6 @@ def _cluster(row: Row, parts: Parts | None, near: Sequence[int]) -> dict[str, An
         "near": near,
         "junk": row.get("junk") == "1",
         "parts": {"sizes": parts.sizes, "images": parts.images, "merges": parts.merges} if parts else None,
-        **({"group": int(row["group"])} if row.get("group") else {}),
     }
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from deepcluster.groups.tree import Tree, nodes_at
 from deepcluster.report.hints import hints, weighted_nouns
-from deepcluster.report.pictures import PICTURE_CHARACTERS, Picture, data_uri, on_sheet, tile
+from deepcluster.report.pictures import PICTURE_CHARACTERS, Picture, data_uri, tile
 from deepcluster.storage.content import Row, Table
 from deepcluster.texts import MAX_NAME, agreement, figure, number, percent, short
 
@@ -125,44 +125,6 @@ def sections(
         }
         for row, tiles in zip(shown, chosen, strict=True)
     ]
-
-
-def levels(sections: Sequence[Values], summary: Sequence[Row], clusters: Table, nouns: Sequence[Row]) -> list[Values]:
-    """Return the coarse groups with the ``sections`` of their clusters, in order of their numbers; [] with one level.
-
-    ``tiles``: Typical images of all clusters in turn.
-
-    The arguments are as in :func:`sections`, with all rows of the summary.
-    """
-    noun_of = weighted_nouns(nouns)
-    pictured = clusters.at(on_sheet(len(clusters)))
-    tile_of = {path: place for place, path in enumerate(pictured.column("path"))}
-    inside: dict[str, list[Row]] = {}
-    for row in summary:
-        inside.setdefault(row.get("group", ""), []).append(row)
-    if "" in inside:
-        return []
-    coarse = []
-    for group, rows in sorted(inside.items(), key=lambda item: int(item[0])):
-        numbers = {int(row["cluster"]) for row in rows}
-        members = members_of(rows, pictured)
-        count = -(-MAX_SUGGESTED // len(rows))  # pictures of a cluster
-        chosen = [
-            representatives(members[row["cluster"]], count, medoid=row["medoid_path"]) for row in by_size(rows)
-        ]  # fmt: skip
-        paths = [shown[place][0]["path"] for place in range(count) for shown in chosen if place < len(shown)]
-        coarse.append(
-            {
-                "number": int(group),
-                "name": rows[0].get("group_name", ""),
-                "size": sum(int(row["size"]) for row in rows),
-                "count": len(rows),
-                "tiles": [tile_of[path] for path in paths[:MAX_SUGGESTED]],
-                "hints": hints(clusters.where("group", group), noun_of),
-                "sections": [section for section in sections if section["number"] in numbers],
-            }
-        )
-    return coarse
 
 
 def _tile(row: Row, kind: Kind, image: Image.Image | None, share: int) -> Values:

@@ -79,22 +79,10 @@ def as_annotations(moves: Mapping[int, tuple[int, int]]) -> dict[str, Any]:
     }
 
 
-def with_coarse_names(model: Model, after: Tensor, old: Model, before: Tensor) -> Model:
-    """Return the model with the names of the ``old`` coarse groups that reappear in it.
-
-    ``after``, ``before``: The clusters of the same images (int64, N) in both.
-    """
-    if not (model.coarse and old.coarse):
-        return model
-    heir = heirs(torch.tensor(old.coarse)[before], torch.tensor(model.coarse)[after], mutual=True)
-    names = {heir[group]: name for group, name in enumerate(old.coarse_names) if group in heir}
-    return replace(model, coarse_names=tuple(names.get(group, "") for group in range(len(model.coarse_names))))
-
-
 def carried_text(before: Annotations, after: Annotations, clusters: Tensor) -> str:
     """Describe the names, marks and moves that survive, and the others. ``clusters``: Of all rows (int64, N) before."""
-    names = [name for name in (*after.names, *after.coarse_names) if name]
-    named_before = Counter(name for name in (*before.names, *before.coarse_names) if name)
+    names = [name for name in after.names if name]
+    named_before = Counter(name for name in before.names if name)
     dropped = sorted((named_before - Counter(names)).elements())
     marks = len(before.junk) - len(after.junk)
     kept = {row for row, _ in after.moves}

@@ -3,7 +3,7 @@
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
@@ -53,12 +53,9 @@ def recut(run: Path, n_clusters: int | None, display: Display | None = None, sou
         cut, after = cut_rows(rows, fine, chosen, record.seed, recipe)
         heir = inherit.heirs(before.cluster, after.cluster, mutual=True)
         new = replace(model, cut=cut, **vars(inherit.carried_over(model, heir, cut.count)))
-        if n_clusters is None:
-            new = result.with_coarse_groups(new, after, record, rows)
-            new = inherit.with_coarse_names(new, after.cluster, model, before.cluster)
         moves = inherit.surviving_moves(model, before.cluster, heir)
         new, after = inherit.with_moves(new, after, rows.reduced, moves, rows.partition)
-        decided = (*model.names, *model.coarse_names, model.junk, model.moves, model.answers)
+        decided = (*model.names, model.junk, model.moves, model.answers)
         if record.edits is not None or any(decided):
             anew = "; merges and splits of the old clusters are dropped" if record.edits is not None else ""
             display.say("Edits", f"{inherit.carried_text(model, new, before.cluster)}{anew}")
@@ -94,7 +91,7 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> None:
             if moved < len(moves):
                 text += f"; {len(moves) - moved:,} could not move, because they equal an image that stays"
             display.say("Edits", text)
-            named = ", ".join(name for name in (*edits.names.values(), *edits.group_names.values()) if name)
+            named = ", ".join(filter(None, edits.names.values()))
             done = f"{text}: {named}" if named else text
             example = example_of(edits, moves, placement)
             change = Change(new, placement, edits.digest, done, example, edits.changes_clusters)
@@ -210,10 +207,6 @@ def edited(
     _check_present([*merged, *moves.values(), *edits.names, *(edits.junk or ())], present | new, free)
     if twice := sorted(number for number, times in Counter(merged).items() if times > 1):
         raise UsageError(f"cluster {twice[0]} is merged twice: name it in one merge")
-    if unknown := sorted(edits.group_names.keys() - set(model.coarse)):
-        known = some(sorted({*model.coarse}), 20)
-        levels = f"the groups of clusters are {known}" if known else "the run has one level"
-        raise UsageError(f"there is no group {unknown[0]}: {levels}")
     if left := sorted((edits.names.keys() | set(moves.values())) & gone):
         raise UsageError(f"cluster {left[0]} is merged into another one: name that one")
 
@@ -221,15 +214,13 @@ def edited(
     for first, *others in edits.merge:
         target[others] = first
     names = [*model.names, *[""] * (len(target) - len(model.names))]
-    coarse = [*model.coarse, *[0] * (len(model.names) - len(model.coarse))] if model.coarse else []
     made = count(len(model.names))
-    for number, parts in edits.split:  # the parts of a cluster stay in its coarse group, if there are any
-        coarse += coarse[number : number + 1] * (parts - 1)
+    for number, parts in edits.split:
         for part, fresh in zip(range(2, parts + 1), made, strict=False):
             names[fresh] = names[number] and f"{names[number][: LONGEST_NAME - 5]} ({part})"
     for clusters in edits.merge:
         names[clusters[0]] = next((names[number] for number in clusters if names[number]), "")
-    unmerged, cut = cut, Cut(cut.centroids, target[cut.group_of])
+    cut = Cut(cut.centroids, target[cut.group_of])
     verdicts = dict(model.drawn)
     # Drawn images were asked about other clusters than those after a merge or split. As answers they would teach.
     asked_anew = verdicts.keys() if edits.merge or edits.split else ()
@@ -238,8 +229,6 @@ def edited(
     if moves and reduced is not None:
         placed = replace(model, cut=cut).place(reduced).cluster
         origins = {row: int(placed[row]) for row in moves} | origins
-        before = replace(model, cut=unmerged).place(reduced[[*moves]]).cluster.tolist()
-        coarse = coarse_of_moves(coarse, moves, before, len(target))
         cut = move_rows(cut, moves, reduced, placed)
         origins = {row: origin for row, origin in origins.items() if moves.get(row) != origin}  # the others are back
         again = {row for row, number in moves.items() if number != placed[row]}  # another answer than the first
@@ -247,8 +236,6 @@ def edited(
     return replace(
         model,
         names=tuple(edits.names.get(number, name) for number, name in enumerate(names)),
-        coarse=tuple(coarse),
-        coarse_names=tuple(edits.group_names.get(group, name) for group, name in enumerate(model.coarse_names)),
         junk=model.junk if edits.junk is None else edits.junk,
         moves=tuple((row, origin) for row, origin in origins.items() if row not in answers)[-MAX_MOVES:],
         answers=tuple(answers),
@@ -260,7 +247,6 @@ def describe_edits(edits: Edits, before: Model, after: Model, moved: int) -> str
     """Describe the edits in words: ``3 names, 1 merge, 12 images moved``. ``moved``: Number of moved images."""
     was = dict(enumerate(before.names))
     named = sum(name != was.get(number, "") for number, name in edits.names.items())
-    named += sum(name != before.coarse_names[group] for group, name in edits.group_names.items())
     marks = len(set(before.junk) ^ set(after.junk))
     counts = [
         *([plural(named, "name")] if named else []),
@@ -287,18 +273,6 @@ def _split_up(cut: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor, free
         cut = split_group(cut, branches, pieces, free)
         free += pieces - 1
     return cut
-
-
-def coarse_of_moves(coarse: Sequence[int], moves: Mapping[int, int], before: Iterable[int], count: int) -> list[int]:
-    """Return the coarse groups of ``count`` clusters after moves: a new cluster joins the group of most of its images.
-
-    ``before``: The clusters of the moved rows before the merges and moves.
-    """
-    votes = [Counter[int]() for _ in range(count - len(coarse)) if coarse]
-    for number, origin in zip(moves.values(), before, strict=True):
-        if coarse and number >= len(coarse):
-            votes[number - len(coarse)][coarse[origin]] += 1
-    return [*coarse, *(max(vote, key=lambda group: vote[group], default=0) for vote in votes)]
 
 
 def moved_rows(edits: Edits, paths: Sequence[str]) -> dict[int, int]:

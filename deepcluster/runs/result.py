@@ -1,6 +1,5 @@
 """The result of a run, computed by all ranks together."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -12,13 +11,13 @@ from torch import Tensor
 from deepcluster.build import MAX_IN_CUT
 from deepcluster.clustering.agreement import NMI_AVERAGE, pair_counts, scores
 from deepcluster.clustering.kmeans import means
-from deepcluster.groups.choose_k import coarse_number, plausible_numbers, stability
+from deepcluster.groups.choose_k import plausible_numbers, stability
 from deepcluster.groups.cut import Placement
 from deepcluster.groups.spread import estimated_quality
-from deepcluster.groups.tree import coarse_groups, medoids_of
+from deepcluster.groups.tree import medoids_of
 from deepcluster.model import Model
 from deepcluster.recipe import Recipe
-from deepcluster.runs.rows import Rows, coarse_columns, placement_columns
+from deepcluster.runs.rows import Rows, placement_columns
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
@@ -29,8 +28,6 @@ from deepcluster.texts import agreement, plural
 # Parts of a run: its features with their residuals; the model's network; its groups with their names and marks.
 Part = Literal["features", "network", "groups"]
 PARTS: tuple[Part, ...] = ("features", "network", "groups")
-
-MIN_GROUPED = 8  # clusters: a page shows fewer at once, and groups would hide them
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ def clusters_table(model: Model, rows: Rows, placement: Placement, residuals: Te
     }
     rest = [""] * len(rows.skipped)
     skipped = {"path": [path for path, _ in rows.skipped], "status": ["skipped"] * len(rest)}
-    columns = [*FILES["clusters.csv"].columns, *coarse_columns(model, ())]
+    columns = FILES["clusters.csv"].columns
     return Table.of_columns({name: chain(used[name], skipped.get(name, rest)) for name in columns})
 
 
@@ -138,7 +135,6 @@ def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[st
     medoids = medoids_of(group_means, reduced, cluster, partition).tolist()
     between = torch.cdist(group_means, group_means).fill_diagonal_(torch.inf)
     present = cut.group_of.unique().tolist()
-    coarse = coarse_columns(model, range(cut.count))
     between[:, [group for group in range(cut.count) if group not in present]] = torch.inf
     return [
         {
@@ -150,32 +146,12 @@ def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[st
             "nearest_cluster": str(between[group].argmin().item()) if len(present) > 1 else "",
             "medoid_path": rows.paths[medoids[group]] if sizes[group] else "",
             "junk": str(int(group in model.junk)),
-            **{column: str(cells[group]) for column, cells in coarse.items()},
         }
         for group in present
     ]
 
 
 # ---- how many groups, and which ------------------------------------------------------------
-
-
-def with_coarse_groups(model: Model, placement: Placement, record: RunRecord, rows: Rows) -> Model:
-    """Return the model with coarse groups if its number of groups is the guess. A collective.
-
-    There are none if fewer than two of them would hold several groups.
-    """
-    centroid = placement.centroid[: rows.fitted]
-    counts = rows.partition.all_reduce(torch.bincount(centroid, minlength=len(model.cut.centroids)))
-
-    def coarse() -> list[int]:
-        numbers = [candidate["k"] for candidate in record.candidates or ()]
-        is_guess = numbers[:1] == [model.cut.count]
-        count = coarse_number(numbers) if is_guess and model.cut.count >= MIN_GROUPED else 0
-        groups = coarse_groups(model.cut, counts, count) if count else []
-        return groups if sum(size > 1 for size in Counter(groups).values()) > 1 else []
-
-    groups = tuple(rows.partition.processes.broadcast_json(coarse))
-    return replace(model, coarse=groups, coarse_names=("",) * (max(groups, default=-1) + 1))
 
 
 def choose_number(
@@ -239,9 +215,8 @@ def write_outcome(
         blocks = rows.partition.blocks(rows.reduced)
         folder.write_blocks("features.npy", (rows.partition.total, rows.reduced.shape[1]), blocks)
         folder.write_blocks("residuals.npy", (rows.partition.total, 1), [outcome.residuals.unsqueeze(1)])
-    coarse = coarse_columns(outcome.model, ())
-    folder.write_rows("clusters.csv", outcome.clusters, *coarse)
-    folder.write_rows("cluster_summary.csv", outcome.summary, *coarse)
+    folder.write_rows("clusters.csv", outcome.clusters)
+    folder.write_rows("cluster_summary.csv", outcome.summary)
     if outcome.metrics:
         folder.write_json("metrics.json", outcome.metrics)
     else:
@@ -261,10 +236,9 @@ def baseline_of(folder: run_folder.RunFolder) -> dict[str, float]:
 
 
 def summary_text(outcome: Outcome, n_clusters: int | None, rounds: str = "") -> str:
-    """Return sentences on the clusters: sizes, groups, ``rounds``, and other numbers, if ``n_clusters`` is None."""
+    """Return sentences on the clusters: sizes, ``rounds``, and other numbers, if ``n_clusters`` is None."""
     sizes = [int(row["size"]) for row in outcome.summary]
-    coarse = f" in {plural(groups, 'group')}" if (groups := len(set(outcome.model.coarse))) else ""
-    text = f"{plural(len(sizes), 'cluster')} of {min(sizes):,} to {max(sizes):,} images{coarse}{rounds}."
+    text = f"{plural(len(sizes), 'cluster')} of {min(sizes):,} to {max(sizes):,} images{rounds}."
     others = [str(candidate["k"]) for candidate in (outcome.record.candidates or ())[1:]]
     if n_clusters is not None or not others:
         return text

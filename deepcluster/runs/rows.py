@@ -29,7 +29,7 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import draw, generator
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
-from deepcluster.storage.content import COARSE, COLUMNS, IMAGES_READ, RunRecord
+from deepcluster.storage.content import COLUMNS, IMAGES_READ, RunRecord
 
 PICTURE_SIDE = 48  # px
 
@@ -135,7 +135,7 @@ def place_rows(cut: Cut, rows: Rows, fine_centroids: Tensor) -> tuple[Cut, Place
 def placement_columns(
     model: Model, placement: Placement, residuals: Tensor, *, reject: bool = False, stored: bool = False
 ) -> dict[str, list[Any]]:
-    """Return the columns of predictions, with the coarse groups.
+    """Return the columns of predictions.
 
     ``reject``: Outliers and junk get the cluster -1. ``stored``: With the columns that clusters.csv alone has.
     """
@@ -148,18 +148,8 @@ def placement_columns(
     known = vars(placement) | {"cluster": cluster, "residual": residuals, "is_outlier": outliers}
     columns = [column for column in COLUMNS if stored or column.predicted]
     values = {column.name: known[column.name].tolist() for column in columns if column.name in known}
-    values |= {"name": [names[number] for number in numbers], **coarse_columns(model, numbers)}
+    values["name"] = [names[number] for number in numbers]
     return {column.name: column.cells(values[column.name]) for column in columns if column.name in values}
-
-
-def coarse_columns(model: Model, clusters: Sequence[int]) -> dict[str, list[Any]]:
-    """Return the columns of the coarse groups of ``clusters`` (-1: none): group, group_name; {} with one level."""
-    if not model.coarse:
-        return {}
-    groups = [*model.coarse, -1]
-    names = [*model.coarse_names, ""]
-    coarse = [groups[cluster] for cluster in clusters]
-    return dict(zip(COARSE, (coarse, [names[group] for group in coarse]), strict=True))
 
 
 # ---- their digests, by which a run recognises them ------------------------------------------------------------------

@@ -90,7 +90,6 @@ class Sorting:
     copies: bool = False  # False: links if they work
     best: bool = False  # of nearly identical images only the best one
     apart: bool = False  # outliers in folders of their own
-    levels: Annotated[int, range(1, 3)] = 1  # of folders; 2: groups of clusters have folders, too
 
 
 def _teaching_of(request: Mapping[str, Any]) -> Teaching:
@@ -275,7 +274,6 @@ class _Server(ThreadingTCPServer):
             mode="copy" if sorting.copies else None,
             duplicates="first" if sorting.best else "all",
             outliers="separate" if sorting.apart else "keep",
-            levels=sorting.levels,
             overwrite=True,
             display=Several(),
         )

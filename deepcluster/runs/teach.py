@@ -16,7 +16,7 @@ from deepcluster.groups.cut import Cut, Placement, move_rows, regrouped
 from deepcluster.groups.graph import graph_rows
 from deepcluster.groups.spread import Labels, Taught, beliefs, estimated_quality, followed, nodes_of, questions
 from deepcluster.model import Model
-from deepcluster.runs.recut import MAX_NEW, Change, coarse_of_moves, moved_rows, write_change
+from deepcluster.runs.recut import MAX_NEW, Change, moved_rows, write_change
 from deepcluster.runs.rows import Rows, read_run
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Display, Several
@@ -223,7 +223,6 @@ def lesson(model: Model, rows: Rows, answers: Sequence[Answer], within: int | No
         moves=tuple((row, origin) for row, origin in model.moves if row not in targets),
         answers=tuple(answered),
         drawn=tuple(drawn.items()),
-        coarse=tuple(coarse_of_moves(model.coarse, new_answers, [cluster[row] for row in new_answers], len(names))),
     )
     return Lesson(new, placed, after, said)
 

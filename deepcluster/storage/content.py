@@ -31,7 +31,6 @@ class Column:
     kind: type[str | int | float | bool]  # of the values; their form in Parquet and in Python follows from it
     meaning: str  # for docs/run-folder.md, which `python benchmarks/tables.py` writes
     predicted: bool = True  # of new images, too
-    optional: bool = False  # only if there are two levels
     newer: bool = False  # tables of older versions may lack it
 
     def cells(self, values: Iterable[Any]) -> list[Any]:
@@ -56,11 +55,8 @@ COLUMNS = (
     Column("margin", float, "1 - distance / distance to the nearest other cluster: 0 on the border, 1 on the centroid"),
     Column("is_outlier", bool, "1 for an image unlike those of the fit: its residual is above a limit"),
     Column("label", str, "true label (`fit --labels`), for scores alone", predicted=False),
-    Column("group", int, "group of clusters that holds the cluster, 0 for the largest when first made", optional=True),
-    Column("group_name", str, "name of that group, empty without one", optional=True),
 )
-PREDICTIONS = tuple(column.name for column in COLUMNS if column.predicted and not column.optional)
-COARSE = tuple(column.name for column in COLUMNS if column.optional)  # also of the summary
+PREDICTIONS = tuple(column.name for column in COLUMNS if column.predicted)
 
 LOG = "log.txt"
 IMAGES_READ = "checkpoints/images.csv"  # the images that the run began with
@@ -72,7 +68,7 @@ FILES: Mapping[str, File] = {
         ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk")
     ),
     "clusters.csv": File(
-        tuple(column.name for column in COLUMNS if not column.optional),
+        tuple(column.name for column in COLUMNS),
         newer=tuple(column.name for column in COLUMNS if column.newer),
     ),
     "duplicates.csv": File(("group", "path", "distance"), spare=True),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from deepcluster.errors import DiskError, UsageError
+from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import check_file, json_sha256, read_json, shaped
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 LONGEST_NAME = 200  # characters
-NAMED = ("names", "group_names")  # dicts from numbers to names
 MAX_CONFIG_BYTES = 1 << 20
 Number = Annotated[int, range(10**9)]
 
@@ -35,14 +35,12 @@ class Edits:
     split: tuple[tuple[Number, int], ...] = ()
     # (row of features.npy or path, cluster after the merges). Numbers from the next free one on make new clusters.
     move: tuple[tuple[Number | str, Number], ...] = ()
-    group_names: Mapping[int, str] = field(default_factory=dict)  # of groups of clusters; "" removes a name
 
     @property
     def digest(self) -> str:
         """Return the digest in run.json, by which the same edits are not applied twice."""
-        groups = [sorted(self.group_names.items())] if self.group_names else []
         names = sorted(self.names.items())
-        return json_sha256([self.cut, names, self.merge, self.junk, self.split, self.move, *groups])
+        return json_sha256([self.cut, names, self.merge, self.junk, self.split, self.move])
 
     @property
     def changes_clusters(self) -> bool:
@@ -68,10 +66,10 @@ def edits_of(value: object) -> Edits:
     version = table.pop("schema_version", None)
     if type(version) is not int or version != SCHEMA_VERSION:  # JSON's true and 1.0 equal 1, too
         raise ValueError(f"not edits of version {SCHEMA_VERSION}")
-    names, group_names = (
-        {_number(key): checked_name(name) for key, name in shaped(table.pop(part, {}), dict[str, str], part).items()}
-        for part in NAMED
-    )
+    if table.pop("group_names", None):
+        warn("clusters have no groups any more: the names of groups in these edits are left out")
+    named: dict[str, str] = shaped(table.pop("names", {}), dict[str, str], "names")
+    names = {_number(key): checked_name(name) for key, name in named.items()}
     edits: Edits = shaped(table, Edits, "the file")
     if () in edits.merge:
         raise ValueError("merge has an empty list")
@@ -80,7 +78,7 @@ def edits_of(value: object) -> Edits:
 
         if not all(2 <= count <= MAX_PARTS for _, count in edits.split):
             raise ValueError(f"split makes 2 to {MAX_PARTS} parts of a cluster")
-    return replace(edits, names=names, group_names=group_names)
+    return replace(edits, names=names)
 
 
 def python_edits(words: Mapping[str, Any], cut: str) -> Edits:
@@ -89,8 +87,8 @@ def python_edits(words: Mapping[str, Any], cut: str) -> Edits:
     The keys of names may be numbers, and all numbers may be numpy's. UsageError names the fault.
     """
     try:
-        named = {key: {str(number): name for number, name in words[key].items()} for key in NAMED if key in words}
-        plain = {"schema_version": SCHEMA_VERSION, "cut": cut, **words, **named}
+        names = {str(number): name for number, name in words.get("names", {}).items()}
+        plain = {"schema_version": SCHEMA_VERSION, "cut": cut, **words, "names": names}
         return edits_of(json.loads(json.dumps(plain, default=lambda value: getattr(value, "tolist", value.__str__)())))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"the edits cannot be used ({error}): give a dict such as {{'merge': [[1, 3]]}}") from None

@@ -30,6 +30,7 @@ from deepcluster.nets.network import Absent, Network, build, copy_of_module, no_
 from deepcluster.nets.timm import channels_last
 from deepcluster.nets.weights import shapes_only
 from deepcluster.records import Identity
+from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import (
     check_tensors,
     is_run,
@@ -51,6 +52,7 @@ from deepcluster.storage.model_config import (
     read_config,
 )
 from deepcluster.storage.run_folder import LockedFolder, RunFolder, read_state
+from deepcluster.texts import one_line, some
 
 MAX_CONSTANTS = 200_000_000  # bytes
 # The tensors beside the network's; see check_tensors.
@@ -123,8 +125,6 @@ def groups_tensors(model: Model, **about: Any) -> dict[str, Tensor]:
     table = {"names": model.names, "junk": model.junk, "moves": model.moves, **about}
     if model.answers:
         table |= {"answers": model.answers, "drawn": model.drawn}
-    if model.coarse:
-        table |= {"coarse": model.coarse, "coarse_names": model.coarse_names}
     text = json.dumps(table).encode()
     return {
         "centroids": model.cut.centroids,
@@ -209,6 +209,10 @@ def _load(
             raise ValueError(f"reduction.mean is not of {feature_dim} features and the class probabilities")
     with reading(path_of(GROUPS)):
         groups = _groups(read_tensors(path_of(GROUPS), config.groups_sha256), dims)
+        named: tuple[str, ...] = shaped(groups.about.get("coarse_names", []), tuple[str, ...], "coarse_names")
+        if any(named):
+            names = some([one_line(name) for name in filter(None, named)], 20)
+            warn(f"clusters have no groups any more, so the names of groups in this model are left out: {names}")
     with reading(path_of(CONFIG)):
         shapes = _shapes(config, body, feature_dim, backbone)
     with reading(path_of(WEIGHTS)):

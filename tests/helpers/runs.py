@@ -3,22 +3,19 @@
 import csv
 import json
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from deepcluster.runs.page import report
 from deepcluster.runs.predict import predict
-from deepcluster.runs.result import describe, write_outcome
-from deepcluster.runs.rows import read_run, recipe_of
+from deepcluster.runs.rows import read_run
 from deepcluster.runtime.console import Silent
 from deepcluster.runtime.plain_files import is_run
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
-from deepcluster.storage.run_folder import RunFolder, locked
+from deepcluster.storage.run_folder import RunFolder
 
 LOCK = (".deepcluster", "lock")
 # Files that a user may keep in a run folder, under names that are nearly those of a run.
@@ -123,16 +120,6 @@ def state_of(run: Path) -> dict[str, object] | None:
     if not is_run(run) or RunFolder(run).read_record().status != "done":
         return None
     return run_folder.read_state(run, read)
-
-
-def give_two_levels(run: Path, coarse: tuple[int, ...] = (0, 1, 0)) -> None:
-    """Put each cluster into its group."""
-    with locked(run) as folder, folder.next_state() as staged:
-        record, model, images = read_run(folder)
-        model = replace(model, coarse=coarse, coarse_names=("", ""))
-        outcome = describe(model, images, model.place(images.reduced), record, recipe_of(folder), {})
-        write_outcome(staged, outcome, new=("groups",))
-    report(run)
 
 
 def predicted(run: Path, images: Any) -> SimpleNamespace:

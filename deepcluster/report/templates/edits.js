@@ -3,11 +3,9 @@
 const base = new Map(data.clusters.map(cluster => [cluster.number, cluster]));
 const cards = new Map($$(".cluster").map(card => [Number(card.dataset.number), card]));
 const firstFree = Math.max(data.next - 1, ...base.keys()) + 1;
-const levels = new Map($$(".level").map(level => [Number(level.dataset.group), level]));
-const groupNames = new Map([...levels].map(([group, level]) => [group, $("summary .name", level)?.textContent.replace(/^ · /, "") ?? ""]));
 /* names: number -> another name than it had; into: number -> the cluster that it is merged into; splits: number -> how
-   many parts; moves: image -> its new cluster; groupNames: group of clusters -> another name than it had. */
-const kinds = {names: Map, into: Map, splits: Map, moves: Map, junk: Set, groupNames: Map};
+   many parts; moves: image -> its new cluster. */
+const kinds = {names: Map, into: Map, splits: Map, moves: Map, junk: Set};
 const copied = from => Object.fromEntries(Object.entries(kinds).map(([name, Kind]) => [name, new Kind(from[name])]));
 let state = copied({junk: data.clusters.filter(cluster => cluster.junk).map(cluster => cluster.number)});
 const past = [];
@@ -110,13 +108,12 @@ function edits() {
     junk: kept.filter(number => state.junk.has(number)),
     ...(state.splits.size ? {split: [...state.splits]} : {}),
     ...(moves.length ? {move: moves.map(([i, number]) => [i * imageData.step, root(number)])} : {}),
-    ...(state.groupNames.size ? {group_names: Object.fromEntries(state.groupNames)} : {}),
   };
 }
 
 function pendingCount() {
   const kept = roots();
-  return state.into.size + state.splits.size + state.moves.size + state.groupNames.size + kept.filter(number => state.names.has(number)).length
+  return state.into.size + state.splits.size + state.moves.size + kept.filter(number => state.names.has(number)).length
     + kept.filter(number => state.junk.has(number) !== clusters.get(number).junk).length;
 }
 
@@ -154,7 +151,6 @@ function refresh() {
   }
   for (const number of clusters.keys()) if (!base.has(number) && !cards.has(number)) makeCard(number);
   for (const number of cards.keys()) paint(number);
-  for (const group of levels.keys()) paintGroup(group);
   $(".tabs .count").textContent = grouped(roots().filter(sizeOf).length);
   $("#undo").hidden = !past.length && !data.served?.done.length;
   tellPending();
@@ -197,9 +193,7 @@ function trusted(kept) {
   const splits = new Map(kept.splits.filter(([n, count]) => base.get(n)?.parts?.sizes.length >= count && count > 1));
   const moves = new Map(kept.moves.map(([i, n]) => [i, up(n)])
     .filter(([i, n]) => number(i) && i < (imageData?.count ?? 0) && number(n) && n < firstFree + 1000));
-  const named = new Map(kept.groupNames.filter(([group, name]) => typeof name === "string" && levels.has(group) && plain(name) !== groupNames.get(group))
-    .map(([group, name]) => [group, plain(name).slice(0, 200)]));
-  state = {splits, moves, names: new Map(), into: new Map(), junk: new Set(), groupNames: named};
+  state = {splits, moves, names: new Map(), into: new Map(), junk: new Set()};
   derive();
   const known = n => clusters.has(n);
   state.names = new Map(kept.names.map(([n, name]) => [up(n), name]).filter(([n, name]) => known(n) && typeof name === "string" && plain(name) !== clusters.get(n).name)
@@ -222,32 +216,6 @@ function recall() {
     state = fresh;
     derive();
   }
-}
-
-/* The group of clusters that a cluster is in; a part is in that of its cluster, and a cluster of moved images in that of
-   most of them, the first of equal ones: as runs/recut.py has it. */
-function groupOf(number) {
-  const {group, from} = clusters.get(number);
-  if (group !== undefined) return group;
-  if (from !== undefined) return groupOf(from);
-  const votes = new Map(), own = [number, ...members(number)];
-  for (const [i, to] of state.moves) {
-    if (own.includes(to)) votes.set(groupOf(home[i]), (votes.get(groupOf(home[i])) ?? 0) + 1);
-  }
-  return [...votes].reduce((most, vote) => vote[1] > most[1] ? vote : most)[0];
-}
-
-const listOf = number => !levels.size ? $("#cluster-list") : $(".cards", levels.get(groupOf(number))) ?? levels.get(groupOf(number));
-
-/* A group of one cluster is its card alone. */
-function paintGroup(group) {
-  if (!levels.get(group).matches("details")) return;
-  const level = levels.get(group), inside = roots().filter(number => groupOf(number) === group && sizeOf(number));
-  const name = state.groupNames.get(group) ?? groupNames.get(group);
-  $(".name", level).textContent = name ? ` · ${name}` : "";
-  for (const hints of $$("summary .hinted, :scope > .acts .hints", level)) hints.hidden = Boolean(name);
-  $(".size", level).textContent = images(inside.reduce((sum, number) => sum + sizeOf(number), 0));
-  $(".count", level).textContent = t(inside.length === 1 ? "{0} cluster" : "{0} clusters", inside.length);
 }
 
 function makeCard(number) {
@@ -325,28 +293,9 @@ function plain(text) {
 }
 
 function rename(number) {
-  const card = cards.get(number);
-  if (state.into.has(number)) return;
-  askName($(".name", card), nameOf(number), t("Name of cluster {0}", number), card, name => {
-    if (name === clusters.get(number).name) state.names.delete(number);
-    else state.names.set(number, name);
-  });
-}
-
-function nameGroup(group, name) {
-  if (name === groupNames.get(group)) state.groupNames.delete(group);
-  else state.groupNames.set(group, name);
-}
-
-function renameGroup(group) {
-  const level = levels.get(group), name = state.groupNames.get(group) ?? groupNames.get(group);
-  askName($(".name", level), name, t("Name of group {0}", group), $("summary", level), written => nameGroup(group, written));
-}
-
-/* Ask for a name in the place where it is ``shown``. */
-function askName(shown, before, label, back, take) {
-  if ($("input", shown.parentElement)) return;
-  const input = element("input", {className: "rename", value: before, maxLength: 200, placeholder: t("name"), ariaLabel: label});
+  const card = cards.get(number), shown = $(".name", card), before = nameOf(number);
+  if (state.into.has(number) || $("input", shown.parentElement)) return;
+  const input = element("input", {className: "rename", value: before, maxLength: 200, placeholder: t("name"), ariaLabel: t("Name of cluster {0}", number)});
   let open = true;
   const close = keep => {
     if (!open) return;
@@ -354,15 +303,14 @@ function askName(shown, before, label, back, take) {
     const name = plain(input.value);
     input.remove();
     shown.hidden = false;
-    if (keep && name !== before) edit(() => take(name));
-    back.focus({preventScroll: true});
+    if (keep && name !== before) edit(() => name === clusters.get(number).name ? state.names.delete(number) : state.names.set(number, name));
+    card.focus({preventScroll: true});
   };
   input.addEventListener("keydown", event => {
     if (event.key === "Enter") close(true);
     if (event.key === "Escape") close(false);
   });
   input.addEventListener("blur", () => close(true));
-  input.addEventListener("click", event => event.preventDefault());  /* in a summary it would close the group */
   shown.hidden = true;
   shown.after(input);
   input.select();
@@ -525,12 +473,11 @@ function openSplit(number) {
 
 const take = (number, hint) => edit(() => state.names.set(number, plain(hint.value)));
 
-const groupActs = {"rename-group": renameGroup, "take-group": (group, hint) => edit(() => nameGroup(group, plain(hint.value)))};
 const acts = {rename, take, merge: openMerge, split: openSplit, junk: mark, unmerge, all: openCluster};
 $("#clusters").addEventListener("click", event => {
   const card = event.target.closest(".cluster"), button = event.target.closest("[data-act]");
-  if (card) mind(card, false);
-  else if (button) return groupActs[button.dataset.act](Number(button.closest(".level").dataset.group), button);
+  if (!card) return;
+  mind(card, false);
   if (button) return acts[button.dataset.act](Number(card.dataset.number), button);
   const tile = event.target.closest("[data-image]");
   if (tile) openOne(Number(tile.dataset.image), $$("[data-image]", card).map(each => Number(each.dataset.image)));

@@ -164,10 +164,11 @@ function shorts(text) {
 const AGAIN = t("Try again"), RELOAD = t("Reload");  /* all that can help after a failure of the server */
 const whenEdited = [];  /* called after every edit */
 
-for (const place of $$(".thumb")) place.append(picture(Number(place.dataset.tile), place.closest(".level") ? 72 : 40));
+for (const place of $$(".thumb")) place.append(picture(Number(place.dataset.tile), 40));
 
 //= grid.js
 //= edits.js
+//= gather.js
 //= teach.js
 //= served.js
 /* ---- the list of clusters --------------------------------------------------------------------------------------- */
@@ -179,7 +180,7 @@ function mind(card, scroll = true) {
   minded = card;
   card.classList.add("chosen");
   card.tabIndex = -1;
-  card.closest(".level")?.setAttribute("open", "");
+  card.closest(".group")?.setAttribute("open", "");
   if (scroll) {
     card.focus({preventScroll: true});
     card.scrollIntoView({block: "start"});
@@ -210,16 +211,17 @@ function arrange() {
     cards.get(number).hidden = !text.includes(wanted);
     found += text.includes(wanted);
   }
-  for (const list of levels.size ? $$(".cards") : [$("#cluster-list")]) {
-    const inside = sorted.filter(number => listOf(number) === list).map(number => cards.get(number)), level = list.closest(".level");
-    if (inside.some((card, i) => list.children[i] !== card)) list.append(...inside);
-    if (level) level.hidden = inside.every(card => card.hidden);
-    if (level && wanted) level.open = true;
+  for (const list of new Set([...lists.values(), $("#cluster-list")])) {
+    const inside = sorted.filter(number => listOf(number) === list).map(number => cards.get(number)), group = list.closest(".group");
+    const before = $$(":scope > .cluster", list);
+    if (inside.some((card, i) => before[i] !== card)) list.append(...inside);
+    if (group) group.hidden = inside.every(card => card.hidden);
+    if (group && wanted) group.open = true;
   }
   $("#filtered").textContent = wanted ? t("{0} of {1}", found, cards.size) : "";
 }
 
-$("#open-all")?.addEventListener("click", () => $$("details.level").forEach(level => { level.open = true; }));
+$("#open-all")?.addEventListener("click", () => $$(".group").forEach(group => { group.open = true; }));
 $("#sort")?.addEventListener("change", arrange);
 $("#filter")?.addEventListener("input", arrange);
 

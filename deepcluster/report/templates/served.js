@@ -58,13 +58,11 @@ function openSorting(best = false) {
   $("#sort-best").checked = best || Boolean(before.best);
   $("#sort-best").closest("p").hidden = !duplicates;
   $("#sort-apart").checked = Boolean(before.apart);
-  if ($("#sort-levels")) $("#sort-levels").checked = before.levels !== 1;
   $("form", dialog).onsubmit = event => {
     if (event.submitter.value !== "sort") return;
     const sorting = {
       name: name.value.trim(), place: place.value, copies: Boolean($("[name=copies]:checked").value),
       best: duplicates && $("#sort-best").checked, apart: $("#sort-apart").checked,
-      levels: $("#sort-levels")?.checked ? 2 : 1,
     };
     document.cookie = `${COOKIE}${encodeURIComponent(JSON.stringify({...sorting, run: data.run}))}; Max-Age=31536000; SameSite=Strict; Path=/`;
     send("export", {sorting});
@@ -113,7 +111,7 @@ const remain = page => sessionStorage.setItem("page", JSON.stringify(page));
 
 function reload(after = {}) {
   saved = true;
-  const opened = [...levels.keys()].filter(group => levels.get(group).open ?? true);
+  const opened = [...cards.keys()].filter(number => listOf(number).closest(".group")?.open);
   remain({opened, minded: minded && root(Number(minded.dataset.number)), besides: besides(), targets, ...after});
   location.reload();
 }
@@ -151,7 +149,7 @@ $("#keep-best")?.addEventListener("click", () => openSorting(true));
 tellSorted();
 const lastPage = JSON.parse(sessionStorage.getItem("page") || "{}");
 remain({...lastPage, minded: null, told: "", teaching: false});
-for (const group of lastPage.opened ?? []) levels.get(group)?.setAttribute("open", "");
+for (const number of lastPage.opened ?? []) lists.get(number)?.closest(".group").setAttribute("open", "");
 targets.push(...(lastPage.targets ?? []).filter(number => base.has(number)));
 nextTarget = targets.length % 9;
 tellTargets();
