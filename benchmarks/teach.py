@@ -1,14 +1,12 @@
 """Simulated persons teach a run: how many wrong images become right without being asked about.
 
-    python benchmarks/teach.py CACHE NAME [NAME ...] [--step 20] [--grid | --pairs]
+    python benchmarks/teach.py CACHE NAME [NAME ...] [--step 20] [--grid]
 
 `sets.py` makes CACHE/NAME.pt. A person names each cluster by the kind of most of its typical images and answers by the
 true label, `--step` questions at a time (0: all at once). `fixed` is the share of the wrong images that become right
 although nobody was asked about them, `worth` the same as a share of all images. The coverage is the share of the 90 %
 intervals of the estimated quality that hold the true one. --grid tries other constants, too: each set with those that
-are best on all others. --pairs simulates another question instead, one of ten: whether the two clusters with most ties
-between them are one kind, by four pictures of each; yes gives them one name. It makes twice and half as many clusters
-as kinds, which have their names at first or have none, and prints the share of right images by minutes.
+are best on all others.
 """
 
 import argparse
@@ -30,7 +28,7 @@ from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.groups import spread
 from deepcluster.groups.cut import cut_features
-from deepcluster.groups.graph import Embeddings, graph_rows
+from deepcluster.groups.graph import Embeddings
 from deepcluster.model import Model
 from deepcluster.nets.network import build, no_network
 from deepcluster.runs.rows import Rows
@@ -41,18 +39,6 @@ ANSWERS = (2, 5, 10)  # for each cluster
 SEEDS = (0, 1)
 TYPICAL = 9  # images of a cluster by which a person names it
 DRAWN = 15  # images, for an interval
-ONE_IN = 10  # questions is about two clusters
-PICTURES = 4  # of each of them
-SECONDS = 1.5  # of a question about an image
-PAIR_SECONDS = 4.0  # and of one about two clusters
-MINUTES = (1, 2, 3, 5)
-CASES = (  # clusters for each kind, whether they have names, and which pairs are asked about
-    ("twice, named", 2, True, "all"),
-    ("twice, without names", 2, False, "all"),
-    ("the same, pairs of one kind alone", 2, False, "one kind"),
-    ("half, named", 0.5, True, "all"),
-)
-COLUMNS = ("first", "pairs", "yes", "without", "with", "free")
 LARGEST = 0.8  # share of the images that are asked about
 GRID = [*product((0.05, 0.07), (0.2, 0.4), (0.6, 0.8))]
 CONSTANTS = ("PRESENT", "FOLLOWER", "SHRINKAGE")
@@ -79,13 +65,13 @@ def run_on(rows: Tensor, k: int, seed: int, embeddings: Embeddings) -> tuple[Mod
     return model, images
 
 
-def named(model: Model, rows: Tensor, truth: list[str], shown: int = TYPICAL) -> Model:
+def named(model: Model, rows: Tensor, truth: list[str]) -> Model:
     """Name each cluster by the kind of most of its typical images."""
     cluster = model.place(rows).cluster
     names = [*model.names]
     for group in cluster.unique().tolist():
         members = torch.nonzero(cluster == group).flatten()
-        order = (rows[members] - rows[members].mean(0)).norm(dim=1).argsort()[:shown]
+        order = (rows[members] - rows[members].mean(0)).norm(dim=1).argsort()[:TYPICAL]
         names[group] = Counter(truth[row] for row in members[order]).most_common(1)[0][0]
     return replace(model, names=tuple(names))
 
@@ -121,107 +107,13 @@ def covered(model: Model, images: Rows, truth: list[str], seeds: range) -> float
     return mean(float(one["low"] <= is_right.mean() <= one["high"]) for one in intervals)
 
 
-def tied(
-    model: Model, images: Rows, known: set[tuple[int, int]], kinds: tuple[str, ...] = ()
-) -> tuple[int, int] | None:
-    """Return the two clusters of different names, not yet ``known``, with most ties between them.
-
-    ``kinds``: Of all clusters; with them only clusters of one kind count.
-    """
-    rows = images.reduced[graph_rows(images.reduced)]
-    members = np.eye(len(model.names))[model.place(rows).cluster.numpy()]
-    between = np.triu(members.T @ (images.embeddings.ties(rows) @ members), 1)
-    names = np.array([name or str(group) for group, name in enumerate(model.names)])
-    between[names[:, None] == names] = 0
-    between[tuple(np.array([*known], int).reshape(-1, 2).T)] = 0
-    if kinds:
-        between[np.array(kinds)[:, None] != kinds] = 0
-    first, second = np.unravel_index(between.argmax(), between.shape)
-    return (int(first), int(second)) if between[first, second] else None
-
-
-def curve(run: tuple[Model, Rows], truth: list[str], seed: int, step: int, has_names: bool, pairs: str) -> Tensor:
-    """Return numbers of questions about images and about clusters, of those with a yes, and shares of right images.
-
-    ``pairs``: Asked about: none, all, or those of one kind.
-    """
-    model, images = run
-    kinds = [*named(model, images.reduced, truth).names]  # as the person sees them
-    model = replace(model, names=tuple(kinds)) if has_names else model
-    known: set[tuple[int, int]] = set()
-    count = same = 0
-    points = []
-    while True:
-        cluster = model.place(images.reduced).cluster.tolist()
-        points.append((count, len(known), same, mean(kinds[group] == truth[row] for row, group in enumerate(cluster))))
-        if count >= min(60 * MINUTES[-1] / SECONDS, LARGEST * len(truth)):
-            return torch.tensor(points).T
-        shown = named(model, images.reduced, truth, PICTURES).names
-        left = step
-        for _ in range(0 if pairs == "none" else step // ONE_IN):
-            if pair := tied(model, images, known, shown if pairs == "one kind" else ()):
-                left -= 1
-                known.add(pair)
-                if shown[pair[0]] == shown[pair[1]]:
-                    same += 1
-                    kinds[pair[1]] = kinds[pair[0]]
-                    names = (kinds[pair[0]] if group in pair else name for group, name in enumerate(model.names))
-                    model = replace(model, names=tuple(names))
-        answers = []
-        for question in asked(model, images, left, seed):
-            row = int(question.path)
-            near = (cluster[row], *question.likely, *sorted({*cluster}))
-            group = next((group for group in near if kinds[group] == truth[row]), None)
-            answers.append(Answer(row, group, "" if group is not None else truth[row]))
-        count += len(answers)
-        model = lesson(model, images, answers).model
-        kinds += model.names[len(kinds) :]
-
-
-def by_minutes(points: Tensor, seconds: float) -> list[float]:
-    """Return the shares of right images after ``MINUTES``. ``seconds``: For a question about two clusters."""
-    count, pairs, _, right = points.numpy()
-    return [float(share) for share in np.interp(MINUTES, (count * SECONDS + pairs * seconds) / 60, right)]
-
-
-def of_pairs(cache: Path, names: list[str], step: int) -> Iterator[dict[str, Any]]:
-    """Yield shares right by minutes, means of the seeds; ``free``: If questions about clusters took no time."""
-    network = build(LITE0, image_size=SIDE, weights="timm")
-    for name, (case, times, has_names, pairs) in product(names, CASES):
-        data = load(cache / f"{name}.pt")
-        truth = [str(label) for label in data["labels"].tolist()]
-        k = max(2, round(len({*truth}) * times))
-        rows = plainly_reduced(network, data, k)
-        figures = []
-        for seed in SEEDS:
-            run = run_on(rows, k, seed, Embeddings())
-            plain, points = (curve(run, truth, seed, step, has_names, which) for which in ("none", pairs))
-            shares = [by_minutes(plain, 0), by_minutes(points, PAIR_SECONDS), by_minutes(points, 0)]
-            figures.append([*plain[3, :1].tolist(), *points[1:3, -1].tolist(), *shares])
-        means = (np.mean(each, 0).round(4).tolist() for each in zip(*figures, strict=True))
-        yield {"set": name, "case": case, "k": k} | dict(zip(COLUMNS, means, strict=True))
-
-
-def gains(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield mean and deviation over the collections of what questions about clusters add to the share right."""
-    for (case, *_), way in product(CASES, ("with", "free")):
-        of_sets = np.array([np.subtract(row[way], row["without"]) for row in rows if row["case"] == case])
-        spread = of_sets.std(0, ddof=1).round(4).tolist()
-        yield {"case": case, "way": way, "gain": of_sets.mean(0).round(4).tolist(), "deviation": spread}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cache", type=Path)
     parser.add_argument("names", nargs="+")
     parser.add_argument("--step", type=int, default=20)
     parser.add_argument("--grid", action="store_true")
-    parser.add_argument("--pairs", action="store_true")
     arguments = parser.parse_args()
-    if arguments.pairs:
-        of_sets = [*of_pairs(arguments.cache, arguments.names, arguments.step)]
-        save("teach_pairs", {"gains": [*gains(of_sets)], "sets": of_sets})
-        return
     constants = [tuple(getattr(spread, name) for name in CONSTANTS), *(GRID if arguments.grid else [])]
     network = build(LITE0, image_size=SIDE, weights="timm")
     fixed: dict[tuple[Any, str], float] = {}
