@@ -72,9 +72,10 @@ def off_the_line(counts: Sequence[float], seconds: Sequence[float]) -> list[floa
 
 def estimated(count: int) -> float:
     """Return the memory (MB) that `fit` estimates before it begins."""
+    from deepcluster.auto import Facts
     from deepcluster.build import network_of
     from deepcluster.fitting.forecast import memory
-    from deepcluster.presets import Facts, read_request, resolve
+    from deepcluster.presets import read_request, resolve
     from deepcluster.runtime.devices import choose_device
 
     given = {"backbone": "compact", "sobel": False, "image_size": 16, "pseudo_labels": 100}

@@ -29,6 +29,7 @@ from common import labelled, paths_of, runs_of, save, spread
 from torch import Tensor
 from torch.nn import functional as F
 
+from deepcluster.auto import Facts
 from deepcluster.build import network_of, reduction_of
 from deepcluster.clustering.agreement import nmi
 from deepcluster.clustering.whitening import Features, Whitening
@@ -37,7 +38,7 @@ from deepcluster.groups.cut import cut_features, nearest_groups
 from deepcluster.learning.features import CROP_SHARE, extract
 from deepcluster.nets.names import PUBLISHED
 from deepcluster.nets.network import Network
-from deepcluster.presets import Facts, read_request, resolve
+from deepcluster.presets import read_request, resolve
 from deepcluster.recipe import Recipe
 from deepcluster.runtime.compute import Compute
 from deepcluster.seeding import derive

@@ -28,12 +28,13 @@ from cyclopts import App, Group, Parameter, validators
 
 import deepcluster
 from deepcluster import errors, flags
+from deepcluster.auto import Facts
 from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning, DiskError, Stopped, UsageError
 from deepcluster.evaluation import PROTOCOL_OPTIONS
 from deepcluster.flags import refuse
 from deepcluster.nets import hub
 from deepcluster.nets.names import NO_NETWORK, PUBLISHED, backbone_of
-from deepcluster.presets import PRESETS, Facts, check_groups, check_weights, read_request, resolve
+from deepcluster.presets import PRESETS, check_groups, check_weights, read_request, resolve
 from deepcluster.recipe import Recipe, declared, read_options, to_toml
 from deepcluster.records import PRELIMINARY
 from deepcluster.runtime import console, log, signals

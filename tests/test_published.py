@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 from torch.nn import functional as F
 
+from deepcluster.auto import Facts
 from deepcluster.cli import run_command
 from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, UsageError
 from deepcluster.fitting.plan import Request, begin, check_weights_here, choose_weights
@@ -27,7 +28,7 @@ from deepcluster.nets.names import DISTRIBUTION, PUBLISHED
 from deepcluster.nets.network import build
 from deepcluster.nets.small import LITE0_NAMES
 from deepcluster.nets.timm import in_layout_of, nouns
-from deepcluster.presets import Facts, read_request, resolve
+from deepcluster.presets import read_request, resolve
 from deepcluster.runtime.console import Silent
 from deepcluster.storage.model_files import load
 from tests.drawings import save_drawings

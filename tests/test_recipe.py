@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from deepcluster.auto import Facts, Plan
 from deepcluster.errors import DataError, UsageError
 from deepcluster.fitting.plan import Begun, Request
-from deepcluster.presets import PRESETS, Facts, Plan, read_request, resolve
+from deepcluster.presets import PRESETS, read_request, resolve
 from deepcluster.recipe import Recipe, to_toml
 
 RECIPES = Path(__file__).parent.parent / "examples/recipes"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import deepcluster
+from deepcluster.auto import RECTIFIED, WHITENING, Plan
 from deepcluster.build import compute_of, network_of
 from deepcluster.errors import DataError, DeepClusterError, Stopped, UsageError
 from deepcluster.fitting.forecast import announce
@@ -44,7 +45,7 @@ from deepcluster.images.store import Store, check_alike, read_once
 from deepcluster.learning.features import certainty_of
 from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.network import Network, no_network
-from deepcluster.presets import RECTIFIED, WHITENING, Plan, check_groups
+from deepcluster.presets import check_groups
 from deepcluster.recipe import AUTO, Recipe, to_toml
 from deepcluster.report.pictures import sprite_sheet, tiny_pictures
 from deepcluster.runs.inherit import decisions

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from deepcluster.auto import FEW_IMAGES, Plan
 from deepcluster.build import loss_of, network_of
 from deepcluster.fitting.plan import Begun, Clock, Job, Request, begin, with_precision
 from deepcluster.groups.graph import MAX_GRAPH_ROWS
@@ -16,7 +17,6 @@ from deepcluster.learning.features import crop_side
 from deepcluster.learning.training import number_of_parts
 from deepcluster.nets.network import Network
 from deepcluster.nets.timm import checked_size
-from deepcluster.presets import FEW_IMAGES, Plan
 from deepcluster.recipe import AFTER_READING, AUTO, Recipe, to_toml
 from deepcluster.report.pictures import MAX_PICTURES
 from deepcluster.runtime.console import Display

@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from deepcluster.auto import Facts, Plan
 from deepcluster.build import NO_STEPS, OWN, Steps
 from deepcluster.errors import DataError, ModelError, UsageError
 from deepcluster.images import Source
@@ -19,7 +20,7 @@ from deepcluster.model import Model
 from deepcluster.nets.hub import fetch, local_file
 from deepcluster.nets.names import PUBLISHED
 from deepcluster.nets.network import Network
-from deepcluster.presets import Facts, Plan, RecipeRequest, check_groups, resolve, spelt_out
+from deepcluster.presets import RecipeRequest, check_groups, resolve, spelt_out
 from deepcluster.recipe import AUTO, Recipe, read_toml
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
