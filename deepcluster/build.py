@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +21,7 @@ from deepcluster.images.store import Store
 from deepcluster.images.views import Augmentation, each_once, official_draws, uniform_over_clusters
 from deepcluster.learning import heads
 from deepcluster.learning.heads import Loss
-from deepcluster.learning.training import Learning, LearningRate, OptimizerOf, network_precision
+from deepcluster.learning.training import Learning, OptimizerOf, network_precision
 from deepcluster.nets.names import MODULE
 from deepcluster.nets.network import Network, build, copy_of_module
 from deepcluster.nets.timm import channels_last
@@ -80,7 +81,6 @@ def rounds_of(
     network: Network,
     images: Tensor,
     recipe: Recipe,
-    lr: LearningRate,
     seed: int,
     *,
     steps: Steps = NO_STEPS,
@@ -98,7 +98,7 @@ def rounds_of(
         seed=seed,
         reduction=reduction if recipe.reduce else replace(reduction, dims=None),
         clustering=kmeans_of(recipe) if steps.clustering is None else steps.clustering,
-        learning=learning_of(recipe, lr, steps),
+        learning=learning_of(recipe, steps),
         tolerance=recipe.tolerance,
         patience=recipe.patience,
         state=state,
@@ -174,13 +174,13 @@ def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, rec
     return as_groups(min(clusterings, key=lambda clustering: clustering.inertia))
 
 
-def learning_of(recipe: Recipe, lr: LearningRate, steps: Steps) -> Learning:
+def learning_of(recipe: Recipe, steps: Steps) -> Learning:
     large = by_name(Augmentation, recipe, crop=(recipe.crop_min, recipe.crop_max), size=recipe.view_size)
     small = replace(large, crop=(recipe.small_crop_min, recipe.small_crop_max), size=recipe.small_size)
     return by_name(
         Learning,
         recipe,
-        lr=lr,
+        lr=partial(learning_rate, recipe),
         head_lr=recipe.lr,
         views=(large,) * recipe.views + (small,) * recipe.small_views,
         sample=SAMPLERS[recipe.sampling],
@@ -196,12 +196,10 @@ def loss_of(recipe: Recipe) -> Loss:
     return heads.WithInstances(temperature) if temperature else heads.CrossEntropy()
 
 
-def learning_rate(recipe: Recipe, time: float, rounds: int) -> float:
-    """Return the learning rate at a ``time`` in rounds: a linear rise, then constant or half a cosine wave to 0.
-
-    If a time limit makes the ``rounds`` fewer than the recipe's, rise and fall keep their share of them.
-    """
-    share = time / rounds
+def learning_rate(recipe: Recipe, time: float) -> float:
+    """Return the learning rate at a ``time`` in rounds: a linear rise, then constant or half a cosine wave to 0."""
+    share = time / recipe.rounds
+    # Not `time`: its last bit may differ, and then a run has other bits than with earlier versions.
     rising = min(1.0, share * recipe.rounds / recipe.warmup) if recipe.warmup else 1.0
     falling = 0.5 * (1 + math.cos(math.pi * min(1.0, share))) if recipe.schedule == "cosine" else 1.0
     return recipe.lr * rising * falling

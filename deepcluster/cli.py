@@ -89,7 +89,6 @@ def fit(
     output: flags.Output = flags.OUTPUT,
 ) -> None:
     """Cluster images; write the clusters, features, a model and a report."""
-    begun = time.perf_counter()
     recipe = read_request({**(recipe_flags or {}), **flags.read_assignments(set_)}, fit_flags.recipe)
     check_weights(recipe.all_options)
     fit_flags.check()
@@ -99,7 +98,7 @@ def fit(
         from deepcluster.fitting.plan import Request
 
         command = _typed(sys.argv[1:])
-        request = Request(**fit_flags.request, recipe=recipe, begun=begun, command=command)
+        request = Request(**fit_flags.request, recipe=recipe, command=command)
         if fit_flags.dry_run:
             from deepcluster.fitting.forecast import dry_run
 

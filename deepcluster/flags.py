@@ -14,7 +14,6 @@ from deepcluster.presets import read_shares
 from deepcluster.recipe import ANY, Recipe, declared
 from deepcluster.texts import short
 
-MAX_SECONDS = 1e9  # of a time limit: 30 years
 IMAGE_EXPORTS = ("folders", "imagefolder")  # the forms of `export` that hold images, and use all its flags
 USED = {"labelstudio": ("images", "n", "seed")}  # of these flags, by the other forms
 
@@ -34,17 +33,6 @@ def read_n_clusters(_: object, tokens: Sequence[Token]) -> int | None:
     if not re.fullmatch(r"\d{1,12}", text) or int(text) < 2:
         raise ValueError(f"{short(text)} is not a whole number of at least 2, or auto")
     return int(text)
-
-
-def read_seconds(_: object, tokens: Sequence[Token]) -> float:
-    text = tokens[0].value
-    parts = re.fullmatch("".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in ("h", "m", "s?")), text)
-    seconds = (
-        sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1), strict=True)) if parts else 0
-    )
-    if not 0 < seconds <= MAX_SECONDS:
-        raise ValueError(f"{short(text)} is not a time above 0: write it as 90s, 30m, 2h or 1h30m")
-    return seconds
 
 
 def check_device(_: object, name: str) -> None:
@@ -140,7 +128,6 @@ class FitFlags:
             IMAGES, fit its images.
         labels: Labels, for metrics only: folders (or the labels of the source), or a CSV of path,label.
         recipe: A name (see `deepcluster recipes`) or FILE.toml.
-        time_limit: Finish within this time, with fewer rounds if needed: 90s, 30m, 2h.
         overwrite: Replace the run at -o.
         resume: Continue the run at -o from its last checkpoint.
         keep_checkpoints: Keep the last two checkpoints of the finished run; with a number N also every N-th, for
@@ -158,7 +145,6 @@ class FitFlags:
     labels: PathText | None = None
     like: Path | None = None
     recipe: PathText = "auto"
-    time_limit: Annotated[float | None, Parameter(converter=read_seconds, n_tokens=1)] = None
     overwrite: bool = False
     resume: bool = False
     keep_checkpoints: int | bool = False
@@ -176,7 +162,7 @@ class FitFlags:
         if self.keep_checkpoints is not False and self.keep_checkpoints < 1:
             raise UsageError(f"--keep-checkpoints {self.keep_checkpoints}: give a number of at least 1")
         if self.features:
-            for_rounds = ("dry_run", "resume", "keep_checkpoints", "time_limit")
+            for_rounds = ("dry_run", "resume", "keep_checkpoints")
             refuse((name for name in for_rounds if getattr(self, name)), "--features groups at once, without rounds")
 
     @property

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import fields
-from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,13 +88,13 @@ def test_options_that_were_not_given_are_left_to_the_recipe(asked):
 
 
 FLAGS = {
-    "out": Path("new"), "n_clusters": 7, "labels": "folders", "recipe": RecipeRequest("v2"), "time_limit": 5430.0,
-    "overwrite": True, "keep_checkpoints": 3, "device": "cpu", "seed": 5, "deterministic": True, "verbose": True,
+    "out": Path("new"), "n_clusters": 7, "labels": "folders", "recipe": RecipeRequest("v2"), "overwrite": True,
+    "keep_checkpoints": 3, "device": "cpu", "seed": 5, "deterministic": True, "verbose": True,
 }  # fmt: skip
 
 
 def test_every_other_flag_and_parameter_reaches_the_engine(asked, tmp_path):
-    line = "fit photos -o new -k 7 --labels folders --recipe v2 --time-limit 1h30m30s --overwrite --device cpu --seed 5"
+    line = "fit photos -o new -k 7 --labels folders --recipe v2 --overwrite --device cpu --seed 5"
     request = asked(*line.split(), "--deterministic", "--verbose", "--keep-checkpoints", "3")
     assert {name: getattr(request, name) for name in FLAGS} == FLAGS
     assert asked(*["fit", "photos", "-o", "run", "--resume"]).resume
@@ -194,10 +193,10 @@ def steps(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(build, "alternate", lambda network, images, **options: given.update(options))
     monkeypatch.setattr(build, "build", lambda name, **options: given.update(network=(name, options)) or network)
     monkeypatch.setattr(build, "channels_last", lambda network: network)
-    schedule = partial(build.learning_rate, recipe, rounds=recipe.rounds)
-    build.rounds_of(network, torch.zeros(10**4, 0), recipe, schedule, 0)
+    build.rounds_of(network, torch.zeros(10**4, 0), recipe, 0)
     build.network_of(recipe, 0, CPU)
     views = given["learning"].views
+    schedule = given["learning"].lr
     name, options = given.pop("network")
     return SimpleNamespace(
         **given,

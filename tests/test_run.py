@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 import tracemalloc
 from dataclasses import replace
@@ -21,21 +20,16 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from deepcluster import build as assembly
 from deepcluster.algorithm import alternate
 from deepcluster.build import learning_rate
-from deepcluster.errors import NonFiniteError, OutOfMemoryError, Stopped, UsageError
+from deepcluster.errors import NonFiniteError, OutOfMemoryError, UsageError
 from deepcluster.fitting import fit as run
-from deepcluster.fitting import train
 from deepcluster.fitting.forecast import BASE, CLASSES, PAGE, TABLES, memory
-from deepcluster.fitting.plan import Clock, Job, Request
-from deepcluster.fitting.train import KEPT_BACK, training_cost, whole_rounds
-from deepcluster.fitting.writer import SHARE_OF_TIME
+from deepcluster.fitting.plan import Request
 from deepcluster.nets.network import build
 from deepcluster.presets import read_request
 from deepcluster.recipe import Recipe
 from deepcluster.runs.recut import recut
 from deepcluster.runtime import machine
-from deepcluster.runtime.console import Silent
 from deepcluster.runtime.machine import available, check_fits
-from deepcluster.runtime.processes import ALONE
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import Checkpoints
@@ -63,6 +57,7 @@ def test_the_files_and_their_columns(finished):
     assert tomllib.loads((finished / "recipe.toml").read_text())["rounds"] == 2
     told = record(finished)
     assert (told["status"], told["rounds"]) == ("done", 2) and "stability" not in told  # of so few images
+    assert {*told["seconds_by_phase"]} == {"reading", "rounds", "result"}
     assert told["verdict"].startswith("48 images ")
     assert told["verdict"][:30] in (finished / "report.html").read_text()
     assert not left_behind(finished)
@@ -145,11 +140,10 @@ def test_a_run_says_what_ended_it(photos, tmp_path):
     assert {row["cluster_weight"] for row in rows(folder / "history.csv")} == {"1.0"}
 
 
-def test_the_learning_rate_keeps_its_shape_when_a_time_limit_makes_the_rounds_fewer():
+def test_the_learning_rate_rises_and_falls():
     recipe = Recipe(lr=1.0, schedule="cosine", warmup=2.0, rounds=10)
     rising = 0.5 * (1 + np.cos(0.1 * np.pi)) / 2
-    assert [learning_rate(recipe, time, 10) for time in (0, 1, 5, 10)] == pytest.approx([0, rising, 0.5, 0])
-    assert [learning_rate(recipe, time, 5) for time in (0, 0.5, 2.5, 5, 6)] == pytest.approx([0, rising, 0.5, 0, 0])
+    assert [learning_rate(recipe, time) for time in (0, 1, 5, 10)] == pytest.approx([0, rising, 0.5, 0])
 
 
 def test_a_run_that_fails_says_so_and_keeps_its_history(photos, tmp_path, monkeypatch):
@@ -165,29 +159,6 @@ def test_a_run_that_fails_says_so_and_keeps_its_history(photos, tmp_path, monkey
         run.fit(photos, replace(REQUEST, out=tmp_path / "run"))
     assert len(rows(tmp_path / "run" / "history.csv")) == 1
     assert record(tmp_path / "run")["status"] == "failed"
-
-
-def test_a_resumed_run_keeps_the_learning_rate_of_its_time_limit(photos, tmp_path, monkeypatch):
-    class AfterOne(Silent):
-        def round(self, row, rounds):
-            raise Stopped("after a round")
-
-    schedules = []
-    recipe = read_request(OPTIONS | {"rounds": 10**6, "schedule": "cosine", "lr": 1.0})
-    request = replace(REQUEST, out=tmp_path / "run", recipe=recipe, time_limit=100)
-    with pytest.raises(Stopped):
-        run.fit(photos, request, AfterOne())
-    checkpoint = Checkpoints(tmp_path / "run/checkpoints").latest()
-    planned = checkpoint.about["rounds"]
-
-    def seen(network, images, recipe, lr, *args, **options):
-        schedules.append(lr)
-        raise Stopped("seen")
-
-    monkeypatch.setattr(train, "rounds_of", seen)
-    with pytest.raises(Stopped, match="seen"):
-        run.fit(photos, replace(request, resume=True))
-    assert schedules[0](planned / 2) == pytest.approx(0.5, abs=0.01)
 
 
 CELLS = ["", "a", "ü\ud83d\ude00", "\udcff.png", "a\nb", "-1.5", "a"]
@@ -233,12 +204,11 @@ def test_a_record_is_written_as_it_was_read(more):
     assert RunRecord.from_json(RUN | more).to_json() == RUN | more
 
 
-# ---- forecasts: the memory that a run needs; a time limit, kept with whole rounds, planned again after each ----------
+# ---- the memory that a run needs ------------------------------------------------------------------------------------
 
 
 SMALL = Recipe(backbone="compact", sobel=False, image_size=32, margin=1.0, pseudo_labels=100)
 NETWORK = build("compact", image_size=32)
-MANY_ROUNDS = read_request({**OPTIONS, "rounds": 1000})
 
 
 def without_training(count: int, **options: Any) -> float:
@@ -321,79 +291,9 @@ def test_a_run_that_cannot_fit_is_refused_with_both_numbers_before_it_writes(tmp
     assert said.startswith("error: the run takes ") and not (tmp_path / "run").exists()
 
 
-# ---- a time limit ---------------------------------------------------------------------------------------------------
-
-RECIPE = Recipe(rounds=3, epochs=2, image_size=144, view_size=108, views=1)
-PASS, RESULT = 20.0, 5.0  # seconds
-
-
-class At(Clock):
-    now = 100.0
-
-    def elapsed(self) -> float:
-        return self.now
-
-
-def job(limit: float | None, clock: Clock) -> Job:
-    return Job(Request(time_limit=limit), None, None, torch.device("cpu"), Silent(), ALONE, clock)
-
-
-@pytest.mark.parametrize(
-    ("left", "done", "wanted"),
-    [(1e9, 1, 3), (8 + 3 * 42, 0, 3), (8 + 2 * 42, 0, 2), (8 + 2 * 42 - 1, 0, 1), (8 + 41, 0, 0), (8 + 42, 1, 2),
-     (7, 1, 1), (-100, 2, 2), (None, 1, 3)],
-)  # fmt: skip
-def test_as_many_whole_rounds_as_fit_before_the_result(left, done, wanted):
-    limit = None if left is None else (100 + left) / (1 - KEPT_BACK) + 1e-6
-    assert whole_rounds(job(limit, At()), RECIPE, done, 42 / (1 + SHARE_OF_TIME), 8) == wanted
-
-
-@pytest.mark.parametrize("seconds", [60, 100, 180, 480, 2000])
-@pytest.mark.parametrize("slower", [0.3, 1.0, 4.0])
-def test_a_run_on_a_clock_of_its_own(seconds, slower):
-    """A round takes ``slower`` times as long as its pass lets expect: only the first round can go beyond the limit."""
-    clock = At()
-    clock.now, done = 10.0 + PASS, 0
-    one, fit = PASS + slower * training_cost(RECIPE, PASS), job(seconds, clock)
-    planned = whole_rounds(fit, RECIPE, 0, PASS + training_cost(RECIPE, PASS), PASS + 2 * RESULT)
-    clock.now += RESULT
-    while done < planned:
-        clock.now, done = clock.now + one, done + 1
-        planned = whole_rounds(fit, RECIPE, done, one, PASS + RESULT)
-    end = clock.now + PASS + RESULT
-    assert end <= seconds or done <= 1
-    another = end + (1 + SHARE_OF_TIME) * one
-    assert done == 3 or another > (1 - KEPT_BACK) * seconds or slower < 1, "another round would have fitted"
-    if seconds == 2000 and slower <= 1:
-        assert done == 3
-
-
 def test_a_network_that_cannot_take_the_centre_crops_is_refused_at_once(photos, tmp_path):
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 24), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     recipe = read_request({"image_size": 32, "within_image": 1, "features": "pass"})
     with pytest.raises(UsageError, match=r"23 x 23 .*within_image=0"):
         run.fit(photos, Request(out=tmp_path / "run", recipe=recipe, module=module))
     assert not (tmp_path / "run").exists()
-
-
-def test_a_limit_shorter_than_a_pass_gives_the_groups_of_the_network_as_it_was_given(photos, tmp_path):
-    request = Request(out=tmp_path / "run", n_clusters=3, recipe=MANY_ROUNDS, time_limit=0.01)
-    folder = run.fit(photos, replace(request, labels="folders")).path
-    ended = record(folder)
-    assert (ended["status"], ended["result"], ended["rounds"]) == ("done", "final", 0)
-    assert "time" in ended["stopped_because"] and ended["images_count"] == 48
-    assert run.fit(photos, replace(request, resume=True)).path == folder  # finished
-    assert set(ended["seconds_by_phase"]) == {"reading", "rounds", "result"}
-
-
-def test_a_run_makes_whole_rounds_and_ends_by_its_limit(photos, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(train, "whole_rounds", lambda job, recipe, done, *_: 3 if done else 2)
-    request = Request(out=tmp_path / "run", n_clusters=3, recipe=MANY_ROUNDS, time_limit=1e6)
-    ended = record(run.fit(photos, request).path)
-    assert (ended["rounds"], ended["images_count"]) == (3, 48) and "time" in ended["stopped_because"]
-
-
-def test_the_clock_of_a_run_counts_from_the_beginning_of_the_command():
-    clock = Clock(time.perf_counter() - 1000)
-    assert clock.elapsed() >= 1000 > Clock().elapsed()
-    assert clock.lap() < 1000  # the phases count from where the run begins

@@ -251,7 +251,7 @@ def test_an_empty_argument_is_none(line: str, ends: Ends) -> None:
         find("")
 
 
-@pytest.mark.parametrize("option", ["-k=", "--time-limit=", "--seed=", "--set=epochs="])
+@pytest.mark.parametrize("option", ["-k=", "--seed=", "--set=epochs="])
 def test_a_number_of_5000_digits_is_refused_in_a_short_line(option, photos, tmp_path, ends: Ends) -> None:
     assert len(ends(["fit", photos, "-o", tmp_path / "run", option + "9" * 5000, "-q"], 2)) < 2100
     assert not (tmp_path / "run").exists()

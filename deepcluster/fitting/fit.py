@@ -92,7 +92,7 @@ def fit(
         display: Shows the run (None: nothing does).
         processes: They share the images; the main rank writes and displays.
     """
-    clock = Clock(request.begun)
+    clock = Clock()
     device = choose_device(request.device)
     if request.features:  # no network would use a GPU
         device = CPU

@@ -49,8 +49,6 @@ class Request:
     device: str = "auto"
     deterministic: bool = False
     seed: int = 0
-    time_limit: float | None = None  # seconds
-    begun: float | None = None  # when the command began, by time.perf_counter(): its imports take seconds
     labels: str | None = None
     like: Path | None = None  # a run whose groups these continue
     overwrite: bool = False
@@ -72,9 +70,8 @@ class Request:
 class Clock:
     """Seconds of a run: since its start, and since the last lap."""
 
-    def __init__(self, begun: float | None = None) -> None:
-        self._last = time.perf_counter()
-        self._start = self._last if begun is None else begun
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
 
     def add(self, seconds: float) -> None:
         """Count time that the run took before it was interrupted."""

@@ -7,20 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from deepcluster.build import compute_of, learning_rate, rounds_of, shares_pass
+from deepcluster.build import compute_of, rounds_of, shares_pass
 from deepcluster.clustering.agreement import compared
 from deepcluster.errors import DiskError
-from deepcluster.fitting.plan import Job
-from deepcluster.fitting.writer import SHARE_OF_TIME, ResultWriter
-from deepcluster.recipe import Recipe
+from deepcluster.fitting.writer import ResultWriter
 from deepcluster.records import Round, State
 from deepcluster.runs.result import label_numbers
 from deepcluster.runtime.compute import Stopwatch
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, fitting, restored
 from deepcluster.storage.run_folder import LockedFolder
-
-KEPT_BACK = 0.05  # share of a time limit left unplanned, as a safety margin
-BACKWARD = 3.0  # a training step in forward passes
 
 
 class History:
@@ -71,7 +66,7 @@ class History:
 def train(
     writer: ResultWriter, checkpoints: Checkpoints, checkpoint: Checkpoint | None, about: Mapping[str, Any]
 ) -> tuple[int, str, Tensor | None]:
-    """Alternate until the recipe or the time limit ends it; write history, a checkpoint and a result as it goes on.
+    """Alternate until the recipe ends it; write history, a checkpoint and a result as it goes on.
 
     The network of the ``writer`` is trained in place, from the main rank's ``checkpoint`` if there is one; ``about``
     has facts about the run, for its checkpoints.
@@ -84,15 +79,15 @@ def train(
     store = writer.images.store
 
     def save(state: State) -> None:
-        so_far = {"elapsed": job.clock.elapsed(), "rounds": planned, "baseline": writer.baseline}
+        so_far = {"elapsed": job.clock.elapsed(), "baseline": writer.baseline}
         checkpoints.write(state, network.state_dict(), {**about, **so_far})
 
     is_resumed = job.processes.any(checkpoint is not None)
-    state, planned = _resumed(writer, checkpoints, checkpoint) if is_resumed else (State(), recipe.rounds)
+    state = _resumed(writer, checkpoints, checkpoint) if is_resumed else State()
     if state.round == 0:
-        planned, features = _first_result(writer)
-        if not planned:
-            return 0, "time limit" if recipe.rounds else "all rounds done", features
+        features = _first_result(writer)
+        if not recipe.rounds:
+            return 0, "all rounds done", features
         state = replace(state, features=features if shares_pass(recipe, network) else None)
         del features
     if not is_resumed:
@@ -103,15 +98,13 @@ def train(
         network,
         store.images,
         recipe,
-        lambda time: learning_rate(recipe, time, planned),
         job.request.seed,
         steps=job.request.steps,
         state=state,
         compute=compute_of(network, recipe, store.partition, watch),
     )
     state = replace(state, features=None)  # the round frees its features before it trains
-    begin = job.clock.elapsed()
-    goes_on = state.round < planned and state.settled < recipe.patience
+    goes_on = state.round < recipe.rounds and state.settled < recipe.patience
     if goes_on:
         writer.before_round()
     elif recipe.average < 1:
@@ -120,24 +113,19 @@ def train(
         seconds = watch.seconds()
         state = replace(round.state, features=None)
         row = history.add(round, seconds) if history else {}
-        writer.pass_seconds = max(writer.pass_seconds, seconds["features"])
-        cost = job.clock.elapsed() - begin - seconds["features"] + writer.pass_seconds
-        planned = whole_rounds(job, recipe, state.round, cost, writer.next_seconds)
         save(round.state)
-        job.display.round(row, planned)
-        if state.round >= planned or state.settled >= recipe.patience:
+        job.display.round(row, recipe.rounds)
+        if state.round >= recipe.rounds or state.settled >= recipe.patience:
             break
         if job.processes.broadcast_json(lambda: writer.is_due):
             writer.preliminary(state.round)
         writer.before_round()
-        begin = job.clock.elapsed()
         watch.start()
-    reason = "all rounds done" if state.round >= recipe.rounds else "time limit"
-    return state.round, "assignments settled" if state.settled >= recipe.patience else reason, None
+    return state.round, "assignments settled" if state.settled >= recipe.patience else "all rounds done", None
 
 
-def _resumed(writer: ResultWriter, checkpoints: Checkpoints, checkpoint: Checkpoint | None) -> tuple[State, int]:
-    """Restore the checkpoint of the main rank, and return its state and the planned rounds. A collective."""
+def _resumed(writer: ResultWriter, checkpoints: Checkpoints, checkpoint: Checkpoint | None) -> State:
+    """Restore the checkpoint of the main rank, and return its state. A collective."""
     job = writer.job
     with fitting(checkpoints.folder):
         state, parameters = restored(checkpoint, writer.images.store.partition)
@@ -146,41 +134,20 @@ def _resumed(writer: ResultWriter, checkpoints: Checkpoints, checkpoint: Checkpo
     job.clock.add(about["elapsed"])
     writer.baseline = about["baseline"]
     job.display.say("Resumed", f"in round {state.round + 1}")
-    return state, writer.images.recipe.rounds if job.request.time_limit is None else about["rounds"]
+    return state
 
 
-def _first_result(writer: ResultWriter) -> tuple[int, Tensor | None]:
+def _first_result(writer: ResultWriter) -> Tensor | None:
     """Write the first result, unless it is the final one or reports are not wanted. A collective.
 
     It comes before the first checkpoint and history.csv, so that a run that it replaces is whole until then.
 
-    Returns the number of planned rounds, and the features of the network if they were computed.
+    Returns the features of the network if they were computed.
     """
     job = writer.job
     recipe = writer.images.recipe
     if not recipe.rounds or not (job.request.report or job.request.overwrite):
-        return recipe.rounds, None
+        return None
     features = writer.features()
-    cost = writer.pass_seconds + training_cost(recipe, writer.pass_seconds)
-    if whole_rounds(job, recipe, 0, cost, writer.next_seconds):
-        writer.preliminary(0, features)
-    return whole_rounds(job, recipe, 0, cost, writer.next_seconds), features  # the seconds of a result are known now
-
-
-def training_cost(recipe: Recipe, features: float) -> float:
-    """Estimate the seconds of a round's training from ``features``, the seconds of a pass over the images."""
-    sides = [recipe.view_size or recipe.image_size] * recipe.views + [recipe.small_size] * recipe.small_views
-    return features * recipe.epochs * BACKWARD * sum(side**2 for side in sides) / recipe.image_size**2
-
-
-def whole_rounds(job: Job, recipe: Recipe, done: int, cost: float, results: float) -> int:
-    """Return the number of rounds, ``done`` ones included, that the time limit leaves room for. A collective.
-
-    ``cost``: Seconds of a round and its pass, without the preliminary results. ``results``: Seconds of the results that
-    must be written whatever the number of rounds.
-    """
-    if job.request.time_limit is None:
-        return recipe.rounds
-    left = (1 - KEPT_BACK) * job.request.time_limit - job.clock.elapsed() - results
-    planned = min(recipe.rounds, done + max(0, math.floor(left / max(1e-9, (1 + SHARE_OF_TIME) * cost))))
-    return job.processes.broadcast_json(lambda: planned)
+    writer.preliminary(0, features)
+    return features

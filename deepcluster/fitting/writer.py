@@ -25,10 +25,7 @@ from deepcluster.storage.state import checkpoint_files
 from deepcluster.texts import plural
 
 # Reasons in run.json for the end of the rounds, as the end of a sentence.
-END_REASONS = {
-    "time limit": ", because the time limit was reached",
-    "assignments settled": ", because the clusters no longer change",
-}
+END_REASONS = {"assignments settled": ", because the clusters no longer change"}
 SHARE_OF_TIME = 0.1  # of preliminary results after the first: at most one per ten times its own cost
 
 
@@ -51,11 +48,6 @@ class ResultWriter:
         """Keep the weights, if a result averages them with the weights after the round."""
         if self.images.recipe.average < 1:
             self.weights_before = {name: value.clone() for name, value in self.network.body.state_dict().items()}
-
-    @property
-    def next_seconds(self) -> float:
-        """Seconds to leave for the next result."""
-        return max(self.result_seconds, self.pass_seconds)
 
     @property
     def is_due(self) -> bool:
