@@ -145,12 +145,6 @@ def reduction_of(recipe: Recipe, width: int, classifier: tuple[Tensor, Tensor] |
     return by_name(Reduction, recipe, dims=recipe.dims or min(256, max(32, width // 16)), classifier=classifier)
 
 
-def shares_pass(recipe: Recipe, network: Network) -> bool:
-    """Return True if a pass of the rounds gives the features of the result: in float32, without a projection."""
-    dtype = network_precision(network, network.mean.device, recipe.precision)
-    return not recipe.projection_dim and dtype == torch.float32
-
-
 def kmeans_of(recipe: Recipe) -> KMeans:
     return by_name(KMeans, recipe, "kmeans_")
 

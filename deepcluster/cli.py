@@ -36,7 +36,6 @@ from deepcluster.nets import hub
 from deepcluster.nets.names import NO_NETWORK, PUBLISHED, backbone_of
 from deepcluster.presets import PRESETS, check_groups, check_weights, read_request, resolve
 from deepcluster.recipe import Recipe, declared, read_options, to_toml
-from deepcluster.records import PRELIMINARY
 from deepcluster.runtime import console, log, signals
 from deepcluster.runtime.console import Terminal, complain, say
 from deepcluster.runtime.machine import is_main_rank, versions, world_size
@@ -354,7 +353,7 @@ def update(
     """Add images to the clusters of a finished run, without training; clusters keep their numbers and names."""
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
         # Without a warning, because `update` refuses an unfinished run.
-        source = _images_for(run_, images, *more_images, may_be_empty=True, warned=False)
+        source = _images_for(run_, images, *more_images, may_be_empty=True)
         from deepcluster.runs.update import update as update_run
         from deepcluster.runtime.devices import choose_device
 
@@ -392,18 +391,12 @@ def report(run_: flags.RunArgument, /, *, serve: bool = False, open_: flags.Open
     Args:
         serve: Serve it to browsers on this machine; edits are applied at once, and a button sorts into folders.
     """
-    record = _check_run(run_)
-    page = run_ / "report.html"
+    _check_run(run_)
     # A signal to a server is no error, also before it serves.
     with Terminal(quiet=False) as terminal, signals.uninterrupted() if serve else nullcontext():
         from deepcluster.runs.page import report as report_run
-        from deepcluster.storage.state import InUseError
 
-        try:
-            page = report_run(run_, progress=terminal.progress)
-        except InUseError:
-            if not (serve and record.result == PRELIMINARY and page.is_file()):
-                raise  # else the fit, which goes on, has written the page
+        page = report_run(run_, progress=terminal.progress)
     if serve:
         from deepcluster.export import folders
         from deepcluster.runs.serve import redirecting
@@ -671,27 +664,19 @@ def _session(
             yield terminal, {"processes": processes}
 
 
-def _check_run(run: Path, *, warned: bool = True) -> "RunRecord":
-    """Return the record of a run, with a warning if its result is preliminary. DiskError if there is no run."""
+def _check_run(run: Path) -> "RunRecord":
+    """Return the record of a run. DiskError if there is no run."""
     from deepcluster.storage.run_folder import read_state
 
-    record = read_state(run, lambda folder: folder.read_record())
-    if warned and record.result == PRELIMINARY:
-        log.warn(
-            f"the result in {run} is preliminary, after {plural(record.rounds or 0, 'round')}: the command of the"
-            " fit with --resume continues it, and replaces the result with any edits"
-        )
-    return record
+    return read_state(run, lambda folder: folder.read_record())
 
 
-def _images_for(
-    run: Path, images: str, *others: str, may_be_empty: bool = False, warned: bool = True
-) -> "Source | str":
+def _images_for(run: Path, images: str, *others: str, may_be_empty: bool = False) -> "Source | str":
     """Return images for the model of a run, or the file of features for a model that takes these."""
     from deepcluster.images.files import find
     from deepcluster.images.own_features import check_features_there
 
-    if _check_run(run, warned=warned).backbone == NO_NETWORK:
+    if _check_run(run).backbone == NO_NETWORK:
         return check_features_there(images, *others)
     return find(images, *others, may_be_empty=may_be_empty)
 

@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-# A result of a run: its rounds go on and replace it, or have ended.
-PRELIMINARY, FINAL = "preliminary", "final"
-
 
 @dataclass(frozen=True)
 class Clustering:

@@ -1,6 +1,6 @@
 """The network of a result: the mean of the weights before and after training, and a warning where these have collapsed.
 
-That a run goes on to the same bits after it was killed between two rounds is in test_preliminary.py.
+That a run goes on to the same bits after it was killed between two rounds is in test_resume.py.
 """
 
 import warnings

@@ -186,7 +186,7 @@ def test_fit_prints_the_lines_that_everybody_understands_and_the_rest_if_asked(p
     printed = prints(*fit)
     lines = printed.strip().splitlines()
     headings = {line[:9].strip() for line in lines if line[0] != " "}
-    assert headings == {"Images", "Network", "First", "Round", "Done", "Metrics", "At start", "Verdict", "Next"}
+    assert headings == {"Images", "Network", "Round", "Done", "Metrics", "At start", "Verdict", "Next"}
     assert re.search(r"Images +48 .* 7 [^(]+\([^)]+\)[^(]+\(skipped\.csv\)", printed)
     kinds = ("3 other files", "2 RAW (", "1 empty", "1 video")
     assert all(kind in printed.replace("\n          ", " ") for kind in kinds)
@@ -358,7 +358,7 @@ RESULT = {
 PREDICTED = {"path": str, "cluster": int, "name": str, "distance": float, "margin": float, "is_outlier": bool}
 NAMES = {"status": str, "run": str, "model": str}
 STATE = {
-    "run": str, "model": MODEL, "status": str, "result": str, "images_count": int, "added_count": int,
+    "run": str, "model": MODEL, "status": str, "images_count": int, "added_count": int,
     "skipped_count": int, "outlier_share": (float, NONE), "stability": (float, NONE), "verdict": str,
     "run_bytes": int, "model_bytes": int, "checkpoints_bytes": int,
 }  # fmt: skip

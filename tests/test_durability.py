@@ -93,7 +93,7 @@ SLOW = {name: pytest.mark.slow for name in PHASES if name not in ("training", "r
 @pytest.mark.parametrize("phase", [pytest.param(phase, marks=SLOW.get(phase, ())) for phase in PHASES])
 def test_a_signal_saves_and_ends_with_75(fit, whole, tmp_path, phase):
     out = tmp_path / "run"
-    assert re.fullmatch("error: stopped .* --resume\n", fit(out, code=75, trap=PHASES[phase]))
+    assert re.fullmatch("error: stopped .* --resume(; to end .*)?\n", fit(out, code=75, trap=PHASES[phase]))
     if phase == "reading":  # the run has not begun
         assert not (out / "run.json").exists()
     else:
@@ -293,11 +293,11 @@ def test_labels_belong_to_the_run(pictures, tmp_path, ends):
 
 # ---- a run that is replaced ------------------------------------------------------------------------------------------
 
-# What ends a fit with --overwrite before its first result: the exit code, and words of its message.
+# What ends a fit with --overwrite before its result: the exit code, and words of its message.
 BEFORE_THE_RESULT = {
     "a signal while it reads": (("SIGINT", "deepcluster.images.store:square", 5), 75, "same command"),
     "a kill before the last file": (("SIGKILL", "deepcluster.storage.model_files:save_in_run", 1), -9, ""),
-    "a signal in the first result": (("SIGINT", "deepcluster.runs.page:render", 1), 75, "same command"),
+    "a signal in the result": (("SIGINT", "deepcluster.runs.page:render", 1), 75, "same command"),
     "a full disk": (("FSIZE", "", 30_000), 5, os.strerror(errno.EFBIG)),
 }
 
@@ -317,7 +317,7 @@ def own(run: Path) -> dict[str, bytes | Path]:
 def test_a_run_is_replaced_only_by_a_run_that_has_a_result(pictures, replaced, tmp_path, end, ends):
     trap, code, words = BEFORE_THE_RESULT[end]
     run, before = Path(shutil.copytree(replaced, tmp_path / "run")), own(replaced)
-    anew = ["fit", pictures, "-o", run, *small_fit("-k", "4"), "--overwrite"]
+    anew = ["fit", pictures, "-o", run, *small_fit("-k", "4", "--rounds", "0"), "--overwrite"]
     ended, said = command(*anew, trap=trap)
     assert ended == code and words in said and "--resume" not in said, said
     assert own(run) == before  # with run.json, which has no error of the other run
@@ -326,6 +326,16 @@ def test_a_run_is_replaced_only_by_a_run_that_has_a_result(pictures, replaced, t
         told = record(run)
         assert (told["clusters"], told["status"], told["run"] != record(replaced)["run"]) == (4, "done", True)
         assert not (run / "metrics.json").exists() and not left_behind(run)
+
+
+def test_a_run_that_trains_replaces_another_before_its_first_round(pictures, fit, replaced, tmp_path):
+    run, before = Path(shutil.copytree(replaced, tmp_path / "run")), own(replaced)
+    assert "same command" in fit(run, "--overwrite", code=75, trap=PHASES["reading"])
+    assert own(run) == before
+    assert "--resume" in fit(run, "--overwrite", code=75, trap=PHASES["features"])
+    assert record(run)["run"] != record(replaced)["run"] and not (run / "clusters.csv").exists()
+    fit(run, "--resume")
+    assert record(run)["rounds"] == 3 and not left_behind(run)
 
 
 # ---- damaged checkpoints --------------------------------------------------------------------------------------------

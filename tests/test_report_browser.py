@@ -9,7 +9,6 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ def opened(browser: Any, report: Path | str, originals: int = 0, loads: int = 1,
     page.goto(address)
     yield page
     context.close()
-    asked = [url for url in asked if not url.startswith(("data:", "blob:")) and not url.endswith("/version")]
+    asked = [url for url in asked if not url.startswith(("data:", "blob:"))]
     assert asked.count(address) == loads and len(asked) == loads + originals
     assert len([text for text in said if "409 (Conflict)" in text]) == len(said) == refused
 
@@ -697,19 +696,6 @@ def test_an_old_page_offers_to_be_loaded_again(copied: Path, browser: Any) -> No
             button.click()
             page.locator("#cluster-0 h3").get_by_text(f"Cluster 0 · {name}").wait_for()
             assert page.locator("#pending").inner_text() == "" and not button.is_visible()
-
-
-def test_the_page_of_a_fit_that_goes_on_follows_it(run: Path, copied: Path, browser: Any) -> None:
-    change_record(copied, result="preliminary", status="running")
-    with opened(browser, serving(copied), loads=2) as page:
-        page.locator(".preliminary").get_by_text("Correct the final ones").wait_for()
-        page.locator("#cluster-0").get_by_role("button", name="Junk").click()
-        page.locator("#told").get_by_text("when it is done").wait_for()
-        assert page.locator("#pending").inner_text() == "" and not page.locator("#cluster-0 .junk-mark").is_visible()
-        with locked(copied) as folder, folder.next_state() as staged:
-            staged.write_record(replace(staged.read_record(), result="final", status="done"))
-            staged.write("report.html", (run / "report.html").read_text())
-        page.locator(".preliminary").wait_for(state="detached")
 
 
 def placed(run: Path) -> dict[str, tuple[str, str]]:

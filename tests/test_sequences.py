@@ -74,7 +74,7 @@ class Life(RuleBasedStateMachine):
         code = self.end_of(line, kill)
         after = state_of(self.run)
         if code != 0 and not (code == -9 and after != before):
-            # fit --overwrite: the first result replaces the old run.
+            # fit --overwrite: the new run replaces the old one.
             assert after == before or (line.startswith("fit") and after is None), (line, kill)
         assert contents(self.photos) == self.originals and bystanders(self.run) == self.mine
 

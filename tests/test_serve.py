@@ -9,7 +9,6 @@ import signal
 import socket
 import socketserver
 import time
-from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import NoReturn
@@ -20,9 +19,9 @@ import pytest
 from PIL import Image
 
 from deepcluster.cli import run_command
-from deepcluster.runs.serve import MAX_CONNECTIONS, serve
+from deepcluster.runs.serve import MAX_CONNECTIONS
 from deepcluster.storage import run_folder
-from tests.helpers.runs import change_record, contents, record, small_fit
+from tests.helpers.runs import contents, record, small_fit
 from tests.helpers.serving import answer, ask, colour, serving, version
 
 ATTACKS = [  # path behind the token (or whole), body, method, headers, status
@@ -229,19 +228,3 @@ def test_ctrl_c_is_the_usual_end(run: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("deepcluster.runs.page.render", lambda data: signal.raise_signal(signal.SIGINT) or "a page")
     assert run_command(["report", str(run), "--serve"]) == 0  # before it serves
     assert "ERROR" not in (run / "log.txt").read_text()[before:]
-
-
-def test_only_a_fit_that_goes_on_shares_its_page_with_a_server(run: Path, monkeypatch, capsys):
-    """It holds the run, and has written the page of its preliminary clusters."""
-    monkeypatch.setattr("deepcluster.runs.serve.serve", partial(serve, idle_seconds=0.1))
-    served = ["report", str(run), "--serve"]
-    with run_folder.locked(run):
-        assert run_command(served) == 5
-        change_record(run, result="preliminary")
-        assert run_command(["report", str(run)]) == 5 and capsys.readouterr().out == ""
-        assert run_command(served) == 0  # nobody asks
-        (address,) = re.findall(r"http://127\.0\.0\.1:\S+", capsys.readouterr().out)
-        with pytest.raises(ConnectionError):
-            ask(address)
-        (run / "report.html").unlink()
-        assert run_command(served) == 5

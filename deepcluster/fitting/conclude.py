@@ -15,12 +15,10 @@ from deepcluster.fitting.plan import Former, ImagesRead, Job
 from deepcluster.groups.cut import Cut, Placement
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
-from deepcluster.records import FINAL
 from deepcluster.runs import inherit
 from deepcluster.runs.result import Outcome, choose_number, describe
 from deepcluster.runs.rows import Rows, cut_rows, sample_of
 from deepcluster.runtime.compute import GROUPING_PHASE
-from deepcluster.runtime.console import Silent
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage.content import RunRecord
@@ -40,12 +38,11 @@ def conclude_run(
 ) -> Outcome:
     """Compute the result of the network as it is now. A collective.
 
-    ``record`` has the number of rounds and the kind of result. ``features``: This rank's, N x D, of one pass.
+    ``record`` has the number of rounds. ``features``: This rank's, N x D, of one pass.
     ``baseline``: As in :func:`describe`.
     """
     recipe = images.recipe
     store = images.store
-    is_final = record.result == FINAL
     job.display.progress(GROUPING_PHASE, 0, 0)
     try:
         final = conclusion_of(network, store, recipe, record.seed, features)
@@ -53,7 +50,7 @@ def conclude_run(
         if job.features is None:
             raise
         raise DataError("the features are too large or too small to compare: scale them, say to length 1") from error
-    if is_final and record.rounds and (text := collapse(final)):
+    if record.rounds and (text := collapse(final)):
         warn(text)
     rows = Rows(
         paths=[job.source.paths[i] for i in store.usable],
@@ -66,10 +63,9 @@ def conclude_run(
     )
     n_clusters = 0
     if store.partition.processes.is_main:
-        display = job.display if is_final else Silent()
-        n_clusters, record = choose_number(record.n_clusters, rows, record, recipe, display)
+        n_clusters, record = choose_number(record.n_clusters, rows, record, recipe, job.display)
     cut, placement = cut_rows(rows, final.clustering, n_clusters, record.seed, recipe)
-    if cut.count < n_clusters and is_final:
+    if cut.count < n_clusters:
         why = "the features have no more distinct values (are many equal?)"
         warn(f"only {cut.count} of {n_clusters} clusters are not empty: {why}")
     # Without a network the model takes no images.
@@ -89,8 +85,7 @@ def conclude_run(
         model, placement, text = continued(
             model, placement, rows.reduced, job.former, images.places_before, store.partition
         )
-        if is_final:
-            job.display.say("Names", text)
+        job.display.say("Names", text)
     return describe(model, rows, placement, record, recipe, baseline)
 
 

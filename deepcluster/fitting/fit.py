@@ -67,7 +67,7 @@ from deepcluster.runtime.devices import CPU, choose_device, environment, keep_fr
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import run_folder
-from deepcluster.storage.checkpoint import Checkpoints
+from deepcluster.storage.checkpoint import Checkpoints, rounds_done
 from deepcluster.storage.content import IMAGES_READ, RunRecord
 from deepcluster.storage.state import scratch_of
 from deepcluster.texts import one_line, plural
@@ -132,7 +132,7 @@ def _run(job: Job, begun: Begun, folder: run_folder.LockedFolder | None, network
     is_resumed = begun.state == "resumed"
     before = folder.read_record() if folder and folder.has(run_folder.RUN) and not request.overwrite else None
     record = first_record(job, before, is_resumed=is_resumed)
-    signals.advise(partial(_advice, out, record, at_once=request.at_once))
+    signals.advise(partial(_advice, out, record, request))
     keep = job.request.keep_checkpoints
     every = 0 if isinstance(keep, bool) else keep
     checkpoints = Checkpoints(out / "checkpoints", scratch_of(out, job.processes.rank), job.processes, every=every)
@@ -159,15 +159,15 @@ def _run(job: Job, begun: Begun, folder: run_folder.LockedFolder | None, network
         }
         if folder and is_resumed:
             record = replace(record, resumed=check_same(folder, checkpoint, about, images.digests))
-        if folder and not request.at_once:
-            with folder.next_state() as staged:
-                write_beginning(staged, images)
-                staged.write_record(record.with_result_of(before))
         writer = ResultWriter(job, folder, network, images, record)
+        if folder and not writer.at_once:
+            with folder.next_state(anew=request.overwrite) as staged:
+                write_beginning(staged, images)
+                staged.write_record(record)
         if job.features is None:
-            outcome = writer.final(*train(writer, checkpoints, checkpoint, about))
+            outcome = writer.write(*train(writer, checkpoints, checkpoint, about))
         else:
-            outcome = writer.final(0, "features were given", job.features[images.store.partition.local])
+            outcome = writer.write(0, "features were given", job.features[images.store.partition.local])
     except BaseException as error:
         try:
             _record_end(folder, record, error)
@@ -183,19 +183,20 @@ def _run(job: Job, begun: Begun, folder: run_folder.LockedFolder | None, network
         job.display.say("Done", f"{len(outcome.summary):,} clusters of {len(job.source.paths):,} rows of features")
 
 
-def _advice(out: Path, record: RunRecord, *, at_once: bool) -> str:
+def _advice(out: Path, record: RunRecord, request: Request) -> str:
     """Return the end of the message of a stop: the state of the run ``record`` in ``out``, and the next command."""
     written = None
     with suppress(DeepClusterError):
         written = run_folder.RunFolder(out).read_record()
     if written and not _is_same_start(written, record):
         return f"; {out} is as it was{signals.REPEAT}"
-    if not written and at_once:
+    if not written and (request.overwrite or request.features):
         return signals.REPEAT
     if written and written.status == "done":
         return f"; the run in {out} is done"
-    groups = f"; the clusters so far are in {out}" if written and written.result else ""
-    return f"{groups}; to go on: run it again with -o {shlex.quote(str(out))} --resume"
+    done = rounds_done(out)
+    end = f"; to end it with {plural(done, 'round')}: --resume --rounds {done}" if done else ""
+    return f"; to go on: run it again with -o {shlex.quote(str(out))} --resume{end}"
 
 
 def _is_same_start(written: RunRecord, record: RunRecord) -> bool:

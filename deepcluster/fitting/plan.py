@@ -28,7 +28,7 @@ from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import CsvRow, is_run, shaped
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder
-from deepcluster.storage.checkpoint import Checkpoint
+from deepcluster.storage.checkpoint import Checkpoint, rounds_done
 from deepcluster.storage.content import IMAGES_READ
 from deepcluster.storage.state import own_files
 from deepcluster.texts import one_line, some
@@ -55,16 +55,11 @@ class Request:
     resume: bool = False
     keep_checkpoints: int | bool = False  # of the finished run: True: the last two; a number N: also every N-th
     verbose: bool = False  # every choice with its reason, instead of a line about all
-    report: bool = True  # False: no preliminary results; map and report on request only
+    report: bool = True  # False: map and report on request only
     command: str = ""
     module: nn.Module | None = None  # the network, if the backbone is one of the user's
     steps: Steps = NO_STEPS
     features: bool = False  # the images are given as features, which another program computed
-
-    @property
-    def at_once(self) -> bool:
-        """True if no file is written before the first result: it replaces a run, or takes no rounds."""
-        return self.overwrite or self.features
 
 
 class Clock:
@@ -221,9 +216,12 @@ def _resumed(out: Path, source: Source, request: Request) -> Begun:
         is_adapted = name in ADAPTED and value == before.all_options.get(name)
         if value != AUTO and not is_adapted:
             now[name] = resolved[name]
+    state = "finished" if record.status == "done" else "resumed"
+    done = record.rounds or 0 if state == "finished" else rounds_done(out)
+    if options.get("rounds", recipe["rounds"]) <= done:  # the run ends with the rounds that it has
+        now.pop("rounds", None)
     check_options({**then, **recipe, **steps}, now)
     check_paths(folder, source)
-    state = "finished" if record.status == "done" else "resumed"
     if (run := record.like_run) and (like or state == "resumed"):
         there = Path(like or record.like or "")
         if not is_run(there) or run_folder.open_run(there).read_record().run != run:

@@ -1,13 +1,11 @@
-"""The rounds of a run, with their history, checkpoints and preliminary results, and the rule that ends them."""
+"""The rounds of a run, with their history and checkpoints, and the rule that ends them."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
-from deepcluster.build import compute_of, rounds_of, shares_pass
+from deepcluster.build import compute_of, rounds_of
 from deepcluster.clustering.agreement import compared
 from deepcluster.errors import DiskError
 from deepcluster.fitting.writer import ResultWriter
@@ -16,6 +14,7 @@ from deepcluster.runs.result import label_numbers
 from deepcluster.runtime.compute import Stopwatch
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, fitting, restored
 from deepcluster.storage.run_folder import LockedFolder
+from deepcluster.texts import plural
 
 
 class History:
@@ -65,13 +64,15 @@ class History:
 
 def train(
     writer: ResultWriter, checkpoints: Checkpoints, checkpoint: Checkpoint | None, about: Mapping[str, Any]
-) -> tuple[int, str, Tensor | None]:
-    """Alternate until the recipe ends it; write history, a checkpoint and a result as it goes on.
+) -> tuple[int, str]:
+    """Alternate until the recipe ends it; write history and a checkpoint as it goes on.
+
+    A request for fewer rounds than the recipe's ends a resumed run that has as many.
 
     The network of the ``writer`` is trained in place, from the main rank's ``checkpoint`` if there is one; ``about``
     has facts about the run, for its checkpoints.
 
-    Returns the number of rounds, the reason why there are no more, and the features of the network if they are known.
+    Returns the number of rounds, and the reason why there are no more.
     """
     job = writer.job
     recipe = writer.images.recipe
@@ -82,16 +83,14 @@ def train(
         so_far = {"elapsed": job.clock.elapsed(), "baseline": writer.baseline}
         checkpoints.write(state, network.state_dict(), {**about, **so_far})
 
-    is_resumed = job.processes.any(checkpoint is not None)
-    state = _resumed(writer, checkpoints, checkpoint) if is_resumed else State()
-    if state.round == 0:
-        features = _first_result(writer)
-        if not recipe.rounds:
-            return 0, "all rounds done", features
-        state = replace(state, features=features if shares_pass(recipe, network) else None)
-        del features
-    if not is_resumed:
-        save(State())
+    if not recipe.rounds:
+        return 0, "all rounds done"
+    if job.processes.any(checkpoint is not None):
+        state = _resumed(writer, checkpoints, checkpoint)
+    else:
+        writer.measure_start()
+        save(state := State())
+    last = min(recipe.rounds, job.request.recipe.all_options.get("rounds", recipe.rounds))
     history = History(writer.folder, writer, state.round) if writer.folder else None
     watch = Stopwatch(job.display.progress)
     rounds = rounds_of(
@@ -104,24 +103,23 @@ def train(
         compute=compute_of(network, recipe, store.partition, watch),
     )
     state = replace(state, features=None)  # the round frees its features before it trains
-    goes_on = state.round < recipe.rounds and state.settled < recipe.patience
+    goes_on = state.round < last and state.settled < recipe.patience
     if goes_on:
         writer.before_round()
-    elif recipe.average < 1:
+    elif recipe.average < 1 and state.round:
         writer.weights_before = checkpoints.body(state.round - 1, "--overwrite starts anew")
     for round in rounds if goes_on else ():
         seconds = watch.seconds()
         state = replace(round.state, features=None)
         row = history.add(round, seconds) if history else {}
         save(round.state)
-        job.display.round(row, recipe.rounds)
-        if state.round >= recipe.rounds or state.settled >= recipe.patience:
+        job.display.round(row, last)
+        if state.round >= last or state.settled >= recipe.patience:
             break
-        if job.processes.broadcast_json(lambda: writer.is_due):
-            writer.preliminary(state.round)
         writer.before_round()
         watch.start()
-    return state.round, "assignments settled" if state.settled >= recipe.patience else "all rounds done", None
+    reason = "all rounds done" if state.round >= recipe.rounds else "ended on request"
+    return state.round, "assignments settled" if state.settled >= recipe.patience else reason
 
 
 def _resumed(writer: ResultWriter, checkpoints: Checkpoints, checkpoint: Checkpoint | None) -> State:
@@ -133,21 +131,5 @@ def _resumed(writer: ResultWriter, checkpoints: Checkpoints, checkpoint: Checkpo
     about = job.processes.broadcast_json(lambda: checkpoint.about if checkpoint else {})
     job.clock.add(about["elapsed"])
     writer.baseline = about["baseline"]
-    job.display.say("Resumed", f"in round {state.round + 1}")
+    job.display.say("Resumed", f"after {plural(state.round, 'round')}")
     return state
-
-
-def _first_result(writer: ResultWriter) -> Tensor | None:
-    """Write the first result, unless it is the final one or reports are not wanted. A collective.
-
-    It comes before the first checkpoint and history.csv, so that a run that it replaces is whole until then.
-
-    Returns the features of the network if they were computed.
-    """
-    job = writer.job
-    recipe = writer.images.recipe
-    if not recipe.rounds or not (job.request.report or job.request.overwrite):
-        return None
-    features = writer.features()
-    writer.preliminary(0, features)
-    return features

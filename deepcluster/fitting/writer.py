@@ -1,7 +1,5 @@
-"""The files of a result, and the rule that says when a run writes one."""
+"""The files of a result."""
 
-import math
-import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,10 +12,9 @@ from deepcluster.fitting.plan import ImagesRead, Job
 from deepcluster.learning.features import extract
 from deepcluster.learning.training import averaged, measure_statistics
 from deepcluster.nets.network import Network
-from deepcluster.records import FINAL, PRELIMINARY
 from deepcluster.runs.page import on_sheet_of, shown_of, write_nouns, write_page, write_tree
 from deepcluster.runs.result import Outcome, first_metrics, write_outcome
-from deepcluster.runtime import signals
+from deepcluster.runtime.console import Silent
 from deepcluster.runtime.machine import peak_mb
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import IMAGES_READ, RunRecord
@@ -26,68 +23,57 @@ from deepcluster.texts import plural
 
 # Reasons in run.json for the end of the rounds, as the end of a sentence.
 END_REASONS = {"assignments settled": ", because the clusters no longer change"}
-SHARE_OF_TIME = 0.1  # of preliminary results after the first: at most one per ten times its own cost
 
 
 @dataclass
 class ResultWriter:
-    """Writes the results before, during and after the rounds. Each replaces the one before, all at once."""
+    """Writes the result after the rounds, all at once."""
 
     job: Job
     folder: run_folder.LockedFolder | None  # on the main rank
     network: Network  # of the rounds, with the weights that it begins with
     images: ImagesRead
     record: RunRecord  # run.json so far, without a result
-    baseline: Mapping[str, float] = field(default_factory=dict)  # metrics of the first result, on the main rank
-    result_seconds: float = 0.0  # of the last preliminary result
-    pass_seconds: float = 0.0  # of the last pass over the images
-    written: float = -math.inf  # when the last result was written, by time.perf_counter()
+    baseline: Mapping[str, float] = field(default_factory=dict)  # metrics before the rounds, on the main rank
     weights_before: Mapping[str, Tensor] = field(default_factory=dict)  # of the body, before the last round
+
+    @property
+    def at_once(self) -> bool:
+        """True if no file is written before the result: it replaces a run in one step, or is of features."""
+        request = self.job.request
+        return request.features or (request.overwrite and not self.images.recipe.rounds)
+
+    def measure_start(self) -> None:
+        """Measure the clusters of the network before the rounds, if there are true labels. A collective."""
+        if self.job.truth(self.images.store.usable):
+            silent = replace(self.job, display=Silent())
+            record = replace(self.record, rounds=0)
+            self.baseline = first_metrics(
+                conclude_run(silent, self.network, self.images, record, self.features(), {}).metrics
+            )
 
     def before_round(self) -> None:
         """Keep the weights, if a result averages them with the weights after the round."""
         if self.images.recipe.average < 1:
             self.weights_before = {name: value.clone() for name, value in self.network.body.state_dict().items()}
 
-    @property
-    def is_due(self) -> bool:
-        """True if a preliminary result costs little beside the time since the last one, and the run writes reports."""
-        waited = time.perf_counter() - self.written
-        return self.job.request.report and waited >= self.result_seconds / SHARE_OF_TIME
-
     def features(self) -> Tensor:
         """Return the features of the network as it is now, for a result."""
         store = self.images.store
-        begin = time.perf_counter()
         compute = compute_of(self.network, self.images.recipe, store.partition, self.job.display.progress, exact=True)
-        features = extract(self.network, store.images, compute)
-        self.pass_seconds = time.perf_counter() - begin
-        return features
+        return extract(self.network, store.images, compute)
 
-    def preliminary(self, rounds: int, features: Tensor | None = None) -> None:
-        """Write a preliminary result; ``features``: Of the network, if they are known. A collective."""
-        begin = time.perf_counter()
-        before = 0.0 if features is None else self.pass_seconds
-        outcome = self._write(replace(self.record, rounds=rounds, result=PRELIMINARY), features)
-        self.written = time.perf_counter()
-        self.result_seconds = before + self.written - begin
-        if rounds == 0:
-            self.baseline = first_metrics(outcome.metrics)
-            if self.folder:
-                page = self.folder.path / "report.html"
-                self.job.display.say("First", f"{page}: preliminary clusters, replaced as the run goes on")
-        signals.check()  # a round may take long
+    def write(self, rounds: int, stopped_because: str, features: Tensor | None = None) -> Outcome:
+        """Write the result, and return it. A collective.
 
-    def final(self, rounds: int, stopped_because: str, features: Tensor | None) -> Outcome:
-        """Write the final result, and return it. A collective. Arguments are the values of ``train``."""
-        record = self.record.with_phase("rounds", self.job.clock.lap())
-        return self._write(replace(record, rounds=rounds, stopped_because=stopped_because, result=FINAL), features)
-
-    def _write(self, record: RunRecord, features: Tensor | None) -> Outcome:
+        ``rounds``, ``stopped_because``: The values of ``train``. ``features``: Of this rank, if they are known.
+        """
         request = self.job.request
         clock = self.job.clock
         images = self.images
-        share = images.recipe.average if record.rounds else 1.0
+        record = self.record.with_phase("rounds", clock.lap())
+        record = replace(record, rounds=rounds, stopped_because=stopped_because)
+        share = images.recipe.average if rounds else 1.0
         with averaged(self.network.body, self.weights_before, share):
             if 0 < share < 1 and not self.network.frozen_statistics:
                 compute = compute_of(self.network, images.recipe, images.store.partition, exact=True)
@@ -96,24 +82,21 @@ class ResultWriter:
             outcome = conclude_run(self.job, self.network, images, record, features, self.baseline)
             record = outcome.record
             rows = outcome.rows
-            untrained = images.recipe.weights == "timm" and not record.rounds
+            untrained = images.recipe.weights == "timm" and not rounds
             seen = on_sheet_of(features, rows.partition) if untrained else None
             shown = shown_of(rows, outcome.model, outcome.centroid)
             if self.folder is None:
                 deque(rows.partition.blocks(rows.reduced), maxlen=0)  # the other ranks only send
                 return outcome
-            is_first = self.written == -math.inf
-            with self.folder.next_state(anew=request.overwrite and is_first) as staged:
-                if request.at_once and is_first:
+            with self.folder.next_state(anew=self.at_once and request.overwrite) as staged:
+                if self.at_once:
                     write_beginning(staged, images)
                 if seen is not None:
                     write_nouns(staged, self.network, seen, rows.paths)
-                if record.result == FINAL:
-                    record = replace(record.with_phase("result", clock.lap()), status="done")
-                    # In one step with the result: a kill leaves the checkpoints without it, or it without them.
-                    if not request.keep_checkpoints:
-                        for name in checkpoint_files(self.folder.path):
-                            staged.remove(name)
+                record = replace(record.with_phase("result", clock.lap()), status="done")
+                # In one step with the result: a kill leaves the checkpoints without it, or it without them.
+                for name in () if request.keep_checkpoints else checkpoint_files(self.folder.path):
+                    staged.remove(name)
                 record = replace(record, peak_memory_mb=peak_mb(), seconds=round(clock.elapsed(), 2))
                 outcome = replace(outcome, record=record)
                 write_outcome(staged, outcome)

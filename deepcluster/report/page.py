@@ -23,7 +23,6 @@ from markupsafe import Markup
 
 from deepcluster import texts
 from deepcluster.groups.tree import Parts, Tree
-from deepcluster.records import PRELIMINARY
 from deepcluster.report import sections
 from deepcluster.report.charts import HEIGHT, WIDTH, training_charts
 from deepcluster.report.hints import chinese
@@ -168,11 +167,6 @@ def policy(sources: str) -> str:
 def _run(data: RunData) -> Values:
     record = data.record
     entries = record.to_json()
-    preliminary = ""
-    if record.result == PRELIMINARY:
-        rounds = int(record.rounds or 0)
-        after = f"after {texts.plural(rounds, 'round')} of training" if rounds else "before any training"
-        preliminary = f"Preliminary clusters, made {after}. Correct the final ones, which will replace them."
 
     def fact(key: str, value: Any) -> str:
         if key == "seconds":
@@ -181,7 +175,6 @@ def _run(data: RunData) -> Values:
 
     return {
         "title": record.images,
-        "preliminary": preliminary,
         "images": texts.plural(len(data.usable), "image"),
         "clusters": texts.plural(len(data.summary), "cluster"),
         "stability": None if record.stability is None else texts.agreement(float(record.stability)),

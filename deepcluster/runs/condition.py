@@ -30,7 +30,6 @@ def _condition(run: RunFolder) -> dict[str, Any]:
         "run": str(run.path),
         "model": model,
         "status": record.status,
-        "result": record.result,
         "images_count": len(used),
         "added_count": added,
         "skipped_count": len(table) - len(used),

@@ -54,7 +54,7 @@ def describe(
     """Describe the groups of a model, by the places of this rank's ``rows``. A collective.
 
     ``record`` is run.json so far, with a ``cut`` if the images of that cut keep their clusters; ``baseline`` has the
-    metrics of the first result, and is empty if they are not known.
+    metrics before the rounds, and is empty if they are not known.
     """
     partition = rows.partition
     truth = rows.labels
@@ -98,7 +98,7 @@ def clusters_table(model: Model, rows: Rows, placement: Placement, residuals: Te
 
 
 def first_metrics(measures: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics of a run's first result, which the content of its metrics.json has as baseline."""
+    """Return the metrics of the clusters before the rounds, which metrics.json has as baseline."""
     return {name.removeprefix("baseline_"): value for name, value in measures.items() if name.startswith("baseline_")}
 
 
@@ -231,7 +231,7 @@ def write_outcome(
 
 
 def baseline_of(folder: run_folder.RunFolder) -> dict[str, float]:
-    """Read the metrics of the first result of a run, if it has any."""
+    """Read the metrics of the clusters before the rounds, if the run has any."""
     return first_metrics(folder.read_json("metrics.json")) if folder.has("metrics.json") else {}
 
 

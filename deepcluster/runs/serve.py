@@ -32,7 +32,6 @@ from typing import Annotated, Any
 from deepcluster.errors import DataError, DeepClusterError, Stopped, UsageError
 from deepcluster.groups.spread import estimated_quality
 from deepcluster.groups.tree import MAX_IN_TREE
-from deepcluster.records import PRELIMINARY
 from deepcluster.report.page import SERVED, policy, served
 from deepcluster.report.pictures import Picture, pictures, tile
 from deepcluster.runs import teach as teaching
@@ -120,7 +119,6 @@ def _page(folder: run_folder.RunFolder) -> tuple[str, dict[str, Any]]:
     """Return the page and its state."""
     text = folder.file("report.html").read_text(encoding="utf-8")
     record = folder.read_record()
-    is_going_on = record.result == PRELIMINARY and record.status == "running"
     done: list[Any] = []
     with suppress(DeepClusterError):
         tile_of = partial(tile, images=record.images_count or 0)
@@ -128,7 +126,6 @@ def _page(folder: run_folder.RunFolder) -> tuple[str, dict[str, Any]]:
     return text, {
         "version": _version(folder),
         "done": done,
-        "going_on": is_going_on,
         "name": _default_name(folder),
         "places": {key: place.name for key, place in _places(folder).items()},
         "duplicates": folder.has("duplicates.csv"),
@@ -182,9 +179,6 @@ class _Server(ThreadingTCPServer):
 
     def page(self) -> Answer:
         return "text/html; charset=utf-8", served(*run_folder.read_state(self.run, _page)).encode()
-
-    def version(self) -> Answer:
-        return "application/json", json.dumps({"version": run_folder.read_state(self.run, _version)}).encode()
 
     def image(self, version: str, row: int) -> Answer:
         if self.images[0] != run_folder.read_state(self.run, _version):
@@ -329,8 +323,8 @@ class _Handler(BaseHTTPRequestHandler):
         image = re.fullmatch(r"image/(\w*)/(\d+)", path, re.ASCII)
         if reads and image:
             return partial(server.image, image[1], int(image[2]))
-        if reads and path in ("", "version"):
-            return server.version if path else server.page
+        if reads and not path:
+            return server.page
         length = headers.get("Content-Length", "")
         kind = headers.get("Content-Type")
         if reads or path not in ("apply", "undo", "recut", "teach", "ask", "preview", "export"):

@@ -25,7 +25,7 @@ from deepcluster.runtime.plain_files import json_sha256, read_json, read_tensors
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage.content import IMAGES_READ
 from deepcluster.storage.files import write_tensors, write_whole
-from deepcluster.storage.state import is_known
+from deepcluster.storage.state import checkpoint_files, is_known
 
 SCHEMA_VERSIONS = range(4, 5)  # that this version reads; it writes the last
 MAX_CHECKPOINTS = 2
@@ -167,6 +167,11 @@ class Checkpoints:
             if path.stem not in kept and name != IMAGES_READ and is_known(name):
                 with suppress(OSError):  # one that is in use is removed another time
                     path.unlink()
+
+
+def rounds_done(run: Path) -> int:
+    """Return the number of rounds after which the last checkpoint of a run was written; 0 without one."""
+    return max((int(Path(name).stem) for name in checkpoint_files(run) if name.endswith(".json")), default=0)
 
 
 @contextmanager

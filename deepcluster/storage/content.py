@@ -112,7 +112,6 @@ class RunRecord:
     run: str | None = None
     version: str | None = None
     status: str | None = None
-    result: str | None = None  # None: there is none
     command: str | None = None
     images: str
     location: str
@@ -164,20 +163,9 @@ class RunRecord:
         known = {name: value for name, value in table.items() if value is not None or name == "n_clusters"}
         return known | {**self.other}
 
-    def with_result_of(self, before: Self | None) -> Self:
-        """Return the record of a run that goes on, with the entries of the result ``before``, which are still true."""
-        return replace(self, **{name: getattr(before, name) for name in _RESULT}) if before else self
-
     def with_phase(self, phase: str, seconds: float) -> Self:
         """Return the record with the seconds of a phase."""
         return replace(self, seconds_by_phase={**(self.seconds_by_phase or {}), phase: round(seconds, 2)})
-
-
-# Entries that a result adds to the record of a run.
-_RESULT = (
-    "result", "candidates", "rounds", "stopped_because", "peak_memory_mb", "seconds", "cut", "cut_k",
-    "rows_sha256", "clusters", "stability", "verdict", "quality", "edits",
-)  # fmt: skip
 
 
 Row = Mapping[str, str]

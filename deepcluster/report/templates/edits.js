@@ -117,12 +117,8 @@ function pendingCount() {
     + kept.filter(number => state.junk.has(number) !== clusters.get(number).junk).length;
 }
 
-/* A fit that goes on holds the run, and its clusters are not the final ones. */
-const isWaiting = () => data.served?.going_on && tell(t("The fit goes on. You can edit, cut and sort when it is done."));
-
 /* Every edit goes through here, so that each can be taken back. */
 function edit(change) {
-  if (isWaiting()) return;
   past.push(copied(state));
   change();
   refresh();

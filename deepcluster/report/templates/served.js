@@ -7,7 +7,7 @@ const post = (action, request, signal) => fetch(action, {
 
 /* Apply the edits, take the last ones back, or sort into folders. An edit that could not be applied stays pending. */
 async function send(action, request = {}) {
-  if (document.body.inert || isWaiting()) return;
+  if (document.body.inert) return;
   document.body.inert = true;
   $$("dialog[open]").forEach(dialog => dialog.close());
   if (data.served.offer !== RELOAD) data.served.offer = "";
@@ -132,15 +132,6 @@ async function checkAge(url) {
   offerReload();
 }
 
-/* While the fit goes on, the page follows it; edits and open windows are left alone. */
-async function follow() {
-  const answer = await fetch("version").catch(() => null), {version} = await answer?.json() ?? {};
-  if (!version || version === data.served.version) return;
-  if (pendingCount() || $("dialog[open]")) offerReload();
-  else reload();
-}
-
-if (data.served.going_on) setInterval(follow, 3000);
 $("#undo").hidden = !data.served.done.length;
 $("#into-folders").hidden = false;
 $("#into-folders").addEventListener("click", () => openSorting());
