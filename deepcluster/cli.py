@@ -458,7 +458,6 @@ def evaluate(  # noqa: PLR0913 a parameter is a flag
     /,
     *,
     labels: flags.PathText | None = None,
-    round_: Annotated[int | None, Parameter(name="--round", validator=validators.Number(gte=0))] = None,
     protocol: Literal["clustering", "knn", "linear"] = "clustering",
     train: flags.PathText | None = None,
     set_: flags.Assignments = None,
@@ -467,12 +466,11 @@ def evaluate(  # noqa: PLR0913 a parameter is a flag
     quiet: flags.Quiet = False,
     as_json: flags.Json = False,
 ) -> None:
-    """Score clusters and features against labels. The last figures are kept in the run folder.
+    """Score clusters and features against labels.
 
     Args:
         images: The images to score, as for fit; without it the images of the run.
         labels: folders (the labels of the source) or a CSV of path,label (default: the labels of the fit).
-        round_: Score the state after so many rounds, which fit --keep-checkpoints N has kept, and not the result.
         protocol: Its options are in docs/protocols.md, for --set.
         train: Images that a protocol learns from, instead of the images of the run.
         seed: Seed of all random numbers.
@@ -492,7 +490,7 @@ def evaluate(  # noqa: PLR0913 a parameter is a flag
         learnt = None if train is None else find(train)
         from deepcluster.runs.evaluate import EvaluationRequest, evaluate
 
-        request = EvaluationRequest(protocol, tests, labels, round_, learnt, options, seed, device)
+        request = EvaluationRequest(protocol, tests, labels, learnt, options, seed, device)
         for name, value in evaluate(run_, request, display=terminal, **shared):
             values[name] = value
             text = f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -130,8 +130,7 @@ class FitFlags:
         recipe: A name (see `deepcluster recipes`) or FILE.toml.
         overwrite: Replace the run at -o.
         resume: Continue the run at -o from its last checkpoint.
-        keep_checkpoints: Keep the last two checkpoints of the finished run; with a number N also every N-th, for
-            `evaluate --round`.
+        keep_checkpoints: Keep the last two checkpoints of the finished run.
         seed: The same seed gives the same bits on a CPU (on a GPU with --deterministic).
         deterministic: On a GPU, use only kernels whose results repeat bit for bit; some are slower.
         verbose: Print every choice with its reason, and the figures of the rounds.
@@ -147,7 +146,7 @@ class FitFlags:
     recipe: PathText = "auto"
     overwrite: bool = False
     resume: bool = False
-    keep_checkpoints: int | bool = False
+    keep_checkpoints: bool = False
     device: Device = "auto"
     seed: Annotated[int, Parameter(group=MACHINE)] = 0
     deterministic: Annotated[bool, Parameter(group=MACHINE)] = False
@@ -159,8 +158,6 @@ class FitFlags:
         """Check the flags without looking at the images, and before torch is imported."""
         if self.resume and (self.overwrite or self.out is None):
             raise UsageError("--resume continues the run at -o: give -o RUN, and no --overwrite")
-        if self.keep_checkpoints is not False and self.keep_checkpoints < 1:
-            raise UsageError(f"--keep-checkpoints {self.keep_checkpoints}: give a number of at least 1")
         if self.features:
             for_rounds = ("dry_run", "resume", "keep_checkpoints")
             refuse((name for name in for_rounds if getattr(self, name)), "--features groups at once, without rounds")

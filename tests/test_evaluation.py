@@ -7,7 +7,6 @@ import shutil
 import signal
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,30 +90,6 @@ def test_clusters_of_the_run_itself(run, photos, evaluated):
     assert evaluated(photos) == evaluated() == figures  # the labels of the fit
 
 
-def test_a_round_is_scored_by_its_checkpoint(fitted, photos, tmp_path, prints, ends):
-    """The last round has the clusters of the result, and round 0 those of the first result."""
-    options = ("--recipe", "classic", "--labels", "folders", "--rounds", "3", "--keep-checkpoints", "2")
-    run = Path(shutil.copytree(fitted(*options), tmp_path / "run"))
-    assert sorted(path.stem for path in run.glob("checkpoints/*.json")) == ["000000", "000002", "000003"]
-
-    def figures(*arguments):
-        return json.loads(prints("evaluate", run, *arguments, "--json"))["values"]
-
-    result, metrics = figures(), json.loads((run / "metrics.json").read_text())
-    by_round = {number: figures("--round", number) for number in (0, 2, 3)}
-    assert by_round[3] == result != by_round[2]
-    for name in ("acc", "nmi", "ami", "ari"):
-        assert by_round[0][name] == pytest.approx(metrics[f"baseline_{name}"], abs=1e-5)
-    for more in ((), ("--set", "reduced=false")):
-        assert figures("--round", 3, "--protocol", "knn", *more) == figures("--protocol", "knn", *more)
-    assert figures("--round", 0, "--protocol", "linear") != figures("--protocol", "linear")
-    (run / "checkpoints/000002.safetensors").write_bytes(b"damaged")
-    for number, code in ((1, 4), (2, 4), (-1, 2)):
-        ends(["evaluate", run, "--protocol", "knn", "--round", number], code)
-    ends(["evaluate", run, photos, "--round", 4], 2)
-    ends(["fit", photos, "-o", tmp_path / "new", "--keep-checkpoints", 0], 2)
-
-
 def test_labels_of_a_table_need_no_images(run, photos, tmp_path, evaluated, ends):
     change_record(run, location=str(tmp_path / "gone"))
     labels = tmp_path / "labels.csv"
@@ -137,38 +112,18 @@ def test_it_is_said_that_some_images_of_the_run_are_missing(run, photos, tmp_pat
     assert re.search(rf"^{figure} +\d\.\d{{4}}$", printed.out, re.MULTILINE)
 
 
-def test_figures_are_kept_unless_a_signal_stops_them_and_not_computed_again(run, evaluated, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        patch.setattr("deepcluster.clustering.agreement.scores", lambda *_: signal.raise_signal(signal.SIGINT))
-        assert run_command(["evaluate", str(run), "--labels", "folders", "--json"]) == 75
+def test_a_signal_ends_an_evaluation(run, monkeypatch, capsys):
+    monkeypatch.setattr("deepcluster.clustering.agreement.scores", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert run_command(["evaluate", str(run), "--labels", "folders", "--json"]) == 75
     told = json.loads(capsys.readouterr().out)
     assert told["code"] == 75 and "SIGINT" in told["error"]
-    assert not (run / "evaluation-clustering.json").exists()
 
+
+def test_figures_are_of_the_seed_and_of_the_clusters_as_they_are_now(run, evaluated):
     first = evaluated("--labels", "folders")
-    kept = json.loads((run / "evaluation-clustering.json").read_text())
-    assert kept["values"] == first
-
-    with monkeypatch.context() as patch:
-        patch.setattr("deepcluster.clustering.agreement.scores", None)  # to compute anything is an error now
-        assert evaluated("--labels", "folders") == first
-        # Another number of shuffles is another question.
-        assert run_command(["evaluate", str(run), "--labels", "folders", "--set", "shuffles=2"]) == 1
-    # So is another seed, and another assignment.
     assert evaluated("--labels", "folders", "--seed", 1)["acc_chance"] != first["acc_chance"]
     assert run_command(["recut", str(run), "-k", "2", "--quiet"]) == 0
     assert evaluated("--labels", "folders")["clusters"] == 2
-
-
-def test_a_damaged_file_is_written_again(run, evaluated):
-    figures = evaluated("--labels", "folders")
-    file = run / "evaluation-clustering.json"
-    whole = file.read_text()
-    odd = [json.dumps(json.loads(whole) | {"values": {"acc": value}}) for value in ([1], {"top1": [1]})]
-    for content in ("{", "[]", *odd):
-        file.write_text(content)
-        assert evaluated("--labels", "folders") == figures
-        assert file.read_text() == whole
 
 
 def test_images_to_learn_from_and_to_be_scored_on(run, photos, tmp_path, evaluated, ends):
@@ -259,7 +214,7 @@ def test_votes_are_those_of_scikit_learn(temperature, tolerance):
 def test_the_protocol_on_reduced_features_and_on_those_of_the_backbone(reduced):
     task = task_of()
     whitened = whiten(normal(200, 128, 3), 8)
-    figures = dict(knn(replace(task, reduction=lambda: whitened), KnnOptions(neighbours="3,1000", reduced=reduced)))
+    figures = dict(knn(replace(task, reduction=whitened), KnnOptions(neighbours="3,1000", reduced=reduced)))
     assert list(figures) == ["train_images", "images", "classes", "chance", "top1_k3", "top1_k90"]
     most = int(torch.bincount(task.train.classes).argmax())
     assert figures["chance"] == pytest.approx(float((task.test.classes == most).float().mean()))
@@ -280,7 +235,7 @@ def test_a_linear_classifier_is_that_of_scikit_learn(reduced):
     task = task_of()
     whitened = whiten(normal(200, 128, 3), 8)
     before = snapshot(task.network)
-    figures = dict(linear(replace(task, reduction=lambda: whitened), LinearOptions(c=0.01, reduced=reduced)))
+    figures = dict(linear(replace(task, reduction=whitened), LinearOptions(c=0.01, reduced=reduced)))
     assert list(figures) == ["train_images", "images", "classes", "chance", "top1"]
     with torch.no_grad():
         rows = (task.network.features(fixed_view(part.images, 16)) for part in (task.train, task.test))

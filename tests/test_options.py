@@ -89,13 +89,13 @@ def test_options_that_were_not_given_are_left_to_the_recipe(asked):
 
 FLAGS = {
     "out": Path("new"), "n_clusters": 7, "labels": "folders", "recipe": RecipeRequest("v2"), "overwrite": True,
-    "keep_checkpoints": 3, "device": "cpu", "seed": 5, "deterministic": True, "verbose": True,
+    "keep_checkpoints": True, "device": "cpu", "seed": 5, "deterministic": True, "verbose": True,
 }  # fmt: skip
 
 
 def test_every_other_flag_and_parameter_reaches_the_engine(asked, tmp_path):
     line = "fit photos -o new -k 7 --labels folders --recipe v2 --overwrite --device cpu --seed 5"
-    request = asked(*line.split(), "--deterministic", "--verbose", "--keep-checkpoints", "3")
+    request = asked(*line.split(), "--deterministic", "--verbose", "--keep-checkpoints")
     assert {name: getattr(request, name) for name in FLAGS} == FLAGS
     assert asked(*["fit", "photos", "-o", "run", "--resume"]).resume
     assert FLAGS.keys() | {"like", "resume", "dry_run", "features"} == vars(flags.FIT).keys()

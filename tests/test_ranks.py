@@ -330,9 +330,6 @@ def result(processes: Processes, folder: Path) -> dict[str, Any]:
 
 
 def figures(processes: Processes, folder: Path, protocol: str, options: dict[str, Any]) -> dict[str, Any]:
-    if processes.is_main:
-        (folder / f"run/evaluation-{protocol}.json").unlink(missing_ok=True)
-    processes.any(False)
     images = str(folder / "others.npz")
     request = evaluating.EvaluationRequest(protocol=protocol, images=images, labels="folders", options=options)
     return dict(evaluating.evaluate(folder / "run", request, processes=processes))

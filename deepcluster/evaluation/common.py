@@ -1,10 +1,8 @@
 """Protocols that score clusters (``clustering``) and features (``knn``, ``linear``) by labels; none selects by them."""
 
-import hashlib
 import os
-import stat
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -47,7 +45,7 @@ class ProbeTask:
     names: Sequence[str]  #: the classes, by number
     image_size: int  #: side of the central square that the network sees, px
     batch_size: int  #: images in a pass of the network
-    reduction: Callable[[], Whitening] | None = None  #: computes the map from features to reduced ones; None: none
+    reduction: Whitening | None = None  #: the map from features to reduced ones; None: none
 
     @property
     def facts(self) -> dict[str, float]:
@@ -101,22 +99,6 @@ def _status(path: str) -> os.stat_result | None:
         return os.stat(path)  # noqa: PTH116
     except (OSError, ValueError):
         return None
-
-
-def fingerprint(source: Source, labels: Sequence[str]) -> str:
-    """Return the SHA-256 of paths and labels, and of the sizes and times of the files; no image is read."""
-    digest = hashlib.sha256()
-
-    def add(*values: object) -> None:
-        digest.update("\0".join(map(str, values)).encode(errors="surrogateescape") + b"\n")
-
-    add(source.location)
-    for path, label in zip(source.paths, labels, strict=True):
-        add(path, label)
-    for path in dict.fromkeys(source.origin(i).source for i in range(len(source.paths))):
-        status = _status(path)
-        add(path, *(() if status is None or stat.S_ISDIR(status.st_mode) else (status.st_size, status.st_mtime_ns)))
-    return digest.hexdigest()
 
 
 def accuracies(scores: Tensor, classes: Tensor) -> dict[str, float]:
@@ -229,7 +211,7 @@ def linear(
 
 def _features(task: ProbeTask, display: Display, *, reduced: bool) -> tuple[Tensor, Tensor]:
     """Return the features of all images to learn from, and those of this rank's images to score."""
-    reduction = task.reduction() if task.reduction and reduced else None
+    reduction = task.reduction if reduced else None
 
     def features(images: Tensor) -> Tensor:
         compute = Compute.of(

@@ -133,9 +133,7 @@ def _run(job: Job, begun: Begun, folder: run_folder.LockedFolder | None, network
     before = folder.read_record() if folder and folder.has(run_folder.RUN) and not request.overwrite else None
     record = first_record(job, before, is_resumed=is_resumed)
     signals.advise(partial(_advice, out, record, request))
-    keep = job.request.keep_checkpoints
-    every = 0 if isinstance(keep, bool) else keep
-    checkpoints = Checkpoints(out / "checkpoints", scratch_of(out, job.processes.rank), job.processes, every=every)
+    checkpoints = Checkpoints(out / "checkpoints", scratch_of(out, job.processes.rank), job.processes)
     checkpoint = checkpoints.latest() if is_resumed else None
     job.display.say("Run", str(out))
     try:

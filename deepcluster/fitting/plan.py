@@ -53,7 +53,7 @@ class Request:
     like: Path | None = None  # a run whose groups these continue
     overwrite: bool = False
     resume: bool = False
-    keep_checkpoints: int | bool = False  # of the finished run: True: the last two; a number N: also every N-th
+    keep_checkpoints: bool = False  # the last two, of the finished run
     verbose: bool = False  # every choice with its reason, instead of a line about all
     report: bool = True  # False: map and report on request only
     command: str = ""

@@ -107,7 +107,7 @@ def train(
     if goes_on:
         writer.before_round()
     elif recipe.average < 1 and state.round:
-        writer.weights_before = checkpoints.body(state.round - 1, "--overwrite starts anew")
+        writer.weights_before = checkpoints.body(state.round - 1)
     for round in rounds if goes_on else ():
         seconds = watch.seconds()
         state = replace(round.state, features=None)

@@ -3,7 +3,7 @@
 A checkpoint is NAME.safetensors, and after it NAME.json, which has its SHA-256: without a json that agrees there is no
 checkpoint. NAME is the number of rounds done. The main rank writes it, with the remembered features of all ranks. Any
 number of ranks can go on from there: a rank reads the rows that are its own then. The last two checkpoints are kept, so
-that a damaged one costs little, and every n-th on request.
+that a damaged one costs little.
 """
 
 import json
@@ -46,14 +46,10 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints in a folder that all ranks see. It is no link: the lock of the run checks that.
+    """The checkpoints in a folder that all ranks see. It is no link: the lock of the run checks that."""
 
-    ``every``: Also keep the checkpoint of every so many rounds, besides the last two; 0: no others.
-    """
-
-    def __init__(self, folder: Path, scratch: Path | None = None, processes: Processes = ALONE, every: int = 0):
+    def __init__(self, folder: Path, scratch: Path | None = None, processes: Processes = ALONE):
         self.folder = folder
-        self.every = every
         self.scratch = scratch
         self.processes = processes
 
@@ -114,19 +110,16 @@ class Checkpoints:
             raise ModelError(f"no usable checkpoint in {self.folder} ({'; '.join(reasons)}): --overwrite starts anew")
         return None
 
-    def body(self, rounds: int, way_out: str) -> dict[str, Tensor]:
-        """Return the weights of the network's body after so many rounds. ModelError if no whole checkpoint has them.
-
-        ``way_out``: The end of the error's sentence.
-        """
+    def body(self, rounds: int) -> dict[str, Tensor]:
+        """Return the weights of the network's body after so many rounds. ModelError if no whole checkpoint has them."""
         path = self.folder / f"{rounds:06d}.json"
         if not path.exists():
             there = ", ".join(str(int(path.stem)) for path in sorted(self.folder.glob("[0-9]*.json"))) or "none"
-            raise ModelError(f"there is no checkpoint of round {rounds} (kept: {there}): {way_out}")
+            raise ModelError(f"there is no checkpoint of round {rounds} (kept: {there}): --overwrite starts anew")
         try:
             tensors = self._read(path).tensors
         except DAMAGE as error:
-            raise ModelError(f"{path} is damaged ({first_line(error)}): {way_out}") from None
+            raise ModelError(f"{path} is damaged ({first_line(error)}): --overwrite starts anew") from None
         prefix = "network.body."
         return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
@@ -161,7 +154,7 @@ class Checkpoints:
     def _prune(self, last: str) -> None:
         # Checkpoints after `last` are damaged leftovers: the run resumed before them.
         whole = sorted(path.stem for path in self.folder.glob("[0-9]*.json") if path.stem <= last)
-        kept = {*whole[-MAX_CHECKPOINTS:], *(name for name in whole if self.every and int(name) % self.every == 0)}
+        kept = whole[-MAX_CHECKPOINTS:]
         for path in self.folder.iterdir():
             name = f"checkpoints/{path.name}"
             if path.stem not in kept and name != IMAGES_READ and is_known(name):

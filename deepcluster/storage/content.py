@@ -73,9 +73,7 @@ FILES: Mapping[str, File] = {
     ),
     "duplicates.csv": File(("group", "path", "distance"), spare=True),
     "embeddings.safetensors": File(spare=True),  # neighbour graphs, for other numbers of groups
-    "evaluation-clustering.json": File(),
-    "evaluation-knn.json": File(),
-    "evaluation-linear.json": File(),
+    **{f"evaluation-{protocol}.json": File() for protocol in ("clustering", "knn", "linear")},  # of earlier versions
     "features.npy": File(),
     "former.safetensors": File(),  # the groups before each of the last applies, recuts and lessons
     "history.csv": File(
