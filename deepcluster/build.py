@@ -83,18 +83,19 @@ def rounds_of(
     recipe: Recipe,
     seed: int,
     *,
+    rounds: int | None = None,
     steps: Steps = NO_STEPS,
     state: State = BEGINNING,
     compute: Compute | None = None,
 ) -> Iterator[Round]:
-    """Alternate with the options of a recipe, and with the user's own steps."""
+    """Alternate with the options of a recipe (or for fewer ``rounds``), and with the user's own steps."""
     compute = compute or compute_of(network, recipe, Partition.single(len(images)))
     reduction = reduction_of(recipe, network.embedding_dim, network.classifier)
     return alternate(
         network,
         images,
         clusters=[min(k, compute.partition.total) for k in recipe.clusters],
-        rounds=recipe.rounds,
+        rounds=recipe.rounds if rounds is None else rounds,
         seed=seed,
         reduction=reduction if recipe.reduce else replace(reduction, dims=None),
         clustering=kmeans_of(recipe) if steps.clustering is None else steps.clustering,

@@ -157,13 +157,13 @@ def _run(job: Job, begun: Begun, folder: run_folder.LockedFolder | None, network
         }
         if folder and is_resumed:
             record = replace(record, resumed=check_same(folder, checkpoint, about, images.digests))
-        writer = ResultWriter(job, folder, network, images, record)
+        writer = ResultWriter(job, folder, network, images, record, checkpoints)
         if folder and not writer.at_once:
             with folder.next_state(anew=request.overwrite) as staged:
                 write_beginning(staged, images)
                 staged.write_record(record)
         if job.features is None:
-            outcome = writer.write(*train(writer, checkpoints, checkpoint, about))
+            outcome = writer.write(*train(writer, checkpoint, about))
         else:
             outcome = writer.write(0, "features were given", job.features[images.store.partition.local])
     except BaseException as error:

@@ -8,11 +8,11 @@ from typing import Any
 from deepcluster.build import compute_of, rounds_of
 from deepcluster.clustering.agreement import compared
 from deepcluster.errors import DiskError
-from deepcluster.fitting.writer import ResultWriter
+from deepcluster.fitting.writer import SETTLED, ResultWriter
 from deepcluster.records import Round, State
 from deepcluster.runs.result import label_numbers
 from deepcluster.runtime.compute import Stopwatch
-from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, fitting, restored
+from deepcluster.storage.checkpoint import Checkpoint, fitting, restored
 from deepcluster.storage.run_folder import LockedFolder
 from deepcluster.texts import plural
 
@@ -62,9 +62,7 @@ class History:
         return self.rows[-1]
 
 
-def train(
-    writer: ResultWriter, checkpoints: Checkpoints, checkpoint: Checkpoint | None, about: Mapping[str, Any]
-) -> tuple[int, str]:
+def train(writer: ResultWriter, checkpoint: Checkpoint | None, about: Mapping[str, Any]) -> tuple[int, str]:
     """Alternate until the recipe ends it; write history and a checkpoint as it goes on.
 
     A request for fewer rounds than the recipe's ends a resumed run that has as many.
@@ -81,12 +79,12 @@ def train(
 
     def save(state: State) -> None:
         so_far = {"elapsed": job.clock.elapsed(), "baseline": writer.baseline}
-        checkpoints.write(state, network.state_dict(), {**about, **so_far})
+        writer.checkpoints.write(state, network.state_dict(), {**about, **so_far})
 
     if not recipe.rounds:
         return 0, "all rounds done"
     if job.processes.any(checkpoint is not None):
-        state = _resumed(writer, checkpoints, checkpoint)
+        state = _resumed(writer, checkpoint)
     else:
         writer.measure_start()
         save(state := State())
@@ -98,34 +96,27 @@ def train(
         store.images,
         recipe,
         job.request.seed,
+        rounds=last,
         steps=job.request.steps,
         state=state,
         compute=compute_of(network, recipe, store.partition, watch),
     )
     state = replace(state, features=None)  # the round frees its features before it trains
-    goes_on = state.round < last and state.settled < recipe.patience
-    if goes_on:
-        writer.before_round()
-    elif recipe.average < 1 and state.round:
-        writer.weights_before = checkpoints.body(state.round - 1)
-    for round in rounds if goes_on else ():
+    for round in rounds:
         seconds = watch.seconds()
         state = replace(round.state, features=None)
         row = history.add(round, seconds) if history else {}
         save(round.state)
         job.display.round(row, last)
-        if state.round >= last or state.settled >= recipe.patience:
-            break
-        writer.before_round()
         watch.start()
     reason = "all rounds done" if state.round >= recipe.rounds else "ended on request"
-    return state.round, "assignments settled" if state.settled >= recipe.patience else reason
+    return state.round, SETTLED if state.settled >= recipe.patience else reason
 
 
-def _resumed(writer: ResultWriter, checkpoints: Checkpoints, checkpoint: Checkpoint | None) -> State:
+def _resumed(writer: ResultWriter, checkpoint: Checkpoint | None) -> State:
     """Restore the checkpoint of the main rank, and return its state. A collective."""
     job = writer.job
-    with fitting(checkpoints.folder):
+    with fitting(writer.checkpoints.folder):
         state, parameters = restored(checkpoint, writer.images.store.partition)
         writer.network.load_state_dict(parameters)
     about = job.processes.broadcast_json(lambda: checkpoint.about if checkpoint else {})

@@ -17,12 +17,12 @@ from deepcluster.runs.result import Outcome, first_metrics, write_outcome
 from deepcluster.runtime.console import Silent
 from deepcluster.runtime.machine import peak_mb
 from deepcluster.storage import run_folder
+from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.content import IMAGES_READ, RunRecord
 from deepcluster.storage.state import checkpoint_files
 from deepcluster.texts import plural
 
-# Reasons in run.json for the end of the rounds, as the end of a sentence.
-END_REASONS = {"assignments settled": ", because the clusters no longer change"}
+SETTLED = "assignments settled"  # a reason in run.json for the end of the rounds
 
 
 @dataclass
@@ -34,8 +34,8 @@ class ResultWriter:
     network: Network  # of the rounds, with the weights that it begins with
     images: ImagesRead
     record: RunRecord  # run.json so far, without a result
+    checkpoints: Checkpoints
     baseline: Mapping[str, float] = field(default_factory=dict)  # metrics before the rounds, on the main rank
-    weights_before: Mapping[str, Tensor] = field(default_factory=dict)  # of the body, before the last round
 
     @property
     def at_once(self) -> bool:
@@ -51,11 +51,6 @@ class ResultWriter:
             self.baseline = first_metrics(
                 conclude_run(silent, self.network, self.images, record, self.features(), {}).metrics
             )
-
-    def before_round(self) -> None:
-        """Keep the weights, if a result averages them with the weights after the round."""
-        if self.images.recipe.average < 1:
-            self.weights_before = {name: value.clone() for name, value in self.network.body.state_dict().items()}
 
     def features(self) -> Tensor:
         """Return the features of the network as it is now, for a result."""
@@ -74,7 +69,8 @@ class ResultWriter:
         record = self.record.with_phase("rounds", clock.lap())
         record = replace(record, rounds=rounds, stopped_because=stopped_because)
         share = images.recipe.average if rounds else 1.0
-        with averaged(self.network.body, self.weights_before, share):
+        weights_before = self.checkpoints.body(rounds - 1) if share < 1 else {}
+        with averaged(self.network.body, weights_before, share):
             if 0 < share < 1 and not self.network.frozen_statistics:
                 compute = compute_of(self.network, images.recipe, images.store.partition, exact=True)
                 measure_statistics(self.network, images.store.images, compute, request.seed)
@@ -119,4 +115,4 @@ def write_beginning(folder: run_folder.LockedFolder, images: ImagesRead) -> None
 def rounds_text(record: RunRecord) -> str:
     """Return the number of rounds and the reason of their end, as the end of a sentence."""
     rounds = f"after {plural(record.rounds, 'round')} of training" if record.rounds else "without training"
-    return f", {rounds}{END_REASONS.get(record.stopped_because or '', '')}"
+    return f", {rounds}{', because the clusters no longer change' if record.stopped_because == SETTLED else ''}"

@@ -293,9 +293,8 @@ def averaged(body: nn.Module, before: Mapping[str, Tensor], share: float) -> Ite
         yield
         return
     last = {name: value.clone() for name, value in body.state_dict().items()}
-    body.load_state_dict(
-        {name: before[name].lerp(value, share) if value.is_floating_point() else value for name, value in last.items()}
-    )
+    floats = {name: value for name, value in last.items() if value.is_floating_point()}
+    body.load_state_dict(last | {name: before[name].to(x.device).lerp(x, share) for name, x in floats.items()})
     try:
         yield
     finally:
