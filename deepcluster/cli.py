@@ -520,8 +520,7 @@ def export(
     of_images = to in flags.IMAGE_EXPORTS
     if not of_images:
         unused = (name for name in chosen if name not in flags.USED.get(to, ()))
-        names = ("keep_metadata" if chosen[name] is False else name for name in unused)
-        refuse(names, f"--to {to} writes no images")
+        refuse(unused, f"--to {to} writes no images")
     _check_run(run_)
     if not chosen.get("dry_run") and not chosen.get("overwrite"):
         (files.check_no_folder if of_images else files.check_no_file)(out)

@@ -203,7 +203,6 @@ class ImageExportFlags(TypedDict, total=False):
         seed: Of --split and -n (default: 0).
         overwrite: Replace a folder that an export made; other files in it stay.
         images: The images of the run, if they have moved since.
-        strip_metadata: Copy images without EXIF (time, place), comments and the like (default: for imagefolder).
         dry_run: Print what the export would do, and stop.
     """
 
@@ -215,5 +214,4 @@ class ImageExportFlags(TypedDict, total=False):
     seed: int
     overwrite: bool
     images: PathText
-    strip_metadata: Annotated[bool, Parameter(negative="--keep-metadata")]
     dry_run: bool

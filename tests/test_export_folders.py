@@ -7,7 +7,6 @@ import tempfile
 import unicodedata
 from functools import partial
 from pathlib import Path
-from warnings import catch_warnings
 
 import numpy as np
 import pytest
@@ -230,7 +229,6 @@ def test_nothing_but_outliers_and_unknown_choices(beach, tmp_path):
         ({"outliers": "leave"}, DataError, "outliers"),
         ({"outliers": "move"}, UsageError, "keep or separate or leave"),
         ({"mode": "move", "dry_run": True}, UsageError, "symlink, hardlink, copy"),
-        ({"mode": "hardlink", "strip_metadata": True}, UsageError, "--strip-metadata"),
         ({"layout": "dataset", "outliers": "separate"}, UsageError, "outliers"),
     ]:
         with pytest.raises(error, match=message):
@@ -278,7 +276,7 @@ def in_clusters(run, clusters):
 
 
 IN_PARTS = {"layout": "dataset", "split": ".5,.3,.2"}
-WAYS = [{}, {"mode": "hardlink"}, {"mode": "copy"}, {"mode": "copy", "strip_metadata": True}, {"layout": "dataset"}]
+WAYS = [{}, {"mode": "hardlink"}, {"mode": "copy"}, {"layout": "dataset"}]
 
 
 @pytest.mark.parametrize("options", [*WAYS, IN_PARTS])
@@ -296,7 +294,7 @@ def test_a_tree_is_replaced_and_the_files_of_others_stay(options, beach, tmp_pat
         os.utime(out / name, (0, 0))
     corrected(beach)
     mark_outliers(beach, lambda row: row["path"] == "a.png")
-    if options != {"mode": "copy"}:
+    if options in ({}, {"mode": "hardlink"}):
         Image.new("RGB", (9, 9)).save(tmp_path / "photos/sea/b.png")  # a hard link is edited with it
         originals = state(tmp_path / "photos")
     said = Said()
@@ -472,104 +470,13 @@ def test_the_best_of_nearly_identical_images_is_kept(tmp_path, prints):
     assert (how["small.png"], how["blurred.png"]) == ("duplicate of blurred.png, which is larger", "symlink")
 
 
-# ---- sidecars of RAW files; those of the tests are PNG files with such names -----------------------------------------
-
-
-@pytest.mark.parametrize("mode", ["symlink", "hardlink", "copy"])
-def test_a_sidecar_is_named_after_its_exported_file(tmp_path, mode):
-    """RAW files of one stem are kept apart. A name may be that of a sidecar, or as long as names can be."""
-    long = "x" * 251 + ".dng"
-    images = {
-        "a/1.CR2": "1.CR2", "a/1.NEF": "1-3.NEF", "b/1.dng": "1-4.dng", "b/1-2.dng": "1-2.dng", "b/2.dng": "2.dng",
-        "c/1.xmp": "1-5.xmp", "c/2.dng.xmp": "2.dng-2.xmp", "c/3.jpg": "3.jpg", f"c/{long}": long,
-    }  # fmt: skip
-    sidecars = [("a/1.xmp", "1.xmp"), ("a/1.xmp", "1-3.xmp"), ("b/1.dng.xmp", "1-4.dng.xmp"), ("b/2.XMP", "2.XMP")]
-    run = photos_run(tmp_path, dict.fromkeys(images, 0))
-    for path in [*dict(sidecars), "c/3.xmp"]:
-        (tmp_path / "photos" / path).write_text(path)
-    for _ in range(2):  # the second replaces the first
-        folders(run, tmp_path / "out", mode=mode, overwrite=True)
-        rows = [(row["path"], row["exported_path"]) for row in inventory(tmp_path / "out")]
-        assert rows == [(path, f"000/{name}") for path, name in [*images.items(), *sidecars]]
-        assert tree(tmp_path / "out") == sorted([*dict(map(reversed, rows)), INVENTORY])
-        for path, name in rows:
-            assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "photos" / path).read_bytes()
-
-
-def test_a_sidecar_is_checked_like_an_image(tmp_path, monkeypatch):
-    """A link may lead anywhere. The image comes along in any case."""
-    run, photos = photos_run(tmp_path, {f"{i}.dng": 0 for i in range(5)}), tmp_path / "photos"
-    (photos / "0.xmp").touch()
-    (photos / "1.xmp").mkdir()
-    (photos / "2.xmp").symlink_to(photos / "2.dng")
-    os.mkfifo(photos / "3.xmp")
-    (photos / "4.xmp").write_text("edits")
-    opened = Path.open
-
-    def unreadable(file, *arguments, **options):
-        if file.name == "4.xmp":
-            raise PermissionError(errno.EACCES, "")
-        return opened(file, *arguments, **options)
-
-    with pytest.warns(match=r"5 .*0\.xmp \(empty file\)"), monkeypatch.context() as patch:
-        patch.setattr(Path, "open", unreadable)
-        rows = folders(run, tmp_path / "out", mode="copy")
-    reasons = ("empty file", "is a folder", "a symbolic link, not a file", "a FIFO, not a file", "permission denied")
-    assert [row["how"] for row in rows] == ["copy"] * 5 + [f"missing: {reason}" for reason in reasons]
-
-
 def test_a_copy_never_overwrites(beach, tmp_path):
-    """As .XMP would do to .xmp on a disk that takes both for one name, and to an original by a link."""
+    """As it would an original by a link."""
     (tmp_path / "a.png").symlink_to(tmp_path / "photos/sea/b.png")
     before = state(tmp_path / "photos")
     with pytest.raises(Unavailable):
-        Transfer(read_run_images(beach, None), None, strip=False)("a.png", tmp_path / "a.png")
+        Transfer(read_run_images(beach, None), None)("a.png", tmp_path / "a.png")
     assert state(tmp_path / "photos") == before
-
-
-def test_no_photograph_gets_the_sidecar_of_another_and_none_is_lost(tmp_path, monkeypatch):
-    """Whatever is edited, deleted or moved between the exports: each file ends with the path of its photograph."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    random = np.random.default_rng(0)
-    paths = ["a/1.CR2", "a/2.dng", "b/1.dng", "b/2.dng", "c/1.dng"]
-    run, photos, out = photos_run(tmp_path, dict.fromkeys(["never", *paths], 0)), tmp_path / "photos", tmp_path / "out"
-    picture = (photos / "never").read_bytes()
-
-    def contents():
-        return {file: file.read_bytes() for top in (photos, out) for file in top.rglob("[0-9]*.*")}
-
-    for step in range(20):
-        for path in paths:
-            for file in (photos / path, (photos / path).with_suffix(".xmp"), photos / f"{path}.xmp"):
-                if (change := random.random()) < 0.2 or (step == 0 and file.suffix != ".xmp"):
-                    file.write_bytes(picture + f"|{step}|{path}".encode())
-                elif change < 0.3:
-                    file.unlink(missing_ok=True)
-        in_clusters(run, [str(random.integers(2)) for _ in range(6)])
-        before = contents()
-        with catch_warnings(action="ignore"):
-            folders(run, out, mode="copy", overwrite=True)
-        after = contents()
-        assert {*before.values()} <= {*after.values()}
-        owner = {file: data.rpartition(b"|")[2] for file, data in after.items()}
-        raws = [file for file in after if file.suffix != ".xmp"]
-        beside = [(sidecar, raw) for raw in raws for sidecar in (raw.with_suffix(".xmp"), Path(f"{raw}.xmp"))]
-        assert all(owner.get(sidecar, owner[raw]) == owner[raw] for sidecar, raw in beside)
-        assert {*out.glob("00*/*.xmp")} <= {*dict(beside)}
-    assert (out / "_left/2").exists()
-
-
-def test_sidecars_that_the_user_made_in_the_export_are_not_given_to_another_photograph(tmp_path):
-    """They stay beside theirs, or alone, or are in the way."""
-    run, out = photos_run(tmp_path, {"a/1.dng": 0, "b/1.dng": 1}), tmp_path / "out"
-    folders(run, out, mode="copy")
-    (out / "000/1.xmp").write_text("mine")
-    for clusters in ("01", "11"):
-        in_clusters(run, clusters)
-        folders(run, out, mode="copy", overwrite=True)
-        assert (out / "000/1.xmp").read_text() == "mine"
-    in_clusters(run, "10")
-    refused(run, out, r": 000/1\.xmp\.", mode="copy")
 
 
 # ---- names of files and folders --------------------------------------------------------------------------------------
@@ -608,7 +515,7 @@ def test_distinct():
     long = "n" * 251 + ".png"
     given = ["a.jpg", "A.JPG", "a-2.jpg", "a.tar.gz", "a.tar.gz", "\u00e9", "e\u0301", "\udcff", "\udcff", long, long]
     made = ["a.jpg", "A-3.JPG", "a-2.jpg", "a.tar.gz", "a.tar-2.gz", "\u00e9", "e\u0301-2", "\udcff", "\udcff-2", long]
-    assert distinct(given) == [*made, "n" * 245 + "-2.png"]
+    assert distinct(given) == [*made, "n" * 249 + "-2.png"]
     assert distinct(["a.jpg"] * 20_000)[-1] == "a-20000.jpg"  # in no time
 
 

@@ -1,6 +1,4 @@
-import io
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +11,11 @@ from torchvision.datasets import ImageFolder
 from deepcluster.errors import UsageError
 from deepcluster.export import folders, imagefolder
 from deepcluster.export.folders import SUFFIXES
-from deepcluster.export.metadata import UnknownFormat, stripped
 from deepcluster.export.replace import INVENTORY
 from deepcluster.export.split import PARTS, balanced, split
-from deepcluster.images.decode import decode
 from deepcluster.presets import read_shares
 from tests.exports import colour, hand_run, photos_run, state, tree, write_image
-from tests.helpers.image_files import CANARY, talkative
+from tests.helpers.image_files import talkative
 from tests.helpers.runs import rows as read
 from tests.tiny import writable
 
@@ -169,66 +165,13 @@ def test_every_suffix_that_is_kept_is_known_to_datasets():
     assert set(module.IMAGE_EXTENSIONS) >= SUFFIXES
 
 
-# ---- copies without metadata: no canary in any byte, the same pixels, still upright ----------------------------------
-
-
-FILES = talkative()
-JPEGS = [name for name in FILES if name.endswith(".jpg") and name != "odd.jpg"]
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
+def test_copies_are_the_files_themselves_and_a_line_says_what_is_in_them(tmp_path, prints):
     (tmp_path / "photos").mkdir()
-    for name, data in FILES.items():
-        (tmp_path / "photos" / name).write_bytes(data)
-    return hand_run(tmp_path / "run", str(tmp_path / "photos"), dict.fromkeys(sorted(FILES), 0))
-
-
-def exported(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.mark.parametrize("name", JPEGS)
-def test_no_canary_is_left_and_every_pixel_is(name: str, tmp_path: Path) -> None:
-    data = FILES[name]
-    (tmp_path / name).write_bytes(data)
-    found = stripped(tmp_path / name)
-    assert CANARY not in found
-    assert data[data.index(b"\xff\xda") : data.index(b"\xff\xd9")] in found  # the pixels are not compressed again
-    assert np.array_equal(np.asarray(decode(io.BytesIO(found))), np.asarray(decode(io.BytesIO(data))))
-    with Image.open(io.BytesIO(found)) as new, Image.open(io.BytesIO(data)) as old:
-        assert (new.format, new.mode, new.size) == ("JPEG", old.mode, old.size)
-        assert new.info.get("icc_profile") == old.info.get("icc_profile")
-        assert new.getexif().get(0x0112, 1) == old.getexif().get(0x0112, 1)
-        assert set(new.getexif()) <= {0x0112}
-    if "turned" in name or "mirrored" in name:
-        assert b"\x01\x12" in found
-
-
-@pytest.mark.parametrize("name", JPEGS)
-def test_a_file_that_ends_anywhere_is_never_copied_as_it_is(name: str, tmp_path: Path) -> None:
-    data = FILES[name]
-    for end in range(0, len(data) - 30, max(1, len(data) // 60)):
-        (tmp_path / name).write_bytes(data[:end])
-        with suppress(UnknownFormat):
-            assert CANARY not in stripped(tmp_path / name)
-
-
-def test_a_data_set_has_no_metadata_and_folders_have_unless_asked(run: Path, tmp_path: Path) -> None:
-    imagefolder(run, tmp_path / "a")
-    found = exported(tmp_path / "a")
-    assert len(found) == len(FILES) + 2 and "label" not in metadata(tmp_path / "a")[0]  # no image has one
-    assert found["y.JPG"] == found["plain.jpg"] == stripped(tmp_path / "photos/plain.jpg")
-    assert not [name for name, data in found.items() if CANARY in data]
-    pngs = [name for name, data in found.items() if data.startswith(b"\x89PNG")]
-    assert sorted(pngs) == [
-        "a.gif.png", "a.png", "a.ppm.png", "a.tif.png", "a.webp.png", "odd.jpg", "photo.png", "turned.png"
-    ]  # fmt: skip
-    for name in pngs:
-        original = FILES[name if name in FILES else name.removesuffix(".png")]
-        assert np.array_equal(*(np.asarray(decode(io.BytesIO(data))) for data in (found[name], original)))
-    imagefolder(run, tmp_path / "b", strip_metadata=False)
-    folders(run, tmp_path / "c", mode="copy")
-    assert all(exported(tmp_path / name)["plain.jpg"] == FILES["plain.jpg"] for name in "bc")
-    folders(run, tmp_path / "d", strip_metadata=True)
-    assert not [name for name, data in exported(tmp_path / "d").items() if CANARY in data]
+    for name in ("a.jpg", "photo"):
+        (tmp_path / "photos" / name).write_bytes(talkative()["turned.jpg"])
+    run = hand_run(tmp_path / "run", str(tmp_path / "photos"), {"a.jpg": 0, "photo": 0})
+    assert "Metadata" in prints("export", run, "--to", "imagefolder", "-o", tmp_path / "out")
+    assert (tmp_path / "out/train/000/a.jpg").read_bytes() == talkative()["turned.jpg"]
+    with Image.open(tmp_path / "out/train/000/photo.png") as image:  # `datasets` knows images by their suffixes
+        assert (image.format, image.size) == ("PNG", (40, 60))
+    assert "label" not in metadata(tmp_path / "out")[0]  # no image has one

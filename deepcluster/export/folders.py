@@ -11,23 +11,19 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from deepcluster.errors import DataError, DiskError, UsageError
-from deepcluster.export.metadata import SUFFIXES as STRIPPED_SUFFIXES
-from deepcluster.export.metadata import UnknownFormat, stripped
 from deepcluster.export.replace import (
     INVENTORY,
     Unavailable,
-    is_raw,
     key,
     replace_tree,
     replaceable,
     replacing,
-    sidecar_bases,
     write_inventory,
 )
 from deepcluster.export.split import PARTS, balanced
@@ -99,8 +95,7 @@ def _shorten(text: str, size: int) -> str:
 def distinct(names: Sequence[str]) -> list[str]:
     """Return FOLDER/NAME in order; the second of two equal names gets ``-2`` before its suffix, and so on.
 
-    Names of one :func:`key` are equal: a file system, or the sidecar of a RAW file, would mix them up. A name with a
-    number leaves room for the suffix of a sidecar.
+    Names of one :func:`key` are equal, because a file system would mix them up.
     """
     taken = {key(name) for name in names}
     counts: Counter[str] = Counter()
@@ -111,7 +106,7 @@ def distinct(names: Sequence[str]) -> list[str]:
         if counts[name_key] > 1:
             folder, slash, last = name.rpartition("/")
             stem, suffix = stem_and_suffix(last)
-            while key(chosen := folder + slash + _fitting(stem, f"-{counts[name_key]}{suffix}.xmp")[:-4]) in taken:
+            while key(chosen := folder + slash + _fitting(stem, f"-{counts[name_key]}{suffix}")) in taken:
                 counts[name_key] += 1
             taken.add(key(chosen))
         unique.append(chosen)
@@ -139,21 +134,6 @@ class RunImages:
         """Return the path of an image's file, unchecked; None if it has no file or is not at hand."""
         return self.source.file(self.index[path]) if path in self.index else None
 
-    @cached_property
-    def sidecars(self) -> dict[str, list[Path]]:
-        """The files, unchecked, in which other programs keep edits and keywords of RAW files, by path without .xmp."""
-        bases: dict[str, str] = {}
-        for path in filter(is_raw, self.index):
-            if file := self.original(path):
-                bases.update(zip(sidecar_bases(str(file)), sidecar_bases(path), strict=True))
-        by_base = defaultdict(list)
-        for folder in {Path(base).parent for base in bases}:
-            for file in sorted(folder.glob("*.[xX][mM][pP]")):  # the real names, on any file system
-                base = bases.get(str(file)[:-4], "")
-                if base and base + file.suffix not in self.index:
-                    by_base[base].append(file)
-        return by_base
-
     def check_outside_of(self, out: Path) -> None:
         """Raise UsageError if an image lies in ``out``: it would go with the tree that is replaced."""
         top = os.path.realpath(out)
@@ -172,24 +152,22 @@ class RunImages:
         return image.width * image.height, sum(float(np.square(np.diff(grey, axis=axis)).sum()) for axis in (0, 1))
 
     def file(self, path: str) -> Path | None:
-        """Return the file of an image or a sidecar, None if it has none.
+        """Return the file of an image, None if it has none.
 
-        Raises Unavailable if it does not exist or has no image header; a sidecar: if it is a link, empty or unreadable.
+        Raises Unavailable if it does not exist or has no image header.
         """
-        sidecar = next((file for file in self.sidecars.get(path[:-4], ()) if path.endswith(file.suffix)), None)
-        if not sidecar and path not in self.index:
+        if path not in self.index:
             raise Unavailable("no such image")
-        if (file := sidecar or self.original(path)) is None:
+        if (file := self.original(path)) is None:
             return None
         try:
-            status = file.stat(follow_symlinks=not sidecar)  # a link beside an image may lead anywhere
+            status = file.stat()
             if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait forever
                 raise Unavailable("is a folder" if stat.S_ISDIR(status.st_mode) else not_a_file(status.st_mode))
             if not status.st_size:
                 raise Unavailable("empty file")
             with file.open("rb") as stream:
-                if not sidecar:
-                    sides(stream)
+                sides(stream)
         except (Undecodable, OSError) as error:
             raise Unavailable(explain(error)) from None
         return file
@@ -221,70 +199,49 @@ def _copy(file: Path, target: Path) -> None:
 
 
 PNG = "png"
-STRIPPED = "stripped"
 WAYS: dict[str, Callable[[Path, Path], None]] = {
     "symlink": os.symlink,
     "hardlink": lambda file, target: os.link(os.path.realpath(file), target),  # a link to a link would be one
     "copy": _copy,
 }
-WORDS = {"symlink": "symbolic links", "hardlink": "hard links", "copy": "copies", STRIPPED: "copies", PNG: "PNG files"}
+WORDS = {"symlink": "symbolic links", "hardlink": "hard links", "copy": "copies", PNG: "PNG files"}
 
 
 class Transfer:
     """Brings images of a run to new places by a ``mode`` (None: the first that works for a file), and counts.
 
-    An image that is not a file, or whose target is a .png of another format, is decoded and written as PNG. ``strip``
-    copies files without their metadata: JPEG files losslessly, others as PNG.
+    An image that is not a file, or whose target is a .png of another format, is decoded and written as PNG.
     """
 
-    def __init__(self, images: RunImages, mode: str | None, *, strip: bool):
+    def __init__(self, images: RunImages, mode: str | None):
         if mode is not None and mode not in WAYS:
             raise UsageError(f"--mode {mode}: choose {', '.join(WAYS)}, or leave it out")
-        if strip and mode not in (None, "copy"):
-            raise UsageError(
-                f"--strip-metadata is for copies: {WORDS[mode or '']} lead to the originals; leave --mode out, or give"
-                " --keep-metadata"
-            )
-        mode = "copy" if strip else mode
         self.images = images
-        self.strip = strip
         self.of_files = images.source.items.of_files
         self.ways = tuple(WAYS) if mode is None else (mode,)  # tried in turn
         self.refused: dict[str, str] = {}  # the first refusal of a way, with its reason
         self.files: Counter[str] = Counter()  # by way
-        self.lacks = ", without the time, place and comments stored in them" if strip and self.of_files else ""
 
     def __call__(self, path: str, target: Path) -> str:
-        """Bring an image or sidecar to ``target``; return the way. Raises Unavailable, or an OSError of the target."""
+        """Bring an image to ``target``; return the way. Raises Unavailable, or an OSError of the target."""
         file = self.images.file(path)
-        if os.path.lexists(target):  # .xmp and .XMP on some file systems; a copy would overwrite the target of a link
+        if os.path.lexists(target):  # a copy would overwrite the target of a link
             raise Unavailable("another file has its name there")
-        png = target.suffix == ".png" and file is not None and file.suffix.lower() != ".png"
-        way = None if file is None or png else self.link_or_copy(file, target)
-        if way is None:
-            way = PNG
+        way = PNG
+        if file is not None and (target.suffix != ".png" or file.suffix.lower() == ".png"):
+            way = self.link_or_copy(file, target)
+        else:
             try:
                 image = self.images.source.read(self.images.index[path])
             except (Undecodable, OSError) as error:
                 raise Unavailable(explain(error)) from None
             with target.open("xb") as stream:
                 image.save(stream, "PNG")
-        if path in self.images.index:
-            self.files[way] += 1
+        self.files[way] += 1
         return way
 
-    def link_or_copy(self, file: Path, target: Path) -> str | None:
-        """Return the way; None if the file has no form without metadata but PNG."""
-        if self.strip:
-            try:
-                data = stripped(file)
-            except UnknownFormat:
-                return None
-            except OSError as error:
-                raise Unavailable(explain(error)) from None
-            with target.open("xb") as stream:
-                stream.write(data)
-            return STRIPPED
+    def link_or_copy(self, file: Path, target: Path) -> str:
+        """Bring a file to ``target`` by the first way that works, and return the way."""
         for way in self.ways:
             try:
                 WAYS[way](file, target)
@@ -299,17 +256,16 @@ class Transfer:
 
     @property
     def text(self) -> str:
-        """Number of files by mode, the modes that were refused, and the parts that the files lack."""
+        """Number of files by mode, and the modes that were refused."""
         done = ", ".join(f"{self.files[way]:,} {WORDS[way]}" for way in WORDS if self.files[way])
         refused = "".join(f"; {WORDS[way]} are refused there ({why})" for way, why in self.refused.items())
         why = "" if self.of_files else " (these images are not files)"
-        return f"{done}{why}{self.lacks}{refused}"
+        return f"{done}{why}{refused}"
 
     @property
     def plan(self) -> str:
         """Modes that will be tried."""
-        ways = ", else ".join(WORDS[way] for way in (self.ways if self.of_files else (PNG,)))
-        return f"{ways}{self.lacks}"
+        return ", else ".join(WORDS[way] for way in (self.ways if self.of_files else (PNG,)))
 
 
 def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
@@ -319,7 +275,6 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
     layout: str = "named",
     mode: str | None = None,
     images: Images | None = None,
-    strip_metadata: bool | None = None,
     outliers: str = "keep",
     duplicates: str = "all",
     split: str | Sequence[float] | None = None,
@@ -339,7 +294,6 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
             clusters are in the metadata only: ``datasets`` takes a folder called test, or 003-test, for another split.
         mode: symlink, hardlink or copy; default: the first of these that works for a file, a copy in a data set.
         images: The place of the images, if it is no longer the run's.
-        strip_metadata: Write copies without EXIF, comments and the like; default: for the copies of a data set.
         outliers: "keep": in their clusters; "separate": below ``_outliers``; "leave": not exported. Outliers in junk
             clusters are junk. A data set cannot have them separate.
         duplicates: "all", or "first": of nearly identical images only the best, the largest and among these the
@@ -376,15 +330,13 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
     if split is not None:
         split = read_shares(split if isinstance(split, str) else ",".join(map(str, split)))
     mode = mode or ("copy" if dataset else None)
-    strip = (dataset and mode == "copy") if strip_metadata is None else strip_metadata
     members = read_run_images(run, images)
     known = members.annotations
     check_outside(out, Path(members.source.location))
     if replaces := replaceable(out, overwrite=overwrite) is not None:
         members.check_outside_of(out)
-    transfer = Transfer(members, mode, strip=strip)
+    transfer = Transfer(members, mode)
     junk = {*known.junk}
-    suffixes = STRIPPED_SUFFIXES if strip else SUFFIXES if dataset else None
 
     def target(row: Row) -> str:
         """Return the folder of an image and its preferred name there; "" if it is left out."""
@@ -402,7 +354,7 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
         else:
             above += f"{JUNK}/" if number in junk else f"{APART}/" if outlier and outliers == "separate" else ""
             folder = above + cluster_folder(number, known.names[number])
-        refused = suffixes is not None and stem_and_suffix(name)[1].lower() not in suffixes
+        refused = dataset and stem_and_suffix(name)[1].lower() not in SUFFIXES
         return f"{folder}/{_fitting(name, '.png') if refused or not members.is_file(row) else name}"
 
     def clusters_of_wanted() -> dict[str, str]:
@@ -436,7 +388,7 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
         if replaces:
             stays = replace_tree(out, folder, inventory, members.file, alone=dataset)
     if missing:
-        warn(f"{len(missing):,} images or sidecars are missing or cannot be used, and are left out: {some(missing)}")
+        warn(f"{len(missing):,} images are missing or cannot be used, and are left out: {some(missing)}")
     if better:
         display.say("Left out", f"{plural(better, 'nearly identical image')}: see {INVENTORY}")
     if part_of:
@@ -448,6 +400,7 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
     if transfer.files["symlink"]:
         display.say("Links", f"point to the images: keep the images where they are; {out} can be moved")
     if dataset:
+        display.say("Metadata", "the files keep theirs, such as time and place: see docs/export.md to remove it")
         display.say("Load", f'datasets.load_dataset("imagefolder", data_dir={str(out)!r})')
     return inventory
 
@@ -487,11 +440,10 @@ def _fill(
 ) -> tuple[list[Row], list[str]]:
     """Bring every image to its target. Return the rows of the inventory, and the missing images with the reason."""
     inventory: list[Row] = []
-    sidecars: list[Row] = []
     missing: list[str] = []
 
     def bring(row: Row, target: str) -> Row:
-        """Bring an image or a sidecar to its target, and return its row of the inventory."""
+        """Bring an image to its target, and return its row of the inventory."""
         exported, how = target, spared.get(row["path"]) or ("outlier" if row["status"] == "ok" else "skipped")
         if target:
             try:
@@ -506,16 +458,12 @@ def _fill(
         (folder / inside).mkdir(parents=True, exist_ok=True)
     for row, target in targets:
         inventory.append(bring(row, target))
-        if inventory[-1]["how"] in WAYS and is_raw(target):
-            for base, new in zip(sidecar_bases(row["path"]), sidecar_bases(target), strict=True):
-                suffixes = (file.suffix for file in transfer.images.sidecars[base])
-                sidecars += [bring({**row, "path": base + suffix}, new + suffix) for suffix in suffixes]
         display.progress("exporting", len(inventory), len(targets))
     if not transfer.files and not missing:
         raise DataError("all images are outliers, and these are left out: nothing is left to export")
     if not transfer.files:
         raise DataError(f"none of the {len(missing):,} images can be exported: {some(missing)}")
-    return inventory + sidecars, missing
+    return inventory, missing
 
 
 def _write_metadata(out: Path, targets: Targets, inventory: Sequence[Row], images: RunImages) -> list[Row]:

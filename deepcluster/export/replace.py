@@ -1,16 +1,14 @@
 """Replace an exported tree: delete the unchanged files of the last export, and keep every other file."""
 
 import os
-import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path, PurePosixPath
 
 from deepcluster.errors import DiskError
 from deepcluster.export.split import PARTS
-from deepcluster.images.source import RAW_SUFFIXES
 from deepcluster.runtime import signals
 from deepcluster.runtime.plain_files import MAX_TEXT, check_file, own_sha256, sha256, write_csv
 from deepcluster.storage.content import Row
@@ -24,7 +22,6 @@ INVENTORY_COLUMNS = ("path", "cluster", "name", "exported_path", "how", "sha256"
 LOCK = ".deepcluster.lock"
 ASIDE = "_left"  # folder for only copies that are in the way
 SAME_BYTES = ("hardlink", "copy")  # ways that keep the bytes of a file
-_RAW_OR_SIDECAR = re.compile(rf"({'|'.join(map(re.escape, (*RAW_SUFFIXES, '.xmp')))})+$")
 
 
 class Unavailable(Exception):
@@ -32,17 +29,8 @@ class Unavailable(Exception):
 
 
 def key(name: str) -> str:
-    """Return one key for names that some file system takes as equal, and for RAW files of a stem and their sidecars."""
-    return _RAW_OR_SIDECAR.sub(".xmp", unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold()))
-
-
-def is_raw(name: str) -> bool:
-    return name.lower().endswith(RAW_SUFFIXES)
-
-
-def sidecar_bases(name: str) -> tuple[str, str]:
-    """Return a sidecar's name without .xmp, for digiKam or darktable (NAME.CR2.xmp), and for Lightroom (NAME.xmp)."""
-    return name, name.removesuffix(PurePosixPath(name).suffix)
+    """Return one key for names that some file system takes as equal."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
 def replaceable(out: Path, *, overwrite: bool) -> list[Row] | None:
@@ -86,7 +74,7 @@ def replace_tree(
     stays = sorted(_files(out) - goes - {INVENTORY, LOCK})
     comes = sorted(_files(new) - {INVENTORY})
     placed = [name for name in stays if not name.startswith(f"{ASIDE}/")]
-    in_the_way = {*placed} if alone else {*_in_the_way(out, comes, goes), *_misplaced(placed, comes, made, rows)}
+    in_the_way = {*placed} if alone else {*_in_the_way(out, comes, goes)}
     for number in count(1):
         above = ASIDE if number == 1 else f"{ASIDE}/{number}"
         # Without train/ and the like, of which `datasets` reads every one.
@@ -168,16 +156,6 @@ def _exists_elsewhere(file: Path, row: Row, original: Callable[[str], Path | Non
 def _image_of(row: Row, file: Path, original: Callable[[str], Path | None]) -> Path | None:
     """Return the file of a row's image; None for a link, and for metadata.csv, which belongs to no image."""
     return original(row["path"]) if row["path"] and not file.is_symlink() else None
-
-
-def _misplaced(stays: Sequence[str], comes: Sequence[str], made: Mapping[str, Row], rows: Sequence[Row]) -> set[str]:
-    """Return files that stay but would be the sidecar of a new RAW file, and sidecars whose RAW file leaves."""
-    pairs = {(row["path"], row["exported_path"]) for row in rows}
-    same = {name for name, row in made.items() if (row["path"], name) in pairs}
-    taken = {key(name) for name in {*comes} - same if is_raw(name)}
-    kept = {key(name) for name in {*same, *stays} if is_raw(name)}
-    orphans = {name for name in stays if name in made and name.lower().endswith(".xmp") and key(name) not in kept}
-    return orphans | {name for name in stays if key(name) in taken}
 
 
 def _in_the_way(out: Path, comes: Sequence[str], goes: Collection[str]) -> list[str]:

@@ -137,16 +137,6 @@ def sides(file: Path | BinaryIO) -> tuple[int, int]:
     return _examine(file, lambda image: image.size)
 
 
-def orientation(data: bytes) -> int:
-    """Return the EXIF orientation (1 to 8) of the bytes of an image file; 1 without one, or if it is not an image."""
-    try:
-        with Image.open(BytesIO(data), formats=accepted_formats()) as image:
-            value = _orientation(image)
-    except Exception:  # damaged files raise all kinds
-        return 1
-    return value if value in _UPRIGHT else 1
-
-
 def as_rgb(image: Image.Image) -> Image.Image:
     """Return the image in mode RGB, by the table of ``decode``; an RGB image stays the same object."""
     if image.mode == "F":

@@ -125,9 +125,9 @@ def _segment(marker: int, content: bytes) -> bytes:
     return bytes([0xFF, marker]) + struct.pack(">H", 2 + len(content)) + content
 
 
-def _jpeg(image: Image.Image, orientation: int = 1, **options: object) -> bytes:
+def _jpeg(image: Image.Image, orientation: int = 1) -> bytes:
     about = {"exif": _exif(orientation), "comment": "CANARY", "icc_profile": b"profile"}
-    data = stored(image, "JPEG", **about, **options)
+    data = stored(image, "JPEG", **about)
     more = _segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP) + _segment(0xED, b"Photoshop 3.0\0CANARY")
     more += _segment(0xE0, b"JFXX\0\x10CANARY") + _segment(0xE2, b"MPF\0CANARY") + _segment(0xEB, b"CANARY")
     start = data.index(b"\xff\xdb")
@@ -144,9 +144,7 @@ def talkative() -> dict[str, bytes]:
     files = {
         "plain.jpg": _jpeg(image),
         "turned.jpg": _jpeg(image, 6),
-        "mirrored.jpg": _jpeg(image, 5, progressive=True),
         "print.jpg": _jpeg(image.convert("CMYK")),
-        "restarts.jpg": _jpeg(image, restart_marker_blocks=1),
         "a.png": stored(image.convert("RGBA"), "PNG", pnginfo=text, exif=_exif(), icc_profile=CANARY),
         "turned.png": stored(image, "PNG", exif=_exif(8)),
         "a.webp": stored(image, "WEBP", lossless=True, exif=_exif().tobytes(), xmp=XMP),
