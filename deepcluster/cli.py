@@ -505,7 +505,7 @@ def export(
     run_: flags.RunArgument,
     /,
     *,
-    to: Literal["folders", "imagefolder", "labelstudio", "parquet", "onnx"],
+    to: Literal["folders", "imagefolder", "parquet", "onnx"],
     out: flags.Out,
     image_flags: Annotated[flags.ImageExportFlags | None, Parameter(name="*")] = None,
     quiet: flags.Quiet = False,
@@ -513,14 +513,13 @@ def export(
     """Export a run: folders, data sets, a table, an ONNX graph. Images are linked or copied, never moved or changed.
 
     Args:
-        to: Form of the result: a folder per cluster, a data set, tasks for Label Studio, a table, the model as a graph.
+        to: Form of the result: a folder per cluster, a data set, a table, the model as a graph.
         out: The folder or file to make; it must not exist yet, unless --overwrite may replace it.
     """
     chosen: Mapping[str, Any] = image_flags or {}
     of_images = to in flags.IMAGE_EXPORTS
     if not of_images:
-        unused = (name for name in chosen if name not in flags.USED.get(to, ()))
-        refuse(unused, f"--to {to} writes no images")
+        refuse(chosen, f"--to {to} writes no images")
     _check_run(run_)
     if not chosen.get("dry_run") and not chosen.get("overwrite"):
         (files.check_no_folder if of_images else files.check_no_file)(out)

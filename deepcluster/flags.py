@@ -15,7 +15,6 @@ from deepcluster.recipe import ANY, Recipe, declared
 from deepcluster.texts import short
 
 IMAGE_EXPORTS = ("folders", "imagefolder")  # the forms of `export` that hold images, and use all its flags
-USED = {"labelstudio": ("images", "n", "seed")}  # of these flags, by the other forms
 
 # The help lists the flags that most people need first, and these groups behind them.
 NETWORK = Group("Network and training", sort_key=2)
@@ -191,7 +190,7 @@ else:  # the flags that were given, by the name of their option
 
 
 class ImageExportFlags(TypedDict, total=False):
-    """The given flags of ``export`` that not all of its forms use.
+    """The given flags of ``export`` that only its forms with images use.
 
     Attributes:
         mode: How to place the images (default: folders: the first that works; imagefolder: copy).

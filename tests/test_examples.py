@@ -3,16 +3,19 @@
 import copy
 import csv
 import json
+import os
 import re
 import runpy
 import socket
 import struct
 import sys
+from contextlib import suppress
 from select import select
 from threading import Thread
 from types import ModuleType
 from typing import Any
 from urllib.error import HTTPError
+from urllib.parse import unquote_to_bytes
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -32,8 +35,11 @@ from deepcluster.learning.training import Learning, body_optimizer, train_on_pse
 from deepcluster.nets.network import as_network, build
 from deepcluster.nets.weights import shapes_only
 from deepcluster.runs.rows import placement_columns
+from deepcluster.runs.teach import read_answers
 from deepcluster.runtime.partition import Partition
+from deepcluster.storage.run_folder import RunFolder
 from tests.drawings import KINDS, draw
+from tests.exports import photos_run, write_clusters, write_image
 from tests.helpers.features import normal
 from tests.helpers.image_files import HEIC, files_of_all_modes, stored
 from tests.helpers.runs import predicted
@@ -341,6 +347,53 @@ def test_deepcluster_on_one_page_beside_the_package():
     page["optimizer_step"](body, head, optimizers, pixels, targets)
     assert torch.allclose(body[1].weight, network.body[1].weight, atol=1e-6)
     assert torch.allclose(head.weight, network.head.weight, atol=1e-6)
+
+
+def test_label_studio(output_of, tmp_path):
+    """Tasks serve the images of their folder alone; answers are those on which the annotations of the export agree."""
+    odd = ["a b+c.png", "sub/100%.png", "é&#?.png", "\udcff.png", '"q".png']
+    hostile = ["../secret.png", str(tmp_path / "secret.png"), "link.png", "gone.png"]
+    clusters = dict.fromkeys(odd, 0) | dict.fromkeys(hostile[2:], 1)
+    run = photos_run(tmp_path, clusters, names={0: '=Möwe & "co"'}, skipped=["notes.doc"])
+    rows = RunFolder(run).read_rows("clusters.csv")
+    write_clusters(run, [*rows, *({**rows[0], "path": path} for path in hostile[:2])])
+    write_image(tmp_path / "secret.png", 0)
+    for path in hostile[2:]:
+        (tmp_path / "photos" / path).unlink()
+    (tmp_path / "photos/link.png").symlink_to(tmp_path / "secret.png")
+    out, table, images = tmp_path / "tasks.json", tmp_path / "answers.csv", str(tmp_path / "photos")
+    *left_out, _, _, _, interface = output_of("label_studio.py", "tasks", str(run), images, str(out))
+    assert sorted(line.partition(": ")[2] for line in left_out) == sorted(map(ascii, hostile))
+    tasks = json.loads(out.read_text())
+    labels = ['\'=Möwe & "co"', "cluster 1"]
+    for path, task in zip(odd, tasks, strict=True):
+        place, _, query = task["data"]["image"].partition("?d=")
+        assert place == "/data/local-files/" and unquote_to_bytes(query) == os.fsencode(f"photos/{path}")
+        assert [choice["value"] for choice in task["data"]["clusters"]] == labels
+        assert task["predictions"][0]["result"][0]["value"] == {"choices": labels[:1]}
+    with suppress(ImportError):
+        from label_studio_sdk.label_interface import LabelInterface
+
+        known = LabelInterface(interface.partition(": ")[2])
+        assert all(known.validate_prediction(task["predictions"][0]) for task in tasks)
+    given = [["owl"], ["cluster 1", "cluster 1"], [labels[0]], [], ["owl", "gull"]]
+    for task, names in zip(tasks, given, strict=True):
+        (result,) = task["predictions"][0]["result"]
+        results = [[{**result, "value": {"choices": [name]}}] for name in names]
+        task["annotations"] = [{"result": result, "was_cancelled": False} for result in results]
+        task["annotations"].append({"result": [result], "was_cancelled": True})
+    tasks[0]["annotations"][0]["result"].append({"from_name": "note", "value": {"text": ["x"]}})
+    out.write_text(json.dumps([*tasks, tasks[0]]))  # imported twice
+    (line,) = output_of("label_studio.py", "answers", str(out), str(table))
+    assert line.endswith(ascii(odd[4]))
+    assert [(answer.path, answer.name) for answer in read_answers(table)] == [
+        (odd[0], "owl"), (odd[1], "cluster 1"), (odd[2], '=Möwe & "co"')
+    ]  # fmt: skip
+    for arguments in (["tasks", str(run), images, str(out)], ["answers", str(out), str(table)]):
+        with pytest.raises(FileExistsError):
+            output_of("label_studio.py", *arguments)
+    with pytest.raises(SystemExit, match="would serve"):
+        output_of("label_studio.py", "tasks", str(run), "/proc", str(tmp_path / "x"))
 
 
 def test_conv4(output_of, tmp_path):

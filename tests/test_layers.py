@@ -111,7 +111,6 @@ ALLOWED = {
     ("images/decode.py", "importlib"): "tells if rawpy is installed (find_spec), loads nothing",
     ("report/hints.py", "importlib"): "finds a table of the package's own (importlib.resources)",
     ("runtime/console.py", "importlib"): "tells if a package is installed (find_spec), loads nothing",
-    ("export/labelstudio.py", "urllib"): "quotes a path for a link (urllib.parse), opens nothing",
     ("nets/weights.py", "zipfile"): "reads the table of contents of a checkpoint, to refuse a compressed one",
 }
 

@@ -227,7 +227,7 @@ def test_what_an_answer_means(run):
     now = [number for number, _ in placed(run).values()]
     assert now[0] == now[6] == 4 and now[third[0]] == 3  # equal images go together, and a moved one stays
     apply(run, Edits(names={0: "cluster 3"}))
-    teach(run, [Answer(third[0], name="cluster 3")])  # as 3 is called, too: Label Studio shows this text for both
+    teach(run, [Answer(third[0], name="cluster 3")])  # as 3 is called, too: `ask` shows this text for both
     assert [number for number, _ in placed(run).values()][third[0]] == 3
 
 
