@@ -200,7 +200,7 @@ class ImageExportFlags(TypedDict, total=False):
         split: Shares of train, validation and test, such as .8,.1,.1; nearly identical images stay together.
         n: Number of images, drawn uniformly over the clusters (default: all).
         seed: Of --split and -n (default: 0).
-        overwrite: Replace a folder that an export made; other files in it stay.
+        overwrite: Replace a folder that an export made, if nobody changed it.
         images: The images of the run, if they have moved since.
         dry_run: Print what the export would do, and stop.
     """

@@ -18,8 +18,7 @@ from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageEr
 from deepcluster.export import folders
 from deepcluster.export.folders import MAX_NAME_BYTES, Transfer, cluster_folder, distinct, plain, read_run_images
 from deepcluster.export.folders import WAYS as BY_MODE
-from deepcluster.export.replace import INVENTORY, INVENTORY_COLUMNS, LOCK, Unavailable, replace_tree, write_inventory
-from deepcluster.runtime.plain_files import sha256
+from deepcluster.export.replace import INVENTORY, INVENTORY_COLUMNS, LOCK, Unavailable, write_inventory
 from deepcluster.storage.run_folder import RunFolder, table_rows
 from deepcluster.storage.state import InUseError
 from tests.commands import killed_at_every_change, largest_file
@@ -254,7 +253,7 @@ def test_command(holiday, tmp_path, ends, prints):
     assert " 5 " in prints("export", holiday, "--to", "folders", "-o", other, "--images", images)
 
 
-# ---- --overwrite and --duplicates: what is replaced, what stays, and which image stands for which ---
+# ---- --overwrite and --duplicates: what is replaced, and which image stands for which ---
 
 
 def refused(run, out, words, error=DiskError, **options):
@@ -280,39 +279,30 @@ WAYS = [{}, {"mode": "hardlink"}, {"mode": "copy"}, {"layout": "dataset"}]
 
 
 @pytest.mark.parametrize("options", [*WAYS, IN_PARTS])
-def test_a_tree_is_replaced_and_the_files_of_others_stay(options, beach, tmp_path):
-    """Copies of images that are left out now go, too, and those of edited ones if they are no plain copies.
-
-    The metadata of a data set is the user's in any other tree, even as a copy that keeps its time.
-    """
+def test_a_tree_that_nobody_changed_is_replaced(options, beach, tmp_path):
+    """By its contents: times do not count, a file may be gone, and file managers leave files, which stay."""
     out, fresh, originals = tmp_path / "out", tmp_path / "fresh", state(tmp_path / "photos")
-    folders(beach, out, overwrite=True, **options)  # there is none yet
-    mine = [] if "layout" in options else ["000-beach/mine.png", "notes.txt", "train/metadata.csv"]
-    for name in mine:
-        (out / name).parent.mkdir(exist_ok=True)
-        (out / name).write_text("mine")
-        os.utime(out / name, (0, 0))
+    first = folders(beach, out, overwrite=True, **options)  # there is none yet
+    for name in tree(out):
+        os.utime(out / name, (0, 0), follow_symlinks=False)
+    (out / first[3]["exported_path"]).unlink()
+    (out / first[0]["exported_path"]).with_name(".DS_Store").touch()
+    left = [name for name in tree(out) if name.endswith(".DS_Store")]
     corrected(beach)
     mark_outliers(beach, lambda row: row["path"] == "a.png")
-    if options in ({}, {"mode": "hardlink"}):
-        Image.new("RGB", (9, 9)).save(tmp_path / "photos/sea/b.png")  # a hard link is edited with it
-        originals = state(tmp_path / "photos")
-    said = Said()
-    rows = folders(beach, out, outliers="leave", overwrite=True, display=said, **options)
+    rows = folders(beach, out, outliers="leave", overwrite=True, **options)
     assert rows == folders(beach, fresh, outliers="leave", **options)
-    assert tree(out) == sorted([*tree(fresh), *mine])
+    assert tree(out) == sorted([*tree(fresh), *left])
     for name in tree(fresh):
         assert (out / name).read_bytes() == (fresh / name).read_bytes()
-    assert all((out / name).read_text() == "mine" for name in mine)
     assert not [folder for folder in out.rglob("*") if folder.is_dir() and not any(folder.iterdir())]
-    assert any(", ".join(mine) in line for line in said.lines if line.startswith("Kept")) == bool(mine)
-    assert state(tmp_path / "photos") == originals
+    assert all((path, *about) in originals for path, *about in state(tmp_path / "photos")) or "hardlink" in str(options)
 
 
 def test_another_folder_is_refused(beach, tmp_path):
     """Also with an inventory that is damaged, or of a version that wrote no digests."""
     header = "path,cluster,name,exported_path,how"
-    texts = ["", "path,label\n", f"{header}\n", f"{header},sha256\na.png,0,,a\0b,copy,\n"]
+    texts = ["", "path,label\n", f"{header}\n", f"{header},sha256\na.png,0,,a,copy,\n,,\n"]
     for i, (name, text) in enumerate([*(("inventory.csv", text) for text in texts), ("mine", "")]):
         out = tmp_path / str(i)
         out.mkdir()
@@ -324,7 +314,7 @@ def test_another_folder_is_refused(beach, tmp_path):
 
 
 @pytest.mark.parametrize("options", WAYS)
-def test_a_changed_file_is_never_lost(options, beach, tmp_path):
+def test_a_file_that_somebody_added_or_changed_is_never_lost(options, beach, tmp_path):
     """By its content, whatever its time; a link may lead elsewhere, and the user edits the metadata of a data set."""
     out = tmp_path / "out"
     first = folders(beach, out, **options)[0]
@@ -337,9 +327,47 @@ def test_a_changed_file_is_never_lost(options, beach, tmp_path):
         else:
             file.write_bytes(content + b"mine")
         os.utime(file, (0, 0), follow_symlinks=False)
-        refused(beach, out, file.name, **options)
+        refused(beach, out, rf"{file.name} \(changed\); .*-o", **options)
+        file.unlink()
+        os.mkfifo(file)
+        refused(beach, out, rf"{file.name} \(changed\)", **options)
         file.unlink()
         folders(beach, out, overwrite=True, **options)
+    (out / "new").mkdir()
+    (out / "link").symlink_to(tmp_path)
+    for name in ("notes.txt", "new/.mine"):
+        (out / name).write_text("mine")
+    refused(beach, out, r"link \(added\), new/\.mine \(added\), notes\.txt \(added\); .*-o", **options)
+
+
+@pytest.mark.parametrize("mode", ["hardlink", "copy"])
+def test_an_only_copy_is_never_lost(mode, beach, tmp_path):
+    """Links to an image that is gone are replaced."""
+    out, links = tmp_path / "out", tmp_path / "links"
+    folders(beach, out, mode=mode)
+    folders(beach, links)
+    image = tmp_path / "photos" / "a.png"
+    deleted = image.read_bytes()
+    image.unlink()
+    refused(beach, out, r"000-beach/a\.png \(the only copy: no such image\)", mode=mode)
+    with pytest.warns(DeepClusterWarning):
+        folders(beach, links, overwrite=True)
+    image.write_bytes(deleted)
+    folders(beach, out, mode=mode, overwrite=True)
+
+
+def test_a_file_that_is_added_during_an_export_stays(beach, tmp_path):
+    out = tmp_path / "out"
+    folders(beach, out, mode="copy")
+
+    class Meanwhile(Said):
+        def progress(self, phase, done, total):
+            (out / "mine").write_text("mine")
+
+    before = tree(out)
+    with pytest.raises(DiskError, match="mine"):
+        folders(beach, out, overwrite=True, mode="copy", display=Meanwhile())
+    assert tree(out) == sorted([*before, "mine"])
 
 
 def test_only_one_export_at_a_time_replaces_a_tree(beach, tmp_path):
@@ -357,33 +385,7 @@ def test_only_one_export_at_a_time_replaces_a_tree(beach, tmp_path):
     assert tree(out) == sorted(row["exported_path"] or INVENTORY for row in [*inventory(out), {"exported_path": ""}])
 
 
-@pytest.mark.parametrize("options", [{"mode": "hardlink"}, {"mode": "copy"}, {"layout": "dataset"}, IN_PARTS])
-def test_an_only_copy_that_is_in_the_way_moves_aside(options, beach, tmp_path):
-    """In a data set every file that stays is in the way, elsewhere one in the place of a new file. No link is followed.
-
-    The inventory keeps the rows of files that stay, so they go when their originals are back.
-    """
-    out, image = tmp_path / "out", tmp_path / "photos" / "a.png"
-    first = folders(beach, out, **options)[0]
-    copy, deleted = (out / first["exported_path"]).read_bytes(), image.read_bytes()
-    image.unlink()
-    corrected(beach)  # the other a.png gets the place of the copy
-    aside = re.sub("^(train/|(v|t)(alidation|est))", r"\2", first["exported_path"])
-    (out / "_left").symlink_to(tmp_path)
-    refused(beach, out, r": _left\. ", **options)
-    (out / "_left").unlink()
-    for _ in range(2):
-        with pytest.warns(DeepClusterWarning):
-            folders(beach, out, overwrite=True, **options)
-        assert (out / "_left" / aside).read_bytes() == copy
-        assert len([name for name in tree(out) if name.endswith(".png")]) == 4
-    image.write_bytes(deleted)
-    folders(beach, out, overwrite=True, **options)
-    assert not (out / "_left").exists()
-
-
 def test_an_inventory_or_a_folder_that_somebody_changed_reaches_nothing_outside(beach, tmp_path):
-    """Not even files that equal their originals."""
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
     rows = [dict(row) for row in folders(beach, out, mode="copy")]
     shutil.copytree(tmp_path / "photos", elsewhere)
@@ -394,23 +396,9 @@ def test_an_inventory_or_a_folder_that_somebody_changed_reaches_nothing_outside(
     (elsewhere / "sky" / "mine").write_text("mine")
     (out / "002").symlink_to(elsewhere / "sky")
     before = state(elsewhere)
-    with pytest.raises(DiskError, match=r"000-beach/a-2.png, 000-beach/a.png, 002, 002/c.png"):
+    with pytest.raises(DiskError, match=r"000-beach/a-2.png \(added\), 000-beach/a.png \(added\), 002 \(added\)"):
         folders(beach, out, overwrite=True)
     assert state(elsewhere) == before
-
-
-def test_an_original_by_another_way_into_the_folder_is_no_copy(tmp_path):
-    """As through a mount, or a name in another case: both paths are one file, and it has no second link."""
-    out, new = tmp_path / "out", tmp_path / "new"
-    for folder, text in ((out, "mine"), (new, "new")):
-        (folder / "000").mkdir(parents=True)
-        (folder / "000/a.png").write_text(text)
-    row = {"path": "a.png", "exported_path": "000/a.png", "how": "copy", "sha256": sha256(out / "000/a.png")}
-    write_inventory(out, [row])
-    before = state(out)
-    with pytest.raises(DiskError, match=r"000/a\.png"):
-        replace_tree(out, new, [row], lambda path: out / "000/a.png", alone=False)
-    assert state(out) == before
 
 
 def test_the_images_of_the_run_are_never_replaced(beach, tmp_path):

@@ -303,8 +303,7 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
             enough such sets or single images.
         n: Number of images, drawn uniformly over the clusters; None: all.
         seed: Of ``split`` and ``n``.
-        overwrite: Replace the tree that an export made at ``out``. Other files stay. If they are in the way, or in a
-            data set, nothing is replaced.
+        overwrite: Replace the tree that an export made at ``out``, if nobody changed it.
         dry_run: Write nothing, only print the plan.
         display: For progress and the outcome.
 
@@ -333,8 +332,9 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
     members = read_run_images(run, images)
     known = members.annotations
     check_outside(out, Path(members.source.location))
-    if replaces := replaceable(out, overwrite=overwrite) is not None:
+    if overwrite:
         members.check_outside_of(out)
+    replaces = replaceable(out, members.file, overwrite=overwrite)
     transfer = Transfer(members, mode)
     junk = {*known.junk}
 
@@ -379,14 +379,13 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
     if dry_run:
         _show(out, targets, transfer, display)
         return ()
-    stays: list[str] = []
     with replacing(out) if replaces else new_folder(out) as folder, pillow_limits():
         inventory, missing = _fill(folder, targets, spared, transfer, display)
         if dataset:
             inventory += _write_metadata(folder, targets, inventory, members)
         write_inventory(folder, inventory)
         if replaces:
-            stays = replace_tree(out, folder, inventory, members.file, alone=dataset)
+            replace_tree(out, folder, inventory, members.file)
     if missing:
         warn(f"{len(missing):,} images are missing or cannot be used, and are left out: {some(missing)}")
     if better:
@@ -394,8 +393,6 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
     if part_of:
         sizes = Counter(part_of.values())
         display.say("Split", ", ".join(f"{part} {sizes[part]:,}" for part in PARTS))
-    if stays:
-        display.say("Kept", f"{plural(len(stays), 'file')}, changed, the only copy or not of the export: {some(stays)}")
     display.say("Exported", f"{plural(transfer.files.total(), 'image')} to {out}: {transfer.text}")
     if transfer.files["symlink"]:
         display.say("Links", f"point to the images: keep the images where they are; {out} can be moved")
