@@ -41,7 +41,7 @@ from deepcluster.runtime.console import Terminal, complain, say
 from deepcluster.runtime.machine import is_main_rank, versions, world_size
 from deepcluster.runtime.plain_files import is_run, write_csv
 from deepcluster.storage import files
-from deepcluster.storage.edits_file import newest_edits, read_edits
+from deepcluster.storage.edits_file import read_edits
 from deepcluster.texts import plural, short, some
 
 if TYPE_CHECKING:
@@ -259,22 +259,18 @@ def apply(
     undo: bool = False,
     output: flags.Output = flags.OUTPUT,
 ) -> None:
-    """Apply edits.json: merge, split, name and mark clusters, move images; other clusters keep their numbers.
+    """Apply edits: merge, split, name and mark clusters, move images; other clusters keep their numbers.
 
     Args:
-        edits: The edits.json that the report made; without it, the newest one for this run in the Downloads folder.
+        edits: A JSON file with edits; the served report (report RUN --serve) needs none.
         undo: Take back the last apply, recut or teach; --undo 3 the last three, --undo all every one since the fit.
     """
     word = "" if edits is None else str(edits)
-    if undo and not re.fullmatch("|all|[0-9]{1,9}", word):
-        raise UsageError("give an edits.json to apply, or --undo with a number of changes or all (not both)")
-    record = _check_run(run_)
-    path = None if undo else edits or newest_edits(run_, record)
-    wanted = None if path is None else read_edits(path)
+    if not (re.fullmatch("|all|[0-9]{1,9}", word) if undo else edits):
+        raise UsageError("give a FILE of edits, or --undo with a number of changes or all (not both)")
+    _check_run(run_)
+    wanted = None if undo or edits is None else read_edits(edits)
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
-        if path is not None and edits is None:
-            saved = time.strftime("%d %B, %H:%M", time.localtime(path.stat().st_mtime))
-            terminal.say("Edits", f"{path}, saved {saved}")
         from deepcluster.runs import recut as recutting
 
         if wanted is None:
@@ -723,7 +719,7 @@ def _print_result(run: Path, output: flags.Output, command: str) -> None:
             lines += _metric_lines({"clusters": record["clusters"], **metrics})
             lines += console.paragraph("Verdict", record["verdict"]).splitlines()
         following = [*_next_commands(folder.path, record, command)]
-        following.append(f"open {page.absolute().as_uri()}   # the same page as a file, to pass on")
+        following.append(f"open {page.absolute().as_uri()}   # the page as a file, to look at and to pass on")
         lines += [f"{heading:9} {line}" for heading, line in zip_longest(["Next"], following, fillvalue="")]
         for line in lines:
             say(line)

@@ -124,8 +124,8 @@ class Sandbox:
             if "--rounds" in arguments and "sklearn:digits" in arguments:
                 arguments[arguments.index("--rounds") + 1] = DIGITS[self.page.name]
             arguments += [word for option in QUICK.items() if option[0] not in arguments for word in option]
-        if arguments[0] == "apply":
-            self._write_edits(*arguments[1:3])  # without a file it looks into the Downloads folder
+        if arguments[0] == "apply" and arguments[2] != "--undo":
+            self._write_edits(*arguments[1:3])
         if arguments[0] == "teach" and len(arguments) > 2:
             fill_in(Path(arguments[2]))
         before, pipe, _ = line.rpartition("| ")
@@ -134,8 +134,6 @@ class Sandbox:
         said, complained = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(complained):
             patch.setattr(sys, "argv", ["deepcluster", *arguments])
-            if arguments[0] == "apply":
-                patch.setenv("HOME", str(Path.cwd()))
             patch.setattr(sys, "stdin", io.StringIO(from_shell(before) if pipe else ""))
             if expected == 75:
                 patch.setattr(training, "Outputs", with_ctrl_c(training.Outputs))
@@ -146,11 +144,10 @@ class Sandbox:
         if code == 0 and "-o" in arguments and (out := arguments[arguments.index("-o") + 1]) != "-":
             assert Path(out).exists(), line
 
-    def _write_edits(self, run: str, edits: str = "Downloads/edits.json") -> None:
+    def _write_edits(self, run: str, edits: str) -> None:
         """Write the edits that the page shows, or some, for the cut of the run."""
         on_page = (json.loads(block.text) for block in blocks(self.page) if block.language == "json")
         shown = next(on_page, {"schema_version": 1, "names": {"0": "roses"}, "merge": [[1, 3]]})
-        Path(edits).parent.mkdir(exist_ok=True)
         Path(edits).write_text(json.dumps(shown | {"cut": json.loads(text_of(Path(run, "run.json")))["cut"]}))
 
     def execute(self, block: Block) -> None:

@@ -78,7 +78,7 @@ AT_ONCE = {  # answered before anything slow is imported: exit code and words
     "update run fotos": (3, "fotos"),
     "recut run -k 49": (3, "48"),
     "apply run none.json": (2, "none.json"),
-    "apply run": (2, "edits.json"),
+    "apply run": (2, "give a FILE of edits, or --undo"),
     "apply run edits.json --undo": (2, "--undo"),
     f"apply run --undo {'9' * 5000}": (2, "--undo"),
     "evaluate run fotos": (3, "fotos"),

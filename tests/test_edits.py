@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 import time
 from contextlib import suppress
@@ -32,8 +31,7 @@ from deepcluster.runs.recut import apply, edited, recut, taken_back, undo
 from deepcluster.runs.update import update
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage import model_files as models
-from deepcluster.storage.content import RunRecord
-from deepcluster.storage.edits_file import Edits, newest_edits, read_edits
+from deepcluster.storage.edits_file import Edits, read_edits
 from deepcluster.storage.model_files import EMBEDDINGS, Groups, load
 from tests.helpers.runs import SAME, change_record, contents, model_digest, record, rows
 from tests.tiny import tiny_model
@@ -230,37 +228,6 @@ def test_a_file_that_is_no_edits_is_named(name, tmp_path):
         (tmp_path / "edits.json").write_text(text)
         with pytest.raises(UsageError, match=r"edits\.json"):
             read_edits(tmp_path / "edits.json")
-
-
-FRENCH = 'XDG_DESKTOP_DIR="$HOME/Bureau"\nXDG_DOWNLOAD_DIR="$HOME/Téléchargements"\n'
-
-
-@pytest.mark.parametrize("named", ["", FRENCH, None])
-def test_the_newest_edits_of_the_present_clusters(named, tmp_path, monkeypatch):
-    """None: the file that names the folder is a FIFO, and opening it would wait for ever."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    downloads = tmp_path / ("Téléchargements" if named else "Downloads")
-    here = RunRecord(images="photos", location="photos", seed=0, cut="c0ffee")
-    (tmp_path / ".config").mkdir()
-    names = tmp_path / ".config" / "user-dirs.dirs"
-    os.mkfifo(names) if named is None else names.write_text(named, encoding="utf-8")
-    with pytest.raises(UsageError, match="deepcluster apply run FILE"):
-        newest_edits(Path("run"), here)
-    downloads.mkdir()
-    (downloads / "edits (5).json").symlink_to("edits (5).json")
-    for i, cut in enumerate(("c0ffee", "c0ffee", "other", "")):
-        path = downloads / (f"edits ({i}).json" if i else "edits.json")
-        path.write_text(json.dumps({"schema_version": 1, "cut": cut, "junk": [i]}))
-        os.utime(path, (i, i))
-    (downloads / "edits-of-a-friend.json").write_text("{")
-    os.mkfifo(downloads / "edits (4).json")
-    assert newest_edits(Path("run"), here) == downloads / "edits (1).json"
-    # Those of the clusters before are the newest that the run has already.
-    applied = replace(here, cut="after", edits=Edits("c0ffee", junk=(0,)).digest)
-    assert newest_edits(Path("run"), applied) == downloads / "edits.json"
-    with pytest.raises(UsageError):
-        newest_edits(Path("run"), replace(here, cut=None))
 
 
 def test_clusters_that_continue_by_hand():

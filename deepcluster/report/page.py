@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from typing import Any
 from urllib.parse import quote
 
@@ -75,11 +75,6 @@ class RunData(Tables):
     part: npt.NDArray[np.int64] | None = None  # the part of its cluster that an image in the page is in
     originals: str = ""  # the way from the page to the folder that the paths are relative to; empty: no links
     nouns: Sequence[Row] = ()  # hints for names come from these
-
-    @cached_property
-    def in_commands(self) -> str:
-        """The name, quoted for a shell."""
-        return shlex.quote(texts.inert(self.name))
 
 
 def render(data: RunData) -> str:
@@ -152,8 +147,10 @@ def _file(name: str) -> Markup:
 
 @cache
 def _script(sources: str) -> Markup:
-    """Return the script of a page. Only the served page has the part that asks a server."""
-    text = _file("report.js").replace("//= served.js\n", "//= served.js\n" * (sources == SERVED))
+    """Return the script of a page. Only the served page has the parts that edit, which ask a server."""
+    text = str(_file("report.js"))
+    if sources != SERVED:
+        text = re.sub(r"^//= (edits|teach|served)\.js\n", "", text, flags=re.MULTILINE)
     return Markup(re.sub(r"^//= (.+)$", lambda line: _file(line[1]), text, flags=re.MULTILINE))
 
 
@@ -178,7 +175,7 @@ def _run(data: RunData) -> Values:
         "images": texts.plural(len(data.usable), "image"),
         "clusters": texts.plural(len(data.summary), "cluster"),
         "stability": None if record.stability is None else texts.agreement(float(record.stability)),
-        "name": data.in_commands,
+        "name": shlex.quote(texts.inert(data.name)),
         "facts": [(name, fact(key, entries[key])) for key, name in FACTS.items() if entries.get(key) not in (None, "")],
         "command": [words for words in re.split(" (?=-)", texts.retold(str(record.command or ""))) if words],
         "quality": texts.quality_text(record.quality) if record.quality else None,
@@ -254,8 +251,6 @@ def script_data(data: RunData) -> str:
         "run": str(data.record.run or ""),
         "cut": str(data.record.cut or ""),
         "next": data.next_number,
-        "recut": f"deepcluster recut {data.in_commands} -k ",
-        "teach": f"deepcluster teach {data.in_commands} answers.csv",
         "columns": columns(len(on_sheet(rows))),
         "sheet": "data:image/webp;base64," + base64.b64encode(data.sheet).decode("ascii") if data.sheet else None,
         "originals": quote(data.originals, errors="surrogateescape") or None,

@@ -80,7 +80,7 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> None:
             return
         if edits.cut and edits.cut != record.cut:
             raise UsageError(
-                f"these edits were made before the clusters of {run} changed: reload its report.html and edit again"
+                f"these edits were made before the clusters of {run} changed: make them for its present clusters"
             )
         with folder.next_state() as staged:
             new = edited(model, edits, rows.reduced, rows.paths, rows.fitted)
@@ -262,7 +262,7 @@ def _split_up(cut: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor, free
     counts = torch.bincount(assigner(cut.centroids)(reduced), minlength=len(cut.centroids))
     _check_present([number for number, _ in splits], set(cut.group_of.tolist()), free)
     if len({number for number, _ in splits}) < len(splits):
-        raise UsageError("a cluster is split twice: apply one split, and split the parts in the new report")
+        raise UsageError("a cluster is split twice: apply one split, and split the parts then")
     parts = [parts_of(cut, counts, number) for number, _ in splits]
     for (number, pieces), branches in zip(splits, parts, strict=True):
         if not 2 <= pieces <= len(branches.sizes):

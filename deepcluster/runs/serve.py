@@ -294,11 +294,8 @@ class _Handler(BaseHTTPRequestHandler):
             known = isinstance(error, Refused | DeepClusterError | ValueError)
             status = getattr(error, "status", HTTPStatus.CONFLICT)
             words = str(error) if known else f"{type(error).__name__}: {error}"
-            # Another try fails like the first if the request itself is wrong.
-            final = isinstance(error, UsageError)
-            answer = {"error": words, "outdated": isinstance(error, Outdated), "final": final}
             kind = "application/json"
-            body = json.dumps(answer).encode()
+            body = json.dumps({"error": words, "outdated": isinstance(error, Outdated)}).encode()
         self.send_response(status)
         headers = {"Content-Type": kind, "Content-Length": str(len(body))}
         headers["Content-Security-Policy"] = f"{policy(SERVED)}; frame-ancestors 'none'"  # no meta element can say it

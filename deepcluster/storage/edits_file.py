@@ -1,25 +1,18 @@
-"""edits.json: the decisions of a person about the clusters, as the report writes them."""
+"""Edits: the decisions of a person about the clusters, from the served report, a JSON file or Python."""
 
 import json
-import os
 import re
-import shlex
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from deepcluster.errors import DiskError, UsageError
 from deepcluster.runtime.log import warn
-from deepcluster.runtime.plain_files import check_file, json_sha256, read_json, shaped
-
-if TYPE_CHECKING:
-    from deepcluster.storage.content import RunRecord
+from deepcluster.runtime.plain_files import json_sha256, read_json, shaped
 
 SCHEMA_VERSION = 1
 LONGEST_NAME = 200  # characters
-MAX_CONFIG_BYTES = 1 << 20
 Number = Annotated[int, range(10**9)]
 
 
@@ -53,11 +46,11 @@ def read_edits(path: Path) -> Edits:
     try:
         return edits_of(read_json(path))
     except FileNotFoundError:
-        raise UsageError(f"there is no file {path}: the report makes one (Download edits.json)") from None
+        raise UsageError(f"there is no file {path}: give a JSON file with edits") from None
     except OSError as error:
-        raise DiskError(f"{path} cannot be read ({error.strerror}): check it, or download it again") from None
+        raise DiskError(f"{path} cannot be read ({error.strerror}): check it") from None
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} cannot be used ({error}): download it from the report again") from None
+        raise UsageError(f"{path} cannot be used ({error}): correct it") from None
 
 
 def edits_of(value: object) -> Edits:
@@ -92,38 +85,6 @@ def python_edits(words: Mapping[str, Any], cut: str) -> Edits:
         return edits_of(json.loads(json.dumps(plain, default=lambda value: getattr(value, "tolist", value.__str__)())))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"the edits cannot be used ({error}): give a dict such as {{'merge': [[1, 3]]}}") from None
-
-
-def newest_edits(run: Path, record: "RunRecord") -> Path:
-    """Return the newest file with edits for a run's present clusters in the folder of downloads. UsageError if none."""
-    folder = _downloads()
-    others = False
-    dated: list[tuple[int, Path]] = []
-    for path in folder.glob("edits*.json"):  # browsers make edits (1).json of the second
-        with suppress(OSError):
-            dated.append((path.stat().st_mtime_ns, path))
-    for _, path in sorted(dated, reverse=True):
-        with suppress(UsageError, DiskError):
-            edits = read_edits(path)
-            if edits.cut and (edits.cut == record.cut or edits.digest == record.edits):
-                return path
-            others = True
-    raise UsageError(
-        f"{folder} has no edits for {run}{' as it is now' * others}: correct its report.html and press Download"
-        f" edits.json, or name the file: deepcluster apply {shlex.quote(str(run))} FILE"
-    )
-
-
-def _downloads() -> Path:
-    """Return the folder into which browsers save: the Linux desktop's own, else ~/Downloads."""
-    home = Path.home()
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "user-dirs.dirs"
-    with suppress(OSError, ValueError):
-        check_file(config, MAX_CONFIG_BYTES)
-        named = re.search('^XDG_DOWNLOAD_DIR="(.+)"', config.read_text(encoding="utf-8"), re.MULTILINE)
-        if named:
-            return Path(named[1].replace("$HOME", str(home)))
-    return home / "Downloads"
 
 
 def _number(key: str) -> int:

@@ -1,10 +1,8 @@
 /* ---- many clusters stand in groups of similar ones, by the merge tree: a view, which nothing keeps ------------------- */
 
 const MANY = 12;  /* clusters that a page shows at once; pictures of a closed group */
-const lists = new Map();  /* cluster -> the list of cards of its group */
-/* A part is in the list of its cluster; a cluster that is in no group stands below the groups. */
-const listOf = number => lists.get(clusters.get(number).from ?? number) ?? $("#cluster-list");
 
+/* A cluster that is in no group stands below the groups. */
 function gather({groups, merges, sizes}) {
   if (cards.size <= MANY) return;
   const nodes = [...nodesAt(groups.length, merges, Math.round(Math.sqrt(cards.size)))].sort(([a], [b]) => sizes[b] - sizes[a] || a - b);
@@ -16,7 +14,6 @@ function gather({groups, merges, sizes}) {
     const pictures = inside.flatMap(number => $$(".sheet img", cards.get(number)).slice(0, each)).slice(0, MANY);
     const about = [images(inside.reduce((sum, number) => sum + sizeOf(number), 0)), inside.map(nameOf).filter(Boolean).join(t(", "))];
     const list = element("div", {className: "cards"}, ...inside.map(number => cards.get(number)));
-    inside.forEach(number => lists.set(number, list));
     return element("details", {className: "group"}, element("summary", {}, element("span", {className: "call"}, t("{0} clusters", inside.length)),
       element("span", {className: "quiet"}, about.filter(Boolean).join(" · ")), element("span", {className: "row"}, ...pictures.map(image => image.cloneNode()))), list);
   }));

@@ -12,6 +12,28 @@ function unpacked(packed) {
   };
 }
 
+/* The clusters, their cards, and the cluster of each image, which moves change. */
+const base = new Map(data.clusters.map(cluster => [cluster.number, cluster]));
+const cards = new Map($$(".cluster").map(card => [Number(card.dataset.number), card]));
+const firstFree = Math.max(data.next - 1, ...base.keys()) + 1;
+const where = imageData && imageData.cluster.map(each => imageData.numbers[each]);
+const sizes = new Map(data.clusters.map(cluster => [cluster.number, cluster.size]));
+const standing = new Map();  /* clusters that an edit made: the one that each stands behind in the list */
+
+const clusterOf = i => where[i];
+const imagesOf = number => [...where.keys()].filter(i => where[i] === number);
+const sizeOf = number => sizes.get(number) ?? 0;
+const isPresent = number => sizeOf(number) > 0;
+const maySplit = number => Boolean(where && base.get(number)?.parts);
+const placeOf = number => standing.has(number) ? placeOf(standing.get(number)) + number / 1e9 : number;
+const nameOf = number => base.get(number)?.name ?? "";
+const withName = (text, number) => text + (nameOf(number) ? ` · ${nameOf(number)}` : "");
+const titleOf = number => withName(t("Cluster {0}", number), number);
+const callOf = number => withName(t("cluster {0}", number), number);  /* inside a sentence */
+const shortOf = number => withName(String(number), number);
+const hintsOf = number => cards.has(number) ? $$(".hints [data-chinese]", cards.get(number)).map(hint => hint.textContent) : [];
+const perhaps = number => hintsOf(number).slice(0, 1).map(hint => ` · ${t("perhaps")} ${hint}`).join("");
+
 const pathOf = i => imageData.folders[imageData.folder[i]] + imageData.names[i];
 const tileOf = i => i * imageData.every;
 /* The address of an image in full size, if it can be opened. */
@@ -19,7 +41,6 @@ const urlOf = (row, path) => data.served ? `image/${data.served.version}/${row}`
   : data.originals && location.protocol === "file:" && data.originals + path.split("/").map(encodeURIComponent).join("/");
 const distanceOf = i => imageData.far[i] / 65535 * imageData.farthest;
 const labelOf = i => imageData.label ? imageData.labels[imageData.label[i]] : "";
-const clusterOf = i => root(where[i]);
 const alikeOf = i => imageData.similar ? [...imageData.similar.slice(i * imageData.alike, (i + 1) * imageData.alike)] : [];
 
 /* The selected images, whichever grid shows them. */
@@ -165,11 +186,9 @@ function openCluster(number) {
 async function openImages(source, title, total, back = () => {}, keepTicked = false) {
   await sheetReady;
   grid ??= makeGrid($("#images-grid"), tileSide());
-  gridSource = {source, title, total, past: past.length};
+  gridSource = {source, title, total, back};
   if (!keepTicked) tick([]);
   $("#moved").textContent = "";
-  $("#images").onclose = () => { gridSource = null; back(); applyPending(); };
-  right.clear();
   $("#images").showModal();
   fill();
   grid.focus();
@@ -182,53 +201,31 @@ function fill(keep = false) {
   const note = $("#images-sample");
   note.hidden = list.length >= total;
   note.textContent = t("{0} of them are shown: the page holds one image in {1}.", grouped(list.length), imageData.step);
-  $("#images-undo").hidden = past.length <= gridSource.past;
   grid.show(list, keep);
 }
 
 whenEdited.push(() => fill(true));
 $("#images-order").addEventListener("change", () => fill());
 $("#images-close").addEventListener("click", () => $("#images").close());
-$("#images-undo").addEventListener("click", () => {
-  takeBack();
-  $("#moved").textContent = t("Taken back.");
-  grid.focus();
+$("#images").addEventListener("close", () => {
+  const {back} = gridSource;
+  gridSource = null;
+  back();
 });
 
-/* A digit, or its button, moves the selected images, or the one that is looked at, and the next one takes its place. */
-function toTarget(dialog, place) {
-  const here = dialog.id === "one" ? [one] : grid.at(), all = ticked.size && (dialog.id !== "one" || ticked.has(one));
-  if (!(place in targets) || !clusters.has(targets[place]) || state.into.has(targets[place])) return;
-  moveTo(all ? [...ticked] : here, targets[place]);
-  if (dialog.id === "one") leaf(1);
-  else if (here.includes(grid.at()[0])) grid.next();  /* a list drawn on the map keeps its images */
-}
-for (const dialog of [$("#images"), $("#one")]) {
-  $(".targets", dialog).addEventListener("click", event => {
-    const button = event.target.closest("button");
-    if (button) toTarget(dialog, button.value - 1);
-    if (button && dialog.id === "images") grid.focus();
-  });
-  dialog.addEventListener("keydown", event => {
-    if (/^[1-9]$/.test(event.key) && !event.target.matches("select") && !event.ctrlKey && !event.metaKey && !event.altKey) toTarget(dialog, event.key - 1);
-  });
-}
-
 /* What can be done with the selected images, beside each grid. */
+const withTicked = {
+  all: () => tick(grid.list()),
+  none: () => tick([]),
+  copy: (_, some, button) => copy(some.map(pathOf).join("\n") + "\n", button),
+  csv: (_, some) => saveTable(some),
+};
 document.addEventListener("click", event => {
   const button = event.target.closest("[data-ticked]");
   if (!button) return;
   const chosen = [...ticked], listed = button.closest("#images") ? grid.list() : mapped.list();
   const some = chosen.length ? chosen.sort((a, b) => a - b) : listed;
-  ({
-    all: () => tick(grid.list()),
-    none: () => tick([]),
-    move: () => openMove(chosen, () => grid && gridSource && grid.focus()),
-    copy: () => copy(some.map(pathOf).join("\n") + "\n", button),
-    csv: () => saveTable(some),
-    right: () => markRight(chosen.length ? chosen : grid.seen()),
-    kind: () => anotherKind(chosen),
-  })[button.dataset.ticked]();
+  withTicked[button.dataset.ticked](chosen, some, button);
 });
 whenTicked.push(() => {
   for (const count of $$(".ticked-count")) count.textContent = ticked.size ? t("{0} selected", images(ticked.size)) : t("None selected");
@@ -304,13 +301,6 @@ $("#one-before").addEventListener("click", () => leaf(-1));
 $("#one-after").addEventListener("click", () => leaf(1));
 $("#one-close").addEventListener("click", () => $("#one").close());
 $("#one-ticked").addEventListener("change", event => tick([one], event.target.checked));
-$("#one-move").addEventListener("click", () => {
-  const moved = past.length;
-  openMove(ticked.has(one) ? [...ticked] : [one], () => {
-    if (past.length > moved && !document.body.inert) leaf(1);
-    $("#one-close").focus();
-  });
-});
 $("#one").addEventListener("keydown", event => {
   const by = {ArrowLeft: -1, ArrowRight: 1}[event.key];
   if (by) leaf(by);
@@ -320,3 +310,12 @@ $("#one").addEventListener("keydown", event => {
 });
 whenTicked.push(() => { if (one >= 0) $("#one-ticked").checked = ticked.has(one); });
 whenEdited.push(() => { if ($("#one").open) showOne(); });
+
+/* What can be done with a cluster, by a button of its card. */
+const acts = {all: openCluster};
+$("#clusters").addEventListener("click", event => {
+  const card = event.target.closest(".cluster"), button = event.target.closest("[data-act]"), tile = event.target.closest("[data-image]");
+  if (card) mind(card, false);
+  if (button) acts[button.dataset.act](Number(card.dataset.number), button);
+  else if (tile) openOne(Number(tile.dataset.image), $$("[data-image]", card).map(each => Number(each.dataset.image)));
+});

@@ -1,6 +1,6 @@
-/* The script of the report: tabs, pictures, edits of the clusters, the map, the number of groups. It asks for nothing but
-   an image's own file, and writes texts from outside with textContent only; pending edits stay in the browser. Without it
-   the page can be read from top to bottom. The lines of "//=" are replaced by the files that they name. */
+/* The script of the report: tabs, pictures, the map, the number of groups; on the page of a server also edits. As a file it
+   asks for nothing but an image's own file. It writes texts from outside with textContent only. Without it the page can be
+   read from top to bottom. The lines of "//=" are replaced by the files that they name. */
 "use strict";
 document.documentElement.classList.add("js");
 document.addEventListener("DOMContentLoaded", () => {
@@ -41,10 +41,7 @@ function translate() {
     const nodes = [...place.childNodes].map(node => node.nodeType === Node.TEXT_NODE ? node.data : node);
     if (nodes.some(node => /[A-Za-z]/.test(typeof node === "string" ? node : ""))) place.replaceChildren(...translated(nodes));
   }
-  for (const hint of $$("[data-chinese]:not([data-chinese=''])")) {
-    hint.textContent = hint.dataset.chinese;
-    hint.closest("button")?.setAttribute("value", hint.dataset.chinese);
-  }
+  for (const hint of $$("[data-chinese]:not([data-chinese=''])")) hint.textContent = hint.dataset.chinese;
 }
 if (isChinese) translate();
 
@@ -80,13 +77,10 @@ async function copy(text, button) {
   setTimeout(() => { button.textContent = before; }, 1500);
 }
 
-for (const button of $$(".copy button")) button.addEventListener("click", () => copy($("code", button.parentElement).textContent, button));
-
 /* ---- tabs ------------------------------------------------------------------------------------------------------- */
 
 const tabs = $$(".tabs a");
 const panels = tabs.map(tab => $(tab.getAttribute("href")));
-const whenShown = {};
 $(".tabs").setAttribute("role", "tablist");
 tabs.forEach((tab, i) => {
   tab.id = `tab-${panels[i].id}`;
@@ -117,7 +111,6 @@ function show(i, focus = false) {
   });
   if (focus) tabs[i].focus();
   tabs[i].scrollIntoView({block: "nearest", inline: "nearest"});
-  whenShown[panels[i].id]?.();
 }
 
 /* A part that is chosen while the page is scrolled down begins at its beginning. */
@@ -161,8 +154,7 @@ function shorts(text) {
   return new Uint16Array(bytes.buffer);
 }
 
-const AGAIN = t("Try again"), RELOAD = t("Reload");  /* all that can help after a failure of the server */
-const whenEdited = [];  /* called after every edit */
+const whenEdited = [];  /* called after every move of images */
 
 for (const place of $$(".thumb")) place.append(picture(Number(place.dataset.tile), 40));
 
@@ -194,10 +186,15 @@ function step(by) {
   if (next) mind(next);
 }
 
+/* As the table of clusters takes them: one line of printable text. */
+function plain(text) {
+  return text.replace(/\p{Z}/gu, " ").replace(/\p{C}/gu, "").trim();
+}
+
 const orders = {
   number: (a, b) => placeOf(a) - placeOf(b),
   size: (a, b) => sizeOf(b) - sizeOf(a) || a - b,
-  distance: (a, b) => (clusters.get(a).distance ?? Infinity) - (clusters.get(b).distance ?? Infinity) || a - b,
+  distance: (a, b) => (base.get(a).distance ?? Infinity) - (base.get(b).distance ?? Infinity) || a - b,
   name: (a, b) => !nameOf(a) - !nameOf(b) || nameOf(a).localeCompare(nameOf(b)) || a - b,
 };
 
@@ -211,10 +208,9 @@ function arrange() {
     cards.get(number).hidden = !text.includes(wanted);
     found += text.includes(wanted);
   }
-  for (const list of new Set([...lists.values(), $("#cluster-list")])) {
-    const inside = sorted.filter(number => listOf(number) === list).map(number => cards.get(number)), group = list.closest(".group");
-    const before = $$(":scope > .cluster", list);
-    if (inside.some((card, i) => before[i] !== card)) list.append(...inside);
+  for (const list of [...$$(".cards"), $("#cluster-list")]) {
+    const inside = sorted.map(number => cards.get(number)).filter(card => card.parentElement === list), group = list.closest(".group");
+    list.append(...inside);
     if (group) group.hidden = inside.every(card => card.hidden);
     if (group && wanted) group.open = true;
   }
@@ -238,6 +234,17 @@ function between(share) {
 
 //= map.js
 /* ---- the number of groups --------------------------------------------------------------------------------------- */
+
+/* The nodes that are so many groups of a merge tree, with the pieces inside them: as groups/tree.py has them. */
+function nodesAt(pieces, merges, count) {
+  const nodes = new Map(Array.from({length: pieces}, (_, piece) => [piece, [piece]]));
+  merges.slice(0, pieces - count).forEach(([a, b], j) => {
+    nodes.set(pieces + j, [...nodes.get(a), ...nodes.get(b)].sort((x, y) => x - y));
+    nodes.delete(a);
+    nodes.delete(b);
+  });
+  return nodes;
+}
 
 function groups(tree) {
   const slider = $("#k");
@@ -280,20 +287,14 @@ function groups(tree) {
     $("#as-shown").hidden = !told.length || k > slider.max || !split.every(number => maySplit(number) && countOf(number) <= base.get(number).parts.sizes.length);
     $("#as-shown").onclick = () => {
       history.replaceState(null, "", "#clusters");
-      show(0);
-      edit(() => {
-        for (const {kind, own: [first, ...others]} of relations) if (kind === "merged") others.forEach(number => state.into.set(number, first));
-        for (const number of split) splitUp(number, countOf(number));
-      });
+      regroup(relations.filter(each => each.kind === "merged").map(each => each.own), split.map(number => [number, countOf(number)]));
     };
-    $("#recut").textContent = data.recut + k;
     $("#recut-now").textContent = t("Make {0} clusters", grouped(k));
     $("#recut-now").disabled = k === new Set(tree.groups).size;
   }
 
   slider.value = new Set(tree.groups).size;
   slider.addEventListener("input", () => update());
-  whenEdited.push(() => update());
   $("#k-number").addEventListener("input", ({target}) => {
     if (!target.validity.valid || !target.value) return;
     slider.value = target.value;
@@ -339,7 +340,7 @@ $("#help-open").addEventListener("click", () => $("#help").showModal());
 document.addEventListener("keydown", event => {
   if (document.body.inert) return;
   const field = event.target.matches("input:not([type=radio], [type=range], [type=checkbox]), select, textarea");
-  if (event.key === "z" && (event.ctrlKey || event.metaKey) && !field) {
+  if (event.key === "z" && (event.ctrlKey || event.metaKey) && !field && data.served) {
     event.preventDefault();
     return takeBack();
   }
@@ -350,24 +351,16 @@ document.addEventListener("keydown", event => {
     return toBar();
   }
   if (event.key === "?") return $("#help").showModal();
-  if (event.key === "u") return takeBack();
-  if (event.key === "t") return openTeach();
-  if (event.key === "U") return data.served && openHistory();
   if (event.key === "Escape" && $("#map")?.classList.contains("shown")) return mapped?.clear();
-  if (!$("#clusters").classList.contains("shown")) return;
-  const number = minded && !minded.hidden ? Number(minded.dataset.number) : null;
-  const act = {
-    j: () => step(1), k: () => step(-1),
-    n: () => number !== null && rename(number), m: () => number !== null && openMerge(number), x: () => number !== null && mark(number),
-    a: () => number !== null && openCluster(number), s: () => number !== null && openSplit(number),
-  }[event.key];
-  if (!act) return;
+  /* The title of a button is its key. */
+  const button = [$(".bar"), minded].map(place => place && $(`button[title="${CSS.escape(event.key)}"]`, place)).find(found => found?.offsetParent);
+  const by = $("#clusters").classList.contains("shown") && {j: 1, k: -1}[event.key];
+  if (button) button.click();
+  else if (by) step(by);
+  else return;
   event.preventDefault();
-  act();
 });
 
-for (const number of cards.keys()) paint(number);
-recall();
 tick([]);
 if (data.served) mindAgain();
 addEventListener("hashchange", showAddressed);

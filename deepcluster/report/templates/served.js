@@ -1,21 +1,20 @@
-/* ---- the page of a server (runs/serve.py), which alone has this part ---------------------------------------------- */
+/* ---- requests to the server (runs/serve.py) ------------------------------------------------------------------------ */
 
-const SILENT = t("The server does not answer: start it again in the terminal, and open the address that it prints.");
+const SILENT = t("The server does not answer. Start it again by {0}, and open the address that it prints.", $("#serve").textContent);
 const post = (action, request, signal) => fetch(action, {
   method: "POST", signal, headers: {"Content-Type": "application/json"}, body: JSON.stringify({version: data.served.version, ...request}),
 });
 
-/* Apply the edits, take the last ones back, or sort into folders. An edit that could not be applied stays pending. */
+/* Change the run, or sort it into folders. */
 async function send(action, request = {}) {
   if (document.body.inert) return;
   document.body.inert = true;
   $$("dialog[open]").forEach(dialog => dialog.close());
-  if (data.served.offer !== RELOAD) data.served.offer = "";
   tellPending();
   tell({apply: t("Applying…"), undo: t("Taking back…"), export: t("Sorting…"), recut: t("Cutting into {0} clusters…", request.k), teach: t("Applying…")}[action]).classList.add("busy");
   try {
     const answer = await post(action, request);
-    const {said, error, outdated, final, sorted} = await answer.json();
+    const {said, error, outdated, sorted} = await answer.json();
     if (sorted) {
       sessionStorage.setItem("sorted", JSON.stringify({...sorted, at: new Date().toLocaleTimeString([], {timeStyle: "short"})}));
       $("#told").hidden = true;
@@ -27,15 +26,12 @@ async function send(action, request = {}) {
       if (action === "teach") {
         after.teaching = current === answered;
         current.clear();
-        keepAnswers();
       }
       return reload(after);
     } else tell(error);
-    if (outdated) data.served.offer = RELOAD;
-    else if (action === "apply" && !final) data.served.offer = AGAIN;
+    isOld ||= outdated;
   } catch {
-    tell(SILENT);
-    if (pendingCount()) data.served.offer = t("Download edits.json");
+    tell([SILENT, ...(pendingCount() ? [t("Repeat there what is pending here: this page keeps it until you close it.")] : [])].join(" "));
   }
   document.body.inert = false;
   tellPending();
@@ -100,9 +96,8 @@ function tell(text) {
   return told;
 }
 
-/* An old page can only be loaded again: nothing that it sends is accepted. */
 function offerReload() {
-  data.served.offer = RELOAD;
+  isOld = true;
   tellPending();
 }
 
@@ -110,15 +105,18 @@ function offerReload() {
 const remain = page => sessionStorage.setItem("page", JSON.stringify(page));
 
 function reload(after = {}) {
-  saved = true;
-  const opened = [...cards.keys()].filter(number => listOf(number).closest(".group")?.open);
-  remain({opened, minded: minded && root(Number(minded.dataset.number)), besides: besides(), targets, ...after});
+  isLeaving = true;
+  const opened = [...cards.keys()].filter(number => cards.get(number).closest(".group")?.open), number = minded && Number(minded.dataset.number);
+  remain({
+    opened, targets, answers: [...answered], cut: data.cut, follow: $("#follow").checked, standing: [...standing, ...pending?.standing ?? []],
+    minded: pending?.words.merge?.find(merged => merged.includes(number))?.[0] ?? number, ...after,
+  });
   location.reload();
 }
 
 /* The keys go on at the cluster where they were before the page was loaded again. */
 function mindAgain() {
-  for (const [number, beside] of lastPage.besides ?? []) if (base.has(number)) base.get(number).beside = beside;
+  for (const [number, other] of lastPage.standing ?? []) if (base.has(number) && base.has(other)) standing.set(number, other);
   arrange();
   if (cards.has(lastPage.minded)) mind(cards.get(lastPage.minded), false);
 }
@@ -132,15 +130,15 @@ async function checkAge(url) {
   offerReload();
 }
 
-$("#undo").hidden = !data.served.done.length;
-$("#into-folders").hidden = false;
+tellPending();
 $("#into-folders").addEventListener("click", () => openSorting());
-$("#keep-best")?.toggleAttribute("hidden", false);
 $("#keep-best")?.addEventListener("click", () => openSorting(true));
 tellSorted();
 const lastPage = JSON.parse(sessionStorage.getItem("page") || "{}");
 remain({...lastPage, minded: null, told: "", teaching: false});
-for (const number of lastPage.opened ?? []) lists.get(number)?.closest(".group").setAttribute("open", "");
+for (const number of lastPage.opened ?? []) cards.get(number)?.closest(".group")?.setAttribute("open", "");
+$("#follow").checked = lastPage.follow;
+for (const [row, answer] of lastPage.cut === data.cut ? lastPage.answers : []) answered.set(row, answer);
 targets.push(...(lastPage.targets ?? []).filter(number => base.has(number)));
 nextTarget = targets.length % 9;
 tellTargets();
@@ -151,26 +149,17 @@ if (lastPage.told) {
 }
 if (lastPage.teaching) openTeach();
 $("#told").addEventListener("click", () => { $("#told").hidden = true; });
-$("#help .quiet").textContent = t("Edits are applied at once. Undo takes back the last one, and History any number.");
 
 /* ---- another number of groups, on the page of a server ------------------------------------------------------------- */
 
 function recutInto(k) {
-  if (pendingCount()) return tell(t("An edit is not applied yet: try it again, or take it back."));
+  if (isWaiting(pendingCount())) return;
   history.replaceState(null, "", "#clusters");  /* the page that comes begins with the new groups */
   send("recut", {k});
 }
 
-for (const code of $$("[data-k]")) {
-  const k = Number(code.dataset.k);
-  code.replaceWith(element("button", {type: "button", textContent: t("Make {0} clusters", grouped(k)), onclick: () => recutInto(k)}));
-}
-if ($("#k")) {
-  $("#recut").parentElement.hidden = true;
-  $("#recut-now").hidden = false;
-  $("#recut-now").addEventListener("click", () => recutInto(Number($("#k-number").value)));
-  $("#recut-hint").textContent = t("The neighbour graph is cut anew, without training, so the clusters may differ from this preview.");
-}
+for (const button of $$("[data-k]")) button.addEventListener("click", () => recutInto(Number(button.dataset.k)));
+$("#recut-now")?.addEventListener("click", () => recutInto(Number($("#k-number").value)));
 
 /* ---- the list of changes, each of which can be taken back with those after it; on the page of a server -------------- */
 
@@ -193,5 +182,4 @@ function openHistory() {
 }
 
 $("#history-open").hidden = !data.served.done.length;
-$("#history-key").hidden = false;
 $("#history-open").addEventListener("click", openHistory);

@@ -1,14 +1,9 @@
 /* ---- teaching: answers about a few images, which all others follow ------------------------------------------------- */
 
-/* Answers by row, as runs/teach.py takes them: to questions, which the browser remembers, or from a list of images. */
-const teacher = $("#teach"), EACH = 10, MAX_SHOWN = 48, answersKey = `${memory} answers`;
+/* Answers by row, as runs/teach.py takes them: to questions, or from a list of images. */
+const teacher = $("#teach"), EACH = 10, MAX_SHOWN = 48;
 const answered = new Map(), skipped = new Set(), right = new Set(), asked = [];
 let queue = [], current = answered, within = null, inquiry = new AbortController();
-try { for (const answer of JSON.parse(localStorage.getItem(answersKey) ?? "[]")) answered.set(answer.path, answer); } catch { /* none */ }
-
-function keepAnswers() {
-  try { localStorage.setItem(answersKey, JSON.stringify([...answered.values()])); } catch { /* not in this browser */ }
-}
 
 /* Closing the dialog aborts what it asks for: the edit that follows would make this request one of an old page. */
 async function inquire(action, n = EACH) {
@@ -23,20 +18,9 @@ async function inquire(action, n = EACH) {
   return {};
 }
 
-/* Without a server: the most typical image of each part of a cluster and images between clusters, in turn; random ones. */
-function questionsHere() {
-  const all = [...where.keys()], n = imageData.alike, typical = new Map();
-  for (const i of [...all].sort(orderings.far)) typical.set(`${home[i]} ${imageData.part[i]}`, i);
-  const first = [...typical.values()], random = all.map(i => [Math.random(), i]).sort((a, b) => a[0] - b[0]).map(([, i]) => i);
-  return [[...new Set(all.sort(orderings.doubt).flatMap((i, k) => [...first.slice(k, k + 1), i]))], random].map(list => list.map(i => ({
-    row: i * imageData.step, path: pathOf(i), cluster: clusterOf(i),
-    likely: [...new Set([...[i, ...(imageData.similar?.slice(i * n, (i + 1) * n) ?? [])].map(clusterOf), base.get(clusterOf(i))?.near[0]])],
-  })));
-}
-
 /* Every fourth question is about an image drawn at random, whether or not it would teach much. */
 async function fillQueue() {
-  const {questions} = data.served ? await inquire("ask", EACH + skipped.size) : {questions: questionsHere()};
+  const {questions} = await inquire("ask", EACH + skipped.size);
   const [taught, drawn] = (questions ?? [[], []]).map(list => list.filter(({row}) => !answered.has(row) && !skipped.has(row)));
   const random = drawn.slice(0, 3).map(question => ({...question, drawn: true}));
   const others = taught.filter(({row}) => !random.some(question => question.row === row));
@@ -55,14 +39,14 @@ async function ask() {
   question.image.decode().then(() => queue[0] === question && place.replaceChildren(question.image), () => {});
   $("#teach-about").textContent = `${path} · ${t("now in {0}", callOf(cluster))}`;
   const names = [...new Set([...answered.values()].map(({name}) => name))].filter(Boolean).slice(-4);
-  question.choices = [...question.likely.filter(number => clusters.has(number)).slice(0, 9 - names.length), ...names];
+  question.choices = [...question.likely.filter(isPresent).slice(0, 9 - names.length), ...names];
   $("#teach-likely").replaceChildren(...question.choices.map((choice, k) => {
     const isNew = typeof choice === "string", text = isNew ? choice : nameOf(choice) || callOf(choice);
     return element("button", {type: "button", value: k, title: text}, isNew ? element("span", {className: "tile"}, "+") : faceOf(choice, 72), element("kbd", {}, k + 1), text);
   }));
   $("#teach-name").value = "";
   $("[data-teach=review]").disabled = !answered.size;
-  $("#teach-names").replaceChildren(...roots().filter(sizeOf).map(number => element("option", {value: nameOf(number) || number})));
+  $("#teach-names").replaceChildren(...present().map(number => element("option", {value: nameOf(number) || number})));
   teacher.focus();
 }
 
@@ -92,20 +76,14 @@ function openTeach() {
 }
 
 function part(name, title) {
-  for (const other of ["ask", "review", "save"]) $(`#teach-${other}`).hidden = other !== name;
+  for (const other of ["ask", "review"]) $(`#teach-${other}`).hidden = other !== name;
   $("#teach-title").textContent = title;
   $("#teach-count").textContent = t("Answers: {0}", current.size);
   if (!teacher.open) teacher.showModal();
-  keepAnswers();
 }
 
 async function review() {
   if (!current.size) return teacher.close();
-  if (!data.served) {
-    part("save", t("Teach"));
-    $("#teach-command").textContent = (pendingCount() ? `${$("#saved code").textContent}\n` : "") + data.teach;
-    return $("[data-teach=save]").focus();
-  }
   part("review", t("Looking…"));
   $("#teach-moves").replaceChildren();
   const {moves, after, names, quality} = await inquire("preview");
@@ -119,8 +97,8 @@ async function review() {
     const rest = some > shown.length ? [t("and {0} more", grouped(some - shown.length))] : [];
     return element("li", {}, element("strong", {}, `${called(from)} → ${called(to)} · ${images(some)}`), element("span", {className: "row"}, ...faces, ...rest));
   }));
-  $("[data-teach=more]", $("#teach-review")).hidden = current !== answered;
-  $("[data-teach=only]").hidden = current === answered || !state.moves.size;
+  $("[data-teach=more]").hidden = current !== answered;
+  $("[data-teach=only]").hidden = current === answered || !movesNow().length;
   $("[data-teach=apply]").focus();
 }
 
@@ -130,10 +108,6 @@ const teach = {
   not: () => {
     for (const [path, cluster] of $$(":checked", teacher).map(input => input.value.split(" ").map(Number))) current.set(path, {path, cluster});
     review();
-  },
-  save: () => {
-    const rows = [...answered.values()].map(({path, cluster, name, drawn}) => [guarded(pathOf(path / imageData.step), "./"), cluster ?? "", guarded(name ?? "", "'"), Number(drawn)]);
-    save("answers.csv", [["path", "cluster", "name", "drawn"], ...rows].map(row => row.map(cell).join(",") + "\n").join(""), "text/csv");
   },
 };
 
@@ -145,7 +119,7 @@ teacher.addEventListener("keydown", event => {
   if ($("#teach-ask").hidden || !queue.length || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.target.matches("input")) {
     const text = plain(event.target.value);
-    if (event.key === "Enter" && !event.isComposing && text) give(roots().find(number => text === nameOf(number) || text === String(number)) ?? text);
+    if (event.key === "Enter" && !event.isComposing && text) give(present().find(number => text === nameOf(number) || text === String(number)) ?? text);
     return;
   }
   const choice = queue[0].choices[event.key - 1];
@@ -160,17 +134,17 @@ teacher.addEventListener("close", () => {
   inquiry.abort();
   if (current === answered || document.body.inert) return;
   [current, within] = [answered, null];
-  if (pendingCount()) send("apply", {edits: edits()});
+  applyPending();
 });
 
 /* Let images follow the answers of a list of images that has been closed: those that are right, and those that moved, if
    that is wanted. A cluster some of whose images are right and others of another kind is split. */
 function followed() {
-  if (gridSource || document.body.inert || pendingCount() !== state.moves.size) return false;
-  const moves = edits().move ?? [], given = [...[...right].map(i => [i * imageData.step, clusterOf(i)]), ...moves];
+  if (document.body.inert || pending) return false;
+  const given = [...[...right].map(i => [i * imageData.step, clusterOf(i)]), ...movesNow()];
   const kinds = new Set(given.filter(([row]) => home[row / imageData.step] === within).map(([, cluster]) => cluster));
   if (kinds.size < 2) within = null;
-  if (within === null && !right.size && !($("#follow").checked && moves.length)) return false;
+  if (within === null && !right.size && !($("#follow").checked && movesNow().length)) return false;
   current = new Map(given.map(([path, cluster]) => [path, {path, cluster}]));
   right.clear();
   review();
@@ -190,12 +164,4 @@ function anotherKind(list) {
   moveTo(list, nextFree());
 }
 
-if (data.served) {
-  $("#examples").hidden = false;
-  try { $("#follow").checked = localStorage.getItem("deepcluster-follow") === "1"; } catch { /* it is asked again */ }
-  $("#follow").addEventListener("change", event => {
-    try { localStorage.setItem("deepcluster-follow", event.target.checked ? "1" : ""); } catch { /* for this page alone */ }
-  });
-}
-$("#teach-open").hidden = !where;
 $("#teach-open").addEventListener("click", openTeach);
