@@ -477,7 +477,7 @@ def test_sorting_asks_four_things_and_remembers_them(run: Path, copied: Path, br
             assert "{} \N{MULTIPLICATION SIGN} {}, ".format(*image.size) in told
         page.get_by_role("button", name="Sort only the best").click()
         assert page.locator("#sort-best").is_checked()
-        page.locator("#sorting").get_by_text("copies").click()
+        page.locator("#sorting").get_by_text("copies", exact=True).click()
         page.locator("#sort-name").fill("meine Bilder")
         page.locator("#sort-place").select_option("images")
         page.locator("#sort-apart").check()
