@@ -515,8 +515,8 @@ ENGLISH = r"""known => {
   }
   return texts.filter(text => text.match(/[A-Za-z]{2,}/g)?.some(word => !known.split(' ').includes(word)));
 }"""
-KNOWN = "AMI ARI CSV JavaScript answers NMI UMAP Ward bars blob checks clusters csv duplicates edits json ln photos"
-KNOWN += " history predict reject skipped"
+KNOWN = "AMI ARI CSV JavaScript NMI UMAP Ward bars blob checks clusters csv duplicates ln photos"
+KNOWN += " history predict reject skipped xmp"
 
 
 def test_the_page_speaks_the_language_of_the_browser(run: Path, copied: Path, browser: Any) -> None:
