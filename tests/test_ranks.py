@@ -682,7 +682,7 @@ def test_kill_a_process(ranks, images, whole, tmp_path, draw):
         (error,) = (
             errors  # the launcher sends SIGTERM to the main rank, which may hear it before the connection is lost
         )
-        assert re.search("another process|stopped .* --resume$", error)
+        assert re.search("another process|stopped .* --resume(; to end .*)?$", error)
 
 
 @pytest.mark.slow
@@ -690,7 +690,7 @@ def test_a_signal_to_the_launcher_stops_all_and_the_run_goes_on(images, whole, t
     out = tmp_path / "run"
     said = signalled(tmp_path, 0, "launcher", "SIGTERM", EVENTS[0], 4, "fit", images, "-o", out, *SMALL_FIT)
     assert len(re.findall("^error: ", said, re.M)) == 1, said
-    assert re.search(f"error: stopped .*; to go on: run it again with -o {out} --resume$", said, re.M)
+    assert re.search(f"error: stopped .*; to go on: run it again with -o {out} --resume(; to end .*)?$", said, re.M)
     assert record(out)["status"] == "stopped"
     code, said = torchrun("fit", images, "-o", out, *SMALL_FIT, "--resume")
     assert code == 0, said
