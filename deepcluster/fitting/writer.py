@@ -43,14 +43,30 @@ class ResultWriter:
         request = self.job.request
         return request.features or (request.overwrite and not self.images.recipe.rounds)
 
+    @property
+    def knows_nouns(self) -> bool:
+        """True if the network may come with a classifier of nouns; training would change the features that it takes."""
+        return self.images.recipe.weights == "timm"
+
     def measure_start(self) -> None:
-        """Measure the clusters of the network before the rounds, if there are true labels. A collective."""
-        if self.job.truth(self.images.store.usable):
+        """Measure the network before the rounds: clusters by true labels, nouns of the images. A collective.
+
+        A pass over the images is made only if there are such labels or nouns.
+        """
+        has_labels = bool(self.job.truth(self.images.store.usable))
+        if not (has_labels or self.knows_nouns):
+            return
+        features = self.features()
+        if self.knows_nouns:
+            seen = on_sheet_of(features, self.images.store.partition)
+            if self.folder:
+                paths = [self.job.source.paths[i] for i in self.images.store.usable]
+                with self.folder.next_state() as staged:
+                    write_nouns(staged, self.network, seen, paths)
+        if has_labels:
             silent = replace(self.job, display=Silent())
             record = replace(self.record, rounds=0)
-            self.baseline = first_metrics(
-                conclude_run(silent, self.network, self.images, record, self.features(), {}).metrics
-            )
+            self.baseline = first_metrics(conclude_run(silent, self.network, self.images, record, features, {}).metrics)
 
     def features(self) -> Tensor:
         """Return the features of the network as it is now, for a result."""
@@ -78,8 +94,7 @@ class ResultWriter:
             outcome = conclude_run(self.job, self.network, images, record, features, self.baseline)
             record = outcome.record
             rows = outcome.rows
-            untrained = images.recipe.weights == "timm" and not rounds
-            seen = on_sheet_of(features, rows.partition) if untrained else None
+            seen = on_sheet_of(features, rows.partition) if self.knows_nouns and not rounds else None
             shown = shown_of(rows, outcome.model, outcome.centroid)
             if self.folder is None:
                 deque(rows.partition.blocks(rows.reduced), maxlen=0)  # the other ranks only send
