@@ -18,7 +18,8 @@ from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageEr
 from deepcluster.export import folders
 from deepcluster.export.folders import MAX_NAME_BYTES, Transfer, cluster_folder, distinct, plain, read_run_images
 from deepcluster.export.folders import WAYS as BY_MODE
-from deepcluster.export.replace import INVENTORY, INVENTORY_COLUMNS, LOCK, Unavailable, write_inventory
+from deepcluster.export.replace import INVENTORY, INVENTORY_COLUMNS, LOCK, write_inventory
+from deepcluster.images.decode import Undecodable
 from deepcluster.storage.run_folder import RunFolder, table_rows
 from deepcluster.storage.state import InUseError
 from tests.commands import killed_at_every_change, largest_file
@@ -462,7 +463,7 @@ def test_a_copy_never_overwrites(beach, tmp_path):
     """As it would an original by a link."""
     (tmp_path / "a.png").symlink_to(tmp_path / "photos/sea/b.png")
     before = state(tmp_path / "photos")
-    with pytest.raises(Unavailable):
+    with pytest.raises(Undecodable):
         Transfer(read_run_images(beach, None), None)("a.png", tmp_path / "a.png")
     assert state(tmp_path / "photos") == before
 

@@ -5,7 +5,6 @@ Originals are only read. Names of copies are valid, and distinct, on every file 
 
 import os
 import shutil
-import stat
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -19,7 +18,6 @@ import numpy as np
 from deepcluster.errors import DataError, DiskError, UsageError
 from deepcluster.export.replace import (
     INVENTORY,
-    Unavailable,
     key,
     replace_tree,
     replaceable,
@@ -30,7 +28,7 @@ from deepcluster.export.split import PARTS, balanced
 from deepcluster.export.split import split as split_up
 from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import SUFFIXES as IMAGE_SUFFIXES
-from deepcluster.images.decode import Undecodable, explain, not_a_file, pillow_limits, sides
+from deepcluster.images.decode import Undecodable, explain, pillow_limits, sides
 from deepcluster.model import Annotations
 from deepcluster.presets import read_shares
 from deepcluster.runs.rows import images_at_hand
@@ -144,32 +142,22 @@ class RunImages:
     def quality(self, path: str) -> tuple[int, float] | None:
         """Return the pixels of an image and the sum of squared differences of neighbours; None if it is unreadable."""
         try:
-            self.file(path)
             image = self.source.read(self.index[path])
-        except (Unavailable, Undecodable, OSError):
+        except (Undecodable, OSError):
             return None
         grey = np.asarray(image.convert("L"), np.float32)
         return image.width * image.height, sum(float(np.square(np.diff(grey, axis=axis)).sum()) for axis in (0, 1))
 
     def file(self, path: str) -> Path | None:
-        """Return the file of an image, None if it has none.
-
-        Raises Unavailable if it does not exist or has no image header.
-        """
+        """Return the file of an image, None if it has none. Undecodable if it does not exist or has no image header."""
         if path not in self.index:
-            raise Unavailable("no such image")
-        if (file := self.original(path)) is None:
-            return None
+            raise Undecodable("no such image")
+        file = self.original(path)
         try:
-            status = file.stat()
-            if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait forever
-                raise Unavailable("is a folder" if stat.S_ISDIR(status.st_mode) else not_a_file(status.st_mode))
-            if not status.st_size:
-                raise Unavailable("empty file")
-            with file.open("rb") as stream:
-                sides(stream)
-        except (Undecodable, OSError) as error:
-            raise Unavailable(explain(error)) from None
+            if file:
+                sides(file)
+        except OSError as error:
+            raise Undecodable(explain(error)) from None
         return file
 
 
@@ -223,18 +211,18 @@ class Transfer:
         self.files: Counter[str] = Counter()  # by way
 
     def __call__(self, path: str, target: Path) -> str:
-        """Bring an image to ``target``; return the way. Raises Unavailable, or an OSError of the target."""
+        """Bring an image to ``target``; return the way. Raises Undecodable, or an OSError of the target."""
         file = self.images.file(path)
         if os.path.lexists(target):  # a copy would overwrite the target of a link
-            raise Unavailable("another file has its name there")
+            raise Undecodable("another file has its name there")
         way = PNG
         if file is not None and (target.suffix != ".png" or file.suffix.lower() == ".png"):
             way = self.link_or_copy(file, target)
         else:
             try:
                 image = self.images.source.read(self.images.index[path])
-            except (Undecodable, OSError) as error:
-                raise Unavailable(explain(error)) from None
+            except OSError as error:  # of the original
+                raise Undecodable(explain(error)) from None
             with target.open("xb") as stream:
                 image.save(stream, "PNG")
         self.files[way] += 1
@@ -328,59 +316,41 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
         raise UsageError(f"n={n}: give a number of at least 1")
     if split is not None:
         split = read_shares(split if isinstance(split, str) else ",".join(map(str, split)))
-    mode = mode or ("copy" if dataset else None)
     members = read_run_images(run, images)
-    known = members.annotations
     check_outside(out, Path(members.source.location))
     if overwrite:
         members.check_outside_of(out)
     replaces = replaceable(out, members.file, overwrite=overwrite)
-    transfer = Transfer(members, mode)
-    junk = {*known.junk}
+    transfer = Transfer(members, mode or ("copy" if dataset else None))
+    left: dict[str, str] = {}  # the reasons of images that are left out, by path
+    if outliers == "leave":
+        junk = {*map(str, () if dataset else members.annotations.junk)}
+        rows = (row for row in members.rows if row["is_outlier"] == "1" and row["cluster"] not in junk)
+        left = {row["path"]: "outlier" for row in rows}
 
-    def target(row: Row) -> str:
-        """Return the folder of an image and its preferred name there; "" if it is left out."""
-        if row["status"] != "ok" or row["path"] in spared:
-            return ""
-        number = int(row["cluster"])
-        outlier = row["is_outlier"] == "1"
-        if outlier and outliers == "leave" and (dataset or number not in junk):
-            return ""
-        name = PurePosixPath(row["path"]).name
-        above = f"{part_of.get(row['path'], PARTS[0])}/" if dataset or part_of else ""
-        if dataset:
-            name = plain(name)
-            folder = above + cluster_folder(number)
-        else:
-            above += f"{JUNK}/" if number in junk else f"{APART}/" if outlier and outliers == "separate" else ""
-            folder = above + cluster_folder(number, known.names[number])
-        refused = dataset and stem_and_suffix(name)[1].lower() not in SUFFIXES
-        return f"{folder}/{_fitting(name, '.png') if refused or not members.is_file(row) else name}"
+    def wanted() -> dict[str, str]:
+        """Return the clusters of the images that are at hand and not left out so far."""
+        rows = (row for row in members.rows if row["status"] == "ok" and row["path"] in members.index)
+        return {row["path"]: row["cluster"] for row in rows if row["path"] not in left}
 
-    def clusters_of_wanted() -> dict[str, str]:
-        return {row["path"]: row["cluster"] for row in members.rows if row["path"] in members.index and target(row)}
-
-    spared: dict[str, str] = {}
-    part_of: dict[str, str] = {}
+    worse: Mapping[str, str] = {}
     if duplicates == "first":
         with pillow_limits():
-            spared = _spared(run, members, clusters_of_wanted().keys())
-    better = len(spared)
+            worse = _duplicates(run, members, wanted().keys())
+        left |= worse
     if n is not None:
-        every = clusters_of_wanted()
-        spared |= dict.fromkeys(every.keys() - balanced(every, n, seed), "not drawn")
+        left |= dict.fromkeys(wanted().keys() - balanced(wanted(), n, seed), "not drawn")
+    part_of: dict[str, str] = {}
     if split:
         if (set_of := _set_of(run)) is None:
             warn(f"{run} has no duplicates.csv: nearly identical images may come into different parts")
-        part_of = split_up(clusters_of_wanted(), split, set_of or {}, seed)
-    wanted = [target(row) for row in members.rows]
-    names = iter(distinct([name for name in wanted if name]))
-    targets = [(row, next(names) if name else "") for row, name in zip(members.rows, wanted, strict=True)]
+        part_of = split_up(wanted(), split, set_of or {}, seed)
+    targets = _targets(members, left.keys(), part_of, dataset=dataset, apart=outliers == "separate")
     if dry_run:
         _show(out, targets, transfer, display)
         return ()
     with replacing(out) if replaces else new_folder(out) as folder, pillow_limits():
-        inventory, missing = _fill(folder, targets, spared, transfer, display)
+        inventory, missing = _fill(folder, targets, left, transfer, display)
         if dataset:
             inventory += _write_metadata(folder, targets, inventory, members)
         write_inventory(folder, inventory)
@@ -388,8 +358,8 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
             replace_tree(out, folder, inventory, members.file)
     if missing:
         warn(f"{len(missing):,} images are missing or cannot be used, and are left out: {some(missing)}")
-    if better:
-        display.say("Left out", f"{plural(better, 'nearly identical image')}: see {INVENTORY}")
+    if worse:
+        display.say("Left out", f"{plural(len(worse), 'nearly identical image')}: see {INVENTORY}")
     if part_of:
         sizes = Counter(part_of.values())
         display.say("Split", ", ".join(f"{part} {sizes[part]:,}" for part in PARTS))
@@ -407,7 +377,29 @@ imagefolder = partial(folders, layout="dataset")
 Targets = Sequence[tuple[Row, str]]  # rows of clusters.csv with FOLDER/NAME; "" for images that stay out
 
 
-def _spared(run: Path, images: RunImages, wanted: Set[str]) -> dict[str, str]:
+def _targets(images: RunImages, left: Set[str], part_of: Mapping[str, str], *, dataset: bool, apart: bool) -> Targets:
+    """Return the targets of all images but those ``left`` out; with ``apart`` outliers are in folders of their own."""
+    junk = {*images.annotations.junk}
+
+    def target(row: Row) -> str:
+        """Return the folder of an image and its preferred name there."""
+        number = int(row["cluster"])
+        name = PurePosixPath(row["path"]).name
+        part = part_of.get(row["path"], PARTS[0] if dataset or part_of else "")
+        kind = JUNK if number in junk else APART if apart and row["is_outlier"] == "1" else ""
+        folder = cluster_folder(number, images.annotations.names[number])
+        if dataset:
+            kind, folder, name = "", cluster_folder(number), plain(name)
+        refused = dataset and stem_and_suffix(name)[1].lower() not in SUFFIXES
+        name = _fitting(name, ".png") if refused or not images.is_file(row) else name
+        return "/".join(filter(None, (part, kind, folder, name)))
+
+    preferred = [target(row) if row["status"] == "ok" and row["path"] not in left else "" for row in images.rows]
+    names = iter(distinct([name for name in preferred if name]))
+    return [(row, next(names) if name else "") for row, name in zip(images.rows, preferred, strict=True)]
+
+
+def _duplicates(run: Path, images: RunImages, wanted: Set[str]) -> dict[str, str]:
     """Return why images are left out, by path: a better one of ``wanted`` looks (nearly) the same."""
     if (set_of := _set_of(run)) is None:
         raise DataError(f"{run} has no duplicates.csv, so nothing says which images are the same: omit --duplicates")
@@ -415,14 +407,14 @@ def _spared(run: Path, images: RunImages, wanted: Set[str]) -> dict[str, str]:
     for path, group in set_of.items():
         if path in wanted and (quality := images.quality(path)):
             groups.setdefault(group, []).append((*quality, path))
-    spared = {}
+    worse = {}
     for alike in groups.values():
         best = max(alike, key=lambda image: image[:2])  # the first of equal ones
         for pixels, sharpness, path in alike:
             if path != best[2]:
                 why = "larger" if pixels < best[0] else "sharper" if sharpness < best[1] else "the same"
-                spared[path] = f"duplicate of {best[2]}, which is {why}"
-    return spared
+                worse[path] = f"duplicate of {best[2]}, which is {why}"
+    return worse
 
 
 def _set_of(run: Path) -> dict[str, str] | None:
@@ -433,28 +425,24 @@ def _set_of(run: Path) -> dict[str, str] | None:
 
 
 def _fill(
-    folder: Path, targets: Targets, spared: Mapping[str, str], transfer: Transfer, display: Display
+    folder: Path, targets: Targets, left: Mapping[str, str], transfer: Transfer, display: Display
 ) -> tuple[list[Row], list[str]]:
     """Bring every image to its target. Return the rows of the inventory, and the missing images with the reason."""
     inventory: list[Row] = []
     missing: list[str] = []
-
-    def bring(row: Row, target: str) -> Row:
-        """Bring an image to its target, and return its row of the inventory."""
-        exported, how = target, spared.get(row["path"]) or ("outlier" if row["status"] == "ok" else "skipped")
-        if target:
-            try:
-                how = transfer(row["path"], folder / target)
-            except Unavailable as error:
-                exported, how = "", f"missing: {error}"
-                missing.append(f"{one_line(row['path'])} ({error})")
-        made = {"exported_path": exported, "how": how, "sha256": own_sha256(folder / exported) if exported else ""}
-        return {"path": row["path"], "cluster": row["cluster"], "name": transfer.images.name(row), **made}
-
     for inside in {Path(target).parent for _, target in targets if target}:
         (folder / inside).mkdir(parents=True, exist_ok=True)
     for row, target in targets:
-        inventory.append(bring(row, target))
+        exported, how = target, left.get(row["path"], "skipped")
+        if target:
+            try:
+                how = transfer(row["path"], folder / target)
+            except Undecodable as error:
+                exported, how = "", f"missing: {error}"
+                missing.append(f"{one_line(row['path'])} ({error})")
+        made = {"exported_path": exported, "how": how, "sha256": own_sha256(folder / exported) if exported else ""}
+        about = {"path": row["path"], "cluster": row["cluster"], "name": transfer.images.name(row)}
+        inventory.append({**about, **made})
         display.progress("exporting", len(inventory), len(targets))
     if not transfer.files and not missing:
         raise DataError("all images are outliers, and these are left out: nothing is left to export")

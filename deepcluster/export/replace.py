@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deepcluster.errors import DiskError
+from deepcluster.images.decode import Undecodable
 from deepcluster.runtime import signals
 from deepcluster.runtime.plain_files import MAX_TEXT, check_file, own_sha256, write_csv
 from deepcluster.storage.content import Row
@@ -21,10 +22,6 @@ LOCK = ".deepcluster.lock"
 OF_FILE_MANAGERS = (".DS_Store", ".directory", "Thumbs.db", "desktop.ini")  # made by looking at a folder; they stay
 ADDED = "added"
 SAME_BYTES = ("hardlink", "copy")  # ways that keep the bytes of a file
-
-
-class Unavailable(Exception):
-    """An original that no longer exists or may not be passed on; the message is the reason."""
 
 
 def key(name: str) -> str:
@@ -80,7 +77,7 @@ def _check_unchanged(out: Path, original: Callable[[str], Path | None]) -> Seque
 
     Nobody changed a tree if each of its files is in its inventory with the digest of its content (a link: of the path
     that it holds), whatever its times. Files may be missing, and file managers leave files of their own. A copy or a
-    hard link of an image that no longer exists is an only copy: ``original`` raises Unavailable.
+    hard link of an image that no longer exists is an only copy: ``original`` raises Undecodable.
     """
     rows: Sequence[Row] = ()
     with suppress(DiskError), RunFolder(out).as_disk_errors(INVENTORY):
@@ -112,7 +109,7 @@ def _change(file: Path, rows: dict[str, Row], original: Callable[[str], Path | N
     try:
         if row["how"] in SAME_BYTES:
             original(row["path"])
-    except Unavailable as error:
+    except Undecodable as error:
         return f"the only copy: {error}"
     return ""
 
