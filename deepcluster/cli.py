@@ -322,17 +322,11 @@ def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: fl
     _check_run(run_)
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
         from deepcluster.runs import teach as teaching
-        from deepcluster.storage.run_folder import open_run
 
         changes = teaching.teach(run_, teaching.read_answers(answers, terminal) if answers else (), terminal)
-    if not output.as_json:
-        _print_result(run_, output, "teach")
-        return
-    if output.open_:
-        _open((run_ / "report.html").absolute().as_uri())
     pairs = [{"before": before, "after": after, "images": images} for (before, after), images in changes.items()]
-    counts = {"changed": sum(changes.values()), "changes": pairs, "quality": open_run(run_).read_record().quality}
-    print(json.dumps({"run": str(run_), **counts}, indent=2))
+    counts = {"changed": sum(changes.values()), "changes": pairs, "quality": _check_run(run_).quality}
+    _print_result(run_, output, "teach", counts)
 
 
 @app.command
@@ -354,10 +348,8 @@ def update(
         from deepcluster.runtime.devices import choose_device
 
         done = update_run(run_, source, terminal, device=choose_device(device), max_skipped=max_skipped)
-    if output.as_json:
-        print(json.dumps({"run": str(run_), **asdict(done), "due": done.due}, indent=2))
-    elif done.added or output.open_:
-        _print_result(run_, output, "update")
+    if done.added or output.open_ or output.as_json:
+        _print_result(run_, output, "update", {**asdict(done), "due": done.due})
 
 
 @app.command
@@ -701,8 +693,8 @@ def _model(run: Path, device: str) -> "Model":
     return load(run, choose_device(device))
 
 
-def _print_result(run: Path, output: flags.Output, command: str) -> None:
-    """Print the result of a fit, recut, apply, teach or update."""
+def _print_result(run: Path, output: flags.Output, command: str, summary: Mapping[str, object] | None = None) -> None:
+    """Print the result of a fit, recut, apply, teach or update; ``summary``: Of the command, for ``--json``."""
     from deepcluster.storage.run_folder import open_run
 
     folder = open_run(run)
@@ -711,8 +703,8 @@ def _print_result(run: Path, output: flags.Output, command: str) -> None:
     page = folder.path / "report.html"
     if output.as_json:
         names = ("clusters", "images_count", "skipped_count", "rounds", "stability", "verdict")
-        summary = {name: record.get(name) for name in names}
-        print(json.dumps({"run": str(folder.path), **summary, "metrics": metrics or None}, indent=2))
+        summary = summary or {name: record.get(name) for name in names} | {"metrics": metrics or None}
+        print(json.dumps({"run": str(run), **summary}, indent=2))
     elif not output.quiet:
         lines: list[str] = []
         if command in ("fit", "recut"):  # edits and new images have no verdict of their own

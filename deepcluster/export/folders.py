@@ -29,7 +29,6 @@ from deepcluster.export.split import split as split_up
 from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import SUFFIXES as IMAGE_SUFFIXES
 from deepcluster.images.decode import Undecodable, explain, pillow_limits, sides
-from deepcluster.model import Annotations
 from deepcluster.presets import read_shares
 from deepcluster.runs.rows import images_at_hand
 from deepcluster.runtime.console import Display, Silent
@@ -115,14 +114,10 @@ def distinct(names: Sequence[str]) -> list[str]:
 class RunImages:
     """The images of a run."""
 
-    rows: tuple[Row, ...]  # all of clusters.csv
+    rows: tuple[Row, ...]  # all of clusters.csv, with the names of the model
     source: Source  # the images that are at hand
     index: Mapping[str, int]  # of an image in the source, by path
-    annotations: Annotations  # names and junk marks of the clusters
-
-    def name(self, row: Row) -> str:
-        """Return the name of the cluster of a row; empty without one, and for a skipped file."""
-        return self.annotations.names[int(row["cluster"])] if row["cluster"] else ""
+    junk: Set[str]  # clusters that a person marked
 
     def is_file(self, row: Row) -> bool:
         """Tell if the image of a row is a file, and so not written as PNG."""
@@ -167,7 +162,7 @@ def read_run_images(run: Path, images: Images | None) -> RunImages:
     Images that an update added from elsewhere are still there. DataError if none exists any more.
     """
     folder = run_folder.open_run(run)
-    rows, annotations = run_folder.read_state(run, lambda state: (state.read_clusters(), read_annotations(state)))
+    rows, about = run_folder.read_state(run, lambda state: (state.read_clusters(), read_annotations(state)))
     source = images_at_hand(folder, None if images is None else find(images))
     index = {path: i for i, path in enumerate(source.paths)} if source else {}
     used = [row for row in rows if row["status"] == "ok"]
@@ -177,7 +172,9 @@ def read_run_images(run: Path, images: Images | None) -> RunImages:
             f"none of the {len(used):,} images of {run} was found (they were in {one_line(location)}): say where they"
             " are now with --images IMAGES"
         )
-    return RunImages(tuple(rows), source, index, annotations)
+    # The model's names count, because people edit tables.
+    named = ({**row, "name": about.names[int(row["cluster"])] if row["cluster"] else ""} for row in rows)
+    return RunImages(tuple(named), source, index, {*map(str, about.junk)})
 
 
 def _copy(file: Path, target: Path) -> None:
@@ -324,7 +321,7 @@ def folders(  # noqa: PLR0913, PLR0915 a parameter is a flag
     transfer = Transfer(members, mode or ("copy" if dataset else None))
     left: dict[str, str] = {}  # the reasons of images that are left out, by path
     if outliers == "leave":
-        junk = {*map(str, () if dataset else members.annotations.junk)}
+        junk = () if dataset else members.junk
         rows = (row for row in members.rows if row["is_outlier"] == "1" and row["cluster"] not in junk)
         left = {row["path"]: "outlier" for row in rows}
 
@@ -379,15 +376,14 @@ Targets = Sequence[tuple[Row, str]]  # rows of clusters.csv with FOLDER/NAME; ""
 
 def _targets(images: RunImages, left: Set[str], part_of: Mapping[str, str], *, dataset: bool, apart: bool) -> Targets:
     """Return the targets of all images but those ``left`` out; with ``apart`` outliers are in folders of their own."""
-    junk = {*images.annotations.junk}
 
     def target(row: Row) -> str:
         """Return the folder of an image and its preferred name there."""
         number = int(row["cluster"])
         name = PurePosixPath(row["path"]).name
         part = part_of.get(row["path"], PARTS[0] if dataset or part_of else "")
-        kind = JUNK if number in junk else APART if apart and row["is_outlier"] == "1" else ""
-        folder = cluster_folder(number, images.annotations.names[number])
+        kind = JUNK if row["cluster"] in images.junk else APART if apart and row["is_outlier"] == "1" else ""
+        folder = cluster_folder(number, row["name"])
         if dataset:
             kind, folder, name = "", cluster_folder(number), plain(name)
         refused = dataset and stem_and_suffix(name)[1].lower() not in SUFFIXES
@@ -441,8 +437,7 @@ def _fill(
                 exported, how = "", f"missing: {error}"
                 missing.append(f"{one_line(row['path'])} ({error})")
         made = {"exported_path": exported, "how": how, "sha256": own_sha256(folder / exported) if exported else ""}
-        about = {"path": row["path"], "cluster": row["cluster"], "name": transfer.images.name(row)}
-        inventory.append({**about, **made})
+        inventory.append({name: row[name] for name in ("path", "cluster", "name")} | made)
         display.progress("exporting", len(inventory), len(targets))
     if not transfer.files and not missing:
         raise DataError("all images are outliers, and these are left out: nothing is left to export")
@@ -455,11 +450,10 @@ def _write_metadata(out: Path, targets: Targets, inventory: Sequence[Row], image
     """Write metadata.csv of every part of a data set, the results for its images; return the rows of the inventory."""
     columns = (*METADATA_COLUMNS, "label") if any(row["label"] for row, _ in targets) else METADATA_COLUMNS
     rows: dict[str, list[dict[str, object]]] = defaultdict(list)
-    junk = {*images.annotations.junk}
     for (row, target), entry in zip(targets, inventory, strict=True):
         if entry["exported_path"]:
             part, _, name = target.partition("/")
-            about = {"file_name": name, "name": images.name(row), "junk": int(int(row["cluster"]) in junk)}
+            about = {"file_name": name, "junk": int(row["cluster"] in images.junk)}
             rows[f"{part}/{METADATA}"].append({column: {**row, **about}[column] for column in columns})
     made: list[Row] = []
     for file, content in rows.items():

@@ -20,7 +20,6 @@ INVENTORY = "inventory.csv"
 INVENTORY_COLUMNS = ("path", "cluster", "name", "exported_path", "how", "sha256")
 LOCK = ".deepcluster.lock"
 OF_FILE_MANAGERS = (".DS_Store", ".directory", "Thumbs.db", "desktop.ini")  # made by looking at a folder; they stay
-ADDED = "added"
 SAME_BYTES = ("hardlink", "copy")  # ways that keep the bytes of a file
 
 
@@ -90,8 +89,7 @@ def _check_unchanged(out: Path, original: Callable[[str], Path | None]) -> Seque
         rows_of[row["exported_path"]][row["sha256"]] = row
     wrong = []
     for name in sorted(_files(out)):
-        why = _change(out / name, rows_of[name], original)
-        if why and not (why == ADDED and Path(name).name in OF_FILE_MANAGERS):
+        if why := _change(out / name, rows_of[name], original):
             wrong.append(f"{one_line(name)} ({why})")
     if wrong:
         raise DiskError(f"{out} is left as it is: {some(wrong)}; give another folder (-o)")
@@ -101,7 +99,7 @@ def _check_unchanged(out: Path, original: Callable[[str], Path | None]) -> Seque
 def _change(file: Path, rows: dict[str, Row], original: Callable[[str], Path | None]) -> str:
     """Return why a file of a tree must stay, empty if it may go; ``rows``: Of the inventory, by their digests."""
     if not rows:
-        return ADDED
+        return "" if file.name in OF_FILE_MANAGERS else "added"
     try:
         row = rows[own_sha256(file)]
     except (KeyError, OSError, ValueError):

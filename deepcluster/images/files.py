@@ -215,11 +215,22 @@ def _walk(folder: Path) -> Iterator[tuple[str, str | None]]:
 
 
 def listed(file: Path) -> list[tuple[str, Path]]:
-    """Return the paths in a text file, as written and absolute, each once.
+    """Return the paths in a text file, as written and absolute, each once. DataError if it is a table.
 
     Relative paths start at its folder, or else at the current one.
     """
-    return _distinct(_listed(file), file.parent)
+    with reading("the list", file):
+        check_file(file, MAX_TEXT)
+        lines = _lines(file.read_bytes())
+    cells = [cell.strip(" \"'") for cell in re.split("[,;\t]", lines[0])] if lines else []
+    column = next((cell for cell in cells if cell.lower() in PATH_COLUMNS), "")
+    is_table = len(cells) > 1 and (column or file.suffix.lower() in (".csv", ".tsv"))
+    if is_table and not os.path.lexists(located(lines[0], file.parent)):
+        raise DataError(
+            f"{one_line(str(file))} is a table, and IMAGES may be a list of paths, one a line: write its column"
+            f"{' ' + column if column else ''} of paths to a .txt file. (A CSV of path,label is for --labels)"
+        )
+    return _distinct(lines, file.parent)
 
 
 def from_table(paths: Sequence[str], name: str, folders: Sequence[Path]) -> Source | None:
@@ -316,22 +327,6 @@ def _sent() -> list[str]:
         return _lines(sys.stdin.read().encode(errors="surrogateescape") if raw is None else raw.read())
     except OSError as error:
         raise DataError(f"cannot read standard input: {explain(error)}") from error
-
-
-def _listed(file: Path) -> list[str]:
-    """Return the paths in a list. Raise DataError if it is a table."""
-    with reading("the list", file):
-        check_file(file, MAX_TEXT)
-        lines = _lines(file.read_bytes())
-    cells = [cell.strip(" \"'") for cell in re.split("[,;\t]", lines[0])] if lines else []
-    column = next((cell for cell in cells if cell.lower() in PATH_COLUMNS), "")
-    is_table = len(cells) > 1 and (column or file.suffix.lower() in (".csv", ".tsv"))
-    if is_table and not os.path.lexists(located(lines[0], file.parent)):
-        raise DataError(
-            f"{one_line(str(file))} is a table, and IMAGES may be a list of paths, one a line: write its column"
-            f"{' ' + column if column else ''} of paths to a .txt file. (A CSV of path,label is for --labels)"
-        )
-    return lines
 
 
 def _is_text(file: Path) -> bool:
