@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -47,7 +47,7 @@ def from_dataset(dataset: Any, name: str, location: str, labels: tuple[str, ...]
 @dataclass(frozen=True)
 class _Dataset(Numbered):
     dataset: Any
-    lock: Lock = field(default_factory=Lock)  # a data set need not be thread-safe
+    lock: AbstractContextManager[object] = field(default_factory=Lock)  # a data set need not be thread-safe
 
     def read(self, i: int, size: int | None = None) -> Image.Image:
         try:
@@ -202,14 +202,6 @@ class _RowsOnDisk(Numbered):
         )
 
 
-@dataclass(frozen=True)
-class _Rows(Numbered):
-    rows: npt.NDArray[Any]
-
-    def read(self, i: int, size: int | None = None) -> Image.Image:
-        return as_image(self.rows[i])
-
-
 @contextmanager
 def reading(what: str, file: Path) -> Iterator[None]:
     """Turn all errors of reading a file into DataError: numpy and zipfile raise many kinds if it is damaged."""
@@ -307,7 +299,7 @@ def from_array(array: npt.NDArray[Any], name: str, location: str, labels: npt.ND
     if labels is not None and labels.size != len(array):
         raise DataError(f"{title} has {labels.size} labels for {len(array)} images")
     place = real(location)
-    items: Items = _Rows(place, array)
+    items: Items = _Dataset(place, array, nullcontext())
     if isinstance(array, np.memmap) and not in_memory:
         items = _RowsOnDisk(place, array.shape[1:], array.offset)
     texts = None if labels is None else tuple(map(str, labels.ravel().tolist()))
