@@ -37,18 +37,6 @@ ROWS[:1500] = ROWS[0]  # most k-means begin with empty clusters
 COLOURED = Augmentation(colour=0.4, grey=0.2)
 
 
-def test_the_second_device_refuses_what_a_gpu_refuses():
-    with second_device() as waits:
-        x = ROWS.to(ELSEWHERE)
-        assert torch.equal((2 * x).cpu(), 2 * ROWS) and waits.total() == 1
-        with pytest.raises(RuntimeError, match="two"):
-            x + ROWS
-        with pytest.raises(RuntimeError, match="generator"):
-            torch.rand(3, device=ELSEWHERE, generator=generator(0, "numbers"))
-        with pytest.raises(RuntimeError, match="numpy"):
-            x.numpy()
-
-
 @pytest.mark.parametrize(
     "cluster",
     [

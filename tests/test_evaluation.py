@@ -119,13 +119,6 @@ def test_a_signal_ends_an_evaluation(run, monkeypatch, capsys):
     assert told["code"] == 75 and "SIGINT" in told["error"]
 
 
-def test_figures_are_of_the_seed_and_of_the_clusters_as_they_are_now(run, evaluated):
-    first = evaluated("--labels", "folders")
-    assert evaluated("--labels", "folders", "--seed", 1)["acc_chance"] != first["acc_chance"]
-    assert run_command(["recut", str(run), "-k", "2", "--quiet"]) == 0
-    assert evaluated("--labels", "folders")["clusters"] == 2
-
-
 def test_images_to_learn_from_and_to_be_scored_on(run, photos, tmp_path, evaluated, ends):
     apart = tmp_path / "apart"
     for kind in ("bars", "blob"):
@@ -193,9 +186,6 @@ def task_of() -> ProbeTask:
     return ProbeTask(build("compact", image_size=16, seed=0).eval(), *labelled, KINDS, 16, 16)
 
 
-# knn
-
-
 # The smallest would overflow.
 @pytest.mark.parametrize(("temperature", "tolerance"), [(1e-3, 1e-3), (0.07, 2e-5), (0.5, 2e-5)])
 def test_votes_are_those_of_scikit_learn(temperature, tolerance):
@@ -225,9 +215,6 @@ def test_the_protocol_on_reduced_features_and_on_those_of_the_backbone(reduced):
     theirs = KNeighborsClassifier(3, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
     right = theirs.fit(train, task.train.classes).score(test, task.test.classes)
     assert figures["top1_k3"] == pytest.approx(right)
-
-
-# linear
 
 
 @pytest.mark.parametrize("reduced", [True, False])

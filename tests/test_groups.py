@@ -115,19 +115,6 @@ def test_fine_clusters_as_groups_leave_out_the_empty_ones():
     assert groups.count == 3 and placement_of(x, groups, x[:1]).cluster.tolist() == [0, 0, 0, 1, 1, 2]
 
 
-def test_place_by_hand():
-    groups = Cut(torch.tensor([[0.0, 0], [4, 0], [0, 10]]), torch.tensor([0, 1, 0]))  # two centroids make group 0
-    found = placement_of(torch.tensor([[1.0, 0], [3, 0], [0, 9]]), groups, torch.tensor([[0.0, 8], [1, 1]]))
-    assert found.cluster.tolist() == [0, 1, 0]
-    assert found.distance.tolist() == pytest.approx([1, 1, 1])
-    others = [3, 3, (16 + 81) ** 0.5]  # the nearest centroid of another group
-    assert found.margin.tolist() == pytest.approx([1 - 1 / other for other in others])
-    assert found.fine_cluster.tolist() == [1, 1, 0]
-    one = Cut(torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64))
-    alone = placement_of(torch.tensor([[1.0], [2]]), one, torch.zeros(1, 1))
-    assert alone.margin.tolist() == [1, 1]  # it has no border
-
-
 def placed_by_all_distances(x, groups):
     distances = torch.cdist(x, groups.centroids, compute_mode="donot_use_mm_for_euclid_dist")
     by_group = torch.full((len(x), groups.count), torch.inf)
@@ -147,6 +134,7 @@ def test_the_nearest_of_few_candidates_are_the_nearest_of_all(width, count):
     found = placement_of(x, groups, x[:3])
     for name, expected in zip(("cluster", "distance", "margin"), placed_by_all_distances(x, groups), strict=True):
         assert torch.equal(getattr(found, name), expected)
+    assert torch.equal(found.fine_cluster, torch.cdist(x, x[:3]).argmin(1))
     own = (x - centroids[found.centroid]).norm(dim=1)
     assert torch.allclose(own, found.distance, atol=1e-6) and torch.equal(
         groups.group_of[found.centroid], found.cluster

@@ -23,14 +23,6 @@ from tests.test_ranks import Share, shared
 assignment = importlib.import_module("deepcluster.clustering.kmeans")
 
 
-def test_four_points_by_hand():
-    x = torch.tensor([[0.0, 0], [0, 2], [10, 0], [10, 2]])
-    found = kmeans(x, 2, start=torch.tensor([[1.0, 0], [9, 0]]))
-    assert found.labels.tolist() == [0, 0, 1, 1] and found.sizes.tolist() == [2, 2]
-    assert torch.equal(found.centroids, torch.tensor([[0.0, 1], [10, 1]]))
-    assert (found.inertia, found.reseeded) == (4, 0)
-
-
 @pytest.mark.parametrize(("rows", "width", "k"), [(500, 8, 5), (3000, 32, 40), (200, 3, 1)])
 def test_same_as_scikit_learn_from_the_same_start(rows, width, k):
     x = normal(rows, width) + 3 * torch.randint(0, 3, (rows, 1), generator=generator(1, "test"))

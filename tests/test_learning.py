@@ -383,13 +383,6 @@ def test_colours_by_their_definition():
     assert torch.allclose(augment.recolour(views.clone(), factors), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [1, 7, 32])
-def test_the_grid_is_that_of_torch(size):
-    maps = augment.random_affine(50, Augmentation(rotation=40), random())
-    expected = torch.nn.functional.affine_grid(maps, [50, 3, size, size], align_corners=False)
-    assert torch.allclose(augment.sampling_grid(maps, size), expected, atol=1e-6)
-
-
 @pytest.mark.parametrize("size", [60, 50, 40, 25])
 def test_views_that_shrink_are_antialiased(size):
     images = (255 * torch.randint(0, 2, (4, 3, 64, 64), generator=generator(0, "noise"))).to(torch.uint8)
@@ -414,8 +407,7 @@ def test_views_that_shrink_stay_in_place(side):
 
 def test_views_that_do_not_shrink_are_bilinear():
     images = torch.randint(0, 256, (3, 3, 21, 21), generator=generator(0, "noise"), dtype=torch.uint8)
-    how = Augmentation(crop=(0.1, 0.5))
-    places = augment.random_affine(3, how, generator(0, "views"))
-    grid = augment.sampling_grid(places, 21)
+    how = Augmentation(crop=(0.1, 0.5), rotation=40)
+    grid = F.affine_grid(augment.random_affine(3, how, random()), [3, 3, 21, 21], align_corners=False)
     plain = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False) / 255
-    assert torch.equal(random_views(images, 21, how, generator(0, "views")), plain)
+    assert torch.allclose(random_views(images, 21, how, random()), plain, atol=1e-4)

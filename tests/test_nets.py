@@ -74,9 +74,6 @@ def first_conv(network: Network) -> nn.Conv2d:
     return next(conv for conv in convs if conv.weight.requires_grad)
 
 
-# The contract, for every network
-
-
 def test_features_are_one_finite_vector_per_image_and_extracting_them_changes_nothing(network, images, row):
     network.eval()
     before = snapshot(network)
@@ -206,9 +203,6 @@ def test_weights_begin_as_the_paper_says(name):
         elif isinstance(module, nn.BatchNorm2d):
             assert torch.equal(module.weight, torch.ones_like(module.weight)) and not module.bias.any()
             assert not module.running_mean.any() and torch.equal(module.running_var, torch.ones_like(module.weight))
-
-
-# What build refuses
 
 
 @pytest.mark.parametrize(
@@ -389,9 +383,6 @@ def test_dinov3_gives_its_class_token():
     with torch.no_grad():
         tokens = network.body.forward_features(images)
         torch.testing.assert_close(network.body(images), tokens[:, 0])
-
-
-# Heads, projections, formats
 
 
 def test_a_projection_is_between_features_and_head_and_trained_with_the_body():

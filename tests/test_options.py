@@ -119,7 +119,8 @@ def test_every_other_flag_and_parameter_reaches_the_engine(asked, tmp_path):
 def test_every_option_of_a_protocol_reaches_the_engine(protocol, asked):
     values = {name: other_value(option) for name, option in declared(PROTOCOL_OPTIONS[protocol]).items()}
     given = [f"{name}={value}" for name, value in values.items()]
-    assert asked("evaluate", "run", "--protocol", protocol, "--set", *given).options == values
+    request = asked("evaluate", "run", "--protocol", protocol, "--seed", "5", "--set", *given)
+    assert (request.options, request.seed) == (values, 5)
 
 
 def test_the_reference_lists_every_option(prints):

@@ -99,9 +99,6 @@ def test_a_changed_file_is_said_and_never_read(hub_cache, tmp_path, monkeypatch)
         assert local_file("photos-small") is None
 
 
-# ---- the cache and the Hub ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("link", [True, False])
 def test_a_file_in_the_cache_is_found_without_the_network(hub_cache, monkeypatch, link):
     path = keep(tiny_file(), link=link)
@@ -249,9 +246,6 @@ def large_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_drawings(tmp_path_factory.mktemp("large"), 6, 100)
 
 
-# ---- which one ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("request_", "images", "here", "start"),
     [
@@ -285,9 +279,6 @@ def test_the_recipe_names_the_network_as_timm_does(name):
     assert by_choice.recipe == by_name.recipe
     assert by_choice.recipe.backbone == PUBLISHED[name].backbone and by_choice.recipe.weights == "timm"
     assert any(name in line for line in by_choice.by_reason()) and any(name in line for line in by_name.by_reason())
-
-
-# ---- downloads ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.content import FILES, RunRecord, Table
-from tests.helpers.runs import OPTIONS, Said, change_record, left_behind, predicted, record, rows, small_fit
+from tests.helpers.runs import OPTIONS, Said, change_record, left_behind, record, rows, small_fit
 from tests.tiny import writable
 
 TWO_ROUNDS = OPTIONS | {"rounds": 2}
@@ -110,16 +110,6 @@ def test_a_history_of_other_rounds(rounds, fitted, tmp_path, photos, ends):
     lines = [round + ",1" * (len(columns) - 1) for round in rounds]
     (run / "history.csv").write_text("\n".join([",".join(columns), *lines, ""]))
     assert "history.csv" in ends(["fit", photos, "-o", run, "--resume", *small_fit("--rounds", "2")], 5)
-
-
-@pytest.mark.parametrize("count", [1, 17])
-def test_predict_gives_the_rows_of_the_fit_in_any_company(finished, photos, count):
-    wanted = rows(finished / "clusters.csv")[-count:][::-1]
-    predictions = predicted(finished, [photos / row["path"] for row in wanted])
-    placement = predictions.model.place(predictions.reduced)
-    for name in ("cluster", "fine_cluster"):
-        assert list(map(str, getattr(placement, name).tolist())) == [row[name] for row in wanted]
-    assert [f"{value:.6f}" for value in placement.distance.tolist()] == [row["distance"] for row in wanted]
 
 
 def test_without_k_a_number_is_suggested(photos, tmp_path):

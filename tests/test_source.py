@@ -512,11 +512,6 @@ def test_the_labels_of_a_table_go_by_paths(photos, tmp_path):
     assert labels == dict.fromkeys(source.paths, "") | named
 
 
-def test_folders_without_folders(photos):
-    with pytest.raises(DataError):
-        true_labels("folders", find(photos / "bars"))
-
-
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [

@@ -112,22 +112,6 @@ def test_class_probabilities_are_features_beside_the_roots(rows):
         assert torch.equal(torch.cat([fitted(few) for few in x.split(count)]), fitted(x))
 
 
-def test_images_are_told_apart_by_what_their_views_share():
-    """Kinds differ by 1 along two axes; along six others every view of an image is elsewhere, three times as far."""
-    random = generator(0, "views")
-    kinds = torch.randint(4, (300,), generator=random)
-    shared = torch.stack([(kinds % 2).float(), (kinds // 2).float()], 1)
-    one, other = (torch.cat([shared, 3 * torch.randn(300, 6, generator=random)], 1) for _ in range(2))
-    pairs = torch.stack([one, other])[:, :100]
-
-    def purity(rows):
-        nearest = (rows @ rows.T).fill_diagonal_(-2).argmax(1)
-        return (kinds[nearest] == kinds).float().mean()
-
-    plain, scaled = whiten(one, 8, 0), whiten(one, 8, 0, pairs=pairs, within_image=1e4)
-    assert purity(plain(one)) < 0.6 and purity(scaled(one)) > 0.95
-
-
 def test_numbers_that_are_not_finite_or_too_small_or_large_are_refused():
     x = correlated(20, 4)
     x[3, 1] = torch.nan
