@@ -19,10 +19,10 @@ def colour(i: int) -> tuple[int, int, int]:
     return (i * 37 % 256, i * 91 % 256, i % 256)
 
 
-def write_image(file: Path, i: int, kind: str = "PNG") -> None:
+def write_image(file: Path, i: int) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("xb") as stream:
-        Image.new("RGB", (4 + i % 3, 4), colour(i)).save(stream, kind)
+        Image.new("RGB", (4 + i % 3, 4), colour(i)).save(stream, "PNG")
 
 
 def hand_run(

@@ -239,16 +239,16 @@ def test_pseudo_labels_are_trusted_as_far_as_they_repeat(loss):
 
 LINEAR = {"clusters": 5, "dims": 8, "epochs": 2}
 CENTROIDS = {**V2, "clusters": (4, 8), "epochs": 1, "loss": WithInstances(0.2)}
-REST = {"rounds": 3, "batch_size": 10, "lr": lambda time: 0.05 * (1 - time / 3)}
+REST = {"rounds": 3, "batch_size": 10, "lr": lambda time: 0.05 * (1 - time / 3), "seed": 4}
 
 
-def rounds_and_states(options, images, state=None, parameters=None, seed=4):
+def rounds_and_states(options, images, state=None, parameters=None):
     """Return for each round its labels with its NMI to those before, and what a checkpoint holds then."""
     network = build("compact", image_size=16, projection=(16, 8) if "reuse_features" in options else None, seed=1)
     if parameters is not None:
         network.load_state_dict(parameters)
     rounds, saved = [], []
-    for each in loop(network, images, state=state or State(), **{**options, **REST, "seed": seed}):
+    for each in loop(network, images, state=state or State(), **{**options, **REST}):
         rounds.append(torch.cat([each.clustering.labels, torch.tensor([each.nmi_previous]).nan_to_num(9)]))
         weights = {name: value for name, value in network.state_dict().items() if not name.startswith("head.")}
         saved.append(copy.deepcopy((each.state, weights)))

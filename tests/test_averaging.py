@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from deepcluster.errors import DeepClusterWarning, UsageError
@@ -17,12 +17,12 @@ from deepcluster.fitting import fit as run
 from deepcluster.fitting.conclude import collapse
 from deepcluster.fitting.plan import Request
 from deepcluster.learning.training import measure_statistics
-from deepcluster.nets.network import as_network, build
+from deepcluster.nets.network import as_network
 from deepcluster.presets import read_request
 from deepcluster.records import Clustering
 from deepcluster.runtime.compute import Compute
 from tests.drawings import drawings
-from tests.helpers.runs import OPTIONS, rows
+from tests.helpers.runs import OPTIONS
 
 
 def body(folder: Path) -> dict[str, Tensor]:
@@ -46,11 +46,13 @@ def test_each_tensor_of_the_model_is_the_mean(fitted, finished, share):
 
 
 def test_after_several_rounds_it_is_the_mean_with_the_weights_before_the_last(fitted):
-    constant = ("--labels", "folders", "--set", "schedule=constant")
-    runs = [("--rounds", "1"), ("average=.25", "--rounds", "2"), ("--rounds", "2")]
-    once, mean, end = (body(fitted(*constant, *options)) for options in runs)
-    for name in (name for name, value in end.items() if value.is_floating_point() and "running_" not in name):
-        assert torch.equal(mean[name], torch.lerp(once[name], end[name], 0.25)), name
+    run = fitted("--rounds", "2", "--set", "average=.25", "--keep-checkpoints")
+    once, end = (load_file(run / f"checkpoints/00000{number}.safetensors") for number in (1, 2))
+    mean = {name: value for name, value in body(run).items() if value.is_floating_point() and "running_" not in name}
+    assert mean and all(
+        torch.equal(value, torch.lerp(once[f"network.{name}"], end[f"network.{name}"], 0.25))
+        for name, value in mean.items()
+    )
 
 
 def test_the_statistics_of_averaged_weights_are_those_of_the_images():
@@ -72,18 +74,6 @@ def test_one_view_of_one_image_is_too_few_for_batch_normalisation(tmp_path):
     request = Request(out=tmp_path / "run", n_clusters=1, recipe=recipe)
     with pytest.raises(UsageError, match="views=2"):
         run.fit(drawings(1, 16)[0].permute(0, 2, 3, 1).numpy()[:1], request)
-
-
-@pytest.mark.parametrize(("count", "k"), [(1, 1), (2, 2), (3, 2), (30, 1)])
-def test_few_images_or_one_group_of_an_adapted_network(tmp_path, count, k):
-    weights = tmp_path / "compact.safetensors"
-    save_file(build("compact", image_size=16, seed=3).body.state_dict(), weights)
-    images = drawings(10, 16)[0].permute(0, 2, 3, 1).numpy()[:count]
-    options = {**OPTIONS, "rounds": 1, "backbone": "compact", "weights": str(weights), "view_size": 0}
-    options.pop("pseudo_labels")
-    folder = run.fit(images, Request(out=tmp_path / "run", n_clusters=k, recipe=read_request(options))).path
-    assert {row["cluster"] for row in rows(folder / "clusters.csv")} == {str(cluster) for cluster in range(k)}
-    assert "average = 0.4\n" in (folder / "recipe.toml").read_text()
 
 
 @pytest.mark.parametrize(

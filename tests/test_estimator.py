@@ -126,9 +126,6 @@ def test_the_attributes_of_a_fit(fitted):
 # ---- forms of images ------------------------------------------------------------------------------------------------
 
 FORMS = {
-    "tensor": lambda images, _: torch.from_numpy(images),
-    "PIL": lambda images, _: [Image.fromarray(image) for image in images],
-    "arrays": lambda images, _: list(images),
     "Dataset of PIL": lambda images, _: StackDataset([Image.fromarray(image) for image in images], [7] * 48),
     "Dataset of dicts": lambda images, _: StackDataset(image=torch.from_numpy(images).float() / 255, label=[7] * 48),
     "paths": lambda _, folder: as_files(folder),

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
@@ -28,6 +27,7 @@ from deepcluster.nets.network import build
 from deepcluster.presets import read_request
 from deepcluster.runs import page as run_report
 from deepcluster.runs import predict as prediction
+from tests.drawings import save_drawings
 from tests.helpers.image_files import CANARY, SIDE, chunk, files_of_all_modes, png, stored, talkative
 from tests.helpers.runs import SAME, model_digest, predicted, record, rows
 from tests.loop import loop
@@ -61,13 +61,6 @@ def broken() -> dict[str, bytes]:
     }
 
 
-def digits(folder: Path, count: int = 40) -> Path:
-    folder.mkdir(parents=True)
-    for i, image in enumerate(load_digits().images[:count]):
-        Image.fromarray((image * 15).astype(np.uint8)).save(folder / f"m{i:02}.png")
-    return folder
-
-
 # Whole when the folder is searched, and gone or something else when the images are read.
 BREAKING: dict[str, Callable[[Path], object]] = {
     "gone.png": Path.unlink,
@@ -81,17 +74,17 @@ def test_every_kind_of_broken_file_is_listed_and_changes_nothing(
     tmp_path: Path, ends: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor does an image that is gone once all are read: only its picture is missing."""
-    good = fit(digits(tmp_path / "good" / "folder"), tmp_path / "first")
-    mixed, files = digits(tmp_path / "mixed" / "folder"), broken()
+    good = fit(save_drawings(tmp_path / "good" / "folder", 14), tmp_path / "first")
+    mixed, files = save_drawings(tmp_path / "mixed" / "folder", 14), broken()
     (mixed / "a/folder of images.png").mkdir(parents=True)
-    for name, data in (files | dict.fromkeys(BREAKING, (mixed / "m00.png").read_bytes())).items():
+    for name, data in (files | dict.fromkeys(BREAKING, (mixed / "0/00.png").read_bytes())).items():
         (mixed / "a" / name).write_bytes(data)
 
     def read(*arguments: object, **options: object) -> Store:
         for name, damage in BREAKING.items():
             damage(mixed / "a" / name)
         store = read_once(*arguments, **options)  # type: ignore[arg-type]
-        for file in mixed.glob("m3*.png"):
+        for file in mixed.glob("2/3?.png"):
             file.unlink()
         return store
 
@@ -101,7 +94,7 @@ def test_every_kind_of_broken_file_is_listed_and_changes_nothing(
     skipped = rows(second / "skipped.csv")
     assert sorted(row["path"] for row in skipped) == sorted(f"a/{name}" for name in [*files, *BREAKING])
     assert all(row["reason"] and row["reason"].isprintable() and str(tmp_path) not in row["reason"] for row in skipped)
-    assert len(rows(second / "clusters.csv")) == 40 + len(skipped)
+    assert len(rows(second / "clusters.csv")) == 42 + len(skipped)
     used = [row for row in rows(good / "clusters.csv") if row["status"] == "ok"]
     assert used == [row for row in rows(second / "clusters.csv") if row["status"] == "ok"]
     for name in {*SAME} - {"clusters.csv"}:
@@ -148,7 +141,7 @@ def test_a_run_tells_nothing_but_pixels(listed: bool, tmp_path: Path, monkeypatc
     (home / "photos").mkdir(parents=True)
     for name, data in talkative().items():
         (home / "photos" / name).write_bytes(data)
-    (home / "photos/broken.jpg").write_bytes(talkative()["plain.jpg"][:-200])
+    (home / "photos/broken.jpg").write_bytes(talkative()["turned.jpg"][:-200])
     monkeypatch.setenv("HOME", str(home))
     images = str(home / "photos")
     if listed:
@@ -200,7 +193,8 @@ def noise(count: int, side: int = 8) -> np.ndarray:
     [(1, 1, 8), (1, 1, 1), (2, 2, 1), (3, 2, 8), (20, 19, 1), (20, 20, 8)],
 )
 def test_numbers_of_images_and_clusters(count: int, k: int, side: int, tmp_path: Path) -> None:
-    assert len(set(clusters(noise(count, side), k, tmp_path / "run", rounds=(count + k) % 2))) == k
+    options = {"rounds": (count + k) % 2, "average": 0.4}
+    assert len(set(clusters(noise(count, side), k, tmp_path / "run", **options))) == k
 
 
 @pytest.mark.parametrize(("k", "error"), [(21, DataError), (0, UsageError), (-1, UsageError)])

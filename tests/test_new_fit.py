@@ -19,10 +19,8 @@ from PIL import Image
 from deepcluster import DeepCluster, load
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
 from deepcluster.fitting.conclude import continued
-from deepcluster.fitting.fit import places_before
 from deepcluster.fitting.plan import Former
 from deepcluster.groups.cut import Placement
-from deepcluster.images import find, read_once
 from deepcluster.images.source import LINK
 from deepcluster.learning import training
 from deepcluster.model import Model
@@ -30,12 +28,13 @@ from deepcluster.runs import page
 from deepcluster.runs import rows as run_rows
 from deepcluster.runs.promote import promote
 from deepcluster.runs.recut import Edits, apply
-from deepcluster.runs.rows import image_digests, images_of
+from deepcluster.runs.rows import images_of
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import run_folder
 from deepcluster.storage.state import own_files
 from tests.commands import killed_at_every_change
+from tests.exports import write_image
 from tests.helpers.features import normal
 from tests.helpers.runs import SAME, change_record, contents, record, rows, small_fit, state_of
 from tests.sandbox import with_ctrl_c
@@ -136,15 +135,6 @@ def test_what_is_lost_is_said_and_no_number_comes_twice(ranks):
         assert re.findall(r"\d+", text) == [*"25", *"134", *"56", *"2", *"1", *"23101"] and "'b', 'e'" in text
 
 
-def test_images_of_another_size_are_read_again_with_progress():
-    source = find(np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8))
-    small, large = (image_digests(source, read_once(source, size)) for size in (8, 16))
-    shown = []
-    former = Former(Path("old"), tiny_model(), {small["1"]: (5, 2)}, 8)
-    places = places_before(former, source, large, 16, lambda *progress: shown.append(progress))
-    assert places.tolist() == [[-1, -1], [5, 2], [-1, -1]] and shown == [("reading again", 0, 3)]
-
-
 def test_a_resumed_fit_knows_the_run_that_it_is_like(run, fitted, photos, tmp_path, monkeypatch, ends):
     fit = ["fit", photos, "-o", tmp_path / "new", *small_fit("--rounds", "2")]
     with monkeypatch.context() as patch:
@@ -222,8 +212,7 @@ def test_the_images_of_a_run_keep_their_names_wherever_updates_found_them(tmp_pa
     """By hand, with their places; those of updates are named from the folder at which the paths of the fit start."""
     home, inbox = tmp_path / "home", tmp_path / "inbox"
     for file in (home / "a/1.png", home / "2.png", home / "new.png", inbox / "3.png"):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8)).save(file)
+        write_image(file, 0)
     (home / "list.txt").write_text("2.png\na/1.png\n")
     monkeypatch.chdir(home)
     near, far = {"new.png": home / "new.png"}, {"../inbox/3.png": inbox / "3.png"}
@@ -254,8 +243,7 @@ def test_the_images_of_a_run_keep_their_names_wherever_updates_found_them(tmp_pa
 @pytest.mark.parametrize("updates", ["array", "files array", "array files", "files shard", "shard"])
 def test_a_run_with_images_that_are_no_files_needs_them_named(updates, tmp_path):
     for name in ("home/1.png", "more/2.png", "2.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / name)
+        write_image(tmp_path / name, 0)
     np.save(tmp_path / "a.npy", np.zeros((1, 8, 8), np.uint8))
     with tarfile.open(tmp_path / "s.tar", "w") as shard:
         shard.add(tmp_path / "2.png", "2.png")
@@ -273,8 +261,7 @@ def test_skipped_files_are_tried_again_while_they_exist(place, is_updated, tmp_p
     """But no link, and no folder: nobody named the files behind it."""
     home, inbox = tmp_path / "home", tmp_path / "inbox"
     for file in (home / "b.png", home / "a.jpg", home / "dir/x.png", inbox / "c.jpg", inbox / "d.png"):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8)).save(file)
+        write_image(file, 0)
     (home / "link.png").symlink_to("b.png")
     (home / "list.txt").write_text("a.jpg\nb.png\n")
     skipped = {"a.jpg": "damaged", "dir": "permission denied", "gone.jpg": "damaged", "link.png": LINK}

@@ -24,17 +24,17 @@ from deepcluster.images import find
 from deepcluster.report import pictures as sheets
 from deepcluster.report.charts import training_charts
 from deepcluster.report.hints import above, hints, plain, weighted_nouns
-from deepcluster.report.page import RunData, on_page, script_data
+from deepcluster.report.page import on_page, script_data
 from deepcluster.report.pictures import THUMBNAIL, pictures, sprite_sheet, thumbnail, tiny_pictures
 from deepcluster.report.sections import MAX_OUTLIERS, MEDOID, confusion, problems, representatives, suggestions
 from deepcluster.runs import page as run_page
 from deepcluster.runs.page import Shown, _near, report
 from deepcluster.runs.recut import recut
-from deepcluster.storage.content import RunRecord, Table
+from deepcluster.storage.content import Table
 from deepcluster.storage.run_folder import RunFolder
 from deepcluster.texts import figure, inert
 from tests.drawings import drawings
-from tests.helpers.report import Page, drawn, page, picture, row, summary_of
+from tests.helpers.report import Page, drawn, page, picture, records, row, summary_of
 from tests.tiny import tiny_model, writable
 
 HOSTILE = [
@@ -383,12 +383,7 @@ def shorts(text: str) -> list[int]:
 
 
 def read(clusters: list[dict[str, str]], **changes: Any) -> dict[str, Any]:
-    record = RunRecord(run="r", cut="c", images="", location="", seed=0)
-    records = {"record": record, "history": [], "metrics": {}, "skipped": []}
-    changes = changes if "summary" in changes else {"summary": summary_of(clusters)} | changes
-    data: dict[str, Any] = json.loads(
-        script_data(RunData(clusters=clusters, picture=picture, name="run", **records | changes))
-    )
+    data: dict[str, Any] = json.loads(script_data(records(run={"cut": "c"}, clusters=clusters, **changes)))
     return data
 
 

@@ -33,6 +33,7 @@ from deepcluster.runtime.plain_files import unguarded, write_csv
 from deepcluster.storage import run_folder, state
 from deepcluster.storage.content import COLUMNS, FILES
 from deepcluster.texts import retold
+from tests.exports import write_image
 from tests.helpers.runs import record, small_fit
 from tests.tiny import RECORD, tiny_run
 
@@ -184,11 +185,6 @@ def test_absolute_paths_of_a_command_lose_their_folders(word: str, shown: str) -
     assert retold("it isn't closed") == retold("") == ""
 
 
-def image(file: Path) -> None:
-    file.parent.mkdir(exist_ok=True, parents=True)
-    Image.new("RGB", (4, 4), "red").save(file)
-
-
 def test_a_file_that_is_gone_before_it_was_looked_at_is_listed(tmp_path: Path, monkeypatch: Any) -> None:
     entry, scan = Mock(), MagicMock()
     entry.configure_mock(name="gone.png", **{"is_symlink.side_effect": FileNotFoundError(2, "gone")})
@@ -209,7 +205,7 @@ def test_what_another_user_may_not_read_is_listed() -> None:
     # Folders of pytest are for one user. In "listed" names can be read, and files cannot.
     with tempfile.TemporaryDirectory() as folder:
         for name in ("a.png", "b.png", "closed/c.png", "listed/d.png"):
-            image(Path(folder, name))
+            write_image(Path(folder, name), 0)
         for name, mode in {"": 0o755, "b.png": 0, "closed": 0, "listed": 0o644}.items():
             Path(folder, name).chmod(mode)
         done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
@@ -297,7 +293,7 @@ def test_standard_input_that_is_closed_or_cannot_be_read(finished: Path, monkeyp
     ],
 )
 def test_odd_streams_end_a_command_as_they_should(line: str, code: int, tmp_path: Path) -> None:
-    image(tmp_path / "日.png")
+    write_image(tmp_path / "日.png", 0)
     program = f"set -o pipefail; {shlex.quote(sys.executable)} -m deepcluster {line}"
     odd = {"COLUMNS": "0", "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, cwd=tmp_path, env=os.environ | odd)
