@@ -127,7 +127,9 @@ class Sandbox:
         if arguments[0] == "apply" and arguments[2] != "--undo":
             self._write_edits(*arguments[1:3])
         if arguments[0] == "teach" and len(arguments) > 2:
-            fill_in(Path(arguments[2]))
+            questions = pd.read_csv(arguments[2], dtype=str, keep_default_na=False)
+            questions.loc[:1, "name"] = ["roses", "lilies"]  # answers the first two
+            questions.to_csv(arguments[2], index=False)
         before, pipe, _ = line.rpartition("| ")
         expected = int(found[1]) if (found := re.search(r"#.*exit code (\d+)", line)) else 0
 
@@ -159,13 +161,6 @@ class Sandbox:
             source = re.sub(rf"\bDeepCluster\((?!.*(?:\b{name}=|fit\(features\b))", f"DeepCluster({name}=1, ", source)
         with redirect_stdout(io.StringIO()):
             exec(compile(source, str(self.page), "exec"), self.names)
-
-
-def fill_in(table: Path) -> None:
-    """Answer the first two questions of a table."""
-    questions = pd.read_csv(table, dtype=str, keep_default_na=False)
-    questions.loc[:1, "name"] = ["roses", "lilies"]
-    questions.to_csv(table, index=False)
 
 
 def needs_more(text: str) -> bool:

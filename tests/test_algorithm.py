@@ -171,7 +171,7 @@ def test_it_finds_shapes_where_the_untrained_network_does_not():
     net = network()
     assert shapes_in(net, images, kinds) < 0.75
     views = [Augmentation(crop=(0.5, 1.0), stretch=1.1, flip=0.5, colour=0.4, grey=1.0)]
-    list(loop(net, images, rounds=5, epochs=6, **{**OPTIONS, "views": views, "dims": 256}, whitening=0.5))
+    list(loop(net, images, rounds=4, epochs=4, **{**OPTIONS, "views": views, "dims": 256}, whitening=0.5))
     assert shapes_in(net, images, kinds) > 0.9
 
 

@@ -34,7 +34,7 @@ from deepcluster.runs.predict import placed_rows, predicted
 from deepcluster.runtime.console import Silent
 from tests.drawings import save_drawings
 from tests.helpers.runs import change_record, contents, record, rows, small_fit
-from tests.tiny import RECORD, change_groups, change_tensors, tiny_model, tiny_run
+from tests.tiny import RECORD, change_tensors, tiny_model, tiny_run
 
 # ---- mistakes -------------------------------------------------------------------------------------------------------
 
@@ -225,7 +225,7 @@ def test_rejected_are_outliers_and_junk(run, photos, tmp_path, prints, ends, lim
     """A limit below all residuals rejects all images, one above them those of the junk."""
     clusters = [row["cluster"] for row in rows(run / "clusters.csv")]
     change_tensors(run / "model", outliers__limit=torch.tensor(limit))
-    change_groups(run / "model", junk=[2], names=["a", "b", "c"])
+    change_tensors(run / "model", "groups.safetensors", junk=[2], names=["a", "b", "c"])
     table = [*csv.DictReader(io.StringIO(prints("predict", run, photos, "--reject")))]
     assert [row["is_outlier"] for row in table] == ["0" if limit else "1"] * 48
     expected = [(number, "abc"[int(number)]) if limit and number != "2" else ("-1", "") for number in clusters]

@@ -507,22 +507,19 @@ def test_a_network_of_every_kind_completes_a_run_and_its_model_gives_the_same_fe
 LITE = "timm:tf_efficientnet_lite0"
 
 
-def as_trained(network: nn.Module) -> nn.Module:
-    """With normalisation that does something, and numbers that neither vanish nor grow from layer to layer."""
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(layer.weight)
-        elif isinstance(layer, nn.BatchNorm2d):
-            for values in (layer.weight.data, layer.running_var):
-                values.uniform_(0.5, 1.5)
-            for values in (layer.bias.data, layer.running_mean):
-                values.normal_(0, 0.2)
-    return network.eval()
-
-
 def network_of(name: str, size: int) -> Network:
+    """With normalisation that does something, and numbers that neither vanish nor grow from layer to layer."""
+    network = build(name, image_size=size).eval()
     with lent_global(0, "network"):
-        return channels_last(as_trained(build(name, image_size=size)))
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight)
+            elif isinstance(layer, nn.BatchNorm2d):
+                for values in (layer.weight.data, layer.running_var):
+                    values.uniform_(0.5, 1.5)
+                for values in (layer.bias.data, layer.running_mean):
+                    values.normal_(0, 0.2)
+    return channels_last(network)
 
 
 def pictures(count: int, size: int) -> Tensor:

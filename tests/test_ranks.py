@@ -628,15 +628,17 @@ def torchrun(*arguments: object, count: int = 2, program: Sequence[str] = ("-m",
 
 
 def signalled(folder: Path, rank: int, target: str, what: str, where: str, count: int, *arguments: object) -> str:
-    """Run a command in two processes, one of which signals itself or the launcher, and return what they say.
-
-    The end of their output is the end of both.
-    """
+    """Run a command in two processes, one of which signals itself or the launcher, and return what they say."""
     script = folder / "signalled.py"
     script.write_text(SIGNALLED)
     trap = ",".join(map(str, (folder, rank, target, what, where, count)))
     _, said = torchrun(trap, *arguments, program=[str(script)])
-    wait_until_gone([int((folder / str(rank)).read_text()) for rank in range(2)])
+    until = time.monotonic() + WAIT  # the end of their output should be the end of both
+    for process in ((folder / str(rank)).read_text() for rank in range(2)):
+        with suppress(OSError):
+            while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z":  # a zombie is dead
+                assert time.monotonic() < until, "some are still alive"
+                time.sleep(0.05)
     return said
 
 
@@ -652,16 +654,6 @@ def whole(ranks: dict[int, Ranks], images: Path, tmp_path_factory: pytest.TempPa
     folder = tmp_path_factory.mktemp("whole") / "run"
     ranks[2](fitted, folder, None, False, images, SMALL)
     return folder
-
-
-def wait_until_gone(processes: list[int]) -> None:
-    """Until none of them is alive: a zombie is dead."""
-    until = time.monotonic() + WAIT
-    for process in processes:
-        with suppress(OSError):
-            while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                assert time.monotonic() < until, "some are still alive"
-                time.sleep(0.05)
 
 
 @pytest.mark.parametrize("draw", [pytest.param(i, marks=pytest.mark.slow if i else ()) for i in range(KILLS)])

@@ -33,7 +33,6 @@ from deepcluster.runs.recut import recut
 from deepcluster.storage.content import Table
 from deepcluster.storage.run_folder import RunFolder
 from deepcluster.texts import figure, inert
-from tests.drawings import drawings
 from tests.helpers.report import Page, drawn, page, picture, records, row, summary_of
 from tests.tiny import tiny_model, writable
 
@@ -437,12 +436,6 @@ def test_the_most_alike_clusters_come_first() -> None:
     model = replace(tiny_model(("",) * 7), cut=Cut(points, torch.tensor([0, 0, 5, 2])))
     counts = torch.ones(4, dtype=torch.int64)
     assert _near(Shown(model, points, torch.arange(4), counts, counts)) == {0: [5, 2], 2: [5, 0], 5: [0, 2]}
-
-
-def test_a_sheet_is_pixels_alone() -> None:
-    with Image.open(BytesIO(sprite_sheet(tiny_pictures(drawings(2)[0][:5], 0, 5)))) as picture:
-        assert (picture.format, picture.size) == ("WEBP", (72, 48))  # 3 beside each other
-        assert not picture.info.keys() & {"exif", "icc_profile", "xmp"}
 
 
 def test_confusion_by_hand() -> None:

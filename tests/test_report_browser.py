@@ -76,23 +76,6 @@ def opened(browser: Any, report: Path | str, originals: int = 0, loads: int = 1,
     assert len([text for text in said if "409 (Conflict)" in text or "net::ERR_" in text]) == len(said) == refused
 
 
-@contextmanager
-def late_preview(page: Any) -> Iterator[None]:
-    """The server gets what the page asks for a preview only after the next edit, and answers it first."""
-    previews: list[Any] = []
-
-    def apply_first(edit: Any) -> None:
-        answer = edit.fetch()
-        for preview in previews:
-            preview.fulfill(response=preview.fetch())
-        edit.fulfill(response=answer)
-
-    page.route("**/preview", lambda preview: previews.append(preview))
-    page.route("**/apply", apply_first)
-    yield
-    assert len(previews) == 1
-
-
 def first_number(place: Any) -> int:
     text = place.inner_text()
     found = re.search(r"\d+", text)
@@ -102,32 +85,6 @@ def first_number(place: Any) -> int:
 
 def shown_part(page: Any) -> list[str]:
     return [part.get_attribute("id") for part in page.locator("main > .part").all() if part.is_visible()]
-
-
-def every_tab(page: Any) -> list[str]:
-    """Click through the tabs, then walk them by keys; the parts that there are."""
-    parts = []
-    for tab in page.get_by_role("tab").all():
-        tab.click()
-        parts.append(tab.get_attribute("aria-controls"))
-        assert shown_part(page) == [parts[-1]] and tab.get_attribute("aria-selected") == "true"
-        assert page.locator("[role=tab][aria-selected=true]").count() == 1
-    for key, part in (("ArrowRight", 0), ("ArrowLeft", -1), ("2", 1)):
-        page.keyboard.press(key)
-        assert shown_part(page) == [parts[part]]
-    return parts
-
-
-def move_slider(page: Any, images: int) -> None:
-    """From the present three clusters to four, and to two."""
-    page.get_by_role("tab", name="Number of clusters").click()
-    slider, sizes = page.get_by_role("slider"), page.locator("#k-groups strong")
-    assert page.locator("#k-groups .split, #k-groups .merged").count() == 0  # the present clusters
-    for key, groups, marked, told in (("ArrowRight", 4, ".split", "split"), ("Home", 2, ".merged", "merge")):
-        slider.press(key)
-        assert slider.input_value() == str(groups) and sizes.count() == groups
-        assert page.locator(f"#k-groups {marked}").count() >= 1 and told in page.locator("#k-told").inner_text()
-        assert sum(int(text.replace(",", "")) for text in sizes.all_inner_texts()) == images
 
 
 def press(page: Any, *keys: str) -> None:
@@ -147,12 +104,6 @@ def rename(page: Any, name: str) -> None:
     """Type a name for the next cluster."""
     press(page, "j", "n")
     page.keyboard.insert_text(name)
-    page.keyboard.press("Enter")
-
-
-def type_target(page: Any, number: int, text: str) -> None:
-    page.locator(f"#cluster-{number}").get_by_role("button", name="Merge into").click()
-    page.locator("#merge-filter").fill(text)
     page.keyboard.press("Enter")
 
 
@@ -242,8 +193,23 @@ def test_a_small_run(copied: Path, browser: Any, tmp_path: Path) -> None:
     apply(copied, Edits(names={0: NAME}))
     table = rows(copied / "clusters.csv")
     with opened(browser, copied / "report.html") as page:
-        assert every_tab(page) == ["clusters", "map", "groups", "training", "problems", "labels", "run"]
-        move_slider(page, len(table))
+        parts = ["clusters", "map", "groups", "training", "problems", "labels", "run"]
+        for tab, part in zip(page.get_by_role("tab").all(), parts, strict=True):
+            tab.click()
+            assert shown_part(page) == [part] and tab.get_attribute("aria-selected") == "true"
+            assert page.locator("[role=tab][aria-selected=true]").count() == 1
+        for key, part in (("ArrowRight", "clusters"), ("ArrowLeft", "run"), ("2", "map")):
+            page.keyboard.press(key)
+            assert shown_part(page) == [part]
+        # The slider, from the present three clusters to four, and to two.
+        page.get_by_role("tab", name="Number of clusters").click()
+        slider, sizes = page.get_by_role("slider"), page.locator("#k-groups strong")
+        assert page.locator("#k-groups .split, #k-groups .merged").count() == 0
+        for key, groups, marked, told in (("ArrowRight", 4, ".split", "split"), ("Home", 2, ".merged", "merge")):
+            slider.press(key)
+            assert slider.input_value() == str(groups) and sizes.count() == groups
+            assert page.locator(f"#k-groups {marked}").count() >= 1 and told in page.locator("#k-told").inner_text()
+            assert sum(int(text.replace(",", "")) for text in sizes.all_inner_texts()) == len(table)
         assert_only_looking(page)
         assert page.locator("#serve").inner_text() == "deepcluster report run --serve --open"
         page.locator("#tab-clusters").click()
@@ -318,7 +284,9 @@ def test_a_cluster_is_merged_into_the_one_that_was_typed(copied: Path, browser: 
     with opened(browser, serving(copied), originals=count, refused=count) as page:
         sent = refusing(page)
         for text, into in TYPED.items():
-            type_target(page, 0, text)
+            page.locator("#cluster-0").get_by_role("button", name="Merge into").click()
+            page.locator("#merge-filter").fill(text)
+            page.keyboard.press("Enter")
             assert page.locator("#merge").is_visible() is (into is None)
             if into is None:
                 page.locator("#merge").get_by_role("button", name="Cancel").click()
@@ -725,23 +693,6 @@ def placed(run: Path) -> dict[str, tuple[str, str]]:
     }
 
 
-def answer_by_keys(page: Any, count: int) -> dict[str, str]:
-    """Name the kind of each image, by a digit if it is there; the names by the paths."""
-    given = {}
-    while len(given) < count:
-        page.locator("#teach-count").get_by_text(f"Answers: {len(given)}", exact=True).wait_for()
-        path = page.locator("#teach-about").inner_text().partition(" · ")[0]
-        given[path] = path.rpartition("/")[0] or "=odd"
-        names = [button.get_attribute("title") for button in page.locator("#teach-likely button").all()]
-        if given[path] in names:
-            page.keyboard.press(str(names.index(given[path]) + 1))
-        else:
-            page.keyboard.press("n")
-            page.keyboard.insert_text(given[path])
-            page.keyboard.press("Enter")
-    return given
-
-
 def test_questions_are_answered_by_keys_and_others_follow_when_that_is_applied(copied: Path, browser: Any) -> None:
     with opened(browser, serving(copied), originals=18, loads=2) as page:
         page.get_by_role("button", name="Teach").click()
@@ -750,7 +701,18 @@ def test_questions_are_answered_by_keys_and_others_follow_when_that_is_applied(c
         first = about.inner_text()
         press(page, "s", "1", "z", "z")  # skipped, answered, and both back
         about.get_by_text(first, exact=True).wait_for()
-        given = answer_by_keys(page, 10)
+        given: dict[str, str] = {}  # the kind of each image as its name, by a digit if that is there
+        while len(given) < 10:
+            page.locator("#teach-count").get_by_text(f"Answers: {len(given)}", exact=True).wait_for()
+            path = about.inner_text().partition(" · ")[0]
+            given[path] = path.rpartition("/")[0] or "=odd"
+            names = [button.get_attribute("title") for button in page.locator("#teach-likely button").all()]
+            if given[path] in names:
+                page.keyboard.press(str(names.index(given[path]) + 1))
+            else:
+                page.keyboard.press("n")
+                page.keyboard.insert_text(given[path])
+                page.keyboard.press("Enter")
         title = page.locator("#teach-title")
         title.get_by_text("would move").wait_for()
         page.locator("#teach-moves input").last.check()
@@ -795,10 +757,21 @@ def test_images_that_move_or_are_right_teach_the_others(copied: Path, browser: A
         page.locator("#follow").check()
         page.locator("#merge-list button").first.click()
         page.locator("#images-grid :focus").wait_for()
-        with late_preview(page):
-            page.keyboard.press("Escape")
-            page.get_by_role("button", name="Only those").click()
-            page.locator("#told").get_by_text("1 image moved").wait_for()
+        # The server gets what the page asks for a preview only after the next edit, and answers it first.
+        previews: list[Any] = []
+
+        def apply_first(edit: Any) -> None:
+            answer = edit.fetch()
+            for preview in previews:
+                preview.fulfill(response=preview.fetch())
+            edit.fulfill(response=answer)
+
+        page.route("**/preview", lambda preview: previews.append(preview))
+        page.route("**/apply", apply_first)
+        page.keyboard.press("Escape")
+        page.get_by_role("button", name="Only those").click()
+        page.locator("#told").get_by_text("1 image moved").wait_for()
+        assert len(previews) == 1
         assert sum(placed(copied)[path] != now[path] for path in now) == 1
         assert page.locator("#follow").is_checked()
 

@@ -138,10 +138,7 @@ def test_behind_it_all_is_as_before():
         check()
 
 
-PLACES = ("before", "in the way out of an error", "while the error is written down")
-
-
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", ["before", "in the way out of an error", "while the error is written down"])
 def test_the_message_says_what_to_do_wherever_the_signal_comes(place):
     """An error is on its way out, such as a lost connection; the handler of a signal raises in any line."""
 

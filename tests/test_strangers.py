@@ -384,14 +384,7 @@ HEADER = ",".join(FILES["clusters.csv"].columns).encode()
 
 
 def tensors(**changes: Any) -> Change:
-    """Change tensors or texts of a model; a function is applied to the tensor of its name."""
-
-    def change(path: Path) -> None:
-        old = {name.replace(".", "__"): value for name, value in load_file(path).items()}
-        new = {name: value(old.get(name)) if callable(value) else value for name, value in changes.items()}
-        (tiny.change_tensors if path.name == "model.safetensors" else tiny.change_groups)(path.parent, **new)
-
-    return change
+    return lambda path: tiny.change_tensors(path.parent, path.name, **changes)
 
 
 def config(**values: Any) -> Change:

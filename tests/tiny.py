@@ -73,23 +73,19 @@ def change_config(folder: Path, **changes: Any) -> None:
     sign(folder, json.loads((folder / "config.json").read_text()) | changes)
 
 
-def change_tensors(folder: Path, **changes: torch.Tensor | None) -> None:
-    """Replace, add or (None) remove tensors; the digests are made to fit. Names have __ where tensors have a dot."""
+def change_tensors(folder: Path, file: str = "model.safetensors", **changes: Any) -> None:
+    """Replace or add tensors, by values or functions of them, or texts of the groups; the digests are made to fit.
+
+    Names have __ where tensors have a dot.
+    """
     changes = {name.replace("__", "."): value for name, value in changes.items()}
-    tensors = {name: value.clone() for name, value in load_file(folder / "model.safetensors").items()} | changes
-    save_file({name: value for name, value in tensors.items() if value is not None}, folder / "model.safetensors")
-    change_config(folder)
-
-
-def change_groups(folder: Path, **changes: Any) -> None:
-    """Replace or (None) remove tensors of the groups, or replace entries of ``about``; the digests are made to fit."""
-    tensors = {name: value.clone() for name, value in load_file(folder / "groups.safetensors").items()}
-    texts = {name: value for name, value in changes.items() if name not in tensors}
-    if texts:
+    tensors = {name: value.clone() for name, value in load_file(folder / file).items()}
+    if "about" in tensors:
+        texts = {name: changes.pop(name) for name in changes.keys() - tensors.keys()}
         text = json.dumps(json.loads(tensors["about"].numpy().tobytes()) | texts)
         tensors["about"] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-    tensors |= {name: value for name, value in changes.items() if name not in texts}
-    save_file({name: value for name, value in tensors.items() if value is not None}, folder / "groups.safetensors")
+    tensors |= {name: value(tensors[name]) if callable(value) else value for name, value in changes.items()}
+    save_file(tensors, folder / file)
     change_config(folder)
 
 

@@ -1,8 +1,6 @@
 """A server on this machine that speaks as much of the Hugging Face Hub as a download needs."""
 
 import hashlib
-import json
-import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,16 +10,16 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from deepcluster.nets.hub import keep_in_cache
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def tiny_file(size: int = 4000) -> bytes:
-    """A safetensors file with a tensor of ``size`` bytes."""
-    header = json.dumps({"x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
-    return struct.pack("<Q", len(header)) + header + bytes(i % 251 for i in range(size))
+def tiny_file() -> bytes:
+    return save({"x": torch.arange(4000).to(torch.uint8)})
 
 
 class Hub(ThreadingHTTPServer):
