@@ -44,10 +44,8 @@ from deepcluster.clustering.whitening import Reduction, whiten
 from deepcluster.errors import DeepClusterError, DeepClusterWarning, Stopped, UsageError
 from deepcluster.fitting import fit as run
 from deepcluster.groups.tree import medoids_of
-from deepcluster.images import Source
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.duplicates import near_duplicates
-from deepcluster.images.source import Numbered
 from deepcluster.images.store import read_once
 from deepcluster.images.views import Augmentation
 from deepcluster.learning import features, training
@@ -72,6 +70,7 @@ from tests.helpers.shared import OPTIONS, files_of, pixels
 from tests.loop import learn, loop
 from tests.pages import ROOT as REPOSITORY
 from tests.ranks import WAIT, Ranks
+from tests.test_decode import source_of
 from tests.tiny import tiny_run
 
 
@@ -462,20 +461,6 @@ def test_results_are_those_of_one_process(ranks, alone, count, idle):
 SIZE = 6
 
 
-@dataclass(frozen=True)
-class NumberedImages(Numbered):
-    """Images that carry their number, of which some cannot be read."""
-
-    bad: frozenset[int]
-
-    def read(self, i: int, size: int | None = None) -> Image.Image:
-        if i in self.bad:
-            raise Undecodable("bad on purpose")
-        noise = np.random.default_rng(i).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-        noise[0, 0] = i
-        return Image.fromarray(noise)
-
-
 def small_network() -> Network:
     torch.manual_seed(0)
     body = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -486,11 +471,17 @@ def trained(
     processes: Processes, count: int, bad: frozenset[int], batch: int, memory: bool, mapped: bool
 ) -> dict[str, Any]:
     """Read images, into a file if ``mapped``, and train two rounds on them, with a ``memory`` or without."""
+
+    def read(i: int) -> Image.Image:
+        if i in bad:
+            raise Undecodable("bad on purpose")
+        noise = np.random.default_rng(i).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+        noise[0, 0] = i
+        return Image.fromarray(noise)
+
     with TemporaryDirectory() as folder:
         place = {"folder": Path(folder), "memory_budget": 0} if mapped else {}
-        paths = tuple(f"{i:02}" for i in range(count))
-        source = Source("numbered", "python:array", paths, NumberedImages("python:array", bad))
-        store = read_once(source, SIZE, processes, **place)
+        store = read_once(source_of(read, count), SIZE, processes, **place)
         names = [path.name for path in Path(folder).iterdir()]
     network, seen, original = small_network(), list[int](), features.fixed_view
     k = min(3, len(store.usable))
@@ -533,7 +524,7 @@ def test_no_hang_equal_steps_and_every_image_once(ranks, examples):
         assert [image for result in results for image in result["seen"]] == usable
         for result in results:
             assert list(result["kept"]) == usable and result["files"] == ["images.u8"] * mapped
-            assert [path for path, _ in result["skipped"]] == [f"{i:02}" for i in sorted(bad)]
+            assert [path for path, _ in result["skipped"]] == [f"{i:05}" for i in sorted(bad)]
             assert result["losses"] == first["losses"]
             torch.testing.assert_close(result["state"], first["state"], rtol=0, atol=0)
         assert sum(result["rows"] for result in results) == len(first["state"]["final"]) == len(usable)

@@ -34,7 +34,7 @@ from deepcluster.storage import run_folder, state
 from deepcluster.storage.content import COLUMNS, FILES
 from deepcluster.texts import retold
 from tests.exports import write_image
-from tests.helpers.runs import record, small_fit
+from tests.helpers.runs import record, rows, small_fit
 from tests.tiny import RECORD, tiny_run
 
 NAMES = [
@@ -81,10 +81,6 @@ def raw_rows(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
-def content(file: Path) -> str:
-    return file.read_bytes().decode(errors="surrogateescape")
-
-
 def printable(output: bytes) -> bool:
     return all(char.isprintable() or char == "\n" for char in output.decode())
 
@@ -103,7 +99,7 @@ def test_every_name_through_the_command(corpus: Path, tmp_path: Path, locale: st
     table = folder.read_rows("clusters.csv")
     assert [os.fsencode(row["path"]) for row in table] == good + bad
     assert [os.fsencode(row["path"]) for row in folder.read_rows("skipped.csv")] == bad
-    seen = raw_rows(content(run / "clusters.csv"))
+    seen = rows(run / "clusters.csv")
     assert {(corpus / row["path"]).stat().st_ino for row in seen} == {
         (corpus / os.fsdecode(name)).stat().st_ino for name in good + bad
     }
@@ -121,9 +117,9 @@ def test_every_name_through_the_command(corpus: Path, tmp_path: Path, locale: st
     done = command("predict", str(run), str(corpus), LANG=locale, folder=tmp_path)
     assert done.returncode == 0 and printable(done.stderr)
     assert done.stderr.count(b"\n") - 1 == done.stderr.count(b"skipped bad/") == len(NAMES)
-    rows = raw_rows(done.stdout.decode(errors="surrogateescape"))
-    assert [unguarded(row)["path"] for row in rows] == [row["path"] for row in table if row["status"] == "ok"]
-    assert [row["cluster"] for row in rows] == [row["cluster"] for row in table if row["status"] == "ok"]
+    printed = raw_rows(done.stdout.decode(errors="surrogateescape"))
+    assert [unguarded(row)["path"] for row in printed] == [row["path"] for row in table if row["status"] == "ok"]
+    assert [row["cluster"] for row in printed] == [row["cluster"] for row in table if row["status"] == "ok"]
 
 
 @pytest.mark.parametrize(("name", "plain"), [("a\x1b\n\udce9b", "a___b"), ("日本" * 60, ("日本" * 60)[:66])])
