@@ -405,15 +405,14 @@ def test_the_images_of_the_run_are_never_replaced(beach, tmp_path):
     refused(run, out, "-o", UsageError)
 
 
-@pytest.mark.parametrize("options", [{"mode": "copy"}, IN_PARTS])
-def test_after_a_kill_the_next_export_replaces_the_tree(options, beach, tmp_path, monkeypatch):
+def test_after_a_kill_the_next_export_replaces_the_tree(beach, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     old, fresh = (tmp_path / name for name in ("old", "fresh"))
-    folders(beach, old, **options)
+    folders(beach, old, **IN_PARTS)
     corrected(beach)
-    folders(beach, fresh, **options)
+    folders(beach, fresh, **IN_PARTS)
     kills = tmp_path / "kills"
-    again = partial(folders, beach, overwrite=True, **options)
+    again = partial(folders, beach, overwrite=True, **IN_PARTS)
     for out in killed_at_every_change(kills, lambda place: Path(shutil.copytree(old, place)), again):
         again(out)
         assert tree(out) == tree(fresh), out.name

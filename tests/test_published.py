@@ -304,11 +304,6 @@ def test_a_rank_without_the_network_of_the_main_rank_says_how_to_get_it(hub_cach
     check_weights_here("")
 
 
-# ---- runs -----------------------------------------------------------------------------------------------------------
-
-QUICK = ("-k", "3", "--image-size", "32", "--epochs", "1", "--rounds", "1", "--precision", "fp32")
-
-
 def test_a_pretrained_network_is_used_as_it_is_and_the_run_says_how_to_train_it(large_photos, tmp_path, capsys):
     fit = ["fit", str(large_photos), "-o", str(tmp_path / "run"), "-k", "3", "--image-size", "32"]
     for options, offered in (([], True), (["--rounds", "0", "--overwrite"], False)):
@@ -320,7 +315,8 @@ def test_a_pretrained_network_is_used_as_it_is_and_the_run_says_how_to_train_it(
 def test_a_run_of_photographs_and_what_comes_after_it(hub_cache, large_photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the internet was used"))
     out = tmp_path / "run"
-    fit = ["fit", str(large_photos), "-o", str(out), *QUICK, "--set", "class_probabilities=0.5"]
+    options = "-k 3 --image-size 32 --rounds 0 --precision fp32 --set class_probabilities=0.5"
+    fit = ["fit", str(large_photos), "-o", str(out), *options.split()]
     assert run_command(fit) == 0
     said = capsys.readouterr()
     (network,) = [line for line in said.out.splitlines() if line.startswith("Network")]
