@@ -29,9 +29,9 @@ from deepcluster.groups.choose_k import (
 )
 from deepcluster.groups.cut import ROWS_EACH, Cut, as_groups, cut_features, placement_of
 from deepcluster.groups.due import Drift, drift
-from deepcluster.groups.graph import embedding, extended_layout, layout, modularity, neighbour_ties
+from deepcluster.groups.graph import embedding, extended_layout, layout, modularity, neighbour_ties, spectral_start
 from deepcluster.groups.tree import Tree, merge_tree, nodes_at, ward
-from deepcluster.seeding import generator
+from deepcluster.seeding import derive, generator
 from tests.helpers.features import blobs, normal
 
 
@@ -466,3 +466,12 @@ def test_rows_move_along_the_gradient_of_their_similarity(monkeypatch, curve):
     ties = csr_array(np.array([[0, 0.5, 0], [0.5, 0, 0], [0, 0, 0]]))
     found = embedding(ties, 2, 0, places.detach().numpy(), curve)
     np.testing.assert_allclose(found, moved - moved.mean(0), atol=0.01)
+
+
+def test_embeddings_take_the_curves_in_turn():
+    rows = normal(40, 6)
+    ties = neighbour_ties(rows)
+    start = spectral_start(ties, graph.DIMENSIONS, derive(3, "start"))
+    wanted = [embedding(ties, graph.DIMENSIONS, 3, start, curve) for curve in (*graph.CURVES, graph.CURVES[0])]
+    np.testing.assert_array_equal(graph.embedded(ties, [3, 3, 3]), np.stack(wanted))
+    assert np.abs(wanted[0] - wanted[1]).max() > 0.1
