@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from deepcluster.auto import Facts
 from deepcluster.cli import run_command
 from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, UsageError
+from deepcluster.fitting import forecast
 from deepcluster.fitting.plan import Request, begin, check_weights_here, choose_weights
 from deepcluster.images import find
 from deepcluster.nets.hub import PACKAGE, PACKAGE_FILE, fetch, local_file
@@ -304,11 +305,16 @@ def test_a_rank_without_the_network_of_the_main_rank_says_how_to_get_it(hub_cach
     check_weights_here("")
 
 
-def test_a_pretrained_network_is_used_as_it_is_and_the_run_says_how_to_train_it(large_photos, tmp_path, capsys):
-    fit = ["fit", str(large_photos), "-o", str(tmp_path / "run"), "-k", "3", "--image-size", "32"]
+def test_a_pretrained_network_is_used_as_it_is_and_the_run_says_how_to_train_it(
+    large_photos, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(forecast, "MEASURED_SECONDS", 1e-9)
+    monkeypatch.setattr(forecast, "LONG_SECONDS", 0)
+    fit = ["fit", str(large_photos), "-o", str(tmp_path / "run"), "-k", "3", "--image-size", "32", "--batch-size", "8"]
     for options, offered in (([], True), (["--rounds", "0", "--overwrite"], False)):
         assert run_command([*fit, *options]) == 0
-        assert ("--rounds 1" in capsys.readouterr().out) == offered
+        said = capsys.readouterr().out
+        assert ("--rounds 1" in said) == offered and said.count("Time ") == 1
         assert record(tmp_path / "run")["rounds"] == 0
 
 

@@ -1,6 +1,7 @@
 """From images to a run folder and back: real files, the real network, a few seconds a run."""
 
 import copy
+import itertools
 import json
 import re
 import shutil
@@ -22,7 +23,7 @@ from deepcluster.algorithm import alternate
 from deepcluster.build import learning_rate
 from deepcluster.errors import NonFiniteError, OutOfMemoryError, UsageError
 from deepcluster.fitting import fit as run
-from deepcluster.fitting.forecast import BASE, CLASSES, PAGE, TABLES, memory
+from deepcluster.fitting.forecast import BASE, CLASSES, PAGE, TABLES, PassForecast, memory
 from deepcluster.fitting.plan import Request
 from deepcluster.nets.network import build
 from deepcluster.presets import read_request
@@ -279,6 +280,24 @@ def test_a_run_that_cannot_fit_is_refused_with_both_numbers_before_it_writes(tmp
     monkeypatch.setattr(machine, "available", lambda: 1e8)
     said = ends(["fit", photos, "-k", 3, "-o", tmp_path / "run"], 6)
     assert said.startswith("error: the run takes ") and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "seconds", "said"),
+    [
+        (224, 420, "about 7 minutes for the pass over the images at 224 px; --image-size 144 takes about 3"),
+        (144, 420, "about 7 minutes for the pass over the images at 144 px"),
+        (224, 120, ""),
+    ],
+)
+def test_a_long_pass_tells_its_time_once_after_ten_seconds(size, seconds, said):
+    display, clock = Said(), itertools.count(step=0.5)  # two batches of 64 a second
+    progress = PassForecast(display, size, lambda: next(clock))
+    lines = []
+    for done in range(64, 128 * seconds + 1, 64):
+        progress("features", done, 128 * seconds)
+        lines.append([*display.lines])
+    assert lines[19] == [] and lines[20] == lines[-1] == ([f"Time: {said}"] if said else [])
 
 
 def test_a_network_that_cannot_take_the_centre_crops_is_refused_at_once(photos, tmp_path):

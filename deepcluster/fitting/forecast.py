@@ -1,5 +1,7 @@
-"""The memory of a run, estimated before anything is written, and the lines before it."""
+"""The memory of a run, estimated before anything is written, the lines before it, and the time of a pass."""
 
+import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -32,6 +34,10 @@ OUTPUTS_FACTOR = 1.5
 TABLES = 300.0  # bytes of tables and report for an image
 PAGE = 6e3  # and for an image in the page
 CLASSES = 160e6  # matrices of the reduction, if 1,000 class probabilities are features, too
+
+MEASURED_SECONDS = 10.0  # of a pass, after its first batch, which is slower
+LONG_SECONDS = 120.0  # a pass that takes less is not announced
+SMALLER_SIZE = 144  # px
 
 
 def memory(network: Network, recipe: Recipe, count: int, processes: int = 1, *, gpu: bool = False) -> float:
@@ -130,3 +136,32 @@ def dry_run(images: Images, request: Request, display: Display) -> str:
         if request.verbose or (is_published and line.startswith("pseudo_labels")):  # fewer images have fewer
             display.say("Plan", line)
     return to_toml(plan.recipe, undecided)
+
+
+# ---- the time of a pass ---------------------------------------------------------------------------------------------
+
+
+class PassForecast:
+    """A ``progress`` that says once how long a pass over images of ``size`` px takes, if that is long."""
+
+    def __init__(self, display: Display, size: int, clock: Callable[[], float] = time.perf_counter):
+        self.display = display
+        self.size = size
+        self.clock = clock
+        self.first: tuple[float, int] | None = None  # time of the first call, and the images done
+        self.is_over = False
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        self.display.progress(phase, done, total)
+        now = self.clock()
+        begin, done_first = self.first = self.first or (now, done)
+        if self.is_over or now - begin < MEASURED_SECONDS:
+            return
+        self.is_over = True
+        seconds = (now - begin) / (done - done_first) * total
+        if seconds > LONG_SECONDS:
+            text = f"about {seconds / 60:.0f} minutes for the pass over the images at {self.size} px"
+            if self.size > SMALLER_SIZE:
+                smaller = max(1, round(seconds / 60 * (SMALLER_SIZE / self.size) ** 2))
+                text += f"; --image-size {SMALLER_SIZE} takes about {smaller}"
+            self.display.say("Time", text)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from deepcluster.build import compute_of
 from deepcluster.fitting.conclude import conclude_run
+from deepcluster.fitting.forecast import PassForecast
 from deepcluster.fitting.plan import ImagesRead, Job
 from deepcluster.learning.features import extract
 from deepcluster.learning.training import averaged, measure_statistics
@@ -71,7 +72,10 @@ class ResultWriter:
     def features(self) -> Tensor:
         """Return the features of the network as it is now, for a result."""
         store = self.images.store
-        compute = compute_of(self.network, self.images.recipe, store.partition, self.job.display.progress, exact=True)
+        recipe = self.images.recipe
+        display = self.job.display
+        progress = display.progress if recipe.rounds else PassForecast(display, recipe.image_size)
+        compute = compute_of(self.network, recipe, store.partition, progress, exact=True)
         return extract(self.network, store.images, compute)
 
     def write(self, rounds: int, stopped_because: str, features: Tensor | None = None) -> Outcome:
