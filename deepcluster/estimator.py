@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     class _Base:
         def get_params(self, deep: bool = True) -> dict[str, Any]: ...
         def set_params(self, **params: Any) -> Self: ...
+        def fit_predict(self, X: Any, y: Any = None, **fit_params: Any) -> npt.NDArray[np.int64]: ...
         def set_output(self, *, transform: str | None = None) -> Self: ...
         def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[np.object_]: ...
         def __sklearn_tags__(self) -> Any: ...
@@ -213,10 +214,6 @@ class DeepCluster(_Base):
             warn(f"{_unusable(self.skipped_)}, and left out: skipped_ lists all of them")
         return self
 
-    def fit_predict(self, X: Any, y: Any = None, **fit_params: Any) -> npt.NDArray[np.int64]:
-        """Fit, and return ``labels_``."""
-        return self.fit(X, **fit_params).labels_
-
     def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> npt.NDArray[np.float32]:
         """Fit, and return ``embedding_``."""
         return self.fit(X, **fit_params).embedding_
@@ -350,7 +347,10 @@ class DeepCluster(_Base):
             return row_of.get(str(image)) if isinstance(image, str | Path) else image
 
         marked = {row(image) for image in drawn}
-        self._teach([_answer(image, given, row(image) in marked) for image, given in pairs.items()], names)
+        wanted = [_answer(image, given, row(image) in marked) for image, given in pairs.items()]
+        with self._display() as display:
+            teach.teach(self.run_, wanted, display, names=names)
+        self._read_results()
         return self
 
     def report(self, path: str | Path) -> Path:
@@ -551,11 +551,6 @@ class DeepCluster(_Base):
             reduced = torch.cat([reduced, blank])[rows]
             residuals = torch.cat([residuals, blank[0, :1]])[rows]
         return Prediction(paths, reduced, residuals, skipped)
-
-    def _teach(self, answers: Sequence[Answer], names: Sequence[str] = ()) -> None:
-        with self._display() as display:
-            teach.teach(self.run_, answers, display, names=names)
-        self._read_results()
 
     def _named_by(self, label_of: Mapping[int, str]) -> list[str]:
         """Return the names of the clusters; one without a name gets the commonest label of its rows."""

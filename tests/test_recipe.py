@@ -210,8 +210,8 @@ def test_unusable_files_change_the_plan_but_no_size_that_was_read(tmp_path):
     assert first.pseudo_labels > 50 >= second.pseudo_labels
     begun = Begun("run", "new", Plan(first, {}), facts)
     sure = {"class_probabilities": 0.7, "within_image": 0.1}  # by the certainty, which is known now
-    assert begun.plan_of(50, 0.6, request).recipe == replace(second, **sure, lr=0.125)
-    assert begun.surest(request) == replace(first, **sure, lr=0.125)
+    assert begun.plan_if(request, count=50, certainty=0.6).recipe == replace(second, **sure, lr=0.125)
+    assert begun.plan_if(request, certainty=1.0).recipe == replace(first, **sure, lr=0.125)
 
 
 @pytest.mark.parametrize("base", PRESETS)

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
@@ -62,7 +63,7 @@ def hold_out(source: Source, labels: Sequence[str], seed: int) -> tuple[Source, 
     """
     labelled = [i for i, label in enumerate(labels) if label]
     count = len(labelled)
-    tests = max(1, len(labelled) // 5)
+    tests = max(1, count // 5)
     if count < 2:
         raise DataError(f"{count} labelled images cannot be split into some to learn from and some to score: give more")
     order = torch.randperm(count, generator=generator(seed, "held out")).tolist()
@@ -85,20 +86,13 @@ def _identities(source: Source) -> Iterator[tuple[object, str]]:
 
     @cache
     def identity(path: str) -> object:
-        status = _status(path)
-        # 0: a file system without numbers.
-        return (status.st_dev, status.st_ino) if status is not None and status.st_ino else path
+        with suppress(OSError, ValueError):  # no file, or no path
+            status = os.stat(path)  # noqa: PTH116
+            return (status.st_dev, status.st_ino) if status.st_ino else path  # 0: a file system without numbers
+        return path
 
     for origin in map(source.origin, range(len(source.paths))):
         yield identity(origin.source), origin.member
-
-
-def _status(path: str) -> os.stat_result | None:
-    """Return the status of a file or folder; None if there is none, or the text is no path."""
-    try:
-        return os.stat(path)  # noqa: PTH116
-    except (OSError, ValueError):
-        return None
 
 
 def accuracies(scores: Tensor, classes: Tensor) -> dict[str, float]:

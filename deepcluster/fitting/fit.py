@@ -237,12 +237,15 @@ def _read(job: Job, begun: Begun, network: Network) -> tuple[ImagesRead, dict[st
     if skipped:
         display.say("Images", f"{used:,} can be used, {len(skipped):,} skipped: {counted(skipped)} (skipped.csv)")
     plan = begun.plan
-    if begun.state != "resumed":
+    if begun.facts:
         certainty = None
         if job.request.recipe.base == AUTO and plan.recipe.backbone.startswith(RECTIFIED):  # no other recipe asks
             compute = compute_of(network, plan.recipe, store.partition, exact=True)
             certainty = certainty_of(network, store.images, compute)
-        plan = begun.plan_of(used, certainty, job.request)
+        if used != begun.facts.count or certainty is not None:
+            check_groups(job.request.n_clusters, used)
+            # The sizes of the images, which are read already, depend on no number of images.
+            plan = begun.plan_if(job.request, count=used, certainty=certainty)
     plan = with_precision(plan, network)
     for line in plan.by_reason() if job.request.verbose else ():
         display.say("Plan", line)

@@ -100,7 +100,7 @@ def announce(job: Job, begun: Begun, network: Network) -> None:
         side = crop_side(plan.recipe.image_size)
         with checked_size(plan.recipe.backbone, side, ", or --set within_image=0, which sees no centre crops"):
             _outputs(network, side)
-    surest = begun.surest(job.request)
+    surest = begun.plan_if(job.request, certainty=1.0).recipe  # the most that it may need
     needed = memory(network, surest, len(job.source.paths), job.processes.world_size, gpu=job.device.type == "cuda")
     job.display.say("Network", plan.network)
     for step, name in job.request.steps.names.items():
@@ -127,7 +127,7 @@ def dry_run(images: Images, request: Request, display: Display) -> str:
     network = network_of(untrained, request.seed, device)
     announce(Job(request, source, None, device, display, ALONE, Clock()), begun, network)
     plan = with_precision(begun.plan, network)
-    surest = asdict(begun.surest(request))
+    surest = asdict(begun.plan_if(request, certainty=1.0).recipe)
     undecided = [name for name, value in asdict(recipe).items() if value != surest[name]]
     is_published = request.recipe.base not in (AUTO, "classic")
     decided = {name: why for name, why in plan.reasons.items() if name not in undecided}

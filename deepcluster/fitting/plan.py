@@ -141,23 +141,9 @@ class Begun:
         facts = Facts(**table["facts"]) if table["facts"] else None
         return cls(**{**table, "plan": plan, "facts": facts})
 
-    def plan_of(self, used: int, certainty: float | None, request: Request) -> Plan:
-        """Return the plan of a new run for ``used`` images: some may have turned out to be unusable.
-
-        ``certainty``: As in :class:`Facts`, because the network has seen them now.
-        """
-        facts = self.facts
-        if facts is None or (used == facts.count and certainty is None):
-            return self.plan
-        check_groups(request.n_clusters, used)
-        # The sizes of the images, which are read already, depend on no number of images.
-        return resolve(request.recipe, replace(facts, count=used, certainty=certainty))
-
-    def surest(self, request: Request) -> Recipe:
-        """Return the recipe of a network that is sure of all images, which is not known before they are read."""
-        if self.facts is None:
-            return self.plan.recipe
-        return resolve(request.recipe, replace(self.facts, certainty=1.0)).recipe
+    def plan_if(self, request: Request, **facts: Any) -> Plan:
+        """Return the plan if a new run had these ``facts`` about its images; a resumed one keeps its plan."""
+        return resolve(request.recipe, replace(self.facts, **facts)) if self.facts else self.plan
 
 
 def begin(source: Source, request: Request, display: Display, *, dry: bool = False) -> Begun:

@@ -137,14 +137,13 @@ def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Iterator[Named
         by_path = dict(zip(source.paths, job.labels(source, of_run=True), strict=True))
         labels = [by_path.get(path, "") for path in paths]
         clusters = [int(cell) for cell in rows.column("cluster")]
-        yield from common.clustering(clusters, labels, options, seed=job.request.seed)
     else:
         source = find(job.request.images)
         all_labels = job.labels(source)
         model = job.model
         store, labels = job.read(source, all_labels, "images")
         clusters = store.partition.all_gather(model.place(model.transform(store.images)).cluster).tolist()
-        yield from common.clustering(clusters, labels, options, seed=job.request.seed)
+    yield from common.clustering(clusters, labels, options, seed=job.request.seed)
 
 
 def _of_probe(job: _Evaluation, options: Options) -> Iterator[NamedFigure]:
