@@ -65,6 +65,7 @@ from deepcluster.runtime.compute import Progress, ignore_progress
 from deepcluster.runtime.console import Display, Several, Silent
 from deepcluster.runtime.devices import CPU, choose_device, environment, keep_freed_memory, working_on
 from deepcluster.runtime.partition import Partition
+from deepcluster.runtime.plain_files import shaped
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import Checkpoints, rounds_done
@@ -102,7 +103,8 @@ def fit(
         features, source = read_features(images) if request.features else (None, find(images))
         check_alike(source, processes)
         start = begin if features is None else partial(_begin_features, images, features.shape[1])
-        begun = Begun.of_json(processes.broadcast_json(lambda: asdict(start(source, request, display))))
+        decided = processes.broadcast_json(lambda: asdict(start(source, request, display)))
+        begun: Begun = shaped(decided, Begun, "begun")
         if begun.state == "finished":
             display.say("Done", f"{begun.out} is finished already")
             return run_folder.RunFolder(Path(begun.out))
@@ -162,10 +164,7 @@ def _run(job: Job, begun: Begun, folder: run_folder.LockedFolder | None, network
             with folder.next_state(anew=request.overwrite) as staged:
                 write_beginning(staged, images)
                 staged.write_record(record)
-        if job.features is None:
-            outcome = writer.write(*train(writer, checkpoint, about))
-        else:
-            outcome = writer.write(0, "features were given", job.features[images.store.partition.local])
+        outcome = writer.write(*train(writer, checkpoint, about))
     except BaseException as error:
         try:
             _record_end(folder, record, error)

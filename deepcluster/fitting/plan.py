@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -133,13 +133,6 @@ class Begun:
     facts: Facts | None = None  # about the images of a new run
     labels: str | None = None  # as in run.json
     like: str | None = None  # as in run.json
-
-    @classmethod
-    def of_json(cls, table: Mapping[str, Any]) -> Self:
-        """Return the value whose :func:`asdict` came as JSON from the main rank."""
-        plan = Plan(Recipe(**table["plan"]["recipe"]), table["plan"]["reasons"])
-        facts = Facts(**table["facts"]) if table["facts"] else None
-        return cls(**{**table, "plan": plan, "facts": facts})
 
     def plan_if(self, request: Request, **facts: Any) -> Plan:
         """Return the plan if a new run had these ``facts`` about its images; a resumed one keeps its plan."""

@@ -82,7 +82,7 @@ def train(writer: ResultWriter, checkpoint: Checkpoint | None, about: Mapping[st
         writer.checkpoints.write(state, network.state_dict(), {**about, **so_far})
 
     if not recipe.rounds:
-        return 0, "all rounds done"
+        return 0, "all rounds done" if job.features is None else "features were given"
     if job.processes.any(checkpoint is not None):
         state = _resumed(writer, checkpoint)
     else:

@@ -70,19 +70,18 @@ class ResultWriter:
             self.baseline = first_metrics(conclude_run(silent, self.network, self.images, record, features, {}).metrics)
 
     def features(self) -> Tensor:
-        """Return the features of the network as it is now, for a result."""
+        """Return this rank's features for a result: those given, or of the network as it is now."""
         store = self.images.store
+        if self.job.features is not None:
+            return self.job.features[store.partition.local]
         recipe = self.images.recipe
         display = self.job.display
         progress = display.progress if recipe.rounds else PassForecast(display, recipe.image_size)
         compute = compute_of(self.network, recipe, store.partition, progress, exact=True)
         return extract(self.network, store.images, compute)
 
-    def write(self, rounds: int, stopped_because: str, features: Tensor | None = None) -> Outcome:
-        """Write the result, and return it. A collective.
-
-        ``rounds``, ``stopped_because``: The values of ``train``. ``features``: Of this rank, if they are known.
-        """
+    def write(self, rounds: int, stopped_because: str) -> Outcome:
+        """Write the result after the end of :func:`train`, and return it. A collective."""
         request = self.job.request
         clock = self.job.clock
         images = self.images
@@ -94,7 +93,7 @@ class ResultWriter:
             if 0 < share < 1 and not self.network.frozen_statistics:
                 compute = compute_of(self.network, images.recipe, images.store.partition, exact=True)
                 measure_statistics(self.network, images.store.images, compute, request.seed)
-            features = self.features() if features is None else features
+            features = self.features()
             outcome = conclude_run(self.job, self.network, images, record, features, self.baseline)
             record = outcome.record
             rows = outcome.rows
