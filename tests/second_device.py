@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from deepcluster.learning import batches, features
+from deepcluster.learning import features, training
 
 ELSEWHERE = torch.device("meta")
 # What a GPU does with tensors of the CPU: copies, and row numbers in brackets.
@@ -94,6 +94,6 @@ def second_device() -> Iterator[Counter[str]]:
     waits: Counter[str] = Counter()
     with pytest.MonkeyPatch.context() as patch, _Device(waits):
         patch.setattr(torch, "autocast", lambda *arguments, **options: nullcontext())
-        for module in (features, batches):  # a thread would not know of the device
+        for module in (features, training):  # a thread would not know of the device
             patch.setattr(module, "made_ahead", lambda work, tasks, device: map(work, tasks))
         yield waits

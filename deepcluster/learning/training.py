@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,13 +16,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Optimizer
 from torch.optim.swa_utils import update_bn
 
-from deepcluster.errors import ModelError, UsageError, first_line
+from deepcluster.errors import ModelError, NonFiniteError, UsageError, first_line
 from deepcluster.images.views import Augmentation, fixed_view, random_views, uniform_over_clusters
-from deepcluster.learning.batches import Batch, batches, check_finite
-from deepcluster.learning.heads import CrossEntropy, Head, Loss, Outputs, new_linear_head, objective_of
+from deepcluster.learning.heads import IGNORED, CrossEntropy, Head, Loss, Outputs, new_linear_head, objective_of
 from deepcluster.nets.network import Network
 from deepcluster.runtime.compute import TRAINING_PHASE, Compute
-from deepcluster.runtime.devices import has_bf16, moved
+from deepcluster.runtime.devices import CPU, has_bf16, made_ahead, moved
 from deepcluster.seeding import generator, lent_global
 
 # On a CPU a step takes at most so many pixels of views at a time, but at least so many images, because backward keeps
@@ -75,14 +74,9 @@ def body_optimizer(network: Network, learning: Learning, state: Mapping[str, Any
     if not isinstance(optimizer, Optimizer):
         raise UsageError(f"optimizer must return a torch.optim.Optimizer of the parameters, and returned {optimizer!r}")
     if state:
-        fresh = [{**group} for group in optimizer.param_groups]
         try:
             optimizer.load_state_dict(copy.deepcopy({**state}))
-            if learning.optimizer is None:
-                _check_sgd(optimizer, fresh)
-        except torch.OutOfMemoryError:
-            raise
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except (LookupError, ValueError) as error:
             raise ModelError(
                 f"the state of the optimizer in a checkpoint does not fit this run ({first_line(error)[:200]}):"
                 " --overwrite starts anew"
@@ -90,16 +84,63 @@ def body_optimizer(network: Network, learning: Learning, state: Mapping[str, Any
     return optimizer
 
 
-def _check_sgd(optimizer: Optimizer, fresh: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ValueError if a state has other options than the ``fresh`` optimizer, or momenta of other shapes."""
-    for group, options in zip(optimizer.param_groups, fresh, strict=True):
-        for name, value in options.items():
-            if name not in ("params", "lr") and group[name] != value:
-                raise ValueError(f"{name} is {group[name]!r} instead of {value!r}")
-    for parameter, values in optimizer.state.items():
-        momentum = values.get("momentum_buffer")
-        if momentum is not None and momentum.shape != parameter.shape:
-            raise ValueError(f"a momentum of {tuple(momentum.shape)} for weights of {tuple(parameter.shape)}")
+@dataclass(frozen=True)
+class Batch:
+    """The images of one optimizer step."""
+
+    step: int  # in the epoch
+    drawn: Tensor  # indices of the images that all ranks train on together
+    parts: list[Tensor]  # indices of the images of every rank (see strides)
+    rank: int
+
+    @property
+    def new(self) -> list[int]:
+        """Number of images of every rank without filling."""
+        return [len(range(rank, len(self.drawn), len(self.parts))) for rank in range(len(self.parts))]
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """Select the labels of this rank's images from all ``labels``; IGNORED for filling."""
+        targets = labels[self.parts[self.rank]]
+        targets[self.new[self.rank] :] = IGNORED
+        return targets
+
+
+Prepared = tuple[Batch, list[Tensor], Tensor, Tensor]  # with its views, targets and drawn images, on the device
+
+
+def batches(
+    images: Tensor,
+    samples: Iterable[tuple[int, Tensor]],
+    prepare: Callable[[Batch, Tensor], Prepared],
+    compute: Compute,
+) -> Iterator[Prepared]:
+    """Yield ``prepare(batch, its images of this rank)`` for all samples, on a GPU while the one before is trained on.
+
+    ``images`` are this rank's; ``samples`` have the numbers of the steps, and the images that all ranks draw for them.
+    """
+    # Channels-last, an image lies in one piece: else indexing goes pixel by pixel, which is ten times as slow.
+    pixels = images.permute(0, 2, 3, 1)
+    processes = compute.partition.processes
+
+    def make(sample: tuple[int, Tensor]) -> Prepared:
+        batch = Batch(*sample, strides(sample[1], processes.world_size), processes.rank)
+        gathered = compute.partition.get_rows(pixels, batch.parts)
+        return prepare(batch, moved(gathered, compute.device).permute(0, 3, 1, 2))
+
+    # Collectives have an order, which a thread that works ahead would not keep.
+    return made_ahead(make, samples, compute.device if processes.alone else CPU)
+
+
+def strides(drawn: Tensor, world_size: int) -> list[Tensor]:
+    """Divide a sample among the ranks: equal parts, filled up with its first images if it is too short.
+
+    A part has at least two images, because batch normalisation has no variance of one.
+    """
+    if world_size == 1:
+        return [drawn]
+    size = max(2, -(-len(drawn) // world_size))
+    filled = drawn[torch.arange(size * world_size) % len(drawn)]
+    return [filled[rank::world_size] for rank in range(world_size)]
 
 
 def train_on_pseudo_labels(  # noqa: PLR0913 step 5 as one loop
@@ -159,9 +200,9 @@ def train_on_pseudo_labels(  # noqa: PLR0913 step 5 as one loop
     remembered = 2 if len(views) > 1 and views[0].size == views[1].size else 1
     total = 0.0
 
-    def prepare(batch: Batch) -> tuple[Batch, list[Tensor], Tensor, Tensor]:
+    def prepare(batch: Batch, own_images: Tensor) -> Prepared:
         random = generator(seed, "augment", round, epoch, batch.step, *processes.seed_index)
-        seen = [random_views(batch.images, view.size or compute.size, view, random) for view in views]
+        seen = [random_views(own_images, view.size or compute.size, view, random) for view in views]
         return batch, seen, moved(batch.targets(labels), device), moved(batch.drawn, device)
 
     compute.progress(TRAINING_PHASE, 0, epochs * count)
@@ -169,7 +210,7 @@ def train_on_pseudo_labels(  # noqa: PLR0913 step 5 as one loop
         epoch_loss = torch.zeros((), device=device)
         by = labels[:, (round * epochs + epoch) % labels.shape[1]]
         drawn = learning.sample(by, count, generator(seed, "sample", round, epoch)).tensor_split(steps)
-        for batch, seen, targets, numbers in batches(images, compute.partition, enumerate(drawn), prepare, device):
+        for batch, seen, targets, numbers in batches(images, enumerate(drawn), prepare, compute):
             lr = learning.lr_at(round + (epoch + batch.step / steps) / epochs)
             for one in optimizers:
                 one.zero_grad()
@@ -216,6 +257,14 @@ def number_of_parts(network: Network, images: int, pixels: int, loss: Loss, proc
     if processes > 1 or network.mean.device.type != "cpu" or not (apart and loss.sums_images):
         return 1
     return max(1, min(-(-images * pixels // PART), images // FEWEST))
+
+
+def check_finite(loss: Tensor, title: str, lr: float) -> None:
+    """Raise NonFiniteError if a loss is not finite with the learning rate ``lr``."""
+    if not torch.isfinite(loss):
+        raise NonFiniteError(
+            f"the loss of {title} is not finite with a learning rate of {lr:g}: try a tenth of it (--lr {lr / 10:g})"
+        )
 
 
 class _Pass(nn.Module):

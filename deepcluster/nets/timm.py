@@ -39,19 +39,12 @@ def timm_body(name: str, image_size: int, seed: int) -> tuple[nn.Module, dict[st
         raise unknown_backbone(name) from error
     # Transformers are made for one image size; convolutional networks have no such argument.
     options: dict[str, Any] = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
-    options |= pooling(timm_name)
+    # timm takes the class token of ViT, DINO, DINOv2 and MAE, attention pooling of SigLIP, and averages if the authors
+    # do, without class token and registers. Of DINOv3 it averages too, but its authors take the class token.
+    options |= {"global_pool": "token"} if timm_name.startswith("vit_") and "dinov3" in timm_name else {}
     with lent_global(seed, "network"), checked_size(name, image_size, kinds=Exception):
         model = timm.create_model(timm_name, num_classes=0, **options)
     return model, cast(dict[str, Any], model.default_cfg)
-
-
-def pooling(name: str) -> dict[str, str]:
-    """Return timm's argument for the pooling of tokens that a network's authors use; none if it is timm's default.
-
-    timm takes the class token of ViT, DINO, DINOv2 and MAE, attention pooling of SigLIP, and averages if the authors
-    do, without class token and registers. Of DINOv3 it averages too, but its authors take the class token.
-    """
-    return {"global_pool": "token"} if name.startswith("vit_") and "dinov3" in name else {}
 
 
 def in_layout_of(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

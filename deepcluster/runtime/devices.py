@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from deepcluster.errors import UsageError
 from deepcluster.runtime.machine import versions
@@ -208,19 +209,18 @@ def one_thread() -> Iterator[None]:
     Several threads may be inside: the first saves the numbers of the process, and the last restores them. A thread that
     computes for the first time meanwhile keeps one, until it has been inside itself.
     """
-    with _lock, ExitStack() as stack:
+    with _lock:
         own = torch.get_num_threads()
         is_first = not _inside
         number = own if own > 1 else _in_a_new_thread(torch.get_num_threads)
         _inside.append((number, _libraries().info()) if is_first else _inside[0])
-        stack.enter_context(_libraries().limit(limits=1, user_api="blas"))
+        limited = _libraries().limit(limits=1, user_api="blas")
         torch.set_num_threads(1)
-        restore = stack.pop_all()
     try:
         yield
     finally:
         with _lock:
-            restore.close()
+            limited.__exit__(None, None, None)
             before = _inside.pop()
             number, blas = (1, 1) if _inside else before
             torch.set_num_threads(own if own > 1 else number)  # this thread's, and that of new ones
@@ -280,17 +280,8 @@ def _on_a_stream(work: Callable[[Task], Value], tasks: Iterable[Task], device: t
         for made, ready in in_order(pool, make, tasks, ahead=2):
             current = torch.cuda.current_stream(device)
             current.wait_event(ready)
-            for tensor in _tensors(made):
-                tensor.record_stream(current)  # its memory is not for the next batch before this stream is through
+            for part in tree_leaves(made):
+                if isinstance(part, Tensor) and part.is_cuda:
+                    part.record_stream(current)  # its memory is not for the next batch before this stream is through
             yield made
             used.append(current.record_event())
-
-
-def _tensors(made: object) -> Iterator[Tensor]:
-    """Yield the tensors on a GPU in nested tuples and lists."""
-    if isinstance(made, Tensor):
-        if made.is_cuda:
-            yield made
-    elif isinstance(made, tuple | list):
-        for part in made:
-            yield from _tensors(part)

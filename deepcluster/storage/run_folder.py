@@ -66,15 +66,11 @@ class RunFolder:
         """Read clusters.csv. DiskError if its rows were changed, because other files rely on their order."""
         with self._read("clusters.csv") as path:
             rows = Table.of(table_rows(path, FILES["clusters.csv"].columns, FILES["clusters.csv"].newer))
-        record = self.read_record()
-        with self.as_disk_errors():
-            if record.rows_sha256 != rows_sha256(
-                Table({name: rows.column(name) for name in ("path", "status", "cluster")})
-            ):
-                raise DiskError(
-                    f"{self.path / 'clusters.csv'} was changed since it was written (sorted, or saved by another"
-                    " program?): features.npy and the report rely on the order of its rows. Restore it from a copy"
-                )
+        if self.read_record().rows_sha256 != rows_sha256(rows):
+            raise DiskError(
+                f"{self.path / 'clusters.csv'} was changed since it was written (sorted, or saved by another"
+                " program?): features.npy and the report rely on the order of its rows. Restore it from a copy"
+            )
         return rows
 
     def read_added(self) -> list[dict[str, str]]:
@@ -103,17 +99,14 @@ class RunFolder:
     def _read(self, name: str) -> Iterator[Path]:
         """Yield the path of a plain file of this run. An error in reading it becomes a DiskError."""
         path = self.file(name)
-        try:
-            with self.as_disk_errors(name):
-                check_file(path, sys.maxsize)
-                yield path
-        except DiskError as error:
-            if not isinstance(error.__cause__, FileNotFoundError):
-                raise
-            if name != RUN and (status := self.read_record().status) != "done":
-                way_out = "go on with `deepcluster fit --resume`"
-                raise DiskError(f"{self.path} has no {name} yet (its status is {status}): {way_out}") from None
-            raise DiskError(f"{self.path} has no {name}: is it a finished run?") from None
+        with self.as_disk_errors(name):
+            if not path.exists():
+                if name != RUN and (status := self.read_record().status) != "done":
+                    way_out = "go on with `deepcluster fit --resume`"
+                    raise DiskError(f"{self.path} has no {name} yet (its status is {status}): {way_out}")
+                raise DiskError(f"{self.path} has no {name}: is it a finished run?")
+            check_file(path, sys.maxsize)
+            yield path
 
     @contextmanager
     def as_disk_errors(self, name: str = "") -> Iterator[None]:
