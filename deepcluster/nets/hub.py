@@ -29,28 +29,19 @@ PACKAGE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77
 Progress = Callable[[str, int, int], None]  # phase, megabytes done, megabytes in all
 
 
-def local_file(name: str) -> Path | None:
+def local_file(name: str, *, warns: bool = True) -> Path | None:
     """Return the file of a network's weights on this machine; None if there is none, or a damaged one (with a warning).
 
     ``name`` is one of ``PUBLISHED``, or a name of timm, with or without ``timm:``.
     """
-    path, problem = _look_up(name)
-    if problem:
+    shown = _cli_name(name)
+    path, problem = _embedded() if shown == EMBEDDED else (None, "")
+    if path is None and (path := _in_cache(name)):
+        damage = _damage(path)
+        problem = damage and f"{path}: {damage}, so it is not used: deepcluster fetch {shown} repeats the download"
+    if problem and warns:
         warn(problem)
-    return path
-
-
-def _look_up(name: str) -> tuple[Path | None, str]:
-    """Return a usable file of a network's weights, and the problem with another file in its place."""
-    problem = ""
-    if _cli_name(name) == EMBEDDED:
-        path, problem = _embedded()
-        if path:
-            return path, ""
-    path = _in_cache(name)
-    if path and (damage := _damage(path)):
-        return None, f"{path}: {damage}, so it is not used: deepcluster fetch {_cli_name(name)} repeats the download"
-    return path, "" if path else problem
+    return None if problem else path
 
 
 def _embedded() -> tuple[Path | None, str]:
@@ -70,7 +61,7 @@ def fetch(name: str, progress: Progress = lambda *_: None) -> Path:
     UsageError if timm publishes no weights of this name; ModelError if the Hub does not answer or does not have the
     file, or if the file arrives damaged; DiskError if the cache cannot be written.
     """
-    if path := _look_up(name)[0]:
+    if path := local_file(name, warns=False):
         return path
     repository = _repository(name)
     if repository is None:

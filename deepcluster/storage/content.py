@@ -31,7 +31,6 @@ class Column:
     kind: type[str | int | float | bool]  # of the values; their form in Parquet and in Python follows from it
     meaning: str  # for docs/run-folder.md, which `python benchmarks/tables.py` writes
     predicted: bool = True  # of new images, too
-    newer: bool = False  # tables of older versions may lack it
 
     def cells(self, values: Iterable[Any]) -> list[Any]:
         """Return values as they are written."""
@@ -67,10 +66,7 @@ FILES: Mapping[str, File] = {
     "cluster_summary.csv": File(
         ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk")
     ),
-    "clusters.csv": File(
-        tuple(column.name for column in COLUMNS),
-        newer=tuple(column.name for column in COLUMNS if column.newer),
-    ),
+    "clusters.csv": File(tuple(column.name for column in COLUMNS)),
     "duplicates.csv": File(("group", "path", "distance"), spare=True),
     "embeddings.safetensors": File(spare=True),  # neighbour graphs, for other numbers of groups
     **{f"evaluation-{protocol}.json": File() for protocol in ("clustering", "knn", "linear")},  # of earlier versions
