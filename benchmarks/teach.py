@@ -31,9 +31,10 @@ from deepcluster.groups.cut import cut_features
 from deepcluster.groups.graph import Embeddings
 from deepcluster.model import Model
 from deepcluster.nets.network import build, no_network
-from deepcluster.runs.rows import Rows
+from deepcluster.runs.rows import Rows, Run
 from deepcluster.runs.teach import Answer, asked, lesson
 from deepcluster.runtime.partition import Partition
+from deepcluster.storage.content import RunRecord
 
 ANSWERS = (2, 5, 10)  # for each cluster
 SEEDS = (0, 1)
@@ -44,8 +45,8 @@ GRID = [*product((0.05, 0.07), (0.2, 0.4), (0.6, 0.8))]
 CONSTANTS = ("PRESENT", "FOLLOWER", "SHRINKAGE")
 
 
-def run_on(rows: Tensor, k: int, seed: int, embeddings: Embeddings) -> tuple[Model, Rows]:
-    """Return the model and the images of a run of features."""
+def run_on(rows: Tensor, k: int, seed: int, embeddings: Embeddings) -> Run:
+    """Return a run of features."""
     cut = cut_features(rows, k, seed=seed, embed=embeddings)
     width = rows.shape[1]
     nothing = torch.zeros(2, width)
@@ -62,47 +63,48 @@ def run_on(rows: Tensor, k: int, seed: int, embeddings: Embeddings) -> tuple[Mod
     )
     paths = [*map(str, range(len(rows)))]
     images = Rows(paths, None, [], rows, rows, Partition.single(len(rows)), nothing[0], embeddings=embeddings)
-    return model, images
+    return Run(RunRecord(images="rows", location="", seed=seed), model, images)
 
 
-def named(model: Model, rows: Tensor, truth: list[str]) -> Model:
+def named(run: Run, truth: list[str]) -> Run:
     """Name each cluster by the kind of most of its typical images."""
-    cluster = model.place(rows).cluster
-    names = [*model.names]
+    rows, cluster = run.rows.reduced, run.placement.cluster
+    names = [*run.model.names]
     for group in cluster.unique().tolist():
         members = torch.nonzero(cluster == group).flatten()
         order = (rows[members] - rows[members].mean(0)).norm(dim=1).argsort()[:TYPICAL]
         names[group] = Counter(truth[row] for row in members[order]).most_common(1)[0][0]
-    return replace(model, names=tuple(names))
+    return replace(run, model=replace(run.model, names=tuple(names)))
 
 
-def right(model: Model, rows: Tensor, truth: list[str]) -> np.ndarray:
-    return np.array([model.names[group] for group in model.place(rows).cluster.tolist()]) == truth
+def right(run: Run, truth: list[str]) -> np.ndarray:
+    return np.array([run.model.names[group] for group in run.placement.cluster.tolist()]) == truth
 
 
-def taught(model: Model, images: Rows, truth: list[str], k: int, seed: int, step: int) -> Iterator[dict[str, float]]:
+def taught(run: Run, truth: list[str], k: int, step: int) -> Iterator[dict[str, float]]:
     """Yield the figures after each number of answers."""
-    model = named(model, images.reduced, truth)
-    before = right(model, images.reduced, truth)
+    run = named(run, truth)
+    before = right(run, truth)
     for count in ANSWERS:
         most = min(count * k, int(LARGEST * len(truth)))
-        while (left := most - len(model.answers)) > 0:
-            paths = [one.path for one in asked(model, images, min(step or left, left), seed)]
-            model = lesson(model, images, [Answer(path, name=truth[int(path)]) for path in paths]).model
-        after = right(model, images.reduced, truth)
-        rest = np.delete(np.arange(len(truth)), model.answers)
+        while (left := most - len(run.model.answers)) > 0:
+            paths = [one.path for one in asked(run, min(step or left, left))]
+            run = lesson(run, [Answer(path, name=truth[int(path)]) for path in paths]).run
+        after = right(run, truth)
+        rest = np.delete(np.arange(len(truth)), run.model.answers)
         gain = int(after[rest].sum()) - int(before[rest].sum())
         figures = {"fixed": gain / max(1, int((~before[rest]).sum())), "worth": gain / len(truth)}
         yield {"answers": count, "right": float(before.mean()), **figures, "now": float(after.mean())}
 
 
-def covered(model: Model, images: Rows, truth: list[str], seeds: range) -> float:
+def covered(run: Run, truth: list[str], seeds: range) -> float:
     """Return the share of intervals, one for each seed, that hold the true quality."""
-    model = named(model, images.reduced, truth)
-    is_right = right(model, images.reduced, truth)
+    run = named(run, truth)
+    is_right = right(run, truth)
     intervals = []
     for seed in seeds:
-        rows = [int(one.path) for one in asked(model, images, DRAWN, seed, drawn=True)]
+        seeded = replace(run, record=replace(run.record, seed=seed))
+        rows = [int(one.path) for one in asked(seeded, DRAWN, drawn=True)]
         intervals.append(spread.estimated_quality([(row, int(is_right[row])) for row in rows]))
     return mean(float(one["low"] <= is_right.mean() <= one["high"]) for one in intervals)
 
@@ -128,9 +130,7 @@ def main() -> None:
         for choice in constants:
             for constant, value in zip(CONSTANTS, choice, strict=True):
                 setattr(spread, constant, value)
-            figures = [
-                list(taught(*run, truth, k, seed, arguments.step)) for seed, run in zip(SEEDS, runs, strict=True)
-            ]
+            figures = [list(taught(run, truth, k, arguments.step)) for run in runs]
             fixed[choice, name] = mean(one["fixed"] for seed in figures for one in seed)
             if choice == constants[0]:
                 sets[name] = [
@@ -138,7 +138,7 @@ def main() -> None:
                 ]
         for constant, value in zip(CONSTANTS, constants[0], strict=True):
             setattr(spread, constant, value)
-        coverage.append(covered(*runs[0], truth, range(20)))
+        coverage.append(covered(runs[0], truth, range(20)))
         print(name, len(rows), k, *(f"{one['fixed']:+.2f} ({one['worth']:+.3f})" for one in sets[name]), flush=True)
     content: dict[str, Any] = {"step": arguments.step, "coverage": mean(coverage)}
     content["sets"] = [{"set": name, **figures} for name, of_set in sets.items() for figures in of_set]

@@ -473,9 +473,9 @@ class DeepCluster(_Base):
 
     def _read_results(self) -> None:
         folder = run_folder.RunFolder(self.run_)
-        record, model, rows = read_run(folder, self._module, takes_images=True)
-        clusters = model.place(rows.reduced).cluster
-        self._take(model)
+        run = read_run(folder, self._module, takes_images=True)
+        rows, record, clusters = run.rows, run.record, run.placement.cluster
+        self._take(run.model)
         self.labels_: npt.NDArray[np.int64] = clusters.numpy()
         self.embedding_: npt.NDArray[np.float32] = rows.reduced.numpy()
         self.paths_ = list(rows.paths)

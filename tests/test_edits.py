@@ -28,13 +28,15 @@ from deepcluster.groups.tree import parts_of, split_group
 from deepcluster.model import Annotations, Model
 from deepcluster.runs.inherit import carried_over, heirs, surviving_moves
 from deepcluster.runs.recut import apply, edited, recut, taken_back, undo
+from deepcluster.runs.rows import Rows, Run
 from deepcluster.runs.update import update
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage import model_files as models
+from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import Edits, read_edits
 from deepcluster.storage.model_files import EMBEDDINGS, Groups, load
 from tests.helpers.runs import SAME, change_record, contents, model_digest, record, rows
-from tests.tiny import tiny_model
+from tests.tiny import RECORD, tiny_model
 
 
 def written(folder: Path, **table: object) -> Path:
@@ -49,10 +51,15 @@ def finished(fitted, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "run"))
 
 
-def moving(model: Model, **changes: Any) -> Model:
-    """``model`` with edits, of a run whose images are its centroids."""
-    paths = [f"{i}.png" for i in range(len(model.cut.group_of))]
-    return edited(model, replace(Edits("", {}, (), None), **changes), model.cut.centroids, paths)
+def run_of(model: Model, reduced: torch.Tensor, edits: str | None = None) -> Run:
+    paths = [f"{i}.png" for i in range(len(reduced))]
+    images = Rows(paths, None, [], reduced, reduced, Partition.single(len(reduced)), reduced[:, 0])
+    return Run(RunRecord.from_json({**RECORD, "edits": edits}), model, images)
+
+
+def moving(model: Model, reduced: torch.Tensor | None = None, **changes: Any) -> Model:
+    """``model`` with edits, of a run whose images are its centroids, or have these features."""
+    return edited(run_of(model, model.cut.centroids if reduced is None else reduced), Edits(**changes)).run.model
 
 
 @pytest.mark.parametrize(
@@ -103,11 +110,11 @@ def test_a_cluster_that_all_images_have_left_is_gone():
     """Its centroid is none of the images."""
     model = tiny_model(names=("a", "b", "c"))
     rows = 0.9 * model.cut.centroids
-    changed = edited(model, Edits("", {}, (), None, (), ((1, 2),)), rows, [f"{i}.png" for i in range(4)])
+    changed = moving(model, rows, move=((1, 2),))
     assert changed.place(rows).cluster.tolist() == [0, 2, 2, 0]
     assert set(changed.cut.group_of.tolist()) == {0, 2} and changed.names == ("a", "", "c")
     with pytest.raises(UsageError, match=r"1: .* 0, 2, .* 3 to 1002"):
-        edited(changed, Edits("", {1: "x"}, (), None))
+        moving(changed, names={1: "x"})
 
 
 def test_an_answered_image_that_moves_has_another_answer():
@@ -122,7 +129,7 @@ def test_millions_of_numbers_take_no_quadratic_work():
     count = 100_000
     begin = time.process_time()
     with pytest.raises(UsageError, match="cluster 0"):
-        edited(tiny_model(names=("",) * count), Edits("", {}, ((*range(count), 0),), None))
+        moving(tiny_model(names=("",) * count), merge=((*range(count), 0),))
     before = torch.arange(count).repeat(3)
     heir = heirs(before, (before + 1) % count, mutual=True)
     carried = carried_over(tiny_model(names=tuple(map(str, range(count)))), heir, count)
@@ -139,18 +146,20 @@ STEPS = st.lists(st.sampled_from(["merge", "split", "move", "like", "undo", "rec
 def test_a_number_is_never_given_twice(steps: list[str], seed: int) -> None:
     random = Random(seed)
     model = replace(tiny_model(("",) * 4), cut=as_groups(kmeans(ROWS, 4)))
-    formers: list[tuple[Groups, bool]] = []  # and whether a recut followed
+    formers: list[Groups] = []
+    last: str | None = None  # edits in the run.json that the last step leaves
     present = ever = {*range(4)}
     for step in steps:
         free, some = len(model.names), random.sample(sorted(present), min(2, len(present)))
         target = random.choice([some[0], free - 1, free, free + 1])
         moves = tuple((row, target) for row in random.sample(range(30), random.choice([1, 9, 30])))
-        edits = {"merge": Edits(merge=(tuple(some),)), "split": Edits(split=((some[0], 2),)), "move": Edits(move=moves)}
+        edits: dict[str, Any] = {"merge": (tuple(some),), "split": ((some[0], 2),), "move": moves}
         before = model
         if step == "undo":
-            for former, is_recut in [formers.pop() for _ in range(random.randint(0, len(formers)))]:
-                model = taken_back(model, former, is_recut=is_recut)
-                ever = {*range(len(model.names))} if is_recut else ever  # a recut is a new beginning
+            for former in [formers.pop() for _ in range(random.randint(0, len(formers)))]:
+                run = taken_back(run_of(model, ROWS, last), [former]).run
+                ever = ever if last else {*range(len(run.model.names))}  # a recut is a new beginning
+                model, last = run.model, run.record.edits
         elif step == "recut":
             model = replace(model, names=("",) * 4, cut=as_groups(kmeans(ROWS, 4, seed=random.randrange(9))))
             present = ever = set()
@@ -161,11 +170,13 @@ def test_a_number_is_never_given_twice(steps: list[str], seed: int) -> None:
             model, _, _ = continued(new, new.place(ROWS), ROWS, old, places, Partition.single(30))
         else:
             with suppress(UsageError):  # a cluster of one part, or a number that was given
-                model = edited(model, edits[step], ROWS, [str(row) for row in range(30)])
+                model = moving(model, ROWS, **{step: edits[step]})
         if step in (*edits, "recut"):
-            formers.append((Groups(before.cut, Annotations(names=before.names), {}), step == "recut"))
+            about = {"record": {"edits": last}, "done": "", "baseline": {}}
+            formers.append(Groups(before.cut, Annotations(names=before.names), about))
+            last = None if step == "recut" else step
         elif step == "like":
-            formers = []
+            formers, last = [], None
         now = {*model.cut.group_of.tolist()}
         assert step == "undo" or not (now - present) & ever
         present, ever = now, ever | now
@@ -231,7 +242,7 @@ def test_a_file_that_is_no_edits_is_named(name, tmp_path):
 
 
 def test_clusters_that_continue_by_hand():
-    model = edited(tiny_model(names=("a", "b", "c")), Edits("", {}, (), (2,)))
+    model = moving(tiny_model(names=("a", "b", "c")), junk=(2,))
     before = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2])
     after = torch.tensor([3, 3, 3, 1, 0, 0, 1, 1, 2, 2, 2])  # a goes on as 3, b falls into halves, c stays
     expected = Annotations(names=("", "", "c", "a"), junk=(2,))

@@ -26,11 +26,11 @@ from deepcluster.groups import spread
 from deepcluster.groups.cut import Cut, regrouped
 from deepcluster.groups.graph import Embeddings, neighbour_ties
 from deepcluster.groups.spread import Taught, beliefs, estimated_quality, followed, questions
-from deepcluster.model import Model
 from deepcluster.runs import teach as teaching
+from deepcluster.runs.change import preview
 from deepcluster.runs.promote import promote
 from deepcluster.runs.recut import apply, recut, undo
-from deepcluster.runs.rows import Rows, read_run
+from deepcluster.runs.rows import Run, read_run
 from deepcluster.runs.teach import Answer, ask, lesson, read_answers, teach
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.model_files import load
@@ -82,10 +82,11 @@ def true(rows: Sequence[int], **options: bool) -> list[Answer]:
     return [Answer(row, name=kind(row), **options) for row in rows]
 
 
-def graph_of_first(run: Path, count: int) -> tuple[Model, Rows]:
-    """Return the model, and the images, of which the first ones alone are in the graph."""
-    _, model, images = read_run(open_run(run))
-    return model, replace(images, sample=images.reduced[:count], embeddings=Embeddings())
+def graph_of_first(run: Path, count: int) -> Run:
+    """Return the run, of whose images the first ones alone are in the graph."""
+    whole = read_run(open_run(run))
+    rows = replace(whole.rows, sample=whole.rows.reduced[:count], embeddings=Embeddings())
+    return replace(whole, rows=rows)
 
 
 def state(run: Path) -> dict[str, bytes]:
@@ -337,57 +338,60 @@ def test_only_answers_about_images_drawn_at_random_count_for_the_quality(run):
     assert record(run)["quality"] == quality
 
 
-def shares(model: Model) -> tuple[int, int]:
-    return sum(is_right for _, is_right in model.drawn), len(model.drawn)
+def shares(run: Run) -> tuple[int, int]:
+    return sum(is_right for _, is_right in run.model.drawn), len(run.model.drawn)
 
 
 @pytest.mark.parametrize("inside", [COUNT, 150])
 def test_a_drawn_image_is_judged_once_and_never_by_its_own_answer(run, inside):
     """Of the drawn images some or all are in the graph."""
-    model, images = graph_of_first(run, inside)
-    before = [model.names[group] for group in model.place(images.reduced).cluster.tolist()]
+    untaught = graph_of_first(run, inside)
+    before = [untaught.model.names[group] for group in untaught.placement.cluster.tolist()]
     drawn = [*[row for row in range(160, 240) if before[row] != kind(row)][:8], *range(70, 102)]
     expected = (sum(before[row] == kind(row) for row in drawn), 40)
     for portion in (5, 10, 20, 40):
-        taught = model
+        taught = untaught
         for begin in range(0, 40, portion):
-            taught = lesson(taught, images, true(drawn[begin : begin + portion], drawn=True)).model
+            taught = lesson(taught, true(drawn[begin : begin + portion], drawn=True)).run
         assert shares(taught) == expected
-        assert taught.place(images.reduced).cluster[150:160].equal(model.place(images.reduced).cluster[150:160])
+        assert taught.placement.cluster[150:160].equal(untaught.placement.cluster[150:160])
     elsewhere = next(row for row in range(70) if before[row] == kind(row))
-    assert shares(lesson(taught, images, true([elsewhere])).model) == expected
+    assert shares(lesson(taught, true([elsewhere])).run) == expected
     wrong, fine = drawn[0], next(row for row in drawn if before[row] == kind(row))
     third = next(kind(row) for row in range(KINDS) if kind(row) not in (before[wrong], kind(wrong)))
-    corrected = lesson(taught, images, [Answer(wrong, name=third), Answer(fine, name=third)]).model
+    corrected = lesson(taught, [Answer(wrong, name=third), Answer(fine, name=third)]).run
     assert shares(corrected) == (expected[0] - 1, 40)
-    back = lesson(corrected, images, [Answer(wrong, name=before[wrong]), *true([fine])]).model
+    back = lesson(corrected, [Answer(wrong, name=before[wrong]), *true([fine])]).run
     assert shares(back) == (expected[0] + 1, 40)
 
 
 def test_an_answer_about_an_image_outside_the_graph_moves_no_other(run):
-    model, images = graph_of_first(run, 150)
-    cluster = model.place(images.reduced).cluster
+    untaught = graph_of_first(run, 150)
+    cluster, reduced = untaught.placement.cluster, untaught.rows.reduced
     row, other = [int(row) for row in torch.nonzero(cluster == 0).flatten() if row >= 150][:2]
-    done = lesson(model, images, [Answer(row, 1)])
-    assert done.changes == {(0, 1): 1} and done.after.cluster[row] == 1
-    assert shares(lesson(done.model, images, [Answer(row, 1, drawn=True)]).model) == (0, 1)  # marked later
-    done = lesson(model, images, [Answer(row, 0), Answer(other, name="another")], within=0)
-    assert (done.after.cluster[row], done.after.cluster[other]) == (0, 5) and {*done.changes} == {(0, 5)}
-    done = lesson(model, images, [Answer(row, name="one"), Answer(other, name="another")], within=0)
-    assert (done.after.cluster[row], done.after.cluster[other]) == (5, 6) and {*done.changes} == {(0, 5), (0, 6)}
-    nearest = images.reduced[torch.nonzero(cluster == 0).flatten()] @ images.reduced[[row, other]].T
-    assert (done.after.cluster[cluster == 0] - 5).equal(nearest.argmax(1))
+    done = lesson(untaught, [Answer(row, 1)])
+    assert preview(untaught, done) == {(0, 1): 1} and done.placement.cluster[row] == 1
+    assert shares(lesson(done.run, [Answer(row, 1, drawn=True)]).run) == (0, 1)  # marked later
+    done = lesson(untaught, [Answer(row, 0), Answer(other, name="another")], within=0)
+    after = done.placement.cluster
+    assert (after[row], after[other]) == (0, 5) and {*preview(untaught, done)} == {(0, 5)}
+    done = lesson(untaught, [Answer(row, name="one"), Answer(other, name="another")], within=0)
+    after = done.placement.cluster
+    assert (after[row], after[other]) == (5, 6) and {*preview(untaught, done)} == {(0, 5), (0, 6)}
+    nearest = reduced[torch.nonzero(cluster == 0).flatten()] @ reduced[[row, other]].T
+    assert (after[cluster == 0] - 5).equal(nearest.argmax(1))
 
 
 def test_answers_about_equal_images_that_contradict_each_other(run):
     """The last one counts, and the other one teaches nobody."""
-    model, images = graph_of_first(run, COUNT)
-    both = lesson(model, images, [Answer(0, 3, drawn=True), Answer(6, 0)])
-    alone = lesson(model, images, [Answer(6, 0)])
-    assert both.model.answers == (6,) and both.model.drawn == () and images.paths[0] in both.said[0]
-    assert both.after.cluster.equal(alone.after.cluster) and both.after.cluster[0] == 0
-    older = lesson(lesson(model, images, [Answer(0, 3, drawn=True)]).model, images, [Answer(6, 0, drawn=True)])
-    assert older.model.answers == (6,) and [row for row, _ in older.model.drawn] == [6]
+    untaught = graph_of_first(run, COUNT)
+    both = lesson(untaught, [Answer(0, 3, drawn=True), Answer(6, 0)])
+    alone = lesson(untaught, [Answer(6, 0)])
+    assert both.run.model.answers == (6,) and both.run.model.drawn == ()
+    assert untaught.rows.paths[0] in both.said["Answers"]
+    assert both.placement.cluster.equal(alone.placement.cluster) and both.placement.cluster[0] == 0
+    older = lesson(lesson(untaught, [Answer(0, 3, drawn=True)]).run, [Answer(6, 0, drawn=True)]).run.model
+    assert older.answers == (6,) and [row for row, _ in older.drawn] == [6]
 
 
 def test_drawn_images_that_are_no_longer_marked_never_teach(run, prints):
@@ -401,7 +405,7 @@ def test_drawn_images_that_are_no_longer_marked_never_teach(run, prints):
         assert {*load(run).answers} <= {20, 21, 22} and load(run).drawn == ()
         undo(run)
         assert len(load(run).answers) == 23
-    cluster = load(run).place(read_run(open_run(run))[2].reduced).cluster
+    cluster = read_run(open_run(run)).placement.cluster
     pair = [row for row in range(100, COUNT) if cluster[row] == 0][:2]
     teach(run, [Answer(pair[0], 0), Answer(pair[1], name="x")], within=0)
     assert load(run).drawn == () and not {*load(run).answers} & {*range(20)}

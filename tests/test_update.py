@@ -31,7 +31,7 @@ from deepcluster.runs.condition import condition
 from deepcluster.runs.page import report, shown_of
 from deepcluster.runs.predict import similar
 from deepcluster.runs.recut import Edits, apply, recut, undo
-from deepcluster.runs.result import baseline_of
+from deepcluster.runs.result import first_metrics
 from deepcluster.runs.rows import Rows, images_at_hand, name_in_run, place_rows, read_run
 from deepcluster.runs.update import Update, update
 from deepcluster.runtime.partition import Partition
@@ -111,13 +111,14 @@ def test_a_second_update_and_a_grown_folder(fitted, photos, tmp_path, more):
     run = tmp_path / "run"
     fit = ["fit", str(images), "-o", str(run), *small_fit("--labels", "folders")]
     assert run_command(fit) == 0
-    baseline = baseline_of(RunFolder(run))
+    baseline = first_metrics(RunFolder(run).read_json("metrics.json"))
     shutil.copytree(more / "1", images / "new")
     assert update(run, str(images)) == Update(added=4, known=48, skipped=[])
     assert {row["path"] for row in rows(run / "added.csv")} == {f"new/{i:02}.png" for i in range(4, 8)}
     assert update(run, str(more)).added == 8
     assert [row["path"] for row in rows(run / "added.csv")][-1] == "../more/2/11.png"
-    assert state_of(run) is not None and baseline_of(RunFolder(run)) == baseline != {}
+    assert state_of(run) is not None
+    assert first_metrics(RunFolder(run).read_json("metrics.json")) == baseline != {}
     # The fit is still the one that it was.
     before = contents(run)
     assert run_command([*fit, "--resume"]) == 0
@@ -363,8 +364,9 @@ def test_a_split_has_the_parts_that_the_page_before_showed(many_features, tmp_pa
     apply(alone, edits)
     smaller = [int(row["path"]) for row in used(alone) if row["cluster"] == "3"]
     update(run, np.concatenate([given[smaller] + np.float32(i / 1000) for i in range(1, 30)]))
-    _, model, images = read_run(open_run(run))
-    shown = shown_of(images, model, model.place(images.reduced).centroid)
+    of_run = read_run(open_run(run))
+    images, model = of_run.rows, of_run.model
+    shown = shown_of(images, model, of_run.placement.centroid)
     for row in rows(run / "cluster_summary.csv"):
         parts = parts_of(model.cut, shown.counts, int(row["cluster"]), shown.all_counts)
         assert sum(parts.images) == int(row["size"]) >= sum(parts.sizes)

@@ -281,13 +281,13 @@ def _record_end(folder: run_folder.LockedFolder | None, record: RunRecord, error
 
 def read_former(folder: run_folder.RunFolder) -> Former:
     """Read the groups of a run."""
-    record, model, rows = read_run(folder)
+    run = read_run(folder)
     digest_of = {row["path"]: row["sha256"] for row in [*folder.read_rows(IMAGES_READ), *folder.read_added()]}
-    before = model.place(rows.reduced).cluster
+    before = run.placement.cluster
     clusters = before.tolist()
-    left = decisions(model, before)
-    places = {digest_of[path]: (clusters[row], left.get(row, -1)) for row, path in enumerate(rows.paths)}
-    return Former(folder.path, model, places, recipe_of(folder).store_size, record.run)
+    left = decisions(run.model, before)
+    places = {digest_of[path]: (clusters[row], left.get(row, -1)) for row, path in enumerate(run.rows.paths)}
+    return Former(folder.path, run.model, places, recipe_of(folder).store_size, run.record.run)
 
 
 def places_before(

@@ -81,16 +81,6 @@ def on_sheet_of(column: Tensor, partition: Partition) -> Tensor:
     return partition.to_main(column, torch.tensor(on_sheet(partition.total)))
 
 
-def redraw(
-    folder: run_folder.LockedFolder, tables: Tables, shown: Shown, progress: Progress, source: Source | None = None
-) -> None:
-    """Write the merge tree of a new result and, if the run has had one, the page. ``source``: As in :func:`report`."""
-    write_tree(folder, shown.tree)
-    if folder.has("report.html") or folder.has(MAP):
-        source = images_at_hand(folder, source, [*tables.usable.column("path")])
-        write_page(folder, source, tables, shown, progress)
-
-
 def report(run: Path, source: Source | None = None, *, progress: Progress = ignore_progress) -> Path:
     """Write report.html of a run again, with the pictures of ``source``, or of the images that are still at hand."""
     with run_folder.locked(run) as folder, folder.next_state() as staged:
@@ -115,8 +105,8 @@ def write_report(
         tree = read_tree(staged)
         shown = None
         with suppress(DeepClusterError):
-            _, model, rows = read_run(staged)
-            shown = shown_of(rows, model, model.place(rows.reduced).centroid, tree)
+            run = read_run(staged)
+            shown = shown_of(run.rows, run.model, run.placement.centroid, tree)
         if shown:
             write_tree(staged, shown.tree)
         write_page(staged, images_at_hand(staged, source), tables, shown, progress)

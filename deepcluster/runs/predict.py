@@ -162,7 +162,8 @@ def similar(run: Path, image: str, n: int = 20, device: str = "auto") -> list[Si
     It is a file, read by the network on ``device``, or a path in clusters.csv. Raises DataError if it cannot be read,
     UsageError if it is not one image.
     """
-    _, model, rows = read_state(run, partial(read_run, takes_images=True))
+    of_run = read_state(run, partial(read_run, takes_images=True))
+    model, rows = of_run.model, of_run.rows
     row = row_of(open_run(run), rows.paths, image)
     query = _features(model, image, device) if row is None else rows.reduced[row : row + 1]
     scores, numbers = nearest(query, n + 1, rows.reduced)

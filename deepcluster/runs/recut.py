@@ -1,10 +1,9 @@
 """Other groups for a run that has ended: another number of them, or the edits of a person."""
 
 import math
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 
@@ -18,19 +17,17 @@ from deepcluster.groups.tree import parts_of, split_group
 from deepcluster.images import Source
 from deepcluster.model import Model
 from deepcluster.presets import check_groups
+from deepcluster.recipe import Recipe
 from deepcluster.records import Clustering
 from deepcluster.runs import inherit, result
-from deepcluster.runs.page import redraw, shown_of
-from deepcluster.runs.rows import Rows, cut_rows, read_run, recipe_of
+from deepcluster.runs.change import Change, commit, decided, new_clusters, undo_command
+from deepcluster.runs.rows import Run, cut_rows, read_run, recipe_of
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Display, Several
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
-from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import LONGEST_NAME, Edits
 from deepcluster.texts import plural, some
-
-UNDO = "Undo"  # heading of the command that takes an edit back
 
 
 def recut(run: Path, n_clusters: int | None, display: Display | None = None, source: Source | None = None) -> None:
@@ -39,32 +36,35 @@ def recut(run: Path, n_clusters: int | None, display: Display | None = None, sou
     The cluster numbers are new. ``source``: The images for the report, if the caller has them at hand.
     """
     display = Several(display)
-    with run_folder.locked(run) as locked, locked.next_state() as folder:
-        record, model, rows = read_run(folder)
-        check_groups(n_clusters, rows.fitted)
-        former, baseline = record, result.baseline_of(folder)
-        recipe = recipe_of(folder)
+    with run_folder.locked(run) as folder, folder.next_state() as staged:
+        before = read_run(staged)
+        check_groups(n_clusters, before.rows.fitted)
         display.progress(GROUPING_PHASE, 0, 0)
-        chosen, record = result.choose_number(n_clusters, rows, record, recipe, display)
-        before = model.place(rows.reduced)
-        labels = before.fine_cluster[: rows.fitted]
-        sizes = torch.bincount(labels, minlength=len(model.fine_centroids))
-        fine = Clustering(labels, model.fine_centroids, sizes, math.nan, 0, 0)
-        cut, after = cut_rows(rows, fine, chosen, record.seed, recipe)
-        heir = inherit.heirs(before.cluster, after.cluster, mutual=True)
-        new = replace(model, cut=cut, **vars(inherit.carried_over(model, heir, cut.count)))
-        moves = inherit.surviving_moves(model, before.cluster, heir)
-        new, after = inherit.with_moves(new, after, rows.reduced, moves, rows.partition)
-        decided = (*model.names, model.junk, model.moves, model.answers)
-        if record.edits is not None or any(decided):
-            anew = "; merges and splits of the old clusters are dropped" if record.edits is not None else ""
-            display.say("Edits", f"{inherit.carried_text(model, new, before.cluster)}{anew}")
-            display.say(UNDO, way_back(folder))
-        record = replace(record, edits=None, cut=None, cut_k=n_clusters, like_run=None)  # of the clusters before
-        outcome = result.describe(new, rows, after, record, recipe, baseline={})
-        models.keep_former(folder, model, former, baseline, f"cut into {plural(len(outcome.summary), 'cluster')}")
-        _write(folder, outcome, display, source)
+        change = cut_anew(before, n_clusters, recipe_of(staged), display)
+        outcome = commit(staged, before, change, display, source)
         display.say("Done", result.summary_text(outcome, n_clusters))
+
+
+def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display) -> Change:
+    """Return the change of :func:`recut`."""
+    model, rows = run.model, run.rows
+    count, record = result.choose_number(n_clusters, rows, run.record, recipe, display)
+    before = run.placement
+    labels = before.fine_cluster[: rows.fitted]
+    sizes = torch.bincount(labels, minlength=len(model.fine_centroids))
+    fine = Clustering(labels, model.fine_centroids, sizes, math.nan, 0, 0)
+    cut, after = cut_rows(rows, fine, count, record.seed, recipe)
+    heir = inherit.heirs(before.cluster, after.cluster, mutual=True)
+    new = replace(model, cut=cut, **vars(inherit.carried_over(model, heir, cut.count)))
+    moves = inherit.surviving_moves(model, before.cluster, heir)
+    new, after = inherit.with_moves(new, after, rows.reduced, moves, rows.partition)
+    said = {}
+    if record.edits is not None or any((*model.names, model.junk, model.moves, model.answers)):
+        anew = "; merges and splits of the old clusters are dropped" if record.edits is not None else ""
+        said["Edits"] = f"{inherit.carried_text(model, new, before.cluster)}{anew}"
+    record = new_clusters(record, n_clusters, edits=None, like_run=None)
+    done = f"cut into {plural(len(new.cut.group_of.unique()), 'cluster')}"
+    return Change(Run(record, new, rows), after, done, said=said)
 
 
 def apply(run: Path, edits: Edits, display: Display | None = None) -> None:
@@ -74,28 +74,16 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> None:
     """
     display = Several(display)
     with run_folder.locked(run) as folder:
-        record, model, rows = read_run(folder)
-        if record.edits == edits.digest:
+        before = read_run(folder)
+        if before.record.edits == edits.digest:
             display.say("Edits", "the run has them already")
             return
-        if edits.cut and edits.cut != record.cut:
+        if edits.cut and edits.cut != before.record.cut:
             raise UsageError(
                 f"these edits were made before the clusters of {run} changed: make them for its present clusters"
             )
         with folder.next_state() as staged:
-            new = edited(model, edits, rows.reduced, rows.paths, rows.fitted)
-            placement = new.place(rows.reduced)
-            moves = moved_rows(edits, rows.paths)
-            moved = sum(int(placement.cluster[row]) == number for row, number in moves.items())
-            text = describe_edits(edits, model, new, moved)
-            if moved < len(moves):
-                text += f"; {len(moves) - moved:,} could not move, because they equal an image that stays"
-            display.say("Edits", text)
-            named = ", ".join(filter(None, edits.names.values()))
-            done = f"{text}: {named}" if named else text
-            example = example_of(edits, moves, placement)
-            change = Change(new, placement, edits.digest, done, example, edits.changes_clusters)
-            write_change(staged, record, model, rows, change, display)
+            commit(staged, before, edited(before, edits), display)
 
 
 def undo(run: Path, display: Display | None = None, steps: int | None = 1) -> None:
@@ -104,61 +92,34 @@ def undo(run: Path, display: Display | None = None, steps: int | None = 1) -> No
     Raises UsageError if there are not so many.
     """
     with run_folder.locked(run) as folder:
-        record, model, rows = read_run(folder)
-        formers = models.read_former(folder, rows.reduced.shape[1])
+        before = read_run(folder)
+        formers = models.read_former(folder, before.rows.reduced.shape[1])
         steps = len(formers) if steps is None else steps
         if not 1 <= steps <= len(formers):
             few = f"{plural(len(formers), 'change')} of {run} can be taken back, and not {steps}"
-            raise UsageError(f"{few}: {way_back(folder)} all takes back every one")
+            raise UsageError(f"{few}: {undo_command(folder)} all takes back every one")
         with folder.next_state() as staged:
-            for former in formers[:steps]:
-                model = taken_back(model, former, is_recut=record.edits is None)
-                record = replace(record, **former.about["record"])
-            display = Several(display)
-            display.say("Edits", f"taken back: {len(model.cut.group_of.unique())} clusters, as before")
-            if undone := "; ".join(filter(None, (former.about["done"] for former in formers[:steps]))):
-                display.say("Undone", undone)
-            outcome = result.describe(
-                model, rows, model.place(rows.reduced), record, recipe_of(folder), former.about["baseline"]
-            )
-            _write(staged, outcome, display, None)
+            commit(staged, before, taken_back(before, formers[:steps]), Several(display))
             models.drop_steps(staged, steps)
 
 
-@dataclass(frozen=True)
-class Change:
-    """The groups of a run after the edits or answers of a person."""
+def taken_back(run: Run, formers: Sequence[models.Groups]) -> Change:
+    """Return the change that takes back steps, the newest first.
 
-    model: Model
-    placement: Placement  # of all images
-    digest: str  # of the edits
-    text: str  # the edits in words
-    example: int  # row of an image that shows them
-    changes_clusters: bool  # False if they are names and marks alone
-
-
-def write_change(
-    staged: run_folder.NextState, record: RunRecord, model: Model, rows: Rows, change: Change, display: Display
-) -> None:
-    """Write a change into a run, keep its ``model`` and ``record`` for an undo, and say how to undo."""
-    display.say(UNDO, way_back(staged))
-    baseline = result.baseline_of(staged)
-    models.keep_former(staged, model, record, baseline, change.text, change.example)
-    record = replace(record, edits=change.digest)
-    if change.changes_clusters:
-        number = len(change.model.cut.group_of.unique())  # no guess any more
-        record = replace(record, cut=None, cut_k=number, stability=None, verdict=None)
-        baseline = {}
-    outcome = result.describe(change.model, rows, change.placement, record, recipe_of(staged), baseline)
-    _write(staged, outcome, display, None)
-
-
-def _write(
-    staged: run_folder.NextState, outcome: result.Outcome, display: Display, source: Source | None = None
-) -> None:
-    result.write_outcome(staged, outcome, new=("groups",))
-    shown = shown_of(outcome.rows, outcome.model, outcome.centroid)
-    redraw(staged, outcome, shown, display.progress, source)
+    Numbers given by edits stay given; numbers of a recut are forgotten.
+    """
+    model, record = run.model, run.record
+    for former in formers:
+        is_recut = record.edits is None
+        given = 0 if is_recut else len(model.names) - len(former.annotations.names)
+        model = replace(model, cut=former.cut, **vars(former.annotations))
+        model = replace(model, names=model.names + ("",) * given)
+        record = replace(record, **former.about["record"])
+    said = {"Edits": f"taken back: {len(model.cut.group_of.unique())} clusters, as before"}
+    if undone := "; ".join(filter(None, (former.about["done"] for former in formers))):
+        said["Undone"] = undone
+    after = Run(record, model, run.rows)
+    return Change(after, after.placement, said=said, baseline=formers[-1].about["baseline"])
 
 
 def example_of(edits: Edits, moves: Mapping[int, int], placement: Placement) -> int:
@@ -168,16 +129,6 @@ def example_of(edits: Edits, moves: Mapping[int, int], placement: Placement) -> 
     return next(iter(moves), int(distances.argmin()))
 
 
-def taken_back(model: Model, former: models.Groups, *, is_recut: bool) -> Model:
-    """Return the model with its former groups. Numbers given by edits stay given; numbers of a recut are forgotten."""
-    old = replace(model, cut=former.cut, **vars(former.annotations))
-    return old if is_recut else replace(old, names=old.names + ("",) * (len(model.names) - len(old.names)))
-
-
-def way_back(folder: run_folder.RunFolder) -> str:
-    return f"deepcluster apply {shlex.quote(str(folder.path))} --undo"
-
-
 # ---- the model with a person's edits --------------------------------------------------------------------------------
 
 
@@ -185,20 +136,30 @@ MAX_NEW = 1000  # clusters made by moves at a time
 MAX_MOVES = 10_000  # that are remembered, the last ones
 
 
-def edited(
-    model: Model, edits: Edits, reduced: Tensor | None = None, paths: Sequence[str] = (), fitted: int | None = None
-) -> Model:
-    """Return the model with these edits. Of merged clusters all but the first have no images from then on.
-
-    ``reduced``, ``paths``: The run's images, for splits and moves; the first, ``fitted`` ones (None: all) are of the
-    fit, and decide the parts of a split.
+def edited(run: Run, edits: Edits) -> Change:
+    """Return the change by these edits. Of merged clusters all but the first have no images from then on.
 
     Raises UsageError if a cluster or image does not exist or is merged or moved twice, or a cluster has too few parts.
     """
+    moves = moved_rows(edits, run.rows.paths)
+    after = replace(run, model=_edited_model(run, edits, moves))
+    cluster = after.placement.cluster
+    moved = sum(int(cluster[row]) == number for row, number in moves.items())
+    text = describe_edits(edits, run.model, after.model, moved)
+    if moved < len(moves):
+        text += f"; {len(moves) - moved:,} could not move, because they equal an image that stays"
+    named = ", ".join(filter(None, edits.names.values()))
+    done = f"{text}: {named}" if named else text
+    example = example_of(edits, moves, after.placement)
+    record = decided(after, edits.digest, changes_clusters=edits.changes_clusters)
+    return Change(replace(after, record=record), after.placement, done, example, {"Edits": text})
+
+
+def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int]) -> Model:
+    model, reduced = run.model, run.rows.reduced
     cut = model.cut
-    if edits.split and reduced is not None:
-        cut = _split_up(cut, edits.split, reduced[:fitted], len(model.names))
-    moves = moved_rows(edits, paths)
+    if edits.split:  # images of the fit alone decide the parts
+        cut = _split_up(cut, edits.split, reduced[: run.rows.fitted], len(model.names))
     present = set(cut.group_of.tolist())
     free = len(model.names) + sum(parts - 1 for _, parts in edits.split)
     merged = [number for clusters in edits.merge for number in clusters]
@@ -226,7 +187,7 @@ def edited(
     asked_anew = verdicts.keys() if edits.merge or edits.split else ()
     answers = dict.fromkeys(row for row in model.answers if row not in asked_anew)
     origins = {row: int(target[origin]) for row, origin in model.moves if origin < len(target)}
-    if moves and reduced is not None:
+    if moves:
         placed = replace(model, cut=cut).place(reduced).cluster
         origins = {row: int(placed[row]) for row in moves} | origins
         cut = move_rows(cut, moves, reduced, placed)

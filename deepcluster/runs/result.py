@@ -230,11 +230,6 @@ def write_outcome(
         model_files.save_in_run(outcome.model, folder, record, network="network" in new)
 
 
-def baseline_of(folder: run_folder.RunFolder) -> dict[str, float]:
-    """Read the metrics of the clusters before the rounds, if the run has any."""
-    return first_metrics(folder.read_json("metrics.json")) if folder.has("metrics.json") else {}
-
-
 def summary_text(outcome: Outcome, n_clusters: int | None, rounds: str = "") -> str:
     """Return sentences on the clusters: sizes, ``rounds``, and other numbers, if ``n_clusters`` is None."""
     sizes = [int(row["size"]) for row in outcome.summary]

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,21 @@ class Rows:
         return self.partition.total - self.added
 
 
-def read_run(
-    folder: run_folder.RunFolder, backbone: nn.Module | None = None, *, takes_images: bool = False
-) -> tuple[RunRecord, Model, Rows]:
+@dataclass(frozen=True)
+class Run:
+    """A run that has a result, as every change takes it."""
+
+    record: RunRecord  # content of run.json
+    model: Model
+    rows: Rows
+
+    @cached_property
+    def placement(self) -> Placement:
+        """The places of all images."""
+        return self.model.place(self.rows.reduced)
+
+
+def read_run(folder: run_folder.RunFolder, backbone: nn.Module | None = None, *, takes_images: bool = False) -> Run:
     """Read run.json, the model (of the user's own ``backbone``) and the images with their features.
 
     ``takes_images``: Of the model; without, it is read faster.
@@ -87,7 +100,7 @@ def read_run(
         added=added,
         embeddings=models.read_embeddings(folder),
     )
-    return record, model, rows
+    return Run(record, model, rows)
 
 
 def duplicate_rows(

@@ -30,13 +30,13 @@ from threading import Thread
 from typing import Annotated, Any
 
 from deepcluster.errors import DataError, DeepClusterError, Stopped, UsageError
-from deepcluster.groups.spread import estimated_quality
 from deepcluster.groups.tree import MAX_IN_TREE
 from deepcluster.report.page import SERVED, policy, served
 from deepcluster.report.pictures import Picture, pictures, tile
 from deepcluster.runs import teach as teaching
-from deepcluster.runs.recut import UNDO, apply, recut, undo
-from deepcluster.runs.rows import images_at_hand, read_run
+from deepcluster.runs.change import UNDO, preview
+from deepcluster.runs.recut import apply, recut, undo
+from deepcluster.runs.rows import Run, images_at_hand, read_run
 from deepcluster.runtime import log, signals
 from deepcluster.runtime.console import Several
 from deepcluster.runtime.plain_files import MAX_JSON, json_sha256, parse_json, sha256, shaped
@@ -46,7 +46,7 @@ from deepcluster.storage.edits_file import checked_name, edits_of
 from deepcluster.storage.model_config import CONFIG
 from deepcluster.storage.model_files import MAX_STEPS, read_former
 from deepcluster.storage.state import SCRATCH
-from deepcluster.texts import bare, inert, quality_text
+from deepcluster.texts import bare, inert
 
 IDLE_SECONDS = 3600.0
 IMAGE_SIDE = 1600  # px of an enlarged image
@@ -219,24 +219,20 @@ class _Server(ThreadingTCPServer):
             raise Outdated
         if self.state[0] != version:
             self.state = version, run_folder.read_state(self.run, read_run)
-        record, model, rows = self.state[1]
+        run: Run = self.state[1]
         taught = _teaching_of(request)
         if action == "preview":
-            done = teaching.lesson(model, rows, taught.answers, taught.within)
-            quality = estimated_quality(done.model.drawn)
-            preview = {
-                "moves": [[*pair, count] for pair, count in done.changes.items()],
-                "after": done.after.cluster.tolist(),
-                "names": done.model.names,
-                "quality": quality_text(quality) if quality else "",
+            change = teaching.lesson(run, taught.answers, taught.within)
+            shown = {
+                "moves": [[*pair, count] for pair, count in preview(run, change).items()],
+                "after": change.placement.cluster.tolist(),
+                "names": change.run.model.names,
+                "quality": change.said.get("Quality", ""),
             }
-            return "application/json", json.dumps(preview).encode()
-        row_of = {path: row for row, path in enumerate(rows.paths)}
-        both = (
-            teaching.asked(model, rows, taught.n, record.seed, answers=taught.answers, drawn=drawn)
-            for drawn in (False, True)
-        )
-        cluster = model.place(rows.reduced).cluster.tolist()
+            return "application/json", json.dumps(shown).encode()
+        row_of = {path: row for row, path in enumerate(run.rows.paths)}
+        both = (teaching.asked(run, taught.n, answers=taught.answers, drawn=drawn) for drawn in (False, True))
+        cluster = run.placement.cluster.tolist()
         questions = [
             [
                 {

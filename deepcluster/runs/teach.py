@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from deepcluster.errors import UsageError
-from deepcluster.groups.cut import Cut, Placement, move_rows, regrouped
+from deepcluster.groups.cut import Cut, move_rows, regrouped
 from deepcluster.groups.graph import graph_rows
 from deepcluster.groups.spread import Labels, Taught, beliefs, estimated_quality, followed, nodes_of, questions
 from deepcluster.model import Model
-from deepcluster.runs.recut import MAX_NEW, Change, moved_rows, write_change
-from deepcluster.runs.rows import Rows, read_run
+from deepcluster.runs.change import Change, commit, decided, preview
+from deepcluster.runs.recut import MAX_NEW, moved_rows
+from deepcluster.runs.rows import Rows, Run, read_run
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Display, Several
 from deepcluster.runtime.plain_files import PATH_COLUMNS, json_sha256, read_columns
@@ -53,37 +54,19 @@ class Question:
     drawn: bool = False
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """The outcome of answers: the model, and the places of all images before and after."""
-
-    model: Model
-    before: Placement
-    after: Placement
-    said: Sequence[str]  # remarks
-
-    @property
-    def changes(self) -> dict[tuple[int, int], int]:
-        """Numbers of images by their clusters before and after, if these differ; the largest first."""
-        pairs = zip(self.before.cluster.tolist(), self.after.cluster.tolist(), strict=True)
-        return dict(Counter(pair for pair in pairs if pair[0] != pair[1]).most_common())
-
-
 def ask(run: Path, n: int = 20, *, drawn: bool = False) -> list[Question]:
     """Return up to ``n`` images of a run whose answers would teach most; ``drawn``: images drawn at random instead."""
-    record, model, rows = run_folder.read_state(run, read_run)
-    return asked(model, rows, n, record.seed, drawn=drawn)
+    return asked(run_folder.read_state(run, read_run), n, drawn=drawn)
 
 
-def asked(
-    model: Model, rows: Rows, n: int, seed: int, *, drawn: bool = False, answers: Sequence[Answer] = ()
-) -> list[Question]:
+def asked(run: Run, n: int, *, drawn: bool = False, answers: Sequence[Answer] = ()) -> list[Question]:
     """Do the work of :func:`ask`; ``answers``: Some that have not been taught yet."""
-    cluster = model.place(rows.reduced).cluster.tolist()
+    model, rows = run.model, run.rows
+    cluster = run.placement.cluster.tolist()
     new_answers, names, _ = _understood(answers, model, cluster, rows.paths)
     answered = {row: cluster[row] for row in model.answers if row < len(cluster)} | new_answers
     taught, nodes = _taught(rows, cluster, answered, names)
-    seed = derive(seed, "questions", len(answered))
+    seed = derive(run.record.seed, "questions", len(answered))
     if drawn:
         order = torch.randperm(len(cluster), generator=generator(seed, "drawn")).tolist()
         chosen = [row for row in order if row not in answered][:n]
@@ -163,15 +146,32 @@ def read_answers(path: Path, display: Display | None = None) -> list[Answer]:
     return answers
 
 
-def lesson(model: Model, rows: Rows, answers: Sequence[Answer], within: int | None = None) -> Lesson:
+def lesson(run: Run, answers: Sequence[Answer], within: int | None = None) -> Change:
     """Let images follow these answers and all earlier ones. UsageError if there are none, or if one does not fit.
 
     Images drawn at random teach nothing, so they tell how good the clusters of all others are. ``within``: A cluster,
     whose images alone follow, and only these answers: it is split by examples.
     """
-    placed = model.place(rows.reduced)
+    model, remarks = _taught_model(run, answers, within)
+    after = replace(run, model=model)
+    cluster = after.placement.cluster
+    marked = dict(model.drawn)
+    digest = json_sha256(sorted((row, int(cluster[row]), row in marked) for row in model.answers))
+    done = plural(len(model.answers), "answer")
+    change = Change(after, after.placement, done, next(reversed(model.answers), 0))
+    changes = preview(run, change)
+    said = {"Answers": "; ".join([done, *remarks]), "Changed": changes_text(changes, model)}
+    if quality := estimated_quality(model.drawn):
+        said["Quality"] = quality_text(quality)
+    record = decided(after, digest, changes_clusters=bool(changes))
+    return replace(change, run=replace(after, record=record), said=said)
+
+
+def _taught_model(run: Run, answers: Sequence[Answer], within: int | None) -> tuple[Model, list[str]]:
+    """Return the model of a :func:`lesson`, and remarks."""
+    model, rows, placed = run.model, run.rows, run.placement
     cluster = placed.cluster.tolist()
-    new_answers, names, said = _understood(answers, model, cluster, rows.paths)
+    new_answers, names, remarks = _understood(answers, model, cluster, rows.paths)
     outside = {row: group for row, group in enumerate(cluster) if group != within}
     lost = dict(model.drawn) if within is not None else {}  # a split begins the quality anew
     kept = {row: outside[row] for row in model.answers if row in outside and row not in lost}
@@ -185,7 +185,7 @@ def lesson(model: Model, rows: Rows, answers: Sequence[Answer], within: int | No
         raise UsageError(f"cluster {within} is split by examples of two kinds or more: tick some of each kind")
     if dropped := [row for row, group in answered.items() if targets[row] != group]:
         paths = some([one_line(rows.paths[row]) for row in dropped])
-        said.append(f"answers about equal images contradict each other, so those about {paths} do not count")
+        remarks.append(f"answers about equal images contradict each other, so those about {paths} do not count")
     answered = {row: group for row, group in answered.items() if targets[row] == group}
     moved = {row: outside[row] for row, _ in model.moves if row in outside and row not in targets}
     drawn = {row: verdict for row, verdict in model.drawn if row in kept}
@@ -217,14 +217,13 @@ def lesson(model: Model, rows: Rows, answers: Sequence[Answer], within: int | No
     drawn = {row: int(drawn[row] and row not in changed) for row in drawn if row in answered}
     drawn |= {row: int(kinds[by_itself[row]] == kinds[answered[row]]) for row in judged}
     cut = move_rows(cut, moved | targets, rows.reduced, clusters)
-    after = replace(model, cut=cut).place(rows.reduced)
     new = replace(
         replace(model, names=tuple(names)).with_cut(cut),
         moves=tuple((row, origin) for row, origin in model.moves if row not in targets),
         answers=tuple(answered),
         drawn=tuple(drawn.items()),
     )
-    return Lesson(new, placed, after, said)
+    return new, remarks
 
 
 def _unpinned(model: Model, reduced: Tensor, rows: Sequence[int], answered: Sequence[int], clusters: Tensor) -> Tensor:
@@ -287,7 +286,7 @@ def teach(
     within: int | None = None,
     names: Sequence[str] = (),
 ) -> dict[tuple[int, int], int]:
-    """Keep the answers with a run, let its other images follow, and return the changes, as in :class:`Lesson`.
+    """Keep the answers with a run, let its other images follow, and return the :func:`preview` of the change.
 
     The answers that the run has count again. ``within``: As in :func:`lesson`. ``names``: New names of all clusters.
 
@@ -295,25 +294,16 @@ def teach(
     """
     display = Several(display)
     with run_folder.locked(run) as folder:
-        record, model, rows = read_run(folder)
+        before = read_run(folder)
         display.progress(GROUPING_PHASE, 0, 0)
-        done = lesson(replace(model, names=tuple(names) or model.names), rows, answers, within)
-        marked = dict(done.model.drawn)
-        digest = json_sha256(sorted((row, int(done.after.cluster[row]), row in marked) for row in done.model.answers))
-        if record.edits == digest:
+        named = replace(before, model=replace(before.model, names=tuple(names) or before.model.names))
+        change = lesson(named, answers, within)
+        if change.run.record.edits == before.record.edits:
             display.say("Answers", "the run has them already")
             return {}
-        changes = done.changes
-        display.say("Answers", "; ".join([plural(len(done.model.answers), "answer"), *done.said]))
-        display.say("Changed", changes_text(changes, done.model))
-        if quality := estimated_quality(done.model.drawn):
-            display.say("Quality", quality_text(quality))
         with folder.next_state() as staged:
-            text = plural(len(done.model.answers), "answer")
-            example = next(reversed(done.model.answers), 0)
-            change = Change(done.model, done.after, digest, text, example, bool(changes))
-            write_change(staged, record, model, rows, change, display)
-    return changes
+            commit(staged, before, change, display)
+    return preview(named, change)
 
 
 def changes_text(changes: Mapping[tuple[int, int], int], model: Model) -> str:

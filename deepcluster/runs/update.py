@@ -25,15 +25,15 @@ from deepcluster.model import Model
 from deepcluster.records import Identity
 from deepcluster.report.pictures import THUMBNAIL, extended_sheet, not_on_sheet, on_sheet
 from deepcluster.runs import page as drawn
-from deepcluster.runs.result import baseline_of, describe, write_outcome
+from deepcluster.runs.change import Change, commit
 from deepcluster.runs.rows import (
     Rows,
+    Run,
     duplicate_rows,
     images_at_hand,
     named_as_in_run,
     pictures_of,
     read_run,
-    recipe_of,
     row_digests,
 )
 from deepcluster.runtime.console import Display, Several
@@ -95,11 +95,12 @@ def update(
     """
     display = Several(display)
     with run_folder.locked(run) as folder:
-        record, model, rows = read_run(folder, takes_images=True)
-        if record.status != "done":
-            raise UsageError(f"{run} is not finished (its status is {record.status}): go on with its fit and --resume")
+        state = read_run(folder, takes_images=True)
+        model, status = state.model, state.record.status
+        if status != "done":
+            raise UsageError(f"{run} is not finished (its status is {status}): go on with its fit and --resume")
         model.network.to(device)
-        new = _read(folder, model, rows, images, display)
+        new = _read(folder, state, images, display)
         added = len(new.source.paths)
         skipped = (*new.source.skipped, *new.failed)
         known = new.tried - len(new.failed) - added
@@ -116,11 +117,14 @@ def update(
         before = {row["path"]: row["reason"] for row in folder.read_rows("skipped.csv")}
         reasons = {path: why for path, why in {**before, **dict(skipped)}.items() if path not in {*new.source.paths}}
         if added or reasons != before:
+            change = _with_added(state, new, reasons)
             with folder.next_state() as staged:
-                rows = _write(staged, model, rows, new, reasons, display)
+                _write(staged, state.rows, new, change.run.rows)
+                commit(staged, state, change, display)
+            state = change.run
+        rows = state.rows
         outliers = int((rows.residuals[len(rows.paths) - added :] > model.outliers.limit).sum())
-        cluster = model.place(rows.reduced).cluster.numpy()
-        drifted = drift(cluster, rows.residuals.numpy(), rows.fitted, model.outliers.limit)
+        drifted = drift(state.placement.cluster.numpy(), rows.residuals.numpy(), rows.fitted, model.outliers.limit)
         residuals, every = rows.residuals[rows.fitted :], folder.read_added()
         strangest_first = [every[i] for i in residuals.argsort(descending=True, stable=True).tolist()]
         strangers = [_place(row) for row in strangest_first[: int((residuals > model.outliers.limit).sum())]]
@@ -153,11 +157,12 @@ def _placed_text(done: Update, model: Model, run: Path) -> str:
 # ---- which images are new -------------------------------------------------------------------------------------------
 
 
-def _read(folder: run_folder.LockedFolder, model: Model, rows: Rows, images: Images, display: Display) -> _New:
+def _read(folder: run_folder.LockedFolder, run: Run, images: Images, display: Display) -> _New:
     """Read and measure the images that the run does not have."""
+    model, rows = run.model, run.rows
     at_hand = images_at_hand(folder, None, rows.paths)
     features, source = read_features(images) if model.of_features else (None, find(images, may_be_empty=True))
-    source = named_as_in_run(source, folder.read_record().location)
+    source = named_as_in_run(source, run.record.location)
     added = folder.read_added()
     # A file is known by its place, whatever its name; the content of an array or a shard may have changed.
     present = {Origin(row["source"], row["member"]) for row in added}
@@ -209,16 +214,9 @@ def _free_names(source: Source, digests: Sequence[str], rows: Rows) -> tuple[str
 # ---- the next state of the run --------------------------------------------------------------------------------------
 
 
-def _write(
-    folder: run_folder.LockedFolder, model: Model, rows: Rows, new: _New, reasons: Mapping[str, str], display: Display
-) -> Rows:
-    """Write the run with the new images behind the others, and return all its images."""
-    paths = new.source.paths
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    added: list[Mapping[str, str]] = [*folder.read_added()]
-    for i, (path, label) in enumerate(zip(paths, new.source.labels or [""] * len(paths), strict=True)):
-        columns = (path, label, *new.source.origin(i), new.digests[i], now)
-        added.append(dict(zip(FILES["added.csv"].columns, columns, strict=True)))
+def _with_added(run: Run, new: _New, reasons: Mapping[str, str]) -> Change:
+    """Return the change that adds the new images behind the others. ``reasons``: For all skipped files, by path."""
+    rows, paths = run.rows, new.source.paths
     every = replace(
         rows,
         paths=[*rows.paths, *paths],
@@ -227,19 +225,26 @@ def _write(
         reduced=torch.cat([rows.reduced, new.reduced]),
         partition=Partition.single(len(rows.paths) + len(paths)),
         residuals=torch.cat([rows.residuals, new.residuals]),
-        added=len(added),
+        added=rows.added + len(paths),
     )
-    if paths:
-        _draw(folder, rows, new, every)
-        folder.write_rows("added.csv", added)
+    record = replace(run.record, images_count=len(every.paths), skipped_count=len(every.skipped))
+    after = Run(record, run.model, every)
+    return Change(after, after.placement)
+
+
+def _write(folder: run_folder.LockedFolder, rows: Rows, new: _New, every: Rows) -> None:
+    """Write the files of a run that only an update changes."""
     folder.write_rows("skipped.csv", [{"path": path, "reason": why} for path, why in every.skipped])
-    record = replace(folder.read_record(), images_count=len(every.paths), skipped_count=len(every.skipped))
-    placement = model.place(every.reduced)
-    outcome = describe(model, every, placement, record, recipe_of(folder), baseline_of(folder))
-    write_outcome(folder, outcome, new=("features",))
-    shown = drawn.shown_of(every, model, placement.centroid)
-    drawn.redraw(folder, outcome, shown, display.progress)
-    return every
+    paths = new.source.paths
+    if not paths:
+        return
+    _draw(folder, rows, new, every)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    added: list[Mapping[str, str]] = [*folder.read_added()]
+    for i, (path, label) in enumerate(zip(paths, new.source.labels or [""] * len(paths), strict=True)):
+        columns = (path, label, *new.source.origin(i), new.digests[i], now)
+        added.append(dict(zip(FILES["added.csv"].columns, columns, strict=True)))
+    folder.write_rows("added.csv", added)
 
 
 def _with_duplicates(folder: run_folder.LockedFolder, rows: Rows, new: _New) -> list[Mapping[str, object]]:

@@ -105,12 +105,13 @@ def state_of(run: Path) -> dict[str, object] | None:
     """A run that has ended, by all that must agree in it; None where there is none."""
 
     def read(folder: RunFolder) -> dict[str, object]:
-        record, model, features = read_run(folder)
+        run = read_run(folder)
+        record, model = run.record, run.model
         used = [row for row in folder.read_clusters() if row["status"] == "ok"]
         clusters = [int(row["cluster"]) for row in used]
         names = {row["cluster"]: row["name"] for row in used}
         summary = folder.read_rows("cluster_summary.csv")
-        assert model.place(features.reduced).cluster.tolist() == clusters, "predict and clusters.csv"
+        assert run.placement.cluster.tolist() == clusters, "predict and clusters.csv"
         sizes = {int(row["cluster"]): int(row["size"]) for row in summary if row["size"] != "0"}
         assert sizes == Counter(clusters)
         assert all(model.names[int(cluster)] == name for cluster, name in names.items())

@@ -1,0 +1,76 @@
+"""A change of a run: a value until :func:`commit` writes it."""
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from deepcluster.groups.cut import Placement
+from deepcluster.images import Source
+from deepcluster.runs.page import MAP, shown_of, write_page, write_tree
+from deepcluster.runs.result import Outcome, describe, first_metrics, write_outcome
+from deepcluster.runs.rows import Run, images_at_hand, recipe_of
+from deepcluster.runtime.console import Display
+from deepcluster.storage import model_files, run_folder
+from deepcluster.storage.content import RunRecord
+
+UNDO = "Undo"  # heading of the command that takes a change back
+
+
+@dataclass(frozen=True)
+class Change:
+    """The next result of a run. A change that keeps the model adds images or files that cannot be used."""
+
+    run: Run  # run.json without the entries that describe its clusters
+    placement: Placement  # of all images
+    done: str = ""  # the change in words, for the list of steps back; "": it is no such step
+    example: int = 0  # row of an image that shows it
+    said: Mapping[str, str] = field(default_factory=dict)  # lines about it, by their headings
+    baseline: Mapping[str, float] | None = None  # metrics before the rounds; None: the run's, if its clusters stay
+
+
+def new_clusters(record: RunRecord, cut_k: int | None, **entries: Any) -> RunRecord:
+    """Return run.json without the entries on former clusters. ``cut_k``: Number of the new ones; None: a guess."""
+    return replace(record, cut=None, cut_k=cut_k, stability=None, verdict=None, **entries)
+
+
+def decided(run: Run, digest: str, *, changes_clusters: bool) -> RunRecord:
+    """Return run.json after a person's decisions with a ``digest``, if the model of ``run`` has them already."""
+    record = replace(run.record, edits=digest)
+    return new_clusters(record, len(run.model.cut.group_of.unique())) if changes_clusters else record
+
+
+def preview(run: Run, change: Change) -> dict[tuple[int, int], int]:
+    """Return numbers of images by their clusters before and after a change, if these differ; the largest first."""
+    pairs = zip(run.placement.cluster.tolist(), change.placement.cluster.tolist(), strict=False)
+    return dict(Counter(pair for pair in pairs if pair[0] != pair[1]).most_common())
+
+
+def commit(
+    staged: run_folder.NextState, run: Run, change: Change, display: Display, source: Source | None = None
+) -> Outcome:
+    """Say a change of ``run``, and write the result, its page and a step back. ``source``: As for ``report``."""
+    for heading, text in change.said.items():
+        display.say(heading, text)
+    if change.said and change.done:
+        display.say(UNDO, undo_command(staged))
+    after = change.run
+    before = first_metrics(staged.read_json("metrics.json")) if staged.has("metrics.json") else {}
+    if change.done:
+        model_files.keep_former(staged, run.model, run.record, before, change.done, change.example)
+    known = before if after.record.cut else {}
+    baseline = known if change.baseline is None else change.baseline
+    outcome = describe(after.model, after.rows, change.placement, after.record, recipe_of(staged), baseline)
+    write_outcome(staged, outcome, new=("features",) if after.model is run.model else ("groups",))
+    shown = shown_of(after.rows, after.model, outcome.centroid)
+    write_tree(staged, shown.tree)
+    if staged.has("report.html") or staged.has(MAP):
+        at_hand = images_at_hand(staged, source, after.rows.paths)
+        write_page(staged, at_hand, outcome, shown, display.progress)
+    return outcome
+
+
+def undo_command(folder: run_folder.RunFolder) -> str:
+    """Return the command that takes back the last change."""
+    return f"deepcluster apply {shlex.quote(str(folder.path))} --undo"
