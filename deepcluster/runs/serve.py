@@ -192,83 +192,90 @@ class _Server(ThreadingTCPServer):
         image.save(file := io.BytesIO(), "JPEG", quality=90)
         return "image/jpeg", file.getvalue()
 
-    def change(self, action: str, request: dict[str, Any]) -> Answer:
-        if request.get("version") != run_folder.read_state(self.run, _version):
-            raise Outdated
-        answer: dict[str, Any] = {}
-        with log.logged(f"the served report: {action}"):
-            if action == "apply":
-                apply(self.run, edits_of(request.get("edits")))
-            elif action == "undo":
-                undo(self.run, steps=shaped(request.get("steps", 1), StepsBack, "steps"))
-            elif action == "teach":
-                taught = _teaching_of(request)
-                teaching.teach(self.run, taught.answers, within=taught.within)
-            elif action == "recut":
-                recut(self.run, shaped(request.get("k"), GroupsOfPage, "k"))
-            else:
-                answer["sorted"] = self.sort_images(request.get("sorting"))
-            lines = [line.partition(" ")[2].removeprefix("INFO ") for line in log.lines().splitlines()[1:]]
-            said = "\n".join(line for line in lines if not line.startswith(f"{UNDO}: "))  # the page has a button
-        return "application/json", json.dumps({"said": said, **answer}).encode()
-
-    def ask(self, action: str, request: dict[str, Any]) -> Answer:
-        """Return questions, or for ``preview`` the images that would follow the answers. Nothing is written."""
+    def act(self, action: str, request: dict[str, Any]) -> Answer:
+        """Answer an action of the page: a change, or a question, which writes nothing."""
         version = run_folder.read_state(self.run, _version)
         if request.get("version") != version:
             raise Outdated
-        if self.state[0] != version:
-            self.state = version, run_folder.read_state(self.run, read_run)
-        run: Run = self.state[1]
-        taught = _teaching_of(request)
-        if action == "preview":
-            change = teaching.lesson(run, taught.answers, taught.within)
-            shown = {
-                "moves": [[*pair, count] for pair, count in preview(run, change).items()],
-                "after": change.placement.cluster.tolist(),
-                "names": change.run.model.names,
-                "quality": change.said.get("Quality", ""),
-            }
-            return "application/json", json.dumps(shown).encode()
-        row_of = {path: row for row, path in enumerate(run.rows.paths)}
-        both = (teaching.asked(run, taught.n, answers=taught.answers, drawn=drawn) for drawn in (False, True))
-        cluster = run.placement.cluster.tolist()
-        questions = [
-            [
-                {
-                    **asdict(one),
-                    "row": (row := row_of[one.path]),
-                    "cluster": cluster[row],
-                    "path": inert(bare(one.path)),
-                }
-                for one in images
-            ]
-            for images in both
-        ]
-        return "application/json", json.dumps({"questions": questions}).encode()
+        if action in QUESTIONS:
+            if self.state[0] != version:
+                self.state = version, run_folder.read_state(self.run, read_run)
+            answer = QUESTIONS[action](self.state[1], _teaching_of(request))
+        else:
+            with log.logged(f"the served report: {action}"):
+                answer = CHANGES[action](self, request) or {}
+                answer = {"said": _said(log.lines()), **answer}
+        return "application/json", json.dumps(answer).encode()
 
-    def sort_images(self, choices: Any) -> dict[str, Any]:
-        """Sort the images into folders; return their place and number, and the number of images left out."""
-        folder = run_folder.open_run(self.run)
-        sorting = Sorting(_default_name(folder))
-        if choices is not None:
-            sorting = shaped(choices, Sorting, "sorting")
-            if not FOLDER_NAME.fullmatch(sorting.name):
-                raise UsageError("the name of a folder has letters, digits, spaces and -_.(), at most 100: change it")
-        place = _places(folder).get(sorting.place)
-        if place is None:
-            raise UsageError(f"sorted images go beside the run or beside its images, and not {sorting.place[:80]!a}")
-        rows = self.sort(
-            self.run,
-            place / sorting.name,
-            mode="copy" if sorting.copies else None,
-            duplicates="first" if sorting.best else "all",
-            outliers="separate" if sorting.apart else "keep",
-            overwrite=True,
-            display=Several(),
-        )
-        ways = Counter(row["how"].partition(" ")[0].rstrip(":") for row in rows)
-        return {"folder": str(place / sorting.name), "images": sum(bool(row["exported_path"]) for row in rows)} | ways
+
+def _said(log_lines: str) -> str:
+    """Return the lines of a change for the page, which has a button for Undo."""
+    lines = (line.partition(" ")[2].removeprefix("INFO ") for line in log_lines.splitlines()[1:])
+    return "\n".join(line for line in lines if not line.startswith(f"{UNDO}: "))
+
+
+def _teach(server: _Server, request: Mapping[str, Any]) -> None:
+    taught = _teaching_of(request)
+    teaching.teach(server.run, taught.answers, within=taught.within)
+
+
+def _sort(server: _Server, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Sort the images into folders; return their place and number, and the number of images left out."""
+    folder = run_folder.open_run(server.run)
+    sorting = Sorting(_default_name(folder))
+    if (choices := request.get("sorting")) is not None:
+        sorting = shaped(choices, Sorting, "sorting")
+        if not FOLDER_NAME.fullmatch(sorting.name):
+            raise UsageError("the name of a folder has letters, digits, spaces and -_.(), at most 100: change it")
+    place = _places(folder).get(sorting.place)
+    if place is None:
+        raise UsageError(f"sorted images go beside the run or beside its images, and not {sorting.place[:80]!a}")
+    rows = server.sort(
+        server.run,
+        place / sorting.name,
+        mode="copy" if sorting.copies else None,
+        duplicates="first" if sorting.best else "all",
+        outliers="separate" if sorting.apart else "keep",
+        overwrite=True,
+        display=Several(),
+    )
+    ways = Counter(row["how"].partition(" ")[0].rstrip(":") for row in rows)
+    place_and_number = {"folder": str(place / sorting.name), "images": sum(bool(row["exported_path"]) for row in rows)}
+    return {"sorted": place_and_number | ways}
+
+
+def _questions(run: Run, taught: Teaching) -> dict[str, Any]:
+    """Return images to ask about, and others drawn at random."""
+    row_of = {path: row for row, path in enumerate(run.rows.paths)}
+    cluster = run.placement.cluster.tolist()
+
+    def of_page(one: teaching.Question) -> dict[str, Any]:
+        row = row_of[one.path]
+        return {**asdict(one), "row": row, "cluster": cluster[row], "path": inert(bare(one.path))}
+
+    both = (teaching.asked(run, taught.n, answers=taught.answers, drawn=drawn) for drawn in (False, True))
+    return {"questions": [[*map(of_page, images)] for images in both]}
+
+
+def _preview(run: Run, taught: Teaching) -> dict[str, Any]:
+    """Return the images that would follow the answers."""
+    change = teaching.lesson(run, taught.answers, taught.within)
+    return {
+        "moves": [[*pair, count] for pair, count in preview(run, change).items()],
+        "after": change.placement.cluster.tolist(),
+        "names": change.run.model.names,
+        "quality": change.said.get("Quality", ""),
+    }
+
+
+CHANGES: dict[str, Callable[[_Server, Mapping[str, Any]], dict[str, Any] | None]] = {
+    "apply": lambda server, request: apply(server.run, edits_of(request.get("edits"))),
+    "undo": lambda server, request: undo(server.run, steps=shaped(request.get("steps", 1), StepsBack, "steps")),
+    "recut": lambda server, request: recut(server.run, shaped(request.get("k"), GroupsOfPage, "k")),
+    "teach": _teach,
+    "export": _sort,
+}
+QUESTIONS: dict[str, Callable[[Run, Teaching], dict[str, Any]]] = {"ask": _questions, "preview": _preview}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -320,12 +327,11 @@ class _Handler(BaseHTTPRequestHandler):
             return server.page
         length = headers.get("Content-Length", "")
         kind = headers.get("Content-Type")
-        if reads or path not in ("apply", "undo", "recut", "teach", "ask", "preview", "export"):
+        if reads or path not in (*CHANGES, *QUESTIONS):
             raise Refused("no such page or action")
         if kind != "application/json" or not length.isdecimal() or int(length) > MAX_JSON:
             raise Refused(f"an action takes application/json of at most {MAX_JSON:,} bytes")
-        work = server.ask if path in ("ask", "preview") else server.change
-        return partial(work, path, shaped(parse_json(self.rfile.read(int(length))), dict, "the request"))
+        return partial(server.act, path, shaped(parse_json(self.rfile.read(int(length))), dict, "the request"))
 
 
 def serve(
