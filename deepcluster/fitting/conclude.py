@@ -17,7 +17,7 @@ from deepcluster.model import Model
 from deepcluster.nets.network import Network
 from deepcluster.runs import inherit
 from deepcluster.runs.result import Outcome, choose_number, describe
-from deepcluster.runs.rows import Rows, cut_rows, sample_of
+from deepcluster.runs.rows import Rows, Run, cut_rows, sample_of
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition
@@ -86,7 +86,7 @@ def conclude_run(
             model, placement, rows.reduced, job.former, images.places_before, store.partition
         )
         job.display.say("Names", text)
-    return describe(model, rows, placement, record, recipe, baseline)
+    return describe(Run(record, model, rows), placement, recipe, baseline)
 
 
 def collapse(conclusion: Conclusion) -> str:

@@ -20,7 +20,7 @@ UNDO = "Undo"  # heading of the command that takes a change back
 
 @dataclass(frozen=True)
 class Change:
-    """The next result of a run. A change that keeps the model adds images or files that cannot be used."""
+    """The next result of a run."""
 
     run: Run  # run.json without the entries that describe its clusters
     placement: Placement  # of all images
@@ -61,8 +61,8 @@ def commit(
         model_files.keep_former(staged, run.model, run.record, before, change.done, change.example)
     known = before if after.record.cut else {}
     baseline = known if change.baseline is None else change.baseline
-    outcome = describe(after.model, after.rows, change.placement, after.record, recipe_of(staged), baseline)
-    write_outcome(staged, outcome, new=("features",) if after.model is run.model else ("groups",))
+    outcome = describe(after, change.placement, recipe_of(staged), baseline)
+    write_outcome(staged, outcome, run)
     shown = shown_of(after.rows, after.model, outcome.centroid)
     write_tree(staged, shown.tree)
     if staged.has("report.html") or staged.has(MAP):

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,17 +17,13 @@ from deepcluster.groups.spread import estimated_quality
 from deepcluster.groups.tree import medoids_of
 from deepcluster.model import Model
 from deepcluster.recipe import Recipe
-from deepcluster.runs.rows import Rows, placement_columns
+from deepcluster.runs.rows import Rows, Run, placement_columns
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
 from deepcluster.storage import model_files, run_folder
 from deepcluster.storage.content import FILES, RunRecord, Table, Tables
 from deepcluster.texts import agreement, plural
-
-# Parts of a run: its features with their residuals; the model's network; its groups with their names and marks.
-Part = Literal["features", "network", "groups"]
-PARTS: tuple[Part, ...] = ("features", "network", "groups")
 
 
 @dataclass(frozen=True)
@@ -43,19 +39,13 @@ class Outcome(Tables):
 # ---- computed by all ranks ------------------------------------------------------------------------------------------
 
 
-def describe(
-    model: Model,
-    rows: Rows,
-    placement: Placement,
-    record: RunRecord,
-    recipe: Recipe,
-    baseline: Mapping[str, float],
-) -> Outcome:
-    """Describe the groups of a model, by the places of this rank's ``rows``. A collective.
+def describe(run: Run, placement: Placement, recipe: Recipe, baseline: Mapping[str, float]) -> Outcome:
+    """Describe the groups of a run, by the places of this rank's rows. A collective.
 
-    ``record`` is run.json so far, with a ``cut`` if the images of that cut keep their clusters; ``baseline`` has the
+    Its run.json is not complete, and has a ``cut`` if the images of that cut keep their clusters. ``baseline`` has the
     metrics before the rounds, and is empty if they are not known.
     """
+    record, model, rows = run.record, run.model, run.rows
     partition = rows.partition
     truth = rows.labels
     summary = summary_rows(model, rows, placement)
@@ -199,19 +189,17 @@ def stability_entries(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters:
 # ---- written by the main rank ---------------------------------------------------------------------------------------
 
 
-def write_outcome(
-    folder: run_folder.LockedFolder,
-    outcome: Outcome,
-    *,
-    new: Sequence[Part] = PARTS,
-) -> None:
-    """Write the ``new`` parts of an outcome into a run, and remove files of an earlier outcome that do not apply."""
+def write_outcome(folder: run_folder.LockedFolder, outcome: Outcome, before: Run | None = None) -> None:
+    """Write an outcome into a run, and remove files of an earlier outcome that do not apply.
+
+    ``before``: The run that it changes, whose features or model stay if they are the same; None: it is of a fit.
+    """
     rows = outcome.rows
     record = outcome.record
-    if "network" in new:
+    if before is None:
         for name in ("former.safetensors", "map.npy"):
             folder.remove(name)
-    if "features" in new:
+    if before is None or rows is not before.rows:
         blocks = rows.partition.blocks(rows.reduced)
         folder.write_blocks("features.npy", (rows.partition.total, rows.reduced.shape[1]), blocks)
         folder.write_blocks("residuals.npy", (rows.partition.total, 1), [outcome.residuals.unsqueeze(1)])
@@ -226,8 +214,8 @@ def write_outcome(
     else:
         folder.remove(model_files.EMBEDDINGS)
     folder.write_record(record)
-    if "groups" in new:
-        model_files.save_in_run(outcome.model, folder, record, network="network" in new)
+    if before is None or outcome.model is not before.model:
+        model_files.save_in_run(outcome.model, folder, record, network=before is None)
 
 
 def summary_text(outcome: Outcome, n_clusters: int | None, rounds: str = "") -> str:
