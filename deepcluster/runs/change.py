@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ class Change:
     placement: Placement  # of all images
     done: str = ""  # the change in words, for the list of steps back; "": it is no such step
     example: int = 0  # row of an image that shows it
+    undone: int = 0  # number of steps back that it takes
     said: Mapping[str, str] = field(default_factory=dict)  # lines about it, by their headings
     baseline: Mapping[str, float] | None = None  # metrics before the rounds; None: the run's, if its clusters stay
 
@@ -48,26 +49,39 @@ def preview(run: Run, change: Change) -> dict[tuple[int, int], int]:
 
 
 def commit(
-    staged: run_folder.NextState, run: Run, change: Change, display: Display, source: Source | None = None
+    folder: run_folder.LockedFolder,
+    run: Run,
+    change: Change,
+    display: Display,
+    *,
+    source: Source | None = None,
+    also: Callable[[run_folder.NextState], None] = lambda staged: None,
 ) -> Outcome:
-    """Say a change of ``run``, and write the result, its page and a step back. ``source``: As for ``report``."""
+    """Say a change of ``run``, and write its result, its page and a step back as the next state of the folder.
+
+    ``source``: As for ``report``. ``also``: Writes the files that only this change has.
+    """
+    after = change.run
     for heading, text in change.said.items():
         display.say(heading, text)
     if change.said and change.done:
-        display.say(UNDO, undo_command(staged))
-    after = change.run
-    before = first_metrics(staged.read_json("metrics.json")) if staged.has("metrics.json") else {}
-    if change.done:
-        model_files.keep_former(staged, run.model, run.record, before, change.done, change.example)
-    known = before if after.record.cut else {}
-    baseline = known if change.baseline is None else change.baseline
-    outcome = describe(after, change.placement, recipe_of(staged), baseline)
-    write_outcome(staged, outcome, run)
-    shown = shown_of(after.rows, after.model, outcome.centroid)
-    write_tree(staged, shown.tree)
-    if staged.has("report.html") or staged.has(MAP):
-        at_hand = images_at_hand(staged, source, after.rows.paths)
-        write_page(staged, at_hand, outcome, shown, display.progress)
+        display.say(UNDO, undo_command(folder))
+    with folder.next_state() as staged:
+        before = first_metrics(staged.read_json("metrics.json")) if staged.has("metrics.json") else {}
+        if change.done:
+            model_files.keep_former(staged, run.model, run.record, before, change.done, change.example)
+        if change.undone:
+            model_files.drop_steps(staged, change.undone)
+        also(staged)
+        known = before if after.record.cut else {}
+        baseline = known if change.baseline is None else change.baseline
+        outcome = describe(after, change.placement, recipe_of(staged), baseline)
+        write_outcome(staged, outcome, run)
+        shown = shown_of(after.rows, after.model, outcome.centroid)
+        write_tree(staged, shown.tree)
+        if staged.has("report.html") or staged.has(MAP):
+            at_hand = images_at_hand(staged, source, after.rows.paths)
+            write_page(staged, at_hand, outcome, shown, display.progress)
     return outcome
 
 

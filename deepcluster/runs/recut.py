@@ -36,12 +36,12 @@ def recut(run: Path, n_clusters: int | None, display: Display | None = None, sou
     The cluster numbers are new. ``source``: The images for the report, if the caller has them at hand.
     """
     display = Several(display)
-    with run_folder.locked(run) as folder, folder.next_state() as staged:
-        before = read_run(staged)
+    with run_folder.locked(run) as folder:
+        before = read_run(folder)
         check_groups(n_clusters, before.rows.fitted)
         display.progress(GROUPING_PHASE, 0, 0)
-        change = cut_anew(before, n_clusters, recipe_of(staged), display)
-        outcome = commit(staged, before, change, display, source)
+        change = cut_anew(before, n_clusters, recipe_of(folder), display)
+        outcome = commit(folder, before, change, display, source=source)
         display.say("Done", result.summary_text(outcome, n_clusters))
 
 
@@ -82,8 +82,7 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> None:
             raise UsageError(
                 f"these edits were made before the clusters of {run} changed: make them for its present clusters"
             )
-        with folder.next_state() as staged:
-            commit(staged, before, edited(before, edits), display)
+        commit(folder, before, edited(before, edits), display)
 
 
 def undo(run: Path, display: Display | None = None, steps: int | None = 1) -> None:
@@ -98,9 +97,7 @@ def undo(run: Path, display: Display | None = None, steps: int | None = 1) -> No
         if not 1 <= steps <= len(formers):
             few = f"{plural(len(formers), 'change')} of {run} can be taken back, and not {steps}"
             raise UsageError(f"{few}: {undo_command(folder)} all takes back every one")
-        with folder.next_state() as staged:
-            commit(staged, before, taken_back(before, formers[:steps]), Several(display))
-            models.drop_steps(staged, steps)
+        commit(folder, before, taken_back(before, formers[:steps]), Several(display))
 
 
 def taken_back(run: Run, formers: Sequence[models.Groups]) -> Change:
@@ -119,7 +116,8 @@ def taken_back(run: Run, formers: Sequence[models.Groups]) -> Change:
     if undone := "; ".join(filter(None, (former.about["done"] for former in formers))):
         said["Undone"] = undone
     after = Run(record, model, run.rows)
-    return Change(after, after.placement, said=said, baseline=formers[-1].about["baseline"])
+    baseline = formers[-1].about["baseline"]
+    return Change(after, after.placement, undone=len(formers), said=said, baseline=baseline)
 
 
 def example_of(edits: Edits, moves: Mapping[int, int], placement: Placement) -> int:
@@ -152,7 +150,7 @@ def edited(run: Run, edits: Edits) -> Change:
     done = f"{text}: {named}" if named else text
     example = example_of(edits, moves, after.placement)
     record = decided(after, edits.digest, changes_clusters=edits.changes_clusters)
-    return Change(replace(after, record=record), after.placement, done, example, {"Edits": text})
+    return Change(replace(after, record=record), after.placement, done, example, said={"Edits": text})
 
 
 def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int]) -> Model:

@@ -301,8 +301,7 @@ def teach(
         if change.run.record.edits == before.record.edits:
             display.say("Answers", "the run has them already")
             return {}
-        with folder.next_state() as staged:
-            commit(staged, before, change, display)
+        commit(folder, before, change, display)
     return preview(named, change)
 
 

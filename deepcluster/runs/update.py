@@ -118,9 +118,7 @@ def update(
         reasons = {path: why for path, why in {**before, **dict(skipped)}.items() if path not in {*new.source.paths}}
         if added or reasons != before:
             change = _with_added(state, new, reasons)
-            with folder.next_state() as staged:
-                _write(staged, state.rows, new, change.run.rows)
-                commit(staged, state, change, display)
+            commit(folder, state, change, display, also=partial(_write, new, state.rows, change.run.rows))
             state = change.run
         rows = state.rows
         outliers = int((rows.residuals[len(rows.paths) - added :] > model.outliers.limit).sum())
@@ -232,8 +230,8 @@ def _with_added(run: Run, new: _New, reasons: Mapping[str, str]) -> Change:
     return Change(after, after.placement)
 
 
-def _write(folder: run_folder.LockedFolder, rows: Rows, new: _New, every: Rows) -> None:
-    """Write the files of a run that only an update changes."""
+def _write(new: _New, rows: Rows, every: Rows, folder: run_folder.NextState) -> None:
+    """Write the files of a run that only an update changes. ``rows``, ``every``: The images before and after."""
     folder.write_rows("skipped.csv", [{"path": path, "reason": why} for path, why in every.skipped])
     paths = new.source.paths
     if not paths:
