@@ -167,7 +167,7 @@ def test_a_number_is_never_given_twice(steps: list[str], seed: int) -> None:
             new = replace(model, names=("",) * 5, cut=as_groups(kmeans(ROWS, random.randrange(1, 6), seed=1)))
             places = torch.stack([model.place(ROWS).cluster, torch.full((30,), -1)], 1)
             old = Former(Path("old"), model, {}, 16)
-            model, _, _ = continued(new, new.place(ROWS), ROWS, old, places, Partition.single(30))
+            model, _, _ = continued(new, new.place(ROWS), run_of(new, ROWS).rows, old, places)
         else:
             with suppress(UsageError):  # a cluster of one part, or a number that was given
                 model = moving(model, ROWS, **{step: edits[step]})

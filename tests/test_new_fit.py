@@ -28,7 +28,7 @@ from deepcluster.runs import page
 from deepcluster.runs import rows as run_rows
 from deepcluster.runs.promote import promote
 from deepcluster.runs.recut import Edits, apply
-from deepcluster.runs.rows import images_of
+from deepcluster.runs.rows import Rows, images_of
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import run_folder
@@ -108,9 +108,8 @@ def continued_by(processes: Processes, model, after, reduced, former, places) ->
     partition = Partition.of(processes, len(processes.part(len(after))))
     own, lengths = after[partition.local], torch.zeros(len(after))[partition.local]
     placement = Placement(own, own, lengths, lengths, own)
-    return continued(
-        model, placement, reduced[partition.local], former, places if processes.is_main else None, partition
-    )
+    own_rows = Rows([], None, [], reduced[partition.local], reduced, partition, lengths)
+    return continued(model, placement, own_rows, former, places if processes.is_main else None)
 
 
 def test_what_is_lost_is_said_and_no_number_comes_twice(ranks):

@@ -20,7 +20,6 @@ from deepcluster.runs.result import Outcome, choose_number, describe
 from deepcluster.runs.rows import Rows, Run, cut_rows, sample_of
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.log import warn
-from deepcluster.runtime.partition import Partition
 from deepcluster.storage.content import RunRecord
 from deepcluster.texts import plural
 
@@ -82,9 +81,7 @@ def conclude_run(
         batch_size=recipe.batch_size,
     )
     if job.request.like:
-        model, placement, text = continued(
-            model, placement, rows.reduced, job.former, images.places_before, store.partition
-        )
+        model, placement, text = continued(model, placement, rows, job.former, images.places_before)
         job.display.say("Names", text)
     return describe(Run(record, model, rows), placement, recipe, baseline)
 
@@ -101,22 +98,17 @@ def collapse(conclusion: Conclusion) -> str:
 
 
 def continued(
-    model: Model,
-    placement: Placement,
-    reduced: Tensor,
-    former: Former | None,
-    places: Tensor | None,
-    partition: Partition,
+    model: Model, placement: Placement, rows: Rows, former: Former | None, places: Tensor | None
 ) -> tuple[Model, Placement, str]:
     """Give continuing groups their earlier numbers, names and marks, and others new numbers. A collective.
 
     Images that a person moved move again if both clusters continue.
 
-    ``placement``, ``reduced``: Of this rank's images. ``former``, ``places``: The earlier run, and the places of all
-    images in it, as :func:`places_before`; on the main rank. Returns the model and the placement with these numbers,
-    and a description.
+    ``placement``: Of this rank's images. ``former``, ``places``: The earlier run, and the places of all images in it,
+    as :func:`places_before`; on the main rank. Returns the model and the placement with these numbers, and a
+    description.
     """
-    after = partition.gather(placement.cluster)
+    after = rows.partition.gather(placement.cluster)
 
     def decided() -> list[Any]:
         assert former is not None and places is not None
@@ -140,10 +132,10 @@ def continued(
         text = "; ".join([*texts, inherit.carried_text(old, annotations, before)])
         return [numbers, vars(annotations), [*moves.items()], text]
 
-    numbers, annotations, moves, text = partition.processes.broadcast_json(decided)
+    numbers, annotations, moves, text = rows.partition.processes.broadcast_json(decided)
     number = torch.tensor(numbers, dtype=torch.int64)
     cut = Cut(model.cut.centroids, number[model.cut.group_of])
     placement = replace(placement, cluster=number[placement.cluster])
     tuples: dict[str, Any] = {name: tuple(values) for name, values in annotations.items()}
     model = replace(model, cut=cut, **tuples)
-    return *inherit.with_moves(model, placement, reduced, dict(moves), partition), text
+    return *inherit.with_moves(model, placement, rows, dict(moves)), text

@@ -36,15 +36,17 @@ def new_clusters(record: RunRecord, cut_k: int | None, **entries: Any) -> RunRec
     return replace(record, cut=None, cut_k=cut_k, stability=None, verdict=None, **entries)
 
 
-def decided(run: Run, digest: str, *, changes_clusters: bool) -> RunRecord:
-    """Return run.json after a person's decisions with a ``digest``, if the model of ``run`` has them already."""
-    record = replace(run.record, edits=digest)
-    return new_clusters(record, len(run.model.cut.group_of.unique())) if changes_clusters else record
+def decided(after: Run, digest: str, changes_clusters: bool, **described: Any) -> Change:
+    """Return the change by decisions of a person with this digest, which the model of ``after`` has."""
+    record = replace(after.record, edits=digest)
+    if changes_clusters:
+        record = new_clusters(record, len(after.model.cut.group_of.unique()))
+    return Change(replace(after, record=record), after.placement, **described)
 
 
-def preview(run: Run, change: Change) -> dict[tuple[int, int], int]:
+def preview(before: Run, after: Run | Change) -> dict[tuple[int, int], int]:
     """Return numbers of images by their clusters before and after a change, if these differ; the largest first."""
-    pairs = zip(run.placement.cluster.tolist(), change.placement.cluster.tolist(), strict=False)
+    pairs = zip(before.placement.cluster.tolist(), after.placement.cluster.tolist(), strict=False)
     return dict(Counter(pair for pair in pairs if pair[0] != pair[1]).most_common())
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deepcluster.groups.cut import Cut, Placement, move_rows
 from deepcluster.model import Annotations, Model
-from deepcluster.runtime.partition import Partition
+from deepcluster.runs.rows import Rows
 from deepcluster.texts import plural
 
 
@@ -59,16 +59,17 @@ def decisions(old: Annotations, before: Tensor) -> dict[int, int]:
 
 
 def with_moves(
-    model: Model, placement: Placement, reduced: Tensor, moves: Mapping[int, tuple[int, int]], partition: Partition
+    model: Model, placement: Placement, rows: Rows, moves: Mapping[int, tuple[int, int]]
 ) -> tuple[Model, Placement]:
-    """Move rows (:func:`surviving_moves`) again. A collective. ``placement``, ``reduced``: Of this rank's rows."""
+    """Move rows (:func:`surviving_moves`) again. A collective. ``placement``: Of this rank's rows."""
     if not moves:
         return model, placement
-    rows, before = partition.gather(reduced), partition.gather(placement.cluster)
+    partition = rows.partition
+    reduced, before = partition.gather(rows.reduced), partition.gather(placement.cluster)
     targets = {row: target for row, (_, target) in moves.items()}
-    cut = Cut(**partition.processes.broadcast_tensors(lambda: vars(move_rows(model.cut, targets, rows, before))))
+    cut = Cut(**partition.processes.broadcast_tensors(lambda: vars(move_rows(model.cut, targets, reduced, before))))
     model = replace(model.with_cut(cut), **as_annotations(moves))
-    return model, model.place(reduced)
+    return model, model.place(rows.reduced)
 
 
 def as_annotations(moves: Mapping[int, tuple[int, int]]) -> dict[str, Any]:

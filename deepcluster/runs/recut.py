@@ -57,7 +57,7 @@ def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display)
     heir = inherit.heirs(before.cluster, after.cluster, mutual=True)
     new = replace(model, cut=cut, **vars(inherit.carried_over(model, heir, cut.count)))
     moves = inherit.surviving_moves(model, before.cluster, heir)
-    new, after = inherit.with_moves(new, after, rows.reduced, moves, rows.partition)
+    new, after = inherit.with_moves(new, after, rows, moves)
     said = {}
     if record.edits is not None or any((*model.names, model.junk, model.moves, model.answers)):
         anew = "; merges and splits of the old clusters are dropped" if record.edits is not None else ""
@@ -149,8 +149,7 @@ def edited(run: Run, edits: Edits) -> Change:
     named = ", ".join(filter(None, edits.names.values()))
     done = f"{text}: {named}" if named else text
     example = example_of(edits, moves, after.placement)
-    record = decided(after, edits.digest, changes_clusters=edits.changes_clusters)
-    return Change(replace(after, record=record), after.placement, done, example, said={"Edits": text})
+    return decided(after, edits.digest, edits.changes_clusters, done=done, example=example, said={"Edits": text})
 
 
 def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int]) -> Model:

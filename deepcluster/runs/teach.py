@@ -18,7 +18,7 @@ from deepcluster.groups.spread import Labels, Taught, beliefs, estimated_quality
 from deepcluster.model import Model
 from deepcluster.runs.change import Change, commit, decided, preview
 from deepcluster.runs.recut import MAX_NEW, moved_rows
-from deepcluster.runs.rows import Rows, Run, read_run
+from deepcluster.runs.rows import Run, read_run
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Display, Several
 from deepcluster.runtime.plain_files import PATH_COLUMNS, json_sha256, read_columns
@@ -63,9 +63,9 @@ def asked(run: Run, n: int, *, drawn: bool = False, answers: Sequence[Answer] = 
     """Do the work of :func:`ask`; ``answers``: Some that have not been taught yet."""
     model, rows = run.model, run.rows
     cluster = run.placement.cluster.tolist()
-    new_answers, names, _ = _understood(answers, model, cluster, rows.paths)
+    new_answers, names, _ = _understood(run, answers)
     answered = {row: cluster[row] for row in model.answers if row < len(cluster)} | new_answers
-    taught, nodes = _taught(rows, cluster, answered, names)
+    taught, nodes = _taught(run, answered, names)
     seed = derive(run.record.seed, "questions", len(answered))
     if drawn:
         order = torch.randperm(len(cluster), generator=generator(seed, "drawn")).tolist()
@@ -87,21 +87,18 @@ def asked(run: Run, n: int, *, drawn: bool = False, answers: Sequence[Answer] = 
 
 
 def _taught(
-    rows: Rows,
-    cluster: Sequence[int],
-    answers: Mapping[int, int],
-    names: Sequence[str],
-    unknown: Sequence[int] = (),
+    run: Run, answers: Mapping[int, int], names: Sequence[str], unknown: Sequence[int] = ()
 ) -> tuple[Taught, Labels]:
     """Return the images in the graph, and the index among them of the run's images; -1: not in it.
 
-    ``cluster``, ``answers``: Clusters of all images, and by the answers. ``names``: Of all clusters, the new ones too.
-    ``unknown``: Images whose clusters count for nothing.
+    ``answers``: Clusters by the answers. ``names``: Of all clusters, the new ones too. ``unknown``: Images whose
+    clusters count for nothing.
     """
+    rows = run.rows
     graph = rows.sample[graph_rows(rows.sample)]
     nodes = nodes_of(rows.reduced, graph)
     labels = np.zeros(len(graph), np.int64)
-    labels[nodes[nodes >= 0]] = np.array(cluster)[nodes >= 0]
+    labels[nodes[nodes >= 0]] = run.placement.cluster.numpy()[nodes >= 0]
     kinds = np.array([names.index(name) if name else group for group, name in enumerate(names)])
     without = [*_in_graph(dict.fromkeys(unknown, 0), nodes)]
     return Taught(graph, rows.embeddings.ties(graph), labels, kinds, _in_graph(answers, nodes), without), nodes
@@ -158,20 +155,18 @@ def lesson(run: Run, answers: Sequence[Answer], within: int | None = None) -> Ch
     marked = dict(model.drawn)
     digest = json_sha256(sorted((row, int(cluster[row]), row in marked) for row in model.answers))
     done = plural(len(model.answers), "answer")
-    change = Change(after, after.placement, done, next(reversed(model.answers), 0))
-    changes = preview(run, change)
+    changes = preview(run, after)
     said = {"Answers": "; ".join([done, *remarks]), "Changed": changes_text(changes, model)}
     if quality := estimated_quality(model.drawn):
         said["Quality"] = quality_text(quality)
-    record = decided(after, digest, changes_clusters=bool(changes))
-    return replace(change, run=replace(after, record=record), said=said)
+    return decided(after, digest, bool(changes), done=done, example=next(reversed(model.answers), 0), said=said)
 
 
 def _taught_model(run: Run, answers: Sequence[Answer], within: int | None) -> tuple[Model, list[str]]:
     """Return the model of a :func:`lesson`, and remarks."""
     model, rows, placed = run.model, run.rows, run.placement
     cluster = placed.cluster.tolist()
-    new_answers, names, remarks = _understood(answers, model, cluster, rows.paths)
+    new_answers, names, remarks = _understood(run, answers)
     outside = {row: group for row, group in enumerate(cluster) if group != within}
     lost = dict(model.drawn) if within is not None else {}  # a split begins the quality anew
     kept = {row: outside[row] for row in model.answers if row in outside and row not in lost}
@@ -192,7 +187,7 @@ def _taught_model(run: Run, answers: Sequence[Answer], within: int | None) -> tu
     marked = {row for row, answer in zip(new_answers, answers, strict=True) if answer.drawn} - drawn.keys()
     pinned = [row for row in model.answers if row in marked or not drawn.get(row, 1)]  # maybe by their answers alone
     teachers = {row: group for row, group in answered.items() if row not in marked | drawn.keys()}
-    taught, nodes = _taught(rows, cluster, teachers, names, pinned)
+    taught, nodes = _taught(run, teachers, names, pinned)
     labels = taught.labels.copy()
     part, inside = taught.inside(within) if within is not None else (slice(None), taught)
     labels[part] = followed(inside)
@@ -240,10 +235,10 @@ def _unpinned(model: Model, reduced: Tensor, rows: Sequence[int], answered: Sequ
     return clusters.scatter(0, torch.tensor(own), replace(model, cut=cut).place(reduced[own]).cluster)
 
 
-def _understood(
-    answers: Sequence[Answer], model: Model, cluster: Sequence[int], paths: Sequence[str]
-) -> tuple[dict[int, int], list[str], list[str]]:
+def _understood(run: Run, answers: Sequence[Answer]) -> tuple[dict[int, int], list[str], list[str]]:
     """Return the clusters of answered rows, the names of all clusters with the new ones, and remarks."""
+    model, paths = run.model, run.rows.paths
+    cluster = run.placement.cluster.tolist()
     sizes = Counter(cluster)
     present = sorted({*model.cut.group_of.tolist()}, key=lambda group: (sizes[group], -group))
     free = len(model.names)
