@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deepcluster.clustering.kmeans import assigner
 from deepcluster.errors import UsageError
-from deepcluster.groups.cut import Cut, Placement, move_rows
+from deepcluster.groups.cut import Cut, move_rows
 from deepcluster.groups.tree import parts_of, split_group
 from deepcluster.images import Source
 from deepcluster.model import Model
@@ -120,13 +120,6 @@ def taken_back(run: Run, formers: Sequence[models.Groups]) -> Change:
     return Change(after, after.placement, undone=len(formers), said=said, baseline=baseline)
 
 
-def example_of(edits: Edits, moves: Mapping[int, int], placement: Placement) -> int:
-    """Return the row of an image that shows the edits: a moved image, or the typical image of a named cluster."""
-    numbers = [*(number for number, _ in edits.split), *chain(*edits.merge), *edits.names, *reversed(edits.junk or ())]
-    distances = placement.distance.where(placement.cluster == next(iter(numbers), 0), torch.inf)
-    return next(iter(moves), int(distances.argmin()))
-
-
 # ---- the model with a person's edits --------------------------------------------------------------------------------
 
 
@@ -141,14 +134,17 @@ def edited(run: Run, edits: Edits) -> Change:
     """
     moves = moved_rows(edits, run.rows.paths)
     after = replace(run, model=_edited_model(run, edits, moves))
-    cluster = after.placement.cluster
-    moved = sum(int(cluster[row]) == number for row, number in moves.items())
+    placement = after.placement
+    moved = sum(int(placement.cluster[row]) == number for row, number in moves.items())
     text = describe_edits(edits, run.model, after.model, moved)
     if moved < len(moves):
         text += f"; {len(moves) - moved:,} could not move, because they equal an image that stays"
     named = ", ".join(filter(None, edits.names.values()))
     done = f"{text}: {named}" if named else text
-    example = example_of(edits, moves, after.placement)
+    # A moved image shows the edits, or else the typical image of a cluster in them.
+    numbers = [*(number for number, _ in edits.split), *chain(*edits.merge), *edits.names, *reversed(edits.junk or ())]
+    distances = placement.distance.where(placement.cluster == next(iter(numbers), 0), torch.inf)
+    example = next(iter(moves), int(distances.argmin()))
     return decided(after, edits.digest, edits.changes_clusters, done=done, example=example, said={"Edits": text})
 
 

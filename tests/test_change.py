@@ -1,0 +1,63 @@
+"""A change of a run is known whole before anything is written, and one function writes it."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepcluster.cli import run_command
+from deepcluster.runs.change import Change, preview
+from deepcluster.runs.recut import apply, cut_anew, edited, recut, taken_back, undo
+from deepcluster.runs.rows import Run, read_run, recipe_of
+from deepcluster.runs.teach import Answer, lesson, teach
+from deepcluster.runtime.console import Silent
+from deepcluster.storage.edits_file import Edits
+from deepcluster.storage.model_files import read_former
+from deepcluster.storage.run_folder import RunFolder, open_run
+from tests.helpers.features import blobs
+from tests.helpers.runs import contents
+
+MERGE = Edits(merge=((0, 1),), names={0: "both"})
+NAME = Edits(names={2: "two"})
+ANSWERS = [Answer(0, 2), Answer(20, name="new")]
+
+# The change as a value, and the function that makes and writes it.
+CHANGES: dict[str, tuple[Callable[[RunFolder, Run], Change], Callable[[Path], object]]] = {
+    "merge": (lambda _, run: edited(run, MERGE), lambda run: apply(run, MERGE)),
+    "name": (lambda _, run: edited(run, NAME), lambda run: apply(run, NAME)),
+    "lesson": (lambda _, run: lesson(run, ANSWERS), lambda run: teach(run, ANSWERS)),
+    "recut": (lambda folder, run: cut_anew(run, 2, recipe_of(folder), Silent()), lambda run: recut(run, 2)),
+    "undo": (lambda folder, run: taken_back(run, read_former(folder)[:1]), undo),
+}
+ENTRIES = ("edits", "cut_k", "candidates", "like_run")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four clusters, after a split that can be undone."""
+    folder = tmp_path_factory.mktemp("change")
+    np.save(folder / "f.npy", blobs([15] * 4, 8).numpy())
+    assert run_command(["fit", f"{folder}/f.npy", "--features", "-o", f"{folder}/run", "-k", "4", "-q"]) == 0
+    apply(folder / "run", Edits(move=((3, 0), (18, 0), (33, 0), (48, 0)), names={1: "one"}))
+    return folder / "run"
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_preview_is_what_the_change_writes(made: Path, tmp_path: Path, name: str) -> None:
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    change_of, write = CHANGES[name]
+    files, before = contents(run), read_run(open_run(run))
+    change = change_of(open_run(run), before)
+    moves = preview(before, change)
+    assert contents(run) == files, "a change is a value"
+    write(run)
+    after = read_run(open_run(run))
+    pairs = [*zip(before.placement.cluster.tolist(), after.placement.cluster.tolist(), strict=True)]
+    assert moves == {pair: pairs.count(pair) for pair in {*pairs} if pair[0] != pair[1]}
+    assert bool(moves) == (name != "name")
+    assert all(getattr(change.run.record, entry) == getattr(after.record, entry) for entry in ENTRIES)
+    assert (change.run.model.names, change.run.model.moves) == (after.model.names, after.model.moves)
+    if change.done:
+        assert read_former(open_run(run))[0].about["done"] == change.done
