@@ -69,7 +69,8 @@ def commit(
     if change.said and change.done:
         display.say(UNDO, undo_command(folder))
     with folder.next_state() as staged:
-        before = first_metrics(staged.read_json("metrics.json")) if staged.has("metrics.json") else {}
+        has_metrics = staged.has("metrics.json") and not change.undone  # an undo needs none, which may be damaged
+        before = first_metrics(staged.read_json("metrics.json")) if has_metrics else {}
         if change.done:
             model_files.keep_former(staged, run.model, run.record, before, change.done, change.example)
         if change.undone:
