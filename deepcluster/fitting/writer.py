@@ -46,8 +46,8 @@ class ResultWriter:
 
     @property
     def knows_nouns(self) -> bool:
-        """True if the network may come with a classifier of nouns; training would change the features that it takes."""
-        return self.images.recipe.weights == "timm"
+        """True if the network came with a classifier of nouns; training would change the features that it takes."""
+        return self.images.recipe.weights == "timm" and self.network.classifier is not None
 
     def measure_start(self) -> None:
         """Measure the network before the rounds: clusters by true labels, nouns of the images. A collective.
