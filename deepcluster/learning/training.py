@@ -322,7 +322,7 @@ def measure_statistics(network: Network, images: Tensor, compute: Compute, seed:
     neighbours instead of .595.
     """
     order = torch.randperm(len(images), generator=generator(seed, "statistics"))[:STATISTICS_IMAGES]
-    # Of one image a layer may see one value per channel, which has no variance.
+    # A layer may see one value per channel of a single image, which has no variance.
     parts = order.tensor_split(max(1, len(order) // max(2, compute.batch_size)))
     views = (fixed_view(images[part], compute.size).to(compute.device) for part in parts)
     if len(order) > 1:

@@ -339,8 +339,8 @@ def serve(
 ) -> None:
     """Serve the report of a run until a signal comes, or until no request has come for ``idle_seconds``.
 
-    This version has just written report.html, or a fit that goes on has. ``sort`` sorts images into folders
-    (``export.folders``), and ``show`` gets the address of the page.
+    This version has just written report.html. ``sort`` sorts images into folders (``export.folders``), and ``show``
+    gets the address of the page.
     """
     with _Server(run, sort) as server, suppress(Stopped):
         Thread(target=server.serve_forever, daemon=True).start()

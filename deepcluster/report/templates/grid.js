@@ -213,7 +213,7 @@ $("#images").addEventListener("close", () => {
   back();
 });
 
-/* What can be done with the selected images, beside each grid. */
+/* Actions on the selected images, beside each grid. */
 const withTicked = {
   all: () => tick(grid.list()),
   none: () => tick([]),
@@ -311,7 +311,7 @@ $("#one").addEventListener("keydown", event => {
 whenTicked.push(() => { if (one >= 0) $("#one-ticked").checked = ticked.has(one); });
 whenEdited.push(() => { if ($("#one").open) showOne(); });
 
-/* What can be done with a cluster, by a button of its card. */
+/* Actions on a cluster, by the buttons of its card. */
 const acts = {all: openCluster};
 $("#clusters").addEventListener("click", event => {
   const card = event.target.closest(".cluster"), button = event.target.closest("[data-act]"), tile = event.target.closest("[data-image]");
