@@ -31,8 +31,8 @@ from deepcluster.groups.cut import cut_features
 from deepcluster.groups.graph import Embeddings
 from deepcluster.model import Model
 from deepcluster.nets.network import build, no_network
-from deepcluster.runs.rows import Rows, Run
-from deepcluster.runs.teach import Answer, asked, lesson
+from deepcluster.runs.lesson import Answer, asked, lesson
+from deepcluster.runs.run import Rows, Run
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage.content import RunRecord
 

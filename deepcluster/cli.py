@@ -136,7 +136,7 @@ def _fit_source(fit_flags: flags.FitFlags, terminal: Terminal, images: str | Non
         run = fit_flags.out if goes_on else fit_flags.like
         if run is None or fit_flags.features:
             raise UsageError(f"IMAGES is missing; --like RUN and --resume need none (features do). {WHAT_TO_TYPE}")
-        from deepcluster.runs.rows import images_of  # imports torch
+        from deepcluster.runs.run import images_of  # imports torch
 
         source = images_of(run)
     elif fit_flags.features:
@@ -300,7 +300,7 @@ def ask(
     _check_run(run_)
     target = None if out == "-" else _output(Path(out), run_, "", overwrite)
     with Terminal(quiet=True, to_stderr=True):
-        from deepcluster.runs import teach as teaching
+        from deepcluster.runs import lesson as teaching
 
         rows = [asdict(question) for question in teaching.ask(run_, n, drawn=drawn)]
         if as_json:
@@ -321,7 +321,7 @@ def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: fl
     """
     _check_run(run_)
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
-        from deepcluster.runs import teach as teaching
+        from deepcluster.runs import lesson as teaching
 
         changes = teaching.teach(run_, teaching.read_answers(answers, terminal) if answers else (), terminal)
     pairs = [{"before": before, "after": after, "images": images} for (before, after), images in changes.items()]
@@ -344,7 +344,7 @@ def update(
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
         # Without a warning, because `update` refuses an unfinished run.
         source = _images_for(run_, images, *more_images, may_be_empty=True)
-        from deepcluster.runs.update import update as update_run
+        from deepcluster.runs.added import update as update_run
         from deepcluster.runtime.devices import choose_device
 
         done = update_run(run_, source, terminal, device=choose_device(device), max_skipped=max_skipped)

@@ -36,10 +36,10 @@ from deepcluster.model import Model
 from deepcluster.nets.names import MODULE
 from deepcluster.presets import RecipeRequest, read_request
 from deepcluster.recipe import AUTO, Recipe, declared
-from deepcluster.runs import page, predict, recut, teach
+from deepcluster.runs import lesson, page, predict, recut
+from deepcluster.runs.lesson import Answer, Question
 from deepcluster.runs.predict import Prediction
-from deepcluster.runs.rows import images_at_hand, placement_columns, read_run
-from deepcluster.runs.teach import Answer, Question
+from deepcluster.runs.run import images_at_hand, placement_columns, read_run
 from deepcluster.runtime.console import Display, Several, Silent, Terminal, has_widgets
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.log import warn
@@ -321,7 +321,7 @@ class DeepCluster(_Base):
         self._check_run("ask")
         if not _is_count(n):
             raise UsageError(f"n={n!r}: give a whole number of at least 1")
-        return teach.ask(self.run_, n, drawn=drawn)
+        return lesson.ask(self.run_, n, drawn=drawn)
 
     def teach(
         self, answers: Mapping[str | int, str | int] | Iterable[Any] | None = None,
@@ -349,7 +349,7 @@ class DeepCluster(_Base):
         marked = {row(image) for image in drawn}
         wanted = [_answer(image, given, row(image) in marked) for image, given in pairs.items()]
         with self._display() as display:
-            teach.teach(self.run_, wanted, display, names=names)
+            lesson.teach(self.run_, wanted, display, names=names)
         self._read_results()
         return self
 

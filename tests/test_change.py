@@ -10,9 +10,9 @@ import pytest
 
 from deepcluster.cli import run_command
 from deepcluster.runs.change import Change, preview
+from deepcluster.runs.lesson import Answer, lesson, teach
 from deepcluster.runs.recut import apply, cut_anew, edited, recut, taken_back, undo
-from deepcluster.runs.rows import Run, read_run, recipe_of
-from deepcluster.runs.teach import Answer, lesson, teach
+from deepcluster.runs.run import Run, read_run, recipe_of
 from deepcluster.runtime.console import Silent
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.model_files import read_former

@@ -26,10 +26,10 @@ from deepcluster.groups import graph
 from deepcluster.groups.cut import Cut, as_groups, pinned, placement_of
 from deepcluster.groups.tree import parts_of, split_group
 from deepcluster.model import Annotations, Model
+from deepcluster.runs.added import update
 from deepcluster.runs.inherit import carried_over, heirs, surviving_moves
 from deepcluster.runs.recut import apply, edited, recut, taken_back, undo
-from deepcluster.runs.rows import Rows, Run
-from deepcluster.runs.update import update
+from deepcluster.runs.run import Rows, Run
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage import model_files as models
 from deepcluster.storage.content import RunRecord

@@ -317,7 +317,7 @@ def result(processes: Processes, folder: Path) -> dict[str, Any]:
     labels.write_text("path,label\n" + "".join(f"{row},{row // 10}\n" for row in range(40)))
     options = OPTIONS | {"rounds": 0}  # training differs by what a batch has
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deepcluster.runs.rows.MAX_GRAPH_ROWS", 30)
+        patch.setattr("deepcluster.runs.run.MAX_GRAPH_ROWS", 30)
         patch.setattr("deepcluster.report.pictures.MAX_PICTURES", 20)
         named = {"labels": str(labels), "like": folder / "run"}
         request = run.Request(out, n_clusters=4, recipe=read_request(options), overwrite=True, **named)

@@ -27,13 +27,13 @@ from deepcluster.images import find
 from deepcluster.presets import read_request
 from deepcluster.report import pictures
 from deepcluster.report.pictures import extended_sheet, not_on_sheet, pictures_on, sprite_sheet, tiny_pictures
+from deepcluster.runs.added import Update, update
 from deepcluster.runs.condition import condition
 from deepcluster.runs.page import report, shown_of
 from deepcluster.runs.predict import similar
 from deepcluster.runs.recut import Edits, apply, recut, undo
 from deepcluster.runs.result import first_metrics
-from deepcluster.runs.rows import Rows, images_at_hand, name_in_run, place_rows, read_run
-from deepcluster.runs.update import Update, update
+from deepcluster.runs.run import Rows, images_at_hand, name_in_run, place_rows, read_run
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage.run_folder import RunFolder, open_run
 from tests.drawings import drawings, pack, save_drawings
@@ -195,7 +195,7 @@ def test_a_recut_is_that_of_the_fitted_images(run, more, tmp_path):
 
 
 def test_groups_of_a_sample_are_numbered_by_the_images_of_the_fit(monkeypatch):
-    monkeypatch.setattr("deepcluster.runs.rows.MAX_GRAPH_ROWS", 2)
+    monkeypatch.setattr("deepcluster.runs.run.MAX_GRAPH_ROWS", 2)
     reduced = torch.tensor([[0.0], [0.1], [9.0], [9.1], [9.2]])
     images = Rows([], None, [], reduced, reduced, Partition.single(5), torch.zeros(5), added=2)
     cut, placed = place_rows(Cut(torch.tensor([[9.0], [0.0]]), torch.arange(2)), images, reduced[:1])

@@ -17,7 +17,7 @@ from deepcluster.model import Model
 from deepcluster.nets.network import Network
 from deepcluster.runs import inherit
 from deepcluster.runs.result import Outcome, choose_number, describe
-from deepcluster.runs.rows import Rows, Run, cut_rows, sample_of
+from deepcluster.runs.run import Rows, Run, cut_rows, sample_of
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.log import warn
 from deepcluster.storage.content import RunRecord

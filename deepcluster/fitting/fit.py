@@ -51,7 +51,7 @@ from deepcluster.report.pictures import sprite_sheet, tiny_pictures
 from deepcluster.runs.inherit import decisions
 from deepcluster.runs.page import SHEET
 from deepcluster.runs.result import summary_text
-from deepcluster.runs.rows import (
+from deepcluster.runs.run import (
     duplicate_rows,
     fingerprint,
     image_digests,

@@ -10,7 +10,7 @@ from deepcluster.groups.cut import Placement
 from deepcluster.images import Source
 from deepcluster.runs.page import MAP, shown_of, write_page, write_tree
 from deepcluster.runs.result import Outcome, describe, first_metrics, write_outcome
-from deepcluster.runs.rows import Run, images_at_hand, recipe_of
+from deepcluster.runs.run import Run, images_at_hand, recipe_of
 from deepcluster.runtime.console import Display
 from deepcluster.storage import model_files, run_folder
 from deepcluster.storage.content import RunRecord

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deepcluster.groups.cut import Cut, Placement, move_rows
 from deepcluster.model import Annotations, Model
-from deepcluster.runs.rows import Rows
+from deepcluster.runs.run import Rows
 from deepcluster.texts import plural
 
 

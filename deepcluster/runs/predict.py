@@ -22,7 +22,7 @@ from deepcluster.images.source import check_skipped, nothing_readable
 from deepcluster.images.store import check_alike, read_once
 from deepcluster.model import Model
 from deepcluster.records import Identity
-from deepcluster.runs.rows import folder_of, name_in_run, placement_columns, read_run
+from deepcluster.runs.run import folder_of, name_in_run, placement_columns, read_run
 from deepcluster.runtime.console import Display, Silent, complain
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.partition import Partition

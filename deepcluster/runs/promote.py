@@ -52,7 +52,7 @@ def promote(new: Path, old: Path, display: Display | None = None) -> None:
 def _replace(source: LockedFolder, place: LockedFolder) -> Path:
     """Put one run in the place of another one, and return the folder that keeps the other one."""
     from deepcluster.runs.page import write_report  # these import torch
-    from deepcluster.runs.rows import read_run
+    from deepcluster.runs.run import read_run
 
     record = source.read_record()
     before = place.read_record()

@@ -21,7 +21,7 @@ from deepcluster.recipe import Recipe
 from deepcluster.records import Clustering
 from deepcluster.runs import inherit, result
 from deepcluster.runs.change import Change, commit, decided, new_clusters, undo_command
-from deepcluster.runs.rows import Run, cut_rows, read_run, recipe_of
+from deepcluster.runs.run import Run, cut_rows, read_run, recipe_of
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Display, Several
 from deepcluster.storage import model_files as models

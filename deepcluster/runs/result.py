@@ -17,7 +17,7 @@ from deepcluster.groups.spread import estimated_quality
 from deepcluster.groups.tree import medoids_of
 from deepcluster.model import Model
 from deepcluster.recipe import Recipe
-from deepcluster.runs.rows import Rows, Run, placement_columns
+from deepcluster.runs.run import Rows, Run, placement_columns
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive

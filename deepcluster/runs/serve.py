@@ -33,10 +33,10 @@ from deepcluster.errors import DataError, DeepClusterError, Stopped, UsageError
 from deepcluster.groups.tree import MAX_IN_TREE
 from deepcluster.report.page import SERVED, policy, served
 from deepcluster.report.pictures import Picture, pictures, tile
-from deepcluster.runs import teach as teaching
+from deepcluster.runs import lesson as teaching
 from deepcluster.runs.change import UNDO, preview
 from deepcluster.runs.recut import apply, recut, undo
-from deepcluster.runs.rows import Run, images_at_hand, read_run
+from deepcluster.runs.run import Run, images_at_hand, read_run
 from deepcluster.runtime import log, signals
 from deepcluster.runtime.console import Several
 from deepcluster.runtime.plain_files import MAX_JSON, json_sha256, parse_json, sha256, shaped

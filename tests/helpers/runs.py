@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from deepcluster.runs.predict import predict
-from deepcluster.runs.rows import read_run
+from deepcluster.runs.run import read_run
 from deepcluster.runtime.console import Silent
 from deepcluster.runtime.plain_files import is_run
 from deepcluster.storage import model_files as models

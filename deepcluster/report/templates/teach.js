@@ -1,6 +1,6 @@
 /* ---- teaching: answers about a few images, which all others follow ------------------------------------------------- */
 
-/* Answers by row, as runs/teach.py takes them: to questions, or from a list of images. */
+/* Answers by row, as runs/lesson.py takes them: to questions, or from a list of images. */
 const teacher = $("#teach"), EACH = 10, MAX_SHOWN = 48;
 const answered = new Map(), skipped = new Set(), right = new Set(), asked = [];
 let queue = [], current = answered, within = null, inquiry = new AbortController();

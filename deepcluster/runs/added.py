@@ -26,7 +26,7 @@ from deepcluster.records import Identity
 from deepcluster.report.pictures import THUMBNAIL, extended_sheet, not_on_sheet, on_sheet
 from deepcluster.runs import page as drawn
 from deepcluster.runs.change import Change, commit
-from deepcluster.runs.rows import (
+from deepcluster.runs.run import (
     Rows,
     Run,
     duplicate_rows,

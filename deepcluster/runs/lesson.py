@@ -18,7 +18,7 @@ from deepcluster.groups.spread import Labels, Taught, beliefs, estimated_quality
 from deepcluster.model import Model
 from deepcluster.runs.change import Change, commit, decided, preview
 from deepcluster.runs.recut import MAX_NEW, moved_rows
-from deepcluster.runs.rows import Run, read_run
+from deepcluster.runs.run import Run, read_run
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Display, Several
 from deepcluster.runtime.plain_files import PATH_COLUMNS, json_sha256, read_columns
