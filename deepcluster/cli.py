@@ -136,7 +136,7 @@ def _fit_source(fit_flags: flags.FitFlags, terminal: Terminal, images: str | Non
         run = fit_flags.out if goes_on else fit_flags.like
         if run is None or fit_flags.features:
             raise UsageError(f"IMAGES is missing; --like RUN and --resume need none (features do). {WHAT_TO_TYPE}")
-        from deepcluster.runs.run import images_of  # imports torch
+        from deepcluster.runs.images import images_of  # imports torch
 
         source = images_of(run)
     elif fit_flags.features:
@@ -271,12 +271,13 @@ def apply(
     _check_run(run_)
     wanted = None if undo or edits is None else read_edits(edits)
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
-        from deepcluster.runs import recut as recutting
+        from deepcluster.runs import change
+        from deepcluster.runs import edits as editing
 
         if wanted is None:
-            recutting.undo(run_, terminal, None if word == "all" else int(word or 1))
+            change.undo(run_, terminal, None if word == "all" else int(word or 1))
         else:
-            recutting.apply(run_, wanted, terminal)
+            editing.apply(run_, wanted, terminal)
     _print_result(run_, output, "apply")
 
 

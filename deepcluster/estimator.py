@@ -36,10 +36,12 @@ from deepcluster.model import Model
 from deepcluster.nets.names import MODULE
 from deepcluster.presets import RecipeRequest, read_request
 from deepcluster.recipe import AUTO, Recipe, declared
+from deepcluster.runs import edits as edits_of_run
 from deepcluster.runs import lesson, page, predict, recut
+from deepcluster.runs.images import images_at_hand
 from deepcluster.runs.lesson import Answer, Question
 from deepcluster.runs.predict import Prediction
-from deepcluster.runs.run import images_at_hand, placement_columns, read_run
+from deepcluster.runs.run import placement_columns, read_run
 from deepcluster.runtime.console import Display, Several, Silent, Terminal, has_widgets
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.log import warn
@@ -303,7 +305,7 @@ class DeepCluster(_Base):
         self._check_run("apply", changes=True)
         wanted = python_edits(edits, self._cut or "")
         with self._display() as display:
-            recut.apply(self.run_, wanted, display)
+            edits_of_run.apply(self.run_, wanted, display)
         self._read_results()
         return self
 

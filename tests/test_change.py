@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from deepcluster.cli import run_command
-from deepcluster.runs.change import Change, preview
+from deepcluster.runs.change import Change, preview, taken_back, undo
+from deepcluster.runs.edits import apply, edited
 from deepcluster.runs.lesson import Answer, lesson, teach
-from deepcluster.runs.recut import apply, cut_anew, edited, recut, taken_back, undo
+from deepcluster.runs.recut import cut_anew, recut
 from deepcluster.runs.run import Run, read_run, recipe_of
 from deepcluster.runtime.console import Silent
 from deepcluster.storage.edits_file import Edits

@@ -19,8 +19,8 @@ from deepcluster.fitting.plan import Request
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.store import square
 from deepcluster.presets import read_request
+from deepcluster.runs.edits import Edits, apply
 from deepcluster.runs.predict import SIMILAR, row_of, similar
-from deepcluster.runs.recut import Edits, apply
 from deepcluster.storage.run_folder import open_run
 from tests.drawings import drawings, save_drawings
 from tests.helpers.image_files import stored

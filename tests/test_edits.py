@@ -27,8 +27,10 @@ from deepcluster.groups.cut import Cut, as_groups, pinned, placement_of
 from deepcluster.groups.tree import parts_of, split_group
 from deepcluster.model import Annotations, Model
 from deepcluster.runs.added import update
+from deepcluster.runs.change import taken_back, undo
+from deepcluster.runs.edits import apply, edited
 from deepcluster.runs.inherit import carried_over, heirs, surviving_moves
-from deepcluster.runs.recut import apply, edited, recut, taken_back, undo
+from deepcluster.runs.recut import recut
 from deepcluster.runs.run import Rows, Run
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage import model_files as models

@@ -26,9 +26,10 @@ from deepcluster.learning import training
 from deepcluster.model import Model
 from deepcluster.runs import page
 from deepcluster.runs import run as run_rows
+from deepcluster.runs.edits import Edits, apply
+from deepcluster.runs.images import images_of
 from deepcluster.runs.promote import promote
-from deepcluster.runs.recut import Edits, apply
-from deepcluster.runs.run import Rows, images_of
+from deepcluster.runs.run import Rows
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import run_folder

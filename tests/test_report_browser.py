@@ -20,8 +20,9 @@ from deepcluster.fitting.plan import Request
 from deepcluster.groups.tree import nodes_at
 from deepcluster.presets import read_request
 from deepcluster.report import hints
+from deepcluster.runs.edits import apply
 from deepcluster.runs.page import report as write_report
-from deepcluster.runs.recut import apply, recut
+from deepcluster.runs.recut import recut
 from deepcluster.runs.serve import redirecting
 from deepcluster.runtime.plain_files import FORMULA, PATH, TEXT, guarded
 from deepcluster.storage.edits_file import Edits

@@ -27,10 +27,11 @@ from deepcluster.groups.cut import Cut, regrouped
 from deepcluster.groups.graph import Embeddings, neighbour_ties
 from deepcluster.groups.spread import Taught, beliefs, estimated_quality, followed, questions
 from deepcluster.runs import lesson as teaching
-from deepcluster.runs.change import preview
+from deepcluster.runs.change import preview, undo
+from deepcluster.runs.edits import apply
 from deepcluster.runs.lesson import Answer, ask, lesson, read_answers, teach
 from deepcluster.runs.promote import promote
-from deepcluster.runs.recut import apply, recut, undo
+from deepcluster.runs.recut import recut
 from deepcluster.runs.run import Run, read_run
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.model_files import load

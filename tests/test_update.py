@@ -28,12 +28,15 @@ from deepcluster.presets import read_request
 from deepcluster.report import pictures
 from deepcluster.report.pictures import extended_sheet, not_on_sheet, pictures_on, sprite_sheet, tiny_pictures
 from deepcluster.runs.added import Update, update
+from deepcluster.runs.change import undo
 from deepcluster.runs.condition import condition
+from deepcluster.runs.edits import Edits, apply
+from deepcluster.runs.images import images_at_hand, name_in_run
 from deepcluster.runs.page import report, shown_of
 from deepcluster.runs.predict import similar
-from deepcluster.runs.recut import Edits, apply, recut, undo
+from deepcluster.runs.recut import recut
 from deepcluster.runs.result import first_metrics
-from deepcluster.runs.run import Rows, images_at_hand, name_in_run, place_rows, read_run
+from deepcluster.runs.run import Rows, place_rows, read_run
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage.run_folder import RunFolder, open_run
 from tests.drawings import drawings, pack, save_drawings

@@ -30,7 +30,7 @@ from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import SUFFIXES as IMAGE_SUFFIXES
 from deepcluster.images.decode import Undecodable, explain, pillow_limits, sides
 from deepcluster.presets import read_shares
-from deepcluster.runs.run import images_at_hand
+from deepcluster.runs.images import images_at_hand
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import own_sha256, write_csv

@@ -48,18 +48,11 @@ from deepcluster.nets.network import Network, no_network
 from deepcluster.presets import check_groups
 from deepcluster.recipe import AUTO, Recipe, to_toml
 from deepcluster.report.pictures import sprite_sheet, tiny_pictures
+from deepcluster.runs.images import duplicate_rows, fingerprint, image_digests, pictures_of, row_digests
 from deepcluster.runs.inherit import decisions
 from deepcluster.runs.page import SHEET
 from deepcluster.runs.result import summary_text
-from deepcluster.runs.run import (
-    duplicate_rows,
-    fingerprint,
-    image_digests,
-    pictures_of,
-    read_run,
-    recipe_of,
-    row_digests,
-)
+from deepcluster.runs.run import read_run, recipe_of
 from deepcluster.runtime import signals
 from deepcluster.runtime.compute import Progress, ignore_progress
 from deepcluster.runtime.console import Display, Several, Silent

@@ -26,16 +26,8 @@ from deepcluster.records import Identity
 from deepcluster.report.pictures import THUMBNAIL, extended_sheet, not_on_sheet, on_sheet
 from deepcluster.runs import page as drawn
 from deepcluster.runs.change import Change, commit
-from deepcluster.runs.run import (
-    Rows,
-    Run,
-    duplicate_rows,
-    images_at_hand,
-    named_as_in_run,
-    pictures_of,
-    read_run,
-    row_digests,
-)
+from deepcluster.runs.images import duplicate_rows, images_at_hand, named_as_in_run, pictures_of, row_digests
+from deepcluster.runs.run import Rows, Run, read_run
 from deepcluster.runtime.console import Display, Several
 from deepcluster.runtime.devices import CPU
 from deepcluster.runtime.log import warn

@@ -2,18 +2,23 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Placement
 from deepcluster.images import Source
+from deepcluster.runs.images import images_at_hand
 from deepcluster.runs.page import MAP, shown_of, write_page, write_tree
 from deepcluster.runs.result import Outcome, describe, first_metrics, write_outcome
-from deepcluster.runs.run import Run, images_at_hand, recipe_of
-from deepcluster.runtime.console import Display
+from deepcluster.runs.run import Run, read_run, recipe_of
+from deepcluster.runtime.console import Display, Several
 from deepcluster.storage import model_files, run_folder
+from deepcluster.storage import model_files as models
 from deepcluster.storage.content import RunRecord
+from deepcluster.texts import plural
 
 UNDO = "Undo"  # heading of the command that takes a change back
 
@@ -91,3 +96,38 @@ def commit(
 def undo_command(folder: run_folder.RunFolder) -> str:
     """Return the command that takes back the last change."""
     return f"deepcluster apply {shlex.quote(str(folder.path))} --undo"
+
+
+def undo(run: Path, display: Display | None = None, steps: int | None = 1) -> None:
+    """Take back the last ``steps`` (None: all) changes by :func:`apply`, :func:`recut` and ``teach``.
+
+    Raises UsageError if there are not so many.
+    """
+    with run_folder.locked(run) as folder:
+        before = read_run(folder)
+        formers = models.read_former(folder, before.rows.reduced.shape[1])
+        steps = len(formers) if steps is None else steps
+        if not 1 <= steps <= len(formers):
+            few = f"{plural(len(formers), 'change')} of {run} can be taken back, and not {steps}"
+            raise UsageError(f"{few}: {undo_command(folder)} all takes back every one")
+        commit(folder, before, taken_back(before, formers[:steps]), Several(display))
+
+
+def taken_back(run: Run, formers: Sequence[models.Groups]) -> Change:
+    """Return the change that takes back steps, the newest first.
+
+    Numbers given by edits stay given; numbers of a recut are forgotten.
+    """
+    model, record = run.model, run.record
+    for former in formers:
+        is_recut = record.edits is None
+        given = 0 if is_recut else len(model.names) - len(former.annotations.names)
+        model = replace(model, cut=former.cut, **vars(former.annotations))
+        model = replace(model, names=model.names + ("",) * given)
+        record = replace(record, **former.about["record"])
+    said = {"Edits": f"taken back: {len(model.cut.group_of.unique())} clusters, as before"}
+    if undone := "; ".join(filter(None, (former.about["done"] for former in formers))):
+        said["Undone"] = undone
+    after = Run(record, model, run.rows)
+    baseline = formers[-1].about["baseline"]
+    return Change(after, after.placement, undone=len(formers), said=said, baseline=baseline)

@@ -16,7 +16,7 @@ from deepcluster.images.given import true_labels
 from deepcluster.images.store import Store, check_alike, read_once
 from deepcluster.model import Model
 from deepcluster.recipe import Options, read_options
-from deepcluster.runs.run import images_at_hand
+from deepcluster.runs.images import images_at_hand
 from deepcluster.runtime.console import Display, Several, Silent
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.log import warn

@@ -17,7 +17,7 @@ from deepcluster.groups.graph import graph_rows
 from deepcluster.groups.spread import Labels, Taught, beliefs, estimated_quality, followed, nodes_of, questions
 from deepcluster.model import Model
 from deepcluster.runs.change import Change, commit, decided, preview
-from deepcluster.runs.recut import MAX_NEW, moved_rows
+from deepcluster.runs.edits import MAX_NEW, moved_rows
 from deepcluster.runs.run import Run, read_run
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Display, Several

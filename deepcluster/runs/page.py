@@ -28,7 +28,8 @@ from deepcluster.nets.timm import nouns
 from deepcluster.report.page import RunData, on_page, render
 from deepcluster.report.pictures import MAX_SHEET_BYTES, THUMBNAIL, Picture, on_sheet, pictures, pictures_on
 from deepcluster.report.sections import MEDOID
-from deepcluster.runs.run import Rows, images_at_hand, read_run
+from deepcluster.runs.images import images_at_hand
+from deepcluster.runs.run import Rows, read_run
 from deepcluster.runtime.compute import Progress, ignore_progress
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition

@@ -22,7 +22,8 @@ from deepcluster.images.source import check_skipped, nothing_readable
 from deepcluster.images.store import check_alike, read_once
 from deepcluster.model import Model
 from deepcluster.records import Identity
-from deepcluster.runs.run import folder_of, name_in_run, placement_columns, read_run
+from deepcluster.runs.images import folder_of, name_in_run
+from deepcluster.runs.run import placement_columns, read_run
 from deepcluster.runtime.console import Display, Silent, complain
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.partition import Partition

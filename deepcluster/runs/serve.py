@@ -9,15 +9,12 @@ without the token their connection is closed.
 
 import io
 import json
-import os
 import re
 import secrets
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -27,44 +24,27 @@ from socket import SHUT_RDWR, socket
 from socketserver import ThreadingTCPServer
 from tempfile import TemporaryDirectory
 from threading import Thread
-from typing import Annotated, Any
+from typing import Any
 
 from deepcluster.errors import DataError, DeepClusterError, Stopped, UsageError
-from deepcluster.groups.tree import MAX_IN_TREE
 from deepcluster.report.page import SERVED, policy, served
 from deepcluster.report.pictures import Picture, pictures, tile
-from deepcluster.runs import lesson as teaching
-from deepcluster.runs.change import UNDO, preview
-from deepcluster.runs.recut import apply, recut, undo
-from deepcluster.runs.run import Run, images_at_hand, read_run
+from deepcluster.runs.actions import CHANGES, QUESTIONS, Sort, default_name, places_for_folders, teaching_of
+from deepcluster.runs.change import UNDO
+from deepcluster.runs.images import images_at_hand
+from deepcluster.runs.run import read_run
 from deepcluster.runtime import log, signals
-from deepcluster.runtime.console import Several
 from deepcluster.runtime.plain_files import MAX_JSON, json_sha256, parse_json, sha256, shaped
 from deepcluster.storage import run_folder
-from deepcluster.storage.content import Row
-from deepcluster.storage.edits_file import checked_name, edits_of
 from deepcluster.storage.model_config import CONFIG
-from deepcluster.storage.model_files import MAX_STEPS, read_former
+from deepcluster.storage.model_files import read_former
 from deepcluster.storage.state import SCRATCH
-from deepcluster.texts import bare, inert
 
 IDLE_SECONDS = 3600.0
 IMAGE_SIDE = 1600  # px of an enlarged image
 MAX_CONNECTIONS = 32  # whose request has not been read and checked
 REQUEST_SECONDS = 10.0  # for a whole request, headers and body
 Answer = tuple[str, bytes]  # Content-Type and body
-FOLDER_NAME = re.compile(r"\w([\w .()-]{0,98}[\w)])?")
-StepsBack = Annotated[int, range(1, MAX_STEPS + 1)]
-GroupsOfPage = Annotated[int, range(2, MAX_IN_TREE + 1)]  # of groups; more take minutes
-
-
-@dataclass(frozen=True)
-class Teaching:
-    """Answers of a person at the page, not applied yet."""
-
-    answers: tuple[teaching.Answer, ...] = ()  # about rows
-    within: int | None = None  # the cluster that they split
-    n: Annotated[int, range(1, 1001)] = 10  # questions that the page wants
 
 
 class Refused(Exception):
@@ -78,33 +58,6 @@ class Outdated(UsageError):
 
     def __init__(self) -> None:
         super().__init__("the run has changed since this page was loaded: reload the page, and repeat the edit")
-
-
-@dataclass(frozen=True)
-class Sorting:
-    """The choices of the page's dialog."""
-
-    name: str  # of the folder, which is made or replaced
-    place: str = "run"  # key of _places
-    copies: bool = False  # False: links if they work
-    best: bool = False  # of nearly identical images only the best one
-    apart: bool = False  # outliers in folders of their own
-
-
-def _teaching_of(request: Mapping[str, Any]) -> Teaching:
-    taught: Teaching = shaped(request.get("taught"), Teaching, "taught")
-    answers = tuple(replace(answer, name=checked_name(answer.name), may_be_new=True) for answer in taught.answers)
-    return replace(taught, answers=answers)
-
-
-def _places(folder: run_folder.RunFolder) -> dict[str, Path]:
-    """Return the folders that sorted images may go into: beside the run, and beside the folder of its images."""
-    places = {"run": folder.path, "images": Path(folder.read_record().location)}
-    return {key: Path(os.path.abspath(path)).parent for key, path in places.items() if path.is_dir()}  # noqa: PTH100
-
-
-def _default_name(folder: run_folder.RunFolder) -> str:
-    return f"{Path(os.path.abspath(folder.path)).name}-sorted"  # noqa: PTH100
 
 
 def _version(folder: run_folder.RunFolder) -> str:
@@ -126,8 +79,8 @@ def _page(folder: run_folder.RunFolder) -> tuple[str, dict[str, Any]]:
     return text, {
         "version": _version(folder),
         "done": done,
-        "name": _default_name(folder),
-        "places": {key: place.name for key, place in _places(folder).items()},
+        "name": default_name(folder),
+        "places": {key: place.name for key, place in places_for_folders(folder).items()},
         "duplicates": folder.has("duplicates.csv"),
     }
 
@@ -142,7 +95,7 @@ class _Server(ThreadingTCPServer):
     daemon_threads = True
     request_queue_size = MAX_CONNECTIONS
 
-    def __init__(self, run: Path, sort: Callable[..., Sequence[Row]]):
+    def __init__(self, run: Path, sort: Sort):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.run = run
         self.sort = sort
@@ -200,10 +153,10 @@ class _Server(ThreadingTCPServer):
         if action in QUESTIONS:
             if self.state[0] != version:
                 self.state = version, run_folder.read_state(self.run, read_run)
-            answer = QUESTIONS[action](self.state[1], _teaching_of(request))
+            answer = QUESTIONS[action](self.state[1], teaching_of(request))
         else:
             with log.logged(f"the served report: {action}"):
-                answer = CHANGES[action](self, request) or {}
+                answer = CHANGES[action](self.run, request, self.sort) or {}
                 answer = {"said": _said(log.lines()), **answer}
         return "application/json", json.dumps(answer).encode()
 
@@ -212,70 +165,6 @@ def _said(log_lines: str) -> str:
     """Return the lines of a change for the page, which has a button for Undo."""
     lines = (line.partition(" ")[2].removeprefix("INFO ") for line in log_lines.splitlines()[1:])
     return "\n".join(line for line in lines if not line.startswith(f"{UNDO}: "))
-
-
-def _teach(server: _Server, request: Mapping[str, Any]) -> None:
-    taught = _teaching_of(request)
-    teaching.teach(server.run, taught.answers, within=taught.within)
-
-
-def _sort(server: _Server, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Sort the images into folders; return their place and number, and the number of images left out."""
-    folder = run_folder.open_run(server.run)
-    sorting = Sorting(_default_name(folder))
-    if (choices := request.get("sorting")) is not None:
-        sorting = shaped(choices, Sorting, "sorting")
-        if not FOLDER_NAME.fullmatch(sorting.name):
-            raise UsageError("the name of a folder has letters, digits, spaces and -_.(), at most 100: change it")
-    place = _places(folder).get(sorting.place)
-    if place is None:
-        raise UsageError(f"sorted images go beside the run or beside its images, and not {sorting.place[:80]!a}")
-    rows = server.sort(
-        server.run,
-        place / sorting.name,
-        mode="copy" if sorting.copies else None,
-        duplicates="first" if sorting.best else "all",
-        outliers="separate" if sorting.apart else "keep",
-        overwrite=True,
-        display=Several(),
-    )
-    ways = Counter(row["how"].partition(" ")[0].rstrip(":") for row in rows)
-    place_and_number = {"folder": str(place / sorting.name), "images": sum(bool(row["exported_path"]) for row in rows)}
-    return {"sorted": place_and_number | ways}
-
-
-def _questions(run: Run, taught: Teaching) -> dict[str, Any]:
-    """Return images to ask about, and others drawn at random."""
-    row_of = {path: row for row, path in enumerate(run.rows.paths)}
-    cluster = run.placement.cluster.tolist()
-
-    def of_page(one: teaching.Question) -> dict[str, Any]:
-        row = row_of[one.path]
-        return {**asdict(one), "row": row, "cluster": cluster[row], "path": inert(bare(one.path))}
-
-    both = (teaching.asked(run, taught.n, answers=taught.answers, drawn=drawn) for drawn in (False, True))
-    return {"questions": [[*map(of_page, images)] for images in both]}
-
-
-def _preview(run: Run, taught: Teaching) -> dict[str, Any]:
-    """Return the images that would follow the answers."""
-    change = teaching.lesson(run, taught.answers, taught.within)
-    return {
-        "moves": [[*pair, count] for pair, count in preview(run, change).items()],
-        "after": change.placement.cluster.tolist(),
-        "names": change.run.model.names,
-        "quality": change.said.get("Quality", ""),
-    }
-
-
-CHANGES: dict[str, Callable[[_Server, Mapping[str, Any]], dict[str, Any] | None]] = {
-    "apply": lambda server, request: apply(server.run, edits_of(request.get("edits"))),
-    "undo": lambda server, request: undo(server.run, steps=shaped(request.get("steps", 1), StepsBack, "steps")),
-    "recut": lambda server, request: recut(server.run, shaped(request.get("k"), GroupsOfPage, "k")),
-    "teach": _teach,
-    "export": _sort,
-}
-QUESTIONS: dict[str, Callable[[Run, Teaching], dict[str, Any]]] = {"ask": _questions, "preview": _preview}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -334,9 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
         return partial(server.act, path, shaped(parse_json(self.rfile.read(int(length))), dict, "the request"))
 
 
-def serve(
-    run: Path, sort: Callable[..., Sequence[Row]], show: Callable[[str], object], idle_seconds: float = IDLE_SECONDS
-) -> None:
+def serve(run: Path, sort: Sort, show: Callable[[str], object], idle_seconds: float = IDLE_SECONDS) -> None:
     """Serve the report of a run until a signal comes, or until no request has come for ``idle_seconds``.
 
     This version has just written report.html. ``sort`` sorts images into folders (``export.folders``), and ``show``

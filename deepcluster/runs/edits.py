@@ -1,0 +1,169 @@
+"""Edits of a person: names, merges, splits, moves and junk marks."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain, count
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deepcluster.clustering.kmeans import assigner
+from deepcluster.errors import UsageError
+from deepcluster.groups.cut import Cut, move_rows
+from deepcluster.groups.tree import parts_of, split_group
+from deepcluster.model import Model
+from deepcluster.runs.change import Change, commit, decided
+from deepcluster.runs.run import Run, read_run
+from deepcluster.runtime.console import Display, Several
+from deepcluster.storage import run_folder
+from deepcluster.storage.edits_file import LONGEST_NAME, Edits
+from deepcluster.texts import plural, some
+
+MAX_NEW = 1000  # clusters made by moves at a time
+MAX_MOVES = 10_000  # that are remembered, the last ones
+
+
+def apply(run: Path, edits: Edits, display: Display | None = None) -> None:
+    """Merge, split, name and mark clusters of a run, and move images; edits that it has already change nothing.
+
+    Raises UsageError if the edits are not for its present clusters.
+    """
+    display = Several(display)
+    with run_folder.locked(run) as folder:
+        before = read_run(folder)
+        if before.record.edits == edits.digest:
+            display.say("Edits", "the run has them already")
+            return
+        if edits.cut and edits.cut != before.record.cut:
+            raise UsageError(
+                f"these edits were made before the clusters of {run} changed: make them for its present clusters"
+            )
+        commit(folder, before, edited(before, edits), display)
+
+
+def edited(run: Run, edits: Edits) -> Change:
+    """Return the change by these edits. Of merged clusters all but the first have no images from then on.
+
+    Raises UsageError if a cluster or image does not exist or is merged or moved twice, or a cluster has too few parts.
+    """
+    moves = moved_rows(edits, run.rows.paths)
+    after = replace(run, model=_edited_model(run, edits, moves))
+    placement = after.placement
+    moved = sum(int(placement.cluster[row]) == number for row, number in moves.items())
+    text = describe_edits(edits, run.model, after.model, moved)
+    if moved < len(moves):
+        text += f"; {len(moves) - moved:,} could not move, because they equal an image that stays"
+    named = ", ".join(filter(None, edits.names.values()))
+    done = f"{text}: {named}" if named else text
+    # A moved image shows the edits, or else the typical image of a cluster in them.
+    numbers = [*(number for number, _ in edits.split), *chain(*edits.merge), *edits.names, *reversed(edits.junk or ())]
+    distances = placement.distance.where(placement.cluster == next(iter(numbers), 0), torch.inf)
+    example = next(iter(moves), int(distances.argmin()))
+    return decided(after, edits.digest, edits.changes_clusters, done=done, example=example, said={"Edits": text})
+
+
+def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int]) -> Model:
+    model, reduced = run.model, run.rows.reduced
+    cut = model.cut
+    if edits.split:  # images of the fit alone decide the parts
+        cut = _split_up(cut, edits.split, reduced[: run.rows.fitted], len(model.names))
+    present = set(cut.group_of.tolist())
+    free = len(model.names) + sum(parts - 1 for _, parts in edits.split)
+    merged = [number for clusters in edits.merge for number in clusters]
+    gone = {number for clusters in edits.merge for number in clusters[1:]}
+    new = {number for number in moves.values() if free <= number < free + MAX_NEW}
+    _check_present([*merged, *moves.values(), *edits.names, *(edits.junk or ())], present | new, free)
+    if twice := sorted(number for number, times in Counter(merged).items() if times > 1):
+        raise UsageError(f"cluster {twice[0]} is merged twice: name it in one merge")
+    if left := sorted((edits.names.keys() | set(moves.values())) & gone):
+        raise UsageError(f"cluster {left[0]} is merged into another one: name that one")
+
+    target = torch.arange(max([free - 1, *new]) + 1)
+    for first, *others in edits.merge:
+        target[others] = first
+    names = [*model.names, *[""] * (len(target) - len(model.names))]
+    made = count(len(model.names))
+    for number, parts in edits.split:
+        for part, fresh in zip(range(2, parts + 1), made, strict=False):
+            names[fresh] = names[number] and f"{names[number][: LONGEST_NAME - 5]} ({part})"
+    for clusters in edits.merge:
+        names[clusters[0]] = next((names[number] for number in clusters if names[number]), "")
+    cut = Cut(cut.centroids, target[cut.group_of])
+    verdicts = dict(model.drawn)
+    # Drawn images were asked about other clusters than those after a merge or split. As answers they would teach.
+    asked_anew = verdicts.keys() if edits.merge or edits.split else ()
+    answers = dict.fromkeys(row for row in model.answers if row not in asked_anew)
+    origins = {row: int(target[origin]) for row, origin in model.moves if origin < len(target)}
+    if moves:
+        placed = replace(model, cut=cut).place(reduced).cluster
+        origins = {row: int(placed[row]) for row in moves} | origins
+        cut = move_rows(cut, moves, reduced, placed)
+        origins = {row: origin for row, origin in origins.items() if moves.get(row) != origin}  # the others are back
+        again = {row for row, number in moves.items() if number != placed[row]}  # another answer than the first
+        verdicts |= dict.fromkeys(again & verdicts.keys(), 0)
+    return replace(
+        model,
+        names=tuple(edits.names.get(number, name) for number, name in enumerate(names)),
+        junk=model.junk if edits.junk is None else edits.junk,
+        moves=tuple((row, origin) for row, origin in origins.items() if row not in answers)[-MAX_MOVES:],
+        answers=tuple(answers),
+        drawn=tuple((row, is_right) for row, is_right in verdicts.items() if row in answers),
+    ).with_cut(cut)
+
+
+def describe_edits(edits: Edits, before: Model, after: Model, moved: int) -> str:
+    """Describe the edits in words: ``3 names, 1 merge, 12 images moved``. ``moved``: Number of moved images."""
+    was = dict(enumerate(before.names))
+    named = sum(name != was.get(number, "") for number, name in edits.names.items())
+    marks = len(set(before.junk) ^ set(after.junk))
+    counts = [
+        *([plural(named, "name")] if named else []),
+        *([plural(sum(len(clusters) - 1 for clusters in edits.merge), "merge")] if edits.merge else []),
+        *(f"cluster {number} split into {parts}" for number, parts in edits.split),
+        *([f"{plural(moved, 'image')} moved"] if moved else []),
+        *([f"{plural(marks, 'junk mark')} changed"] if marks else []),
+    ]
+    return ", ".join(counts) or "nothing changed, because the run was like this already"
+
+
+def _split_up(cut: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor, free: int) -> Cut:
+    counts = torch.bincount(assigner(cut.centroids)(reduced), minlength=len(cut.centroids))
+    _check_present([number for number, _ in splits], set(cut.group_of.tolist()), free)
+    if len({number for number, _ in splits}) < len(splits):
+        raise UsageError("a cluster is split twice: apply one split, and split the parts then")
+    parts = [parts_of(cut, counts, number) for number, _ in splits]
+    for (number, pieces), branches in zip(splits, parts, strict=True):
+        if not 2 <= pieces <= len(branches.sizes):
+            raise UsageError(
+                f"cluster {number} has {plural(len(branches.sizes), 'part')} at most, and the edits split it into"
+                f" {pieces}: move images to a new cluster instead"
+            )
+        cut = split_group(cut, branches, pieces, free)
+        free += pieces - 1
+    return cut
+
+
+def moved_rows(edits: Edits, paths: Sequence[str]) -> dict[int, int]:
+    """Return the new clusters of the rows that move. UsageError if an image does not exist or moves twice."""
+    named = any(isinstance(image, str) for image, _ in edits.move)
+    by_path = {path: row for row, path in enumerate(paths)} if named else {}
+    moves: dict[int, int] = {}
+    for image, number in edits.move:
+        row = by_path.get(image, -1) if isinstance(image, str) else image
+        if row < 0:
+            raise UsageError(f"{str(image)[:200]!a} is no image of the run: see clusters.csv")
+        if row >= len(paths):
+            raise UsageError(f"there is no row {row}: the run has rows 0 to {len(paths) - 1}")
+        if row in moves:
+            raise UsageError(f"row {row} ({paths[row][:200]!a}) comes twice: name it once")
+        moves[row] = number
+    return moves
+
+
+def _check_present(numbers: list[int], present: set[int], free: int) -> None:
+    for number in numbers:
+        if number not in present:
+            more = f"moves can make {free} to {free + MAX_NEW - 1}"
+            raise UsageError(f"there is no cluster {number}: the clusters are {some(sorted(present), 20)}, and {more}")
