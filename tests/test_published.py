@@ -16,6 +16,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
+from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch.nn import functional as F
 
 from deepcluster.auto import Facts
@@ -80,6 +81,17 @@ def test_it_knows_a_photograph(hub_cache):
     file = torch.load(path, weights_only=True)
     sureness = (seen @ file["_fc.weight"].T + file["_fc.bias"]).softmax(1).amax(1).tolist()
     assert [value for _, value in named] == pytest.approx(sureness, rel=1e-4) and named[0][0] == "daisy"
+
+
+@pytest.mark.parametrize("network", [network for network in PUBLISHED.values() if network.synsets])
+def test_the_nouns_of_a_network_are_those_of_timm(network):
+    """One image of each class: its noun is timm's description of the class, which is read without timm's import."""
+    subset = infer_imagenet_subset(timm.get_pretrained_cfg(network.network).to_dict())
+    descriptions = ImageNetInfo(subset).label_descriptions()
+    classes = len(descriptions)
+    every = range(0, classes, 97)
+    named = nouns(network.backbone, (torch.eye(classes)[:, every], torch.zeros(classes)), torch.eye(len(every)))
+    assert [noun for noun, _ in named] == [descriptions[i].split(",")[0] for i in every]
 
 
 def test_a_missing_package_is_said_and_nothing_else_changes(hub_cache, monkeypatch):

@@ -23,6 +23,7 @@ class Published:
     title: str  # the usual name
     megabytes: int
     trained_on: str
+    synsets: str = ""  # timm's file of the nouns of its classes, in the order of its classifier
     licence: str = "Apache-2.0"
 
     @property
@@ -48,6 +49,7 @@ PUBLISHED = {
             "ConvNeXt-T",
             178,
             "trained on photographs with the labels of 22,000 nouns (ImageNet-22k)",
+            "imagenet22k_synsets.txt",
         ),
         Published(
             "photos-ssl",
@@ -62,6 +64,7 @@ PUBLISHED = {
             "EfficientNet-Lite0",
             19,
             "trained on photographs with the labels of 1,000 nouns (ImageNet-1k)",
+            "imagenet_synsets.txt",
         ),
     )
 }

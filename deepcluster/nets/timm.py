@@ -3,10 +3,13 @@
 timm is imported inside the functions: that takes a second or more, and only these networks need it.
 """
 
+import csv
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from importlib.metadata import distribution
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -96,17 +99,25 @@ def nouns(name: str, classifier: tuple[Tensor, Tensor] | None, features: Tensor)
     ``features`` (N x D): Of the network before any training. The list is empty for the backbone ``name`` of
     another network, or of one that learned without nouns.
     """
-    import timm
-    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
-
-    published = {entry.backbone: entry.network for entry in PUBLISHED.values()}.get(name, "")
-    config: Any = timm.get_pretrained_cfg(published) if published else None
-    labels = infer_imagenet_subset(config.to_dict()) if config else None
-    if not labels or classifier is None:
+    synsets = {entry.backbone: entry.synsets for entry in PUBLISHED.values()}.get(name, "")
+    if not synsets or classifier is None or not (words := _words(synsets)):
         return []
-    words = [str(description).split(",")[0] for description in ImageNetInfo(labels).label_descriptions()]
     tops = [F.linear(rows.float().cpu(), *classifier).softmax(1).max(1) for rows in features.split(ROWS_AT_ONCE)]
     return [(words[i], value) for top in tops for value, i in zip(*map(Tensor.tolist, top), strict=True)]
+
+
+def _words(synsets: str) -> list[str]:
+    """Return the nouns of the classes in a file of timm, or none if this version of timm has no such file.
+
+    The files are read without an import of timm, which takes a second of a fit that needs nothing else of it.
+    """
+    folder = Path(str(distribution("timm").locate_file("timm/data/_info")))
+    try:
+        with (folder / "imagenet_synset_to_lemma.txt").open(encoding="utf-8", newline="") as file:
+            lemmas = dict(csv.reader(file, delimiter="\t"))
+        return [lemmas[synset].split(",")[0] for synset in (folder / synsets).read_text(encoding="utf-8").split()]
+    except OSError:
+        return []
 
 
 @contextmanager
