@@ -81,7 +81,6 @@ class Candidate:
     k: int
     silhouette: float  #: of so many groups in an embedding of the neighbour graph, -1 to 1 (are they apart?)
     modularity: float  #: share of ties inside the groups, less the share of random ties (do they hold together?)
-    stability: float | None  #: mean adjusted Rand index between cuts of samples, at most 1; None if images are too few
 
 
 @dataclass(frozen=True)

@@ -224,16 +224,12 @@ def test_a_clear_number_is_the_first_candidate(count, monkeypatch):
     monkeypatch.setattr(choose_k, "ROWS", 1200)  # of 8 groups a sample
     found = plausible_numbers(blobs([200] * count))
     assert found[0].k == count == max(found, key=lambda candidate: candidate.silhouette).k
-    assert found[0].stability > 0.9 and {each.k for each in found[1:]} == ({4, 6} if count == 2 else {4, 16})
+    assert {each.k for each in found[1:]} == ({4, 6} if count == 2 else {4, 16})
 
 
 def test_stability_is_low_without_groups_and_none_of_few_images():
     """It needs 300 images, 10 for each group and two groups."""
     assert stability(F.normalize(normal(400, 16)), 5) < 0.5
-    rows = blobs([80] * 4, spread=0.5)
-    embed = graph.Embeddings()
-    for candidate in plausible_numbers(rows, seed=5, embed=embed):
-        assert candidate.stability == stability(rows, candidate.k, seed=5, embed=embed)
     rows = blobs([100] * 3)
     assert stability(rows, 3) > 0.9
     assert [stability(*few) for few in ((rows[1:], 3), (rows, 31), (rows, 1))] == [None] * 3

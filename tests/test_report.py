@@ -222,10 +222,10 @@ def test_hostile_names_are_inert(name: str) -> None:
 def test_largest_groups_first_by_the_image_in_their_middle() -> None:
     # Four pieces: 0 and 2 merge into node 4, 1 and 3 into 5, and both into 6.
     tree = Tree((0, 1, 0, 1), ((0, 2), (1, 3), (4, 5)), (5, 1, 3, 2, 8, 3, 11), (0, 6, 7, 9, 3, 10, 4))
-    three, two = {"k": 3, "silhouette": 0.5, "stability": -0.01}, {"k": 2, "silhouette": 0.3}
+    three, two = {"k": 3, "silhouette": 0.5}, {"k": 2, "silhouette": 0.3}
     candidates = [three, two, {"k": 9}]  # the tree has no nine groups
     best, other = suggestions(candidates, tree, 11)
-    assert (best["about"], best["groups"]) == ("silhouette 0.500, stability 0.00", [(8, 3), (2, 9), (1, 6)])
+    assert (best["about"], best["groups"]) == ("silhouette 0.500", [(8, 3), (2, 9), (1, 6)])
     assert (other["about"], other["groups"]) == ("silhouette 0.300", [(8, 3), (3, 10)])
     many = 2 * sheets.MAX_PICTURES
     assert suggestions([two], tree, many)[0]["groups"] == [(8, -1), (3, 5)]  # every second image has a picture

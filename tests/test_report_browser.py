@@ -573,7 +573,7 @@ def test_corrections_in_series_need_one_opening(copied: Path, browser: Any) -> N
 
 def test_another_number_of_groups_is_one_click(copied: Path, browser: Any) -> None:
     """From the list of plausible numbers and from the slider; names stay, and Undo takes each back."""
-    scores = {"silhouette": 0.5, "modularity": 0.5, "stability": None}
+    scores = {"silhouette": 0.5, "modularity": 0.5}
     change_record(copied, candidates=[{"k": k} | scores for k in (3, 5)])
     apply(copied, Edits("", {0: NAME}))
     with opened(browser, serving(copied), originals=5, loads=6) as page:

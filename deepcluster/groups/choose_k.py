@@ -1,7 +1,6 @@
 """The number of groups: candidates from the neighbour graph, and how stable a cut into so many groups is."""
 
 import math
-from functools import partial
 from itertools import combinations
 from statistics import mean
 from typing import TYPE_CHECKING
@@ -51,7 +50,7 @@ Scores = npt.NDArray[np.float64]  # by the number of groups
 
 
 def plausible_numbers(
-    reduced: Tensor, *, seed: int = 0, by_kmeans: bool = False, embed: Embeddings | None = None
+    reduced: Tensor, *, seed: int = 0, shared: bool = True, embed: Embeddings | None = None
 ) -> list[Candidate]:
     """Return up to three numbers of groups, 2 to ``MAX_GROUPS``, for N x d rows of length 1, the guess first.
 
@@ -63,7 +62,7 @@ def plausible_numbers(
 
     Args:
         seed: As of the cut, which may need the same embeddings.
-        by_kmeans: Measure the stability of cuts by k-means of the features.
+        shared: Compute the embeddings that the cut needs; False if the cut is by k-means of the features.
         embed: May know the graph and the embeddings of these rows.
     """
     embed = Embeddings() if embed is None else embed
@@ -71,14 +70,14 @@ def plausible_numbers(
     if len(rows) < 4:
         return []
     numbers = np.arange(2, min(MAX_GROUPS, len(rows) - 2) + 1)
-    is_shared = not by_kmeans and len(rows) < ROWS  # the cut needs these embeddings
-    positions = positions_of(rows, EMBEDDINGS if is_shared else len(CURVES), derive(seed, "cut"), embed).numpy()
+    positions = positions_of(
+        rows, EMBEDDINGS if shared and len(rows) < ROWS else len(CURVES), derive(seed, "cut"), embed
+    ).numpy()
     ties = embed.ties(rows)
     silhouettes, modularities = np.mean([cut_measures(points, ties, numbers) for points in positions], 0)
     scores = silhouettes.clip(0) * modularities.clip(0)
     chosen = around(math.sqrt(finest_plausible(scores) * spectral_number(rows, seed)), scores)
-    stable = partial(stability, reduced, seed=seed, by_kmeans=by_kmeans, embed=embed)
-    return [Candidate(k, float(silhouettes[k - 2]), float(modularities[k - 2]), stable(k)) for k in chosen]
+    return [Candidate(k, float(silhouettes[k - 2]), float(modularities[k - 2])) for k in chosen]
 
 
 def cut_measures(positions: Points, ties: "csr_array", numbers: npt.NDArray[np.int64]) -> tuple[Scores, Scores]:

@@ -16,7 +16,7 @@ from deepcluster.groups.tree import Tree, nodes_at
 from deepcluster.report.hints import hints, weighted_nouns
 from deepcluster.report.pictures import PICTURE_CHARACTERS, Picture, data_uri, tile
 from deepcluster.storage.content import Row, Table
-from deepcluster.texts import MAX_NAME, agreement, figure, number, percent, short
+from deepcluster.texts import MAX_NAME, figure, number, percent, short
 
 Values = dict[str, Any]
 Kind = Literal["medoid", "diverse", "borderline", "outlying"]
@@ -167,8 +167,6 @@ def suggestions(candidates: Sequence[Mapping[str, Any]], tree: Tree, images: int
             continue
         nodes = sorted(nodes_at(len(tree.groups), tree.merges, k), key=lambda node: (-tree.sizes[node], node))
         about = f"silhouette {figure(candidate['silhouette'])}"
-        if candidate.get("stability") is not None:
-            about += f", stability {agreement(candidate['stability'])}"
         shown = [(tree.sizes[node], tile(tree.medoids[node], images)) for node in nodes[:MAX_SUGGESTED]]
         suggested.append({"k": k, "about": about, "groups": shown, "hidden": len(nodes) - len(shown)})
     return suggested

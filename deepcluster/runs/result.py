@@ -151,31 +151,28 @@ def choose_number(
     if n_clusters is not None:
         return n_clusters, record
     seed = derive(record.seed, "groups")
-    by_kmeans = recipe.grouping == "kmeans"
-    plausible = plausible_numbers(rows.sample, seed=seed, by_kmeans=by_kmeans, embed=rows.embeddings)
+    shared = recipe.grouping == "embedding"
+    plausible = plausible_numbers(rows.sample, seed=seed, shared=shared, embed=rows.embeddings)
     record = replace(record, candidates=[asdict(candidate) for candidate in plausible])
     if not plausible:
         return 1, record
-    lines = []
-    for candidate in plausible:
-        stable = "" if candidate.stability is None else f", stability {agreement(candidate.stability)}"
-        lines.append(f"{candidate.k} clusters: silhouette {candidate.silhouette:.2f}{stable}")
-    display.say("Clusters", "; ".join(lines))
+    texts = (f"{candidate.k} clusters: silhouette {candidate.silhouette:.2f}" for candidate in plausible)
+    display.say("Clusters", "; ".join(texts))
     return plausible[0].k, record
 
 
 def stability_entries(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters: int) -> dict[str, Any]:
-    """Return the entries of run.json on the stability of the groups: the candidate's, or else measured likewise."""
+    """Return the entries of run.json on the stability of the clusters."""
     if record.edits is not None and record.verdict is not None:  # it is still true: the edits were names alone
         return {}
     if record.edits is not None:
         return {"stability": None, "verdict": "The clusters are as you edited them. Their stability is not measured."}
-    known = {candidate["k"]: candidate["stability"] for candidate in record.candidates or ()}
-    if n_clusters not in known and n_clusters <= MAX_IN_CUT:
+    stable = None
+    if n_clusters <= MAX_IN_CUT:
         seed = derive(record.seed, "groups")
         by_kmeans = recipe.grouping == "kmeans"
-        known[n_clusters] = stability(rows.sample, n_clusters, seed=seed, by_kmeans=by_kmeans, embed=rows.embeddings)
-    if (stable := known.get(n_clusters)) is None:
+        stable = stability(rows.sample, n_clusters, seed=seed, by_kmeans=by_kmeans, embed=rows.embeddings)
+    if stable is None:
         verdict = f"{plural(rows.fitted, 'image')} are too few to tell how stable {plural(n_clusters, 'cluster')} are."
         return {"stability": None, "verdict": verdict}
     verdict = (
