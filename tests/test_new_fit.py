@@ -27,7 +27,7 @@ from deepcluster.model import Model
 from deepcluster.runs import page
 from deepcluster.runs import run as run_rows
 from deepcluster.runs.edits import Edits, apply
-from deepcluster.runs.images import images_of
+from deepcluster.runs.images import images_at_hand, images_of
 from deepcluster.runs.promote import promote
 from deepcluster.runs.run import Rows
 from deepcluster.runtime.partition import Partition
@@ -250,7 +250,7 @@ def test_a_run_with_images_that_are_no_files_needs_them_named(updates, tmp_path)
     paths = {"files": "more/2.png", "array": "a.npy#0", "shard": "s.tar#2.png"}
     added = {f"../{paths[kind]}": tmp_path / paths[kind].partition("#")[0] for kind in updates.split()}
     run = of_images(tmp_path / "run", tmp_path / "home", ["1.png"], added)
-    assert len(run_rows.images_at_hand(run_folder.open_run(run), None, ["1.png", *added]).paths) == 1 + len(added)
+    assert len(images_at_hand(run_folder.open_run(run), None, ["1.png", *added]).paths) == 1 + len(added)
     with pytest.raises(DataError, match=r"run cannot be found again .*: name all of them as IMAGES"):
         images_of(run)
 
