@@ -23,7 +23,7 @@ import pytest
 import torch
 
 import deepcluster
-from deepcluster import cli
+from deepcluster import session
 from deepcluster.cli import run_command
 from deepcluster.errors import DeepClusterWarning
 from deepcluster.fitting.plan import Request, begin
@@ -169,9 +169,9 @@ def test_help_and_mistakes_are_answered_before_anything_slow_is_imported(place):
 
 def test_a_command_of_many_images_is_recorded_by_both_its_ends():
     """run.json with all names of a large folder would be too long to be read."""
-    typed = cli._typed(["fit", *(f"{i}.jpg" for i in range(10**5)), "-k", "3"])
-    assert typed.startswith("deepcluster fit 0.jpg") and typed.endswith("99999.jpg -k 3") and len(typed) < 1000
-    assert cli._typed(["fit", "a b"]) == "deepcluster fit 'a b'"
+    command = session.typed(["fit", *(f"{i}.jpg" for i in range(10**5)), "-k", "3"])
+    assert command.startswith("deepcluster fit 0.jpg") and command.endswith("99999.jpg -k 3") and len(command) < 1000
+    assert session.typed(["fit", "a b"]) == "deepcluster fit 'a b'"
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def test_the_next_command_can_be_copied(tmp_path, capsys):
     # A recut would lose edits, and is not for a user who asked for a number.
     for more, commands in (({}, [export]), (guess, [recut, export]), (guess | {"edits": "0123"}, [export])):
         (folder / "run.json").write_text(json.dumps(RECORD | {"verdict": "x", "clusters": 3} | more))
-        cli._print_result(folder, Output(), "fit")
+        session.print_result(folder, Output(), "fit")
         shown = capsys.readouterr().out
         assert "\x1b" not in shown and "\\x1b[31mred" in shown
         lines = shown.partition("Next ")[2].splitlines()

@@ -22,7 +22,9 @@ LEVELS = (
     {"runs"},
     {"fitting"},
     {"export", "flags"},
-    {"cli", "estimator"},
+    {"session", "estimator"},
+    {"commands"},
+    {"cli"},
     {"__main__"},
 )
 LEVEL = {package: level for level, packages in enumerate(LEVELS) for package in packages}
@@ -99,7 +101,7 @@ SAFE_WITH = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False"}
 
 ALLOWED = {
     ("__init__.py", "importlib"): "imports the package's own modules when one of their names is first used",
-    ("cli.py", "webbrowser"): "hands a page that was just written to the user's browser, with --open alone",
+    ("session.py", "webbrowser"): "hands a page that was just written to the user's browser, with --open alone",
     ("runtime/devices.py", "ctypes"): "tells the C library to keep freed memory (mallopt)",
     ("runtime/machine.py", "importlib"): "asks for the versions of installed packages, loads nothing",
     ("nets/hub.py", "huggingface_hub"): "looks into the cache, and downloads weights that the user asked for",

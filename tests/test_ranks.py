@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import deepcluster
-from deepcluster import cli
+from deepcluster import session
 from deepcluster.algorithm import conclude
 from deepcluster.cli import app, run_command
 from deepcluster.clustering.agreement import compared
@@ -693,10 +693,12 @@ def test_another_rank_lets_the_main_rank_speak_first(monkeypatch, capsys, reques
     """torchrun ends it while it waits, if the main rank meets the error too."""
     request.addfinalizer(partial(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM)))
     waited: list[tuple[float, object]] = []
-    monkeypatch.setattr(cli.time, "sleep", lambda seconds: waited.append((seconds, signal.getsignal(signal.SIGTERM))))
+    monkeypatch.setattr(
+        session.time, "sleep", lambda seconds: waited.append((seconds, signal.getsignal(signal.SIGTERM)))
+    )
     monkeypatch.setenv("RANK", "1")
     assert run_command(["fit", "/nowhere"]) == 3
-    assert waited == [(cli.RANK_WAIT_SECONDS, signal.SIG_DFL)]
+    assert waited == [(session.RANK_WAIT_SECONDS, signal.SIG_DFL)]
     assert capsys.readouterr().err.startswith("[rank 1] error: ")
 
 

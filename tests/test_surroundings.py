@@ -221,7 +221,7 @@ SEGMENT = "libtorch_cpu.so: failed to map segment from shared object"
     "text", ["DefaultCPUAllocator: can't allocate memory", "CUDA out of memory. Tried", ONEDNN, MMAP, SEGMENT]
 )
 def test_every_way_to_say_that_there_is_no_memory(text: str, monkeypatch: pytest.MonkeyPatch, ends: Ends) -> None:
-    monkeypatch.setattr("deepcluster.cli._check_run", Mock(side_effect=RuntimeError(text)))
+    monkeypatch.setattr("deepcluster.commands.make.check_run", Mock(side_effect=RuntimeError(text)))
     ends(["report", "run"], 6)
 
 

@@ -1,0 +1,120 @@
+"""Commands about this machine and the recipes."""
+
+import json
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from deepcluster import flags
+from deepcluster.auto import Facts
+from deepcluster.errors import UsageError
+from deepcluster.nets import hub
+from deepcluster.nets.names import PUBLISHED, backbone_of
+from deepcluster.presets import PRESETS, read_request, resolve
+from deepcluster.recipe import Recipe, declared, to_toml
+from deepcluster.runtime.console import Terminal, say
+from deepcluster.runtime.machine import versions
+from deepcluster.session import check_run, explained
+from deepcluster.texts import short
+
+
+def recipes(name: str | None = None, /, *, options: bool = False) -> None:
+    """List the recipes, or print the options of one as TOML, with its departures from the published one.
+
+    The choices of `auto` and `classic` depend on the images: `fit --dry-run --verbose` prints them.
+
+    Args:
+        options: List every option with its default (of v1), its values and its meaning.
+    """
+    if options:
+        _print_options()
+        return
+    if name is None:
+        for preset, make in PRESETS.items():
+            print(f"{preset:13} {' '.join((make.__doc__ or '').replace('``', '').split())}")
+        return
+    published = name in PRESETS and name not in ("auto", "classic")
+    # Recipes v1 and v2 were made for the 1.28 million images of ImageNet.
+    example = Facts(count=1_281_167 if published else 50_000, short_side=32, grey=False, n_clusters=10, device="cpu")
+    plan = resolve(read_request({}, name), example)
+    if name in PRESETS and not published:
+        print(f"# The choices of {name} for 50,000 colour images of 32 px, 10 clusters, on a CPU:")
+    if name in PRESETS:
+        print("".join(f"# {line}\n" for line in plan.by_reason()), end="")
+    print(to_toml(plan.recipe), end="")
+
+
+def _print_options() -> None:
+    groups = groupby(declared(Recipe).items(), lambda item: item[1].group)
+    for i, (group, options) in enumerate(groups):
+        print("\n" * (i > 0) + group)
+        for name, option in options:
+            default = json.dumps(round(option.default, 4) if isinstance(option.default, float) else option.default)
+            print(f"  {name:20} {default:11} {option.values}\n      {option.help}")
+
+
+def fetch(
+    name: Annotated[
+        str,
+        Parameter(help=" ".join(f"{it.name}: {it.description}." for it in PUBLISHED.values()) + " Or timm:NAME."),
+    ] = "photos",
+    /,
+    *,
+    file: Annotated[Path | None, Parameter(name="--from")] = None,
+    quiet: flags.Quiet = False,
+) -> None:
+    """Download a published network for all later runs, into the cache of the Hugging Face Hub (HF_HOME).
+
+    Args:
+        file: Take this file instead, downloaded on another machine.
+    """
+    if name not in PUBLISHED and not name.startswith("timm:"):
+        raise UsageError(f"no published network is called {short(name)}: choose {', '.join(PUBLISHED)} or timm:NAME")
+    with Terminal(quiet) as terminal:
+        if file is not None:
+            from deepcluster.nets.network import build
+
+            build(backbone_of(name), image_size=224, weights=str(file))  # an error if the file is for another network
+            terminal.say("Weights", str(hub.keep_in_cache(name, file)))
+            return
+        about = PUBLISHED[name].description if name in PUBLISHED else "from the Hub"
+        here = hub.local_file(name)
+        terminal.say("Weights", f"{name} is on this machine already" if here else f"{name}: {about}")
+        terminal.say("Weights", str(hub.fetch(name, terminal.progress)))
+
+
+def doctor(
+    run_: Annotated[Path | None, Parameter(name="RUN", help="Print the state of this run instead.")] = None,
+    /,
+    *,
+    as_json: flags.Json = False,
+) -> None:
+    """Print versions, device, threads, image formats and the published networks on this machine."""
+    if run_ is not None:
+        check_run(run_)
+        from deepcluster.runs.condition import condition
+
+        facts = condition(run_)
+    else:
+        from deepcluster.images.decode import accepted_formats, reads_raw
+
+        facts = {**versions()}
+        try:
+            from deepcluster.runtime.devices import choose_device, environment
+
+            facts |= environment(choose_device("auto"))
+        except (ImportError, OSError) as error:
+            facts["torch"] = explained(error)[1]
+        facts |= {
+            "formats": [*accepted_formats(), *(["RAW"] if reads_raw() else [])],
+            "weights": [*filter(hub.local_file, PUBLISHED)],
+        }
+    if as_json:
+        print(json.dumps(facts, indent=2, default=asdict))
+        return
+    for name, value in facts.items():
+        shown = ", ".join(value) or "none" if isinstance(value, list) else "-" if value is None else value
+        say(f"{name:17} {f'{value:,}' if type(value) is int else shown}")

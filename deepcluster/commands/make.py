@@ -1,0 +1,263 @@
+"""Commands that make a run, change it or look at it."""
+
+import json
+import re
+import sys
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter, validators
+
+from deepcluster import flags
+from deepcluster.errors import DiskError, UsageError
+from deepcluster.presets import check_groups, check_weights, read_request
+from deepcluster.runtime import signals
+from deepcluster.runtime.console import Terminal, say
+from deepcluster.runtime.machine import is_main_rank
+from deepcluster.runtime.plain_files import is_run, write_csv
+from deepcluster.session import check_run, checked_output, images_for, open_page, print_result, session, typed
+from deepcluster.storage import files
+from deepcluster.storage.edits_file import read_edits
+
+if TYPE_CHECKING:
+    from deepcluster.images import Source
+
+
+def fit(
+    images: flags.ImagesArgument | None = None,
+    more_images: flags.MoreImages = (),
+    /,
+    *,
+    fit_flags: flags.FitFlags = flags.FIT,
+    recipe_flags: Annotated[flags.RecipeFlags | None, Parameter(name="*")] = None,
+    set_: Annotated[flags.Assignments, Parameter(group=flags.NETWORK)] = None,
+    output: flags.Output = flags.OUTPUT,
+) -> None:
+    """Cluster images; write the clusters, features, a model and a report."""
+    recipe = read_request({**(recipe_flags or {}), **flags.read_assignments(set_)}, fit_flags.recipe)
+    check_weights(recipe.all_options)
+    fit_flags.check()
+    verbose = fit_flags.verbose or fit_flags.dry_run
+    with session(images, output.quiet, to_stderr=output.as_json, verbose=verbose) as (terminal, shared):
+        source = _fit_source(fit_flags, terminal, images, *more_images)
+        from deepcluster.fitting.plan import Request
+
+        command = typed(sys.argv[1:])
+        request = Request(**fit_flags.request, recipe=recipe, command=command)
+        if fit_flags.dry_run:
+            from deepcluster.fitting.forecast import dry_run
+
+            resolved = dry_run(source, request, terminal)
+            print("\n" + resolved if fit_flags.verbose else "", end="")
+            return
+        from deepcluster.fitting import fit as fitting
+
+        folder = fitting.fit(source, request, terminal, **shared)
+    if is_main_rank():
+        print_result(folder.path, output, "fit")
+
+
+def _fit_source(fit_flags: flags.FitFlags, terminal: Terminal, images: str | None, *others: str) -> "Source | str":
+    """Return the images, or the file of features, after all checks that need no torch."""
+    from deepcluster.images.files import LIBRARIES, find
+    from deepcluster.images.given import check_labels_there
+    from deepcluster.images.own_features import check_features_there
+    from deepcluster.images.source import WHAT_TO_TYPE
+    from deepcluster.storage.run_folder import check_free
+
+    try:
+        Path.cwd()  # as torch asks at the first optimizer step
+    except FileNotFoundError:
+        raise DiskError(
+            "the current folder no longer exists: change to another one, and type the command again"
+        ) from None
+    if fit_flags.out is not None and not fit_flags.dry_run:
+        check_free(fit_flags.out, overwrite=fit_flags.overwrite, resume=fit_flags.resume)
+    if fit_flags.labels is not None:
+        check_labels_there(fit_flags.labels)
+    if fit_flags.like is not None:
+        check_run(fit_flags.like)
+    if images is None:
+        goes_on = fit_flags.resume and fit_flags.out is not None and is_run(fit_flags.out)
+        run = fit_flags.out if goes_on else fit_flags.like
+        if run is None or fit_flags.features:
+            raise UsageError(f"IMAGES is missing; --like RUN and --resume need none (features do). {WHAT_TO_TYPE}")
+        from deepcluster.runs.images import images_of  # imports torch
+
+        source = images_of(run)
+    elif fit_flags.features:
+        return check_features_there(images, *others)
+    else:
+        if images.partition(":")[0] in LIBRARIES:  # which may take a while to load it
+            terminal.say("Loading", images)
+        source = find(images, *others)
+    check_groups(fit_flags.n_clusters, len(source.paths))
+    location = "standard input" if source.location == "-" else source.location
+    terminal.say("Images", f"{len(source.paths):,} in {location}")
+    return source
+
+
+def recut(run_: flags.RunArgument, /, *, k: flags.NumberOfClusters, output: flags.Output = flags.OUTPUT) -> None:
+    """Make another number of clusters from a run's features, without training; clusters get new numbers."""
+    record = check_run(run_)
+    if record.images_count is not None:
+        check_groups(k, record.images_count)
+    with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
+        from deepcluster.runs import recut as recutting
+
+        recutting.recut(run_, k, terminal)
+    print_result(run_, output, "recut")
+
+
+def apply(
+    run_: flags.RunArgument,
+    edits: Path | None = None,
+    /,
+    *,
+    undo: bool = False,
+    output: flags.Output = flags.OUTPUT,
+) -> None:
+    """Apply edits: merge, split, name and mark clusters, move images; other clusters keep their numbers.
+
+    Args:
+        edits: A JSON file with edits; the served report (report RUN --serve) needs none.
+        undo: Take back the last apply, recut or teach; --undo 3 the last three, --undo all every one since the fit.
+    """
+    word = "" if edits is None else str(edits)
+    if not (re.fullmatch("|all|[0-9]{1,9}", word) if undo else edits):
+        raise UsageError("give a FILE of edits, or --undo with a number of changes or all (not both)")
+    check_run(run_)
+    wanted = None if undo or edits is None else read_edits(edits)
+    with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
+        from deepcluster.runs import change
+        from deepcluster.runs import edits as editing
+
+        if wanted is None:
+            change.undo(run_, terminal, None if word == "all" else int(word or 1))
+        else:
+            editing.apply(run_, wanted, terminal)
+    print_result(run_, output, "apply")
+
+
+def ask(
+    run_: flags.RunArgument,
+    /,
+    *,
+    n: Annotated[int, Parameter(name=["-n", "--number"], validator=validators.Number(gte=1))] = 20,
+    drawn: bool = False,
+    out: flags.OutOfTable = "-",
+    overwrite: flags.Overwrite = False,
+    as_json: flags.Json = False,
+) -> None:
+    """List images for a person to name, for teach: path, present name, name (empty), likely clusters, drawn.
+
+    Args:
+        n: Number of images.
+        drawn: Draw the images at random: their answers tell how many of all images are in the right cluster.
+    """
+    check_run(run_)
+    target = None if out == "-" else checked_output(Path(out), run_, "", overwrite)
+    with Terminal(quiet=True, to_stderr=True):
+        from deepcluster.runs import lesson as teaching
+
+        rows = [asdict(question) for question in teaching.ask(run_, n, drawn=drawn)]
+        if as_json:
+            print(json.dumps(rows, indent=2))
+            if target is None:
+                return
+        cells = ({**row, "likely": " ".join(map(str, row["likely"])), "drawn": int(row["drawn"])} for row in rows)
+        files.write_table(target, partial(write_csv, columns=teaching.COLUMNS, rows=cells))
+
+
+def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: flags.Output = flags.OUTPUT) -> None:
+    """Teach the run by your answers: the other images follow. Cluster numbers do not change. Undo: apply RUN --undo.
+
+    Args:
+        answers: A CSV file of path and name (a new one makes a new cluster) or cluster, such as that of ask, filled in;
+            without it, the answers stored in the run count again.
+    """
+    check_run(run_)
+    with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
+        from deepcluster.runs import lesson as teaching
+
+        changes = teaching.teach(run_, teaching.read_answers(answers, terminal) if answers else (), terminal)
+    pairs = [{"before": before, "after": after, "images": images} for (before, after), images in changes.items()]
+    counts = {"changed": sum(changes.values()), "changes": pairs, "quality": check_run(run_).quality}
+    print_result(run_, output, "teach", counts)
+
+
+def update(
+    run_: flags.RunArgument,
+    images: flags.ImagesArgument,
+    more_images: flags.MoreImages = (),
+    /,
+    *,
+    device: flags.Device = "auto",
+    max_skipped: flags.MaxSkipped = None,
+    output: flags.Output = flags.OUTPUT,
+) -> None:
+    """Add images to the clusters of a finished run, without training; clusters keep their numbers and names."""
+    with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
+        # Without a warning, because `update` refuses an unfinished run.
+        source = images_for(run_, images, *more_images, may_be_empty=True)
+        from deepcluster.runs.added import update as update_run
+        from deepcluster.runtime.devices import choose_device
+
+        done = update_run(run_, source, terminal, device=choose_device(device), max_skipped=max_skipped)
+    if done.added or output.open_ or output.as_json:
+        print_result(run_, output, "update", {**asdict(done), "due": done.due})
+
+
+def promote(
+    new: Annotated[Path, Parameter(name="NEW")],
+    old: Annotated[Path, Parameter(name="OLD")],
+    /,
+    *,
+    quiet: flags.Quiet = False,
+) -> None:
+    """Put a finished run in the place of another one, which is kept beside it.
+
+    Args:
+        new: A finished run folder; it moves.
+        old: The run folder that it replaces.
+    """
+    with Terminal(quiet) as terminal:
+        from deepcluster.runs.promote import promote as promote_run
+
+        promote_run(new, old, terminal)
+
+
+def report(run_: flags.RunArgument, /, *, serve: bool = False, open_: flags.Open = False) -> None:
+    """Look at a run, correct and sort it in a browser (--serve --open), or write report.html again, to pass on.
+
+    Args:
+        serve: Serve it to browsers on this machine; edits are applied at once, and a button sorts into folders.
+    """
+    check_run(run_)
+    # A signal to a server is no error, also before it serves.
+    with Terminal(quiet=False) as terminal, signals.uninterrupted() if serve else nullcontext():
+        from deepcluster.runs.page import report as report_run
+
+        page = report_run(run_, progress=terminal.progress)
+    if serve:
+        from deepcluster.export import folders
+        from deepcluster.runs.serve import redirecting
+        from deepcluster.runs.serve import serve as serve_run
+
+        with ExitStack() as stack:
+
+            def show(address: str) -> None:
+                say(f"{'Report':9} {address}")
+                say(f"{'':9} Edits are applied at once. Ctrl-C or an hour without a request ends the server.")
+                sys.stdout.flush()
+                if open_:
+                    open_page(stack.enter_context(redirecting(run_, address)).as_uri(), address)
+
+            serve_run(run_, folders, show)
+        return
+    say(str(page))
+    if open_:
+        open_page(page.absolute().as_uri())

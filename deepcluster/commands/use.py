@@ -1,0 +1,219 @@
+"""Commands that use a run and leave it as it is."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter, validators
+
+from deepcluster import flags
+from deepcluster.errors import DataError, UsageError
+from deepcluster.evaluation import PROTOCOL_OPTIONS
+from deepcluster.flags import refuse
+from deepcluster.recipe import read_options
+from deepcluster.runtime import signals
+from deepcluster.runtime.console import Terminal, say
+from deepcluster.runtime.machine import is_main_rank
+from deepcluster.runtime.plain_files import write_csv
+from deepcluster.session import check_run, checked_output, images_for, model_of, session
+from deepcluster.storage import files
+from deepcluster.texts import plural, short, some
+
+
+def predict(
+    run_: flags.RunArgument,
+    images: flags.ImagesArgument,
+    more_images: flags.MoreImages = (),
+    /,
+    *,
+    out: flags.OutOfTable = "-",
+    reject: bool = False,
+    device: flags.Device = "auto",
+    max_skipped: flags.MaxSkipped = None,
+    overwrite: flags.Overwrite = False,
+    quiet: flags.Quiet = False,
+    as_json: Annotated[flags.Json, Parameter(help="A line of JSON per file instead of CSV.")] = False,
+) -> None:
+    """Place images in the clusters of a run: a row per usable image; standard error names the others.
+
+    Args:
+        reject: Give cluster -1 to outliers and to images in junk clusters.
+    """
+    with session(images, quiet, to_stderr=True) as (terminal, shared):
+        from deepcluster.storage.content import PREDICTIONS
+
+        source = images_for(run_, images, *more_images, may_be_empty=True)
+        target = None if out == "-" else checked_output(Path(out), run_, source, overwrite)
+        from deepcluster.runs.predict import placed_rows, predicted, write_lines
+
+        model = model_of(run_, device)
+        sizes: Counter[int] = Counter()  # by cluster
+        skipped: list[dict[str, str]] = []
+        predictions = predicted(model, source, skipped, max_skipped, display=terminal, **shared)
+        rows = placed_rows(model, predictions, reject, sizes)
+        # Most errors occur in the first row, before anything is written; too many skipped images do at the end.
+        first = list(islice(rows, 1 if max_skipped is None else None))
+        if not is_main_rank():  # its share is computed, and the main rank writes
+            return
+        terminal.say("Model", str(model.identity))
+        rows = chain(first, rows)
+        as_lines = partial(write_lines, rows=rows, skipped=skipped, model=model.identity)
+        files.write_table(target, as_lines if as_json else partial(write_csv, columns=PREDICTIONS, rows=rows))
+        if target:
+            names = [*model.names, ""]  # of -1, too
+            counts = [f"{size:,} in {names[number] or f'cluster {number}'}" for number, size in sorted(sizes.items())]
+            terminal.say("Done", f"{out}: {some([plural(sizes.total(), 'image'), *counts], 13)}")
+
+
+def embed(
+    run_: flags.RunArgument,
+    images: flags.ImagesArgument,
+    more_images: flags.MoreImages = (),
+    /,
+    *,
+    out: flags.Out,
+    device: flags.Device = "auto",
+    overwrite: bool = False,
+    quiet: flags.Quiet = False,
+) -> None:
+    """Write the reduced features of images: float32, a row per usable image, in the order of the .csv beside it.
+
+    Args:
+        out: The .npy file to write; paths go to a .csv beside it.
+        overwrite: Replace the file at -o, and the .csv beside it.
+    """
+    if out.suffix != ".npy":
+        raise UsageError(f"-o {out}: give a name ending in .npy")
+
+    with session(images, quiet, to_stderr=True) as (terminal, shared):
+        source = images_for(run_, images, *more_images)
+        outputs = (out, out.with_suffix(".csv"))
+        features_file, paths_file = (checked_output(path, run_, source, overwrite) for path in outputs)
+        from deepcluster.runs.predict import predicted
+
+        model = model_of(run_, device)
+        parts = [*predicted(model, source, [], display=terminal, **shared)]
+    if not is_main_rank():
+        return
+    import numpy as np
+
+    features = np.concatenate([part.reduced.numpy() for part in parts])
+    paths = [{"path": path} for part in parts for path in part.paths]
+    signals.check()
+    with signals.uninterrupted():
+        files.write_output(features_file, lambda file: np.save(file, features), binary=True)
+        files.write_output(paths_file, lambda file: write_csv(file, ("path",), paths))
+
+
+def similar(
+    run_: flags.RunArgument,
+    image: flags.AnyPath,
+    /,
+    *,
+    n: Annotated[int, Parameter(name=["-n", "--number"], validator=validators.Number(gte=1))] = 20,
+    out: flags.OutOfTable = "-",
+    device: flags.Device = "auto",
+    overwrite: flags.Overwrite = False,
+    quiet: flags.Quiet = False,
+) -> None:
+    """List the images of a run most similar to one image: path, cluster, name, similarity (cosine of the features).
+
+    Args:
+        image: An image file, or the path of an image in clusters.csv.
+        n: Number of images.
+    """
+    from deepcluster.storage.run_folder import open_run
+
+    check_run(run_)
+    if not os.path.lexists(image) and all(row["path"] != image for row in open_run(run_).read_clusters()):
+        raise DataError(f"{short(image)} is neither a file nor a path in {run_ / 'clusters.csv'}: give one of these")
+    target = None if out == "-" else checked_output(Path(out), run_, image, overwrite)
+    with Terminal(quiet, to_stderr=True):
+        from deepcluster.runs.predict import SIMILAR
+        from deepcluster.runs.predict import similar as most_similar
+
+        rows = ({**asdict(hit), "similarity": f"{hit.similarity:.6f}"} for hit in most_similar(run_, image, n, device))
+        files.write_table(target, partial(write_csv, columns=SIMILAR, rows=rows))
+
+
+def evaluate(  # noqa: PLR0913 a parameter is a flag
+    run_: flags.RunArgument,
+    images: flags.AnyPath | None = None,
+    more_images: flags.MoreImages = (),
+    /,
+    *,
+    labels: flags.PathText | None = None,
+    protocol: Literal["clustering", "knn", "linear"] = "clustering",
+    train: flags.PathText | None = None,
+    set_: flags.Assignments = None,
+    seed: int = 0,
+    device: flags.Device = "auto",
+    quiet: flags.Quiet = False,
+    as_json: flags.Json = False,
+) -> None:
+    """Score clusters and features against labels.
+
+    Args:
+        images: The images to score, as for fit; without it the images of the run.
+        labels: folders (the labels of the source) or a CSV of path,label (default: the labels of the fit).
+        protocol: Its options are in docs/protocols.md, for --set.
+        train: Images that a protocol learns from, instead of the images of the run.
+        seed: Seed of all random numbers.
+    """
+    kind = PROTOCOL_OPTIONS[protocol]
+    options = read_options(kind, flags.read_assignments(set_))
+    kind(**options)  # checks them together
+    values: dict[str, Any] = {}
+    with session(images, quiet, to_stderr=as_json) as (terminal, shared):
+        from deepcluster.images.files import find
+        from deepcluster.images.given import check_labels_there
+
+        check_run(run_)
+        if labels is not None:
+            check_labels_there(labels)
+        tests = None if images is None else find(images, *more_images)
+        learnt = None if train is None else find(train)
+        from deepcluster.runs.evaluate import EvaluationRequest, evaluate
+
+        request = EvaluationRequest(protocol, tests, labels, learnt, options, seed, device)
+        for name, value in evaluate(run_, request, display=terminal, **shared):
+            values[name] = value
+            text = f"{value:.4f}" if isinstance(value, float) else str(value)
+            if is_main_rank() and not (as_json or quiet):
+                say(f"{name:24} {text:>8}")
+    if as_json and is_main_rank():
+        print(json.dumps({"run": str(run_), "protocol": protocol, "values": values}, indent=2))
+
+
+def export(
+    run_: flags.RunArgument,
+    /,
+    *,
+    to: Literal["folders", "imagefolder", "parquet", "onnx"],
+    out: flags.Out,
+    image_flags: Annotated[flags.ImageExportFlags | None, Parameter(name="*")] = None,
+    quiet: flags.Quiet = False,
+) -> None:
+    """Export a run: folders, data sets, a table, an ONNX graph. Images are linked or copied, never moved or changed.
+
+    Args:
+        to: Form of the result: a folder per cluster, a data set, a table, the model as a graph.
+        out: The folder or file to make; it must not exist yet, unless --overwrite may replace it.
+    """
+    chosen: Mapping[str, Any] = image_flags or {}
+    of_images = to in flags.IMAGE_EXPORTS
+    if not of_images:
+        refuse(chosen, f"--to {to} writes no images")
+    check_run(run_)
+    if not chosen.get("dry_run") and not chosen.get("overwrite"):
+        (files.check_no_folder if of_images else files.check_no_file)(out)
+    with Terminal(quiet) as terminal:
+        from deepcluster import export as exports
+
+        getattr(exports, to)(run_, out, display=terminal, **chosen)
