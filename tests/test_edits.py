@@ -20,8 +20,7 @@ from safetensors.torch import load_file, save_file
 from deepcluster.cli import run_command
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.errors import UsageError
-from deepcluster.fitting.conclude import continued
-from deepcluster.fitting.plan import Former
+from deepcluster.fitting.like import Former, continued
 from deepcluster.groups import graph
 from deepcluster.groups.cut import Cut, as_groups, pinned, placement_of
 from deepcluster.groups.tree import parts_of, split_group

@@ -18,8 +18,7 @@ from PIL import Image
 
 from deepcluster import DeepCluster, load
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
-from deepcluster.fitting.conclude import continued
-from deepcluster.fitting.plan import Former
+from deepcluster.fitting.like import Former, continued
 from deepcluster.groups.cut import Placement
 from deepcluster.images.source import LINK
 from deepcluster.learning import training

@@ -2,7 +2,6 @@
 
 import secrets
 import shlex
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -10,51 +9,42 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 import deepcluster
-from deepcluster.auto import RECTIFIED, WHITENING, Plan
+from deepcluster.auto import RECTIFIED
 from deepcluster.build import compute_of, network_of
-from deepcluster.errors import DataError, DeepClusterError, Stopped, UsageError
+from deepcluster.errors import DeepClusterError, Stopped
 from deepcluster.fitting.forecast import announce
+from deepcluster.fitting.like import places_before, read_former
+from deepcluster.fitting.own_features import begin_features, read_given
 from deepcluster.fitting.plan import (
     Begun,
     Clock,
     Contents,
-    Former,
     ImagesRead,
     Job,
     Request,
     begin,
-    check_not_inside,
-    check_same,
     check_weights_here,
-    free_path,
-    names_of,
     with_precision,
 )
+from deepcluster.fitting.resume import check_same
 from deepcluster.fitting.train import train
 from deepcluster.fitting.writer import ResultWriter, rounds_text, write_beginning
-from deepcluster.images import Images, Source, find
+from deepcluster.images import Images, find
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.given import true_labels
 from deepcluster.images.own_features import OwnFeatures, read_features
-from deepcluster.images.source import IDS, counted
-from deepcluster.images.store import Store, check_alike, read_once
+from deepcluster.images.source import counted
+from deepcluster.images.store import check_alike, read_once
 from deepcluster.learning.features import certainty_of
-from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.network import Network, no_network
 from deepcluster.presets import check_groups
-from deepcluster.recipe import AUTO, Recipe, to_toml
+from deepcluster.recipe import AUTO, to_toml
 from deepcluster.report.pictures import sprite_sheet, tiny_pictures
-from deepcluster.runs.images import duplicate_rows, fingerprint, image_digests, pictures_of, row_digests
-from deepcluster.runs.inherit import decisions
+from deepcluster.runs.images import duplicate_rows, fingerprint, image_digests
 from deepcluster.runs.page import SHEET
 from deepcluster.runs.result import summary_text
-from deepcluster.runs.run import read_run, recipe_of
 from deepcluster.runtime import signals
-from deepcluster.runtime.compute import Progress, ignore_progress
 from deepcluster.runtime.console import Display, Several, Silent
 from deepcluster.runtime.devices import CPU, choose_device, environment, keep_freed_memory, working_on
 from deepcluster.runtime.partition import Partition
@@ -62,11 +52,9 @@ from deepcluster.runtime.plain_files import shaped
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import Checkpoints, rounds_done
-from deepcluster.storage.content import IMAGES_READ, RunRecord
+from deepcluster.storage.content import RunRecord
 from deepcluster.storage.state import scratch_of
-from deepcluster.texts import one_line, plural
-
-READ_AT_ONCE = 1024  # images
+from deepcluster.texts import plural
 
 
 def fit(
@@ -95,7 +83,7 @@ def fit(
         keep_freed_memory()
         features, source = read_features(images) if request.features else (None, find(images))
         check_alike(source, processes)
-        start = begin if features is None else partial(_begin_features, images, features.shape[1])
+        start = begin if features is None else partial(begin_features, images, features.shape[1])
         decided = processes.broadcast_json(lambda: asdict(start(source, request, display)))
         begun: Begun = shaped(decided, Begun, "begun")
         if begun.state == "finished":
@@ -132,7 +120,7 @@ def _run(job: Job, begun: Begun, folder: run_folder.LockedFolder | None, network
     checkpoint = checkpoints.latest() if is_resumed else None
     job.display.say("Run", str(out))
     try:
-        images, facts = _read(job, begun, network) if job.features is None else _read_features(job, begun, job.features)
+        images, facts = _read(job, begun, network) if job.features is None else read_given(job, begun, job.features)
         record = replace(
             record,
             images_count=images.store.partition.total,
@@ -267,95 +255,3 @@ def _record_end(folder: run_folder.LockedFolder | None, record: RunRecord, error
     with suppress(DeepClusterError), signals.uninterrupted():
         if folder and _is_same_start(written := folder.read_record(), record) and written.status != "done":
             folder.write_record(replace(written, status=status, error=f"{type(error).__name__}: {error}"))
-
-
-# ---- like an earlier run --------------------------------------------------------------------------------------------
-
-
-def read_former(folder: run_folder.RunFolder) -> Former:
-    """Read the groups of a run."""
-    run = read_run(folder)
-    digest_of = {row["path"]: row["sha256"] for row in [*folder.read_rows(IMAGES_READ), *folder.read_added()]}
-    before = run.placement.cluster
-    clusters = before.tolist()
-    left = decisions(run.model, before)
-    places = {digest_of[path]: (clusters[row], left.get(row, -1)) for row, path in enumerate(run.rows.paths)}
-    return Former(folder.path, run.model, places, recipe_of(folder).store_size, run.record.run)
-
-
-def places_before(
-    former: Former, source: Source, digests: Mapping[str, str], size: int, progress: Progress = ignore_progress
-) -> Tensor:
-    """Return the places of images in an earlier run, as in Former (int64, N x 2); -1 for an image that it lacks.
-
-    ``digests``: By path, of images of ``size`` px. If the run stored another size, the images are read again.
-
-    Raises DataError if the run has none of the images.
-    """
-    if size != former.store_size:
-        digest_of = dict.fromkeys(digests, "")
-        for number, part in enumerate(source.parts(READ_AT_ONCE)):
-            progress("reading again", number * READ_AT_ONCE, len(source.paths))
-            digest_of |= image_digests(part, read_once(part, former.store_size, none_is_fine=True))
-        digests = {path: digest_of[path] for path in digests}
-    before = torch.tensor([former.places.get(digest, (-1, -1)) for digest in digests.values()], dtype=torch.int64)
-    if before.max() < 0:
-        raise DataError(f"--like {former.path}: it has none of these images, so no cluster continues: name another")
-    return before
-
-
-# ---- features that the user computed: steps 3, 4 and 7, without a network --------------------------------------------
-
-# The options of a recipe that concern features; the others are for images or for training.
-FEATURES_OPTIONS = {
-    *("dims", "whitening", "root", "pseudo_labels", "empty", "kmeans_iterations", "spherical", "grouping"),
-}
-
-
-def _begin_features(data: Any, width: int, source: Source, request: Request, display: Display) -> Begun:
-    """Decide the folder and the recipe of a run of features of ``width`` numbers, as :func:`begin` does for images."""
-    check_groups(request.n_clusters, len(source.paths))
-    recipe = _features_recipe(request, source)
-    out = free_path(source, request)
-    if request.overwrite and isinstance(data, str | Path):
-        check_not_inside([Path(data).absolute()], out)
-    if source.location == IDS:
-        display.say("Pictures", f"none: no path leads to a file; the first is {one_line(source.paths[0])}")
-    plan = Plan(recipe, {"features": f"{width:,} numbers a row, which came from elsewhere"})
-    return Begun(str(out), "new", plan, None, *names_of(request))
-
-
-def _features_recipe(request: Request, source: Source) -> Recipe:
-    """Return the reduction and fine clusters of ``auto`` for a pretrained network (docs/decisions.md)."""
-    options = request.recipe.all_options
-    others = ["recipe"] * (request.recipe.base != AUTO) + ["resume"] * request.resume
-    others += [*options, *request.steps.names]
-    if others := [name for name in others if name not in FEATURES_OPTIONS]:
-        raise UsageError(
-            f"{', '.join(others)}: for images only, because features train no network. Leave this out, or pass images"
-            f" (rows of pixels: X.reshape(-1, H, W)). Options for features: {', '.join(sorted(FEATURES_OPTIONS))}"
-        )
-    count = len(source.paths)
-    clusters = min(max(5 * (request.n_clusters or 0), count // 100, 2), max(1, count // 20))
-    chosen: dict[str, Any] = {"whitening": WHITENING, "pseudo_labels": clusters, "rounds": 0, "grouping": "embedding"}
-    chosen |= options
-    return Recipe(**{**chosen, "pseudo_labels": max(1, min(chosen["pseudo_labels"], count))})
-
-
-def _read_features(job: Job, begun: Begun, features: Tensor) -> tuple[ImagesRead, dict[str, Any]]:
-    """Settle the beginning of a run of features, as :func:`_read` does for images. A collective."""
-    source = job.source
-    recipe = begun.plan.recipe
-    total = len(source.paths)
-    settings = (line for line in to_toml(recipe).splitlines() if line.partition(" ")[0] in FEATURES_OPTIONS)
-    pictures = pictures_of(source) if job.processes.is_main else None
-    no_images = torch.empty(0, 3, 1, 1, dtype=torch.uint8)
-    store = Store(no_images, tuple(range(total)), (), Partition.of(job.processes, len(job.processes.part(total))))
-    digests = dict(zip(source.paths, row_digests(features), strict=True))
-    beginning: Contents = {
-        "recipe.toml": "\n".join(settings) + "\n",
-        "skipped.csv": [],
-        "history.csv": [],
-        **({} if pictures is None else {SHEET: sprite_sheet(tiny_pictures(pictures, 0, total))}),
-    }
-    return ImagesRead(store, recipe, digests, beginning), {"backbone": NO_NETWORK, "reasons": begun.plan.reasons}

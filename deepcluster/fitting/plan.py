@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.auto import Facts, Plan
-from deepcluster.build import NO_STEPS, OWN, Steps
-from deepcluster.errors import DataError, ModelError, UsageError
+from deepcluster.build import NO_STEPS, Steps
+from deepcluster.errors import ModelError, UsageError
+from deepcluster.fitting.like import Former
+from deepcluster.fitting.resume import check_options, check_paths
 from deepcluster.images import Source
 from deepcluster.images.store import Store, preview
 from deepcluster.learning.training import network_precision
-from deepcluster.model import Model
 from deepcluster.nets.hub import fetch, local_file
 from deepcluster.nets.names import PUBLISHED
 from deepcluster.nets.network import Network
@@ -28,10 +29,8 @@ from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import CsvRow, is_run, shaped
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder
-from deepcluster.storage.checkpoint import Checkpoint, rounds_done
-from deepcluster.storage.content import IMAGES_READ
+from deepcluster.storage.checkpoint import rounds_done
 from deepcluster.storage.state import own_files
-from deepcluster.texts import one_line, some
 
 # Contents by the name of the file: a text, bytes, or rows.
 Contents = Mapping[str, str | bytes | Sequence[CsvRow]]
@@ -79,17 +78,6 @@ class Clock:
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         return seconds
-
-
-@dataclass(frozen=True)
-class Former:
-    """The groups of an earlier run."""
-
-    path: Path
-    model: Model
-    places: Mapping[str, tuple[int, int]]  # by the image's digest: its cluster, and its cluster by decisions() or -1
-    store_size: int  # side of the images with these digests, in px
-    run: str | None = None  # its identifier
 
 
 @dataclass(frozen=True)
@@ -228,79 +216,6 @@ def check_not_inside(images: Iterable[Path], out: Path) -> None:
     for file in images:
         if (file.name in names or file.is_symlink()) and os.path.realpath(file) in replaced:
             raise UsageError(f"--overwrite would remove {file}, which is one of IMAGES: give another -o")
-
-
-# ---- may the run go on? ----------------------------------------------------------------------------------------------
-
-
-def check_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise UsageError if an option has another value than the run began with."""
-    for name, value in now.items():
-        if then.get(name) != value:
-            how = "give the options that the run began with, or --overwrite"
-            if name.startswith(OWN):
-                how = "resume from Python with the same steps: DeepCluster(...).fit(X, run=..., resume=True)"
-            raise UsageError(f"--resume: {name} was {then.get(name)!r} and is {value!r} now: {how}")
-
-
-def check_paths(folder: run_folder.RunFolder, source: Source) -> None:
-    """Raise DataError if files were added or removed since the run began; no image is read for it."""
-    updated = {row["path"] for row in folder.read_added()}
-    if folder.has(IMAGES_READ):
-        used = {row["path"] for row in folder.read_rows(IMAGES_READ)}
-    elif folder.has("clusters.csv"):
-        used = {*folder.read_clusters().where("status", "ok").column("path")} - updated
-    else:
-        return
-    now = {*source.paths, *(path for path, _ in source.skipped)} - updated
-    then = used | {row["path"] for row in folder.read_rows("skipped.csv")}
-    if used - now or now - then:
-        raise _differing(added=sorted(now - then), removed=sorted(used - now))
-
-
-def _differing(**differences: Sequence[str]) -> DataError:
-    shown = {kind: some([*map(one_line, paths)]) for kind, paths in differences.items() if paths}
-    texts = [f"{len(differences[kind]):,} {kind} ({paths})" for kind, paths in shown.items()]
-    return DataError(
-        f"the run began with other images: {'; '.join(texts) or 'they are in another order'}: put them"
-        " back, or begin anew with --overwrite"
-    )
-
-
-def check_same(
-    folder: run_folder.RunFolder, checkpoint: Checkpoint | None, about: Mapping[str, Any], images: Mapping[str, str]
-) -> list[str] | None:
-    """Compare a run that goes on with its beginning, and return the differences of machine, versions and threads.
-
-    ``checkpoint``: The run's last checkpoint, or None. ``about``: The facts about the run now, as a checkpoint has
-    them. ``images``: As :func:`image_digests`.
-
-    Raises DataError if the images have changed, ModelError if the checkpoint is of another run, UsageError if the
-    options differ.
-    """
-    if checkpoint and checkpoint.about.get("run") != about["run"]:
-        raise ModelError(
-            f"the last checkpoint in {folder.path / 'checkpoints'} is of run {checkpoint.about.get('run')}, and this is"
-            f" run {about['run']}: put back the checkpoints of this run"
-        )
-    if checkpoint:
-        check_options(checkpoint.about["options"], about["options"])
-    rows = folder.read_rows(IMAGES_READ) if folder.has(IMAGES_READ) else None
-    then = images if rows is None else {row["path"]: row["sha256"] for row in rows}
-    if [*then.items()] != [*images.items()]:
-        raise _differing(
-            added=[path for path in images if path not in then],
-            removed=[path for path in then if path not in images],
-            changed=[path for path in images if path in then and then[path] != images[path]],
-        )
-    if not checkpoint:
-        return None
-    before = checkpoint.about["environment"]
-    changed = {name: value for name, value in (about["environment"] or {}).items() if before.get(name) != value}
-    differences = [f"{name} {before.get(name)} then, {value} now" for name, value in changed.items()]
-    if differences:
-        warn(f"the result may differ from that of an uninterrupted run: {'; '.join(differences)}")
-    return differences
 
 
 # ---- weights --------------------------------------------------------------------------------------------------------
