@@ -32,6 +32,7 @@ from deepcluster.groups.graph import Embeddings
 from deepcluster.model import Model
 from deepcluster.nets.network import build, no_network
 from deepcluster.runs.lesson import Answer, asked, lesson
+from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.run import Rows, Run
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage.content import RunRecord
@@ -105,7 +106,7 @@ def covered(run: Run, truth: list[str], seeds: range) -> float:
     for seed in seeds:
         seeded = replace(run, record=replace(run.record, seed=seed))
         rows = [int(one.path) for one in asked(seeded, DRAWN, drawn=True)]
-        intervals.append(spread.estimated_quality([(row, int(is_right[row])) for row in rows]))
+        intervals.append(estimated_quality([(row, int(is_right[row])) for row in rows]))
     return mean(float(one["low"] <= is_right.mean() <= one["high"]) for one in intervals)
 
 

@@ -25,12 +25,13 @@ from deepcluster.errors import UsageError
 from deepcluster.groups import spread
 from deepcluster.groups.cut import Cut, regrouped
 from deepcluster.groups.graph import Embeddings, neighbour_ties
-from deepcluster.groups.spread import Taught, beliefs, estimated_quality, followed, questions
+from deepcluster.groups.spread import Taught, beliefs, followed, questions
 from deepcluster.runs import lesson as teaching
 from deepcluster.runs.change import preview, undo
 from deepcluster.runs.edits import apply
 from deepcluster.runs.lesson import Answer, ask, lesson, read_answers, teach
 from deepcluster.runs.promote import promote
+from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.recut import recut
 from deepcluster.runs.run import Run, read_run
 from deepcluster.storage.edits_file import Edits

@@ -1,6 +1,5 @@
 """Answers about a few images: relabel the others by them, and choose the next questions."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -24,7 +23,6 @@ SHRINKAGE = 0.6  # of its covariance towards a sphere
 FINE = 2  # fine clusters of a group, whose typical images are asked about
 STARTS = 3  # of the k-means that makes them
 MAX_ROWS = 5000  # for it
-CONFIDENCE = 0.9  # of the interval of the quality
 Labels = npt.NDArray[np.int64]
 
 
@@ -165,18 +163,3 @@ def nodes_of(reduced: Tensor, rows: Tensor) -> Labels:
     """Return the index of the one of the distinct ``rows`` that equals a feature (int64, N); -1: none."""
     number = {row.tobytes(): node for node, row in enumerate((rows + 0.0).numpy())}
     return np.array([number.get(row.tobytes(), -1) for row in (reduced + 0.0).numpy()], np.int64)
-
-
-def estimated_quality(drawn: Sequence[tuple[int, int]]) -> dict[str, float] | None:
-    """Return the share of images in their right groups, and the bounds of its interval (Wilson 1927).
-
-    ``drawn``: The images drawn at random, as in Annotations; None is returned if there are none.
-    """
-    if not drawn:
-        return None
-    count, right = len(drawn), sum(is_right for _, is_right in drawn)
-    square = float(scipy.special.ndtri((1 + CONFIDENCE) / 2)) ** 2 / count
-    middle = (right / count + square / 2) / (1 + square)
-    half = math.sqrt(square * (right * (count - right) / count**2 + square / 4)) / (1 + square)
-    bounds = {"share": right / count, "low": middle - half, "high": middle + half}
-    return {"drawn": count, "right": right} | {name: round(value, 4) for name, value in bounds.items()}

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Cut, move_rows, regrouped
 from deepcluster.groups.graph import graph_rows
-from deepcluster.groups.spread import Labels, Taught, beliefs, estimated_quality, followed, nodes_of, questions
+from deepcluster.groups.spread import Labels, Taught, beliefs, followed, nodes_of, questions
 from deepcluster.model import Model
 from deepcluster.runs.change import Change, commit, decided, preview
 from deepcluster.runs.edits import MAX_NEW, moved_rows
+from deepcluster.runs.quality import estimated_quality, verdicts
 from deepcluster.runs.run import Run, read_run
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Display, Several
@@ -202,15 +202,9 @@ def _taught_model(run: Run, answers: Sequence[Answer], within: int | None) -> tu
         group_of = torch.cat([cut.group_of[parts], torch.tensor([new_answers[row] for row in alone]).long()])
         split = replace(model, cut=Cut(centroids, group_of)).place(rows.reduced).cluster
         clusters = torch.where(placed.cluster == within, split, placed.cluster)
-    # An image is judged once, by the cluster that it would have if nobody had answered about it: later its own answer
-    # keeps it in place. So the quality does not grow by lessons that follow. Another answer is judged anew, unless the
-    # first one was right.
-    kinds = taught.kinds
-    changed = {row for row in drawn if kinds[answered.get(row, cluster[row])] != kinds[cluster[row]]}
-    judged = [row for row in answered if row in marked or (row in changed and not drawn[row])]
-    by_itself = _unpinned(replace(model, cut=cut), rows.reduced, judged, pinned, clusters)
-    drawn = {row: int(drawn[row] and row not in changed) for row in drawn if row in answered}
-    drawn |= {row: int(kinds[by_itself[row]] == kinds[answered[row]]) for row in judged}
+    drawn = verdicts(
+        replace(model, cut=cut), rows.reduced, drawn, marked, pinned, answered, cluster, clusters, taught.kinds
+    )
     cut = move_rows(cut, moved | targets, rows.reduced, clusters)
     new = replace(
         replace(model, names=tuple(names)).with_cut(cut),
@@ -219,20 +213,6 @@ def _taught_model(run: Run, answers: Sequence[Answer], within: int | None) -> tu
         drawn=tuple(drawn.items()),
     )
     return new, remarks
-
-
-def _unpinned(model: Model, reduced: Tensor, rows: Sequence[int], answered: Sequence[int], clusters: Tensor) -> Tensor:
-    """Return the clusters, those of ``rows`` by a cut without the centroids that keep ``answered`` images in place.
-
-    Other images stay where they are, whatever is pinned beside them.
-    """
-    places = nodes_of(reduced[[*rows]], reduced[[*answered]]).tolist()
-    own = [row for row, place in zip(rows, places, strict=True) if place >= 0]
-    others = torch.from_numpy(nodes_of(model.cut.centroids, reduced[own]) < 0)
-    if not own or not others.any():
-        return clusters
-    cut = Cut(model.cut.centroids[others], model.cut.group_of[others])
-    return clusters.scatter(0, torch.tensor(own), replace(model, cut=cut).place(reduced[own]).cluster)
 
 
 def _understood(run: Run, answers: Sequence[Answer]) -> tuple[dict[int, int], list[str], list[str]]:

@@ -13,10 +13,10 @@ from deepcluster.clustering.agreement import NMI_AVERAGE, pair_counts, scores
 from deepcluster.clustering.kmeans import means
 from deepcluster.groups.choose_k import plausible_numbers, stability
 from deepcluster.groups.cut import Placement
-from deepcluster.groups.spread import estimated_quality
 from deepcluster.groups.tree import medoids_of
 from deepcluster.model import Model
 from deepcluster.recipe import Recipe
+from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.run import Rows, Run, placement_columns
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.partition import Partition
