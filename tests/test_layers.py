@@ -106,6 +106,7 @@ ALLOWED = {
     ("runtime/machine.py", "importlib"): "asks for the versions of installed packages, loads nothing",
     ("nets/hub.py", "huggingface_hub"): "looks into the cache, and downloads weights that the user asked for",
     ("nets/hub.py", "importlib"): "finds the folder of the package with the network (find_spec), loads nothing",
+    ("nets/timm.py", "importlib"): "finds the tables of nouns among timm's files, loads nothing",
     ("images/shards.py", "tarfile"): "reads the headers of shards; nothing is extracted, and no name is opened",
     ("runs/serve.py", "http"): "serves the report on the loopback interface, with --serve alone; asks nobody",
     ("runs/serve.py", "socket"): "names the type of a connection of that server, opens none",
