@@ -4,17 +4,19 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, get_args
 
 from cyclopts import Group, Parameter, Token, validators
 
 from deepcluster.errors import UsageError
 from deepcluster.nets.names import MODULE
-from deepcluster.presets import read_shares
 from deepcluster.recipe import ANY, Recipe, declared
-from deepcluster.texts import short
+from deepcluster.texts import number, short
 
 IMAGE_EXPORTS = ("folders", "imagefolder")  # the forms of `export` that hold images, and use all its flags
+Mode = Literal["symlink", "hardlink", "copy"]
+Outliers = Literal["keep", "separate", "leave"]
+Duplicates = Literal["all", "first"]
 
 # The help lists the flags that most people need first, and these groups behind them.
 NETWORK = Group("Network and training", sort_key=2)
@@ -48,6 +50,16 @@ def read_assignments(texts: list[str] | None) -> dict[str, str]:
             raise UsageError(f"--set {text}: write it as OPTION=VALUE, for example --set dims=64")
         values[name.strip().replace("-", "_")] = value.strip()
     return values
+
+
+def read_shares(split: str | Sequence[float]) -> tuple[float, ...]:
+    """Return the shares of training, validation and test in ``.8,.1,.1``. UsageError if they are none."""
+    text = split if isinstance(split, str) else ",".join(map(str, split))
+    shares = tuple(number(part) for part in text.split(","))
+    valid = tuple(share for share in shares if share is not None and share >= 0)
+    if len(shares) != 3 or len(valid) != 3 or not valid[0] or abs(sum(valid) - 1) > 1e-6:
+        raise UsageError(f"--split {text[:80]!a}: give the shares of train, validation and test, such as .8,.1,.1")
+    return valid
 
 
 def refuse(names: Iterable[str], reason: str) -> None:
@@ -189,28 +201,52 @@ else:  # the flags that were given, by the name of their option
     RecipeFlags = TypedDict("RecipeFlags", _recipe_flags(), total=False)
 
 
-class ImageExportFlags(TypedDict, total=False):
-    """The given flags of ``export`` that only its forms with images use.
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Sorting:
+    """Flags of the exports of images. Python and the dialog of the page make the same choices.
 
     Attributes:
         mode: How to place the images (default: folders: the first that works; imagefolder: copy).
-        outliers: Keep outliers in their cluster (the default), in folders of their own, or leave them out.
-        duplicates: Of nearly identical images take all (the default), or the best (first): the largest, then the
-            sharpest.
+        outliers: Keep outliers in their cluster, in folders of their own, or leave them out.
+        duplicates: Of nearly identical images take all, or the best (first): the largest, then the sharpest.
         split: Shares of train, validation and test, such as .8,.1,.1; nearly identical images stay together.
         n: Number of images, drawn uniformly over the clusters (default: all).
-        seed: Of --split and -n (default: 0).
+        seed: Seed of --split and -n.
         overwrite: Replace a folder that an export made, if nobody changed it.
         images: The images of the run, if they have moved since.
         dry_run: Print what the export would do, and stop.
     """
 
-    mode: Literal["symlink", "hardlink", "copy"]
-    outliers: Literal["keep", "separate", "leave"]
-    duplicates: Literal["all", "first"]
-    split: Annotated[str, Parameter(validator=lambda _, text: read_shares(text))]
-    n: Annotated[int, Parameter(name=["-n", "--number"], validator=validators.Number(gte=1))]
-    seed: int
-    overwrite: bool
-    images: PathText
-    dry_run: bool
+    mode: Mode | None = None
+    outliers: Outliers = "keep"
+    duplicates: Duplicates = "all"
+    split: str | None = None
+    n: Annotated[int | None, Parameter(name=["-n", "--number"])] = None
+    seed: int = 0
+    overwrite: bool = False
+    images: PathText | None = None
+    dry_run: bool = False
+    layout: Annotated[Literal["named", "dataset"], Parameter(parse=False)] = "named"
+
+    def __post_init__(self) -> None:
+        """Check choices from Python and the page."""
+        for name, kind in (("mode", Mode), ("outliers", Outliers), ("duplicates", Duplicates)):
+            if (value := getattr(self, name)) not in (getattr(Sorting, name), *get_args(kind)):
+                raise UsageError(f"--{name} {value}: choose {', '.join(get_args(kind))}, or leave it out")
+        if self.is_dataset and self.outliers == "separate":
+            raise UsageError(
+                f"--outliers {self.outliers}: choose keep or leave. Every folder of an image folder is a class, and"
+                " is_outlier is a column of its metadata.csv"
+            )
+        if self.n is not None and self.n < 1:
+            raise UsageError(f"-n {self.n}: give a number of at least 1")
+        if self.split is not None:
+            read_shares(self.split)
+
+    @property
+    def is_dataset(self) -> bool:
+        return self.layout == "dataset"
+
+
+SORTING = Sorting()

@@ -26,7 +26,7 @@ from deepcluster.auto import (
 from deepcluster.errors import DataError, ModelError, UsageError
 from deepcluster.nets.names import MODULE, PAPER_NETWORKS, PUBLISHED, backbone_of, only_size
 from deepcluster.recipe import AUTO, Recipe, read_options, read_toml
-from deepcluster.texts import number, plural
+from deepcluster.texts import plural
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,6 @@ class RecipeRequest:
     @property
     def all_options(self) -> dict[str, Any]:
         return {**self.file_options, **self.options}
-
-
-def read_shares(text: str) -> tuple[float, ...]:
-    """Return the shares of training, validation and test in ``.8,.1,.1``. UsageError if they are none."""
-    shares = tuple(number(part) for part in text.split(","))
-    valid = tuple(share for share in shares if share is not None and share >= 0)
-    if len(shares) != 3 or len(valid) != 3 or not valid[0] or abs(sum(valid) - 1) > 1e-6:
-        raise UsageError(f"split {text[:80]!a}: give the shares of train, validation and test, such as .8,.1,.1")
-    return valid
 
 
 def check_groups(n_clusters: int | None, count: int) -> None:

@@ -16,8 +16,9 @@ from PIL import Image
 
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
 from deepcluster.export import folders
-from deepcluster.export.folders import MAX_NAME_BYTES, Transfer, cluster_folder, distinct, plain, read_run_images
 from deepcluster.export.folders import WAYS as BY_MODE
+from deepcluster.export.folders import Transfer
+from deepcluster.export.plan import MAX_NAME_BYTES, cluster_folder, distinct, plain, read_run_images
 from deepcluster.export.replace import INVENTORY, INVENTORY_COLUMNS, LOCK, write_inventory
 from deepcluster.images.decode import Undecodable
 from deepcluster.storage.run_folder import RunFolder, table_rows
@@ -227,7 +228,7 @@ def test_nothing_but_outliers_and_unknown_choices(beach, tmp_path):
     mark_outliers(beach, lambda row: True)
     for options, error, message in [
         ({"outliers": "leave"}, DataError, "outliers"),
-        ({"outliers": "move"}, UsageError, "keep or separate or leave"),
+        ({"outliers": "move"}, UsageError, "keep, separate, leave"),
         ({"mode": "move", "dry_run": True}, UsageError, "symlink, hardlink, copy"),
         ({"layout": "dataset", "outliers": "separate"}, UsageError, "outliers"),
     ]:
@@ -459,7 +460,7 @@ def test_a_copy_never_overwrites(beach, tmp_path):
     (tmp_path / "a.png").symlink_to(tmp_path / "photos/sea/b.png")
     before = state(tmp_path / "photos")
     with pytest.raises(Undecodable):
-        Transfer(read_run_images(beach, None), None)("a.png", tmp_path / "a.png")
+        Transfer(read_run_images(beach, None), ["copy"])("a.png", tmp_path / "a.png")
     assert state(tmp_path / "photos") == before
 
 

@@ -10,10 +10,10 @@ from torchvision.datasets import ImageFolder
 
 from deepcluster.errors import UsageError
 from deepcluster.export import folders, imagefolder
-from deepcluster.export.folders import SUFFIXES
+from deepcluster.export.plan import SUFFIXES
 from deepcluster.export.replace import INVENTORY
 from deepcluster.export.split import PARTS, balanced, split
-from deepcluster.presets import read_shares
+from deepcluster.flags import read_shares
 from tests.exports import colour, hand_run, photos_run, state, tree, write_image
 from tests.helpers.image_files import talkative
 from tests.helpers.runs import rows as read

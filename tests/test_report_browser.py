@@ -450,7 +450,8 @@ def test_sorting_asks_four_things_and_remembers_them(run: Path, copied: Path, br
         page.locator("#sort-apart").check()
         with page.expect_request("**/export") as request:
             page.keyboard.press("Enter")
-        chosen = {"name": "meine Bilder", "place": "images", "copies": True, "best": True, "apart": True}
+        chosen = {"name": "meine Bilder", "place": "images", "mode": "copy"}
+        chosen |= {"duplicates": "first", "outliers": "separate"}
         assert request.value.post_data_json["sorting"].items() >= chosen.items()
         told, out = page.locator("#sorted"), run.parent / "meine Bilder"
         told.get_by_text(f"{len(rows(run / 'clusters.csv')) - 1} images sorted").wait_for()

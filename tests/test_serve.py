@@ -68,7 +68,8 @@ def test_nothing_gets_in(run: Path):
             for name in ("", ".", "..", "../x", "/tmp/x", "a/b", "a\\b", ".x", "a.", "x" * 101, "a\nb", 5)
         ),
         *({"name": "x", "place": place} for place in ("elsewhere", "/tmp", "", None)),
-        *({"name": "x", key: value} for key, value in (("out", "/tmp/x"), ("copies", "yes"), ("best", 1))),
+        *({"name": "x", key: value} for key, value in (("mode", "move"), ("mode", None), ("duplicates", 1))),
+        *({"name": "x", key: value} for key, value in (("images", "/tmp"), ("out", "/tmp/x"), ("overwrite", ""))),
         *({"name": name} for name in (run.name, "x/../y")),
         *({"name": Path(record(run)["location"]).name, "place": "images"}, [], "x", {}),
     ]:

@@ -3,7 +3,6 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from itertools import chain, islice
@@ -197,7 +196,7 @@ def export(
     *,
     to: Literal["folders", "imagefolder", "parquet", "onnx"],
     out: flags.Out,
-    image_flags: Annotated[flags.ImageExportFlags | None, Parameter(name="*")] = None,
+    sorting: flags.Sorting = flags.SORTING,
     quiet: flags.Quiet = False,
 ) -> None:
     """Export a run: folders, data sets, a table, an ONNX graph. Images are linked or copied, never moved or changed.
@@ -206,14 +205,14 @@ def export(
         to: Form of the result: a folder per cluster, a data set, a table, the model as a graph.
         out: The folder or file to make; it must not exist yet, unless --overwrite may replace it.
     """
-    chosen: Mapping[str, Any] = image_flags or {}
     of_images = to in flags.IMAGE_EXPORTS
     if not of_images:
-        refuse(chosen, f"--to {to} writes no images")
+        given = (name for name, value in vars(sorting).items() if value != getattr(flags.SORTING, name))
+        refuse(given, f"--to {to} writes no images")
     check_run(run_)
-    if not chosen.get("dry_run") and not chosen.get("overwrite"):
+    if not sorting.dry_run and not sorting.overwrite:
         (files.check_no_folder if of_images else files.check_no_file)(out)
     with Terminal(quiet) as terminal:
         from deepcluster import export as exports
 
-        getattr(exports, to)(run_, out, display=terminal, **chosen)
+        getattr(exports, to)(run_, out, *([sorting] if of_images else []), display=terminal)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from deepcluster.errors import UsageError
+from deepcluster.flags import Sorting
 from deepcluster.groups.tree import MAX_IN_TREE
 from deepcluster.runs import lesson as teaching
 from deepcluster.runs.change import preview, undo
@@ -38,17 +39,6 @@ class Teaching:
     n: Annotated[int, range(1, 1001)] = 10  # questions that the page wants
 
 
-@dataclass(frozen=True)
-class Sorting:
-    """The choices of the page's dialog."""
-
-    name: str  # of the folder, which is made or replaced
-    place: str = "run"  # key of :func:`places_for_folders`
-    copies: bool = False  # False: links if they work
-    best: bool = False  # of nearly identical images only the best one
-    apart: bool = False  # outliers in folders of their own
-
-
 def teaching_of(request: Mapping[str, Any]) -> Teaching:
     taught: Teaching = shaped(request.get("taught"), Teaching, "taught")
     answers = tuple(replace(answer, name=checked_name(answer.name), may_be_new=True) for answer in taught.answers)
@@ -73,25 +63,20 @@ def _teach(run: Path, request: Mapping[str, Any], sort: Sort) -> None:
 def _sort(run: Path, request: Mapping[str, Any], sort: Sort) -> dict[str, Any]:
     """Sort the images into folders; return their place and number, and the number of images left out."""
     folder = run_folder.open_run(run)
-    sorting = Sorting(default_name(folder))
-    if (choices := request.get("sorting")) is not None:
-        sorting = shaped(choices, Sorting, "sorting")
-        if not FOLDER_NAME.fullmatch(sorting.name):
+    choices: dict[str, Any] = {"name": default_name(folder)}
+    if "sorting" in request:
+        choices = shaped(request["sorting"], dict[str, str], "sorting")
+        if not FOLDER_NAME.fullmatch(choices.get("name", "")):
             raise UsageError("the name of a folder has letters, digits, spaces and -_.(), at most 100: change it")
-    place = places_for_folders(folder).get(sorting.place)
+    name, where = choices.pop("name"), choices.pop("place", "run")
+    place = places_for_folders(folder).get(where)
     if place is None:
-        raise UsageError(f"sorted images go beside the run or beside its images, and not {sorting.place[:80]!a}")
-    rows = sort(
-        run,
-        place / sorting.name,
-        mode="copy" if sorting.copies else None,
-        duplicates="first" if sorting.best else "all",
-        outliers="separate" if sorting.apart else "keep",
-        overwrite=True,
-        display=Several(),
-    )
+        raise UsageError(f"sorted images go beside the run or beside its images, and not {where[:80]!a}")
+    if unknown := choices.keys() - {"mode", "outliers", "duplicates"}:
+        raise UsageError(f"the page chooses no {min(unknown)[:80]!a}")
+    rows = sort(run, place / name, Sorting(**choices, overwrite=True), display=Several())
     ways = Counter(row["how"].partition(" ")[0].rstrip(":") for row in rows)
-    place_and_number = {"folder": str(place / sorting.name), "images": sum(bool(row["exported_path"]) for row in rows)}
+    place_and_number = {"folder": str(place / name), "images": sum(bool(row["exported_path"]) for row in rows)}
     return {"sorted": place_and_number | ways}
 
 

@@ -50,16 +50,17 @@ function openSorting(best = false) {
     const text = t(value === "run" ? "in {0}, beside the run" : "in {0}, beside the images", folder || "/");
     return element("option", {value, textContent: text, selected: here.place === value});
   }));
-  $(`[name=copies][value="${before.copies ? 1 : ""}"]`).checked = true;
-  $("#sort-best").checked = best || Boolean(before.best);
+  $(`[name=copies][value="${before.mode ? 1 : ""}"]`).checked = true;
+  $("#sort-best").checked = best || before.duplicates === "first";
   $("#sort-best").closest("p").hidden = !duplicates;
-  $("#sort-apart").checked = Boolean(before.apart);
+  $("#sort-apart").checked = before.outliers === "separate";
   $("form", dialog).onsubmit = event => {
     if (event.submitter.value !== "sort") return;
     const sorting = {
-      name: name.value.trim(), place: place.value, copies: Boolean($("[name=copies]:checked").value),
-      best: duplicates && $("#sort-best").checked, apart: $("#sort-apart").checked,
+      name: name.value.trim(), place: place.value, duplicates: duplicates && $("#sort-best").checked ? "first" : "all",
+      outliers: $("#sort-apart").checked ? "separate" : "keep",
     };
+    if ($("[name=copies]:checked").value) sorting.mode = "copy";
     document.cookie = `${COOKIE}${encodeURIComponent(JSON.stringify({...sorting, run: data.run}))}; Max-Age=31536000; SameSite=Strict; Path=/`;
     send("export", {sorting});
   };

@@ -1,0 +1,244 @@
+"""The plan of a tree of folders: a place for each image, by names that are valid and distinct on every file system."""
+
+import os
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from deepcluster.errors import DataError, UsageError
+from deepcluster.export.replace import key
+from deepcluster.export.split import PARTS, balanced
+from deepcluster.export.split import split as split_up
+from deepcluster.flags import Sorting, read_shares
+from deepcluster.images import Images, Source, find
+from deepcluster.images.decode import SUFFIXES as IMAGE_SUFFIXES
+from deepcluster.images.decode import Undecodable, explain, pillow_limits, sides
+from deepcluster.runs.images import images_at_hand
+from deepcluster.runtime.log import warn
+from deepcluster.storage import run_folder
+from deepcluster.storage.content import Row
+from deepcluster.storage.model_files import read_annotations
+from deepcluster.texts import one_line
+
+MAX_NAME_BYTES = 255  # ext4, APFS, NTFS (there UTF-16 units, which are never more)
+MAX_LABEL_BYTES = 100
+MAX_SUFFIX = 20  # characters
+_FORBIDDEN = set('<>:"/\\|?*')  # on Windows
+
+JUNK = "_junk"
+APART = "_outliers"
+DUPLICATE = "duplicate of "  # begins the reason of an image that a better one stands for
+# Suffixes that `datasets` takes for an image; other files are written as PNG.
+SUFFIXES = IMAGE_SUFFIXES - {".heic", ".heif", ".hif", ".avif"}
+
+
+@dataclass(frozen=True)
+class RunImages:
+    """The images of a run."""
+
+    run: Path
+    rows: tuple[Row, ...]  # all of clusters.csv, with the names of the model
+    source: Source  # the images that are at hand
+    index: Mapping[str, int]  # of an image in the source, by path
+    junk: Set[str]  # clusters that a person marked
+    set_of: Mapping[str, str] | None  # sets of near-duplicates, by path; None if the run does not know them
+
+    def is_file(self, row: Row) -> bool:
+        """Tell if the image of a row is a file, and so not written as PNG."""
+        return self.original(row["path"]) is not None or (row["path"] not in self.index and self.source.items.of_files)
+
+    def original(self, path: str) -> Path | None:
+        """Return the path of an image's file, unchecked; None if it has no file or is not at hand."""
+        return self.source.file(self.index[path]) if path in self.index else None
+
+    def check_outside_of(self, out: Path) -> None:
+        """Raise UsageError if an image lies in ``out``: it would go with the tree that is replaced."""
+        top = os.path.realpath(out)
+        for path in self.index:
+            if (file := self.original(path)) and Path(os.path.realpath(file)).is_relative_to(top):
+                raise UsageError(f"{one_line(path)}, an image of the run, lies in -o {out}: give another -o")
+
+    def quality(self, path: str) -> tuple[int, float] | None:
+        """Return the pixels of an image and the sum of squared differences of neighbours; None if it is unreadable."""
+        try:
+            image = self.source.read(self.index[path])
+        except (Undecodable, OSError):
+            return None
+        grey = np.asarray(image.convert("L"), np.float32)
+        return image.width * image.height, sum(float(np.square(np.diff(grey, axis=axis)).sum()) for axis in (0, 1))
+
+    def file(self, path: str) -> Path | None:
+        """Return the file of an image, None if it has none. Undecodable if it does not exist or has no image header."""
+        if path not in self.index:
+            raise Undecodable("no such image")
+        file = self.original(path)
+        try:
+            if file:
+                sides(file)
+        except OSError as error:
+            raise Undecodable(explain(error)) from None
+        return file
+
+
+def read_run_images(run: Path, images: Images | None) -> RunImages:
+    """Locate the images of a run, under the same paths in the place ``images``; None: in the run's own.
+
+    Images that an update added from elsewhere are still there. DataError if none exists any more.
+    """
+    folder = run_folder.open_run(run)
+    rows, about = run_folder.read_state(run, lambda state: (state.read_clusters(), read_annotations(state)))
+    source = images_at_hand(folder, None if images is None else find(images))
+    index = {path: i for i, path in enumerate(source.paths)} if source else {}
+    used = [row for row in rows if row["status"] == "ok"]
+    if source is None or not any(row["path"] in index for row in used):
+        location = source.location if source else folder.read_record().location
+        raise DataError(
+            f"none of the {len(used):,} images of {run} was found (they were in {one_line(location)}): say where they"
+            " are now with --images IMAGES"
+        )
+    # The model's names count, because people edit tables.
+    named = ({**row, "name": about.names[int(row["cluster"])] if row["cluster"] else ""} for row in rows)
+    sets = folder.read_rows("duplicates.csv") if folder.has("duplicates.csv") else None
+    set_of = None if sets is None else {row["path"]: row["group"] for row in sets}
+    return RunImages(run, tuple(named), source, index, {*map(str, about.junk)}, set_of)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The place of an image in a tree."""
+
+    row: Row  # of clusters.csv
+    place: str  # FOLDER/NAME; "" if the image stays out
+    reason: str  # of an image that stays out
+
+
+def plan(images: RunImages, sorting: Sorting) -> list[Target]:
+    """Return the targets of all images of a run, in the order of its clusters.csv."""
+    left: dict[str, str] = {}  # the reasons of images that stay out, by path
+    if sorting.outliers == "leave":
+        junk = () if sorting.is_dataset else images.junk
+        outliers = (row for row in images.rows if row["is_outlier"] == "1" and row["cluster"] not in junk)
+        left = {row["path"]: "outlier" for row in outliers}
+    usable = (row for row in images.rows if row["status"] == "ok" and row["path"] in images.index)
+    wanted = {row["path"]: row["cluster"] for row in usable if row["path"] not in left}
+    if sorting.duplicates == "first":
+        worse = _duplicates(images, wanted.keys())
+        left |= worse
+        wanted = {path: cluster for path, cluster in wanted.items() if path not in worse}
+    if sorting.n is not None:
+        drawn = balanced(wanted, sorting.n, sorting.seed)
+        left |= dict.fromkeys(wanted.keys() - drawn, "not drawn")
+        wanted = {path: cluster for path, cluster in wanted.items() if path in drawn}
+    part_of: dict[str, str] = {}
+    if sorting.split is not None:
+        if images.set_of is None:
+            warn(f"{images.run} has no duplicates.csv: nearly identical images may come into different parts")
+        part_of = split_up(wanted, read_shares(sorting.split), images.set_of or {}, sorting.seed)
+    first = PARTS[0] if sorting.is_dataset or part_of else ""  # for images that are not at hand
+    places = distinct([
+        _preferred(row, images, sorting, part_of.get(row["path"], first))
+        if row["status"] == "ok" and row["path"] not in left
+        else ""
+        for row in images.rows
+    ])  # fmt: skip
+    pairs = zip(images.rows, places, strict=True)
+    return [Target(row, place, left.get(row["path"], "skipped")) for row, place in pairs]
+
+
+def _preferred(row: Row, images: RunImages, sorting: Sorting, part: str) -> str:
+    """Return the place of an image, if no other one has that name there; ``part``: of the data, the upper folder."""
+    name = PurePosixPath(row["path"]).name
+    refused = not images.is_file(row)
+    if sorting.is_dataset:
+        name = plain(name)
+        refused |= stem_and_suffix(name)[1].lower() not in SUFFIXES
+        kind, folder = "", cluster_folder(int(row["cluster"]))
+    else:
+        apart = APART if sorting.outliers == "separate" and row["is_outlier"] == "1" else ""
+        kind = JUNK if row["cluster"] in images.junk else apart
+        folder = cluster_folder(int(row["cluster"]), row["name"])
+    return "/".join(filter(None, (part, kind, folder, _fitting(name, ".png") if refused else name)))
+
+
+def _duplicates(images: RunImages, wanted: Set[str]) -> dict[str, str]:
+    """Return why images stay out, by path: a better one of ``wanted`` looks (nearly) the same."""
+    if images.set_of is None:
+        raise DataError(
+            f"{images.run} has no duplicates.csv, so nothing says which images are the same: omit --duplicates"
+        )
+    sets: defaultdict[str, list[tuple[int, float, str]]] = defaultdict(list)
+    with pillow_limits():
+        for path, number in images.set_of.items():
+            if path in wanted and (quality := images.quality(path)):
+                sets[number].append((*quality, path))
+    worse = {}
+    for alike in sets.values():
+        best = max(alike, key=lambda image: image[:2])  # the first of equal ones
+        for pixels, sharpness, path in alike:
+            if path != best[2]:
+                why = "larger" if pixels < best[0] else "sharper" if sharpness < best[1] else "the same"
+                worse[path] = f"{DUPLICATE}{best[2]}, which is {why}"
+    return worse
+
+
+# ---- names of files and folders -------------------------------------------------------------------------------------
+
+
+def cluster_folder(number: int, name: str = "") -> str:
+    """Return ``003``, or ``003-name``; characters that a file system may refuse become ``_``."""
+    safe = _replace(name, lambda char: char.isprintable() and char not in _FORBIDDEN)
+    label = _shorten(safe.strip(), MAX_LABEL_BYTES).strip(" .")
+    return f"{number:03}-{label}" if label else f"{number:03}"
+
+
+def plain(name: str) -> str:
+    """Return the name in letters, digits, spaces and ``-_.()``, not hidden: loaders take others for patterns."""
+    safe = _replace(name, lambda char: unicodedata.category(char)[0] in "LMN" or char in " -_.()")
+    stem, suffix = stem_and_suffix(safe)
+    return _fitting(stem.lstrip(" ._") or "image", suffix)
+
+
+def _replace(name: str, allowed: Callable[[str], bool]) -> str:
+    return "".join(char if allowed(char) else "_" for char in unicodedata.normalize("NFC", name))
+
+
+def stem_and_suffix(name: str) -> tuple[str, str]:
+    """Return stem and suffix (``.jpg``); a suffix that is too long belongs to the stem."""
+    suffix = PurePosixPath(name).suffix
+    return (name.removesuffix(suffix), suffix) if len(suffix) <= MAX_SUFFIX else (name, "")
+
+
+def _fitting(stem: str, end: str) -> str:
+    return _shorten(stem, MAX_NAME_BYTES - len(os.fsencode(end))) + end
+
+
+def _shorten(text: str, size: int) -> str:
+    """Return the beginning of ``text``, at most ``size`` bytes."""
+    while len(os.fsencode(text)) > size:
+        text = text[:-1]
+    return text
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Return FOLDER/NAME or "" in order; the second of two equal names gets ``-2`` before its suffix, and so on.
+
+    Names of one :func:`key` are equal, because a file system would mix them up.
+    """
+    taken = {key(name) for name in names}
+    counts: Counter[str] = Counter()
+    unique = []
+    for name in names:
+        counts[name_key := key(name)] += 1
+        chosen = name
+        if name and counts[name_key] > 1:
+            folder, slash, last = name.rpartition("/")
+            stem, suffix = stem_and_suffix(last)
+            while key(chosen := folder + slash + _fitting(stem, f"-{counts[name_key]}{suffix}")) in taken:
+                counts[name_key] += 1
+            taken.add(key(chosen))
+        unique.append(chosen)
+    return unique
