@@ -3,81 +3,55 @@
 import os
 import shutil
 import tempfile
-import weakref
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from itertools import islice
-from numbers import Integral, Real
+from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
-from torch import Tensor, nn
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import nn
 
 from deepcluster.build import Steps
 from deepcluster.clustering.blocks import nearest
-from deepcluster.clustering.kmeans import ClusteringStep, means
+from deepcluster.clustering.kmeans import ClusteringStep
 from deepcluster.errors import DataError, UsageError
 from deepcluster.fitting import fit as fitting
 from deepcluster.fitting.plan import Request
-from deepcluster.images import Images, Source, find
+from deepcluster.images import find
 from deepcluster.images.arrays import without_torch
-from deepcluster.images.own_features import is_column, read_features, stacked
+from deepcluster.images.own_features import (
+    are_features,
+    column_of_paths,
+    column_of_rows,
+    is_column,
+    read_features,
+    stacked,
+)
 from deepcluster.learning.heads import Loss
 from deepcluster.learning.training import OptimizerOf
-from deepcluster.model import Model
 from deepcluster.nets.names import MODULE
+from deepcluster.opened_run import OpenedRun, device_name, is_count, read_n_clusters
 from deepcluster.presets import RecipeRequest, read_request
 from deepcluster.recipe import AUTO, Recipe, declared
-from deepcluster.runs import edits as edits_of_run
-from deepcluster.runs import lesson, page, predict, recut
-from deepcluster.runs.images import images_at_hand
-from deepcluster.runs.lesson import Answer, Question
+from deepcluster.runs import predict
 from deepcluster.runs.predict import Prediction
-from deepcluster.runs.run import placement_columns, read_run
-from deepcluster.runtime.console import Display, Several, Silent, Terminal, has_widgets
-from deepcluster.runtime.devices import choose_device
+from deepcluster.runs.run import placement_columns
+from deepcluster.runtime.console import Display, Several
 from deepcluster.runtime.log import warn
-from deepcluster.runtime.plain_files import PATH_COLUMNS
-from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import COLUMNS
-from deepcluster.storage.edits_file import checked_name, python_edits
-from deepcluster.storage.files import check_output, write_output
-from deepcluster.storage.state import own_files
 from deepcluster.texts import one_line, plural
 
 Errors = Literal["raise", "coerce"]
 # numpy's type, and the value for an image that cannot be used, by the type of a column of clusters.csv.
 NUMPY: Mapping[type, tuple[str, Any]] = {str: ("O", ""), int: ("i8", -1), float: ("f4", np.nan), bool: ("?", False)}
 
-MISSING = ("None", "<NA>", "NaT")  # labels that are unknown, as text
 
-if TYPE_CHECKING:
-    # scikit-learn has no types: with its classes as bases, mypy would accept any attribute.
-    class _Base:
-        def get_params(self, deep: bool = True) -> dict[str, Any]: ...
-        def set_params(self, **params: Any) -> Self: ...
-        def fit_predict(self, X: Any, y: Any = None, **fit_params: Any) -> npt.NDArray[np.int64]: ...
-        def set_output(self, *, transform: str | None = None) -> Self: ...
-        def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[np.object_]: ...
-        def __sklearn_tags__(self) -> Any: ...
-        def __getstate__(self) -> dict[str, Any]: ...
-        def __setstate__(self, state: dict[str, Any]) -> None: ...
-else:
-
-    class _Base(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
-        pass
-
-
-class DeepCluster(_Base):
+class DeepCluster(OpenedRun):
     """Cluster images by DeepCluster (Caron et al., 2018): k-means alternates with a convnet that learns the clusters.
 
     ``X`` is a folder, a list of paths, images (an array or tensor of uint8, or of floats from 0 to 1: N x H x W,
@@ -175,7 +149,7 @@ class DeepCluster(_Base):
         Raises:
             DeepClusterError: The message says what to do.
         """
-        n_clusters = _n_clusters(self.n_clusters)
+        n_clusters = read_n_clusters(self.n_clusters)
         if self.verbose not in (None, 0, 1, 2):
             raise UsageError(f"verbose={self.verbose!r}: give 0, 1 or 2")
         if not isinstance(like, str | os.PathLike | None):
@@ -275,7 +249,7 @@ class DeepCluster(_Base):
             ``labels_``: two arrays with a row per image of X, in the order of scikit-learn's ``kneighbors``.
         """
         self._check_run("nearest")
-        if not _is_count(n):
+        if not is_count(n):
             raise UsageError(f"n={n!r}: give a whole number of at least 1")
         queries = None if X is None else self._measured(X, "raise").reduced
         embedding = torch.from_numpy(self.embedding_)
@@ -286,89 +260,6 @@ class DeepCluster(_Base):
         """Return the negative sum of the squared distances to ``cluster_centers_``, as KMeans does."""
         reduced = self._measured(X, "raise").reduced
         return -self._inertia(reduced, self._model.place(reduced).cluster)
-
-    def recut(self, n_clusters: int | str | None) -> Self:
-        """Make another number of clusters from the same features, without training; clusters get new numbers."""
-        self._check_run("recut")
-        with self._display() as display:
-            recut.recut(self.run_, _n_clusters(n_clusters), display, self._images_at_hand())
-        self._read_results()
-        return self
-
-    def apply(self, edits: Mapping[str, Any]) -> Self:
-        """Apply edits with the words of ``edits.json``, for example ``{"names": {0: "roses"}, "merge": [[1, 3]]}``.
-
-        Args:
-            edits: Any of names (by cluster), merge (lists of clusters), split (pairs of a cluster and a number of
-                parts), move (pairs of a path or row and a cluster), junk (all junk clusters).
-        """
-        self._check_run("apply", changes=True)
-        wanted = python_edits(edits, self._cut or "")
-        with self._display() as display:
-            edits_of_run.apply(self.run_, wanted, display)
-        self._read_results()
-        return self
-
-    def ask(self, n: int = 20, *, drawn: bool = False) -> list[Question]:
-        """Return up to ``n`` images for a person to name, for ``teach``.
-
-        Args:
-            n: Number of images.
-            drawn: Draw them at random: answers about such images give ``quality_``.
-
-        Returns:
-            Objects (pandas.DataFrame accepts them) with path, now (name of the cluster), name (empty), likely
-            (clusters) and drawn.
-        """
-        self._check_run("ask")
-        if not _is_count(n):
-            raise UsageError(f"n={n!r}: give a whole number of at least 1")
-        return lesson.ask(self.run_, n, drawn=drawn)
-
-    def teach(
-        self, answers: Mapping[str | int, str | int] | Iterable[Any] | None = None,
-        *, drawn: Collection[str | int] = (),
-    ) -> Self:  # fmt: skip
-        """Let all images follow answers about some of them; ``recut`` and the next ``teach`` remember these.
-
-        Args:
-            answers: Name of the cluster (a new name makes a new cluster) or its number, by path or row of the image. Or
-                a label for each row of ``labels_``, as y of scikit-learn: a name or a whole number, -1 or a missing
-                value if it is unknown. A cluster without a name gets the label that most of its images have.
-            drawn: Images of ``answers`` that were drawn at random (``ask``); they teach nothing.
-        """
-        self._check_run("teach", changes=True)
-        pairs: Any = {} if answers is None else answers  # a Series of pandas has items, too
-        names: Sequence[str] = ()
-        if not _are_by_image(pairs):
-            pairs = _labels(pairs, len(self.paths_))
-            names = self._named_by(pairs)
-        row_of = {path: row for row, path in enumerate(self.paths_)}
-
-        def row(image: Any) -> Any:
-            return row_of.get(str(image)) if isinstance(image, str | Path) else image
-
-        marked = {row(image) for image in drawn}
-        wanted = [_answer(image, given, row(image) in marked) for image, given in pairs.items()]
-        with self._display() as display:
-            lesson.teach(self.run_, wanted, display, names=names)
-        self._read_results()
-        return self
-
-    def report(self, path: str | Path) -> Path:
-        """Write the report of the run, one HTML page, and return its path."""
-        self._check_run("a report")
-        html = page.report(self.run_, self._images_at_hand()).read_text(encoding="utf-8")
-        path = Path(path)
-        check_output(path, overwrite=True, inputs=tuple)
-        write_output(path, lambda file: file.write(html))
-        return path
-
-    def save(self, folder: str | Path) -> Path:
-        """Write the model (config.json and .safetensors files) for ``load``, and return the folder."""
-        check_is_fitted(self)
-        models.save(self._model, Path(folder))
-        return Path(folder)
 
     @classmethod
     def load(
@@ -410,37 +301,7 @@ class DeepCluster(_Base):
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return parameters and the bytes of files, no torch objects; a copy gets its own run folder."""
-        state: dict[str, Any] = super().__getstate__()
-        if not hasattr(self, "_model"):
-            return state
-        names = {*self.get_params(deep=False), "_sklearn_version", "n_features_in_", "feature_names_in_"}
-        state = {name: value for name, value in state.items() if name in names}
-        with tempfile.TemporaryDirectory() as saved:
-            folder = self.run_ if hasattr(self, "run_") else self.save(saved)
-            content = own_files(folder) if hasattr(self, "run_") else os.listdir(folder)  # noqa: PTH208
-            # A copy writes its own report, and needs no checkpoints: the run is finished.
-            packed = (name for name in content if name != "report.html" and not name.startswith("checkpoints/"))
-            return state | {"_files": {name: (folder / name).read_bytes() for name in packed}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        packed = state.pop("_files", None)
-        super().__setstate__(state)
-        if packed is None:
-            return
-        temporary = Path(tempfile.mkdtemp(prefix="deepcluster-"))
-        for name, content in packed.items():
-            file = temporary / "run" / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content)
-        self._open(temporary / "run", temporary)
-
     # ---- inside -----------------------------------------------------------------------------------------------------
-
-    @property
-    def _module(self) -> nn.Module | None:
-        return self.backbone if isinstance(self.backbone, nn.Module) else None
 
     def _recipe(self) -> RecipeRequest:
         """Return the recipe with the options given as parameters, in ``options`` or in a dict as ``recipe``."""
@@ -455,71 +316,18 @@ class DeepCluster(_Base):
         base = str(recipe.pop("base", AUTO))
         return read_request(recipe | options, base)
 
-    def _display(self) -> AbstractContextManager[Display]:
-        if self.verbose or (self.verbose is None and has_widgets()):
-            return Terminal(quiet=False, verbose=(self.verbose or 0) > 1, lines=self.verbose is not None)
-        return nullcontext(Silent())
-
-    def _open(self, folder: Path, temporary: Path | None = None, images: Images | None = None) -> None:
-        """Take over a run or a model; ``temporary`` is deleted with the estimator; ``images`` have no path."""
-        delete_previous = getattr(self, "_end", None)
-        self._end = weakref.finalize(self, _remove, temporary, os.getpid()) if temporary else None
-        self._images = images
-        if (folder / "run.json").is_file():
-            self.run_ = folder.absolute()
-            self._read_results()
-        else:
-            self._take(models.load(folder, backbone=self._module))
-        if delete_previous:
-            delete_previous()
-
-    def _read_results(self) -> None:
-        folder = run_folder.RunFolder(self.run_)
-        run = read_run(folder, self._module, takes_images=True)
-        rows, record, clusters = run.rows, run.record, run.placement.cluster
-        self._take(run.model)
-        self.labels_: npt.NDArray[np.int64] = clusters.numpy()
-        self.embedding_: npt.NDArray[np.float32] = rows.reduced.numpy()
-        self.paths_ = list(rows.paths)
-        self.skipped_ = [(row["path"], row["reason"]) for row in folder.read_rows("skipped.csv")]
-        self._of_fit = Prediction(tuple(rows.paths), rows.reduced, rows.residuals, ())
-        self.inertia_ = self._inertia(rows.reduced, clusters)
-        self.verdict_ = record.verdict or ""
-        self._cut = record.cut
-        self.quality_ = record.quality
-        self.n_iter_ = int(record.rounds or 0)
-        self.history_ = [
-            {name: int(cell) if cell.isdecimal() else float(cell or "nan") for name, cell in row.items()}
-            for row in folder.read_rows("history.csv")
-        ]
-
-    def _take(self, model: Model) -> None:
-        model.network.to(choose_device(device_name(self.device)))
-        self._model = model
-        if model.of_features:
-            self.n_features_in_ = model.outliers.means.shape[1]
-        self.names_: npt.NDArray[np.object_] = np.array(model.names, dtype=object)
-        cut = model.cut
-        self.cluster_centers_: npt.NDArray[np.float32] = means(cut.centroids, cut.group_of, cut.count).numpy()
-        self.n_clusters_ = len(cut.group_of.unique())
-
-    def _inertia(self, reduced: Tensor, clusters: Tensor) -> float:
-        centers = torch.from_numpy(self.cluster_centers_)
-        parts = zip(reduced.split(4096), clusters.split(4096), strict=True)
-        return float(sum((rows - centers[labels]).square().sum(dtype=torch.float64).item() for rows, labels in parts))
-
     def _read(self, X: Any, *, reset: bool) -> tuple[bool, Any]:
         """Return whether X is features, and the features (N x D) or the images of X.
 
         ``reset``: X is for a fit. Later features must have its columns.
         """
-        paths = _column_of_paths(X)
-        if (rows := _column_of_rows(X)) is not None:
+        paths = column_of_paths(X)
+        if (rows := column_of_rows(X)) is not None:
             ways = f"fit(X[{rows!r}]) groups these"
             if paths is not None:
                 ways = f"fit(X[{rows!r}], paths=X[{paths!r}]) groups these, and fit(X[[{paths!r}]]) the pictures"
             raise DataError(f"column {rows!r} of X has rows of numbers in its cells: {ways}")
-        is_features = _are_features(X)
+        is_features = are_features(X)
         if not reset and is_features != self._model.of_features and not isinstance(X, str | Path):
             fitted = "images: X.reshape(-1, H, W)" if is_features else "features: N x D numbers"
             raise UsageError(f"X is {'features' if is_features else 'images'}, and the fit was of {fitted}")
@@ -554,112 +362,6 @@ class DeepCluster(_Base):
             residuals = torch.cat([residuals, blank[0, :1]])[rows]
         return Prediction(paths, reduced, residuals, skipped)
 
-    def _named_by(self, label_of: Mapping[int, str]) -> list[str]:
-        """Return the names of the clusters; one without a name gets the commonest label of its rows."""
-        names = [*self._model.names]
-        for (group, label), _ in Counter((int(self.labels_[row]), label_of[row]) for row in label_of).most_common():
-            if not names[group] and label not in names:
-                names[group] = label
-        return names
-
-    def _check_run(self, what: str, *, changes: bool = False) -> None:
-        """Raise UsageError without a run, or if ``what`` ``changes`` clusters that are not those of ``labels_``."""
-        check_is_fitted(self, "cluster_centers_")
-        if not hasattr(self, "run_"):
-            raise UsageError(f"{what} needs the features of a run, and this is a model alone: load the run folder")
-        if changes and run_folder.open_run(self.run_).read_record().cut != self._cut:
-            raise UsageError(f"{self.run_} has other clusters by now: DeepCluster.load({str(self.run_)!r}) reads them")
-
-    def _images_at_hand(self) -> Source | None:
-        """Return the images of the fit, for thumbnails; None if they are gone."""
-        return images_at_hand(run_folder.RunFolder(self.run_)) if self._images is None else find(self._images)
-
-
-def _are_features(X: Any) -> bool:
-    """Return whether X is (meant as) N x D numbers; anything else holds images or paths."""
-    if hasattr(X, "cast_column") or _column_of_paths(X) is not None:
-        return False
-    if is_column(X):
-        first = next(iter(X), "")
-        return not isinstance(first, str | Path | Image.Image) and getattr(first, "ndim", 0) < 2
-    return (hasattr(X, "__array__") or hasattr(X, "shape")) and getattr(X, "ndim", 2) <= 2
-
-
-def _column_of_paths(X: Any) -> Any:
-    """Return the name of the column of a data frame that has the paths of images, or None."""
-    columns = getattr(X, "columns", ())
-    names = [name for name in columns if isinstance(name, str) and name.lower() in PATH_COLUMNS]
-    return next((name for name in names if len(X) and isinstance(next(iter(X[name])), str | Path)), None)
-
-
-def _column_of_rows(X: Any) -> Any:
-    """Return the name of a column of a data frame with rows of numbers in its cells, such as embeddings, or None."""
-    for name in getattr(X, "columns", ()):
-        some = (cell for cell in islice(X[name], 100) if np.iterable(cell) and not isinstance(cell, str | bytes))
-        number = next(iter(next(some, ())), "")
-        if isinstance(number, Real) or getattr(number, "ndim", 1) == 0:
-            return name
-    return None
-
-
-def _are_by_image(answers: Any) -> bool:
-    """Return whether answers are by path or row; a Series of pandas is if its index has paths."""
-    keys = answers.keys() if hasattr(answers, "keys") else ()
-    return isinstance(answers, Mapping) or any(isinstance(key, str | Path) for key in keys)
-
-
-def _labels(y: Any, count: int) -> dict[int, str]:
-    """Return the labels that are known, as text, by row. UsageError unless there are ``count`` names or numbers."""
-    try:
-        values = column_or_1d(y, dtype=None if hasattr(y, "dtype") else object).tolist()
-    except ValueError:
-        raise UsageError(
-            f"answers is a {type(y).__name__}: give a dict such as {{'a.jpg': 'owl'}}, or a label for each image"
-        ) from None
-    if len(values) != count:
-        raise UsageError(f"y has {len(values):,} labels, and labels_ has {count:,} rows: give one for each")
-    labels = {row: _label(value) for row, value in enumerate(values)}
-    return {row: label for row, label in labels.items() if label}
-
-
-def _label(value: Any) -> str:
-    """Return a label as text, "" if it is unknown."""
-    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
-        if value == -1 or value != value:  # NaN
-            return ""
-        if value < 0 or value % 1:
-            raise UsageError(f"the label {value} is no class: give names or whole numbers from 0 on, -1 if unknown")
-        value = int(value)
-    missing = ("-1",) if isinstance(value, str) else MISSING  # an array of words has no number -1
-    return "" if str(value) in missing else checked_name(str(value))
-
-
-def _answer(image: str | int | Path, given: Any, drawn: bool) -> Answer:
-    if not isinstance(image, str | int | np.integer | Path):
-        raise UsageError(f"the answer about {image!r} is about no image: give its path or its row")
-    image = image if isinstance(image, str) else str(image) if isinstance(image, Path) else int(image)
-    if isinstance(given, str):
-        return Answer(image, name=checked_name(given), drawn=drawn)
-    if _is_count(given) or (given == 0 and given is not False):
-        return Answer(image, int(given), drawn=drawn)
-    raise UsageError(f"the answer {given!r} is no cluster: give its name, or its number")
-
-
-def device_name(device: str | int | torch.device) -> str:
-    return f"cuda:{device}" if isinstance(device, int) else str(device)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and value is not True and bool(value >= 1)
-
-
-def _n_clusters(n_clusters: Any) -> int | None:
-    if n_clusters is None or (isinstance(n_clusters, str) and n_clusters == "auto"):
-        return None
-    if not _is_count(n_clusters):
-        raise UsageError(f"n_clusters={n_clusters!r}: give a whole number of at least 1, or 'auto'")
-    return int(n_clusters)
-
 
 def _seed(random_state: Any) -> int:
     if isinstance(random_state, Integral):
@@ -672,8 +374,3 @@ def _seed(random_state: Any) -> int:
 def _unusable(skipped: Sequence[tuple[str, str]]) -> str:
     shown = "; ".join(f"{one_line(path)}: {reason}" for path, reason in skipped[:5])
     return f"{plural(len(skipped), 'image')} cannot be used ({shown}{'; ...' if len(skipped) > 5 else ''})"
-
-
-def _remove(folder: Path, process: int) -> None:
-    if os.getpid() == process:  # not in a process forked from it
-        shutil.rmtree(folder, ignore_errors=True)

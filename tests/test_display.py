@@ -49,7 +49,7 @@ def test_a_display_of_ones_own_is_told_of_each_round(tmp_path, capsys):
 def test_a_notebook_shows_a_bar_alone_unless_lines_are_asked_for(verbose, capsys, monkeypatch):
     """A parameter search fits many estimators: their lines would fill the notebook."""
     phases: list[str] = []
-    monkeypatch.setattr("deepcluster.estimator.has_widgets", lambda: True)
+    monkeypatch.setattr("deepcluster.opened_run.has_widgets", lambda: True)
     monkeypatch.setattr(Terminal, "progress", lambda _, phase, *rest: phases.append(phase))
     DeepCluster(n_clusters=3, rounds=0, image_size=16, verbose=verbose).fit(PIXELS)
     assert ("reading" in phases) == (verbose != 0)

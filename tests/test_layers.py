@@ -22,8 +22,8 @@ LEVELS = (
     {"runs"},
     {"fitting"},
     {"export"},
-    {"session", "estimator"},
-    {"commands"},
+    {"session", "opened_run"},
+    {"commands", "estimator"},
     {"cli"},
     {"__main__"},
 )

@@ -3,7 +3,8 @@
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import compress
+from itertools import compress, islice
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -82,6 +83,33 @@ def check_features_there(text: str, *others: str) -> str:
     elif not file.is_file():
         read_features(text)
     return text
+
+
+def are_features(X: Any) -> bool:
+    """Return whether X is (meant as) N x D numbers; anything else holds images or paths."""
+    if hasattr(X, "cast_column") or column_of_paths(X) is not None:
+        return False
+    if is_column(X):
+        first = next(iter(X), "")
+        return not isinstance(first, str | Path | Image.Image) and getattr(first, "ndim", 0) < 2
+    return (hasattr(X, "__array__") or hasattr(X, "shape")) and getattr(X, "ndim", 2) <= 2
+
+
+def column_of_paths(X: Any) -> Any:
+    """Return the name of the column of a data frame that has the paths of images, or None."""
+    columns = getattr(X, "columns", ())
+    names = [name for name in columns if isinstance(name, str) and name.lower() in PATH_COLUMNS]
+    return next((name for name in names if len(X) and isinstance(next(iter(X[name])), str | Path)), None)
+
+
+def column_of_rows(X: Any) -> Any:
+    """Return the name of a column of a data frame with rows of numbers in its cells, such as embeddings, or None."""
+    for name in getattr(X, "columns", ()):
+        some = (cell for cell in islice(X[name], 100) if np.iterable(cell) and not isinstance(cell, str | bytes))
+        number = next(iter(next(some, ())), "")
+        if isinstance(number, Real) or getattr(number, "ndim", 1) == 0:
+            return name
+    return None
 
 
 def is_column(data: Any) -> bool:
