@@ -24,7 +24,7 @@ from deepcluster.runs.edits import apply
 from deepcluster.runs.page import report as write_report
 from deepcluster.runs.recut import recut
 from deepcluster.runs.serve import redirecting
-from deepcluster.runtime.plain_files import FORMULA, PATH, TEXT, guarded
+from deepcluster.runtime.tables import FORMULA, PATH, TEXT, guarded
 from deepcluster.storage.edits_file import Edits
 from deepcluster.texts import inert
 from tests.helpers.report import page as page_of

@@ -41,7 +41,7 @@ from deepcluster.images.decode import SMALL_FILE, Undecodable
 from deepcluster.images.given import true_labels
 from deepcluster.images.source import joined
 from deepcluster.images.store import preview, read_once
-from deepcluster.runtime import plain_files
+from deepcluster.runtime import plain_files, tables
 from tests.helpers.image_files import stored
 from tests.tiny import flipped
 
@@ -526,7 +526,7 @@ def test_the_labels_of_a_table_go_by_paths(photos, tmp_path):
 )
 def test_a_wrong_table_of_labels_is_refused_with_its_place(photos, tmp_path, text, error, message, monkeypatch):
     monkeypatch.setattr(plain_files, "LONGEST_LINE", 100)
-    monkeypatch.setattr(plain_files, "MAX_TEXT", 200)
+    monkeypatch.setattr(tables, "MAX_TEXT", 200)
     file = tmp_path / "labels.csv"
     if text is not None:
         file.write_text(text)

@@ -29,7 +29,7 @@ from deepcluster.images import files as image_files
 from deepcluster.images import find
 from deepcluster.images.store import read_once
 from deepcluster.report.pictures import webp
-from deepcluster.runtime.plain_files import unguarded, write_csv
+from deepcluster.runtime.tables import unguarded, write_csv
 from deepcluster.storage import run_folder, state
 from deepcluster.storage.content import COLUMNS, FILES
 from deepcluster.texts import retold

@@ -17,7 +17,8 @@ from deepcluster.presets import check_groups, check_weights, read_request
 from deepcluster.runtime import signals
 from deepcluster.runtime.console import Terminal, say
 from deepcluster.runtime.machine import is_main_rank
-from deepcluster.runtime.plain_files import is_run, write_csv
+from deepcluster.runtime.plain_files import is_run
+from deepcluster.runtime.tables import write_csv
 from deepcluster.session import check_run, checked_output, images_for, open_page, print_result, session, typed
 from deepcluster.storage import files
 from deepcluster.storage.edits_file import read_edits

@@ -19,7 +19,7 @@ from deepcluster.recipe import read_options
 from deepcluster.runtime import signals
 from deepcluster.runtime.console import Terminal, say
 from deepcluster.runtime.machine import is_main_rank
-from deepcluster.runtime.plain_files import write_csv
+from deepcluster.runtime.tables import write_csv
 from deepcluster.session import check_run, checked_output, images_for, model_of, session
 from deepcluster.storage import files
 from deepcluster.texts import plural, short, some

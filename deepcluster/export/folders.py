@@ -18,7 +18,8 @@ from deepcluster.flags import Sorting
 from deepcluster.images.decode import Undecodable, explain, pillow_limits
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.log import warn
-from deepcluster.runtime.plain_files import own_sha256, write_csv
+from deepcluster.runtime.plain_files import own_sha256
+from deepcluster.runtime.tables import write_csv
 from deepcluster.storage.content import Row
 from deepcluster.storage.files import check_outside, new_folder, write_whole
 from deepcluster.texts import one_line, plural, some

@@ -9,7 +9,8 @@ from pathlib import Path
 from deepcluster.errors import DiskError
 from deepcluster.images.decode import Undecodable
 from deepcluster.runtime import signals
-from deepcluster.runtime.plain_files import MAX_TEXT, check_file, own_sha256, write_csv
+from deepcluster.runtime.plain_files import MAX_TEXT, check_file, own_sha256
+from deepcluster.runtime.tables import write_csv
 from deepcluster.storage.content import Row
 from deepcluster.storage.files import check_no_folder, scratch_folder, write_whole
 from deepcluster.storage.run_folder import RunFolder, table_rows

@@ -26,8 +26,9 @@ from deepcluster.recipe import AUTO, Recipe, read_toml
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.log import warn
-from deepcluster.runtime.plain_files import CsvRow, is_run, shaped
+from deepcluster.runtime.plain_files import is_run, shaped
 from deepcluster.runtime.processes import Processes
+from deepcluster.runtime.tables import CsvRow
 from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import rounds_done
 from deepcluster.storage.state import own_files

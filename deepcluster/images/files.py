@@ -20,7 +20,8 @@ from deepcluster.images import arrays, named, shards
 from deepcluster.images.arrays import is_tensor, reading, without_torch
 from deepcluster.images.decode import SUFFIXES, decode, explain, not_a_file
 from deepcluster.images.source import LINK, SOME_FILES, WHAT_TO_TYPE, Items, Origin, Source
-from deepcluster.runtime.plain_files import MAX_TEXT, PATH_COLUMNS, check_file, is_run
+from deepcluster.runtime.plain_files import MAX_TEXT, check_file, is_run
+from deepcluster.runtime.tables import PATH_COLUMNS
 from deepcluster.texts import one_line
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deepcluster.errors import DataError, UsageError
 from deepcluster.images.source import Source
-from deepcluster.runtime.plain_files import PATH_COLUMNS, read_columns
+from deepcluster.runtime.tables import PATH_COLUMNS, read_columns
 
 LABEL_COLUMNS = ("label", "class", "category", "target")
 

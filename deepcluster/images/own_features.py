@@ -17,7 +17,7 @@ from deepcluster.images.arrays import check_unpacked, load_array, reading, witho
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.files import absolute, from_table, listed
 from deepcluster.images.source import IDS, Numbered, Origin, Source, numbered
-from deepcluster.runtime.plain_files import PATH_COLUMNS, read_columns
+from deepcluster.runtime.tables import PATH_COLUMNS, read_columns
 from deepcluster.texts import one_line, plural
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from deepcluster.report.charts import HEIGHT, WIDTH, training_charts
 from deepcluster.report.hints import chinese
 from deepcluster.report.pictures import Picture, columns, on_sheet, tile
 from deepcluster.report.sections import Values
-from deepcluster.runtime.plain_files import FORMULA
+from deepcluster.runtime.tables import FORMULA
 from deepcluster.storage.content import Row, Tables
 
 MAX_CLUSTERS = 100

@@ -21,7 +21,8 @@ from deepcluster.runs.quality import estimated_quality, verdicts
 from deepcluster.runs.run import Run, read_run
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Display, Several
-from deepcluster.runtime.plain_files import PATH_COLUMNS, json_sha256, read_columns
+from deepcluster.runtime.plain_files import json_sha256
+from deepcluster.runtime.tables import PATH_COLUMNS, read_columns
 from deepcluster.seeding import derive, generator
 from deepcluster.storage import run_folder
 from deepcluster.storage.edits_file import Edits, checked_name

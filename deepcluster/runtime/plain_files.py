@@ -1,20 +1,12 @@
-"""Files from and for strangers: plain files of bounded size, CSV cells that are no formulas, strict JSON, digests.
-
-A spreadsheet runs a cell that begins with ``= + - @`` (some also in full width), a tab or a line break, and may
-skip blanks and invisible characters before that. Names of files and labels come from strangers, so such a cell gets a
-guard in front: a path ``./``, with which it still names the same file for every program that opens it; another text
-``'``, the sign by which spreadsheets mark text.
-"""
+"""Files from strangers: plain files of bounded size, strict JSON of a known shape, digests that tell whose they are."""
 
 import codecs
-import csv
 import hashlib
 import json
 import math
 import os
-import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from itertools import repeat
@@ -48,76 +40,6 @@ def lines_of(file: TextIO) -> Iterator[str]:
         if len(line) > LONGEST_LINE:
             raise ValueError(f"a line of more than {LONGEST_LINE:,} characters")
         yield line
-
-
-# ---- CSV ------------------------------------------------------------------------------------------------------------
-
-CsvRow = Mapping[str, Any]
-
-PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")  # names of a column of paths in strangers' tables
-PATH = "./"
-TEXT = "'"
-TEXT_COLUMNS = ("name", "now", "reason", "label", "source", "member")
-GUARDS = {"path": PATH, "medoid_path": PATH} | dict.fromkeys(TEXT_COLUMNS, TEXT)
-# A text that begins with guards of its own and then the same signs gets one more, so that taking one off is exact.
-# The script of the page uses the patterns, too. For JavaScript \s lacks five of the controls that it has here.
-_SIGNS = "[=+@\t\r\n\\uff1d\\uff0b\\uff0d\\uff20-]"
-_BLANK = "\\s\\x1c-\\x1f\\x85"
-_INVISIBLE = "\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"
-FORMULA = {guard: re.compile(f"(?:{re.escape(guard)})*[{_BLANK}{_INVISIBLE}]*{_SIGNS}") for guard in (PATH, TEXT)}
-
-
-def write_csv(file: Any, columns: Sequence[str], rows: Iterable[CsvRow]) -> None:
-    """Write a header and the ``rows``, text guarded."""
-    plain, quoted = (
-        csv.DictWriter(file, columns, restval="", lineterminator="\n", quoting=quoting)
-        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
-    )
-    plain.writeheader()
-    for row in map(guarded, rows):
-        # Before Python 3.13 a carriage return alone is not quoted, and no reader would find the end of the row.
-        writer = quoted if any(isinstance(cell, str) and "\r" in cell for cell in row.values()) else plain
-        writer.writerow(row)
-
-
-def read_columns(
-    file: Path, names: Mapping[str, Sequence[str]], optional: Sequence[str] = ()
-) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the line number and some cells of every row of a table from outside, without guards.
-
-    ``names``: Possible names of the column of a cell, by the key of the cell; the first one there counts. Cells
-    of a missing ``optional`` key are empty. Raises ValueError if the first line lacks another column, another line has
-    more cells or the file is too large, OSError or csv.Error if it cannot be read.
-    """
-    check_file(file, MAX_TEXT)
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        reader = csv.DictReader(lines_of(stream))
-        header = [column or "" for column in reader.fieldnames or ()]
-        by_name = {column.strip().lower(): column for column in reversed(header)}
-        columns = {key: next((by_name[name] for name in names[key] if name in by_name), None) for key in names}
-        if missing := [key for key, column in columns.items() if column is None and key not in optional]:
-            there = ",".join(header)[:80] or "nothing"
-            raise ValueError(f"no column {missing[0]}: the first line must have {','.join(names)}, and has {there}")
-        for cells in reader:
-            if any(cells.pop(None, None) or ()):
-                raise ValueError(f"line {reader.line_num} has more cells than the first line: quote texts with commas")
-            yield reader.line_num, unguarded({key: cells.get(column) or "" for key, column in columns.items()})
-
-
-def guarded(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row as it is to be written: numbers, and text that begins harmlessly, stay as they are."""
-    return {**row, **{column: _guarded(column, row[column]) for column in GUARDS if column in row}}
-
-
-def unguarded(row: Mapping[str, str]) -> dict[str, str]:
-    """Return the row as it was before :func:`guarded`."""
-    bare = {column: row[column].removeprefix(guard) for column, guard in GUARDS.items() if column in row}
-    return {**row, **{column: cell for column, cell in bare.items() if _guarded(column, cell) == row[column]}}
-
-
-def _guarded(column: str, cell: Any) -> Any:
-    guard = GUARDS[column]
-    return guard + cell if isinstance(cell, str) and FORMULA[guard].match(cell) else cell
 
 
 # ---- JSON and digests -----------------------------------------------------------------------------------------------

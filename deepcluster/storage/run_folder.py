@@ -19,9 +19,10 @@ import numpy.typing as npt
 
 from deepcluster.errors import DeepClusterError, DiskError, first_line, other_version
 from deepcluster.images.arrays import load_array
-from deepcluster.runtime import log, plain_files
+from deepcluster.runtime import log, plain_files, tables
 from deepcluster.runtime.plain_files import RUN as RUN
-from deepcluster.runtime.plain_files import CsvRow, check_file, is_run
+from deepcluster.runtime.plain_files import check_file, is_run
+from deepcluster.runtime.tables import CsvRow
 from deepcluster.storage import state
 from deepcluster.storage.content import FILES, LOG, SCHEMA_VERSIONS, RunRecord, Table
 from deepcluster.storage.files import changing, sync_folder, write_tensors, write_whole
@@ -157,7 +158,7 @@ class LockedFolder(RunFolder):
 
     def write_rows(self, name: str, rows: Iterable[CsvRow], *more: str) -> None:
         """Write a table, with ``more`` columns than every such table has."""
-        self._write(name, lambda file: plain_files.write_csv(file, (*FILES[name].columns, *more), rows))
+        self._write(name, lambda file: tables.write_csv(file, (*FILES[name].columns, *more), rows))
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         self.write(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
@@ -231,7 +232,7 @@ def table_rows(path: Path, columns: Sequence[str], newer: Sequence[str] = ()) ->
         for row in table:
             if len(row) != len(names) or None in row.values():
                 raise ValueError(f"line {table.line_num} does not have {len(names)} cells")
-            yield plain_files.unguarded(row) | missing
+            yield tables.unguarded(row) | missing
 
 
 @contextmanager
