@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepcluster.clustering.blocks import Blocks, check_scale, extended, in_whole_blocks, matrix, product, shared_out
+from deepcluster.clustering.starts import as_faiss, beside_large, farthest_distinct, random_rows, spread_rows
 from deepcluster.errors import UsageError
 from deepcluster.records import Clustering
 from deepcluster.runtime.partition import Partition
@@ -147,32 +148,25 @@ def kmeans(
     partition = partition or Partition.single(len(x))
     start = None if start is None else torch.as_tensor(start).detach().to(x.device)
     _check(x, k, start, empty, partition)
-    processes = partition.processes
     chosen = torch.randperm(partition.total, generator=generator(seed, "k-means sample"))[:PRECISION_ROWS]
     sample = partition.index_select(x, chosen).float()
+    if start is None:
+        start = random_rows(x, partition, k, generator(seed, "k-means start"))
     with shared_out(x) as walk:
         update = partial(_updated, walk=walk, partition=partition, seed=seed, empty=empty, spherical=spherical)
         blocks = in_whole_blocks(walk, partition, MIN_BLOCK_ROWS * k)
-        reseeded = done = 0
-        if start is None:
-            centroids = _random_rows(x, partition, k, generator(seed, "k-means start"))
-        elif start.ndim == 1:
+        done, reseeded, centroids = 0, 0, start.float().clone()
+        if start.ndim == 1:
             centroids, reseeded = update(cluster_sums(blocks, k, extended(start.long(), blocks, partition)), -1)
-        else:
-            centroids = start.float().clone()
         scores = exact_enough(sample, centroids)
-        for iteration in range(iterations):
+        for done in range(1, iterations + 1):
             before = centroids
-            centroids, vacant = update(cluster_sums(blocks, k, assigner(before, scores)), iteration)
+            centroids, vacant = update(cluster_sums(blocks, k, assigner(before, scores)), done - 1)
             reseeded += vacant
-            done = iteration + 1
             if not vacant and torch.equal(centroids, before):  # all further iterations would give the same
                 break
         scores = exact_enough(sample, centroids)
         clustering, distances = _assigned(walk, partition, centroids, scores, done, reseeded)
-        if processes.any(not torch.isfinite(distances).all()):
-            raise walk.not_finite(processes)
-        check_scale(x, clustering.inertia / partition.total, processes)
         return clustering if empty == "faiss" else _repaired(clustering, walk, partition, distances, scores)
 
 
@@ -208,9 +202,9 @@ def _updated(
     if len(vacant):
         random = generator(seed, "k-means empty", iteration)
         if empty == "split":
-            replacements = _beside_large(centroids, sizes, len(vacant), random)
+            replacements = beside_large(centroids, sizes, len(vacant), random)
         elif empty == "faiss":
-            replacements = _as_faiss(centroids, sizes, len(vacant), random)
+            replacements = as_faiss(centroids, sizes, len(vacant), random)
         else:
             rows = torch.randperm(partition.total, generator=random)[: len(vacant)]
             replacements = partition.index_select(walk.x, rows).float()
@@ -227,30 +221,6 @@ def best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:
         return kmeans(rows, k, start=spread, seed=start_seed, iterations=50)
 
     return min(map(once, range(starts)), key=lambda clustering: clustering.inertia)
-
-
-def spread_rows(rows: Tensor, k: int, random: np.random.RandomState) -> list[int]:
-    """Return ``k`` rows far from one another: k-means++ (Arthur and Vassilvitskii 2007), with a few draws a row.
-
-    It draws the same rows as scikit-learn, whose import takes as long as ten such k-means.
-    """
-    points = rows.double()
-    lengths = points.square().sum(1)
-
-    def squares(chosen: npt.NDArray[np.int64] | list[int]) -> Tensor:
-        distances = lengths[chosen, None] + lengths - 2 * points[chosen] @ points.T
-        return distances.clamp(min=0)
-
-    rows_chosen = [int(random.choice(len(rows), p=np.full(len(rows), 1 / len(rows))))]
-    to_chosen = squares(rows_chosen)[0]
-    while len(rows_chosen) < k:
-        sums = to_chosen.cumsum(0).numpy()
-        drawn = np.searchsorted(sums, random.uniform(size=2 + int(np.log(k))) * sums[-1]).clip(max=len(rows) - 1)
-        nearer = squares(drawn).minimum(to_chosen)
-        best = int(nearer.sum(1).argmin())
-        rows_chosen.append(int(drawn[best]))
-        to_chosen = nearer[best]
-    return rows_chosen
 
 
 def means(x: Tensor, labels: Tensor, k: int, partition: Partition | None = None) -> Tensor:
@@ -329,8 +299,11 @@ def _assigned(
 
     for _ in walk.map(work):
         pass
+    if partition.processes.any(not torch.isfinite(distances).all()):
+        raise walk.not_finite(partition.processes)
     sizes = partition.all_reduce(torch.bincount(labels, minlength=len(centroids)))
     inertia = partition.all_reduce(distances.sum(dtype=torch.float64)).item()
+    check_scale(x, inertia / partition.total, partition.processes)
     return Clustering(labels, centroids, sizes, inertia, iterations, reseeded), distances
 
 
@@ -340,7 +313,7 @@ def _repaired(
     """Move empty clusters to rows that are on no centroid. Every move lowers the inertia, so this ends."""
     centroids = clustering.centroids
     while len(vacant := torch.nonzero(clustering.sizes == 0).flatten()):
-        far = _farthest_distinct(walk.x, partition, distances, len(vacant))
+        far = farthest_distinct(walk.x, partition, distances, len(vacant))
         if not len(far):
             break  # every row is on its centroid: there are fewer than k distinct rows
         centroids[vacant[: len(far)]] = far
@@ -350,67 +323,6 @@ def _repaired(
         if clustering.inertia >= before:
             break  # only rounding is left to gain
     return clustering
-
-
-def _random_rows(x: Tensor, partition: Partition, k: int, random: torch.Generator) -> Tensor:
-    """Draw k rows without replacement, distinct ones as long as there are any."""
-    order = torch.randperm(partition.total, generator=random)
-    count = k
-    while True:
-        candidates = partition.index_select(x, order[:count]).float()
-        first = first_occurrences(candidates)
-        if len(first) >= k or count == partition.total:
-            break
-        count = min(partition.total, 2 * count)
-    repeated = torch.ones(count, dtype=torch.bool)
-    repeated[first] = False
-    chosen = torch.cat([first, torch.nonzero(repeated).flatten()])[:k]
-    return candidates[chosen.to(x.device)]
-
-
-def first_occurrences(x: Tensor) -> Tensor:
-    """Return the indices, ascending, of the rows that equal no earlier row."""
-    # Compared as bytes, which is 5 times faster than torch.unique(dim=0). Adding 0 makes -0 and 0 the same.
-    whole = (x + 0.0).cpu().contiguous().numpy()
-    whole = whole.view(np.dtype((np.void, whole.shape[1] * whole.itemsize))).ravel()
-    return torch.from_numpy(np.sort(np.unique(whole, return_index=True)[1]))
-
-
-def _beside_large(centroids: Tensor, sizes: Tensor, count: int, random: torch.Generator) -> Tensor:
-    """Return new centroids for ``split``: 1/1024 away, in a random direction, from centroids drawn by size."""
-    donors = torch.multinomial((sizes - 1).clamp(min=0).float().cpu(), count, replacement=True, generator=random)
-    signs = 2.0 * torch.randint(2, (count, centroids.shape[1]), generator=random) - 1
-    return centroids[donors.to(centroids.device)] * (1 + signs / 1024).to(centroids)
-
-
-def _as_faiss(centroids: Tensor, sizes: Tensor, count: int, random: torch.Generator) -> Tensor:
-    """Return new centroids for ``faiss``, beside donors drawn by size - 1, whose sizes halve and which move too.
-
-    Coordinates are multiplied by 1 + 1/1024 and 1 - 1/1024 alternately, the donor's the other way round.
-    """
-    sizes = sizes.clone().cpu()
-    away = torch.full((centroids.shape[1],), 1 / 1024, device=centroids.device)
-    away[1::2] *= -1
-    vacant = torch.nonzero(sizes == 0).flatten()
-    for cluster in vacant.tolist():
-        donor = int(torch.multinomial((sizes - 1).clamp(min=0).float(), 1, generator=random))
-        centroids[cluster] = centroids[donor] * (1 + away)
-        centroids[donor] *= 1 - away
-        sizes[cluster] = sizes[donor] // 2
-        sizes[donor] -= sizes[cluster]
-    return centroids[vacant]
-
-
-def _farthest_distinct(x: Tensor, partition: Partition, distances: Tensor, count: int) -> Tensor:
-    """Return up to ``count`` distinct rows with a positive distance, farthest first."""
-    order = torch.argsort(distances, descending=True, stable=True)[: 8 * count]
-    order = order[distances[order] > 0]
-    # The farthest of all are among the farthest of the ranks.
-    candidates = Partition.of(partition.processes, len(order))
-    far = candidates.all_gather(distances[order])
-    rows = candidates.all_gather(x[order].float())
-    rows = rows[torch.argsort(far, descending=True, stable=True)[: 8 * count]]
-    return rows[first_occurrences(rows).to(x.device)][:count] if len(rows) else rows
 
 
 class ClusteringStep(Protocol):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.blocks import nearest
-from deepcluster.clustering.kmeans import first_occurrences
+from deepcluster.clustering.starts import first_occurrences
 from deepcluster.runtime.devices import in_threads
 from deepcluster.seeding import derive, generator
 
