@@ -145,7 +145,7 @@ def test_the_differences_between_images_and_their_centre_crops_scale_the_feature
     assert torch.equal(pairs[0], features[chosen])
     assert torch.equal(pairs[1], extract(net, framed, Compute.of(net, framed, size=15)))
     reduction = Reduction(8, within_image=2.0)
-    reduced = whiten(features, 8, pairs=pairs, within_image=2.0)(features)
+    reduced = whiten(features, 8, pairs=(pairs, 2.0))(features)
     assert not torch.allclose(reduced, whiten(features, 8)(features), atol=0.01)
     assert torch.equal(conclude(net, images, clusters=5, reduction=reduction, compute=compute).reduced, reduced)
     rounds = alternate(net, images, clusters=5, rounds=1, reduction=reduction, compute=compute)

@@ -89,7 +89,7 @@ def test_features_are_scaled_before_the_components(rows, root):
         within_image_scaling(torch.stack([square_roots(view) for view in pairs]) if root else pairs, 2.0)
     ).float()
     scaled = (square_roots(x) if root else x) @ scaling
-    fitted = whiten(x, 5, 0.5, root=root, pairs=pairs, within_image=2.0)
+    fitted = whiten(x, 5, 0.5, root=root, pairs=(pairs, 2.0))
     assert torch.allclose(fitted(x, unit=False).abs(), whiten(scaled, 5, 0.5)(scaled, unit=False).abs(), atol=1e-3)
     assert not torch.allclose(fitted(x).abs(), whiten(x, 5, 0.5, root=root)(x).abs(), atol=1e-2)
 
@@ -103,10 +103,10 @@ def test_class_probabilities_are_features_beside_the_roots(rows):
     by_hand = torch.cat([square_roots(x), 0.5 * probabilities.sqrt()], 1)
     pairs = torch.stack([x[:6], x[:6] + 0.3 * correlated(6, 12)])
     classes = ClassProbabilities(weight, bias, torch.tensor(0.5))
-    fitted = whiten(x, 5, 0.5, root=True, classes=classes, pairs=pairs)
+    fitted = whiten(x, 5, 0.5, root=True, classes=classes, pairs=(pairs, 1.0))
     assert torch.allclose(prepared(x, root=True, classes=classes), by_hand, atol=1e-5)
     views = torch.stack([by_hand[:6], prepared(pairs[1], root=True, classes=classes)])
-    wanted = whiten(by_hand, 5, 0.5, pairs=views)(by_hand, unit=False)
+    wanted = whiten(by_hand, 5, 0.5, pairs=(views, 1.0))(by_hand, unit=False)
     assert torch.allclose(fitted(x, unit=False).abs(), wanted.abs(), atol=1e-3)
     for count in (1, 2, 3):  # a row has the same bits alone and among others
         assert torch.equal(torch.cat([fitted(few) for few in x.split(count)]), fitted(x))
@@ -125,6 +125,6 @@ def test_numbers_that_are_not_finite_or_too_small_or_large_are_refused():
         pairs = torch.stack([correlated(3, 4), correlated(3, 4)])
         pairs[1, 2, 0] = torch.inf
         with pytest.raises(NonFiniteError):
-            whiten(correlated(rows, 4), pairs=pairs)
+            whiten(correlated(rows, 4), pairs=(pairs, 1.0))
     x = 1e-15 * correlated(200, 4)
     assert torch.allclose(whiten(x)(x, unit=False).T.cov(), torch.eye(4), atol=1e-3)

@@ -91,8 +91,7 @@ def whiten(
     *,
     root: bool = False,
     classes: ClassProbabilities | None = None,
-    pairs: Tensor | None = None,
-    within_image: float = 1.0,
+    pairs: tuple[Tensor, float] | None = None,
 ) -> Whitening:
     """Fit the PCA-whitening of N x D features.
 
@@ -106,9 +105,8 @@ def whiten(
         device: Device of the products, a block of rows at a time. None: x's own.
         root: Reduce the :func:`square_roots` of the features.
         classes: Reduce the class probabilities together with the features.
-        pairs: Features of two views of some images, 2 x m x D, on the main rank: before the PCA, the features are
-            scaled by :func:`within_image_scaling` of these.
-        within_image: The weight there.
+        pairs: Features of two views of some images (2 x m x D, on the main rank) and a weight: before the PCA, the
+            features are scaled by :func:`within_image_scaling` of these.
 
     Raises:
         NonFiniteError: NaN or infinity in the features or pairs, or numbers too small or large for squares in float32.
@@ -117,38 +115,43 @@ def whiten(
     partition = partition or Partition.single(len(x))
     rows = partition.total
     width = x.shape[1] + (len(classes.bias) if classes else 0)
-    count = min(dims, width, max(1, rows - 1))
     if rows < 1 or width < 1 or dims < 1:
         raise ValueError(f"whitening needs rows, columns and dimensions; got {rows} x {width} to {dims}")
-    processes = partition.processes
+    count = min(dims, width, max(1, rows - 1))
     prepare = partial(prepared, root=root, classes=classes)
-
     # On all ranks, because an error on the main rank alone would leave the others waiting.
-    if pairs is not None and processes.any(not bool(torch.isfinite(pairs).all())):
+    if pairs and partition.processes.any(not bool(torch.isfinite(pairs[0]).all())):
         raise NonFiniteError(f"features of centre crops are not finite{LOWER_LR}")
-
-    def mapping(components: Callable[[Directions | None], Components]) -> dict[str, Tensor]:
-        scaling = None if pairs is None else within_image_scaling(torch.stack([*map(prepare, pairs)]), within_image)
-        mean, values, vectors = components(scaling)
-        keep = values > EIGENVALUE_FLOOR * max(values[0], np.finfo(np.float32).tiny)
-        keep[0] = True
-        scale = np.where(values > 0, np.maximum(values, np.finfo(np.float32).tiny) ** (-strength / 2), 0.0)
-        projection = (vectors * scale)[:, keep]
-        projection = projection if scaling is None else scaling @ projection
-        return {"mean": mean.float(), "projection": torch.from_numpy(np.ascontiguousarray(projection)).float()}
-
     if rows <= width:
         x = partition.all_gather(x)
         if not torch.isfinite(x).all():
             raise Blocks(x).not_finite(ALONE, LOWER_LR)
         few = prepare(x)
         check_scale(x, few.double().square().mean().item())
-        made = processes.broadcast_tensors(lambda: mapping(partial(_components, few, count)))
+        components = partial(_components, few, count)
     else:
         mean, covariance = _covariance(x, partition, device or x.device, prepare)
-        check_scale(x, np.trace(covariance), processes)
-        made = processes.broadcast_tensors(lambda: mapping(partial(_leading, mean, covariance, count)))
+        check_scale(x, np.trace(covariance), partition.processes)
+        components = partial(_leading, mean, covariance, count)
+    made = partition.processes.broadcast_tensors(lambda: _mapping(components, strength, prepare, pairs))
     return Whitening(**made, root=root, classes=classes)
+
+
+def _mapping(
+    components: Callable[[Directions | None], Components],
+    strength: float,
+    prepare: Callable[[Tensor], Tensor],
+    pairs: tuple[Tensor, float] | None,
+) -> dict[str, Tensor]:
+    """Return the mean and the projection to the principal components, without those of no variance."""
+    scaling = within_image_scaling(torch.stack([*map(prepare, pairs[0])]), pairs[1]) if pairs else None
+    mean, values, vectors = components(scaling)
+    keep = values > EIGENVALUE_FLOOR * max(values[0], np.finfo(np.float32).tiny)
+    keep[0] = True
+    scale = np.where(values > 0, np.maximum(values, np.finfo(np.float32).tiny) ** (-strength / 2), 0.0)
+    projection = (vectors * scale)[:, keep]
+    projection = projection if scaling is None else scaling @ projection
+    return {"mean": mean.float(), "projection": torch.from_numpy(np.ascontiguousarray(projection)).float()}
 
 
 def within_image_scaling(pairs: Tensor, weight: float = 1.0) -> Directions:
@@ -303,8 +306,7 @@ class Reduction:
             self.device(features),
             root=self.root,
             classes=ClassProbabilities(*self.classifier, scale) if self.classifier and scale else None,
-            pairs=features.pairs,
-            within_image=self.within_image,
+            pairs=None if features.pairs is None else (features.pairs, self.within_image),
         )
 
     def device(self, features: Features) -> torch.device:
