@@ -20,7 +20,7 @@ from deepcluster.clustering.kmeans import labels_of
 from deepcluster.clustering.outliers import Outliers, fit_outliers
 from deepcluster.images.arrays import as_images
 from deepcluster.learning.features import features_of
-from deepcluster.learning.training import Learning, body_optimizer, train_on_pseudo_labels
+from deepcluster.learning.training import Learning, PseudoLabels, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import as_network
 from deepcluster.records import Clustering, Round, State
 from deepcluster.runtime.compute import CLUSTERING_PHASE, Compute
@@ -81,10 +81,10 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
         state = replace(state, features=features.rows if learning.reuse_features else None)
         reduced = reduced.cpu()
         del features  # training needs the room
+        targets = PseudoLabels(labels, [len(x.centroids) for x in clusterings], weight, index)
         loss = train_on_pseudo_labels(
-            network, images, labels, optimizer, learning, compute, clusters=[len(x.centroids) for x in clusterings],
-            cluster_weight=weight, seed=seed, round=index, memory=state.features,
-        )  # fmt: skip
+            network, images, targets, optimizer, learning, compute, seed=seed, memory=state.features
+        )
 
         # Step 6, alternation.
         settled = state.settled + 1 if change.settled(tolerance) else 0

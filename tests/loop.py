@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from deepcluster.algorithm import alternate
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Reduction
-from deepcluster.learning.training import Learning, body_optimizer, train_on_pseudo_labels
+from deepcluster.learning.training import Learning, PseudoLabels, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import Network
 from deepcluster.records import Round
 from deepcluster.runtime.compute import Compute
@@ -29,12 +29,13 @@ def loop(network: Network, images: Tensor, **options: Any) -> Iterator[Round]:
 def learn(
     network: Network, images: Tensor, labels: Tensor, optimizer: Optimizer | None = None, **options: Any
 ) -> float:
-    """``train_on_pseudo_labels`` with the fields of Learning among its options."""
+    """``train_on_pseudo_labels`` with the fields of Learning and PseudoLabels among its options."""
     compute, learning = _compute(network, images, options), _taken(Learning, options)
-    labels = labels.reshape(len(labels), -1)
-    options.setdefault("clusters", [len(network.head.weight)])
+    clusters = options.pop("clusters", None) or [len(network.head.weight)]
+    weight, index = options.pop("cluster_weight", 1.0), options.pop("round", 0)
+    targets = PseudoLabels(labels.reshape(len(labels), -1), clusters, weight, index)
     optimizer = optimizer or body_optimizer(network, learning)
-    return train_on_pseudo_labels(network, images, labels, optimizer, learning, compute, **options)
+    return train_on_pseudo_labels(network, images, targets, optimizer, learning, compute, **options)
 
 
 def _compute(network: Network, images: Tensor, options: dict[str, Any]) -> Compute:

@@ -31,7 +31,7 @@ from torchvision.transforms.functional import five_crop
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.export import onnx
 from deepcluster.images.views import Augmentation, each_once, uniform_over_clusters
-from deepcluster.learning.training import Learning, body_optimizer, train_on_pseudo_labels
+from deepcluster.learning.training import Learning, PseudoLabels, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import as_network, build
 from deepcluster.nets.weights import shapes_only
 from deepcluster.runs.lesson import read_answers
@@ -332,7 +332,8 @@ def test_deepcluster_on_one_page_beside_the_package():
     head = copy.deepcopy(network.head)
     plain = Augmentation(crop=(1.0, 1.0), stretch=1.0, flip=0.0)
     learning = Learning(batch_size=16, lr=0.05, views=(plain,), sample=each_once)
-    train_on_pseudo_labels(network, images, targets[:, None], body_optimizer(network, learning), learning, clusters=[4])
+    pseudo_labels = PseudoLabels(targets[:, None], clusters=[4])
+    train_on_pseudo_labels(network, images, pseudo_labels, body_optimizer(network, learning), learning)
     pixels = (images / 255 - network.mean) / network.std
     optimizers = [SGD(part.parameters(), lr=0.05, weight_decay=1e-5) for part in (body, head)]
     page["optimizer_step"](body, head, optimizers, pixels, targets)

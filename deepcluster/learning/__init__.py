@@ -9,7 +9,7 @@ from deepcluster.learning.heads import (
     WithInstances,
     new_linear_head,
 )
-from deepcluster.learning.training import Learning, train_on_pseudo_labels
+from deepcluster.learning.training import Learning, PseudoLabels, train_on_pseudo_labels
 
 __all__ = [
     "CentroidHead",
@@ -17,6 +17,7 @@ __all__ = [
     "Learning",
     "Loss",
     "Outputs",
+    "PseudoLabels",
     "WithInstances",
     "extract",
     "new_linear_head",

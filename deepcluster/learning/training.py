@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -143,18 +143,25 @@ def strides(drawn: Tensor, world_size: int) -> list[Tensor]:
     return [filled[rank::world_size] for rank in range(world_size)]
 
 
-def train_on_pseudo_labels(  # noqa: PLR0913 step 5 as one loop
+@dataclass(frozen=True)
+class PseudoLabels:
+    """The targets of a round."""
+
+    labels: Tensor  #: int64, N x H: clusters of all images in H clusterings; samples are drawn by them in turn
+    clusters: Sequence[int]  #: number of clusters in each clustering
+    weight: float = 1.0  #: for the loss
+    round: int = 0  #: index of the round
+
+
+def train_on_pseudo_labels(
     network: Network,
     images: Tensor,
-    labels: Tensor,
+    targets: PseudoLabels,
     optimizer: Optimizer,
     learning: Learning,
     compute: Compute | None = None,
     *,
-    clusters: Sequence[int],
-    cluster_weight: float = 1.0,
     seed: int = 0,
-    round: int = 0,
     memory: Tensor | None = None,
 ) -> float:
     """Train ``network``, which has its head, for ``learning.epochs`` x N images.
@@ -165,12 +172,9 @@ def train_on_pseudo_labels(  # noqa: PLR0913 step 5 as one loop
 
     Args:
         images: uint8, n x 3 x S x S: this rank's.
-        labels: int64, N x H: the pseudo-labels of H clusterings of all images; samples are drawn by them in turn.
         optimizer: Optimizer of the body. A linear head gets an SGD of its own, without momentum.
         compute: Device, precision, and the size of views that do not set one. None: one process has all images, and the
             views have S px.
-        clusters: Number of clusters in each clustering.
-        cluster_weight: Weight of the pseudo-labels, for ``learning.loss``.
         memory: n x D, changed in place: for each image that is trained on, its latest embedding. If the first two
             views have the same size, their mean; else the first view's.
 
@@ -183,67 +187,96 @@ def train_on_pseudo_labels(  # noqa: PLR0913 step 5 as one loop
     """
     assert network.head is not None, "a head comes before training"
     compute = compute or Compute.of(network, images)
-    epochs = learning.epochs
-    views = learning.views
-    device = compute.device
     optimizers = [optimizer]
     if head_parameters := list(network.head.parameters()):
         optimizers.append(SGD(head_parameters, lr=0.0, weight_decay=learning.weight_decay))
-    network.train()
-    processes = compute.partition.processes
-    count = compute.partition.total
-    model = processes.data_parallel(_Pass(network))
-    # Batches of equal size, so that none is too small for batch normalisation.
-    steps = max(1, math.ceil(count / learning.batch_size))
     if learning.renumber:
-        labels = torch.stack([torch.unique(column, return_inverse=True)[1] for column in labels.T], 1)
-    remembered = 2 if len(views) > 1 and views[0].size == views[1].size else 1
-    total = 0.0
+        columns = [torch.unique(column, return_inverse=True)[1] for column in targets.labels.T]
+        targets = replace(targets, labels=torch.stack(columns, 1))
+    network.train()
+    model = compute.partition.processes.data_parallel(_Pass(network))
+    training = _Training(network, model, optimizers, images, targets, learning, compute, seed, memory)
+    compute.progress(TRAINING_PHASE, 0, learning.epochs * compute.partition.total)
+    losses = [training.epoch(epoch) for epoch in range(learning.epochs)]
+    compute.partition.processes.broadcast_buffers(network)
+    return sum(losses) / max(1, learning.epochs)
 
-    def prepare(batch: Batch, own_images: Tensor) -> Prepared:
-        random = generator(seed, "augment", round, epoch, batch.step, *processes.seed_index)
-        seen = [random_views(own_images, view.size or compute.size, view, random) for view in views]
-        return batch, seen, moved(batch.targets(labels), device), moved(batch.drawn, device)
 
-    compute.progress(TRAINING_PHASE, 0, epochs * count)
-    for epoch in range(epochs):
-        epoch_loss = torch.zeros((), device=device)
-        by = labels[:, (round * epochs + epoch) % labels.shape[1]]
-        drawn = learning.sample(by, count, generator(seed, "sample", round, epoch)).tensor_split(steps)
-        for batch, seen, targets, numbers in batches(images, enumerate(drawn), prepare, compute):
-            lr = learning.lr_at(round + (epoch + batch.step / steps) / epochs)
-            for one in optimizers:
-                one.zero_grad()
-                for group in one.param_groups:
-                    group["lr"] = lr if one is optimizer or learning.head_lr is None else learning.head_lr
-            parts = number_of_parts(
-                network, len(targets), sum(view.shape[-1] ** 2 for view in seen), learning.loss, processes.world_size
-            )
-            loss = torch.zeros((), device=device)
-            seen_as = []
-            # Dropout draws from the global generator.
-            with lent_global(seed, "training", round, epoch, batch.step, *processes.seed_index, device=device):
-                for *some, some_targets in zip(*(x.tensor_split(parts) for x in (*seen, targets)), strict=True):
-                    with torch.autocast(device.type, compute.dtype, enabled=compute.dtype != torch.float32):
-                        embeddings, logits = model(*some)
-                    outputs = Outputs(embeddings, logits, some_targets, clusters, numbers)
-                    objective, part_loss = objective_of(learning.loss, outputs, cluster_weight, processes)
-                    objective.backward()
-                    loss = loss + part_loss.detach()
-                    seen_as.append(embeddings.detach().unflatten(0, (len(seen), -1))[:remembered].mean(0))
-            if memory is not None:
-                new_embeddings = torch.cat(seen_as)[: batch.new[batch.rank]]
-                rows = [part[:n] for part, n in zip(batch.parts, batch.new, strict=True)]
-                _remember(memory, *compute.partition.put_rows(new_embeddings, rows))
-            for one in optimizers:
-                one.step()
-            epoch_loss = epoch_loss + loss * (len(batch.drawn) / count)
-            compute.progress(TRAINING_PHASE, epoch * count + (batch.step + 1) * count // steps, epochs * count)
-        epoch_loss = processes.all_reduce(epoch_loss) / processes.world_size
-        check_finite(epoch_loss, f"round {round}, epoch {epoch},", optimizer.param_groups[0]["lr"])
-        total += epoch_loss.item()
-    processes.broadcast_buffers(network)
-    return total / max(1, epochs)
+@dataclass(frozen=True)
+class _Training:
+    """The training of one round: the epochs and their optimizer steps."""
+
+    network: Network
+    model: nn.Module  # views to embeddings and logits by the network, on all ranks
+    optimizers: Sequence[Optimizer]  # of the body, and of a linear head
+    images: Tensor
+    targets: PseudoLabels
+    learning: Learning
+    compute: Compute
+    seed: int
+    memory: Tensor | None
+
+    def epoch(self, epoch: int) -> float:
+        """Train on one sample of N images, and return the mean loss."""
+        learning, targets, compute = self.learning, self.targets, self.compute
+        processes, count = compute.partition.processes, compute.partition.total
+        # Batches of equal size, so that none is too small for batch normalisation.
+        steps = max(1, math.ceil(count / learning.batch_size))
+        by = targets.labels[:, (targets.round * learning.epochs + epoch) % targets.labels.shape[1]]
+        drawn = learning.sample(by, count, generator(self.seed, "sample", targets.round, epoch)).tensor_split(steps)
+        mean_loss = torch.zeros((), device=compute.device)
+        for prepared in batches(self.images, enumerate(drawn), partial(self.prepare, epoch), compute):
+            batch = prepared[0]
+            lr = learning.lr_at(targets.round + (epoch + batch.step / steps) / learning.epochs)
+            mean_loss = mean_loss + self.step(epoch, lr, *prepared) * (len(batch.drawn) / count)
+            done = epoch * count + (batch.step + 1) * count // steps
+            compute.progress(TRAINING_PHASE, done, learning.epochs * count)
+        mean_loss = processes.all_reduce(mean_loss) / processes.world_size
+        check_finite(mean_loss, f"round {targets.round}, epoch {epoch},", self.optimizers[0].param_groups[0]["lr"])
+        return mean_loss.item()
+
+    def prepare(self, epoch: int, batch: Batch, own_images: Tensor) -> Prepared:
+        """Return a batch with its views, which are random, its targets and the images drawn, on the device."""
+        device, size = self.compute.device, self.compute.size
+        rank = self.compute.partition.processes.seed_index
+        random = generator(self.seed, "augment", self.targets.round, epoch, batch.step, *rank)
+        views = [random_views(own_images, view.size or size, view, random) for view in self.learning.views]
+        return batch, views, moved(batch.targets(self.targets.labels), device), moved(batch.drawn, device)
+
+    def step(
+        self, epoch: int, lr: float, batch: Batch, views: list[Tensor], targets: Tensor, numbers: Tensor
+    ) -> Tensor:
+        """Make one optimizer step with a batch (of :meth:`prepare`), and return the loss that is reported."""
+        loss, head_lr, compute = self.learning.loss, self.learning.head_lr, self.compute
+        processes, device = compute.partition.processes, compute.device
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+            for group in optimizer.param_groups:
+                group["lr"] = lr if optimizer is self.optimizers[0] or head_lr is None else head_lr
+        pixels = sum(view.shape[-1] ** 2 for view in views)
+        parts = number_of_parts(self.network, len(targets), pixels, loss, processes.world_size)
+        reported = torch.zeros((), device=device)
+        first, *others = self.learning.views
+        alike = 2 if others and first.size == others[0].size else 1
+        remembered = []
+        # Dropout draws from the global generator.
+        at = (self.targets.round, epoch, batch.step, *processes.seed_index)
+        with lent_global(self.seed, "training", *at, device=device):
+            for *some, some_targets in zip(*(x.tensor_split(parts) for x in (*views, targets)), strict=True):
+                with torch.autocast(device.type, compute.dtype, enabled=compute.dtype != torch.float32):
+                    embeddings, logits = self.model(*some)
+                outputs = Outputs(embeddings, logits, some_targets, self.targets.clusters, numbers)
+                objective, part_loss = objective_of(loss, outputs, self.targets.weight, processes)
+                objective.backward()
+                reported = reported + part_loss.detach()
+                remembered.append(embeddings.detach().unflatten(0, (len(some), -1))[:alike].mean(0))
+        if self.memory is not None:
+            new_embeddings = torch.cat(remembered)[: batch.new[batch.rank]]
+            rows = [part[:n] for part, n in zip(batch.parts, batch.new, strict=True)]
+            _remember(self.memory, *compute.partition.put_rows(new_embeddings, rows))
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return reported
 
 
 def number_of_parts(network: Network, images: int, pixels: int, loss: Loss, processes: int = 1) -> int:
