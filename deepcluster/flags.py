@@ -203,6 +203,47 @@ else:  # the flags that were given, by the name of their option
 
 @Parameter(name="*")
 @dataclass(frozen=True)
+class Placing:
+    """Flags of ``predict``.
+
+    Attributes:
+        reject: Give cluster -1 to outliers and to images in junk clusters.
+    """
+
+    out: OutOfTable = "-"
+    reject: bool = False
+    max_skipped: MaxSkipped = None
+    overwrite: Overwrite = False
+    as_json: Annotated[Json, Parameter(help="A line of JSON per file instead of CSV.")] = False
+
+
+PLACING = Placing()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Scoring:
+    """Flags of ``evaluate``.
+
+    Attributes:
+        labels: folders (the labels of the source) or a CSV of path,label (default: the labels of the fit).
+        protocol: Its options are in docs/protocols.md, for --set.
+        train: Images that a protocol learns from, instead of the images of the run.
+        seed: Seed of all random numbers.
+    """
+
+    labels: PathText | None = None
+    protocol: Literal["clustering", "knn", "linear"] = "clustering"
+    train: PathText | None = None
+    set_: Assignments = None
+    seed: int = 0
+
+
+SCORING = Scoring()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
 class Sorting:
     """Flags of the exports of images. Python and the dialog of the page make the same choices.
 

@@ -31,31 +31,24 @@ def predict(
     more_images: flags.MoreImages = (),
     /,
     *,
-    out: flags.OutOfTable = "-",
-    reject: bool = False,
+    placing: flags.Placing = flags.PLACING,
     device: flags.Device = "auto",
-    max_skipped: flags.MaxSkipped = None,
-    overwrite: flags.Overwrite = False,
     quiet: flags.Quiet = False,
-    as_json: Annotated[flags.Json, Parameter(help="A line of JSON per file instead of CSV.")] = False,
 ) -> None:
-    """Place images in the clusters of a run: a row per usable image; standard error names the others.
-
-    Args:
-        reject: Give cluster -1 to outliers and to images in junk clusters.
-    """
+    """Place images in the clusters of a run: a row per usable image; standard error names the others."""
+    out, max_skipped = placing.out, placing.max_skipped
     with session(images, quiet, to_stderr=True) as (terminal, shared):
         from deepcluster.storage.content import PREDICTIONS
 
         source = images_for(run_, images, *more_images, may_be_empty=True)
-        target = None if out == "-" else checked_output(Path(out), run_, source, overwrite)
+        target = None if out == "-" else checked_output(Path(out), run_, source, placing.overwrite)
         from deepcluster.runs.predict import placed_rows, predicted, write_lines
 
         model = model_of(run_, device)
         sizes: Counter[int] = Counter()  # by cluster
         skipped: list[dict[str, str]] = []
         predictions = predicted(model, source, skipped, max_skipped, display=terminal, **shared)
-        rows = placed_rows(model, predictions, reject, sizes)
+        rows = placed_rows(model, predictions, placing.reject, sizes)
         # Most errors occur in the first row, before anything is written; too many skipped images do at the end.
         first = list(islice(rows, 1 if max_skipped is None else None))
         if not is_main_rank():  # its share is computed, and the main rank writes
@@ -63,7 +56,7 @@ def predict(
         terminal.say("Model", str(model.identity))
         rows = chain(first, rows)
         as_lines = partial(write_lines, rows=rows, skipped=skipped, model=model.identity)
-        files.write_table(target, as_lines if as_json else partial(write_csv, columns=PREDICTIONS, rows=rows))
+        files.write_table(target, as_lines if placing.as_json else partial(write_csv, columns=PREDICTIONS, rows=rows))
         if target:
             names = [*model.names, ""]  # of -1, too
             counts = [f"{size:,} in {names[number] or f'cluster {number}'}" for number, size in sorted(sizes.items())]
@@ -141,17 +134,13 @@ def similar(
         files.write_table(target, partial(write_csv, columns=SIMILAR, rows=rows))
 
 
-def evaluate(  # noqa: PLR0913 a parameter is a flag
+def evaluate(
     run_: flags.RunArgument,
     images: flags.AnyPath | None = None,
     more_images: flags.MoreImages = (),
     /,
     *,
-    labels: flags.PathText | None = None,
-    protocol: Literal["clustering", "knn", "linear"] = "clustering",
-    train: flags.PathText | None = None,
-    set_: flags.Assignments = None,
-    seed: int = 0,
+    scoring: flags.Scoring = flags.SCORING,
     device: flags.Device = "auto",
     quiet: flags.Quiet = False,
     as_json: flags.Json = False,
@@ -160,13 +149,10 @@ def evaluate(  # noqa: PLR0913 a parameter is a flag
 
     Args:
         images: The images to score, as for fit; without it the images of the run.
-        labels: folders (the labels of the source) or a CSV of path,label (default: the labels of the fit).
-        protocol: Its options are in docs/protocols.md, for --set.
-        train: Images that a protocol learns from, instead of the images of the run.
-        seed: Seed of all random numbers.
     """
+    labels, protocol, train = scoring.labels, scoring.protocol, scoring.train
     kind = PROTOCOL_OPTIONS[protocol]
-    options = read_options(kind, flags.read_assignments(set_))
+    options = read_options(kind, flags.read_assignments(scoring.set_))
     kind(**options)  # checks them together
     values: dict[str, Any] = {}
     with session(images, quiet, to_stderr=as_json) as (terminal, shared):
@@ -180,7 +166,7 @@ def evaluate(  # noqa: PLR0913 a parameter is a flag
         learnt = None if train is None else find(train)
         from deepcluster.runs.evaluate import EvaluationRequest, evaluate
 
-        request = EvaluationRequest(protocol, tests, labels, learnt, options, seed, device)
+        request = EvaluationRequest(protocol, tests, labels, learnt, options, scoring.seed, device)
         for name, value in evaluate(run_, request, display=terminal, **shared):
             values[name] = value
             text = f"{value:.4f}" if isinstance(value, float) else str(value)
