@@ -39,7 +39,8 @@ app = App(
 app.register_install_completion_command(help="Let the shell complete commands and options (bash, zsh, fish).")
 changing = (recut, apply, ask, teach, update, promote)
 for command in (fit, predict, embed, *changing, report, similar, evaluate, export, recipes, fetch, doctor):
-    app.command(command)
+    # The example at the end of its docstring ends the help, too.
+    app.command(command, help_epilogue="Example: " + str(command.__doc__).rpartition("Example:")[2].strip())
 # The help lists these in the order in which people need them, and then the others by name.
 for number, verb in enumerate(("fit", "report", "export", "update", "predict")):
     app[verb].sort_key = number

@@ -50,6 +50,11 @@ def verbs() -> set[str]:
     return {name for name in app if not name.startswith("-")}
 
 
+def example_of(verb: str) -> str:
+    """The command at the end of the help of a verb."""
+    return str(app[verb].help_epilogue).removeprefix("Example: ")
+
+
 def options(verb: str) -> set[str]:
     return {name for each in app[verb].assemble_argument_collection() for name in each.names if name.startswith("-")}
 

@@ -21,7 +21,7 @@ from deepcluster.runtime.signals import EXIT_ON_SECOND_SIGINT
 from deepcluster.storage.content import COLUMNS, FILES, PREDICTIONS
 from tests import pages
 from tests.pages import PAGES, ROOT, blocks, prose, text_of
-from tests.sandbox import Sandbox, options, verbs
+from tests.sandbox import Sandbox, example_of, options, verbs
 from tests.test_layers import LEVEL, modules
 from tests.which import files_that_test
 
@@ -46,6 +46,9 @@ def test_a_page_is_true(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 sandbox.run(line)
         elif block.language == "python":
             sandbox.execute(block)
+    if page == ROOT / "README.md":  # its run serves the examples of the helps, too
+        for line in sorted({*map(example_of, verbs())} - {*without_comments(page)}):
+            sandbox.run(line)
     for named in re.findall(r"`(runs/[\w./-]+)`", prose(page)):
         assert Path(named).exists(), f"{page.name} names {named}, which its commands do not make"
 
@@ -125,6 +128,12 @@ def test_figures_in_sentences_have_a_source(page: Path):
     """A decimal, share, time or size is in a table of tables.py, or has a mark, so it cannot become stale."""
     figures = re.findall(FIGURE, re.sub(SOURCED, " ", prose(page), flags=re.DOTALL))
     assert {*figures} <= {*ELSEWHERE.get(page.name, "").split()}, "mark the source (benchmarks/README.md)"
+
+
+def test_every_help_ends_with_an_example_of_its_command():
+    for verb in verbs():
+        (found, *_) = pages.of_deepcluster(example_of(verb)) or [""]
+        assert found == verb
 
 
 def test_commands_are_found():

@@ -28,6 +28,9 @@ def recipes(name: str | None = None, /, *, options: bool = False) -> None:
 
     Args:
         options: List every option with its default (of v1), its values and its meaning.
+
+    Example:
+        deepcluster recipes v2
     """
     if options:
         _print_options()
@@ -70,6 +73,9 @@ def fetch(
 
     Args:
         file: Take this file instead, downloaded on another machine.
+
+    Example:
+        deepcluster fetch photos-ssl
     """
     if name not in PUBLISHED and not name.startswith("timm:"):
         raise UsageError(f"no published network is called {short(name)}: choose {', '.join(PUBLISHED)} or timm:NAME")
@@ -92,7 +98,11 @@ def doctor(
     *,
     as_json: flags.Json = False,
 ) -> None:
-    """Print versions, device, threads, image formats and the published networks on this machine."""
+    """Print versions, device, threads, image formats and the published networks on this machine.
+
+    Example:
+        deepcluster doctor
+    """
     if run_ is not None:
         check_run(run_)
         from deepcluster.runs.condition import condition

@@ -37,7 +37,11 @@ def fit(
     set_: Annotated[flags.Assignments, Parameter(group=flags.NETWORK)] = None,
     output: flags.Output = flags.OUTPUT,
 ) -> None:
-    """Cluster images; write the clusters, features, a model and a report."""
+    """Cluster images; write the clusters, features, a model and a report.
+
+    Example:
+        deepcluster fit photos/ -o runs/photos
+    """
     recipe = read_request({**(recipe_flags or {}), **flags.read_assignments(set_)}, fit_flags.recipe)
     check_weights(recipe.all_options)
     fit_flags.check()
@@ -102,7 +106,11 @@ def _fit_source(fit_flags: flags.FitFlags, terminal: Terminal, images: str | Non
 
 
 def recut(run_: flags.RunArgument, /, *, k: flags.NumberOfClusters, output: flags.Output = flags.OUTPUT) -> None:
-    """Make another number of clusters from a run's features, without training; clusters get new numbers."""
+    """Make another number of clusters from a run's features, without training; clusters get new numbers.
+
+    Example:
+        deepcluster recut runs/photos -k 20
+    """
     record = check_run(run_)
     if record.images_count is not None:
         check_groups(k, record.images_count)
@@ -126,6 +134,9 @@ def apply(
     Args:
         edits: A JSON file with edits; the served report (report RUN --serve) needs none.
         undo: Take back the last apply, recut or teach; --undo 3 the last three, --undo all every one since the fit.
+
+    Example:
+        deepcluster apply runs/photos --undo
     """
     word = "" if edits is None else str(edits)
     if not (re.fullmatch("|all|[0-9]{1,9}", word) if undo else edits):
@@ -158,6 +169,9 @@ def ask(
     Args:
         n: Number of images.
         drawn: Draw the images at random: their answers tell how many of all images are in the right cluster.
+
+    Example:
+        deepcluster ask runs/photos -o answers.csv
     """
     check_run(run_)
     target = None if out == "-" else checked_output(Path(out), run_, "", overwrite)
@@ -179,6 +193,9 @@ def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: fl
     Args:
         answers: A CSV file of path and name (a new one makes a new cluster) or cluster, such as that of ask, filled in;
             without it, the answers stored in the run count again.
+
+    Example:
+        deepcluster teach runs/photos answers.csv
     """
     check_run(run_)
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
@@ -200,7 +217,11 @@ def update(
     max_skipped: flags.MaxSkipped = None,
     output: flags.Output = flags.OUTPUT,
 ) -> None:
-    """Add images to the clusters of a finished run, without training; clusters keep their numbers and names."""
+    """Add images to the clusters of a finished run, without training; clusters keep their numbers and names.
+
+    Example:
+        deepcluster update runs/photos new/
+    """
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
         # Without a warning, because `update` refuses an unfinished run.
         source = images_for(run_, images, *more_images, may_be_empty=True)
@@ -224,6 +245,9 @@ def promote(
     Args:
         new: A finished run folder; it moves.
         old: The run folder that it replaces.
+
+    Example:
+        deepcluster promote runs/twelve runs/photos
     """
     with Terminal(quiet) as terminal:
         from deepcluster.runs.promote import promote as promote_run
@@ -236,6 +260,9 @@ def report(run_: flags.RunArgument, /, *, serve: bool = False, open_: flags.Open
 
     Args:
         serve: Serve it to browsers on this machine; edits are applied at once, and a button sorts into folders.
+
+    Example:
+        deepcluster report runs/photos --serve --open
     """
     check_run(run_)
     # A signal to a server is no error, also before it serves.

@@ -35,7 +35,11 @@ def predict(
     device: flags.Device = "auto",
     quiet: flags.Quiet = False,
 ) -> None:
-    """Place images in the clusters of a run: a row per usable image; standard error names the others."""
+    """Place images in the clusters of a run: a row per usable image; standard error names the others.
+
+    Example:
+        deepcluster predict runs/photos new/
+    """
     out, max_skipped = placing.out, placing.max_skipped
     with session(images, quiet, to_stderr=True) as (terminal, shared):
         from deepcluster.storage.content import PREDICTIONS
@@ -79,6 +83,9 @@ def embed(
     Args:
         out: The .npy file to write; paths go to a .csv beside it.
         overwrite: Replace the file at -o, and the .csv beside it.
+
+    Example:
+        deepcluster embed runs/photos new/ -o features.npy
     """
     if out.suffix != ".npy":
         raise UsageError(f"-o {out}: give a name ending in .npy")
@@ -119,6 +126,9 @@ def similar(
     Args:
         image: An image file, or the path of an image in clusters.csv.
         n: Number of images.
+
+    Example:
+        deepcluster similar runs/photos new/00.png -n 5
     """
     from deepcluster.storage.run_folder import open_run
 
@@ -149,6 +159,9 @@ def evaluate(
 
     Args:
         images: The images to score, as for fit; without it the images of the run.
+
+    Example:
+        deepcluster evaluate runs/photos --labels labels.csv
     """
     labels, protocol, train = scoring.labels, scoring.protocol, scoring.train
     kind = PROTOCOL_OPTIONS[protocol]
@@ -190,6 +203,9 @@ def export(
     Args:
         to: Form of the result: a folder per cluster, a data set, a table, the model as a graph.
         out: The folder or file to make; it must not exist yet, unless --overwrite may replace it.
+
+    Example:
+        deepcluster export runs/photos --to folders -o sorted/
     """
     of_images = to in flags.IMAGE_EXPORTS
     if not of_images:
