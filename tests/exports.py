@@ -34,13 +34,15 @@ def hand_run(
     junk: Sequence[int] = (),
     skipped: Sequence[str] = (),
     labels: Mapping[str, str] | None = None,
+    by: Mapping[str, str] | None = None,
 ) -> Path:
     """A run on the images of ``location`` that put each path into a cluster."""
     run.mkdir()
-    names, labels = names or {}, labels or {}
+    names, labels, by = names or {}, labels or {}, by or {}
     rows = [
         {
-            "path": path, "status": "ok", "cluster": cluster, "name": names.get(cluster, ""), "fine_cluster": cluster,
+            "path": path, "status": "ok", "cluster": cluster, "name": names.get(cluster, ""), "by": by.get(path, ""),
+            "fine_cluster": cluster,
             "distance": f"{i / 7:.6f}", "margin": "0.250000", "is_outlier": i % 2, "label": labels.get(path, ""),
         }
         for i, (path, cluster) in enumerate(clusters.items())

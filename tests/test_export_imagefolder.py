@@ -26,7 +26,7 @@ def metadata(out):
 
 def test_the_folder(tmp_path):
     clusters = {"a.png": 0, "sea/a.png": 0, "b.png": 1, "c.png": 1}
-    run = photos_run(tmp_path, clusters, names={0: "=beach"}, junk=[1], labels={"a.png": "sand"})
+    run = photos_run(tmp_path, clusters, names={0: "=beach"}, junk=[1], labels={"a.png": "sand"}, by={"a.png": "drawn"})
     before = state(tmp_path / "photos")
     imagefolder(run, tmp_path / "out")
     assert state(tmp_path / "photos") == before
@@ -39,7 +39,7 @@ def test_the_folder(tmp_path):
     same = {"distance": "0.000000", "margin": "0.250000", "is_outlier": "0"}
     # A name that a spreadsheet would run has the same guard as in clusters.csv.
     assert metadata(tmp_path / "out")[0] == {
-        "file_name": "000/a.png", "cluster": "0", "name": "'=beach", "junk": "0", **same, "label": "sand"
+        "file_name": "000/a.png", "cluster": "0", "name": "'=beach", "by": "drawn", "junk": "0", **same, "label": "sand"
     }  # fmt: skip
     files = {row["file_name"]: row["junk"] for row in metadata(tmp_path / "out")}
     assert files == {"000/a.png": "0", "000/a-2.png": "0", "001/b.png": "1", "001/c.png": "1"}

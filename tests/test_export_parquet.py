@@ -17,7 +17,13 @@ PATHS = ["a.png", "=1+1.png", "\udcff\n.png", "ü.png"]
 def run(tmp_path):
     clusters = {path: i % 2 for i, path in enumerate(PATHS)}
     run = hand_run(
-        tmp_path / "run", "-", clusters, names={1: "b"}, skipped=["x.doc"], labels={"a.png": "-1", "ü.png": "two"}
+        tmp_path / "run",
+        "-",
+        clusters,
+        names={1: "b"},
+        skipped=["x.doc"],
+        labels={"a.png": "-1", "ü.png": "two"},
+        by={"ü.png": "move"},
     )
     features = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
@@ -39,8 +45,8 @@ def test_a_parquet_file_has_the_rows_of_the_run_and_the_places_and_neighbours_th
     assert steps == [("neighbours", 0, 4)]
     table = pq.read_table(out)
     assert {name: str(table.schema.field(name).type) for name in table.column_names} == {
-        "path": "string", "status": "string", "cluster": "int32", "name": "string", "fine_cluster": "int32",
-        "distance": "double", "margin": "double", "is_outlier": "bool", "label": "string",
+        "path": "string", "status": "string", "cluster": "int32", "name": "string", "by": "string",
+        "fine_cluster": "int32", "distance": "double", "margin": "double", "is_outlier": "bool", "label": "string",
         "map_x": "float", "map_y": "float",
         "neighbors": "struct<ids: list<element: int64>, distances: list<element: float>>",
         "features": "fixed_size_list<element: float>[4]",
@@ -52,6 +58,7 @@ def test_a_parquet_file_has_the_rows_of_the_run_and_the_places_and_neighbours_th
     }  # fmt: skip
     assert [row["path"] for row in found] == ["a.png", "=1+1.png", "\\xff\n.png", "ü.png"]
     assert [row["name"] for row in found] == ["", "b", "", "b"]
+    assert [row["by"] for row in found] == [None, None, None, "move"]
     assert [row["label"] for row in found] == ["-1", None, None, "two"]
     for column, kind in (("cluster", int), ("fine_cluster", int), ("distance", float), ("margin", float)):
         assert [row[column] for row in found] == [kind(row[column]) for row in rows]

@@ -317,6 +317,28 @@ def test_answers_survive_as_moves_do_and_count_again(made, run, tmp_path, prints
     assert load(run).answers == taught.answers and state_of(run)
 
 
+def test_the_table_says_by_which_decision_an_image_is_where_it_is(run, tmp_path, prints):
+    """An undo takes the word back, a recut keeps that of the decisions that it keeps, and new images have none."""
+
+    def said_by() -> dict[int, str]:
+        return {number: row["by"] for number, row in enumerate(rows(run / "clusters.csv")) if row["by"]}
+
+    taught = {1: "answer", 2: "answer", 8: "drawn"}
+    teach(run, [*true([1, 2]), *true([8], drawn=True)])
+    assert said_by() == taught
+    clusters = [number for number, _ in placed(run).values()]
+    apply(run, Edits(move=((1, (clusters[1] + 1) % 5), (20, (clusters[20] + 1) % 5))))
+    assert said_by() == taught | {20: "move"}  # an answered image that moves has another answer
+    np.save(tmp_path / "more.npy", np.eye(12, dtype=np.float32)[:2] * 2)
+    prints("update", run, tmp_path / "more.npy", "-q")
+    assert said_by() == taught | {20: "move"} and state_of(run)
+    recut(run, 7)
+    kept = load(run)
+    assert said_by() == dict.fromkeys(kept.answers, "answer") | {row: "move" for row, _ in kept.moves} and kept.answers
+    undo(run, steps=2)
+    assert said_by() == taught
+
+
 def test_only_answers_about_images_drawn_at_random_count_for_the_quality(run):
     """They teach nothing, and are judged by the clusters that they would have now."""
     before = placed(run)

@@ -25,7 +25,7 @@ from deepcluster.storage.files import check_outside, new_folder, write_whole
 from deepcluster.texts import one_line, plural, some
 
 METADATA = "metadata.csv"  # in each part of a data set
-METADATA_COLUMNS = ("file_name", "cluster", "name", "junk", "distance", "margin", "is_outlier")
+METADATA_COLUMNS = ("file_name", "cluster", "name", "by", "junk", "distance", "margin", "is_outlier")
 MISSING = "missing: "  # begins the `how` of an image that cannot be exported
 
 
@@ -158,7 +158,7 @@ def _carry_out(targets: Sequence[Target], folder: Path, transfer: Transfer, disp
             except Undecodable as error:
                 place, how = "", f"{MISSING}{error}"
         made = {"exported_path": place, "how": how, "sha256": own_sha256(folder / place) if place else ""}
-        inventory.append({name: target.row[name] for name in ("path", "cluster", "name")} | made)
+        inventory.append({name: target.row[name] for name in ("path", "cluster", "name", "by")} | made)
         display.progress("exporting", len(inventory), len(targets))
     if transfer.files:
         return inventory
@@ -186,7 +186,7 @@ def _write_metadata(out: Path, targets: Sequence[Target], inventory: Sequence[Ro
     made: list[Row] = []
     for file, content in rows.items():
         write_whole(out / file, partial(write_csv, columns=columns, rows=content))
-        entry = {"path": "", "cluster": "", "name": "", "exported_path": file, "how": "metadata"}
+        entry = {"path": "", "cluster": "", "name": "", "by": "", "exported_path": file, "how": "metadata"}
         made.append({**entry, "sha256": own_sha256(out / file)})
     return made
 

@@ -18,7 +18,7 @@ from deepcluster.storage.state import hold
 from deepcluster.texts import one_line, some
 
 INVENTORY = "inventory.csv"
-INVENTORY_COLUMNS = ("path", "cluster", "name", "exported_path", "how", "sha256")
+INVENTORY_COLUMNS = ("path", "cluster", "name", "by", "exported_path", "how", "sha256")
 LOCK = ".deepcluster.lock"
 OF_FILE_MANAGERS = (".DS_Store", ".directory", "Thumbs.db", "desktop.ini")  # made by looking at a folder; they stay
 SAME_BYTES = ("hardlink", "copy")  # ways that keep the bytes of a file
@@ -82,7 +82,7 @@ def _check_unchanged(out: Path, original: Callable[[str], Path | None]) -> Seque
     rows: Sequence[Row] = ()
     with suppress(DiskError), RunFolder(out).as_disk_errors(INVENTORY):
         check_file(out / INVENTORY, MAX_TEXT)
-        rows = [*table_rows(out / INVENTORY, INVENTORY_COLUMNS)]
+        rows = [*table_rows(out / INVENTORY, INVENTORY_COLUMNS, newer=("by",))]
     if not rows:
         raise DiskError(f"{out} is left as it is, because it has no intact {INVENTORY}: give another folder (-o)")
     rows_of: defaultdict[str, dict[str, Row]] = defaultdict(dict)

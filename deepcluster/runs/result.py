@@ -78,6 +78,7 @@ def clusters_table(model: Model, rows: Rows, placement: Placement, residuals: Te
     used: dict[str, Iterable[object]] = {
         "path": rows.paths,
         "status": ["ok"] * len(rows.paths),
+        "by": model.decided_by(len(rows.paths)),
         "label": rows.labels or [""] * len(rows.paths),
         **placement_columns(model, placement, residuals, stored=True),
     }

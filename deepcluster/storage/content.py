@@ -49,6 +49,13 @@ COLUMNS = (
     Column("status", str, "`ok`, or `skipped` (no cells but these two)", predicted=False),
     Column("cluster", int, "from 0 by size when first made; `predict` on a training image gives the same number"),
     Column("name", str, "name of the cluster, empty without one"),
+    Column(
+        "by",
+        str,
+        "the person's decision that put the image there: `answer`, `drawn` (an answer, the image drawn at random),"
+        " `move`; empty: none",
+        predicted=False,
+    ),
     Column("fine_cluster", int, "pseudo-label, the nearest of the clusters trained on", predicted=False),
     Column("distance", float, "to the nearest centroid in the space of `features.npy`"),
     Column("margin", float, "1 - distance / distance to the nearest other cluster: 0 on the border, 1 on the centroid"),
@@ -66,7 +73,7 @@ FILES: Mapping[str, File] = {
     "cluster_summary.csv": File(
         ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk")
     ),
-    "clusters.csv": File(tuple(column.name for column in COLUMNS)),
+    "clusters.csv": File(tuple(column.name for column in COLUMNS), newer=("by",)),
     "duplicates.csv": File(("group", "path", "distance"), spare=True),
     "embeddings.safetensors": File(spare=True),  # neighbour graphs, for other numbers of groups
     **{f"evaluation-{protocol}.json": File() for protocol in ("clustering", "knn", "linear")},  # of earlier versions
@@ -174,7 +181,7 @@ def _shared(column: str, cell: str) -> str:
 
 
 class Table(Sequence[Row]):
-    """Rows of text cells in ``columns`` of one length, made when asked for: 250 bytes a row (dictionaries take 600)."""
+    """Rows of text cells in ``columns`` of one length, made when asked for: 260 bytes a row (dictionaries take 600)."""
 
     def __init__(self, columns: Mapping[str, Cells]):
         self.columns = columns

@@ -53,7 +53,7 @@ class Page(HTMLParser):
 
 
 def row(path: str, cluster: int = 0, distance: str = "1", margin: str = "1", **more: str) -> dict[str, str]:
-    fixed = {"status": "ok", "name": "", "fine_cluster": str(cluster), "is_outlier": "0", "label": ""}
+    fixed = {"status": "ok", "name": "", "by": "", "fine_cluster": str(cluster), "is_outlier": "0", "label": ""}
     return {"path": path, "cluster": str(cluster), "distance": distance, "margin": margin} | fixed | more
 
 

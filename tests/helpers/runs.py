@@ -115,6 +115,7 @@ def state_of(run: Path) -> dict[str, object] | None:
         sizes = {int(row["cluster"]): int(row["size"]) for row in summary if row["size"] != "0"}
         assert sizes == Counter(clusters)
         assert all(model.names[int(cluster)] == name for cluster, name in names.items())
+        assert [row["by"] for row in used] == model.decided_by(len(used))
         assert record.clusters == len(summary) and str(record.cut) in folder.file("report.html").read_text()
         return {"clusters": len(summary), "names": names, "cut": record.cut, "seed": record.seed}
 
