@@ -193,23 +193,25 @@ def export(
     run_: flags.RunArgument,
     /,
     *,
-    to: Literal["folders", "imagefolder", "parquet", "onnx"],
+    to: Literal["folders", "imagefolder", "keywords", "parquet", "onnx"],
     out: flags.Out,
     sorting: flags.Sorting = flags.SORTING,
     quiet: flags.Quiet = False,
 ) -> None:
-    """Export a run: folders, data sets, a table, an ONNX graph. Images are linked or copied, never moved or changed.
+    """Export a run: folders, data sets, tables, an ONNX graph. Images are linked or copied, never moved or changed.
 
     Args:
-        to: Form of the result: a folder per cluster, a data set, a table, the model as a graph.
+        to: Form of the result: a folder per cluster, a data set, keywords for exiftool, a table, the model as a graph.
         out: The folder or file to make; it must not exist yet, unless --overwrite may replace it.
 
     Example:
         deepcluster export runs/photos --to folders -o sorted/
     """
     of_images = to in flags.IMAGE_EXPORTS
+    takes = ("images", "outliers") if to == "keywords" else ()
     if not of_images:
-        given = (name for name, value in vars(sorting).items() if value != getattr(flags.SORTING, name))
+        others = {name: value for name, value in vars(sorting).items() if name not in takes}
+        given = (name for name, value in others.items() if value != getattr(flags.SORTING, name))
         refuse(given, f"--to {to} writes no images")
     check_run(run_)
     if not sorting.dry_run and not sorting.overwrite:
@@ -217,4 +219,4 @@ def export(
     with Terminal(quiet) as terminal:
         from deepcluster import export as exports
 
-        getattr(exports, to)(run_, out, *([sorting] if of_images else []), display=terminal)
+        getattr(exports, to)(run_, out, *([sorting] if of_images or takes else []), display=terminal)

@@ -1,10 +1,11 @@
-"""A finished run in other forms: a tree of folders, a data set, a table, an ONNX graph.
+"""A finished run in other forms: a tree of folders, a data set, tables, an ONNX graph.
 
 Each function takes a run folder and the path to make, which must not exist yet; nothing is left of it after a failure.
 """
 
 from deepcluster.export.folders import folders, imagefolder
+from deepcluster.export.keywords import keywords
 from deepcluster.export.onnx import onnx
 from deepcluster.export.parquet import parquet
 
-__all__ = ["folders", "imagefolder", "onnx", "parquet"]
+__all__ = ["folders", "imagefolder", "keywords", "onnx", "parquet"]

@@ -1,0 +1,93 @@
+"""Names of clusters as keywords of the image files, for exiftool, which writes them."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from functools import partial
+from io import StringIO
+from pathlib import Path
+from typing import BinaryIO
+
+from deepcluster.errors import DataError
+from deepcluster.export.plan import plan, read_run_images
+from deepcluster.flags import Sorting
+from deepcluster.runtime.console import Display, Silent
+from deepcluster.runtime.tables import write_csv
+from deepcluster.storage.files import check_no_file, new_file
+from deepcluster.texts import plural
+
+BRANCH = "deepcluster"  # above our keywords, so that they are told from all others
+COLUMNS = ("SourceFile", "XMP-dc:Subject", "XMP-lr:HierarchicalSubject", "XMP-digiKam:TagsList")
+NESTING = str.maketrans("/|", "--")  # digiKam and Lightroom nest keywords by these
+
+# Arguments of exiftool. Programs read the first list that is not empty, so a list that is missing begins with the
+# keywords of the others (FILL). Then the keywords of an earlier table go and those of the table come (REPLACE). A flat
+# keyword that another branch has is not ours and stays, and of two equal ones one does (SINGLE).
+APART = "\x1f"  # between the keywords of a list; no name has it
+FILL = """-wm
+cg
+-XMP-dc:Subject<IPTC:Keywords
+-XMP-lr:HierarchicalSubject<IPTC:Keywords
+-XMP-lr:HierarchicalSubject<XMP-dc:Subject
+-XMP-lr:HierarchicalSubject<${XMP-digiKam:TagsList;tr(/)(|)}
+-XMP-digiKam:TagsList<IPTC:Keywords
+-XMP-digiKam:TagsList<XMP-dc:Subject
+-XMP-digiKam:TagsList<${XMP-lr:HierarchicalSubject;tr(|)(/)}"""
+_OURS = f'$_=join"{APART}",grep{{m(^{BRANCH}[|/])}}split/{APART}/'
+_OTHERS = f"my%h=map{{$_=>1}}map{{split/[|]/}}grep{{!m(^{BRANCH}[|])}}split/{APART}/"
+_FLAT = f'$_=join"{APART}",grep{{!$h{{$_}}}}map{{m(^{BRANCH}[|](.*))?$1:()}}split/{APART}/'
+REPLACE = f"""-XMP-dc:Subject-<${{XMP-lr:HierarchicalSubject;{_OTHERS};{_FLAT}}}
+-XMP-lr:HierarchicalSubject-<${{XMP-lr:HierarchicalSubject;{_OURS}}}
+-XMP-digiKam:TagsList-<${{XMP-digiKam:TagsList;{_OURS}}}"""
+SINGLE = "-XMP-dc:Subject<${XMP-dc:Subject;NoDups(1)}"
+# A new sidecar hides the keywords and captions in the image from some programs, so it begins with all of these.
+CREATE = "-use\nMWG\n-tagsFromFile\n@\n-mwg:all\n-xmp:all\n-o\n%d%F.xmp"
+
+
+def keywords(run: Path, out: Path, sorting: Sorting | None = None, *, display: Display | None = None) -> None:
+    """Write a table for ``exiftool -csv+=OUT``: a row for each image file in a cluster with a name, and its keywords.
+
+    Beside it are arguments for exiftool, by which no other keyword is lost or hidden, those of an earlier table go, and
+    a second time changes nothing: NAME.args writes into the images, NAME-sidecars.args into sidecars beside them.
+    Images of junk clusters have no row. ``sorting``: Its ``images`` and ``outliers`` count.
+
+    Raises DataError if no image has a keyword.
+    """
+    display, sorting = display or Silent(), sorting or Sorting()
+    beside = out.with_name(f"{out.stem}-sidecars{out.suffix}")
+    for table in (out, beside):
+        check_no_file(table)
+        check_no_file(table.with_suffix(".args"))
+    images = read_run_images(run, sorting.images)
+    rows = [target.row for target in plan(images, sorting) if target.place]
+    names: dict[str, str] = {}
+    for row in rows:
+        file = images.original(row["path"])
+        if row["name"] and row["cluster"] not in images.junk and file and file.is_file() and "\n" not in str(file):
+            names[str(file.absolute())] = row["name"].translate(NESTING)
+    if not names:
+        raise DataError(f"no image of {run} gets a keyword: name a cluster whose images are files")
+    sidecars = {f"{file}.xmp": name for file, name in names.items()}
+    _write(out, names)
+    _write(beside, sidecars, [file for file in names if not Path(f"{file}.xmp").exists()])
+    rest = len(rows) - len(names)
+    why = f"; {plural(rest, 'image')} without one: no name, junk or no file" if rest else ""
+    display.say("Exported", f"keywords of {plural(len(names), 'image')} to {out}{why}")
+    for heading, table in (("Images", out), ("Sidecars", beside)):
+        display.say(heading, f"exiftool -@ {shlex.quote(str(table.with_suffix('.args')))}")
+
+
+def _write(table: Path, names: Mapping[str, str], create: Sequence[str] = ()) -> None:
+    """Write a table with the keywords of files, and its arguments. ``create``: Images whose sidecars are new."""
+    cells = ((file, name, f"{BRANCH}|{name}", f"{BRANCH}/{name}") for file, name in names.items())
+    text = StringIO()
+    write_csv(text, COLUMNS, (dict(zip(COLUMNS, row, strict=True)) for row in cells))
+    add = f"-csv+={table.absolute()}"
+    commands = [(CREATE, create), (f"{FILL}\n{add}", names), (f"{REPLACE}\n{add}", names), (SINGLE, names)]
+    quiet = f"-q\n-q\n-sep\n{APART}"
+    lines = ("\n".join((quiet, options, *files)) for options, files in commands if files)
+    for path, content in ((table, text.getvalue()), (table.with_suffix(".args"), "\n-execute\n".join(lines))):
+        new_file(path, partial(_put, content.encode(errors="surrogateescape")))
+
+
+def _put(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
