@@ -209,7 +209,7 @@ class DeepCluster(OpenedRun):
         reduced = self._measured(X, errors).reduced
         clusters = torch.full((len(reduced),), -1)
         usable = torch.isfinite(reduced[:, 0])
-        clusters[usable] = self._model.place(reduced[usable]).cluster
+        clusters[usable] = self._model.placement(reduced[usable]).cluster
         return clusters.numpy()
 
     def place(self, X: Any = None, *, errors: Errors = "raise") -> npt.NDArray[np.void]:
@@ -227,7 +227,7 @@ class DeepCluster(OpenedRun):
             self._check_run("place without images")
         images = self._of_fit if X is None else self._measured(X, errors)
         usable = torch.isfinite(images.reduced[:, 0])
-        placement = self._model.place(images.reduced[usable])
+        placement = self._model.placement(images.reduced[usable])
         cells = placement_columns(self._model, placement, images.residuals[usable])
         kinds = {column.name: NUMPY[column.kind] for column in COLUMNS if column.name in ("path", *cells)}
         dtype = np.dtype([(name, code) for name, (code, _) in kinds.items()])
@@ -259,7 +259,7 @@ class DeepCluster(OpenedRun):
     def score(self, X: Any, y: Any = None) -> float:
         """Return the negative sum of the squared distances to ``cluster_centers_``, as KMeans does."""
         reduced = self._measured(X, "raise").reduced
-        return -self._inertia(reduced, self._model.place(reduced).cluster)
+        return -self._inertia(reduced, self._model.placement(reduced).cluster)
 
     @classmethod
     def load(

@@ -78,7 +78,7 @@ class Model(Annotations):
 
     def predict(self, images: Images) -> npt.NDArray[np.int64]:
         """Return the clusters of the images of a folder, a list of paths, ... DataError if one cannot be used."""
-        return self.place(self.transform(images)).cluster.numpy()
+        return self.placement(self.transform(images)).cluster.numpy()
 
     def transform(self, images: Images | Tensor) -> Tensor:
         """Return reduced features (float32, N x d, rows of length 1) of images, as :meth:`predict` takes them, or as a
@@ -132,7 +132,7 @@ class Model(Annotations):
         if not self.of_features and self.network.mean.device.type == "cpu":
             check_batch_fits(self.network, self.image_size, self.batch_size)
 
-    def place(self, reduced: Tensor) -> Placement:
+    def placement(self, reduced: Tensor) -> Placement:
         """Return the clusters of the rows of :meth:`transform`."""
         return placement_of(reduced, self.cut, self.fine_centroids)
 

@@ -16,7 +16,7 @@ def main(run: str) -> None:
     model = deepcluster.load(run)
     pixels = (load_digits().images[:20] * (255 / 16)).astype("uint8")
     store = read_once(find(pixels), model.store_size)
-    placement = model.place(model.transform(store.images))
+    placement = model.placement(model.transform(store.images))
     for row, (cluster, distance) in enumerate(zip(placement.cluster, placement.distance, strict=True)):
         print(f"image {row}: cluster {int(cluster)}, distance {float(distance):.3f}")
     print("images per cluster:", torch.bincount(placement.cluster, minlength=model.cut.count).tolist())

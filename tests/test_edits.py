@@ -80,7 +80,7 @@ def moving(model: Model, reduced: torch.Tensor | None = None, **changes: Any) ->
 def test_edits_by_hand(changes, clusters, names, junk):
     model = replace(tiny_model(names=("a", "b", "")), junk=(0, 2))
     changed = moving(model, **changes)
-    assert changed.place(model.cut.centroids).cluster.tolist() == clusters
+    assert changed.placement(model.cut.centroids).cluster.tolist() == clusters
     assert (changed.names, changed.junk) == (names, junk)
 
 
@@ -112,7 +112,7 @@ def test_a_cluster_that_all_images_have_left_is_gone():
     model = tiny_model(names=("a", "b", "c"))
     rows = 0.9 * model.cut.centroids
     changed = moving(model, rows, move=((1, 2),))
-    assert changed.place(rows).cluster.tolist() == [0, 2, 2, 0]
+    assert changed.placement(rows).cluster.tolist() == [0, 2, 2, 0]
     assert set(changed.cut.group_of.tolist()) == {0, 2} and changed.names == ("a", "", "c")
     with pytest.raises(UsageError, match=r"1: .* 0, 2, .* 3 to 1002"):
         moving(changed, names={1: "x"})
@@ -166,9 +166,9 @@ def test_a_number_is_never_given_twice(steps: list[str], seed: int) -> None:
             present = ever = set()
         elif step == "like":
             new = replace(model, names=("",) * 5, cut=as_groups(kmeans(ROWS, random.randrange(1, 6), seed=1)))
-            places = torch.stack([model.place(ROWS).cluster, torch.full((30,), -1)], 1)
+            places = torch.stack([model.placement(ROWS).cluster, torch.full((30,), -1)], 1)
             old = Former(Path("old"), model, {}, 16)
-            model, _, _ = continued(new, new.place(ROWS), run_of(new, ROWS).rows, old, places)
+            model, _, _ = continued(new, new.placement(ROWS), run_of(new, ROWS).rows, old, places)
         else:
             with suppress(UsageError):  # a cluster of one part, or a number that was given
                 model = moving(model, ROWS, **{step: edits[step]})

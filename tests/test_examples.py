@@ -134,7 +134,7 @@ def test_serve_onnx(tmp_path, capsys):
     run = tiny_run(tmp_path / "run")
     onnx(run, tmp_path / "graph.onnx")
     wanted = predicted(run, folder)
-    columns = placement_columns(wanted.model, wanted.model.place(wanted.reduced), wanted.residuals)
+    columns = placement_columns(wanted.model, wanted.model.placement(wanted.reduced), wanted.residuals)
     assert len(wanted.paths) == len([*folder.iterdir()]) > 60
     with runpy.run_path(str(EXAMPLES / "serve_onnx.py"))["Server"](str(tmp_path / "graph.onnx"), 0) as server:
         place = server.server_address

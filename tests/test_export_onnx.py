@@ -53,7 +53,7 @@ def by_hand(model, images):
     by_group = np.full((len(rows), model.cut.count), np.inf)
     for i, group in enumerate(model.cut.group_of.tolist()):
         by_group[:, group] = np.minimum(by_group[:, group], distances[:, i])
-    return reduced.numpy(), by_group, model.place(reduced).cluster.numpy()
+    return reduced.numpy(), by_group, model.placement(reduced).cluster.numpy()
 
 
 SLOW = [

@@ -126,7 +126,7 @@ def test_what_is_lost_is_said_and_no_number_comes_twice(ranks):
     for parts in ([continued_by(ALONE, *arguments)], ranks[2](continued_by, *arguments)):
         model, _, text = parts[0]
         placed = torch.cat([placement.cluster for _, placement, _ in parts])
-        assert placed.tolist() == model.place(reduced).cluster.tolist() == [0, 0, 0, 2, 2, 2, 2, 2, 5, 6, 6, 5]
+        assert placed.tolist() == model.placement(reduced).cluster.tolist() == [0, 0, 0, 2, 2, 2, 2, 2, 5, 6, 6, 5]
         assert model.cut.group_of[:5].tolist() == [2, 5, 0, 6, 2] and model.cut.count == 7
         assert model.names == ("a", "", "c", "", "", "", "") and model.junk == (0,)
         assert model.moves == ((2, 2), (5, 0))

@@ -77,7 +77,7 @@ def features(run: Path) -> np.ndarray:
 def test_new_images_are_where_predict_puts_them_and_the_others_stay(run, more):
     before, old, model, places = used(run), features(run), contents(run / "model"), np.load(run / "map.npy")
     predictions = predicted(run, str(more))
-    placed = predictions.model.place(predictions.reduced)
+    placed = predictions.model.placement(predictions.reduced)
     assert update(run, str(more)) == Update(added=12, known=0, skipped=[])
     after, new = used(run), used(run)[48:]
     assert after[:48] == before and contents(run / "model") == model and state_of(run) is not None

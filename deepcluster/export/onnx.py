@@ -128,7 +128,7 @@ def difference(model: Model, images: Tensor, outputs: list[Any]) -> float:
     """
     features, distances, cluster, residual = map(torch.from_numpy, outputs)
     reduced, residuals = model.measure(images)
-    placement = model.place(reduced)
+    placement = model.placement(reduced)
     distance = distances.gather(1, cluster.unsqueeze(1)).squeeze(1)
     if ((cluster != placement.cluster) & (placement.margin >= MAX_DIFFERENCE)).any():
         return float("inf")

@@ -97,7 +97,7 @@ def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int]) -> Model:
     answers = dict.fromkeys(row for row in model.answers if row not in asked_anew)
     origins = {row: int(target[origin]) for row, origin in model.moves if origin < len(target)}
     if moves:
-        placed = replace(model, cut=cut).place(reduced).cluster
+        placed = replace(model, cut=cut).placement(reduced).cluster
         origins = {row: int(placed[row]) for row in moves} | origins
         cut = move_rows(cut, moves, reduced, placed)
         origins = {row: origin for row, origin in origins.items() if moves.get(row) != origin}  # the others are back

@@ -142,7 +142,7 @@ def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Iterator[Named
         all_labels = job.labels(source)
         model = job.model
         store, labels = job.read(source, all_labels, "images")
-        clusters = store.partition.all_gather(model.place(model.transform(store.images)).cluster).tolist()
+        clusters = store.partition.all_gather(model.placement(model.transform(store.images)).cluster).tolist()
     yield from common.clustering(clusters, labels, options, seed=job.request.seed)
 
 

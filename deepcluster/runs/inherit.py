@@ -69,7 +69,7 @@ def with_moves(
     targets = {row: target for row, (_, target) in moves.items()}
     cut = Cut(**partition.processes.broadcast_tensors(lambda: vars(move_rows(model.cut, targets, reduced, before))))
     model = replace(model.with_cut(cut), **as_annotations(moves))
-    return model, model.place(rows.reduced)
+    return model, model.placement(rows.reduced)
 
 
 def as_annotations(moves: Mapping[int, tuple[int, int]]) -> dict[str, Any]:

@@ -195,13 +195,13 @@ def _taught_model(run: Run, answers: Sequence[Answer], within: int | None) -> tu
     for row, group in _in_graph(moved, nodes).items():
         labels[row] = group
     cut = regrouped(model.cut, taught.rows, torch.from_numpy(taught.labels), torch.from_numpy(labels))
-    clusters = replace(model, cut=cut).place(rows.reduced).cluster
+    clusters = replace(model, cut=cut).placement(rows.reduced).cluster
     if within is not None:
         parts = torch.isin(cut.group_of, torch.tensor([*new_answers.values()]))
         alone = [row for row, group in new_answers.items() if group not in cut.group_of]  # none of them in the graph
         centroids = torch.cat([cut.centroids[parts], rows.reduced[alone]])
         group_of = torch.cat([cut.group_of[parts], torch.tensor([new_answers[row] for row in alone]).long()])
-        split = replace(model, cut=Cut(centroids, group_of)).place(rows.reduced).cluster
+        split = replace(model, cut=Cut(centroids, group_of)).placement(rows.reduced).cluster
         clusters = torch.where(placed.cluster == within, split, placed.cluster)
     drawn = verdicts(
         replace(model, cut=cut), rows.reduced, drawn, marked, pinned, answered, cluster, clusters, taught.kinds

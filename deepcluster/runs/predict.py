@@ -124,7 +124,7 @@ def predicted(
 def placed_rows(model: Model, predictions: Iterable[Prediction], reject: bool, sizes: Counter[int]) -> Iterator[Row]:
     """Yield the rows of `predict`, and count the images by cluster in ``sizes``."""
     for part in predictions:
-        columns = placement_columns(model, model.place(part.reduced), part.residuals, reject=reject)
+        columns = placement_columns(model, model.placement(part.reduced), part.residuals, reject=reject)
         sizes.update(columns["cluster"])
         yield from Table.of_columns({"path": part.paths, **columns})
         sys.stdout.flush()
@@ -171,7 +171,7 @@ def similar(run: Path, image: str, n: int = 20, device: str = "auto") -> list[Si
     pairs = zip(numbers[0].tolist(), scores[0].tolist(), strict=True)
     score_of = {number: score for number, score in pairs if number != row}  # an image with the same bits may precede it
     chosen = [*score_of][:n]
-    clusters = model.place(rows.reduced[chosen]).cluster.tolist()
+    clusters = model.placement(rows.reduced[chosen]).cluster.tolist()
     return [
         Similar(rows.paths[number], cluster, model.names[cluster], score_of[number])
         for number, cluster in zip(chosen, clusters, strict=True)

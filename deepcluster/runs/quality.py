@@ -68,4 +68,4 @@ def _unpinned(model: Model, reduced: Tensor, rows: Sequence[int], answered: Sequ
     if not own or not others.any():
         return clusters
     cut = Cut(model.cut.centroids[others], model.cut.group_of[others])
-    return clusters.scatter(0, torch.tensor(own), replace(model, cut=cut).place(reduced[own]).cluster)
+    return clusters.scatter(0, torch.tensor(own), replace(model, cut=cut).placement(reduced[own]).cluster)

@@ -60,7 +60,7 @@ class Run:
     @cached_property
     def placement(self) -> Placement:
         """The places of all images."""
-        return self.model.place(self.rows.reduced)
+        return self.model.placement(self.rows.reduced)
 
 
 def read_run(folder: run_folder.RunFolder, backbone: nn.Module | None = None, *, takes_images: bool = False) -> Run:
