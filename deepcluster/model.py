@@ -1,9 +1,10 @@
 """The model that places new images: network, reduction and centroids."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DataError, NonFiniteError, UsageError
 from deepcluster.groups.cut import Cut, Placement, placement_of
 from deepcluster.images import Images, find, read_once
+from deepcluster.images.arrays import from_bytes
 from deepcluster.images.own_features import read_features
 from deepcluster.learning.features import extract
 from deepcluster.nets.fast_pass import features_pass
@@ -131,6 +133,41 @@ class Model(Annotations):
         """Raise OutOfMemoryError if not even one batch of images fits into memory."""
         if not self.of_features and self.network.mean.device.type == "cpu":
             check_batch_fits(self.network, self.image_size, self.batch_size)
+
+    def place(self, batch: Iterable[Any]) -> dict[str, npt.NDArray[Any]]:
+        """Return the places of images by the bytes of their files, as engines such as Ray, Daft and Spark pass them.
+
+        Decoder, limits and values are those of ``deepcluster predict``. An image that cannot be used raises nothing.
+
+        Returns:
+            Arrays with a value per image: cluster (-1 if it cannot be used), name, distance, margin, outlier, features
+            (N x d) and reason (why it cannot be used, else ""). Numbers of unusable images are NaN.
+        """
+        self.check_network("place")
+        source = from_bytes([*batch])
+        count, dims = len(source.paths), self.reduction.projection.shape[1]
+        distance, margin, features = (np.full(shape, np.nan, np.float32) for shape in (count, count, (count, dims)))
+        cluster, outlier = np.full(count, -1), np.zeros(count, bool)
+        name, reason = np.full(count, "", object), np.full(count, "", object)
+        for part in source.parts(self.batch_size):
+            store = read_once(part, self.store_size, memory_budget=sys.maxsize, none_is_fine=True)
+            for path, why in store.skipped:
+                reason[int(path)] = why
+            if not store.usable:
+                continue
+            rows = [int(part.paths[i]) for i in store.usable]
+            reduced, residuals = self.measure(store.images)
+            placement = self.placement(reduced)
+            features[rows], cluster[rows] = reduced, placement.cluster
+            distance[rows], margin[rows] = placement.distance, placement.margin
+            outlier[rows] = residuals > self.outliers.limit
+            name[rows] = [self.names[number] for number in placement.cluster.tolist()]
+        columns = {"cluster": cluster, "name": name, "distance": distance, "margin": margin, "outlier": outlier}
+        return columns | {"features": features, "reason": reason}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for a worker, without the pass, which it prepares for itself."""
+        return {name: value for name, value in vars(self).items() if name != "_features"}
 
     def placement(self, reduced: Tensor) -> Placement:
         """Return the clusters of the rows of :meth:`transform`."""

@@ -144,6 +144,19 @@ def _hugging_face(dataset: Any, location: str) -> Items:
     return _HuggingFace(location, encoded.cast_column(column, type(dataset.features[column])(decode=False)), column)
 
 
+def from_bytes(contents: Sequence[Any]) -> Source:
+    """Return images by the bytes of their files, which are decoded as files are."""
+    return Source("bytes", "python:bytes", numbered(len(contents)), _Encoded("python:bytes", contents))
+
+
+@dataclass(frozen=True)
+class _Encoded(Numbered):
+    contents: Sequence[Any]
+
+    def read(self, i: int, size: int | None = None) -> Image.Image:
+        return decode(BytesIO(self.contents[i]), size=size)
+
+
 @dataclass(frozen=True)
 class _HuggingFace(Numbered):
     encoded: Any
