@@ -88,6 +88,12 @@ class DeepCluster(OpenedRun):
         history_: A dict per round.
         run_: The run folder (docs/run-folder.md).
         n_features_in_: D, if X was features.
+
+    Examples:
+        >>> digits = load_digits().images[:30] / 16
+        >>> dc = DeepCluster(n_clusters=3, backbone="compact", rounds=0).fit(digits)
+        >>> dc.labels_.shape, (dc.predict(digits) == dc.labels_).all().item()
+        ((30,), True)
     """
 
     def __init__(  # noqa: PLR0913 scikit-learn lists each parameter

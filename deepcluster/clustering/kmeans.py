@@ -125,8 +125,7 @@ def kmeans(
     """Group N rows into ``k`` clusters: y_i = argmin_k ||x_i - c_k||^2 (paper, equation 2).
 
     If there are at least k distinct rows, no cluster is empty (but for ``empty="faiss"``). Deterministic on one
-    machine for given arguments, and the same for any number of threads and ranks. Scores are float32, or float64 if
-    float32 would not tell near centroids apart.
+    machine for given arguments, and the same for any number of threads and ranks.
 
     Args:
         x: N x d, of any floating type, also a mapped file; read once an iteration and not copied. This rank's rows; the
@@ -143,6 +142,10 @@ def kmeans(
     Raises:
         ValueError: k < 1, k > N, a start of another shape or an unknown policy.
         NonFiniteError: NaN or infinity in the rows, or numbers too large or too small for squares in float32.
+
+    Examples:
+        >>> kmeans(torch.tensor([[0.0], [1.0], [8.0], [9.0]]), 2).centroids.flatten().sort().values.tolist()
+        [0.5, 8.5]
     """
     x = matrix(x)
     partition = partition or Partition.single(len(x))
@@ -248,6 +251,10 @@ def as_clustering(
 
     Raises:
         ValueError: The number of labels is not N, or one is negative.
+
+    Examples:
+        >>> as_clustering([0, 0, 1], torch.tensor([[0.0], [2.0], [9.0]])).centroids.tolist()
+        [[1.0], [9.0]]
     """
     partition = partition or Partition.single(len(rows))
     labels = torch.as_tensor(labels).long().cpu()
@@ -326,7 +333,15 @@ def _repaired(
 
 
 class ClusteringStep(Protocol):
-    """Step 4: a function or a callable object. :func:`as_clustering` makes its results from labels."""
+    """Step 4: a function or a callable object. :func:`as_clustering` makes its results from labels.
+
+    Examples:
+        >>> def in_turn(rows, clusters, previous, *, seed, round, partition):
+        ...     labels = [torch.arange(partition.total) % k for k in clusters]
+        ...     return tuple(as_clustering(column, rows, partition=partition) for column in labels)
+        >>> DeepCluster(clustering=in_turn).clustering is in_turn
+        True
+    """
 
     def __call__(
         self, rows: Tensor, clusters: Sequence[int], previous: Tensor | None, *, seed: int, round: int,
@@ -341,7 +356,12 @@ class ClusteringStep(Protocol):
 
 @dataclass(frozen=True)
 class KMeans:
-    """Step 4 by :func:`kmeans` from a random sample in every round. The defaults are the paper's."""
+    """Step 4 by :func:`kmeans` from a random sample in every round. The defaults are the paper's.
+
+    Examples:
+        >>> DeepCluster(clustering=KMeans(iterations=50, empty="sample")).clustering
+        KMeans(iterations=50, empty='sample', spherical=False)
+    """
 
     iterations: int = 20
     empty: str = "split"

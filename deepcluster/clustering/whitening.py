@@ -56,7 +56,13 @@ def prepared(features: Tensor, *, root: bool, classes: ClassProbabilities | None
 
 @dataclass(frozen=True)
 class Whitening:
-    """An affine map to whitened rows, fitted by :func:`whiten`."""
+    """An affine map to whitened rows, fitted by :func:`whiten`.
+
+    Examples:
+        >>> reduce = whiten(torch.eye(5), dims=3)
+        >>> reduce(torch.eye(5)[:2]).shape
+        torch.Size([2, 3])
+    """
 
     mean: Tensor  #: D, or D + K with class probabilities
     projection: Tensor  #: the same number x d
@@ -110,6 +116,10 @@ def whiten(
 
     Raises:
         NonFiniteError: NaN or infinity in the features or pairs, or numbers too small or large for squares in float32.
+
+    Examples:
+        >>> whiten(torch.eye(5), dims=3)(torch.eye(5)).norm(dim=1).allclose(torch.ones(5))
+        True
     """
     x = matrix(x)
     partition = partition or Partition.single(len(x))
@@ -271,7 +281,12 @@ class Features:
 
 @dataclass(frozen=True)
 class Reduction:
-    """Step 3. The defaults are the paper's."""
+    """Step 3. The defaults are the paper's.
+
+    Examples:
+        >>> Reduction(dims=64, within_image=1.0).takes_pairs
+        True
+    """
 
     dims: int | None = 256  #: number of principal components at most; if None, no PCA and only L2
     #: Each component is divided by its standard deviation to this power (1 whitens, 0 only rotates).

@@ -45,6 +45,11 @@ def folders(
 
     Raises:
         DataError: No image can be exported.
+
+    Examples:
+        >>> rows = folders(Path("runs/photos"), Path("sorted"), mode="copy")
+        >>> rows[0]["exported_path"], Path("sorted/000-beach/a.png").is_file()
+        ('000-beach/a.png', True)
     """
     display = display or Silent()
     sorting = replace(sorting or Sorting(), **choices)

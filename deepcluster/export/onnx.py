@@ -80,6 +80,9 @@ def onnx(run: str | Path, out: Path, *, display: Display | None = None) -> None:
 
     Raises:
         ModelError: onnxruntime gives other numbers than torch.
+
+    Examples:
+        >>> onnx(Path("runs/photos"), Path("photos.onnx"))
     """
     check_no_file(out)
     model = models.load(run)

@@ -34,6 +34,9 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
     Empty cells become null; features of skipped files are NaN, because pyarrow 19 and 22 cannot read a null list of
     fixed length. Bytes of a path that are not UTF-8 become ``\\xNN``: Parquet has no other text.
     Needs the extra ``parquet``.
+
+    Examples:
+        >>> parquet(Path("runs/photos"), Path("photos.parquet"))
     """
     with needing("pyarrow"):
         import pyarrow as pa

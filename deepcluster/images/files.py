@@ -52,6 +52,10 @@ def find(images: Images, *others: str, may_be_empty: bool = False) -> Source:
 
     Raises:
         DataError: They do not exist, or cannot be images, or cannot be one of several.
+
+    Examples:
+        >>> len(find("sklearn:digits").paths)
+        1797
     """
     if isinstance(images, Source):
         return images

@@ -64,7 +64,13 @@ class Numbered(Items):
 
 @dataclass(frozen=True)
 class Source:
-    """Images that exist but are not yet read: a selection of items, in an order, by name."""
+    """Images that exist but are not yet read: a selection of items, in an order, by name.
+
+    Examples:
+        >>> digits = find("sklearn:digits")
+        >>> digits.read(0).size, digits.labels[:3]
+        ((8, 8), ('0', '1', '2'))
+    """
 
     name: str  #: a short name, for the name of a run
     #: Argument of ``find`` for the same images, an absolute path, ``sklearn:digits``, ``torchvision:NAME`` or

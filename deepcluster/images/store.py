@@ -38,7 +38,13 @@ MEMORY_BUDGET = 4 << 30  # bytes of images in memory; more go to a mapped file
 
 @dataclass(frozen=True)
 class Store:
-    """Usable images of a source, in its order."""
+    """Usable images of a source, in its order.
+
+    Examples:
+        >>> store = read_once(find(load_digits().images[:5] / 16), size=16)
+        >>> store.usable, store.skipped
+        ((0, 1, 2, 3, 4), ())
+    """
 
     # uint8, N x 3 x S x S, channels-last in memory (a mapped file above the budget); of several ranks only this one's.
     images: Tensor
@@ -57,9 +63,7 @@ def read_once(
     none_is_fine: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Store:
-    """Decode and resize every image of the source. Unusable images are left out.
-
-    The result does not depend on the number of threads: one a core, or this thread alone as long as that is quicker.
+    """Decode and resize every usable image of the source. The result does not depend on the number of threads.
 
     Args:
         size: The side of the squares, in px. A JPEG is decoded reduced, see ``decode``.
@@ -72,6 +76,10 @@ def read_once(
     Raises:
         DataError: No image is usable, or a folder is needed and not given.
         DiskError: The folder has no room.
+
+    Examples:
+        >>> read_once(find(load_digits().images[:5] / 16), size=16).images.shape
+        torch.Size([5, 3, 16, 16])
     """
     share = processes.part(len(source.paths))
     rows = _allocate(len(share), size, folder, memory_budget)

@@ -19,7 +19,12 @@ GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L") uses
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Range of the differences between a training view and its image."""
+    """Range of the differences between a training view and its image.
+
+    Examples:
+        >>> Learning(views=(Augmentation(size=96), Augmentation(size=64, crop=(0.05, 0.3)))).views[1].size
+        64
+    """
 
     #: Least and largest area of the crop, as a share of the image (above 1 the image shrinks inside the view).
     crop: tuple[float, float] = (0.08, 1.0)
@@ -144,6 +149,12 @@ def uniform_over_clusters(labels: Tensor, draws: int, random: torch.Generator) -
 
     Within a cluster the images come in random order, and from the start again when they are used up, so all come
     equally often, +-1. The draws are indices into ``labels``; compare :func:`official_draws`.
+
+    Examples:
+        >>> labels = torch.tensor([0, 0, 0, 1])
+        >>> drawn = uniform_over_clusters(labels, 6, torch.Generator())
+        >>> labels[drawn].bincount()
+        tensor([3, 3])
     """
     shuffled = torch.randperm(len(labels), generator=random)
     members = shuffled[torch.argsort(labels[shuffled], stable=True)]  # in random order within a cluster

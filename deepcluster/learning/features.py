@@ -41,6 +41,11 @@ def extract(
     Returns:
         N x D, in the type of the network's last operation (to store bfloat16 as float32 would only take memory), and on
         the network's device if it has room for them.
+
+    Examples:
+        >>> images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
+        >>> extract(build("compact", image_size=16), images).shape
+        torch.Size([4, 128])
     """
     compute = compute or Compute.of(network, images)
     batch_size = compute.batch_size

@@ -29,7 +29,13 @@ IGNORED = -100  # the label of an image that only fills up a part of a batch
 
 @dataclass(frozen=True)
 class Outputs:
-    """Outputs of the network for V views of this rank's B images in an optimizer step."""
+    """Outputs of the network for V views of this rank's B images in an optimizer step.
+
+    Examples:
+        >>> images, labels = torch.arange(4), torch.tensor([[0], [1], [2], [1]])
+        >>> Outputs(torch.eye(4), torch.eye(4), labels, clusters=[4], drawn=images).logits.argmax(1)
+        tensor([0, 1, 2, 3])
+    """
 
     embeddings: Tensor  #: V*B x D, view after view
     logits: Tensor  #: V*B x the sum of ``clusters``, several clusterings side by side
@@ -40,7 +46,12 @@ class Outputs:
 
 @runtime_checkable
 class Loss(Protocol):
-    """The loss that step 5 minimises. It has no state: checkpoints do not save it and optimizers do not train it."""
+    """The loss that step 5 minimises. It has no state: checkpoints do not save it and optimizers do not train it.
+
+    Examples:
+        >>> isinstance(CrossEntropy(), Loss)
+        True
+    """
 
     sums_images: bool  #: the loss is a sum of independent per-image terms, so a batch may be split
 
@@ -65,7 +76,12 @@ def objective_of(loss: Loss, outputs: Outputs, cluster_weight: float, processes:
 
 
 class CrossEntropy:
-    """The paper's loss: the cross-entropy of the pseudo-labels, with full weight."""
+    """The paper's loss: the cross-entropy of the pseudo-labels, with full weight.
+
+    Examples:
+        >>> Learning(loss=CrossEntropy()).loss.sums_images
+        True
+    """
 
     sums_images = True
 
@@ -98,6 +114,10 @@ class WithInstances:
 
     w is a^2 / (a^2 + (1 - a)^2) for the share a by which the labels repeat the previous ones. Needs two views of an
     image. ``temperature`` divides the cosines of the instance loss.
+
+    Examples:
+        >>> Learning(loss=WithInstances(temperature=0.2), views=(Augmentation(), Augmentation())).loss
+        WithInstances(temperature=0.2)
     """
 
     temperature: float
@@ -158,13 +178,23 @@ def new_linear_head(
     partition: Partition,
     random: torch.Generator,
 ) -> None:
-    """Return the paper's head: a new linear classifier, with the outputs of all clusterings side by side."""
+    """Return the paper's head: a new linear classifier, with the outputs of all clusterings side by side.
+
+    Examples:
+        >>> Learning(head=new_linear_head).head is new_linear_head  # the default
+        True
+    """
     network.new_head(sum(len(clustering.centroids) for clustering in clusterings), random)
 
 
 @dataclass(frozen=True)
 class CentroidHead:
-    """DeepCluster-v2's head: the frozen mean directions of the clusters; cosines are divided by ``temperature``."""
+    """DeepCluster-v2's head: the frozen mean directions of the clusters; cosines are divided by ``temperature``.
+
+    Examples:
+        >>> Learning(head=CentroidHead(temperature=0.1)).head
+        CentroidHead(temperature=0.1)
+    """
 
     temperature: float
 

@@ -37,7 +37,12 @@ OptimizerOf = Callable[[list[nn.Parameter]], Optimizer]
 
 @dataclass(frozen=True)
 class Learning:
-    """Step 5. The defaults are the paper's."""
+    """Step 5. The defaults are the paper's.
+
+    Examples:
+        >>> Learning(lr=lambda time: 0.1 / (1 + time)).lr_at(1)
+        0.05
+    """
 
     epochs: int = 1  #: passes over N images in a round
     batch_size: int = 256  #: images in an optimizer step, of all ranks together
@@ -145,7 +150,12 @@ def strides(drawn: Tensor, world_size: int) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """The targets of a round."""
+    """The targets of a round.
+
+    Examples:
+        >>> PseudoLabels(torch.tensor([[0], [1], [1]]), clusters=[2]).labels.shape
+        torch.Size([3, 1])
+    """
 
     labels: Tensor  #: int64, N x H: clusters of all images in H clusterings; samples are drawn by them in turn
     clusters: Sequence[int]  #: number of clusters in each clustering
@@ -184,6 +194,13 @@ def train_on_pseudo_labels(
     Raises:
         NonFiniteError: At the end of the epoch in which the loss stopped being finite.
         UsageError: A step is one view of one image, which batch normalisation cannot train on.
+
+    Examples:
+        >>> network, images = build("compact", image_size=16), torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
+        >>> network.new_head(2, torch.Generator())
+        >>> targets, optimizer = PseudoLabels(torch.tensor([[0], [1], [1], [0]]), [2]), SGD(network.body_parameters())
+        >>> train_on_pseudo_labels(network, images, targets, optimizer, Learning(epochs=2)) > 0
+        True
     """
     assert network.head is not None, "a head comes before training"
     compute = compute or Compute.of(network, images)

@@ -50,6 +50,12 @@ class Network(nn.Module):
         projection: Module from features to ``embedding_dim`` embeddings; default: the features themselves.
         mean, std: Of the colours; part of the network, so that nobody can forget the normalisation or do it twice.
         architecture: The arguments of ``build`` that make this network again; empty for a custom body.
+
+    Examples:
+        >>> network = build("compact", image_size=32)
+        >>> network.new_head(10, torch.Generator())
+        >>> network(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     head: nn.Linear | FrozenClassifier | None
@@ -167,6 +173,10 @@ def build(
     Raises:
         UsageError: There is no such network, or not with these options.
         ModelError: The weights cannot be read or fetched, or do not fit the network.
+
+    Examples:
+        >>> build("compact", image_size=32).features(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 128])
     """
     if name == MODULE:
         raise UsageError("the backbone is a module of your own: give it in Python, DeepCluster(backbone=module)")

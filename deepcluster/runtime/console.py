@@ -118,7 +118,15 @@ def flush_streams() -> DiskError | None:
 
 
 class Display(Protocol):
-    """Shows the progress of a run: ``fit(..., display=)`` calls these in the main process, and waits for them."""
+    """Shows the progress of a run: ``fit(..., display=)`` calls these in the main process, and waits for them.
+
+    Examples:
+        >>> class Rounds(Silent):
+        ...     def round(self, row, rounds):
+        ...         print(f"round {row['round']} of {rounds}")
+        >>> Rounds().round({"round": 3}, rounds=20)
+        round 3 of 20
+    """
 
     def say(self, heading: str, text: str) -> None:
         """Show a line: ``Run`` with the folder, ``Plan``, ``Images``, ``Done``, ..."""
@@ -134,7 +142,11 @@ class Display(Protocol):
 
 
 class Silent(Display):
-    """Shows nothing. Subclass it to write your own display."""
+    """Shows nothing. Subclass it to write your own display.
+
+    Examples:
+        >>> Silent().say("Done", "in 3 s")  # prints nothing
+    """
 
 
 class Several:

@@ -163,6 +163,11 @@ def load(folder: str | Path, device: torch.device | None = None, *, backbone: nn
         device: Device of the network; None: the CPU.
         backbone: The network, if it was a module of your own; its weights come from the file. Without it the
             model takes no images.
+
+    Examples:
+        >>> dc = DeepCluster(n_clusters=2).fit(load_digits().data[:30])
+        >>> load(dc.save("digits")).transform(load_digits().data[:1]).shape
+        torch.Size([1, 29])
     """
     folder = Path(folder)
     if is_run(folder):
