@@ -51,6 +51,11 @@ def keywords(run: Path, out: Path, sorting: Sorting | None = None, *, display: D
     Images of junk clusters have no row. ``sorting``: Its ``images`` and ``outliers`` count.
 
     Raises DataError if no image has a keyword.
+
+    Examples:
+        >>> keywords(Path("runs/photos"), Path("keywords.csv"))
+        >>> Path("keywords.csv").read_text().count("beach")
+        3
     """
     display, sorting = display or Silent(), sorting or Sorting()
     beside = out.with_name(f"{out.stem}-sidecars{out.suffix}")
