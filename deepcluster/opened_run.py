@@ -7,6 +7,7 @@ import weakref
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.utils import estimator_html_repr
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor, nn
 
@@ -21,6 +23,7 @@ from deepcluster.clustering.kmeans import means
 from deepcluster.errors import UsageError
 from deepcluster.images import Images, Source, find
 from deepcluster.model import Model
+from deepcluster.report.pictures import THUMBNAIL, data_uri, pictures
 from deepcluster.runs import edits as edits_of_run
 from deepcluster.runs import lesson, page, recut
 from deepcluster.runs.images import images_at_hand
@@ -34,7 +37,12 @@ from deepcluster.storage import run_folder
 from deepcluster.storage.edits_file import checked_name, python_edits
 from deepcluster.storage.files import check_output, write_output
 from deepcluster.storage.state import own_files
+from deepcluster.texts import plural
 
+# In a notebook.
+MAX_SHOWN = 20  # clusters, the largest
+MEDOIDS = 6  # pictures of a cluster, the nearest to its centroids
+PICTURE_BYTES = 2000
 MISSING = ("None", "<NA>", "NaT")  # labels that are unknown, as text
 
 if TYPE_CHECKING:
@@ -130,14 +138,38 @@ class OpenedRun(_Base):
         self._read_results()
         return self
 
-    def report(self, path: str | Path) -> Path:
-        """Write the report of the run, one HTML page, and return its path."""
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the report of the run, one HTML page, and return its path; without one it is in the run folder."""
         self._check_run("a report")
-        html = page.report(self.run_, self._images_at_hand()).read_text(encoding="utf-8")
+        written = page.report(self.run_, self._images_at_hand())
+        if path is None:
+            return written
+        html = written.read_text(encoding="utf-8")
         path = Path(path)
         check_output(path, overwrite=True, inputs=tuple)
         write_output(path, lambda file: file.write(html))
         return path
+
+    def _repr_html_(self) -> str:
+        """Return a row of pictures for each of the largest clusters, and before a fit scikit-learn's parameters."""
+        source = self._images_at_hand() if hasattr(self, "run_") else None
+        if source is None:
+            return str(estimator_html_repr(self))
+        picture = pictures(source, THUMBNAIL)
+        distance = self._model.placement(torch.from_numpy(self.embedding_)).distance.numpy()
+        sizes = Counter(self.labels_.tolist()).most_common()
+        rows = []
+        for number, size in sizes[:MAX_SHOWN]:
+            members = np.flatnonzero(self.labels_ == number)
+            nearest = members[np.argsort(distance[members])]
+            images = filter(None, (picture(self.paths_[row]) for row in nearest[:MEDOIDS]))
+            tags = "".join(f'<img src="{data_uri(image, PICTURE_BYTES, scale=1)}">' for image in images)
+            rows.append(f"<p>{escape(self._model.names[number] or f'cluster {number}')} ({size:,})<br>{tags}</p>")
+        more = f"<p>{plural(len(sizes) - MAX_SHOWN, 'smaller cluster')}</p>" if len(sizes) > MAX_SHOWN else ""
+        return "".join(rows) + more
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:
+        return {"text/plain": repr(self), "text/html": self._repr_html_()}
 
     def save(self, folder: str | Path) -> Path:
         """Write the model (config.json and .safetensors files) for ``load``, and return the folder."""

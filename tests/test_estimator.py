@@ -198,6 +198,12 @@ def test_features_have_the_paths_of_their_pictures(digits, of_features, tmp_path
     assert same(ours, of_features) and ours.paths_ == [*table["path"]]
     monkeypatch.chdir("/")
     assert "data:image" in ours.report(tmp_path / "report.html").read_text()
+    assert ours.report() == ours.run_ / "report.html"
+    ours.apply({"names": {0: "<odd>"}})
+    shown = ours._repr_mimebundle_()["text/html"]
+    assert [shown.count(text) for text in ("<p>", "&lt;odd&gt; (", "cluster 1 (")] == [3, 1, 1]
+    assert 6 <= shown.count('<img src="data:image') <= 18 and len(shown) < 60_000  # half have a picture
+    assert "<odd>" not in shown and "DeepCluster" in DeepCluster()._repr_html_()
     with pytest.raises(DataError, match=r"120 rows.* 2 "):
         DeepCluster().fit(digits, paths=["a", "b"])
     with pytest.raises(DataError, match=r"row 0, and 63 numbers in row 119"):

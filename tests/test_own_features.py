@@ -36,13 +36,14 @@ FEATURES = blobs([EACH] * GROUPS, WIDTH).numpy()
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """f.npy with f.txt beside it: half of the pictures are there; run: three groups of it."""
+    """f.npy with f.txt beside it: half of the pictures are there, two of them equal; run: three groups of it."""
     folder = tmp_path_factory.mktemp("features")
     np.save(folder / "f.npy", FEATURES)
     names = [f"{label}/{row}.png" for row, label in enumerate(TRUTH)]
     for row, name in enumerate(names[: COUNT // 2]):
         (folder / name).parent.mkdir(exist_ok=True)
-        Image.new("RGB", (8, 8), (4 * row, 0, 0)).save(folder / name)
+        noise = np.random.default_rng(row % 29).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(noise).save(folder / name)
     (folder / "f.txt").write_text("\n".join(names))
     fit(folder / "f.npy", Request(features=True, out=folder / "run", n_clusters=GROUPS, labels="folders"))
     return folder
@@ -54,6 +55,8 @@ def test_groups_labels_and_files(made):
     assert json.loads((made / "run" / "metrics.json").read_text())["nmi"] == pytest.approx(1)
     assert state_of(made / "run") and record(made / "run")["backbone"] == "features"
     assert (made / "run" / "thumbnails.webp").is_file() and "data:image" in (made / "run" / "report.html").read_text()
+    duplicates = [row["path"] for row in rows(made / "run" / "duplicates.csv")]
+    assert duplicates == [table[0]["path"], table[29]["path"]]  # and not the rows without a picture
     recipe = tomllib.loads((made / "run" / "recipe.toml").read_text())  # the reduction is that of a pretrained network
     assert (recipe["whitening"], recipe["dims"]) == (0.25, 256) and "backbone" not in recipe
 
@@ -245,16 +248,18 @@ def test_an_update_keeps_ids_and_exports_the_pictures_of_its_paths(column, tmp_p
     old = table(tmp_path / "old/f.parquet", embedding=[*FEATURES[:50]], **{column: names[:50]})
     new = table(tmp_path / "new/f.parquet", embedding=[*FEATURES[40:]], **{column: names[40:]})
     if column == "path":
-        for file in (old.with_name("0.png"), new.with_name("59.png")):
+        for file in (old.with_name("0.png"), new.with_name("58.png"), new.with_name("59.png")):
             Image.new("RGB", (8, 8), "red").save(file)
     run = fit(old, Request(features=True, out=tmp_path / "run", n_clusters=GROUPS)).path
     assert update(run, str(new)).added == 10
     near = "../new/" if column == "path" else ""
     assert [row["path"] for row in rows(run / "clusters.csv")] == names[:50] + [near + name for name in names[50:]]
     if column == "path":
-        with pytest.warns(DeepClusterWarning, match="^58 "):
+        with pytest.warns(DeepClusterWarning, match="^57 "):
             folders(run, tmp_path / "sorted")
-        assert {path.name for path in (tmp_path / "sorted").rglob("*.png")} == {"0.png", "59.png"}
+        assert {path.name for path in (tmp_path / "sorted").rglob("*.png")} == {"0.png", "58.png", "59.png"}
+        alike = [row["path"] for row in rows(run / "duplicates.csv")]
+        assert alike == [f"{near}58.png", f"{near}59.png"]
 
 
 def test_without_paths_the_rows_are_numbered_and_the_report_has_no_pictures(tmp_path):

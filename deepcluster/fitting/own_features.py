@@ -8,15 +8,16 @@ from torch import Tensor
 
 from deepcluster.auto import WHITENING, Plan
 from deepcluster.errors import UsageError
-from deepcluster.fitting.plan import Begun, Contents, ImagesRead, Job, Request, check_not_inside, free_path, names_of
+from deepcluster.fitting.plan import Begun, ImagesRead, Job, Request, check_not_inside, free_path, names_of
 from deepcluster.images import Source
+from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.source import IDS
 from deepcluster.images.store import Store
 from deepcluster.nets.names import NO_NETWORK
 from deepcluster.presets import check_groups
 from deepcluster.recipe import AUTO, Recipe, to_toml
 from deepcluster.report.pictures import sprite_sheet, tiny_pictures
-from deepcluster.runs.images import pictures_of, row_digests
+from deepcluster.runs.images import duplicate_rows, pictures_of, row_digests, with_picture
 from deepcluster.runs.page import SHEET
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.partition import Partition
@@ -68,10 +69,14 @@ def read_given(job: Job, begun: Begun, features: Tensor) -> tuple[ImagesRead, di
     no_images = torch.empty(0, 3, 1, 1, dtype=torch.uint8)
     store = Store(no_images, tuple(range(total)), (), Partition.of(job.processes, len(job.processes.part(total))))
     digests = dict(zip(source.paths, row_digests(features), strict=True))
-    beginning: Contents = {
+    beginning: dict[str, Any] = {
         "recipe.toml": "\n".join(settings) + "\n",
         "skipped.csv": [],
         "history.csv": [],
-        **({} if pictures is None else {SHEET: sprite_sheet(tiny_pictures(pictures, 0, total))}),
     }
+    if pictures is not None:
+        beginning[SHEET] = sprite_sheet(tiny_pictures(pictures, 0, total))
+        there = with_picture(pictures)
+        alike = near_duplicates(pictures[there])
+        beginning["duplicates.csv"] = [*duplicate_rows(alike, [source.paths[row] for row in there])]
     return ImagesRead(store, recipe, digests, beginning), {"backbone": NO_NETWORK, "reasons": begun.plan.reasons}

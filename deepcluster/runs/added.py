@@ -26,7 +26,14 @@ from deepcluster.records import Identity
 from deepcluster.report.pictures import THUMBNAIL, extended_sheet, not_on_sheet, on_sheet
 from deepcluster.runs import page as drawn
 from deepcluster.runs.change import Change, commit
-from deepcluster.runs.images import duplicate_rows, images_at_hand, named_as_in_run, pictures_of, row_digests
+from deepcluster.runs.images import (
+    duplicate_rows,
+    images_at_hand,
+    named_as_in_run,
+    pictures_of,
+    row_digests,
+    with_picture,
+)
 from deepcluster.runs.run import Rows, Run, read_run
 from deepcluster.runtime.console import Display, Several
 from deepcluster.runtime.devices import CPU
@@ -248,12 +255,13 @@ def _with_duplicates(folder: run_folder.LockedFolder, rows: Rows, new: _New) -> 
     most_alike = {rows.paths[row] for row in nearest(new.reduced, 1, rows.reduced)[1].flatten().tolist()}
     old = new.present and new.present.rows([i for i, path in enumerate(new.present.paths) if path in most_alike])
     paths: list[str] = []
-    images = [] if new.images is None else [new.images]
+    there = [] if new.images is None else with_picture(new.images)
+    images = [] if new.images is None else [new.images[there]]
     if old and old.paths and images:
         store = read_once(old, images[0].shape[-1], none_is_fine=True)
         paths, images = [old.paths[i] for i in store.usable], [store.images, *images]
     fresh = len(paths)
-    paths += new.source.paths
+    paths += [new.source.paths[row] for row in there]
     for alike in near_duplicates(images):
         if any(row >= fresh for row, _ in alike):
             known = [set_of[paths[row]] for row, _ in alike if paths[row] in set_of]

@@ -17,6 +17,7 @@ from deepcluster.images.files import absolute, files_in, from_files
 from deepcluster.images.named import cache_folder
 from deepcluster.images.source import IDS, LINK, SOME_FILES, joined, real
 from deepcluster.images.store import Store, read_once
+from deepcluster.report.pictures import GREY_LEVEL
 from deepcluster.runtime.log import warn
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import IMAGES_READ
@@ -211,6 +212,11 @@ def _at_location(location: str, paths: Sequence[str] = ()) -> Source | None:
     return None
 
 
+def with_picture(pictures: Tensor) -> list[int]:
+    """Return the rows of :func:`pictures_of` that have an image."""
+    return (pictures != GREY_LEVEL).flatten(1).any(1).nonzero().squeeze(1).tolist()
+
+
 def pictures_of(source: Source) -> Tensor | None:
     """Return small pictures of all rows (uint8, N x 3 x S x S), grey without an image; None if there is no image."""
     if not source.items.of_files:
@@ -218,6 +224,7 @@ def pictures_of(source: Source) -> Tensor | None:
     store = read_once(source, PICTURE_SIDE, none_is_fine=True)
     if not store.usable:
         return None
-    images = torch.full((len(source.paths), PICTURE_SIDE, PICTURE_SIDE, 3), 128, dtype=torch.uint8).permute(0, 3, 1, 2)
+    shape = (len(source.paths), PICTURE_SIDE, PICTURE_SIDE, 3)
+    images = torch.full(shape, GREY_LEVEL, dtype=torch.uint8).permute(0, 3, 1, 2)
     images[torch.tensor(store.usable)] = store.images
     return images
