@@ -1,8 +1,11 @@
 """Bytes of images through a model, as engines pass them: the values of predict, and no error about an image."""
 
 import pickle
+import runpy
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +16,9 @@ from deepcluster.errors import UsageError
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
 from deepcluster.runs.predict import predict
+from deepcluster.storage import model_files as models
 from tests.helpers.image_files import png, stored
+from tests.pages import ROOT
 from tests.tiny import tiny_model
 
 HEIC = Path(__file__).parent / "helpers/heic/plain.heic"
@@ -66,6 +71,16 @@ def test_a_model_goes_to_a_worker_also_after_its_first_batch(model):
     for name, values in copy.place(batch).items():
         assert np.array_equal(values, placed[name])
     assert {*model.place([])} == {*placed} and model.place([None, "text"])["cluster"].tolist() == [-1, -1]
+
+
+def test_the_worker_of_the_example_keeps_its_paths(model, tmp_path, monkeypatch):
+    models.save(model, tmp_path / "model")
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace())
+    worker = runpy.run_path(str(ROOT / "examples/place_with_ray.py"))["Placer"](tmp_path)
+    placed = worker({"path": ["a", "b"], "bytes": [contents()[0], b""]})
+    assert (
+        placed["path"] == ["a", "b"] and [*map(bool, placed["reason"])] == [False, True] and placed["cluster"][0] >= 0
+    )
 
 
 def test_a_model_of_features_places_no_images(model):
