@@ -26,7 +26,7 @@ import deepcluster
 from deepcluster import session
 from deepcluster.cli import run_command
 from deepcluster.errors import DeepClusterWarning
-from deepcluster.fitting.plan import Request, begin
+from deepcluster.fitting.plan import Request, decide
 from deepcluster.flags import Output
 from deepcluster.images import find
 from deepcluster.presets import read_request
@@ -337,7 +337,7 @@ def test_a_page_is_opened_where_that_is_asked_for(run, monkeypatch, ends, prints
 @pytest.mark.parametrize(("options", "warned"), [({}, True), ({"weights": "none"}, False)])
 def test_a_network_of_timm_without_weights_is_warned_of(options, warned, photos, tmp_path, recwarn):
     request = Request(out=tmp_path / "run", recipe=read_request({"backbone": "timm:resnet18", **options}))
-    begin(find(photos), request, Silent())
+    decide(find(photos), request, Silent())
     said = [str(warning.message) for warning in recwarn if warning.category is DeepClusterWarning]
     assert bool(said) == warned and all("--weights timm" in text for text in said)
 

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 
 from deepcluster.errors import DeepClusterWarning, ModelError, NonFiniteError
 from deepcluster.fitting import fit as fitting_a_run
+from deepcluster.fitting import journal
 from deepcluster.records import State
 from deepcluster.runtime import log
 from deepcluster.runtime.partition import Partition
@@ -107,7 +108,7 @@ def test_a_signal_saves_and_ends_with_75(fit, whole, tmp_path, phase):
 # A function before which the signal comes, in a fit or on the way out of its error, and the end of the message.
 MOMENTS = {
     "before the run begins": (fitting_a_run, "network_of", False, ": run the same command again"),
-    "as an error ends the run": (fitting_a_run, "_record_end", True, " --resume"),
+    "as an error ends the run": (journal, "_record_end", True, " --resume"),
     "as the error is written into run.json": (run_folder.LockedFolder, "write_record", True, " --resume"),
     "as the error is logged": (log, "record", True, " --resume"),
     "after the result": (fitting_a_run, "summary_text", False, " is done"),
@@ -129,7 +130,7 @@ def test_a_stop_says_what_is_true_at_its_moment(pictures, tmp_path, ends, monkey
         raise RuntimeError("connection closed by peer")
 
     if has_error:
-        monkeypatch.setattr(fitting_a_run, "train", lose_connection)
+        monkeypatch.setattr(fitting_a_run, "conclude", lose_connection)
     else:
         monkeypatch.setattr(owner, name, signalled)
     said = ends(["fit", pictures, "-o", out, *small_fit("--rounds", "0")], 75)

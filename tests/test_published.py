@@ -23,7 +23,7 @@ from deepcluster.auto import Facts
 from deepcluster.cli import run_command
 from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, UsageError
 from deepcluster.fitting import forecast
-from deepcluster.fitting.plan import Request, begin, check_weights_here, choose_weights
+from deepcluster.fitting.plan import Request, check_weights_here, choose_weights, decide
 from deepcluster.images import find
 from deepcluster.nets.hub import PACKAGE, PACKAGE_FILE, fetch, local_file
 from deepcluster.nets.names import DISTRIBUTION, PUBLISHED
@@ -292,7 +292,7 @@ def begun(large_photos, tmp_path):
     """The published network that a run of some options begins with."""
     source = find(large_photos)
     out = tmp_path / "run"
-    return lambda **options: begin(source, replace(request(**options), out=out), Silent()).facts.published
+    return lambda **options: decide(source, replace(request(**options), out=out), Silent()).facts.published
 
 
 def test_weights_timm_downloads_and_nothing_else_does(hub, begun):

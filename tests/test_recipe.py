@@ -9,7 +9,7 @@ import pytest
 
 from deepcluster.auto import Facts, Plan
 from deepcluster.errors import DataError, UsageError
-from deepcluster.fitting.plan import Begun, Request
+from deepcluster.fitting.plan import Start
 from deepcluster.presets import PRESETS, read_request, resolve
 from deepcluster.recipe import Recipe, to_toml
 
@@ -203,15 +203,15 @@ def test_classic_is_the_paper_at_the_size_of_the_images(facts, fine, batch_size,
 def test_unusable_files_change_the_plan_but_no_size_that_was_read(tmp_path):
     """The recipe file is read once: it may be gone when the images have been read."""
     (file := tmp_path / "mine.toml").write_text("lr = 0.125\n")
-    request = Request(recipe=read_request({}, str(file)))
+    request = read_request({}, str(file))
     file.unlink()
     facts = replace(LARGE, count=5051, published="photos-small", n_clusters=None)
     first, second = plan_of("auto", {}, facts).recipe, plan_of("auto", {}, replace(facts, count=50)).recipe
     assert first.pseudo_labels > 50 >= second.pseudo_labels
-    begun = Begun("run", "new", Plan(first, {}), facts)
+    start = Start("run", "new", Plan(first, {}), request, facts=facts)
     sure = {"class_probabilities": 0.7, "within_image": 0.1}  # by the certainty, which is known now
-    assert begun.plan_if(request, count=50, certainty=0.6).recipe == replace(second, **sure, lr=0.125)
-    assert begun.plan_if(request, certainty=1.0).recipe == replace(first, **sure, lr=0.125)
+    assert start.plan_if(count=50, certainty=0.6).recipe == replace(second, **sure, lr=0.125)
+    assert start.plan_if(certainty=1.0).recipe == replace(first, **sure, lr=0.125)
 
 
 @pytest.mark.parametrize("base", PRESETS)

@@ -37,7 +37,7 @@ def killed(fit_of, tmp_path_factory):
 
 def test_it_goes_on_to_the_same_bits(killed, fit_of, tmp_path):
     going_on = Path(shutil.copytree(killed, tmp_path / "going on"))
-    last = ("SIGKILL", "deepcluster.fitting.writer:ResultWriter.write", 1)
+    last = ("SIGKILL", "deepcluster.fitting.journal:Journal.end", 1)
     code, said = command(*fit_of(going_on), "--resume", trap=last)
     assert code == -9, said
     code, said = command(*fit_of(going_on), "--resume")

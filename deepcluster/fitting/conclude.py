@@ -5,15 +5,19 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from deepcluster.algorithm import Conclusion
-from deepcluster.build import conclusion_of
+from deepcluster.build import compute_of, conclusion_of
 from deepcluster.errors import DataError, NonFiniteError
+from deepcluster.fitting.forecast import PassForecast
 from deepcluster.fitting.like import continued
-from deepcluster.fitting.plan import ImagesRead, Job
+from deepcluster.fitting.read import ImagesRead
+from deepcluster.learning.features import extract
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
+from deepcluster.recipe import Recipe
 from deepcluster.runs.result import Outcome, choose_number, describe
 from deepcluster.runs.run import Rows, Run, cut_rows, sample_of
 from deepcluster.runtime.compute import GROUPING_PHASE
+from deepcluster.runtime.console import Display
 from deepcluster.runtime.log import warn
 from deepcluster.storage.content import RunRecord
 
@@ -21,33 +25,49 @@ COLLAPSED = 0.5  # share of the images in one fine cluster
 MIN_COLLAPSED = 30  # images: of fewer, one cluster may have most of them by chance
 
 
-def conclude_run(
-    job: Job,
+def knows_nouns(network: Network, recipe: Recipe) -> bool:
+    """Return True if the network came with a classifier of nouns; training would change the features that it takes."""
+    return recipe.weights == "timm" and network.classifier is not None
+
+
+def result_features(network: Network, images: ImagesRead, display: Display) -> Tensor:
+    """Return this rank's features for a result: those given, or of the network as it is now."""
+    store = images.store
+    if images.features is not None:
+        return images.features[store.partition.local]
+    recipe = images.recipe
+    progress = display.progress if recipe.rounds else PassForecast(display, recipe.image_size)
+    compute = compute_of(network, recipe, store.partition, progress, exact=True)
+    return extract(network, store.images, compute)
+
+
+def conclude(
     network: Network,
     images: ImagesRead,
     record: RunRecord,
     features: Tensor,
     baseline: Mapping[str, float],
+    display: Display,
 ) -> Outcome:
-    """Compute the result of the network as it is now. A collective.
+    """Cluster the features of the network as it is now. A collective.
 
     ``record`` has the number of rounds. ``features``: This rank's, N x D, of one pass.
     ``baseline``: As in :func:`describe`.
     """
     recipe = images.recipe
     store = images.store
-    job.display.progress(GROUPING_PHASE, 0, 0)
+    display.progress(GROUPING_PHASE, 0, 0)
     try:
         final = conclusion_of(network, store, recipe, record.seed, features)
     except NonFiniteError as error:
-        if job.features is None:
+        if images.features is None:
             raise
         raise DataError("the features are too large or too small to compare: scale them, say to length 1") from error
     if record.rounds and (text := collapse(final)):
         warn(text)
     rows = Rows(
-        paths=[job.source.paths[i] for i in store.usable],
-        labels=job.truth(store.usable),
+        paths=images.paths,
+        labels=images.truth,
         skipped=store.skipped,
         reduced=final.reduced,
         sample=sample_of(final.reduced, store.partition, record.seed),
@@ -56,13 +76,13 @@ def conclude_run(
     )
     n_clusters = 0
     if store.partition.processes.is_main:
-        n_clusters, record = choose_number(record.n_clusters, rows, record, recipe, job.display)
+        n_clusters, record = choose_number(record.n_clusters, rows, record, recipe, display)
     cut, placement = cut_rows(rows, final.clustering, n_clusters, record.seed, recipe)
     if cut.count < n_clusters:
         why = "the features have no more distinct values (are many equal?)"
         warn(f"only {cut.count} of {n_clusters} clusters are not empty: {why}")
     # Without a network the model takes no images.
-    image_size, store_size = (recipe.image_size, recipe.store_size) if job.features is None else (1, 1)
+    image_size, store_size = (recipe.image_size, recipe.store_size) if images.features is None else (1, 1)
     model = Model(
         network=network,
         reduction=final.reduction,
@@ -74,9 +94,9 @@ def conclude_run(
         store_size=store_size,
         batch_size=recipe.batch_size,
     )
-    if job.request.like:
-        model, placement, text = continued(model, placement, rows, job.former, images.places_before)
-        job.display.say("Names", text)
+    if record.like:
+        model, placement, text = continued(model, placement, rows, images.former, images.places_before)
+        display.say("Names", text)
     return describe(Run(record, model, rows), placement, recipe, baseline)
 
 

@@ -11,7 +11,8 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from deepcluster.auto import FEW_IMAGES, Plan
 from deepcluster.build import loss_of, network_of
-from deepcluster.fitting.plan import Begun, Clock, Job, Request, begin, with_precision
+from deepcluster.fitting.plan import Request, Start, decide, first_record
+from deepcluster.fitting.read import with_precision
 from deepcluster.groups.graph import MAX_GRAPH_ROWS
 from deepcluster.images import Images, find
 from deepcluster.images.store import MEMORY_BUDGET
@@ -25,6 +26,7 @@ from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.machine import check_fits, local_world_size
 from deepcluster.runtime.processes import ALONE
+from deepcluster.storage.content import RunRecord
 from deepcluster.texts import plural
 
 # Measured (benchmarks/LOG.md, "Memory"): Python, torch and the result without its features; the memory that a training
@@ -93,24 +95,28 @@ def _outputs(network: Network, size: int) -> int:
 # ---- the lines before a run -----------------------------------------------------------------------------------------
 
 
-def announce(job: Job, begun: Begun, network: Network) -> None:
-    """Show plan and memory on the main rank. Raise an error if the run cannot work."""
-    plan = begun.plan
-    if plan.recipe.within_image:
-        side = crop_side(plan.recipe.image_size)
-        with checked_size(plan.recipe.backbone, side, ", or --set within_image=0, which sees no centre crops"):
+def announce(
+    start: Start, record: RunRecord, network: Network, images: int, display: Display, processes: int = 1
+) -> None:
+    """Show plan and memory on the main rank. Raise an error if the run cannot work. ``record``: run.json so far."""
+    plan = start.plan
+    recipe = plan.recipe
+    if recipe.within_image:
+        side = crop_side(recipe.image_size)
+        with checked_size(recipe.backbone, side, ", or --set within_image=0, which sees no centre crops"):
             _outputs(network, side)
-    surest = begun.plan_if(job.request, certainty=1.0).recipe  # the most that it may need
-    needed = memory(network, surest, len(job.source.paths), job.processes.world_size, gpu=job.device.type == "cuda")
-    job.display.say("Network", plan.network)
-    for step, name in job.request.steps.names.items():
-        job.display.say("Step", f"{step}: {name}")
-    job.display.say("Plan", plan.in_short(job.request.n_clusters))
-    if job.request.recipe.base == "classic" and not plan.recipe.weights and len(job.source.paths) < FEW_IMAGES:
-        number = plural(len(job.source.paths), "image")
-        job.display.say("Few", f"{number}: with fewer than {FEW_IMAGES}, training can make the features worse")
-    job.display.say("Memory", f"{needed / 1e9:.1f} GB on {job.device}")
-    batch = plan.recipe.batch_size
+    device = network.mean.device
+    surest = start.plan_if(certainty=1.0).recipe  # the most that it may need
+    needed = memory(network, surest, images, processes, gpu=device.type == "cuda")
+    display.say("Network", plan.network)
+    for step, name in (record.steps or {}).items():
+        display.say("Step", f"{step}: {name}")
+    display.say("Plan", plan.in_short(record.n_clusters))
+    if start.requested.base == "classic" and not recipe.weights and images < FEW_IMAGES:
+        number = plural(images, "image")
+        display.say("Few", f"{number}: with fewer than {FEW_IMAGES}, training can make the features worse")
+    display.say("Memory", f"{needed / 1e9:.1f} GB on {device}")
+    batch = recipe.batch_size
     advice = f"try --batch-size {max(1, batch // 4)} (it is {batch}), or a smaller --image-size"
     check_fits("the run", needed * local_world_size(), advice)
 
@@ -118,20 +124,20 @@ def announce(job: Job, begun: Begun, network: Network) -> None:
 def dry_run(images: Images, request: Request, display: Display) -> str:
     """Show the plan and memory of a fit, and return its recipe as TOML. Nothing is written or downloaded."""
     source = find(images)
-    device = choose_device(request.device)
     request = replace(request, out=None, overwrite=False, resume=False)
-    begun = begin(source, request, display, dry=True)
-    recipe = begun.plan.recipe
+    start = decide(source, request, display, dry=True)
+    recipe = start.plan.recipe
     # The memory does not depend on the weights, with which the classifier comes.
     untrained = replace(recipe, weights="", class_probabilities=0.0) if recipe.weights == "timm" else recipe
+    device = choose_device(request.device)
     network = network_of(untrained, request.seed, device)
-    announce(Job(request, source, None, device, display, ALONE, Clock()), begun, network)
-    plan = with_precision(begun.plan, network)
-    surest = asdict(begun.plan_if(request, certainty=1.0).recipe)
+    announce(start, first_record(request, start, source, None, device, ALONE), network, len(source.paths), display)
+    plan = with_precision(start.plan, network)
+    surest = asdict(start.plan_if(certainty=1.0).recipe)
     undecided = [name for name, value in asdict(recipe).items() if value != surest[name]]
     is_published = request.recipe.base not in (AUTO, "classic")
-    decided = {name: why for name, why in plan.reasons.items() if name not in undecided}
-    lines = [*Plan(plan.recipe, decided).by_reason(), *(f"{name}: {AFTER_READING}" for name in undecided)]
+    reasons = {name: why for name, why in plan.reasons.items() if name not in undecided}
+    lines = [*Plan(plan.recipe, reasons).by_reason(), *(f"{name}: {AFTER_READING}" for name in undecided)]
     for line in lines:
         if request.verbose or (is_published and line.startswith("pseudo_labels")):  # fewer images have fewer
             display.say("Plan", line)

@@ -1,42 +1,44 @@
-"""The decisions about a run, made once by the main rank before anything is read or written."""
+"""Decide: the request for a run, and the decisions that the main rank makes before anything is read or written."""
 
 import os
+import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from deepcluster.auto import Facts, Plan
+import deepcluster
+from deepcluster.auto import WHITENING, Facts, Plan
 from deepcluster.build import NO_STEPS, Steps
 from deepcluster.errors import ModelError, UsageError
 from deepcluster.fitting.like import Former
-from deepcluster.fitting.resume import check_options, check_paths
+from deepcluster.fitting.resume import check_like, check_paths, check_request
 from deepcluster.images import Source
-from deepcluster.images.store import Store, preview
-from deepcluster.learning.training import network_precision
+from deepcluster.images.source import IDS
+from deepcluster.images.store import preview
 from deepcluster.nets.hub import fetch, local_file
-from deepcluster.nets.names import PUBLISHED
-from deepcluster.nets.network import Network
-from deepcluster.presets import RecipeRequest, check_groups, resolve, spelt_out
-from deepcluster.recipe import AUTO, Recipe, read_toml
+from deepcluster.nets.names import NO_NETWORK, PUBLISHED
+from deepcluster.presets import RecipeRequest, check_groups, resolve
+from deepcluster.recipe import AUTO, Recipe
 from deepcluster.runtime.console import Display
-from deepcluster.runtime.devices import choose_device
+from deepcluster.runtime.devices import choose_device, environment
 from deepcluster.runtime.log import warn
-from deepcluster.runtime.plain_files import is_run, shaped
+from deepcluster.runtime.plain_files import is_run
 from deepcluster.runtime.processes import Processes
-from deepcluster.runtime.tables import CsvRow
 from deepcluster.storage import run_folder
-from deepcluster.storage.checkpoint import rounds_done
+from deepcluster.storage.content import RunRecord
 from deepcluster.storage.state import own_files
+from deepcluster.texts import one_line
 
-# Contents by the name of the file: a text, bytes, or rows.
-Contents = Mapping[str, str | bytes | Sequence[CsvRow]]
-# Options that a recipe may change although they were given: for a network of one size, or for few images.
-ADAPTED = ("image_size", "pseudo_labels")
+# The options of a recipe that concern features; the others are for images or for training.
+FEATURES_OPTIONS = {
+    *("dims", "whitening", "root", "pseudo_labels", "empty", "kmeans_iterations", "spherical", "grouping"),
+}
 
 
 @dataclass(frozen=True)
@@ -62,97 +64,35 @@ class Request:
     features: bool = False  # the images are given as features, which another program computed
 
 
-class Clock:
-    """Seconds of a run: since its start, and since the last lap."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
-
-    def add(self, seconds: float) -> None:
-        """Count time that the run took before it was interrupted."""
-        self._start -= seconds
-
-    def elapsed(self) -> float:
-        return time.perf_counter() - self._start
-
-    def lap(self) -> float:
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        return seconds
-
-
 @dataclass(frozen=True)
-class Job:
-    """A fit of the images of ``source``."""
-
-    request: Request
-    source: Source
-    labels: Sequence[str] | None  # true labels in the order of the source, for metrics only
-    device: torch.device
-    display: Display
-    processes: Processes
-    clock: Clock
-    features: Tensor | None = None  # of all images, if the request gives these (float32, N x D)
-    former: Former | None = None  # the run of ``--like``, on the main rank
-
-    def truth(self, usable: Sequence[int]) -> list[str] | None:
-        """Return the true labels of the images ``usable``, in this order; None if none of them has one."""
-        labels = [self.labels[i] for i in usable] if self.labels is not None else []
-        return labels if any(labels) else None
-
-
-@dataclass(frozen=True)
-class ImagesRead:
-    """The images as they were read. On other ranks than the main rank only ``store`` and ``recipe`` matter."""
-
-    store: Store
-    recipe: Recipe
-    digests: Mapping[str, str]  # of all images, by path
-    beginning: Contents  # files of the run that depend on the images alone
-    places_before: Tensor | None = None  # in the run of ``--like`` (int64, N x 2), as in its Former; -1: it has no such
-
-
-@dataclass(frozen=True)
-class Begun:
-    """The decisions of the main rank."""
+class Start:
+    """The start of a run, as the main rank decides it."""
 
     out: str  # the run folder
     state: str  # new, resumed, or finished: nothing is left to do
     plan: Plan
-    facts: Facts | None = None  # about the images of a new run
+    requested: RecipeRequest  # the recipe that the run began with
     labels: str | None = None  # as in run.json
     like: str | None = None  # as in run.json
+    facts: Facts | None = None  # about the images of a new run
 
-    def plan_if(self, request: Request, **facts: Any) -> Plan:
+    def plan_if(self, **facts: Any) -> Plan:
         """Return the plan if a new run had these ``facts`` about its images; a resumed one keeps its plan."""
-        return resolve(request.recipe, replace(self.facts, **facts)) if self.facts else self.plan
+        return resolve(self.requested, replace(self.facts, **facts)) if self.facts else self.plan
 
 
-def begin(source: Source, request: Request, display: Display, *, dry: bool = False) -> Begun:
-    """Decide the folder, the start and the recipe of a run. On the main rank alone.
+@dataclass(frozen=True)
+class Decided:
+    """All that is decided about a run before its images are read."""
 
-    ``dry``: Say which network would be downloaded or is missing, instead of a download or an error.
-
-    Raises DeepClusterError if an option cannot be used, or the run to be resumed has other options or images.
-    """
-    out = free_path(source, request)
-    if request.resume and is_run(out) and run_folder.RunFolder(out).has("recipe.toml"):  # recipe and images are decided
-        return _resumed(out, source, request)
-    facts = Facts(len(source.paths), *preview(source), request.n_clusters, choose_device(request.device).type)
-    check_groups(request.n_clusters, facts.count)
-    name = choose_weights(request, facts)
-    _get_weights(name, request, display, dry=dry)
-    facts = replace(facts, published=name)
-    return Begun(str(out), "new", resolve(request.recipe, facts), facts, *names_of(request))
-
-
-def with_precision(plan: Plan, network: Network) -> Plan:
-    """Return the plan with the precision in use: by a rule and no trial, which would depend on the machine's load."""
-    if plan.recipe.precision != "auto":
-        return plan
-    dtype = network_precision(network, next(network.parameters()).device)
-    name = "bf16" if dtype == torch.bfloat16 else "fp32"
-    return plan.changed({"precision": (name, "by the processor and the kind of convolutions")})
+    request: Request
+    start: Start
+    source: Source
+    features: Tensor | None  # of all images, if the user computed them (float32, N x D)
+    labels: Sequence[str] | None  # true labels in the order of the source, for metrics only
+    former: Former | None  # the run of ``--like``, on the main rank
+    record: RunRecord  # run.json at the start
+    device: torch.device
 
 
 def names_of(request: Request) -> tuple[str | None, str | None]:
@@ -162,40 +102,96 @@ def names_of(request: Request) -> tuple[str | None, str | None]:
     return labels, str(request.like.absolute()) if request.like else None
 
 
-def _resumed(out: Path, source: Source, request: Request) -> Begun:
-    """Continue a run by its own recipe. Only the options that the command names are compared with it."""
-    folder = run_folder.open_run(out)
+def decide(source: Source, request: Request, display: Display, *, dry: bool = False) -> Start:
+    """Decide the folder, the start and the recipe of a run. On the main rank alone.
+
+    ``dry``: Say which network would be downloaded or is missing, instead of a download or an error.
+
+    Raises DeepClusterError if an option cannot be used, or the run to be resumed has other options or images.
+    """
+    out = free_path(source, request)
+    if request.resume and is_run(out) and run_folder.RunFolder(out).has("recipe.toml"):  # recipe and images are decided
+        return _resumed(run_folder.open_run(out), source, request)
+    facts = Facts(len(source.paths), *preview(source), request.n_clusters, choose_device(request.device).type)
+    check_groups(request.n_clusters, facts.count)
+    name = choose_weights(request, facts)
+    _get_weights(name, request, display, dry=dry)
+    facts = replace(facts, published=name)
+    plan = resolve(request.recipe, facts)
+    return Start(str(out), "new", plan, request.recipe, *names_of(request), facts)
+
+
+def first_record(
+    request: Request, start: Start, source: Source, former: Former | None, device: torch.device, processes: Processes
+) -> RunRecord:
+    """Return run.json at the start of a run."""
+    return RunRecord(
+        run=secrets.token_hex(8),
+        version=deepcluster.__version__,
+        status="running",
+        command=request.command,
+        images=source.name,
+        location=source.location,
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        seed=request.seed,
+        n_clusters=request.n_clusters,
+        cut_k=request.n_clusters,
+        labels=start.labels,
+        like=start.like,
+        like_run=former.run if former else None,
+        requested=asdict(start.requested),
+        steps=request.steps.names or None,
+        device=str(device),
+        environment=environment(device, processes.world_size, deterministic=request.deterministic),
+        backbone=NO_NETWORK if request.features else start.plan.recipe.backbone,
+    )
+
+
+def _resumed(folder: run_folder.RunFolder, source: Source, request: Request) -> Start:
+    """Continue a run by its own recipe."""
     record = folder.read_record()
-    recipe = read_toml(folder.file("recipe.toml"), ignore_unknown=True)[1]
-    with folder.as_disk_errors(run_folder.RUN):
-        before = shaped(record.requested, RecipeRequest | None, "requested")
-    before = before or RecipeRequest(str(out / "recipe.toml"))  # an older version recorded no request
-    steps = record.steps or {}
-    of_record = {name: getattr(record, name) for name in ("n_clusters", "seed", "labels", "like")}
-    then = {**of_record, "recipe": before.base}
-    now = {"n_clusters": request.n_clusters, "seed": request.seed, **dict.fromkeys(steps), **request.steps.names}
     labels, like = names_of(request)
-    typed = {"labels": labels, "like": None if record.like_run else like}  # a run may be at another place by now
-    now |= {name: value for name, value in typed.items() if value}
-    now |= {"recipe": request.recipe.base} if request.recipe.base != AUTO else {}
-    options = request.recipe.all_options
-    resolved = spelt_out(options)
-    for name, value in options.items():
-        is_adapted = name in ADAPTED and value == before.all_options.get(name)
-        if value != AUTO and not is_adapted:
-            now[name] = resolved[name]
-    state = "finished" if record.status == "done" else "resumed"
-    done = record.rounds or 0 if state == "finished" else rounds_done(out)
-    if options.get("rounds", recipe["rounds"]) <= done:  # the run ends with the rounds that it has
-        now.pop("rounds", None)
-    check_options({**then, **recipe, **steps}, now)
+    typed: dict[str, Any] = {"n_clusters": request.n_clusters, "seed": request.seed, **request.steps.names}
+    places = {"labels": labels, "like": None if record.like_run else like}  # a run may be at another place by now
+    typed |= {name: place for name, place in places.items() if place}
+    recipe, requested = check_request(folder, record, request.recipe, typed)
     check_paths(folder, source)
-    if (run := record.like_run) and (like or state == "resumed"):
-        there = Path(like or record.like or "")
-        if not is_run(there) or run_folder.open_run(there).read_record().run != run:
-            raise UsageError(f"this fit began --like run {run}, which is not in {there}: give its folder, --like RUN")
-    plan = Plan(Recipe(**recipe), record.reasons or {})
-    return Begun(str(out), state, plan, None, record.labels, like or record.like)
+    is_finished = record.status == "done"
+    if like or not is_finished:
+        check_like(record, like)
+    plan = Plan(recipe, record.reasons or {})
+    state = "finished" if is_finished else "resumed"
+    return Start(str(folder.path), state, plan, requested, record.labels, like or record.like)
+
+
+def decide_features(data: Any, width: int, source: Source, request: Request, display: Display) -> Start:
+    """Decide the folder and the recipe of a run of features of ``width`` numbers, as :func:`decide` does for images."""
+    check_groups(request.n_clusters, len(source.paths))
+    recipe = _features_recipe(request, source)
+    out = free_path(source, request)
+    if request.overwrite and isinstance(data, str | Path):
+        check_not_inside([Path(data).absolute()], out)
+    if source.location == IDS:
+        display.say("Pictures", f"none: no path leads to a file; the first is {one_line(source.paths[0])}")
+    plan = Plan(recipe, {"features": f"{width:,} numbers a row, which came from elsewhere"})
+    return Start(str(out), "new", plan, request.recipe, *names_of(request))
+
+
+def _features_recipe(request: Request, source: Source) -> Recipe:
+    """Return the reduction and fine clusters of ``auto`` for a pretrained network (docs/decisions.md)."""
+    options = request.recipe.all_options
+    others = ["recipe"] * (request.recipe.base != AUTO) + ["resume"] * request.resume
+    others += [*options, *request.steps.names]
+    if others := [name for name in others if name not in FEATURES_OPTIONS]:
+        raise UsageError(
+            f"{', '.join(others)}: for images only, because features train no network. Leave this out, or pass images"
+            f" (rows of pixels: X.reshape(-1, H, W)). Options for features: {', '.join(sorted(FEATURES_OPTIONS))}"
+        )
+    count = len(source.paths)
+    clusters = min(max(5 * (request.n_clusters or 0), count // 100, 2), max(1, count // 20))
+    chosen: dict[str, Any] = {"whitening": WHITENING, "pseudo_labels": clusters, "rounds": 0, "grouping": "embedding"}
+    chosen |= options
+    return Recipe(**{**chosen, "pseudo_labels": max(1, min(chosen["pseudo_labels"], count))})
 
 
 def free_path(source: Source, request: Request) -> Path:

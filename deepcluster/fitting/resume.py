@@ -1,16 +1,59 @@
-"""May a run go on? Comparisons of its beginning with the options and images of now."""
+"""May a run go on, and from where? Its options, images and last checkpoint are compared with those of now."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from deepcluster.build import OWN
 from deepcluster.errors import DataError, ModelError, UsageError
 from deepcluster.images import Source
+from deepcluster.presets import RecipeRequest, spelt_out
+from deepcluster.recipe import AUTO, Recipe, read_toml
 from deepcluster.runtime.log import warn
-from deepcluster.storage import run_folder
-from deepcluster.storage.checkpoint import Checkpoint
-from deepcluster.storage.content import IMAGES_READ
+from deepcluster.runtime.plain_files import RUN, is_run, shaped
+from deepcluster.storage.checkpoint import Checkpoint, rounds_done
+from deepcluster.storage.content import IMAGES_READ, RunRecord
+from deepcluster.storage.run_folder import RunFolder, open_run
 from deepcluster.texts import one_line, some
+
+# Options that a recipe may change although they were given: for a network of one size, or for few images.
+ADAPTED = ("image_size", "pseudo_labels")
+
+
+def check_request(
+    folder: RunFolder, record: RunRecord, request: RecipeRequest, typed: Mapping[str, Any]
+) -> tuple[Recipe, RecipeRequest]:
+    """Return the recipe of a run that goes on, and the request that it began with.
+
+    Only the options that the command names are compared: its ``request`` for a recipe, and others as ``typed``.
+    """
+    recipe = read_toml(folder.file("recipe.toml"), ignore_unknown=True)[1]
+    with folder.as_disk_errors(RUN):
+        before = shaped(record.requested, RecipeRequest | None, "requested")
+    before = before or RecipeRequest(str(folder.file("recipe.toml")))  # an older version recorded no request
+    steps = record.steps or {}
+    then = {name: getattr(record, name) for name in ("n_clusters", "seed", "labels", "like")} | {"recipe": before.base}
+    now = {**typed, **dict.fromkeys(steps.keys() - typed.keys())}
+    now |= {"recipe": request.base} if request.base != AUTO else {}
+    options = request.all_options
+    resolved = spelt_out(options)
+    for name, value in options.items():
+        is_adapted = name in ADAPTED and value == before.all_options.get(name)
+        if value != AUTO and not is_adapted:
+            now[name] = resolved[name]
+    done = record.rounds or 0 if record.status == "done" else rounds_done(folder.path)
+    if options.get("rounds", recipe["rounds"]) <= done:  # the run ends with the rounds that it has
+        now.pop("rounds", None)
+    check_options({**then, **recipe, **steps}, now)
+    return Recipe(**recipe), before
+
+
+def check_like(record: RunRecord, like: str | None) -> None:
+    """Raise UsageError if the run of ``--like`` is neither at ``like`` nor, without it, at its place of then."""
+    there = Path(like or record.like or "")
+    if (run := record.like_run) and (not is_run(there) or open_run(there).read_record().run != run):
+        raise UsageError(f"this fit began --like run {run}, which is not in {there}: give its folder, --like RUN")
 
 
 def check_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -23,7 +66,7 @@ def check_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             raise UsageError(f"--resume: {name} was {then.get(name)!r} and is {value!r} now: {how}")
 
 
-def check_paths(folder: run_folder.RunFolder, source: Source) -> None:
+def check_paths(folder: RunFolder, source: Source) -> None:
     """Raise DataError if files were added or removed since the run began; no image is read for it."""
     updated = {row["path"] for row in folder.read_added()}
     if folder.has(IMAGES_READ):
@@ -47,8 +90,14 @@ def _differing(**differences: Sequence[str]) -> DataError:
     )
 
 
+def facts_of(record: RunRecord, recipe: Recipe) -> dict[str, Any]:
+    """Return the facts about a run that its checkpoints hold, for :func:`check_same`."""
+    others = {"n_clusters": record.n_clusters, "seed": record.seed, **(record.steps or {})}
+    return {"options": {**asdict(recipe), **others}, "environment": record.environment, "run": record.run}
+
+
 def check_same(
-    folder: run_folder.RunFolder, checkpoint: Checkpoint | None, about: Mapping[str, Any], images: Mapping[str, str]
+    folder: RunFolder, checkpoint: Checkpoint | None, about: Mapping[str, Any], images: Mapping[str, str]
 ) -> list[str] | None:
     """Compare a run that goes on with its beginning, and return the differences of machine, versions and threads.
 

@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -381,20 +380,12 @@ def measure_statistics(network: Network, images: Tensor, compute: Compute, seed:
     compute.partition.processes.broadcast_buffers(network)
 
 
-@contextmanager
-def averaged(body: nn.Module, before: Mapping[str, Tensor], share: float) -> Iterator[None]:
+def average_weights(body: nn.Module, before: Mapping[str, Tensor], share: float) -> None:
     """Give the body the mean of its weights ``before`` a round and, by their ``share``, its present ones.
 
     The mean keeps more of a pretrained network's knowledge than its last state does (WiSE-FT, Wortsman et al. 2022),
     and at a constant learning rate it is nearer to the point around which the weights lie (Izmailov et al. 2018).
     """
-    if share == 1:
-        yield
-        return
-    last = {name: value.clone() for name, value in body.state_dict().items()}
+    last = body.state_dict()
     floats = {name: value for name, value in last.items() if value.is_floating_point()}
     body.load_state_dict(last | {name: before[name].to(x.device).lerp(x, share) for name, x in floats.items()})
-    try:
-        yield
-    finally:
-        body.load_state_dict(last)

@@ -1,0 +1,157 @@
+"""The images of a run, read once, and the plan for them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deepcluster.auto import RECTIFIED, Plan
+from deepcluster.build import compute_of
+from deepcluster.fitting.like import Former, places_before
+from deepcluster.fitting.plan import FEATURES_OPTIONS, Decided, Start
+from deepcluster.images import Source, read_once
+from deepcluster.images.duplicates import near_duplicates
+from deepcluster.images.source import counted
+from deepcluster.images.store import Store
+from deepcluster.learning.features import certainty_of
+from deepcluster.learning.training import network_precision
+from deepcluster.nets.network import Network
+from deepcluster.presets import check_groups
+from deepcluster.recipe import AUTO, Recipe, to_toml
+from deepcluster.report.pictures import sprite_sheet, tiny_pictures
+from deepcluster.runs.images import duplicate_rows, image_digests, pictures_of, row_digests, with_picture
+from deepcluster.runs.page import SHEET
+from deepcluster.runtime.console import Display
+from deepcluster.runtime.partition import Partition
+from deepcluster.runtime.processes import Processes
+from deepcluster.runtime.tables import CsvRow
+from deepcluster.storage.state import scratch_of
+from deepcluster.texts import plural
+
+# Contents by the name of the file: a text, bytes, or rows.
+Contents = Mapping[str, str | bytes | Sequence[CsvRow]]
+
+
+@dataclass(frozen=True)
+class ImagesRead:
+    """The images as they were read."""
+
+    source: Source
+    store: Store
+    plan: Plan  # for these images
+    digests: Mapping[str, str]  # of all images, by path
+    labels: Sequence[str] | None  # true labels in the order of the source
+    beginning: Contents  # files of the run that depend on the images alone
+    features: Tensor | None = None  # of all images, if the user computed them (float32, N x D)
+    former: Former | None = None  # the run of ``--like``, on the main rank
+    places_before: Tensor | None = None  # in that run, of all images (int64, N x 2), as by :func:`places_before`
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.plan.recipe
+
+    @cached_property
+    def paths(self) -> list[str]:
+        return [self.source.paths[i] for i in self.store.usable]
+
+    @cached_property
+    def truth(self) -> list[str] | None:
+        """True labels of the usable images, for metrics only; None if none of them has one."""
+        labels = [self.labels[i] for i in self.store.usable] if self.labels is not None else []
+        return labels if any(labels) else None
+
+
+def read_images(decided: Decided, network: Network, processes: Processes, display: Display) -> ImagesRead:
+    """Read the images, and settle the plan for them. A collective."""
+    if decided.features is None:
+        images = _of_images(decided, network, processes, display)
+    else:
+        images = _of_features(decided, decided.features, processes)
+    if former := decided.former:
+        size = images.recipe.store_size
+        places = places_before(former, decided.source, images.digests, size, display.progress)
+        images = replace(images, former=former, places_before=places)
+    return images
+
+
+def _of_images(decided: Decided, network: Network, processes: Processes, display: Display) -> ImagesRead:
+    """Read images of pixels, and settle the plan for them."""
+    start = decided.start
+    source = decided.source
+    progress = partial(display.progress, "reading")
+    scratch = scratch_of(Path(start.out), processes.rank)
+    store = read_once(source, start.plan.recipe.store_size, processes, folder=scratch, progress=progress)
+    used = len(store.usable)
+    skipped = store.skipped
+    if skipped:
+        display.say("Images", f"{used:,} can be used, {len(skipped):,} skipped: {counted(skipped)} (skipped.csv)")
+    plan = _plan_for(store, start, network)
+    for line in plan.by_reason() if decided.request.verbose else ():
+        display.say("Plan", line)
+    digests = image_digests(source, store)
+    display.progress("duplicates", 0, 0)
+    alike = near_duplicates(store.images, store.partition)
+    if alike:
+        text = f"{sum(map(len, alike)):,} images in {plural(len(alike), 'set')} are nearly identical (duplicates.csv)"
+        display.say("Alike", f"{text}; all are used")
+    pictures = tiny_pictures(store.images, store.partition.local.start, used)
+    pictures = Partition.of(processes, len(pictures)).gather(pictures)
+    beginning: Contents = {
+        "recipe.toml": to_toml(plan.recipe),
+        "skipped.csv": [{"path": path, "reason": why} for path, why in skipped],
+        "duplicates.csv": [*duplicate_rows(alike, [source.paths[i] for i in store.usable])],
+        SHEET: sprite_sheet(pictures) if processes.is_main else b"",
+        **({"history.csv": []} if start.state == "new" else {}),
+    }
+    return ImagesRead(source, store, plan, digests, decided.labels, beginning)
+
+
+def _of_features(decided: Decided, features: Tensor, processes: Processes) -> ImagesRead:
+    """Return the images of features that the user computed, and their pictures if there are any."""
+    plan = decided.start.plan
+    source = decided.source
+    total = len(source.paths)
+    settings = (line for line in to_toml(plan.recipe).splitlines() if line.partition(" ")[0] in FEATURES_OPTIONS)
+    pictures = pictures_of(source) if processes.is_main else None
+    no_images = torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+    store = Store(no_images, tuple(range(total)), (), Partition.of(processes, len(processes.part(total))))
+    digests = dict(zip(source.paths, row_digests(features), strict=True))
+    beginning: dict[str, str | bytes | Sequence[CsvRow]] = {
+        "recipe.toml": "\n".join(settings) + "\n",
+        "skipped.csv": [],
+        "history.csv": [],
+    }
+    if pictures is not None:
+        beginning[SHEET] = sprite_sheet(tiny_pictures(pictures, 0, total))
+        there = with_picture(pictures)
+        alike = near_duplicates(pictures[there])
+        beginning["duplicates.csv"] = [*duplicate_rows(alike, [source.paths[row] for row in there])]
+    return ImagesRead(source, store, plan, digests, decided.labels, beginning, features)
+
+
+def _plan_for(store: Store, start: Start, network: Network) -> Plan:
+    """Return the plan for the usable images. A collective."""
+    plan = start.plan
+    if facts := start.facts:
+        certainty = None
+        if start.requested.base == AUTO and plan.recipe.backbone.startswith(RECTIFIED):  # no other recipe asks
+            compute = compute_of(network, plan.recipe, store.partition, exact=True)
+            certainty = certainty_of(network, store.images, compute)
+        count = len(store.usable)
+        if count != facts.count or certainty is not None:
+            check_groups(facts.n_clusters, count)
+            # The sizes of the images, which are read already, depend on no number of images.
+            plan = start.plan_if(count=count, certainty=certainty)
+    return with_precision(plan, network)
+
+
+def with_precision(plan: Plan, network: Network) -> Plan:
+    """Return the plan with the precision in use: by a rule and no trial, which would depend on the machine's load."""
+    if plan.recipe.precision != "auto":
+        return plan
+    dtype = network_precision(network, next(network.parameters()).device)
+    name = "bf16" if dtype == torch.bfloat16 else "fp32"
+    return plan.changed({"precision": (name, "by the processor and the kind of convolutions")})
