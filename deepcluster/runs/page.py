@@ -58,7 +58,7 @@ class Shown:
     centroid: Tensor  # the nearest ones of the cut (int64, M)
     counts: Tensor  # numbers of images of the fit nearest to the centroids
     all_counts: Tensor  # the same of all images
-    tree: Tree | None = None  # merge tree of the groups; None if there are too many
+    tree: Tree | None = None  # merge tree of the clusters; None if there are too many
 
 
 def shown_of(rows: Rows, model: Model, centroid: Tensor, tree: Tree | None = None) -> Shown:
@@ -186,21 +186,21 @@ def _tiny(folder: run_folder.RunFolder, tables: Tables, sheet: bytes, away: list
 
 def _near(shown: Shown) -> dict[int, list[int]]:
     """Return the other clusters for every cluster, by the likeness of the means of their images on the sheet."""
-    groups, group = shown.model.cut.group_of[shown.centroid].unique(return_inverse=True)
-    means = normalize(torch.zeros(len(groups), shown.reduced.shape[1]).index_add(0, group, shown.reduced))
+    numbers, cluster = shown.model.cut.group_of[shown.centroid].unique(return_inverse=True)
+    means = normalize(torch.zeros(len(numbers), shown.reduced.shape[1]).index_add(0, cluster, shown.reduced))
     return {
-        int(number): groups[alike].tolist() for number, alike in zip(groups, nearest(means, MAX_NEAR)[1], strict=True)
+        int(number): numbers[alike].tolist() for number, alike in zip(numbers, nearest(means, MAX_NEAR)[1], strict=True)
     }
 
 
 def _parts(shown: Shown | None, every: int) -> dict[str, Any]:
-    """Return the parts of the groups, and the part of every image in the page."""
+    """Return the parts of the clusters, and the part of every image in the page."""
     numbers = shown.model.cut.group_of.unique().tolist() if shown else []
     if shown is None or len(numbers) > MAX_IN_TREE:
         return {}
-    parts = {group: parts_of(shown.model.cut, shown.counts, group, shown.all_counts) for group in numbers}
+    parts = {number: parts_of(shown.model.cut, shown.counts, number, shown.all_counts) for number in numbers}
     part = torch.stack([branches.of_centroid for branches in parts.values()]).amax(0)[shown.centroid[::every]]
-    divisible = {group: branches for group, branches in parts.items() if len(branches.sizes) > 1}
+    divisible = {number: branches for number, branches in parts.items() if len(branches.sizes) > 1}
     return {"parts": divisible, "part": part.numpy()}
 
 

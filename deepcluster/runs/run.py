@@ -40,7 +40,7 @@ class Rows:
     sample: Tensor  # the features by which the main rank decides, as :func:`sample_of`
     partition: Partition  # which rank has which rows
     residuals: Tensor  # of this rank's rows (n); an image with a large one is an outlier
-    added: int = 0  # images of updates, the last rows: assigned to groups, which they never define
+    added: int = 0  # images of updates, the last rows: assigned to clusters, which they never define
     embeddings: Embeddings = field(default_factory=Embeddings)  # of the sample, on the main rank
 
     @property
@@ -95,11 +95,11 @@ def recipe_of(folder: run_folder.RunFolder) -> Recipe:
     return Recipe(**options)
 
 
-# ---- their groups ----------------------------------------------------------------------------------------------------
+# ---- their clusters --------------------------------------------------------------------------------------------------
 
 
 def cut_rows(rows: Rows, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe) -> tuple[Cut, Placement]:
-    """Cut the rows into groups by the sample of the main rank, and place them. A collective."""
+    """Cut the rows into clusters by the sample of the main rank, and place them. A collective."""
     cut = Cut(
         **rows.partition.processes.broadcast_tensors(
             lambda: vars(groups_of(rows.sample, fine, n_clusters, seed, recipe, rows.embeddings))
@@ -109,9 +109,9 @@ def cut_rows(rows: Rows, fine: Clustering, n_clusters: int, seed: int, recipe: R
 
 
 def place_rows(cut: Cut, rows: Rows, fine_centroids: Tensor) -> tuple[Cut, Placement]:
-    """Place this rank's rows in groups of the sample, and number the groups by their sizes. A collective."""
+    """Place this rank's rows in clusters of the sample, and number the clusters by their sizes. A collective."""
     placement = placement_of(rows.reduced, cut, fine_centroids)
-    if rows.fitted <= MAX_GRAPH_ROWS:  # all are in the sample, and the groups numbered already
+    if rows.fitted <= MAX_GRAPH_ROWS:  # all are in the sample, and the clusters numbered already
         return cut, placement
     sizes = rows.partition.all_reduce(torch.bincount(placement.cluster[: rows.fitted], minlength=cut.count))
     number = torch.argsort(torch.argsort(sizes, descending=True, stable=True))
