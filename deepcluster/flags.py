@@ -114,11 +114,12 @@ Open = Annotated[bool, Parameter(name="--open", help="Open the report in a brows
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Output:
-    """Flags of the commands that print the result of a run."""
+    """Flags of the commands that make or change a run, and print its result."""
 
     open_: Open = False
     quiet: Quiet = False
     as_json: Json = False
+    dry_run: Annotated[bool, Parameter(help="Say what would be done, and write nothing.")] = False
 
 
 OUTPUT = Output()
@@ -130,8 +131,7 @@ OUTPUT = Output()
 @Parameter(name="*")
 @dataclass(frozen=True)
 class FitFlags:
-    """Flags of ``fit`` that are not options of a recipe; all but ``recipe`` and ``dry_run`` are
-    fields of its Request.
+    """Flags of ``fit`` that are not options of a recipe; all but ``recipe`` are fields of its Request.
 
     Attributes:
         out: The run folder to make (default: runs/NAME-DATE).
@@ -146,7 +146,6 @@ class FitFlags:
         seed: The same seed gives the same bits on a CPU (on a GPU with --deterministic).
         deterministic: On a GPU, use only kernels whose results repeat bit for bit; some are slower.
         verbose: Print every choice with its reason, and the figures of the rounds.
-        dry_run: Print the plan and an estimate of the memory, then exit.
         features: IMAGES are features: N x D numbers in an .npy file (paths in a .txt or .csv of the same name), or
             Parquet, a file or a folder, with a column of lists. They are clustered without a network.
     """
@@ -163,21 +162,20 @@ class FitFlags:
     seed: Annotated[int, Parameter(group=MACHINE)] = 0
     deterministic: Annotated[bool, Parameter(group=MACHINE)] = False
     verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], group=MESSAGES)] = False
-    dry_run: bool = False
     features: bool = False
 
-    def check(self) -> None:
+    def check(self, *, dry_run: bool) -> None:
         """Check the flags without looking at the images, and before torch is imported."""
         if self.resume and (self.overwrite or self.out is None):
             raise UsageError("--resume continues the run at -o: give -o RUN, and no --overwrite")
         if self.features:
-            for_rounds = ("dry_run", "resume", "keep_checkpoints")
-            refuse((name for name in for_rounds if getattr(self, name)), "--features groups at once, without rounds")
+            for_rounds = {"dry_run": dry_run, "resume": self.resume, "keep_checkpoints": self.keep_checkpoints}
+            refuse(filter(for_rounds.get, for_rounds), "--features groups at once, without rounds")
 
     @property
     def request(self) -> dict[str, Any]:
         """The values of the flags that are fields of a Request."""
-        return {name: value for name, value in vars(self).items() if name not in ("recipe", "dry_run")}
+        return {name: value for name, value in vars(self).items() if name != "recipe"}
 
 
 FIT = FitFlags()

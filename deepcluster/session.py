@@ -109,10 +109,20 @@ def model_of(run: Path, device: str) -> "Model":
     return load(run, choose_device(device))
 
 
-def print_result(run: Path, output: flags.Output, command: str, summary: Mapping[str, object] | None = None) -> None:
-    """Print the result of a fit, recut, apply, teach or update; ``summary``: Of the command, for ``--json``."""
+def print_result(
+    run: Path,
+    output: flags.Output,
+    command: str,
+    preview: Mapping[str, object] | None = None,
+    summary: Mapping[str, object] | None = None,
+) -> None:
+    """Print the result of a fit, recut, apply, teach or update. For ``--json``: ``preview`` is of a dry run."""
     from deepcluster.storage.run_folder import open_run
 
+    if output.dry_run:
+        if output.as_json:
+            print(json.dumps({"run": str(run), "dry_run": True, **(preview or {})}, indent=2))
+        return
     folder = open_run(run)
     record = folder.read_json("run.json")
     metrics = folder.read_json("metrics.json") if folder.has("metrics.json") else {}

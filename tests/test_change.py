@@ -1,37 +1,47 @@
 """A change of a run is known whole before anything is written, and one function writes it."""
 
 import json
+import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from itertools import count
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
 
 from deepcluster.cli import run_command
-from deepcluster.runs.change import Change, preview, taken_back, undo
-from deepcluster.runs.edits import apply, edited
-from deepcluster.runs.lesson import Answer, lesson, teach
-from deepcluster.runs.recut import cut_anew, recut
-from deepcluster.runs.run import Run, read_run, recipe_of
+from deepcluster.errors import UsageError
+from deepcluster.runs.added import update
+from deepcluster.runs.change import ChangeOf, by_steps, preview, redo, undo
+from deepcluster.runs.edits import apply, by_edits
+from deepcluster.runs.lesson import Answer, by_answers, teach
+from deepcluster.runs.recut import by_number, recut
+from deepcluster.runs.run import read_run
 from deepcluster.runtime.console import Silent
 from deepcluster.storage.edits_file import Edits
-from deepcluster.storage.model_files import read_former
-from deepcluster.storage.run_folder import RunFolder, open_run
+from deepcluster.storage.run_folder import locked, open_run
+from deepcluster.storage.steps import read_steps
+from tests.commands import in_a_child
 from tests.helpers.features import blobs
-from tests.helpers.runs import change_record, contents
+from tests.helpers.runs import change_record, contents, rows
 
 MERGE = Edits(merge=((0, 1),), names={0: "both"})
 NAME = Edits(names={2: "two"})
 ANSWERS = [Answer(0, 2), Answer(20, name="new")]
 
-# The change as a value, and the function that makes and writes it.
-CHANGES: dict[str, tuple[Callable[[RunFolder, Run], Change], Callable[[Path], object]]] = {
-    "merge": (lambda _, run: edited(run, MERGE), lambda run: apply(run, MERGE)),
-    "name": (lambda _, run: edited(run, NAME), lambda run: apply(run, NAME)),
-    "lesson": (lambda _, run: lesson(run, ANSWERS), lambda run: teach(run, ANSWERS)),
-    "recut": (lambda folder, run: cut_anew(run, 2, recipe_of(folder), Silent()), lambda run: recut(run, 2)),
-    "undo": (lambda folder, run: taken_back(run, read_former(folder)[:1]), undo),
+# The maker of a change, and the function that also writes it.
+CHANGES: dict[str, tuple[ChangeOf, Callable[[Path], object]]] = {
+    "merge": (partial(by_edits, MERGE), lambda run: apply(run, MERGE)),
+    "name": (partial(by_edits, NAME), lambda run: apply(run, NAME)),
+    "lesson": (partial(by_answers, ANSWERS), lambda run: teach(run, ANSWERS)),
+    "recut": (partial(by_number, 2, Silent()), lambda run: recut(run, 2)),
+    "undo": (partial(by_steps, 2), lambda run: undo(run, count=2)),
+    "redo": (partial(by_steps, 1, forward=True), redo),
 }
 
 
@@ -52,6 +62,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert run_command(["fit", f"{folder}/f.npy", *options]) == 0
     mark(folder / "run", 0.25)
     apply(folder / "run", Edits(move=((3, 0), (18, 0), (33, 0), (48, 0)), names={1: "one"}))
+    recut(folder / "run", 3)
+    mark(folder / "run", 0.75)
+    recut(folder / "run", 5)
+    undo(folder / "run")
     return folder / "run"
 
 
@@ -70,12 +84,166 @@ def test_a_preview_is_what_the_change_writes(made: Path, tmp_path: Path, name: s
     assert moves == {pair: pairs.count(pair) for pair in {*pairs} if pair[0] != pair[1]}
     assert bool(moves) == (name != "name")
     assert (change.run.model.names, change.run.model.moves) == (after.model.names, after.model.moves)
-    # Names alone keep what is known about the clusters.
+    # Names alone keep what is known about the clusters, and a step back brings it back.
     record = after.record
     assert (record.cut == before.record.cut) == (name == "name")
-    assert (record.verdict == "mine") == (name == "name")
-    assert (record.edits is None) == (name in ("recut", "undo"))
+    assert (record.verdict == "mine") == (name in ("name", "undo"))
+    assert (record.edits is None) == (name in ("recut", "undo", "redo"))
     baseline = json.loads((run / "metrics.json").read_text())["baseline_nmi"]
     assert {"name": 0.5, "undo": 0.25}.get(name, baseline) == baseline != (name != "name") / 2
     if change.done:
-        assert read_former(open_run(run))[0].about["done"] == change.done
+        assert read_steps(open_run(run))[0][0].about["done"] == change.done
+
+
+def whole(run: Path) -> dict[str, object]:
+    """All that a command could change in a run folder, the log and times too."""
+    paths = [path for path in sorted(run.rglob("*")) if path.name != "lock"]
+    return {str(path): (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in paths}
+
+
+LINES = {
+    "merge": "apply RUN edits.json",
+    "undo": "apply RUN --undo 2",
+    "redo": "apply RUN --redo",
+    "recut": "recut RUN -k 2",
+    "lesson": "teach RUN answers.csv",
+    "update": "update RUN more.npy",
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_dry_run_says_what_the_command_does_and_writes_nothing(
+    made: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made, "RUN")
+    Path("edits.json").write_text(json.dumps({"schema_version": 1, "merge": [[0, 1]], "names": {"0": "both"}}))
+    Path("answers.csv").write_text("path,name\n0,\n20,new\n40,new\n")
+    np.save("more.npy", blobs([0, 3], 8, seed=1).numpy())
+    before, sizes = whole(Path("RUN")), Counter(row["cluster"] for row in rows(Path("RUN/clusters.csv")))
+    assert run_command([*LINES[name].split(), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "nothing was written" in said and whole(Path("RUN")) == before
+    assert run_command([*LINES[name].split(), "--dry-run", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["dry_run"] and whole(Path("RUN")) == before
+    assert run_command(LINES[name].split()) == 0
+    after = rows(Path("RUN/cluster_summary.csv"))
+    assert told["clusters"] == len(after)
+    assert {str(row["cluster"]): row["before"] for row in told["sizes"] if row["before"]} == sizes
+    here = {str(row["cluster"]): (row["after"], row["name"]) for row in told["sizes"] if row["after"]}
+    assert here == {row["cluster"]: (int(row["size"]), row["name"]) for row in after if row["size"] != "0"}
+    assert (told["changed"] > 0) == bool(told["changes"]) == (name != "update")
+
+
+# ---- steps back and forward -----------------------------------------------------------------------------------------
+
+
+def all_but_dates(run: Path) -> dict[str, object]:
+    files = contents(run)
+    config = json.loads(files["model/config.json"])
+    config["identity"]["date"] = config["config_sha256"] = ""
+    return files | {"model/config.json": config}
+
+
+@pytest.fixture
+def undrawn(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The run without a page, which would be drawn anew after each change."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr("deepcluster.runs.result.stability", lambda *arguments, **options: 0.5)
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    for name in ("report.html", "map.npy"):
+        (run / name).unlink()
+    return run
+
+
+def a_change(run: Path, random: Random) -> str:
+    """Make a change at random that a person may make, and return its kind."""
+    model = read_run(open_run(run)).model
+    present = model.cut.group_of.unique().tolist()
+    one, other = random.choice(present), random.choice(present)
+    images = random.sample(range(60), 3)
+    free = len(model.names)
+    kind = random.choice(["name", "merge", "split", "move", "new", "junk", "teach", "named", "recut", "update"])
+    edits = {
+        "name": {"names": {one: random.choice("abc")}},
+        "merge": {"merge": ((one, other),)},
+        "split": {"split": ((one, 2),)},
+        "move": {"move": tuple((row, one) for row in images)},
+        "new": {"move": tuple((row, free) for row in images), "names": {free: random.choice("abc")}},
+        "junk": {"junk": (one,)},
+    }
+    with suppress(UsageError):  # one cluster merged with itself, one part, nothing left to teach
+        if kind in edits:
+            apply(run, Edits(**edits[kind]))
+        elif kind == "teach":
+            teach(run, [Answer(row, one) for row in images])
+        elif kind == "named":
+            teach(run, [Answer(row, name=random.choice("abc"), drawn=random.random() < 0.3) for row in images])
+        elif kind == "recut":
+            recut(run, random.choice([2, 3, 6]))
+        else:
+            new = blobs([1] * 4, 8, seed=random.randrange(1000)).numpy()
+            np.save(run.parent / "more.npy", new)
+            update(run, str(run.parent / "more.npy"))
+    return kind
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_undo_and_redo_are_the_identity_and_no_number_is_given_twice(undrawn: Path, seed: int) -> None:
+    random = Random(seed)
+    given = 0
+    for _ in range(6):
+        kind = a_change(undrawn, random)
+        after = all_but_dates(undrawn)
+        assert len(read_run(open_run(undrawn)).model.names) >= given, "numbers that were given stay given"
+        given = len(read_run(open_run(undrawn)).model.names)
+        done = len(read_steps(open_run(undrawn))[0])
+        for number in {min(2, done), done}:
+            undo(undrawn, count=number)
+            assert len(read_run(open_run(undrawn)).model.names) == given
+            redo(undrawn)
+            if number > 1:
+                redo(undrawn, count=number - 1)
+            assert all_but_dates(undrawn) == after, (kind, number)
+        if random.random() < 0.3:
+            undo(undrawn, count=random.randint(1, min(3, done)))
+
+
+def test_a_new_change_after_an_undo_loses_nothing_that_was_undone(undrawn: Path) -> None:
+    run = undrawn
+    undo(run, count=None)
+    names = [f"name {number}" for number in range(3)]
+    for number, name in enumerate(names):
+        apply(run, Edits(names={number: name}))
+    undo(run, count=2)
+    apply(run, Edits(names={0: "other"}))
+    back, forward = read_steps(open_run(run))
+    assert not forward and [step.about["done"] for step in back][:5] == [
+        "1 name: other",
+        "taken back: 1 name: name 2; 1 name: name 1",
+        "1 name: name 2",
+        "1 name: name 1",
+        "1 name: name 0",
+    ]
+    undo(run, count=2)
+    assert [*read_run(open_run(run)).model.names[:3]] == names
+
+
+@pytest.mark.parametrize("name", ["undo", "redo"])
+def test_a_kill_at_a_change_of_the_disk_leaves_the_state_before_or_after(undrawn: Path, name: str) -> None:
+    """At every fifth change: test_generation has each one of any next state."""
+    write = CHANGES[name][1]
+    before = all_but_dates(undrawn)
+    write(Path(shutil.copytree(undrawn, undrawn.with_name("after"))))
+    after = all_but_dates(undrawn.with_name("after"))
+    seen = []
+    for kill_at in count(1, 5):
+        place = Path(shutil.copytree(undrawn, undrawn.with_name(str(kill_at))))
+        killed = in_a_child(partial(write, place), kill_at)
+        with locked(place):  # completes the state
+            seen.append(all_but_dates(place) == after)
+            assert seen[-1] or all_but_dates(place) == before
+        if not killed:
+            break
+    assert seen == sorted(seen) and not seen[0] and seen[-1] and len(seen) > 5

@@ -25,17 +25,20 @@ from deepcluster.groups import graph
 from deepcluster.groups.cut import Cut, as_groups, pinned, placement_of
 from deepcluster.groups.tree import parts_of, split_group
 from deepcluster.model import Annotations, Model
+from deepcluster.recipe import Recipe
 from deepcluster.runs.added import update
-from deepcluster.runs.change import taken_back, undo
+from deepcluster.runs.change import restored, undo
 from deepcluster.runs.edits import apply, edited
 from deepcluster.runs.inherit import carried_over, heirs, surviving_moves
-from deepcluster.runs.recut import recut
+from deepcluster.runs.recut import cut_anew, recut
 from deepcluster.runs.run import Rows, Run
+from deepcluster.runtime.console import Silent
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage import model_files as models
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import Edits, read_edits
-from deepcluster.storage.model_files import EMBEDDINGS, Groups, load
+from deepcluster.storage.model_files import EMBEDDINGS, groups_in, load
+from deepcluster.storage.steps import State, Step, after_change, after_steps, state_of
 from tests.helpers.runs import SAME, change_record, contents, model_digest, record, rows
 from tests.tiny import RECORD, tiny_model
 
@@ -52,10 +55,10 @@ def finished(fitted, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "run"))
 
 
-def run_of(model: Model, reduced: torch.Tensor, edits: str | None = None) -> Run:
+def run_of(model: Model, reduced: torch.Tensor) -> Run:
     paths = [f"{i}.png" for i in range(len(reduced))]
     images = Rows(paths, None, [], reduced, reduced, Partition.single(len(reduced)), reduced[:, 0])
-    return Run(RunRecord.from_json({**RECORD, "edits": edits}), model, images)
+    return Run(RunRecord.from_json(RECORD), model, images)
 
 
 def moving(model: Model, reduced: torch.Tensor | None = None, **changes: Any) -> Model:
@@ -139,48 +142,50 @@ def test_millions_of_numbers_take_no_quadratic_work():
 
 
 ROWS = torch.nn.functional.normalize(torch.randn(30, 4, generator=torch.Generator().manual_seed(0)))
-STEPS = st.lists(st.sampled_from(["merge", "split", "move", "like", "undo", "recut"]), min_size=8, max_size=16)
+WAYS = ["merge", "split", "move", "like", "undo", "redo", "recut"]
+STEPS = st.lists(st.sampled_from(WAYS), min_size=8, max_size=16)
 
 
 @settings(max_examples=60)
 @given(STEPS, st.integers(0, 1 << 32))
-def test_a_number_is_never_given_twice(steps: list[str], seed: int) -> None:
+def test_a_number_is_never_given_twice(ways: list[str], seed: int) -> None:
     random = Random(seed)
     model = replace(tiny_model(("",) * 4), cut=as_groups(kmeans(ROWS, 4)))
-    formers: list[Groups] = []
-    last: str | None = None  # edits in the run.json that the last step leaves
+    kept: list[State] = []
+    undone = 0
     present = ever = {*range(4)}
-    for step in steps:
+    for step in ways:
         free, some = len(model.names), random.sample(sorted(present), min(2, len(present)))
         target = random.choice([some[0], free - 1, free, free + 1])
         moves = tuple((row, target) for row in random.sample(range(30), random.choice([1, 9, 30])))
         edits: dict[str, Any] = {"merge": (tuple(some),), "split": ((some[0], 2),), "move": moves}
-        before = model
-        if step == "undo":
-            for former in [formers.pop() for _ in range(random.randint(0, len(formers)))]:
-                run = taken_back(run_of(model, ROWS, last), [former]).run
-                ever = ever if last else {*range(len(run.model.names))}  # a recut is a new beginning
-                model, last = run.model, run.record.edits
-        elif step == "recut":
-            model = replace(model, names=("",) * 4, cut=as_groups(kmeans(ROWS, 4, seed=random.randrange(9))))
-            present = ever = set()
+        run = run_of(model, ROWS)
+        now = state_of(model, run.record, {})
+        if step in ("undo", "redo"):
+            count = (
+                -random.randint(0, undone) if step == "redo" else random.randint(0, len(kept[undone:]) - bool(undone))
+            )
+            if count:
+                every = kept if undone else [now, *kept]
+                kept, undone = after_steps(kept, now, count), undone + count
+                model = restored(run, [Step({"done": ""}, groups_in(every[undone]))]).run.model
         elif step == "like":
             new = replace(model, names=("",) * 5, cut=as_groups(kmeans(ROWS, random.randrange(1, 6), seed=1)))
             places = torch.stack([model.placement(ROWS).cluster, torch.full((30,), -1)], 1)
             old = Former(Path("old"), model, {}, 16)
             model, _, _ = continued(new, new.placement(ROWS), run_of(new, ROWS).rows, old, places)
+            kept, undone = [], 0
+        elif step == "recut":
+            model = cut_anew(run, random.randrange(1, 6), Recipe(), Silent()).run.model
         else:
             with suppress(UsageError):  # a cluster of one part, or a number that was given
                 model = moving(model, ROWS, **{step: edits[step]})
         if step in (*edits, "recut"):
-            about = {"record": {"edits": last}, "done": "", "baseline": {}}
-            formers.append(Groups(before.cut, Annotations(names=before.names), about))
-            last = None if step == "recut" else step
-        elif step == "like":
-            formers, last = [], None
-        now = {*model.cut.group_of.tolist()}
-        assert step == "undo" or not (now - present) & ever
-        present, ever = now, ever | now
+            kept, undone = after_change(kept, now, step, 0), 0
+        now_present = {*model.cut.group_of.tolist()}
+        first = {*range(len(now_present))} if step == "recut" else set()  # a recut counts its clusters from 0
+        assert step in ("undo", "redo") or not (now_present - present - first) & ever
+        present, ever = now_present, ever | now_present
 
 
 def test_a_split_by_hand() -> None:
@@ -326,7 +331,7 @@ def test_the_last_edits_are_taken_back_and_the_file_of_the_network_stays(finishe
 
 
 def test_the_first_result_outlives_the_states_between(finished, monkeypatch, prints, ends):
-    monkeypatch.setattr(models, "MAX_STEPS", 3)
+    monkeypatch.setattr("deepcluster.storage.steps.MAX_STEPS", 3)
     for name in "abcde":
         apply(finished, Edits("", {0: name}))
     ends(["apply", finished, "--undo", "4"], 2)

@@ -15,7 +15,7 @@ from tests.helpers.runs import change_record, record, rows, state_of
 from tests.tiny import change_config
 
 DATA = Path(__file__).parent / "data/runs"
-COMMANDS = ("report", "evaluate --labels folders", "apply --undo", f"update {DATA}/added", "recut -k 2")
+COMMANDS = ("report", "evaluate --labels folders", "apply --undo", "apply --redo", f"update {DATA}/added", "recut -k 2")
 COMMANDS += ("export --to folders -o sorted", "export --to parquet -o table.parquet")
 # Columns, as if older versions had none of these.
 NEWER = {"clusters.csv": "label", "cluster_summary.csv": "junk", "history.csv": "lr", "skipped.csv": "reason"}

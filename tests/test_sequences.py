@@ -23,8 +23,8 @@ SEQUENCES = os.environ.get("DEEPCLUSTER_SEQUENCES")
 FIT = "fit photos -o run --image-size 8 --rounds 0 --precision fp32 --pseudo-labels 5 -q"
 LINES = [
     *(f"{FIT} {more}" for more in ("-k 3 --overwrite", "-k 5 --seed 1 --overwrite", "-k 3 --resume", "-k 2")),
-    *(f"recut run -k {number} -q" for number in (1, 4)),
-    *(f"apply run {edits} -q" for edits in ("merge.json", "name.json", "--undo", "--undo all")),
+    *(f"recut run -k {number} -q" for number in ("1", "4", "2 --dry-run")),
+    *(f"apply run {edits} -q" for edits in ("merge.json", "name.json", "--undo", "--undo all", "--redo")),
     *("teach run answers.csv -q", "teach run -q", "ask run -n 3"),
     *(f"update run more/{number}.png" for number in range(3)),
     *("report run", "predict run photos -o new.csv -q"),

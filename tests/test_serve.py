@@ -11,7 +11,7 @@ import socketserver
 import time
 from pathlib import Path
 from threading import Thread
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 from urllib.request import urlopen
 
@@ -21,7 +21,7 @@ from PIL import Image
 from deepcluster.cli import run_command
 from deepcluster.runs.serve import MAX_CONNECTIONS
 from deepcluster.storage import run_folder
-from tests.helpers.runs import contents, record, small_fit
+from tests.helpers.runs import contents, record, rows, small_fit
 from tests.helpers.serving import answer, ask, colour, serving, version
 
 ATTACKS = [  # path behind the token (or whole), body, method, headers, status
@@ -30,7 +30,7 @@ ATTACKS = [  # path behind the token (or whole), body, method, headers, status
     ("", None, "", {"Origin": "https://evil.example"}, 403),
     *(
         (act, b"{}", "", {"Origin": o}, 403)
-        for act in ("undo", "recut", "teach", "preview")
+        for act in ("undo", "redo", "recut", "teach", "preview")
         for o in ("https://evil.example", "null", None)
     ),
     *((act, b"{}", "", {"Content-Type": kind}, 403) for act in ("undo", "recut") for kind in ("text/plain", None)),
@@ -116,6 +116,41 @@ def test_a_tab_of_an_older_state_changes_nothing(run: Path):
     old, kept = version(address), record(run)  # of a page that would make a cluster 3 again
     assert answer(address, "apply", old, move=[[0, 3]])[0] == answer(address, "undo", version(address))[0] == 200
     assert record(run) == kept and answer(address, "ask", old)[1]["outdated"]
+
+
+def test_every_change_has_a_preview_and_a_step_back_can_be_made_again(run: Path):
+    address = serving(run)
+
+    def state() -> dict[str, Any]:
+        found = re.search(r'"served":(\{.*?\}),"', ask(address)[1])
+        assert found
+        return json.loads(found[1])
+
+    changes: list[tuple[str, dict[str, Any]]] = [
+        ("apply", {"edits": {"schema_version": 1, "merge": [[0, 1]], "names": {"0": "both"}}}),
+        ("teach", {"taught": {"answers": [{"path": 0, "name": "new"}]}}),
+        ("recut", {"k": 4}),
+        ("undo", {"steps": 2}),
+        ("redo", {"steps": 2}),
+        ("undo", {}),
+        ("redo", {}),
+    ]
+    for action, words in changes:
+        now = version(address)
+        before = contents(run)
+        status, seen = answer(address, "preview", now, change=action, **words)
+        assert status == 200 and contents(run) == before
+        status, text = ask(address, action, json.dumps({"version": now, **words}).encode())
+        assert status == 200 and "said" in json.loads(text), text
+        table = [row for row in rows(run / "clusters.csv") if row["status"] == "ok"]
+        assert [row["cluster"] for row in table] == [str(number) for number in seen["after"]]
+        assert {row["name"] for row in table} == {seen["names"][number] for number in seen["after"]}
+        if action == "undo" and words:
+            assert [len(state()[name]) for name in ("done", "undone")] == [1, 2]
+            assert state()["undone"][0][0] == "1 answer"
+    assert [len(state()[name]) for name in ("done", "undone")] == [3, 0]
+    for change in ("export", "preview", "", None, ["undo"], "redo"):  # the last has nothing to make again
+        assert answer(address, "preview", version(address), change=change)[0] == 409
 
 
 def test_images_belong_to_the_version_of_the_page(tmp_path: Path):

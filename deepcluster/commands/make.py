@@ -44,15 +44,15 @@ def fit(
     """
     recipe = read_request({**(recipe_flags or {}), **flags.read_assignments(set_)}, fit_flags.recipe)
     check_weights(recipe.all_options)
-    fit_flags.check()
-    verbose = fit_flags.verbose or fit_flags.dry_run
+    fit_flags.check(dry_run=output.dry_run)
+    verbose = fit_flags.verbose or output.dry_run
     with session(images, output.quiet, to_stderr=output.as_json, verbose=verbose) as (terminal, shared):
-        source = _fit_source(fit_flags, terminal, images, *more_images)
+        source = _fit_source(fit_flags, output.dry_run, terminal, images, *more_images)
         from deepcluster.fitting.plan import Request
 
         command = typed(sys.argv[1:])
         request = Request(**fit_flags.request, recipe=recipe, command=command)
-        if fit_flags.dry_run:
+        if output.dry_run:
             from deepcluster.fitting.forecast import dry_run
 
             resolved = dry_run(source, request, terminal)
@@ -65,7 +65,9 @@ def fit(
         print_result(folder.path, output, "fit")
 
 
-def _fit_source(fit_flags: flags.FitFlags, terminal: Terminal, images: str | None, *others: str) -> "Source | str":
+def _fit_source(
+    fit_flags: flags.FitFlags, dry_run: bool, terminal: Terminal, images: str | None, *others: str
+) -> "Source | str":
     """Return the images, or the file of features, after all checks that need no torch."""
     from deepcluster.images.files import LIBRARIES, find
     from deepcluster.images.given import check_labels_there
@@ -79,7 +81,7 @@ def _fit_source(fit_flags: flags.FitFlags, terminal: Terminal, images: str | Non
         raise DiskError(
             "the current folder no longer exists: change to another one, and type the command again"
         ) from None
-    if fit_flags.out is not None and not fit_flags.dry_run:
+    if fit_flags.out is not None and not dry_run:
         check_free(fit_flags.out, overwrite=fit_flags.overwrite, resume=fit_flags.resume)
     if fit_flags.labels is not None:
         check_labels_there(fit_flags.labels)
@@ -117,8 +119,8 @@ def recut(run_: flags.RunArgument, /, *, k: flags.NumberOfClusters, output: flag
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
         from deepcluster.runs import recut as recutting
 
-        recutting.recut(run_, k, terminal)
-    print_result(run_, output, "recut")
+        made = recutting.recut(run_, k, terminal, dry_run=output.dry_run)
+    print_result(run_, output, "recut", made.to_json())
 
 
 def apply(
@@ -127,6 +129,7 @@ def apply(
     /,
     *,
     undo: bool = False,
+    redo: bool = False,
     output: flags.Output = flags.OUTPUT,
 ) -> None:
     """Apply edits: merge, split, name and mark clusters, move images; other clusters keep their numbers.
@@ -134,24 +137,27 @@ def apply(
     Args:
         edits: A JSON file with edits; the served report (report RUN --serve) needs none.
         undo: Take back the last apply, recut or teach; --undo 3 the last three, --undo all every one since the fit.
+        redo: Make the last change that was taken back again; --redo 3 three of them, --redo all every one.
 
     Example:
         deepcluster apply runs/photos --undo
     """
     word = "" if edits is None else str(edits)
-    if not (re.fullmatch("|all|[0-9]{1,9}", word) if undo else edits):
-        raise UsageError("give a FILE of edits, or --undo with a number of changes or all (not both)")
+    is_step = re.fullmatch("|all|[0-9]{1,9}", word) if undo or redo else edits
+    if not is_step or (undo and redo):
+        raise UsageError("give a FILE of edits, or --undo or --redo with a number of changes or all (one of these)")
     check_run(run_)
-    wanted = None if undo or edits is None else read_edits(edits)
+    wanted = None if undo or redo or edits is None else read_edits(edits)
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
         from deepcluster.runs import change
         from deepcluster.runs import edits as editing
 
         if wanted is None:
-            change.undo(run_, terminal, None if word == "all" else int(word or 1))
+            walk = change.redo if redo else change.undo
+            made = walk(run_, terminal, None if word == "all" else int(word or 1), dry_run=output.dry_run)
         else:
-            editing.apply(run_, wanted, terminal)
-    print_result(run_, output, "apply")
+            made = editing.apply(run_, wanted, terminal, dry_run=output.dry_run)
+    print_result(run_, output, "apply", made.to_json())
 
 
 def ask(
@@ -201,10 +207,11 @@ def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: fl
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
         from deepcluster.runs import lesson as teaching
 
-        changes = teaching.teach(run_, teaching.read_answers(answers, terminal) if answers else (), terminal)
-    pairs = [{"before": before, "after": after, "images": images} for (before, after), images in changes.items()]
-    counts = {"changed": sum(changes.values()), "changes": pairs, "quality": check_run(run_).quality}
-    print_result(run_, output, "teach", counts)
+        given = teaching.read_answers(answers, terminal) if answers else ()
+        made = teaching.teach(run_, given, terminal, dry_run=output.dry_run)
+    preview = made.to_json()
+    counts = {name: preview[name] for name in ("changed", "changes")} | {"quality": check_run(run_).quality}
+    print_result(run_, output, "teach", preview, counts)
 
 
 def update(
@@ -228,9 +235,12 @@ def update(
         from deepcluster.runs.added import update as update_run
         from deepcluster.runtime.devices import choose_device
 
-        done = update_run(run_, source, terminal, device=choose_device(device), max_skipped=max_skipped)
+        chosen = choose_device(device)
+        done = update_run(run_, source, terminal, device=chosen, max_skipped=max_skipped, dry_run=output.dry_run)
+    summary = {**asdict(done), "due": done.due}
+    preview = summary | summary.pop("preview")
     if done.added or output.open_ or output.as_json:
-        print_result(run_, output, "update", {**asdict(done), "due": done.due})
+        print_result(run_, output, "update", preview, summary)
 
 
 def promote(

@@ -1,45 +1,52 @@
-"""The actions of the served page: each is a change of the run, or a question about it."""
+"""The actions of the served page: each is a change of the run, or a question about it.
+
+All take a JSON object with the ``version`` of the page. ``apply`` takes ``edits`` (as in edits.json), ``undo`` and
+``redo`` take ``steps`` (default 1), ``recut`` takes ``k``, ``teach`` and ``ask`` take ``taught``, ``export`` takes
+``sorting``. A change answers with ``said``, its lines. ``preview`` takes ``change``, the name of one of the changes.
+"""
 
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from deepcluster.errors import UsageError
 from deepcluster.flags import Sorting
 from deepcluster.groups.tree import MAX_IN_TREE
-from deepcluster.runs import lesson as teaching
-from deepcluster.runs.change import preview, undo
-from deepcluster.runs.edits import apply
-from deepcluster.runs.recut import recut
+from deepcluster.runs import lesson
+from deepcluster.runs.change import ChangeOf, Made, by_steps, carry_out, preview
+from deepcluster.runs.edits import by_edits
+from deepcluster.runs.recut import by_number
 from deepcluster.runs.run import Run
 from deepcluster.runtime.console import Several
 from deepcluster.runtime.plain_files import shaped
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import Row
 from deepcluster.storage.edits_file import checked_name, edits_of
-from deepcluster.storage.model_files import MAX_STEPS
+from deepcluster.storage.steps import MAX_STEPS
 from deepcluster.texts import bare, inert
 
 FOLDER_NAME = re.compile(r"\w([\w .()-]{0,98}[\w)])?")
-StepsBack = Annotated[int, range(1, MAX_STEPS + 1)]
-GroupsOfPage = Annotated[int, range(2, MAX_IN_TREE + 1)]  # of groups; more take minutes
+StepsOfPage = Annotated[int, range(1, MAX_STEPS + 1)]
+GroupsOfPage = Annotated[int, range(2, MAX_IN_TREE + 1)]  # more take minutes
 Sort = Callable[..., Sequence[Row]]  # ``export.folders``
+Request = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Teaching:
     """Answers of a person at the page, not applied yet."""
 
-    answers: tuple[teaching.Answer, ...] = ()  # about rows
+    answers: tuple[lesson.Answer, ...] = ()  # about rows
     within: int | None = None  # the cluster that they split
     n: Annotated[int, range(1, 1001)] = 10  # questions that the page wants
 
 
-def teaching_of(request: Mapping[str, Any]) -> Teaching:
+def teaching_of(request: Request) -> Teaching:
     taught: Teaching = shaped(request.get("taught"), Teaching, "taught")
     answers = tuple(replace(answer, name=checked_name(answer.name), may_be_new=True) for answer in taught.answers)
     return replace(taught, answers=answers)
@@ -55,12 +62,12 @@ def default_name(folder: run_folder.RunFolder) -> str:
     return f"{Path(os.path.abspath(folder.path)).name}-sorted"  # noqa: PTH100
 
 
-def _teach(run: Path, request: Mapping[str, Any], sort: Sort) -> None:
+def _by_answers(request: Request) -> ChangeOf:
     taught = teaching_of(request)
-    teaching.teach(run, taught.answers, within=taught.within)
+    return partial(lesson.by_answers, taught.answers, within=taught.within)
 
 
-def _sort(run: Path, request: Mapping[str, Any], sort: Sort) -> dict[str, Any]:
+def _sort(run: Path, request: Request, sort: Sort) -> dict[str, Any]:
     """Sort the images into folders; return their place and number, and the number of images left out."""
     folder = run_folder.open_run(run)
     choices: dict[str, Any] = {"name": default_name(folder)}
@@ -80,35 +87,56 @@ def _sort(run: Path, request: Mapping[str, Any], sort: Sort) -> dict[str, Any]:
     return {"sorted": place_and_number | ways}
 
 
-def _questions(run: Run, taught: Teaching) -> dict[str, Any]:
+def _questions(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str, Any]:
     """Return images to ask about, and others drawn at random."""
+    taught = teaching_of(request)
     row_of = {path: row for row, path in enumerate(run.rows.paths)}
     cluster = run.placement.cluster.tolist()
 
-    def of_page(one: teaching.Question) -> dict[str, Any]:
+    def of_page(one: lesson.Question) -> dict[str, Any]:
         row = row_of[one.path]
         return {**asdict(one), "row": row, "cluster": cluster[row], "path": inert(bare(one.path))}
 
-    both = (teaching.asked(run, taught.n, answers=taught.answers, drawn=drawn) for drawn in (False, True))
+    both = (lesson.asked(run, taught.n, answers=taught.answers, drawn=drawn) for drawn in (False, True))
     return {"questions": [[*map(of_page, images)] for images in both]}
 
 
-def _preview(run: Run, taught: Teaching) -> dict[str, Any]:
-    """Return the images that would follow the answers."""
-    change = teaching.lesson(run, taught.answers, taught.within)
-    return {
+def _preview(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str, Any]:
+    """Return what a change would do: ``change`` is its action, and the rest of the request is as for that action.
+
+    ``after``: The clusters of all images. ``names``: Of all clusters, by their numbers. ``said``: Lines by their
+    headings. The other keys are those of ``Made.to_json``; ``moves`` are its ``changes`` as triples.
+    """
+    action = request.get("change", "teach")
+    if not isinstance(action, str) or action not in CHANGES:
+        raise UsageError(f"a preview is of one of {', '.join(CHANGES)}, and not of {str(action)[:80]!a}")
+    change = CHANGES[action](request)(folder, run)
+    return Made(run, change).to_json() | {
         "moves": [[*pair, count] for pair, count in preview(run, change).items()],
         "after": change.placement.cluster.tolist(),
         "names": change.run.model.names,
+        "said": change.said,
         "quality": change.said.get("Quality", ""),
     }
 
 
-CHANGES: dict[str, Callable[[Path, Mapping[str, Any], Sort], dict[str, Any] | None]] = {
-    "apply": lambda run, request, sort: apply(run, edits_of(request.get("edits"))),
-    "undo": lambda run, request, sort: undo(run, steps=shaped(request.get("steps", 1), StepsBack, "steps")),
-    "recut": lambda run, request, sort: recut(run, shaped(request.get("k"), GroupsOfPage, "k")),
-    "teach": _teach,
-    "export": _sort,
+CHANGES: Mapping[str, Callable[[Request], ChangeOf]] = {
+    "apply": lambda request: partial(by_edits, edits_of(request.get("edits"))),
+    "undo": lambda request: partial(by_steps, shaped(request.get("steps", 1), StepsOfPage, "steps")),
+    "redo": lambda request: partial(by_steps, shaped(request.get("steps", 1), StepsOfPage, "steps"), forward=True),
+    "recut": lambda request: partial(by_number, shaped(request.get("k"), GroupsOfPage, "k"), Several()),
+    "teach": _by_answers,
 }
-QUESTIONS: dict[str, Callable[[Run, Teaching], dict[str, Any]]] = {"ask": _questions, "preview": _preview}
+ACTIONS = (*CHANGES, "export")
+QUESTIONS: Mapping[str, Callable[[run_folder.RunFolder, Run, Request], dict[str, Any]]] = {
+    "ask": _questions,
+    "preview": _preview,
+}
+
+
+def act(run: Path, action: str, request: Request, sort: Sort) -> dict[str, Any]:
+    """Do the work of an action. ``sort``: Sorts images into folders."""
+    if action == "export":
+        return _sort(run, request, sort)
+    carry_out(run, CHANGES[action](request), Several())
+    return {}

@@ -3,10 +3,13 @@
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +28,7 @@ from deepcluster.model import Model
 from deepcluster.records import Identity
 from deepcluster.report.pictures import THUMBNAIL, extended_sheet, not_on_sheet, on_sheet
 from deepcluster.runs import page as drawn
-from deepcluster.runs.change import Change, commit
+from deepcluster.runs.change import Change, carry_out
 from deepcluster.runs.images import (
     duplicate_rows,
     images_at_hand,
@@ -34,13 +37,14 @@ from deepcluster.runs.images import (
     row_digests,
     with_picture,
 )
-from deepcluster.runs.run import Rows, Run, read_run
+from deepcluster.runs.run import Rows, Run
 from deepcluster.runtime.console import Display, Several
 from deepcluster.runtime.devices import CPU
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import FILES, IMAGES_READ
+from deepcluster.storage.state import scratch_of
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Update:
     reason: str | None = None  # why a new fit is due
     strangers: Sequence[str] = field(default=(), compare=False)  # absolute paths of outliers, strangest first
     model: Identity = field(default=Identity(), compare=False)
+    preview: Mapping[str, Any] = field(default_factory=dict, compare=False)  # ``Made.to_json``
 
     @property
     def due(self) -> bool:
@@ -76,6 +81,27 @@ class _New:
     tried: int  # images asked for, known ones included
     present: Source | None  # images of the run that are still at hand
 
+    @property
+    def known(self) -> int:
+        """Number of images that the run had already."""
+        return self.tried - len(self.failed) - len(self.source.paths)
+
+    @property
+    def skipped(self) -> list[Mapping[str, str]]:
+        """Path and reason of the files that cannot be used."""
+        return [{"path": path, "reason": why} for path, why in (*self.source.skipped, *self.failed)]
+
+    @cached_property
+    def table(self) -> list[Mapping[str, str]]:
+        """The rows of added.csv."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        labels = self.source.labels or [""] * len(self.source.paths)
+        rows = (
+            (path, label, *self.source.origin(i), self.digests[i], now)
+            for i, (path, label) in enumerate(zip(self.source.paths, labels, strict=True))
+        )
+        return [dict(zip(FILES["added.csv"].columns, row, strict=True)) for row in rows]
+
 
 def update(
     run: Path,
@@ -84,50 +110,62 @@ def update(
     *,
     device: torch.device = CPU,
     max_skipped: int | None = None,
+    dry_run: bool = False,
 ) -> Update:
     """Add images to a run. Clusters keep their numbers, names and edits, and its other images their rows.
 
     ``images``: As for ``find``, or an empty folder; features for a run of features. ``max_skipped``: Number of unusable
-    files above which nothing is added (None: any).
+    files above which nothing is added (None: any). ``dry_run``: Nothing is added.
 
     Raises UsageError if the run is not finished, DataError if no file can be used or too many cannot.
     """
     display = Several(display)
-    with run_folder.locked(run) as folder:
-        state = read_run(folder, takes_images=True)
-        model, status = state.model, state.record.status
+    read: list[_New] = []
+
+    def change_of(folder: run_folder.RunFolder, state: Run) -> Change:
+        status = state.record.status
         if status != "done":
             raise UsageError(f"{run} is not finished (its status is {status}): go on with its fit and --resume")
-        model.network.to(device)
-        new = _read(folder, state, images, display)
+        state.model.network.to(device)
+        read.append(new := _read(folder, state, images, Path(scratch or scratch_of(run)), display))
         added = len(new.source.paths)
-        skipped = (*new.source.skipped, *new.failed)
-        known = new.tried - len(new.failed) - added
-        if (new.tried or skipped) and not (known or added):
+        if (new.tried or new.skipped) and not (new.known or added):
             raise nothing_readable(new.source.location, new.tried, new.failed)
-        unusable = [{"path": path, "reason": why} for path, why in skipped]
-        check_skipped(unusable, max_skipped)
+        check_skipped(new.skipped, max_skipped)
         counts = [f"{added:,} added" if added else "nothing new" if new.tried else "no files"]
-        if known:
-            counts.append(f"{known:,} in the run already")
-        if skipped:
-            counts.append(f"{len(skipped):,} skipped: {counted(skipped)}")
+        if new.known:
+            counts.append(f"{new.known:,} in the run already")
+        if new.skipped:
+            counts.append(
+                f"{len(new.skipped):,} skipped: {counted((row['path'], row['reason']) for row in new.skipped)}"
+            )
         display.say("Images", ", ".join(counts))
         before = {row["path"]: row["reason"] for row in folder.read_rows("skipped.csv")}
-        reasons = {path: why for path, why in {**before, **dict(skipped)}.items() if path not in {*new.source.paths}}
-        if added or reasons != before:
-            change = _with_added(state, new, reasons)
-            commit(folder, state, change, display, also=partial(_write, new, state.rows, change.run.rows))
-            state = change.run
-        rows = state.rows
-        outliers = int((rows.residuals[len(rows.paths) - added :] > model.outliers.limit).sum())
-        drifted = drift(state.placement.cluster.numpy(), rows.residuals.numpy(), rows.fitted, model.outliers.limit)
-        residuals, every = rows.residuals[rows.fitted :], folder.read_added()
-        strangest_first = [every[i] for i in residuals.argsort(descending=True, stable=True).tolist()]
-        strangers = [_place(row) for row in strangest_first[: int((residuals > model.outliers.limit).sum())]]
-        done = Update(added, known, unusable, outliers, **drifted.entries, strangers=strangers, model=model.identity)
-        if added:
-            display.say("Placed", _placed_text(done, model, run))
+        reasons = before | {row["path"]: row["reason"] for row in new.skipped}
+        reasons = {path: why for path, why in reasons.items() if path not in {*new.source.paths}}
+        return _with_added(state, new, reasons) if added or reasons != before else Change(state, state.placement)
+
+    with TemporaryDirectory(prefix="deepcluster-") if dry_run else nullcontext("") as scratch:
+        made = carry_out(run, change_of, display, dry_run=dry_run, takes_images=True)
+    model, rows = made.before.model, made.change.run.rows
+    cluster, added = made.change.placement.cluster, len(read[0].source.paths)
+    drifted = drift(cluster.numpy(), rows.residuals.numpy(), rows.fitted, model.outliers.limit)
+    residuals = rows.residuals[rows.fitted :]
+    outliers = residuals > model.outliers.limit
+    every = run_folder.RunFolder(run).read_added() + read[0].table * dry_run
+    strangest_first = residuals.argsort(descending=True, stable=True).tolist()
+    done = Update(
+        added,
+        read[0].known,
+        read[0].skipped,
+        int(outliers[len(outliers) - added :].sum()),
+        **drifted.entries,
+        strangers=[_place(every[i]) for i in strangest_first[: int(outliers.sum())]],
+        model=model.identity,
+        preview=made.to_json(),
+    )
+    if added:
+        display.say("Placed", _placed_text(done, model, run))
     return done
 
 
@@ -154,8 +192,8 @@ def _placed_text(done: Update, model: Model, run: Path) -> str:
 # ---- which images are new -------------------------------------------------------------------------------------------
 
 
-def _read(folder: run_folder.LockedFolder, run: Run, images: Images, display: Display) -> _New:
-    """Read and measure the images that the run does not have."""
+def _read(folder: run_folder.RunFolder, run: Run, images: Images, scratch: Path, display: Display) -> _New:
+    """Read and measure the images that the run does not have. ``scratch``: A folder for too many of them."""
     model, rows = run.model, run.rows
     at_hand = images_at_hand(folder, None, rows.paths)
     features, source = read_features(images) if model.of_features else (None, find(images, may_be_empty=True))
@@ -177,7 +215,7 @@ def _read(folder: run_folder.LockedFolder, run: Run, images: Images, display: Di
     else:
         model.check_room()
         progress = partial(display.progress, "reading")
-        store = read_once(usable, model.store_size, folder=folder.scratch, none_is_fine=True, progress=progress)
+        store = read_once(usable, model.store_size, folder=scratch, none_is_fine=True, progress=progress)
         usable = usable.rows(store.usable)
         failed = store.skipped
         # Channels-last, as in memory, because indexing images would copy pixel by pixel, 10 times as slowly.
@@ -226,22 +264,16 @@ def _with_added(run: Run, new: _New, reasons: Mapping[str, str]) -> Change:
     )
     record = replace(run.record, images_count=len(every.paths), skipped_count=len(every.skipped))
     after = Run(record, run.model, every)
-    return Change(after, after.placement)
+    return Change(after, after.placement, write=partial(_write, new, rows, every))
 
 
 def _write(new: _New, rows: Rows, every: Rows, folder: run_folder.NextState) -> None:
     """Write the files of a run that only an update changes. ``rows``, ``every``: The images before and after."""
     folder.write_rows("skipped.csv", [{"path": path, "reason": why} for path, why in every.skipped])
-    paths = new.source.paths
-    if not paths:
+    if not new.source.paths:
         return
     _draw(folder, rows, new, every)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    added: list[Mapping[str, str]] = [*folder.read_added()]
-    for i, (path, label) in enumerate(zip(paths, new.source.labels or [""] * len(paths), strict=True)):
-        columns = (path, label, *new.source.origin(i), new.digests[i], now)
-        added.append(dict(zip(FILES["added.csv"].columns, columns, strict=True)))
-    folder.write_rows("added.csv", added)
+    folder.write_rows("added.csv", [*folder.read_added(), *new.table])
 
 
 def _with_duplicates(folder: run_folder.LockedFolder, rows: Rows, new: _New) -> list[Mapping[str, object]]:

@@ -1,39 +1,69 @@
-"""A change of a run: a value until :func:`commit` writes it."""
+"""A change of a run: a value until :func:`commit` writes it. All changes go one road, :func:`carry_out`."""
 
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from deepcluster.errors import UsageError
+from deepcluster.errors import DeepClusterError, UsageError
 from deepcluster.groups.cut import Placement
 from deepcluster.images import Source
 from deepcluster.runs.images import images_at_hand
 from deepcluster.runs.page import MAP, shown_of, write_page, write_tree
 from deepcluster.runs.result import Outcome, describe, first_metrics, write_outcome
 from deepcluster.runs.run import Run, read_run, recipe_of
+from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Display, Several
-from deepcluster.storage import model_files, run_folder
-from deepcluster.storage import model_files as models
+from deepcluster.storage import run_folder, steps
 from deepcluster.storage.content import RunRecord
-from deepcluster.texts import plural
+from deepcluster.texts import one_line, plural
 
-UNDO = "Undo"  # heading of the command that takes a change back
+# Headings of the commands that take a change back, or make it again.
+UNDO, REDO = "Undo", "Redo"
 
 
 @dataclass(frozen=True)
 class Change:
-    """The next result of a run."""
+    """The next result of a run. If ``run`` is the very run that it was, nothing changes."""
 
     run: Run  # run.json without the entries that describe its clusters
     placement: Placement  # of all images
     done: str = ""  # the change in words, for the list of steps back; "": it is no such step
     example: int = 0  # row of an image that shows it
-    undone: int = 0  # number of steps back that it takes
+    steps: int = 0  # that it goes back or, negative, forward
     said: Mapping[str, str] = field(default_factory=dict)  # lines about it, by their headings
     baseline: Mapping[str, float] | None = None  # metrics before the rounds; None: the run's, if its clusters stay
+    write: Callable[[run_folder.NextState], object] = lambda staged: None  # writes the files that only this change has
+    last: Callable[[Outcome], str] | None = None  # gives the last line
+
+
+ChangeOf = Callable[[run_folder.RunFolder, Run], Change]  # reads the folder, and writes nothing
+
+
+class Made(NamedTuple):
+    """A change that was written, or would be."""
+
+    before: Run
+    change: Change
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the images that change their cluster, and the numbers of images of all clusters before and after."""
+        moves = preview(*self)
+        was, now = (Counter(placement.cluster.tolist()) for placement in (self.before.placement, self.change.placement))
+        names = self.change.run.model.names
+        return {
+            "clusters": len(self.change.run.model.cut.group_of.unique()),
+            "changed": sum(moves.values()),
+            "changes": [{"before": a, "after": b, "images": images} for (a, b), images in moves.items()],
+            "sizes": [
+                {"cluster": number, "name": names[number], "before": was[number], "after": now[number]}
+                for number in sorted({*was, *now})
+            ],
+        }
 
 
 def new_clusters(record: RunRecord, cut_k: int | None, **entries: Any) -> RunRecord:
@@ -55,34 +85,61 @@ def preview(before: Run, after: Run | Change) -> dict[tuple[int, int], int]:
     return dict(Counter(pair for pair in pairs if pair[0] != pair[1]).most_common())
 
 
-def commit(
-    folder: run_folder.LockedFolder,
-    run: Run,
-    change: Change,
+def carry_out(
+    path: Path,
+    change_of: ChangeOf,
     display: Display,
     *,
+    dry_run: bool = False,
     source: Source | None = None,
-    also: Callable[[run_folder.NextState], None] = lambda staged: None,
-) -> Outcome:
+    takes_images: bool = False,
+) -> Made:
+    """Change the run at ``path``, or with ``dry_run`` say what would change. ``takes_images``: As for ``read_run``."""
+    display.progress(GROUPING_PHASE, 0, 0)
+    if dry_run:
+        folder, before = run_folder.read_state(path, lambda run: (run, read_run(run, takes_images=takes_images)))
+        made = Made(before, change_of(folder, before))
+        for heading, text in made.change.said.items():
+            display.say(heading, text)
+        for row in made.to_json()["sizes"]:
+            name = f" ({one_line(row['name'])})" if row["name"] else ""
+            images = f"{plural(row['after'], 'image')}, before {row['before']:,}"
+            display.say("Cluster", f"{row['cluster']}{name}: {images}")
+        display.say("Dry run", "nothing was written")
+        return made
+    with run_folder.locked(path) as locked:
+        before = read_run(locked, takes_images=takes_images)
+        made = Made(before, change_of(locked, before))
+        commit(locked, *made, display, source=source)
+    return made
+
+
+def commit(
+    folder: run_folder.LockedFolder, run: Run, change: Change, display: Display, *, source: Source | None = None
+) -> None:
     """Say a change of ``run``, and write its result, its page and a step back as the next state of the folder.
 
-    ``source``: As for ``report``. ``also``: Writes the files that only this change has.
+    ``source``: As for ``report``.
     """
     after = change.run
     for heading, text in change.said.items():
         display.say(heading, text)
-    if change.said and change.done:
-        display.say(UNDO, undo_command(folder))
+    if after is run:
+        return
+    if change.said and (change.done or change.steps):
+        heading = REDO if change.steps > 0 else UNDO
+        display.say(heading, command_of(folder, heading.lower()))
     with folder.next_state() as staged:
-        has_metrics = staged.has("metrics.json") and not change.undone  # an undo needs none, which may be damaged
-        before = first_metrics(staged.read_json("metrics.json")) if has_metrics else {}
+        known: Mapping[str, float] = {}
+        with suppress(DeepClusterError) if change.steps else nullcontext():  # a step needs no metrics
+            known = first_metrics(staged.read_json("metrics.json")) if staged.has("metrics.json") else {}
+        now = steps.state_of(run.model, run.record, known)
         if change.done:
-            model_files.keep_former(staged, run.model, run.record, before, change.done, change.example)
-        if change.undone:
-            model_files.drop_steps(staged, change.undone)
-        also(staged)
-        known = before if after.record.cut else {}
-        baseline = known if change.baseline is None else change.baseline
+            steps.keep_step(staged, now, change.done, change.example)
+        if change.steps:
+            steps.write_states(staged, steps.after_steps(steps.read_states(staged), now, change.steps))
+        change.write(staged)
+        baseline = change.baseline if change.baseline is not None else known if after.record.cut else {}
         outcome = describe(after, change.placement, recipe_of(staged), baseline)
         write_outcome(staged, outcome, run)
         shown = shown_of(after.rows, after.model, outcome.centroid)
@@ -90,44 +147,54 @@ def commit(
         if staged.has("report.html") or staged.has(MAP):
             at_hand = images_at_hand(staged, source, after.rows.paths)
             write_page(staged, at_hand, outcome, shown, display.progress)
-    return outcome
+    if change.last:
+        display.say("Done", change.last(outcome))
 
 
-def undo_command(folder: run_folder.RunFolder) -> str:
-    """Return the command that takes back the last change."""
-    return f"deepcluster apply {shlex.quote(str(folder.path))} --undo"
+def command_of(folder: run_folder.RunFolder, step: str) -> str:
+    """Return the command for a step: undo or redo."""
+    return f"deepcluster apply {shlex.quote(str(folder.path))} --{step}"
 
 
-def undo(run: Path, display: Display | None = None, steps: int | None = 1) -> None:
-    """Take back the last ``steps`` (None: all) changes by :func:`apply`, :func:`recut` and ``teach``.
+# ---- steps back and forward -----------------------------------------------------------------------------------------
 
-    Raises UsageError if there are not so many.
+
+def undo(run: Path, display: Display | None = None, count: int | None = 1, **options: Any) -> Made:
+    """Take back the last ``count`` (None: all) changes by :func:`apply`, :func:`recut` and ``teach``.
+
+    UsageError if there are not so many. ``options``: Of :func:`carry_out`.
     """
-    with run_folder.locked(run) as folder:
-        before = read_run(folder)
-        formers = models.read_former(folder, before.rows.reduced.shape[1])
-        steps = len(formers) if steps is None else steps
-        if not 1 <= steps <= len(formers):
-            few = f"{plural(len(formers), 'change')} of {run} can be taken back, and not {steps}"
-            raise UsageError(f"{few}: {undo_command(folder)} all takes back every one")
-        commit(folder, before, taken_back(before, formers[:steps]), Several(display))
+    return carry_out(run, partial(by_steps, count), Several(display), **options)
 
 
-def taken_back(run: Run, formers: Sequence[models.Groups]) -> Change:
-    """Return the change that takes back steps, the newest first.
+def redo(run: Path, display: Display | None = None, count: int | None = 1, **options: Any) -> Made:
+    """Make the last ``count`` (None: all) changes again that were taken back. As :func:`undo`."""
+    return carry_out(run, partial(by_steps, count, forward=True), Several(display), **options)
 
-    Numbers given by edits stay given; numbers of a recut are forgotten.
-    """
-    model, record = run.model, run.record
-    for former in formers:
-        is_recut = record.edits is None
-        given = 0 if is_recut else len(model.names) - len(former.annotations.names)
-        model = replace(model, cut=former.cut, **vars(former.annotations))
-        model = replace(model, names=model.names + ("",) * given)
-        record = replace(record, **former.about["record"])
-    said = {"Edits": f"taken back: {len(model.cut.group_of.unique())} clusters, as before"}
-    if undone := "; ".join(filter(None, (former.about["done"] for former in formers))):
-        said["Undone"] = undone
-    after = Run(record, model, run.rows)
-    baseline = formers[-1].about["baseline"]
-    return Change(after, after.placement, undone=len(formers), said=said, baseline=baseline)
+
+def by_steps(count: int | None, folder: run_folder.RunFolder, run: Run, *, forward: bool = False) -> Change:
+    """Return the change of :func:`undo`, or of :func:`redo`."""
+    found = steps.read_steps(folder, run.rows.reduced.shape[1])[forward]
+    what, again = ("undo", "redo")[forward], ("taken back", "made again")[forward]
+    if not found:
+        raise UsageError(f"{folder.path} has nothing to {what}: no change of it can be {again}")
+    count = len(found) if count is None else count
+    if not 1 <= count <= len(found):
+        few = f"{plural(len(found), 'change')} of {folder.path} can be {again}, and not {count}"
+        raise UsageError(f"{few}: {command_of(folder, what)} all takes every step")
+    return restored(run, found[:count], forward=forward)
+
+
+def restored(run: Run, walked: Sequence[steps.Step], *, forward: bool = False) -> Change:
+    """Return the change by steps back, or ``forward``. Numbers that were given to clusters stay given."""
+    state = walked[-1].to
+    names = state.annotations.names
+    names += ("",) * (len(run.model.names) - len(names))
+    model = replace(run.model, cut=state.cut, **{**vars(state.annotations), "names": names})
+    after = Run(replace(run.record, **state.about["record"]), model, run.rows)
+    again = ("taken back", "made again")[forward]
+    said = {"Edits": f"{again}: {plural(len(model.cut.group_of.unique()), 'cluster')}{', as before' * (not forward)}"}
+    if texts := "; ".join(filter(None, (step.about["done"] for step in walked))):
+        said[("Undone", "Redone")[forward]] = texts
+    count = -len(walked) if forward else len(walked)
+    return Change(after, after.placement, steps=count, said=said, baseline=state.about["baseline"])

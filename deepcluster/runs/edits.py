@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Cut, move_rows
 from deepcluster.groups.tree import parts_of, split_group
 from deepcluster.model import Model
-from deepcluster.runs.change import Change, commit, decided
-from deepcluster.runs.run import Run, read_run
+from deepcluster.runs.change import Change, Made, carry_out, decided
+from deepcluster.runs.run import Run
 from deepcluster.runtime.console import Display, Several
 from deepcluster.storage import run_folder
 from deepcluster.storage.edits_file import LONGEST_NAME, Edits
@@ -25,22 +26,23 @@ MAX_NEW = 1000  # clusters made by moves at a time
 MAX_MOVES = 10_000  # that are remembered, the last ones
 
 
-def apply(run: Path, edits: Edits, display: Display | None = None) -> None:
+def apply(run: Path, edits: Edits, display: Display | None = None, *, dry_run: bool = False) -> Made:
     """Merge, split, name and mark clusters of a run, and move images; edits that it has already change nothing.
 
     Raises UsageError if the edits are not for its present clusters.
     """
-    display = Several(display)
-    with run_folder.locked(run) as folder:
-        before = read_run(folder)
-        if before.record.edits == edits.digest:
-            display.say("Edits", "the run has them already")
-            return
-        if edits.cut and edits.cut != before.record.cut:
-            raise UsageError(
-                f"these edits were made before the clusters of {run} changed: make them for its present clusters"
-            )
-        commit(folder, before, edited(before, edits), display)
+    return carry_out(run, partial(by_edits, edits), Several(display), dry_run=dry_run)
+
+
+def by_edits(edits: Edits, folder: run_folder.RunFolder, run: Run) -> Change:
+    """Return the change of :func:`apply`."""
+    if run.record.edits == edits.digest:
+        return Change(run, run.placement, said={"Edits": "the run has them already"})
+    if edits.cut and edits.cut != run.record.cut:
+        raise UsageError(
+            f"these edits were made before the clusters of {folder.path} changed: make them for its present clusters"
+        )
+    return edited(run, edits)
 
 
 def edited(run: Run, edits: Edits) -> Change:

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,10 @@ from deepcluster.groups.cut import Cut, move_rows, regrouped
 from deepcluster.groups.graph import graph_rows
 from deepcluster.groups.spread import Labels, Taught, beliefs, followed, nodes_of, questions
 from deepcluster.model import Model
-from deepcluster.runs.change import Change, commit, decided, preview
+from deepcluster.runs.change import Change, Made, carry_out, decided, preview
 from deepcluster.runs.edits import MAX_NEW, moved_rows
 from deepcluster.runs.quality import estimated_quality, verdicts
 from deepcluster.runs.run import Run, read_run
-from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Display, Several
 from deepcluster.runtime.plain_files import json_sha256
 from deepcluster.runtime.tables import PATH_COLUMNS, read_columns
@@ -261,24 +261,31 @@ def teach(
     *,
     within: int | None = None,
     names: Sequence[str] = (),
-) -> dict[tuple[int, int], int]:
-    """Keep the answers with a run, let its other images follow, and return the :func:`preview` of the change.
+    dry_run: bool = False,
+) -> Made:
+    """Keep the answers with a run, and let its other images follow.
 
     The answers that the run has count again. ``within``: As in :func:`lesson`. ``names``: New names of all clusters.
 
     Raises UsageError if there are no answers, or if an image or a cluster does not exist.
     """
-    display = Several(display)
-    with run_folder.locked(run) as folder:
-        before = read_run(folder)
-        display.progress(GROUPING_PHASE, 0, 0)
-        named = replace(before, model=replace(before.model, names=tuple(names) or before.model.names))
-        change = lesson(named, answers, within)
-        if change.run.record.edits == before.record.edits:
-            display.say("Answers", "the run has them already")
-            return {}
-        commit(folder, before, change, display)
-    return preview(named, change)
+    change_of = partial(by_answers, answers, within=within, names=names)
+    return carry_out(run, change_of, Several(display), dry_run=dry_run)
+
+
+def by_answers(
+    answers: Sequence[Answer],
+    folder: run_folder.RunFolder,
+    run: Run,
+    *,
+    within: int | None = None,
+    names: Sequence[str] = (),
+) -> Change:
+    """Return the change of :func:`teach`."""
+    change = lesson(replace(run, model=replace(run.model, names=tuple(names) or run.model.names)), answers, within)
+    if change.run.record.edits == run.record.edits:
+        return Change(run, run.placement, said={"Answers": "the run has them already"})
+    return change
 
 
 def changes_text(changes: Mapping[tuple[int, int], int], model: Model) -> str:

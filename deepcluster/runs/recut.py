@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,27 +12,33 @@ from deepcluster.presets import check_groups
 from deepcluster.recipe import Recipe
 from deepcluster.records import Clustering
 from deepcluster.runs import inherit, result
-from deepcluster.runs.change import Change, commit, new_clusters
-from deepcluster.runs.run import Run, cut_rows, read_run, recipe_of
-from deepcluster.runtime.compute import GROUPING_PHASE
+from deepcluster.runs.change import Change, Made, carry_out, new_clusters
+from deepcluster.runs.run import Run, cut_rows, recipe_of
 from deepcluster.runtime.console import Display, Several
 from deepcluster.storage import run_folder
 from deepcluster.texts import plural
 
 
-def recut(run: Path, n_clusters: int | None, display: Display | None = None, source: Source | None = None) -> None:
-    """Cut the features of a run into ``n_clusters`` groups (None: as many as suggested); nothing is trained.
+def recut(
+    run: Path,
+    n_clusters: int | None,
+    display: Display | None = None,
+    source: Source | None = None,
+    *,
+    dry_run: bool = False,
+) -> Made:
+    """Cut the features of a run into ``n_clusters`` clusters (None: as many as suggested); nothing is trained.
 
     The cluster numbers are new. ``source``: The images for the report, if the caller has them at hand.
     """
     display = Several(display)
-    with run_folder.locked(run) as folder:
-        before = read_run(folder)
-        check_groups(n_clusters, before.rows.fitted)
-        display.progress(GROUPING_PHASE, 0, 0)
-        change = cut_anew(before, n_clusters, recipe_of(folder), display)
-        outcome = commit(folder, before, change, display, source=source)
-        display.say("Done", result.summary_text(outcome, n_clusters))
+    return carry_out(run, partial(by_number, n_clusters, display), display, dry_run=dry_run, source=source)
+
+
+def by_number(n_clusters: int | None, display: Display, folder: run_folder.RunFolder, run: Run) -> Change:
+    """Return the change of :func:`recut`."""
+    check_groups(n_clusters, run.rows.fitted)
+    return cut_anew(run, n_clusters, recipe_of(folder), display)
 
 
 def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display) -> Change:
@@ -44,7 +51,8 @@ def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display)
     fine = Clustering(labels, model.fine_centroids, sizes, math.nan, 0, 0)
     cut, after = cut_rows(rows, fine, count, record.seed, recipe)
     heir = inherit.heirs(before.cluster, after.cluster, mutual=True)
-    new = replace(model, cut=cut, **vars(inherit.carried_over(model, heir, cut.count)))
+    given = max(cut.count, len(model.names))  # the numbers of clusters that are made later go on behind all given ones
+    new = replace(model, cut=cut, **vars(inherit.carried_over(model, heir, given)))
     moves = inherit.surviving_moves(model, before.cluster, heir)
     new, after = inherit.with_moves(new, after, rows, moves)
     said = {}
@@ -53,4 +61,5 @@ def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display)
         said["Edits"] = f"{inherit.carried_text(model, new, before.cluster)}{anew}"
     record = new_clusters(record, n_clusters, edits=None, like_run=None)
     done = f"cut into {plural(len(new.cut.group_of.unique()), 'cluster')}"
-    return Change(Run(record, new, rows), after, done, said=said)
+    last = partial(result.summary_text, n_clusters=n_clusters)
+    return Change(Run(record, new, rows), after, done, said=said, last=last)

@@ -23,12 +23,13 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
 from deepcluster.storage import model_files, run_folder
 from deepcluster.storage.content import FILES, RunRecord, Table, Tables
+from deepcluster.storage.steps import FORMER
 from deepcluster.texts import agreement, plural
 
 
 @dataclass(frozen=True)
 class Outcome(Tables):
-    """Everything that a run's files say about its groups."""
+    """Everything that a run's files say about its clusters."""
 
     model: Model
     rows: Rows  # this rank's images
@@ -40,7 +41,7 @@ class Outcome(Tables):
 
 
 def describe(run: Run, placement: Placement, recipe: Recipe, baseline: Mapping[str, float]) -> Outcome:
-    """Describe the groups of a run, by the places of this rank's rows. A collective.
+    """Describe the clusters of a run, by the places of this rank's rows. A collective.
 
     Its run.json is not complete, and has a ``cut`` if the images of that cut keep their clusters. ``baseline`` has the
     metrics before the rounds, and is empty if they are not known.
@@ -94,14 +95,14 @@ def first_metrics(measures: Mapping[str, float]) -> dict[str, float]:
 
 
 def metrics(truth: Sequence[str], cluster: Tensor, partition: Partition) -> dict[str, float]:
-    """Measure this rank's groups (int64) against true labels ("": none), for the main rank alone. A collective."""
+    """Measure this rank's clusters (int64) against true labels ("": none), for the main rank alone. A collective."""
     words = sorted({label for part in partition.processes.all_gather_json(sorted(set(truth))) for label in part})
     labels, known = label_numbers(truth, words)
     pairs = pair_counts(labels[known], cluster[known], partition.processes)
     if not partition.processes.is_main:
         return {}
-    label_number, group, counts = pairs.T
-    measures = scores(label_number.repeat_interleave(counts), group.repeat_interleave(counts))
+    label_number, cluster_number, counts = pairs.T
+    measures = scores(label_number.repeat_interleave(counts), cluster_number.repeat_interleave(counts))
     return {name: round(float(value), 5) for name, value in measures.items()}
 
 
@@ -121,34 +122,34 @@ def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[st
     sizes = partition.all_reduce(torch.bincount(cluster, minlength=cut.count)).tolist()
     zeros = torch.zeros(cut.count, dtype=torch.float64)  # bincount with weights returns integers for no rows at all
     distances = partition.all_reduce(zeros.index_add(0, cluster, placement.distance.double())).tolist()
-    # Each is of all images of a group, which may have many centroids.
-    group_means = means(reduced, cluster, cut.count, partition)
-    medoids = medoids_of(group_means, reduced, cluster, partition).tolist()
-    between = torch.cdist(group_means, group_means).fill_diagonal_(torch.inf)
+    # Each is of all images of a cluster, which may have many centroids.
+    cluster_means = means(reduced, cluster, cut.count, partition)
+    medoids = medoids_of(cluster_means, reduced, cluster, partition).tolist()
+    between = torch.cdist(cluster_means, cluster_means).fill_diagonal_(torch.inf)
     present = cut.group_of.unique().tolist()
-    between[:, [group for group in range(cut.count) if group not in present]] = torch.inf
+    between[:, [number for number in range(cut.count) if number not in present]] = torch.inf
     return [
         {
-            "cluster": str(group),
-            "name": model.names[group],
-            "size": str(sizes[group]),
-            "share": f"{sizes[group] / partition.total:.6f}",
-            "mean_distance": f"{distances[group] / sizes[group]:.6f}" if sizes[group] else "",
-            "nearest_cluster": str(between[group].argmin().item()) if len(present) > 1 else "",
-            "medoid_path": rows.paths[medoids[group]] if sizes[group] else "",
-            "junk": str(int(group in model.junk)),
+            "cluster": str(number),
+            "name": model.names[number],
+            "size": str(sizes[number]),
+            "share": f"{sizes[number] / partition.total:.6f}",
+            "mean_distance": f"{distances[number] / sizes[number]:.6f}" if sizes[number] else "",
+            "nearest_cluster": str(between[number].argmin().item()) if len(present) > 1 else "",
+            "medoid_path": rows.paths[medoids[number]] if sizes[number] else "",
+            "junk": str(int(number in model.junk)),
         }
-        for group in present
+        for number in present
     ]
 
 
-# ---- how many groups, and which ------------------------------------------------------------
+# ---- how many clusters -----------------------------------------------------------------------------------------------
 
 
 def choose_number(
     n_clusters: int | None, rows: Rows, record: RunRecord, recipe: Recipe, display: Display
 ) -> tuple[int, RunRecord]:
-    """Return the number of groups and, without a requested one, run.json with the candidates for it."""
+    """Return the number of clusters and, without a requested one, run.json with the candidates for it."""
     if n_clusters is not None:
         return n_clusters, record
     seed = derive(record.seed, "groups")
@@ -164,7 +165,7 @@ def choose_number(
 
 def stability_entries(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters: int) -> dict[str, Any]:
     """Return the entries of run.json on the stability of the clusters."""
-    if record.edits is not None and record.verdict is not None:  # it is still true: the edits were names alone
+    if record.verdict is not None:  # it is still true: the images keep their clusters
         return {}
     if record.edits is not None:
         return {"stability": None, "verdict": "The clusters are as you edited them. Their stability is not measured."}
@@ -195,7 +196,7 @@ def write_outcome(folder: run_folder.LockedFolder, outcome: Outcome, before: Run
     rows = outcome.rows
     record = outcome.record
     if before is None:
-        for name in ("former.safetensors", "map.npy"):
+        for name in (FORMER, "map.npy"):
             folder.remove(name)
     if before is None or rows is not before.rows:
         blocks = rows.partition.blocks(rows.reduced)

@@ -12,7 +12,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -29,16 +29,16 @@ from typing import Any
 from deepcluster.errors import DataError, DeepClusterError, Stopped, UsageError
 from deepcluster.report.page import SERVED, policy, served
 from deepcluster.report.pictures import Picture, pictures, tile
-from deepcluster.runs.actions import CHANGES, QUESTIONS, Sort, default_name, places_for_folders, teaching_of
-from deepcluster.runs.change import UNDO
+from deepcluster.runs.actions import ACTIONS, QUESTIONS, Sort, act, default_name, places_for_folders
+from deepcluster.runs.change import REDO, UNDO
 from deepcluster.runs.images import images_at_hand
 from deepcluster.runs.run import read_run
 from deepcluster.runtime import log, signals
 from deepcluster.runtime.plain_files import MAX_JSON, json_sha256, parse_json, sha256, shaped
 from deepcluster.storage import run_folder
 from deepcluster.storage.model_config import CONFIG
-from deepcluster.storage.model_files import read_former
 from deepcluster.storage.state import SCRATCH
+from deepcluster.storage.steps import Step, read_steps
 
 IDLE_SECONDS = 3600.0
 IMAGE_SIDE = 1600  # px of an enlarged image
@@ -63,22 +63,29 @@ class Outdated(UsageError):
 def _version(folder: run_folder.RunFolder) -> str:
     """Return the version of the run: a digest that changes with images, clusters and names.
 
-    An undo restores run.json, but not the model: the numbers that edits gave to clusters stay given.
+    An undo restores run.json, but not the model: the numbers that were given to clusters stay given.
     """
     return json_sha256([sha256(folder.file(name)) for name in (run_folder.RUN, f"model/{CONFIG}")])
 
 
 def _page(folder: run_folder.RunFolder) -> tuple[str, dict[str, Any]]:
-    """Return the page and its state."""
+    """Return the page and its state.
+
+    ``done``: The changes that ``undo`` takes back, the next first: pairs of words and the tile of an image that shows
+    it. ``undone``: The changes that ``redo`` makes again, likewise. After a new change the undone ones are among the
+    done ones.
+    """
     text = folder.file("report.html").read_text(encoding="utf-8")
     record = folder.read_record()
-    done: list[Any] = []
+    images = record.images_count or 0
+    steps: Sequence[Sequence[Step]] = [], []
     with suppress(DeepClusterError):
-        tile_of = partial(tile, images=record.images_count or 0)
-        done = [(former.about["done"], tile_of(former.about["row"])) for former in read_former(folder)]
+        steps = read_steps(folder)
+    done, undone = ([(one.about["done"], tile(one.about["row"], images)) for one in way] for way in steps)
     return text, {
         "version": _version(folder),
         "done": done,
+        "undone": undone,
         "name": default_name(folder),
         "places": {key: place.name for key, place in places_for_folders(folder).items()},
         "duplicates": folder.has("duplicates.csv"),
@@ -152,19 +159,18 @@ class _Server(ThreadingTCPServer):
             raise Outdated
         if action in QUESTIONS:
             if self.state[0] != version:
-                self.state = version, run_folder.read_state(self.run, read_run)
-            answer = QUESTIONS[action](self.state[1], teaching_of(request))
+                self.state = version, run_folder.read_state(self.run, lambda folder: (folder, read_run(folder)))
+            answer = QUESTIONS[action](*self.state[1], request)
         else:
             with log.logged(f"the served report: {action}"):
-                answer = CHANGES[action](self.run, request, self.sort) or {}
-                answer = {"said": _said(log.lines()), **answer}
+                answer = {**act(self.run, action, request, self.sort), "said": _said(log.lines())}
         return "application/json", json.dumps(answer).encode()
 
 
 def _said(log_lines: str) -> str:
-    """Return the lines of a change for the page, which has a button for Undo."""
+    """Return the lines of a change for the page, which has buttons for the steps."""
     lines = (line.partition(" ")[2].removeprefix("INFO ") for line in log_lines.splitlines()[1:])
-    return "\n".join(line for line in lines if not line.startswith(f"{UNDO}: "))
+    return "\n".join(line for line in lines if not line.startswith((f"{UNDO}: ", f"{REDO}: ")))
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -216,7 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
             return server.page
         length = headers.get("Content-Length", "")
         kind = headers.get("Content-Type")
-        if reads or path not in (*CHANGES, *QUESTIONS):
+        if reads or path not in (*ACTIONS, *QUESTIONS):
             raise Refused("no such page or action")
         if kind != "application/json" or not length.isdecimal() or int(length) > MAX_JSON:
             raise Refused(f"an action takes application/json of at most {MAX_JSON:,} bytes")

@@ -78,7 +78,7 @@ FILES: Mapping[str, File] = {
     "embeddings.safetensors": File(spare=True),  # neighbour graphs, for other numbers of groups
     **{f"evaluation-{protocol}.json": File() for protocol in ("clustering", "knn", "linear")},  # of earlier versions
     "features.npy": File(),
-    "former.safetensors": File(),  # the groups before each of the last applies, recuts and lessons
+    "former.safetensors": File(),  # the groups before and after the last applies, recuts and lessons (steps.py)
     "history.csv": File(
         (
             *("round", "loss", "chance_loss", "inertia", "nmi_previous", "changed", "cluster_weight", "largest_share"),

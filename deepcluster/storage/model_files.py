@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import deepcluster
 from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import ClassProbabilities, Whitening
-from deepcluster.errors import DeepClusterError, UsageError
+from deepcluster.errors import DeepClusterError
 from deepcluster.groups.cut import Cut
 from deepcluster.groups.graph import Embeddings
 from deepcluster.model import Annotations, Model, check_batch_fits
@@ -74,11 +74,11 @@ CLASSES_SHAPES: dict[str, tuple[int | str, ...]] = {
 
 @dataclass(frozen=True)
 class Groups:
-    """The content of groups.safetensors, or of a step back in former.safetensors, in the same layout."""
+    """The content of groups.safetensors, or of a state in its layout (``steps``)."""
 
     cut: Cut
     annotations: Annotations
-    about: Mapping[str, Any]  # former.safetensors: entries of run.json on the groups, and their figures
+    about: Mapping[str, Any]  # its JSON object
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def save(model: Model, folder: Path) -> None:
 
 
 def save_in_run(model: Model, run: LockedFolder, record: RunRecord, *, network: bool = True) -> None:
-    """Write the model of a run; without ``network`` its groups alone, if the rest is as it was read from there."""
+    """Write the model of a run; without ``network`` its clusters alone, if the rest is as it was read from there."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
     identity = Identity(record.run, record.cut, 0, record.cut_k, date, deepcluster.__version__)
     model = replace(model, identity=identity)
@@ -121,16 +121,16 @@ def _tensors(model: Model) -> dict[str, Tensor]:
 
 
 def groups_tensors(model: Model, **about: Any) -> dict[str, Tensor]:
-    """Return the content of the file of a model's groups; ``about``: more for its JSON text."""
+    """Return the content of the file of a model's clusters; ``about``: more for its JSON text."""
     table = {"names": model.names, "junk": model.junk, "moves": model.moves, **about}
     if model.answers:
         table |= {"answers": model.answers, "drawn": model.drawn}
-    text = json.dumps(table).encode()
-    return {
-        "centroids": model.cut.centroids,
-        "groups": model.cut.group_of,
-        "about": torch.frombuffer(bytearray(text), dtype=torch.uint8),
-    }
+    return {"centroids": model.cut.centroids, "groups": model.cut.group_of, "about": json_tensor(table)}
+
+
+def json_tensor(table: Mapping[str, Any]) -> Tensor:
+    """Return the bytes of a JSON object."""
+    return torch.frombuffer(bytearray(json.dumps(table).encode()), dtype=torch.uint8)
 
 
 def _config(model: Model, weights_sha256: str, groups_sha256: str) -> str:
@@ -191,7 +191,7 @@ def read_annotations(run: RunFolder) -> Annotations:
     """Read the names and marks in the model of a run, without its network."""
     config = read_config(model_file(run, CONFIG))
     with as_model_errors(path := model_file(run, GROUPS)):
-        return _groups(read_tensors(path, config.groups_sha256), None).annotations
+        return groups_in(read_tensors(path, config.groups_sha256)).annotations
 
 
 def _load(
@@ -213,7 +213,7 @@ def _load(
         if len(tensors["reduction.mean"]) != feature_dim + (len(classes.bias) if classes else 0):
             raise ValueError(f"reduction.mean is not of {feature_dim} features and the class probabilities")
     with reading(path_of(GROUPS)):
-        groups = _groups(read_tensors(path_of(GROUPS), config.groups_sha256), dims)
+        groups = groups_in(read_tensors(path_of(GROUPS), config.groups_sha256), dims)
         named: tuple[str, ...] = shaped(groups.about.get("coarse_names", []), tuple[str, ...], "coarse_names")
         if any(named):
             names = some([one_line(name) for name in filter(None, named)], 20)
@@ -282,7 +282,8 @@ def _shapes(config: Config, body: Mapping[str, Tensor], feature_dim: int, backbo
     return shapes
 
 
-def _groups(tensors: Mapping[str, Tensor], dims: int | None) -> Groups:
+def groups_in(tensors: Mapping[str, Tensor], dims: int | None = None) -> Groups:
+    """Return the checked content of groups.safetensors, or of a state in its layout. ``dims``: None: any."""
     shapes = {"centroids": ("count", "dims"), "groups": ("count",), "about": ("bytes",)}
     types = {"groups": torch.int64, "about": torch.uint8}
     check_tensors(tensors, shapes, types, **({} if dims is None else {"dims": dims}))  # None: any
@@ -308,73 +309,3 @@ def read_embeddings(folder: RunFolder) -> Embeddings:
     with suppress(OSError, ValueError, SafetensorError, DeepClusterError):
         return Embeddings({digest: part.clone() for digest, part in read_tensors(folder.file(EMBEDDINGS)).items()})
     return Embeddings()
-
-
-# ---- steps back -----------------------------------------------------------------------------------------------------
-
-FORMER = "former.safetensors"
-MAX_STEPS = 100  # back; of more, and of more bytes, the first result and the newest stay
-MAX_FORMER_BYTES = 1 << 26
-
-# Entries of run.json on the groups.
-ENTRIES = ("cut", "cut_k", "edits", "candidates", "stability", "verdict", "like_run")
-
-
-def keep_former(
-    folder: LockedFolder, model: Model, record: RunRecord, baseline: Mapping[str, float], done: str = "", row: int = 0
-) -> None:
-    """Keep the groups that the run has now, the entries of run.json on them and their ``baseline`` for an undo.
-
-    ``done``, ``row``: The change that follows, in words, and an image that shows it.
-    """
-    entries = {name: getattr(record, name) for name in ENTRIES}
-    steps = [groups_tensors(model, record=entries, baseline=dict(baseline), done=done, row=row)]
-    with suppress(DeepClusterError):  # a damaged step cannot be undone
-        steps += _steps(folder)
-    _write_steps(folder, steps)
-
-
-def drop_steps(folder: LockedFolder, count: int) -> None:
-    """Forget the newest steps back, which were undone."""
-    _write_steps(folder, _steps(folder)[count:])
-
-
-def _write_steps(folder: LockedFolder, steps: list[dict[str, Tensor]]) -> None:
-    """Write the steps, the newest first. A tensor equal to the step before's is left out."""
-    if not steps:
-        folder.remove(FORMER)
-        return
-    while True:
-        pairs = [(i, name) for i, step in enumerate(steps) for name in step]
-        new = [(i, name) for i, name in pairs if i == 0 or not torch.equal(steps[i][name], steps[i - 1][name])]
-        if len(steps) <= 2 or (len(steps) <= MAX_STEPS and sum(steps[i][n].nbytes for i, n in new) <= MAX_FORMER_BYTES):
-            break
-        del steps[-2]
-    folder.write_tensors(FORMER, {f"{name}.{i}" if i else name: steps[i][name] for i, name in new})
-
-
-def _steps(folder: RunFolder) -> list[dict[str, Tensor]]:
-    with folder.as_disk_errors(FORMER):
-        tensors = read_tensors(folder.file(FORMER)) if folder.has(FORMER) else {}
-        steps: list[dict[str, Tensor]] = []
-        while tensors:
-            end = f".{len(steps)}" if steps else ""
-            names = [name for name in ("centroids", "groups", "about") if name + end in tensors]
-            step = {name: tensors.pop(name + end).clone() for name in names}
-            if not step:
-                raise ValueError(f"unknown tensor {min(tensors)[:80]!a}")
-            steps.append({**(steps[-1] if steps else {}), **step})
-        return steps
-
-
-def read_former(folder: RunFolder, dims: int | None = None) -> list[Groups]:
-    """Read the groups of :func:`keep_former`, the newest first. UsageError if there are none, DiskError for damage."""
-    if not folder.has(FORMER):
-        raise UsageError(f"{folder.path} has nothing to undo: it is as the fit made it")
-    formers = []
-    for step in _steps(folder):
-        with folder.as_disk_errors(FORMER):
-            former = _groups(step, dims)
-            entries = {name: former.about["record"].get(name) for name in ENTRIES}  # this version's
-            formers.append(replace(former, about={"done": "", "row": 0, **former.about, "record": entries}))
-    return formers
