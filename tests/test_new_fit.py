@@ -322,6 +322,17 @@ def test_promote_warns_unless_the_numbers_of_clusters_continue(run, new, ends, l
     assert ("--like" in ends(["promote", new, run], 0)) == (like in ("nothing", "recut"))
 
 
+def test_promote_loses_no_name_without_force(run, new, ends):
+    apply(run, Edits(names={0: "roses", 1: "tulips"}))
+    apply(new, Edits(names={0: "tulips", 1: ""}))
+    before, of_new = contents(run), contents(new)
+    said = ends(["promote", new, run], 2)
+    assert "'roses'" in said and "tulips" not in said and "--force" in said
+    assert contents(run) == before and contents(new) == of_new
+    ends(["promote", new, run, "--force"], 0)
+    assert record(run)["run"] == json.loads(of_new["run.json"])["run"]
+
+
 def test_nothing_is_promoted_if_it_may_not(run, new, ends, tmp_path):
     before, of_new = contents(run), contents(new)
     (tmp_path / "link").symlink_to(run)

@@ -248,6 +248,7 @@ def promote(
     old: Annotated[Path, Parameter(name="OLD")],
     /,
     *,
+    force: bool = False,
     quiet: flags.Quiet = False,
 ) -> None:
     """Put a finished run in the place of another one, which is kept beside it.
@@ -255,6 +256,7 @@ def promote(
     Args:
         new: A finished run folder; it moves.
         old: The run folder that it replaces.
+        force: Go on, although names of its clusters are lost.
 
     Example:
         deepcluster promote runs/twelve runs/photos
@@ -262,7 +264,7 @@ def promote(
     with Terminal(quiet) as terminal:
         from deepcluster.runs.promote import promote as promote_run
 
-        promote_run(new, old, terminal)
+        promote_run(new, old, terminal, force=force)
 
 
 def report(run_: flags.RunArgument, /, *, serve: bool = False, open_: flags.Open = False) -> None:

@@ -17,16 +17,17 @@ from deepcluster.storage.content import LOG
 from deepcluster.storage.files import changing, new_folder, write_whole
 from deepcluster.storage.run_folder import LockedFolder, RunFolder, locked, open_run
 from deepcluster.storage.state import FOLDERS, HIDDEN, LOCK, own_files
+from deepcluster.texts import some
 
 
-def promote(new: Path, old: Path, display: Display | None = None) -> None:
+def promote(new: Path, old: Path, display: Display | None = None, *, force: bool = False) -> None:
     """Put a finished run in the place of another one, which is kept in a folder beside it.
 
     The old folder gets a next state, as in every command: a reader sees the old run or the new one. Other files in the
     two folders stay there. If a promotion was killed, the same call completes it.
 
-    Raises UsageError if the new run is not finished, or is the old one; DiskError or ModelError if one of its files is
-    missing, damaged or a link.
+    Raises UsageError if the new run is not finished, is the old one, or lacks a name of the old one's clusters (unless
+    ``force``); DiskError or ModelError if one of its files is missing, damaged or a link.
     """
     for run in (new, old):
         open_run(run)
@@ -37,7 +38,7 @@ def promote(new: Path, old: Path, display: Display | None = None) -> None:
             if links := [name for name in own_files(run) if (run / name).is_symlink()]:
                 raise DiskError(f"{run / links[0]} is a link, which is not followed: put the file itself there")
         is_done = _has_all(old, new)  # by a promotion that was killed before it had removed NEW
-        kept = "" if is_done else f". The old run is in {_replace(source, place)}"
+        kept = "" if is_done else f". The old run is in {_replace(source, place, force)}"
         Several(display).say("Promoted", f"{old} is now the run of {new}{kept}")
         with signals.uninterrupted(), changing(new):
             for name in sorted(own_files(new), key=RUN.__eq__):  # without run.json it is no run, and cannot be named
@@ -49,7 +50,7 @@ def promote(new: Path, old: Path, display: Display | None = None) -> None:
             folder.rmdir()
 
 
-def _replace(source: LockedFolder, place: LockedFolder) -> Path:
+def _replace(source: LockedFolder, place: LockedFolder, force: bool) -> Path:
     """Put one run in the place of another one, and return the folder that keeps the other one."""
     from deepcluster.runs.page import write_report  # these import torch
     from deepcluster.runs.run import read_run
@@ -59,6 +60,11 @@ def _replace(source: LockedFolder, place: LockedFolder) -> Path:
     if record.status != "done":
         raise UsageError(f"{source.path} is not finished (status {record.status}): go on with its fit and --resume")
     read_run(source)
+    named = set() if force or not place.has("cluster_summary.csv") else _names(place)
+    if named and (lost := sorted(named - _names(source))):
+        names = some([repr(name) for name in lost], 20)
+        why = f"{source.path} has no clusters of these names, which {place.path} has: {names}"
+        raise UsageError(f"{why}. Name them, or add --force")
     related = {(record.run, before.run), (record.like_run, before.run), (record.run, before.like_run)}
     if not any(new and new == old for new, old in related):
         why = f"{source.path} is no fit --like {place.path}, or was recut since"
@@ -73,6 +79,11 @@ def _replace(source: LockedFolder, place: LockedFolder) -> Path:
             with new_folder(kept, ": make room") as beside:
                 _copy(place, beside)
     return kept
+
+
+def _names(run: RunFolder) -> set[str]:
+    """Return the names of the clusters of a run."""
+    return {row["name"] for row in run.read_rows("cluster_summary.csv") if row["name"]}
 
 
 def _has_all(folder: Path, run: Path) -> bool:
