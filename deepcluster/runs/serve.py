@@ -160,7 +160,8 @@ class _Server(ThreadingTCPServer):
         if action in QUESTIONS:
             if self.state[0] != version:
                 self.state = version, run_folder.read_state(self.run, lambda folder: (folder, read_run(folder)))
-            answer = QUESTIONS[action](*self.state[1], request)
+            folder, state = self.state[1]
+            answer = QUESTIONS[action](folder, state, request)
         else:
             with log.logged(f"the served report: {action}"):
                 answer = {**act(self.run, action, request, self.sort), "said": _said(log.lines())}
