@@ -159,9 +159,8 @@ class _Server(ThreadingTCPServer):
             raise Outdated
         if action in QUESTIONS:
             if self.state[0] != version:
-                self.state = version, run_folder.read_state(self.run, lambda folder: (folder, read_run(folder)))
-            folder, state = self.state[1]
-            answer = QUESTIONS[action](folder, state, request)
+                self.state = version, run_folder.read_state(self.run, read_run)
+            answer = QUESTIONS[action](run_folder.RunFolder(self.run), self.state[1], request)
         else:
             with log.logged(f"the served report: {action}"):
                 answer = {**act(self.run, action, request, self.sort), "said": _said(log.lines())}
