@@ -20,14 +20,15 @@ import deepcluster.report
 from deepcluster.errors import DiskError
 from deepcluster.groups.cut import Cut
 from deepcluster.groups.tree import Parts, Tree
-from deepcluster.images import find
+from deepcluster.images import Source, find
 from deepcluster.report import pictures as sheets
 from deepcluster.report.charts import training_charts
 from deepcluster.report.hints import above, hints, plain, weighted_nouns
 from deepcluster.report.page import on_page, script_data
 from deepcluster.report.pictures import THUMBNAIL, pictures, sprite_sheet, thumbnail, tiny_pictures
-from deepcluster.report.sections import MAX_OUTLIERS, MEDOID, confusion, problems, representatives, suggestions
+from deepcluster.report.sections import MAX_OUTLIERS, confusion, problems, representatives, suggestions
 from deepcluster.runs import page as run_page
+from deepcluster.runs.lesson import Answer, teach
 from deepcluster.runs.page import Shown, _near, report
 from deepcluster.runs.recut import recut
 from deepcluster.storage.content import Table
@@ -67,29 +68,26 @@ def test_charts_of_the_page() -> None:
 )
 def test_a_full_page_stays_below_five_megabytes(monkeypatch, images, length, in_page, size):
     """The worst cases: every picture takes all the bytes that it may, with long names or with many."""
-    monkeypatch.setattr(sheets, "thumbnail", lambda image, side, limit: bytes(limit))
+    monkeypatch.setattr(sheets, "thumbnail", lambda image, side, limit: (bytes(limit), limit))
     more = {"is_outlier": "1"}
     rows = [row(f"{'n' * length}{i:05}", i % 100, str(i), label=str(i % 100), **more) for i in range(images)]
     count = len(on_page(rows)[0])
     beside = {"similar": np.zeros((count, min(8, 80_000 // count)), np.int64), "part": np.zeros(count, np.int64)}
     text, parsed = page(clusters=rows, **drawn(images) | {"sheet": bytes(sheets.MAX_SHEET_BYTES)} | beside)
-    assert (len(parsed.all("img")), count) == (1100, in_page)
+    assert (len(parsed.all("img")), count) == (1200, in_page)
     of_script = json.loads(parsed.all("script", id="data")[0][1])["images"]
     assert of_script["every"] == of_script["step"] == int(of_script["names"][1][-5:]) == -(-images // in_page)
     assert size < len(text.encode()) <= 5_000_000
 
 
-def test_every_cluster_has_its_section_with_the_medoid_first_and_twice_as_large() -> None:
+def test_every_cluster_has_its_section_with_one_row_of_pictures_by_typicality() -> None:
     _, parsed = page(picture=lambda path: Image.new("RGB", (300, 200)))
     assert sections(parsed) == ["cluster-0", "cluster-1"]
-    items = [attributes["class"] for attributes, _ in parsed.all("li") if "class" in attributes]
-    assert items == 2 * (["medoid"] + 8 * ["diverse"] + 4 * ["borderline"] + 4 * ["outlying"])
-    images = [attributes for attributes, _ in parsed.all("img")]
-    alts = [attributes["alt"] for attributes in images]
-    assert alts[0] == "0/00.png" and alts[17] == "1/00.png" and len(set(alts)) == 34
+    items = [attributes["class"] for attributes, _ in parsed.all("li") if attributes.get("translate") == "no"]
+    assert items == 2 * (9 * [""] + 3 * ["border"])
+    alts = [attributes["alt"] for attributes, _ in parsed.all("img")]
+    assert alts[:12] == [f"0/{i:02}.png" for i in (0, 1, 3, 5, 7, 10, 12, 14, 16, 17, 18, 19)]
     assert "cluster 1" in [text for _, text in parsed.all("a", href="#cluster-1")]
-    data = [base64.b64decode(str(attributes["src"]).removeprefix("data:image/webp;base64,")) for attributes in images]
-    assert Image.open(BytesIO(data[0])).width == 2 * Image.open(BytesIO(data[1])).width
 
 
 def test_the_header_is_one_line_and_the_facts_stand_in_a_part_of_their_own() -> None:
@@ -100,7 +98,7 @@ def test_the_header_is_one_line_and_the_facts_stand_in_a_part_of_their_own() -> 
         assert parsed.all("a", class_="term", href="#word-stability")[0][1] == "2 clusters"
         assert shown in numbers(parsed.all("div", id="word-stability")[0][1])
         assert "Look." in parsed.all("ul", class_="told")[0][1]
-        assert parsed.all("code")[2][1] == run["command"] and "canary" not in text  # known keys alone are shown
+        assert parsed.all("code")[1][1] == run["command"] and "canary" not in text  # known keys alone are shown
     _, parsed = page()
     assert numbers(parsed.all("dl", class_="facts")[0][1]) == ["1,797", "2", "62", "12345"]
     assert "3" in numbers(parsed.all("ul", class_="told")[0][1])  # rounds
@@ -118,7 +116,7 @@ def test_metrics_stand_beside_the_untrained_network_and_every_word_that_is_under
     assert len(used) > 10 and used <= explained
     # Of many equal cards only the first one's words are stops of the Tab key.
     stops = [a["href"] for a, _ in parsed.all("a", class_="term") if "tabindex" not in a]
-    assert stops.count("#word-medoid") == 1
+    assert stops.count("#word-outlier") == 2  # of the first card, and of Problems
 
 
 def test_labels_and_outliers_of_a_cluster() -> None:
@@ -134,7 +132,7 @@ def test_labels_and_outliers_of_a_cluster() -> None:
 
 def test_one_cluster_an_empty_one_and_none() -> None:
     _, parsed = page(clusters=[row("start" + "x" * 4000 + "end.png", margin="")])
-    assert parsed.all("header")[0][1].split(" ", 1)[1].startswith("1 image · 1 cluster RUN ")
+    assert parsed.all("header")[0][1].split(" ", 1)[1].startswith("1 image · 1 cluster ")
     ((attributes, _),) = parsed.all("img")
     alt = str(attributes["alt"])
     assert len(alt) < 200 and alt.startswith("start") and alt.endswith("end.png") and " ... " in alt
@@ -219,34 +217,32 @@ def test_hostile_names_are_inert(name: str) -> None:
     assert inert(name) in data["images"]["labels"]
 
 
-def test_largest_groups_first_by_the_image_in_their_middle() -> None:
+def test_another_number_splits_or_joins_the_present_clusters() -> None:
     # Four pieces: 0 and 2 merge into node 4, 1 and 3 into 5, and both into 6.
     tree = Tree((0, 1, 0, 1), ((0, 2), (1, 3), (4, 5)), (5, 1, 3, 2, 8, 3, 11), (0, 6, 7, 9, 3, 10, 4))
     three, two = {"k": 3, "silhouette": 0.5}, {"k": 2, "silhouette": 0.3}
     candidates = [three, two, {"k": 9}]  # the tree has no nine groups
     best, other = suggestions(candidates, tree, 11)
-    assert (best["about"], best["groups"]) == ("silhouette 0.500", [(8, 3), (2, 9), (1, 6)])
-    assert (other["about"], other["groups"]) == ("silhouette 0.300", [(8, 3), (3, 10)])
-    many = 2 * sheets.MAX_PICTURES
-    assert suggestions([two], tree, many)[0]["groups"] == [(8, -1), (3, 5)]  # every second image has a picture
+    assert best["about"] == "silhouette 0.500" and other["about"] == "silhouette 0.300"
+    assert best["changes"] == [{"from": [10], "into": [9, 6]}] and not other["changes"] and not best["hidden"]
+    (two_of_three,) = suggestions([two], replace(tree, groups=(0, 1, 0, 2)), 11)
+    assert two_of_three["changes"] == [{"from": [6, 9], "into": []}]
+    many = 2 * sheets.MAX_PICTURES  # every second image has a picture
+    assert suggestions([three], tree, many)[0]["changes"] == [{"from": [5], "into": [-1, 3]}]
 
 
-def test_the_page_shows_them_only_where_no_number_was_asked_for() -> None:
+def test_the_page_says_which_other_numbers_fit() -> None:
     run = {"candidates": [{"k": 3, "silhouette": 0.5}, {"k": 2, "silhouette": 0.25}]}
-    both = ["3 clusters", "2 clusters"]
-    for shown, groups in ((run, both), ({}, []), (run | {"edits": "0123"}, both)):
-        text, parsed = page(run=shown, **drawn(40))
-        assert text.count('<details class="plausible" open>') == (shown == run)  # folded after edits
-        assert [text for _, text in parsed.all("b") if "clusters" in text] == groups
+    for shown in (run, {}, run | {"edits": "0123"}):
+        _, parsed = page(run=shown, **drawn(40))
+        summary = [text for _, text in parsed.all("summary") if "clusters" in text]
+        assert summary == (["2 clusters; 3 fits, too"] if shown else [])
         assert "silhouette" not in parsed.all("section", id="clusters")[0][1]
         about = [text for _, text in parsed.all("div", id="word-plausible")]
-        assert [text.count("clusters: silhouette") for text in about] == ([2] if groups else [])
-        made = [
-            attributes["data-k"]
-            for attributes, _ in parsed.all("button", class_="only-served")
-            if "data-k" in attributes
-        ]
-        assert made == (["3"] if groups else [])  # it has two
+        assert [text.count("clusters: silhouette") for text in about] == ([2] if shown else [])
+        assert [attributes["data-k"] for attributes, _ in parsed.all("button") if "data-k" in attributes] == [
+            "3"
+        ] * bool(shown)
 
 
 def test_hints_are_of_the_typical_images_of_a_cluster() -> None:
@@ -285,24 +281,27 @@ def test_representatives_by_hand() -> None:
     # Distances 0..11; the margins make rows 3, 8 and 5 doubtful, in this order.
     margins = {3: "0.1", 8: "0.2", 5: "0.3"}
     rows = [row(str(i), 0, str(i), margins.get(i, "9")) for i in range(12)]
-    chosen = [(r["path"], kind) for r, kind in representatives(rows[::-1], 8)]
-    # 8 // 4 = 2 borderline (3, 8) and 2 outlying (11, 10); of the rest, 1 2 4 5 6 7 9, three: ranks 0, 2 and 4.
-    assert chosen == [
-        ("0", "medoid"), ("1", "diverse"), ("4", "diverse"), ("6", "diverse"), ("3", "borderline"), ("8", "borderline"),
-        ("11", "outlying"), ("10", "outlying"),
-    ]  # fmt: skip
-    # An outlier by its residual may lie near a centroid: of the least distance, it is neither medoid nor diverse.
+    chosen = [(r["path"], on_border) for r, on_border in representatives(rows[::-1], 8)]
+    # 8 // 4 = 2 on the border (3, 8); of the others, 1 2 4 5 6 7 9 10 11, five: ranks 0, 2, 4, 6 and 8.
+    assert chosen == [(path, path in "38") for path in ("0", "1", "3", "4", "6", "8", "9", "11")]
+    # An outlier by its residual may lie near a centroid: of the least distance, it is the last one.
     outlier = [row(str(i), 0, str(i), is_outlier=str(int(i == 0))) for i in range(12)]
-    kinds = {r["path"]: kind for r, kind in representatives(outlier, 8)}
-    assert (kinds["0"], kinds["1"]) == ("outlying", "medoid")
-    # Without margins none is borderline, and a row without a distance is the farthest.
-    kinds = {r["path"]: kind for r, kind in representatives([row(str(i), 0, str(i or ""), "nan") for i in range(8)], 8)}
-    assert "borderline" not in kinds.values()
-    assert (kinds["1"], kinds["0"], kinds["7"]) == ("medoid", "outlying", "outlying")
+    assert [r["path"] for r, _ in representatives(outlier, 8)][::7] == ["1", "0"]
+    # Without margins none is on the border, and a row without a distance is the farthest.
+    chosen = [
+        (r["path"], on_border)
+        for r, on_border in representatives([row(str(i), 0, str(i or ""), "nan") for i in range(8)], 8)
+    ]
+    assert chosen == [(path, False) for path in "12345670"]
     assert representatives([], 4) == [] == representatives(rows, 0)
     two = [row("a", 0, "1"), row("b", 0, "2")]
     for medoid, order in (("b", ["b", "a"]), ("gone", ["a", "b"])):
         assert [r["path"] for r, _ in representatives(two, 5, medoid=medoid)] == order
+    # A person's image is the face.
+    by_person = [
+        row(path, 0, distance, by=by) for path, distance, by in (("a", "1", ""), ("b", "2", ""), ("c", "3", "move"))
+    ]
+    assert [r["path"] for r, _ in representatives(by_person, 5, medoid="a")] == ["c", "a", "b"]
 
 
 def test_a_chart_for_every_series_that_is_a_line() -> None:
@@ -328,7 +327,7 @@ def test_thumbnail_is_the_central_square_and_pixels_alone(size: tuple[int, int])
     pixels[down : down + side, across : across + side] = (0, 255, 0)
     whole = Image.fromarray(pixels)
     whole.info |= {"icc_profile": b"canary", "exif": b"canary", "xmp": b"canary"}
-    made = thumbnail(whole, 88, 10**6)
+    made, _ = thumbnail(whole, 88, 10**6)
     image = Image.open(BytesIO(made))
     assert image.size == (side, side) and b"canary" not in made
     inside = np.asarray(image.convert("RGB"), int)[2:-2, 2:-2]
@@ -339,11 +338,41 @@ def test_pictures_are_read_no_larger_than_the_page_shows_them(tmp_path: Path) ->
     y, x = np.mgrid[:960, :1280] // 5
     image = Image.fromarray(np.stack([x, y, (x + y) // 2], 2).astype(np.uint8))
     image.save(tmp_path / "a.jpg", quality=95)
-    picture = pictures(find(tmp_path), MEDOID * THUMBNAIL)
+    picture = pictures(find(tmp_path), 2 * THUMBNAIL)
     read = picture("a.jpg")
     assert read is not None and read.size == (640, 480) and picture("b.jpg") is None
-    shown, whole = (Image.open(BytesIO(thumbnail(one, 176, 10**6))).convert("RGB") for one in (read, image))
+    shown, whole = (Image.open(BytesIO(thumbnail(one, 176, 10**6)[0])).convert("RGB") for one in (read, image))
     assert shown.size == (176, 176) and np.abs(np.asarray(shown, int) - np.asarray(whole, int)).mean() < 2
+
+
+def test_an_image_is_decoded_for_the_page_once_until_its_file_changes(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = Path(json.loads((run / "run.json").read_text())["location"])
+    decoded: set[str] = set()
+    read = Source.read
+    monkeypatch.setattr(Source, "read", lambda source, i, size: decoded.add(source.paths[i]) or read(source, i, size))
+
+    def decoded_for(page: bytes | None = None) -> set[str]:
+        decoded.clear()
+        report(run)
+        assert page in (None, (run / "report.html").read_bytes())
+        return {*decoded}
+
+    assert not decoded_for()
+    page, tiles = (run / "report.html").read_bytes(), {*run_page.read_tiles(RunFolder(run))}
+    os.utime(images / min(tiles))
+    assert (decoded_for(page), decoded_for(page)) == ({min(tiles)}, set())
+    for content in ("", "{}", '{"a": 1}'):
+        (run / "tiles.json").write_text(content)
+        assert decoded_for(page) == tiles
+    # Pictures that the page lacks are small ones until it is drawn again.
+    (run / "tiles.json").unlink()
+    decoded.clear()
+    teach(run, [Answer(0, name="owl")], quick=True)
+    text = (run / "report.html").read_text()
+    assert not decoded and "owl" in text and text.count("data:image/webp") > 10
+    assert decoded_for()
 
 
 def test_commands_and_links_of_a_page_are_relative(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +391,10 @@ def test_pictures_of_noise_keep_to_their_limits(monkeypatch: Any) -> None:
     """Nothing compresses worse; the limits are those of a full page."""
     noise = torch.randint(256, (10, 3, 200, 200), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     image = Image.fromarray(noise[0].permute(1, 2, 0).numpy())
-    assert all(len(thumbnail(image, side, limit)) <= limit for side, limit in ((32, 1500), (88, 1500), (176, 6000)))
+    for side, limit in ((32, 1500), (88, 1500), (176, 6000)):
+        data, most = thumbnail(image, side, limit)
+        assert len(data) <= limit <= most and thumbnail(image, side, most) == (data, most)
+        assert thumbnail(image, side, most + 1)[0] != data
     monkeypatch.setattr(sheets, "MAX_SHEET_BYTES", 5000)
     assert len(sprite_sheet(tiny_pictures(noise[..., :40, :40], 0, len(noise)))) <= 5000
 
@@ -525,7 +557,9 @@ def test_every_text_of_the_scripts_is_a_phrase():
     """A call of ``t`` names its phrase, and no other literal reads like a sentence."""
     calls = re.findall(r"""\bt\((?:[\w.= ]+ \? )?"([^"]+)"(?: : "([^"]+)")?""", SCRIPTS)
     said = {text for pair in calls for text in pair if text}
-    several = {text: re.sub(r"(image|cluster|edit|file)\b", r"\1s", text) for text in said}  # Chinese has no plural
+    several = {
+        text: re.sub(r"(image|cluster|edit|file|answer)\b", r"\1s", text) for text in said
+    }  # Chinese has no plural
     assert len(said) > 60 and all({one, many} & PHRASES.keys() for one, many in several.items())
     literals = [text for text in re.findall(r'(?<!t\()(?<![?:] )"([^"\n]*)"', SCRIPTS) if text not in PHRASES]
     sentences = [text for text in literals if re.search(r"[A-Za-z]{2,} [a-z]{2,}|^[A-Z][a-z]+[ …:.]", text)]

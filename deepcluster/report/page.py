@@ -26,7 +26,7 @@ from deepcluster.groups.tree import Parts, Tree
 from deepcluster.report import sections
 from deepcluster.report.charts import HEIGHT, WIDTH, training_charts
 from deepcluster.report.hints import chinese
-from deepcluster.report.pictures import Picture, columns, on_sheet, tile
+from deepcluster.report.pictures import Thumbnails, columns, on_sheet, tile
 from deepcluster.report.sections import Values
 from deepcluster.runtime.tables import FORMULA
 from deepcluster.storage.content import Row, Tables
@@ -61,7 +61,7 @@ class RunData(Tables):
 
     history: Sequence[Row]
     skipped: Sequence[Row]
-    picture: Picture  # gives the decoded RGB image of a path, or None if it cannot be read again
+    thumbnails: Thumbnails
     duplicates: Sequence[Row] | None = None  # None if duplicates were not searched for
     sides: Callable[[str], Any] = lambda path: None  # width and height of an image's file; None if it is not at hand
     positions: npt.NDArray[np.float32] | None = None  # M x 2, of the images of the sheet on the map; None: no map
@@ -150,7 +150,7 @@ def _script(sources: str) -> Markup:
     """Return the script of a page. Only the served page has the parts that edit, which ask a server."""
     text = str(_file("report.js"))
     if sources != SERVED:
-        text = re.sub(r"^//= (edits|teach|served)\.js\n", "", text, flags=re.MULTILINE)
+        text = re.sub(r"^//= (edits|regroup|moves|teach|served)\.js\n", "", text, flags=re.MULTILINE)
     return Markup(re.sub(r"^//= (.+)$", lambda line: _file(line[1]), text, flags=re.MULTILINE))
 
 
@@ -198,14 +198,11 @@ def _clusters(data: RunData) -> Values:
     hidden = ranked[MAX_CLUSTERS:]
     candidates = data.record.candidates or []
     return {
-        "captions": sections.CAPTIONS,
-        "sections": sections.sections(shown, data.usable, data.picture, on_page(data.usable)[0], data.nouns),
+        "sections": sections.sections(shown, data.usable, data.thumbnails, on_page(data.usable)[0], data.nouns),
         "count": len(data.summary),
         "hidden": len(hidden),
         "hidden_images": sum(int(row["size"]) for row in hidden),
         "suggested": sections.suggestions(candidates, data.tree, len(data.usable)) if data.tree else [],
-        "guessed": data.record.cut_k is None,
-        "edited": data.record.edits is not None,
     }
 
 
@@ -256,7 +253,8 @@ def script_data(data: RunData) -> str:
         "originals": quote(data.originals, errors="surrogateescape") or None,
         "formulas": {guard: f"^{pattern.pattern}" for guard, pattern in FORMULA.items()},
         "clusters": [
-            _cluster(row, data.parts.get(int(row["cluster"])), data.near.get(int(row["cluster"]), ()))
+            cluster(row)
+            | {"near": data.near.get(int(row["cluster"]), ()), "parts": _parts(data.parts.get(int(row["cluster"])))}
             for row in data.summary
         ],
         "images": _images(data) if chosen else None,
@@ -267,16 +265,19 @@ def script_data(data: RunData) -> str:
     return htmlsafe_json_dumps(value, separators=(",", ":"), allow_nan=False)
 
 
-def _cluster(row: Row, parts: Parts | None, near: Sequence[int]) -> dict[str, Any]:
+def cluster(row: Row) -> dict[str, Any]:
+    """Return a row of the summary for the script."""
     return {
         "number": int(row["cluster"]),
         "name": texts.inert(row["name"]) if row["name"] != row["cluster"] else "",
         "size": int(row["size"]),
         "distance": texts.number(row["mean_distance"]),
-        "near": near,
         "junk": row.get("junk") == "1",
-        "parts": {"sizes": parts.sizes, "images": parts.images, "merges": parts.merges} if parts else None,
     }
+
+
+def _parts(parts: Parts | None) -> dict[str, Any] | None:
+    return {"sizes": parts.sizes, "images": parts.images, "merges": parts.merges} if parts else None
 
 
 def on_page(clusters: Sequence[Row]) -> tuple[list[int], int]:

@@ -7,6 +7,7 @@ import base64
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -20,36 +21,72 @@ from deepcluster.images import Source
 from deepcluster.images.decode import Undecodable, pillow_limits
 
 Picture = Callable[[str], Image.Image | None]  # from a path to its image
+Thumbnails = Callable[[str, int], str]  # from a path and a limit of bytes to the source of an img
 
 # Base64 of all thumbnails together. The page stays below 5 MB: the sheet of tiny pictures takes up to 1,600,000
 # characters, the data of the script up to 1,100,000, names in the page some 700,000.
 PICTURE_CHARACTERS = 1_350_000
 THUMBNAIL = 88  # pixels a side
+QUALITIES = ((1.0, 75), (1.0, 40), (0.75, 20), (0.5, 10))  # scales and qualities; the first that is small enough
 LOSSLESS_SIDE = 32  # smaller pictures are stored without loss: they cost little, and enlarging shows every flaw
 
 
-def data_uri(image: Image.Image, share: int, *, scale: int) -> str:
-    """Return a thumbnail ``scale`` slots wide and high, with the bytes of as many slots, as the source of an img."""
-    data = thumbnail(image, scale * THUMBNAIL, scale * scale * share)
-    return "data:image/webp;base64," + base64.b64encode(data).decode("ascii")
+@dataclass(frozen=True)
+class Thumbnail:
+    """A thumbnail as base64 of a WebP, and the file that it is of."""
+
+    file: tuple[int, int]  # its bytes and its time
+    most: int  # greatest limit of bytes that gives the same
+    webp: str
 
 
-def thumbnail(image: Image.Image, side: int, limit: int) -> bytes:
-    """Return the central square as WebP of at most ``limit`` bytes (if possible), from the pixels and nothing else."""
+def thumbnails(
+    picture: Picture,
+    file: Callable[[str], tuple[int, int] | None] = lambda path: None,
+    known: Mapping[str, Thumbnail] | None = None,
+    kept: dict[str, Thumbnail] | None = None,
+) -> Thumbnails:
+    """Return a function from a path and a limit of bytes to the source of an img; empty without a picture.
+
+    ``file`` tells the bytes and the time of an image's file. If they are those of a ``known`` thumbnail, the image is
+    not decoded again. ``kept`` collects the thumbnails of files by path.
+    """
+
+    def source(path: str, limit: int) -> str:
+        state = file(path)
+        made = (known or {}).get(path)
+        if not made or made.file != state or not len(made.webp) * 3 // 4 <= limit <= made.most:
+            if (image := picture(path)) is None:
+                return ""
+            data, most = thumbnail(image, THUMBNAIL, limit)
+            made = Thumbnail(state or (0, 0), most, base64.b64encode(data).decode("ascii"))
+        if state and kept is not None:
+            kept[path] = made
+        return f"data:image/webp;base64,{made.webp}"
+
+    return source
+
+
+def thumbnail(image: Image.Image, side: int, limit: int) -> tuple[bytes, int]:
+    """Return the central square as WebP of at most ``limit`` bytes (if possible), and the greatest limit that gives it.
+
+    It is made from the pixels and nothing else.
+    """
     side = min(side, *image.size)
     square = ImageOps.fit(image.convert("RGB"), (side, side))
     # A new image has no EXIF, comment or colour profile that an encoder could copy, whatever the version of Pillow.
     bare = Image.frombytes("RGB", square.size, square.tobytes())
-    if side <= LOSSLESS_SIDE:
-        data = webp(bare, lossless=True)
-        if len(data) <= limit:
-            return data
-    for scale, quality in ((1.0, 75), (1.0, 40), (0.75, 20), (0.5, 10)):
+    most = PICTURE_CHARACTERS
+    steps: list[tuple[float, dict[str, Any]]] = [(1.0, {"lossless": True})] if side <= LOSSLESS_SIDE else []
+    # Method 4 takes twice the time for 3 % fewer bytes.
+    steps += [(scale, {"quality": quality, "method": 2}) for scale, quality in QUALITIES]
+    for scale, options in steps:
         smaller = max(1, round(side * scale))
-        data = webp(bare.resize((smaller, smaller)), quality=quality, method=2)  # half the time of 4, 3 % more bytes
+        data = webp(bare.resize((smaller, smaller)), **options)
         if len(data) <= limit:
             break
-    return data
+        most = min(most, len(data) - 1)
+    return data, most
 
 
 def webp(image: Image.Image, **options: Any) -> bytes:

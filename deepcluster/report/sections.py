@@ -6,32 +6,20 @@ Values for the templates are dicts; their keys are the names that the templates 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import scipy  # the parts at first use: only labels need them
-from PIL import Image
 
 from deepcluster.groups.tree import Tree, nodes_at
 from deepcluster.report.hints import hints, weighted_nouns
-from deepcluster.report.pictures import PICTURE_CHARACTERS, Picture, data_uri, tile
+from deepcluster.report.pictures import PICTURE_CHARACTERS, Thumbnails, tile
 from deepcluster.storage.content import Row, Table
 from deepcluster.texts import MAX_NAME, figure, number, percent, short
 
 Values = dict[str, Any]
-Kind = Literal["medoid", "diverse", "borderline", "outlying"]
-CAPTIONS: dict[Kind, str] = {
-    "medoid": "typical",
-    "diverse": "various",
-    "borderline": "on the border",
-    "outlying": "unusual",
-}
-
-IMAGES_OF_CLUSTER = 17  # pictures of a cluster
-MANY_CLUSTERS = 50  # of more clusters fewer pictures, to keep them large:
-IMAGES_OF_MANY = 11
-MEDOID = 2  # times as wide and high as the others
-MAX_SUGGESTED = 12  # pictures of a suggestion
+IMAGES_OF_CLUSTER = 12  # pictures of a cluster
+MAX_CHANGES = 6  # clusters that another number splits or joins, shown by pictures
 MAX_SKIPPED = 200
 MAX_OUTLIERS = 100
 MAX_SETS = 60  # of near-duplicates
@@ -40,12 +28,12 @@ MAX_LABELS = 30  # labels, and clusters, in the table of both
 
 
 # Representatives depend on distances and margins, never on the pictures, so they are the same if the images have moved.
-def representatives(rows: Sequence[Row], count: int, *, medoid: str = "") -> list[tuple[Row, Kind]]:
-    """Return up to ``count`` of a cluster's rows with the reasons, in display order.
+def representatives(rows: Sequence[Row], count: int, *, medoid: str = "") -> list[tuple[Row, bool]]:
+    """Return up to ``count`` of a cluster's rows, the most typical first, and whether each is on the border.
 
-    First the medoid (the row of path ``medoid``, else the nearest to the centroid), then diverse ones, spread over the
-    ranks of the distance; then a quarter borderline ones, with the smallest margins, and a quarter outlying ones:
-    outliers, then the largest distances, the most extreme first. A row without a margin is never borderline.
+    The first one is the face: an image that a person answered or moved, else the medoid (the row of path ``medoid``,
+    else the nearest to the centroid). A quarter are on the border: they have the smallest margins, and a row without a
+    margin is never among them. The others are spread over the ranks of the distance; outliers have the last ranks.
     """
     table = Table.of(rows)
     slots = min(count, len(table))
@@ -58,21 +46,17 @@ def representatives(rows: Sequence[Row], count: int, *, medoid: str = "") -> lis
     )
     outlier = np.array([cell == "1" for cell in table.column("is_outlier")])
     ranked = np.lexsort((distances, outlier))
-    medoids = np.array([path == medoid for path in table.column("path")])[ranked]
-    first = ranked[medoids.argmax()]  # the first row, if no path is the medoid's
-    ranked = ranked[ranked != first]
+    by_person = np.array([cell != "" for cell in table.column("by")])[ranked]
+    is_medoid = np.array([path == medoid for path in table.column("path")])[ranked]
+    face = ranked[(by_person if by_person.any() else is_medoid).argmax()]  # the first row, if no path is the medoid's
+    ranked = ranked[ranked != face]
 
     doubtful = ranked[margins[ranked] < math.inf]
-    borderline = doubtful[np.argsort(margins[doubtful], kind="stable")][: slots // 4]
-    ranked = ranked[~np.isin(ranked, borderline)]
-
-    outlying = ranked[::-1][: slots // 4]
-    rest = ranked[: len(ranked) - len(outlying)]
-    left = slots - 1 - len(borderline) - len(outlying)
-    diverse = [rest[i * len(rest) // left] for i in range(left)]
-
-    kinds: dict[Kind, Any] = {"medoid": [first], "diverse": diverse, "borderline": borderline, "outlying": outlying}
-    return [(table[int(i)], kind) for kind, chosen in kinds.items() for i in chosen]
+    border = doubtful[np.argsort(margins[doubtful], kind="stable")][: slots // 4]
+    inner = ranked[~np.isin(ranked, border)]
+    left = slots - 1 - len(border)
+    chosen = {*border, *(inner[round(i * (len(inner) - 1) / max(1, left - 1))] for i in range(left))}
+    return [(table[int(i)], i in border) for i in (face, *(i for i in ranked if i in chosen))]
 
 
 def by_size(summary: Sequence[Row]) -> list[Row]:
@@ -90,28 +74,28 @@ def members_of(summary: Sequence[Row], clusters: Table) -> dict[str, Table]:
 
 
 def sections(
-    shown: Sequence[Row], clusters: Table, picture: Picture, in_page: Sequence[int] = (), nouns: Sequence[Row] = ()
+    shown: Sequence[Row],
+    clusters: Table,
+    thumbnails: Thumbnails,
+    in_page: Sequence[int] = (),
+    nouns: Sequence[Row] = (),
 ) -> list[Values]:
     """Return the sections of the clusters; ``nearest`` is another cluster, also on the page if ``linked``.
 
     ``shown`` are rows of the summary, ``clusters`` the usable rows of clusters.csv, ``in_page`` the numbers of those
-    whose images the script has; ``picture`` and ``nouns`` are as in ``page.RunData``.
+    whose images the script has; ``thumbnails`` and ``nouns`` are as in ``page.RunData``.
     """
     noun_of = weighted_nouns(nouns)
     number_in_page = {clusters[row]["path"]: i for i, row in enumerate(in_page)}
     members = members_of(shown, clusters)
-    images = IMAGES_OF_CLUSTER if len(shown) <= MANY_CLUSTERS else IMAGES_OF_MANY
-    chosen = [representatives(members[row["cluster"]], images, medoid=row["medoid_path"]) for row in shown]
-    # The medoid covers four slots, and may take as many bytes. Base64 writes 3 bytes as 4 characters.
-    share = PICTURE_CHARACTERS * 3 // 4 // max(1, sum(len(rows) - 1 + MEDOID * MEDOID for rows in chosen if rows))
-    largest = max((int(row["size"]) for row in shown), default=0)
+    chosen = [representatives(members[row["cluster"]], IMAGES_OF_CLUSTER, medoid=row["medoid_path"]) for row in shown]
+    share = PICTURE_CHARACTERS * 3 // 4 // max(1, sum(map(len, chosen)))  # base64 writes 3 bytes as 4 characters
     return [
         {
             "number": int(row["cluster"]),
             "name": row["name"] if row["name"] != row["cluster"] else "",
             "size": int(row["size"]),
             "share": percent(number(row["share"])),
-            "bar": round(100 * int(row["size"]) / max(1, largest), 1),
             "nearest": row["nearest_cluster"],
             "linked": row["nearest_cluster"] in members,
             "outliers": len(members[row["cluster"]].where("is_outlier", "1")),
@@ -119,28 +103,27 @@ def sections(
             "junk": row.get("junk") == "1",
             "hints": hints(members[row["cluster"]], noun_of),
             "tiles": [
-                _tile(member, kind, picture(member["path"]), share) | {"image": number_in_page.get(member["path"])}
-                for member, kind in tiles
+                _tile(member, is_border, thumbnails, share) | {"image": number_in_page.get(member["path"])}
+                for member, is_border in tiles
             ],
         }
         for row, tiles in zip(shown, chosen, strict=True)
     ]
 
 
-def _tile(row: Row, kind: Kind, image: Image.Image | None, share: int) -> Values:
-    """Return an image of a contact sheet; ``source`` is a data URI, empty if the image could not be read again."""
+def _tile(row: Row, is_border: bool, thumbnails: Thumbnails, share: int) -> Values:
+    """Return a picture of a cluster; ``source`` is a data URI, empty if the image could not be read again."""
     about = (
         short(row["path"].rpartition("/")[2], MAX_NAME),
-        CAPTIONS[kind],
+        "on the border" if is_border else "",
         f"label {row['label']}" if row["label"] else "",
         "outlier" if row["is_outlier"] == "1" else "",
     )
     return {
         "path": row["path"],
-        "kind": kind,
-        "source": data_uri(image, share, scale=MEDOID if kind == "medoid" else 1) if image is not None else "",
+        "source": thumbnails(row["path"], share),
         "title": " · ".join(filter(None, about)),
-        "outlier": row["is_outlier"] == "1",
+        "class": " ".join(["border"] * is_border + ["far"] * (row["is_outlier"] == "1")),
     }
 
 
@@ -157,18 +140,37 @@ def _frequent_labels(rows: Table) -> list[tuple[str, str]]:
 def suggestions(candidates: Sequence[Mapping[str, Any]], tree: Tree, images: int) -> list[Values]:
     """Return the candidates of run.json that the merge tree can give, as its cuts, the best first.
 
-    ``groups`` has the size of the largest groups and the position on the sheet (-1: none) of their medoid; ``hidden``
-    groups have no picture here.
+    ``changes`` are the present clusters that a cut joins (``into`` is empty) or splits, the largest first, by the
+    positions on the sheet (-1: none) of their medoids; ``hidden`` changes are not shown.
     """
+    pieces = len(tree.groups)
+    present = nodes_at(pieces, tree.merges, len({*tree.groups}))
+    faces = {tree.groups[inside[0]]: tile(tree.medoids[node], images) for node, inside in present.items()}
     suggested = []
     for candidate in candidates:
         k = int(candidate["k"])
-        if not 1 < k <= len(tree.groups):
+        if not 1 < k <= pieces:
             continue
-        nodes = sorted(nodes_at(len(tree.groups), tree.merges, k), key=lambda node: (-tree.sizes[node], node))
         about = f"silhouette {figure(candidate['silhouette'])}"
-        shown = [(tree.sizes[node], tile(tree.medoids[node], images)) for node in nodes[:MAX_SUGGESTED]]
-        suggested.append({"k": k, "about": about, "groups": shown, "hidden": len(nodes) - len(shown)})
+        joined: list[tuple[int, list[int], list[int]]] = []  # (size, clusters, nodes of their parts)
+        parts: dict[int, list[int]] = {}
+        for node, inside in nodes_at(pieces, tree.merges, k).items():
+            groups = sorted({tree.groups[piece] for piece in inside})
+            if len(groups) > 1:
+                joined.append((tree.sizes[node], groups, []))
+            else:
+                parts.setdefault(groups[0], []).append(node)
+        split = [
+            (sum(tree.sizes[node] for node in nodes), [group], sorted(nodes, key=lambda node: -tree.sizes[node]))
+            for group, nodes in parts.items()
+            if len(nodes) > 1
+        ]
+        changes = sorted([*joined, *split], key=lambda change: (-change[0], change[1]))
+        shown = [
+            {"from": [faces[group] for group in groups], "into": [tile(tree.medoids[node], images) for node in nodes]}
+            for _, groups, nodes in changes[:MAX_CHANGES]
+        ]
+        suggested.append({"k": k, "about": about, "changes": shown, "hidden": len(changes) - len(shown)})
     return suggested
 
 

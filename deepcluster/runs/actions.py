@@ -138,5 +138,5 @@ def act(run: Path, action: str, request: Request, sort: Sort) -> dict[str, Any]:
     """Do the work of an action. ``sort``: Sorts images into folders."""
     if action == "export":
         return _sort(run, request, sort)
-    carry_out(run, CHANGES[action](request), Several())
+    carry_out(run, CHANGES[action](request), Several(), quick=True)
     return {}

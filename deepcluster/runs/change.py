@@ -13,7 +13,7 @@ from deepcluster.errors import DeepClusterError, UsageError
 from deepcluster.groups.cut import Placement
 from deepcluster.images import Source
 from deepcluster.runs.images import images_at_hand
-from deepcluster.runs.page import MAP, shown_of, write_page, write_tree
+from deepcluster.runs.page import MAP, read_tree, shown_of, write_page, write_tree
 from deepcluster.runs.result import Outcome, describe, first_metrics, write_outcome
 from deepcluster.runs.run import Run, read_run, recipe_of
 from deepcluster.runtime.compute import GROUPING_PHASE
@@ -93,8 +93,12 @@ def carry_out(
     dry_run: bool = False,
     source: Source | None = None,
     takes_images: bool = False,
+    quick: bool = False,
 ) -> Made:
-    """Change the run at ``path``, or with ``dry_run`` say what would change. ``takes_images``: As for ``read_run``."""
+    """Change the run at ``path``, or with ``dry_run`` say what would change.
+
+    ``takes_images``: As for ``read_run``. ``quick``: As for ``write_page``.
+    """
     display.progress(GROUPING_PHASE, 0, 0)
     if dry_run:
         folder, before = run_folder.read_state(path, lambda run: (run, read_run(run, takes_images=takes_images)))
@@ -110,16 +114,22 @@ def carry_out(
     with run_folder.locked(path) as locked:
         before = read_run(locked, takes_images=takes_images)
         made = Made(before, change_of(locked, before))
-        commit(locked, *made, display, source=source)
+        commit(locked, *made, display, source=source, quick=quick)
     return made
 
 
 def commit(
-    folder: run_folder.LockedFolder, run: Run, change: Change, display: Display, *, source: Source | None = None
+    folder: run_folder.LockedFolder,
+    run: Run,
+    change: Change,
+    display: Display,
+    *,
+    source: Source | None = None,
+    quick: bool = False,
 ) -> None:
     """Say a change of ``run``, and write its result, its page and a step back as the next state of the folder.
 
-    ``source``: As for ``report``.
+    ``source``: As for ``report``. ``quick``: As for ``write_page``.
     """
     after = change.run
     for heading, text in change.said.items():
@@ -142,11 +152,12 @@ def commit(
         baseline = change.baseline if change.baseline is not None else known if after.record.cut else {}
         outcome = describe(after, change.placement, recipe_of(staged), baseline)
         write_outcome(staged, outcome, run)
-        shown = shown_of(after.rows, after.model, outcome.centroid)
+        tree = read_tree(staged) if after.record.cut == run.record.cut else None
+        shown = shown_of(after.rows, after.model, outcome.centroid, tree)
         write_tree(staged, shown.tree)
         if staged.has("report.html") or staged.has(MAP):
             at_hand = images_at_hand(staged, source, after.rows.paths)
-            write_page(staged, at_hand, outcome, shown, display.progress)
+            write_page(staged, at_hand, outcome, shown, display.progress, quick=quick)
     if change.last:
         display.say("Done", change.last(outcome))
 

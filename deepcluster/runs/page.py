@@ -26,8 +26,16 @@ from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.network import Network
 from deepcluster.nets.timm import nouns
 from deepcluster.report.page import RunData, on_page, render
-from deepcluster.report.pictures import MAX_SHEET_BYTES, THUMBNAIL, Picture, on_sheet, pictures, pictures_on
-from deepcluster.report.sections import MEDOID
+from deepcluster.report.pictures import (
+    MAX_SHEET_BYTES,
+    THUMBNAIL,
+    Picture,
+    Thumbnail,
+    on_sheet,
+    pictures,
+    pictures_on,
+    thumbnails,
+)
 from deepcluster.runs.images import images_at_hand
 from deepcluster.runs.run import Rows, read_run
 from deepcluster.runtime.compute import Progress, ignore_progress
@@ -45,6 +53,7 @@ MAX_NEAR = 50  # clusters that are listed by likeness
 MAP = "map.npy"
 TREE = "tree.json"
 SHEET = "thumbnails.webp"
+TILES = "tiles.json"
 NOUNS = "nouns.csv"
 TREE_VERSION = 1
 
@@ -115,12 +124,18 @@ def write_report(
 
 @pillow_limits()
 def write_page(
-    folder: run_folder.LockedFolder, source: Source | None, tables: Tables, shown: Shown | None, progress: Progress
+    folder: run_folder.LockedFolder,
+    source: Source | None,
+    tables: Tables,
+    shown: Shown | None,
+    progress: Progress,
+    *,
+    quick: bool = False,
 ) -> None:
     """Write report.html, and map.npy if the run has none.
 
     ``source``: None if the images are not at hand. ``shown``: Without it, similar images are not shown, no cluster can
-    be split, and no map is made.
+    be split, and no map is made. ``quick``: No image is decoded; pictures that the last page lacked are small ones.
     """
     run = folder.path
     record = tables.record
@@ -134,6 +149,12 @@ def write_page(
         positions = layout(shown.reduced, derive(record.seed, "map"))
         folder.write_blocks(MAP, positions.shape, [positions])
     progress("report", 0, 0)
+    row_of = {path: i for i, path in enumerate(source.paths)} if source else {}
+    known = read_tiles(folder)
+    tiles: dict[str, Thumbnail] = {}
+    picture = _tiny(folder, tables, sheet, away)
+    if not quick:
+        picture = pictures(source, THUMBNAIL, instead=picture)
     alike = max(1, min(MAX_ALIKE, MAX_ALIKE_IN_ALL // max(1, len(drawn))))  # all are in the page
     data = RunData(
         record=record,
@@ -143,8 +164,8 @@ def write_page(
         history=folder.read_rows("history.csv"),
         skipped=folder.read_rows("skipped.csv"),
         duplicates=folder.read_rows("duplicates.csv") if folder.has("duplicates.csv") else None,
-        sides=partial(_sides, source, {path: i for i, path in enumerate(source.paths)} if source else {}),
-        picture=pictures(source, MEDOID * THUMBNAIL, instead=_tiny(folder, tables, sheet, away)),
+        sides=partial(_sides, source, row_of),
+        thumbnails=thumbnails(picture, partial(_file, source, row_of), known, None if quick else tiles),
         positions=positions,
         next_number=len(shown.model.names) if shown else 0,
         tree=shown.tree if shown else read_tree(folder),
@@ -158,7 +179,9 @@ def write_page(
         originals=_originals(run, source),
     )
     folder.write("report.html", render(data))
-    if away:
+    if tiles and tiles != known:
+        folder.write_json(TILES, {path: asdict(made) for path, made in tiles.items()})
+    if away and not quick:
         loss = f"are small ones from {SHEET}" if sheet else "are missing"
         warn(
             f"{len(away):,} pictures of the page {loss}, because their images were not found (first:"
@@ -218,6 +241,15 @@ def _originals(run: Path, source: Source | None) -> str:
     return Path(os.path.relpath(there, here)).as_posix() + "/"
 
 
+def _file(source: Source | None, index: Mapping[str, int], path: str) -> tuple[int, int] | None:
+    """Return the bytes and the time of the file that an image is in; None if it is not at hand."""
+    with suppress(OSError):
+        if source and path in index:
+            state = os.stat(source.origin(index[path]).source)  # noqa: PTH116
+            return state.st_size, state.st_mtime_ns
+    return None
+
+
 def _sides(source: Source | None, index: Mapping[str, int], path: str) -> tuple[int, int] | None:
     with suppress(Undecodable, OSError):
         if source and path in index and (file := source.file(index[path])):
@@ -244,6 +276,13 @@ def read_sheet(folder: run_folder.RunFolder) -> bytes:
         if data[:4] + data[8:12] != b"RIFFWEBP":
             raise ValueError("no WebP picture")
         return data
+
+
+def read_tiles(folder: run_folder.RunFolder) -> dict[str, Thumbnail]:
+    """Return the thumbnails of the last page, by the paths of their images; empty if the file is missing or damaged."""
+    with suppress(DeepClusterError, ValueError):
+        return shaped(folder.read_json(TILES), dict[str, Thumbnail], TILES)  # type: ignore[no-any-return]
+    return {}
 
 
 def write_nouns(folder: run_folder.LockedFolder, network: Network, features: Tensor, paths: Sequence[str]) -> None:

@@ -27,18 +27,21 @@ from threading import Thread
 from typing import Any
 
 from deepcluster.errors import DataError, DeepClusterError, Stopped, UsageError
-from deepcluster.report.page import SERVED, policy, served
+from deepcluster.report.page import SERVED, cluster, policy, served
 from deepcluster.report.pictures import Picture, pictures, tile
 from deepcluster.runs.actions import ACTIONS, QUESTIONS, Sort, act, default_name, places_for_folders
 from deepcluster.runs.change import REDO, UNDO
 from deepcluster.runs.images import images_at_hand
+from deepcluster.runs.page import report
 from deepcluster.runs.run import read_run
 from deepcluster.runtime import log, signals
 from deepcluster.runtime.plain_files import MAX_JSON, json_sha256, parse_json, sha256, shaped
 from deepcluster.storage import run_folder
 from deepcluster.storage.model_config import CONFIG
+from deepcluster.storage.model_files import read_annotations
 from deepcluster.storage.state import SCRATCH
 from deepcluster.storage.steps import Step, read_steps
+from deepcluster.texts import quality_text
 
 IDLE_SECONDS = 3600.0
 IMAGE_SIDE = 1600  # px of an enlarged image
@@ -69,21 +72,30 @@ def _version(folder: run_folder.RunFolder) -> str:
 
 
 def _page(folder: run_folder.RunFolder) -> tuple[str, dict[str, Any]]:
-    """Return the page and its state.
+    """Return the page and its state."""
+    return folder.file("report.html").read_text(encoding="utf-8"), _state(folder)
+
+
+def _state(folder: run_folder.RunFolder) -> dict[str, Any]:
+    """Return the state of the run for the script of its page, which needs no other page if the ``cut`` is its own.
 
     ``done``: The changes that ``undo`` takes back, the next first: pairs of words and the tile of an image that shows
     it. ``undone``: The changes that ``redo`` makes again, likewise. After a new change the undone ones are among the
     done ones.
     """
-    text = folder.file("report.html").read_text(encoding="utf-8")
     record = folder.read_record()
     images = record.images_count or 0
     steps: Sequence[Sequence[Step]] = [], []
     with suppress(DeepClusterError):
         steps = read_steps(folder)
     done, undone = ([(one.about["done"], tile(one.about["row"], images)) for one in way] for way in steps)
-    return text, {
+    return {
         "version": _version(folder),
+        "cut": record.cut,
+        "clusters": [cluster(row) for row in folder.read_rows("cluster_summary.csv")],
+        "answers": len(read_annotations(folder).answers),
+        "quality": quality_text(record.quality) if record.quality else "",
+        "right": record.quality["share"] if record.quality else None,
         "done": done,
         "undone": undone,
         "name": default_name(folder),
@@ -112,6 +124,7 @@ class _Server(ThreadingTCPServer):
         self.unchecked: dict[socket, float] = {}  # connections and when they came, the oldest first
         self.images: tuple[str, list[str], Picture] = "", [], lambda path: None
         self.state: tuple[str, Any] = "", None  # version and run, with its graph, between questions
+        self.is_quick = False  # the page lacks pictures
 
     def get_request(self) -> tuple[socket, Any]:
         try:
@@ -138,7 +151,15 @@ class _Server(ThreadingTCPServer):
         """Say nothing: a client has gone away."""
 
     def page(self) -> Answer:
+        self.draw()
         return "text/html; charset=utf-8", served(*run_folder.read_state(self.run, _page)).encode()
+
+    def draw(self) -> None:
+        """Draw the pictures that the page lacks, which has small ones in their places."""
+        if self.is_quick:
+            with suppress(DeepClusterError):  # another process changes the run, and draws its page
+                report(self.run)
+            self.is_quick = False
 
     def image(self, version: str, row: int) -> Answer:
         if self.images[0] != run_folder.read_state(self.run, _version):
@@ -164,6 +185,8 @@ class _Server(ThreadingTCPServer):
         else:
             with log.logged(f"the served report: {action}"):
                 answer = {**act(self.run, action, request, self.sort), "said": _said(log.lines())}
+                answer["state"] = run_folder.read_state(self.run, _state)
+                self.is_quick = True
         return "application/json", json.dumps(answer).encode()
 
 
@@ -251,6 +274,7 @@ def serve(run: Path, sort: Sort, show: Callable[[str], object], idle_seconds: fl
                     except Exception as error:
                         future.set_exception(error)
                     last = time.monotonic()
+            server.draw()
         finally:
             server.shutdown()
 

@@ -98,6 +98,7 @@ FILES: Mapping[str, File] = {
     RUN: File(),
     "skipped.csv": File(("path", "reason")),
     "thumbnails.webp": File(spare=True),
+    "tiles.json": File(spare=True),
     "tree.json": File(spare=True),
 }
 

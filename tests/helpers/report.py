@@ -8,6 +8,7 @@ from PIL import Image
 
 from deepcluster.groups.tree import Tree
 from deepcluster.report.page import RunData, render
+from deepcluster.report.pictures import thumbnails
 from deepcluster.storage.content import RunRecord
 
 VOID = {"meta", "img", "input"}
@@ -89,7 +90,8 @@ def records(**changes: Any) -> RunData:
     history = [("0", "2", "2.3", "", "", "0.5"), ("1", "1", "2.3", "0.5", "0.4", "0.4")]
     history.append(("2", "0", "2.3", "1", "0.2", "0.3"))
     record = {"images": "Holidays", "location": "", "seed": 0} | changes.pop("run", run)
-    arguments: dict[str, Any] = {"record": RunRecord.from_json(record), "clusters": rows, "picture": picture}
+    arguments: dict[str, Any] = {"record": RunRecord.from_json(record), "clusters": rows}
+    arguments["thumbnails"] = thumbnails(changes.pop("picture", picture))
     arguments["history"] = [dict(zip(columns, cells, strict=True)) for cells in history]
     arguments |= {"metrics": {}, "skipped": []} | changes
     if "summary" not in arguments:

@@ -12,10 +12,15 @@ function gather({groups, merges, sizes}) {
   $("#cluster-list").prepend(...gathered.map(inside => {
     const each = Math.max(1, Math.floor(MANY / inside.length));
     const pictures = inside.flatMap(number => $$(".sheet img", cards.get(number)).slice(0, each)).slice(0, MANY);
-    const about = [images(inside.reduce((sum, number) => sum + sizeOf(number), 0)), inside.map(nameOf).filter(Boolean).join(t(", "))];
+    const about = element("span", {className: "quiet"});
+    const tellNames = () => {
+      about.textContent = [images(inside.reduce((sum, number) => sum + sizeOf(number), 0)), inside.map(nameOf).filter(Boolean).join(t(", "))].filter(Boolean).join(" · ");
+    };
+    tellNames();
+    whenEdited.push(tellNames);
     const list = element("div", {className: "cards"}, ...inside.map(number => cards.get(number)));
     return element("details", {className: "group"}, element("summary", {}, element("span", {className: "call"}, t("{0} clusters", inside.length)),
-      element("span", {className: "quiet"}, about.filter(Boolean).join(" · ")), element("span", {className: "row"}, ...pictures.map(image => image.cloneNode()))), list);
+      about, element("span", {className: "row"}, ...pictures.map(image => image.cloneNode()))), list);
   }));
   $("#open-all").hidden = false;
   $(".plausible")?.removeAttribute("open");

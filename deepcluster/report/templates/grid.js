@@ -31,7 +31,7 @@ const withName = (text, number) => text + (nameOf(number) ? ` · ${nameOf(number
 const titleOf = number => withName(t("Cluster {0}", number), number);
 const callOf = number => withName(t("cluster {0}", number), number);  /* inside a sentence */
 const shortOf = number => withName(String(number), number);
-const hintsOf = number => cards.has(number) ? $$(".hints [data-chinese]", cards.get(number)).map(hint => hint.textContent) : [];
+const hintsOf = number => cards.has(number) ? $$(".hints:not([hidden]) [data-chinese]", cards.get(number)).map(hint => hint.textContent) : [];
 const perhaps = number => hintsOf(number).slice(0, 1).map(hint => ` · ${t("perhaps")} ${hint}`).join("");
 
 const pathOf = i => imageData.folders[imageData.folder[i]] + imageData.names[i];
@@ -51,6 +51,17 @@ function tick(list, on = null) {
   if (on === null) ticked.clear();
   for (const i of list) if (on === false) ticked.delete(i); else ticked.add(i);
   whenTicked.forEach(call => call());
+}
+
+/* Set while one list after another is checked. */
+let isChecking = false;
+
+/* In this mode a click anywhere on a picture selects it, as a finger needs it. */
+let isSelecting = false;
+
+function select(on) {
+  isSelecting = on;
+  $("#images-select").setAttribute("aria-pressed", on);
 }
 
 /* A list of pictures of which only those in sight exist. Arrows walk, Space selects, Enter enlarges. */
@@ -112,7 +123,7 @@ function makeGrid(scroller, side) {
     if (!tile) return;
     const k = Number(tile.dataset.place);
     if (event.shiftKey) tick(range(from, k), true);
-    else if (event.ctrlKey || event.metaKey || event.target.matches(".tick")) {
+    else if (isSelecting || event.ctrlKey || event.metaKey || event.target.matches(".tick")) {
       tick([list[k]], !ticked.has(list[k]));
       from = k;
     } else openOne(list[k], list);
@@ -189,7 +200,8 @@ async function openImages(source, title, total, back = () => {}, keepTicked = fa
   gridSource = {source, title, total, back};
   if (!keepTicked) tick([]);
   $("#moved").textContent = "";
-  $("#images").showModal();
+  $("#images").classList.toggle("checking", isChecking);
+  if (!$("#images").open) $("#images").showModal();
   fill();
   grid.focus();
 }
@@ -206,6 +218,8 @@ function fill(keep = false) {
 
 whenEdited.push(() => fill(true));
 $("#images-order").addEventListener("change", () => fill());
+$("#images-select").addEventListener("click", () => select(!isSelecting));
+select(matchMedia("(pointer: coarse)").matches);
 $("#images-close").addEventListener("click", () => $("#images").close());
 $("#images").addEventListener("close", () => {
   const {back} = gridSource;

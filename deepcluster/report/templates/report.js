@@ -160,6 +160,8 @@ for (const place of $$(".thumb")) place.append(picture(Number(place.dataset.tile
 
 //= grid.js
 //= edits.js
+//= regroup.js
+//= moves.js
 //= gather.js
 //= teach.js
 //= served.js
@@ -214,7 +216,7 @@ function arrange() {
     if (group) group.hidden = inside.every(card => card.hidden);
     if (group && wanted) group.open = true;
   }
-  $("#filtered").textContent = wanted ? t("{0} of {1}", found, cards.size) : "";
+  $("#filtered").textContent = !wanted ? "" : found ? t("{0} of {1}", found, cards.size) : t("No cluster is called {0}", $("#filter").value.trim());
 }
 
 $("#open-all")?.addEventListener("click", () => $$(".group").forEach(group => { group.open = true; }));
@@ -258,7 +260,7 @@ function groups(tree) {
 
   /* A group that is a cluster now has that one's picture, which is larger than those on the sheet. */
   function face(node, kind, own) {
-    const medoid = kind === "same" && cards.has(own[0]) ? $(".medoid img", cards.get(own[0])) : null;
+    const medoid = kind === "same" && cards.has(own[0]) ? $(".sheet img", cards.get(own[0])) : null;
     return medoid ? element("img", {src: medoid.src, alt: "", className: "picture"}) : picture(tree.medoids[node], 88);
   }
 
@@ -301,6 +303,7 @@ function groups(tree) {
     update(Number(target.value));
   });
   update();
+  whenEdited.push(() => update());
 }
 
 if (data.tree && $("#k")) groups(data.tree);
@@ -336,10 +339,15 @@ addEventListener("scroll", () => explained && explain(null), {passive: true});
 
 /* ---- keys ------------------------------------------------------------------------------------------------------- */
 
+/* Letters typed ahead, while the page was loaded, are no commands. */
+let isFresh = true;
+setTimeout(() => { isFresh = false; }, 500);
+
 $("#help-open").addEventListener("click", () => $("#help").showModal());
 document.addEventListener("keydown", event => {
   if (document.body.inert) return;
   const field = event.target.matches("input:not([type=radio], [type=range], [type=checkbox]), select, textarea");
+  if (isFresh && event.key.length === 1 && !field) return event.preventDefault();
   if (event.key === "z" && (event.ctrlKey || event.metaKey) && !field && data.served) {
     event.preventDefault();
     return takeBack();
@@ -352,13 +360,19 @@ document.addEventListener("keydown", event => {
   }
   if (event.key === "?") return $("#help").showModal();
   if (event.key === "Escape" && $("#map")?.classList.contains("shown")) return mapped?.clear();
-  /* The title of a button is its key. */
-  const button = [$(".bar"), minded].map(place => place && $(`button[title="${CSS.escape(event.key)}"]`, place)).find(found => found?.offsetParent);
+  /* The title of a button or field is its key. */
+  const button = [$(".bar"), minded].map(place => place && $(`[title="${CSS.escape(event.key)}"]`, place))
+    .find(found => found && !found.hidden && (found.closest(".menu") ?? found).offsetParent);
   const by = $("#clusters").classList.contains("shown") && {j: 1, k: -1}[event.key];
-  if (button) button.click();
+  if (button?.matches("input")) button.select();
+  else if (button) button.click();
   else if (by) step(by);
   else return;
   event.preventDefault();
+});
+
+document.addEventListener("click", event => {
+  for (const menu of $$(".menu[open]")) if (!menu.contains(event.target) || event.target.closest("button")) menu.removeAttribute("open");
 });
 
 tick([]);

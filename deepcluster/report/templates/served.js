@@ -5,36 +5,42 @@ const post = (action, request, signal) => fetch(action, {
   method: "POST", signal, headers: {"Content-Type": "application/json"}, body: JSON.stringify({version: data.served.version, ...request}),
 });
 
-/* Change the run, or sort it into folders. */
-async function send(action, request = {}) {
-  if (document.body.inert) return;
-  document.body.inert = true;
-  $$("dialog[open]").forEach(dialog => dialog.close());
-  tellPending();
-  tell({apply: t("Applying…"), undo: t("Taking back…"), export: t("Sorting…"), recut: t("Cutting into {0} clusters…", request.k), teach: t("Applying…")}[action]).classList.add("busy");
+/* Let the server make a change, and return if it has. */
+async function send(made) {
+  const {action, words, standing, told, stays, ...request} = made;
   try {
-    const answer = await post(action, request);
-    const {said, error, outdated, sorted} = await answer.json();
+    const answer = await post(action, words ? {edits: {schema_version: 1, cut: data.cut, ...words}} : request);
+    const {said, error, outdated, sorted, state} = await answer.json();
+    isOld ||= outdated;
+    if (!answer.ok) {
+      if (stays) teacher.close();
+      tell(error);
+      return false;
+    }
+    Object.assign(data.served, state);
+    const changed = said.match(/[\d,]+ images? changed their cluster/)?.[0] ?? said;  /* the list was seen before */
+    const chinese = {apply: `${t("Applied.")}${inWords(said.replace(/^.*?: /, ""))}`, undo: t("Taken back."), redo: t("Made again."), recut: t("Cut into {0} clusters.", made.k), teach: translated([changed]).join("")};
+    const text = told || (isChinese ? chinese[action] ?? said : changed);
     if (sorted) {
       sessionStorage.setItem("sorted", JSON.stringify({...sorted, at: new Date().toLocaleTimeString([], {timeStyle: "short"})}));
       $("#told").hidden = true;
       tellSorted();
-    } else if (answer.ok) {
-      const changed = said.match(/[\d,]+ images? changed their cluster/)?.[0] ?? said;  /* the list was seen before */
-      const chinese = {apply: `${t("Applied.")}${inWords(said.replace(/^.*?: /, ""))}`, undo: t("Taken back."), recut: t("Cut into {0} clusters.", request.k), teach: translated([changed]).join("")};
-      const after = {told: isChinese ? chinese[action] ?? said : changed, targets: action === "apply" ? targets : []};
-      if (action === "teach") {
-        after.teaching = current === answered;
+    } else if (stays && teacher.open) stays(state, text);
+    else {
+      if (state.cut !== data.cut) {
         current.clear();
+        reload({told: text, standing: standing ?? [], merged: words?.merge, targets: action === "apply" ? targets : []});
+        return true;
       }
-      return reload(after);
-    } else tell(error);
-    isOld ||= outdated;
+      tellDone(text);
+      showTexts();
+    }
+    document.body.inert = unsent.some(other => other !== made && !isText(other) && !other.stays);
+    return true;
   } catch {
     tell([SILENT, ...(pendingCount() ? [t("Repeat there what is pending here: this page keeps it until you close it.")] : [])].join(" "));
+    return false;
   }
-  document.body.inert = false;
-  tellPending();
 }
 
 /* The choices of the dialog are in a cookie, because the next server has another port. */
@@ -62,7 +68,7 @@ function openSorting(best = false) {
     };
     if ($("[name=copies]:checked").value) sorting.mode = "copy";
     document.cookie = `${COOKIE}${encodeURIComponent(JSON.stringify({...sorting, run: data.run}))}; Max-Age=31536000; SameSite=Strict; Path=/`;
-    send("export", {sorting});
+    change({action: "export", sorting});
   };
   dialog.showModal();
   $("[value=sort]", dialog).focus();
@@ -97,6 +103,12 @@ function tell(text) {
   return told;
 }
 
+function tellDone(text) {
+  const back = element("button", {type: "button"}, t("Undo"));
+  back.addEventListener("click", takeBack);
+  tell(text).append(...(data.served.done.length ? [" ", back] : []));
+}
+
 function offerReload() {
   isOld = true;
   tellPending();
@@ -105,12 +117,12 @@ function offerReload() {
 /* Load the page again: what it showed, and what is new, stays in the tab. */
 const remain = page => sessionStorage.setItem("page", JSON.stringify(page));
 
-function reload(after = {}) {
+function reload({merged = [], ...after} = {}) {
   isLeaving = true;
   const opened = [...cards.keys()].filter(number => cards.get(number).closest(".group")?.open), number = minded && Number(minded.dataset.number);
   remain({
-    opened, targets, answers: [...answered], cut: data.cut, follow: $("#follow").checked, standing: [...standing, ...pending?.standing ?? []],
-    minded: pending?.words.merge?.find(merged => merged.includes(number))?.[0] ?? number, ...after,
+    opened, targets, moved: lastMoved, answers: [...answered], cut: data.cut, follow: $("#follow").checked,
+    minded: merged.find(numbers => numbers.includes(number))?.[0] ?? number, ...after, standing: [...standing, ...after.standing ?? []],
   });
   location.reload();
 }
@@ -131,32 +143,26 @@ async function checkAge(url) {
   offerReload();
 }
 
-tellPending();
 $("#into-folders").addEventListener("click", () => openSorting());
 $("#keep-best")?.addEventListener("click", () => openSorting(true));
 tellSorted();
 const lastPage = JSON.parse(sessionStorage.getItem("page") || "{}");
-remain({...lastPage, minded: null, told: "", teaching: false});
+remain({...lastPage, minded: null, told: ""});
 for (const number of lastPage.opened ?? []) cards.get(number)?.closest(".group")?.setAttribute("open", "");
 $("#follow").checked = lastPage.follow;
 for (const [row, answer] of lastPage.cut === data.cut ? lastPage.answers : []) answered.set(row, answer);
 targets.push(...(lastPage.targets ?? []).filter(number => base.has(number)));
 nextTarget = targets.length % 9;
 tellTargets();
-if (lastPage.told) {
-  const back = element("button", {type: "button"}, t("Undo"));
-  back.addEventListener("click", takeBack);
-  tell(lastPage.told).append(...(data.served.done.length ? [" ", back] : []));
-}
-if (lastPage.teaching) openTeach();
+if (lastPage.told) tellDone(lastPage.told);
 $("#told").addEventListener("click", () => { $("#told").hidden = true; });
 
 /* ---- another number of groups, on the page of a server ------------------------------------------------------------- */
 
 function recutInto(k) {
-  if (isWaiting(pendingCount())) return;
+  if (isWaiting()) return;
   history.replaceState(null, "", "#clusters");  /* the page that comes begins with the new groups */
-  send("recut", {k});
+  change({action: "recut", k});
 }
 
 for (const button of $$("[data-k]")) button.addEventListener("click", () => recutInto(Number(button.dataset.k)));
@@ -175,12 +181,21 @@ function openHistory() {
   if (!done.length) return;
   $("#history-list").replaceChildren(...done.map(([text, tile], i) => element("li", {}, element("button", {type: "submit", value: String(i + 1)},
     picture(tile, 44), element("span", {}, inWords(text) || t("an edit"))))));
-  $("#history-first").value = done.length;
+  const first = $("#history-first");
+  first.textContent = t("Back to the first result…");
+  first.onclick = () => {
+    if (first.value) change({action: "undo", steps: done.length});
+    first.value = "sure";
+    first.textContent = t("Take back all changes: {0}", done.length);
+  };
+  first.value = "";
   $("form", dialog).onsubmit = event => {
-    if (event.submitter.value) send("undo", {steps: Number(event.submitter.value)});
+    if (event.submitter.value) change({action: "undo", steps: Number(event.submitter.value)});
   };
   dialog.showModal();
 }
 
-$("#history-open").hidden = !data.served.done.length;
 $("#history-open").addEventListener("click", openHistory);
+lastMoved = lastPage.moved ?? null;
+showTexts();
+

@@ -1,14 +1,16 @@
 /* ---- teaching: answers about a few images, which all others follow ------------------------------------------------- */
 
 /* Answers by row, as runs/lesson.py takes them: to questions, or from a list of images. */
-const teacher = $("#teach"), EACH = 10, MAX_SHOWN = 48;
-const answered = new Map(), skipped = new Set(), right = new Set(), asked = [];
-let queue = [], current = answered, within = null, inquiry = new AbortController();
+const teacher = $("#teach"), EACH = 10, MAX_SHOWN = 48, MAX_FACES = 12;
+const answered = new Map(), skipped = new Set(), nameless = new Set(), right = new Set(), asked = [];
+let queue = [], choices = [], after = [], current = answered, within = null, inquiry = new AbortController();
 
 /* Closing the dialog aborts what it asks for: the edit that follows would make this request one of an old page. */
 async function inquire(action, n = EACH) {
   inquiry = new AbortController();
-  const {signal} = inquiry, taught = {within, n, answers: [...current.values()]};
+  const {signal} = inquiry;
+  await working;
+  const taught = {within, n, answers: [...current.values()]};
   const reply = await post(action, {taught}, signal).then(answer => answer.json()).catch(() => ({error: SILENT}));
   if (signal.aborted) return {};
   if (!reply.error) return reply;
@@ -29,6 +31,7 @@ async function fillQueue() {
 
 async function ask() {
   part("ask", t("Looking…"));
+  choices = [];
   if (!queue.length) await fillQueue();
   if (!teacher.open) return;
   if (!queue.length) return review();
@@ -39,15 +42,20 @@ async function ask() {
   question.image.decode().then(() => queue[0] === question && place.replaceChildren(question.image), () => {});
   $("#teach-about").textContent = `${path} · ${t("now in {0}", callOf(cluster))}`;
   const names = [...new Set([...answered.values()].map(({name}) => name))].filter(Boolean).slice(-4);
-  question.choices = [...question.likely.filter(isPresent).slice(0, 9 - names.length), ...names];
-  $("#teach-likely").replaceChildren(...question.choices.map((choice, k) => {
-    const isNew = typeof choice === "string", text = isNew ? choice : nameOf(choice) || callOf(choice);
-    return element("button", {type: "button", value: k, title: text}, isNew ? element("span", {className: "tile"}, "+") : faceOf(choice, 72), element("kbd", {}, k + 1), text);
-  }));
+  offer($("#teach-likely"), [...question.likely.filter(isPresent).slice(0, 9 - names.length), ...names]);
   $("#teach-name").value = "";
   $("[data-teach=review]").disabled = !answered.size;
   $("#teach-names").replaceChildren(...present().map(number => element("option", {value: nameOf(number) || number})));
   teacher.focus();
+}
+
+/* Offer clusters, or new names, by their digits. */
+function offer(place, offered) {
+  choices = offered;
+  place.replaceChildren(...choices.map((choice, k) => {
+    const isNew = typeof choice === "string", text = isNew ? choice : nameOf(choice) || callOf(choice);
+    return element("button", {type: "button", value: k, title: text}, isNew ? element("span", {className: "tile"}, "+") : faceOf(choice, 72), element("kbd", {}, k + 1), text);
+  }));
 }
 
 /* Take an answer, a cluster or a new name; without one the question is skipped. */
@@ -72,58 +80,136 @@ function takeAnswerBack() {
 function openTeach() {
   if (!where) return;
   [current, within] = [answered, null];
-  ask();
+  begin();
+}
+
+/* Ask for the names of clusters without one, the largest first; then for the clusters of images. */
+function begin() {
+  const unnamed = present().filter(number => !nameOf(number) && !nameless.has(number) && imagesOf(number).length);
+  const [number] = unnamed.sort((a, b) => sizeOf(b) - sizeOf(a) || a - b), field = $("#teach-kind-name");
+  if (number === undefined) return ask();
+  part("kind", t("What is this cluster?"));
+  $("#teach-count").textContent = t("{0} without a name", unnamed.length);
+  $("#teach-faces").replaceChildren(...imagesOf(number).sort(orderings.near).slice(0, MAX_FACES).map(i => element("li", {title: pathOf(i)}, picture(tileOf(i), 0))));
+  $("#teach-hints").replaceChildren(...hintsOf(number).map(hint => element("button", {type: "button"}, hint)));
+  field.value = "";
+  field.dataset.number = number;
+  field.focus();
+}
+
+function nameKind(name) {
+  const number = Number($("#teach-kind-name").dataset.number);
+  if (name) nameCluster(number, name);
+  else nameless.add(number);
+  begin();
 }
 
 function part(name, title) {
-  for (const other of ["ask", "review"]) $(`#teach-${other}`).hidden = other !== name;
+  for (const other of ["kind", "ask", "review"]) $(`#teach-${other}`).hidden = other !== name;
   $("#teach-title").textContent = title;
   $("#teach-count").textContent = t("Answers: {0}", current.size);
+  $("#teach-bar").hidden = name !== "ask";
+  $("#teach-bar").value = current.size % EACH;
   if (!teacher.open) teacher.showModal();
 }
 
 async function review() {
   if (!current.size) return teacher.close();
   part("review", t("Looking…"));
+  choices = [];
   $("#teach-moves").replaceChildren();
-  const {moves, after, names, quality} = await inquire("preview");
+  const {moves, names, quality, ...placed} = await inquire("preview");
   if (!moves) return;
+  ({after} = placed);
   const count = moves.reduce((sum, [, , some]) => sum + some, 0), called = number => names[number] || t("cluster {0}", number);
   $("#teach-title").textContent = t("{0} would move", images(count));
-  $("#teach-quality").replaceChildren(...(isChinese ? translated([quality]) : [quality]));
+  $("#teach-progress").textContent = isChinese ? translated([quality]).join("") : quality;
   $("#teach-moves").replaceChildren(...moves.map(([from, to, some]) => {
-    const shown = [...where.keys()].filter(i => imageData.numbers[imageData.cluster[i]] === from && after[i * imageData.step] === to).slice(0, MAX_SHOWN);
-    const faces = shown.map(i => element("label", {title: pathOf(i)}, element("input", {type: "checkbox", value: `${i * imageData.step} ${from}`, ariaLabel: pathOf(i)}), picture(tileOf(i), 64)));
+    const shown = [...where.keys()].filter(i => home[i] === from && after[i * imageData.step] === to).slice(0, MAX_SHOWN);
+    const faces = shown.map(i => element("label", {title: pathOf(i)}, element("input", {type: "checkbox", value: `${i} ${from} ${to}`, ariaLabel: pathOf(i)}), picture(tileOf(i), 64)));
     const rest = some > shown.length ? [t("and {0} more", grouped(some - shown.length))] : [];
     return element("li", {}, element("strong", {}, `${called(from)} → ${called(to)} · ${images(some)}`), element("span", {className: "row"}, ...faces, ...rest));
   }));
-  $("[data-teach=more]").hidden = current !== answered;
+  offerPlaces();
+  $("#teach-review [data-teach=more]").hidden = current !== answered;
   $("[data-teach=only]").hidden = current === answered || !movesNow().length;
   $("[data-teach=apply]").focus();
 }
 
+/* The ticked images of a preview, with their clusters before and after. */
+const wrong = () => $$("#teach-moves :checked").map(input => input.value.split(" ").map(Number));
+
+/* The clusters that ticked images may belong to. */
+function offerPlaces() {
+  const near = wrong().flatMap(([, from, to]) => [from, ...base.get(to)?.near ?? []]), goals = new Set(wrong().map(([, , to]) => to));
+  offer($("#teach-places"), [...new Set(near)].filter(number => isPresent(number) && !goals.has(number)).slice(0, 9));
+  for (const act of ["not", "move"]) $(`[data-teach=${act}]`).disabled = !near.length;
+}
+
+function placeWrong(cluster = null) {
+  for (const [i, from] of wrong()) current.set(i * imageData.step, {path: i * imageData.step, cluster: cluster ?? from});
+  review();
+}
+
 const teach = {
   close: () => teacher.close(), only: () => teacher.close(), skip: () => give(), back: takeAnswerBack, more: ask, review,
-  apply: () => send("teach", {taught: {within, answers: [...current.values()]}}),
-  not: () => {
-    for (const [path, cluster] of $$(":checked", teacher).map(input => input.value.split(" ").map(Number))) current.set(path, {path, cluster});
-    review();
+  pass: () => nameKind(""), not: () => placeWrong(),
+  move: () => choose({
+    title: t("Move {0} to", images(wrong().length)), hint: "", others: present(), made: nextFree(), like: wrong()[0][1],
+    alike: wrong().flatMap(([i]) => alikeOf(i)), done: placeWrong, back: () => {},
+  }),
+  apply: () => {
+    change({action: "teach", taught: {within, answers: [...current.values()]}, stays: current === answered && goOn});
+    if (current === answered) part("ask", t("Applying…"));
   },
 };
 
+/* The images are where the preview said. Their cards are drawn when the dialog is closed. */
+let taught = "";
+
+function goOn({clusters}, text) {
+  taught = text;
+  lastMoved = home.filter((number, i) => number !== after[i * imageData.step]).length;
+  for (const i of home.keys()) home[i] = where[i] = after[i * imageData.step];
+  sizes.clear();
+  for (const cluster of clusters) {
+    base.set(cluster.number, Object.assign(base.get(cluster.number) ?? {}, cluster));
+    sizes.set(cluster.number, cluster.size);
+  }
+  answered.clear();
+  asked.length = queue.length = 0;
+  showTexts();
+  begin();
+}
+
 teacher.addEventListener("click", event => {
-  const {dataset, value} = event.target.closest("[data-teach], #teach-likely button") ?? {};
-  if (dataset) teach[dataset.teach]?.() ?? (value && give(queue[0].choices[value]));
+  const button = event.target.closest("button");
+  if (button?.dataset.teach) teach[button.dataset.teach]();
+  else if (button?.closest("#teach-hints")) nameKind(button.textContent);
+  else if (button?.closest(".likely")) takeChoice(button.value);
 });
+$("#teach-moves").addEventListener("change", offerPlaces);
+$("#teach-kind-name").addEventListener("keydown", event => {
+  if (event.key === "Enter" && !event.isComposing) nameKind(plain(event.target.value));
+});
+
+function takeChoice(k) {
+  if (!(k in choices)) return false;
+  if ($("#teach-ask").hidden) placeWrong(choices[k]);
+  else give(choices[k]);
+  return true;
+}
+
 teacher.addEventListener("keydown", event => {
-  if ($("#teach-ask").hidden || !queue.length || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (!$("#teach-kind").hidden || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (/^[1-9]$/.test(event.key) && !event.target.matches("[type=text]") && takeChoice(event.key - 1)) return event.preventDefault();
+  if ($("#teach-ask").hidden || !queue.length) return;
   if (event.target.matches("input")) {
     const text = plain(event.target.value);
     if (event.key === "Enter" && !event.isComposing && text) give(present().find(number => text === nameOf(number) || text === String(number)) ?? text);
     return;
   }
-  const choice = queue[0].choices[event.key - 1];
-  const act = choice !== undefined ? () => give(choice) : {n: () => $("#teach-name").focus(), s: teach.skip, z: teach.back}[event.key];
+  const act = {n: () => $("#teach-name").focus(), s: teach.skip, z: teach.back}[event.key];
   if (!act) return;
   event.preventDefault();
   act();
@@ -132,15 +218,17 @@ teacher.addEventListener("keydown", event => {
 /* Moves whose followers are not wanted are moves alone. */
 teacher.addEventListener("close", () => {
   inquiry.abort();
-  if (current === answered || document.body.inert) return;
+  if (document.body.inert) return;
+  if (data.served.cut !== data.cut) return reload({told: taught});
+  if (current === answered) return;
   [current, within] = [answered, null];
-  applyPending();
+  edit({move: movesNow()});
 });
 
 /* Let images follow the answers of a list of images that has been closed: those that are right, and those that moved, if
    that is wanted. A cluster some of whose images are right and others of another kind is split. */
 function followed() {
-  if (document.body.inert || pending) return false;
+  if (document.body.inert || isStuck) return false;
   const given = [...[...right].map(i => [i * imageData.step, clusterOf(i)]), ...movesNow()];
   const kinds = new Set(given.filter(([row]) => home[row / imageData.step] === within).map(([, cluster]) => cluster));
   if (kinds.size < 2) within = null;

@@ -1,0 +1,122 @@
+/* ---- moves of images, which an open list of images collects --------------------------------------------------------- */
+
+/* The clusters that images were moved to, by the digits that move more there. A new one takes the place of the oldest. */
+const targets = [];
+let nextTarget = 0;
+
+function moveTo(list, target) {
+  list = list.filter(i => where[i] !== target);
+  if (!list.length) return;
+  const told = unsent.length && isWaiting();
+  $("#moved").textContent = told ? told.textContent : t("{0} moved to {1}. Applied when this list is closed.", images(list.length), callOf(target));
+  if (told) return;
+  if (!targets.includes(target)) {
+    targets[nextTarget] = target;
+    nextTarget = (nextTarget + 1) % 9;
+  }
+  past.push(list.map(i => [i, where[i]]));
+  list.forEach(i => put(i, target));
+  refresh();
+  tick([]);
+  settle();
+}
+
+/* Apply what the list of images has collected when it is closed, or ask for what follows from it. */
+function settle() {
+  if (!gridSource && !followed() && movesNow().length) edit({move: movesNow()});
+}
+
+$("#images").addEventListener("close", () => {
+  settle();
+  right.clear();
+});
+
+/* The digits and their clusters, beside each list of images. */
+function tellTargets() {
+  for (const place of $$(".targets")) place.replaceChildren(...targets.map((number, k) => {
+    const button = element("button", {type: "button", value: k + 1, title: titleOf(number)}, faceOf(number, 28), element("kbd", {}, String(k + 1)), ` ${nameOf(number) || callOf(number)}`);
+    button.disabled = !isPresent(number);
+    return button;
+  }));
+}
+whenEdited.push(tellTargets);
+
+/* Move images to a cluster that is asked for. */
+function openMove(list, back = () => {}) {
+  if (!list.length) return;
+  const from = new Set(list.map(clusterOf));
+  choose({
+    title: t("Move {0} to", images(list.length)), hint: imageData.step > 1
+      ? t("Only these images move: the page does not hold all. To change a whole cluster, merge or split it.")
+      : t("The other images of their clusters stay where they are."),
+    others: present().filter(number => !(from.size === 1 && from.has(number))), made: nextFree(), like: [...from][0], alike: list.flatMap(alikeOf),
+    done: target => moveTo(list, target),
+    back,
+  });
+}
+
+/* A digit, or its button, moves the selected images, or the one that is looked at, and the next one takes its place. */
+function toTarget(dialog, place) {
+  const here = dialog.id === "one" ? [one] : grid.at(), all = ticked.size && (dialog.id !== "one" || ticked.has(one));
+  if (!(place in targets) || !isPresent(targets[place])) return;
+  moveTo(all ? [...ticked] : here, targets[place]);
+  if (dialog.id === "one") leaf(1);
+  else if (here.includes(grid.at()[0])) grid.next();  /* a list drawn on the map keeps its images */
+}
+for (const dialog of [$("#images"), $("#one")]) {
+  $(".targets", dialog).addEventListener("click", event => {
+    const button = event.target.closest("button");
+    if (button) toTarget(dialog, button.value - 1);
+    if (button && dialog.id === "images") grid.focus();
+  });
+  dialog.addEventListener("keydown", event => {
+    if (/^[1-9]$/.test(event.key) && !event.target.matches("select") && !event.ctrlKey && !event.metaKey && !event.altKey) toTarget(dialog, event.key - 1);
+  });
+}
+
+Object.assign(withTicked, {
+  move: chosen => openMove(chosen, () => grid && gridSource && grid.focus()),
+  right: chosen => markRight(chosen.length ? chosen : grid.seen()), kind: anotherKind,
+});
+$("#images-undo").addEventListener("click", () => {
+  takeBack();
+  $("#moved").textContent = t("Taken back.");
+  grid.focus();
+});
+$("#one-move").addEventListener("click", () => {
+  const moved = past.length;
+  openMove(ticked.has(one) ? [...ticked] : [one], () => {
+    if (past.length > moved && !document.body.inert) leaf(1);
+    $("#one-close").focus();
+  });
+});
+
+/* ---- check: one list after another, the doubtful images first; a tap marks a wrong one, and a digit moves it ---------- */
+
+let checked = null;
+
+/* The digits are of the clusters most like it. */
+function openCheck(number) {
+  checked = number;
+  isChecking = true;
+  targets.splice(0, targets.length, ...base.get(number).near.filter(isPresent).slice(0, 9));
+  nextTarget = targets.length % 9;
+  tellTargets();
+  $("#images-order").value = "doubt";
+  select(true);
+  openCluster(number);
+}
+
+function checkNext() {
+  const shown = $$(".cluster").map(card => Number(card.dataset.number)).filter(isPresent), next = shown[shown.indexOf(checked) + 1];
+  if (next === undefined) $("#images").close();
+  else openCheck(next);
+}
+
+$("#check-next").addEventListener("click", checkNext);
+$("#images").addEventListener("keydown", event => {
+  if (event.key === "n" && isChecking && !event.target.matches("select")) checkNext();
+});
+$("#images").addEventListener("close", () => { isChecking = false; });
+$("#check-open").addEventListener("click", () => openCheck(Number((minded ?? $(".cluster")).dataset.number)));
+acts.check = openCheck;

@@ -1,0 +1,119 @@
+/* ---- which cluster is meant; merges and splits; on the page of a server ------------------------------------------- */
+
+/* The picture of a cluster. */
+function faceOf(number, side) {
+  const medoid = cards.has(number) ? $(".sheet img", cards.get(number)) : null;
+  const first = medoid || !where ? -1 : where.indexOf(number);
+  return medoid ? element("img", {src: medoid.src, alt: ""}) : first < 0 ? element("span", {className: "tile"}) : picture(tileOf(first), side);
+}
+
+const present = () => [...sizes.keys()].filter(isPresent);
+const nextFree = () => Math.max(firstFree - 1, ...present()) + 1;
+
+/* Ask for a cluster, by its picture, number, name or hint: first those of the images ``alike``, then those like a cluster. */
+function choose({title, hint, others, like, alike = [], made = null, done, back}) {
+  const dialog = $("#merge"), list = $("#merge-list"), filter = $("#merge-filter");
+  $("#merge-title").textContent = title;
+  $("#merge-hint").textContent = hint;
+  const rank = number => ((base.get(like)?.near ?? []).indexOf(number) + 1) || Infinity;
+  const votes = number => alike.filter(i => clusterOf(i) === number).length;
+  others = [...others].sort((a, b) => votes(b) - votes(a) || rank(a) - rank(b) || a - b);
+  const entry = (value, face, text, about) => element("li", {}, element("button", {type: "submit", value: String(value)}, face,
+    element("span", {}, text), element("span", {className: "quiet"}, about)));
+  list.replaceChildren(...(made === null ? [] : [entry(made, element("span", {className: "tile"}, "+"), t("A new cluster"), t("number {0}", made))]),
+    ...others.map(other => entry(other, faceOf(other, 44), titleOf(other) + perhaps(other), images(sizeOf(other)))));
+  const button = other => $(`button[value="${other}"]`, list);
+  const typed = () => plain(filter.value).toLowerCase();
+  const called = other => plain(nameOf(other)).toLowerCase();
+  const isLike = (other, text) => /^\d+$/.test(text) ? String(other).startsWith(text) || called(other).includes(text)
+    : [titleOf(other), ...hintsOf(other)].some(word => word.toLowerCase().includes(text));
+  /* The one cluster that what was typed is the number or the name of, whole or in part. A number is that of a cluster first. */
+  const meant = () => {
+    const text = typed(), word = t("cluster {0}", "").trim(), number = text.startsWith(word) ? text.slice(word.length).trim() : text;
+    if (isPresent(Number(number)) && /^\d+$/.test(number)) return others.find(other => other === Number(number));
+    const named = others.filter(other => text && [called(other), titleOf(other).toLowerCase()].includes(text));
+    const some = named.length ? named : others.filter(other => text && isLike(other, text));
+    return some.length === 1 ? some[0] : undefined;
+  };
+  $("#follow").closest("p").hidden = made === null;
+  filter.value = "";
+  filter.oninput = () => {
+    const text = typed(), one = meant();
+    if (made !== null) button(made).parentElement.hidden = Boolean(text);
+    for (const other of others) {
+      button(other).parentElement.hidden = !isLike(other, text);
+      button(other).classList.toggle("meant", other === one);
+    }
+    if (one !== undefined) list.prepend(button(one).parentElement);
+  };
+  filter.onkeydown = event => {
+    if (event.key !== "Enter") return;
+    event.preventDefault();
+    const one = meant();
+    if (one !== undefined && !event.isComposing) button(one).click();
+  };
+  dialog.onkeydown = event => {
+    const step = {ArrowDown: 1, ArrowUp: -1}[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const stops = [filter, ...$$("li:not([hidden]) button", list)];
+    stops[Math.max(0, Math.min(stops.length - 1, stops.indexOf(document.activeElement) + step))].focus();
+  };
+  $("form", dialog).onsubmit = event => {
+    if (event.submitter.value !== "") done(Number(event.submitter.value));
+  };
+  dialog.onclose = back;
+  dialog.showModal();
+  filter.focus();
+}
+
+function openMerge(number) {
+  const others = present().filter(other => other !== number);
+  if (others.length) choose({
+    title: t("Merge {0} into", callOf(number)), hint: t("It keeps the number of the cluster that you choose."),
+    others, like: number,
+    done: target => edit({merge: [[target, number]]}),
+    back: () => cards.get(number).focus({preventScroll: true}),
+  });
+}
+
+/* The parts inside each of so many groups, the largest first. */
+function partsAt({sizes, merges}, count) {
+  const total = parts => parts.reduce((sum, part) => sum + sizes[part], 0);
+  return [...nodesAt(sizes.length, merges, count).values()].sort((a, b) => total(b) - total(a) || a[0] - b[0]);
+}
+
+/* Merge and split clusters in one edit. The parts take the next numbers, and stand behind their cluster. */
+function regroup(merge, split) {
+  const from = split.flatMap(([number, count]) => Array(count - 1).fill(number));
+  edit({merge, split}, from.map((number, i) => [firstFree + i, number]));
+}
+
+function openSplit(number) {
+  const dialog = $("#split"), slider = $("#split-count"), parts = base.get(number).parts, own = imagesOf(number);
+  $("#split-title").textContent = t("Split {0}", callOf(number));
+  slider.max = parts.sizes.length;
+  slider.value = 2;
+  const update = () => {
+    const count = Number(slider.value);
+    $("#split-value").textContent = count;
+    $("#split-parts").replaceChildren(...partsAt(parts, count).map((inside, i) => {
+      const some = own.filter(image => inside.includes(imageData.part[image])), shown = Math.min(9, some.length);
+      return element("li", {}, element("span", {}, `${i ? firstFree + i - 1 : number}`, element("br"),
+        element("span", {className: "quiet"}, images(inside.reduce((sum, part) => sum + parts.images[part], 0)))),
+      element("span", {className: "row"}, ...Array.from({length: shown}, (_, k) => picture(tileOf(some[Math.floor(k * some.length / shown)]), 44))));
+    }));
+  };
+  slider.oninput = update;
+  $("form", dialog).onsubmit = event => {
+    if (event.submitter.value === "split") regroup([], [[number, Number(slider.value)]]);
+  };
+  dialog.onclose = () => cards.get(number).focus({preventScroll: true});
+  update();
+  dialog.showModal();
+  slider.focus();
+}
+
+for (const [number, card] of cards) $("[data-act=split]", card).hidden = !maySplit(number);
+
+Object.assign(acts, {merge: openMerge, split: openSplit});
