@@ -760,6 +760,7 @@ def test_questions_are_answered_by_keys_and_others_follow_when_that_is_applied(c
         answers = request.value.post_data_json["taught"]["answers"]
         assert len(answers) >= len(given) and sum(answer.get("drawn", False) for answer in answers) >= 2
         about.get_by_text("now in").wait_for()  # the next questions
+        assert page.locator("#teach-progress").inner_text().startswith(f"{len(answers)} answers")
         page.locator("#teach-count").get_by_text("Answers: 0", exact=True).wait_for()
         assert page.locator(".cluster").count() == 3  # the cards are drawn when the dialog is closed
         with page.expect_navigation():
@@ -811,6 +812,36 @@ def test_images_that_move_or_are_right_teach_the_others(copied: Path, browser: A
         page.locator("#told").get_by_text("1 image moved").wait_for()
         assert len(previews) == 1
         assert page.locator("#follow").is_checked()
+
+
+def test_doubtful_images_of_one_cluster_after_another_are_checked(copied: Path, browser: Any) -> None:
+    """A click marks a wrong image, a digit moves it, N is the next cluster; all is applied at the end."""
+    before = {row["path"].removeprefix("./"): row for row in rows(copied / "clusters.csv")}
+    with opened(browser, serving(copied), originals=1, loads=2) as page:
+        press(page, "j", "c")
+        moved = {}
+        for number in range(3):
+            page.locator("#images-title").get_by_text(f"Cluster {number}").wait_for()
+            wrong = page.locator("#images-grid .tile-of").first
+            path = wrong.get_attribute("title")
+            assert float(before[path]["margin"]) == min(
+                float(row["margin"]) for row in before.values() if row["cluster"] == str(number)
+            )
+            wrong.click(position={"x": 40, "y": 40})  # not on its corner alone
+            targets = page.locator("#images .targets button")
+            moved[path] = targets.first.inner_text().split()[-1]
+            page.keyboard.press("1")
+            page.locator("#moved").get_by_text("1 image moved").wait_for()
+            page.keyboard.press("n")
+        page.locator("#told").get_by_text("3 images moved").wait_for()
+        after = {row["path"].removeprefix("./"): row["cluster"] for row in rows(copied / "clusters.csv")}
+        assert {path: after[path] for path in moved} == moved
+
+
+def test_an_empty_filter_says_so(run: Path, browser: Any) -> None:
+    with opened(browser, run / "report.html") as page:
+        page.locator("#filter").fill("zzz")
+        assert page.locator("#filtered").inner_text() == "No cluster is called zzz"
 
 
 def test_a_file_leads_the_browser_to_the_server(copied: Path, browser: Any) -> None:

@@ -67,8 +67,7 @@ function showTexts() {
 }
 
 function takeBack() {
-  if (isText(unsent.at(-1) ?? {}) && (!isBusy || unsent.length > 1)) unsent.pop();
-  else if (unsent.length && !isBusy) unsent.pop();
+  if (isBusy ? unsent.length > 1 && isText(unsent.at(-1)) : unsent.length) unsent.pop();
   else if (past.length) past.pop().forEach(([i, number]) => put(i, number));
   else if (!gridSource && (unsent.length || data.served.done.length)) return change({action: "undo"});
   isStuck &&= pendingCount() > 0;

@@ -7,9 +7,9 @@ const post = (action, request, signal) => fetch(action, {
 
 /* Let the server make a change, and return if it has. */
 async function send(made) {
-  const {action, words, standing, told, stays, ...request} = made;
+  const {action, words, standing, told, stays, ...request} = made, {cut} = data.served;
   try {
-    const answer = await post(action, words ? {edits: {schema_version: 1, cut: data.cut, ...words}} : request);
+    const answer = await post(action, words ? {edits: {schema_version: 1, cut, ...words}} : request);
     const {said, error, outdated, sorted, state} = await answer.json();
     isOld ||= outdated;
     if (!answer.ok) {
@@ -27,7 +27,7 @@ async function send(made) {
       tellSorted();
     } else if (stays && teacher.open) stays(state, text);
     else {
-      if (state.cut !== data.cut) {
+      if (state.cut !== cut) {
         current.clear();
         reload({told: text, standing: standing ?? [], merged: words?.merge, targets: action === "apply" ? targets : []});
         return true;
