@@ -6,6 +6,7 @@ import json
 import os
 import re
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,11 @@ from deepcluster.report.page import on_page, script_data
 from deepcluster.report.pictures import THUMBNAIL, pictures, sprite_sheet, thumbnail, tiny_pictures
 from deepcluster.report.sections import MAX_OUTLIERS, confusion, problems, representatives, suggestions
 from deepcluster.runs import page as run_page
-from deepcluster.runs.lesson import Answer, teach
+from deepcluster.runs.change import carry_out
+from deepcluster.runs.lesson import Answer, by_answers
 from deepcluster.runs.page import Shown, _near, report
 from deepcluster.runs.recut import recut
+from deepcluster.runtime.console import Several
 from deepcluster.storage.content import Table
 from deepcluster.storage.run_folder import RunFolder
 from deepcluster.texts import figure, inert
@@ -369,7 +372,7 @@ def test_an_image_is_decoded_for_the_page_once_until_its_file_changes(
     # Pictures that the page lacks are small ones until it is drawn again.
     (run / "tiles.json").unlink()
     decoded.clear()
-    teach(run, [Answer(0, name="owl")], quick=True)
+    carry_out(run, partial(by_answers, [Answer(0, name="owl")]), Several(), quick=True)
     text = (run / "report.html").read_text()
     assert not decoded and "owl" in text and text.count("data:image/webp") > 10
     assert decoded_for()

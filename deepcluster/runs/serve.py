@@ -186,7 +186,7 @@ class _Server(ThreadingTCPServer):
             with log.logged(f"the served report: {action}"):
                 answer = {**act(self.run, action, request, self.sort), "said": _said(log.lines())}
                 answer["state"] = run_folder.read_state(self.run, _state)
-                self.is_quick = True
+                self.is_quick |= action != "export"
         return "application/json", json.dumps(answer).encode()
 
 

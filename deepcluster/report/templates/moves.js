@@ -104,7 +104,8 @@ function openCheck(number) {
   tellTargets();
   $("#images-order").value = "doubt";
   select(true);
-  openCluster(number);
+  const own = () => imagesOf(number).filter(i => home[i] === number);  /* images that were moved here are right */
+  openImages(own, () => titleOf(number), () => own().length * imageData.step, () => cards.get(number)?.focus({preventScroll: true}));
 }
 
 function checkNext() {

@@ -32,6 +32,7 @@ async function fillQueue() {
 async function ask() {
   part("ask", t("Looking…"));
   choices = [];
+  for (const place of ["picture", "about", "likely"]) $(`#teach-${place}`).replaceChildren();
   if (!queue.length) await fillQueue();
   if (!teacher.open) return;
   if (!queue.length) return review();
