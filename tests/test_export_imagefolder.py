@@ -10,12 +10,15 @@ from torchvision.datasets import ImageFolder
 
 from deepcluster.errors import UsageError
 from deepcluster.export import folders, imagefolder
-from deepcluster.export.plan import SUFFIXES
+from deepcluster.export.plan import SUFFIXES, class_folders
 from deepcluster.export.replace import INVENTORY
 from deepcluster.export.split import PARTS, balanced, split
 from deepcluster.flags import read_shares
+from deepcluster.storage.model_config import read_summary
+from deepcluster.storage.run_folder import RunFolder
 from tests.exports import colour, hand_run, photos_run, state, tree, write_image
 from tests.helpers.image_files import talkative
+from tests.helpers.runs import change_record
 from tests.helpers.runs import rows as read
 from tests.tiny import writable
 
@@ -31,20 +34,41 @@ def test_the_folder(tmp_path):
     imagefolder(run, tmp_path / "out")
     assert state(tmp_path / "photos") == before
     assert tree(tmp_path / "out") == [
-        "inventory.csv", "train/000/a-2.png", "train/000/a.png", "train/001/b.png", "train/001/c.png",
+        "README.md", "inventory.csv", "train/001/b.png", "train/001/c.png", "train/beach/a-2.png", "train/beach/a.png",
         "train/metadata.csv",
     ]  # fmt: skip
     assert not any((tmp_path / "out" / path).is_symlink() for path in tree(tmp_path / "out"))
-    assert ImageFolder(tmp_path / "out/train").targets == [0, 0, 1, 1]
+    assert ImageFolder(tmp_path / "out/train").classes == ["001", "beach"]
     same = {"distance": "0.000000", "margin": "0.250000", "is_outlier": "0"}
     # A name that a spreadsheet would run has the same guard as in clusters.csv.
     assert metadata(tmp_path / "out")[0] == {
-        "file_name": "000/a.png", "cluster": "0", "name": "'=beach", "by": "drawn", "junk": "0", **same, "label": "sand"
+        "file_name": "beach/a.png", "cluster": "0", "name": "'=beach", "by": "drawn", "junk": "0", **same,
+        "label": "sand",
     }  # fmt: skip
     files = {row["file_name"]: row["junk"] for row in metadata(tmp_path / "out")}
-    assert files == {"000/a.png": "0", "000/a-2.png": "0", "001/b.png": "1", "001/c.png": "1"}
+    assert files == {"beach/a.png": "0", "beach/a-2.png": "0", "001/b.png": "1", "001/c.png": "1"}
     imagefolder(run, tmp_path / "left", outliers="leave")
-    assert [row["file_name"] for row in metadata(tmp_path / "left")] == ["000/a.png", "001/b.png"]
+    assert [row["file_name"] for row in metadata(tmp_path / "left")] == ["beach/a.png", "001/b.png"]
+
+
+def test_the_card_says_how_the_labels_came_about(tmp_path):
+    by = {"a.png": "drawn", "b.png": "answer", "c.png": "move"}
+    run = photos_run(tmp_path, {f"{name}.png": int(name > "b") for name in "abcde"}, names={0: "owl"}, by=by)
+    change_record(run, quality={"share": 0.9, "low": 0.71, "high": 0.97, "right": 27, "drawn": 30})
+    imagefolder(run, tmp_path / "out")
+    card, model = (tmp_path / "out/README.md").read_text(), read_summary(RunFolder(run))[0]
+    assert "| owl | 2 | 1 | 1 | 0 |" in card and "| 001 | 3 | 0 | 0 | 1 |" in card
+    assert "2 labels are answers of a person (1 about" in card and "1 are moves by hand, the other 2 are" in card
+    assert "71 to 97" in card and model.digest in card and str(model.date) in card
+
+
+def test_classes_have_the_names_of_the_clusters_and_equal_names_share_one():
+    names = ["owl", "owl", "Owl", "a/b", "a:b", "test", "my test", "latest", "Eval_2", "metadata.csv", "..", "003", ""]
+    rows = [{"cluster": f"{number}", "name": name} for number, name in enumerate(names)]
+    assert [*class_folders(rows).values()] == [
+        "owl", "owl", "Owl-2", "a_b", "a_b-2", "'test'", "my 'test'", "latest", "'Eval'_2", "metadata-2.csv", "image",
+        "003", "012",
+    ]  # fmt: skip
 
 
 def clustered(sizes, alike=()):
@@ -112,7 +136,7 @@ def test_a_split_data_set(tmp_path, prints):
     writable(run).write_rows("duplicates.csv", [{"group": 0, "path": path, "distance": 0} for path in alike])
     out = tmp_path / "out"
     prints("export", run, "--to", "imagefolder", "-o", out, "--split", ".5,.2,.3", "-n", "36", "--seed", "3")
-    assert {entry.name for entry in out.iterdir()} == {*PARTS, INVENTORY}
+    assert {entry.name for entry in out.iterdir()} == {*PARTS, INVENTORY, "README.md"}
     for part, size in zip(PARTS, (18, 8, 10), strict=True):
         assert Counter(ImageFolder(out / part).targets) == {0: size // 2, 1: size // 2}
         assert {row["file_name"] for row in read(out / part / "metadata.csv")} == {*tree(out / part)} - {"metadata.csv"}
@@ -121,6 +145,8 @@ def test_a_split_data_set(tmp_path, prints):
     assert len({exported[path] for path in alike} - {""}) == 1
     folders(run, tmp_path / "sorted", split=[0.8, 0.1, 0.1])
     assert {str(Path(path).parent) for path in tree(tmp_path / "sorted")} >= {"test/000-test", "train/_junk/001"}
+    card = (out / "README.md").read_text()
+    assert "| class | train | validation | test |" in card and "| 'test' | 9 | 4 | 5 | 0 | 0 | 0 |" in card
     datasets = pytest.importorskip("datasets")
     loaded = datasets.load_dataset("imagefolder", data_dir=str(out), cache_dir=str(tmp_path / "cache"))
     assert {part: len(rows) for part, rows in loaded.items()} == {"train": 18, "validation": 8, "test": 10}
@@ -144,7 +170,7 @@ def test_datasets_loads_hostile_names(tmp_path):
     for i, path in enumerate(HOSTILE):
         write_image(tmp_path / "test" / "photos" / path, i)
     clusters = {path: i % 3 for i, path in enumerate(HOSTILE)}
-    names = {0: "test", 1: "../train/\n=x"}
+    names = {0: "test", 1: "../train/\n=x", 2: "my eval, [3]*"}
     run = hand_run(tmp_path / "run", str(tmp_path / "test" / "photos"), clusters, names=names, skipped=["x.doc"])
     out = tmp_path / "test" / "val-out"
     imagefolder(run, out)

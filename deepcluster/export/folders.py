@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,20 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster.errors import DataError, DiskError
-from deepcluster.export.plan import DUPLICATE, RunImages, Target, plan, read_run_images
+from deepcluster.export.plan import DUPLICATE, METADATA, RunImages, Target, plan, read_run_images
 from deepcluster.export.replace import INVENTORY, replace_tree, replaceable, replacing, write_inventory
 from deepcluster.export.split import PARTS
 from deepcluster.flags import Sorting
 from deepcluster.images.decode import Undecodable, explain, pillow_limits
+from deepcluster.records import Identity
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import own_sha256
 from deepcluster.runtime.tables import write_csv
-from deepcluster.storage.content import Row
+from deepcluster.storage.content import Row, RunRecord
 from deepcluster.storage.files import check_outside, new_folder, write_whole
-from deepcluster.texts import one_line, plural, some
+from deepcluster.storage.model_config import read_summary
+from deepcluster.storage.run_folder import read_state
+from deepcluster.texts import one_line, plural, quality_text, some
 
-METADATA = "metadata.csv"  # in each part of a data set
+CARD = "README.md"  # of a data set
+DECISIONS = ("answer", "drawn", "move")  # of a person, in the column `by`
 METADATA_COLUMNS = ("file_name", "cluster", "name", "by", "junk", "distance", "margin", "is_outlier")
 MISSING = "missing: "  # begins the `how` of an image that cannot be exported
 
@@ -188,12 +192,36 @@ def _write_metadata(out: Path, targets: Sequence[Target], inventory: Sequence[Ro
             part, _, name = target.place.partition("/")
             about = {**target.row, "file_name": name, "junk": int(target.row["cluster"] in images.junk)}
             rows[f"{part}/{METADATA}"].append({column: about[column] for column in columns})
-    made: list[Row] = []
     for file, content in rows.items():
         write_whole(out / file, partial(write_csv, columns=columns, rows=content))
-        entry = {"path": "", "cluster": "", "name": "", "by": "", "exported_path": file, "how": "metadata"}
-        made.append({**entry, "sha256": own_sha256(out / file)})
-    return made
+    card = _card(rows, *read_state(images.run, lambda run: (run.read_record(), read_summary(run)[0])))
+    write_whole(out / CARD, lambda file: file.write(card))
+    entry = {"path": "", "cluster": "", "name": "", "by": "", "how": "metadata"}
+    return [{**entry, "exported_path": file, "sha256": own_sha256(out / file)} for file in (*rows, CARD)]
+
+
+def _card(metadata: Mapping[str, Sequence[Mapping[str, Any]]], record: RunRecord, model: Identity) -> str:
+    """Return the text about a data set: images per class, how the labels came about, and the estimate of quality."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for file, rows in metadata.items():
+        for row in rows:
+            name = str(row["file_name"]).rpartition("/")[0]
+            counts.update([(name, file.partition("/")[0]), (name, row["by"]), ("", row["by"])])
+    classes = sorted({name for name, _ in counts if name})
+    columns = [*(part for part in PARTS if f"{part}/{METADATA}" in metadata), *DECISIONS]
+    lines = [["class", *columns], ["---"] * (1 + len(columns))]
+    lines += [[name, *(f"{counts[name, column]:,}" for column in columns)] for name in classes]
+    answer, drawn, move, rest = (counts["", word] for word in (*DECISIONS, ""))
+    quality = quality_text(record.quality) if record.quality else "The share of right labels was not estimated."
+    return "\n".join([
+        f"# {plural(sum(map(len, metadata.values())), 'image')} of {len(classes):,} classes\n",
+        *(f"| {' | '.join(line)} |" for line in lines),
+        f"\nThe classes are clusters of DeepCluster {model.version}. {answer + drawn:,} labels are answers of a person"
+        f" ({drawn:,} about images drawn at random), {move:,} are moves by hand, the other {rest:,} are the program's"
+        f" (column `by` of `{METADATA}`).\n",
+        f"{quality} ({model.date})\n",
+        f"Model: {model.digest}\n",
+    ])  # fmt: skip
 
 
 def _say(inventory: Sequence[Row], out: Path, sorting: Sorting, transfer: Transfer, display: Display) -> None:

@@ -1,6 +1,7 @@
 """The plan of a tree of folders: a place for each image, by names that are valid and distinct on every file system."""
 
 import os
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -27,6 +28,11 @@ from deepcluster.texts import one_line
 MAX_NAME_BYTES = 255  # ext4, APFS, NTFS (there UTF-16 units, which are never more)
 MAX_LABEL_BYTES = 100
 MAX_SUFFIX = 20  # characters
+METADATA = "metadata.csv"  # in each part of a data set
+# A word in the name of a folder by which `datasets` finds the split of its images.
+_SPLIT = re.compile(
+    r"(^|[-._ 0-9])(train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?=[-._ 0-9]|$)", re.IGNORECASE
+)
 _FORBIDDEN = set('<>:"/\\|?*')  # on Windows
 
 JUNK = "_junk"
@@ -139,8 +145,9 @@ def plan(images: RunImages, sorting: Sorting) -> list[Target]:
             warn(f"{images.run} has no duplicates.csv: nearly identical images may come into different parts")
         part_of = split_up(wanted, read_shares(sorting.split), images.set_of or {}, sorting.seed)
     first = PARTS[0] if sorting.is_dataset or part_of else ""  # for images that are not at hand
+    classes = class_folders(images.rows) if sorting.is_dataset else {}
     places = distinct([
-        _preferred(row, images, sorting, part_of.get(row["path"], first))
+        _preferred(row, images, sorting, part_of.get(row["path"], first), classes)
         if row["status"] == "ok" and row["path"] not in left
         else ""
         for row in images.rows
@@ -149,14 +156,17 @@ def plan(images: RunImages, sorting: Sorting) -> list[Target]:
     return [Target(row, place, left.get(row["path"], "skipped")) for row, place in pairs]
 
 
-def _preferred(row: Row, images: RunImages, sorting: Sorting, part: str) -> str:
-    """Return the place of an image, if no other one has that name there; ``part``: of the data, the upper folder."""
+def _preferred(row: Row, images: RunImages, sorting: Sorting, part: str, classes: Mapping[str, str]) -> str:
+    """Return the place of an image, if no other one has that name there.
+
+    ``part``: Of the data, the upper folder. ``classes``: The :func:`class_folders` of a data set.
+    """
     name = PurePosixPath(row["path"]).name
     refused = not images.is_file(row)
     if sorting.is_dataset:
         name = plain(name)
         refused |= stem_and_suffix(name)[1].lower() not in SUFFIXES
-        kind, folder = "", cluster_folder(int(row["cluster"]))
+        kind, folder = "", classes[row["cluster"]]
     else:
         apart = APART if sorting.outliers == "separate" and row["is_outlier"] == "1" else ""
         kind = JUNK if row["cluster"] in images.junk else apart
@@ -193,6 +203,19 @@ def cluster_folder(number: int, name: str = "") -> str:
     safe = _replace(name, lambda char: char.isprintable() and char not in _FORBIDDEN)
     label = _shorten(safe.strip(), MAX_LABEL_BYTES).strip(" .")
     return f"{number:03}-{label}" if label else f"{number:03}"
+
+
+def class_folders(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the folders of clusters in a data set: their names, and the numbers of those without; equal names share.
+
+    A word by which `datasets` would take a folder for a split is in quotes.
+    """
+    name_of = {int(row["cluster"]): row["name"] for row in rows if row["cluster"]}
+    label_of = {number: name_of[number] or f"{number:03}" for number in sorted(name_of)}
+    labels = [*dict.fromkeys(label_of.values())]
+    safe = (_SPLIT.sub(r"\1'\2'", _shorten(plain(label), MAX_LABEL_BYTES).rstrip(" .")) for label in labels)
+    folder_of = dict(zip(labels, distinct([METADATA, *safe])[1:], strict=True))  # which is the name of a file there
+    return {str(number): folder_of[label] for number, label in label_of.items()}
 
 
 def plain(name: str) -> str:
