@@ -23,7 +23,7 @@ from deepcluster.clustering.kmeans import means
 from deepcluster.errors import UsageError
 from deepcluster.images import Images, Source, find
 from deepcluster.model import Model
-from deepcluster.report.pictures import THUMBNAIL, data_uri, pictures
+from deepcluster.report.pictures import THUMBNAIL, pictures, thumbnails
 from deepcluster.runs import edits as edits_of_run
 from deepcluster.runs import lesson, page, recut
 from deepcluster.runs.images import images_at_hand
@@ -155,15 +155,15 @@ class OpenedRun(_Base):
         source = self._images_at_hand() if hasattr(self, "run_") else None
         if source is None:
             return str(estimator_html_repr(self))
-        picture = pictures(source, THUMBNAIL)
+        thumbnail = thumbnails(pictures(source, THUMBNAIL))
         distance = self._model.placement(torch.from_numpy(self.embedding_)).distance.numpy()
         sizes = Counter(self.labels_.tolist()).most_common()
         rows = []
         for number, size in sizes[:MAX_SHOWN]:
             members = np.flatnonzero(self.labels_ == number)
             nearest = members[np.argsort(distance[members])]
-            images = filter(None, (picture(self.paths_[row]) for row in nearest[:MEDOIDS]))
-            tags = "".join(f'<img src="{data_uri(image, PICTURE_BYTES, scale=1)}">' for image in images)
+            sources = filter(None, (thumbnail(self.paths_[row], PICTURE_BYTES) for row in nearest[:MEDOIDS]))
+            tags = "".join(f'<img src="{source}">' for source in sources)
             rows.append(f"<p>{escape(self._model.names[number] or f'cluster {number}')} ({size:,})<br>{tags}</p>")
         more = f"<p>{plural(len(sizes) - MAX_SHOWN, 'smaller cluster')}</p>" if len(sizes) > MAX_SHOWN else ""
         return "".join(rows) + more
