@@ -98,8 +98,8 @@ class DeepCluster(OpenedRun):
 
     def __init__(  # noqa: PLR0913 scikit-learn lists each parameter
         self,
-        *,
         n_clusters: int | str | None = "auto",
+        *,
         recipe: str | Path | Mapping[str, Any] = "auto",
         backbone: str | nn.Module | None = None,
         weights: str | Path | None = None,
@@ -338,7 +338,8 @@ class DeepCluster(OpenedRun):
             fitted = "images: X.reshape(-1, H, W)" if is_features else "features: N x D numbers"
             raise UsageError(f"X is {'features' if is_features else 'images'}, and the fit was of {fitted}")
         if is_features:
-            return True, validate_data(self, stacked(X) if is_column(X) else without_torch(X), reset=reset)
+            rows = stacked(X) if is_column(X) else without_torch(X)
+            return True, validate_data(self, rows, reset=reset, ensure_all_finite=False)
         if reset:
             for name in ("n_features_in_", "feature_names_in_"):
                 self.__dict__.pop(name, None)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, get_args
 
-from cyclopts import Group, Parameter, Token, validators
+from cyclopts import Group, Parameter, Token, convert, validators
 
 from deepcluster.errors import UsageError
 from deepcluster.nets.names import MODULE
@@ -34,6 +34,13 @@ def read_n_clusters(_: object, tokens: Sequence[Token]) -> int | None:
     if not re.fullmatch(r"\d{1,12}", text) or int(text) < 2:
         raise ValueError(f"{short(text)} is not a whole number of at least 2, or auto")
     return int(text)
+
+
+def read_form(forms: Any, tokens: Sequence[Token]) -> Any:
+    """Return the form of an export, and refuse one that a run has already."""
+    if tokens[0].value == "csv":
+        raise ValueError("the table is clusters.csv in the run folder: copy it, or choose parquet")
+    return convert(forms, tokens)
 
 
 def check_device(_: object, name: str) -> None:

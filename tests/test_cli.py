@@ -45,6 +45,9 @@ AT_ONCE = {  # answered before anything slow is imported: exit code and words
     "--version": (0, deepcluster.__version__),
     "fit -o new": (2, "IMAGES"),
     "fit --like run --features": (2, "IMAGES"),
+    "update run": (2, "new images"),
+    "export run --to csv -o new": (2, "clusters.csv"),
+    "export run --to cvs -o new": (2, "parquet"),
     "fit photos --lr fast": (2, "--lr"),
     "fit photos --set lrr=1": (2, " lr?"),
     "fit photos --set dims": (2, "OPTION=VALUE"),
@@ -206,6 +209,10 @@ def test_dry_run_writes_nothing_and_takes_the_name_of_a_run_that_exists(finished
     assert "backbone = " in verbose and 'precision = "auto"' not in verbose  # as in recipe.toml of the fit
     assert not (tmp_path / "run").exists()
     prints("fit", photos, "-k", "3", "-o", finished, "--dry-run")
+    mixed = shutil.copytree(photos, tmp_path / "mixed")
+    for name in ("film.mp4", "notes.txt", "image"):
+        (mixed / name).write_text("")
+    assert "51 in" in (said := " ".join(prints("fit", mixed, "--dry-run").split())) and "49 of them images by" in said
 
 
 def test_predict_writes_csv_to_a_file_or_standard_output(finished, photos, tmp_path, monkeypatch, prints, ends):

@@ -90,7 +90,7 @@ def test_clusters_of_the_run_itself(run, photos, evaluated):
     assert evaluated(photos) == evaluated() == figures  # the labels of the fit
 
 
-def test_labels_of_a_table_need_no_images(run, photos, tmp_path, evaluated, ends):
+def test_labels_of_a_table_need_no_images(run, photos, tmp_path, evaluated, ends, prints):
     change_record(run, location=str(tmp_path / "gone"))
     labels = tmp_path / "labels.csv"
     labels.write_text("path,label\nbars/00.png,x\nblob/01.png,y\n")
@@ -99,6 +99,8 @@ def test_labels_of_a_table_need_no_images(run, photos, tmp_path, evaluated, ends
     ends(["evaluate", run, "--labels", "folders"], 3)
     change_record(run, labels=None)
     ends(["evaluate", run], 2)
+    change_record(run, quality={"share": 0.9, "low": 0.71, "high": 0.97, "right": 27, "drawn": 30})
+    assert "71 to 97" in ends(["evaluate", run], 2) and "71 to 97" in prints("doctor", run)
 
 
 @pytest.mark.parametrize(("protocol", "figure"), [("clustering", "acc"), ("knn", "top1_k20")])

@@ -164,7 +164,10 @@ ROW = [1.0, 2.0]
         (np.zeros(5), "shape 5"),
         (np.zeros((0, 4)), "shape 0 x 4"),
         (np.array(["a", "b"]), "<U1"),
-        (np.array([[1, 2], [np.nan, 1], [np.inf, 1]]), "2 of 3"),
+        (
+            np.array([[1, 2], [np.nan, 1], [np.inf, 1]]),
+            "NaN, inf or numbers above 1e+15, in 2 of 3 rows, the first of them row 1",
+        ),
         (np.array([[1e300, 2]]), "1 of 1"),  # not finite in float32
         (np.array([[1e25, 2]]), "1 of 1"),  # nor is its square
         (np.array([[1], [1, 2]], object), "objects"),

@@ -1,6 +1,7 @@
 """Commands about this machine and the recipes."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -18,7 +19,7 @@ from deepcluster.recipe import Recipe, declared, to_toml
 from deepcluster.runtime.console import Terminal, say
 from deepcluster.runtime.machine import versions
 from deepcluster.session import check_run, explained
-from deepcluster.texts import short
+from deepcluster.texts import quality_text, short
 
 
 def recipes(name: str | None = None, /, *, options: bool = False) -> None:
@@ -126,5 +127,7 @@ def doctor(
         print(json.dumps(facts, indent=2, default=asdict))
         return
     for name, value in facts.items():
+        if isinstance(value, Mapping):
+            value = quality_text(value)
         shown = ", ".join(value) or "none" if isinstance(value, list) else "-" if value is None else value
         say(f"{name:17} {f'{value:,}' if type(value) is int else shown}")

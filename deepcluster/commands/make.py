@@ -22,6 +22,7 @@ from deepcluster.runtime.tables import write_csv
 from deepcluster.session import check_run, checked_output, images_for, open_page, print_result, session, typed
 from deepcluster.storage import files
 from deepcluster.storage.edits_file import read_edits
+from deepcluster.texts import one_line
 
 if TYPE_CHECKING:
     from deepcluster.images import Source
@@ -103,8 +104,18 @@ def _fit_source(
         source = find(images, *others)
     check_groups(fit_flags.n_clusters, len(source.paths))
     location = "standard input" if source.location == "-" else source.location
-    terminal.say("Images", f"{len(source.paths):,} in {location}")
+    terminal.say("Images", f"{len(source.paths):,} in {location}{_others(source) if dry_run else ''}")
     return source
+
+
+def _others(source: "Source") -> str:
+    """Return the number of files that are no images, by their suffixes, as the end of a line; "" if there are none."""
+    from deepcluster.images.decode import SUFFIXES, reads_raw
+    from deepcluster.images.source import RAW_SUFFIXES
+
+    known = (*SUFFIXES, "", *(RAW_SUFFIXES if reads_raw() else ()))
+    others = sum(Path(file).suffix.lower() not in known for file in source.files())
+    return f", {len(source.paths) - others:,} of them images by their names" if others else ""
 
 
 def recut(run_: flags.RunArgument, /, *, k: flags.NumberOfClusters, output: flags.Output = flags.OUTPUT) -> None:
@@ -216,7 +227,7 @@ def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: fl
 
 def update(
     run_: flags.RunArgument,
-    images: flags.ImagesArgument,
+    images: flags.ImagesArgument | None = None,
     more_images: flags.MoreImages = (),
     /,
     *,
@@ -229,6 +240,9 @@ def update(
     Example:
         deepcluster update runs/photos new/
     """
+    if images is None:
+        location = one_line(check_run(run_).location)
+        raise UsageError(f"IMAGES is missing: give the folder of the new images (those of the fit were in {location})")
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
         # Without a warning, because `update` refuses an unfinished run.
         source = images_for(run_, images, *more_images, may_be_empty=True)

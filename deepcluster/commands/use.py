@@ -193,7 +193,10 @@ def export(
     run_: flags.RunArgument,
     /,
     *,
-    to: Literal["folders", "imagefolder", "keywords", "parquet", "onnx"],
+    to: Annotated[
+        Literal["folders", "imagefolder", "keywords", "parquet", "onnx"],
+        Parameter(converter=flags.read_form, n_tokens=1),
+    ],
     out: flags.Out,
     sorting: flags.Sorting = flags.SORTING,
     quiet: flags.Quiet = False,

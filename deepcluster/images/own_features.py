@@ -144,7 +144,7 @@ def _checked(array: npt.NDArray[Any], name: str) -> "Tensor":
     bad = torch.nonzero(~(features.abs() <= MAX_FEATURE).all(1)).flatten()
     if len(bad):
         raise DataError(
-            f"{name} has numbers that are not finite, or above {MAX_FEATURE:.0e}, in {len(bad):,} of"
+            f"{name} has NaN, inf or numbers above {MAX_FEATURE:.0e}, in {len(bad):,} of"
             f" {len(features):,} rows, the first of them row {int(bad[0])}: leave these rows out, and their paths, or"
             " scale all"
         )

@@ -24,6 +24,7 @@ from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
 from deepcluster.storage.state import scratch_of
+from deepcluster.texts import quality_text
 
 PROBES: Mapping[str, Callable[..., Iterator[NamedFigure]]] = {"knn": common.knn, "linear": common.linear}
 
@@ -87,7 +88,9 @@ class _Evaluation:
         given = self.request.labels
         spec = given or self.folder.read_record().labels
         if spec is None:
-            how = "--labels folders, or a CSV file of path,label"
+            how = "--labels folders (also for the labels of a named data set), or a CSV file of path,label"
+            if quality := self.folder.read_record().quality:
+                how += f". Your answers say: {quality_text(quality)}"
             raise UsageError(f"{self.request.protocol} needs labels, and the fit had none: {how}")
         return true_labels(str(self.folder.file("clusters.csv")) if of_run and not given else spec, source)
 
