@@ -40,7 +40,7 @@ CHANGES: dict[str, tuple[ChangeOf, Callable[[Path], object]]] = {
     "name": (partial(by_edits, NAME), lambda run: apply(run, NAME)),
     "lesson": (partial(by_answers, ANSWERS), lambda run: teach(run, ANSWERS)),
     "recut": (partial(by_number, 2, Silent()), lambda run: recut(run, 2)),
-    "undo": (partial(by_steps, 2), lambda run: undo(run, count=2)),
+    "undo": (partial(by_steps, 2), lambda run: undo(run, steps=2)),
     "redo": (partial(by_steps, 1, forward=True), redo),
 }
 
@@ -200,23 +200,23 @@ def test_undo_and_redo_are_the_identity_and_no_number_is_given_twice(undrawn: Pa
         given = len(read_run(open_run(undrawn)).model.names)
         done = len(read_steps(open_run(undrawn))[0])
         for number in {min(2, done), done}:
-            undo(undrawn, count=number)
+            undo(undrawn, steps=number)
             assert len(read_run(open_run(undrawn)).model.names) == given
             redo(undrawn)
             if number > 1:
-                redo(undrawn, count=number - 1)
+                redo(undrawn, steps=number - 1)
             assert all_but_dates(undrawn) == after, (kind, number)
         if random.random() < 0.3:
-            undo(undrawn, count=random.randint(1, min(3, done)))
+            undo(undrawn, steps=random.randint(1, min(3, done)))
 
 
 def test_a_new_change_after_an_undo_loses_nothing_that_was_undone(undrawn: Path) -> None:
     run = undrawn
-    undo(run, count=None)
+    undo(run, steps=None)
     names = [f"name {number}" for number in range(3)]
     for number, name in enumerate(names):
         apply(run, Edits(names={number: name}))
-    undo(run, count=2)
+    undo(run, steps=2)
     apply(run, Edits(names={0: "other"}))
     back, forward = read_steps(open_run(run))
     assert not forward and [step.about["done"] for step in back][:5] == [
@@ -226,7 +226,7 @@ def test_a_new_change_after_an_undo_loses_nothing_that_was_undone(undrawn: Path)
         "1 name: name 1",
         "1 name: name 0",
     ]
-    undo(run, count=2)
+    undo(run, steps=2)
     assert [*read_run(open_run(run)).model.names[:3]] == names
 
 

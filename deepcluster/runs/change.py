@@ -170,17 +170,17 @@ def command_of(folder: run_folder.RunFolder, step: str) -> str:
 # ---- steps back and forward -----------------------------------------------------------------------------------------
 
 
-def undo(run: Path, display: Display | None = None, count: int | None = 1, **options: Any) -> Made:
-    """Take back the last ``count`` (None: all) changes by :func:`apply`, :func:`recut` and ``teach``.
+def undo(run: Path, display: Display | None = None, steps: int | None = 1, **options: Any) -> Made:
+    """Take back the last ``steps`` (None: all) changes by :func:`apply`, :func:`recut` and ``teach``.
 
     UsageError if there are not so many. ``options``: Of :func:`carry_out`.
     """
-    return carry_out(run, partial(by_steps, count), Several(display), **options)
+    return carry_out(run, partial(by_steps, steps), Several(display), **options)
 
 
-def redo(run: Path, display: Display | None = None, count: int | None = 1, **options: Any) -> Made:
-    """Make the last ``count`` (None: all) changes again that were taken back. As :func:`undo`."""
-    return carry_out(run, partial(by_steps, count, forward=True), Several(display), **options)
+def redo(run: Path, display: Display | None = None, steps: int | None = 1, **options: Any) -> Made:
+    """Make the last ``steps`` (None: all) changes again that were taken back. As :func:`undo`."""
+    return carry_out(run, partial(by_steps, steps, forward=True), Several(display), **options)
 
 
 def by_steps(count: int | None, folder: run_folder.RunFolder, run: Run, *, forward: bool = False) -> Change:
