@@ -69,7 +69,7 @@ def test_nothing_gets_in(run: Path):
         ),
         *({"name": "x", "place": place} for place in ("elsewhere", "/tmp", "", None)),
         *({"name": "x", key: value} for key, value in (("mode", "move"), ("mode", None), ("duplicates", 1))),
-        *({"name": "x", key: value} for key, value in (("images", "/tmp"), ("out", "/tmp/x"), ("overwrite", ""))),
+        *({"name": "x", key: value} for key, value in (("images", "/tmp"), ("out", "/tmp/x"), ("layout", "dataset"))),
         *({"name": name} for name in (run.name, "x/../y")),
         *({"name": Path(record(run)["location"]).name, "place": "images"}, [], "x", {}),
     ]:
