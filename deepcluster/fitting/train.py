@@ -14,9 +14,12 @@ from deepcluster.runs.page import on_sheet_of, write_nouns
 from deepcluster.runs.result import first_metrics
 from deepcluster.runtime.compute import Stopwatch
 from deepcluster.runtime.console import Display, Silent
+from deepcluster.runtime.log import warn
 from deepcluster.storage.content import RunRecord
 from deepcluster.texts import plural
 
+ROUNDS_TO_LEARN = 3
+MAX_LOSS = 0.95  # of the loss of guessing, after these rounds
 SETTLED = "assignments settled"  # a reason in run.json for the end of the rounds
 
 
@@ -57,6 +60,11 @@ def train(
         row = journal.add(round, seconds)
         journal.save(round.state, network)
         display.round(row, last)
+        if state.round == ROUNDS_TO_LEARN and round.loss > MAX_LOSS * round.chance_loss:
+            warn(
+                f"after {plural(state.round, 'round')} the network learns little (loss {round.loss:.2f}, by chance"
+                f" {round.chance_loss:.2f}): raise --epochs or --lr, or lower --batch-size, for more optimizer steps"
+            )
         watch.start()
     if state.round and recipe.average < 1:
         average_weights(network.body, journal.checkpoints.body(state.round - 1), recipe.average)
