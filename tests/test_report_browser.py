@@ -537,6 +537,14 @@ def test_the_page_speaks_the_language_of_the_browser(run: Path, copied: Path, br
         from_menu(page, 0, "split")
         assert page.evaluate(ENGLISH, KNOWN) == []
         page.keyboard.press("Escape")
+        from_menu(page, 0, "check")
+        page.locator("#images-grid :focus").wait_for()
+        assert page.evaluate(ENGLISH, KNOWN) == []
+        page.keyboard.press("Escape")
+        page.locator("#teach-open").click()
+        assert page.locator("#teach-title").inner_text() == "这一组是什么？"
+        assert page.evaluate(ENGLISH, KNOWN) == []
+        page.keyboard.press("Escape")
         page.get_by_role("tab", name="地图").click()
         page.locator("#legend button").first.click()
         for part in ("label", "distance"):

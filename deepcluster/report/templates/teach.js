@@ -142,7 +142,7 @@ const wrong = () => $$("#teach-moves :checked").map(input => input.value.split("
 
 /* The clusters that ticked images may belong to. */
 function offerPlaces() {
-  const near = wrong().flatMap(([, from, to]) => [from, ...base.get(to)?.near ?? []]), goals = new Set(wrong().map(([, , to]) => to));
+  const near = wrong().flatMap(([i, from, to]) => [from, ...alikeOf(i).map(clusterOf), ...[to, from].flatMap(number => base.get(number)?.near ?? [])]), goals = new Set(wrong().map(([, , to]) => to));
   offer($("#teach-places"), [...new Set(near)].filter(number => isPresent(number) && !goals.has(number)).slice(0, 9));
   for (const act of ["not", "move"]) $(`[data-teach=${act}]`).disabled = !near.length;
 }
