@@ -546,14 +546,18 @@ def test_recut_draws_another_tree_and_keeps_the_map(run: Path, monkeypatch: pyte
 
 
 TEMPLATES = Path(deepcluster.report.__file__).parent / "templates"
-PHRASES = json.loads((TEMPLATES / "phrases.json").read_text(encoding="utf-8"))
+LANGUAGES = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in (TEMPLATES / "phrases").glob("*.json")}
+PHRASES = LANGUAGES["zh"]
 HOLE = re.compile(r"\{\d\}")
 SCRIPTS = "".join(re.sub(r"/\*.*?\*/", "", path.read_text(), flags=re.DOTALL) for path in TEMPLATES.glob("*.js"))
 
 
 def test_every_phrase_has_its_translation():
-    for english, chinese in PHRASES.items():
-        assert chinese.strip() and sorted(HOLE.findall(english)) == sorted(HOLE.findall(chinese)), english
+    script = (TEMPLATES / "report.js").read_text()
+    for language, phrases in LANGUAGES.items():
+        assert phrases.keys() >= PHRASES.keys() and f"{language}:\n//= phrases/{language}.json\n" in script
+        for english, words in phrases.items():
+            assert words.strip() and sorted(HOLE.findall(english)) == sorted(HOLE.findall(words)), english
 
 
 def test_every_text_of_the_scripts_is_a_phrase():

@@ -11,18 +11,20 @@ const data = JSON.parse($("#data").textContent);
 const grouped = new Intl.NumberFormat("en-US").format;
 const images = count => t(count === 1 ? "{0} image" : "{0} images", grouped(count));
 
-/* ---- the language of the browser: English, or Chinese as the phrases have it -------------------------------------- */
+/* ---- the language of the browser: English, or one with a file of phrases ----------------------------------------- */
 
-const phrases = new Map(Object.entries(
-//= phrases.json
-));
-/* Chinese has no plural: a phrase about several things serves for one. */
+const languages = {zh:
+//= phrases/zh.json
+};
+const language = navigator.language.toLowerCase().split("-")[0];
+const phrases = new Map(Object.entries(languages[language] ?? {}));
+const isTranslated = phrases.size > 0;
+/* A phrase about several things serves for one, if a language (Chinese) has no other for it. */
 const phraseOf = key => phrases.get(key)
   ?? phrases.get(key.replace(/(?<=\} (?:junk |unusable )?)(image|cluster|round|name|merge|answer|edit|mark|set|file)\b/g, "$1s"));
-const isChinese = /^zh\b/i.test(navigator.language);
-const t = (text, ...values) => (isChinese && phraseOf(text) || text).replace(/\{(\d)\}/g, (_, i) => values[i]);
+const t = (text, ...values) => (phraseOf(text) || text).replace(/\{(\d)\}/g, (_, i) => values[i]);
 
-/* Return the Chinese nodes of a text in nodes. Its numbers, and the elements, are {0}, {1}, ... of its phrase. */
+/* Return the translated nodes of a text in nodes. Its numbers, and the elements, are {0}, {1}, ... of its phrase. */
 function translated(nodes) {
   const values = [], elements = nodes.filter(node => typeof node !== "string");
   const text = nodes.map(node => typeof node === "string" ? node : "\0").join("").replace(/\s+/g, " ").trim();
@@ -32,7 +34,7 @@ function translated(nodes) {
 
 /* Translate what the templates say. */
 function translate() {
-  document.documentElement.lang = "zh-CN";
+  document.documentElement.lang = language === "zh" ? "zh-CN" : language;
   for (const place of $$("body *")) {
     if (place.closest("[translate=no], script, code, kbd")) continue;
     for (const name of ["title", "aria-label", "placeholder"]) {
@@ -41,9 +43,9 @@ function translate() {
     const nodes = [...place.childNodes].map(node => node.nodeType === Node.TEXT_NODE ? node.data : node);
     if (nodes.some(node => /[A-Za-z]/.test(typeof node === "string" ? node : ""))) place.replaceChildren(...translated(nodes));
   }
-  for (const hint of $$("[data-chinese]:not([data-chinese=''])")) hint.textContent = hint.dataset.chinese;
+  if (language === "zh") for (const hint of $$("[data-chinese]:not([data-chinese=''])")) hint.textContent = hint.dataset.chinese;
 }
-if (isChinese) translate();
+if (isTranslated) translate();
 
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);

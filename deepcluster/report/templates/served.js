@@ -19,8 +19,8 @@ async function send(made) {
     }
     Object.assign(data.served, state);
     const changed = said.match(/[\d,]+ images? changed their cluster/)?.[0] ?? said;  /* the list was seen before */
-    const chinese = {apply: `${t("Applied.")}${inWords(said.replace(/^.*?: /, ""))}`, undo: t("Taken back."), redo: t("Made again."), recut: t("Cut into {0} clusters.", made.k), teach: translated([changed]).join("")};
-    const text = told || (isChinese ? chinese[action] ?? said : changed);
+    const translation = {apply: `${t("Applied.")}${inWords(said.replace(/^.*?: /, ""))}`, undo: t("Taken back."), redo: t("Made again."), recut: t("Cut into {0} clusters.", made.k), teach: translated([changed]).join("")};
+    const text = told || (isTranslated ? translation[action] ?? said : changed);
     if (sorted) {
       sessionStorage.setItem("sorted", JSON.stringify({...sorted, at: new Date().toLocaleTimeString([], {timeStyle: "short"})}));
       $("#told").hidden = true;
@@ -173,7 +173,7 @@ $("#recut-now")?.addEventListener("click", () => recutInto(Number($("#k-number")
 /* The words of a change: "2 names, 1 merge: owl, cat". Names stay as they are. */
 function inWords(text) {
   const [counts, ...names] = text.split(": ");
-  return isChinese ? [counts.split(/[,;] /).map(part => translated([part]).join("")).join(t(", ")), ...names].join("：") : text;
+  return isTranslated ? [counts.split(/[,;] /).map(part => translated([part]).join("")).join(t(", ")), ...names].join("：") : text;
 }
 
 function openHistory() {
