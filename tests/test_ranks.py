@@ -346,6 +346,7 @@ def table(folder: Path) -> dict[str, tuple[Any, ...]]:
         "angles": ([rows, 40], {"spherical": True}),
         "from labels": ([rows, 7], {"start": Share(LABELS)}),
         "from rows": ([rows, 40], {"start": ROWS[:40]}),
+        "from equal rows": ([rows, 3], {"start": ROWS[:1].repeat(3, 1), "iterations": 0}),
         "many rows": ([many, 40],),
     }
     return {
