@@ -27,7 +27,7 @@ from deepcluster.report.charts import training_charts
 from deepcluster.report.hints import above, hints, plain, weighted_nouns
 from deepcluster.report.page import on_page, script_data
 from deepcluster.report.pictures import THUMBNAIL, pictures, sprite_sheet, thumbnail, tiny_pictures
-from deepcluster.report.sections import MAX_OUTLIERS, confusion, problems, representatives, suggestions
+from deepcluster.report.sections import MAX_OUTLIERS, confusion, problems, representatives
 from deepcluster.runs import page as run_page
 from deepcluster.runs.change import carry_out
 from deepcluster.runs.lesson import Answer, by_answers
@@ -220,22 +220,9 @@ def test_hostile_names_are_inert(name: str) -> None:
     assert inert(name) in data["images"]["labels"]
 
 
-def test_another_number_splits_or_joins_the_present_clusters() -> None:
-    # Four pieces: 0 and 2 merge into node 4, 1 and 3 into 5, and both into 6.
-    tree = Tree((0, 1, 0, 1), ((0, 2), (1, 3), (4, 5)), (5, 1, 3, 2, 8, 3, 11), (0, 6, 7, 9, 3, 10, 4))
-    three, two = {"k": 3, "silhouette": 0.5}, {"k": 2, "silhouette": 0.3}
-    candidates = [three, two, {"k": 9}]  # the tree has no nine groups
-    best, other = suggestions(candidates, tree, 11)
-    assert best["about"] == "silhouette 0.500" and other["about"] == "silhouette 0.300"
-    assert best["changes"] == [{"from": [10], "into": [9, 6]}] and not other["changes"] and not best["hidden"]
-    (two_of_three,) = suggestions([two], replace(tree, groups=(0, 1, 0, 2)), 11)
-    assert two_of_three["changes"] == [{"from": [6, 9], "into": []}]
-    many = 2 * sheets.MAX_PICTURES  # every second image has a picture
-    assert suggestions([three], tree, many)[0]["changes"] == [{"from": [5], "into": [-1, 3]}]
-
-
 def test_the_page_says_which_other_numbers_fit() -> None:
-    run = {"candidates": [{"k": 3, "silhouette": 0.5}, {"k": 2, "silhouette": 0.25}]}
+    numbers = (3, 2, 9)  # the tree has no nine groups
+    run = {"candidates": [{"k": k, "silhouette": 0.5} for k in numbers]}
     for shown in (run, {}, run | {"edits": "0123"}):
         _, parsed = page(run=shown, **drawn(40))
         summary = [text for _, text in parsed.all("summary") if "clusters" in text]

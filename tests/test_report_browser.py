@@ -613,6 +613,9 @@ def test_another_number_of_groups_is_one_click(copied: Path, browser: Any) -> No
         told, groups = page.locator("#told"), page.locator(".tabs .count").first
         assert page.locator(".plausible summary").inner_text() == "3 clusters; 5 fits, too"
         page.locator(".plausible summary").click()
+        changes = page.locator(".changes li")  # two clusters more, by the picture of each that splits and of its parts
+        assert all(text.split() == ["splits", "into"] for text in changes.all_inner_texts())
+        assert page.locator(".changes :is(img, canvas)").count() == 2 * changes.count() + 2
         page.get_by_role("button", name="Make 5 clusters").click()
         told.get_by_text("5 clusters of").wait_for()
         assert groups.inner_text() == "5" and shown_part(page) == ["clusters"]

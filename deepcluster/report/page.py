@@ -202,7 +202,7 @@ def _clusters(data: RunData) -> Values:
         "count": len(data.summary),
         "hidden": len(hidden),
         "hidden_images": sum(int(row["size"]) for row in hidden),
-        "suggested": sections.suggestions(candidates, data.tree, len(data.usable)) if data.tree else [],
+        "suggested": sections.suggestions(candidates, data.tree) if data.tree else [],
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import scipy  # the parts at first use: only labels need them
 
-from deepcluster.groups.tree import Tree, nodes_at
+from deepcluster.groups.tree import Tree
 from deepcluster.report.hints import hints, weighted_nouns
 from deepcluster.report.pictures import PICTURE_CHARACTERS, Thumbnails, tile
 from deepcluster.storage.content import Row, Table
@@ -19,7 +19,6 @@ from deepcluster.texts import MAX_NAME, figure, number, percent, short
 
 Values = dict[str, Any]
 IMAGES_OF_CLUSTER = 12  # pictures of a cluster
-MAX_CHANGES = 6  # clusters that another number splits or joins, shown by pictures
 MAX_SKIPPED = 200
 MAX_OUTLIERS = 100
 MAX_SETS = 60  # of near-duplicates
@@ -137,41 +136,13 @@ def _frequent_labels(rows: Table) -> list[tuple[str, str]]:
     ]
 
 
-def suggestions(candidates: Sequence[Mapping[str, Any]], tree: Tree, images: int) -> list[Values]:
-    """Return the candidates of run.json that the merge tree can give, as its cuts, the best first.
-
-    ``changes`` are the present clusters that a cut joins (``into`` is empty) or splits, the largest first, by the
-    positions on the sheet (-1: none) of their medoids; ``hidden`` changes are not shown.
-    """
-    pieces = len(tree.groups)
-    present = nodes_at(pieces, tree.merges, len({*tree.groups}))
-    faces = {tree.groups[inside[0]]: tile(tree.medoids[node], images) for node, inside in present.items()}
-    suggested = []
-    for candidate in candidates:
-        k = int(candidate["k"])
-        if not 1 < k <= pieces:
-            continue
-        about = f"silhouette {figure(candidate['silhouette'])}"
-        joined: list[tuple[int, list[int], list[int]]] = []  # (size, clusters, nodes of their parts)
-        parts: dict[int, list[int]] = {}
-        for node, inside in nodes_at(pieces, tree.merges, k).items():
-            groups = sorted({tree.groups[piece] for piece in inside})
-            if len(groups) > 1:
-                joined.append((tree.sizes[node], groups, []))
-            else:
-                parts.setdefault(groups[0], []).append(node)
-        split = [
-            (sum(tree.sizes[node] for node in nodes), [group], sorted(nodes, key=lambda node: -tree.sizes[node]))
-            for group, nodes in parts.items()
-            if len(nodes) > 1
-        ]
-        changes = sorted([*joined, *split], key=lambda change: (-change[0], change[1]))
-        shown = [
-            {"from": [faces[group] for group in groups], "into": [tile(tree.medoids[node], images) for node in nodes]}
-            for _, groups, nodes in changes[:MAX_CHANGES]
-        ]
-        suggested.append({"k": k, "about": about, "changes": shown, "hidden": len(changes) - len(shown)})
-    return suggested
+def suggestions(candidates: Sequence[Mapping[str, Any]], tree: Tree) -> list[Values]:
+    """Return the candidates of run.json that the merge tree can give, the best first."""
+    return [
+        {"k": int(candidate["k"]), "about": f"silhouette {figure(candidate['silhouette'])}"}
+        for candidate in candidates
+        if 1 < int(candidate["k"]) <= len(tree.groups)
+    ]
 
 
 def problems(skipped: Sequence[Row], clusters: Table, duplicates: Sequence[Row] | None) -> Values:

@@ -43,6 +43,13 @@ const distanceOf = i => imageData.far[i] / 65535 * imageData.farthest;
 const labelOf = i => imageData.label ? imageData.labels[imageData.label[i]] : "";
 const alikeOf = i => imageData.similar ? [...imageData.similar.slice(i * imageData.alike, (i + 1) * imageData.alike)] : [];
 
+/* The picture of a cluster. */
+function faceOf(number, side) {
+  const medoid = cards.has(number) ? $(".sheet img", cards.get(number)) : null;
+  const first = medoid || !where ? -1 : where.indexOf(number);
+  return medoid ? element("img", {src: medoid.src, alt: ""}) : first < 0 ? element("span", {className: "tile"}) : picture(tileOf(first), side);
+}
+
 /* The selected images, whichever grid shows them. */
 const ticked = new Set();
 const whenTicked = [];

@@ -1,12 +1,5 @@
 /* ---- which cluster is meant; merges and splits; on the page of a server ------------------------------------------- */
 
-/* The picture of a cluster. */
-function faceOf(number, side) {
-  const medoid = cards.has(number) ? $(".sheet img", cards.get(number)) : null;
-  const first = medoid || !where ? -1 : where.indexOf(number);
-  return medoid ? element("img", {src: medoid.src, alt: ""}) : first < 0 ? element("span", {className: "tile"}) : picture(tileOf(first), side);
-}
-
 const present = () => [...sizes.keys()].filter(isPresent);
 const nextFree = () => Math.max(firstFree - 1, ...present()) + 1;
 

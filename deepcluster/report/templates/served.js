@@ -165,7 +165,7 @@ function recutInto(k) {
   change({action: "recut", k});
 }
 
-for (const button of $$("[data-k]")) button.addEventListener("click", () => recutInto(Number(button.dataset.k)));
+for (const button of $$("button[data-k]")) button.addEventListener("click", () => recutInto(Number(button.dataset.k)));
 $("#recut-now")?.addEventListener("click", () => recutInto(Number($("#k-number").value)));
 
 /* ---- the list of changes, each of which can be taken back with those after it; on the page of a server -------------- */
