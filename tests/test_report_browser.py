@@ -542,7 +542,7 @@ def test_the_page_speaks_the_language_of_the_browser(run: Path, copied: Path, br
         assert page.evaluate(ENGLISH, KNOWN) == []
         page.keyboard.press("Escape")
         page.locator("#teach-open").click()
-        assert page.locator("#teach-title").inner_text() == "这一组是什么？"
+        assert "什么" in page.locator("#teach-title").inner_text()
         assert page.evaluate(ENGLISH, KNOWN) == []
         page.keyboard.press("Escape")
         page.get_by_role("tab", name="地图").click()

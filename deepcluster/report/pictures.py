@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ class Thumbnail:
 def thumbnails(
     picture: Picture,
     file: Callable[[str], tuple[int, int] | None] = lambda path: None,
-    known: Mapping[str, Thumbnail] | None = None,
+    known: Mapping[str, Thumbnail] = MappingProxyType({}),
     kept: dict[str, Thumbnail] | None = None,
 ) -> Thumbnails:
     """Return a function from a path and a limit of bytes to the source of an img; empty without a picture.
@@ -54,7 +55,7 @@ def thumbnails(
 
     def source(path: str, limit: int) -> str:
         state = file(path)
-        made = (known or {}).get(path)
+        made = known.get(path)
         if not made or made.file != state or not len(made.webp) * 3 // 4 <= limit <= made.most:
             if (image := picture(path)) is None:
                 return ""

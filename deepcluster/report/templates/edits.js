@@ -103,7 +103,7 @@ let lastMoved = null;
 function tellProgress() {
   const {answers, quality, right} = data.served;
   const told = [...(answers ? [t(answers === 1 ? "{0} answer" : "{0} answers", grouped(answers))] : []),
-    ...(lastMoved === null ? [] : [t("{0} moved by the last ones", images(lastMoved))]), ...(quality ? [isTranslated ? translated([quality]).join("") : quality] : [])];
+    ...(lastMoved === null ? [] : [t("{0} moved by the last ones", images(lastMoved))]), ...(quality ? [translated([quality]).join("")] : [])];
   $("#progress-text").textContent = $("#teach-progress").textContent = told.join(" · ");
   $("#progress progress").hidden = right === null;
   $("#progress progress").value = right ?? 0;

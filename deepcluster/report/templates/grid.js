@@ -60,8 +60,7 @@ function tick(list, on = null) {
   whenTicked.forEach(call => call());
 }
 
-/* Set while one list after another is checked. */
-let isChecking = false;
+let checked = null;  /* the cluster whose list is checked, one after another */
 
 /* In this mode a click anywhere on a picture selects it, as a finger needs it. */
 let isSelecting = false;
@@ -207,7 +206,7 @@ async function openImages(source, title, total, back = () => {}, keepTicked = fa
   gridSource = {source, title, total, back};
   if (!keepTicked) tick([]);
   $("#moved").textContent = "";
-  $("#images").classList.toggle("checking", isChecking);
+  $("#images").classList.toggle("checking", checked !== null);
   if (!$("#images").open) $("#images").showModal();
   fill();
   grid.focus();

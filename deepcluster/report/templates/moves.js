@@ -93,12 +93,9 @@ $("#one-move").addEventListener("click", () => {
 
 /* ---- check: one list after another, the doubtful images first; a tap marks a wrong one, and a digit moves it ---------- */
 
-let checked = null;
-
 /* The digits are of the clusters most like it. */
 function openCheck(number) {
   checked = number;
-  isChecking = true;
   targets.splice(0, targets.length, ...base.get(number).near.filter(isPresent).slice(0, 9));
   nextTarget = targets.length % 9;
   tellTargets();
@@ -116,8 +113,8 @@ function checkNext() {
 
 $("#check-next").addEventListener("click", checkNext);
 $("#images").addEventListener("keydown", event => {
-  if (event.key === "n" && isChecking && !event.target.matches("select")) checkNext();
+  if (event.key === "n" && checked !== null && !event.target.matches("select")) checkNext();
 });
-$("#images").addEventListener("close", () => { isChecking = false; });
+$("#images").addEventListener("close", () => { checked = null; });
 $("#check-open").addEventListener("click", () => openCheck(Number((minded ?? $(".cluster")).dataset.number)));
 acts.check = openCheck;

@@ -72,7 +72,7 @@ function groups(tree) {
     list.append(...sorted.slice(0, MAX_CHANGES).map(({own, nodes}) => {
       const now = pictures(own.map(number => faceOf(number, 40)));
       const words = nodes.length ? ["splits ", now, " into ", pictures(nodes.map(node => picture(tree.medoids[node], 40)))] : ["joins ", now];
-      return element("li", {}, ...(isChinese ? translated(words) : words));
+      return element("li", {}, ...translated(words));
     }), sorted.length > MAX_CHANGES ? t("and {0} more", sorted.length - MAX_CHANGES) : "");
   }
 

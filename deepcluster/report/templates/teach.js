@@ -124,7 +124,7 @@ async function review() {
   ({after} = placed);
   const count = moves.reduce((sum, [, , some]) => sum + some, 0), called = number => names[number] || t("cluster {0}", number);
   $("#teach-title").textContent = t("{0} would move", images(count));
-  $("#teach-progress").textContent = isTranslated ? translated([quality]).join("") : quality;
+  $("#teach-progress").textContent = translated([quality]).join("");
   $("#teach-moves").replaceChildren(...moves.map(([from, to, some]) => {
     const shown = [...where.keys()].filter(i => home[i] === from && after[i * imageData.step] === to).slice(0, MAX_SHOWN);
     const faces = shown.map(i => element("label", {title: pathOf(i)}, element("input", {type: "checkbox", value: `${i} ${from} ${to}`, ariaLabel: pathOf(i)}), picture(tileOf(i), 64)));
