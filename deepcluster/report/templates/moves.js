@@ -95,6 +95,7 @@ $("#one-move").addEventListener("click", () => {
 
 /* The digits are of the clusters most like it. */
 function openCheck(number) {
+  if (!where) return;
   checked = number;
   targets.splice(0, targets.length, ...base.get(number).near.filter(isPresent).slice(0, 9));
   nextTarget = targets.length % 9;
