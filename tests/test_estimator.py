@@ -194,7 +194,7 @@ def test_features_have_the_paths_of_their_pictures(digits, of_features, tmp_path
     table = pd.DataFrame({"path": [f"{row}.png" for row in range(120)], "x": [*digits]})
     for row in range(60):
         Image.new("RGB", (8, 8), (4 * row, 0, 0)).save(f"{row}.png")
-    ours = DeepCluster(n_clusters=3).fit(table["x"], paths=table["path"])
+    ours = DeepCluster(3).fit(table["x"], paths=table["path"])
     assert same(ours, of_features) and ours.paths_ == [*table["path"]]
     monkeypatch.chdir("/")
     assert "data:image" in ours.report(tmp_path / "report.html").read_text()
@@ -391,8 +391,8 @@ def test_a_run_of_a_module_is_cut_anew_without_it(of_module, tmp_path, monkeypat
 
 
 def test_parameters_have_names_and_are_unchecked_until_fit():
-    _, *parameters = inspect.signature(DeepCluster.__init__).parameters.values()
-    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters)
+    _, number, *parameters = inspect.signature(DeepCluster.__init__).parameters.values()
+    assert number.name == "n_clusters" and all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters)
     absurd = DeepCluster(n_clusters="many", backbone=3, options=4)
     assert absurd.n_clusters == "many" and clone(absurd).options == 4
     for method in ("predict", "transform", "score", "save", "recut", "report"):
