@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TRANSLATED = ROOT / "README.zh-CN.md"
-TRANSLATIONS = (TRANSLATED, ROOT / "docs/zh/photographs.md", ROOT / "docs/zh/questions.md")
+TRANSLATIONS = (TRANSLATED, ROOT / "docs/zh/photographs.md", ROOT / "docs/zh/questions.md", ROOT / "docs/zh/teach.md")
 PAGES = [
     *(ROOT / name for name in ("README.md", TRANSLATED.name, "CONTRIBUTING.md", "SECURITY.md")),
     *(page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts),

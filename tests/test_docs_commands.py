@@ -64,7 +64,7 @@ def test_a_translation_has_the_same_commands_code_links_and_figures():
     assert without_comments(ROOT / "README.md") == without_comments(pages.TRANSLATED)
 
 
-@pytest.mark.parametrize("name", ["tutorials/photographs.md", "questions.md"])
+@pytest.mark.parametrize("name", ["tutorials/photographs.md", "tutorials/teach.md", "questions.md"])
 def test_a_translated_page_has_commands_and_figures_of_the_original(name: str):
     original, translated = ROOT / "docs" / name, ROOT / "docs/zh" / Path(name).name
     said, translation = (re.sub(r"<!-- .*? -->", "", text_of(page)) for page in (original, translated))
