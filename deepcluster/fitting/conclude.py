@@ -5,12 +5,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from deepcluster.algorithm import Conclusion
-from deepcluster.build import compute_of, conclusion_of
+from deepcluster.build import conclusion_of
 from deepcluster.errors import DataError, NonFiniteError
-from deepcluster.fitting.forecast import PassForecast
 from deepcluster.fitting.like import continued
-from deepcluster.fitting.read import ImagesRead
-from deepcluster.learning.features import extract
+from deepcluster.fitting.read import ImagesRead, exact_features
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
@@ -32,13 +30,11 @@ def knows_nouns(network: Network, recipe: Recipe) -> bool:
 
 def result_features(network: Network, images: ImagesRead, display: Display) -> Tensor:
     """Return this rank's features for a result: those given, or of the network as it is now."""
-    store = images.store
     if images.features is not None:
-        return images.features[store.partition.local]
-    recipe = images.recipe
-    progress = display.progress if recipe.rounds else PassForecast(display, recipe.image_size)
-    compute = compute_of(network, recipe, store.partition, progress, exact=True)
-    return extract(network, store.images, compute)
+        return images.features[images.store.partition.local]
+    if images.first_pass is not None:
+        return images.first_pass
+    return exact_features(network, images.store, images.recipe, display)
 
 
 def conclude(

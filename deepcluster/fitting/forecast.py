@@ -11,8 +11,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from deepcluster.auto import FEW_IMAGES, Plan
 from deepcluster.build import loss_of, network_of
-from deepcluster.fitting.plan import Request, Start, decide, first_record
-from deepcluster.fitting.read import with_precision
+from deepcluster.fitting.plan import Request, Start, decide, first_record, with_precision
 from deepcluster.groups.graph import MAX_GRAPH_ROWS
 from deepcluster.images import Images, find
 from deepcluster.images.store import MEMORY_BUDGET

@@ -21,8 +21,10 @@ from deepcluster.fitting.resume import check_like, check_paths, check_request
 from deepcluster.images import Source
 from deepcluster.images.source import IDS
 from deepcluster.images.store import preview
+from deepcluster.learning.training import network_precision
 from deepcluster.nets.hub import fetch, local_file
 from deepcluster.nets.names import NO_NETWORK, PUBLISHED
+from deepcluster.nets.network import Network
 from deepcluster.presets import RecipeRequest, check_groups, resolve
 from deepcluster.recipe import AUTO, Recipe
 from deepcluster.runtime.console import Display
@@ -263,3 +265,12 @@ def check_weights_here(name: str) -> None:
             f"{name} ({network.title}, {network.megabytes} MB) has not been downloaded yet: deepcluster fetch {name};"
             " or start from nothing: --weights none"
         )
+
+
+def with_precision(plan: Plan, network: Network) -> Plan:
+    """Return the plan with the precision in use: by a rule and no trial, which would depend on the machine's load."""
+    if plan.recipe.precision != "auto":
+        return plan
+    dtype = network_precision(network, next(network.parameters()).device)
+    name = "bf16" if dtype == torch.bfloat16 else "fp32"
+    return plan.changed({"precision": (name, "by the processor and the kind of convolutions")})

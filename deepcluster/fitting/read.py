@@ -10,14 +10,14 @@ from torch import Tensor
 
 from deepcluster.auto import RECTIFIED, Plan
 from deepcluster.build import compute_of
+from deepcluster.fitting.forecast import PassForecast
 from deepcluster.fitting.like import Former, places_before
-from deepcluster.fitting.plan import FEATURES_OPTIONS, Decided, Start
+from deepcluster.fitting.plan import FEATURES_OPTIONS, Decided, Start, with_precision
 from deepcluster.images import Source, read_once
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.source import counted
 from deepcluster.images.store import Store
-from deepcluster.learning.features import certainty_of
-from deepcluster.learning.training import network_precision
+from deepcluster.learning.features import certainty_of, extract
 from deepcluster.nets.network import Network
 from deepcluster.presets import check_groups
 from deepcluster.recipe import AUTO, Recipe, to_toml
@@ -46,6 +46,7 @@ class ImagesRead:
     labels: Sequence[str] | None  # true labels in the order of the source
     beginning: Contents  # files of the run that depend on the images alone
     features: Tensor | None = None  # of all images, if the user computed them (float32, N x D)
+    first_pass: Tensor | None = None  # this rank's features by the network as it starts, if no round changes it
     former: Former | None = None  # the run of ``--like``, on the main rank
     places_before: Tensor | None = None  # in that run, of all images (int64, N x 2), as by :func:`places_before`
 
@@ -88,7 +89,7 @@ def _of_images(decided: Decided, network: Network, processes: Processes, display
     skipped = store.skipped
     if skipped:
         display.say("Images", f"{used:,} can be used, {len(skipped):,} skipped: {counted(skipped)} (skipped.csv)")
-    plan = _plan_for(store, start, network)
+    plan, first_pass = _plan_for(store, start, network, display)
     for line in plan.by_reason() if decided.request.verbose else ():
         display.say("Plan", line)
     digests = image_digests(source, store)
@@ -106,7 +107,7 @@ def _of_images(decided: Decided, network: Network, processes: Processes, display
         SHEET: sprite_sheet(pictures) if processes.is_main else b"",
         **({"history.csv": []} if start.state == "new" else {}),
     }
-    return ImagesRead(source, store, plan, digests, decided.labels, beginning)
+    return ImagesRead(source, store, plan, digests, decided.labels, beginning, first_pass=first_pass)
 
 
 def _of_features(decided: Decided, features: Tensor, processes: Processes) -> ImagesRead:
@@ -132,26 +133,26 @@ def _of_features(decided: Decided, features: Tensor, processes: Processes) -> Im
     return ImagesRead(source, store, plan, digests, decided.labels, beginning, features)
 
 
-def _plan_for(store: Store, start: Start, network: Network) -> Plan:
-    """Return the plan for the usable images. A collective."""
+def _plan_for(store: Store, start: Start, network: Network, display: Display) -> tuple[Plan, Tensor | None]:
+    """Return the plan for the usable images, and their features if it took a pass over all of them. A collective."""
     plan = start.plan
+    first_pass = None
     if facts := start.facts:
         certainty = None
         if start.requested.base == AUTO and plan.recipe.backbone.startswith(RECTIFIED):  # no other recipe asks
+            if not plan.recipe.rounds:
+                first_pass = exact_features(network, store, plan.recipe, display)
             compute = compute_of(network, plan.recipe, store.partition, exact=True)
-            certainty = certainty_of(network, store.images, compute)
+            certainty = certainty_of(network, store.images, compute, first_pass)
         count = len(store.usable)
         if count != facts.count or certainty is not None:
             check_groups(facts.n_clusters, count)
             # The sizes of the images, which are read already, depend on no number of images.
             plan = start.plan_if(count=count, certainty=certainty)
-    return with_precision(plan, network)
+    return with_precision(plan, network), first_pass
 
 
-def with_precision(plan: Plan, network: Network) -> Plan:
-    """Return the plan with the precision in use: by a rule and no trial, which would depend on the machine's load."""
-    if plan.recipe.precision != "auto":
-        return plan
-    dtype = network_precision(network, next(network.parameters()).device)
-    name = "bf16" if dtype == torch.bfloat16 else "fp32"
-    return plan.changed({"precision": (name, "by the processor and the kind of convolutions")})
+def exact_features(network: Network, store: Store, recipe: Recipe, display: Display) -> Tensor:
+    """Return this rank's features (float32, n x D) by the network as it is now, as a result has them."""
+    progress = display.progress if recipe.rounds else PassForecast(display, recipe.image_size)
+    return extract(network, store.images, compute_of(network, recipe, store.partition, progress, exact=True))

@@ -112,26 +112,38 @@ def features_of(
     return Features(rows, compute, torch.stack([some.cpu().float() for some in both]))
 
 
-def certainty_of(network: Network, images: Tensor, compute: Compute) -> float | None:
+def certainty_of(network: Network, images: Tensor, compute: Compute, features: Tensor | None = None) -> float | None:
     """Return the mean over some images of the largest class probability, 0 to 1. A collective.
 
-    None for a network that came without a classifier. Arguments as in :func:`extract`.
+    None for a network that came without a classifier. ``features``: Of all images, if they are known. The other
+    arguments are as in :func:`extract`.
     """
     if network.classifier is None:
         return None
-    _, features, few = _of_some(network, images, MAX_CERTAINTY_IMAGES, compute)
+    _, features, few = _of_some(network, images, MAX_CERTAINTY_IMAGES, compute, known=features)
     largest = F.linear(features.float().cpu(), *network.classifier).softmax(1).amax(1)
     return float(few.all_reduce(largest.double().sum())) / few.total
 
 
 def _of_some(
-    network: Network, images: Tensor, count: int, compute: Compute, *, embedded: bool = False
+    network: Network,
+    images: Tensor,
+    count: int,
+    compute: Compute,
+    *,
+    embedded: bool = False,
+    known: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Partition]:
-    """Return the numbers of evenly chosen images, this rank's features of them, and the ranks that own them."""
+    """Return the numbers of evenly chosen images, this rank's features of them, and the ranks that own them.
+
+    ``known``: This rank's features of all images; None: a pass computes those of the chosen ones.
+    """
     partition = compute.partition
     chosen = torch.linspace(0, partition.total - 1, min(partition.total, count), dtype=torch.float64).long()
     local = partition.local
     of_rank = chosen[(local.start <= chosen) & (chosen < local.stop)] - local.start
     few = Partition.of(partition.processes, len(of_rank))
+    if known is not None:
+        return chosen, known[of_rank], few
     some = replace(compute, partition=few, progress=ignore_progress)  # the large pass alone reports its progress
     return chosen, extract(network, images[of_rank], some, embedded=embedded), few
