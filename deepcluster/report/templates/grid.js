@@ -47,7 +47,7 @@ const alikeOf = i => imageData.similar ? [...imageData.similar.slice(i * imageDa
 function faceOf(number, side) {
   const medoid = cards.has(number) ? $(".sheet img", cards.get(number)) : null;
   const first = medoid || !where ? -1 : where.indexOf(number);
-  return medoid ? element("img", {src: medoid.src, alt: ""}) : first < 0 ? element("span", {className: "tile"}) : picture(tileOf(first), side);
+  return medoid ? element("img", {src: medoid.src, alt: "", className: "picture"}) : first < 0 ? element("span", {className: "tile"}) : picture(tileOf(first), side);
 }
 
 /* The selected images, whichever grid shows them. */

@@ -23,12 +23,6 @@ function groups(tree) {
     return {kind: whole ? "same" : "split", own, text: whole ? titleOf(own[0]) : t("part of {0}", callOf(own[0]))};
   }
 
-  /* A group that is a cluster now has that one's picture, which is larger than those on the sheet. */
-  function face(node, kind, own) {
-    const medoid = kind === "same" && cards.has(own[0]) ? $(".sheet img", cards.get(own[0])) : null;
-    return medoid ? element("img", {src: medoid.src, alt: "", className: "picture"}) : picture(tree.medoids[node], 88);
-  }
-
   const listed = own => own.length > 12 ? t("{0} and {1} more", own.slice(0, 12).join(t(", ")), own.length - 12)
     : own.length > 1 ? t("{0} and {1}", own.slice(0, -1).join(t(", ")), own.at(-1)) : String(own[0]);
 
@@ -48,7 +42,7 @@ function groups(tree) {
     $("#k-told").textContent = told.join(" ") || t("These are the present clusters.");
     $("#k-groups").replaceChildren(...nodes.map((node, i) => {
       const {kind, own, text} = relations[i];
-      return element("li", {className: kind}, face(node, kind, own), element("strong", {}, grouped(tree.sizes[node])), element("span", {}, text));
+      return element("li", {className: kind}, kind === "same" ? faceOf(own[0], 88) : picture(tree.medoids[node], 88), element("strong", {}, grouped(tree.sizes[node])), element("span", {}, text));
     }));
     $("#as-shown").textContent = t(split.length ? "Split as shown" : "Merge as shown");
     $("#as-shown").hidden = !told.length || k > slider.max || !split.every(number => maySplit(number) && countOf(number) <= base.get(number).parts.sizes.length);
