@@ -153,6 +153,23 @@ def test_every_change_has_a_preview_and_a_step_back_can_be_made_again(run: Path)
         assert answer(address, "preview", version(address), change=change)[0] == 409
 
 
+def test_an_answer_has_the_state_of_the_page_and_pictures_are_drawn_at_the_next_load(run: Path):
+    """A name changes neither the clusters nor a picture; a change decodes nothing, because the page may stay open."""
+    address = serving(run)
+    cut = record(run)["cut"]
+    now = version(address)  # loads the page
+    (run / "tiles.json").unlink()
+    status, named = answer(address, "apply", now, names={"1": "<owl>"})
+    state = named["state"]
+    assert status == 200 and [one["name"] for one in state["clusters"]] == ["", "<owl>", ""]
+    status, taught = answer(address, "teach", state["version"], taught={"answers": [{"path": 0, "name": "new"}]})
+    assert status == 200 and "new" in [one["name"] for one in taught["state"]["clusters"]]
+    assert taught["state"]["answers"] == 1 and taught["state"]["cut"] != state["cut"] == cut
+    assert not (run / "tiles.json").exists()
+    assert ask(address)[0] == 200
+    assert (run / "tiles.json").exists()
+
+
 def test_images_belong_to_the_version_of_the_page(tmp_path: Path):
     """Another process replaces the run, and adds images: no page shows images of the run before."""
     for name, pixel in {"red": (200, 0, 0), "blue": (0, 0, 200), "green": (0, 200, 0)}.items():
