@@ -146,24 +146,21 @@ class Model(Annotations):
         self.check_network("place")
         source = from_bytes([*batch])
         count, dims = len(source.paths), self.reduction.projection.shape[1]
-        distance, margin, features = (np.full(shape, np.nan, np.float32) for shape in (count, count, (count, dims)))
-        cluster, outlier = np.full(count, -1), np.zeros(count, bool)
-        name, reason = np.full(count, "", object), np.full(count, "", object)
+        shapes = {"distance": (count,), "margin": (count,), "features": (count, dims)}
+        columns: dict[str, npt.NDArray[Any]] = {name: np.full(shapes[name], np.nan, np.float32) for name in shapes}
+        columns |= {"cluster": np.full(count, -1), "outlier": np.zeros(count, bool)}
+        columns |= {name: np.full(count, "", object) for name in ("name", "reason")}
         for part in source.parts(self.batch_size):
             store = read_once(part, self.store_size, memory_budget=sys.maxsize, none_is_fine=True)
             for path, why in store.skipped:
-                reason[int(path)] = why
-            if not store.usable:
-                continue
-            rows = [int(part.paths[i]) for i in store.usable]
+                columns["reason"][int(path)] = why
             reduced, residuals = self.measure(store.images)
-            placement = self.placement(reduced)
-            features[rows], cluster[rows] = reduced, placement.cluster
-            distance[rows], margin[rows] = placement.distance, placement.margin
-            outlier[rows] = residuals > self.outliers.limit
-            name[rows] = [self.names[number] for number in placement.cluster.tolist()]
-        columns = {"cluster": cluster, "name": name, "distance": distance, "margin": margin, "outlier": outlier}
-        return columns | {"features": features, "reason": reason}
+            outlier = residuals > self.outliers.limit
+            placed: dict[str, Any] = vars(self.placement(reduced)) | {"features": reduced, "outlier": outlier}
+            placed["name"] = [self.names[number] for number in placed["cluster"].tolist()]
+            for name in columns.keys() - {"reason"}:
+                columns[name][[int(part.paths[i]) for i in store.usable]] = placed[name]
+        return columns
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a worker, without the pass, which it prepares for itself."""

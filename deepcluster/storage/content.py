@@ -50,11 +50,7 @@ COLUMNS = (
     Column("cluster", int, "from 0 by size when first made; `predict` on a training image gives the same number"),
     Column("name", str, "name of the cluster, empty without one"),
     Column(
-        "by",
-        str,
-        "the person's decision that put the image there: `answer`, `drawn` (an answer, the image drawn at random),"
-        " `move`; empty: none",
-        predicted=False,
+        "by", str, "decision that put it there: `answer`, `drawn` (one, drawn at random) or `move`", predicted=False
     ),
     Column("fine_cluster", int, "pseudo-label, the nearest of the clusters trained on", predicted=False),
     Column("distance", float, "to the nearest centroid in the space of `features.npy`"),
