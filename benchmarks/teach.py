@@ -4,9 +4,8 @@
 
 `sets.py` makes CACHE/NAME.pt. A person names each cluster by the kind of most of its typical images and answers by the
 true label, `--step` questions at a time (0: all at once). `fixed` is the share of the wrong images that become right
-although nobody was asked about them, `worth` the same as a share of all images. The coverage is the share of the 90 %
-intervals of the estimated quality that hold the true one. --grid tries other constants, too: each set with those that
-are best on all others.
+although nobody was asked about them, `worth` the same as a share of all images. --grid tries other constants, too: each
+set with those that are best on all others.
 """
 
 import argparse
@@ -32,7 +31,6 @@ from deepcluster.groups.graph import Embeddings
 from deepcluster.model import Model
 from deepcluster.nets.network import build, no_network
 from deepcluster.runs.lesson import Answer, asked, lesson
-from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.run import Rows, Run
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage.content import RunRecord
@@ -40,7 +38,6 @@ from deepcluster.storage.content import RunRecord
 ANSWERS = (2, 5, 10)  # for each cluster
 SEEDS = (0, 1)
 TYPICAL = 9  # images of a cluster by which a person names it
-DRAWN = 15  # images, for an interval
 LARGEST = 0.8  # share of the images that are asked about
 GRID = [*product((0.05, 0.07), (0.2, 0.4), (0.6, 0.8))]
 CONSTANTS = ("PRESENT", "FOLLOWER", "SHRINKAGE")
@@ -98,18 +95,6 @@ def taught(run: Run, truth: list[str], k: int, step: int) -> Iterator[dict[str, 
         yield {"answers": count, "right": float(before.mean()), **figures, "now": float(after.mean())}
 
 
-def covered(run: Run, truth: list[str], seeds: range) -> float:
-    """Return the share of intervals, one for each seed, that hold the true quality."""
-    run = named(run, truth)
-    is_right = right(run, truth)
-    intervals = []
-    for seed in seeds:
-        seeded = replace(run, record=replace(run.record, seed=seed))
-        rows = [int(one.path) for one in asked(seeded, DRAWN, drawn=True)]
-        intervals.append(estimated_quality([(row, int(is_right[row])) for row in rows]))
-    return mean(float(one["low"] <= is_right.mean() <= one["high"]) for one in intervals)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cache", type=Path)
@@ -121,7 +106,6 @@ def main() -> None:
     network = build(LITE0, image_size=SIDE, weights="timm")
     fixed: dict[tuple[Any, str], float] = {}
     sets: dict[str, list[dict[str, Any]]] = {}
-    coverage: list[float] = []
     for name in arguments.names:
         data = load(arguments.cache / f"{name}.pt")
         truth = [str(label) for label in data["labels"].tolist()]
@@ -139,9 +123,8 @@ def main() -> None:
                 ]
         for constant, value in zip(CONSTANTS, constants[0], strict=True):
             setattr(spread, constant, value)
-        coverage.append(covered(runs[0], truth, range(20)))
         print(name, len(rows), k, *(f"{one['fixed']:+.2f} ({one['worth']:+.3f})" for one in sets[name]), flush=True)
-    content: dict[str, Any] = {"step": arguments.step, "coverage": mean(coverage)}
+    content: dict[str, Any] = {"step": arguments.step}
     content["sets"] = [{"set": name, **figures} for name, of_set in sets.items() for figures in of_set]
     for count in ANSWERS:
         rows_of_count = [row for row in content["sets"] if row["answers"] == count]

@@ -1,0 +1,82 @@
+"""Coverage of the estimated quality: how often its interval holds the share of all images under their right names.
+
+    python benchmarks/estimate.py CACHE NAME [NAME ...] [--seeds 0 1 2 3 4]
+
+`sets.py` makes CACHE/NAME.pt. A person, as in `teach.py`, first answers about FIRST images drawn at random, and then
+STEP questions at a time, a quarter of them about drawn images, as the page asks. For each number of answers after the
+first ones, results/estimate.json has the share of runs whose interval holds the true share (`holds`), the mean of the
+estimate minus the truth (`bias`) and of the length of the interval (`length`), and the drawn images that do not teach
+(`drawn`).
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from common import save
+from sets import LITE0, SIDE, load, plainly_reduced
+from teach import named, right, run_on
+
+from deepcluster.groups.graph import Embeddings
+from deepcluster.nets.network import build
+from deepcluster.runs.lesson import Answer, asked, lesson
+from deepcluster.runs.quality import estimated_quality
+from deepcluster.runs.run import Run
+
+FIRST = 15
+STEP = 20
+ANSWERS = (0, 60, 120, 180)
+
+
+def estimates(run: Run, truth: list[str]) -> Iterator[dict[str, float]]:
+    """Yield the figures after each number of answers."""
+    run = named(run, truth)
+    drawn = [one.path for one in asked(run, FIRST, drawn=True)]
+    run = lesson(run, [Answer(path, name=truth[int(path)], drawn=True) for path in drawn]).run
+    for count in range(0, ANSWERS[-1] + 1, STEP):
+        if count:
+            questions = [one.path for one in asked(run, STEP - STEP // 4)]
+            drawn = [one.path for one in asked(run, STEP, drawn=True) if one.path not in questions][: STEP // 4]
+            answers = [Answer(path, name=truth[int(path)], drawn=path in drawn) for path in (*questions, *drawn)]
+            run = lesson(run, answers).run
+        if count in ANSWERS:
+            now = float(right(run, truth).mean())
+            quality = estimated_quality(run.model, run.placement.cluster, run.rows.fitted)
+            assert quality
+            yield {
+                "answers": count,
+                "holds": float(quality["low"] <= round(now, 4) <= quality["high"]),
+                "bias": quality["share"] - now,
+                "length": quality["high"] - quality["low"],
+                "drawn": quality["drawn"],
+                "right": now,
+                "images": len(truth),
+                "drawn_right": quality["right"],
+            }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    arguments = parser.parse_args()
+    network = build(LITE0, image_size=SIDE, weights="timm")
+    rows: list[dict[str, Any]] = []
+    for name in arguments.names:
+        data = load(arguments.cache / f"{name}.pt")
+        truth = [str(label) for label in data["labels"].tolist()]
+        k, embeddings = len({*truth}), Embeddings()
+        features = plainly_reduced(network, data, k)
+        for seed in arguments.seeds:
+            figures = estimates(run_on(features, k, seed, embeddings), truth)
+            rows += [{"set": name, "seed": seed, **each} for each in figures]
+        holds = [mean(row["holds"] for row in rows if row["set"] == name and row["answers"] == n) for n in ANSWERS]
+        print(name, len(truth), *(f"{share:.2f}" for share in holds), flush=True)
+        save("estimate", {"runs": rows})
+
+
+if __name__ == "__main__":
+    main()
