@@ -43,12 +43,12 @@ class Annotations:
     junk: tuple[int, ...] = ()  # groups that are marked as junk
     moves: tuple[tuple[int, int], ...] = ()  # rows of the run that were moved, and the groups that they left
     answers: tuple[int, ...] = ()  # rows that a person answered about; they are in the groups of the answers
-    drawn: tuple[tuple[int, int], ...] = ()  # rows of answers, drawn at random; 1 if their group was right then, else 0
+    sample: tuple[tuple[int, int], ...] = ()  # rows of answers about drawn images, and their groups without these
 
     def decided_by(self, count: int) -> list[str]:
         """Return the decision (`answer`, `drawn`, `move`) that put each of ``count`` rows into its group; "": none."""
         words = dict.fromkeys((row for row, _ in self.moves), "move") | dict.fromkeys(self.answers, "answer")
-        words |= dict.fromkeys((row for row, _ in self.drawn), "drawn")
+        words |= dict.fromkeys((row for row, _ in self.sample), "drawn")
         return [words.get(row, "") for row in range(count)]
 
 

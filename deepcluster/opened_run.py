@@ -100,8 +100,8 @@ class OpenedRun(_Base):
             drawn: Draw them at random: answers about such images give ``quality_``.
 
         Returns:
-            Objects (pandas.DataFrame accepts them) with path, now (name of the cluster), name (empty), likely
-            (clusters) and drawn.
+            Objects (pandas.DataFrame accepts them) with path, now (name of the cluster), name (empty, or the answer
+            about an image that was drawn before), likely (clusters) and drawn.
         """
         self._check_run("ask")
         if not is_count(n):

@@ -54,9 +54,10 @@ def agreement(index: float) -> str:
 
 def quality_text(quality: Mapping[str, float]) -> str:
     """Describe an estimate of the quality (``estimated_quality``) in a sentence."""
+    if "share" not in quality:
+        return f"Right: not known yet ({quality['drawn']} of {quality['needed']} drawn)"
     share, low, high = (100 * quality[name] for name in ("share", "low", "high"))
-    counts = f"{quality['right']:,} of {quality['drawn']:,} images drawn at random were in the right cluster"
-    return f"{counts} when first answered: about {share:.0f}% ({low:.0f} to {high:.0f}%) of all were."
+    return f"Right: about {share:.0f} % ({low:.0f} to {high:.0f})"
 
 
 def in_words(seconds: float) -> str:

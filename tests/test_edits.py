@@ -122,10 +122,13 @@ def test_a_cluster_that_all_images_have_left_is_gone():
 
 
 def test_an_answered_image_that_moves_has_another_answer():
-    """It is no move, too, and one that was right when it was drawn is wrong by the new answer."""
-    model = replace(tiny_model(names=("a", "b", "")), answers=(0, 1), drawn=((0, 1), (1, 1)), moves=((3, 2),))
+    """It is no move, too. A drawn one is judged by the cluster without its answer, which a merge renumbers."""
+    model = replace(tiny_model(names=("a", "b", "")), answers=(0, 1), sample=((0, 1), (1, 0)), moves=((3, 2),))
     changed = moving(model, move=((0, 0), (1, 2)))
-    assert (changed.answers, changed.drawn, changed.moves) == ((0, 1), ((0, 1), (1, 0)), ((3, 2),))
+    assert (changed.answers, changed.sample, changed.moves) == ((0, 1), model.sample, ((3, 2),))
+    assert moving(model, merge=((2, 1),)).sample == ((0, 2), (1, 0))
+    split = moving(model, split=((0, 2),))  # the answers were about the whole cluster, and teach from now on
+    assert (split.answers, split.sample) == ((0, 1), ())
 
 
 def test_millions_of_numbers_take_no_quadratic_work():

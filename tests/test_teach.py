@@ -11,6 +11,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pandas as pd
@@ -26,19 +27,25 @@ from deepcluster.groups import spread
 from deepcluster.groups.cut import Cut, regrouped
 from deepcluster.groups.graph import Embeddings, neighbour_ties
 from deepcluster.groups.spread import Taught, beliefs, followed, questions
+from deepcluster.model import Annotations
 from deepcluster.runs import lesson as teaching
 from deepcluster.runs.change import preview, undo
 from deepcluster.runs.edits import apply
-from deepcluster.runs.lesson import Answer, ask, lesson, read_answers, teach
+from deepcluster.runs.lesson import Answer, ask, asked, lesson, read_answers, teach
+from deepcluster.runs.page import report
 from deepcluster.runs.promote import promote
 from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.recut import recut
-from deepcluster.runs.run import Run, read_run
+from deepcluster.runs.run import Rows, Run, read_run
+from deepcluster.runtime.partition import Partition
+from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import Edits
-from deepcluster.storage.model_files import load
+from deepcluster.storage.model_files import groups_in, groups_tensors, load
 from deepcluster.storage.run_folder import open_run
+from deepcluster.texts import quality_text
 from tests.helpers.features import normal
 from tests.helpers.runs import SAME, record, rows, state_of
+from tests.tiny import RECORD, tiny_model
 
 KINDS, COUNT = 6, 240
 
@@ -158,15 +165,33 @@ def test_groups_that_change_get_new_centroids_and_others_keep_theirs():
     torch.testing.assert_close(changed.centroids[[0, 3]], torch.stack([points[12:20].mean(0), points[:12].mean(0)]))
 
 
-WILSON = [(15, 14, 0.7492, 0.985), (10, 0, 0, 0.213), (4, 4, 0.5965, 1)]
+def test_the_estimate_of_fourteen_images_by_hand():
+    """Two images teach, ten are drawn, and nobody has placed the other two, of which as many are right."""
 
+    def estimated(
+        right: int, placed: tuple[int, ...] = tuple(range(12)), images: int = 14, **changes: object
+    ) -> object:
+        drawn = [(row, 0 if row - 2 < right else 1) for row in range(2, 12)]
+        model = replace(Annotations(names=("a", "b"), answers=placed, sample=tuple(drawn)), **changes)
+        return estimated_quality(model, torch.zeros(images, dtype=torch.int64), 14)
 
-@pytest.mark.parametrize(("count", "rights", "low", "high"), WILSON)
-def test_the_estimated_quality_is_wilsons_interval(count, rights, low, high):
-    quality = estimated_quality([(row, int(row < rights)) for row in range(count)])
-    assert quality == pytest.approx(
-        {"drawn": count, "right": rights, "share": rights / count, "low": low, "high": high}, abs=1e-4
+    # Wilson's bounds of 10 (10 + 2 - 1) / 2 = 55 images of which .8 are right, .69818 and .87368, are of 12 images.
+    eight = {"drawn": 10, "right": 8, "share": (12 + 1.6) / 14, "low": (4 + 12 * 0.69818) / 14, "high": 1}
+    assert estimated(8) == pytest.approx(eight, abs=1e-4)
+    assert estimated(10) == pytest.approx(
+        {"drawn": 10, "right": 10, "share": 1, "low": 13.4373 / 14, "high": 1}, abs=1e-4
     )
+    assert estimated(8, names=("a", "a")) == estimated(10)  # clusters of one kind
+    assert estimated(8, moves=((12, 1), (13, 1))) == {"drawn": 10, "right": 8, "share": 1, "low": 1, "high": 1}
+    # Of four images that came after the fit none is drawn, so none or all may be right: roots of the sums of squares.
+    low, high = 16.8 - np.hypot(13.6 - 14 * eight["low"], 3.2), 16.8 + np.hypot(0.4, 0.8)
+    assert estimated(8, images=18) == pytest.approx(
+        {"drawn": 10, "right": 8, "share": 16.8 / 18, "low": low / 18, "high": high / 18}, abs=1e-4
+    )
+    few = tuple((row, 0) for row in range(9))
+    assert estimated(8, sample=few) == {"drawn": 9, "needed": 10} and estimated(8, sample=()) is None
+    assert quality_text(estimated(8, sample=few)) == "Right: not known yet (9 of 10 drawn)"
+    assert quality_text({"share": 0.86, "low": 0.7, "high": 0.94}) == "Right: about 86 % (70 to 94)"
 
 
 # ---- a run ----------------------------------------------------------------------------------------------------------
@@ -332,59 +357,134 @@ def test_the_table_says_by_which_decision_an_image_is_where_it_is(run, tmp_path,
     assert said_by() == taught | {20: "move"} and state_of(run)
     recut(run, 7)
     kept = load(run)
-    assert said_by() == dict.fromkeys(kept.answers, "answer") | {row: "move" for row, _ in kept.moves} and kept.answers
-    undo(run, steps=2)
+    decisions = dict.fromkeys(kept.answers, "answer") | {row: "move" for row, _ in kept.moves}
+    assert said_by() == decisions | {row: "drawn" for row, _ in kept.sample} and kept.answers
+    undo(run, count=2)
     assert said_by() == taught
 
 
-def test_only_answers_about_images_drawn_at_random_count_for_the_quality(run):
-    """They teach nothing, and are judged by the clusters that they would have now."""
+def test_only_answers_about_images_drawn_at_random_tell_the_quality(run):
+    """It is there from ten of them on, after each change, and begins anew when a cluster is split."""
     before = placed(run)
     teach(run, said(run, 10))
     assert "quality" not in record(run)
     undo(run)
     answers = said(run, 40, drawn=True)
-    paths = {answer.path for answer in answers}
-    teach(run, answers)
+    teach(run, answers[:9])
+    assert record(run)["quality"] == {"drawn": 9, "needed": 10} and "9 of 10 drawn" in report(run).read_text()
+    teach(run, answers[9:])
     now, quality = placed(run), record(run)["quality"]
+    paths = {answer.path for answer in answers}
     assert all(now[path][1] == path.partition("/")[0] if path in paths else now[path] == before[path] for path in now)
     assert quality["drawn"] == 40 and quality["right"] == sum(before[one.path][1] == one.name for one in answers)
-    teach(run, [Answer(1)])
+    assert quality["low"] < right(run) < quality["high"]
     teach(run, said(run, 30))
-    assert record(run)["quality"] == quality  # although they are in their clusters by now
-    rest = [before[path][1] == path.partition("/")[0] for path in before if path not in paths]
-    assert quality["low"] < np.mean(rest) < quality["high"]
-    recut(run, 6)
-    assert "quality" not in record(run)
-    undo(run)
-    assert record(run)["quality"] == quality
+    taught = load(run)
+    assert record(run)["quality"]["low"] < right(run) <= record(run)["quality"]["high"]
+    for change in (lambda: recut(run, 6), lambda: apply(run, Edits(merge=((0, 1),)))):
+        change()
+        assert len(load(run).sample) in (0, len(taught.sample)) and state_of(run)  # a part would be no sample
+        undo(run)
+        assert load(run).sample == taught.sample
+    first = [row for row, (cluster, _) in enumerate(placed(run).values()) if cluster == 0 and row not in taught.answers]
+    for begin_anew in (
+        lambda: apply(run, Edits(split=((0, 2),))),
+        lambda: teach(run, [Answer(first[0], 0), Answer(first[1], name="x")], within=0),
+    ):
+        begin_anew()
+        assert load(run).sample == () and "quality" not in record(run)
+        undo(run)
 
 
-def shares(run: Run) -> tuple[int, int]:
-    return sum(is_right for _, is_right in run.model.drawn), len(run.model.drawn)
+def by_themselves(run: Run) -> dict[int, int]:
+    return dict(run.model.sample)
 
 
 @pytest.mark.parametrize("inside", [COUNT, 150])
-def test_a_drawn_image_is_judged_once_and_never_by_its_own_answer(run, inside):
+def test_drawn_images_are_judged_by_their_clusters_without_their_answers(run, inside):
     """Of the drawn images some or all are in the graph."""
     untaught = graph_of_first(run, inside)
-    before = [untaught.model.names[group] for group in untaught.placement.cluster.tolist()]
-    drawn = [*[row for row in range(160, 240) if before[row] != kind(row)][:8], *range(70, 102)]
-    expected = (sum(before[row] == kind(row) for row in drawn), 40)
-    for portion in (5, 10, 20, 40):
+    before = untaught.placement.cluster
+    names = untaught.model.names
+    wrong = [row for row in range(160, 240) if names[before[row]] != kind(row)][:8]
+    drawn = [*wrong, *range(70, 102)]
+    for portion in (5, 40):
         taught = untaught
         for begin in range(0, 40, portion):
             taught = lesson(taught, true(drawn[begin : begin + portion], drawn=True)).run
-        assert shares(taught) == expected
-        assert taught.placement.cluster[150:160].equal(untaught.placement.cluster[150:160])
-    elsewhere = next(row for row in range(70) if before[row] == kind(row))
-    assert shares(lesson(taught, true([elsewhere])).run) == expected
-    wrong, fine = drawn[0], next(row for row in drawn if before[row] == kind(row))
-    third = next(kind(row) for row in range(KINDS) if kind(row) not in (before[wrong], kind(wrong)))
-    corrected = lesson(taught, [Answer(wrong, name=third), Answer(fine, name=third)]).run
-    assert shares(corrected) == (expected[0] - 1, 40)
-    back = lesson(corrected, [Answer(wrong, name=before[wrong]), *true([fine])]).run
-    assert shares(back) == (expected[0] + 1, 40)
+        assert by_themselves(taught) == {row: int(before[row]) for row in drawn}
+        assert {*torch.nonzero(taught.placement.cluster != before).flatten().tolist()} <= {*drawn}
+    third = next(kind(row) for row in range(KINDS) if kind(row) not in (names[before[wrong[0]]], kind(wrong[0])))
+    again = lesson(taught, [Answer(wrong[0], name=third, drawn=True), *true(drawn[1:2])]).run
+    assert by_themselves(again).keys() == {*drawn} - {drawn[1]}  # an answer without the mark teaches
+    assert names[again.placement.cluster[wrong[0]]] == third
+
+
+def shown(run: Run, count: int) -> list[tuple[str, str]]:
+    return [(one.path, one.name) for one in asked(run, count)]
+
+
+def test_drawn_images_change_nothing_for_the_others():
+    """A walk with them, and one without: the same questions, and nearly the same clusters.
+
+    A centroid that keeps a drawn image in place may keep its neighbours in place, too.
+    """
+    total, different = 0, 0
+    for seed in range(2):
+        random = Random(seed)
+        run = without = three_kinds(seed)
+        for step in range(4):
+            sample = dict(run.model.sample)
+            free = [row for row in range(60) if row not in run.model.answers]
+            new = random.sample([row for row in range(60) if row in sample or row in free], 4) if step else []
+            drawn = random.sample([row for row in free if row not in new], 7)
+            run = lesson(run, [*true_of_three(new), *true_of_three(drawn, drawn=True)]).run
+            if new:
+                without = lesson(without, true_of_three(new)).run
+            assert dict(run.model.sample).keys() == (sample.keys() | {*drawn}) - {*new}
+            theirs = without.placement.cluster
+            ours = run.placement.cluster.tolist()
+            unequal = sum(dict(run.model.sample).get(row, ours[row]) != theirs[row] for row in range(60))
+            total, different = total + 60, different + unequal
+            assert unequal or [path for path, _ in shown(run, 40)] == [path for path, _ in shown(without, 40)]
+        known = {path: name for path, name in shown(run, 60) if name}
+        assert known == {str(row): "abc"[row % 3] for row in dict(run.model.sample)}
+    assert different <= 0.02 * total
+
+
+def test_drawn_images_neither_teach_nor_count_by_their_own_answers():
+    """Fifteen of twenty images are said to be of another kind, which the five others do not hear."""
+    untaught = three_kinds(0, 0.05)
+    drawn, others = [*range(0, 45, 3)], [row for row in range(60) if row % 3 or row >= 45]
+    said_b = lesson(untaught, [Answer(row, name="b", drawn=True) for row in drawn]).run
+    taught = lesson(said_b, true_of_three([2])).run
+    for run in (said_b, taught):
+        assert run.placement.cluster[others].tolist() == [row % 3 for row in others]
+        assert by_themselves(run) == dict.fromkeys(drawn, 0) and {*run.placement.cluster[drawn].tolist()} == {1}
+    changed = lesson(taught, [Answer(57, name="c")]).run  # b keeps its centroids, and those of the answers
+    assert 1 not in by_themselves(changed).values() and len(by_themselves(changed)) == 15
+    assert estimated_quality(changed.model, changed.placement.cluster, 60)["right"] == 0
+
+
+def three_kinds(seed: int, noise: float = 0.5) -> Run:
+    """Sixty images of three kinds in turn, which may overlap; three clusters named after them."""
+    points = torch.nn.functional.normalize(noise * normal(60, 4, seed) + torch.eye(3, 4).repeat(20, 1))
+    model = replace(tiny_model(("a", "b", "c")), cut=Cut(torch.eye(3, 4), torch.arange(3)))
+    rows = Rows([*map(str, range(60))], None, [], points, points, Partition.single(60), points[:, 0])
+    return Run(RunRecord.from_json(RECORD), model, rows)
+
+
+def true_of_three(rows: Sequence[int], **options: bool) -> list[Answer]:
+    return [Answer(row, name="abc"[row % 3], **options) for row in rows]
+
+
+def test_drawn_images_of_an_older_run_teach():
+    """It has verdicts of them, and not their clusters without answers."""
+    taught = lesson(three_kinds(0), true_of_three([*range(12)], drawn=True)).run.model
+    tensors = groups_tensors(replace(taught, sample=()), drawn=[(row, 1) for row in range(12)])
+    older = groups_in(tensors).annotations
+    assert older.answers == taught.answers and older.sample == ()
+    assert groups_in(groups_tensors(taught)).annotations.sample == taught.sample
 
 
 def test_an_answer_about_an_image_outside_the_graph_moves_no_other(run):
@@ -393,7 +493,7 @@ def test_an_answer_about_an_image_outside_the_graph_moves_no_other(run):
     row, other = [int(row) for row in torch.nonzero(cluster == 0).flatten() if row >= 150][:2]
     done = lesson(untaught, [Answer(row, 1)])
     assert preview(untaught, done) == {(0, 1): 1} and done.placement.cluster[row] == 1
-    assert shares(lesson(done.run, [Answer(row, 1, drawn=True)]).run) == (0, 1)  # marked later
+    assert by_themselves(lesson(done.run, [Answer(row, 1, drawn=True)]).run) == {row: 0}  # marked later
     done = lesson(untaught, [Answer(row, 0), Answer(other, name="another")], within=0)
     after = done.placement.cluster
     assert (after[row], after[other]) == (0, 5) and {*preview(untaught, done)} == {(0, 5)}
@@ -409,28 +509,11 @@ def test_answers_about_equal_images_that_contradict_each_other(run):
     untaught = graph_of_first(run, COUNT)
     both = lesson(untaught, [Answer(0, 3, drawn=True), Answer(6, 0)])
     alone = lesson(untaught, [Answer(6, 0)])
-    assert both.run.model.answers == (6,) and both.run.model.drawn == ()
+    assert both.run.model.answers == (6,) and both.run.model.sample == ()
     assert untaught.rows.paths[0] in both.said["Answers"]
     assert both.placement.cluster.equal(alone.placement.cluster) and both.placement.cluster[0] == 0
     older = lesson(lesson(untaught, [Answer(0, 3, drawn=True)]).run, [Answer(6, 0, drawn=True)]).run.model
-    assert older.answers == (6,) and [row for row, _ in older.drawn] == [6]
-
-
-def test_drawn_images_that_are_no_longer_marked_never_teach(run, prints):
-    teach(run, [*true(range(20), drawn=True), *true(range(20, 23))])
-    for change in (
-        lambda: recut(run, 5),
-        lambda: apply(run, Edits(merge=((0, 1),))),
-        lambda: apply(run, Edits(split=((0, 2),))),
-    ):
-        change()
-        assert {*load(run).answers} <= {20, 21, 22} and load(run).drawn == ()
-        undo(run)
-        assert len(load(run).answers) == 23
-    cluster = read_run(open_run(run)).placement.cluster
-    pair = [row for row in range(100, COUNT) if cluster[row] == 0][:2]
-    teach(run, [Answer(pair[0], 0), Answer(pair[1], name="x")], within=0)
-    assert load(run).drawn == () and not {*load(run).answers} & {*range(20)}
+    assert older.answers == (6,) and [row for row, _ in older.sample] == [6]
 
 
 MARKS = {"1": 1, "1.0": 1, "TRUE": 1, "yes": 1, " x ": 1, "": 0, "0": 0, "0.0": 0, "False": 0, "no": 0}

@@ -88,17 +88,20 @@ def _sort(run: Path, request: Request, sort: Sort) -> dict[str, Any]:
 
 
 def _questions(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str, Any]:
-    """Return images to ask about, and others drawn at random."""
+    """Return images to ask about, of which ``known`` ones have an answer, and others drawn at random."""
     taught = teaching_of(request)
     row_of = {path: row for row, path in enumerate(run.rows.paths)}
     cluster = run.placement.cluster.tolist()
 
     def of_page(one: lesson.Question) -> dict[str, Any]:
         row = row_of[one.path]
-        return {**asdict(one), "row": row, "cluster": cluster[row], "path": inert(bare(one.path))}
+        about = {"row": row, "cluster": cluster[row], "path": inert(bare(one.path)), "known": row in known}
+        return {**asdict(one), **about}
 
-    both = (lesson.asked(run, taught.n, answers=taught.answers, drawn=drawn) for drawn in (False, True))
-    return {"questions": [[*map(of_page, images)] for images in both]}
+    known = dict(run.model.sample)
+    chosen, drawn = (lesson.asked(run, taught.n, answers=taught.answers, drawn=drawn) for drawn in (False, True))
+    paths = {one.path for one in chosen}  # of images that are asked about anyway, and then teach
+    return {"questions": [[*map(of_page, chosen)], [of_page(one) for one in drawn if one.path not in paths]]}
 
 
 def _preview(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str, Any]:

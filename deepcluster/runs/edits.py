@@ -93,25 +93,20 @@ def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int]) -> Model:
     for clusters in edits.merge:
         names[clusters[0]] = next((names[number] for number in clusters if names[number]), "")
     cut = Cut(cut.centroids, target[cut.group_of])
-    verdicts = dict(model.drawn)
-    # Drawn images were asked about other clusters than those after a merge or split. As answers they would teach.
-    asked_anew = verdicts.keys() if edits.merge or edits.split else ()
-    answers = dict.fromkeys(row for row in model.answers if row not in asked_anew)
+    answers = {*model.answers}
     origins = {row: int(target[origin]) for row, origin in model.moves if origin < len(target)}
     if moves:
         placed = replace(model, cut=cut).placement(reduced).cluster
         origins = {row: int(placed[row]) for row in moves} | origins
         cut = move_rows(cut, moves, reduced, placed)
         origins = {row: origin for row, origin in origins.items() if moves.get(row) != origin}  # the others are back
-        again = {row for row, number in moves.items() if number != placed[row]}  # another answer than the first
-        verdicts |= dict.fromkeys(again & verdicts.keys(), 0)
     return replace(
         model,
         names=tuple(edits.names.get(number, name) for number, name in enumerate(names)),
         junk=model.junk if edits.junk is None else edits.junk,
         moves=tuple((row, origin) for row, origin in origins.items() if row not in answers)[-MAX_MOVES:],
-        answers=tuple(answers),
-        drawn=tuple((row, is_right) for row, is_right in verdicts.items() if row in answers),
+        # The answers about a split cluster are about none of its parts, so the estimate begins anew.
+        sample=() if edits.split else tuple((row, int(target[own])) for row, own in model.sample),
     ).with_cut(cut)
 
 

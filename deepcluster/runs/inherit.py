@@ -49,12 +49,8 @@ def surviving_moves(old: Annotations, before: Tensor, heir: Mapping[int, int]) -
 
 
 def decisions(old: Annotations, before: Tensor) -> dict[int, int]:
-    """Return the former clusters of moved rows, and the clusters of answered rows. ``before``: As above.
-
-    Answers about drawn images end with their mark: they would teach.
-    """
-    drawn = dict(old.drawn)
-    answered = {row: int(before[row]) for row in old.answers if row < len(before) and row not in drawn}
+    """Return the former clusters of moved rows, and the clusters of answered rows. ``before``: As above."""
+    answered = {row: int(before[row]) for row in old.answers if row < len(before)}
     return {row: origin for row, origin in old.moves if row < len(before)} | answered
 
 

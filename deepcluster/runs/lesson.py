@@ -18,7 +18,7 @@ from deepcluster.groups.spread import Labels, Taught, beliefs, followed, nodes_o
 from deepcluster.model import Model
 from deepcluster.runs.change import Change, Made, carry_out, decided, preview
 from deepcluster.runs.edits import MAX_NEW, moved_rows
-from deepcluster.runs.quality import estimated_quality, verdicts
+from deepcluster.runs.quality import estimated_quality, kinds_of, sampled, unpinned
 from deepcluster.runs.run import Run, read_run
 from deepcluster.runtime.console import Display, Several
 from deepcluster.runtime.plain_files import json_sha256
@@ -65,12 +65,16 @@ def asked(run: Run, n: int, *, drawn: bool = False, answers: Sequence[Answer] = 
     model, rows = run.model, run.rows
     cluster = run.placement.cluster.tolist()
     new_answers, names, _ = _understood(run, answers)
+    marks = {row: answer.drawn for row, answer in zip(new_answers, answers, strict=True)}
+    sample = sampled(model, rows.reduced, run.placement.cluster, marks)
     answered = {row: cluster[row] for row in model.answers if row < len(cluster)} | new_answers
-    taught, nodes = _taught(run, answered, names)
-    seed = derive(run.record.seed, "questions", len(answered))
+    teachers = {row: group for row, group in answered.items() if row not in sample}
+    taught, nodes = _taught(run, teachers, names, sample)
+    seed = derive(run.record.seed, "questions", len(answered if drawn else teachers))
     if drawn:
         order = torch.randperm(len(cluster), generator=generator(seed, "drawn")).tolist()
-        chosen = [row for row in order if row not in answered][:n]
+        placed = answered.keys() | dict(model.moves).keys()
+        chosen = [row for row in order if row not in placed][:n]
     else:
         first = {int(node): row for row, node in reversed([*enumerate(nodes)])}
         chosen = [first[node] for node in questions(taught, n, seed)]
@@ -80,6 +84,7 @@ def asked(run: Run, n: int, *, drawn: bool = False, answers: Sequence[Answer] = 
         Question(
             path=rows.paths[row],
             now=model.names[cluster[row]] or f"cluster {cluster[row]}",
+            name=names[answered[row]] if row in answered else "",
             likely=tuple(int(group) for group in likely[row] if believed[nodes[row], group]),
             drawn=drawn,
         )
@@ -88,21 +93,21 @@ def asked(run: Run, n: int, *, drawn: bool = False, answers: Sequence[Answer] = 
 
 
 def _taught(
-    run: Run, answers: Mapping[int, int], names: Sequence[str], unknown: Sequence[int] = ()
+    run: Run, answers: Mapping[int, int], names: Sequence[str], sample: Mapping[int, int]
 ) -> tuple[Taught, Labels]:
     """Return the images in the graph, and the index among them of the run's images; -1: not in it.
 
-    ``answers``: Clusters by the answers. ``names``: Of all clusters, the new ones too. ``unknown``: Images whose
-    clusters count for nothing.
+    ``answers``: Clusters by the answers that teach. ``names``: Of all clusters, the new ones too. ``sample``: Clusters
+    of drawn images without their answers.
     """
     rows = run.rows
     graph = rows.sample[graph_rows(rows.sample)]
     nodes = nodes_of(rows.reduced, graph)
     labels = np.zeros(len(graph), np.int64)
     labels[nodes[nodes >= 0]] = run.placement.cluster.numpy()[nodes >= 0]
-    kinds = np.array([names.index(name) if name else group for group, name in enumerate(names)])
-    without = [*_in_graph(dict.fromkeys(unknown, 0), nodes)]
-    return Taught(graph, rows.embeddings.ties(graph), labels, kinds, _in_graph(answers, nodes), without), nodes
+    for row, group in _in_graph(sample, nodes).items():
+        labels[row] = group
+    return Taught(graph, rows.embeddings.ties(graph), labels, kinds_of(names), _in_graph(answers, nodes)), nodes
 
 
 def _in_graph(groups: Mapping[int, int], nodes: Labels) -> dict[int, int]:
@@ -148,17 +153,18 @@ def lesson(run: Run, answers: Sequence[Answer], within: int | None = None) -> Ch
     """Let images follow these answers and all earlier ones. UsageError if there are none, or if one does not fit.
 
     Images drawn at random teach nothing, so they tell how good the clusters of all others are. ``within``: A cluster,
-    whose images alone follow, and only these answers: it is split by examples.
+    whose images alone follow, and only these answers: it is split by examples. The estimate then begins anew, because
+    the drawn images were asked about the cluster as it was; their answers teach from then on.
     """
     model, remarks = _taught_model(run, answers, within)
     after = replace(run, model=model)
     cluster = after.placement.cluster
-    marked = dict(model.drawn)
+    marked = dict(model.sample)
     digest = json_sha256(sorted((row, int(cluster[row]), row in marked) for row in model.answers))
     done = plural(len(model.answers), "answer")
     changes = preview(run, after)
     said = {"Answers": "; ".join([done, *remarks]), "Changed": changes_text(changes, model)}
-    if quality := estimated_quality(model.drawn):
+    if quality := estimated_quality(model, cluster, run.rows.fitted):
         said["Quality"] = quality_text(quality)
     return decided(after, digest, bool(changes), done=done, example=next(reversed(model.answers), 0), said=said)
 
@@ -169,8 +175,7 @@ def _taught_model(run: Run, answers: Sequence[Answer], within: int | None) -> tu
     cluster = placed.cluster.tolist()
     new_answers, names, remarks = _understood(run, answers)
     outside = {row: group for row, group in enumerate(cluster) if group != within}
-    lost = dict(model.drawn) if within is not None else {}  # a split begins the quality anew
-    kept = {row: outside[row] for row in model.answers if row in outside and row not in lost}
+    kept = {row: outside[row] for row in model.answers if row in outside}
     answered = {row: group for row, group in kept.items() if row not in new_answers} | new_answers
     if not answered:
         raise UsageError("there are no answers yet: give some")
@@ -184,11 +189,11 @@ def _taught_model(run: Run, answers: Sequence[Answer], within: int | None) -> tu
         remarks.append(f"answers about equal images contradict each other, so those about {paths} do not count")
     answered = {row: group for row, group in answered.items() if targets[row] == group}
     moved = {row: outside[row] for row, _ in model.moves if row in outside and row not in targets}
-    drawn = {row: verdict for row, verdict in model.drawn if row in kept}
-    marked = {row for row, answer in zip(new_answers, answers, strict=True) if answer.drawn} - drawn.keys()
-    pinned = [row for row in model.answers if row in marked or not drawn.get(row, 1)]  # maybe by their answers alone
-    teachers = {row: group for row, group in answered.items() if row not in marked | drawn.keys()}
-    taught, nodes = _taught(run, teachers, names, pinned)
+    before = model if within is None else replace(model, sample=())
+    marks = {row: answer.drawn for row, answer in zip(new_answers, answers, strict=True)}
+    sample = sampled(before, rows.reduced, placed.cluster, marks)
+    teachers = {row: group for row, group in answered.items() if row not in sample}
+    taught, nodes = _taught(run, teachers, names, sample)
     labels = taught.labels.copy()
     part, inside = taught.inside(within) if within is not None else (slice(None), taught)
     labels[part] = followed(inside)
@@ -203,15 +208,16 @@ def _taught_model(run: Run, answers: Sequence[Answer], within: int | None) -> tu
         group_of = torch.cat([cut.group_of[parts], torch.tensor([new_answers[row] for row in alone]).long()])
         split = replace(model, cut=Cut(centroids, group_of)).placement(rows.reduced).cluster
         clusters = torch.where(placed.cluster == within, split, placed.cluster)
-    drawn = verdicts(
-        replace(model, cut=cut), rows.reduced, drawn, marked, pinned, answered, cluster, clusters, taught.kinds
-    )
+    if not np.array_equal(labels, taught.labels):
+        pinned = [row for row, group in sample.items() if group != cluster[row]]
+        without_pins = unpinned(replace(model, cut=cut), rows.reduced, pinned)
+        sample = {row: int(clusters[row]) for row in sample} | without_pins
     cut = move_rows(cut, moved | targets, rows.reduced, clusters)
     new = replace(
         replace(model, names=tuple(names)).with_cut(cut),
         moves=tuple((row, origin) for row, origin in model.moves if row not in targets),
         answers=tuple(answered),
-        drawn=tuple(drawn.items()),
+        sample=tuple((row, group) for row, group in sample.items() if row in answered),
     )
     return new, remarks
 

@@ -1,71 +1,89 @@
-"""Share of images in their right clusters, by a person's answers about images drawn at random."""
+"""Share of images in their right clusters, by a person's answers about images drawn at random.
+
+Drawn images do not teach, so they are a random sample of the images without an answer that teaches. A drawn image that
+a question chooses leaves the sample: its answer is known and teaches from then on, so the sample stays random.
+"""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import scipy  # the parts at first use: `predict` waits for none
 import torch
 from torch import Tensor
 
 from deepcluster.groups.cut import Cut
 from deepcluster.groups.spread import Labels, nodes_of
-from deepcluster.model import Model
+from deepcluster.model import Annotations, Model
 
 CONFIDENCE = 0.9  # of the interval
+MIN_DRAWN = 10  # images; fewer tell nothing
 
 
-def estimated_quality(drawn: Sequence[tuple[int, int]]) -> dict[str, float] | None:
-    """Return the share of images in their right groups, and the bounds of its interval (Wilson 1927).
+def estimated_quality(model: Annotations, clusters: Tensor, fitted: int) -> dict[str, float] | None:
+    """Return the share of images in their right clusters, and the bounds of its interval; None if none was drawn.
 
-    ``drawn``: The images drawn at random, as in Annotations; None is returned if there are none.
+    Images that a person placed are right, and the share of the others is that of the drawn ones without their answers.
+    Fewer than ``MIN_DRAWN`` are only counted. ``clusters``: Of all images (int64, N). ``fitted``: Number of images of
+    the fit, because later ones may be unlike them and are estimated apart.
     """
-    if not drawn:
-        return None
-    count, right = len(drawn), sum(is_right for _, is_right in drawn)
-    square = float(scipy.special.ndtri((1 + CONFIDENCE) / 2)) ** 2 / count
-    middle = (right / count + square / 2) / (1 + square)
-    half = math.sqrt(square * (right * (count - right) / count**2 + square / 4)) / (1 + square)
-    bounds = {"share": right / count, "low": middle - half, "high": middle + half}
-    return {"drawn": count, "right": right} | {name: round(value, 4) for name, value in bounds.items()}
+    if len(model.sample) < MIN_DRAWN:
+        return {"drawn": len(model.sample), "needed": MIN_DRAWN} if model.sample else None
+    rows, own = torch.tensor(model.sample).T
+    kinds = torch.from_numpy(kinds_of(model.names))
+    judged = torch.full((len(clusters),), torch.nan, dtype=torch.float64)
+    judged[rows] = (kinds[own] == kinds[clusters[rows]]).double()
+    is_open = torch.ones(len(clusters), dtype=torch.bool)  # nobody has placed the image
+    is_open[[*model.answers, *dict(model.moves)]] = False
+    middle, below, above = float((~is_open).sum()), 0.0, 0.0
+    for part in (slice(fitted), slice(fitted, None)):
+        rest, sample = int(is_open[part].sum()), judged[part][judged[part].isfinite()]
+        share = float((sample if len(sample) else judged).nanmean())
+        low, high = prediction(rest, len(sample), share)
+        middle += share * rest
+        below += (share * rest - low) ** 2
+        above += (share * rest - high) ** 2
+    bounds = {"share": middle, "low": middle - math.sqrt(below), "high": middle + math.sqrt(above)}
+    shares = {name: round(value / len(clusters), 4) for name, value in bounds.items()}
+    return {"drawn": len(rows), "right": int(judged.nansum())} | shares
 
 
-def verdicts(
-    model: Model,
-    reduced: Tensor,
-    drawn: Mapping[int, int],
-    marked: Collection[int],
-    pinned: Sequence[int],
-    answered: Mapping[int, int],
-    before: Sequence[int],
-    clusters: Tensor,
-    kinds: Labels,
-) -> dict[int, int]:
-    """Return the drawn rows after answers; 1 if their cluster was right, else 0.
+def prediction(rest: int, count: int, share: float) -> tuple[float, float]:
+    """Return bounds of the number of right images among ``rest``, by their ``share`` in a sample of ``count`` others.
 
-    ``model``: Before it keeps answered images in place. ``drawn``: Verdicts so far. ``marked``: Rows drawn now.
-    ``pinned``: Rows that may be in their clusters by their answers alone. ``answered``: Clusters by all answers.
-    ``before``, ``clusters``: Of all rows. ``kinds``: Of all clusters.
+    They are Wilson's (1927), with the correction for a finite population.
     """
-    # An image is judged once, by the cluster that it would have if nobody had answered about it: later its own answer
-    # keeps it in place. So the quality does not grow by lessons that follow. Another answer is judged anew, unless the
-    # first one was right.
-    changed = {row for row in drawn if kinds[answered.get(row, before[row])] != kinds[before[row]]}
-    judged = [row for row in answered if row in marked or (row in changed and not drawn[row])]
-    by_itself = _unpinned(model, reduced, judged, pinned, clusters)
-    kept = {row: int(drawn[row] and row not in changed) for row in drawn if row in answered}
-    return kept | {row: int(kinds[by_itself[row]] == kinds[answered[row]]) for row in judged}
+    square = float(scipy.special.ndtri((1 + CONFIDENCE) / 2)) ** 2
+    size = count * (count + rest - 1) / max(rest, 1)
+    middle = (size * share + square / 2) / (size + square)
+    half = math.sqrt(square * (size * share * (1 - share) + square / 4)) / (size + square)
+    low, high = ((count + rest) * bound - count * share for bound in (middle - half, middle + half))
+    return max(0.0, low), min(float(rest), high)
 
 
-def _unpinned(model: Model, reduced: Tensor, rows: Sequence[int], answered: Sequence[int], clusters: Tensor) -> Tensor:
-    """Return the clusters, those of ``rows`` by a cut without the centroids that keep ``answered`` images in place.
+def kinds_of(names: Sequence[str]) -> Labels:
+    """Return the kinds of all clusters: those of one name have one number."""
+    return np.array([names.index(name) if name else group for group, name in enumerate(names)])
 
-    Other images stay where they are, whatever is pinned beside them.
+
+def sampled(model: Model, reduced: Tensor, clusters: Tensor, marks: Mapping[int, bool]) -> dict[int, int]:
+    """Return the drawn images with their clusters without answers.
+
+    ``clusters``: Of all images (int64, N). ``marks``: New answers, by rows; True: the image was drawn.
     """
-    places = nodes_of(reduced[[*rows]], reduced[[*answered]]).tolist()
-    own = [row for row, place in zip(rows, places, strict=True) if place >= 0]
-    others = torch.from_numpy(nodes_of(model.cut.centroids, reduced[own]) < 0)
-    if not own or not others.any():
-        return clusters
-    cut = Cut(model.cut.centroids[others], model.cut.group_of[others])
-    return clusters.scatter(0, torch.tensor(own), replace(model, cut=cut).placement(reduced[own]).cluster)
+    known = dict(model.sample)
+    sample = {row: known.get(row, int(clusters[row])) for row in {**known, **marks} if marks.get(row, True)}
+    placed = {*model.answers, *dict(model.moves)} - known.keys()
+    return sample | unpinned(model, reduced, [row for row in sample if row in placed])
+
+
+def unpinned(model: Model, reduced: Tensor, rows: Sequence[int]) -> dict[int, int]:
+    """Return the clusters of ``rows`` by a cut without the centroids that keep them in place."""
+    if not rows:
+        return {}
+    own = nodes_of(model.cut.centroids, reduced[[*rows]]) >= 0
+    others = [*{*model.answers, *dict(model.moves)}.difference(rows)]
+    stays = torch.from_numpy(~own | (nodes_of(model.cut.centroids, reduced[others]) >= 0))
+    cut = Cut(model.cut.centroids[stays], model.cut.group_of[stays]) if stays.any() else model.cut
+    return dict(zip(rows, replace(model, cut=cut).placement(reduced[[*rows]]).cluster.tolist(), strict=True))

@@ -54,7 +54,11 @@ def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display)
     given = max(cut.count, len(model.names))  # the numbers of clusters that are made later go on behind all given ones
     new = replace(model, cut=cut, **vars(inherit.carried_over(model, heir, given)))
     moves = inherit.surviving_moves(model, before.cluster, heir)
+    own = after.cluster
     new, after = inherit.with_moves(new, after, rows, moves)
+    sample = dict(model.sample)
+    if sample.keys() <= {*new.answers}:  # a part of them would be no random sample
+        new = replace(new, sample=tuple((row, int(own[row])) for row in sample))
     said = {}
     if record.edits is not None or any((*model.names, model.junk, model.moves, model.answers)):
         anew = "; merges and splits of the old clusters are dropped" if record.edits is not None else ""

@@ -62,7 +62,7 @@ def describe(run: Run, placement: Placement, recipe: Recipe, baseline: Mapping[s
             cut=record.cut or digest[:16],  # edits are for this assignment, and for no later one
             rows_sha256=digest,
             clusters=len(summary),
-            quality=estimated_quality(model.drawn),
+            quality=estimated_quality(model, of_all.cluster, rows.fitted),
             **stability_entries(rows, record, recipe, len(summary)),
         )
     measures: dict[str, Any] = {}

@@ -95,7 +95,7 @@ def _state(folder: run_folder.RunFolder) -> dict[str, Any]:
         "clusters": [cluster(row) for row in folder.read_rows("cluster_summary.csv")],
         "answers": len(read_annotations(folder).answers),
         "quality": quality_text(record.quality) if record.quality else "",
-        "right": record.quality["share"] if record.quality else None,
+        "right": record.quality.get("share") if record.quality else None,
         "done": done,
         "undone": undone,
         "name": default_name(folder),

@@ -124,7 +124,7 @@ def groups_tensors(model: Model, **about: Any) -> dict[str, Tensor]:
     """Return the content of the file of a model's clusters; ``about``: more for its JSON text."""
     table = {"names": model.names, "junk": model.junk, "moves": model.moves, **about}
     if model.answers:
-        table |= {"answers": model.answers, "drawn": model.drawn}
+        table |= {"answers": model.answers, "sample": model.sample}
     return {"centroids": model.cut.centroids, "groups": model.cut.group_of, "about": json_tensor(table)}
 
 
@@ -289,7 +289,7 @@ def groups_in(tensors: Mapping[str, Tensor], dims: int | None = None) -> Groups:
     check_tensors(tensors, shapes, types, **({} if dims is None else {"dims": dims}))  # None: any
     table = shaped(parse_json(tensors["about"].numpy().tobytes()), dict, "about")
     known = {entry.name: table[entry.name] for entry in fields(Annotations) if entry.name in table}
-    annotations: Annotations = shaped(known, Annotations, "about")
+    annotations: Annotations = shaped(known, Annotations, "about")  # an older sample is left out: its answers teach
     centroids = tensors["centroids"].clone()
     groups = tensors["groups"].clone()
     if not torch.isfinite(centroids).all():

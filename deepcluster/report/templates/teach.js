@@ -25,8 +25,7 @@ async function fillQueue() {
   const {questions} = await inquire("ask", EACH + skipped.size);
   const [taught, drawn] = (questions ?? [[], []]).map(list => list.filter(({row}) => !answered.has(row) && !skipped.has(row)));
   const random = drawn.slice(0, 3).map(question => ({...question, drawn: true}));
-  const others = taught.filter(({row}) => !random.some(question => question.row === row));
-  queue = Array.from({length: EACH}, (_, i) => ((answered.size + i) % 4 === 3 ? random : others).shift()).filter(Boolean);
+  queue = Array.from({length: EACH}, (_, i) => ((answered.size + i) % 4 === 3 ? random : taught).shift()).filter(Boolean);
 }
 
 async function ask() {
@@ -36,6 +35,11 @@ async function ask() {
   if (!queue.length) await fillQueue();
   if (!teacher.open) return;
   if (!queue.length) return review();
+  if (queue[0].known) {  /* a drawn image, whose answer teaches from now on */
+    const {row, cluster} = queue.shift();
+    answered.set(row, {path: row, cluster});
+    return ask();
+  }
   $("#teach-title").textContent = t("Where does this image belong?");
   const question = queue[0], place = $("#teach-picture"), {row, path, cluster} = question;
   place.replaceChildren(picture(row % imageData.step ? -1 : tileOf(row / imageData.step), 0));
