@@ -38,7 +38,7 @@ async function ask() {
   if (queue[0].known) {  /* a drawn image, whose answer teaches from now on */
     const {row, cluster} = queue.shift();
     answered.set(row, {path: row, cluster});
-    return ask();
+    return answered.size % EACH ? ask() : review();
   }
   $("#teach-title").textContent = t("Where does this image belong?");
   const question = queue[0], place = $("#teach-picture"), {row, path, cluster} = question;
