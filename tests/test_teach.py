@@ -359,7 +359,7 @@ def test_the_table_says_by_which_decision_an_image_is_where_it_is(run, tmp_path,
     kept = load(run)
     decisions = dict.fromkeys(kept.answers, "answer") | {row: "move" for row, _ in kept.moves}
     assert said_by() == decisions | {row: "drawn" for row, _ in kept.sample} and kept.answers
-    undo(run, count=2)
+    undo(run, steps=2)
     assert said_by() == taught
 
 
