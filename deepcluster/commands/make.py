@@ -273,7 +273,7 @@ def promote(
         force: Go on, although names of its clusters are lost.
 
     Example:
-        deepcluster promote runs/twelve runs/photos
+        deepcluster promote runs/twelve runs/photos --force
     """
     with Terminal(quiet) as terminal:
         from deepcluster.runs.promote import promote as promote_run
