@@ -44,6 +44,7 @@ class Annotations:
     moves: tuple[tuple[int, int], ...] = ()  # rows of the run that were moved, and the groups that they left
     answers: tuple[int, ...] = ()  # rows that a person answered about; they are in the groups of the answers
     sample: tuple[tuple[int, int], ...] = ()  # rows of answers about drawn images, and their groups without these
+    denied: tuple[tuple[int, int], ...] = ()  # rows, and groups of kinds that they are not of, by a person
 
     def decided_by(self, count: int) -> list[str]:
         """Return the decision (`answer`, `drawn`, `move`) that put each of ``count`` rows into its group; "": none."""

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from html import escape
 from pathlib import Path
@@ -122,10 +122,8 @@ class OpenedRun(_Base):
         """
         self._check_run("teach", changes=True)
         pairs: Any = {} if answers is None else answers  # a Series of pandas has items, too
-        names: Sequence[str] = ()
         if not _are_by_image(pairs):
             pairs = _labels(pairs, len(self.paths_))
-            names = self._named_by(pairs)
         row_of = {path: row for row, path in enumerate(self.paths_)}
 
         def row(image: Any) -> Any:
@@ -134,7 +132,7 @@ class OpenedRun(_Base):
         marked = {row(image) for image in drawn}
         wanted = [_answer(image, given, row(image) in marked) for image, given in pairs.items()]
         with self._display() as display:
-            lesson.teach(self.run_, wanted, display, names=names)
+            lesson.teach(self.run_, wanted, display)
         self._read_results()
         return self
 
@@ -259,14 +257,6 @@ class OpenedRun(_Base):
         centers = torch.from_numpy(self.cluster_centers_)
         parts = zip(reduced.split(4096), clusters.split(4096), strict=True)
         return float(sum((rows - centers[labels]).square().sum(dtype=torch.float64).item() for rows, labels in parts))
-
-    def _named_by(self, label_of: Mapping[int, str]) -> list[str]:
-        """Return the names of the clusters; one without a name gets the commonest label of its rows."""
-        names = [*self._model.names]
-        for (group, label), _ in Counter((int(self.labels_[row]), label_of[row]) for row in label_of).most_common():
-            if not names[group] and label not in names:
-                names[group] = label
-        return names
 
     def _check_run(self, what: str, *, changes: bool = False) -> None:
         """Raise UsageError without a run, or if ``what`` ``changes`` clusters that are not those of ``labels_``."""

@@ -19,7 +19,7 @@ from PIL import Image
 from deepcluster import DeepCluster, load
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
 from deepcluster.fitting.like import Former, continued
-from deepcluster.groups.cut import Placement
+from deepcluster.groups.cut import Cut, Placement
 from deepcluster.images.source import LINK
 from deepcluster.learning import training
 from deepcluster.model import Model
@@ -28,10 +28,11 @@ from deepcluster.runs import run as run_rows
 from deepcluster.runs.edits import Edits, apply
 from deepcluster.runs.images import images_at_hand, images_of
 from deepcluster.runs.promote import promote
-from deepcluster.runs.run import Rows
+from deepcluster.runs.run import Rows, Run
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import run_folder
+from deepcluster.storage.content import RunRecord
 from deepcluster.storage.state import own_files
 from tests.commands import killed_at_every_change
 from tests.exports import write_image
@@ -100,38 +101,56 @@ def test_a_fit_like_a_run_keeps_numbers_names_marks_and_moves(tmp_path, prints):
         assert record(new)["like"] == str(run) and state_of(new) is not None
         (line,) = (line for line in (new / "log.txt").read_text().splitlines() if " INFO Names: " in line)
         assert re.findall(r"(\d+) ", line.partition(" INFO ")[2]) == [*"33111"] and str(run) in line
+        assert "of 29 named images kept their name" in (new / "log.txt").read_text()
         assert load(new).predict([more / "pink/1-0.png"]) == 3
         assert json.loads(prints("update", new, more, "--json"))["known"] == 20  # by their files
 
 
-def continued_by(processes: Processes, model, after, reduced, former, places) -> tuple[Model, Placement, str]:
+def rows_of(reduced: torch.Tensor, partition: Partition) -> Rows:
+    paths = [*map(str, range(len(reduced)))]
+    own = reduced[partition.local]
+    return Rows(paths, None, [], own, reduced, partition, torch.zeros(len(own)))
+
+
+def continued_by(processes: Processes, model, after, reduced, former, rows) -> tuple[Model, Placement, str]:
     partition = Partition.of(processes, len(processes.part(len(after))))
     own, lengths = after[partition.local], torch.zeros(len(after))[partition.local]
     placement = Placement(own, own, lengths, lengths, own)
-    own_rows = Rows([], None, [], reduced[partition.local], reduced, partition, lengths)
-    return continued(model, placement, own_rows, former, places if processes.is_main else None)
+    known = (former, rows) if processes.is_main else (None, None)
+    new = Run(RunRecord.from_json(RECORD), model, rows_of(reduced, partition))
+    run, placement, text = continued(new, placement, *known)
+    return run.model, placement, text
 
 
-def test_what_is_lost_is_said_and_no_number_comes_twice(ranks):
+def test_what_a_person_said_is_made_anew_and_no_number_comes_twice(ranks):
     """By hand: 0 goes on as 2; 1 and 2 as 0, in which 2 has more; 3 falls into halves, and 4 is not here.
 
-    Three images were moved: from 2 to 0, where it is not now; from 0 to 1, which ends; from 0 to 2, where it is.
+    1, which has a name, and 3, an image of which was answered about, are made anew. Three images were moved: to 0, to 1
+    and to 2, one of them from a cluster that is no more.
     """
-    before = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 3, 3, -1, -1])
-    left = torch.tensor([-1, -1, 2, 0, -1, 0, -1, -1, -1, -1, -1, -1])
+    before = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 3, 3])
     after = torch.tensor([2, 2, 1, 0, 0, 0, 0, 0, 1, 3, 3, 1])
-    former = Former(Path("old"), replace(tiny_model(("a", "b", "c", "", "e")), junk=(0, 4)), {}, 16)
-    reduced = normal(12, 4)
-    arguments = (tiny_model(("",) * 4), after, reduced, former, torch.stack([before, left], 1))
+    kinds = torch.eye(7)[torch.cat([before, torch.tensor([5, 6])])]
+    reduced = torch.nn.functional.normalize(kinds + 0.05 * normal(12, 7))
+    names, moves = ("a", "b", "c", "", "e"), ((2, 2), (3, 0), (5, 4))
+    old = replace(tiny_model(names), junk=(0, 4), moves=moves, answers=(8,))
+    cut = Cut(torch.cat([reduced[:10], -reduced[:1]]), torch.tensor([*before, 4]))
+    old = replace(old, cut=cut, fine_centroids=reduced)
+    former = Former(
+        Path("old"), Run(RunRecord.from_json(RECORD), old, rows_of(reduced[:10], Partition.single(10))), {}, 16
+    )
+    model = replace(tiny_model(("",) * 4), cut=Cut(reduced, after), fine_centroids=reduced)
+    arguments = (model, after, reduced, former, torch.tensor([*range(10), -1, -1]))
     for parts in ([continued_by(ALONE, *arguments)], ranks[2](continued_by, *arguments)):
-        model, _, text = parts[0]
         placed = torch.cat([placement.cluster for _, placement, _ in parts])
-        assert placed.tolist() == model.placement(reduced).cluster.tolist() == [0, 0, 0, 2, 2, 2, 2, 2, 5, 6, 6, 5]
-        assert model.cut.group_of[:5].tolist() == [2, 5, 0, 6, 2] and model.cut.count == 7
-        assert model.names == ("a", "", "c", "", "", "", "") and model.junk == (0,)
-        assert model.moves == ((2, 2), (5, 0))
-        # Groups that continue, of all; ended; new; names that are kept; marks that are dropped; moves.
-        assert re.findall(r"\d+", text) == [*"25", *"134", *"56", *"2", *"1", *"23101"] and "'b', 'e'" in text
+        for model, _, text in parts:
+            assert placed.equal(model.placement(reduced).cluster)
+            assert [*map(str, placed[:10].tolist())] == [*"0001122233"]
+            assert model.names == ("a", "b", "c", "", "", "", "") and model.junk == (0,)
+            assert model.moves == ((2, 2), (3, 0), (5, 2)) and model.answers == (8,)
+            assert text.startswith("2 of 5 clusters of old continue") and "ended: 4; " in text
+            said = "made anew: 1, 3; 3 names kept; dropped, because their clusters did not survive: 'e'; 1 junk mark"
+            assert text.endswith(f"{said} dropped; 3 of 3 moves kept; 1 of 1 answer kept")
 
 
 def test_a_resumed_fit_knows_the_run_that_it_is_like(run, fitted, photos, tmp_path, monkeypatch, ends):

@@ -1,6 +1,7 @@
 """Step 7 of a run: its result, computed by all ranks together."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -72,7 +73,11 @@ def conclude(
     )
     n_clusters = 0
     if store.partition.processes.is_main:
-        n_clusters, record = choose_number(record.n_clusters, rows, record, recipe, display)
+        wanted = record.n_clusters
+        if wanted is None and images.former:
+            wanted = min(len(images.former.run.model.cut.group_of.unique()), rows.fitted)
+            record = replace(record, cut_k=wanted)
+        n_clusters, record = choose_number(wanted, rows, record, recipe, display)
     cut, placement = cut_rows(rows, final.clustering, n_clusters, record.seed, recipe)
     if cut.count < n_clusters:
         why = "the features have no more distinct values (are many equal?)"
@@ -90,10 +95,11 @@ def conclude(
         store_size=store_size,
         batch_size=recipe.batch_size,
     )
+    run = Run(record, model, rows)
     if record.like:
-        model, placement, text = continued(model, placement, rows, images.former, images.places_before)
+        run, placement, text = continued(run, placement, images.former, images.former_rows)
         display.say("Names", text)
-    return describe(Run(record, model, rows), placement, recipe, baseline)
+    return describe(run, placement, recipe, baseline)
 
 
 def collapse(conclusion: Conclusion) -> str:

@@ -9,7 +9,7 @@ from deepcluster.build import network_of
 from deepcluster.fitting.conclude import conclude, result_features
 from deepcluster.fitting.forecast import announce
 from deepcluster.fitting.journal import opened
-from deepcluster.fitting.like import read_former
+from deepcluster.fitting.like import kept_names, read_former
 from deepcluster.fitting.plan import Decided, Request, Start, check_weights_here, decide, decide_features, first_record
 from deepcluster.fitting.read import ImagesRead, read_images
 from deepcluster.fitting.train import rounds_text, train
@@ -99,9 +99,14 @@ def _backbone(decided: Decided, processes: Processes, display: Display) -> Netwo
 
 
 def _say_done(request: Request, images: ImagesRead, outcome: Outcome, display: Display) -> None:
+    kept = ""
+    if images.former and images.former_rows is not None:
+        names = [row["name"] for row in outcome.clusters if row["status"] == "ok"]
+        kept = kept_names(images.former, images.former_rows, names)
     if request.features:
-        display.say("Done", f"{len(outcome.summary):,} clusters of {len(images.paths):,} rows of features")
+        done = f"{len(outcome.summary):,} clusters of {len(images.paths):,} rows of features"
+        display.say("Done", f"{done}.{kept}" if kept else done)
         return
     if images.recipe.weights and "rounds" not in request.recipe.all_options and not images.recipe.rounds:
         display.say("Training", "none: the network is used as it is; --rounds 1 trains it, which takes longer")
-    display.say("Done", summary_text(outcome, request.n_clusters, rounds_text(outcome.record)))
+    display.say("Done", f"{summary_text(outcome, request.n_clusters, rounds_text(outcome.record))}{kept}")

@@ -1,10 +1,9 @@
 """A fit like an earlier run, whose groups it continues."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,14 +11,14 @@ from torch import Tensor
 from deepcluster.errors import DataError
 from deepcluster.groups.cut import Cut, Placement
 from deepcluster.images import Source, read_once
-from deepcluster.model import Model
 from deepcluster.runs import inherit
 from deepcluster.runs.images import image_digests
-from deepcluster.runs.inherit import decisions
-from deepcluster.runs.run import Rows, read_run, recipe_of
+from deepcluster.runs.run import Run, read_run, recipe_of
 from deepcluster.runtime.compute import Progress, ignore_progress
+from deepcluster.runtime.partition import Partition
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import IMAGES_READ
+from deepcluster.storage.model_files import groups_in, groups_tensors
 from deepcluster.texts import plural
 
 READ_AT_ONCE = 1024  # images
@@ -30,27 +29,23 @@ class Former:
     """The groups of an earlier run."""
 
     path: Path
-    model: Model
-    places: Mapping[str, tuple[int, int]]  # by the image's digest: its cluster, and its cluster by decisions() or -1
+    run: Run
+    rows: Mapping[str, int]  # of its images, by their digests
     store_size: int  # side of the images with these digests, in px
-    run: str | None = None  # its identifier
 
 
 def read_former(folder: run_folder.RunFolder) -> Former:
     """Read the groups of a run."""
     run = read_run(folder)
     digest_of = {row["path"]: row["sha256"] for row in [*folder.read_rows(IMAGES_READ), *folder.read_added()]}
-    before = run.placement.cluster
-    clusters = before.tolist()
-    left = decisions(run.model, before)
-    places = {digest_of[path]: (clusters[row], left.get(row, -1)) for row, path in enumerate(run.rows.paths)}
-    return Former(folder.path, run.model, places, recipe_of(folder).store_size, run.record.run)
+    rows = {digest_of[path]: row for row, path in enumerate(run.rows.paths)}
+    return Former(folder.path, run, rows, recipe_of(folder).store_size)
 
 
-def places_before(
+def former_rows(
     former: Former, source: Source, digests: Mapping[str, str], size: int, progress: Progress = ignore_progress
 ) -> Tensor:
-    """Return the places of images in an earlier run, as in Former (int64, N x 2); -1 for an image that it lacks.
+    """Return the rows of images in an earlier run (int64, N); -1 for an image that it lacks.
 
     ``digests``: By path, of images of ``size`` px. If the run stored another size, the images are read again.
 
@@ -62,51 +57,59 @@ def places_before(
             progress("reading again", number * READ_AT_ONCE, len(source.paths))
             digest_of |= image_digests(part, read_once(part, former.store_size, none_is_fine=True))
         digests = {path: digest_of[path] for path in digests}
-    before = torch.tensor([former.places.get(digest, (-1, -1)) for digest in digests.values()], dtype=torch.int64)
-    if before.max() < 0:
+    rows = torch.tensor([former.rows.get(digest, -1) for digest in digests.values()], dtype=torch.int64)
+    if rows.max() < 0:
         raise DataError(f"--like {former.path}: it has none of these images, so no cluster continues: name another")
-    return before
+    return rows
 
 
 def continued(
-    model: Model, placement: Placement, rows: Rows, former: Former | None, places: Tensor | None
-) -> tuple[Model, Placement, str]:
+    run: Run, placement: Placement, former: Former | None, former_rows: Tensor | None
+) -> tuple[Run, Placement, str]:
     """Give continuing groups their earlier numbers, names and marks, and others new numbers. A collective.
 
-    Images that a person moved move again if both clusters continue.
+    A group with a name, a mark or a decision about an image that nothing continues is made anew. After answers, images
+    of the earlier fit begin in their former groups, and those of its updates in the new ones. Then all follow.
 
-    ``placement``: Of this rank's images. ``former``, ``places``: The earlier run, and the places of all images in it,
-    as :func:`places_before`; on the main rank. Returns the model and the placement with these numbers, and a
-    description.
+    ``placement``: Of this rank's images. ``former``, ``former_rows``: The earlier run, and its rows of all images, on
+    the main rank. Returns the run and the placement with these numbers, and a description.
     """
-    after = rows.partition.gather(placement.cluster)
+    model, rows = run.model, run.rows
+    partition = rows.partition
+    after = partition.gather(placement.cluster)
+    past = None
+    if former is not None and former_rows is not None:
+        past = inherit.past_of(former.run, former_rows, keeps_sample=False)
+        is_known = former_rows >= 0
+        heir = inherit.heirs(past.cluster[is_known], after[is_known], mutual=False)
+        lost = inherit.lost(past, heir)
+    moves = partition.processes.any(past is not None and bool(past.placed or lost))
+    reduced = partition.gather(rows.reduced) if moves else rows.reduced
 
-    def decided() -> list[Any]:
-        assert former is not None and places is not None
-        before, left = places.T
-        heir = inherit.heirs(before[before >= 0], after[before >= 0], mutual=False)
+    def taught() -> dict[str, Tensor]:
+        assert former is not None and former_rows is not None and past is not None
         ancestor = {new: old for old, new in heir.items()}
-        unused = count(len(former.model.names))
-        numbers = [ancestor[group] if group in ancestor else next(unused) for group in range(model.cut.count)]
-        groups = former.model.cut.group_of.unique().tolist()
-        kinds = {"ended": {*groups} - {*numbers}, "new": {*numbers} - {*groups}}
+        unused = count(len(former.run.model.names))
+        number = [ancestor[group] if group in ancestor else next(unused) for group in range(model.cut.count)]
+        cut = Cut(model.cut.centroids, torch.tensor(number)[model.cut.group_of])
+        given = max(len(former.run.model.names), max(number) + 1)
+        whole = replace(rows, reduced=reduced, partition=Partition.single(len(reduced)))
+        numbered = replace(run, model=replace(model, cut=cut, names=("",) * given), rows=whole)
+        stays = (former_rows >= 0) & (former_rows < former.run.rows.fitted)
+        new = inherit.taught_again(numbered, past, {old: old for old in (*heir, *lost)}, stays)
+        groups, now = ({*one.cut.group_of.tolist()} for one in (former.run.model, new))
+        kinds = {"ended": groups - now, "new": now - groups, "made anew": {*lost} & now}
         texts = [f"{len(heir)} of {plural(len(groups), 'cluster')} of {former.path} continue, with their numbers"]
         texts += [f"{kind}: {', '.join(map(str, sorted(group)))}" for kind, group in kinds.items() if group]
-        decided = {row: (int(left[row]), int(before[row])) for row in (left >= 0).nonzero().flatten().tolist()}
-        old = replace(former.model, **inherit.as_annotations(decided))
-        moves = inherit.surviving_moves(old, before, {number: number for number in heir})
-        given = max(len(former.model.names), max(numbers) + 1)
-        annotations = replace(
-            inherit.carried_over(former.model, {old: old for old in heir}, given),
-            **inherit.as_annotations(moves),
-        )
-        text = "; ".join([*texts, inherit.carried_text(old, annotations, before)])
-        return [numbers, vars(annotations), [*moves.items()], text]
+        text = "; ".join([*texts, inherit.inherited_text(former.run.model, new)])
+        return groups_tensors(new, text=text)
 
-    numbers, annotations, moves, text = rows.partition.processes.broadcast_json(decided)
-    number = torch.tensor(numbers, dtype=torch.int64)
-    cut = Cut(model.cut.centroids, number[model.cut.group_of])
-    placement = replace(placement, cluster=number[placement.cluster])
-    tuples: dict[str, Any] = {name: tuple(values) for name, values in annotations.items()}
-    model = replace(model, cut=cut, **tuples)
-    return *inherit.with_moves(model, placement, rows, dict(moves)), text
+    groups = groups_in(partition.processes.broadcast_tensors(taught), None)
+    model = replace(model, cut=groups.cut, **vars(groups.annotations))
+    return replace(run, model=model), model.placement(rows.reduced), groups.about["text"]
+
+
+def kept_names(former: Former, rows: Tensor, names: Iterable[str]) -> str:
+    """Return a sentence on the share of images that kept their names. ``rows``: Of :func:`former_rows`."""
+    before = [*former.run.names, ""]
+    return inherit.kept_text((before[row] for row in rows.tolist()), names)

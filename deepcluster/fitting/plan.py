@@ -140,7 +140,7 @@ def first_record(
         cut_k=request.n_clusters,
         labels=start.labels,
         like=start.like,
-        like_run=former.run if former else None,
+        like_run=former.run.record.run if former else None,
         requested=asdict(start.requested),
         steps=request.steps.names or None,
         device=str(device),

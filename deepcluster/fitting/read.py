@@ -11,7 +11,7 @@ from torch import Tensor
 from deepcluster.auto import RECTIFIED, Plan
 from deepcluster.build import compute_of
 from deepcluster.fitting.forecast import PassForecast
-from deepcluster.fitting.like import Former, places_before
+from deepcluster.fitting.like import Former, former_rows
 from deepcluster.fitting.plan import FEATURES_OPTIONS, Decided, Start, with_precision
 from deepcluster.images import Source, read_once
 from deepcluster.images.duplicates import near_duplicates
@@ -48,7 +48,7 @@ class ImagesRead:
     features: Tensor | None = None  # of all images, if the user computed them (float32, N x D)
     first_pass: Tensor | None = None  # this rank's features by the network as it starts, if no round changes it
     former: Former | None = None  # the run of ``--like``, on the main rank
-    places_before: Tensor | None = None  # in that run, of all images (int64, N x 2), as by :func:`places_before`
+    former_rows: Tensor | None = None  # in that run, of all images (int64, N), as by :func:`former_rows`
 
     @property
     def recipe(self) -> Recipe:
@@ -73,8 +73,8 @@ def read_images(decided: Decided, network: Network, processes: Processes, displa
         images = _of_features(decided, decided.features, processes)
     if former := decided.former:
         size = images.recipe.store_size
-        places = places_before(former, decided.source, images.digests, size, display.progress)
-        images = replace(images, former=former, places_before=places)
+        rows = former_rows(former, decided.source, images.digests, size, display.progress)
+        images = replace(images, former=former, former_rows=rows)
     return images
 
 

@@ -251,7 +251,8 @@ def move_rows(cut: Cut, moves: Mapping[int, int], reduced: Tensor, before: Tenso
 
     ``before``: The clusters of all rows (int64, N) before the moves.
     """
-    targets = before.scatter(0, torch.tensor([*moves]), torch.tensor([*moves.values()]))
+    rows, goals = torch.tensor([*moves.items()], dtype=torch.int64).reshape(-1, 2).T
+    targets = before.scatter(0, rows, goals)
     left = torch.tensor(sorted({*before.tolist()} - {*targets.tolist()}), dtype=torch.int64)
     stays = ~torch.isin(cut.group_of, left)
     cut = Cut(cut.centroids[stays], cut.group_of[stays])

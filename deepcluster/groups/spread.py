@@ -36,6 +36,7 @@ class Taught:
     kinds: Labels  #: of all groups (K): groups of one name have one number
     answers: Mapping[int, int]  #: groups of some rows
     unknown: Sequence[int] = ()  #: rows whose present groups count for nothing
+    denied: Sequence[tuple[int, int]] = ()  #: rows, and kinds that they are not of
 
     def inside(self, group: int) -> tuple[Labels, "Taught"]:
         """Return the rows in a group, and a ``Taught`` of these rows alone, whose present groups do not count."""
@@ -87,7 +88,12 @@ def beliefs(taught: Taught) -> Numbers:
     scores = PRESENT * np.eye(len(taught.kinds))[taught.labels]
     scores[[*taught.unknown]] = 0
     scores[asked] = certain
+    denied = np.zeros(scores.shape, bool)
+    for row, kind in taught.denied:
+        denied[row] |= taught.kinds == kind
+    scores[denied] = 0
     spread = label_spreading(taught.ties, scores).clip(0)
+    spread[denied] = 0
     shares: Numbers = spread / np.maximum(spread.sum(1, keepdims=True), np.finfo(float).tiny)
     shares[asked] = certain
     weights = np.full(len(shares), FOLLOWER)
@@ -95,6 +101,7 @@ def beliefs(taught: Taught) -> Numbers:
     used = scores.any(0)
     shares[:, used] += discriminant(taught.rows.double().numpy(), shares[:, used], weights)
     shares /= 2
+    shares[denied] = 0
     shares[asked] = certain
     return shares
 
@@ -121,12 +128,17 @@ def followed(taught: Taught) -> Labels:
     return labels
 
 
-def questions(taught: Taught, count: int, seed: int = 0) -> list[int]:
+def questions(taught: Taught, count: int, seed: int = 0, unnamed: Sequence[int] = ()) -> list[int]:
     """Return up to ``count`` rows whose answers would teach most.
 
-    The first half are typical rows of fine clusters without an answer. There are half as many of these as questions so
-    far, but some for each group. The others are uncertain rows.
+    First comes a typical row of each ``unnamed`` group. Half of the others are typical rows of fine clusters without an
+    answer. There are half as many of these as questions so far, but some for each group. The rest are uncertain rows.
     """
+    first = [row for group in unnamed[:count] for row in typical_row(taught, group)]
+    taught = replace(taught, answers={row: int(taught.labels[row]) for row in first} | dict(taught.answers))
+    count -= len(first)
+    if not count:
+        return first
     some = taught.rows[:: -(-len(taught.rows) // MAX_ROWS)]
     number = max((len(taught.answers) + count) // 2, FINE * len({*taught.labels.tolist()}))
     fine = best_of(STARTS, some, min(len(some), number), seed)
@@ -139,7 +151,15 @@ def questions(taught: Taught, count: int, seed: int = 0) -> list[int]:
     typical = [int(distances.where(labels == group, torch.inf).argmin()) for group in groups]
     assumed = replace(taught, answers={row: int(taught.labels[row]) for row in typical} | dict(taught.answers))
     believed = of_kinds(beliefs(assumed), taught.kinds)
-    return typical + uncertain(taught.ties, believed, [*assumed.answers], count - len(typical))
+    return first + typical + uncertain(taught.ties, believed, [*assumed.answers], count - len(typical))
+
+
+def typical_row(taught: Taught, group: int) -> list[int]:
+    """Return the row of a group without an answer that is nearest to the group's mean, if there is one."""
+    members = torch.from_numpy(np.flatnonzero(taught.labels == group))
+    distances = (taught.rows[members] - taught.rows[members].mean(0)).square().sum(1)
+    nearest_first = members[distances.argsort(stable=True)].tolist()
+    return [row for row in nearest_first if row not in taught.answers][:1]
 
 
 def uncertain(ties: "csr_array", believed: Numbers, known: Sequence[int], count: int) -> list[int]:

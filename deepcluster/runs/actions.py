@@ -88,7 +88,10 @@ def _sort(run: Path, request: Request, sort: Sort) -> dict[str, Any]:
 
 
 def _questions(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str, Any]:
-    """Return images to ask about, of which ``known`` ones have an answer, and others drawn at random."""
+    """Return images to ask about, of which ``known`` ones have an answer, and others drawn at random.
+
+    One of each cluster without a name comes first.
+    """
     taught = teaching_of(request)
     row_of = {path: row for row, path in enumerate(run.rows.paths)}
     cluster = run.placement.cluster.tolist()
@@ -109,6 +112,9 @@ def _preview(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[s
 
     ``after``: The clusters of all images. ``names``: Of all clusters, by their numbers. ``said``: Lines by their
     headings. The other keys are those of ``Made.to_json``; ``moves`` are its ``changes`` as triples.
+
+    An answer to ``teach`` has ``path`` (the row of an image) and ``cluster``, ``name`` or ``not_cluster``: the image is
+    not of the kind of this cluster. It stays in its own, unless that is of this kind, and teaches nothing else.
     """
     action = request.get("change", "teach")
     if not isinstance(action, str) or action not in CHANGES:

@@ -95,11 +95,11 @@ def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int]) -> Model:
     cut = Cut(cut.centroids, target[cut.group_of])
     answers = {*model.answers}
     origins = {row: int(target[origin]) for row, origin in model.moves if origin < len(target)}
+    denied = [(row, group) for row, group in model.denied if row not in moves and group not in merged]
     if moves:
         placed = replace(model, cut=cut).placement(reduced).cluster
         origins = {row: int(placed[row]) for row in moves} | origins
         cut = move_rows(cut, moves, reduced, placed)
-        origins = {row: origin for row, origin in origins.items() if moves.get(row) != origin}  # the others are back
     return replace(
         model,
         names=tuple(edits.names.get(number, name) for number, name in enumerate(names)),
@@ -107,6 +107,7 @@ def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int]) -> Model:
         moves=tuple((row, origin) for row, origin in origins.items() if row not in answers)[-MAX_MOVES:],
         # The answers about a split cluster are about none of its parts, so the estimate begins anew.
         sample=() if edits.split else tuple((row, int(target[own])) for row, own in model.sample),
+        denied=tuple(denied),
     ).with_cut(cut)
 
 

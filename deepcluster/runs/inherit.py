@@ -1,17 +1,53 @@
-"""Numbers, names and junk marks that groups inherit from the groups that they continue."""
+"""A person's decisions about the images of a run, which every other cut of them inherits."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from deepcluster.groups.cut import Cut, Placement, move_rows
+from deepcluster.groups.cut import move_rows, regrouped
+from deepcluster.groups.graph import graph_rows
+from deepcluster.groups.spread import nodes_of
 from deepcluster.model import Annotations, Model
-from deepcluster.runs.run import Rows
+from deepcluster.runs.lesson import Answer, taught_model
+from deepcluster.runs.run import Run
 from deepcluster.texts import plural
+
+
+@dataclass(frozen=True)
+class Past:
+    """The decisions about images before they were cut anew."""
+
+    said: Annotations  # about rows after it, with the numbers of clusters before it
+    cluster: Tensor  # of all images, before it (int64, N); -1: the former run did not have this image
+    placed: Mapping[int, int]  # rows that a person placed, and their clusters before it
+
+
+def past_of(run: Run, rows: Tensor, *, keeps_sample: bool) -> Past:
+    """Return the decisions about a run. ``rows``: The rows in it of images after it (int64, N); -1: it has no such.
+
+    ``keeps_sample``: The sample of drawn images goes on; else their answers teach.
+    """
+    said, cluster = run.model, run.placement.cluster
+    places: dict[int, list[int]] = {}
+    for row, former in enumerate(rows.tolist()):
+        places.setdefault(former, []).append(row)
+    sample = dict(said.sample) if keeps_sample else {}
+    later = Annotations(
+        names=said.names,
+        junk=said.junk,
+        moves=tuple((row, origin) for former, origin in said.moves for row in places.get(former, ())),
+        answers=tuple(row for former in said.answers for row in places.get(former, ())),
+        sample=tuple((row, group) for former, group in sample.items() for row in places.get(former, ())),
+        denied=tuple((row, group) for former, group in said.denied for row in places.get(former, ())),
+    )
+    before = torch.where(rows < 0, -1, cluster[rows])
+    placed = {row: int(before[row]) for row in (*later.answers, *dict(later.moves))}
+    for row, group in later.sample:  # it is judged without its answer
+        before[row] = group
+    return Past(later, before, placed)
 
 
 def heirs(before: Tensor, after: Tensor, *, mutual: bool) -> dict[int, int]:
@@ -30,68 +66,77 @@ def heirs(before: Tensor, after: Tensor, *, mutual: bool) -> dict[int, int]:
     return {old: new for new, old in ancestor.items()}
 
 
-def carried_over(before: Annotations, heir: Mapping[int, int], count: int) -> Annotations:
-    """Return names and junk marks of ``count`` new clusters: those ``before`` by their :func:`heirs`."""
-    names = [""] * count
-    for old, new in heir.items():
-        names[new] = before.names[old]
-    junk = sorted(heir[old] for old in before.junk if old in heir)
-    return Annotations(names=tuple(names), junk=tuple(junk))
+def lost(past: Past, heir: Mapping[int, int]) -> list[int]:
+    """Return the former clusters with a name, a mark or a decision about an image that nothing continues."""
+    named = {group for group, name in enumerate(past.said.names) if name} | {*past.said.junk}
+    placed = {*past.placed.values()}
+    left = {*past.cluster.tolist()} | placed
+    return sorted(left.intersection(named | placed) - {*heir})
 
 
-def surviving_moves(old: Annotations, before: Tensor, heir: Mapping[int, int]) -> dict[int, tuple[int, int]]:
-    """Return the rows moved by a person from and to clusters that continue (:func:`heirs`), with their new numbers.
+def taught_again(run: Run, past: Past, heir: Mapping[int, int], stays: Tensor | None = None) -> Model:
+    """Return the model of a run that has been cut anew, after it was taught a person's earlier decisions again.
 
-    An answer is like a move from the cluster that it names. ``before``: The clusters of all rows (int64, N) afterwards.
+    ``heir``: The clusters in the place of former ones. One that the cut lacks is made anew of its images. ``stays``:
+    Other images (a mask) whose former clusters count, and not their new ones, if there are answers.
     """
-    moves = {row: (origin, int(before[row])) for row, origin in decisions(old, before).items()}
-    return {row: (heir[a], heir[b]) for row, (a, b) in moves.items() if a in heir and b in heir}
-
-
-def decisions(old: Annotations, before: Tensor) -> dict[int, int]:
-    """Return the former clusters of moved rows, and the clusters of answered rows. ``before``: As above."""
-    answered = {row: int(before[row]) for row in old.answers if row < len(before)}
-    return {row: origin for row, origin in old.moves if row < len(before)} | answered
-
-
-def with_moves(
-    model: Model, placement: Placement, rows: Rows, moves: Mapping[int, tuple[int, int]]
-) -> tuple[Model, Placement]:
-    """Move rows (:func:`surviving_moves`) again. A collective. ``placement``: Of this rank's rows."""
-    if not moves:
-        return model, placement
-    partition = rows.partition
-    reduced, before = partition.gather(rows.reduced), partition.gather(placement.cluster)
-    targets = {row: target for row, (_, target) in moves.items()}
-    cut = Cut(**partition.processes.broadcast_tensors(lambda: vars(move_rows(model.cut, targets, reduced, before))))
-    model = replace(model.with_cut(cut), **as_annotations(moves))
-    return model, model.placement(rows.reduced)
-
-
-def as_annotations(moves: Mapping[int, tuple[int, int]]) -> dict[str, Any]:
-    """Return the fields of Annotations of :func:`surviving_moves`."""
-    return {
-        "moves": tuple((row, origin) for row, (origin, target) in moves.items() if origin != target),
-        "answers": tuple(row for row, (origin, target) in moves.items() if origin == target),
+    model, rows, said = run.model, run.rows, past.said
+    cut = model.cut
+    sample = dict(said.sample)
+    anew = {old: new for old, new in heir.items() if new not in cut.group_of}
+    there = torch.tensor([heir.get(group, -1) for group in past.cluster.tolist()])
+    back = torch.isin(past.cluster, torch.tensor([*anew], dtype=torch.int64))
+    if stays is not None and said.answers:
+        back |= stays & (there >= 0)
+    if back.any():
+        graph = rows.sample[graph_rows(rows.sample)]
+        nodes = torch.from_numpy(nodes_of(rows.reduced, graph))
+        inside = nodes >= 0
+        before = torch.zeros(len(graph), dtype=torch.int64)
+        before[nodes[inside]] = run.placement.cluster[inside]
+        after = before.clone()
+        after[nodes[inside & back]] = there[inside & back]
+        cut = regrouped(cut, graph, before, after)
+    # Answers about kinds that go on are not here: the first ones may name a new cluster.
+    present = {*cut.group_of.tolist()}
+    pins = {
+        row: heir[group]
+        for row, group in past.placed.items()
+        if row not in said.answers or heir[group] not in present or (group in anew and row not in sample)
     }
+    if pins:  # else the rows may be on other ranks
+        cut = move_rows(cut, pins, rows.reduced, replace(model, cut=cut).placement(rows.reduced).cluster)
+    named = {new: said.names[old] for old, new in heir.items()}
+    annotations = Annotations(
+        names=tuple(named.get(group, "") for group in range(max([len(model.names), *(new + 1 for new in named)]))),
+        junk=tuple(sorted(heir[old] for old in said.junk if old in heir)),
+        moves=tuple((row, heir.get(origin, pins[row])) for row, origin in said.moves),
+        denied=tuple((row, heir[group]) for row, group in said.denied if group in heir),
+    )
+    again = replace(model, **vars(annotations)).with_cut(cut)
+    answers = []
+    for row in said.answers:
+        group, name = heir[past.placed[row]], said.names[past.placed[row]]
+        answers.append(Answer(row, None if name else group, name, drawn=row in sample))
+    return taught_model(replace(run, model=again), answers)[0] if answers else again
 
 
-def carried_text(before: Annotations, after: Annotations, clusters: Tensor) -> str:
-    """Describe the names, marks and moves that survive, and the others. ``clusters``: Of all rows (int64, N) before."""
+def inherited_text(before: Annotations, after: Annotations) -> str:
+    """Describe the names, marks and decisions about images that survive, and the others."""
     names = [name for name in after.names if name]
-    named_before = Counter(name for name in before.names if name)
-    dropped = sorted((named_before - Counter(names)).elements())
+    dropped = sorted((Counter(name for name in before.names if name) - Counter(names)).elements())
     marks = len(before.junk) - len(after.junk)
-    kept = {row for row, _ in after.moves}
-    lost = ((row, origin) for row, origin in before.moves if row < len(clusters) and row not in kept)
-    pairs = Counter((origin, int(clusters[row])) for row, origin in lost)
-    back = [f"{plural(times, 'image')} from {a} to {b}" for (a, b), times in sorted(pairs.items())]
+    pairs = {"move": (before.moves, after.moves), "answer": (before.answers, after.answers)}
     texts = [
         f"{plural(len(names), 'name')} kept",
         *([f"dropped, because their clusters did not survive: {', '.join(map(repr, dropped))}"] if dropped else []),
-        *([f"{plural(marks, 'junk mark')} dropped"] if marks else []),
-        *([f"{len(after.moves):,} of {plural(len(before.moves), 'move')} kept"] if before.moves else []),
-        *([f"{len(after.answers):,} of {plural(len(before.answers), 'answer')} kept"] if before.answers else []),
-        *([f"moves dropped, because a cluster did not survive: {', '.join(back)}"] if back else []),
+        *([f"{plural(marks, 'junk mark')} dropped"] if marks > 0 else []),
+        *(f"{len(now):,} of {plural(len(then), thing)} kept" for thing, (then, now) in pairs.items() if then),
     ]
     return "; ".join(texts)
+
+
+def kept_text(before: Iterable[str], after: Iterable[str]) -> str:
+    """Return a sentence on the share of images with a name ``before`` that have it ``after``; "": none had a name."""
+    same = [one == other for one, other in zip(before, after, strict=True) if one]
+    return f" {sum(same) / len(same):.1%} of {plural(len(same), 'named image')} kept their name." if same else ""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Cut, move_rows, regrouped
@@ -35,11 +36,15 @@ MAX_LIKELY = 9  # clusters: a page has as many digit keys
 
 @dataclass(frozen=True)
 class Answer:
-    """A person's answer: the cluster of an image, by name or by number. The name wins; with neither, it is right."""
+    """A person's answer: the cluster of an image, by name or by number. The name wins; with neither, it is right.
+
+    Or, with ``not_cluster`` alone, that it is not of the kind of this cluster, whatever else it is.
+    """
 
     path: str | int  # or row
     cluster: int | None = None
     name: str = ""
+    not_cluster: int | None = None
     drawn: bool = False  # the image was drawn at random, so the answer says something about all images
     may_be_new: bool = False  # the number, because the page gives numbers to its new clusters
 
@@ -64,12 +69,12 @@ def asked(run: Run, n: int, *, drawn: bool = False, answers: Sequence[Answer] = 
     """Do the work of :func:`ask`; ``answers``: Some that have not been taught yet."""
     model, rows = run.model, run.rows
     cluster = run.placement.cluster.tolist()
-    new_answers, names, _ = _understood(run, answers)
-    marks = {row: answer.drawn for row, answer in zip(new_answers, answers, strict=True)}
-    sample = sampled(model, rows.reduced, run.placement.cluster, marks)
-    answered = {row: cluster[row] for row in model.answers if row < len(cluster)} | new_answers
+    new = _understood(run, answers)
+    names = new.names
+    sample = sampled(model, rows.reduced, run.placement.cluster, new.marks)
+    answered = {row: cluster[row] for row in model.answers if row < len(cluster)} | new.clusters
     teachers = {row: group for row, group in answered.items() if row not in sample}
-    taught, nodes = _taught(run, teachers, names, sample)
+    taught, nodes = _taught(run, teachers, names, sample, [*model.denied, *new.denied])
     seed = derive(run.record.seed, "questions", len(answered if drawn else teachers))
     if drawn:
         order = torch.randperm(len(cluster), generator=generator(seed, "drawn")).tolist()
@@ -77,7 +82,8 @@ def asked(run: Run, n: int, *, drawn: bool = False, answers: Sequence[Answer] = 
         chosen = [row for row in order if row not in placed][:n]
     else:
         first = {int(node): row for row, node in reversed([*enumerate(nodes)])}
-        chosen = [first[node] for node in questions(taught, n, seed)]
+        nameless = [group for group, _ in Counter(cluster).most_common() if not names[group]]
+        chosen = [first[node] for node in questions(taught, n, seed, nameless)]
     believed = np.concatenate([beliefs(taught), np.zeros((1, len(names)))])  # -1 is not in the graph
     likely = {row: np.argsort(-believed[nodes[row]], kind="stable")[:MAX_LIKELY] for row in chosen}
     return [
@@ -93,12 +99,16 @@ def asked(run: Run, n: int, *, drawn: bool = False, answers: Sequence[Answer] = 
 
 
 def _taught(
-    run: Run, answers: Mapping[int, int], names: Sequence[str], sample: Mapping[int, int]
+    run: Run,
+    answers: Mapping[int, int],
+    names: Sequence[str],
+    sample: Mapping[int, int],
+    denied: Sequence[tuple[int, int]],
 ) -> tuple[Taught, Labels]:
     """Return the images in the graph, and the index among them of the run's images; -1: not in it.
 
     ``answers``: Clusters by the answers that teach. ``names``: Of all clusters, the new ones too. ``sample``: Clusters
-    of drawn images without their answers.
+    of drawn images without their answers. ``denied``: Images, and clusters of kinds that they are not of.
     """
     rows = run.rows
     graph = rows.sample[graph_rows(rows.sample)]
@@ -107,7 +117,9 @@ def _taught(
     labels[nodes[nodes >= 0]] = run.placement.cluster.numpy()[nodes >= 0]
     for row, group in _in_graph(sample, nodes).items():
         labels[row] = group
-    return Taught(graph, rows.embeddings.ties(graph), labels, kinds_of(names), _in_graph(answers, nodes)), nodes
+    kinds = kinds_of(names)
+    not_of = [(int(nodes[row]), int(kinds[group])) for row, group in denied if row < len(nodes) and nodes[row] >= 0]
+    return Taught(graph, rows.embeddings.ties(graph), labels, kinds, _in_graph(answers, nodes), denied=not_of), nodes
 
 
 def _in_graph(groups: Mapping[int, int], nodes: Labels) -> dict[int, int]:
@@ -156,28 +168,35 @@ def lesson(run: Run, answers: Sequence[Answer], within: int | None = None) -> Ch
     whose images alone follow, and only these answers: it is split by examples. The estimate then begins anew, because
     the drawn images were asked about the cluster as it was; their answers teach from then on.
     """
-    model, remarks = _taught_model(run, answers, within)
+    model, remarks = taught_model(run, answers, within)
     after = replace(run, model=model)
     cluster = after.placement.cluster
     marked = dict(model.sample)
-    digest = json_sha256(sorted((row, int(cluster[row]), row in marked) for row in model.answers))
-    done = plural(len(model.answers), "answer")
+    said_of = sorted((row, int(cluster[row]), model.names[cluster[row]], row in marked) for row in model.answers)
+    digest = json_sha256([*said_of, *model.denied])
+    done = plural(len(model.answers) + len(model.denied), "answer")
     changes = preview(run, after)
     said = {"Answers": "; ".join([done, *remarks]), "Changed": changes_text(changes, model)}
     if quality := estimated_quality(model, cluster, run.rows.fitted):
         said["Quality"] = quality_text(quality)
+    if unnamed := [str(group) for group in cluster.unique().tolist() if not model.names[group]]:
+        have = "has" if len(unnamed) == 1 else "have"
+        said["Names"] = f"{plural(len(unnamed), 'cluster')} {have} no name: {some(unnamed, 20)}"
     return decided(after, digest, bool(changes), done=done, example=next(reversed(model.answers), 0), said=said)
 
 
-def _taught_model(run: Run, answers: Sequence[Answer], within: int | None) -> tuple[Model, list[str]]:
+def taught_model(run: Run, answers: Sequence[Answer], within: int | None = None) -> tuple[Model, list[str]]:
     """Return the model of a :func:`lesson`, and remarks."""
     model, rows, placed = run.model, run.rows, run.placement
     cluster = placed.cluster.tolist()
-    new_answers, names, remarks = _understood(run, answers)
-    outside = {row: group for row, group in enumerate(cluster) if group != within}
+    new = _understood(run, answers)
+    new_answers, names, remarks = new.clusters, new.names, new.remarks
+    kinds = kinds_of(names)
+    wrong = {row for row, group in new.denied if kinds[group] == kinds[cluster[row]]}  # whatever was said before
+    outside = {row: group for row, group in enumerate(cluster) if group != within and row not in wrong}
     kept = {row: outside[row] for row in model.answers if row in outside}
     answered = {row: group for row, group in kept.items() if row not in new_answers} | new_answers
-    if not answered:
+    if not answered and not new.denied and not model.denied:
         raise UsageError("there are no answers yet: give some")
     groups = [*answered.values()]
     equal = nodes_of(rows.reduced, rows.reduced[[*answered]]).tolist()  # equal images go together, by the last answer
@@ -190,40 +209,80 @@ def _taught_model(run: Run, answers: Sequence[Answer], within: int | None) -> tu
     answered = {row: group for row, group in answered.items() if targets[row] == group}
     moved = {row: outside[row] for row, _ in model.moves if row in outside and row not in targets}
     before = model if within is None else replace(model, sample=())
-    marks = {row: answer.drawn for row, answer in zip(new_answers, answers, strict=True)}
-    sample = sampled(before, rows.reduced, placed.cluster, marks)
+    sample = sampled(before, rows.reduced, placed.cluster, new.marks)
     teachers = {row: group for row, group in answered.items() if row not in sample}
-    taught, nodes = _taught(run, teachers, names, sample)
+    denied = [pair for pair in dict.fromkeys((*model.denied, *new.denied)) if pair[0] not in moved | targets]
+    taught, nodes = _taught(run, teachers, names, sample, denied)
     labels = taught.labels.copy()
     part, inside = taught.inside(within) if within is not None else (slice(None), taught)
     labels[part] = followed(inside)
+    moved |= {row: cluster[row] for row, group in new.denied if row not in targets and row not in wrong}
     for row, group in _in_graph(moved, nodes).items():
         labels[row] = group
     cut = regrouped(model.cut, taught.rows, torch.from_numpy(taught.labels), torch.from_numpy(labels))
     clusters = replace(model, cut=cut).placement(rows.reduced).cluster
     if within is not None:
-        parts = torch.isin(cut.group_of, torch.tensor([*new_answers.values()]))
-        alone = [row for row, group in new_answers.items() if group not in cut.group_of]  # none of them in the graph
-        centroids = torch.cat([cut.centroids[parts], rows.reduced[alone]])
-        group_of = torch.cat([cut.group_of[parts], torch.tensor([new_answers[row] for row in alone]).long()])
-        split = replace(model, cut=Cut(centroids, group_of)).placement(rows.reduced).cluster
+        split = _split(replace(model, cut=cut), rows.reduced, new_answers)
         clusters = torch.where(placed.cluster == within, split, placed.cluster)
     if not np.array_equal(labels, taught.labels):
         pinned = [row for row, group in sample.items() if group != cluster[row]]
         without_pins = unpinned(replace(model, cut=cut), rows.reduced, pinned)
         sample = {row: int(clusters[row]) for row in sample} | without_pins
+    # Images that were placed in a cluster before it was split stay in its parts, and teach nothing about them.
+    former = [row for row in (*model.answers, *dict(model.moves)) if row < len(cluster) and row not in wrong]
+    aside = {row: int(clusters[row]) for row in former if row not in moved | targets}
+    origins = {row: cluster[row] for row in aside} | dict(model.moves)
+    moved |= aside
+    moved |= _of_other_kinds(replace(model, cut=cut), rows.reduced, clusters, kinds, denied)
     cut = move_rows(cut, moved | targets, rows.reduced, clusters)
-    new = replace(
+    after = replace(
         replace(model, names=tuple(names)).with_cut(cut),
-        moves=tuple((row, origin) for row, origin in model.moves if row not in targets),
+        moves=tuple((row, origin) for row, origin in origins.items() if row not in targets and row not in wrong),
         answers=tuple(answered),
         sample=tuple((row, group) for row, group in sample.items() if row in answered),
+        denied=tuple(denied),
     )
-    return new, remarks
+    return after, remarks
 
 
-def _understood(run: Run, answers: Sequence[Answer]) -> tuple[dict[int, int], list[str], list[str]]:
-    """Return the clusters of answered rows, the names of all clusters with the new ones, and remarks."""
+def _split(model: Model, reduced: Tensor, answers: Mapping[int, int]) -> Tensor:
+    """Return the nearest of the clusters of these answers for all rows."""
+    cut = model.cut
+    parts = torch.isin(cut.group_of, torch.tensor([*answers.values()]))
+    alone = [row for row, group in answers.items() if group not in cut.group_of]  # none of them in the graph
+    centroids = torch.cat([cut.centroids[parts], reduced[alone]])
+    group_of = torch.cat([cut.group_of[parts], torch.tensor([answers[row] for row in alone]).long()])
+    return replace(model, cut=Cut(centroids, group_of)).placement(reduced).cluster
+
+
+def _of_other_kinds(
+    model: Model, reduced: Tensor, clusters: Tensor, kinds: Labels, denied: Sequence[tuple[int, int]]
+) -> dict[int, int]:
+    """Return the nearest clusters of other kinds for the rows of ``denied`` that are in a cluster of such a kind."""
+    cut = model.cut
+    nearest: dict[int, int] = {}
+    for row in {row for row, group in denied if kinds[clusters[row]] == kinds[group]}:
+        wrong = [kinds[group] for other, group in denied if other == row]
+        others = torch.from_numpy(~np.isin(kinds[cut.group_of.numpy()], wrong))
+        if others.any():
+            part = Cut(cut.centroids[others], cut.group_of[others])
+            nearest[row] = int(replace(model, cut=part).placement(reduced[[row]]).cluster)
+    return nearest
+
+
+@dataclass(frozen=True)
+class _Understood:
+    """The meaning of answers."""
+
+    clusters: dict[int, int]  # of answered rows
+    names: list[str]  # of all clusters, with new ones and first names
+    marks: dict[int, bool]  # answered rows; True: drawn at random
+    denied: list[tuple[int, int]]  # rows, and clusters of kinds that they are not of
+    remarks: list[str]
+
+
+def _understood(run: Run, answers: Sequence[Answer]) -> _Understood:
+    """Return the meaning of answers, or raise UsageError if one has none."""
     model, paths = run.model, run.rows.paths
     cluster = run.placement.cluster.tolist()
     sizes = Counter(cluster)
@@ -232,18 +291,23 @@ def _understood(run: Run, answers: Sequence[Answer]) -> tuple[dict[int, int], li
     numbers = [answer.cluster for answer in answers if answer.cluster is not None and answer.may_be_new]
     new = range(free, max([free, *(number + 1 for number in numbers if number < free + len(answers))]))
     names = [*model.names, *("" for _ in new)]
-    called = {group: names[group] or f"cluster {group}" for group in present}
+    before = {group: names[group] or f"cluster {group}" for group in present}
+    every = dict(zip(moved_rows(Edits(move=tuple((one.path, 0) for one in answers)), paths), answers, strict=True))
+    denied = [(row, one.not_cluster) for row, one in every.items() if one.not_cluster is not None]
+    given = {row: one for row, one in every.items() if one.not_cluster is None}
+    first = _first_names(cluster, names, before, given)
+    names = [first.get(group, name) for group, name in enumerate(names)]
+    called = {group: names[group] or text for group, text in before.items()}
     largest = {name: group for group, name in called.items()}
     times = Counter(called.values())
     cluster_of: dict[int, int] = {}
     said: dict[str, None] = {}
-    rows = moved_rows(Edits(move=tuple((answer.path, 0) for answer in answers)), paths)
-    for row, answer in zip(rows, answers, strict=True):
+    for row, answer in given.items():
         name, current = answer.name, cluster[row]
         number = current if answer.cluster is None else answer.cluster
         if not name and number not in present and not (answer.may_be_new and number in new):
-            raise UsageError(f"there is no cluster {number}: see cluster_summary.csv; a new name makes a new cluster")
-        if name and name == called[current] and called.get(number, name) != name:
+            raise _no_cluster(number)
+        if name and name == before[current] and before.get(number, name) != name:
             image = one_line(paths[row])
             raise UsageError(
                 f"{image} has the name {name!a} and the number {number} of another cluster: give one alone"
@@ -257,7 +321,39 @@ def _understood(run: Run, answers: Sequence[Answer]) -> tuple[dict[int, int], li
         cluster_of[row] = next(fitting, largest[name]) if name else number
         if name and cluster_of[row] not in (current, number) and times[name] > 1:
             said[f"answers {name!a} mean cluster {cluster_of[row]}, the largest of {times[name]} with this name"] = None
-    return cluster_of, names, [*said]
+    for _, number in denied:
+        if number not in present and not free <= number < len(names):
+            raise _no_cluster(number)
+    marks = {row: one.drawn for row, one in given.items()}
+    return _Understood(cluster_of, names, marks, denied, [*said])
+
+
+def _no_cluster(number: int) -> UsageError:
+    return UsageError(f"there is no cluster {number}: see cluster_summary.csv; a new name makes a new cluster")
+
+
+def _first_names(
+    cluster: Sequence[int], names: Sequence[str], called: Mapping[int, str], given: Mapping[int, Answer]
+) -> dict[int, str]:
+    """Return the first names said of images of clusters without one.
+
+    The commonest name of a cluster counts, and of equally frequent ones the first. A cluster that is answered by its
+    number gets none, because its other images are told apart from it. Drawn images teach nothing, and no name.
+    """
+    number_of = {text: group for group, text in called.items() if not names[group]}
+    by_number: set[int | None] = set()
+    votes: Counter[tuple[int, str]] = Counter()
+    for row, one in given.items():
+        group = cluster[row]
+        if not one.name or one.name in number_of:
+            by_number.add(number_of.get(one.name, group if one.cluster is None else one.cluster))
+        elif not (names[group] or one.drawn) and (one.cluster is None or called.get(one.cluster) != one.name):
+            votes[group, one.name] += 1
+    first: dict[int, str] = {}
+    for (group, name), _ in votes.most_common():
+        if group not in by_number:
+            first.setdefault(group, name)
+    return first
 
 
 def teach(
@@ -266,29 +362,22 @@ def teach(
     display: Display | None = None,
     *,
     within: int | None = None,
-    names: Sequence[str] = (),
     dry_run: bool = False,
 ) -> Made:
     """Keep the answers with a run, and let its other images follow.
 
-    The answers that the run has count again. ``within``: As in :func:`lesson`. ``names``: New names of all clusters.
+    The answers that the run has count again. ``within``: As in :func:`lesson`.
 
     Raises UsageError if there are no answers, or if an image or a cluster does not exist.
     """
-    change_of = partial(by_answers, answers, within=within, names=names)
-    return carry_out(run, change_of, Several(display), dry_run=dry_run)
+    return carry_out(run, partial(by_answers, answers, within=within), Several(display), dry_run=dry_run)
 
 
 def by_answers(
-    answers: Sequence[Answer],
-    folder: run_folder.RunFolder,
-    run: Run,
-    *,
-    within: int | None = None,
-    names: Sequence[str] = (),
+    answers: Sequence[Answer], folder: run_folder.RunFolder, run: Run, *, within: int | None = None
 ) -> Change:
     """Return the change of :func:`teach`."""
-    change = lesson(replace(run, model=replace(run.model, names=tuple(names) or run.model.names)), answers, within)
+    change = lesson(run, answers, within)
     if change.run.record.edits == run.record.edits:
         return Change(run, run.placement, said={"Answers": "the run has them already"})
     return change

@@ -49,21 +49,26 @@ def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display)
     labels = before.fine_cluster[: rows.fitted]
     sizes = torch.bincount(labels, minlength=len(model.fine_centroids))
     fine = Clustering(labels, model.fine_centroids, sizes, math.nan, 0, 0)
-    cut, after = cut_rows(rows, fine, count, record.seed, recipe)
-    heir = inherit.heirs(before.cluster, after.cluster, mutual=True)
+    cut, placement = cut_rows(rows, fine, count, record.seed, recipe)
+    past = inherit.past_of(run, torch.arange(len(before.cluster)), keeps_sample=True)
+    heir = inherit.heirs(past.cluster, placement.cluster, mutual=True)
     given = max(cut.count, len(model.names))  # the numbers of clusters that are made later go on behind all given ones
-    new = replace(model, cut=cut, **vars(inherit.carried_over(model, heir, given)))
-    moves = inherit.surviving_moves(model, before.cluster, heir)
-    own = after.cluster
-    new, after = inherit.with_moves(new, after, rows, moves)
-    sample = dict(model.sample)
-    if sample.keys() <= {*new.answers}:  # a part of them would be no random sample
-        new = replace(new, sample=tuple((row, int(own[row])) for row in sample))
+    if past.placed:
+        heir |= {old: given + i for i, old in enumerate(inherit.lost(past, heir))}
+    nameless = replace(model, cut=cut, names=("",) * given)
+    new = inherit.taught_again(Run(record, nameless, rows), past, heir)
+    after = Run(record, new, rows)
     said = {}
     if record.edits is not None or any((*model.names, model.junk, model.moves, model.answers)):
         anew = "; merges and splits of the old clusters are dropped" if record.edits is not None else ""
-        said["Edits"] = f"{inherit.carried_text(model, new, before.cluster)}{anew}"
+        said["Edits"] = f"{inherit.inherited_text(model, new)}{anew}"
     record = new_clusters(record, n_clusters, edits=None, like_run=None)
     done = f"cut into {plural(len(new.cut.group_of.unique()), 'cluster')}"
-    last = partial(result.summary_text, n_clusters=n_clusters)
-    return Change(Run(record, new, rows), after, done, said=said, last=last)
+    kept = inherit.kept_text(run.names, after.names)
+    return Change(
+        replace(after, record=record),
+        after.placement,
+        done,
+        said=said,
+        last=lambda outcome: f"{result.summary_text(outcome, n_clusters)}{kept}",
+    )

@@ -62,6 +62,11 @@ class Run:
         """The places of all images."""
         return self.model.placement(self.rows.reduced)
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the clusters of all images."""
+        return [self.model.names[group] for group in self.placement.cluster.tolist()]
+
 
 def read_run(folder: run_folder.RunFolder, backbone: nn.Module | None = None, *, takes_images: bool = False) -> Run:
     """Read run.json, the model (of the user's own ``backbone``) and the images with their features.

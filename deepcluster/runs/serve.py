@@ -89,11 +89,12 @@ def _state(folder: run_folder.RunFolder) -> dict[str, Any]:
     with suppress(DeepClusterError):
         steps = read_steps(folder)
     done, undone = ([(one.about["done"], tile(one.about["row"], images)) for one in way] for way in steps)
+    said = read_annotations(folder)
     return {
         "version": _version(folder),
         "cut": record.cut,
         "clusters": [cluster(row) for row in folder.read_rows("cluster_summary.csv")],
-        "answers": len(read_annotations(folder).answers),
+        "answers": len(said.answers) + len(said.denied),
         "quality": quality_text(record.quality) if record.quality else "",
         "right": record.quality.get("share") if record.quality else None,
         "done": done,

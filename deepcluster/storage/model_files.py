@@ -125,6 +125,8 @@ def groups_tensors(model: Model, **about: Any) -> dict[str, Tensor]:
     table = {"names": model.names, "junk": model.junk, "moves": model.moves, **about}
     if model.answers:
         table |= {"answers": model.answers, "sample": model.sample}
+    if model.denied:
+        table["denied"] = model.denied
     return {"centroids": model.cut.centroids, "groups": model.cut.group_of, "about": json_tensor(table)}
 
 
@@ -286,7 +288,7 @@ def groups_in(tensors: Mapping[str, Tensor], dims: int | None = None) -> Groups:
     """Return the checked content of groups.safetensors, or of a state in its layout. ``dims``: None: any."""
     shapes = {"centroids": ("count", "dims"), "groups": ("count",), "about": ("bytes",)}
     types = {"groups": torch.int64, "about": torch.uint8}
-    check_tensors(tensors, shapes, types, **({} if dims is None else {"dims": dims}))  # None: any
+    check_tensors(tensors, shapes, types, **({} if dims is None else {"dims": dims}))
     table = shaped(parse_json(tensors["about"].numpy().tobytes()), dict, "about")
     known = {entry.name: table[entry.name] for entry in fields(Annotations) if entry.name in table}
     annotations: Annotations = shaped(known, Annotations, "about")  # an older sample is left out: its answers teach

@@ -152,7 +152,10 @@ function offerPlaces() {
 }
 
 function placeWrong(cluster = null) {
-  for (const [i, from] of wrong()) current.set(i * imageData.step, {path: i * imageData.step, cluster: cluster ?? from});
+  for (const [i] of wrong()) {
+    const path = i * imageData.step;
+    current.set(path, cluster === null ? {path, not_cluster: after[path]} : {path, cluster});
+  }
   review();
 }
 
