@@ -1,16 +1,20 @@
 """Simulated persons teach a run: how many wrong images become right without being asked about.
 
-    python benchmarks/teach.py CACHE NAME [NAME ...] [--step 20] [--grid]
+    python benchmarks/teach.py CACHE NAME [NAME ...] [--step 20] [--grid | --holds]
 
 `sets.py` makes CACHE/NAME.pt. A person names each cluster by the kind of most of its typical images and answers by the
 true label, `--step` questions at a time (0: all at once). `fixed` is the share of the wrong images that become right
 although nobody was asked about them, `worth` the same as a share of all images. --grid tries other constants, too: each
 set with those that are best on all others.
+
+--holds writes results/holds.json instead: the share of images under the right name after one to six answers for each
+cluster, by a person who names all clusters first and by one who only answers; and that share after five answers a
+cluster and then a new cut of another seed as by `fit --like`, or `recut` to a fifth more and fewer clusters.
 """
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -25,17 +29,23 @@ from torch import Tensor
 
 from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
+from deepcluster.fitting.like import Former, continued
 from deepcluster.groups import spread
 from deepcluster.groups.cut import cut_features
 from deepcluster.groups.graph import Embeddings
 from deepcluster.model import Model
 from deepcluster.nets.network import build, no_network
+from deepcluster.recipe import Recipe
 from deepcluster.runs.lesson import Answer, asked, lesson
+from deepcluster.runs.recut import cut_anew
 from deepcluster.runs.run import Rows, Run
+from deepcluster.runtime.console import Silent
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage.content import RunRecord
 
 ANSWERS = (2, 5, 10)  # for each cluster
+STEPS = range(1, 7)  # of the curve by names and by answers alone
+FIVE = 5  # answers for each cluster before a new cut
 SEEDS = (0, 1)
 TYPICAL = 9  # images of a cluster by which a person names it
 LARGEST = 0.8  # share of the images that are asked about
@@ -83,16 +93,50 @@ def taught(run: Run, truth: list[str], k: int, step: int) -> Iterator[dict[str, 
     """Yield the figures after each number of answers."""
     run = named(run, truth)
     before = right(run, truth)
-    for count in ANSWERS:
+    for count, after_answers in zip(ANSWERS, curve(run, truth, k, step, ANSWERS), strict=True):
+        after = right(after_answers, truth)
+        rest = np.delete(np.arange(len(truth)), after_answers.model.answers)
+        gain = int(after[rest].sum()) - int(before[rest].sum())
+        figures = {"fixed": gain / max(1, int((~before[rest]).sum())), "worth": gain / len(truth)}
+        yield {"answers": count, "right": float(before.mean()), **figures, "now": float(after.mean())}
+
+
+def curve(run: Run, truth: list[str], k: int, step: int, counts: Iterable[int]) -> Iterator[Run]:
+    """Yield the run after each number of answers for each of ``k`` clusters."""
+    for count in counts:
         most = min(count * k, int(LARGEST * len(truth)))
         while (left := most - len(run.model.answers)) > 0:
             paths = [one.path for one in asked(run, min(step or left, left))]
             run = lesson(run, [Answer(path, name=truth[int(path)]) for path in paths]).run
-        after = right(run, truth)
-        rest = np.delete(np.arange(len(truth)), run.model.answers)
-        gain = int(after[rest].sum()) - int(before[rest].sum())
-        figures = {"fixed": gain / max(1, int((~before[rest]).sum())), "worth": gain / len(truth)}
-        yield {"answers": count, "right": float(before.mean()), **figures, "now": float(after.mean())}
+        yield run
+
+
+def like(old: Run, seed: int) -> Run:
+    """Return a new fit of the images of a run, ``--like`` it."""
+    rows = old.rows.reduced
+    new = run_on(rows, len(old.model.cut.group_of.unique()), seed, old.rows.embeddings)
+    return continued(new, new.placement, Former(Path("old"), old, {}, 1), torch.arange(len(rows)))[0]
+
+
+def holds(name: str, rows: Tensor, truth: list[str], k: int, step: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a set in results/holds.json."""
+    embeddings = Embeddings()
+    for seed in SEEDS:
+        run = run_on(rows, k, seed, embeddings)
+        pairs = zip(curve(named(run, truth), truth, k, step, STEPS), curve(run, truth, k, step, STEPS), strict=True)
+        for count, (first, alone) in zip(STEPS, pairs, strict=True):
+            shares = {"names first": right(first, truth).mean(), "answers alone": right(alone, truth).mean()}
+            yield {"set": name, "seed": seed, "answers": count, **shares}
+            if count == FIVE:
+                old = alone
+        before = float(right(old, truth).mean())
+        clusters = len(old.model.cut.group_of.unique())
+        after = {"fit --like": right(like(old, seed + len(SEEDS)), truth).mean()}
+        for text, times in (("a fifth more", 1.2), ("a fifth fewer", 0.8)):
+            cut = cut_anew(old, round(times * clusters), Recipe(grouping="embedding"), Silent()).run
+            after[f"recut, {text} clusters"] = right(cut, truth).mean()
+        for way, now in after.items():
+            yield {"set": name, "seed": seed, "way": way, "before": before, "after": now, "change": now - before}
 
 
 def main() -> None:
@@ -101,16 +145,25 @@ def main() -> None:
     parser.add_argument("names", nargs="+")
     parser.add_argument("--step", type=int, default=20)
     parser.add_argument("--grid", action="store_true")
+    parser.add_argument("--holds", action="store_true")
     arguments = parser.parse_args()
     constants = [tuple(getattr(spread, name) for name in CONSTANTS), *(GRID if arguments.grid else [])]
     network = build(LITE0, image_size=SIDE, weights="timm")
     fixed: dict[tuple[Any, str], float] = {}
     sets: dict[str, list[dict[str, Any]]] = {}
+    held: list[dict[str, Any]] = []
     for name in arguments.names:
         data = load(arguments.cache / f"{name}.pt")
         truth = [str(label) for label in data["labels"].tolist()]
         k, embeddings = len({*truth}), Embeddings()
         rows = plainly_reduced(network, data, k)
+        if arguments.holds:
+            for row in holds(name, rows, truth, k, arguments.step):
+                held.append(
+                    {key: one if isinstance(one, str | int) else round(float(one), 4) for key, one in row.items()}
+                )
+                print(held[-1], flush=True)
+            continue
         runs = [run_on(rows, k, seed, embeddings) for seed in SEEDS]
         for choice in constants:
             for constant, value in zip(CONSTANTS, choice, strict=True):
@@ -124,6 +177,9 @@ def main() -> None:
         for constant, value in zip(CONSTANTS, constants[0], strict=True):
             setattr(spread, constant, value)
         print(name, len(rows), k, *(f"{one['fixed']:+.2f} ({one['worth']:+.3f})" for one in sets[name]), flush=True)
+    if arguments.holds:
+        save("holds", {"step": arguments.step, "runs": held})
+        return
     content: dict[str, Any] = {"step": arguments.step}
     content["sets"] = [{"set": name, **figures} for name, of_set in sets.items() for figures in of_set]
     for count in ANSWERS:
