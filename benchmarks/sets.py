@@ -34,7 +34,7 @@ from deepcluster.build import network_of, reduction_of
 from deepcluster.clustering.agreement import nmi
 from deepcluster.clustering.whitening import Features, Whitening
 from deepcluster.groups.choose_k import plausible_numbers
-from deepcluster.groups.cut import cut_features, nearest_groups
+from deepcluster.groups.cut import cut_features, nearest_clusters
 from deepcluster.learning.features import CROP_SHARE, extract
 from deepcluster.nets.names import PUBLISHED
 from deepcluster.nets.network import Network
@@ -155,11 +155,11 @@ def rows_of(name: str, content: dict[str, Any], network: Network, seeds: list[in
             "seed": seed,
             "certainty": round(sure, 2),
             "neighbours": round(neighbours(rows, labels), 3),
-            "nmi": round(nmi(labels, nearest_groups(rows, cut_features(rows, k, seed=seed))), 3),
+            "nmi": round(nmi(labels, nearest_clusters(rows, cut_features(rows, k, seed=seed))), 3),
             "umap_nmi": umap,
         }
         if seed == seeds[0]:
-            other = nearest_groups(noisy, cut_features(noisy, k, seed=seed))
+            other = nearest_clusters(noisy, cut_features(noisy, k, seed=seed))
             row["nmi_of_other_order"] = round(nmi(labels[order], other), 3)
         yield row
 
@@ -273,7 +273,7 @@ def main() -> None:
             for gate, values in GATES.items() if arguments.variants else ():
                 rows = reduced(network, gated(values, k, len(labels), certainty(network, content["whole"])), content)
                 cuts = [cut_features(rows, k, seed=seed) for seed in arguments.seeds]
-                scores[gate][name] = mean(nmi(labels, nearest_groups(rows, cut)) for cut in cuts)
+                scores[gate][name] = mean(nmi(labels, nearest_clusters(rows, cut)) for cut in cuts)
                 print(f"{name} | {gate} | {scores[gate][name]:.3f}", flush=True)
             if not arguments.variants:
                 new = [*rows_of(folder.name, content, network, arguments.seeds)]

@@ -114,7 +114,7 @@ def curve(run: Run, truth: list[str], k: int, step: int, counts: Iterable[int]) 
 def like(old: Run, seed: int) -> Run:
     """Return a new fit of the images of a run, ``--like`` it."""
     rows = old.rows.reduced
-    new = run_on(rows, len(old.model.cut.group_of.unique()), seed, old.rows.embeddings)
+    new = run_on(rows, len(old.model.cut.cluster_of.unique()), seed, old.rows.embeddings)
     return continued(new, new.placement, Former(Path("old"), old, {}, 1), torch.arange(len(rows)))[0]
 
 
@@ -130,7 +130,7 @@ def holds(name: str, rows: Tensor, truth: list[str], k: int, step: int) -> Itera
             if count == FIVE:
                 old = alone
         before = float(right(old, truth).mean())
-        clusters = len(old.model.cut.group_of.unique())
+        clusters = len(old.model.cut.cluster_of.unique())
         after = {"fit --like": right(like(old, seed + len(SEEDS)), truth).mean()}
         for text, times in (("a fifth more", 1.2), ("a fifth fewer", 0.8)):
             cut = cut_anew(old, round(times * clusters), Recipe(grouping="embedding"), Silent()).run

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from deepcluster.algorithm import BEGINNING, Conclusion, alternate, conclude
 from deepcluster.clustering import ClusteringStep, KMeans, Reduction
 from deepcluster.errors import UsageError
-from deepcluster.groups.cut import KMEANS_STARTS, Cut, as_groups, cut_features
+from deepcluster.groups.cut import KMEANS_STARTS, Cut, as_clusters, cut_features
 from deepcluster.groups.graph import Embeddings
 from deepcluster.images.store import Store
 from deepcluster.images.views import Augmentation, each_once, official_draws, uniform_over_clusters
@@ -34,7 +34,7 @@ from deepcluster.seeding import derive
 SAMPLERS = {"uniform": uniform_over_clusters, "official": official_draws, "none": each_once}
 # Steps, with the number of their positional arguments and the names of the others.
 CALLS = (("clustering", 3, ("seed", "round", "partition")), ("loss", 3, ()), ("optimizer", 1, ()))
-MAX_IN_CUT = 1000  # groups: k-means with more takes too long for several starts
+MAX_IN_CUT = 1000  # clusters: k-means with more takes too long for several starts
 OWN = "own "  # before the name of a step of the user's
 Settings = TypeVar("Settings", Reduction, KMeans, Augmentation, Learning)
 
@@ -155,18 +155,18 @@ def kmeans_of_result(recipe: Recipe) -> KMeans:
     return replace(kmeans, empty="split") if kmeans.empty == "faiss" else kmeans  # faiss may leave some empty
 
 
-def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe, embed: Embeddings) -> Cut:
-    """Cut the features of a sample. Very many groups may be the ``fine`` clusters, of a single start of k-means."""
+def cut_sample(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe, embed: Embeddings) -> Cut:
+    """Cut the features of a sample. Very many clusters may be the ``fine`` ones, of a single start of k-means."""
     few = n_clusters <= MAX_IN_CUT
     if len(fine.centroids) == n_clusters and not few:
-        return as_groups(fine)
+        return as_clusters(fine)
     if recipe.grouping != "kmeans":
         return cut_features(reduced, n_clusters, seed=derive(seed, "groups"), embed=embed)
     kmeans = kmeans_of_result(recipe)
     partition = Partition.single(len(reduced))
     starts = (derive(seed, "groups", start) for start in range(KMEANS_STARTS if few else 1))
     clusterings = (kmeans.once(reduced, n_clusters, seed=start, partition=partition) for start in starts)
-    return as_groups(min(clusterings, key=lambda clustering: clustering.inertia))
+    return as_clusters(min(clusterings, key=lambda clustering: clustering.inertia))
 
 
 def learning_of(recipe: Recipe, steps: Steps) -> Learning:

@@ -33,21 +33,21 @@ LARGE_SIDE = 1024  # px; of larger images, one batch must fit into memory before
 
 @dataclass(frozen=True, kw_only=True)
 class Annotations:
-    """A person's decisions about groups.
+    """A person's decisions about clusters.
 
-    ``names`` has an entry for all L numbers that were ever given, so the next new group is number L.
+    ``names`` has an entry for all L numbers that were ever given, so the next new cluster is number L.
     A new value of these fields alone replaces all of them in a model: ``replace(model, **vars(annotations))``.
     """
 
-    names: tuple[str, ...]  # of the groups (L); "": none
-    junk: tuple[int, ...] = ()  # groups that are marked as junk
-    moves: tuple[tuple[int, int], ...] = ()  # rows of the run that were moved, and the groups that they left
-    answers: tuple[int, ...] = ()  # rows that a person answered about; they are in the groups of the answers
-    sample: tuple[tuple[int, int], ...] = ()  # rows of answers about drawn images, and their groups without these
-    denied: tuple[tuple[int, int], ...] = ()  # rows, and groups of kinds that they are not of, by a person
+    names: tuple[str, ...]  # of the clusters (L); "": none
+    junk: tuple[int, ...] = ()  # clusters that are marked as junk
+    moves: tuple[tuple[int, int], ...] = ()  # rows of the run that were moved, and the clusters that they left
+    answers: tuple[int, ...] = ()  # rows that a person answered about; they are in the clusters of the answers
+    sample: tuple[tuple[int, int], ...] = ()  # rows of answers about drawn images, and their clusters without these
+    denied: tuple[tuple[int, int], ...] = ()  # rows, and clusters of kinds that they are not of, by a person
 
     def decided_by(self, count: int) -> list[str]:
-        """Return the decision (`answer`, `drawn`, `move`) that put each of ``count`` rows into its group; "": none."""
+        """Return the decision (`answer`, `drawn`, `move`) that put each of ``count`` rows where it is; "": none."""
         words = dict.fromkeys((row for row, _ in self.moves), "move") | dict.fromkeys(self.answers, "answer")
         words |= dict.fromkeys((row for row, _ in self.sample), "drawn")
         return [words.get(row, "") for row in range(count)]
@@ -55,7 +55,7 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Model(Annotations):
-    """Network, reduction, fine centroids, and a cut with annotations. A merged group has no centroids or images."""
+    """Network, reduction, fine centroids, and a cut with annotations. A merged cluster has no centroids or images."""
 
     network: Network
     reduction: Whitening
@@ -71,12 +71,12 @@ class Model(Annotations):
         """Return a short text: the tensors would fill the screen."""
         name = self.network.architecture.get("name", type(self.network.body).__name__)
         dims = self.reduction.projection.shape[1]
-        return f"Model({len(self.cut.group_of.unique())} clusters, {name} at {self.image_size} px, {dims} dimensions)"
+        return f"Model({len(self.cut.cluster_of.unique())} clusters, {name} at {self.image_size} px, {dims} dimensions)"
 
     def with_cut(self, cut: Cut) -> Self:
-        """Return the model with another cut. Groups that it lacks lose their names and junk marks."""
-        present = {*cut.group_of.tolist()}
-        names = tuple(name if group in present else "" for group, name in enumerate(self.names))
+        """Return the model with another cut. Clusters that it lacks lose their names and junk marks."""
+        present = {*cut.cluster_of.tolist()}
+        names = tuple(name if cluster in present else "" for cluster, name in enumerate(self.names))
         return replace(self, cut=cut, names=names, junk=tuple(sorted(present.intersection(self.junk))))
 
     def predict(self, images: Images) -> npt.NDArray[np.int64]:

@@ -250,8 +250,8 @@ class OpenedRun(_Base):
             self.n_features_in_ = model.outliers.means.shape[1]
         self.names_: npt.NDArray[np.object_] = np.array(model.names, dtype=object)
         cut = model.cut
-        self.cluster_centers_: npt.NDArray[np.float32] = means(cut.centroids, cut.group_of, cut.count).numpy()
-        self.n_clusters_ = len(cut.group_of.unique())
+        self.cluster_centers_: npt.NDArray[np.float32] = means(cut.centroids, cut.cluster_of, cut.count).numpy()
+        self.n_clusters_ = len(cut.cluster_of.unique())
 
     def _inertia(self, reduced: Tensor, clusters: Tensor) -> float:
         centers = torch.from_numpy(self.cluster_centers_)

@@ -42,8 +42,8 @@ class RecipeRequest:
         return {**self.file_options, **self.options}
 
 
-def check_groups(n_clusters: int | None, count: int) -> None:
-    """Raise an error if ``count`` images cannot have ``n_clusters`` groups."""
+def check_clusters(n_clusters: int | None, count: int) -> None:
+    """Raise an error if ``count`` images cannot have ``n_clusters`` clusters."""
     if n_clusters is None:
         return
     if n_clusters < 1:

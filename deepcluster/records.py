@@ -76,11 +76,11 @@ class Round:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A number of groups."""
+    """A number of clusters."""
 
     k: int
-    silhouette: float  #: of so many groups in an embedding of the neighbour graph, -1 to 1 (are they apart?)
-    modularity: float  #: share of ties inside the groups, less the share of random ties (do they hold together?)
+    silhouette: float  #: of so many clusters in an embedding of the neighbour graph, -1 to 1 (are they apart?)
+    modularity: float  #: share of ties inside the clusters, less the share of random ties (do they hold together?)
 
 
 @dataclass(frozen=True)

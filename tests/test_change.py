@@ -160,7 +160,7 @@ def undrawn(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 def a_change(run: Path, random: Random) -> str:
     """Make a change at random that a person may make, and return its kind."""
     model = read_run(open_run(run)).model
-    present = model.cut.group_of.unique().tolist()
+    present = model.cut.cluster_of.unique().tolist()
     one, other = random.choice(present), random.choice(present)
     images = random.sample(range(60), 3)
     free = len(model.names)

@@ -22,8 +22,8 @@ from deepcluster.clustering.kmeans import kmeans
 from deepcluster.errors import UsageError
 from deepcluster.fitting.like import Former, continued
 from deepcluster.groups import graph
-from deepcluster.groups.cut import Cut, as_groups, pinned, placement_of
-from deepcluster.groups.tree import parts_of, split_group
+from deepcluster.groups.cut import Cut, as_clusters, pinned, placement_of
+from deepcluster.groups.tree import parts_of, split_cluster
 from deepcluster.model import Model
 from deepcluster.recipe import Recipe
 from deepcluster.runs.added import update
@@ -37,7 +37,7 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.storage import model_files as models
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import Edits, read_edits
-from deepcluster.storage.model_files import EMBEDDINGS, groups_in, load
+from deepcluster.storage.model_files import EMBEDDINGS, clusters_in, load
 from deepcluster.storage.steps import State, Step, after_change, after_steps, state_of
 from tests.helpers.runs import SAME, change_record, contents, model_digest, record, rows
 from tests.tiny import RECORD, tiny_model
@@ -116,7 +116,7 @@ def test_a_cluster_that_all_images_have_left_is_gone():
     rows = 0.9 * model.cut.centroids
     changed = moving(model, rows, move=((1, 2),))
     assert changed.placement(rows).cluster.tolist() == [0, 2, 2, 0]
-    assert set(changed.cut.group_of.tolist()) == {0, 2} and changed.names == ("a", "", "c")
+    assert set(changed.cut.cluster_of.tolist()) == {0, 2} and changed.names == ("a", "", "c")
     with pytest.raises(UsageError, match=r"1: .* 0, 2, .* 3 to 1002"):
         moving(changed, names={1: "x"})
 
@@ -152,7 +152,7 @@ STEPS = st.lists(st.sampled_from(WAYS), min_size=8, max_size=16)
 @given(STEPS, st.integers(0, 1 << 32))
 def test_a_number_is_never_given_twice(ways: list[str], seed: int) -> None:
     random = Random(seed)
-    model = replace(tiny_model(("",) * 4), cut=as_groups(kmeans(ROWS, 4)))
+    model = replace(tiny_model(("",) * 4), cut=as_clusters(kmeans(ROWS, 4)))
     kept: list[State] = []
     undone = 0
     present = ever = {*range(4)}
@@ -170,9 +170,9 @@ def test_a_number_is_never_given_twice(ways: list[str], seed: int) -> None:
             if count:
                 every = kept if undone else [now, *kept]
                 kept, undone = after_steps(kept, now, count), undone + count
-                model = restored(run, [Step({"done": ""}, groups_in(every[undone]))]).run.model
+                model = restored(run, [Step({"done": ""}, clusters_in(every[undone]))]).run.model
         elif step == "like":
-            new = replace(model, names=("",) * 5, cut=as_groups(kmeans(ROWS, random.randrange(1, 6), seed=1)))
+            new = replace(model, names=("",) * 5, cut=as_clusters(kmeans(ROWS, random.randrange(1, 6), seed=1)))
             old = Former(Path("old"), run_of(model, ROWS), {}, 16)
             model = continued(run_of(new, ROWS), new.placement(ROWS), old, torch.arange(30))[0].model
             kept, undone = [], 0
@@ -183,7 +183,7 @@ def test_a_number_is_never_given_twice(ways: list[str], seed: int) -> None:
                 model = moving(model, ROWS, **{step: edits[step]})
         if step in (*edits, "recut"):
             kept, undone = after_change(kept, now, step, 0), 0
-        now_present = {*model.cut.group_of.tolist()}
+        now_present = {*model.cut.cluster_of.tolist()}
         first = {*range(len(now_present))} if step == "recut" else set()  # a recut counts its clusters from 0
         assert step in ("undo", "redo") or not (now_present - present - first) & ever
         present, ever = now_present, ever | now_present
@@ -197,8 +197,8 @@ def test_a_split_by_hand() -> None:
     # 0.9, without an image, is with 1.
     assert parts.of_centroid.tolist() == [0, 1, 2, -1, -1, -1, 1] and parts.sizes == (5, 1, 4)
     for count, expected in ((2, [0, 0, 2, 1, 1, 1, 0]), (3, [0, 3, 2, 1, 1, 1, 3])):
-        divided = split_group(groups, parts, count, 2)
-        assert divided.group_of.tolist() == expected and torch.equal(divided.centroids, points)
+        divided = split_cluster(groups, parts, count, 2)
+        assert divided.cluster_of.tolist() == expected and torch.equal(divided.centroids, points)
 
 
 def test_moved_rows_are_where_they_should_be_and_the_others_stay() -> None:
@@ -213,7 +213,7 @@ def test_moved_rows_are_where_they_should_be_and_the_others_stay() -> None:
     # Moved again, and back.
     again = pinned(rows, found, placed)
     assert torch.equal(placement_of(rows, again, rows[:1]).cluster, placed)
-    assert torch.equal(pinned(rows, groups, placed).group_of, groups.group_of)  # nothing to do
+    assert torch.equal(pinned(rows, groups, placed).cluster_of, groups.cluster_of)  # nothing to do
     # An image that equals a moved one goes with it.
     rows = torch.tensor([[0.0, 1.0], [0.6, 0.8], [0.6, 0.8], [1.0, 0.0]])
     equal = pinned(rows, Cut(rows[[0, 3]], torch.tensor([0, 1])), torch.tensor([0, 1, 0, 1]))

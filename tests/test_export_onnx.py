@@ -50,10 +50,10 @@ def by_hand(model, images):
     reduced = model.transform(images)
     rows, centroids = reduced.double().numpy(), model.cut.centroids.double().numpy()
     distances = np.sqrt(((rows[:, None] - centroids[None]) ** 2).sum(2))
-    by_group = np.full((len(rows), model.cut.count), np.inf)
-    for i, group in enumerate(model.cut.group_of.tolist()):
-        by_group[:, group] = np.minimum(by_group[:, group], distances[:, i])
-    return reduced.numpy(), by_group, model.placement(reduced).cluster.numpy()
+    by_cluster = np.full((len(rows), model.cut.count), np.inf)
+    for i, group in enumerate(model.cut.cluster_of.tolist()):
+        by_cluster[:, group] = np.minimum(by_cluster[:, group], distances[:, i])
+    return reduced.numpy(), by_cluster, model.placement(reduced).cluster.numpy()
 
 
 SLOW = [

@@ -27,7 +27,7 @@ from deepcluster.groups.choose_k import (
     spectral_number,
     stability,
 )
-from deepcluster.groups.cut import ROWS_EACH, Cut, as_groups, cut_features, placement_of
+from deepcluster.groups.cut import ROWS_EACH, Cut, as_clusters, cut_features, placement_of
 from deepcluster.groups.due import Drift, drift
 from deepcluster.groups.graph import embedding, extended_layout, layout, modularity, neighbour_ties, spectral_start
 from deepcluster.groups.tree import Tree, merge_tree, nodes_at, ward
@@ -95,7 +95,7 @@ def test_as_many_groups_as_a_small_graph_can_have():
     for k in (1, 3, 12):
         assert cut_features(x[: ROWS_EACH * k], k).count == k
     for rows, k in ((1, 1), (3, 1), (2, 2), (3, 2), (3, 3)):
-        assert cut_features(x[:rows], k).group_of.unique().tolist() == list(range(k))
+        assert cut_features(x[:rows], k).cluster_of.unique().tolist() == list(range(k))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -111,7 +111,7 @@ def test_a_class_in_pieces_costs_no_other_its_place(seed):
 
 def test_fine_clusters_as_groups_leave_out_the_empty_ones():
     x = torch.tensor([[0.0], [0], [0], [1], [1], [9]])
-    groups = as_groups(kmeans(x, 4))
+    groups = as_clusters(kmeans(x, 4))
     assert groups.count == 3 and placement_of(x, groups, x[:1]).cluster.tolist() == [0, 0, 0, 1, 1, 2]
 
 
@@ -124,16 +124,16 @@ def test_the_nearest_of_few_candidates_are_the_nearest_of_all(width, count):
     groups = Cut(centroids, torch.randperm(100, generator=generator(0, "groups")) % count)
     found = placement_of(x, groups, x[:3])
     distances = torch.cdist(x, groups.centroids, compute_mode="donot_use_mm_for_euclid_dist")
-    by_group = torch.full((len(x), groups.count), torch.inf)
-    by_group.scatter_reduce_(1, groups.group_of.expand(len(x), -1), distances, "amin")
-    distance, cluster = by_group.min(1)
-    others = by_group.scatter(1, cluster.unsqueeze(1), torch.inf).min(1).values
+    by_cluster = torch.full((len(x), groups.count), torch.inf)
+    by_cluster.scatter_reduce_(1, groups.cluster_of.expand(len(x), -1), distances, "amin")
+    distance, cluster = by_cluster.min(1)
+    others = by_cluster.scatter(1, cluster.unsqueeze(1), torch.inf).min(1).values
     assert torch.equal(found.cluster, cluster) and torch.equal(found.distance, distance)
     assert torch.equal(found.margin, 1 - distance / others.clamp(min=torch.finfo(torch.float32).tiny))
     assert torch.equal(found.fine_cluster, torch.cdist(x, x[:3]).argmin(1))
     own = (x - centroids[found.centroid]).norm(dim=1)
     assert torch.allclose(own, found.distance, atol=1e-6) and torch.equal(
-        groups.group_of[found.centroid], found.cluster
+        groups.cluster_of[found.centroid], found.cluster
     )
     assert len(placement_of(x[:0], groups, x[:3]).centroid) == 0
 
@@ -305,7 +305,7 @@ def test_the_graph_chooses_among_an_embedding_by_each_curve_however_many_rows_th
     for positions in ([wrong, right], [right, wrong]):
         monkeypatch.setattr(graph, "embedded", lambda _, seeds, chosen=positions: torch.stack(chosen[: len(seeds)]))
         cut = cut_features(rows, 3)
-        assert torch.bincount(cut.group_of[torch.cdist(rows, cut.centroids).argmin(1)]).tolist() == [50, 40, 30]
+        assert torch.bincount(cut.cluster_of[torch.cdist(rows, cut.centroids).argmin(1)]).tolist() == [50, 40, 30]
 
 
 @pytest.mark.parametrize("times", [1, 2])

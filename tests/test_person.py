@@ -30,7 +30,7 @@ from deepcluster.runtime.console import Silent
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import Edits
-from deepcluster.storage.model_files import groups_in, groups_tensors
+from deepcluster.storage.model_files import clusters_in, clusters_tensors
 
 COUNT, KINDS, WIDTH = 60, 5, 6
 RECIPE = Recipe(grouping="embedding")
@@ -208,7 +208,7 @@ class Person:
         self.names &= left
 
     def write(self) -> None:
-        groups = groups_in(groups_tensors(self.run.model), None)
+        groups = clusters_in(clusters_tensors(self.run.model), None)
         assert vars(groups.annotations).items() <= vars(self.run.model).items()
 
     # ---- what holds -------------------------------------------------------------------------------------------------

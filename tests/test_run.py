@@ -71,7 +71,7 @@ def test_features_summary_and_clusters_agree(finished):
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
     groups = models.load(finished).cut
     distances = np.linalg.norm(features[:, None] - groups.centroids.numpy()[None], axis=2)
-    assert groups.group_of[distances.argmin(1)].tolist() == [int(row["cluster"]) for row in table]
+    assert groups.cluster_of[distances.argmin(1)].tolist() == [int(row["cluster"]) for row in table]
     np.testing.assert_allclose(distances.min(1), [float(row["distance"]) for row in table], atol=1e-5)
 
     summary = rows(finished / "cluster_summary.csv")

@@ -24,7 +24,7 @@ from deepcluster import DeepCluster
 from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
 from deepcluster.groups import spread
-from deepcluster.groups.cut import Cut, regrouped
+from deepcluster.groups.cut import Cut, recentred
 from deepcluster.groups.graph import Embeddings, neighbour_ties
 from deepcluster.groups.spread import Taught, beliefs, followed, questions
 from deepcluster.model import Annotations
@@ -42,7 +42,7 @@ from deepcluster.runtime.console import Silent
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import Edits
-from deepcluster.storage.model_files import groups_in, groups_tensors, load
+from deepcluster.storage.model_files import clusters_in, clusters_tensors, load
 from deepcluster.storage.run_folder import open_run
 from deepcluster.texts import quality_text
 from tests.helpers.features import normal
@@ -162,8 +162,8 @@ def test_questions_are_typical_of_unknown_regions_and_then_uncertain_and_apart()
 def test_groups_that_change_get_new_centroids_and_others_keep_theirs():
     points = torch.eye(4).repeat_interleave(10, 0) + 0.01 * normal(40, 4)
     before, after = torch.arange(40) // 10, torch.tensor([5] * 10 + [5, 5] + [1] * 8 + [2] * 10 + [3] * 10)
-    changed = regrouped(Cut(2 * torch.eye(4), torch.arange(4)), points, before, after)
-    assert changed.group_of.tolist() == [1, 2, 3, 5]
+    changed = recentred(Cut(2 * torch.eye(4), torch.arange(4)), points, before, after)
+    assert changed.cluster_of.tolist() == [1, 2, 3, 5]
     assert torch.equal(changed.centroids[1:3], 2 * torch.eye(4)[2:])
     torch.testing.assert_close(changed.centroids[[0, 3]], torch.stack([points[12:20].mean(0), points[:12].mean(0)]))
 
@@ -381,7 +381,7 @@ def test_answers_survive_as_moves_do_and_count_again(made, run, tmp_path, prints
     promote(tmp_path / "new", run)
     teach(run)
     taught = load(run)
-    apply(run, Edits(merge=(tuple(taught.cut.group_of.unique().tolist()[:2]),)))
+    apply(run, Edits(merge=(tuple(taught.cut.cluster_of.unique().tolist()[:2]),)))
     assert load(run).answers == taught.answers and state_of(run)
 
 
@@ -526,10 +526,10 @@ def true_of_three(rows: Sequence[int], **options: bool) -> list[Answer]:
 def test_drawn_images_of_an_older_run_teach():
     """It has verdicts of them, and not their clusters without answers."""
     taught = lesson(three_kinds(0), true_of_three([*range(12)], drawn=True)).run.model
-    tensors = groups_tensors(replace(taught, sample=()), drawn=[(row, 1) for row in range(12)])
-    older = groups_in(tensors).annotations
+    tensors = clusters_tensors(replace(taught, sample=()), drawn=[(row, 1) for row in range(12)])
+    older = clusters_in(tensors).annotations
     assert older.answers == taught.answers and older.sample == ()
-    assert groups_in(groups_tensors(taught)).annotations.sample == taught.sample
+    assert clusters_in(clusters_tensors(taught)).annotations.sample == taught.sample
 
 
 def test_an_answer_about_an_image_outside_the_graph_moves_no_other(run):

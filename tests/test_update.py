@@ -203,7 +203,7 @@ def test_groups_of_a_sample_are_numbered_by_the_images_of_the_fit(monkeypatch):
     reduced = torch.tensor([[0.0], [0.1], [9.0], [9.1], [9.2]])
     images = Rows([], None, [], reduced, reduced, Partition.single(5), torch.zeros(5), added=2)
     cut, placed = place_rows(Cut(torch.tensor([[9.0], [0.0]]), torch.arange(2)), images, reduced[:1])
-    assert cut.group_of.tolist() == [1, 0] and placed.cluster.tolist() == [0, 0, 1, 1, 1]
+    assert cut.cluster_of.tolist() == [1, 0] and placed.cluster.tolist() == [0, 0, 1, 1, 1]
 
 
 def test_the_images_of_a_fit_on_files_and_those_of_shards_and_arrays(run, more, tmp_path):

@@ -13,7 +13,7 @@ from cyclopts import Parameter, validators
 
 from deepcluster import flags
 from deepcluster.errors import DiskError, UsageError
-from deepcluster.presets import check_groups, check_weights, read_request
+from deepcluster.presets import check_clusters, check_weights, read_request
 from deepcluster.runtime import signals
 from deepcluster.runtime.console import Terminal, say
 from deepcluster.runtime.machine import is_main_rank
@@ -102,7 +102,7 @@ def _fit_source(
         if images.partition(":")[0] in LIBRARIES:  # which may take a while to load it
             terminal.say("Loading", images)
         source = find(images, *others)
-    check_groups(fit_flags.n_clusters, len(source.paths))
+    check_clusters(fit_flags.n_clusters, len(source.paths))
     location = "standard input" if source.location == "-" else source.location
     terminal.say("Images", f"{len(source.paths):,} in {location}{_others(source) if dry_run else ''}")
     return source
@@ -126,7 +126,7 @@ def recut(run_: flags.RunArgument, /, *, k: flags.NumberOfClusters, output: flag
     """
     record = check_run(run_)
     if record.images_count is not None:
-        check_groups(k, record.images_count)
+        check_clusters(k, record.images_count)
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
         from deepcluster.runs import recut as recutting
 

@@ -37,7 +37,7 @@ PIXELS = (
 class Placing(nn.Module):
     """From uint8 N x 3 x S x S images to features, distances and clusters.
 
-    ``forward`` returns the reduced features (float32, N x d), the distance to the nearest centroid by group
+    ``forward`` returns the reduced features (float32, N x d), the distance to the nearest centroid by cluster
     (float32, N x K; infinite for a number that was merged into another), the cluster (int64, N), and the residual
     (float32, N) by which an image is an outlier.
     """
@@ -60,12 +60,12 @@ class Placing(nn.Module):
         rows = reduced.double()
         squares = rows.square().sum(1, keepdim=True) + self.lengths - 2 * (rows @ self.centroids)
         distances = squares.float().clamp(min=0).sqrt()
-        by_group = torch.full((rows.shape[0], cut.count), torch.inf)
-        by_group = by_group.scatter_reduce(1, cut.group_of.expand(rows.shape[0], -1), distances, "amin")
+        by_cluster = torch.full((rows.shape[0], cut.count), torch.inf)
+        by_cluster = by_cluster.scatter_reduce(1, cut.cluster_of.expand(rows.shape[0], -1), distances, "amin")
         features = square_roots(features) if outliers.root else features
         centred = features - outliers.means.unsqueeze(1)  # 2 x N x D
         residual = outside(centred, centred @ outliers.directions).amax(0)
-        return reduced, by_group, by_group.argmin(1), residual
+        return reduced, by_cluster, by_cluster.argmin(1), residual
 
 
 def onnx(run: str | Path, out: Path, *, display: Display | None = None) -> None:

@@ -75,7 +75,7 @@ def conclude(
     if store.partition.processes.is_main:
         wanted = record.n_clusters
         if wanted is None and images.former:
-            wanted = min(len(images.former.run.model.cut.group_of.unique()), rows.fitted)
+            wanted = min(len(images.former.run.model.cut.cluster_of.unique()), rows.fitted)
             record = replace(record, cut_k=wanted)
         n_clusters, record = choose_number(wanted, rows, record, recipe, display)
     cut, placement = cut_rows(rows, final.clustering, n_clusters, record.seed, recipe)

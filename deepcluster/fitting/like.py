@@ -1,4 +1,4 @@
-"""A fit like an earlier run, whose groups it continues."""
+"""A fit like an earlier run, whose clusters it continues."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from deepcluster.runtime.compute import Progress, ignore_progress
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import IMAGES_READ
-from deepcluster.storage.model_files import groups_in, groups_tensors
+from deepcluster.storage.model_files import clusters_in, clusters_tensors
 from deepcluster.texts import plural
 
 READ_AT_ONCE = 1024  # images
@@ -26,7 +26,7 @@ READ_AT_ONCE = 1024  # images
 
 @dataclass(frozen=True)
 class Former:
-    """The groups of an earlier run."""
+    """The clusters of an earlier run."""
 
     path: Path
     run: Run
@@ -35,7 +35,7 @@ class Former:
 
 
 def read_former(folder: run_folder.RunFolder) -> Former:
-    """Read the groups of a run."""
+    """Read the clusters of a run."""
     run = read_run(folder)
     digest_of = {row["path"]: row["sha256"] for row in [*folder.read_rows(IMAGES_READ), *folder.read_added()]}
     rows = {digest_of[path]: row for row, path in enumerate(run.rows.paths)}
@@ -66,10 +66,10 @@ def former_rows(
 def continued(
     run: Run, placement: Placement, former: Former | None, former_rows: Tensor | None
 ) -> tuple[Run, Placement, str]:
-    """Give continuing groups their earlier numbers, names and marks, and others new numbers. A collective.
+    """Give continuing clusters their earlier numbers, names and marks, and others new numbers. A collective.
 
-    A group with a name, a mark or a decision about an image that nothing continues is made anew. After answers, images
-    of the earlier fit begin in their former groups, and those of its updates in the new ones. Then all follow.
+    A cluster with a name, a mark or a decision about an image that nothing continues is made anew. After answers,
+    images of the earlier fit begin in their former clusters, and those of its updates in the new ones. Then all follow.
 
     ``placement``: Of this rank's images. ``former``, ``former_rows``: The earlier run, and its rows of all images, on
     the main rank. Returns the run and the placement with these numbers, and a description.
@@ -90,23 +90,23 @@ def continued(
         assert former is not None and former_rows is not None and past is not None
         ancestor = {new: old for old, new in heir.items()}
         unused = count(len(former.run.model.names))
-        number = [ancestor[group] if group in ancestor else next(unused) for group in range(model.cut.count)]
-        cut = Cut(model.cut.centroids, torch.tensor(number)[model.cut.group_of])
+        number = [ancestor[new] if new in ancestor else next(unused) for new in range(model.cut.count)]
+        cut = Cut(model.cut.centroids, torch.tensor(number)[model.cut.cluster_of])
         given = max(len(former.run.model.names), max(number) + 1)
         whole = replace(rows, reduced=reduced, partition=Partition.single(len(reduced)))
         numbered = replace(run, model=replace(model, cut=cut, names=("",) * given), rows=whole)
         stays = (former_rows >= 0) & (former_rows < former.run.rows.fitted)
         new = inherit.taught_again(numbered, past, {old: old for old in (*heir, *lost)}, stays)
-        groups, now = ({*one.cut.group_of.tolist()} for one in (former.run.model, new))
-        kinds = {"ended": groups - now, "new": now - groups, "made anew": {*lost} & now}
-        texts = [f"{len(heir)} of {plural(len(groups), 'cluster')} of {former.path} continue, with their numbers"]
-        texts += [f"{kind}: {', '.join(map(str, sorted(group)))}" for kind, group in kinds.items() if group]
+        clusters, now = ({*one.cut.cluster_of.tolist()} for one in (former.run.model, new))
+        kinds = {"ended": clusters - now, "new": now - clusters, "made anew": {*lost} & now}
+        texts = [f"{len(heir)} of {plural(len(clusters), 'cluster')} of {former.path} continue, with their numbers"]
+        texts += [f"{kind}: {', '.join(map(str, sorted(numbers)))}" for kind, numbers in kinds.items() if numbers]
         text = "; ".join([*texts, inherit.inherited_text(former.run.model, new)])
-        return groups_tensors(new, text=text)
+        return clusters_tensors(new, text=text)
 
-    groups = groups_in(partition.processes.broadcast_tensors(taught), None)
-    model = replace(model, cut=groups.cut, **vars(groups.annotations))
-    return replace(run, model=model), model.placement(rows.reduced), groups.about["text"]
+    clusters = clusters_in(partition.processes.broadcast_tensors(taught), None)
+    model = replace(model, cut=clusters.cut, **vars(clusters.annotations))
+    return replace(run, model=model), model.placement(rows.reduced), clusters.about["text"]
 
 
 def kept_names(former: Former, rows: Tensor, names: Iterable[str]) -> str:

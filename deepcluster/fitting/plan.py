@@ -25,7 +25,7 @@ from deepcluster.learning.training import network_precision
 from deepcluster.nets.hub import fetch, local_file
 from deepcluster.nets.names import NO_NETWORK, PUBLISHED
 from deepcluster.nets.network import Network
-from deepcluster.presets import RecipeRequest, check_groups, resolve
+from deepcluster.presets import RecipeRequest, check_clusters, resolve
 from deepcluster.recipe import AUTO, Recipe
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device, environment
@@ -54,7 +54,7 @@ class Request:
     deterministic: bool = False
     seed: int = 0
     labels: str | None = None
-    like: Path | None = None  # a run whose groups these continue
+    like: Path | None = None  # a run whose clusters these continue
     overwrite: bool = False
     resume: bool = False
     keep_checkpoints: bool = False  # the last two, of the finished run
@@ -115,7 +115,7 @@ def decide(source: Source, request: Request, display: Display, *, dry: bool = Fa
     if request.resume and is_run(out) and run_folder.RunFolder(out).has("recipe.toml"):  # recipe and images are decided
         return _resumed(run_folder.open_run(out), source, request)
     facts = Facts(len(source.paths), *preview(source), request.n_clusters, choose_device(request.device).type)
-    check_groups(request.n_clusters, facts.count)
+    check_clusters(request.n_clusters, facts.count)
     name = choose_weights(request, facts)
     _get_weights(name, request, display, dry=dry)
     facts = replace(facts, published=name)
@@ -168,7 +168,7 @@ def _resumed(folder: run_folder.RunFolder, source: Source, request: Request) -> 
 
 def decide_features(data: Any, width: int, source: Source, request: Request, display: Display) -> Start:
     """Decide the folder and the recipe of a run of features of ``width`` numbers, as :func:`decide` does for images."""
-    check_groups(request.n_clusters, len(source.paths))
+    check_clusters(request.n_clusters, len(source.paths))
     recipe = _features_recipe(request, source)
     out = free_path(source, request)
     if request.overwrite and isinstance(data, str | Path):

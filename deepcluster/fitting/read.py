@@ -19,7 +19,7 @@ from deepcluster.images.source import counted
 from deepcluster.images.store import Store
 from deepcluster.learning.features import certainty_of, extract
 from deepcluster.nets.network import Network
-from deepcluster.presets import check_groups
+from deepcluster.presets import check_clusters
 from deepcluster.recipe import AUTO, Recipe, to_toml
 from deepcluster.report.pictures import sprite_sheet, tiny_pictures
 from deepcluster.runs.images import duplicate_rows, image_digests, pictures_of, row_digests, with_picture
@@ -146,7 +146,7 @@ def _plan_for(store: Store, start: Start, network: Network, display: Display) ->
             certainty = certainty_of(network, store.images, compute, first_pass)
         count = len(store.usable)
         if count != facts.count or certainty is not None:
-            check_groups(facts.n_clusters, count)
+            check_clusters(facts.n_clusters, count)
             # The sizes of the images, which are read already, depend on no number of images.
             plan = start.plan_if(count=count, certainty=certainty)
     return with_precision(plan, network), first_pass

@@ -1,4 +1,4 @@
-"""The number of groups: candidates from the neighbour graph, and how stable a cut into so many groups is."""
+"""The number of clusters: candidates from the neighbour graph, and how stable a cut into so many clusters is."""
 
 import math
 from itertools import combinations
@@ -17,9 +17,9 @@ from deepcluster.groups.cut import (
     EMBEDDINGS,
     KMEANS_STARTS,
     ROWS_EACH,
-    as_groups,
+    as_clusters,
     cut_features,
-    nearest_groups,
+    nearest_clusters,
     positions_of,
 )
 from deepcluster.groups.graph import (
@@ -37,27 +37,27 @@ from deepcluster.seeding import derive, generator
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-MAX_GROUPS = 60
+MAX_CLUSTERS = 60
 ROWS = 3000  # of a sample: its graph and its cuts take seconds
 FINEST = 0.9  # share of the best score from which a number is plausible; like CLOSE by leaving one set out (the log)
-CLOSE = 0.8  # eigenvalue of the neighbour graph from which it counts as one of a group
+CLOSE = 0.8  # eigenvalue of the neighbour graph from which it counts as one of a cluster
 SPECTRUM_ROWS = 400  # of a graph whose eigenvalues count: with more rows more of them are close to 1
 SPECTRA = 5  # samples of so many rows
 CUTS = 3
 SHARE = 0.8  # of the sample, in a cut
 MIN_IMAGES = 300  # of fewer, the agreement of two cuts is noise (benchmarks/LOG.md)
-Scores = npt.NDArray[np.float64]  # by the number of groups
+Scores = npt.NDArray[np.float64]  # by the number of clusters
 
 
 def plausible_numbers(
     reduced: Tensor, *, seed: int = 0, shared: bool = True, embed: Embeddings | None = None
 ) -> list[Candidate]:
-    """Return up to three numbers of groups, 2 to ``MAX_GROUPS``, for N x d rows of length 1, the guess first.
+    """Return up to three numbers of clusters, 2 to ``MAX_CLUSTERS``, for N x d rows of length 1, the guess first.
 
     The guess is the geometric mean of the finest plausible number of cuts and the :func:`spectral_number`: the first is
     often too large, the second too small. Ward's trees of the embeddings (graph.py) are cut into all numbers. The score
     of a number is the mean silhouette of its cuts there (Lowe et al. 2024) times their mean modularity (Newman and
-    Girvan 2004): the silhouette alone often prefers two groups, the modularity alone too many. The other candidates
+    Girvan 2004): the silhouette alone often prefers two clusters, the modularity alone too many. The other candidates
     are half the guess or less, and twice the guess. The list is empty for fewer than 4 distinct rows.
 
     Args:
@@ -69,7 +69,7 @@ def plausible_numbers(
     rows = reduced[graph_rows(reduced, derive(seed, "cut"), ROWS)]
     if len(rows) < 4:
         return []
-    numbers = np.arange(2, min(MAX_GROUPS, len(rows) - 2) + 1)
+    numbers = np.arange(2, min(MAX_CLUSTERS, len(rows) - 2) + 1)
     positions = positions_of(
         rows, EMBEDDINGS if shared and len(rows) < ROWS else len(CURVES), derive(seed, "cut"), embed
     ).numpy()
@@ -91,16 +91,16 @@ def cut_measures(positions: Points, ties: "csr_array", numbers: npt.NDArray[np.i
 def silhouettes_of(positions: Points, order: npt.NDArray[np.int32], cuts: npt.NDArray[np.int64]) -> Scores:
     """Return the mean silhouette (Rousseeuw 1987) of each cut (a column of labels, the finest last) of a tree.
 
-    ``order``: The leaves of the tree. The groups of every cut are contiguous there, so the distances are summed once.
+    ``order``: The leaves of the tree. The clusters of every cut are contiguous there, so the distances are summed once.
     """
     begins = np.flatnonzero(np.diff(cuts[order, -1], prepend=-1))
     sums = np.add.reduceat(scipy.spatial.distance.cdist(positions, positions[order]), begins, axis=1)
     row = np.arange(len(positions))
     means = []
     for labels in cuts.T:
-        groups = labels[order[begins]]
-        starts = np.flatnonzero(np.diff(groups, prepend=-1))
-        own = np.argsort(groups[starts])[labels]
+        clusters = labels[order[begins]]
+        starts = np.flatnonzero(np.diff(clusters, prepend=-1))
+        own = np.argsort(clusters[starts])[labels]
         sizes = np.bincount(own)
         distances = np.add.reduceat(sums, starts, axis=1)
         inside = distances[row, own] / (sizes[own] - 1).clip(1)
@@ -115,25 +115,25 @@ def silhouettes_of(positions: Points, order: npt.NDArray[np.int32], cuts: npt.ND
 def spectral_number(rows: Tensor, seed: int) -> int:
     """Return the number of eigenvalues above ``CLOSE`` of the neighbour graph of distinct rows, at least 2.
 
-    Each group with few ties to the others has one (von Luxburg 2007). The eigenvalues are means of samples.
+    Each cluster with few ties to the others has one (von Luxburg 2007). The eigenvalues are means of samples.
     """
     parts = [
         rows[torch.randperm(len(rows), generator=generator(seed, "spectrum", i))[:SPECTRUM_ROWS]]
         for i in range(SPECTRA if len(rows) > SPECTRUM_ROWS else 1)
     ]
-    spectra = [leading_eigenvectors(neighbour_ties(part), MAX_GROUPS, seed)[0] for part in parts]
+    spectra = [leading_eigenvectors(neighbour_ties(part), MAX_CLUSTERS, seed)[0] for part in parts]
     return max(2, int((np.mean(spectra, 0) > CLOSE).sum()))
 
 
 def finest_plausible(scores: Scores) -> int:
-    """Return the finest number of groups whose score (of 2 groups, 3 and so on) is nearly the best."""
+    """Return the finest number of clusters whose score (of 2 clusters, 3 and so on) is nearly the best."""
     return int(np.flatnonzero(scores >= FINEST * scores.max())[-1]) + 2
 
 
 def around(guess: float, scores: Scores) -> list[int]:
-    """Return the guessed number of groups, then the best from a third to a half of it (of 2: 6) and twice the number.
+    """Return the guessed number of clusters, then the best from a third to a half of it (of 2: 6) and twice the number.
 
-    ``scores`` are of 2 groups, 3 and so on; the better of the two others comes first.
+    ``scores`` are of 2 clusters, 3 and so on; the better of the two others comes first.
     """
     most = len(scores) + 1
     number = min(max(2, round(guess)), most)
@@ -148,8 +148,8 @@ def stability(
     """Return the mean adjusted Rand index (at most 1) between cuts of samples of N x d features, which place all rows.
 
     A cut is by k-means of the features, or by one embedding, which takes a fifth of the time of a result's cut.
-    The samples are the same for any number of groups, so that their embeddings serve all numbers. None for fewer than
-    two groups, ``MIN_IMAGES`` images or ``ROWS_EACH`` images per group: then it tells nothing.
+    The samples are the same for any number of clusters, so that their embeddings serve all numbers. None for fewer than
+    two clusters, ``MIN_IMAGES`` images or ``ROWS_EACH`` images per cluster: then it tells nothing.
     """
     embed = Embeddings() if embed is None else embed
     rows = reduced[torch.randperm(len(reduced), generator=generator(seed, "number of groups"))[:ROWS]]
@@ -161,8 +161,8 @@ def stability(
         part = torch.randperm(len(rows), generator=generator(seed, "part", i))[: round(SHARE * len(rows))]
         cut_seed = derive(seed, "cut", i)
         if by_kmeans:
-            cut = as_groups(best_of(KMEANS_STARTS, rows[part], k, cut_seed))
+            cut = as_clusters(best_of(KMEANS_STARTS, rows[part], k, cut_seed))
         else:
             cut = cut_features(rows[part], k, embeddings=1, seed=cut_seed, embed=embed)
-        labelings.append(nearest_groups(rows, cut))
+        labelings.append(nearest_clusters(rows, cut))
     return mean(ari(first, second) for first, second in combinations(labelings, 2))

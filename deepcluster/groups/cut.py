@@ -1,4 +1,4 @@
-"""From final features to the groups that the user sees, and the place of any image among them."""
+"""From final features to the clusters that the user sees, and the place of any image among them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 KMEANS_STARTS = 10  # of k-means, in every embedding
 EMBEDDINGS = 10  # of more than 1,500 rows there are fewer
-FOUND_AGAIN = 0.1  # share of all starts that come to nearly the same groups,
+FOUND_AGAIN = 0.1  # share of all starts that come to nearly the same clusters,
 MIN_AGREEMENT = 0.8  # by the adjusted Rand index
 EMBEDDED_ROWS = 15_000  # of all embeddings together: with more rows there are fewer, for time, but one by each curve
 CENTROIDS = 2500  # at most, and one for ROWS_EACH rows: they are what a new image is compared with
@@ -33,37 +33,37 @@ PINNED_AT_ONCE = 256  # pinned images that become centroids at a time: near imag
 
 @dataclass(frozen=True)
 class Cut:
-    """Groups made of centroids, numbered 0..K-1 by descending size when first made, and fixed from then on."""
+    """Clusters made of centroids, numbered 0..K-1 by descending size when first made, and fixed from then on."""
 
     centroids: Tensor  #: float32, M x d
-    group_of: Tensor  #: int64, M, the groups of the centroids
+    cluster_of: Tensor  #: int64, M, the clusters of the centroids
 
     @property
     def count(self) -> int:
-        """One more than the largest number of a group; merged groups leave gaps in the numbers."""
-        return int(self.group_of.max()) + 1
+        """One more than the largest number of a cluster; merged clusters leave gaps in the numbers."""
+        return int(self.cluster_of.max()) + 1
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Places of N images among the groups."""
+    """Places of N images among the clusters."""
 
-    cluster: Tensor  #: int64, the group
+    cluster: Tensor  #: int64, the cluster
     fine_cluster: Tensor  #: int64, the pseudo-label
     distance: Tensor  #: to the nearest centroid
-    margin: Tensor  #: 1 - distance / distance to the nearest other group, so 0 on the border and 1 on the centroid
-    centroid: Tensor  #: int64, the nearest centroid of the groups
+    margin: Tensor  #: 1 - distance / distance to the nearest other cluster, so 0 on the border and 1 on the centroid
+    centroid: Tensor  #: int64, the nearest centroid of the clusters
 
 
 def cut_features(
     reduced: Tensor, k: int, *, embeddings: int = EMBEDDINGS, seed: int = 0, embed: Embeddings | None = None
 ) -> Cut:
-    """Cut N x d features (rows of length 1) into ``k`` groups, by k-means of an embedding of their neighbour graph.
+    """Cut N x d features (rows of length 1) into ``k`` clusters, by k-means of an embedding of their neighbour graph.
 
-    The embedding (graph.py) makes groups of any shape compact. It differs with its seed, so the graph chooses among
-    several: the groups that hold most of its ties. k-means inside a group, in the features, makes the centroids that
-    stand for it, so a new image needs nothing but the nearest one. With fewer than ``ROWS_EACH``
-    distinct rows per group the groups come from k-means of the features.
+    The embedding (graph.py) makes clusters of any shape compact. It differs with its seed, so the graph chooses among
+    several: the clusters that hold most of its ties. k-means inside a cluster, in the features, makes the centroids
+    that stand for it, so a new image needs nothing but the nearest one. With fewer than ``ROWS_EACH`` distinct rows
+    per cluster, k-means of the features makes the clusters.
 
     Args:
         reduced: N x d features.
@@ -75,17 +75,17 @@ def cut_features(
     seed = derive(seed, "cut")
     rows = reduced[graph_rows(reduced, seed)]
     if k < 2 or len(rows) < ROWS_EACH * k:
-        return as_groups(best_of(KMEANS_STARTS, reduced, k, seed))
+        return as_clusters(best_of(KMEANS_STARTS, reduced, k, seed))
     labels = _labels(positions_of(rows, embeddings, seed, embed), k, embed.ties(rows), seed)
     sizes = torch.bincount(labels, minlength=k)
     parts = [
-        _inside(rows, labels == group, derive(seed, "inside", group))
-        for group in torch.argsort(sizes, descending=True, stable=True).tolist()
-        if sizes[group] > 0
+        _inside(rows, labels == cluster, derive(seed, "inside", cluster))
+        for cluster in torch.argsort(sizes, descending=True, stable=True).tolist()
+        if sizes[cluster] > 0
     ]
     cut = Cut(torch.cat(parts), torch.repeat_interleave(torch.tensor([len(part) for part in parts])))
-    placed = torch.bincount(nearest_groups(reduced, cut), minlength=cut.count)  # groups are numbered by it
-    return Cut(cut.centroids, torch.argsort(torch.argsort(placed, descending=True, stable=True))[cut.group_of])
+    placed = torch.bincount(nearest_clusters(reduced, cut), minlength=cut.count)  # clusters are numbered by it
+    return Cut(cut.centroids, torch.argsort(torch.argsort(placed, descending=True, stable=True))[cut.cluster_of])
 
 
 def positions_of(rows: Tensor, embeddings: int, seed: int, embed: Embeddings) -> Tensor:
@@ -95,10 +95,10 @@ def positions_of(rows: Tensor, embeddings: int, seed: int, embed: Embeddings) ->
 
 
 def _labels(embeddings: Tensor, k: int, ties: "csr_array", seed: int) -> Tensor:
-    """Return the groups (int64) of rows by k-means of their embeddings.
+    """Return the clusters (int64) of rows by k-means of their embeddings.
 
     All starts of all embeddings compete. The largest modularity counts, unless hardly any other start comes to nearly
-    the same groups: such a lucky start is not found again with another seed.
+    the same clusters: such a lucky start is not found again with another seed.
     """
     starts = product(enumerate(embeddings), range(KMEANS_STARTS))
     labelings = [best_of(1, positions, k, derive(seed, "starts", i, start)).labels for (i, positions), start in starts]
@@ -111,41 +111,41 @@ def _labels(embeddings: Tensor, k: int, ties: "csr_array", seed: int) -> Tensor:
 
 
 def _inside(rows: Tensor, members: Tensor, seed: int) -> Tensor:
-    """Return the centroids of the group of some rows (a mask), none of them without a row."""
+    """Return the centroids of the cluster of some rows (a mask), none of them without a row."""
     share = min(CENTROIDS / len(rows), 1 / ROWS_EACH)
     clustering = kmeans(rows[members], max(1, round(share * int(members.sum()))), seed=seed)
     return clustering.centroids[clustering.sizes > 0]
 
 
-def regrouped(cut: Cut, rows: Tensor, before: Tensor, after: Tensor) -> Cut:
-    """Give the groups whose rows change new centroids, as :func:`cut_features` does; a group without rows is gone.
+def recentred(cut: Cut, rows: Tensor, before: Tensor, after: Tensor) -> Cut:
+    """Give the clusters whose rows change new centroids, as :func:`cut_features` does; a cluster without rows is gone.
 
-    ``before``, ``after``: The groups of N distinct ``rows`` (int64).
+    ``before``, ``after``: The clusters of N distinct ``rows`` (int64).
     """
-    groups = [*{*cut.group_of.tolist(), *after.tolist()}]
+    clusters = [*{*cut.cluster_of.tolist(), *after.tolist()}]
     changed = {*before[before != after].tolist(), *after[before != after].tolist()}
     parts = [
-        _inside(rows, after == group, derive(0, "inside", group))
-        if group in changed and (after == group).any()
-        else cut.centroids[(cut.group_of == group) & (group not in changed)]
-        for group in groups
+        _inside(rows, after == cluster, derive(0, "inside", cluster))
+        if cluster in changed and (after == cluster).any()
+        else cut.centroids[(cut.cluster_of == cluster) & (cluster not in changed)]
+        for cluster in clusters
     ]
-    return Cut(torch.cat(parts), torch.tensor(groups).repeat_interleave(torch.tensor([len(part) for part in parts])))
+    return Cut(torch.cat(parts), torch.tensor(clusters).repeat_interleave(torch.tensor([len(part) for part in parts])))
 
 
-def as_groups(clustering: Clustering) -> Cut:
-    """Make every cluster that is not empty a group, numbered by size."""
+def as_clusters(clustering: Clustering) -> Cut:
+    """Return the clusters that are not empty, numbered by size."""
     order = torch.argsort(clustering.sizes, descending=True, stable=True)
     order = order[clustering.sizes[order] > 0]
     return Cut(clustering.centroids[order], torch.arange(len(order)))
 
 
-def nearest_groups(reduced: Tensor, cut: Cut) -> Tensor:
-    """Return the group (int64, N) of the centroid nearest to each of N x d features, for statistics only.
+def nearest_clusters(reduced: Tensor, cut: Cut) -> Tensor:
+    """Return the cluster (int64, N) of the centroid nearest to each of N x d features, for statistics only.
 
     One matrix product makes it fast; the last bits may differ from :func:`placement_of`.
     """
-    return cut.group_of[assigner(cut.centroids)(reduced)]
+    return cut.cluster_of[assigner(cut.centroids)(reduced)]
 
 
 def placement_of(reduced: Tensor, cut: Cut, fine_centroids: Tensor) -> Placement:
@@ -163,10 +163,10 @@ def placement_of(reduced: Tensor, cut: Cut, fine_centroids: Tensor) -> Placement
 def _near_pairs(cut: Cut) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Return a function from rows to pairs (row, centroid).
 
-    They contain the nearest centroid of every row, and the nearest one of another group.
+    They contain the nearest centroid of every row, and the nearest one of another cluster.
     """
-    order = torch.argsort(cut.group_of, stable=True)
-    present, counts = torch.unique_consecutive(cut.group_of[order], return_counts=True)
+    order = torch.argsort(cut.cluster_of, stable=True)
+    present, counts = torch.unique_consecutive(cut.cluster_of[order], return_counts=True)
     begins = (counts.cumsum(0) - counts).numpy()
     counts = counts.numpy()
     centroids = cut.centroids[order]
@@ -176,7 +176,7 @@ def _near_pairs(cut: Cut) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 
     def pairs(rows: Tensor) -> tuple[Tensor, Tensor]:
         scores = torch.addmm(offset, rows, centroids.T).numpy()
-        best = np.maximum.reduceat(scores, begins, axis=1)  # by group
+        best = np.maximum.reduceat(scores, begins, axis=1)  # by cluster
         error = PRODUCT_ERROR * longest * (float(rows.norm(dim=1).numpy().max(initial=0)) + longest)
         least = np.full_like(best, -np.inf)
         if len(present) > 1:
@@ -195,7 +195,7 @@ def _place(
     parts = zip(row.split(PAIRS_AT_ONCE), centroid.split(PAIRS_AT_ONCE), strict=True)
     pairs = [(rows[i].unsqueeze(1), cut.centroids[j].unsqueeze(1)) for i, j in parts]
     distances = torch.cat([exact_distances(one, other).flatten() for one, other in pairs])
-    group = cut.group_of[centroid]
+    group = cut.cluster_of[centroid]
     infinite = torch.full((len(rows),), torch.inf)
     distance = infinite.scatter_reduce(0, row, distances, "amin")
     nearest = distances == distance[row]
@@ -215,35 +215,35 @@ def exact_distances(rows: Tensor, centroids: Tensor) -> Tensor:
 
 
 def pinned(reduced: Tensor, cut: Cut, targets: Tensor) -> Cut:
-    """Add rows as centroids until every row falls into its group of ``targets`` (int64, N), which may have no centroid.
+    """Add rows as centroids until each row falls into its cluster of ``targets`` (int64, N), maybe a new one.
 
-    The centroid of a moved image may attract images that stay: they then become centroids of their own group. Only an
-    image that equals an image of another group may end up elsewhere: no centroid can tell them apart.
+    The centroid of a moved image may attract images that stay: they then become centroids of their own cluster. Only an
+    image that equals an image of another cluster may end up elsewhere: no centroid can tell them apart.
     """
-    numbers = cut.group_of.clone()
+    numbers = cut.cluster_of.clone()
     for rows, goals in zip(reduced.split(ROWS_AT_ONCE), targets.split(ROWS_AT_ONCE), strict=True):
         distance, nearest_centroid = exact_distances(rows, cut.centroids).min(1)
         # A centroid that is an image itself, after an earlier move, goes with the image.
-        moved = (distance == 0) & (cut.group_of[nearest_centroid] != goals)
+        moved = (distance == 0) & (cut.cluster_of[nearest_centroid] != goals)
         numbers[nearest_centroid[moved]] = goals[moved]
     inside, outside = torch.full((2, len(reduced)), torch.inf)
     centroids = [cut.centroids]
-    groups_of = [numbers]
+    clusters_of = [numbers]
     added = torch.zeros(len(reduced), dtype=torch.bool)
     while True:
         for begin in range(0, len(reduced), ROWS_AT_ONCE):
             part = slice(begin, begin + ROWS_AT_ONCE)
             distances = exact_distances(reduced[part], centroids[-1])
-            same = groups_of[-1] == targets[part].unsqueeze(1)
+            same = clusters_of[-1] == targets[part].unsqueeze(1)
             inside[part] = inside[part].minimum(distances.masked_fill(~same, torch.inf).amin(1))
             outside[part] = outside[part].minimum(distances.masked_fill(same, torch.inf).amin(1))
         wrong = torch.nonzero((inside >= outside) & (outside > 0) & ~added).flatten()
         if not len(wrong):
-            return Cut(torch.cat(centroids), torch.cat(groups_of))
+            return Cut(torch.cat(centroids), torch.cat(clusters_of))
         chosen = wrong[:: max(1, len(wrong) // PINNED_AT_ONCE)]
         added[chosen] = True
         centroids.append(reduced[chosen])
-        groups_of.append(targets[chosen])
+        clusters_of.append(targets[chosen])
 
 
 def move_rows(cut: Cut, moves: Mapping[int, int], reduced: Tensor, before: Tensor) -> Cut:
@@ -254,8 +254,8 @@ def move_rows(cut: Cut, moves: Mapping[int, int], reduced: Tensor, before: Tenso
     rows, goals = torch.tensor([*moves.items()], dtype=torch.int64).reshape(-1, 2).T
     targets = before.scatter(0, rows, goals)
     left = torch.tensor(sorted({*before.tolist()} - {*targets.tolist()}), dtype=torch.int64)
-    stays = ~torch.isin(cut.group_of, left)
-    cut = Cut(cut.centroids[stays], cut.group_of[stays])
+    stays = ~torch.isin(cut.cluster_of, left)
+    cut = Cut(cut.centroids[stays], cut.cluster_of[stays])
     if not stays.any():  # start from one row of every new cluster
         rows = torch.from_numpy(np.unique(targets.numpy(), return_index=True)[1])
         cut = Cut(reduced[rows], targets[rows])

@@ -1,6 +1,6 @@
 """The neighbour graph of features, and its embedding in a space with neighbours together and all others apart.
 
-cut.py cuts groups from the embedding in ten dimensions; in two dimensions it is the map of the report.
+cut.py cuts clusters from the embedding in ten dimensions; in two dimensions it is the map of the report.
 """
 
 import hashlib
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 MAX_GRAPH_ROWS = 50_000  # rows in a graph
 NEIGHBOURS = 15
 DENSE = 2000  # up to so many rows all eigenvectors are as fast as a few, and never fail to converge
-TIES = 1e-3  # share of all ties that is spread over all pairs, so that a few isolated rows do not become a group
+TIES = 1e-3  # share of all ties that is spread over all pairs, so that a few isolated rows do not become a cluster
 
 DIMENSIONS = 10  # as people give UMAP; 3 to 10 differ by less than .01 NMI (benchmarks/LOG.md)
-# a and b: rows at a distance d have the similarity 1 / (1 + a d^2b). Groups of photographs are better with the second
+# a and b: rows at a distance d have the similarity 1 / (1 + a d^2b). Clusters of photographs are better with the second
 # curve, UMAP's for a least distance of 0, but on six kinds of steel it splits one and merges two (docs/decisions.md).
 CURVES = ((1.0, 1.0), (1.93, 0.79))
 STEPS = 200
@@ -81,7 +81,7 @@ def neighbour_ties(rows: Tensor) -> "csr_array":
 
 
 def modularity(ties: "csr_array", labels: npt.NDArray[np.int64]) -> float:
-    """Return the share of ``ties`` inside groups, less the share of random ties inside (Newman and Girvan 2004)."""
+    """Return the share of ``ties`` inside clusters, less the share of random ties inside (Newman and Girvan 2004)."""
     pairs = ties.tocoo()
     total = float(pairs.data.sum())
     within = float(pairs.data[labels[pairs.row] == labels[pairs.col]].sum()) / total
@@ -110,7 +110,7 @@ def leading_eigenvectors(ties: "csr_array", count: int, seed: int) -> tuple[Numb
 
         start = torch.randn(size, generator=generator(seed, "eigenvectors"), dtype=torch.float64).numpy()
         operator = scipy.sparse.linalg.LinearOperator((size, size), matvec=multiply, dtype=np.float64)
-        # Separate groups have nearly equal eigenvalues, apart by about TIES: the tolerance is far below it.
+        # Separate clusters have nearly equal eigenvalues, apart by about TIES: the tolerance is far below it.
         values, vectors = scipy.sparse.linalg.eigsh(
             operator, k=count, ncv=max(3 * count, 40), which="LA", v0=start, tol=TIES * 1e-3
         )
@@ -136,7 +136,7 @@ def embedding(
 
     UMAP's objective (McInnes et al. 2018) with a ``curve``, one of ``CURVES``, beginning at the leading eigenvectors
     (``start``: their positions, if these are known). All rows move at once: tied rows attract, and a few random rows
-    repel all. So groups of any shape become compact, which k-means needs.
+    repel all. So clusters of any shape become compact, which k-means needs.
     """
     size = ties.shape[0]
     start = spectral_start(ties, dims, derive(seed, "start")) if start is None else start
@@ -211,7 +211,7 @@ def _digest(rows: Tensor, *numbers: int) -> str:
 def layout(reduced: Tensor, seed: int = 0) -> Points:
     """Return positions (float32, N x 2) of N x d rows of length 1 with neighbours close together.
 
-    Only neighbourhoods have a meaning; the distances between groups and their apparent sizes have none. The same rows
+    Only neighbourhoods have a meaning; the distances between clusters and their apparent sizes have none. The same rows
     and seed give the same positions on one machine.
     """
     rows = graph_rows(reduced, seed, LANDMARKS)

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 ALPHA = 0.8  # share of its neighbours in the score of an image
-PRESENT = 0.05  # weight of the present group of an image; an answer has 1
+PRESENT = 0.05  # weight of the present cluster of an image; an answer has 1
 FOLLOWER = 0.4  # weight of an image without an answer in the discriminant
 SHRINKAGE = 0.6  # of its covariance towards a sphere
-FINE = 2  # fine clusters of a group, whose typical images are asked about
+FINE = 2  # fine clusters of a cluster, whose typical images are asked about
 STARTS = 3  # of the k-means that makes them
 MAX_ROWS = 5000  # for it
 Labels = npt.NDArray[np.int64]
@@ -28,19 +28,19 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Taught:
-    """The images in a neighbour graph, their present groups, and the answers of a person about some of them."""
+    """The images in a neighbour graph, their present clusters, and the answers of a person about some of them."""
 
     rows: Tensor  #: N x d features, all distinct
     ties: "csr_array"  #: their graph
-    labels: Labels  #: their groups (N)
-    kinds: Labels  #: of all groups (K): groups of one name have one number
-    answers: Mapping[int, int]  #: groups of some rows
-    unknown: Sequence[int] = ()  #: rows whose present groups count for nothing
+    labels: Labels  #: their clusters (N)
+    kinds: Labels  #: of all clusters (K): clusters of one name have one number
+    answers: Mapping[int, int]  #: clusters of some rows
+    unknown: Sequence[int] = ()  #: rows whose present clusters count for nothing
     denied: Sequence[tuple[int, int]] = ()  #: rows, and kinds that they are not of
 
-    def inside(self, group: int) -> tuple[Labels, "Taught"]:
-        """Return the rows in a group, and a ``Taught`` of these rows alone, whose present groups do not count."""
-        rows = np.flatnonzero(self.labels == group)
+    def inside(self, cluster: int) -> tuple[Labels, "Taught"]:
+        """Return the rows in a cluster, and a ``Taught`` of these rows alone, whose present clusters do not count."""
+        rows = np.flatnonzero(self.labels == cluster)
         answers = {place: self.answers[row] for place, row in enumerate(rows.tolist()) if row in self.answers}
         ties = self.ties[rows][:, rows]
         return rows, Taught(self.rows[rows], ties, self.labels[rows], self.kinds, answers, range(len(rows)))
@@ -62,9 +62,9 @@ def label_spreading(ties: "csr_array", scores: Numbers) -> Numbers:
 
 
 def discriminant(rows: Numbers, shares: Numbers, weights: Numbers) -> Numbers:
-    """Return the probabilities (N x K) of K equally frequent groups, by linear discriminant analysis.
+    """Return the probabilities (N x K) of K equally frequent clusters, by linear discriminant analysis.
 
-    ``shares``: N x K, how far each row belongs to each group, of which none is empty. ``weights``: N.
+    ``shares``: N x K, how far each row belongs to each cluster, of which none is empty. ``weights``: N.
     """
     weighted = shares * weights[:, None]
     sizes = weighted.sum(0)
@@ -77,9 +77,9 @@ def discriminant(rows: Numbers, shares: Numbers, weights: Numbers) -> Numbers:
 
 
 def beliefs(taught: Taught) -> Numbers:
-    """Return how far each row belongs to each group (N x K), after the answers.
+    """Return how far each row belongs to each cluster (N x K), after the answers.
 
-    Half of it comes from the neighbours, which follow groups of any shape, and half from a linear classifier, which
+    Half of it comes from the neighbours, which follow clusters of any shape, and half from a linear classifier, which
     learns from the neighbours and reaches images without an answer nearby. A row that no label reaches by the
     neighbours has the second half alone, so its sum is .5; all others have sum 1.
     """
@@ -107,14 +107,14 @@ def beliefs(taught: Taught) -> Numbers:
 
 
 def of_kinds(believed: Numbers, kinds: Labels) -> Numbers:
-    """Return the :func:`beliefs` of all groups of a kind together."""
+    """Return the :func:`beliefs` of all clusters of a kind together."""
     return believed @ np.eye(len(kinds))[kinds]
 
 
 def followed(taught: Taught) -> Labels:
-    """Return the groups of all rows: as answered, and for other rows the likeliest of the likeliest kind.
+    """Return the clusters of all rows: as answered, and for other rows the likeliest of the likeliest kind.
 
-    Without answers nothing follows: the present groups alone would only be smoothed.
+    Without answers nothing follows: the present clusters alone would only be smoothed.
     """
     if not taught.answers:
         return taught.labels
@@ -123,18 +123,18 @@ def followed(taught: Taught) -> Labels:
     best = of_kinds(believed, kinds).argmax(1)
     likeliest = np.where(kinds == best[:, None], believed, -1).argmax(1)
     labels: Labels = np.where(kinds[taught.labels] == best, taught.labels, likeliest)
-    for row, group in taught.answers.items():
-        labels[row] = group
+    for row, cluster in taught.answers.items():
+        labels[row] = cluster
     return labels
 
 
 def questions(taught: Taught, count: int, seed: int = 0, unnamed: Sequence[int] = ()) -> list[int]:
     """Return up to ``count`` rows whose answers would teach most.
 
-    First comes a typical row of each ``unnamed`` group. Half of the others are typical rows of fine clusters without an
-    answer. There are half as many of these as questions so far, but some for each group. The rest are uncertain rows.
+    First comes a typical row of each ``unnamed`` cluster. Half of the others are typical rows of fine clusters without
+    an answer. There are half as many of these as questions so far, but some for each cluster. The rest are uncertain.
     """
-    first = [row for group in unnamed[:count] for row in typical_row(taught, group)]
+    first = [row for cluster in unnamed[:count] for row in typical_row(taught, cluster)]
     taught = replace(taught, answers={row: int(taught.labels[row]) for row in first} | dict(taught.answers))
     count -= len(first)
     if not count:
@@ -147,16 +147,16 @@ def questions(taught: Taught, count: int, seed: int = 0, unnamed: Sequence[int] 
     distances = (taught.rows - fine.centroids[labels]).square().sum(1)
     sizes = torch.bincount(labels)
     largest_first = sizes.argsort(descending=True, stable=True).tolist()
-    groups = [group for group in largest_first if sizes[group] and group not in known][: (count + 1) // 2]
-    typical = [int(distances.where(labels == group, torch.inf).argmin()) for group in groups]
+    clusters = [cluster for cluster in largest_first if sizes[cluster] and cluster not in known][: (count + 1) // 2]
+    typical = [int(distances.where(labels == cluster, torch.inf).argmin()) for cluster in clusters]
     assumed = replace(taught, answers={row: int(taught.labels[row]) for row in typical} | dict(taught.answers))
     believed = of_kinds(beliefs(assumed), taught.kinds)
     return first + typical + uncertain(taught.ties, believed, [*assumed.answers], count - len(typical))
 
 
-def typical_row(taught: Taught, group: int) -> list[int]:
-    """Return the row of a group without an answer that is nearest to the group's mean, if there is one."""
-    members = torch.from_numpy(np.flatnonzero(taught.labels == group))
+def typical_row(taught: Taught, cluster: int) -> list[int]:
+    """Return the row of a cluster without an answer that is nearest to the cluster's mean, if there is one."""
+    members = torch.from_numpy(np.flatnonzero(taught.labels == cluster))
     distances = (taught.rows[members] - taught.rows[members].mean(0)).square().sum(1)
     nearest_first = members[distances.argsort(stable=True)].tolist()
     return [row for row in nearest_first if row not in taught.answers][:1]

@@ -1,4 +1,4 @@
-"""Ward's merge tree of the groups: fewer or more of them, the parts of one, and the typical image of each."""
+"""Ward's merge tree of the clusters: fewer or more of them, the parts of one, and the typical image of each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,25 +13,25 @@ from deepcluster.groups.cut import Cut
 from deepcluster.runtime.partition import Partition
 
 ROWS_AT_ONCE = 1 << 14
-MAX_PIECES = 30  # or twice the groups, if that is more
-MAX_GROUPS_IN_TWO = 50  # up to so many groups have at least two pieces
-MAX_IN_TREE = 500  # groups of a cut that a tree is made for: larger trees are unreadable, and take minutes
+MAX_PIECES = 30  # or twice the clusters, if that is more
+MAX_CLUSTERS_IN_TWO = 50  # up to so many clusters have at least two pieces
+MAX_IN_TREE = 500  # clusters of a cut that a tree is made for: larger trees are unreadable, and take minutes
 MAX_PARTS = 12  # more are no longer told apart at a glance
 Numbers = npt.NDArray[np.float64]
 Merge = tuple[int, int]
 
 
-def medoids_of(group_means: Tensor, rows: Tensor, group_of: Tensor, partition: Partition) -> Tensor:
-    """Return the row (int64, K) nearest to the mean of every group, the first of equal ones; -1: the group is empty.
+def medoids_of(cluster_means: Tensor, rows: Tensor, cluster_of: Tensor, partition: Partition) -> Tensor:
+    """Return the row (int64, K) nearest to the mean of every cluster, the first of equal ones; -1: it is empty.
 
-    ``rows`` (n x d) and their groups, ``group_of``, are this rank's; the row numbers count the rows of all ranks.
+    ``rows`` (n x d) and their clusters, ``cluster_of``, are this rank's; the row numbers count the rows of all ranks.
     """
-    parts = zip(rows.split(ROWS_AT_ONCE), group_of.split(ROWS_AT_ONCE), strict=True)
-    distances = torch.cat([(part - group_means[numbers]).norm(dim=1) for part, numbers in parts])
-    least = torch.full((len(group_means),), torch.inf).scatter_reduce(0, group_of, distances, "amin")
-    nearest = torch.nonzero(distances == least[group_of]).flatten()
-    none = torch.full((len(group_means),), partition.total)
-    first = none.scatter_reduce(0, group_of[nearest], nearest + partition.local.start, "amin")
+    parts = zip(rows.split(ROWS_AT_ONCE), cluster_of.split(ROWS_AT_ONCE), strict=True)
+    distances = torch.cat([(part - cluster_means[numbers]).norm(dim=1) for part, numbers in parts])
+    least = torch.full((len(cluster_means),), torch.inf).scatter_reduce(0, cluster_of, distances, "amin")
+    nearest = torch.nonzero(distances == least[cluster_of]).flatten()
+    none = torch.full((len(cluster_means),), partition.total)
+    first = none.scatter_reduce(0, cluster_of[nearest], nearest + partition.local.start, "amin")
     return _first_of_ranks(least, first, partition)
 
 
@@ -46,9 +46,9 @@ def _first_of_ranks(least: Tensor, rows: Tensor, partition: Partition) -> Tensor
 
 @dataclass(frozen=True)
 class Tree:
-    """P pieces of groups and the order in which they merge; piece i is node i, and the last node holds all images."""
+    """P pieces of clusters and the order in which they merge; piece i is node i, and the last node holds all images."""
 
-    groups: tuple[int, ...]  # of the pieces (P); one of the cuts of the tree makes exactly these groups
+    groups: tuple[int, ...]  # of the pieces (P); one of the cuts of the tree makes exactly these clusters
     merges: tuple[Merge, ...]  # merges[j] joins two nodes into node P + j
     sizes: tuple[int, ...]  # numbers of images in the nodes (2P - 1)
     medoids: tuple[int, ...]  # rows of the images nearest to the means of the nodes (2P - 1)
@@ -57,10 +57,11 @@ class Tree:
 def merge_tree(
     reduced: Tensor, cut: Cut, nearest: Tensor | None = None, partition: Partition | None = None, added: int = 0
 ) -> Tree:
-    """Make Ward's tree (1963) above the groups of ``cut``: first the centroids inside a group merge, then the groups.
+    """Make Ward's tree (1963) above the clusters of ``cut``: the centroids inside a cluster merge first, then clusters.
 
-    So a cut into fewer groups only merges the present ones, and a cut into more only splits them. Centroids that no row
-    is ``nearest`` to are left out. ``added``: Number of rows added after the fit, the last ones: they decide no merge.
+    So a cut into fewer clusters only merges the present ones, and a cut into more only splits them. Centroids that no
+    row is ``nearest`` to are left out. ``added``: Number of rows added after the fit, the last ones: they decide no
+    merge.
     """
     partition = partition or Partition.single(len(reduced))
     nearest = assigner(cut.centroids)(reduced) if nearest is None else nearest
@@ -68,40 +69,40 @@ def merge_tree(
         partition.all_reduce(torch.bincount(centroids, minlength=len(cut.centroids)))
         for centroids in (nearest[: len(nearest) - added], nearest)
     )
-    pieces, group_of, pairs = partition.processes.broadcast_json(lambda: _pieces(cut, counts, all_counts))
+    pieces, cluster_of, pairs = partition.processes.broadcast_json(lambda: _pieces(cut, counts, all_counts))
     merges = tuple((a, b) for a, b in pairs)
-    sizes, medoids = _sizes_and_medoids(reduced, torch.tensor(pieces)[nearest], merges, len(group_of), partition)
-    return Tree(tuple(group_of), merges, sizes, medoids)
+    sizes, medoids = _sizes_and_medoids(reduced, torch.tensor(pieces)[nearest], merges, len(cluster_of), partition)
+    return Tree(tuple(cluster_of), merges, sizes, medoids)
 
 
 def _pieces(cut: Cut, counts: Tensor, all_counts: Tensor) -> tuple[list[int], list[int], list[list[int]]]:
-    """Return the pieces of the centroids (-1: none), the groups of the pieces, and the merges of the pieces."""
-    stand_ins = torch.empty_like(cut.group_of)
-    for group in cut.group_of.unique():
-        members = torch.nonzero(cut.group_of == group).flatten()
+    """Return the pieces of the centroids (-1: none), the clusters of the pieces, and the merges of the pieces."""
+    stand_ins = torch.empty_like(cut.cluster_of)
+    for cluster in cut.cluster_of.unique():
+        members = torch.nonzero(cut.cluster_of == cluster).flatten()
         stand_ins[members] = _stand_ins(cut, counts, members)
     used = stand_ins[all_counts > 0].unique()
-    group_of = cut.group_of[used].numpy()
+    cluster_of = cut.cluster_of[used].numpy()
     centroids = cut.centroids[used].double().numpy()
     weights = counts[used].double().clamp(min=1).numpy()
-    parts = [np.flatnonzero(group_of == group) for group in np.unique(group_of)]
+    parts = [np.flatnonzero(cluster_of == cluster) for cluster in np.unique(cluster_of)]
     inside = [(*merge, which) for which in parts for merge in ward(centroids[which], weights[which])]
     order = [(int(which[a]), int(which[b])) for _, a, b, which in sorted(inside, key=lambda merge: merge[0])]
     middles = np.array([np.average(centroids[which], axis=0, weights=weights[which]) for which in parts])
     totals = np.array([weights[which].sum() for which in parts])
     order += [(int(parts[a][0]), int(parts[b][0])) for _, a, b in ward(middles, totals)]
     count = len(parts)
-    pieces = min(len(used), max(MAX_PIECES, 2 * count if count <= MAX_GROUPS_IN_TWO else count))
+    pieces = min(len(used), max(MAX_PIECES, 2 * count if count <= MAX_CLUSTERS_IN_TWO else count))
     piece_of, merges = numbered_merges(order, len(used), pieces)
     piece_of_centroid = torch.full((len(counts),), -1)
     piece_of_centroid[used] = torch.from_numpy(piece_of)
-    group_of_piece = np.zeros(pieces, dtype=np.int64)
-    group_of_piece[piece_of] = group_of
-    return piece_of_centroid[stand_ins].tolist(), group_of_piece.tolist(), [list(pair) for pair in merges]
+    cluster_of_piece = np.zeros(pieces, dtype=np.int64)
+    cluster_of_piece[piece_of] = cluster_of
+    return piece_of_centroid[stand_ins].tolist(), cluster_of_piece.tolist(), [list(pair) for pair in merges]
 
 
 def _stand_ins(cut: Cut, counts: Tensor, members: Tensor) -> Tensor:
-    """Return the nearest centroid with images of the fit for a group's centroids; the first one if all have none."""
+    """Return the nearest centroid with images of the fit for a cluster's centroids; the first one if all have none."""
     used = members[counts[members] > 0]
     used = used if len(used) else members[:1]
     nearest = torch.cdist(cut.centroids[members].double(), cut.centroids[used].double()).argmin(1)
@@ -109,7 +110,7 @@ def _stand_ins(cut: Cut, counts: Tensor, members: Tensor) -> Tensor:
 
 
 def nodes_at(pieces: int, merges: Sequence[Merge], count: int) -> dict[int, list[int]]:
-    """Return the nodes that are the ``count`` groups of a tree, with the pieces inside them, ascending."""
+    """Return the nodes that are the ``count`` clusters of a tree, with the pieces inside them, ascending."""
     nodes = {piece: [piece] for piece in range(pieces)}
     for made, (a, b) in enumerate(merges[: pieces - count], pieces):
         nodes[made] = sorted(nodes.pop(a) + nodes.pop(b))
@@ -184,21 +185,21 @@ def _sizes_and_medoids(
 
 @dataclass(frozen=True)
 class Parts:
-    """P parts of a group, the finest that are offered, and the order in which they merge."""
+    """P parts of a cluster, the finest that are offered, and the order in which they merge."""
 
-    of_centroid: Tensor  # the parts of the centroids of the cut (int64, M); -1: it belongs to another group
+    of_centroid: Tensor  # the parts of the centroids of the cut (int64, M); -1: it belongs to another cluster
     sizes: tuple[int, ...]  # numbers of images of the fit in the parts (P), by which the parts are ordered
     merges: tuple[Merge, ...]  # merges[j] joins two nodes into node P + j; part i is node i (P - 1)
     images: tuple[int, ...]  # numbers of all images in the parts, with the images added after the fit
 
 
-def parts_of(cut: Cut, counts: Tensor, group: int, all_counts: Tensor | None = None) -> Parts:
-    """Return the parts of ``group`` by Ward's tree of its centroids.
+def parts_of(cut: Cut, counts: Tensor, cluster: int, all_counts: Tensor | None = None) -> Parts:
+    """Return the parts of ``cluster`` by Ward's tree of its centroids.
 
     ``counts``: Images of the fit by nearest centroid (int64, M); a centroid without any goes with the nearest one.
     ``all_counts``: The same with the images added after the fit (None: there are none).
     """
-    members = torch.nonzero(cut.group_of == group).flatten()
+    members = torch.nonzero(cut.cluster_of == cluster).flatten()
     used, stand_in = _stand_ins(cut, counts, members).unique(return_inverse=True)
     weights = counts[used].double().clamp(min=1)
     order = [(a, b) for _, a, b in ward(cut.centroids[used].double().numpy(), weights.numpy())]
@@ -212,12 +213,12 @@ def parts_of(cut: Cut, counts: Tensor, group: int, all_counts: Tensor | None = N
     return Parts(of_centroid, sizes, merges, images)
 
 
-def split_group(cut: Cut, parts: Parts, count: int, first: int) -> Cut:
-    """Split the group of ``parts`` into ``count``.
+def split_cluster(cut: Cut, parts: Parts, count: int, first: int) -> Cut:
+    """Split the cluster of ``parts`` into ``count``.
 
-    The largest keeps the number, the others get numbers from ``first`` on. No image comes into a group it was not in.
+    The largest keeps the number, the others get numbers from ``first`` on. No image comes into a cluster it was not in.
     """
-    numbers = cut.group_of.clone()
+    numbers = cut.cluster_of.clone()
     nodes = nodes_at(len(parts.sizes), parts.merges, count).values()
     by_size = sorted(nodes, key=lambda inside: (-sum(parts.sizes[part] for part in inside), inside[0]))
     for number, inside in enumerate(by_size[1:], first):

@@ -32,7 +32,7 @@ from deepcluster.texts import bare, inert
 
 FOLDER_NAME = re.compile(r"\w([\w .()-]{0,98}[\w)])?")
 StepsOfPage = Annotated[int, range(1, MAX_STEPS + 1)]
-GroupsOfPage = Annotated[int, range(2, MAX_IN_TREE + 1)]  # more take minutes
+ClustersOfPage = Annotated[int, range(2, MAX_IN_TREE + 1)]  # more take minutes
 Sort = Callable[..., Sequence[Row]]  # ``export.folders``
 Request = Mapping[str, Any]
 
@@ -133,7 +133,7 @@ CHANGES: Mapping[str, Callable[[Request], ChangeOf]] = {
     "apply": lambda request: partial(by_edits, edits_of(request.get("edits"))),
     "undo": lambda request: partial(by_steps, shaped(request.get("steps", 1), StepsOfPage, "steps")),
     "redo": lambda request: partial(by_steps, shaped(request.get("steps", 1), StepsOfPage, "steps"), forward=True),
-    "recut": lambda request: partial(by_number, shaped(request.get("k"), GroupsOfPage, "k"), Several()),
+    "recut": lambda request: partial(by_number, shaped(request.get("k"), ClustersOfPage, "k"), Several()),
     "teach": _by_answers,
 }
 ACTIONS = (*CHANGES, "export")

@@ -56,7 +56,7 @@ class Made(NamedTuple):
         was, now = (Counter(placement.cluster.tolist()) for placement in (self.before.placement, self.change.placement))
         names = self.change.run.model.names
         return {
-            "clusters": len(self.change.run.model.cut.group_of.unique()),
+            "clusters": len(self.change.run.model.cut.cluster_of.unique()),
             "changed": sum(moves.values()),
             "changes": [{"before": a, "after": b, "images": images} for (a, b), images in moves.items()],
             "sizes": [
@@ -75,7 +75,7 @@ def decided(after: Run, digest: str, changes_clusters: bool, **described: Any) -
     """Return the change by decisions of a person with this digest, which the model of ``after`` has."""
     record = replace(after.record, edits=digest)
     if changes_clusters:
-        record = new_clusters(record, len(after.model.cut.group_of.unique()))
+        record = new_clusters(record, len(after.model.cut.cluster_of.unique()))
     return Change(replace(after, record=record), after.placement, **described)
 
 
@@ -204,7 +204,7 @@ def restored(run: Run, walked: Sequence[steps.Step], *, forward: bool = False) -
     model = replace(run.model, cut=state.cut, **{**vars(state.annotations), "names": names})
     after = Run(replace(run.record, **state.about["record"]), model, run.rows)
     again = ("taken back", "made again")[forward]
-    said = {"Edits": f"{again}: {plural(len(model.cut.group_of.unique()), 'cluster')}{', as before' * (not forward)}"}
+    said = {"Edits": f"{again}: {plural(len(model.cut.cluster_of.unique()), 'cluster')}{', as before' * (not forward)}"}
     if texts := "; ".join(filter(None, (step.about["done"] for step in walked))):
         said[("Undone", "Redone")[forward]] = texts
     count = -len(walked) if forward else len(walked)

@@ -13,7 +13,7 @@ from torch import Tensor
 from deepcluster.clustering.kmeans import assigner
 from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Cut, move_rows
-from deepcluster.groups.tree import parts_of, split_group
+from deepcluster.groups.tree import parts_of, split_cluster
 from deepcluster.model import Model
 from deepcluster.runs.change import Change, Made, carry_out, decided
 from deepcluster.runs.run import Run
@@ -71,7 +71,7 @@ def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int]) -> Model:
     cut = model.cut
     if edits.split:  # images of the fit alone decide the parts
         cut = _split_up(cut, edits.split, reduced[: run.rows.fitted], len(model.names))
-    present = set(cut.group_of.tolist())
+    present = set(cut.cluster_of.tolist())
     free = len(model.names) + sum(parts - 1 for _, parts in edits.split)
     merged = [number for clusters in edits.merge for number in clusters]
     gone = {number for clusters in edits.merge for number in clusters[1:]}
@@ -92,10 +92,10 @@ def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int]) -> Model:
             names[fresh] = names[number] and f"{names[number][: LONGEST_NAME - 5]} ({part})"
     for clusters in edits.merge:
         names[clusters[0]] = next((names[number] for number in clusters if names[number]), "")
-    cut = Cut(cut.centroids, target[cut.group_of])
+    cut = Cut(cut.centroids, target[cut.cluster_of])
     answers = {*model.answers}
     origins = {row: int(target[origin]) for row, origin in model.moves if origin < len(target)}
-    denied = [(row, group) for row, group in model.denied if row not in moves and group not in merged]
+    denied = [(row, number) for row, number in model.denied if row not in moves and number not in merged]
     if moves:
         placed = replace(model, cut=cut).placement(reduced).cluster
         origins = {row: int(placed[row]) for row in moves} | origins
@@ -128,7 +128,7 @@ def describe_edits(edits: Edits, before: Model, after: Model, moved: int) -> str
 
 def _split_up(cut: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor, free: int) -> Cut:
     counts = torch.bincount(assigner(cut.centroids)(reduced), minlength=len(cut.centroids))
-    _check_present([number for number, _ in splits], set(cut.group_of.tolist()), free)
+    _check_present([number for number, _ in splits], set(cut.cluster_of.tolist()), free)
     if len({number for number, _ in splits}) < len(splits):
         raise UsageError("a cluster is split twice: apply one split, and split the parts then")
     parts = [parts_of(cut, counts, number) for number, _ in splits]
@@ -138,7 +138,7 @@ def _split_up(cut: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor, free
                 f"cluster {number} has {plural(len(branches.sizes), 'part')} at most, and the edits split it into"
                 f" {pieces}: move images to a new cluster instead"
             )
-        cut = split_group(cut, branches, pieces, free)
+        cut = split_cluster(cut, branches, pieces, free)
         free += pieces - 1
     return cut
 

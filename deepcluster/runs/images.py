@@ -26,12 +26,12 @@ PICTURE_SIDE = 48  # px
 
 
 def duplicate_rows(
-    groups: Iterable[Iterable[tuple[int, float]]], paths: Sequence[str], first: int = 0
+    sets: Iterable[Iterable[tuple[int, float]]], paths: Sequence[str], first: int = 0
 ) -> Iterator[dict[str, object]]:
     """Yield the rows of duplicates.csv for sets of (row, distance); ``first``: the number of the first set."""
-    for group, members in enumerate(groups, first):
+    for number, members in enumerate(sets, first):
         for row, distance in members:
-            yield {"group": group, "path": paths[row], "distance": f"{distance:.4f}"}
+            yield {"group": number, "path": paths[row], "distance": f"{distance:.4f}"}
 
 
 # ---- their digests, by which a run recognises them -----------------------------------------------------------------

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from deepcluster.groups.cut import move_rows, regrouped
+from deepcluster.groups.cut import move_rows, recentred
 from deepcluster.groups.graph import graph_rows
 from deepcluster.groups.spread import nodes_of
 from deepcluster.model import Annotations, Model
@@ -40,13 +40,13 @@ def past_of(run: Run, rows: Tensor, *, keeps_sample: bool) -> Past:
         junk=said.junk,
         moves=tuple((row, origin) for former, origin in said.moves for row in places.get(former, ())),
         answers=tuple(row for former in said.answers for row in places.get(former, ())),
-        sample=tuple((row, group) for former, group in sample.items() for row in places.get(former, ())),
-        denied=tuple((row, group) for former, group in said.denied for row in places.get(former, ())),
+        sample=tuple((row, number) for former, number in sample.items() for row in places.get(former, ())),
+        denied=tuple((row, number) for former, number in said.denied for row in places.get(former, ())),
     )
     before = torch.where(rows < 0, -1, cluster[rows])
     placed = {row: int(before[row]) for row in (*later.answers, *dict(later.moves))}
-    for row, group in later.sample:  # it is judged without its answer
-        before[row] = group
+    for row, number in later.sample:  # it is judged without its answer
+        before[row] = number
     return Past(later, before, placed)
 
 
@@ -68,7 +68,7 @@ def heirs(before: Tensor, after: Tensor, *, mutual: bool) -> dict[int, int]:
 
 def lost(past: Past, heir: Mapping[int, int]) -> list[int]:
     """Return the former clusters with a name, a mark or a decision about an image that nothing continues."""
-    named = {group for group, name in enumerate(past.said.names) if name} | {*past.said.junk}
+    named = {number for number, name in enumerate(past.said.names) if name} | {*past.said.junk}
     placed = {*past.placed.values()}
     left = {*past.cluster.tolist()} | placed
     return sorted(left.intersection(named | placed) - {*heir})
@@ -83,8 +83,8 @@ def taught_again(run: Run, past: Past, heir: Mapping[int, int], stays: Tensor | 
     model, rows, said = run.model, run.rows, past.said
     cut = model.cut
     sample = dict(said.sample)
-    anew = {old: new for old, new in heir.items() if new not in cut.group_of}
-    there = torch.tensor([heir.get(group, -1) for group in past.cluster.tolist()])
+    anew = {old: new for old, new in heir.items() if new not in cut.cluster_of}
+    there = torch.tensor([heir.get(number, -1) for number in past.cluster.tolist()])
     back = torch.isin(past.cluster, torch.tensor([*anew], dtype=torch.int64))
     if stays is not None and said.answers:
         back |= stays & (there >= 0)
@@ -96,28 +96,28 @@ def taught_again(run: Run, past: Past, heir: Mapping[int, int], stays: Tensor | 
         before[nodes[inside]] = run.placement.cluster[inside]
         after = before.clone()
         after[nodes[inside & back]] = there[inside & back]
-        cut = regrouped(cut, graph, before, after)
+        cut = recentred(cut, graph, before, after)
     # Answers about kinds that go on are not here: the first ones may name a new cluster.
-    present = {*cut.group_of.tolist()}
+    present = {*cut.cluster_of.tolist()}
     pins = {
-        row: heir[group]
-        for row, group in past.placed.items()
-        if row not in said.answers or heir[group] not in present or (group in anew and row not in sample)
+        row: heir[number]
+        for row, number in past.placed.items()
+        if row not in said.answers or heir[number] not in present or (number in anew and row not in sample)
     }
     if pins:  # else the rows may be on other ranks
         cut = move_rows(cut, pins, rows.reduced, replace(model, cut=cut).placement(rows.reduced).cluster)
     named = {new: said.names[old] for old, new in heir.items()}
     annotations = Annotations(
-        names=tuple(named.get(group, "") for group in range(max([len(model.names), *(new + 1 for new in named)]))),
+        names=tuple(named.get(number, "") for number in range(max([len(model.names), *(new + 1 for new in named)]))),
         junk=tuple(sorted(heir[old] for old in said.junk if old in heir)),
         moves=tuple((row, heir.get(origin, pins[row])) for row, origin in said.moves),
-        denied=tuple((row, heir[group]) for row, group in said.denied if group in heir),
+        denied=tuple((row, heir[number]) for row, number in said.denied if number in heir),
     )
     again = replace(model, **vars(annotations)).with_cut(cut)
     answers = []
     for row in said.answers:
-        group, name = heir[past.placed[row]], said.names[past.placed[row]]
-        answers.append(Answer(row, None if name else group, name, drawn=row in sample))
+        number, name = heir[past.placed[row]], said.names[past.placed[row]]
+        answers.append(Answer(row, None if name else number, name, drawn=row in sample))
     return taught_model(replace(run, model=again), answers)[0] if answers else again
 
 

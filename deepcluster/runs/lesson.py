@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.errors import UsageError
-from deepcluster.groups.cut import Cut, move_rows, regrouped
+from deepcluster.groups.cut import Cut, move_rows, recentred
 from deepcluster.groups.graph import graph_rows
 from deepcluster.groups.spread import Labels, Taught, beliefs, followed, nodes_of, questions
 from deepcluster.model import Model
@@ -73,7 +73,7 @@ def asked(run: Run, n: int, *, drawn: bool = False, answers: Sequence[Answer] = 
     names = new.names
     sample = sampled(model, rows.reduced, run.placement.cluster, new.marks)
     answered = {row: cluster[row] for row in model.answers if row < len(cluster)} | new.clusters
-    teachers = {row: group for row, group in answered.items() if row not in sample}
+    teachers = {row: number for row, number in answered.items() if row not in sample}
     taught, nodes = _taught(run, teachers, names, sample, [*model.denied, *new.denied])
     seed = derive(run.record.seed, "questions", len(answered if drawn else teachers))
     if drawn:
@@ -82,7 +82,7 @@ def asked(run: Run, n: int, *, drawn: bool = False, answers: Sequence[Answer] = 
         chosen = [row for row in order if row not in placed][:n]
     else:
         first = {int(node): row for row, node in reversed([*enumerate(nodes)])}
-        nameless = [group for group, _ in Counter(cluster).most_common() if not names[group]]
+        nameless = [number for number, _ in Counter(cluster).most_common() if not names[number]]
         chosen = [first[node] for node in questions(taught, n, seed, nameless)]
     believed = np.concatenate([beliefs(taught), np.zeros((1, len(names)))])  # -1 is not in the graph
     likely = {row: np.argsort(-believed[nodes[row]], kind="stable")[:MAX_LIKELY] for row in chosen}
@@ -91,7 +91,7 @@ def asked(run: Run, n: int, *, drawn: bool = False, answers: Sequence[Answer] = 
             path=rows.paths[row],
             now=model.names[cluster[row]] or f"cluster {cluster[row]}",
             name=names[answered[row]] if row in answered else "",
-            likely=tuple(int(group) for group in likely[row] if believed[nodes[row], group]),
+            likely=tuple(int(number) for number in likely[row] if believed[nodes[row], number]),
             drawn=drawn,
         )
         for row in chosen
@@ -115,16 +115,16 @@ def _taught(
     nodes = nodes_of(rows.reduced, graph)
     labels = np.zeros(len(graph), np.int64)
     labels[nodes[nodes >= 0]] = run.placement.cluster.numpy()[nodes >= 0]
-    for row, group in _in_graph(sample, nodes).items():
-        labels[row] = group
+    for row, number in _in_graph(sample, nodes).items():
+        labels[row] = number
     kinds = kinds_of(names)
-    not_of = [(int(nodes[row]), int(kinds[group])) for row, group in denied if row < len(nodes) and nodes[row] >= 0]
+    not_of = [(int(nodes[row]), int(kinds[number])) for row, number in denied if row < len(nodes) and nodes[row] >= 0]
     return Taught(graph, rows.embeddings.ties(graph), labels, kinds, _in_graph(answers, nodes), denied=not_of), nodes
 
 
-def _in_graph(groups: Mapping[int, int], nodes: Labels) -> dict[int, int]:
-    """Return groups of images by their rows in the graph."""
-    return {int(nodes[row]): group for row, group in groups.items() if nodes[row] >= 0}
+def _in_graph(clusters: Mapping[int, int], nodes: Labels) -> dict[int, int]:
+    """Return clusters of images by their rows in the graph."""
+    return {int(nodes[row]): cluster for row, cluster in clusters.items() if nodes[row] >= 0}
 
 
 # ---- answers --------------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def lesson(run: Run, answers: Sequence[Answer], within: int | None = None) -> Ch
     said = {"Answers": "; ".join([done, *remarks]), "Changed": changes_text(changes, model)}
     if quality := estimated_quality(model, cluster, run.rows.fitted):
         said["Quality"] = quality_text(quality)
-    if unnamed := [str(group) for group in cluster.unique().tolist() if not model.names[group]]:
+    if unnamed := [str(number) for number in cluster.unique().tolist() if not model.names[number]]:
         have = "has" if len(unnamed) == 1 else "have"
         said["Names"] = f"{plural(len(unnamed), 'cluster')} {have} no name: {some(unnamed, 20)}"
     return decided(after, digest, bool(changes), done=done, example=next(reversed(model.answers), 0), said=said)
@@ -192,40 +192,40 @@ def taught_model(run: Run, answers: Sequence[Answer], within: int | None = None)
     new = _understood(run, answers)
     new_answers, names, remarks = new.clusters, new.names, new.remarks
     kinds = kinds_of(names)
-    wrong = {row for row, group in new.denied if kinds[group] == kinds[cluster[row]]}  # whatever was said before
-    outside = {row: group for row, group in enumerate(cluster) if group != within and row not in wrong}
+    wrong = {row for row, number in new.denied if kinds[number] == kinds[cluster[row]]}  # whatever was said before
+    outside = {row: number for row, number in enumerate(cluster) if number != within and row not in wrong}
     kept = {row: outside[row] for row in model.answers if row in outside}
-    answered = {row: group for row, group in kept.items() if row not in new_answers} | new_answers
+    answered = {row: number for row, number in kept.items() if row not in new_answers} | new_answers
     if not answered and not new.denied and not model.denied:
         raise UsageError("there are no answers yet: give some")
-    groups = [*answered.values()]
+    numbers = [*answered.values()]
     equal = nodes_of(rows.reduced, rows.reduced[[*answered]]).tolist()  # equal images go together, by the last answer
-    targets = {row: groups[place] for row, place in enumerate(equal) if place >= 0}
+    targets = {row: numbers[place] for row, place in enumerate(equal) if place >= 0}
     if within is not None and len({targets[row] for row in new_answers if cluster[row] == within}) < 2:
         raise UsageError(f"cluster {within} is split by examples of two kinds or more: tick some of each kind")
-    if dropped := [row for row, group in answered.items() if targets[row] != group]:
+    if dropped := [row for row, number in answered.items() if targets[row] != number]:
         paths = some([one_line(rows.paths[row]) for row in dropped])
         remarks.append(f"answers about equal images contradict each other, so those about {paths} do not count")
-    answered = {row: group for row, group in answered.items() if targets[row] == group}
+    answered = {row: number for row, number in answered.items() if targets[row] == number}
     moved = {row: outside[row] for row, _ in model.moves if row in outside and row not in targets}
     before = model if within is None else replace(model, sample=())
     sample = sampled(before, rows.reduced, placed.cluster, new.marks)
-    teachers = {row: group for row, group in answered.items() if row not in sample}
+    teachers = {row: number for row, number in answered.items() if row not in sample}
     denied = [pair for pair in dict.fromkeys((*model.denied, *new.denied)) if pair[0] not in moved | targets]
     taught, nodes = _taught(run, teachers, names, sample, denied)
     labels = taught.labels.copy()
     part, inside = taught.inside(within) if within is not None else (slice(None), taught)
     labels[part] = followed(inside)
-    moved |= {row: cluster[row] for row, group in new.denied if row not in targets and row not in wrong}
-    for row, group in _in_graph(moved, nodes).items():
-        labels[row] = group
-    cut = regrouped(model.cut, taught.rows, torch.from_numpy(taught.labels), torch.from_numpy(labels))
+    moved |= {row: cluster[row] for row, number in new.denied if row not in targets and row not in wrong}
+    for row, number in _in_graph(moved, nodes).items():
+        labels[row] = number
+    cut = recentred(model.cut, taught.rows, torch.from_numpy(taught.labels), torch.from_numpy(labels))
     clusters = replace(model, cut=cut).placement(rows.reduced).cluster
     if within is not None:
         split = _split(replace(model, cut=cut), rows.reduced, new_answers)
         clusters = torch.where(placed.cluster == within, split, placed.cluster)
     if not np.array_equal(labels, taught.labels):
-        pinned = [row for row, group in sample.items() if group != cluster[row]]
+        pinned = [row for row, number in sample.items() if number != cluster[row]]
         without_pins = unpinned(replace(model, cut=cut), rows.reduced, pinned)
         sample = {row: int(clusters[row]) for row in sample} | without_pins
     # Images that were placed in a cluster before it was split stay in its parts, and teach nothing about them.
@@ -239,7 +239,7 @@ def taught_model(run: Run, answers: Sequence[Answer], within: int | None = None)
         replace(model, names=tuple(names)).with_cut(cut),
         moves=tuple((row, origin) for row, origin in origins.items() if row not in targets and row not in wrong),
         answers=tuple(answered),
-        sample=tuple((row, group) for row, group in sample.items() if row in answered),
+        sample=tuple((row, number) for row, number in sample.items() if row in answered),
         denied=tuple(denied),
     )
     return after, remarks
@@ -248,11 +248,11 @@ def taught_model(run: Run, answers: Sequence[Answer], within: int | None = None)
 def _split(model: Model, reduced: Tensor, answers: Mapping[int, int]) -> Tensor:
     """Return the nearest of the clusters of these answers for all rows."""
     cut = model.cut
-    parts = torch.isin(cut.group_of, torch.tensor([*answers.values()]))
-    alone = [row for row, group in answers.items() if group not in cut.group_of]  # none of them in the graph
+    parts = torch.isin(cut.cluster_of, torch.tensor([*answers.values()]))
+    alone = [row for row, number in answers.items() if number not in cut.cluster_of]  # none of them in the graph
     centroids = torch.cat([cut.centroids[parts], reduced[alone]])
-    group_of = torch.cat([cut.group_of[parts], torch.tensor([answers[row] for row in alone]).long()])
-    return replace(model, cut=Cut(centroids, group_of)).placement(reduced).cluster
+    cluster_of = torch.cat([cut.cluster_of[parts], torch.tensor([answers[row] for row in alone]).long()])
+    return replace(model, cut=Cut(centroids, cluster_of)).placement(reduced).cluster
 
 
 def _of_other_kinds(
@@ -261,11 +261,11 @@ def _of_other_kinds(
     """Return the nearest clusters of other kinds for the rows of ``denied`` that are in a cluster of such a kind."""
     cut = model.cut
     nearest: dict[int, int] = {}
-    for row in {row for row, group in denied if kinds[clusters[row]] == kinds[group]}:
-        wrong = [kinds[group] for other, group in denied if other == row]
-        others = torch.from_numpy(~np.isin(kinds[cut.group_of.numpy()], wrong))
+    for row in {row for row, number in denied if kinds[clusters[row]] == kinds[number]}:
+        wrong = [kinds[number] for other, number in denied if other == row]
+        others = torch.from_numpy(~np.isin(kinds[cut.cluster_of.numpy()], wrong))
         if others.any():
-            part = Cut(cut.centroids[others], cut.group_of[others])
+            part = Cut(cut.centroids[others], cut.cluster_of[others])
             nearest[row] = int(replace(model, cut=part).placement(reduced[[row]]).cluster)
     return nearest
 
@@ -286,19 +286,19 @@ def _understood(run: Run, answers: Sequence[Answer]) -> _Understood:
     model, paths = run.model, run.rows.paths
     cluster = run.placement.cluster.tolist()
     sizes = Counter(cluster)
-    present = sorted({*model.cut.group_of.tolist()}, key=lambda group: (sizes[group], -group))
+    present = sorted({*model.cut.cluster_of.tolist()}, key=lambda number: (sizes[number], -number))
     free = len(model.names)
     numbers = [answer.cluster for answer in answers if answer.cluster is not None and answer.may_be_new]
     new = range(free, max([free, *(number + 1 for number in numbers if number < free + len(answers))]))
     names = [*model.names, *("" for _ in new)]
-    before = {group: names[group] or f"cluster {group}" for group in present}
+    before = {one: names[one] or f"cluster {one}" for one in present}
     every = dict(zip(moved_rows(Edits(move=tuple((one.path, 0) for one in answers)), paths), answers, strict=True))
     denied = [(row, one.not_cluster) for row, one in every.items() if one.not_cluster is not None]
     given = {row: one for row, one in every.items() if one.not_cluster is None}
     first = _first_names(cluster, names, before, given)
-    names = [first.get(group, name) for group, name in enumerate(names)]
-    called = {group: names[group] or text for group, text in before.items()}
-    largest = {name: group for group, name in called.items()}
+    names = [first.get(one, name) for one, name in enumerate(names)]
+    called = {one: names[one] or text for one, text in before.items()}
+    largest = {name: one for one, name in called.items()}
     times = Counter(called.values())
     cluster_of: dict[int, int] = {}
     said: dict[str, None] = {}
@@ -317,8 +317,8 @@ def _understood(run: Run, answers: Sequence[Answer]) -> _Understood:
             names.append(name)
         if len(names) - free > MAX_NEW:
             raise UsageError(f"the answers make more than {MAX_NEW:,} new clusters: name kinds of images")
-        fitting = (group for group in (current, number) if called.get(group) == name)
-        cluster_of[row] = next(fitting, largest[name]) if name else number
+        same_name = (one for one in (current, number) if called.get(one) == name)
+        cluster_of[row] = next(same_name, largest[name]) if name else number
         if name and cluster_of[row] not in (current, number) and times[name] > 1:
             said[f"answers {name!a} mean cluster {cluster_of[row]}, the largest of {times[name]} with this name"] = None
     for _, number in denied:
@@ -340,19 +340,19 @@ def _first_names(
     The commonest name of a cluster counts, and of equally frequent ones the first. A cluster that is answered by its
     number gets none, because its other images are told apart from it. Drawn images teach nothing, and no name.
     """
-    number_of = {text: group for group, text in called.items() if not names[group]}
+    number_of = {text: number for number, text in called.items() if not names[number]}
     by_number: set[int | None] = set()
     votes: Counter[tuple[int, str]] = Counter()
     for row, one in given.items():
-        group = cluster[row]
+        number = cluster[row]
         if not one.name or one.name in number_of:
-            by_number.add(number_of.get(one.name, group if one.cluster is None else one.cluster))
-        elif not (names[group] or one.drawn) and (one.cluster is None or called.get(one.cluster) != one.name):
-            votes[group, one.name] += 1
+            by_number.add(number_of.get(one.name, number if one.cluster is None else one.cluster))
+        elif not (names[number] or one.drawn) and (one.cluster is None or called.get(one.cluster) != one.name):
+            votes[number, one.name] += 1
     first: dict[int, str] = {}
-    for (group, name), _ in votes.most_common():
-        if group not in by_number:
-            first.setdefault(group, name)
+    for (number, name), _ in votes.most_common():
+        if number not in by_number:
+            first.setdefault(number, name)
     return first
 
 
@@ -385,6 +385,6 @@ def by_answers(
 
 def changes_text(changes: Mapping[tuple[int, int], int], model: Model) -> str:
     """Describe the changes in words: ``5 images changed their cluster: 3 from 0 to 4 (owl), 2 from 1 to 4 (owl)``."""
-    called = [f"{group} ({one_line(name)})" if name else str(group) for group, name in enumerate(model.names)]
+    called = [f"{number} ({one_line(name)})" if name else str(number) for number, name in enumerate(model.names)]
     pairs = [f"{images:,} from {called[a]} to {called[b]}" for (a, b), images in changes.items()]
     return f"{plural(sum(changes.values()), 'image')} changed their cluster{': ' * bool(pairs)}{some(pairs, 10)}"

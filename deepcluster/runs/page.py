@@ -80,7 +80,7 @@ def shown_of(rows: Rows, model: Model, centroid: Tensor, tree: Tree | None = Non
         partition.all_reduce(torch.bincount(numbers, minlength=len(model.cut.centroids)))
         for numbers in (centroid[: len(centroid) - rows.added], centroid)
     )
-    if tree is None and len(model.cut.group_of.unique()) <= MAX_IN_TREE:
+    if tree is None and len(model.cut.cluster_of.unique()) <= MAX_IN_TREE:
         tree = merge_tree(rows.reduced, model.cut, centroid, partition, rows.added)
     reduced, centroid = (on_sheet_of(column, partition) for column in (rows.reduced, centroid))
     return Shown(model, reduced, centroid, counts, all_counts, tree)
@@ -209,7 +209,7 @@ def _tiny(folder: run_folder.RunFolder, tables: Tables, sheet: bytes, away: list
 
 def _near(shown: Shown) -> dict[int, list[int]]:
     """Return the other clusters for every cluster, by the likeness of the means of their images on the sheet."""
-    numbers, cluster = shown.model.cut.group_of[shown.centroid].unique(return_inverse=True)
+    numbers, cluster = shown.model.cut.cluster_of[shown.centroid].unique(return_inverse=True)
     means = normalize(torch.zeros(len(numbers), shown.reduced.shape[1]).index_add(0, cluster, shown.reduced))
     return {
         int(number): numbers[alike].tolist() for number, alike in zip(numbers, nearest(means, MAX_NEAR)[1], strict=True)
@@ -218,7 +218,7 @@ def _near(shown: Shown) -> dict[int, list[int]]:
 
 def _parts(shown: Shown | None, every: int) -> dict[str, Any]:
     """Return the parts of the clusters, and the part of every image in the page."""
-    numbers = shown.model.cut.group_of.unique().tolist() if shown else []
+    numbers = shown.model.cut.cluster_of.unique().tolist() if shown else []
     if shown is None or len(numbers) > MAX_IN_TREE:
         return {}
     parts = {number: parts_of(shown.model.cut, shown.counts, number, shown.all_counts) for number in numbers}

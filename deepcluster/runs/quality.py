@@ -64,7 +64,7 @@ def prediction(rest: int, count: int, share: float) -> tuple[float, float]:
 
 def kinds_of(names: Sequence[str]) -> Labels:
     """Return the kinds of all clusters: those of one name have one number."""
-    return np.array([names.index(name) if name else group for group, name in enumerate(names)])
+    return np.array([names.index(name) if name else cluster for cluster, name in enumerate(names)])
 
 
 def sampled(model: Model, reduced: Tensor, clusters: Tensor, marks: Mapping[int, bool]) -> dict[int, int]:
@@ -85,5 +85,5 @@ def unpinned(model: Model, reduced: Tensor, rows: Sequence[int]) -> dict[int, in
     own = nodes_of(model.cut.centroids, reduced[[*rows]]) >= 0
     others = [*{*model.answers, *dict(model.moves)}.difference(rows)]
     stays = torch.from_numpy(~own | (nodes_of(model.cut.centroids, reduced[others]) >= 0))
-    cut = Cut(model.cut.centroids[stays], model.cut.group_of[stays]) if stays.any() else model.cut
+    cut = Cut(model.cut.centroids[stays], model.cut.cluster_of[stays]) if stays.any() else model.cut
     return dict(zip(rows, replace(model, cut=cut).placement(reduced[[*rows]]).cluster.tolist(), strict=True))

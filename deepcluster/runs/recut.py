@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from deepcluster.images import Source
-from deepcluster.presets import check_groups
+from deepcluster.presets import check_clusters
 from deepcluster.recipe import Recipe
 from deepcluster.records import Clustering
 from deepcluster.runs import inherit, result
@@ -37,7 +37,7 @@ def recut(
 
 def by_number(n_clusters: int | None, display: Display, folder: run_folder.RunFolder, run: Run) -> Change:
     """Return the change of :func:`recut`."""
-    check_groups(n_clusters, run.rows.fitted)
+    check_clusters(n_clusters, run.rows.fitted)
     return cut_anew(run, n_clusters, recipe_of(folder), display)
 
 
@@ -63,7 +63,7 @@ def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display)
         anew = "; merges and splits of the old clusters are dropped" if record.edits is not None else ""
         said["Edits"] = f"{inherit.inherited_text(model, new)}{anew}"
     record = new_clusters(record, n_clusters, edits=None, like_run=None)
-    done = f"cut into {plural(len(new.cut.group_of.unique()), 'cluster')}"
+    done = f"cut into {plural(len(new.cut.cluster_of.unique()), 'cluster')}"
     kept = inherit.kept_text(run.names, after.names)
     return Change(
         replace(after, record=record),

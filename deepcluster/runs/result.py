@@ -126,7 +126,7 @@ def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[st
     cluster_means = means(reduced, cluster, cut.count, partition)
     medoids = medoids_of(cluster_means, reduced, cluster, partition).tolist()
     between = torch.cdist(cluster_means, cluster_means).fill_diagonal_(torch.inf)
-    present = cut.group_of.unique().tolist()
+    present = cut.cluster_of.unique().tolist()
     between[:, [number for number in range(cut.count) if number not in present]] = torch.inf
     return [
         {

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepcluster.build import groups_of
+from deepcluster.build import cut_sample
 from deepcluster.groups.cut import Cut, Placement, placement_of
 from deepcluster.groups.graph import MAX_GRAPH_ROWS, Embeddings
 from deepcluster.model import Model
@@ -65,7 +65,7 @@ class Run:
     @property
     def names(self) -> list[str]:
         """The names of the clusters of all images."""
-        return [self.model.names[group] for group in self.placement.cluster.tolist()]
+        return [self.model.names[number] for number in self.placement.cluster.tolist()]
 
 
 def read_run(folder: run_folder.RunFolder, backbone: nn.Module | None = None, *, takes_images: bool = False) -> Run:
@@ -107,7 +107,7 @@ def cut_rows(rows: Rows, fine: Clustering, n_clusters: int, seed: int, recipe: R
     """Cut the rows into clusters by the sample of the main rank, and place them. A collective."""
     cut = Cut(
         **rows.partition.processes.broadcast_tensors(
-            lambda: vars(groups_of(rows.sample, fine, n_clusters, seed, recipe, rows.embeddings))
+            lambda: vars(cut_sample(rows.sample, fine, n_clusters, seed, recipe, rows.embeddings))
         )
     )
     return place_rows(cut, rows, fine.centroids)
@@ -121,7 +121,7 @@ def place_rows(cut: Cut, rows: Rows, fine_centroids: Tensor) -> tuple[Cut, Place
     sizes = rows.partition.all_reduce(torch.bincount(placement.cluster[: rows.fitted], minlength=cut.count))
     number = torch.argsort(torch.argsort(sizes, descending=True, stable=True))
     numbered = replace(placement, cluster=number[placement.cluster])
-    return Cut(cut.centroids, number[cut.group_of]), numbered
+    return Cut(cut.centroids, number[cut.cluster_of]), numbered
 
 
 # ---- their columns in tables ----------------------------------------------------------------------------------------

@@ -71,10 +71,10 @@ FILES: Mapping[str, File] = {
     ),
     "clusters.csv": File(tuple(column.name for column in COLUMNS), newer=("by",)),
     "duplicates.csv": File(("group", "path", "distance"), spare=True),
-    "embeddings.safetensors": File(spare=True),  # neighbour graphs, for other numbers of groups
+    "embeddings.safetensors": File(spare=True),  # neighbour graphs, for other numbers of clusters
     **{f"evaluation-{protocol}.json": File() for protocol in ("clustering", "knn", "linear")},  # of earlier versions
     "features.npy": File(),
-    "former.safetensors": File(),  # the groups before and after the last applies, recuts and lessons (steps.py)
+    "former.safetensors": File(),  # the clusters before and after the last applies, recuts and lessons (steps.py)
     "history.csv": File(
         (
             *("round", "loss", "chance_loss", "inertia", "nmi_previous", "changed", "cluster_weight", "largest_share"),
@@ -117,7 +117,7 @@ class RunRecord:
     seed: int
     n_clusters: int | None = None  # None: -k auto, null in the file
     labels: str | None = None  # folders, or the absolute path of a CSV file
-    like: str | None = None  # absolute path of the run whose groups this one continues
+    like: str | None = None  # absolute path of the run whose clusters this one continues
     like_run: str | None = None  # identifier (``run``) of that run; None after a recut, which numbers anew
     requested: Mapping[str, Any] | None = None  # a RecipeRequest
     steps: Mapping[str, str] | None = None

@@ -73,7 +73,7 @@ CLASSES_SHAPES: dict[str, tuple[int | str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Groups:
+class Clusters:
     """The content of groups.safetensors, or of a state in its layout (``steps``)."""
 
     cut: Cut
@@ -89,7 +89,7 @@ def save(model: Model, folder: Path) -> None:
     with changing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     weights = write_tensors(folder / WEIGHTS, _tensors(model))
-    text = _config(model, weights, write_tensors(folder / GROUPS, groups_tensors(model)))
+    text = _config(model, weights, write_tensors(folder / GROUPS, clusters_tensors(model)))
     write_whole(folder / CONFIG, lambda file: file.write(text))
 
 
@@ -102,7 +102,7 @@ def save_in_run(model: Model, run: LockedFolder, record: RunRecord, *, network: 
         weights = run.write_tensors(f"model/{WEIGHTS}", _tensors(model))
     else:
         weights = run.read_json(f"model/{CONFIG}")["weights_sha256"]
-    groups = run.write_tensors(f"model/{GROUPS}", groups_tensors(model))
+    groups = run.write_tensors(f"model/{GROUPS}", clusters_tensors(model))
     run.write(f"model/{CONFIG}", _config(model, weights, groups))
 
 
@@ -120,14 +120,14 @@ def _tensors(model: Model) -> dict[str, Tensor]:
     }
 
 
-def groups_tensors(model: Model, **about: Any) -> dict[str, Tensor]:
+def clusters_tensors(model: Model, **about: Any) -> dict[str, Tensor]:
     """Return the content of the file of a model's clusters; ``about``: more for its JSON text."""
     table = {"names": model.names, "junk": model.junk, "moves": model.moves, **about}
     if model.answers:
         table |= {"answers": model.answers, "sample": model.sample}
     if model.denied:
         table["denied"] = model.denied
-    return {"centroids": model.cut.centroids, "groups": model.cut.group_of, "about": json_tensor(table)}
+    return {"centroids": model.cut.centroids, "groups": model.cut.cluster_of, "about": json_tensor(table)}
 
 
 def json_tensor(table: Mapping[str, Any]) -> Tensor:
@@ -146,7 +146,7 @@ def _config(model: Model, weights_sha256: str, groups_sha256: str) -> str:
         "weights_sha256": weights_sha256,
         "groups_sha256": groups_sha256,
     }
-    clusters = len(model.cut.group_of.unique())
+    clusters = len(model.cut.cluster_of.unique())
     config["identity"] = asdict(replace(model.identity, clusters=clusters, digest=json_sha256(config)))
     config["config_sha256"] = json_sha256(config)
     return json.dumps(config, indent=2) + "\n"
@@ -193,7 +193,7 @@ def read_annotations(run: RunFolder) -> Annotations:
     """Read the names and marks in the model of a run, without its network."""
     config = read_config(model_file(run, CONFIG))
     with as_model_errors(path := model_file(run, GROUPS)):
-        return groups_in(read_tensors(path, config.groups_sha256)).annotations
+        return clusters_in(read_tensors(path, config.groups_sha256)).annotations
 
 
 def _load(
@@ -215,8 +215,8 @@ def _load(
         if len(tensors["reduction.mean"]) != feature_dim + (len(classes.bias) if classes else 0):
             raise ValueError(f"reduction.mean is not of {feature_dim} features and the class probabilities")
     with reading(path_of(GROUPS)):
-        groups = groups_in(read_tensors(path_of(GROUPS), config.groups_sha256), dims)
-        named: tuple[str, ...] = shaped(groups.about.get("coarse_names", []), tuple[str, ...], "coarse_names")
+        stored = clusters_in(read_tensors(path_of(GROUPS), config.groups_sha256), dims)
+        named: tuple[str, ...] = shaped(stored.about.get("coarse_names", []), tuple[str, ...], "coarse_names")
         if any(named):
             names = some([one_line(name) for name in filter(None, named)], 20)
             warn(f"clusters have no groups any more, so the names of groups in this model are left out: {names}")
@@ -252,8 +252,8 @@ def _load(
         store_size=config.store_size,
         batch_size=config.batch_size,
         identity=config.identity,
-        cut=groups.cut,
-        **vars(groups.annotations),
+        cut=stored.cut,
+        **vars(stored.annotations),
     )
 
 
@@ -284,7 +284,7 @@ def _shapes(config: Config, body: Mapping[str, Tensor], feature_dim: int, backbo
     return shapes
 
 
-def groups_in(tensors: Mapping[str, Tensor], dims: int | None = None) -> Groups:
+def clusters_in(tensors: Mapping[str, Tensor], dims: int | None = None) -> Clusters:
     """Return the checked content of groups.safetensors, or of a state in its layout. ``dims``: None: any."""
     shapes = {"centroids": ("count", "dims"), "groups": ("count",), "about": ("bytes",)}
     types = {"groups": torch.int64, "about": torch.uint8}
@@ -293,12 +293,12 @@ def groups_in(tensors: Mapping[str, Tensor], dims: int | None = None) -> Groups:
     known = {entry.name: table[entry.name] for entry in fields(Annotations) if entry.name in table}
     annotations: Annotations = shaped(known, Annotations, "about")  # an older sample is left out: its answers teach
     centroids = tensors["centroids"].clone()
-    groups = tensors["groups"].clone()
+    stored = tensors["groups"].clone()
     if not torch.isfinite(centroids).all():
         raise ValueError("its centroids are not finite numbers")
-    if groups.min() < 0 or groups.max() >= len(annotations.names):
-        raise ValueError(f"its groups are not the numbers of {len(annotations.names)} clusters")
-    return Groups(Cut(centroids, groups), annotations, table)
+    if stored.min() < 0 or stored.max() >= len(annotations.names):
+        raise ValueError(f"its clusters are not numbers of {len(annotations.names)} clusters")
+    return Clusters(Cut(centroids, stored), annotations, table)
 
 
 # ---- embeddings -----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from deepcluster.errors import DeepClusterError
 from deepcluster.model import Model
 from deepcluster.runtime.plain_files import parse_json, read_tensors
 from deepcluster.storage.content import RunRecord
-from deepcluster.storage.model_files import Groups, groups_in, groups_tensors, json_tensor
+from deepcluster.storage.model_files import Clusters, clusters_in, clusters_tensors, json_tensor
 from deepcluster.storage.run_folder import LockedFolder, RunFolder
 
 FORMER = "former.safetensors"
@@ -34,12 +34,12 @@ class Step(NamedTuple):
     """A step back or forward: ``about`` has the change (``done``, ``row``) that is taken back or made again."""
 
     about: Mapping[str, Any]
-    to: Groups
+    to: Clusters
 
 
 def state_of(model: Model, record: RunRecord, baseline: Mapping[str, float]) -> State:
     """Return the state of a run that has a result. ``baseline``: The figures before the rounds."""
-    return groups_tensors(model, record={name: getattr(record, name) for name in ENTRIES}, baseline=dict(baseline))
+    return clusters_tensors(model, record={name: getattr(record, name) for name in ENTRIES}, baseline=dict(baseline))
 
 
 def after_change(states: Sequence[State], now: State, done: str, row: int) -> list[State]:
@@ -79,7 +79,7 @@ def read_steps(folder: RunFolder, dims: int | None = None) -> tuple[list[Step], 
         for state in (raw := read_states(folder)):
             about = _about(state)
             about["record"] = {name: about["record"].get(name) for name in ENTRIES}  # of this version
-            states.append(replace(groups_in(state, dims), about=about))
+            states.append(replace(clusters_in(state, dims), about=about))
         undone = _undone(raw)
         forward = [Step(states[i].about, states[i - 1]) for i in range(undone, 0, -1)]
     return [Step(state.about, state) for state in states[undone + (undone > 0) :]], forward
