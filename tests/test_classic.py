@@ -21,7 +21,7 @@ from tests.helpers.runs import rows
 
 K = 3
 KMEANS, EMBEDDING = Recipe(grouping="kmeans"), Recipe(grouping="embedding")
-clusters_of = partial(build.clusters_of, embed=Embeddings())
+cut_sample = partial(build.cut_sample, embed=Embeddings())
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_the_best_of_several_starts_counts(fine):
     middles = 5 * torch.cartesian_prod(torch.arange(3.0), torch.arange(3.0)).repeat_interleave(30, 0)
     x = middles + 0.1 * torch.randn(270, 2, generator=torch.Generator().manual_seed(0))
     for seed in range(3):
-        groups = clusters_of(x, kmeans(x, fine, seed=seed), 9, seed, KMEANS)
+        groups = cut_sample(x, kmeans(x, fine, seed=seed), 9, seed, KMEANS)
         nearest = torch.cdist(x, groups.centroids).argmin(1)
         assert torch.bincount(nearest).tolist() == [30] * 9
 
@@ -69,11 +69,11 @@ def test_the_option_and_the_number_decide(monkeypatch):
     """Very many groups, if as many as pseudo-labels, are the last clustering."""
     x = torch.nn.functional.normalize(torch.randn(100, 8, generator=torch.Generator().manual_seed(0)))
     fine = kmeans(x, 5)
-    groups, expected = clusters_of(x, fine, 4, 0, EMBEDDING), cut_features(x, 4, seed=derive(0, "groups"))
+    groups, expected = cut_sample(x, fine, 4, 0, EMBEDDING), cut_features(x, 4, seed=derive(0, "groups"))
     assert torch.equal(groups.centroids, expected.centroids) and torch.equal(groups.cluster_of, expected.cluster_of)
-    assert clusters_of(x, fine, 4, 0, KMEANS).cluster_of.tolist() == [0, 1, 2, 3]
-    assert len(clusters_of(x, fine, 5, 0, EMBEDDING).centroids) > 5
+    assert cut_sample(x, fine, 4, 0, KMEANS).cluster_of.tolist() == [0, 1, 2, 3]
+    assert len(cut_sample(x, fine, 5, 0, EMBEDDING).centroids) > 5
     monkeypatch.setattr(build, "MAX_IN_CUT", 4)  # very many
     for recipe in (KMEANS, EMBEDDING):
-        assert torch.equal(clusters_of(x, fine, 5, 0, recipe).centroids, as_clusters(fine).centroids)
-    assert clusters_of(x, fine, 6, 0, replace(KMEANS, empty="faiss")).count == 6
+        assert torch.equal(cut_sample(x, fine, 5, 0, recipe).centroids, as_clusters(fine).centroids)
+    assert cut_sample(x, fine, 6, 0, replace(KMEANS, empty="faiss")).count == 6
