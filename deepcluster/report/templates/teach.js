@@ -95,7 +95,10 @@ function begin() {
   if (number === undefined) return ask();
   part("kind", t("What is this cluster?"));
   $("#teach-count").textContent = t("{0} without a name", unnamed.length);
-  $("#teach-faces").replaceChildren(...imagesOf(number).sort(orderings.near).slice(0, MAX_FACES).map(i => element("li", {title: pathOf(i)}, picture(tileOf(i), 0))));
+  /* From the most typical image to the least typical one, so that a mixture is seen. */
+  const own = imagesOf(number).sort(orderings.near), count = Math.min(MAX_FACES, own.length);
+  const faces = Array.from({length: count}, (_, k) => own[Math.floor(k * own.length / count)]);
+  $("#teach-faces").replaceChildren(...faces.map(i => element("li", {title: pathOf(i)}, picture(tileOf(i), 0))));
   $("#teach-hints").replaceChildren(...hintsOf(number).map(hint => element("button", {type: "button"}, hint)));
   field.value = "";
   field.dataset.number = number;
