@@ -8,7 +8,7 @@ from torch import Tensor
 from deepcluster.algorithm import Conclusion
 from deepcluster.build import conclusion_of
 from deepcluster.errors import DataError, NonFiniteError
-from deepcluster.fitting.like import continued
+from deepcluster.fitting.like import Former, continued
 from deepcluster.fitting.read import ImagesRead, exact_features
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
@@ -73,11 +73,8 @@ def conclude(
     )
     n_clusters = 0
     if store.partition.processes.is_main:
-        wanted = record.n_clusters
-        if wanted is None and images.former:
-            wanted = min(len(images.former.run.model.cut.cluster_of.unique()), rows.fitted)
-            record = replace(record, cut_k=wanted)
-        n_clusters, record = choose_number(wanted, rows, record, recipe, display)
+        record = _as_before(record, images.former, rows)
+        n_clusters, record = choose_number(record.cut_k, rows, record, recipe, display)
     cut, placement = cut_rows(rows, final.clustering, n_clusters, record.seed, recipe)
     if cut.count < n_clusters:
         why = "the features have no more distinct values (are many equal?)"
@@ -100,6 +97,13 @@ def conclude(
         run, placement, text = continued(run, placement, images.former, images.former_rows)
         display.say("Names", text)
     return describe(run, placement, recipe, baseline)
+
+
+def _as_before(record: RunRecord, former: Former | None, rows: Rows) -> RunRecord:
+    """Return run.json with the number of clusters of the run of ``--like``, unless another one was asked for."""
+    if record.cut_k is not None or former is None:
+        return record
+    return replace(record, cut_k=min(len(former.run.model.cut.cluster_of.unique()), rows.fitted))
 
 
 def collapse(conclusion: Conclusion) -> str:

@@ -132,14 +132,7 @@ def update(
         if (new.tried or new.skipped) and not (new.known or added):
             raise nothing_readable(new.source.location, new.tried, new.failed)
         check_skipped(new.skipped, max_skipped)
-        counts = [f"{added:,} added" if added else "nothing new" if new.tried else "no files"]
-        if new.known:
-            counts.append(f"{new.known:,} in the run already")
-        if new.skipped:
-            counts.append(
-                f"{len(new.skipped):,} skipped: {counted((row['path'], row['reason']) for row in new.skipped)}"
-            )
-        display.say("Images", ", ".join(counts))
+        display.say("Images", _counts_text(new))
         before = {row["path"]: row["reason"] for row in folder.read_rows("skipped.csv")}
         reasons = before | {row["path"]: row["reason"] for row in new.skipped}
         reasons = {path: why for path, why in reasons.items() if path not in {*new.source.paths}}
@@ -167,6 +160,17 @@ def update(
     if added:
         display.say("Placed", _placed_text(done, model, run))
     return done
+
+
+def _counts_text(new: _New) -> str:
+    added = len(new.source.paths)
+    counts = [f"{added:,} added" if added else "nothing new" if new.tried else "no files"]
+    if new.known:
+        counts.append(f"{new.known:,} in the run already")
+    if new.skipped:
+        kinds = counted((row["path"], row["reason"]) for row in new.skipped)
+        counts.append(f"{len(new.skipped):,} skipped: {kinds}")
+    return ", ".join(counts)
 
 
 def _place(added: Mapping[str, str]) -> str:

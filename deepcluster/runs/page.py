@@ -182,12 +182,17 @@ def write_page(
     if tiles and tiles != known:
         folder.write_json(TILES, {path: asdict(made) for path, made in tiles.items()})
     if away and not quick:
-        loss = f"are small ones from {SHEET}" if sheet else "are missing"
-        warn(
-            f"{len(away):,} pictures of the page {loss}, because their images were not found (first:"
-            f" {one_line(away[0])}; location of the fit's images: {one_line(record.location)}): put them back, and"
-            f" type deepcluster report {shlex.quote(str(run))}"
-        )
+        _warn_of(away, folder, record.location)
+
+
+def _warn_of(away: Sequence[str], folder: run_folder.RunFolder, location: str) -> None:
+    """Warn of pictures whose images are ``away`` from the place of the fit's images."""
+    loss = f"are small ones from {SHEET}" if folder.has(SHEET) else "are missing"
+    warn(
+        f"{len(away):,} pictures of the page {loss}, because their images were not found (first:"
+        f" {one_line(away[0])}; location of the fit's images: {one_line(location)}): put them back, and"
+        f" type deepcluster report {shlex.quote(str(folder.path))}"
+    )
 
 
 def _tiny(folder: run_folder.RunFolder, tables: Tables, sheet: bytes, away: list[str]) -> Picture:
