@@ -18,6 +18,7 @@ from PIL import Image
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
 from deepcluster.fitting import fit as run
+from deepcluster.fitting import read as reading
 from deepcluster.fitting.plan import Request
 from deepcluster.images.decode import FORMATS
 from deepcluster.images.store import Store, read_once
@@ -88,8 +89,8 @@ def test_every_kind_of_broken_file_is_listed_and_changes_nothing(
             file.unlink()
         return store
 
-    with monkeypatch.context() as patch, pytest.warns(DeepClusterWarning, match="10 pictures"):
-        patch.setattr(run, "read_once", read)
+    with monkeypatch.context() as patch, pytest.warns(DeepClusterWarning, match="9 pictures"):
+        patch.setattr(reading, "read_once", read)
         second = fit(mixed, tmp_path / "second")
     skipped = rows(second / "skipped.csv")
     assert sorted(row["path"] for row in skipped) == sorted(f"a/{name}" for name in [*files, *BREAKING])
@@ -115,10 +116,11 @@ def test_fit_predict_and_report_see_the_right_pixels(tmp_path: Path, monkeypatch
         (folder / name).write_bytes(data)
     seen: list[Store] = []
     pictures: list[Callable[[str], Image.Image | None]] = []
-    draw = run_report.render
-    for module in (run, prediction):
+    thumbnails = run_report.thumbnails
+    for module in (reading, prediction):
         monkeypatch.setattr(module, "read_once", lambda *a, **o: (seen.append(read_once(*a, **o)), seen[-1])[1])
-    monkeypatch.setattr(run_report, "render", lambda data: (pictures.append(data.picture), draw(data))[1])
+    kept = lambda picture, *rest: (pictures.append(picture), thumbnails(picture, *rest))[1]  # noqa: E731
+    monkeypatch.setattr(run_report, "thumbnails", kept)
     out = fit(folder, tmp_path / "run", rounds=0, image_size=2 * SIDE, margin=1.0)
     paths = predicted(out, folder).paths
     assert set(paths) == set(files)

@@ -28,6 +28,7 @@ from deepcluster.images import find
 from deepcluster.presets import read_request
 from deepcluster.report import pictures
 from deepcluster.report.pictures import extended_sheet, not_on_sheet, pictures_on, sprite_sheet, tiny_pictures
+from deepcluster.report.sections import IMAGES_OF_CLUSTER
 from deepcluster.runs.added import Update, update
 from deepcluster.runs.change import undo
 from deepcluster.runs.condition import condition
@@ -175,13 +176,14 @@ def test_edits_stay_and_can_be_made_before_and_after(run, more):
 
 def test_the_page_keeps_pictures_of_images_that_are_elsewhere(run, images, more, tmp_path):
     report(run)
-    count = (run / "report.html").read_text().count("<img src=")
     images.rename(tmp_path / "moved")
     said = re.escape(str(images)) + ".*" + re.escape(f"deepcluster report {run}")
     for change in (lambda: report(run), lambda: recut(run, 4), lambda: update(run, str(more))):
         with pytest.warns(DeepClusterWarning, match=said):
             change()
-        assert (run / "report.html").read_text().count("<img src=") >= count > 20
+        sizes = (int(row["size"]) for row in rows(run / "cluster_summary.csv"))
+        shown = (run / "report.html").read_text().count("<img src=")
+        assert shown >= sum(min(IMAGES_OF_CLUSTER, size) for size in sizes) > 40
     (run / "thumbnails.webp").unlink()
     with pytest.warns(DeepClusterWarning):
         report(run)
