@@ -146,7 +146,8 @@ class Model(Annotations):
         """
         self.check_network("place")
         source = from_bytes([*batch])
-        count, dims = len(source.paths), self.reduction.projection.shape[1]
+        count = len(source.paths)
+        dims = self.reduction.projection.shape[1]
         shapes = {"distance": (count,), "margin": (count,), "features": (count, dims)}
         columns: dict[str, npt.NDArray[Any]] = {name: np.full(shapes[name], np.nan, np.float32) for name in shapes}
         columns |= {"cluster": np.full(count, -1), "outlier": np.zeros(count, bool)}

@@ -226,7 +226,9 @@ class OpenedRun(_Base):
     def _read_results(self) -> None:
         folder = run_folder.RunFolder(self.run_)
         run = read_run(folder, self._module, takes_images=True)
-        rows, record, clusters = run.rows, run.record, run.placement.cluster
+        rows = run.rows
+        record = run.record
+        clusters = run.placement.cluster
         self._take(run.model)
         self.labels_: npt.NDArray[np.int64] = clusters.numpy()
         self.embedding_: npt.NDArray[np.float32] = rows.reduced.numpy()

@@ -183,6 +183,8 @@ def ask(
 ) -> None:
     """List images for a person to name, for teach: path, present name, name (empty), likely clusters, drawn.
 
+    A name that stands there already is an earlier answer about an image drawn at random, which teaches from then on.
+
     Args:
         n: Number of images.
         drawn: Draw the images at random: their answers tell how many of all images are in the right cluster.

@@ -40,7 +40,8 @@ def predict(
     Example:
         deepcluster predict runs/photos new/
     """
-    out, max_skipped = placing.out, placing.max_skipped
+    out = placing.out
+    max_skipped = placing.max_skipped
     with session(images, quiet, to_stderr=True) as (terminal, shared):
         from deepcluster.storage.content import PREDICTIONS
 
@@ -163,7 +164,9 @@ def evaluate(
     Example:
         deepcluster evaluate runs/photos --labels labels.csv
     """
-    labels, protocol, train = scoring.labels, scoring.protocol, scoring.train
+    labels = scoring.labels
+    protocol = scoring.protocol
+    train = scoring.train
     kind = PROTOCOL_OPTIONS[protocol]
     options = read_options(kind, flags.read_assignments(scoring.set_))
     kind(**options)  # checks them together

@@ -160,7 +160,8 @@ def _carry_out(targets: Sequence[Target], folder: Path, transfer: Transfer, disp
     for inside in {Path(target.place).parent for target in targets if target.place}:
         (folder / inside).mkdir(parents=True, exist_ok=True)
     for target in targets:
-        place, how = target.place, target.reason
+        place = target.place
+        how = target.reason
         if place:
             try:
                 how = transfer(target.row["path"], folder / place)

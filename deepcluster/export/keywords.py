@@ -57,7 +57,8 @@ def keywords(run: Path, out: Path, sorting: Sorting | None = None, *, display: D
         >>> Path("keywords.csv").read_text().count("beach")
         3
     """
-    display, sorting = display or Silent(), sorting or Sorting()
+    display = display or Silent()
+    sorting = sorting or Sorting()
     beside = out.with_name(f"{out.stem}-sidecars{out.suffix}")
     for table in (out, beside):
         check_no_file(table)

@@ -51,7 +51,9 @@ class Placing(nn.Module):
         self.lengths = centroids.square().sum(1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        cut, reduction, outliers = self.model.cut, self.model.reduction, self.model.outliers
+        cut = self.model.cut
+        reduction = self.model.reduction
+        outliers = self.model.outliers
         features = self.network.features(fixed_view(images, self.model.image_size))
         reduced = prepared(features, root=reduction.root, classes=reduction.classes) - reduction.mean
         reduced = F.normalize(reduced @ reduction.projection, eps=1e-12)

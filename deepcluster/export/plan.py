@@ -166,7 +166,8 @@ def _preferred(row: Row, images: RunImages, sorting: Sorting, part: str, classes
     if sorting.is_dataset:
         name = plain(name)
         refused |= stem_and_suffix(name)[1].lower() not in SUFFIXES
-        kind, folder = "", classes[row["cluster"]]
+        kind = ""
+        folder = classes[row["cluster"]]
     else:
         apart = APART if sorting.outliers == "separate" and row["is_outlier"] == "1" else ""
         kind = JUNK if row["cluster"] in images.junk else apart

@@ -157,7 +157,9 @@ class Journal:
 
     def end(self, outcome: Outcome, features: Tensor, progress: Progress) -> None:
         """Write the result, by the ``features`` of :func:`conclude`. A collective."""
-        images, rows, network = self.images, outcome.rows, outcome.model.network
+        images = self.images
+        rows = outcome.rows
+        network = outcome.model.network
         has_nouns = not images.recipe.rounds and knows_nouns(network, images.recipe)  # else they are written already
         seen = on_sheet_of(features, rows.partition) if has_nouns else None
         shown = shown_of(rows, outcome.model, outcome.centroid)

@@ -235,7 +235,8 @@ class _Training:
     def epoch(self, epoch: int) -> float:
         """Train on one sample of N images, and return the mean loss."""
         learning, targets, compute = self.learning, self.targets, self.compute
-        processes, count = compute.partition.processes, compute.partition.total
+        processes = compute.partition.processes
+        count = compute.partition.total
         # Batches of equal size, so that none is too small for batch normalisation.
         steps = max(1, math.ceil(count / learning.batch_size))
         by = targets.labels[:, (targets.round * learning.epochs + epoch) % targets.labels.shape[1]]
@@ -253,7 +254,8 @@ class _Training:
 
     def prepare(self, epoch: int, batch: Batch, own_images: Tensor) -> Prepared:
         """Return a batch with its views, which are random, its targets and the images drawn, on the device."""
-        device, size = self.compute.device, self.compute.size
+        device = self.compute.device
+        size = self.compute.size
         rank = self.compute.partition.processes.seed_index
         random = generator(self.seed, "augment", self.targets.round, epoch, batch.step, *rank)
         views = [random_views(own_images, view.size or size, view, random) for view in self.learning.views]
@@ -263,8 +265,11 @@ class _Training:
         self, epoch: int, lr: float, batch: Batch, views: list[Tensor], targets: Tensor, numbers: Tensor
     ) -> Tensor:
         """Make one optimizer step with a batch (of :meth:`prepare`), and return the loss that is reported."""
-        loss, head_lr, compute = self.learning.loss, self.learning.head_lr, self.compute
-        processes, device = compute.partition.processes, compute.device
+        loss = self.learning.loss
+        head_lr = self.learning.head_lr
+        compute = self.compute
+        processes = compute.partition.processes
+        device = compute.device
         for optimizer in self.optimizers:
             optimizer.zero_grad()
             for group in optimizer.param_groups:

@@ -99,7 +99,8 @@ def keep_in_cache(name: str, file: Path) -> Path:
     from huggingface_hub.file_download import repo_folder_name
 
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
-    blobs, digest = folder / "blobs", _sha256(file)
+    blobs = folder / "blobs"
+    digest = _sha256(file)
     path, reference = folder / "snapshots" / digest[:40] / FILE, folder / "refs" / "main"
     try:
         for parent in (blobs, path.parent, reference.parent):

@@ -75,7 +75,8 @@ def _sort(run: Path, request: Request, sort: Sort) -> dict[str, Any]:
         choices = shaped(request["sorting"], dict[str, str], "sorting")
         if not FOLDER_NAME.fullmatch(choices.get("name", "")):
             raise UsageError("the name of a folder has letters, digits, spaces and -_.(), at most 100: change it")
-    name, where = choices.pop("name"), choices.pop("place", "run")
+    name = choices.pop("name")
+    where = choices.pop("place", "run")
     place = places_for_folders(folder).get(where)
     if place is None:
         raise UsageError(f"sorted images go beside the run or beside its images, and not {where[:80]!a}")

@@ -140,8 +140,10 @@ def update(
 
     with TemporaryDirectory(prefix="deepcluster-") if dry_run else nullcontext("") as scratch:
         made = carry_out(run, change_of, display, dry_run=dry_run, takes_images=True)
-    model, rows = made.before.model, made.change.run.rows
-    cluster, added = made.change.placement.cluster, len(read[0].source.paths)
+    model = made.before.model
+    rows = made.change.run.rows
+    cluster = made.change.placement.cluster
+    added = len(read[0].source.paths)
     drifted = drift(cluster.numpy(), rows.residuals.numpy(), rows.fitted, model.outliers.limit)
     residuals = rows.residuals[rows.fitted :]
     outliers = residuals > model.outliers.limit
@@ -255,7 +257,8 @@ def _free_names(source: Source, digests: Sequence[str], rows: Rows) -> tuple[str
 
 def _with_added(run: Run, new: _New, reasons: Mapping[str, str]) -> Change:
     """Return the change that adds the new images behind the others. ``reasons``: For all skipped files, by path."""
-    rows, paths = run.rows, new.source.paths
+    rows = run.rows
+    paths = new.source.paths
     every = replace(
         rows,
         paths=[*rows.paths, *paths],

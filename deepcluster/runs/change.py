@@ -186,7 +186,8 @@ def redo(run: Path, display: Display | None = None, steps: int | None = 1, **opt
 def by_steps(count: int | None, folder: run_folder.RunFolder, run: Run, *, forward: bool = False) -> Change:
     """Return the change of :func:`undo`, or of :func:`redo`."""
     found = steps.read_steps(folder, run.rows.reduced.shape[1])[forward]
-    what, again = ("undo", "redo")[forward], ("taken back", "made again")[forward]
+    what = ("undo", "redo")[forward]
+    again = ("taken back", "made again")[forward]
     if not found:
         raise UsageError(f"{folder.path} has nothing to {what}: no change of it can be {again}")
     count = len(found) if count is None else count

@@ -124,7 +124,8 @@ class _Evaluation:
         folder = scratch_of(self.folder.path, self.processes.rank) / name
         progress = partial(self.display.progress, "reading")
         folder.mkdir()
-        rows, size = source.rows(labelled), self.model.store_size
+        rows = source.rows(labelled)
+        size = self.model.store_size
         store = read_once(rows, size, self.processes, folder=folder, progress=progress)
         if skipped := len(labelled) - len(store.usable):
             self.display.say("Skipped", f"{skipped:,} files of {source.name} that cannot be used")

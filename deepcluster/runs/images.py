@@ -101,7 +101,8 @@ def images_of(run: Path) -> Source:
         return folder.read_record().location, fitted, added, skipped, source
 
     location, fitted, added, skipped, source = run_folder.read_state(run, read)
-    used, here = {*fitted, *added}, {*(source.paths if source else ())}
+    used = {*fitted, *added}
+    here = {*(source.paths if source else ())}
     if source is None or not used & here or (added and None in map(source.file, range(len(source.paths)))):
         raise DataError(f"the images of {run} cannot be found again from {location}: name all of them as IMAGES")
     if gone := len(used - here):

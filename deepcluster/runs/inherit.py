@@ -116,7 +116,8 @@ def taught_again(run: Run, past: Past, heir: Mapping[int, int], stays: Tensor | 
     again = replace(model, **vars(annotations)).with_cut(cut)
     answers = []
     for row in said.answers:
-        number, name = heir[past.placed[row]], said.names[past.placed[row]]
+        number = heir[past.placed[row]]
+        name = said.names[past.placed[row]]
         answers.append(Answer(row, None if name else number, name, drawn=row in sample))
     return taught_model(replace(run, model=again), answers)[0] if answers else again
 

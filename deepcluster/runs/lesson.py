@@ -51,11 +51,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Question:
-    """An image for a person to name. No field is an answer by itself, because a table of questions goes to teach."""
+    """An image for a person to name. A table of questions goes to teach, so nothing but her own names is an answer."""
 
     path: str
     now: str  # name of its present cluster
-    name: str = ""  # the person's
+    name: str = ""  # the person's; only a drawn image that she has answered about begins with one
     likely: tuple[int, ...] = ()  # clusters, the likeliest first
     drawn: bool = False
 
@@ -137,7 +137,8 @@ def read_answers(path: Path, display: Display | None = None) -> list[Answer]:
     empty = 0
     try:
         for line, row in read_columns(path, names, optional=("cluster", "name", "drawn")):
-            number, name = row["cluster"].strip(), checked_name(row["name"])
+            number = row["cluster"].strip()
+            name = checked_name(row["name"])
             if number and not re.fullmatch("[0-9]{1,9}", number):
                 raise ValueError(f"{number[:80]!a} in line {line} is not the number of a cluster")
             mark = row["drawn"].strip().lower()
@@ -190,7 +191,9 @@ def taught_model(run: Run, answers: Sequence[Answer], within: int | None = None)
     model, rows, placed = run.model, run.rows, run.placement
     cluster = placed.cluster.tolist()
     new = _understood(run, answers)
-    new_answers, names, remarks = new.clusters, new.names, new.remarks
+    new_answers = new.clusters
+    names = new.names
+    remarks = new.remarks
     kinds = kinds_of(names)
     wrong = {row for row, number in new.denied if kinds[number] == kinds[cluster[row]]}  # whatever was said before
     outside = {row: number for row, number in enumerate(cluster) if number != within and row not in wrong}
@@ -283,7 +286,8 @@ class _Understood:
 
 def _understood(run: Run, answers: Sequence[Answer]) -> _Understood:
     """Return the meaning of answers, or raise UsageError if one has none."""
-    model, paths = run.model, run.rows.paths
+    model = run.model
+    paths = run.rows.paths
     cluster = run.placement.cluster.tolist()
     sizes = Counter(cluster)
     present = sorted({*model.cut.cluster_of.tolist()}, key=lambda number: (sizes[number], -number))
@@ -303,7 +307,8 @@ def _understood(run: Run, answers: Sequence[Answer]) -> _Understood:
     cluster_of: dict[int, int] = {}
     said: dict[str, None] = {}
     for row, answer in given.items():
-        name, current = answer.name, cluster[row]
+        name = answer.name
+        current = cluster[row]
         number = current if answer.cluster is None else answer.cluster
         if not name and number not in present and not (answer.may_be_new and number in new):
             raise _no_cluster(number)

@@ -38,7 +38,8 @@ def estimated_quality(model: Annotations, clusters: Tensor, fitted: int) -> dict
     is_open[[*model.answers, *dict(model.moves)]] = False
     middle, below, above = float((~is_open).sum()), 0.0, 0.0
     for part in (slice(fitted), slice(fitted, None)):
-        rest, sample = int(is_open[part].sum()), judged[part][judged[part].isfinite()]
+        rest = int(is_open[part].sum())
+        sample = judged[part][judged[part].isfinite()]
         share = float((sample if len(sample) else judged).nanmean())
         low, high = prediction(rest, len(sample), share)
         middle += share * rest
