@@ -262,8 +262,8 @@ def _components(x: Tensor, count: int, scaling: Directions | None = None) -> Com
         centred = centred @ torch.from_numpy(scaling)
         centred = centred - centred.mean(0)
     array = centred.numpy()
-    values, left = scipy.linalg.eigh(array @ array.T, subset_by_index=[rows - count, rows - 1])
-    values, left = np.maximum(values[::-1], 0.0), left[:, ::-1]
+    values, left = scipy.linalg.eigh(array @ array.T, driver="evd")  # a subset that is nearly the whole takes longer
+    values, left = np.maximum(values[: -count - 1 : -1], 0.0), left[:, : -count - 1 : -1]
     lengths = np.sqrt(values)
     vectors = array.T @ (left / np.where(lengths > 0, lengths, np.inf))
     return mean.cpu(), values / max(1, rows - 1), vectors

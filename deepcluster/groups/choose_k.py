@@ -32,6 +32,7 @@ from deepcluster.groups.graph import (
     neighbour_ties,
 )
 from deepcluster.records import Candidate
+from deepcluster.runtime.devices import in_threads
 from deepcluster.seeding import derive, generator
 
 if TYPE_CHECKING:
@@ -156,13 +157,15 @@ def stability(
     if k < 2 or len(rows) < max(MIN_IMAGES, ROWS_EACH * k):
         return None
     seed = derive(seed, "stability")
-    labelings = []
-    for i in range(CUTS):
+
+    def labels_of(i: int) -> Tensor:
         part = torch.randperm(len(rows), generator=generator(seed, "part", i))[: round(SHARE * len(rows))]
         cut_seed = derive(seed, "cut", i)
         if by_kmeans:
             cut = as_clusters(best_of(KMEANS_STARTS, rows[part], k, cut_seed))
         else:
             cut = cut_features(rows[part], k, embeddings=1, seed=cut_seed, embed=embed)
-        labelings.append(nearest_clusters(rows, cut))
+        return nearest_clusters(rows, cut)
+
+    labelings = in_threads(labels_of, range(CUTS))
     return mean(ari(first, second) for first, second in combinations(labelings, 2))

@@ -149,19 +149,29 @@ def embedding(
     ends = ties.indptr
     rows = np.repeat(np.arange(size), np.diff(ends))
     a, b = map(np.float32, curve)
-    push = np.float32(PUSH / OTHERS * weights.sum() / size) * b
+    push = np.float32(PUSH / OTHERS * weights.sum() / size) * b / a
+    ones = np.ones(size, np.float32)
+    # The system would have to give memory for arrays of this size again in every step, which took a third of its time.
+    apart, pushes = (np.empty((size, OTHERS), np.float32) for _ in range(2))
     for step in range(STEPS):
         squares = np.einsum("ij,ij->i", positions, positions)
-        apart = squares[rows] + squares[columns] - 2 * np.einsum("ij,ij->i", positions[rows], positions[columns])
-        apart = apart.clip(NO_DISTANCE)
-        strengths = 2 * a * b * weights * apart ** (b - 1) / (1 + a * apart**b)
-        pulls = scipy.sparse.csr_array((strengths, columns, ends), (size, size))
-        inward = pulls @ positions - np.asarray(pulls.sum(1))[:, None] * positions
+        extended = np.column_stack([positions, squares, ones])  # products with it give sums and distances, too
+        products = np.einsum("ij,ij->i", positions.take(rows, 0), positions.take(columns, 0))
+        tied = (squares[rows] + squares[columns] - 2 * products).clip(NO_DISTANCE)
+        strengths = 2 * a * b * weights * tied ** (b - 1) / (1 + a * tied**b)
+        pulled = scipy.sparse.csr_array((strengths, columns, ends), (size, size)) @ extended
+        inward = pulled[:, :dims] - pulled[:, -1:] * positions
         others = torch.randint(size, (OTHERS,), generator=random).numpy()
-        apart = (squares[:, None] + squares[others] - 2 * positions @ positions[others].T).clip(0)
-        pushes = push / ((1e-2 + apart) * (1 + a * apart**b))
+        np.matmul(extended, np.column_stack([-2 * positions[others], ones[others], squares[others]]).T, out=apart)
+        np.maximum(apart, 0, out=apart)
+        np.power(apart, b, out=pushes)  # pushes: push / ((1e-2 + apart) * (1 / a + apart**b)), in place
+        pushes += 1 / a
+        apart += np.float32(1e-2)
+        pushes *= apart
+        np.divide(push, pushes, out=pushes)
         pushes[others, np.arange(OTHERS)] = 0  # nothing pushes itself
-        outward = pushes.sum(1, keepdims=True) * positions - pushes @ positions[others]
+        pushed = pushes @ extended[others]
+        outward = pushed[:, -1:] * positions - pushed[:, :dims]
         move = inward.clip(-MAX_MOVE, MAX_MOVE) + outward.clip(-MAX_MOVE, MAX_MOVE)
         positions = positions + np.float32(1 - step / STEPS) * move.clip(-MAX_MOVE, MAX_MOVE)
     centred: Points = positions - positions.mean(0)
