@@ -151,8 +151,6 @@ def embedding(
     a, b = map(np.float32, curve)
     push = np.float32(PUSH / OTHERS * weights.sum() / size) * b / a
     ones = np.ones(size, np.float32)
-    # The system would have to give memory for arrays of this size again in every step, which took a third of its time.
-    apart, pushes = (np.empty((size, OTHERS), np.float32) for _ in range(2))
     for step in range(STEPS):
         squares = np.einsum("ij,ij->i", positions, positions)
         extended = np.column_stack([positions, squares, ones])  # products with it give sums and distances, too
@@ -162,13 +160,8 @@ def embedding(
         pulled = scipy.sparse.csr_array((strengths, columns, ends), (size, size)) @ extended
         inward = pulled[:, :dims] - pulled[:, -1:] * positions
         others = torch.randint(size, (OTHERS,), generator=random).numpy()
-        np.matmul(extended, np.column_stack([-2 * positions[others], ones[others], squares[others]]).T, out=apart)
-        np.maximum(apart, 0, out=apart)
-        np.power(apart, b, out=pushes)  # pushes: push / ((1e-2 + apart) * (1 / a + apart**b)), in place
-        pushes += 1 / a
-        apart += np.float32(1e-2)
-        pushes *= apart
-        np.divide(push, pushes, out=pushes)
+        apart = (extended @ np.column_stack([-2 * positions[others], ones[others], squares[others]]).T).clip(0)
+        pushes = push / ((np.float32(1e-2) + apart) * (1 / a + apart**b))
         pushes[others, np.arange(OTHERS)] = 0  # nothing pushes itself
         pushed = pushes @ extended[others]
         outward = pushed[:, -1:] * positions - pushed[:, :dims]
