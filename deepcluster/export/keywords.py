@@ -2,10 +2,9 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from functools import partial
 from io import StringIO
+from operator import methodcaller
 from pathlib import Path
-from typing import BinaryIO
 
 from deepcluster.errors import DataError
 from deepcluster.export.plan import plan, read_run_images
@@ -92,8 +91,4 @@ def _write(table: Path, names: Mapping[str, str], create: Sequence[str] = ()) ->
     quiet = f"-q\n-q\n-sep\n{APART}"
     lines = ("\n".join((quiet, options, *files)) for options, files in commands if files)
     for path, content in ((table, text.getvalue()), (table.with_suffix(".args"), "\n-execute\n".join(lines))):
-        new_file(path, partial(_put, content.encode(errors="surrogateescape")))
-
-
-def _put(content: bytes, file: BinaryIO) -> None:
-    file.write(content)
+        new_file(path, methodcaller("write", content.encode(errors="surrogateescape")))
