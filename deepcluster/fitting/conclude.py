@@ -8,7 +8,7 @@ from torch import Tensor
 from deepcluster.algorithm import Conclusion
 from deepcluster.build import conclusion_of
 from deepcluster.errors import DataError, NonFiniteError
-from deepcluster.fitting.like import Former, continued
+from deepcluster.fitting.like import continued
 from deepcluster.fitting.read import ImagesRead, exact_features
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
@@ -73,7 +73,9 @@ def conclude(
     )
     n_clusters = 0
     if store.partition.processes.is_main:
-        record = _as_before(record, images.former, rows)
+        if record.cut_k is None and images.former:  # as many as the run of --like has, unless others were asked for
+            before = images.former.run.model.cut.cluster_of.unique()
+            record = replace(record, cut_k=min(len(before), rows.fitted))
         n_clusters, record = choose_number(record.cut_k, rows, record, recipe, display)
     cut, placement = cut_rows(rows, final.clustering, n_clusters, record.seed, recipe)
     if cut.count < n_clusters:
@@ -97,13 +99,6 @@ def conclude(
         run, placement, text = continued(run, placement, images.former, images.former_rows)
         display.say("Names", text)
     return describe(run, placement, recipe, baseline)
-
-
-def _as_before(record: RunRecord, former: Former | None, rows: Rows) -> RunRecord:
-    """Return run.json with the number of clusters of the run of ``--like``, unless another one was asked for."""
-    if record.cut_k is not None or former is None:
-        return record
-    return replace(record, cut_k=min(len(former.run.model.cut.cluster_of.unique()), rows.fitted))
 
 
 def collapse(conclusion: Conclusion) -> str:

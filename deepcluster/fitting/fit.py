@@ -9,7 +9,7 @@ from deepcluster.build import network_of
 from deepcluster.fitting.conclude import conclude, result_features
 from deepcluster.fitting.forecast import announce
 from deepcluster.fitting.journal import opened
-from deepcluster.fitting.like import kept_names, read_former
+from deepcluster.fitting.like import read_former
 from deepcluster.fitting.plan import Decided, Request, Start, check_weights_here, decide, decide_features, first_record
 from deepcluster.fitting.read import ImagesRead, read_images
 from deepcluster.fitting.train import rounds_text, train
@@ -18,6 +18,7 @@ from deepcluster.images.given import true_labels
 from deepcluster.images.own_features import OwnFeatures, read_features
 from deepcluster.images.store import check_alike
 from deepcluster.nets.network import Network, no_network
+from deepcluster.runs.inherit import kept_text
 from deepcluster.runs.result import Outcome, summary_text
 from deepcluster.runtime.console import Display, Several, Silent
 from deepcluster.runtime.devices import CPU, choose_device, keep_freed_memory, working_on
@@ -101,8 +102,8 @@ def _backbone(decided: Decided, processes: Processes, display: Display) -> Netwo
 def _say_done(request: Request, images: ImagesRead, outcome: Outcome, display: Display) -> None:
     kept = ""
     if images.former and images.former_rows is not None:
-        names = [row["name"] for row in outcome.clusters if row["status"] == "ok"]
-        kept = kept_names(images.former, images.former_rows, names)
+        before = [*images.former.run.names, ""]  # of -1, too
+        kept = kept_text((before[row] for row in images.former_rows.tolist()), outcome.usable.column("name"))
     if request.features:
         done = f"{len(outcome.summary):,} clusters of {len(images.paths):,} rows of features"
         display.say("Done", f"{done}.{kept}" if kept else done)

@@ -1,6 +1,6 @@
 """A fit like an earlier run, whose clusters it continues."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -107,9 +107,3 @@ def continued(
     clusters = clusters_in(partition.processes.broadcast_tensors(taught), None)
     model = replace(model, cut=clusters.cut, **vars(clusters.annotations))
     return replace(run, model=model), model.placement(rows.reduced), clusters.about["text"]
-
-
-def kept_names(former: Former, rows: Tensor, names: Iterable[str]) -> str:
-    """Return a sentence on the share of images that kept their names. ``rows``: Of :func:`former_rows`."""
-    before = [*former.run.names, ""]
-    return inherit.kept_text((before[row] for row in rows.tolist()), names)
