@@ -19,7 +19,7 @@ from deepcluster.errors import UsageError
 from deepcluster.runs.added import update
 from deepcluster.runs.change import ChangeOf, by_steps, preview, redo, undo
 from deepcluster.runs.edits import apply, by_edits
-from deepcluster.runs.lesson import Answer, by_answers, teach
+from deepcluster.runs.lesson import Answer, lesson, teach
 from deepcluster.runs.recut import by_number, recut
 from deepcluster.runs.run import read_run
 from deepcluster.runtime.console import Silent
@@ -38,7 +38,7 @@ ANSWERS = [Answer(0, 2), Answer(20, name="new")]
 CHANGES: dict[str, tuple[ChangeOf, Callable[[Path], object]]] = {
     "merge": (partial(by_edits, MERGE), lambda run: apply(run, MERGE)),
     "name": (partial(by_edits, NAME), lambda run: apply(run, NAME)),
-    "lesson": (partial(by_answers, ANSWERS), lambda run: teach(run, ANSWERS)),
+    "lesson": (lambda _, run: lesson(run, ANSWERS), lambda run: teach(run, ANSWERS)),
     "recut": (partial(by_number, 2, Silent()), lambda run: recut(run, 2)),
     "undo": (partial(by_steps, 2), lambda run: undo(run, steps=2)),
     "redo": (partial(by_steps, 1, forward=True), redo),

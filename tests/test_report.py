@@ -6,7 +6,6 @@ import json
 import os
 import re
 from dataclasses import replace
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from deepcluster.report.pictures import THUMBNAIL, pictures, sprite_sheet, thumb
 from deepcluster.report.sections import MAX_OUTLIERS, confusion, problems, representatives
 from deepcluster.runs import page as run_page
 from deepcluster.runs.change import carry_out
-from deepcluster.runs.lesson import Answer, by_answers
+from deepcluster.runs.lesson import Answer, lesson
 from deepcluster.runs.page import Shown, _near, report
 from deepcluster.runs.recut import recut
 from deepcluster.runtime.console import Several
@@ -359,7 +358,7 @@ def test_an_image_is_decoded_for_the_page_once_until_its_file_changes(
     # Pictures that the page lacks are small ones until it is drawn again.
     (run / "tiles.json").unlink()
     decoded.clear()
-    carry_out(run, partial(by_answers, [Answer(0, name="owl")]), Several(), quick=True)
+    carry_out(run, lambda _, before: lesson(before, [Answer(0, name="owl")]), Several(), quick=True)
     text = (run / "report.html").read_text()
     assert not decoded and "owl" in text and text.count("data:image/webp") > 10
     assert decoded_for()

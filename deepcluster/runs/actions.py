@@ -64,7 +64,7 @@ def default_name(folder: run_folder.RunFolder) -> str:
 
 def _by_answers(request: Request) -> ChangeOf:
     taught = teaching_of(request)
-    return partial(lesson.by_answers, taught.answers, within=taught.within)
+    return lambda _, run: lesson.lesson(run, taught.answers, taught.within)
 
 
 def _sort(run: Path, request: Request, sort: Sort) -> dict[str, Any]:

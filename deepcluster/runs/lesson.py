@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +174,8 @@ def lesson(run: Run, answers: Sequence[Answer], within: int | None = None) -> Ch
     marked = dict(model.sample)
     said_of = sorted((row, int(cluster[row]), model.names[cluster[row]], row in marked) for row in model.answers)
     digest = json_sha256([*said_of, *model.denied])
+    if digest == run.record.edits:
+        return Change(run, run.placement, said={"Answers": "the run has them already"})
     done = plural(len(model.answers) + len(model.denied), "answer")
     changes = preview(run, after)
     said = {"Answers": "; ".join([done, *remarks]), "Changed": changes_text(changes, model)}
@@ -375,17 +376,7 @@ def teach(
 
     Raises UsageError if there are no answers, or if an image or a cluster does not exist.
     """
-    return carry_out(run, partial(by_answers, answers, within=within), Several(display), dry_run=dry_run)
-
-
-def by_answers(
-    answers: Sequence[Answer], folder: run_folder.RunFolder, run: Run, *, within: int | None = None
-) -> Change:
-    """Return the change of :func:`teach`."""
-    change = lesson(run, answers, within)
-    if change.run.record.edits == run.record.edits:
-        return Change(run, run.placement, said={"Answers": "the run has them already"})
-    return change
+    return carry_out(run, lambda _, before: lesson(before, answers, within), Several(display), dry_run=dry_run)
 
 
 def changes_text(changes: Mapping[tuple[int, int], int], model: Model) -> str:
