@@ -138,7 +138,7 @@ OUTPUT = Output()
 @Parameter(name="*")
 @dataclass(frozen=True)
 class FitFlags:
-    """Flags of ``fit`` that are not options of a recipe; all but ``recipe`` are fields of its Request.
+    """Flags of ``fit`` that are not options of a recipe. Its Request has them, too.
 
     Attributes:
         out: The run folder to make (default: runs/NAME-DATE).
@@ -178,11 +178,6 @@ class FitFlags:
         if self.features:
             for_rounds = {"dry_run": dry_run, "resume": self.resume, "keep_checkpoints": self.keep_checkpoints}
             refuse(filter(for_rounds.get, for_rounds), "--features groups at once, without rounds")
-
-    @property
-    def request(self) -> dict[str, Any]:
-        """The values of the flags that are fields of a Request."""
-        return {name: value for name, value in vars(self).items() if name != "recipe"}
 
 
 FIT = FitFlags()

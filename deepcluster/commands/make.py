@@ -51,8 +51,7 @@ def fit(
         source = _fit_source(fit_flags, output.dry_run, terminal, images, *more_images)
         from deepcluster.fitting.plan import Request
 
-        command = typed(sys.argv[1:])
-        request = Request(**fit_flags.request, recipe=recipe, command=command)
+        request = Request(**{**vars(fit_flags), "recipe": recipe, "command": typed(sys.argv[1:])})
         if output.dry_run:
             from deepcluster.fitting.forecast import dry_run
 

@@ -18,6 +18,7 @@ from deepcluster.build import NO_STEPS, Steps
 from deepcluster.errors import ModelError, UsageError
 from deepcluster.fitting.like import Former
 from deepcluster.fitting.resume import check_like, check_paths, check_request
+from deepcluster.flags import FitFlags
 from deepcluster.images import Source
 from deepcluster.images.source import IDS
 from deepcluster.images.store import preview
@@ -44,26 +45,14 @@ FEATURES_OPTIONS = {
 
 
 @dataclass(frozen=True)
-class Request:
-    """The request of a user, without the images."""
+class Request(FitFlags):
+    """The request of a user, without the images: the flags of ``fit``, with the recipe that was read."""
 
-    out: Path | None = None
-    n_clusters: int | None = None  # None: chosen from the final features
-    recipe: RecipeRequest = field(default_factory=RecipeRequest)
-    device: str = "auto"
-    deterministic: bool = False
-    seed: int = 0
-    labels: str | None = None
-    like: Path | None = None  # a run whose clusters these continue
-    overwrite: bool = False
-    resume: bool = False
-    keep_checkpoints: bool = False  # the last two, of the finished run
-    verbose: bool = False  # every choice with its reason, instead of a line about all
+    recipe: RecipeRequest = field(default_factory=RecipeRequest)  # type: ignore[assignment]
     report: bool = True  # False: map and report on request only
     command: str = ""
     module: nn.Module | None = None  # the network, if the backbone is one of the user's
     steps: Steps = NO_STEPS
-    features: bool = False  # the images are given as features, which another program computed
 
 
 @dataclass(frozen=True)
