@@ -274,15 +274,6 @@ def _with_added(run: Run, new: _New, reasons: Mapping[str, str]) -> Change:
     return Change(after, after.placement, write=partial(_write, new, rows, every))
 
 
-def _write(new: _New, rows: Rows, every: Rows, folder: run_folder.NextState) -> None:
-    """Write the files of a run that only an update changes. ``rows``, ``every``: The images before and after."""
-    folder.write_rows("skipped.csv", [{"path": path, "reason": why} for path, why in every.skipped])
-    if not new.source.paths:
-        return
-    _draw(folder, rows, new, every)
-    folder.write_rows("added.csv", [*folder.read_added(), *new.table])
-
-
 def _with_duplicates(folder: run_folder.LockedFolder, rows: Rows, new: _New) -> list[Mapping[str, object]]:
     """Return the rows of duplicates.csv with the new images, compared with one another and the run's most alike ones.
 
@@ -310,8 +301,15 @@ def _with_duplicates(folder: run_folder.LockedFolder, rows: Rows, new: _New) -> 
     return table
 
 
-def _draw(folder: run_folder.LockedFolder, rows: Rows, new: _New, every: Rows) -> None:
-    """Add the new images to near-duplicates, sheet and map, if the run has these."""
+def _write(new: _New, rows: Rows, every: Rows, folder: run_folder.NextState) -> None:
+    """Write the files of a run that only an update changes. ``rows``, ``every``: The images before and after.
+
+    Near-duplicates, sheet and map get the new images if the run has these.
+    """
+    folder.write_rows("skipped.csv", [{"path": path, "reason": why} for path, why in every.skipped])
+    if not new.source.paths:
+        return
+    folder.write_rows("added.csv", [*folder.read_added(), *new.table])
     if folder.has("duplicates.csv") and new.images is not None:
         folder.write_rows("duplicates.csv", _with_duplicates(folder, rows, new))
     if sheet := drawn.read_sheet(folder):
