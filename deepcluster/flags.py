@@ -268,7 +268,7 @@ class Sorting:
     overwrite: bool = False
     images: PathText | None = None
     dry_run: bool = False
-    layout: Annotated[Literal["named", "dataset"], Parameter(parse=False)] = "named"
+    is_dataset: Annotated[bool, Parameter(parse=False)] = False
 
     def __post_init__(self) -> None:
         """Check choices from Python and the page."""
@@ -284,10 +284,6 @@ class Sorting:
             raise UsageError(f"-n {self.n}: give a number of at least 1")
         if self.split is not None:
             read_shares(self.split)
-
-    @property
-    def is_dataset(self) -> bool:
-        return self.layout == "dataset"
 
 
 SORTING = Sorting()

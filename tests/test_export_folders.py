@@ -230,7 +230,7 @@ def test_nothing_but_outliers_and_unknown_choices(beach, tmp_path):
         ({"outliers": "leave"}, DataError, "outliers"),
         ({"outliers": "move"}, UsageError, "keep, separate, leave"),
         ({"mode": "move", "dry_run": True}, UsageError, "symlink, hardlink, copy"),
-        ({"layout": "dataset", "outliers": "separate"}, UsageError, "outliers"),
+        ({"is_dataset": True, "outliers": "separate"}, UsageError, "outliers"),
     ]:
         with pytest.raises(error, match=message):
             folders(beach, tmp_path / "out", **options)
@@ -272,8 +272,8 @@ def corrected(run):
     write_clusters(run, [{**row, "cluster": cluster} for row, cluster in zip(rows, "1014", strict=True)])
 
 
-IN_PARTS = {"layout": "dataset", "split": ".5,.3,.2"}
-WAYS = [{}, {"mode": "hardlink"}, {"mode": "copy"}, {"layout": "dataset"}]
+IN_PARTS = {"is_dataset": True, "split": ".5,.3,.2"}
+WAYS = [{}, {"mode": "hardlink"}, {"mode": "copy"}, {"is_dataset": True}]
 
 
 @pytest.mark.parametrize("options", [*WAYS, IN_PARTS])
@@ -316,7 +316,7 @@ def test_a_file_that_somebody_added_or_changed_is_never_lost(options, beach, tmp
     """By its content, whatever its time; a link may lead elsewhere, and the user edits the metadata of a data set."""
     out = tmp_path / "out"
     first = folders(beach, out, **options)[0]
-    for name in (first["exported_path"], *(["train/metadata.csv"] if "layout" in options else [])):
+    for name in (first["exported_path"], *(["train/metadata.csv"] if "is_dataset" in options else [])):
         file = out / name
         content = file.read_bytes()
         file.unlink()

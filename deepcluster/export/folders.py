@@ -30,7 +30,6 @@ from deepcluster.texts import one_line, plural, quality_text, some
 CARD = "README.md"  # of a data set
 DECISIONS = ("answer", "drawn", "move")  # of a person, in the column `by`
 METADATA_COLUMNS = ("file_name", "cluster", "name", "by", "junk", "distance", "margin", "is_outlier")
-MISSING = "missing: "  # begins the `how` of an image that cannot be exported
 
 
 def folders(
@@ -78,7 +77,7 @@ def folders(
     return [*inventory, *metadata]
 
 
-imagefolder = partial(folders, layout="dataset")
+imagefolder = partial(folders, is_dataset=True)
 
 
 def _copy(file: Path, target: Path) -> None:
@@ -106,6 +105,7 @@ class Transfer:
     images: RunImages
     modes: Sequence[str]
     refused: dict[str, str] = field(default_factory=dict)  # the first refusal of a way, with its reason
+    missing: list[str] = field(default_factory=list)  # images that cannot be exported, with the reason
     files: Counter[str] = field(default_factory=Counter)  # by way
 
     def __call__(self, path: str, target: Path) -> str:
@@ -166,21 +166,16 @@ def _carry_out(targets: Sequence[Target], folder: Path, transfer: Transfer, disp
             try:
                 how = transfer(target.row["path"], folder / place)
             except Undecodable as error:
-                place, how = "", f"{MISSING}{error}"
+                place, how = "", f"missing: {error}"
+                transfer.missing.append(f"{one_line(target.row['path'])} ({error})")
         made = {"exported_path": place, "how": how, "sha256": own_sha256(folder / place) if place else ""}
         inventory.append({name: target.row[name] for name in ("path", "cluster", "name", "by")} | made)
         display.progress("exporting", len(inventory), len(targets))
     if transfer.files:
         return inventory
-    if missing := _missing(inventory):
-        raise DataError(f"none of the {len(missing):,} images can be exported: {some(missing)}")
+    if transfer.missing:
+        raise DataError(f"none of the {len(transfer.missing):,} images can be exported: {some(transfer.missing)}")
     raise DataError("all images are outliers, and these are left out: nothing is left to export")
-
-
-def _missing(inventory: Sequence[Row]) -> list[str]:
-    """Return the images that cannot be exported, with the reason."""
-    rows = (row for row in inventory if row["how"].startswith(MISSING))
-    return [f"{one_line(row['path'])} ({row['how'].removeprefix(MISSING)})" for row in rows]
 
 
 def _write_metadata(out: Path, targets: Sequence[Target], inventory: Sequence[Row], images: RunImages) -> list[Row]:
@@ -227,7 +222,7 @@ def _card(metadata: Mapping[str, Sequence[Mapping[str, Any]]], record: RunRecord
 
 def _say(inventory: Sequence[Row], out: Path, sorting: Sorting, transfer: Transfer, display: Display) -> None:
     """Print the outcome."""
-    if missing := _missing(inventory):
+    if missing := transfer.missing:
         warn(f"{len(missing):,} images are missing or cannot be used, and are left out: {some(missing)}")
     if worse := sum(row["how"].startswith(DUPLICATE) for row in inventory):
         display.say("Left out", f"{plural(worse, 'nearly identical image')}: see {INVENTORY}")
