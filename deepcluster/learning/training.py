@@ -2,11 +2,11 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -88,51 +88,15 @@ def body_optimizer(network: Network, learning: Learning, state: Mapping[str, Any
     return optimizer
 
 
-@dataclass(frozen=True)
-class Batch:
-    """The images of one optimizer step."""
+class Batch(NamedTuple):
+    """The images of one optimizer step. Tensors are on the device, except the indices of ``parts``."""
 
     step: int  # in the epoch
     drawn: Tensor  # indices of the images that all ranks train on together
     parts: list[Tensor]  # indices of the images of every rank (see strides)
-    rank: int
-
-    @property
-    def new(self) -> list[int]:
-        """Number of images of every rank without filling."""
-        return [len(range(rank, len(self.drawn), len(self.parts))) for rank in range(len(self.parts))]
-
-    def targets(self, labels: Tensor) -> Tensor:
-        """Select the labels of this rank's images from all ``labels``; IGNORED for filling."""
-        targets = labels[self.parts[self.rank]]
-        targets[self.new[self.rank] :] = IGNORED
-        return targets
-
-
-Prepared = tuple[Batch, list[Tensor], Tensor, Tensor]  # with its views, targets and drawn images, on the device
-
-
-def batches(
-    images: Tensor,
-    samples: Iterable[tuple[int, Tensor]],
-    prepare: Callable[[Batch, Tensor], Prepared],
-    compute: Compute,
-) -> Iterator[Prepared]:
-    """Yield ``prepare(batch, its images of this rank)`` for all samples, on a GPU while the one before is trained on.
-
-    ``images`` are this rank's; ``samples`` have the numbers of the steps, and the images that all ranks draw for them.
-    """
-    # Channels-last, an image lies in one piece: else indexing goes pixel by pixel, which is ten times as slow.
-    pixels = images.permute(0, 2, 3, 1)
-    processes = compute.partition.processes
-
-    def make(sample: tuple[int, Tensor]) -> Prepared:
-        batch = Batch(*sample, strides(sample[1], processes.world_size), processes.rank)
-        gathered = compute.partition.get_rows(pixels, batch.parts)
-        return prepare(batch, moved(gathered, compute.device).permute(0, 3, 1, 2))
-
-    # Collectives have an order, which a thread that works ahead would not keep.
-    return made_ahead(make, samples, compute.device if processes.alone else CPU)
+    new: list[int]  # number of images of every rank without filling
+    views: list[Tensor]  # of this rank's images
+    targets: Tensor  # labels of this rank's images; IGNORED for filling
 
 
 def strides(drawn: Tensor, world_size: int) -> list[Tensor]:
@@ -242,29 +206,35 @@ class _Training:
         by = targets.labels[:, (targets.round * learning.epochs + epoch) % targets.labels.shape[1]]
         drawn = learning.sample(by, count, generator(self.seed, "sample", targets.round, epoch)).tensor_split(steps)
         mean_loss = torch.zeros((), device=compute.device)
-        for prepared in batches(self.images, enumerate(drawn), partial(self.prepare, epoch), compute):
-            batch = prepared[0]
+        # Collectives have an order, which a thread that works ahead would not keep.
+        ahead_on = compute.device if processes.alone else CPU
+        for batch in made_ahead(partial(self.batch, epoch), enumerate(drawn), ahead_on):
             lr = learning.lr_at(targets.round + (epoch + batch.step / steps) / learning.epochs)
-            mean_loss = mean_loss + self.step(epoch, lr, *prepared) * (len(batch.drawn) / count)
+            mean_loss = mean_loss + self.step(epoch, lr, batch) * (len(batch.drawn) / count)
             done = epoch * count + (batch.step + 1) * count // steps
             compute.progress(TRAINING_PHASE, done, learning.epochs * count)
         mean_loss = processes.all_reduce(mean_loss) / processes.world_size
         check_finite(mean_loss, f"round {targets.round}, epoch {epoch},", self.optimizers[0].param_groups[0]["lr"])
         return mean_loss.item()
 
-    def prepare(self, epoch: int, batch: Batch, own_images: Tensor) -> Prepared:
-        """Return a batch with its views, which are random, its targets and the images drawn, on the device."""
-        device = self.compute.device
-        size = self.compute.size
-        rank = self.compute.partition.processes.seed_index
-        random = generator(self.seed, "augment", self.targets.round, epoch, batch.step, *rank)
-        views = [random_views(own_images, view.size or size, view, random) for view in self.learning.views]
-        return batch, views, moved(batch.targets(self.targets.labels), device), moved(batch.drawn, device)
+    def batch(self, epoch: int, sample: tuple[int, Tensor]) -> Batch:
+        """Return the batch of a sample: the number of its step, and the images that all ranks draw for it."""
+        step, drawn = sample
+        compute = self.compute
+        processes = compute.partition.processes
+        parts = strides(drawn, processes.world_size)
+        new = [len(range(rank, len(drawn), len(parts))) for rank in range(len(parts))]
+        targets = self.targets.labels[parts[processes.rank]]
+        targets[new[processes.rank] :] = IGNORED
+        # Channels-last, an image lies in one piece: else indexing goes pixel by pixel, which is ten times as slow.
+        pixels = compute.partition.get_rows(self.images.permute(0, 2, 3, 1), parts)
+        images = moved(pixels, compute.device).permute(0, 3, 1, 2)
+        random = generator(self.seed, "augment", self.targets.round, epoch, step, *processes.seed_index)
+        views = [random_views(images, view.size or compute.size, view, random) for view in self.learning.views]
+        return Batch(step, moved(drawn, compute.device), parts, new, views, moved(targets, compute.device))
 
-    def step(
-        self, epoch: int, lr: float, batch: Batch, views: list[Tensor], targets: Tensor, numbers: Tensor
-    ) -> Tensor:
-        """Make one optimizer step with a batch (of :meth:`prepare`), and return the loss that is reported."""
+    def step(self, epoch: int, lr: float, batch: Batch) -> Tensor:
+        """Make one optimizer step, and return the loss that is reported."""
         loss = self.learning.loss
         head_lr = self.learning.head_lr
         compute = self.compute
@@ -274,8 +244,8 @@ class _Training:
             optimizer.zero_grad()
             for group in optimizer.param_groups:
                 group["lr"] = lr if optimizer is self.optimizers[0] or head_lr is None else head_lr
-        pixels = sum(view.shape[-1] ** 2 for view in views)
-        parts = number_of_parts(self.network, len(targets), pixels, loss, processes.world_size)
+        pixels = sum(view.shape[-1] ** 2 for view in batch.views)
+        parts = number_of_parts(self.network, len(batch.targets), pixels, loss, processes.world_size)
         reported = torch.zeros((), device=device)
         first, *others = self.learning.views
         alike = 2 if others and first.size == others[0].size else 1
@@ -283,16 +253,17 @@ class _Training:
         # Dropout draws from the global generator.
         at = (self.targets.round, epoch, batch.step, *processes.seed_index)
         with lent_global(self.seed, "training", *at, device=device):
-            for *some, some_targets in zip(*(x.tensor_split(parts) for x in (*views, targets)), strict=True):
+            split = (x.tensor_split(parts) for x in (*batch.views, batch.targets))
+            for *some, some_targets in zip(*split, strict=True):
                 with torch.autocast(device.type, compute.dtype, enabled=compute.dtype != torch.float32):
                     embeddings, logits = self.model(*some)
-                outputs = Outputs(embeddings, logits, some_targets, self.targets.clusters, numbers)
+                outputs = Outputs(embeddings, logits, some_targets, self.targets.clusters, batch.drawn)
                 objective, part_loss = objective_of(loss, outputs, self.targets.weight, processes)
                 objective.backward()
                 reported = reported + part_loss.detach()
                 remembered.append(embeddings.detach().unflatten(0, (len(some), -1))[:alike].mean(0))
         if self.memory is not None:
-            new_embeddings = torch.cat(remembered)[: batch.new[batch.rank]]
+            new_embeddings = torch.cat(remembered)[: batch.new[processes.rank]]
             rows = [part[:n] for part, n in zip(batch.parts, batch.new, strict=True)]
             _remember(self.memory, *compute.partition.put_rows(new_embeddings, rows))
         for optimizer in self.optimizers:
