@@ -30,7 +30,7 @@ from deepcluster.groups.spread import Taught, beliefs, followed, questions
 from deepcluster.model import Annotations
 from deepcluster.recipe import Recipe
 from deepcluster.runs import lesson as teaching
-from deepcluster.runs.change import preview, undo
+from deepcluster.runs.change import carry_out, preview, undo
 from deepcluster.runs.edits import apply
 from deepcluster.runs.lesson import Answer, ask, asked, lesson, read_answers, teach
 from deepcluster.runs.page import report
@@ -38,7 +38,7 @@ from deepcluster.runs.promote import promote
 from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.recut import cut_anew, recut
 from deepcluster.runs.run import Rows, Run, read_run
-from deepcluster.runtime.console import Silent
+from deepcluster.runtime.console import Several, Silent
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import Edits
@@ -55,6 +55,10 @@ RECIPE = Recipe(grouping="embedding")
 
 def kind(row: int) -> str:
     return f"kind {row % KINDS}"
+
+
+def split(run, examples, cluster):
+    carry_out(run, lambda _, before: lesson(before, examples, cluster), Several())
 
 
 @pytest.fixture(scope="module")
@@ -333,11 +337,11 @@ def test_examples_of_several_kinds_split_a_cluster_and_no_other(run):
     )
     examples = [row for one in numbers for row in [row for row in inside if row % KINDS == one][:3]]
     with pytest.raises(UsageError):
-        teach(run, [Answer(row, 0) for row in examples], within=0)
+        split(run, [Answer(row, 0) for row in examples], 0)
     answers = [Answer(row, numbers[row % KINDS], may_be_new=True) for row in examples]
     with pytest.raises(UsageError):
-        teach(run, [replace(answer, may_be_new=False) for answer in answers], within=0)
-    teach(run, answers, within=0)
+        split(run, [replace(answer, may_be_new=False) for answer in answers], 0)
+    split(run, answers, 0)
     now, parts = placed(run), [number for number, _ in placed(run).values()]
     assert all(now[path] == before[path] for path, (cluster, _) in before.items() if cluster) and state_of(run)
     assert {parts[row] for row in inside} == {0, 5, 6}
@@ -352,7 +356,7 @@ def test_junk_and_moves_stay_while_others_follow(run):
     apply(run, Edits(junk=(3,), move=((moved, 1),)))
     before = placed(run)
     of_one = [row for row in range(7, COUNT) if clusters[row] == 1]
-    teach(run, [*(Answer(row, name="new") for row in of_one[:4]), *(Answer(row, 1) for row in of_one[4:8])], within=1)
+    split(run, [*(Answer(row, name="new") for row in of_one[:4]), *(Answer(row, 1) for row in of_one[4:8])], 1)
     teach(run, said(run, 20))
     table = {row["cluster"]: row for row in rows(run / "cluster_summary.csv")}
     assert [*placed(run).values()][moved][0] in (1, 5) and table["3"]["junk"] == "1" and state_of(run)
@@ -434,7 +438,7 @@ def test_only_answers_about_images_drawn_at_random_tell_the_quality(run):
     first = [row for row, (cluster, _) in enumerate(placed(run).values()) if cluster == 0 and row not in taught.answers]
     for begin_anew in (
         lambda: apply(run, Edits(split=((0, 2),))),
-        lambda: teach(run, [Answer(first[0], 0), Answer(first[1], name="x")], within=0),
+        lambda: split(run, [Answer(first[0], 0), Answer(first[1], name="x")], 0),
     ):
         begin_anew()
         assert load(run).sample == () and "quality" not in record(run)

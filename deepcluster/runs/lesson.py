@@ -362,21 +362,9 @@ def _first_names(
     return first
 
 
-def teach(
-    run: Path,
-    answers: Sequence[Answer] = (),
-    display: Display | None = None,
-    *,
-    within: int | None = None,
-    dry_run: bool = False,
-) -> Made:
-    """Keep the answers with a run, and let its other images follow.
-
-    The answers that the run has count again. ``within``: As in :func:`lesson`.
-
-    Raises UsageError if there are no answers, or if an image or a cluster does not exist.
-    """
-    return carry_out(run, lambda _, before: lesson(before, answers, within), Several(display), dry_run=dry_run)
+def teach(run: Path, answers: Sequence[Answer] = (), display: Display | None = None, *, dry_run: bool = False) -> Made:
+    """Keep the answers with a run, and let its other images follow, as in :func:`lesson`."""
+    return carry_out(run, lambda _, before: lesson(before, answers), Several(display), dry_run=dry_run)
 
 
 def changes_text(changes: Mapping[tuple[int, int], int], model: Model) -> str:
