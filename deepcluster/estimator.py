@@ -33,12 +33,12 @@ from deepcluster.images.own_features import (
 )
 from deepcluster.learning.heads import Loss
 from deepcluster.learning.training import OptimizerOf
+from deepcluster.model import Prediction
 from deepcluster.nets.names import MODULE
 from deepcluster.opened_run import OpenedRun, device_name, is_count, read_n_clusters
 from deepcluster.presets import RecipeRequest, read_request
 from deepcluster.recipe import AUTO, Recipe, declared
 from deepcluster.runs import predict
-from deepcluster.runs.predict import Prediction
 from deepcluster.runs.run import placement_columns
 from deepcluster.runtime.console import Display, Several
 from deepcluster.runtime.log import warn

@@ -15,7 +15,7 @@ from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DataError, NonFiniteError, UsageError
 from deepcluster.groups.cut import Cut, Placement, placement_of
-from deepcluster.images import Images, find, read_once
+from deepcluster.images import Images, Source, find, read_once
 from deepcluster.images.arrays import from_bytes
 from deepcluster.images.own_features import read_features
 from deepcluster.learning.features import extract
@@ -51,6 +51,16 @@ class Annotations:
         words = dict.fromkeys((row for row, _ in self.moves), "move") | dict.fromkeys(self.answers, "answer")
         words |= dict.fromkeys((row for row, _ in self.sample), "drawn")
         return [words.get(row, "") for row in range(count)]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The usable images of a batch with their reduced features and residuals, and (path, reason) of the others."""
+
+    paths: tuple[str, ...]
+    reduced: Tensor
+    residuals: Tensor
+    skipped: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -152,17 +162,20 @@ class Model(Annotations):
         columns: dict[str, npt.NDArray[Any]] = {name: np.full(shapes[name], np.nan, np.float32) for name in shapes}
         columns |= {"cluster": np.full(count, -1), "outlier": np.zeros(count, bool)}
         columns |= {name: np.full(count, "", object) for name in ("name", "reason")}
-        for part in source.parts(self.batch_size):
-            store = read_once(part, self.store_size, memory_budget=sys.maxsize, none_is_fine=True)
-            for path, why in store.skipped:
+        for part in map(self.read, source.parts(self.batch_size)):
+            for path, why in part.skipped:
                 columns["reason"][int(path)] = why
-            reduced, residuals = self.measure(store.images)
-            outlier = residuals > self.outliers.limit
-            placed: dict[str, Any] = vars(self.placement(reduced)) | {"features": reduced, "outlier": outlier}
+            placed: dict[str, Any] = vars(self.placement(part.reduced)) | {"features": part.reduced}
+            placed["outlier"] = part.residuals > self.outliers.limit
             placed["name"] = [self.names[number] for number in placed["cluster"].tolist()]
             for name in columns.keys() - {"reason"}:
-                columns[name][[int(part.paths[i]) for i in store.usable]] = placed[name]
+                columns[name][[*map(int, part.paths)]] = placed[name]
         return columns
+
+    def read(self, source: Source) -> Prediction:
+        """Read and measure images in memory: the network takes far more than its batch."""
+        store = read_once(source, self.store_size, memory_budget=sys.maxsize, none_is_fine=True)
+        return Prediction(tuple(source.paths[i] for i in store.usable), *self.measure(store.images), store.skipped)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a worker, without the pass, which it prepares for itself."""

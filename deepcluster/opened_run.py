@@ -22,13 +22,12 @@ from torch import Tensor, nn
 from deepcluster.clustering.kmeans import means
 from deepcluster.errors import UsageError
 from deepcluster.images import Images, Source, find
-from deepcluster.model import Model
+from deepcluster.model import Model, Prediction
 from deepcluster.report.pictures import THUMBNAIL, pictures, thumbnails
 from deepcluster.runs import edits as edits_of_run
 from deepcluster.runs import lesson, page, recut
 from deepcluster.runs.images import images_at_hand
 from deepcluster.runs.lesson import Answer, Question
-from deepcluster.runs.predict import Prediction
 from deepcluster.runs.run import read_run
 from deepcluster.runtime.console import Display, Silent, Terminal, has_widgets
 from deepcluster.runtime.devices import choose_device

@@ -51,11 +51,12 @@ from deepcluster.images.views import Augmentation
 from deepcluster.learning import features, training
 from deepcluster.learning.features import certainty_of
 from deepcluster.learning.heads import CentroidHead, WithInstances, new_linear_head
+from deepcluster.model import Prediction
 from deepcluster.nets.network import Network
 from deepcluster.presets import read_request
 from deepcluster.records import State
 from deepcluster.runs import evaluate as evaluating
-from deepcluster.runs.predict import Prediction, predict
+from deepcluster.runs.predict import predict
 from deepcluster.runtime import processes as joining
 from deepcluster.runtime.compute import Compute
 from deepcluster.runtime.partition import Partition

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from deepcluster.clustering.blocks import nearest
 from deepcluster.errors import UsageError
-from deepcluster.images import Images, Source, find
+from deepcluster.images import Images, find
 from deepcluster.images.own_features import read_features
 from deepcluster.images.source import check_skipped, nothing_readable
-from deepcluster.images.store import check_alike, read_once
-from deepcluster.model import Model
+from deepcluster.images.store import check_alike
+from deepcluster.model import Model, Prediction
 from deepcluster.records import Identity
 from deepcluster.runs.images import folder_of, name_in_run
 from deepcluster.runs.run import placement_columns, read_run
@@ -31,16 +31,6 @@ from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage.content import COLUMNS, Row, Table
 from deepcluster.storage.run_folder import RunFolder, open_run, read_state
 from deepcluster.texts import one_line
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The usable images of a batch with their reduced features and residuals, and (path, reason) of the others."""
-
-    paths: tuple[str, ...]
-    reduced: Tensor
-    residuals: Tensor
-    skipped: tuple[tuple[str, str], ...]
 
 
 def predict(
@@ -72,7 +62,7 @@ def predict(
     check_alike(source, processes)
     batches = source.parts(model.batch_size)
     while parts := [*islice(batches, processes.world_size)]:
-        mine = _predict(model, parts[processes.rank]) if processes.rank < len(parts) else None
+        mine = model.read(parts[processes.rank]) if processes.rank < len(parts) else None
         for part, prediction in zip(parts, _on_main(mine, processes), strict=False):
             tried = tried + len(part.paths)
             used = used + len(prediction.paths)
@@ -98,12 +88,6 @@ def _on_main(mine: Prediction | None, processes: Processes) -> list[Prediction]:
         Prediction(tuple(paths), rows, outside, tuple(map(tuple, skipped)))
         for (paths, skipped), rows, outside in zip(names, reduced, residuals, strict=True)
     ]
-
-
-def _predict(model: Model, source: Source) -> Prediction:
-    # In memory: the network takes far more than its batch.
-    store = read_once(source, model.store_size, memory_budget=sys.maxsize, none_is_fine=True)
-    return Prediction(tuple(source.paths[i] for i in store.usable), *model.measure(store.images), store.skipped)
 
 
 # ---- predictions as rows and lines ----------------------------------------------------------------------------------
