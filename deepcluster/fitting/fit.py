@@ -92,10 +92,10 @@ def _backbone(decided: Decided, processes: Processes, display: Display) -> Netwo
     """Return the network, after the lines about the plan and its memory; for features a placeholder."""
     if decided.features is not None:
         return no_network(decided.features.shape[1])
-    start, record = decided.start, decided.record
-    network = network_of(start.plan.recipe, record.seed, decided.device, decided.request.module)
+    start, request = decided.start, decided.request
+    network = network_of(start.plan.recipe, request.seed, decided.device, request.module)
     if processes.is_main:
-        announce(start, record, network, len(decided.source.paths), display, processes.world_size)
+        announce(start, request, network, len(decided.source.paths), display, processes.world_size)
     return network
 
 

@@ -11,7 +11,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from deepcluster.auto import FEW_IMAGES, Plan
 from deepcluster.build import loss_of, network_of
-from deepcluster.fitting.plan import Request, Start, decide, first_record, with_precision
+from deepcluster.fitting.plan import Request, Start, decide, with_precision
 from deepcluster.groups.graph import MAX_GRAPH_ROWS
 from deepcluster.images import Images, find
 from deepcluster.images.store import MEMORY_BUDGET
@@ -24,8 +24,6 @@ from deepcluster.report.pictures import MAX_PICTURES
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.machine import check_fits, local_world_size
-from deepcluster.runtime.processes import ALONE
-from deepcluster.storage.content import RunRecord
 from deepcluster.texts import plural
 
 # Measured (benchmarks/LOG.md, "Memory"): Python, torch and the result without its features; the memory that a training
@@ -94,10 +92,8 @@ def _outputs(network: Network, size: int) -> int:
 # ---- the lines before a run -----------------------------------------------------------------------------------------
 
 
-def announce(
-    start: Start, record: RunRecord, network: Network, images: int, display: Display, processes: int = 1
-) -> None:
-    """Show plan and memory on the main rank. Raise an error if the run cannot work. ``record``: run.json so far."""
+def announce(start: Start, request: Request, network: Network, images: int, display: Display, ranks: int = 1) -> None:
+    """Show plan and memory on the main rank. Raise an error if the run cannot work."""
     plan = start.plan
     recipe = plan.recipe
     if recipe.within_image:
@@ -106,11 +102,11 @@ def announce(
             _outputs(network, side)
     device = network.mean.device
     surest = start.plan_if(certainty=1.0).recipe  # the most that it may need
-    needed = memory(network, surest, images, processes, gpu=device.type == "cuda")
+    needed = memory(network, surest, images, ranks, gpu=device.type == "cuda")
     display.say("Network", plan.network)
-    for step, name in (record.steps or {}).items():
+    for step, name in request.steps.names.items():
         display.say("Step", f"{step}: {name}")
-    display.say("Plan", plan.in_short(record.n_clusters))
+    display.say("Plan", plan.in_short(request.n_clusters))
     if start.requested.base == "classic" and not recipe.weights and images < FEW_IMAGES:
         number = plural(images, "image")
         display.say("Few", f"{number}: with fewer than {FEW_IMAGES}, training can make the features worse")
@@ -130,7 +126,7 @@ def dry_run(images: Images, request: Request, display: Display) -> str:
     untrained = replace(recipe, weights="", class_probabilities=0.0) if recipe.weights == "timm" else recipe
     device = choose_device(request.device)
     network = network_of(untrained, request.seed, device)
-    announce(start, first_record(request, start, source, None, device, ALONE), network, len(source.paths), display)
+    announce(start, request, network, len(source.paths), display)
     plan = with_precision(start.plan, network)
     surest = asdict(start.plan_if(certainty=1.0).recipe)
     undecided = [name for name, value in asdict(recipe).items() if value != surest[name]]
