@@ -58,7 +58,8 @@ class Journal:
     def end_phase(self, phase: str, **entries: Any) -> None:
         """Note the seconds of a phase, which ends now, and other entries of run.json."""
         now = time.perf_counter()
-        self.record = replace(self.record, **entries).with_phase(phase, now - self.lap)
+        seconds = {**(self.record.seconds_by_phase or {}), phase: round(now - self.lap, 2)}
+        self.record = replace(self.record, **entries, seconds_by_phase=seconds)
         self.lap = now
 
     def begin(self, images: ImagesRead) -> None:

@@ -63,7 +63,8 @@ def edited(run: Run, edits: Edits) -> Change:
     numbers = [*(number for number, _ in edits.split), *chain(*edits.merge), *edits.names, *reversed(edits.junk or ())]
     distances = placement.distance.where(placement.cluster == next(iter(numbers), 0), torch.inf)
     example = next(iter(moves), int(distances.argmin()))
-    return decided(after, edits.digest, edits.changes_clusters, done=done, example=example, said={"Edits": text})
+    changes_clusters = bool(edits.merge or edits.split or edits.move)
+    return decided(after, edits.digest, changes_clusters, done=done, example=example, said={"Edits": text})
 
 
 def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int]) -> Model:

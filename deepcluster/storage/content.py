@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Self, overload
 
@@ -160,10 +160,6 @@ class RunRecord:
         table = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "other"}
         known = {name: value for name, value in table.items() if value is not None or name == "n_clusters"}
         return known | {**self.other}
-
-    def with_phase(self, phase: str, seconds: float) -> Self:
-        """Return the record with the seconds of a phase."""
-        return replace(self, seconds_by_phase={**(self.seconds_by_phase or {}), phase: round(seconds, 2)})
 
 
 Row = Mapping[str, str]

@@ -35,11 +35,6 @@ class Edits:
         names = sorted(self.names.items())
         return json_sha256([self.cut, names, self.merge, self.junk, self.split, self.move])
 
-    @property
-    def changes_clusters(self) -> bool:
-        """Return whether an image may be in another cluster afterwards."""
-        return bool(self.merge or self.split or self.move)
-
 
 def read_edits(path: Path) -> Edits:
     """Read the edits in a JSON file. UsageError or DiskError names the file and the fault."""

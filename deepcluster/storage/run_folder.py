@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -128,11 +127,6 @@ class RunFolder:
 class LockedFolder(RunFolder):
     """A run folder whose lock this process holds: a file is written to its place at once."""
 
-    @cached_property
-    def scratch(self) -> Path:
-        """Return the folder for unfinished files."""
-        return state.scratch_of(self.path)
-
     @contextmanager
     def next_state(self, *, anew: bool = False) -> Iterator["NextState"]:
         """Yield the next state, which becomes current at the end; an error drops it. ``anew``: With new files only."""
@@ -180,11 +174,11 @@ class LockedFolder(RunFolder):
         self._write(name, write, binary=True)
 
     def _write(self, name: str, write: Any, *, binary: bool = False) -> None:
-        write_whole(self.path_of(name), write, binary=binary, scratch=self.scratch)
+        write_whole(self.path_of(name), write, binary=binary, scratch=state.scratch_of(self.path))
 
     def write_tensors(self, name: str, tensors: "Mapping[str, Tensor]") -> str:
         """Write a safetensors file, and return its SHA-256."""
-        return write_tensors(self.path_of(name), tensors, scratch=self.scratch)
+        return write_tensors(self.path_of(name), tensors, scratch=state.scratch_of(self.path))
 
 
 class NextState(LockedFolder):
