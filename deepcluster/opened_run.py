@@ -121,7 +121,8 @@ class OpenedRun(_Base):
         """
         self._check_run("teach", changes=True)
         pairs: Any = {} if answers is None else answers  # a Series of pandas has items, too
-        if not _are_by_image(pairs):
+        keys = pairs.keys() if hasattr(pairs, "keys") else ()  # of a Series paths, or the numbers of its labels
+        if not (isinstance(pairs, Mapping) or any(isinstance(key, str | Path) for key in keys)):
             pairs = _labels(pairs, len(self.paths_))
         row_of = {path: row for row, path in enumerate(self.paths_)}
 
@@ -270,12 +271,6 @@ class OpenedRun(_Base):
     def _images_at_hand(self) -> Source | None:
         """Return the images of the fit, for thumbnails; None if they are gone."""
         return images_at_hand(run_folder.RunFolder(self.run_)) if self._images is None else find(self._images)
-
-
-def _are_by_image(answers: Any) -> bool:
-    """Return whether answers are by path or row; a Series of pandas is if its index has paths."""
-    keys = answers.keys() if hasattr(answers, "keys") else ()
-    return isinstance(answers, Mapping) or any(isinstance(key, str | Path) for key in keys)
 
 
 def _labels(y: Any, count: int) -> dict[int, str]:
