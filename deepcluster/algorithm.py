@@ -26,11 +26,6 @@ from deepcluster.records import Clustering, Round, State
 from deepcluster.runtime.compute import CLUSTERING_PHASE, Compute
 from deepcluster.seeding import derive, generator
 
-PAPER_REDUCTION = Reduction()
-PAPER_KMEANS = KMeans()
-PAPER_LEARNING = Learning()
-BEGINNING = State()
-
 
 def alternate(  # noqa: PLR0913 the steps and settings of the paper
     network: nn.Module,
@@ -39,12 +34,12 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
     clusters: int | Sequence[int],
     rounds: int,
     seed: int = 0,
-    reduction: Reduction = PAPER_REDUCTION,
-    clustering: ClusteringStep = PAPER_KMEANS,
-    learning: Learning = PAPER_LEARNING,
+    reduction: Reduction = Reduction(),
+    clustering: ClusteringStep = KMeans(),
+    learning: Learning = Learning(),
     tolerance: float = 0.0,
     patience: int = 3,
-    state: State = BEGINNING,
+    state: State = State(),
     compute: Compute | None = None,
 ) -> Iterator[Round]:
     """Yield a Round after every clustering and the training on it; ``network``, from images to features, is trained.
@@ -111,8 +106,8 @@ def conclude(
     *,
     clusters: int,
     seed: int = 0,
-    reduction: Reduction = PAPER_REDUCTION,
-    clustering: KMeans = PAPER_KMEANS,
+    reduction: Reduction = Reduction(),
+    clustering: KMeans = KMeans(),
     compute: Compute | None = None,
     features: Tensor | None = None,
 ) -> Conclusion:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from deepcluster.algorithm import BEGINNING, Conclusion, alternate, conclude
+from deepcluster.algorithm import Conclusion, alternate, conclude
 from deepcluster.clustering import ClusteringStep, KMeans, Reduction
 from deepcluster.errors import UsageError
 from deepcluster.groups.cut import KMEANS_STARTS, Cut, as_clusters, cut_features
@@ -74,9 +74,6 @@ def _step_name(step: Any) -> str:
     return name if kind is step or values == f"<{name} object>" else f"{name}: {values}"
 
 
-NO_STEPS = Steps()
-
-
 def rounds_of(
     network: Network,
     images: Tensor,
@@ -84,8 +81,8 @@ def rounds_of(
     seed: int,
     *,
     rounds: int | None = None,
-    steps: Steps = NO_STEPS,
-    state: State = BEGINNING,
+    steps: Steps = Steps(),
+    state: State = State(),
     compute: Compute | None = None,
 ) -> Iterator[Round]:
     """Alternate with the options of a recipe (or for fewer ``rounds``), and with the user's own steps."""

@@ -129,9 +129,6 @@ class Output:
     dry_run: Annotated[bool, Parameter(help="Say what would be done, and write nothing.")] = False
 
 
-OUTPUT = Output()
-
-
 # ---- of single commands ---------------------------------------------------------------------------------------------
 
 
@@ -180,9 +177,6 @@ class FitFlags:
             refuse(filter(for_rounds.get, for_rounds), "--features groups at once, without rounds")
 
 
-FIT = FitFlags()
-
-
 def _recipe_flags() -> dict[str, Any]:
     flags: dict[str, Any] = {}
     for name, option in declared(Recipe).items():
@@ -217,9 +211,6 @@ class Placing:
     as_json: Annotated[Json, Parameter(help="A line of JSON per file instead of CSV.")] = False
 
 
-PLACING = Placing()
-
-
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Scoring:
@@ -237,9 +228,6 @@ class Scoring:
     train: PathText | None = None
     set_: Assignments = None
     seed: int = 0
-
-
-SCORING = Scoring()
 
 
 @Parameter(name="*")
@@ -284,6 +272,3 @@ class Sorting:
             raise UsageError(f"-n {self.n}: give a number of at least 1")
         if self.split is not None:
             read_shares(self.split)
-
-
-SORTING = Sorting()

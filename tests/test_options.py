@@ -98,7 +98,7 @@ def test_every_other_flag_and_parameter_reaches_the_engine(asked, tmp_path):
     request = asked(*line.split(), "--deterministic", "--verbose", "--keep-checkpoints")
     assert {name: getattr(request, name) for name in FLAGS} == FLAGS
     assert asked(*["fit", "photos", "-o", "run", "--resume"]).resume
-    assert FLAGS.keys() | {"like", "resume", "features"} == vars(flags.FIT).keys()
+    assert FLAGS.keys() | {"like", "resume", "features"} == vars(flags.FitFlags()).keys()
 
     others = {"n_clusters", "recipe", "options", "device", "random_state", "verbose"}
     steps = {"clustering": KMeans(), "loss": CrossEntropy(), "optimizer": SGD}

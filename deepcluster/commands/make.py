@@ -33,10 +33,10 @@ def fit(
     more_images: flags.MoreImages = (),
     /,
     *,
-    fit_flags: flags.FitFlags = flags.FIT,
+    fit_flags: flags.FitFlags = flags.FitFlags(),
     recipe_flags: Annotated[flags.RecipeFlags | None, Parameter(name="*")] = None,
     set_: Annotated[flags.Assignments, Parameter(group=flags.NETWORK)] = None,
-    output: flags.Output = flags.OUTPUT,
+    output: flags.Output = flags.Output(),
 ) -> None:
     """Cluster images; write the clusters, features, a model and a report.
 
@@ -117,7 +117,7 @@ def _others(source: "Source") -> str:
     return f", {len(source.paths) - others:,} of them images by their names" if others else ""
 
 
-def recut(run_: flags.RunArgument, /, *, k: flags.NumberOfClusters, output: flags.Output = flags.OUTPUT) -> None:
+def recut(run_: flags.RunArgument, /, *, k: flags.NumberOfClusters, output: flags.Output = flags.Output()) -> None:
     """Make another number of clusters from a run's features, without training; clusters get new numbers.
 
     Example:
@@ -140,7 +140,7 @@ def apply(
     *,
     undo: bool = False,
     redo: bool = False,
-    output: flags.Output = flags.OUTPUT,
+    output: flags.Output = flags.Output(),
 ) -> None:
     """Apply edits: merge, split, name and mark clusters, move images; other clusters keep their numbers.
 
@@ -205,7 +205,7 @@ def ask(
         files.write_table(target, partial(write_csv, columns=teaching.COLUMNS, rows=cells))
 
 
-def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: flags.Output = flags.OUTPUT) -> None:
+def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: flags.Output = flags.Output()) -> None:
     """Teach the run by your answers: the other images follow. Cluster numbers do not change. Undo: apply RUN --undo.
 
     Args:
@@ -234,7 +234,7 @@ def update(
     *,
     device: flags.Device = "auto",
     max_skipped: flags.MaxSkipped = None,
-    output: flags.Output = flags.OUTPUT,
+    output: flags.Output = flags.Output(),
 ) -> None:
     """Add images to the clusters of a finished run, without training; clusters keep their numbers and names.
 

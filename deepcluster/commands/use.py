@@ -31,7 +31,7 @@ def predict(
     more_images: flags.MoreImages = (),
     /,
     *,
-    placing: flags.Placing = flags.PLACING,
+    placing: flags.Placing = flags.Placing(),
     device: flags.Device = "auto",
     quiet: flags.Quiet = False,
 ) -> None:
@@ -151,7 +151,7 @@ def evaluate(
     more_images: flags.MoreImages = (),
     /,
     *,
-    scoring: flags.Scoring = flags.SCORING,
+    scoring: flags.Scoring = flags.Scoring(),
     device: flags.Device = "auto",
     quiet: flags.Quiet = False,
     as_json: flags.Json = False,
@@ -201,7 +201,7 @@ def export(
         Parameter(converter=flags.read_form, n_tokens=1),
     ],
     out: flags.Out,
-    sorting: flags.Sorting = flags.SORTING,
+    sorting: flags.Sorting = flags.Sorting(),
     quiet: flags.Quiet = False,
 ) -> None:
     """Export a run: folders, data sets, tables, an ONNX graph. Images are linked or copied, never moved or changed.
@@ -217,7 +217,7 @@ def export(
     takes = ("images", "outliers") if to == "keywords" else ()
     if not of_images:
         others = {name: value for name, value in vars(sorting).items() if name not in takes}
-        given = (name for name, value in others.items() if value != getattr(flags.SORTING, name))
+        given = (name for name, value in others.items() if value != getattr(flags.Sorting, name))
         refuse(given, f"--to {to} writes no images")
     check_run(run_)
     if not sorting.dry_run and not sorting.overwrite:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import deepcluster
 from deepcluster.auto import WHITENING, Facts, Plan
-from deepcluster.build import NO_STEPS, Steps
+from deepcluster.build import Steps
 from deepcluster.errors import ModelError, UsageError
 from deepcluster.fitting.like import Former
 from deepcluster.fitting.resume import check_like, check_paths, check_request
@@ -52,7 +52,7 @@ class Request(FitFlags):
     report: bool = True  # False: map and report on request only
     command: str = ""
     module: nn.Module | None = None  # the network, if the backbone is one of the user's
-    steps: Steps = NO_STEPS
+    steps: Steps = Steps()
 
 
 @dataclass(frozen=True)
