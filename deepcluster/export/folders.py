@@ -33,7 +33,7 @@ METADATA_COLUMNS = ("file_name", "cluster", "name", "by", "junk", "distance", "m
 
 
 def folders(
-    run: Path, out: Path, sorting: Sorting | None = None, *, display: Display | None = None, **choices: Any
+    run: Path, out: Path, sorting: Sorting = Sorting(), *, display: Display = Silent(), **choices: Any
 ) -> Sequence[Row]:
     """Sort the images of a run into a folder per cluster, with an inventory.
 
@@ -54,8 +54,7 @@ def folders(
         >>> rows[0]["exported_path"], Path("sorted/000-beach/a.png").is_file()
         ('000-beach/a.png', True)
     """
-    display = display or Silent()
-    sorting = replace(sorting or Sorting(), **choices)
+    sorting = replace(sorting, **choices)
     members = read_run_images(run, sorting.images)
     check_outside(out, Path(members.source.location))
     if sorting.overwrite:

@@ -42,7 +42,7 @@ SINGLE = "-XMP-dc:Subject<${XMP-dc:Subject;NoDups(1)}"
 CREATE = "-use\nMWG\n-tagsFromFile\n@\n-mwg:all\n-xmp:all\n-o\n%d%F.xmp"
 
 
-def keywords(run: Path, out: Path, sorting: Sorting | None = None, *, display: Display | None = None) -> None:
+def keywords(run: Path, out: Path, sorting: Sorting = Sorting(), *, display: Display = Silent()) -> None:
     """Write a table for ``exiftool -csv+=OUT``: a row for each image file in a cluster with a name, and its keywords.
 
     Beside it are arguments for exiftool, by which no other keyword is lost or hidden, those of an earlier table go, and
@@ -56,8 +56,6 @@ def keywords(run: Path, out: Path, sorting: Sorting | None = None, *, display: D
         >>> Path("keywords.csv").read_text().count("beach")
         3
     """
-    display = display or Silent()
-    sorting = sorting or Sorting()
     beside = out.with_name(f"{out.stem}-sidecars{out.suffix}")
     for table in (out, beside):
         check_no_file(table)

@@ -70,7 +70,7 @@ class Placing(nn.Module):
         return reduced, by_cluster, by_cluster.argmin(1), residual
 
 
-def onnx(run: str | Path, out: Path, *, display: Display | None = None) -> None:
+def onnx(run: str | Path, out: Path, *, display: Display = Silent()) -> None:
     """Write the model as a graph for any number of images. Needs the extra ``onnx``.
 
     In: ``images``, uint8 N x 3 x S x S. Out: ``features``, ``distances``, ``cluster``, ``residual`` (see Placing). Its
@@ -119,7 +119,7 @@ def onnx(run: str | Path, out: Path, *, display: Display | None = None) -> None:
             " written; use deepcluster predict instead"
         )
     new_file(out, lambda file: file.write(content))
-    (display or Silent()).say(
+    display.say(
         "Exported",
         f"{out}: {len(content) / 1e6:,.1f} MB, uint8 N x 3 x {model.store_size} x {model.store_size} to"
         f" {', '.join(OUTPUTS)}; onnxruntime and torch differ by {apart:.0e}",

@@ -25,7 +25,7 @@ EXPORTED_NEIGHBOURS = 10  # of an image
 MAX_WITH_NEIGHBOURS = 200_000  # images: all are compared with all
 
 
-def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
+def parquet(run: Path, out: Path, *, display: Display = Silent()) -> None:
     """Write the columns of clusters.csv with their types, and columns for viewers, to a file.
 
     ``map_x`` and ``map_y`` are the positions on the map of the report (of more than 20,000 images only some are on it),
@@ -55,7 +55,6 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
     for name, axis in zip(("map_x", "map_y"), map_positions.T, strict=True):
         columns[name] = pa.array(axis, mask=np.isnan(axis))
     kind = pa.struct([("ids", pa.list_(pa.int64())), ("distances", pa.list_(pa.float32()))])
-    display = display or Silent()
     progress = partial(display.progress, "neighbours")
     columns["neighbors"] = pa.array(_neighbours(torch.from_numpy(features), progress), kind)
     columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])

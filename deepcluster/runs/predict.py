@@ -37,7 +37,7 @@ def predict(
     model: Model,
     images: Images,
     *,
-    display: Display | None = None,
+    display: Display = Silent(),
     processes: Processes = ALONE,
     none_is_fine: bool = False,
 ) -> Iterator[Prediction]:
@@ -55,7 +55,6 @@ def predict(
             yield Prediction(source.paths, *model.measure_features(features), ())
         return
     model.check_room()
-    display = display or Silent()
     tried = used = 0
     reasons: list[tuple[str, str]] = []
     source = find(images)
