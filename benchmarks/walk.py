@@ -23,8 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,6 +36,7 @@ from playwright.sync_api import sync_playwright
 
 IMAGES, COUNT, LEAST, MOST, SIDE = 651, 29, 14, 45, 1600
 ENOUGH = 0.95
+SPENT = ("machine", "person", "keys", "clicks")
 KINDS = {  # a person's names for the class folders
     "animals22": "bear cat cow deer dog dolphin horse lion shark wolf",
     "canteen_food": "coffee=Coffee cookies=Cookie juice=Juice pasta=Pasta_with_cheese porridge=Porridge tea=Tea",
@@ -52,6 +52,7 @@ FIRST_SCREEN, QUESTION, PREVIEW, FACE, TILE, PLACE = 20, 2.3, 8, 0.3, 0.45, 1.75
 KEY, LETTER, CLICK = 0.35, 0.28, 1.1
 AT_A_GLANCE = 8  # images of a check: if none of them is wrong, the less doubtful ones are not looked at
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
+LOADED = "() => !window.isOld && document.readyState === 'complete'"
 NEXT = """title => {
   const list = document.querySelector("#images"), now = document.querySelector("#images-title").innerText;
   return !list.open || now.replace(/ · [^·]*$/, "") !== title.replace(/ · [^·]*$/, "");
@@ -94,54 +95,48 @@ def mixed(data: Path, folder: Path, seed: int) -> dict[str, str]:
 
 
 @dataclass
-class Spent:
-    """Seconds, keys and clicks so far."""
-
-    machine: float = 0
-    person: float = 0
-    keys: int = 0
-    clicks: int = 0
-
-
-@dataclass
 class Person:
-    """A person who knows the kind of each image, at a page."""
+    """A person who knows the kind of each image, at a page, with the seconds, keys and clicks so far."""
 
     page: Any
     truth: dict[str, str]
     run: Path
-    spent: Spent = field(default_factory=Spent)
+    machine: float = 0
+    person: float = 0
+    keys: int = 0
+    clicks: int = 0
+    acted: float = 0  # the time of the last action
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        begun = time.perf_counter()
-        yield
-        self.spent.machine += time.perf_counter() - begun
+    def act(self) -> None:
+        self.acted = time.perf_counter()
 
-    @contextmanager
-    def loading(self) -> Iterator[None]:
-        """Wait until the page has been loaded again after what is done."""
-        self.page.evaluate("window.isOld = true")
-        with self.waiting():
-            yield
-            self.page.wait_for_function("() => !window.isOld && document.readyState === 'complete'")
+    def wait(self, ready: str = "true", arg: object = None) -> None:
+        """Count the time from the last action until the page is ready."""
+        self.page.wait_for_function(ready, arg=arg)
+        self.machine += time.perf_counter() - self.acted
 
     def look(self, seconds: float) -> None:
-        self.spent.person += seconds
+        self.person += seconds
 
     def press(self, key: str, seconds: float = KEY) -> None:
         self.look(seconds)
-        self.spent.keys += 1
+        self.keys += 1
+        self.act()
         self.page.keyboard.press(key)
 
     def write(self, text: str) -> None:
-        for letter in [*text, "Enter"]:
+        for letter in text:
             self.press(letter, LETTER)
 
     def click(self, place: Any) -> None:
         self.look(CLICK)
-        self.spent.clicks += 1
+        self.clicks += 1
+        self.act()
         place.click()
+
+    def leave(self) -> None:
+        """Mark the page, so that LOADED waits for the next one."""
+        self.page.evaluate("window.isOld = true")
 
     def text(self, selector: str) -> str:
         return str(self.page.locator(selector).inner_text())
@@ -164,80 +159,77 @@ def choose_number(person: Person) -> None:
     present = person.page.locator(".cluster").count()
     proposed = [int(button.get_attribute("data-k")) for button in person.page.locator("button[data-k]").all()]
     best = min([present, *proposed], key=lambda number: abs(number - COUNT))
-    if best == present:
-        return
-    person.click(person.page.locator(".plausible summary"))
-    with person.loading():
+    if best != present:
+        person.leave()
+        person.click(person.page.locator(".plausible summary"))
         person.click(person.page.locator(f"button[data-k='{best}']"))
+        person.wait(LOADED)
 
 
 def name_clusters(person: Person) -> None:
     """Name each cluster by the kind of most pictures that *Teach* shows of it."""
-    with person.waiting():
-        person.click(person.page.locator("#teach-open"))
-        person.page.wait_for_function(READY)
+    person.click(person.page.locator("#teach-open"))
+    person.wait(READY)
     while person.page.locator("#teach-kind").is_visible():
         faces = [person.truth[path] for path in person.titles("#teach-faces li")]
         person.look(FACE * len(faces))
         kind = Counter(faces).most_common(1)[0][0]
         hint = person.page.locator("#teach-hints button").get_by_text(kind, exact=True)
-        with person.waiting():
-            person.click(hint) if hint.count() else person.write(kind)
-            person.page.wait_for_function(READY)
-
-
-def answer(person: Person) -> None:
-    """Answer a question by the digit of the kind's cluster, or by its name."""
-    kind = person.truth[person.text("#teach-about").split(" · ")[0]]
-    offered = person.titles("#teach-likely button")
-    person.look(QUESTION)
-    with person.waiting():
-        if kind in offered:
-            person.press(str(offered.index(kind) + 1))
+        if hint.count():
+            person.click(hint)
         else:
-            person.press("n")
             person.write(kind)
-        person.page.wait_for_function(READY)
+            person.press("Enter", LETTER)
+        person.wait(READY)
 
 
 def teach(person: Person) -> int:
     """Answer until a preview comes, apply it, and return the number of images that it moves."""
     while person.page.locator("#teach-ask").is_visible():
-        answer(person)
+        kind = person.truth[person.text("#teach-about").split(" · ")[0]]
+        offered = person.titles("#teach-likely button")
+        person.look(QUESTION)
+        if kind in offered:
+            person.press(str(offered.index(kind) + 1))
+        else:
+            person.press("n")
+            person.write(kind)
+            person.press("Enter", LETTER)
+        person.wait(READY)
     person.look(PREVIEW)
-    found = re.match(r"[\d,]+", person.text("#teach-title"))
-    with person.waiting():
-        person.press("Enter")
-        person.page.wait_for_function(READY)
-    return int(found[0].replace(",", "")) if found else 0
+    moved = int(person.text("#teach-title").split()[0].replace(",", ""))
+    person.press("Enter")
+    person.wait(READY)
+    return moved
 
 
 def check(person: Person) -> None:
     """Move the wrong images of one cluster after another to theirs, until enough are right; name new clusters."""
     page, missing, moved = person.page, ENOUGH * IMAGES - person.right(), 0
     made: dict[str, str] = {}
-    with person.loading():
-        person.click(page.locator("#check-open"))
-        while moved < missing and page.locator("#images").is_visible():
-            page.locator("#images-grid .tile-of").first.wait_for()
-            title = page.locator("#images-title").inner_text()
-            own = title.split(" · ")[1]
-            paths = person.titles("#images-grid .tile-of")
-            kinds = [person.truth[path] for path in paths]
-            seen = AT_A_GLANCE
-            while {*kinds[seen - AT_A_GLANCE : seen]} - {own}:
-                seen += AT_A_GLANCE
-            person.look(TILE * len(kinds[:seen]))
-            for kind in {*kinds[:seen]} - {own}:
-                wrong = [path for path, other in zip(paths, kinds[:seen], strict=False) if other == kind]
-                for path in wrong:
-                    person.click(page.locator(f'#images-grid [title="{path}"]'))
-                move_to(person, kind, made)
-                moved += len(wrong)
-            person.press("n")
-            page.wait_for_function(NEXT, arg=title)
-        if page.locator("#images").is_visible():
-            person.press("Escape")
+    person.leave()
+    person.click(page.locator("#check-open"))
+    while moved < missing and page.locator("#images").is_visible():
+        page.locator("#images-grid .tile-of").first.wait_for()
+        title = page.locator("#images-title").inner_text()
+        own = title.split(" · ")[1]
+        paths = person.titles("#images-grid .tile-of")
+        kinds = [person.truth[path] for path in paths]
+        seen = AT_A_GLANCE
+        while {*kinds[seen - AT_A_GLANCE : seen]} - {own}:
+            seen += AT_A_GLANCE
+        person.look(TILE * len(kinds[:seen]))
+        for kind in {*kinds[:seen]} - {own}:
+            wrong = [path for path, other in zip(paths, kinds[:seen], strict=False) if other == kind]
+            for path in wrong:
+                person.click(page.locator(f'#images-grid [title="{path}"]'))
+            move_to(person, kind, made)
+            moved += len(wrong)
+        person.press("n")
+        person.wait(NEXT, title)
+    if page.locator("#images").is_visible():
+        person.press("Escape")
+    person.wait(LOADED)
     if made:
         name_clusters(person)
         person.press("Escape")
@@ -257,8 +249,7 @@ def move_to(person: Person, kind: str, made: dict[str, str]) -> None:
     person.click(person.page.locator("#images [data-ticked=move]"))
     entries = person.page.locator("#merge-list button span:nth-of-type(1)").all_inner_texts()
     if any(entry.split(" · ")[-1] == called for entry in entries):
-        for letter in called.removeprefix("Cluster "):
-            person.press(letter, LETTER)
+        person.write(called.removeprefix("Cluster "))
     else:
         made[kind] = ""
     person.press("ArrowDown")  # to the first one, because Enter takes a name only if no other cluster has it
@@ -271,9 +262,11 @@ def walk(person: Person, photos: Path, options: argparse.Namespace) -> Iterator[
     """Walk from the command to sorted folders, and yield each step's name after it."""
     program = [sys.executable, "-m", "deepcluster"]
     number = ["-k", str(options.k)] if options.k else []
-    with person.waiting():
-        subprocess.run([*program, "fit", photos, "-o", person.run, "-q", *number], check=True)
+    person.act()
+    subprocess.run([*program, "fit", photos, "-o", person.run, "-q", *number], check=True)
+    person.wait()
     yield "fit"
+    person.act()
     server = subprocess.Popen([*program, "report", person.run, "--serve"], stdout=subprocess.PIPE, text=True)
     try:
         yield from at_the_page(person, server, options.answers)
@@ -285,9 +278,9 @@ def walk(person: Person, photos: Path, options: argparse.Namespace) -> Iterator[
 def at_the_page(person: Person, server: "subprocess.Popen[str]", answers: int) -> Iterator[str]:
     """Walk from the first screen of the served report to sorted folders."""
     assert server.stdout
-    with person.waiting():
-        address = next(found[0] for line in server.stdout if (found := re.search(r"http://\S+", line)))
-        person.page.goto(address)
+    address = next(found[0] for line in server.stdout if (found := re.search(r"http://\S+", line)))
+    person.page.goto(address)
+    person.wait()
     person.look(FIRST_SCREEN)
     yield "first screen"
     choose_number(person)
@@ -298,16 +291,17 @@ def at_the_page(person: Person, server: "subprocess.Popen[str]", answers: int) -
         if person.right() < ENOUGH * IMAGES:
             moved = teach(person)
             yield f"10 answers, {moved} images moved"
-    with person.loading():
-        person.press("Escape")
+    person.leave()
+    person.press("Escape")
+    if answers:
+        person.wait(LOADED)
     yield "close"
     if person.right() < ENOUGH * IMAGES:
         check(person)
         yield "check"
     person.click(person.page.locator("#into-folders"))
-    with person.waiting():
-        person.press("Enter")
-        person.page.locator("#sorted").wait_for()
+    person.press("Enter")
+    person.wait("() => !document.querySelector('#sorted').hidden")
     yield "sort"
 
 
@@ -315,18 +309,17 @@ def measured(browser: Any, options: argparse.Namespace, seed: int) -> Iterator[d
     """Yield the row of each step of a seed, and of their sum."""
     with TemporaryDirectory() as folder:
         photos, run = Path(folder, "photos"), Path(folder, "run")
-        person = Person(
-            browser.new_page(viewport={"width": 1200, "height": 900}), mixed(options.data, photos, seed), run
-        )
-        before = dict.fromkeys(asdict(person.spent), 0)
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        page.add_init_script("const wait = setTimeout; setTimeout = (call, ms) => wait(call, ms === 500 ? 0 : ms)")
+        person = Person(page, mixed(options.data, photos, seed), run)
+        before = dict.fromkeys(SPENT, 0.0)
         for step in walk(person, photos, options):
-            now = asdict(person.spent)
-            spent = {name: round(value - before[name], 2) for name, value in now.items()}
-            yield {"seed": seed, "step": step, **spent, "right": round(person.right() / IMAGES, 4)}
+            now = {name: getattr(person, name) for name in SPENT}
+            right = {"right": round(person.right() / IMAGES, 4)}
+            yield {"seed": seed, "step": step, **{name: round(now[name] - before[name], 2) for name in SPENT}, **right}
             before = now
-        total = {name: round(value, 1) for name, value in before.items()}
-        yield {"seed": seed, "step": "sum", **total, "right": round(person.right() / IMAGES, 4)}
-        person.page.close()
+        yield {"seed": seed, "step": "sum", **{name: round(before[name], 1) for name in SPENT}, **right}
+        page.close()
 
 
 def main() -> None:
