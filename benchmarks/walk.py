@@ -1,6 +1,6 @@
 """From the command to sorted folders: how long does a person wait, look and type until 95 % of her images are right?
 
-    python benchmarks/walk.py DATA [--seeds 0 1 2] [--answers 20] [-k 29]
+    python benchmarks/walk.py DATA [--seeds 0 1 2] [--answers 10] [-k 29]
 
 DATA has zip files of class folders (animals22.zip and the others of KINDS). A seed draws 29 kinds, 14 to 45 images of
 each, 651 in all, enlarged to 1,600 px. A simulated person who knows the kinds fits them and looks at the served report
@@ -327,7 +327,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("-k", type=int, help="fit this number of clusters")
-    parser.add_argument("--answers", type=int, default=20)
+    parser.add_argument("--answers", type=int, default=10)
     options = parser.parse_args()
     rows = []
     with sync_playwright() as playwright:
