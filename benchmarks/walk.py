@@ -32,7 +32,6 @@ from zipfile import ZipFile
 
 from common import save
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 IMAGES, COUNT, LEAST, MOST, SIDE = 651, 29, 14, 45, 1600
 ENOUGH = 0.95
@@ -329,6 +328,8 @@ def main() -> None:
     parser.add_argument("-k", type=int, help="fit this number of clusters")
     parser.add_argument("--answers", type=int, default=10)
     options = parser.parse_args()
+    from playwright.sync_api import sync_playwright  # of the extra dev, which --help does not need
+
     rows = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
