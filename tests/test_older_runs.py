@@ -11,6 +11,8 @@ from deepcluster.cli import run_command
 from deepcluster.errors import ModelError
 from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.content import FILES
+from deepcluster.storage.run_folder import open_run
+from deepcluster.storage.steps import read_steps
 from tests.helpers.runs import change_record, record, rows, state_of
 from tests.tiny import change_config
 
@@ -89,6 +91,8 @@ def test_a_run_with_two_levels_is_read_and_one_line_leaves_the_names_of_its_grou
         (cluster, "sky" if cluster == "3" else name, junk) for cluster, name, junk in before
     ]
     assert not {"group", "group_name"} & {*rows(run / "clusters.csv")[0], *rows(run / "cluster_summary.csv")[0]}
+    older = read_steps(open_run(run))[0][1:]  # without that of the apply here
+    assert {(step.about["moved"], step.about["at"]) for step in older} == {(0, "")} or not is_edited
     assert told("apply", run, "--undo", "all") == "" and len(rows(run / "cluster_summary.csv")) == 9
     assert state_of(run)
 

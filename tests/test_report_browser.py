@@ -659,7 +659,9 @@ def test_edits_in_series_by_keys_and_back_to_any_of_them(copied: Path, browser: 
         assert [row["name"] for row in rows(copied / "cluster_summary.csv")] == [NAME, "two", "three"]
         page.keyboard.press("U")
         changes = page.locator("#history-list button")
-        assert changes.all_inner_texts() == ["1 name: three", "1 name: two", f"1 name: {NAME}"]
+        lines = [text.split("\n") for text in changes.all_inner_texts()]
+        assert [line[0] for line in lines] == ["1 name: three", "1 name: two", f"1 name: {NAME}"]
+        assert all(re.search(r"\d:\d\d\s[AP]M$", line[1]) for line in lines)
         assert page.locator("#history-list canvas.none").count() == 0  # each has a picture
         changes.nth(1).press("Enter")
         told.get_by_text("taken back").wait_for()

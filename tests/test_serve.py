@@ -9,6 +9,7 @@ import signal
 import socket
 import socketserver
 import time
+from datetime import datetime
 from pathlib import Path
 from threading import Thread
 from typing import Any, NoReturn
@@ -21,6 +22,7 @@ from PIL import Image
 from deepcluster.cli import run_command
 from deepcluster.runs.serve import MAX_CONNECTIONS
 from deepcluster.storage import run_folder
+from deepcluster.texts import plural
 from tests.helpers.runs import contents, record, rows, small_fit
 from tests.helpers.serving import answer, ask, colour, serving, version
 
@@ -145,6 +147,9 @@ def test_every_change_has_a_preview_and_a_step_back_can_be_made_again(run: Path)
         table = [row for row in rows(run / "clusters.csv") if row["status"] == "ok"]
         assert [row["cluster"] for row in table] == [str(number) for number in seen["after"]]
         assert {row["name"] for row in table} == {seen["names"][number] for number in seen["after"]}
+        if action in ("apply", "teach", "recut"):
+            said, _, moved, at = state()["done"][0]
+            assert plural(seen["changed"], "image") + " moved" in (said, moved) and datetime.fromisoformat(at)
         if action == "undo" and words:
             assert [len(state()[name]) for name in ("done", "undone")] == [1, 2]
             assert state()["undone"][0][0] == "1 answer"

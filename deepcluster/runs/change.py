@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,7 +146,9 @@ def commit(
             known = first_metrics(staged.read_json("metrics.json")) if staged.has("metrics.json") else {}
         now = steps.state_of(run.model, run.record, known)
         if change.done:
-            steps.keep_step(staged, now, change.done, change.example)
+            moved = sum(preview(run, change).values())
+            at = datetime.now(UTC).isoformat(timespec="seconds")
+            steps.keep_step(staged, now, change.done, change.example, moved=moved, at=at)
         if change.steps:
             steps.write_states(staged, steps.after_steps(steps.read_states(staged), now, change.steps))
         change.write(staged)

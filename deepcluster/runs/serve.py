@@ -12,7 +12,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -41,7 +41,7 @@ from deepcluster.storage.model_config import CONFIG
 from deepcluster.storage.model_files import read_annotations
 from deepcluster.storage.state import SCRATCH
 from deepcluster.storage.steps import Step, read_steps
-from deepcluster.texts import quality_text
+from deepcluster.texts import plural, quality_text
 
 IDLE_SECONDS = 3600.0
 IMAGE_SIDE = 1600  # px of an enlarged image
@@ -79,16 +79,16 @@ def _page(folder: run_folder.RunFolder) -> tuple[str, dict[str, Any]]:
 def _state(folder: run_folder.RunFolder) -> dict[str, Any]:
     """Return the state of the run for the script of its page, which needs no other page if the ``cut`` is its own.
 
-    ``done``: The changes that ``undo`` takes back, the next first: pairs of words and the tile of an image that shows
-    it. ``undone``: The changes that ``redo`` makes again, likewise. After a new change the undone ones are among the
-    done ones.
+    ``done``: The changes that ``undo`` takes back, the next first, as :func:`_line_of` returns them. ``undone``: The
+    changes that ``redo`` makes again, likewise. After a new change the undone ones are among the done ones. The
+    ``faces`` are on the cards, so other ones need another page, too.
     """
     record = folder.read_record()
     images = record.images_count or 0
     steps: Sequence[Sequence[Step]] = [], []
     with suppress(DeepClusterError):
         steps = read_steps(folder)
-    done, undone = ([(one.about["done"], tile(one.about["row"], images)) for one in way] for way in steps)
+    done, undone = ([_line_of(step.about, images) for step in way] for way in steps)
     said = read_annotations(folder)
     return {
         "version": _version(folder),
@@ -106,6 +106,12 @@ def _state(folder: run_folder.RunFolder) -> dict[str, Any]:
 
 
 def _images(folder: run_folder.RunFolder) -> tuple[str, list[str], Picture]:
+def _line_of(about: Mapping[str, Any], images: int) -> tuple[str, int, str, str]:
+    """Return a step for the page: words, the tile of an image that shows it, moved images unless they say so, time."""
+    moved = f"{plural(about['moved'], 'image')} moved" if about["moved"] else ""
+    return about["done"], tile(about["row"], images), moved if moved not in about["done"] else "", about["at"]
+
+
     """Return the version, the paths of the usable images, and a function from a path to its image."""
     paths = [*folder.read_clusters().where("status", "ok").column("path")]
     return _version(folder), paths, pictures(images_at_hand(folder), IMAGE_SIDE)

@@ -1,9 +1,10 @@
 """Steps back and forward: the states that the clusters of a run had, the newest first.
 
 A state has the layout of groups.safetensors. Its ``about`` also has entries of run.json (``record``), the figures
-before the rounds (``baseline``), and the change that followed: its words (``done``) and an image that shows it
-(``row``). If changes were taken back, the newest state has their number (``undone``): that is the index of the
-present state among them. Otherwise the present state is not among them.
+before the rounds (``baseline``), and the change that followed: its words (``done``), an image that shows it (``row``),
+the number of images that it moved (``moved``) and its time (``at``), which older versions did not write. If changes
+were taken back, the newest state has their number (``undone``): that is the index of the present state among them.
+Otherwise the present state is not among them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,12 +43,15 @@ def state_of(model: Model, record: RunRecord, baseline: Mapping[str, float]) -> 
     return clusters_tensors(model, record={name: getattr(record, name) for name in ENTRIES}, baseline=dict(baseline))
 
 
-def after_change(states: Sequence[State], now: State, done: str, row: int) -> list[State]:
-    """Return the states after a new change of ``now``. All that were taken back become steps back: none is lost."""
+def after_change(states: Sequence[State], now: State, done: str, row: int, **about: Any) -> list[State]:
+    """Return the states after a new change of ``now``. All that were taken back become steps back: none is lost.
+
+    ``about``: More about the change.
+    """
     if undone := _undone(states):
         texts = [_about(state)["done"] for state in states[1 : undone + 1]]
         states = [_with(states[0], done=f"taken back: {'; '.join(texts)}", row=row, undone=0), *states[1:]]
-    return [_with(now, done=done, row=row), *states]
+    return [_with(now, done=done, row=row, **about), *states]
 
 
 def after_steps(states: Sequence[State], now: State, steps: int) -> list[State]:
@@ -58,7 +62,7 @@ def after_steps(states: Sequence[State], now: State, steps: int) -> list[State]:
 
 
 def _about(state: State) -> dict[str, Any]:
-    return {"done": "", "row": 0, **parse_json(state["about"].numpy().tobytes())}
+    return {"done": "", "row": 0, "moved": 0, "at": "", **parse_json(state["about"].numpy().tobytes())}
 
 
 def _undone(states: Sequence[State]) -> int:
@@ -100,11 +104,11 @@ def read_states(folder: RunFolder) -> list[State]:
         return states
 
 
-def keep_step(folder: LockedFolder, now: State, done: str, row: int) -> None:
+def keep_step(folder: LockedFolder, now: State, done: str, row: int, **about: Any) -> None:
     """Keep the state ``now`` before a change. Of too many, those next to the first result are forgotten."""
-    states = after_change((), now, done, row)
+    states = after_change((), now, done, row, **about)
     with suppress(DeepClusterError), folder.as_disk_errors():  # damaged steps are of no use
-        states = after_change(read_states(folder), now, done, row)
+        states = after_change(read_states(folder), now, done, row, **about)
     while len(states) > 2 and (
         len(states) > MAX_STEPS or sum(part.nbytes for part in _new(states).values()) > MAX_BYTES
     ):

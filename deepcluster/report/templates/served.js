@@ -179,8 +179,10 @@ function inWords(text) {
 function openHistory() {
   const {done} = data.served, dialog = $("#history");
   if (!done.length) return;
-  $("#history-list").replaceChildren(...done.map(([text, tile], i) => element("li", {}, element("button", {type: "submit", value: String(i + 1)},
-    picture(tile, 44), element("span", {}, inWords(text) || t("an edit"))))));
+  const timeOf = at => new Date(at).toLocaleString([], {timeStyle: "short", ...(new Date(at).toDateString() === new Date().toDateString() ? {} : {dateStyle: "short"})});
+  $("#history-list").replaceChildren(...done.map(([text, tile, moved, at], i) => element("li", {}, element("button", {type: "submit", value: String(i + 1)},
+    picture(tile, 44), element("span", {}, inWords(text) || t("an edit"), element("br"),
+      element("span", {className: "quiet"}, [moved && inWords(moved), at && timeOf(at)].filter(Boolean).join(t(", "))))))));
   const first = $("#history-first");
   first.textContent = t("Back to the first result…");
   first.onclick = () => {
