@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -747,7 +748,9 @@ def test_an_old_page_offers_to_be_loaded_again(copied: Path, browser: Any) -> No
 
 def test_questions_are_answered_by_keys_and_others_follow_when_that_is_applied(copied: Path, browser: Any) -> None:
     clusters = {row["path"]: int(row["cluster"]) for row in rows(copied / "clusters.csv")}
-    with opened(browser, serving(copied), originals=21, loads=2) as page:
+    with opened(browser, serving(copied), originals=24, loads=2) as page:
+        previews: list[Any] = []
+        page.on("response", lambda response: response.url.endswith("/preview") and previews.append(response))
         page.get_by_role("button", name="Teach").click()
         for left in (3, 2, 1):  # clusters without a name, the largest first
             page.locator("#teach-count").get_by_text(f"{left} without a name").wait_for()
@@ -774,8 +777,32 @@ def test_questions_are_answered_by_keys_and_others_follow_when_that_is_applied(c
                 page.keyboard.press("Enter")
         title = page.locator("#teach-title")
         title.get_by_text("would move").wait_for()
-        page.locator("#teach-moves input").last.check()
-        page.get_by_role("button", name="Not these").click()
+        # A picture of the preview is enlarged as in a list, and only looked at.
+        ticks, enlarged = page.locator("#teach-moves input"), page.locator("#one-title")
+        for enlarge in (page.locator("#teach-moves .picture").first.click, partial(ticks.first.press, "Enter")):
+            enlarge()
+            assert enlarged.is_visible() and enlarged.inner_text() == ticks.first.get_attribute("aria-label")
+            assert not page.locator("#one-move").is_visible() and not page.locator("#one .targets").is_visible()
+            page.keyboard.press("Escape")
+            assert not ticks.first.is_checked()
+        # Wrong ones: what they are not, and their cluster, by a digit or by its name.
+        for way in ("not", "digit", "move"):
+            title.get_by_text("would move").wait_for()
+            seen, row = previews[-1].json(), int(ticks.last.get_attribute("value"))
+            ticks.last.check()
+            place = page.locator("#teach-places button").first.get_attribute("title")
+            with page.expect_request("**/preview") as request:
+                if way == "not":
+                    page.get_by_role("button", name="Not these").click()
+                elif way == "digit":
+                    page.keyboard.press("1")
+                else:
+                    page.get_by_role("button", name="Move to").click()
+                    page.locator("#merge-filter").fill(place)
+                    page.keyboard.press("Enter")
+            said = {"not_cluster": seen["after"][row]} if way == "not" else {"cluster": seen["names"].index(place)}
+            assert {"path": row, **said} in request.value.post_data_json["taught"]["answers"]
+            request.value.response().finished()
         title.get_by_text("would move").wait_for()
         count = first_number(title)
         with page.expect_request("**/teach") as request:

@@ -67,7 +67,7 @@ let isSelecting = false;
 
 function select(on) {
   isSelecting = on;
-  $("#images-select").setAttribute("aria-pressed", on);
+  for (const button of $$("[data-select]")) button.setAttribute("aria-pressed", on);
 }
 
 /* A list of pictures of which only those in sight exist. Arrows walk, Space selects, Enter enlarges. */
@@ -224,7 +224,7 @@ function fill(keep = false) {
 
 whenEdited.push(() => fill(true));
 $("#images-order").addEventListener("change", () => fill());
-$("#images-select").addEventListener("click", () => select(!isSelecting));
+for (const button of $$("[data-select]")) button.addEventListener("click", () => select(!isSelecting));
 select(matchMedia("(pointer: coarse)").matches);
 $("#images-close").addEventListener("click", () => $("#images").close());
 $("#images").addEventListener("close", () => {

@@ -58,7 +58,7 @@ function openMove(list, back = () => {}) {
 /* A digit, or its button, moves the selected images, or the one that is looked at, and the next one takes its place. */
 function toTarget(dialog, place) {
   const here = dialog.id === "one" ? [one] : grid.at(), all = ticked.size && (dialog.id !== "one" || ticked.has(one));
-  if (!(place in targets) || !isPresent(targets[place])) return;
+  if ($("#teach[open]") || !(place in targets) || !isPresent(targets[place])) return;
   moveTo(all ? [...ticked] : here, targets[place]);
   if (dialog.id === "one") leaf(1);
   else if (here.includes(grid.at()[0])) grid.next();  /* a list drawn on the map keeps its images */

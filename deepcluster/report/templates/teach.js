@@ -126,6 +126,7 @@ async function review() {
   part("review", t("Looking…"));
   choices = [];
   $("#teach-moves").replaceChildren();
+  tick([]);
   const {moves, names, quality, ...placed} = await inquire("preview");
   if (!moves) return;
   ({after} = placed);
@@ -134,7 +135,7 @@ async function review() {
   $("#teach-progress").textContent = translated([quality]).join("");
   $("#teach-moves").replaceChildren(...moves.map(([from, to, some]) => {
     const shown = [...where.keys()].filter(i => home[i] === from && after[i * imageData.step] === to).slice(0, MAX_SHOWN);
-    const faces = shown.map(i => element("label", {title: pathOf(i)}, element("input", {type: "checkbox", value: `${i} ${from} ${to}`, ariaLabel: pathOf(i)}), picture(tileOf(i), 64)));
+    const faces = shown.map(i => element("label", {title: pathOf(i)}, element("input", {type: "checkbox", value: i, ariaLabel: pathOf(i)}), picture(tileOf(i), 64)));
     const rest = some > shown.length ? [t("and {0} more", grouped(some - shown.length))] : [];
     return element("li", {}, element("strong", {}, `${called(from)} → ${called(to)} · ${images(some)}`), element("span", {className: "row"}, ...faces, ...rest));
   }));
@@ -144,18 +145,20 @@ async function review() {
   $("[data-teach=apply]").focus();
 }
 
-/* The ticked images of a preview, with their clusters before and after. */
-const wrong = () => $$("#teach-moves :checked").map(input => input.value.split(" ").map(Number));
+/* The images of a preview, and the ticked ones of them. */
+const previewed = (which = "input") => $$(`#teach-moves ${which}`).map(input => Number(input.value));
+const wrong = () => previewed(":checked");
 
 /* The clusters that ticked images may belong to. */
 function offerPlaces() {
-  const near = wrong().flatMap(([i, from, to]) => [from, ...alikeOf(i).map(clusterOf), ...[to, from].flatMap(number => base.get(number)?.near ?? [])]), goals = new Set(wrong().map(([, , to]) => to));
+  const goalOf = i => after[i * imageData.step], goals = new Set(wrong().map(goalOf));
+  const near = wrong().flatMap(i => [home[i], ...alikeOf(i).map(clusterOf), ...[goalOf(i), home[i]].flatMap(number => base.get(number)?.near ?? [])]);
   offer($("#teach-places"), [...new Set(near)].filter(number => isPresent(number) && !goals.has(number)).slice(0, 9));
   for (const act of ["not", "move"]) $(`[data-teach=${act}]`).disabled = !near.length;
 }
 
 function placeWrong(cluster = null) {
-  for (const [i] of wrong()) {
+  for (const i of wrong()) {
     const path = i * imageData.step;
     current.set(path, cluster === null ? {path, not_cluster: after[path]} : {path, cluster});
   }
@@ -166,8 +169,8 @@ const teach = {
   close: () => teacher.close(), only: () => teacher.close(), skip: () => give(), back: takeAnswerBack, more: ask, review,
   pass: () => nameKind(""), not: () => placeWrong(),
   move: () => choose({
-    title: t("Move {0} to", images(wrong().length)), hint: "", others: present(), made: nextFree(), like: wrong()[0][1],
-    alike: wrong().flatMap(([i]) => alikeOf(i)), done: placeWrong, back: () => {},
+    title: t("Move {0} to", images(wrong().length)), hint: "", others: present(), made: nextFree(), like: home[wrong()[0]],
+    alike: wrong().flatMap(alikeOf), done: placeWrong, back: () => {},
   }),
   apply: () => {
     change({action: "teach", taught: {within, answers: [...current.values()]}, stays: current === answered && goOn});
@@ -199,7 +202,17 @@ teacher.addEventListener("click", event => {
   else if (button?.closest("#teach-hints")) nameKind(button.textContent);
   else if (button?.closest(".likely")) takeChoice(button.value);
 });
-$("#teach-moves").addEventListener("change", offerPlaces);
+/* As in a list of images: a click enlarges, or ticks in the mode for that; Enter enlarges. */
+$("#teach-moves").addEventListener("change", event => tick([Number(event.target.value)], event.target.checked));
+$("#teach-moves").addEventListener("click", event => {
+  if (isSelecting || !event.target.matches(".picture")) return;
+  event.preventDefault();
+  openOne(Number(event.target.previousSibling.value), previewed());
+});
+whenTicked.push(() => {
+  for (const input of $$("#teach-moves input")) input.checked = ticked.has(Number(input.value));
+  if (teacher.open) offerPlaces();
+});
 $("#teach-kind-name").addEventListener("keydown", event => {
   if (event.key === "Enter" && !event.isComposing) nameKind(plain(event.target.value));
 });
@@ -213,6 +226,10 @@ function takeChoice(k) {
 
 teacher.addEventListener("keydown", event => {
   if (!$("#teach-kind").hidden || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "Enter" && event.target.matches("#teach-moves input")) {
+    event.preventDefault();
+    return openOne(Number(event.target.value), previewed());
+  }
   if (/^[1-9]$/.test(event.key) && !event.target.matches("[type=text]") && takeChoice(event.key - 1)) return event.preventDefault();
   if ($("#teach-ask").hidden || !queue.length) return;
   if (event.target.matches("input")) {
