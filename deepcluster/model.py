@@ -45,6 +45,7 @@ class Annotations:
     answers: tuple[int, ...] = ()  # rows that a person answered about; they are in the clusters of the answers
     sample: tuple[tuple[int, int], ...] = ()  # rows of answers about drawn images, and their clusters without these
     denied: tuple[tuple[int, int], ...] = ()  # rows, and clusters of kinds that they are not of, by a person
+    faces: tuple[int, ...] = ()  # rows chosen to show their clusters; the last one of a cluster counts
 
     def decided_by(self, count: int) -> list[str]:
         """Return the decision (`answer`, `drawn`, `move`) that put each of ``count`` rows where it is; "": none."""

@@ -126,9 +126,18 @@ def test_an_answered_image_that_moves_has_another_answer():
     model = replace(tiny_model(names=("a", "b", "")), answers=(0, 1), sample=((0, 1), (1, 0)), moves=((3, 2),))
     changed = moving(model, move=((0, 0), (1, 2)))
     assert (changed.answers, changed.sample, changed.moves) == ((0, 1), model.sample, ((3, 2),))
+    assert changed.faces == (0,)  # it stayed in its own cluster
     assert moving(model, merge=((2, 1),)).sample == ((0, 2), (1, 0))
     split = moving(model, split=((0, 2),))  # the answers were about the whole cluster, and teach from now on
     assert (split.answers, split.sample) == ((0, 1), ())
+
+
+def test_the_last_moves_are_remembered_in_their_order(monkeypatch):
+    model = replace(tiny_model(names=("a", "b", "")), moves=((3, 2), (0, 1)))
+    moves = ((3, 1), (1, 0))
+    assert moving(model, move=moves).moves == ((0, 1), (3, 2), (1, 1))  # with the clusters that they left first
+    monkeypatch.setattr("deepcluster.runs.edits.MAX_MOVES", 1)
+    assert moving(model, move=moves).moves == ((1, 1),)
 
 
 def test_millions_of_numbers_take_no_quadratic_work():

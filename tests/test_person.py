@@ -71,6 +71,7 @@ class Person:
     random: np.random.Generator
     placed: dict[int, str] = field(default_factory=dict)  # names of the clusters of rows that she placed
     names: set[str] = field(default_factory=set)  # that she gave
+    faces: list[int] = field(default_factory=list)  # rows that she chose to show their clusters
 
     def clusters(self) -> list[int]:
         return self.run.placement.cluster.tolist()
@@ -128,9 +129,21 @@ class Person:
     def move(self) -> None:
         rows = self.some([*range(len(self.run.rows.paths))], 2)
         (group,) = self.some([*self.present(), len(self.run.model.names)])
+        stay = [row for row in rows if self.clusters()[row] == group]
         self.take(edited(self.run, Edits(move=tuple((row, group) for row in rows))))
+        self.faces = [row for row in self.faces if row not in rows] + stay
         assert [self.clusters()[row] for row in rows] == [group] * len(rows)
         self.lets_go(rows)
+        self.names |= {*self.placed.values()}
+
+    def face(self) -> None:
+        """An image that she moves to its own cluster shows it."""
+        (row,) = self.some([*range(len(self.run.rows.paths))])
+        before = self.clusters()
+        self.take(edited(self.run, Edits(move=((row, before[row]),))))
+        assert self.clusters() == before
+        self.faces = [other for other in self.faces if other != row] + [row]
+        self.lets_go([row])
         self.names |= {*self.placed.values()}
 
     def junk(self) -> None:
@@ -205,6 +218,7 @@ class Person:
         row_of = {int(row): place for place, row in enumerate(order)}
         left = {old.model.names[old.placement.cluster[row]] for row in row_of}
         self.placed = {row_of[row]: name for row, name in self.placed.items() if row in row_of}
+        self.faces = [row_of[row] for row in self.faces if row in row_of]
         self.names &= left
 
     def write(self) -> None:
@@ -218,9 +232,13 @@ class Person:
             assert self.name_of(row) == name, (row, name, self.name_of(row))
         names = {self.run.model.names[group] for group in self.present()}
         assert self.names <= names, self.names - names
+        assert self.run.model.faces == tuple(self.faces)
 
 
-STEPS = ("name", "merge", "split", "move", "junk", "teach", "teach", "examples", "recut", "update", "like", "write")
+STEPS = (
+    *("name", "merge", "split", "move", "face", "junk", "teach", "teach", "examples", "recut", "update", "like"),
+    "write",
+)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -241,7 +259,7 @@ def test_what_a_person_says_holds(seed):
             if step in ("update", "like"):  # another run, or other images
                 before.clear()
             else:
-                before.append(replace(person, placed=dict(person.placed), names={*person.names}))
+                before.append(replace(person, placed=dict(person.placed), names={*person.names}, faces=[*person.faces]))
             getattr(person, step)()
         try:
             person.check()

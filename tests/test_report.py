@@ -290,7 +290,9 @@ def test_representatives_by_hand() -> None:
     by_person = [
         row(path, 0, distance, by=by) for path, distance, by in (("a", "1", ""), ("b", "2", ""), ("c", "3", "move"))
     ]
-    assert [r["path"] for r, _ in representatives(by_person, 5, medoid="a")] == ["c", "a", "b"]
+    for chosen_faces, order in (((), "cab"), (("x", "c", "b", "y"), "bac"), (("b", "a"), "abc")):  # the last chosen one
+        found = representatives(by_person, 5, medoid="a", faces=chosen_faces)
+        assert "".join(r["path"] for r, _ in found) == order
 
 
 def test_a_chart_for_every_series_that_is_a_line() -> None:

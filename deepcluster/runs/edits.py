@@ -15,7 +15,7 @@ from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Cut, move_rows
 from deepcluster.groups.tree import parts_of, split_cluster
 from deepcluster.model import Model
-from deepcluster.runs.change import Change, Made, carry_out, decided
+from deepcluster.runs.change import Change, Made, carry_out, decided, preview
 from deepcluster.runs.run import Run
 from deepcluster.runtime.console import Display, Several
 from deepcluster.storage import run_folder
@@ -53,18 +53,19 @@ def edited(run: Run, edits: Edits) -> Change:
     moves = moved_rows(edits, run.rows.paths)
     after = replace(run, model=_edited_model(run, edits, moves))
     placement = after.placement
-    moved = sum(int(placement.cluster[row]) == number for row, number in moves.items())
-    text = describe_edits(edits, run.model, after.model, moved)
-    if moved < len(moves):
-        text += f"; {len(moves) - moved:,} could not move, because they equal an image that stays"
+    chosen = len(moves.keys() & {*after.model.faces})
+    moved = sum(int(placement.cluster[row]) == number for row, number in moves.items()) - chosen
+    text = describe_edits(edits, run.model, after.model, moved, chosen)
+    if stuck := len(moves) - moved - chosen:
+        text += f"; {stuck:,} could not move, because they equal an image that stays"
     named = ", ".join(filter(None, edits.names.values()))
     done = f"{text}: {named}" if named else text
     # A moved image shows the edits, or else the typical image of a cluster in them.
     numbers = [*(number for number, _ in edits.split), *chain(*edits.merge), *edits.names, *reversed(edits.junk or ())]
     distances = placement.distance.where(placement.cluster == next(iter(numbers), 0), torch.inf)
     example = next(iter(moves), int(distances.argmin()))
-    changes_clusters = bool(edits.merge or edits.split or edits.move)
-    return decided(after, edits.digest, changes_clusters, done=done, example=example, said={"Edits": text})
+    changes = bool(edits.merge or edits.split or preview(run, after))
+    return decided(after, edits.digest, changes, done=done, example=example, said={"Edits": text})
 
 
 def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int]) -> Model:
@@ -97,9 +98,12 @@ def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int]) -> Model:
     answers = {*model.answers}
     origins = {row: int(target[origin]) for row, origin in model.moves if origin < len(target)}
     denied = [(row, number) for row, number in model.denied if row not in moves and number not in merged]
+    faces = [row for row in model.faces if row not in moves]
     if moves:
         placed = replace(model, cut=cut).placement(reduced).cluster
-        origins = {row: int(placed[row]) for row in moves} | origins
+        faces += [row for row, number in moves.items() if int(placed[row]) == number]
+        last = {row: origins.pop(row, int(placed[row])) for row in moves}
+        origins |= last
         cut = move_rows(cut, moves, reduced, placed)
     return replace(
         model,
@@ -109,11 +113,15 @@ def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int]) -> Model:
         # The answers about a split cluster are about none of its parts, so the estimate begins anew.
         sample=() if edits.split else tuple((row, int(target[own])) for row, own in model.sample),
         denied=tuple(denied),
+        faces=tuple(faces)[-MAX_MOVES:],
     ).with_cut(cut)
 
 
-def describe_edits(edits: Edits, before: Model, after: Model, moved: int) -> str:
-    """Describe the edits in words: ``3 names, 1 merge, 12 images moved``. ``moved``: Number of moved images."""
+def describe_edits(edits: Edits, before: Model, after: Model, moved: int, chosen: int) -> str:
+    """Describe the edits in words: ``3 names, 1 merge, 12 images moved``.
+
+    ``moved``, ``chosen``: Numbers of images that were moved, and that were chosen to show their clusters.
+    """
     was = dict(enumerate(before.names))
     named = sum(name != was.get(number, "") for number, name in edits.names.items())
     marks = len(set(before.junk) ^ set(after.junk))
@@ -122,6 +130,7 @@ def describe_edits(edits: Edits, before: Model, after: Model, moved: int) -> str
         *([plural(sum(len(clusters) - 1 for clusters in edits.merge), "merge")] if edits.merge else []),
         *(f"cluster {number} split into {parts}" for number, parts in edits.split),
         *([f"{plural(moved, 'image')} moved"] if moved else []),
+        *([f"{plural(chosen, 'image')} chosen for the card"] if chosen else []),
         *([f"{plural(marks, 'junk mark')} changed"] if marks else []),
     ]
     return ", ".join(counts) or "nothing changed, because the run was like this already"

@@ -42,6 +42,7 @@ def past_of(run: Run, rows: Tensor, *, keeps_sample: bool) -> Past:
         answers=tuple(row for former in said.answers for row in places.get(former, ())),
         sample=tuple((row, number) for former, number in sample.items() for row in places.get(former, ())),
         denied=tuple((row, number) for former, number in said.denied for row in places.get(former, ())),
+        faces=tuple(row for former in said.faces for row in places.get(former, ())),
     )
     before = torch.where(rows < 0, -1, cluster[rows])
     placed = {row: int(before[row]) for row in (*later.answers, *dict(later.moves))}
@@ -112,6 +113,7 @@ def taught_again(run: Run, past: Past, heir: Mapping[int, int], stays: Tensor | 
         junk=tuple(sorted(heir[old] for old in said.junk if old in heir)),
         moves=tuple((row, heir.get(origin, pins[row])) for row, origin in said.moves),
         denied=tuple((row, heir[number]) for row, number in said.denied if number in heir),
+        faces=said.faces,
     )
     again = replace(model, **vars(annotations)).with_cut(cut)
     answers = []

@@ -176,6 +176,7 @@ def write_page(
         near=_near(shown) if shown else {},
         **_parts(shown, every),
         nouns=folder.read_rows(NOUNS) if folder.has(NOUNS) else (),
+        faces=used.at(shown.model.faces).column("path").tolist() if shown else (),
         originals=_originals(run, source),
     )
     folder.write("report.html", render(data))

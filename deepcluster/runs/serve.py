@@ -95,6 +95,7 @@ def _state(folder: run_folder.RunFolder) -> dict[str, Any]:
         "cut": record.cut,
         "clusters": [cluster(row) for row in folder.read_rows("cluster_summary.csv")],
         "answers": len(said.answers) + len(said.denied),
+        "faces": said.faces,
         "quality": quality_text(record.quality) if record.quality else "",
         "right": record.quality.get("share") if record.quality else None,
         "done": done,
@@ -105,13 +106,13 @@ def _state(folder: run_folder.RunFolder) -> dict[str, Any]:
     }
 
 
-def _images(folder: run_folder.RunFolder) -> tuple[str, list[str], Picture]:
 def _line_of(about: Mapping[str, Any], images: int) -> tuple[str, int, str, str]:
     """Return a step for the page: words, the tile of an image that shows it, moved images unless they say so, time."""
     moved = f"{plural(about['moved'], 'image')} moved" if about["moved"] else ""
     return about["done"], tile(about["row"], images), moved if moved not in about["done"] else "", about["at"]
 
 
+def _images(folder: run_folder.RunFolder) -> tuple[str, list[str], Picture]:
     """Return the version, the paths of the usable images, and a function from a path to its image."""
     paths = [*folder.read_clusters().where("status", "ok").column("path")]
     return _version(folder), paths, pictures(images_at_hand(folder), IMAGE_SIDE)

@@ -26,7 +26,8 @@ class Edits:
     junk: tuple[Number, ...] | None = None  # all clusters marked as junk from now on; None leaves the marks as they are
     # (cluster, number of parts); the largest part keeps the number, the others get the next free ones, in this order.
     split: tuple[tuple[Number, int], ...] = ()
-    # (row of features.npy or path, cluster after the merges). Numbers from the next free one on make new clusters.
+    # (row of features.npy or path, cluster after the merges). Numbers from the next free one on make new clusters. An
+    # image that is moved to its own cluster stays there, and shows it in the report.
     move: tuple[tuple[Number | str, Number], ...] = ()
 
     @property

@@ -123,10 +123,9 @@ def _tensors(model: Model) -> dict[str, Tensor]:
 def clusters_tensors(model: Model, **about: Any) -> dict[str, Tensor]:
     """Return the content of the file of a model's clusters; ``about``: more for its JSON text."""
     table = {"names": model.names, "junk": model.junk, "moves": model.moves, **about}
-    if model.answers:
-        table |= {"answers": model.answers, "sample": model.sample}
-    if model.denied:
-        table["denied"] = model.denied
+    for name in ("answers", "sample", "denied", "faces"):
+        if rows := getattr(model, name):
+            table[name] = rows
     return {"centroids": model.cut.centroids, "groups": model.cut.cluster_of, "about": json_tensor(table)}
 
 

@@ -23,7 +23,7 @@ function moveTo(list, target) {
 
 /* Apply what the list of images has collected when it is closed, or ask for what follows from it. */
 function settle() {
-  if (!gridSource && !followed() && movesNow().length) edit({move: movesNow()});
+  if (!document.body.inert && !gridSource && !followed() && movesNow().length) edit({move: movesNow()});
 }
 
 $("#images").addEventListener("close", () => {
@@ -90,6 +90,8 @@ $("#one-move").addEventListener("click", () => {
     $("#one-close").focus();
   });
 });
+/* An image that is moved to its own cluster shows it. */
+$("#one-face").addEventListener("click", () => edit({move: [...movesNow(), [one * imageData.step, clusterOf(one)]]}));
 
 /* ---- check: one list after another, the doubtful images first; a tap marks a wrong one, and a digit moves it ---------- */
 

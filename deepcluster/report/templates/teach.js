@@ -256,7 +256,7 @@ teacher.addEventListener("close", () => {
 /* Let images follow the answers of a list of images that has been closed: those that are right, and those that moved, if
    that is wanted. A cluster some of whose images are right and others of another kind is split. */
 function followed() {
-  if (document.body.inert || isStuck) return false;
+  if (isStuck) return false;
   const given = [...[...right].map(i => [i * imageData.step, clusterOf(i)]), ...movesNow()];
   const kinds = new Set(given.filter(([row]) => home[row / imageData.step] === within).map(([, cluster]) => cluster));
   if (kinds.size < 2) within = null;
