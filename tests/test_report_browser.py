@@ -879,7 +879,7 @@ def test_images_that_move_or_are_right_teach_the_others(copied: Path, browser: A
 
 
 def test_doubtful_images_of_one_cluster_after_another_are_checked(copied: Path, browser: Any) -> None:
-    """A click marks a wrong image, a digit moves it, N is the next cluster; all is applied at the end."""
+    """A click marks a wrong image, a digit moves it, also to a new cluster; N is the next. It is applied at the end."""
     before = {row["path"].removeprefix("./"): row for row in rows(copied / "clusters.csv")}
     with opened(browser, serving(copied), originals=1, loads=2) as page:
         press(page, "j", "c")
@@ -892,14 +892,18 @@ def test_doubtful_images_of_one_cluster_after_another_are_checked(copied: Path, 
                 float(row["margin"]) for row in before.values() if row["cluster"] == str(number)
             )
             wrong.click(position={"x": 40, "y": 40})  # not on its corner alone
-            targets = page.locator("#images .targets button")
-            moved[path] = targets.first.inner_text().split()[-1]
-            page.keyboard.press("1")
+            if number == 0:
+                page.locator("#images [data-ticked=move]").click()
+                page.locator("#merge-list button").first.click()
+                moved[path] = "3"
+            else:
+                moved[path] = page.locator("#images .targets button").first.inner_text().split()[-1]
+                page.keyboard.press("1")
             page.locator("#moved").get_by_text("1 image moved").wait_for()
             page.keyboard.press("n")
         page.locator("#told").get_by_text("3 images moved").wait_for()
         after = {row["path"].removeprefix("./"): row["cluster"] for row in rows(copied / "clusters.csv")}
-        assert {path: after[path] for path in moved} == moved
+        assert {path: after[path] for path in moved} == moved == dict.fromkeys(moved, "3")
 
 
 def test_an_empty_filter_says_so(run: Path, browser: Any) -> None:

@@ -95,11 +95,12 @@ $("#one-face").addEventListener("click", () => edit({move: [...movesNow(), [one 
 
 /* ---- check: one list after another, the doubtful images first; a tap marks a wrong one, and a digit moves it ---------- */
 
-/* The digits are of the clusters most like it. */
+/* The digits are of the clusters that were made since the page was drawn, and of those most like it. */
 function openCheck(number) {
   if (!where) return;
   checked = number;
-  targets.splice(0, targets.length, ...base.get(number).near.filter(isPresent).slice(0, 9));
+  const made = targets.filter(target => isPresent(target) && !base.has(target));
+  targets.splice(0, targets.length, ...[...made, ...base.get(number).near.filter(isPresent)].slice(0, 9));
   nextTarget = targets.length % 9;
   tellTargets();
   $("#images-order").value = "doubt";
