@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from deepcluster import model
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
 from deepcluster.fitting import fit as run
@@ -27,7 +28,6 @@ from deepcluster.learning.heads import CentroidHead, WithInstances
 from deepcluster.nets.network import build
 from deepcluster.presets import read_request
 from deepcluster.runs import page as run_report
-from deepcluster.runs import predict as prediction
 from tests.drawings import save_drawings
 from tests.helpers.image_files import CANARY, SIDE, chunk, files_of_all_modes, png, stored, talkative
 from tests.helpers.runs import SAME, model_digest, predicted, record, rows
@@ -117,7 +117,7 @@ def test_fit_predict_and_report_see_the_right_pixels(tmp_path: Path, monkeypatch
     seen: list[Store] = []
     pictures: list[Callable[[str], Image.Image | None]] = []
     thumbnails = run_report.thumbnails
-    for module in (reading, prediction):
+    for module in (reading, model):
         monkeypatch.setattr(module, "read_once", lambda *a, **o: (seen.append(read_once(*a, **o)), seen[-1])[1])
     kept = lambda picture, *rest: (pictures.append(picture), thumbnails(picture, *rest))[1]  # noqa: E731
     monkeypatch.setattr(run_report, "thumbnails", kept)
