@@ -262,7 +262,7 @@ def _components(x: Tensor, count: int, scaling: Directions | None = None) -> Com
         centred = centred @ torch.from_numpy(scaling)
         centred = centred - centred.mean(0)
     array = centred.numpy()
-    values, left = scipy.linalg.eigh(array @ array.T, driver="evd")  # a subset that is nearly the whole takes longer
+    values, left = np.linalg.eigh(array @ array.T)  # a subset that is nearly the whole takes scipy longer
     values, left = np.maximum(values[: -count - 1 : -1], 0.0), left[:, : -count - 1 : -1]
     lengths = np.sqrt(values)
     vectors = array.T @ (left / np.where(lengths > 0, lengths, np.inf))
