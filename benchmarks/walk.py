@@ -7,7 +7,7 @@ each, 651 in all, enlarged to 1,600 px. A simulated person who knows the kinds f
 in chromium. She takes the proposed number of clusters that is nearest to hers, names the clusters, answers --answers
 questions, checks the clusters one by one, names those that she made, and sorts into folders.
 
-results/walk.json gets a row for each seed and step: `machine`, the seconds between an action and the moment the page is
+results/walk.json gets a row for each seed and step: `waited`, the seconds between an action and the moment the page is
 ready for the next one; `person`, her seconds by a keystroke model; keys; clicks; and `right`, the share of images whose
 cluster has the name of their kind. A cluster without a name counts by the kind of most of its images.
 """
@@ -35,7 +35,7 @@ from PIL import Image
 
 IMAGES, COUNT, LEAST, MOST, SIDE = 651, 29, 14, 45, 1600
 ENOUGH = 0.95
-SPENT = ("machine", "person", "keys", "clicks")
+SPENT = ("waited", "person", "keys", "clicks")
 KINDS = {  # a person's names for the class folders
     "animals22": "bear cat cow deer dog dolphin horse lion shark wolf",
     "canteen_food": "coffee=Coffee cookies=Cookie juice=Juice pasta=Pasta_with_cheese porridge=Porridge tea=Tea",
@@ -100,7 +100,7 @@ class Person:
     page: Any
     truth: dict[str, str]
     run: Path
-    machine: float = 0
+    waited: float = 0
     person: float = 0
     keys: int = 0
     clicks: int = 0
@@ -112,7 +112,7 @@ class Person:
     def wait(self, ready: str = "true", arg: object = None) -> None:
         """Count the time from the last action until the page is ready."""
         self.page.wait_for_function(ready, arg=arg)
-        self.machine += time.perf_counter() - self.acted
+        self.waited += time.perf_counter() - self.acted
 
     def look(self, seconds: float) -> None:
         self.person += seconds

@@ -13,6 +13,7 @@ from tests.pages import ROOT
 # In a process of its own: what only POSIX has is hidden, once the packages of others are imported.
 ELSEWHERE = """
 import importlib, os, pkgutil, signal, sys, types
+import rich.console
 import scipy.spatial, scipy.stats, sklearn.cluster, sklearn.manifold, threadpoolctl, timm, torch._dynamo, torchvision
 class msvcrt(types.ModuleType):
     LK_UNLCK, LK_NBLCK, held = 0, 2, []

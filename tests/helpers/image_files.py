@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 LOSSLESS = {"WEBP": {"lossless": True, "exact": True}, "JPEG": {"quality": 100, "subsampling": 0}}
@@ -85,6 +86,8 @@ def files_of_all_modes() -> dict[str, tuple[bytes, np.ndarray, int]]:
     made = {}
     for mode, (values, colours, off, kinds) in MODES.items():
         for kind in kinds.split():
+            if (mode, kind) == ("YCbCr", "TIFF") and PIL.__version__ < "13":
+                continue  # which it does not read
             data = stored(four_squares(mode, values), kind, **LOSSLESS.get(kind, {}))
             made[f"{mode}.{kind}"] = (data, golden(colours), max(off, 3 if kind == "JPEG" else 0))
     palette = four_squares("P", (0, 1, 2, 3))
