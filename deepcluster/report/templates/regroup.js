@@ -20,12 +20,12 @@ function choose({title, hint, others, like, alike = [], made = null, done, back}
   const called = other => plain(nameOf(other)).toLowerCase();
   const isLike = (other, text) => /^\d+$/.test(text) ? String(other).startsWith(text) || called(other).includes(text)
     : [titleOf(other), ...hintsOf(other)].some(word => word.toLowerCase().includes(text));
-  /* The cluster that was typed: by its number, by its whole name (the first of several), or by a part that no other has. */
+  /* The cluster that was typed: by its number, or by a name or a part of one that no other has. Of several with a name the first takes images, but no cluster. */
   const meant = () => {
     const text = typed(), word = t("cluster {0}", "").trim(), number = text.startsWith(word) ? text.slice(word.length).trim() : text;
     if (isPresent(Number(number)) && /^\d+$/.test(number)) return others.find(other => other === Number(number));
     const named = others.filter(other => text && [called(other), titleOf(other).toLowerCase()].includes(text));
-    const some = named.length ? named.slice(0, 1) : others.filter(other => text && isLike(other, text));
+    const some = named.length ? named.slice(0, made === null ? named.length : 1) : others.filter(other => text && isLike(other, text));
     return some.length === 1 ? some[0] : undefined;
   };
   $("#follow").closest("p").hidden = made === null;
