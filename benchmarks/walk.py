@@ -4,8 +4,9 @@
 
 DATA has zip files of class folders (animals22.zip and the others of KINDS). A seed draws 29 kinds, 14 to 45 images of
 each, 651 in all, enlarged to 1,600 px. A simulated person who knows the kinds fits them and looks at the served report
-in chromium. She takes the proposed number of clusters that is nearest to hers, names the clusters, answers --answers
-questions, checks the clusters one by one, names those that she made, and sorts into folders.
+in chromium. She takes the proposed number of clusters that is nearest to hers, names the clusters and the pictures of
+other kinds among those that *Teach* shows of each, answers --answers questions, checks the clusters one by one, names
+those that she made, and sorts into folders.
 
 results/walk.json gets a row for each seed and step: `waited`, the seconds between an action and the moment the page is
 ready for the next one; `person`, her seconds by a keystroke model; keys; clicks; and `right`, the share of images whose
@@ -165,21 +166,38 @@ def choose_number(person: Person) -> None:
         person.wait(LOADED)
 
 
-def name_clusters(person: Person) -> None:
-    """Name each cluster by the kind of most pictures that *Teach* shows of it."""
+def name_clusters(person: Person) -> bool:
+    """Name the clusters by the kind of most pictures that *Teach* shows, and tick and name those of other kinds before.
+
+    Returns:
+        If images followed such pictures.
+    """
     person.click(person.page.locator("#teach-open"))
     person.wait(READY)
     while person.page.locator("#teach-kind").is_visible():
-        faces = [person.truth[path] for path in person.titles("#teach-faces li")]
+        faces = [person.truth[path] for path in person.titles("#teach-faces label")]
         person.look(FACE * len(faces))
-        kind = Counter(faces).most_common(1)[0][0]
-        hint = person.page.locator("#teach-hints button").get_by_text(kind, exact=True)
-        if hint.count():
-            person.click(hint)
-        else:
-            person.write(kind)
-            person.press("Enter", LETTER)
+        (own, _), *others = Counter(faces).most_common()
+        for kind, _ in others:
+            for face in (face for face, other in enumerate(faces) if other == kind):
+                person.click(person.page.locator("#teach-faces label").nth(face))
+            name_kind(person, kind)
+        name_kind(person, own)
         person.wait(READY)
+    is_preview = person.page.locator("#teach-review").is_visible()
+    if is_preview:
+        follow(person)
+    return is_preview
+
+
+def name_kind(person: Person, kind: str) -> None:
+    """Name the ticked images, or the cluster."""
+    hint = person.page.locator("#teach-hints button").get_by_text(kind, exact=True)
+    if hint.count():
+        person.click(hint)
+    else:
+        person.write(kind)
+        person.press("Enter", LETTER)
 
 
 def teach(person: Person) -> None:
@@ -195,6 +213,11 @@ def teach(person: Person) -> None:
             person.write(kind)
             person.press("Enter", LETTER)
         person.wait(READY)
+    follow(person)
+
+
+def follow(person: Person) -> None:
+    """Apply a preview."""
     person.look(PREVIEW)
     person.press("Enter")
     person.wait(READY)
@@ -251,6 +274,7 @@ def move_to(person: Person, kind: str, made: dict[str, str]) -> None:
         made[kind] = ""
     person.press("ArrowDown")  # to the first one, because Enter takes a name only if no other cluster has it
     person.press("Enter")
+    person.wait("() => document.querySelector('#images-grid :focus')")
     if not made.get(kind, kind):
         (made[kind],) = {*targets()} - {*known}
 
@@ -282,7 +306,7 @@ def at_the_page(person: Person, server: "subprocess.Popen[str]", answers: int) -
     yield "first screen"
     choose_number(person)
     yield "number"
-    name_clusters(person)
+    followed = name_clusters(person)
     yield "names"
     for _ in range(answers // 10):
         if person.right() < ENOUGH * IMAGES:
@@ -290,7 +314,7 @@ def at_the_page(person: Person, server: "subprocess.Popen[str]", answers: int) -
             yield "10 answers"
     person.leave()
     person.press("Escape")
-    if answers:
+    if answers or followed:
         person.wait(LOADED)
     yield "close"
     if person.right() < ENOUGH * IMAGES:
@@ -325,7 +349,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("-k", type=int, help="fit this number of clusters")
-    parser.add_argument("--answers", type=int, default=10)
+    parser.add_argument("--answers", type=int, default=0)
     options = parser.parse_args()
     from playwright.sync_api import sync_playwright  # of the extra dev, which --help does not need
 

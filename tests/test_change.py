@@ -20,6 +20,7 @@ from deepcluster.runs.added import update
 from deepcluster.runs.change import ChangeOf, by_steps, preview, redo, undo
 from deepcluster.runs.edits import apply, by_edits
 from deepcluster.runs.lesson import Answer, lesson, teach
+from deepcluster.runs.page import read_tree, shown_of
 from deepcluster.runs.recut import by_number, recut
 from deepcluster.runs.run import read_run
 from deepcluster.runtime.console import Silent
@@ -208,6 +209,15 @@ def test_undo_and_redo_are_the_identity_and_no_number_is_given_twice(undrawn: Pa
             assert all_but_dates(undrawn) == after, (kind, number)
         if random.random() < 0.3:
             undo(undrawn, steps=random.randint(1, min(3, done)))
+
+
+def test_answers_that_move_no_image_leave_the_tree_of_their_centroids(undrawn: Path) -> None:
+    before = read_run(open_run(undrawn))
+    teach(undrawn, [Answer(row, int(before.placement.cluster[row])) for row in range(10)])
+    after = read_run(open_run(undrawn))
+    assert after.placement.cluster.equal(before.placement.cluster)
+    assert not after.model.cut.centroids.equal(before.model.cut.centroids)
+    assert read_tree(open_run(undrawn)) == shown_of(after.rows, after.model, after.placement.centroid).tree
 
 
 def test_a_new_change_after_an_undo_loses_nothing_that_was_undone(undrawn: Path) -> None:

@@ -89,7 +89,7 @@ def test_every_kind_of_broken_file_is_listed_and_changes_nothing(
             file.unlink()
         return store
 
-    with monkeypatch.context() as patch, pytest.warns(DeepClusterWarning, match="9 pictures"):
+    with monkeypatch.context() as patch, pytest.warns(DeepClusterWarning, match="pictures of the page are small ones"):
         patch.setattr(reading, "read_once", read)
         second = fit(mixed, tmp_path / "second")
     skipped = rows(second / "skipped.csv")
@@ -161,7 +161,7 @@ def test_a_run_tells_nothing_but_pixels(listed: bool, tmp_path: Path, monkeypatc
         assert CANARY not in data and not (name.startswith("model/") and b".jpg" in data), name
     told = {name for name, data in files.items() if HOME.encode() in data}
     # A list of absolute paths is what the tables are about; the folder of images is not.
-    tables = {"clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "nouns.csv"}
+    tables = {"clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "nouns.csv", "tiles.json"}
     assert told == {"run.json", "log.txt"} | (tables | {"checkpoints/images.csv"} if listed else set())
     assert "deepcluster fit .../" in page and "-o .../one" in page
 

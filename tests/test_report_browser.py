@@ -832,6 +832,55 @@ def test_questions_are_answered_by_keys_and_others_follow_when_that_is_applied(c
         page.locator("#told").get_by_text(f"{count} images changed").wait_for()
 
 
+def test_images_of_another_kind_are_named_with_their_cluster(copied: Path, browser: Any) -> None:
+    """The name of ticked images is an answer, which another change does not lose; the images beside them are right."""
+    with opened(browser, serving(copied), originals=15, loads=2) as page:
+        faces, title = page.locator("#teach-faces li:not([hidden]) label"), page.locator("#teach-title")
+        field, count = page.locator("#teach-kind-name"), page.locator("#teach-count")
+
+        def name(text: str, then: str) -> None:
+            page.keyboard.insert_text(text)
+            page.keyboard.press("Enter")
+            count.or_(title).get_by_text(then).first.wait_for()
+
+        page.get_by_role("button", name="Teach").click()
+        number = int(field.get_attribute("data-number"))
+        odd = [faces.nth(place).get_attribute("title") for place in (0, 2)]
+        for place in (0, 2):
+            faces.nth(place).click()
+        assert title.inner_text() == "What are the ticked images?"
+        name("odd", "What is this cluster?")
+        right = [face.get_attribute("title") for face in faces.all()]
+        assert len(right) > 1 and not {*right} & {*odd}
+        name("first", "2 without a name")
+        for face in faces.all():
+            face.click()
+        assert title.inner_text() == "What is this cluster?"  # if all are ticked, none is of another kind
+        name("second", "1 without a name")
+        paths = [row["path"].removeprefix("./") for row in rows(copied / "clusters.csv")]
+        named = [{"path": paths.index(path), "name": "odd"} for path in odd]
+        with page.expect_request("**/preview") as request:
+            name("third", "would move")
+        right_ones = [{"path": paths.index(path), "cluster": number} for path in right]
+        assert request.value.post_data_json["taught"]["answers"] == [*named, *right_ones]
+        page.keyboard.press("Escape")
+        page.locator(f"#cluster-{number} .size").click()
+        page.keyboard.press("s")
+        with page.expect_navigation():
+            page.locator("#split").get_by_role("button", name="Split").click()
+        page.get_by_role("button", name="Teach").click()
+        page.locator("#teach-about").get_by_text("now in").wait_for()
+        with page.expect_request("**/preview") as request:
+            page.get_by_role("button", name="What follows").click()
+        title.get_by_text("would move").wait_for()
+        assert request.value.post_data_json["taught"]["answers"] == named
+        page.keyboard.press("Enter")
+        page.locator("#teach-progress").get_by_text("2 answers").wait_for()
+        page.locator("#teach-about").get_by_text("now in").wait_for()
+        after = {row["path"].removeprefix("./"): row for row in rows(copied / "clusters.csv")}
+        assert all(after[path]["name"] == "odd" and after[path]["by"] == "answer" for path in odd)
+
+
 def test_images_that_move_or_are_right_teach_the_others(copied: Path, browser: Any) -> None:
     """A cluster of two kinds is split by examples; moves alone stay what they are."""
     apply(copied, Edits(merge=((0, 1),)))

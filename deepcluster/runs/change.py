@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from deepcluster.errors import DeepClusterError, UsageError
 from deepcluster.groups.cut import Placement
 from deepcluster.images import Source
@@ -155,7 +157,9 @@ def commit(
         baseline = change.baseline if change.baseline is not None else known if after.record.cut else {}
         outcome = describe(after, change.placement, recipe_of(staged), baseline)
         write_outcome(staged, outcome, run)
-        tree = read_tree(staged) if after.record.cut == run.record.cut else None
+        # Answers that move no image may make centroids, too.
+        is_same = after.record.cut == run.record.cut and torch.equal(after.model.cut.centroids, run.model.cut.centroids)
+        tree = read_tree(staged) if is_same else None
         shown = shown_of(after.rows, after.model, outcome.centroid, tree)
         write_tree(staged, shown.tree)
         if staged.has("report.html") or staged.has(MAP):

@@ -110,7 +110,7 @@ function openCheck(number) {
 }
 
 function checkNext() {
-  const shown = $$(".cluster").map(card => Number(card.dataset.number)).filter(isPresent), next = shown[shown.indexOf(checked) + 1];
+  const shown = $$(".cluster").map(card => Number(card.dataset.number)), next = shown.slice(shown.indexOf(checked) + 1).find(isPresent);
   if (next === undefined) $("#images").close();
   else openCheck(next);
 }

@@ -28,7 +28,8 @@ async function send(made) {
     } else if (stays && teacher.open) stays(state, text);
     else {
       if (state.cut !== cut || String(state.faces) !== String(faces)) {
-        current.clear();
+        if (action === "teach") current.clear();
+        for (const [row, {name}] of answered) if (!name) answered.delete(row);  /* the numbers of clusters may have changed */
         reload({told: text, standing: standing ?? [], merged: words?.merge, targets: action === "apply" ? targets : []});
         return true;
       }
@@ -121,7 +122,7 @@ function reload({merged = [], ...after} = {}) {
   isLeaving = true;
   const opened = [...cards.keys()].filter(number => cards.get(number).closest(".group")?.open), number = minded && Number(minded.dataset.number);
   remain({
-    opened, targets, moved: lastMoved, answers: [...answered], cut: data.cut, follow: $("#follow").checked,
+    opened, targets, moved: lastMoved, answers: [...answered], cut: data.served.cut, follow: $("#follow").checked,
     minded: merged.find(numbers => numbers.includes(number))?.[0] ?? number, ...after, standing: [...standing, ...after.standing ?? []],
   });
   location.reload();

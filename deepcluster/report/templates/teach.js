@@ -1,7 +1,7 @@
 /* ---- teaching: answers about a few images, which all others follow ------------------------------------------------- */
 
 /* Answers by row, as runs/lesson.py takes them: to questions, or from a list of images. */
-const teacher = $("#teach"), EACH = 10, MAX_SHOWN = 48, MAX_FACES = 12;
+const teacher = $("#teach"), EACH = 10, MAX_SHOWN = 48, MAX_FACES = 8;
 const answered = new Map(), skipped = new Set(), nameless = new Set(), right = new Set(), asked = [];
 let queue = [], choices = [], after = [], current = answered, within = null, inquiry = new AbortController();
 
@@ -88,28 +88,54 @@ function openTeach() {
   begin();
 }
 
-/* Ask for the names of clusters without one, the largest first; then for the clusters of images. */
-function begin() {
+/* A picture with a box to tick. */
+const tickable = (i, side) => element("label", {title: pathOf(i)}, element("input", {type: "checkbox", value: i, ariaLabel: pathOf(i)}), picture(tileOf(i), side));
+
+/* Ask for the names of clusters without one, the largest first. */
+function begin(after = ask) {
   const unnamed = present().filter(number => !nameOf(number) && !nameless.has(number) && imagesOf(number).length);
   const [number] = unnamed.sort((a, b) => sizeOf(b) - sizeOf(a) || a - b), field = $("#teach-kind-name");
-  if (number === undefined) return ask();
-  part("kind", t("What is this cluster?"));
+  if (number === undefined) return after();
+  part("kind", "");
   $("#teach-count").textContent = t("{0} without a name", unnamed.length);
   /* From the most typical image to the least typical one, so that a mixture is seen. */
   const own = imagesOf(number).sort(orderings.near), count = Math.min(MAX_FACES, own.length);
   const faces = Array.from({length: count}, (_, k) => own[Math.floor(k * own.length / count)]);
-  $("#teach-faces").replaceChildren(...faces.map(i => element("li", {title: pathOf(i)}, picture(tileOf(i), 0))));
+  $("#teach-faces").replaceChildren(...faces.map(i => element("li", {}, tickable(i, 0))));
   $("#teach-hints").replaceChildren(...hintsOf(number).map(hint => element("button", {type: "button"}, hint)));
-  field.value = "";
   field.dataset.number = number;
-  field.focus();
+  askKind();
 }
 
+/* The images that a name would be of: the ticked ones, unless all are. */
+function unlike() {
+  const inputs = $$("#teach-faces li:not([hidden]) input"), ticked = inputs.filter(input => input.checked);
+  return ticked.length < inputs.length ? ticked : [];
+}
+
+const tellKind = () => { $("#teach-title").textContent = t(unlike().length ? "What are the ticked images?" : "What is this cluster?"); };
+
+function askKind() {
+  tellKind();
+  $("#teach-kind-name").value = "";
+  $("#teach-kind-name").focus();
+}
+
+/* Take the name of a cluster, or of ticked images of another kind, which are answers. The images beside them are right. */
 function nameKind(name) {
-  const number = Number($("#teach-kind-name").dataset.number);
-  if (name) nameCluster(number, name);
-  else nameless.add(number);
-  begin();
+  const number = Number($("#teach-kind-name").dataset.number), ticked = name ? unlike() : [];
+  const answer = (inputs, given) => inputs.map(({value}) => value * imageData.step).forEach(row => answered.set(row, {path: row, ...given}));
+  if (ticked.length) {
+    answer(ticked, {name});
+    for (const input of ticked) input.closest("li").hidden = true;
+    return askKind();
+  }
+  if (!name) nameless.add(number);
+  else {
+    if ($("#teach-faces [hidden]")) answer($$("#teach-faces li:not([hidden]) input"), {cluster: number});
+    nameCluster(number, name);
+  }
+  begin(answered.size ? review : ask);
 }
 
 function part(name, title) {
@@ -135,7 +161,7 @@ async function review() {
   $("#teach-progress").textContent = translated([quality]).join("");
   $("#teach-moves").replaceChildren(...moves.map(([from, to, some]) => {
     const shown = [...where.keys()].filter(i => home[i] === from && after[i * imageData.step] === to).slice(0, MAX_SHOWN);
-    const faces = shown.map(i => element("label", {title: pathOf(i)}, element("input", {type: "checkbox", value: i, ariaLabel: pathOf(i)}), picture(tileOf(i), 64)));
+    const faces = shown.map(i => tickable(i, 64));
     const rest = some > shown.length ? [t("and {0} more", grouped(some - shown.length))] : [];
     return element("li", {}, element("strong", {}, `${called(from)} → ${called(to)} · ${images(some)}`), element("span", {className: "row"}, ...faces, ...rest));
   }));
@@ -213,6 +239,8 @@ whenTicked.push(() => {
   for (const input of $$("#teach-moves input")) input.checked = ticked.has(Number(input.value));
   if (teacher.open) offerPlaces();
 });
+$("#teach-faces").addEventListener("change", tellKind);
+$("#teach-faces").addEventListener("mousedown", event => event.preventDefault());  /* the field keeps the focus */
 $("#teach-kind-name").addEventListener("keydown", event => {
   if (event.key === "Enter" && !event.isComposing) nameKind(plain(event.target.value));
 });
