@@ -961,6 +961,24 @@ def test_doubtful_images_of_one_cluster_after_another_are_checked(copied: Path, 
         assert {path: after[path] for path in moved} == moved == dict.fromkeys(moved, "3")
 
 
+def test_the_check_goes_on_behind_a_cluster_that_it_has_emptied(copied: Path, browser: Any) -> None:
+    sizes = Counter(row["cluster"] for row in rows(copied / "clusters.csv"))
+    with opened(browser, serving(copied), originals=1, loads=2) as page:
+        press(page, "j", "j", "c")
+        title = page.locator("#images-title")
+        title.get_by_text("Cluster 1").wait_for()
+        page.keyboard.press("Control+a")
+        page.locator("#images [data-ticked=move]").click()
+        page.locator("#merge-filter").fill("0")
+        page.keyboard.press("Enter")
+        page.locator("#images-grid :focus").wait_for(state="attached")
+        page.keyboard.press("n")
+        title.get_by_text("Cluster 2").wait_for()
+        page.keyboard.press("n")
+        page.locator("#told").get_by_text(f"{sizes['1']} images moved").wait_for()
+    assert not [row for row in rows(copied / "clusters.csv") if row["cluster"] == "1"]
+
+
 def test_an_empty_filter_says_so(run: Path, browser: Any) -> None:
     with opened(browser, run / "report.html") as page:
         page.locator("#filter").fill("zzz")
