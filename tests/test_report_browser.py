@@ -590,6 +590,7 @@ def test_corrections_in_series_need_one_opening(copied: Path, browser: Any) -> N
         page.locator("#images-undo").click()
         page.keyboard.press("Enter")
         assert page.locator("#one-title").inner_text() == far[3]
+        page.locator(f'#one-place img[alt="{far[3]}"]').wait_for()  # else the move asks for the file again
         page.locator("#one-move").click()
         page.locator("#merge-list").get_by_text("Cluster 1 · perhaps daisy", exact=True).click()
         title = page.locator("#one-title")
