@@ -107,13 +107,15 @@ function begin(after = ask) {
   askKind();
 }
 
-/* The images that a name would be of: the ticked ones, unless all are. */
-function unlike() {
-  const inputs = $$("#teach-faces li:not([hidden]) input"), ticked = inputs.filter(input => input.checked);
+/* The pictures without a name of their own, and the ticked ones of them, which are of another kind unless all are. */
+const facesLeft = () => $$("#teach-faces li:not([hidden]) input");
+
+function ofAnotherKind() {
+  const inputs = facesLeft(), ticked = inputs.filter(input => input.checked);
   return ticked.length < inputs.length ? ticked : [];
 }
 
-const tellKind = () => { $("#teach-title").textContent = t(unlike().length ? "What are the ticked images?" : "What is this cluster?"); };
+const tellKind = () => { $("#teach-title").textContent = t(ofAnotherKind().length ? "What are the ticked images?" : "What is this cluster?"); };
 
 function askKind() {
   tellKind();
@@ -123,7 +125,7 @@ function askKind() {
 
 /* Take the name of a cluster, or of ticked images of another kind, which are answers. The images beside them are right. */
 function nameKind(name) {
-  const number = Number($("#teach-kind-name").dataset.number), ticked = name ? unlike() : [];
+  const number = Number($("#teach-kind-name").dataset.number), ticked = name ? ofAnotherKind() : [];
   const answer = (inputs, given) => inputs.map(({value}) => value * imageData.step).forEach(row => answered.set(row, {path: row, ...given}));
   if (ticked.length) {
     answer(ticked, {name});
@@ -132,7 +134,7 @@ function nameKind(name) {
   }
   if (!name) nameless.add(number);
   else {
-    if ($("#teach-faces [hidden]")) answer($$("#teach-faces li:not([hidden]) input"), {cluster: number});
+    if ($("#teach-faces [hidden]")) answer(facesLeft(), {cluster: number});
     nameCluster(number, name);
   }
   begin(answered.size ? review : ask);
