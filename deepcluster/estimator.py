@@ -81,7 +81,6 @@ class DeepCluster(OpenedRun):
         names_: Names of the clusters by number, "" without one: ``names_[labels_]`` has one for each image.
         n_clusters_: K.
         inertia_: Sum of the squared distances to the centers.
-        verdict_: Stability of the clusters, in words, as the command prints it.
         quality_: A dict: the share of images in the right cluster, from answers about images drawn at random, with the
             bounds low and high of a 90 % interval, or the number needed if it has too few; None without such answers.
         n_iter_: Number of rounds.

@@ -236,7 +236,6 @@ class OpenedRun(_Base):
         self.skipped_ = [(row["path"], row["reason"]) for row in folder.read_rows("skipped.csv")]
         self._of_fit = Prediction(tuple(rows.paths), rows.reduced, rows.residuals, ())
         self.inertia_ = self._inertia(rows.reduced, clusters)
-        self.verdict_ = record.verdict or ""
         self._cut = record.cut
         self.quality_ = record.quality
         self.n_iter_ = int(record.rounds or 0)

@@ -128,14 +128,13 @@ def print_result(
     metrics = folder.read_json("metrics.json") if folder.has("metrics.json") else {}
     page = folder.path / "report.html"
     if output.as_json:
-        names = ("clusters", "images_count", "skipped_count", "rounds", "stability", "verdict")
+        names = ("clusters", "images_count", "skipped_count", "rounds")
         summary = summary or {name: record.get(name) for name in names} | {"metrics": metrics or None}
         print(json.dumps({"run": str(run), **summary}, indent=2))
     elif not output.quiet:
         lines: list[str] = []
-        if command in ("fit", "recut"):  # edits and new images have no verdict of their own
+        if command in ("fit", "recut"):
             lines += _metric_lines({"clusters": record["clusters"], **metrics})
-            lines += console.paragraph("Verdict", record["verdict"]).splitlines()
         following = [*_next_commands(folder.path, record, command)]
         following.append(f"open {page.absolute().as_uri()}   # the page as a file, to look at and to pass on")
         lines += [f"{heading:9} {line}" for heading, line in zip_longest(["Next"], following, fillvalue="")]

@@ -47,11 +47,6 @@ def percent(share: float | None) -> str:
     return NOTHING if share is None else f"{100 * share:.1f}%"
 
 
-def agreement(index: float) -> str:
-    """Return an adjusted Rand index as text, and no percentage: that reads as a share of right images."""
-    return f"{max(0.0, index):.2f}"
-
-
 def quality_text(quality: Mapping[str, float]) -> str:
     """Describe an estimate of the quality (``estimated_quality``) in a sentence."""
     if "share" not in quality:

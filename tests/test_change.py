@@ -151,7 +151,6 @@ def all_but_dates(run: Path) -> dict[str, object]:
 def undrawn(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The run without a page, which would be drawn anew after each change."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr("deepcluster.runs.result.stability", lambda *arguments, **options: 0.5)
     run = Path(shutil.copytree(made, tmp_path / "run"))
     for name in ("report.html", "map.npy"):
         (run / name).unlink()

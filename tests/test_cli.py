@@ -189,7 +189,7 @@ def test_fit_prints_the_lines_that_everybody_understands_and_the_rest_if_asked(p
     printed = prints(*fit)
     lines = printed.strip().splitlines()
     headings = {line[:9].strip() for line in lines if line[0] != " "}
-    assert headings == {"Images", "Network", "Round", "Done", "Metrics", "At start", "Verdict", "Next"}
+    assert headings == {"Images", "Network", "Round", "Done", "Metrics", "At start", "Next"}
     assert re.search(r"Images +48 .* 7 [^(]+\([^)]+\)[^(]+\(skipped\.csv\)", printed)
     kinds = ("3 other files", "2 RAW (", "1 empty", "1 video")
     assert all(kind in printed.replace("\n          ", " ") for kind in kinds)
@@ -280,7 +280,7 @@ def test_the_next_command_can_be_copied(tmp_path, capsys):
     guess = {"candidates": [{"k": 7}, {"k": 3}]}
     # A recut would lose edits, and is not for a user who asked for a number.
     for more, commands in (({}, [export]), (guess, [recut, export]), (guess | {"edits": "0123"}, [export])):
-        (folder / "run.json").write_text(json.dumps(RECORD | {"verdict": "x", "clusters": 3} | more))
+        (folder / "run.json").write_text(json.dumps(RECORD | {"clusters": 3} | more))
         session.print_result(folder, Output(), "fit")
         shown = capsys.readouterr().out
         assert "\x1b" not in shown and "\\x1b[31mred" in shown
@@ -359,14 +359,14 @@ MODEL = {
 SKIPPED = [{"path": str, "reason": str}]
 SINCE = {"residual_rank": (float, NONE), "shift": float, "due": bool, "reason": (str, NONE)}
 RESULT = {
-    "run": str, "clusters": int, "images_count": int, "skipped_count": int, "rounds": int, "stability": (float, NONE),
-    "verdict": str, "metrics": {str: (int, float, str)},
+    "run": str, "clusters": int, "images_count": int, "skipped_count": int, "rounds": int,
+    "metrics": {str: (int, float, str)},
 }  # fmt: skip
 PREDICTED = {"path": str, "cluster": int, "name": str, "distance": float, "margin": float, "is_outlier": bool}
 NAMES = {"status": str, "run": str, "model": str}
 STATE = {
     "run": str, "model": MODEL, "status": str, "images_count": int, "added_count": int,
-    "skipped_count": int, "outlier_share": (float, NONE), "stability": (float, NONE), "verdict": str,
+    "skipped_count": int, "outlier_share": (float, NONE),
     "run_bytes": int, "model_bytes": int, "checkpoints_bytes": int,
 }  # fmt: skip
 # Commands in the folder of a run and of new/: two images and a file that is none. A type stands for any key.
@@ -497,10 +497,9 @@ def test_the_state_of_a_run_is_told_without_torch_or_the_error_that_it_meets(ask
         assert told[name] == sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
     assert (told["images_count"], told["added_count"], told["due"], told["outlier_share"]) == (48, 0, False, None)
     assert [line.split()[0] for line in prints("doctor", "run").splitlines()] == [*told]
-    for damage in ({"stability": "x"}, {"verdict": [1]}):
-        change_record(Path("run"), **damage)
-        asked("doctor run", 5)
-        change_record(Path("run"), **{name: told[name] for name in damage})
+    change_record(Path("run"), seconds="x")
+    asked("doctor run", 5)
+    change_record(Path("run"), seconds=1.0)
     Path("run/clusters.csv").write_text("path,status\n")
     asked("doctor run", 5)
     change_record(Path("run"), status="running")

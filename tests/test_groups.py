@@ -25,7 +25,6 @@ from deepcluster.groups.choose_k import (
     finest_plausible,
     plausible_numbers,
     spectral_number,
-    stability,
 )
 from deepcluster.groups.cut import ROWS_EACH, Cut, as_clusters, cut_features, placement_of
 from deepcluster.groups.due import Drift, drift
@@ -225,14 +224,6 @@ def test_a_clear_number_is_the_first_candidate(count, monkeypatch):
     found = plausible_numbers(blobs([200] * count))
     assert found[0].k == count == max(found, key=lambda candidate: candidate.silhouette).k
     assert {each.k for each in found[1:]} == ({4, 6} if count == 2 else {4, 16})
-
-
-def test_stability_is_low_without_groups_and_none_of_few_images():
-    """It needs 300 images, 10 for each group and two groups."""
-    assert stability(F.normalize(normal(400, 16)), 5) < 0.5
-    rows = blobs([100] * 3)
-    assert stability(rows, 3) > 0.9
-    assert [stability(*few) for few in ((rows[1:], 3), (rows, 31), (rows, 1))] == [None] * 3
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 12])

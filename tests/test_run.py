@@ -57,10 +57,8 @@ def test_the_files_and_their_columns(finished):
     assert (finished / "skipped.csv").read_text() == "path,reason\n"
     assert tomllib.loads((finished / "recipe.toml").read_text())["rounds"] == 2
     told = record(finished)
-    assert (told["status"], told["rounds"]) == ("done", 2) and "stability" not in told  # of so few images
+    assert (told["status"], told["rounds"]) == ("done", 2)
     assert {*told["seconds_by_phase"]} == {"reading", "rounds", "result"}
-    assert told["verdict"].startswith("48 images ")
-    assert told["verdict"][:30] in (finished / "report.html").read_text()
     assert not left_behind(finished)
     assert [path.name for path in (finished / "checkpoints").iterdir()] == ["images.csv"]
 

@@ -98,7 +98,7 @@ def conclude(
     if record.like:
         run, placement, text = continued(run, placement, images.former, images.former_rows)
         display.say("Names", text)
-    return describe(run, placement, recipe, baseline)
+    return describe(run, placement, baseline)
 
 
 def collapse(conclusion: Conclusion) -> str:

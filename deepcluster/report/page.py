@@ -175,12 +175,11 @@ def _run(data: RunData) -> Values:
         "title": record.images,
         "images": texts.plural(len(data.usable), "image"),
         "clusters": texts.plural(len(data.summary), "cluster"),
-        "stability": None if record.stability is None else texts.agreement(float(record.stability)),
         "name": shlex.quote(texts.inert(data.name)),
         "facts": [(name, fact(key, entries[key])) for key, name in FACTS.items() if entries.get(key) not in (None, "")],
         "command": [words for words in re.split(" (?=-)", texts.retold(str(record.command or ""))) if words],
         "quality": texts.quality_text(record.quality) if record.quality else None,
-        "statements": [*filter(None, (record.verdict, _rounds(data)))],
+        "rounds": _rounds(data),
     }
 
 

@@ -18,7 +18,7 @@ from deepcluster.images import Source
 from deepcluster.runs.images import images_at_hand
 from deepcluster.runs.page import MAP, read_tree, shown_of, write_page, write_tree
 from deepcluster.runs.result import Outcome, describe, first_metrics, write_outcome
-from deepcluster.runs.run import Run, read_run, recipe_of
+from deepcluster.runs.run import Run, read_run
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Display, Several
 from deepcluster.storage import run_folder, steps
@@ -71,7 +71,7 @@ class Made(NamedTuple):
 
 def new_clusters(record: RunRecord, cut_k: int | None, **entries: Any) -> RunRecord:
     """Return run.json without the entries on former clusters. ``cut_k``: Number of the new ones; None: a guess."""
-    return replace(record, cut=None, cut_k=cut_k, stability=None, verdict=None, **entries)
+    return replace(record, cut=None, cut_k=cut_k, **entries)
 
 
 def decided(after: Run, digest: str, changes_clusters: bool, **described: Any) -> Change:
@@ -155,7 +155,7 @@ def commit(
             steps.write_states(staged, steps.after_steps(steps.read_states(staged), now, change.steps))
         change.write(staged)
         baseline = change.baseline if change.baseline is not None else known if after.record.cut else {}
-        outcome = describe(after, change.placement, recipe_of(staged), baseline)
+        outcome = describe(after, change.placement, baseline)
         write_outcome(staged, outcome, run)
         # Answers that move no image may make centroids, too.
         is_same = after.record.cut == run.record.cut and torch.equal(after.model.cut.centroids, run.model.cut.centroids)

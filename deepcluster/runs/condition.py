@@ -35,8 +35,6 @@ def _condition(run: RunFolder) -> dict[str, Any]:
         "skipped_count": len(table) - len(used),
         "outlier_share": round((residuals > limit).mean().item(), 4) if limit < np.inf else None,
         **({"quality": record.quality} if record.quality else {}),
-        "stability": record.stability,
-        "verdict": record.verdict,
         **drifted.entries,
         "due": drifted.reason is not None,
         "run_bytes": _bytes(run.path),

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcluster.build import MAX_IN_CUT
 from deepcluster.clustering.agreement import NMI_AVERAGE, pair_counts, scores
 from deepcluster.clustering.kmeans import means
-from deepcluster.groups.choose_k import plausible_numbers, stability
+from deepcluster.groups.choose_k import plausible_numbers
 from deepcluster.groups.cut import Placement
 from deepcluster.groups.tree import medoids_of
 from deepcluster.model import Model
@@ -24,7 +23,7 @@ from deepcluster.seeding import derive
 from deepcluster.storage import model_files, run_folder
 from deepcluster.storage.content import FILES, RunRecord, Table, Tables
 from deepcluster.storage.steps import FORMER
-from deepcluster.texts import agreement, plural
+from deepcluster.texts import plural
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Outcome(Tables):
 # ---- computed by all ranks ------------------------------------------------------------------------------------------
 
 
-def describe(run: Run, placement: Placement, recipe: Recipe, baseline: Mapping[str, float]) -> Outcome:
+def describe(run: Run, placement: Placement, baseline: Mapping[str, float]) -> Outcome:
     """Describe the clusters of a run, by the places of this rank's rows. A collective.
 
     Its run.json is not complete, and has a ``cut`` if the images of that cut keep their clusters. ``baseline`` has the
@@ -63,7 +62,6 @@ def describe(run: Run, placement: Placement, recipe: Recipe, baseline: Mapping[s
             rows_sha256=digest,
             clusters=len(summary),
             quality=estimated_quality(model, of_all.cluster, rows.fitted),
-            **stability_entries(rows, record, recipe, len(summary)),
         )
     measures: dict[str, Any] = {}
     if measured:
@@ -161,28 +159,6 @@ def choose_number(
     texts = (f"{candidate.k} clusters: silhouette {candidate.silhouette:.2f}" for candidate in plausible)
     display.say("Clusters", "; ".join(texts))
     return plausible[0].k, record
-
-
-def stability_entries(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters: int) -> dict[str, Any]:
-    """Return the entries of run.json on the stability of the clusters."""
-    if record.verdict is not None:  # it is still true: the images keep their clusters
-        return {}
-    if record.edits is not None:
-        return {"stability": None, "verdict": "The clusters are as you edited them. Their stability is not measured."}
-    stable = None
-    if n_clusters <= MAX_IN_CUT:
-        seed = derive(record.seed, "groups")
-        by_kmeans = recipe.grouping == "kmeans"
-        stable = stability(rows.sample, n_clusters, seed=seed, by_kmeans=by_kmeans, embed=rows.embeddings)
-    if stable is None:
-        verdict = f"{plural(rows.fitted, 'image')} are too few to tell how stable {plural(n_clusters, 'cluster')} are."
-        return {"stability": None, "verdict": verdict}
-    verdict = (
-        "Look at the report to see if these are the clusters that you want. Stability"
-        f" {agreement(stable)}: how alike the clusters of two samples of your images are (1 is identical). It does not"
-        " say how many images are in the right cluster."
-    )
-    return {"stability": round(float(stable), 4), "verdict": verdict}
 
 
 # ---- written by the main rank ---------------------------------------------------------------------------------------

@@ -140,8 +140,6 @@ class RunRecord:
     cut_k: int | None = None  # of the last fit, recut or edit; None: a guess
     rows_sha256: str | None = None  # of clusters.csv (run_folder.rows_sha256)
     clusters: int | None = None
-    stability: float | None = None
-    verdict: str | None = None
     quality: Mapping[str, float] | None = None  # share of images in their right cluster, by answers
     edits: str | None = None
     error: str | None = None

@@ -27,7 +27,7 @@ MAX_STEPS = 100  # back; of more, and of more bytes, the first result and the ne
 MAX_BYTES = 1 << 26
 
 # Entries of run.json on the clusters.
-ENTRIES = ("cut", "cut_k", "edits", "candidates", "stability", "verdict", "like_run")
+ENTRIES = ("cut", "cut_k", "edits", "candidates", "like_run")
 State = Mapping[str, Tensor]
 
 
