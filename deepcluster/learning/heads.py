@@ -207,5 +207,6 @@ class CentroidHead:
         random: torch.Generator,
     ) -> None:
         rows = unit_rows(features)
-        parts = [means(rows, one.labels[partition.local], len(one.centroids), partition) for one in clusterings]
+        all_reduce = partition.all_reduce
+        parts = [means(rows, one.labels[partition.local], len(one.centroids), all_reduce) for one in clusterings]
         network.centroid_head(torch.cat(parts), self.temperature)

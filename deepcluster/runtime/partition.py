@@ -58,8 +58,10 @@ class Partition:
         """Return all rows, on every rank."""
         return self._gathered(local, range(self.processes.world_size))
 
-    def gather(self, local: Tensor) -> Tensor:
-        """Return all rows, on the main rank; none on the others."""
+    def gather(self, local: Tensor, stride: int = 1) -> Tensor:
+        """Return all rows, or every ``stride``-th, on the main rank; none on the others."""
+        if stride > 1:
+            return self.to_main(local, torch.arange(0, self.total, stride))
         return self._gathered(local, range(1))
 
     def _gathered(self, local: Tensor, receivers: range) -> Tensor:
