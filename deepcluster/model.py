@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,19 @@ from deepcluster.texts import one_line, plural
 LARGE_SIDE = 1024  # px; of larger images, one batch must fit into memory before any is read
 
 
+# Why a person is sure of an image: she answered about it (a move is an answer), looked at it and left it, or answered
+# about it because it was drawn at random, which tells the quality and teaches nothing.
+WORDS = ("answer", "checked", "drawn")
+
+
+class Said(NamedTuple):
+    """A person's word about an image, which is in the right cluster by it."""
+
+    row: int  # of the image
+    by: str  # one of ``WORDS``
+    cluster: int = -1  # of a drawn image, without its answer
+
+
 @dataclass(frozen=True, kw_only=True)
 class Annotations:
     """A person's decisions about clusters.
@@ -41,17 +54,17 @@ class Annotations:
 
     names: tuple[str, ...]  # of the clusters (L); "": none
     junk: tuple[int, ...] = ()  # clusters that are marked as junk
-    moves: tuple[tuple[int, int], ...] = ()  # rows of the run that were moved, and the clusters that they left
-    answers: tuple[int, ...] = ()  # rows that a person answered about; they are in the clusters of the answers
-    sample: tuple[tuple[int, int], ...] = ()  # rows of answers about drawn images, and their clusters without these
-    denied: tuple[tuple[int, int], ...] = ()  # rows, and clusters of kinds that they are not of, by a person
-    faces: tuple[int, ...] = ()  # rows chosen to show their clusters; the last one of a cluster counts
+    said: tuple[Said, ...] = ()  # one for an image, the last one at the end
 
-    def decided_by(self, count: int) -> list[str]:
-        """Return the decision (`answer`, `drawn`, `move`) that put each of ``count`` rows where it is; "": none."""
-        words = dict.fromkeys((row for row, _ in self.moves), "move") | dict.fromkeys(self.answers, "answer")
-        words |= dict.fromkeys((row for row, _ in self.sample), "drawn")
-        return [words.get(row, "") for row in range(count)]
+    @property
+    def placed(self) -> dict[int, str]:
+        """The rows of images that are in their right cluster by a person's word, and the word."""
+        return {said.row: said.by for said in self.said}
+
+    @property
+    def sample(self) -> dict[int, int]:
+        """The rows of drawn images, and their clusters without their answers."""
+        return {said.row: said.cluster for said in self.said if said.by == "drawn"}
 
 
 @dataclass(frozen=True)

@@ -159,11 +159,6 @@ def _side(store: int, total: int) -> int:
     return min(store, SIDES[1], max(SIDES[0], math.isqrt(MAX_SHEET_PIXELS // len(on_sheet(total)))))
 
 
-def not_on_sheet(images: int, total: int) -> list[int]:
-    """Return the rows that the sheet of ``images`` lacks and the sheet of ``total`` images shows."""
-    return [row for row in on_sheet(total) if row < images and tile(row, images) < 0]
-
-
 def pictures_on(sheet: bytes, images: int) -> Callable[[int], Image.Image | None]:
     """Return a function from a row to its picture on the sheet of ``images`` images; None if there is none, or grey."""
     mosaic = Image.open(BytesIO(sheet), formats=["WEBP"]).convert("RGB")
@@ -180,28 +175,30 @@ def pictures_on(sheet: bytes, images: int) -> Callable[[int], Image.Image | None
     return picture
 
 
-def extended_sheet(sheet: bytes, images: int, more: Tensor, again: Mapping[int, Tensor]) -> bytes:
-    """Return the sheet (WebP) of ``images`` images with more of them (uint8, n x 3 x S x S).
+def extended_sheet(sheet: bytes, total: int, more: Mapping[int, Tensor]) -> bytes:
+    """Return the sheet (WebP) of ``total`` images, by that of the first ones.
 
-    ``again``: By row, images (uint8, 3 x S x S) that it did not show, and does now; others stay grey.
+    ``more``: By row, images (uint8, 3 x S x S) that it does not show; others stay grey.
     """
+    images = images_of_sheet(sheet)
     old = pictures_on(sheet, images)
-    total = images + len(more)
-    side = _side(more.shape[2], total)
+    side = _side(next((image.shape[1] for image in more.values()), THUMBNAIL), total)
     pictures = torch.full((len(on_sheet(total)), side, side, 3), GREY_LEVEL, dtype=torch.uint8)
     for slot, row in enumerate(on_sheet(total)):
         if row < images and (picture := old(row)):
             pictures[slot] = torch.from_numpy(np.array(picture.resize((side, side), Image.Resampling.BOX)))
-        elif row in again:
-            pictures[slot] = _tiny(again[row], side)
-    new = tiny_pictures(more, images, total)
-    if len(new):
-        pictures[len(pictures) - len(new) :] = new
-    return sprite_sheet(pictures)
+        elif row in more:
+            pictures[slot] = _tiny(more[row], side)
+    return sprite_sheet(pictures, total)
 
 
-def sprite_sheet(pictures: Tensor) -> bytes:
-    """Return all pictures as one WebP, made of pixels and nothing else."""
+def images_of_sheet(sheet: bytes) -> int:
+    """Return the number of images of which a sheet was made; an update was stopped if the run has more."""
+    return int(Image.open(BytesIO(sheet), formats=["WEBP"]).info["xmp"])
+
+
+def sprite_sheet(pictures: Tensor, images: int) -> bytes:
+    """Return all pictures as one WebP, made of pixels and the number of ``images`` of which they are."""
     across = columns(len(pictures))
     side = pictures.shape[1]
     mosaic = np.zeros((math.ceil(len(pictures) / across) * side, across * side, 3), np.uint8)
@@ -209,7 +206,7 @@ def sprite_sheet(pictures: Tensor) -> bytes:
         y, x = i // across * side, i % across * side
         mosaic[y : y + side, x : x + side] = picture
     for quality in (75, 50, 30, 15, 5):
-        data = webp(Image.fromarray(mosaic), quality=quality, method=2)
+        data = webp(Image.fromarray(mosaic), quality=quality, method=2, xmp=str(images).encode())
         if len(data) <= MAX_SHEET_BYTES:
             break
     return data

@@ -69,127 +69,95 @@ class Shown:
     tree: Tree | None = None  # merge tree of the clusters; None if there are too many
 
 
-def shown_of(rows: Rows, model: Model, centroid: Tensor, tree: Tree | None = None) -> Shown:
-    """Return the images on the sheet.
-
-    ``centroid``: The nearest centroids of the ``rows``. ``tree``: None computes it.
-    """
+def shown_of(run: Run) -> Shown:
+    """Return the images on the sheet, and the merge tree."""
+    rows, model = run.rows, run.model
+    centroid = run.placement.centroid
+    tree = None
     counts, all_counts = (
         torch.bincount(numbers, minlength=len(model.cut.centroids))
         for numbers in (centroid[: len(centroid) - rows.added], centroid)
     )
-    if tree is None and len(model.cut.cluster_of.unique()) <= MAX_IN_TREE:
+    if len(model.cut.cluster_of.unique()) <= MAX_IN_TREE:
         tree = merge_tree(rows.reduced, model.cut, centroid, rows.added)
     shown = on_sheet(len(centroid))
     return Shown(model, rows.reduced[shown], centroid[shown], counts, all_counts, tree)
-
-
-def report(run: Path, source: Source | None = None, *, progress: Progress = ignore_progress) -> Path:
-    """Write report.html of a run again, with the pictures of ``source``, or of the images that are still at hand."""
-    with run_folder.locked(run) as folder, folder.next_state() as staged:
-        write_report(staged, source, progress)
-    return run / "report.html"
-
-
-def write_report(
-    staged: run_folder.NextState, source: Source | None = None, progress: Progress = ignore_progress
-) -> None:
-    """Write report.html from the other files of a state, as :func:`report` does.
-
-    Damage to the features or the model costs only the parts of the page that are drawn from them.
-    """
-    with staged.as_disk_errors():
-        tables = Tables(
-            record=staged.read_record(),
-            clusters=staged.read_clusters(),
-            summary=staged.read_rows("cluster_summary.csv"),
-            metrics=staged.read_json("metrics.json") if staged.has("metrics.json") else {},
-        )
-        tree = read_tree(staged)
-        shown = None
-        with suppress(DeepClusterError):
-            run = read_run(staged)
-            shown = shown_of(run.rows, run.model, run.placement.centroid, tree)
-        if shown:
-            write_tree(staged, shown.tree)
-        write_page(staged, images_at_hand(staged, source), tables, shown, progress)
 
 
 @pillow_limits()
 def write_page(
     folder: run_folder.LockedFolder,
     source: Source | None,
-    tables: Tables,
-    shown: Shown | None,
+    outcome: Outcome,
+    shown: Shown,
     progress: Progress,
     *,
     quick: bool = False,
 ) -> None:
-    """Write report.html, and map.npy if the run has none.
+    """Write report.html, and map.npy and the sheet if they lack images.
 
-    ``source``: None if the images are not at hand. ``shown``: Without it, similar images are not shown, no cluster can
-    be split, and no map is made. ``quick``: No image is decoded; pictures that the last page lacked are small ones.
+    ``source``: None if the images are not at hand. ``quick``: No image is decoded; pictures that the last page lacked
+    are small ones.
     """
     run = folder.path
-    record = tables.record
-    used = tables.usable
-    sheet = read_sheet(folder)
+    record = outcome.record
+    used = outcome.usable
+    images = outcome.run.rows.images
+    sheet = _sheet(folder, source, used)
     drawn, every = on_page(used)
     away = list[str]()
     progress("map", 0, 0)
-    positions = read_map(folder, len(used))
-    if positions is None and shown is not None:
-        positions = layout(shown.reduced, derive(record.seed, "map"))
-        folder.write_blocks(MAP, positions.shape, [positions])
+    positions = _positions(folder, outcome.run, shown)
     progress("report", 0, 0)
     row_of = {path: i for i, path in enumerate(source.paths)} if source else {}
     known = read_tiles(folder)
     tiles: dict[str, Thumbnail] = {}
-    picture = _tiny(folder, tables, sheet, away)
+    picture = _tiny(folder, outcome, sheet, away)
     if not quick:
         picture = pictures(source, THUMBNAIL, instead=picture)
     alike = max(1, min(MAX_ALIKE, MAX_ALIKE_IN_ALL // max(1, len(drawn))))  # all are in the page
     data = RunData(
         record=record,
-        clusters=tables.clusters,
-        summary=tables.summary,
-        metrics=tables.metrics,
+        facts=outcome.facts,
+        clusters=outcome.clusters,
+        summary=outcome.summary,
+        metrics=outcome.metrics,
+        quality=outcome.quality,
         history=folder.read_rows("history.csv"),
-        skipped=folder.read_rows("skipped.csv"),
+        skipped=skipped_table(images),
         duplicates=folder.read_rows("duplicates.csv") if folder.has("duplicates.csv") else None,
         sides=partial(_sides, source, row_of),
         thumbnails=thumbnails(picture, partial(_file, source, row_of), known, None if quick else tiles),
         positions=positions,
-        next_number=len(shown.model.names) if shown else 0,
-        tree=shown.tree if shown else read_tree(folder),
+        next_number=len(shown.model.names),
+        tree=shown.tree,
         sheet=sheet,
         # In commands; absolute paths are reduced to the name, because pages get shared.
         name=run.resolve().name if run.is_absolute() or ".." in run.parts or not run.name else run.as_posix(),
-        similar=nearest(shown.reduced[::every], alike)[1].numpy() if shown and len(used) else None,
-        near=_near(shown) if shown else {},
+        similar=nearest(shown.reduced[::every], alike)[1].numpy() if len(used) else None,
+        near=_near(shown),
         **_parts(shown, every),
         nouns=folder.read_rows(NOUNS) if folder.has(NOUNS) else (),
-        faces=used.at(shown.model.faces).column("path").tolist() if shown else (),
-        originals=_originals(run, source),
+        originals=_originals(run, source, Path(record.base)),
     )
     folder.write("report.html", render(data))
     if tiles and tiles != known:
         folder.write_json(TILES, {path: asdict(made) for path, made in tiles.items()})
     if away and not quick:
-        _warn_of(away, folder, record.location)
+        _warn_of(away, folder, record.base)
 
 
-def _warn_of(away: Sequence[str], folder: run_folder.RunFolder, location: str) -> None:
-    """Warn of pictures whose images are ``away`` from the place of the fit's images."""
+def _warn_of(away: Sequence[str], folder: run_folder.RunFolder, base: str) -> None:
+    """Warn of pictures whose images are no longer there."""
     loss = f"are small ones from {SHEET}" if folder.has(SHEET) else "are missing"
     warn(
         f"{len(away):,} pictures of the page {loss}, because their images were not found (first:"
-        f" {one_line(away[0])}; location of the fit's images: {one_line(location)}): put them back, and"
+        f" {one_line(away[0])}; those of the fit were in {one_line(base)}): put them back, and"
         f" type deepcluster report {shlex.quote(str(folder.path))}"
     )
 
 
-def _tiny(folder: run_folder.RunFolder, tables: Tables, sheet: bytes, away: list[str]) -> Picture:
+def _tiny(folder: run_folder.RunFolder, tables: Outcome, sheet: bytes, away: list[str]) -> Picture:
     """Return a function from the path of an unreadable image to its tiny picture; ``away`` collects the path."""
     row_of = {path: row for row, path in enumerate(tables.usable.column("path"))}
     on_the_sheet = cache(partial(pictures_on, sheet, len(row_of)))  # read at the first such image
@@ -215,10 +183,10 @@ def _near(shown: Shown) -> dict[int, list[int]]:
     }
 
 
-def _parts(shown: Shown | None, every: int) -> dict[str, Any]:
+def _parts(shown: Shown, every: int) -> dict[str, Any]:
     """Return the parts of the clusters, and the part of every image in the page."""
-    numbers = shown.model.cut.cluster_of.unique().tolist() if shown else []
-    if shown is None or len(numbers) > MAX_IN_TREE:
+    numbers = shown.model.cut.cluster_of.unique().tolist()
+    if len(numbers) > MAX_IN_TREE:
         return {}
     parts = {number: parts_of(shown.model.cut, shown.counts, number, shown.all_counts) for number in numbers}
     part = torch.stack([branches.of_centroid for branches in parts.values()]).amax(0)[shown.centroid[::every]]
@@ -226,15 +194,15 @@ def _parts(shown: Shown | None, every: int) -> dict[str, Any]:
     return {"parts": divisible, "part": part.numpy()}
 
 
-def _originals(run: Path, source: Source | None) -> str:
+def _originals(run: Path, source: Source | None, base: Path) -> str:
     """Return the relative path from the run to its images, for links; empty if no link is safe to publish.
 
     No link is safe if the images are not files of one folder, or if only the root is above both.
     """
-    if source is None or not source.items.of_files or not Path(source.location).is_dir():
+    if source is None or not source.items.of_files or not base.is_dir():
         return ""
     here = run.resolve()
-    there = Path(source.location).resolve()
+    there = base.resolve()
     if here.anchor != there.anchor or len(Path(os.path.commonpath([here, there])).parts) < 2:
         return ""
     return Path(os.path.relpath(there, here)).as_posix() + "/"
@@ -259,9 +227,44 @@ def _sides(source: Source | None, index: Mapping[str, int], path: str) -> tuple[
 # ---- the drawings as files ------------------------------------------------------------------------------------------
 
 
+def _positions(folder: run_folder.LockedFolder, run: Run, shown: Shown) -> npt.NDArray[np.float32]:
+    """Return the positions of the images on the sheet (float32, M x 2), and write those that map.npy lacks."""
+    total = len(run.rows.reduced)
+    positions = read_map(folder, total)
+    if positions is None:
+        before = run_folder.rows_in(folder.file(MAP)) if folder.has(MAP) else 0
+        if 0 < before < total and on_sheet(before) == [*range(before)]:  # images have been added since
+            with folder.as_disk_errors(MAP):
+                known = folder.read_array(MAP, before, 2)
+                positions = extended_layout(known, range(before), on_sheet(total), run.rows.reduced)
+        else:
+            positions = layout(shown.reduced, derive(run.record.seed, "map"))
+        folder.write_blocks(MAP, positions.shape, [positions])
+    return positions
+
+
 def read_map(folder: run_folder.RunFolder, images: int) -> npt.NDArray[Any] | None:
-    """Read the positions (float32, M x 2) of the ``images`` of a run that are on the sheet; None if it has no map."""
-    return folder.read_array(MAP, len(on_sheet(images)), 2) if folder.has(MAP) else None
+    """Read the positions (float32, M x 2) of the ``images`` of a run that are on the sheet; None if it has none."""
+    count = len(on_sheet(images))
+    return folder.read_array(MAP, count, 2) if folder.has(MAP) and run_folder.rows_in(folder.file(MAP)) == count else None
+
+
+def _sheet(folder: run_folder.LockedFolder, source: Source | None, used: Table) -> bytes:
+    """Return the sheet of all ``used`` images, empty if the run has none, and write it if images have been added."""
+    sheet = read_sheet(folder)
+    with folder.as_disk_errors(SHEET):
+        if not sheet or (before := images_of_sheet(sheet)) == len(used):
+            return sheet
+        paths = used.column("path")
+        row_of = {paths[row]: row for row in on_sheet(len(used)) if row >= before or tile(row, before) < 0}
+        more: dict[int, Tensor] = {}
+        if source and (there := [i for i, path in enumerate(source.paths) if path in row_of]):
+            added = source.rows(there)
+            store = read_once(added, THUMBNAIL, none_is_fine=True)
+            more = {row_of[added.paths[i]]: image for i, image in zip(store.usable, store.images, strict=True)}
+        sheet = extended_sheet(sheet, len(used), more)
+    folder.write(SHEET, sheet)
+    return sheet
 
 
 def read_sheet(folder: run_folder.RunFolder) -> bytes:
@@ -299,12 +302,3 @@ def write_tree(folder: run_folder.LockedFolder, tree: Tree | None) -> None:
         folder.write_json(TREE, {"schema_version": TREE_VERSION} | asdict(tree))
     else:
         folder.remove(TREE)
-
-
-def read_tree(folder: run_folder.RunFolder) -> Tree | None:
-    """Return the merge tree; None if the run has none. DiskError if the file holds no tree."""
-    if not folder.has(TREE):
-        return None
-    table = folder.read_json(TREE)
-    with folder.as_disk_errors(TREE):
-        return shaped({field.name: table[field.name] for field in fields(Tree)}, Tree, TREE)  # type: ignore[no-any-return]

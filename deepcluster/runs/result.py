@@ -1,7 +1,7 @@
 """The result of a run."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
@@ -19,67 +19,53 @@ from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.run import Rows, Run, placement_columns
 from deepcluster.runtime.console import Display
 from deepcluster.seeding import derive
-from deepcluster.storage import model_files, run_folder
-from deepcluster.storage.content import FILES, RunRecord, Table, Tables
-from deepcluster.storage.steps import FORMER
+from deepcluster.storage.content import FILES, Table, Tables
 from deepcluster.texts import plural
 
 
 @dataclass(frozen=True)
 class Outcome(Tables):
-    """Everything that a run's files say about its clusters."""
+    """Everything that a run's views say about its clusters."""
 
-    model: Model
-    rows: Rows
-    centroid: Tensor  # the nearest centroids of the cut
+    run: Run
 
 
-def describe(run: Run, placement: Placement, baseline: Mapping[str, float]) -> Outcome:
-    """Describe the clusters of a run, by the places of its rows.
-
-    Its run.json is not complete, and has a ``cut`` if the images of that cut keep their clusters. ``baseline`` has the
-    metrics before the rounds, and is empty if they are not known.
-    """
+def describe(run: Run) -> Outcome:
+    """Describe the clusters of a run, for its views."""
     record, model, rows = run.record, run.model, run.rows
-    truth = rows.labels
+    placement = run.placement
     summary = summary_rows(model, rows, placement)
-    measured = metrics(truth, placement.cluster) if truth and any(truth) else {}
-    clusters = clusters_table(model, rows, placement)
-    digest = run_folder.rows_sha256(clusters)
-    record = replace(
-        record,
-        cut=record.cut or digest[:16],  # edits are for this assignment, and for no later one
-        rows_sha256=digest,
-        clusters=len(summary),
-        quality=estimated_quality(model, placement.cluster, rows.fitted),
-    )
     measures: dict[str, Any] = {}
-    if measured:
-        first = baseline or ({**measured, "clusters": len(summary)} if record.rounds == 0 else {})
-        at_start = {f"baseline_{name}": int(value) if name == "clusters" else value for name, value in first.items()}
-        labelled = sum(map(bool, truth or ()))
-        measures = {**measured, **at_start, "nmi_average": NMI_AVERAGE, "labelled": labelled}
-    return Outcome(record, clusters, summary, measures, model, rows, placement.centroid)
+    if truth := rows.labels:
+        baseline = {f"baseline_{name}": value for name, value in (record.baseline or {}).items()}
+        labelled = sum(map(bool, truth))
+        measured = metrics(truth, placement.cluster)
+        measures = {**measured, **baseline, "nmi_average": NMI_AVERAGE, "labelled": labelled}
+    return Outcome(
+        record=record,
+        facts=run.facts,
+        clusters=clusters_table(model, rows, placement),
+        summary=summary,
+        metrics=measures,
+        quality=estimated_quality(model, placement.cluster, rows.fitted),
+        run=run,
+    )
 
 
 def clusters_table(model: Model, rows: Rows, placement: Placement) -> Table:
     """Return the rows of clusters.csv."""
+    placed = model.placed
     used: dict[str, Iterable[object]] = {
         "path": rows.paths,
         "status": ["ok"] * len(rows.paths),
-        "by": model.decided_by(len(rows.paths)),
+        "by": [placed.get(row, "") for row in range(len(rows.paths))],
         "label": rows.labels or [""] * len(rows.paths),
         **placement_columns(model, placement, rows.residuals, stored=True),
     }
-    rest = [""] * len(rows.skipped)
-    skipped = {"path": [path for path, _ in rows.skipped], "status": ["skipped"] * len(rest)}
+    rest = [""] * len(rows.images.skipped)
+    skipped = {"path": [*rows.images.skipped], "status": ["skipped"] * len(rest)}
     columns = FILES["clusters.csv"].columns
     return Table.of_columns({name: chain(used[name], skipped.get(name, rest)) for name in columns})
-
-
-def first_metrics(measures: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics of the clusters before the rounds, which metrics.json has as baseline."""
-    return {name.removeprefix("baseline_"): value for name, value in measures.items() if name.startswith("baseline_")}
 
 
 def metrics(truth: Sequence[str], cluster: Tensor) -> dict[str, float]:
@@ -128,58 +114,25 @@ def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[st
 
 
 def choose_number(
-    n_clusters: int | None, rows: Rows, record: RunRecord, recipe: Recipe, display: Display
-) -> tuple[int, RunRecord]:
-    """Return the number of clusters and, without a requested one, run.json with the candidates for it."""
+    n_clusters: int | None, rows: Rows, seed: int, recipe: Recipe, display: Display
+) -> tuple[int, Sequence[Mapping[str, Any]]]:
+    """Return the number of clusters and, without a requested one, the candidates for it."""
     if n_clusters is not None:
-        return n_clusters, record
-    seed = derive(record.seed, "groups")
+        return n_clusters, ()
     shared = recipe.grouping == "embedding"
-    plausible = plausible_numbers(rows.sample, seed=seed, shared=shared, embed=rows.embeddings)
-    record = replace(record, candidates=[asdict(candidate) for candidate in plausible])
+    plausible = plausible_numbers(rows.sample, seed=derive(seed, "groups"), shared=shared, embed=rows.embeddings)
     if not plausible:
-        return 1, record
+        return 1, ()
     texts = (f"{candidate.k} clusters: silhouette {candidate.silhouette:.2f}" for candidate in plausible)
     display.say("Clusters", "; ".join(texts))
-    return plausible[0].k, record
-
-
-# ---- written --------------------------------------------------------------------------------------------------------
-
-
-def write_outcome(folder: run_folder.LockedFolder, outcome: Outcome, before: Run | None = None) -> None:
-    """Write an outcome into a run, and remove files of an earlier outcome that do not apply.
-
-    ``before``: The run that it changes, whose features or model stay if they are the same; None: it is of a fit.
-    """
-    rows = outcome.rows
-    record = outcome.record
-    if before is None:
-        for name in (FORMER, "map.npy"):
-            folder.remove(name)
-    if before is None or rows is not before.rows:
-        folder.write_blocks("features.npy", tuple(rows.reduced.shape), [rows.reduced])
-        folder.write_blocks("residuals.npy", (len(rows.reduced), 1), [rows.residuals.unsqueeze(1)])
-    folder.write_rows("clusters.csv", outcome.clusters)
-    folder.write_rows("cluster_summary.csv", outcome.summary)
-    if outcome.metrics:
-        folder.write_json("metrics.json", outcome.metrics)
-    else:
-        folder.remove("metrics.json")
-    if rows.embeddings.known:
-        folder.write_tensors(model_files.EMBEDDINGS, rows.embeddings.known)
-    else:
-        folder.remove(model_files.EMBEDDINGS)
-    folder.write_record(record)
-    if before is None or outcome.model is not before.model:
-        model_files.save_in_run(outcome.model, folder, record, network=before is None)
+    return plausible[0].k, [asdict(candidate) for candidate in plausible]
 
 
 def summary_text(outcome: Outcome, n_clusters: int | None, rounds: str = "") -> str:
     """Return sentences on the clusters: sizes, ``rounds``, and other numbers, if ``n_clusters`` is None."""
     sizes = [int(row["size"]) for row in outcome.summary]
     text = f"{plural(len(sizes), 'cluster')} of {min(sizes):,} to {max(sizes):,} images{rounds}."
-    others = [str(candidate["k"]) for candidate in (outcome.record.candidates or ())[1:]]
+    others = [str(candidate["k"]) for candidate in outcome.facts.candidates[1:]]
     if n_clusters is not None or not others:
         return text
     return f"{text} Their number is a guess: {' or '.join(others)} {'is' if len(others) == 1 else 'are'} possible too."

@@ -1,6 +1,5 @@
 """A run that has a result: its record, its model, and its images with their features."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -9,15 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.build import cut_sample
+from deepcluster.errors import DiskError
 from deepcluster.groups.cut import Cut, Placement, placement_of
 from deepcluster.groups.graph import MAX_GRAPH_ROWS, Embeddings
 from deepcluster.model import Model
 from deepcluster.recipe import Recipe, read_toml
 from deepcluster.records import Clustering
+from deepcluster.runtime.plain_files import RUN
 from deepcluster.seeding import draw, generator
 from deepcluster.storage import model_files as models
-from deepcluster.storage import run_folder
-from deepcluster.storage.content import COLUMNS, RunRecord
+from deepcluster.storage import former, run_folder
+from deepcluster.storage.content import CLUSTERS, COLUMNS, IMAGES, Facts, RunRecord
+from deepcluster.storage.images_table import Images
 
 
 def sample_of(reduced: Tensor, seed: int) -> Tensor:
@@ -31,19 +33,32 @@ def sample_of(reduced: Tensor, seed: int) -> Tensor:
 class Rows:
     """The images of a run, in the order of the rows of its features."""
 
-    paths: Sequence[str]  # of the usable images, like the labels
-    labels: Sequence[str] | None  # None if no image has one
-    skipped: Sequence[tuple[str, str]]  # (path, reason) of the images that cannot be used
+    images: Images  # the content of images.csv
     reduced: Tensor  # the features, N x d
     sample: Tensor  # the features that decide, as :func:`sample_of`
     residuals: Tensor  # N; an image with a large one is an outlier
-    added: int = 0  # images of updates, the last rows: assigned to clusters, which they never define
     embeddings: Embeddings = field(default_factory=Embeddings)  # of the sample
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """The paths of the usable images."""
+        return [*self.images.used.column("path")]
+
+    @cached_property
+    def labels(self) -> list[str] | None:
+        """The true labels of the usable images; None if no image has one."""
+        labels = [*self.images.used.column("label")]
+        return labels if any(labels) else None
 
     @property
     def fitted(self) -> int:
-        """Number of images of the fit."""
-        return len(self.reduced) - self.added
+        """Number of images of the fit, the first ones. Later ones are placed in clusters, which they never define."""
+        return self.images.fitted
+
+    @property
+    def added(self) -> int:
+        """Number of images of updates, the last ones."""
+        return len(self.reduced) - self.fitted
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,7 @@ class Run:
     """A run that has a result, as every change takes it."""
 
     record: RunRecord  # content of run.json
+    facts: Facts  # about its clusters
     model: Model
     rows: Rows
 
@@ -66,34 +82,41 @@ class Run:
 
 
 def read_run(folder: run_folder.RunFolder, backbone: nn.Module | None = None, *, takes_images: bool = False) -> Run:
-    """Read run.json, the model (of the user's own ``backbone``) and the images with their features.
+    """Read a run from its truths: the model (of the user's own ``backbone``), and the images with their features.
+
+    It needs no lock. The clusters, which are read once, come first, then the images, of which later ones only follow.
 
     ``takes_images``: Of the model; without, it is read faster.
+
+    Raises DiskError if the files are of two runs, or do not fit together.
     """
-    model = models.load_of_run(folder, backbone=backbone, takes_images=takes_images)  # explains a run without a result
+    model, header = models.load_of_run(folder, backbone=backbone, takes_images=takes_images)  # explains an unfinished run
     record = folder.read_record()
-    table = folder.read_clusters()
-    used = table.where("status", "ok")
-    reduced = torch.from_numpy(folder.read_array("features.npy", len(used), model.reduction.projection.shape[1]))
-    added = folder.count_added(used)
-    fitted = len(used) - added
+    if record.run != header.run:
+        raise DiskError(
+            f"{folder.path} has files of two runs ({RUN} of {record.run}, {CLUSTERS} of {header.run}): restore one of"
+            " them from a copy"
+        )
+    images = folder.read_images()
+    count = len(images.used)
+    if any(said.row >= count for said in model.said):
+        raise DiskError(f"{folder.path / CLUSTERS} has answers about images that {IMAGES} lacks: restore it from a copy")
+    given = max(len(model.names), former.given(folder))  # a number is never given twice, whatever was taken back
+    model = replace(model, names=model.names + ("",) * (given - len(model.names)))
+    reduced = torch.from_numpy(folder.read_array("features.npy", count, model.reduction.projection.shape[1]))
     rows = Rows(
-        paths=list(used.column("path")),
-        labels=list(used.column("label")) if any(used.words("label")[0]) else None,
-        skipped=[(path, "") for path in table.where("status", "skipped").column("path")],
+        images=images,
         reduced=reduced,
-        sample=sample_of(reduced[:fitted], record.seed),
-        residuals=torch.from_numpy(folder.read_array("residuals.npy", len(used), 1)).squeeze(1),
-        added=added,
+        sample=sample_of(reduced[: images.fitted], record.seed),
+        residuals=torch.from_numpy(folder.read_array("residuals.npy", count, 1)).squeeze(1),
         embeddings=models.read_embeddings(folder),
     )
-    return Run(record, model, rows)
+    return Run(record, header.facts, model, rows)
 
 
 def recipe_of(folder: run_folder.RunFolder) -> Recipe:
-    """Read the recipe of a run, without options that only another version of the package has."""
-    options = read_toml(folder.file("recipe.toml"), ignore_unknown=True)[1] if folder.has("recipe.toml") else {}
-    return Recipe(**options)
+    """Read the recipe of a run."""
+    return Recipe(**read_toml(folder.file("recipe.toml"))[1])
 
 
 # ---- their clusters --------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""The content of a run: the table of its files, run.json as a value, and tables with very many rows."""
+"""The content of a run: the list of its files, its facts as values, and tables with very many rows."""
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Self, overload
 
@@ -20,7 +20,7 @@ class File:
 
     columns: tuple[str, ...] = ()  # that a table must have
     spare: bool = False  # a run can be read without the file
-    newer: tuple[str, ...] = ()  # columns that a table of an older version may lack; their cells are then empty
+    view: bool = False  # made from the other files after each change, and again if it is missing or older
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ COLUMNS = (
     Column("cluster", int, "from 0 by size when first made; `predict` on a training image gives the same number"),
     Column("name", str, "name of the cluster, empty without one"),
     Column(
-        "by", str, "decision that put it there: `answer`, `drawn` (one, drawn at random) or `move`", predicted=False
+        "by", str, "why a person is sure: `answer`, `checked` (seen and left) or `drawn` (at random)", predicted=False
     ),
     Column("fine_cluster", int, "pseudo-label, the nearest of the clusters trained on", predicted=False),
     Column("distance", float, "to the nearest centroid in the space of `features.npy`"),
@@ -61,64 +61,62 @@ COLUMNS = (
 PREDICTIONS = tuple(column.name for column in COLUMNS if column.predicted)
 
 LOG = "log.txt"
-IMAGES_READ = "checkpoints/images.csv"  # the images that the run began with
-# Every file of a run but its checkpoints, which have numbers. A run writes no other, and no other file is its own.
+IMAGES = "images.csv"
+CLUSTERS = "model/clusters.safetensors"
+RESULT = "result.json"
+# Every file of a run but its checkpoints and the earlier states of its clusters, which have numbers. A run writes no
+# other, and no other file is its own.
 FILES: Mapping[str, File] = {
-    "added.csv": File(("path", "label", "source", "member", "sha256", "added")),  # the images after the fit
-    IMAGES_READ: File(("path", "sha256")),
     "cluster_summary.csv": File(
-        ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk")
+        ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk"), view=True
     ),
-    "clusters.csv": File(tuple(column.name for column in COLUMNS), newer=("by",)),
+    "clusters.csv": File(tuple(column.name for column in COLUMNS), view=True),
     "duplicates.csv": File(("group", "path", "distance"), spare=True),
     "embeddings.safetensors": File(spare=True),  # neighbour graphs, for other numbers of clusters
-    **{f"evaluation-{protocol}.json": File() for protocol in ("clustering", "knn", "linear")},  # of earlier versions
     "features.npy": File(),
-    "former.safetensors": File(),  # the clusters before and after the last applies, recuts and lessons (steps.py)
     "history.csv": File(
         (
             *("round", "loss", "chance_loss", "inertia", "nmi_previous", "changed", "cluster_weight", "largest_share"),
             *("reseeded", "lr", "features_seconds", "clustering_seconds", "training_seconds", "images_per_second"),
         )
     ),
+    IMAGES: File(("path", "status", "reason", "label", "source", "member", "sha256", "added")),
     LOG: File(),
     "map.npy": File(spare=True),
-    "metrics.json": File(spare=True),
+    "metrics.json": File(view=True),
+    CLUSTERS: File(),
     "model/config.json": File(),
-    "model/groups.safetensors": File(),
     "model/model.safetensors": File(),
     "nouns.csv": File(("path", "noun", "probability"), spare=True),
     "recipe.toml": File(),
-    "report.html": File(),
+    "report.html": File(view=True),
     "residuals.npy": File(),  # of the features, by which an image is an outlier
+    RESULT: File(view=True),
     RUN: File(),
-    "skipped.csv": File(("path", "reason")),
+    "skipped.csv": File(("path", "reason"), view=True),
     "thumbnails.webp": File(spare=True),
     "tiles.json": File(spare=True),
-    "tree.json": File(spare=True),
+    "tree.json": File(view=True),
 }
-
-
-RENAMED = {"rows": "rows_sha256"}  # keys of run.json by their names in earlier versions
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """The content of run.json; docs/run-folder.md explains the keys. None: not known (yet), and not in the file."""
+    """The content of run.json: facts about the fit. None: not known (yet), and not in the file."""
 
     schema_version: int = SCHEMA_VERSIONS[-1]
-    run: str | None = None
+    run: str
     version: str | None = None
     status: str | None = None
     command: str | None = None
     images: str
-    location: str
+    base: str  # absolute path of the folder from which relative places of images start
     started: str | None = None
     seed: int
     n_clusters: int | None = None  # None: -k auto, null in the file
     labels: str | None = None  # folders, or the absolute path of a CSV file
     like: str | None = None  # absolute path of the run whose clusters this one continues
-    like_run: str | None = None  # identifier (``run``) of that run; None after a recut, which numbers anew
+    like_run: str | None = None  # identifier (``run``) of that run
     requested: Mapping[str, Any] | None = None  # a RecipeRequest
     steps: Mapping[str, str] | None = None
     device: str | None = None
@@ -131,33 +129,32 @@ class RunRecord:
     reasons: Mapping[str, str] | None = None
     seconds_by_phase: Mapping[str, float] | None = None
     resumed: Sequence[str] | None = None
-    candidates: Sequence[Mapping[str, Any]] | None = None
     rounds: int | None = None
     stopped_because: str | None = None
+    baseline: Mapping[str, float] | None = None  # metrics before the rounds
     peak_memory_mb: int | None = None
     seconds: float | None = None
-    cut: str | None = None
-    cut_k: int | None = None  # of the last fit, recut or edit; None: a guess
-    rows_sha256: str | None = None  # of clusters.csv (run_folder.rows_sha256)
-    clusters: int | None = None
-    quality: Mapping[str, float] | None = None  # share of images in their right cluster, by answers
-    edits: str | None = None
     error: str | None = None
-    other: Mapping[str, Any] = field(default_factory=dict)  # keys of other versions of the package stay as they are
 
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> Self:
-        """Return the record in a JSON object. ValueError names a key that is missing or of the wrong type."""
-        names = {entry.name for entry in fields(cls)} - {"other"}
-        table = {RENAMED.get(name, name): value for name, value in table.items()}
-        other = {name: value for name, value in table.items() if name not in names}
-        known = {name: value for name, value in table.items() if name in names}
-        return shaped(known | {"other": other}, cls, RUN)  # type: ignore[no-any-return]
+        """Return the record in a JSON object. ValueError names a key that is missing, unknown or of the wrong type."""
+        return shaped(dict(table), cls, RUN)  # type: ignore[no-any-return]
 
     def to_json(self) -> dict[str, Any]:
-        table = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "other"}
-        known = {name: value for name, value in table.items() if value is not None or name == "n_clusters"}
-        return known | {**self.other}
+        table = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {name: value for name, value in table.items() if value is not None or name == "n_clusters"}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts about the clusters of a run that follow from no other file."""
+
+    cut: str = ""  # identifier of the clusters of all images: edits are for these, and for no later ones
+    cut_k: int | None = None  # number that was asked for, or is there after edits; None: a guess
+    candidates: Sequence[Mapping[str, Any]] = ()  # numbers of clusters, the guess first
+    edits: str | None = None  # digest of the last edits or answers, which are not applied twice
+    is_recut: bool = False  # the numbers mean other clusters than in the run of ``--like``
 
 
 Row = Mapping[str, str]
@@ -235,12 +232,14 @@ class Table(Sequence[Row]):
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of a result: for all images on the main rank, empty on the others."""
+    """The tables of a result."""
 
     record: RunRecord  # content of run.json
+    facts: Facts
     clusters: Sequence[Row]  # of clusters.csv
     summary: Sequence[Row]  # of cluster_summary.csv
     metrics: Mapping[str, Any]  # content of metrics.json; empty without labels
+    quality: Mapping[str, float] | None  # share of images in their right cluster, by answers
 
     @cached_property
     def usable(self) -> Table:

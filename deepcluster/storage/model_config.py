@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -13,12 +13,14 @@ from deepcluster.errors import DeepClusterError, ModelError, OutOfMemoryError, f
 from deepcluster.nets.names import MODULE, NO_NETWORK
 from deepcluster.records import Identity
 from deepcluster.runtime.plain_files import MAX_TENSORS, check_file, json_sha256, read_json, sha256, shaped
+from deepcluster.storage.clusters_file import Header, header_of
 from deepcluster.storage.run_folder import RunFolder
 
-SCHEMA_VERSIONS = range(1, 3)  # that this version reads; it writes the last. 2 may have class probabilities
+SCHEMA_VERSIONS = range(1, 2)  # that this version reads; it writes the last
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-GROUPS = "groups.safetensors"
+ABOUT = ("run", "date", "version", "config_sha256")  # keys that say where a model comes from
+CLUSTERS = "clusters.safetensors"
 # timm's other names (hf-hub:USER/NAME, local-dir:PATH) would download, or read another file.
 TIMM = "timm:[A-Za-z0-9_.]+"
 BACKBONE = re.compile(rf"compact|alexnet|vgg16|{TIMM}")
@@ -44,9 +46,15 @@ class Config:
     batch_size: Annotated[int, range(1, (1 << 20) + 1)]
     root: bool
     weights_sha256: str
-    groups_sha256: str
-    identity: Identity
+    run: str | None  # identifier of the run
+    date: str | None  # time at which it was written, UTC
+    version: str | None  # of this package
     config_sha256: str
+
+    @property
+    def core(self) -> dict[str, Any]:
+        """Return all that places images: equal networks and reductions have the same."""
+        return {name: value for name, value in asdict(self).items() if name not in ABOUT}
 
 
 @contextmanager
@@ -74,13 +82,22 @@ def model_file(run: RunFolder, name: str) -> Path:
 def read_summary(run: RunFolder) -> tuple[Identity, float]:
     """Read the identity of a run's model, and the residual above which an image is an outlier, or raise ModelError."""
     config = read_config(model_file(run, CONFIG))
-    for name, digest in ((GROUPS, config.groups_sha256), (WEIGHTS, config.weights_sha256)):
-        with as_model_errors(path := model_file(run, name)):
-            check_file(path, MAX_TENSORS)
-            if digest != sha256(path):
-                raise ValueError("changed since it was written, by its SHA-256")
-    with as_model_errors(path), safe_open(path, framework="numpy") as tensors:
-        return config.identity, float(tensors.get_tensor("outliers.limit"))
+    with as_model_errors(path := model_file(run, CLUSTERS)):
+        header = header_of(path)
+    with as_model_errors(path := model_file(run, WEIGHTS)):
+        check_file(path, MAX_TENSORS)
+        if config.weights_sha256 != sha256(path):
+            raise ValueError("changed since it was written, by its SHA-256")
+        with safe_open(path, framework="numpy") as tensors:
+            return identity_of(config, header), float(tensors.get_tensor("outliers.limit"))
+
+
+def identity_of(config: Config, header: Header) -> Identity:
+    """Return the identity of a model. Its digest is of all that places an image, so equal models have the same."""
+    digest = json_sha256([config.core, header.names, header.junk, header.cut_sha256])
+    facts = header.facts
+    date = header.made.at or config.date
+    return Identity(config.run, facts.cut, header.clusters, facts.cut_k, date, config.version, digest)
 
 
 def read_config(path: Path) -> Config:
@@ -101,6 +118,4 @@ def read_config(path: Path) -> Config:
             raise ValueError(f"image_size {config.image_size} is larger than store_size {config.store_size}")
         if config.architecture.image_size != config.image_size:
             raise ValueError(f"image_size {config.image_size}, and another one in its architecture")
-    # Computed, because a file that somebody wrote on purpose may name another model.
-    core = {key: value for key, value in table.items() if key not in ("identity", "config_sha256")}
-    return replace(config, identity=replace(config.identity, digest=json_sha256(core)))
+    return config

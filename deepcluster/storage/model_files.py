@@ -1,6 +1,6 @@
-"""The model that places new images: config.json, model.safetensors and groups.safetensors, nothing that runs code.
+"""The model that places new images: config.json, model.safetensors and clusters.safetensors, nothing that runs code.
 
-Other groups for the same network change config.json and groups.safetensors alone. The files are not trusted: their
+Other clusters for the same network change clusters.safetensors alone. The files are not trusted: their
 SHA-256 finds damage, and every value is checked before a network is built from it, because a file that somebody wrote
 on purpose has the right digests.
 """
@@ -8,11 +8,10 @@ on purpose has the right digests.
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,37 +21,29 @@ import deepcluster
 from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import ClassProbabilities, Whitening
 from deepcluster.errors import DeepClusterError
-from deepcluster.groups.cut import Cut
 from deepcluster.groups.graph import Embeddings
-from deepcluster.model import Annotations, Model, check_batch_fits
+from deepcluster.model import Model, check_batch_fits
 from deepcluster.nets.names import MODULE, NO_NETWORK
 from deepcluster.nets.network import Absent, Network, build, copy_of_module, no_network
 from deepcluster.nets.timm import channels_last
 from deepcluster.nets.weights import shapes_only
-from deepcluster.records import Identity
-from deepcluster.runtime.log import warn
-from deepcluster.runtime.plain_files import (
-    check_tensors,
-    is_run,
-    json_sha256,
-    parse_json,
-    read_tensors,
-    shaped,
-)
-from deepcluster.storage.content import RunRecord
+from deepcluster.runtime.plain_files import check_tensors, is_run, json_sha256, read_tensors
+from deepcluster.storage import clusters_file
+from deepcluster.storage.clusters_file import Header, Made
+from deepcluster.storage.content import Facts
 from deepcluster.storage.files import changing, write_tensors, write_whole
 from deepcluster.storage.model_config import (
+    CLUSTERS,
     CONFIG,
-    GROUPS,
     SCHEMA_VERSIONS,
     WEIGHTS,
     Config,
     as_model_errors,
+    identity_of,
     model_file,
     read_config,
 )
-from deepcluster.storage.run_folder import LockedFolder, RunFolder, read_state
-from deepcluster.texts import one_line, some
+from deepcluster.storage.run_folder import LockedFolder, RunFolder, open_run
 
 MAX_CONSTANTS = 200_000_000  # bytes
 # The tensors beside the network's; see check_tensors.
@@ -72,15 +63,6 @@ CLASSES_SHAPES: dict[str, tuple[int | str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Clusters:
-    """The content of groups.safetensors, or of a state in its layout (``steps``)."""
-
-    cut: Cut
-    annotations: Annotations
-    about: Mapping[str, Any]  # its JSON object
-
-
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
@@ -88,22 +70,16 @@ def save(model: Model, folder: Path) -> None:
     """Write the files of a model into ``folder``."""
     with changing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    weights = write_tensors(folder / WEIGHTS, _tensors(model))
-    text = _config(model, weights, write_tensors(folder / GROUPS, clusters_tensors(model)))
+    text = _config(model, write_tensors(folder / WEIGHTS, _tensors(model)))
+    facts = Facts(model.identity.cut or "", model.identity.n_clusters)
+    content = clusters_file.encoded(model, facts, Made())
+    write_whole(folder / CLUSTERS, lambda file: file.write(content), binary=True)
     write_whole(folder / CONFIG, lambda file: file.write(text))
 
 
-def save_in_run(model: Model, run: LockedFolder, record: RunRecord, *, network: bool = True) -> None:
-    """Write the model of a run; without ``network`` its clusters alone, if the rest is as it was read from there."""
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    identity = Identity(record.run, record.cut, 0, record.cut_k, date, deepcluster.__version__)
-    model = replace(model, identity=identity)
-    if network:
-        weights = run.write_tensors(f"model/{WEIGHTS}", _tensors(model))
-    else:
-        weights = run.read_json(f"model/{CONFIG}")["weights_sha256"]
-    groups = run.write_tensors(f"model/{GROUPS}", clusters_tensors(model))
-    run.write(f"model/{CONFIG}", _config(model, weights, groups))
+def save_in_run(model: Model, folder: LockedFolder) -> None:
+    """Write the parts of the model of a run that are never changed: network and reduction."""
+    folder.write(f"model/{CONFIG}", _config(model, folder.write_tensors(f"model/{WEIGHTS}", _tensors(model))))
 
 
 def _tensors(model: Model) -> dict[str, Tensor]:
@@ -120,21 +96,7 @@ def _tensors(model: Model) -> dict[str, Tensor]:
     }
 
 
-def clusters_tensors(model: Model, **about: Any) -> dict[str, Tensor]:
-    """Return the content of the file of a model's clusters; ``about``: more for its JSON text."""
-    table = {"names": model.names, "junk": model.junk, "moves": model.moves, **about}
-    for name in ("answers", "sample", "denied", "faces"):
-        if rows := getattr(model, name):
-            table[name] = rows
-    return {"centroids": model.cut.centroids, "groups": model.cut.cluster_of, "about": json_tensor(table)}
-
-
-def json_tensor(table: Mapping[str, Any]) -> Tensor:
-    """Return the bytes of a JSON object."""
-    return torch.frombuffer(bytearray(json.dumps(table).encode()), dtype=torch.uint8)
-
-
-def _config(model: Model, weights_sha256: str, groups_sha256: str) -> str:
+def _config(model: Model, weights_sha256: str) -> str:
     config = {
         "schema_version": SCHEMA_VERSIONS[-1],
         "architecture": model.network.architecture,
@@ -143,10 +105,10 @@ def _config(model: Model, weights_sha256: str, groups_sha256: str) -> str:
         "batch_size": model.batch_size,
         "root": model.reduction.root,
         "weights_sha256": weights_sha256,
-        "groups_sha256": groups_sha256,
+        "run": model.identity.run,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": deepcluster.__version__,
     }
-    clusters = len(model.cut.cluster_of.unique())
-    config["identity"] = asdict(replace(model.identity, clusters=clusters, digest=json_sha256(config)))
     config["config_sha256"] = json_sha256(config)
     return json.dumps(config, indent=2) + "\n"
 
@@ -172,9 +134,9 @@ def load(folder: str | Path, device: torch.device | None = None, *, backbone: nn
     """
     folder = Path(folder)
     if is_run(folder):
-        return read_state(folder, lambda run: load_of_run(run, device, backbone))
+        return load_of_run(open_run(folder), device, backbone)[0]
     folder = folder / "model" if (folder / "model").is_dir() else folder
-    return _load(folder.joinpath, device, backbone)
+    return _load(folder.joinpath, device, backbone)[0]
 
 
 def load_of_run(
@@ -183,21 +145,17 @@ def load_of_run(
     backbone: nn.Module | None = None,
     *,
     takes_images: bool = True,
-) -> Model:
-    """Read the model of a run, as :func:`load` does. ``takes_images``: False checks its weights, and loads none."""
+) -> tuple[Model, Header]:
+    """Read the model of a run, as :func:`load` does, and the header of its clusters.
+
+    ``takes_images``: False checks its weights, and loads none.
+    """
     return _load(partial(model_file, run), device, backbone, takes_images)
-
-
-def read_annotations(run: RunFolder) -> Annotations:
-    """Read the names and marks in the model of a run, without its network."""
-    config = read_config(model_file(run, CONFIG))
-    with as_model_errors(path := model_file(run, GROUPS)):
-        return clusters_in(read_tensors(path, config.groups_sha256)).annotations
 
 
 def _load(
     path_of: Callable[[str], Path], device: torch.device | None, backbone: nn.Module | None, takes_images: bool = True
-) -> Model:
+) -> tuple[Model, Header]:
     reading = partial(
         as_model_errors,
         way_out="restore it from a copy" if backbone is None else "give the module that it was fitted with",
@@ -213,12 +171,10 @@ def _load(
         classes = ClassProbabilities(*(tensors[name] for name in CLASSES_SHAPES)) if has_classes else None
         if len(tensors["reduction.mean"]) != feature_dim + (len(classes.bias) if classes else 0):
             raise ValueError(f"reduction.mean is not of {feature_dim} features and the class probabilities")
-    with reading(path_of(GROUPS)):
-        stored = clusters_in(read_tensors(path_of(GROUPS), config.groups_sha256), dims)
-        named: tuple[str, ...] = shaped(stored.about.get("coarse_names", []), tuple[str, ...], "coarse_names")
-        if any(named):
-            names = some([one_line(name) for name in filter(None, named)], 20)
-            warn(f"clusters have no groups any more, so the names of groups in this model are left out: {names}")
+    with reading(path_of(CLUSTERS)):
+        stored = clusters_file.read_clusters(path_of(CLUSTERS), dims)
+        if stored.header.run != (config.run or ""):
+            raise ValueError(f"of run {stored.header.run}, and {CONFIG} is of run {config.run}: these are two runs")
     with reading(path_of(CONFIG)):
         shapes = _shapes(config, body, feature_dim, backbone)
     with reading(path_of(WEIGHTS)):
@@ -242,7 +198,7 @@ def _load(
     if takes_images:
         channels_last(network.eval().to(device or torch.device("cpu")))
     limit = float(tensors["outliers.limit"])
-    return Model(
+    model = Model(
         network=network,
         reduction=Whitening(tensors["reduction.mean"], tensors["reduction.projection"], config.root, classes),
         fine_centroids=tensors["fine_centroids"],
@@ -250,10 +206,11 @@ def _load(
         image_size=config.image_size,
         store_size=config.store_size,
         batch_size=config.batch_size,
-        identity=config.identity,
+        identity=identity_of(config, stored.header),
         cut=stored.cut,
         **vars(stored.annotations),
     )
+    return model, stored.header
 
 
 def _shapes(config: Config, body: Mapping[str, Tensor], feature_dim: int, backbone: nn.Module | None) -> Network:
@@ -281,23 +238,6 @@ def _shapes(config: Config, body: Mapping[str, Tensor], feature_dim: int, backbo
         raise ValueError(f"a network with {beside / 1e6:,.0f} MB of constants at this image_size")
     check_batch_fits(shapes, size)
     return shapes
-
-
-def clusters_in(tensors: Mapping[str, Tensor], dims: int | None = None) -> Clusters:
-    """Return the checked content of groups.safetensors, or of a state in its layout. ``dims``: None: any."""
-    shapes = {"centroids": ("count", "dims"), "groups": ("count",), "about": ("bytes",)}
-    types = {"groups": torch.int64, "about": torch.uint8}
-    check_tensors(tensors, shapes, types, **({} if dims is None else {"dims": dims}))
-    table = shaped(parse_json(tensors["about"].numpy().tobytes()), dict, "about")
-    known = {entry.name: table[entry.name] for entry in fields(Annotations) if entry.name in table}
-    annotations: Annotations = shaped(known, Annotations, "about")  # an older sample is left out: its answers teach
-    centroids = tensors["centroids"].clone()
-    stored = tensors["groups"].clone()
-    if not torch.isfinite(centroids).all():
-        raise ValueError("its centroids are not finite numbers")
-    if stored.min() < 0 or stored.max() >= len(annotations.names):
-        raise ValueError(f"its clusters are not numbers of {len(annotations.names)} clusters")
-    return Clusters(Cut(centroids, stored), annotations, table)
 
 
 # ---- embeddings -----------------------------------------------------------------------------------------------------

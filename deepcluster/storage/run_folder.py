@@ -1,16 +1,14 @@
 """The run folder: how its files are read, and written whole or not at all."""
 
 import csv
-import hashlib
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,15 +19,14 @@ from deepcluster.runtime import log, plain_files, tables
 from deepcluster.runtime.plain_files import RUN as RUN
 from deepcluster.runtime.plain_files import check_file, is_run
 from deepcluster.runtime.tables import CsvRow
-from deepcluster.storage import state
-from deepcluster.storage.content import FILES, LOG, SCHEMA_VERSIONS, RunRecord, Table
-from deepcluster.storage.files import changing, sync_folder, write_tensors, write_whole
+from deepcluster.storage import state, swap
+from deepcluster.storage.clusters_file import digest_of
+from deepcluster.storage.content import CLUSTERS, FILES, IMAGES, LOG, SCHEMA_VERSIONS, RunRecord, Table
+from deepcluster.storage.files import changing, write_tensors, write_whole
+from deepcluster.storage.images_table import Images
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class RunFolder:
     def read_rows(self, name: str) -> list[dict[str, str]]:
         """Read the rows of a table. All have a cell for every column."""
         with self._read(name) as path:
-            return list(table_rows(path, FILES[name].columns, FILES[name].newer))
+            return list(table_rows(path, FILES[name].columns))
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON object."""
@@ -60,38 +57,19 @@ class RunFolder:
         with self.as_disk_errors(RUN):
             return RunRecord.from_json(table)
 
-    def read_clusters(self) -> Table:
-        """Read clusters.csv. DiskError if its rows were changed, because other files rely on their order."""
-        with self._read("clusters.csv") as path:
-            rows = Table.of(table_rows(path, FILES["clusters.csv"].columns, FILES["clusters.csv"].newer))
-        if self.read_record().rows_sha256 != rows_sha256(rows):
-            raise DiskError(
-                f"{self.path / 'clusters.csv'} was changed since it was written (sorted, or saved by another"
-                " program?): features.npy and the report rely on the order of its rows. Restore it from a copy"
-            )
-        return rows
-
-    def read_added(self) -> list[dict[str, str]]:
-        """Read the list of images that came after the fit, the last usable ones; empty without such a file."""
-        return self.read_rows("added.csv") if self.has("added.csv") else []
-
-    def count_added(self, used: Table) -> int:
-        """Return the number of the images that came after the fit. DiskError if they do not end the ``used`` rows."""
-        added = [row["path"] for row in self.read_added()]
-        with self.as_disk_errors("added.csv"):
-            if len(added) >= len(used) or added != [*used.column("path")[len(used) - len(added) :]]:
-                raise ValueError("its images are not the last ones of clusters.csv")
-        return len(added)
+    def read_images(self) -> Images:
+        """Read images.csv."""
+        with self._read(IMAGES) as path:
+            return Images(Table.of(table_rows(path, FILES[IMAGES].columns)))
 
     def read_array(self, name: str, rows: int, columns: int) -> npt.NDArray[np.float32]:
-        """Return a float32 matrix of this shape."""
-        shape = (rows, columns)
+        """Return the first ``rows`` of a float32 matrix: an update that was stopped may have written more."""
         with self._read(name) as path:
             # Read, and not mapped: if a mapped file shrinks, the process dies without a word.
             array: npt.NDArray[np.float32] = load_array(path)
-            if array.dtype != np.float32 or array.shape != shape:
-                raise ValueError(f"it holds {array.dtype} {array.shape} instead of float32 {shape}")
-            return array
+            if array.dtype != np.float32 or array.ndim != 2 or array.shape[1] != columns or len(array) < rows:
+                raise ValueError(f"it holds {array.dtype} {array.shape}, and the run has {rows:,} rows of {columns:,}")
+            return array[:rows]
 
     @contextmanager
     def _read(self, name: str) -> Iterator[Path]:
@@ -124,19 +102,6 @@ class RunFolder:
 
 class LockedFolder(RunFolder):
     """A run folder whose lock this process holds: a file is written to its place at once."""
-
-    @contextmanager
-    def next_state(self, *, anew: bool = False) -> Iterator["NextState"]:
-        """Yield the next state, which becomes current at the end; an error drops it. ``anew``: With new files only."""
-        with changing(self.path):
-            (self.path / state.NEXT).mkdir()
-        folder = NextState(self.path)
-        for name in state.own_files(self.path) if anew else ():
-            folder.remove(name)
-        yield folder
-        if not folder.has(LOG) and (text := log.lines()):
-            folder.write(LOG, text)
-        state.commit(self.path)
 
     def path_of(self, name: str) -> Path:
         """Return the path to write a file to. A name that is not in ``FILES`` is an error of ours."""
@@ -179,64 +144,23 @@ class LockedFolder(RunFolder):
         return write_tensors(self.path_of(name), tensors, scratch=state.scratch_of(self.path))
 
 
-class NextState(LockedFolder):
-    """The next state of a run folder: its own files, and the others of the present state."""
-
-    def file(self, name: str) -> Path:
-        staged = self.path / state.NEXT / name
-        return staged if staged.exists() else self.path / name
-
-    def has(self, name: str) -> bool:
-        staged = self.path / state.NEXT / name
-        return staged.stat().st_size > 0 if staged.exists() else super().has(name)
-
-    def path_of(self, name: str) -> Path:
-        path = self.path / state.NEXT / super().path_of(name).relative_to(self.path)
-        path.parent.mkdir(exist_ok=True)
-        return path
-
-    def remove(self, name: str) -> None:
-        """Leave a file out of the next state, which an empty file marks."""
-        with changing(self.path / name):
-            path = self.path_of(name)
-            path.write_bytes(b"")
-            sync_folder(path.parent)
+def rows_in(file: Path) -> int:
+    """Return the number of rows of a matrix on disk. Raises an error with the reason if it is none."""
+    return len(load_array(file, mmap_mode="r"))
 
 
-def rows_sha256(rows: Iterable[CsvRow]) -> str:
-    """Return the digest of the images in clusters.csv, their order and their clusters."""
-    digest = hashlib.sha256()
-    for row in rows:
-        text = f"{row['path']}\0{row['status']}\0{row.get('cluster', '')}\n"
-        digest.update(text.encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
-def table_rows(path: Path, columns: Sequence[str], newer: Sequence[str] = ()) -> Iterator[dict[str, str]]:
-    """Yield the rows of a CSV file. Raise ValueError if a cell or one of ``columns`` (unless ``newer``) is missing."""
+def table_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Yield the rows of a CSV file. Raise ValueError if a cell or one of ``columns`` is missing."""
     # A spreadsheet puts a byte order mark in front.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         table = csv.DictReader(plain_files.lines_of(file), strict=True)
         names = list(table.fieldnames or [])
-        missing = dict.fromkeys((column for column in columns if column not in names), "")
-        if needed := [column for column in missing if column not in newer]:
-            raise ValueError(f"it has no column {needed[0]}")
+        if missing := [column for column in columns if column not in names]:
+            raise ValueError(f"it has no column {missing[0]}")
         for row in table:
             if len(row) != len(names) or None in row.values():
                 raise ValueError(f"line {table.line_num} does not have {len(names)} cells")
-            yield tables.unguarded(row) | missing
-
-
-@contextmanager
-def replacing(folder: LockedFolder | None) -> Iterator[None]:
-    """Add to an error inside the context that the old run is unchanged (None: no run was to be replaced)."""
-    before = folder and _version(folder.path)
-    try:
-        yield
-    except DeepClusterError as error:
-        if not folder or _version(folder.path) != before:
-            raise
-        raise type(error)(f"{error}; {folder.path} is as it was") from error
+            yield tables.unguarded(row)
 
 
 def folder_name(name: str) -> str:
@@ -256,10 +180,9 @@ def locked(path: Path, *, make: bool = False) -> Iterator[LockedFolder]:
 
 def check_free(path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
     """Raise DiskError if there is something at ``path`` that a run may not write into."""
+    swap.settle(path)
     if not os.path.lexists(path):
         return
-    if is_run(path / state.COMMIT):  # its first files, which a killed process has left there
-        state.settle(path)
     if path.is_dir() and all(entry.name == state.HIDDEN for entry in path.iterdir()):
         return
     if not is_run(path):
@@ -273,13 +196,13 @@ def check_free(path: Path, *, overwrite: bool = False, resume: bool = False) -> 
 
 
 def open_run(path: Path) -> RunFolder:
-    """Return the run folder at ``path``, with all files at their places.
+    """Return the run folder at ``path``. DiskError if there is none, or one of another version.
 
-    Raises DiskError if there is none, if it is of another version, or if it cannot be completed after a kill.
+    Raises DiskError, too, if its files are of two runs, as after a copy of one over the other.
     """
+    swap.settle(path)
     if not path.is_dir():
         raise DiskError(f"no such run folder: {path}. Name the folder that `deepcluster fit` printed")
-    state.settle(path)
     folder = RunFolder(path)
     if not folder.has(RUN):
         raise DiskError(f"{path} is not a run folder (it has no {RUN}): name one that `deepcluster fit` made")
@@ -290,30 +213,7 @@ def open_run(path: Path) -> RunFolder:
     return folder
 
 
-def read_state(path: Path, read: Callable[[RunFolder], Value]) -> Value:
-    """Return the result of ``read`` from one state of the run, although another process may change it meanwhile."""
-    for _ in range(state.ATTEMPTS):
-        before = _version(path)
-        folder = open_run(path)
-        try:
-            with folder.as_disk_errors():
-                value = read(folder)
-        except DeepClusterError:
-            if before and _version(path) == before:
-                raise
-        else:
-            if before and _version(path) == before:
-                return value
-        time.sleep(state.PAUSE_SECONDS)
-    raise DiskError(
-        f"{path} changes all the time, because another process writes to the run: try again when it has ended"
-    )
-
-
-def _version(path: Path) -> str:
-    """Return the digest of run.json, which changes with the clusters, or "" while files are not at their places."""
-    with suppress(OSError, ValueError):
-        if not state.pending(path):
-            check_file(path / RUN, plain_files.MAX_JSON)  # a FIFO would never end
-            return plain_files.sha256(path / RUN)
-    return ""
+def version_of(folder: RunFolder) -> str:
+    """Return the version of a run: a text that changes with its clusters and its images."""
+    with folder.as_disk_errors(CLUSTERS):
+        return f"{digest_of(folder.file(CLUSTERS))}-{folder.file(IMAGES).stat().st_size}"

@@ -1,12 +1,8 @@
-"""The state of a run folder: the files that are its own, its lock, and the step from one state to the next.
+"""The own files of a run folder, and its lock.
 
 A file is a run's own by its exact name and its kind: a plain file, or a link in the place of one, which is never
-followed. Nothing else in the folder is ever removed, moved or replaced. Three hidden entries lie in ``.deepcluster/``:
-``lock``, ``scratch/`` (a folder per rank, emptied by the lock holder) and, for an instant, ``commit/``.
-
-The files of the next state are collected in a scratch folder. One rename to ``commit/`` makes them current. An empty
-file there is a tombstone: the next state has no such file, and no file of a run is empty. Then :func:`finish` moves
-every file to its place. It can be repeated: the next lock holder completes the work of a killed process.
+followed. Nothing else in the folder is ever removed, moved or replaced. Two hidden entries lie in ``.deepcluster/``:
+``lock`` and ``scratch/`` (a folder per rank, emptied by the lock holder).
 """
 
 import errno
@@ -16,7 +12,6 @@ import re
 import shutil
 import stat
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -25,18 +20,15 @@ from typing import BinaryIO
 from deepcluster.errors import DiskError
 from deepcluster.runtime import signals
 from deepcluster.storage.content import FILES
-from deepcluster.storage.files import changing, sync_folder
+from deepcluster.storage.files import changing
 
-FOLDERS = ("model", "checkpoints")
+FOLDERS = ("model", "checkpoints", "former")
 _CHECKPOINT = re.compile(r"checkpoints/\d{6}(\.json|(-\d{1,6})?\.safetensors)")
+_FORMER = re.compile(r"former/\d{6}\.safetensors")
 
 HIDDEN = ".deepcluster"
 LOCK = f"{HIDDEN}/lock"
 SCRATCH = f"{HIDDEN}/scratch"
-COMMIT = f"{HIDDEN}/commit"
-NEXT = f"{SCRATCH}/rank-0/next"  # files of the next state, which the lock holder collects
-ATTEMPTS = 100  # of a reader, while another process changes the run
-PAUSE_SECONDS = 0.02
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 if sys.platform == "win32":
@@ -65,7 +57,7 @@ class InUseError(DiskError):
 
 def is_known(name: str) -> bool:
     """Return whether a run writes a file of this name (relative to the run folder, with ``/``)."""
-    return name in FILES or _CHECKPOINT.fullmatch(name) is not None
+    return name in FILES or any(pattern.fullmatch(name) for pattern in (_CHECKPOINT, _FORMER))
 
 
 def own_files(run: Path) -> list[str]:
@@ -77,6 +69,11 @@ def own_files(run: Path) -> list[str]:
 def checkpoint_files(run: Path) -> list[str]:
     """Return the names of the checkpoints in a run folder."""
     return [name for name in own_files(run) if _CHECKPOINT.fullmatch(name)]
+
+
+def former_files(run: Path) -> list[str]:
+    """Return the names of the earlier and later states of the clusters in a run folder."""
+    return [name for name in own_files(run) if _FORMER.fullmatch(name)]
 
 
 def _check_places(run: Path) -> None:
@@ -119,7 +116,7 @@ def _kind(path: Path) -> int:
 
 @contextmanager
 def locked(run: Path, *, make: bool = False) -> Iterator[None]:
-    """Hold the lock of a run folder, or ``make`` it first. The work of a killed process is completed or removed.
+    """Hold the lock of a run folder, or ``make`` it first. The unfinished files of a killed process are removed.
 
     Raises InUseError if another process holds the lock, DiskError if nothing can be written, or something else lies at
     the place of a file of the run.
@@ -129,7 +126,6 @@ def locked(run: Path, *, make: bool = False) -> Iterator[None]:
             _check_places(run)
             (run / HIDDEN).mkdir(parents=make, exist_ok=True)
             stack.enter_context(hold(run, LOCK))
-            finish(run)
             shutil.rmtree(run / SCRATCH, ignore_errors=True)
             stack.enter_context(scratch(run))
         yield
@@ -192,73 +188,3 @@ def scratch(run: Path, rank: int = 0) -> Iterator[None]:
             shutil.rmtree(path, ignore_errors=True)
             with suppress(OSError):  # other ranks are not done yet
                 path.parent.rmdir()
-
-
-# ---- from one state to the next -------------------------------------------------------------------------------------
-
-
-def commit(run: Path) -> None:
-    """Make the files of the next state current, all at once. DiskError if something not of the run is in the way."""
-    _check_places(run)
-    if _kind(run / COMMIT):
-        raise _in_the_way(run / COMMIT)
-    signals.check()
-    with signals.uninterrupted(), changing(run):
-        (run / NEXT).rename(run / COMMIT)
-        signals.changed(run)
-        sync_folder(run / HIDDEN)
-        finish(run)
-
-
-def finish(run: Path) -> None:
-    """Move the files of a committed state to their places. Only the lock holder may do so."""
-    folder = run / COMMIT
-    names = pending(run)
-    if _kind(folder) != stat.S_IFDIR:
-        return
-    for name in names:
-        if (folder / name).stat().st_size:
-            (run / name).parent.mkdir(exist_ok=True)
-            (folder / name).replace(run / name)
-        else:
-            (run / name).unlink(missing_ok=True)
-            (folder / name).unlink()
-    for parent in (run, *(run / name for name in FOLDERS)):
-        with suppress(FileNotFoundError):
-            sync_folder(parent)
-    emptied = [run / name for name in FOLDERS] if names else []
-    for path in (*emptied, *(folder / name for name in FOLDERS), folder):
-        with suppress(OSError):  # not empty, not there, or a link
-            path.rmdir()
-
-
-def pending(run: Path) -> list[str]:
-    """Return the names of the current state's files that are not yet at their places.
-
-    Names are listed in the order in which :func:`finish` moves files, so the list is empty only when all are moved.
-    """
-    if not all(_kind(run / name) == stat.S_IFDIR for name in (HIDDEN, COMMIT)):
-        return []
-    with suppress(FileNotFoundError):  # another process has just moved the last one
-        kinds = _kinds_in(run / COMMIT, FOLDERS).items()
-        return [name for name, kind in kinds if is_known(name) and kind == stat.S_IFREG]
-    return []
-
-
-def settle(run: Path) -> None:
-    """Bring all files of the current state to their places, or wait up to 2 s for the process that does so.
-
-    Raises DiskError if a killed process left them elsewhere, and nothing can be written here.
-    """
-    for attempt in range(ATTEMPTS):
-        if not pending(run):
-            return
-        try:
-            with locked(run):
-                return
-        except InUseError:
-            if attempt == ATTEMPTS - 1:
-                raise
-            time.sleep(PAUSE_SECONDS)
-        except DiskError as error:
-            raise DiskError(f"a process that changed {run} was killed before it was done: {error}") from None

@@ -1,0 +1,98 @@
+"""The views of a run: tables, page and drawings, made from its truths after each change. Anybody may change them."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from deepcluster.errors import DeepClusterError
+from deepcluster.images import Source
+from deepcluster.runs.images import images_at_hand
+from deepcluster.runs.page import MAP, shown_of, write_page, write_tree
+from deepcluster.runs.result import Outcome, describe
+from deepcluster.runs.run import Run, read_run
+from deepcluster.runtime.compute import Progress, ignore_progress
+from deepcluster.storage.content import FILES, RESULT
+from deepcluster.storage.images_table import skipped_table
+from deepcluster.storage.run_folder import LockedFolder, RunFolder, locked, open_run, version_of
+
+
+def refresh(
+    folder: LockedFolder,
+    run: Run,
+    *,
+    source: Source | None = None,
+    page: bool | None = None,
+    quick: bool = False,
+    progress: Progress = ignore_progress,
+) -> Outcome:
+    """Make all views of a run anew; result.json, which names the state that they show, comes last.
+
+    Args:
+        folder: The run folder.
+        run: The run as its truths have it.
+        source: The images for the pictures of the page; None: those that are at hand.
+        page: With report and map; None: if the run has one of them.
+        quick: As for ``write_page``.
+        progress: Of the page.
+    """
+    outcome = describe(run)
+    folder.write_rows("clusters.csv", outcome.clusters)
+    folder.write_rows("cluster_summary.csv", outcome.summary)
+    folder.write_rows("skipped.csv", skipped_table(run.rows.images))
+    if outcome.metrics:
+        folder.write_json("metrics.json", outcome.metrics)
+    else:
+        folder.remove("metrics.json")
+    shown = shown_of(run)
+    write_tree(folder, shown.tree)
+    if page or (page is None and (folder.has("report.html") or folder.has(MAP))):
+        at_hand = source or images_at_hand(run.rows.images, Path(run.record.base))
+        write_page(folder, at_hand, outcome, shown, progress, quick=quick)
+    views = [name for name in FILES if FILES[name].view and name != RESULT and folder.has(name)]
+    folder.write_json(RESULT, result_of(outcome) | {"shows": version_of(folder), "views": views})
+    return outcome
+
+
+def result_of(outcome: Outcome) -> dict[str, Any]:
+    """Return the facts about a result, for programs."""
+    facts = outcome.facts
+    run = outcome.run
+    return {
+        "run": outcome.record.run,
+        "cut": facts.cut,
+        "cut_k": facts.cut_k,
+        "clusters": len(outcome.summary),
+        "images_count": len(run.rows.paths),
+        "skipped_count": len(run.rows.images.skipped),
+        "answers": len(run.model.said),
+        "candidates": [dict(candidate) for candidate in facts.candidates],
+        "quality": outcome.quality,
+    }
+
+
+def are_current(folder: RunFolder) -> bool:
+    """Return whether the views show the present state of a run. A look at the run, without its features."""
+    with suppress(DeepClusterError):
+        result = folder.read_json(RESULT)
+        return result.get("shows") == version_of(folder) and all(map(folder.has, _texts(result.get("views"))))
+    return False
+
+
+def _texts(value: object) -> Iterator[str]:
+    return (item for item in value if isinstance(item, str)) if isinstance(value, list) else iter(())
+
+
+def made_current(path: Path) -> None:
+    """Make the views of a run again if they are older than it is, or some are missing; not where nothing may be written."""
+    folder = open_run(path)
+    if folder.read_record().status == "done" and not are_current(folder):
+        with suppress(DeepClusterError), locked(path) as writable:
+            refresh(writable, read_run(writable))
+
+
+def report(run: Path, source: Source | None = None, *, progress: Progress = ignore_progress) -> Path:
+    """Write the views of a run again, with the pictures of ``source``, or of the images that are still at hand."""
+    with locked(run) as folder:
+        refresh(folder, read_run(folder), source=source, page=True, progress=progress)
+    return run / "report.html"

@@ -1,0 +1,91 @@
+"""Undo and redo: the earlier and later states of a run's clusters, a file for each.
+
+``former/000007.safetensors`` is ``model/clusters.safetensors`` as it was in state 7, byte for byte. The header of a
+state has its number and the change that made it, so the history is read without a tensor. A step back or forward puts
+a copy of another state in the place of the present one. A change after steps back makes the present state anew behind
+all others, and its own state after that: nothing that was taken back is lost.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from deepcluster.storage.clusters_file import Made, header_of, with_made
+from deepcluster.storage.content import CLUSTERS
+from deepcluster.storage.files import changing, sync_folder
+from deepcluster.storage.run_folder import LockedFolder, RunFolder
+from deepcluster.storage.state import former_files
+from deepcluster.texts import plural
+
+MAX_STATES = 100  # of more, and of more bytes, the first and the newest stay
+MAX_BYTES = 1 << 26
+
+
+def name_of(number: int) -> str:
+    """Return the name of the file of a state."""
+    return f"former/{number:06d}.safetensors"
+
+
+def numbers_of(folder: RunFolder) -> list[int]:
+    """Return the numbers of the states in former/, ascending."""
+    return sorted(int(Path(name).stem) for name in former_files(folder.path))
+
+
+def history(folder: RunFolder) -> tuple[list[Made], list[Made]]:
+    """Return the changes that an undo takes back and those that a redo makes again, the nearest first."""
+    now = made_in(folder, CLUSTERS)
+    numbers = numbers_of(folder)
+    back = [now, *(made_in(folder, name_of(number)) for number in reversed(numbers) if number < now.number)]
+    return back[:-1], [made_in(folder, name_of(number)) for number in numbers if number > now.number]
+
+
+def made_in(folder: RunFolder, name: str) -> Made:
+    """Return the change that made the state in a file. DiskError if the file is damaged."""
+    with folder.as_disk_errors(name):
+        return header_of(folder.file(name)).made
+
+
+def given(folder: RunFolder) -> int:
+    """Return how many numbers of clusters were ever given: the newest state has all."""
+    names = [CLUSTERS, *(name_of(number) for number in numbers_of(folder)[-1:])]
+    return max(len(header_of(folder.file(name)).names) for name in names)
+
+
+def keep(folder: LockedFolder) -> int:
+    """Keep the present state before a change, and return the number of the next one."""
+    now = made_in(folder, CLUSTERS)
+    numbers = numbers_of(folder)
+    _copy(folder, CLUSTERS, name_of(now.number))
+    last = max(now.number, *numbers, 0)
+    if taken_back := sum(number > now.number for number in numbers):
+        last += 1
+        again = with_made(folder.file(CLUSTERS), Made(last, f"{plural(taken_back, 'change')} taken back", at=now.at))
+        folder.write(name_of(last), again)
+    _prune(folder)
+    return last + 1
+
+
+def step(folder: LockedFolder, number: int) -> None:
+    """Put another state in the place of the present one, which stays in former/."""
+    _copy(folder, CLUSTERS, name_of(made_in(folder, CLUSTERS).number))
+    folder.write(CLUSTERS, folder.file(name_of(number)).read_bytes())
+
+
+def _copy(folder: LockedFolder, name: str, to: str) -> None:
+    """Copy a file of a run, unless the copy exists. A file is replaced and never written into, so a link will do."""
+    if folder.has(to):
+        return
+    with changing(folder.path / to):
+        folder.path_of(to).parent.mkdir(exist_ok=True)
+        with suppress(OSError):  # a file system without hard links
+            os.link(folder.file(name), folder.path_of(to))
+            sync_folder(folder.path_of(to).parent)
+            return
+    folder.write(to, folder.file(name).read_bytes())
+
+
+def _prune(folder: LockedFolder) -> None:
+    sizes = {number: folder.file(name_of(number)).stat().st_size for number in numbers_of(folder)}
+    while len(sizes) > 2 and (len(sizes) > MAX_STATES or sum(sizes.values()) > MAX_BYTES):
+        del sizes[number := sorted(sizes)[1]]
+        folder.remove(name_of(number))

@@ -1,0 +1,72 @@
+"""images.csv: one row for each image and each skipped file of a run, to which rows are only ever added.
+
+``source`` and ``member`` are the place of an image: its file, or the archive or array that holds it and the name or
+number there. An empty ``source`` means the file ``path`` in the run's base or, with a ``member``, an image that came
+from memory. ``added`` is the time of the update that brought the row, empty for those of the fit.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from deepcluster.images.source import Origin, Source
+from deepcluster.storage.content import FILES, IMAGES, Row, Table
+
+
+@dataclass(frozen=True)
+class Images:
+    """The content of images.csv."""
+
+    rows: Table
+
+    @cached_property
+    def used(self) -> Table:
+        """The rows of usable images, in the order of features.npy."""
+        return self.rows.where("status", "ok")
+
+    @cached_property
+    def skipped(self) -> Mapping[str, str]:
+        """The files that cannot be used, and why: a later row about a file counts, and so does a usable image of it."""
+        reasons = {row["path"]: row["reason"] for row in self.rows.where("status", "skipped")}
+        usable = {*self.used.column("path")} & {*reasons}
+        return {path: why for path, why in reasons.items() if path not in usable}
+
+    @cached_property
+    def fitted(self) -> int:
+        """Number of usable images of the fit, which are the first ones."""
+        return int((self.used.column("added") == "").sum())
+
+
+def skipped_table(images: Images) -> list[Row]:
+    """Return the rows of skipped.csv."""
+    return [{"path": path, "reason": why} for path, why in images.skipped.items()]
+
+
+def image_rows(source: Source, digests: Sequence[str], base: Path, added: str = "") -> Iterable[Row]:
+    """Yield the rows of usable images with these ``digests`` of their pixels or features."""
+    labels = source.labels or [""] * len(source.paths)
+    for i, (path, label, digest) in enumerate(zip(source.paths, labels, digests, strict=True)):
+        yield _row(path, "ok", "", label, *placed(source.origin(i), path, base), digest, added)
+
+
+def skipped_rows(skipped: Iterable[tuple[str, str]], added: str = "") -> Iterable[Row]:
+    """Yield the rows of (path, reason) of skipped files."""
+    for path, reason in skipped:
+        yield _row(path, "skipped", reason, "", "", "", "", added)
+
+
+def _row(*cells: str) -> Row:
+    return dict(zip(FILES[IMAGES].columns, cells, strict=True))
+
+
+def placed(origin: Origin, path: str, base: Path) -> Origin:
+    """Return the place of an image as its row has it: without the base, and without a file name that ``path`` is."""
+    if not os.path.isabs(origin.source):
+        return origin
+    here = os.path.realpath(base)
+    if Path(origin.source).is_relative_to(here):
+        near = Path(origin.source).relative_to(here).as_posix()
+        return Origin("" if near == path and not origin.member else near, origin.member)
+    return origin

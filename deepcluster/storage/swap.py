@@ -1,0 +1,61 @@
+"""A whole run folder in the place of another one, by two renames; a kill between them leaves both."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from deepcluster.errors import DiskError
+from deepcluster.runtime import signals
+from deepcluster.runtime.plain_files import is_run
+from deepcluster.storage.files import changing, sync_folder
+from deepcluster.storage.state import HIDDEN, LOCK, own_files
+
+
+def new_place(run: Path) -> Path:
+    """Return the place beside a run folder of the run that will replace it."""
+    return run.with_name(f".{run.name}.new")
+
+
+def old_place(run: Path) -> Path:
+    """Return the place beside a run folder of the run that it has replaced, until its files are removed."""
+    return run.with_name(f".{run.name}.old")
+
+
+def put_in_place(new: Path, run: Path, old: Path) -> None:
+    """Rename ``run`` to ``old``, and the whole run ``new`` to ``run``."""
+    signals.check()
+    with signals.uninterrupted(), changing(run):
+        run.rename(old)
+        new.rename(run)
+        sync_folder(run.parent)
+
+
+def settle(run: Path) -> None:
+    """Finish a replacement that was killed between its renames, or afterwards."""
+    with changing(run):
+        if not os.path.lexists(run) and is_run(new_place(run)):
+            with suppress(FileNotFoundError):  # another process has just done it
+                new_place(run).rename(run)
+                sync_folder(run.parent)
+    if is_run(run) and old_place(run).is_dir():
+        with suppress(DiskError):  # another process does it, or nothing can be written here
+            remove_old(run)
+
+
+def remove_old(run: Path) -> None:
+    """Remove the own files of the replaced run; other files that lay in its folder move to ``run``."""
+    old = old_place(run)
+    with signals.uninterrupted(), changing(old):
+        for name in own_files(old):
+            (old / name).unlink()
+        for parent, _, names in os.walk(old, topdown=False):
+            inside = Path(parent).relative_to(old)
+            if inside.parts[:1] != (HIDDEN,):
+                for name in names:
+                    (run / inside).mkdir(parents=True, exist_ok=True)
+                    if not os.path.lexists(run / inside / name):
+                        (old / inside / name).rename(run / inside / name)
+        (old / LOCK).unlink(missing_ok=True)
+        for parent, _, _ in os.walk(old, topdown=False):
+            with suppress(OSError):  # not empty
+                Path(parent).rmdir()
