@@ -1,6 +1,6 @@
 """A fit like an earlier run, whose clusters it continues."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -28,7 +28,7 @@ class Former:
 
     path: Path
     run: Run
-    rows: Mapping[str, int]  # of its images, by their digests
+    digests: Sequence[str]  # of its images, by their rows
     store_size: int  # side of the images with these digests, in px
 
 
@@ -36,14 +36,15 @@ def read_former(folder: run_folder.RunFolder) -> Former:
     """Read the clusters of a run."""
     run = read_run(folder)
     digest_of = {row["path"]: row["sha256"] for row in [*folder.read_rows(IMAGES_READ), *folder.read_added()]}
-    rows = {digest_of[path]: row for row, path in enumerate(run.rows.paths)}
-    return Former(folder.path, run, rows, recipe_of(folder).store_size)
+    return Former(folder.path, run, [digest_of[path] for path in run.rows.paths], recipe_of(folder).store_size)
 
 
 def former_rows(
     former: Former, source: Source, digests: Mapping[str, str], size: int, progress: Progress = ignore_progress
 ) -> Tensor:
     """Return the rows of images in an earlier run (int64, N); -1 for an image that it lacks.
+
+    Of equal images each takes the row of its own path, else the next row that no other one takes, else the last.
 
     ``digests``: By path, of images of ``size`` px. If the run stored another size, the images are read again.
 
@@ -56,7 +57,19 @@ def former_rows(
             store = read_once(part, former.store_size, none_is_fine=True)
             digest_of |= zip((part.paths[i] for i in store.usable), pixel_digests(store), strict=True)
         digests = {path: digest_of[path] for path in digests}
-    rows = torch.tensor([former.rows.get(digest, -1) for digest in digests.values()], dtype=torch.int64)
+    row_of = {path: row for row, path in enumerate(former.run.rows.paths)}
+    own = {path: row_of[path] for path in digests if path in row_of and former.digests[row_of[path]] == digests[path]}
+    last = {digest: row for row, digest in enumerate(former.digests)}
+    unused: dict[str, list[int]] = {}  # the last row first
+    for row in sorted({*range(len(former.digests))}.difference(own.values()), reverse=True):
+        unused.setdefault(former.digests[row], []).append(row)
+
+    def row_for(path: str, digest: str) -> int:
+        if path in own:
+            return own[path]
+        return unused[digest].pop() if unused.get(digest) else last.get(digest, -1)
+
+    rows = torch.tensor([row_for(*image) for image in digests.items()], dtype=torch.int64)
     if rows.max() < 0:
         raise DataError(f"--like {former.path}: it has none of these images, so no cluster continues: name another")
     return rows
