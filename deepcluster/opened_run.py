@@ -25,14 +25,17 @@ from deepcluster.images import Images, Source, find
 from deepcluster.model import Model, Prediction
 from deepcluster.report.pictures import THUMBNAIL, pictures, thumbnails
 from deepcluster.runs import edits as edits_of_run
-from deepcluster.runs import lesson, page, recut
+from deepcluster.runs import lesson, recut, views
 from deepcluster.runs.images import images_at_hand
 from deepcluster.runs.lesson import Answer, Question
+from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.run import read_run
 from deepcluster.runtime.console import Display, Silent, Terminal, has_widgets
 from deepcluster.runtime.devices import choose_device
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
+from deepcluster.storage.clusters_file import header_of
+from deepcluster.storage.content import CLUSTERS
 from deepcluster.storage.edits_file import checked_name, python_edits
 from deepcluster.storage.files import check_output, write_output
 from deepcluster.storage.state import own_files
@@ -130,7 +133,9 @@ class OpenedRun(_Base):
             return row_of.get(str(image)) if isinstance(image, str | Path) else image
 
         marked = {row(image) for image in drawn}
-        wanted = [_answer(image, given, row(image) in marked) for image, given in pairs.items()]
+        wanted = [
+            _answer(image, given, "drawn" if row(image) in marked else "answer") for image, given in pairs.items()
+        ]
         with self._display() as display:
             lesson.teach(self.run_, wanted, display)
         self._read_results()
@@ -139,7 +144,7 @@ class OpenedRun(_Base):
     def report(self, path: str | Path | None = None) -> Path:
         """Write the report of the run, one HTML page, and return its path; without one it is in the run folder."""
         self._check_run("a report")
-        written = page.report(self.run_, self._images_at_hand())
+        written = views.report(self.run_, self._images_at_hand())
         if path is None:
             return written
         html = written.read_text(encoding="utf-8")
@@ -233,11 +238,11 @@ class OpenedRun(_Base):
         self.labels_: npt.NDArray[np.int64] = clusters.numpy()
         self.embedding_: npt.NDArray[np.float32] = rows.reduced.numpy()
         self.paths_ = list(rows.paths)
-        self.skipped_ = [(row["path"], row["reason"]) for row in folder.read_rows("skipped.csv")]
+        self.skipped_ = [*rows.images.skipped.items()]
         self._of_fit = Prediction(tuple(rows.paths), rows.reduced, rows.residuals, ())
         self.inertia_ = self._inertia(rows.reduced, clusters)
-        self._cut = record.cut
-        self.quality_ = record.quality
+        self._cut = run.facts.cut
+        self.quality_ = estimated_quality(run.model, clusters, rows.fitted)
         self.n_iter_ = int(record.rounds or 0)
         self.history_ = [
             {name: int(cell) if cell.isdecimal() else float(cell or "nan") for name, cell in row.items()}
@@ -264,12 +269,15 @@ class OpenedRun(_Base):
         check_is_fitted(self, "cluster_centers_")
         if not hasattr(self, "run_"):
             raise UsageError(f"{what} needs the features of a run, and this is a model alone: load the run folder")
-        if changes and run_folder.open_run(self.run_).read_record().cut != self._cut:
+        if changes and header_of(run_folder.open_run(self.run_).file(CLUSTERS)).facts.cut != self._cut:
             raise UsageError(f"{self.run_} has other clusters by now: DeepCluster.load({str(self.run_)!r}) reads them")
 
     def _images_at_hand(self) -> Source | None:
         """Return the images of the fit, for thumbnails; None if they are gone."""
-        return images_at_hand(run_folder.RunFolder(self.run_)) if self._images is None else find(self._images)
+        if self._images is not None:
+            return find(self._images)
+        folder = run_folder.RunFolder(self.run_)
+        return images_at_hand(folder.read_images(), Path(folder.read_record().base))
 
 
 def _labels(y: Any, count: int) -> dict[int, str]:
@@ -298,14 +306,14 @@ def _label(value: Any) -> str:
     return "" if str(value) in missing else checked_name(str(value))
 
 
-def _answer(image: str | int | Path, given: Any, drawn: bool) -> Answer:
+def _answer(image: str | int | Path, given: Any, by: str) -> Answer:
     if not isinstance(image, str | int | np.integer | Path):
         raise UsageError(f"the answer about {image!r} is about no image: give its path or its row")
     image = image if isinstance(image, str) else str(image) if isinstance(image, Path) else int(image)
     if isinstance(given, str):
-        return Answer(image, name=checked_name(given), drawn=drawn)
+        return Answer(image, name=checked_name(given), by=by)
     if is_count(given) or (given == 0 and given is not False):
-        return Answer(image, int(given), drawn=drawn)
+        return Answer(image, int(given), by=by)
     raise UsageError(f"the answer {given!r} is no cluster: give its name, or its number")
 
 

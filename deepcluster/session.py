@@ -65,10 +65,19 @@ def session(
 
 
 def check_run(run: Path) -> "RunRecord":
-    """Return the record of a run. DiskError if there is no run."""
-    from deepcluster.storage.run_folder import read_state
+    """Return the record of a run. DiskError if there is no run.
 
-    return read_state(run, lambda folder: folder.read_record())
+    Views that are older than the run, or missing, are made again.
+    """
+    from deepcluster.storage.run_folder import are_current, open_run
+
+    folder = open_run(run)
+    record = folder.read_record()
+    if record.status == "done" and not are_current(folder):
+        from deepcluster.runs.views import made_current  # imports torch
+
+        made_current(run)
+    return record
 
 
 def images_for(run: Path, images: str, *others: str, may_be_empty: bool = False) -> "Source | str":
@@ -94,7 +103,7 @@ def _files_read(run: Path, images: "Source | str") -> Iterator[Path]:
     yield from (run / name for name in own_files(run))
     if isinstance(images, str):  # an image, perhaps by its path in the run, or features with their paths beside them
         path = Path(images)
-        yield Path(open_run(run).read_record().location) / path
+        yield Path(open_run(run).read_record().base) / path
         yield from (path, path.parent / f"{path.stem}.csv", path.parent / f"{path.stem}.txt", *path.rglob("*.parquet"))
     else:
         yield Path(images.location)
@@ -123,18 +132,20 @@ def print_result(
             print(json.dumps({"run": str(run), "dry_run": True, **(preview or {})}, indent=2))
         return
     folder = open_run(run)
-    record = folder.read_json("run.json")
+    result = folder.read_json("result.json")
+    record = folder.read_record()
     metrics = folder.read_json("metrics.json") if folder.has("metrics.json") else {}
     page = folder.path / "report.html"
     if output.as_json:
-        names = ("clusters", "images_count", "skipped_count", "rounds")
-        summary = summary or {name: record.get(name) for name in names} | {"metrics": metrics or None}
+        names = ("clusters", "images_count", "skipped_count")
+        about = {name: result[name] for name in names} | {"rounds": record.rounds, "metrics": metrics or None}
+        summary = summary or about
         print(json.dumps({"run": str(run), **summary}, indent=2))
     elif not output.quiet:
         lines: list[str] = []
         if command in ("fit", "recut"):
-            lines += _metric_lines({"clusters": record["clusters"], **metrics})
-        following = [*_next_commands(folder.path, record, command)]
+            lines += _metric_lines({"clusters": result["clusters"], **metrics})
+        following = [*_next_commands(folder.path, record, result, command)]
         following.append(f"open {page.absolute().as_uri()}   # the page as a file, to look at and to pass on")
         lines += [f"{heading:9} {line}" for heading, line in zip_longest(["Next"], following, fillvalue="")]
         for line in lines:
@@ -143,13 +154,13 @@ def print_result(
         open_page(page.absolute().as_uri())
 
 
-def _next_commands(folder: Path, record: Mapping[str, Any], command: str) -> Iterator[str]:
+def _next_commands(folder: Path, record: "RunRecord", result: Mapping[str, Any], command: str) -> Iterator[str]:
     run = shlex.quote(str(folder))
-    others = [candidate["k"] for candidate in (record.get("candidates") or ())[1:]]
+    others = [candidate["k"] for candidate in result["candidates"][1:]]
     yield f"deepcluster report {run} --serve --open   # look, correct and sort in a browser"
-    if command == "fit" and others and not record.get("edits"):  # a recut would lose them
+    if command == "fit" and others:
         yield f"deepcluster recut {run} -k {others[0]}   # another number of clusters"
-    if command != "update" and record.get("backbone") != NO_NETWORK:
+    if command != "update" and record.backbone != NO_NETWORK:
         yield f"deepcluster export {run} --to folders -o sorted   # a folder for every cluster"
 
 

@@ -218,11 +218,15 @@ def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: fl
     check_run(run_)
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
         from deepcluster.runs import lesson as teaching
+        from deepcluster.storage.content import RESULT
+        from deepcluster.storage.run_folder import open_run
 
         given = teaching.read_answers(answers, terminal) if answers else ()
         made = teaching.teach(run_, given, terminal, dry_run=output.dry_run)
     preview = made.to_json()
-    counts = {name: preview[name] for name in ("changed", "changes")} | {"quality": check_run(run_).quality}
+    counts = {name: preview[name] for name in ("changed", "changes")} | {
+        "quality": open_run(run_).read_json(RESULT)["quality"]
+    }
     print_result(run_, output, "teach", preview, counts)
 
 
@@ -242,7 +246,7 @@ def update(
         deepcluster update runs/photos new/
     """
     if images is None:
-        location = one_line(check_run(run_).location)
+        location = one_line(check_run(run_).base)
         raise UsageError(f"IMAGES is missing: give the folder of the new images (those of the fit were in {location})")
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
         # Without a warning, because `update` refuses an unfinished run.
@@ -294,7 +298,7 @@ def report(run_: flags.RunArgument, /, *, serve: bool = False, open_: flags.Open
     check_run(run_)
     # A signal to a server is no error, also before it serves.
     with Terminal(quiet=False) as terminal, signals.uninterrupted() if serve else nullcontext():
-        from deepcluster.runs.page import report as report_run
+        from deepcluster.runs.views import report as report_run
 
         page = report_run(run_, progress=terminal.progress)
     if serve:

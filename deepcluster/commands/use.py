@@ -129,8 +129,8 @@ def similar(
     from deepcluster.storage.run_folder import open_run
 
     check_run(run_)
-    if not os.path.lexists(image) and all(row["path"] != image for row in open_run(run_).read_clusters()):
-        raise DataError(f"{short(image)} is neither a file nor a path in {run_ / 'clusters.csv'}: give one of these")
+    if not os.path.lexists(image) and image not in open_run(run_).read_images().used.column("path"):
+        raise DataError(f"{short(image)} is neither a file nor an image of {run_}: give one of these")
     target = None if out == "-" else checked_output(Path(out), run_, image, overwrite)
     with Terminal(quiet, to_stderr=True):
         from deepcluster.runs.predict import SIMILAR

@@ -16,19 +16,18 @@ from deepcluster.export.replace import INVENTORY, replace_tree, replaceable, rep
 from deepcluster.export.split import PARTS
 from deepcluster.flags import Sorting
 from deepcluster.images.decode import Undecodable, explain, pillow_limits
-from deepcluster.records import Identity
+from deepcluster.model import WORDS as SAID
+from deepcluster.runs.result import Outcome
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import own_sha256
 from deepcluster.runtime.tables import write_csv
-from deepcluster.storage.content import Row, RunRecord
+from deepcluster.storage.content import Row
 from deepcluster.storage.files import check_outside, new_folder, write_whole
-from deepcluster.storage.model_config import read_summary
-from deepcluster.storage.run_folder import read_state
 from deepcluster.texts import one_line, plural, quality_text, some
 
 CARD = "README.md"  # of a data set
-DECISIONS = ("answer", "drawn", "move")  # of a person, in the column `by`
+DECISIONS = SAID  # of a person, in the column `by`
 METADATA_COLUMNS = ("file_name", "cluster", "name", "by", "junk", "distance", "margin", "is_outlier")
 
 
@@ -56,7 +55,7 @@ def folders(
     """
     sorting = replace(sorting, **choices)
     members = read_run_images(run, sorting.images)
-    check_outside(out, Path(members.source.location))
+    check_outside(out, members.base)
     if sorting.overwrite:
         members.check_outside_of(out)
     replaces = replaceable(out, members.file, overwrite=sorting.overwrite)
@@ -189,14 +188,15 @@ def _write_metadata(out: Path, targets: Sequence[Target], inventory: Sequence[Ro
             rows[f"{part}/{METADATA}"].append({column: about[column] for column in columns})
     for file, content in rows.items():
         write_whole(out / file, partial(write_csv, columns=columns, rows=content))
-    card = _card(rows, *read_state(images.run, lambda run: (run.read_record(), read_summary(run)[0])))
+    card = _card(rows, images.outcome)
     write_whole(out / CARD, lambda file: file.write(card))
     entry = {"path": "", "cluster": "", "name": "", "by": "", "how": "metadata"}
     return [{**entry, "exported_path": file, "sha256": own_sha256(out / file)} for file in (*rows, CARD)]
 
 
-def _card(metadata: Mapping[str, Sequence[Mapping[str, Any]]], record: RunRecord, model: Identity) -> str:
+def _card(metadata: Mapping[str, Sequence[Mapping[str, Any]]], outcome: Outcome) -> str:
     """Return the text about a data set: images per class, how the labels came about, and the estimate of quality."""
+    model = outcome.run.model.identity
     counts: Counter[tuple[str, str]] = Counter()
     for file, rows in metadata.items():
         for row in rows:
@@ -206,14 +206,14 @@ def _card(metadata: Mapping[str, Sequence[Mapping[str, Any]]], record: RunRecord
     columns = [*(part for part in PARTS if f"{part}/{METADATA}" in metadata), *DECISIONS]
     lines = [["class", *columns], ["---"] * (1 + len(columns))]
     lines += [[name, *(f"{counts[name, column]:,}" for column in columns)] for name in classes]
-    answer, drawn, move, rest = (counts["", word] for word in (*DECISIONS, ""))
-    quality = quality_text(record.quality) if record.quality else "The share of right labels was not estimated."
+    answer, checked, drawn, rest = (counts["", word] for word in (*DECISIONS, ""))
+    quality = quality_text(outcome.quality) if outcome.quality else "The share of right labels was not estimated."
     return "\n".join([
         f"# {plural(sum(map(len, metadata.values())), 'image')} of {len(classes):,} classes\n",
         *(f"| {' | '.join(line)} |" for line in lines),
         f"\nThe classes are clusters of DeepCluster {model.version}. {answer + drawn:,} labels are answers of a person"
-        f" ({drawn:,} about images drawn at random), {move:,} are moves by hand, the other {rest:,} are the program's"
-        f" (column `by` of `{METADATA}`).\n",
+        f" ({drawn:,} about images drawn at random), {checked:,} were checked by one, the other {rest:,} are the"
+        f" program's (column `by` of `{METADATA}`).\n",
         f"{quality} ({model.date})\n",
         f"Model: {model.digest}\n",
     ])  # fmt: skip

@@ -14,9 +14,10 @@ from deepcluster.errors import needing
 from deepcluster.groups.graph import layout
 from deepcluster.report.pictures import on_sheet
 from deepcluster.runs import page as drawn
+from deepcluster.runs.result import describe
+from deepcluster.runs.run import read_run
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.seeding import derive
-from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import COLUMNS, Table
 from deepcluster.storage.files import check_no_file, new_file
@@ -42,7 +43,7 @@ def parquet(run: Path, out: Path, *, display: Display = Silent()) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
     check_no_file(out)
-    rows, features, map_positions = run_folder.read_state(run, _read)
+    rows, features, map_positions = _read(run_folder.open_run(run))
     types = {str: pa.string(), int: pa.int32(), float: pa.float64(), bool: pa.bool_()}
     columns: dict[str, Any] = {}
     with run_folder.open_run(run).as_disk_errors():
@@ -64,16 +65,17 @@ def parquet(run: Path, out: Path, *, display: Display = Silent()) -> None:
 
 def _read(folder: run_folder.RunFolder) -> tuple[Table, Any, Any]:
     """Return the rows of clusters.csv, their features and their positions on the map (NaN: none)."""
-    rows = folder.read_clusters()
-    dims = models.load_of_run(folder, takes_images=False).reduction.projection.shape[1]
-    used = np.flatnonzero([row["status"] == "ok" for row in rows])
-    features, map_positions = (np.full((len(rows), width), np.nan, np.float32) for width in (dims, 2))
-    features[used] = folder.read_array("features.npy", len(used), dims)
+    run = read_run(folder)
+    rows = Table.of(describe(run).clusters)
+    reduced = run.rows.reduced
+    used = np.arange(len(reduced))  # the first rows
+    features, map_positions = (np.full((len(rows), width), np.nan, np.float32) for width in (reduced.shape[1], 2))
+    features[used] = reduced.numpy()
     on_map = on_sheet(len(used))
     positions = drawn.read_map(folder, len(used))
     if positions is None:
-        positions = layout(torch.from_numpy(features[used[on_map]]), derive(folder.read_record().seed, "map"))
-    map_positions[used[on_map]] = positions
+        positions = layout(reduced[on_map], derive(run.record.seed, "map"))
+    map_positions[on_map] = positions
     return rows, features, map_positions
 
 

@@ -19,10 +19,11 @@ from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import SUFFIXES as IMAGE_SUFFIXES
 from deepcluster.images.decode import Undecodable, explain, pillow_limits, sides
 from deepcluster.runs.images import images_at_hand
+from deepcluster.runs.result import Outcome, describe
+from deepcluster.runs.run import read_run
 from deepcluster.runtime.log import warn
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import Row
-from deepcluster.storage.model_files import read_annotations
 from deepcluster.texts import JOINERS, one_line
 
 MAX_NAME_BYTES = 255  # ext4, APFS, NTFS (there UTF-16 units, which are never more)
@@ -47,11 +48,13 @@ class RunImages:
     """The images of a run."""
 
     run: Path
-    rows: tuple[Row, ...]  # all of clusters.csv, with the names of the model
+    rows: tuple[Row, ...]  # all of clusters.csv
     source: Source  # the images that are at hand
     index: Mapping[str, int]  # of an image in the source, by path
     junk: Set[str]  # clusters that a person marked
     set_of: Mapping[str, str] | None  # sets of near-duplicates, by path; None if the run does not know them
+    outcome: Outcome
+    base: Path  # the folder of the images
 
     def is_file(self, row: Row) -> bool:
         """Tell if the image of a row is a file, and so not written as PNG."""
@@ -96,21 +99,25 @@ def read_run_images(run: Path, images: Images | None) -> RunImages:
     Images that an update added from elsewhere are still there. DataError if none exists any more.
     """
     folder = run_folder.open_run(run)
-    rows, about = run_folder.read_state(run, lambda state: (state.read_clusters(), read_annotations(state)))
-    source = images_at_hand(folder, None if images is None else find(images))
+    outcome = describe(read_run(folder))
+    record, stored = outcome.record, outcome.run.rows.images
+    if images is None or (isinstance(images, str | Path) and Path(images).is_dir()):
+        base = Path(record.base if images is None else images)
+        source = images_at_hand(stored, base)
+    else:
+        source = find(images)
+        base = Path(source.location)
     index = {path: i for i, path in enumerate(source.paths)} if source else {}
-    used = [row for row in rows if row["status"] == "ok"]
-    if source is None or not any(row["path"] in index for row in used):
-        location = source.location if source else folder.read_record().location
+    used = outcome.usable
+    if source is None or not any(path in index for path in used.column("path")):
         raise DataError(
-            f"none of the {len(used):,} images of {run} was found (they were in {one_line(location)}): say where they"
-            " are now with --images IMAGES"
+            f"none of the {len(used):,} images of {run} was found (not in {one_line(str(base))}): say where they are"
+            " now with --images IMAGES"
         )
-    # The model's names count, because people edit tables.
-    named = ({**row, "name": about.names[int(row["cluster"])] if row["cluster"] else ""} for row in rows)
     sets = folder.read_rows("duplicates.csv") if folder.has("duplicates.csv") else None
     set_of = None if sets is None else {row["path"]: row["group"] for row in sets}
-    return RunImages(run, tuple(named), source, index, {*map(str, about.junk)}, set_of)
+    junk = {*map(str, outcome.run.model.junk)}
+    return RunImages(run, tuple(outcome.clusters), source, index, junk, set_of, outcome, base)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def _check_unchanged(out: Path, original: Callable[[str], Path | None]) -> Seque
     rows: Sequence[Row] = ()
     with suppress(DiskError), RunFolder(out).as_disk_errors(INVENTORY):
         check_file(out / INVENTORY, MAX_TEXT)
-        rows = [*table_rows(out / INVENTORY, INVENTORY_COLUMNS, newer=("by",))]
+        rows = [*table_rows(out / INVENTORY, INVENTORY_COLUMNS)]
     if not rows:
         raise DiskError(f"{out} is left as it is, because it has no intact {INVENTORY}: give another folder (-o)")
     rows_of: defaultdict[str, dict[str, Row]] = defaultdict(dict)

@@ -1,6 +1,5 @@
 """Step 7 of a run: its result. All ranks reduce the features, and the main rank makes the rest."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -14,13 +13,15 @@ from deepcluster.fitting.read import ImagesRead, exact_features
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
+from deepcluster.records import Identity
 from deepcluster.report.pictures import on_sheet
-from deepcluster.runs.result import Outcome, choose_number, describe
+from deepcluster.runs.change import cut_of
+from deepcluster.runs.result import choose_number, metrics
 from deepcluster.runs.run import Rows, Run, cut_rows, sample_of
 from deepcluster.runtime.compute import GROUPING_PHASE
-from deepcluster.runtime.console import Display
+from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.log import warn
-from deepcluster.storage.content import RunRecord
+from deepcluster.storage.content import Facts, RunRecord
 
 COLLAPSED = 0.5  # share of the images in one fine cluster
 MIN_COLLAPSED = 30  # images: of fewer, one cluster may have most of them by chance
@@ -62,34 +63,17 @@ def conclude(network: Network, images: ImagesRead, seed: int, features: Tensor, 
         raise DataError("the features are too large or too small to compare: scale them, say to length 1") from error
 
 
-def outcome_of(
-    network: Network,
-    images: ImagesRead,
-    record: RunRecord,
-    final: Conclusion,
-    baseline: Mapping[str, float],
-    display: Display,
-) -> Outcome:
-    """Cut and describe the clusters of all images, on the main rank.
-
-    ``record`` has the number of rounds. ``baseline``: As in :func:`describe`.
-    """
+def run_of(network: Network, images: ImagesRead, record: RunRecord, final: Conclusion, display: Display) -> Run:
+    """Cut the clusters of all images, on the main rank. ``record`` has the number of rounds."""
     recipe = images.recipe
     if record.rounds and (text := collapse(final)):
         warn(text)
-    rows = Rows(
-        paths=images.paths,
-        labels=images.truth,
-        skipped=images.store.skipped,
-        reduced=final.reduced,
-        sample=sample_of(final.reduced, record.seed),
-        residuals=final.residuals,
-    )
-    if record.cut_k is None and images.former:  # as many as the run of --like has, unless others were asked for
-        before = images.former.run.model.cut.cluster_of.unique()
-        record = replace(record, cut_k=min(len(before), rows.fitted))
-    n_clusters, record = choose_number(record.cut_k, rows, record, recipe, display)
-    cut, placement = cut_rows(rows, final.clustering, n_clusters, record.seed, recipe)
+    rows = rows_of(images, final, record.seed)
+    cut_k = record.n_clusters
+    if cut_k is None and images.former:  # as many as the run of --like has, unless others were asked for
+        cut_k = min(len(images.former.run.model.cut.cluster_of.unique()), rows.fitted)
+    n_clusters, candidates = choose_number(cut_k, rows, record.seed, recipe, display)
+    cut, _ = cut_rows(rows, final.clustering, n_clusters, record.seed, recipe)
     if cut.count < n_clusters:
         why = "the features have no more distinct values (are many equal?)"
         warn(f"only {cut.count} of {n_clusters} clusters are not empty: {why}")
@@ -105,12 +89,28 @@ def outcome_of(
         image_size=image_size,
         store_size=store_size,
         batch_size=recipe.batch_size,
+        identity=Identity(run=record.run),
     )
-    run = Run(record, model, rows)
+    run = Run(record, Facts(cut_k=cut_k, candidates=candidates), model, rows)
     if images.former and images.former_rows is not None:
-        run, placement, text = continued(run, placement, images.former, images.former_rows)
+        run, text = continued(run, images.former, images.former_rows)
         display.say("Names", text)
-    return describe(run, placement, baseline)
+    return replace(run, facts=replace(run.facts, cut=cut_of(run)))
+
+
+def rows_of(images: ImagesRead, final: Conclusion, seed: int) -> Rows:
+    """Return the images of a run with their reduced features."""
+    return Rows(images.table, final.reduced, sample_of(final.reduced, seed), final.residuals)
+
+
+def metrics_of(images: ImagesRead, record: RunRecord, final: Conclusion) -> dict[str, float]:
+    """Return the scores of the clusters of some features by the true labels, on the main rank; empty without labels."""
+    if images.truth is None:
+        return {}
+    rows = rows_of(images, final, record.seed)
+    count, _ = choose_number(record.n_clusters, rows, record.seed, images.recipe, Silent())
+    _, placement = cut_rows(rows, final.clustering, count, record.seed, images.recipe)
+    return {**metrics(images.truth, placement.cluster), "clusters": len(placement.cluster.unique())}
 
 
 def collapse(conclusion: Conclusion) -> str:

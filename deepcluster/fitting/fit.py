@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from deepcluster.build import network_of
-from deepcluster.fitting.conclude import conclude, features_with_nouns, outcome_of, result_features
+from deepcluster.fitting.conclude import conclude, features_with_nouns, result_features, run_of
 from deepcluster.fitting.forecast import announce
 from deepcluster.fitting.journal import opened
 from deepcluster.fitting.like import read_former
@@ -62,7 +62,7 @@ def fit(
             return run
         check_weights_here(start.facts.published if start.facts else "")
         labels = true_labels(start.labels, source) if start.labels else None
-        former = run_folder.read_state(Path(start.like), read_former) if start.like and processes.is_main else None
+        former = read_former(run_folder.open_run(Path(start.like))) if start.like and processes.is_main else None
         record = first_record(request, start, source, former, device, processes)
         decided = Decided(request, start, source, features, labels, former, record, device)
 
@@ -85,8 +85,8 @@ def fit(
             final = conclude(network, read, journal.record.seed, features, display)
             seen = None if rounds else features_with_nouns(network, read, features)  # else they are written already
             if journal.folder:
-                outcome = outcome_of(network, read, journal.record, final, journal.baseline, display)
-                journal.end(journal.folder, outcome, seen, display.progress)
+                made = run_of(network, read, journal.record, final, display)
+                outcome = journal.end(journal.folder, made, seen, display.progress)
                 _say_done(decided.request, read, outcome, display)
         return run
 

@@ -5,7 +5,7 @@ import secrets
 import shlex
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,17 +21,20 @@ from deepcluster.fitting.resume import check_same, facts_of
 from deepcluster.nets.network import Network
 from deepcluster.records import Round, State
 from deepcluster.runs.images import fingerprint
-from deepcluster.runs.page import shown_of, write_nouns, write_page, write_tree
-from deepcluster.runs.result import Outcome, label_numbers, write_outcome
-from deepcluster.runtime import signals
+from deepcluster.runs.page import write_nouns
+from deepcluster.runs.result import Outcome, label_numbers, metrics
+from deepcluster.runs.run import Run, write_features
+from deepcluster.runs.views import refresh
+from deepcluster.runtime import log, signals
 from deepcluster.runtime.compute import Progress
 from deepcluster.runtime.machine import peak_mb
 from deepcluster.runtime.processes import Processes
-from deepcluster.storage import run_folder
+from deepcluster.storage import model_files, run_folder
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, fitting, restored, rounds_done
-from deepcluster.storage.content import IMAGES_READ, RunRecord
+from deepcluster.storage.clusters_file import Made, encoded
+from deepcluster.storage.content import CLUSTERS, IMAGES, LOG, RunRecord
 from deepcluster.storage.run_folder import LockedFolder
-from deepcluster.storage.state import checkpoint_files, scratch, scratch_of
+from deepcluster.storage.state import checkpoint_files, own_files, scratch, scratch_of
 from deepcluster.texts import plural
 
 
@@ -77,61 +80,55 @@ class Journal:
             reasons=images.plan.reasons,
         )
         self.about = facts_of(self.record, images.recipe)
-        overwrite = self.decided.request.overwrite
-        # No file is written before the result if it replaces a run in one step, or is of features.
-        self.at_once = images.features is not None or (overwrite and not images.recipe.rounds)
+        self.at_once = not images.recipe.rounds  # a run without rounds appears at its end
         if self.folder and self.decided.start.state == "resumed":
             differences = check_same(self.folder, self.checkpoint, self.about, images.digests)
             self.record = replace(self.record, resumed=differences)
         if self.folder and not self.at_once:
-            with self.folder.next_state(anew=overwrite) as staged:
-                self._write_beginning(staged)
-                staged.write_record(self.record)
+            if self.decided.request.overwrite:
+                for name in sorted(own_files(self.folder.path), key=run_folder.RUN.__ne__):  # without it it is no run
+                    self.folder.remove(name)
+            self._write_beginning(self.folder)
+            self.folder.write_record(self.record)
 
-    def _write_beginning(self, staged: LockedFolder) -> None:
+    def _write_beginning(self, folder: LockedFolder) -> None:
         for name, content in self.images.beginning.items():
             if isinstance(content, str | bytes):
-                staged.write(name, content)
+                folder.write(name, content)
             else:
-                staged.write_rows(name, content)
-        digests = self.images.digests.items()
-        staged.write_rows(IMAGES_READ, [{"path": path, "sha256": digest} for path, digest in digests])
+                folder.write_rows(name, content)
+        folder.write_rows(IMAGES, self.images.table.rows)
+        if not folder.has(LOG):
+            folder.write(LOG, log.lines())
 
     def restore(self, network: Network) -> State:
         """Restore the network from the last checkpoint, and return its state. A collective."""
         partition = self.images.store.partition
         processes = partition.processes
         mine = self.checkpoint
-        values, file, about = processes.broadcast_json(lambda: mine and [mine.values, str(mine.file), mine.about])
+        stored: Any = mine and [mine.values, str(mine.file), mine.about]
+        values, file, about = processes.broadcast_json(lambda: stored)
         tensors = processes.broadcast_tensors(lambda: mine.tensors if mine else {})
         with fitting(self.checkpoints.folder):
             state, parameters = restored(Checkpoint(values, tensors, Path(file), about), partition.local)
             network.load_state_dict(parameters)
         self.start -= about["elapsed"]
         self.baseline = about["baseline"]
+        self.rows = about["history"]
         return state
 
     def save(self, state: State, network: Network) -> None:
         """Write a checkpoint. A collective."""
-        so_far = {"elapsed": time.perf_counter() - self.start, "baseline": self.baseline}
+        so_far = {"elapsed": time.perf_counter() - self.start, "baseline": self.baseline, "history": self.rows}
         if state.features is not None:
             state = replace(state, features=self.images.store.partition.gather(state.features.cpu()))
         if self.folder:
             self.checkpoints.write(state, network.state_dict(), {**self.about, **so_far})
 
-    def open_history(self, done: int) -> None:
-        """Read the rows of the first ``done`` rounds, which an earlier process has written."""
-        if self.folder is None:
-            return
-        self.rows = [*self.folder.read_rows("history.csv")] if done else []
-        numbers = [row["round"] for row in self.rows]
-        if numbers[:done] != [str(number) for number in range(done)]:
-            raise DiskError(
-                f"{self.folder.path / 'history.csv'} has the rounds {', '.join(numbers[:10]) or 'of none'}, and the"
-                f" checkpoint comes after {done}: restore the file from a copy"
-            )
-        del self.rows[done:]
-        self.folder.write_rows("history.csv", self.rows, *self.more)
+    def open_history(self) -> None:
+        """Write the rows of the rounds that the checkpoint has."""
+        if self.folder:
+            self.folder.write_rows("history.csv", self.rows, *self.more)
 
     def add(self, finished: Round, seconds: Mapping[str, float]) -> Mapping[str, Any]:
         """Write the row of a round whose steps took so many ``seconds``, and return it."""
@@ -161,26 +158,39 @@ class Journal:
         self.folder.write_rows("history.csv", self.rows, *self.more)
         return self.rows[-1]
 
-    def end(self, folder: LockedFolder, outcome: Outcome, seen: Tensor | None, progress: Progress) -> None:
-        """Write the result, on the main rank. ``seen``: The features of the images that get nouns."""
-        shown = shown_of(outcome.rows, outcome.model, outcome.centroid)
-        request = self.decided.request
-        with folder.next_state(anew=self.at_once and request.overwrite) as staged:
+    def end(self, folder: LockedFolder, run: Run, seen: Tensor | None, progress: Progress) -> Outcome:
+        """Write the result, on the main rank, and return it. ``seen``: The features of the images that get nouns."""
+        baseline = self.baseline or metrics_at_start(run)
+        with run_folder.staged(folder) if self.at_once else nullcontext(folder) as target:
             if self.at_once:
-                self._write_beginning(staged)
+                self._write_beginning(target)
             if seen is not None:
-                write_nouns(staged, outcome.model.network, seen, outcome.rows.paths)
-            # In one step with the result: a kill leaves the checkpoints without it, or it without them.
-            for name in () if request.keep_checkpoints else checkpoint_files(folder.path):
-                staged.remove(name)
-            self.record = outcome.record
+                write_nouns(target, run.model.network, seen, run.rows.paths)
+            write_features(target, run.rows)
+            model_files.save_in_run(run.model, target)
+            if run.rows.embeddings.known:
+                target.write_tensors(model_files.EMBEDDINGS, run.rows.embeddings.known)
+            target.write(CLUSTERS, encoded(run.model, run.facts, Made()))
             seconds = round(time.perf_counter() - self.start, 2)
-            self.end_phase("result", status="done", peak_memory_mb=peak_mb(), seconds=seconds)
-            outcome = replace(outcome, record=self.record)
-            write_outcome(staged, outcome)
-            write_tree(staged, shown.tree)
-            if request.report:
-                write_page(staged, self.images.source, outcome, shown, progress)
+            self.end_phase(
+                "result", status="done", peak_memory_mb=peak_mb(), seconds=seconds, baseline=baseline or None
+            )
+            run = replace(run, record=self.record)
+            outcome = refresh(
+                target, run, source=self.images.source, page=self.decided.request.report, progress=progress
+            )
+            target.write_record(self.record)  # from here on the run is done, and needs no checkpoint
+            for name in () if self.decided.request.keep_checkpoints else checkpoint_files(target.path):
+                target.remove(name)
+        return outcome
+
+
+def metrics_at_start(run: Run) -> dict[str, float]:
+    """Return the metrics of a run without rounds, whose result is its start."""
+    if run.record.rounds or not run.rows.labels:
+        return {}
+    clusters = run.placement.cluster
+    return {**metrics(run.rows.labels, clusters), "clusters": len(clusters.unique())}
 
 
 @contextmanager
@@ -188,10 +198,7 @@ def opened(decided: Decided, processes: Processes, start: float) -> Iterator[Jou
     """Lock the folder of a run, for all ranks. An error of this run is recorded in its run.json."""
     out = Path(decided.start.out)
     overwrite = decided.request.overwrite
-    with (
-        shared_lock(out, processes) as folder,
-        run_folder.replacing(folder if overwrite else None),
-    ):
+    with shared_lock(out, processes) as folder, replacing(folder if overwrite else None):
         before = folder.read_record() if folder and folder.has(run_folder.RUN) and not overwrite else None
         # A run that goes on, from whatever state, keeps its number.
         record = replace(decided.record, run=before.run) if before and before.run else decided.record
@@ -228,6 +235,19 @@ def shared_lock(path: Path, processes: Processes) -> Iterator[LockedFolder | Non
         if not folder:
             stack.enter_context(scratch(path, processes.rank))
         yield folder
+
+
+@contextmanager
+def replacing(folder: LockedFolder | None) -> Iterator[None]:
+    """Add to an error inside the context that the old run is unchanged (None: no run was to be replaced)."""
+    before = folder.read_record().run if folder and folder.has(run_folder.RUN) else None
+    try:
+        yield
+    except DeepClusterError as error:
+        with suppress(DeepClusterError):
+            if folder and before and folder.read_record().run == before:
+                raise type(error)(f"{error}; {folder.path} is as it was") from error
+        raise
 
 
 def _advice(out: Path, record: RunRecord, *, can_resume: bool) -> str:

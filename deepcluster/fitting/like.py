@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from deepcluster.errors import DataError
-from deepcluster.groups.cut import Cut, Placement
+from deepcluster.groups.cut import Cut
 from deepcluster.images import Source, read_once
 from deepcluster.runs import inherit
 from deepcluster.runs.images import pixel_digests
 from deepcluster.runs.run import Run, read_run, recipe_of
 from deepcluster.runtime.compute import Progress, ignore_progress
 from deepcluster.storage import run_folder
-from deepcluster.storage.content import IMAGES_READ
 from deepcluster.texts import plural
 
 READ_AT_ONCE = 1024  # images
@@ -35,8 +34,7 @@ class Former:
 def read_former(folder: run_folder.RunFolder) -> Former:
     """Read the clusters of a run."""
     run = read_run(folder)
-    digest_of = {row["path"]: row["sha256"] for row in [*folder.read_rows(IMAGES_READ), *folder.read_added()]}
-    return Former(folder.path, run, [digest_of[path] for path in run.rows.paths], recipe_of(folder).store_size)
+    return Former(folder.path, run, [*run.rows.images.used.column("sha256")], recipe_of(folder).store_size)
 
 
 def former_rows(
@@ -75,18 +73,18 @@ def former_rows(
     return rows
 
 
-def continued(run: Run, placement: Placement, former: Former, former_rows: Tensor) -> tuple[Run, Placement, str]:
+def continued(run: Run, former: Former, former_rows: Tensor) -> tuple[Run, str]:
     """Give continuing clusters their earlier numbers, names and marks, and others new numbers.
 
     A cluster with a name, a mark or a decision about an image that nothing continues is made anew. After answers,
     images of the earlier fit begin in their former clusters, and those of its updates in the new ones. Then all follow.
 
-    Returns the run and the placement with these numbers, and a description.
+    Returns the run with these numbers, and a description.
     """
     model = run.model
     past = inherit.past_of(former.run, former_rows, keeps_sample=False)
     is_known = former_rows >= 0
-    heir = inherit.heirs(past.cluster[is_known], placement.cluster[is_known], mutual=False)
+    heir = inherit.heirs(past.cluster[is_known], run.placement.cluster[is_known], mutual=False)
     lost = inherit.lost(past, heir)
     ancestor = {new: old for old, new in heir.items()}
     unused = count(len(former.run.model.names))
@@ -101,4 +99,4 @@ def continued(run: Run, placement: Placement, former: Former, former_rows: Tenso
     texts = [f"{len(heir)} of {plural(len(clusters), 'cluster')} of {former.path} continue, with their numbers"]
     texts += [f"{kind}: {', '.join(map(str, sorted(numbers)))}" for kind, numbers in kinds.items() if numbers]
     text = "; ".join([*texts, inherit.inherited_text(former.run.model, new)])
-    return replace(run, model=new), new.placement(run.rows.reduced), text
+    return replace(run, model=new), text

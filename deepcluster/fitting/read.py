@@ -29,6 +29,8 @@ from deepcluster.runtime.console import Display
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.runtime.tables import CsvRow
+from deepcluster.storage.content import Table
+from deepcluster.storage.images_table import Images, image_rows, skipped_rows
 from deepcluster.storage.state import scratch_of
 from deepcluster.texts import plural
 
@@ -54,6 +56,13 @@ class ImagesRead:
     @property
     def recipe(self) -> Recipe:
         return self.plan.recipe
+
+    @cached_property
+    def table(self) -> Images:
+        """The content of images.csv."""
+        usable = self.source.rows(self.store.usable)
+        rows = image_rows(usable, self.truth, [*self.digests.values()], self.source.base)
+        return Images(Table.of([*rows, *skipped_rows(self.store.skipped)]))
 
     @cached_property
     def paths(self) -> list[str]:
@@ -104,9 +113,8 @@ def _of_images(decided: Decided, network: Network, processes: Processes, display
     pictures = Partition.of(processes, len(pictures)).gather(pictures)
     beginning: Contents = {
         "recipe.toml": to_toml(plan.recipe),
-        "skipped.csv": [{"path": path, "reason": why} for path, why in skipped],
         "duplicates.csv": [*duplicate_rows(alike, [source.paths[i] for i in store.usable])],
-        SHEET: sprite_sheet(pictures) if processes.is_main else b"",
+        SHEET: sprite_sheet(pictures, used) if processes.is_main else b"",
         **({"history.csv": []} if start.state == "new" else {}),
     }
     return ImagesRead(source, store, plan, digests, decided.labels, beginning, first_pass=first_pass)
@@ -124,11 +132,10 @@ def _of_features(decided: Decided, features: Tensor, processes: Processes) -> Im
     digests = dict(zip(source.paths, row_digests(features), strict=True))
     beginning: dict[str, str | bytes | Sequence[CsvRow]] = {
         "recipe.toml": "\n".join(settings) + "\n",
-        "skipped.csv": [],
         "history.csv": [],
     }
     if pictures is not None:
-        beginning[SHEET] = sprite_sheet(tiny_pictures(pictures, 0, total))
+        beginning[SHEET] = sprite_sheet(tiny_pictures(pictures, 0, total), total)
         there = with_picture(pictures)
         alike = near_duplicates(pictures[there])
         beginning["duplicates.csv"] = [*duplicate_rows(alike, [source.paths[row] for row in there])]

@@ -5,6 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deepcluster.build import OWN
 from deepcluster.errors import DataError, ModelError, UsageError
 from deepcluster.images import Source
@@ -13,7 +15,7 @@ from deepcluster.recipe import AUTO, Recipe, read_toml
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import RUN, is_run, shaped
 from deepcluster.storage.checkpoint import Checkpoint, rounds_done
-from deepcluster.storage.content import IMAGES_READ, RunRecord
+from deepcluster.storage.content import IMAGES, RunRecord
 from deepcluster.storage.run_folder import RunFolder, open_run
 from deepcluster.texts import one_line, some
 
@@ -28,10 +30,10 @@ def check_request(
 
     Only the options that the command names are compared: its ``request`` for a recipe, and others as ``typed``.
     """
-    recipe = read_toml(folder.file("recipe.toml"), ignore_unknown=True)[1]
+    recipe = read_toml(folder.file("recipe.toml"))[1]
     with folder.as_disk_errors(RUN):
         before = shaped(record.requested, RecipeRequest | None, "requested")
-    before = before or RecipeRequest(str(folder.file("recipe.toml")))  # an older version recorded no request
+    before = before or RecipeRequest(str(folder.file("recipe.toml")))
     steps = record.steps or {}
     then = {name: getattr(record, name) for name in ("n_clusters", "seed", "labels", "like")} | {"recipe": before.base}
     now = {**typed, **dict.fromkeys(steps.keys() - typed.keys())}
@@ -68,15 +70,14 @@ def check_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 def check_paths(folder: RunFolder, source: Source) -> None:
     """Raise DataError if files were added or removed since the run began; no image is read for it."""
-    updated = {row["path"] for row in folder.read_added()}
-    if folder.has(IMAGES_READ):
-        used = {row["path"] for row in folder.read_rows(IMAGES_READ)}
-    elif folder.has("clusters.csv"):
-        used = {*folder.read_clusters().where("status", "ok").column("path")} - updated
-    else:
+    if not folder.has(IMAGES):
         return
+    images = folder.read_images()
+    updates = images.rows.column("added") != ""
+    updated = {*images.rows.at(np.flatnonzero(updates)).column("path")}
+    then = {*images.rows.at(np.flatnonzero(~updates)).column("path")}
+    used = {*images.used.column("path")} - updated
     now = {*source.paths, *(path for path, _ in source.skipped)} - updated
-    then = used | {row["path"] for row in folder.read_rows("skipped.csv")}
     if used - now or now - then:
         raise _differing(added=sorted(now - then), removed=sorted(used - now))
 
@@ -114,7 +115,7 @@ def check_same(
         )
     if checkpoint:
         check_options(checkpoint.about["options"], about["options"])
-    rows = folder.read_rows(IMAGES_READ) if folder.has(IMAGES_READ) else None
+    rows = folder.read_images().used if folder.has(IMAGES) else None
     then = images if rows is None else {row["path"]: row["sha256"] for row in rows}
     if [*then.items()] != [*images.items()]:
         raise _differing(

@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from deepcluster.build import Steps, compute_of, rounds_of
-from deepcluster.fitting.conclude import conclude, features_with_nouns, knows_nouns, outcome_of, result_features
+from deepcluster.fitting.conclude import conclude, features_with_nouns, knows_nouns, metrics_of, result_features
 from deepcluster.fitting.journal import Journal
 from deepcluster.fitting.read import ImagesRead
 from deepcluster.learning.training import average_weights, measure_statistics
 from deepcluster.nets.network import Network
 from deepcluster.records import State
 from deepcluster.runs.page import write_nouns
-from deepcluster.runs.result import first_metrics
 from deepcluster.runtime.compute import Stopwatch
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.log import warn
@@ -41,7 +40,7 @@ def train(
     else:
         journal.baseline = _measured_before(network, images, journal, display)
         journal.save(state := State(), network)
-    journal.open_history(state.round)
+    journal.open_history()
     watch = Stopwatch(display.progress)
     alternation = rounds_of(
         network,
@@ -85,15 +84,11 @@ def _measured_before(network: Network, images: ImagesRead, journal: Journal, dis
     features = result_features(network, images, display)
     seen = features_with_nouns(network, images, features)
     if seen is not None and journal.folder:
-        with journal.folder.next_state() as staged:
-            write_nouns(staged, network, seen, images.paths)
+        write_nouns(journal.folder, network, seen, images.paths)
     if images.truth is None:
         return {}
-    record = replace(journal.record, rounds=0)
-    start = conclude(network, images, record.seed, features, Silent())
-    if not journal.folder:
-        return {}
-    return first_metrics(outcome_of(network, images, record, start, {}, Silent()).metrics)
+    start = conclude(network, images, journal.record.seed, features, Silent())
+    return metrics_of(images, journal.record, start) if journal.folder else {}
 
 
 def rounds_text(record: RunRecord) -> str:

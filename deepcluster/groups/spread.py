@@ -35,15 +35,6 @@ class Taught:
     labels: Labels  #: their clusters (N)
     kinds: Labels  #: of all clusters (K): clusters of one name have one number
     answers: Mapping[int, int]  #: clusters of some rows
-    unknown: Sequence[int] = ()  #: rows whose present clusters count for nothing
-    denied: Sequence[tuple[int, int]] = ()  #: rows, and kinds that they are not of
-
-    def inside(self, cluster: int) -> tuple[Labels, "Taught"]:
-        """Return the rows in a cluster, and a ``Taught`` of these rows alone, whose present clusters do not count."""
-        rows = np.flatnonzero(self.labels == cluster)
-        answers = {place: self.answers[row] for place, row in enumerate(rows.tolist()) if row in self.answers}
-        ties = self.ties[rows][:, rows]
-        return rows, Taught(self.rows[rows], ties, self.labels[rows], self.kinds, answers, range(len(rows)))
 
 
 def label_spreading(ties: "csr_array", scores: Numbers) -> Numbers:
@@ -86,14 +77,8 @@ def beliefs(taught: Taught) -> Numbers:
     asked, given = np.array([*taught.answers.items()], np.int64).reshape(-1, 2).T
     certain = np.eye(len(taught.kinds))[given]
     scores = PRESENT * np.eye(len(taught.kinds))[taught.labels]
-    scores[[*taught.unknown]] = 0
     scores[asked] = certain
-    denied = np.zeros(scores.shape, bool)
-    for row, kind in taught.denied:
-        denied[row] |= taught.kinds == kind
-    scores[denied] = 0
     spread = label_spreading(taught.ties, scores).clip(0)
-    spread[denied] = 0
     shares: Numbers = spread / np.maximum(spread.sum(1, keepdims=True), np.finfo(float).tiny)
     shares[asked] = certain
     weights = np.full(len(shares), FOLLOWER)
@@ -101,7 +86,6 @@ def beliefs(taught: Taught) -> Numbers:
     used = scores.any(0)
     shares[:, used] += discriminant(taught.rows.double().numpy(), shares[:, used], weights)
     shares /= 2
-    shares[denied] = 0
     shares[asked] = certain
     return shares
 

@@ -85,6 +85,18 @@ class Source:
     skipped: tuple[tuple[str, str], ...] = ()  #: (path, reason) of files that are never opened
     numbers: Sequence[int] | None = None  #: the numbers of the images among ``items``; None: 0, 1, 2, ...
 
+    @property
+    def of_folder(self) -> bool:
+        """True if the location is a folder."""
+        return Path(self.location).is_absolute() and os.path.isdir(self.location)  # noqa: PTH112
+
+    @property
+    def base(self) -> Path:
+        """The folder from which the images are found again: their own, that of their list or archive, or this one."""
+        if not Path(self.location).is_absolute():
+            return Path.cwd()
+        return Path(self.location) if self.of_folder else Path(self.location).parent
+
     def read(self, i: int, size: int | None = None) -> Image.Image:
         return self.items.read(self._number(i), size)
 

@@ -164,7 +164,7 @@ def policy(sources: str) -> str:
 
 def _run(data: RunData) -> Values:
     record = data.record
-    entries = record.to_json()
+    entries = record.to_json() | {"images_count": len(data.usable), "clusters": len(data.summary)}
 
     def fact(key: str, value: Any) -> str:
         if key == "seconds":
@@ -178,7 +178,7 @@ def _run(data: RunData) -> Values:
         "name": shlex.quote(texts.inert(data.name)),
         "facts": [(name, fact(key, entries[key])) for key, name in FACTS.items() if entries.get(key) not in (None, "")],
         "command": [words for words in re.split(" (?=-)", texts.retold(str(record.command or ""))) if words],
-        "quality": texts.quality_text(record.quality) if record.quality else None,
+        "quality": texts.quality_text(data.quality) if data.quality else None,
         "rounds": _rounds(data),
     }
 
@@ -196,7 +196,7 @@ def _clusters(data: RunData) -> Values:
     ranked = sections.by_size(data.summary)
     shown = sorted(ranked[:MAX_CLUSTERS], key=lambda row: int(row["cluster"]))
     hidden = ranked[MAX_CLUSTERS:]
-    candidates = data.record.candidates or []
+    candidates = data.facts.candidates
     return {
         "sections": sections.sections(
             shown, data.usable, data.thumbnails, on_page(data.usable)[0], data.nouns, data.faces
@@ -248,7 +248,7 @@ def script_data(data: RunData) -> str:
     chosen, every = on_page(data.usable)
     value = {
         "run": str(data.record.run or ""),
-        "cut": str(data.record.cut or ""),
+        "cut": data.facts.cut,
         "next": data.next_number,
         "columns": columns(len(on_sheet(rows))),
         "sheet": "data:image/webp;base64," + base64.b64encode(data.sheet).decode("ascii") if data.sheet else None,

@@ -18,7 +18,7 @@ from deepcluster.errors import UsageError
 from deepcluster.flags import Sorting
 from deepcluster.groups.tree import MAX_IN_TREE
 from deepcluster.runs import lesson
-from deepcluster.runs.change import ChangeOf, Made, by_steps, carry_out, preview
+from deepcluster.runs.change import Carried, ChangeOf, by_steps, carry_out, preview
 from deepcluster.runs.edits import by_edits
 from deepcluster.runs.recut import by_number
 from deepcluster.runs.run import Run
@@ -27,11 +27,11 @@ from deepcluster.runtime.plain_files import shaped
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import Row
 from deepcluster.storage.edits_file import checked_name, edits_of
-from deepcluster.storage.steps import MAX_STEPS
+from deepcluster.storage.former import MAX_STATES
 from deepcluster.texts import bare, inert
 
 FOLDER_NAME = re.compile(r"\w([\w .()-]{0,98}[\w)])?")
-StepsOfPage = Annotated[int, range(1, MAX_STEPS + 1)]
+StepsOfPage = Annotated[int, range(1, MAX_STATES + 1)]
 ClustersOfPage = Annotated[int, range(2, MAX_IN_TREE + 1)]  # more take minutes
 Sort = Callable[..., Sequence[Row]]  # ``export.folders``
 Request = Mapping[str, Any]
@@ -42,7 +42,6 @@ class Teaching:
     """Answers of a person at the page, not applied yet."""
 
     answers: tuple[lesson.Answer, ...] = ()  # about rows
-    within: int | None = None  # the cluster that they split
     n: Annotated[int, range(1, 1001)] = 10  # questions that the page wants
 
 
@@ -54,7 +53,7 @@ def teaching_of(request: Request) -> Teaching:
 
 def places_for_folders(folder: run_folder.RunFolder) -> dict[str, Path]:
     """Return the folders that sorted images may go into: beside the run, and beside the folder of its images."""
-    places = {"run": folder.path, "images": Path(folder.read_record().location)}
+    places = {"run": folder.path, "images": Path(folder.read_record().base)}
     return {key: Path(os.path.abspath(path)).parent for key, path in places.items() if path.is_dir()}  # noqa: PTH100
 
 
@@ -64,7 +63,7 @@ def default_name(folder: run_folder.RunFolder) -> str:
 
 def _by_answers(request: Request) -> ChangeOf:
     taught = teaching_of(request)
-    return lambda _, run: lesson.lesson(run, taught.answers, taught.within)
+    return lambda _, run: lesson.lesson(run, taught.answers)
 
 
 def _sort(run: Path, request: Request, sort: Sort) -> dict[str, Any]:
@@ -102,7 +101,7 @@ def _questions(folder: run_folder.RunFolder, run: Run, request: Request) -> dict
         about = {"row": row, "cluster": cluster[row], "path": inert(bare(one.path)), "known": row in known}
         return {**asdict(one), **about}
 
-    known = dict(run.model.sample)
+    known = run.model.sample
     chosen, drawn = (lesson.asked(run, taught.n, answers=taught.answers, drawn=drawn) for drawn in (False, True))
     paths = {one.path for one in chosen}  # of images that are asked about anyway, and then teach
     return {"questions": [[*map(of_page, chosen)], [of_page(one) for one in drawn if one.path not in paths]]}
@@ -112,16 +111,13 @@ def _preview(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[s
     """Return what a change would do: ``change`` is its action, and the rest of the request is as for that action.
 
     ``after``: The clusters of all images. ``names``: Of all clusters, by their numbers. ``said``: Lines by their
-    headings. The other keys are those of ``Made.to_json``; ``moves`` are its ``changes`` as triples.
-
-    An answer to ``teach`` has ``path`` (the row of an image) and ``cluster``, ``name`` or ``not_cluster``: the image is
-    not of the kind of this cluster. It stays in its own, unless that is of this kind, and teaches nothing else.
+    headings. The other keys are those of ``Carried.to_json``; ``moves`` are its ``changes`` as triples.
     """
     action = request.get("change", "teach")
     if not isinstance(action, str) or action not in CHANGES:
         raise UsageError(f"a preview is of one of {', '.join(CHANGES)}, and not of {str(action)[:80]!a}")
     change = CHANGES[action](request)(folder, run)
-    return Made(run, change).to_json() | {
+    return Carried(run, change).to_json() | {
         "moves": [[*pair, count] for pair, count in preview(run, change).items()],
         "after": change.placement.cluster.tolist(),
         "names": change.run.model.names,

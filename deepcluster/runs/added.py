@@ -1,12 +1,11 @@
 """More images for a run that has ended, assigned to its clusters without training."""
 
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,16 +17,14 @@ from deepcluster.clustering.blocks import nearest
 from deepcluster.clustering.outliers import MIN_ROWS
 from deepcluster.errors import UsageError
 from deepcluster.groups.due import drift
-from deepcluster.groups.graph import extended_layout
-from deepcluster.images import Images, Source, find
+from deepcluster.images import Images as AnyImages
+from deepcluster.images import Source, find
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.own_features import read_features
-from deepcluster.images.source import IDS, Origin, check_skipped, counted, nothing_readable
+from deepcluster.images.source import IDS, check_skipped, counted, nothing_readable
 from deepcluster.images.store import read_once
 from deepcluster.model import Model
 from deepcluster.records import Identity
-from deepcluster.report.pictures import THUMBNAIL, extended_sheet, not_on_sheet, on_sheet
-from deepcluster.runs import page as drawn
 from deepcluster.runs.change import Change, carry_out
 from deepcluster.runs.images import (
     duplicate_rows,
@@ -37,12 +34,12 @@ from deepcluster.runs.images import (
     row_digests,
     with_picture,
 )
-from deepcluster.runs.run import Rows, Run
+from deepcluster.runs.run import Rows, Run, write_features
 from deepcluster.runtime.console import Display, Several
 from deepcluster.runtime.devices import CPU
-from deepcluster.runtime.log import warn
 from deepcluster.storage import run_folder
-from deepcluster.storage.content import FILES, IMAGES_READ
+from deepcluster.storage.content import IMAGES, Row, Table
+from deepcluster.storage.images_table import Images, image_rows, origin_of, skipped_rows
 from deepcluster.storage.state import scratch_of
 
 
@@ -78,7 +75,6 @@ class _New:
     digests: Sequence[str]  # of their pixels or features
     failed: Sequence[tuple[str, str]]  # (path, reason) of the files that cannot be read
     tried: int  # images asked for, known ones included
-    present: Source | None  # images of the run that are still at hand
 
     @property
     def known(self) -> int:
@@ -90,21 +86,10 @@ class _New:
         """Path and reason of the files that cannot be used."""
         return [{"path": path, "reason": why} for path, why in (*self.source.skipped, *self.failed)]
 
-    @cached_property
-    def table(self) -> list[Mapping[str, str]]:
-        """The rows of added.csv."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        labels = self.source.labels or [""] * len(self.source.paths)
-        rows = (
-            (path, label, *self.source.origin(i), self.digests[i], now)
-            for i, (path, label) in enumerate(zip(self.source.paths, labels, strict=True))
-        )
-        return [dict(zip(FILES["added.csv"].columns, row, strict=True)) for row in rows]
-
 
 def update(
     run: Path,
-    images: Images,
+    images: AnyImages,
     display: Display | None = None,
     *,
     device: torch.device = CPU,
@@ -132,10 +117,7 @@ def update(
             raise nothing_readable(new.source.location, new.tried, new.failed)
         check_skipped(new.skipped, max_skipped)
         display.say("Images", _counts_text(new))
-        before = {row["path"]: row["reason"] for row in folder.read_rows("skipped.csv")}
-        reasons = before | {row["path"]: row["reason"] for row in new.skipped}
-        reasons = {path: why for path, why in reasons.items() if path not in {*new.source.paths}}
-        return _with_added(state, new, reasons) if added or reasons != before else Change(state, state.placement)
+        return _with_added(state, new)
 
     with TemporaryDirectory(prefix="deepcluster-") if dry_run else nullcontext("") as scratch:
         made = carry_out(run, change_of, display, dry_run=dry_run, takes_images=True)
@@ -146,7 +128,8 @@ def update(
     drifted = drift(cluster.numpy(), rows.residuals.numpy(), rows.fitted, model.outliers.limit)
     residuals = rows.residuals[rows.fitted :]
     outliers = residuals > model.outliers.limit
-    every = run_folder.RunFolder(run).read_added() + read[0].table * dry_run
+    later = rows.images.used.at(range(rows.fitted, len(rows.paths)))
+    base = Path(made.change.run.record.base)
     strangest_first = residuals.argsort(descending=True, stable=True).tolist()
     done = Update(
         added,
@@ -154,7 +137,7 @@ def update(
         read[0].skipped,
         int(outliers[len(outliers) - added :].sum()),
         **drifted.entries,
-        strangers=[_place(every[i]) for i in strangest_first[: int(outliers.sum())]],
+        strangers=[_place(later[i], base) for i in strangest_first[: int(outliers.sum())]],
         model=model.identity,
         preview=made.to_json(),
     )
@@ -174,11 +157,12 @@ def _counts_text(new: _New) -> str:
     return ", ".join(counts)
 
 
-def _place(added: Mapping[str, str]) -> str:
-    """Return the absolute path of an added image, or its number or id in the run if it has no path."""
-    if added["path"].isdecimal() or added["source"] == IDS:
-        return added["path"]
-    return f"{added['source']}/{added['member']}".removesuffix("/")
+def _place(row: Row, base: Path) -> str:
+    """Return the absolute path of an image, or its number or id in the run if it has no path."""
+    place = origin_of(row, base)
+    if not place.source or row["path"].isdecimal():
+        return row["path"]
+    return f"{place.source}/{place.member}".removesuffix("/")
 
 
 def _placed_text(done: Update, model: Model, run: Path) -> str:
@@ -197,22 +181,17 @@ def _placed_text(done: Update, model: Model, run: Path) -> str:
 # ---- which images are new -------------------------------------------------------------------------------------------
 
 
-def _read(folder: run_folder.RunFolder, run: Run, images: Images, scratch: Path, display: Display) -> _New:
+def _read(folder: run_folder.RunFolder, run: Run, images: AnyImages, scratch: Path, display: Display) -> _New:
     """Read and measure the images that the run does not have. ``scratch``: A folder for too many of them."""
     model, rows = run.model, run.rows
-    at_hand = images_at_hand(folder, None, rows.paths)
+    base = Path(run.record.base)
+    used = rows.images.used
     features, source = read_features(images) if model.of_features else (None, find(images, may_be_empty=True))
-    source = named_as_in_run(source, run.record.location)
-    added = folder.read_added()
+    source = named_as_in_run(source, base)
     # A file is known by its place, whatever its name; the content of an array or a shard may have changed.
-    present = {Origin(row["source"], row["member"]) for row in added}
-    present |= {at_hand.origin(i) for i in range(len(at_hand.paths))} if at_hand else set()
+    present = {origin_of(row, base) for row in used}
     fresh = [i for i in range(len(source.paths)) if not source.items.of_files or source.origin(i) not in present]
-    known = {row["sha256"] for row in added}
-    if folder.has(IMAGES_READ):
-        known |= {row["sha256"] for row in folder.read_rows(IMAGES_READ)}
-    else:
-        warn(f"{folder.path / IMAGES_READ} is gone: images that the run has are known by their paths alone")
+    known = {*used.column("sha256")}
     usable = source.rows(fresh)
     failed = tuple[tuple[str, str], ...]()
     if features is not None:
@@ -237,12 +216,12 @@ def _read(folder: run_folder.RunFolder, run: Run, images: Images, scratch: Path,
     measured = model.measure(values, display.progress) if distinct else nothing
     named = replace(usable, paths=_free_names(usable, digests, rows), skipped=source.skipped)
     pictures = values if features is None else pictures_of(usable)
-    return _New(named, *measured, pictures, digests, failed, len(source.paths), at_hand)
+    return _New(named, *measured, pictures, digests, failed, len(source.paths))
 
 
 def _free_names(source: Source, digests: Sequence[str], rows: Rows) -> tuple[str, ...]:
     """Return names that the run does not have: numbers go on, and a path that it has gets the image's digest."""
-    taken = {*rows.paths, *(path for path, _ in rows.skipped)}
+    taken = {*rows.paths, *rows.images.skipped}
     if not source.items.of_files and source.location.startswith("python:") and source.location != IDS:
         begin = 1 + max((int(path) for path in taken if path.isdecimal()), default=-1)
         return tuple(str(begin + i) for i in range(len(source.paths)))
@@ -254,25 +233,25 @@ def _free_names(source: Source, digests: Sequence[str], rows: Rows) -> tuple[str
 # ---- the next state of the run --------------------------------------------------------------------------------------
 
 
-def _with_added(run: Run, new: _New, reasons: Mapping[str, str]) -> Change:
-    """Return the change that adds the new images behind the others. ``reasons``: For all skipped files, by path."""
+def _with_added(run: Run, new: _New) -> Change:
+    """Return the change that adds the new images behind the others, and the files that cannot be used."""
     rows = run.rows
-    paths = new.source.paths
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    before = rows.images.skipped
+    skipped = [(row["path"], row["reason"]) for row in new.skipped if before.get(row["path"]) != row["reason"]]
+    more = [*image_rows(new.source, None, new.digests, Path(run.record.base), now), *skipped_rows(skipped, now)]
+    if not more:
+        return Change(run)
     every = replace(
         rows,
-        paths=[*rows.paths, *paths],
-        labels=None if rows.labels is None else [*rows.labels, *[""] * len(paths)],
-        skipped=sorted(reasons.items(), key=lambda pair: os.fsencode(pair[0])),
+        images=Images(Table.of([*rows.images.rows, *more])),
         reduced=torch.cat([rows.reduced, new.reduced]),
         residuals=torch.cat([rows.residuals, new.residuals]),
-        added=rows.added + len(paths),
     )
-    record = replace(run.record, images_count=len(every.paths), skipped_count=len(every.skipped))
-    after = Run(record, run.model, every)
-    return Change(after, after.placement, write=partial(_write, new, rows, every))
+    return Change(replace(run, rows=every), write=partial(_write, new, rows, every, Path(run.record.base)))
 
 
-def _with_duplicates(folder: run_folder.LockedFolder, rows: Rows, new: _New) -> list[Mapping[str, object]]:
+def _with_duplicates(folder: run_folder.LockedFolder, rows: Rows, new: _New, base: Path) -> list[Mapping[str, object]]:
     """Return the rows of duplicates.csv with the new images, compared with one another and the run's most alike ones.
 
     An image is compared with its nearest in feature space, because copies have nearly the same features.
@@ -281,7 +260,8 @@ def _with_duplicates(folder: run_folder.LockedFolder, rows: Rows, new: _New) -> 
     set_of = {str(row["path"]): int(str(row["group"])) for row in table}
     free = 1 + max(set_of.values(), default=-1)
     most_alike = {rows.paths[row] for row in nearest(new.reduced, 1, rows.reduced)[1].flatten().tolist()}
-    old = new.present and new.present.rows([i for i, path in enumerate(new.present.paths) if path in most_alike])
+    alike_rows = [row for row, path in enumerate(rows.paths) if path in most_alike]
+    old = images_at_hand(Images(rows.images.used.at(alike_rows)), base)
     paths: list[str] = []
     there = [] if new.images is None else with_picture(new.images)
     images = [] if new.images is None else [new.images[there]]
@@ -299,28 +279,13 @@ def _with_duplicates(folder: run_folder.LockedFolder, rows: Rows, new: _New) -> 
     return table
 
 
-def _write(new: _New, rows: Rows, every: Rows, folder: run_folder.NextState) -> None:
-    """Write the files of a run that only an update changes. ``rows``, ``every``: The images before and after.
+def _write(new: _New, rows: Rows, every: Rows, base: Path, folder: run_folder.LockedFolder) -> None:
+    """Write the images of an update: images.csv last, because a run has the images that it lists.
 
-    Near-duplicates, sheet and map get the new images if the run has these.
+    ``rows``, ``every``: The images before and after.
     """
-    folder.write_rows("skipped.csv", [{"path": path, "reason": why} for path, why in every.skipped])
-    if not new.source.paths:
-        return
-    folder.write_rows("added.csv", [*folder.read_added(), *new.table])
-    if folder.has("duplicates.csv") and new.images is not None:
-        folder.write_rows("duplicates.csv", _with_duplicates(folder, rows, new))
-    if sheet := drawn.read_sheet(folder):
-        grey = torch.full((1, 3, THUMBNAIL, THUMBNAIL), 128, dtype=torch.uint8)
-        pictures = grey.expand(len(new.source.paths), -1, -1, -1) if new.images is None else new.images
-        row_of = {rows.paths[row]: row for row in not_on_sheet(len(rows.paths), len(every.paths))}
-        again: dict[int, Tensor] = {}
-        if new.present and (there := [i for i, path in enumerate(new.present.paths) if path in row_of]):
-            hidden = new.present.rows(there)
-            store = read_once(hidden, THUMBNAIL, none_is_fine=True)
-            again = {row_of[hidden.paths[i]]: image for i, image in zip(store.usable, store.images, strict=True)}
-        with folder.as_disk_errors(drawn.SHEET):
-            folder.write(drawn.SHEET, extended_sheet(sheet, len(rows.paths), pictures, again))
-    if (positions := drawn.read_map(folder, len(rows.paths))) is not None:
-        longer = extended_layout(positions, on_sheet(len(rows.paths)), on_sheet(len(every.paths)), every.reduced)
-        folder.write_blocks(drawn.MAP, longer.shape, [longer])
+    if new.source.paths:
+        write_features(folder, every)
+        if folder.has("duplicates.csv") and new.images is not None:
+            folder.write_rows("duplicates.csv", _with_duplicates(folder, rows, new, base))
+    folder.write_rows(IMAGES, every.images.rows)

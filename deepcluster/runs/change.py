@@ -1,28 +1,26 @@
 """A change of a run: a value until :func:`commit` writes it. All changes go one road, :func:`carry_out`."""
 
+import hashlib
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import torch
-
-from deepcluster.errors import DeepClusterError, UsageError
+from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Placement
 from deepcluster.images import Source
-from deepcluster.runs.images import images_at_hand
-from deepcluster.runs.page import MAP, read_tree, shown_of, write_page, write_tree
-from deepcluster.runs.result import Outcome, describe, first_metrics, write_outcome
+from deepcluster.runs.result import Outcome
 from deepcluster.runs.run import Run, read_run
+from deepcluster.runs.views import refresh
 from deepcluster.runtime.compute import GROUPING_PHASE
 from deepcluster.runtime.console import Display, Several
-from deepcluster.storage import run_folder, steps
-from deepcluster.storage.content import RunRecord
+from deepcluster.storage import former, run_folder
+from deepcluster.storage.clusters_file import Made, encoded, read_clusters
+from deepcluster.storage.content import CLUSTERS
 from deepcluster.texts import one_line, plural
 
 # Headings of the commands that take a change back, or make it again.
@@ -31,23 +29,27 @@ UNDO, REDO = "Undo", "Redo"
 
 @dataclass(frozen=True)
 class Change:
-    """The next result of a run. If ``run`` is the very run that it was, nothing changes."""
+    """The next state of a run. If ``run`` is the very run that it was, nothing changes."""
 
-    run: Run  # run.json without the entries that describe its clusters
-    placement: Placement  # of all images
-    done: str = ""  # the change in words, for the list of steps back; "": it is no such step
+    run: Run
+    clusters: Literal["same", "other"] = "same"  # other ones get another ``cut``, and edits of before do not fit them
+    done: str = ""  # the change in words, for the list of steps back
     example: int = 0  # row of an image that shows it
-    steps: int = 0  # that it goes back or, negative, forward
+    state: int | None = None  # number of the earlier or later state to which it goes
     said: Mapping[str, str] = field(default_factory=dict)  # lines about it, by their headings
-    baseline: Mapping[str, float] | None = None  # metrics before the rounds; None: the run's, if its clusters stay
-    write: Callable[[run_folder.NextState], object] = lambda staged: None  # writes the files that only this change has
+    write: Callable[[run_folder.LockedFolder], object] = lambda folder: None  # writes the images that it adds
     last: Callable[[Outcome], str] | None = None  # gives the last line
+
+    @property
+    def placement(self) -> Placement:
+        """The places of all images after it."""
+        return self.run.placement
 
 
 ChangeOf = Callable[[run_folder.RunFolder, Run], Change]  # reads the folder, and writes nothing
 
 
-class Made(NamedTuple):
+class Carried(NamedTuple):
     """A change that was written, or would be."""
 
     before: Run
@@ -69,17 +71,12 @@ class Made(NamedTuple):
         }
 
 
-def new_clusters(record: RunRecord, cut_k: int | None, **entries: Any) -> RunRecord:
-    """Return run.json without the entries on former clusters. ``cut_k``: Number of the new ones; None: a guess."""
-    return replace(record, cut=None, cut_k=cut_k, **entries)
-
-
 def decided(after: Run, digest: str, changes_clusters: bool, **described: Any) -> Change:
     """Return the change by decisions of a person with this digest, which the model of ``after`` has."""
-    record = replace(after.record, edits=digest)
+    facts = replace(after.facts, edits=digest)
     if changes_clusters:
-        record = new_clusters(record, len(after.model.cut.cluster_of.unique()))
-    return Change(replace(after, record=record), after.placement, **described)
+        facts = replace(facts, cut_k=len(after.model.cut.cluster_of.unique()))
+    return Change(replace(after, facts=facts), "other" if changes_clusters else "same", **described)
 
 
 def preview(before: Run, after: Run | Change) -> dict[tuple[int, int], int]:
@@ -97,15 +94,16 @@ def carry_out(
     source: Source | None = None,
     takes_images: bool = False,
     quick: bool = False,
-) -> Made:
+) -> Carried:
     """Change the run at ``path``, or with ``dry_run`` say what would change.
 
     ``takes_images``: As for ``read_run``. ``quick``: As for ``write_page``.
     """
     display.progress(GROUPING_PHASE, 0, 0)
     if dry_run:
-        folder, before = run_folder.read_state(path, lambda run: (run, read_run(run, takes_images=takes_images)))
-        made = Made(before, change_of(folder, before))
+        folder = run_folder.open_run(path)
+        before = read_run(folder, takes_images=takes_images)
+        made = Carried(before, change_of(folder, before))
         for heading, text in made.change.said.items():
             display.say(heading, text)
         for row in made.to_json()["sizes"]:
@@ -116,7 +114,7 @@ def carry_out(
         return made
     with run_folder.locked(path) as locked:
         before = read_run(locked, takes_images=takes_images)
-        made = Made(before, change_of(locked, before))
+        made = Carried(before, change_of(locked, before))
         commit(locked, *made, display, source=source, quick=quick)
     return made
 
@@ -130,43 +128,49 @@ def commit(
     source: Source | None = None,
     quick: bool = False,
 ) -> None:
-    """Say a change of ``run``, and write its result, its page and a step back as the next state of the folder.
+    """Write a change of ``run``: first its images, if it adds some, then its clusters, then the views. Then say it.
 
-    ``source``: As for ``report``. ``quick``: As for ``write_page``.
+    The clusters are one file, which is replaced at once, so a kill leaves the state before or after the change.
+
+    ``source``, ``quick``: As for ``refresh``.
     """
     after = change.run
+    goes_back = change.state is not None and change.state < former.made_in(folder, CLUSTERS).number
+    if after is not run:
+        change.write(folder)
+        if change.state is not None:
+            former.step(folder, change.state)
+        elif (after.model, after.facts) != (run.model, run.facts):
+            after = _written(folder, run, change)
     for heading, text in change.said.items():
         display.say(heading, text)
     if after is run:
         return
-    if change.said and (change.done or change.steps):
-        heading = REDO if change.steps > 0 else UNDO
+    if change.said and (change.done or change.state is not None):
+        heading = REDO if goes_back else UNDO
         display.say(heading, command_of(folder, heading.lower()))
-    with folder.next_state() as staged:
-        known: Mapping[str, float] = {}
-        with suppress(DeepClusterError) if change.steps else nullcontext():  # a step needs no metrics
-            known = first_metrics(staged.read_json("metrics.json")) if staged.has("metrics.json") else {}
-        now = steps.state_of(run.model, run.record, known)
-        if change.done:
-            moved = sum(preview(run, change).values())
-            at = datetime.now(UTC).isoformat(timespec="seconds")
-            steps.keep_step(staged, now, change.done, change.example, moved=moved, at=at)
-        if change.steps:
-            steps.write_states(staged, steps.after_steps(steps.read_states(staged), now, change.steps))
-        change.write(staged)
-        baseline = change.baseline if change.baseline is not None else known if after.record.cut else {}
-        outcome = describe(after, change.placement, baseline)
-        write_outcome(staged, outcome, run)
-        # Answers that move no image may make centroids, too.
-        is_same = after.record.cut == run.record.cut and torch.equal(after.model.cut.centroids, run.model.cut.centroids)
-        tree = read_tree(staged) if is_same and after.rows is run.rows else None  # an update adds rows
-        shown = shown_of(after.rows, after.model, outcome.centroid, tree)
-        write_tree(staged, shown.tree)
-        if staged.has("report.html") or staged.has(MAP):
-            at_hand = images_at_hand(staged, source, after.rows.paths)
-            write_page(staged, at_hand, outcome, shown, display.progress, quick=quick)
+    outcome = refresh(folder, after, source=source, quick=quick, progress=display.progress)
     if change.last:
         display.say("Done", change.last(outcome))
+
+
+def _written(folder: run_folder.LockedFolder, run: Run, change: Change) -> Run:
+    """Keep the clusters of ``run`` for an undo, write those after a change of it, and return the run with these."""
+    after = change.run
+    if change.clusters == "other":
+        after = replace(after, facts=replace(after.facts, cut=cut_of(after)))
+    moved = sum(preview(run, change).values())
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    made = Made(former.keep(folder), change.done, change.example, moved, at)
+    folder.write(CLUSTERS, encoded(after.model, after.facts, made))
+    return after
+
+
+def cut_of(run: Run) -> str:
+    """Return an identifier of the clusters of all images."""
+    digest = hashlib.sha256("\0".join(run.rows.paths).encode(errors="surrogateescape"))
+    digest.update(run.placement.cluster.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def command_of(folder: run_folder.RunFolder, step: str) -> str:
@@ -177,7 +181,7 @@ def command_of(folder: run_folder.RunFolder, step: str) -> str:
 # ---- steps back and forward -----------------------------------------------------------------------------------------
 
 
-def undo(run: Path, display: Display | None = None, steps: int | None = 1, **options: Any) -> Made:
+def undo(run: Path, display: Display | None = None, steps: int | None = 1, **options: Any) -> Carried:
     """Take back the last ``steps`` (None: all) changes by :func:`apply`, :func:`recut` and ``teach``.
 
     UsageError if there are not so many. ``options``: Of :func:`carry_out`.
@@ -185,35 +189,29 @@ def undo(run: Path, display: Display | None = None, steps: int | None = 1, **opt
     return carry_out(run, partial(by_steps, steps), Several(display), **options)
 
 
-def redo(run: Path, display: Display | None = None, steps: int | None = 1, **options: Any) -> Made:
+def redo(run: Path, display: Display | None = None, steps: int | None = 1, **options: Any) -> Carried:
     """Make the last ``steps`` (None: all) changes again that were taken back. As :func:`undo`."""
     return carry_out(run, partial(by_steps, steps, forward=True), Several(display), **options)
 
 
 def by_steps(count: int | None, folder: run_folder.RunFolder, run: Run, *, forward: bool = False) -> Change:
     """Return the change of :func:`undo`, or of :func:`redo`."""
-    found = steps.read_steps(folder, run.rows.reduced.shape[1])[forward]
+    made = former.history(folder)[forward]
     what = ("undo", "redo")[forward]
     again = ("taken back", "made again")[forward]
-    if not found:
+    if not made:
         raise UsageError(f"{folder.path} has nothing to {what}: no change of it can be {again}")
-    count = len(found) if count is None else count
-    if not 1 <= count <= len(found):
-        few = f"{plural(len(found), 'change')} of {folder.path} can be {again}, and not {count}"
+    count = len(made) if count is None else count
+    if not 1 <= count <= len(made):
+        few = f"{plural(len(made), 'change')} of {folder.path} can be {again}, and not {count}"
         raise UsageError(f"{few}: {command_of(folder, what)} all takes every step")
-    return restored(run, found[:count], forward=forward)
-
-
-def restored(run: Run, walked: Sequence[steps.Step], *, forward: bool = False) -> Change:
-    """Return the change by steps back, or ``forward``. Numbers that were given to clusters stay given."""
-    state = walked[-1].to
-    names = state.annotations.names
-    names += ("",) * (len(run.model.names) - len(names))
-    model = replace(run.model, cut=state.cut, **{**vars(state.annotations), "names": names})
-    after = Run(replace(run.record, **state.about["record"]), model, run.rows)
-    again = ("taken back", "made again")[forward]
-    said = {"Edits": f"{again}: {plural(len(model.cut.cluster_of.unique()), 'cluster')}{', as before' * (not forward)}"}
-    if texts := "; ".join(filter(None, (step.about["done"] for step in walked))):
+    state = former.after_steps(folder, count, forward=forward)
+    with folder.as_disk_errors(former.name_of(state)):
+        stored = read_clusters(folder.file(former.name_of(state)), run.rows.reduced.shape[1])
+    names = stored.annotations.names + ("",) * (len(run.model.names) - len(stored.annotations.names))
+    model = replace(run.model, cut=stored.cut, **{**vars(stored.annotations), "names": names})
+    clusters = plural(stored.header.clusters, "cluster")
+    said = {"Edits": f"{again}: {clusters}{', as before' * (not forward)}"}
+    if texts := "; ".join(filter(None, (one.done for one in made[:count]))):
         said[("Undone", "Redone")[forward]] = texts
-    count = -len(walked) if forward else len(walked)
-    return Change(after, after.placement, steps=count, said=said, baseline=state.about["baseline"])
+    return Change(replace(run, model=model, facts=stored.header.facts), "other", state=state, said=said)

@@ -14,8 +14,8 @@ from deepcluster.clustering.kmeans import assigner
 from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Cut, move_rows
 from deepcluster.groups.tree import parts_of, split_cluster
-from deepcluster.model import Model
-from deepcluster.runs.change import Change, Made, carry_out, decided, preview
+from deepcluster.model import WORDS, Model, Said
+from deepcluster.runs.change import Carried, Change, carry_out, decided, preview
 from deepcluster.runs.run import Run
 from deepcluster.runtime.console import Display, Several
 from deepcluster.storage import run_folder
@@ -23,10 +23,9 @@ from deepcluster.storage.edits_file import LONGEST_NAME, Edits
 from deepcluster.texts import plural, some
 
 MAX_NEW = 1000  # clusters made by moves at a time
-MAX_MOVES = 10_000  # that are remembered, the last ones
 
 
-def apply(run: Path, edits: Edits, display: Display | None = None, *, dry_run: bool = False) -> Made:
+def apply(run: Path, edits: Edits, display: Display | None = None, *, dry_run: bool = False) -> Carried:
     """Merge, split, name and mark clusters of a run, and move images; edits that it has already change nothing.
 
     Raises UsageError if the edits are not for its present clusters.
@@ -36,9 +35,9 @@ def apply(run: Path, edits: Edits, display: Display | None = None, *, dry_run: b
 
 def by_edits(edits: Edits, folder: run_folder.RunFolder, run: Run) -> Change:
     """Return the change of :func:`apply`."""
-    if run.record.edits == edits.digest:
-        return Change(run, run.placement, said={"Edits": "the run has them already"})
-    if edits.cut and edits.cut != run.record.cut:
+    if run.facts.edits == edits.digest:
+        return Change(run, said={"Edits": "the run has them already"})
+    if edits.cut and edits.cut != run.facts.cut:
         raise UsageError(
             f"these edits were made before the clusters of {folder.path} changed: make them for its present clusters"
         )
@@ -51,12 +50,12 @@ def edited(run: Run, edits: Edits) -> Change:
     Raises UsageError if a cluster or image does not exist or is merged or moved twice, or a cluster has too few parts.
     """
     moves = moved_rows(edits, run.rows.paths)
-    after = replace(run, model=_edited_model(run, edits, moves))
+    checked = [*moved_rows(Edits(move=tuple((image, 0) for image in edits.checked)), run.rows.paths)]
+    after = replace(run, model=_edited_model(run, edits, moves, checked))
     placement = after.placement
-    chosen = len(moves.keys() & {*after.model.faces})
-    moved = sum(int(placement.cluster[row]) == number for row, number in moves.items()) - chosen
-    text = describe_edits(edits, run.model, after.model, moved, chosen)
-    if stuck := len(moves) - moved - chosen:
+    moved = sum(int(placement.cluster[row]) == number for row, number in moves.items())
+    text = describe_edits(edits, run.model, after.model, moved)
+    if stuck := len(moves) - moved:
         text += f"; {stuck:,} could not move, because they equal an image that stays"
     named = ", ".join(filter(None, edits.names.values()))
     done = f"{text}: {named}" if named else text
@@ -68,7 +67,7 @@ def edited(run: Run, edits: Edits) -> Change:
     return decided(after, edits.digest, changes, done=done, example=example, said={"Edits": text})
 
 
-def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int]) -> Model:
+def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int], checked: Sequence[int]) -> Model:
     model, reduced = run.model, run.rows.reduced
     cut = model.cut
     if edits.split:  # images of the fit alone decide the parts
@@ -95,32 +94,31 @@ def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int]) -> Model:
     for clusters in edits.merge:
         names[clusters[0]] = next((names[number] for number in clusters if names[number]), "")
     cut = Cut(cut.centroids, target[cut.cluster_of])
-    answers = {*model.answers}
-    origins = {row: int(target[origin]) for row, origin in model.moves if origin < len(target)}
-    denied = [(row, number) for row, number in model.denied if row not in moves and number not in merged]
-    faces = [row for row in model.faces if row not in moves]
     if moves:
-        placed = replace(model, cut=cut).placement(reduced).cluster
-        faces += [row for row, number in moves.items() if int(placed[row]) == number]
-        last = {row: origins.pop(row, int(placed[row])) for row in moves}
-        origins |= last
-        cut = move_rows(cut, moves, reduced, placed)
+        cut = move_rows(cut, moves, reduced, replace(model, cut=cut).placement(reduced).cluster)
+    # The answers about a split cluster are about none of its parts, so the estimate begins anew.
+    kept = (Said(one.row, WORDS[0]) if edits.split and one.by == "drawn" else one for one in model.said)
+    words = {one.row: one for one in kept}
+    words |= {row: Said(row, "checked") for row in checked if row not in words}
+    words = {row: one for row, one in words.items() if row not in moves} | {row: Said(row, WORDS[0]) for row in moves}
+    said = (replace_cluster(one, target) for one in words.values())
     return replace(
         model,
         names=tuple(edits.names.get(number, name) for number, name in enumerate(names)),
         junk=model.junk if edits.junk is None else edits.junk,
-        moves=tuple((row, origin) for row, origin in origins.items() if row not in answers)[-MAX_MOVES:],
-        # The answers about a split cluster are about none of its parts, so the estimate begins anew.
-        sample=() if edits.split else tuple((row, int(target[own])) for row, own in model.sample),
-        denied=tuple(denied),
-        faces=tuple(faces)[-MAX_MOVES:],
+        said=tuple(said),
     ).with_cut(cut)
 
 
-def describe_edits(edits: Edits, before: Model, after: Model, moved: int, chosen: int) -> str:
+def replace_cluster(said: Said, number_of: Tensor) -> Said:
+    """Return a person's word with the new number of the cluster that it names."""
+    return said._replace(cluster=int(number_of[said.cluster])) if said.cluster >= 0 else said
+
+
+def describe_edits(edits: Edits, before: Model, after: Model, moved: int) -> str:
     """Describe the edits in words: ``3 names, 1 merge, 12 images moved``.
 
-    ``moved``, ``chosen``: Numbers of images that were moved, and that were chosen to show their clusters.
+    ``moved``: Number of images that were moved.
     """
     was = dict(enumerate(before.names))
     named = sum(name != was.get(number, "") for number, name in edits.names.items())
@@ -130,7 +128,7 @@ def describe_edits(edits: Edits, before: Model, after: Model, moved: int, chosen
         *([plural(sum(len(clusters) - 1 for clusters in edits.merge), "merge")] if edits.merge else []),
         *(f"cluster {number} split into {parts}" for number, parts in edits.split),
         *([f"{plural(moved, 'image')} moved"] if moved else []),
-        *([f"{plural(chosen, 'image')} chosen for the card"] if chosen else []),
+        *([f"{plural(len(edits.checked), 'image')} checked"] if edits.checked else []),
         *([f"{plural(marks, 'junk mark')} changed"] if marks else []),
     ]
     return ", ".join(counts) or "nothing changed, because the run was like this already"

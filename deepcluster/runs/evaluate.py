@@ -22,6 +22,7 @@ from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.log import warn
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
+from deepcluster.storage.content import Table
 from deepcluster.storage.state import scratch_of
 from deepcluster.texts import quality_text
 
@@ -85,29 +86,29 @@ class _Evaluation:
         spec = given or self.folder.read_record().labels
         if spec is None:
             how = "--labels folders (also for the labels of a named data set), or a CSV file of path,label"
-            if quality := self.folder.read_record().quality:
+            if quality := self.folder.read_json("result.json")["quality"]:
                 how += f". Your answers say: {quality_text(quality)}"
             raise UsageError(f"{self.request.protocol} needs labels, and the fit had none: {how}")
         return true_labels(str(self.folder.file("clusters.csv")) if of_run and not given else spec, source)
 
     def run_images(self) -> Source:
-        source = images_at_hand(self.folder)
+        source = images_at_hand(self.folder.read_images(), Path(self.folder.read_record().base))
         if source is None:
             raise DataError(
                 f"the images of {self.folder.path} were not found:"
                 " name their place (IMAGES, or --train for those to learn from)"
             )
-        total = len(self.folder.read_clusters().where("status", "ok"))
+        total = len(self.folder.read_images().used)
         if away := total - len(source.paths):
             warn(
                 f"{away:,} of the {total:,} images of {self.folder.path} were not found (they were in"
-                f" {self.folder.read_record().location}): the figures are of the others"
+                f" {self.folder.read_record().base}): the figures are of the others"
             )
         return source
 
     @cached_property
     def model(self) -> Model:
-        model = models.load_of_run(self.folder, choose_device(self.request.device))
+        model = models.load_of_run(self.folder, choose_device(self.request.device))[0]
         model.check_network(f"evaluate with other images or --protocol {self.request.protocol}")
         return model
 
@@ -130,7 +131,7 @@ class _Evaluation:
 def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Iterator[NamedFigure]:
     """Score the clusters of clusters.csv, or of other images the clusters that the model assigns."""
     if job.request.images is None:
-        rows = job.folder.read_clusters().where("status", "ok")
+        rows = Table.of(job.folder.read_rows("clusters.csv")).where("status", "ok")
         paths = list(rows.column("path"))
         source = job.run_images() if job.request.labels == "folders" else find(paths)
         by_path = dict(zip(source.paths, job.labels(source, of_run=True), strict=True))

@@ -10,7 +10,7 @@ from torch import Tensor
 from deepcluster.groups.cut import move_rows, recentred
 from deepcluster.groups.graph import graph_rows
 from deepcluster.groups.spread import nodes_of
-from deepcluster.model import Annotations, Model
+from deepcluster.model import WORDS, Annotations, Model, Said
 from deepcluster.runs.lesson import Answer, taught_model
 from deepcluster.runs.run import Run
 from deepcluster.texts import plural
@@ -34,19 +34,18 @@ def past_of(run: Run, rows: Tensor, *, keeps_sample: bool) -> Past:
     places: dict[int, list[int]] = {}
     for row, former in enumerate(rows.tolist()):
         places.setdefault(former, []).append(row)
-    sample = dict(said.sample) if keeps_sample else {}
     later = Annotations(
         names=said.names,
         junk=said.junk,
-        moves=tuple((row, origin) for former, origin in said.moves for row in places.get(former, ())),
-        answers=tuple(row for former in said.answers for row in places.get(former, ())),
-        sample=tuple((row, number) for former, number in sample.items() for row in places.get(former, ())),
-        denied=tuple((row, number) for former, number in said.denied for row in places.get(former, ())),
-        faces=tuple(row for former in said.faces for row in places.get(former, ())),
+        said=tuple(
+            one._replace(row=row) if keeps_sample or one.by != "drawn" else Said(row, WORDS[0])
+            for one in said.said
+            for row in places.get(one.row, ())
+        ),
     )
     before = torch.where(rows < 0, -1, cluster[rows])
-    placed = {row: int(before[row]) for row in (*later.answers, *dict(later.moves))}
-    for row, number in later.sample:  # it is judged without its answer
+    placed = {row: int(before[row]) for row in later.placed}
+    for row, number in later.sample.items():  # it is judged without its answer
         before[row] = number
     return Past(later, before, placed)
 
@@ -83,11 +82,11 @@ def taught_again(run: Run, past: Past, heir: Mapping[int, int], stays: Tensor | 
     """
     model, rows, said = run.model, run.rows, past.said
     cut = model.cut
-    sample = dict(said.sample)
+    words = said.placed
     anew = {old: new for old, new in heir.items() if new not in cut.cluster_of}
     there = torch.tensor([heir.get(number, -1) for number in past.cluster.tolist()])
     back = torch.isin(past.cluster, torch.tensor([*anew], dtype=torch.int64))
-    if stays is not None and said.answers:
+    if stays is not None and words:
         back |= stays & (there >= 0)
     if back.any():
         graph = rows.sample[graph_rows(rows.sample)]
@@ -103,27 +102,24 @@ def taught_again(run: Run, past: Past, heir: Mapping[int, int], stays: Tensor | 
     pins = {
         row: heir[number]
         for row, number in past.placed.items()
-        if row not in said.answers or heir[number] not in present or (number in anew and row not in sample)
+        if heir[number] not in present or (number in anew and words[row] != "drawn")
     }
-    if pins:  # else the rows may be on other ranks
+    if pins:
         cut = move_rows(cut, pins, rows.reduced, replace(model, cut=cut).placement(rows.reduced).cluster)
     named = {new: said.names[old] for old, new in heir.items()}
     annotations = Annotations(
         names=tuple(named.get(number, "") for number in range(max([len(model.names), *(new + 1 for new in named)]))),
         junk=tuple(sorted(heir[old] for old in said.junk if old in heir)),
-        moves=tuple((row, heir.get(origin, pins[row])) for row, origin in said.moves),
-        denied=tuple((row, heir[number]) for row, number in said.denied if number in heir),
-        faces=said.faces,
     )
     again = replace(model, **vars(annotations)).with_cut(cut)
     numbers_as_names = {f"cluster {number}" for number in again.cut.cluster_of.tolist() if not again.names[number]}
     answers = []
-    for row in said.answers:
+    for row, by in words.items():
         number = heir[past.placed[row]]
         name = said.names[past.placed[row]]
         if name in numbers_as_names:  # it would mean a cluster without a name
             name = ""
-        answers.append(Answer(row, None if name else number, name, drawn=row in sample))
+        answers.append(Answer(row, None if name else number, name, by))
     return taught_model(replace(run, model=again), answers)[0] if answers else again
 
 
@@ -132,12 +128,11 @@ def inherited_text(before: Annotations, after: Annotations) -> str:
     names = [name for name in after.names if name]
     dropped = sorted((Counter(name for name in before.names if name) - Counter(names)).elements())
     marks = len(before.junk) - len(after.junk)
-    pairs = {"move": (before.moves, after.moves), "answer": (before.answers, after.answers)}
     texts = [
         f"{plural(len(names), 'name')} kept",
         *([f"dropped, because their clusters did not survive: {', '.join(map(repr, dropped))}"] if dropped else []),
         *([f"{plural(marks, 'junk mark')} dropped"] if marks > 0 else []),
-        *(f"{len(now):,} of {plural(len(then), thing)} kept" for thing, (then, now) in pairs.items() if then),
+        *([f"{len(after.said):,} of {plural(len(before.said), 'answer')} kept"] if before.said else []),
     ]
     return "; ".join(texts)
 

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from deepcluster.errors import UsageError
-from deepcluster.groups.cut import Cut, move_rows, recentred
+from deepcluster.groups.cut import move_rows, recentred
 from deepcluster.groups.graph import graph_rows
 from deepcluster.groups.spread import Labels, Taught, beliefs, followed, nodes_of, questions
-from deepcluster.model import Model
-from deepcluster.runs.change import Change, Made, carry_out, decided, preview
+from deepcluster.model import WORDS, Model, Said
+from deepcluster.runs.change import Carried, Change, carry_out, decided, preview
 from deepcluster.runs.edits import MAX_NEW, moved_rows
 from deepcluster.runs.quality import estimated_quality, kinds_of, sampled, unpinned
 from deepcluster.runs.run import Run, read_run
@@ -35,16 +34,12 @@ MAX_LIKELY = 9  # clusters: a page has as many digit keys
 
 @dataclass(frozen=True)
 class Answer:
-    """A person's answer: the cluster of an image, by name or by number. The name wins; with neither, it is right.
-
-    Or, with ``not_cluster`` alone, that it is not of the kind of this cluster, whatever else it is.
-    """
+    """A person's answer: the cluster of an image, by name or by number. The name wins; with neither, it is right."""
 
     path: str | int  # or row
     cluster: int | None = None
     name: str = ""
-    not_cluster: int | None = None
-    drawn: bool = False  # the image was drawn at random, so the answer says something about all images
+    by: str = WORDS[0]  # one of ``WORDS``; drawn: at random, so the answer says something about all images
     may_be_new: bool = False  # the number, because the page gives numbers to its new clusters
 
 
@@ -61,7 +56,7 @@ class Question:
 
 def ask(run: Path, n: int = 20, *, drawn: bool = False) -> list[Question]:
     """Return up to ``n`` images of a run whose answers would teach most; ``drawn``: images drawn at random instead."""
-    return asked(run_folder.read_state(run, read_run), n, drawn=drawn)
+    return asked(read_run(run_folder.open_run(run)), n, drawn=drawn)
 
 
 def asked(run: Run, n: int, *, drawn: bool = False, answers: Sequence[Answer] = ()) -> list[Question]:
@@ -70,15 +65,14 @@ def asked(run: Run, n: int, *, drawn: bool = False, answers: Sequence[Answer] = 
     cluster = run.placement.cluster.tolist()
     new = _understood(run, answers)
     names = new.names
-    sample = sampled(model, rows.reduced, run.placement.cluster, new.marks)
-    answered = {row: cluster[row] for row in model.answers if row < len(cluster)} | new.clusters
+    sample = sampled(model, rows.reduced, run.placement.cluster, new.words)
+    answered = {row: cluster[row] for row in model.placed} | new.clusters
     teachers = {row: number for row, number in answered.items() if row not in sample}
-    taught, nodes = _taught(run, teachers, names, sample, [*model.denied, *new.denied])
+    taught, nodes = _taught(run, teachers, names, sample)
     seed = derive(run.record.seed, "questions", len(answered if drawn else teachers))
     if drawn:
         order = torch.randperm(len(cluster), generator=generator(seed, "drawn")).tolist()
-        placed = answered.keys() | dict(model.moves).keys()
-        chosen = [row for row in order if row not in placed][:n]
+        chosen = [row for row in order if row not in answered][:n]
     else:
         first = {int(node): row for row, node in reversed([*enumerate(nodes)])}
         nameless = [number for number, _ in Counter(cluster).most_common() if not names[number]]
@@ -102,12 +96,11 @@ def _taught(
     answers: Mapping[int, int],
     names: Sequence[str],
     sample: Mapping[int, int],
-    denied: Sequence[tuple[int, int]],
 ) -> tuple[Taught, Labels]:
     """Return the images in the graph, and the index among them of the run's images; -1: not in it.
 
     ``answers``: Clusters by the answers that teach. ``names``: Of all clusters, the new ones too. ``sample``: Clusters
-    of drawn images without their answers. ``denied``: Images, and clusters of kinds that they are not of.
+    of drawn images without their answers.
     """
     rows = run.rows
     graph = rows.sample[graph_rows(rows.sample)]
@@ -116,9 +109,7 @@ def _taught(
     labels[nodes[nodes >= 0]] = run.placement.cluster.numpy()[nodes >= 0]
     for row, number in _in_graph(sample, nodes).items():
         labels[row] = number
-    kinds = kinds_of(names)
-    not_of = [(int(nodes[row]), int(kinds[number])) for row, number in denied if row < len(nodes) and nodes[row] >= 0]
-    return Taught(graph, rows.embeddings.ties(graph), labels, kinds, _in_graph(answers, nodes), denied=not_of), nodes
+    return Taught(graph, rows.embeddings.ties(graph), labels, kinds_of(names), _in_graph(answers, nodes)), nodes
 
 
 def _in_graph(clusters: Mapping[int, int], nodes: Labels) -> dict[int, int]:
@@ -144,7 +135,9 @@ def read_answers(path: Path, display: Display | None = None) -> list[Answer]:
             if mark not in MARKS:
                 raise ValueError(f"{mark[:80]!a} in line {line} is no mark: the column drawn has 1 or 0")
             if number or name:
-                answers.append(Answer(row["path"], int(number) if number else None, name, drawn=MARKS[mark]))
+                answers.append(
+                    Answer(row["path"], int(number) if number else None, name, WORDS[2 if MARKS[mark] else 0])
+                )
             else:
                 empty += 1
         if not answers:
@@ -161,23 +154,20 @@ def read_answers(path: Path, display: Display | None = None) -> list[Answer]:
     return answers
 
 
-def lesson(run: Run, answers: Sequence[Answer], within: int | None = None) -> Change:
+def lesson(run: Run, answers: Sequence[Answer]) -> Change:
     """Let images follow these answers and all earlier ones. UsageError if there are none, or if one does not fit.
 
     Images drawn at random teach nothing, so they tell how good the clusters of all others are; but one that gives its
-    cluster a name teaches, because a name fits the image that it comes from. ``within``: A cluster,
-    whose images alone follow, and only these answers: it is split by examples. The estimate then begins anew, because
-    the drawn images were asked about the cluster as it was; their answers teach from then on.
+    cluster a name teaches, because a name fits the image that it comes from.
     """
-    model, remarks = taught_model(run, answers, within)
+    model, remarks = taught_model(run, answers)
     after = replace(run, model=model)
     cluster = after.placement.cluster
-    marked = dict(model.sample)
-    said_of = sorted((row, int(cluster[row]), model.names[cluster[row]], row in marked) for row in model.answers)
-    digest = json_sha256([*said_of, *model.denied])
-    if digest == run.record.edits:
-        return Change(run, run.placement, said={"Answers": "the run has them already"})
-    done = plural(len(model.answers) + len(model.denied), "answer")
+    said_of = sorted((row, int(cluster[row]), model.names[cluster[row]], by) for row, by in model.placed.items())
+    digest = json_sha256(said_of)
+    if digest == run.facts.edits:
+        return Change(run, said={"Answers": "the run has them already"})
+    done = plural(len(model.said), "answer")
     changes = preview(run, after)
     said = {"Answers": "; ".join([done, *remarks]), "Changed": changes_text(changes, model)}
     if quality := estimated_quality(model, cluster, run.rows.fitted):
@@ -185,98 +175,46 @@ def lesson(run: Run, answers: Sequence[Answer], within: int | None = None) -> Ch
     if unnamed := [str(number) for number in cluster.unique().tolist() if not model.names[number]]:
         have = "has" if len(unnamed) == 1 else "have"
         said["Names"] = f"{plural(len(unnamed), 'cluster')} {have} no name: {some(unnamed, 20)}"
-    return decided(after, digest, bool(changes), done=done, example=next(reversed(model.answers), 0), said=said)
+    return decided(after, digest, bool(changes), done=done, example=next(reversed(model.placed), 0), said=said)
 
 
-def taught_model(run: Run, answers: Sequence[Answer], within: int | None = None) -> tuple[Model, list[str]]:
+def taught_model(run: Run, answers: Sequence[Answer]) -> tuple[Model, list[str]]:
     """Return the model of a :func:`lesson`, and remarks."""
     model, rows, placed = run.model, run.rows, run.placement
     cluster = placed.cluster.tolist()
     new = _understood(run, answers)
-    new_answers = new.clusters
-    names = new.names
     remarks = new.remarks
-    kinds = kinds_of(names)
-    wrong = {row for row, number in new.denied if kinds[number] == kinds[cluster[row]]}  # whatever was said before
-    outside = {row: number for row, number in enumerate(cluster) if number != within and row not in wrong}
-    kept = {row: outside[row] for row in model.answers if row in outside}
-    answered = {row: number for row, number in kept.items() if row not in new_answers} | new_answers
-    if not answered and not new.denied and not model.denied:
+    answered = {row: cluster[row] for row in model.placed if row not in new.clusters} | new.clusters
+    if not answered:
         raise UsageError("there are no answers yet: give some")
     numbers = [*answered.values()]
     equal = nodes_of(rows.reduced, rows.reduced[[*answered]]).tolist()  # equal images go together, by the last answer
     targets = {row: numbers[place] for row, place in enumerate(equal) if place >= 0}
-    if within is not None and len({targets[row] for row in new_answers if cluster[row] == within}) < 2:
-        raise UsageError(f"cluster {within} is split by examples of two kinds or more: tick some of each kind")
     if dropped := [row for row, number in answered.items() if targets[row] != number]:
         paths = some([one_line(rows.paths[row]) for row in dropped])
         remarks.append(f"answers about equal images contradict each other, so those about {paths} do not count")
     answered = {row: number for row, number in answered.items() if targets[row] == number}
-    moved = {row: outside[row] for row, _ in model.moves if row in outside and row not in targets}
-    before = model if within is None else replace(model, sample=())
-    sample = sampled(before, rows.reduced, placed.cluster, new.marks)
+    sample = sampled(model, rows.reduced, placed.cluster, new.words)
     teachers = {row: number for row, number in answered.items() if row not in sample}
-    denied = [
-        (row, number)
-        for row, number in dict.fromkeys((*model.denied, *new.denied))
-        if row not in moved and row not in targets
-    ]
-    taught, nodes = _taught(run, teachers, names, sample, denied)
-    labels = taught.labels.copy()
-    part, inside = taught.inside(within) if within is not None else (slice(None), taught)
-    labels[part] = followed(inside)
-    moved |= {row: cluster[row] for row, number in new.denied if row not in targets and row not in wrong}
-    for row, number in _in_graph(moved, nodes).items():
-        labels[row] = number
+    taught, _ = _taught(run, teachers, new.names, sample)
+    labels = followed(taught)
     cut = recentred(model.cut, taught.rows, torch.from_numpy(taught.labels), torch.from_numpy(labels))
     clusters = replace(model, cut=cut).placement(rows.reduced).cluster
-    if within is not None:
-        split = _split(replace(model, cut=cut), rows.reduced, new_answers)
-        clusters = torch.where(placed.cluster == within, split, placed.cluster)
     if not np.array_equal(labels, taught.labels):
         pinned = [row for row, number in sample.items() if number != cluster[row]]
         without_pins = unpinned(replace(model, cut=cut), rows.reduced, pinned)
         sample = {row: int(clusters[row]) for row in sample} | without_pins
-    # Images that were placed in a cluster before it was split stay in its parts, and teach nothing about them.
-    former = [row for row in (*model.answers, *dict(model.moves)) if row < len(cluster) and row not in wrong]
-    aside = {row: int(clusters[row]) for row in former if row not in moved and row not in targets}
-    origins = {row: cluster[row] for row in aside} | dict(model.moves)
-    moved |= aside
-    moved |= _of_other_kinds(replace(model, cut=cut), rows.reduced, clusters, kinds, denied)
-    cut = move_rows(cut, moved | targets, rows.reduced, clusters)
-    after = replace(
-        replace(model, names=tuple(names)).with_cut(cut),
-        moves=tuple((row, origin) for row, origin in origins.items() if row not in targets and row not in wrong),
-        answers=tuple(answered),
-        sample=tuple((row, number) for row, number in sample.items() if row in answered),
-        denied=tuple(denied),
+    cut = move_rows(cut, targets, rows.reduced, clusters)
+    words = model.placed | new.words
+    said = tuple(
+        Said(row, "drawn", sample[row]) if row in sample else Said(row, _teaching(words[row])) for row in answered
     )
-    return after, remarks
+    return replace(replace(model, names=tuple(new.names)).with_cut(cut), said=said), remarks
 
 
-def _split(model: Model, reduced: Tensor, answers: Mapping[int, int]) -> Tensor:
-    """Return the nearest of the clusters of these answers for all rows."""
-    cut = model.cut
-    parts = torch.isin(cut.cluster_of, torch.tensor([*answers.values()]))
-    alone = [row for row, number in answers.items() if number not in cut.cluster_of]  # none of them in the graph
-    centroids = torch.cat([cut.centroids[parts], reduced[alone]])
-    cluster_of = torch.cat([cut.cluster_of[parts], torch.tensor([answers[row] for row in alone]).long()])
-    return replace(model, cut=Cut(centroids, cluster_of)).placement(reduced).cluster
-
-
-def _of_other_kinds(
-    model: Model, reduced: Tensor, clusters: Tensor, kinds: Labels, denied: Sequence[tuple[int, int]]
-) -> dict[int, int]:
-    """Return the nearest clusters of other kinds for the rows of ``denied`` that are in a cluster of such a kind."""
-    cut = model.cut
-    nearest: dict[int, int] = {}
-    for row in {row for row, number in denied if kinds[clusters[row]] == kinds[number]}:
-        wrong = [kinds[number] for other, number in denied if other == row]
-        others = torch.from_numpy(~np.isin(kinds[cut.cluster_of.numpy()], wrong))
-        if others.any():
-            part = Cut(cut.centroids[others], cut.cluster_of[others])
-            nearest[row] = int(replace(model, cut=part).placement(reduced[[row]]).cluster)
-    return nearest
+def _teaching(word: str) -> str:
+    """Return the word about an image that left the sample: its answer teaches from then on."""
+    return WORDS[0] if word == "drawn" else word
 
 
 @dataclass(frozen=True)
@@ -285,8 +223,7 @@ class _Understood:
 
     clusters: dict[int, int]  # of answered rows
     names: list[str]  # of all clusters, with new ones and first names
-    marks: dict[int, bool]  # answered rows; True: drawn at random
-    denied: list[tuple[int, int]]  # rows, and clusters of kinds that they are not of
+    words: dict[int, str]  # of ``WORDS``, by answered rows
     remarks: list[str]
 
 
@@ -302,9 +239,7 @@ def _understood(run: Run, answers: Sequence[Answer]) -> _Understood:
     new = range(free, max([free, *(number + 1 for number in numbers if number < free + len(answers))]))
     names = [*model.names, *("" for _ in new)]
     before = {one: names[one] or f"cluster {one}" for one in present}
-    every = dict(zip(moved_rows(Edits(move=tuple((one.path, 0) for one in answers)), paths), answers, strict=True))
-    denied = [(row, one.not_cluster) for row, one in every.items() if one.not_cluster is not None]
-    given = {row: one for row, one in every.items() if one.not_cluster is None}
+    given = dict(zip(moved_rows(Edits(move=tuple((one.path, 0) for one in answers)), paths), answers, strict=True))
     first = _first_names(cluster, names, before, given)
     names = [first.get(one, name) for one, name in enumerate(names)]
     called = {one: names[one] or text for one, text in before.items()}
@@ -332,18 +267,15 @@ def _understood(run: Run, answers: Sequence[Answer]) -> _Understood:
         cluster_of[row] = next(same_name, largest[name]) if name else number
         if name and cluster_of[row] not in (current, number) and times[name] > 1:
             said[f"answers {name!a} mean cluster {cluster_of[row]}, the largest of {times[name]} with this name"] = None
-    for _, number in denied:
-        if number not in present and not free <= number < len(names):
-            raise _no_cluster(number)
     # The first of the answers that named a cluster decided its name, so it tells nothing about the name's quality.
-    others_first = sorted(given, key=lambda row: given[row].drawn)
+    others_first = sorted(given, key=lambda row: given[row].by == "drawn")
     naming = {cluster[row]: row for row in reversed(others_first) if first.get(cluster[row]) == given[row].name}
-    marks = {row: one.drawn and naming.get(cluster[row]) != row for row, one in given.items()}
-    if drawn := sum(given[row].drawn for row in naming.values()):
+    words = {row: _teaching(one.by) if naming.get(cluster[row]) == row else one.by for row, one in given.items()}
+    if drawn := sum(given[row].by == "drawn" for row in naming.values()):
         said[f"{plural(drawn, 'answer')} about drawn images named a cluster each, and count as answers that teach"] = (
             None
         )
-    return _Understood(cluster_of, names, marks, denied, [*said])
+    return _Understood(cluster_of, names, words, [*said])
 
 
 def _no_cluster(number: int) -> UsageError:
@@ -374,7 +306,9 @@ def _first_names(
     return first
 
 
-def teach(run: Path, answers: Sequence[Answer] = (), display: Display | None = None, *, dry_run: bool = False) -> Made:
+def teach(
+    run: Path, answers: Sequence[Answer] = (), display: Display | None = None, *, dry_run: bool = False
+) -> Carried:
     """Keep the answers with a run, and let its other images follow, as in :func:`lesson`."""
     return carry_out(run, lambda _, before: lesson(before, answers), Several(display), dry_run=dry_run)
 

@@ -4,11 +4,12 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
@@ -17,10 +18,11 @@ from torch.nn.functional import normalize
 
 from deepcluster.clustering.blocks import nearest
 from deepcluster.errors import DeepClusterError
-from deepcluster.groups.graph import layout
+from deepcluster.groups.graph import extended_layout, layout
 from deepcluster.groups.tree import MAX_IN_TREE, Tree, merge_tree, parts_of
 from deepcluster.images import Source
 from deepcluster.images.decode import Undecodable, pillow_limits, sides
+from deepcluster.images.store import read_once
 from deepcluster.model import Model
 from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.network import Network
@@ -31,19 +33,23 @@ from deepcluster.report.pictures import (
     THUMBNAIL,
     Picture,
     Thumbnail,
+    extended_sheet,
+    images_of_sheet,
     on_sheet,
     pictures,
     pictures_on,
     thumbnails,
+    tile,
 )
-from deepcluster.runs.images import images_at_hand
-from deepcluster.runs.run import Rows, read_run
-from deepcluster.runtime.compute import Progress, ignore_progress
+from deepcluster.runs.result import Outcome
+from deepcluster.runs.run import Run
+from deepcluster.runtime.compute import Progress
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import check_file, shaped
 from deepcluster.seeding import derive
 from deepcluster.storage import run_folder
-from deepcluster.storage.content import Tables
+from deepcluster.storage.content import Table
+from deepcluster.storage.images_table import skipped_table
 from deepcluster.texts import one_line
 
 MAX_ALIKE = 8  # most similar images of one
@@ -99,7 +105,7 @@ def write_page(
     ``source``: None if the images are not at hand. ``quick``: No image is decoded; pictures that the last page lacked
     are small ones.
     """
-    run = folder.path
+    run = folder.place
     record = outcome.record
     used = outcome.usable
     images = outcome.run.rows.images
@@ -153,7 +159,7 @@ def _warn_of(away: Sequence[str], folder: run_folder.RunFolder, base: str) -> No
     warn(
         f"{len(away):,} pictures of the page {loss}, because their images were not found (first:"
         f" {one_line(away[0])}; those of the fit were in {one_line(base)}): put them back, and"
-        f" type deepcluster report {shlex.quote(str(folder.path))}"
+        f" type deepcluster report {shlex.quote(str(folder.place))}"
     )
 
 
@@ -246,7 +252,9 @@ def _positions(folder: run_folder.LockedFolder, run: Run, shown: Shown) -> npt.N
 def read_map(folder: run_folder.RunFolder, images: int) -> npt.NDArray[Any] | None:
     """Read the positions (float32, M x 2) of the ``images`` of a run that are on the sheet; None if it has none."""
     count = len(on_sheet(images))
-    return folder.read_array(MAP, count, 2) if folder.has(MAP) and run_folder.rows_in(folder.file(MAP)) == count else None
+    return (
+        folder.read_array(MAP, count, 2) if folder.has(MAP) and run_folder.rows_in(folder.file(MAP)) == count else None
+    )
 
 
 def _sheet(folder: run_folder.LockedFolder, source: Source | None, used: Table) -> bytes:

@@ -6,7 +6,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,12 @@ from deepcluster.images.own_features import read_features
 from deepcluster.images.source import check_skipped, nothing_readable
 from deepcluster.model import Model, Prediction
 from deepcluster.records import Identity
-from deepcluster.runs.images import folder_of, name_in_run
+from deepcluster.runs.images import name_in_run
 from deepcluster.runs.run import placement_columns, read_run
 from deepcluster.runtime.console import Display, Silent, complain
 from deepcluster.runtime.devices import choose_device
 from deepcluster.storage.content import COLUMNS, Row, Table
-from deepcluster.storage.run_folder import RunFolder, open_run, read_state
+from deepcluster.storage.run_folder import open_run
 from deepcluster.texts import one_line
 
 
@@ -112,12 +111,12 @@ class Similar:
 def similar(run: Path, image: str, n: int = 20, device: str = "auto") -> list[Similar]:
     """Return the ``n`` images of a run that are most like ``image``, most similar first, without the image itself.
 
-    It is a file, read by the network on ``device``, or a path in clusters.csv. Raises DataError if it cannot be read,
+    It is a file, read by the network on ``device``, or a path in the run. Raises DataError if it cannot be read,
     UsageError if it is not one image.
     """
-    of_run = read_state(run, partial(read_run, takes_images=True))
+    of_run = read_run(open_run(run), takes_images=True)
     model, rows = of_run.model, of_run.rows
-    row = row_of(open_run(run), rows.paths, image)
+    row = row_of(Path(of_run.record.base), rows.paths, image)
     query = _features(model, image, device) if row is None else rows.reduced[row : row + 1]
     scores, numbers = nearest(query, n + 1, rows.reduced)
     pairs = zip(numbers[0].tolist(), scores[0].tolist(), strict=True)
@@ -130,12 +129,12 @@ def similar(run: Path, image: str, n: int = 20, device: str = "auto") -> list[Si
     ]
 
 
-def row_of(folder: RunFolder, paths: Sequence[str], image: str) -> int | None:
+def row_of(base: Path, paths: Sequence[str], image: str) -> int | None:
     """Return the row of the image that ``image`` names, as a file or by its path; None if it is no image of the run."""
     names = [image]
     if os.path.lexists(image):  # another file may have the name of one in the run
         there = Path(os.path.abspath(image))  # noqa: PTH100 (without following links)
-        names = [str(there), name_in_run(there, folder_of(folder.read_record().location))]
+        names = [str(there), name_in_run(there, base)]
     return next((paths.index(name) for name in reversed(names) if name in paths), None)
 
 

@@ -29,17 +29,18 @@ def estimated_quality(model: Annotations, clusters: Tensor, fitted: int) -> dict
     junk). ``clusters``: Of all images (int64, N). ``fitted``: Number of images of the fit, because later ones may be
     unlike them and are estimated apart.
     """
-    if len(model.sample) < MIN_DRAWN:
-        return {"drawn": len(model.sample), "needed": MIN_DRAWN} if model.sample else None
+    drawn = model.sample
+    if len(drawn) < MIN_DRAWN:
+        return {"drawn": len(drawn), "needed": MIN_DRAWN} if drawn else None
     have_names = [bool(model.names[number]) for number in {*clusters.tolist()}.difference(model.junk)]
     if any(have_names) and not all(have_names):
-        return {"drawn": len(model.sample), "unnamed": have_names.count(False)}
-    rows, own = torch.tensor(model.sample).T
+        return {"drawn": len(drawn), "unnamed": have_names.count(False)}
+    rows, own = torch.tensor([*drawn.items()]).T
     kinds = torch.from_numpy(kinds_of(model.names))
     judged = torch.full((len(clusters),), torch.nan, dtype=torch.float64)
     judged[rows] = (kinds[own] == kinds[clusters[rows]]).double()
     is_open = torch.ones(len(clusters), dtype=torch.bool)  # nobody has placed the image
-    is_open[[*model.answers, *dict(model.moves)]] = False
+    is_open[[*model.placed]] = False
     middle, below, above = float((~is_open).sum()), 0.0, 0.0
     for part in (slice(fitted), slice(fitted, None)):
         rest = int(is_open[part].sum())
@@ -72,14 +73,15 @@ def kinds_of(names: Sequence[str]) -> Labels:
     return np.array([names.index(name) if name else cluster for cluster, name in enumerate(names)])
 
 
-def sampled(model: Model, reduced: Tensor, clusters: Tensor, marks: Mapping[int, bool]) -> dict[int, int]:
+def sampled(model: Model, reduced: Tensor, clusters: Tensor, words: Mapping[int, str]) -> dict[int, int]:
     """Return the drawn images with their clusters without answers.
 
-    ``clusters``: Of all images (int64, N). ``marks``: New answers, by rows; True: the image was drawn.
+    ``clusters``: Of all images (int64, N). ``words``: Of new answers, by rows.
     """
-    known = dict(model.sample)
-    sample = {row: known.get(row, int(clusters[row])) for row in {**known, **marks} if marks.get(row, True)}
-    placed = {*model.answers, *dict(model.moves)} - known.keys()
+    known = model.sample
+    drawn = [row for row in {**known, **words} if words.get(row, "drawn") == "drawn"]
+    sample = {row: known.get(row, int(clusters[row])) for row in drawn}
+    placed = model.placed.keys() - known.keys()
     return sample | unpinned(model, reduced, [row for row in sample if row in placed])
 
 
@@ -88,7 +90,7 @@ def unpinned(model: Model, reduced: Tensor, rows: Sequence[int]) -> dict[int, in
     if not rows:
         return {}
     own = nodes_of(model.cut.centroids, reduced[[*rows]]) >= 0
-    others = [*{*model.answers, *dict(model.moves)}.difference(rows)]
+    others = [*model.placed.keys() - {*rows}]
     stays = torch.from_numpy(~own | (nodes_of(model.cut.centroids, reduced[others]) >= 0))
     cut = Cut(model.cut.centroids[stays], model.cut.cluster_of[stays]) if stays.any() else model.cut
     return dict(zip(rows, replace(model, cut=cut).placement(reduced[[*rows]]).cluster.tolist(), strict=True))

@@ -16,8 +16,8 @@ from deepcluster.recipe import Recipe, read_toml
 from deepcluster.records import Clustering
 from deepcluster.runtime.plain_files import RUN
 from deepcluster.seeding import draw, generator
-from deepcluster.storage import model_files as models
 from deepcluster.storage import former, run_folder
+from deepcluster.storage import model_files as models
 from deepcluster.storage.content import CLUSTERS, COLUMNS, IMAGES, Facts, RunRecord
 from deepcluster.storage.images_table import Images
 
@@ -90,7 +90,9 @@ def read_run(folder: run_folder.RunFolder, backbone: nn.Module | None = None, *,
 
     Raises DiskError if the files are of two runs, or do not fit together.
     """
-    model, header = models.load_of_run(folder, backbone=backbone, takes_images=takes_images)  # explains an unfinished run
+    model, header = models.load_of_run(
+        folder, backbone=backbone, takes_images=takes_images
+    )  # explains an unfinished run
     record = folder.read_record()
     if record.run != header.run:
         raise DiskError(
@@ -100,7 +102,9 @@ def read_run(folder: run_folder.RunFolder, backbone: nn.Module | None = None, *,
     images = folder.read_images()
     count = len(images.used)
     if any(said.row >= count for said in model.said):
-        raise DiskError(f"{folder.path / CLUSTERS} has answers about images that {IMAGES} lacks: restore it from a copy")
+        raise DiskError(
+            f"{folder.path / CLUSTERS} has answers about images that {IMAGES} lacks: restore it from a copy"
+        )
     given = max(len(model.names), former.given(folder))  # a number is never given twice, whatever was taken back
     model = replace(model, names=model.names + ("",) * (given - len(model.names)))
     reduced = torch.from_numpy(folder.read_array("features.npy", count, model.reduction.projection.shape[1]))
@@ -112,6 +116,12 @@ def read_run(folder: run_folder.RunFolder, backbone: nn.Module | None = None, *,
         embeddings=models.read_embeddings(folder),
     )
     return Run(record, header.facts, model, rows)
+
+
+def write_features(folder: run_folder.LockedFolder, rows: Rows) -> None:
+    """Write the features of all images, and their residuals."""
+    folder.write_blocks("features.npy", tuple(rows.reduced.shape), [rows.reduced])
+    folder.write_blocks("residuals.npy", (len(rows.reduced), 1), [rows.residuals.unsqueeze(1)])
 
 
 def recipe_of(folder: run_folder.RunFolder) -> Recipe:

@@ -12,7 +12,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -32,15 +32,15 @@ from deepcluster.report.pictures import Picture, pictures, tile
 from deepcluster.runs.actions import ACTIONS, QUESTIONS, Sort, act, default_name, places_for_folders
 from deepcluster.runs.change import REDO, UNDO
 from deepcluster.runs.images import images_at_hand
-from deepcluster.runs.page import report
 from deepcluster.runs.run import read_run
+from deepcluster.runs.views import report
 from deepcluster.runtime import log, signals
-from deepcluster.runtime.plain_files import MAX_JSON, json_sha256, parse_json, sha256, shaped
-from deepcluster.storage import run_folder
-from deepcluster.storage.model_config import CONFIG
-from deepcluster.storage.model_files import read_annotations
+from deepcluster.runtime.plain_files import MAX_JSON, parse_json, shaped
+from deepcluster.storage import former, run_folder
+from deepcluster.storage.clusters_file import Made
+from deepcluster.storage.content import RESULT
+from deepcluster.storage.run_folder import version_of
 from deepcluster.storage.state import SCRATCH
-from deepcluster.storage.steps import Step, read_steps
 from deepcluster.texts import plural, quality_text
 
 IDLE_SECONDS = 3600.0
@@ -63,14 +63,6 @@ class Outdated(UsageError):
         super().__init__("the run has changed since this page was loaded: reload the page, and repeat the edit")
 
 
-def _version(folder: run_folder.RunFolder) -> str:
-    """Return the version of the run: a digest that changes with images, clusters and names.
-
-    An undo restores run.json, but not the model: the numbers that were given to clusters stay given.
-    """
-    return json_sha256([sha256(folder.file(name)) for name in (run_folder.RUN, f"model/{CONFIG}")])
-
-
 def _page(folder: run_folder.RunFolder) -> tuple[str, dict[str, Any]]:
     """Return the page and its state."""
     return folder.file("report.html").read_text(encoding="utf-8"), _state(folder)
@@ -80,24 +72,20 @@ def _state(folder: run_folder.RunFolder) -> dict[str, Any]:
     """Return the state of the run for the script of its page, which needs no other page if the ``cut`` is its own.
 
     ``done``: The changes that ``undo`` takes back, the next first, as :func:`_line_of` returns them. ``undone``: The
-    changes that ``redo`` makes again, likewise. After a new change the undone ones are among the done ones. The
-    ``faces`` are on the cards, so other ones need another page, too.
+    changes that ``redo`` makes again, likewise. After a new change the undone ones are among the done ones.
     """
-    record = folder.read_record()
-    images = record.images_count or 0
-    steps: Sequence[Sequence[Step]] = [], []
-    with suppress(DeepClusterError):
-        steps = read_steps(folder)
-    done, undone = ([_line_of(step.about, images) for step in way] for way in steps)
-    said = read_annotations(folder)
+    result = folder.read_json(RESULT)
+    images = result["images_count"]
+    done, undone = ([_line_of(made, images) for made in way] for way in former.history(folder))
+    quality = result["quality"]
     return {
-        "version": _version(folder),
-        "cut": record.cut,
+        "version": version_of(folder),
+        "cut": result["cut"],
         "clusters": [cluster(row) for row in folder.read_rows("cluster_summary.csv")],
-        "answers": len(said.answers) + len(said.denied),
-        "faces": said.faces,
-        "quality": quality_text(record.quality) if record.quality else "",
-        "right": record.quality.get("share") if record.quality else None,
+        "answers": result["answers"],
+        "checked": result["checked"],
+        "quality": quality_text(quality) if quality else "",
+        "right": quality.get("share") if quality else None,
         "done": done,
         "undone": undone,
         "name": default_name(folder),
@@ -106,16 +94,17 @@ def _state(folder: run_folder.RunFolder) -> dict[str, Any]:
     }
 
 
-def _line_of(about: Mapping[str, Any], images: int) -> tuple[str, int, str, str]:
-    """Return a step for the page: words, the tile of an image that shows it, moved images unless they say so, time."""
-    moved = f"{plural(about['moved'], 'image')} moved" if about["moved"] else ""
-    return about["done"], tile(about["row"], images), moved if moved not in about["done"] else "", about["at"]
+def _line_of(made: Made, images: int) -> tuple[str, int, str, str]:
+    """Return a change for the page: words, the tile of an image that shows it, moved images if they lack these, time."""
+    moved = f"{plural(made.moved, 'image')} moved" if made.moved else ""
+    return made.done, tile(made.row, images), moved if moved not in made.done else "", made.at
 
 
 def _images(folder: run_folder.RunFolder) -> tuple[str, list[str], Picture]:
     """Return the version, the paths of the usable images, and a function from a path to its image."""
-    paths = [*folder.read_clusters().where("status", "ok").column("path")]
-    return _version(folder), paths, pictures(images_at_hand(folder), IMAGE_SIDE)
+    images = folder.read_images()
+    at_hand = images_at_hand(images, Path(folder.read_record().base))
+    return version_of(folder), [*images.used.column("path")], pictures(at_hand, IMAGE_SIDE)
 
 
 class _Server(ThreadingTCPServer):
@@ -160,7 +149,7 @@ class _Server(ThreadingTCPServer):
 
     def page(self) -> Answer:
         self.draw()
-        return "text/html; charset=utf-8", served(*run_folder.read_state(self.run, _page)).encode()
+        return "text/html; charset=utf-8", served(*_page(run_folder.open_run(self.run))).encode()
 
     def draw(self) -> None:
         """Draw the pictures that the page lacks, which has small ones in their places."""
@@ -170,8 +159,8 @@ class _Server(ThreadingTCPServer):
             self.is_quick = False
 
     def image(self, version: str, row: int) -> Answer:
-        if self.images[0] != run_folder.read_state(self.run, _version):
-            self.images = run_folder.read_state(self.run, _images)
+        if self.images[0] != version_of(run_folder.open_run(self.run)):
+            self.images = _images(run_folder.open_run(self.run))
         current, paths, picture = self.images
         if version != current:
             raise Outdated
@@ -183,17 +172,17 @@ class _Server(ThreadingTCPServer):
 
     def act(self, action: str, request: dict[str, Any]) -> Answer:
         """Answer an action of the page: a change, or a question, which writes nothing."""
-        version = run_folder.read_state(self.run, _version)
+        version = version_of(run_folder.open_run(self.run))
         if request.get("version") != version:
             raise Outdated
         if action in QUESTIONS:
             if self.state[0] != version:
-                self.state = version, run_folder.read_state(self.run, read_run)
+                self.state = version, read_run(run_folder.open_run(self.run))
             answer = QUESTIONS[action](run_folder.RunFolder(self.run), self.state[1], request)
         else:
             with log.logged(f"the served report: {action}"):
                 answer = {**act(self.run, action, request, self.sort), "said": _said(log.lines())}
-                answer["state"] = run_folder.read_state(self.run, _state)
+                answer["state"] = _state(run_folder.open_run(self.run))
                 self.is_quick |= action != "export"
         return "application/json", json.dumps(answer).encode()
 

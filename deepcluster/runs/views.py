@@ -1,9 +1,10 @@
 """The views of a run: tables, page and drawings, made from its truths after each change. Anybody may change them."""
 
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.images import Source
@@ -14,7 +15,7 @@ from deepcluster.runs.run import Run, read_run
 from deepcluster.runtime.compute import Progress, ignore_progress
 from deepcluster.storage.content import FILES, RESULT
 from deepcluster.storage.images_table import skipped_table
-from deepcluster.storage.run_folder import LockedFolder, RunFolder, locked, open_run, version_of
+from deepcluster.storage.run_folder import LockedFolder, are_current, locked, open_run, version_of
 
 
 def refresh(
@@ -66,25 +67,22 @@ def result_of(outcome: Outcome) -> dict[str, Any]:
         "images_count": len(run.rows.paths),
         "skipped_count": len(run.rows.images.skipped),
         "answers": len(run.model.said),
+        "checked": len(checked(run)),
         "candidates": [dict(candidate) for candidate in facts.candidates],
         "quality": outcome.quality,
     }
 
 
-def are_current(folder: RunFolder) -> bool:
-    """Return whether the views show the present state of a run. A look at the run, without its features."""
-    with suppress(DeepClusterError):
-        result = folder.read_json(RESULT)
-        return result.get("shows") == version_of(folder) and all(map(folder.has, _texts(result.get("views"))))
-    return False
-
-
-def _texts(value: object) -> Iterator[str]:
-    return (item for item in value if isinstance(item, str)) if isinstance(value, list) else iter(())
+def checked(run: Run) -> list[int]:
+    """Return the clusters of whose images a person has seen every one."""
+    placed = torch.zeros(len(run.rows.reduced), dtype=torch.bool)
+    placed[[*run.model.placed]] = True
+    cluster = run.placement.cluster
+    return sorted({*cluster.tolist()} - {*cluster[~placed].tolist()})
 
 
 def made_current(path: Path) -> None:
-    """Make the views of a run again if they are older than it is, or some are missing; not where nothing may be written."""
+    """Make the views of a run again if they are older than it, or if some are missing, and if files may be written."""
     folder = open_run(path)
     if folder.read_record().status == "done" and not are_current(folder):
         with suppress(DeepClusterError), locked(path) as writable:

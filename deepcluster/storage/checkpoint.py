@@ -20,7 +20,6 @@ from deepcluster.errors import DeepClusterError, DiskError, ModelError, NonFinit
 from deepcluster.records import State
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import json_sha256, read_json, read_tensors, sha256
-from deepcluster.storage.content import IMAGES_READ
 from deepcluster.storage.files import write_tensors, write_whole
 from deepcluster.storage.state import checkpoint_files, is_known
 
@@ -147,7 +146,7 @@ class Checkpoints:
         kept = whole[-MAX_CHECKPOINTS:]
         for path in self.folder.iterdir():
             name = f"checkpoints/{path.name}"
-            if path.stem not in kept and name != IMAGES_READ and is_known(name):
+            if path.stem not in kept and is_known(name):
                 with suppress(OSError):  # one that is in use is removed another time
                     path.unlink()
 

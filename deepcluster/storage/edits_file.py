@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from deepcluster.errors import DiskError, UsageError
-from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import json_sha256, read_json, shaped
 from deepcluster.texts import JOINERS
 
@@ -21,21 +20,21 @@ Number = Annotated[int, range(10**9)]
 class Edits:
     """Decisions of a person: first the splits, then the merges, the moves, the names and the marks."""
 
-    cut: str = ""  # the ``cut`` of run.json that the edits were made for; "" fits any
+    cut: str = ""  # the ``cut`` of result.json that the edits were made for; "" fits any
     names: Mapping[int, str] = field(default_factory=dict)  # of clusters, as they are in the end; "" removes a name
     merge: tuple[tuple[Number, ...], ...] = ()  # the clusters of a tuple become one, with the number of the first
     junk: tuple[Number, ...] | None = None  # all clusters marked as junk from now on; None leaves the marks as they are
     # (cluster, number of parts); the largest part keeps the number, the others get the next free ones, in this order.
     split: tuple[tuple[Number, int], ...] = ()
-    # (row of features.npy or path, cluster after the merges). Numbers from the next free one on make new clusters. An
-    # image that is moved to its own cluster stays there, and shows it in the report.
+    # (row of features.npy or path, cluster after the merges). Numbers from the next free one on make new clusters.
     move: tuple[tuple[Number | str, Number], ...] = ()
+    checked: tuple[Number | str, ...] = ()  # rows or paths of images that a person saw and left where they are
 
     @property
     def digest(self) -> str:
-        """Return the digest in run.json, by which the same edits are not applied twice."""
+        """Return the digest by which the same edits are not applied twice."""
         names = sorted(self.names.items())
-        return json_sha256([self.cut, names, self.merge, self.junk, self.split, self.move])
+        return json_sha256([self.cut, names, self.merge, self.junk, self.split, self.move, self.checked])
 
 
 def read_edits(path: Path) -> Edits:
@@ -56,8 +55,6 @@ def edits_of(value: object) -> Edits:
     version = table.pop("schema_version", None)
     if type(version) is not int or version != SCHEMA_VERSION:  # JSON's true and 1.0 equal 1, too
         raise ValueError(f'it needs "schema_version": {SCHEMA_VERSION}')
-    if table.pop("group_names", None):
-        warn("clusters have no groups any more: the names of groups in these edits are left out")
     named: dict[str, str] = shaped(table.pop("names", {}), dict[str, str], "names")
     names = {_number(key): checked_name(name) for key, name in named.items()}
     edits: Edits = shaped(table, Edits, "the file")

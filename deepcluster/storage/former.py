@@ -39,6 +39,17 @@ def history(folder: RunFolder) -> tuple[list[Made], list[Made]]:
     return back[:-1], [made_in(folder, name_of(number)) for number in numbers if number > now.number]
 
 
+def after_steps(folder: RunFolder, count: int, *, forward: bool) -> int:
+    """Return the number of the state so many steps back, or ``forward``."""
+    now = made_in(folder, CLUSTERS).number
+    numbers = numbers_of(folder)
+    return (
+        [number for number in numbers if number > now][count - 1]
+        if forward
+        else [number for number in numbers if number < now][-count]
+    )
+
+
 def made_in(folder: RunFolder, name: str) -> Made:
     """Return the change that made the state in a file. DiskError if the file is damaged."""
     with folder.as_disk_errors(name):

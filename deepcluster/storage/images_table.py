@@ -44,9 +44,11 @@ def skipped_table(images: Images) -> list[Row]:
     return [{"path": path, "reason": why} for path, why in images.skipped.items()]
 
 
-def image_rows(source: Source, digests: Sequence[str], base: Path, added: str = "") -> Iterable[Row]:
-    """Yield the rows of usable images with these ``digests`` of their pixels or features."""
-    labels = source.labels or [""] * len(source.paths)
+def image_rows(
+    source: Source, labels: Sequence[str] | None, digests: Sequence[str], base: Path, added: str = ""
+) -> Iterable[Row]:
+    """Yield the rows of usable images with these true labels, and ``digests`` of their pixels or features."""
+    labels = labels or [""] * len(source.paths)
     for i, (path, label, digest) in enumerate(zip(source.paths, labels, digests, strict=True)):
         yield _row(path, "ok", "", label, *placed(source.origin(i), path, base), digest, added)
 
@@ -61,9 +63,19 @@ def _row(*cells: str) -> Row:
     return dict(zip(FILES[IMAGES].columns, cells, strict=True))
 
 
+def origin_of(row: Row, base: Path) -> Origin:
+    """Return the place of an image that its row has."""
+    is_named = ":" in row["source"] and not Path(row["source"]).is_absolute()
+    in_memory = row["member"] and not row["source"]
+    place = row["source"] if is_named or in_memory else str(Path(os.path.realpath(base), row["source"] or row["path"]))
+    return Origin(place, row["member"])
+
+
 def placed(origin: Origin, path: str, base: Path) -> Origin:
     """Return the place of an image as its row has it: without the base, and without a file name that ``path`` is."""
-    if not os.path.isabs(origin.source):
+    if origin.source.startswith("python:"):
+        return Origin("", origin.member)
+    if not Path(origin.source).is_absolute():
         return origin
     here = os.path.realpath(base)
     if Path(origin.source).is_relative_to(here):

@@ -3,9 +3,10 @@
 import csv
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,13 @@ import numpy.typing as npt
 
 from deepcluster.errors import DeepClusterError, DiskError, first_line, other_version
 from deepcluster.images.arrays import load_array
-from deepcluster.runtime import log, plain_files, tables
+from deepcluster.runtime import log, plain_files, signals, tables
 from deepcluster.runtime.plain_files import RUN as RUN
 from deepcluster.runtime.plain_files import check_file, is_run
 from deepcluster.runtime.tables import CsvRow
 from deepcluster.storage import state, swap
 from deepcluster.storage.clusters_file import digest_of
-from deepcluster.storage.content import CLUSTERS, FILES, IMAGES, LOG, SCHEMA_VERSIONS, RunRecord, Table
+from deepcluster.storage.content import CLUSTERS, FILES, IMAGES, LOG, RESULT, SCHEMA_VERSIONS, RunRecord, Table
 from deepcluster.storage.files import changing, write_tensors, write_whole
 from deepcluster.storage.images_table import Images
 
@@ -34,6 +35,11 @@ class RunFolder:
     """The files of a run, to read."""
 
     path: Path
+
+    @property
+    def place(self) -> Path:
+        """The path of the run, for its page and for messages."""
+        return self.path
 
     def file(self, name: str) -> Path:
         return self.path / name
@@ -137,11 +143,55 @@ class LockedFolder(RunFolder):
         self._write(name, write, binary=True)
 
     def _write(self, name: str, write: Any, *, binary: bool = False) -> None:
-        write_whole(self.path_of(name), write, binary=binary, scratch=state.scratch_of(self.path))
+        write_whole(self._made(name), write, binary=binary, scratch=self._scratch)
 
     def write_tensors(self, name: str, tensors: "Mapping[str, Tensor]") -> str:
         """Write a safetensors file, and return its SHA-256."""
-        return write_tensors(self.path_of(name), tensors, scratch=state.scratch_of(self.path))
+        return write_tensors(self._made(name), tensors, scratch=self._scratch)
+
+    def _made(self, name: str) -> Path:
+        """Return the path to write a file to, whose folder exists."""
+        path = self.path_of(name)
+        with changing(path):
+            path.parent.mkdir(exist_ok=True)
+        return path
+
+    @property
+    def _scratch(self) -> Path | None:
+        return state.scratch_of(self.path)
+
+
+@dataclass(frozen=True)
+class StagedFolder(LockedFolder):
+    """A whole run that is written beside its place, which it takes at the end."""
+
+    final: Path
+
+    @property
+    def place(self) -> Path:
+        return self.final
+
+    @property
+    def _scratch(self) -> Path | None:
+        return None
+
+
+@contextmanager
+def staged(folder: LockedFolder) -> Iterator[StagedFolder]:
+    """Yield a folder for a whole run, which takes the place of ``folder`` at the end; an error drops it."""
+    new = swap.new_place(folder.path)
+    with changing(new):
+        shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+        new.mkdir()
+    try:
+        yield StagedFolder(new, folder.path)
+        if text := log.lines():
+            (new / LOG).write_text(text, encoding="utf-8")
+        swap.put_in_place(new, folder.path, swap.old_place(folder.path))
+    finally:
+        with signals.uninterrupted():
+            shutil.rmtree(new, ignore_errors=True)
+    swap.remove_old(folder.path)
 
 
 def rows_in(file: Path) -> int:
@@ -217,3 +267,15 @@ def version_of(folder: RunFolder) -> str:
     """Return the version of a run: a text that changes with its clusters and its images."""
     with folder.as_disk_errors(CLUSTERS):
         return f"{digest_of(folder.file(CLUSTERS))}-{folder.file(IMAGES).stat().st_size}"
+
+
+def are_current(folder: RunFolder) -> bool:
+    """Return whether the views of a run show its present state. It takes a look, without the features."""
+    if not folder.has(RESULT):
+        return False
+    with suppress(DeepClusterError):
+        result = folder.read_json(RESULT)
+        views = result.get("views")
+        known = [name for name in views if name in FILES] if isinstance(views, list) else []
+        return bool(known) and result.get("shows") == version_of(folder) and all(map(folder.has, known))
+    return False

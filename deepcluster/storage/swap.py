@@ -1,6 +1,7 @@
 """A whole run folder in the place of another one, by two renames; a kill between them leaves both."""
 
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from deepcluster.errors import DiskError
 from deepcluster.runtime import signals
 from deepcluster.runtime.plain_files import is_run
 from deepcluster.storage.files import changing, sync_folder
-from deepcluster.storage.state import HIDDEN, LOCK, own_files
+from deepcluster.storage.state import HIDDEN, own_files
 
 
 def new_place(run: Path) -> Path:
@@ -21,11 +22,12 @@ def old_place(run: Path) -> Path:
     return run.with_name(f".{run.name}.old")
 
 
-def put_in_place(new: Path, run: Path, old: Path) -> None:
-    """Rename ``run`` to ``old``, and the whole run ``new`` to ``run``."""
+def put_in_place(new: Path, run: Path, old: Path | None = None) -> None:
+    """Rename ``run`` to ``old`` (None: nothing is there), and the whole run ``new`` to ``run``."""
     signals.check()
     with signals.uninterrupted(), changing(run):
-        run.rename(old)
+        if old is not None:
+            run.rename(old)
         new.rename(run)
         sync_folder(run.parent)
 
@@ -55,7 +57,7 @@ def remove_old(run: Path) -> None:
                     (run / inside).mkdir(parents=True, exist_ok=True)
                     if not os.path.lexists(run / inside / name):
                         (old / inside / name).rename(run / inside / name)
-        (old / LOCK).unlink(missing_ok=True)
+        shutil.rmtree(old / HIDDEN, ignore_errors=True)
         for parent, _, _ in os.walk(old, topdown=False):
             with suppress(OSError):  # not empty
                 Path(parent).rmdir()
