@@ -2,7 +2,8 @@
 
 A file is a run's own by its exact name and its kind: a plain file, or a link in the place of one, which is never
 followed. Nothing else in the folder is ever removed, moved or replaced. Three hidden entries lie in ``.deepcluster/``:
-``lock``, ``scratch/`` (a folder per rank, emptied by the lock holder) and, for an instant, ``commit/``.
+``lock``, ``scratch/`` (a folder per rank, emptied by the lock holder) and, for an instant, ``commit/``. A server has
+its ``open-`` page beside them.
 
 The files of the next state are collected in a scratch folder. One rename to ``commit/`` makes them current. An empty
 file there is a tombstone: the next state has no such file, and no file of a run is empty. Then :func:`finish` moves
