@@ -248,7 +248,6 @@ def script_data(data: RunData) -> str:
     rows = len(data.usable)
     chosen, every = on_page(data.usable)
     value = {
-        "run": str(data.record.run or ""),
         "cut": str(data.record.cut or ""),
         "next": data.next_number,
         "columns": columns(len(on_sheet(rows))),
