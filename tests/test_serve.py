@@ -20,8 +20,13 @@ import pytest
 from PIL import Image
 
 from deepcluster.cli import run_command
+from deepcluster.clustering.blocks import nearest
+from deepcluster.runs.change import Made, carry_out
+from deepcluster.runs.edits import apply
 from deepcluster.runs.serve import MAX_CONNECTIONS
 from deepcluster.storage import run_folder
+from deepcluster.storage.edits_file import Edits
+from deepcluster.storage.state import HIDDEN
 from deepcluster.texts import plural
 from tests.helpers.runs import contents, record, rows, small_fit
 from tests.helpers.serving import answer, ask, colour, serving, version
@@ -101,7 +106,7 @@ def test_nothing_gets_in(run: Path):
     assert contents(run) == before and sorted(run.parent.iterdir()) == beside
 
 
-def test_a_tab_of_an_older_state_changes_nothing(run: Path):
+def test_a_tab_of_an_older_state_changes_nothing(run: Path, monkeypatch: pytest.MonkeyPatch):
     """Names and marks keep the cut, and a page sends all marks: an older page would remove the newer ones."""
     address = serving(run)
     old = version(address)
@@ -118,6 +123,17 @@ def test_a_tab_of_an_older_state_changes_nothing(run: Path):
     old, kept = version(address), record(run)  # of a page that would make a cluster 3 again
     assert answer(address, "apply", old, move=[[0, 3]])[0] == answer(address, "undo", version(address))[0] == 200
     assert record(run) == kept and answer(address, "ask", old)[1]["outdated"]
+
+    def late(path: Path, *change: Any, **options: Any) -> Made:
+        """Change the run as another process that has the lock first."""
+        apply(path, Edits(names={0: "theirs"}))
+        return carry_out(path, *change, **options)
+
+    monkeypatch.setattr("deepcluster.runs.actions.carry_out", late)
+    taught = {"answers": [{"path": 0, "name": "ours"}]}
+    status, answered = answer(address, "teach", version(address), taught=taught)
+    assert status == 409 and answered["outdated"]
+    assert {row["name"] for row in rows(run / "clusters.csv")} == {"theirs", ""}
 
 
 def test_every_change_has_a_preview_and_a_step_back_can_be_made_again(run: Path):
@@ -158,18 +174,26 @@ def test_every_change_has_a_preview_and_a_step_back_can_be_made_again(run: Path)
         assert answer(address, "preview", version(address), change=change)[0] == 409
 
 
-def test_an_answer_has_the_state_of_the_page_and_pictures_are_drawn_at_the_next_load(run: Path):
-    """A name changes neither the clusters nor a picture; a change decodes nothing, because the page may stay open."""
+def test_an_answer_has_the_state_of_the_page_and_pictures_are_drawn_at_the_next_load(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A name changes neither the clusters nor a picture; a change decodes nothing, because the page may stay open. Nor
+    does a change compare all images with all: only an update has other features."""
     address = serving(run)
     cut = record(run)["cut"]
     now = version(address)  # loads the page
     (run / "tiles.json").unlink()
+    compared: list[int] = []
+    monkeypatch.setattr("deepcluster.runs.page.nearest", lambda rows, k: compared.append(len(rows)) or nearest(rows, k))
     status, named = answer(address, "apply", now, names={"1": "<owl>"})
     state = named["state"]
     assert status == 200 and [one["name"] for one in state["clusters"]] == ["", "<owl>", ""]
     status, taught = answer(address, "teach", state["version"], taught={"answers": [{"path": 0, "name": "new"}]})
     assert status == 200 and "new" in [one["name"] for one in taught["state"]["clusters"]]
     assert taught["state"]["answers"] == 1 and taught["state"]["cut"] != state["cut"] == cut
+    assert compared == [3, 4]  # centres of the clusters
+    with run_folder.locked(run):  # as another process
+        assert ask(address)[0] == 200
     assert not (run / "tiles.json").exists()
     assert ask(address)[0] == 200
     assert (run / "tiles.json").exists()
@@ -259,7 +283,8 @@ def test_it_waits_for_a_file_that_another_connection_needs(run: Path, monkeypatc
 
 
 def test_ctrl_c_is_the_usual_end(run: Path, monkeypatch: pytest.MonkeyPatch):
-    """The browser's command line, which every user of the machine can read, has a file that only this user can."""
+    """The browser's command line, which every user of the machine can read, has a file that only this user can. A slow
+    browser finds it after a change, too. The end draws the page of the last change."""
     seen: list[str] = []
     pages: list[Path] = []
     before = len((run / "log.txt").read_text())
@@ -267,6 +292,9 @@ def test_ctrl_c_is_the_usual_end(run: Path, monkeypatch: pytest.MonkeyPatch):
     def opened(page: str) -> bool:
         def come() -> None:
             seen.append(ask(seen[0])[1])
+            now = version(seen[0])
+            (run / "tiles.json").unlink()
+            seen.append(answer(seen[0], "apply", now, names={"1": "owl"})[1]["said"] * pages[0].exists())
             os.kill(os.getpid(), signal.SIGINT)
 
         pages.append(Path(unquote(urlsplit(page).path)))
@@ -277,10 +305,13 @@ def test_ctrl_c_is_the_usual_end(run: Path, monkeypatch: pytest.MonkeyPatch):
         return True
 
     monkeypatch.setattr("webbrowser.open", opened)
+    left = run / HIDDEN / "open-x"  # by a killed process
+    left.mkdir(parents=True)
     assert run_command(["report", str(run), "--serve", "--open"]) == 0
-    address, page = seen
+    address, page, said = seen
+    assert "1 name" in said and (run / "tiles.json").exists()
     assert address.startswith("http://127.0.0.1:") and "<!DOCTYPE html>" in page
-    assert not pages[0].parent.exists()
+    assert not pages[0].parent.exists() and not left.exists()
     with pytest.raises(ConnectionError):
         ask(address)
     monkeypatch.setattr("deepcluster.runs.page.render", lambda data: signal.raise_signal(signal.SIGINT) or "a page")

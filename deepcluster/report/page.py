@@ -247,7 +247,6 @@ def script_data(data: RunData) -> str:
     rows = len(data.usable)
     chosen, every = on_page(data.usable)
     value = {
-        "run": str(data.record.run or ""),
         "cut": data.facts.cut,
         "next": data.next_number,
         "columns": columns(len(on_sheet(rows))),

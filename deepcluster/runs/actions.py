@@ -18,7 +18,7 @@ from deepcluster.errors import UsageError
 from deepcluster.flags import Sorting
 from deepcluster.groups.tree import MAX_IN_TREE
 from deepcluster.runs import lesson
-from deepcluster.runs.change import Carried, ChangeOf, by_steps, carry_out, preview
+from deepcluster.runs.change import Carried, Change, ChangeOf, by_steps, carry_out, preview
 from deepcluster.runs.edits import by_edits
 from deepcluster.runs.recut import by_number
 from deepcluster.runs.run import Run
@@ -140,9 +140,17 @@ QUESTIONS: Mapping[str, Callable[[run_folder.RunFolder, Run, Request], dict[str,
 }
 
 
-def act(run: Path, action: str, request: Request, sort: Sort) -> dict[str, Any]:
-    """Do the work of an action. ``sort``: Sorts images into folders."""
+def act(
+    run: Path, action: str, request: Request, sort: Sort, check: Callable[[run_folder.RunFolder], object]
+) -> dict[str, Any]:
+    """Do the work of an action. ``sort``: Sorts images into folders. ``check``: Raises if the page is too old."""
     if action == "export":
         return _sort(run, request, sort)
-    carry_out(run, CHANGES[action](request), Several(), quick=True)
+    change_of = CHANGES[action](request)
+
+    def checked(folder: run_folder.RunFolder, before: Run) -> Change:
+        check(folder)  # under the lock, which another process had between the request and now
+        return change_of(folder, before)
+
+    carry_out(run, checked, Several(), quick=True)
     return {}

@@ -11,6 +11,7 @@ import io
 import json
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -40,13 +41,14 @@ from deepcluster.storage import former, run_folder
 from deepcluster.storage.clusters_file import Made
 from deepcluster.storage.content import RESULT
 from deepcluster.storage.run_folder import version_of
-from deepcluster.storage.state import SCRATCH
+from deepcluster.storage.state import HIDDEN
 from deepcluster.texts import plural, quality_text
 
 IDLE_SECONDS = 3600.0
 IMAGE_SIDE = 1600  # px of an enlarged image
 MAX_CONNECTIONS = 32  # whose request has not been read and checked
 REQUEST_SECONDS = 10.0  # for a whole request, headers and body
+REDIRECTING = "open-"  # begins the name of a folder for a page that leads to the server
 Answer = tuple[str, bytes]  # Content-Type and body
 
 
@@ -154,9 +156,9 @@ class _Server(ThreadingTCPServer):
     def draw(self) -> None:
         """Draw the pictures that the page lacks, which has small ones in their places."""
         if self.is_quick:
-            with suppress(DeepClusterError):  # another process changes the run, and draws its page
+            with suppress(DeepClusterError):  # another process has the lock: the next load tries again
                 report(self.run)
-            self.is_quick = False
+                self.is_quick = False
 
     def image(self, version: str, row: int) -> Answer:
         if self.images[0] != version_of(run_folder.open_run(self.run)):
@@ -172,18 +174,22 @@ class _Server(ThreadingTCPServer):
 
     def act(self, action: str, request: dict[str, Any]) -> Answer:
         """Answer an action of the page: a change, or a question, which writes nothing."""
-        version = version_of(run_folder.open_run(self.run))
-        if request.get("version") != version:
-            raise Outdated
+
+        def check(folder: run_folder.RunFolder) -> str:
+            if request.get("version") != (version := version_of(folder)):
+                raise Outdated
+            return version
+
+        version = check(run_folder.open_run(self.run))
         if action in QUESTIONS:
             if self.state[0] != version:
                 self.state = version, read_run(run_folder.open_run(self.run))
             answer = QUESTIONS[action](run_folder.RunFolder(self.run), self.state[1], request)
         else:
             with log.logged(f"the served report: {action}"):
-                answer = {**act(self.run, action, request, self.sort), "said": _said(log.lines())}
-                answer["state"] = _state(run_folder.open_run(self.run))
                 self.is_quick |= action != "export"
+                answer = {**act(self.run, action, request, self.sort, check), "said": _said(log.lines())}
+                answer["state"] = _state(run_folder.open_run(self.run))
         return "application/json", json.dumps(answer).encode()
 
 
@@ -271,8 +277,9 @@ def serve(run: Path, sort: Sort, show: Callable[[str], object], idle_seconds: fl
                     except Exception as error:
                         future.set_exception(error)
                     last = time.monotonic()
-            server.draw()
         finally:
+            with signals.uninterrupted():  # Ctrl-C is the usual end; a second one ends the process at once
+                server.draw()
             server.shutdown()
 
 
@@ -280,11 +287,13 @@ def serve(run: Path, sort: Sort, show: Callable[[str], object], idle_seconds: fl
 def redirecting(run: Path, address: str) -> Iterator[Path]:
     """Yield a page that leads to an address, for a browser's command line, which every user of the machine can read.
 
-    It lies in the run, because browsers in a sandbox (snap) cannot see /tmp. The next command removes it after a kill.
+    It lies in the run, because browsers in a sandbox (snap) cannot see /tmp, and not in its scratch folder, which every
+    change empties. The next page of this kind replaces one that a killed process left.
     """
-    scratch = run.absolute() / SCRATCH
-    scratch.mkdir(exist_ok=True)
-    with TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:  # mode 700
+    hidden = run.absolute() / HIDDEN
+    for left in hidden.glob(f"{REDIRECTING}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with TemporaryDirectory(prefix=REDIRECTING, dir=hidden, ignore_cleanup_errors=True) as folder:  # mode 700
         page = Path(folder) / "report.html"
         page.touch(mode=0o600)
         page.write_text(f'<meta http-equiv="refresh" content="0; url={address}">', encoding="ascii")

@@ -2,7 +2,7 @@
 
 A file is a run's own by its exact name and its kind: a plain file, or a link in the place of one, which is never
 followed. Nothing else in the folder is ever removed, moved or replaced. Two hidden entries lie in ``.deepcluster/``:
-``lock`` and ``scratch/`` (a folder per rank, emptied by the lock holder).
+``lock`` and ``scratch/`` (a folder per rank, emptied by the lock holder). A server has its ``open-`` page beside them.
 """
 
 import errno

@@ -1,5 +1,9 @@
 /* ---- moves of images, which an open list of images collects --------------------------------------------------------- */
 
+/* A kind has one digit: of several clusters of one name that of the first, which is the nearest. A new name is a kind, too. */
+const kindOf = choice => nameOf(choice) || choice;
+const ofKinds = choices => choices.filter((choice, k) => choices.findIndex(other => kindOf(other) === kindOf(choice)) === k);
+
 /* The clusters that images were moved to, by the digits that move more there. A new one takes the place of the oldest. */
 const targets = [];
 let nextTarget = 0;
@@ -10,10 +14,9 @@ function moveTo(list, target) {
   const told = unsent.length && isWaiting();
   $("#moved").textContent = told ? told.textContent : t("{0} moved to {1}. Applied when this list is closed.", images(list.length), callOf(target));
   if (told) return;
-  if (!targets.includes(target)) {
-    targets[nextTarget] = target;
-    nextTarget = (nextTarget + 1) % 9;
-  }
+  const same = targets.findIndex(number => kindOf(number) === kindOf(target));
+  targets[same < 0 ? nextTarget : same] = target;
+  if (same < 0) nextTarget = (nextTarget + 1) % 9;
   past.push(list.map(i => [i, where[i]]));
   list.forEach(i => put(i, target));
   refresh();
@@ -100,7 +103,7 @@ function openCheck(number) {
   if (!where) return;
   checked = number;
   const made = targets.filter(target => isPresent(target) && !base.has(target));
-  targets.splice(0, targets.length, ...[...made, ...base.get(number).near.filter(isPresent)].slice(0, 9));
+  targets.splice(0, targets.length, ...ofKinds([number, ...made, ...base.get(number).near.filter(isPresent)]).slice(1, 10));
   nextTarget = targets.length % 9;
   tellTargets();
   $("#images-order").value = "doubt";

@@ -18,6 +18,7 @@ async function send(made) {
       return false;
     }
     Object.assign(data.served, state);
+    if (action === "teach") current.clear();
     const changed = said.match(/[\d,]+ images? changed their cluster/)?.[0] ?? said;  /* the list was seen before */
     const translation = {apply: `${t("Applied.")}${inWords(said.replace(/^.*?: /, ""))}`, undo: t("Taken back."), redo: t("Made again."), recut: t("Cut into {0} clusters.", made.k), teach: translated([changed]).join("")};
     const text = told || (isTranslated ? translation[action] ?? said : changed);
@@ -28,7 +29,6 @@ async function send(made) {
     } else if (stays && teacher.open) stays(state, text);
     else {
       if (state.cut !== cut || String(state.faces) !== String(faces)) {
-        if (action === "teach") current.clear();
         for (const [row, {name}] of answered) if (!name) answered.delete(row);  /* the numbers of clusters may have changed */
         reload({told: text, standing: standing ?? [], merged: words?.merge, targets: action === "apply" ? targets : []});
         return true;
@@ -44,18 +44,14 @@ async function send(made) {
   }
 }
 
-/* The choices of the dialog are in a cookie, because the next server has another port. */
-const COOKIE = "deepcluster-sorting=";
-
+/* The tab keeps the choices of the dialog, to sort again after the next corrections. */
 function openSorting(best = false) {
   const dialog = $("#sorting"), name = $("#sort-name"), place = $("#sort-place"), {places, duplicates} = data.served;
-  let before = {};
-  try { before = JSON.parse(decodeURIComponent(document.cookie.split("; ").find(one => one.startsWith(COOKIE)).slice(COOKIE.length))); } catch { /* none */ }
-  const here = before.run === data.run ? before : {};
-  name.value = here.name ?? data.served.name;
+  const before = JSON.parse(sessionStorage.getItem("sorting") || "{}");
+  name.value = before.name ?? data.served.name;
   place.replaceChildren(...Object.entries(places).map(([value, folder]) => {
     const text = t(value === "run" ? "in {0}, beside the run" : "in {0}, beside the images", folder || "/");
-    return element("option", {value, textContent: text, selected: here.place === value});
+    return element("option", {value, textContent: text, selected: before.place === value});
   }));
   $(`[name=copies][value="${before.mode ? 1 : ""}"]`).checked = true;
   $("#sort-best").checked = best || before.duplicates === "first";
@@ -68,7 +64,7 @@ function openSorting(best = false) {
       outliers: $("#sort-apart").checked ? "separate" : "keep",
     };
     if ($("[name=copies]:checked").value) sorting.mode = "copy";
-    document.cookie = `${COOKIE}${encodeURIComponent(JSON.stringify({...sorting, run: data.run}))}; Max-Age=31536000; SameSite=Strict; Path=/`;
+    sessionStorage.setItem("sorting", JSON.stringify(sorting));
     change({action: "export", sorting});
   };
   dialog.showModal();
@@ -105,6 +101,7 @@ function tell(text) {
 }
 
 function tellDone(text) {
+  if ($("dialog[open]")) return;  /* its button could not be pressed */
   const back = element("button", {type: "button"}, t("Undo"));
   back.addEventListener("click", takeBack);
   tell(text).append(...(data.served.done.length ? [" ", back] : []));
@@ -157,6 +154,7 @@ nextTarget = targets.length % 9;
 tellTargets();
 if (lastPage.told) tellDone(lastPage.told);
 $("#told").addEventListener("click", () => { $("#told").hidden = true; });
+new MutationObserver(() => { if ($("dialog[open]")) $("#told").hidden = true; }).observe(document.body, {subtree: true, attributeFilter: ["open"]});
 
 /* ---- another number of groups, on the page of a server ------------------------------------------------------------- */
 

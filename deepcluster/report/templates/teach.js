@@ -47,10 +47,10 @@ async function ask() {
   question.image.decode().then(() => queue[0] === question && place.replaceChildren(question.image), () => {});
   $("#teach-about").textContent = `${path} · ${t("now in {0}", callOf(cluster))}`;
   const names = [...new Set([...answered.values()].map(({name}) => name))].filter(Boolean).slice(-4);
-  offer($("#teach-likely"), [...question.likely.filter(isPresent).slice(0, 9 - names.length), ...names]);
+  offer($("#teach-likely"), ofKinds([...ofKinds(question.likely.filter(isPresent)).slice(0, 9 - names.length), ...names]));
   $("#teach-name").value = "";
   $("[data-teach=review]").disabled = !answered.size;
-  $("#teach-names").replaceChildren(...present().map(number => element("option", {value: nameOf(number) || number})));
+  $("#teach-names").replaceChildren(...ofKinds(present()).map(number => element("option", {value: nameOf(number) || number})));
   teacher.focus();
 }
 
@@ -123,20 +123,26 @@ function askKind() {
   $("#teach-kind-name").focus();
 }
 
-/* Take the name of a cluster, or of ticked images of another kind, which are answers. The images beside them are right. */
+const answerFaces = (inputs, given) => inputs.map(({value}) => value * imageData.step).forEach(row => answered.set(row, {path: row, ...given}));
+
+/* The pictures that are not of another kind are right answers only if she says so: one may have been overlooked. */
+function rightFaces() {
+  const odd = ofAnotherKind(), faces = facesLeft().filter(input => !odd.includes(input)), field = $("#teach-kind-name");
+  answerFaces(faces, {cluster: Number(field.dataset.number)});
+  $("#teach-count").textContent = t("Right: {0}.", images(faces.length));
+  field.focus();
+}
+
+/* Take the name of a cluster, or of ticked images of another kind, which are answers. */
 function nameKind(name) {
   const number = Number($("#teach-kind-name").dataset.number), ticked = name ? ofAnotherKind() : [];
-  const answer = (inputs, given) => inputs.map(({value}) => value * imageData.step).forEach(row => answered.set(row, {path: row, ...given}));
   if (ticked.length) {
-    answer(ticked, {name});
+    answerFaces(ticked, {name});
     for (const input of ticked) input.closest("li").hidden = true;
     return askKind();
   }
   if (!name) nameless.add(number);
-  else {
-    if ($("#teach-faces [hidden]")) answer(facesLeft(), {cluster: number});
-    nameCluster(number, name);
-  }
+  else nameCluster(number, name);
   begin(answered.size ? review : ask);
 }
 
@@ -181,7 +187,7 @@ const wrong = () => previewed(":checked");
 function offerPlaces() {
   const goalOf = i => after[i * imageData.step], goals = new Set(wrong().map(goalOf));
   const near = wrong().flatMap(i => [home[i], ...alikeOf(i).map(clusterOf), ...[goalOf(i), home[i]].flatMap(number => base.get(number)?.near ?? [])]);
-  offer($("#teach-places"), [...new Set(near)].filter(number => isPresent(number) && !goals.has(number)).slice(0, 9));
+  offer($("#teach-places"), ofKinds([...goals, ...near.filter(isPresent)]).filter(number => !goals.has(number)).slice(0, 9));
   for (const act of ["not", "move"]) $(`[data-teach=${act}]`).disabled = !near.length;
 }
 
@@ -195,7 +201,7 @@ function placeWrong(cluster = null) {
 
 const teach = {
   close: () => teacher.close(), only: () => teacher.close(), skip: () => give(), back: takeAnswerBack, more: ask, review,
-  pass: () => nameKind(""), not: () => placeWrong(),
+  pass: () => nameKind(""), right: rightFaces, not: () => placeWrong(),
   move: () => choose({
     title: t("Move {0} to", images(wrong().length)), hint: "", others: present(), made: nextFree(), like: home[wrong()[0]],
     alike: wrong().flatMap(alikeOf), done: placeWrong, back: () => {},
@@ -218,7 +224,6 @@ function goOn({clusters}, text) {
     base.set(cluster.number, Object.assign(base.get(cluster.number) ?? {}, cluster));
     sizes.set(cluster.number, cluster.size);
   }
-  answered.clear();
   asked.length = queue.length = 0;
   showTexts();
   begin();
