@@ -75,7 +75,6 @@ class RunData(Tables):
     part: npt.NDArray[np.int64] | None = None  # the part of its cluster that an image in the page is in
     originals: str = ""  # the way from the page to the folder that the paths are relative to; empty: no links
     nouns: Sequence[Row] = ()  # hints for names come from these
-    faces: Sequence[str] = ()  # paths of images chosen to show their clusters, the last chosen one last
 
 
 def render(data: RunData) -> str:
@@ -198,9 +197,7 @@ def _clusters(data: RunData) -> Values:
     hidden = ranked[MAX_CLUSTERS:]
     candidates = data.facts.candidates
     return {
-        "sections": sections.sections(
-            shown, data.usable, data.thumbnails, on_page(data.usable)[0], data.nouns, data.faces
-        ),
+        "sections": sections.sections(shown, data.usable, data.thumbnails, on_page(data.usable)[0], data.nouns),
         "count": len(data.summary),
         "hidden": len(hidden),
         "hidden_images": sum(int(row["size"]) for row in hidden),

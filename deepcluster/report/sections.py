@@ -27,15 +27,12 @@ MAX_LABELS = 30  # labels, and clusters, in the table of both
 
 
 # Representatives depend on distances and margins, never on the pictures, so they are the same if the images have moved.
-def representatives(
-    rows: Sequence[Row], count: int, *, medoid: str = "", faces: Sequence[str] = ()
-) -> list[tuple[Row, bool]]:
+def representatives(rows: Sequence[Row], count: int, *, medoid: str = "") -> list[tuple[Row, bool]]:
     """Return up to ``count`` of a cluster's rows, the most typical first, and whether each is on the border.
 
-    The first one is the face: the last of ``faces`` (paths), else an image that a person answered or moved, else the
-    medoid (the row of path ``medoid``, else the nearest to the centroid). A quarter are on the border: they have the
-    smallest margins, and a row without a margin is never among them. The others are spread over the ranks of the
-    distance; outliers have the last ranks.
+    The first one is the face: an image that a person answered about, else the medoid (the row of path ``medoid``, else
+    the nearest to the centroid). A quarter are on the border: they have the smallest margins, and a row without a
+    margin is never among them. The others are spread over the ranks of the distance; outliers have the last ranks.
     """
     table = Table.of(rows)
     slots = min(count, len(table))
@@ -48,9 +45,8 @@ def representatives(
     )
     outlier = np.array([cell == "1" for cell in table.column("is_outlier")])
     ranked = np.lexsort((distances, outlier))
-    claims = {medoid: 1} | {path: claim for claim, path in enumerate(faces, 3)}
     cells = zip(table.column("path"), table.column("by"), strict=True)
-    claim = np.array([max(claims.get(path, 0), 2 * (by != "")) for path, by in cells])
+    claim = np.array([2 if by == "answer" else int(path == medoid) for path, by in cells])
     face = ranked[claim[ranked].argmax()]  # the first of equal ones
     ranked = ranked[ranked != face]
 
@@ -82,20 +78,16 @@ def sections(
     thumbnails: Thumbnails,
     in_page: Sequence[int] = (),
     nouns: Sequence[Row] = (),
-    faces: Sequence[str] = (),
 ) -> list[Values]:
     """Return the sections of the clusters; ``nearest`` is another cluster, also on the page if ``linked``.
 
     ``shown`` are rows of the summary, ``clusters`` the usable rows of clusters.csv, ``in_page`` the numbers of those
-    whose images the script has; ``thumbnails``, ``nouns`` and ``faces`` are as in ``page.RunData``.
+    whose images the script has; ``thumbnails`` and ``nouns`` are as in ``page.RunData``.
     """
     noun_of = weighted_nouns(nouns)
     number_in_page = {clusters[row]["path"]: i for i, row in enumerate(in_page)}
     members = members_of(shown, clusters)
-    chosen = [
-        representatives(members[row["cluster"]], IMAGES_OF_CLUSTER, medoid=row["medoid_path"], faces=faces)
-        for row in shown
-    ]
+    chosen = [representatives(members[row["cluster"]], IMAGES_OF_CLUSTER, medoid=row["medoid_path"]) for row in shown]
     share = PICTURE_CHARACTERS * 3 // 4 // max(1, sum(map(len, chosen)))  # base64 writes 3 bytes as 4 characters
     return [
         {

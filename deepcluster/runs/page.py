@@ -140,7 +140,9 @@ def write_page(
         sheet=sheet,
         # In commands; absolute paths are reduced to the name, because pages get shared.
         name=run.resolve().name if run.is_absolute() or ".." in run.parts or not run.name else run.as_posix(),
-        similar=_similar(shown.reduced[::every].numpy().tobytes(), shown.reduced.shape[1], alike) if len(used) else None,
+        similar=_similar(shown.reduced[::every].numpy().tobytes(), shown.reduced.shape[1], alike)
+        if len(used)
+        else None,
         near=_near(shown),
         **_parts(shown, every),
         nouns=folder.read_rows(NOUNS) if folder.has(NOUNS) else (),

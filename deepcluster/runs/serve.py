@@ -97,7 +97,7 @@ def _state(folder: run_folder.RunFolder) -> dict[str, Any]:
 
 
 def _line_of(made: Made, images: int) -> tuple[str, int, str, str]:
-    """Return a change for the page: words, the tile of an image that shows it, moved images if they lack these, time."""
+    """Return a change for the page: words, the tile of an image of it, moved images if the words lack them, time."""
     moved = f"{plural(made.moved, 'image')} moved" if made.moved else ""
     return made.done, tile(made.row, images), moved if moved not in made.done else "", made.at
 

@@ -101,8 +101,8 @@ function tellPending() {
 let lastMoved = null;
 
 function tellProgress() {
-  const {answers, quality, right} = data.served;
-  const told = [...(answers ? [t(answers === 1 ? "{0} answer" : "{0} answers", grouped(answers))] : []),
+  const {answers, checked, quality, right} = data.served;
+  const told = [...(checked ? [t("{0} of {1} checked", grouped(checked), grouped(present().length))] : []), ...(answers ? [t(answers === 1 ? "{0} answer" : "{0} answers", grouped(answers))] : []),
     ...(lastMoved === null ? [] : [t("{0} moved by the last ones", images(lastMoved))]), ...(quality ? [translated([quality]).join("")] : [])];
   $("#progress-text").textContent = $("#teach-progress").textContent = told.join(" · ");
   $("#progress progress").hidden = right === null;

@@ -298,7 +298,6 @@ function showOne() {
   $("#one-about").textContent = [titleOf(clusterOf(i)), t("distance {0}", distanceOf(i).toFixed(3)),
     ...(imageData.outliers.has(i) ? [t("outlier")] : []), ...(labelOf(i) ? [t("label {0}", labelOf(i))] : [])].join(" · ");
   $("#one-ticked").checked = ticked.has(i);
-  $("#one-face").disabled = where[i] !== imageData.numbers[imageData.cluster[i]];  /* a move is applied first */
   const at = among.indexOf(i);
   $("#one-before").disabled = at <= 0;
   $("#one-after").disabled = at < 0 || at + 1 >= among.length;

@@ -26,7 +26,7 @@ function moveTo(list, target) {
 
 /* Apply what the list of images has collected when it is closed, or ask for what follows from it. */
 function settle() {
-  if (!document.body.inert && !gridSource && !followed() && movesNow().length) edit({move: movesNow()});
+  if (!document.body.inert && !gridSource && !followed() && movesNow().length + seenNow().length) edit({move: movesNow(), checked: seenNow()});
 }
 
 $("#images").addEventListener("close", () => {
@@ -79,7 +79,7 @@ for (const dialog of [$("#images"), $("#one")]) {
 
 Object.assign(withTicked, {
   move: chosen => openMove(chosen, () => grid && gridSource && grid.focus()),
-  right: chosen => markRight(chosen.length ? chosen : grid.seen()), kind: anotherKind,
+  right: chosen => markRight(chosen.length ? chosen : grid.seen()),
 });
 $("#images-undo").addEventListener("click", () => {
   takeBack();
@@ -93,8 +93,6 @@ $("#one-move").addEventListener("click", () => {
     $("#one-close").focus();
   });
 });
-/* An image that is moved to its own cluster shows it. */
-$("#one-face").addEventListener("click", () => edit({move: [...movesNow(), [one * imageData.step, clusterOf(one)]]}));
 
 /* ---- check: one list after another, the doubtful images first; a tap marks a wrong one, and a digit moves it ---------- */
 
@@ -112,7 +110,12 @@ function openCheck(number) {
   openImages(own, () => titleOf(number), () => own().length * imageData.step, () => cards.get(number)?.focus({preventScroll: true}));
 }
 
+/* The rows of lists that a person went through: they were seen and left. Moved ones are not among them. */
+const seen = new Set();
+const seenNow = () => [...seen].filter(i => where[i] === home[i]).map(i => i * imageData.step);
+
 function checkNext() {
+  for (const i of imagesOf(checked)) if (home[i] === checked) seen.add(i);
   const shown = $$(".cluster").map(card => Number(card.dataset.number)), next = shown.slice(shown.indexOf(checked) + 1).find(isPresent);
   if (next === undefined) $("#images").close();
   else openCheck(next);

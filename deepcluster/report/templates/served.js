@@ -7,7 +7,7 @@ const post = (action, request, signal) => fetch(action, {
 
 /* Let the server make a change, and return if it has. */
 async function send(made) {
-  const {action, words, standing, told, stays, ...request} = made, {cut, faces} = data.served;
+  const {action, words, standing, told, stays, ...request} = made, {cut} = data.served;
   try {
     const answer = await post(action, words ? {edits: {schema_version: 1, cut, ...words}} : request);
     const {said, error, outdated, sorted, state} = await answer.json();
@@ -28,7 +28,7 @@ async function send(made) {
       tellSorted();
     } else if (stays && teacher.open) stays(state, text);
     else {
-      if (state.cut !== cut || String(state.faces) !== String(faces)) {
+      if (state.cut !== cut) {
         for (const [row, {name}] of answered) if (!name) answered.delete(row);  /* the numbers of clusters may have changed */
         reload({told: text, standing: standing ?? [], merged: words?.merge, targets: action === "apply" ? targets : []});
         return true;

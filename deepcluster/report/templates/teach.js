@@ -3,14 +3,14 @@
 /* Answers by row, as runs/lesson.py takes them: to questions, or from a list of images. */
 const teacher = $("#teach"), EACH = 10, MAX_SHOWN = 48, MAX_FACES = 8;
 const answered = new Map(), skipped = new Set(), nameless = new Set(), right = new Set(), asked = [];
-let queue = [], choices = [], after = [], current = answered, within = null, inquiry = new AbortController();
+let queue = [], choices = [], after = [], current = answered, inquiry = new AbortController();
 
 /* Closing the dialog aborts what it asks for: the edit that follows would make this request one of an old page. */
 async function inquire(action, n = EACH) {
   inquiry = new AbortController();
   const {signal} = inquiry;
   await working;
-  const taught = {within, n, answers: [...current.values()]};
+  const taught = {n, answers: [...current.values()]};
   const reply = await post(action, {taught}, signal).then(answer => answer.json()).catch(() => ({error: SILENT}));
   if (signal.aborted) return {};
   if (!reply.error) return reply;
@@ -69,7 +69,7 @@ function give(choice = null) {
   const question = queue.shift(), {row, drawn = false} = question;
   asked.push(question);
   if (choice === null) skipped.add(row);
-  else answered.set(row, {path: row, drawn, [typeof choice === "string" ? "name" : "cluster"]: choice});
+  else answered.set(row, {path: row, by: drawn ? "drawn" : "answer", [typeof choice === "string" ? "name" : "cluster"]: choice});
   if (choice !== null && answered.size % EACH === 0) review();
   else ask();
 }
@@ -84,7 +84,7 @@ function takeAnswerBack() {
 
 function openTeach() {
   if (!where) return;
-  [current, within] = [answered, null];
+  current = answered;
   begin();
 }
 
@@ -188,26 +188,23 @@ function offerPlaces() {
   const goalOf = i => after[i * imageData.step], goals = new Set(wrong().map(goalOf));
   const near = wrong().flatMap(i => [home[i], ...alikeOf(i).map(clusterOf), ...[goalOf(i), home[i]].flatMap(number => base.get(number)?.near ?? [])]);
   offer($("#teach-places"), ofKinds([...goals, ...near.filter(isPresent)]).filter(number => !goals.has(number)).slice(0, 9));
-  for (const act of ["not", "move"]) $(`[data-teach=${act}]`).disabled = !near.length;
+  $("[data-teach=move]").disabled = !near.length;
 }
 
-function placeWrong(cluster = null) {
-  for (const i of wrong()) {
-    const path = i * imageData.step;
-    current.set(path, cluster === null ? {path, not_cluster: after[path]} : {path, cluster});
-  }
+function placeWrong(cluster) {
+  for (const path of wrong().map(i => i * imageData.step)) current.set(path, {path, cluster});
   review();
 }
 
 const teach = {
   close: () => teacher.close(), only: () => teacher.close(), skip: () => give(), back: takeAnswerBack, more: ask, review,
-  pass: () => nameKind(""), right: rightFaces, not: () => placeWrong(),
+  pass: () => nameKind(""), right: rightFaces,
   move: () => choose({
     title: t("Move {0} to", images(wrong().length)), hint: "", others: present(), made: nextFree(), like: home[wrong()[0]],
     alike: wrong().flatMap(alikeOf), done: placeWrong, back: () => {},
   }),
   apply: () => {
-    change({action: "teach", taught: {within, answers: [...current.values()]}, stays: current === answered && goOn});
+    change({action: "teach", taught: {answers: [...current.values()]}, stays: current === answered && goOn});
     if (current === answered) part("ask", t("Applying…"));
   },
 };
@@ -284,19 +281,18 @@ teacher.addEventListener("close", () => {
   if (document.body.inert) return;
   if (data.served.cut !== data.cut) return reload({told: taught});
   if (current === answered) return;
-  [current, within] = [answered, null];
-  edit({move: movesNow()});
+  current = answered;
+  edit({move: movesNow(), checked: seenNow()});
 });
 
 /* Let images follow the answers of a list of images that has been closed: those that are right, and those that moved, if
-   that is wanted. A cluster some of whose images are right and others of another kind is split. */
+   that is wanted. */
 function followed() {
   if (isStuck) return false;
-  const given = [...[...right].map(i => [i * imageData.step, clusterOf(i)]), ...movesNow()];
-  const kinds = new Set(given.filter(([row]) => home[row / imageData.step] === within).map(([, cluster]) => cluster));
-  if (kinds.size < 2) within = null;
-  if (within === null && !right.size && !($("#follow").checked && movesNow().length)) return false;
-  current = new Map(given.map(([path, cluster]) => [path, {path, cluster}]));
+  if (!right.size && !($("#follow").checked && movesNow().length)) return false;
+  const given = [...[...right].map(i => [i * imageData.step, clusterOf(i)]), ...movesNow()].map(([path, cluster]) => ({path, cluster}));
+  const checked = seenNow().map(path => ({path, cluster: clusterOf(path / imageData.step), by: "checked"}));
+  current = new Map([...checked, ...given].map(answer => [answer.path, answer]));
   right.clear();
   review();
   return true;
@@ -306,13 +302,6 @@ function markRight(list) {
   for (const i of list) right.add(i);
   $("#moved").textContent = t("Right: {0}.", images(list.length));
   tick([]);
-}
-
-/* Images of another kind become a new cluster, and only those of their own follow. */
-function anotherKind(list) {
-  const from = new Set(list.map(clusterOf));
-  if (from.size === 1) [within] = from;
-  moveTo(list, nextFree());
 }
 
 $("#teach-open").addEventListener("click", openTeach);
