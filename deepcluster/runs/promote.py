@@ -1,6 +1,7 @@
 """A new run in the place of another one."""
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -32,7 +33,9 @@ def promote(new: Path, old: Path, display: Display | None = None, *, force: bool
             _check(source, place, force)
             here = Path(os.path.abspath(old))  # noqa: PTH100 (without following links)
             kept = here.with_name(f"{here.name}-until-{time.strftime('%Y%m%d-%H%M%S')}")
-            swap.put_in_place(new, here, kept)
+            swap.put_in_place(beside := swap.moved_beside(new, here), here, kept)
+            if beside != new:
+                shutil.rmtree(new)
     else:
         kept = _kept_before(old)[-1]
         swap.put_in_place(new, old)

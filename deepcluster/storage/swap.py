@@ -32,6 +32,17 @@ def put_in_place(new: Path, run: Path, old: Path | None = None) -> None:
         sync_folder(run.parent)
 
 
+def moved_beside(new: Path, run: Path) -> Path:
+    """Return the place of a whole run on the file system of ``run``, and copy it there if it lies on another one."""
+    if new.stat().st_dev == run.parent.stat().st_dev:
+        return new
+    beside = new_place(run)
+    with changing(beside):
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(new, beside, symlinks=True)
+    return beside
+
+
 def settle(run: Path) -> None:
     """Finish a replacement that was killed between its renames, or afterwards."""
     with changing(run):
