@@ -1,6 +1,6 @@
 """A fit like an earlier run, whose clusters it continues."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -30,7 +30,7 @@ class Former:
 
     path: Path
     run: Run
-    rows: Mapping[str, int]  # of its images, by their digests
+    digests: Sequence[str]  # of its images, by their rows
     store_size: int  # side of the images with these digests, in px
 
 
@@ -38,14 +38,15 @@ def read_former(folder: run_folder.RunFolder) -> Former:
     """Read the clusters of a run."""
     run = read_run(folder)
     digest_of = {row["path"]: row["sha256"] for row in [*folder.read_rows(IMAGES_READ), *folder.read_added()]}
-    rows = {digest_of[path]: row for row, path in enumerate(run.rows.paths)}
-    return Former(folder.path, run, rows, recipe_of(folder).store_size)
+    return Former(folder.path, run, [digest_of[path] for path in run.rows.paths], recipe_of(folder).store_size)
 
 
 def former_rows(
     former: Former, source: Source, digests: Mapping[str, str], size: int, progress: Progress = ignore_progress
 ) -> Tensor:
     """Return the rows of images in an earlier run (int64, N); -1 for an image that it lacks.
+
+    Of equal images each takes the row of its own path, else the next row that no other one takes, else the last.
 
     ``digests``: By path, of images of ``size`` px. If the run stored another size, the images are read again.
 
@@ -57,7 +58,18 @@ def former_rows(
             progress("reading again", number * READ_AT_ONCE, len(source.paths))
             digest_of |= image_digests(part, read_once(part, former.store_size, none_is_fine=True))
         digests = {path: digest_of[path] for path in digests}
-    rows = torch.tensor([former.rows.get(digest, -1) for digest in digests.values()], dtype=torch.int64)
+    row_of = {path: row for row, path in enumerate(former.run.rows.paths)}
+    own = {path for path in digests if path in row_of and former.digests[row_of[path]] == digests[path]}
+    equal: dict[str, list[int]] = {}
+    for row, digest in enumerate(former.digests):
+        equal.setdefault(digest, []).append(row)
+    chosen: dict[str, int] = {}
+    for path in sorted(digests, key=own.__contains__, reverse=True):  # these first
+        unused = equal.get(digests[path], [-1])
+        chosen[path] = row_of[path] if path in own else unused[0]
+        if len(unused) > 1:
+            unused.remove(chosen[path])
+    rows = torch.tensor([chosen[path] for path in digests], dtype=torch.int64)
     if rows.max() < 0:
         raise DataError(f"--like {former.path}: it has none of these images, so no cluster continues: name another")
     return rows
