@@ -10,6 +10,7 @@ import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
 
+JOINERS = "\u200c\u200d"  # between letters of Persian, Hindi and others, and between emoji
 NOTHING = "\u2013"  # a dash if there is no value
 MINUS = "\u2212"  # as wide as the plus
 MAX_NAME = 160  # characters of a path in the page; Linux allows 4096, and 1,600 of those would be the whole page
@@ -54,6 +55,8 @@ def agreement(index: float) -> str:
 
 def quality_text(quality: Mapping[str, float]) -> str:
     """Describe an estimate of the quality (``estimated_quality``) in a sentence."""
+    if "unnamed" in quality:
+        return "Right: not known until all clusters have names"
     if "share" not in quality:
         return f"Right: not known yet ({quality['drawn']} of {quality['needed']} drawn)"
     share, low, high = (100 * quality[name] for name in ("share", "low", "high"))
@@ -107,5 +110,5 @@ def inert(text: str) -> str:
 
 
 def _visible(char: str) -> str:
-    is_hidden = unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"} and char not in "\u200c\u200d"
+    is_hidden = unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"} and char not in JOINERS
     return char.encode("unicode_escape").decode() if is_hidden else char

@@ -247,14 +247,13 @@ def pinned(reduced: Tensor, cut: Cut, targets: Tensor) -> Cut:
 
 
 def move_rows(cut: Cut, moves: Mapping[int, int], reduced: Tensor, before: Tensor) -> Cut:
-    """Move rows to their clusters (``moves``), and return the cut; a cluster that all images have left is gone.
+    """Move rows to their clusters (``moves``), and return the cut; a cluster without rows is gone.
 
     ``before``: The clusters of all rows (int64, N) before the moves.
     """
     rows, goals = torch.tensor([*moves.items()], dtype=torch.int64).reshape(-1, 2).T
     targets = before.scatter(0, rows, goals)
-    left = torch.tensor(sorted({*before.tolist()} - {*targets.tolist()}), dtype=torch.int64)
-    stays = ~torch.isin(cut.cluster_of, left)
+    stays = torch.isin(cut.cluster_of, targets)
     cut = Cut(cut.centroids[stays], cut.cluster_of[stays])
     if not stays.any():  # start from one row of every new cluster
         rows = torch.from_numpy(np.unique(targets.numpy(), return_index=True)[1])

@@ -159,7 +159,7 @@ def commit(
         write_outcome(staged, outcome, run)
         # Answers that move no image may make centroids, too.
         is_same = after.record.cut == run.record.cut and torch.equal(after.model.cut.centroids, run.model.cut.centroids)
-        tree = read_tree(staged) if is_same else None
+        tree = read_tree(staged) if is_same and after.rows is run.rows else None  # an update adds rows
         shown = shown_of(after.rows, after.model, outcome.centroid, tree)
         write_tree(staged, shown.tree)
         if staged.has("report.html") or staged.has(MAP):

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from deepcluster.errors import DiskError, UsageError
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import json_sha256, read_json, shaped
+from deepcluster.texts import JOINERS
 
 SCHEMA_VERSION = 1
 LONGEST_NAME = 200  # characters
@@ -54,7 +55,7 @@ def edits_of(value: object) -> Edits:
     table = shaped(value, dict, "the file")
     version = table.pop("schema_version", None)
     if type(version) is not int or version != SCHEMA_VERSION:  # JSON's true and 1.0 equal 1, too
-        raise ValueError(f"not edits of version {SCHEMA_VERSION}")
+        raise ValueError(f'it needs "schema_version": {SCHEMA_VERSION}')
     if table.pop("group_names", None):
         warn("clusters have no groups any more: the names of groups in these edits are left out")
     named: dict[str, str] = shaped(table.pop("names", {}), dict[str, str], "names")
@@ -91,7 +92,7 @@ def _number(key: str) -> int:
 
 def checked_name(name: str) -> str:
     """Return the name without blanks around it. UsageError if it is not a single printable line."""
-    name = name.strip()
-    if len(name) > LONGEST_NAME or not all(letter.isprintable() for letter in name):
+    name = name.strip().lstrip(JOINERS).strip()
+    if len(name) > LONGEST_NAME or not all(letter.isprintable() or letter in JOINERS for letter in name):
         raise UsageError(f"the name {name[:80]!a} is not one line of at most {LONGEST_NAME} printable characters")
     return name
