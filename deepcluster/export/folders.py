@@ -1,4 +1,4 @@
-"""Images of a run in a folder per cluster: as a person sorts them, or as a data set for Hugging Face."""
+"""Images of a run in a folder per name: as a person sorts them, or as a data set for Hugging Face."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ METADATA_COLUMNS = ("file_name", "cluster", "name", "by", "junk", "distance", "m
 def folders(
     run: Path, out: Path, sorting: Sorting = Sorting(), *, display: Display = Silent(), **choices: Any
 ) -> Sequence[Row]:
-    """Sort the images of a run into a folder per cluster, with an inventory.
+    """Sort the images of a run into a folder per name, or per cluster without one, with an inventory.
 
     Images that are not files are written as PNG at their own size.
 

@@ -23,7 +23,7 @@ from deepcluster.runtime.log import warn
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import Row
 from deepcluster.storage.model_files import read_annotations
-from deepcluster.texts import one_line
+from deepcluster.texts import JOINERS, one_line
 
 MAX_NAME_BYTES = 255  # ext4, APFS, NTFS (there UTF-16 units, which are never more)
 MAX_LABEL_BYTES = 100
@@ -145,9 +145,9 @@ def plan(images: RunImages, sorting: Sorting) -> list[Target]:
             warn(f"{images.run} has no duplicates.csv: nearly identical images may come into different parts")
         part_of = split_up(wanted, read_shares(sorting.split), images.set_of or {}, sorting.seed)
     first = PARTS[0] if sorting.is_dataset or part_of else ""  # for images that are not at hand
-    classes = class_folders(images.rows) if sorting.is_dataset else {}
+    folder_of = class_folders(images.rows) if sorting.is_dataset else kind_folders(images.rows)
     places = distinct([
-        _preferred(row, images, sorting, part_of.get(row["path"], first), classes)
+        _preferred(row, images, sorting, part_of.get(row["path"], first), folder_of)
         if row["status"] == "ok" and row["path"] not in left
         else ""
         for row in images.rows
@@ -156,23 +156,22 @@ def plan(images: RunImages, sorting: Sorting) -> list[Target]:
     return [Target(row, place, left.get(row["path"], "skipped")) for row, place in pairs]
 
 
-def _preferred(row: Row, images: RunImages, sorting: Sorting, part: str, classes: Mapping[str, str]) -> str:
+def _preferred(row: Row, images: RunImages, sorting: Sorting, part: str, folder_of: Mapping[str, str]) -> str:
     """Return the place of an image, if no other one has that name there.
 
-    ``part``: Of the data, the upper folder. ``classes``: The :func:`class_folders` of a data set.
+    ``part``: Of the data, the upper folder. ``folder_of``: Folders of the clusters.
     """
     name = PurePosixPath(row["path"]).name
     refused = not images.is_file(row)
     if sorting.is_dataset:
         name = plain(name)
         refused |= stem_and_suffix(name)[1].lower() not in SUFFIXES
-        kind = ""
-        folder = classes[row["cluster"]]
+        above = ""
     else:
         apart = APART if sorting.outliers == "separate" and row["is_outlier"] == "1" else ""
-        kind = JUNK if row["cluster"] in images.junk else apart
-        folder = cluster_folder(int(row["cluster"]), row["name"])
-    return "/".join(filter(None, (part, kind, folder, _fitting(name, ".png") if refused else name)))
+        above = JUNK if row["cluster"] in images.junk else apart
+    folder = folder_of[row["cluster"]]
+    return "/".join(filter(None, (part, above, folder, _fitting(name, ".png") if refused else name)))
 
 
 def _duplicates(images: RunImages, wanted: Set[str]) -> dict[str, str]:
@@ -201,9 +200,16 @@ def _duplicates(images: RunImages, wanted: Set[str]) -> dict[str, str]:
 
 def cluster_folder(number: int, name: str = "") -> str:
     """Return ``003``, or ``003-name``; characters that a file system may refuse become ``_``."""
-    safe = _replace(name, lambda char: char.isprintable() and char not in _FORBIDDEN)
+    safe = _replace(name, lambda char: (char.isprintable() or char in JOINERS) and char not in _FORBIDDEN)
     label = _shorten(safe.strip(), MAX_LABEL_BYTES).strip(" .")
     return f"{number:03}-{label}" if label else f"{number:03}"
+
+
+def kind_folders(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the folders of clusters for a person; those of one name share the folder of their first number."""
+    last_first = sorted({(int(row["cluster"]), row["name"]) for row in rows if row["cluster"]}, reverse=True)
+    first = {name or number: number for number, name in last_first}
+    return {str(number): cluster_folder(first[name or number], name) for number, name in last_first}
 
 
 def class_folders(rows: Sequence[Row]) -> dict[str, str]:
