@@ -116,10 +116,13 @@ def taught_again(run: Run, past: Past, heir: Mapping[int, int], stays: Tensor | 
         faces=said.faces,
     )
     again = replace(model, **vars(annotations)).with_cut(cut)
+    numbers_as_names = {f"cluster {number}" for number in again.cut.cluster_of.tolist() if not again.names[number]}
     answers = []
     for row in said.answers:
         number = heir[past.placed[row]]
         name = said.names[past.placed[row]]
+        if name in numbers_as_names:  # it would mean a cluster without a name
+            name = ""
         answers.append(Answer(row, None if name else number, name, drawn=row in sample))
     return taught_model(replace(run, model=again), answers)[0] if answers else again
 

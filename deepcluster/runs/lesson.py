@@ -164,9 +164,9 @@ def read_answers(path: Path, display: Display | None = None) -> list[Answer]:
 def lesson(run: Run, answers: Sequence[Answer], within: int | None = None) -> Change:
     """Let images follow these answers and all earlier ones. UsageError if there are none, or if one does not fit.
 
-    Images drawn at random teach nothing, so they tell how good the clusters of all others are. ``within``: A cluster,
-    whose images alone follow, and only these answers: it is split by examples. The estimate then begins anew, because
-    the drawn images were asked about the cluster as it was; their answers teach from then on.
+    Images drawn at random teach nothing (but the first that names a cluster), so they tell how good the clusters of all
+    others are. ``within``: A cluster, whose images alone follow, and only these answers: it is split by examples. The
+    estimate then begins anew, because the drawn images were asked about the cluster as it was; their answers teach.
     """
     model, remarks = taught_model(run, answers, within)
     after = replace(run, model=model)
@@ -215,7 +215,11 @@ def taught_model(run: Run, answers: Sequence[Answer], within: int | None = None)
     before = model if within is None else replace(model, sample=())
     sample = sampled(before, rows.reduced, placed.cluster, new.marks)
     teachers = {row: number for row, number in answered.items() if row not in sample}
-    denied = [pair for pair in dict.fromkeys((*model.denied, *new.denied)) if pair[0] not in moved | targets]
+    denied = [
+        (row, number)
+        for row, number in dict.fromkeys((*model.denied, *new.denied))
+        if row not in moved and row not in targets
+    ]
     taught, nodes = _taught(run, teachers, names, sample, denied)
     labels = taught.labels.copy()
     part, inside = taught.inside(within) if within is not None else (slice(None), taught)
@@ -234,7 +238,7 @@ def taught_model(run: Run, answers: Sequence[Answer], within: int | None = None)
         sample = {row: int(clusters[row]) for row in sample} | without_pins
     # Images that were placed in a cluster before it was split stay in its parts, and teach nothing about them.
     former = [row for row in (*model.answers, *dict(model.moves)) if row < len(cluster) and row not in wrong]
-    aside = {row: int(clusters[row]) for row in former if row not in moved | targets}
+    aside = {row: int(clusters[row]) for row in former if row not in moved and row not in targets}
     origins = {row: cluster[row] for row in aside} | dict(model.moves)
     moved |= aside
     moved |= _of_other_kinds(replace(model, cut=cut), rows.reduced, clusters, kinds, denied)
@@ -303,7 +307,7 @@ def _understood(run: Run, answers: Sequence[Answer]) -> _Understood:
     first = _first_names(cluster, names, before, given)
     names = [first.get(one, name) for one, name in enumerate(names)]
     called = {one: names[one] or text for one, text in before.items()}
-    largest = {name: one for one, name in called.items()}
+    largest = {name: one for one, name in called.items()} | {names[one]: one for one in present if names[one]}
     times = Counter(called.values())
     cluster_of: dict[int, int] = {}
     said: dict[str, None] = {}
@@ -330,7 +334,14 @@ def _understood(run: Run, answers: Sequence[Answer]) -> _Understood:
     for _, number in denied:
         if number not in present and not free <= number < len(names):
             raise _no_cluster(number)
-    marks = {row: one.drawn for row, one in given.items()}
+    # The first of the answers that named a cluster decided its name, so it tells nothing about the name's quality.
+    others_first = sorted(given, key=lambda row: given[row].drawn)
+    naming = {cluster[row]: row for row in reversed(others_first) if first.get(cluster[row]) == given[row].name}
+    marks = {row: one.drawn and naming.get(cluster[row]) != row for row, one in given.items()}
+    if drawn := sum(given[row].drawn for row in naming.values()):
+        said[f"{plural(drawn, 'answer')} about drawn images named a cluster each, and count as answers that teach"] = (
+            None
+        )
     return _Understood(cluster_of, names, marks, denied, [*said])
 
 
@@ -344,7 +355,7 @@ def _first_names(
     """Return the first names said of images of clusters without one.
 
     The commonest name of a cluster counts, and of equally frequent ones the first. A cluster that is answered by its
-    number gets none, because its other images are told apart from it. Drawn images teach nothing, and no name.
+    number gets none, because its other images are told apart from it.
     """
     number_of = {text: number for number, text in called.items() if not names[number]}
     by_number: set[int | None] = set()
@@ -353,7 +364,7 @@ def _first_names(
         number = cluster[row]
         if not one.name or one.name in number_of:
             by_number.add(number_of.get(one.name, number if one.cluster is None else one.cluster))
-        elif not (names[number] or one.drawn) and (one.cluster is None or called.get(one.cluster) != one.name):
+        elif not names[number] and (one.cluster is None or called.get(one.cluster) != one.name):
             votes[number, one.name] += 1
     first: dict[int, str] = {}
     for (number, name), _ in votes.most_common():

@@ -25,11 +25,15 @@ def estimated_quality(model: Annotations, clusters: Tensor, fitted: int) -> dict
     """Return the share of images in their right clusters, and the bounds of its interval; None if none was drawn.
 
     Images that a person placed are right, and the share of the others is that of the drawn ones without their answers.
-    Fewer than ``MIN_DRAWN`` are only counted. ``clusters``: Of all images (int64, N). ``fitted``: Number of images of
-    the fit, because later ones may be unlike them and are estimated apart.
+    Fewer than ``MIN_DRAWN`` are only counted, as are all if some clusters have names and others (not junk) have none.
+    ``clusters``: Of all images (int64, N). ``fitted``: Number of images of the fit, because later ones may be unlike
+    them and are estimated apart.
     """
     if len(model.sample) < MIN_DRAWN:
         return {"drawn": len(model.sample), "needed": MIN_DRAWN} if model.sample else None
+    have_names = [bool(model.names[number]) for number in {*clusters.tolist()}.difference(model.junk)]
+    if any(have_names) and not all(have_names):
+        return {"drawn": len(model.sample), "unnamed": have_names.count(False)}
     rows, own = torch.tensor(model.sample).T
     kinds = torch.from_numpy(kinds_of(model.names))
     judged = torch.full((len(clusters),), torch.nan, dtype=torch.float64)
