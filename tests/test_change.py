@@ -219,6 +219,13 @@ def test_answers_that_move_no_image_leave_the_tree_of_their_centroids(undrawn: P
     assert read_tree(open_run(undrawn)) == shown_of(after.rows, after.model, after.placement.centroid).tree
 
 
+def test_an_update_counts_in_the_tree(undrawn: Path) -> None:
+    np.save(undrawn.parent / "more.npy", blobs([1] * 4, 8, seed=1).numpy())
+    update(undrawn, str(undrawn.parent / "more.npy"))
+    tree = read_tree(open_run(undrawn))
+    assert tree is not None and tree.sizes[-1] == len(read_run(open_run(undrawn)).rows.paths) == 64
+
+
 def test_a_new_change_after_an_undo_loses_nothing_that_was_undone(undrawn: Path) -> None:
     run = undrawn
     undo(run, steps=None)

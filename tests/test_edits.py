@@ -119,6 +119,8 @@ def test_a_cluster_that_all_images_have_left_is_gone():
     assert set(changed.cut.cluster_of.tolist()) == {0, 2} and changed.names == ("a", "", "c")
     with pytest.raises(UsageError, match=r"1: .* 0, 2, .* 3 to 1002"):
         moving(changed, names={1: "x"})
+    without_b = rows[[0, 2, 3]]  # no image is in b before the move, as some cluster of a recut
+    assert {*moving(model, without_b, move=((2, 2),)).cut.cluster_of.tolist()} == {0, 2}
 
 
 def test_an_answered_image_that_moves_has_another_answer():
@@ -183,7 +185,7 @@ def test_a_number_is_never_given_twice(ways: list[str], seed: int) -> None:
                 model = restored(run, [Step({"done": ""}, clusters_in(every[undone]))]).run.model
         elif step == "like":
             new = replace(model, names=("",) * 5, cut=as_clusters(kmeans(ROWS, random.randrange(1, 6), seed=1)))
-            old = Former(Path("old"), run_of(model, ROWS), {}, 16)
+            old = Former(Path("old"), run_of(model, ROWS), [], 16)
             model = continued(run_of(new, ROWS), new.placement(ROWS), old, torch.arange(30))[0].model
             kept, undone = [], 0
         elif step == "recut":
@@ -257,6 +259,21 @@ def test_a_file_that_is_no_edits_is_named(name, tmp_path):
         (tmp_path / "edits.json").write_text(text)
         with pytest.raises(UsageError, match=r"edits\.json"):
             read_edits(tmp_path / "edits.json")
+    (tmp_path / "edits.json").write_text('{"version": 1}')
+    with pytest.raises(UsageError, match=r'edits\.json.*"schema_version": 1'):
+        read_edits(tmp_path / "edits.json")
+
+
+def test_names_may_have_joiners(tmp_path):
+    """Persian, Hindi and a family of emoji; a joiner alone is no name."""
+    joined = (
+        "\u0645\u06cc\u200c\u0631\u0648\u062f",
+        "\u0915\u094d\u200d\u0937",
+        "\U0001f468\u200d\U0001f467",
+        " \u200d ",
+    )
+    names = {str(number): name for number, name in enumerate(joined)}
+    assert [*read_edits(written(tmp_path, names=names)).names.values()] == [*joined[:3], ""]
 
 
 def test_clusters_that_continue_by_hand():

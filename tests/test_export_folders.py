@@ -80,6 +80,17 @@ def test_the_tree_in_every_mode(holiday, tmp_path, mode):
     assert state(images) == before
 
 
+def test_a_kind_is_one_folder_with_the_first_number_of_its_clusters(tmp_path):
+    """The inventory has the number of each image's own cluster."""
+    clusters = {"a.png": 2, "sea/a.png": 0, "b.png": 1, "c.png": 3, "d.png": 4, "e.png": 5}
+    run = photos_run(tmp_path, clusters, names={0: "sun", 1: "sea", 2: "sun", 5: "sea"}, junk=[5])
+    made = [(row["cluster"], row["exported_path"]) for row in folders(run, tmp_path / "out")]
+    assert made == [
+        ("2", "000-sun/a.png"), ("0", "000-sun/a-2.png"), ("1", "001-sea/b.png"), ("3", "003/c.png"),
+        ("4", "004/d.png"), ("5", "_junk/001-sea/e.png"),
+    ]  # fmt: skip
+
+
 def test_links_that_are_refused_become_hard_links_or_copies(holiday, tmp_path, other_disk, monkeypatch):
     """The kernel itself refuses hard links to another disk; a mode that is asked for is that mode or an error."""
     with pytest.raises(DiskError, match="--mode"):
@@ -489,6 +500,7 @@ def caseless(name: str) -> str:
         ("\udcff", "003-_"),
         ("e\u0301", "003-\u00e9"),
         ("ü" * 300, "003-" + "ü" * 50),
+        ("\u0645\u06cc\u200c\u0631\u0648\u062f", "003-\u0645\u06cc\u200c\u0631\u0648\u062f"),
     ],
 )
 def test_folder_of_a_cluster(name, folder):

@@ -18,8 +18,9 @@ from PIL import Image
 
 from deepcluster import DeepCluster, load
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
-from deepcluster.fitting.like import Former, continued
+from deepcluster.fitting.like import Former, continued, former_rows
 from deepcluster.groups.cut import Cut, Placement
+from deepcluster.images import find
 from deepcluster.images.source import LINK
 from deepcluster.learning import training
 from deepcluster.model import Model
@@ -122,6 +123,14 @@ def continued_by(processes: Processes, model, after, reduced, former, rows) -> t
     return run.model, placement, text
 
 
+def test_each_of_equal_images_takes_a_row_of_its_own():
+    """That of its path, else an unused one, else the last."""
+    rows = Rows([*"abcde"], None, [], torch.eye(5), torch.eye(5), Partition.single(5), torch.zeros(5))
+    former = Former(Path("old"), Run(RunRecord.from_json(RECORD), tiny_model(("",)), rows), [*"xyxxy"], 16)
+    digests = {"new": "x", "c": "x", "e": "y", "d": "z", "a": "y", "b": "x", "more": "x"}
+    assert former_rows(former, find("sklearn:digits"), digests, 16).tolist() == [0, 2, 4, -1, 1, 3, 3]
+
+
 def test_what_a_person_said_is_made_anew_and_no_number_comes_twice(ranks):
     """By hand: 0 goes on as 2; 1 and 2 as 0, in which 2 has more; 3 falls into halves, and 4 is not here.
 
@@ -137,7 +146,7 @@ def test_what_a_person_said_is_made_anew_and_no_number_comes_twice(ranks):
     cut = Cut(torch.cat([reduced[:10], -reduced[:1]]), torch.tensor([*before, 4]))
     old = replace(old, cut=cut, fine_centroids=reduced)
     former = Former(
-        Path("old"), Run(RunRecord.from_json(RECORD), old, rows_of(reduced[:10], Partition.single(10))), {}, 16
+        Path("old"), Run(RunRecord.from_json(RECORD), old, rows_of(reduced[:10], Partition.single(10))), [], 16
     )
     model = replace(tiny_model(("",) * 4), cut=Cut(reduced, after), fine_centroids=reduced)
     arguments = (model, after, reduced, former, torch.tensor([*range(10), -1, -1]))

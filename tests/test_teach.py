@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import shutil
+import time
 import webbrowser
 from collections import Counter
 from collections.abc import Sequence
@@ -281,7 +282,7 @@ def without_names(run: Run) -> tuple[Run, list[list[int]]]:
 
 
 def test_the_first_name_said_in_a_cluster_names_it(run):
-    """The commonest one; others make clusters. None does if the number is an answer, or the image was drawn."""
+    """The commonest one; others make clusters. None does if the number is an answer."""
     nameless, (zero, one, *_) = without_names(graph_of_first(run, COUNT))
     sizes = Counter(nameless.placement.cluster.tolist())
     about = [int(question.path.rpartition("/")[2][:-4]) for question in asked(nameless, 5)]
@@ -293,8 +294,13 @@ def test_the_first_name_said_in_a_cluster_names_it(run):
     assert lesson(done.run, [Answer(one[1], name="z")]).run.model.names == ("y", "x", "", "", "", "z")
     again = lesson(done.run, [Answer(about[-1], name="y")]).run.model.names
     assert again.count("y") == 2 and len(again) == 5  # a kind may have two clusters
-    for contradicted in ([Answer(zero[0], name="x"), Answer(zero[1], 0)], [Answer(zero[0], name="x", drawn=True)]):
-        assert lesson(nameless, contradicted).run.model.names == ("", "", "", "", "", "x")
+    contradicted = lesson(nameless, [Answer(zero[0], name="x"), Answer(zero[1], 0)]).run.model
+    assert contradicted.names == ("", "", "", "", "", "x")
+    drawn = lesson(nameless, [replace(answer, drawn=True) for answer in answers])
+    assert drawn.run.model.names == ("y", "x", "", "", "") and "2 answers about drawn images" in drawn.said["Answers"]
+    assert dict(drawn.run.model.sample).keys() == {zero[0], zero[2]}  # the first with the name teaches
+    both = lesson(nameless, [answers[0], replace(answers[1], drawn=True), *answers[2:]])
+    assert dict(both.run.model.sample).keys() == {zero[1]}  # another answer has named the cluster
 
 
 def test_an_image_may_be_said_to_be_of_another_kind(run):
@@ -516,16 +522,50 @@ def test_drawn_images_neither_teach_nor_count_by_their_own_answers():
     assert estimated_quality(changed.model, changed.placement.cluster, 60)["right"] == 0
 
 
-def three_kinds(seed: int, noise: float = 0.5) -> Run:
-    """Sixty images of three kinds in turn, which may overlap; three clusters named after them."""
+def three_kinds(seed: int, noise: float = 0.5, names: tuple[str, ...] = ("a", "b", "c")) -> Run:
+    """Sixty images of three kinds in turn, which may overlap; three clusters, named after them if not otherwise."""
     points = torch.nn.functional.normalize(noise * normal(60, 4, seed) + torch.eye(3, 4).repeat(20, 1))
-    model = replace(tiny_model(("a", "b", "c")), cut=Cut(torch.eye(3, 4), torch.arange(3)))
+    model = replace(tiny_model(names), cut=Cut(torch.eye(3, 4), torch.arange(3)))
     rows = Rows([*map(str, range(60))], None, [], points, points, Partition.single(60), points[:, 0])
     return Run(RunRecord.from_json(RECORD), model, rows)
 
 
 def true_of_three(rows: Sequence[int], **options: bool) -> list[Answer]:
     return [Answer(row, name="abc"[row % 3], **options) for row in rows]
+
+
+def test_the_estimate_is_near_the_truth_if_drawn_images_name_the_clusters():
+    """In 20 runs, of which .87 to .98 are right. While a cluster has no name there is none."""
+    errors = []
+    for seed in range(20):
+        untaught = three_kinds(seed, 0.4, ("", "", ""))
+        drawn = [int(one.path) for one in asked(untaught, 24, drawn=True)]
+        taught = lesson(untaught, true_of_three(drawn, drawn=True)).run
+        quality = estimated_quality(taught.model, taught.placement.cluster, 60)
+        assert taught.model.names == ("a", "b", "c") and quality["drawn"] == 21
+        errors.append(quality["share"] - np.mean([name == "abc"[row % 3] for row, name in enumerate(taught.names)]))
+    assert abs(np.mean(errors)) < 0.02 and np.std(errors) < 0.05
+    in_two = [row for row in range(60) if untaught.placement.cluster[row]][:24]
+    some = lesson(untaught, true_of_three(in_two, drawn=True))
+    assert some.said["Quality"] == "Right: not known until all clusters have names"
+    assert "share" in estimated_quality(replace(some.run.model, junk=(0,)), some.placement.cluster, 60)
+
+
+@pytest.mark.parametrize(("names", "count"), [(("cluster 1", "", ""), 3), (("", "cluster 0", ""), 2)])
+def test_a_name_like_that_of_a_nameless_cluster_keeps_its_answers_in_a_recut(names, count):
+    taught = lesson(three_kinds(0, 0.4, names), [Answer(row, names.index(max(names))) for row in range(9)]).run
+    assert {*cut_anew(taught, count, RECIPE, Silent()).run.names[:9]} == {max(names)}
+
+
+def test_a_lesson_after_many_answers_takes_no_quadratic_work():
+    few, count = three_kinds(0), 40_000
+    points = few.rows.reduced.repeat(-(-count // 60), 1)[:count]
+    rows = Rows([*map(str, range(count))], None, [], points, points, Partition.single(count), points[:, 0])
+    many, begin = replace(few, rows=rows), time.process_time()
+    taught = lesson(many, [Answer(row, number) for row, number in enumerate(many.placement.cluster.tolist())]).run
+    middle = time.process_time()
+    lesson(taught, [Answer(0, 0)])
+    assert time.process_time() - middle < 3 * (middle - begin)  # with quadratic work ten times as long
 
 
 def test_drawn_images_of_an_older_run_teach():
@@ -627,7 +667,7 @@ def test_labels_of_some_images_are_answers_in_python(made, tmp_path):
     dc = fit()
     one, other = dc.ask(2)
     assert one.now == f"cluster {dc.labels_[int(one.path)]}" and one.name == "" and dc.quality_ is None
-    dc.teach({one.path: "owl", int(other.path): 2}, drawn=[int(one.path)])
+    dc.teach({one.path: "owl", int(other.path): 2}, drawn=[int(other.path)])
     assert dc.place()["name"][int(one.path)] == "owl" and dc.labels_[int(other.path)] == 2
     assert dc.quality_["drawn"] == 1 and (dc.predict(features) == dc.labels_).all()
     dc.teach(pd.Series({Path(other.path): "owl"}))

@@ -214,13 +214,9 @@ def cluster_folder(number: int, name: str = "") -> str:
 
 def kind_folders(rows: Sequence[Row]) -> dict[str, str]:
     """Return the folders of clusters for a person; those of one name share the folder of their first number."""
-    name_of = _names(rows)
-    first = {name: number for number, name in sorted(name_of.items(), reverse=True)}
-    return {str(number): cluster_folder(first[name] if name else number, name) for number, name in name_of.items()}
-
-
-def _names(rows: Sequence[Row]) -> dict[int, str]:
-    return {int(row["cluster"]): row["name"] for row in rows if row["cluster"]}
+    last_first = sorted({(int(row["cluster"]), row["name"]) for row in rows if row["cluster"]}, reverse=True)
+    first = {name or number: number for number, name in last_first}
+    return {str(number): cluster_folder(first[name or number], name) for number, name in last_first}
 
 
 def class_folders(rows: Sequence[Row]) -> dict[str, str]:

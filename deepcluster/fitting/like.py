@@ -56,18 +56,17 @@ def former_rows(
             digest_of |= zip((part.paths[i] for i in store.usable), pixel_digests(store), strict=True)
         digests = {path: digest_of[path] for path in digests}
     row_of = {path: row for row, path in enumerate(former.run.rows.paths)}
-    own = {path: row_of[path] for path in digests if path in row_of and former.digests[row_of[path]] == digests[path]}
-    last = {digest: row for row, digest in enumerate(former.digests)}
-    unused: dict[str, list[int]] = {}  # the last row first
-    for row in sorted({*range(len(former.digests))}.difference(own.values()), reverse=True):
-        unused.setdefault(former.digests[row], []).append(row)
-
-    def row_for(path: str, digest: str) -> int:
-        if path in own:
-            return own[path]
-        return unused[digest].pop() if unused.get(digest) else last.get(digest, -1)
-
-    rows = torch.tensor([row_for(*image) for image in digests.items()], dtype=torch.int64)
+    own = {path for path in digests if path in row_of and former.digests[row_of[path]] == digests[path]}
+    equal: dict[str, list[int]] = {}
+    for row, digest in enumerate(former.digests):
+        equal.setdefault(digest, []).append(row)
+    chosen: dict[str, int] = {}
+    for path in sorted(digests, key=own.__contains__, reverse=True):  # these first
+        unused = equal.get(digests[path], [-1])
+        chosen[path] = row_of[path] if path in own else unused[0]
+        if len(unused) > 1:
+            unused.remove(chosen[path])
+    rows = torch.tensor([chosen[path] for path in digests], dtype=torch.int64)
     if rows.max() < 0:
         raise DataError(f"--like {former.path}: it has none of these images, so no cluster continues: name another")
     return rows

@@ -157,8 +157,8 @@ def read_answers(path: Path, display: Display | None = None) -> list[Answer]:
 def lesson(run: Run, answers: Sequence[Answer]) -> Change:
     """Let images follow these answers and all earlier ones. UsageError if there are none, or if one does not fit.
 
-    Images drawn at random teach nothing, so they tell how good the clusters of all others are; but one that gives its
-    cluster a name teaches, because a name fits the image that it comes from.
+    Images drawn at random teach nothing (but the first that names a cluster), so they tell how good the clusters of all
+    others are.
     """
     model, remarks = taught_model(run, answers)
     after = replace(run, model=model)

@@ -25,9 +25,9 @@ def estimated_quality(model: Annotations, clusters: Tensor, fitted: int) -> dict
     """Return the share of images in their right clusters, and the bounds of its interval; None if none was drawn.
 
     Images that a person placed are right, and the share of the others is that of the drawn ones without their answers.
-    Fewer than ``MIN_DRAWN`` are only counted, as are all if some clusters have names and others have none (apart from
-    junk). ``clusters``: Of all images (int64, N). ``fitted``: Number of images of the fit, because later ones may be
-    unlike them and are estimated apart.
+    Fewer than ``MIN_DRAWN`` are only counted, as are all if some clusters have names and others (not junk) have none.
+    ``clusters``: Of all images (int64, N). ``fitted``: Number of images of the fit, because later ones may be unlike
+    them and are estimated apart.
     """
     drawn = model.sample
     if len(drawn) < MIN_DRAWN:
