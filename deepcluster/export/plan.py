@@ -224,7 +224,7 @@ def class_folders(rows: Sequence[Row]) -> dict[str, str]:
 
     A word by which `datasets` would take a folder for a split is in quotes.
     """
-    name_of = _names(rows)
+    name_of = {int(row["cluster"]): row["name"] for row in rows if row["cluster"]}
     label_of = {number: name_of[number] or f"{number:03}" for number in sorted(name_of)}
     labels = [*dict.fromkeys(label_of.values())]
     safe = (_SPLIT.sub(r"\1'\2'", _shorten(plain(label), MAX_LABEL_BYTES).rstrip(" .")) for label in labels)

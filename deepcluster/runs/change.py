@@ -76,11 +76,14 @@ def decided(after: Run, digest: str, changes_clusters: bool, **described: Any) -
     facts = replace(after.facts, edits=digest)
     if changes_clusters:
         facts = replace(facts, cut_k=len(after.model.cut.cluster_of.unique()))
-    return Change(replace(after, facts=facts), "other" if changes_clusters else "same", **described)
+    return Change(after.with_model(after.model, facts), "other" if changes_clusters else "same", **described)
 
 
 def preview(before: Run, after: Run | Change) -> dict[tuple[int, int], int]:
     """Return numbers of images by their clusters before and after a change, if these differ; the largest first."""
+    after = after.run if isinstance(after, Change) else after
+    if after.model.cut is before.model.cut and len(after.rows.reduced) == len(before.rows.reduced):
+        return {}  # a name or a mark: no image is placed
     pairs = zip(before.placement.cluster.tolist(), after.placement.cluster.tolist(), strict=False)
     return dict(Counter(pair for pair in pairs if pair[0] != pair[1]).most_common())
 

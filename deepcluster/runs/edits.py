@@ -51,9 +51,8 @@ def edited(run: Run, edits: Edits) -> Change:
     """
     moves = moved_rows(edits, run.rows.paths)
     checked = [*moved_rows(Edits(move=tuple((image, 0) for image in edits.checked)), run.rows.paths)]
-    after = replace(run, model=_edited_model(run, edits, moves, checked))
-    placement = after.placement
-    moved = sum(int(placement.cluster[row]) == number for row, number in moves.items())
+    after = run.with_model(_edited_model(run, edits, moves, checked))
+    moved = sum(int(after.placement.cluster[row]) == number for row, number in moves.items()) if moves else 0
     text = describe_edits(edits, run.model, after.model, moved)
     if stuck := len(moves) - moved:
         text += f"; {stuck:,} could not move, because they equal an image that stays"
@@ -61,10 +60,15 @@ def edited(run: Run, edits: Edits) -> Change:
     done = f"{text}: {named}" if named else text
     # A moved image shows the edits, or else the typical image of a cluster in them.
     numbers = [*(number for number, _ in edits.split), *chain(*edits.merge), *edits.names, *reversed(edits.junk or ())]
-    distances = placement.distance.where(placement.cluster == next(iter(numbers), 0), torch.inf)
-    example = next(iter(moves), int(distances.argmin()))
+    example = next(iter(moves), _typical(after, next(iter(numbers), 0)))
     changes = bool(edits.merge or edits.split or preview(run, after))
     return decided(after, edits.digest, changes, done=done, example=example, said={"Edits": text})
+
+
+def _typical(run: Run, number: int) -> int:
+    """Return the row most like the mean of the centroids of a cluster, without placing any image."""
+    centroids = run.model.cut.centroids[run.model.cut.cluster_of == number]
+    return int((run.rows.reduced @ centroids.mean(0)).argmax()) if len(centroids) else 0
 
 
 def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int], checked: Sequence[int]) -> Model:
@@ -93,7 +97,8 @@ def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int], checked: Seq
             names[fresh] = names[number] and f"{names[number][: LONGEST_NAME - 5]} ({part})"
     for clusters in edits.merge:
         names[clusters[0]] = next((names[number] for number in clusters if names[number]), "")
-    cut = Cut(cut.centroids, target[cut.cluster_of])
+    if edits.merge:
+        cut = Cut(cut.centroids, target[cut.cluster_of])
     if moves:
         cut = move_rows(cut, moves, reduced, replace(model, cut=cut).placement(reduced).cluster)
     # The answers about a split cluster are about none of its parts, so the estimate begins anew.

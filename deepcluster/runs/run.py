@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,13 @@ class Run:
     def placement(self) -> Placement:
         """The places of all images."""
         return self.model.placement(self.rows.reduced)
+
+    def with_model(self, model: Model, facts: Facts | None = None) -> Self:
+        """Return the run with another model; the places of the images stay if its cut is the same."""
+        after = replace(self, model=model, facts=facts or self.facts)
+        if model.cut is self.model.cut and "placement" in vars(self):
+            vars(after)["placement"] = self.placement
+        return after
 
     @property
     def names(self) -> list[str]:
