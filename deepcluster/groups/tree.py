@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -105,12 +106,17 @@ def ward(points: Numbers, weights: Numbers) -> list[tuple[float, int, int]]:
     Return (cost, a, b) for every merge of the clusters of the points a and b, in ascending order of the cost, which is
     the rise of the sum of squares.
     """
-    centres = points.copy()
-    sizes = weights.copy()
-    alive = np.ones(len(points), bool)
+    return [*_ward(points.tobytes(), weights.tobytes())]
+
+
+@lru_cache(1024)  # the merge tree and the parts of a cluster are of one tree, and a name changes neither
+def _ward(points: bytes, weights: bytes) -> tuple[tuple[float, int, int], ...]:
+    sizes = np.frombuffer(weights).copy()
+    centres = np.frombuffer(points).reshape(len(sizes), -1).copy()
+    alive = np.ones(len(sizes), bool)
     chain: list[int] = []
     merges: list[tuple[float, int, int]] = []
-    while len(merges) < len(points) - 1:
+    while len(merges) < len(sizes) - 1:
         if not chain:
             chain.append(int(alive.argmax()))
         last = chain[-1]
@@ -123,10 +129,10 @@ def ward(points: Numbers, weights: Numbers) -> list[tuple[float, int, int]]:
         other = chain[-2]
         del chain[-2:]
         merges.append((float(costs[other]), other, last))
-        centres[other] = np.average(centres[[other, last]], axis=0, weights=sizes[[other, last]])
+        centres[other] = (centres[other] * sizes[other] + centres[last] * sizes[last]) / (sizes[other] + sizes[last])
         sizes[other] += sizes[last]
         alive[last] = False
-    return sorted(merges, key=lambda merge: merge[0])
+    return tuple(sorted(merges, key=lambda merge: merge[0]))
 
 
 def numbered_merges(order: Sequence[Merge], count: int, pieces: int) -> tuple[npt.NDArray[np.int64], tuple[Merge, ...]]:

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ MAX_ALIKE = 8  # most similar images of one
 MAX_ALIKE_IN_ALL = 80_000  # of all together: 2 bytes an entry
 MAX_NEAR = 50  # clusters that are listed by likeness
 MAP = "map.npy"
+SIMILAR = "similar.npy"  # numbers as float32, which holds the 20,000 of a page
 TREE = "tree.json"
 SHEET = "thumbnails.webp"
 TILES = "tiles.json"
@@ -140,9 +141,7 @@ def write_page(
         sheet=sheet,
         # In commands; absolute paths are reduced to the name, because pages get shared.
         name=run.resolve().name if run.is_absolute() or ".." in run.parts or not run.name else run.as_posix(),
-        similar=_similar(shown.reduced[::every].numpy().tobytes(), shown.reduced.shape[1], alike)
-        if len(used)
-        else None,
+        similar=_similar(folder, shown.reduced[::every], alike) if len(used) else None,
         near=_near(shown),
         **_parts(shown, every),
         nouns=folder.read_rows(NOUNS) if folder.has(NOUNS) else (),
@@ -182,13 +181,18 @@ def _tiny(folder: run_folder.RunFolder, tables: Outcome, sheet: bytes, away: lis
     return shown
 
 
-@lru_cache(maxsize=1)
-def _similar(features: bytes, dimensions: int, count: int) -> npt.NDArray[Any]:
-    """Return the ``count`` images most like each image, by rows of float32 ``features``.
+def _similar(folder: run_folder.LockedFolder, features: Tensor, count: int) -> npt.NDArray[Any]:
+    """Return the ``count`` images most like each image of the page; they are kept, because features never change.
 
-    Every name and move writes the page, but only an update changes features. For 20,000 x 256 the search takes 3 s.
+    For 20,000 x 256 the search takes 3 s of each name.
     """
-    return nearest(torch.frombuffer(bytearray(features), dtype=torch.float32).view(-1, dimensions), count)[1].numpy()
+    shape = (len(features), count)
+    with suppress(DeepClusterError, OSError, ValueError):
+        if folder.has(SIMILAR) and run_folder.rows_in(folder.file(SIMILAR)) == len(features):
+            return folder.read_array(SIMILAR, *shape).astype(np.int64)
+    similar = nearest(features, count)[1].numpy()
+    folder.write_blocks(SIMILAR, shape, [similar])
+    return similar
 
 
 def _near(shown: Shown) -> dict[int, list[int]]:

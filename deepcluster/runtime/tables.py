@@ -77,6 +77,14 @@ def unguarded(row: Mapping[str, str]) -> dict[str, str]:
     return {**row, **{column: cell for column, cell in bare.items() if _guarded(column, cell) == row[column]}}
 
 
+def unguarded_column(column: str, cells: Sequence[str]) -> Sequence[str]:
+    """Return the cells of a column as they were before :func:`guarded`."""
+    guard = GUARDS.get(column)
+    if guard is None or not any(cell.startswith(guard) for cell in cells):
+        return cells
+    return [unguarded({column: cell})[column] for cell in cells]
+
+
 def _guarded(column: str, cell: Any) -> Any:
     guard = GUARDS[column]
     return guard + cell if isinstance(cell, str) and FORMULA[guard].match(cell) else cell

@@ -93,6 +93,7 @@ FILES: Mapping[str, File] = {
     "residuals.npy": File(),  # of the features, by which an image is an outlier
     RESULT: File(view=True),
     RUN: File(),
+    "similar.npy": File(spare=True),
     "skipped.csv": File(("path", "reason"), view=True),
     "thumbnails.webp": File(spare=True),
     "tiles.json": File(spare=True),
@@ -160,7 +161,14 @@ class Facts:
 Row = Mapping[str, str]
 Cells = npt.NDArray[Any]  # of texts
 
-VARIED = ("path", "distance", "margin")  # columns with a text of its own in almost every row
+VARIED = (
+    "path",
+    "distance",
+    "margin",
+    "sha256",
+    "source",
+    "member",
+)  # columns with a text of its own in almost every row
 
 
 def _shared(column: str, cell: str) -> str:
@@ -191,7 +199,8 @@ class Table(Sequence[Row]):
         """Return the table of ``columns`` of one length, whose cells become texts."""
 
         def column(name: str, cells: Iterable[object]) -> Cells:
-            return np.array([_shared(name, str(cell)) for cell in cells], object)
+            texts = [*map(str, cells)]
+            return np.array(texts if name in VARIED else [*map(sys.intern, texts)], object)
 
         return cls({name: column(name, cells) for name, cells in columns.items()})
 

@@ -66,7 +66,7 @@ class RunFolder:
     def read_images(self) -> Images:
         """Read images.csv."""
         with self._read(IMAGES) as path:
-            return Images(Table.of(table_rows(path, FILES[IMAGES].columns)))
+            return Images(read_table(path, FILES[IMAGES].columns))
 
     def read_array(self, name: str, rows: int, columns: int) -> npt.NDArray[np.float32]:
         """Return the first ``rows`` of a float32 matrix: an update that was stopped may have written more."""
@@ -197,6 +197,22 @@ def staged(folder: LockedFolder) -> Iterator[StagedFolder]:
 def rows_in(file: Path) -> int:
     """Return the number of rows of a matrix on disk. Raises an error with the reason if it is none."""
     return len(load_array(file, mmap_mode="r"))
+
+
+def read_table(path: Path, columns: Sequence[str]) -> Table:
+    """Read a CSV file by columns, which takes a third of the time of :func:`table_rows`; errors as there."""
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(plain_files.lines_of(file), strict=True)
+        names = next(reader, [])
+        if missing := [column for column in columns if column not in names]:
+            raise ValueError(f"it has no column {missing[0]}")
+        rows = [*reader]
+    if short := [number for number, row in enumerate(rows, 2) if len(row) != len(names)]:
+        raise ValueError(f"row {short[0]} does not have {len(names)} cells")
+    cells = zip(*rows, strict=True) if rows else ([] for _ in names)
+    return Table.of_columns(
+        {name: tables.unguarded_column(name, column) for name, column in zip(names, cells, strict=True)}
+    )
 
 
 def table_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
