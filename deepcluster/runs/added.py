@@ -20,6 +20,7 @@ from deepcluster.errors import UsageError
 from deepcluster.groups.due import drift
 from deepcluster.groups.graph import extended_layout
 from deepcluster.images import Images, Source, find
+from deepcluster.images.decode import Reason
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.own_features import read_features
 from deepcluster.images.source import IDS, Origin, check_skipped, counted, nothing_readable
@@ -77,7 +78,7 @@ class _New:
     residuals: Tensor  # n
     images: Tensor | None  # pixels; None if there are no files
     digests: Sequence[str]  # of their pixels or features
-    failed: Sequence[tuple[str, str]]  # (path, reason) of the files that cannot be read
+    failed: Sequence[tuple[str, Reason]]  # (path, reason) of the files that cannot be read
     tried: int  # images asked for, known ones included
     present: Source | None  # images of the run that are still at hand
 
@@ -170,7 +171,7 @@ def _counts_text(new: _New) -> str:
     if new.known:
         counts.append(f"{new.known:,} in the run already")
     if new.skipped:
-        kinds = counted((row["path"], row["reason"]) for row in new.skipped)
+        kinds = counted((*new.source.skipped, *new.failed))
         counts.append(f"{len(new.skipped):,} skipped: {kinds}")
     return ", ".join(counts)
 
@@ -215,7 +216,7 @@ def _read(folder: run_folder.RunFolder, run: Run, images: Images, scratch: Path,
     else:
         warn(f"{folder.path / IMAGES_READ} is gone: images that the run has are known by their paths alone")
     usable = source.rows(fresh)
-    failed = tuple[tuple[str, str], ...]()
+    failed = tuple[tuple[str, Reason], ...]()
     if features is not None:
         values = features[fresh]
     else:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deepcluster.errors import DataError, DeepClusterError
 from deepcluster.images import Source, find
+from deepcluster.images.decode import Reason
 from deepcluster.images.files import absolute, files_in, from_files
 from deepcluster.images.named import cache_folder
 from deepcluster.images.source import IDS, LINK, SOME_FILES, joined, real
@@ -95,7 +96,8 @@ def images_of(run: Path) -> Source:
         added = [row["path"] for row in folder.read_added()]
         # An unfinished run may have no clusters yet.
         fitted = [row["path"] for row in folder.read_rows(IMAGES_READ)]
-        skipped = {row["path"]: row["reason"] for row in folder.read_rows("skipped.csv")}
+        rows = folder.read_rows("skipped.csv")
+        skipped = {row["path"]: LINK if row["reason"] == LINK else Reason(row["reason"]) for row in rows}
         tried = [path for path, reason in skipped.items() if reason != LINK]
         source = images_at_hand(folder, None, [*fitted, *tried, *added])
         return folder.read_record().location, fitted, added, skipped, source
