@@ -6,6 +6,7 @@ import re
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -355,12 +356,11 @@ def _sent() -> list[str]:
 
 def _is_text(file: Path) -> bool:
     """Tell if the first 64 KiB are text in UTF-8 or (by the first bytes) UTF-16."""
-    try:
+    with suppress(OSError, ValueError):
         check_file(file, sys.maxsize)
         with file.open("rb") as stream:
             start = stream.read(1 << 16)
         encoding = "utf-16" if start.startswith(UTF_16) else "utf-8"
         codecs.getincrementaldecoder(encoding)().decode(start, final=len(start) < 1 << 16)
-    except (OSError, ValueError):
-        return False
-    return True
+        return True
+    return False

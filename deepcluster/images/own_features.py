@@ -224,7 +224,7 @@ def _read_tables(tables: Sequence[Path], title: str) -> tuple[npt.NDArray[np.flo
             # As dictionaries, because a long text may be in the file once and in every row.
             with pq.ParquetFile(file, metadata=metadata, read_dictionary=texts) as table:
                 for batch in table.iter_batches(columns=[embeddings, *texts]):
-                    numbers = _numbers(batch.column(embeddings), title, parts, rows)
+                    numbers = _numbers(batch.column(embeddings), title, parts[0].shape[1] if parts else None, rows)
                     rows += len(numbers)
                     is_used = np.ones(len(numbers), bool)
                     if "status" in texts:
@@ -252,15 +252,13 @@ def _texts(column: Any, shared: dict[Any, Any]) -> list[Any]:
     return [None if i is None else values[i] for i in column.indices.to_pylist()]
 
 
-def _numbers(
-    column: Any, title: str, before: Sequence[npt.NDArray[np.float32]], first_row: int
-) -> npt.NDArray[np.float32]:
-    """Return lists of numbers as an array, as wide as those ``before``. DataError if a list has another length."""
+def _numbers(column: Any, title: str, width: int | None, first_row: int) -> npt.NDArray[np.float32]:
+    """Return lists of ``width`` numbers (None: as many as the first has) as an array. DataError if one has another."""
     import pyarrow.compute as pc
 
     lists = getattr(column, "storage", column)  # of an extension type
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
-    width = before[0].shape[1] if before else int(lengths[0])
+    width = int(lengths[0]) if width is None else width
     for row in np.flatnonzero(lengths != width).tolist():
         raise _unequal(title, width, int(lengths[row]), first_row + row)
     with np.errstate(over="ignore"):

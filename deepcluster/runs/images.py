@@ -92,7 +92,7 @@ def images_of(run: Path) -> Source:
     Raises DataError if none is at hand, or if there are updates and an image is no file.
     """
 
-    def read(folder: run_folder.RunFolder) -> tuple[str, list[str], list[str], dict[str, str], Source | None]:
+    def read(folder: run_folder.RunFolder) -> tuple[str, list[str], list[str], dict[str, Reason], Source | None]:
         added = [row["path"] for row in folder.read_added()]
         # An unfinished run may have no clusters yet.
         fitted = [row["path"] for row in folder.read_rows(IMAGES_READ)]
