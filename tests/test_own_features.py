@@ -285,3 +285,7 @@ def test_without_paths_the_rows_are_numbered_and_the_report_has_no_pictures(tmp_
 def test_options_of_images_are_refused(words, code, made, tmp_path):
     command = ["fit", str(made / "f.npy"), "--features", "-o", str(tmp_path / "run"), *words.split()]
     assert run_command(command) == code and not (tmp_path / "run").exists()
+
+
+def test_a_run_of_features_has_no_rounds_to_resume(made, ends):
+    assert "no rounds to resume" in ends(["fit", made / "0", "-o", made / "run", "--resume"], 2)

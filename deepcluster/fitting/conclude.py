@@ -15,7 +15,7 @@ from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
 from deepcluster.runs.result import Outcome, choose_number, describe
 from deepcluster.runs.run import Rows, Run, cut_rows, sample_of
-from deepcluster.runtime.compute import GROUPING_PHASE
+from deepcluster.runtime.compute import GROUPING_PHASE, MAX_PASS_BATCH
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.log import warn
 from deepcluster.storage.content import RunRecord
@@ -92,7 +92,7 @@ def conclude(
         names=("",) * cut.count,
         image_size=image_size,
         store_size=store_size,
-        batch_size=recipe.batch_size,
+        batch_size=min(recipe.batch_size, MAX_PASS_BATCH),
     )
     run = Run(record, model, rows)
     if record.like:

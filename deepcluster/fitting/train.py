@@ -91,7 +91,8 @@ def _measured_before(network: Network, images: ImagesRead, journal: Journal, dis
                 write_nouns(staged, network, seen, images.paths)
     if images.truth is None:
         return {}
-    start = conclude(network, images, replace(journal.record, rounds=0), features, {}, Silent())
+    record = replace(journal.record, rounds=0, like=None, verdict="")  # no decisions of --like, and no stability
+    start = conclude(network, images, record, features, {}, Silent())
     return first_metrics(start.metrics)
 
 

@@ -23,6 +23,7 @@ from deepcluster.errors import DataError, DiskError
 from deepcluster.images.decode import Reason, explain, pillow_limits
 from deepcluster.images.source import Source, nothing_readable
 from deepcluster.runtime.devices import cores, in_order, pool_of
+from deepcluster.runtime.machine import available, local_world_size
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 
@@ -36,7 +37,7 @@ _TRIAL = 4  # images that are timed, of
 _STRETCH = 4096  # images
 _BATCH = 4  # images that a thread is given at a time: one by one costs 25 % at 32 px
 _BLOCK = 1024  # rows that move at a time
-MEMORY_BUDGET = 4 << 30  # bytes of images in memory; more go to a mapped file
+MEMORY_BUDGET = 4 << 30  # bytes of images in memory, at most; more go to a mapped file
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def read_once(
     processes: Processes = ALONE,
     *,
     folder: Path | None = None,
-    memory_budget: int = MEMORY_BUDGET,
+    memory_budget: int | None = None,
     none_is_fine: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Store:
@@ -72,7 +73,7 @@ def read_once(
         size: The side of the squares, in px. A JPEG is decoded reduced, see ``decode``.
         processes: They share the images: a rank reads and keeps its part of them.
         folder: Place of images.u8 if the images exceed the budget.
-        memory_budget: Bytes.
+        memory_budget: Bytes (None: :func:`store_budget` with a folder, ``MEMORY_BUDGET`` without).
         none_is_fine: Return an empty store if no image is usable.
         progress: Called after every image of this rank with (done, total).
 
@@ -85,7 +86,8 @@ def read_once(
         torch.Size([5, 3, 16, 16])
     """
     share = processes.part(len(source.paths))
-    rows = _allocate(len(share), size, folder, memory_budget)
+    default = store_budget() if folder else MEMORY_BUDGET
+    rows = _allocate(len(share), size, folder, default if memory_budget is None else memory_budget)
 
     def fill(row: int) -> None:
         rows[row] = square(source.read(share[row], size), size)
@@ -110,6 +112,11 @@ def read_once(
     skipped = sorted([*source.skipped, *failed], key=lambda pair: os.fsencode(pair[0]))
     images = torch.from_numpy(rows[: len(filled)]).permute(0, 3, 1, 2)
     return Store(images, tuple(usable), tuple(skipped), Partition.of(processes, len(filled)))
+
+
+def store_budget() -> int:
+    """Return the bytes of images that this process may keep in memory: three tenths of all that is available now."""
+    return int(min(MEMORY_BUDGET, 0.3 * available() / local_world_size()))
 
 
 def check_alike(source: Source, processes: Processes) -> None:
