@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral
 from statistics import mean
 from typing import Any
 
@@ -25,7 +26,7 @@ from deepcluster.learning.heads import Loss
 from deepcluster.learning.training import Learning, PseudoLabels, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import as_network
 from deepcluster.records import Clustering, Round, State
-from deepcluster.runtime.compute import CLUSTERING_PHASE, Compute
+from deepcluster.runtime.compute import CLUSTERING_PHASE, MAX_PASS_BATCH, Compute
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive, generator
 
@@ -60,9 +61,9 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
         state: The ``state`` of a round to continue from, with the network as it was then; the result is the same.
         compute: Device, processes and the size of the images. None: one process has all, and the network sees S px.
     """
-    numbers, images = (clusters,) if isinstance(clusters, int) else tuple(clusters), as_images(images)
+    numbers, images = (int(clusters),) if isinstance(clusters, int | Integral) else tuple(clusters), as_images(images)
     network = as_network(network, compute.size if compute else images.shape[-1])
-    compute = compute or Compute.of(network, images, batch_size=learning.batch_size)
+    compute = compute or Compute.of(network, images, batch_size=min(learning.batch_size, MAX_PASS_BATCH))
     optimizer = body_optimizer(network, learning, state.optimizer)
     while (index := state.round) < rounds and state.settled < patience:
         # Step 2, features.

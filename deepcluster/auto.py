@@ -80,7 +80,7 @@ class Plan:
         """The network and its weights, in words."""
         recipe = self.recipe
         published = next((entry for entry in PUBLISHED.values() if entry.backbone == recipe.backbone), None)
-        if published is None or not recipe.weights:
+        if published is None or recipe.weights != "timm":
             start = "with given weights" if recipe.weights else "trained from nothing on these images"
             return f"{recipe.backbone}, {start}"
         larger = "; deepcluster fetch downloads a larger one" if published.name == EMBEDDED else ""

@@ -27,7 +27,7 @@ from deepcluster.nets.network import Network, build, copy_of_module
 from deepcluster.nets.timm import channels_last
 from deepcluster.recipe import Recipe
 from deepcluster.records import Clustering, Round, State
-from deepcluster.runtime.compute import Compute, Progress, ignore_progress
+from deepcluster.runtime.compute import MAX_PASS_BATCH, Compute, Progress, ignore_progress
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
 
@@ -124,7 +124,7 @@ def compute_of(
     """Return the settings of the passes of the rounds, or of a result, which are ``exact``: in float32."""
     device = network.mean.device
     dtype = torch.float32 if exact else network_precision(network, device, recipe.precision)
-    return Compute(partition, device, recipe.image_size, recipe.batch_size, dtype, progress)
+    return Compute(partition, device, recipe.image_size, min(recipe.batch_size, MAX_PASS_BATCH), dtype, progress)
 
 
 def by_name(kind: type[Settings], recipe: Recipe, prefix: str = "", **others: Any) -> Settings:

@@ -31,8 +31,8 @@ def read_n_clusters(_: object, tokens: Sequence[Token]) -> int | None:
     text = tokens[0].value
     if text == "auto":
         return None
-    if not re.fullmatch(r"\d{1,12}", text) or int(text) < 2:
-        raise ValueError(f"{short(text)} is not a whole number of at least 2, or auto")
+    if not re.fullmatch(r"\d{1,12}", text) or int(text) < 1:
+        raise ValueError(f"{short(text)} is not a whole number of at least 1, or auto")
     return int(text)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class Option:
             typed = truth.get(str(value).lower())
         elif kind is str and isinstance(value, str | os.PathLike):
             typed = os.fspath(value)
-        elif kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
+        elif kind in (int, float) and isinstance(value, int | Real | str) and not isinstance(value, bool):
             with suppress(ValueError, OverflowError):
                 number = float(value)
                 typed = number if kind is float else int(number) if number == int(number) else None
@@ -116,7 +117,7 @@ def read_options(kind: type[Options], requested: Mapping[str, Any]) -> dict[str,
     values = {}
     for name, value in requested.items():
         if name not in options:
-            near = difflib.get_close_matches(name, options, n=1)
+            near = difflib.get_close_matches(str(name), options, n=1)
             hint = f"did you mean {near[0]}?" if near else f"the options are {', '.join(options)}"
             raise UsageError(f"no option is called {name!r}: {hint}")
         if not (options[name].auto and value == AUTO):
@@ -318,7 +319,7 @@ def read_toml(path: str | Path, *, ignore_unknown: bool = False) -> tuple[str, d
         raise DiskError(f"the recipe file {path} cannot be read ({error.strerror}): check it") from None
     except (ValueError, RecursionError) as error:  # ValueError: not TOML, or not UTF-8
         raise UsageError(f"the recipe file {path} cannot be read: {error}") from None
-    base = content.pop("base", AUTO)
+    base = str(content.pop("base", AUTO))
     if ignore_unknown:
         content = {name: value for name, value in content.items() if name in declared(Recipe)}
     return base, read_options(Recipe, content)

@@ -89,7 +89,8 @@ def test_arrays_and_any_module(form):
     images = drawings(10)[0]
 
     def rounds(net, pixels):
-        return [round.loss for round in alternate(net, pixels, clusters=4, rounds=2, learning=Learning(batch_size=16))]
+        k, learning = np.int64(4), Learning(batch_size=16)
+        return [round.loss for round in alternate(net, pixels, clusters=k, rounds=2, learning=learning)]
 
     module = network().body
     assert rounds(module, form(images)) == rounds(network(), images)
@@ -124,7 +125,9 @@ def test_the_rounding_of_an_nmi_is_no_change(nmi, settled):
 
 
 def test_conclude_is_a_fixed_function_of_the_network():
-    result = conclude(network(), drawings(8)[0], clusters=5, reduction=Reduction(8), clustering=KMeans(spherical=True))
+    module = network().body.eval()
+    result = conclude(module, drawings(8)[0], clusters=5, reduction=Reduction(8), clustering=KMeans(spherical=True))
+    assert not any(part.training for part in module.modules())
     assert torch.allclose(result.reduced.norm(dim=1), torch.ones(24), atol=1e-5)
     nearest = torch.cdist(result.reduced, result.clustering.centroids).argmin(1)
     assert torch.equal(nearest, result.clustering.labels)

@@ -54,7 +54,8 @@ AT_ONCE = {  # answered before anything slow is imported: exit code and words
     "fit photos --recipe atuo": (2, " auto"),
     "fit photos --backbone alexnte": (2, "timm:NAME"),
     "fit photos -k many": (2, "-k: many"),
-    "fit photos --clusters 1": (2, "--clusters: 1"),
+    "fit photos --clusters 0": (2, "--clusters: 0"),
+    "fit nowhere -k 1": (3, "nowhere"),
     "fit photos --device tpu": (2, "cuda"),
     "fit photos --resume": (2, "-o RUN"),
     "fit photos --weights none.pt": (4, "none.pt"),
@@ -344,7 +345,7 @@ def test_a_page_is_opened_where_that_is_asked_for(run, monkeypatch, ends, prints
 @pytest.mark.parametrize(("options", "warned"), [({}, True), ({"weights": "none"}, False)])
 def test_a_network_of_timm_without_weights_is_warned_of(options, warned, photos, tmp_path, recwarn):
     request = Request(out=tmp_path / "run", recipe=read_request({"backbone": "timm:resnet18", **options}))
-    decide(find(photos), request, Silent())
+    decide(find(photos), request, Silent(), dry=True)
     said = [str(warning.message) for warning in recwarn if warning.category is DeepClusterWarning]
     assert bool(said) == warned and all("--weights timm" in text for text in said)
 

@@ -134,12 +134,15 @@ def test_the_limit_of_pixels_and_that_of_pillow(monkeypatch: pytest.MonkeyPatch)
         decode(io.BytesIO(bomb))  # Pillow's own limit speaks first
     file = stored(waves(), "JPEG")
     monkeypatch.setattr(decoding, "MAX_PIXELS", 153_599)
-    for size in ({}, {"size": 8}):  # the limit is for the whole image, not for what is decoded of it
-        assert re.search("153600.* 153599", reason(file.getvalue(), **size))
-    with pytest.raises(Undecodable, match="153600"):
-        sides(file)
-    monkeypatch.setattr(decoding, "MAX_PIXELS", 153_600)
+    assert re.search("153600.* 153599: save it smaller, or as a JPEG", reason(file.getvalue()))
+    assert "153600" in reason(stored(waves(), "PNG").getvalue(), size=8)
+    # Of a JPEG the pixels after its reduction count; but one of several scans is whole in memory before.
+    assert decode(file, size=8).size == (60, 40) and min(sides(file)) == 320
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 153_600 * 6 // 16 + 60 * 40 * 4 // 16)
     assert decode(file, size=8).size == (60, 40)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", decoding.MAX_PIXELS - 1)
+    assert "153600" in reason(file.getvalue(), size=8)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 153_600)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(Undecodable, match=" 20 "):
         decode(file)
@@ -198,11 +201,18 @@ def test_a_large_image_comes_as_means_of_squares(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "most"), [("PNG", {}, 1), ("JPEG", {"progressive": True}, 1), ("JPEG", {}, 3)]
+    ("kind", "options", "pixels", "most"),
+    [
+        ("PNG", {}, 480_000, 1),
+        ("JPEG", {"progressive": True}, 480_000, 1),
+        ("JPEG", {}, 480_000, 3),
+        ("JPEG", {}, 479_999, 1),
+    ],
 )
-def test_large_images_are_decoded_one_at_a_time(kind, options, most, monkeypatch) -> None:
-    """A plain JPEG is never large: it is reduced while it is decoded. A barrier sees that three go at a time."""
-    monkeypatch.setattr(decoding, "BYTES_AT_ONCE", 16 * 800 * 600 - 1)
+def test_large_images_are_decoded_one_at_a_time(kind, options, pixels, most, monkeypatch) -> None:
+    """A plain JPEG of MAX_PIXELS is reduced while it is decoded, so three go at a time, which a barrier sees."""
+    monkeypatch.setattr(decoding, "BYTES_AT_ONCE", 6 * 800 * 600)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", pixels)
     data = stored(waves(800, 600), kind, **options).getvalue()
     under_way, seen, meeting = list[int](), list[int](), threading.Barrier(most)
 
@@ -350,12 +360,14 @@ def test_threads_keep_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(thread != threading.get_ident() for thread in threads) == 96  # four were timed here
 
 
-def test_a_mapped_file_holds_the_same(tmp_path: Path) -> None:
+def test_a_mapped_file_holds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = source_of(failing_where({5: Undecodable("bad")}), 40)
     needed = 40 * 8 * 8 * 3
-    inside = read_once(source, 8, folder=tmp_path, memory_budget=needed)
+    monkeypatch.setattr("deepcluster.images.store.available", lambda: 3.4 * needed)
+    inside = read_once(source, 8, folder=tmp_path)
     assert not (tmp_path / "images.u8").exists()
-    outside = read_once(source, 8, folder=tmp_path, memory_budget=needed - 1)
+    monkeypatch.setattr("deepcluster.images.store.available", lambda: 3.3 * needed)
+    outside = read_once(source, 8, folder=tmp_path)
     assert (tmp_path / "images.u8").stat().st_size == needed
     assert torch.equal(inside.images, outside.images) and inside.usable == outside.usable
     assert outside.images.is_contiguous(memory_format=torch.channels_last)
@@ -435,8 +447,10 @@ def test_without_the_extra_a_raw_file_is_named_and_not_taken_for_its_thumbnail(p
     for data in starts:
         with pytest.raises(Undecodable, match=r"RAW.*rawpy"):
             decode(io.BytesIO(data.ljust(100, b"\0")))
-    skipped = [("a.NEF", f"{decoding.NO_PREVIEW}, because ..."), ("a.xmp", "not an image"), ("a.MOV", "not an image")]
-    assert re.fullmatch(r"1 RAW \(pip install rawpy,.*\), 1 sidecar, 1 video", source.counted(skipped))
+    kinds = {"a.NEF": decoding.RAW, "a.xmp": decoding.OTHER, "a.MOV": decoding.OTHER, "b": decoding.DAMAGED, "c": ""}
+    skipped = [(path, decoding.Reason("some words: and more", kind)) for path, kind in kinds.items()]
+    counts = r"1 RAW \(pip install rawpy,.*\), 1 sidecar, 1 video, 1 damaged, 1 some words"
+    assert re.fullmatch(counts, source.counted(skipped))
 
 
 @needs_rawpy

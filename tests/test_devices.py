@@ -140,6 +140,20 @@ def test_rows_go_to_a_device_that_has_room_and_float64(monkeypatch):
     assert not holds_rows(torch.device("mps"), 10, 10)
 
 
+def test_each_process_of_several_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert devices.choose_device("cuda:1") == devices.choose_device("cuda") == torch.device("cuda:0")
+
+
+def test_a_quota_limits_the_cores(tmp_path, monkeypatch):
+    (tmp_path / "cpu.max").write_text("50000 100000\n")  # half a core
+    monkeypatch.setattr(devices, "control_groups", lambda controller: [tmp_path / "none", tmp_path])
+    assert devices.cores() == 1
+
+
 def test_settings_are_lent():
     def settings():
         return (

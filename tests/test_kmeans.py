@@ -173,7 +173,7 @@ def test_numbers_that_are_not_finite_or_too_small_are_refused():
             kmeans(x, 2, start=torch.zeros(2, 2), iterations=iterations)
     large, small = torch.full((4, 2), 1e200, dtype=torch.float64), 1e-60 * normal(8, 2).double()
     for rows in (torch.full((4, 2), 3e38), large, 1e-20 * normal(8, 2), small):
-        with pytest.raises(NonFiniteError):
+        with pytest.raises(NonFiniteError, match=r"--lr.* scale"):
             kmeans(rows, 2)
     assert kmeans(1e-15 * normal(80, 2), 2).sizes.min() > 0 == kmeans(torch.zeros(8, 2), 2).inertia
 

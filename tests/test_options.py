@@ -21,6 +21,7 @@ from deepcluster.images.views import each_once
 from deepcluster.learning import CentroidHead, CrossEntropy, WithInstances
 from deepcluster.presets import RecipeRequest
 from deepcluster.recipe import Option, Recipe, declared, read_options
+from deepcluster.runtime.partition import Partition
 from tests.tiny import RECORD
 
 
@@ -237,6 +238,12 @@ def test_an_option_reaches_the_steps_that_use_it(name, monkeypatch):
 def test_dims_0_is_a_sixteenth_of_the_features(width, dims):
     assert build.reduction_of(Recipe(dims=0), width).dims == dims
     assert build.reduction_of(Recipe(), width).dims == 256
+
+
+def test_a_pass_takes_no_more_memory_for_large_batches_of_training():
+    network, rows = SimpleNamespace(mean=torch.zeros(3)), Partition.single(9)
+    sizes = [build.compute_of(network, Recipe(batch_size=size), rows).batch_size for size in (64, 10**6)]
+    assert sizes == [64, 256]
 
 
 def test_the_empty_clusters_of_faiss_are_for_the_rounds_alone():

@@ -198,6 +198,12 @@ def test_only_skipped_rows_without_numbers_are_left_out(tmp_path):
     file = table(tmp_path / "f.parquet", embedding=rows, status=["skipped", "skipped", "ok", "skipped"], id=[*"abcd"])
     features, source = read_features(file)
     assert features.tolist() == [ROW, ROW] and source.paths == ("b", "c")
+    short = table(tmp_path / "s.parquet", embedding=[[nan, nan], ROW, [1.0]], status=["skipped", "ok", "ok"])
+    second = table(tmp_path / "two/1.parquet", embedding=[[nan, nan], ROW, ROW], status=["skipped", "ok", "ok"]).parent
+    table(tmp_path / "two/2.parquet", embedding=[[1.0]], status=["ok"])
+    for place, row in ((short, 2), (second, 3)):  # rows of the file are counted
+        with pytest.raises(DataError, match=f"1 number in row {row}"):
+            read_features(place)
     tagged = table(tmp_path / "t.parquet", embedding=[ROW], status=[["skipped"]])
     assert read_features(tagged).features.tolist() == [ROW]
 
@@ -279,3 +285,7 @@ def test_without_paths_the_rows_are_numbered_and_the_report_has_no_pictures(tmp_
 def test_options_of_images_are_refused(words, code, made, tmp_path):
     command = ["fit", str(made / "f.npy"), "--features", "-o", str(tmp_path / "run"), *words.split()]
     assert run_command(command) == code and not (tmp_path / "run").exists()
+
+
+def test_a_run_of_features_has_no_rounds_to_resume(made, ends):
+    assert "no rounds to resume" in ends(["fit", made / "0", "-o", made / "run", "--resume"], 2)

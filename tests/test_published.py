@@ -153,8 +153,9 @@ def test_a_file_of_another_network_stays_out_of_the_cache(hub_cache, lite0, tmp_
 
 def test_weights_are_known_by_their_layers(lite0, tmp_path):
     for file in (lite0, local_file("photos-small")):
-        recipe = resolve(read_request({"weights": str(file)}), LARGE).recipe
-        assert recipe.backbone == PUBLISHED["photos-small"].backbone
+        plan = resolve(read_request({"weights": str(file)}), LARGE)
+        assert plan.recipe.backbone == PUBLISHED["photos-small"].backbone
+        assert plan.network.endswith(", with given weights")
     save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(UsageError, match=r"other\.safetensors.*--backbone timm:"):
         resolve(read_request({"weights": str(tmp_path / "other.safetensors")}), LARGE)
@@ -165,7 +166,7 @@ def test_weights_are_known_by_their_layers(lite0, tmp_path):
 
 # What is wrong, and the error. (The client takes an ETag for a file name, by which a server could write anywhere.)
 FAILURES = {
-    "no digest": (lambda hub, patch, cache: setattr(hub, "etag", "../../../victim"), ModelError, "photos"),
+    "no digest": (lambda hub, patch, cache: setattr(hub, "etag", "../../../victim"), ModelError, "photos have no SHA"),
     "other bytes": (lambda hub, patch, cache: setattr(hub, "sent", hub.content[:-1] + b"?"), ModelError, "photos"),
     "offline": (
         lambda hub, patch, cache: patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True), ModelError,

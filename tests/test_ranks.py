@@ -61,6 +61,7 @@ from deepcluster.runtime import processes as joining
 from deepcluster.runtime.compute import Compute
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
+from deepcluster.runtime.signals import stoppable
 from deepcluster.seeding import generator
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
@@ -691,6 +692,14 @@ def test_a_command_of_one_process_is_refused_under_torchrun(arguments, monkeypat
     assert re.fullmatch(r"error: .* (torchrun|to a \.txt file.*)\n", ends(arguments, 2))
 
 
+def test_a_rank_that_is_no_number_is_named_at_once(monkeypatch, ends):
+    monkeypatch.setattr(session.time, "sleep", Mock(side_effect=AssertionError))
+    monkeypatch.setenv("RANK", "x")
+    for size in ("y", "2"):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        assert ("RANK=x" if size == "2" else "WORLD_SIZE=y") in ends(["fit", "photos"], 2)
+
+
 def test_another_rank_lets_the_main_rank_speak_first(monkeypatch, capsys, request):
     """torchrun ends it while it waits, if the main rank meets the error too."""
     request.addfinalizer(partial(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM)))
@@ -716,12 +725,20 @@ def test_predict_and_embed_write_the_same_bytes(whole, images, tmp_path):
         assert (tmp_path / f"1{name}").read_bytes() == (tmp_path / f"3{name}").read_bytes()
 
 
-def test_no_step_is_too_long_for_the_group(monkeypatch):
-    """Torch alone would end it after half an hour."""
-    group = Mock(side_effect=ValueError("refused"))
+def test_no_step_is_too_long_for_the_group_and_a_signal_ends_a_process_that_waits_for_it(monkeypatch):
+    """Torch alone would end it after half an hour. While it waits, no handler of Python runs."""
+    handlers: list[object] = []
+
+    def refuse(*arguments: object, **options: object) -> None:
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        raise ValueError("refused")
+
+    group = Mock(side_effect=refuse)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(joining, "_end_with_launcher", lambda: None)
     monkeypatch.setattr(dist, "init_process_group", group)
-    with pytest.raises(UsageError), joining.init_processes():
-        pass
+    with stoppable():
+        with pytest.raises(UsageError), joining.init_processes():
+            pass
+        assert callable(signal.getsignal(signal.SIGTERM)) and handlers == [signal.SIG_DFL]
     assert group.call_args.kwargs["timeout"] > timedelta(days=1)

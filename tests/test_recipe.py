@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from deepcluster.auto import Facts, Plan
@@ -253,6 +254,7 @@ def test_a_network_of_one_size_gets_images_and_views_of_it(base):
         ({"features": "memory", "within_image": 1}, "features=pass"),
         ({"rounds": "many"}, "rounds='many'"),
         ({"sobel": "maybe"}, "sobel='maybe'"),
+        ({5: 1}, "called 5"),
     ],
 )
 def test_a_wrong_option_is_named(options, message):
@@ -261,7 +263,8 @@ def test_a_wrong_option_is_named(options, message):
 
 
 def test_toml_round_trip(tmp_path):
-    recipe = plan_of("auto", {**RESNET, "weights": 'odd "name".pt', "lr": 1e-7}, PHOTOS).recipe
+    of_numpy = {"epochs": np.int64(2), "momentum": np.float32(0.5)}
+    recipe = plan_of("auto", {**RESNET, **of_numpy, "weights": 'odd "name".pt', "lr": 1e-7}, PHOTOS).recipe
     assert tomllib.loads(to_toml(recipe)) == asdict(recipe)
     file = tmp_path / "mine.toml"
     file.write_text(to_toml(recipe))
@@ -271,7 +274,8 @@ def test_toml_round_trip(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("rounds = ", "mine.toml"), ('base = "v9"', "v9"), ("roundz = 3", "roundz.* rounds")]
+    ("text", "message"),
+    [("rounds = ", "mine.toml"), ('base = "v9"', "v9"), ('base = ["auto"]', "auto"), ("roundz = 3", "roundz.* rounds")],
 )
 def test_a_wrong_recipe_file_is_named(tmp_path, text, message):
     file = tmp_path / "mine.toml"

@@ -209,14 +209,17 @@ def of_a_step(**options: Any) -> float:
     return memory(NETWORK, recipe, 10_000) - memory(NETWORK, recipe, 10_000, gpu=True)
 
 
-def test_the_memory_of_a_run_by_hand():
+def test_the_memory_of_a_run_by_hand(monkeypatch):
     """Images of 3 x 32 x 32 bytes; features of 128 numbers, and reduced ones twice; tables and page."""
     before = copy.deepcopy(NETWORK.state_dict())
     images, features = 10_000 * 3 * 32 * 32, 4 * 10_000 * (128 + 2 * 128)
     assert without_training(10_000) == BASE + images + features + (TABLES + PAGE) * 10_000
     assert memory(NETWORK, replace(SMALL, class_probabilities=0.1), 9) - memory(NETWORK, SMALL, 9) == CLASSES
+    assert memory(NETWORK, replace(SMALL, rounds=0), 10_000) == without_training(10_000)
     # Two million images are in a mapped file, and 20,000 of them in the page.
     assert without_training(2_000_000) < BASE + 200 * features + TABLES * 2_000_000 + PAGE * 20_001
+    monkeypatch.setattr("deepcluster.images.store.available", lambda: 3 * images)  # then 10,000 are there, too
+    assert without_training(10_000) == BASE + features + (TABLES + PAGE) * 10_000
     torch.testing.assert_close(NETWORK.state_dict(), before, rtol=0, atol=0)
 
 
@@ -247,10 +250,14 @@ def test_a_limit_of_the_process_counts():
     [
         ("sys/fs/cgroup", "memory.max", "memory.current", ""),
         ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+        ("sys/fs/cgroup/job", "memory.max", "memory.current", ""),  # of a service or a job, above its step
+        ("sys/fs/cgroup/memory/job", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
     ],
 )
 def test_the_page_cache_of_a_container_is_free(tmp_path, group, limit, used, prefix):
     """8 GB are allowed and 7 in use, of which 6 are files that were read."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("3:cpu,memory:/job\n0::/job/step\n")
     folder = tmp_path / group
     folder.mkdir(parents=True)
     (folder / limit).write_text("8000000000\n")

@@ -26,6 +26,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -36,10 +37,13 @@ from torch.utils.data import DataLoader, StackDataset
 from deepcluster.errors import DataError, OutOfMemoryError, UsageError
 from deepcluster.images import Source, find, store
 from deepcluster.images import shards as tars
+from deepcluster.images import source as sources
 from deepcluster.images.arrays import picture
-from deepcluster.images.decode import SMALL_FILE, Undecodable
+from deepcluster.images.decode import SMALL_FILE, Undecodable, decode
+from deepcluster.images.files import from_table
 from deepcluster.images.given import true_labels
-from deepcluster.images.source import joined
+from deepcluster.images.own_features import are_features, column_of_paths
+from deepcluster.images.source import counted, joined
 from deepcluster.images.store import preview, read_once
 from deepcluster.runtime import plain_files, tables
 from tests.helpers.image_files import stored
@@ -136,7 +140,7 @@ def test_a_list_in_its_own_order_without_duplicates(tmp_path: Path) -> None:
     listing.write_text(f"\ufeff# mine\ndogs/2.png\r\n\n   \ncats/1.png\n./dogs/2.png\n{absolute}\nlost.png\n")
     source = find(listing)
     assert source.paths == ("dogs/2.png", "cats/1.png", "lost.png")
-    assert source.labels == ("dogs", "cats", "pics")
+    assert source.labels == ("dogs", "cats", "")
     assert (source.name, source.location) == ("some", str(listing))
     assert [colour(source, 0), colour(source, 1)] == [BLUE, RED]
     with pytest.raises(FileNotFoundError):
@@ -186,6 +190,7 @@ LISTS: dict[str, tuple[bytes, list[str] | str]] = {  # the paths, or the words o
         ["new\nline.png", os.fsdecode(b"\xe9.png"), "#a.png"],
     ),
     "other suffix.lst": (b"a.png\n" * 3, ["a.png"]),
+    "no suffix": (b"a.png\n", ["a.png"]),
     "list.csv": (TWO.encode(), ["a.png", "ä b.png"]),
     "comma.csv": (b"a,b.png\n", ["a,b.png"]),
     "table.csv": (b"path,label\na.png,x\n", "--labels"),
@@ -218,8 +223,11 @@ def test_a_list_of_paths_is_read_in_every_form_or_refused(tmp_path: Path, name: 
             find("-")  # it is at its end
 
 
-@pytest.mark.parametrize("name", ["photo.jpg", "photo", "photo.dat"])
+@pytest.mark.parametrize("name", ["photo.jpg", "photo", "photo.dat", "logo.svg"])
 def test_a_single_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("<svg>\n</svg>")
+    if name.endswith((".dat", ".svg")):  # text of this name is no list
+        assert find(tmp_path / name).paths == (name,)
     source = find(save(tmp_path / name, BLUE, kind="PNG"))
     assert source.paths == (name,) and colour(source, 0) == BLUE
     assert find(source.location).paths == source.paths
@@ -347,8 +355,19 @@ def test_grey_within_the_noise_of_a_jpeg() -> None:
         assert preview(find(images))[1] is grey
 
 
+def test_a_preview_reads_the_sides_of_many_and_decodes_a_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(60):
+        save(tmp_path / f"{i}.png", RED, (20 + i, 90))
+    write(tmp_path / "0.tar", [(f"{i}.png", png(side=20, height=90)) for i in range(60)])
+    monkeypatch.setattr(store, "cores", lambda: 2)
+    for place, side in ((tmp_path / "*.png", 49), (tmp_path / "0.tar", 20)):
+        monkeypatch.setattr(sources, "decode", decoded := Mock(side_effect=decode))
+        assert preview(find(place)) == (side, False)
+        assert store.COLOURS <= decoded.call_count <= store.COLOURS + 2 * 2
+
+
 def test_unusable_files_do_not_change_a_preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "COUNT", 10)
+    monkeypatch.setattr(store, "SIDES", 10)
     sides = {f"good{i}.png": 1 + i for i in range(40)}
     for name, side in sides.items():
         save(tmp_path / name, size=(side, side))
@@ -394,13 +413,23 @@ PIXELS = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3)
         ({"image": None}, "NoneType"),
         ((), "tuple"),
         ("a.png", "str"),
-        (torch.full((3, 8, 8), -1.0), "float32 .*-1.*Normalize"),
+        (torch.full((3, 8, 8), torch.nan), "float32 .*nan.*Normalize"),
         (Image.new("RGB", (0, 0)), "0 x 0"),
     ],
 )
 def test_items_that_are_no_images(item, reason):
     with pytest.raises(Undecodable, match=reason):
         picture(item)
+
+
+def test_floats_of_another_scale_are_an_error_for_all_images_because_a_dark_one_seems_to_fit():
+    images = [None, np.zeros((4, 4), np.float32), np.full((4, 4), 200, np.float32)]
+    assert not are_features(images)
+    with pytest.raises(DataError, match="200: pass X / 255, without Normalize"):
+        read_once(find(images), 4)
+    assert read_once(find(images[:2]), 4).usable == (1,)
+    table = pd.DataFrame({"n": [1], "photo": [Image.new("RGB", (4, 4))]})
+    assert column_of_paths(table) == "photo"
 
 
 def test_a_photograph_is_turned_as_its_file_would_be_and_over_white_where_it_is_transparent():
@@ -513,6 +542,30 @@ def test_the_labels_of_a_table_go_by_paths(photos, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("path;label\nä.png;Käfer\n", "utf-8-sig"), ("path\tlabel\nä.png\tKäfer\n", "utf-16"),
+        ("path;label\nä.png;Käfer\n", "cp1252"), ("path,label\nä.png,\nä.png,Käfer\nä.png,\n", "utf-8"),
+        ("path,label\nHERE/ä.png,Käfer\n", "utf-8"),
+    ],
+)  # fmt: skip
+def test_a_table_of_labels_from_a_spreadsheet(tmp_path, text, encoding):
+    save(tmp_path / "images/ä.png")
+    (tmp_path / "labels.csv").write_text(text.replace("HERE", str(tmp_path / "images")), encoding)
+    assert true_labels(str(tmp_path / "labels.csv"), find(tmp_path / "images")) == ["Käfer"]
+
+
+def test_the_labels_of_files_are_those_of_their_folder_however_they_are_named(tmp_path):
+    for top, labels in ((tmp_path / "flat", None), (tmp_path / "tree", ("", "x")), (tmp_path / "kinds", ("x", "y"))):
+        files = [save(top / label / f"{i}.png") for i, label in enumerate(labels or ("", ""))]
+        (tmp_path / "list.txt").write_text("\n".join(map(str, files)))
+        for images in (top, files, tmp_path / "list.txt", f"{top}/**/*.png"):
+            assert find(images).labels == labels
+        table = from_table([*map(str, files)], "", [tmp_path])
+        assert table is not None and table.labels == labels
+
+
+@pytest.mark.parametrize(
     ("text", "error", "message"),
     [
         ("path,label\nnowhere.png,x\n", DataError, "nowhere.png"),
@@ -619,16 +672,23 @@ def test_a_missing_shard_is_named(shards: Path):
 
 def test_files_beside_the_shards_and_shards_without_images_are_listed(tmp_path: Path):
     write(tmp_path / "0.tar", [("x.png", png(5))])
-    (tmp_path / "0_stats.json").write_text("{}")
+    write(tmp_path / "0.tar", [("x.png", png(5)), ("b.NEF", b"II*"), ("c.mp4", b"film"), ("@eaDir/x.png", png())])
+    beside = ["0_stats.json", "README", "Thumbs.db"]
+    for name in beside:
+        (tmp_path / name).write_text("{}")
     (tmp_path / "1.tar").write_bytes(bytes(10240))
     (tmp_path / "2.tar").write_bytes(b"text" * 400)
     source = find(tmp_path)
-    assert source.paths == ("0.tar/x.png",) and [*dict(source.skipped)] == ["0_stats.json", "1.tar", "2.tar"]
+    listed = ["0.tar/b.NEF", "0.tar/c.mp4", beside[0], "1.tar", "2.tar", *beside[1:]]
+    assert source.paths == ("0.tar/x.png",) and [*dict(source.skipped)] == listed
+    assert re.search(r"3 beside the shards, 1 RAW .*, 1 video, ", counted(source.skipped))
     for shard in ("1.tar", "2.tar"):
         with pytest.raises(DataError, match=shard):
             find(tmp_path / shard)
     (tmp_path / "y.png").write_bytes(png(6))  # now it is a folder of images
-    assert find(tmp_path).paths == ("0.tar", "0_stats.json", "1.tar", "2.tar", "y.png")
+    save(tmp_path / "@eaDir/y.png/SYNOPHOTO_THUMB_M.jpg")  # the thumbnails of a NAS
+    save(tmp_path / "$Recycle.Bin/y.png")
+    assert find(tmp_path).paths == ("0.tar", "0_stats.json", "1.tar", "2.tar", "README", "Thumbs.db", "y.png")
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [("bz2", ".tar.bz2"), ("xz", ".txz"), ("gz", ".tar")])

@@ -195,6 +195,7 @@ def test_what_another_user_may_not_read_is_listed() -> None:
     code = (
         "import json, os, sys\nfrom PIL import Image\nfrom deepcluster.images import find\n"
         "from deepcluster.images.store import read_once\nImage.init()\n"
+        "read_once(find(sys.argv[1]), 4)\n"  # imports everything: the other user may not read the environment
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "store = read_once(find(sys.argv[1]), 4)\nprint(json.dumps([len(store.usable), [*dict(store.skipped)]]))"
     )

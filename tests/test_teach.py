@@ -32,7 +32,7 @@ from deepcluster.model import Annotations
 from deepcluster.recipe import Recipe
 from deepcluster.runs import lesson as teaching
 from deepcluster.runs.change import carry_out, preview, undo
-from deepcluster.runs.edits import apply
+from deepcluster.runs.edits import apply, moved_rows
 from deepcluster.runs.lesson import Answer, ask, asked, lesson, read_answers, teach
 from deepcluster.runs.page import report
 from deepcluster.runs.promote import promote
@@ -621,6 +621,15 @@ def test_a_table_answers_by_its_filled_rows_alone(run, tmp_path, prints, ends, m
     asked = json.loads(prints("ask", run, "-n", 40, "--json", "-o", tmp_path / "b.csv"))
     assert {"cluster 0"} < {one["now"] for one in asked} and {one["name"] for one in asked} == {""}
     assert [[*row] for row in (asked[0], rows(tmp_path / "b.csv")[0])] == [[*teaching.COLUMNS]] * 2
+    excel = (tmp_path / "b.csv").read_bytes()
+    assert excel.startswith(b"\xef\xbb\xbfpath,") and not prints("ask", run, "-n", 1).startswith("\ufeff")
+    # As a spreadsheet stores it where commas are decimal, as Unicode, and as Windows' text.
+    for encoding, delimiter in (("utf-8-sig", ";"), ("utf-16", "\t"), ("cp1252", ";")):
+        lines = [*csv.reader(excel.decode("utf-8-sig").splitlines())]
+        lines[1][2] = "Käfer, groß"
+        (tmp_path / "c.csv").write_text("\n".join(map(delimiter.join, lines)), encoding)
+        assert [(one.path, one.name) for one in read_answers(tmp_path / "c.csv")] == [(lines[1][0], "Käfer, groß")]
+    assert moved_rows(Edits(move=(("K\udce4fer.png", 1),)), ["a.png", "Käfer.png"]) == {1: 1}
     for mark, means in MARKS.items():
         (tmp_path / "a.csv").write_text(f"path,cluster,name,drawn\na,1,,{mark}\n")
         assert read_answers(tmp_path / "a.csv") == [Answer("a", 1, drawn=bool(means))]

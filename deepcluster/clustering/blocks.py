@@ -26,6 +26,7 @@ BLOCK_ON_GPU = 1 << 16
 SHARED = 1 << 17  # numbers from which threads share: k-means of 3,000 x 5 takes half the time in a single one
 # Squares of smaller or larger numbers, and the eigenvalues of their products, leave the range of float32.
 TINY, HUGE = 1e-15, 1e15
+RESCALE = "if a network in training made them, lower its learning rate (--lr); else scale them by a factor"
 
 
 def of_all(x: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ class Blocks:
 
         bad, rows = all_reduce(torch.tensor([sum(self.map(bad_rows)), len(self.x)])).tolist()
         if not bad:
-            return NonFiniteError("the rows are too large: sums or squares of them are beyond the range of float32")
+            return NonFiniteError(f"the rows are too large: sums or squares of them exceed float32; {RESCALE}")
         return NonFiniteError(f"{bad} of {rows} rows are not finite{advice}")
 
 
@@ -115,7 +116,7 @@ def check_scale(x: Tensor, spread: float) -> None:
     largest = float(torch.stack(x.aminmax()).abs().max())
     if 0 < largest < TINY or largest > HUGE:
         size = "small" if largest < TINY else "large"
-        raise NonFiniteError(f"the rows are too {size}: their largest number is {largest:.0e}; scale them by a factor")
+        raise NonFiniteError(f"the rows are too {size}: their largest number is {largest:.0e}; {RESCALE}")
 
 
 def matrix(x: Tensor | npt.NDArray[np.floating]) -> Tensor:

@@ -18,7 +18,7 @@ from deepcluster.runtime import signals
 from deepcluster.runtime.console import Terminal, say
 from deepcluster.runtime.machine import is_main_rank
 from deepcluster.runtime.plain_files import is_run
-from deepcluster.runtime.tables import write_csv
+from deepcluster.runtime.tables import UTF_8_MARK, write_csv
 from deepcluster.session import check_run, checked_output, images_for, open_page, print_result, session, typed
 from deepcluster.storage import files
 from deepcluster.storage.edits_file import read_edits
@@ -202,7 +202,8 @@ def ask(
             if target is None:
                 return
         cells = ({**row, "likely": " ".join(map(str, row["likely"])), "drawn": int(row["drawn"])} for row in rows)
-        files.write_table(target, partial(write_csv, columns=teaching.COLUMNS, rows=cells))
+        write = partial(write_csv, columns=teaching.COLUMNS, rows=cells)
+        files.write_table(target, write, start=UTF_8_MARK)
 
 
 def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: flags.Output = flags.Output()) -> None:

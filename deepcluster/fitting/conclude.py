@@ -18,7 +18,7 @@ from deepcluster.report.pictures import on_sheet
 from deepcluster.runs.change import cut_of
 from deepcluster.runs.result import choose_number, metrics
 from deepcluster.runs.run import Rows, Run, cut_rows, sample_of
-from deepcluster.runtime.compute import GROUPING_PHASE
+from deepcluster.runtime.compute import GROUPING_PHASE, MAX_PASS_BATCH
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.log import warn
 from deepcluster.storage.content import Facts, RunRecord
@@ -88,7 +88,7 @@ def run_of(network: Network, images: ImagesRead, record: RunRecord, final: Concl
         names=("",) * cut.count,
         image_size=image_size,
         store_size=store_size,
-        batch_size=recipe.batch_size,
+        batch_size=min(recipe.batch_size, MAX_PASS_BATCH),
         identity=Identity(run=record.run),
     )
     run = Run(record, Facts(cut_k=cut_k, candidates=candidates), model, rows)

@@ -14,7 +14,7 @@ from deepcluster.build import loss_of, network_of
 from deepcluster.fitting.plan import Request, Start, decide, with_precision
 from deepcluster.groups.graph import MAX_GRAPH_ROWS
 from deepcluster.images import Images, find
-from deepcluster.images.store import MEMORY_BUDGET
+from deepcluster.images.store import store_budget
 from deepcluster.learning.features import crop_side
 from deepcluster.learning.training import number_of_parts
 from deepcluster.nets.network import Network
@@ -52,9 +52,10 @@ def memory(network: Network, recipe: Recipe, count: int, processes: int = 1, *, 
     sample = min(total, MAX_GRAPH_ROWS) if processes > 1 else 0
     features = 4 * (count * (max(network.embedding_dim, network.feature_dim) + 2 * dims) + sample * dims)
     tables = TABLES * total + PAGE * min(total, MAX_PICTURES)
-    training = 0.0 if gpu else _of_a_step(network, recipe, -(-min(recipe.batch_size, total) // processes), processes)
+    batch = -(-min(recipe.batch_size, total) // processes)
+    training = _of_a_step(network, recipe, batch, processes) if recipe.rounds and not gpu else 0.0
     classes = CLASSES if recipe.class_probabilities else 0
-    return BASE + (images if images <= MEMORY_BUDGET else 0) + features + training + tables + classes
+    return BASE + (images if images <= store_budget() else 0) + features + training + tables + classes
 
 
 def _of_a_step(network: Network, recipe: Recipe, batch: int, processes: int) -> float:

@@ -227,7 +227,7 @@ def _get_weights(name: str, request: Request, display: Display, *, dry: bool) ->
     """Download the published network ``name`` (empty: none) if it is not here and ``--weights timm`` asks for it."""
     options = request.recipe.all_options
     is_download = options.get("weights") == "timm"
-    if (backbone := options.get("backbone", "")).startswith("timm:") and "weights" not in options and not dry:
+    if (backbone := options.get("backbone", "")).startswith("timm:") and "weights" not in options:
         warn(
             f"{backbone} starts untrained. Add --weights timm for its published weights (usually better), or --weights"
             " none to hide this warning."

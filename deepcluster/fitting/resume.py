@@ -10,6 +10,7 @@ import numpy as np
 from deepcluster.build import OWN
 from deepcluster.errors import DataError, ModelError, UsageError
 from deepcluster.images import Source
+from deepcluster.nets.names import NO_NETWORK
 from deepcluster.presets import RecipeRequest, spelt_out
 from deepcluster.recipe import AUTO, Recipe, read_toml
 from deepcluster.runtime.log import warn
@@ -30,7 +31,10 @@ def check_request(
 
     Only the options that the command names are compared: its ``request`` for a recipe, and others as ``typed``.
     """
-    recipe = read_toml(folder.file("recipe.toml"))[1]
+    if record.backbone == NO_NETWORK:
+        raise UsageError(f"{folder.path} is a run of features, which has no rounds to resume: use --overwrite")
+    # An option that is newer than the run has its default.
+    recipe = asdict(Recipe(**read_toml(folder.file("recipe.toml"))[1]))
     with folder.as_disk_errors(RUN):
         before = shaped(record.requested, RecipeRequest | None, "requested")
     before = before or RecipeRequest(str(folder.file("recipe.toml")))

@@ -115,7 +115,8 @@ def spectral_number(rows: Tensor, seed: int) -> int:
 
 def finest_plausible(scores: Scores) -> int:
     """Return the finest number of clusters whose score (of 2 clusters, 3 and so on) is nearly the best."""
-    return int(np.flatnonzero(scores >= FINEST * scores.max())[-1]) + 2
+    last = -1 if scores.any() else 0  # if all are 0, the coarsest
+    return int(np.flatnonzero(scores >= FINEST * scores.max())[last]) + 2
 
 
 def around(guess: float, scores: Scores) -> list[int]:

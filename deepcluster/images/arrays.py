@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from deepcluster.errors import DataError, DeepClusterError
-from deepcluster.images.decode import MAX_PIXELS, Undecodable, as_rgb, decode, explain, upright
-from deepcluster.images.source import Items, Numbered, Source, numbered, real
+from deepcluster.images.decode import MAX_PIXELS, Undecodable, as_rgb, explain, upright
+from deepcluster.images.source import Encoded, Items, Numbered, Source, numbered, real
 from deepcluster.runtime.machine import check_fits
 from deepcluster.runtime.plain_files import check_file
 from deepcluster.texts import one_line
@@ -53,14 +53,14 @@ class _Dataset(Numbered):
         try:
             with self.lock:
                 return picture(self.dataset[i])
-        except (MemoryError, OSError, Undecodable):
+        except (MemoryError, OSError, DataError, Undecodable):
             raise
         except Exception as error:  # it is somebody else's code
             raise Undecodable(explain(error)) from error
 
 
 def picture(item: Any) -> Image.Image:
-    """Return the item of a data set as an image in mode RGB."""
+    """Return the item of a data set as an image in mode RGB. DataError, about all items, if its scale is another."""
     if isinstance(item, Mapping):
         if IMAGE_KEY not in item:
             raise Undecodable(f"a dict with the keys {', '.join(map(repr, item))} and no {IMAGE_KEY!r}")
@@ -75,7 +75,10 @@ def picture(item: Any) -> Image.Image:
     if not isinstance(item, np.ndarray):
         raise Undecodable(f"not an image but of type {type(item).__name__}")
     if not is_unit(item):
-        raise Undecodable(f"{not_pixels(item)}, without Normalize")
+        reason = f"{not_pixels(item)}, without Normalize"
+        if item.dtype.kind == "f" and np.isfinite(item).all():  # a dark image of this scale would count as a bright one
+            raise DataError(f"the images have {reason}")
+        raise Undecodable(reason)
     if not _is_image(item.shape):
         raise Undecodable(f"shape {item.shape}; it must be H x W, H x W x C or C x H x W with C one of 1, 3, 4")
     return as_image(item)
@@ -150,23 +153,23 @@ def from_bytes(contents: Sequence[Any]) -> Source:
 
 
 @dataclass(frozen=True)
-class _Encoded(Numbered):
+class _Encoded(Encoded, Numbered):
     contents: Sequence[Any]
 
-    def read(self, i: int, size: int | None = None) -> Image.Image:
-        return decode(BytesIO(self.contents[i]), size=size)
+    def content(self, i: int) -> BinaryIO:
+        return BytesIO(self.contents[i])
 
 
 @dataclass(frozen=True)
-class _HuggingFace(Numbered):
+class _HuggingFace(Encoded, Numbered):
     encoded: Any
     column: str
 
-    def read(self, i: int, size: int | None = None) -> Image.Image:
+    def content(self, i: int) -> Path | BinaryIO:
         item = self.encoded[i][self.column]
         if not item or (item["bytes"] is None and not item["path"]):
             raise Undecodable("no image in this row")
-        return decode(Path(item["path"]) if item["bytes"] is None else BytesIO(item["bytes"]), size=size)
+        return Path(item["path"]) if item["bytes"] is None else BytesIO(item["bytes"])
 
 
 MAGICS = (b"\x93NUMPY", b"PK")

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, _imaging
 from PIL import features as pillow
+from PIL.JpegImagePlugin import JpegImageFile
 
 from deepcluster.texts import one_line
 
@@ -29,17 +30,18 @@ SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif", ".avif"),
 }
-MAX_PIXELS = 89_478_485  # Pillow's default
+MAX_PIXELS = 89_478_485  # decoded; Pillow's default
 # Smaller files are read at once: the 40 small reads of a JPEG header take a fifth of the time of a small image, and
 # may hand the interpreter to another thread. A film among the images is not read into memory.
 SMALL_FILE = 1 << 20  # bytes
 
-NO_PREVIEW = "a RAW image whose preview cannot be read"
 GREY_OF_32_BITS = "grey values of 32 bits and of unknown range: save it with 8 or 16 bits"
 # Decode images that need more bytes one at a time. A pixel takes 4 bytes decoded, 4 in RGB and 4 turned (or with an
 # alpha channel before that); the decoders of WebP, AVIF and HEIF have a copy of the first.
 BYTES_AT_ONCE = 288_000_000
 BYTES_PER_PIXEL = 16
+DECODED_BYTES = 4
+COEFFICIENT_BYTES = 2  # of a number of a pixel, in the memory of libjpeg
 _ALONE = threading.Lock()
 
 # A RAW file is decoded by the preview that the camera has put into it. These are the first bytes of CR2, CR3, CRW, RAF,
@@ -78,8 +80,28 @@ _SYSTEM_REASONS = {
 }
 
 
+# Kinds of unusable files, as they are counted.
+OTHER, DAMAGED, EMPTY, RAW, LARGE, NO_FILE = "other file", "damaged", "empty", "RAW", "too large", "no plain file"
+
+
+class Reason(str):
+    """The reason why a file is not used, in one line without the path, and the kind under which it is counted."""
+
+    kind: str
+
+    def __new__(cls, text: str, kind: str = "") -> "Reason":
+        """``kind``: By default the text up to the first colon."""
+        reason = super().__new__(cls, text)
+        reason.kind = kind or text.partition(":")[0]
+        return reason
+
+
 class Undecodable(ValueError):
     """A file that is not a usable image; the message is the reason, in one line, without the path."""
+
+    def __init__(self, reason: str, kind: str = ""):
+        super().__init__(reason)
+        self.reason = Reason(reason, kind or getattr(reason, "kind", ""))
 
 
 @cache
@@ -122,8 +144,9 @@ def decode(file: Path | BinaryIO, *, size: int | None = None) -> Image.Image:
             squares.
 
     Raises:
-        Undecodable: It is not an image, is damaged, or has more than ``MAX_PIXELS`` pixels, which the header tells
-            before anything is decoded. (If ``PIL.Image.MAX_IMAGE_PIXELS`` is lower, call it in ``pillow_limits()``.)
+        Undecodable: It is not an image, is damaged, or has too many pixels, which the header tells before anything is
+            decoded: more than ``MAX_PIXELS``, for a JPEG after the reduction. (If ``PIL.Image.MAX_IMAGE_PIXELS`` is
+            lower, call it in ``pillow_limits()``.)
         OSError: The file cannot be read.
     """
     return _examine(file, lambda image: upright(image, size))
@@ -167,7 +190,7 @@ def _upper_bits(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def pillow_limits() -> Iterator[None]:
-    """Keep warnings of Pillow and libtiff's errors off the terminal, and allow images of up to ``MAX_PIXELS`` pixels.
+    """Keep warnings of Pillow and libtiff's errors off the terminal, and leave the limit of pixels to ``decode``.
 
     This changes state of the whole process (``warnings.catch_warnings`` is not thread-safe): put it around the loop
     over images, in the thread that starts the others.
@@ -184,7 +207,7 @@ def pillow_limits() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         set_level(quiet)
-        Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS * BYTES_PER_PIXEL // COEFFICIENT_BYTES  # of a grey JPEG
         try:
             yield
         finally:
@@ -193,21 +216,21 @@ def pillow_limits() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def explain(error: Exception) -> str:
+def explain(error: Exception) -> Reason:
     """Return the reason why a file cannot be used: one printable line without its path."""
     if isinstance(error, OSError) and error.errno is not None:
-        return _SYSTEM_REASONS.get(error.errno) or os.strerror(error.errno).lower()
+        return Reason(_SYSTEM_REASONS.get(error.errno) or os.strerror(error.errno).lower())
     words = one_line(str(error))
     name = type(error).__name__
-    if not words:
-        return name
-    return words if isinstance(error, OSError | ValueError | SyntaxError) else f"{name}: {words}"
+    if words and isinstance(error, OSError | ValueError | SyntaxError):
+        return Reason(words, error.reason.kind if isinstance(error, Undecodable) else "")
+    return Reason(f"{name}: {words}" if words else name)
 
 
-def not_a_file(mode: int) -> str:
+def not_a_file(mode: int) -> Reason:
     """Return the kind of file that ``st_mode`` describes, as the reason not to open it."""
     kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFLNK: "a symbolic link"}
-    return f"{kinds.get(stat.S_IFMT(mode), 'a device')}, not a file"
+    return Reason(f"{kinds.get(stat.S_IFMT(mode), 'a device')}, not a file", NO_FILE)
 
 
 def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], T]) -> T:
@@ -218,7 +241,7 @@ def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], T]) -> T:
         if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # opening a FIFO would wait forever; a folder fails below
             raise Undecodable(not_a_file(kind))
         if stat.S_ISREG(kind) and not status.st_size:  # not opened, see check_file
-            raise Undecodable("empty file")
+            raise Undecodable("empty file", EMPTY)
         if status.st_size > SMALL_FILE:
             with file.open("rb") as stream:
                 return _examine(stream, look)
@@ -226,7 +249,7 @@ def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], T]) -> T:
     file.seek(0)
     start = file.read(64)
     if not start:
-        raise Undecodable("empty file")
+        raise Undecodable("empty file", EMPTY)
     try:
         if RAW_START.match(start):
             return _of_preview(file, look)
@@ -234,7 +257,8 @@ def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], T]) -> T:
             tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
             # A TIFF may hold only the thumbnail of a RAW file.
             if DNG_VERSION not in tags and (tags.get(SUBFILE_TYPE) != 1 or SUB_IFDS not in tags):
-                _check_size(image.width * image.height)
+                if not isinstance(image, JpegImageFile):  # which may be decoded smaller
+                    _check_size(image.width * image.height)
                 return look(image)
         return _of_preview(file, look)
     except (MemoryError, Undecodable):
@@ -243,7 +267,7 @@ def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], T]) -> T:
         if start.startswith(TIFF_START) and reads_raw():
             return _of_preview(file, look)
         formats = ", ".join(accepted_formats())
-        raise Undecodable(f"not an image in an accepted format ({formats})") from None
+        raise Undecodable(f"not an image in an accepted format ({formats})", OTHER) from None
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))
         _check_size(int(pixels[0]) if pixels else MAX_PIXELS + 1)
@@ -251,18 +275,18 @@ def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], T]) -> T:
     except Exception as error:  # damaged files raise all kinds: struct.error, SyntaxError, RecursionError, ...
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk, not the image
-        raise Undecodable(f"cannot be decoded: {explain(error)}") from error
+        raise Undecodable(f"cannot be decoded: {explain(error)}", DAMAGED) from error
 
 
 def _of_preview(file: BinaryIO, look: Callable[[Image.Image], T]) -> T:
     """Return ``look`` of the largest preview in a RAW file. The data of the sensor are never decoded."""
     if not reads_raw():
-        raise Undecodable(f"{NO_PREVIEW}, because rawpy is missing: pip install rawpy, or export it as JPEG")
+        raise _no_preview(", because rawpy is missing: pip install rawpy, or export it as JPEG")
     import rawpy
 
     size = file.seek(0, os.SEEK_END)
     if size > MAX_RAW_BYTES:
-        raise Undecodable(f"{NO_PREVIEW}, because it has more than {MAX_RAW_BYTES:,} bytes: export it as JPEG")
+        raise _no_preview(f", because it has more than {MAX_RAW_BYTES:,} bytes: export it as JPEG")
     file.seek(0)
     name = getattr(file, "name", None)
     # By its path a file is read in parts; a stream is read whole. rawpy takes no name that is not UTF-8.
@@ -274,23 +298,26 @@ def _of_preview(file: BinaryIO, look: Callable[[Image.Image], T]) -> T:
                 flip = raw.sizes.flip
                 data: Any = preview.data
         except (rawpy.LibRawError, rawpy.NotSupportedError) as error:
-            raise Undecodable(f"{NO_PREVIEW} ({type(error).__name__}): export it as JPEG") from None
+            raise _no_preview(f" ({type(error).__name__}): export it as JPEG") from None
         if memoryview(data).nbytes > MAX_PREVIEW_BYTES:
-            raise Undecodable(f"{NO_PREVIEW}, because it has more than {MAX_PREVIEW_BYTES:,} bytes: export it as JPEG")
+            raise _no_preview(f", because it has more than {MAX_PREVIEW_BYTES:,} bytes: export it as JPEG")
     is_jpeg = preview.format == rawpy.ThumbFormat.JPEG
     # If the file ends within its preview, LibRaw completes it with memory of this process: pixels of other images.
     # The search begins at the first table of a JPEG, because LibRaw may change the header.
     unchanged = data[data.find(b"\xff\xdb") :] if is_jpeg else data.tobytes()
     if not _contains(file, unchanged[-PREVIEW_END:]):
-        raise Undecodable(f"{NO_PREVIEW}, because it is not whole in the file: copy it again, or export it as JPEG")
+        raise _no_preview(", because it is not whole in the file: copy it again, or export it as JPEG")
     if is_jpeg:  # with its orientation, which LibRaw adds
         image: Image.Image = Image.open(BytesIO(data), formats=("JPEG",))
     else:
         image = Image.fromarray(data)
         image.getexif()[ExifTags.Base.Orientation] = RAW_ORIENTATION.get(flip, 1)
     with image:
-        _check_size(image.width * image.height)
         return look(image)
+
+
+def _no_preview(why: str) -> Undecodable:
+    return Undecodable(f"a RAW image whose preview cannot be read{why}", RAW)
 
 
 def _contains(file: BinaryIO, part: bytes) -> bool:
@@ -306,7 +333,7 @@ def _contains(file: BinaryIO, part: bytes) -> bool:
 
 def upright(image: Image.Image, size: int | None = None) -> Image.Image:
     """Return the pixels of an open image: decoded, in RGB, turned. ``size`` as in :func:`decode`."""
-    pixels = image.width * image.height
+    whole = image.width * image.height
     side = min(image.size)
     least = 0
     if size is not None:
@@ -315,9 +342,13 @@ def upright(image: Image.Image, size: int | None = None) -> Image.Image:
         # 1.4 grey levels (mean, beside a shift of up to half a reduced pixel); Lanczos instead of bicubic makes 1.3.
         # With a factor of 1 it is up to 2.7; with 2 most photographs are not reduced.
         image.draft(None, (least, least))
-    taken = image.width * image.height * BYTES_PER_PIXEL
-    # A progressive JPEG is whole in memory before it is reduced.
-    most = pixels * BYTES_PER_PIXEL if "progressive" in image.info else taken
+    pixels = image.width * image.height
+    taken = pixels * BYTES_PER_PIXEL
+    # A JPEG of several scans, such as a progressive one, is whole in memory before it is reduced; and any may be one.
+    unreduced = whole * COEFFICIENT_BYTES * getattr(image, "layers", 0) + pixels * DECODED_BYTES
+    if max(taken, unreduced) > MAX_PIXELS * BYTES_PER_PIXEL:
+        raise _too_large(whole)
+    most = max(taken, unreduced) if "progressive" in image.info or whole > MAX_PIXELS else taken
     with _ALONE if most > BYTES_AT_ONCE else nullcontext():
         image.load()
         _check_size(image.width * image.height)  # a HEIF file may declare fewer pixels than it holds
@@ -336,7 +367,12 @@ def upright(image: Image.Image, size: int | None = None) -> Image.Image:
 
 def _check_size(pixels: int) -> None:
     if pixels > MAX_PIXELS:
-        raise Undecodable(f"too many pixels: {pixels}, more than the limit of {MAX_PIXELS}")
+        raise _too_large(pixels)
+
+
+def _too_large(pixels: int) -> Undecodable:
+    way_out = "save it smaller, or as a JPEG, which may have more than twice as many"
+    return Undecodable(f"too many pixels: {pixels}, more than the limit of {MAX_PIXELS}: {way_out}", LARGE)
 
 
 def _orientation(image: Image.Image) -> int:

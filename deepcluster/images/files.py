@@ -6,6 +6,7 @@ import re
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -18,8 +19,8 @@ from PIL import Image
 from deepcluster.errors import DataError, UsageError
 from deepcluster.images import arrays, named, shards
 from deepcluster.images.arrays import is_tensor, reading, without_torch
-from deepcluster.images.decode import SUFFIXES, decode, explain, not_a_file
-from deepcluster.images.source import LINK, SOME_FILES, WHAT_TO_TYPE, Items, Origin, Source
+from deepcluster.images.decode import Reason, explain, not_a_file
+from deepcluster.images.source import LINK, SOME_FILES, WHAT_TO_TYPE, Encoded, Origin, Source, is_hidden
 from deepcluster.runtime.plain_files import MAX_TEXT, check_file, is_run
 from deepcluster.runtime.tables import PATH_COLUMNS
 from deepcluster.texts import one_line
@@ -35,6 +36,7 @@ class Dataset(Protocol):
 
 
 LIBRARIES = {"sklearn": named.from_sklearn, "torchvision": named.from_torchvision}
+LISTS = {".lst", "", ".csv", ".tsv"}  # suffixes of lists of paths, beside .txt; tables are refused with a reason
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 # Everything that :func:`find` takes.
@@ -83,9 +85,10 @@ def find(images: Images, *others: str, may_be_empty: bool = False) -> Source:
 
 
 def _is_dataset(images: Any) -> TypeGuard[Dataset]:
-    """Tell if it gives images by number; the first item of a list decides."""
+    """Tell if it gives images by number; the first item of a list decides, but for items that are None."""
     if isinstance(images, list | tuple):
-        return bool(images) and (isinstance(images[0], Image.Image | np.ndarray) or is_tensor(images[0]))
+        first = next((item for item in images if item is not None), None)
+        return isinstance(first, Image.Image | np.ndarray) or is_tensor(first)
     indexed = hasattr(images, "__len__") and hasattr(images, "__getitem__")
     return indexed and not isinstance(images, str | bytes | bytearray | Mapping)
 
@@ -119,7 +122,7 @@ def _from_text(text: str) -> Source:
         return arrays.from_numpy_file(path)
     if shards.is_shard(path.name):
         return shards.from_tars({path.name: path}, path.stem, str(path))
-    if suffix == ".txt" or (suffix not in SUFFIXES and _is_text(path)):
+    if suffix == ".txt" or (suffix in LISTS and _is_text(path)):
         return from_files(listed(path), path.stem, str(path))
     return from_files([(path.name, path)], path.stem, str(path))
 
@@ -146,7 +149,7 @@ def _collection(paths: Iterable[str | Path]) -> Source:
     if len({top.anchor for top in tops}) > 1:
         raise DataError("IMAGES are on several drives: write the paths of all images to a .txt file, and give that")
     folder = Path(os.path.commonpath(tops))
-    reasons: dict[str, str | None] = {}
+    reasons: dict[str, Reason | None] = {}
     for path, walked in sorted(inside.items(), key=lambda item: item[1] is None):  # a name is stronger than a reason
         is_other = shards.is_shard(path.name) or path.suffix.lower() in (".txt", ".npy", ".npz")
         if is_other if walked is None else shards.shards_among([*walked]):
@@ -160,20 +163,23 @@ def _collection(paths: Iterable[str | Path]) -> Source:
 def _from_folder(folder: Path) -> Source:
     """Return all files below a folder (maybe none), or all images in its shards if it holds shards.
 
-    Names that start with a dot are ignored, links and devices skipped, run folders left out.
+    Names that start with a dot and folders of the system are ignored, links and devices skipped, run folders left out.
     """
     source = files_in(folder, dict(_walk(folder)), str(folder), Path(os.path.realpath(folder)))
     if source.skipped and not source.paths:
         aside = "".join(f"; {one_line(path)}: {reason}" for path, reason in source.skipped[:3])
         raise DataError(f"no files in {one_line(str(folder))}{aside}. {WHAT_TO_TYPE}")
     if names := shards.shards_among(source.paths):
-        beside = [(path, "beside the shards, not read") for path in source.paths if not shards.is_shard(path)]
+        reason = Reason("beside the shards, not read", "beside the shards")
+        beside = [(path, reason) for path in source.paths if not shards.is_shard(path)]
         files = {path: folder / path for path in names}
         return shards.from_tars(files, source.name, source.location, [*source.skipped, *beside])
     return source
 
 
-def files_in(folder: Path, reasons: Mapping[str, str | None], location: str, real_folder: Path | None = None) -> Source:
+def files_in(
+    folder: Path, reasons: Mapping[str, Reason | None], location: str, real_folder: Path | None = None
+) -> Source:
     """Return files by their paths in a folder, with ``reasons`` to skip some (None: used); folders give the labels.
 
     ``real_folder``: The folder without links, if no link is below it.
@@ -186,7 +192,7 @@ def files_in(folder: Path, reasons: Mapping[str, str | None], location: str, rea
     return Source(folder.name or "images", location, paths, files, labels if any(labels) else None, skipped)
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, str | None]]:
+def _walk(folder: Path) -> Iterator[tuple[str, Reason | None]]:
     """Yield (path relative to the folder, None or the reason not to open it). DataError if there is nothing to walk."""
     if is_run(folder):
         raise DataError(
@@ -197,7 +203,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, str | None]]:
         below = waiting.pop()
         try:
             with os.scandir(folder / below) as listing:
-                entries = [entry for entry in listing if not entry.name.startswith(".")]
+                entries = [entry for entry in listing if not is_hidden(entry.name)]
         except OSError as error:
             if not below:
                 raise DataError(f"cannot read the folder {one_line(str(folder))}: {explain(error)}") from error
@@ -248,7 +254,7 @@ def from_table(paths: Sequence[str], name: str, folders: Sequence[Path]) -> Sour
         return None
     is_near = not all(map(os.path.isabs, paths))
     location = f"{str(folder).rstrip('/')}{SOME_FILES}" if is_near else "python:paths"
-    labels = tuple((folder / path).parent.name for path in paths)
+    labels = _folder_names([folder / path for path in paths])
     return Source(name, location, tuple(paths), _Files(paths, folder), labels)
 
 
@@ -260,22 +266,33 @@ def from_files(files: Sequence[tuple[str, Path]], name: str, location: str) -> S
         title = {"-": "standard input", "python:paths": "the list"}.get(location, one_line(location))
         raise DataError(f"no paths in {title}: give the path of at least one image")
     paths = tuple(path.replace(os.sep, "/") for path, _ in files)
-    labels = tuple(file.parent.name for _, file in files)
-    return Source(name, location, paths, _Files([file for _, file in files]), labels if any(labels) else None)
+    places = [file for _, file in files]
+    return Source(name, location, paths, _Files(places), _folder_names(places))
+
+
+def _folder_names(files: Sequence[Path]) -> tuple[str, ...] | None:
+    """Return the labels of files: the names of their folders, but for files in the folder of all; None if none has one.
+
+    So a list has the labels of the folder that has its files.
+    """
+    folders = [file.parent for file in files]
+    several = len({folder.anchor for folder in folders}) > 1  # drives
+    top = None if several else Path(os.path.commonpath(folders))
+    labels = tuple("" if folder == top else folder.name for folder in folders)
+    return labels if any(labels) else None
 
 
 @dataclass(frozen=True)
-class _Files(Items):
+class _Files(Encoded):
     paths: Sequence[str | Path]  # absolute, or below ``folder``
     folder: Path = Path()
     real_folder: Path | None = None  # of ``folder``; no link below it is followed
     of_files = True
 
-    def read(self, i: int, size: int | None = None) -> Image.Image:
-        return decode(self.file(i), size=size)
-
     def file(self, i: int) -> Path:
         return self.folder / self.paths[i]
+
+    content = file
 
     def origin(self, i: int) -> Origin:
         path = self.file(i)
@@ -306,7 +323,10 @@ def located(path: str, folder: Path | None = None) -> Path:
 
 def absolute(path: str | Path) -> Path:
     """Return the absolute path; unlike ``resolve()`` it does not follow a link that was named on purpose."""
-    return Path(os.path.abspath(path))  # noqa: PTH100
+    try:
+        return Path(os.path.abspath(path))  # noqa: PTH100
+    except FileNotFoundError:
+        raise DataError("the current folder is gone: change to another folder, and try again") from None
 
 
 def _lines(content: bytes) -> list[str]:
@@ -336,12 +356,11 @@ def _sent() -> list[str]:
 
 def _is_text(file: Path) -> bool:
     """Tell if the first 64 KiB are text in UTF-8 or (by the first bytes) UTF-16."""
-    try:
+    with suppress(OSError, ValueError):
         check_file(file, sys.maxsize)
         with file.open("rb") as stream:
             start = stream.read(1 << 16)
         encoding = "utf-16" if start.startswith(UTF_16) else "utf-8"
         codecs.getincrementaldecoder(encoding)().decode(start, final=len(start) < 1 << 16)
-    except (OSError, ValueError):
-        return False
-    return True
+        return True
+    return False

@@ -1,13 +1,14 @@
 """True labels that a user gives for images, which are known by their paths: for metrics after the fact alone."""
 
 import csv
+import os
 import re
 import unicodedata
 from pathlib import Path
 
 from deepcluster.errors import DataError, UsageError
 from deepcluster.images.source import Source
-from deepcluster.runtime.tables import PATH_COLUMNS, read_columns
+from deepcluster.runtime.tables import PATH_COLUMNS, from_windows, read_columns
 
 LABEL_COLUMNS = ("label", "class", "category", "target")
 
@@ -28,6 +29,8 @@ def true_labels(spec: str, source: Source) -> list[str]:
     by_path = _read_labels(Path(spec))
     alike = {_same_name(path): label for path, label in by_path.items()}
     labels = [by_path.get(_plain(path)) or alike.get(_same_name(path), "") for path in source.paths]
+    if any(map(os.path.isabs, by_path)) and source.items.of_files:
+        labels = [label or alike.get(_same_name(str(source.file(i))), "") for i, label in enumerate(labels)]
     if not any(labels):
         raise DataError(
             f"--labels {spec}: none of its {len(by_path)} paths is among the {len(labels)} images"
@@ -52,12 +55,13 @@ def _read_labels(file: Path) -> dict[str, str]:
     for line, row in rows:
         path = _plain(row["path"])
         label = row["label"].strip()
-        former, first = labels.setdefault(path, (label, line))
-        if former != label:
+        former, first = labels.get(path, ("", line))
+        if former and label and former != label:
             raise DataError(
                 f"--labels {file}: {path} is {former!r} in line {first} and {label!r} in line {line}:"
                 " remove one of the two lines"
             )
+        labels[path] = (former or label, first if former else line)
     return {path: label for path, (label, _) in labels.items()}
 
 
@@ -66,4 +70,4 @@ def _plain(path: str) -> str:
 
 
 def _same_name(path: str) -> str:
-    return unicodedata.normalize("NFC", _plain(path.replace("\\", "/")))
+    return unicodedata.normalize("NFC", _plain(from_windows(path).replace("\\", "/")))

@@ -90,16 +90,19 @@ def are_features(X: Any) -> bool:
     if hasattr(X, "cast_column") or column_of_paths(X) is not None:
         return False
     if is_column(X):
-        first = next(iter(X), "")
+        first = next((item for item in X if item is not None), "")
         return not isinstance(first, str | Path | Image.Image) and getattr(first, "ndim", 0) < 2
     return (hasattr(X, "__array__") or hasattr(X, "shape")) and getattr(X, "ndim", 2) <= 2
 
 
 def column_of_paths(X: Any) -> Any:
-    """Return the name of the column of a data frame that has the paths of images, or None."""
-    columns = getattr(X, "columns", ())
-    names = [name for name in columns if isinstance(name, str) and name.lower() in PATH_COLUMNS]
-    return next((name for name in names if len(X) and isinstance(next(iter(X[name])), str | Path)), None)
+    """Return the name of the column of a data frame that has images or, by its name, the paths of some, or None."""
+    for name in getattr(X, "columns", ()):
+        first = next(iter(X[name]), None)
+        is_path = isinstance(first, str | Path) and isinstance(name, str) and name.lower() in PATH_COLUMNS
+        if is_path or isinstance(first, Image.Image):
+            return name
+    return None
 
 
 def column_of_rows(X: Any) -> Any:
@@ -208,6 +211,7 @@ def _read_tables(tables: Sequence[Path], title: str) -> tuple[npt.NDArray[np.flo
 
     parts: list[npt.NDArray[np.float32]] = []
     names: list[Any] = []
+    rows = 0
     shared: dict[Any, Any] = {}  # equal texts of all batches as one object
     for file in tables:
         with reading("the table", file):
@@ -220,7 +224,8 @@ def _read_tables(tables: Sequence[Path], title: str) -> tuple[npt.NDArray[np.flo
             # As dictionaries, because a long text may be in the file once and in every row.
             with pq.ParquetFile(file, metadata=metadata, read_dictionary=texts) as table:
                 for batch in table.iter_batches(columns=[embeddings, *texts]):
-                    numbers = _numbers(batch.column(embeddings), title, parts)
+                    numbers = _numbers(batch.column(embeddings), title, parts[0].shape[1] if parts else None, rows)
+                    rows += len(numbers)
                     is_used = np.ones(len(numbers), bool)
                     if "status" in texts:
                         status = _texts(batch.column("status"), shared)
@@ -247,15 +252,15 @@ def _texts(column: Any, shared: dict[Any, Any]) -> list[Any]:
     return [None if i is None else values[i] for i in column.indices.to_pylist()]
 
 
-def _numbers(column: Any, title: str, before: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    """Return lists of numbers as an array, as wide as those ``before``. DataError if a list has another length."""
+def _numbers(column: Any, title: str, width: int | None, first_row: int) -> npt.NDArray[np.float32]:
+    """Return lists of ``width`` numbers (None: as many as the first has) as an array. DataError if one has another."""
     import pyarrow.compute as pc
 
     lists = getattr(column, "storage", column)  # of an extension type
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
-    width = before[0].shape[1] if before else int(lengths[0])
+    width = int(lengths[0]) if width is None else width
     for row in np.flatnonzero(lengths != width).tolist():
-        raise _unequal(title, width, int(lengths[row]), row + sum(map(len, before)))
+        raise _unequal(title, width, int(lengths[row]), first_row + row)
     with np.errstate(over="ignore"):
         numbers: npt.NDArray[np.float32] = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
     return numbers.reshape(len(lists), width)

@@ -11,24 +11,25 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from posixpath import splitext
+from posixpath import basename, splitext
 from threading import local
 from types import SimpleNamespace
 from typing import BinaryIO
 
-from PIL import Image
-
 from deepcluster.errors import DataError
-from deepcluster.images.decode import SMALL_FILE, SUFFIXES, decode, explain
-from deepcluster.images.source import Items, Origin, Source
+from deepcluster.images.decode import OTHER, SMALL_FILE, SUFFIXES, Reason, explain
+from deepcluster.images.source import RAW_SUFFIXES, VIDEO_SUFFIXES, Encoded, Origin, Source, is_hidden
 from deepcluster.runtime.plain_files import check_file
 from deepcluster.texts import one_line
 
 _SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE)
 RANGE = re.compile(r"\{([0-9]{1,18})\.\.([0-9]{1,18})\}")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-# Files that describe shards: statistics, tables of the samples, indices.
-_BESIDE = {".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt", ".md", ".idx", ".index", ".yaml", ".yml"}
+# Files that describe shards: statistics, tables of the samples, indices; and those that Windows makes for itself.
+_BESIDE = {
+    *(".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt", ".md", ".idx", ".index", ".yaml", ".yml", ".db", ".ini"),
+    *("readme", "license"),
+}
 _LONGEST_NAME = 4096  # bytes: Linux's limit for a path
 _LONGEST_LABEL = 1 << 16  # bytes of a .cls or .json
 _LONGEST_HEADER = 1 << 20  # bytes of the long names and other extensions of one member
@@ -42,7 +43,7 @@ def is_shard(name: str) -> bool:
 def shards_among(paths: Sequence[str]) -> list[str]:
     """Return the shards among the files of a folder, if all other files describe shards; else none."""
     shards = [path for path in paths if is_shard(path)]
-    others = {splitext(path)[1].lower() for path in paths if not is_shard(path)}
+    others = {(splitext(path)[1] or basename(path)).lower() for path in paths if not is_shard(path)}
     return shards if others <= _BESIDE else []
 
 
@@ -77,7 +78,9 @@ def files_of(pattern: Path) -> dict[str, Path]:
     return shards
 
 
-def from_tars(files: Mapping[str, Path], name: str, location: str, skipped: Sequence[tuple[str, str]] = ()) -> Source:
+def from_tars(
+    files: Mapping[str, Path], name: str, location: str, skipped: Sequence[tuple[str, Reason]] = ()
+) -> Source:
     """Return the images in plain tar archives, whose headers are read once.
 
     Images are recognised by their suffix. Labels come from members KEY.cls or "label" in KEY.json; if no archive has
@@ -115,14 +118,14 @@ class _Members:
     def __init__(self, file: Path):
         self.images: dict[str, tuple[int, int]] = {}  # position and size, by name
         self.labels: dict[str, str] = {}  # by key
-        self.skipped: dict[str, str] = {}  # reasons by name; "" is the archive itself
+        self.skipped: dict[str, Reason] = {}  # reasons by name; "" is the archive itself
         try:
             check_file(file, sys.maxsize)
-            reason = self._read(file)
+            reason = Reason(self._read(file))
         except (OSError, ValueError) as error:
             reason = explain(error)
         if reason or not self.images:
-            self.skipped[""] = reason or "no image in it"
+            self.skipped[""] = reason or Reason("no image in it")
 
     def _read(self, file: Path) -> str:
         """Take all members; return the damage, or ""."""
@@ -158,7 +161,7 @@ class _Members:
     def _take(self, member: tarfile.TarInfo, stream: BinaryIO, *, plain: bool) -> None:
         """Take a member if it is an image, a label, or something that a user would miss."""
         parts = [part for part in member.name.split("/") if part not in ("", ".")]
-        if member.isdir() or not parts or any(part.startswith(".") and part != ".." for part in parts):
+        if member.isdir() or not parts or any(is_hidden(part) and part != ".." for part in parts):
             return
         name = "/".join(parts)
         kind = parts[-1].lower().partition(".")[2]
@@ -171,15 +174,17 @@ class _Members:
                     self.labels[key] = sys.intern(label)
             return
         if is_shard(name):
-            reason = "an archive within an archive, not read"
+            reason = Reason("an archive within an archive, not read")
+        elif name.lower().endswith((*RAW_SUFFIXES, *VIDEO_SUFFIXES)):
+            reason = Reason("not read in an archive: extract it into a folder", OTHER)
         elif splitext(name)[1].lower() not in SUFFIXES:
             return
         elif "\0" in name or len(os.fsencode(name)) > _LONGEST_NAME:
-            reason = "not a possible file name"
+            reason = Reason("not a possible file name")
         elif not plain:
-            reason = "a link, a device or a sparse file, not read"
+            reason = Reason("a link, a device or a sparse file, not read")
         elif name in self.images:
-            reason = "a second member of this name; the first is used"
+            reason = Reason("a second member of this name; the first is used")
         else:
             self.images[name] = (member.offset_data, member.size)
             return
@@ -199,7 +204,7 @@ def _label_in(content: bytes, kind: str) -> str | None:
     return None
 
 
-class _Archives(Items):
+class _Archives(Encoded):
     """Archives that are open to read images by number. An image costs 16 bytes: its position and its size."""
 
     def __init__(self, files: Mapping[str, Path]):
@@ -216,7 +221,7 @@ class _Archives(Items):
         self._offsets.extend(offset for offset, _ in members.images.values())
         self._sizes.extend(size for _, size in members.images.values())
 
-    def read(self, i: int, size: int | None = None) -> Image.Image:
+    def content(self, i: int) -> BinaryIO:
         number = self._number(i)
         begin = self._offsets[i]
         length = self._sizes[i]
@@ -227,9 +232,9 @@ class _Archives(Items):
         if length > SMALL_FILE:
             member = tarfile.TarInfo()
             member.offset_data, member.size = begin, length
-            return decode(tarfile.ExFileObject(SimpleNamespace(fileobj=stream), member), size=size)  # type: ignore[arg-type]
+            return tarfile.ExFileObject(SimpleNamespace(fileobj=stream), member)  # type: ignore[arg-type]
         stream.seek(begin)
-        return decode(io.BytesIO(stream.read(length)), size=size)
+        return io.BytesIO(stream.read(length))
 
     def origin(self, i: int) -> Origin:
         prefix, _, file = self._shards[self._number(i)]

@@ -1,18 +1,19 @@
 """Source: images that exist but are not yet read, and why some are left out."""
 
 import os
+from abc import abstractmethod
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 from PIL import Image
 
 from deepcluster.errors import DataError
-from deepcluster.images.decode import NO_PREVIEW, reads_raw
+from deepcluster.images.decode import DAMAGED, OTHER, RAW, Reason, decode, reads_raw, sides
 from deepcluster.runtime.machine import check_fits
 from deepcluster.texts import one_line, plural
 
@@ -22,8 +23,10 @@ WHAT_TO_TYPE = (
     " or torchvision:NAME"
 )
 IDS = "python:ids"  # location of images that have no files, but ids
-LINK = "a symbolic link, not followed"  # reason to skip one in a folder
+LINK = Reason("a symbolic link, not followed", "linked")  # to skip one in a folder
 SOME_FILES = "/."  # ends the location of images that are some of the files in a folder
+# Folders that a disk, an archive or a NAS makes for itself; some have thumbnails of all photographs.
+SYSTEM_FOLDERS = {"@eadir", "#recycle", "__macosx", "lost+found", "$recycle.bin"}
 
 
 class Origin(NamedTuple):
@@ -45,11 +48,29 @@ class Items(Protocol):
         """
         ...
 
+    def short_side(self, i: int) -> int:
+        """Return the shorter side of the i-th image in px, by its header if it is encoded. Raises as ``read``."""
+        return min(self.read(i).size)
+
     def file(self, i: int) -> Path | None:
         """Return the absolute path of the i-th image; None for one that is no file."""
         return None
 
     def origin(self, i: int) -> Origin: ...
+
+
+class Encoded(Items):
+    """Images that are decoded as files are."""
+
+    @abstractmethod
+    def content(self, i: int) -> Path | BinaryIO:
+        """Return the file of the i-th image, or a stream of its bytes."""
+
+    def read(self, i: int, size: int | None = None) -> Image.Image:
+        return decode(self.content(i), size=size)
+
+    def short_side(self, i: int) -> int:
+        return min(sides(self.content(i)))
 
 
 @dataclass(frozen=True)
@@ -82,7 +103,7 @@ class Source:
     paths: tuple[str, ...]
     items: Items  #: these images, and perhaps others
     labels: tuple[str, ...] | None = None  #: the labels of ``paths``, if the source has any
-    skipped: tuple[tuple[str, str], ...] = ()  #: (path, reason) of files that are never opened
+    skipped: tuple[tuple[str, Reason], ...] = ()  #: (path, reason) of files that are never opened
     numbers: Sequence[int] | None = None  #: the numbers of the images among ``items``; None: 0, 1, 2, ...
 
     @property
@@ -99,6 +120,9 @@ class Source:
 
     def read(self, i: int, size: int | None = None) -> Image.Image:
         return self.items.read(self._number(i), size)
+
+    def short_side(self, i: int) -> int:
+        return self.items.short_side(self._number(i))
 
     def file(self, i: int) -> Path | None:
         return self.items.file(self._number(i))
@@ -174,6 +198,10 @@ class _Several(Items):
         source, i = self._at(i)
         return source.read(i, size)
 
+    def short_side(self, i: int) -> int:
+        source, i = self._at(i)
+        return source.short_side(i)
+
     def file(self, i: int) -> Path | None:
         source, i = self._at(i)
         return source.file(i)
@@ -190,37 +218,31 @@ def joined(sources: Sequence[Source], name: str, location: str) -> Source:
     return Source(name, location, paths, _Several(sources), labels if any(labels) else None)
 
 
+def is_hidden(name: str) -> bool:
+    """Tell if a file or folder of this name is no image of a person."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+
+
 RAW_SUFFIXES = (
     *(".arw", ".cr2", ".cr3", ".crw", ".dng", ".iiq", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl"),
     *(".sr2", ".srf", ".srw", ".x3f"),
 )
 VIDEO_SUFFIXES = (".3gp", ".avi", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm", ".wmv")
-VIDEO, SIDECAR, OTHER = "video", "sidecar", "other file"
-# Kinds of skipped images, by the begin of the reason; another reason is a kind of its own.
-KINDS: dict[str | tuple[str, ...], str] = {
-    "not an image": OTHER,
-    "cannot be decoded": "damaged",
-    "empty file": "empty",
-    "too many pixels": "too large",
-    "a symbolic link": "linked",
-    ("a FIFO", "a socket", "a device"): "no plain file",
-    "beside the shards": "beside the shards",
-}
+VIDEO, SIDECAR = "video", "sidecar"
 
 
-def counted(skipped: Iterable[tuple[str, str]]) -> str:
+def counted(skipped: Iterable[tuple[str, Reason]]) -> str:
     """Count (path, reason) by kind, most frequent first: ``2 damaged, 1 video``."""
-    kinds = Counter(_kind(path, reason) for path, reason in skipped)
+    kinds = Counter(_kind(path.lower(), reason.kind) for path, reason in skipped)
     nouns = (VIDEO, SIDECAR, OTHER)
     return ", ".join(
         plural(times, kind) if kind in nouns else f"{times:,} {kind}" for kind, times in kinds.most_common()
     )
 
 
-def _kind(path: str, reason: str) -> str:
-    kind = next((kind for start, kind in KINDS.items() if reason.startswith(start)), reason.partition(":")[0])
-    name = path.lower()
-    if reason.startswith(NO_PREVIEW) or (kind in (OTHER, "damaged") and name.endswith(RAW_SUFFIXES)):
+def _kind(name: str, kind: str) -> str:
+    """Return the kind of a skipped file, whose suffix tells more if it has no image."""
+    if kind == RAW or (kind in (OTHER, DAMAGED) and name.endswith(RAW_SUFFIXES)):
         return "RAW (export them as JPEG)" if reads_raw() else "RAW (pip install rawpy, or export them as JPEG)"
     if kind == OTHER and name.endswith((*VIDEO_SUFFIXES, ".xmp")):
         return SIDECAR if name.endswith(".xmp") else VIDEO

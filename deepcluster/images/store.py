@@ -9,22 +9,26 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from torch import Tensor
 
 from deepcluster.errors import DataError, DiskError
-from deepcluster.images.decode import explain, pillow_limits
+from deepcluster.images.decode import Reason, explain, pillow_limits
 from deepcluster.images.source import Source, nothing_readable
 from deepcluster.runtime.devices import cores, in_order, pool_of
+from deepcluster.runtime.machine import available, local_world_size
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 
 Pixels = npt.NDArray[np.uint8]
+Value = TypeVar("Value")
 
 # Threads pass the interpreter on at every file operation: for tiny images that costs more than a second core
 # gains. JPEGs of 32 px came at 10,000/s from one thread and 6,300/s from two, JPEGs of 128 px at 3,500/s and 4,800/s.
@@ -33,7 +37,7 @@ _TRIAL = 4  # images that are timed, of
 _STRETCH = 4096  # images
 _BATCH = 4  # images that a thread is given at a time: one by one costs 25 % at 32 px
 _BLOCK = 1024  # rows that move at a time
-MEMORY_BUDGET = 4 << 30  # bytes of images in memory; more go to a mapped file
+MEMORY_BUDGET = 4 << 30  # bytes of images in memory, at most; more go to a mapped file
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Store:
     # uint8, N x 3 x S x S, channels-last in memory (a mapped file above the budget); of several ranks only this one's.
     images: Tensor
     usable: tuple[int, ...]  # row i of all ranks is ``source.paths[usable[i]]``
-    skipped: tuple[tuple[str, str], ...]  # (path, reason) of all other images, in the order of their bytes
+    skipped: tuple[tuple[str, Reason], ...]  # (path, reason) of all other images, in the order of their bytes
     partition: Partition  # owner (rank) of every row
 
 
@@ -59,7 +63,7 @@ def read_once(
     processes: Processes = ALONE,
     *,
     folder: Path | None = None,
-    memory_budget: int = MEMORY_BUDGET,
+    memory_budget: int | None = None,
     none_is_fine: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Store:
@@ -69,7 +73,7 @@ def read_once(
         size: The side of the squares, in px. A JPEG is decoded reduced, see ``decode``.
         processes: They share the images: a rank reads and keeps its part of them.
         folder: Place of images.u8 if the images exceed the budget.
-        memory_budget: Bytes.
+        memory_budget: Bytes (None: :func:`store_budget` with a folder, ``MEMORY_BUDGET`` without).
         none_is_fine: Return an empty store if no image is usable.
         progress: Called after every image of this rank with (done, total).
 
@@ -82,20 +86,15 @@ def read_once(
         torch.Size([5, 3, 16, 16])
     """
     share = processes.part(len(source.paths))
-    rows = _allocate(len(share), size, folder, memory_budget)
+    default = store_budget() if folder else MEMORY_BUDGET
+    rows = _allocate(len(share), size, folder, default if memory_budget is None else memory_budget)
 
-    def fill(row: int) -> str | None:
-        try:
-            rows[row] = square(source.read(share[row], size), size)
-        except (MemoryError, DataError):  # a DataError concerns the whole source
-            raise
-        except Exception as error:
-            return explain(error)
-        return None
+    def fill(row: int) -> None:
+        rows[row] = square(source.read(share[row], size), size)
 
-    failures: dict[int, str] = {}
+    failures: dict[int, Reason] = {}
     # pillow_limits() here and not in fill(): the warning filters belong to the process, not to a thread.
-    with pillow_limits(), closing(_results(fill, len(share))) as reasons:
+    with pillow_limits(), closing(_results(partial(_tried, fill), len(share))) as reasons:
         for row, reason in enumerate(reasons):
             if reason is not None:
                 failures[row] = reason
@@ -105,14 +104,19 @@ def read_once(
     # Rows move to the front in place. The numbers ascend, so no row is overwritten before it has moved.
     for start in range(min(failures, default=len(share)), len(filled), _BLOCK):
         rows[start : min(start + _BLOCK, len(filled))] = rows[filled[start : start + _BLOCK]]
-    failed_here = [(source.paths[share[row]], reason) for row, reason in failures.items()]
+    failed_here = [(source.paths[share[row]], reason, reason.kind) for row, reason in failures.items()]
     usable = [i for part in processes.all_gather_json([share[row] for row in filled.tolist()]) for i in part]
-    failed = [(path, reason) for part in processes.all_gather_json(failed_here) for path, reason in part]
+    failed = [(path, Reason(*reason)) for part in processes.all_gather_json(failed_here) for path, *reason in part]
     if not usable and not none_is_fine:
         raise nothing_readable(source.location, len(source.paths), failed)
     skipped = sorted([*source.skipped, *failed], key=lambda pair: os.fsencode(pair[0]))
     images = torch.from_numpy(rows[: len(filled)]).permute(0, 3, 1, 2)
     return Store(images, tuple(usable), tuple(skipped), Partition.of(processes, len(filled)))
+
+
+def store_budget() -> int:
+    """Return the bytes of images that this process may keep in memory: three tenths of all that is available now."""
+    return int(min(MEMORY_BUDGET, 0.3 * available() / local_world_size()))
 
 
 def check_alike(source: Source, processes: Processes) -> None:
@@ -167,7 +171,7 @@ def _allocate(count: int, size: int, folder: Path | None, memory_budget: int) ->
         ) from error
 
 
-def _results(work: Callable[[int], str | None], count: int) -> Generator[str | None, None, None]:
+def _results(work: Callable[[int], Value], count: int) -> Generator[Value, None, None]:
     """Yield work(0), work(1), ... in order: by one thread a core, or by this thread if that is quicker."""
     threads = cores()
     with pool_of(threads) as pool:
@@ -185,32 +189,52 @@ def _results(work: Callable[[int], str | None], count: int) -> Generator[str | N
 
 MAX_JPEG_NOISE = 2.0  # mean difference between the channels of a grey image that was saved as a colour JPEG
 MIN_GREY_SHARE = 0.95
-COUNT = 200  # images
+SIDES, COLOURS = 200, 40  # images whose sides are measured, and whose colours are
 PREVIEW_SIZE = 64  # px: enough to see colour; a large JPEG is decoded at an eighth of its size
 
 
 def preview(source: Source) -> tuple[int, bool]:
     """Return the median shorter side of images in px, and True if they have no colour, both from a sample.
 
-    It is the first ``COUNT`` usable images in the order of the SHA-256 of their path: as good as random, the same on
-    every machine, and the same with or without unusable files. Raises ``DataError`` if no image is usable.
+    It is the first images in the order of the SHA-256 of their path: as good as random, and the same on every machine.
+    The sides are in their headers; fewer are decoded for their colour. Images of which this fails are left out. Raises
+    ``DataError`` if no image is usable.
     """
-    sides: list[int] = []
-    grey: list[bool] = []
-    failures: list[tuple[str, str]] = []
+    order = sorted(range(len(source.paths)), key=lambda i: hashlib.sha256(os.fsencode(source.paths[i])).digest())
+
+    def is_grey(i: int) -> bool:
+        red, green, blue = source.read(i, PREVIEW_SIZE).split()
+        most = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+        least = ImageChops.darker(ImageChops.darker(red, green), blue)
+        return bool(np.asarray(ImageChops.subtract(most, least)).mean() <= MAX_JPEG_NOISE)
+
+    def first(count: int, look: Callable[[int], int]) -> list[int]:
+        """Return ``look`` of the first images of which it succeeds."""
+        looked: list[int] = []
+        failures: list[tuple[str, Reason]] = []
+        with pool_of(cores()) as pool:
+            results = in_order(pool, partial(_tried, look), order, 2 * cores())
+            for i, result in zip(order, results, strict=False):
+                if isinstance(result, Reason):
+                    failures.append((source.paths[i], result))
+                    continue
+                looked.append(result)
+                if len(looked) == count:
+                    break
+        if not looked:
+            raise nothing_readable(source.location, len(source.paths), failures)
+        return looked
+
     with pillow_limits():
-        for i in sorted(range(len(source.paths)), key=lambda i: hashlib.sha256(os.fsencode(source.paths[i])).digest()):
-            try:
-                image = source.read(i, PREVIEW_SIZE)
-            except (MemoryError, DataError):  # a DataError concerns the whole source
-                raise
-            except Exception as error:
-                failures.append((source.paths[i], explain(error)))
-                continue
-            sides.append(image.info.get("short_side", min(image.size)))
-            grey.append(bool(np.ptp(np.asarray(image), axis=2).mean() <= MAX_JPEG_NOISE))
-            if len(sides) == COUNT:
-                break
-    if not sides:
-        raise nothing_readable(source.location, len(source.paths), failures)
+        sides, grey = first(SIDES, source.short_side), first(COLOURS, is_grey)
     return int(np.median(sides)), sum(grey) >= MIN_GREY_SHARE * len(grey)
+
+
+def _tried(work: Callable[[int], Value], i: int) -> Value | Reason:
+    """Return the work's value for an image, or the reason why it is not usable."""
+    try:
+        return work(i)
+    except (MemoryError, DataError):  # a DataError concerns the whole source
+        raise
+    except Exception as error:
+        return explain(error)

@@ -71,17 +71,16 @@ def fetch(name: str, progress: Progress = lambda *_: None) -> Path:
     try:
         # Asked once before: without a connection the download alone tries for half a minute.
         digest = get_hf_file_metadata(hf_hub_url(repository, FILE)).etag or ""
+        problem = "have no SHA-256 at the Hub, or at its mirror (HF_ENDPOINT), so they cannot be checked"
         if _SHA256.fullmatch(digest):  # it becomes the name of a file
             path = Path(hf_hub_download(repository, FILE, force_download=True, tqdm_class=_bar(progress)))
             if _sha256(path) == digest:
                 return path
             path.resolve().unlink()
+            problem = f"arrived damaged (their SHA-256 is not the {digest} that the Hub announces)"
     except Exception as error:  # the libraries that download raise many kinds
         raise _explained(error, name, repository) from error
-    raise ModelError(
-        f"the weights of {_cli_name(name)} arrived damaged (their SHA-256 is not {digest[:64]!r}, which the Hub"
-        f" announces): try again later, or {_by_hand(name, repository)}"
-    )
+    raise ModelError(f"the weights of {_cli_name(name)} {problem}: try again later, or {_by_hand(name, repository)}")
 
 
 def keep_in_cache(name: str, file: Path) -> Path:

@@ -244,9 +244,9 @@ def as_network(body: nn.Module, image_size: int) -> Network:
         raise UsageError(f"{name} has no weights, so nothing in it can learn")
     features = _trial(body, name, image_size, count=2)
     if isinstance(features, Tensor) and features.dim() == 4:
-        body = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        body = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten()).train(body.training)
         features = features[:, :, 0, 0]
-    return Network(body, _width(features, name, count=2)).to(_device(body))
+    return Network(body, _width(features, name, count=2)).to(_device(body)).train(body.training)
 
 
 def copy_of_module(
@@ -271,10 +271,11 @@ def _trial(body: nn.Module, name: str, image_size: int, count: int = 1) -> objec
 
     timm's ``num_features`` cannot be trusted: it is 576 for a MobileNetV3 that gives 1024 features.
     """
+    training = body.training
     body.eval()
     with checked_size(name, image_size), torch.no_grad():
         features = body(torch.zeros(count, 3, image_size, image_size, device=_device(body)))
-    body.train()
+    body.train(training)
     return features
 
 

@@ -19,6 +19,7 @@ from deepcluster.errors import UsageError
 from deepcluster.groups.due import drift
 from deepcluster.images import Images as AnyImages
 from deepcluster.images import Source, find
+from deepcluster.images.decode import Reason
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.own_features import read_features
 from deepcluster.images.source import IDS, check_skipped, counted, nothing_readable
@@ -73,7 +74,7 @@ class _New:
     residuals: Tensor  # n
     images: Tensor | None  # pixels; None if there are no files
     digests: Sequence[str]  # of their pixels or features
-    failed: Sequence[tuple[str, str]]  # (path, reason) of the files that cannot be read
+    failed: Sequence[tuple[str, Reason]]  # (path, reason) of the files that cannot be read
     tried: int  # images asked for, known ones included
 
     @property
@@ -152,7 +153,7 @@ def _counts_text(new: _New) -> str:
     if new.known:
         counts.append(f"{new.known:,} in the run already")
     if new.skipped:
-        kinds = counted((row["path"], row["reason"]) for row in new.skipped)
+        kinds = counted((*new.source.skipped, *new.failed))
         counts.append(f"{len(new.skipped):,} skipped: {kinds}")
     return ", ".join(counts)
 
@@ -193,7 +194,7 @@ def _read(folder: run_folder.RunFolder, run: Run, images: AnyImages, scratch: Pa
     fresh = [i for i in range(len(source.paths)) if not source.items.of_files or source.origin(i) not in present]
     known = {*used.column("sha256")}
     usable = source.rows(fresh)
-    failed = tuple[tuple[str, str], ...]()
+    failed = tuple[tuple[str, Reason], ...]()
     if features is not None:
         values = features[fresh]
     else:

@@ -18,6 +18,7 @@ from deepcluster.model import WORDS, Model, Said
 from deepcluster.runs.change import Carried, Change, carry_out, decided, preview
 from deepcluster.runs.run import Run
 from deepcluster.runtime.console import Display, Several
+from deepcluster.runtime.tables import from_windows
 from deepcluster.storage import run_folder
 from deepcluster.storage.edits_file import LONGEST_NAME, Edits
 from deepcluster.texts import plural, some
@@ -162,7 +163,7 @@ def moved_rows(edits: Edits, paths: Sequence[str]) -> dict[int, int]:
     by_path = {path: row for row, path in enumerate(paths)} if named else {}
     moves: dict[int, int] = {}
     for image, number in edits.move:
-        row = by_path.get(image, -1) if isinstance(image, str) else image
+        row = by_path.get(image, by_path.get(from_windows(image), -1)) if isinstance(image, str) else image
         if row < 0:
             raise UsageError(f"{str(image)[:200]!a} is no image of the run: see clusters.csv")
         if row >= len(paths):

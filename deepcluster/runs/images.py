@@ -13,9 +13,10 @@ from torch import Tensor
 
 from deepcluster.errors import DataError, DeepClusterError
 from deepcluster.images import Source, find
+from deepcluster.images.decode import Reason
 from deepcluster.images.files import from_files
 from deepcluster.images.named import cache_folder
-from deepcluster.images.source import joined
+from deepcluster.images.source import LINK, joined
 from deepcluster.images.store import Store, read_once
 from deepcluster.report.pictures import GREY_LEVEL
 from deepcluster.runtime.log import warn
@@ -65,11 +66,12 @@ def images_at_hand(images: Images, base: Path, *, skipped: bool = False) -> Sour
     Args:
         images: The content of images.csv.
         base: The folder from which relative places start: the run's own, or another one with the same files.
-        skipped: With the skipped files that exist, to try them again.
+        skipped: With the skipped files that exist, to try them again, but for links.
     """
     rows = [*images.used]
     if skipped:
-        rows += [{"path": path, "source": "", "member": "", "label": ""} for path in images.skipped]
+        tried = (path for path, reason in images.skipped.items() if reason != LINK)
+        rows += [{"path": path, "source": "", "member": "", "label": ""} for path in tried]
     files: dict[str, Path] = {}
     held: defaultdict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -124,7 +126,9 @@ def images_of(run: Path) -> Source:
     first: dict[tuple[str, str], int] = {}
     for i in range(len(source.paths)):
         first.setdefault(source.origin(i), i)
-    return replace(source, numbers=None) if len(first) == len(source.paths) else source.rows(sorted(first.values()))
+    once = source if len(first) == len(source.paths) else source.rows(sorted(first.values()))
+    links = tuple((path, LINK) for path, why in images.skipped.items() if why == LINK and os.path.lexists(base / path))
+    return replace(once, skipped=links)
 
 
 def name_in_run(file: Path, base: Path) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from deepcluster.errors import UsageError
-from deepcluster.runtime.machine import versions
+from deepcluster.runtime.machine import control_groups, local_world_size, versions
 
 CPU = torch.device("cpu")
 ROWS_SHARE = 0.4  # of a device's memory, for the rows to be clustered: a training step needs some as well
@@ -36,7 +36,7 @@ def choose_device(name: str = "auto") -> torch.device:
     if not available.get(kind):
         there = ", ".join(kind for kind, is_there in available.items() if is_there)
         raise UsageError(f"device {name}: this machine has {there}; auto chooses")
-    local = os.environ.get("LOCAL_RANK") if name == "cuda" else None
+    local = os.environ.get("LOCAL_RANK") if name == "cuda" or (kind == "cuda" and local_world_size() > 1) else None
     if local is not None and int(local) >= torch.cuda.device_count():
         raise UsageError(
             f"device cuda: process {local} of this machine finds {torch.cuda.device_count()} GPUs: start as many"
@@ -155,8 +155,13 @@ Value = TypeVar("Value")
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use, also by the quota of a container or service."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for group in control_groups("cpu"):
+        with suppress(OSError, ValueError):  # "max" if there is no quota
+            quota, period = map(int, (group / "cpu.max").read_text().split())
+            count = min(count, max(1, -(-quota // period)))
+    return count
 
 
 def in_order(

@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -35,15 +36,16 @@ def available(root: Path = Path("/")) -> float:
     with suppress(OSError, ValueError, StopIteration):
         lines = (root / "proc/meminfo").read_text().splitlines()
         limits.append(1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")))
-    for group, limit, used, prefix in (
-        ("sys/fs/cgroup", "memory.max", "memory.current", ""),
-        ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
-    ):
-        with suppress(OSError, ValueError):  # "max" if there is no limit
-            free = int((root / group / limit).read_text()) - int((root / group / used).read_text())
-            sizes = dict(line.split() for line in (root / group / "memory.stat").read_text().splitlines())
-            cache = sum(int(sizes.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
-            limits.append(float(free + cache))
+    for group in control_groups("memory", root):
+        for limit, used, prefix in (
+            ("memory.max", "memory.current", ""),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+        ):
+            with suppress(OSError, ValueError):  # "max" if there is no limit
+                free = int((group / limit).read_text()) - int((group / used).read_text())
+                sizes = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                cache = sum(int(sizes.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+                limits.append(float(free + cache))
     if sys.platform != "win32":
         soft = resource.getrlimit(resource.RLIMIT_AS)[0]
         if soft != resource.RLIM_INFINITY:
@@ -52,6 +54,17 @@ def available(root: Path = Path("/")) -> float:
                 address_space = int((root / "proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             limits.append(float(soft - address_space))
     return max(0.0, min(limits))
+
+
+def control_groups(controller: str, root: Path = Path("/")) -> Iterator[Path]:
+    """Yield the folders of this process's control groups, from the innermost to the top: each may have a limit."""
+    lines = ["::", f":{controller}:"]  # the top, which is all that a container sees
+    with suppress(OSError):  # a system without control groups
+        lines += (root / "proc/self/cgroup").read_text().splitlines()
+    for _, names, path in (line.split(":", 2) for line in lines):
+        if controller in (names or controller).split(","):  # version 2 has no names
+            top = root / "sys/fs/cgroup" / (names and controller)
+            yield from (group for group in (top / path.strip("/") / "file").parents if group.is_relative_to(top))
 
 
 def peak_mb() -> int | None:
@@ -74,12 +87,10 @@ def check_fits(what: str, needed: float, advice: str) -> None:
 
 def world_size() -> int:
     """Return the number of processes that torchrun has started; 1 without it."""
-    try:
-        return max(1, int(os.environ.get("WORLD_SIZE", "1")))
-    except ValueError:
-        raise UsageError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']} in the environment is not a number: unset it"
-        ) from None
+    for name in ("WORLD_SIZE", "RANK"):
+        if "WORLD_SIZE" in os.environ and not (value := os.environ.get(name, "0")).isdecimal():
+            raise UsageError(f"{name}={value} in the environment is not a number: unset it")
+    return max(1, int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def local_world_size() -> int:
@@ -88,5 +99,5 @@ def local_world_size() -> int:
 
 
 def is_main_rank() -> bool:
-    """Return whether this is the process that prints."""
-    return os.environ.get("RANK", "0") == "0"
+    """Return whether this is the process that prints, also the error about a RANK that is no number."""
+    return not os.environ.get("RANK", "0").lstrip("0").isdecimal()

@@ -166,12 +166,18 @@ def init_processes() -> Iterator[Processes]:
     if local_world_size() == world_size() and Path("/sys/class/net/lo").exists():
         # Gloo, which asks nobody for a password, would listen at the address of this machine.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # Compiled code waits for the other ranks, and runs no handler of Python: there, a signal ends the process at once.
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=COLLECTIVE_TIMEOUT
         )
     except (ValueError, dist.DistError) as error:
         raise UsageError(f"the processes did not meet ({first_line(error)}): start them by torchrun") from None
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     except BaseException as error:

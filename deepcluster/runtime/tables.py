@@ -6,9 +6,11 @@ guard in front: a path ``./``, with which it still names the same file for every
 ``'``, the sign by which spreadsheets mark text.
 """
 
+import codecs
 import csv
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from deepcluster.runtime.plain_files import MAX_TEXT, check_file, lines_of
 CsvRow = Mapping[str, Any]
 
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")  # names of a column of paths in strangers' tables
+UTF_8_MARK = "\ufeff"  # at the start of a file: Excel takes it for UTF-8 by this alone
+DELIMITERS = ",;\t"  # a spreadsheet writes semicolons in a country with decimal commas, and tabs in UTF-16
 PATH = "./"
 TEXT = "'"
 TEXT_COLUMNS = ("name", "now", "reason", "label", "source", "member")
@@ -47,13 +51,22 @@ def read_columns(
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the line number and some cells of every row of a table from outside, without guards.
 
+    The table has commas, semicolons or tabs, and is in UTF-8 or UTF-16. Text but paths that is not UTF-8 is taken for
+    that of Windows, see :func:`from_windows`.
+
     ``names``: Possible names of the column of a cell, by the key of the cell; the first one there counts. Cells
     of a missing ``optional`` key are empty. Raises ValueError if the first line lacks another column, another line has
     more cells or the file is too large, OSError or csv.Error if it cannot be read.
     """
     check_file(file, MAX_TEXT)
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        reader = csv.DictReader(lines_of(stream))
+    with file.open("rb") as start:
+        is_wide = start.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    encoding, errors = ("utf-16", "strict") if is_wide else ("utf-8-sig", "surrogateescape")
+    with file.open(encoding=encoding, errors=errors, newline="") as stream:
+        lines = lines_of(stream)
+        header_line = next(lines, "")
+        delimiter = max(DELIMITERS, key=header_line.count)
+        reader = csv.DictReader(chain([header_line], lines), delimiter=delimiter)
         header = [column or "" for column in reader.fieldnames or ()]
         by_name = {column.strip().lower(): column for column in reversed(header)}
         columns = {key: next((by_name[name] for name in names[key] if name in by_name), None) for key in names}
@@ -63,7 +76,13 @@ def read_columns(
         for cells in reader:
             if any(cells.pop(None, None) or ()):
                 raise ValueError(f"line {reader.line_num} has more cells than the first line: quote texts with commas")
-            yield reader.line_num, unguarded({key: cells.get(column) or "" for key, column in columns.items()})
+            texts = unguarded({key: cells.get(column) or "" for key, column in columns.items()})
+            yield reader.line_num, {key: text if key == "path" else from_windows(text) for key, text in texts.items()}
+
+
+def from_windows(text: str) -> str:
+    """Return text with its bytes that are not UTF-8 as Windows-1252, which Excel writes in western countries."""
+    return re.sub("[\udc80-\udcff]", lambda one: bytes([ord(one[0]) - 0xDC00]).decode("cp1252", "replace"), text)
 
 
 def guarded(row: Mapping[str, Any]) -> dict[str, Any]:

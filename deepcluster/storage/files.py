@@ -113,10 +113,10 @@ def write_output(path: Path, write: Callable[[Any], object], *, binary: bool = F
         write(SimpleNamespace(write=file.write))
 
 
-def write_table(target: Path | None, write: Callable[[Any], object]) -> None:
-    """Let ``write`` write to a file or (None) to standard output."""
+def write_table(target: Path | None, write: Callable[[Any], object], *, start: str = "") -> None:
+    """Let ``write`` write to a file, which begins with ``start``, or (None) to standard output."""
     if target:
-        write_output(target, write)
+        write_output(target, lambda file: (file.write(start), write(file)))
     else:
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
         write(SimpleNamespace(write=console.write_printable if sys.stdout.isatty() else sys.stdout.write))
