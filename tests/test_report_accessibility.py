@@ -139,8 +139,8 @@ def test_no_rule_of_axe_is_violated(
 ) -> None:
     page = open_page(address if is_served else (run / "report.html").as_uri())
     page.evaluate(AXE_SCRIPT)
-    found = {place: violations(page) for place in walk(page)}
-    assert not {place: nodes for place, nodes in found.items() if nodes}
+    found = [f"{place}, {violation}" for place in walk(page) for violation in violations(page)]
+    assert not found, "\n".join(found)
 
 
 FOCUSED = "document.activeElement.id || document.activeElement.alt"
