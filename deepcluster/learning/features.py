@@ -108,7 +108,7 @@ def features_of(
     size = crop_side(compute.size)
     crops = centre_crop(images, size)
     chosen, of_crops, few = _of_some(network, crops, MAX_PAIRS, replace(compute, size=size), embedded=embedded)
-    both = compute.partition.to_main(rows, chosen), few.to_main(of_crops, torch.arange(few.total))
+    both = compute.partition.index_select(rows, chosen), few.all_gather(of_crops)
     return Features(rows, compute, torch.stack([some.cpu().float() for some in both]))
 
 

@@ -1,7 +1,7 @@
 """This process's part of the work: its rows of the images, its device, and the size, batch and type of a pass."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,10 +41,32 @@ class Compute:
         values["size"] = values.get("size") or images.shape[-1]
         return cls(Partition.of(processes, len(images)), next(network.parameters()).device, **values)
 
-    def device_for(self, width: int) -> torch.device:
-        """Choose the device of N x ``width`` features: the CPU if they do not fit on one rank's. A collective."""
-        rows = self.partition.sizes[self.partition.processes.rank]
+    def device_for(self, width: int, *, of_all: bool = False) -> torch.device:
+        """Choose the device of ``width`` features of this rank's images, or ``of_all``. A collective.
+
+        It is the CPU for all ranks if they do not fit on one rank's device.
+        """
+        rows = self.total if of_all else self.partition.sizes[self.partition.processes.rank]
         return CPU if self.partition.processes.any(not holds_rows(self.device, rows, width)) else self.device
+
+    # The collectives of steps that know no ranks otherwise.
+
+    @property
+    def total(self) -> int:
+        """Return the number of images of all ranks."""
+        return self.partition.total
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """Return the sum of ``x`` over all ranks."""
+        return self.partition.all_reduce(x)
+
+    def all_gather(self, rows: Tensor) -> Tensor:
+        """Return the rows of all ranks."""
+        return self.partition.all_gather(rows)
+
+    def from_main(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the main rank's ``tensors``."""
+        return self.partition.processes.broadcast_tensors(lambda: tensors)
 
 
 class Stopwatch:
