@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from deepcluster import algorithm
 from deepcluster.algorithm import alternate, conclude
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.clustering.agreement import compared, is_settled, nmi, repeated
@@ -69,6 +70,22 @@ def test_rounds_are_what_they_say():
         gone_on = kmeans(after.reduced, 6, start=before.clustering.labels).labels
         assert (after.nmi_previous, after.changed) == pytest.approx(compared(before.clustering.labels, gone_on))
         assert after.change == pytest.approx(1 - after.nmi_previous)
+
+
+def test_of_too_many_rows_some_are_clustered_and_all_get_the_nearest_centroids(monkeypatch):
+    monkeypatch.setattr(algorithm, "MAX_CLUSTERED", 16)  # of 60: every fourth
+    rows_of = []
+
+    def recorded(rows, clusters, previous, **named):
+        rows_of.append(rows)
+        assert previous is None or len(previous) == 15
+        return KMeans()(rows, clusters, previous, **named)
+
+    for round in loop(network(), drawings(20)[0][:60], rounds=2, **OPTIONS, clustering=recorded):
+        clustering = round.clustering
+        assert torch.equal(rows_of.pop(), round.reduced[::4])
+        assert torch.equal(clustering.labels, torch.cdist(round.reduced, clustering.centroids).argmin(1))
+        assert torch.equal(clustering.sizes, clustering.labels.bincount(minlength=6))
 
 
 @pytest.mark.parametrize("renumber", [False, True])
