@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from deepcluster.auto import Facts
 from deepcluster.build import network_of, reduction_of
 from deepcluster.clustering.agreement import nmi
-from deepcluster.clustering.whitening import Features, Whitening
+from deepcluster.clustering.whitening import Whitening
 from deepcluster.groups.choose_k import plausible_numbers
 from deepcluster.groups.cut import cut_features, nearest_clusters
 from deepcluster.learning.features import CROP_SHARE, extract
@@ -101,7 +101,7 @@ def reduced(network: Network, recipe: Recipe, content: dict[str, Any]) -> Tensor
     chosen = torch.linspace(0, len(whole) - 1, min(len(whole), 1000), dtype=torch.float64).long()
     pairs = torch.stack([whole[chosen], content["middle"][chosen]])
     reduction = reduction_of(recipe, whole.shape[1], network.classifier)
-    mapping: Whitening = reduction.fit(Features(whole, Compute.of(network, whole, size=SIDE), pairs))
+    mapping: Whitening = reduction.fit(whole, pairs)
     return mapping(whole)
 
 

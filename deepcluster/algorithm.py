@@ -5,8 +5,9 @@ result, is :func:`conclude` on the network that it leaves behind.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Integral
 from statistics import mean
 from typing import Any
@@ -16,16 +17,22 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.clustering import ClusteringStep, KMeans, Reduction, Whitening
-from deepcluster.clustering.agreement import label_change
-from deepcluster.clustering.kmeans import labels_of
-from deepcluster.clustering.outliers import Outliers, fit_outliers
+from deepcluster.clustering.agreement import is_settled, label_change
+from deepcluster.clustering.kmeans import assigner, labels_of
+from deepcluster.clustering.outliers import MAX_ROWS, Outliers, fit_outliers
 from deepcluster.images.arrays import as_images
-from deepcluster.learning.features import features_of
+from deepcluster.learning.features import device_of, features_of, fitted, reduced_by
+from deepcluster.learning.heads import Loss
 from deepcluster.learning.training import Learning, PseudoLabels, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import as_network
 from deepcluster.records import Clustering, Round, State
 from deepcluster.runtime.compute import CLUSTERING_PHASE, MAX_PASS_BATCH, Compute
+from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive, generator
+
+MAX_CLUSTERED = 5_000_000  # rows; of more, every n-th is clustered, and all get the nearest centroids
+TENSORS = ("labels", "centroids", "sizes")  # of a Clustering
+Clustered = tuple[Sequence[Clustering], tuple[float, ...]]  # clusterings, and figures about them
 
 
 def alternate(  # noqa: PLR0913 the steps and settings of the paper
@@ -62,15 +69,14 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
         # Step 2, features.
         features = features_of(network, images, compute, state.features, embedded=True, pairs=reduction.takes_pairs)
 
-        # Step 3, reduction, and step 4, clustering: the cluster numbers are the pseudo-labels.
+        # Step 3, reduction.
         compute.progress(CLUSTERING_PHASE, 0, 0)
-        reduced = reduction(features)
-        clusterings = clustering(reduced, numbers, state.previous, seed=seed, round=index, partition=compute.partition)
-        labels = labels_of(clusterings, numbers, compute.partition.total)
+        reduced = reduced_by(reduction, features)
 
-        # Step 6 looks back: how far do they repeat the previous ones? (The loss may weigh them by it.)
-        change = label_change(state.previous, reduced, clusterings, clustering, compute.partition)
-        weight = learning.loss.cluster_weight(change, seed, index)
+        # Step 4, clustering, by the main rank: the cluster numbers are the pseudo-labels. Step 6 looks back.
+        make = partial(_clustered, numbers=numbers, step=clustering, loss=learning.loss, seed=seed, round=index)
+        clusterings, (nmi, changed, weight) = _by_main(make, reduced, state.previous, compute.partition)
+        labels = torch.stack([clustering.labels for clustering in clusterings], 1)
 
         # Step 5, learning, with a new classifier on top.
         learning.head(network, features.rows, clusterings, compute.partition, generator(seed, "head", index))
@@ -83,11 +89,66 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
         )
 
         # Step 6, alternation.
-        settled = state.settled + 1 if change.settled(tolerance) else 0
+        settled = state.settled + 1 if is_settled(nmi, tolerance) else 0
         state = State(index + 1, labels, settled, state.features, optimizer.state_dict())
-        chance = mean(math.log(clustering.occupied) for clustering in clusterings)
+        chance = mean(math.log(each.occupied) for each in clusterings)
         lr = learning.lr_at(index + 0.5)
-        yield Round(index, reduced, clusterings[0], loss, chance, change.nmi, change.changed, weight, lr, state)
+        yield Round(index, reduced, clusterings[0], loss, chance, nmi, changed, weight, lr, state)
+
+
+def _clustered(
+    rows: Tensor,
+    previous: Tensor | None,
+    *,
+    numbers: Sequence[int],
+    step: ClusteringStep,
+    loss: Loss,
+    seed: int,
+    round: int,
+) -> Clustered:
+    """Cluster the rows, once for each of the ``numbers``, and compare the clusters with the previous ones.
+
+    Returns the clusterings, the NMI to the previous one, the share of changed images, and their weight in the ``loss``.
+    """
+    clusterings = step(rows, numbers, previous, seed=seed, round=round)
+    labels_of(clusterings, numbers, len(rows))
+    # How far do they repeat the previous ones? The loss may weigh them by it.
+    change = label_change(previous, rows, clusterings, step)
+    return clusterings, (change.nmi, change.changed, loss.cluster_weight(change, seed, round))
+
+
+def _by_main(
+    make: Callable[[Tensor, Tensor | None], Clustered], reduced: Tensor, previous: Tensor | None, partition: Partition
+) -> Clustered:
+    """Return the clusterings that the main rank makes of all rows and their previous labels. A collective.
+
+    ``reduced``: This rank's rows. The labels are those of all rows.
+    """
+    processes = partition.processes
+    stride = -(-partition.total // MAX_CLUSTERED)
+    rows = partition.gather(reduced, stride)
+    made: Clustered = (), ()
+    if processes.is_main:
+        made = make(rows, None if previous is None else previous[::stride])
+    rest: Any = [[[float(one.inertia), int(one.iterations), int(one.reseeded)] for one in made[0]], [*made[1]]]
+    numbers, figures = processes.broadcast_json(lambda: rest)
+    tensors = processes.broadcast_tensors(
+        lambda: {f"{name}{i}": getattr(one, name) for i, one in enumerate(made[0]) for name in TENSORS}
+    )
+    clusterings = []
+    for i, (inertia, iterations, reseeded) in enumerate(numbers):
+        labels, centroids, sizes = (tensors[f"{name}{i}"] for name in TENSORS)
+        clusterings.append(Clustering(labels, centroids, sizes, inertia, iterations, reseeded))
+    if stride > 1:
+        clusterings = [_labelled(clustering, reduced, partition) for clustering in clusterings]
+    return clusterings, tuple(figures)
+
+
+def _labelled(clustering: Clustering, reduced: Tensor, partition: Partition) -> Clustering:
+    """Return a clustering of some rows with the nearest centroids of all, of which this rank labels its own."""
+    nearest = assigner(clustering.centroids.to(reduced.device))(reduced)
+    labels = partition.all_gather(nearest.cpu())
+    return replace(clustering, labels=labels, sizes=torch.bincount(labels, minlength=len(clustering.centroids)))
 
 
 @dataclass(frozen=True)
@@ -95,9 +156,9 @@ class Conclusion:
     """Step 7."""
 
     reduction: Whitening  #: the map from features to reduced ones
-    reduced: Tensor  #: the reduced features, N x d; with several processes, this rank's
+    reduced: Tensor  #: the reduced features, N x d, on the main rank
     outliers: Outliers  #: the measure of outliers
-    residuals: Tensor  #: distances of the features (n) from the principal directions of ``outliers``
+    residuals: Tensor  #: distances of the features (N) from the principal directions of ``outliers``, on the main rank
     clustering: Clustering  #: the final assignments and centroids
 
 
@@ -120,11 +181,17 @@ def conclude(
     network = as_network(network, compute.size if compute else images.shape[-1])
     compute = replace(compute or Compute.of(network, images), dtype=torch.float32)
     of_pass = features_of(network, images, compute, features, pairs=reduction.takes_pairs)
-    mapping = reduction.fit(of_pass)
+    mapping = fitted(reduction, of_pass)
     # On the CPU, because a model reduces new images there too: so the same image has the same bits.
     reduced = mapping(of_pass.rows.cpu())
-    rows = reduced.to(reduction.device(of_pass))
+    partition = compute.partition
     euclidean = replace(clustering, spherical=False)
-    final = euclidean.once(rows, clusters, seed=derive(seed, "k-means final"), partition=compute.partition)
-    outliers = fit_outliers(of_pass.rows, compute.partition, root=reduction.root)
-    return Conclusion(mapping, reduced, outliers, outliers.residuals(of_pass.rows), final)
+
+    def clustered(rows: Tensor, previous: Tensor | None) -> Clustered:
+        return (euclidean.once(rows, clusters, seed=derive(seed, "k-means final")),), ()
+
+    (final,), _ = _by_main(clustered, reduced.to(device_of(reduction, of_pass)), None, partition)
+    evenly = torch.arange(0, partition.total, -(-partition.total // MAX_ROWS))
+    outliers = fit_outliers(partition.index_select(of_pass.rows, evenly).cpu().float(), root=reduction.root)
+    residuals = partition.gather(outliers.residuals(of_pass.rows))
+    return Conclusion(mapping, partition.gather(reduced), outliers, residuals, final)

@@ -33,7 +33,7 @@ from deepcluster.seeding import derive
 
 SAMPLERS = {"uniform": uniform_over_clusters, "official": official_draws, "none": each_once}
 # Steps, with the number of their positional arguments and the names of the others.
-CALLS = (("clustering", 3, ("seed", "round", "partition")), ("loss", 3, ()), ("optimizer", 1, ()))
+CALLS = (("clustering", 3, ("seed", "round")), ("loss", 3, ()), ("optimizer", 1, ()))
 MAX_IN_CUT = 1000  # clusters: k-means with more takes too long for several starts
 OWN = "own "  # before the name of a step of the user's
 Settings = TypeVar("Settings", Reduction, KMeans, Augmentation, Learning)
@@ -160,9 +160,8 @@ def cut_sample(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, re
     if recipe.grouping != "kmeans":
         return cut_features(reduced, n_clusters, seed=derive(seed, "groups"), embed=embed)
     kmeans = kmeans_of_result(recipe)
-    partition = Partition.single(len(reduced))
     starts = (derive(seed, "groups", start) for start in range(KMEANS_STARTS if few else 1))
-    clusterings = (kmeans.once(reduced, n_clusters, seed=start, partition=partition) for start in starts)
+    clusterings = (kmeans.once(reduced, n_clusters, seed=start) for start in starts)
     return as_clusters(min(clusterings, key=lambda clustering: clustering.inertia))
 
 

@@ -40,14 +40,14 @@ NO_MEMORY = re.compile(
     "|could not create a primitive(?! descriptor)"
 )
 MAX_WORDS = 60  # of a command in run.json, log.txt and the page
-SHARED = ("fit", "predict", "embed", "evaluate")  # commands that share their work among processes
+BY_PARTS = ("predict", "embed")  # commands whose images may be divided
 
 
 @contextmanager
 def session(
     images: str | None, quiet: bool, *, to_stderr: bool, verbose: bool = False
 ) -> Iterator[tuple[Terminal, dict[str, Any]]]:
-    """Yield a display that shows only on the main rank, and the keyword argument ``processes`` under torchrun.
+    """Yield a display of fit that shows only on the main rank, and the keyword argument ``processes`` under torchrun.
 
     These processes join before anything is checked, so that an error of one ends all at once. A single process has no
     such argument: it checks first and imports torch later.
@@ -82,9 +82,8 @@ def images_for(run: Path, images: str, *others: str, may_be_empty: bool = False)
 
 
 def checked_output(path: Path, run: Path, images: "Source | str", overwrite: bool) -> Path:
-    """Return ``path`` if a command that reads this run and these images may write it (the main rank does)."""
-    if is_main_rank():
-        files.check_output(path, overwrite=overwrite, inputs=lambda: _files_read(run, images))
+    """Return ``path`` if a command that reads this run and these images may write it."""
+    files.check_output(path, overwrite=overwrite, inputs=lambda: _files_read(run, images))
     return path
 
 
@@ -170,15 +169,16 @@ def open_page(page: str, address: str = "") -> None:
 
 
 def check_arguments(arguments: list[str]) -> None:
-    """Raise UsageError if an argument is empty (such as "$UNSET"), or if several processes cannot share the command."""
+    """Raise UsageError if an argument is empty (such as "$UNSET"), or if torchrun starts another command than fit."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
         option = re.fullmatch(r"(--?[\w-]+)=", argument)
         if option or not argument:
             what = f"value of {option[1]}" if option else f"argument after {before or 'deepcluster'}"
             raise UsageError(f"the {what} is empty (a variable that is not set?): give it a value, or leave it out")
     name = next(iter(arguments), "-")
-    if world_size() > 1 and name not in SHARED and not name.startswith("-"):
-        raise UsageError(f"{name} does not share its work among processes: run it without torchrun")
+    if world_size() > 1 and name != "fit" and not name.startswith("-"):
+        how = ", once for each part of a list of your images" if name in BY_PARTS else ""
+        raise UsageError(f"{name} does not share its work among processes: run it without torchrun{how}")
 
 
 def typed(arguments: Sequence[str]) -> str:

@@ -36,7 +36,6 @@ from deepcluster.nets.network import as_network, build
 from deepcluster.nets.weights import shapes_only
 from deepcluster.runs.lesson import read_answers
 from deepcluster.runs.run import placement_columns
-from deepcluster.runtime.partition import Partition
 from deepcluster.storage.run_folder import RunFolder
 from tests.drawings import KINDS, draw
 from tests.exports import photos_run, write_clusters, write_image
@@ -98,7 +97,7 @@ def test_power_iteration_by_hand(output_of, tmp_path):
     """The middle row of three near ones gets the largest mass, and a row without ties joins its nearest row."""
     step = runpy.run_path(str(EXAMPLES / "research/pic.py"))["power_iteration"]
     rows = torch.tensor([[0.0], [0.1], [0.25], [10.0], [10.1], [10.25], [100.0]])
-    (clustering,) = step(rows, [5], None, seed=0, round=0, partition=Partition.single(7))
+    (clustering,) = step(rows, [5], None, seed=0, round=0)
     assert clustering.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
 
     np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (36, 16, 16, 3), np.uint8))
@@ -115,7 +114,7 @@ def test_k_means_of_another_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuml.cluster", cluster)
     step = runpy.run_path(str(EXAMPLES / "other_kmeans.py"))["by_cuml"]
     rows = torch.tensor([[0.0], [0.1], [9.0], [9.1]]).repeat(40, 1)
-    (clustering,) = step(rows, [2], None, seed=0, round=0, partition=Partition.single(len(rows)))
+    (clustering,) = step(rows, [2], None, seed=0, round=0)
     assert clustering.labels[:4].tolist() in ([0, 0, 1, 1], [1, 1, 0, 0])
 
 

@@ -8,15 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import scipy  # the parts at first use: `predict` waits for none
 import torch
 from torch import Tensor
 
 from deepcluster.clustering.kmeans import ClusteringStep, KMeans
 from deepcluster.records import Clustering
-from deepcluster.runtime.partition import Partition
-from deepcluster.runtime.processes import ALONE, Processes
 
 NMI_AVERAGE = "geometric"  # I(A;B) / sqrt(H(A) H(B)), as in the paper (equation 5)
 
@@ -34,15 +31,16 @@ class LabelChange:
     nmi: float = math.nan  #: :func:`nmi` of the two; NaN in the first round
     changed: float = math.nan  #: share of images that left their previous cluster's majority; NaN in the first round
 
-    def settled(self, tolerance: float) -> bool:
-        """Tell whether 1 - NMI is at most ``tolerance``."""
-        return 1 - self.nmi <= tolerance + SLACK
+
+def is_settled(nmi: float, tolerance: float) -> bool:
+    """Return True if 1 - NMI is at most ``tolerance``."""
+    return 1 - nmi <= tolerance + SLACK
 
 
 def label_change(
-    previous: Tensor | None, rows: Tensor, clusterings: Sequence[Clustering], step: ClusteringStep, partition: Partition
+    previous: Tensor | None, rows: Tensor, clusterings: Sequence[Clustering], step: ClusteringStep
 ) -> LabelChange:
-    """Compare the clusterings that ``step`` made of ``rows`` (this rank's, n x d) with the previous ones. A collective.
+    """Compare the clusterings that ``step`` made of ``rows`` (N x d) with the previous ones.
 
     ``previous`` are the labels of the previous round (N x the number of clusterings); None in the first. A random start
     gives other clusters even if the features are the same. So a second k-means then continues the previous clusters.
@@ -51,10 +49,9 @@ def label_change(
         return LabelChange(None, clusterings[0].labels)
     before = previous[:, 0]
     now = clusterings[0]
-    local = partition.local
     if isinstance(step, KMeans):
-        now = step.once(rows, len(now.centroids), start=before[local], partition=partition)
-    return LabelChange(before, now.labels, *compared(before[local], now.labels[local], partition.processes))
+        now = step.once(rows, len(now.centroids), start=before)
+    return LabelChange(before, now.labels, *compared(before, now.labels))
 
 
 def nmi(a: Assignment, b: Assignment) -> float:
@@ -64,27 +61,15 @@ def nmi(a: Assignment, b: Assignment) -> float:
     return float(normalized_mutual_info_score(np.asarray(a), np.asarray(b), average_method=NMI_AVERAGE))
 
 
-def compared(previous: Tensor, current: Tensor, processes: Processes = ALONE) -> tuple[float, float]:
-    """Return :func:`nmi` of two assignments (int64, of this rank's rows), and the share of images that changed cluster.
+def compared(previous: Tensor, current: Tensor) -> tuple[float, float]:
+    """Return :func:`nmi` of two assignments (int64), and the share of images that changed cluster.
 
     The numbers of two clusterings have nothing in common, so a previous cluster is followed to the cluster that most
     of its images went to. Linear in the number of images; a one-to-one matching of 10,000 clusters would take hours.
     """
-    before, after, counts = (column.numpy() for column in pair_counts(previous, current, processes).T)
-    table = scipy.sparse.csr_array((counts, (before, after)))
-    changed = float(1.0 - table.max(axis=1).sum() / table.sum())
-    alone = [np.count_nonzero(table.sum(axis)) == 1 for axis in (0, 1)]
-    if any(alone):
-        return float(all(alone)), changed
-    from sklearn.metrics import mutual_info_score
-
-    information = float(mutual_info_score(None, None, contingency=table))
-    return information / math.sqrt(_entropy(table.sum(1)) * _entropy(table.sum(0))), changed
-
-
-def _entropy(sizes: npt.NDArray[np.int64]) -> float:
-    shares = sizes[sizes > 0] / sizes.sum()
-    return float(-(shares * np.log(shares)).sum())
+    images = np.ones(len(previous), dtype=np.int64)
+    table = scipy.sparse.coo_array((images, (previous.numpy(), current.numpy()))).tocsr()
+    return nmi(previous, current), float(1.0 - table.max(axis=1).sum() / table.sum())
 
 
 def repeated(previous: Tensor, current: Tensor, random: torch.Generator) -> float:
@@ -100,7 +85,7 @@ def repeated(previous: Tensor, current: Tensor, random: torch.Generator) -> floa
 def ari(a: Assignment, b: Assignment) -> float:
     """Adjusted Rand index (Hubert and Arabie 1985): the share of pairs that both assignments join, beyond chance."""
     first, second = (torch.from_numpy(np.unique(np.asarray(labels), return_inverse=True)[1]) for labels in (a, b))
-    counts = pair_counts(first, second)[:, 2]
+    counts = torch.unique(first * len(second) + second, return_counts=True)[1]
     both, in_one, in_other, everything = (
         float((sizes * (sizes - 1) // 2).sum())
         for sizes in (counts, torch.bincount(first), torch.bincount(second), torch.tensor([len(first)]))
@@ -108,17 +93,6 @@ def ari(a: Assignment, b: Assignment) -> float:
     chance = in_one * in_other / max(1.0, everything)
     most = (in_one + in_other) / 2
     return (both - chance) / (most - chance) if most > chance else 1.0
-
-
-def pair_counts(a: Tensor, b: Tensor, processes: Processes = ALONE) -> Tensor:
-    """Return the pairs of values (int64, at least 0) in the rows of all ranks, ascending, and their counts (M x 3)."""
-    width = 1 + max(processes.all_gather_json(int(b.max()) if len(b) else 0))
-    pairs, counts = torch.unique(a * width + b, return_counts=True)
-    if not processes.alone:
-        gathered = Partition.of(processes, len(pairs)).all_gather(torch.stack([pairs, counts], 1))
-        pairs, index = torch.unique(gathered[:, 0], return_inverse=True)
-        counts = torch.zeros_like(pairs).index_add_(0, index, gathered[:, 1])
-    return torch.stack([pairs // width, pairs % width, counts], 1)
 
 
 def scores(labels: Assignment, clusters: Assignment) -> dict[str, float]:

@@ -1,10 +1,10 @@
-"""Rows in blocks, with the same results for any number of threads and ranks; row-stable products; nearest rows."""
+"""Rows in blocks, with the same results for any number of threads; row-stable products; nearest rows."""
 
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import TypeVar
 
@@ -16,10 +16,9 @@ from torch.nn import functional as F
 
 from deepcluster.errors import NonFiniteError
 from deepcluster.runtime.devices import in_order, one_thread, pool_of
-from deepcluster.runtime.partition import Partition
-from deepcluster.runtime.processes import ALONE, Processes
 
 T = TypeVar("T")
+AllReduce = Callable[[Tensor], Tensor]  # a sum over some rows to that over the rows of all ranks
 
 MIN_BLOCK = 1 << 11
 MAX_BLOCK = 1 << 14
@@ -30,83 +29,52 @@ TINY, HUGE = 1e-15, 1e15
 RESCALE = "if a network in training made them, lower its learning rate (--lr); else scale them by a factor"
 
 
+def of_all(x: Tensor) -> Tensor:
+    """Return ``x``: the rows that it sums are all rows."""
+    return x
+
+
 @dataclass(frozen=True)
 class Blocks:
     """The N x d matrix ``x``, of any floating type on any device, and the threads that work on it (None: this one).
 
     The blocks depend on the shape of ``x`` and its device alone, and their results come in order: sums over them are
-    the same, bit for bit, for any number of workers. ``block``, ``skip`` and ``extra``: see :func:`in_whole_blocks`.
+    the same, bit for bit, for any number of workers. A block has at least ``least`` rows.
     """
 
     x: Tensor
     pool: ThreadPoolExecutor | None = None
     workers: int = 1
-    block: int | None = None
-    skip: int = 0
-    extra: Tensor | None = None
 
-    def map(self, work: Callable[[int, Tensor], T]) -> Iterator[T]:
+    def map(self, work: Callable[[int, Tensor], T], least: int = 0) -> Iterator[T]:
         """Yield work(begin, rows) for the blocks in order; ``rows`` are float32, beginning with row ``begin`` of x."""
-        size = self.block or block_size(self.x, len(self.x))
+        size = block_size(self.x, least)
 
         def of(begin: int) -> T:
-            rows = self.x[begin : begin + size]
-            if self.extra is not None and begin + size > len(self.x):
-                rows = torch.cat([rows, self.extra])
-            return work(begin, rows.float())
+            return work(begin, self.x[begin : begin + size].float())
 
-        begins = range(self.skip, len(self.x), size)
+        begins = range(0, len(self.x), size)
         return map(of, begins) if self.pool is None else in_order(self.pool, of, begins, ahead=2 * self.workers)
 
-    def not_finite(self, processes: Processes, advice: str = "") -> NonFiniteError:
-        """Return the error for rows that have a NaN or an infinity, or are too large for float32. A collective."""
+    def not_finite(self, advice: str = "", all_reduce: AllReduce = of_all) -> NonFiniteError:
+        """Return the error for rows that have a NaN or an infinity, or are too large for float32."""
 
         def bad_rows(begin: int, rows: Tensor) -> int:
             block = self.x[begin : begin + len(rows)]  # not as float32, in which a large number of float64 is infinite
             return int((~torch.isfinite(block)).any(1).sum())
 
-        bad, rows = processes.all_reduce(torch.tensor([sum(self.map(bad_rows)), len(self.x)])).tolist()
+        bad, rows = all_reduce(torch.tensor([sum(self.map(bad_rows)), len(self.x)])).tolist()
         if not bad:
             return NonFiniteError(f"the rows are too large: sums or squares of them exceed float32; {RESCALE}")
         return NonFiniteError(f"{bad} of {rows} rows are not finite{advice}")
 
 
-def block_size(x: Tensor, total: int, least: int = 0) -> int:
+def block_size(x: Tensor, least: int = 0) -> int:
     """Rows in a block: enough that a call costs little, and few enough that every worker gets several blocks."""
     if x.device.type != "cpu":
         return BLOCK_ON_GPU
-    wanted = max(MIN_BLOCK, least, total // 64)
+    wanted = max(MIN_BLOCK, least, len(x) // 64)
     return min(MAX_BLOCK, 1 << (wanted - 1).bit_length())
-
-
-def in_whole_blocks(blocks: Blocks, partition: Partition, least: int = 0) -> Blocks:
-    """Return the blocks of all rows of a ``partition`` that begin in this rank's ``blocks``.
-
-    They are the same for any number of processes, and so are float32 sums over them: k-means and whitening do not
-    depend on which rank has which row. (Otherwise rounding decides between the nearest two of many clusters in noise;
-    after 20 iterations up to 7 % of the labels differed.) ``skip`` of this rank's rows belong to a block that begins
-    before, and ``extra`` rows of the next ranks to its last one. A block has at least ``least`` rows, as a power of two
-    up to ``MAX_BLOCK``: for work whose result is large however few they are.
-    """
-    size = block_size(blocks.x, partition.total, least)
-    if partition.processes.alone:
-        return replace(blocks, block=size)
-    extra = partition.get_rows(blocks.x, [_beyond(part, size, partition.total) for part in partition.slices])
-    return replace(blocks, block=size, skip=min(-partition.local.start % size, len(blocks.x)), extra=extra)
-
-
-def extended(values: Tensor, blocks: Blocks, partition: Partition) -> Tensor:
-    """Return values of this rank's rows, extended to the rows that :func:`in_whole_blocks` added."""
-    if partition.processes.alone or blocks.block is None:
-        return values
-    beyond = [_beyond(part, blocks.block, partition.total) for part in partition.slices]
-    return torch.cat([values, partition.get_rows(values, beyond)])
-
-
-def _beyond(part: slice, size: int, total: int) -> Tensor:
-    """Return the rows after a rank's part that belong to a block which begins in it."""
-    begins_one = -(-part.start // size) * size < part.stop
-    return torch.arange(part.stop, min(-(-part.stop // size) * size, total) if begins_one else part.stop)
 
 
 @contextmanager
@@ -114,7 +82,7 @@ def shared_out(x: Tensor) -> Iterator[Blocks]:
     """Yield ``x`` as Blocks with as many threads as torch uses; none on a GPU, which needs no help.
 
     A thread streams its own part of the data. torch's own threads would meet at a barrier after every operation: on two
-    cores with other processes on them that is four times slower (faiss and scikit-learn do the same).
+    cores with other programs on them that is four times slower (faiss and scikit-learn do the same).
     """
     workers = torch.get_num_threads() if x.numel() >= SHARED else 1
     if x.device.type != "cpu":
@@ -138,14 +106,14 @@ def mapped(x: Tensor, function: Callable[[Tensor], Tensor], *shape: int, device:
     return results
 
 
-def check_scale(x: Tensor, spread: float, processes: Processes = ALONE) -> None:
-    """Raise NonFiniteError if the largest number is below ``TINY`` but not 0, or above ``HUGE``. A collective.
+def check_scale(x: Tensor, spread: float) -> None:
+    """Raise NonFiniteError if the largest number is below ``TINY`` but not 0, or above ``HUGE``.
 
     ``spread``: mean square of all rows or of their distances. The rows are read only if it is suspicious.
     """
     if 1e-20 < spread < 1e20:
         return
-    largest = max(processes.all_gather_json(float(torch.stack(x.aminmax()).abs().max()) if x.numel() else 0.0))
+    largest = float(torch.stack(x.aminmax()).abs().max())
     if 0 < largest < TINY or largest > HUGE:
         size = "small" if largest < TINY else "large"
         raise NonFiniteError(f"the rows are too {size}: their largest number is {largest:.0e}; {RESCALE}")

@@ -1,4 +1,4 @@
-"""k-means (step 4): no cluster is left empty, and threads and ranks do not change a bit.
+"""k-means (step 4): no cluster is left empty, and threads do not change a bit.
 
 A block of rows is finished while it is in the cache: product with the centroids, best centroid of its rows, sums per
 cluster.
@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.clustering.blocks import Blocks, check_scale, extended, in_whole_blocks, matrix, product, shared_out
+from deepcluster.clustering.blocks import Blocks, check_scale, matrix, product, shared_out
 from deepcluster.clustering.starts import as_faiss, beside_large, farthest_distinct, random_rows, spread_rows
 from deepcluster.errors import UsageError
 from deepcluster.records import Clustering
-from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive, generator
 
 Assign = Callable[[Tensor], Tensor]  # rows (M x d, float32) to the index (int64, M) of the nearest centroid
@@ -38,12 +37,12 @@ MIN_BLOCK_ROWS = 4  # of a block for a cluster: its sums may have K rows, howeve
 REACH = 16_000.0
 
 
-def cluster_sums(blocks: Blocks, k: int, labels: Tensor | Assign) -> Tensor:
+def cluster_sums(walk: Blocks, k: int, labels: Tensor | Assign) -> Tensor:
     """Return the sum and the number of the rows of ``k`` clusters: float64, k x (d + 1).
 
     ``labels``: Clusters of all rows (int64, N), or a function of a block. Sums are float32 inside a block.
     """
-    totals = torch.zeros(k, blocks.x.shape[1] + 1, dtype=torch.float64, device=blocks.x.device)
+    totals = torch.zeros(k, walk.x.shape[1] + 1, dtype=torch.float64, device=walk.x.device)
 
     def work(begin: int, block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # Rows are added in their order, one after the other: no atomic additions, so the sums are always the same.
@@ -56,7 +55,7 @@ def cluster_sums(blocks: Blocks, k: int, labels: Tensor | Assign) -> Tensor:
         clusters, sizes = torch.unique_consecutive(block_labels[order], return_counts=True)
         return clusters, F.embedding_bag(order, block, sizes.cumsum(0) - sizes, mode="sum"), sizes
 
-    for clusters, sums, sizes in blocks.map(work):
+    for clusters, sums, sizes in walk.map(work, MIN_BLOCK_ROWS * k):
         totals.index_add_(0, clusters, torch.cat([sums.double(), sizes.double().unsqueeze(1)], 1))
     return totals
 
@@ -120,16 +119,14 @@ def kmeans(
     seed: int = 0,
     empty: str = "split",
     spherical: bool = False,
-    partition: Partition | None = None,
 ) -> Clustering:
     """Group N rows into ``k`` clusters: y_i = argmin_k ||x_i - c_k||^2 (paper, equation 2).
 
     If there are at least k distinct rows, no cluster is empty (but for ``empty="faiss"``). Deterministic on one
-    machine for given arguments, and the same for any number of threads and ranks.
+    machine for given arguments, and the same for any number of threads.
 
     Args:
-        x: N x d, of any floating type, also a mapped file; read once an iteration and not copied. This rank's rows; the
-            result is the same on all ranks, but for the labels.
+        x: N x d, of any floating type, also a mapped file; read once an iteration and not copied.
         start: k x d centroids; or labels (int64, N): the means of their clusters; or None: a random sample of distinct
             rows.
         iterations: Updates of the centroids at most; one that changes nothing is the last. One more assignment
@@ -137,7 +134,6 @@ def kmeans(
         empty: The place for a centroid without rows: "split", next to a large cluster's; "sample", on a random row;
             "faiss" splits as faiss does, and so the paper's code, and may leave some empty in the end.
         spherical: Centroids have length 1; for rows of length 1.
-        partition: Owner (rank) of every row; an iteration exchanges one k x (d + 1) sum. None: one process has all.
 
     Raises:
         ValueError: k < 1, k > N, a start of another shape or an unknown policy.
@@ -148,35 +144,33 @@ def kmeans(
         [0.5, 8.5]
     """
     x = matrix(x)
-    partition = partition or Partition.single(len(x))
     start = None if start is None else torch.as_tensor(start).detach().to(x.device)
-    _check(x, k, start, empty, partition)
-    chosen = torch.randperm(partition.total, generator=generator(seed, "k-means sample"))[:PRECISION_ROWS]
-    sample = partition.index_select(x, chosen).float()
+    _check(x, k, start, empty)
+    chosen = torch.randperm(len(x), generator=generator(seed, "k-means sample"))[:PRECISION_ROWS]
+    sample = x[chosen.to(x.device)].float()
     if start is None:
-        start = random_rows(x, partition, k, generator(seed, "k-means start"))
+        start = random_rows(x, k, generator(seed, "k-means start"))
     with shared_out(x) as walk:
-        update = partial(_updated, walk=walk, partition=partition, seed=seed, empty=empty, spherical=spherical)
-        blocks = in_whole_blocks(walk, partition, MIN_BLOCK_ROWS * k)
+        update = partial(_updated, walk=walk, seed=seed, empty=empty, spherical=spherical)
         done, reseeded, centroids = 0, 0, start.float().clone()
         if start.ndim == 1:
-            centroids, reseeded = update(cluster_sums(blocks, k, extended(start.long(), blocks, partition)), -1)
+            centroids, reseeded = update(cluster_sums(walk, k, start.long()), -1)
         scores = exact_enough(sample, centroids)
         for done in range(1, iterations + 1):
             before = centroids
-            centroids, vacant = update(cluster_sums(blocks, k, assigner(before, scores)), done - 1)
+            centroids, vacant = update(cluster_sums(walk, k, assigner(before, scores)), done - 1)
             reseeded += vacant
             if not vacant and torch.equal(centroids, before):  # all further iterations would give the same
                 break
         scores = exact_enough(sample, centroids)
-        clustering, distances = _assigned(walk, partition, centroids, scores, done, reseeded)
-        return clustering if empty == "faiss" else _repaired(clustering, walk, partition, distances, scores)
+        clustering, distances = _assigned(walk, centroids, scores, done, reseeded)
+        return clustering if empty == "faiss" else _repaired(clustering, walk, distances, scores)
 
 
-def _check(x: Tensor, k: int, start: Tensor | None, empty: str, partition: Partition) -> None:
+def _check(x: Tensor, k: int, start: Tensor | None, empty: str) -> None:
     """Raise ValueError for arguments of :func:`kmeans` that do not fit the rows or each other."""
-    if not 1 <= k <= partition.total:
-        raise ValueError(f"k={k} must be at least 1 and at most the number of rows, {partition.total}")
+    if not 1 <= k <= len(x):
+        raise ValueError(f"k={k} must be at least 1 and at most the number of rows, {len(x)}")
     if empty not in EMPTY_POLICIES:
         raise ValueError(f"empty={empty!r}: choose {' or '.join(EMPTY_POLICIES)}")
     if start is None:
@@ -192,12 +186,11 @@ def _check(x: Tensor, k: int, start: Tensor | None, empty: str, partition: Parti
 
 
 def _updated(
-    totals: Tensor, iteration: int, *, walk: Blocks, partition: Partition, seed: int, empty: str, spherical: bool
+    totals: Tensor, iteration: int, *, walk: Blocks, seed: int, empty: str, spherical: bool
 ) -> tuple[Tensor, int]:
-    """Return the centroids from this rank's sums of an assignment, and the number of clusters without rows."""
-    totals = partition.all_reduce(totals)
+    """Return the centroids from the sums of an assignment, and the number of clusters without rows."""
     if not torch.isfinite(totals).all():
-        raise walk.not_finite(partition.processes)
+        raise walk.not_finite()
     sums, sizes = totals[:, :-1], totals[:, -1]
     finish: Callable[[Tensor], Tensor] = F.normalize if spherical else lambda centroids: centroids
     centroids = finish((sums / sizes.clamp(min=1).unsqueeze(1)).float())
@@ -209,8 +202,8 @@ def _updated(
         elif empty == "faiss":
             replacements = as_faiss(centroids, sizes, len(vacant), random)
         else:
-            rows = torch.randperm(partition.total, generator=random)[: len(vacant)]
-            replacements = partition.index_select(walk.x, rows).float()
+            rows = torch.randperm(len(walk.x), generator=random)[: len(vacant)]
+            replacements = walk.x[rows.to(walk.x.device)].float()
         centroids[vacant] = finish(replacements)
     return centroids, len(vacant)
 
@@ -226,28 +219,19 @@ def best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:
     return min(map(once, range(starts)), key=lambda clustering: clustering.inertia)
 
 
-def means(x: Tensor, labels: Tensor, k: int, partition: Partition | None = None) -> Tensor:
-    """Return the means (float32, k x d) of the rows of ``k`` clusters; zeros for an empty one.
-
-    With a ``partition``, ``x`` and ``labels`` are this rank's; the means are the same for any number of ranks.
-    """
-    partition = partition or Partition.single(len(x))
+def means(x: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Return the means (float32, k x d) of the rows of ``k`` clusters; zeros for an empty one."""
     with shared_out(matrix(x)) as walk:
-        blocks = in_whole_blocks(walk, partition, MIN_BLOCK_ROWS * k)
-        labels = extended(labels.to(walk.x.device), blocks, partition)
-        totals = partition.all_reduce(cluster_sums(blocks, k, labels))
+        totals = cluster_sums(walk, k, labels.to(walk.x.device))
     return (totals[:, :-1] / totals[:, -1:].clamp(min=1)).float()
 
 
-def as_clustering(
-    labels: Tensor | npt.NDArray[np.integer], rows: Tensor, *, partition: Partition | None = None
-) -> Clustering:
-    """Return the clustering, on the CPU, of given labels: its centroids are the means of the clusters. A collective.
+def as_clustering(labels: Tensor | npt.NDArray[np.integer], rows: Tensor) -> Clustering:
+    """Return the clustering, on the CPU, of given labels: its centroids are the means of the clusters.
 
     Args:
-        labels: Clusters (N integers from 0) of the rows of all ranks.
-        rows: n x d, this rank's.
-        partition: Owner (rank) of every row. None: one process has all.
+        labels: Clusters (N integers from 0) of the rows.
+        rows: N x d.
 
     Raises:
         ValueError: The number of labels is not N, or one is negative.
@@ -256,20 +240,17 @@ def as_clustering(
         >>> as_clustering([0, 0, 1], torch.tensor([[0.0], [2.0], [9.0]])).centroids.tolist()
         [[1.0], [9.0]]
     """
-    partition = partition or Partition.single(len(rows))
     labels = torch.as_tensor(labels).long().cpu()
     rows = matrix(rows)
-    if len(labels) != partition.total or (labels < 0).any():
-        raise ValueError(
-            f"{len(labels)} labels for {partition.total} rows, {int((labels < 0).sum())} of them negative: every row of"
-            " all ranks needs one of at least 0, noise too (Partition.all_gather collects them)"
-        )
-    local_labels = labels[partition.local].to(rows.device)
+    if len(labels) != len(rows) or (labels < 0).any():
+        negative = int((labels < 0).sum())
+        why = "every row needs one of at least 0, noise too"
+        raise ValueError(f"{len(labels)} labels for {len(rows)} rows, {negative} of them negative: {why}")
     k = int(labels.max()) + 1
-    centroids = means(rows, local_labels, k, partition)
-    parts = zip(rows.split(1 << 16), local_labels.split(1 << 16), strict=True)
+    centroids = means(rows, labels, k)
+    parts = zip(rows.split(1 << 16), labels.to(rows.device).split(1 << 16), strict=True)
     squares = [(part.float() - centroids[nearest]).double().square().sum() for part, nearest in parts]
-    inertia = partition.all_reduce(torch.stack(squares).sum()).item()
+    inertia = torch.stack(squares).sum().item()
     return Clustering(labels, centroids.cpu(), torch.bincount(labels, minlength=k), inertia, iterations=0, reseeded=0)
 
 
@@ -286,9 +267,9 @@ def labels_of(clusterings: Sequence[Clustering], clusters: Sequence[int], count:
 
 
 def _assigned(
-    walk: Blocks, partition: Partition, centroids: Tensor, scores: torch.dtype, iterations: int, reseeded: int
+    walk: Blocks, centroids: Tensor, scores: torch.dtype, iterations: int, reseeded: int
 ) -> tuple[Clustering, Tensor]:
-    """Return the clustering of the rows by these centroids, and the squared distances (float32) of this rank's rows.
+    """Return the clustering of the rows by these centroids, and their squared distances (float32).
 
     A distance is a sum of squares and not a difference of products: exactly 0 if row and centroid are equal.
     """
@@ -306,27 +287,25 @@ def _assigned(
 
     for _ in walk.map(work):
         pass
-    if partition.processes.any(not torch.isfinite(distances).all()):
-        raise walk.not_finite(partition.processes)
-    sizes = partition.all_reduce(torch.bincount(labels, minlength=len(centroids)))
-    inertia = partition.all_reduce(distances.sum(dtype=torch.float64)).item()
-    check_scale(x, inertia / partition.total, partition.processes)
+    if not torch.isfinite(distances).all():
+        raise walk.not_finite()
+    sizes = torch.bincount(labels, minlength=len(centroids))
+    inertia = distances.sum(dtype=torch.float64).item()
+    check_scale(x, inertia / len(x))
     return Clustering(labels, centroids, sizes, inertia, iterations, reseeded), distances
 
 
-def _repaired(
-    clustering: Clustering, walk: Blocks, partition: Partition, distances: Tensor, scores: torch.dtype
-) -> Clustering:
+def _repaired(clustering: Clustering, walk: Blocks, distances: Tensor, scores: torch.dtype) -> Clustering:
     """Move empty clusters to rows that are on no centroid. Every move lowers the inertia, so this ends."""
     centroids = clustering.centroids
     while len(vacant := torch.nonzero(clustering.sizes == 0).flatten()):
-        far = farthest_distinct(walk.x, partition, distances, len(vacant))
+        far = farthest_distinct(walk.x, distances, len(vacant))
         if not len(far):
             break  # every row is on its centroid: there are fewer than k distinct rows
         centroids[vacant[: len(far)]] = far
         before = clustering.inertia
         reseeded = clustering.reseeded + len(far)
-        clustering, distances = _assigned(walk, partition, centroids, scores, clustering.iterations, reseeded)
+        clustering, distances = _assigned(walk, centroids, scores, clustering.iterations, reseeded)
         if clustering.inertia >= before:
             break  # only rounding is left to gain
     return clustering
@@ -336,21 +315,19 @@ class ClusteringStep(Protocol):
     """Step 4: a function or a callable object. :func:`as_clustering` makes its results from labels.
 
     Examples:
-        >>> def in_turn(rows, clusters, previous, *, seed, round, partition):
-        ...     labels = [torch.arange(partition.total) % k for k in clusters]
-        ...     return tuple(as_clustering(column, rows, partition=partition) for column in labels)
+        >>> def in_turn(rows, clusters, previous, *, seed, round):
+        ...     return tuple(as_clustering(torch.arange(len(rows)) % k, rows) for k in clusters)
         >>> DeepCluster(clustering=in_turn).clustering is in_turn
         True
     """
 
     def __call__(
-        self, rows: Tensor, clusters: Sequence[int], previous: Tensor | None, *, seed: int, round: int,
-        partition: Partition,
-    ) -> tuple[Clustering, ...]:  # fmt: skip
-        """Cluster this rank's rows (n x d), once for each number in ``clusters``. A collective.
+        self, rows: Tensor, clusters: Sequence[int], previous: Tensor | None, *, seed: int, round: int
+    ) -> tuple[Clustering, ...]:
+        """Cluster the rows (N x d), once for each number in ``clusters``.
 
         ``previous`` are the labels (N x the number of clusterings) of the previous round; None in the first. The labels
-        of a returned clustering are int64, on the CPU, for the rows of all ranks.
+        of a returned clustering are int64, on the CPU.
         """
 
 
@@ -368,21 +345,12 @@ class KMeans:
     spherical: bool = False
 
     def __call__(
-        self, rows: Tensor, clusters: Sequence[int], previous: Tensor | None, *, seed: int, round: int,
-        partition: Partition,
-    ) -> tuple[Clustering, ...]:  # fmt: skip
-        return tuple(
-            self.once(rows, k, seed=derive(seed, "k-means", round, i), partition=partition)
-            for i, k in enumerate(clusters)
-        )
+        self, rows: Tensor, clusters: Sequence[int], previous: Tensor | None, *, seed: int, round: int
+    ) -> tuple[Clustering, ...]:
+        return tuple(self.once(rows, k, seed=derive(seed, "k-means", round, i)) for i, k in enumerate(clusters))
 
-    def once(
-        self, rows: Tensor, k: int, *, start: Tensor | None = None, seed: int = 0, partition: Partition
-    ) -> Clustering:
-        """Return one :func:`kmeans` of this rank's rows, with the labels of all rows, on the CPU."""
-        clustering = kmeans(
-            rows, k, start=start, iterations=self.iterations, seed=seed, empty=self.empty, spherical=self.spherical,
-            partition=partition,
-        )  # fmt: skip
-        tensors = {name: getattr(clustering, name).cpu() for name in ("centroids", "sizes")}
-        return replace(clustering, labels=partition.all_gather(clustering.labels.cpu().int()).long(), **tensors)
+    def once(self, rows: Tensor, k: int, *, start: Tensor | None = None, seed: int = 0) -> Clustering:
+        """Return one :func:`kmeans` of the rows, on the CPU."""
+        clustering = kmeans(rows, k, start=start, seed=seed, **vars(self))
+        names = ("labels", "centroids", "sizes")
+        return replace(clustering, **{name: getattr(clustering, name).cpu() for name in names})

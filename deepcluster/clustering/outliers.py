@@ -8,7 +8,6 @@ from torch import Tensor
 
 from deepcluster.clustering.blocks import mapped, matrix, product
 from deepcluster.clustering.whitening import square_roots, whiten
-from deepcluster.runtime.partition import Partition
 
 MAX_ROWS = 10_000  # of the fit, evenly chosen: more do not move 64 directions
 MIN_ROWS = 100  # of fewer, the quantiles below flag more than 2 % of new images of the same kind
@@ -57,26 +56,19 @@ def outside(centred: Tensor, inside: Tensor) -> Tensor:
     return torch.where(rest > MIN_RESIDUAL**2 * squares, rest, 0).sqrt()
 
 
-def fit_outliers(features: Tensor, partition: Partition, *, root: bool = False) -> Outliers:
-    """Fit both halves and the limit by this rank's features (n x D), or their :func:`square_roots`. A collective."""
-    rows = torch.arange(0, partition.total, -(-partition.total // MAX_ROWS))
-    sample = partition.to_main(features, rows).cpu().float()
-    made = partition.processes.broadcast_tensors(lambda: _of_sample(sample, root))
-    return Outliers(made["means"], made["directions"], float(made["limit"]), root)
-
-
-def _of_sample(sample: Tensor, root: bool) -> dict[str, Tensor]:
+def fit_outliers(sample: Tensor, *, root: bool = False) -> Outliers:
+    """Fit both halves and the limit by features (n x D) of evenly chosen images, or their :func:`square_roots`."""
     width = sample.shape[1]
     count = min(MAX_DIRECTIONS, len(sample) // ROWS_PER_DIRECTION, width // 2)
     if len(sample) < MIN_ROWS or not count:
-        none = {"means": torch.zeros(2, width), "directions": torch.zeros(2, width, 1)}
-        return none | {"limit": torch.tensor(torch.inf)}
+        return Outliers(torch.zeros(2, width), torch.zeros(2, width, 1), torch.inf, root)
     halves = [whiten(half, count, strength=0, root=root) for half in (sample[::2], sample[1::2])]
     count = min(half.projection.shape[1] for half in halves)  # the rank of a half may be lower
     means = torch.stack([half.mean for half in halves])
     directions = torch.stack([half.projection[:, :count] for half in halves])
     residuals = Outliers(means, directions, torch.inf, root).residuals(sample)
-    return {"means": means, "directions": directions, "limit": torch.tensor(limit_of(residuals))}
+    limit = torch.tensor(limit_of(residuals)).item()  # in float32, as the file of a model has it
+    return Outliers(means, directions, limit, root)
 
 
 def limit_of(residuals: Tensor, tail: float = TAIL, quantile: float = QUANTILE) -> float:

@@ -5,8 +5,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from deepcluster.runtime.partition import Partition
-
 
 def spread_rows(rows: Tensor, k: int, random: np.random.RandomState) -> list[int]:
     """Return ``k`` rows far from one another: k-means++ (Arthur and Vassilvitskii 2007), with a few draws a row.
@@ -32,16 +30,16 @@ def spread_rows(rows: Tensor, k: int, random: np.random.RandomState) -> list[int
     return rows_chosen
 
 
-def random_rows(x: Tensor, partition: Partition, k: int, random: torch.Generator) -> Tensor:
+def random_rows(x: Tensor, k: int, random: torch.Generator) -> Tensor:
     """Draw k rows without replacement, distinct ones as long as there are any."""
-    order = torch.randperm(partition.total, generator=random)
+    order = torch.randperm(len(x), generator=random)
     count = k
     while True:
-        candidates = partition.index_select(x, order[:count]).float()
+        candidates = x[order[:count].to(x.device)].float()
         first = first_occurrences(candidates)
-        if len(first) >= k or count == partition.total:
+        if len(first) >= k or count == len(x):
             break
-        count = min(partition.total, 2 * count)
+        count = min(len(x), 2 * count)
     repeated = torch.ones(count, dtype=torch.bool)
     repeated[first] = False
     chosen = torch.cat([first, torch.nonzero(repeated).flatten()])[:k]
@@ -81,13 +79,9 @@ def as_faiss(centroids: Tensor, sizes: Tensor, count: int, random: torch.Generat
     return centroids[vacant]
 
 
-def farthest_distinct(x: Tensor, partition: Partition, distances: Tensor, count: int) -> Tensor:
+def farthest_distinct(x: Tensor, distances: Tensor, count: int) -> Tensor:
     """Return up to ``count`` distinct rows with a positive distance, farthest first."""
     order = torch.argsort(distances, descending=True, stable=True)[: 8 * count]
     order = order[distances[order] > 0]
-    # The farthest of all are among the farthest of the ranks.
-    candidates = Partition.of(partition.processes, len(order))
-    far = candidates.all_gather(distances[order])
-    rows = candidates.all_gather(x[order].float())
-    rows = rows[torch.argsort(far, descending=True, stable=True)[: 8 * count]]
+    rows = x[order].float()
     return rows[first_occurrences(rows).to(x.device)][:count] if len(rows) else rows

@@ -11,11 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.clustering.blocks import Blocks, check_scale, in_whole_blocks, mapped, matrix, product, shared_out
+from deepcluster.clustering.blocks import (
+    AllReduce,
+    Blocks,
+    check_scale,
+    mapped,
+    matrix,
+    of_all,
+    product,
+    shared_out,
+)
 from deepcluster.errors import NonFiniteError
-from deepcluster.runtime.compute import Compute
-from deepcluster.runtime.partition import Partition
-from deepcluster.runtime.processes import ALONE
 
 # Directions with less variance than this share of the largest are rounding errors of the float32 features; dividing by
 # their standard deviation would turn them into noise of unit size.
@@ -25,7 +31,7 @@ WIDE = 1024
 # Up to this width the covariance is computed in float64, which then costs little. float32 has an error of 1e-7 of the
 # largest variance, which may be 1e-3 of the smallest.
 NARROW = 256
-SHIFT_ROWS = 1024  # rows for a provisional mean; corrected afterwards
+SHIFT_ROWS = 1024  # rows of a rank for a provisional mean; corrected afterwards
 LOWER_LR = ": lower the learning rate (--lr)"
 Directions = npt.NDArray[np.float64]
 Components = tuple[Tensor, Directions, Directions]  # mean, largest eigenvalues (descending), eigenvectors as columns
@@ -92,27 +98,27 @@ def whiten(
     x: Tensor,
     dims: int = 256,
     strength: float = 1.0,
-    partition: Partition | None = None,
     device: torch.device | None = None,
     *,
     root: bool = False,
     classes: ClassProbabilities | None = None,
     pairs: tuple[Tensor, float] | None = None,
+    all_reduce: AllReduce = of_all,
 ) -> Whitening:
     """Fit the PCA-whitening of N x D features.
 
     Args:
-        x: N x D, of any floating type; this rank's rows.
+        x: N x D, of any floating type.
         dims: Dimensions at most; min(dims, D, N - 1, rank) are kept. If all rows are equal it is 1, and every row
             maps to zero.
         strength: Each principal direction is divided by its standard deviation to this power: 1 whitens (the paper), 0
             only rotates, and in between the leading directions keep some of their weight.
-        partition: Owner (rank) of every row; they exchange one D x D sum and the main rank's map. None: one process.
         device: Device of the products, a block of rows at a time. None: x's own.
         root: Reduce the :func:`square_roots` of the features.
         classes: Reduce the class probabilities together with the features.
-        pairs: Features of two views of some images (2 x m x D, on the main rank) and a weight: before the PCA, the
-            features are scaled by :func:`within_image_scaling` of these.
+        pairs: Features of two views of some images (2 x m x D) and a weight: before the PCA, the features are scaled by
+            :func:`within_image_scaling` of these.
+        all_reduce: Adds up sums of all ranks, if ``x`` has a part of the rows, which are more than columns.
 
     Raises:
         NonFiniteError: NaN or infinity in the features or pairs, or numbers too small or large for squares in float32.
@@ -122,46 +128,33 @@ def whiten(
         True
     """
     x = matrix(x)
-    partition = partition or Partition.single(len(x))
-    rows = partition.total
+    rows = int(all_reduce(torch.tensor(len(x))))
     width = x.shape[1] + (len(classes.bias) if classes else 0)
     if rows < 1 or width < 1 or dims < 1:
         raise ValueError(f"whitening needs rows, columns and dimensions; got {rows} x {width} to {dims}")
     count = min(dims, width, max(1, rows - 1))
     prepare = partial(prepared, root=root, classes=classes)
-    # On all ranks, because an error on the main rank alone would leave the others waiting.
-    if pairs and partition.processes.any(not bool(torch.isfinite(pairs[0]).all())):
+    if pairs and not torch.isfinite(pairs[0]).all():
         raise NonFiniteError(f"features of centre crops are not finite{LOWER_LR}")
     if rows <= width:
-        x = partition.all_gather(x)
         if not torch.isfinite(x).all():
-            raise Blocks(x).not_finite(ALONE, LOWER_LR)
+            raise Blocks(x).not_finite(LOWER_LR)
         few = prepare(x)
         check_scale(x, few.double().square().mean().item())
         components = partial(_components, few, count)
     else:
-        mean, covariance = _covariance(x, partition, device or x.device, prepare)
-        check_scale(x, np.trace(covariance), partition.processes)
+        mean, covariance = _covariance(x, rows, device or x.device, prepare, all_reduce)
+        check_scale(x, np.trace(covariance))
         components = partial(_leading, mean, covariance, count)
-    made = partition.processes.broadcast_tensors(lambda: _mapping(components, strength, prepare, pairs))
-    return Whitening(**made, root=root, classes=classes)
-
-
-def _mapping(
-    components: Callable[[Directions | None], Components],
-    strength: float,
-    prepare: Callable[[Tensor], Tensor],
-    pairs: tuple[Tensor, float] | None,
-) -> dict[str, Tensor]:
-    """Return the mean and the projection to the principal components, without those of no variance."""
     scaling = within_image_scaling(torch.stack([*map(prepare, pairs[0])]), pairs[1]) if pairs else None
     mean, values, vectors = components(scaling)
-    keep = values > EIGENVALUE_FLOOR * max(values[0], np.finfo(np.float32).tiny)
+    keep = values > EIGENVALUE_FLOOR * max(values[0], np.finfo(np.float32).tiny)  # a direction without variance goes
     keep[0] = True
     scale = np.where(values > 0, np.maximum(values, np.finfo(np.float32).tiny) ** (-strength / 2), 0.0)
     projection = (vectors * scale)[:, keep]
     projection = projection if scaling is None else scaling @ projection
-    return {"mean": mean.float(), "projection": torch.from_numpy(np.ascontiguousarray(projection)).float()}
+    weights = torch.from_numpy(np.ascontiguousarray(projection)).float()
+    return Whitening(mean.float(), weights, root, classes)
 
 
 def within_image_scaling(pairs: Tensor, weight: float = 1.0) -> Directions:
@@ -200,20 +193,20 @@ def unit_rows(x: Tensor, device: torch.device | None = None) -> Tensor:
 
 
 def _covariance(
-    x: Tensor, partition: Partition, device: torch.device, prepare: Callable[[Tensor], Tensor]
+    x: Tensor, rows: int, device: torch.device, prepare: Callable[[Tensor], Tensor], all_reduce: AllReduce
 ) -> tuple[Tensor, Directions]:
-    """Return the mean (D) and the covariance (D x D), in float64, of more rows than columns, which it prepares.
+    """Return the mean (D) and the covariance (D x D), in float64, of more ``rows`` than columns, which it prepares.
 
-    One pass: sums and products of the blocks, around the mean of the first rows, are added up in float64.
+    ``x``: All rows, or this rank's. One pass: sums and products of the blocks, around the mean of the first rows, are
+    added up in float64.
     """
-    rows = partition.total
-    shift = prepare(partition.index_select(x, torch.arange(min(SHIFT_ROWS, rows))).float().to(device)).mean(0)
+    first = prepare(x[:SHIFT_ROWS].float().to(device))
+    shift = all_reduce(first.sum(0)) / all_reduce(torch.tensor(len(first)))
     width = len(shift)
     with shared_out(x) as walk:
         total = torch.zeros(width, dtype=torch.float64)
         products = np.zeros((width, width))
         least = max(1 << 12, 2 * width)  # the products of a block are as large however few its rows are
-        blocks = in_whole_blocks(walk, partition, least)
 
         def sums(begin: int, block: Tensor) -> tuple[Tensor, npt.NDArray[np.floating]]:
             centred = prepare(block.to(device)) - shift
@@ -224,13 +217,13 @@ def _covariance(
             array = centred.numpy()
             return block_total, array.T @ array  # numpy sees the symmetry and computes half of it; torch does not
 
-        for block_total, block_products in blocks.map(sums):
+        for block_total, block_products in walk.map(sums, least):
             total += block_total
             products += block_products
-        total = partition.all_reduce(total)
-        products = partition.all_reduce(torch.from_numpy(products)).numpy()
+        total = all_reduce(total)
+        products = all_reduce(torch.from_numpy(products)).numpy()
         if not torch.isfinite(total).all():
-            raise walk.not_finite(partition.processes, LOWER_LR)
+            raise walk.not_finite(LOWER_LR, all_reduce)
     error = total / rows  # of the shift, which is not the mean of all rows
     covariance = products / (rows - 1) - np.outer(error, error) * (rows / (rows - 1))
     return shift.double().cpu() + error, covariance
@@ -270,16 +263,6 @@ def _components(x: Tensor, count: int, scaling: Directions | None = None) -> Com
 
 
 @dataclass(frozen=True)
-class Features:
-    """The features of a pass over the images: step 2."""
-
-    rows: Tensor  #: n x D: this rank's
-    compute: Compute
-    #: Features of some images and of their centre crops, 2 x m x D, on the main rank; None if step 3 does not ask.
-    pairs: Tensor | None = None
-
-
-@dataclass(frozen=True)
 class Reduction:
     """Step 3. The defaults are the paper's.
 
@@ -301,29 +284,27 @@ class Reduction:
         """True if the features need their ``pairs``."""
         return self.dims is not None and self.within_image > 0
 
-    def __call__(self, features: Features) -> Tensor:
-        """Return this rank's features (n x D) as rows of length 1 (n x d), on the device that clusters them."""
-        device = self.device(features)
-        if self.dims is None:
-            return unit_rows(features.rows, device)
-        return self.fit(features)(features.rows, device)
+    def fit(
+        self,
+        rows: Tensor,
+        pairs: Tensor | None = None,
+        device: torch.device | None = None,
+        all_reduce: AllReduce = of_all,
+    ) -> Whitening:
+        """Return the map, for new images too. Needs ``dims``.
 
-    def fit(self, features: Features) -> Whitening:
-        """Return the map, for new images too. Needs ``dims``."""
+        Arguments as of :func:`whiten`, but ``pairs`` without a weight.
+        """
         if self.dims is None:
             raise ValueError("dims=None fits no map: give a number of dimensions")
         scale = torch.tensor(self.class_probabilities)
         return whiten(
-            features.rows,
+            rows,
             self.dims,
             self.whitening,
-            features.compute.partition,
-            self.device(features),
+            device,
             root=self.root,
             classes=ClassProbabilities(*self.classifier, scale) if self.classifier and scale else None,
-            pairs=None if features.pairs is None else (features.pairs, self.within_image),
+            pairs=None if pairs is None else (pairs, self.within_image),
+            all_reduce=all_reduce,
         )
-
-    def device(self, features: Features) -> torch.device:
-        """Return the device that clusters the reduced features: it has room for twice their size. A collective."""
-        return features.compute.device_for(2 * (self.dims or features.rows.shape[1]))

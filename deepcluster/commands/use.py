@@ -18,9 +18,8 @@ from deepcluster.flags import refuse
 from deepcluster.recipe import read_options
 from deepcluster.runtime import signals
 from deepcluster.runtime.console import Terminal, say
-from deepcluster.runtime.machine import is_main_rank
 from deepcluster.runtime.tables import write_csv
-from deepcluster.session import check_run, checked_output, images_for, model_of, session
+from deepcluster.session import check_run, checked_output, images_for, model_of
 from deepcluster.storage import files
 from deepcluster.texts import plural, short, some
 
@@ -42,7 +41,7 @@ def predict(
     """
     out = placing.out
     max_skipped = placing.max_skipped
-    with session(images, quiet, to_stderr=True) as (terminal, shared):
+    with Terminal(quiet, to_stderr=True) as terminal:
         from deepcluster.storage.content import PREDICTIONS
 
         source = images_for(run_, images, *more_images, may_be_empty=True)
@@ -52,12 +51,10 @@ def predict(
         model = model_of(run_, device)
         sizes: Counter[int] = Counter()  # by cluster
         skipped: list[dict[str, str]] = []
-        predictions = predicted(model, source, skipped, max_skipped, display=terminal, **shared)
+        predictions = predicted(model, source, skipped, max_skipped, display=terminal)
         rows = placed_rows(model, predictions, placing.reject, sizes)
         # Most errors occur in the first row, before anything is written; too many skipped images do at the end.
         first = list(islice(rows, 1 if max_skipped is None else None))
-        if not is_main_rank():  # its share is computed, and the main rank writes
-            return
         terminal.say("Model", str(model.identity))
         rows = chain(first, rows)
         as_lines = partial(write_lines, rows=rows, skipped=skipped, model=model.identity)
@@ -91,16 +88,14 @@ def embed(
     if out.suffix != ".npy":
         raise UsageError(f"-o {out}: give a name ending in .npy")
 
-    with session(images, quiet, to_stderr=True) as (terminal, shared):
+    with Terminal(quiet, to_stderr=True) as terminal:
         source = images_for(run_, images, *more_images)
         outputs = (out, out.with_suffix(".csv"))
         features_file, paths_file = (checked_output(path, run_, source, overwrite) for path in outputs)
         from deepcluster.runs.predict import predicted
 
         model = model_of(run_, device)
-        parts = [*predicted(model, source, [], display=terminal, **shared)]
-    if not is_main_rank():
-        return
+        parts = [*predicted(model, source, [], display=terminal)]
     import numpy as np
 
     features = np.concatenate([part.reduced.numpy() for part in parts])
@@ -171,7 +166,7 @@ def evaluate(
     options = read_options(kind, flags.read_assignments(scoring.set_))
     kind(**options)  # checks them together
     values: dict[str, Any] = {}
-    with session(images, quiet, to_stderr=as_json) as (terminal, shared):
+    with Terminal(quiet, to_stderr=as_json) as terminal:
         from deepcluster.images.files import find
         from deepcluster.images.given import check_labels_there
 
@@ -183,12 +178,12 @@ def evaluate(
         from deepcluster.runs.evaluate import EvaluationRequest, evaluate
 
         request = EvaluationRequest(protocol, tests, labels, learnt, options, scoring.seed, device)
-        for name, value in evaluate(run_, request, display=terminal, **shared):
+        for name, value in evaluate(run_, request, display=terminal):
             values[name] = value
             text = f"{value:.4f}" if isinstance(value, float) else str(value)
-            if is_main_rank() and not (as_json or quiet):
+            if not (as_json or quiet):
                 say(f"{name:24} {text:>8}")
-    if as_json and is_main_rank():
+    if as_json:
         print(json.dumps({"run": str(run_), "protocol": protocol, "values": values}, indent=2))
 
 

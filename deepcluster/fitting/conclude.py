@@ -1,8 +1,9 @@
-"""Step 7 of a run: its result, computed by all ranks together."""
+"""Step 7 of a run: its result. All ranks reduce the features, and the main rank makes the rest."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from deepcluster.algorithm import Conclusion
@@ -13,6 +14,7 @@ from deepcluster.fitting.read import ImagesRead, exact_features
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
+from deepcluster.report.pictures import on_sheet
 from deepcluster.runs.result import Outcome, choose_number, describe
 from deepcluster.runs.run import Rows, Run, cut_rows, sample_of
 from deepcluster.runtime.compute import GROUPING_PHASE, MAX_PASS_BATCH
@@ -38,45 +40,55 @@ def result_features(network: Network, images: ImagesRead, display: Display) -> T
     return exact_features(network, images.store, images.recipe, display)
 
 
-def conclude(
-    network: Network,
-    images: ImagesRead,
-    record: RunRecord,
-    features: Tensor,
-    baseline: Mapping[str, float],
-    display: Display,
-) -> Outcome:
-    """Cluster the features of the network as it is now. A collective.
+def features_with_nouns(network: Network, images: ImagesRead, features: Tensor) -> Tensor | None:
+    """Return the ``features`` (this rank's) of all images on the sheet, on the main rank. A collective.
 
-    ``record`` has the number of rounds. ``features``: This rank's, N x D, of one pass.
-    ``baseline``: As in :func:`describe`.
+    None if the network knows no nouns of them.
     """
-    recipe = images.recipe
-    store = images.store
+    if not knows_nouns(network, images.recipe):
+        return None
+    partition = images.store.partition
+    return partition.to_main(features, torch.tensor(on_sheet(partition.total)))
+
+
+def conclude(network: Network, images: ImagesRead, seed: int, features: Tensor, display: Display) -> Conclusion:
+    """Cluster this rank's ``features`` (n x D), of one pass of the network as it is now. A collective."""
     display.progress(GROUPING_PHASE, 0, 0)
     try:
-        final = conclusion_of(network, store, recipe, record.seed, features)
+        return conclusion_of(network, images.store, images.recipe, seed, features)
     except NonFiniteError as error:
         if images.features is None:
             raise
         raise DataError("the features are too large or too small to compare: scale them, say to length 1") from error
+
+
+def outcome_of(
+    network: Network,
+    images: ImagesRead,
+    record: RunRecord,
+    final: Conclusion,
+    baseline: Mapping[str, float],
+    display: Display,
+) -> Outcome:
+    """Cut and describe the clusters of all images, on the main rank.
+
+    ``record`` has the number of rounds. ``baseline``: As in :func:`describe`.
+    """
+    recipe = images.recipe
     if record.rounds and (text := collapse(final)):
         warn(text)
     rows = Rows(
         paths=images.paths,
         labels=images.truth,
-        skipped=store.skipped,
+        skipped=images.store.skipped,
         reduced=final.reduced,
-        sample=sample_of(final.reduced, store.partition, record.seed),
-        partition=store.partition,
+        sample=sample_of(final.reduced, record.seed),
         residuals=final.residuals,
     )
-    n_clusters = 0
-    if store.partition.processes.is_main:
-        if record.cut_k is None and images.former:  # as many as the run of --like has, unless others were asked for
-            before = images.former.run.model.cut.cluster_of.unique()
-            record = replace(record, cut_k=min(len(before), rows.fitted))
-        n_clusters, record = choose_number(record.cut_k, rows, record, recipe, display)
+    if record.cut_k is None and images.former:  # as many as the run of --like has, unless others were asked for
+        before = images.former.run.model.cut.cluster_of.unique()
+        record = replace(record, cut_k=min(len(before), rows.fitted))
+    n_clusters, record = choose_number(record.cut_k, rows, record, recipe, display)
     cut, placement = cut_rows(rows, final.clustering, n_clusters, record.seed, recipe)
     if cut.count < n_clusters:
         why = "the features have no more distinct values (are many equal?)"
@@ -95,7 +107,7 @@ def conclude(
         batch_size=min(recipe.batch_size, MAX_PASS_BATCH),
     )
     run = Run(record, model, rows)
-    if record.like:
+    if record.like and images.former and images.former_rows is not None:
         run, placement, text = continued(run, placement, images.former, images.former_rows)
         display.say("Names", text)
     return describe(run, placement, recipe, baseline)

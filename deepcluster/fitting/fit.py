@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from deepcluster.build import network_of
-from deepcluster.fitting.conclude import conclude, result_features
+from deepcluster.fitting.conclude import conclude, features_with_nouns, outcome_of, result_features
 from deepcluster.fitting.forecast import announce
 from deepcluster.fitting.journal import opened
 from deepcluster.fitting.like import read_former
@@ -80,11 +80,14 @@ def fit(
                 rounds, reason = train(network, read, decided.request.steps, last, journal, display)
             journal.end_phase("rounds", rounds=rounds, stopped_because=reason)
 
-            # Step 7, result.
-            final = result_features(network, read, display)
-            outcome = conclude(network, read, journal.record, final, journal.baseline, display)
-            journal.end(outcome, final, display.progress)
-            _say_done(decided.request, read, outcome, display)
+            # Step 7, result. From the reduced features on there are no ranks.
+            features = result_features(network, read, display)
+            final = conclude(network, read, journal.record.seed, features, display)
+            seen = None if read.recipe.rounds else features_with_nouns(network, read, features)  # or written already
+            if journal.folder:
+                outcome = outcome_of(network, read, journal.record, final, journal.baseline, display)
+                journal.end(journal.folder, outcome, seen, display.progress)
+                _say_done(decided.request, read, outcome, display)
         return run
 
 

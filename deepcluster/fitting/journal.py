@@ -1,11 +1,11 @@
 """A run on disk while it is fitted: locked, written step by step, with its end in run.json whatever happens."""
 
 import math
+import secrets
 import shlex
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,16 +13,15 @@ from typing import Any
 
 from torch import Tensor
 
-from deepcluster.clustering.agreement import compared
+from deepcluster.clustering.agreement import nmi
 from deepcluster.errors import DeepClusterError, DiskError, Stopped
-from deepcluster.fitting.conclude import knows_nouns
 from deepcluster.fitting.plan import Decided
 from deepcluster.fitting.read import ImagesRead
 from deepcluster.fitting.resume import check_same, facts_of
 from deepcluster.nets.network import Network
 from deepcluster.records import Round, State
 from deepcluster.runs.images import fingerprint
-from deepcluster.runs.page import on_sheet_of, shown_of, write_nouns, write_page, write_tree
+from deepcluster.runs.page import shown_of, write_nouns, write_page, write_tree
 from deepcluster.runs.result import Outcome, label_numbers, write_outcome
 from deepcluster.runtime import signals
 from deepcluster.runtime.compute import Progress
@@ -32,7 +31,7 @@ from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, fitting, restored, rounds_done
 from deepcluster.storage.content import IMAGES_READ, RunRecord
 from deepcluster.storage.run_folder import LockedFolder
-from deepcluster.storage.state import checkpoint_files, scratch_of
+from deepcluster.storage.state import checkpoint_files, scratch, scratch_of
 from deepcluster.texts import plural
 
 
@@ -100,11 +99,15 @@ class Journal:
 
     def restore(self, network: Network) -> State:
         """Restore the network from the last checkpoint, and return its state. A collective."""
-        checkpoint = self.checkpoint
+        partition = self.images.store.partition
+        processes = partition.processes
+        mine = self.checkpoint
+        facts: Any = mine and [mine.values, str(mine.file), mine.about]
+        values, file, about = processes.broadcast_json(lambda: facts)
+        tensors = processes.broadcast_tensors(lambda: mine.tensors if mine else {})
         with fitting(self.checkpoints.folder):
-            state, parameters = restored(checkpoint, self.images.store.partition)
+            state, parameters = restored(Checkpoint(values, tensors, Path(file), about), partition.local)
             network.load_state_dict(parameters)
-        about = self.checkpoints.processes.broadcast_json(lambda: checkpoint.about if checkpoint else {})
         self.start -= about["elapsed"]
         self.baseline = about["baseline"]
         return state
@@ -112,7 +115,10 @@ class Journal:
     def save(self, state: State, network: Network) -> None:
         """Write a checkpoint. A collective."""
         so_far = {"elapsed": time.perf_counter() - self.start, "baseline": self.baseline}
-        self.checkpoints.write(state, network.state_dict(), {**self.about, **so_far})
+        if state.features is not None:
+            state = replace(state, features=self.images.store.partition.gather(state.features.cpu()))
+        if self.folder:
+            self.checkpoints.write(state, network.state_dict(), {**self.about, **so_far})
 
     def open_history(self, done: int) -> None:
         """Read the rows of the first ``done`` rounds, which an earlier process has written."""
@@ -148,7 +154,7 @@ class Journal:
         }
         if (truth := self.images.truth) is not None:
             labels, has_label = label_numbers(truth, sorted(set(truth)))
-            figures["nmi_labels"] = (compared(labels[has_label], clustering.labels[has_label])[0], 5)
+            figures["nmi_labels"] = (nmi(labels[has_label], clustering.labels[has_label]), 5)
         cells = {
             name: "" if math.isnan(value) else round(float(value), digits) for name, (value, digits) in figures.items()
         }
@@ -156,25 +162,17 @@ class Journal:
         self.folder.write_rows("history.csv", self.rows, *self.more)
         return self.rows[-1]
 
-    def end(self, outcome: Outcome, features: Tensor, progress: Progress) -> None:
-        """Write the result, by the ``features`` of :func:`conclude`. A collective."""
-        images = self.images
-        rows = outcome.rows
-        network = outcome.model.network
-        has_nouns = not images.recipe.rounds and knows_nouns(network, images.recipe)  # else they are written already
-        seen = on_sheet_of(features, rows.partition) if has_nouns else None
-        shown = shown_of(rows, outcome.model, outcome.centroid)
-        if self.folder is None:
-            deque(rows.partition.blocks(rows.reduced), maxlen=0)  # the other ranks only send
-            return
+    def end(self, folder: LockedFolder, outcome: Outcome, seen: Tensor | None, progress: Progress) -> None:
+        """Write the result, on the main rank. ``seen``: The features of the images that get nouns."""
+        shown = shown_of(outcome.rows, outcome.model, outcome.centroid)
         request = self.decided.request
-        with self.folder.next_state(anew=self.at_once and request.overwrite) as staged:
+        with folder.next_state(anew=self.at_once and request.overwrite) as staged:
             if self.at_once:
                 self._write_beginning(staged)
             if seen is not None:
-                write_nouns(staged, network, seen, rows.paths)
+                write_nouns(staged, outcome.model.network, seen, outcome.rows.paths)
             # In one step with the result: a kill leaves the checkpoints without it, or it without them.
-            for name in () if request.keep_checkpoints else checkpoint_files(self.folder.path):
+            for name in () if request.keep_checkpoints else checkpoint_files(folder.path):
                 staged.remove(name)
             self.record = outcome.record
             seconds = round(time.perf_counter() - self.start, 2)
@@ -183,7 +181,7 @@ class Journal:
             write_outcome(staged, outcome)
             write_tree(staged, shown.tree)
             if request.report:
-                write_page(staged, images.source, outcome, shown, progress)
+                write_page(staged, self.images.source, outcome, shown, progress)
 
 
 @contextmanager
@@ -192,7 +190,7 @@ def opened(decided: Decided, processes: Processes, start: float) -> Iterator[Jou
     out = Path(decided.start.out)
     overwrite = decided.request.overwrite
     with (
-        run_folder.shared_lock(out, processes, make=True) as folder,
+        shared_lock(out, processes) as folder,
         run_folder.replacing(folder if overwrite else None),
     ):
         before = folder.read_record() if folder and folder.has(run_folder.RUN) and not overwrite else None
@@ -200,8 +198,8 @@ def opened(decided: Decided, processes: Processes, start: float) -> Iterator[Jou
         record = replace(decided.record, run=before.run) if before and before.run else decided.record
         can_resume = not overwrite and decided.features is None
         signals.advise(partial(_advice, out, record, can_resume=can_resume))
-        checkpoints = Checkpoints(out / "checkpoints", scratch_of(out, processes.rank), processes)
-        checkpoint = checkpoints.latest() if decided.start.state == "resumed" else None
+        checkpoints = Checkpoints(out / "checkpoints", scratch_of(out, processes.rank))
+        checkpoint = checkpoints.latest() if folder and decided.start.state == "resumed" else None
         try:
             yield Journal(decided, folder, record, checkpoints, checkpoint, start)
         except BaseException as error:
@@ -211,6 +209,26 @@ def opened(decided: Decided, processes: Processes, start: float) -> Iterator[Jou
                 _record_end(folder, record, stop)
                 raise
             raise
+
+
+@contextmanager
+def shared_lock(path: Path, processes: Processes) -> Iterator[LockedFolder | None]:
+    """Lock a run folder, or make one, on the main rank for all. The others get None: they write only scratch files.
+
+    A collective. Raises DiskError if a rank does not see the run folder of the main rank, and so its files.
+    """
+    with ExitStack() as stack:
+        folder = stack.enter_context(run_folder.locked(path, make=True)) if processes.is_main else None
+        # The scratch folder is empty before the others use it.
+        mark = scratch_of(path) / processes.broadcast_json(lambda: secrets.token_hex(8))
+        if folder:
+            mark.mkdir()
+        processes.any(False)
+        if processes.any(not mark.is_dir()):
+            raise DiskError(f"the processes do not see one folder at {path}: give an -o that all of them share")
+        if not folder:
+            stack.enter_context(scratch(path, processes.rank))
+        yield folder
 
 
 def _advice(out: Path, record: RunRecord, *, can_resume: bool) -> str:

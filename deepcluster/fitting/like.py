@@ -12,13 +12,11 @@ from deepcluster.errors import DataError
 from deepcluster.groups.cut import Cut, Placement
 from deepcluster.images import Source, read_once
 from deepcluster.runs import inherit
-from deepcluster.runs.images import image_digests
+from deepcluster.runs.images import pixel_digests
 from deepcluster.runs.run import Run, read_run, recipe_of
 from deepcluster.runtime.compute import Progress, ignore_progress
-from deepcluster.runtime.partition import Partition
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import IMAGES_READ
-from deepcluster.storage.model_files import clusters_in, clusters_tensors
 from deepcluster.texts import plural
 
 READ_AT_ONCE = 1024  # images
@@ -56,7 +54,8 @@ def former_rows(
         digest_of = dict.fromkeys(digests, "")
         for number, part in enumerate(source.parts(READ_AT_ONCE)):
             progress("reading again", number * READ_AT_ONCE, len(source.paths))
-            digest_of |= image_digests(part, read_once(part, former.store_size, none_is_fine=True))
+            store = read_once(part, former.store_size, none_is_fine=True)
+            digest_of |= zip((part.paths[i] for i in store.usable), pixel_digests(store), strict=True)
         digests = {path: digest_of[path] for path in digests}
     row_of = {path: row for row, path in enumerate(former.run.rows.paths)}
     own = {path for path in digests if path in row_of and former.digests[row_of[path]] == digests[path]}
@@ -75,47 +74,30 @@ def former_rows(
     return rows
 
 
-def continued(
-    run: Run, placement: Placement, former: Former | None, former_rows: Tensor | None
-) -> tuple[Run, Placement, str]:
-    """Give continuing clusters their earlier numbers, names and marks, and others new numbers. A collective.
+def continued(run: Run, placement: Placement, former: Former, former_rows: Tensor) -> tuple[Run, Placement, str]:
+    """Give continuing clusters their earlier numbers, names and marks, and others new numbers.
 
     A cluster with a name, a mark or a decision about an image that nothing continues is made anew. After answers,
     images of the earlier fit begin in their former clusters, and those of its updates in the new ones. Then all follow.
 
-    ``placement``: Of this rank's images. ``former``, ``former_rows``: The earlier run, and its rows of all images, on
-    the main rank. Returns the run and the placement with these numbers, and a description.
+    Returns the run and the placement with these numbers, and a description.
     """
-    model, rows = run.model, run.rows
-    partition = rows.partition
-    after = partition.gather(placement.cluster)
-    past = None
-    if former is not None and former_rows is not None:
-        past = inherit.past_of(former.run, former_rows, keeps_sample=False)
-        is_known = former_rows >= 0
-        heir = inherit.heirs(past.cluster[is_known], after[is_known], mutual=False)
-        lost = inherit.lost(past, heir)
-    moves = partition.processes.any(past is not None and bool(past.placed or lost))
-    reduced = partition.gather(rows.reduced) if moves else rows.reduced
-
-    def taught() -> dict[str, Tensor]:
-        assert former is not None and former_rows is not None and past is not None
-        ancestor = {new: old for old, new in heir.items()}
-        unused = count(len(former.run.model.names))
-        number = [ancestor[new] if new in ancestor else next(unused) for new in range(model.cut.count)]
-        cut = Cut(model.cut.centroids, torch.tensor(number)[model.cut.cluster_of])
-        given = max(len(former.run.model.names), max(number) + 1)
-        whole = replace(rows, reduced=reduced, partition=Partition.single(len(reduced)))
-        numbered = replace(run, model=replace(model, cut=cut, names=("",) * given), rows=whole)
-        stays = (former_rows >= 0) & (former_rows < former.run.rows.fitted)
-        new = inherit.taught_again(numbered, past, {old: old for old in (*heir, *lost)}, stays)
-        clusters, now = ({*one.cut.cluster_of.tolist()} for one in (former.run.model, new))
-        kinds = {"ended": clusters - now, "new": now - clusters, "made anew": {*lost} & now}
-        texts = [f"{len(heir)} of {plural(len(clusters), 'cluster')} of {former.path} continue, with their numbers"]
-        texts += [f"{kind}: {', '.join(map(str, sorted(numbers)))}" for kind, numbers in kinds.items() if numbers]
-        text = "; ".join([*texts, inherit.inherited_text(former.run.model, new)])
-        return clusters_tensors(new, text=text)
-
-    clusters = clusters_in(partition.processes.broadcast_tensors(taught), None)
-    model = replace(model, cut=clusters.cut, **vars(clusters.annotations))
-    return replace(run, model=model), model.placement(rows.reduced), clusters.about["text"]
+    model = run.model
+    past = inherit.past_of(former.run, former_rows, keeps_sample=False)
+    is_known = former_rows >= 0
+    heir = inherit.heirs(past.cluster[is_known], placement.cluster[is_known], mutual=False)
+    lost = inherit.lost(past, heir)
+    ancestor = {new: old for old, new in heir.items()}
+    unused = count(len(former.run.model.names))
+    number = [ancestor[new] if new in ancestor else next(unused) for new in range(model.cut.count)]
+    cut = Cut(model.cut.centroids, torch.tensor(number)[model.cut.cluster_of])
+    given = max(len(former.run.model.names), max(number) + 1)
+    numbered = replace(run, model=replace(model, cut=cut, names=("",) * given))
+    stays = is_known & (former_rows < former.run.rows.fitted)
+    new = inherit.taught_again(numbered, past, {old: old for old in (*heir, *lost)}, stays)
+    clusters, now = ({*one.cut.cluster_of.tolist()} for one in (former.run.model, new))
+    kinds = {"ended": clusters - now, "new": now - clusters, "made anew": {*lost} & now}
+    texts = [f"{len(heir)} of {plural(len(clusters), 'cluster')} of {former.path} continue, with their numbers"]
+    texts += [f"{kind}: {', '.join(map(str, sorted(numbers)))}" for kind, numbers in kinds.items() if numbers]
+    text = "; ".join([*texts, inherit.inherited_text(former.run.model, new)])
+    return replace(run, model=new), new.placement(run.rows.reduced), text

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from deepcluster.nets.network import Network
 from deepcluster.presets import check_clusters
 from deepcluster.recipe import AUTO, Recipe, to_toml
 from deepcluster.report.pictures import sprite_sheet, tiny_pictures
-from deepcluster.runs.images import duplicate_rows, image_digests, pictures_of, row_digests, with_picture
+from deepcluster.runs.images import duplicate_rows, pictures_of, pixel_digests, row_digests, with_picture
 from deepcluster.runs.page import SHEET
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.partition import Partition
@@ -92,7 +93,8 @@ def _of_images(decided: Decided, network: Network, processes: Processes, display
     plan, first_pass = _plan_for(store, start, network, display)
     for line in plan.by_reason() if decided.request.verbose else ():
         display.say("Plan", line)
-    digests = image_digests(source, store)
+    of_all = chain.from_iterable(processes.all_gather_json(pixel_digests(store)))
+    digests = dict(zip((source.paths[i] for i in store.usable), of_all, strict=True))
     display.progress("duplicates", 0, 0)
     alike = near_duplicates(store.images, store.partition)
     if alike:

@@ -106,7 +106,7 @@ def check_same(
     """Compare a run that goes on with its beginning, and return the differences of machine, versions and threads.
 
     ``checkpoint``: The run's last checkpoint, or None. ``about``: The facts about the run now, as a checkpoint has
-    them. ``images``: As :func:`image_digests`.
+    them. ``images``: Digests of the images by path.
 
     Raises DataError if the images have changed, ModelError if the checkpoint is of another run, UsageError if the
     options differ.

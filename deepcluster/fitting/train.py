@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from deepcluster.build import Steps, compute_of, rounds_of
-from deepcluster.fitting.conclude import conclude, knows_nouns, result_features
+from deepcluster.fitting.conclude import conclude, features_with_nouns, knows_nouns, outcome_of, result_features
 from deepcluster.fitting.journal import Journal
 from deepcluster.fitting.read import ImagesRead
 from deepcluster.learning.training import average_weights, measure_statistics
 from deepcluster.nets.network import Network
 from deepcluster.records import State
-from deepcluster.runs.page import on_sheet_of, write_nouns
+from deepcluster.runs.page import write_nouns
 from deepcluster.runs.result import first_metrics
 from deepcluster.runtime.compute import Stopwatch
 from deepcluster.runtime.console import Display, Silent
@@ -80,20 +80,20 @@ def _measured_before(network: Network, images: ImagesRead, journal: Journal, dis
 
     A pass over the images is made only if there are true labels or nouns.
     """
-    has_nouns = knows_nouns(network, images.recipe)
-    if images.truth is None and not has_nouns:
+    if images.truth is None and not knows_nouns(network, images.recipe):
         return {}
     features = result_features(network, images, display)
-    if has_nouns:
-        seen = on_sheet_of(features, images.store.partition)
-        if journal.folder:
-            with journal.folder.next_state() as staged:
-                write_nouns(staged, network, seen, images.paths)
+    seen = features_with_nouns(network, images, features)
+    if seen is not None and journal.folder:
+        with journal.folder.next_state() as staged:
+            write_nouns(staged, network, seen, images.paths)
     if images.truth is None:
         return {}
     record = replace(journal.record, rounds=0, like=None, verdict="")  # no decisions of --like, and no stability
-    start = conclude(network, images, record, features, {}, Silent())
-    return first_metrics(start.metrics)
+    start = conclude(network, images, record.seed, features, Silent())
+    if not journal.folder:
+        return {}
+    return first_metrics(outcome_of(network, images, record, start, {}, Silent()).metrics)
 
 
 def rounds_text(record: RunRecord) -> str:

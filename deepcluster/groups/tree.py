@@ -10,7 +10,6 @@ from torch import Tensor
 
 from deepcluster.clustering.kmeans import assigner, means
 from deepcluster.groups.cut import Cut
-from deepcluster.runtime.partition import Partition
 
 ROWS_AT_ONCE = 1 << 14
 MAX_PIECES = 30  # or twice the clusters, if that is more
@@ -21,27 +20,14 @@ Numbers = npt.NDArray[np.float64]
 Merge = tuple[int, int]
 
 
-def medoids_of(cluster_means: Tensor, rows: Tensor, cluster_of: Tensor, partition: Partition) -> Tensor:
-    """Return the row (int64, K) nearest to the mean of every cluster, the first of equal ones; -1: it is empty.
-
-    ``rows`` (n x d) and their clusters, ``cluster_of``, are this rank's; the row numbers count the rows of all ranks.
-    """
+def medoids_of(cluster_means: Tensor, rows: Tensor, cluster_of: Tensor) -> Tensor:
+    """Return the row (int64, K) nearest to the mean of every cluster, the first of equal ones; -1: it is empty."""
     parts = zip(rows.split(ROWS_AT_ONCE), cluster_of.split(ROWS_AT_ONCE), strict=True)
     distances = torch.cat([(part - cluster_means[numbers]).norm(dim=1) for part, numbers in parts])
     least = torch.full((len(cluster_means),), torch.inf).scatter_reduce(0, cluster_of, distances, "amin")
     nearest = torch.nonzero(distances == least[cluster_of]).flatten()
-    none = torch.full((len(cluster_means),), partition.total)
-    first = none.scatter_reduce(0, cluster_of[nearest], nearest + partition.local.start, "amin")
-    return _first_of_ranks(least, first, partition)
-
-
-def _first_of_ranks(least: Tensor, rows: Tensor, partition: Partition) -> Tensor:
-    """Return the ``rows`` (int64, K) of the least of all ranks' values, the first of equal ones; -1: all have none."""
-    all_least = torch.stack(partition.processes.all_gather(least))
-    all_rows = torch.stack(partition.processes.all_gather(rows))
-    all_rows = torch.where(all_least > all_least.min(0).values, partition.total, all_rows)
-    first = all_rows.min(0).values
-    return torch.where(first < partition.total, first, -1)
+    none = torch.full((len(cluster_means),), -1)
+    return none.scatter_reduce(0, cluster_of[nearest], nearest, "amin", include_self=False)
 
 
 @dataclass(frozen=True)
@@ -54,28 +40,24 @@ class Tree:
     medoids: tuple[int, ...]  # rows of the images nearest to the means of the nodes (2P - 1)
 
 
-def merge_tree(
-    reduced: Tensor, cut: Cut, nearest: Tensor | None = None, partition: Partition | None = None, added: int = 0
-) -> Tree:
+def merge_tree(reduced: Tensor, cut: Cut, nearest: Tensor | None = None, added: int = 0) -> Tree:
     """Make Ward's tree (1963) above the clusters of ``cut``: the centroids inside a cluster merge first, then clusters.
 
     So a cut into fewer clusters only merges the present ones, and a cut into more only splits them. Centroids that no
     row is ``nearest`` to are left out. ``added``: Number of rows added after the fit, the last ones: they decide no
     merge.
     """
-    partition = partition or Partition.single(len(reduced))
     nearest = assigner(cut.centroids)(reduced) if nearest is None else nearest
     counts, all_counts = (
-        partition.all_reduce(torch.bincount(centroids, minlength=len(cut.centroids)))
+        torch.bincount(centroids, minlength=len(cut.centroids))
         for centroids in (nearest[: len(nearest) - added], nearest)
     )
-    pieces, cluster_of, pairs = partition.processes.broadcast_json(lambda: _pieces(cut, counts, all_counts))
-    merges = tuple((a, b) for a, b in pairs)
-    sizes, medoids = _sizes_and_medoids(reduced, torch.tensor(pieces)[nearest], merges, len(cluster_of), partition)
-    return Tree(tuple(cluster_of), merges, sizes, medoids)
+    pieces, cluster_of, merges = _pieces(cut, counts, all_counts)
+    sizes, medoids = _sizes_and_medoids(reduced, pieces[nearest], merges, len(cluster_of))
+    return Tree(cluster_of, merges, sizes, medoids)
 
 
-def _pieces(cut: Cut, counts: Tensor, all_counts: Tensor) -> tuple[list[int], list[int], list[list[int]]]:
+def _pieces(cut: Cut, counts: Tensor, all_counts: Tensor) -> tuple[Tensor, tuple[int, ...], tuple[Merge, ...]]:
     """Return the pieces of the centroids (-1: none), the clusters of the pieces, and the merges of the pieces."""
     stand_ins = torch.empty_like(cut.cluster_of)
     for cluster in cut.cluster_of.unique():
@@ -98,7 +80,7 @@ def _pieces(cut: Cut, counts: Tensor, all_counts: Tensor) -> tuple[list[int], li
     piece_of_centroid[used] = torch.from_numpy(piece_of)
     cluster_of_piece = np.zeros(pieces, dtype=np.int64)
     cluster_of_piece[piece_of] = cluster_of
-    return piece_of_centroid[stand_ins].tolist(), cluster_of_piece.tolist(), [list(pair) for pair in merges]
+    return piece_of_centroid[stand_ins], tuple(cluster_of_piece.tolist()), merges
 
 
 def _stand_ins(cut: Cut, counts: Tensor, members: Tensor) -> Tensor:
@@ -162,25 +144,22 @@ def numbered_merges(order: Sequence[Merge], count: int, pieces: int) -> tuple[np
 
 
 def _sizes_and_medoids(
-    reduced: Tensor, piece: Tensor, merges: Sequence[Merge], pieces: int, partition: Partition
+    reduced: Tensor, piece: Tensor, merges: Sequence[Merge], pieces: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the size and the medoid of every node."""
-    sizes = partition.all_reduce(torch.bincount(piece, minlength=pieces)).tolist()
-    middles = list(means(reduced, piece, pieces, partition))
+    sizes = torch.bincount(piece, minlength=pieces).tolist()
+    middles = list(means(reduced, piece, pieces))
     inside = list(torch.eye(pieces, dtype=torch.bool))
     for a, b in merges:
         sizes.append(sizes[a] + sizes[b])
         middles.append((sizes[a] * middles[a] + sizes[b] * middles[b]) / sizes[-1])
         inside.append(inside[a] | inside[b])
-    least = torch.full((len(middles),), torch.inf)
-    first = torch.full((len(middles),), partition.total)
+    medoids = []
     for node, middle in enumerate(middles):
         images = inside[node][piece].nonzero().flatten()
-        if len(images):
-            distances = torch.cat([(reduced[part] - middle).norm(dim=1) for part in images.split(ROWS_AT_ONCE)])
-            least[node], nearest = distances.min(0)
-            first[node] = images[nearest] + partition.local.start
-    return tuple(sizes), tuple(_first_of_ranks(least, first, partition).tolist())
+        distances = torch.cat([(reduced[part] - middle).norm(dim=1) for part in images.split(ROWS_AT_ONCE)])
+        medoids.append(int(images[distances.argmin()]))
+    return tuple(sizes), tuple(medoids)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,6 @@ from deepcluster.runs.run import Rows, Run
 from deepcluster.runtime.console import Display, Several
 from deepcluster.runtime.devices import CPU
 from deepcluster.runtime.log import warn
-from deepcluster.runtime.partition import Partition
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import FILES, IMAGES_READ
 from deepcluster.storage.state import scratch_of
@@ -266,7 +265,6 @@ def _with_added(run: Run, new: _New, reasons: Mapping[str, str]) -> Change:
         labels=None if rows.labels is None else [*rows.labels, *[""] * len(paths)],
         skipped=sorted(reasons.items(), key=lambda pair: os.fsencode(pair[0])),
         reduced=torch.cat([rows.reduced, new.reduced]),
-        partition=Partition.single(len(rows.paths) + len(paths)),
         residuals=torch.cat([rows.residuals, new.residuals]),
         added=rows.added + len(paths),
     )

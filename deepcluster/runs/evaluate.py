@@ -13,14 +13,13 @@ from deepcluster.evaluation import PROTOCOL_OPTIONS, ClusteringOptions, common
 from deepcluster.evaluation.common import Labelled, NamedFigure, ProbeTask
 from deepcluster.images import Images, Source, find
 from deepcluster.images.given import true_labels
-from deepcluster.images.store import Store, check_alike, read_once
+from deepcluster.images.store import Store, read_once
 from deepcluster.model import Model
 from deepcluster.recipe import Options, read_options
 from deepcluster.runs.images import images_at_hand
-from deepcluster.runtime.console import Display, Several, Silent
+from deepcluster.runtime.console import Display, Several
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.log import warn
-from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
 from deepcluster.storage.state import scratch_of
@@ -54,23 +53,21 @@ def evaluate(
     request: EvaluationRequest,
     *,
     display: Display | None = None,
-    processes: Processes = ALONE,
 ) -> Iterator[NamedFigure]:
     """Yield the figures of a protocol as they are computed.
 
     Args:
-        display: Shows progress, on the main rank.
-        processes: They share the images, and all yield the same figures.
+        display: Shows progress.
 
     Raises:
         DeepClusterError: The message says what to do. It is raised before anything is computed, if possible.
     """
     folder = run_folder.open_run(run)
-    display = Several(display) if processes.is_main else Silent()
+    display = Several(display)
     kind = PROTOCOL_OPTIONS[request.protocol]
     options = kind(**read_options(kind, request.options))
-    with run_folder.shared_lock(run, processes):  # for the images, which may need a file
-        job = _Evaluation(folder, request, display, processes)
+    with run_folder.locked(run):  # for the images, which may need a file
+        job = _Evaluation(folder, request, display)
         yield from _of_clusters(job, options) if isinstance(options, ClusteringOptions) else _of_probe(job, options)
 
 
@@ -81,7 +78,6 @@ class _Evaluation:
     folder: run_folder.RunFolder
     request: EvaluationRequest
     display: Display
-    processes: Processes
 
     def labels(self, source: Source, *, of_run: bool = False) -> list[str]:
         """Return the labels of images; ``of_run``: they are the run's own, so its table has their labels."""
@@ -102,7 +98,7 @@ class _Evaluation:
                 " name their place (IMAGES, or --train for those to learn from)"
             )
         total = len(self.folder.read_clusters().where("status", "ok"))
-        if (away := total - len(source.paths)) and self.processes.is_main:
+        if away := total - len(source.paths):
             warn(
                 f"{away:,} of the {total:,} images of {self.folder.path} were not found (they were in"
                 f" {self.folder.read_record().location}): the figures are of the others"
@@ -116,17 +112,16 @@ class _Evaluation:
         return model
 
     def read(self, source: Source, labels: Sequence[str], name: str) -> tuple[Store, list[str]]:
-        """Return the usable images with a label, and the labels; a collective. ``name``: Of a new scratch folder."""
-        check_alike(source, self.processes)
+        """Return the usable images with a label, and the labels. ``name``: Of a new scratch folder."""
         labelled = [i for i, label in enumerate(labels) if label]
         if not labelled:
             raise DataError(f"no image of {source.name} has a label: check --labels")
-        folder = scratch_of(self.folder.path, self.processes.rank) / name
+        folder = scratch_of(self.folder.path) / name
         progress = partial(self.display.progress, "reading")
         folder.mkdir()
         rows = source.rows(labelled)
         size = self.model.store_size
-        store = read_once(rows, size, self.processes, folder=folder, progress=progress)
+        store = read_once(rows, size, folder=folder, progress=progress)
         if skipped := len(labelled) - len(store.usable):
             self.display.say("Skipped", f"{skipped:,} files of {source.name} that cannot be used")
         return store, [labels[labelled[i]] for i in store.usable]
@@ -146,7 +141,7 @@ def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Iterator[Named
         all_labels = job.labels(source)
         model = job.model
         store, labels = job.read(source, all_labels, "images")
-        clusters = store.partition.all_gather(model.placement(model.transform(store.images)).cluster).tolist()
+        clusters = model.placement(model.transform(store.images)).cluster.tolist()
     yield from common.clustering(clusters, labels, options, seed=job.request.seed)
 
 

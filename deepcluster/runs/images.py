@@ -38,11 +38,9 @@ def duplicate_rows(
 # ---- their digests, by which a run recognises them -----------------------------------------------------------------
 
 
-def image_digests(source: Source, store: Store) -> dict[str, str]:
-    """Return the SHA-256 of the pixels of all ranks' usable images by path. A collective."""
-    of_rank = row_digests(store.images.permute(0, 2, 3, 1))
-    of_all = (digest for part in store.partition.processes.all_gather_json(of_rank) for digest in part)
-    return dict(zip((source.paths[i] for i in store.usable), of_all, strict=False))
+def pixel_digests(store: Store) -> list[str]:
+    """Return the SHA-256 of the pixels of every stored image."""
+    return row_digests(store.images.permute(0, 2, 3, 1))
 
 
 def row_digests(rows: Tensor) -> list[str]:
@@ -51,7 +49,7 @@ def row_digests(rows: Tensor) -> list[str]:
 
 
 def fingerprint(images: Mapping[str, str]) -> str:
-    """Return the SHA-256 over the paths and pixels of a run, by their :func:`image_digests`."""
+    """Return the SHA-256 over the paths and pixels of a run, by their :func:`pixel_digests`."""
     digest = hashlib.sha256()
     for path, pixels in images.items():
         digest.update(path.encode(errors="surrogateescape") + b"\0" + pixels.encode())

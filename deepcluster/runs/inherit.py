@@ -105,7 +105,7 @@ def taught_again(run: Run, past: Past, heir: Mapping[int, int], stays: Tensor | 
         for row, number in past.placed.items()
         if row not in said.answers or heir[number] not in present or (number in anew and row not in sample)
     }
-    if pins:  # else the rows may be on other ranks
+    if pins:
         cut = move_rows(cut, pins, rows.reduced, replace(model, cut=cut).placement(rows.reduced).cluster)
     named = {new: said.names[old] for old, new in heir.items()}
     annotations = Annotations(

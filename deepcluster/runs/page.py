@@ -40,7 +40,6 @@ from deepcluster.runs.images import images_at_hand
 from deepcluster.runs.run import Rows, read_run
 from deepcluster.runtime.compute import Progress, ignore_progress
 from deepcluster.runtime.log import warn
-from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.plain_files import check_file, shaped
 from deepcluster.seeding import derive
 from deepcluster.storage import run_folder
@@ -60,7 +59,7 @@ TREE_VERSION = 1
 
 @dataclass(frozen=True)
 class Shown:
-    """The images on the sheet of tiny pictures (M), on the main rank."""
+    """The images on the sheet of tiny pictures (M)."""
 
     model: Model
     reduced: Tensor  # M x d
@@ -71,24 +70,18 @@ class Shown:
 
 
 def shown_of(rows: Rows, model: Model, centroid: Tensor, tree: Tree | None = None) -> Shown:
-    """Gather the images on the sheet. ``centroid``: The nearest centroids of this rank's ``rows``. A collective.
+    """Return the images on the sheet.
 
-    ``tree``: None computes it.
+    ``centroid``: The nearest centroids of the ``rows``. ``tree``: None computes it.
     """
-    partition = rows.partition
     counts, all_counts = (
-        partition.all_reduce(torch.bincount(numbers, minlength=len(model.cut.centroids)))
+        torch.bincount(numbers, minlength=len(model.cut.centroids))
         for numbers in (centroid[: len(centroid) - rows.added], centroid)
     )
     if tree is None and len(model.cut.cluster_of.unique()) <= MAX_IN_TREE:
-        tree = merge_tree(rows.reduced, model.cut, centroid, partition, rows.added)
-    reduced, centroid = (on_sheet_of(column, partition) for column in (rows.reduced, centroid))
-    return Shown(model, reduced, centroid, counts, all_counts, tree)
-
-
-def on_sheet_of(column: Tensor, partition: Partition) -> Tensor:
-    """Return the rows of the images on the sheet, on the main rank. A collective. ``column``: This rank's rows."""
-    return partition.to_main(column, torch.tensor(on_sheet(partition.total)))
+        tree = merge_tree(rows.reduced, model.cut, centroid, rows.added)
+    shown = on_sheet(len(centroid))
+    return Shown(model, rows.reduced[shown], centroid[shown], counts, all_counts, tree)
 
 
 def report(run: Path, source: Source | None = None, *, progress: Progress = ignore_progress) -> Path:

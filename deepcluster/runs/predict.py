@@ -7,11 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from deepcluster.clustering.blocks import nearest
@@ -19,15 +17,12 @@ from deepcluster.errors import UsageError
 from deepcluster.images import Images, find
 from deepcluster.images.own_features import read_features
 from deepcluster.images.source import check_skipped, nothing_readable
-from deepcluster.images.store import check_alike
 from deepcluster.model import Model, Prediction
 from deepcluster.records import Identity
 from deepcluster.runs.images import folder_of, name_in_run
 from deepcluster.runs.run import placement_columns, read_run
 from deepcluster.runtime.console import Display, Silent, complain
 from deepcluster.runtime.devices import choose_device
-from deepcluster.runtime.partition import Partition
-from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage.content import COLUMNS, Row, Table
 from deepcluster.storage.run_folder import RunFolder, open_run, read_state
 from deepcluster.texts import one_line
@@ -38,55 +33,29 @@ def predict(
     images: Images,
     *,
     display: Display = Silent(),
-    processes: Processes = ALONE,
     none_is_fine: bool = False,
 ) -> Iterator[Prediction]:
     """Run images through a model. A batch is yielded before the next one is read.
 
-    Several ``processes`` take the batches in turn; the main rank yields all, in order, and the others nothing.
-
-    Raises:
-        DataError: None of the files was usable (at the end, but for ``none_is_fine``), or the processes see different
-            images (at the start).
+    Raises DataError, at the end, if none of the files was usable, but for ``none_is_fine``.
     """
     if model.of_features:
-        if processes.is_main:
-            features, source = read_features(images)
-            yield Prediction(source.paths, *model.measure_features(features), ())
+        features, source = read_features(images)
+        yield Prediction(source.paths, *model.measure_features(features), ())
         return
     model.check_room()
     tried = used = 0
     reasons: list[tuple[str, str]] = []
     source = find(images)
-    check_alike(source, processes)
-    batches = source.parts(model.batch_size)
-    while parts := [*islice(batches, processes.world_size)]:
-        mine = model.read(parts[processes.rank]) if processes.rank < len(parts) else None
-        for part, prediction in zip(parts, _on_main(mine, processes), strict=False):
-            tried = tried + len(part.paths)
-            used = used + len(prediction.paths)
-            reasons += prediction.skipped[: 3 - len(reasons)]
-            display.progress("images", tried, tried)
-            yield prediction
-    if processes.is_main and not used and (source.skipped or tried) and not (none_is_fine and tried):
+    for part in source.parts(model.batch_size):
+        prediction = model.read(part)
+        tried = tried + len(part.paths)
+        used = used + len(prediction.paths)
+        reasons += prediction.skipped[: 3 - len(reasons)]
+        display.progress("images", tried, tried)
+        yield prediction
+    if not used and (source.skipped or tried) and not (none_is_fine and tried):
         raise nothing_readable(source.location, tried, reasons)
-
-
-def _on_main(mine: Prediction | None, processes: Processes) -> list[Prediction]:
-    """Gather the predictions of all processes, in their order, on the main rank. A collective."""
-    if processes.alone:
-        return [mine] if mine else []
-    mine = mine or Prediction((), torch.empty(0), torch.empty(0), ())
-    partition = Partition.of(processes, len(mine.paths))
-    parts = [partition.gather(column) for column in (mine.reduced, mine.residuals)]
-    names: list[Any] = processes.all_gather_json([[*mine.paths], [*mine.skipped]])
-    if not processes.is_main:
-        return []
-    reduced, residuals = (part.split(partition.sizes) for part in parts)
-    return [
-        Prediction(tuple(paths), rows, outside, tuple(map(tuple, skipped)))
-        for (paths, skipped), rows, outside in zip(names, reduced, residuals, strict=True)
-    ]
 
 
 # ---- predictions as rows and lines ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The result of a run, computed by all ranks together."""
+"""The result of a run."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.build import MAX_IN_CUT
-from deepcluster.clustering.agreement import NMI_AVERAGE, pair_counts, scores
+from deepcluster.clustering.agreement import NMI_AVERAGE, scores
 from deepcluster.clustering.kmeans import means
 from deepcluster.groups.choose_k import plausible_numbers, stability
 from deepcluster.groups.cut import Placement
@@ -19,7 +19,6 @@ from deepcluster.recipe import Recipe
 from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.run import Rows, Run, placement_columns
 from deepcluster.runtime.console import Display
-from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
 from deepcluster.storage import model_files, run_folder
 from deepcluster.storage.content import FILES, RunRecord, Table, Tables
@@ -32,56 +31,47 @@ class Outcome(Tables):
     """Everything that a run's files say about its clusters."""
 
     model: Model
-    rows: Rows  # this rank's images
-    centroid: Tensor  # the nearest centroids of the cut of this rank's images
-    residuals: Tensor  # of all images
-
-
-# ---- computed by all ranks ------------------------------------------------------------------------------------------
+    rows: Rows
+    centroid: Tensor  # the nearest centroids of the cut
 
 
 def describe(run: Run, placement: Placement, recipe: Recipe, baseline: Mapping[str, float]) -> Outcome:
-    """Describe the clusters of a run, by the places of this rank's rows. A collective.
+    """Describe the clusters of a run, by the places of its rows.
 
     Its run.json is not complete, and has a ``cut`` if the images of that cut keep their clusters. ``baseline`` has the
     metrics before the rounds, and is empty if they are not known.
     """
     record, model, rows = run.record, run.model, run.rows
-    partition = rows.partition
     truth = rows.labels
     summary = summary_rows(model, rows, placement)
-    measured = metrics(truth[partition.local], placement.cluster, partition) if truth and any(truth) else {}
-    residuals = partition.gather(rows.residuals)
-    of_all = Placement(**{name: partition.gather(column) for name, column in vars(placement).items()})
-    clusters = Table({})
-    if partition.processes.is_main:
-        clusters = clusters_table(model, rows, of_all, residuals)
-        digest = run_folder.rows_sha256(clusters)
-        record = replace(
-            record,
-            cut=record.cut or digest[:16],  # edits are for this assignment, and for no later one
-            rows_sha256=digest,
-            clusters=len(summary),
-            quality=estimated_quality(model, of_all.cluster, rows.fitted),
-            **stability_entries(rows, record, recipe, len(summary)),
-        )
+    measured = metrics(truth, placement.cluster) if truth and any(truth) else {}
+    clusters = clusters_table(model, rows, placement)
+    digest = run_folder.rows_sha256(clusters)
+    record = replace(
+        record,
+        cut=record.cut or digest[:16],  # edits are for this assignment, and for no later one
+        rows_sha256=digest,
+        clusters=len(summary),
+        quality=estimated_quality(model, placement.cluster, rows.fitted),
+        **stability_entries(rows, record, recipe, len(summary)),
+    )
     measures: dict[str, Any] = {}
     if measured:
         first = baseline or ({**measured, "clusters": len(summary)} if record.rounds == 0 else {})
         at_start = {f"baseline_{name}": int(value) if name == "clusters" else value for name, value in first.items()}
         labelled = sum(map(bool, truth or ()))
         measures = {**measured, **at_start, "nmi_average": NMI_AVERAGE, "labelled": labelled}
-    return Outcome(record, clusters, summary, measures, model, rows, placement.centroid, residuals)
+    return Outcome(record, clusters, summary, measures, model, rows, placement.centroid)
 
 
-def clusters_table(model: Model, rows: Rows, placement: Placement, residuals: Tensor) -> Table:
-    """Return the rows of clusters.csv. ``placement``, ``residuals``: Of all images."""
+def clusters_table(model: Model, rows: Rows, placement: Placement) -> Table:
+    """Return the rows of clusters.csv."""
     used: dict[str, Iterable[object]] = {
         "path": rows.paths,
         "status": ["ok"] * len(rows.paths),
         "by": model.decided_by(len(rows.paths)),
         "label": rows.labels or [""] * len(rows.paths),
-        **placement_columns(model, placement, residuals, stored=True),
+        **placement_columns(model, placement, rows.residuals, stored=True),
     }
     rest = [""] * len(rows.skipped)
     skipped = {"path": [path for path, _ in rows.skipped], "status": ["skipped"] * len(rest)}
@@ -94,16 +84,10 @@ def first_metrics(measures: Mapping[str, float]) -> dict[str, float]:
     return {name.removeprefix("baseline_"): value for name, value in measures.items() if name.startswith("baseline_")}
 
 
-def metrics(truth: Sequence[str], cluster: Tensor, partition: Partition) -> dict[str, float]:
-    """Measure this rank's clusters (int64) against true labels ("": none), for the main rank alone. A collective."""
-    words = sorted({label for part in partition.processes.all_gather_json(sorted(set(truth))) for label in part})
-    labels, known = label_numbers(truth, words)
-    pairs = pair_counts(labels[known], cluster[known], partition.processes)
-    if not partition.processes.is_main:
-        return {}
-    label_number, cluster_number, counts = pairs.T
-    measures = scores(label_number.repeat_interleave(counts), cluster_number.repeat_interleave(counts))
-    return {name: round(float(value), 5) for name, value in measures.items()}
+def metrics(truth: Sequence[str], cluster: Tensor) -> dict[str, float]:
+    """Measure clusters (int64) against true labels ("": none)."""
+    labels, known = label_numbers(truth, sorted(set(truth)))
+    return {name: round(float(value), 5) for name, value in scores(labels[known], cluster[known]).items()}
 
 
 def label_numbers(truth: Sequence[str], words: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -114,17 +98,16 @@ def label_numbers(truth: Sequence[str], words: Sequence[str]) -> tuple[Tensor, T
 
 
 def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[str, str]]:
-    """Return the rows of cluster_summary.csv. A collective. Arguments as in :func:`describe`."""
+    """Return the rows of cluster_summary.csv. Arguments as in :func:`describe`."""
     cut = model.cut
-    partition = rows.partition
     reduced = rows.reduced
     cluster = placement.cluster
-    sizes = partition.all_reduce(torch.bincount(cluster, minlength=cut.count)).tolist()
+    sizes = torch.bincount(cluster, minlength=cut.count).tolist()
     zeros = torch.zeros(cut.count, dtype=torch.float64)  # bincount with weights returns integers for no rows at all
-    distances = partition.all_reduce(zeros.index_add(0, cluster, placement.distance.double())).tolist()
+    distances = zeros.index_add(0, cluster, placement.distance.double()).tolist()
     # Each is of all images of a cluster, which may have many centroids.
-    cluster_means = means(reduced, cluster, cut.count, partition)
-    medoids = medoids_of(cluster_means, reduced, cluster, partition).tolist()
+    cluster_means = means(reduced, cluster, cut.count)
+    medoids = medoids_of(cluster_means, reduced, cluster).tolist()
     between = torch.cdist(cluster_means, cluster_means).fill_diagonal_(torch.inf)
     present = cut.cluster_of.unique().tolist()
     between[:, [number for number in range(cut.count) if number not in present]] = torch.inf
@@ -133,7 +116,7 @@ def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[st
             "cluster": str(number),
             "name": model.names[number],
             "size": str(sizes[number]),
-            "share": f"{sizes[number] / partition.total:.6f}",
+            "share": f"{sizes[number] / len(reduced):.6f}",
             "mean_distance": f"{distances[number] / sizes[number]:.6f}" if sizes[number] else "",
             "nearest_cluster": str(between[number].argmin().item()) if len(present) > 1 else "",
             "medoid_path": rows.paths[medoids[number]] if sizes[number] else "",
@@ -185,7 +168,7 @@ def stability_entries(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters:
     return {"stability": round(float(stable), 4), "verdict": verdict}
 
 
-# ---- written by the main rank ---------------------------------------------------------------------------------------
+# ---- written --------------------------------------------------------------------------------------------------------
 
 
 def write_outcome(folder: run_folder.LockedFolder, outcome: Outcome, before: Run | None = None) -> None:
@@ -199,9 +182,8 @@ def write_outcome(folder: run_folder.LockedFolder, outcome: Outcome, before: Run
         for name in (FORMER, "map.npy"):
             folder.remove(name)
     if before is None or rows is not before.rows:
-        blocks = rows.partition.blocks(rows.reduced)
-        folder.write_blocks("features.npy", (rows.partition.total, rows.reduced.shape[1]), blocks)
-        folder.write_blocks("residuals.npy", (rows.partition.total, 1), [outcome.residuals.unsqueeze(1)])
+        folder.write_blocks("features.npy", tuple(rows.reduced.shape), [rows.reduced])
+        folder.write_blocks("residuals.npy", (len(rows.reduced), 1), [rows.residuals.unsqueeze(1)])
     folder.write_rows("clusters.csv", outcome.clusters)
     folder.write_rows("cluster_summary.csv", outcome.summary)
     if outcome.metrics:

@@ -14,39 +14,36 @@ from deepcluster.groups.graph import MAX_GRAPH_ROWS, Embeddings
 from deepcluster.model import Model
 from deepcluster.recipe import Recipe, read_toml
 from deepcluster.records import Clustering
-from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import draw, generator
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import COLUMNS, RunRecord
 
 
-def sample_of(reduced: Tensor, partition: Partition, seed: int) -> Tensor:
-    """Draw a sample of features for the main rank, one for any number of ranks; of few images all. A collective."""
-    if partition.total <= MAX_GRAPH_ROWS:
-        return partition.gather(reduced)
-    rows = draw(partition.total, MAX_GRAPH_ROWS, generator(seed, "sample of the result")).sort().values
-    return partition.to_main(reduced, rows)
+def sample_of(reduced: Tensor, seed: int) -> Tensor:
+    """Draw a sample of features; of few images all."""
+    if len(reduced) <= MAX_GRAPH_ROWS:
+        return reduced
+    return reduced[draw(len(reduced), MAX_GRAPH_ROWS, generator(seed, "sample of the result")).sort().values]
 
 
 @dataclass(frozen=True)
 class Rows:
     """The images of a run, in the order of the rows of its features."""
 
-    paths: Sequence[str]  # of all ranks' usable images, like the labels
+    paths: Sequence[str]  # of the usable images, like the labels
     labels: Sequence[str] | None  # None if no image has one
     skipped: Sequence[tuple[str, str]]  # (path, reason) of the images that cannot be used
-    reduced: Tensor  # this rank's features, n x d
-    sample: Tensor  # the features by which the main rank decides, as :func:`sample_of`
-    partition: Partition  # which rank has which rows
-    residuals: Tensor  # of this rank's rows (n); an image with a large one is an outlier
+    reduced: Tensor  # the features, N x d
+    sample: Tensor  # the features that decide, as :func:`sample_of`
+    residuals: Tensor  # N; an image with a large one is an outlier
     added: int = 0  # images of updates, the last rows: assigned to clusters, which they never define
-    embeddings: Embeddings = field(default_factory=Embeddings)  # of the sample, on the main rank
+    embeddings: Embeddings = field(default_factory=Embeddings)  # of the sample
 
     @property
     def fitted(self) -> int:
         """Number of images of the fit."""
-        return self.partition.total - self.added
+        return len(self.reduced) - self.added
 
 
 @dataclass(frozen=True)
@@ -85,8 +82,7 @@ def read_run(folder: run_folder.RunFolder, backbone: nn.Module | None = None, *,
         labels=list(used.column("label")) if any(used.words("label")[0]) else None,
         skipped=[(path, "") for path in table.where("status", "skipped").column("path")],
         reduced=reduced,
-        sample=sample_of(reduced[:fitted], Partition.single(fitted), record.seed),
-        partition=Partition.single(len(used)),
+        sample=sample_of(reduced[:fitted], record.seed),
         residuals=torch.from_numpy(folder.read_array("residuals.npy", len(used), 1)).squeeze(1),
         added=added,
         embeddings=models.read_embeddings(folder),
@@ -104,21 +100,16 @@ def recipe_of(folder: run_folder.RunFolder) -> Recipe:
 
 
 def cut_rows(rows: Rows, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe) -> tuple[Cut, Placement]:
-    """Cut the rows into clusters by the sample of the main rank, and place them. A collective."""
-    cut = Cut(
-        **rows.partition.processes.broadcast_tensors(
-            lambda: vars(cut_sample(rows.sample, fine, n_clusters, seed, recipe, rows.embeddings))
-        )
-    )
-    return place_rows(cut, rows, fine.centroids)
+    """Cut the rows into clusters by their sample, and place them."""
+    return place_rows(cut_sample(rows.sample, fine, n_clusters, seed, recipe, rows.embeddings), rows, fine.centroids)
 
 
 def place_rows(cut: Cut, rows: Rows, fine_centroids: Tensor) -> tuple[Cut, Placement]:
-    """Place this rank's rows in clusters of the sample, and number the clusters by their sizes. A collective."""
+    """Place the rows in clusters of the sample, and number the clusters by their sizes."""
     placement = placement_of(rows.reduced, cut, fine_centroids)
     if rows.fitted <= MAX_GRAPH_ROWS:  # all are in the sample, and the clusters numbered already
         return cut, placement
-    sizes = rows.partition.all_reduce(torch.bincount(placement.cluster[: rows.fitted], minlength=cut.count))
+    sizes = torch.bincount(placement.cluster[: rows.fitted], minlength=cut.count)
     number = torch.argsort(torch.argsort(sizes, descending=True, stable=True))
     numbered = replace(placement, cluster=number[placement.cluster])
     return Cut(cut.centroids, number[cut.cluster_of]), numbered

@@ -41,9 +41,12 @@ class Compute:
         values["size"] = values.get("size") or images.shape[-1]
         return cls(Partition.of(processes, len(images)), next(network.parameters()).device, **values)
 
-    def device_for(self, width: int) -> torch.device:
-        """Choose the device of N x ``width`` features: the CPU if they do not fit on one rank's. A collective."""
-        rows = self.partition.sizes[self.partition.processes.rank]
+    def device_for(self, width: int, *, of_all: bool = False) -> torch.device:
+        """Choose the device of ``width`` features of this rank's images, or ``of_all``. A collective.
+
+        It is the CPU for all ranks if they do not fit on one rank's device.
+        """
+        rows = self.partition.total if of_all else self.partition.sizes[self.partition.processes.rank]
         return CPU if self.partition.processes.any(not holds_rows(self.device, rows, width)) else self.device
 
 

@@ -1,9 +1,8 @@
 """Checkpoints: the state of a run between two rounds, from which it can go on.
 
 A checkpoint is NAME.safetensors, and after it NAME.json, which has its SHA-256: without a json that agrees there is no
-checkpoint. NAME is the number of rounds done. The main rank writes it, with the remembered features of all ranks. Any
-number of ranks can go on from there: a rank reads the rows that are its own then. The last two checkpoints are kept, so
-that a damaged one costs little.
+checkpoint. NAME is the number of rounds done. It has the remembered features of all images, so any number of ranks can
+go on from there. The last two checkpoints are kept, so that a damaged one costs little.
 """
 
 import json
@@ -20,16 +19,14 @@ from torch import Tensor
 from deepcluster.errors import DeepClusterError, DiskError, ModelError, NonFiniteError, first_line, other_version
 from deepcluster.records import State
 from deepcluster.runtime.log import warn
-from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.plain_files import json_sha256, read_json, read_tensors, sha256
-from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage.content import IMAGES_READ
 from deepcluster.storage.files import write_tensors, write_whole
 from deepcluster.storage.state import checkpoint_files, is_known
 
 SCHEMA_VERSIONS = range(4, 5)  # that this version reads; it writes the last
 MAX_CHECKPOINTS = 2
-FEATURES_KEY = "features"  # the only tensor of which a rank has its rows alone
+FEATURES_KEY = "features"  # the only tensor of which some rows may do
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)  # errors of reading
 TENSOR = "tensor of this checkpoint"
 Tensors = Mapping[str, Tensor]
@@ -37,37 +34,31 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint, as the main rank has read it."""
+    """A whole checkpoint, without the remembered features, which stay in the file."""
 
     values: dict[str, Any]  # the numbers of the state; "optimizer" names its tensors by {TENSOR: name}
-    tensors: dict[str, Tensor]  # of the state and of the network, if they are the same on every rank
+    tensors: dict[str, Tensor]  # of the state and of the network
     file: Path  # of all tensors, the features too
     about: dict[str, Any]  # facts about the run, as given to ``write``
 
 
 class Checkpoints:
-    """The checkpoints in a folder that all ranks see. It is no link: the lock of the run checks that."""
+    """The checkpoints in a folder. It is no link: the lock of the run checks that."""
 
-    def __init__(self, folder: Path, scratch: Path | None = None, processes: Processes = ALONE):
+    def __init__(self, folder: Path, scratch: Path | None = None):
         self.folder = folder
         self.scratch = scratch
-        self.processes = processes
 
     def write(self, state: State, network: Tensors, about: Mapping[str, Any]) -> None:
-        """Write a checkpoint, and then remove the old ones that are not to be kept. A collective.
+        """Write a checkpoint, and then remove the old ones that are not to be kept.
 
-        ``network``: Its ``state_dict``, whose head is left out, because the next round makes a new one.
+        ``state``: With the features of all images. ``network``: Its ``state_dict``, whose head is left out, because the
+        next round makes a new one.
 
         Raises NonFiniteError if the network is no longer finite, DiskError if the disk is full: both leave the
         checkpoints that are there.
         """
-        processes = self.processes
-        tensors = {}
-        if state.features is not None:
-            features = state.features.cpu()
-            tensors[FEATURES_KEY] = Partition.of(processes, len(features)).gather(features)
-        if not processes.is_main:
-            return
+        tensors = {} if state.features is None else {FEATURES_KEY: state.features}
 
         def named(value: Tensor) -> dict[str, str]:
             tensors[key := f"optimizer.{len(tensors)}"] = value
@@ -91,13 +82,12 @@ class Checkpoints:
         self._prune(name)
 
     def latest(self) -> Checkpoint | None:
-        """Return the last whole checkpoint on the main rank; None on the others, and if there never was one.
+        """Return the last whole checkpoint; None if there never was one.
 
         Warns if a later one is damaged. Raises ModelError with all reasons if all are.
         """
         reasons: list[str] = []
-        paths = sorted(self.folder.glob("[0-9]*.json"), reverse=True) if self.processes.is_main else []
-        for path in paths:
+        for path in sorted(self.folder.glob("[0-9]*.json"), reverse=True):
             try:
                 checkpoint = self._read(path)
             except DAMAGE as error:
@@ -179,24 +169,22 @@ def fitting(folder: Path) -> Iterator[None]:
         raise ModelError(f"{what}: --overwrite starts anew") from error
 
 
-def restored(checkpoint: Checkpoint | None, partition: Partition) -> tuple[State, dict[str, Tensor]]:
-    """Return the state of the main rank's checkpoint with this rank's rows, and the network's tensors. A collective."""
+def restored(checkpoint: Checkpoint, images: slice = slice(None)) -> tuple[State, dict[str, Tensor]]:
+    """Return the state of a checkpoint, with the features of these ``images`` alone, and the network's tensors."""
+    tensors = checkpoint.tensors
 
     def table(entries: dict[str, Any]) -> Any:
         integers = {int(key) if key.isdecimal() else key: value for key, value in entries.items()}
         return tensors[entries[TENSOR]] if TENSOR in entries else integers
 
-    processes = partition.processes
-    numbers: Any = checkpoint and [checkpoint.values, str(checkpoint.file)]
-    values, file = processes.broadcast_json(lambda: numbers)
-    tensors = processes.broadcast_tensors(lambda: checkpoint.tensors if checkpoint else {})
-    features = read_tensors(Path(file)).get(FEATURES_KEY)  # mapped: only the rows that are copied are read
+    values = checkpoint.values
+    features = read_tensors(checkpoint.file).get(FEATURES_KEY)  # mapped: only the rows that are copied are read
     network = {key.removeprefix("network."): value for key, value in tensors.items() if key.startswith("network.")}
     state = State(
         round=values["round"],
         previous=tensors.get("previous"),
         settled=values["settled"],
-        features=None if features is None else features[partition.local].clone(),
+        features=None if features is None else features[images].clone(),
         optimizer=json.loads(json.dumps(values["optimizer"]), object_hook=table),
     )
     return state, network

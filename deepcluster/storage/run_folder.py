@@ -4,11 +4,10 @@ import csv
 import hashlib
 import json
 import os
-import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,7 +28,6 @@ from deepcluster.storage.files import changing, sync_folder, write_tensors, writ
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from deepcluster.runtime.processes import Processes
 
 Value = TypeVar("Value")
 
@@ -254,26 +252,6 @@ def locked(path: Path, *, make: bool = False) -> Iterator[LockedFolder]:
         open_run(path)
     with state.locked(path, make=make), log.logged_in(path / LOG):
         yield LockedFolder(path)
-
-
-@contextmanager
-def shared_lock(path: Path, processes: "Processes", *, make: bool = False) -> Iterator[LockedFolder | None]:
-    """Lock the run folder on the main rank for all ranks. The others get None: they write nothing but scratch files.
-
-    A collective. Raises DiskError if a rank does not see the run folder of the main rank, and so its files.
-    """
-    with ExitStack() as stack:
-        folder = stack.enter_context(locked(path, make=make)) if processes.is_main else None
-        # The scratch folder is empty before the others use it.
-        mark = state.scratch_of(path) / processes.broadcast_json(lambda: secrets.token_hex(8))
-        if folder:
-            mark.mkdir()
-        processes.any(False)
-        if processes.any(not mark.is_dir()):
-            raise DiskError(f"the processes do not see one folder at {path}: give an -o that all of them share")
-        if not folder:
-            stack.enter_context(state.scratch(path, processes.rank))
-        yield folder
 
 
 def check_free(path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
