@@ -1,7 +1,7 @@
 """Every option of a run, declared once: name, type, default, range or choices, and meaning. TOML in and out.
 
 Checks, ``--set``, recipe files, the flags of ``deepcluster fit``, the parameters of the estimator and the reference
-page all follow from these declarations. The options of protocols are declared the same way (evaluation/__init__.py).
+page all follow from these declarations.
 """
 
 import difflib

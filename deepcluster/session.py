@@ -40,7 +40,7 @@ NO_MEMORY = re.compile(
     "|could not create a primitive(?! descriptor)"
 )
 MAX_WORDS = 60  # of a command in run.json, log.txt and the page
-SHARED = ("fit", "predict", "embed", "evaluate")  # commands that share their work among processes
+SHARED = ("fit", "predict", "embed")  # commands that share their work among processes
 
 
 @contextmanager

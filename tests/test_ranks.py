@@ -55,7 +55,6 @@ from deepcluster.model import Prediction
 from deepcluster.nets.network import Network
 from deepcluster.presets import read_request
 from deepcluster.records import State
-from deepcluster.runs import evaluate as evaluating
 from deepcluster.runs.predict import predict
 from deepcluster.runtime import processes as joining
 from deepcluster.runtime.compute import Compute
@@ -328,12 +327,6 @@ def result(processes: Processes, folder: Path) -> dict[str, Any]:
     return {name: (out / name).read_bytes() for name in RESULT}
 
 
-def figures(processes: Processes, folder: Path, protocol: str, options: dict[str, Any]) -> dict[str, Any]:
-    images = str(folder / "others.npz")
-    request = evaluating.EvaluationRequest(protocol=protocol, images=images, labels="folders", options=options)
-    return dict(evaluating.evaluate(folder / "run", request, processes=processes))
-
-
 def placed(processes: Processes, folder: Path) -> list[Any]:
     found = predicted(processes, folder / "tiny", pixels(9).repeat(2, 1).repeat(2, 2)[:, :16, :16])
     return [[each.paths, each.reduced, each.residuals] for each in found]
@@ -375,9 +368,6 @@ def table(folder: Path) -> dict[str, tuple[Any, ...]]:
         "rounds with other steps": (1e-3, alternated, None),
         "run": (0, result, folder),
         "predict": (1e-5, placed, folder),
-        "clustering": (1e-5, figures, folder, "clustering", {}),
-        "knn": (1e-5, figures, folder, "knn", {"neighbours": "3"}),
-        "linear": (1e-5, figures, folder, "linear", {}),
     }
 
 
@@ -439,7 +429,6 @@ def alone(ranks, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     """A folder for the table, and the results of one process."""
     folder = tmp_path_factory.mktemp("table")
     np.savez(folder / "images.npz", images=pixels(60), labels=np.arange(60) % 4)
-    np.savez(folder / "others.npz", images=pixels(7), labels=np.arange(7) % 4)
     run.fit(str(folder / "images.npz"), run.Request(out=folder / "run", n_clusters=4, recipe=read_request(OPTIONS)))
     tiny_run(folder / "tiny")
     return folder, {name: ranks[1](*work)[0] for name, (_, *work) in table(folder).items()}
@@ -681,7 +670,7 @@ def test_a_signal_to_the_launcher_stops_all_and_the_run_goes_on(images, whole, t
     assert files_of(out) == files_of(whole)
 
 
-SHARED = {"fit", "predict", "embed", "evaluate"}
+SHARED = {"fit", "predict", "embed"}
 ALONE = [["fit", "-"], *([name, "run"] for name in app if name[0] != "-" and name not in SHARED)]
 
 
