@@ -134,7 +134,7 @@ def _for_fixed_size(plan: Plan, options: OptionValues) -> Plan:
         changes["image_size"] = (size, f"the nearest to {recipe.image_size} that {recipe.backbone} takes")
     if (recipe.view_size or size) != size:
         changes["view_size"] = (size, why)
-    if recipe.small_views and recipe.small_size != size:
+    if recipe.small_views:
         changes["small_views"] = (0, why)
     if recipe.within_image:
         changes["within_image"] = (0.0, why)
@@ -218,7 +218,6 @@ def v2(options: OptionValues, facts: Facts) -> Plan:
         views=2,
         view_size=max(8, round(size * 160 / 224)),
         small_views=4,
-        small_size=max(8, round(size * 96 / 224)),
     )
     reasons = {"image_size": why_size}
     if clusters < 3000:

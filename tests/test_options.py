@@ -162,10 +162,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "view_size": (48, {"view.size": 48}),
     "crop_min": (0.2, {"view.crop": (0.2, 1.0)}),
     "crop_max": (0.9, {"view.crop": (0.08, 0.9)}),
-    "small_views": (3, {"small": 3}),
-    "small_size": (40, {"small_view.size": 40}, {"small_views": 1}),
-    "small_crop_min": (0.06, {"small_view.crop": (0.06, 0.14)}, {"small_views": 1}),
-    "small_crop_max": (0.2, {"small_view.crop": (0.05, 0.2)}, {"small_views": 1}),
+    "small_views": (3, {"small": 3, "small_view.size": 96, "small_view.crop": (0.05, 0.14)}),
 }
 # The result: test_averaging, test_classic, test_groups; a network with a classifier: test_published.
 ELSEWHERE = {"average", "grouping", "class_probabilities"}

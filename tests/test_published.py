@@ -223,7 +223,7 @@ def test_a_network_is_fetched_once_and_listed(hub, hub_cache, prints, ends):
 
 # ---- the start of a run: which published network it takes, and what the run remembers of it --------------------------
 
-LARGE = Facts(count=2000, short_side=96, grey=False, n_clusters=5, device="cpu")
+LARGE = Facts(count=2000, short_side=96, grey=False, n_clusters=5)
 SMALL = "photos-small"
 
 

@@ -42,10 +42,10 @@ def recipes(name: str | None = None, /, *, options: bool = False) -> None:
         return
     published = name in PRESETS and name not in ("auto", "classic")
     # Recipes v1 and v2 were made for the 1.28 million images of ImageNet.
-    example = Facts(count=1_281_167 if published else 50_000, short_side=32, grey=False, n_clusters=10, device="cpu")
+    example = Facts(count=1_281_167 if published else 50_000, short_side=32, grey=False, n_clusters=10)
     plan = resolve(read_request({}, name), example)
     if name in PRESETS and not published:
-        print(f"# The choices of {name} for 50,000 colour images of 32 px, 10 clusters, on a CPU:")
+        print(f"# The choices of {name} for 50,000 colour images of 32 px, 10 clusters:")
     if name in PRESETS:
         print("".join(f"# {line}\n" for line in plan.by_reason()), end="")
     print(to_toml(plan.recipe), end="")
