@@ -19,7 +19,7 @@ from deepcluster.fitting.plan import Request
 from deepcluster.learning.features import extract
 from deepcluster.nets import fast_pass, paper
 from deepcluster.nets.fast_pass import FastLite0, features_pass
-from deepcluster.nets.names import only_size
+from deepcluster.nets.names import takes_one_size
 from deepcluster.nets.network import IMAGENET_MEAN, IMAGENET_STD, Network, build
 from deepcluster.nets.small import WIDTH, Lite0
 from deepcluster.nets.timm import channels_last
@@ -444,17 +444,20 @@ def test_channels_last_but_where_the_gradient_would_be_spoilt():
 
 
 @pytest.mark.parametrize(
-    ("name", "preferred", "size"),
+    ("name", "fixed"),
     [
-        ("compact", 30, None), ("timm:resnet18", 30, None), ("alexnet", 224, 224), ("timm:no_such_network", 64, None),
-        ("timm:resnet18.no_such_tag", 64, None), ("timm:vit_tiny_patch16_224", 100, 96),
-        ("timm:vit_small_patch14_dinov2", 144, 140), ("timm:vit_tiny_patch16_224", 5, 16),
-        ("timm:maxvit_pico_rw_256", 240, 256), ("timm:vit_small_patch16_dinov3", 150, 144),
-        ("timm:convnext_tiny", 150, None), ("timm:swin_tiny_patch4_window7_224", 150, 152),
+        ("compact", False), ("timm:resnet18", False), ("alexnet", True), ("timm:no_such_network", False),
+        ("timm:resnet18.no_such_tag", False), ("timm:vit_tiny_patch16_224", True),
+        ("timm:tf_efficientnet_lite0.in1k", False),
     ],
 )  # fmt: skip
-def test_networks_of_one_image_size(name, preferred, size):
-    assert only_size(name, preferred) == size
+def test_networks_of_one_image_size(name, fixed):
+    assert takes_one_size(name) == fixed
+
+
+def test_a_size_that_a_network_cannot_take_is_refused_with_that_of_timm():
+    with pytest.raises(UsageError, match=r"100 x 100 .*--image-size 256"):
+        build("timm:maxvit_pico_rw_256", image_size=100)
 
 
 @pytest.mark.parametrize("size", [64, 75])
