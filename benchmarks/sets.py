@@ -126,7 +126,7 @@ def rival(features: Tensor, k: int, seed: int) -> Any:
 
 
 def plain(count: int, k: int, sure: float) -> Recipe:
-    return resolve(read_request({}), Facts(count, SIDE, False, k, "cpu", "photos-small", sure)).recipe
+    return resolve(read_request({}), Facts(count, SIDE, False, k, "photos-small", sure)).recipe
 
 
 def gated(gate: Gate | None, k: int, count: int, sure: float) -> Recipe:
@@ -134,7 +134,7 @@ def gated(gate: Gate | None, k: int, count: int, sure: float) -> Recipe:
     share = min(1.0, max(0.0, (sure - low) / (high - low)))
     weights = {"class_probabilities": scale * share, "within_image": max(least, 1 - share) if gate else 0}
     options = {**weights, "whitening": 0}
-    return resolve(read_request(options), Facts(count, SIDE, False, k, "cpu", "photos-small")).recipe
+    return resolve(read_request(options), Facts(count, SIDE, False, k, "photos-small")).recipe
 
 
 def rows_of(name: str, content: dict[str, Any], network: Network, seeds: list[int]) -> Iterator[dict[str, Any]]:

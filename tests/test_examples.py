@@ -267,6 +267,14 @@ def test_the_linear_protocol_by_layers(linear, output_of, photos, tmp_path):
     assert torch.equal(torch.stack(linear["ten_crops"](images, 2)), torch.stack([*five, *(x.flip(3) for x in five)]))
 
 
+def test_probes_tell_the_labels_of_test_images(output_of, fitted, photos):
+    run = str(fitted("--labels", "folders"))
+    for own in ([], ["--own", str(photos)]):
+        lines = output_of("research/probes.py", run, str(photos), "--neighbours", "1", *own)
+        assert [line.split()[0] for line in lines] == ["top1_k1", "top1_linear"]
+        assert all(float(line.split()[1]) > 0.9 for line in lines)  # the images that they learnt from
+
+
 def test_the_figures_of_the_paper_are_drawn(output_of, photos, tmp_path):
     pytest.importorskip("matplotlib")
     run, out, table = tiny_run(tmp_path / "run"), tmp_path / "out", tmp_path / "clusters.csv"
