@@ -35,6 +35,7 @@ SAMPLERS = {"uniform": uniform_over_clusters, "official": official_draws, "none"
 # Steps, with the number of their positional arguments and the names of the others.
 CALLS = (("clustering", 3, ("seed", "round")), ("loss", 3, ()), ("optimizer", 1, ()))
 MAX_IN_CUT = 1000  # clusters: k-means with more takes too long for several starts
+SMALL_CROP = (0.05, 0.14)  # share of the image in a small view, as in DeepCluster-v2
 OWN = "own "  # before the name of a step of the user's
 Settings = TypeVar("Settings", Reduction, KMeans, Augmentation, Learning)
 
@@ -167,7 +168,7 @@ def cut_sample(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, re
 
 def learning_of(recipe: Recipe, steps: Steps) -> Learning:
     large = by_name(Augmentation, recipe, crop=(recipe.crop_min, recipe.crop_max), size=recipe.view_size)
-    small = replace(large, crop=(recipe.small_crop_min, recipe.small_crop_max), size=recipe.small_size)
+    small = replace(large, crop=SMALL_CROP, size=recipe.small_size)
     return by_name(
         Learning,
         recipe,

@@ -1,7 +1,7 @@
 """Every option of a run, declared once: name, type, default, range or choices, and meaning. TOML in and out.
 
 Checks, ``--set``, recipe files, the flags of ``deepcluster fit``, the parameters of the estimator and the reference
-page all follow from these declarations. The options of protocols are declared the same way (evaluation/__init__.py).
+page all follow from these declarations.
 """
 
 import difflib
@@ -171,10 +171,7 @@ class Recipe(Options):
     rotation: float = _views(0.0, "Largest rotation to either side, degrees.", high=180)
     colour: float = _views(0.0, "Strength of random brightness, contrast and saturation.", high=1)
     grey: float = _views(0.0, "Probability of a view without colour.", high=1)
-    small_views: int = _views(0, "Number of additional small views.", high=100)
-    small_size: int = _views(96, "Side of a small view, px.", low=8, high=4096)
-    small_crop_min: float = _views(0.05, "Smallest area of the crop of a small view.", low=0.001, high=10)
-    small_crop_max: float = _views(0.14, "Largest area of the crop of a small view.", low=0.001, high=10)
+    small_views: int = _views(0, "Number of additional small views (3/7 of image_size), as in v2.", high=100)
 
     rounds: int = _alternation(500, "Maximum number of rounds; 0: cluster the initial features.", high=10**6, flag=True)
     epochs: int = _alternation(1, "Passes over the images in a round.", low=1, high=10**4, flag=True)
@@ -262,10 +259,8 @@ class Recipe(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for kind in ("crop", "small_crop"):
-            least, most = getattr(self, f"{kind}_min"), getattr(self, f"{kind}_max")
-            if least > most:
-                raise UsageError(f"{kind}_min={least:g} is larger than {kind}_max={most:g}")
+        if self.crop_min > self.crop_max:
+            raise UsageError(f"crop_min={self.crop_min:g} is larger than crop_max={self.crop_max:g}")
         smallest = declared(Recipe)["image_size"].low
         if 0 < self.view_size < smallest:
             raise UsageError(f"view_size={self.view_size} must be 0 (as image_size) or at least {smallest:g}")
@@ -281,6 +276,11 @@ class Recipe(Options):
     def clusters(self) -> tuple[int, ...]:
         """Numbers of clusters, one for every clustering."""
         return tuple(round(self.pseudo_labels * self.head_growth**i) for i in range(self.heads))
+
+    @property
+    def small_size(self) -> int:
+        """Side of a small view, px."""
+        return max(8, round(self.image_size * 96 / 224))
 
     @property
     def store_size(self) -> int:

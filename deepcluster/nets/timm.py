@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepcluster.errors import UsageError, first_line
-from deepcluster.nets.names import PAPER_NETWORKS, PUBLISHED
+from deepcluster.nets.names import PAPER_NETWORKS, PUBLISHED, TIMM, timm_config
 from deepcluster.nets.weights import shapes_only
 from deepcluster.seeding import lent_global
 
@@ -129,7 +129,10 @@ def checked_size(name: str, size: int, advice: str = "", kinds: Any = LAYER_ERRO
         if isinstance(error, UsageError) or "memory" in str(error):
             raise
         problem = f"{name} cannot take images of {size} x {size} pixels ({first_line(error)})"
-        raise UsageError(f"{problem}: try another --image-size{advice}") from error
+        config = timm_config(name.removeprefix(TIMM)) if name.startswith(TIMM) else None
+        own = size if config is None else int(config.input_size[-1])
+        choice = "another --image-size" if own == size else f"--image-size {own}, timm's own"
+        raise UsageError(f"{problem}: try {choice}{advice}") from error
 
 
 def unknown_backbone(name: str) -> UsageError:
