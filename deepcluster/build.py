@@ -129,14 +129,12 @@ def compute_of(
 
 
 def by_name(kind: type[Settings], recipe: Recipe, prefix: str = "", **others: Any) -> Settings:
-    """Return the settings of a ``kind``: its fields are the recipe's options of the same name, or with ``prefix``.
+    """Return the settings of a ``kind``: its fields are the recipe's options of the same name behind ``prefix``.
 
-    ``others``: Fields that are no options, or in another form.
+    ``others``: Fields that are no options, or have another name or form.
     """
-    options = {field.name for field in fields(recipe)}
-    names = {field.name: field.name for field in fields(kind) if field.name not in others}
-    names = {name: prefix + name if prefix + name in options else name for name in names}
-    return kind(**{name: getattr(recipe, option) for name, option in names.items()}, **others)
+    names = [field.name for field in fields(kind) if field.name not in others]
+    return kind(**{name: getattr(recipe, prefix + name) for name in names}, **others)
 
 
 def reduction_of(recipe: Recipe, width: int, classifier: tuple[Tensor, Tensor] | None = None) -> Reduction:
@@ -145,7 +143,7 @@ def reduction_of(recipe: Recipe, width: int, classifier: tuple[Tensor, Tensor] |
 
 
 def kmeans_of(recipe: Recipe) -> KMeans:
-    return by_name(KMeans, recipe, "kmeans_")
+    return by_name(KMeans, recipe, "kmeans_", spherical=recipe.spherical, empty=recipe.empty)
 
 
 def kmeans_of_result(recipe: Recipe) -> KMeans:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster.errors import DiskError, UsageError
-from deepcluster.nets.names import MODULE, PUBLISHED
+from deepcluster.nets.names import MODULE, NETWORKS, PUBLISHED
 from deepcluster.runtime.plain_files import check_file
 
 AUTO = "auto"  # in place of a value: the recipe decides
@@ -39,6 +39,7 @@ class Option:
     high: float = MAX_NUMBER
     choices: tuple[str, ...] = ()  # the texts allowed; NAME at the end of one stands for any name; empty: any text
     flag: bool = False  # the command line has a flag of this name besides ``--set``
+    for_features: bool = False  # it counts for a fit of features, which neither reads images nor trains
     auto: bool = False  # ``auto`` may be given, which leaves the value to the recipe
     name: str = ""
 
@@ -144,7 +145,7 @@ class Recipe(Options):
         "alexnet",
         "The convnet; photos, photos-ssl and photos-small are published ones with their weights; module is your own"
         " (in Python).",
-        choices=("compact", "alexnet", "vgg16", *PUBLISHED, MODULE, "timm:NAME"),
+        choices=(*NETWORKS, *PUBLISHED, MODULE, "timm:NAME"),
         flag=True,
     )
     weights: str = _network(
@@ -184,9 +185,13 @@ class Recipe(Options):
         choices=("pass", "memory"),
     )
     reduce: bool = _features(True, "Reduce the features in every round, not only for the result.")
-    dims: int = _features(256, "Principal components kept; 0: a sixteenth of the features, 32 to 256.", high=10**5)
-    whitening: float = _features(1.0, "1: whitening; 0: plain PCA; between: leading directions weigh more.", high=1)
-    root: bool = _features(False, "Reduce signed square roots of the features, scaled to length 1.")
+    dims: int = _features(
+        256, "Principal components kept; 0: a sixteenth of the features, 32 to 256.", high=10**5, for_features=True
+    )
+    whitening: float = _features(
+        1.0, "1: whitening; 0: plain PCA; between: leading directions weigh more.", high=1, for_features=True
+    )
+    root: bool = _features(False, "Reduce signed square roots of the features, scaled to length 1.", for_features=True)
     within_image: float = _features(
         0.0,
         "Weight of the differences between images and their centre crops: features shrink along these before PCA.",
@@ -197,19 +202,20 @@ class Recipe(Options):
     )
 
     pseudo_labels: int = _clustering(
-        10_000, "Number of fine clusters trained on, or auto.", low=1, flag=True, auto=True
+        10_000, "Number of fine clusters trained on, or auto.", low=1, flag=True, auto=True, for_features=True
     )
     heads: int = _clustering(1, "Number of clusterings learnt at once.", low=1, high=100)
     head_growth: float = _clustering(
         1.0, "Ratio of the number of clusters of a clustering to that of the previous one.", low=1, high=10
     )
-    kmeans_iterations: int = _clustering(20, "Iterations of k-means.", low=1, high=10**4)
-    spherical: bool = _clustering(False, "Centroids have length 1.")
+    kmeans_iterations: int = _clustering(20, "Iterations of k-means.", low=1, high=10**4, for_features=True)
+    spherical: bool = _clustering(False, "Centroids have length 1.", for_features=True)
     empty: str = _clustering(
         "split",
         "New centroid of an empty cluster: beside a large cluster's, on a random image, or as in faiss.",
         choices=("split", "sample", "faiss"),
         flag=True,
+        for_features=True,
     )
 
     temperature: float = _head(
@@ -250,6 +256,7 @@ class Recipe(Options):
         "kmeans",
         "Clusters by k-means of the features, or of an embedding of their neighbour graph.",
         choices=("kmeans", "embedding"),
+        for_features=True,
     )
     average: float = _result(
         1.0,

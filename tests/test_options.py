@@ -1,7 +1,8 @@
 """Every option is declared once, and what is declared is what the command line, the pages and the engine know."""
 
 import json
-from dataclasses import fields
+import re
+from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +17,13 @@ from deepcluster import DeepCluster, build, flags
 from deepcluster.cli import run_command
 from deepcluster.clustering import KMeans
 from deepcluster.errors import UsageError
+from deepcluster.fitting.plan import FEATURES_OPTIONS
 from deepcluster.images.views import each_once
 from deepcluster.learning import CentroidHead, CrossEntropy, WithInstances
 from deepcluster.presets import RecipeRequest
 from deepcluster.recipe import Option, Recipe, declared, read_options
 from deepcluster.runtime.partition import Partition
+from tests.pages import ROOT, text_of
 from tests.tiny import RECORD
 
 
@@ -229,6 +232,21 @@ def test_a_pass_takes_no_more_memory_for_large_batches_of_training():
     network, rows = SimpleNamespace(mean=torch.zeros(3)), Partition.single(9)
     sizes = [build.compute_of(network, Recipe(batch_size=size), rows).batch_size for size in (64, 10**6)]
     assert sizes == [64, 256]
+
+
+def test_an_option_of_another_step_is_none_of_kmeans(monkeypatch):
+    @dataclass(frozen=True)
+    class Finer(KMeans):
+        tolerance: float = 1e-4
+
+    monkeypatch.setattr(build, "KMeans", Finer)
+    with pytest.raises(AttributeError, match="kmeans_tolerance"):
+        build.kmeans_of(Recipe())
+
+
+def test_the_page_lists_the_options_for_features():
+    line = re.search(r"(`pseudo_labels` and these `options` count.*?)\. ", text_of(ROOT / "docs/python.md"), re.DOTALL)
+    assert line and {*re.findall(r"`(\w+)`", line[1])} - {"options"} == FEATURES_OPTIONS
 
 
 def test_the_empty_clusters_of_faiss_are_for_the_rounds_alone():

@@ -26,7 +26,7 @@ from deepcluster.nets.hub import fetch, local_file
 from deepcluster.nets.names import NO_NETWORK, PUBLISHED
 from deepcluster.nets.network import Network
 from deepcluster.presets import RecipeRequest, check_clusters, resolve
-from deepcluster.recipe import AUTO, Recipe
+from deepcluster.recipe import AUTO, Recipe, declared
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import environment
 from deepcluster.runtime.log import warn
@@ -37,10 +37,7 @@ from deepcluster.storage.content import RunRecord
 from deepcluster.storage.state import own_files
 from deepcluster.texts import one_line
 
-# The options of a recipe that concern features; the others are for images or for training.
-FEATURES_OPTIONS = {
-    *("dims", "whitening", "root", "pseudo_labels", "empty", "kmeans_iterations", "spherical", "grouping"),
-}
+FEATURES_OPTIONS = {name for name, option in declared(Recipe).items() if option.for_features}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 TIMM = "timm:"
 PAPER_NETWORKS = ("alexnet", "vgg16")
+NETWORKS = ("compact", *PAPER_NETWORKS)  # those made here and not by timm; a recipe and a model may have these alone
 NO_NETWORK = "features"  # the name of no network at all: the features came from elsewhere
 MODULE = "module"  # in place of a name: a network that the user gives, with the weights that it has
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepcluster.errors import UsageError, first_line
-from deepcluster.nets.names import PAPER_NETWORKS, PUBLISHED, TIMM, timm_config
+from deepcluster.nets.names import NETWORKS, PUBLISHED, TIMM, timm_config
 from deepcluster.nets.weights import shapes_only
 from deepcluster.seeding import lent_global
 
@@ -138,10 +138,10 @@ def checked_size(name: str, size: int, advice: str = "", kinds: Any = LAYER_ERRO
 def unknown_backbone(name: str) -> UsageError:
     import timm
 
-    names = ["compact", *PAPER_NETWORKS, *(f"timm:{model}" for model in timm.list_models() + timm.list_pretrained())]
+    names = [*NETWORKS, *(f"timm:{model}" for model in timm.list_models() + timm.list_pretrained())]
     near = [f"timm:{name}"] if timm.is_model(name) else get_close_matches(name.lower(), names)
     hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() has the names that timm knows"
-    return UsageError(f"there is no backbone {name}: it is compact, alexnet, vgg16 or timm:NAME; {hint}")
+    return UsageError(f"there is no backbone {name}: it is {', '.join(NETWORKS)} or timm:NAME; {hint}")
 
 
 Body = TypeVar("Body", bound=nn.Module)
