@@ -149,6 +149,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "pseudo_labels": (7, {"clusters": [7]}),
     "heads": (2, {"clusters": [5, 5]}, {"pseudo_labels": 5}),
     "head_growth": (2.0, {"clusters": [5, 10]}, {"heads": 2, "pseudo_labels": 5}),
+    "batch_size": (64, {"compute.batch_size": 64, "learning.batch_size": 64}),  # passes have 256 images at most
     "features": ("memory", {"learning.reuse_features": True}),
     "reduce": (False, {"reduction.dims": None}),
     "spherical": (True, {"clustering.spherical": True}),
