@@ -16,7 +16,7 @@ PASSES = 90  # over the images, over all rounds
 MANY_IMAGES = 10_000  # fewer take smaller batches, and fewer rounds and fine clusters in recipe classic
 # Below, training by `classic` made the nearest neighbours worse in 2 of 5 sets, from 400 on in none (see the log).
 FEW_IMAGES = 400
-MAX_EPOCHS = 50  # in a round: a handful of images would need thousands, of an optimizer step or more
+MAX_EPOCHS = 50  # in a round: a handful of images would get thousands of epochs of one optimizer step
 # px. A published network is the better start for images of 28 px (the smallest measured above 8 px) and more
 # (docs/decisions.md, "Pretrained networks").
 MIN_PUBLISHED_SIDE = 28
@@ -130,7 +130,7 @@ def classic(options: OptionValues, facts: Facts) -> Plan:
 
 
 def _learning_pseudo_labels(facts: Facts) -> Choices:
-    """Return the choices with which a network without weights learns its pseudo-labels, but not by heart.
+    """Return the choices with which a network without weights learns its pseudo-labels without memorising them.
 
     5,000 images in the paper's batches are 20 optimizer steps, after which the loss of a new head is still that of
     guessing; a round of the paper has 5,000 steps (benchmarks/LOG.md).
@@ -140,7 +140,7 @@ def _learning_pseudo_labels(facts: Facts) -> Choices:
     why = "a new head needs many large steps, and few images allow few; paper: 256, .05, constant, .00001"
     choices = _length(facts) | because(why, batch_size=batch, lr=0.1, schedule="cosine", weight_decay=5e-4)
     if few:
-        choices["rounds"] = (8, "with more passes over few images, the network learns their pseudo-labels by heart")
+        choices["rounds"] = (8, "more passes over so few images make the network memorise its pseudo-labels")
     return choices | {
         "pseudo_labels": (fine_clusters(facts, fine), f"{fine}, or as many as -k if that is more; paper: 10,000"),
         "precision": ("auto", "time; paper: fp32"),

@@ -75,7 +75,7 @@ def fetch(name: str, progress: Progress = lambda *_: None) -> Path:
             if _sha256(path) == digest:
                 return path
             path.resolve().unlink()
-            problem = f"arrived damaged (their SHA-256 is not the {digest} that the Hub announces)"
+            problem = f"arrived damaged (their SHA-256 is not the {digest} that the Hub announced)"
     except Exception as error:  # the libraries that download raise many kinds
         raise _explained(error, name, repository) from error
     raise ModelError(f"the weights of {_cli_name(name)} {problem}: try again later, or {_by_hand(name, repository)}")
