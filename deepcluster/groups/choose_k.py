@@ -59,7 +59,7 @@ def plausible_numbers(
     often too large, the second too small. Ward's trees of the embeddings (graph.py) are cut into all numbers. The score
     of a number is the mean silhouette of its cuts there (Lowe et al. 2024) times their mean modularity (Newman and
     Girvan 2004): the silhouette alone often prefers two clusters, the modularity alone too many. The other candidates
-    are half the guess or less, and twice the guess. The list is empty for fewer than 4 distinct rows.
+    are a coarser number (:func:`around`) and twice the guess. The list is empty for fewer than 4 distinct rows.
 
     Args:
         seed: As of the cut, which may need the same embeddings.
@@ -133,7 +133,7 @@ def finest_plausible(scores: Scores) -> int:
 
 
 def around(guess: float, scores: Scores) -> list[int]:
-    """Return the guessed number of clusters, then the best from a third to a half of it (of 2: 6) and twice the number.
+    """Return the guess, a coarser number (a third to a half of the guess; 6 if the guess is 2) and twice the guess.
 
     ``scores`` are of 2 clusters, 3 and so on; the better of the two others comes first.
     """

@@ -178,7 +178,7 @@ def new_linear_head(
     partition: Partition,
     random: torch.Generator,
 ) -> None:
-    """Return the paper's head: a new linear classifier, with the outputs of all clusterings side by side.
+    """Put the paper's head on the network: a new linear classifier, with the outputs of all clusterings side by side.
 
     Examples:
         >>> Learning(head=new_linear_head).head is new_linear_head  # the default
