@@ -66,7 +66,7 @@ class RunData(Tables):
     sides: Callable[[str], Any] = lambda path: None  # width and height of an image's file; None if it is not at hand
     positions: npt.NDArray[np.float32] | None = None  # M x 2, of the images of the sheet on the map; None: no map
     next_number: int = 0  # of a new cluster; numbers below it that no cluster has now may not be given again
-    tree: Tree | None = None  # None leaves the number of groups out
+    tree: Tree | None = None  # None leaves the choice of their number out
     sheet: bytes = b""  # WebP of tiny pictures of the usable images
     name: str = "RUN"  # in commands
     similar: npt.NDArray[np.int64] | None = None  # n x m: the images in the page most like these, by number there
