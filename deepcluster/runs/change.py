@@ -165,7 +165,7 @@ def _written(folder: run_folder.LockedFolder, run: Run, change: Change) -> Run:
     moved = sum(preview(run, change).values())
     at = datetime.now(UTC).isoformat(timespec="seconds")
     made = Made(former.keep(folder), change.done, change.example, moved, at)
-    folder.write(CLUSTERS, encoded(after.model, after.facts, made))
+    former.put(folder, encoded(after.model, after.facts, made))
     return after
 
 

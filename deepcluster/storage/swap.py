@@ -26,9 +26,15 @@ def put_in_place(new: Path, run: Path, old: Path | None = None) -> None:
     """Rename ``run`` to ``old`` (None: nothing is there), and the whole run ``new`` to ``run``."""
     signals.check()
     with signals.uninterrupted(), changing(run):
+        sync_folder(run.parent)  # a power cut after the first rename leaves the new run
         if old is not None:
             run.rename(old)
-        new.rename(run)
+        try:
+            new.rename(run)
+        except OSError:
+            if old is not None:
+                old.rename(run)
+            raise
         sync_folder(run.parent)
 
 
