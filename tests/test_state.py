@@ -257,7 +257,8 @@ COMMANDS = (
     "export RUN --to folders -o OUT", "export RUN --to parquet -o OUT", "predict RUN PHOTOS",
     "embed RUN PHOTOS -o features.npy", "evaluate RUN", "evaluate RUN --labels folders", "doctor RUN", "ask RUN -o OUT",
     "apply RUN edits.json", "apply RUN --undo", "apply RUN --redo",
-    "teach RUN answers.csv", "update RUN PHOTOS", "recut RUN -k 2", "report RUN", "fit RUN -o OUT -k 2 --rounds 0",
+    "teach RUN answers.csv", "update RUN PHOTOS", "recut RUN -k 2", "report RUN",
+    "fit PHOTOS --like RUN -o OUT -k 2 --rounds 0 --image-size 16 -q",
 )  # fmt: skip
 
 
@@ -267,14 +268,16 @@ def test_every_command_works_whatever_became_of_the_views(run, photos, tmp_path,
     Path("edits.json").write_text('{"schema_version": 1, "names": {"0": "a"}}')
     Path("answers.csv").write_text("path,name\nbars/00.png,bars\n")
     before = read_run(run_folder.open_run(run)).placement.cluster.tolist()
+    failed = []
     for i, line in enumerate(COMMANDS):
         change(run)
-        prints(*(str({"RUN": run, "PHOTOS": photos, "OUT": f"out{i}"}.get(word, word)) for word in line.split()))
+        words = {"RUN": run, "PHOTOS": photos, "OUT": f"out{i}"}
+        failed += [line] * bool(run_command([str(words.get(word, word)) for word in line.split()]))
         if line.startswith("export RUN --to folders"):
             assert read_run(run_folder.open_run(run)).placement.cluster.tolist() == before
     change(run)
     prints("report", run)
-    assert state_of(run)
+    assert failed == [] and state_of(run)
 
 
 # ---- checkpoints, signals, and what lies in the way ------------------------------------------------------------------
