@@ -102,8 +102,7 @@ def _fit_source(
             terminal.say("Loading", images)
         source = find(images, *others)
     check_clusters(fit_flags.n_clusters, len(source.paths))
-    location = "standard input" if source.location == "-" else source.location
-    terminal.say("Images", f"{len(source.paths):,} in {location}{_others(source) if dry_run else ''}")
+    terminal.say("Images", f"{len(source.paths):,} in {source.location}{_others(source) if dry_run else ''}")
     return source
 
 

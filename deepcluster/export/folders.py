@@ -55,7 +55,8 @@ def folders(
     """
     sorting = replace(sorting, **choices)
     members = read_run_images(run, sorting.images)
-    check_outside(out, members.base)
+    if members.outcome.record.of_folder:
+        check_outside(out, members.base)
     if sorting.overwrite:
         members.check_outside_of(out)
     replaces = replaceable(out, members.file, overwrite=sorting.overwrite)

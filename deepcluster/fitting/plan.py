@@ -20,7 +20,6 @@ from deepcluster.fitting.like import Former
 from deepcluster.fitting.resume import check_like, check_paths, check_request
 from deepcluster.flags import FitFlags
 from deepcluster.images import Source
-from deepcluster.images.source import IDS
 from deepcluster.images.store import preview
 from deepcluster.learning.training import network_precision
 from deepcluster.nets.hub import fetch, local_file
@@ -123,6 +122,7 @@ def first_record(
         command=request.command,
         images=source.name,
         base=str(source.base),
+        of_folder=source.of_folder,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         seed=request.seed,
         n_clusters=request.n_clusters,
@@ -161,7 +161,7 @@ def decide_features(data: Any, width: int, source: Source, request: Request, dis
     out = free_path(source, request)
     if request.overwrite and isinstance(data, str | Path):
         check_not_inside([Path(data).absolute()], out)
-    if source.location == IDS:
+    if not (source.items.of_files or source.paths[0].isdecimal()):
         display.say("Pictures", f"none: no path leads to a file; the first is {one_line(source.paths[0])}")
     plan = Plan(recipe, {"features": f"{width:,} numbers a row, which came from elsewhere"})
     return Start(str(out), "new", plan, request.recipe, *names_of(request))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
 CHANNELS = (1, 3, 4)
+MEMORY = "the array"  # location of one that came from Python
 # .npz and Parquet that unpack to more bytes may have at most MAX_RATIO times the file's: zeros shrink to a thousandth.
 MAX_UNPACKED_BYTES = 100_000_000
 MAX_RATIO = 300
@@ -40,7 +41,8 @@ def from_dataset(dataset: Any, name: str, location: str, labels: tuple[str, ...]
     which are decoded as files are; else DataError. ``read`` raises ``Undecodable`` or ``OSError`` for an item that is
     not an image.
     """
-    items = _hugging_face(dataset, location) if hasattr(dataset, "cast_column") else _Dataset(location, dataset)
+    holder = location if ":" in location else ""  # the name that a library knows
+    items = _hugging_face(dataset, holder) if hasattr(dataset, "cast_column") else _Dataset(holder, dataset)
     return Source(name, location, numbered(len(dataset)), items, labels)
 
 
@@ -135,7 +137,7 @@ def as_image(array: npt.NDArray[Any]) -> Image.Image:
     return as_rgb(Image.fromarray(np.ascontiguousarray(array[..., 0] if grey else array)))
 
 
-def _hugging_face(dataset: Any, location: str) -> Items:
+def _hugging_face(dataset: Any, holder: str) -> Items:
     columns = [name for name, feature in dataset.features.items() if type(feature).__name__ == "Image"]
     if len(columns) != 1:
         names = ", ".join(map(one_line, columns or dataset.features))
@@ -144,12 +146,12 @@ def _hugging_face(dataset: Any, location: str) -> Items:
     column = columns[0]
     # Undecoded, so that these images pass the one decoder too; other columns are not read at all.
     encoded = dataset.with_format(None).select_columns(columns)
-    return _HuggingFace(location, encoded.cast_column(column, type(dataset.features[column])(decode=False)), column)
+    return _HuggingFace(holder, encoded.cast_column(column, type(dataset.features[column])(decode=False)), column)
 
 
 def from_bytes(contents: Sequence[Any]) -> Source:
     """Return images by the bytes of their files, which are decoded as files are."""
-    return Source("bytes", "python:bytes", numbered(len(contents)), _Encoded("python:bytes", contents))
+    return Source("bytes", "the bytes", numbered(len(contents)), _Encoded("", contents))
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ def _without_advice(error: Exception) -> Exception:
 
 @dataclass(frozen=True)
 class _RowsOnDisk(Numbered):
-    """The uint8 images of the .npy file at ``location``, whose numbers start at byte ``begin``.
+    """The uint8 images of the .npy file ``holder``, whose numbers start at byte ``begin``.
 
     It is not mapped, because the process would die of SIGBUS if the file shrank. Reading raises DataError instead.
     """
@@ -210,11 +212,11 @@ class _RowsOnDisk(Numbered):
     def read(self, i: int, size: int | None = None) -> Image.Image:
         length = math.prod(self.shape)
         with suppress(FileNotFoundError):
-            numbers = np.fromfile(self.location, np.uint8, length, offset=self.begin + i * length)
+            numbers = np.fromfile(self.holder, np.uint8, length, offset=self.begin + i * length)
             if len(numbers) == length:
                 return as_image(numbers.reshape(self.shape))
         raise DataError(
-            f"{one_line(self.location)} became shorter while it was read: wait until it is complete, and try again"
+            f"{one_line(self.holder)} became shorter while it was read: wait until it is complete, and try again"
         )
 
 
@@ -298,8 +300,8 @@ def from_array(array: npt.NDArray[Any], name: str, location: str, labels: npt.ND
     It is N x H x W, N x H x W x C or N x C x H x W with C in 1, 3, 4 (the last axis counts first); uint8, or in memory
     also floats in [0, 1]. Images of a mapped file are read from the disk.
     """
-    in_memory = location == "python:array"
-    title = "the array" if in_memory else f"the array {one_line(location)}"
+    in_memory = location == MEMORY
+    title = location if in_memory else f"the array {one_line(location)}"
     if not array.ndim or not len(array) or not _is_image(array.shape[1:]):
         raise DataError(
             f"{title} has shape {array.shape}; it must be N x H x W, N x H x W x C or N x C x H x W with C one of 1,"
@@ -314,7 +316,7 @@ def from_array(array: npt.NDArray[Any], name: str, location: str, labels: npt.ND
         raise DataError(f"{title} has dtype {array.dtype}, not uint8: scale it to 0..255 and use .astype('uint8')")
     if labels is not None and labels.size != len(array):
         raise DataError(f"{title} has {labels.size} labels for {len(array)} images")
-    place = real(location)
+    place = "" if in_memory else real(location)
     items: Items = _Dataset(place, array, nullcontext())
     if isinstance(array, np.memmap) and not in_memory:
         items = _RowsOnDisk(place, array.shape[1:], array.offset)

@@ -20,7 +20,7 @@ from deepcluster.errors import DataError, UsageError
 from deepcluster.images import arrays, named, shards
 from deepcluster.images.arrays import is_tensor, reading, without_torch
 from deepcluster.images.decode import Reason, explain, not_a_file
-from deepcluster.images.source import LINK, SOME_FILES, WHAT_TO_TYPE, Encoded, Origin, Source, is_hidden
+from deepcluster.images.source import LINK, WHAT_TO_TYPE, Encoded, Origin, Source, is_hidden
 from deepcluster.runtime.plain_files import MAX_TEXT, check_file, is_run
 from deepcluster.runtime.tables import PATH_COLUMNS
 from deepcluster.texts import one_line
@@ -66,7 +66,7 @@ def find(images: Images, *others: str, may_be_empty: bool = False) -> Source:
         names = ", ".join(f"X[{name!r}]" for name in list(images)[:5])
         raise DataError(f"images cannot come from a whole {type(images).__name__}: pass one part of it: {names}")
     if isinstance(images, np.ndarray) and images.dtype.kind != "U":
-        return arrays.from_array(images, "array", "python:array")
+        return arrays.from_array(images, "array", arrays.MEMORY)
     if isinstance(images, str | Path):
         source = _collection(_matching([str(images), *others])) if others else _from_text(str(images))
         if not (source.paths or source.skipped or may_be_empty):
@@ -74,11 +74,11 @@ def find(images: Images, *others: str, may_be_empty: bool = False) -> Source:
         return source
     if isinstance(images, Sequence | np.ndarray) and all(isinstance(path, str | Path) for path in images):
         files = [(path, located(os.path.expanduser(path))) for path in map(str, images)]  # noqa: PTH111
-        return from_files(files, "images", "python:paths")
+        return from_files(files, "images", "the list")
     if _is_dataset(images):
         if not len(images):
             raise DataError(f"no images in the {type(images).__name__} that was passed")
-        return arrays.from_dataset(images, "dataset", "python:dataset")
+        return arrays.from_dataset(images, "dataset", "the data set")
     way = "a folder, a list of paths, an array or tensor, or a Dataset that has a length"
     way = "X.dataset, its data set" if hasattr(images, "dataset") else way  # a DataLoader
     raise DataError(f"images cannot come from a {type(images).__name__}: pass {way}")
@@ -98,7 +98,7 @@ def _from_text(text: str) -> Source:
         raise UsageError(f"IMAGES is empty. {WHAT_TO_TYPE}")
     scheme, _, name = text.partition(":")
     if text == "-":
-        return from_files(_distinct(_sent()), "stdin", "-")
+        return from_files(_distinct(_sent()), "stdin", "standard input")
     if scheme in LIBRARIES:
         return LIBRARIES[scheme](name)
     path = absolute(os.path.expanduser(text))  # noqa: PTH111 (which leaves alone the ~ of nobody's home)
@@ -157,7 +157,7 @@ def _collection(paths: Iterable[str | Path]) -> Source:
         name = path.relative_to(folder).as_posix()
         above = "" if path == folder else f"{name}/"
         reasons |= {name: None} if walked is None else {above + below: reason for below, reason in walked.items()}
-    return files_in(folder, reasons, f"{str(folder).rstrip('/')}{SOME_FILES}")
+    return files_in(folder, reasons, str(folder))
 
 
 def _from_folder(folder: Path) -> Source:
@@ -253,7 +253,7 @@ def from_table(paths: Sequence[str], name: str, folders: Sequence[Path]) -> Sour
     if folder is None:
         return None
     is_near = not all(map(os.path.isabs, paths))
-    location = f"{str(folder).rstrip('/')}{SOME_FILES}" if is_near else "python:paths"
+    location = str(folder) if is_near else "the list"
     labels = _folder_names([folder / path for path in paths])
     return Source(name, location, tuple(paths), _Files(paths, folder), labels)
 
@@ -263,8 +263,7 @@ def from_files(files: Sequence[tuple[str, Path]], name: str, location: str) -> S
     if any(os.path.isdir(file) for _, file in files):  # noqa: PTH112
         return _collection([file for _, file in files])
     if not files:
-        title = {"-": "standard input", "python:paths": "the list"}.get(location, one_line(location))
-        raise DataError(f"no paths in {title}: give the path of at least one image")
+        raise DataError(f"no paths in {one_line(location)}: give the path of at least one image")
     paths = tuple(path.replace(os.sep, "/") for path, _ in files)
     places = [file for _, file in files]
     return Source(name, location, paths, _Files(places), _folder_names(places))

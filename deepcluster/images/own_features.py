@@ -16,7 +16,7 @@ from deepcluster.errors import DataError, UsageError, needing
 from deepcluster.images.arrays import check_unpacked, load_array, reading, without_torch
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.files import absolute, from_table, listed
-from deepcluster.images.source import IDS, Numbered, Origin, Source, numbered
+from deepcluster.images.source import Numbered, Origin, Source, numbered
 from deepcluster.runtime.tables import PATH_COLUMNS, read_columns
 from deepcluster.texts import one_line, plural
 
@@ -288,7 +288,7 @@ def _images_of_rows(
     """
     name = Path(file).stem
     if paths is None:
-        return Source(name, "python:array", numbered(count), _NoPictures("python:array"))
+        return Source(name, "the array", numbered(count), _NoPictures(""))
     rows: dict[str, int] = {}
     for row, path in enumerate(paths):
         text = "" if path is None else str(path).removeprefix("file://").replace(os.sep, "/")  # Daft writes addresses
@@ -301,7 +301,7 @@ def _images_of_rows(
             f"{one_line(str(file))} has {count:,} rows, and {title} has {len(rows):,} different paths: one per row, in"
             " their order"
         )
-    return from_table([*rows], name, folders) or Source(name, IDS, tuple(rows), _NoPictures(IDS, tuple(rows)))
+    return from_table([*rows], name, folders) or Source(name, "the ids", tuple(rows), _NoPictures("", tuple(rows)))
 
 
 @dataclass(frozen=True)
@@ -312,4 +312,4 @@ class _NoPictures(Numbered):
         raise Undecodable("features without a file")
 
     def origin(self, i: int) -> Origin:
-        return Origin(self.location, str(i) if self.ids is None else self.ids[i])
+        return Origin(self.holder, str(i) if self.ids is None else self.ids[i])

@@ -22,9 +22,7 @@ WHAT_TO_TYPE = (
     " .npy or .npz array, .tar shard or range train-{000..146}.tar, - for paths on standard input, sklearn:digits"
     " or torchvision:NAME"
 )
-IDS = "python:ids"  # location of images that have no files, but ids
 LINK = Reason("a symbolic link, not followed", "linked")  # to skip one in a folder
-SOME_FILES = "/."  # ends the location of images that are some of the files in a folder
 # Folders that a disk, an archive or a NAS makes for itself; some have thumbnails of all photographs.
 SYSTEM_FOLDERS = {"@eadir", "#recycle", "__macosx", "lost+found", "$recycle.bin"}
 
@@ -32,7 +30,7 @@ SYSTEM_FOLDERS = {"@eadir", "#recycle", "__macosx", "lost+found", "$recycle.bin"
 class Origin(NamedTuple):
     """Place of an image, which identifies it under any name that a run gives it."""
 
-    source: str  # real path of its file, or of the array or shard that holds it; else the location of its data set
+    source: str  # real path of its file, or of the array or shard that holds it; name of a data set; empty: memory
     member: str = ""  # number of its row, or name of the shard's member; empty for a file of its own
 
 
@@ -77,10 +75,10 @@ class Encoded(Items):
 class Numbered(Items):
     """Images of an array or a data set, by their numbers there."""
 
-    location: str
+    holder: str  # as in ``Origin.source``
 
     def origin(self, i: int) -> Origin:
-        return Origin(self.location, str(i))
+        return Origin(self.holder, str(i))
 
 
 @dataclass(frozen=True)
@@ -94,10 +92,7 @@ class Source:
     """
 
     name: str  #: a short name, for the name of a run
-    #: Argument of ``find`` for the same images, an absolute path, ``sklearn:digits``, ``torchvision:NAME`` or
-    #: ``-``; for images that came from Python ``python:paths``, ``python:array`` or ``python:dataset``; a folder and
-    #: ``/.`` for some of its files.
-    location: str
+    location: str  #: where they are, for messages: an absolute path, the name of a data set, or words
     #: Relative to a folder, with ``/``, in the order of their bytes; as written in a list, each file once (a list from
     #: Python is taken as it is); SHARD/MEMBER in the order of the archives; numbers of an array or a data set.
     paths: tuple[str, ...]

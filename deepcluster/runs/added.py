@@ -22,7 +22,7 @@ from deepcluster.images import Source, find
 from deepcluster.images.decode import Reason
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.own_features import read_features
-from deepcluster.images.source import IDS, check_skipped, counted, nothing_readable
+from deepcluster.images.source import check_skipped, counted, nothing_readable
 from deepcluster.images.store import read_once
 from deepcluster.model import Model
 from deepcluster.records import Identity
@@ -223,7 +223,8 @@ def _read(folder: run_folder.RunFolder, run: Run, images: AnyImages, scratch: Pa
 def _free_names(source: Source, digests: Sequence[str], rows: Rows) -> tuple[str, ...]:
     """Return names that the run does not have: numbers go on, and a path that it has gets the image's digest."""
     taken = {*rows.paths, *rows.images.skipped}
-    if not source.items.of_files and source.location.startswith("python:") and source.location != IDS:
+    in_memory = bool(source.paths) and source.origin(0) == ("", source.paths[0])
+    if in_memory and source.paths[0].isdecimal():
         begin = 1 + max((int(path) for path in taken if path.isdecimal()), default=-1)
         return tuple(str(begin + i) for i in range(len(source.paths)))
     present = {*rows.paths}

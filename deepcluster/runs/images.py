@@ -13,7 +13,6 @@ from torch import Tensor
 
 from deepcluster.errors import DataError, DeepClusterError
 from deepcluster.images import Source, find
-from deepcluster.images.decode import Reason
 from deepcluster.images.files import from_files
 from deepcluster.images.named import cache_folder
 from deepcluster.images.source import LINK, joined
@@ -80,7 +79,7 @@ def images_at_hand(images: Images, base: Path, *, skipped: bool = False) -> Sour
         elif os.path.isfile(file := base / (row["source"] or row["path"])):  # noqa: PTH113 (is_file may raise)
             files[row["path"]] = file
     label_of = {row["path"]: row["label"] for row in rows}
-    parts = [from_files([*files.items()], "images", "python:paths")] if files else []
+    parts = [from_files([*files.items()], "images", str(base))] if files else []
     for holder, inside in held.items():
         parts += _held(holder if ":" in holder and not Path(holder).is_absolute() else str(base / holder), inside)
     if not parts:

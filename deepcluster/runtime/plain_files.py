@@ -80,7 +80,7 @@ def _finite(text: str) -> float:
 
 RUN = "run.json"
 # Values that every run.json has.
-RECORD: Mapping[str, type] = {"schema_version": int, "images": str, "base": str, "seed": int}
+RECORD: Mapping[str, type] = {"schema_version": int, "run": str, "images": str, "base": str, "seed": int}
 
 
 def is_run(folder: Path) -> bool:

@@ -112,6 +112,7 @@ class RunRecord:
     command: str | None = None
     images: str
     base: str  # absolute path of the folder from which relative places of images start
+    of_folder: bool = False  # all files below ``base`` were asked for
     started: str | None = None
     seed: int
     n_clusters: int | None = None  # None: -k auto, null in the file
@@ -173,7 +174,7 @@ VARIED = (
 
 def _shared(column: str, cell: str) -> str:
     """Return the cell of a column; equal ones become one object."""
-    return cell if column in VARIED else sys.intern(cell)
+    return cell if column in VARIED else sys.intern(str(cell))
 
 
 class Table(Sequence[Row]):

@@ -73,8 +73,6 @@ def origin_of(row: Row, base: Path) -> Origin:
 
 def placed(origin: Origin, path: str, base: Path) -> Origin:
     """Return the place of an image as its row has it: without the base, and without a file name that ``path`` is."""
-    if origin.source.startswith("python:"):
-        return Origin("", origin.member)
     if not Path(origin.source).is_absolute():
         return origin
     here = os.path.realpath(base)

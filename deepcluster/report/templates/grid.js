@@ -288,8 +288,7 @@ function showOne() {
     original.onload = () => {
       if (one !== i) return;
       place.replaceChildren(original);
-      link.href = url;
-      link.hidden = false;
+      Object.assign(link, {href: url, target: "_blank", rel: "noopener", hidden: false});
     };
     original.onerror = () => data.served && checkAge(url);
     original.src = url;
@@ -304,7 +303,8 @@ function showOne() {
   const alike = alikeOf(i);
   $("#alike-title").hidden = !alike.length;
   $("#alike").replaceChildren(...alike.map(other => {
-    const button = element("button", {type: "button", title: `${pathOf(other)} · ${titleOf(clusterOf(other))}`, ariaLabel: pathOf(other)}, picture(tileOf(other), 64),
+    const title = `${pathOf(other)} · ${titleOf(clusterOf(other))}`;
+    const button = element("button", {type: "button", title, ariaLabel: title}, picture(tileOf(other), 64),
       element("span", {className: "quiet"}, String(clusterOf(other))));
     button.addEventListener("click", () => { one = other; showOne(); });
     return element("li", {}, button);

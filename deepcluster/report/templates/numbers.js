@@ -67,7 +67,7 @@ function groups(tree) {
       const now = pictures(own.map(number => faceOf(number, 40)));
       const words = nodes.length ? ["splits ", now, " into ", pictures(nodes.map(node => picture(tree.medoids[node], 40)))] : ["joins ", now];
       return element("li", {}, ...translated(words));
-    }), sorted.length > MAX_CHANGES ? t("and {0} more", sorted.length - MAX_CHANGES) : "");
+    }), ...(sorted.length > MAX_CHANGES ? [element("li", {}, t("and {0} more", sorted.length - MAX_CHANGES))] : []));
   }
 
   slider.value = new Set(tree.groups).size;

@@ -115,6 +115,12 @@ function show(i, focus = false) {
   tabs[i].scrollIntoView({block: "nearest", inline: "nearest"});
 }
 
+$(".skip").addEventListener("click", event => {
+  event.preventDefault();  /* an address that stayed would be gone to after each edit */
+  show(0);
+  $("#cluster-list").focus();
+});
+
 /* A part that is chosen while the page is scrolled down begins at its beginning. */
 function toBar() {
   const bar = $(".bar");
@@ -189,6 +195,18 @@ function step(by) {
   const next = shown[at < 0 ? 0 : Math.max(0, Math.min(shown.length - 1, at + by))];
   if (next) mind(next);
 }
+
+/* The pictures of a card are one stop of Tab, and arrows walk them. A dialog gives the focus back to the picture that opened it. */
+for (const card of cards.values()) $$("[data-image] > *", card).forEach((face, k) => Object.assign(face, {role: "button", tabIndex: k ? -1 : 0}));
+$("#clusters").addEventListener("keydown", event => {
+  const faces = $$("[data-image] > *", event.target.closest(".sheet") ?? event.target), at = faces.indexOf(event.target);
+  const next = faces[at + ({ArrowLeft: -1, ArrowRight: 1}[event.key] ?? NaN)];
+  if (at < 0) return;
+  if (next) next.focus();
+  else if (event.key === "Enter" || event.key === " ") event.target.click();
+  else return;
+  event.preventDefault();
+});
 
 /* As the table of clusters takes them: one line of printable text. */
 function plain(text) {
