@@ -59,7 +59,7 @@ def hand_run(
     )
     folder = writable(run)
     base = location if Path(location).is_absolute() else str(Path.cwd())
-    change_record(run, base=base, images=location, rounds=0, status="done")
+    change_record(run, base=base, of_folder=base == location, images=location, rounds=0, status="done")
     folder.write_rows("history.csv", [])
     rows = [
         {"path": path, "cluster": cluster, "is_outlier": i % 2, "label": labels.get(path, ""), "by": by.get(path, "")}

@@ -14,8 +14,8 @@ from urllib.request import urlopen
 from PIL import Image
 
 from deepcluster.export import folders
-from deepcluster.runs.page import report
 from deepcluster.runs.serve import serve
+from deepcluster.runs.views import report
 
 
 def serving(run: Path) -> str:
