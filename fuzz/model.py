@@ -7,43 +7,48 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from safetensors import SafetensorError
+
 from fuzz.harness import instrumented, main
 
 with instrumented(__name__):
     from deepcluster.errors import ModelError
     from deepcluster.storage import model_files as models
-    from tests.tiny import FILES, sign, tiny_model
+    from tests.tiny import change_tensors, sign, tiny_model
 
 
 @cache
 def whole() -> tuple[dict[str, Any], bytes, bytes, bytes]:
-    """config.json, the header and the numbers of model.safetensors, and groups.safetensors."""
+    """config.json, the header and the numbers of model.safetensors, and clusters.safetensors."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         models.save(tiny_model(), folder)
         config = json.loads((folder / "config.json").read_text())
-        weights, groups = ((folder / file).read_bytes() for file in FILES.values())
+        weights, clusters = ((folder / file).read_bytes() for file in (models.WEIGHTS, models.CLUSTERS))
     end = 8 + int.from_bytes(weights[:8], "little")
-    return config, weights[:end], weights[end:], groups
+    return config, weights[:end], weights[end:], clusters
 
 
 def seeds() -> list[bytes]:
     """The first byte says which file is damaged; of the weights the header, so that inputs stay small."""
-    config, header, _, groups = whole()
+    config, header, _, clusters = whole()
     other = config | {"architecture": config["architecture"] | {"name": "timm:resnet18"}}
-    return [b"c" + json.dumps(config).encode(), b"w" + header, b"c" + json.dumps(other).encode(), b"g" + groups]
+    return [b"c" + json.dumps(config).encode(), b"w" + header, b"c" + json.dumps(other).encode(), b"g" + clusters]
 
 
 def one(data: bytes) -> bool:
-    config, header, numbers, groups = whole()
+    config, header, numbers, clusters = whole()
     kind, damaged = data[:1], data[1:]
     with TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "model.safetensors").write_bytes((damaged if kind == b"w" else header) + numbers)
-        (folder / "groups.safetensors").write_bytes(damaged if kind == b"g" else groups)
+        (folder / models.WEIGHTS).write_bytes((damaged if kind == b"w" else header) + numbers)
+        (folder / models.CLUSTERS).write_bytes(damaged if kind == b"g" else clusters)
         (folder / "config.json").write_bytes(damaged)
         with suppress(ValueError, TypeError, RecursionError):  # no table, which stays as it is
             sign(folder, json.loads(damaged) if kind == b"c" else config)
+        if kind == b"g":
+            with suppress(SafetensorError, ValueError, TypeError, KeyError, RecursionError):
+                change_tensors(folder, models.CLUSTERS)  # nothing but the digest in its header
         try:
             models.load(folder)
         except ModelError as error:

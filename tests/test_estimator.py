@@ -94,7 +94,6 @@ def test_the_result_is_that_of_the_command(photos, tmp_path):
         pd.testing.assert_frame_equal(placed, table[[*placed]], rtol=1e-6, check_dtype=False)
 
     loaded = DeepCluster.load(run)
-    assert loaded.verdict_ == ours.verdict_ == json.loads((run / "run.json").read_text())["verdict"]
     assert loaded.run_ == run and loaded.n_clusters == loaded.n_clusters_
     assert np.array_equal(loaded.predict(photos), loaded.labels_)
     assert np.array_equal(clone(loaded).fit(photos).embedding_, loaded.embedding_)  # its parameters make the same run

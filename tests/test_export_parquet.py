@@ -6,6 +6,8 @@ import pytest
 from deepcluster.errors import DiskError
 from deepcluster.export import parquet
 from deepcluster.report import pictures
+from deepcluster.runs.run import read_run
+from deepcluster.runs.views import refresh
 from deepcluster.runtime.console import Silent
 from tests.exports import hand_run
 from tests.tiny import writable
@@ -27,7 +29,9 @@ def run(tmp_path):
     )
     features = (np.eye(4)[[0, 1, 0, 1]] + np.random.default_rng(0).normal(0, 0.1, (4, 4))).astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    writable(run).write_blocks("features.npy", features.shape, [features])
+    folder = writable(run)
+    folder.write_blocks("features.npy", features.shape, [features])
+    refresh(folder, read_run(folder), page=False)
     return run
 
 

@@ -20,7 +20,7 @@ from deepcluster.fitting.plan import Request
 from deepcluster.images.own_features import read_features
 from deepcluster.runs.added import update
 from deepcluster.runs.images import images_at_hand
-from deepcluster.runs.page import report
+from deepcluster.runs.views import report
 from deepcluster.runtime import plain_files
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage.model_files import load

@@ -534,7 +534,11 @@ def test_every_text_of_the_scripts_is_a_phrase():
     assert len(said) > 60 and all({one, many} & PHRASES.keys() for one, many in several.items())
     literals = [text for before, text in re.findall(r'(t\(|[?:] )?"([^"\n]*)"', SCRIPTS) if not before]
     sentences = [text for text in literals if re.search(r"[A-Za-z]{2,} [a-z]{2,}|^[A-Z][a-z]+[ …:.]", text)]
-    assert [text for text in sentences if not text in PHRASES or re.fullmatch(r"use strict|cluster made|quiet ends|[#.\[].*", text)] == []
+    assert [
+        text
+        for text in sentences
+        if text not in PHRASES and not re.fullmatch(r"use strict|cluster made|quiet ends|[#.\[].*", text)
+    ] == []
 
 
 def test_every_word_of_the_tables_can_be_a_hint():

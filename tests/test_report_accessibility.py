@@ -10,7 +10,7 @@ import pytest
 from axe_playwright_python.base import AXE_SCRIPT
 
 from deepcluster.runs.edits import apply
-from deepcluster.runs.page import report
+from deepcluster.runs.views import report
 from deepcluster.runs.recut import recut
 from deepcluster.storage.edits_file import Edits
 from tests import test_report_browser as browsers

@@ -90,7 +90,10 @@ def test_nothing_gets_in(run: Path):
     one = {"path": 0, "cluster": 0}
     for taught in (
         *({"answers": [one | wrong]} for wrong in ({"path": -1}, {"path": 10**9}, {"path": "/etc/passwd"}, {"x": 1})),
-        *({"answers": [one | wrong]} for wrong in ({"cluster": -1}, {"cluster": 99}, {"cluster": "1"}, {"by": "guess"})),
+        *(
+            {"answers": [one | wrong]}
+            for wrong in ({"cluster": -1}, {"cluster": 99}, {"cluster": "1"}, {"by": "guess"})
+        ),
         *({"answers": [{"path": 0, "name": name}]} for name in ("a\nb", "x" * 201, 5)),
         *({"answers": answers} for answers in ([one, one], [one, {"path": 1}] * 2, one, None)),
         *({"out": "/tmp/x"}, [], None),
