@@ -287,7 +287,7 @@ def test_edits(of_features):
         with pytest.raises(UsageError):
             ours.apply(wrong)
     assert np.array_equal(ours.labels_, before)
-    DeepCluster.load(ours.run_).apply({"names": {0: "two"}}).recut(2)  # in another process, or in the page
+    DeepCluster.load(ours.run_).apply({"names": {0: "two"}}).recut(6)  # in another process, or in the page
     for act in (lambda: ours.apply({"merge": [[0, 1]]}), lambda: ours.teach({0: 1})):
         with pytest.raises(UsageError, match="load"):
             act()

@@ -440,8 +440,8 @@ def test_every_edit_is_one_request_and_stays_until_it_is_applied_or_taken_back(c
             {"merge": [[1, 2]]},
             {"merge": [], "split": [[1, 2]]},
             {"names": {"1": "daisy"}},
-            {"move": moves},
-            {"move": moves},
+            {"move": moves, "checked": []},
+            {"move": moves, "checked": []},
         )
     ]
     assert shown["merge"][0][0] == merged[0] and len(shown["merge"][0]) == 2 and shown["split"] == []
@@ -662,7 +662,7 @@ def test_another_number_of_groups_is_one_click(copied: Path, browser: Any) -> No
 
 def test_edits_in_series_by_keys_and_back_to_any_of_them(copied: Path, browser: Any) -> None:
     """Names that are typed ahead of the server are all there, without a load, and the list takes back several edits."""
-    with opened(browser, serving(copied), originals=11, loads=4) as page:
+    with opened(browser, serving(copied), originals=6) as page:
         told = page.locator("#told")
         for name in (NAME, "two", "three"):
             rename(page, name)
@@ -990,9 +990,7 @@ def test_doubtful_images_of_one_cluster_after_another_are_checked(copied: Path, 
         assert page.locator("#progress-text").inner_text().startswith(f"{len({row['cluster'] for row in table})} of")
         after = {row["path"].removeprefix("./"): row for row in table}
         assert {path: after[path]["cluster"] for path in moved} == moved == dict.fromkeys(moved, "3")
-        assert {path: row["by"] for path, row in after.items()} == dict.fromkeys(after, "checked") | dict.fromkeys(
-            moved, "answer"
-        )
+        assert Counter(row["by"] for row in table) == {"answer": 4, "checked": len(table) - 4}
 
 
 def test_the_check_goes_on_behind_a_cluster_that_it_has_emptied(copied: Path, browser: Any) -> None:
