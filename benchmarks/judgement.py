@@ -38,7 +38,6 @@ from deepcluster.groups.due import STRANGE_MEDIAN
 from deepcluster.nets.network import build
 from deepcluster.nets.timm import nouns
 from deepcluster.report import hints
-from deepcluster.runtime.partition import Partition
 
 HELD_OUT, STRANGERS, BATCH = 300, 60, 20
 TAILS = (1.8, 2.0, 2.2, 2.4, 2.6, 2.8, 3.0, 3.5)
@@ -61,7 +60,7 @@ def shuffled(x: Tensor, seed: int) -> Tensor:
 
 
 def fit(rows: Tensor) -> Outliers:
-    return fit_outliers(rows, Partition.single(len(rows)), root=True)
+    return fit_outliers(rows, root=True)
 
 
 def others(sets: Features, name: str, alike: Sequence[str], seed: int) -> Tensor:

@@ -79,7 +79,7 @@ def estimated(count: int) -> float:
     from deepcluster.runtime.devices import choose_device
 
     given = {"backbone": "compact", "sobel": False, "image_size": 16, "pseudo_labels": 100}
-    recipe = resolve(read_request(given, "v1"), Facts(count, 32, False, 10, "cpu")).recipe
+    recipe = resolve(read_request(given, "v1"), Facts(count, 32, False, 10)).recipe
     return memory(network_of(recipe, 0, choose_device("cpu")), recipe, count) / 1e6
 
 

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from deepcluster.auto import Facts
 from deepcluster.build import network_of, reduction_of
 from deepcluster.clustering.agreement import nmi
-from deepcluster.clustering.whitening import Features, Whitening
+from deepcluster.clustering.whitening import Whitening
 from deepcluster.groups.choose_k import plausible_numbers
 from deepcluster.groups.cut import cut_features, nearest_clusters
 from deepcluster.learning.features import CROP_SHARE, extract
@@ -101,7 +101,7 @@ def reduced(network: Network, recipe: Recipe, content: dict[str, Any]) -> Tensor
     chosen = torch.linspace(0, len(whole) - 1, min(len(whole), 1000), dtype=torch.float64).long()
     pairs = torch.stack([whole[chosen], content["middle"][chosen]])
     reduction = reduction_of(recipe, whole.shape[1], network.classifier)
-    mapping: Whitening = reduction.fit(Features(whole, Compute.of(network, whole, size=SIDE), pairs))
+    mapping: Whitening = reduction.fit(whole, pairs)
     return mapping(whole)
 
 
@@ -126,7 +126,7 @@ def rival(features: Tensor, k: int, seed: int) -> Any:
 
 
 def plain(count: int, k: int, sure: float) -> Recipe:
-    return resolve(read_request({}), Facts(count, SIDE, False, k, "cpu", "photos-small", sure)).recipe
+    return resolve(read_request({}), Facts(count, SIDE, False, k, "photos-small", sure)).recipe
 
 
 def gated(gate: Gate | None, k: int, count: int, sure: float) -> Recipe:
@@ -134,7 +134,7 @@ def gated(gate: Gate | None, k: int, count: int, sure: float) -> Recipe:
     share = min(1.0, max(0.0, (sure - low) / (high - low)))
     weights = {"class_probabilities": scale * share, "within_image": max(least, 1 - share) if gate else 0}
     options = {**weights, "whitening": 0}
-    return resolve(read_request(options), Facts(count, SIDE, False, k, "cpu", "photos-small")).recipe
+    return resolve(read_request(options), Facts(count, SIDE, False, k, "photos-small")).recipe
 
 
 def rows_of(name: str, content: dict[str, Any], network: Network, seeds: list[int]) -> Iterator[dict[str, Any]]:

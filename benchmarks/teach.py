@@ -40,7 +40,6 @@ from deepcluster.runs.lesson import Answer, asked, lesson
 from deepcluster.runs.recut import cut_anew
 from deepcluster.runs.run import Rows, Run
 from deepcluster.runtime.console import Silent
-from deepcluster.runtime.partition import Partition
 from deepcluster.storage.content import RunRecord
 
 ANSWERS = (2, 5, 10)  # for each cluster
@@ -70,7 +69,7 @@ def run_on(rows: Tensor, k: int, seed: int, embeddings: Embeddings) -> Run:
         batch_size=1,
     )
     paths = [*map(str, range(len(rows)))]
-    images = Rows(paths, None, [], rows, rows, Partition.single(len(rows)), nothing[0], embeddings=embeddings)
+    images = Rows(paths, None, [], rows, rows, nothing[0], embeddings=embeddings)
     return Run(RunRecord(images="rows", location="", seed=seed), model, images)
 
 

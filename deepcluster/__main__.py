@@ -10,7 +10,7 @@ from deepcluster.runtime import signals
 
 def main() -> None:
     """Run the command of the command line and end the process with its exit code."""
-    # By default threads of OpenMP (torch's) spin while they wait for another. Beside busy processes they take the
+    # By default threads of OpenMP (torch's) spin while they wait for another. Beside busy programs they take the
     # core from that thread: 3.6 images a second, not 24. OpenMP reads the variable when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:

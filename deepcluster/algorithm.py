@@ -21,7 +21,7 @@ from deepcluster.clustering.agreement import is_settled, label_change
 from deepcluster.clustering.kmeans import assigner, labels_of
 from deepcluster.clustering.outliers import MAX_ROWS, Outliers, fit_outliers
 from deepcluster.images.arrays import as_images
-from deepcluster.learning.features import features_of
+from deepcluster.learning.features import device_of, features_of, fitted, reduced_by
 from deepcluster.learning.heads import Loss
 from deepcluster.learning.training import Learning, PseudoLabels, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import as_network
@@ -31,7 +31,7 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive, generator
 
 MAX_CLUSTERED = 5_000_000  # rows; of more, every n-th is clustered, and all get the nearest centroids
-TENSORS = ("labels", "centroids", "sizes")  # of a Clustering, its first fields
+TENSORS = ("labels", "centroids", "sizes")  # of a Clustering
 Clustered = tuple[Sequence[Clustering], tuple[float, ...]]  # clusterings, and figures about them
 
 
@@ -71,7 +71,7 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
 
         # Step 3, reduction.
         compute.progress(CLUSTERING_PHASE, 0, 0)
-        reduced = reduction(features)
+        reduced = reduced_by(reduction, features)
 
         # Step 4, clustering, by the main rank: the cluster numbers are the pseudo-labels. Step 6 looks back.
         make = partial(_clustered, numbers=numbers, step=clustering, loss=learning.loss, seed=seed, round=index)
@@ -130,13 +130,15 @@ def _by_main(
     made: Clustered = (), ()
     if processes.is_main:
         made = make(rows, None if previous is None else previous[::stride])
-    numbers, figures = processes.broadcast_json(
-        lambda: [[[float(one.inertia), int(one.iterations), int(one.reseeded)] for one in made[0]], [*made[1]]]
-    )
+    rest: Any = [[[float(one.inertia), int(one.iterations), int(one.reseeded)] for one in made[0]], [*made[1]]]
+    numbers, figures = processes.broadcast_json(lambda: rest)
     tensors = processes.broadcast_tensors(
         lambda: {f"{name}{i}": getattr(one, name) for i, one in enumerate(made[0]) for name in TENSORS}
     )
-    clusterings = [Clustering(*(tensors[f"{name}{i}"] for name in TENSORS), *numbers[i]) for i in range(len(numbers))]
+    clusterings = []
+    for i, (inertia, iterations, reseeded) in enumerate(numbers):
+        labels, centroids, sizes = (tensors[f"{name}{i}"] for name in TENSORS)
+        clusterings.append(Clustering(labels, centroids, sizes, inertia, iterations, reseeded))
     if stride > 1:
         clusterings = [_labelled(clustering, reduced, partition) for clustering in clusterings]
     return clusterings, tuple(figures)
@@ -179,7 +181,7 @@ def conclude(
     network = as_network(network, compute.size if compute else images.shape[-1])
     compute = replace(compute or Compute.of(network, images), dtype=torch.float32)
     of_pass = features_of(network, images, compute, features, pairs=reduction.takes_pairs)
-    mapping = reduction.fit(of_pass)
+    mapping = fitted(reduction, of_pass)
     # On the CPU, because a model reduces new images there too: so the same image has the same bits.
     reduced = mapping(of_pass.rows.cpu())
     partition = compute.partition
@@ -188,7 +190,7 @@ def conclude(
     def clustered(rows: Tensor, previous: Tensor | None) -> Clustered:
         return (euclidean.once(rows, clusters, seed=derive(seed, "k-means final")),), ()
 
-    (final,), _ = _by_main(clustered, reduced.to(reduction.device(of_pass)), None, partition)
+    (final,), _ = _by_main(clustered, reduced.to(device_of(reduction, of_pass)), None, partition)
     evenly = torch.arange(0, partition.total, -(-partition.total // MAX_ROWS))
     outliers = fit_outliers(partition.index_select(of_pass.rows, evenly).cpu().float(), root=reduction.root)
     residuals = partition.gather(outliers.residuals(of_pass.rows))

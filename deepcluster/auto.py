@@ -16,7 +16,7 @@ PASSES = 90  # over the images, over all rounds
 MANY_IMAGES = 10_000  # fewer take smaller batches, and fewer rounds and fine clusters in recipe classic
 # Below, training by `classic` made the nearest neighbours worse in 2 of 5 sets, from 400 on in none (see the log).
 FEW_IMAGES = 400
-MAX_EPOCHS = 50  # in a round: a handful of images would need thousands, of an optimizer step or more
+MAX_EPOCHS = 50  # in a round: a handful of images would get thousands of epochs of one optimizer step
 # px. A published network is the better start for images of 28 px (the smallest measured above 8 px) and more
 # (docs/decisions.md, "Pretrained networks").
 MIN_PUBLISHED_SIDE = 28
@@ -43,7 +43,6 @@ class Facts:
     short_side: int  # median of their shorter sides, px
     grey: bool  # they have no colours
     n_clusters: int | None  # requested; None: to be chosen
-    device: str  # cpu, cuda or mps
     published: str = ""  # the network that a run may start from, by its name in ``PUBLISHED``; empty: none
     certainty: float | None = None  # mean over the images of the network's largest class probability; None: not known
 
@@ -97,7 +96,7 @@ class Plan:
 
 
 def auto(options: OptionValues, facts: Facts) -> Plan:
-    """Options chosen by the number, size and colour of the images, the given network and weights, and the device.
+    """Options chosen by the number, size and colour of the images, and the given network and weights.
 
     Without weights: the parts of DeepCluster-v2, and SimCLR's loss as well, whose weight (1 - ``cluster_weight`` in
     history.csv) falls as the clusters settle.
@@ -131,7 +130,7 @@ def classic(options: OptionValues, facts: Facts) -> Plan:
 
 
 def _learning_pseudo_labels(facts: Facts) -> Choices:
-    """Return the choices with which a network without weights learns its pseudo-labels, but not by heart.
+    """Return the choices with which a network without weights learns its pseudo-labels without memorising them.
 
     5,000 images in the paper's batches are 20 optimizer steps, after which the loss of a new head is still that of
     guessing; a round of the paper has 5,000 steps (benchmarks/LOG.md).
@@ -141,7 +140,7 @@ def _learning_pseudo_labels(facts: Facts) -> Choices:
     why = "a new head needs many large steps, and few images allow few; paper: 256, .05, constant, .00001"
     choices = _length(facts) | because(why, batch_size=batch, lr=0.1, schedule="cosine", weight_decay=5e-4)
     if few:
-        choices["rounds"] = (8, "with more passes over few images, the network learns their pseudo-labels by heart")
+        choices["rounds"] = (8, "more passes over so few images make the network memorise its pseudo-labels")
     return choices | {
         "pseudo_labels": (fine_clusters(facts, fine), f"{fine}, or as many as -k if that is more; paper: 10,000"),
         "precision": ("auto", "time; paper: fp32"),
@@ -189,7 +188,7 @@ def _adapting(size: int, facts: Facts, backbone: str, options: OptionValues) -> 
     choices = _length(facts, 2000, 1) | {
         "rounds": (0, "a round of training gains little on average, and loses on some collections"),
         **because(_GENTLE, frozen_statistics=True, lr=0.001, temperature=0.07),
-        "view_size": _gentle_view(size, facts),
+        "view_size": _gentle_view(size),
         "average": (0.4, "the rest are the weights before training, which keep what the network knew"),
     }
     # A module of the user's may take images of one size only. Without the scaling, whitening stays.
@@ -269,11 +268,11 @@ _GENTLE = "a pretrained network is changed gently"
 _UNTRAINED = "a network trained from nothing"
 
 
-def _gentle_view(size: int, facts: Facts) -> tuple[int, str]:
+def _gentle_view(size: int) -> tuple[int, str]:
     scaled = max(8, round(size * 0.75))
     quick = max(112, size // 2)
-    if facts.device == "cpu" and scaled > quick:
-        return quick, f"half the side saves time on a CPU; {scaled} px would keep the scale of the content"
+    if scaled > quick:
+        return quick, f"half the side saves time; {scaled} px would keep the scale of the content"
     return scaled, "crops enlarge their content: 3/4 of the side keeps its scale, and is faster"
 
 
@@ -293,10 +292,8 @@ def image_size_for(backbone: str, facts: Facts, pretrained: bool = False) -> tup
     side = facts.short_side
     if backbone in PAPER_NETWORKS:
         return 224, f"the size that {backbone} takes"
-    on_cpu = facts.device == "cpu"
     if backbone == "compact":
-        return min(64 if on_cpu else 96, max(16, 8 * round(side / 8))), f"images of {side} px; 16 to 64 on a CPU"
+        return min(64, max(16, 8 * round(side / 8))), f"images of {side} px; 16 to 64"
     if pretrained and facts.suits_published:
         return PUBLISHED_SIZE, "the size that published networks are made for"
-    largest = 144 if on_cpu else 224
-    return min(largest, max(64, 16 * round(side / 16))), f"images of {side} px; 64 to 144 on a CPU"
+    return min(144, max(64, 16 * round(side / 16))), f"images of {side} px; 64 to 144"

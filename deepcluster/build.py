@@ -35,6 +35,7 @@ SAMPLERS = {"uniform": uniform_over_clusters, "official": official_draws, "none"
 # Steps, with the number of their positional arguments and the names of the others.
 CALLS = (("clustering", 3, ("seed", "round")), ("loss", 3, ()), ("optimizer", 1, ()))
 MAX_IN_CUT = 1000  # clusters: k-means with more takes too long for several starts
+SMALL_CROP = (0.05, 0.14)  # share of the image in a small view, as in DeepCluster-v2
 OWN = "own "  # before the name of a step of the user's
 Settings = TypeVar("Settings", Reduction, KMeans, Augmentation, Learning)
 
@@ -128,14 +129,12 @@ def compute_of(
 
 
 def by_name(kind: type[Settings], recipe: Recipe, prefix: str = "", **others: Any) -> Settings:
-    """Return the settings of a ``kind``: its fields are the recipe's options of the same name, or with ``prefix``.
+    """Return the settings of a ``kind``: its fields are the recipe's options of the same name behind ``prefix``.
 
-    ``others``: Fields that are no options, or in another form.
+    ``others``: Fields that are no options, or have another name or form.
     """
-    options = {field.name for field in fields(recipe)}
-    names = {field.name: field.name for field in fields(kind) if field.name not in others}
-    names = {name: prefix + name if prefix + name in options else name for name in names}
-    return kind(**{name: getattr(recipe, option) for name, option in names.items()}, **others)
+    names = [field.name for field in fields(kind) if field.name not in others]
+    return kind(**{name: getattr(recipe, prefix + name) for name in names}, **others)
 
 
 def reduction_of(recipe: Recipe, width: int, classifier: tuple[Tensor, Tensor] | None = None) -> Reduction:
@@ -144,7 +143,7 @@ def reduction_of(recipe: Recipe, width: int, classifier: tuple[Tensor, Tensor] |
 
 
 def kmeans_of(recipe: Recipe) -> KMeans:
-    return by_name(KMeans, recipe, "kmeans_")
+    return by_name(KMeans, recipe, "kmeans_", spherical=recipe.spherical, empty=recipe.empty)
 
 
 def kmeans_of_result(recipe: Recipe) -> KMeans:
@@ -167,7 +166,7 @@ def cut_sample(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, re
 
 def learning_of(recipe: Recipe, steps: Steps) -> Learning:
     large = by_name(Augmentation, recipe, crop=(recipe.crop_min, recipe.crop_max), size=recipe.view_size)
-    small = replace(large, crop=(recipe.small_crop_min, recipe.small_crop_max), size=recipe.small_size)
+    small = replace(large, crop=SMALL_CROP, size=recipe.small_size)
     return by_name(
         Learning,
         recipe,

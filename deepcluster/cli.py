@@ -50,7 +50,7 @@ def run_command(arguments: list[str]) -> int:
     """Run one command, and return the exit code (docs/usage.md)."""
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    # One of the processes of torchrun warns.
+    # One rank warns.
     warnings.filterwarnings("always" if is_main_rank() else "ignore", category=DeepClusterWarning)
     warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
     try:

@@ -213,25 +213,6 @@ class Placing:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Scoring:
-    """Flags of ``evaluate``.
-
-    Attributes:
-        labels: folders (the labels of the source) or a CSV of path,label (default: the labels of the fit).
-        protocol: Its options are in docs/protocols.md, for --set.
-        train: Images that a protocol learns from, instead of the images of the run.
-        seed: Seed of all random numbers.
-    """
-
-    labels: PathText | None = None
-    protocol: Literal["clustering", "knn", "linear"] = "clustering"
-    train: PathText | None = None
-    set_: Assignments = None
-    seed: int = 0
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
 class Sorting:
     """Flags of the exports of images. Python and the dialog of the page make the same choices.
 

@@ -24,7 +24,7 @@ from deepcluster.auto import (
     margin_for,
 )
 from deepcluster.errors import DataError, ModelError, UsageError
-from deepcluster.nets.names import MODULE, PAPER_NETWORKS, PUBLISHED, backbone_of, only_size
+from deepcluster.nets.names import MODULE, PAPER_NETWORKS, PUBLISHED, backbone_of, takes_one_size
 from deepcluster.recipe import AUTO, Recipe, read_options, read_toml
 from deepcluster.texts import plural
 
@@ -123,25 +123,23 @@ def _of_weights(options: OptionValues) -> dict[str, Any]:
 
 
 def _for_fixed_size(plan: Plan, options: OptionValues) -> Plan:
-    """Return the plan with images and views of the only size that the network takes, as transformers do."""
+    """Return the plan with views of the size of the images if the network takes one size alone, as transformers do."""
     recipe = plan.recipe
-    size = only_size(recipe.backbone, recipe.image_size)
-    if size is None:
+    if not takes_one_size(recipe.backbone):
         return plan
+    size = recipe.image_size
     why = f"{recipe.backbone} takes images of one size"
     changes: Choices = {}
-    if size != recipe.image_size:
-        changes["image_size"] = (size, f"the nearest to {recipe.image_size} that {recipe.backbone} takes")
     if (recipe.view_size or size) != size:
         changes["view_size"] = (size, why)
-    if recipe.small_views and recipe.small_size != size:
+    if recipe.small_views:
         changes["small_views"] = (0, why)
     if recipe.within_image:
         changes["within_image"] = (0.0, why)
         if "whitening" not in options:
             changes["whitening"] = (WHITENING, why)
     for name in changes:
-        if name in options and name != "image_size":
+        if name in options:
             raise UsageError(f"{name}={options[name]}: {why}, {size} px: leave it out")
     return plan.changed(changes)
 
@@ -218,7 +216,6 @@ def v2(options: OptionValues, facts: Facts) -> Plan:
         views=2,
         view_size=max(8, round(size * 160 / 224)),
         small_views=4,
-        small_size=max(8, round(size * 96 / 224)),
     )
     reasons = {"image_size": why_size}
     if clusters < 3000:

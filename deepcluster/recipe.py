@@ -1,7 +1,7 @@
 """Every option of a run, declared once: name, type, default, range or choices, and meaning. TOML in and out.
 
 Checks, ``--set``, recipe files, the flags of ``deepcluster fit``, the parameters of the estimator and the reference
-page all follow from these declarations. The options of protocols are declared the same way (evaluation/__init__.py).
+page all follow from these declarations.
 """
 
 import difflib
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster.errors import DiskError, UsageError
-from deepcluster.nets.names import MODULE, PUBLISHED
+from deepcluster.nets.names import MODULE, NETWORKS, PUBLISHED
 from deepcluster.runtime.plain_files import check_file
 
 AUTO = "auto"  # in place of a value: the recipe decides
@@ -39,6 +39,7 @@ class Option:
     high: float = MAX_NUMBER
     choices: tuple[str, ...] = ()  # the texts allowed; NAME at the end of one stands for any name; empty: any text
     flag: bool = False  # the command line has a flag of this name besides ``--set``
+    for_features: bool = False  # it counts for a fit of features, which neither reads images nor trains
     auto: bool = False  # ``auto`` may be given, which leaves the value to the recipe
     name: str = ""
 
@@ -144,7 +145,7 @@ class Recipe(Options):
         "alexnet",
         "The convnet; photos, photos-ssl and photos-small are published ones with their weights; module is your own"
         " (in Python).",
-        choices=("compact", "alexnet", "vgg16", *PUBLISHED, MODULE, "timm:NAME"),
+        choices=(*NETWORKS, *PUBLISHED, MODULE, "timm:NAME"),
         flag=True,
     )
     weights: str = _network(
@@ -171,10 +172,7 @@ class Recipe(Options):
     rotation: float = _views(0.0, "Largest rotation to either side, degrees.", high=180)
     colour: float = _views(0.0, "Strength of random brightness, contrast and saturation.", high=1)
     grey: float = _views(0.0, "Probability of a view without colour.", high=1)
-    small_views: int = _views(0, "Number of additional small views.", high=100)
-    small_size: int = _views(96, "Side of a small view, px.", low=8, high=4096)
-    small_crop_min: float = _views(0.05, "Smallest area of the crop of a small view.", low=0.001, high=10)
-    small_crop_max: float = _views(0.14, "Largest area of the crop of a small view.", low=0.001, high=10)
+    small_views: int = _views(0, "Number of additional small views (3/7 of image_size), as in v2.", high=100)
 
     rounds: int = _alternation(500, "Maximum number of rounds; 0: cluster the initial features.", high=10**6, flag=True)
     epochs: int = _alternation(1, "Passes over the images in a round.", low=1, high=10**4, flag=True)
@@ -187,9 +185,13 @@ class Recipe(Options):
         choices=("pass", "memory"),
     )
     reduce: bool = _features(True, "Reduce the features in every round, not only for the result.")
-    dims: int = _features(256, "Principal components kept; 0: a sixteenth of the features, 32 to 256.", high=10**5)
-    whitening: float = _features(1.0, "1: whitening; 0: plain PCA; between: leading directions weigh more.", high=1)
-    root: bool = _features(False, "Reduce signed square roots of the features, scaled to length 1.")
+    dims: int = _features(
+        256, "Principal components kept; 0: a sixteenth of the features, 32 to 256.", high=10**5, for_features=True
+    )
+    whitening: float = _features(
+        1.0, "1: whitening; 0: plain PCA; between: leading directions weigh more.", high=1, for_features=True
+    )
+    root: bool = _features(False, "Reduce signed square roots of the features, scaled to length 1.", for_features=True)
     within_image: float = _features(
         0.0,
         "Weight of the differences between images and their centre crops: features shrink along these before PCA.",
@@ -200,19 +202,20 @@ class Recipe(Options):
     )
 
     pseudo_labels: int = _clustering(
-        10_000, "Number of fine clusters trained on, or auto.", low=1, flag=True, auto=True
+        10_000, "Number of fine clusters trained on, or auto.", low=1, flag=True, auto=True, for_features=True
     )
     heads: int = _clustering(1, "Number of clusterings learnt at once.", low=1, high=100)
     head_growth: float = _clustering(
         1.0, "Ratio of the number of clusters of a clustering to that of the previous one.", low=1, high=10
     )
-    kmeans_iterations: int = _clustering(20, "Iterations of k-means.", low=1, high=10**4)
-    spherical: bool = _clustering(False, "Centroids have length 1.")
+    kmeans_iterations: int = _clustering(20, "Iterations of k-means.", low=1, high=10**4, for_features=True)
+    spherical: bool = _clustering(False, "Centroids have length 1.", for_features=True)
     empty: str = _clustering(
         "split",
         "New centroid of an empty cluster: beside a large cluster's, on a random image, or as in faiss.",
         choices=("split", "sample", "faiss"),
         flag=True,
+        for_features=True,
     )
 
     temperature: float = _head(
@@ -253,6 +256,7 @@ class Recipe(Options):
         "kmeans",
         "Clusters by k-means of the features, or of an embedding of their neighbour graph.",
         choices=("kmeans", "embedding"),
+        for_features=True,
     )
     average: float = _result(
         1.0,
@@ -262,10 +266,8 @@ class Recipe(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for kind in ("crop", "small_crop"):
-            least, most = getattr(self, f"{kind}_min"), getattr(self, f"{kind}_max")
-            if least > most:
-                raise UsageError(f"{kind}_min={least:g} is larger than {kind}_max={most:g}")
+        if self.crop_min > self.crop_max:
+            raise UsageError(f"crop_min={self.crop_min:g} is larger than crop_max={self.crop_max:g}")
         smallest = declared(Recipe)["image_size"].low
         if 0 < self.view_size < smallest:
             raise UsageError(f"view_size={self.view_size} must be 0 (as image_size) or at least {smallest:g}")
@@ -281,6 +283,11 @@ class Recipe(Options):
     def clusters(self) -> tuple[int, ...]:
         """Numbers of clusters, one for every clustering."""
         return tuple(round(self.pseudo_labels * self.head_growth**i) for i in range(self.heads))
+
+    @property
+    def small_size(self) -> int:
+        """Side of a small view, px."""
+        return max(8, round(self.image_size * 96 / 224))
 
     @property
     def store_size(self) -> int:

@@ -43,7 +43,7 @@ class State:
     #: Pseudo-labels of the previous round (int64, N x the number of clusterings); None before the first.
     previous: Tensor | None = None
     settled: int = 0  #: number of rounds in a row in which they have hardly changed
-    #: Features for the next round (N x D; with several processes, this rank's), from training or an earlier pass.
+    #: Features for the next round (n x D, of this rank's images), from training or an earlier pass.
     #: If None, the round makes a pass.
     features: Tensor | None = None
     #: The ``state_dict`` of the body's optimizer; empty before the first round.
@@ -55,7 +55,7 @@ class Round:
     """One round of the alternation: a clustering, and the training on it."""
 
     index: int  #: from 0
-    reduced: Tensor  #: the whitened, L2-normalised features that were clustered (float32, N x d)
+    reduced: Tensor  #: the whitened, L2-normalised features that were clustered (float32, n x d, of this rank's images)
     #: Its labels are the pseudo-labels that were trained on (of the first clustering, if several are learnt).
     clustering: Clustering
     loss: float  #: mean cross-entropy of the pseudo-labels over the round

@@ -19,11 +19,10 @@ from deepcluster.learning import CrossEntropy, Learning
 from deepcluster.nets import build
 
 
-def ward(rows, clusters, previous, *, seed, round, partition):
+def ward(rows, clusters, previous, *, seed, round):
     """Step 4: Ward's tree instead of k-means."""
-    all_rows = partition.all_gather(rows).cpu().numpy()  # rows are this rank's, and may be on a GPU
-    labels = (AgglomerativeClustering(k).fit_predict(all_rows) for k in clusters)
-    return tuple(as_clustering(one, rows, partition=partition) for one in labels)
+    labels = (AgglomerativeClustering(k).fit_predict(rows.cpu().numpy()) for k in clusters)  # may be on a GPU
+    return tuple(as_clustering(one, rows) for one in labels)
 
 
 class SmoothedLoss(CrossEntropy):

@@ -11,25 +11,24 @@ from deepcluster import DeepCluster
 from deepcluster.clustering import as_clustering
 
 
-def by_faiss(rows, clusters, previous, *, seed, round, partition):
+def by_faiss(rows, clusters, previous, *, seed, round):
     import faiss
 
-    x = np.ascontiguousarray(partition.all_gather(rows).cpu().numpy(), np.float32)
+    x = np.ascontiguousarray(rows.cpu().numpy(), np.float32)
     labels = []
     for k in clusters:
         kmeans = faiss.Kmeans(x.shape[1], k, niter=20, seed=seed + round)
         kmeans.train(x)
         labels.append(kmeans.assign(x)[1])
-    return tuple(as_clustering(one, rows, partition=partition) for one in labels)
+    return tuple(as_clustering(one, rows) for one in labels)
 
 
-def by_cuml(rows, clusters, previous, *, seed, round, partition):
+def by_cuml(rows, clusters, previous, *, seed, round):
     """Written by the documentation of cuML 25; not run, because it needs a GPU."""
     from cuml.cluster import KMeans
 
-    x = partition.all_gather(rows)
     fits = (KMeans(n_clusters=k, max_iter=20, random_state=seed + round, output_type="numpy") for k in clusters)
-    return tuple(as_clustering(kmeans.fit_predict(x), rows, partition=partition) for kmeans in fits)
+    return tuple(as_clustering(kmeans.fit_predict(rows), rows) for kmeans in fits)
 
 
 if __name__ == "__main__":

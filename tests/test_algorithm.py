@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from deepcluster import algorithm
 from deepcluster.algorithm import alternate, conclude
 from deepcluster.clustering import kmeans, whiten
-from deepcluster.clustering.agreement import LabelChange, compared, nmi, repeated
+from deepcluster.clustering.agreement import compared, is_settled, nmi, repeated
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Reduction
 from deepcluster.errors import DataError
@@ -71,6 +72,22 @@ def test_rounds_are_what_they_say():
         assert after.change == pytest.approx(1 - after.nmi_previous)
 
 
+def test_of_too_many_rows_some_are_clustered_and_all_get_the_nearest_centroids(monkeypatch):
+    monkeypatch.setattr(algorithm, "MAX_CLUSTERED", 16)  # of 60: every fourth
+    rows_of = []
+
+    def recorded(rows, clusters, previous, **named):
+        rows_of.append(rows)
+        assert previous is None or len(previous) == 15
+        return KMeans()(rows, clusters, previous, **named)
+
+    for round in loop(network(), drawings(20)[0][:60], rounds=2, **OPTIONS, clustering=recorded):
+        clustering = round.clustering
+        assert torch.equal(rows_of.pop(), round.reduced[::4])
+        assert torch.equal(clustering.labels, torch.cdist(round.reduced, clustering.centroids).argmin(1))
+        assert torch.equal(clustering.sizes, clustering.labels.bincount(minlength=6))
+
+
 @pytest.mark.parametrize("renumber", [False, True])
 def test_the_labels_trained_on_are_the_labels_recorded(renumber):
     """Renumbered, by the released code: positions among the clusters that are not empty."""
@@ -121,7 +138,7 @@ def test_a_network_that_stands_still_has_settled_and_its_head_is_new_each_round(
 
 @pytest.mark.parametrize(("nmi", "settled"), [(1 - 4e-16, True), (1 - 1e-8, False), (math.nan, False)])
 def test_the_rounding_of_an_nmi_is_no_change(nmi, settled):
-    assert LabelChange(None, torch.arange(4), nmi=nmi).settled(0.0) is settled
+    assert is_settled(nmi, 0.0) is settled
 
 
 def test_conclude_is_a_fixed_function_of_the_network():

@@ -22,7 +22,6 @@ from deepcluster.fitting import fit as fitting_a_run
 from deepcluster.fitting import journal
 from deepcluster.records import State
 from deepcluster.runtime import log
-from deepcluster.runtime.partition import Partition
 from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, restored
 from deepcluster.storage.state import LOCK
@@ -344,9 +343,8 @@ def test_a_run_that_trains_replaces_another_before_its_first_round(pictures, fit
 
 
 def state_in(checkpoint: Checkpoint | None) -> State:
-    """Its state with all rows (there are fewer than that)."""
     assert checkpoint is not None
-    return restored(checkpoint, Partition.single(1000))[0]
+    return restored(checkpoint)[0]
 
 
 def a_state(round: int) -> State:

@@ -33,7 +33,6 @@ from deepcluster.runs.inherit import heirs, lost, past_of, taught_again
 from deepcluster.runs.recut import cut_anew, recut
 from deepcluster.runs.run import Rows, Run
 from deepcluster.runtime.console import Silent
-from deepcluster.runtime.partition import Partition
 from deepcluster.storage import model_files as models
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import Edits, read_edits
@@ -57,7 +56,7 @@ def finished(fitted, tmp_path: Path) -> Path:
 
 def run_of(model: Model, reduced: torch.Tensor) -> Run:
     paths = [f"{i}.png" for i in range(len(reduced))]
-    images = Rows(paths, None, [], reduced, reduced, Partition.single(len(reduced)), reduced[:, 0])
+    images = Rows(paths, None, [], reduced, reduced, reduced[:, 0])
     return Run(RunRecord.from_json(RECORD), model, images)
 
 

@@ -33,7 +33,6 @@ from deepcluster.clustering.agreement import label_change
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, UsageError
 from deepcluster.learning import CrossEntropy
 from deepcluster.runtime import Silent
-from deepcluster.runtime.partition import Partition
 from tests.drawings import drawings
 from tests.helpers import shared
 from tests.helpers.runs import record, rows
@@ -494,10 +493,9 @@ def test_a_report_is_made_when_it_is_asked_for(fitted, tmp_path):
 class Tree:
     linkage: str = "ward"
 
-    def __call__(self, rows, clusters, previous, *, seed, round, partition):
-        all_rows = partition.all_gather(rows).numpy()
-        trees = [AgglomerativeClustering(k, linkage=self.linkage).fit_predict(all_rows) for k in clusters]
-        return tuple(as_clustering(labels, rows, partition=partition) for labels in trees)
+    def __call__(self, rows, clusters, previous, *, seed, round):
+        trees = [AgglomerativeClustering(k, linkage=self.linkage).fit_predict(rows.numpy()) for k in clusters]
+        return tuple(as_clustering(labels, rows) for labels in trees)
 
 
 class Halved(CrossEntropy):
@@ -548,8 +546,8 @@ def test_a_run_resumes_to_the_same_bits_and_with_the_same_steps_only(tmp_path, p
 def labels_become(change):
     """A clustering of which ``change`` makes other labels."""
 
-    def step(rows, clusters, previous, *, seed, round, partition):
-        clusterings = Tree()(rows, clusters, previous, seed=seed, round=round, partition=partition)
+    def step(rows, clusters, previous, *, seed, round):
+        clusterings = Tree()(rows, clusters, previous, seed=seed, round=round)
         return tuple(replace(clustering, labels=change(clustering.labels)) for clustering in clusterings)
 
     return step
@@ -593,7 +591,7 @@ def test_the_change_of_an_own_clustering_is_that_of_its_labels():
     """And not of a k-means that continues the previous ones, which would change nothing here."""
     rows, labels = torch.tensor([[0.0], [1], [9], [10]]), torch.tensor([1, 1, 0, 0])
     now = as_clustering(labels[[0, 0, 0, 3]], rows)
-    change = label_change(labels[:, None], rows, [now], Tree(), Partition.single(4))
+    change = label_change(labels[:, None], rows, [now], Tree())
     assert change.changed == 0.25 and change.labels.tolist() == [1, 1, 1, 0]
 
 

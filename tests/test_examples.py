@@ -36,7 +36,6 @@ from deepcluster.nets.network import as_network, build
 from deepcluster.nets.weights import shapes_only
 from deepcluster.runs.lesson import read_answers
 from deepcluster.runs.run import placement_columns
-from deepcluster.runtime.partition import Partition
 from deepcluster.storage.run_folder import RunFolder
 from tests.drawings import KINDS, draw
 from tests.exports import photos_run, write_clusters, write_image
@@ -98,7 +97,7 @@ def test_power_iteration_by_hand(output_of, tmp_path):
     """The middle row of three near ones gets the largest mass, and a row without ties joins its nearest row."""
     step = runpy.run_path(str(EXAMPLES / "research/pic.py"))["power_iteration"]
     rows = torch.tensor([[0.0], [0.1], [0.25], [10.0], [10.1], [10.25], [100.0]])
-    (clustering,) = step(rows, [5], None, seed=0, round=0, partition=Partition.single(7))
+    (clustering,) = step(rows, [5], None, seed=0, round=0)
     assert clustering.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
 
     np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (36, 16, 16, 3), np.uint8))
@@ -115,7 +114,7 @@ def test_k_means_of_another_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuml.cluster", cluster)
     step = runpy.run_path(str(EXAMPLES / "other_kmeans.py"))["by_cuml"]
     rows = torch.tensor([[0.0], [0.1], [9.0], [9.1]]).repeat(40, 1)
-    (clustering,) = step(rows, [2], None, seed=0, round=0, partition=Partition.single(len(rows)))
+    (clustering,) = step(rows, [2], None, seed=0, round=0)
     assert clustering.labels[:4].tolist() in ([0, 0, 1, 1], [1, 1, 0, 0])
 
 
@@ -266,6 +265,14 @@ def test_the_linear_protocol_by_layers(linear, output_of, photos, tmp_path):
     images = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     five = five_crop(images, 2)
     assert torch.equal(torch.stack(linear["ten_crops"](images, 2)), torch.stack([*five, *(x.flip(3) for x in five)]))
+
+
+def test_probes_tell_the_labels_of_test_images(output_of, fitted, photos):
+    run = str(fitted("--labels", "folders"))
+    for own in ([], ["--own", str(photos)]):
+        lines = output_of("research/probes.py", run, str(photos), "--neighbours", "1", *own)
+        assert [line.split()[0] for line in lines] == ["top1_k1", "top1_linear"]
+        assert all(float(line.split()[1]) > 0.9 for line in lines)  # the images that they learnt from
 
 
 def test_the_figures_of_the_paper_are_drawn(output_of, photos, tmp_path):

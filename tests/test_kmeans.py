@@ -18,7 +18,6 @@ from deepcluster.errors import NonFiniteError
 from deepcluster.seeding import generator
 from fuzz.harness import peak_memory
 from tests.helpers.features import normal
-from tests.test_ranks import Share, shared
 
 assignment = importlib.import_module("deepcluster.clustering.kmeans")
 
@@ -192,27 +191,21 @@ def test_it_ends_where_nothing_changes_any_more():
 
 @settings(max_examples=40)
 @given(
-    count=st.integers(1, 3),
     rows=st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2)), min_size=1, max_size=20),
     k=st.integers(1, 20),
     empty=st.sampled_from(["split", "sample"]),
     start=st.sampled_from(["rows", "one point", "labels"]),
     iterations=st.sampled_from([0, 20]),  # after the last update there is only the last repair
 )
-def test_never_an_empty_cluster_that_could_be_filled(ranks, count, rows, k, empty, start, iterations):
-    """By one process or several, which agree."""
+def test_never_an_empty_cluster_that_could_be_filled(rows, k, empty, start, iterations):
     x, filled = torch.tensor(rows, dtype=torch.float32), min(k, len(set(rows)))
     if k > len(x):
         return
-    starts = {"rows": None, "one point": torch.zeros(k, 2), "labels": Share(torch.zeros(len(x), dtype=torch.int32))}
-    options = {"start": starts[start], "empty": empty, "iterations": iterations}
-    found = ranks[count](shared, kmeans, [Share(x), k], options)
-    labels = torch.cat([each.labels for each in found])
-    assert len(labels) == len(x) and labels.min() >= 0 and labels.max() < k
-    for each in found:
-        assert int((each.sizes > 0).sum()) == filled
-        assert start == "rows" or each.reseeded >= filled - 1
-        assert torch.equal(each.centroids, found[0].centroids)
+    starts = {"rows": None, "one point": torch.zeros(k, 2), "labels": torch.zeros(len(x), dtype=torch.int32)}
+    found = kmeans(x, k, start=starts[start], empty=empty, iterations=iterations)
+    assert len(found.labels) == len(x) and found.labels.min() >= 0 and found.labels.max() < k
+    assert int((found.sizes > 0).sum()) == filled
+    assert start == "rows" or found.reseeded >= filled - 1
 
 
 @pytest.mark.parametrize(("products", "least"), [(blocks.MAX_PRODUCTS, blocks.MIN_SEARCHING_ROWS), (1000, 5), (70, 1)])

@@ -16,7 +16,7 @@ LEVELS = (
     {"clustering", "images", "nets"},
     {"groups", "learning"},
     {"algorithm", "recipe", "model"},
-    {"evaluation", "build", "auto"},
+    {"build", "auto"},
     {"storage", "presets"},
     {"report", "flags"},
     {"runs"},

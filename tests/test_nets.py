@@ -17,10 +17,9 @@ from deepcluster.errors import ModelError, UsageError
 from deepcluster.fitting import fit as run
 from deepcluster.fitting.plan import Request
 from deepcluster.learning.features import extract
-from deepcluster.nets import fast_pass as folding
-from deepcluster.nets import paper
-from deepcluster.nets.fast_pass import fast_pass
-from deepcluster.nets.names import only_size
+from deepcluster.nets import fast_pass, paper
+from deepcluster.nets.fast_pass import FastLite0, features_pass
+from deepcluster.nets.names import takes_one_size
 from deepcluster.nets.network import IMAGENET_MEAN, IMAGENET_STD, Network, build
 from deepcluster.nets.small import WIDTH, Lite0
 from deepcluster.nets.timm import channels_last
@@ -445,17 +444,20 @@ def test_channels_last_but_where_the_gradient_would_be_spoilt():
 
 
 @pytest.mark.parametrize(
-    ("name", "preferred", "size"),
+    ("name", "fixed"),
     [
-        ("compact", 30, None), ("timm:resnet18", 30, None), ("alexnet", 224, 224), ("timm:no_such_network", 64, None),
-        ("timm:resnet18.no_such_tag", 64, None), ("timm:vit_tiny_patch16_224", 100, 96),
-        ("timm:vit_small_patch14_dinov2", 144, 140), ("timm:vit_tiny_patch16_224", 5, 16),
-        ("timm:maxvit_pico_rw_256", 240, 256), ("timm:vit_small_patch16_dinov3", 150, 144),
-        ("timm:convnext_tiny", 150, None), ("timm:swin_tiny_patch4_window7_224", 150, 152),
+        ("compact", False), ("timm:resnet18", False), ("alexnet", True), ("timm:no_such_network", False),
+        ("timm:resnet18.no_such_tag", False), ("timm:vit_tiny_patch16_224", True),
+        ("timm:tf_efficientnet_lite0.in1k", False),
     ],
 )  # fmt: skip
-def test_networks_of_one_image_size(name, preferred, size):
-    assert only_size(name, preferred) == size
+def test_networks_of_one_image_size(name, fixed):
+    assert takes_one_size(name) == fixed
+
+
+def test_a_size_that_a_network_cannot_take_is_refused_with_that_of_timm():
+    with pytest.raises(UsageError, match=r"100 x 100 .*--image-size 256"):
+        build("timm:maxvit_pico_rw_256", image_size=100)
 
 
 @pytest.mark.parametrize("size", [64, 75])
@@ -527,22 +529,12 @@ def pictures(count: int, size: int) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [
-        (LITE, 64),  # "same" padding, of even sizes and
-        (LITE, 75),  # odd ones
-        ("timm:mobilenetv3_small_050", 64),  # hardswish, squeeze and excitation
-        ("timm:efficientnet_b0", 48),  # SiLU
-        ("timm:mobileone_s0", 64),  # branches
-    ],
-)
-def test_features_are_those_of_the_network(name, size):
-    network = network_of(name, size)
+@pytest.mark.parametrize("size", [64, 75])  # "same" padding, of even sizes and of odd ones
+def test_features_are_those_of_the_network(size):
+    network = network_of(LITE, size)
     images = pictures(5, size)
-    compute = fast_pass(network)
-    assert compute is not None
-    assert name != LITE or not any(isinstance(folding, nn.BatchNorm2d) for module in compute.body.modules())
+    compute = features_pass(network, 5)
+    assert isinstance(compute, FastLite0)
     before = snapshot(network)
     with torch.no_grad():
         expected, found = network.features(images), compute(images)
@@ -552,9 +544,9 @@ def test_features_are_those_of_the_network(name, size):
 
 def test_any_number_of_threads_has_the_same_bits(request, monkeypatch):
     """Five pieces, by one thread, by three and by eight."""
-    monkeypatch.setattr(folding, "MAX_AT_A_TIME", 8)
+    monkeypatch.setattr(fast_pass, "MAX_AT_A_TIME", 8)
     images = pictures(40, 64)
-    compute = fast_pass(network_of("timm:mobilenetv3_small_050", 64))  # not all of its layers are folded
+    compute = features_pass(network_of(LITE, 64), 40)
     request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
     results = []
     for threads in (1, 3, 8):
@@ -564,35 +556,14 @@ def test_any_number_of_threads_has_the_same_bits(request, monkeypatch):
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
-def test_networks_of_the_user_or_without_depthwise_convolutions_or_normalisation_are_left_alone(monkeypatch):
-    monkeypatch.delattr(folding, "traced")  # nor are they traced, which takes .4 s
-    ours = [network_of(name, 32) for name in ("compact", "timm:resnet18", "timm:test_vit", "timm:test_convnext")]
-    for network in (*ours, Network(build("timm:test_efficientnet", image_size=32).body, 256)):
-        assert fast_pass(network) is None
-
-
-class Shared(nn.Module):
-    """A convolution that is used twice, and one whose output is needed without normalisation too."""
-
-    def __init__(self):
-        super().__init__()
-        self.twice, self.seen, self.fine = (nn.Conv2d(3, 3, 3, padding=1, groups=3) for _ in range(3))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norms[0](self.twice(x)) + self.norms[1](self.twice(x))
-        y = self.seen(x)
-        return self.norms[3](self.fine(self.norms[2](y) + y)).mean((2, 3))
-
-
-def test_only_a_normalisation_that_alone_sees_a_convolution_is_folded():
-    body = Shared().eval()
-    _, foldable = folding.traced(body)
-    assert foldable == [("fine", "norms.3")]
+def test_other_networks_and_types_have_the_plain_pass():
+    for network in (network_of("compact", 32), network_of("timm:test_efficientnet", 32)):
+        assert not isinstance(features_pass(network, 8), FastLite0)
+    assert not isinstance(features_pass(network_of(LITE, 64), 8, torch.bfloat16), FastLite0)
 
 
 def test_an_image_has_the_same_features_whatever_comes_with_it(monkeypatch):
-    monkeypatch.setattr(folding, "IN_CACHE", 500_000)
+    monkeypatch.setattr(fast_pass, "IN_CACHE", 500_000)
     network = network_of(LITE, 64)
     images = (pictures(9, 64) * 255).byte().contiguous()
     compute = Compute.of(network, images, batch_size=8)

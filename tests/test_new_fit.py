@@ -23,15 +23,12 @@ from deepcluster.groups.cut import Cut, Placement
 from deepcluster.images import find
 from deepcluster.images.source import LINK
 from deepcluster.learning import training
-from deepcluster.model import Model
 from deepcluster.runs import page
 from deepcluster.runs import run as run_rows
 from deepcluster.runs.edits import Edits, apply
 from deepcluster.runs.images import images_at_hand, images_of
 from deepcluster.runs.promote import promote
 from deepcluster.runs.run import Rows, Run
-from deepcluster.runtime.partition import Partition
-from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.state import own_files
@@ -107,31 +104,20 @@ def test_a_fit_like_a_run_keeps_numbers_names_marks_and_moves(tmp_path, prints):
         assert json.loads(prints("update", new, more, "--json"))["known"] == 20  # by their files
 
 
-def rows_of(reduced: torch.Tensor, partition: Partition) -> Rows:
+def rows_of(reduced: torch.Tensor) -> Rows:
     paths = [*map(str, range(len(reduced)))]
-    own = reduced[partition.local]
-    return Rows(paths, None, [], own, reduced, partition, torch.zeros(len(own)))
-
-
-def continued_by(processes: Processes, model, after, reduced, former, rows) -> tuple[Model, Placement, str]:
-    partition = Partition.of(processes, len(processes.part(len(after))))
-    own, lengths = after[partition.local], torch.zeros(len(after))[partition.local]
-    placement = Placement(own, own, lengths, lengths, own)
-    known = (former, rows) if processes.is_main else (None, None)
-    new = Run(RunRecord.from_json(RECORD), model, rows_of(reduced, partition))
-    run, placement, text = continued(new, placement, *known)
-    return run.model, placement, text
+    return Rows(paths, None, [], reduced, reduced, torch.zeros(len(reduced)))
 
 
 def test_each_of_equal_images_takes_a_row_of_its_own():
     """That of its path, else an unused one, else the last."""
-    rows = Rows([*"abcde"], None, [], torch.eye(5), torch.eye(5), Partition.single(5), torch.zeros(5))
+    rows = Rows([*"abcde"], None, [], torch.eye(5), torch.eye(5), torch.zeros(5))
     former = Former(Path("old"), Run(RunRecord.from_json(RECORD), tiny_model(("",)), rows), [*"xyxxy"], 16)
     digests = {"new": "x", "c": "x", "e": "y", "d": "z", "a": "y", "b": "x", "more": "x"}
     assert former_rows(former, find("sklearn:digits"), digests, 16).tolist() == [0, 2, 4, -1, 1, 3, 3]
 
 
-def test_what_a_person_said_is_made_anew_and_no_number_comes_twice(ranks):
+def test_what_a_person_said_is_made_anew_and_no_number_comes_twice():
     """By hand: 0 goes on as 2; 1 and 2 as 0, in which 2 has more; 3 falls into halves, and 4 is not here.
 
     1, which has a name, and 3, an image of which was answered about, are made anew. Three images were moved: to 0, to 1
@@ -145,21 +131,19 @@ def test_what_a_person_said_is_made_anew_and_no_number_comes_twice(ranks):
     old = replace(tiny_model(names), junk=(0, 4), moves=moves, answers=(8,))
     cut = Cut(torch.cat([reduced[:10], -reduced[:1]]), torch.tensor([*before, 4]))
     old = replace(old, cut=cut, fine_centroids=reduced)
-    former = Former(
-        Path("old"), Run(RunRecord.from_json(RECORD), old, rows_of(reduced[:10], Partition.single(10))), [], 16
-    )
+    former = Former(Path("old"), Run(RunRecord.from_json(RECORD), old, rows_of(reduced[:10])), [], 16)
     model = replace(tiny_model(("",) * 4), cut=Cut(reduced, after), fine_centroids=reduced)
-    arguments = (model, after, reduced, former, torch.tensor([*range(10), -1, -1]))
-    for parts in ([continued_by(ALONE, *arguments)], ranks[2](continued_by, *arguments)):
-        placed = torch.cat([placement.cluster for _, placement, _ in parts])
-        for model, _, text in parts:
-            assert placed.equal(model.placement(reduced).cluster)
-            assert [*map(str, placed[:10].tolist())] == [*"0001122233"]
-            assert model.names == ("a", "b", "c", "", "", "", "") and model.junk == (0,)
-            assert model.moves == ((2, 2), (3, 0), (5, 2)) and model.answers == (8,)
-            assert text.startswith("2 of 5 clusters of old continue") and "ended: 4; " in text
-            said = "made anew: 1, 3; 3 names kept; dropped, because their clusters did not survive: 'e'; 1 junk mark"
-            assert text.endswith(f"{said} dropped; 3 of 3 moves kept; 1 of 1 answer kept")
+    new = Run(RunRecord.from_json(RECORD), model, rows_of(reduced))
+    lengths = torch.zeros(len(after))
+    placement = Placement(after, after, lengths, lengths, after)
+    made, placement, text = continued(new, placement, former, torch.tensor([*range(10), -1, -1]))
+    assert placement.cluster.equal(made.model.placement(reduced).cluster)
+    assert [*map(str, placement.cluster[:10].tolist())] == [*"0001122233"]
+    assert made.model.names == ("a", "b", "c", "", "", "", "") and made.model.junk == (0,)
+    assert made.model.moves == ((2, 2), (3, 0), (5, 2)) and made.model.answers == (8,)
+    assert text.startswith("2 of 5 clusters of old continue") and "ended: 4; " in text
+    said = "made anew: 1, 3; 3 names kept; dropped, because their clusters did not survive: 'e'; 1 junk mark"
+    assert text.endswith(f"{said} dropped; 3 of 3 moves kept; 1 of 1 answer kept")
 
 
 def test_a_resumed_fit_knows_the_run_that_it_is_like(run, fitted, photos, tmp_path, monkeypatch, ends):

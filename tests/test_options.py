@@ -1,7 +1,8 @@
 """Every option is declared once, and what is declared is what the command line, the pages and the engine know."""
 
 import json
-from dataclasses import fields
+import re
+from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,12 +17,13 @@ from deepcluster import DeepCluster, build, flags
 from deepcluster.cli import run_command
 from deepcluster.clustering import KMeans
 from deepcluster.errors import UsageError
-from deepcluster.evaluation import PROTOCOL_OPTIONS
+from deepcluster.fitting.plan import FEATURES_OPTIONS
 from deepcluster.images.views import each_once
 from deepcluster.learning import CentroidHead, CrossEntropy, WithInstances
 from deepcluster.presets import RecipeRequest
 from deepcluster.recipe import Option, Recipe, declared, read_options
 from deepcluster.runtime.partition import Partition
+from tests.pages import ROOT, text_of
 from tests.tiny import RECORD
 
 
@@ -54,7 +56,6 @@ def asked(tmp_path, monkeypatch):
         raise Asked(request)
 
     monkeypatch.setattr("deepcluster.fitting.fit.fit", stop)
-    monkeypatch.setattr("deepcluster.runs.evaluate.evaluate", stop)
 
     def request_of(*arguments, **parameters):
         with pytest.raises(Asked) as caught:
@@ -116,33 +117,23 @@ def test_every_other_flag_and_parameter_reaches_the_engine(asked, tmp_path):
     assert first == second != third
 
 
-@pytest.mark.parametrize("protocol", PROTOCOL_OPTIONS)
-def test_every_option_of_a_protocol_reaches_the_engine(protocol, asked):
-    values = {name: other_value(option) for name, option in declared(PROTOCOL_OPTIONS[protocol]).items()}
-    given = [f"{name}={value}" for name, value in values.items()]
-    request = asked("evaluate", "run", "--protocol", protocol, "--seed", "5", "--set", *given)
-    assert (request.options, request.seed) == (values, 5)
-
-
 def test_the_reference_lists_every_option(prints):
     printed = prints("recipes", "--options")
     for name, option in declared(Recipe).items():
         assert f"\n  {name} " in printed and option.help in printed
 
 
-@pytest.mark.parametrize("kind", [Recipe, *PROTOCOL_OPTIONS.values()])
-def test_the_ends_of_a_range_are_in_it_and_nothing_beyond(kind):
-    assert declared(kind)
-    for name, option in declared(kind).items():
+def test_the_ends_of_a_range_are_in_it_and_nothing_beyond():
+    for name, option in declared(Recipe).items():
         assert option.help.endswith(".") and option.read(option.default) == option.default
         if isinstance(option.default, int | float) and not isinstance(option.default, bool):
             for end, step in ((option.low, -1), (option.high, 1)):
-                assert read_options(kind, {name: str(end)}) == {name: end}
+                assert read_options(Recipe, {name: str(end)}) == {name: end}
                 with pytest.raises(UsageError, match=f"{name}="):
-                    read_options(kind, {name: end + step})
+                    read_options(Recipe, {name: end + step})
         elif option.choices:
             with pytest.raises(UsageError, match=f"{name}='none of them'.*{option.choices[0]}"):
-                read_options(kind, {name: "none of them"})
+                read_options(Recipe, {name: "none of them"})
 
 
 # ---- every option is seen at the step that uses it ------------------------------------------------------------------
@@ -158,6 +149,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "pseudo_labels": (7, {"clusters": [7]}),
     "heads": (2, {"clusters": [5, 5]}, {"pseudo_labels": 5}),
     "head_growth": (2.0, {"clusters": [5, 10]}, {"heads": 2, "pseudo_labels": 5}),
+    "batch_size": (64, {"compute.batch_size": 64, "learning.batch_size": 64}),  # passes have 256 images at most
     "features": ("memory", {"learning.reuse_features": True}),
     "reduce": (False, {"reduction.dims": None}),
     "spherical": (True, {"clustering.spherical": True}),
@@ -174,10 +166,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "view_size": (48, {"view.size": 48}),
     "crop_min": (0.2, {"view.crop": (0.2, 1.0)}),
     "crop_max": (0.9, {"view.crop": (0.08, 0.9)}),
-    "small_views": (3, {"small": 3}),
-    "small_size": (40, {"small_view.size": 40}, {"small_views": 1}),
-    "small_crop_min": (0.06, {"small_view.crop": (0.06, 0.14)}, {"small_views": 1}),
-    "small_crop_max": (0.2, {"small_view.crop": (0.05, 0.2)}, {"small_views": 1}),
+    "small_views": (3, {"small": 3, "small_view.size": 96, "small_view.crop": (0.05, 0.14)}),
 }
 # The result: test_averaging, test_classic, test_groups; a network with a classifier: test_published.
 ELSEWHERE = {"average", "grouping", "class_probabilities"}
@@ -244,6 +233,21 @@ def test_a_pass_takes_no_more_memory_for_large_batches_of_training():
     network, rows = SimpleNamespace(mean=torch.zeros(3)), Partition.single(9)
     sizes = [build.compute_of(network, Recipe(batch_size=size), rows).batch_size for size in (64, 10**6)]
     assert sizes == [64, 256]
+
+
+def test_an_option_of_another_step_is_none_of_kmeans(monkeypatch):
+    @dataclass(frozen=True)
+    class Finer(KMeans):
+        tolerance: float = 1e-4
+
+    monkeypatch.setattr(build, "KMeans", Finer)
+    with pytest.raises(AttributeError, match="kmeans_tolerance"):
+        build.kmeans_of(Recipe())
+
+
+def test_the_page_lists_the_options_for_features():
+    line = re.search(r"(`pseudo_labels` and these `options` count.*?)\. ", text_of(ROOT / "docs/python.md"), re.DOTALL)
+    assert line and {*re.findall(r"`(\w+)`", line[1])} - {"options"} == FEATURES_OPTIONS
 
 
 def test_the_empty_clusters_of_faiss_are_for_the_rounds_alone():

@@ -27,7 +27,6 @@ from deepcluster.runs.lesson import Answer, asked, lesson
 from deepcluster.runs.recut import cut_anew
 from deepcluster.runs.run import Rows, Run
 from deepcluster.runtime.console import Silent
-from deepcluster.runtime.partition import Partition
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.model_files import clusters_in, clusters_tensors
@@ -59,7 +58,7 @@ def run_of(reduced: torch.Tensor, k: int, seed: int) -> Run:
         batch_size=1,
     )
     paths = [*map(str, range(len(reduced)))]
-    rows = Rows(paths, None, [], reduced, reduced, Partition.single(len(reduced)), torch.zeros(len(reduced)))
+    rows = Rows(paths, None, [], reduced, reduced, torch.zeros(len(reduced)))
     return Run(RunRecord(images="rows", location="", seed=seed), model, rows)
 
 
@@ -196,7 +195,6 @@ class Person:
             rows,
             paths=[*map(str, range(len(rows.paths) + 3))],
             reduced=torch.cat([rows.reduced, new]),
-            partition=Partition.single(len(rows.paths) + 3),
             residuals=torch.cat([rows.residuals, torch.zeros(3)]),
             added=rows.added + 3,
         )

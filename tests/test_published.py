@@ -134,23 +134,6 @@ def lite0(tmp_path_factory):
     return path
 
 
-def test_a_file_goes_into_the_cache(hub_cache, monkeypatch, lite0, prints):
-    monkeypatch.setitem(sys.modules, PACKAGE, None)
-    said = prints("fetch", "photos-small", "--from", lite0)
-    path = local_file("photos-small")
-    assert path.read_bytes() == lite0.read_bytes() and path.name in said
-    path.resolve().write_bytes(lite0.read_bytes()[:-1] + b"?")
-    with pytest.warns(DeepClusterWarning, match="SHA-256"):
-        assert local_file("photos-small") is None
-
-
-def test_a_file_of_another_network_stays_out_of_the_cache(hub_cache, lite0, tmp_path, ends):
-    assert lite0.name in ends(["fetch", "photos", "--from", lite0], 4)
-    (tmp_path / "damaged.safetensors").write_bytes(lite0.read_bytes()[:-100])
-    assert "damaged" in ends(["fetch", "photos-small", "--from", tmp_path / "damaged.safetensors"], 4)
-    assert not [path for path in hub_cache.rglob("*") if path.is_file()]
-
-
 def test_weights_are_known_by_their_layers(lite0, tmp_path):
     for file in (lite0, local_file("photos-small")):
         plan = resolve(read_request({"weights": str(file)}), LARGE)
@@ -170,11 +153,11 @@ FAILURES = {
     "other bytes": (lambda hub, patch, cache: setattr(hub, "sent", hub.content[:-1] + b"?"), ModelError, "photos"),
     "offline": (
         lambda hub, patch, cache: patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True), ModelError,
-        "HF_HUB_OFFLINE.*fetch photos --from",
+        "HF_HUB_OFFLINE.*--backbone photos --weights",
     ),
     "no server": (
         lambda hub, patch, cache: point_to("http://127.0.0.1:9", patch), ModelError,
-        r"/resolve/main/model\.safetensors.*fetch photos --from",
+        r"/resolve/main/model\.safetensors.*--backbone photos --weights",
     ),
     "a file in place of the cache": (lambda hub, patch, cache: cache.write_text("mine"), DiskError, "HF_HOME"),
 }  # fmt: skip
@@ -240,7 +223,7 @@ def test_a_network_is_fetched_once_and_listed(hub, hub_cache, prints, ends):
 
 # ---- the start of a run: which published network it takes, and what the run remembers of it --------------------------
 
-LARGE = Facts(count=2000, short_side=96, grey=False, n_clusters=5, device="cpu")
+LARGE = Facts(count=2000, short_side=96, grey=False, n_clusters=5)
 SMALL = "photos-small"
 
 

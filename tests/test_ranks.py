@@ -1,6 +1,5 @@
 """Several ranks: what they exchange, their checkpoints, every collective against one process, runs, and torchrun."""
 
-import ast
 import itertools
 import os
 import random
@@ -11,15 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import CodeType, FrameType
 from typing import Any
 from unittest.mock import Mock
 
@@ -33,47 +30,33 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-import deepcluster
-from deepcluster import session
+from deepcluster import algorithm, session
 from deepcluster.algorithm import conclude
 from deepcluster.cli import app, run_command
-from deepcluster.clustering.agreement import compared
-from deepcluster.clustering.kmeans import KMeans, kmeans, means
-from deepcluster.clustering.outliers import fit_outliers
-from deepcluster.clustering.whitening import Reduction, whiten
+from deepcluster.clustering.whitening import Reduction
 from deepcluster.errors import DeepClusterError, DeepClusterWarning, Stopped, UsageError
 from deepcluster.fitting import fit as run
-from deepcluster.groups.tree import medoids_of
+from deepcluster.fitting.journal import shared_lock
 from deepcluster.images.decode import Undecodable
-from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.store import read_once
 from deepcluster.images.views import Augmentation
 from deepcluster.learning import features, training
 from deepcluster.learning.features import certainty_of
 from deepcluster.learning.heads import CentroidHead, WithInstances, new_linear_head
-from deepcluster.model import Prediction
 from deepcluster.nets.network import Network
 from deepcluster.presets import read_request
-from deepcluster.records import State
-from deepcluster.runs import evaluate as evaluating
-from deepcluster.runs.predict import predict
 from deepcluster.runtime import processes as joining
 from deepcluster.runtime.compute import Compute
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.runtime.signals import stoppable
 from deepcluster.seeding import generator
-from deepcluster.storage import model_files as models
-from deepcluster.storage import run_folder
-from deepcluster.storage.checkpoint import Checkpoints, restored
-from tests.drawings import save_drawings
 from tests.helpers.runs import record
 from tests.helpers.shared import OPTIONS, files_of, pixels
 from tests.loop import learn, loop
 from tests.pages import ROOT as REPOSITORY
 from tests.ranks import WAIT, Ranks
 from tests.test_decode import source_of
-from tests.tiny import tiny_run
 
 
 def error_of(processes: Processes, work: Callable[..., Any], *arguments: Any) -> str:
@@ -159,57 +142,9 @@ def test_all_processes_get_the_same_values(ranks, count):
     assert [row for answer in answers for row in answer[6]] == list(range(7))
 
 
-# ---- checkpoints ----------------------------------------------------------------------------------------------------
-
-SIZES = {1: (11,), 2: (7, 4), 3: (2, 0, 9)}  # rows of each rank; one may have none
-
-
-def state(round: int = 2) -> State:
-    """One of all images."""
-    random = torch.Generator().manual_seed(3)
-    previous = torch.stack([torch.randint(k, (11,), generator=random) for k in (3, 5)], 1)
-    features, average = torch.randn(11, 6, generator=random), torch.randn(2, generator=random)
-    optimizer = {"state": {3: {"step": 7, "average": average}}, "param_groups": [{"lr": 0.1, "shifts": [average]}]}
-    return State(round, previous, 1, features, optimizer)
-
-
-def writing(processes: Processes, folder: Path, *rounds: int) -> None:
-    """Write checkpoints, each rank with its rows of the features."""
-    own = Partition(processes, SIZES[processes.world_size]).local
-    checkpoints = Checkpoints(folder, processes=processes)
-    for each in rounds:
-        whole = state(each)
-        network = {"weight": torch.ones(2), "head.weight": torch.ones(3)}  # the next round makes a new head
-        checkpoints.write(replace(whole, features=whole.features[own]), network, {"elapsed": 1.5})
-
-
-def reading(processes: Processes, folder: Path) -> State:
-    partition = Partition(processes, SIZES[processes.world_size])
-    found = Checkpoints(folder, processes=processes).latest()
-    assert (found is not None) is processes.is_main
-    assert found is None or found.about == {"elapsed": 1.5}
-    restored_state, network = restored(found, partition)
-    assert network["weight"].equal(torch.ones(2)) and network.keys() == {"weight"}
-    return restored_state
-
-
-@pytest.mark.parametrize("then", [1, 2, 3])
-@pytest.mark.parametrize("now", [1, 2, 3])
-def test_checkpoints_of_any_number_of_processes_are_read_by_any_number(ranks, tmp_path, then, now):
-    folder = tmp_path / "checkpoints"
-    ranks[then](writing, folder, 0, 1, 2)
-    assert {path.stem for path in folder.iterdir()} == {"000001", "000002"}  # older ones are removed
-    whole = state()
-    for rank, found in enumerate(ranks[now](reading, folder)):
-        own = Partition(Processes(rank, now), SIZES[now]).local
-        assert (found.round, found.settled) == (2, 1)
-        assert torch.equal(found.previous, whole.previous) and torch.equal(found.features, whole.features[own])
-        torch.testing.assert_close(found.optimizer, whole.optimizer, rtol=0, atol=0)
-
-
 def locked(processes: Processes, folder: Path) -> None:
     """Lock a folder as on two machines, which may have no common disk."""
-    with run_folder.shared_lock(folder / str(processes.rank) / "run", processes, make=True):
+    with shared_lock(folder / str(processes.rank) / "run", processes):
         pass
 
 
@@ -222,22 +157,15 @@ def test_a_folder_that_not_all_see_is_refused(ranks, tmp_path):
     assert all(re.match("DiskError.* -o ", error) for error in ranks[2](error_of, locked, tmp_path))
 
 
-# ---- every collective, also with a rank whose images cannot be read -------------------------------------------------
+# ---- what ranks do together, also with a rank whose images cannot be read --------------------------------------------
 
-ROOT = Path(deepcluster.__file__).parent
-# Not in the table: declarations of types, and one that the tests of checkpoints call with a rank without rows.
-ELSEWHERE = {"Loss.__call__", "ClusteringStep.__call__", "restored"}
 ROWS = normalize(
     2 * torch.eye(8)[torch.arange(601) % 5] + torch.randn(601, 8, generator=torch.Generator().manual_seed(0)), dim=1
 )
-MANY = ROWS.repeat(15, 1) * torch.linspace(1, 2, 9015)[:, None]  # in several blocks
-LABELS = torch.arange(601) ** 2 % 7
-FOURS = LABELS.clamp(max=3)
+MANY = ROWS.repeat(17, 1) * torch.linspace(1, 2, 10217)[:, None]  # too many to be gathered
 IMAGES = torch.from_numpy(pixels(60)).permute(0, 3, 1, 2)
-# Rows that cannot be clustered, and a number of clusters: NaN, numbers too small to square, more clusters than rows.
-NAN, TINY = ROWS.clone(), torch.zeros(601, 8)
-NAN[-1, 2], TINY[-1] = torch.nan, 1e-20
-REFUSED = ((NAN, 3), (TINY, 3), (TINY[-3:], 3), (ROWS[:30], 31), (ROWS[:30], 0))
+NAN = MANY.clone()
+NAN[-1, 2] = torch.nan
 STILL = Augmentation(crop=(1, 1), stretch=1, flip=0)
 INSTANCES = {"cluster_weight": 0.3, "loss": WithInstances(0.2)}
 RESULT = (
@@ -251,26 +179,10 @@ def own(x: Tensor, processes: Processes) -> Tensor:
     return x[share.start : share.stop]
 
 
-@dataclass(frozen=True)
-class Share:
-    """An argument of which each rank gets its part."""
-
-    rows: Tensor
-
-
-def shared(
-    processes: Processes, function: Callable[..., Any], arguments: list[Any], options: dict[str, Any] | None = None
-) -> Any:
-    """Call a function of the rows of all ranks with those of this one."""
-    rows = next(value.rows for value in arguments if isinstance(value, Share))
-    partition = Partition.of(processes, len(own(rows, processes)))
-    values = [own(value.rows, processes) if isinstance(value, Share) else value for value in arguments]
-    named = {name: own(x.rows, processes) if isinstance(x, Share) else x for name, x in (options or {}).items()}
-    return function(*values, **named, partition=partition)
-
-
-def judged(processes: Processes, before: Tensor, after: Tensor) -> tuple[float, float]:
-    return compared(own(before, processes), own(after, processes), processes)
+def whitened(processes: Processes, rows: Tensor) -> Any:
+    local = own(rows, processes)
+    of_pass = features.Features(local, Compute(Partition.of(processes, len(local))))
+    return features.fitted(Reduction(5), of_pass)
 
 
 def learnt(processes: Processes, drawn: int, batch_size: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -293,18 +205,23 @@ def learnt(processes: Processes, drawn: int, batch_size: int, options: dict[str,
     return {"loss": loss, "memory": memory, "weights": [p.detach() for p in network.parameters()]}
 
 
-def alternated(processes: Processes, options: dict[str, Any] | None) -> list[Any]:
-    """Run two rounds without random views, which differ by rank. None: with the steps of examples/change_a_step.py."""
+def alternated(processes: Processes, options: dict[str, Any] | None, most: int = 60) -> list[Any]:
+    """Run two rounds without random views, which differ by rank. None: with the steps of examples/change_a_step.py.
+
+    ``most``: The number of rows that are clustered.
+    """
     if options is None:
         names = runpy.run_path(str(REPOSITORY / "examples/change_a_step.py"))
         options = {"clustering": names["ward"], "loss": names["SmoothedLoss"]()}
     network = small_network()
     network.frozen_statistics = True
-    rounds = loop(
-        network, own(IMAGES, processes), clusters=4, rounds=2, batch_size=20, dims=3, views=2 * (STILL,),
-        processes=processes, **options,
-    )  # fmt: skip
-    return [[each.loss, each.clustering.labels, each.nmi_previous, each.changed] for each in rounds]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(algorithm, "MAX_CLUSTERED", most)
+        rounds = loop(
+            network, own(IMAGES, processes), clusters=4, rounds=2, batch_size=20, dims=3, views=2 * (STILL,),
+            processes=processes, **options,
+        )  # fmt: skip
+        return [[each.loss, each.clustering, each.nmi_previous, each.changed] for each in rounds]
 
 
 def certain(processes: Processes) -> float | None:
@@ -328,87 +245,22 @@ def result(processes: Processes, folder: Path) -> dict[str, Any]:
     return {name: (out / name).read_bytes() for name in RESULT}
 
 
-def figures(processes: Processes, folder: Path, protocol: str, options: dict[str, Any]) -> dict[str, Any]:
-    images = str(folder / "others.npz")
-    request = evaluating.EvaluationRequest(protocol=protocol, images=images, labels="folders", options=options)
-    return dict(evaluating.evaluate(folder / "run", request, processes=processes))
-
-
-def placed(processes: Processes, folder: Path) -> list[Any]:
-    found = predicted(processes, folder / "tiny", pixels(9).repeat(2, 1).repeat(2, 2)[:, :16, :16])
-    return [[each.paths, each.reduced, each.residuals] for each in found]
-
-
 def table(folder: Path) -> dict[str, tuple[Any, ...]]:
     """Return by name: a tolerance for the results, a function and its arguments."""
-    rows, many = Share(ROWS), Share(MANY)
-    clustering: dict[str, tuple[Any, ...]] = {
-        "splits": ([rows, 40],),
-        "samples": ([rows, 40], {"empty": "sample"}),
-        "angles": ([rows, 40], {"spherical": True}),
-        "from labels": ([rows, 7], {"start": Share(LABELS)}),
-        "from rows": ([rows, 40], {"start": ROWS[:40]}),
-        "from equal rows": ([rows, 3], {"start": ROWS[:1].repeat(3, 1), "iterations": 0}),
-        "many rows": ([many, 40],),
-    }
     return {
-        **{name: (1e-5, shared, kmeans, *arguments) for name, arguments in clustering.items()},
-        "whitening": (1e-5, shared, whiten, [rows, 5]),
-        "whitening of many": (1e-5, shared, whiten, [many, 5]),
-        "whitening of few": (1e-5, shared, whiten, [Share(ROWS[:7]), 5], {"root": True}),
-        "whitening of two": (1e-5, shared, whiten, [Share(ROWS[:2]), 5]),
-        "the last clustering": (1e-5, shared, KMeans().once, [rows, 7]),
-        **{f"kmeans {i}": (0, error_of, shared, kmeans, [Share(rows), k]) for i, (rows, k) in enumerate(REFUSED)},
-        **{f"whiten {i}": (0, error_of, shared, whiten, [Share(rows), 5]) for i, (rows, _) in enumerate(REFUSED[:3])},
-        "means": (1e-5, shared, means, [rows, Share(LABELS), 7]),
-        "outliers": (0, shared, fit_outliers, [rows]),
-        "agreement": (1e-5, judged, LABELS, LABELS.roll(1)),
-        "medoids": (0, shared, medoids_of, [torch.zeros(4, 1), Share(ROWS[:, :1].round(decimals=1)), Share(FOURS)]),
-        "near-duplicates": (1e-5, shared, near_duplicates, [Share(torch.cat([IMAGES] * 2 + [IMAGES[:1]] * 43))]),
+        "whitening": (1e-5, whitened, MANY),
+        "no number": (0, error_of, whitened, NAN),
         # In one batch, in two, and one image at a time, which only the first rank gets; of eleven some get one fewer.
         **{f"learning {size}": (1e-5, learnt, 12, size, {}) for size in (12, 7, 1)},
         "learning of eleven": (1e-5, learnt, 11, 5, {}),
         **{f"with instances {size}": (1e-5, learnt, 11, size, INSTANCES) for size in (11, 5)},
         "rounds": (1e-3, alternated, {}),
+        "rounds of a sample": (1e-3, alternated, {}, 20),
         "certainty": (1e-5, certain),
         "rounds with instances": (1e-3, alternated, {"head": CentroidHead(0.1), "loss": WithInstances(0.2)}),
         "rounds with other steps": (1e-3, alternated, None),
         "run": (0, result, folder),
-        "predict": (1e-5, placed, folder),
-        "clustering": (1e-5, figures, folder, "clustering", {}),
-        "knn": (1e-5, figures, folder, "knn", {"neighbours": "3"}),
-        "linear": (1e-5, figures, folder, "linear", {}),
     }
-
-
-def watched(processes: Processes, work: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, set[str]]:
-    """Return the result of ``work`` and the names of the functions of the package that ran."""
-    codes: set[CodeType] = set()
-
-    def note(frame: FrameType, event: str, argument: Any) -> None:
-        codes.add(frame.f_code)
-
-    sys.setprofile(note)
-    try:
-        with warnings.catch_warnings(action="error"):
-            value = work(processes, *arguments)
-    finally:
-        sys.setprofile(None)
-    return value, {code.co_qualname for code in codes if code.co_filename.startswith(str(ROOT))}
-
-
-def collectives() -> set[str]:
-    """Return the names of the public functions of the package that take a Partition or Processes."""
-    names = set()
-    for path in ROOT.rglob("*.py"):
-        tree = ast.parse(path.read_text())
-        for scope in (tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))):
-            for node in scope.body:
-                if not isinstance(node, ast.FunctionDef) or (node.name[0] == "_" and node.name != "__call__"):
-                    continue
-                if re.search("Partition|Processes", ast.unparse(node.args)):
-                    names.add(f"{scope.name}.{node.name}" if isinstance(scope, ast.ClassDef) else node.name)
-    return names
 
 
 def same(parts: list[Any], whole: Any, near: float) -> None:
@@ -439,22 +291,16 @@ def alone(ranks, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     """A folder for the table, and the results of one process."""
     folder = tmp_path_factory.mktemp("table")
     np.savez(folder / "images.npz", images=pixels(60), labels=np.arange(60) % 4)
-    np.savez(folder / "others.npz", images=pixels(7), labels=np.arange(7) % 4)
     run.fit(str(folder / "images.npz"), run.Request(out=folder / "run", n_clusters=4, recipe=read_request(OPTIONS)))
-    tiny_run(folder / "tiny")
     return folder, {name: ranks[1](*work)[0] for name, (_, *work) in table(folder).items()}
 
 
 @pytest.mark.parametrize(("count", "idle"), [pytest.param(3, None, marks=pytest.mark.slow), (2, 0), (3, 1)])
 def test_results_are_those_of_one_process(ranks, alone, count, idle):
     folder, wholes = alone
-    called = ELSEWHERE
     for name, (near, work, *arguments) in table(folder).items():
         print(name)  # shown if it fails
-        found = ranks[count](watched, work, arguments, idle=idle)
-        same([value for value, _ in found], wholes[name], near)
-        called = called | found[idle or 0][1]
-    assert collectives() <= called
+        same(ranks[count](work, *arguments, idle=idle), wholes[name], near)
 
 
 # ---- a run by several processes: every image once, equal steps, resuming --------------------------------------------
@@ -528,7 +374,7 @@ def test_no_hang_equal_steps_and_every_image_once(ranks, examples):
             assert [path for path, _ in result["skipped"]] == [f"{i:05}" for i in sorted(bad)]
             assert result["losses"] == first["losses"]
             torch.testing.assert_close(result["state"], first["state"], rtol=0, atol=0)
-        assert sum(result["rows"] for result in results) == len(first["state"]["final"]) == len(usable)
+        assert [result["rows"] for result in results] == [len(usable)] + [0] * (number - 1)
 
     drawn()
 
@@ -558,30 +404,22 @@ OTHERS = [(first, second) for first in (1, 2, 3) for second in (1, 2, 3) if firs
 )
 def test_resumed_by_another_number_of_processes_it_says_so(ranks, tmp_path, first, second):
     out, difference = tmp_path / "run", f"processes {first} then, {second} now"
-    assert all(error.startswith("Stopped: ") for error in ranks[first](error_of, fitted, out, 9, False))
+    options = OPTIONS | {"features": "memory"}
+    stopped = ranks[first](error_of, fitted, out, 9, False, None, options)
+    assert all(error.startswith("Stopped: ") for error in stopped)
     assert record(out)["status"] == "stopped"
     with pytest.warns(DeepClusterWarning, match=difference) if second == 1 else nullcontext():
-        ranks[second](fitted, out, None, True)
+        ranks[second](fitted, out, None, True, None, options)
     assert difference in record(out)["resumed"]
     assert record(out)["status"] == "done" and not list(out.glob("images*"))
 
 
-def predicted(processes: Processes, model: Path, images: np.ndarray) -> list[Prediction]:
-    return list(predict(models.load(model), images, processes=processes))
+def different(processes: Processes, folder: Path) -> None:
+    run.fit(pixels(40 - processes.rank), run.Request(out=folder / "run"), processes=processes)
 
 
-def different(processes: Processes, command: str, folder: Path) -> None:
-    images = pixels(40 - processes.rank)
-    if command == "fit":
-        run.fit(images, run.Request(out=folder / "run"), processes=processes)
-    else:
-        predicted(processes, folder / "tiny", images)
-
-
-@pytest.mark.parametrize("command", ["fit", "predict"])
-def test_other_images_in_one_process_are_seen(ranks, tmp_path, command):
-    tiny_run(tmp_path / "tiny")
-    first, second = ranks[2](error_of, different, command, tmp_path)
+def test_other_images_in_one_process_are_seen(ranks, tmp_path):
+    first, second = ranks[2](error_of, different, tmp_path)
     assert first == second and re.match("DataError: .*python:array .*40 .*39 ", first)
 
 
@@ -604,7 +442,7 @@ if os.environ["RANK"] == rank:
     trapped(trap[0], trap[1], int(trap[2]), os.getppid() if target == "launcher" else None)
 main()
 """
-EVENTS = ("deepcluster.algorithm:features_of", "deepcluster.clustering.kmeans:KMeans.__call__")  # one of each a round
+EVENTS = ("deepcluster.algorithm:features_of", "deepcluster.algorithm:_by_main")  # one of each a round
 
 
 def torchrun(*arguments: object, count: int = 2, program: Sequence[str] = ("-m", "deepcluster")) -> tuple[int, str]:
@@ -681,15 +519,14 @@ def test_a_signal_to_the_launcher_stops_all_and_the_run_goes_on(images, whole, t
     assert files_of(out) == files_of(whole)
 
 
-SHARED = {"fit", "predict", "embed", "evaluate"}
-ALONE = [["fit", "-"], *([name, "run"] for name in app if name[0] != "-" and name not in SHARED)]
+ALONE = [["fit", "-"], *([name, "run"] for name in app if name[0] != "-" and name != "fit")]
 
 
 @pytest.mark.parametrize("arguments", ALONE, ids=" ".join)
 def test_a_command_of_one_process_is_refused_under_torchrun(arguments, monkeypatch, ends):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    assert re.fullmatch(r"error: .* (torchrun|to a \.txt file.*)\n", ends(arguments, 2))
+    assert re.fullmatch(r"error: .* (torchrun.*|to a \.txt file.*)\n", ends(arguments, 2))
 
 
 def test_a_rank_that_is_no_number_is_named_at_once(monkeypatch, ends):
@@ -711,18 +548,6 @@ def test_another_rank_lets_the_main_rank_speak_first(monkeypatch, capsys, reques
     assert run_command(["fit", "/nowhere"]) == 3
     assert waited == [(session.RANK_WAIT_SECONDS, signal.SIG_DFL)]
     assert capsys.readouterr().err.startswith("[rank 1] error: ")
-
-
-@pytest.mark.slow
-def test_predict_and_embed_write_the_same_bytes(whole, images, tmp_path):
-    folder = save_drawings(tmp_path / "folder", 27, 12)
-    (folder / "broken.png").write_bytes(b"broken")
-    for verb, name in (("predict", "p.csv"), ("embed", "e.npy")):
-        for count in (1, 3):
-            out = tmp_path / f"{count}{name}"
-            code, said = torchrun(verb, whole, folder, "-o", out, "-q", count=count)
-            assert code == 0 and said.count("skipped broken.png") == 1, said
-        assert (tmp_path / f"1{name}").read_bytes() == (tmp_path / f"3{name}").read_bytes()
 
 
 def test_no_step_is_too_long_for_the_group_and_a_signal_ends_a_process_that_waits_for_it(monkeypatch):

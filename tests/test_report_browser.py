@@ -759,7 +759,7 @@ def test_an_old_page_offers_to_be_loaded_again(copied: Path, browser: Any) -> No
 
 def test_questions_are_answered_by_keys_and_others_follow_when_that_is_applied(copied: Path, browser: Any) -> None:
     clusters = {row["path"]: int(row["cluster"]) for row in rows(copied / "clusters.csv")}
-    with opened(browser, serving(copied), originals=24, loads=2) as page:
+    with opened(browser, serving(copied), originals=23, loads=2) as page:
         previews: list[Any] = []
         page.on("response", lambda response: response.url.endswith("/preview") and previews.append(response))
         page.get_by_role("button", name="Teach").click()

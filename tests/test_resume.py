@@ -9,7 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deepcluster.cli import run_command
+from deepcluster.errors import UsageError
+from deepcluster.fitting.resume import check_same, facts_of
 from deepcluster.nets.network import build
+from deepcluster.recipe import Recipe
+from deepcluster.storage.checkpoint import Checkpoint
+from deepcluster.storage.content import RunRecord
+from deepcluster.storage.run_folder import RunFolder
 from tests.commands import command
 from tests.helpers.runs import assert_same_result, contents, record, small_fit
 
@@ -46,6 +52,16 @@ def test_it_goes_on_to_the_same_bits(killed, fit_of, tmp_path):
     assert_same_result(going_on, tmp_path / "plain", *RESULT)
     assert "average = 0.4\n" in (going_on / "recipe.toml").read_text()  # with the weights before, which go on too
     assert record(going_on)["status"] == "done"
+
+
+def test_an_option_newer_than_the_checkpoint_had_its_default(tmp_path):
+    about = RunRecord(images="photos", location="photos", seed=0, environment={})
+    old, new = (facts_of(about, Recipe(average=average)) for average in (1.0, 0.5))
+    options = {name: value for name, value in old["options"].items() if name != "average"}
+    checkpoint = Checkpoint({}, {}, tmp_path, {**old, "options": options})
+    assert check_same(RunFolder(tmp_path), checkpoint, old, {}) == []
+    with pytest.raises(UsageError, match=r"average was 1.0 and is 0.5 now"):
+        check_same(RunFolder(tmp_path), checkpoint, new, {})
 
 
 def test_with_at_most_the_rounds_done_it_ends_with_these(killed, fit_of, tmp_path, ends):

@@ -35,8 +35,10 @@ from deepcluster.images import arrays, find
 from deepcluster.images.decode import pillow_limits
 from deepcluster.images.files import LIBRARIES
 from deepcluster.images.own_features import read_features
+from deepcluster.nets.names import MODULE, backbone_of
 from deepcluster.nets.network import build
 from deepcluster.nets.weights import read_weights
+from deepcluster.recipe import Recipe, declared
 from deepcluster.runtime import machine
 from deepcluster.runtime.plain_files import MAX_JSON
 from deepcluster.storage import files as whole_files
@@ -530,11 +532,12 @@ def test_a_model_with_any_odd_tensor_is_refused(place: Place, name: str) -> None
                 models.load(place.model)
 
 
-def test_every_name_of_timm_may_stand_in_a_model() -> None:
+def test_every_name_of_timm_and_of_a_recipe_may_stand_in_a_model() -> None:
     import timm
 
-    names = timm.list_models() + timm.list_pretrained()
-    assert len(names) > 1000 and all(BACKBONE.fullmatch(f"timm:{name}") for name in names)
+    names = [f"timm:{name}" for name in timm.list_models() + timm.list_pretrained()]
+    names += [backbone_of(name) for name in declared(Recipe)["backbone"].choices if name != MODULE]
+    assert len(names) > 1000 and all(map(BACKBONE.fullmatch, names))
 
 
 def test_weights_too_large_for_numbers_are_told_of(place: Place) -> None:

@@ -40,7 +40,6 @@ from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.recut import cut_anew, recut
 from deepcluster.runs.run import Rows, Run, read_run
 from deepcluster.runtime.console import Several, Silent
-from deepcluster.runtime.partition import Partition
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.model_files import clusters_in, clusters_tensors, load
@@ -526,7 +525,7 @@ def three_kinds(seed: int, noise: float = 0.5, names: tuple[str, ...] = ("a", "b
     """Sixty images of three kinds in turn, which may overlap; three clusters, named after them if not otherwise."""
     points = torch.nn.functional.normalize(noise * normal(60, 4, seed) + torch.eye(3, 4).repeat(20, 1))
     model = replace(tiny_model(names), cut=Cut(torch.eye(3, 4), torch.arange(3)))
-    rows = Rows([*map(str, range(60))], None, [], points, points, Partition.single(60), points[:, 0])
+    rows = Rows([*map(str, range(60))], None, [], points, points, points[:, 0])
     return Run(RunRecord.from_json(RECORD), model, rows)
 
 
@@ -560,7 +559,7 @@ def test_a_name_like_that_of_a_nameless_cluster_keeps_its_answers_in_a_recut(nam
 def test_a_lesson_after_many_answers_takes_no_quadratic_work():
     few, count = three_kinds(0), 40_000
     points = few.rows.reduced.repeat(-(-count // 60), 1)[:count]
-    rows = Rows([*map(str, range(count))], None, [], points, points, Partition.single(count), points[:, 0])
+    rows = Rows([*map(str, range(count))], None, [], points, points, points[:, 0])
     many, begin = replace(few, rows=rows), time.process_time()
     taught = lesson(many, [Answer(row, number) for row, number in enumerate(many.placement.cluster.tolist())]).run
     middle = time.process_time()

@@ -39,7 +39,6 @@ from deepcluster.runs.predict import similar
 from deepcluster.runs.recut import recut
 from deepcluster.runs.result import first_metrics
 from deepcluster.runs.run import Rows, place_rows, read_run
-from deepcluster.runtime.partition import Partition
 from deepcluster.storage.run_folder import RunFolder, open_run
 from tests.drawings import drawings, pack, save_drawings
 from tests.helpers.runs import change_record, contents, predicted, record, rows, small_fit, state_of
@@ -203,7 +202,7 @@ def test_a_recut_is_that_of_the_fitted_images(run, more, tmp_path):
 def test_groups_of_a_sample_are_numbered_by_the_images_of_the_fit(monkeypatch):
     monkeypatch.setattr("deepcluster.runs.run.MAX_GRAPH_ROWS", 2)
     reduced = torch.tensor([[0.0], [0.1], [9.0], [9.1], [9.2]])
-    images = Rows([], None, [], reduced, reduced, Partition.single(5), torch.zeros(5), added=2)
+    images = Rows([], None, [], reduced, reduced, torch.zeros(5), added=2)
     cut, placed = place_rows(Cut(torch.tensor([[9.0], [0.0]]), torch.arange(2)), images, reduced[:1])
     assert cut.cluster_of.tolist() == [1, 0] and placed.cluster.tolist() == [0, 0, 1, 1, 1]
 

@@ -82,7 +82,7 @@ def shared_out(x: Tensor) -> Iterator[Blocks]:
     """Yield ``x`` as Blocks with as many threads as torch uses; none on a GPU, which needs no help.
 
     A thread streams its own part of the data. torch's own threads would meet at a barrier after every operation: on two
-    cores with other processes on them that is four times slower (faiss and scikit-learn do the same).
+    cores with other programs on them that is four times slower (faiss and scikit-learn do the same).
     """
     workers = torch.get_num_threads() if x.numel() >= SHARED else 1
     if x.device.type != "cpu":

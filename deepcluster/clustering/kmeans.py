@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.clustering.blocks import AllReduce, Blocks, check_scale, matrix, of_all, product, shared_out
+from deepcluster.clustering.blocks import Blocks, check_scale, matrix, product, shared_out
 from deepcluster.clustering.starts import as_faiss, beside_large, farthest_distinct, random_rows, spread_rows
 from deepcluster.errors import UsageError
 from deepcluster.records import Clustering
@@ -219,10 +219,10 @@ def best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:
     return min(map(once, range(starts)), key=lambda clustering: clustering.inertia)
 
 
-def means(x: Tensor, labels: Tensor, k: int, all_reduce: AllReduce = of_all) -> Tensor:
+def means(x: Tensor, labels: Tensor, k: int) -> Tensor:
     """Return the means (float32, k x d) of the rows of ``k`` clusters; zeros for an empty one."""
     with shared_out(matrix(x)) as walk:
-        totals = all_reduce(cluster_sums(walk, k, labels.to(walk.x.device)))
+        totals = cluster_sums(walk, k, labels.to(walk.x.device))
     return (totals[:, :-1] / totals[:, -1:].clamp(min=1)).float()
 
 

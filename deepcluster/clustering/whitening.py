@@ -1,7 +1,7 @@
 """Reduction (step 3): PCA, whitening and L2 normalisation as one affine map and a division (paper, section 4)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -22,7 +22,6 @@ from deepcluster.clustering.blocks import (
     shared_out,
 )
 from deepcluster.errors import NonFiniteError
-from deepcluster.runtime.compute import Compute
 
 # Directions with less variance than this share of the largest are rounding errors of the float32 features; dividing by
 # their standard deviation would turn them into noise of unit size.
@@ -33,9 +32,6 @@ WIDE = 1024
 # largest variance, which may be 1e-3 of the smallest.
 NARROW = 256
 SHIFT_ROWS = 1024  # rows of a rank for a provisional mean; corrected afterwards
-# Every rank gets all of so few rows (82 MB of 2048 features). Of more, each sums its own, so the last digits of the map
-# depend on the number of ranks.
-MAX_GATHERED = 10_000
 LOWER_LR = ": lower the learning rate (--lr)"
 Directions = npt.NDArray[np.float64]
 Components = tuple[Tensor, Directions, Directions]  # mean, largest eigenvalues (descending), eigenvectors as columns
@@ -267,16 +263,6 @@ def _components(x: Tensor, count: int, scaling: Directions | None = None) -> Com
 
 
 @dataclass(frozen=True)
-class Features:
-    """The features of a pass over the images: step 2."""
-
-    rows: Tensor  #: n x D: this rank's
-    compute: Compute
-    #: Features of some images and of their centre crops, 2 x m x D; None if step 3 does not ask.
-    pairs: Tensor | None = None
-
-
-@dataclass(frozen=True)
 class Reduction:
     """Step 3. The defaults are the paper's.
 
@@ -298,35 +284,27 @@ class Reduction:
         """True if the features need their ``pairs``."""
         return self.dims is not None and self.within_image > 0
 
-    def __call__(self, features: Features) -> Tensor:
-        """Return this rank's features (n x D) as rows of length 1 (n x d), on the device that clusters all."""
-        device = self.device(features)
-        if self.dims is None:
-            return unit_rows(features.rows, device)
-        return self.fit(features)(features.rows, device)
+    def fit(
+        self,
+        rows: Tensor,
+        pairs: Tensor | None = None,
+        device: torch.device | None = None,
+        all_reduce: AllReduce = of_all,
+    ) -> Whitening:
+        """Return the map, for new images too. Needs ``dims``.
 
-    def fit(self, features: Features) -> Whitening:
-        """Return the map, for new images too; the same on all ranks. Needs ``dims``. A collective."""
+        Arguments as of :func:`whiten`, but ``pairs`` without a weight.
+        """
         if self.dims is None:
             raise ValueError("dims=None fits no map: give a number of dimensions")
         scale = torch.tensor(self.class_probabilities)
-        classes = ClassProbabilities(*self.classifier, scale) if self.classifier and scale else None
-        compute = features.compute
-        width = features.rows.shape[1] + (len(classes.bias) if classes else 0)
-        few = compute.total <= max(MAX_GATHERED, width)
-        mapping = whiten(
-            compute.all_gather(features.rows) if few else features.rows,
+        return whiten(
+            rows,
             self.dims,
             self.whitening,
-            self.device(features),
+            device,
             root=self.root,
-            classes=classes,
-            pairs=None if features.pairs is None else (features.pairs, self.within_image),
-            all_reduce=of_all if few else compute.all_reduce,
+            classes=ClassProbabilities(*self.classifier, scale) if self.classifier and scale else None,
+            pairs=None if pairs is None else (pairs, self.within_image),
+            all_reduce=all_reduce,
         )
-        # Another machine may turn an eigenvector round.
-        return replace(mapping, **compute.from_main({"mean": mapping.mean, "projection": mapping.projection}))
-
-    def device(self, features: Features) -> torch.device:
-        """Return the device that clusters all reduced features: it has room for twice their size. A collective."""
-        return features.compute.device_for(2 * (self.dims or features.rows.shape[1]), of_all=True)

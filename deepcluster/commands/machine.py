@@ -13,7 +13,7 @@ from deepcluster import flags
 from deepcluster.auto import Facts
 from deepcluster.errors import UsageError
 from deepcluster.nets import hub
-from deepcluster.nets.names import PUBLISHED, backbone_of
+from deepcluster.nets.names import PUBLISHED
 from deepcluster.presets import PRESETS, read_request, resolve
 from deepcluster.recipe import Recipe, declared, to_toml
 from deepcluster.runtime.console import Terminal, say
@@ -42,10 +42,10 @@ def recipes(name: str | None = None, /, *, options: bool = False) -> None:
         return
     published = name in PRESETS and name not in ("auto", "classic")
     # Recipes v1 and v2 were made for the 1.28 million images of ImageNet.
-    example = Facts(count=1_281_167 if published else 50_000, short_side=32, grey=False, n_clusters=10, device="cpu")
+    example = Facts(count=1_281_167 if published else 50_000, short_side=32, grey=False, n_clusters=10)
     plan = resolve(read_request({}, name), example)
     if name in PRESETS and not published:
-        print(f"# The choices of {name} for 50,000 colour images of 32 px, 10 clusters, on a CPU:")
+        print(f"# The choices of {name} for 50,000 colour images of 32 px, 10 clusters:")
     if name in PRESETS:
         print("".join(f"# {line}\n" for line in plan.by_reason()), end="")
     print(to_toml(plan.recipe), end="")
@@ -67,13 +67,9 @@ def fetch(
     ] = "photos",
     /,
     *,
-    file: Annotated[Path | None, Parameter(name="--from")] = None,
     quiet: flags.Quiet = False,
 ) -> None:
     """Download a published network for all later runs, into the cache of the Hugging Face Hub (HF_HOME).
-
-    Args:
-        file: Take this file instead, downloaded on another machine.
 
     Example:
         deepcluster fetch photos-ssl
@@ -81,12 +77,6 @@ def fetch(
     if name not in PUBLISHED and not name.startswith("timm:"):
         raise UsageError(f"no published network is called {short(name)}: choose {', '.join(PUBLISHED)} or timm:NAME")
     with Terminal(quiet) as terminal:
-        if file is not None:
-            from deepcluster.nets.network import build
-
-            build(backbone_of(name), image_size=224, weights=str(file))  # an error if the file is for another network
-            terminal.say("Weights", str(hub.keep_in_cache(name, file)))
-            return
         about = PUBLISHED[name].description if name in PUBLISHED else "from the Hub"
         here = hub.local_file(name)
         terminal.say("Weights", f"{name} is on this machine already" if here else f"{name}: {about}")

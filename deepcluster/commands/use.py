@@ -7,15 +7,13 @@ from dataclasses import asdict
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter, validators
 
 from deepcluster import flags
 from deepcluster.errors import DataError, UsageError
-from deepcluster.evaluation import PROTOCOL_OPTIONS
 from deepcluster.flags import refuse
-from deepcluster.recipe import read_options
 from deepcluster.runtime import signals
 from deepcluster.runtime.console import Terminal, say
 from deepcluster.runtime.tables import write_csv
@@ -146,26 +144,20 @@ def evaluate(
     more_images: flags.MoreImages = (),
     /,
     *,
-    scoring: flags.Scoring = flags.Scoring(),
+    labels: flags.PathText | None = None,
     device: flags.Device = "auto",
     quiet: flags.Quiet = False,
     as_json: flags.Json = False,
 ) -> None:
-    """Score clusters and features against labels.
+    """Score clusters against labels: accuracy, NMI, AMI and ARI, with their level of chance.
 
     Args:
         images: The images to score, as for fit; without it the images of the run.
+        labels: folders (the labels of the source) or a CSV of path,label (default: the labels of the fit).
 
     Example:
         deepcluster evaluate runs/photos --labels labels.csv
     """
-    labels = scoring.labels
-    protocol = scoring.protocol
-    train = scoring.train
-    kind = PROTOCOL_OPTIONS[protocol]
-    options = read_options(kind, flags.read_assignments(scoring.set_))
-    kind(**options)  # checks them together
-    values: dict[str, Any] = {}
     with Terminal(quiet, to_stderr=as_json) as terminal:
         from deepcluster.images.files import find
         from deepcluster.images.given import check_labels_there
@@ -173,18 +165,16 @@ def evaluate(
         check_run(run_)
         if labels is not None:
             check_labels_there(labels)
-        tests = None if images is None else find(images, *more_images)
-        learnt = None if train is None else find(train)
-        from deepcluster.runs.evaluate import EvaluationRequest, evaluate
+        source = None if images is None else find(images, *more_images)
+        from deepcluster.runs.evaluate import evaluate
 
-        request = EvaluationRequest(protocol, tests, labels, learnt, options, scoring.seed, device)
-        for name, value in evaluate(run_, request, display=terminal):
-            values[name] = value
+        values = evaluate(run_, source, labels, device=device, display=terminal)
+        for name, value in values.items():
             text = f"{value:.4f}" if isinstance(value, float) else str(value)
             if not (as_json or quiet):
                 say(f"{name:24} {text:>8}")
     if as_json:
-        print(json.dumps({"run": str(run_), "protocol": protocol, "values": values}, indent=2))
+        print(json.dumps({"run": str(run_), "values": values}, indent=2))
 
 
 def export(

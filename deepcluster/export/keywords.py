@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from io import StringIO
 from operator import methodcaller
 from pathlib import Path
@@ -18,9 +19,10 @@ BRANCH = "deepcluster"  # above our keywords, so that they are told from all oth
 COLUMNS = ("SourceFile", "XMP-dc:Subject", "XMP-lr:HierarchicalSubject", "XMP-digiKam:TagsList")
 NESTING = str.maketrans("/|", "--")  # digiKam and Lightroom nest keywords by these
 
-# Arguments of exiftool. Programs read the first list that is not empty, so a list that is missing begins with the
-# keywords of the others (FILL). Then the keywords of an earlier table go and those of the table come (REPLACE). A flat
-# keyword that another branch has is not ours and stays, and of two equal ones one does (SINGLE).
+# Arguments of exiftool. Programs read the first list that is not empty, so a missing list begins with the keywords of
+# the others (FILL). Flat keywords that the nested list lacks are added to it (NEST): a later table then knows that they
+# are not ours. The keywords of the table replace those of an earlier one (REPLACE). A flat keyword of another branch is
+# not ours and stays; of two equal ones one stays (SINGLE).
 APART = "\x1f"  # between the keywords of a list; no name has it
 FILL = """-wm
 cg
@@ -31,6 +33,9 @@ cg
 -XMP-digiKam:TagsList<IPTC:Keywords
 -XMP-digiKam:TagsList<XMP-dc:Subject
 -XMP-digiKam:TagsList<${XMP-lr:HierarchicalSubject;tr(|)(/)}"""
+_LEAVES = "map{$_=>1}map{split/[|]/}map{ref?@$_:$_}$self->GetValue('XMP-lr:HierarchicalSubject')"
+_LACKING = f"my%h={_LEAVES};$_=join('{APART}',grep{{!$h{{$_}}}}split/{APART}/)||undef"
+NEST = f"-XMP-lr:HierarchicalSubject+<${{XMP-dc:Subject;{_LACKING}}}"
 _OURS = f'$_=join"{APART}",grep{{m(^{BRANCH}[|/])}}split/{APART}/'
 _OTHERS = f"my%h=map{{$_=>1}}map{{split/[|]/}}grep{{!m(^{BRANCH}[|])}}split/{APART}/"
 _FLAT = f'$_=join"{APART}",grep{{!$h{{$_}}}}map{{m(^{BRANCH}[|](.*))?$1:()}}split/{APART}/'
@@ -70,8 +75,12 @@ def keywords(run: Path, out: Path, sorting: Sorting = Sorting(), *, display: Dis
     if not names:
         raise DataError(f"no image of {run} gets a keyword: name a cluster whose images are files")
     sidecars = {f"{file}.xmp": name for file, name in names.items()}
-    _write(out, names)
-    _write(beside, sidecars, [file for file in names if not Path(f"{file}.xmp").exists()])
+    create = [file for file in names if not Path(f"{file}.xmp").exists()]
+    with ExitStack() as undo:
+        for path, content in {**_contents(out, names), **_contents(beside, sidecars, create)}.items():
+            new_file(path, methodcaller("write", content.encode(errors="surrogateescape")))
+            undo.callback(path.unlink)
+        undo.pop_all()  # without a call: all four are written
     rest = len(rows) - len(names)
     why = f"; {plural(rest, 'image')} without one: no name, junk or no file" if rest else ""
     display.say("Exported", f"keywords of {plural(len(names), 'image')} to {out}{why}")
@@ -79,14 +88,13 @@ def keywords(run: Path, out: Path, sorting: Sorting = Sorting(), *, display: Dis
         display.say(heading, f"exiftool -@ {shlex.quote(str(table.with_suffix('.args')))}")
 
 
-def _write(table: Path, names: Mapping[str, str], create: Sequence[str] = ()) -> None:
-    """Write a table with the keywords of files, and its arguments. ``create``: Images whose sidecars are new."""
+def _contents(table: Path, names: Mapping[str, str], create: Sequence[str] = ()) -> dict[Path, str]:
+    """Return a table with the keywords of files, and its arguments. ``create``: Images whose sidecars are new."""
     cells = ((file, name, f"{BRANCH}|{name}", f"{BRANCH}/{name}") for file, name in names.items())
     text = StringIO()
     write_csv(text, COLUMNS, (dict(zip(COLUMNS, row, strict=True)) for row in cells))
     add = f"-csv+={table.absolute()}"
-    commands = [(CREATE, create), (f"{FILL}\n{add}", names), (f"{REPLACE}\n{add}", names), (SINGLE, names)]
+    commands = [(CREATE, create), *((options, names) for options in (FILL, NEST, f"{REPLACE}\n{add}", SINGLE))]
     quiet = f"-q\n-q\n-sep\n{APART}"
     lines = ("\n".join((quiet, options, *files)) for options, files in commands if files)
-    for path, content in ((table, text.getvalue()), (table.with_suffix(".args"), "\n-execute\n".join(lines))):
-        new_file(path, methodcaller("write", content.encode(errors="surrogateescape")))
+    return {table: text.getvalue(), table.with_suffix(".args"): "\n-execute\n".join(lines)}

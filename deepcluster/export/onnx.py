@@ -18,6 +18,7 @@ import deepcluster
 from deepcluster.clustering.outliers import outside
 from deepcluster.clustering.whitening import prepared, square_roots
 from deepcluster.errors import ModelError, needing
+from deepcluster.groups.cut import SAME
 from deepcluster.images.views import fixed_view
 from deepcluster.model import Model
 from deepcluster.runtime.console import Display, Silent
@@ -57,11 +58,9 @@ class Placing(nn.Module):
         features = self.network.features(fixed_view(images, self.model.image_size))
         reduced = prepared(features, root=reduction.root, classes=reduction.classes) - reduction.mean
         reduced = F.normalize(reduced @ reduction.projection, eps=1e-12)
-        # By a matrix product, as N x K x d differences take far more memory; in float64, because in float32 the
-        # distance of an image to a centroid that it lies on would be 3e-4 instead of 0.
-        rows = reduced.double()
+        rows = reduced.double()  # the formula of groups.cut.distances_to
         squares = rows.square().sum(1, keepdim=True) + self.lengths - 2 * (rows @ self.centroids)
-        distances = squares.float().clamp(min=0).sqrt()
+        distances = squares.masked_fill(squares < SAME, 0).float().sqrt()
         by_cluster = torch.full((rows.shape[0], cut.count), torch.inf)
         by_cluster = by_cluster.scatter_reduce(1, cut.cluster_of.expand(rows.shape[0], -1), distances, "amin")
         features = square_roots(features) if outliers.root else features

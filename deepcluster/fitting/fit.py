@@ -83,7 +83,7 @@ def fit(
             # Step 7, result. From the reduced features on there are no ranks.
             features = result_features(network, read, display)
             final = conclude(network, read, journal.record.seed, features, display)
-            seen = None if rounds else features_with_nouns(network, read, features)  # else they are written already
+            seen = None if read.recipe.rounds else features_with_nouns(network, read, features)  # or written already
             if journal.folder:
                 made = run_of(network, read, journal.record, final, display)
                 outcome = journal.end(journal.folder, made, seen, display.progress)

@@ -26,9 +26,9 @@ from deepcluster.nets.hub import fetch, local_file
 from deepcluster.nets.names import NO_NETWORK, PUBLISHED
 from deepcluster.nets.network import Network
 from deepcluster.presets import RecipeRequest, check_clusters, resolve
-from deepcluster.recipe import AUTO, Recipe
+from deepcluster.recipe import AUTO, Recipe, declared
 from deepcluster.runtime.console import Display
-from deepcluster.runtime.devices import choose_device, environment
+from deepcluster.runtime.devices import environment
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import is_run
 from deepcluster.runtime.processes import Processes
@@ -37,10 +37,7 @@ from deepcluster.storage.content import RunRecord
 from deepcluster.storage.state import own_files
 from deepcluster.texts import one_line
 
-# The options of a recipe that concern features; the others are for images or for training.
-FEATURES_OPTIONS = {
-    *("dims", "whitening", "root", "pseudo_labels", "empty", "kmeans_iterations", "spherical", "grouping"),
-}
+FEATURES_OPTIONS = {name for name, option in declared(Recipe).items() if option.for_features}
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ def decide(source: Source, request: Request, display: Display, *, dry: bool = Fa
     out = free_path(source, request)
     if request.resume and is_run(out) and run_folder.RunFolder(out).has("recipe.toml"):  # recipe and images are decided
         return _resumed(run_folder.open_run(out), source, request)
-    facts = Facts(len(source.paths), *preview(source), request.n_clusters, choose_device(request.device).type)
+    facts = Facts(len(source.paths), *preview(source), request.n_clusters)
     check_clusters(request.n_clusters, facts.count)
     name = choose_weights(request, facts)
     _get_weights(name, request, display, dry=dry)

@@ -118,7 +118,8 @@ def check_same(
             f" run {about['run']}: put back the checkpoints of this run"
         )
     if checkpoint:
-        check_options(checkpoint.about["options"], about["options"])
+        # An option that is newer than the checkpoint had its default.
+        check_options({**asdict(Recipe()), **checkpoint.about["options"]}, about["options"])
     rows = folder.read_images().used if folder.has(IMAGES) else None
     then = images if rows is None else {row["path"]: row["sha256"] for row in rows}
     if [*then.items()] != [*images.items()]:

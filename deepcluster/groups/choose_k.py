@@ -120,7 +120,7 @@ def finest_plausible(scores: Scores) -> int:
 
 
 def around(guess: float, scores: Scores) -> list[int]:
-    """Return the guessed number of clusters, then the best from a third to a half of it (of 2: 6) and twice the number.
+    """Return the guess, then a coarser number (a third to a half of the guess; 6 if that is 2) and twice the guess.
 
     ``scores`` are of 2 clusters, 3 and so on; the better of the two others comes first.
     """

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepcluster.clustering import blocks
 from deepcluster.clustering.agreement import ari
-from deepcluster.clustering.kmeans import Assign, assigner, best_of, kmeans
+from deepcluster.clustering.kmeans import assigner, best_of, kmeans
 from deepcluster.groups.graph import CURVES, Embeddings, graph_rows, modularity
 from deepcluster.records import Clustering
 from deepcluster.seeding import derive
@@ -25,9 +26,8 @@ MIN_AGREEMENT = 0.8  # by the adjusted Rand index
 EMBEDDED_ROWS = 15_000  # of all embeddings together: with more rows there are fewer, for time, but one by each curve
 CENTROIDS = 2500  # at most, and one for ROWS_EACH rows: they are what a new image is compared with
 ROWS_EACH = 10
-ROWS_AT_ONCE = 4096  # that are placed
-PAIRS_AT_ONCE = 1 << 16  # of them and centroids
-PRODUCT_ERROR = 2e-5  # bound of the error of a product in float32, as a share of the lengths; 1e-6 was seen
+ROWS_AT_ONCE = 1024  # that are placed
+SAME = 1e-12  # a square of a distance below this is the rounding of a float64 product: the row is on the centroid
 PINNED_AT_ONCE = 256  # pinned images that become centroids at a time: near images need no centroid of their own
 
 
@@ -149,69 +149,37 @@ def nearest_clusters(reduced: Tensor, cut: Cut) -> Tensor:
 
 
 def placement_of(reduced: Tensor, cut: Cut, fine_centroids: Tensor) -> Placement:
-    """Assign N x d reduced features to their nearest centroids.
-
-    Distances are summed row by row and not by a matrix product, so that an image gets the same numbers alone and among
-    others. A product selects the few centroids that need them.
-    """
-    near_pairs = _near_pairs(cut)
-    fine = assigner(fine_centroids)
-    parts = [_place(rows, cut, near_pairs(rows), fine) for rows in reduced.split(ROWS_AT_ONCE)]
+    """Assign N x d reduced features to their nearest centroids. A row has the same bits alone and among others."""
+    order = torch.argsort(cut.cluster_of, stable=True)
+    clusters, counts = torch.unique_consecutive(cut.cluster_of[order], return_counts=True)
+    begins = (counts.cumsum(0) - counts).numpy()
+    distances_of, fine = distances_to(cut.centroids[order]), assigner(fine_centroids)
+    parts = []
+    for rows in reduced.split(ROWS_AT_ONCE):
+        distances = distances_of(rows).numpy()
+        by_cluster = np.minimum.reduceat(distances, begins, axis=1)
+        padded = np.pad(by_cluster, ((0, 0), (0, 1)), constant_values=np.inf)  # there may be a single cluster
+        distance, other = torch.from_numpy(np.partition(padded, 1, axis=1)[:, :2]).T
+        margin = 1 - distance / other.clamp(min=torch.finfo(torch.float32).tiny)
+        nearest, centroid = (torch.from_numpy(matrix.argmin(1)) for matrix in (by_cluster, distances))
+        parts.append((clusters[nearest], fine(rows), distance, margin, order[centroid]))
     return Placement(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
-def _near_pairs(cut: Cut) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Return a function from rows to pairs (row, centroid).
+def distances_to(centroids: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the map from rows (N x d, of length 1) to their distances to M centroids (float32, N x M).
 
-    They contain the nearest centroid of every row, and the nearest one of another cluster.
+    By a product in float64: in float32 an image would be 3e-4 away from a centroid that it lies on, and not 0.
     """
-    order = torch.argsort(cut.cluster_of, stable=True)
-    present, counts = torch.unique_consecutive(cut.cluster_of[order], return_counts=True)
-    begins = (counts.cumsum(0) - counts).numpy()
-    counts = counts.numpy()
-    centroids = cut.centroids[order]
-    lengths = centroids.norm(dim=1)
-    offset = -lengths.square() / 2
-    longest = float(lengths.max())
+    weight = centroids.double()
+    products = blocks.product(-2 * weight, weight.square().sum(1))
 
-    def pairs(rows: Tensor) -> tuple[Tensor, Tensor]:
-        scores = torch.addmm(offset, rows, centroids.T).numpy()
-        best = np.maximum.reduceat(scores, begins, axis=1)  # by cluster
-        error = PRODUCT_ERROR * longest * (float(rows.norm(dim=1).numpy().max(initial=0)) + longest)
-        least = np.full_like(best, -np.inf)
-        if len(present) > 1:
-            least[:] = np.partition(best, -2, axis=1)[:, -2:-1] - error
-        least[np.arange(len(rows)), best.argmax(1)] = best.max(1) - error
-        row, column = np.nonzero(scores >= np.repeat(least, counts, axis=1))
-        return torch.from_numpy(row), order[torch.from_numpy(column)]
+    def distances(rows: Tensor) -> Tensor:
+        rows = rows.double()
+        squares = products(rows) + rows.square().sum(1, keepdim=True)
+        return squares.masked_fill_(squares < SAME, 0).float().sqrt_()
 
-    return pairs
-
-
-def _place(
-    rows: Tensor, cut: Cut, near: tuple[Tensor, Tensor], fine: Assign
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    row, centroid = near
-    parts = zip(row.split(PAIRS_AT_ONCE), centroid.split(PAIRS_AT_ONCE), strict=True)
-    pairs = [(rows[i].unsqueeze(1), cut.centroids[j].unsqueeze(1)) for i, j in parts]
-    distances = torch.cat([exact_distances(one, other).flatten() for one, other in pairs])
-    group = cut.cluster_of[centroid]
-    infinite = torch.full((len(rows),), torch.inf)
-    distance = infinite.scatter_reduce(0, row, distances, "amin")
-    nearest = distances == distance[row]
-    lowest = torch.full((len(rows),), cut.count)
-    cluster = lowest.scatter_reduce(0, row[nearest], group[nearest], "amin")
-    nearest &= group == cluster[row]
-    number = torch.full((len(rows),), len(cut.centroids)).scatter_reduce(0, row[nearest], centroid[nearest], "amin")
-    other = group != cluster[row]
-    others = infinite.scatter_reduce(0, row[other], distances[other], "amin")
-    margin = 1 - distance / others.clamp(min=torch.finfo(torch.float32).tiny)
-    return cluster, fine(rows), distance, margin, number
-
-
-def exact_distances(rows: Tensor, centroids: Tensor) -> Tensor:
-    """Return distances by the exact sum: by a matrix product an image would not be at distance 0 from itself."""
-    return torch.cdist(rows, centroids, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances
 
 
 def pinned(reduced: Tensor, cut: Cut, targets: Tensor) -> Cut:
@@ -221,8 +189,9 @@ def pinned(reduced: Tensor, cut: Cut, targets: Tensor) -> Cut:
     image that equals an image of another cluster may end up elsewhere: no centroid can tell them apart.
     """
     numbers = cut.cluster_of.clone()
+    distances_of = distances_to(cut.centroids)
     for rows, goals in zip(reduced.split(ROWS_AT_ONCE), targets.split(ROWS_AT_ONCE), strict=True):
-        distance, nearest_centroid = exact_distances(rows, cut.centroids).min(1)
+        distance, nearest_centroid = distances_of(rows).min(1)
         # A centroid that is an image itself, after an earlier move, goes with the image.
         moved = (distance == 0) & (cut.cluster_of[nearest_centroid] != goals)
         numbers[nearest_centroid[moved]] = goals[moved]
@@ -233,7 +202,7 @@ def pinned(reduced: Tensor, cut: Cut, targets: Tensor) -> Cut:
     while True:
         for begin in range(0, len(reduced), ROWS_AT_ONCE):
             part = slice(begin, begin + ROWS_AT_ONCE)
-            distances = exact_distances(reduced[part], centroids[-1])
+            distances = distances_of(reduced[part])
             same = clusters_of[-1] == targets[part].unsqueeze(1)
             inside[part] = inside[part].minimum(distances.masked_fill(~same, torch.inf).amin(1))
             outside[part] = outside[part].minimum(distances.masked_fill(same, torch.inf).amin(1))
@@ -244,6 +213,7 @@ def pinned(reduced: Tensor, cut: Cut, targets: Tensor) -> Cut:
         added[chosen] = True
         centroids.append(reduced[chosen])
         clusters_of.append(targets[chosen])
+        distances_of = distances_to(reduced[chosen])
 
 
 def move_rows(cut: Cut, moves: Mapping[int, int], reduced: Tensor, before: Tensor) -> Cut:

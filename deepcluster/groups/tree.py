@@ -54,11 +54,11 @@ def merge_tree(reduced: Tensor, cut: Cut, nearest: Tensor | None = None, added: 
         for centroids in (nearest[: len(nearest) - added], nearest)
     )
     pieces, cluster_of, merges = _pieces(cut, counts, all_counts)
-    sizes, medoids = _sizes_and_medoids(reduced, torch.tensor(pieces)[nearest], merges, len(cluster_of))
-    return Tree(tuple(cluster_of), merges, sizes, medoids)
+    sizes, medoids = _sizes_and_medoids(reduced, pieces[nearest], merges, len(cluster_of))
+    return Tree(cluster_of, merges, sizes, medoids)
 
 
-def _pieces(cut: Cut, counts: Tensor, all_counts: Tensor) -> tuple[list[int], list[int], list[list[int]]]:
+def _pieces(cut: Cut, counts: Tensor, all_counts: Tensor) -> tuple[Tensor, tuple[int, ...], tuple[Merge, ...]]:
     """Return the pieces of the centroids (-1: none), the clusters of the pieces, and the merges of the pieces."""
     stand_ins = torch.empty_like(cut.cluster_of)
     for cluster in cut.cluster_of.unique():
@@ -81,7 +81,7 @@ def _pieces(cut: Cut, counts: Tensor, all_counts: Tensor) -> tuple[list[int], li
     piece_of_centroid[used] = torch.from_numpy(piece_of)
     cluster_of_piece = np.zeros(pieces, dtype=np.int64)
     cluster_of_piece[piece_of] = cluster_of
-    return piece_of_centroid[stand_ins].tolist(), cluster_of_piece.tolist(), [list(pair) for pair in merges]
+    return piece_of_centroid[stand_ins], tuple(cluster_of_piece.tolist()), merges
 
 
 def _stand_ins(cut: Cut, counts: Tensor, members: Tensor) -> Tensor:

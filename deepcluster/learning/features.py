@@ -1,14 +1,15 @@
-"""Features (step 2): one forward pass over all images in evaluation mode, parameters untouched."""
+"""Features (step 2): one forward pass over all images in evaluation mode, parameters untouched; the map of step 3."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.clustering.whitening import Features
+from deepcluster.clustering.blocks import of_all
+from deepcluster.clustering.whitening import Reduction, Whitening, unit_rows
 from deepcluster.images.views import centre_crop, fixed_view
 from deepcluster.nets.fast_pass import features_pass, in_batches
 from deepcluster.nets.network import Network
@@ -20,6 +21,19 @@ CROP_SHARE = 5 / 7  # of the side of an image: 160 of 224 px
 MIN_SIDE = 8  # px; with fewer the last layers of `compact` have nothing to see
 MAX_PAIRS = 1000
 MAX_CERTAINTY_IMAGES = 200  # the standard error of the mean is .02
+# Every rank gets the features of so few images (82 MB of 2048 each). Of more, each sums its own, so the last digits of
+# the map depend on the number of ranks.
+MAX_GATHERED = 10_000
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of a pass over the images: step 2."""
+
+    rows: Tensor  #: n x D: this rank's
+    compute: Compute
+    #: Features of some images and of their centre crops, 2 x m x D; None if step 3 does not ask.
+    pairs: Tensor | None = None
 
 
 def extract(
@@ -110,6 +124,31 @@ def features_of(
     chosen, of_crops, few = _of_some(network, crops, MAX_PAIRS, replace(compute, size=size), embedded=embedded)
     both = compute.partition.index_select(rows, chosen), few.all_gather(of_crops)
     return Features(rows, compute, torch.stack([some.cpu().float() for some in both]))
+
+
+def device_of(reduction: Reduction, features: Features) -> torch.device:
+    """Return the device that clusters all reduced features: it has room for twice their size. A collective."""
+    return features.compute.device_for(2 * (reduction.dims or features.rows.shape[1]), of_all=True)
+
+
+def fitted(reduction: Reduction, features: Features) -> Whitening:
+    """Return the map of step 3, the same on all ranks. A collective."""
+    partition = features.compute.partition
+    columns = features.rows.shape[1] + (len(reduction.classifier[1]) if reduction.classifier else 0)
+    few = partition.total <= max(MAX_GATHERED, columns)
+    rows, all_reduce = (partition.all_gather(features.rows), of_all) if few else (features.rows, partition.all_reduce)
+    made = reduction.fit(rows, features.pairs, device_of(reduction, features), all_reduce)
+    # The main rank's: another machine may turn an eigenvector round.
+    tensors = partition.processes.broadcast_tensors(lambda: {"mean": made.mean, "projection": made.projection})
+    return replace(made, mean=tensors["mean"], projection=tensors["projection"])
+
+
+def reduced_by(reduction: Reduction, features: Features) -> Tensor:
+    """Return this rank's features as rows of length 1 (n x d), on the device that clusters all. A collective."""
+    device = device_of(reduction, features)
+    if reduction.dims is None:
+        return unit_rows(features.rows, device)
+    return fitted(reduction, features)(features.rows, device)
 
 
 def certainty_of(network: Network, images: Tensor, compute: Compute, features: Tensor | None = None) -> float | None:

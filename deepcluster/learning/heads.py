@@ -178,7 +178,7 @@ def new_linear_head(
     partition: Partition,
     random: torch.Generator,
 ) -> None:
-    """Return the paper's head: a new linear classifier, with the outputs of all clusterings side by side.
+    """Put the paper's head on the network: a new linear classifier, with the outputs of all clusterings side by side.
 
     Examples:
         >>> Learning(head=new_linear_head).head is new_linear_head  # the default
@@ -206,7 +206,8 @@ class CentroidHead:
         partition: Partition,
         random: torch.Generator,
     ) -> None:
-        rows = unit_rows(features)
-        all_reduce = partition.all_reduce
-        parts = [means(rows, one.labels[partition.local], len(one.centroids), all_reduce) for one in clusterings]
-        network.centroid_head(torch.cat(parts), self.temperature)
+        rows = partition.gather(unit_rows(features))
+        made = partition.processes.broadcast_tensors(
+            lambda: {"means": torch.cat([means(rows, one.labels, len(one.centroids)) for one in clusterings])}
+        )
+        network.centroid_head(made["means"], self.temperature)

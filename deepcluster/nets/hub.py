@@ -6,12 +6,10 @@ programs share. Nothing here imports torch for a network of ``PUBLISHED``, and o
 
 import os
 import re
-import shutil
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from deepcluster.errors import DeepClusterError, DiskError, ModelError, UsageError, first_line
@@ -77,44 +75,10 @@ def fetch(name: str, progress: Progress = lambda *_: None) -> Path:
             if _sha256(path) == digest:
                 return path
             path.resolve().unlink()
-            problem = f"arrived damaged (their SHA-256 is not the {digest} that the Hub announces)"
+            problem = f"arrived damaged (their SHA-256 is not the {digest} that the Hub announced)"
     except Exception as error:  # the libraries that download raise many kinds
         raise _explained(error, name, repository) from error
     raise ModelError(f"the weights of {_cli_name(name)} {problem}: try again later, or {_by_hand(name, repository)}")
-
-
-def keep_in_cache(name: str, file: Path) -> Path:
-    """Put a ``file`` that was downloaded elsewhere into the cache, laid out as by the Hub's client; return its place.
-
-    UsageError if timm publishes no weights of this name, or the file is of another format; DiskError if the cache
-    cannot be written.
-    """
-    repository = _repository(name)
-    if repository is None:
-        raise UsageError(f"timm publishes no weights for {name}: use the file directly: --weights {file}")
-    if file.suffix != ".safetensors":
-        raise UsageError(f"{file}: the cache takes .safetensors files only; use the file directly: --weights {file}")
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
-    blobs = folder / "blobs"
-    digest = _sha256(file)
-    path, reference = folder / "snapshots" / digest[:40] / FILE, folder / "refs" / "main"
-    try:
-        for parent in (blobs, path.parent, reference.parent):
-            parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(suffix=".incomplete", dir=blobs) as scratch:
-            Path(shutil.copyfile(file, Path(scratch, FILE))).replace(blobs / digest)
-        path.unlink(missing_ok=True)
-        try:
-            path.symlink_to(Path("../../blobs") / digest)
-        except OSError:  # a disk without links
-            (blobs / digest).replace(path)
-        reference.write_text(digest[:40])
-    except OSError as error:
-        raise _explained(error, name, repository) from error
-    return path
 
 
 def _cli_name(name: str) -> str:
@@ -207,7 +171,7 @@ def _bar(progress: Progress) -> Any:
 
 def _by_hand(name: str, repository: str) -> str:
     url = f"https://huggingface.co/{repository}/resolve/main/{FILE}"
-    return f"download {url} on another machine and type: deepcluster fetch {_cli_name(name)} --from {FILE}"
+    return f"download {url} on another machine and give the file: --backbone {_cli_name(name)} --weights {FILE}"
 
 
 def _explained(error: Exception, name: str, repository: str) -> DeepClusterError:

@@ -1,17 +1,16 @@
-"""Names of networks: the published ones, and the image sizes that a network takes.
+"""Names of networks: the published ones, and the networks that take one image size.
 
 Nothing here imports torch before it is asked about another network of timm.
 """
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 TIMM = "timm:"
 PAPER_NETWORKS = ("alexnet", "vgg16")
+NETWORKS = ("compact", *PAPER_NETWORKS)  # those made here and not by timm; a recipe and a model may have these alone
 NO_NETWORK = "features"  # the name of no network at all: the features came from elsewhere
 MODULE = "module"  # in place of a name: a network that the user gives, with the weights that it has
-USUAL_STEP = 32  # px, for networks that have no patches but cannot take every size
 
 
 @dataclass(frozen=True)
@@ -79,26 +78,12 @@ def backbone_of(name: str) -> str:
     return PUBLISHED[name].backbone if name in PUBLISHED else name
 
 
-@cache
-def only_size(name: str, preferred: int) -> int | None:
-    """Return the image size, px, of a network that is built for one size; None if it takes any.
-
-    Such networks are mostly transformers. The size is the nearest to ``preferred`` that whole patches cover, or, if
-    timm cannot build the network for it, the size of timm's weights. For the paper's networks it is ``preferred``.
-    """
-    if name in PAPER_NETWORKS:
-        return preferred
+def takes_one_size(name: str) -> bool:
+    """Tell if a network is built for one image size, as most transformers and the paper's networks are."""
     if not name.startswith(TIMM) or name == PUBLISHED[EMBEDDED].backbone:  # that one is built without timm
-        return None
-    timm_name = name.removeprefix("timm:")
-    config = timm_config(timm_name)
-    if config is None or not config.fixed_input_size:
-        return None
-    patch = _patch_size(timm_name)
-    step = patch or USUAL_STEP
-    nearest = step * max(1, int(preferred / step + 0.5))
-    published = int(config.input_size[-1])
-    return nearest if patch or nearest == published or _takes(timm_name, nearest) else published
+        return name in PAPER_NETWORKS
+    config = timm_config(name.removeprefix(TIMM))
+    return config is not None and config.fixed_input_size
 
 
 def timm_config(name: str) -> Any | None:
@@ -109,28 +94,3 @@ def timm_config(name: str) -> Any | None:
         return timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     except RuntimeError:  # the tag; ``build`` will say so
         return None
-
-
-def _patch_size(name: str) -> int | None:
-    import timm
-
-    from deepcluster.nets.weights import shapes_only
-
-    with shapes_only():
-        model = timm.create_model(name, num_classes=0)
-    size = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    return int(max(size) if isinstance(size, tuple | list) else size) if size else None
-
-
-def _takes(name: str, size: int) -> bool:
-    import timm
-    import torch
-
-    from deepcluster.nets.weights import shapes_only
-
-    try:
-        with shapes_only(), torch.no_grad():
-            timm.create_model(name, num_classes=0, img_size=size).eval()(torch.zeros(1, 3, size, size))
-    except Exception:  # networks reject sizes in many ways
-        return False
-    return True

@@ -211,7 +211,7 @@ def _new_body(name: str, image_size: int, sobel: bool, seed: int) -> tuple[nn.Mo
     if name in PAPER_NETWORKS:
         if image_size != paper.IMAGE_SIZE:
             raise paper.wrong_size(name, image_size)
-        make = paper.alexnet if name == "alexnet" else paper.vgg16
+        make = {"alexnet": paper.alexnet, "vgg16": paper.vgg16}[name]
         # The features end before the last ReLU, and the head starts after it.
         return make(sobel=sobel, generator=generator(seed, "network")), {"activation": nn.ReLU()}, {"heads": HEADS}
     if not name.startswith("timm:"):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepcluster.errors import UsageError, first_line
-from deepcluster.nets.names import PAPER_NETWORKS, PUBLISHED
+from deepcluster.nets.names import NETWORKS, PUBLISHED, TIMM, timm_config
 from deepcluster.nets.weights import shapes_only
 from deepcluster.seeding import lent_global
 
@@ -129,16 +129,19 @@ def checked_size(name: str, size: int, advice: str = "", kinds: Any = LAYER_ERRO
         if isinstance(error, UsageError) or "memory" in str(error):
             raise
         problem = f"{name} cannot take images of {size} x {size} pixels ({first_line(error)})"
-        raise UsageError(f"{problem}: try another --image-size{advice}") from error
+        config = timm_config(name.removeprefix(TIMM)) if name.startswith(TIMM) else None
+        own = size if config is None else int(config.input_size[-1])
+        choice = "another --image-size" if own == size else f"--image-size {own}, timm's own"
+        raise UsageError(f"{problem}: try {choice}{advice}") from error
 
 
 def unknown_backbone(name: str) -> UsageError:
     import timm
 
-    names = ["compact", *PAPER_NETWORKS, *(f"timm:{model}" for model in timm.list_models() + timm.list_pretrained())]
+    names = [*NETWORKS, *(f"timm:{model}" for model in timm.list_models() + timm.list_pretrained())]
     near = [f"timm:{name}"] if timm.is_model(name) else get_close_matches(name.lower(), names)
     hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() has the names that timm knows"
-    return UsageError(f"there is no backbone {name}: it is compact, alexnet, vgg16 or timm:NAME; {hint}")
+    return UsageError(f"there is no backbone {name}: it is {', '.join(NETWORKS)} or timm:NAME; {hint}")
 
 
 Body = TypeVar("Body", bound=nn.Module)

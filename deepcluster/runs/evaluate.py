@@ -1,174 +1,123 @@
-"""Evaluate a run by a protocol."""
+"""Score the clusters of a run by labels, which choose nothing."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from deepcluster.clustering import agreement
 from deepcluster.errors import DataError, UsageError
-from deepcluster.evaluation import PROTOCOL_OPTIONS, ClusteringOptions, common
-from deepcluster.evaluation.common import Labelled, NamedFigure, ProbeTask
 from deepcluster.images import Images, Source, find
 from deepcluster.images.given import true_labels
-from deepcluster.images.store import Store, read_once
-from deepcluster.model import Model
-from deepcluster.recipe import Options, read_options
 from deepcluster.runs.images import images_at_hand
-from deepcluster.runtime.console import Display, Several
+from deepcluster.runs.predict import predict
+from deepcluster.runs.result import describe
+from deepcluster.runs.run import read_run
+from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.log import warn
+from deepcluster.seeding import generator
 from deepcluster.storage import model_files as models
-from deepcluster.storage import run_folder
-from deepcluster.storage.content import Table
-from deepcluster.storage.state import scratch_of
+from deepcluster.storage.run_folder import RunFolder, open_run
 from deepcluster.texts import quality_text
 
-PROBES: Mapping[str, Callable[..., Iterator[NamedFigure]]] = {"knn": common.knn, "linear": common.linear}
-
-
-@dataclass(frozen=True)
-class EvaluationRequest:
-    """The request of a user."""
-
-    #: A name in ``PROTOCOL_OPTIONS``.
-    protocol: str = "clustering"
-    #: Images to score; if None, the run's own, or a fifth of them if the protocol learns from the rest.
-    images: Images | None = None
-    #: ``folders``, or a CSV file of path and label; if None, the labels of the fit.
-    labels: str | None = None
-    #: Images to learn from; if None, the run's own.
-    train: Images | None = None
-    #: Options of the protocol.
-    options: Mapping[str, Any] = field(default_factory=dict)
-    #: Seed of all random numbers.
-    seed: int = 0
-    #: As for ``fit``.
-    device: str = "auto"
+SHUFFLES = 5
 
 
 def evaluate(
     run: Path,
-    request: EvaluationRequest,
+    images: Images | None = None,
+    labels: str | None = None,
     *,
-    display: Display | None = None,
-) -> Iterator[NamedFigure]:
-    """Yield the figures of a protocol as they are computed.
+    device: str = "auto",
+    display: Display = Silent(),
+) -> dict[str, float]:
+    """Return :func:`scores_with_chance` of the clusters of a run, or of those in which its model places images.
 
     Args:
-        display: Shows progress.
+        images: The images to score. None: the run's own, in the clusters of clusters.csv.
+        labels: ``folders``, or a CSV file of path and label. None: the labels of the fit.
+        device: As for ``fit``.
+        display: For the progress and the skipped files.
 
     Raises:
-        DeepClusterError: The message says what to do. It is raised before anything is computed, if possible.
+        DeepClusterError: The message says what to do.
     """
-    folder = run_folder.open_run(run)
-    display = Several(display)
-    kind = PROTOCOL_OPTIONS[request.protocol]
-    options = kind(**read_options(kind, request.options))
-    with run_folder.locked(run):  # for the images, which may need a file
-        job = _Evaluation(folder, request, display)
-        yield from _of_clusters(job, options) if isinstance(options, ClusteringOptions) else _of_probe(job, options)
+    if images is None:
+        return scores_with_chance(*_of_run(open_run(run), labels))
+    source = find(images)
+    truth = true_labels(_spec(open_run(run), labels), source)
+    labelled = [row for row, label in enumerate(truth) if label]
+    if not labelled:
+        raise DataError(f"no image of {source.name} has a label: check --labels")
+    model = models.load(run, choose_device(device))
+    model.check_network("evaluate with other images")
+    label_of = {source.paths[row]: truth[row] for row in labelled}
+    parts = [*predict(model, source.rows(labelled), display=display)]
+    if skipped := sum(len(part.skipped) for part in parts):
+        display.say("Skipped", f"{skipped:,} files of {source.name} that cannot be used")
+    clusters = torch.cat([model.placement(part.reduced).cluster for part in parts]).tolist()
+    return scores_with_chance(clusters, [label_of[path] for part in parts for path in part.paths])
 
 
-@dataclass(frozen=True)
-class _Evaluation:
-    """An evaluation, and the inputs of the protocols."""
+def scores_with_chance(clusters: Sequence[int], labels: Sequence[str]) -> dict[str, float]:
+    """Return ``acc``, ``nmi`` (geometric mean), ``ami`` and ``ari``, then their ``_chance``, by shuffled labels.
 
-    folder: run_folder.RunFolder
-    request: EvaluationRequest
-    display: Display
+    Args:
+        clusters: Clusters of the images.
+        labels: Labels of the images; "" if it has none.
 
-    def labels(self, source: Source, *, of_run: bool = False) -> list[str]:
-        """Return the labels of images; ``of_run``: they are the run's own, so its table has their labels."""
-        given = self.request.labels
-        spec = given or self.folder.read_record().labels
-        if spec is None:
-            how = "--labels folders (also for the labels of a named data set), or a CSV file of path,label"
-            if quality := self.folder.read_json("result.json")["quality"]:
-                how += f". Your answers say: {quality_text(quality)}"
-            raise UsageError(f"{self.request.protocol} needs labels, and the fit had none: {how}")
-        return true_labels(str(self.folder.file("clusters.csv")) if of_run and not given else spec, source)
-
-    def run_images(self) -> Source:
-        source = images_at_hand(self.folder.read_images(), Path(self.folder.read_record().base))
-        if source is None:
-            raise DataError(
-                f"the images of {self.folder.path} were not found:"
-                " name their place (IMAGES, or --train for those to learn from)"
-            )
-        total = len(self.folder.read_images().used)
-        if away := total - len(source.paths):
-            warn(
-                f"{away:,} of the {total:,} images of {self.folder.path} were not found (they were in"
-                f" {self.folder.read_record().base}): the figures are of the others"
-            )
-        return source
-
-    @cached_property
-    def model(self) -> Model:
-        model = models.load_of_run(self.folder, choose_device(self.request.device))[0]
-        model.check_network(f"evaluate with other images or --protocol {self.request.protocol}")
-        return model
-
-    def read(self, source: Source, labels: Sequence[str], name: str) -> tuple[Store, list[str]]:
-        """Return the usable images with a label, and the labels. ``name``: Of a new scratch folder."""
-        labelled = [i for i, label in enumerate(labels) if label]
-        if not labelled:
-            raise DataError(f"no image of {source.name} has a label: check --labels")
-        folder = scratch_of(self.folder.path) / name
-        progress = partial(self.display.progress, "reading")
-        folder.mkdir()
-        rows = source.rows(labelled)
-        size = self.model.store_size
-        store = read_once(rows, size, folder=folder, progress=progress)
-        if skipped := len(labelled) - len(store.usable):
-            self.display.say("Skipped", f"{skipped:,} files of {source.name} that cannot be used")
-        return store, [labels[labelled[i]] for i in store.usable]
+    Raises:
+        DataError: No image has a label.
+    """
+    labelled = [row for row, label in enumerate(labels) if label]
+    if not labelled:
+        raise DataError("no image that has a cluster has a label: check --labels")
+    truth = [labels[row] for row in labelled]
+    assigned = [clusters[row] for row in labelled]
+    drawn = []
+    for i in range(SHUFFLES):
+        order = torch.randperm(len(truth), generator=generator(0, "chance", i)).tolist()
+        drawn.append(agreement.scores([truth[row] for row in order], assigned))
+    counts = {"images": len(truth), "classes": len({*truth}), "clusters": len({*assigned})}
+    chance = {f"{name}_chance": sum(scores[name] for scores in drawn) / SHUFFLES for name in drawn[0]}
+    return counts | agreement.scores(truth, assigned) | chance
 
 
-def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Iterator[NamedFigure]:
-    """Score the clusters of clusters.csv, or of other images the clusters that the model assigns."""
-    if job.request.images is None:
-        rows = Table.of(job.folder.read_rows("clusters.csv")).where("status", "ok")
-        paths = list(rows.column("path"))
-        source = job.run_images() if job.request.labels == "folders" else find(paths)
-        by_path = dict(zip(source.paths, job.labels(source, of_run=True), strict=True))
-        labels = [by_path.get(path, "") for path in paths]
-        clusters = [int(cell) for cell in rows.column("cluster")]
-    else:
-        source = find(job.request.images)
-        all_labels = job.labels(source)
-        model = job.model
-        store, labels = job.read(source, all_labels, "images")
-        clusters = model.placement(model.transform(store.images)).cluster.tolist()
-    yield from common.clustering(clusters, labels, options, seed=job.request.seed)
+def _of_run(folder: RunFolder, labels: str | None) -> tuple[list[int], list[str]]:
+    """Return the clusters of a run's images, and their labels."""
+    stored = read_run(folder)
+    paths = stored.rows.paths
+    clusters = stored.placement.cluster.tolist()
+    spec = _spec(folder, labels)
+    if labels is None:
+        return clusters, stored.rows.labels or [""] * len(paths)
+    source = _images(folder) if labels == "folders" else find(paths)
+    label_of = dict(zip(source.paths, true_labels(spec, source), strict=True))
+    return clusters, [label_of.get(path, "") for path in paths]
 
 
-def _of_probe(job: _Evaluation, options: Options) -> Iterator[NamedFigure]:
-    """Learn from labelled images and score others: IMAGES, or a fifth held out."""
-    train = job.request.train
-    source = job.run_images() if train is None else find(train)
-    labels = job.labels(source, of_run=train is None)
-    model = job.model
-    if job.request.images is not None:
-        tests = find(job.request.images)
-        test_labels = job.labels(tests)
-        common.check_apart(source, tests)
-    else:
-        source, labels, tests, test_labels = common.hold_out(source, labels, job.request.seed)
-    learnt, learnt_names = job.read(source, labels, "train")
-    test, test_names = job.read(tests, test_labels, "test")
-    names = sorted({*learnt_names, *test_names})
-    class_of = {name: i for i, name in enumerate(names)}
-    task = ProbeTask(
-        network=model.network,
-        train=Labelled(learnt.images, torch.tensor([class_of[name] for name in learnt_names]), learnt.partition),
-        test=Labelled(test.images, torch.tensor([class_of[name] for name in test_names]), test.partition),
-        names=names,
-        image_size=model.image_size,
-        batch_size=model.batch_size,
-        reduction=model.reduction,
-    )
-    yield from PROBES[job.request.protocol](task, options, display=job.display)
+def _spec(folder: RunFolder, labels: str | None) -> str:
+    """Return the place of the labels: the given one, or that of the fit. UsageError if the fit had none."""
+    record = folder.read_record()
+    spec = labels or record.labels
+    if spec is None:
+        how = "--labels folders (also for the labels of a named data set), or a CSV file of path,label"
+        quality = describe(read_run(folder)).quality
+        answers = f". Your answers say: {quality_text(quality)}" if quality else ""
+        raise UsageError(f"evaluate needs labels, and the fit had none: {how}{answers}")
+    return spec
+
+
+def _images(folder: RunFolder) -> Source:
+    images, base = folder.read_images(), Path(folder.read_record().base)
+    source = images_at_hand(images, base)
+    if source is None:
+        raise DataError(f"the images of {folder.path} were not found: name their place (IMAGES)")
+    total = len(images.used)
+    if away := total - len(source.paths):
+        warn(
+            f"{away:,} of the {total:,} images of {folder.path} were not found (they were in {base}): the figures are"
+            " of the others"
+        )
+    return source

@@ -1,7 +1,7 @@
 """This process's part of the work: its rows of the images, its device, and the size, batch and type of a pass."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,27 +46,8 @@ class Compute:
 
         It is the CPU for all ranks if they do not fit on one rank's device.
         """
-        rows = self.total if of_all else self.partition.sizes[self.partition.processes.rank]
+        rows = self.partition.total if of_all else self.partition.sizes[self.partition.processes.rank]
         return CPU if self.partition.processes.any(not holds_rows(self.device, rows, width)) else self.device
-
-    # The collectives of steps that know no ranks otherwise.
-
-    @property
-    def total(self) -> int:
-        """Return the number of images of all ranks."""
-        return self.partition.total
-
-    def all_reduce(self, x: Tensor) -> Tensor:
-        """Return the sum of ``x`` over all ranks."""
-        return self.partition.all_reduce(x)
-
-    def all_gather(self, rows: Tensor) -> Tensor:
-        """Return the rows of all ranks."""
-        return self.partition.all_gather(rows)
-
-    def from_main(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the main rank's ``tensors``."""
-        return self.partition.processes.broadcast_tensors(lambda: tensors)
 
 
 class Stopwatch:

@@ -1,6 +1,6 @@
 """A matrix whose rows are partitioned over the ranks: which rank owns which rows, and how rows move between ranks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from deepcluster.runtime.processes import ALONE, Processes
-
-BLOCK = 1 << 16  # rows
 
 
 @dataclass(frozen=True)
@@ -91,14 +89,6 @@ class Partition:
     def to_main(self, local: Tensor, rows: Tensor) -> Tensor:
         """Return the ``rows`` (numbers, the same on every rank), on the main rank; none on the others."""
         return self.get_rows(local, [rows, *[rows[:0]] * (self.processes.world_size - 1)])
-
-    def blocks(self, local: Tensor) -> Iterator[Tensor]:
-        """Yield all rows, ``BLOCK`` at a time, on the main rank; empty ones on the others, which must take as many."""
-        if self.processes.alone:
-            yield from local.split(BLOCK)
-            return
-        for begin in range(0, self.total, BLOCK):
-            yield self.to_main(local, torch.arange(begin, min(begin + BLOCK, self.total)))
 
     def put_rows(self, values: Tensor, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Send this rank's ``values`` to the owners of their ``rows`` (the numbers of all ranks' values).

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from safetensors import SafetensorError, safe_open
 
 from deepcluster.errors import DeepClusterError, ModelError, OutOfMemoryError, first_line, other_version
-from deepcluster.nets.names import MODULE, NO_NETWORK
+from deepcluster.nets.names import MODULE, NETWORKS, NO_NETWORK
 from deepcluster.records import Identity
 from deepcluster.runtime.plain_files import MAX_TENSORS, check_file, json_sha256, read_json, sha256, shaped
 from deepcluster.storage.clusters_file import Header, header_of
@@ -23,7 +23,7 @@ ABOUT = ("run", "date", "version", "config_sha256")  # keys that say where a mod
 CLUSTERS = "clusters.safetensors"
 # timm's other names (hf-hub:USER/NAME, local-dir:PATH) would download, or read another file.
 TIMM = "timm:[A-Za-z0-9_.]+"
-BACKBONE = re.compile(rf"compact|alexnet|vgg16|{TIMM}")
+BACKBONE = re.compile("|".join((*NETWORKS, TIMM)))
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,9 @@ ALPHA = 0.001  # the share of a step that flows over the ties
 ITERATIONS = 200
 
 
-def power_iteration(rows, clusters, previous, *, seed, round, partition):
+def power_iteration(rows, clusters, previous, *, seed, round):
     """Step 4, for one clustering. It needs no seed, no previous labels and no number of clusters."""
-    all_rows = partition.all_gather(rows).cpu().numpy().astype(np.float64)
-    return (as_clustering(labels_of(all_rows), rows, partition=partition),)
+    return (as_clustering(labels_of(rows.cpu().numpy().astype(np.float64)), rows),)
 
 
 def labels_of(rows):

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save
 
-from deepcluster.nets.hub import keep_in_cache
+from deepcluster.nets.names import PUBLISHED
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -68,12 +68,16 @@ def serving(content: bytes) -> Iterator[Hub]:
 
 def keep(content: bytes, *, link: bool = True) -> Path:
     """Put the file of ``photos`` into the cache; ``link``: by a link to its digest, or itself, as on some disks."""
-    with NamedTemporaryFile(suffix=".safetensors") as file:
-        file.write(content)
-        file.flush()
-        path = keep_in_cache("photos", Path(file.name))
-    if not link:
-        path.resolve().replace(path)
+    repository = Path(constants.HF_HUB_CACHE, f"models--timm--{PUBLISHED['photos'].network}")
+    digest = hashlib.sha256(content).hexdigest()
+    blob, path = repository / "blobs" / digest, repository / "snapshots" / digest[:40] / "model.safetensors"
+    reference = repository / "refs" / "main"
+    for file, written in ((blob if link else path, content), (reference, digest[:40].encode())):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(written)
+    if link:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(blob)
     return path
 
 
