@@ -33,7 +33,7 @@ def seeds() -> list[bytes]:
     """The first byte says which file is damaged; of the weights the header, so that inputs stay small."""
     config, header, _, clusters = whole()
     other = config | {"architecture": config["architecture"] | {"name": "timm:resnet18"}}
-    return [b"c" + json.dumps(config).encode(), b"w" + header, b"c" + json.dumps(other).encode(), b"g" + clusters]
+    return [b"c" + json.dumps(config).encode(), b"w" + header, b"c" + json.dumps(other).encode(), b"k" + clusters]
 
 
 def one(data: bytes) -> bool:
@@ -41,14 +41,13 @@ def one(data: bytes) -> bool:
     kind, damaged = data[:1], data[1:]
     with TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / models.WEIGHTS).write_bytes((damaged if kind == b"w" else header) + numbers)
-        (folder / models.CLUSTERS).write_bytes(damaged if kind == b"g" else clusters)
+        (folder / "model.safetensors").write_bytes((damaged if kind == b"w" else header) + numbers)
+        (folder / models.CLUSTERS).write_bytes(damaged if kind == b"k" else clusters)
         (folder / "config.json").write_bytes(damaged)
         with suppress(ValueError, TypeError, RecursionError):  # no table, which stays as it is
             sign(folder, json.loads(damaged) if kind == b"c" else config)
-        if kind == b"g":
-            with suppress(SafetensorError, ValueError, TypeError, KeyError, RecursionError):
-                change_tensors(folder, models.CLUSTERS)  # nothing but the digest in its header
+        with suppress(SafetensorError, ValueError, KeyError, TypeError):  # no file of tensors, which stays as it is
+            change_tensors(folder, models.CLUSTERS)
         try:
             models.load(folder)
         except ModelError as error:

@@ -15,7 +15,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-CHANGES = ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync")  # of os: what a process does to a disk
+CHANGES = ("rename", "replace", "link", "unlink", "rmdir", "mkdir", "fsync")  # of os: what a process does to a disk
 Trap = tuple[str, str, int]
 
 

@@ -27,7 +27,7 @@ from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, restored
 from deepcluster.storage.state import LOCK
 from tests.commands import command
 from tests.drawings import save_drawings
-from tests.helpers.runs import assert_same_result, change_record, contents, left_behind, record, rows, small_fit
+from tests.helpers.runs import assert_same_result, change_record, contents, left_behind, record, result, rows, small_fit
 from tests.tiny import flipped
 
 KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "3"))  # runs that are killed; in the quick tests one
@@ -108,9 +108,14 @@ def test_a_signal_saves_and_ends_with_75(fit, whole, tmp_path, phase):
 # A function before which the signal comes, in a fit or on the way out of its error, and the end of the message.
 MOMENTS = {
     "before the run begins": (fitting_a_run, "network_of", False, ": run the same command again"),
-    "as an error ends the run": (journal, "_record_end", True, " --resume"),
-    "as the error is written into run.json": (run_folder.LockedFolder, "write_record", True, " --resume"),
-    "as the error is logged": (log, "record", True, " --resume"),
+    "as an error ends the run": (journal, "_record_end", True, "; to end it with 1 round: --resume --rounds 1"),
+    "as the error is written into run.json": (
+        run_folder.LockedFolder,
+        "write_record",
+        True,
+        "; to end it with 1 round: --resume --rounds 1",
+    ),
+    "as the error is logged": (log, "record", True, "; to end it with 1 round: --resume --rounds 1"),
     "after the result": (fitting_a_run, "summary_text", False, " is done"),
 }
 
@@ -133,7 +138,8 @@ def test_a_stop_says_what_is_true_at_its_moment(pictures, tmp_path, ends, monkey
         monkeypatch.setattr(fitting_a_run, "conclude", lose_connection)
     else:
         monkeypatch.setattr(owner, name, signalled)
-    said = ends(["fit", pictures, "-o", out, *small_fit("--rounds", "0")], 75)
+    # Only a run with rounds has a run.json before its result.
+    said = ends(["fit", pictures, "-o", out, *small_fit("--rounds", str(int(has_error)))], 75)
     assert said.startswith("error: stopped by SIGTERM") and said.endswith(f"{end}\n") and said.count("\n") == 1
     assert not (out / "run.json").exists() or record(out)["status"] != "running"
 
@@ -324,8 +330,7 @@ def test_a_run_is_replaced_only_by_a_run_that_has_a_result(pictures, replaced, t
     assert own(run) == before  # with run.json, which has no error of the other run
     if end == "a kill before the last file":
         ends(anew, 0)
-        told = record(run)
-        assert (told["clusters"], told["status"], told["run"] != record(replaced)["run"]) == (4, "done", True)
+        assert result(run)["clusters"] == 4 and record(run)["run"] != record(replaced)["run"]
         assert not (run / "metrics.json").exists() and not left_behind(run)
 
 

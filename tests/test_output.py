@@ -32,7 +32,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with a run, two photographs, a list of them and an array; nothing in it may change."""
     monkeypatch.chdir(tmp_path)
     tiny_run(tmp_path / "run")
-    change_record(tiny_run(tmp_path / "given"), backbone="features", location=str(tmp_path / "photos"))
+    change_record(tiny_run(tmp_path / "given"), backbone="features", base=str(tmp_path / "photos"))
     (tmp_path / "photos").mkdir()
     pixels = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)
     for i, image in enumerate(pixels):

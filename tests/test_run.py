@@ -4,7 +4,6 @@ import copy
 import itertools
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -35,8 +34,8 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.content import FILES, RunRecord, Table
-from tests.helpers.runs import OPTIONS, Said, change_record, left_behind, record, rows, small_fit
-from tests.tiny import writable
+from tests.helpers.runs import OPTIONS, Said, left_behind, record, result, rows
+from tests.tiny import RECORD, writable
 
 TWO_ROUNDS = OPTIONS | {"rounds": 2}
 REQUEST = Request(out=Path("run"), n_clusters=3, recipe=read_request(TWO_ROUNDS))
@@ -60,7 +59,7 @@ def test_the_files_and_their_columns(finished):
     assert (told["status"], told["rounds"]) == ("done", 2)
     assert {*told["seconds_by_phase"]} == {"reading", "rounds", "result"}
     assert not left_behind(finished)
-    assert [path.name for path in (finished / "checkpoints").iterdir()] == ["images.csv"]
+    assert not [*finished.glob("checkpoints/*")]
 
 
 def test_features_summary_and_clusters_agree(finished):
@@ -101,20 +100,10 @@ def test_labels_change_nothing_but_the_metrics(finished, fitted):
     assert (without / "features.npy").read_bytes() == (finished / "features.npy").read_bytes()
 
 
-@pytest.mark.parametrize("rounds", [["x"], [], ["1"]])
-def test_a_history_of_other_rounds(rounds, fitted, tmp_path, photos, ends):
-    run = Path(shutil.copytree(fitted("--rounds", "2", "--keep-checkpoints"), tmp_path / "run"))
-    change_record(run, status="stopped")
-    columns = FILES["history.csv"].columns
-    lines = [round + ",1" * (len(columns) - 1) for round in rounds]
-    (run / "history.csv").write_text("\n".join([",".join(columns), *lines, ""]))
-    assert "history.csv" in ends(["fit", photos, "-o", run, "--resume", *small_fit("--rounds", "2")], 5)
-
-
 def test_without_k_a_number_is_suggested(photos, tmp_path):
     display = Said()
     folder = run.fit(photos, replace(REQUEST, out=tmp_path / "run", n_clusters=None), display).path
-    count, *others = [candidate["k"] for candidate in record(folder)["candidates"]]
+    count, *others = [candidate["k"] for candidate in result(folder)["candidates"]]
     assert len({count, *others}) == 3 and len(rows(folder / "cluster_summary.csv")) == count
     assert any(re.search(rf"{others[0]} .*{others[1]} ", line) for line in display.lines)
     for k, groups in ((5, 5), (None, count)):
@@ -177,20 +166,16 @@ def test_a_table_is_read_and_written_without_a_dictionary_for_each_row(tmp_path)
     table = Table.of(run_folder.table_rows(path, FILES[path.name].columns))
     held = tracemalloc.get_traced_memory()[0]
     writable(tmp_path).write_rows(path.name, table)
-    digest = run_folder.rows_sha256(table)
     taken = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert held < 260 * count and taken < 400 * count  # a dictionary and its cells take 900 bytes
     assert len(table) == count and rows(path) == [row | {"name": "", "by": ""} for row in every]
-    assert digest == run_folder.rows_sha256(rows(path))
 
 
-RUN = {"schema_version": 1, "images": "photos", "location": "/photos", "seed": 5, "n_clusters": None}
-
-
-@pytest.mark.parametrize("more", [{}, {"n_clusters": 3, "of a later version": [1, {"a": None}]}])
+@pytest.mark.parametrize("more", [{"n_clusters": None}, {"n_clusters": 3, "baseline": {"nmi": 0.5}, "resumed": []}])
 def test_a_record_is_written_as_it_was_read(more):
-    assert RunRecord.from_json(RUN | more).to_json() == RUN | more
+    table = json.loads(json.dumps(RunRecord.from_json(RECORD | more).to_json()))
+    assert table == RECORD | more
 
 
 # ---- the memory that a run needs ------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from deepcluster.images import shards as tars
 from deepcluster.nets.network import build
 from deepcluster.runtime.devices import in_order, pool_of
 from deepcluster.runtime.signals import advise, check, stoppable, uninterrupted
-from deepcluster.storage import files, run_folder
+from deepcluster.storage import files
 from deepcluster.storage import model_files as models
 from tests.commands import before_call
 from tests.drawings import pack, save_drawings
@@ -155,16 +155,6 @@ def test_the_message_says_what_to_do_wherever_the_signal_comes(place):
             come_at("in the way out of an error")
             with uninterrupted():
                 come_at("while the error is written down")
-
-
-def test_only_a_command_that_has_changed_nothing_is_to_be_repeated(tmp_path):
-    """An undo, typed again, would take back two steps."""
-    with pytest.raises(Stopped, match="stopped by SIGTERM: run the same command again"), stoppable():
-        signal.raise_signal(signal.SIGTERM)
-    with pytest.raises(Stopped, match=f"stopped by SIGTERM; {tmp_path} has changed already"), stoppable():
-        with run_folder.locked(tiny_run(tmp_path)) as folder, folder.next_state() as staged:
-            staged.write("report.html", "new")
-        signal.raise_signal(signal.SIGTERM)
 
 
 def test_in_another_thread_nothing_is_listened_to():

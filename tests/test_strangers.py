@@ -28,7 +28,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save_file
 
 from deepcluster.errors import DataError, DiskError, ModelError, NonFiniteError, OutOfMemoryError
 from deepcluster.images import arrays, find
@@ -51,19 +51,20 @@ from fuzz import harness
 from fuzz import model as fuzz_model
 from fuzz.harness import peak_memory
 from tests import tiny
-from tests.helpers.runs import change_record, contents, record, rows, small_fit
+from tests.helpers.runs import change_record, contents, result, rows, small_fit
 from tests.test_own_features import lists, table
 from tests.tiny import tiny_model
 
-CONFIG, WEIGHTS, GROUPS = "run/model/config.json", "run/model/model.safetensors", "run/model/groups.safetensors"
+CONFIG, WEIGHTS, CLUSTERS = (
+    f"run/model/{name}" for name in ("config.json", "model.safetensors", "clusters.safetensors")
+)
 PREDICT, REPORT, RECUT = "predict {run} {image}", "report {run}", "recut {run} -k 2 -q"
 FIT = "fit {photos} -k 2 --backbone compact --image-size 16 --rounds 0 -q -o {here}/out"
 # Every file that is read: the command that reads it, and its exit code where that file is unusable.
 READERS = {
-    **dict.fromkeys((CONFIG, WEIGHTS, GROUPS), (PREDICT, 4)),
+    **dict.fromkeys((CONFIG, WEIGHTS, CLUSTERS), (PREDICT, 4)),
     **{f"run/{name}": (REPORT, 5) for name in (
-        "run.json", "clusters.csv", "cluster_summary.csv", "history.csv", "skipped.csv", "duplicates.csv",
-        "metrics.json", "tree.json", "map.npy", "nouns.csv", "thumbnails.webp",
+        "run.json", "images.csv", "history.csv", "duplicates.csv", "map.npy", "nouns.csv", "thumbnails.webp",
     )},
     "run/features.npy": (RECUT, 5),
     "run/residuals.npy": (RECUT, 5),
@@ -118,10 +119,10 @@ def whole(finished: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
     """The run's images are nowhere, so that a report takes no time."""
     here = tmp_path_factory.mktemp("whole") / "here"
     run = Path(shutil.copytree(finished, here / "run"))
-    change_record(run, location="python:array")
+    change_record(run, base=str(here / "nowhere"))
     (run / "nouns.csv").write_text("path,noun,probability\n" + "a,b,0.5\n" * 31)  # cut in half, it ends inside a line
     shutil.copy(run / "recipe.toml", here)
-    edits = {"schema_version": 1, "cut": record(run)["cut"], "names": {"0": "a"}}
+    edits = {"schema_version": 1, "cut": result(run)["cut"], "names": {"0": "a"}}
     (here / "edits.json").write_text(json.dumps(edits))
     labels = (f"{row['path']},{i % 3}\n" for i, row in enumerate(rows(run / "clusters.csv")))
     (here / "labels.csv").write_text("path,label\n" + "".join(labels))
@@ -178,7 +179,7 @@ HARMS: dict[str, Change] = {
 
 def expected(name: str, harm: str) -> tuple[int, ...]:
     code, kind = READERS[name][1], Path(name).suffix
-    if harm.startswith("change") and name not in (WEIGHTS, GROUPS):
+    if harm.startswith("change") and name not in (WEIGHTS, CLUSTERS):
         return (0, code, OutOfMemoryError.exit_code, NonFiniteError.exit_code)
     if harm == "300 GB" and kind in (".npy", ".safetensors", ".pt"):
         return (0,) if kind == ".npy" else (4, 6)  # what follows an array is not read
@@ -278,12 +279,12 @@ def test_no_pickle_is_executed(place: Place, payload: str, monkeypatch: pytest.M
         file = place.here / name
         sound = file.read_bytes()
         PAYLOADS[payload](file, canary)
-        if name in (WEIGHTS, GROUPS):
+        if name in (WEIGHTS, CLUSTERS):
             tiny.change_config(place.model)
         place.refused(name)
         assert not canary.exists(), name
         file.write_bytes(sound)
-        if name in (WEIGHTS, GROUPS):
+        if name in (WEIGHTS, CLUSTERS):
             tiny.change_config(place.model)
 
 
@@ -382,7 +383,7 @@ HEADERS = {
     "a shape of 10^18": tiny.safetensors_bytes(ONE.replace(b"[2]", b"[1000000000,1000000000]"), bytes(8)),
     "a hole": tiny.safetensors_bytes(ONE, bytes(16)),
 }
-HEADER = ",".join(FILES["clusters.csv"].columns).encode()
+HEADER = ",".join(FILES["images.csv"].columns).encode()
 
 
 def tensors(**changes: Any) -> Change:
@@ -412,11 +413,6 @@ def claiming(shape: str) -> Change:
     return put(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64))
 
 
-def sort_lines(path: Path) -> None:
-    header, *lines = path.read_text().splitlines(keepends=True)
-    path.write_text(header + "".join(sorted(lines, key=lambda line: line.split(",")[2])))
-
-
 STRANGE: dict[str, dict[str, Change]] = {
     CONFIG: {
         "another value": lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"batch_size": 9})),
@@ -438,16 +434,21 @@ STRANGE: dict[str, dict[str, Change]] = {
         "weights of another network": config(**network("alexnet", 224)),
         "constants of the same size": config(**network("timm:maxvit_nano_rw_256", 256)),
     },
-    GROUPS: {
-        "no groups": tensors(groups=lambda value: value[:0], centroids=lambda value: value[:0]),
-        "a group of a billion": tensors(groups=lambda value: value + 10**9),
-        "a negative group": tensors(groups=lambda value: value - 1),
-        "no JSON": tensors(about=torch.zeros(9, dtype=torch.uint8)),
-        "no table": tensors(about=torch.frombuffer(bytearray(b"[1]"), dtype=torch.uint8)),
+    CLUSTERS: {
+        "no clusters": tensors(cluster_of=lambda value: value[:0], centroids=lambda value: value[:0]),
+        "a cluster of a billion": tensors(cluster_of=lambda value: value + 10**9),
+        "a negative cluster": tensors(cluster_of=lambda value: value - 1),
+        "a word that nobody knows": tensors(said=torch.tensor([[0, 9, 0]])),
+        "answers of another shape": tensors(said=torch.zeros(3, dtype=torch.int64)),
+        "no header": lambda path: save_file(load_file(path), path),
+        "no JSON": lambda path: save_file(load_file(path), path, {"about": "names"}),
+        "no table": lambda path: save_file(load_file(path), path, {"about": "[1]"}),
         "names as numbers": tensors(names=[1, 2, 3]),
+        "another run": tensors(run="another"),
+        "another change": lambda path: path.write_bytes(path.read_bytes().replace(b"number", b"numbre", 1)),
     },
     "run/run.json": {
-        "a truth": put(b'{"images": "a", "location": "-", "seed": true, "rounds": 0}'),
+        "a truth": put(b'{"run": "x", "images": "a", "base": "-", "seed": true, "rounds": 0}'),
         "a text for a number": lambda path: change_record(path.parent, seconds="long"),
         **{name: inserted(text) for name, text in JSON.items()},
     },
@@ -456,12 +457,11 @@ STRANGE: dict[str, dict[str, Change]] = {
         "float64": npy(np.zeros((48, 4))),
         "a shape that is a program": claiming("(__import__('os').getpid(), 4)"),
     },
-    "run/clusters.csv": {
+    "run/images.csv": {
         "another header": put(b"a,b\n1,2\n"),
         "a long row": put(HEADER + b"\n" + b"1," * 20 + b"\n"),
-        "a column twice": put(HEADER + b",path\n" + b"1," * 9 + b"1\n"),
-        "an open quote": put(HEADER + b'\n"x.png,ok,0,,0,0,0,0,\n'),
-        "changed since it was written": sort_lines,
+        "a column twice": put(HEADER + b",path\n" + b"1," * 8 + b"1\n"),
+        "an open quote": put(HEADER + b'\n"x.png,ok,,,,,,\n'),
     },
 }  # fmt: skip
 
@@ -482,7 +482,7 @@ ODD_VALUES = (None, True, -1, 0.5, 10**9, 10**4000, "x", [], {})
 
 def odd_tables(table: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A table with an odd value in any place, without a key that must be there, or with one that nobody knows."""
-    for key in table.keys() - {"identity", "weights_sha256", "groups_sha256", "config_sha256"}:
+    for key in table.keys() - {"run", "date", "version", "weights_sha256", "config_sha256"}:
         yield from (table | {key: odd} for odd in ODD_VALUES if odd is not True or not isinstance(table[key], bool))
         yield {name: value for name, value in table.items() if name != key}
     yield table | {"weights": "timm"}
@@ -518,16 +518,16 @@ def odd_tensors(name: str, value: torch.Tensor) -> Iterator[torch.Tensor | None]
         yield value * torch.nan
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, GROUPS])
+@pytest.mark.parametrize("name", [WEIGHTS, CLUSTERS])
 def test_a_model_with_any_odd_tensor_is_refused(place: Place, name: str) -> None:
     path = place.here / name
-    whole = {key: value.clone() for key, value in load_file(path).items()}
-    for key, value in whole.items():
+    sound = path.read_bytes()
+    for key, value in load_file(path).items():
         if key.startswith("body.") and not key.startswith("body.0."):
             continue  # as those of the first layer
-        for odd in odd_tensors(key, value):
-            changed = {other: tensor for other, tensor in {**whole, key: odd}.items() if tensor is not None}
-            tiny.write_weights(place.model, save(changed), path.name)
+        for odd in odd_tensors(key, value.clone()):
+            path.write_bytes(sound)
+            tiny.change_tensors(place.model, path.name, **{key.replace(".", "__"): odd})
             with pytest.raises(ModelError, match=path.name):
                 models.load(place.model)
 
@@ -571,13 +571,13 @@ def test_what_memory_cannot_hold_is_refused_before_it_is_read(run, tmp_path, pho
 
 def test_links_in_a_run_are_replaced_or_refused_and_not_followed(run, tmp_path, photos, ends):
     (target := tmp_path / "elsewhere").mkdir()
-    for name in sorted(FILES.keys() - {"recipe.toml", "nouns.csv", "added.csv"}):  # a recut reads these
+    for name in sorted(FILES.keys() - {"recipe.toml", "nouns.csv"}):  # a recut reads these
         if "/" not in name:
             shutil.move(run / name, target / name) if (run / name).exists() else (target / name).write_text("mine")
             (run / name).symlink_to(target / name)
     before, log = contents(target), (target / "log.txt").read_text()
     ends(["recut", run, "-k", "3"], 0)
-    written = ["clusters.csv", "cluster_summary.csv", "metrics.json", "run.json", "report.html"]
+    written = ["clusters.csv", "cluster_summary.csv", "metrics.json", "report.html", "result.json"]
     assert not any((run / name).is_symlink() for name in written)
     ends(["fit", photos, "-o", run, *small_fit("--rounds", "0"), "--overwrite"], 0)
     assert not any(path.is_symlink() for path in run.rglob("*"))
@@ -590,7 +590,10 @@ def test_links_in_a_run_are_replaced_or_refused_and_not_followed(run, tmp_path, 
 
 
 def test_a_strangers_record_does_not_download(run, monkeypatch, tmp_path, ends):
-    change_record(run, location="torchvision:CIFAR10")
+    images = [
+        row | {"source": "torchvision:CIFAR10", "member": str(i)} for i, row in enumerate(rows(run / "images.csv"))
+    ]
+    tiny.writable(run).write_rows("images.csv", images)
     monkeypatch.setenv("DEEPCLUSTER_CACHE_DIR", str(tmp_path / "cache"))
     download = Mock(side_effect=DataError("no connection"))
     monkeypatch.setitem(LIBRARIES, "torchvision", download)

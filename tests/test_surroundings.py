@@ -34,7 +34,7 @@ from deepcluster.storage import run_folder, state
 from deepcluster.storage.content import COLUMNS, FILES
 from deepcluster.texts import retold
 from tests.exports import write_image
-from tests.helpers.runs import record, rows, small_fit
+from tests.helpers.runs import record, result, rows, small_fit
 from tests.tiny import RECORD, tiny_run
 
 NAMES = [
@@ -109,7 +109,7 @@ def test_every_name_through_the_command(corpus: Path, tmp_path: Path, locale: st
 
     # JSON.
     record = json.loads((run / "run.json").read_text(encoding="ascii"))
-    assert (record["images"], record["location"]) == (os.fsdecode(FOLDER), str(corpus))
+    assert (record["images"], record["base"]) == (os.fsdecode(FOLDER), str(corpus))
     if locale != "C":
         assert shlex.split(record["command"])[2] == str(corpus)
 
@@ -158,7 +158,7 @@ def test_no_cell_of_text_is_a_formula_and_all_come_back(column: str, cells: list
 
 def test_every_column_of_text_is_guarded() -> None:
     """Who adds a column of text has to think of this."""
-    tables = ("added.csv", "cluster_summary.csv", "clusters.csv", "skipped.csv")
+    tables = ("cluster_summary.csv", "clusters.csv", "images.csv", "skipped.csv")
     columns = {column for name in tables for column in FILES[name].columns}
     numbers = {"status", "by", "size", "share", "junk", *(column.name for column in COLUMNS if column.kind is not str)}
     assert columns - numbers - {"mean_distance", "nearest_cluster", "sha256", "added"} == set(TEXT_COLUMNS)
@@ -265,7 +265,7 @@ def test_a_result_that_cannot_be_printed(line: str, code: int, run, photos, tmp_
     if "fit" in line:
         assert record(tmp_path / "out")["status"] == "done"
     if "recut" in line:
-        assert record(run)["clusters"] == 2 and said.startswith("Done")  # to standard error
+        assert result(run)["clusters"] == 2 and said.startswith("Done")  # to standard error
 
 
 def test_standard_input_that_is_closed_or_cannot_be_read(finished: Path, monkeypatch: Any, ends: Ends) -> None:

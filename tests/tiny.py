@@ -78,17 +78,22 @@ def change_config(folder: Path, **changes: Any) -> None:
 
 
 def change_tensors(folder: Path, file: str = models.WEIGHTS, **changes: Any) -> None:
-    """Replace or add tensors, by values or functions of them, and else texts of the clusters; the digests fit.
+    """Replace, add or remove (None) tensors, by values or functions of them, or texts of the clusters; digests fit.
 
     Names have __ where tensors have a dot.
     """
     with safe_open(folder / file, "pt") as stored:
         metadata = stored.metadata()
         tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118 (no mapping)
-    texts = {name: value for name, value in changes.items() if not (torch.is_tensor(value) or callable(value))}
-    for name in changes.keys() - texts.keys():
-        key, value = name.replace("__", "."), changes[name]
-        tensors[key] = value(tensors[key]) if callable(value) else value
+    for name, value in changes.items():
+        key = name.replace("__", ".")
+        if callable(value):
+            tensors[key] = value(tensors[key])
+        elif torch.is_tensor(value):
+            tensors[key] = value
+        elif value is None:
+            del tensors[key]
+    texts = {name: value for name, value in changes.items() if isinstance(value, str | list)}
     if metadata:
         about = json.dumps(json.loads(metadata["about"]) | texts)
         metadata = {"about": about, "sha256": clusters_file._digest(about, tensors)}

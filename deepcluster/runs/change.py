@@ -143,7 +143,7 @@ def commit(
         change.write(folder)
         if change.state is not None:
             former.step(folder, change.state)
-        elif after.model is not run.model or after.facts != run.facts:  # models have no equality: tensors
+        elif after.model is not run.model or after.facts != run.facts:
             after = _written(folder, run, change)
     for heading, text in change.said.items():
         display.say(heading, text)
@@ -165,7 +165,7 @@ def _written(folder: run_folder.LockedFolder, run: Run, change: Change) -> Run:
     moved = sum(preview(run, change).values())
     at = datetime.now(UTC).isoformat(timespec="seconds")
     made = Made(former.keep(folder), change.done, change.example, moved, at)
-    folder.write(CLUSTERS, encoded(after.model, after.facts, made))
+    former.put(folder, encoded(after.model, after.facts, made))
     return after
 
 

@@ -8,11 +8,13 @@ all others, and its own state after that: nothing that was taken back is lost.
 
 import os
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
-from deepcluster.storage.clusters_file import Made, header_of, with_made
+from deepcluster.runtime import signals
+from deepcluster.storage.clusters_file import Made, header_of, read_clusters, with_made
 from deepcluster.storage.content import CLUSTERS
-from deepcluster.storage.files import changing, sync_folder
+from deepcluster.storage.files import changing, made_folder, sync_folder
 from deepcluster.storage.run_folder import LockedFolder, RunFolder
 from deepcluster.storage.state import former_files
 from deepcluster.texts import plural
@@ -68,7 +70,8 @@ def keep(folder: LockedFolder) -> int:
     numbers = numbers_of(folder)
     _copy(folder, CLUSTERS, name_of(now.number))
     last = max(now.number, *numbers, 0)
-    if taken_back := sum(number > now.number for number in numbers):
+    taken_back = sum(number > now.number for number in numbers)
+    if taken_back and not _is_present(folder, name_of(last)):  # else a kill came after the next lines
         last += 1
         again = with_made(folder.file(CLUSTERS), Made(last, f"{plural(taken_back, 'change')} taken back", at=now.at))
         folder.write(name_of(last), again)
@@ -76,10 +79,25 @@ def keep(folder: LockedFolder) -> int:
     return last + 1
 
 
+def _is_present(folder: RunFolder, name: str) -> bool:
+    """Return whether a state is the present one but for the change that made it."""
+    with folder.as_disk_errors(name):
+        one, other = (read_clusters(folder.file(place)) for place in (name, CLUSTERS))
+    return one.annotations == other.annotations and replace(one.header, made=other.header.made) == other.header
+
+
 def step(folder: LockedFolder, number: int) -> None:
     """Put another state in the place of the present one, which stays in former/."""
     _copy(folder, CLUSTERS, name_of(made_in(folder, CLUSTERS).number))
-    folder.write(CLUSTERS, folder.file(name_of(number)).read_bytes())
+    put(folder, folder.file(name_of(number)).read_bytes())
+
+
+def put(folder: LockedFolder, content: bytes) -> None:
+    """Replace the present state. A stop from now on says that the run has changed."""
+    signals.check()
+    with signals.uninterrupted():
+        folder.write(CLUSTERS, content)
+        signals.changed(folder.path)
 
 
 def _copy(folder: LockedFolder, name: str, to: str) -> None:
@@ -87,7 +105,7 @@ def _copy(folder: LockedFolder, name: str, to: str) -> None:
     if folder.has(to):
         return
     with changing(folder.path / to):
-        folder.path_of(to).parent.mkdir(exist_ok=True)
+        made_folder(folder.path_of(to).parent)
         with suppress(OSError):  # a file system without hard links
             os.link(folder.file(name), folder.path_of(to))
             sync_folder(folder.path_of(to).parent)

@@ -23,7 +23,7 @@ from deepcluster.runtime.tables import CsvRow
 from deepcluster.storage import state, swap
 from deepcluster.storage.clusters_file import digest_of
 from deepcluster.storage.content import CLUSTERS, FILES, IMAGES, LOG, RESULT, SCHEMA_VERSIONS, RunRecord, Table
-from deepcluster.storage.files import changing, write_tensors, write_whole
+from deepcluster.storage.files import changing, made_folder, write_tensors, write_whole
 from deepcluster.storage.images_table import Images
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class LockedFolder(RunFolder):
         """Return the path to write a file to, whose folder exists."""
         path = self.path_of(name)
         with changing(path):
-            path.parent.mkdir(exist_ok=True)
+            made_folder(path.parent)
         return path
 
     @property

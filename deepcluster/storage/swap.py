@@ -9,7 +9,7 @@ from deepcluster.errors import DiskError
 from deepcluster.runtime import signals
 from deepcluster.runtime.plain_files import is_run
 from deepcluster.storage.files import changing, sync_folder
-from deepcluster.storage.state import HIDDEN, own_files
+from deepcluster.storage.state import LOCK, SCRATCH, own_files
 
 
 def new_place(run: Path) -> Path:
@@ -26,9 +26,15 @@ def put_in_place(new: Path, run: Path, old: Path | None = None) -> None:
     """Rename ``run`` to ``old`` (None: nothing is there), and the whole run ``new`` to ``run``."""
     signals.check()
     with signals.uninterrupted(), changing(run):
+        sync_folder(run.parent)  # a power cut after the first rename leaves the new run
         if old is not None:
             run.rename(old)
-        new.rename(run)
+        try:
+            new.rename(run)
+        except OSError:
+            if old is not None:
+                old.rename(run)
+            raise
         sync_folder(run.parent)
 
 
@@ -59,16 +65,15 @@ def remove_old(run: Path) -> None:
     """Remove the own files of the replaced run; other files that lay in its folder move to ``run``."""
     old = old_place(run)
     with signals.uninterrupted(), changing(old):
-        for name in own_files(old):
-            (old / name).unlink()
+        for name in (*own_files(old), LOCK):
+            (old / name).unlink(missing_ok=True)
+        shutil.rmtree(old / SCRATCH, ignore_errors=True)
         for parent, _, names in os.walk(old, topdown=False):
             inside = Path(parent).relative_to(old)
-            if inside.parts[:1] != (HIDDEN,):
-                for name in names:
-                    (run / inside).mkdir(parents=True, exist_ok=True)
-                    if not os.path.lexists(run / inside / name):
-                        (old / inside / name).rename(run / inside / name)
-        shutil.rmtree(old / HIDDEN, ignore_errors=True)
+            for name in names:
+                (run / inside).mkdir(parents=True, exist_ok=True)
+                if not os.path.lexists(run / inside / name):
+                    (old / inside / name).rename(run / inside / name)
         for parent, _, _ in os.walk(old, topdown=False):
             with suppress(OSError):  # not empty
                 Path(parent).rmdir()
