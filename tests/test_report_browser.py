@@ -28,7 +28,7 @@ from deepcluster.runs.run import read_run
 from deepcluster.runs.serve import redirecting
 from deepcluster.runs.views import report as write_report
 from deepcluster.runtime.tables import FORMULA, PATH, TEXT, guarded
-from deepcluster.storage.clusters_file import Made, encoded
+from deepcluster.storage.clusters_file import encoded, header_of
 from deepcluster.storage.content import CLUSTERS
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.run_folder import locked
@@ -204,6 +204,13 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(hints, "MIN_HINTED", 5)
         write_report(out)
     return out
+
+
+def change_facts(run: Path, **values: Any) -> None:
+    """Change facts about the clusters of a run."""
+    with locked(run) as folder:
+        state, made = read_run(folder), header_of(folder.file(CLUSTERS)).made
+        folder.write(CLUSTERS, encoded(state.model, replace(state.facts, **values), made))
 
 
 @pytest.fixture
@@ -616,10 +623,7 @@ def test_corrections_in_series_need_one_opening(copied: Path, browser: Any) -> N
 
 def test_another_number_of_groups_is_one_click(copied: Path, browser: Any) -> None:
     """From the list of plausible numbers and from the slider; names stay, and Undo takes each back."""
-    with locked(copied) as folder:
-        guessed = read_run(folder)
-        facts = replace(guessed.facts, candidates=[{"k": k, "silhouette": 0.5} for k in (3, 5)])
-        folder.write(CLUSTERS, encoded(guessed.model, facts, Made()))
+    change_facts(copied, candidates=[{"k": k, "silhouette": 0.5} for k in (3, 5)])
     apply(copied, Edits(names={0: NAME}))
     with opened(browser, serving(copied), originals=5, loads=6) as page:
         told, groups = page.locator("#told"), page.locator(".tabs .count").first
