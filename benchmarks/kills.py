@@ -38,7 +38,7 @@ SAME = (
     "clusters.csv",
     "features.npy",
     "model/model.safetensors",
-    "model/groups.safetensors",
+    "model/clusters.safetensors",
     "cluster_summary.csv",
 )
 GRACE, HANG = (0, 30, 5), 120  # seconds until the ranks that are left get SIGKILL, SIGTERM; until they must have ended

@@ -13,6 +13,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from deepcluster.storage.steps import read_steps
 
 from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
@@ -26,7 +27,6 @@ from deepcluster.runs.run import read_run
 from deepcluster.runtime.console import Silent
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.run_folder import locked, open_run
-from deepcluster.storage.steps import read_steps
 from tests.commands import in_a_child
 from tests.helpers.features import blobs
 from tests.helpers.runs import change_record, contents, rows

@@ -33,7 +33,7 @@ from deepcluster.presets import read_request
 from deepcluster.runs.predict import placed_rows, predicted
 from deepcluster.runtime.console import Silent
 from tests.drawings import save_drawings
-from tests.helpers.runs import change_record, contents, record, rows, small_fit
+from tests.helpers.runs import change_record, contents, record, result, rows, small_fit
 from tests.tiny import RECORD, change_tensors, tiny_model, tiny_run
 
 # ---- mistakes -------------------------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def test_rejected_are_outliers_and_junk(run, photos, tmp_path, prints, ends, lim
     """A limit below all residuals rejects all images, one above them those of the junk."""
     clusters = [row["cluster"] for row in rows(run / "clusters.csv")]
     change_tensors(run / "model", outliers__limit=torch.tensor(limit))
-    change_tensors(run / "model", "groups.safetensors", junk=[2], names=["a", "b", "c"])
+    change_tensors(run / "model", "clusters.safetensors", junk=[2], names=["a", "b", "c"])
     table = [*csv.DictReader(io.StringIO(prints("predict", run, photos, "--reject")))]
     assert [row["is_outlier"] for row in table] == ["0" if limit else "1"] * 48
     expected = [(number, "abc"[int(number)]) if limit and number != "2" else ("-1", "") for number in clusters]
@@ -273,10 +273,9 @@ def test_the_next_command_can_be_copied(tmp_path, capsys):
     served = ["deepcluster", "report", str(folder), "--serve", "--open"]
     recut = ["deepcluster", "recut", str(folder), "-k", "3"]
     export = ["deepcluster", "export", str(folder), "--to", "folders", "-o", "sorted"]
-    guess = {"candidates": [{"k": 7}, {"k": 3}]}
-    # A recut would lose edits, and is not for a user who asked for a number.
-    for more, commands in (({}, [export]), (guess, [recut, export]), (guess | {"edits": "0123"}, [export])):
-        (folder / "run.json").write_text(json.dumps(RECORD | {"clusters": 3} | more))
+    (folder / "run.json").write_text(json.dumps(RECORD))
+    for candidates, commands in (([], [export]), ([{"k": 7}, {"k": 3}], [recut, export])):
+        (folder / "result.json").write_text(json.dumps({"clusters": 3, "candidates": candidates}))
         session.print_result(folder, Output(), "fit")
         shown = capsys.readouterr().out
         assert "\x1b" not in shown and "\\x1b[31mred" in shown
@@ -444,12 +443,12 @@ def test_predict_in_json_says_what_the_csv_says(asked, capsys):
 
 
 def test_a_model_is_told_from_others_and_equal_ones_are_alike(asked):
-    first, told = deepcluster.load("run").identity, record(Path("run"))
+    first, told = deepcluster.load("run").identity, result(Path("run"))
     assert (first.run, first.cut, first.version) == (told["run"], told["cut"], deepcluster.__version__)
     assert (first.clusters, first.n_clusters) == (3, 3)
     asked("recut run -k auto")
     guessed = deepcluster.load("run").identity
-    assert guessed.n_clusters is None and guessed.clusters == record(Path("run"))["clusters"]
+    assert guessed.n_clusters is None and guessed.clusters == result(Path("run"))["clusters"]
     assert (guessed.digest == first.digest) == (guessed.clusters == first.clusters)  # the same cut is the same model
     asked("apply run edits.json")
     edited = deepcluster.load("run").identity

@@ -185,6 +185,8 @@ def test_the_columns_in_the_pages_are_those_of_the_files():
     for name in ("cluster_summary.csv", "skipped.csv", "duplicates.csv"):
         columns = FILES[name].columns
         assert f"`{','.join(columns)}`" in next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
+    of_images = page.partition("## images.csv")[2].partition("\n## ")[0]
+    assert tuple(re.findall(r"^\| `(\w+)` \|", of_images, re.MULTILINE)) == FILES["images.csv"].columns
     assert ",".join(PREDICTIONS) in text_of(ROOT / "README.md")
 
 

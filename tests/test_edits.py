@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deepcluster.storage.steps import State, Step, after_change, after_steps, state_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -37,7 +38,6 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import Edits, read_edits
 from deepcluster.storage.model_files import EMBEDDINGS, clusters_in, load
-from deepcluster.storage.steps import State, Step, after_change, after_steps, state_of
 from tests.helpers.runs import SAME, change_record, contents, model_digest, record, rows
 from tests.tiny import RECORD, tiny_model
 

@@ -93,7 +93,6 @@ def test_the_result_is_that_of_the_command(photos, tmp_path):
         pd.testing.assert_frame_equal(placed, table[[*placed]], rtol=1e-6, check_dtype=False)
 
     loaded = DeepCluster.load(run)
-    assert loaded.verdict_ == ours.verdict_ == json.loads((run / "run.json").read_text())["verdict"]
     assert loaded.run_ == run and loaded.n_clusters == loaded.n_clusters_
     assert np.array_equal(loaded.predict(photos), loaded.labels_)
     assert np.array_equal(clone(loaded).fit(photos).embedding_, loaded.embedding_)  # its parameters make the same run
@@ -287,7 +286,7 @@ def test_edits(of_features):
         with pytest.raises(UsageError):
             ours.apply(wrong)
     assert np.array_equal(ours.labels_, before)
-    DeepCluster.load(ours.run_).apply({"names": {0: "two"}}).recut(2)  # in another process, or in the page
+    DeepCluster.load(ours.run_).apply({"names": {0: "two"}}).recut(6)  # in another process, or in the page
     for act in (lambda: ours.apply({"merge": [[0, 1]]}), lambda: ours.teach({0: 1})):
         with pytest.raises(UsageError, match="load"):
             act()

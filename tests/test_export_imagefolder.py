@@ -18,7 +18,6 @@ from deepcluster.storage.model_config import read_summary
 from deepcluster.storage.run_folder import RunFolder
 from tests.exports import colour, hand_run, photos_run, state, tree, write_image
 from tests.helpers.image_files import talkative
-from tests.helpers.runs import change_record
 from tests.helpers.runs import rows as read
 from tests.tiny import writable
 
@@ -39,7 +38,7 @@ def test_the_folder(tmp_path):
     ]  # fmt: skip
     assert not any((tmp_path / "out" / path).is_symlink() for path in tree(tmp_path / "out"))
     assert ImageFolder(tmp_path / "out/train").classes == ["001", "beach"]
-    same = {"distance": "0.000000", "margin": "0.250000", "is_outlier": "0"}
+    same = {"distance": "0.000000", "margin": "1.000000", "is_outlier": "0"}
     # A name that a spreadsheet would run has the same guard as in clusters.csv.
     assert metadata(tmp_path / "out")[0] == {
         "file_name": "beach/a.png", "cluster": "0", "name": "'=beach", "by": "drawn", "junk": "0", **same,
@@ -52,14 +51,13 @@ def test_the_folder(tmp_path):
 
 
 def test_the_card_says_how_the_labels_came_about(tmp_path):
-    by = {"a.png": "drawn", "b.png": "answer", "c.png": "move"}
+    by = {"a.png": "drawn", "b.png": "answer", "c.png": "checked"}
     run = photos_run(tmp_path, {f"{name}.png": int(name > "b") for name in "abcde"}, names={0: "owl"}, by=by)
-    change_record(run, quality={"share": 0.9, "low": 0.71, "high": 0.97, "right": 27, "drawn": 30})
     imagefolder(run, tmp_path / "out")
     card, model = (tmp_path / "out/README.md").read_text(), read_summary(RunFolder(run))[0]
-    assert "| owl | 2 | 1 | 1 | 0 |" in card and "| 001 | 3 | 0 | 0 | 1 |" in card
-    assert "2 labels are answers of a person (1 about" in card and "1 are moves by hand, the other 2 are" in card
-    assert "71 to 97" in card and model.digest in card and str(model.date) in card
+    assert "| owl | 2 | 1 | 0 | 1 |" in card and "| 001 | 3 | 0 | 1 | 0 |" in card
+    assert "2 labels are answers of a person (1 about" in card and "1 were checked by one, the other 2 are" in card
+    assert "1 of 10 drawn" in card and model.digest in card and str(model.date) in card
 
 
 def test_classes_have_the_names_of_the_clusters_and_equal_names_share_one():
@@ -182,8 +180,7 @@ def test_datasets_loads_hostile_names(tmp_path):
         row = rows[colour(i)]
         assert row["image"].size == (4 + i % 3, 4)
         assert (row["cluster"], row["name"]) == (i % 3, names.get(i % 3))
-        assert row["distance"] == pytest.approx(i / 7, abs=1e-6)
-        assert (row["margin"], row["is_outlier"], row["junk"]) == (0.25, i % 2, 0)
+        assert (row["distance"], row["margin"], row["is_outlier"], row["junk"]) == (0, 1, i % 2, 0)
 
 
 def test_every_suffix_that_is_kept_is_known_to_datasets():

@@ -6,8 +6,10 @@ import pytest
 from deepcluster.errors import DiskError
 from deepcluster.export import parquet
 from deepcluster.report import pictures
+from deepcluster.runs.run import read_run
+from deepcluster.runs.views import refresh
 from deepcluster.runtime.console import Silent
-from tests.exports import hand_run, write_clusters
+from tests.exports import hand_run
 from tests.tiny import writable
 
 PATHS = ["a.png", "=1+1.png", "\udcff\n.png", "ü.png"]
@@ -23,11 +25,13 @@ def run(tmp_path):
         names={1: "b"},
         skipped=["x.doc"],
         labels={"a.png": "-1", "ü.png": "two"},
-        by={"ü.png": "move"},
+        by={"ü.png": "answer"},
     )
-    features = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
+    features = (np.eye(4)[[0, 1, 0, 1]] + np.random.default_rng(0).normal(0, 0.1, (4, 4))).astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    writable(run).write_blocks("features.npy", features.shape, [features])
+    folder = writable(run)
+    folder.write_blocks("features.npy", features.shape, [features])
+    refresh(folder, read_run(folder), page=False)
     return run
 
 
@@ -35,8 +39,7 @@ def test_a_parquet_file_has_the_rows_of_the_run_and_the_places_and_neighbours_th
     """In embedding-atlas' form: zero-based rows of the table, the nearest first, and not the image itself."""
     pq = pytest.importorskip("pyarrow.parquet")
     folder, out = writable(run), tmp_path / "new" / "x.parquet"
-    *rows, not_used = folder.read_rows("clusters.csv")
-    write_clusters(run, [not_used, *rows])
+    *rows, _ = folder.read_rows("clusters.csv")
     places = np.arange(8, dtype=np.float32).reshape(4, 2)
     folder.write_blocks("map.npy", places.shape, [places])
     display, steps = Silent(), []
@@ -51,14 +54,14 @@ def test_a_parquet_file_has_the_rows_of_the_run_and_the_places_and_neighbours_th
         "neighbors": "struct<ids: list<element: int64>, distances: list<element: float>>",
         "features": "fixed_size_list<element: float>[4]",
     }  # fmt: skip
-    skipped, *found = table.to_pylist()
+    *found, skipped = table.to_pylist()
     assert np.isnan(skipped.pop("features")).all()
     assert {name: value for name, value in skipped.items() if value is not None} == {
         "path": "x.doc", "status": "skipped"
     }  # fmt: skip
     assert [row["path"] for row in found] == ["a.png", "=1+1.png", "\\xff\n.png", "ü.png"]
     assert [row["name"] for row in found] == ["", "b", "", "b"]
-    assert [row["by"] for row in found] == [None, None, None, "move"]
+    assert [row["by"] for row in found] == [None, None, None, "answer"]
     assert [row["label"] for row in found] == ["-1", None, None, "two"]
     for column, kind in (("cluster", int), ("fine_cluster", int), ("distance", float), ("margin", float)):
         assert [row[column] for row in found] == [kind(row[column]) for row in rows]
@@ -86,8 +89,8 @@ def test_a_taken_name_and_features_of_other_images(run, tmp_path):
         with pytest.raises(DiskError, match=out):
             parquet(run, tmp_path / out)
     assert (tmp_path / "x").read_text() == "mine"
-    writable(run).write_blocks("features.npy", (5, 4), [np.zeros((5, 4), np.float32)])
-    with pytest.raises(DiskError, match=r"features\.npy .*\(4, 4\)"):
+    writable(run).write_blocks("features.npy", (3, 4), [np.zeros((3, 4), np.float32)])
+    with pytest.raises(DiskError, match=r"features\.npy .*\(3, 4\)"):
         parquet(run, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

@@ -30,7 +30,7 @@ from deepcluster.presets import read_request
 from deepcluster.runs import page as run_report
 from tests.drawings import save_drawings
 from tests.helpers.image_files import CANARY, SIDE, chunk, files_of_all_modes, png, stored, talkative
-from tests.helpers.runs import SAME, model_digest, predicted, record, rows
+from tests.helpers.runs import SAME, model_digest, predicted, result, rows
 from tests.loop import loop
 
 QUICK = {"rounds": 1, "epochs": 1, "batch_size": 16, "pseudo_labels": 6, "image_size": 8}
@@ -96,9 +96,11 @@ def test_every_kind_of_broken_file_is_listed_and_changes_nothing(
     assert sorted(row["path"] for row in skipped) == sorted(f"a/{name}" for name in [*files, *BREAKING])
     assert all(row["reason"] and row["reason"].isprintable() and str(tmp_path) not in row["reason"] for row in skipped)
     assert len(rows(second / "clusters.csv")) == 42 + len(skipped)
-    used = [row for row in rows(good / "clusters.csv") if row["status"] == "ok"]
-    assert used == [row for row in rows(second / "clusters.csv") if row["status"] == "ok"]
-    for name in {*SAME} - {"clusters.csv"}:
+    tables = {"clusters.csv", "images.csv"}
+    for name in tables:
+        first, other = ([row for row in rows(run / name) if row["status"] == "ok"] for run in (good, second))
+        assert first == other
+    for name in {*SAME} - tables:
         assert (good / name).read_bytes() == (second / name).read_bytes(), name
     assert model_digest(good) == model_digest(second)
     said = ends(["predict", good, mixed / "a"], 3)
@@ -162,7 +164,7 @@ def test_a_run_tells_nothing_but_pixels(listed: bool, tmp_path: Path, monkeypatc
     told = {name for name, data in files.items() if HOME.encode() in data}
     # A list of absolute paths is what the tables are about; the folder of images is not.
     tables = {"clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "nouns.csv", "tiles.json"}
-    assert told == {"run.json", "log.txt"} | (tables | {"checkpoints/images.csv"} if listed else set())
+    assert told == {"run.json", "log.txt"} | (tables | {"images.csv"} if listed else set())
     assert "deepcluster fit .../" in page and "-o .../one" in page
 
 
@@ -178,7 +180,7 @@ def clusters(images: np.ndarray, k: int | None, out: Path, **options: object) ->
     folder = run.fit(images, request).path
     table, features = rows(folder / "clusters.csv"), np.load(folder / "features.npy")
     labels = [int(row["cluster"]) for row in table]
-    count = record(folder)["clusters"]
+    count = result(folder)["clusters"]
     assert len(table) == len(features) == len(images)
     assert np.isfinite(features).all()
     assert all(np.isfinite(float(row[name])) for row in table for name in ("distance", "margin"))

@@ -67,7 +67,7 @@ def shared(processes: Processes, features: Path, run: Path) -> None:
 
 def test_two_processes_write_the_files_of_one(ranks, made, tmp_path):
     ranks[2](shared, made / "f.npy", tmp_path / "run")
-    names = ("metrics.json", "tree.json", "map.npy", "residuals.npy", "thumbnails.webp", "checkpoints/images.csv")
+    names = ("metrics.json", "tree.json", "map.npy", "residuals.npy", "thumbnails.webp")
     assert_same_result(made / "run", tmp_path / "run", "recipe.toml", *names)
     assert {*contents(tmp_path / "run")} == {*contents(made / "run")}
     assert record(tmp_path / "run")["environment"]["processes"] == 2
@@ -244,9 +244,8 @@ def test_an_exported_run_is_read_with_its_pictures_and_its_own_command_places_th
     after = rows(again / "clusters.csv")
     assert [row["path"] for row in after] == [row["path"] for row in before]
     assert len({(one["cluster"], other["cluster"]) for one, other in zip(before, after, strict=True)}) == GROUPS
-    source = images_at_hand(open_run(again))
-    assert source and source.file(0) == made / before[0]["path"]
-    assert images_at_hand(open_run(again)).read(0).size == (8, 8)
+    source = images_at_hand(open_run(again).read_images(), made)
+    assert source and source.file(0) == made / before[0]["path"] and source.read(0).size == (8, 8)
     placed = prints("predict", again, made / "out.parquet").splitlines()
     assert [line.split(",")[1] for line in placed[1:]] == [row["cluster"] for row in after]
 

@@ -17,9 +17,8 @@ from PIL import Image
 from timm.data.imagenet_info import ImageNetInfo
 
 import deepcluster.report
-from deepcluster.errors import DiskError
 from deepcluster.groups.cut import Cut
-from deepcluster.groups.tree import Parts, Tree
+from deepcluster.groups.tree import Parts
 from deepcluster.images import Source, find
 from deepcluster.report import pictures as sheets
 from deepcluster.report.charts import training_charts
@@ -30,14 +29,16 @@ from deepcluster.report.sections import MAX_OUTLIERS, confusion, problems, repre
 from deepcluster.runs import page as run_page
 from deepcluster.runs.change import carry_out
 from deepcluster.runs.lesson import Answer, lesson
-from deepcluster.runs.page import Shown, _near, report
+from deepcluster.runs.page import Shown, _near
 from deepcluster.runs.recut import recut
+from deepcluster.runs.views import report
 from deepcluster.runtime.console import Several
-from deepcluster.storage.content import Table
+from deepcluster.storage.content import Facts, Table
 from deepcluster.storage.run_folder import RunFolder
 from deepcluster.texts import figure, inert
 from tests.helpers.report import Page, drawn, page, picture, records, row, summary_of
-from tests.tiny import tiny_model, writable
+from tests.helpers.runs import record
+from tests.tiny import tiny_model
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>.png",
@@ -93,12 +94,12 @@ def test_every_cluster_has_its_section_with_one_row_of_pictures_by_typicality() 
 
 
 def test_the_header_is_one_line_and_the_facts_stand_in_a_part_of_their_own() -> None:
-    run = {"hostname": "canary", "command": "deepcluster fit 'my photos'"}
+    run = {"base": "/home/canary", "command": "deepcluster fit 'my photos'"}
     text, parsed = page(run=run)
     assert numbers(parsed.all("header")[0][1]) == ["40", "2"]  # no figure that reads as a grade
     assert parsed.all("code")[1][1] == run["command"] and "canary" not in text  # known keys alone are shown
     _, parsed = page()
-    assert numbers(parsed.all("dl", class_="facts")[0][1]) == ["1,797", "2", "62", "12345"]
+    assert numbers(parsed.all("dl", class_="facts")[0][1]) == ["40", "2", "62", "12345"]
     assert "3" in numbers(parsed.all("p", class_="told")[0][1])  # rounds
     assert [text for _, text in parsed.all("title")] == ["Holidays · RUN"]
 
@@ -178,7 +179,8 @@ def named(name: str) -> tuple[str, Page]:
     """A page in which everything that may have a name has this one."""
     rows = [row(name, 0, label=name, name=name, is_outlier="1"), row(name + "2", 0, label=name), row("b.png", 1)]
     return page(
-        run={"images": name, "command": name, "stopped_because": name, "cut": name},
+        run={"images": name, "command": name, "stopped_because": name},
+        facts=Facts(cut=name),
         clusters=rows,
         summary=summary_of(rows, name=name, nearest_cluster=name),
         history=[{"round": name, "loss": "1", "chance_loss": name, name: name}],
@@ -217,9 +219,9 @@ def test_hostile_names_are_inert(name: str) -> None:
 
 def test_the_page_says_which_other_numbers_fit() -> None:
     numbers = (3, 2, 9)  # the tree has no nine groups
-    run = {"candidates": [{"k": k, "silhouette": 0.5} for k in numbers]}
-    for shown in (run, {}, run | {"edits": "0123"}):
-        _, parsed = page(run=shown, **drawn(40))
+    facts = Facts(candidates=[{"k": k, "silhouette": 0.5} for k in numbers])
+    for shown in (True, False):
+        _, parsed = page(facts=facts if shown else Facts(), **drawn(40))
         summary = [text for _, text in parsed.all("summary") if "clusters" in text]
         assert summary == (["2 clusters; 3 fits, too"] if shown else [])
         assert "silhouette" not in parsed.all("section", id="clusters")[0][1]
@@ -282,13 +284,9 @@ def test_representatives_by_hand() -> None:
     two = [row("a", 0, "1"), row("b", 0, "2")]
     for medoid, order in (("b", ["b", "a"]), ("gone", ["a", "b"])):
         assert [r["path"] for r, _ in representatives(two, 5, medoid=medoid)] == order
-    # A person's image is the face.
-    by_person = [
-        row(path, 0, distance, by=by) for path, distance, by in (("a", "1", ""), ("b", "2", ""), ("c", "3", "move"))
-    ]
-    for chosen_faces, order in (((), "cab"), (("x", "c", "b", "y"), "bac"), (("b", "a"), "abc")):  # the last chosen one
-        found = representatives(by_person, 5, medoid="a", faces=chosen_faces)
-        assert "".join(r["path"] for r, _ in found) == order
+    # An image that a person answered about is the face; one that she only saw is not.
+    by_person = [row(path, 0, path, by=by) for path, by in (("1", ""), ("2", "checked"), ("3", "answer"))]
+    assert [r["path"] for r, _ in representatives(by_person, 5, medoid="1")] == ["3", "1", "2"]
 
 
 def test_a_chart_for_every_series_that_is_a_line() -> None:
@@ -335,7 +333,7 @@ def test_pictures_are_read_no_larger_than_the_page_shows_them(tmp_path: Path) ->
 def test_an_image_is_decoded_for_the_page_once_until_its_file_changes(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images = Path(json.loads((run / "run.json").read_text())["location"])
+    images = Path(record(run)["base"])
     decoded: set[str] = set()
     read = Source.read
     monkeypatch.setattr(Source, "read", lambda source, i, size: decoded.add(source.paths[i]) or read(source, i, size))
@@ -364,7 +362,7 @@ def test_an_image_is_decoded_for_the_page_once_until_its_file_changes(
 
 def test_commands_and_links_of_a_page_are_relative(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page is passed on: it says nothing of the folders above."""
-    images = Path(json.loads((run / "run.json").read_text())["location"])
+    images = Path(record(run)["base"])
     monkeypatch.chdir(run.parent.parent)
     for folder, name in ((run.relative_to(run.parent.parent), f"{run.parent.name}/run"), (run, "run")):
         report(folder)
@@ -383,7 +381,7 @@ def test_pictures_of_noise_keep_to_their_limits(monkeypatch: Any) -> None:
         assert len(data) <= limit <= most and thumbnail(image, side, most) == (data, most)
         assert thumbnail(image, side, most + 1)[0] != data
     monkeypatch.setattr(sheets, "MAX_SHEET_BYTES", 5000)
-    assert len(sprite_sheet(tiny_pictures(noise[..., :40, :40], 0, len(noise)))) <= 5000
+    assert len(sprite_sheet(tiny_pictures(noise[..., :40, :40], 0, len(noise)), len(noise))) <= 5000
 
 
 def test_inert_names_and_figures() -> None:
@@ -401,7 +399,7 @@ def shorts(text: str) -> list[int]:
 
 
 def read(clusters: list[dict[str, str]], **changes: Any) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads(script_data(records(run={"cut": "c"}, clusters=clusters, **changes)))
+    data: dict[str, Any] = json.loads(script_data(records(facts=Facts(cut="c"), clusters=clusters, **changes)))
     return data
 
 
@@ -482,20 +480,7 @@ def test_outliers_by_distance_and_duplicates_by_hand() -> None:
     assert (len(many["outliers"]), many["outliers_count"]) == (MAX_OUTLIERS, 500) and many["duplicates"] is None
 
 
-# ---- map, tree and thumbnails in the run folder: read back as written, refused when damaged, made when missing -------
-
-
-TREE = Tree(groups=(0, 0, 12), merges=((0, 1), (3, 2)), sizes=(2, 3, 4, 5, 9), medoids=(0, 3, 8, 3, 8))
-
-
-def test_a_tree_comes_back_and_what_is_none_is_refused(tmp_path: Path) -> None:
-    folder = writable(tmp_path)
-    assert run_page.read_tree(folder) is None
-    run_page.write_tree(folder, TREE)
-    assert run_page.read_tree(folder) == TREE
-    (tmp_path / "tree.json").write_text('{"groups": {}}')
-    with pytest.raises(DiskError, match=r"tree\.json"):
-        run_page.read_tree(folder)
+# ---- map, tree and thumbnails in the run folder: made when missing ---------------------------------------------------
 
 
 def parts(run: Path) -> set[str]:
@@ -509,17 +494,12 @@ def test_the_report_makes_map_and_tree_if_a_run_has_none(run: Path) -> None:
     report(run)
     assert {name: (run / name).read_bytes() for name in before} == before  # made as the fit would have
     assert parts(run) == {"clusters", "map", "groups"}
-    for name in (*before, "features.npy"):
-        (run / name).unlink()
-    report(run)
-    assert parts(run) == {"clusters"}
 
 
 def test_recut_draws_another_tree_and_keeps_the_map(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (run / "map.npy").read_bytes()
     recut(run, 2)
-    tree = run_page.read_tree(RunFolder(run))
-    assert tree is not None and set(tree.groups) == {0, 1}
+    assert {*json.loads((run / "tree.json").read_text())["groups"]} == {0, 1}
     assert (run / "map.npy").read_bytes() == before
     monkeypatch.setattr(run_page, "MAX_IN_TREE", 1)
     recut(run, 3)  # of very many groups there is no tree, nor the old one
@@ -552,9 +532,13 @@ def test_every_text_of_the_scripts_is_a_phrase():
         text: re.sub(r"(image|cluster|edit|file|answer)\b", r"\1s", text) for text in said
     }  # Chinese has no plural
     assert len(said) > 60 and all({one, many} & PHRASES.keys() for one, many in several.items())
-    literals = [text for text in re.findall(r'(?<!t\()(?<![?:] )"([^"\n]*)"', SCRIPTS) if text not in PHRASES]
+    literals = [text for before, text in re.findall(r'(t\(|[?:] )?"([^"\n]*)"', SCRIPTS) if not before]
     sentences = [text for text in literals if re.search(r"[A-Za-z]{2,} [a-z]{2,}|^[A-Z][a-z]+[ …:.]", text)]
-    assert [text for text in sentences if not re.fullmatch(r"use strict|cluster made|quiet ends|[#.\[].*", text)] == []
+    assert [
+        text
+        for text in sentences
+        if text not in PHRASES and not re.fullmatch(r"use strict|cluster made|quiet ends|[#.\[].*", text)
+    ] == []
 
 
 def test_every_word_of_the_tables_can_be_a_hint():

@@ -10,12 +10,11 @@ import pytest
 from axe_playwright_python.base import AXE_SCRIPT
 
 from deepcluster.runs.edits import apply
-from deepcluster.runs.page import report
 from deepcluster.runs.recut import recut
+from deepcluster.runs.views import report
 from deepcluster.storage.edits_file import Edits
 from tests import test_report_browser as browsers
 from tests.helpers.report import Page
-from tests.helpers.runs import change_record
 from tests.helpers.serving import serving
 
 browser = browsers.browser
@@ -35,7 +34,7 @@ def run(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = Path(shutil.copytree(finished, tmp_path_factory.mktemp("accessible") / "run"))
     recut(run, 24)
     apply(run, Edits(merge=((0, 1),)))  # a cluster that can be split
-    change_record(run, candidates=[{"k": 10, "silhouette": 0.5}])
+    browsers.change_facts(run, candidates=[{"k": 10, "silhouette": 0.5}])
     report(run)
     return run
 

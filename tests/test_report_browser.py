@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,19 @@ from deepcluster.groups.tree import nodes_at
 from deepcluster.presets import read_request
 from deepcluster.report import hints
 from deepcluster.runs.edits import apply
-from deepcluster.runs.page import report as write_report
 from deepcluster.runs.recut import recut
+from deepcluster.runs.run import read_run
 from deepcluster.runs.serve import redirecting
+from deepcluster.runs.views import report as write_report
 from deepcluster.runtime.tables import FORMULA, PATH, TEXT, guarded
+from deepcluster.storage.clusters_file import encoded, header_of
+from deepcluster.storage.content import CLUSTERS
 from deepcluster.storage.edits_file import Edits
+from deepcluster.storage.run_folder import locked
 from deepcluster.texts import inert
 from tests.helpers.report import page as page_of
 from tests.helpers.report import row
-from tests.helpers.runs import change_record, record, rows
+from tests.helpers.runs import result, rows
 from tests.helpers.serving import serving
 from tests.test_surroundings import FORMULAS, HARMLESS
 
@@ -201,6 +206,13 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def change_facts(run: Path, **values: Any) -> None:
+    """Change facts about the clusters of a run."""
+    with locked(run) as folder:
+        state, made = read_run(folder), header_of(folder.file(CLUSTERS)).made
+        folder.write(CLUSTERS, encoded(state.model, replace(state.facts, **values), made))
+
+
 @pytest.fixture
 def copied(run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "run"))
@@ -306,7 +318,7 @@ def test_a_cluster_is_merged_into_the_one_that_was_typed(copied: Path, browser: 
     """Not into the first of which a number of images, a longer number or a part of its name looks like it."""
     recut(copied, 12)
     names = ("Berge", "Berge und Seen", "1", "Berge und Seen")
-    apply(copied, Edits("", dict(zip(range(3, 7), names, strict=True)), (), None))
+    apply(copied, Edits(names=dict(zip(range(3, 7), names, strict=True))))
     count = len([number for number in TYPED.values() if number is not None])
     with opened(browser, serving(copied), originals=count, refused=count) as page:
         sent = refusing(page)
@@ -425,7 +437,7 @@ def test_every_edit_is_one_request_and_stays_until_it_is_applied_or_taken_back(c
         taken_back()
         assert page.evaluate("dispatchEvent(new Event('beforeunload', {cancelable: true}))") is True
         done = sent
-    cut, moves = record(copied)["cut"], sorted([row_of[path], 4] for path in moved)
+    cut, moves = result(copied)["cut"], sorted([row_of[path], 4] for path in moved)
     *words, shown = [edits | {"schema_version": 1, "cut": cut} for edits in done]
     assert words == [
         {"schema_version": 1, "cut": cut} | edits
@@ -435,8 +447,8 @@ def test_every_edit_is_one_request_and_stays_until_it_is_applied_or_taken_back(c
             {"merge": [[1, 2]]},
             {"merge": [], "split": [[1, 2]]},
             {"names": {"1": "daisy"}},
-            {"move": moves},
-            {"move": moves},
+            {"move": moves, "checked": []},
+            {"move": moves, "checked": []},
         )
     ]
     assert shown["merge"][0][0] == merged[0] and len(shown["merge"][0]) == 2 and shown["split"] == []
@@ -556,7 +568,8 @@ def test_the_page_speaks_the_language_of_the_browser(run: Path, copied: Path, br
         page.get_by_role("tab", name="组数").click()
         page.get_by_role("slider").press("ArrowRight")
         assert page.evaluate(ENGLISH, KNOWN) == []
-    (copied / "skipped.csv").write_text("path,reason\na.png,cannot be decoded: truncated\n")
+    with (copied / "images.csv").open("a") as file:
+        file.write("a.png,skipped,cannot be decoded: truncated,,,,,\n")
     with opened(browser, serving(copied), originals=1, locale="zh-CN") as page:
         rename(page, "Close")  # a name is never translated
         page.locator("#told").get_by_text("组 0 现在叫 Close。").wait_for()
@@ -610,9 +623,8 @@ def test_corrections_in_series_need_one_opening(copied: Path, browser: Any) -> N
 
 def test_another_number_of_groups_is_one_click(copied: Path, browser: Any) -> None:
     """From the list of plausible numbers and from the slider; names stay, and Undo takes each back."""
-    scores = {"silhouette": 0.5, "modularity": 0.5}
-    change_record(copied, candidates=[{"k": k} | scores for k in (3, 5)])
-    apply(copied, Edits("", {0: NAME}))
+    change_facts(copied, candidates=[{"k": k, "silhouette": 0.5} for k in (3, 5)])
+    apply(copied, Edits(names={0: NAME}))
     with opened(browser, serving(copied), originals=5, loads=6) as page:
         told, groups = page.locator("#told"), page.locator(".tabs .count").first
         assert page.locator(".plausible summary").inner_text() == "3 clusters; 5 fits, too"
@@ -654,7 +666,7 @@ def test_another_number_of_groups_is_one_click(copied: Path, browser: Any) -> No
 
 def test_edits_in_series_by_keys_and_back_to_any_of_them(copied: Path, browser: Any) -> None:
     """Names that are typed ahead of the server are all there, without a load, and the list takes back several edits."""
-    with opened(browser, serving(copied), originals=11, loads=4) as page:
+    with opened(browser, serving(copied), originals=6) as page:
         told = page.locator("#told")
         for name in (NAME, "two", "three"):
             rename(page, name)
@@ -681,20 +693,6 @@ def test_edits_in_series_by_keys_and_back_to_any_of_them(copied: Path, browser: 
         first.click()
         told.get_by_text("taken back").wait_for()
         assert [name_of(page, i) for i in range(3)] == ["", "", ""]
-        # A picture for the card, the last one; the card is drawn anew, also when that is taken back.
-        face, chosen = page.locator("#cluster-0 .sheet img").first, []
-        for place in (1, 2):
-            tile = tiles_of(page, 0).nth(place)
-            chosen.append(tile.get_attribute("title"))
-            tile.click()
-            with page.expect_navigation():
-                page.get_by_role("button", name="Show on the card").click()
-            told.get_by_text("1 image chosen for the card").wait_for()
-            assert face.get_attribute("alt") == chosen[-1]
-        with page.expect_navigation():
-            page.locator("#undo").click()
-        told.get_by_text("taken back").wait_for()
-        assert face.get_attribute("alt") == chosen[0]
 
 
 def test_letters_typed_while_the_page_was_loaded_are_no_commands(copied: Path, browser: Any) -> None:
@@ -748,7 +746,7 @@ def test_an_old_page_offers_to_be_loaded_again(copied: Path, browser: Any) -> No
     with opened(browser, serving(copied), originals=4, loads=3, refused=4) as page:
         told, button = page.locator("#told"), page.locator("#retry")
         for name in ("one", "two"):
-            apply(copied, Edits("", {0: name}, (), None))
+            apply(copied, Edits(names={0: name}))
             if name == "one":
                 rename(page, NAME)
             else:
@@ -765,7 +763,7 @@ def test_an_old_page_offers_to_be_loaded_again(copied: Path, browser: Any) -> No
 
 def test_questions_are_answered_by_keys_and_others_follow_when_that_is_applied(copied: Path, browser: Any) -> None:
     clusters = {row["path"]: int(row["cluster"]) for row in rows(copied / "clusters.csv")}
-    with opened(browser, serving(copied), originals=24, loads=2) as page:
+    with opened(browser, serving(copied), originals=23, loads=2) as page:
         previews: list[Any] = []
         page.on("response", lambda response: response.url.endswith("/preview") and previews.append(response))
         page.get_by_role("button", name="Teach").click()
@@ -802,30 +800,29 @@ def test_questions_are_answered_by_keys_and_others_follow_when_that_is_applied(c
             assert not page.locator("#one-move").is_visible() and not page.locator("#one .targets").is_visible()
             page.keyboard.press("Escape")
             assert not ticks.first.is_checked()
-        # Wrong ones: what they are not, and their cluster, by a digit or by its name.
-        for way in ("not", "digit", "move"):
+        # The cluster of wrong ones, by a digit or by its name.
+        for way in ("digit", "move"):
             title.get_by_text("would move").wait_for()
             seen, row = previews[-1].json(), int(ticks.last.get_attribute("value"))
             ticks.last.check()
             place = page.locator("#teach-places button").first.get_attribute("title")
             with page.expect_request("**/preview") as request:
-                if way == "not":
-                    page.get_by_role("button", name="Not these").click()
-                elif way == "digit":
+                if way == "digit":
                     page.keyboard.press("1")
                 else:
                     page.get_by_role("button", name="Move to").click()
                     page.locator("#merge-filter").fill(place)
                     page.keyboard.press("Enter")
-            said = {"not_cluster": seen["after"][row]} if way == "not" else {"cluster": seen["names"].index(place)}
-            assert {"path": row, **said} in request.value.post_data_json["taught"]["answers"]
+            assert {"path": row, "cluster": seen["names"].index(place)} in request.value.post_data_json["taught"][
+                "answers"
+            ]
             request.value.response().finished()
         title.get_by_text("would move").wait_for()
         count = first_number(title)
         with page.expect_request("**/teach") as request:
             page.keyboard.press("Enter")
         answers = request.value.post_data_json["taught"]["answers"]
-        assert len(answers) >= len(given) and sum(answer.get("drawn", False) for answer in answers) >= 2
+        assert len(answers) >= len(given) and sum(answer.get("by") == "drawn" for answer in answers) >= 2
         page.locator("#teach-progress").get_by_text(f"{len(answers)} answers").wait_for()
         about.get_by_text("now in").wait_for()  # the next questions
         page.locator("#teach-count").get_by_text("Answers: 0", exact=True).wait_for()
@@ -915,26 +912,27 @@ def test_applied_answers_are_gone_although_their_dialog_was_closed(copied: Path,
 
 
 def test_images_that_move_or_are_right_teach_the_others(copied: Path, browser: Any) -> None:
-    """A cluster of two kinds is split by examples; moves alone stay what they are."""
+    """Examples of a second kind in a cluster make a new one; moves alone stay what they are."""
     apply(copied, Edits(merge=((0, 1),)))
     clusters = {row["path"].removeprefix("./"): row["cluster"] for row in rows(copied / "clusters.csv")}
     examples: dict[int, int] = {}
     kinds = Counter(path.partition("/")[0] for path, cluster in clusters.items() if cluster == "0").most_common(2)
     with opened(browser, serving(copied), originals=4, loads=3) as page:
         tiles_of(page, 0)
-        for (kind, _), button, number in zip(kinds, ("These are right", "Another kind"), (0, 3), strict=True):
+        for (kind, _), button, number in zip(kinds, ("These are right", "Move to"), (0, 3), strict=True):
             for place in range(3):
                 tile = page.locator(f"#images-grid .tile-of[title^='{kind}/']").nth(place)
                 examples[[*clusters].index(tile.get_attribute("title"))] = number
                 tile.locator(".tick").click(force=True)
-            page.get_by_role("button", name=button).click()
+            page.locator("#images").get_by_role("button", name=button).click()
+        page.locator("#merge-list").get_by_text("A new cluster", exact=True).click()
+        page.locator("#images-grid :focus").wait_for()
         page.keyboard.press("Escape")
         page.locator("#teach-title").get_by_text("would move").wait_for()
         with page.expect_request("**/teach") as request:
             page.keyboard.press("Enter")
-        taught = request.value.post_data_json["taught"]
-        assert taught["within"] == 0
-        assert {answer["path"]: answer["cluster"] for answer in taught["answers"]} == examples
+        answers = request.value.post_data_json["taught"]["answers"]
+        assert {answer["path"]: answer["cluster"] for answer in answers} == examples
         page.locator("#told").get_by_text("changed their cluster").wait_for()
         tiles_of(page, 2)
         page.keyboard.press("Space")
@@ -991,8 +989,12 @@ def test_doubtful_images_of_one_cluster_after_another_are_checked(copied: Path, 
             page.locator("#moved").get_by_text("1 image moved").wait_for()
             page.keyboard.press("n")
         page.locator("#told").get_by_text("4 images moved").wait_for()
-        after = {row["path"].removeprefix("./"): row["cluster"] for row in rows(copied / "clusters.csv")}
-        assert {path: after[path] for path in moved} == moved == dict.fromkeys(moved, "3")
+        # It is remembered: all other images were seen and left.
+        table = rows(copied / "clusters.csv")
+        assert page.locator("#progress-text").inner_text().startswith(f"{len({row['cluster'] for row in table})} of")
+        after = {row["path"].removeprefix("./"): row for row in table}
+        assert {path: after[path]["cluster"] for path in moved} == moved == dict.fromkeys(moved, "3")
+        assert Counter(row["by"] for row in table) == {"answer": 4, "checked": len(table) - 4}
 
 
 def test_the_check_goes_on_behind_a_cluster_that_it_has_emptied(copied: Path, browser: Any) -> None:

@@ -164,7 +164,7 @@ def test_several_folders_images_and_patterns_are_one_collection(
         assert source.paths == ("a/1.png", *["a/link.png"] * has_link, "a/x/2.png", "b/1.png")
         assert source.labels == ("a", *["a"] * has_link, "x", "b")
         assert source.skipped == (() if has_link else (("a/link.png", "a symbolic link, not followed"),))
-        assert (source.name, source.location) == ("in", f"{tmp_path}/in/.")
+        assert (source.name, source.location) == ("in", f"{tmp_path}/in")
         assert [*source.files()] == [tmp_path / "in" / path for path in source.paths]
     assert find("c/*.png").paths == find("c/3.png").paths == find("c/3.png", "c").paths == find("c").paths
     assert find("a/x", "/dev/null").paths == ("dev/null", f"{tmp_path}/in/a/x/2.png"[1:])
@@ -216,7 +216,7 @@ def test_a_list_of_paths_is_read_in_every_form_or_refused(tmp_path: Path, name: 
         save(Path(image))
     with file.open() as stream:
         monkeypatch.setattr("sys.stdin", stream)
-        for source, location in ((find(file), str(file)), (find("-"), "-")):
+        for source, location in ((find(file), str(file)), (find("-"), "standard input")):
             assert list(source.paths) == expected and [source.read(i).size for i in range(len(expected))]
             assert source.location == location
         with pytest.raises(DataError):
@@ -257,7 +257,7 @@ def test_an_image_is_the_same_in_every_layout(array: np.ndarray, tmp_path: Path)
             assert (np.asarray(source.read(10, 1)) == shown[10]).all()
         for item in (same[10], torch.from_numpy(same)[10], (same[10], 3), [torch.from_numpy(same[10]), "label"]):
             assert picture(item).mode == "RGB" and np.array_equal(np.asarray(picture(item)), shown[10])
-    assert (find(array).name, find(array).location, find(array).labels) == ("array", "python:array", None)
+    assert (find(array).name, find(array).location, find(array).labels) == ("array", "the array", None)
 
 
 @settings(derandomize=True, max_examples=200)
@@ -521,7 +521,7 @@ def test_what_is_no_source_of_images_has_a_reason(tmp_path: Path, monkeypatch: p
 def test_a_data_set_is_read_by_one_thread_and_its_broken_items_are_skipped(monkeypatch):
     monkeypatch.setattr(store, "cores", lambda: 4)
     source = find(Fragile())
-    assert (source.name, source.location, source.labels) == ("dataset", "python:dataset", None)
+    assert (source.name, source.location, source.labels) == ("dataset", "the data set", None)
     assert source.paths[:2] == ("0", "1")
     read = read_once(source, 4)
     assert read.skipped == (("2", "RuntimeError: the disk is full"),)

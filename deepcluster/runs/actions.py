@@ -18,6 +18,7 @@ from typing import Annotated, Any
 from deepcluster.errors import UsageError
 from deepcluster.flags import Sorting
 from deepcluster.groups.tree import MAX_IN_TREE
+from deepcluster.model import WORDS
 from deepcluster.runs import lesson
 from deepcluster.runs.change import Carried, Change, ChangeOf, by_steps, carry_out, preview
 from deepcluster.runs.edits import by_edits
@@ -48,6 +49,8 @@ class Teaching:
 
 def teaching_of(request: Request) -> Teaching:
     taught: Teaching = shaped(request.get("taught"), Teaching, "taught")
+    if unknown := {answer.by for answer in taught.answers}.difference(WORDS):
+        raise UsageError(f"an answer is by one of {', '.join(WORDS)}, and not by {min(unknown)[:80]!a}")
     answers = tuple(replace(answer, name=checked_name(answer.name), may_be_new=True) for answer in taught.answers)
     return replace(taught, answers=answers)
 

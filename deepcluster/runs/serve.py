@@ -40,7 +40,6 @@ from deepcluster.runtime.plain_files import MAX_JSON, parse_json, shaped
 from deepcluster.storage import former, run_folder
 from deepcluster.storage.clusters_file import Made
 from deepcluster.storage.content import RESULT
-from deepcluster.storage.run_folder import version_of
 from deepcluster.storage.state import HIDDEN
 from deepcluster.texts import plural, quality_text
 
@@ -100,6 +99,11 @@ def _line_of(made: Made, images: int) -> tuple[str, int, str, str]:
     """Return a change for the page: words, the tile of an image of it, moved images if the words lack them, time."""
     moved = f"{plural(made.moved, 'image')} moved" if made.moved else ""
     return made.done, tile(made.row, images), moved if moved not in made.done else "", made.at
+
+
+def version_of(folder: run_folder.RunFolder) -> str:
+    """Return the version of a page, which knows the number of the next new cluster: an undo keeps that, too."""
+    return f"{run_folder.version_of(folder)}-{former.given(folder)}"
 
 
 def _images(folder: run_folder.RunFolder) -> tuple[str, list[str], Picture]:
@@ -241,7 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
         token, _, path = self.path.removeprefix("/").partition("/")
         if not secrets.compare_digest(token.encode(), server.token.encode()):
             raise Refused("wrong token")
-        image = re.fullmatch(r"image/(\w*)/(\d+)", path, re.ASCII)
+        image = re.fullmatch(r"image/([\w-]*)/(\d+)", path, re.ASCII)
         if reads and image:
             return partial(server.image, image[1], int(image[2]))
         if reads and not path:

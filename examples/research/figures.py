@@ -5,14 +5,14 @@ python examples/research/figures.py runs/photos -o figures
 
 import argparse
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
 from matplotlib import pyplot
 from PIL import ImageOps
 
-from deepcluster.images import find
+from deepcluster.runs.images import images_at_hand
+from deepcluster.storage.run_folder import open_run
 
 CLUSTERS, IMAGES, SIDE = 50, 10, 128  # the largest clusters, the images nearest to the centroid of each, px
 CURVES = ("loss", "nmi_previous", "changed", "cluster_weight", "largest_share", "reseeded", "nmi_labels")
@@ -45,8 +45,9 @@ def main() -> None:
     axis.set(aspect="equal", xticks=[], yticks=[])
     figure.savefig(options.out / "map.svg")
 
-    source = find(options.images or json.loads((options.run / "run.json").read_text(encoding="utf-8"))["location"])
-    number = {path: i for i, path in enumerate(source.paths)}
+    folder = open_run(options.run)
+    source = images_at_hand(folder.read_images(), Path(options.images or folder.read_record().base))
+    number = {path: i for i, path in enumerate(source.paths)} if source else {}
     size = (IMAGES, len(summary))
     figure, axes = pyplot.subplots(size[1], size[0], figsize=size, squeeze=False, layout="constrained")
     for row, line in zip(summary, axes, strict=True):

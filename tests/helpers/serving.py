@@ -14,8 +14,8 @@ from urllib.request import urlopen
 from PIL import Image
 
 from deepcluster.export import folders
-from deepcluster.runs.page import report
 from deepcluster.runs.serve import serve
+from deepcluster.runs.views import report
 
 
 def serving(run: Path) -> str:
@@ -49,7 +49,7 @@ def ask(
 
 def version(address: str) -> str:
     """The version of the run that the page is of."""
-    found = re.search(r'"served":\{"version": "([0-9a-f]{64}-[0-9]+)"', ask(address)[1])
+    found = re.search(r'"served":\{"version": "([0-9a-f]{64}-[0-9]+-[0-9]+)"', ask(address)[1])
     assert found
     return found[1]
 
