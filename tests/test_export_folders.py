@@ -3,6 +3,7 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 import tempfile
 import unicodedata
 from functools import partial
@@ -464,6 +465,19 @@ def test_the_best_of_nearly_identical_images_is_kept(tmp_path, prints):
         rows = folders(run, tmp_path / "out", duplicates="first", outliers="leave", overwrite=True)
     how = {row["path"]: row["how"] for row in rows}
     assert (how["small.png"], how["blurred.png"]) == ("duplicate of blurred.png, which is larger", "symlink")
+
+
+def test_a_jpeg_too_large_to_be_decoded_whole_may_be_the_best(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["deepcluster.images.decode"], "MAX_PIXELS", 100_000)
+    monkeypatch.setattr("deepcluster.export.plan.COMPARED_SIDE", 8)
+    (tmp_path / "photos").mkdir()
+    for name, size in (("large.jpg", (480, 320)), ("small.png", (60, 40))):
+        Image.new("RGB", size).save(tmp_path / "photos" / name)
+    run = hand_run(tmp_path / "run", str(tmp_path / "photos"), {"small.png": 0, "large.jpg": 0})
+    alike = [{"group": 0, "path": path, "distance": 0} for path in ("small.png", "large.jpg")]
+    writable(run).write_rows("duplicates.csv", alike)
+    how = {row["path"]: row["how"] for row in folders(run, tmp_path / "out", duplicates="first")}
+    assert how == {"small.png": "duplicate of large.jpg, which is larger", "large.jpg": "symlink"}
 
 
 def test_a_copy_never_overwrites(beach, tmp_path):

@@ -29,6 +29,7 @@ from deepcluster.texts import JOINERS, one_line
 MAX_NAME_BYTES = 255  # ext4, APFS, NTFS (there UTF-16 units, which are never more)
 MAX_LABEL_BYTES = 100
 MAX_SUFFIX = 20  # characters
+COMPARED_SIDE = 2_000  # px: a JPEG of three times as many is compared reduced; the largest cannot be decoded whole
 METADATA = "metadata.csv"  # in each part of a data set
 # A word in the name of a folder by which `datasets` finds the split of its images.
 _SPLIT = re.compile(
@@ -72,13 +73,14 @@ class RunImages:
                 raise UsageError(f"{one_line(path)}, an image of the run, lies in -o {out}: give another -o")
 
     def quality(self, path: str) -> tuple[int, float] | None:
-        """Return the pixels of an image and the sum of squared differences of neighbours; None if it is unreadable."""
+        """Return the shorter side of an image, and its squared differences of neighbours; None if it is unreadable."""
         try:
-            image = self.source.read(self.index[path])
+            image = self.source.read(self.index[path], COMPARED_SIDE)
         except (Undecodable, OSError):
             return None
         grey = np.asarray(image.convert("L"), np.float32)
-        return image.width * image.height, sum(float(np.square(np.diff(grey, axis=axis)).sum()) for axis in (0, 1))
+        side = image.info.get("short_side", min(image.size))
+        return side, sum(float(np.square(np.diff(grey, axis=axis)).sum()) for axis in (0, 1))
 
     def file(self, path: str) -> Path | None:
         """Return the file of an image, None if it has none. Undecodable if it does not exist or has no image header."""
@@ -195,9 +197,9 @@ def _duplicates(images: RunImages, wanted: Set[str]) -> dict[str, str]:
     worse = {}
     for alike in sets.values():
         best = max(alike, key=lambda image: image[:2])  # the first of equal ones
-        for pixels, sharpness, path in alike:
+        for side, sharpness, path in alike:
             if path != best[2]:
-                why = "larger" if pixels < best[0] else "sharper" if sharpness < best[1] else "the same"
+                why = "larger" if side < best[0] else "sharper" if sharpness < best[1] else "the same"
                 worse[path] = f"{DUPLICATE}{best[2]}, which is {why}"
     return worse
 
