@@ -92,13 +92,13 @@ def fit(
 
 
 def _backbone(decided: Decided, processes: Processes, display: Display) -> Network:
-    """Return the network, after the lines about the plan and its memory; for features a placeholder."""
+    """Return the network, after the lines about the plan; for features a placeholder."""
     if decided.features is not None:
         return no_network(decided.features.shape[1])
     start, request = decided.start, decided.request
     network = network_of(start.plan.recipe, request.seed, decided.device, request.module)
     if processes.is_main:
-        announce(start, request, network, len(decided.source.paths), display, processes.world_size)
+        announce(start, request, network, len(decided.source.paths), display)
     return network
 
 

@@ -22,7 +22,7 @@ from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import ClassProbabilities, Whitening
 from deepcluster.errors import DeepClusterError
 from deepcluster.groups.graph import Embeddings
-from deepcluster.model import Model, check_batch_fits
+from deepcluster.model import Model
 from deepcluster.nets.names import MODULE, NO_NETWORK
 from deepcluster.nets.network import Absent, Network, build, copy_of_module, no_network
 from deepcluster.nets.timm import channels_last
@@ -236,7 +236,6 @@ def _shapes(config: Config, body: Mapping[str, Tensor], feature_dim: int, backbo
     beside = sum(value.numel() * value.element_size() for value in shapes.buffers())
     if beside > weights + MAX_CONSTANTS:
         raise ValueError(f"a network with {beside / 1e6:,.0f} MB of constants at this image_size")
-    check_batch_fits(shapes, size)
     return shapes
 
 
