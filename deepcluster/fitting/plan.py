@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shlex
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +18,7 @@ from deepcluster.auto import WHITENING, Facts, Plan
 from deepcluster.build import Steps
 from deepcluster.errors import ModelError, UsageError
 from deepcluster.fitting.like import Former
-from deepcluster.fitting.resume import check_like, check_paths, check_request
+from deepcluster.fitting.resume import check_like, check_paths
 from deepcluster.flags import FitFlags
 from deepcluster.images import Source
 from deepcluster.images.store import preview
@@ -26,13 +27,14 @@ from deepcluster.nets.hub import fetch, local_file
 from deepcluster.nets.names import NO_NETWORK, PUBLISHED
 from deepcluster.nets.network import Network
 from deepcluster.presets import RecipeRequest, check_clusters, resolve
-from deepcluster.recipe import AUTO, Recipe, declared
+from deepcluster.recipe import AUTO, Recipe, declared, read_toml
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import environment
 from deepcluster.runtime.log import warn
-from deepcluster.runtime.plain_files import is_run
+from deepcluster.runtime.plain_files import is_run, shaped
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder
+from deepcluster.storage.checkpoint import rounds_done
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.state import own_files
 from deepcluster.texts import one_line
@@ -135,20 +137,51 @@ def first_record(
 
 
 def _resumed(folder: run_folder.RunFolder, source: Source, request: Request) -> Start:
-    """Continue a run by its own recipe."""
+    """Continue a run by its own recipe. An option that its recipe.toml lacks has its default."""
     record = folder.read_record()
-    labels, like = names_of(request)
-    typed: dict[str, Any] = {"n_clusters": request.n_clusters, "seed": request.seed, **request.steps.names}
-    places = {"labels": labels, "like": None if record.like_run else like}  # a run may be at another place by now
-    typed |= {name: place for name, place in places.items() if place}
-    recipe, requested = check_request(folder, record, request.recipe, typed)
-    check_paths(folder, source)
+    if record.backbone == NO_NETWORK:
+        raise UsageError(f"{folder.path} is a run of features, which has no rounds to resume: use --overwrite")
+    recipe = Recipe(**read_toml(folder.file("recipe.toml"))[1])
+    with folder.as_disk_errors(run_folder.RUN):
+        requested: RecipeRequest = shaped(record.requested, RecipeRequest, "requested")
     is_finished = record.status == "done"
+    done = record.rounds or 0 if is_finished else rounds_done(folder.path)
+    _check_same_request(folder, request, record, requested, (recipe.rounds, *range(done + 1)))
+    check_paths(folder, source)
+    _, like = names_of(request)
     if like or not is_finished:
         check_like(record, like)
     plan = Plan(recipe, record.reasons or {})
     state = "finished" if is_finished else "resumed"
     return Start(str(folder.path), state, plan, requested, record.labels, like or record.like)
+
+
+def _check_same_request(
+    folder: run_folder.RunFolder, request: Request, record: RunRecord, requested: RecipeRequest, rounds: Sequence[int]
+) -> None:
+    """Raise UsageError unless each value of a request to resume is the default, or the one that the run began with.
+
+    ``requested``: The recipe that the run began with. ``rounds``: The numbers that may be given for it.
+    """
+    if request.steps.names != (record.steps or {}):
+        began = ", ".join(record.steps or {}) or "no steps of your own"
+        how = "resume from Python with the same steps: DeepCluster(...).fit(X, run=..., resume=True)"
+        raise UsageError(f"the run in {folder.path} began with {began}: {how}")
+    labels, like = names_of(request)
+    like = record.like if record.like_run else like  # that run may be at another place by now
+    default = Request()
+    values = [
+        (request.recipe.all_options.get("rounds", rounds[0]), rounds),
+        (request.recipe.without("rounds"), (default.recipe, requested.without("rounds"))),
+        (request.n_clusters, (default.n_clusters, record.n_clusters)),
+        (request.seed, (default.seed, record.seed)),
+        (labels, (default.labels, record.labels)),
+        (like, (default.like, record.like)),
+    ]
+    if any(value not in allowed for value, allowed in values):
+        began = f"began as: {one_line(record.command)}" if record.command else "began in Python, with other parameters"
+        only = f"-o {shlex.quote(str(folder.path))} --resume [--rounds N]"
+        raise UsageError(f"the run {began}; give that, or only {only}")
 
 
 def decide_features(data: Any, width: int, source: Source, request: Request, display: Display) -> Start:
