@@ -9,7 +9,8 @@ from deepcluster.algorithm import Conclusion
 from deepcluster.build import conclusion_of
 from deepcluster.errors import DataError, NonFiniteError
 from deepcluster.fitting.like import continued
-from deepcluster.fitting.read import ImagesRead, exact_features
+from deepcluster.fitting.read import exact_features
+from deepcluster.fitting.values import ImagesRead
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe

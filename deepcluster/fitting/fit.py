@@ -10,9 +10,10 @@ from deepcluster.fitting.conclude import conclude, features_with_nouns, result_f
 from deepcluster.fitting.forecast import announce
 from deepcluster.fitting.journal import opened
 from deepcluster.fitting.like import read_former
-from deepcluster.fitting.plan import Decided, Request, Start, check_weights_here, decide, decide_features, first_record
-from deepcluster.fitting.read import ImagesRead, read_images
+from deepcluster.fitting.plan import check_weights_here, decide, decide_features, first_record
+from deepcluster.fitting.read import read_images
 from deepcluster.fitting.train import rounds_text, train
+from deepcluster.fitting.values import Decided, ImagesRead, Request, Start
 from deepcluster.images import Images, find
 from deepcluster.images.given import true_labels
 from deepcluster.images.own_features import OwnFeatures, read_features

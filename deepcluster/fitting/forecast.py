@@ -9,7 +9,8 @@ import torch
 
 from deepcluster.auto import FEW_IMAGES, Plan
 from deepcluster.build import network_of
-from deepcluster.fitting.plan import Request, Start, decide, with_precision
+from deepcluster.fitting.plan import decide, with_precision
+from deepcluster.fitting.values import Request, Start
 from deepcluster.images import Images, find
 from deepcluster.learning.features import crop_side
 from deepcluster.nets.network import Network

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from deepcluster.clustering.agreement import nmi
 from deepcluster.errors import DeepClusterError, DiskError, Stopped
-from deepcluster.fitting.plan import Decided
-from deepcluster.fitting.read import ImagesRead
 from deepcluster.fitting.resume import check_same
+from deepcluster.fitting.values import Decided, ImagesRead
 from deepcluster.nets.network import Network
 from deepcluster.records import Round, State
 from deepcluster.runs.images import fingerprint

@@ -5,21 +5,19 @@ import secrets
 import shlex
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 import deepcluster
 from deepcluster.auto import WHITENING, Facts, Plan
-from deepcluster.build import Steps
 from deepcluster.errors import ModelError, UsageError
 from deepcluster.fitting.like import Former
 from deepcluster.fitting.resume import check_like, check_paths
-from deepcluster.flags import FitFlags
+from deepcluster.fitting.values import Request, Start
 from deepcluster.images import Source
 from deepcluster.images.store import preview
 from deepcluster.learning.training import network_precision
@@ -40,48 +38,6 @@ from deepcluster.storage.state import own_files
 from deepcluster.texts import one_line
 
 FEATURES_OPTIONS = {name for name, option in declared(Recipe).items() if option.for_features}
-
-
-@dataclass(frozen=True)
-class Request(FitFlags):
-    """The request of a user, without the images: the flags of ``fit``, with the recipe that was read."""
-
-    recipe: RecipeRequest = field(default_factory=RecipeRequest)  # type: ignore[assignment]
-    report: bool = True  # False: map and report on request only
-    command: str = ""
-    module: nn.Module | None = None  # the network, if the backbone is one of the user's
-    steps: Steps = Steps()
-
-
-@dataclass(frozen=True)
-class Start:
-    """The start of a run, as the main rank decides it."""
-
-    out: str  # the run folder
-    state: str  # new, resumed, or finished: nothing is left to do
-    plan: Plan
-    requested: RecipeRequest  # the recipe that the run began with
-    labels: str | None = None  # as in run.json
-    like: str | None = None  # as in run.json
-    facts: Facts | None = None  # about the images of a new run
-
-    def plan_if(self, **facts: Any) -> Plan:
-        """Return the plan if a new run had these ``facts`` about its images; a resumed one keeps its plan."""
-        return resolve(self.requested, replace(self.facts, **facts)) if self.facts else self.plan
-
-
-@dataclass(frozen=True)
-class Decided:
-    """All that is decided about a run before its images are read."""
-
-    request: Request
-    start: Start
-    source: Source
-    features: Tensor | None  # of all images, if the user computed them (float32, N x D)
-    labels: Sequence[str] | None  # true labels in the order of the source, for metrics only
-    former: Former | None  # the run of ``--like``, on the main rank
-    record: RunRecord  # run.json at the start
-    device: torch.device
 
 
 def names_of(request: Request) -> tuple[str | None, str | None]:

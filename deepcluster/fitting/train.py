@@ -6,7 +6,7 @@ from dataclasses import replace
 from deepcluster.build import Steps, compute_of, rounds_of
 from deepcluster.fitting.conclude import conclude, features_with_nouns, knows_nouns, metrics_of, result_features
 from deepcluster.fitting.journal import Journal
-from deepcluster.fitting.read import ImagesRead
+from deepcluster.fitting.values import ImagesRead
 from deepcluster.learning.training import average_weights, measure_statistics
 from deepcluster.nets.network import Network
 from deepcluster.records import State
