@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deepcluster.clustering.agreement import nmi
 from deepcluster.errors import DeepClusterError, DiskError, Stopped
-from deepcluster.fitting.resume import check_same
+from deepcluster.fitting.plan import check_same
 from deepcluster.fitting.values import Decided, ImagesRead
 from deepcluster.nets.network import Network
 from deepcluster.records import Round, State

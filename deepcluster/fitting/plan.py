@@ -4,19 +4,19 @@ import os
 import secrets
 import shlex
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import deepcluster
 from deepcluster.auto import WHITENING, Facts, Plan
-from deepcluster.errors import ModelError, UsageError
+from deepcluster.errors import DataError, ModelError, UsageError
 from deepcluster.fitting.like import Former
-from deepcluster.fitting.resume import check_like, check_paths
 from deepcluster.fitting.values import Request, Start
 from deepcluster.images import Source
 from deepcluster.images.store import preview
@@ -32,10 +32,10 @@ from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import is_run, shaped
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder
-from deepcluster.storage.checkpoint import rounds_done
-from deepcluster.storage.content import RunRecord
+from deepcluster.storage.checkpoint import Checkpoint, rounds_done
+from deepcluster.storage.content import IMAGES, RunRecord
 from deepcluster.storage.state import own_files
-from deepcluster.texts import one_line
+from deepcluster.texts import one_line, some
 
 FEATURES_OPTIONS = {name for name, option in declared(Recipe).items() if option.for_features}
 
@@ -92,54 +92,6 @@ def first_record(
     )
 
 
-def _resumed(folder: run_folder.RunFolder, source: Source, request: Request) -> Start:
-    """Continue a run by its own recipe. An option that its recipe.toml lacks has its default."""
-    record = folder.read_record()
-    if record.backbone == NO_NETWORK:
-        raise UsageError(f"{folder.path} is a run of features, which has no rounds to resume: use --overwrite")
-    recipe = Recipe(**read_toml(folder.file("recipe.toml"))[1])
-    with folder.as_disk_errors(run_folder.RUN):
-        requested: RecipeRequest = shaped(record.requested, RecipeRequest, "requested")
-    is_finished = record.status == "done"
-    done = record.rounds or 0 if is_finished else rounds_done(folder.path)
-    _check_same_request(folder, request, record, requested, (recipe.rounds, *range(done + 1)))
-    check_paths(folder, source)
-    _, like = names_of(request)
-    if like or not is_finished:
-        check_like(record, like)
-    plan = Plan(recipe, record.reasons or {})
-    state = "finished" if is_finished else "resumed"
-    return Start(str(folder.path), state, plan, requested, record.labels, like or record.like)
-
-
-def _check_same_request(
-    folder: run_folder.RunFolder, request: Request, record: RunRecord, requested: RecipeRequest, rounds: Sequence[int]
-) -> None:
-    """Raise UsageError unless each value of a request to resume is the default, or the one that the run began with.
-
-    ``requested``: The recipe that the run began with. ``rounds``: The numbers that may be given for it.
-    """
-    if request.steps.names != (record.steps or {}):
-        began = ", ".join(record.steps or {}) or "no steps of your own"
-        how = "resume from Python with the same steps: DeepCluster(...).fit(X, run=..., resume=True)"
-        raise UsageError(f"the run in {folder.path} began with {began}: {how}")
-    labels, like = names_of(request)
-    like = record.like if record.like_run else like  # that run may be at another place by now
-    default = Request()
-    values = [
-        (request.recipe.all_options.get("rounds", rounds[0]), rounds),
-        (request.recipe.without("rounds"), (default.recipe, requested.without("rounds"))),
-        (request.n_clusters, (default.n_clusters, record.n_clusters)),
-        (request.seed, (default.seed, record.seed)),
-        (labels, (default.labels, record.labels)),
-        (like, (default.like, record.like)),
-    ]
-    if any(value not in allowed for value, allowed in values):
-        began = f"began as: {one_line(record.command)}" if record.command else "began in Python, with other parameters"
-        only = f"-o {shlex.quote(str(folder.path))} --resume [--rounds N]"
-        raise UsageError(f"the run {began}; give that, or only {only}")
-
-
 def decide_features(data: Any, width: int, source: Source, request: Request, display: Display) -> Start:
     """Decide the folder and the recipe of a run of features of ``width`` numbers, as :func:`decide` does for images."""
     check_clusters(request.n_clusters, len(source.paths))
@@ -189,6 +141,120 @@ def check_not_inside(images: Iterable[Path], out: Path) -> None:
     for file in images:
         if (file.name in names or file.is_symlink()) and os.path.realpath(file) in replaced:
             raise UsageError(f"--overwrite would remove {file}, which is one of IMAGES: give another -o")
+
+
+# ---- a run that goes on ----------------------------------------------------------------------------------------------
+
+
+def _resumed(folder: run_folder.RunFolder, source: Source, request: Request) -> Start:
+    """Continue a run by its own recipe. An option that its recipe.toml lacks has its default."""
+    record = folder.read_record()
+    if record.backbone == NO_NETWORK:
+        raise UsageError(f"{folder.path} is a run of features, which has no rounds to resume: use --overwrite")
+    recipe = Recipe(**read_toml(folder.file("recipe.toml"))[1])
+    with folder.as_disk_errors(run_folder.RUN):
+        requested: RecipeRequest = shaped(record.requested, RecipeRequest, "requested")
+    is_finished = record.status == "done"
+    done = record.rounds or 0 if is_finished else rounds_done(folder.path)
+    _check_same_request(folder, request, record, requested, (recipe.rounds, *range(done + 1)))
+    check_paths(folder, source)
+    _, like = names_of(request)
+    if like or not is_finished:
+        check_like(record, like)
+    plan = Plan(recipe, record.reasons or {})
+    state = "finished" if is_finished else "resumed"
+    return Start(str(folder.path), state, plan, requested, record.labels, like or record.like)
+
+
+def _check_same_request(
+    folder: run_folder.RunFolder, request: Request, record: RunRecord, requested: RecipeRequest, rounds: Sequence[int]
+) -> None:
+    """Raise UsageError unless each value of a request to resume is the default, or the one that the run began with.
+
+    ``requested``: The recipe that the run began with. ``rounds``: The numbers that may be given for it.
+    """
+    if request.steps.names != (record.steps or {}):
+        began = ", ".join(record.steps or {}) or "no steps of your own"
+        how = "resume from Python with the same steps: DeepCluster(...).fit(X, run=..., resume=True)"
+        raise UsageError(f"the run in {folder.path} began with {began}: {how}")
+    labels, like = names_of(request)
+    like = record.like if record.like_run else like  # that run may be at another place by now
+    default = Request()
+    values = [
+        (request.recipe.all_options.get("rounds", rounds[0]), rounds),
+        (request.recipe.without("rounds"), (default.recipe, requested.without("rounds"))),
+        (request.n_clusters, (default.n_clusters, record.n_clusters)),
+        (request.seed, (default.seed, record.seed)),
+        (labels, (default.labels, record.labels)),
+        (like, (default.like, record.like)),
+    ]
+    if any(value not in allowed for value, allowed in values):
+        began = f"began as: {one_line(record.command)}" if record.command else "began in Python, with other parameters"
+        only = f"-o {shlex.quote(str(folder.path))} --resume [--rounds N]"
+        raise UsageError(f"the run {began}; give that, or only {only}")
+
+
+def check_like(record: RunRecord, like: str | None) -> None:
+    """Raise UsageError if the run of ``--like`` is neither at ``like`` nor, without it, at its place of then."""
+    there = Path(like or record.like or "")
+    if (run := record.like_run) and (not is_run(there) or run_folder.open_run(there).read_record().run != run):
+        raise UsageError(f"this fit began --like run {run}, which is not in {there}: give its folder, --like RUN")
+
+
+def check_paths(folder: run_folder.RunFolder, source: Source) -> None:
+    """Raise DataError if files were added or removed since the run began; no image is read for it."""
+    if not folder.has(IMAGES):
+        return
+    images = folder.read_images()
+    updates = images.rows.column("added") != ""
+    updated = {*images.rows.at(np.flatnonzero(updates)).column("path")}
+    then = {*images.rows.at(np.flatnonzero(~updates)).column("path")}
+    used = {*images.used.column("path")} - updated
+    now = {*source.paths, *(path for path, _ in source.skipped)} - updated
+    if used - now or now - then:
+        raise _differing(added=sorted(now - then), removed=sorted(used - now))
+
+
+def _differing(**differences: Sequence[str]) -> DataError:
+    shown = {kind: some([*map(one_line, paths)]) for kind, paths in differences.items() if paths}
+    texts = [f"{len(differences[kind]):,} {kind} ({paths})" for kind, paths in shown.items()]
+    return DataError(
+        f"the run began with other images: {'; '.join(texts) or 'they are in another order'}: put them"
+        " back, or begin anew with --overwrite"
+    )
+
+
+def check_same(
+    folder: run_folder.RunFolder, record: RunRecord, checkpoint: Checkpoint | None, images: Mapping[str, str]
+) -> list[str] | None:
+    """Compare a run that goes on with its beginning, and return the differences of machine, versions and threads.
+
+    ``record``: Of the run now. ``checkpoint``: The run's last checkpoint, or None. ``images``: Digests of the images by
+    path.
+
+    Raises DataError if the images have changed, ModelError if the checkpoint is of another run.
+    """
+    if checkpoint and checkpoint.about.get("run") != record.run:
+        raise ModelError(
+            f"the last checkpoint in {folder.path / 'checkpoints'} is of run {checkpoint.about.get('run')}, and this is"
+            f" run {record.run}: put back the checkpoints of this run"
+        )
+    rows = folder.read_images().used if folder.has(IMAGES) else None
+    then = images if rows is None else {row["path"]: row["sha256"] for row in rows}
+    if [*then.items()] != [*images.items()]:
+        raise _differing(
+            added=[path for path in images if path not in then],
+            removed=[path for path in then if path not in images],
+            changed=[path for path in images if path in then and then[path] != images[path]],
+        )
+    if not checkpoint:
+        return None
+    before = checkpoint.about["environment"]
+    changed = {name: value for name, value in (record.environment or {}).items() if before.get(name) != value}
+    differences = [f"{name} {before.get(name)} then, {value} now" for name, value in changed.items()]
+    if differences:
+        warn(f"the result may differ from that of an uninterrupted run: {'; '.join(differences)}")
+    return differences
 
 
 # ---- weights --------------------------------------------------------------------------------------------------------
