@@ -79,6 +79,7 @@ def fit(
         start_of = decide if features is None else partial(decide_features, images, features.shape[1])
         told = processes.broadcast_json(lambda: asdict(start_of(source, request, display)))
         start: Start = shaped(told, Start, "start")
+        request = replace(request, n_clusters=start.n_clusters, seed=start.seed, command=start.command or "")
         run = run_folder.RunFolder(Path(start.out))
         if start.state == "finished":
             display.say("Done", f"{run.path} is finished already")

@@ -40,11 +40,16 @@ from deepcluster.texts import one_line, some
 FEATURES_OPTIONS = {name for name, option in declared(Recipe).items() if option.for_features}
 
 
-def names_of(request: Request) -> tuple[str | None, str | None]:
-    """Return ``--labels`` and ``--like`` as run.json has them: by absolute paths."""
+def values_of(request: Request) -> dict[str, Any]:
+    """Return the values of a request that run.json has, as it has them: by absolute paths."""
     labels = request.labels
-    labels = str(Path(labels).absolute()) if labels and labels != "folders" else labels
-    return labels, str(request.like.absolute()) if request.like else None
+    return {
+        "n_clusters": request.n_clusters,
+        "seed": request.seed,
+        "labels": str(Path(labels).absolute()) if labels and labels != "folders" else labels,
+        "like": str(request.like.absolute()) if request.like else None,
+        "command": request.command,
+    }
 
 
 def decide(source: Source, request: Request, display: Display, *, dry: bool = False) -> Start:
@@ -63,7 +68,7 @@ def decide(source: Source, request: Request, display: Display, *, dry: bool = Fa
     _get_weights(name, request, display, dry=dry)
     facts = replace(facts, published=name)
     plan = resolve(request.recipe, facts)
-    return Start(str(out), "new", plan, request.recipe, *names_of(request), facts)
+    return Start(str(out), "new", plan, request.recipe, facts, **values_of(request))
 
 
 def first_record(
@@ -102,7 +107,7 @@ def decide_features(data: Any, width: int, source: Source, request: Request, dis
     if not (source.items.of_files or source.paths[0].isdecimal()):
         display.say("Pictures", f"none: no path leads to a file; the first is {one_line(source.paths[0])}")
     plan = Plan(recipe, {"features": f"{width:,} numbers a row, which came from elsewhere"})
-    return Start(str(out), "new", plan, request.recipe, *names_of(request))
+    return Start(str(out), "new", plan, request.recipe, **values_of(request))
 
 
 def _features_recipe(request: Request, source: Source) -> Recipe:
@@ -158,12 +163,12 @@ def _resumed(folder: run_folder.RunFolder, source: Source, request: Request) -> 
     done = record.rounds or 0 if is_finished else rounds_done(folder.path)
     _check_same_request(folder, request, record, requested, (recipe.rounds, *range(done + 1)))
     check_paths(folder, source)
-    _, like = names_of(request)
+    like = values_of(request)["like"]
     if like or not is_finished:
         check_like(record, like)
+    values = {name: getattr(record, name) for name in values_of(request)} | ({"like": like} if like else {})
     plan = Plan(recipe, record.reasons or {})
-    state = "finished" if is_finished else "resumed"
-    return Start(str(folder.path), state, plan, requested, record.labels, like or record.like)
+    return Start(str(folder.path), "finished" if is_finished else "resumed", plan, requested, **values)
 
 
 def _check_same_request(
@@ -177,18 +182,13 @@ def _check_same_request(
         began = ", ".join(record.steps or {}) or "no steps of your own"
         how = "resume from Python with the same steps: DeepCluster(...).fit(X, run=..., resume=True)"
         raise UsageError(f"the run in {folder.path} began with {began}: {how}")
-    labels, like = names_of(request)
-    like = record.like if record.like_run else like  # that run may be at another place by now
-    default = Request()
-    values = [
-        (request.recipe.all_options.get("rounds", rounds[0]), rounds),
-        (request.recipe.without("rounds"), (default.recipe, requested.without("rounds"))),
-        (request.n_clusters, (default.n_clusters, record.n_clusters)),
-        (request.seed, (default.seed, record.seed)),
-        (labels, (default.labels, record.labels)),
-        (like, (default.like, record.like)),
-    ]
-    if any(value not in allowed for value, allowed in values):
+    values, default = values_of(request), values_of(Request())
+    del values["command"]
+    if record.like_run:  # which may be at another place by now
+        del values["like"]
+    is_same = all(value in (default[name], getattr(record, name)) for name, value in values.items())
+    is_same &= request.recipe.without("rounds") in (RecipeRequest(), requested.without("rounds"))
+    if not is_same or request.recipe.all_options.get("rounds", rounds[0]) not in rounds:
         began = f"began as: {one_line(record.command)}" if record.command else "began in Python, with other parameters"
         only = f"-o {shlex.quote(str(folder.path))} --resume [--rounds N]"
         raise UsageError(f"the run {began}; give that, or only {only}")
