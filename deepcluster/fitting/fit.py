@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.algorithm import Conclusion
-from deepcluster.build import Steps, compute_of, conclusion_of, network_of, rounds_of
+from deepcluster.build import compute_of, conclusion_of, network_of, rounds_of
 from deepcluster.errors import DataError, NonFiniteError
 from deepcluster.fitting.forecast import announce
 from deepcluster.fitting.journal import Journal, opened
@@ -51,10 +51,7 @@ MIN_COLLAPSED = 30  # images: of fewer, one cluster may have most of them by cha
 
 
 def fit(
-    images: Images | OwnFeatures,
-    request: Request,
-    display: Display | None = None,
-    processes: Processes = ALONE,
+    images: Images | OwnFeatures, request: Request, display: Display | None = None, processes: Processes = ALONE
 ) -> run_folder.RunFolder:
     """Cluster images, and return the run folder (docs/run-folder.md).
 
@@ -100,18 +97,17 @@ def fit(
             # Steps 2 to 5, features, reduction, clustering and learning, in every round of step 6, the alternation.
             rounds, reason = 0, "all rounds done" if decided.features is None else "features were given"
             if read.recipe.rounds:
-                last = decided.request.recipe.all_options.get("rounds", read.recipe.rounds)
-                rounds, reason = train(network, read, decided.request.steps, last, journal, display)
+                rounds, reason = train(network, read, journal, display)
             journal.end_phase("rounds", rounds=rounds, stopped_because=reason)
 
             # Step 7, result. From the reduced features on there are no ranks.
             features = result_features(network, read, display)
-            final = conclude(network, read, journal.record.seed, features, display)
+            final = conclude(network, read, features, display)
             seen = None if read.recipe.rounds else features_with_nouns(network, read, features)  # or written already
             if journal.folder:
                 made = run_of(network, read, journal.record, final, display)
                 outcome = journal.end(journal.folder, made, seen, display.progress)
-                _say_done(decided.request, read, outcome, display)
+                _say_done(read, outcome, display)
         return run
 
 
@@ -126,10 +122,8 @@ def _backbone(decided: Decided, processes: Processes, display: Display) -> Netwo
     return network
 
 
-def train(
-    network: Network, images: ImagesRead, steps: Steps, last: int, journal: Journal, display: Display
-) -> tuple[int, str]:
-    """Alternate until the recipe ends it, or for ``last`` rounds; write history and a checkpoint as it goes on.
+def train(network: Network, images: ImagesRead, journal: Journal, display: Display) -> tuple[int, str]:
+    """Alternate until the recipe ends it; write history and a checkpoint as it goes on.
 
     The network is trained in place, from the last checkpoint if there is one; at the end it has the weights of the
     result.
@@ -138,6 +132,8 @@ def train(
     """
     recipe = images.recipe
     store = images.store
+    request = images.decided.request
+    last = request.recipe.all_options.get("rounds", recipe.rounds)  # with --resume maybe fewer than the recipe has
     if store.partition.processes.any(journal.checkpoint is not None):
         state = journal.restore(network)
         display.say("Resumed", f"after {plural(state.round, 'round')}")
@@ -150,9 +146,9 @@ def train(
         network,
         store.images,
         recipe,
-        journal.record.seed,
+        request.seed,
         rounds=last,
-        steps=steps,
+        steps=request.steps,
         state=state,
         compute=compute_of(network, recipe, store.partition, watch),
     )
@@ -173,7 +169,7 @@ def train(
         average_weights(network.body, journal.checkpoints.body(state.round - 1), recipe.average)
         if recipe.average and not network.frozen_statistics:
             compute = compute_of(network, recipe, store.partition, exact=True)
-            measure_statistics(network, store.images, compute, journal.record.seed)
+            measure_statistics(network, store.images, compute, request.seed)
     reason = "all rounds done" if state.round >= recipe.rounds else "ended on request"
     return state.round, SETTLED if state.settled >= recipe.patience else reason
 
@@ -191,8 +187,14 @@ def _measured_before(network: Network, images: ImagesRead, journal: Journal, dis
         write_nouns(journal.folder, network, seen, images.paths)
     if images.truth is None:
         return {}
-    start = conclude(network, images, journal.record.seed, features, Silent())
-    return metrics_of(images, journal.record, start) if journal.folder else {}
+    start = conclude(network, images, features, Silent())
+    if not journal.folder:
+        return {}
+    request, recipe = images.decided.request, images.recipe
+    rows = rows_of(images, start)
+    count, _ = choose_number(request.n_clusters, rows, request.seed, recipe, Silent())
+    _, placement = cut_rows(rows, start.clustering, count, request.seed, recipe)
+    return {**metrics(images.truth, placement.cluster), "clusters": len(placement.cluster.unique())}
 
 
 def knows_nouns(network: Network, recipe: Recipe) -> bool:
@@ -201,11 +203,9 @@ def knows_nouns(network: Network, recipe: Recipe) -> bool:
 
 
 def result_features(network: Network, images: ImagesRead, display: Display) -> Tensor:
-    """Return this rank's features for a result: those given, or of the network as it is now."""
-    if images.features is not None:
-        return images.features[images.store.partition.local]
-    if images.first_pass is not None:
-        return images.first_pass
+    """Return this rank's features for a result: those that are known, or of the network as it is now."""
+    if images.known is not None:
+        return images.known
     return exact_features(network, images.store, images.recipe, display)
 
 
@@ -220,13 +220,13 @@ def features_with_nouns(network: Network, images: ImagesRead, features: Tensor) 
     return partition.to_main(features, torch.tensor(on_sheet(partition.total)))
 
 
-def conclude(network: Network, images: ImagesRead, seed: int, features: Tensor, display: Display) -> Conclusion:
+def conclude(network: Network, images: ImagesRead, features: Tensor, display: Display) -> Conclusion:
     """Cluster this rank's ``features`` (n x D), of one pass of the network as it is now. A collective."""
     display.progress(GROUPING_PHASE, 0, 0)
     try:
-        return conclusion_of(network, images.store, images.recipe, seed, features)
+        return conclusion_of(network, images.store, images.recipe, images.decided.request.seed, features)
     except NonFiniteError as error:
-        if images.features is None:
+        if images.decided.features is None:
             raise
         raise DataError("the features are too large or too small to compare: scale them, say to length 1") from error
 
@@ -236,17 +236,18 @@ def run_of(network: Network, images: ImagesRead, record: RunRecord, final: Concl
     recipe = images.recipe
     if record.rounds and (text := collapse(final)):
         warn(text)
-    rows = rows_of(images, final, record.seed)
+    rows = rows_of(images, final)
     cut_k = record.n_clusters
-    if cut_k is None and images.former:  # as many as the run of --like has, unless others were asked for
-        cut_k = min(len(images.former.run.model.cut.cluster_of.unique()), rows.fitted)
+    former = images.decided.former
+    if cut_k is None and former:  # as many as the run of --like has, unless others were asked for
+        cut_k = min(len(former.run.model.cut.cluster_of.unique()), rows.fitted)
     n_clusters, candidates = choose_number(cut_k, rows, record.seed, recipe, display)
     cut, _ = cut_rows(rows, final.clustering, n_clusters, record.seed, recipe)
     if cut.count < n_clusters:
         why = "the features have no more distinct values (are many equal?)"
         warn(f"only {cut.count} of {n_clusters} clusters are not empty: {why}")
     # Without a network the model takes no images.
-    image_size, store_size = (recipe.image_size, recipe.store_size) if images.features is None else (1, 1)
+    image_size, store_size = (recipe.image_size, recipe.store_size) if images.decided.features is None else (1, 1)
     model = Model(
         network=network,
         reduction=final.reduction,
@@ -260,25 +261,16 @@ def run_of(network: Network, images: ImagesRead, record: RunRecord, final: Concl
         identity=Identity(run=record.run),
     )
     run = Run(record, Facts(cut_k=cut_k, candidates=candidates), model, rows)
-    if images.former and images.former_rows is not None:
-        run, text = continued(run, images.former, images.former_rows)
+    if former and images.former_rows is not None:
+        run, text = continued(run, former, images.former_rows)
         display.say("Names", text)
     return replace(run, facts=replace(run.facts, cut=cut_of(run)))
 
 
-def rows_of(images: ImagesRead, final: Conclusion, seed: int) -> Rows:
+def rows_of(images: ImagesRead, final: Conclusion) -> Rows:
     """Return the images of a run with their reduced features."""
-    return Rows(images.table, final.reduced, sample_of(final.reduced, seed), final.residuals)
-
-
-def metrics_of(images: ImagesRead, record: RunRecord, final: Conclusion) -> dict[str, float]:
-    """Return the scores of the clusters of some features by the true labels, on the main rank; empty without labels."""
-    if images.truth is None:
-        return {}
-    rows = rows_of(images, final, record.seed)
-    count, _ = choose_number(record.n_clusters, rows, record.seed, images.recipe, Silent())
-    _, placement = cut_rows(rows, final.clustering, count, record.seed, images.recipe)
-    return {**metrics(images.truth, placement.cluster), "clusters": len(placement.cluster.unique())}
+    sample = sample_of(final.reduced, images.decided.request.seed)
+    return Rows(images.table, final.reduced, sample, final.residuals)
 
 
 def collapse(conclusion: Conclusion) -> str:
@@ -292,10 +284,11 @@ def collapse(conclusion: Conclusion) -> str:
     return f"training has collapsed ({what}): lower --lr, or give --rounds 0 for the network before training"
 
 
-def _say_done(request: Request, images: ImagesRead, outcome: Outcome, display: Display) -> None:
+def _say_done(images: ImagesRead, outcome: Outcome, display: Display) -> None:
+    request, former = images.decided.request, images.decided.former
     kept = ""
-    if images.former and images.former_rows is not None:
-        before = [*images.former.run.names, ""]  # of -1, too
+    if former and images.former_rows is not None:
+        before = [*former.run.names, ""]  # of -1, too
         kept = kept_text((before[row] for row in images.former_rows.tolist()), outcome.usable.column("name"))
     if request.features:
         done = f"{len(outcome.summary):,} clusters of {len(images.paths):,} rows of features"

@@ -75,7 +75,7 @@ class Journal:
             images_count=images.store.partition.total,
             skipped_count=len(images.store.skipped),
             pseudo_labels=images.recipe.pseudo_labels,
-            fingerprint=fingerprint(images.digests) if images.features is None else None,
+            fingerprint=fingerprint(images.digests) if self.decided.features is None else None,
             reasons=images.plan.reasons,
         )
         self.at_once = not images.recipe.rounds  # a run without rounds appears at its end
@@ -181,7 +181,7 @@ class Journal:
             )
             run = replace(run, record=self.record)
             outcome = refresh(
-                target, run, source=self.images.source, page=self.decided.request.report, progress=progress
+                target, run, source=self.decided.source, page=self.decided.request.report, progress=progress
             )
             target.write_record(self.record)  # from here on the run is done, and needs no checkpoint
             for name in () if self.decided.request.keep_checkpoints else checkpoint_files(target.path):

@@ -43,7 +43,7 @@ def read_images(decided: Decided, network: Network, processes: Processes, displa
     if former := decided.former:
         size = images.recipe.store_size
         rows = former_rows(former, decided.source, images.digests, size, display.progress)
-        images = replace(images, former=former, former_rows=rows)
+        images = replace(images, former_rows=rows)
     return images
 
 
@@ -58,7 +58,7 @@ def _of_images(decided: Decided, network: Network, processes: Processes, display
     skipped = store.skipped
     if skipped:
         display.say("Images", f"{used:,} can be used, {len(skipped):,} skipped: {counted(skipped)} (skipped.csv)")
-    plan, first_pass = _plan_for(store, start, network, display)
+    plan, known = _plan_for(store, start, network, display)
     for line in plan.by_reason() if decided.request.verbose else ():
         display.say("Plan", line)
     of_all = chain.from_iterable(processes.all_gather_json(pixel_digests(store)))
@@ -76,7 +76,7 @@ def _of_images(decided: Decided, network: Network, processes: Processes, display
         SHEET: sprite_sheet(pictures, used) if processes.is_main else b"",
         **({"history.csv": []} if start.state == "new" else {}),
     }
-    return ImagesRead(source, store, plan, digests, decided.labels, beginning, first_pass=first_pass)
+    return ImagesRead(decided, store, plan, digests, beginning, known)
 
 
 def _of_features(decided: Decided, features: Tensor, processes: Processes) -> ImagesRead:
@@ -98,7 +98,7 @@ def _of_features(decided: Decided, features: Tensor, processes: Processes) -> Im
         there = with_picture(pictures)
         alike = near_duplicates(pictures[there])
         beginning["duplicates.csv"] = [*duplicate_rows(alike, [source.paths[row] for row in there])]
-    return ImagesRead(source, store, plan, digests, decided.labels, beginning, features)
+    return ImagesRead(decided, store, plan, digests, beginning, features[store.partition.local])
 
 
 def _plan_for(store: Store, start: Start, network: Network, display: Display) -> tuple[Plan, Tensor | None]:

@@ -74,16 +74,13 @@ class Decided:
 class ImagesRead:
     """The images as they were read."""
 
-    source: Source
+    decided: Decided
     store: Store
     plan: Plan  # for these images
     digests: Mapping[str, str]  # of all images, by path
-    labels: Sequence[str] | None  # true labels in the order of the source
     beginning: Contents  # files of the run that depend on the images alone
-    features: Tensor | None = None  # of all images, if the user computed them (float32, N x D)
-    first_pass: Tensor | None = None  # this rank's features by the network as it starts, if no round changes it
-    former: Former | None = None  # the run of ``--like``, on the main rank
-    former_rows: Tensor | None = None  # in that run, of all images (int64, N), as by :func:`former_rows`
+    known: Tensor | None  # this rank's features if they need no pass: the user's, or those that no round changes
+    former_rows: Tensor | None = None  # of all images in the run of ``--like`` (int64, N), as by :func:`former_rows`
 
     @property
     def recipe(self) -> Recipe:
@@ -92,16 +89,17 @@ class ImagesRead:
     @cached_property
     def table(self) -> Images:
         """The content of images.csv."""
-        usable = self.source.rows(self.store.usable)
-        rows = image_rows(usable, self.truth, [*self.digests.values()], self.source.base)
+        source = self.decided.source
+        rows = image_rows(source.rows(self.store.usable), self.truth, [*self.digests.values()], source.base)
         return Images(Table.of([*rows, *skipped_rows(self.store.skipped)]))
 
     @cached_property
     def paths(self) -> list[str]:
-        return [self.source.paths[i] for i in self.store.usable]
+        return [self.decided.source.paths[i] for i in self.store.usable]
 
     @cached_property
     def truth(self) -> list[str] | None:
         """True labels of the usable images, for metrics only; None if none of them has one."""
-        labels = [self.labels[i] for i in self.store.usable] if self.labels is not None else []
-        return labels if any(labels) else None
+        labels = self.decided.labels or ()
+        truth = [labels[i] for i in self.store.usable] if labels else []
+        return truth if any(truth) else None
