@@ -1,7 +1,6 @@
 """A fit reads as its steps: decide, read, alternate, conclude, write."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -174,7 +173,7 @@ def train(network: Network, images: ImagesRead, journal: Journal, display: Displ
     return state.round, SETTLED if state.settled >= recipe.patience else reason
 
 
-def _measured_before(network: Network, images: ImagesRead, journal: Journal, display: Display) -> Mapping[str, float]:
+def _measured_before(network: Network, images: ImagesRead, journal: Journal, display: Display) -> dict[str, float]:
     """Return metrics of the clusters before the rounds, and write the nouns of the images. A collective.
 
     A pass over the images is made only if there are true labels or nouns.
@@ -204,9 +203,8 @@ def knows_nouns(network: Network, recipe: Recipe) -> bool:
 
 def result_features(network: Network, images: ImagesRead, display: Display) -> Tensor:
     """Return this rank's features for a result: those that are known, or of the network as it is now."""
-    if images.known is not None:
-        return images.known
-    return exact_features(network, images.store, images.recipe, display)
+    known = images.known
+    return exact_features(network, images.store, images.recipe, display) if known is None else known
 
 
 def features_with_nouns(network: Network, images: ImagesRead, features: Tensor) -> Tensor | None:
@@ -296,10 +294,7 @@ def _say_done(images: ImagesRead, outcome: Outcome, display: Display) -> None:
         return
     if images.recipe.weights and "rounds" not in request.recipe.all_options and not images.recipe.rounds:
         display.say("Training", "none: the network is used as it is; --rounds 1 trains it, which takes longer")
-    display.say("Done", f"{summary_text(outcome, request.n_clusters, rounds_text(outcome.record))}{kept}")
-
-
-def rounds_text(record: RunRecord) -> str:
-    """Return the number of rounds and the reason of their end, as the end of a sentence."""
-    rounds = f"after {plural(record.rounds, 'round')} of training" if record.rounds else "without training"
-    return f", {rounds}{', because the clusters no longer change' if record.stopped_because == SETTLED else ''}"
+    record = outcome.record
+    rounds = f", after {plural(record.rounds, 'round')} of training" if record.rounds else ", without training"
+    rounds += ", because the clusters no longer change" if record.stopped_because == SETTLED else ""
+    display.say("Done", f"{summary_text(outcome, request.n_clusters, rounds)}{kept}")
