@@ -33,6 +33,7 @@ from sets import LITE0, SIDE, load, plainly_reduced
 from torch import Tensor
 
 from deepcluster.clustering.outliers import Outliers, fit_outliers, limit_of
+from deepcluster.clustering.whitening import Preparation
 from deepcluster.groups.cut import cut_features, placement_of
 from deepcluster.groups.due import STRANGE_MEDIAN
 from deepcluster.nets.network import build
@@ -60,7 +61,7 @@ def shuffled(x: Tensor, seed: int) -> Tensor:
 
 
 def fit(rows: Tensor) -> Outliers:
-    return fit_outliers(rows, root=True)
+    return fit_outliers(rows, Preparation(root=True))
 
 
 def others(sets: Features, name: str, alike: Sequence[str], seed: int) -> Tensor:

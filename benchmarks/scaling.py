@@ -56,8 +56,7 @@ def images(arguments: argparse.Namespace) -> dict[str, Any]:
         rounds, memory = rounds_of(arguments.images, count, options)
         seconds = statistics.median(sum(row.values()) for row in rounds)
         medians = {phase: statistics.median(row[phase] for row in rounds) for phase in rounds[0]}
-        row = {"images": count, "seconds": seconds, "peak_memory_mb": memory}
-        rows.append(row | medians | {"estimate_mb": estimated(count)})
+        rows.append({"images": count, "seconds": seconds, "peak_memory_mb": memory, **medians})
         print(rows[-1], flush=True)
     return {"rows": rows, "off_the_line": off_the_line([r["images"] for r in rows], [r["seconds"] for r in rows])}
 
@@ -68,19 +67,6 @@ def off_the_line(counts: Sequence[float], seconds: Sequence[float]) -> list[floa
     off = [round(float(time / (start + slope * count) - 1), 3) for count, time in zip(counts, seconds, strict=True)]
     print(f"{start:.2f} s and {slope * 1e6:.1f} microseconds each; off that line: {off}")
     return off
-
-
-def estimated(count: int) -> float:
-    """Return the memory (MB) that `fit` estimates before it begins."""
-    from deepcluster.auto import Facts
-    from deepcluster.build import network_of
-    from deepcluster.fitting.forecast import memory
-    from deepcluster.presets import read_request, resolve
-    from deepcluster.runtime.devices import choose_device
-
-    given = {"backbone": "compact", "sobel": False, "image_size": 16, "pseudo_labels": 100}
-    recipe = resolve(read_request(given, "v1"), Facts(count, 32, False, 10)).recipe
-    return memory(network_of(recipe, 0, choose_device("cpu")), recipe, count) / 1e6
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from deepcluster.clustering import ClusteringStep, KMeans, Reduction, Whitening
 from deepcluster.clustering.agreement import is_settled, label_change
 from deepcluster.clustering.kmeans import assigner, labels_of
 from deepcluster.clustering.outliers import MAX_ROWS, Outliers, fit_outliers
+from deepcluster.clustering.whitening import Preparation
 from deepcluster.images.arrays import as_images
 from deepcluster.learning.features import device_of, features_of, fitted, reduced_by
 from deepcluster.learning.heads import Loss
@@ -192,6 +193,6 @@ def conclude(
 
     (final,), _ = _by_main(clustered, reduced.to(device_of(reduction, of_pass)), None, partition)
     evenly = torch.arange(0, partition.total, -(-partition.total // MAX_ROWS))
-    outliers = fit_outliers(partition.index_select(of_pass.rows, evenly).cpu().float(), root=reduction.root)
+    outliers = fit_outliers(partition.index_select(of_pass.rows, evenly).cpu().float(), Preparation(reduction.root))
     residuals = partition.gather(outliers.residuals(of_pass.rows))
     return Conclusion(mapping, partition.gather(reduced), outliers, residuals, final)

@@ -20,7 +20,7 @@ from deepcluster.clustering.blocks import nearest
 from deepcluster.clustering.kmeans import ClusteringStep
 from deepcluster.errors import DataError, UsageError
 from deepcluster.fitting import fit as fitting
-from deepcluster.fitting.plan import Request
+from deepcluster.fitting.values import Request
 from deepcluster.images import find
 from deepcluster.images.arrays import without_torch
 from deepcluster.images.own_features import (

@@ -22,14 +22,9 @@ from deepcluster.learning.features import extract
 from deepcluster.nets.fast_pass import features_pass
 from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.network import Absent, Network
-from deepcluster.nets.weights import working_memory
 from deepcluster.records import Identity
 from deepcluster.runtime.compute import Compute, Progress, ignore_progress
-from deepcluster.runtime.machine import check_fits
-from deepcluster.texts import one_line, plural
-
-LARGE_SIDE = 1024  # px; of larger images, one batch must fit into memory before any is read
-
+from deepcluster.texts import one_line
 
 # Why a person is sure of an image: she answered about it (a move is an answer), looked at it and left it, or answered
 # about it because it was drawn at random, which tells the quality and teaches nothing.
@@ -118,7 +113,6 @@ class Model(Annotations):
             return self.measure_features(read_features(images)[0])
         stored = (3, self.store_size, self.store_size)
         if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape[1:] != stored:
-            self.check_room()
             store = read_once(find(images), self.store_size)
             if store.skipped:
                 path, reason = store.skipped[0]
@@ -153,11 +147,6 @@ class Model(Annotations):
     def _features(self) -> Callable[[Tensor], Tensor]:
         """Pass of the network, prepared once because images come in batches."""
         return features_pass(self.network.eval(), self.batch_size)
-
-    def check_room(self) -> None:
-        """Raise OutOfMemoryError if not even one batch of images fits into memory."""
-        if not self.of_features and self.network.mean.device.type == "cpu":
-            check_batch_fits(self.network, self.image_size, self.batch_size)
 
     def place(self, batch: Iterable[Any]) -> dict[str, npt.NDArray[Any]]:
         """Return the places of images by the bytes of their files, as engines such as Ray, Daft and Spark pass them.
@@ -198,11 +187,3 @@ class Model(Annotations):
     def placement(self, reduced: Tensor) -> Placement:
         """Return the clusters of the rows of :meth:`transform`."""
         return placement_of(reduced, self.cut, self.fine_centroids)
-
-
-def check_batch_fits(network: Network, size: int, count: int = 1) -> None:
-    """Raise OutOfMemoryError unless ``count`` images fit: one of 8,192 px takes gigabytes in the smallest network."""
-    if size > LARGE_SIDE:
-        images = f"{plural(count, 'image')} of {size:,} px"
-        needed = count * working_memory(network.body, size)
-        check_fits(f"a batch of {images} in this model", needed, "fit with smaller images")

@@ -41,6 +41,13 @@ class RecipeRequest:
     def all_options(self) -> dict[str, Any]:
         return {**self.file_options, **self.options}
 
+    def without(self, name: str) -> "RecipeRequest":
+        """Return the request without an option."""
+        file_options, options = ({**given} for given in (self.file_options, self.options))
+        file_options.pop(name, None)
+        options.pop(name, None)
+        return RecipeRequest(self.base, file_options, options)
+
 
 def check_clusters(n_clusters: int | None, count: int) -> None:
     """Raise an error if ``count`` images cannot have ``n_clusters`` clusters."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deepcluster.errors import DeepClusterWarning, UsageError
 from deepcluster.fitting import fit as run
-from deepcluster.fitting.conclude import collapse
+from deepcluster.fitting.fit import collapse
 from deepcluster.fitting.plan import Request
 from deepcluster.learning.training import measure_statistics
 from deepcluster.nets.network import as_network

@@ -198,7 +198,7 @@ def test_fit_prints_the_lines_that_everybody_understands_and_the_rest_if_asked(p
 def test_dry_run_writes_nothing_and_takes_the_name_of_a_run_that_exists(finished, photos, tmp_path, prints):
     dry = ["fit", str(photos), "-k", "3", "-o", str(tmp_path / "run"), "--dry-run"]
     printed = prints(*dry)
-    assert re.search(r"Memory +\d+\.\d GB on cpu\n$", printed) and printed.count("\n") <= 5
+    assert re.search(r"Features +48 x [\d,]+ on cpu, 1 MB of memory\n$", printed) and printed.count("\n") <= 5
     plan = prints(*dry, "--recipe", "v1", "--backbone", "compact", "--image-size", "16")
     assert re.search(r"pseudo_labels 3: .*10,000", plan) and "backbone = " not in plan
     verbose = prints(*dry, "--verbose")

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import deepcluster
 from deepcluster.clustering.outliers import Outliers
-from deepcluster.clustering.whitening import ClassProbabilities, whiten
+from deepcluster.clustering.whitening import ClassProbabilities, Preparation, whiten
 from deepcluster.errors import DiskError, ModelError, UsageError
 from deepcluster.export import onnx
 from deepcluster.export.onnx import MAX_DIFFERENCE, Placing, difference
@@ -31,14 +31,14 @@ def model_on(images, name, image_size, root=False, **options):
     random = generator(0, "classes")
     weight = torch.randn(7, features.shape[1], generator=random)
     classes = ClassProbabilities(weight, torch.randn(7, generator=random), torch.tensor(0.5)) if root else None
-    reduction = whiten(features, 16, root=root, classes=classes)
+    reduction = whiten(features, 16, prepare=Preparation(root, classes))
     reduced = reduction(features)
     # The first image lies on a centroid, others near one: small distances are those that suffer from rounding.
     centroids = torch.cat([reduced[:8], F.normalize(reduced[8:16] + 1e-3 * reduced[16:24])])
     groups = torch.tensor([0, 2, 3, 4] * 4)
-    halves = [whiten(half, 3, strength=0, root=root) for half in (features[::2], features[1::2])]
+    halves = [whiten(half, 3, strength=0, prepare=Preparation(root)) for half in (features[::2], features[1::2])]
     means, directions = (torch.stack([getattr(half, name) for half in halves]) for name in ("mean", "projection"))
-    outliers = Outliers(means, directions, 0.5, root)
+    outliers = Outliers(means, directions, 0.5, Preparation(root))
     return Model(
         network, reduction, reduced[:4], Cut(centroids, groups), outliers,
         image_size, images.shape[-1], 16, names=("", "", "a", 'b"\n', ""), junk=(3,),

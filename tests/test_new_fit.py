@@ -150,7 +150,7 @@ def test_a_resumed_fit_knows_the_run_that_it_is_like(run, fitted, photos, tmp_pa
     fit = ["fit", photos, "-o", tmp_path / "new", "--labels", "folders", *small_fit("--rounds", "2")]
     with monkeypatch.context() as patch:
         # The metrics before the rounds are of no cluster that a person corrected.
-        patch.setattr("deepcluster.fitting.conclude.continued", None)
+        patch.setattr("deepcluster.fitting.fit.continued", None)
         patch.setattr(training, "Outputs", with_ctrl_c(training.Outputs))
         ends([*fit, "--like", run], 75)
     moved = run.rename(tmp_path / "moved")

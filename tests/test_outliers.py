@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deepcluster.clustering.outliers import MIN_ROWS, Outliers, fit_outliers, limit_of
-from deepcluster.clustering.whitening import square_roots
+from deepcluster.clustering.whitening import Preparation, square_roots
 
 WIDTH, INSIDE = 40, 6
 
@@ -17,7 +17,7 @@ def near_a_plane(count: int, seed: int = 0, plane: int = 0) -> torch.Tensor:
 
 
 def fitted(x: torch.Tensor, root: bool = False) -> Outliers:
-    return fit_outliers(x, root=root)
+    return fit_outliers(x, Preparation(root))
 
 
 @pytest.mark.parametrize("root", [False, True])

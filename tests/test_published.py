@@ -347,7 +347,7 @@ def test_a_run_of_photographs_and_what_comes_after_it(hub_cache, large_photos, t
     monkeypatch.setitem(sys.modules, PACKAGE, None)  # a model needs the package no more
     assert run_command(["predict", str(out), str(large_photos), "-o", str(tmp_path / "p.csv")]) == 0
     # The saved model takes square roots and class probabilities, too.
-    assert recipe["root"] and load(out).reduction.classes.scale == 0.5
+    assert recipe["root"] and load(out).reduction.prepare.classes.scale == 0.5
     assert {row["path"]: row["distance"] for row in rows(tmp_path / "p.csv")} == {
         row["path"]: row["distance"] for row in rows(out / "clusters.csv")
     }

@@ -6,7 +6,6 @@ somebody wrote on purpose: their digests are made to fit.
 
 import builtins
 import copy
-import dataclasses
 import errno
 import io
 import json
@@ -53,7 +52,6 @@ from fuzz.harness import peak_memory
 from tests import tiny
 from tests.helpers.runs import change_record, contents, result, rows, small_fit
 from tests.test_own_features import lists, table
-from tests.tiny import tiny_model
 
 CONFIG, WEIGHTS, CLUSTERS = (
     f"run/model/{name}" for name in ("config.json", "model.safetensors", "clusters.safetensors")
@@ -554,19 +552,11 @@ def run(place: Place) -> Path:
     return place.run
 
 
-def test_what_memory_cannot_hold_is_refused_before_it_is_read(run, tmp_path, photos, monkeypatch, ends):
+def test_what_memory_cannot_hold_is_refused_before_it_is_read(run, photos, monkeypatch, ends):
     monkeypatch.setattr(machine, "available", lambda: 2e9)
     os.truncate(run / "model" / "model.safetensors", 300 << 30)
     said = ends(["predict", run, photos], 6)
     assert "model.safetensors" in said and "322.1 GB" in said
-    run = tiny.tiny_run(tmp_path / "run")
-    architecture = {"name": "compact", "image_size": 8192, "sobel": False}
-    tiny.change_config(run / "model", image_size=8192, store_size=8192, architecture=architecture)
-    said = ends(["predict", run, photos], 6)
-    assert "8,192 px" in said and "4.3 GB" in said
-    model = dataclasses.replace(tiny_model(), image_size=2048, store_size=2048, batch_size=256)
-    with pytest.raises(OutOfMemoryError, match=r"274\.9 GB"):
-        model.transform(["no such file.png"])
 
 
 def test_links_in_a_run_are_replaced_or_refused_and_not_followed(run, tmp_path, photos, ends):

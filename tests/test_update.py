@@ -19,8 +19,7 @@ from deepcluster import load
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
 from deepcluster.fitting.fit import fit
-from deepcluster.fitting.plan import Request
-from deepcluster.fitting.resume import check_paths
+from deepcluster.fitting.plan import Request, check_paths
 from deepcluster.groups.cut import Cut
 from deepcluster.groups.graph import extended_layout
 from deepcluster.groups.tree import parts_of

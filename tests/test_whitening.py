@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from deepcluster.clustering import whiten
-from deepcluster.clustering.whitening import ClassProbabilities, prepared, square_roots, within_image_scaling
+from deepcluster.clustering.whitening import ClassProbabilities, Preparation, square_roots, within_image_scaling
 from deepcluster.errors import NonFiniteError
 from deepcluster.seeding import generator
 
@@ -61,7 +61,7 @@ def test_square_roots_by_hand(rows):
     x = (x + correlated(9, 4))[:rows]
     roots = np.sign(x.numpy()) * np.sqrt(np.abs(x.numpy()))
     roots /= np.linalg.norm(roots, axis=1, keepdims=True)
-    fitted, by_hand = whiten(x, 3, 0.5, root=True), whiten(roots, 3, 0.5)
+    fitted, by_hand = whiten(x, 3, 0.5, prepare=Preparation(root=True)), whiten(roots, 3, 0.5)
     for found, wanted in ((fitted(x), by_hand(roots)), (fitted(x, unit=False), by_hand(roots, unit=False))):
         assert torch.allclose(found.abs(), wanted.abs(), atol=1e-4)
     assert torch.allclose(fitted(7 * x), fitted(x), atol=1e-4)  # the length of a row counts no more
@@ -89,9 +89,9 @@ def test_features_are_scaled_before_the_components(rows, root):
         within_image_scaling(torch.stack([square_roots(view) for view in pairs]) if root else pairs, 2.0)
     ).float()
     scaled = (square_roots(x) if root else x) @ scaling
-    fitted = whiten(x, 5, 0.5, root=root, pairs=(pairs, 2.0))
+    fitted = whiten(x, 5, 0.5, prepare=Preparation(root), pairs=(pairs, 2.0))
     assert torch.allclose(fitted(x, unit=False).abs(), whiten(scaled, 5, 0.5)(scaled, unit=False).abs(), atol=1e-3)
-    assert not torch.allclose(fitted(x).abs(), whiten(x, 5, 0.5, root=root)(x).abs(), atol=1e-2)
+    assert not torch.allclose(fitted(x).abs(), whiten(x, 5, 0.5, prepare=Preparation(root))(x).abs(), atol=1e-2)
 
 
 @pytest.mark.parametrize("rows", [200, 9])  # more than columns, and fewer
@@ -102,10 +102,10 @@ def test_class_probabilities_are_features_beside_the_roots(rows):
     probabilities /= probabilities.sum(1, keepdim=True)
     by_hand = torch.cat([square_roots(x), 0.5 * probabilities.sqrt()], 1)
     pairs = torch.stack([x[:6], x[:6] + 0.3 * correlated(6, 12)])
-    classes = ClassProbabilities(weight, bias, torch.tensor(0.5))
-    fitted = whiten(x, 5, 0.5, root=True, classes=classes, pairs=(pairs, 1.0))
-    assert torch.allclose(prepared(x, root=True, classes=classes), by_hand, atol=1e-5)
-    views = torch.stack([by_hand[:6], prepared(pairs[1], root=True, classes=classes)])
+    prepare = Preparation(root=True, classes=ClassProbabilities(weight, bias, torch.tensor(0.5)))
+    fitted = whiten(x, 5, 0.5, prepare=prepare, pairs=(pairs, 1.0))
+    assert torch.allclose(prepare(x), by_hand, atol=1e-5)
+    views = torch.stack([by_hand[:6], prepare(pairs[1])])
     wanted = whiten(by_hand, 5, 0.5, pairs=(views, 1.0))(by_hand, unit=False)
     assert torch.allclose(fitted(x, unit=False).abs(), wanted.abs(), atol=1e-3)
     for count in (1, 2, 3):  # a row has the same bits alone and among others

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.blocks import mapped, matrix, product
-from deepcluster.clustering.whitening import square_roots, whiten
+from deepcluster.clustering.whitening import Preparation, whiten
 
 MAX_ROWS = 10_000  # of the fit, evenly chosen: more do not move 64 directions
 MIN_ROWS = 100  # of fewer, the quantiles below flag more than 2 % of new images of the same kind
@@ -32,7 +32,7 @@ class Outliers:
     means: Tensor  # 2 x D
     directions: Tensor  # 2 x D x r, orthonormal columns
     limit: float  # residual above which an image is an outlier; infinite if the fit had too few images to tell
-    root: bool = False  # of the square roots of the features
+    prepare: Preparation = Preparation()  # of the features, first
 
     def residuals(self, features: Tensor) -> Tensor:
         """Return the distance (float32, N) of N x D features from the farther of the two subspaces."""
@@ -43,7 +43,7 @@ class Outliers:
         ]
 
         def farther(rows: Tensor) -> Tensor:
-            rows = square_roots(rows) if self.root else rows
+            rows = self.prepare(rows)
             return torch.maximum(*(outside(rows - mean, multiply(rows - mean)) for mean, multiply in halves))
 
         return mapped(features, farther)
@@ -56,19 +56,19 @@ def outside(centred: Tensor, inside: Tensor) -> Tensor:
     return torch.where(rest > MIN_RESIDUAL**2 * squares, rest, 0).sqrt()
 
 
-def fit_outliers(sample: Tensor, *, root: bool = False) -> Outliers:
-    """Fit both halves and the limit by features (n x D) of evenly chosen images, or their :func:`square_roots`."""
+def fit_outliers(sample: Tensor, prepare: Preparation = Preparation()) -> Outliers:
+    """Fit both halves and the limit by prepared features (n x D) of evenly chosen images."""
     width = sample.shape[1]
     count = min(MAX_DIRECTIONS, len(sample) // ROWS_PER_DIRECTION, width // 2)
     if len(sample) < MIN_ROWS or not count:
-        return Outliers(torch.zeros(2, width), torch.zeros(2, width, 1), torch.inf, root)
-    halves = [whiten(half, count, strength=0, root=root) for half in (sample[::2], sample[1::2])]
+        return Outliers(torch.zeros(2, width), torch.zeros(2, width, 1), torch.inf, prepare)
+    halves = [whiten(half, count, strength=0, prepare=prepare) for half in (sample[::2], sample[1::2])]
     count = min(half.projection.shape[1] for half in halves)  # the rank of a half may be lower
     means = torch.stack([half.mean for half in halves])
     directions = torch.stack([half.projection[:, :count] for half in halves])
-    residuals = Outliers(means, directions, torch.inf, root).residuals(sample)
+    residuals = Outliers(means, directions, torch.inf, prepare).residuals(sample)
     limit = torch.tensor(limit_of(residuals)).item()  # in float32, as the file of a model has it
-    return Outliers(means, directions, limit, root)
+    return Outliers(means, directions, limit, prepare)
 
 
 def limit_of(residuals: Tensor, tail: float = TAIL, quantile: float = QUANTILE) -> float:

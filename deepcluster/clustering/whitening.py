@@ -54,10 +54,21 @@ class ClassProbabilities:
         return scale * multiply(features.float()).softmax(1).sqrt()
 
 
-def prepared(features: Tensor, *, root: bool, classes: ClassProbabilities | None) -> Tensor:
-    """Return the rows that are reduced: features or their :func:`square_roots`, then the class probabilities."""
-    rows = square_roots(features.float()) if root else features
-    return rows if classes is None else torch.cat([rows.float(), classes(features)], 1)
+@dataclass(frozen=True)
+class Preparation:
+    """The way from features to the rows that are reduced. The default changes nothing."""
+
+    root: bool = False  #: take the :func:`square_roots` of the features
+    classes: ClassProbabilities | None = None  #: these are features, too, behind the others
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Return N x :meth:`width` rows for N x D features."""
+        rows = square_roots(features.float()) if self.root else features
+        return rows if self.classes is None else torch.cat([rows.float(), self.classes(features)], 1)
+
+    def width(self, columns: int) -> int:
+        """Return the number of columns of the rows for so many features."""
+        return columns + (len(self.classes.bias) if self.classes else 0)
 
 
 @dataclass(frozen=True)
@@ -72,8 +83,7 @@ class Whitening:
 
     mean: Tensor  #: D, or D + K with class probabilities
     projection: Tensor  #: the same number x d
-    root: bool = False  #: take the :func:`square_roots` of the rows first
-    classes: ClassProbabilities | None = None  #: these are features, too
+    prepare: Preparation = Preparation()  #: comes first
 
     def __call__(self, x: Tensor, device: torch.device | None = None, *, unit: bool = True) -> Tensor:
         """Map N x D features to N x d rows of length 1, on ``device`` (None: x's own); a row at the mean stays zero.
@@ -88,7 +98,7 @@ class Whitening:
         multiply = product(weight, weight.new_zeros(len(weight)))
 
         def reduced(rows: Tensor) -> Tensor:
-            rows = multiply(prepared(rows, root=self.root, classes=self.classes) - mean)
+            rows = multiply(self.prepare(rows) - mean)
             return F.normalize(rows, eps=1e-12) if unit else rows
 
         return mapped(x, reduced, self.projection.shape[1], device=device)
@@ -100,8 +110,7 @@ def whiten(
     strength: float = 1.0,
     device: torch.device | None = None,
     *,
-    root: bool = False,
-    classes: ClassProbabilities | None = None,
+    prepare: Preparation = Preparation(),
     pairs: tuple[Tensor, float] | None = None,
     all_reduce: AllReduce = of_all,
 ) -> Whitening:
@@ -114,8 +123,7 @@ def whiten(
         strength: Each principal direction is divided by its standard deviation to this power: 1 whitens (the paper), 0
             only rotates, and in between the leading directions keep some of their weight.
         device: Device of the products, a block of rows at a time. None: x's own.
-        root: Reduce the :func:`square_roots` of the features.
-        classes: Reduce the class probabilities together with the features.
+        prepare: Makes the rows that are reduced of the features.
         pairs: Features of two views of some images (2 x m x D) and a weight: before the PCA, the features are scaled by
             :func:`within_image_scaling` of these.
         all_reduce: Adds up sums of all ranks, if ``x`` has a part of the rows, which are more than columns.
@@ -129,11 +137,10 @@ def whiten(
     """
     x = matrix(x)
     rows = int(all_reduce(torch.tensor(len(x))))
-    width = x.shape[1] + (len(classes.bias) if classes else 0)
+    width = prepare.width(x.shape[1])
     if rows < 1 or width < 1 or dims < 1:
         raise ValueError(f"whitening needs rows, columns and dimensions; got {rows} x {width} to {dims}")
     count = min(dims, width, max(1, rows - 1))
-    prepare = partial(prepared, root=root, classes=classes)
     if pairs and not torch.isfinite(pairs[0]).all():
         raise NonFiniteError(f"features of centre crops are not finite{LOWER_LR}")
     if rows <= width:
@@ -154,7 +161,7 @@ def whiten(
     projection = (vectors * scale)[:, keep]
     projection = projection if scaling is None else scaling @ projection
     weights = torch.from_numpy(np.ascontiguousarray(projection)).float()
-    return Whitening(mean.float(), weights, root, classes)
+    return Whitening(mean.float(), weights, prepare)
 
 
 def within_image_scaling(pairs: Tensor, weight: float = 1.0) -> Directions:
@@ -165,7 +172,7 @@ def within_image_scaling(pairs: Tensor, weight: float = 1.0) -> Directions:
     Interspeech 2006), with each image a class. A mean over all D would make few pairs scale more than many.
 
     Args:
-        pairs: Rows (as of :func:`prepared`) of two views of some images, 2 x m x D.
+        pairs: Rows (as of a :class:`Preparation`) of two views of some images, 2 x m x D.
         weight: 0 changes nothing.
 
     Returns:
@@ -298,13 +305,13 @@ class Reduction:
         if self.dims is None:
             raise ValueError("dims=None fits no map: give a number of dimensions")
         scale = torch.tensor(self.class_probabilities)
+        classes = ClassProbabilities(*self.classifier, scale) if self.classifier and scale else None
         return whiten(
             rows,
             self.dims,
             self.whitening,
             device,
-            root=self.root,
-            classes=ClassProbabilities(*self.classifier, scale) if self.classifier and scale else None,
+            prepare=Preparation(self.root, classes),
             pairs=None if pairs is None else (pairs, self.within_image),
             all_reduce=all_reduce,
         )

@@ -49,7 +49,7 @@ def fit(
     verbose = fit_flags.verbose or output.dry_run
     with session(images, output.quiet, to_stderr=output.as_json, verbose=verbose) as (terminal, shared):
         source = _fit_source(fit_flags, output.dry_run, terminal, images, *more_images)
-        from deepcluster.fitting.plan import Request
+        from deepcluster.fitting.values import Request
 
         request = Request(**{**vars(fit_flags), "recipe": recipe, "command": typed(sys.argv[1:])})
         if output.dry_run:

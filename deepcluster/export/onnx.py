@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 import deepcluster
 from deepcluster.clustering.outliers import outside
-from deepcluster.clustering.whitening import prepared, square_roots
 from deepcluster.errors import ModelError, needing
 from deepcluster.groups.cut import SAME
 from deepcluster.images.views import fixed_view
@@ -56,15 +55,14 @@ class Placing(nn.Module):
         reduction = self.model.reduction
         outliers = self.model.outliers
         features = self.network.features(fixed_view(images, self.model.image_size))
-        reduced = prepared(features, root=reduction.root, classes=reduction.classes) - reduction.mean
+        reduced = reduction.prepare(features) - reduction.mean
         reduced = F.normalize(reduced @ reduction.projection, eps=1e-12)
         rows = reduced.double()  # the formula of groups.cut.distances_to
         squares = rows.square().sum(1, keepdim=True) + self.lengths - 2 * (rows @ self.centroids)
         distances = squares.masked_fill(squares < SAME, 0).float().sqrt()
         by_cluster = torch.full((rows.shape[0], cut.count), torch.inf)
         by_cluster = by_cluster.scatter_reduce(1, cut.cluster_of.expand(rows.shape[0], -1), distances, "amin")
-        features = square_roots(features) if outliers.root else features
-        centred = features - outliers.means.unsqueeze(1)  # 2 x N x D
+        centred = outliers.prepare(features) - outliers.means.unsqueeze(1)  # 2 x N x D
         residual = outside(centred, centred @ outliers.directions).amax(0)
         return reduced, by_cluster, by_cluster.argmin(1), residual
 

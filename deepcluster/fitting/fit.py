@@ -1,37 +1,56 @@
 """A fit reads as its steps: decide, read, alternate, conclude, write."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from deepcluster.build import network_of
-from deepcluster.fitting.conclude import conclude, features_with_nouns, result_features, run_of
+import torch
+from torch import Tensor
+
+from deepcluster.algorithm import Conclusion
+from deepcluster.build import compute_of, conclusion_of, network_of, rounds_of
+from deepcluster.errors import DataError, NonFiniteError
 from deepcluster.fitting.forecast import announce
-from deepcluster.fitting.journal import opened
-from deepcluster.fitting.like import read_former
-from deepcluster.fitting.plan import Decided, Request, Start, check_weights_here, decide, decide_features, first_record
-from deepcluster.fitting.read import ImagesRead, read_images
-from deepcluster.fitting.train import rounds_text, train
+from deepcluster.fitting.journal import Journal, opened
+from deepcluster.fitting.like import continued, read_former
+from deepcluster.fitting.plan import check_weights_here, decide, decide_features, first_record
+from deepcluster.fitting.read import exact_features, read_images
+from deepcluster.fitting.values import Decided, ImagesRead, Request, Start
 from deepcluster.images import Images, find
 from deepcluster.images.given import true_labels
 from deepcluster.images.own_features import OwnFeatures, read_features
 from deepcluster.images.store import check_alike
+from deepcluster.learning.training import average_weights, measure_statistics
+from deepcluster.model import Model
 from deepcluster.nets.network import Network, no_network
+from deepcluster.recipe import Recipe
+from deepcluster.records import Identity, State
+from deepcluster.report.pictures import on_sheet
+from deepcluster.runs.change import cut_of
 from deepcluster.runs.inherit import kept_text
-from deepcluster.runs.result import Outcome, summary_text
+from deepcluster.runs.page import write_nouns
+from deepcluster.runs.result import Outcome, choose_number, metrics, summary_text
+from deepcluster.runs.run import Rows, Run, cut_rows, sample_of
+from deepcluster.runtime.compute import GROUPING_PHASE, MAX_PASS_BATCH, Stopwatch
 from deepcluster.runtime.console import Display, Several, Silent
 from deepcluster.runtime.devices import CPU, choose_device, keep_freed_memory, working_on
+from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import shaped
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import run_folder
+from deepcluster.storage.content import Facts, RunRecord
+from deepcluster.texts import plural
+
+ROUNDS_TO_LEARN = 3
+MAX_LOSS = 0.95  # of the loss of guessing, after these rounds
+SETTLED = "assignments settled"  # a reason in run.json for the end of the rounds
+COLLAPSED = 0.5  # share of the images in one fine cluster
+MIN_COLLAPSED = 30  # images: of fewer, one cluster may have most of them by chance
 
 
 def fit(
-    images: Images | OwnFeatures,
-    request: Request,
-    display: Display | None = None,
-    processes: Processes = ALONE,
+    images: Images | OwnFeatures, request: Request, display: Display | None = None, processes: Processes = ALONE
 ) -> run_folder.RunFolder:
     """Cluster images, and return the run folder (docs/run-folder.md).
 
@@ -56,6 +75,7 @@ def fit(
         start_of = decide if features is None else partial(decide_features, images, features.shape[1])
         told = processes.broadcast_json(lambda: asdict(start_of(source, request, display)))
         start: Start = shaped(told, Start, "start")
+        request = replace(request, n_clusters=start.n_clusters, seed=start.seed, command=start.command or "")
         run = run_folder.RunFolder(Path(start.out))
         if start.state == "finished":
             display.say("Done", f"{run.path} is finished already")
@@ -76,36 +96,197 @@ def fit(
             # Steps 2 to 5, features, reduction, clustering and learning, in every round of step 6, the alternation.
             rounds, reason = 0, "all rounds done" if decided.features is None else "features were given"
             if read.recipe.rounds:
-                last = decided.request.recipe.all_options.get("rounds", read.recipe.rounds)
-                rounds, reason = train(network, read, decided.request.steps, last, journal, display)
+                rounds, reason = train(network, read, journal, display)
             journal.end_phase("rounds", rounds=rounds, stopped_because=reason)
 
             # Step 7, result. From the reduced features on there are no ranks.
             features = result_features(network, read, display)
-            final = conclude(network, read, journal.record.seed, features, display)
+            final = conclude(network, read, features, display)
             seen = None if read.recipe.rounds else features_with_nouns(network, read, features)  # or written already
             if journal.folder:
                 made = run_of(network, read, journal.record, final, display)
                 outcome = journal.end(journal.folder, made, seen, display.progress)
-                _say_done(decided.request, read, outcome, display)
+                _say_done(read, outcome, display)
         return run
 
 
 def _backbone(decided: Decided, processes: Processes, display: Display) -> Network:
-    """Return the network, after the lines about the plan and its memory; for features a placeholder."""
+    """Return the network, after the lines about the plan; for features a placeholder."""
     if decided.features is not None:
         return no_network(decided.features.shape[1])
     start, request = decided.start, decided.request
     network = network_of(start.plan.recipe, request.seed, decided.device, request.module)
     if processes.is_main:
-        announce(start, request, network, len(decided.source.paths), display, processes.world_size)
+        announce(start, request, network, len(decided.source.paths), display)
     return network
 
 
-def _say_done(request: Request, images: ImagesRead, outcome: Outcome, display: Display) -> None:
+def train(network: Network, images: ImagesRead, journal: Journal, display: Display) -> tuple[int, str]:
+    """Alternate until the recipe ends it; write history and a checkpoint as it goes on.
+
+    The network is trained in place, from the last checkpoint if there is one; at the end it has the weights of the
+    result.
+
+    Returns the number of rounds, and the reason why there are no more.
+    """
+    recipe = images.recipe
+    store = images.store
+    request = images.decided.request
+    last = request.recipe.all_options.get("rounds", recipe.rounds)  # with --resume maybe fewer than the recipe has
+    if store.partition.processes.any(journal.checkpoint is not None):
+        state = journal.restore(network)
+        display.say("Resumed", f"after {plural(state.round, 'round')}")
+    else:
+        journal.baseline = _measured_before(network, images, journal, display)
+        journal.save(state := State(), network)
+    journal.open_history()
+    watch = Stopwatch(display.progress)
+    alternation = rounds_of(
+        network,
+        store.images,
+        recipe,
+        request.seed,
+        rounds=last,
+        steps=request.steps,
+        state=state,
+        compute=compute_of(network, recipe, store.partition, watch),
+    )
+    state = replace(state, features=None)  # the round frees its features before it trains
+    for round in alternation:
+        seconds = watch.seconds()
+        state = replace(round.state, features=None)
+        row = journal.add(round, seconds)
+        journal.save(round.state, network)
+        display.round(row, last)
+        if state.round == ROUNDS_TO_LEARN and round.loss > MAX_LOSS * round.chance_loss:
+            warn(
+                f"after {plural(state.round, 'round')} the network learns little (loss {round.loss:.2f}, by chance"
+                f" {round.chance_loss:.2f}): raise --epochs or --lr, or lower --batch-size, for more optimizer steps"
+            )
+        watch.start()
+    if state.round and recipe.average < 1:
+        average_weights(network.body, journal.checkpoints.body(state.round - 1), recipe.average)
+        if recipe.average and not network.frozen_statistics:
+            compute = compute_of(network, recipe, store.partition, exact=True)
+            measure_statistics(network, store.images, compute, request.seed)
+    reason = "all rounds done" if state.round >= recipe.rounds else "ended on request"
+    return state.round, SETTLED if state.settled >= recipe.patience else reason
+
+
+def _measured_before(network: Network, images: ImagesRead, journal: Journal, display: Display) -> dict[str, float]:
+    """Return metrics of the clusters before the rounds, and write the nouns of the images. A collective.
+
+    A pass over the images is made only if there are true labels or nouns.
+    """
+    if images.truth is None and not knows_nouns(network, images.recipe):
+        return {}
+    features = result_features(network, images, display)
+    seen = features_with_nouns(network, images, features)
+    if seen is not None and journal.folder:
+        write_nouns(journal.folder, network, seen, images.paths)
+    if images.truth is None:
+        return {}
+    start = conclude(network, images, features, Silent())
+    if not journal.folder:
+        return {}
+    request, recipe = images.decided.request, images.recipe
+    rows = rows_of(images, start)
+    count, _ = choose_number(request.n_clusters, rows, request.seed, recipe, Silent())
+    _, placement = cut_rows(rows, start.clustering, count, request.seed, recipe)
+    return {**metrics(images.truth, placement.cluster), "clusters": len(placement.cluster.unique())}
+
+
+def knows_nouns(network: Network, recipe: Recipe) -> bool:
+    """Return True if the network came with a classifier of nouns; training would change the features that it takes."""
+    return recipe.weights == "timm" and network.classifier is not None
+
+
+def result_features(network: Network, images: ImagesRead, display: Display) -> Tensor:
+    """Return this rank's features for a result: those that are known, or of the network as it is now."""
+    known = images.known
+    return exact_features(network, images.store, images.recipe, display) if known is None else known
+
+
+def features_with_nouns(network: Network, images: ImagesRead, features: Tensor) -> Tensor | None:
+    """Return the ``features`` (this rank's) of all images on the sheet, on the main rank. A collective.
+
+    None if the network knows no nouns of them.
+    """
+    if not knows_nouns(network, images.recipe):
+        return None
+    partition = images.store.partition
+    return partition.to_main(features, torch.tensor(on_sheet(partition.total)))
+
+
+def conclude(network: Network, images: ImagesRead, features: Tensor, display: Display) -> Conclusion:
+    """Cluster this rank's ``features`` (n x D), of one pass of the network as it is now. A collective."""
+    display.progress(GROUPING_PHASE, 0, 0)
+    try:
+        return conclusion_of(network, images.store, images.recipe, images.decided.request.seed, features)
+    except NonFiniteError as error:
+        if images.decided.features is None:
+            raise
+        raise DataError("the features are too large or too small to compare: scale them, say to length 1") from error
+
+
+def run_of(network: Network, images: ImagesRead, record: RunRecord, final: Conclusion, display: Display) -> Run:
+    """Cut the clusters of all images, on the main rank. ``record`` has the number of rounds."""
+    recipe = images.recipe
+    if record.rounds and (text := collapse(final)):
+        warn(text)
+    rows = rows_of(images, final)
+    cut_k = record.n_clusters
+    former = images.decided.former
+    if cut_k is None and former:  # as many as the run of --like has, unless others were asked for
+        cut_k = min(len(former.run.model.cut.cluster_of.unique()), rows.fitted)
+    n_clusters, candidates = choose_number(cut_k, rows, record.seed, recipe, display)
+    cut, _ = cut_rows(rows, final.clustering, n_clusters, record.seed, recipe)
+    if cut.count < n_clusters:
+        why = "the features have no more distinct values (are many equal?)"
+        warn(f"only {cut.count} of {n_clusters} clusters are not empty: {why}")
+    # Without a network the model takes no images.
+    image_size, store_size = (recipe.image_size, recipe.store_size) if images.decided.features is None else (1, 1)
+    model = Model(
+        network=network,
+        reduction=final.reduction,
+        fine_centroids=final.clustering.centroids,
+        cut=cut,
+        outliers=final.outliers,
+        names=("",) * cut.count,
+        image_size=image_size,
+        store_size=store_size,
+        batch_size=min(recipe.batch_size, MAX_PASS_BATCH),
+        identity=Identity(run=record.run),
+    )
+    run = Run(record, Facts(cut_k=cut_k, candidates=candidates), model, rows)
+    if former and images.former_rows is not None:
+        run, text = continued(run, former, images.former_rows)
+        display.say("Names", text)
+    return replace(run, facts=replace(run.facts, cut=cut_of(run)))
+
+
+def rows_of(images: ImagesRead, final: Conclusion) -> Rows:
+    """Return the images of a run with their reduced features."""
+    sample = sample_of(final.reduced, images.decided.request.seed)
+    return Rows(images.table, final.reduced, sample, final.residuals)
+
+
+def collapse(conclusion: Conclusion) -> str:
+    """Return a warning if most images are in one fine cluster or the features differ in one direction only, else ""."""
+    share = conclusion.clustering.largest_share
+    sizes = conclusion.clustering.sizes
+    is_crowded = share > COLLAPSED and sizes.sum() >= MIN_COLLAPSED
+    if len(sizes) <= 2 or not (is_crowded or conclusion.reduced.shape[1] == 1):
+        return ""
+    what = f"{share:.0%} of the images are in one fine cluster" if is_crowded else "all features are alike"
+    return f"training has collapsed ({what}): lower --lr, or give --rounds 0 for the network before training"
+
+
+def _say_done(images: ImagesRead, outcome: Outcome, display: Display) -> None:
+    request, former = images.decided.request, images.decided.former
     kept = ""
-    if images.former and images.former_rows is not None:
-        before = [*images.former.run.names, ""]  # of -1, too
+    if former and images.former_rows is not None:
+        before = [*former.run.names, ""]  # of -1, too
         kept = kept_text((before[row] for row in images.former_rows.tolist()), outcome.usable.column("name"))
     if request.features:
         done = f"{len(outcome.summary):,} clusters of {len(images.paths):,} rows of features"
@@ -113,4 +294,7 @@ def _say_done(request: Request, images: ImagesRead, outcome: Outcome, display: D
         return
     if images.recipe.weights and "rounds" not in request.recipe.all_options and not images.recipe.rounds:
         display.say("Training", "none: the network is used as it is; --rounds 1 trains it, which takes longer")
-    display.say("Done", f"{summary_text(outcome, request.n_clusters, rounds_text(outcome.record))}{kept}")
+    record = outcome.record
+    rounds = f", after {plural(record.rounds, 'round')} of training" if record.rounds else ", without training"
+    rounds += ", because the clusters no longer change" if record.stopped_because == SETTLED else ""
+    display.say("Done", f"{summary_text(outcome, request.n_clusters, rounds)}{kept}")

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from deepcluster.clustering.agreement import nmi
 from deepcluster.errors import DeepClusterError, DiskError, Stopped
-from deepcluster.fitting.plan import Decided
-from deepcluster.fitting.read import ImagesRead
-from deepcluster.fitting.resume import check_same, facts_of
+from deepcluster.fitting.plan import check_same
+from deepcluster.fitting.values import Decided, ImagesRead
 from deepcluster.nets.network import Network
 from deepcluster.records import Round, State
 from deepcluster.runs.images import fingerprint
@@ -76,13 +75,12 @@ class Journal:
             images_count=images.store.partition.total,
             skipped_count=len(images.store.skipped),
             pseudo_labels=images.recipe.pseudo_labels,
-            fingerprint=fingerprint(images.digests) if images.features is None else None,
+            fingerprint=fingerprint(images.digests) if self.decided.features is None else None,
             reasons=images.plan.reasons,
         )
-        self.about = facts_of(self.record, images.recipe)
         self.at_once = not images.recipe.rounds  # a run without rounds appears at its end
         if self.folder and self.decided.start.state == "resumed":
-            differences = check_same(self.folder, self.checkpoint, self.about, images.digests)
+            differences = check_same(self.folder, self.record, self.checkpoint, images.digests)
             self.record = replace(self.record, resumed=differences)
         if self.folder and not self.at_once:
             if self.decided.request.overwrite:
@@ -119,11 +117,17 @@ class Journal:
 
     def save(self, state: State, network: Network) -> None:
         """Write a checkpoint. A collective."""
-        so_far = {"elapsed": time.perf_counter() - self.start, "baseline": self.baseline, "history": self.rows}
         if state.features is not None:
             state = replace(state, features=self.images.store.partition.gather(state.features.cpu()))
         if self.folder:
-            self.checkpoints.write(state, network.state_dict(), {**self.about, **so_far})
+            about = {
+                "run": self.record.run,
+                "environment": self.record.environment,
+                "elapsed": time.perf_counter() - self.start,
+                "baseline": self.baseline,
+                "history": self.rows,
+            }
+            self.checkpoints.write(state, network.state_dict(), about)
 
     def open_history(self) -> None:
         """Write the rows of the rounds that the checkpoint has."""
@@ -177,7 +181,7 @@ class Journal:
             )
             run = replace(run, record=self.record)
             outcome = refresh(
-                target, run, source=self.images.source, page=self.decided.request.report, progress=progress
+                target, run, source=self.decided.source, page=self.decided.request.report, progress=progress
             )
             target.write_record(self.record)  # from here on the run is done, and needs no checkpoint
             for name in () if self.decided.request.keep_checkpoints else checkpoint_files(target.path):

@@ -2,23 +2,22 @@
 
 import os
 import secrets
+import shlex
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
 
 import deepcluster
 from deepcluster.auto import WHITENING, Facts, Plan
-from deepcluster.build import Steps
-from deepcluster.errors import ModelError, UsageError
+from deepcluster.errors import DataError, ModelError, UsageError
 from deepcluster.fitting.like import Former
-from deepcluster.fitting.resume import check_like, check_paths, check_request
-from deepcluster.flags import FitFlags
+from deepcluster.fitting.values import Request, Start
 from deepcluster.images import Source
 from deepcluster.images.store import preview
 from deepcluster.learning.training import network_precision
@@ -26,67 +25,31 @@ from deepcluster.nets.hub import fetch, local_file
 from deepcluster.nets.names import NO_NETWORK, PUBLISHED
 from deepcluster.nets.network import Network
 from deepcluster.presets import RecipeRequest, check_clusters, resolve
-from deepcluster.recipe import AUTO, Recipe, declared
+from deepcluster.recipe import AUTO, Recipe, declared, read_toml
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import environment
 from deepcluster.runtime.log import warn
-from deepcluster.runtime.plain_files import is_run
+from deepcluster.runtime.plain_files import is_run, shaped
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder
-from deepcluster.storage.content import RunRecord
+from deepcluster.storage.checkpoint import Checkpoint, rounds_done
+from deepcluster.storage.content import IMAGES, RunRecord
 from deepcluster.storage.state import own_files
-from deepcluster.texts import one_line
+from deepcluster.texts import one_line, some
 
 FEATURES_OPTIONS = {name for name, option in declared(Recipe).items() if option.for_features}
 
 
-@dataclass(frozen=True)
-class Request(FitFlags):
-    """The request of a user, without the images: the flags of ``fit``, with the recipe that was read."""
-
-    recipe: RecipeRequest = field(default_factory=RecipeRequest)  # type: ignore[assignment]
-    report: bool = True  # False: map and report on request only
-    command: str = ""
-    module: nn.Module | None = None  # the network, if the backbone is one of the user's
-    steps: Steps = Steps()
-
-
-@dataclass(frozen=True)
-class Start:
-    """The start of a run, as the main rank decides it."""
-
-    out: str  # the run folder
-    state: str  # new, resumed, or finished: nothing is left to do
-    plan: Plan
-    requested: RecipeRequest  # the recipe that the run began with
-    labels: str | None = None  # as in run.json
-    like: str | None = None  # as in run.json
-    facts: Facts | None = None  # about the images of a new run
-
-    def plan_if(self, **facts: Any) -> Plan:
-        """Return the plan if a new run had these ``facts`` about its images; a resumed one keeps its plan."""
-        return resolve(self.requested, replace(self.facts, **facts)) if self.facts else self.plan
-
-
-@dataclass(frozen=True)
-class Decided:
-    """All that is decided about a run before its images are read."""
-
-    request: Request
-    start: Start
-    source: Source
-    features: Tensor | None  # of all images, if the user computed them (float32, N x D)
-    labels: Sequence[str] | None  # true labels in the order of the source, for metrics only
-    former: Former | None  # the run of ``--like``, on the main rank
-    record: RunRecord  # run.json at the start
-    device: torch.device
-
-
-def names_of(request: Request) -> tuple[str | None, str | None]:
-    """Return ``--labels`` and ``--like`` as run.json has them: by absolute paths."""
+def values_of(request: Request) -> dict[str, Any]:
+    """Return the values of a request that run.json has, as it has them: by absolute paths."""
     labels = request.labels
-    labels = str(Path(labels).absolute()) if labels and labels != "folders" else labels
-    return labels, str(request.like.absolute()) if request.like else None
+    return {
+        "n_clusters": request.n_clusters,
+        "seed": request.seed,
+        "labels": str(Path(labels).absolute()) if labels and labels != "folders" else labels,
+        "like": str(request.like.absolute()) if request.like else None,
+        "command": request.command,
+    }
 
 
 def decide(source: Source, request: Request, display: Display, *, dry: bool = False) -> Start:
@@ -105,7 +68,7 @@ def decide(source: Source, request: Request, display: Display, *, dry: bool = Fa
     _get_weights(name, request, display, dry=dry)
     facts = replace(facts, published=name)
     plan = resolve(request.recipe, facts)
-    return Start(str(out), "new", plan, request.recipe, *names_of(request), facts)
+    return Start(str(out), "new", plan, request.recipe, facts, **values_of(request))
 
 
 def first_record(
@@ -134,23 +97,6 @@ def first_record(
     )
 
 
-def _resumed(folder: run_folder.RunFolder, source: Source, request: Request) -> Start:
-    """Continue a run by its own recipe."""
-    record = folder.read_record()
-    labels, like = names_of(request)
-    typed: dict[str, Any] = {"n_clusters": request.n_clusters, "seed": request.seed, **request.steps.names}
-    places = {"labels": labels, "like": None if record.like_run else like}  # a run may be at another place by now
-    typed |= {name: place for name, place in places.items() if place}
-    recipe, requested = check_request(folder, record, request.recipe, typed)
-    check_paths(folder, source)
-    is_finished = record.status == "done"
-    if like or not is_finished:
-        check_like(record, like)
-    plan = Plan(recipe, record.reasons or {})
-    state = "finished" if is_finished else "resumed"
-    return Start(str(folder.path), state, plan, requested, record.labels, like or record.like)
-
-
 def decide_features(data: Any, width: int, source: Source, request: Request, display: Display) -> Start:
     """Decide the folder and the recipe of a run of features of ``width`` numbers, as :func:`decide` does for images."""
     check_clusters(request.n_clusters, len(source.paths))
@@ -161,7 +107,7 @@ def decide_features(data: Any, width: int, source: Source, request: Request, dis
     if not (source.items.of_files or source.paths[0].isdecimal()):
         display.say("Pictures", f"none: no path leads to a file; the first is {one_line(source.paths[0])}")
     plan = Plan(recipe, {"features": f"{width:,} numbers a row, which came from elsewhere"})
-    return Start(str(out), "new", plan, request.recipe, *names_of(request))
+    return Start(str(out), "new", plan, request.recipe, **values_of(request))
 
 
 def _features_recipe(request: Request, source: Source) -> Recipe:
@@ -200,6 +146,115 @@ def check_not_inside(images: Iterable[Path], out: Path) -> None:
     for file in images:
         if (file.name in names or file.is_symlink()) and os.path.realpath(file) in replaced:
             raise UsageError(f"--overwrite would remove {file}, which is one of IMAGES: give another -o")
+
+
+# ---- a run that goes on ----------------------------------------------------------------------------------------------
+
+
+def _resumed(folder: run_folder.RunFolder, source: Source, request: Request) -> Start:
+    """Continue a run by its own recipe. An option that its recipe.toml lacks has its default."""
+    record = folder.read_record()
+    if record.backbone == NO_NETWORK:
+        raise UsageError(f"{folder.path} is a run of features, which has no rounds to resume: use --overwrite")
+    recipe = Recipe(**read_toml(folder.file("recipe.toml"))[1])
+    with folder.as_disk_errors(run_folder.RUN):
+        requested: RecipeRequest = shaped(record.requested, RecipeRequest, "requested")
+    is_finished = record.status == "done"
+    done = record.rounds or 0 if is_finished else rounds_done(folder.path)
+    _check_same_request(folder, request, record, requested, (recipe.rounds, *range(done + 1)))
+    check_paths(folder, source)
+    like = values_of(request)["like"]
+    if like or not is_finished:
+        check_like(record, like)
+    values = {name: getattr(record, name) for name in values_of(request)} | ({"like": like} if like else {})
+    plan = Plan(recipe, record.reasons or {})
+    return Start(str(folder.path), "finished" if is_finished else "resumed", plan, requested, **values)
+
+
+def _check_same_request(
+    folder: run_folder.RunFolder, request: Request, record: RunRecord, requested: RecipeRequest, rounds: Sequence[int]
+) -> None:
+    """Raise UsageError unless each value of a request to resume is the default, or the one that the run began with.
+
+    ``requested``: The recipe that the run began with. ``rounds``: The numbers that may be given for it.
+    """
+    if request.steps.names != (record.steps or {}):
+        began = ", ".join(record.steps or {}) or "no steps of your own"
+        how = "resume from Python with the same steps: DeepCluster(...).fit(X, run=..., resume=True)"
+        raise UsageError(f"the run in {folder.path} began with {began}: {how}")
+    values, default = values_of(request), values_of(Request())
+    del values["command"]
+    if record.like_run:  # which may be at another place by now
+        del values["like"]
+    is_same = all(value in (default[name], getattr(record, name)) for name, value in values.items())
+    is_same &= request.recipe.without("rounds") in (RecipeRequest(), requested.without("rounds"))
+    if not is_same or request.recipe.all_options.get("rounds", rounds[0]) not in rounds:
+        began = f"began as: {one_line(record.command)}" if record.command else "began in Python, with other parameters"
+        only = f"-o {shlex.quote(str(folder.path))} --resume [--rounds N]"
+        raise UsageError(f"the run {began}; give that, or only {only}")
+
+
+def check_like(record: RunRecord, like: str | None) -> None:
+    """Raise UsageError if the run of ``--like`` is neither at ``like`` nor, without it, at its place of then."""
+    there = Path(like or record.like or "")
+    if (run := record.like_run) and (not is_run(there) or run_folder.open_run(there).read_record().run != run):
+        raise UsageError(f"this fit began --like run {run}, which is not in {there}: give its folder, --like RUN")
+
+
+def check_paths(folder: run_folder.RunFolder, source: Source) -> None:
+    """Raise DataError if files were added or removed since the run began; no image is read for it."""
+    if not folder.has(IMAGES):
+        return
+    images = folder.read_images()
+    updates = images.rows.column("added") != ""
+    updated = {*images.rows.at(np.flatnonzero(updates)).column("path")}
+    then = {*images.rows.at(np.flatnonzero(~updates)).column("path")}
+    used = {*images.used.column("path")} - updated
+    now = {*source.paths, *(path for path, _ in source.skipped)} - updated
+    if used - now or now - then:
+        raise _differing(added=sorted(now - then), removed=sorted(used - now))
+
+
+def _differing(**differences: Sequence[str]) -> DataError:
+    shown = {kind: some([*map(one_line, paths)]) for kind, paths in differences.items() if paths}
+    texts = [f"{len(differences[kind]):,} {kind} ({paths})" for kind, paths in shown.items()]
+    return DataError(
+        f"the run began with other images: {'; '.join(texts) or 'they are in another order'}: put them"
+        " back, or begin anew with --overwrite"
+    )
+
+
+def check_same(
+    folder: run_folder.RunFolder, record: RunRecord, checkpoint: Checkpoint | None, images: Mapping[str, str]
+) -> list[str] | None:
+    """Compare a run that goes on with its beginning, and return the differences of machine, versions and threads.
+
+    ``record``: Of the run now. ``checkpoint``: The run's last checkpoint, or None. ``images``: Digests of the images by
+    path.
+
+    Raises DataError if the images have changed, ModelError if the checkpoint is of another run.
+    """
+    if checkpoint and checkpoint.about.get("run") != record.run:
+        raise ModelError(
+            f"the last checkpoint in {folder.path / 'checkpoints'} is of run {checkpoint.about.get('run')}, and this is"
+            f" run {record.run}: put back the checkpoints of this run"
+        )
+    rows = folder.read_images().used if folder.has(IMAGES) else None
+    then = images if rows is None else {row["path"]: row["sha256"] for row in rows}
+    if [*then.items()] != [*images.items()]:
+        raise _differing(
+            added=[path for path in images if path not in then],
+            removed=[path for path in then if path not in images],
+            changed=[path for path in images if path in then and then[path] != images[path]],
+        )
+    if not checkpoint:
+        return None
+    before = checkpoint.about["environment"]
+    changed = {name: value for name, value in (record.environment or {}).items() if before.get(name) != value}
+    differences = [f"{name} {before.get(name)} then, {value} now" for name, value in changed.items()]
+    if differences:
+        warn(f"the result may differ from that of an uninterrupted run: {'; '.join(differences)}")
+    return differences
 
 
 # ---- weights --------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """The images of a run, read once, and the plan for them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -12,9 +12,10 @@ from torch import Tensor
 from deepcluster.auto import RECTIFIED, Plan
 from deepcluster.build import compute_of
 from deepcluster.fitting.forecast import PassForecast
-from deepcluster.fitting.like import Former, former_rows
-from deepcluster.fitting.plan import FEATURES_OPTIONS, Decided, Start, with_precision
-from deepcluster.images import Source, read_once
+from deepcluster.fitting.like import former_rows
+from deepcluster.fitting.plan import FEATURES_OPTIONS, with_precision
+from deepcluster.fitting.values import Contents, Decided, ImagesRead, Start
+from deepcluster.images import read_once
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.source import counted
 from deepcluster.images.store import Store
@@ -29,50 +30,8 @@ from deepcluster.runtime.console import Display
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.runtime.tables import CsvRow
-from deepcluster.storage.content import Table
-from deepcluster.storage.images_table import Images, image_rows, skipped_rows
 from deepcluster.storage.state import scratch_of
 from deepcluster.texts import plural
-
-# Contents by the name of the file: a text, bytes, or rows.
-Contents = Mapping[str, str | bytes | Sequence[CsvRow]]
-
-
-@dataclass(frozen=True)
-class ImagesRead:
-    """The images as they were read."""
-
-    source: Source
-    store: Store
-    plan: Plan  # for these images
-    digests: Mapping[str, str]  # of all images, by path
-    labels: Sequence[str] | None  # true labels in the order of the source
-    beginning: Contents  # files of the run that depend on the images alone
-    features: Tensor | None = None  # of all images, if the user computed them (float32, N x D)
-    first_pass: Tensor | None = None  # this rank's features by the network as it starts, if no round changes it
-    former: Former | None = None  # the run of ``--like``, on the main rank
-    former_rows: Tensor | None = None  # in that run, of all images (int64, N), as by :func:`former_rows`
-
-    @property
-    def recipe(self) -> Recipe:
-        return self.plan.recipe
-
-    @cached_property
-    def table(self) -> Images:
-        """The content of images.csv."""
-        usable = self.source.rows(self.store.usable)
-        rows = image_rows(usable, self.truth, [*self.digests.values()], self.source.base)
-        return Images(Table.of([*rows, *skipped_rows(self.store.skipped)]))
-
-    @cached_property
-    def paths(self) -> list[str]:
-        return [self.source.paths[i] for i in self.store.usable]
-
-    @cached_property
-    def truth(self) -> list[str] | None:
-        """True labels of the usable images, for metrics only; None if none of them has one."""
-        labels = [self.labels[i] for i in self.store.usable] if self.labels is not None else []
-        return labels if any(labels) else None
 
 
 def read_images(decided: Decided, network: Network, processes: Processes, display: Display) -> ImagesRead:
@@ -84,7 +43,7 @@ def read_images(decided: Decided, network: Network, processes: Processes, displa
     if former := decided.former:
         size = images.recipe.store_size
         rows = former_rows(former, decided.source, images.digests, size, display.progress)
-        images = replace(images, former=former, former_rows=rows)
+        images = replace(images, former_rows=rows)
     return images
 
 
@@ -99,7 +58,7 @@ def _of_images(decided: Decided, network: Network, processes: Processes, display
     skipped = store.skipped
     if skipped:
         display.say("Images", f"{used:,} can be used, {len(skipped):,} skipped: {counted(skipped)} (skipped.csv)")
-    plan, first_pass = _plan_for(store, start, network, display)
+    plan, known = _plan_for(store, start, network, display)
     for line in plan.by_reason() if decided.request.verbose else ():
         display.say("Plan", line)
     of_all = chain.from_iterable(processes.all_gather_json(pixel_digests(store)))
@@ -117,7 +76,7 @@ def _of_images(decided: Decided, network: Network, processes: Processes, display
         SHEET: sprite_sheet(pictures, used) if processes.is_main else b"",
         **({"history.csv": []} if start.state == "new" else {}),
     }
-    return ImagesRead(source, store, plan, digests, decided.labels, beginning, first_pass=first_pass)
+    return ImagesRead(decided, store, plan, digests, beginning, known)
 
 
 def _of_features(decided: Decided, features: Tensor, processes: Processes) -> ImagesRead:
@@ -139,7 +98,7 @@ def _of_features(decided: Decided, features: Tensor, processes: Processes) -> Im
         there = with_picture(pictures)
         alike = near_duplicates(pictures[there])
         beginning["duplicates.csv"] = [*duplicate_rows(alike, [source.paths[row] for row in there])]
-    return ImagesRead(source, store, plan, digests, decided.labels, beginning, features)
+    return ImagesRead(decided, store, plan, digests, beginning, features[store.partition.local])
 
 
 def _plan_for(store: Store, start: Start, network: Network, display: Display) -> tuple[Plan, Tensor | None]:

@@ -9,7 +9,6 @@ from zipfile import ZIP_STORED, ZipFile, is_zipfile
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from deepcluster.errors import ModelError, first_line
@@ -181,30 +180,3 @@ def shapes_only() -> Iterator[None]:
     """
     with torch.device("meta"), _NoRandomNumbers():
         yield
-
-
-def working_memory(body: nn.Module, size: int) -> int:
-    """Return a lower bound of the bytes that one image of ``size`` px takes in a network that does not learn.
-
-    That is the largest sum of a layer's input and output. Computed on the meta device; the first call takes 2 s.
-    """
-    most = 3 * size * size  # values
-
-    def look(layer: nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal most
-        if isinstance(output, Tensor):
-            taken = 0 if getattr(layer, "inplace", False) else sum(x.numel() for x in inputs if isinstance(x, Tensor))
-            most = max(most, output.numel() + taken)
-
-    shapes = {name: value.to("meta") for name, value in [*body.named_parameters(), *body.named_buffers()]}
-    hooks = [layer.register_forward_hook(look) for layer in body.modules() if not list(layer.children())]
-    training = body.training
-    body.eval()
-    try:
-        with torch.no_grad():
-            functional_call(body, shapes, (torch.zeros(1, 3, size, size, device="meta"),))
-    finally:
-        body.train(training)
-        for hook in hooks:
-            hook.remove()
-    return 4 * most

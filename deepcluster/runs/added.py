@@ -198,7 +198,6 @@ def _read(folder: run_folder.RunFolder, run: Run, images: AnyImages, scratch: Pa
     if features is not None:
         values = features[fresh]
     else:
-        model.check_room()
         progress = partial(display.progress, "reading")
         store = read_once(usable, model.store_size, folder=scratch, none_is_fine=True, progress=progress)
         usable = usable.rows(store.usable)

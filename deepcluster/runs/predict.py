@@ -42,7 +42,6 @@ def predict(
         features, source = read_features(images)
         yield Prediction(source.paths, *model.measure_features(features), ())
         return
-    model.check_room()
     tried = used = 0
     reasons: list[tuple[str, str]] = []
     source = find(images)

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 import deepcluster
 from deepcluster.clustering.outliers import Outliers
-from deepcluster.clustering.whitening import ClassProbabilities, Whitening
+from deepcluster.clustering.whitening import ClassProbabilities, Preparation, Whitening
 from deepcluster.errors import DeepClusterError
 from deepcluster.groups.graph import Embeddings
-from deepcluster.model import Model, check_batch_fits
+from deepcluster.model import Model
 from deepcluster.nets.names import MODULE, NO_NETWORK
 from deepcluster.nets.network import Absent, Network, build, copy_of_module, no_network
 from deepcluster.nets.timm import channels_last
@@ -83,7 +83,7 @@ def save_in_run(model: Model, folder: LockedFolder) -> None:
 
 
 def _tensors(model: Model) -> dict[str, Tensor]:
-    classes = model.reduction.classes
+    classes = model.reduction.prepare.classes
     return {
         **{f"body.{name}": value for name, value in model.network.body.state_dict().items()},
         "reduction.mean": model.reduction.mean,
@@ -103,7 +103,7 @@ def _config(model: Model, weights_sha256: str) -> str:
         "image_size": model.image_size,
         "store_size": model.store_size,
         "batch_size": model.batch_size,
-        "root": model.reduction.root,
+        "root": model.reduction.prepare.root,
         "weights_sha256": weights_sha256,
         "run": model.identity.run,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -169,7 +169,8 @@ def _load(
         check_tensors(tensors, SHAPES | CLASSES_SHAPES if has_classes else SHAPES, {})
         feature_dim, dims = tensors["outliers.means"].shape[1], tensors["reduction.projection"].shape[1]
         classes = ClassProbabilities(*(tensors[name] for name in CLASSES_SHAPES)) if has_classes else None
-        if len(tensors["reduction.mean"]) != feature_dim + (len(classes.bias) if classes else 0):
+        prepare = Preparation(config.root, classes)
+        if len(tensors["reduction.mean"]) != prepare.width(feature_dim):
             raise ValueError(f"reduction.mean is not of {feature_dim} features and the class probabilities")
     with reading(path_of(CLUSTERS)):
         stored = clusters_file.read_clusters(path_of(CLUSTERS), dims)
@@ -200,9 +201,9 @@ def _load(
     limit = float(tensors["outliers.limit"])
     model = Model(
         network=network,
-        reduction=Whitening(tensors["reduction.mean"], tensors["reduction.projection"], config.root, classes),
+        reduction=Whitening(tensors["reduction.mean"], tensors["reduction.projection"], prepare),
         fine_centroids=tensors["fine_centroids"],
-        outliers=Outliers(tensors["outliers.means"], tensors["outliers.directions"], limit, config.root),
+        outliers=Outliers(tensors["outliers.means"], tensors["outliers.directions"], limit, Preparation(config.root)),
         image_size=config.image_size,
         store_size=config.store_size,
         batch_size=config.batch_size,
@@ -236,7 +237,6 @@ def _shapes(config: Config, body: Mapping[str, Tensor], feature_dim: int, backbo
     beside = sum(value.numel() * value.element_size() for value in shapes.buffers())
     if beside > weights + MAX_CONSTANTS:
         raise ValueError(f"a network with {beside / 1e6:,.0f} MB of constants at this image_size")
-    check_batch_fits(shapes, size)
     return shapes
 
 

@@ -69,7 +69,7 @@ def result(run: Path) -> dict[str, Any]:
 
 def model_digest(run: Path) -> str:
     """The digest of the model, whatever run and time it is of."""
-    return read_summary(RunFolder(run))[0].digest
+    return read_summary(RunFolder(run)).digest
 
 
 def assert_same_result(one: Path, other: Path, *more: str) -> None:
