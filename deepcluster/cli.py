@@ -37,8 +37,8 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.register_install_completion_command(help="Let the shell complete commands and options (bash, zsh, fish).")
-changing = (recut, apply, ask, teach, update, promote)
-for command in (fit, predict, embed, *changing, report, similar, evaluate, export, recipes, fetch, doctor):
+of_runs = (predict, embed, recut, apply, ask, teach, update, promote, report, similar, evaluate, export)
+for command in (fit, *of_runs, recipes, fetch, doctor):
     # The example at the end of its docstring ends the help, too.
     app.command(command, help_epilogue="Example: " + str(command.__doc__).rpartition("Example:")[2].strip())
 # The help lists these in the order in which people need them, and then the others by name.

@@ -1,4 +1,4 @@
-"""scikit-learn's estimator, a thin layer over ``runs/``."""
+"""scikit-learn's estimator over ``fitting/`` and ``runs/``."""
 
 import os
 import shutil

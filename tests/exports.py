@@ -58,8 +58,9 @@ def hand_run(
         outliers=Outliers(torch.zeros(2, WIDTH), torch.zeros(2, WIDTH, 1), 0.5),
     )
     folder = writable(run)
-    base = location if Path(location).is_absolute() else str(Path.cwd())
-    change_record(run, base=base, of_folder=base == location, images=location, rounds=0, status="done")
+    of_folder = Path(location).is_absolute()
+    base = location if of_folder else str(Path.cwd())
+    change_record(run, base=base, of_folder=of_folder, images=location, rounds=0, status="done")
     folder.write_rows("history.csv", [])
     rows = [
         {"path": path, "cluster": cluster, "is_outlier": i % 2, "label": labels.get(path, ""), "by": by.get(path, "")}

@@ -495,8 +495,6 @@ def test_the_state_of_a_run_is_told_without_torch_or_the_error_that_it_meets(ask
     change_record(Path("run"), seconds="x")
     asked("doctor run", 5)
     change_record(Path("run"), seconds=1.0)
-    Path("run/clusters.csv").write_text("path,status\n")
-    asked("doctor run", 5)
     change_record(Path("run"), status="running")
     Path("run/model/config.json").write_text("[]")
     asked("doctor run", 4)

@@ -106,16 +106,17 @@ def test_a_signal_saves_and_ends_with_75(fit, whole, tmp_path, phase):
 
 
 # A function before which the signal comes, in a fit or on the way out of its error, and the end of the message.
+TO_END = "; to end it with 1 round: --resume --rounds 1"
 MOMENTS = {
     "before the run begins": (fitting_a_run, "network_of", False, ": run the same command again"),
-    "as an error ends the run": (journal, "_record_end", True, "; to end it with 1 round: --resume --rounds 1"),
+    "as an error ends the run": (journal, "_record_end", True, TO_END),
     "as the error is written into run.json": (
         run_folder.LockedFolder,
         "write_record",
         True,
         "; to end it with 1 round: --resume --rounds 1",
     ),
-    "as the error is logged": (log, "record", True, "; to end it with 1 round: --resume --rounds 1"),
+    "as the error is logged": (log, "record", True, TO_END),
     "after the result": (fitting_a_run, "summary_text", False, " is done"),
 }
 

@@ -72,7 +72,7 @@ def test_a_parquet_file_has_the_rows_of_the_run_and_the_places_and_neighbours_th
     between = np.linalg.norm(features[:, None] - features[None], axis=2)
     for i, row in enumerate(found):
         nearest = [j for j in np.argsort(between[i]) if j != i]
-        assert row["neighbors"]["ids"] == [1 + j for j in nearest]
+        assert row["neighbors"]["ids"] == nearest
         assert np.allclose(row["neighbors"]["distances"], between[i][nearest], atol=1e-3)
 
 
@@ -104,3 +104,23 @@ def test_of_very_many_images_some_are_on_the_map_and_none_has_neighbours(run, tm
     found = pq.read_table(tmp_path / "x.parquet").to_pylist()
     assert [[row["map_x"], row["map_y"]] for row in found] == [[0, 1], [None] * 2, [2, 3], [None] * 2, [None] * 2]
     assert all(row["neighbors"] is None for row in found)
+
+
+def test_duckdb_reads_the_tables_strictly(run, tmp_path):
+    duckdb = pytest.importorskip("duckdb")
+    pytest.importorskip("pyarrow")
+    parquet(run, out := tmp_path / "x.parquet")
+    rows = duckdb.sql(f"select path, cluster, name, is_outlier, neighbors.ids[1], features[4] from '{out}'").fetchall()
+    features = [*np.load(run / "features.npy")[:, 3].tolist(), np.nan]
+    assert np.allclose([row[-1] for row in rows], features, equal_nan=True)
+    nearest = [row[-2] for row in rows]
+    assert nearest[:3] == [1, 0, 3] and rows[2][:4] == ("\\xff\n.png", 0, "", False)
+
+    paths = ('a, "b".png', "two\nlines.png", "'.png", "ü.png", "=1+1.png")
+    clusters = {path: i % 2 for i, path in enumerate(paths)}
+    table = hand_run(tmp_path / "odd", "-", clusters, names={0: 'q"', 1: "x"}, skipped=["x;y.doc"]) / "clusters.csv"
+    columns = "path, cluster, name, distance, label"
+    rows = duckdb.sql(f"select {columns} from read_csv('{table}', strict_mode = true, header = true)").fetchall()
+    paths = (*paths[:-1], "./=1+1.png", "x;y.doc")  # a path that a spreadsheet would compute
+    used = [(path, i % 2, ('q"', "x")[i % 2], pytest.approx(i / 7, abs=1e-6), None) for i, path in enumerate(paths)]
+    assert rows == [*used[:-1], ("x;y.doc", None, None, None, None)]

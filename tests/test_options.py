@@ -161,6 +161,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "lr": (0.5, {"schedule.end": 0.5, "learning.head_lr": 0.5}),
     "schedule": ("cosine", {"schedule.end": 0.0}),
     "warmup": (100.0, {"schedule.start": 0.0}),
+    "batch_size": (128, {"compute.batch_size": 128, "learning.batch_size": 128}),
     "precision": ("bf16", {"compute.dtype": torch.bfloat16}),
     "views": (2, {"large": 2}),
     "view_size": (48, {"view.size": 48}),

@@ -210,7 +210,7 @@ def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: fl
 
     Args:
         answers: A CSV file of path and name (a new one makes a new cluster) or cluster, such as that of ask, filled in;
-            without it, the answers stored in the run count again.
+            without it, the answers stored in the run count again after other changes of the run.
 
     Example:
         deepcluster teach runs/photos answers.csv

@@ -32,7 +32,7 @@ def near_duplicates(
 ) -> list[list[tuple[int, float]]]:
     """Return sets of nearly identical images by their first rows; none on other ranks than the main rank.
 
-    The main rank has the hashes and small pictures of all images: 800 bytes an image.
+    The main rank has the hashes and small pictures of all images: 784 bytes an image.
 
     ``images`` is uint8 N x 3 x S x S, with several ranks this one's (by default this one has all), or several such
     tensors, whose rows follow one another. A set is (row, distance) of its images; the distance is that to the

@@ -56,9 +56,10 @@ METRICS = {"acc": ("Accuracy", "accuracy"), "nmi": ("NMI", "nmi"), "ami": ("AMI"
 
 
 @dataclass(frozen=True)
-class RunData(Tables):
+class RunData:
     """The content of a page. Cells are text, empty if there is no value."""
 
+    result: Tables  # of the run
     history: Sequence[Row]
     skipped: Sequence[Row]
     thumbnails: Thumbnails
@@ -66,7 +67,7 @@ class RunData(Tables):
     sides: Callable[[str], Any] = lambda path: None  # width and height of an image's file; None if it is not at hand
     positions: npt.NDArray[np.float32] | None = None  # M x 2, of the images of the sheet on the map; None: no map
     next_number: int = 0  # of a new cluster; numbers below it that no cluster has now may not be given again
-    tree: Tree | None = None  # None leaves the number of groups out
+    tree: Tree | None = None  # None leaves the choice of their number out
     sheet: bytes = b""  # WebP of tiny pictures of the usable images
     name: str = "RUN"  # in commands
     similar: npt.NDArray[np.int64] | None = None  # n x m: the images in the page most like these, by number there
@@ -83,16 +84,16 @@ def render(data: RunData) -> str:
     Of more than ``MAX_CLUSTERS`` clusters the largest are shown, in order of their numbers. The page stays below 5 MB:
     pictures lose quality instead.
     """
-    in_page = len(on_page(data.usable)[0])
+    in_page = len(on_page(data.result.usable)[0])
     pieces = len(data.tree.groups) if data.tree else 0
     charts = training_charts(data.history)
     parts: dict[str, Any] = {
         "run": _run(data),
         "clusters": _clusters(data),
-        "map": None if data.positions is None or not in_page else {"images": len(data.usable), "shown": in_page},
+        "map": None if data.positions is None or not in_page else {"images": len(data.result.usable), "shown": in_page},
         "groups": {"most": pieces} if pieces > 2 else None,  # a slider needs two numbers of groups
         "training": {"charts": charts, "width": WIDTH, "height": HEIGHT} if charts else None,
-        "problems": sections.problems(data.skipped, data.usable, data.duplicates) | {"sides": data.sides},
+        "problems": sections.problems(data.skipped, data.result.usable, data.duplicates) | {"sides": data.sides},
         "labels": _labels(data),
     }
     # Style, script and the script's data are not escaped.
@@ -162,8 +163,8 @@ def policy(sources: str) -> str:
 
 
 def _run(data: RunData) -> Values:
-    record = data.record
-    entries = record.to_json() | {"images_count": len(data.usable), "clusters": len(data.summary)}
+    record = data.result.record
+    entries = record.to_json() | {"images_count": len(data.result.usable), "clusters": len(data.result.summary)}
 
     def fact(key: str, value: Any) -> str:
         if key == "seconds":
@@ -172,12 +173,12 @@ def _run(data: RunData) -> Values:
 
     return {
         "title": record.images,
-        "images": texts.plural(len(data.usable), "image"),
-        "clusters": texts.plural(len(data.summary), "cluster"),
+        "images": texts.plural(len(data.result.usable), "image"),
+        "clusters": texts.plural(len(data.result.summary), "cluster"),
         "name": shlex.quote(texts.inert(data.name)),
         "facts": [(name, fact(key, entries[key])) for key, name in FACTS.items() if entries.get(key) not in (None, "")],
         "command": [words for words in re.split(" (?=-)", texts.retold(str(record.command or ""))) if words],
-        "quality": texts.quality_text(data.quality) if data.quality else None,
+        "quality": texts.quality_text(data.result.quality) if data.result.quality else None,
         "rounds": _rounds(data),
     }
 
@@ -192,13 +193,15 @@ def _rounds(data: RunData) -> str:
 
 
 def _clusters(data: RunData) -> Values:
-    ranked = sections.by_size(data.summary)
+    ranked = sections.by_size(data.result.summary)
     shown = sorted(ranked[:MAX_CLUSTERS], key=lambda row: int(row["cluster"]))
     hidden = ranked[MAX_CLUSTERS:]
-    candidates = data.facts.candidates
+    candidates = data.result.facts.candidates
     return {
-        "sections": sections.sections(shown, data.usable, data.thumbnails, on_page(data.usable)[0], data.nouns),
-        "count": len(data.summary),
+        "sections": sections.sections(
+            shown, data.result.usable, data.thumbnails, on_page(data.result.usable)[0], data.nouns
+        ),
+        "count": len(data.result.summary),
         "hidden": len(hidden),
         "hidden_images": sum(int(row["size"]) for row in hidden),
         "suggested": sections.suggestions(candidates, data.tree) if data.tree else [],
@@ -207,7 +210,7 @@ def _clusters(data: RunData) -> Values:
 
 def _labels(data: RunData) -> Values:
     """Return (measure, its word, trained, at the start, difference) for every measure that the run has."""
-    metrics = data.metrics
+    metrics = data.result.metrics
     rows = []
     for name in filter(metrics.__contains__, METRICS):
         trained = texts.number(metrics[name])
@@ -220,7 +223,7 @@ def _labels(data: RunData) -> Values:
     return {
         "metrics": rows,
         "nmi_average": metrics.get("nmi_average"),
-        "confusion": sections.confusion(data.usable),
+        "confusion": sections.confusion(data.result.usable),
     }
 
 
@@ -241,10 +244,10 @@ def _tabs(parts: Mapping[str, Any]) -> list[tuple[str, str, int | None]]:
 
 def script_data(data: RunData) -> str:
     """Return the data of the page's script as one JSON text that may be put inside HTML."""
-    rows = len(data.usable)
-    chosen, every = on_page(data.usable)
+    rows = len(data.result.usable)
+    chosen, every = on_page(data.result.usable)
     value = {
-        "cut": data.facts.cut,
+        "cut": data.result.facts.cut,
         "next": data.next_number,
         "columns": columns(len(on_sheet(rows))),
         "sheet": "data:image/webp;base64," + base64.b64encode(data.sheet).decode("ascii") if data.sheet else None,
@@ -253,7 +256,7 @@ def script_data(data: RunData) -> str:
         "clusters": [
             cluster(row)
             | {"near": data.near.get(int(row["cluster"]), ()), "parts": _parts(data.parts.get(int(row["cluster"])))}
-            for row in data.summary
+            for row in data.result.summary
         ],
         "images": _images(data) if chosen else None,
         "points": _points(data.positions[::every]) if data.positions is not None and chosen else None,
@@ -287,12 +290,12 @@ def on_page(clusters: Sequence[Row]) -> tuple[list[int], int]:
 
 def _images(data: RunData) -> Values:
     """Return columns of the images in the page, ``every`` pictures of the sheet, or ``step`` rows, apart."""
-    chosen, every = on_page(data.usable)
-    rows = [data.usable[i] for i in chosen]
+    chosen, every = on_page(data.result.usable)
+    rows = [data.result.usable[i] for i in chosen]
     paths = [texts.inert(texts.bare(row["path"])).rpartition("/") for row in rows]
     folders = {folder: i for i, folder in enumerate(dict.fromkeys(folder + slash for folder, slash, _ in paths))}
     labels = {label: i for i, label in enumerate(sorted({row["label"] for row in rows}))}
-    numbers = {row["cluster"]: i for i, row in enumerate(data.summary)}
+    numbers = {row["cluster"]: i for i, row in enumerate(data.result.summary)}
     distances = np.array([texts.number(row["distance"]) or 0.0 for row in rows])
     margins = np.array([texts.number(row["margin"]) or 0.0 for row in rows])
     farthest = max(1e-9, float(distances.max()))

@@ -2,7 +2,8 @@
 
 All take a JSON object with the ``version`` of the page. ``apply`` takes ``edits`` (as in edits.json), ``undo`` and
 ``redo`` take ``steps`` (default 1), ``recut`` takes ``k``, ``teach`` and ``ask`` take ``taught``, ``export`` takes
-``sorting``. A change answers with ``said``, its lines. ``preview`` takes ``change``, the name of one of the changes.
+``sorting``. The server adds ``said``, the lines of a change, and its state. ``preview`` takes ``change``, the name of
+one of the changes.
 """
 
 import os

@@ -124,12 +124,7 @@ def write_page(
         picture = pictures(source, THUMBNAIL, instead=picture)
     alike = max(1, min(MAX_ALIKE, MAX_ALIKE_IN_ALL // max(1, len(drawn))))  # all are in the page
     data = RunData(
-        record=record,
-        facts=outcome.facts,
-        clusters=outcome.clusters,
-        summary=outcome.summary,
-        metrics=outcome.metrics,
-        quality=outcome.quality,
+        result=outcome,
         history=folder.read_rows("history.csv"),
         skipped=skipped_table(images),
         duplicates=folder.read_rows("duplicates.csv") if folder.has("duplicates.csv") else None,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from deepcluster.errors import DeepClusterError
+from deepcluster.groups.due import drift
 from deepcluster.images import Source
 from deepcluster.runs.images import images_at_hand
 from deepcluster.runs.page import MAP, shown_of, write_page, write_tree
@@ -59,13 +60,20 @@ def result_of(outcome: Outcome) -> dict[str, Any]:
     """Return the facts about a result, for programs."""
     facts = outcome.facts
     run = outcome.run
+    rows, limit = run.rows, run.model.outliers.limit
+    outliers = (rows.residuals > limit).double().mean().item()
+    drifted = drift(run.placement.cluster.numpy(), rows.residuals.numpy(), rows.fitted, limit)
     return {
         "run": outcome.record.run,
         "cut": facts.cut,
         "cut_k": facts.cut_k,
         "clusters": len(outcome.summary),
-        "images_count": len(run.rows.paths),
-        "skipped_count": len(run.rows.images.skipped),
+        "images_count": len(rows.paths),
+        "added_count": rows.added,
+        "skipped_count": len(rows.images.skipped),
+        "outlier_share": round(outliers, 4) if limit < torch.inf else None,
+        **drifted.entries,
+        "due": drifted.reason is not None,
         "answers": len(run.model.said),
         "checked": len(checked(run)),
         "candidates": [dict(candidate) for candidate in facts.candidates],

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from deepcluster.errors import DeepClusterError, ModelError, OutOfMemoryError, first_line, other_version
 from deepcluster.nets.names import MODULE, NETWORKS, NO_NETWORK
@@ -79,8 +79,8 @@ def model_file(run: RunFolder, name: str) -> Path:
     return run.file(f"model/{name}")
 
 
-def read_summary(run: RunFolder) -> tuple[Identity, float]:
-    """Read the identity of a run's model, and the residual above which an image is an outlier, or raise ModelError."""
+def read_summary(run: RunFolder) -> Identity:
+    """Read the identity of a run's model, or raise ModelError."""
     config = read_config(model_file(run, CONFIG))
     with as_model_errors(path := model_file(run, CLUSTERS)):
         header = header_of(path)
@@ -88,8 +88,7 @@ def read_summary(run: RunFolder) -> tuple[Identity, float]:
         check_file(path, MAX_TENSORS)
         if config.weights_sha256 != sha256(path):
             raise ValueError("changed since it was written, by its SHA-256")
-        with safe_open(path, framework="numpy") as tensors:
-            return identity_of(config, header), float(tensors.get_tensor("outliers.limit"))
+    return identity_of(config, header)
 
 
 def identity_of(config: Config, header: Header) -> Identity:
