@@ -155,7 +155,7 @@ class Sandbox:
         """Write the edits that the page shows, or some, for the cut of the run."""
         on_page = (json.loads(block.text) for block in blocks(self.page) if block.language == "json")
         shown = next(on_page, {"schema_version": 1, "names": {"0": "roses"}, "merge": [[1, 3]]})
-        Path(edits).write_text(json.dumps(shown | {"cut": json.loads(text_of(Path(run, "run.json")))["cut"]}))
+        Path(edits).write_text(json.dumps(shown | {"cut": json.loads(text_of(Path(run, "result.json")))["cut"]}))
 
     def execute(self, block: Block) -> None:
         """Run a block of Python, with one round and, in the estimator, one epoch and a seed (another may collapse)."""
