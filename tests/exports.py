@@ -1,18 +1,25 @@
 """A finished run made by hand: what the exports of images read of one, and the state of the originals."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
+from deepcluster.clustering.outliers import Outliers
+from deepcluster.groups.cut import Cut
+from deepcluster.model import Said
+from deepcluster.runs.run import read_run
+from deepcluster.runs.views import refresh
 from deepcluster.storage import model_files as models
-from deepcluster.storage.run_folder import rows_sha256
-from tests.helpers.runs import change_record
-from tests.tiny import RECORD, tiny_model, writable
+from deepcluster.storage.clusters_file import encoded, header_of
+from deepcluster.storage.content import CLUSTERS, FILES, IMAGES
+from tests.helpers.runs import change_record, record
+from tests.tiny import WIDTH, tiny_run, writable
 
 
 def colour(i: int) -> tuple[int, int, int]:
@@ -36,27 +43,58 @@ def hand_run(
     labels: Mapping[str, str] | None = None,
     by: Mapping[str, str] | None = None,
 ) -> Path:
-    """A run on the images of ``location`` that put each path into a cluster."""
-    run.mkdir()
+    """A finished run that puts each path into a cluster; every second image is an outlier.
+
+    ``location``: The folder of the images, ``python:array``, or ``-`` for files by their paths from here.
+    """
     names, labels, by = names or {}, labels or {}, by or {}
-    rows = [
-        {
-            "path": path, "status": "ok", "cluster": cluster, "name": names.get(cluster, ""), "by": by.get(path, ""),
-            "fine_cluster": cluster,
-            "distance": f"{i / 7:.6f}", "margin": "0.250000", "is_outlier": i % 2, "label": labels.get(path, ""),
-        }
-        for i, (path, cluster) in enumerate(clusters.items())
-    ]  # fmt: skip
-    (run / "run.json").write_text(json.dumps(RECORD | {"location": location, "rounds": 0, "status": "done"}))
-    write_clusters(run, [*rows, *({"path": path, "status": "skipped"} for path in skipped)])
     count = max(clusters.values()) + 3  # more, for tests that change the table
-    models.save(tiny_model(tuple(names.get(number, "") for number in range(count)), junk=(*junk,)), run / "model")
+    tiny_run(
+        run,
+        names=tuple(names.get(number, "") for number in range(count)),
+        dims=count,
+        junk=(*junk,),
+        fine_centroids=torch.eye(count),
+        outliers=Outliers(torch.zeros(2, WIDTH), torch.zeros(2, WIDTH, 1), 0.5),
+    )
+    folder = writable(run)
+    base = location if Path(location).is_absolute() else str(Path.cwd())
+    change_record(run, base=base, images=location, rounds=0, status="done")
+    folder.write_rows("history.csv", [])
+    rows = [
+        {"path": path, "cluster": cluster, "is_outlier": i % 2, "label": labels.get(path, ""), "by": by.get(path, "")}
+        for i, (path, cluster) in enumerate(clusters.items())
+    ]
+    write_clusters(run, [*rows, *({"path": path, "status": "skipped"} for path in skipped)])
     return run
 
 
 def write_clusters(run: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    writable(run).write_rows("clusters.csv", rows)
-    change_record(run, rows_sha256=rows_sha256(rows))
+    """Let the truths of a run by hand, and its views, say what these rows of clusters.csv say."""
+    folder = writable(run)
+    used = [row for row in rows if row.get("status") != "skipped"]
+    in_memory = record(run)["images"].startswith("python:")
+    images = [
+        {"status": "ok", "reason": "", "label": "", "source": "", "sha256": "", "added": "", **row}
+        | {"member": row["path"] if in_memory else ""}
+        for row in rows
+    ]
+    folder.write_rows(IMAGES, [{name: row[name] for name in FILES[IMAGES].columns} for row in images])
+    numbers = torch.tensor([int(row["cluster"]) for row in used])
+    model = models.load(run)
+    places = torch.eye(len(model.names))  # of the centroids: images are at the centroid of their cluster
+    folder.write_blocks("features.npy", (len(used), len(places)), [places[numbers]])
+    residuals = np.array([[float(row["is_outlier"])] for row in used], np.float32)
+    folder.write_blocks("residuals.npy", residuals.shape, [residuals])
+    said = [
+        Said(i, row["by"], int(row["cluster"]) if row["by"] == "drawn" else -1)
+        for i, row in enumerate(used)
+        if row.get("by")
+    ]
+    model = replace(model, cut=Cut(places[numbers.unique()], numbers.unique()), said=tuple(said))
+    header = header_of(folder.file(CLUSTERS))
+    folder.write(CLUSTERS, encoded(model, header.facts, header.made))
+    refresh(folder, read_run(folder), page=False)
 
 
 def photos_run(folder: Path, clusters: Mapping[str, int], **about: Any) -> Path:

@@ -248,7 +248,7 @@ def test_a_new_change_after_an_undo_loses_nothing_that_was_undone(undrawn: Path)
 
 @pytest.mark.parametrize("name", ["undo", "redo"])
 def test_a_kill_at_a_change_of_the_disk_leaves_the_state_before_or_after(undrawn: Path, name: str) -> None:
-    """At every fifth change: test_generation has each one of any next state."""
+    """At every fifth change: test_state has each one of any next state."""
     write = CHANGES[name][1]
     before = all_but_dates(undrawn)
     write(Path(shutil.copytree(undrawn, undrawn.with_name("after"))))

@@ -5,43 +5,50 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.groups.cut import Cut
 from deepcluster.model import Model
 from deepcluster.nets.network import build
+from deepcluster.records import Identity
 from deepcluster.runtime.plain_files import json_sha256, sha256
+from deepcluster.storage import clusters_file
 from deepcluster.storage import model_files as models
 from deepcluster.storage.run_folder import LockedFolder
 from deepcluster.storage.state import scratch_of
 
 SIZE = 16
+WIDTH = 128  # of the features
 
 
-def tiny_model(names: tuple[str, ...] = ("", "b"), **annotations: Any) -> Model:
-    """Random weights, 4 dimensions, a centroid for each of the groups and one more."""
+RUN_ID = "tiny"
+
+
+def tiny_model(names: tuple[str, ...] = ("", "b"), dims: int = 4, **changes: Any) -> Model:
+    """Random weights, a centroid for each of the clusters and one more; ``changes``: Of the model."""
     network = build("compact", image_size=SIZE, seed=3)
     random = torch.Generator().manual_seed(5)
     width = network.feature_dim
-    projection = torch.randn(width, 4, generator=random)
-    groups = torch.tensor([*range(len(names)), 0])
-    return Model(
-        network=network.eval(),
-        reduction=Whitening(torch.zeros(width), projection),
-        fine_centroids=torch.randn(5, 4, generator=random),
-        cut=Cut(torch.randn(len(groups), 4, generator=random), groups),
-        outliers=Outliers(torch.zeros(2, width), torch.zeros(2, width, 1), torch.inf),  # of too few images to tell
-        names=names,
-        image_size=SIZE,
-        store_size=SIZE,
-        batch_size=8,
-        **annotations,
-    )
+    projection = torch.randn(width, dims, generator=random)
+    clusters = torch.tensor([*range(len(names)), 0])
+    values: dict[str, Any] = {
+        "network": network.eval(),
+        "reduction": Whitening(torch.zeros(width), projection),
+        "fine_centroids": torch.randn(5, dims, generator=random),
+        "cut": Cut(torch.randn(len(clusters), dims, generator=random), clusters),
+        "outliers": Outliers(torch.zeros(2, width), torch.zeros(2, width, 1), torch.inf),  # of too few images to tell
+        "identity": Identity(run=RUN_ID, cut=RUN_ID),
+        "image_size": SIZE,
+        "store_size": SIZE,
+        "batch_size": 8,
+    }
+    return Model(names=names, **values | changes)
 
 
-RECORD = {"schema_version": 1, "images": "tiny", "location": "python:paths", "seed": 0}
+RECORD = {"schema_version": 1, "run": RUN_ID, "images": "tiny", "base": "/nowhere", "seed": 0}
 
 
 def writable(path: Path) -> LockedFolder:
@@ -58,13 +65,10 @@ def tiny_run(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-FILES = {"weights": "model.safetensors", "groups": "groups.safetensors"}
-
-
 def sign(folder: Path, config: dict[str, Any]) -> None:
     """Write a config with the digests that belong to it: what somebody does who means to deceive."""
     config = {key: value for key, value in config.items() if key != "config_sha256"}
-    config |= {f"{name}_sha256": sha256(folder / file) for name, file in FILES.items()}
+    config |= {"weights_sha256": sha256(folder / models.WEIGHTS)}
     config |= {"config_sha256": json_sha256(config)}
     (folder / "config.json").write_text(json.dumps(config))
 
@@ -73,23 +77,26 @@ def change_config(folder: Path, **changes: Any) -> None:
     sign(folder, json.loads((folder / "config.json").read_text()) | changes)
 
 
-def change_tensors(folder: Path, file: str = "model.safetensors", **changes: Any) -> None:
-    """Replace or add tensors, by values or functions of them, or texts of the groups; the digests are made to fit.
+def change_tensors(folder: Path, file: str = models.WEIGHTS, **changes: Any) -> None:
+    """Replace or add tensors, by values or functions of them, and else texts of the clusters; the digests fit.
 
     Names have __ where tensors have a dot.
     """
-    changes = {name.replace("__", "."): value for name, value in changes.items()}
-    tensors = {name: value.clone() for name, value in load_file(folder / file).items()}
-    if "about" in tensors:
-        texts = {name: changes.pop(name) for name in changes.keys() - tensors.keys()}
-        text = json.dumps(json.loads(tensors["about"].numpy().tobytes()) | texts)
-        tensors["about"] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-    tensors |= {name: value(tensors[name]) if callable(value) else value for name, value in changes.items()}
-    save_file(tensors, folder / file)
+    with safe_open(folder / file, "pt") as stored:
+        metadata = stored.metadata()
+        tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118 (no mapping)
+    texts = {name: value for name, value in changes.items() if not (torch.is_tensor(value) or callable(value))}
+    for name in changes.keys() - texts.keys():
+        key, value = name.replace("__", "."), changes[name]
+        tensors[key] = value(tensors[key]) if callable(value) else value
+    if metadata:
+        about = json.dumps(json.loads(metadata["about"]) | texts)
+        metadata = {"about": about, "sha256": clusters_file._digest(about, tensors)}
+    save_file(tensors, folder / file, metadata)
     change_config(folder)
 
 
-def write_weights(folder: Path, content: bytes, file: str = "model.safetensors") -> None:
+def write_weights(folder: Path, content: bytes, file: str = models.WEIGHTS) -> None:
     (folder / file).write_bytes(content)
     change_config(folder)
 

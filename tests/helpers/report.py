@@ -9,7 +9,7 @@ from PIL import Image
 from deepcluster.groups.tree import Tree
 from deepcluster.report.page import RunData, render
 from deepcluster.report.pictures import thumbnails
-from deepcluster.storage.content import RunRecord
+from deepcluster.storage.content import Facts, RunRecord
 
 VOID = {"meta", "img", "input"}
 
@@ -85,15 +85,15 @@ def page(**changes: Any) -> tuple[str, Page]:
 def records(**changes: Any) -> RunData:
     """Two clusters of 20 images and three rounds, with ``changes``."""
     rows = [row(f"{c}/{i:02}.png", c, distance=str(1 + i), margin=str(50 - i)) for c in (0, 1) for i in range(20)]
-    run = {"images_count": 1797, "clusters": 2, "seconds": 3723.4, "seed": 12345, "device": None}
+    run = {"images_count": 1797, "seconds": 3723.4, "seed": 12345, "device": None}
     columns = ("round", "loss", "chance_loss", "nmi_previous", "changed", "largest_share")
     history = [("0", "2", "2.3", "", "", "0.5"), ("1", "1", "2.3", "0.5", "0.4", "0.4")]
     history.append(("2", "0", "2.3", "1", "0.2", "0.3"))
-    record = {"images": "Holidays", "location": "", "seed": 0} | changes.pop("run", run)
-    arguments: dict[str, Any] = {"record": RunRecord.from_json(record), "clusters": rows}
+    record = {"run": "holidays", "images": "Holidays", "base": "", "seed": 0} | changes.pop("run", run)
+    arguments: dict[str, Any] = {"record": RunRecord.from_json(record), "facts": Facts(), "clusters": rows}
     arguments["thumbnails"] = thumbnails(changes.pop("picture", picture))
     arguments["history"] = [dict(zip(columns, cells, strict=True)) for cells in history]
-    arguments |= {"metrics": {}, "skipped": []} | changes
+    arguments |= {"metrics": {}, "quality": None, "skipped": []} | changes
     if "summary" not in arguments:
         arguments["summary"] = summary_of(arguments["clusters"])
     return RunData(**arguments)

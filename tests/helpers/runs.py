@@ -11,11 +11,13 @@ import torch
 
 from deepcluster.runs.predict import predict
 from deepcluster.runs.run import read_run
+from deepcluster.runs.views import made_current
 from deepcluster.runtime.console import Silent
 from deepcluster.runtime.plain_files import is_run
 from deepcluster.storage import model_files as models
-from deepcluster.storage import run_folder
-from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.model_config import read_summary
+from deepcluster.storage.run_folder import RunFolder, are_current, open_run
+from deepcluster.storage.swap import settle
 
 LOCK = (".deepcluster", "lock")
 # Files that a user may keep in a run folder, under names that are nearly those of a run.
@@ -32,8 +34,8 @@ SAME = (
     "clusters.csv",
     "cluster_summary.csv",
     "features.npy",
+    "images.csv",
     "model/model.safetensors",
-    "model/groups.safetensors",
 )
 # A small run, and the same one from Python, for a ``Request``.
 SMALL = {
@@ -59,10 +61,15 @@ def record(run: Path) -> dict[str, Any]:
     return values
 
 
+def result(run: Path) -> dict[str, Any]:
+    """The facts about the result of a run."""
+    values: dict[str, Any] = json.loads((run / "result.json").read_text())
+    return values
+
+
 def model_digest(run: Path) -> str:
     """The digest of the model, whatever run and time it is of."""
-    digest: str = json.loads((run / "model" / "config.json").read_text())["identity"]["digest"]
-    return digest
+    return read_summary(RunFolder(run))[0].digest
 
 
 def assert_same_result(one: Path, other: Path, *more: str) -> None:
@@ -102,26 +109,27 @@ def left_behind(run: Path) -> list[str]:
 
 
 def state_of(run: Path) -> dict[str, object] | None:
-    """A run that has ended, by all that must agree in it; None where there is none."""
-
-    def read(folder: RunFolder) -> dict[str, object]:
-        run = read_run(folder)
-        record, model = run.record, run.model
-        used = [row for row in folder.read_clusters() if row["status"] == "ok"]
-        clusters = [int(row["cluster"]) for row in used]
-        names = {row["cluster"]: row["name"] for row in used}
-        summary = folder.read_rows("cluster_summary.csv")
-        assert run.placement.cluster.tolist() == clusters, "predict and clusters.csv"
-        sizes = {int(row["cluster"]): int(row["size"]) for row in summary if row["size"] != "0"}
-        assert sizes == Counter(clusters)
-        assert all(model.names[int(cluster)] == name for cluster, name in names.items())
-        assert [row["by"] for row in used] == model.decided_by(len(used))
-        assert record.clusters == len(summary) and str(record.cut) in folder.file("report.html").read_text()
-        return {"clusters": len(summary), "names": names, "cut": record.cut, "seed": record.seed}
-
+    """A run that has ended, by all that must agree in it; None where there is none. Older views are made again."""
+    settle(run)
     if not is_run(run) or RunFolder(run).read_record().status != "done":
         return None
-    return run_folder.read_state(run, read)
+    made_current(run)
+    folder = open_run(run)
+    assert are_current(folder)
+    state = read_run(folder)
+    model = state.model
+    used = [row for row in folder.read_rows("clusters.csv") if row["status"] == "ok"]
+    clusters = [int(row["cluster"]) for row in used]
+    names = {row["cluster"]: row["name"] for row in used}
+    summary = folder.read_rows("cluster_summary.csv")
+    assert state.placement.cluster.tolist() == clusters, "predict and clusters.csv"
+    sizes = {int(row["cluster"]): int(row["size"]) for row in summary if row["size"] != "0"}
+    assert sizes == Counter(clusters)
+    assert all(model.names[int(cluster)] == name for cluster, name in names.items())
+    assert [row["by"] for row in used] == [model.placed.get(row, "") for row in range(len(used))]
+    shown = result(run)
+    assert shown["clusters"] == len(summary) and shown["cut"] in folder.file("report.html").read_text()
+    return {"clusters": len(summary), "names": names, "cut": shown["cut"], "seed": state.record.seed}
 
 
 def predicted(run: Path, images: Any) -> SimpleNamespace:

@@ -49,7 +49,7 @@ def ask(
 
 def version(address: str) -> str:
     """The version of the run that the page is of."""
-    found = re.search(r'"served":\{"version": "([0-9a-f]{64})"', ask(address)[1])
+    found = re.search(r'"served":\{"version": "([0-9a-f]{64}-[0-9]+)"', ask(address)[1])
     assert found
     return found[1]
 

@@ -308,3 +308,18 @@ def test_a_folder_with_a_run_json_is_not_yet_a_run_folder(tmp_path, text):
     (tmp_path / "metrics.json").write_text("mine")
     with pytest.raises(DiskError):
         run_folder.check_free(tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize(("version", "advice"), [(0, "use that version, or fit again"), (99, "update deepcluster")])
+def test_another_schema_is_named_with_a_way_out(tmp_path, photos, ends, version, advice):
+    run = tiny_run(tmp_path / "run")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints/000001.json").write_text(f'{{"schema_version": {version}, "sha256": ""}}')
+    with pytest.raises(ModelError) as error:
+        Checkpoints(run / "checkpoints").latest()
+    change_config(run / "model", schema_version=version)
+    said = [str(error.value), ends(["predict", run, photos], 4)]
+    change_record(run, schema_version=version)
+    said += [ends(command, 5) for command in (["report", run], ["fit", photos, "-o", run, "--overwrite"])]
+    for text in said:
+        assert f"schema_version {version}" in text and advice in text and "damaged" not in text, text
