@@ -143,7 +143,7 @@ def commit(
         change.write(folder)
         if change.state is not None:
             former.step(folder, change.state)
-        elif (after.model, after.facts) != (run.model, run.facts):
+        elif after.model is not run.model or after.facts != run.facts:
             after = _written(folder, run, change)
     for heading, text in change.said.items():
         display.say(heading, text)
