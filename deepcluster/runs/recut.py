@@ -2,16 +2,17 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from deepcluster.clustering.kmeans import assigner, best_of
 from deepcluster.errors import UsageError
-from deepcluster.groups.cut import KMEANS_STARTS, Cut, pinned, recentred
+from deepcluster.groups.cut import KMEANS_STARTS, Cut, move_rows, pinned, recentred
 from deepcluster.groups.spread import nodes_of
 from deepcluster.images import Source
 from deepcluster.model import Model
@@ -100,7 +101,22 @@ def _cut_into(run: Run, count: int, recipe: Recipe) -> Model:
     given = max(cut.count, len(model.names))  # the numbers of clusters that are made later go on behind all given ones
     heir |= {old: given + i for i, old in enumerate(inherit.lost(past, heir))}
     nameless = replace(model, cut=cut, names=("",) * given, junk=(), said=())
-    return inherit.taught_again(replace(run, model=nameless), past, heir)
+    taught = inherit.taught_again(replace(run, model=nameless), past, heir)
+    return _with_kinds(taught, rows.reduced, past, heir)
+
+
+def _with_kinds(model: Model, reduced: Tensor, past: inherit.Past, heir: Mapping[int, int]) -> Model:
+    """Return the model with the kinds again whose images all followed the answers about others."""
+    cluster = model.placement(reduced).cluster
+    gone = {old: heir[old] for old in inherit.lost(past, {}) if not (cluster == heir[old]).any()}
+    if not gone:
+        return model
+    is_open = torch.from_numpy(nodes_of(reduced, reduced[[*model.placed]]) < 0)
+    back = {row: gone[old] for row, old in enumerate(past.cluster.tolist()) if old in gone and is_open[row]}
+    names = dict(enumerate(model.names)) | {new: past.said.names[old] for old, new in gone.items()}
+    junk = {*model.junk} | {new for old, new in gone.items() if old in past.said.junk}
+    again = replace(model, names=tuple(names.values()), junk=tuple(sorted(junk)))
+    return again.with_cut(move_rows(model.cut, back, reduced, cluster))
 
 
 def _adjusted(run: Run, count: int) -> Model:
