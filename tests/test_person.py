@@ -32,7 +32,7 @@ from tests.helpers.in_memory import run_of
 from tests.tiny import tiny_model
 
 COUNT, KINDS, WIDTH = 60, 5, 6
-RECIPE = Recipe(grouping="embedding")
+RECIPE = Recipe(grouping="kmeans")
 
 
 def features(count: int, seed: int) -> torch.Tensor:
@@ -219,7 +219,7 @@ def test_what_a_person_says_holds(seed: int, tmp_path: Path) -> None:
     assert stored.items() <= vars(person.run.model).items()
 
 
-@settings(max_examples=60)
+@settings(max_examples=20)
 @given(
     st.integers(0, 1 << 32),
     st.lists(st.sampled_from(["name", "merge", "move", "see", "junk", "teach"]), max_size=8),
