@@ -27,6 +27,7 @@ from deepcluster.runtime.console import Display, Several
 from deepcluster.seeding import derive
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import Facts
+from deepcluster.storage.model_files import EMBEDDINGS
 from deepcluster.texts import plural
 
 
@@ -59,6 +60,7 @@ def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display)
     ``n_clusters``. UsageError if there are more kinds than that.
     """
     rows = run.rows
+    embedded = len(rows.embeddings.known)
     count, candidates = result.choose_number(n_clusters, rows, run.record.seed, recipe, display)
     kept = kinds_kept(run)
     if n_clusters is not None and len(kept) > n_clusters:
@@ -78,6 +80,9 @@ def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display)
         "other",
         f"cut into {plural(len(new.cut.cluster_of.unique()), 'cluster')}",
         said=said,
+        write=lambda folder: (
+            folder.write_tensors(EMBEDDINGS, rows.embeddings.known) if len(rows.embeddings.known) > embedded else None
+        ),
         last=lambda outcome: f"{result.summary_text(outcome, n_clusters)}{inherit.kept_text(run.names, after.names)}",
     )
 
