@@ -12,27 +12,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from deepcluster.clustering.outliers import Outliers
-from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import UsageError
 from deepcluster.fitting.like import Former, continued
 from deepcluster.groups.cut import cut_features
-from deepcluster.model import Model
-from deepcluster.nets.network import no_network
 from deepcluster.recipe import Recipe
 from deepcluster.runs.change import Change
 from deepcluster.runs.edits import edited
 from deepcluster.runs.lesson import Answer, asked, lesson
 from deepcluster.runs.recut import cut_anew
-from deepcluster.runs.run import Rows, Run
+from deepcluster.runs.run import Run
 from deepcluster.runtime.console import Silent
-from deepcluster.storage.content import RunRecord
+from deepcluster.storage.clusters_file import Made, encoded, read_clusters
 from deepcluster.storage.edits_file import Edits
-from deepcluster.storage.model_files import clusters_in, clusters_tensors
+from tests.helpers.in_memory import run_of
+from tests.tiny import tiny_model
 
 COUNT, KINDS, WIDTH = 60, 5, 6
-RECIPE = Recipe(grouping="embedding")
+RECIPE = Recipe(grouping="kmeans")
 
 
 def features(count: int, seed: int) -> torch.Tensor:
@@ -42,24 +41,11 @@ def features(count: int, seed: int) -> torch.Tensor:
     return torch.nn.functional.normalize(kinds + 0.3 * torch.randn(count, WIDTH, generator=random))
 
 
-def run_of(reduced: torch.Tensor, k: int, seed: int) -> Run:
+def clustered(reduced: torch.Tensor, k: int, seed: int) -> Run:
     """A run of ``k`` clusters, so many that k-means alone makes them, which takes a millisecond."""
-    nothing = torch.zeros(2, WIDTH)
     cut = cut_features(reduced, k, seed=seed)
-    model = Model(
-        network=no_network(WIDTH),
-        reduction=Whitening(torch.zeros(WIDTH), torch.eye(WIDTH)),
-        fine_centroids=reduced[:2],
-        cut=cut,
-        outliers=Outliers(nothing, nothing.unsqueeze(2), torch.inf),
-        names=("",) * cut.count,
-        image_size=1,
-        store_size=1,
-        batch_size=1,
-    )
-    paths = [*map(str, range(len(reduced)))]
-    rows = Rows(paths, None, [], reduced, reduced, torch.zeros(len(reduced)))
-    return Run(RunRecord(images="rows", location="", seed=seed), model, rows)
+    model = tiny_model(("",) * cut.count, dims=WIDTH, cut=cut, fine_centroids=reduced[:2])
+    return run_of(model, reduced, seed=seed)
 
 
 @dataclass
@@ -70,7 +56,6 @@ class Person:
     random: np.random.Generator
     placed: dict[int, str] = field(default_factory=dict)  # names of the clusters of rows that she placed
     names: set[str] = field(default_factory=set)  # that she gave
-    faces: list[int] = field(default_factory=list)  # rows that she chose to show their clusters
 
     def clusters(self) -> list[int]:
         return self.run.placement.cluster.tolist()
@@ -128,77 +113,51 @@ class Person:
     def move(self) -> None:
         rows = self.some([*range(len(self.run.rows.paths))], 2)
         (group,) = self.some([*self.present(), len(self.run.model.names)])
-        stay = [row for row in rows if self.clusters()[row] == group]
         self.take(edited(self.run, Edits(move=tuple((row, group) for row in rows))))
-        self.faces = [row for row in self.faces if row not in rows] + stay
         assert [self.clusters()[row] for row in rows] == [group] * len(rows)
+        assert {self.run.model.placed[row] for row in rows} == {"answer"}
         self.lets_go(rows)
         self.names |= {*self.placed.values()}
 
-    def face(self) -> None:
-        """An image that she moves to its own cluster shows it."""
-        (row,) = self.some([*range(len(self.run.rows.paths))])
-        before = self.clusters()
-        self.take(edited(self.run, Edits(move=((row, before[row]),))))
-        assert self.clusters() == before
-        self.faces = [other for other in self.faces if other != row] + [row]
-        self.lets_go([row])
-        self.names |= {*self.placed.values()}
+    def see(self) -> None:
+        """She sees some images of a cluster, and leaves them there."""
+        (group,) = self.some(self.present())
+        rows = self.some([row for row, cluster in enumerate(self.clusters()) if cluster == group], 4)
+        before = self.run
+        self.take(edited(before, Edits(checked=tuple(rows))))
+        assert self.run.placement is before.placement
+        assert {self.run.model.placed[row] for row in rows if row not in before.model.placed} <= {"checked"}
+        self.lets_go(rows)
 
     def junk(self) -> None:
         self.take(edited(self.run, Edits(junk=tuple(sorted(self.some(self.present(), 2))))))
 
     def teach(self) -> None:
-        drawn = bool(self.random.random() < 0.2)
-        rows = [int(one.path) for one in asked(self.run, 4, drawn=drawn)]
+        by = "drawn" if self.random.random() < 0.2 else "answer"
+        rows = [int(one.path) for one in asked(self.run, 4, drawn=by == "drawn")]
         rows += [row for row in self.some([*range(len(self.run.rows.paths))], 2) if row not in rows]
-        before = self.clusters()
-        answers = {row: Answer(row, name="abcde"[row % KINDS], drawn=drawn) for row in rows[1:]}
+        answers = {row: Answer(row, name="abcde"[row % KINDS], by=by) for row in rows[1:]}
         answers |= {row: Answer(row, self.some(self.present())[0]) for row in rows[:1]}
-        denied = [row for row in self.some(rows, 1) if row not in self.placed]
-        answers |= {row: Answer(row, not_cluster=self.some(self.present())[0]) for row in denied}
         self.take(lesson(self.run, [*answers.values()]))
         self.say({row: one.name for row, one in answers.items() if one.name})
-        self.lets_go([row for row, one in answers.items() if one.not_cluster is None and not one.name])
-        for row in denied:
-            group = answers[row].not_cluster
-            assert group is not None
-            names = [self.run.model.names[number] or number for number in (group, self.clusters()[row])]
-            assert names[0] != names[1] or len({*self.run.model.names}) == 1
-            assert self.clusters()[row] == before[row] or self.kind(before[row]) == self.kind(group)
-
-    def kind(self, group: int) -> str | int:
-        return self.run.model.names[group] or group
-
-    def examples(self) -> None:
-        (group,) = self.some(self.present())
-        inside = [row for row, cluster in enumerate(self.clusters()) if cluster == group]
-        if len(inside) > 4:
-            rows = self.some(inside, 4)
-            answers = [*(Answer(row, group) for row in rows[:2]), *(Answer(row, name="part") for row in rows[2:])]
-            if self.kind(group) != "part":
-                self.take(lesson(self.run, answers, within=group))
-                self.lets_go([row for row in self.placed if row in inside])
-                self.lets_go(rows[:2])
-                self.say(dict.fromkeys(rows[2:], "part"))
+        self.lets_go([row for row, one in answers.items() if not one.name])
 
     def recut(self) -> None:
-        number = len(self.present()) + int(self.random.integers(-2, 3))
-        self.take(cut_anew(self.run, max(7, number), RECIPE, Silent()))
-        if not self.placed:
-            self.names = {name for name in self.names if name in self.run.model.names}
+        number = max(len(self.kinds()), len(self.present()) + int(self.random.integers(-2, 3)))
+        self.take(cut_anew(self.run, number, RECIPE, Silent()))
+        assert len(self.present()) == number
+
+    def kinds(self) -> set[int]:
+        """The clusters that have a name, a mark or an image that she placed."""
+        model, cluster = self.run.model, self.clusters()
+        named = {number for number in cluster if model.names[number] or number in model.junk}
+        return named | {cluster[row] for row in model.placed}
 
     def update(self) -> None:
-        rows = self.run.rows
+        old = self.run
         new = features(3, int(self.random.integers(1 << 30)))
-        every = replace(
-            rows,
-            paths=[*map(str, range(len(rows.paths) + 3))],
-            reduced=torch.cat([rows.reduced, new]),
-            residuals=torch.cat([rows.residuals, torch.zeros(3)]),
-            added=rows.added + 3,
-        )
-        self.run = replace(self.run, rows=every)
+        every = run_of(old.model, torch.cat([old.rows.reduced, new]), added=old.rows.added + 3)
+        self.run = replace(old, rows=every.rows)
 
     def like(self) -> None:
         """A new fit of most images, in another order, and of some that are new."""
@@ -209,19 +168,12 @@ class Person:
         reduced = torch.cat([old.rows.reduced, fresh])[rows]  # -1 is the last one
         reduced[-2:] = fresh
         k = max(7, len(self.present()))
-        new = run_of(reduced, k, int(self.random.integers(1 << 30)))
-        former = Former(Path("old"), old, {}, 1)
-        self.run, placement, _ = continued(new, new.placement, former, rows)
-        assert placement.cluster.equal(self.run.placement.cluster)
+        new = clustered(reduced, k, int(self.random.integers(1 << 30)))
+        self.run, _ = continued(new, Former(Path("old"), old, [], 1), rows)
         row_of = {int(row): place for place, row in enumerate(order)}
         left = {old.model.names[old.placement.cluster[row]] for row in row_of}
         self.placed = {row_of[row]: name for row, name in self.placed.items() if row in row_of}
-        self.faces = [row_of[row] for row in self.faces if row in row_of]
         self.names &= left
-
-    def write(self) -> None:
-        groups = clusters_in(clusters_tensors(self.run.model), None)
-        assert vars(groups.annotations).items() <= vars(self.run.model).items()
 
     # ---- what holds -------------------------------------------------------------------------------------------------
 
@@ -230,19 +182,17 @@ class Person:
             assert self.name_of(row) == name, (row, name, self.name_of(row))
         names = {self.run.model.names[group] for group in self.present()}
         assert self.names <= names, self.names - names
-        assert self.run.model.faces == tuple(self.faces)
+        assert self.placed.keys() <= self.run.model.placed.keys()
 
 
-STEPS = (
-    *("name", "merge", "split", "move", "face", "junk", "teach", "teach", "examples", "recut", "update", "like"),
-    "write",
-)
+# Answers come twice as often.
+STEPS = ("name", "merge", "split", "move", "see", "junk", "teach", "teach", "recut", "update", "like")
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_what_a_person_says_holds(seed):
+def test_what_a_person_says_holds(seed: int, tmp_path: Path) -> None:
     random = np.random.default_rng(seed)
-    person = Person(run_of(features(COUNT, seed), 7, seed), random)
+    person = Person(clustered(features(COUNT, seed), 7, seed), random)
     done: list[str] = []
     before: list[Person] = []
     for _ in range(12):
@@ -257,9 +207,37 @@ def test_what_a_person_says_holds(seed):
             if step in ("update", "like"):  # another run, or other images
                 before.clear()
             else:
-                before.append(replace(person, placed=dict(person.placed), names={*person.names}, faces=[*person.faces]))
+                before.append(replace(person, placed=dict(person.placed), names={*person.names}))
             getattr(person, step)()
         try:
             person.check()
         except AssertionError as error:
             raise AssertionError(done) from error
+    (tmp_path / "clusters").write_bytes(encoded(person.run.model, person.run.facts, Made()))
+    stored = vars(read_clusters(tmp_path / "clusters").annotations)
+    assert stored.items() <= vars(person.run.model).items()
+
+
+@settings(max_examples=20)
+@given(
+    st.integers(0, 1 << 32),
+    st.lists(st.sampled_from(["name", "merge", "move", "see", "junk", "teach"]), max_size=8),
+    st.floats(1, 2.5),
+)
+def test_a_recut_keeps_her_kinds_and_has_as_many_clusters_as_were_asked_for(
+    seed: int, steps: list[str], times: float
+) -> None:
+    """Kinds with names alone, too. A smaller number is refused."""
+    person = Person(clustered(features(COUNT, seed % 1000), 7, seed % 1000), np.random.default_rng(seed))
+    for step in steps:
+        getattr(person, step)()
+    before, kinds = person.run, person.kinds()
+    number = max(2, round(times * len(kinds)))
+    person.take(cut_anew(before, number, RECIPE, Silent()))
+    person.check()
+    assert len(person.present()) == number
+    names = [{run.model.names[kind] for kind in run.placement.cluster.tolist()} for run in (before, person.run)]
+    assert names[0] - {""} == names[1] - {""}
+    if len(kinds) > 1:
+        with pytest.raises(UsageError, match=f"{len(kinds)} clusters have names or answers .* -k {len(kinds) - 1}"):
+            cut_anew(before, len(kinds) - 1, RECIPE, Silent())

@@ -2,14 +2,18 @@
 
 import math
 from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from deepcluster.clustering.kmeans import assigner, best_of
 from deepcluster.errors import UsageError
-from deepcluster.groups.tree import parts_of, split_cluster
+from deepcluster.groups.cut import KMEANS_STARTS, Cut, move_rows, pinned, recentred
+from deepcluster.groups.spread import nodes_of
 from deepcluster.images import Source
 from deepcluster.model import Model
 from deepcluster.presets import check_clusters
@@ -17,10 +21,13 @@ from deepcluster.recipe import Recipe
 from deepcluster.records import Clustering
 from deepcluster.runs import inherit, result
 from deepcluster.runs.change import Carried, Change, carry_out
+from deepcluster.runs.quality import unpinned
 from deepcluster.runs.run import Run, cut_rows, recipe_of
 from deepcluster.runtime.console import Display, Several
+from deepcluster.seeding import derive
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import Facts
+from deepcluster.storage.model_files import EMBEDDINGS
 from deepcluster.texts import plural
 
 
@@ -53,6 +60,7 @@ def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display)
     ``n_clusters``. UsageError if there are more kinds than that.
     """
     rows = run.rows
+    embedded = len(rows.embeddings.known)
     count, candidates = result.choose_number(n_clusters, rows, run.record.seed, recipe, display)
     kept = kinds_kept(run)
     if n_clusters is not None and len(kept) > n_clusters:
@@ -60,12 +68,7 @@ def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display)
             f"{plural(len(kept), 'cluster')} have names or answers and stay, which is more than -k {n_clusters}: give"
             " at least so many, or merge some first"
         )
-    new = None
-    fewer = count
-    while new is None or (fewer > 1 and len(new.cut.cluster_of.unique()) > max(count, len(kept))):
-        fewer -= 0 if new is None else max(1, (len(new.cut.cluster_of.unique()) - count) // 2)
-        new = _cut_into(run, max(1, fewer), recipe)
-    new = _split_to(replace(run, model=new), count)
+    new = _adjusted(replace(run, model=_cut_into(run, count, recipe)), max(count, len(kept)))
     facts = Facts(cut_k=n_clusters, candidates=candidates or run.facts.candidates, is_recut=True)
     after = Run(run.record, facts, new, rows)
     said = {}
@@ -77,6 +80,9 @@ def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display)
         "other",
         f"cut into {plural(len(new.cut.cluster_of.unique()), 'cluster')}",
         said=said,
+        write=lambda folder: (
+            folder.write_tensors(EMBEDDINGS, rows.embeddings.known) if len(rows.embeddings.known) > embedded else None
+        ),
         last=lambda outcome: f"{result.summary_text(outcome, n_clusters)}{inherit.kept_text(run.names, after.names)}",
     )
 
@@ -100,26 +106,74 @@ def _cut_into(run: Run, count: int, recipe: Recipe) -> Model:
     given = max(cut.count, len(model.names))  # the numbers of clusters that are made later go on behind all given ones
     heir |= {old: given + i for i, old in enumerate(inherit.lost(past, heir))}
     nameless = replace(model, cut=cut, names=("",) * given, junk=(), said=())
-    return inherit.taught_again(replace(run, model=nameless), past, heir)
+    taught = inherit.taught_again(replace(run, model=nameless), past, heir)
+    return _with_kinds(taught, rows.reduced, past, heir)
 
 
-def _split_to(run: Run, count: int) -> Model:
-    """Return the model with the largest clusters, those without a name first, split until there are ``count``."""
-    while len(run.model.cut.cluster_of.unique()) < count:
+def _with_kinds(model: Model, reduced: Tensor, past: inherit.Past, heir: Mapping[int, int]) -> Model:
+    """Return the model with the kinds again whose images all followed the answers about others."""
+    cluster = model.placement(reduced).cluster
+    gone = {old: heir[old] for old in inherit.lost(past, {}) if not (cluster == heir[old]).any()}
+    if not gone:
+        return model
+    is_open = torch.from_numpy(nodes_of(reduced, reduced[[*model.placed]]) < 0)
+    back = {row: gone[old] for row, old in enumerate(past.cluster.tolist()) if old in gone and is_open[row]}
+    names = dict(enumerate(model.names)) | {new: past.said.names[old] for old, new in gone.items()}
+    junk = {*model.junk} | {new for old, new in gone.items() if old in past.said.junk}
+    again = replace(model, names=tuple(names.values()), junk=tuple(sorted(junk)))
+    return again.with_cut(move_rows(model.cut, back, reduced, cluster))
+
+
+def _adjusted(run: Run, count: int) -> Model:
+    """Return the model with ``count`` clusters: the smallest ones are dropped, or the largest ones halved.
+
+    A cluster with a person's word is never dropped, and halved last. If she placed too many images, there are fewer.
+    """
+    while (missing := count - len(present := {*run.placement.cluster.tolist()})) != 0:
+        kept = kinds_kept(run)
         sizes = Counter(run.placement.cluster[: run.rows.fitted].tolist())
-        order = sorted(sizes, key=lambda number: (bool(run.model.names[number]), -sizes[number]))
-        if (after := next(filter(None, (_halved(run, number) for number in order)), None)) is None:
+        order = sorted(present, key=lambda number: (number in kept, -sizes[number]))
+        if missing > 0:
+            halved = ((number, _halved(run, number)) for number in order)
+            number, cut = next(filter(lambda one: one[1], halved), (0, None))
+        else:
+            number, cut = _without_one(run.model, order, kept)
+        if cut is None:
             break
-        run = replace(run, model=after)
+        names = (*run.model.names, "") if missing > 0 else run.model.names
+        model = replace(run.model, names=names).with_cut(cut)
+        drawn = [row for row, cluster in model.sample.items() if cluster == number]
+        judged = unpinned(model, run.rows.reduced, drawn)
+        said = tuple(one._replace(cluster=judged.get(one.row, one.cluster)) for one in model.said)
+        run = run.with_model(replace(model, said=said))
     return run.model
 
 
-def _halved(run: Run, number: int) -> Model | None:
-    """Return the model with a cluster in two parts; None if it has no parts."""
-    model = run.model
-    counts = torch.bincount(run.placement.centroid[: run.rows.fitted], minlength=len(model.cut.centroids))
-    branches = parts_of(model.cut, counts, number)
-    if len(branches.sizes) < 2:
+def _without_one(model: Model, order: Sequence[int], kept: Collection[int]) -> tuple[int, Cut]:
+    """Return the last cluster in ``order`` that can go, and the cut without it."""
+    of = model.cut.cluster_of
+    if rest := [number for number in order if number not in kept]:
+        stays = of != rest[-1]
+        return rest[-1], Cut(model.cut.centroids[stays], of[stays])
+    # Answers have named a new cluster like their own one, so these two become one.
+    first = {model.names[number]: number for number in reversed(order)}
+    number = [number for number in order if model.names[number] and first[model.names[number]] != number][-1]
+    return number, Cut(model.cut.centroids, of.masked_fill(of == number, first[model.names[number]]))
+
+
+def _halved(run: Run, number: int) -> Cut | None:
+    """Return the cut with a cluster in two, or None if it is one image; placed images and other clusters stay."""
+    reduced, model, before = run.rows.reduced, run.model, run.placement.cluster
+    fitted = run.rows.fitted
+    is_open = (before == number) & torch.from_numpy(nodes_of(reduced, reduced[[*model.placed]]) < 0)
+    rows = reduced[:fitted][is_open[:fitted]]
+    if not len(rows):
         return None
-    free = len(model.names)
-    return replace(model, cut=split_cluster(model.cut, branches, 2, free), names=(*model.names, ""))
+    halves = best_of(KMEANS_STARTS, rows, min(2, len(rows)), derive(run.record.seed, "half", number))
+    part = assigner(halves.centroids)(reduced[is_open])
+    parts, images = part.unique(return_counts=True)
+    after = before.clone()
+    after[is_open] = torch.where(part == parts[images.argmin()], len(model.names), number)
+    if not (after == number).any():
+        return None
+    return pinned(reduced, recentred(model.cut, reduced[:fitted], before[:fitted], after[:fitted]), after)

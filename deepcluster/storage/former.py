@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deepcluster.runtime import signals
-from deepcluster.storage.clusters_file import Made, header_of, read_clusters, with_made
+from deepcluster.storage.clusters_file import Header, Made, header_of, read_clusters, with_made
 from deepcluster.storage.content import CLUSTERS
 from deepcluster.storage.files import changing, made_folder, sync_folder
 from deepcluster.storage.run_folder import LockedFolder, RunFolder
@@ -54,14 +54,18 @@ def after_steps(folder: RunFolder, count: int, *, forward: bool) -> int:
 
 def made_in(folder: RunFolder, name: str) -> Made:
     """Return the change that made the state in a file. DiskError if the file is damaged."""
+    return _header(folder, name).made
+
+
+def _header(folder: RunFolder, name: str) -> Header:
     with folder.as_disk_errors(name):
-        return header_of(folder.file(name)).made
+        return header_of(folder.file(name))
 
 
 def given(folder: RunFolder) -> int:
     """Return how many numbers of clusters were ever given: the newest state has all."""
     names = [CLUSTERS, *(name_of(number) for number in numbers_of(folder)[-1:])]
-    return max(len(header_of(folder.file(name)).names) for name in names)
+    return max(len(_header(folder, name).names) for name in names)
 
 
 def keep(folder: LockedFolder) -> int:
