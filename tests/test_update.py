@@ -23,24 +23,26 @@ from deepcluster.fitting.plan import Request, check_paths
 from deepcluster.groups.cut import Cut
 from deepcluster.groups.graph import extended_layout
 from deepcluster.groups.tree import parts_of
-from deepcluster.images import find
+from deepcluster.images import Source, find
 from deepcluster.presets import read_request
 from deepcluster.report import pictures
-from deepcluster.report.pictures import extended_sheet, not_on_sheet, pictures_on, sprite_sheet, tiny_pictures
+from deepcluster.report.pictures import extended_sheet, on_sheet, pictures_on, sprite_sheet, tile, tiny_pictures
 from deepcluster.report.sections import IMAGES_OF_CLUSTER
 from deepcluster.runs.added import Update, update
 from deepcluster.runs.change import undo
 from deepcluster.runs.condition import condition
-from deepcluster.runs.edits import Edits, apply
+from deepcluster.runs.edits import apply
 from deepcluster.runs.images import images_at_hand, name_in_run
-from deepcluster.runs.page import report, shown_of
+from deepcluster.runs.page import shown_of
 from deepcluster.runs.predict import similar
 from deepcluster.runs.recut import recut
-from deepcluster.runs.result import first_metrics
 from deepcluster.runs.run import Rows, place_rows, read_run
-from deepcluster.storage.run_folder import RunFolder, open_run
+from deepcluster.runs.views import report
+from deepcluster.storage.edits_file import Edits
+from deepcluster.storage.run_folder import open_run
 from tests.drawings import drawings, pack, save_drawings
-from tests.helpers.runs import change_record, contents, predicted, record, rows, small_fit, state_of
+from tests.helpers.in_memory import images_of as table_of
+from tests.helpers.runs import change_record, contents, predicted, record, result, rows, small_fit, state_of
 from tests.pages import ROOT, blocks
 from tests.tiny import change_tensors
 
@@ -56,7 +58,7 @@ def run(fitted, tmp_path: Path) -> Path:
 @pytest.fixture
 def images(run, photos, tmp_path: Path) -> Path:
     """A copy of the photographs; the run finds its images there."""
-    change_record(run, location=str(tmp_path / "photos"))
+    change_record(run, base=str(tmp_path / "photos"))
     return Path(shutil.copytree(photos, tmp_path / "photos"))
 
 
@@ -67,6 +69,16 @@ def more(tmp_path: Path) -> Path:
 
 def used(run: Path) -> list[dict[str, str]]:
     return [row for row in rows(run / "clusters.csv") if row["status"] == "ok"]
+
+
+def added(run: Path) -> list[dict[str, str]]:
+    """The rows of images that updates brought."""
+    return [row for row in rows(run / "images.csv") if row["added"] and row["status"] == "ok"]
+
+
+def at_hand(run: Path) -> Source | None:
+    folder = open_run(run)
+    return images_at_hand(folder.read_images(), Path(folder.read_record().base))
 
 
 def features(run: Path) -> np.ndarray:
@@ -84,12 +96,12 @@ def test_new_images_are_where_predict_puts_them_and_the_others_stay(run, more):
     assert [row["distance"] for row in new] == [f"{distance:.6f}" for distance in placed.distance.tolist()]
     assert [Path(row["path"]).name for row in new] == [Path(path).name for path in predictions.paths]
     assert np.array_equal(features(run), np.concatenate([old, predictions.reduced.numpy()]))
-    assert len(np.load(run / "residuals.npy")) == record(run)["images_count"] == len(after) == 60
+    assert len(np.load(run / "residuals.npy")) == result(run)["images_count"] == len(after) == 60
     shown, of_new = np.load(run / "map.npy"), features(run)[48:]
     assert np.array_equal(shown[:48], places)
     every = torch.from_numpy(np.concatenate([old, of_new]))
     assert np.allclose(shown, extended_layout(places, range(48), range(60), every), atol=1e-5)
-    assert [row["path"] for row in rows(run / "added.csv")] == [row["path"] for row in new]
+    assert [row["path"] for row in added(run)] == [row["path"] for row in new]
     page = (run / "report.html").read_text()
     report(run)
     assert "/more/0/" in page and (run / "report.html").read_text() == page
@@ -101,7 +113,7 @@ def test_images_that_the_run_has_are_counted_and_not_read(run, photos, more, mon
         shutil.copy(file, more / f"copy{i}.png")  # the same content under another name
     (more / "twice.png").write_bytes((more / "0" / "00.png").read_bytes())
     assert update(run, str(more)) == Update(added=12, known=4, skipped=[])
-    assert "twice.png" not in {Path(row["path"]).name for row in rows(run / "added.csv")}  # the first is added
+    assert "twice.png" not in {Path(row["path"]).name for row in added(run)}  # the first is added
     before = contents(run)
     assert update(run, str(more)) == Update(added=0, known=16, skipped=[])
     assert contents(run) == before
@@ -114,14 +126,14 @@ def test_a_second_update_and_a_grown_folder(fitted, photos, tmp_path, more):
     run = tmp_path / "run"
     fit = ["fit", str(images), "-o", str(run), *small_fit("--labels", "folders")]
     assert run_command(fit) == 0
-    baseline = first_metrics(RunFolder(run).read_json("metrics.json"))
+    baseline = record(run)["baseline"]
     shutil.copytree(more / "1", images / "new")
     assert update(run, str(images)) == Update(added=4, known=48, skipped=[])
-    assert {row["path"] for row in rows(run / "added.csv")} == {f"new/{i:02}.png" for i in range(4, 8)}
+    assert {row["path"] for row in added(run)} == {f"new/{i:02}.png" for i in range(4, 8)}
     assert update(run, str(more)).added == 8
-    assert [row["path"] for row in rows(run / "added.csv")][-1] == "../more/2/11.png"
+    assert added(run)[-1]["path"] == "../more/2/11.png"
     assert state_of(run) is not None
-    assert first_metrics(RunFolder(run).read_json("metrics.json")) == baseline != {}
+    assert open_run(run).read_json("metrics.json").items() >= {f"baseline_{x}": y for x, y in baseline.items()}.items()
     # The fit is still the one that it was.
     before = contents(run)
     assert run_command([*fit, "--resume"]) == 0
@@ -140,7 +152,7 @@ def test_skipped_files_are_listed_and_may_be_added_later(run, photos, more):
     # Alone beside images that the run has, they change the list.
     done = update(run, [str(more / "1" / "broken.png"), str(photos / "bars" / "00.png")])
     assert (done.added, done.known, len(done.skipped)) == (0, 1, 1)
-    assert not (run / "added.csv").exists() and state_of(run) is not None
+    assert not added(run) and state_of(run) is not None
     done = update(run, str(more))
     assert (done.added, done.known, len(done.skipped)) == (12, 0, 2)
     skipped, folder = rows(run / "skipped.csv"), open_run(run)
@@ -158,14 +170,14 @@ def test_skipped_files_are_listed_and_may_be_added_later(run, photos, more):
 
 def test_edits_stay_and_can_be_made_before_and_after(run, more):
     table = used(run)
-    apply(run, Edits("", {1: "one"}, ((0, 2),), (3,), (), ((table[5]["path"], 4),)))
-    cut, former = record(run)["cut"], contents(run)["former.safetensors"]
+    apply(run, Edits(names={1: "one"}, merge=((0, 2),), junk=(3,), move=((table[5]["path"], 4),)))
+    cut, states = result(run)["cut"], {"model": contents(run / "model"), "former": contents(run / "former")}
     update(run, str(more))
-    assert record(run)["cut"] == cut and contents(run)["former.safetensors"] == former
+    assert result(run)["cut"] == cut and states == {name: contents(run / name) for name in states}
     assert used(run)[5]["cluster"] == "4" and not any(row["cluster"] == "2" for row in used(run))
     assert all(row["name"] == "one" for row in used(run) if row["cluster"] == "1")
     # Edits of the page before are edits of this one, and an added image can be moved.
-    apply(run, Edits(cut, {4: "four"}, (), None, (), ((len(used(run)) - 1, 1),)))
+    apply(run, Edits(cut, names={4: "four"}, move=((len(used(run)) - 1, 1),)))
     assert used(run)[-1]["cluster"] == "1"
     undo(run)
     assert all(row["name"] != "four" for row in used(run)) and len(used(run)) == 60
@@ -201,7 +213,7 @@ def test_a_recut_is_that_of_the_fitted_images(run, more, tmp_path):
 def test_groups_of_a_sample_are_numbered_by_the_images_of_the_fit(monkeypatch):
     monkeypatch.setattr("deepcluster.runs.run.MAX_GRAPH_ROWS", 2)
     reduced = torch.tensor([[0.0], [0.1], [9.0], [9.1], [9.2]])
-    images = Rows([], None, [], reduced, reduced, torch.zeros(5), added=2)
+    images = Rows(table_of("abcde", added=2), reduced, reduced, torch.zeros(5))
     cut, placed = place_rows(Cut(torch.tensor([[9.0], [0.0]]), torch.arange(2)), images, reduced[:1])
     assert cut.cluster_of.tolist() == [1, 0] and placed.cluster.tolist() == [0, 0, 1, 1, 1]
 
@@ -213,7 +225,7 @@ def test_the_images_of_a_fit_on_files_and_those_of_shards_and_arrays(run, more, 
     for place, name in ((tmp_path / "0.tar", "=/00.png"), (tmp_path / "1.npy", "3"), (more / "2", "08.png")):
         done = update(run, str(place))
         assert done.added == 4 and f"{place}/{name}" in done.strangers  # whatever the folder of the fit
-    assert [(row["member"], row["label"]) for row in open_run(run).read_added()][::4] == [
+    assert [(row["member"], row["label"]) for row in added(run)][::4] == [
         ("=/00.png", "="), ("0", ""), ("", ""),
     ]  # fmt: skip
     assert run_command(["export", str(run), "--to", "folders", "-o", str(tmp_path / "out"), "--mode", "symlink"]) == 0
@@ -237,15 +249,12 @@ def test_a_run_of_several_folders_finds_its_images_from_everywhere(photos, tmp_p
     prints("fit", images / "blob", images / "bars", *several, "--resume")
     ends(["fit", images / "bars", *several, "--resume"], 3)
     assert update(run, find([images / "bars", images / "checks"])) == Update(16, 16, [], 0)
-    assert [row["path"] for row in rows(run / "added.csv")] == [f"checks/{i:02}.png" for i in range(16)]
-    assert (
-        len(images_at_hand(open_run(run)).paths) == 48
-        and '"originals":"../photos/"' in (run / "report.html").read_text()
-    )
+    assert [row["path"] for row in added(run)] == [f"checks/{i:02}.png" for i in range(16)]
+    assert len(at_hand(run).paths) == 48 and '"originals":"../photos/"' in (run / "report.html").read_text()
     assert prints("predict", run, images / "bars", images / "blob").count("\n") == 33
     prints("export", run, "--to", "folders", "-o", "sorted")
     (images / "bars").rename(images / "lines")
-    assert len(images_at_hand(open_run(run)).paths) == 32
+    assert len(at_hand(run).paths) == 32
 
 
 def test_images_of_an_update_are_still_there_where_those_of_the_fit_have_moved(run, images, more, tmp_path):
@@ -262,7 +271,7 @@ def test_a_file_that_has_changed_is_known_whatever_it_is_called(run, images, tmp
     """The fit was one of a list."""
     paths = [row["path"] for row in used(run)]
     (images / "l.lst").write_text("\n".join(paths))
-    change_record(run, location=str(images / "l.lst"))
+    change_record(run, of_folder=False)
     Image.new("RGB", (16, 16), (1, 200, 30)).save(images / paths[0])
     (tmp_path / "link").symlink_to(images)
     (tmp_path / "copy.txt").write_text("\n".join(str(images / path) for path in paths))
@@ -275,7 +284,7 @@ def test_an_added_image_has_the_label_of_a_folder_below_the_update_alone(run, mo
     (tmp_path / "list.txt").write_text("\n".join(map(str, sorted((more / "1").iterdir()))))
     for images in (tmp_path / "list.txt", more):
         update(run, str(images))
-    source = images_at_hand(open_run(run))
+    source = at_hand(run)
     assert source and source.labels and source.labels[48:] == (*[""] * 8, *["2"] * 4)
 
 
@@ -291,7 +300,7 @@ def test_nearly_equal_images_among_the_new_ones_make_groups(run, more):
     assert {Path(row["path"]).name for row in table if row["group"] == number} == {"00.png", "95.jpg", "80.jpg"}
     # A copy of an image of the run joins it, and a later copy joins both.
     (first, *_) = rows(run / "clusters.csv")
-    original = Image.open(Path(record(run)["location"]) / first["path"])
+    original = Image.open(Path(record(run)["base"]) / first["path"])
     for name, quality in (("one", 95), ("two", 90)):
         (more / name).mkdir()
         original.save(more / name / f"{name}.jpg", quality=quality)
@@ -363,14 +372,13 @@ def test_a_shard_of_another_folder_may_have_the_names_of_one_in_the_run(photos, 
 def test_a_split_has_the_parts_that_the_page_before_showed(many_features, tmp_path):
     """However many images one of the parts has got since."""
     run, given, *_ = many_features
-    edits = Edits(str(record(run)["cut"]), {}, (), None, ((0, 2),))
+    edits = Edits(result(run)["cut"], {}, (), None, ((0, 2),))
     alone = Path(shutil.copytree(run, tmp_path / "alone"))
     apply(alone, edits)
     smaller = [int(row["path"]) for row in used(alone) if row["cluster"] == "3"]
     update(run, np.concatenate([given[smaller] + np.float32(i / 1000) for i in range(1, 30)]))
     of_run = read_run(open_run(run))
-    images, model = of_run.rows, of_run.model
-    shown = shown_of(images, model, of_run.placement.centroid)
+    model, shown = of_run.model, shown_of(of_run)
     for row in rows(run / "cluster_summary.csv"):
         parts = parts_of(model.cut, shown.counts, int(row["cluster"]), shown.all_counts)
         assert sum(parts.images) == int(row["size"]) >= sum(parts.sizes)
@@ -452,10 +460,9 @@ def test_a_longer_sheet_has_the_pictures_of_both(monkeypatch, most, before, afte
     monkeypatch.setattr(pictures, "MAX_PICTURES", most)
     images = drawings(11, size=32)[0][:after]
     sheet, whole = (sprite_sheet(tiny_pictures(images[:count], 0, count)) for count in (before, after))
-    assert not_on_sheet(before, after) == again
-    longer = [
-        extended_sheet(sheet, before, images[before:], {row: images[row] for row in rows}) for rows in (again, [])
-    ]
+    assert [row for row in on_sheet(after) if row < before and tile(row, before) < 0] == again
+    new = [row for row in on_sheet(after) if row >= before]
+    longer = [extended_sheet(sheet, after, {row: images[row] for row in rows}) for rows in ([*again, *new], new)]
     sheets = (Image.open(BytesIO(data)).convert("RGB") for data in (*longer, whole))
     with_all, without, wanted = (np.asarray(sheet).astype(float) for sheet in sheets)
     assert with_all.shape == wanted.shape and np.abs(with_all - wanted).mean() < 8

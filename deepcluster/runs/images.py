@@ -70,7 +70,7 @@ def images_at_hand(images: Images, base: Path, *, skipped: bool = False) -> Sour
     rows = [*images.used]
     if skipped:
         tried = (path for path, reason in images.skipped.items() if reason != LINK)
-        rows += [{"path": path, "source": "", "member": "", "label": ""} for path in tried]
+        rows += [{"path": path, "source": "", "member": ""} for path in tried]
     files: dict[str, Path] = {}
     held: defaultdict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -78,7 +78,8 @@ def images_at_hand(images: Images, base: Path, *, skipped: bool = False) -> Sour
             held[row["source"]].append(row)
         elif os.path.isfile(file := base / (row["source"] or row["path"])):  # noqa: PTH113 (is_file may raise)
             files[row["path"]] = file
-    label_of = {row["path"]: row["label"] for row in rows}
+    # A label of an update is one below the folder of the update, and not of the run's base.
+    label_of = {row["path"]: row["label"] for row in images.used if row["label"] or row["added"]}
     parts = [from_files([*files.items()], "images", str(base))] if files else []
     for holder, inside in held.items():
         parts += _held(holder if ":" in holder and not Path(holder).is_absolute() else str(base / holder), inside)
@@ -86,7 +87,7 @@ def images_at_hand(images: Images, base: Path, *, skipped: bool = False) -> Sour
         return None
     whole = joined(parts, base.name or "images", str(base))
     own = whole.labels or [""] * len(whole.paths)
-    labels = tuple(label_of[path] or label for path, label in zip(whole.paths, own, strict=True))
+    labels = tuple(label_of.get(path, label) for path, label in zip(whole.paths, own, strict=True))
     return replace(whole, labels=labels if any(labels) else None)
 
 

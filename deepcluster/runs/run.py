@@ -46,8 +46,8 @@ class Rows:
 
     @cached_property
     def labels(self) -> list[str] | None:
-        """The true labels of the usable images; None if no image has one."""
-        labels = [*self.images.used.column("label")]
+        """The true labels of the usable images of the fit, "" for later ones; None if no image has one."""
+        labels = ["" if row["added"] else row["label"] for row in self.images.used]
         return labels if any(labels) else None
 
     @property
