@@ -38,6 +38,7 @@ from deepcluster.runs.predict import similar
 from deepcluster.runs.recut import recut
 from deepcluster.runs.run import Rows, place_rows, read_run
 from deepcluster.runs.views import report
+from deepcluster.storage.content import Row
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.run_folder import open_run
 from tests.drawings import drawings, pack, save_drawings
@@ -71,9 +72,9 @@ def used(run: Path) -> list[dict[str, str]]:
     return [row for row in rows(run / "clusters.csv") if row["status"] == "ok"]
 
 
-def added(run: Path) -> list[dict[str, str]]:
+def added(run: Path) -> list[Row]:
     """The rows of images that updates brought."""
-    return [row for row in rows(run / "images.csv") if row["added"] and row["status"] == "ok"]
+    return [row for row in open_run(run).read_images().used if row["added"]]
 
 
 def at_hand(run: Path) -> Source | None:
@@ -117,7 +118,7 @@ def test_images_that_the_run_has_are_counted_and_not_read(run, photos, more, mon
     before = contents(run)
     assert update(run, str(more)) == Update(added=0, known=16, skipped=[])
     assert contents(run) == before
-    monkeypatch.setattr("deepcluster.images.files.decode", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr("deepcluster.images.source.decode", lambda *_: pytest.fail("it was read"))
     assert update(run, str(photos)).known == 48
 
 
@@ -446,7 +447,7 @@ def test_the_picture_of_a_row_on_a_sheet(monkeypatch):
     monkeypatch.setattr(pictures, "MAX_PICTURES", 10)
     images = drawings(6, size=32)[0]  # 18, every second one is on the sheet
     images[4] = pictures.GREY_LEVEL
-    picture = pictures_on(sprite_sheet(tiny_pictures(images, 0, 18)), 18)
+    picture = pictures_on(sprite_sheet(tiny_pictures(images, 0, 18), 18), 18)
     found = np.asarray(picture(16)).astype(float)
     assert np.argmin([np.abs(found - image.permute(1, 2, 0).numpy()).mean() for image in images]) == 16
     assert picture(4) is None and picture(15) is None
@@ -459,7 +460,7 @@ def test_a_longer_sheet_has_the_pictures_of_both(monkeypatch, most, before, afte
     """Rows that a sheet of every third row lacks, and one of every fourth has, are read again."""
     monkeypatch.setattr(pictures, "MAX_PICTURES", most)
     images = drawings(11, size=32)[0][:after]
-    sheet, whole = (sprite_sheet(tiny_pictures(images[:count], 0, count)) for count in (before, after))
+    sheet, whole = (sprite_sheet(tiny_pictures(images[:count], 0, count), count) for count in (before, after))
     assert [row for row in on_sheet(after) if row < before and tile(row, before) < 0] == again
     new = [row for row in on_sheet(after) if row >= before]
     longer = [extended_sheet(sheet, after, {row: images[row] for row in rows}) for rows in ([*again, *new], new)]

@@ -162,8 +162,7 @@ def _side(store: int, total: int) -> int:
 def pictures_on(sheet: bytes, images: int) -> Callable[[int], Image.Image | None]:
     """Return a function from a row to its picture on the sheet of ``images`` images; None if there is none, or grey."""
     mosaic = Image.open(BytesIO(sheet), formats=["WEBP"]).convert("RGB")
-    across = columns(len(on_sheet(images)))
-    side = mosaic.width // across
+    across, side = columns(len(on_sheet(images))), _side_on(sheet, images)
 
     def picture(row: int) -> Image.Image | None:
         slot = tile(row, images)
@@ -175,6 +174,11 @@ def pictures_on(sheet: bytes, images: int) -> Callable[[int], Image.Image | None
     return picture
 
 
+def _side_on(sheet: bytes, images: int) -> int:
+    """Return the side of a picture on the sheet of ``images`` images, px."""
+    return Image.open(BytesIO(sheet), formats=["WEBP"]).width // columns(len(on_sheet(images)))
+
+
 def extended_sheet(sheet: bytes, total: int, more: Mapping[int, Tensor]) -> bytes:
     """Return the sheet (WebP) of ``total`` images, by that of the first ones.
 
@@ -182,7 +186,7 @@ def extended_sheet(sheet: bytes, total: int, more: Mapping[int, Tensor]) -> byte
     """
     images = images_of_sheet(sheet)
     old = pictures_on(sheet, images)
-    side = _side(next((image.shape[1] for image in more.values()), THUMBNAIL), total)
+    side = _side(next((image.shape[1] for image in more.values()), _side_on(sheet, images)), total)
     pictures = torch.full((len(on_sheet(total)), side, side, 3), GREY_LEVEL, dtype=torch.uint8)
     for slot, row in enumerate(on_sheet(total)):
         if row < images and (picture := old(row)):

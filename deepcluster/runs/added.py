@@ -240,7 +240,8 @@ def _with_added(run: Run, new: _New) -> Change:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     before = rows.images.skipped
     skipped = [(row["path"], row["reason"]) for row in new.skipped if before.get(row["path"]) != row["reason"]]
-    more = [*image_rows(new.source, new.source.labels, new.digests, Path(run.record.base), now), *skipped_rows(skipped, now)]
+    added = image_rows(new.source, new.source.labels, new.digests, Path(run.record.base), now)
+    more = [*added, *skipped_rows(skipped, now)]
     if not more:
         return Change(run)
     every = replace(

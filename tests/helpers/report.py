@@ -9,7 +9,7 @@ from PIL import Image
 from deepcluster.groups.tree import Tree
 from deepcluster.report.page import RunData, render
 from deepcluster.report.pictures import thumbnails
-from deepcluster.storage.content import Facts, RunRecord
+from deepcluster.storage.content import Facts, RunRecord, Tables
 
 VOID = {"meta", "img", "input"}
 
@@ -96,7 +96,8 @@ def records(**changes: Any) -> RunData:
     arguments |= {"metrics": {}, "quality": None, "skipped": []} | changes
     if "summary" not in arguments:
         arguments["summary"] = summary_of(arguments["clusters"])
-    return RunData(**arguments)
+    result = Tables(**{name: arguments.pop(name) for name in [*arguments] if name in Tables.__dataclass_fields__})
+    return RunData(result=result, **arguments)
 
 
 def drawn(images: int) -> dict[str, Any]:
