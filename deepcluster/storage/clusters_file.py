@@ -94,7 +94,8 @@ def header_of(path: Path) -> Header:
 
 
 def digest_of(path: Path) -> str:
-    """Return the digest in the header, which differs for any two states."""
+    """Return the digest in the header, which differs for any two states. Raises an error as :func:`header_of`."""
+    check_file(path, MAX_TENSORS)
     with safe_open(path, framework="numpy") as file:
         return str(file.metadata()["sha256"])
 
