@@ -54,7 +54,7 @@ def test_the_card_says_how_the_labels_came_about(tmp_path):
     by = {"a.png": "drawn", "b.png": "answer", "c.png": "checked"}
     run = photos_run(tmp_path, {f"{name}.png": int(name > "b") for name in "abcde"}, names={0: "owl"}, by=by)
     imagefolder(run, tmp_path / "out")
-    card, model = (tmp_path / "out/README.md").read_text(), read_summary(RunFolder(run))[0]
+    card, model = (tmp_path / "out/README.md").read_text(), read_summary(RunFolder(run))
     assert "| owl | 2 | 1 | 0 | 1 |" in card and "| 001 | 3 | 0 | 1 | 0 |" in card
     assert "2 labels are answers of a person (1 about" in card and "1 were checked by one, the other 2 are" in card
     assert "1 of 10 drawn" in card and model.digest in card and str(model.date) in card

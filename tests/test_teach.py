@@ -28,26 +28,27 @@ from deepcluster.groups import spread
 from deepcluster.groups.cut import Cut, recentred
 from deepcluster.groups.graph import Embeddings, neighbour_ties
 from deepcluster.groups.spread import Taught, beliefs, followed, questions
-from deepcluster.model import Annotations
+from deepcluster.model import Annotations, Said
 from deepcluster.recipe import Recipe
 from deepcluster.runs import lesson as teaching
-from deepcluster.runs.change import carry_out, preview, undo
+from deepcluster.runs.change import preview, undo
 from deepcluster.runs.edits import apply, moved_rows
 from deepcluster.runs.lesson import Answer, ask, asked, lesson, read_answers, teach
-from deepcluster.runs.page import report
 from deepcluster.runs.promote import promote
 from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.recut import cut_anew, recut
-from deepcluster.runs.run import Rows, Run, read_run
-from deepcluster.runtime.console import Several, Silent
-from deepcluster.storage.content import RunRecord
+from deepcluster.runs.run import Run, read_run
+from deepcluster.runs.views import report
+from deepcluster.runtime.console import Silent
+from deepcluster.storage.content import CLUSTERS
 from deepcluster.storage.edits_file import Edits
-from deepcluster.storage.model_files import clusters_in, clusters_tensors, load
+from deepcluster.storage.model_files import load
 from deepcluster.storage.run_folder import open_run
 from deepcluster.texts import quality_text
 from tests.helpers.features import normal
-from tests.helpers.runs import SAME, record, rows, state_of
-from tests.tiny import RECORD, tiny_model
+from tests.helpers.in_memory import run_of
+from tests.helpers.runs import SAME, result, rows, state_of
+from tests.tiny import tiny_model
 
 KINDS, COUNT = 6, 240
 RECIPE = Recipe(grouping="embedding")
@@ -55,10 +56,6 @@ RECIPE = Recipe(grouping="embedding")
 
 def kind(row: int) -> str:
     return f"kind {row % KINDS}"
-
-
-def split(run, examples, cluster):
-    carry_out(run, lambda _, before: lesson(before, examples, cluster), Several())
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +88,13 @@ def right(run: Path) -> float:
 
 
 def said(run: Path, count: int, **options: bool) -> list[Answer]:
-    return [Answer(one.path, name=one.path.partition("/")[0], drawn=one.drawn) for one in ask(run, count, **options)]
+    return [
+        Answer(one.path, name=one.path.partition("/")[0], by="drawn" if one.drawn else "answer")
+        for one in ask(run, count, **options)
+    ]
 
 
-def true(rows: Sequence[int], **options: bool) -> list[Answer]:
+def true(rows: Sequence[int], **options: str) -> list[Answer]:
     return [Answer(row, name=kind(row), **options) for row in rows]
 
 
@@ -106,7 +106,7 @@ def graph_of_first(run: Path, count: int) -> Run:
 
 
 def state(run: Path) -> dict[str, bytes]:
-    return {name: (run / name).read_bytes() for name in SAME}
+    return {name: (run / name).read_bytes() for name in (*SAME, CLUSTERS)}
 
 
 # ---- how answers spread, and what is asked --------------------------------------------------------------------------
@@ -176,10 +176,11 @@ def test_the_estimate_of_fourteen_images_by_hand():
     """Two images teach, ten are drawn, and nobody has placed the other two, of which as many are right."""
 
     def estimated(
-        right: int, placed: tuple[int, ...] = tuple(range(12)), images: int = 14, **changes: object
+        right: int, *, count: int = 10, images: int = 14, more: tuple[int, ...] = (), **names: object
     ) -> object:
-        drawn = [(row, 0 if row - 2 < right else 1) for row in range(2, 12)]
-        model = replace(Annotations(names=("a", "b"), answers=placed, sample=tuple(drawn)), **changes)
+        drawn = (Said(row, "drawn", 0 if row - 2 < right else 1) for row in range(2, 2 + count))
+        answers = (Said(row, "answer") for row in (0, 1, *more))
+        model = Annotations(said=(*answers, *drawn), **{"names": ("a", "b")} | names)
         return estimated_quality(model, torch.zeros(images, dtype=torch.int64), 14)
 
     # Wilson's bounds of 10 (10 + 2 - 1) / 2 = 55 images of which .8 are right, .69818 and .87368, are of 12 images.
@@ -189,15 +190,14 @@ def test_the_estimate_of_fourteen_images_by_hand():
         {"drawn": 10, "right": 10, "share": 1, "low": 13.4373 / 14, "high": 1}, abs=1e-4
     )
     assert estimated(8, names=("a", "a")) == estimated(10)  # clusters of one kind
-    assert estimated(8, moves=((12, 1), (13, 1))) == {"drawn": 10, "right": 8, "share": 1, "low": 1, "high": 1}
+    assert estimated(8, more=(12, 13)) == {"drawn": 10, "right": 8, "share": 1, "low": 1, "high": 1}
     # Of four images that came after the fit none is drawn, so none or all may be right: roots of the sums of squares.
     low, high = 16.8 - np.hypot(13.6 - 14 * eight["low"], 3.2), 16.8 + np.hypot(0.4, 0.8)
     assert estimated(8, images=18) == pytest.approx(
         {"drawn": 10, "right": 8, "share": 16.8 / 18, "low": low / 18, "high": high / 18}, abs=1e-4
     )
-    few = tuple((row, 0) for row in range(9))
-    assert estimated(8, sample=few) == {"drawn": 9, "needed": 10} and estimated(8, sample=()) is None
-    assert quality_text(estimated(8, sample=few)) == "Right: not known yet (9 of 10 drawn)"
+    assert estimated(8, count=9) == {"drawn": 9, "needed": 10} and estimated(8, count=0) is None
+    assert quality_text(estimated(8, count=9)) == "Right: not known yet (9 of 10 drawn)"
     assert quality_text({"share": 0.86, "low": 0.7, "high": 0.94}) == "Right: about 86 % (70 to 94)"
 
 
@@ -227,7 +227,7 @@ def test_a_run_is_taught_by_commands_and_predict_follows(made, run, tmp_path, pr
     again = json.loads(prints("teach", run, tmp_path / "answers.csv", "--json"))  # the run has them already
     assert again == {"run": str(run), "changed": 0, "changes": [], "quality": None} and state(run) == taught
     prints("apply", run, "--undo")
-    assert placed(run) == clusters and len(load(run).names) == 6  # no other cluster gets the number
+    assert placed(run) == clusters and len(read_run(open_run(run)).model.names) == 6  # no other cluster gets the number
 
 
 def test_answers_that_agree_change_little(run):
@@ -295,29 +295,22 @@ def test_the_first_name_said_in_a_cluster_names_it(run):
     assert again.count("y") == 2 and len(again) == 5  # a kind may have two clusters
     contradicted = lesson(nameless, [Answer(zero[0], name="x"), Answer(zero[1], 0)]).run.model
     assert contradicted.names == ("", "", "", "", "", "x")
-    drawn = lesson(nameless, [replace(answer, drawn=True) for answer in answers])
+    drawn = lesson(nameless, [replace(answer, by="drawn") for answer in answers])
     assert drawn.run.model.names == ("y", "x", "", "", "") and "2 answers about drawn images" in drawn.said["Answers"]
-    assert dict(drawn.run.model.sample).keys() == {zero[0], zero[2]}  # the first with the name teaches
-    both = lesson(nameless, [answers[0], replace(answers[1], drawn=True), *answers[2:]])
-    assert dict(both.run.model.sample).keys() == {zero[1]}  # another answer has named the cluster
+    assert drawn.run.model.sample.keys() == {zero[0], zero[2]}  # the first with the name teaches
+    both = lesson(nameless, [answers[0], replace(answers[1], by="drawn"), *answers[2:]])
+    assert both.run.model.sample.keys() == {zero[1]}  # another answer has named the cluster
 
 
-def test_an_image_may_be_said_to_be_of_another_kind(run):
-    """It stays if it is, and another answer about it counts instead."""
-    untaught = graph_of_first(run, 150)
-    cluster = untaught.placement.cluster.tolist()
-    inside, outside = (next(row for row in rows if cluster[row] == 0) for rows in (range(7, 150), range(150, COUNT)))
-    for row in (inside, outside):
-        done = lesson(untaught, [Answer(row, not_cluster=0)])
-        assert [*preview(untaught, done).values()] == [1] and done.placement.cluster[row] != 0
-        assert done.run.model.denied == ((row, 0),) and lesson(done.run, []).placement.cluster[row] != 0
-        assert cut_anew(done.run, 5, RECIPE, Silent()).run.model.denied == ((row, 0),)
-        right = lesson(done.run, [Answer(row, 0)])
-        assert right.placement.cluster[row] == 0 and right.run.model.denied == ()
-    done = lesson(untaught, [*true(range(20, 40)), Answer(inside, not_cluster=1), Answer(outside, not_cluster=2)])
-    assert done.placement.cluster[[inside, outside]].tolist() == [0, 0]
-    with pytest.raises(UsageError, match="cluster 9"):
-        lesson(untaught, [Answer(inside, not_cluster=9)])
+def test_the_page_numbers_its_new_clusters(run):
+    """A number that no cluster has is an answer of the page alone."""
+    untaught = graph_of_first(run, COUNT)
+    numbers = {7: 5, 8: 6}
+    taught = lesson(untaught, [Answer(row, number, may_be_new=True) for row, number in numbers.items()])
+    assert {row: int(taught.placement.cluster[row]) for row in numbers} == numbers
+    for wrong in ([Answer(7, 5)], [Answer(7, 6, may_be_new=True)]):  # the next new number is 5
+        with pytest.raises(UsageError, match="no cluster"):
+            lesson(untaught, wrong)
 
 
 def test_answers_that_cannot_be_used_are_named_and_change_nothing(run, tmp_path, ends, monkeypatch):
@@ -333,87 +326,60 @@ def test_answers_that_cannot_be_used_are_named_and_change_nothing(run, tmp_path,
     assert state(run) == before
 
 
-def test_examples_of_several_kinds_split_a_cluster_and_no_other(run):
-    apply(run, Edits(merge=((0, 1, 2),)))
-    before = placed(run)
-    inside = [row for row, (cluster, _) in enumerate(before.values()) if cluster == 0]
-    numbers = dict(
-        zip([one for one, _ in Counter(row % KINDS for row in inside).most_common(3)], (0, 5, 6), strict=True)
-    )
-    examples = [row for one in numbers for row in [row for row in inside if row % KINDS == one][:3]]
-    with pytest.raises(UsageError):
-        split(run, [Answer(row, 0) for row in examples], 0)
-    answers = [Answer(row, numbers[row % KINDS], may_be_new=True) for row in examples]
-    with pytest.raises(UsageError):
-        split(run, [replace(answer, may_be_new=False) for answer in answers], 0)
-    split(run, answers, 0)
-    now, parts = placed(run), [number for number, _ in placed(run).values()]
-    assert all(now[path] == before[path] for path, (cluster, _) in before.items() if cluster) and state_of(run)
-    assert {parts[row] for row in inside} == {0, 5, 6}
-    assert np.mean([parts[row] == numbers[row % KINDS] for row in inside if row % KINDS in numbers]) > 0.9
-    undo(run)
-    assert placed(run) == before
-
-
 def test_junk_and_moves_stay_while_others_follow(run):
     clusters = [number for number, _ in placed(run).values()]
     moved = next(row for row in range(7, COUNT) if clusters[row] == 0)
     apply(run, Edits(junk=(3,), move=((moved, 1),)))
     before = placed(run)
-    of_one = [row for row in range(7, COUNT) if clusters[row] == 1]
-    split(run, [*(Answer(row, name="new") for row in of_one[:4]), *(Answer(row, 1) for row in of_one[4:8])], 1)
     teach(run, said(run, 20))
     table = {row["cluster"]: row for row in rows(run / "cluster_summary.csv")}
-    assert [*placed(run).values()][moved][0] in (1, 5) and table["3"]["junk"] == "1" and state_of(run)
-    undo(run)
+    assert [*placed(run).values()][moved][0] == 1 and table["3"]["junk"] == "1" and state_of(run)
     undo(run)
     assert placed(run) == before
 
 
-def test_answers_survive_as_moves_do_and_count_again(made, run, tmp_path, prints):
+def test_answers_survive_an_update_and_a_recut_and_count_again(made, run, tmp_path, prints):
     teach(run, said(run, 30))
-    answers, paths = load(run).answers, [*placed(run)]
-    apply(run, Edits(move=((answers[0], [*placed(run).values()][answers[0]][0]),)))  # it stays, and shows its cluster
+    answers, paths = load(run).placed, [*placed(run)]
     np.save(tmp_path / "more.npy", np.eye(12, dtype=np.float32)[:KINDS] * 2)
     prints("update", run, tmp_path / "more.npy", "-q")
-    assert load(run).answers == answers and len(ask(run, 1000)) == COUNT - 1 - len(answers)
+    assert load(run).placed == answers and len(ask(run, 1000)) == COUNT - 1 - len(answers)
     added = [name for path, (_, name) in placed(run).items() if path not in paths]
     assert added == [kind(row) for row in range(KINDS)] and state_of(run)
     out = " ".join(prints("recut", run, "-k", "7").split())
-    kept = load(run).answers
-    assert f"{len(kept)} of {len(answers)} answers kept" in out and {*kept} == {*answers}
+    kept = load(run).placed
+    assert f"{len(kept)} of {len(answers)} answers kept" in out and kept == answers
     assert all(placed(run)[paths[row]][1] == kind(row) for row in kept) and "images kept their name." in out
     share = right(run)
     teach(run)
-    assert right(run) >= share - 0.02 and load(run).answers == kept
+    assert right(run) >= share - 0.02 and load(run).placed == kept
     prints("fit", made / "f.npy", "--features", "-k", "6", "--like", run, "-o", tmp_path / "new", "-q")
-    assert {*load(tmp_path / "new").answers} == {*kept} and right(tmp_path / "new") > share - 0.02
+    assert load(tmp_path / "new").placed == kept and right(tmp_path / "new") > share - 0.02
     promote(tmp_path / "new", run)
     teach(run)
     taught = load(run)
     apply(run, Edits(merge=(tuple(taught.cut.cluster_of.unique().tolist()[:2]),)))
-    assert (load(run).answers, load(run).faces) == (taught.answers, answers[:1]) and state_of(run)
+    assert load(run).placed == taught.placed and state_of(run)
 
 
-def test_the_table_says_by_which_decision_an_image_is_where_it_is(run, tmp_path, prints):
-    """An undo takes the word back, a recut keeps that of the decisions that it keeps, and new images have none."""
+def test_the_table_says_by_which_word_an_image_is_where_it_is(run, tmp_path, prints):
+    """An undo takes the word back, a recut keeps it, and new images have none."""
 
     def said_by() -> dict[int, str]:
         return {number: row["by"] for number, row in enumerate(rows(run / "clusters.csv")) if row["by"]}
 
     taught = {1: "answer", 2: "answer", 8: "drawn"}
-    teach(run, [*true([1, 2]), *true([8], drawn=True)])
+    teach(run, [*true([1, 2]), *true([8], by="drawn")])
     assert said_by() == taught
     clusters = [number for number, _ in placed(run).values()]
-    apply(run, Edits(move=((1, (clusters[1] + 1) % 5), (20, (clusters[20] + 1) % 5))))
-    assert said_by() == taught | {20: "move"}  # an answered image that moves has another answer
+    apply(run, Edits(move=((1, (clusters[1] + 1) % 5), (20, (clusters[20] + 1) % 5)), checked=(2, 21)))
+    more = taught | {20: "answer", 21: "checked"}  # a move is an answer
+    assert said_by() == more
     np.save(tmp_path / "more.npy", np.eye(12, dtype=np.float32)[:2] * 2)
     prints("update", run, tmp_path / "more.npy", "-q")
-    assert said_by() == taught | {20: "move"} and state_of(run)
+    assert said_by() == more and state_of(run)
     recut(run, 7)
-    kept = load(run)
-    decisions = dict.fromkeys(kept.answers, "answer") | {row: "move" for row, _ in kept.moves}
-    assert said_by() == decisions | {row: "drawn" for row, _ in kept.sample} and kept.answers
+    assert said_by() == more
     undo(run, steps=2)
     assert said_by() == taught
 
@@ -422,37 +388,27 @@ def test_only_answers_about_images_drawn_at_random_tell_the_quality(run):
     """It is there from ten of them on, after each change, and begins anew when a cluster is split."""
     before = placed(run)
     teach(run, said(run, 10))
-    assert "quality" not in record(run)
+    assert result(run)["quality"] is None
     undo(run)
     answers = said(run, 40, drawn=True)
     teach(run, answers[:9])
-    assert record(run)["quality"] == {"drawn": 9, "needed": 10} and "9 of 10 drawn" in report(run).read_text()
+    assert result(run)["quality"] == {"drawn": 9, "needed": 10} and "9 of 10 drawn" in report(run).read_text()
     teach(run, answers[9:])
-    now, quality = placed(run), record(run)["quality"]
+    now, quality = placed(run), result(run)["quality"]
     paths = {answer.path for answer in answers}
     assert all(now[path][1] == path.partition("/")[0] if path in paths else now[path] == before[path] for path in now)
     assert quality["drawn"] == 40 and quality["right"] == sum(before[one.path][1] == one.name for one in answers)
     assert quality["low"] < right(run) < quality["high"]
     teach(run, said(run, 30))
     taught = load(run)
-    assert record(run)["quality"]["low"] < right(run) <= record(run)["quality"]["high"]
+    assert result(run)["quality"]["low"] < right(run) <= result(run)["quality"]["high"]
     for change in (lambda: recut(run, 6), lambda: apply(run, Edits(merge=((0, 1),)))):
         change()
         assert len(load(run).sample) in (0, len(taught.sample)) and state_of(run)  # a part would be no sample
         undo(run)
         assert load(run).sample == taught.sample
-    first = [row for row, (cluster, _) in enumerate(placed(run).values()) if cluster == 0 and row not in taught.answers]
-    for begin_anew in (
-        lambda: apply(run, Edits(split=((0, 2),))),
-        lambda: split(run, [Answer(first[0], 0), Answer(first[1], name="x")], 0),
-    ):
-        begin_anew()
-        assert load(run).sample == () and "quality" not in record(run)
-        undo(run)
-
-
-def by_themselves(run: Run) -> dict[int, int]:
-    return dict(run.model.sample)
+    apply(run, Edits(split=((0, 2),)))
+    assert load(run).sample == {} and result(run)["quality"] is None
 
 
 @pytest.mark.parametrize("inside", [COUNT, 150])
@@ -466,12 +422,12 @@ def test_drawn_images_are_judged_by_their_clusters_without_their_answers(run, in
     for portion in (5, 40):
         taught = untaught
         for begin in range(0, 40, portion):
-            taught = lesson(taught, true(drawn[begin : begin + portion], drawn=True)).run
-        assert by_themselves(taught) == {row: int(before[row]) for row in drawn}
+            taught = lesson(taught, true(drawn[begin : begin + portion], by="drawn")).run
+        assert taught.model.sample == {row: int(before[row]) for row in drawn}
         assert {*torch.nonzero(taught.placement.cluster != before).flatten().tolist()} <= {*drawn}
     third = next(kind(row) for row in range(KINDS) if kind(row) not in (names[before[wrong[0]]], kind(wrong[0])))
-    again = lesson(taught, [Answer(wrong[0], name=third, drawn=True), *true(drawn[1:2])]).run
-    assert by_themselves(again).keys() == {*drawn} - {drawn[1]}  # an answer without the mark teaches
+    again = lesson(taught, [Answer(wrong[0], name=third, by="drawn"), *true(drawn[1:2])]).run
+    assert again.model.sample.keys() == {*drawn} - {drawn[1]}  # an answer without the mark teaches
     assert names[again.placement.cluster[wrong[0]]] == third
 
 
@@ -489,21 +445,21 @@ def test_drawn_images_change_nothing_for_the_others():
         random = Random(seed)
         run = without = three_kinds(seed)
         for step in range(4):
-            sample = dict(run.model.sample)
-            free = [row for row in range(60) if row not in run.model.answers]
+            sample = run.model.sample
+            free = [row for row in range(60) if row not in run.model.placed]
             new = random.sample([row for row in range(60) if row in sample or row in free], 4) if step else []
             drawn = random.sample([row for row in free if row not in new], 7)
-            run = lesson(run, [*true_of_three(new), *true_of_three(drawn, drawn=True)]).run
+            run = lesson(run, [*true_of_three(new), *true_of_three(drawn, by="drawn")]).run
             if new:
                 without = lesson(without, true_of_three(new)).run
-            assert dict(run.model.sample).keys() == (sample.keys() | {*drawn}) - {*new}
+            assert run.model.sample.keys() == (sample.keys() | {*drawn}) - {*new}
             theirs = without.placement.cluster
             ours = run.placement.cluster.tolist()
-            unequal = sum(dict(run.model.sample).get(row, ours[row]) != theirs[row] for row in range(60))
+            unequal = sum(run.model.sample.get(row, ours[row]) != theirs[row] for row in range(60))
             total, different = total + 60, different + unequal
             assert unequal or [path for path, _ in shown(run, 40)] == [path for path, _ in shown(without, 40)]
         known = {path: name for path, name in shown(run, 60) if name}
-        assert known == {str(row): "abc"[row % 3] for row in dict(run.model.sample)}
+        assert known == {str(row): "abc"[row % 3] for row in run.model.sample}
     assert different <= 0.02 * total
 
 
@@ -511,13 +467,13 @@ def test_drawn_images_neither_teach_nor_count_by_their_own_answers():
     """Fifteen of twenty images are said to be of another kind, which the five others do not hear."""
     untaught = three_kinds(0, 0.05)
     drawn, others = [*range(0, 45, 3)], [row for row in range(60) if row % 3 or row >= 45]
-    said_b = lesson(untaught, [Answer(row, name="b", drawn=True) for row in drawn]).run
+    said_b = lesson(untaught, [Answer(row, name="b", by="drawn") for row in drawn]).run
     taught = lesson(said_b, true_of_three([2])).run
     for run in (said_b, taught):
         assert run.placement.cluster[others].tolist() == [row % 3 for row in others]
-        assert by_themselves(run) == dict.fromkeys(drawn, 0) and {*run.placement.cluster[drawn].tolist()} == {1}
+        assert run.model.sample == dict.fromkeys(drawn, 0) and {*run.placement.cluster[drawn].tolist()} == {1}
     changed = lesson(taught, [Answer(57, name="c")]).run  # b keeps its centroids, and those of the answers
-    assert 1 not in by_themselves(changed).values() and len(by_themselves(changed)) == 15
+    assert 1 not in changed.model.sample.values() and len(changed.model.sample) == 15
     assert estimated_quality(changed.model, changed.placement.cluster, 60)["right"] == 0
 
 
@@ -525,11 +481,10 @@ def three_kinds(seed: int, noise: float = 0.5, names: tuple[str, ...] = ("a", "b
     """Sixty images of three kinds in turn, which may overlap; three clusters, named after them if not otherwise."""
     points = torch.nn.functional.normalize(noise * normal(60, 4, seed) + torch.eye(3, 4).repeat(20, 1))
     model = replace(tiny_model(names), cut=Cut(torch.eye(3, 4), torch.arange(3)))
-    rows = Rows([*map(str, range(60))], None, [], points, points, points[:, 0])
-    return Run(RunRecord.from_json(RECORD), model, rows)
+    return run_of(model, points)
 
 
-def true_of_three(rows: Sequence[int], **options: bool) -> list[Answer]:
+def true_of_three(rows: Sequence[int], **options: str) -> list[Answer]:
     return [Answer(row, name="abc"[row % 3], **options) for row in rows]
 
 
@@ -539,13 +494,13 @@ def test_the_estimate_is_near_the_truth_if_drawn_images_name_the_clusters():
     for seed in range(20):
         untaught = three_kinds(seed, 0.4, ("", "", ""))
         drawn = [int(one.path) for one in asked(untaught, 24, drawn=True)]
-        taught = lesson(untaught, true_of_three(drawn, drawn=True)).run
+        taught = lesson(untaught, true_of_three(drawn, by="drawn")).run
         quality = estimated_quality(taught.model, taught.placement.cluster, 60)
         assert taught.model.names == ("a", "b", "c") and quality["drawn"] == 21
         errors.append(quality["share"] - np.mean([name == "abc"[row % 3] for row, name in enumerate(taught.names)]))
     assert abs(np.mean(errors)) < 0.02 and np.std(errors) < 0.05
     in_two = [row for row in range(60) if untaught.placement.cluster[row]][:24]
-    some = lesson(untaught, true_of_three(in_two, drawn=True))
+    some = lesson(untaught, true_of_three(in_two, by="drawn"))
     assert some.said["Quality"] == "Right: not known until all clusters have names"
     assert "share" in estimated_quality(replace(some.run.model, junk=(0,)), some.placement.cluster, 60)
 
@@ -559,50 +514,32 @@ def test_a_name_like_that_of_a_nameless_cluster_keeps_its_answers_in_a_recut(nam
 def test_a_lesson_after_many_answers_takes_no_quadratic_work():
     few, count = three_kinds(0), 40_000
     points = few.rows.reduced.repeat(-(-count // 60), 1)[:count]
-    rows = Rows([*map(str, range(count))], None, [], points, points, points[:, 0])
-    many, begin = replace(few, rows=rows), time.process_time()
+    many, begin = run_of(few.model, points), time.process_time()
     taught = lesson(many, [Answer(row, number) for row, number in enumerate(many.placement.cluster.tolist())]).run
     middle = time.process_time()
     lesson(taught, [Answer(0, 0)])
     assert time.process_time() - middle < 3 * (middle - begin)  # with quadratic work ten times as long
 
 
-def test_drawn_images_of_an_older_run_teach():
-    """It has verdicts of them, and not their clusters without answers."""
-    taught = lesson(three_kinds(0), true_of_three([*range(12)], drawn=True)).run.model
-    tensors = clusters_tensors(replace(taught, sample=()), drawn=[(row, 1) for row in range(12)])
-    older = clusters_in(tensors).annotations
-    assert older.answers == taught.answers and older.sample == ()
-    assert clusters_in(clusters_tensors(taught)).annotations.sample == taught.sample
-
-
 def test_an_answer_about_an_image_outside_the_graph_moves_no_other(run):
     untaught = graph_of_first(run, 150)
-    cluster, reduced = untaught.placement.cluster, untaught.rows.reduced
-    row, other = [int(row) for row in torch.nonzero(cluster == 0).flatten() if row >= 150][:2]
+    cluster = untaught.placement.cluster
+    row = next(int(row) for row in torch.nonzero(cluster == 0).flatten() if row >= 150)
     done = lesson(untaught, [Answer(row, 1)])
     assert preview(untaught, done) == {(0, 1): 1} and done.placement.cluster[row] == 1
-    assert by_themselves(lesson(done.run, [Answer(row, 1, drawn=True)]).run) == {row: 0}  # marked later
-    done = lesson(untaught, [Answer(row, 0), Answer(other, name="another")], within=0)
-    after = done.placement.cluster
-    assert (after[row], after[other]) == (0, 5) and {*preview(untaught, done)} == {(0, 5)}
-    done = lesson(untaught, [Answer(row, name="one"), Answer(other, name="another")], within=0)
-    after = done.placement.cluster
-    assert (after[row], after[other]) == (5, 6) and {*preview(untaught, done)} == {(0, 5), (0, 6)}
-    nearest = reduced[torch.nonzero(cluster == 0).flatten()] @ reduced[[row, other]].T
-    assert (after[cluster == 0] - 5).equal(nearest.argmax(1))
+    assert lesson(done.run, [Answer(row, 1, by="drawn")]).run.model.sample == {row: 0}  # marked later
 
 
 def test_answers_about_equal_images_that_contradict_each_other(run):
     """The last one counts, and the other one teaches nobody."""
     untaught = graph_of_first(run, COUNT)
-    both = lesson(untaught, [Answer(0, 3, drawn=True), Answer(6, 0)])
+    both = lesson(untaught, [Answer(0, 3, by="drawn"), Answer(6, 0)])
     alone = lesson(untaught, [Answer(6, 0)])
-    assert both.run.model.answers == (6,) and both.run.model.sample == ()
+    assert both.run.model.said == (Said(6, "answer"),)
     assert untaught.rows.paths[0] in both.said["Answers"]
     assert both.placement.cluster.equal(alone.placement.cluster) and both.placement.cluster[0] == 0
-    older = lesson(lesson(untaught, [Answer(0, 3, drawn=True)]).run, [Answer(6, 0, drawn=True)]).run.model
-    assert older.answers == (6,) and [row for row, _ in older.sample] == [6]
+    older = lesson(lesson(untaught, [Answer(0, 3, by="drawn")]).run, [Answer(6, 0, by="drawn")]).run.model
+    assert [*older.placed] == [*older.sample] == [6]
 
 
 MARKS = {"1": 1, "1.0": 1, "TRUE": 1, "yes": 1, " x ": 1, "": 0, "0": 0, "0.0": 0, "False": 0, "no": 0}
@@ -615,7 +552,7 @@ def test_a_table_answers_by_its_filled_rows_alone(run, tmp_path, prints, ends, m
     table.loc[1, "name"] = table["now"][1]
     table.to_csv(tmp_path / "a.csv", index=False)
     assert "4 rows of a.csv" in " ".join(prints("teach", run, tmp_path / "a.csv").split())
-    assert len(load(run).answers) == 1
+    assert len(load(run).said) == 1
     apply(run, Edits(names={0: ""}))
     asked = json.loads(prints("ask", run, "-n", 40, "--json", "-o", tmp_path / "b.csv"))
     assert {"cluster 0"} < {one["now"] for one in asked} and {one["name"] for one in asked} == {""}
@@ -631,15 +568,15 @@ def test_a_table_answers_by_its_filled_rows_alone(run, tmp_path, prints, ends, m
     assert moved_rows(Edits(move=(("K\udce4fer.png", 1),)), ["a.png", "Käfer.png"]) == {1: 1}
     for mark, means in MARKS.items():
         (tmp_path / "a.csv").write_text(f"path,cluster,name,drawn\na,1,,{mark}\n")
-        assert read_answers(tmp_path / "a.csv") == [Answer("a", 1, drawn=bool(means))]
+        assert read_answers(tmp_path / "a.csv") == [Answer("a", 1, by="drawn" if means else "answer")]
     opened: list[str] = []
     monkeypatch.setattr(webbrowser, "open", lambda url: bool(opened.append(url)))
     assert json.loads(prints("teach", run, "--json", "--open"))["run"] == str(run)
     assert opened == [(run / "report.html").as_uri()]
     # Marks that come later are news.
     teach(run, true(range(30, 40)))
-    teach(run, true(range(30, 40), drawn=True))
-    assert record(run)["quality"]["drawn"] == 10
+    teach(run, true(range(30, 40), by="drawn"))
+    assert result(run)["quality"]["drawn"] == 10
 
 
 def test_fit_ignores_y_as_all_clusterers_do(made):
