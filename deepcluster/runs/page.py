@@ -262,9 +262,9 @@ def _positions(folder: run_folder.LockedFolder, run: Run, shown: Shown) -> npt.N
 def read_map(folder: run_folder.RunFolder, images: int) -> npt.NDArray[Any] | None:
     """Read the positions (float32, M x 2) of the ``images`` of a run that are on the sheet; None if it has none."""
     count = len(on_sheet(images))
-    return (
-        folder.read_array(MAP, count, 2) if folder.has(MAP) and run_folder.rows_in(folder.file(MAP)) == count else None
-    )
+    with folder.as_disk_errors(MAP):
+        has_all = folder.has(MAP) and run_folder.rows_in(folder.file(MAP)) == count
+    return folder.read_array(MAP, count, 2) if has_all else None
 
 
 def _sheet(folder: run_folder.LockedFolder, source: Source | None, used: Table) -> bytes:
