@@ -20,6 +20,7 @@ from deepcluster.storage import former, run_folder
 from deepcluster.storage import model_files as models
 from deepcluster.storage.content import CLUSTERS, COLUMNS, IMAGES, Facts, RunRecord
 from deepcluster.storage.images_table import Images
+from deepcluster.texts import plural
 
 
 def sample_of(reduced: Tensor, seed: int) -> Tensor:
@@ -107,6 +108,11 @@ def read_run(folder: run_folder.RunFolder, backbone: nn.Module | None = None, *,
             " them from a copy"
         )
     images = folder.read_images()
+    if not images.fitted or images.fitted != (record.images_count or images.fitted):
+        raise DiskError(
+            f"{folder.path / IMAGES} has {plural(images.fitted, 'image')} of the fit, which were"
+            f" {record.images_count or 'more'}: restore it from a copy"
+        )
     count = len(images.used)
     if any(said.row >= count for said in model.said):
         raise DiskError(

@@ -206,6 +206,8 @@ def read_table(path: Path, columns: Sequence[str]) -> Table:
         names = next(reader, [])
         if missing := [column for column in columns if column not in names]:
             raise ValueError(f"it has no column {missing[0]}")
+        if len({*names}) < len(names):
+            raise ValueError("it has two columns of one name")
         rows = [*reader]
     if short := [number for number, row in enumerate(rows, 2) if len(row) != len(names)]:
         raise ValueError(f"row {short[0]} does not have {len(names)} cells")
