@@ -311,11 +311,10 @@ def to_toml(recipe: Recipe, undecided: Collection[str] = ()) -> str:
     return "".join(f"{line}\n" for line in lines.values())
 
 
-def read_toml(path: str | Path, *, ignore_unknown: bool = False) -> tuple[str, dict[str, Any]]:
+def read_toml(path: str | Path) -> tuple[str, dict[str, Any]]:
     """Return the preset that a recipe file starts from (key ``base``, default ``auto``), and its options.
 
-    ``ignore_unknown``: Leave out options that do not exist. UsageError if the file is missing or not TOML, or an option
-    or its value is wrong; DiskError if it cannot be read.
+    UsageError if the file is missing or not TOML, or an option or its value is wrong; DiskError if it cannot be read.
     """
     try:
         check_file(Path(path), MAX_RECIPE_BYTES)
@@ -327,6 +326,4 @@ def read_toml(path: str | Path, *, ignore_unknown: bool = False) -> tuple[str, d
     except (ValueError, RecursionError) as error:  # ValueError: not TOML, or not UTF-8
         raise UsageError(f"the recipe file {path} cannot be read: {error}") from None
     base = str(content.pop("base", AUTO))
-    if ignore_unknown:
-        content = {name: value for name, value in content.items() if name in declared(Recipe)}
     return base, read_options(Recipe, content)
