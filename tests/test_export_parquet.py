@@ -72,7 +72,7 @@ def test_a_parquet_file_has_the_rows_of_the_run_and_the_places_and_neighbours_th
     between = np.linalg.norm(features[:, None] - features[None], axis=2)
     for i, row in enumerate(found):
         nearest = [j for j in np.argsort(between[i]) if j != i]
-        assert row["neighbors"]["ids"] == [1 + j for j in nearest]
+        assert row["neighbors"]["ids"] == nearest
         assert np.allclose(row["neighbors"]["distances"], between[i][nearest], atol=1e-3)
 
 
