@@ -7,7 +7,7 @@ import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
@@ -20,7 +20,7 @@ from deepcluster.errors import DataError, UsageError
 from deepcluster.images import arrays, named, shards
 from deepcluster.images.arrays import is_tensor, reading, without_torch
 from deepcluster.images.decode import Reason, explain, not_a_file
-from deepcluster.images.source import LINK, WHAT_TO_TYPE, Encoded, Origin, Source, is_hidden
+from deepcluster.images.source import BESIDE, LINK, WHAT_TO_TYPE, Encoded, Origin, Source, is_hidden
 from deepcluster.runtime.plain_files import MAX_TEXT, check_file, is_run
 from deepcluster.runtime.tables import PATH_COLUMNS
 from deepcluster.texts import one_line
@@ -170,10 +170,10 @@ def _from_folder(folder: Path) -> Source:
         aside = "".join(f"; {one_line(path)}: {reason}" for path, reason in source.skipped[:3])
         raise DataError(f"no files in {one_line(str(folder))}{aside}. {WHAT_TO_TYPE}")
     if names := shards.shards_among(source.paths):
-        reason = Reason("beside the shards, not read", "beside the shards")
-        beside = [(path, reason) for path in source.paths if not shards.is_shard(path)]
+        beside = [(path, BESIDE) for path in source.paths if not shards.is_shard(path)]
         files = {path: folder / path for path in names}
-        return shards.from_tars(files, source.name, source.location, [*source.skipped, *beside])
+        of_shards = shards.from_tars(files, source.name, source.location, [*source.skipped, *beside])
+        return replace(of_shards, of_folder=True)
     return source
 
 
@@ -189,7 +189,8 @@ def files_in(
     skipped = tuple((path, reason) for path, reason in ordered if reason is not None)
     labels = tuple(path.split("/")[-2] if "/" in path else "" for path in paths)
     files = _Files(paths, folder, real_folder)
-    return Source(folder.name or "images", location, paths, files, labels if any(labels) else None, skipped)
+    known = labels if any(labels) else None
+    return Source(folder.name or "images", location, paths, files, known, skipped, of_folder=True)
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, Reason | None]]:

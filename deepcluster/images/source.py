@@ -23,6 +23,7 @@ WHAT_TO_TYPE = (
     " or torchvision:NAME"
 )
 LINK = Reason("a symbolic link, not followed", "linked")  # to skip one in a folder
+BESIDE = Reason("beside the shards, not read", "beside the shards")
 # Folders that a disk, an archive or a NAS makes for itself; some have thumbnails of all photographs.
 SYSTEM_FOLDERS = {"@eadir", "#recycle", "__macosx", "lost+found", "$recycle.bin"}
 
@@ -100,18 +101,15 @@ class Source:
     labels: tuple[str, ...] | None = None  #: the labels of ``paths``, if the source has any
     skipped: tuple[tuple[str, Reason], ...] = ()  #: (path, reason) of files that are never opened
     numbers: Sequence[int] | None = None  #: the numbers of the images among ``items``; None: 0, 1, 2, ...
-
-    @property
-    def of_folder(self) -> bool:
-        """True if the location is a folder."""
-        return Path(self.location).is_absolute() and os.path.isdir(self.location)  # noqa: PTH112
+    of_folder: bool = False  #: all files in the folder were asked for
 
     @property
     def base(self) -> Path:
         """The folder from which the images are found again: their own, that of their list or archive, or this one."""
         if not Path(self.location).is_absolute():
             return Path.cwd()
-        return Path(self.location) if self.of_folder else Path(self.location).parent
+        is_folder = os.path.isdir(self.location)  # noqa: PTH112 (is_dir may raise)
+        return Path(self.location) if is_folder else Path(self.location).parent
 
     def read(self, i: int, size: int | None = None) -> Image.Image:
         return self.items.read(self._number(i), size)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from deepcluster.errors import DataError, DeepClusterError
 from deepcluster.images import Source, find
+from deepcluster.images.decode import Reason
 from deepcluster.images.files import from_files
 from deepcluster.images.named import cache_folder
-from deepcluster.images.source import LINK, joined
+from deepcluster.images.source import BESIDE, LINK, joined
 from deepcluster.images.store import Store, read_once
 from deepcluster.report.pictures import GREY_LEVEL
 from deepcluster.runtime.log import warn
@@ -24,6 +25,7 @@ from deepcluster.storage.content import Row
 from deepcluster.storage.images_table import Images
 
 PICTURE_SIDE = 48  # px
+NEVER_OPENED = {reason: reason for reason in (LINK, BESIDE)}
 
 
 def duplicate_rows(
@@ -65,11 +67,11 @@ def images_at_hand(images: Images, base: Path, *, skipped: bool = False) -> Sour
     Args:
         images: The content of images.csv.
         base: The folder from which relative places start: the run's own, or another one with the same files.
-        skipped: With the skipped files that exist, to try them again, but for links.
+        skipped: With the skipped files that exist, to try them again, but for those that were never opened.
     """
     rows = [*images.used]
     if skipped:
-        tried = (path for path, reason in images.skipped.items() if reason != LINK)
+        tried = (path for path, reason in images.skipped.items() if reason not in NEVER_OPENED)
         rows += [{"path": path, "source": "", "member": ""} for path in tried]
     files: dict[str, Path] = {}
     held: defaultdict[str, list[Row]] = defaultdict(list)
@@ -109,12 +111,14 @@ def _held(holder: str, rows: Sequence[Row]) -> Iterator[Source]:
 def images_of(run: Path) -> Source:
     """Return the images of a run for another fit, updates included, by their paths in the run.
 
-    A file that has changed between fit and update comes once. Skipped files that still exist are tried again.
+    A file that has changed between fit and update comes once. Skipped files that still exist are tried again; links,
+    folders, devices, and files in and beside archives stay skipped.
 
     Raises DataError if none is at hand.
     """
     folder = run_folder.open_run(run)
-    base = Path(folder.read_record().base)
+    record = folder.read_record()
+    base = Path(record.base)
     images = folder.read_images()
     source = images_at_hand(images, base, skipped=True)
     used = {*images.used.column("path")}
@@ -127,8 +131,14 @@ def images_of(run: Path) -> Source:
     for i in range(len(source.paths)):
         first.setdefault(source.origin(i), i)
     once = source if len(first) == len(source.paths) else source.rows(sorted(first.values()))
-    links = tuple((path, LINK) for path, why in images.skipped.items() if why == LINK and os.path.lexists(base / path))
-    return replace(once, skipped=links)
+    left = [(path, why) for path, why in images.skipped.items() if path not in here and _exists(base / path)]
+    skipped = tuple((path, NEVER_OPENED.get(Reason(why), Reason(why))) for path, why in left)
+    return replace(once, skipped=skipped, of_folder=record.of_folder)
+
+
+def _exists(path: Path) -> bool:
+    """Tell if there is an entry at a path, or an archive that may hold it."""
+    return os.path.lexists(path) or any(map(os.path.isfile, path.parents))
 
 
 def name_in_run(file: Path, base: Path) -> str:
