@@ -5,13 +5,14 @@ import shutil
 import time
 from pathlib import Path
 
-from deepcluster.errors import UsageError
+from deepcluster.errors import DiskError, UsageError
 from deepcluster.runtime.console import Display, Several
 from deepcluster.runtime.log import warn
 from deepcluster.storage import swap
 from deepcluster.storage.clusters_file import Header, header_of
 from deepcluster.storage.content import CLUSTERS
 from deepcluster.storage.run_folder import RunFolder, locked, open_run
+from deepcluster.storage.state import own_files
 from deepcluster.texts import some
 
 
@@ -22,7 +23,7 @@ def promote(new: Path, old: Path, display: Display | None = None, *, force: bool
     call completes it.
 
     Raises UsageError if the new run is not finished, is the old one, or lacks a name of the old one's clusters (unless
-    ``force``); DiskError or ModelError if one of its files is missing or damaged.
+    ``force``); DiskError or ModelError if one of its files is missing, damaged or a link.
     """
     source = open_run(new)
     if os.path.lexists(old) or not _kept_before(old):
@@ -56,6 +57,10 @@ def _check(source: RunFolder, place: RunFolder, force: bool) -> None:
     record, before = source.read_record(), place.read_record()
     if record.status != "done":
         raise UsageError(f"{source.path} is not finished (status {record.status}): go on with its fit and --resume")
+    if links := [name for name in own_files(source.path) if (source.path / name).is_symlink()]:
+        raise DiskError(
+            f"{source.path / links[0]} is a link, which may lead elsewhere from {place.path}: put the file itself there"
+        )
     read_run(source)
     now, then = _header(source), None if force else _header(place)
     if then and (lost := sorted({*filter(None, then.names)} - {*now.names})):
