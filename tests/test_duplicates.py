@@ -21,10 +21,9 @@ from deepcluster.images.store import square
 from deepcluster.presets import read_request
 from deepcluster.runs.edits import Edits, apply
 from deepcluster.runs.predict import SIMILAR, row_of, similar
-from deepcluster.storage.run_folder import open_run
 from tests.drawings import drawings, save_drawings
 from tests.helpers.image_files import stored
-from tests.helpers.runs import Said, rows
+from tests.helpers.runs import Said, record, rows
 
 SIDE = 48
 WAYS = {
@@ -125,7 +124,7 @@ def test_the_same_images_by_path_by_file_and_as_another_file(finished, photos, t
         assert all(row["cluster"] == clusters[row["path"]] for row in table)
     monkeypatch.chdir(tmp_path)
     here = str(tmp_path / "copy.png")  # a file that is here comes before a path of the run
-    assert row_of(open_run(finished), ["copy.png", here], "copy.png") == 1
+    assert row_of(Path(record(finished)["base"]), ["copy.png", here], "copy.png") == 1
 
 
 def test_all_of_them_at_most_and_into_a_file_that_is_not_there(finished, photos, tmp_path, prints, ends):
