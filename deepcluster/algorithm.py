@@ -23,7 +23,6 @@ from deepcluster.clustering.outliers import MAX_ROWS, Outliers, fit_outliers
 from deepcluster.clustering.whitening import Preparation
 from deepcluster.images.arrays import as_images
 from deepcluster.learning.features import device_of, features_of, fitted, reduced_by
-from deepcluster.learning.heads import Loss
 from deepcluster.learning.training import Learning, PseudoLabels, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import as_network
 from deepcluster.records import Clustering, Round, State
@@ -32,7 +31,6 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive, generator
 
 MAX_CLUSTERED = 5_000_000  # rows; of more, every n-th is clustered, and all get the nearest centroids
-TENSORS = ("labels", "centroids", "sizes")  # of a Clustering
 Clustered = tuple[Sequence[Clustering], tuple[float, ...]]  # clusterings, and figures about them
 
 
@@ -66,6 +64,14 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
     network = as_network(network, compute.size if compute else images.shape[-1])
     compute = compute or Compute.of(network, images, batch_size=min(learning.batch_size, MAX_PASS_BATCH))
     optimizer = body_optimizer(network, learning, state.optimizer)
+
+    def clustered(rows: Tensor, previous: Tensor | None, index: int) -> Clustered:
+        made = clustering(rows, numbers, previous, seed=seed, round=index)
+        labels_of(made, numbers, len(rows))
+        # How far do they repeat the previous ones? The loss may weigh them by it.
+        change = label_change(previous, rows, made, clustering)
+        return made, (change.nmi, change.changed, learning.loss.cluster_weight(change, seed, index))
+
     while (index := state.round) < rounds and state.settled < patience:
         # Step 2, features.
         features = features_of(network, images, compute, state.features, embedded=True, pairs=reduction.takes_pairs)
@@ -75,9 +81,9 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
         reduced = reduced_by(reduction, features)
 
         # Step 4, clustering, by the main rank: the cluster numbers are the pseudo-labels. Step 6 looks back.
-        make = partial(_clustered, numbers=numbers, step=clustering, loss=learning.loss, seed=seed, round=index)
+        make = partial(clustered, index=index)
         clusterings, (nmi, changed, weight) = _by_main(make, reduced, state.previous, compute.partition)
-        labels = torch.stack([clustering.labels for clustering in clusterings], 1)
+        labels = torch.stack([one.labels for one in clusterings], 1)
 
         # Step 5, learning, with a new classifier on top.
         learning.head(network, features.rows, clusterings, compute.partition, generator(seed, "head", index))
@@ -97,27 +103,6 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
         yield Round(index, reduced, clusterings[0], loss, chance, nmi, changed, weight, lr, state)
 
 
-def _clustered(
-    rows: Tensor,
-    previous: Tensor | None,
-    *,
-    numbers: Sequence[int],
-    step: ClusteringStep,
-    loss: Loss,
-    seed: int,
-    round: int,
-) -> Clustered:
-    """Cluster the rows, once for each of the ``numbers``, and compare the clusters with the previous ones.
-
-    Returns the clusterings, the NMI to the previous one, the share of changed images, and their weight in the ``loss``.
-    """
-    clusterings = step(rows, numbers, previous, seed=seed, round=round)
-    labels_of(clusterings, numbers, len(rows))
-    # How far do they repeat the previous ones? The loss may weigh them by it.
-    change = label_change(previous, rows, clusterings, step)
-    return clusterings, (change.nmi, change.changed, loss.cluster_weight(change, seed, round))
-
-
 def _by_main(
     make: Callable[[Tensor, Tensor | None], Clustered], reduced: Tensor, previous: Tensor | None, partition: Partition
 ) -> Clustered:
@@ -128,28 +113,25 @@ def _by_main(
     processes = partition.processes
     stride = -(-partition.total // MAX_CLUSTERED)
     rows = partition.gather(reduced, stride)
-    made: Clustered = (), ()
+    sent: dict[str, Tensor] = {}
     if processes.is_main:
-        made = make(rows, None if previous is None else previous[::stride])
-    rest: Any = [[[float(one.inertia), int(one.iterations), int(one.reseeded)] for one in made[0]], [*made[1]]]
-    numbers, figures = processes.broadcast_json(lambda: rest)
-    tensors = processes.broadcast_tensors(
-        lambda: {f"{name}{i}": getattr(one, name) for i, one in enumerate(made[0]) for name in TENSORS}
-    )
+        made, numbers = make(rows, None if previous is None else previous[::stride])
+        for i, one in enumerate(made):
+            counts = one.inertia, one.iterations, one.reseeded
+            sent |= {f"labels{i}": one.labels, f"centroids{i}": one.centroids}
+            sent[f"counts{i}"] = torch.tensor(counts, dtype=torch.float64)
+        sent["figures"] = torch.tensor(numbers, dtype=torch.float64)
+    tensors = processes.broadcast_tensors(lambda: sent)
+    figures = tuple(tensors.pop("figures").tolist())
     clusterings = []
-    for i, (inertia, iterations, reseeded) in enumerate(numbers):
-        labels, centroids, sizes = (tensors[f"{name}{i}"] for name in TENSORS)
-        clusterings.append(Clustering(labels, centroids, sizes, inertia, iterations, reseeded))
-    if stride > 1:
-        clusterings = [_labelled(clustering, reduced, partition) for clustering in clusterings]
-    return clusterings, tuple(figures)
-
-
-def _labelled(clustering: Clustering, reduced: Tensor, partition: Partition) -> Clustering:
-    """Return a clustering of some rows with the nearest centroids of all, of which this rank labels its own."""
-    nearest = assigner(clustering.centroids.to(reduced.device))(reduced)
-    labels = partition.all_gather(nearest.cpu())
-    return replace(clustering, labels=labels, sizes=torch.bincount(labels, minlength=len(clustering.centroids)))
+    for i in range(len(tensors) // 3):
+        labels, centroids = tensors[f"labels{i}"], tensors[f"centroids{i}"]
+        if stride > 1:  # each rank labels its own rows
+            labels = partition.all_gather(assigner(centroids.to(reduced.device))(reduced).cpu())
+        inertia, iterations, reseeded = tensors[f"counts{i}"].tolist()
+        sizes = torch.bincount(labels, minlength=len(centroids))
+        clusterings.append(Clustering(labels, centroids, sizes, inertia, int(iterations), int(reseeded)))
+    return clusterings, figures
 
 
 @dataclass(frozen=True)

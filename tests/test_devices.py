@@ -1,7 +1,6 @@
 """Tensors lie on the network's device if they must: on a pretended second one (tests/second_device.py)."""
 
 import os
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -215,47 +214,31 @@ def test_the_next_is_made_while_this_one_is_used_on_a_gpu(device, ahead):
     assert list(results) == [1, 2, 3, 4]
 
 
-def test_a_blas_that_is_imported_later_has_one_thread_too(monkeypatch):
-    """scipy brings one of its own."""
-    found = Mock(**{"return_value.limit": lambda **_: nullcontext()})
-    monkeypatch.setattr(devices, "ThreadpoolController", found)
-    devices._libraries_of.cache_clear()
-    for module, count in (("sys", 1), ("sys", 1), ("a_blas", 2)):
-        monkeypatch.setitem(sys.modules, module, sys)
-        with one_thread():
-            assert found.call_count == count
-    devices._libraries_of.cache_clear()
-
-
-def test_the_last_of_several_threads_restores_their_numbers(request):
-    def numbers() -> tuple[int, ...]:
-        """Return torch's number of this thread and of a new one, and BLAS's."""
+def test_the_last_of_several_threads_restores_their_numbers(monkeypatch, request):
+    def numbers() -> tuple[int, int]:
+        """Return torch's number of this thread and of a new one."""
         with ThreadPoolExecutor(1) as pool:
-            new = pool.submit(torch.get_num_threads).result()
-        blas = {library["num_threads"] for library in devices._libraries().info() if library["user_api"] == "blas"}
-        return torch.get_num_threads(), new, *blas
+            return torch.get_num_threads(), pool.submit(torch.get_num_threads).result()
 
-    request.addfinalizer(partial(devices._set_threads, torch.get_num_threads(), devices._libraries().info()))
+    blas = Mock()  # of a library that is looked up again after each import
+    monkeypatch.setattr(devices, "_libraries", blas)
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
     torch.set_num_threads(2)
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(devices._set_threads, 2, 2).result()
-    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other, ThreadPoolExecutor(1) as third:
-        for first, last in ((one, other), (other, one)):
+    restored = blas.return_value.limit.return_value.restore_original_limits
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        assert one.submit(numbers).result() == other.submit(numbers).result() == (2, 2)
+        for count, (first, last) in enumerate(((one, other), (other, one)), 1):
             contexts = {pool: one_thread() for pool in (one, other)}
             for pool, context in contexts.items():
                 pool.submit(context.__enter__).result()
-            third.submit(numbers).result()  # it may compute for the first time
-            with pytest.raises(KeyError), one_thread(), one_thread(), pool_of(3) as pool:
-                assert numbers() == (1, 1, 1) and [*pool.map(lambda _: torch.get_num_threads(), range(6))] == [1] * 6
+            with pytest.raises(KeyError), one_thread(), one_thread(), pool_of(3, single=True) as pool:
+                assert numbers() == (1, 1) and [*pool.map(lambda _: torch.get_num_threads(), range(6))] == [1] * 6
                 raise KeyError
-            assert numbers() == (2, 1, 1)
             first.submit(contexts[first].__exit__, None, None, None).result()
-            assert last.submit(numbers).result() == (1, 1, 1)
+            assert last.submit(torch.get_num_threads).result() == 1 and restored.call_count == count - 1
             last.submit(contexts[last].__exit__, None, None, None).result()
-            assert numbers() == last.submit(numbers).result() == (2, 2, 2)
-        assert third.submit(numbers).result() == (1, 2, 2)
-        third.submit(one_thread()(numbers)).result()
-        assert third.submit(numbers).result() == numbers() == (2, 2, 2)
+            assert numbers() == one.submit(numbers).result() == other.submit(numbers).result() == (2, 2)
+            assert restored.call_count == count
 
 
 # ---- seeds ----------------------------------------------------------------------------------------------------------

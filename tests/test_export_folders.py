@@ -22,7 +22,7 @@ from deepcluster.export.folders import Transfer
 from deepcluster.export.plan import MAX_NAME_BYTES, cluster_folder, distinct, plain, read_run_images
 from deepcluster.export.replace import INVENTORY, INVENTORY_COLUMNS, LOCK, write_inventory
 from deepcluster.images.decode import Undecodable
-from deepcluster.storage.run_folder import RunFolder, table_rows
+from deepcluster.storage.run_folder import RunFolder, read_table
 from deepcluster.storage.state import InUseError
 from tests.commands import killed_at_every_change, largest_file
 from tests.exports import hand_run, photos_run, pixels, state, tree, write_clusters, write_image
@@ -48,7 +48,7 @@ def beach(tmp_path):
 
 
 def inventory(out):
-    return [*table_rows(out / "inventory.csv", INVENTORY_COLUMNS)]
+    return [*read_table(out / "inventory.csv", INVENTORY_COLUMNS)]
 
 
 @pytest.mark.parametrize("mode", [None, "symlink", "hardlink", "copy"])
@@ -171,7 +171,7 @@ def test_after_a_stop_or_on_a_full_disk_nothing_is_left(holiday, tmp_path):
 
 def test_a_table_that_somebody_changed(holiday, tmp_path):
     """It can neither bring other files in nor write anywhere else; names are those of the model."""
-    rows = RunFolder(holiday).read_rows("clusters.csv")
+    rows = [*RunFolder(holiday).read_rows("clusters.csv")]
     (tmp_path / "secret").write_text("secret")
     rows[0]["path"], rows[1]["path"], rows[2]["name"] = "../secret", "/", "other"
     write_clusters(holiday, rows)

@@ -3,8 +3,6 @@
 import json
 import sys
 import tomllib
-import tracemalloc
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -206,20 +204,6 @@ def test_only_skipped_rows_without_numbers_are_left_out(tmp_path):
             read_features(place)
     tagged = table(tmp_path / "t.parquet", embedding=[ROW], status=[["skipped"]])
     assert read_features(tagged).features.tolist() == [ROW]
-
-
-@pytest.mark.parametrize("column", ["id", "status"])
-def test_a_long_text_of_many_rows_is_in_memory_once(column, tmp_path):
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 500), pa.array(["x" * 1_000_000]))
-    file = tmp_path / "f.parquet"
-    pq.write_table(pa.table({"embedding": [ROW] * 500, column: texts}), file, store_schema=False)  # as texts
-    tracemalloc.start()
-    with pytest.raises(DataError, match="leave one out") if column == "id" else nullcontext():
-        read_features(file)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 50_000_000
 
 
 def test_parquet_that_cannot_be_read(tmp_path, ends, monkeypatch):

@@ -33,7 +33,6 @@ from deepcluster.errors import DataError, DiskError, ModelError, NonFiniteError,
 from deepcluster.images import arrays, find
 from deepcluster.images.decode import pillow_limits
 from deepcluster.images.files import LIBRARIES
-from deepcluster.images.own_features import read_features
 from deepcluster.nets.names import MODULE, backbone_of
 from deepcluster.nets.network import build
 from deepcluster.nets.weights import read_weights
@@ -51,7 +50,6 @@ from fuzz import model as fuzz_model
 from fuzz.harness import peak_memory
 from tests import tiny
 from tests.helpers.runs import change_record, contents, result, rows, small_fit
-from tests.test_own_features import lists, table
 
 CONFIG, WEIGHTS, CLUSTERS = (
     f"run/model/{name}" for name in ("config.json", "model.safetensors", "clusters.safetensors")
@@ -318,11 +316,6 @@ def falsely_packed(path: Path) -> None:
     path.write_bytes(content)
 
 
-def equal_rows(*shape: int) -> Change:
-    """A table of equal values, which take no bytes: the sizes in the file say nothing."""
-    return lambda path: table(path, embedding=lists("fixed lists", np.zeros(shape, np.float32)))
-
-
 def zeros_in_npz(**arrays: np.ndarray) -> Change:
     return lambda path: np.savez_compressed(path, **arrays)
 
@@ -335,8 +328,6 @@ BOMBS: dict[str, tuple[Change, Callable[[Path], object], str, int | None]] = {
     "images.npz": (zeros_in_npz(images=np.zeros((4, 700, 700), np.uint8)), find, "1,960,128", 1_960_128),
     "labels.npz": (zeros_in_npz(images=GREY, labels=np.zeros(6, "U100000")), find, "2,400,640", 2_400_640),
     "false.npz": (falsely_packed, find, "1,960,128", None),
-    "rows.parquet": (equal_rows(300_000, 1), read_features, "grows to 20,", 20_400_000),
-    "lists.parquet": (equal_rows(3, 2_000_000), read_features, "grows to 24,", 24_000_000),
 }
 
 

@@ -88,7 +88,7 @@ def shared_out(x: Tensor) -> Iterator[Blocks]:
     if x.device.type != "cpu":
         yield Blocks(x)
         return
-    with one_thread(), pool_of(workers) if workers > 1 else nullcontext() as pool:
+    with one_thread(), pool_of(workers, single=True) if workers > 1 else nullcontext() as pool:
         yield Blocks(x, pool, workers)
 
 

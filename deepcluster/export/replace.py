@@ -13,7 +13,7 @@ from deepcluster.runtime.plain_files import MAX_TEXT, check_file, own_sha256
 from deepcluster.runtime.tables import write_csv
 from deepcluster.storage.content import Row
 from deepcluster.storage.files import check_no_folder, scratch_folder, write_whole
-from deepcluster.storage.run_folder import RunFolder, table_rows
+from deepcluster.storage.run_folder import RunFolder, read_table
 from deepcluster.storage.state import hold
 from deepcluster.texts import one_line, some
 
@@ -82,7 +82,7 @@ def _check_unchanged(out: Path, original: Callable[[str], Path | None]) -> Seque
     rows: Sequence[Row] = ()
     with suppress(DiskError), RunFolder(out).as_disk_errors(INVENTORY):
         check_file(out / INVENTORY, MAX_TEXT)
-        rows = [*table_rows(out / INVENTORY, INVENTORY_COLUMNS)]
+        rows = read_table(out / INVENTORY, INVENTORY_COLUMNS)
     if not rows:
         raise DiskError(f"{out} is left as it is, because it has no intact {INVENTORY}: give another folder (-o)")
     rows_of: defaultdict[str, dict[str, Row]] = defaultdict(dict)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 CHANNELS = (1, 3, 4)
 MEMORY = "the array"  # location of one that came from Python
-# .npz and Parquet that unpack to more bytes may have at most MAX_RATIO times the file's: zeros shrink to a thousandth.
+# An .npz that unpacks to more bytes may have at most MAX_RATIO times the file's: zeros shrink to a thousandth.
 MAX_UNPACKED_BYTES = 100_000_000
 MAX_RATIO = 300
 IMAGE_KEY = "image"  # of items that are dicts: the usual name of torch and Hugging Face

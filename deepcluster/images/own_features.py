@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from deepcluster.errors import DataError, UsageError, needing
-from deepcluster.images.arrays import check_unpacked, load_array, reading, without_torch
+from deepcluster.images.arrays import load_array, reading, without_torch
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.files import absolute, from_table, listed
 from deepcluster.images.source import Numbered, Origin, Source, numbered
@@ -212,44 +212,20 @@ def _read_tables(tables: Sequence[Path], title: str) -> tuple[npt.NDArray[np.flo
     parts: list[npt.NDArray[np.float32]] = []
     names: list[Any] = []
     rows = 0
-    shared: dict[Any, Any] = {}  # equal texts of all batches as one object
     for file in tables:
         with reading("the table", file):
-            metadata = pq.read_metadata(file)
-            if missing := sorted({embeddings, ids or embeddings} - {*metadata.schema.to_arrow_schema().names}):
+            there = pq.read_schema(file)
+            if missing := sorted({embeddings, ids or embeddings} - {*there.names}):
                 raise ValueError(f"no column {missing[0]!a}, and {tables[0].name} has it; give tables of one kind")
-            leaves = {metadata.schema.column(i).path for i in range(metadata.num_columns)}
-            texts = [name for name in {ids, "status"} & leaves if name]
-            _check_counts(file, metadata, [embeddings, *texts])
-            # As dictionaries, because a long text may be in the file once and in every row.
-            with pq.ParquetFile(file, metadata=metadata, read_dictionary=texts) as table:
-                for batch in table.iter_batches(columns=[embeddings, *texts]):
-                    numbers = _numbers(batch.column(embeddings), title, parts[0].shape[1] if parts else None, rows)
-                    rows += len(numbers)
-                    is_used = np.ones(len(numbers), bool)
-                    if "status" in texts:
-                        status = _texts(batch.column("status"), shared)
-                        is_used = np.array([text != "skipped" for text in status]) | ~np.isnan(numbers).all(axis=1)
-                    parts.append(numbers[is_used])
-                    names += compress(_texts(batch.column(ids), shared) if ids else (), is_used)
+            wanted = [name for name in (embeddings, ids, "status") if name in there.names]
+            for batch in pq.read_table(file, columns=wanted, partitioning=None).to_batches():
+                numbers = _numbers(batch.column(embeddings), title, parts[0].shape[1] if parts else None, rows)
+                rows += len(numbers)
+                status = batch.column("status").to_pylist() if "status" in wanted else [None] * len(numbers)
+                is_used = np.array([text != "skipped" for text in status]) | ~np.isnan(numbers).all(axis=1)
+                parts.append(numbers[is_used])
+                names += compress(batch.column(ids).to_pylist() if ids else (), is_used)
     return np.concatenate(parts) if parts else np.empty((0, 0), np.float32), names if ids else None
-
-
-def _check_counts(file: Path, metadata: Any, columns: Sequence[str]) -> None:
-    """Check the memory for columns of a table by its counts: equal values may take no bytes in the file."""
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    chunks = (group.column(i) for group in groups for i in range(metadata.num_columns))
-    starts = tuple(f"{name}." for name in columns)
-    chosen = [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(starts)]
-    needed = sum(chunk.total_uncompressed_size + 4 * chunk.num_values for chunk in chosen)
-    check_unpacked(file, file.stat().st_size, needed + 64 * sum(group.num_rows for group in groups), "use np.save")
-
-
-def _texts(column: Any, shared: dict[Any, Any]) -> list[Any]:
-    if not hasattr(column, "dictionary"):
-        return list(column.to_pylist())
-    values = [shared.setdefault(text, text) for text in column.dictionary.to_pylist()]
-    return [None if i is None else values[i] for i in column.indices.to_pylist()]
 
 
 def _numbers(column: Any, title: str, width: int | None, first_row: int) -> npt.NDArray[np.float32]:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -182,9 +182,12 @@ def in_order(
 
 
 @contextmanager
-def pool_of(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool of ``count`` threads. If the context is left by an exception, it does not wait for them."""
-    pool = ThreadPoolExecutor(count)
+def pool_of(count: int, *, single: bool = False) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool of ``count`` threads; ``single``: torch computes with one thread in each of them.
+
+    If the context is left by an exception, it does not wait for them.
+    """
+    pool = ThreadPoolExecutor(count, initializer=partial(torch.set_num_threads, 1) if single else None)
     done = False
     try:
         yield pool
@@ -194,54 +197,34 @@ def pool_of(count: int) -> Iterator[ThreadPoolExecutor]:
 
 
 @lru_cache(1)  # because it takes some milliseconds
-def _libraries_of(_modules: int) -> ThreadpoolController:
+def _libraries(_modules: int) -> ThreadpoolController:
+    """Return the libraries of threads, looked up again if a module was imported since, which may bring one."""
     return ThreadpoolController()
 
 
-def _libraries() -> ThreadpoolController:
-    """Return the libraries of threads, looked up again if a module was imported since, which may bring one."""
-    return _libraries_of(len(sys.modules))
-
-
 _lock = threading.Lock()
-_inside: list[tuple[int, Any]] = []  # torch's and BLAS's numbers before the first thread, for each in one_thread
+_limits: list[Any] = []  # of BLAS, for each thread in one_thread: the first has the numbers before
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Have torch and numpy's BLAS compute with one thread, in all threads begun inside; as before again outside.
+    """Have torch in this thread, and numpy's BLAS in all threads, compute with one thread; as before again outside.
 
-    Several threads may be inside: the first saves the numbers of the process, and the last restores them. A thread that
-    computes for the first time meanwhile keeps one, until it has been inside itself.
+    Several threads may be inside: the last one restores BLAS's numbers. A thread that computes for the first time
+    meanwhile keeps one.
     """
+    own = torch.get_num_threads()
     with _lock:
-        own = torch.get_num_threads()
-        is_first = not _inside
-        number = own if own > 1 else _in_a_new_thread(torch.get_num_threads)
-        _inside.append((number, _libraries().info()) if is_first else _inside[0])
-        limited = _libraries().limit(limits=1, user_api="blas")
-        torch.set_num_threads(1)
+        _limits.append(_libraries(len(sys.modules)).limit(limits=1, user_api="blas"))
+    torch.set_num_threads(1)
     try:
         yield
     finally:
+        torch.set_num_threads(own)  # this thread's, and that of new ones
         with _lock:
-            limited.__exit__(None, None, None)
-            before = _inside.pop()
-            number, blas = (1, 1) if _inside else before
-            torch.set_num_threads(own if own > 1 else number)  # this thread's, and that of new ones
-            if _inside or not is_first:
-                _in_a_new_thread(_set_threads, number, blas)
-
-
-def _in_a_new_thread(function: Callable[..., Value], *arguments: Any) -> Value:
-    """Call a function that reads or sets numbers of threads: torch's for new threads, and BLAS's by no living owner."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def _set_threads(number: int, blas: Any) -> None:
-    torch.set_num_threads(number)
-    _libraries().limit(limits=blas, user_api="blas")
+            before = _limits.pop()
+            if not _limits:
+                before.restore_original_limits()
 
 
 def in_threads(work: Callable[[Task], Value], tasks: Iterable[Task]) -> list[Value]:
@@ -250,7 +233,7 @@ def in_threads(work: Callable[[Task], Value], tasks: Iterable[Task]) -> list[Val
     torch's own threads, and BLAS's, meet at a barrier after every operation: for small ones, two gained 5 % over one.
     """
     threads = torch.get_num_threads()
-    with one_thread(), pool_of(threads) as pool:
+    with one_thread(), pool_of(threads, single=True) as pool:
         return [*in_order(pool, work, tasks, ahead=2 * threads)]
 
 
