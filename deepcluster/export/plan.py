@@ -10,8 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from deepcluster.errors import DataError, UsageError
-from deepcluster.export.replace import key
+from deepcluster.errors import DataError
 from deepcluster.export.split import PARTS, balanced
 from deepcluster.export.split import split as split_up
 from deepcluster.flags import Sorting, read_shares
@@ -31,6 +30,8 @@ MAX_LABEL_BYTES = 100
 MAX_SUFFIX = 20  # characters
 COMPARED_SIDE = 2_000  # px: a JPEG of three times as many is compared reduced; the largest cannot be decoded whole
 METADATA = "metadata.csv"  # in each part of a data set
+INVENTORY = "inventory.csv"
+INVENTORY_COLUMNS = ("path", "cluster", "name", "by", "exported_path", "how")
 # A word in the name of a folder by which `datasets` finds the split of its images.
 _SPLIT = re.compile(
     r"(^|[-._ 0-9])(train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?=[-._ 0-9]|$)", re.IGNORECASE
@@ -64,13 +65,6 @@ class RunImages:
     def original(self, path: str) -> Path | None:
         """Return the path of an image's file, unchecked; None if it has no file or is not at hand."""
         return self.source.file(self.index[path]) if path in self.index else None
-
-    def check_outside_of(self, out: Path) -> None:
-        """Raise UsageError if an image lies in ``out``: it would go with the tree that is replaced."""
-        top = os.path.realpath(out)
-        for path in self.index:
-            if (file := self.original(path)) and Path(os.path.realpath(file)).is_relative_to(top):
-                raise UsageError(f"{one_line(path)}, an image of the run, lies in -o {out}: give another -o")
 
     def quality(self, path: str) -> tuple[int, float] | None:
         """Return the shorter side of an image, and its squared differences of neighbours; None if it is unreadable."""
@@ -260,6 +254,11 @@ def _shorten(text: str, size: int) -> str:
     while len(os.fsencode(text)) > size:
         text = text[:-1]
     return text
+
+
+def key(name: str) -> str:
+    """Return one key for names that some file system takes as equal."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
 def distinct(names: Sequence[str]) -> list[str]:
