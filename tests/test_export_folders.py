@@ -281,8 +281,7 @@ def test_a_tree_of_links_is_replaced_whatever_became_of_it(beach, tmp_path):
     """A link is no original: it may have moved, be gone or lead elsewhere. File managers leave files of their own."""
     out, fresh, originals = tmp_path / "out", tmp_path / "fresh", state(tmp_path / "photos")
     folders(beach, out, overwrite=True)  # there is none yet
-    (out / "mine").mkdir()
-    (out / "000-beach/a.png").rename(out / "mine/a.png")
+    (out / "000-beach/a.png").rename(out / "000-beach/mine.png")
     (out / "002/c.png").unlink()
     (out / "002/c.png").symlink_to(tmp_path)
     (out / "001/.DS_Store").touch()

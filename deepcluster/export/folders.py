@@ -1,6 +1,7 @@
 """Images of a run in a folder per name: as a person sorts them, or as a data set for Hugging Face."""
 
 import os
+import shlex
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,22 +11,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deepcluster.errors import DataError, DiskError
+from deepcluster.errors import DataError, DiskError, UsageError
 from deepcluster.export.plan import (
+    CARD,
     DUPLICATE,
     INVENTORY,
     INVENTORY_COLUMNS,
     METADATA,
+    OF_FILE_MANAGERS,
     RunImages,
     Target,
     plan,
     read_run_images,
 )
+from deepcluster.export.read_back import read_back
 from deepcluster.export.split import PARTS
 from deepcluster.flags import Sorting
 from deepcluster.images.decode import Undecodable, explain, pillow_limits
 from deepcluster.model import WORDS as SAID
 from deepcluster.runs.result import Outcome
+from deepcluster.runs.run import Run
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.tables import write_csv
@@ -41,9 +46,7 @@ from deepcluster.storage.files import (
 from deepcluster.storage.swap import put_in_place
 from deepcluster.texts import one_line, plural, quality_text, some
 
-CARD = "README.md"  # of a data set
 DECISIONS = SAID  # of a person, in the column `by`
-OF_FILE_MANAGERS = (".DS_Store", ".directory", "Thumbs.db", "desktop.ini")  # made by looking at a folder
 METADATA_COLUMNS = ("file_name", "cluster", "name", "by", "junk", "distance", "margin", "is_outlier")
 
 
@@ -74,7 +77,11 @@ def folders(
     if members.outcome.record.of_folder:
         check_outside(out, members.base)
     replaces = sorting.overwrite and out.is_dir() and any(out.iterdir())
-    (check_of_links if replaces else check_no_folder)(out)
+    if replaces:
+        check_of_links(out)
+        check_read(out, run, members.outcome.run)
+    else:
+        check_no_folder(out)
     targets = plan(members, sorting)
     default = ("copy",) if sorting.is_dataset else tuple(WAYS)
     transfer = Transfer(members, (sorting.mode,) if sorting.mode else default)
@@ -106,6 +113,15 @@ def check_of_links(out: Path) -> None:
             if not (path.is_symlink() or path == out / INVENTORY or path.name in OF_FILE_MANAGERS):
                 name = one_line(path.relative_to(out).as_posix())
                 raise DiskError(f"{out} has files, such as {name}, and --overwrite replaces links alone; it {way_out}")
+
+
+def check_read(out: Path, place: Path, run: Run) -> None:
+    """Raise DiskError if a person moved links of the tree at ``out``, and the run has not been taught so."""
+    with suppress(UsageError):  # all of its images are gone
+        back = read_back(out, run)
+        if count := len(back.answers) + len(back.names):
+            command = shlex.join(["deepcluster", "teach", str(place), str(out)])
+            raise DiskError(f"{plural(count, 'image or folder')} of {out} was moved: take that over first by {command}")
 
 
 @contextmanager

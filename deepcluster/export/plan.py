@@ -30,7 +30,10 @@ MAX_LABEL_BYTES = 100
 MAX_SUFFIX = 20  # characters
 COMPARED_SIDE = 2_000  # px: a JPEG of three times as many is compared reduced; the largest cannot be decoded whole
 METADATA = "metadata.csv"  # in each part of a data set
+CARD = "README.md"  # of a data set
 INVENTORY = "inventory.csv"
+OF_FILE_MANAGERS = (".DS_Store", ".directory", "Thumbs.db", "desktop.ini")  # made by looking at a folder
+OF_EXPORTS = (METADATA, CARD, INVENTORY, *OF_FILE_MANAGERS)  # files of a tree that are no images
 INVENTORY_COLUMNS = ("path", "cluster", "name", "by", "exported_path", "how")
 # A word in the name of a folder by which `datasets` finds the split of its images.
 _SPLIT = re.compile(

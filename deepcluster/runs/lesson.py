@@ -41,6 +41,7 @@ class Answer:
     name: str = ""
     by: str = WORDS[0]  # one of ``WORDS``; drawn: at random, so the answer says something about all images
     may_be_new: bool = False  # the number, because the page gives numbers to its new clusters
+    apart: bool = False  # the name is not that of the other images of its cluster
 
 
 @dataclass(frozen=True)
@@ -297,7 +298,7 @@ def _first_names(
         number = cluster[row]
         if not one.name or one.name in number_of:
             by_number.add(number_of.get(one.name, number if one.cluster is None else one.cluster))
-        elif not names[number] and (one.cluster is None or called.get(one.cluster) != one.name):
+        elif not (names[number] or one.apart) and (one.cluster is None or called.get(one.cluster) != one.name):
             votes[number, one.name] += 1
     first: dict[int, str] = {}
     for (number, name), _ in votes.most_common():
