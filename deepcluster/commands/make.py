@@ -242,14 +242,18 @@ def update(
     more_images: flags.MoreImages = (),
     /,
     *,
+    reject: bool = False,
     device: flags.Device = "auto",
     max_skipped: flags.MaxSkipped = None,
     output: flags.Output = flags.Output(),
 ) -> None:
     """Add images to the clusters of a finished run, without training; clusters keep their numbers and names.
 
+    Args:
+        reject: Give no cluster (-1) to new outliers; an answer about one places it.
+
     Example:
-        deepcluster update runs/photos new/
+        deepcluster update runs/photos new/ --reject
     """
     if images is None:
         location = one_line(check_run(run_).base)
@@ -261,7 +265,9 @@ def update(
         from deepcluster.runtime.devices import choose_device
 
         chosen = choose_device(device)
-        done = update_run(run_, source, terminal, device=chosen, max_skipped=max_skipped, dry_run=output.dry_run)
+        done = update_run(
+            run_, source, terminal, device=chosen, max_skipped=max_skipped, reject=reject, dry_run=output.dry_run
+        )
     summary = {**asdict(done), "due": done.due}
     preview = summary | summary.pop("preview")
     if done.added or output.open_ or output.as_json:

@@ -43,6 +43,7 @@ _FORBIDDEN = set('<>:"/\\|?*')  # on Windows
 
 JUNK = "_junk"
 APART = "_outliers"
+NONE = "-1"  # the cluster of an image that an update has rejected
 DUPLICATE = "duplicate of "  # begins the reason of an image that a better one stands for
 # Suffixes that `datasets` takes for an image; other files are written as PNG.
 SUFFIXES = IMAGE_SUFFIXES - {".heic", ".heif", ".hif", ".avif"}
@@ -135,6 +136,8 @@ def plan(images: RunImages, sorting: Sorting) -> list[Target]:
         junk = () if sorting.is_dataset else images.junk
         outliers = (row for row in images.rows if row["is_outlier"] == "1" and row["cluster"] not in junk)
         left = {row["path"]: "outlier" for row in outliers}
+    if sorting.is_dataset:  # a rejected image has no class
+        left |= {row["path"]: "outlier" for row in images.rows if row["cluster"] == NONE}
     usable = (row for row in images.rows if row["status"] == "ok" and row["path"] in images.index)
     wanted = {row["path"]: row["cluster"] for row in usable if row["path"] not in left}
     if sorting.duplicates == "first":
@@ -174,7 +177,7 @@ def _preferred(row: Row, images: RunImages, sorting: Sorting, part: str, folder_
         refused |= stem_and_suffix(name)[1].lower() not in SUFFIXES
         above = ""
     else:
-        apart = APART if sorting.outliers == "separate" and row["is_outlier"] == "1" else ""
+        apart = APART if (sorting.outliers == "separate" and row["is_outlier"] == "1") or row["cluster"] == NONE else ""
         above = JUNK if row["cluster"] in images.junk else apart
     folder = folder_of[row["cluster"]]
     return "/".join(filter(None, (part, above, folder, _fitting(name, ".png") if refused else name)))
@@ -212,10 +215,13 @@ def cluster_folder(number: int, name: str = "") -> str:
 
 
 def kind_folders(rows: Sequence[Row]) -> dict[str, str]:
-    """Return the folders of clusters for a person; those of one name share the folder of their first number."""
+    """Return the folders of clusters for a person; those of one name share the folder of their first number.
+
+    Rejected images have none.
+    """
     last_first = sorted({(int(row["cluster"]), row["name"]) for row in rows if row["cluster"]}, reverse=True)
     first = {name or number: number for number, name in last_first}
-    return {str(number): cluster_folder(first[name or number], name) for number, name in last_first}
+    return {str(number): cluster_folder(first[name or number], name) for number, name in last_first} | {NONE: ""}
 
 
 def class_folders(rows: Sequence[Row]) -> dict[str, str]:
@@ -223,7 +229,7 @@ def class_folders(rows: Sequence[Row]) -> dict[str, str]:
 
     A word by which `datasets` would take a folder for a split is in quotes.
     """
-    name_of = {int(row["cluster"]): row["name"] for row in rows if row["cluster"]}
+    name_of = {int(row["cluster"]): row["name"] for row in rows if row["cluster"] not in ("", NONE)}
     label_of = {number: name_of[number] or f"{number:03}" for number in sorted(name_of)}
     labels = [*dict.fromkeys(label_of.values())]
     safe = (_SPLIT.sub(r"\1'\2'", _shorten(plain(label), MAX_LABEL_BYTES).rstrip(" .")) for label in labels)

@@ -78,7 +78,7 @@ def read_back(folder: Path, run: Run, display: Display = Silent()) -> ReadBack:
         raise UsageError(f"{folder} has no image of the run: give a folder with sub-folders for its images")
     # A copy in another folder says more than the one that stayed.
     now = {row: next((one for one in here if one != then.get(row)), here[0]) for row, here in places.items()}
-    cluster, names = run.placement.cluster.tolist(), [*run.model.names]
+    cluster, names = run.clusters.tolist(), [*run.model.names]
     rows = [{"cluster": str(number), "name": names[number]} for number in {*run.model.cut.cluster_of.tolist()}]
     cluster_of = {place: int(number) for number, place in kind_folders(rows).items()}
     members: defaultdict[str, list[int]] = defaultdict(list)

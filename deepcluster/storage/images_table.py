@@ -2,17 +2,20 @@
 
 ``source`` and ``member`` are the place of an image: its file, or the archive or array that holds it and the name or
 number there. An empty ``source`` means the file ``path`` in the run's base or, with a ``member``, an image that came
-from memory. ``added`` is the time of the update that brought the row, empty for those of the fit.
+from memory. ``added`` is the time of the update that brought the row, empty for those of the fit. ``reason`` says why a
+file was skipped, or that an update rejected an image.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from deepcluster.images.source import Origin, Source
 from deepcluster.storage.content import FILES, IMAGES, Row, Table
+
+REJECTED = "outlier"  # the reason of an image that an update has rejected
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,19 @@ def skipped_table(images: Images) -> list[Row]:
 
 
 def image_rows(
-    source: Source, labels: Sequence[str] | None, digests: Sequence[str], base: Path, added: str = ""
+    source: Source,
+    labels: Sequence[str] | None,
+    digests: Sequence[str],
+    base: Path,
+    added: str = "",
+    rejected: Collection[int] = (),
 ) -> Iterable[Row]:
     """Yield the rows of usable images with these true labels, and ``digests`` of their pixels or features."""
     labels = labels or [""] * len(source.paths)
     for i, (path, label, digest) in enumerate(zip(source.paths, labels, digests, strict=True)):
-        yield _row(path, "ok", "", label, *placed(source.origin(i), path, base), digest, added)
+        yield _row(
+            path, "ok", REJECTED if i in rejected else "", label, *placed(source.origin(i), path, base), digest, added
+        )
 
 
 def skipped_rows(skipped: Iterable[tuple[str, str]], added: str = "") -> Iterable[Row]:
