@@ -4,8 +4,8 @@ import os
 import shlex
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -35,15 +35,7 @@ from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.tables import write_csv
 from deepcluster.storage.content import Row
-from deepcluster.storage.files import (
-    check_no_folder,
-    check_outside,
-    new_folder,
-    scratch_folder,
-    scratch_name,
-    write_whole,
-)
-from deepcluster.storage.swap import put_in_place
+from deepcluster.storage.files import check_no_folder, check_outside, new_folder, write_whole
 from deepcluster.texts import one_line, plural, quality_text, some
 
 DECISIONS = SAID  # of a person, in the column `by`
@@ -77,18 +69,17 @@ def folders(
     if members.outcome.record.of_folder:
         check_outside(out, members.base)
     replaces = sorting.overwrite and out.is_dir() and any(out.iterdir())
+    check = check_of_links if replaces else check_no_folder
+    check(out)
     if replaces:
-        check_of_links(out)
         check_read(out, run, members.outcome.run)
-    else:
-        check_no_folder(out)
     targets = plan(members, sorting)
     default = ("copy",) if sorting.is_dataset else tuple(WAYS)
     transfer = Transfer(members, (sorting.mode,) if sorting.mode else default)
     if sorting.dry_run:
         _show(targets, out, transfer, display)
         return ()
-    with (_replacing if replaces else new_folder)(out) as folder, pillow_limits():
+    with new_folder(out, check=check) as folder, pillow_limits():
         inventory = _carry_out(targets, folder, transfer, display)
         metadata = _write_metadata(folder, targets, inventory, members) if sorting.is_dataset else []
         rows = [*inventory, *metadata]
@@ -122,17 +113,6 @@ def check_read(out: Path, place: Path, run: Run) -> None:
         if count := len(back.answers) + len(back.names):
             command = shlex.join(["deepcluster", "teach", str(place), str(out)])
             raise DiskError(f"{plural(count, 'image or folder')} of {out} was moved: take that over first by {command}")
-
-
-@contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """Yield a folder to write into, which replaces the tree of links at ``out`` at the end."""
-    with scratch_folder(out) as new:
-        yield new
-        check_of_links(out)  # again: somebody may have put a file there meanwhile
-        old = scratch_name(out)
-        put_in_place(new, out, old)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _copy(file: Path, target: Path) -> None:

@@ -40,7 +40,7 @@ from deepcluster.runtime.console import Display, Several
 from deepcluster.runtime.devices import CPU
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import IMAGES, Row, Table
-from deepcluster.storage.images_table import Images, image_rows, origin_of, skipped_rows
+from deepcluster.storage.images_table import REJECTED, Images, image_rows, origin_of, skipped_rows
 from deepcluster.storage.state import scratch_of
 
 
@@ -243,8 +243,10 @@ def _with_added(run: Run, new: _New, *, reject: bool) -> Change:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     before = rows.images.skipped
     skipped = [(row["path"], row["reason"]) for row in new.skipped if before.get(row["path"]) != row["reason"]]
-    rejected = torch.nonzero(new.residuals > run.model.outliers.limit).flatten().tolist() if reject else ()
-    added = image_rows(new.source, new.source.labels, new.digests, Path(run.record.base), now, rejected)
+    added = image_rows(new.source, new.source.labels, new.digests, Path(run.record.base), now)
+    if reject:
+        outliers = (new.residuals > run.model.outliers.limit).tolist()
+        added = ({**row, "reason": REJECTED * is_one} for row, is_one in zip(added, outliers, strict=True))
     more = [*added, *skipped_rows(skipped, now)]
     if not more:
         return Change(run)

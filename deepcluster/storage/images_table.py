@@ -7,7 +7,7 @@ file was skipped, or that an update rejected an image.
 """
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,19 +48,12 @@ def skipped_table(images: Images) -> list[Row]:
 
 
 def image_rows(
-    source: Source,
-    labels: Sequence[str] | None,
-    digests: Sequence[str],
-    base: Path,
-    added: str = "",
-    rejected: Collection[int] = (),
+    source: Source, labels: Sequence[str] | None, digests: Sequence[str], base: Path, added: str = ""
 ) -> Iterable[Row]:
     """Yield the rows of usable images with these true labels, and ``digests`` of their pixels or features."""
     labels = labels or [""] * len(source.paths)
     for i, (path, label, digest) in enumerate(zip(source.paths, labels, digests, strict=True)):
-        yield _row(
-            path, "ok", REJECTED if i in rejected else "", label, *placed(source.origin(i), path, base), digest, added
-        )
+        yield _row(path, "ok", "", label, *placed(source.origin(i), path, base), digest, added)
 
 
 def skipped_rows(skipped: Iterable[tuple[str, str]], added: str = "") -> Iterable[Row]:
