@@ -29,7 +29,7 @@ const maySplit = number => Boolean(where && base.get(number)?.parts);
 const placeOf = number => standing.has(number) ? placeOf(standing.get(number)) + number / 1e9 : number;
 const nameOf = number => base.get(number)?.name ?? "";
 const withName = (text, number) => text + (nameOf(number) ? ` · ${nameOf(number)}` : "");
-const titleOf = number => withName(t("Cluster {0}", number), number);
+const titleOf = number => number < 0 ? t("no cluster") : withName(t("Cluster {0}", number), number);
 const callOf = number => withName(t("cluster {0}", number), number);  /* inside a sentence */
 const shortOf = number => withName(String(number), number);
 const hintsOf = number => cards.has(number) ? $$(".hints:not([hidden]) [data-chinese]", cards.get(number)).map(hint => hint.textContent) : [];
