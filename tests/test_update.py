@@ -19,6 +19,7 @@ from deepcluster import DeepCluster, load
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
 from deepcluster.export import folders
+from deepcluster.export.read_back import read_back
 from deepcluster.fitting.fit import fit
 from deepcluster.fitting.plan import Request, check_paths
 from deepcluster.groups.cut import Cut
@@ -196,6 +197,10 @@ def test_outliers_that_an_update_rejects_are_in_no_cluster_until_a_person_places
     first, second = rejected[:2]
     out = tmp_path / "sorted"
     (link,) = (out / row["exported_path"] for row in folders(run, out) if row["path"] == first)
+    (out / "_outliers").rename(out / "strange")
+    back = read_back(out, read_run(open_run(run)))
+    assert {one.name for one in back.answers} == {"strange"} and len(back.answers) == 4 and not back.names
+    (out / "strange").rename(out / "_outliers")
     link.rename(out / "001/x.png")
     assert "1 image changed their cluster: 1 from none to 1" in prints("teach", run, out)
     apply(run, Edits(names={1: "one"}, move=((second, 3),)))

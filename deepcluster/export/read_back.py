@@ -102,7 +102,7 @@ def read_back(folder: Path, run: Run, display: Display = Silent()) -> ReadBack:
     for old, images in members.items():
         ((place, count),) = Counter(now.get(row, "") for row in images).most_common(1)
         is_new = place not in members and not (folder / old).is_dir() and 2 * count > len(images)
-        if is_new and _is_kind(place) and (name := kind(place)[1]):
+        if is_new and _is_kind(place) and cluster_of[old] >= 0 and (name := kind(place)[1]):
             renamed[old], cluster_of[place] = place, cluster_of[old]
             own = names[cluster_of[old]] or None
             names = [name if text == own or one == cluster_of[old] else text for one, text in enumerate(names)]
@@ -114,7 +114,7 @@ def read_back(folder: Path, run: Run, display: Display = Silent()) -> ReadBack:
             others += [run.rows.paths[row]] if row in then else []  # others are loose files among folders
             continue
         number, name = kind(place)
-        if names[cluster[row]] != name if name else cluster[row] != number:
+        if cluster[row] < 0 or (names[cluster[row]] != name if name else cluster[row] != number):
             answers.append(Answer(row, number, name, apart=bool(then)))
     changed = {number: name for number, name in enumerate(names) if name != run.model.names[number]}
     return ReadBack(answers, changed, new, others)
