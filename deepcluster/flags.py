@@ -223,7 +223,7 @@ class Sorting:
         split: Shares of train, validation and test, such as .8,.1,.1; nearly identical images stay together.
         n: Number of images, drawn uniformly over the clusters (default: all).
         seed: Seed of --split and -n.
-        overwrite: Replace a folder that an export made, if nobody changed it.
+        overwrite: Replace a folder of links that an export made. Files are never replaced.
         images: The images of the run, if they have moved since.
         dry_run: Print what the export would do, and stop.
     """

@@ -233,14 +233,14 @@ class OpenedRun(_Base):
         run = read_run(folder, self._module, takes_images=True)
         rows = run.rows
         record = run.record
-        clusters = run.placement.cluster
+        clusters = run.clusters
         self._take(run.model)
         self.labels_: npt.NDArray[np.int64] = clusters.numpy()
         self.embedding_: npt.NDArray[np.float32] = rows.reduced.numpy()
         self.paths_ = list(rows.paths)
         self.skipped_ = [*rows.images.skipped.items()]
         self._of_fit = Prediction(tuple(rows.paths), rows.reduced, rows.residuals, ())
-        self.inertia_ = self._inertia(rows.reduced, clusters)
+        self.inertia_ = self._inertia(rows.reduced[clusters >= 0], clusters[clusters >= 0])
         self._cut = run.facts.cut
         self.quality_ = estimated_quality(run.model, clusters, rows.fitted)
         self.n_iter_ = int(record.rounds or 0)

@@ -131,7 +131,7 @@ class Sandbox:
             arguments += [word for option in QUICK.items() if option[0] not in arguments for word in option]
         if arguments[0] == "apply" and arguments[2] != "--undo":
             self._write_edits(*arguments[1:3])
-        if arguments[0] == "teach" and len(arguments) > 2:
+        if arguments[0] == "teach" and len(arguments) > 2 and arguments[2].endswith(".csv"):
             questions = pd.read_csv(arguments[2], dtype=str, keep_default_na=False)
             questions.loc[:1, "name"] = ["roses", "lilies"]  # answers the first two
             questions.to_csv(arguments[2], index=False)

@@ -10,8 +10,7 @@ from torchvision.datasets import ImageFolder
 
 from deepcluster.errors import UsageError
 from deepcluster.export import folders, imagefolder
-from deepcluster.export.plan import SUFFIXES, class_folders
-from deepcluster.export.replace import INVENTORY
+from deepcluster.export.plan import INVENTORY, SUFFIXES, class_folders
 from deepcluster.export.split import PARTS, balanced, split
 from deepcluster.flags import read_shares
 from deepcluster.storage.model_config import read_summary

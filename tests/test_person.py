@@ -156,7 +156,9 @@ class Person:
     def update(self) -> None:
         old = self.run
         new = features(3, int(self.random.integers(1 << 30)))
-        every = run_of(old.model, torch.cat([old.rows.reduced, new]), added=old.rows.added + 3)
+        count = len(old.rows.reduced)
+        rejected = [*range(count - old.rows.added, count + 3, 3)]  # one of every three
+        every = run_of(old.model, torch.cat([old.rows.reduced, new]), added=old.rows.added + 3, rejected=rejected)
         self.run = replace(old, rows=every.rows)
 
     def like(self) -> None:

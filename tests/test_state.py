@@ -6,10 +6,8 @@ import itertools
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -336,22 +334,6 @@ def test_an_error_drops_the_run_that_would_replace_another(made, tmp_path):
         staged.write("clusters.csv", f"{1 // 0}")
     assert contents(place) == before and left_behind(place / "run") == []
     assert (place / "run" / states.LOCK).read_text() == ""  # a run that is passed on names no machine
-
-
-@pytest.mark.parametrize(("platform", "before"), [("linux", (1, False)), ("win32", (2, True))])
-def test_the_file_of_a_lock_is_removed_before_another_holder_comes(tmp_path, monkeypatch, platform, before):
-    """It is locked until then, or, on Windows, closed, because no open file can be removed. An error releases it."""
-    lock, seen = Mock(), []
-
-    def unlink(path: Path) -> None:
-        seen.append((lock.call_count, lock.call_args.args[0].closed))
-        raise PermissionError
-
-    monkeypatch.setattr(states, "_lock", lock)
-    with monkeypatch.context() as patch, states.hold(tmp_path, "lock", remove=True):
-        patch.setattr(Path, "unlink", unlink)
-        patch.setattr(sys, "platform", platform)
-    assert seen == [before] and lock.call_args.kwargs == {"release": True}
 
 
 def test_an_entry_that_goes_while_it_is_looked_at_is_in_nobodys_way(tmp_path, monkeypatch):

@@ -15,9 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from deepcluster import load
+from deepcluster import DeepCluster, load
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
+from deepcluster.export import folders
+from deepcluster.export.read_back import read_back
 from deepcluster.fitting.fit import fit
 from deepcluster.fitting.plan import Request, check_paths
 from deepcluster.groups.cut import Cut
@@ -33,6 +35,7 @@ from deepcluster.runs.change import undo
 from deepcluster.runs.condition import condition
 from deepcluster.runs.edits import apply
 from deepcluster.runs.images import images_at_hand, name_in_run
+from deepcluster.runs.lesson import ask
 from deepcluster.runs.page import shown_of
 from deepcluster.runs.predict import similar
 from deepcluster.runs.recut import recut
@@ -167,6 +170,46 @@ def test_skipped_files_are_listed_and_may_be_added_later(run, photos, more):
     assert len(rows(run / "skipped.csv")) == 1 and len(used(run)) == 48 + 13
     with pytest.raises(DataError):
         update(run, [str(more / "nowhere.png")])
+
+
+def test_outliers_that_an_update_rejects_are_in_no_cluster_until_a_person_places_them(
+    run, images, more, tmp_path, prints
+):
+    """One fact in images.csv: tables, sizes, page, exports, recut, undo and a later fit follow from it."""
+    limit = predicted(run, str(more)).residuals.sort().values[7]
+    change_tensors(run / "model", outliers__limit=limit)
+    assert "4 of 12 fit into no cluster and stay without one" in prints("update", run, more, "--reject")
+    rejected = [row["path"] for row in added(run) if row["reason"] == "outlier"]
+
+    def placed(path: str) -> tuple[str, ...]:
+        row = next(row for row in used(run) if row["path"] == path)
+        return row["cluster"], row["name"], row["by"]
+
+    assert len(rejected) == 4 and {*map(placed, rejected)} == {("-1", "", "")}
+    assert (
+        sum(int(row["size"]) for row in rows(run / "cluster_summary.csv")) == 56
+        and (run / "report.html").read_text().count("<span>no cluster</span>") == 4
+    )
+    for options, place in (({}, ["_outliers"]), ({"outliers": "leave"}, [""]), ({"is_dataset": True}, [""])):
+        made = folders(run, tmp_path / "-".join(["out", *options]), **options)
+        assert {row["exported_path"].rpartition("/")[0] for row in made if row["path"] in rejected} == {*place}
+    assert not {*rejected} & {one.path for one in ask(run, 60, drawn=True)}
+    first, second = rejected[:2]
+    out = tmp_path / "sorted"
+    (link,) = (out / row["exported_path"] for row in folders(run, out) if row["path"] == first)
+    (out / "_outliers").rename(out / "strange")
+    back = read_back(out, read_run(open_run(run)))
+    assert {one.name for one in back.answers} == {"strange"} and len(back.answers) == 4 and not back.names
+    (out / "strange").rename(out / "_outliers")
+    link.rename(out / "001/x.png")
+    assert "1 image changed their cluster: 1 from none to 1" in prints("teach", run, out)
+    apply(run, Edits(names={1: "one"}, move=((second, 3),)))
+    assert placed(first) == ("1", "one", "answer") and placed(second) == ("3", "", "answer")
+    recut(run, 6)
+    assert placed(first)[1:] == ("one", "answer") and [placed(path)[0] for path in rejected[2:]] == ["-1", "-1"]
+    undo(run, steps=None)
+    assert [placed(path)[0] for path in rejected] == ["-1"] * 4
+    assert DeepCluster.load(run).labels_.tolist().count(-1) == 4
 
 
 def test_edits_stay_and_can_be_made_before_and_after(run, more):

@@ -210,10 +210,11 @@ def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: fl
 
     Args:
         answers: A CSV file of path and name (a new one makes a new cluster) or cluster, such as that of ask, filled in;
-            without it, the answers stored in the run count again after other changes of the run.
+            or a sorted folder, such as that of export --to folders: images that you moved to other folders count, and
+            folders that you renamed; without it, the answers stored in the run count again after other changes.
 
     Example:
-        deepcluster teach runs/photos answers.csv
+        deepcluster teach runs/photos sorted/
     """
     check_run(run_)
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
@@ -221,8 +222,13 @@ def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: fl
         from deepcluster.storage.content import RESULT
         from deepcluster.storage.run_folder import open_run
 
-        given = teaching.read_answers(answers, terminal) if answers else ()
-        made = teaching.teach(run_, given, terminal, dry_run=output.dry_run)
+        if answers and answers.is_dir():
+            from deepcluster.export.read_back import teach_folder
+
+            made = teach_folder(run_, answers, terminal, dry_run=output.dry_run)
+        else:
+            given = teaching.read_answers(answers, terminal) if answers else ()
+            made = teaching.teach(run_, given, terminal, dry_run=output.dry_run)
     preview = made.to_json()
     counts = {name: preview[name] for name in ("changed", "changes")} | {
         "quality": open_run(run_).read_json(RESULT)["quality"]
@@ -236,14 +242,18 @@ def update(
     more_images: flags.MoreImages = (),
     /,
     *,
+    reject: bool = False,
     device: flags.Device = "auto",
     max_skipped: flags.MaxSkipped = None,
     output: flags.Output = flags.Output(),
 ) -> None:
     """Add images to the clusters of a finished run, without training; clusters keep their numbers and names.
 
+    Args:
+        reject: Give no cluster (-1) to new outliers; an answer about one places it.
+
     Example:
-        deepcluster update runs/photos new/
+        deepcluster update runs/photos new/ --reject
     """
     if images is None:
         location = one_line(check_run(run_).base)
@@ -255,7 +265,9 @@ def update(
         from deepcluster.runtime.devices import choose_device
 
         chosen = choose_device(device)
-        done = update_run(run_, source, terminal, device=chosen, max_skipped=max_skipped, dry_run=output.dry_run)
+        done = update_run(
+            run_, source, terminal, device=chosen, max_skipped=max_skipped, reject=reject, dry_run=output.dry_run
+        )
     summary = {**asdict(done), "due": done.due}
     preview = summary | summary.pop("preview")
     if done.added or output.open_ or output.as_json:

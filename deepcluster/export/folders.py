@@ -1,6 +1,7 @@
 """Images of a run in a folder per name: as a person sorts them, or as a data set for Hugging Face."""
 
 import os
+import shlex
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -10,23 +11,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deepcluster.errors import DataError, DiskError
-from deepcluster.export.plan import DUPLICATE, METADATA, RunImages, Target, plan, read_run_images
-from deepcluster.export.replace import INVENTORY, replace_tree, replaceable, replacing, write_inventory
+from deepcluster.errors import DataError, DiskError, UsageError
+from deepcluster.export.plan import (
+    CARD,
+    DUPLICATE,
+    INVENTORY,
+    INVENTORY_COLUMNS,
+    METADATA,
+    OF_FILE_MANAGERS,
+    RunImages,
+    Target,
+    plan,
+    read_run_images,
+)
+from deepcluster.export.read_back import read_back
 from deepcluster.export.split import PARTS
 from deepcluster.flags import Sorting
 from deepcluster.images.decode import Undecodable, explain, pillow_limits
 from deepcluster.model import WORDS as SAID
 from deepcluster.runs.result import Outcome
+from deepcluster.runs.run import Run
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.log import warn
-from deepcluster.runtime.plain_files import own_sha256
 from deepcluster.runtime.tables import write_csv
 from deepcluster.storage.content import Row
-from deepcluster.storage.files import check_outside, new_folder, write_whole
+from deepcluster.storage.files import check_no_folder, check_outside, new_folder, write_whole
 from deepcluster.texts import one_line, plural, quality_text, some
 
-CARD = "README.md"  # of a data set
 DECISIONS = SAID  # of a person, in the column `by`
 METADATA_COLUMNS = ("file_name", "cluster", "name", "by", "junk", "distance", "margin", "is_outlier")
 
@@ -57,26 +68,51 @@ def folders(
     members = read_run_images(run, sorting.images)
     if members.outcome.record.of_folder:
         check_outside(out, members.base)
-    if sorting.overwrite:
-        members.check_outside_of(out)
-    replaces = replaceable(out, members.file, overwrite=sorting.overwrite)
+    replaces = sorting.overwrite and out.is_dir() and any(out.iterdir())
+    check = check_of_links if replaces else check_no_folder
+    check(out)
+    if replaces:
+        check_read(out, run, members.outcome.run)
     targets = plan(members, sorting)
     default = ("copy",) if sorting.is_dataset else tuple(WAYS)
     transfer = Transfer(members, (sorting.mode,) if sorting.mode else default)
     if sorting.dry_run:
         _show(targets, out, transfer, display)
         return ()
-    with replacing(out) if replaces else new_folder(out) as folder, pillow_limits():
+    with new_folder(out, check=check) as folder, pillow_limits():
         inventory = _carry_out(targets, folder, transfer, display)
         metadata = _write_metadata(folder, targets, inventory, members) if sorting.is_dataset else []
-        write_inventory(folder, [*inventory, *metadata])
-        if replaces:
-            replace_tree(out, folder, [*inventory, *metadata], members.file)
+        rows = [*inventory, *metadata]
+        write_whole(folder / INVENTORY, partial(write_csv, columns=INVENTORY_COLUMNS, rows=rows))
     _say(inventory, out, sorting, transfer, display)
-    return [*inventory, *metadata]
+    return rows
 
 
 imagefolder = partial(folders, is_dataset=True)
+
+
+def check_of_links(out: Path) -> None:
+    """Raise DiskError unless ``out`` has nothing but folders, links, an inventory and the files of file managers.
+
+    A link is no original, so such a tree may be replaced.
+    """
+    way_out = f"is left as it is: give another folder (-o), or remove {out}"
+    if out.is_symlink() or not (out / INVENTORY).is_file():
+        raise DiskError(f"{out} is no folder of an export (it has no {INVENTORY}), and {way_out}")
+    for parent, _, names in os.walk(out):
+        for path in (Path(parent, name) for name in sorted(names)):
+            if not (path.is_symlink() or path == out / INVENTORY or path.name in OF_FILE_MANAGERS):
+                name = one_line(path.relative_to(out).as_posix())
+                raise DiskError(f"{out} has files, such as {name}, and --overwrite replaces links alone; it {way_out}")
+
+
+def check_read(out: Path, place: Path, run: Run) -> None:
+    """Raise DiskError if a person moved links of the tree at ``out``, and the run has not been taught so."""
+    with suppress(UsageError):  # all of its images are gone
+        back = read_back(out, run)
+        if count := len(back.answers) + len(back.names):
+            command = shlex.join(["deepcluster", "teach", str(place), str(out)])
+            raise DiskError(f"{plural(count, 'image or folder')} of {out} was moved: take that over first by {command}")
 
 
 def _copy(file: Path, target: Path) -> None:
@@ -167,8 +203,8 @@ def _carry_out(targets: Sequence[Target], folder: Path, transfer: Transfer, disp
             except Undecodable as error:
                 place, how = "", f"missing: {error}"
                 transfer.missing.append(f"{one_line(target.row['path'])} ({error})")
-        made = {"exported_path": place, "how": how, "sha256": own_sha256(folder / place) if place else ""}
-        inventory.append({name: target.row[name] for name in ("path", "cluster", "name", "by")} | made)
+        about = {name: target.row[name] for name in ("path", "cluster", "name", "by")}
+        inventory.append({**about, "exported_path": place, "how": how})
         display.progress("exporting", len(inventory), len(targets))
     if transfer.files:
         return inventory
@@ -192,7 +228,7 @@ def _write_metadata(out: Path, targets: Sequence[Target], inventory: Sequence[Ro
     card = _card(rows, images.outcome)
     write_whole(out / CARD, lambda file: file.write(card))
     entry = {"path": "", "cluster": "", "name": "", "by": "", "how": "metadata"}
-    return [{**entry, "exported_path": file, "sha256": own_sha256(out / file)} for file in (*rows, CARD)]
+    return [{**entry, "exported_path": file} for file in (*rows, CARD)]
 
 
 def _card(metadata: Mapping[str, Sequence[Mapping[str, Any]]], outcome: Outcome) -> str:

@@ -10,8 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from deepcluster.errors import DataError, UsageError
-from deepcluster.export.replace import key
+from deepcluster.errors import DataError
 from deepcluster.export.split import PARTS, balanced
 from deepcluster.export.split import split as split_up
 from deepcluster.flags import Sorting, read_shares
@@ -31,6 +30,11 @@ MAX_LABEL_BYTES = 100
 MAX_SUFFIX = 20  # characters
 COMPARED_SIDE = 2_000  # px: a JPEG of three times as many is compared reduced; the largest cannot be decoded whole
 METADATA = "metadata.csv"  # in each part of a data set
+CARD = "README.md"  # of a data set
+INVENTORY = "inventory.csv"
+OF_FILE_MANAGERS = (".DS_Store", ".directory", "Thumbs.db", "desktop.ini")  # made by looking at a folder
+OF_EXPORTS = (METADATA, CARD, INVENTORY, *OF_FILE_MANAGERS)  # files of a tree that are no images
+INVENTORY_COLUMNS = ("path", "cluster", "name", "by", "exported_path", "how")
 # A word in the name of a folder by which `datasets` finds the split of its images.
 _SPLIT = re.compile(
     r"(^|[-._ 0-9])(train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?=[-._ 0-9]|$)", re.IGNORECASE
@@ -39,6 +43,7 @@ _FORBIDDEN = set('<>:"/\\|?*')  # on Windows
 
 JUNK = "_junk"
 APART = "_outliers"
+NONE = "-1"  # the cluster of an image that an update has rejected
 DUPLICATE = "duplicate of "  # begins the reason of an image that a better one stands for
 # Suffixes that `datasets` takes for an image; other files are written as PNG.
 SUFFIXES = IMAGE_SUFFIXES - {".heic", ".heif", ".hif", ".avif"}
@@ -64,13 +69,6 @@ class RunImages:
     def original(self, path: str) -> Path | None:
         """Return the path of an image's file, unchecked; None if it has no file or is not at hand."""
         return self.source.file(self.index[path]) if path in self.index else None
-
-    def check_outside_of(self, out: Path) -> None:
-        """Raise UsageError if an image lies in ``out``: it would go with the tree that is replaced."""
-        top = os.path.realpath(out)
-        for path in self.index:
-            if (file := self.original(path)) and Path(os.path.realpath(file)).is_relative_to(top):
-                raise UsageError(f"{one_line(path)}, an image of the run, lies in -o {out}: give another -o")
 
     def quality(self, path: str) -> tuple[int, float] | None:
         """Return the shorter side of an image, and its squared differences of neighbours; None if it is unreadable."""
@@ -138,6 +136,8 @@ def plan(images: RunImages, sorting: Sorting) -> list[Target]:
         junk = () if sorting.is_dataset else images.junk
         outliers = (row for row in images.rows if row["is_outlier"] == "1" and row["cluster"] not in junk)
         left = {row["path"]: "outlier" for row in outliers}
+    if sorting.is_dataset:  # a rejected image has no class
+        left |= {row["path"]: "outlier" for row in images.rows if row["cluster"] == NONE}
     usable = (row for row in images.rows if row["status"] == "ok" and row["path"] in images.index)
     wanted = {row["path"]: row["cluster"] for row in usable if row["path"] not in left}
     if sorting.duplicates == "first":
@@ -177,7 +177,7 @@ def _preferred(row: Row, images: RunImages, sorting: Sorting, part: str, folder_
         refused |= stem_and_suffix(name)[1].lower() not in SUFFIXES
         above = ""
     else:
-        apart = APART if sorting.outliers == "separate" and row["is_outlier"] == "1" else ""
+        apart = APART if (sorting.outliers == "separate" and row["is_outlier"] == "1") or row["cluster"] == NONE else ""
         above = JUNK if row["cluster"] in images.junk else apart
     folder = folder_of[row["cluster"]]
     return "/".join(filter(None, (part, above, folder, _fitting(name, ".png") if refused else name)))
@@ -215,10 +215,13 @@ def cluster_folder(number: int, name: str = "") -> str:
 
 
 def kind_folders(rows: Sequence[Row]) -> dict[str, str]:
-    """Return the folders of clusters for a person; those of one name share the folder of their first number."""
+    """Return the folders of clusters for a person; those of one name share the folder of their first number.
+
+    Rejected images have none.
+    """
     last_first = sorted({(int(row["cluster"]), row["name"]) for row in rows if row["cluster"]}, reverse=True)
     first = {name or number: number for number, name in last_first}
-    return {str(number): cluster_folder(first[name or number], name) for number, name in last_first}
+    return {str(number): cluster_folder(first[name or number], name) for number, name in last_first} | {NONE: ""}
 
 
 def class_folders(rows: Sequence[Row]) -> dict[str, str]:
@@ -226,7 +229,7 @@ def class_folders(rows: Sequence[Row]) -> dict[str, str]:
 
     A word by which `datasets` would take a folder for a split is in quotes.
     """
-    name_of = {int(row["cluster"]): row["name"] for row in rows if row["cluster"]}
+    name_of = {int(row["cluster"]): row["name"] for row in rows if row["cluster"] not in ("", NONE)}
     label_of = {number: name_of[number] or f"{number:03}" for number in sorted(name_of)}
     labels = [*dict.fromkeys(label_of.values())]
     safe = (_SPLIT.sub(r"\1'\2'", _shorten(plain(label), MAX_LABEL_BYTES).rstrip(" .")) for label in labels)
@@ -260,6 +263,11 @@ def _shorten(text: str, size: int) -> str:
     while len(os.fsencode(text)) > size:
         text = text[:-1]
     return text
+
+
+def key(name: str) -> str:
+    """Return one key for names that some file system takes as equal."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
 def distinct(names: Sequence[str]) -> list[str]:

@@ -83,7 +83,8 @@ def continued(run: Run, former: Former, former_rows: Tensor) -> tuple[Run, str]:
     model = run.model
     past = inherit.past_of(former.run, former_rows, keeps_sample=False)
     is_known = former_rows >= 0
-    heir = inherit.heirs(past.cluster[is_known], run.placement.cluster[is_known], mutual=False)
+    there = past.cluster >= 0
+    heir = inherit.heirs(past.cluster[there], run.placement.cluster[there], mutual=False)
     lost = inherit.lost(past, heir)
     ancestor = {new: old for old, new in heir.items()}
     unused = count(len(former.run.model.names))

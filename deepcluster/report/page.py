@@ -295,7 +295,7 @@ def _images(data: RunData) -> Values:
     paths = [texts.inert(texts.bare(row["path"])).rpartition("/") for row in rows]
     folders = {folder: i for i, folder in enumerate(dict.fromkeys(folder + slash for folder, slash, _ in paths))}
     labels = {label: i for i, label in enumerate(sorted({row["label"] for row in rows}))}
-    numbers = {row["cluster"]: i for i, row in enumerate(data.result.summary)}
+    numbers = {row["cluster"]: i for i, row in enumerate((*data.result.summary, {"cluster": "-1"}))}
     distances = np.array([texts.number(row["distance"]) or 0.0 for row in rows])
     margins = np.array([texts.number(row["margin"]) or 0.0 for row in rows])
     farthest = max(1e-9, float(distances.max()))

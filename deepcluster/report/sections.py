@@ -158,7 +158,8 @@ def problems(skipped: Sequence[Row], clusters: Table, duplicates: Sequence[Row] 
 
     far = np.flatnonzero(clusters.column("is_outlier") == "1")
     distances = np.array([number(cell) or 0.0 for cell in clusters.at(far).column("distance")])
-    farthest = far[np.argsort(-distances, kind="stable")[:MAX_OUTLIERS]].tolist()
+    has_cluster = clusters.at(far).column("cluster") != "-1"  # those that an update rejected come first
+    farthest = far[np.lexsort((-distances, has_cluster))[:MAX_OUTLIERS]].tolist()
     wanted = {row["path"] for row in duplicates or []}
     rows = {path: i for i, path in enumerate(clusters.column("path")) if path in wanted} if wanted else {}
     groups: dict[str, list[Values]] = {}

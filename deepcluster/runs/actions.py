@@ -123,7 +123,7 @@ def _preview(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[s
     change = CHANGES[action](request)(folder, run)
     return Carried(run, change).to_json() | {
         "moves": [[*pair, count] for pair, count in preview(run, change).items()],
-        "after": change.placement.cluster.tolist(),
+        "after": change.run.clusters.tolist(),
         "names": change.run.model.names,
         "said": change.said,
         "quality": change.said.get("Quality", ""),

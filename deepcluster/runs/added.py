@@ -40,7 +40,7 @@ from deepcluster.runtime.console import Display, Several
 from deepcluster.runtime.devices import CPU
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import IMAGES, Row, Table
-from deepcluster.storage.images_table import Images, image_rows, origin_of, skipped_rows
+from deepcluster.storage.images_table import REJECTED, Images, image_rows, origin_of, skipped_rows
 from deepcluster.storage.state import scratch_of
 
 
@@ -95,12 +95,14 @@ def update(
     *,
     device: torch.device = CPU,
     max_skipped: int | None = None,
+    reject: bool = False,
     dry_run: bool = False,
 ) -> Update:
     """Add images to a run. Clusters keep their numbers, names and edits, and its other images their rows.
 
     ``images``: As for ``find``, or an empty folder; features for a run of features. ``max_skipped``: Number of unusable
-    files above which nothing is added (None: any). ``dry_run``: Nothing is added.
+    files above which nothing is added (None: any). ``reject``: New outliers get no cluster. ``dry_run``: Nothing is
+    added.
 
     Raises UsageError if the run is not finished, DataError if no file can be used or too many cannot.
     """
@@ -118,7 +120,7 @@ def update(
             raise nothing_readable(new.source.location, new.tried, new.failed)
         check_skipped(new.skipped, max_skipped)
         display.say("Images", _counts_text(new))
-        return _with_added(state, new)
+        return _with_added(state, new, reject=reject)
 
     with TemporaryDirectory(prefix="deepcluster-") if dry_run else nullcontext("") as scratch:
         made = carry_out(run, change_of, display, dry_run=dry_run, takes_images=True)
@@ -143,7 +145,7 @@ def update(
         preview=made.to_json(),
     )
     if added:
-        display.say("Placed", _placed_text(done, model, run))
+        display.say("Placed", _placed_text(done, model, run, reject=reject))
     return done
 
 
@@ -166,11 +168,12 @@ def _place(row: Row, base: Path) -> str:
     return f"{place.source}/{place.member}".removesuffix("/")
 
 
-def _placed_text(done: Update, model: Model, run: Path) -> str:
+def _placed_text(done: Update, model: Model, run: Path, *, reject: bool) -> str:
     if model.outliers.limit == torch.inf:
         text = f"Placed in the present clusters; with fewer than {MIN_ROWS} images in the fit no outlier is recognised"
     elif done.outliers:
-        text = f"{done.outliers:,} of {done.added:,} fit into no cluster (see Problems in the report)"
+        stay = " and stay without one" if reject else ""
+        text = f"{done.outliers:,} of {done.added:,} fit into no cluster{stay} (see Problems in the report)"
     else:
         text = f"All {done.added:,} fit into the present clusters"
     if not done.due:
@@ -234,13 +237,16 @@ def _free_names(source: Source, digests: Sequence[str], rows: Rows) -> tuple[str
 # ---- the next state of the run --------------------------------------------------------------------------------------
 
 
-def _with_added(run: Run, new: _New) -> Change:
+def _with_added(run: Run, new: _New, *, reject: bool) -> Change:
     """Return the change that adds the new images behind the others, and the files that cannot be used."""
     rows = run.rows
     now = datetime.now(UTC).isoformat(timespec="seconds")
     before = rows.images.skipped
     skipped = [(row["path"], row["reason"]) for row in new.skipped if before.get(row["path"]) != row["reason"]]
     added = image_rows(new.source, new.source.labels, new.digests, Path(run.record.base), now)
+    if reject:
+        outliers = (new.residuals > run.model.outliers.limit).tolist()
+        added = ({**row, "reason": REJECTED * is_one} for row, is_one in zip(added, outliers, strict=True))
     more = [*added, *skipped_rows(skipped, now)]
     if not more:
         return Change(run)

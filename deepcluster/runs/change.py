@@ -58,7 +58,7 @@ class Carried(NamedTuple):
     def to_json(self) -> dict[str, Any]:
         """Return the images that change their cluster, and the numbers of images of all clusters before and after."""
         moves = preview(*self)
-        was, now = (Counter(placement.cluster.tolist()) for placement in (self.before.placement, self.change.placement))
+        was, now = (Counter(run.clusters.tolist()) for run in (self.before, self.change.run))
         names = self.change.run.model.names
         return {
             "clusters": len(self.change.run.model.cut.cluster_of.unique()),
@@ -66,7 +66,7 @@ class Carried(NamedTuple):
             "changes": [{"before": a, "after": b, "images": images} for (a, b), images in moves.items()],
             "sizes": [
                 {"cluster": number, "name": names[number], "before": was[number], "after": now[number]}
-                for number in sorted({*was, *now})
+                for number in sorted({*was, *now} - {-1})
             ],
         }
 
@@ -84,7 +84,7 @@ def preview(before: Run, after: Run | Change) -> dict[tuple[int, int], int]:
     after = after.run if isinstance(after, Change) else after
     if after.model.cut is before.model.cut and len(after.rows.reduced) == len(before.rows.reduced):
         return {}  # a name or a mark: no image is placed
-    pairs = zip(before.placement.cluster.tolist(), after.placement.cluster.tolist(), strict=False)
+    pairs = zip(before.clusters.tolist(), after.clusters.tolist(), strict=False)
     return dict(Counter(pair for pair in pairs if pair[0] != pair[1]).most_common())
 
 

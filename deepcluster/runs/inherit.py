@@ -21,7 +21,9 @@ class Past:
     """The decisions about images before they were cut anew."""
 
     said: Annotations  # about rows after it, with the numbers of clusters before it
-    cluster: Tensor  # of all images, before it (int64, N); -1: the former run did not have this image
+    cluster: (
+        Tensor  # of all images, before it (int64, N); -1: the former run did not have this image, or had rejected it
+    )
     placed: Mapping[int, int]  # rows that a person placed, and their clusters before it
 
 
@@ -30,7 +32,7 @@ def past_of(run: Run, rows: Tensor, *, keeps_sample: bool) -> Past:
 
     ``keeps_sample``: The sample of drawn images goes on; else their answers teach.
     """
-    said, cluster = run.model, run.placement.cluster
+    said, cluster = run.model, run.clusters
     places: dict[int, list[int]] = {}
     for row, former in enumerate(rows.tolist()):
         places.setdefault(former, []).append(row)

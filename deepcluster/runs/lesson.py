@@ -41,6 +41,7 @@ class Answer:
     name: str = ""
     by: str = WORDS[0]  # one of ``WORDS``; drawn: at random, so the answer says something about all images
     may_be_new: bool = False  # the number, because the page gives numbers to its new clusters
+    apart: bool = False  # the name is not that of the other images of its cluster
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def asked(run: Run, n: int, *, drawn: bool = False, answers: Sequence[Answer] = 
     seed = derive(run.record.seed, "questions", len(answered if drawn else teachers))
     if drawn:
         order = torch.randperm(len(cluster), generator=generator(seed, "drawn")).tolist()
-        chosen = [row for row in order if row not in answered][:n]
+        chosen = [row for row in order if row not in answered and run.clusters[row] >= 0][:n]
     else:
         first = {int(node): row for row, node in reversed([*enumerate(nodes)])}
         nameless = [number for number, _ in Counter(cluster).most_common() if not names[number]]
@@ -170,7 +171,7 @@ def lesson(run: Run, answers: Sequence[Answer]) -> Change:
     done = plural(len(model.said), "answer")
     changes = preview(run, after)
     said = {"Answers": "; ".join([done, *remarks]), "Changed": changes_text(changes, model)}
-    if quality := estimated_quality(model, cluster, run.rows.fitted):
+    if quality := estimated_quality(model, after.clusters, run.rows.fitted):
         said["Quality"] = quality_text(quality)
     if unnamed := [str(number) for number in cluster.unique().tolist() if not model.names[number]]:
         have = "has" if len(unnamed) == 1 else "have"
@@ -297,7 +298,7 @@ def _first_names(
         number = cluster[row]
         if not one.name or one.name in number_of:
             by_number.add(number_of.get(one.name, number if one.cluster is None else one.cluster))
-        elif not names[number] and (one.cluster is None or called.get(one.cluster) != one.name):
+        elif not (names[number] or one.apart) and (one.cluster is None or called.get(one.cluster) != one.name):
             votes[number, one.name] += 1
     first: dict[int, str] = {}
     for (number, name), _ in votes.most_common():
@@ -315,6 +316,9 @@ def teach(
 
 def changes_text(changes: Mapping[tuple[int, int], int], model: Model) -> str:
     """Describe the changes in words: ``5 images changed their cluster: 3 from 0 to 4 (owl), 2 from 1 to 4 (owl)``."""
-    called = [f"{number} ({one_line(name)})" if name else str(number) for number, name in enumerate(model.names)]
+    called = {
+        number: f"{number} ({one_line(name)})" if name else str(number) for number, name in enumerate(model.names)
+    }
+    called[-1] = "none"
     pairs = [f"{images:,} from {called[a]} to {called[b]}" for (a, b), images in changes.items()]
     return f"{plural(sum(changes.values()), 'image')} changed their cluster{': ' * bool(pairs)}{some(pairs, 10)}"

@@ -4,7 +4,7 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -81,12 +81,14 @@ def shown_of(run: Run) -> Shown:
     rows, model = run.rows, run.model
     centroid = run.placement.centroid
     tree = None
+    there = torch.nonzero(run.clusters >= 0).flatten()
     counts, all_counts = (
         torch.bincount(numbers, minlength=len(model.cut.centroids))
-        for numbers in (centroid[: len(centroid) - rows.added], centroid)
+        for numbers in (centroid[: rows.fitted], centroid[there])
     )
     if len(model.cut.cluster_of.unique()) <= MAX_IN_TREE:
-        tree = merge_tree(rows.reduced, model.cut, centroid, rows.added)
+        tree = merge_tree(rows.reduced[there], model.cut, centroid[there], len(there) - rows.fitted)
+        tree = replace(tree, medoids=tuple(there[[*tree.medoids]].tolist()))
     shown = on_sheet(len(centroid))
     return Shown(model, rows.reduced[shown], centroid[shown], counts, all_counts, tree)
 

@@ -121,10 +121,9 @@ def similar(run: Path, image: str, n: int = 20, device: str = "auto") -> list[Si
     pairs = zip(numbers[0].tolist(), scores[0].tolist(), strict=True)
     score_of = {number: score for number, score in pairs if number != row}  # an image with the same bits may precede it
     chosen = [*score_of][:n]
-    clusters = model.placement(rows.reduced[chosen]).cluster.tolist()
+    names = of_run.names
     return [
-        Similar(rows.paths[number], cluster, model.names[cluster], score_of[number])
-        for number, cluster in zip(chosen, clusters, strict=True)
+        Similar(rows.paths[number], int(of_run.clusters[number]), names[number], score_of[number]) for number in chosen
     ]
 
 

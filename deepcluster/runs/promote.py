@@ -11,6 +11,7 @@ from deepcluster.runtime.log import warn
 from deepcluster.storage import swap
 from deepcluster.storage.clusters_file import Header, header_of
 from deepcluster.storage.content import CLUSTERS
+from deepcluster.storage.files import put_in_place
 from deepcluster.storage.run_folder import RunFolder, locked, open_run
 from deepcluster.storage.state import own_files
 from deepcluster.texts import some
@@ -34,12 +35,12 @@ def promote(new: Path, old: Path, display: Display | None = None, *, force: bool
             _check(source, place, force)
             here = Path(os.path.abspath(old))  # noqa: PTH100 (without following links)
             kept = here.with_name(f"{here.name}-until-{time.strftime('%Y%m%d-%H%M%S')}")
-            swap.put_in_place(beside := swap.moved_beside(new, here), here, kept)
+            put_in_place(beside := swap.moved_beside(new, here), here, kept)
             if beside != new:
                 shutil.rmtree(new)
     else:
         kept = _kept_before(old)[-1]
-        swap.put_in_place(new, old)
+        put_in_place(new, old)
     Several(display).say("Promoted", f"{old} is now the run of {new}. The old run is in {kept}")
     from deepcluster.runs.views import report  # imports torch
 

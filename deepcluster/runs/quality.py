@@ -26,22 +26,23 @@ def estimated_quality(model: Annotations, clusters: Tensor, fitted: int) -> dict
 
     Images that a person placed are right, and the share of the others is that of the drawn ones without their answers.
     Fewer than ``MIN_DRAWN`` are only counted, as are all if some clusters have names and others (not junk) have none.
-    ``clusters``: Of all images (int64, N). ``fitted``: Number of images of the fit, because later ones may be unlike
-    them and are estimated apart.
+    ``clusters``: Of all images (int64, N); -1: of none, which does not count. ``fitted``: Number of images of the fit,
+    because later ones may be unlike them and are estimated apart.
     """
     drawn = model.sample
     if len(drawn) < MIN_DRAWN:
         return {"drawn": len(drawn), "needed": MIN_DRAWN} if drawn else None
-    have_names = [bool(model.names[number]) for number in {*clusters.tolist()}.difference(model.junk)]
+    have_names = [bool(model.names[number]) for number in {*clusters.tolist()}.difference(model.junk, [-1])]
     if any(have_names) and not all(have_names):
         return {"drawn": len(drawn), "unnamed": have_names.count(False)}
     rows, own = torch.tensor([*drawn.items()]).T
     kinds = torch.from_numpy(kinds_of(model.names))
     judged = torch.full((len(clusters),), torch.nan, dtype=torch.float64)
     judged[rows] = (kinds[own] == kinds[clusters[rows]]).double()
-    is_open = torch.ones(len(clusters), dtype=torch.bool)  # nobody has placed the image
+    is_open = clusters >= 0  # and nobody has placed the image
     is_open[[*model.placed]] = False
-    middle, below, above = float((~is_open).sum()), 0.0, 0.0
+    count = int((clusters >= 0).sum())
+    middle, below, above = float(count - int(is_open.sum())), 0.0, 0.0
     for part in (slice(fitted), slice(fitted, None)):
         rest = int(is_open[part].sum())
         sample = judged[part][judged[part].isfinite()]
@@ -51,7 +52,7 @@ def estimated_quality(model: Annotations, clusters: Tensor, fitted: int) -> dict
         below += (share * rest - low) ** 2
         above += (share * rest - high) ** 2
     bounds = {"share": middle, "low": middle - math.sqrt(below), "high": middle + math.sqrt(above)}
-    shares = {name: round(value / len(clusters), 4) for name, value in bounds.items()}
+    shares = {name: round(value / count, 4) for name, value in bounds.items()}
     return {"drawn": len(rows), "right": int(judged.nansum())} | shares
 
 

@@ -102,7 +102,8 @@ def _cut_into(run: Run, count: int, recipe: Recipe) -> Model:
     fine = Clustering(labels, model.fine_centroids, sizes, math.nan, 0, 0)
     cut, placement = cut_rows(rows, fine, count, run.record.seed, recipe)
     past = inherit.past_of(run, torch.arange(len(before.cluster)), keeps_sample=True)
-    heir = inherit.heirs(past.cluster, placement.cluster, mutual=True)
+    known = past.cluster >= 0
+    heir = inherit.heirs(past.cluster[known], placement.cluster[known], mutual=True)
     given = max(cut.count, len(model.names))  # the numbers of clusters that are made later go on behind all given ones
     heir |= {old: given + i for i, old in enumerate(inherit.lost(past, heir))}
     nameless = replace(model, cut=cut, names=("",) * given, junk=(), said=())

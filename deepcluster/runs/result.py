@@ -11,9 +11,7 @@ from torch import Tensor
 from deepcluster.clustering.agreement import NMI_AVERAGE, scores
 from deepcluster.clustering.kmeans import means
 from deepcluster.groups.choose_k import plausible_numbers
-from deepcluster.groups.cut import Placement
 from deepcluster.groups.tree import medoids_of
-from deepcluster.model import Model
 from deepcluster.recipe import Recipe
 from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.run import Rows, Run, placement_columns
@@ -32,35 +30,33 @@ class Outcome(Tables):
 
 def describe(run: Run) -> Outcome:
     """Describe the clusters of a run, for its views."""
-    record, model, rows = run.record, run.model, run.rows
-    placement = run.placement
-    summary = summary_rows(model, rows, placement)
+    record, rows = run.record, run.rows
     measures: dict[str, Any] = {}
     if truth := rows.labels:
         baseline = {f"baseline_{name}": value for name, value in (record.baseline or {}).items()}
         labelled = sum(map(bool, truth))
-        measured = metrics(truth, placement.cluster)
+        measured = metrics(truth, run.placement.cluster)
         measures = {**measured, **baseline, "nmi_average": NMI_AVERAGE, "labelled": labelled}
     return Outcome(
         record=record,
         facts=run.facts,
-        clusters=clusters_table(model, rows, placement),
-        summary=summary,
+        clusters=clusters_table(run),
+        summary=summary_rows(run),
         metrics=measures,
-        quality=estimated_quality(model, placement.cluster, rows.fitted),
+        quality=estimated_quality(run.model, run.clusters, rows.fitted),
         run=run,
     )
 
 
-def clusters_table(model: Model, rows: Rows, placement: Placement) -> Table:
+def clusters_table(run: Run) -> Table:
     """Return the rows of clusters.csv."""
-    placed = model.placed
+    rows, placed = run.rows, run.model.placed
     used: dict[str, Iterable[object]] = {
         "path": rows.paths,
         "status": ["ok"] * len(rows.paths),
         "by": [placed.get(row, "") for row in range(len(rows.paths))],
         "label": rows.labels or [""] * len(rows.paths),
-        **placement_columns(model, placement, rows.residuals, stored=True),
+        **placement_columns(run.model, run.placement, rows.residuals, stored=run.clusters),
     }
     rest = [""] * len(rows.images.skipped)
     skipped = {"path": [*rows.images.skipped], "status": ["skipped"] * len(rest)}
@@ -81,14 +77,14 @@ def label_numbers(truth: Sequence[str], words: Sequence[str]) -> tuple[Tensor, T
     return codes, torch.tensor([bool(label) for label in words], dtype=torch.bool)[codes]
 
 
-def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[str, str]]:
-    """Return the rows of cluster_summary.csv. Arguments as in :func:`describe`."""
-    cut = model.cut
-    reduced = rows.reduced
-    cluster = placement.cluster
+def summary_rows(run: Run) -> list[dict[str, str]]:
+    """Return the rows of cluster_summary.csv, in which rejected images do not count."""
+    model, rows, cut = run.model, run.rows, run.model.cut
+    there = torch.nonzero(run.clusters >= 0).flatten()
+    reduced, cluster = rows.reduced[there], run.clusters[there]
     sizes = torch.bincount(cluster, minlength=cut.count).tolist()
     zeros = torch.zeros(cut.count, dtype=torch.float64)  # bincount with weights returns integers for no rows at all
-    distances = zeros.index_add(0, cluster, placement.distance.double()).tolist()
+    distances = zeros.index_add(0, cluster, run.placement.distance[there].double()).tolist()
     # Each is of all images of a cluster, which may have many centroids.
     cluster_means = means(reduced, cluster, cut.count)
     medoids = medoids_of(cluster_means, reduced, cluster).tolist()
@@ -103,7 +99,7 @@ def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[st
             "share": f"{sizes[number] / len(reduced):.6f}",
             "mean_distance": f"{distances[number] / sizes[number]:.6f}" if sizes[number] else "",
             "nearest_cluster": str(between[number].argmin().item()) if len(present) > 1 else "",
-            "medoid_path": rows.paths[medoids[number]] if sizes[number] else "",
+            "medoid_path": rows.paths[there[medoids[number]]] if sizes[number] else "",
             "junk": str(int(number in model.junk)),
         }
         for number in present

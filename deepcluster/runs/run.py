@@ -19,7 +19,7 @@ from deepcluster.seeding import draw, generator
 from deepcluster.storage import former, run_folder
 from deepcluster.storage import model_files as models
 from deepcluster.storage.content import CLUSTERS, COLUMNS, IMAGES, Facts, RunRecord
-from deepcluster.storage.images_table import Images
+from deepcluster.storage.images_table import REJECTED, Images
 from deepcluster.texts import plural
 
 
@@ -83,10 +83,18 @@ class Run:
             vars(after)["placement"] = self.placement
         return after
 
+    @cached_property
+    def clusters(self) -> Tensor:
+        """The clusters of all images (int64, N); -1: an update rejected the image, and no person has placed it."""
+        rejected = torch.from_numpy(self.rows.images.used.column("reason") == REJECTED)
+        rejected[[*self.model.placed]] = False
+        return self.placement.cluster.masked_fill(rejected, -1)
+
     @property
     def names(self) -> list[str]:
         """The names of the clusters of all images."""
-        return [self.model.names[number] for number in self.placement.cluster.tolist()]
+        names = [*self.model.names, ""]  # of -1, too
+        return [names[number] for number in self.clusters.tolist()]
 
 
 def read_run(folder: run_folder.RunFolder, backbone: nn.Module | None = None, *, takes_images: bool = False) -> Run:
@@ -165,20 +173,21 @@ def place_rows(cut: Cut, rows: Rows, fine_centroids: Tensor) -> tuple[Cut, Place
 
 
 def placement_columns(
-    model: Model, placement: Placement, residuals: Tensor, *, reject: bool = False, stored: bool = False
+    model: Model, placement: Placement, residuals: Tensor, *, reject: bool = False, stored: Tensor | None = None
 ) -> dict[str, list[Any]]:
     """Return the columns of predictions.
 
-    ``reject``: Outliers and junk get the cluster -1. ``stored``: With the columns that clusters.csv alone has.
+    ``reject``: Outliers and junk get the cluster -1. ``stored``: The ``clusters`` of a run, with the columns that
+    clusters.csv alone has.
     """
     outliers = residuals > model.outliers.limit
-    cluster = placement.cluster
+    cluster = placement.cluster if stored is None else stored
     if reject:
         cluster = cluster.masked_fill(outliers | torch.isin(cluster, torch.tensor(model.junk, dtype=cluster.dtype)), -1)
     numbers = cluster.tolist()  # -1 is the last
     names = [*model.names, ""]
     known = vars(placement) | {"cluster": cluster, "residual": residuals, "is_outlier": outliers}
-    columns = [column for column in COLUMNS if stored or column.predicted]
+    columns = [column for column in COLUMNS if stored is not None or column.predicted]
     values = {column.name: known[column.name].tolist() for column in columns if column.name in known}
     values["name"] = [names[number] for number in numbers]
     return {column.name: column.cells(values[column.name]) for column in columns if column.name in values}

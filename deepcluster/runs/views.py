@@ -85,8 +85,7 @@ def checked(run: Run) -> list[int]:
     """Return the clusters of whose images a person has seen every one."""
     placed = torch.zeros(len(run.rows.reduced), dtype=torch.bool)
     placed[[*run.model.placed]] = True
-    cluster = run.placement.cluster
-    return sorted({*cluster.tolist()} - {*cluster[~placed].tolist()})
+    return sorted({*run.clusters.tolist()} - {*run.clusters[~placed].tolist()})
 
 
 def made_current(path: Path) -> None:

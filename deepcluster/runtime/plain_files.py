@@ -4,7 +4,6 @@ import codecs
 import hashlib
 import json
 import math
-import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -172,14 +171,6 @@ def check_tensors(
 
 
 # SHA-256 finds damage, not attackers: these can write a new digest beside a new file.
-
-
-def own_sha256(path: Path) -> str:
-    """Return the SHA-256 of a plain file, or of the path that a symbolic link holds. ValueError if it is neither."""
-    if path.is_symlink():
-        return hashlib.sha256(os.fsencode(path.readlink())).hexdigest()
-    check_file(path, 1 << 62)
-    return sha256(path)
 
 
 def sha256(path: Path) -> str:

@@ -47,7 +47,7 @@ class Column:
 COLUMNS = (
     Column("path", str, "relative to IMAGES, with `/`"),
     Column("status", str, "`ok`, or `skipped` (no cells but these two)", predicted=False),
-    Column("cluster", int, "from 0 by size when first made; `predict` on a training image gives the same number"),
+    Column("cluster", int, "from 0 by size at first; `predict` on a training image gives it; -1: none (`--reject`)"),
     Column("name", str, "name of the cluster, empty without one"),
     Column(
         "by", str, "why a person is sure: `answer`, `checked` (seen and left) or `drawn` (at random)", predicted=False

@@ -67,16 +67,37 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", *, scratch: Path 
 
 
 @contextmanager
-def new_folder(out: Path, advice: str = ROOM) -> Iterator[Path]:
-    """Yield a folder to write into, which is renamed to ``out`` at the end. An OSError inside becomes a DiskError."""
-    check_no_folder(out)
+def new_folder(out: Path, advice: str = ROOM, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """Yield a folder to write into, which comes in the place of ``out`` at the end.
+
+    ``check``: Raises an error if the folder at ``out`` must stay (None: :func:`check_no_folder`). An OSError inside
+    becomes a DiskError.
+    """
+    check = check or check_no_folder
+    check(out)
     with scratch_folder(out, advice) as beside:
         yield beside
-        signals.check()
-        with signals.uninterrupted():
-            if out.exists():
-                out.rmdir()
-            beside.rename(out)
+        check(out)  # again: somebody may have put a file there meanwhile
+        old = scratch_name(out) if out.exists() else None
+        put_in_place(beside, out, old)
+        if old:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def put_in_place(new: Path, out: Path, old: Path | None = None) -> None:
+    """Rename ``out`` to ``old`` (None: nothing is there), and the whole folder ``new`` to ``out``."""
+    signals.check()
+    with signals.uninterrupted(), changing(out):
+        sync_folder(out.parent)  # a power cut after the first rename leaves the new run
+        if old is not None:
+            out.rename(old)
+        try:
+            new.rename(out)
+        except OSError:
+            if old is not None:
+                old.rename(out)
+            raise
+        sync_folder(out.parent)
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 ``source`` and ``member`` are the place of an image: its file, or the archive or array that holds it and the name or
 number there. An empty ``source`` means the file ``path`` in the run's base or, with a ``member``, an image that came
-from memory. ``added`` is the time of the update that brought the row, empty for those of the fit.
+from memory. ``added`` is the time of the update that brought the row, empty for those of the fit. ``reason`` says why a
+file was skipped, or that an update rejected an image.
 """
 
 import os
@@ -13,6 +14,8 @@ from pathlib import Path
 
 from deepcluster.images.source import Origin, Source
 from deepcluster.storage.content import FILES, IMAGES, Row, Table
+
+REJECTED = "outlier"  # the reason of an image that an update has rejected
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from deepcluster.runtime.tables import CsvRow
 from deepcluster.storage import state, swap
 from deepcluster.storage.clusters_file import digest_of
 from deepcluster.storage.content import CLUSTERS, FILES, IMAGES, LOG, RESULT, SCHEMA_VERSIONS, RunRecord, Table
-from deepcluster.storage.files import changing, made_folder, write_tensors, write_whole
+from deepcluster.storage.files import changing, made_folder, put_in_place, write_tensors, write_whole
 from deepcluster.storage.images_table import Images
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def staged(folder: LockedFolder) -> Iterator[StagedFolder]:
         yield StagedFolder(new, folder.path)
         if text := log.lines():
             (new / LOG).write_text(text, encoding="utf-8")
-        swap.put_in_place(new, folder.path, swap.old_place(folder.path))
+        put_in_place(new, folder.path, swap.old_place(folder.path))
     finally:
         with signals.uninterrupted():
             shutil.rmtree(new, ignore_errors=True)

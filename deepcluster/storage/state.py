@@ -49,7 +49,7 @@ else:
 
 
 class InUseError(DiskError):
-    """Another process holds the lock of a run or of an exported tree."""
+    """Another process holds the lock of a run."""
 
 
 # ---- own files ------------------------------------------------------------------------------------------------------
@@ -132,8 +132,8 @@ def locked(run: Path, *, make: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def hold(folder: Path, name: str, *, remove: bool = False) -> Iterator[None]:
-    """Hold the system's lock on a file in ``folder`` that names the holder, and that stays unless ``remove``.
+def hold(folder: Path, name: str) -> Iterator[None]:
+    """Hold the system's lock on a file in ``folder`` that names the holder, and that stays.
 
     The system releases the lock when the process ends, however it ends.
     """
@@ -142,7 +142,7 @@ def hold(folder: Path, name: str, *, remove: bool = False) -> Iterator[None]:
         try:
             _lock(file)
             if not os.fstat(descriptor).st_nlink:
-                raise BlockingIOError  # the holder before has just removed it
+                raise BlockingIOError  # another run has just come in the place of this one
         except (BlockingIOError, PermissionError):
             file.seek(0)
             holder = file.read(200).decode(errors="replace").strip() or "another process"
@@ -161,14 +161,7 @@ def hold(folder: Path, name: str, *, remove: bool = False) -> Iterator[None]:
             with suppress(OSError):
                 file.truncate(0)  # a run that is passed on names no machine
             with suppress(OSError):
-                if remove and sys.platform != "win32":
-                    (folder / name).unlink()  # before the release, so that it is not another holder's
-            with suppress(OSError):
                 _lock(file, release=True)
-            with suppress(OSError):
-                if remove and sys.platform == "win32":
-                    file.close()  # Windows removes no open file, and so not another holder's
-                    (folder / name).unlink()
 
 
 def scratch_of(run: Path, rank: int = 0) -> Path:

@@ -22,22 +22,6 @@ def old_place(run: Path) -> Path:
     return run.with_name(f".{run.name}.old")
 
 
-def put_in_place(new: Path, run: Path, old: Path | None = None) -> None:
-    """Rename ``run`` to ``old`` (None: nothing is there), and the whole run ``new`` to ``run``."""
-    signals.check()
-    with signals.uninterrupted(), changing(run):
-        sync_folder(run.parent)  # a power cut after the first rename leaves the new run
-        if old is not None:
-            run.rename(old)
-        try:
-            new.rename(run)
-        except OSError:
-            if old is not None:
-                old.rename(run)
-            raise
-        sync_folder(run.parent)
-
-
 def moved_beside(new: Path, run: Path) -> Path:
     """Return the place of a whole run on the file system of ``run``, and copy it there if it lies on another one."""
     if new.stat().st_dev == run.parent.stat().st_dev:

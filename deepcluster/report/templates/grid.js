@@ -5,7 +5,8 @@ const imageData = data.images && unpacked(data.images);
 function unpacked(packed) {
   const cluster = [...shorts(packed.cluster)];
   return {
-    ...packed, cluster, count: cluster.length, numbers: data.clusters.map(each => each.number),
+    ...packed, cluster, count: cluster.length, numbers: [...data.clusters.map(each => each.number), -1],  /* of rejected images */
+   
     far: shorts(packed.distance), margins: shorts(packed.margin), folder: shorts(packed.folder), outliers: new Set(packed.outlier),
     label: packed.label ? shorts(packed.label) : null,
     similar: packed.similar ? shorts(packed.similar) : null, part: packed.part ? shorts(packed.part) : [],
@@ -28,7 +29,7 @@ const maySplit = number => Boolean(where && base.get(number)?.parts);
 const placeOf = number => standing.has(number) ? placeOf(standing.get(number)) + number / 1e9 : number;
 const nameOf = number => base.get(number)?.name ?? "";
 const withName = (text, number) => text + (nameOf(number) ? ` · ${nameOf(number)}` : "");
-const titleOf = number => withName(t("Cluster {0}", number), number);
+const titleOf = number => number < 0 ? t("no cluster") : withName(t("Cluster {0}", number), number);
 const callOf = number => withName(t("cluster {0}", number), number);  /* inside a sentence */
 const shortOf = number => withName(String(number), number);
 const hintsOf = number => cards.has(number) ? $$(".hints:not([hidden]) [data-chinese]", cards.get(number)).map(hint => hint.textContent) : [];
