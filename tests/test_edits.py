@@ -371,7 +371,7 @@ def test_a_damaged_former_state_is_named(finished, tmp_path, ends):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 400 features in eight groups: enough images for a stability."""
+    """A run of 400 features in eight groups."""
     folder = tmp_path_factory.mktemp("many")
     random = np.random.default_rng(0)
     features = np.eye(8)[np.arange(400) % 8] * 2 + random.normal(0, 0.15, (400, 8))

@@ -1,8 +1,6 @@
-"""The number of clusters: candidates from the neighbour graph, and how stable a cut into so many clusters is."""
+"""The number of clusters: candidates from the neighbour graph."""
 
 import math
-from itertools import combinations
-from statistics import mean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,17 +9,7 @@ import scipy  # the parts at first use: `predict` waits for none
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.agreement import ari
-from deepcluster.clustering.kmeans import best_of
-from deepcluster.groups.cut import (
-    EMBEDDINGS,
-    KMEANS_STARTS,
-    ROWS_EACH,
-    as_clusters,
-    cut_features,
-    nearest_clusters,
-    positions_of,
-)
+from deepcluster.groups.cut import EMBEDDINGS, positions_of
 from deepcluster.groups.graph import (
     CURVES,
     Embeddings,
@@ -32,7 +20,6 @@ from deepcluster.groups.graph import (
     neighbour_ties,
 )
 from deepcluster.records import Candidate
-from deepcluster.runtime.devices import in_threads
 from deepcluster.seeding import derive, generator
 
 if TYPE_CHECKING:
@@ -44,9 +31,6 @@ FINEST = 0.9  # share of the best score from which a number is plausible; like C
 CLOSE = 0.8  # eigenvalue of the neighbour graph from which it counts as one of a cluster
 SPECTRUM_ROWS = 400  # of a graph whose eigenvalues count: with more rows more of them are close to 1
 SPECTRA = 5  # samples of so many rows
-CUTS = 3
-SHARE = 0.8  # of the sample, in a cut
-MIN_IMAGES = 300  # of fewer, the agreement of two cuts is noise (benchmarks/LOG.md)
 Scores = npt.NDArray[np.float64]  # by the number of clusters
 
 
@@ -142,31 +126,3 @@ def around(guess: float, scores: Scores) -> list[int]:
     fewer = max(range(max(2, -(-number // 3)), max(2, number // 2) + 1), key=lambda k: scores[k - 2])
     others = [k for k in (fewer if fewer < number else 3 * number, 2 * number) if k <= most]
     return [number, *sorted(others, key=lambda k: -scores[k - 2])]
-
-
-def stability(
-    reduced: Tensor, k: int, *, seed: int = 0, by_kmeans: bool = False, embed: Embeddings | None = None
-) -> float | None:
-    """Return the mean adjusted Rand index (at most 1) between cuts of samples of N x d features, which place all rows.
-
-    A cut is by k-means of the features, or by one embedding, which takes a fifth of the time of a result's cut.
-    The samples are the same for any number of clusters, so that their embeddings serve all numbers. None for fewer than
-    two clusters, ``MIN_IMAGES`` images or ``ROWS_EACH`` images per cluster: then it tells nothing.
-    """
-    embed = Embeddings() if embed is None else embed
-    rows = reduced[torch.randperm(len(reduced), generator=generator(seed, "number of groups"))[:ROWS]]
-    if k < 2 or len(rows) < max(MIN_IMAGES, ROWS_EACH * k):
-        return None
-    seed = derive(seed, "stability")
-
-    def labels_of(i: int) -> Tensor:
-        part = torch.randperm(len(rows), generator=generator(seed, "part", i))[: round(SHARE * len(rows))]
-        cut_seed = derive(seed, "cut", i)
-        if by_kmeans:
-            cut = as_clusters(best_of(KMEANS_STARTS, rows[part], k, cut_seed))
-        else:
-            cut = cut_features(rows[part], k, embeddings=1, seed=cut_seed, embed=embed)
-        return nearest_clusters(rows, cut)
-
-    labelings = in_threads(labels_of, range(CUTS))
-    return mean(ari(first, second) for first, second in combinations(labelings, 2))

@@ -55,9 +55,7 @@ class Placement:
     centroid: Tensor  #: int64, the nearest centroid of the clusters
 
 
-def cut_features(
-    reduced: Tensor, k: int, *, embeddings: int = EMBEDDINGS, seed: int = 0, embed: Embeddings | None = None
-) -> Cut:
+def cut_features(reduced: Tensor, k: int, *, seed: int = 0, embed: Embeddings | None = None) -> Cut:
     """Cut N x d features (rows of length 1) into ``k`` clusters, by k-means of an embedding of their neighbour graph.
 
     The embedding (graph.py) makes clusters of any shape compact. It differs with its seed, so the graph chooses among
@@ -67,7 +65,6 @@ def cut_features(
 
     Args:
         reduced: N x d features.
-        embeddings: Number of embeddings that the graph chooses among; fewer if there are many rows.
         seed: For the sample, the embeddings and the k-means.
         embed: May know the graph and the embeddings of the rows.
     """
@@ -76,7 +73,7 @@ def cut_features(
     rows = reduced[graph_rows(reduced, seed)]
     if k < 2 or len(rows) < ROWS_EACH * k:
         return as_clusters(best_of(KMEANS_STARTS, reduced, k, seed))
-    labels = _labels(positions_of(rows, embeddings, seed, embed), k, embed.ties(rows), seed)
+    labels = _labels(positions_of(rows, EMBEDDINGS, seed, embed), k, embed.ties(rows), seed)
     sizes = torch.bincount(labels, minlength=k)
     parts = [
         _inside(rows, labels == cluster, derive(seed, "inside", cluster))
