@@ -181,7 +181,7 @@ def test_run_folders_are_no_images(tmp_path, ends):
     images = save_drawings(tmp_path / "in", 8, 16)
     for name in ("a", "b"):
         ends(["fit", images, "-o", images / "runs" / name, *small_fit("--rounds", "0")], 0)
-    one, other = (open_run(images / "runs" / name).read_rows("clusters.csv") for name in ("a", "b"))
+    one, other = ([*open_run(images / "runs" / name).read_rows("clusters.csv")] for name in ("a", "b"))
     assert one == other and len(one) == len([*images.glob("*/*.png")])
     ends(["fit", images / "runs" / "a", "-o", tmp_path / "r", "-q"], 3)
 
