@@ -139,7 +139,7 @@ def train(network: Network, images: ImagesRead, journal: Journal, display: Displ
     store = images.store
     request = images.decided.request
     last = request.recipe.all_options.get("rounds", recipe.rounds)  # with --resume maybe fewer than the recipe has
-    if store.partition.processes.any(journal.checkpoint is not None):
+    if journal.checkpoint:
         state = journal.restore(network)
         display.say("Resumed", f"after {plural(state.round, 'round')}")
     else:
