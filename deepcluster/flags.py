@@ -87,7 +87,7 @@ ImagesArgument = Annotated[
     AnyPath,
     Parameter(
         help="Folders (searched recursively), images and patterns, which are one collection; or one folder of .tar"
-        " shards, text file of paths, .npy/.npz array, .tar shard, 'train-{000..146}.tar', - for paths on standard"
+        " shards, text file of paths, .npy array, .tar shard, 'train-{000..146}.tar', - for paths on standard"
         " input, sklearn:digits or torchvision:NAME.",
     ),
 ]

@@ -292,8 +292,8 @@ def same(parts: list[Any], whole: Any, near: float) -> None:
 def alone(ranks, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     """A folder for the table, and the results of one process."""
     folder = tmp_path_factory.mktemp("table")
-    np.savez(folder / "images.npz", images=pixels(60), labels=np.arange(60) % 4)
-    run.fit(str(folder / "images.npz"), run.Request(out=folder / "run", n_clusters=4, recipe=read_request(OPTIONS)))
+    np.save(folder / "images.npy", pixels(60))
+    run.fit(str(folder / "images.npy"), run.Request(out=folder / "run", n_clusters=4, recipe=read_request(OPTIONS)))
     return folder, {name: ranks[1](*work)[0] for name, (_, *work) in table(folder).items()}
 
 

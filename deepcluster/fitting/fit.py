@@ -14,7 +14,7 @@ from deepcluster.errors import DataError, NonFiniteError
 from deepcluster.fitting.forecast import announce
 from deepcluster.fitting.journal import Journal, opened
 from deepcluster.fitting.like import continued, read_former
-from deepcluster.fitting.plan import check_weights_here, decide, decide_features, first_record
+from deepcluster.fitting.plan import check_weights_here, decide, decide_features
 from deepcluster.fitting.read import exact_features, read_images
 from deepcluster.fitting.values import Decided, ImagesRead, Request, Start
 from deepcluster.images import Images, find
@@ -34,7 +34,7 @@ from deepcluster.runs.result import Outcome, choose_number, metrics, summary_tex
 from deepcluster.runs.run import Rows, Run, cut_rows, sample_of
 from deepcluster.runtime.compute import GROUPING_PHASE, MAX_PASS_BATCH, Stopwatch
 from deepcluster.runtime.console import Display, Several, Silent
-from deepcluster.runtime.devices import CPU, choose_device, keep_freed_memory, working_on
+from deepcluster.runtime.devices import CPU, choose_device, environment, keep_freed_memory, working_on
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import shaped
 from deepcluster.runtime.processes import ALONE, Processes
@@ -75,15 +75,21 @@ def fit(
         start_of = decide if features is None else partial(decide_features, images, features.shape[1])
         told = processes.broadcast_json(lambda: asdict(start_of(source, request, display)))
         start: Start = shaped(told, Start, "start")
-        request = replace(request, n_clusters=start.n_clusters, seed=start.seed, command=start.command or "")
+        record = start.record
+        request = replace(request, n_clusters=record.n_clusters, seed=record.seed)
         run = run_folder.RunFolder(Path(start.out))
         if start.state == "finished":
             display.say("Done", f"{run.path} is finished already")
             return run
         check_weights_here(start.facts.published if start.facts else "")
-        labels = true_labels(start.labels, source) if start.labels else None
-        former = read_former(run_folder.open_run(Path(start.like))) if start.like and processes.is_main else None
-        record = first_record(request, start, source, former, device, processes)
+        labels = true_labels(record.labels, source) if record.labels else None
+        former = read_former(run_folder.open_run(Path(record.like))) if record.like and processes.is_main else None
+        record = replace(
+            record,
+            like_run=former.run.record.run if former else None,
+            device=str(device),
+            environment=environment(device, processes.world_size, deterministic=request.deterministic),
+        )
         decided = Decided(request, start, source, features, labels, former, record, device)
 
         # Step 1, backbone.
@@ -133,7 +139,7 @@ def train(network: Network, images: ImagesRead, journal: Journal, display: Displ
     store = images.store
     request = images.decided.request
     last = request.recipe.all_options.get("rounds", recipe.rounds)  # with --resume maybe fewer than the recipe has
-    if store.partition.processes.any(journal.checkpoint is not None):
+    if journal.checkpoint:
         state = journal.restore(network)
         display.say("Resumed", f"after {plural(state.round, 'round')}")
     else:

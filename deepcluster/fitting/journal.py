@@ -48,7 +48,7 @@ class Journal:
     folder: LockedFolder | None  # on the main rank
     record: RunRecord  # run.json so far
     checkpoints: Checkpoints
-    checkpoint: Checkpoint | None  # the last one of a run that goes on, on the main rank
+    checkpoint: Checkpoint | None  # the last one of a run that goes on
     start: float  # of the run, by time.perf_counter(); earlier by the time before an interruption
     baseline: Mapping[str, float] = field(default_factory=dict)  # metrics before the rounds, on the main rank
     rows: list[Mapping[str, Any]] = field(default_factory=list)  # of history.csv
@@ -100,15 +100,11 @@ class Journal:
             folder.write(LOG, log.lines())
 
     def restore(self, network: Network) -> State:
-        """Restore the network from the last checkpoint, and return its state. A collective."""
-        partition = self.images.store.partition
-        processes = partition.processes
-        mine = self.checkpoint
-        stored: Any = mine and [mine.values, str(mine.file), mine.about]
-        values, file, about = processes.broadcast_json(lambda: stored)
-        tensors = processes.broadcast_tensors(lambda: mine.tensors if mine else {})
+        """Restore the network from the last checkpoint, and return its state."""
+        assert self.checkpoint, "only a run that goes on is restored"
+        about = self.checkpoint.about
         with fitting(self.checkpoints.folder):
-            state, parameters = restored(Checkpoint(values, tensors, Path(file), about), partition.local)
+            state, parameters = restored(self.checkpoint, self.images.store.partition.local)
             network.load_state_dict(parameters)
         self.start -= about["elapsed"]
         self.baseline = about["baseline"]
@@ -209,7 +205,7 @@ def opened(decided: Decided, processes: Processes, start: float) -> Iterator[Jou
         can_resume = not overwrite and decided.features is None
         signals.advise(partial(_advice, out, record, can_resume=can_resume))
         checkpoints = Checkpoints(out / "checkpoints", scratch_of(out, processes.rank))
-        checkpoint = checkpoints.latest() if folder and decided.start.state == "resumed" else None
+        checkpoint = checkpoints.latest() if decided.start.state == "resumed" else None
         try:
             yield Journal(decided, folder, record, checkpoints, checkpoint, start)
         except BaseException as error:

@@ -16,7 +16,6 @@ import torch
 import deepcluster
 from deepcluster.auto import WHITENING, Facts, Plan
 from deepcluster.errors import DataError, ModelError, UsageError
-from deepcluster.fitting.like import Former
 from deepcluster.fitting.values import Request, Start
 from deepcluster.images import Source
 from deepcluster.images.store import preview
@@ -27,29 +26,16 @@ from deepcluster.nets.network import Network
 from deepcluster.presets import RecipeRequest, check_clusters, resolve
 from deepcluster.recipe import AUTO, Recipe, declared, read_toml
 from deepcluster.runtime.console import Display
-from deepcluster.runtime.devices import environment
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import is_run, shaped
-from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import Checkpoint, rounds_done
 from deepcluster.storage.content import IMAGES, RunRecord
 from deepcluster.storage.state import own_files
 from deepcluster.texts import one_line, some
 
+DEFAULTS = {"n_clusters": None, "seed": 0, "labels": None, "like": None}  # of the values of a request in run.json
 FEATURES_OPTIONS = {name for name, option in declared(Recipe).items() if option.for_features}
-
-
-def values_of(request: Request) -> dict[str, Any]:
-    """Return the values of a request that run.json has, as it has them: by absolute paths."""
-    labels = request.labels
-    return {
-        "n_clusters": request.n_clusters,
-        "seed": request.seed,
-        "labels": str(Path(labels).absolute()) if labels and labels != "folders" else labels,
-        "like": str(request.like.absolute()) if request.like else None,
-        "command": request.command,
-    }
 
 
 def decide(source: Source, request: Request, display: Display, *, dry: bool = False) -> Start:
@@ -68,13 +54,12 @@ def decide(source: Source, request: Request, display: Display, *, dry: bool = Fa
     _get_weights(name, request, display, dry=dry)
     facts = replace(facts, published=name)
     plan = resolve(request.recipe, facts)
-    return Start(str(out), "new", plan, request.recipe, facts, **values_of(request))
+    return Start(str(out), "new", plan, request.recipe, first_record(request, source, plan), facts)
 
 
-def first_record(
-    request: Request, start: Start, source: Source, former: Former | None, device: torch.device, processes: Processes
-) -> RunRecord:
-    """Return run.json at the start of a run."""
+def first_record(request: Request, source: Source, plan: Plan) -> RunRecord:
+    """Return run.json at the start of a run, without the machine."""
+    labels = request.labels
     return RunRecord(
         run=secrets.token_hex(8),
         version=deepcluster.__version__,
@@ -86,14 +71,11 @@ def first_record(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         seed=request.seed,
         n_clusters=request.n_clusters,
-        labels=start.labels,
-        like=start.like,
-        like_run=former.run.record.run if former else None,
-        requested=asdict(start.requested),
+        labels=str(Path(labels).absolute()) if labels and labels != "folders" else labels,
+        like=str(request.like.absolute()) if request.like else None,
+        requested=asdict(request.recipe),
         steps=request.steps.names or None,
-        device=str(device),
-        environment=environment(device, processes.world_size, deterministic=request.deterministic),
-        backbone=NO_NETWORK if request.features else start.plan.recipe.backbone,
+        backbone=NO_NETWORK if request.features else plan.recipe.backbone,
     )
 
 
@@ -107,7 +89,7 @@ def decide_features(data: Any, width: int, source: Source, request: Request, dis
     if not (source.items.of_files or source.paths[0].isdecimal()):
         display.say("Pictures", f"none: no path leads to a file; the first is {one_line(source.paths[0])}")
     plan = Plan(recipe, {"features": f"{width:,} numbers a row, which came from elsewhere"})
-    return Start(str(out), "new", plan, request.recipe, **values_of(request))
+    return Start(str(out), "new", plan, request.recipe, first_record(request, source, plan))
 
 
 def _features_recipe(request: Request, source: Source) -> Recipe:
@@ -161,32 +143,37 @@ def _resumed(folder: run_folder.RunFolder, source: Source, request: Request) -> 
         requested: RecipeRequest = shaped(record.requested, RecipeRequest, "requested")
     is_finished = record.status == "done"
     done = record.rounds or 0 if is_finished else rounds_done(folder.path)
-    _check_same_request(folder, request, record, requested, (recipe.rounds, *range(done + 1)))
-    check_paths(folder, source)
-    like = values_of(request)["like"]
-    if like or not is_finished:
-        check_like(record, like)
-    values = {name: getattr(record, name) for name in values_of(request)} | ({"like": like} if like else {})
     plan = Plan(recipe, record.reasons or {})
-    return Start(str(folder.path), "finished" if is_finished else "resumed", plan, requested, **values)
+    now = first_record(request, source, plan)
+    _check_same_request(folder, request, record, now, requested, (recipe.rounds, *range(done + 1)))
+    check_paths(folder, source)
+    if now.like or not is_finished:
+        check_like(record, now.like)
+    kept = {name: getattr(record, name) for name in ("command", "requested", *DEFAULTS)}
+    now = replace(now, **kept | {"like": now.like or record.like})
+    return Start(str(folder.path), "finished" if is_finished else "resumed", plan, requested, now)
 
 
 def _check_same_request(
-    folder: run_folder.RunFolder, request: Request, record: RunRecord, requested: RecipeRequest, rounds: Sequence[int]
+    folder: run_folder.RunFolder,
+    request: Request,
+    record: RunRecord,
+    now: RunRecord,
+    requested: RecipeRequest,
+    rounds: Sequence[int],
 ) -> None:
     """Raise UsageError unless each value of a request to resume is the default, or the one that the run began with.
 
-    ``requested``: The recipe that the run began with. ``rounds``: The numbers that may be given for it.
+    ``now``: The record that the request would begin with. ``requested``: The recipe that the run began with.
+    ``rounds``: The numbers that may be given for it.
     """
     if request.steps.names != (record.steps or {}):
         began = ", ".join(record.steps or {}) or "no steps of your own"
         how = "resume from Python with the same steps: DeepCluster(...).fit(X, run=..., resume=True)"
         raise UsageError(f"the run in {folder.path} began with {began}: {how}")
-    values, default = values_of(request), values_of(Request())
-    del values["command"]
-    if record.like_run:  # which may be at another place by now
-        del values["like"]
-    is_same = all(value in (default[name], getattr(record, name)) for name, value in values.items())
+    # The run of --like may be at another place by now.
+    compared = {name: value for name, value in DEFAULTS.items() if name != "like" or not record.like_run}
+    is_same = all(getattr(now, name) in (value, getattr(record, name)) for name, value in compared.items())
     is_same &= request.recipe.without("rounds") in (RecipeRequest(), requested.without("rounds"))
     if not is_same or request.recipe.all_options.get("rounds", rounds[0]) not in rounds:
         began = f"began as: {one_line(record.command)}" if record.command else "began in Python, with other parameters"

@@ -43,13 +43,8 @@ class Start:
     state: str  # new, resumed, or finished: nothing is left to do
     plan: Plan
     requested: RecipeRequest  # the recipe that the run began with
+    record: RunRecord  # run.json at the start, without the machine
     facts: Facts | None = None  # about the images of a new run
-    # As in run.json: those of the request, or of the run that goes on.
-    n_clusters: int | None = None
-    seed: int = 0
-    labels: str | None = None
-    like: str | None = None
-    command: str | None = None
 
     def plan_if(self, **facts: Any) -> Plan:
         """Return the plan if a new run had these ``facts`` about its images; a resumed one keeps its plan."""

@@ -1,4 +1,4 @@
-"""Images by number: arrays, .npy and .npz files, ``Dataset`` objects and lists of images."""
+"""Images by number: arrays, .npy files, ``Dataset`` objects and lists of images."""
 
 import math
 import sys
@@ -17,7 +17,6 @@ from PIL import Image
 from deepcluster.errors import DataError, DeepClusterError
 from deepcluster.images.decode import MAX_PIXELS, Undecodable, as_rgb, explain, upright
 from deepcluster.images.source import Encoded, Items, Numbered, Source, numbered, real
-from deepcluster.runtime.machine import check_fits
 from deepcluster.runtime.plain_files import check_file
 from deepcluster.texts import one_line
 
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
 
 CHANNELS = (1, 3, 4)
 MEMORY = "the array"  # location of one that came from Python
-# An .npz that unpacks to more bytes may have at most MAX_RATIO times the file's: zeros shrink to a thousandth.
-MAX_UNPACKED_BYTES = 100_000_000
-MAX_RATIO = 300
 IMAGE_KEY = "image"  # of items that are dicts: the usual name of torch and Hugging Face
 
 
@@ -174,29 +170,20 @@ class _HuggingFace(Encoded, Numbered):
         return Path(item["path"]) if item["bytes"] is None else BytesIO(item["bytes"])
 
 
-MAGICS = (b"\x93NUMPY", b"PK")
-
-
 def load_array(file: Path, mmap_mode: Literal["r"] | None = None) -> Any:
     """Return ``np.load`` of numbers only. Raises ValueError with a reason that advises nobody to unpickle."""
     with file.open("rb") as stream:
         start = stream.read(6)
-    if not start.startswith(MAGICS):
+    if start.startswith(b"PK"):
+        raise ValueError("it is an .npz archive: np.save('images.npy', np.load(FILE)[NAME]) makes an array of it")
+    if not start.startswith(b"\x93NUMPY"):
         raise ValueError(f"it is not a numpy file: it begins with {start!r}")
     try:
-        loaded = np.load(file, mmap_mode=mmap_mode, allow_pickle=False)
+        return np.load(file, mmap_mode=mmap_mode, allow_pickle=False)
     except ValueError as error:
-        raise _without_advice(error) from None
-    if file.suffix.lower() == ".npy" and not isinstance(loaded, np.ndarray):
-        raise ValueError("it is an archive and not an array")
-    return loaded
-
-
-def _without_advice(error: Exception) -> Exception:
-    """Return numpy's error, or ours if it is about unpickling."""
-    if isinstance(error, ValueError) and ("pickle" in str(error) or "Python objects" in str(error)):
-        return ValueError("it holds Python objects and not numbers: save numbers of type uint8")
-    return error
+        if "pickle" in str(error) or "Python objects" in str(error):
+            raise ValueError("it holds Python objects and not numbers: save numbers of type uint8") from None
+        raise
 
 
 @dataclass(frozen=True)
@@ -222,56 +209,23 @@ class _RowsOnDisk(Numbered):
 
 @contextmanager
 def reading(what: str, file: Path) -> Iterator[None]:
-    """Turn all errors of reading a file into DataError: numpy and zipfile raise many kinds if it is damaged."""
+    """Turn all errors of reading a file into DataError: numpy raises many kinds if it is damaged."""
     try:
         check_file(file, sys.maxsize)
         yield
     except (DeepClusterError, MemoryError):
         raise
     except Exception as error:
-        reason = explain(_without_advice(error))
-        raise DataError(f"cannot read {what} {one_line(str(file))}: {reason}") from error
-
-
-def check_unpacked(file: Path, packed: int, needed: int, way_out: str) -> None:
-    """Raise DataError if ``packed`` bytes of a file grow to too many, OutOfMemoryError if memory has less.
-
-    A few kilobytes may claim gigabytes, so call this before they are unpacked.
-    """
-    if needed > max(MAX_UNPACKED_BYTES, MAX_RATIO * packed):
-        raise DataError(f"{one_line(str(file))} grows to {needed:,} bytes, from {packed:,}: use np.save")
-    check_fits(f"unpacking {one_line(str(file))}", needed, way_out)
+        raise DataError(f"cannot read {what} {one_line(str(file))}: {explain(error)}") from error
 
 
 def from_numpy_file(file: Path) -> Source:
-    """Return the images of an .npy or .npz file, of an .npz also the labels."""
-    labels = None
+    """Return the images of an .npy file."""
     with reading("the array", file):
         array = load_array(file, mmap_mode="r")
-        if not isinstance(array, np.memmap):
-            with array as archive:  # an .npz has to be unpacked
-                name, label_name = _images_and_labels(archive.files, file)
-                entries = [e for e in archive.zip.infolist() if e.filename.removesuffix(".npy") in (name, label_name)]
-                packed = min(sum(entry.compress_size for entry in entries), file.stat().st_size)  # the first is a claim
-                needed = sum(entry.file_size for entry in entries)
-                way_out = "save the images with np.save as .npy, which is read from the disk"
-                check_unpacked(file, packed, needed, way_out)
-                array = archive[name]
-                labels = archive[label_name] if label_name else None
-        elif not array.flags.c_contiguous:
+        if not array.flags.c_contiguous:
             array = load_array(file)
-    return from_array(array, file.stem, str(file), labels)
-
-
-def _images_and_labels(names: Sequence[str], file: Path) -> tuple[str, str | None]:
-    """Return the names of the images (``images``, ``x``, or the only array besides the labels) and of the labels."""
-    labels = next((name for name in ("labels", "y") if name in names and len(names) > 1), None)
-    others = [name for name in names if name != labels]
-    name = next((name for name in ("images", "x") if name in others), others[0] if len(others) == 1 else None)
-    if name is None:
-        listed = ", ".join(map(one_line, others)) or "none"
-        raise DataError(f"which array of {one_line(str(file))} has the images? Call it 'images'; there are: {listed}")
-    return name, labels
+    return from_array(array, file.stem, str(file))
 
 
 def as_images(images: "Tensor | npt.NDArray[Any]") -> "Tensor":
@@ -295,7 +249,7 @@ def as_images(images: "Tensor | npt.NDArray[Any]") -> "Tensor":
 
 
 def from_array(array: npt.NDArray[Any], name: str, location: str, labels: npt.NDArray[Any] | None = None) -> Source:
-    """Return the images of an array; DataError if its type, its shape or the number of labels is wrong.
+    """Return the images of an array; DataError if its type or its shape is wrong.
 
     It is N x H x W, N x H x W x C or N x C x H x W with C in 1, 3, 4 (the last axis counts first); uint8, or in memory
     also floats in [0, 1]. Images of a mapped file are read from the disk.
@@ -314,11 +268,9 @@ def from_array(array: npt.NDArray[Any], name: str, location: str, labels: npt.ND
             raise DataError(f"{title} has {not_pixels(array)}")
     elif array.dtype != np.uint8:
         raise DataError(f"{title} has dtype {array.dtype}, not uint8: scale it to 0..255 and use .astype('uint8')")
-    if labels is not None and labels.size != len(array):
-        raise DataError(f"{title} has {labels.size} labels for {len(array)} images")
     place = "" if in_memory else real(location)
     items: Items = _Dataset(place, array, nullcontext())
     if isinstance(array, np.memmap) and not in_memory:
         items = _RowsOnDisk(place, array.shape[1:], array.offset)
-    texts = None if labels is None else tuple(map(str, labels.ravel().tolist()))
+    texts = None if labels is None else tuple(map(str, labels.tolist()))
     return Source(name, location, numbered(len(array)), items, texts)

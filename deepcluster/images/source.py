@@ -19,7 +19,7 @@ from deepcluster.texts import one_line, plural
 
 WHAT_TO_TYPE = (
     "IMAGES is a folder, an image, a pattern such as photos/*.jpg, or several of these; or one text file of paths,"
-    " .npy or .npz array, .tar shard or range train-{000..146}.tar, - for paths on standard input, sklearn:digits"
+    " .npy array, .tar shard or range train-{000..146}.tar, - for paths on standard input, sklearn:digits"
     " or torchvision:NAME"
 )
 LINK = Reason("a symbolic link, not followed", "linked")  # to skip one in a folder

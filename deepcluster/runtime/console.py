@@ -17,7 +17,7 @@ from deepcluster.runtime import log
 from deepcluster.texts import printable
 
 WIDTH = 100  # characters of a line at most
-DETAILS = ("Plan", "Memory", "Run", "Alike", "Clusters")  # headings that are shown to a user who asks
+DETAILS = ("Plan", "Features", "Run", "Alike", "Clusters")  # headings that are shown to a user who asks
 # Names of the phases on the screen, if they differ from the names in the code.
 PHASES = {
     "starting": "starting up",

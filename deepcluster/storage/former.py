@@ -6,15 +6,12 @@ a copy of another state in the place of the present one. A change after steps ba
 all others, and its own state after that: nothing that was taken back is lost.
 """
 
-import os
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from deepcluster.runtime import signals
 from deepcluster.storage.clusters_file import Header, Made, header_of, read_clusters, with_made
 from deepcluster.storage.content import CLUSTERS
-from deepcluster.storage.files import changing, made_folder, sync_folder
 from deepcluster.storage.run_folder import LockedFolder, RunFolder
 from deepcluster.storage.state import former_files
 from deepcluster.texts import plural
@@ -70,10 +67,9 @@ def given(folder: RunFolder) -> int:
 
 def keep(folder: LockedFolder) -> int:
     """Keep the present state before a change, and return the number of the next one."""
-    now = made_in(folder, CLUSTERS)
+    now = _kept(folder)
     numbers = numbers_of(folder)
-    _copy(folder, CLUSTERS, name_of(now.number))
-    last = max(now.number, *numbers, 0)
+    last = numbers[-1]
     taken_back = sum(number > now.number for number in numbers)
     if taken_back and not _is_present(folder, name_of(last)):  # else a kill came after the next lines
         last += 1
@@ -81,6 +77,14 @@ def keep(folder: LockedFolder) -> int:
         folder.write(name_of(last), again)
     _prune(folder)
     return last + 1
+
+
+def _kept(folder: LockedFolder) -> Made:
+    """Keep a copy of the present state, and return the change that made it."""
+    now = made_in(folder, CLUSTERS)
+    if not folder.has(name_of(now.number)):
+        folder.write(name_of(now.number), folder.file(CLUSTERS).read_bytes())
+    return now
 
 
 def _is_present(folder: RunFolder, name: str) -> bool:
@@ -92,7 +96,7 @@ def _is_present(folder: RunFolder, name: str) -> bool:
 
 def step(folder: LockedFolder, number: int) -> None:
     """Put another state in the place of the present one, which stays in former/."""
-    _copy(folder, CLUSTERS, name_of(made_in(folder, CLUSTERS).number))
+    _kept(folder)
     put(folder, folder.file(name_of(number)).read_bytes())
 
 
@@ -102,19 +106,6 @@ def put(folder: LockedFolder, content: bytes) -> None:
     with signals.uninterrupted():
         folder.write(CLUSTERS, content)
         signals.changed(folder.path)
-
-
-def _copy(folder: LockedFolder, name: str, to: str) -> None:
-    """Copy a file of a run, unless the copy exists. A file is replaced and never written into, so a link will do."""
-    if folder.has(to):
-        return
-    with changing(folder.path / to):
-        made_folder(folder.path_of(to).parent)
-        with suppress(OSError):  # a file system without hard links
-            os.link(folder.file(name), folder.path_of(to))
-            sync_folder(folder.path_of(to).parent)
-            return
-    folder.write(to, folder.file(name).read_bytes())
 
 
 def _prune(folder: LockedFolder) -> None:
