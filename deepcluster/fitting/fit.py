@@ -5,7 +5,6 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from deepcluster.algorithm import Conclusion
@@ -15,7 +14,7 @@ from deepcluster.fitting.forecast import announce
 from deepcluster.fitting.journal import Journal, opened
 from deepcluster.fitting.like import continued, read_former
 from deepcluster.fitting.plan import check_weights_here, decide, decide_features
-from deepcluster.fitting.read import exact_features, read_images
+from deepcluster.fitting.read import exact_features, features_with_nouns, knows_nouns, read_images
 from deepcluster.fitting.values import Decided, ImagesRead, Request, Start
 from deepcluster.images import Images, find
 from deepcluster.images.given import true_labels
@@ -24,9 +23,7 @@ from deepcluster.images.store import check_alike
 from deepcluster.learning.training import average_weights, measure_statistics
 from deepcluster.model import Model
 from deepcluster.nets.network import Network, no_network
-from deepcluster.recipe import Recipe
 from deepcluster.records import Identity, State
-from deepcluster.report.pictures import on_sheet
 from deepcluster.runs.change import cut_of
 from deepcluster.runs.inherit import kept_text
 from deepcluster.runs.page import write_nouns
@@ -202,26 +199,10 @@ def _measured_before(network: Network, images: ImagesRead, journal: Journal, dis
     return {**metrics(images.truth, placement.cluster), "clusters": len(placement.cluster.unique())}
 
 
-def knows_nouns(network: Network, recipe: Recipe) -> bool:
-    """Return True if the network came with a classifier of nouns; training would change the features that it takes."""
-    return recipe.weights == "timm" and network.classifier is not None
-
-
 def result_features(network: Network, images: ImagesRead, display: Display) -> Tensor:
     """Return this rank's features for a result: those that are known, or of the network as it is now."""
     known = images.known
     return exact_features(network, images.store, images.recipe, display) if known is None else known
-
-
-def features_with_nouns(network: Network, images: ImagesRead, features: Tensor) -> Tensor | None:
-    """Return the ``features`` (this rank's) of all images on the sheet, on the main rank. A collective.
-
-    None if the network knows no nouns of them.
-    """
-    if not knows_nouns(network, images.recipe):
-        return None
-    partition = images.store.partition
-    return partition.to_main(features, torch.tensor(on_sheet(partition.total)))
 
 
 def conclude(network: Network, images: ImagesRead, features: Tensor, display: Display) -> Conclusion:

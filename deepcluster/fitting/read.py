@@ -1,4 +1,4 @@
-"""The images of a run, read once, and the plan for them."""
+"""The images of a run, read once, the plan for them, and what the network says about them at the end."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +23,7 @@ from deepcluster.learning.features import certainty_of, extract
 from deepcluster.nets.network import Network
 from deepcluster.presets import check_clusters
 from deepcluster.recipe import AUTO, Recipe, to_toml
-from deepcluster.report.pictures import sprite_sheet, tiny_pictures
+from deepcluster.report.pictures import on_sheet, sprite_sheet, tiny_pictures
 from deepcluster.runs.images import duplicate_rows, pictures_of, pixel_digests, row_digests, with_picture
 from deepcluster.runs.page import SHEET
 from deepcluster.runtime.console import Display
@@ -124,3 +124,19 @@ def exact_features(network: Network, store: Store, recipe: Recipe, display: Disp
     """Return this rank's features (float32, n x D) by the network as it is now, as a result has them."""
     progress = display.progress if recipe.rounds else PassForecast(display, recipe.image_size)
     return extract(network, store.images, compute_of(network, recipe, store.partition, progress, exact=True))
+
+
+def knows_nouns(network: Network, recipe: Recipe) -> bool:
+    """Return True if the network came with a classifier of nouns; training would change the features that it takes."""
+    return recipe.weights == "timm" and network.classifier is not None
+
+
+def features_with_nouns(network: Network, images: ImagesRead, features: Tensor) -> Tensor | None:
+    """Return the ``features`` (this rank's) of all images on the sheet, on the main rank. A collective.
+
+    None if the network knows no nouns of them.
+    """
+    if not knows_nouns(network, images.recipe):
+        return None
+    partition = images.store.partition
+    return partition.to_main(features, torch.tensor(on_sheet(partition.total)))
