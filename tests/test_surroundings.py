@@ -35,7 +35,7 @@ from deepcluster.storage.content import COLUMNS, FILES
 from deepcluster.texts import retold
 from tests.exports import write_image
 from tests.helpers.runs import record, result, rows, small_fit
-from tests.tiny import RECORD, tiny_run
+from tests.tiny import RECORD
 
 NAMES = [
     *(b"plain.png", b"two words.png", b" lead.png", b"trail.png ", b"  ", b"two  spaces.png", b"dot.", b"no suffix"),
@@ -244,12 +244,6 @@ def test_an_empty_argument_is_none(line: str, ends: Ends) -> None:
         find("")
 
 
-@pytest.mark.parametrize("option", ["-k=", "--seed=", "--set=epochs="])
-def test_a_number_of_5000_digits_is_refused_in_a_short_line(option, photos, tmp_path, ends: Ends) -> None:
-    assert len(ends(["fit", photos, "-o", tmp_path / "run", option + "9" * 5000, "-q"], 2)) < 2100
-    assert not (tmp_path / "run").exists()
-
-
 # A command whose output cannot be written, and its exit code: 5 if the disk is full, 0 if the reader has gone.
 @pytest.mark.parametrize(("line", "code"), [("doctor", 5), ("recut RUN -k 2 --json", 5), ("fit PHOTOS -o OUT", 0)])
 def test_a_result_that_cannot_be_printed(line: str, code: int, run, photos, tmp_path, ends, monkeypatch) -> None:
@@ -346,10 +340,3 @@ def test_a_file_where_a_folder_should_be(name: str, photos: Path, tmp_path: Path
     (run / name).write_text("mine")
     assert name in ends(["fit", photos, "-o", run, "--resume", *small_fit()], 5)
     assert (run / name).read_text() == "mine"
-
-
-def test_predict_needs_no_temporary_folder(photos: Path, tmp_path: Path, monkeypatch, ends: Ends) -> None:
-    run = tiny_run(tmp_path / "run")
-    monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.setattr("tempfile._get_default_tempdir", Mock(side_effect=FileNotFoundError(2, "No usable folder")))
-    ends(["predict", run, photos, "-o", tmp_path / "out.csv"], 0)
