@@ -27,7 +27,6 @@ from PIL import Image
 from deepcluster.errors import DataError, DiskError, UsageError
 from deepcluster.images import files as image_files
 from deepcluster.images import find
-from deepcluster.images.store import read_once
 from deepcluster.report.pictures import webp
 from deepcluster.runtime.tables import unguarded, write_csv
 from deepcluster.storage import run_folder, state
@@ -290,18 +289,6 @@ def test_odd_streams_end_a_command_as_they_should(line: str, code: int, tmp_path
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, cwd=tmp_path, env=os.environ | odd)
     assert done.returncode == code
     assert "Traceback" not in done.stderr and "ignored" not in done.stderr
-
-
-def test_an_array_that_shrinks(tmp_path: Path) -> None:
-    """An error says so: the process died of SIGBUS."""
-    np.save(tmp_path / "a.npy", np.zeros((600, 16, 16, 3), np.uint8))
-    source = find(tmp_path / "a.npy")
-    assert source.read(599).size == (16, 16)
-    os.truncate(tmp_path / "a.npy", 200)
-    with pytest.raises(DataError, match=r"a\.npy"):
-        source.read(599)
-    with pytest.raises(DataError, match=r"a\.npy"):  # and is no image that is left out
-        read_once(source, 16)
 
 
 def test_a_byte_order_mark_is_no_damage_and_a_current_folder_that_is_gone_no_error(
