@@ -12,12 +12,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from deepcluster.algorithm import Conclusion, alternate, conclude
+from deepcluster.algorithm import alternate
 from deepcluster.clustering import ClusteringStep, KMeans, Reduction
 from deepcluster.errors import UsageError
 from deepcluster.groups.cut import KMEANS_STARTS, Cut, as_clusters, cut_features
 from deepcluster.groups.graph import Embeddings
-from deepcluster.images.store import Store
 from deepcluster.images.views import Augmentation, each_once, official_draws, uniform_over_clusters
 from deepcluster.learning import heads
 from deepcluster.learning.heads import Loss
@@ -102,20 +101,6 @@ def rounds_of(
         patience=recipe.patience,
         state=state,
         compute=compute,
-    )
-
-
-def conclusion_of(network: Network, store: Store, recipe: Recipe, seed: int, features: Tensor) -> Conclusion:
-    """Reduce and cluster this rank's ``features``, of a pass of the network, as the recipe says. A collective."""
-    return conclude(
-        network,
-        store.images,
-        clusters=recipe.pseudo_labels,
-        seed=seed,
-        reduction=reduction_of(recipe, network.feature_dim, network.classifier),
-        clustering=kmeans_of_result(recipe),
-        compute=compute_of(network, recipe, store.partition, exact=True),
-        features=features,
     )
 
 

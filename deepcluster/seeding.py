@@ -7,11 +7,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
-from torch import Tensor
-
-MAX_SHUFFLED = 1 << 24  # total up to which a draw shuffles all numbers
 
 
 def derive(seed: int, purpose: str, *index: int) -> int:
@@ -23,15 +19,6 @@ def derive(seed: int, purpose: str, *index: int) -> int:
 def generator(seed: int, purpose: str, *index: int) -> torch.Generator:
     """Return a fresh CPU generator for one purpose, for example ``generator(seed, "augment", round, epoch, step)``."""
     return torch.Generator().manual_seed(derive(seed, purpose, *index))
-
-
-def draw(total: int, count: int, random: torch.Generator) -> Tensor:
-    """Draw ``count`` different numbers (int64) from 0 to ``total`` - 1, or all of them, in random order."""
-    if total <= max(MAX_SHUFFLED, 4 * count):
-        return torch.randperm(total, generator=random)[:count]
-    drawn = torch.randint(total, (2 * count,), generator=random)
-    first = np.unique(drawn.numpy(), return_index=True)[1]
-    return drawn[torch.from_numpy(np.sort(first))[:count]]
 
 
 @contextmanager

@@ -124,19 +124,16 @@ def child(arguments: list[str], trap: Trap | None, errors: str) -> None:
     os._exit(code)
 
 
-def command(*arguments: object, seconds: float | None = None, trap: Trap | None = None) -> tuple[int | None, str]:
+def command(*arguments: object, trap: Trap | None = None) -> tuple[int | None, str]:
     """Run a command in a process of its own; return its exit code and what it says on stderr.
 
     Args:
         arguments: Those of the command.
-        seconds: Kill it after this time.
         trap: A signal, a function (module:name, or several) and a count: at its count-th call the process gets the
             signal. Or "FSIZE", nothing and a number of bytes: it can write no file that is larger.
     """
     with tempfile.NamedTemporaryFile() as errors:
         process = forkserver().Process(target=child, args=([*map(str, arguments)], trap, errors.name))
         process.start()
-        process.join(seconds)
-        process.kill()
         process.join()
         return process.exitcode, Path(errors.name).read_text(errors="replace")

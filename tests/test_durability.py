@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from tests.drawings import save_drawings
 from tests.helpers.runs import assert_same_result, change_record, contents, left_behind, record, result, rows, small_fit
 from tests.tiny import flipped
 
-KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "3"))  # runs that are killed; in the quick tests one
 ROUNDS = ("--rounds", "3")
 OPTIONS = small_fit(*ROUNDS)
 
@@ -53,25 +51,11 @@ def fit(pictures) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="module")
-def whole(fit, tmp_path_factory) -> tuple[Path, float]:
-    """A run without a break, and its seconds."""
+def whole(fit, tmp_path_factory) -> Path:
+    """A run without a break."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    begin = time.perf_counter()
     fit(out)
-    return out, time.perf_counter() - begin
-
-
-@pytest.mark.parametrize("draw", [pytest.param(i, marks=pytest.mark.slow if i else ()) for i in range(KILLS)])
-def test_killed_at_random_moments_it_ends_the_same(pictures, fit, whole, tmp_path, draw):
-    """Up to five times, each later in the run."""
-    (wanted, seconds), chance, out = whole, random.Random(draw), tmp_path / "run"
-    for _ in range(1 + draw % 5):
-        command("fit", pictures, "-o", out, *OPTIONS, "--resume", seconds=chance.uniform(0.05, seconds / 2))
-    fit(out, "--resume")
-    assert_same_result(wanted, out)
-    with run_folder.locked(out):  # a kill after the result leaves its lock to the next command that writes
-        pass
-    assert not left_behind(out)
+    return out
 
 
 # ---- signals --------------------------------------------------------------------------------------------------------
@@ -101,7 +85,7 @@ def test_a_signal_saves_and_ends_with_75(fit, whole, tmp_path, phase):
         assert record(out)["status"] == "stopped"
         (out / "metrics.json").write_text('{"acc": 1.0}')
     fit(out, "--resume")
-    assert_same_result(whole[0], out)
+    assert_same_result(whole, out)
     assert not (out / "metrics.json").exists()  # a run without labels has no metrics
 
 
@@ -173,7 +157,7 @@ def copy_of(stopped, whole, tmp_path):
     """A copy of the run that is "stopped", or of the other one, which is "done"; or that "without checkpoints"."""
 
     def copied(state: str) -> Path:
-        run = Path(shutil.copytree(stopped if state == "stopped" else whole[0], tmp_path / "run"))
+        run = Path(shutil.copytree(stopped if state == "stopped" else whole, tmp_path / "run"))
         if state == "without checkpoints":
             shutil.rmtree(run / "checkpoints")
         return run
@@ -240,9 +224,9 @@ def test_another_fit_is_refused_and_changes_nothing(
 @pytest.mark.parametrize("moved", [False, True])
 def test_a_finished_run_stays(pictures, whole, tmp_path, moved, ends):
     folder = shutil.copytree(pictures, tmp_path / pictures.name) if moved else pictures
-    before = {path: path.stat().st_mtime_ns for path in whole[0].rglob("*") if path.is_file()}
-    ends(["fit", folder, "-o", whole[0], *OPTIONS, "--resume"], 0)
-    assert before == {path: path.stat().st_mtime_ns for path in whole[0].rglob("*") if path.is_file()}
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+    ends(["fit", folder, "-o", whole, *OPTIONS, "--resume"], 0)
+    assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
 
 
 # The run "done" began with TYPED.
@@ -433,5 +417,5 @@ def test_a_full_disk_at_some_sizes(fit, whole, stopped, tmp_path, sizes):
         assert not list((out / "checkpoints").glob(".*"))
         if i % 5 == 0:
             fit(out, "--resume")
-            assert_same_result(whole[0], out)
+            assert_same_result(whole, out)
         shutil.rmtree(out)

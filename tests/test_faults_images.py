@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from deepcluster import model
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
 from deepcluster.fitting import fit as run
@@ -27,10 +26,9 @@ from deepcluster.images.views import Augmentation
 from deepcluster.learning.heads import CentroidHead, WithInstances
 from deepcluster.nets.network import build
 from deepcluster.presets import read_request
-from deepcluster.runs import page as run_report
 from tests.drawings import save_drawings
-from tests.helpers.image_files import CANARY, SIDE, chunk, files_of_all_modes, png, stored, talkative
-from tests.helpers.runs import SAME, model_digest, predicted, result, rows
+from tests.helpers.image_files import CANARY, chunk, png, stored, talkative
+from tests.helpers.runs import SAME, model_digest, result, rows
 from tests.loop import loop
 
 QUICK = {"rounds": 1, "epochs": 1, "batch_size": 16, "pseudo_labels": 6, "image_size": 8}
@@ -107,33 +105,6 @@ def test_every_kind_of_broken_file_is_listed_and_changes_nothing(
     assert all(f"skipped {name}: " in said for name in files)
     ends(["embed", good, mixed / "a", "-o", tmp_path / "f.npy"], 3)
     assert not (tmp_path / "f.npy").exists() and not (tmp_path / "f.csv").exists()
-
-
-def test_fit_predict_and_report_see_the_right_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = files_of_all_modes()
-    assert len(files) >= 70
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for name, (data, _, _) in files.items():
-        (folder / name).write_bytes(data)
-    seen: list[Store] = []
-    pictures: list[Callable[[str], Image.Image | None]] = []
-    thumbnails = run_report.thumbnails
-    for module in (reading, model):
-        monkeypatch.setattr(module, "read_once", lambda *a, **o: (seen.append(read_once(*a, **o)), seen[-1])[1])
-    kept = lambda picture, *rest: (pictures.append(picture), thumbnails(picture, *rest))[1]  # noqa: E731
-    monkeypatch.setattr(run_report, "thumbnails", kept)
-    out = fit(folder, tmp_path / "run", rounds=0, image_size=2 * SIDE, margin=1.0)
-    paths = predicted(out, folder).paths
-    assert set(paths) == set(files)
-    stores = [seen[0].images, torch.cat([store.images for store in seen[1:]])]
-    for i, path in enumerate(paths):
-        trained, new = (np.asarray(images[i].permute(1, 2, 0)).astype(int) for images in stores)
-        shown = pictures[0](path)
-        assert shown is not None and shown.mode == "RGB"
-        _, right, off = files[path]
-        assert np.abs(trained - right).max() <= off, path
-        assert (trained == new).all() and (trained == np.asarray(shown)).all(), path
 
 
 HOME = "eve-home-1c9"

@@ -80,13 +80,3 @@ def test_an_editable_install_is_a_path_that_type_checkers_follow(tmp_path):
         installed = {Path(name).suffix: name for name in wheel.namelist() if ".dist-info/" not in name}
         assert installed.keys() == {".pth"}
         assert wheel.read(installed[".pth"]).decode().strip() == str(tmp_path)
-
-
-def test_the_files_of_the_container_build_the_package(tmp_path):
-    lines = (ROOT / "Dockerfile").read_text().splitlines()
-    copied = [name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]]
-    ignored = (ROOT / ".dockerignore").read_text().splitlines()
-    assert {".git", ".venv", "runs"} <= {*ignored} and not {*ignored, "."} & {*copied}
-    for name in copied:
-        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
-    build("prepare_metadata_for_build_wheel", tmp_path)

@@ -5,8 +5,6 @@ import io
 import os
 import shutil
 import stat
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from PIL import Image
 
 from deepcluster.errors import Stopped
 from deepcluster.storage import files as whole
-from deepcluster.storage.files import new_folder, scratch_folder, write_output
+from deepcluster.storage.files import new_folder, scratch_folder
 from deepcluster.storage.run_folder import open_run
 from tests.drawings import pack, save_drawings
 from tests.helpers.runs import bystanders, change_record, contents, record, small_fit, state_of
@@ -124,26 +122,6 @@ def test_empty_files_long_names_and_devices_may_be_outputs(place, ends):
     assert Path("null").is_symlink() and Path("full").is_symlink()
     for out, begin in (("empty.csv", b""), ("x" * 251 + ".csv", b""), ("log", b"a line\n")):
         assert Path(out).read_bytes().startswith(begin + ROW)
-
-
-@pytest.mark.parametrize("name", ["fifo", "link"])
-def test_a_fifo_is_written_into(place, name, ends):
-    """An array too: numpy would write to the number of a real file, and ask where in it it is."""
-    os.mkfifo("fifo")
-    Path("link").symlink_to("fifo")
-    received: list[bytes] = []
-    reader = threading.Thread(target=lambda: received.extend(Path("fifo").read_bytes() for _ in range(2)), daemon=True)
-    reader.start()
-    ends(["predict", "run", "photos", "-o", name, "-q"], 0)
-    deadline = time.monotonic() + 60
-    while not received and time.monotonic() < deadline:  # until the reader has seen the end of the first
-        time.sleep(0.01)
-    write_output(Path(name), lambda file: np.save(file, np.arange(6.0)), binary=True)
-    reader.join(60)
-    np.save("file.npy", np.arange(6.0))
-    assert stat.S_ISFIFO(os.lstat("fifo").st_mode) and Path("link").is_symlink()
-    assert received[0].startswith(ROW) and received[0].count(b"\n") == 3
-    assert received[1] == Path("file.npy").read_bytes()
 
 
 def test_a_file_has_the_permissions_of_any_other(tmp_path):

@@ -840,10 +840,3 @@ def test_threads_share_no_place_and_files_are_closed(tmp_path: Path):
     del source
     gc.collect()
     assert open_files(tmp_path) == 0
-
-
-def test_an_index_is_small(tmp_path: Path):
-    """Of the headers, 1 kB each, none is kept."""
-    file = write(tmp_path / "a.tar", [(f"{i:05}.png", b"x") for i in range(4000)])
-    source, peak = traced(lambda: find(file))
-    assert len(source.paths) == 4000 and peak / 4000 < 700

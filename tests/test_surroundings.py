@@ -27,7 +27,6 @@ from PIL import Image
 from deepcluster.errors import DataError, DiskError, UsageError
 from deepcluster.images import files as image_files
 from deepcluster.images import find
-from deepcluster.images.store import read_once
 from deepcluster.report.pictures import webp
 from deepcluster.runtime.tables import unguarded, write_csv
 from deepcluster.storage import run_folder, state
@@ -35,7 +34,7 @@ from deepcluster.storage.content import COLUMNS, FILES
 from deepcluster.texts import retold
 from tests.exports import write_image
 from tests.helpers.runs import record, result, rows, small_fit
-from tests.tiny import RECORD, tiny_run
+from tests.tiny import RECORD
 
 NAMES = [
     *(b"plain.png", b"two words.png", b" lead.png", b"trail.png ", b"  ", b"two  spaces.png", b"dot.", b"no suffix"),
@@ -244,12 +243,6 @@ def test_an_empty_argument_is_none(line: str, ends: Ends) -> None:
         find("")
 
 
-@pytest.mark.parametrize("option", ["-k=", "--seed=", "--set=epochs="])
-def test_a_number_of_5000_digits_is_refused_in_a_short_line(option, photos, tmp_path, ends: Ends) -> None:
-    assert len(ends(["fit", photos, "-o", tmp_path / "run", option + "9" * 5000, "-q"], 2)) < 2100
-    assert not (tmp_path / "run").exists()
-
-
 # A command whose output cannot be written, and its exit code: 5 if the disk is full, 0 if the reader has gone.
 @pytest.mark.parametrize(("line", "code"), [("doctor", 5), ("recut RUN -k 2 --json", 5), ("fit PHOTOS -o OUT", 0)])
 def test_a_result_that_cannot_be_printed(line: str, code: int, run, photos, tmp_path, ends, monkeypatch) -> None:
@@ -298,18 +291,6 @@ def test_odd_streams_end_a_command_as_they_should(line: str, code: int, tmp_path
     assert "Traceback" not in done.stderr and "ignored" not in done.stderr
 
 
-def test_an_array_that_shrinks(tmp_path: Path) -> None:
-    """An error says so: the process died of SIGBUS."""
-    np.save(tmp_path / "a.npy", np.zeros((600, 16, 16, 3), np.uint8))
-    source = find(tmp_path / "a.npy")
-    assert source.read(599).size == (16, 16)
-    os.truncate(tmp_path / "a.npy", 200)
-    with pytest.raises(DataError, match=r"a\.npy"):
-        source.read(599)
-    with pytest.raises(DataError, match=r"a\.npy"):  # and is no image that is left out
-        read_once(source, 16)
-
-
 def test_a_byte_order_mark_is_no_damage_and_a_current_folder_that_is_gone_no_error(
     run, photos, tmp_path, monkeypatch, ends
 ):
@@ -346,10 +327,3 @@ def test_a_file_where_a_folder_should_be(name: str, photos: Path, tmp_path: Path
     (run / name).write_text("mine")
     assert name in ends(["fit", photos, "-o", run, "--resume", *small_fit()], 5)
     assert (run / name).read_text() == "mine"
-
-
-def test_predict_needs_no_temporary_folder(photos: Path, tmp_path: Path, monkeypatch, ends: Ends) -> None:
-    run = tiny_run(tmp_path / "run")
-    monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.setattr("tempfile._get_default_tempdir", Mock(side_effect=FileNotFoundError(2, "No usable folder")))
-    ends(["predict", run, photos, "-o", tmp_path / "out.csv"], 0)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from deepcluster import algorithm
 from deepcluster.algorithm import Conclusion
-from deepcluster.build import compute_of, conclusion_of, network_of, rounds_of
+from deepcluster.build import compute_of, kmeans_of_result, network_of, reduction_of, rounds_of
 from deepcluster.errors import DataError, NonFiniteError
 from deepcluster.fitting.forecast import announce
 from deepcluster.fitting.journal import Journal, opened
@@ -208,8 +209,18 @@ def result_features(network: Network, images: ImagesRead, display: Display) -> T
 def conclude(network: Network, images: ImagesRead, features: Tensor, display: Display) -> Conclusion:
     """Cluster this rank's ``features`` (n x D), of one pass of the network as it is now. A collective."""
     display.progress(GROUPING_PHASE, 0, 0)
+    recipe, store = images.recipe, images.store
     try:
-        return conclusion_of(network, images.store, images.recipe, images.decided.request.seed, features)
+        return algorithm.conclude(
+            network,
+            store.images,
+            clusters=recipe.pseudo_labels,
+            seed=images.decided.request.seed,
+            reduction=reduction_of(recipe, network.feature_dim, network.classifier),
+            clustering=kmeans_of_result(recipe),
+            compute=compute_of(network, recipe, store.partition, exact=True),
+            features=features,
+        )
     except NonFiniteError as error:
         if images.decided.features is None:
             raise

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -186,27 +186,6 @@ def load_array(file: Path, mmap_mode: Literal["r"] | None = None) -> Any:
         raise
 
 
-@dataclass(frozen=True)
-class _RowsOnDisk(Numbered):
-    """The uint8 images of the .npy file ``holder``, whose numbers start at byte ``begin``.
-
-    It is not mapped, because the process would die of SIGBUS if the file shrank. Reading raises DataError instead.
-    """
-
-    shape: tuple[int, ...]  # of an image
-    begin: int
-
-    def read(self, i: int, size: int | None = None) -> Image.Image:
-        length = math.prod(self.shape)
-        with suppress(FileNotFoundError):
-            numbers = np.fromfile(self.holder, np.uint8, length, offset=self.begin + i * length)
-            if len(numbers) == length:
-                return as_image(numbers.reshape(self.shape))
-        raise DataError(
-            f"{one_line(self.holder)} became shorter while it was read: wait until it is complete, and try again"
-        )
-
-
 @contextmanager
 def reading(what: str, file: Path) -> Iterator[None]:
     """Turn all errors of reading a file into DataError: numpy raises many kinds if it is damaged."""
@@ -269,8 +248,5 @@ def from_array(array: npt.NDArray[Any], name: str, location: str, labels: npt.ND
     elif array.dtype != np.uint8:
         raise DataError(f"{title} has dtype {array.dtype}, not uint8: scale it to 0..255 and use .astype('uint8')")
     place = "" if in_memory else real(location)
-    items: Items = _Dataset(place, array, nullcontext())
-    if isinstance(array, np.memmap) and not in_memory:
-        items = _RowsOnDisk(place, array.shape[1:], array.offset)
     texts = None if labels is None else tuple(map(str, labels.tolist()))
-    return Source(name, location, numbered(len(array)), items, texts)
+    return Source(name, location, numbered(len(array)), _Dataset(place, array, nullcontext()), texts)

@@ -15,7 +15,7 @@ from deepcluster.model import Model
 from deepcluster.recipe import Recipe, read_toml
 from deepcluster.records import Clustering
 from deepcluster.runtime.plain_files import RUN
-from deepcluster.seeding import draw, generator
+from deepcluster.seeding import generator
 from deepcluster.storage import former, run_folder
 from deepcluster.storage import model_files as models
 from deepcluster.storage.content import CLUSTERS, COLUMNS, IMAGES, Facts, RunRecord
@@ -27,7 +27,8 @@ def sample_of(reduced: Tensor, seed: int) -> Tensor:
     """Draw a sample of features; of few images all."""
     if len(reduced) <= MAX_GRAPH_ROWS:
         return reduced
-    return reduced[draw(len(reduced), MAX_GRAPH_ROWS, generator(seed, "sample of the result")).sort().values]
+    order = torch.randperm(len(reduced), generator=generator(seed, "sample of the result"))
+    return reduced[order[:MAX_GRAPH_ROWS].sort().values]
 
 
 @dataclass(frozen=True)
