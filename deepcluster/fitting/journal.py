@@ -19,7 +19,6 @@ from deepcluster.fitting.plan import check_same
 from deepcluster.fitting.values import Decided, ImagesRead
 from deepcluster.nets.network import Network
 from deepcluster.records import Round, State
-from deepcluster.runs.images import fingerprint
 from deepcluster.runs.page import write_nouns
 from deepcluster.runs.result import Outcome, label_numbers, metrics
 from deepcluster.runs.run import Run, write_features
@@ -75,7 +74,6 @@ class Journal:
             images_count=images.store.partition.total,
             skipped_count=len(images.store.skipped),
             pseudo_labels=images.recipe.pseudo_labels,
-            fingerprint=fingerprint(images.digests) if self.decided.features is None else None,
             reasons=images.plan.reasons,
         )
         self.at_once = not images.recipe.rounds  # a run without rounds appears at its end

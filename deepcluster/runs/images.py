@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -48,14 +48,6 @@ def pixel_digests(store: Store) -> list[str]:
 def row_digests(rows: Tensor) -> list[str]:
     """Return the SHA-256 of every row: of features, or of images with the colours last."""
     return [hashlib.sha256(row.tobytes()).hexdigest() for row in rows.numpy()]
-
-
-def fingerprint(images: Mapping[str, str]) -> str:
-    """Return the SHA-256 over the paths and pixels of a run, by their :func:`pixel_digests`."""
-    digest = hashlib.sha256()
-    for path, pixels in images.items():
-        digest.update(path.encode(errors="surrogateescape") + b"\0" + pixels.encode())
-    return digest.hexdigest()
 
 
 # ---- the images that are still at hand -----------------------------------------------------------------------------

@@ -125,7 +125,6 @@ class RunRecord:
     environment: Mapping[str, str | int] | None = None
     images_count: int | None = None
     skipped_count: int | None = None
-    fingerprint: str | None = None
     backbone: str | None = None
     pseudo_labels: int | None = None
     reasons: Mapping[str, str] | None = None
