@@ -185,7 +185,7 @@ def test_fit_prints_the_lines_that_everybody_understands_and_the_rest_if_asked(p
     printed = prints(*fit)
     lines = printed.strip().splitlines()
     headings = {line[:9].strip() for line in lines if line[0] != " "}
-    assert headings == {"Images", "Network", "Features", "Round", "Done", "Metrics", "At start", "Next"}
+    assert headings == {"Images", "Network", "Round", "Done", "Metrics", "At start", "Next"}
     assert re.search(r"Images +48 .* 7 [^(]+\([^)]+\)[^(]+\(skipped\.csv\)", printed)
     kinds = ("3 other files", "2 RAW (", "1 empty", "1 video")
     assert all(kind in printed.replace("\n          ", " ") for kind in kinds)
