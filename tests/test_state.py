@@ -336,13 +336,6 @@ def test_an_error_drops_the_run_that_would_replace_another(made, tmp_path):
     assert (place / "run" / states.LOCK).read_text() == ""  # a run that is passed on names no machine
 
 
-def test_an_entry_that_goes_while_it_is_looked_at_is_in_nobodys_way(tmp_path, monkeypatch):
-    (tmp_path / states.SCRATCH).mkdir(parents=True)
-    kind = states._kind
-    monkeypatch.setattr(states, "_kind", lambda path: 0 if path.name == "scratch" else kind(path))
-    states._check_places(tmp_path)
-
-
 @pytest.mark.parametrize("name", ["report.html", "model/config.json", "former", states.SCRATCH])
 def test_what_is_in_the_way_is_left_and_named(made, tmp_path, name):
     run = Path(shutil.copytree(made / "run", tmp_path / "run"))

@@ -12,7 +12,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -62,8 +62,9 @@ def is_known(name: str) -> bool:
 
 def own_files(run: Path) -> list[str]:
     """Return the names of the run's own files in a folder."""
-    kinds = _kinds_in(run, FOLDERS).items()
-    return [name for name, kind in kinds if is_known(name) and kind in (stat.S_IFREG, stat.S_IFLNK)]
+    folders = ["", *(f"{name}/" for name in FOLDERS if _kind(run / name) == stat.S_IFDIR)] if run.is_dir() else []
+    names = [folder + name for folder in folders for name in sorted(os.listdir(run / folder))]  # noqa: PTH208
+    return [name for name in names if is_known(name) and _kind(run / name) in (stat.S_IFREG, stat.S_IFLNK)]
 
 
 def checkpoint_files(run: Path) -> list[str]:
@@ -78,29 +79,10 @@ def former_files(run: Path) -> list[str]:
 
 def _check_places(run: Path) -> None:
     """Raise DiskError if something else lies at the place of a file or a folder of the run."""
-    for name, kind in _kinds_in(run, (HIDDEN, *FOLDERS)).items():
-        is_folder = name in (HIDDEN, SCRATCH, *FOLDERS)
-        if (is_folder and kind != stat.S_IFDIR) or (name in FILES and kind not in (stat.S_IFREG, stat.S_IFLNK)):
-            raise _in_the_way(run / name)
-
-
-def _in_the_way(path: Path) -> DiskError:
-    return DiskError(f"{path} is in the way of a file of this run: move it elsewhere, and try again")
-
-
-def _kinds_in(run: Path, folders: Sequence[str]) -> dict[str, int]:
-    """Return the kinds (S_IFREG, ...) of the entries of a run folder, then of its ``folders``, by sorted names."""
-    kinds: dict[str, int] = {}
-    if not run.is_dir():
-        return kinds
-    for folder in ("", *folders):
-        if folder and kinds.get(folder) != stat.S_IFDIR:
-            continue
-        for entry in sorted(path.name for path in (run / folder).iterdir()):
-            name = f"{folder}/{entry}" if folder else entry
-            if kind := _kind(run / name):  # else it is gone by now
-                kinds[name] = kind
-    return kinds
+    folders = (HIDDEN, SCRATCH, *FOLDERS)  # before the files in them: none is a link
+    for name in (*folders, *FILES):
+        if _kind(run / name) not in (0, *((stat.S_IFDIR,) if name in folders else (stat.S_IFREG, stat.S_IFLNK))):
+            raise DiskError(f"{run / name} is in the way of a file of this run: move it elsewhere, and try again")
 
 
 def _kind(path: Path) -> int:
