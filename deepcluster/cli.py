@@ -17,7 +17,6 @@ from deepcluster.commands.machine import doctor, fetch, recipes
 from deepcluster.commands.make import apply, ask, fit, promote, recut, report, teach, update
 from deepcluster.commands.use import embed, evaluate, export, predict, similar
 from deepcluster.errors import DeepClusterWarning, Stopped
-from deepcluster.nets import hub
 from deepcluster.runtime import console, log, signals
 from deepcluster.runtime.console import complain
 from deepcluster.runtime.machine import is_main_rank
@@ -56,7 +55,6 @@ def run_command(arguments: list[str]) -> int:
     try:
         with signals.stoppable(), log.logged(typed(arguments)):
             check_arguments(arguments)
-            hub.check_environment()
             app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
             if unwritten := console.flush_streams():
                 raise unwritten

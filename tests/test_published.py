@@ -1,7 +1,6 @@
 """Published networks: found in the cache without the network, fetched whole or not at all."""
 
 import json
-import os
 import re
 import socket
 import subprocess
@@ -191,18 +190,6 @@ def test_a_damaged_reference_is_as_no_file(hub, hub_cache, photos, tmp_path, end
     reference.write_bytes(b"\xff\xfe\0")
     said = ends(["fit", photos, "-k", 2, "-o", tmp_path / "run", "--backbone", "photos"], 4)
     assert "deepcluster fetch photos" in said and local_file("photos") is None
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "code"), [("HF_HUB_ETAG_TIMEOUT", "", 4), ("HF_HUB_DOWNLOAD_TIMEOUT", "0.2", 2)]
-)
-def test_a_timeout_at_which_the_library_fails(name, value, code, tmp_path):
-    variables = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", name: value}
-    done = subprocess.run(
-        [sys.executable, "-m", "deepcluster", "fetch", "photos"], env=variables, capture_output=True, text=True
-    )
-    assert done.returncode == code and "Error importing" not in done.stdout
-    assert value == "" or f"{name}={value}" in done.stderr
 
 
 def test_a_network_is_fetched_once_and_listed(hub, hub_cache, prints, ends):

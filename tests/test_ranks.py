@@ -531,14 +531,6 @@ def test_a_command_of_one_process_is_refused_under_torchrun(arguments, monkeypat
     assert re.fullmatch(r"error: .* (torchrun.*|to a \.txt file.*)\n", ends(arguments, 2))
 
 
-def test_a_rank_that_is_no_number_is_named_at_once(monkeypatch, ends):
-    monkeypatch.setattr(session.time, "sleep", Mock(side_effect=AssertionError))
-    monkeypatch.setenv("RANK", "x")
-    for size in ("y", "2"):
-        monkeypatch.setenv("WORLD_SIZE", size)
-        assert ("RANK=x" if size == "2" else "WORLD_SIZE=y") in ends(["fit", "photos"], 2)
-
-
 def test_another_rank_lets_the_main_rank_speak_first(monkeypatch, capsys, request):
     """torchrun ends it while it waits, if the main rank meets the error too."""
     request.addfinalizer(partial(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM)))

@@ -4,7 +4,6 @@ One network comes with the install, in a package of its own. The others lie in t
 programs share. Nothing here imports torch for a network of ``PUBLISHED``, and only :func:`fetch` uses the internet.
 """
 
-import os
 import re
 from collections.abc import Callable
 from functools import cache
@@ -101,7 +100,6 @@ def _in_cache(name: str) -> Path | None:
     repository = _repository(name)
     if repository is None:
         return None
-    check_environment()
     from huggingface_hub import try_to_load_from_cache
 
     try:
@@ -140,19 +138,6 @@ def _sha256(path: Path) -> str:
 @cache
 def _digest(path: Path, *state: int) -> str:
     return sha256(path)
-
-
-def check_environment() -> None:
-    """Check the numbers that huggingface_hub reads on import (timm imports it), because malformed ones break it.
-
-    An empty variable counts as unset. UsageError names another one.
-    """
-    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
-        text = os.environ.get(name, "1")
-        if not text:
-            del os.environ[name]
-        elif not re.fullmatch("[1-9][0-9]{0,8}", text):
-            raise UsageError(f"{name}={text}: set it to a whole number of seconds, or unset it")
 
 
 def _bar(progress: Progress) -> Any:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from deepcluster.errors import DeepClusterWarning
+from deepcluster.runtime.machine import is_main_rank
 from deepcluster.texts import printable
 
 LOGGER = logging.getLogger("deepcluster")
@@ -36,7 +37,7 @@ def record(text: str, level: str = "INFO") -> None:
 
 def warn(text: str) -> None:
     """Give the user a DeepClusterWarning, in the line that called the caller, and log it on the main rank."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_main_rank():
         record(text, "WARNING")
     warnings.warn(text, DeepClusterWarning, stacklevel=3)
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-from deepcluster.errors import OutOfMemoryError, UsageError
+from deepcluster.errors import OutOfMemoryError
 
 if sys.platform != "win32":
     import resource
@@ -87,9 +87,6 @@ def check_fits(what: str, needed: float, advice: str) -> None:
 
 def world_size() -> int:
     """Return the number of processes that torchrun has started; 1 without it."""
-    for name in ("WORLD_SIZE", "RANK"):
-        if "WORLD_SIZE" in os.environ and not (value := os.environ.get(name, "0")).isdecimal():
-            raise UsageError(f"{name}={value} in the environment is not a number: unset it")
     return max(1, int(os.environ.get("WORLD_SIZE", "1")))
 
 
@@ -99,5 +96,5 @@ def local_world_size() -> int:
 
 
 def is_main_rank() -> bool:
-    """Return whether this is the process that prints, also the error about a RANK that is no number."""
-    return not os.environ.get("RANK", "0").lstrip("0").isdecimal()
+    """Return whether this is the process that prints."""
+    return os.environ.get("RANK", "0") == "0"
