@@ -161,19 +161,8 @@ class Facts:
 Row = Mapping[str, str]
 Cells = npt.NDArray[Any]  # of texts
 
-VARIED = (
-    "path",
-    "distance",
-    "margin",
-    "sha256",
-    "source",
-    "member",
-)  # columns with a text of its own in almost every row
-
-
-def _shared(column: str, cell: str) -> str:
-    """Return the cell of a column; equal ones become one object."""
-    return cell if column in VARIED else sys.intern(str(cell))
+# Columns with a text of its own in almost every row. Equal cells of the others are one object.
+VARIED = ("path", "distance", "margin", "sha256", "source", "member")
 
 
 class Table(Sequence[Row]):
@@ -187,12 +176,8 @@ class Table(Sequence[Row]):
         """Return the table of ``rows`` that all have the cells of the first one."""
         if isinstance(rows, Table):
             return rows
-        columns: dict[str, list[str]] = {}
-        for row in rows:
-            columns = columns or {name: [] for name in row}
-            for name, column in columns.items():
-                column.append(_shared(name, row[name]))
-        return cls({name: np.array(column, object) for name, column in columns.items()})
+        rows = [*rows]
+        return cls.of_columns({name: [row[name] for row in rows] for name in rows[0]} if rows else {})
 
     @classmethod
     def of_columns(cls, columns: Mapping[str, Iterable[object]]) -> "Table":
