@@ -12,9 +12,9 @@ probabilities and of the scaling instead, and which of them leaving one collecti
 results/numbers.json: the number of clusters that -k auto takes, with the other candidates, for the collections (a
 sample of some 400 images of the larger ones), and for subsets of them: half the kinds and a third, three draws each;
 and by these parts and the seed the share that is right within a factor of 1.5, that with a right candidate, the root
-mean square error of log k, and the share whose guesses by all seeds are within a factor of 1.25. --mixes N writes
-results/mixes.json instead: the number of clusters that -k auto takes for N mixes of 3 to 9 kinds of all collections,
-and for N of 10 to 32.
+mean square error of log k, and the share whose guesses by all seeds are within a factor of 1.25; `alone` is the guess
+without nouns. --mixes N writes results/mixes.json instead: the same for N mixes of 3 to 9 kinds of all collections, N
+of 10 to 32 and N of 33 to 60.
 """
 
 import argparse
@@ -35,9 +35,11 @@ from deepcluster.clustering.agreement import nmi
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.groups.choose_k import plausible_numbers
 from deepcluster.groups.cut import cut_features, nearest_clusters
+from deepcluster.groups.graph import Embeddings
 from deepcluster.learning.features import CROP_SHARE, extract
 from deepcluster.nets.names import PUBLISHED
 from deepcluster.nets.network import Network
+from deepcluster.nets.timm import nouns
 from deepcluster.presets import read_request, resolve
 from deepcluster.recipe import Recipe
 from deepcluster.runtime.compute import Compute
@@ -46,6 +48,7 @@ from deepcluster.seeding import derive
 LITE0 = PUBLISHED["photos-small"].backbone
 SIDE = 224
 NEIGHBOURS = 10
+FACTORS = {"guess": 1, "half": 0.5, "twice": 2, "four_times": 4}
 Gate = tuple[float, float, float, float]  # certainties of unknown and known kinds, scale of classes, least scaling
 GATES: dict[str, Gate | None] = {
     "no scaling, no classes": None,
@@ -164,11 +167,11 @@ def rows_of(name: str, content: dict[str, Any], network: Network, seeds: list[in
         yield row
 
 
-def mixes(contents: list[dict[str, Any]], network: Network, count: int) -> Iterator[dict[str, Any]]:
-    """Yield the guessed and the true number of kinds of mixes, each with up to 60 images of a kind."""
+def mixes(contents: list[dict[str, Any]], network: Network, count: int, seeds: list[int]) -> Iterator[dict[str, Any]]:
+    """Yield the candidates and the true number of kinds of mixes, each with up to 60 images of a kind."""
     kinds = [(i, kind) for i, content in enumerate(contents) for kind in range(len(content["names"]))]
     random = torch.Generator().manual_seed(7)
-    for least, most in ((3, 9), (10, 32)):
+    for least, most in ((3, 9), (10, 32), (33, 60)):
         for _ in range(count):
             k = int(torch.randint(least, most + 1, (1,), generator=random))
             parts = []
@@ -178,11 +181,29 @@ def mixes(contents: list[dict[str, Any]], network: Network, count: int) -> Itera
                 parts.append((i, rows[torch.randperm(len(rows), generator=random)[:60]]))
             views = ("whole", "middle")
             mixed = {view: torch.cat([contents[i][view][rows] for i, rows in parts]) for view in views}
-            size = len(mixed["whole"])
             rows = plainly_reduced(network, mixed, k)
-            guess = plausible_numbers(rows)[0].k
-            yield {"mix": f"{least} to {most} kinds", "kinds": k, "images": size, "guess": guess,
-                   "right": is_right(guess, k)}  # fmt: skip
+            for seed in seeds:
+                row = {"mix": f"{least} to {most} kinds", "seed": seed, "kinds": k, "images": len(rows),
+                       **judged(rows, seen(network, mixed), k, seed)}  # fmt: skip
+                print(row, flush=True)
+                yield row
+
+
+def seen(network: Network, content: dict[str, Any]) -> list[tuple[str, float]]:
+    return nouns(LITE0, network.classifier, content["whole"])
+
+
+def judged(rows: Tensor, seen: list[tuple[str, float]], k: int, seed: int) -> dict[str, Any]:
+    """Return the candidates of a run for ``k`` kinds, what is right of them, and the guess without nouns."""
+    embed = Embeddings()
+    found, alone = (
+        [candidate.k for candidate in plausible_numbers(rows, nouns, seed=derive(seed, "groups"), embed=embed)]
+        for nouns in (seen, [])
+    )
+    others = {name: number for number in found for name, factor in FACTORS.items() if number == int(factor * found[0])}
+    return {**others, "right": is_right(found[0], k), "any": max(is_right(each, k) for each in found),
+            "error": round(math.log(found[0] / k), 3), "alone": alone[0], "alone_right": is_right(alone[0], k),
+            "alone_error": round(math.log(alone[0] / k), 3)}  # fmt: skip
 
 
 def parts_of(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -204,11 +225,7 @@ def numbers(name: str, content: dict[str, Any], network: Network, seeds: list[in
         rows = plainly_reduced(network, some, k)
         images = f"{name if part == 'whole' else f'{part} of {name}'}, {len(rows)} of {k} kinds"
         for seed in seeds:
-            guess, *others = (candidate.k for candidate in plausible_numbers(rows, seed=derive(seed, "groups")))
-            row = {"seed": seed, "images": images, "part": part, "guess": guess,
-                   **dict(zip(("second", "third"), others, strict=False)), "right": is_right(guess, k),
-                   "any": max(is_right(each, k) for each in (guess, *others)),
-                   "error": round(math.log(guess / k), 3)}  # fmt: skip
+            row = {"seed": seed, "images": images, "part": part, **judged(rows, seen(network, some), k, seed)}
             print(row, flush=True)
             yield row
 
@@ -218,7 +235,7 @@ def is_right(guess: int, k: int) -> int:
 
 
 def shares(collections: str, runs: list[dict[str, Any]], seeds: list[int]) -> Iterator[dict[str, Any]]:
-    """Yield the figures of the rows of :func:`numbers`, by seed."""
+    """Yield the figures of the rows of :func:`numbers` or :func:`mixes`, by seed."""
     guesses = [[row["guess"] for row in runs if row["seed"] == seed] for seed in seeds]
     agreeing = [max(each) / min(each) <= 1.25 for each in zip(*guesses, strict=True)]
     for seed in seeds:
@@ -227,6 +244,8 @@ def shares(collections: str, runs: list[dict[str, Any]], seeds: list[int]) -> It
                "right_share": round(mean(row["right"] for row in rows), 3),
                "any_share": round(mean(row["any"] for row in rows), 3),
                "rms_error": round(math.sqrt(mean(row["error"] ** 2 for row in rows)), 3),
+               "alone_share": round(mean(row["alone_right"] for row in rows), 3),
+               "alone_error_rms": round(math.sqrt(mean(row["alone_error"] ** 2 for row in rows)), 3),
                "seeds_agree": round(mean(agreeing), 3)}  # fmt: skip
         print(row)
         yield row
@@ -247,10 +266,13 @@ def main() -> None:
     network = network_of(plain(1000, 10, 0.0), 0, torch.device("cpu"))
     if arguments.mixes:
         contents = [cached(arguments.cache, folder, network, arguments.most) for folder in arguments.folders]
-        guesses = [*mixes(contents, network, arguments.mixes)]
-        for mix in dict.fromkeys(row["mix"] for row in guesses):
-            print(mix, "right within 1.5:", mean(row["right"] for row in guesses if row["mix"] == mix))
-        save("mixes", {"runs": guesses})
+        guesses = [*mixes(contents, network, arguments.mixes, arguments.seeds)]
+        kinds = {
+            mix: [row for row in guesses if row["mix"] == mix] for mix in dict.fromkeys(row["mix"] for row in guesses)
+        }
+        kinds["10 to 60 kinds"] = [row for row in guesses if row["kinds"] >= 10]
+        by_kinds = {mix: [*shares(mix, rows, arguments.seeds)] for mix, rows in kinds.items()}
+        save("mixes", {"runs": guesses, "shares": by_kinds})
         return
     if arguments.numbers:
         runs: list[dict[str, Any]] = []

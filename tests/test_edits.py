@@ -408,6 +408,16 @@ def test_another_number_is_one_k_means_and_the_same_as_without_the_file(run: Pat
     recut_without_embedding(run, None)
 
 
+def test_many_nouns_of_a_run_raise_its_guess(run: Path) -> None:
+    guesses = []
+    for count in (0, 127):
+        lines = (f"{i},noun {i},0.1\n" for i in range(count))
+        (run / "nouns.csv").write_text("".join(["path,noun,probability\n", *lines]))
+        recut(run, None)
+        guesses.append(json.loads((run / "result.json").read_text())["candidates"][0]["k"])
+    assert guesses == [8, 16]
+
+
 def test_embeddings_serve_the_images_of_the_fit_and_no_others(run: Path, tmp_path: Path) -> None:
     more = np.eye(8)[np.arange(30) % 8] + np.random.default_rng(1).normal(0, 0.05, (30, 8))
     np.save(tmp_path / "more.npy", more.astype(np.float32))

@@ -20,9 +20,10 @@ from deepcluster.clustering.agreement import ari, nmi
 from deepcluster.groups import choose_k, cut, graph
 from deepcluster.groups import tree as trees
 from deepcluster.groups.choose_k import (
-    around,
+    candidates,
     cut_measures,
     finest_plausible,
+    noun_count,
     plausible_numbers,
     spectral_number,
 )
@@ -227,7 +228,7 @@ def test_a_clear_number_is_the_first_candidate(count, monkeypatch):
     monkeypatch.setattr(choose_k, "ROWS", 1200)  # of 8 groups a sample
     found = plausible_numbers(blobs([200] * count))
     assert found[0].k == count == max(found, key=lambda candidate: candidate.silhouette).k
-    assert {each.k for each in found[1:]} == ({4, 6} if count == 2 else {4, 16})
+    assert {each.k for each in found[1:]} == ({4, 8} if count == 2 else {4, 16, 32})
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 12])
@@ -245,13 +246,26 @@ def test_the_finest_number_with_nearly_the_best_score_is_plausible():
 
 
 @pytest.mark.parametrize(
-    ("guess", "candidates"), [(1.4, [2, 4, 6]), (3.4, [3, 2, 6]), (9.3, [9, 4, 18]), (12.6, [13, 5]), (40, [20, 8])]
+    ("guess", "most", "numbers"),
+    [
+        (1.4, 400, [2, 4, 8]),
+        (9.3, 400, [9, 4, 18, 36]),
+        (12.6, 20, [13, 6]),
+        (40, 98, [40, 20, 80]),
+        (99, 400, [60, 30, 120, 240]),
+    ],
 )
-def test_candidates_are_the_guess_and_fewer_and_twice_as_many(guess, candidates):
-    """They are at least 1.5 times apart. The best scores of 2 to 20 groups are those of 4 and 8."""
-    scores = np.linspace(0.4, 0.2, 19)
-    scores[[2, 6]] = 0.5
-    assert around(guess, scores) == candidates
+def test_candidates_are_the_guess_half_twice_and_four_times(guess, most, numbers):
+    assert candidates(guess, most) == numbers
+
+
+def test_many_nouns_raise_the_guess_and_few_do_not():
+    """Three times as many nouns as tell nothing nearly double the guess."""
+    assert noun_count([("cat", 0.5), ("dog", 0.2), ("cat", 0.1), ("dog", 0.4)]) == pytest.approx(2)
+    assert noun_count([("cat", 0.8)]) == noun_count([]) == noun_count([("cat", 0.0)]) == 1
+    rows = blobs([60] * 3)
+    for count, guess in ((0, 3), (40, 3), (127, 6)):
+        assert plausible_numbers(rows, [(str(i), 0.1) for i in range(count)])[0].k == guess
 
 
 @pytest.mark.parametrize(("sizes", "rows"), [([40, 50, 30, 60], 400), ([200] * 4, 100)])

@@ -23,6 +23,7 @@ from deepcluster.cli import run_command
 from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, UsageError
 from deepcluster.fitting import forecast
 from deepcluster.fitting.plan import Request, check_weights_here, choose_weights, decide
+from deepcluster.groups import choose_k
 from deepcluster.images import find
 from deepcluster.nets.hub import PACKAGE, PACKAGE_FILE, fetch, local_file
 from deepcluster.nets.names import DISTRIBUTION, PUBLISHED
@@ -299,6 +300,20 @@ def test_a_pretrained_network_is_used_as_it_is_and_the_run_says_how_to_train_it(
         said = capsys.readouterr().out
         assert ("--rounds 1" in said) == offered and said.count("Time ") == 1
         assert record(tmp_path / "run")["rounds"] == 0
+
+
+def test_nouns_raise_the_guess_of_a_fit_and_of_its_recut_alike(large_photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(choose_k, "MANY_NOUNS", 0.25)
+    fit = ["fit", str(large_photos), "-o", str(tmp_path / "run"), "--image-size", "32", "--rounds", "0", "-q"]
+    assert run_command(fit) == 0
+
+    def guess() -> int:
+        return json.loads((tmp_path / "run/result.json").read_text())["candidates"][0]["k"]
+
+    before = guess()
+    assert run_command(["recut", str(tmp_path / "run"), "-k", "auto", "-q"]) == 0 and guess() == before
+    (tmp_path / "run/nouns.csv").unlink()
+    assert run_command(["recut", str(tmp_path / "run"), "-k", "auto", "-q"]) == 0 and guess() < before
 
 
 def test_a_run_of_photographs_and_what_comes_after_it(hub_cache, large_photos, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """A fit reads as its steps: decide, read, alternate, conclude, write."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from deepcluster.nets.network import Network, no_network
 from deepcluster.records import Identity, State
 from deepcluster.runs.change import cut_of
 from deepcluster.runs.inherit import kept_text
-from deepcluster.runs.page import write_nouns
+from deepcluster.runs.page import NOUNS, noun_rows, read_nouns
 from deepcluster.runs.result import Outcome, choose_number, metrics, summary_text
 from deepcluster.runs.run import Rows, Run, cut_rows, sample_of
 from deepcluster.runtime.compute import GROUPING_PHASE, MAX_PASS_BATCH, Stopwatch
@@ -37,7 +38,7 @@ from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import shaped
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import run_folder
-from deepcluster.storage.content import Facts, RunRecord
+from deepcluster.storage.content import Facts, Row, RunRecord
 from deepcluster.texts import plural
 
 ROUNDS_TO_LEARN = 3
@@ -108,8 +109,10 @@ def fit(
             final = conclude(network, read, features, display)
             seen = None if read.recipe.rounds else features_with_nouns(network, read, features)  # or written already
             if journal.folder:
-                made = run_of(network, read, journal.record, final, display)
-                outcome = journal.end(journal.folder, made, seen, display.progress)
+                before = read_nouns(journal.folder) if read.recipe.rounds else ()
+                nouns = before if seen is None else noun_rows(network, seen, read.paths)
+                made = run_of(network, read, journal.record, final, nouns, display)
+                outcome = journal.end(journal.folder, made, nouns, display.progress)
                 _say_done(read, outcome, display)
         return run
 
@@ -186,8 +189,9 @@ def _measured_before(network: Network, images: ImagesRead, journal: Journal, dis
         return {}
     features = result_features(network, images, display)
     seen = features_with_nouns(network, images, features)
-    if seen is not None and journal.folder:
-        write_nouns(journal.folder, network, seen, images.paths)
+    nouns = noun_rows(network, seen, images.paths) if seen is not None and journal.folder else ()
+    if nouns and journal.folder:
+        journal.folder.write_rows(NOUNS, nouns)
     if images.truth is None:
         return {}
     start = conclude(network, images, features, Silent())
@@ -195,7 +199,7 @@ def _measured_before(network: Network, images: ImagesRead, journal: Journal, dis
         return {}
     request, recipe = images.decided.request, images.recipe
     rows = rows_of(images, start)
-    count, _ = choose_number(request.n_clusters, rows, request.seed, recipe, Silent())
+    count, _ = choose_number(request.n_clusters, rows, request.seed, recipe, nouns, Silent())
     _, placement = cut_rows(rows, start.clustering, count, request.seed, recipe)
     return {**metrics(images.truth, placement.cluster), "clusters": len(placement.cluster.unique())}
 
@@ -227,7 +231,14 @@ def conclude(network: Network, images: ImagesRead, features: Tensor, display: Di
         raise DataError("the features are too large or too small to compare: scale them, say to length 1") from error
 
 
-def run_of(network: Network, images: ImagesRead, record: RunRecord, final: Conclusion, display: Display) -> Run:
+def run_of(
+    network: Network,
+    images: ImagesRead,
+    record: RunRecord,
+    final: Conclusion,
+    nouns: Sequence[Row],
+    display: Display,
+) -> Run:
     """Cut the clusters of all images, on the main rank. ``record`` has the number of rounds."""
     recipe = images.recipe
     if record.rounds and (text := collapse(final)):
@@ -237,7 +248,7 @@ def run_of(network: Network, images: ImagesRead, record: RunRecord, final: Concl
     former = images.decided.former
     if cut_k is None and former:  # as many as the run of --like has, unless others were asked for
         cut_k = min(len(former.run.model.cut.cluster_of.unique()), rows.fitted)
-    n_clusters, candidates = choose_number(cut_k, rows, record.seed, recipe, display)
+    n_clusters, candidates = choose_number(cut_k, rows, record.seed, recipe, nouns, display)
     cut, _ = cut_rows(rows, final.clustering, n_clusters, record.seed, recipe)
     if cut.count < n_clusters:
         why = "the features have no more distinct values (are many equal?)"

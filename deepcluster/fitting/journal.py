@@ -4,14 +4,12 @@ import math
 import secrets
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from deepcluster.clustering.agreement import nmi
 from deepcluster.errors import DeepClusterError, DiskError, Stopped
@@ -19,7 +17,7 @@ from deepcluster.fitting.plan import check_same
 from deepcluster.fitting.values import Decided, ImagesRead
 from deepcluster.nets.network import Network
 from deepcluster.records import Round, State
-from deepcluster.runs.page import write_nouns
+from deepcluster.runs.page import NOUNS
 from deepcluster.runs.result import Outcome, label_numbers, metrics
 from deepcluster.runs.run import Run, write_features
 from deepcluster.runs.views import refresh
@@ -30,7 +28,7 @@ from deepcluster.runtime.processes import Processes
 from deepcluster.storage import model_files, run_folder
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, fitting, restored, rounds_done
 from deepcluster.storage.clusters_file import Made, encoded
-from deepcluster.storage.content import CLUSTERS, IMAGES, LOG, RunRecord
+from deepcluster.storage.content import CLUSTERS, IMAGES, LOG, Row, RunRecord
 from deepcluster.storage.run_folder import LockedFolder
 from deepcluster.storage.state import checkpoint_files, own_files, scratch, scratch_of
 from deepcluster.texts import plural
@@ -156,14 +154,14 @@ class Journal:
         self.folder.write_rows("history.csv", self.rows, *self.more)
         return self.rows[-1]
 
-    def end(self, folder: LockedFolder, run: Run, seen: Tensor | None, progress: Progress) -> Outcome:
-        """Write the result, on the main rank, and return it. ``seen``: The features of the images that get nouns."""
+    def end(self, folder: LockedFolder, run: Run, nouns: Sequence[Row], progress: Progress) -> Outcome:
+        """Write the result, on the main rank, and return it. ``nouns``: Of its images, if the network knows nouns."""
         baseline = self.baseline or metrics_at_start(run)
         with run_folder.staged(folder) if self.at_once else nullcontext(folder) as target:
             if self.at_once:
                 self._write_beginning(target)
-            if seen is not None:
-                write_nouns(target, run.model.network, seen, run.rows.paths)
+            if nouns:
+                target.write_rows(NOUNS, nouns)
             write_features(target, run.rows)
             model_files.save_in_run(run.model, target)
             if run.rows.embeddings.known:

@@ -1,6 +1,8 @@
 """The number of clusters: candidates from the neighbour graph."""
 
 import math
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,21 +33,33 @@ FINEST = 0.9  # share of the best score from which a number is plausible; like C
 CLOSE = 0.8  # eigenvalue of the neighbour graph from which it counts as one of a cluster
 SPECTRUM_ROWS = 400  # of a graph whose eigenvalues count: with more rows more of them are close to 1
 SPECTRA = 5  # samples of so many rows
+# With more nouns than so many there are more kinds than the graph shows, in proportion to this power of their number
+# (chosen on half of the collections and judged on the others: benchmarks/LOG.md).
+MANY_NOUNS = 40
+NOUN_POWER = 0.6
 Scores = npt.NDArray[np.float64]  # by the number of clusters
 
 
 def plausible_numbers(
-    reduced: Tensor, *, seed: int = 0, shared: bool = True, embed: Embeddings | None = None
+    reduced: Tensor,
+    nouns: Iterable[tuple[str, float]] = (),
+    *,
+    seed: int = 0,
+    shared: bool = True,
+    embed: Embeddings | None = None,
 ) -> list[Candidate]:
-    """Return up to three numbers of clusters, 2 to ``MAX_CLUSTERS``, for N x d rows of length 1, the guess first.
+    """Return up to four numbers of clusters for N x d rows of length 1: the guess (2 to ``MAX_CLUSTERS``) first.
 
     The guess is the geometric mean of the finest plausible number of cuts and the :func:`spectral_number`: the first is
     often too large, the second too small. Ward's trees of the embeddings (graph.py) are cut into all numbers. The score
     of a number is the mean silhouette of its cuts there (Lowe et al. 2024) times their mean modularity (Newman and
-    Girvan 2004): the silhouette alone often prefers two clusters, the modularity alone too many. The other candidates
-    are a coarser number (:func:`around`) and twice the guess. The list is empty for fewer than 4 distinct rows.
+    Girvan 2004): the silhouette alone often prefers two clusters, the modularity alone too many. The guess is
+    larger if the network sees more than ``MANY_NOUNS`` nouns, because of many kinds the graph shows too few. Half of
+    it, twice and four times follow. The list is empty for fewer than 4 distinct rows.
 
     Args:
+        reduced: The rows.
+        nouns: A noun that the network sees in each of many images, and its probability; none if it knows no nouns.
         seed: As of the cut, which may need the same embeddings.
         shared: Compute the embeddings that the cut needs; False if the cut is by k-means of the features.
         embed: May know the graph and the embeddings of these rows.
@@ -54,15 +68,21 @@ def plausible_numbers(
     rows = reduced[graph_rows(reduced, derive(seed, "cut"), ROWS)]
     if len(rows) < 4:
         return []
-    numbers = np.arange(2, min(MAX_CLUSTERS, len(rows) - 2) + 1)
-    positions = positions_of(
-        rows, EMBEDDINGS if shared and len(rows) < ROWS else len(CURVES), derive(seed, "cut"), embed
-    ).numpy()
+    count = EMBEDDINGS if shared and len(rows) < ROWS else len(CURVES)
+    positions = positions_of(rows, count, derive(seed, "cut"), embed).numpy()
     ties = embed.ties(rows)
-    silhouettes, modularities = np.mean([cut_measures(points, ties, numbers) for points in positions], 0)
+
+    def measured(numbers: npt.NDArray[np.int64]) -> Scores:
+        means: Scores = np.mean([cut_measures(points, ties, numbers) for points in positions], 0)
+        return means
+
+    silhouettes, modularities = measured(np.arange(2, min(MAX_CLUSTERS, len(rows) - 2) + 1))
     scores = silhouettes.clip(0) * modularities.clip(0)
-    chosen = around(math.sqrt(finest_plausible(scores) * spectral_number(rows, seed)), scores)
-    return [Candidate(k, float(silhouettes[k - 2]), float(modularities[k - 2])) for k in chosen]
+    guess = math.sqrt(finest_plausible(scores) * spectral_number(rows, seed))
+    guess *= max(1, noun_count(nouns) / MANY_NOUNS) ** NOUN_POWER
+    chosen = candidates(guess, len(rows) - 2)
+    measures = dict(zip(sorted(chosen), measured(np.array(sorted(chosen))).T.tolist(), strict=True))
+    return [Candidate(k, *measures[k]) for k in chosen]
 
 
 def cut_measures(positions: Points, ties: "csr_array", numbers: npt.NDArray[np.int64]) -> tuple[Scores, Scores]:
@@ -116,13 +136,19 @@ def finest_plausible(scores: Scores) -> int:
     return int(np.flatnonzero(scores >= FINEST * scores.max())[last]) + 2
 
 
-def around(guess: float, scores: Scores) -> list[int]:
-    """Return the guess, a coarser number (a third to a half of the guess; 6 if the guess is 2) and twice the guess.
+def candidates(guess: float, most: int) -> list[int]:
+    """Return the guess, half, twice and four times as many clusters, as far as these are 2 to ``most``."""
+    number = min(max(2, round(guess)), most, MAX_CLUSTERS)
+    return [number, *(k for k in (number // 2, 2 * number, 4 * number) if 2 <= k <= most)]
 
-    ``scores`` are of 2 clusters, 3 and so on; the better of the two others comes first.
+
+def noun_count(nouns: Iterable[tuple[str, float]]) -> float:
+    """Return the perplexity of the nouns of images (each with its probability); 1 without nouns.
+
+    It is the exponential of the entropy of the nouns' shares of all probability: n equally frequent ones have n.
     """
-    most = len(scores) + 1
-    number = min(max(2, round(guess)), most)
-    fewer = max(range(max(2, -(-number // 3)), max(2, number // 2) + 1), key=lambda k: scores[k - 2])
-    others = [k for k in (fewer if fewer < number else 3 * number, 2 * number) if k <= most]
-    return [number, *sorted(others, key=lambda k: -scores[k - 2])]
+    sums: dict[str, float] = defaultdict(float)
+    for noun, probability in nouns:
+        sums[noun] += probability
+    shares = np.array([*sums.values()]) / max(sum(sums.values()), np.finfo(float).tiny)
+    return math.exp(scipy.special.entr(shares).sum())

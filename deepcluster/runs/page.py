@@ -48,7 +48,7 @@ from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import check_file, shaped
 from deepcluster.seeding import derive
 from deepcluster.storage import run_folder
-from deepcluster.storage.content import Table
+from deepcluster.storage.content import Row, Table
 from deepcluster.storage.images_table import skipped_table
 from deepcluster.texts import one_line
 
@@ -141,7 +141,7 @@ def write_page(
         similar=_similar(folder, shown.reduced[::every], alike) if len(used) else None,
         near=_near(shown),
         **_parts(shown, every),
-        nouns=folder.read_rows(NOUNS) if folder.has(NOUNS) else (),
+        nouns=read_nouns(folder),
         originals=_originals(run, source, Path(record.base)),
     )
     folder.write("report.html", render(data))
@@ -307,13 +307,16 @@ def read_tiles(folder: run_folder.RunFolder) -> dict[str, Thumbnail]:
     return {}
 
 
-def write_nouns(folder: run_folder.LockedFolder, network: Network, features: Tensor, paths: Sequence[str]) -> None:
-    """Write the nouns of the images on the sheet, by their features before any training, if the network has nouns."""
+def noun_rows(network: Network, features: Tensor, paths: Sequence[str]) -> list[Row]:
+    """Return the content of nouns.csv: of the images on the sheet, by their features before any training."""
     named = nouns(str(network.architecture.get("name")), network.classifier, features)
     rows = zip(on_sheet(len(paths)), named, strict=False)
-    table = [{"path": paths[row], "noun": noun, "probability": f"{value:.4f}"} for row, (noun, value) in rows]
-    if table:
-        folder.write_rows(NOUNS, table)
+    return [{"path": paths[row], "noun": noun, "probability": f"{value:.4f}"} for row, (noun, value) in rows]
+
+
+def read_nouns(folder: run_folder.RunFolder) -> Sequence[Row]:
+    """Read nouns.csv; nothing if the network knows no nouns."""
+    return folder.read_rows(NOUNS) if folder.has(NOUNS) else ()
 
 
 def write_tree(folder: run_folder.LockedFolder, tree: Tree | None) -> None:

@@ -21,12 +21,13 @@ from deepcluster.recipe import Recipe
 from deepcluster.records import Clustering
 from deepcluster.runs import inherit, result
 from deepcluster.runs.change import Carried, Change, carry_out
+from deepcluster.runs.page import read_nouns
 from deepcluster.runs.quality import unpinned
 from deepcluster.runs.run import Run, cut_rows, recipe_of
 from deepcluster.runtime.console import Display, Several
 from deepcluster.seeding import derive
 from deepcluster.storage import run_folder
-from deepcluster.storage.content import Facts
+from deepcluster.storage.content import Facts, Row
 from deepcluster.storage.model_files import EMBEDDINGS
 from deepcluster.texts import plural
 
@@ -50,18 +51,18 @@ def recut(
 def by_number(n_clusters: int | None, display: Display, folder: run_folder.RunFolder, run: Run) -> Change:
     """Return the change of :func:`recut`."""
     check_clusters(n_clusters, run.rows.fitted)
-    return cut_anew(run, n_clusters, recipe_of(folder), display)
+    return cut_anew(run, n_clusters, recipe_of(folder), display, read_nouns(folder) if n_clusters is None else ())
 
 
-def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display) -> Change:
-    """Return the change of :func:`recut`.
+def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display, nouns: Sequence[Row] = ()) -> Change:
+    """Return the change of :func:`recut`; rows of nouns.csv help to guess a number.
 
     Each kind that a person named or answered about keeps a cluster, and the rest is cut so that the sum is
     ``n_clusters``. UsageError if there are more kinds than that.
     """
     rows = run.rows
     embedded = len(rows.embeddings.known)
-    count, candidates = result.choose_number(n_clusters, rows, run.record.seed, recipe, display)
+    count, candidates = result.choose_number(n_clusters, rows, run.record.seed, recipe, nouns, display)
     kept = kinds_kept(run)
     if n_clusters is not None and len(kept) > n_clusters:
         raise UsageError(

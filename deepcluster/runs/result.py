@@ -17,8 +17,8 @@ from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.run import Rows, Run, placement_columns
 from deepcluster.runtime.console import Display
 from deepcluster.seeding import derive
-from deepcluster.storage.content import FILES, Table, Tables
-from deepcluster.texts import plural
+from deepcluster.storage.content import FILES, Row, Table, Tables
+from deepcluster.texts import number, plural
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,18 @@ def summary_rows(run: Run) -> list[dict[str, str]]:
 
 
 def choose_number(
-    n_clusters: int | None, rows: Rows, seed: int, recipe: Recipe, display: Display
+    n_clusters: int | None, rows: Rows, seed: int, recipe: Recipe, nouns: Sequence[Row], display: Display
 ) -> tuple[int, Sequence[Mapping[str, Any]]]:
-    """Return the number of clusters and, without a requested one, the candidates for it."""
+    """Return the number of clusters and, without a requested one, the candidates for it.
+
+    ``nouns``: Rows of nouns.csv.
+    """
     if n_clusters is not None:
         return n_clusters, ()
     shared = recipe.grouping == "embedding"
-    plausible = plausible_numbers(rows.sample, seed=derive(seed, "groups"), shared=shared, embed=rows.embeddings)
+    seen = [(row["noun"], number(row["probability"]) or 0.0) for row in nouns]
+    seed = derive(seed, "groups")
+    plausible = plausible_numbers(rows.sample, seen, seed=seed, shared=shared, embed=rows.embeddings)
     if not plausible:
         return 1, ()
     texts = (f"{candidate.k} clusters: silhouette {candidate.silhouette:.2f}" for candidate in plausible)
@@ -128,7 +133,9 @@ def summary_text(outcome: Outcome, n_clusters: int | None, rounds: str = "") -> 
     """Return sentences on the clusters: sizes, ``rounds``, and other numbers, if ``n_clusters`` is None."""
     sizes = [int(row["size"]) for row in outcome.summary]
     text = f"{plural(len(sizes), 'cluster')} of {min(sizes):,} to {max(sizes):,} images{rounds}."
-    others = [str(candidate["k"]) for candidate in outcome.facts.candidates[1:]]
-    if n_clusters is not None or not others:
+    numbers = [int(candidate["k"]) for candidate in outcome.facts.candidates]
+    if n_clusters is not None or len(numbers) < 2:
         return text
-    return f"{text} Their number is a guess: {' or '.join(others)} {'is' if len(others) == 1 else 'are'} possible too."
+    words = ("half" if k < numbers[0] else "twice" if k < 3 * numbers[0] else "four times" for k in numbers[1:])
+    others = ", ".join(f"{word} as many ({k})" for word, k in zip(words, numbers[1:], strict=True))
+    return f"{text} Their number is a guess; try also {others}."
