@@ -194,10 +194,10 @@ def opened(decided: Decided, processes: Processes, start: float) -> Iterator[Jou
     """Lock the folder of a run, for all ranks. An error of this run is recorded in its run.json."""
     out = Path(decided.start.out)
     overwrite = decided.request.overwrite
-    with shared_lock(out, processes) as folder, replacing(folder if overwrite else None):
-        before = folder.read_record() if folder and folder.has(run_folder.RUN) and not overwrite else None
+    with shared_lock(out, processes) as folder:
+        before = _record_in(folder)
         # A run that goes on, from whatever state, keeps its number.
-        record = replace(decided.record, run=before.run) if before and before.run else decided.record
+        record = replace(decided.record, run=before.run) if before and not overwrite else decided.record
         can_resume = not overwrite and decided.features is None
         signals.advise(partial(_advice, out, record, can_resume=can_resume))
         checkpoints = Checkpoints(out / "checkpoints", scratch_of(out, processes.rank))
@@ -210,6 +210,9 @@ def opened(decided: Decided, processes: Processes, start: float) -> Iterator[Jou
             except Stopped as stop:  # the signal came on the way here; there is no second one
                 _record_end(folder, record, stop)
                 raise
+            is_unchanged = overwrite and before and (now := _record_in(folder)) and now.run == before.run
+            if is_unchanged and isinstance(error, DeepClusterError):
+                raise type(error)(f"{error}; {out} is as it was") from error
             raise
 
 
@@ -233,24 +236,16 @@ def shared_lock(path: Path, processes: Processes) -> Iterator[LockedFolder | Non
         yield folder
 
 
-@contextmanager
-def replacing(folder: LockedFolder | None) -> Iterator[None]:
-    """Add to an error inside the context that the old run is unchanged (None: no run was to be replaced)."""
-    before = folder.read_record().run if folder and folder.has(run_folder.RUN) else None
-    try:
-        yield
-    except DeepClusterError as error:
-        with suppress(DeepClusterError):
-            if folder and before and folder.read_record().run == before:
-                raise type(error)(f"{error}; {folder.path} is as it was") from error
-        raise
+def _record_in(folder: run_folder.RunFolder | None) -> RunRecord | None:
+    """Return the content of run.json; None if there is none that can be read."""
+    with suppress(DeepClusterError):
+        return folder.read_record() if folder and folder.has(run_folder.RUN) else None
+    return None
 
 
 def _advice(out: Path, record: RunRecord, *, can_resume: bool) -> str:
     """Return the end of the message of a stop: the state of the run ``record`` in ``out``, and the next command."""
-    written = None
-    with suppress(DeepClusterError):
-        written = run_folder.RunFolder(out).read_record()
+    written = _record_in(run_folder.RunFolder(out))
     if written and not _is_same_start(written, record):
         return f"; {out} is as it was{signals.REPEAT}"
     if not written and not can_resume:
@@ -272,5 +267,6 @@ def _record_end(folder: run_folder.LockedFolder | None, record: RunRecord, error
     stopped = signals.stopped() or isinstance(error, KeyboardInterrupt | Stopped)
     status = "stopped" if stopped else "failed"
     with suppress(DeepClusterError), signals.uninterrupted():
-        if folder and _is_same_start(written := folder.read_record(), record) and written.status != "done":
+        written = _record_in(folder)
+        if folder and written and _is_same_start(written, record) and written.status != "done":
             folder.write_record(replace(written, status=status, error=f"{type(error).__name__}: {error}"))
