@@ -1,6 +1,5 @@
 """The model that places new images: network, reduction and centroids."""
 
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -177,7 +176,7 @@ class Model(Annotations):
 
     def read(self, source: Source) -> Prediction:
         """Read and measure images in memory: the network takes far more than its batch."""
-        store = read_once(source, self.store_size, memory_budget=sys.maxsize, none_is_fine=True)
+        store = read_once(source, self.store_size, none_is_fine=True)
         return Prediction(tuple(source.paths[i] for i in store.usable), *self.measure(store.images), store.skipped)
 
     def __getstate__(self) -> dict[str, Any]:

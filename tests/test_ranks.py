@@ -329,8 +329,9 @@ def trained(
         return Image.fromarray(noise)
 
     with TemporaryDirectory() as folder:
-        place = {"folder": Path(folder), "memory_budget": 0} if mapped else {}
-        store = read_once(source_of(read, count), SIZE, processes, **place)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("deepcluster.images.store.store_budget", lambda: 0)
+            store = read_once(source_of(read, count), SIZE, processes, folder=Path(folder) if mapped else None)
         names = [path.name for path in Path(folder).iterdir()]
     network, seen, original = small_network(), list[int](), features.fixed_view
     k = min(3, len(store.usable))

@@ -63,7 +63,6 @@ def read_once(
     processes: Processes = ALONE,
     *,
     folder: Path | None = None,
-    memory_budget: int | None = None,
     none_is_fine: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Store:
@@ -72,13 +71,12 @@ def read_once(
     Args:
         size: The side of the squares, in px. A JPEG is decoded reduced, see ``decode``.
         processes: They share the images: a rank reads and keeps its part of them.
-        folder: Place of images.u8 if the images exceed the budget.
-        memory_budget: Bytes (None: :func:`store_budget` with a folder, ``MEMORY_BUDGET`` without).
+        folder: Place of images.u8 if the images exceed the :func:`store_budget`; None: they are in memory.
         none_is_fine: Return an empty store if no image is usable.
         progress: Called after every image of this rank with (done, total).
 
     Raises:
-        DataError: No image is usable, or a folder is needed and not given.
+        DataError: No image is usable.
         DiskError: The folder has no room.
 
     Examples:
@@ -86,8 +84,7 @@ def read_once(
         torch.Size([5, 3, 16, 16])
     """
     share = processes.part(len(source.paths))
-    default = store_budget() if folder else MEMORY_BUDGET
-    rows = _allocate(len(share), size, folder, default if memory_budget is None else memory_budget)
+    rows = _allocate(len(share), size, folder)
 
     def fill(row: int) -> None:
         rows[row] = square(source.read(share[row], size), size)
@@ -146,16 +143,11 @@ def square(image: Image.Image, size: int) -> Pixels:
     return np.asarray(image)
 
 
-def _allocate(count: int, size: int, folder: Path | None, memory_budget: int) -> Pixels:
+def _allocate(count: int, size: int, folder: Path | None) -> Pixels:
     shape = (count, size, size, 3)
     needed = count * size * size * 3
-    if needed <= memory_budget:
+    if folder is None or needed <= store_budget():
         return np.empty(shape, np.uint8)
-    if folder is None:
-        raise DataError(
-            f"{count} images of {size} x {size} pixels need {needed} bytes, more than the memory budget of "
-            f"{memory_budget}: name a folder for them, or use smaller images"
-        )
     file = folder / "images.u8"
     try:
         with file.open("wb") as stream:
