@@ -37,7 +37,7 @@ from deepcluster.model import Prediction
 from deepcluster.nets.names import MODULE
 from deepcluster.opened_run import OpenedRun, device_name, is_count, read_n_clusters
 from deepcluster.presets import RecipeRequest, read_request
-from deepcluster.recipe import AUTO, Recipe, declared
+from deepcluster.recipe import AUTO, DECLARED
 from deepcluster.runs import predict
 from deepcluster.runs.run import placement_columns
 from deepcluster.runtime.console import Display, Several
@@ -311,7 +311,7 @@ class DeepCluster(OpenedRun):
     def _recipe(self) -> RecipeRequest:
         """Return the recipe with the options given as parameters, in ``options`` or in a dict as ``recipe``."""
         parameters = self.get_params(deep=False)
-        options = {name: parameters[name] for name in declared(Recipe) if parameters.get(name) is not None}
+        options = {name: parameters[name] for name in DECLARED if parameters.get(name) is not None}
         if not isinstance(self.options, Mapping | None):
             raise UsageError(f"options={self.options!r}: give a dict, such as {{'whitening': 1.0}}")
         options |= self.options or {}

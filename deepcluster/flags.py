@@ -10,7 +10,7 @@ from cyclopts import Group, Parameter, Token, convert, validators
 
 from deepcluster.errors import UsageError
 from deepcluster.nets.names import MODULE
-from deepcluster.recipe import ANY, Recipe, declared
+from deepcluster.recipe import ANY, DECLARED
 from deepcluster.texts import number, short
 
 IMAGE_EXPORTS = ("folders", "imagefolder")  # the forms of `export` that hold images, and use all its flags
@@ -179,7 +179,7 @@ class FitFlags:
 
 def _recipe_flags() -> dict[str, Any]:
     flags: dict[str, Any] = {}
-    for name, option in declared(Recipe).items():
+    for name, option in DECLARED.items():
         if option.flag:
             names = tuple(choice for choice in option.choices if choice != MODULE)  # which comes from Python
             kind: Any = str if option.auto else type(option.default)

@@ -103,7 +103,7 @@ def read_request(options: OptionValues, recipe: str = AUTO) -> RecipeRequest:
     if base not in PRESETS:
         near = difflib.get_close_matches(base, PRESETS, n=1) or list(PRESETS)
         raise UsageError(f"no recipe is called {base!r}: did you mean {' or '.join(near)}, or a file ending in .toml?")
-    return RecipeRequest(base, file_options, read_options(Recipe, options))
+    return RecipeRequest(base, file_options, read_options(options))
 
 
 def spelt_out(options: OptionValues) -> dict[str, Any]:

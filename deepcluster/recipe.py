@@ -91,39 +91,8 @@ def _fits(text: str, choice: str) -> bool:
 
 
 def option(default: bool | int | float | str, help: str, **declared: Any) -> Any:
-    """Return a field of :class:`Options`; ``declared`` are other attributes of its :class:`Option`."""
+    """Return a field of :class:`Recipe`; ``declared`` are other attributes of its :class:`Option`."""
     return field(default=default, metadata={"option": Option(default, help, **declared)})
-
-
-@dataclass(frozen=True)
-class Options:
-    """Base of a set of options: a frozen dataclass whose fields are made by :func:`option`."""
-
-    def __post_init__(self) -> None:
-        for name, option in declared(type(self)).items():
-            option.check(getattr(self, name))
-
-
-def declared(kind: type[Options]) -> dict[str, Option]:
-    """Return the options of a set, by name, in their order."""
-    return {field.name: replace(field.metadata["option"], name=field.name) for field in fields(kind)}
-
-
-def read_options(kind: type[Options], requested: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the options that were requested to their types; those left to the recipe by ``auto`` are omitted.
-
-    UsageError if an option is unknown, or its value not allowed.
-    """
-    options = declared(kind)
-    values = {}
-    for name, value in requested.items():
-        if name not in options:
-            near = difflib.get_close_matches(str(name), options, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"the options are {', '.join(options)}"
-            raise UsageError(f"no option is called {name!r}: {hint}")
-        if not (options[name].auto and value == AUTO):
-            values[name] = options[name].read(value)
-    return values
 
 
 _network = partial(option, group="Network")
@@ -138,7 +107,7 @@ _result = partial(option, group="Result")
 
 
 @dataclass(frozen=True)
-class Recipe(Options):
+class Recipe:
     """Every option that determines a result, besides images, seed and number of clusters. The defaults are ``v1``'s."""
 
     backbone: str = _network(
@@ -265,10 +234,11 @@ class Recipe(Options):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        for name, option in DECLARED.items():
+            option.check(getattr(self, name))
         if self.crop_min > self.crop_max:
             raise UsageError(f"crop_min={self.crop_min:g} is larger than crop_max={self.crop_max:g}")
-        smallest = declared(Recipe)["image_size"].low
+        smallest = DECLARED["image_size"].low
         if 0 < self.view_size < smallest:
             raise UsageError(f"view_size={self.view_size} must be 0 (as image_size) or at least {smallest:g}")
         if self.instance_temperature and self.views < 2:
@@ -293,6 +263,25 @@ class Recipe(Options):
     def store_size(self) -> int:
         """Side of the stored images, px."""
         return round(self.image_size * self.margin)
+
+
+DECLARED = {field.name: replace(field.metadata["option"], name=field.name) for field in fields(Recipe)}  # by name
+
+
+def read_options(requested: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert the options that were requested to their types; those left to the recipe by ``auto`` are omitted.
+
+    UsageError if an option is unknown, or its value not allowed.
+    """
+    values = {}
+    for name, value in requested.items():
+        if name not in DECLARED:
+            near = difflib.get_close_matches(str(name), DECLARED, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the options are {', '.join(DECLARED)}"
+            raise UsageError(f"no option is called {name!r}: {hint}")
+        if not (DECLARED[name].auto and value == AUTO):
+            values[name] = DECLARED[name].read(value)
+    return values
 
 
 AFTER_READING = "decided after reading the images"
@@ -326,4 +315,4 @@ def read_toml(path: str | Path) -> tuple[str, dict[str, Any]]:
     except (ValueError, RecursionError) as error:  # ValueError: not TOML, or not UTF-8
         raise UsageError(f"the recipe file {path} cannot be read: {error}") from None
     base = str(content.pop("base", AUTO))
-    return base, read_options(Recipe, content)
+    return base, read_options(content)

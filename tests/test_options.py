@@ -21,7 +21,7 @@ from deepcluster.fitting.plan import FEATURES_OPTIONS
 from deepcluster.images.views import each_once
 from deepcluster.learning import CentroidHead, CrossEntropy, WithInstances
 from deepcluster.presets import RecipeRequest
-from deepcluster.recipe import Option, Recipe, declared, read_options
+from deepcluster.recipe import DECLARED, Option, Recipe, read_options
 from deepcluster.runtime.partition import Partition
 from tests.pages import ROOT, text_of
 from tests.tiny import RECORD
@@ -48,7 +48,7 @@ def asked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("photos", "run"):
         (tmp_path / name).mkdir()
-    for name in (*(f"photos/{i}.png" for i in range(7)), other_value(declared(Recipe)["weights"])):
+    for name in (*(f"photos/{i}.png" for i in range(7)), other_value(DECLARED["weights"])):
         (tmp_path / name).write_bytes(b"0")
     (tmp_path / "run/run.json").write_text(json.dumps(RECORD))
 
@@ -65,9 +65,9 @@ def asked(tmp_path, monkeypatch):
     return request_of
 
 
-@pytest.mark.parametrize("name", declared(Recipe))
+@pytest.mark.parametrize("name", DECLARED)
 def test_every_option_reaches_the_engine(name, asked):
-    option = declared(Recipe)[name]
+    option = DECLARED[name]
     value, flag = other_value(option), f"--{name.replace('_', '-')}"
     ways = [["--set", f"{name}={value}"], ["--set", "sobel=true", f"{name.replace('_', '-')}={value}"]]
     requests = [asked("fit", "photos", *way) for way in [*ways, *([[flag, str(value)]] if option.flag else [])]]
@@ -104,7 +104,7 @@ def test_every_other_flag_and_parameter_reaches_the_engine(asked, tmp_path):
 
     others = {"n_clusters", "recipe", "options", "device", "random_state", "verbose"}
     steps = {"clustering": KMeans(), "loss": CrossEntropy(), "optimizer": SGD}
-    assert {*DeepCluster().get_params()} - {*declared(Recipe)} == others | steps.keys()
+    assert {*DeepCluster().get_params()} - {*DECLARED} == others | steps.keys()
     assert vars(asked(**steps).steps) == steps and asked(**steps).recipe.options == {}
     request = asked(n_clusters=7, recipe="v2", device="cpu", random_state=5, weights=tmp_path, verbose=2)
     for name in ("n_clusters", "device", "seed", "verbose"):
@@ -119,21 +119,21 @@ def test_every_other_flag_and_parameter_reaches_the_engine(asked, tmp_path):
 
 def test_the_reference_lists_every_option(prints):
     printed = prints("recipes", "--options")
-    for name, option in declared(Recipe).items():
+    for name, option in DECLARED.items():
         assert f"\n  {name} " in printed and option.help in printed
 
 
 def test_the_ends_of_a_range_are_in_it_and_nothing_beyond():
-    for name, option in declared(Recipe).items():
+    for name, option in DECLARED.items():
         assert option.help.endswith(".") and option.read(option.default) == option.default
         if isinstance(option.default, int | float) and not isinstance(option.default, bool):
             for end, step in ((option.low, -1), (option.high, 1)):
-                assert read_options(Recipe, {name: str(end)}) == {name: end}
+                assert read_options({name: str(end)}) == {name: end}
                 with pytest.raises(UsageError, match=f"{name}="):
-                    read_options(Recipe, {name: end + step})
+                    read_options({name: end + step})
         elif option.choices:
             with pytest.raises(UsageError, match=f"{name}='none of them'.*{option.choices[0]}"):
-                read_options(Recipe, {name: "none of them"})
+                read_options({name: "none of them"})
 
 
 # ---- every option is seen at the step that uses it ------------------------------------------------------------------
@@ -211,9 +211,7 @@ def expectation(name: str, option: Option, default: SimpleNamespace) -> tuple[An
 
 @pytest.mark.parametrize("name", sorted({field.name for field in fields(Recipe)} - ELSEWHERE))
 def test_an_option_reaches_the_steps_that_use_it(name, monkeypatch):
-    value, expected, *others = OPTIONS.get(name) or expectation(
-        name, declared(Recipe)[name], steps(Recipe(), monkeypatch)
-    )
+    value, expected, *others = OPTIONS.get(name) or expectation(name, DECLARED[name], steps(Recipe(), monkeypatch))
     beside = others[0] if others else {}
     given = steps(Recipe(**{name: value}, **beside), monkeypatch)
     # That it is not so without the option shows that this test would see it missing.

@@ -35,7 +35,7 @@ from deepcluster.images.files import LIBRARIES
 from deepcluster.nets.names import MODULE, backbone_of
 from deepcluster.nets.network import build
 from deepcluster.nets.weights import read_weights
-from deepcluster.recipe import Recipe, declared
+from deepcluster.recipe import DECLARED
 from deepcluster.runtime import machine
 from deepcluster.runtime.plain_files import MAX_JSON
 from deepcluster.storage import files as whole_files
@@ -494,7 +494,7 @@ def test_every_name_of_timm_and_of_a_recipe_may_stand_in_a_model() -> None:
     import timm
 
     names = [f"timm:{name}" for name in timm.list_models() + timm.list_pretrained()]
-    names += [backbone_of(name) for name in declared(Recipe)["backbone"].choices if name != MODULE]
+    names += [backbone_of(name) for name in DECLARED["backbone"].choices if name != MODULE]
     assert len(names) > 1000 and all(map(BACKBONE.fullmatch, names))
 
 

@@ -15,7 +15,7 @@ from deepcluster.errors import UsageError
 from deepcluster.nets import hub
 from deepcluster.nets.names import PUBLISHED
 from deepcluster.presets import PRESETS, read_request, resolve
-from deepcluster.recipe import Recipe, declared, to_toml
+from deepcluster.recipe import DECLARED, to_toml
 from deepcluster.runtime.console import Terminal, say
 from deepcluster.runtime.machine import versions
 from deepcluster.session import check_run, explained
@@ -52,7 +52,7 @@ def recipes(name: str | None = None, /, *, options: bool = False) -> None:
 
 
 def _print_options() -> None:
-    groups = groupby(declared(Recipe).items(), lambda item: item[1].group)
+    groups = groupby(DECLARED.items(), lambda item: item[1].group)
     for i, (group, options) in enumerate(groups):
         print("\n" * (i > 0) + group)
         for name, option in options:

@@ -24,7 +24,7 @@ from deepcluster.nets.hub import fetch, local_file
 from deepcluster.nets.names import NO_NETWORK, PUBLISHED
 from deepcluster.nets.network import Network
 from deepcluster.presets import RecipeRequest, check_clusters, resolve
-from deepcluster.recipe import AUTO, Recipe, declared, read_toml
+from deepcluster.recipe import AUTO, DECLARED, Recipe, read_toml
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import is_run, shaped
@@ -35,7 +35,7 @@ from deepcluster.storage.state import own_files
 from deepcluster.texts import one_line, some
 
 DEFAULTS = {"n_clusters": None, "seed": 0, "labels": None, "like": None}  # of the values of a request in run.json
-FEATURES_OPTIONS = {name for name, option in declared(Recipe).items() if option.for_features}
+FEATURES_OPTIONS = {name for name, option in DECLARED.items() if option.for_features}
 
 
 def decide(source: Source, request: Request, display: Display, *, dry: bool = False) -> Start:
