@@ -135,11 +135,11 @@ def _learning_pseudo_labels(facts: Facts) -> Choices:
     5,000 images in the paper's batches are 20 optimizer steps, after which the loss of a new head is still that of
     guessing; a round of the paper has 5,000 steps (benchmarks/LOG.md).
     """
-    few = facts.count < MANY_IMAGES
-    batch, fine = (32, 10) if few else (64, 100)
+    is_small = facts.count < MANY_IMAGES
+    batch, fine = (32, 10) if is_small else (64, 100)
     why = "a new head needs many large steps, and few images allow few; paper: 256, .05, constant, .00001"
     choices = _length(facts) | because(why, batch_size=batch, lr=0.1, schedule="cosine", weight_decay=5e-4)
-    if few:
+    if is_small:
         choices["rounds"] = (8, "more passes over so few images make the network memorise its pseudo-labels")
     return choices | {
         "pseudo_labels": (fine_clusters(facts, fine), f"{fine}, or as many as -k if that is more; paper: 10,000"),

@@ -138,13 +138,13 @@ def kmeans_of_result(recipe: Recipe) -> KMeans:
 
 def cut_sample(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe, embed: Embeddings) -> Cut:
     """Cut the features of a sample. Very many clusters may be the ``fine`` ones, of a single start of k-means."""
-    few = n_clusters <= MAX_IN_CUT
-    if len(fine.centroids) == n_clusters and not few:
+    in_cut = n_clusters <= MAX_IN_CUT
+    if len(fine.centroids) == n_clusters and not in_cut:
         return as_clusters(fine)
     if recipe.grouping != "kmeans":
         return cut_features(reduced, n_clusters, seed=derive(seed, "groups"), embed=embed)
     kmeans = kmeans_of_result(recipe)
-    starts = (derive(seed, "groups", start) for start in range(KMEANS_STARTS if few else 1))
+    starts = (derive(seed, "groups", start) for start in range(KMEANS_STARTS if in_cut else 1))
     clusterings = (kmeans.once(reduced, n_clusters, seed=start) for start in starts)
     return as_clusters(min(clusterings, key=lambda clustering: clustering.inertia))
 

@@ -41,7 +41,7 @@ def test_a_display_of_ones_own_is_told_of_each_round(tmp_path, capsys):
     ]
     assert {"Run", "Done"} <= {line.split(":")[0] for line in told.lines}
     rounds = {"features", "clustering", "training"}
-    assert {"reading", "duplicates", *rounds, "grouping", "map", "report"} == told.phases
+    assert {"reading", "duplicates", *rounds, "cut", "map", "report"} == told.phases
     assert "Done" in capsys.readouterr().out  # verbose shows it, too
 
 

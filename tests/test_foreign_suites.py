@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from deepcluster.clustering import agreement, kmeans
 from deepcluster.clustering.agreement import compared
-from deepcluster.clustering.kmeans import assigner, exact_enough, spread_rows
+from deepcluster.clustering.kmeans import assigner, score_precision, spread_rows
 from deepcluster.export import parquet
 from tests.commands import command
 from tests.exports import hand_run
@@ -58,7 +58,7 @@ class Ours(KMeans):
 
     def predict(self, X):
         rows, centroids = (torch.from_numpy(np.array(x)).float() for x in (X, self.cluster_centers_))
-        return assigner(centroids, exact_enough(rows, centroids))(rows).numpy()
+        return assigner(centroids, score_precision(rows, centroids))(rows).numpy()
 
 
 SCORES = "perfect_matches perfect_matches_with_changing_means non_consecutive_labels adjustment_for_chance"

@@ -86,7 +86,7 @@ def assigner(centroids: Tensor, dtype: torch.dtype = torch.float32) -> Assign:
     return assign
 
 
-def exact_enough(rows: Tensor, centroids: Tensor) -> torch.dtype:
+def score_precision(rows: Tensor, centroids: Tensor) -> torch.dtype:
     """Return float32, or float64 if float32 cannot tell the centroids apart, by a sample of the ``rows``.
 
     All scores have the error of the longest centroid's. It must be small beside the distances of rows to centroids.
@@ -155,14 +155,14 @@ def kmeans(
         done, reseeded, centroids = 0, 0, start.float().clone()
         if start.ndim == 1:
             centroids, reseeded = update(cluster_sums(walk, k, start.long()), -1)
-        scores = exact_enough(sample, centroids)
+        scores = score_precision(sample, centroids)
         for done in range(1, iterations + 1):
             before = centroids
             centroids, vacant = update(cluster_sums(walk, k, assigner(before, scores)), done - 1)
             reseeded += vacant
             if not vacant and torch.equal(centroids, before):  # all further iterations would give the same
                 break
-        scores = exact_enough(sample, centroids)
+        scores = score_precision(sample, centroids)
         clustering, distances = _assigned(walk, centroids, scores, done, reseeded)
         return clustering if empty == "faiss" else _repaired(clustering, walk, distances, scores)
 

@@ -146,9 +146,9 @@ def whiten(
     if rows <= width:
         if not torch.isfinite(x).all():
             raise Blocks(x).not_finite(LOWER_LR)
-        few = prepare(x)
-        check_scale(x, few.double().square().mean().item())
-        components = partial(_components, few, count)
+        prepared = prepare(x)
+        check_scale(x, prepared.double().square().mean().item())
+        components = partial(_components, prepared, count)
     else:
         mean, covariance = _covariance(x, rows, device or x.device, prepare, all_reduce)
         check_scale(x, np.trace(covariance))
@@ -255,9 +255,9 @@ def _leading(mean: Tensor, covariance: Directions, count: int, scaling: Directio
 def _components(x: Tensor, count: int, scaling: Directions | None = None) -> Components:
     """Return the components of few rows, or of these after a ``scaling``, by the products of the rows."""
     rows = len(x)
-    exact = x.double()
-    mean = exact.mean(0)
-    centred = (exact - mean).cpu()
+    double = x.double()
+    mean = double.mean(0)
+    centred = (double - mean).cpu()
     if scaling is not None:
         centred = centred @ torch.from_numpy(scaling)
         centred = centred - centred.mean(0)

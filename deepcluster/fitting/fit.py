@@ -31,7 +31,7 @@ from deepcluster.runs.inherit import kept_text
 from deepcluster.runs.page import NOUNS, noun_rows, read_nouns
 from deepcluster.runs.result import Outcome, choose_number, metrics, summary_text
 from deepcluster.runs.run import Rows, Run, cut_rows, sample_of
-from deepcluster.runtime.compute import GROUPING_PHASE, MAX_PASS_BATCH, Stopwatch
+from deepcluster.runtime.compute import CUT_PHASE, MAX_PASS_BATCH, Stopwatch
 from deepcluster.runtime.console import Display, Several, Silent
 from deepcluster.runtime.devices import CPU, choose_device, environment, keep_freed_memory, working_on
 from deepcluster.runtime.log import warn
@@ -194,13 +194,13 @@ def _measured_before(network: Network, images: ImagesRead, journal: Journal, dis
         journal.folder.write_rows(NOUNS, nouns)
     if images.truth is None:
         return {}
-    start = conclude(network, images, features, Silent())
+    before = conclude(network, images, features, Silent())
     if not journal.folder:
         return {}
     request, recipe = images.decided.request, images.recipe
-    rows = rows_of(images, start)
+    rows = rows_of(images, before)
     count, _ = choose_number(request.n_clusters, rows, request.seed, recipe, nouns, Silent())
-    _, placement = cut_rows(rows, start.clustering, count, request.seed, recipe)
+    _, placement = cut_rows(rows, before.clustering, count, request.seed, recipe)
     return {**metrics(images.truth, placement.cluster), "clusters": len(placement.cluster.unique())}
 
 
@@ -212,7 +212,7 @@ def result_features(network: Network, images: ImagesRead, display: Display) -> T
 
 def conclude(network: Network, images: ImagesRead, features: Tensor, display: Display) -> Conclusion:
     """Cluster this rank's ``features`` (n x D), of one pass of the network as it is now. A collective."""
-    display.progress(GROUPING_PHASE, 0, 0)
+    display.progress(CUT_PHASE, 0, 0)
     recipe, store = images.recipe, images.store
     try:
         return algorithm.conclude(

@@ -46,12 +46,12 @@ class Journal:
     record: RunRecord  # run.json so far
     checkpoints: Checkpoints
     checkpoint: Checkpoint | None  # the last one of a run that goes on
-    start: float  # of the run, by time.perf_counter(); earlier by the time before an interruption
+    begun: float  # of the run, by time.perf_counter(); earlier by the time before an interruption
     baseline: Mapping[str, float] = field(default_factory=dict)  # metrics before the rounds, on the main rank
     rows: list[Mapping[str, Any]] = field(default_factory=list)  # of history.csv
 
     def __post_init__(self) -> None:
-        self.lap = self.start
+        self.lap = self.begun
 
     def end_phase(self, phase: str, **entries: Any) -> None:
         """Note the seconds of a phase, which ends now, and other entries of run.json."""
@@ -102,7 +102,7 @@ class Journal:
         with fitting(self.checkpoints.folder):
             state, parameters = restored(self.checkpoint, self.images.store.partition.local)
             network.load_state_dict(parameters)
-        self.start -= about["elapsed"]
+        self.begun -= about["elapsed"]
         self.baseline = about["baseline"]
         self.rows = about["history"]
         return state
@@ -115,7 +115,7 @@ class Journal:
             about = {
                 "run": self.record.run,
                 "environment": self.record.environment,
-                "elapsed": time.perf_counter() - self.start,
+                "elapsed": time.perf_counter() - self.begun,
                 "baseline": self.baseline,
                 "history": self.rows,
             }
@@ -167,7 +167,7 @@ class Journal:
             if run.rows.embeddings.known:
                 target.write_tensors(model_files.EMBEDDINGS, run.rows.embeddings.known)
             target.write(CLUSTERS, encoded(run.model, run.facts, Made()))
-            seconds = round(time.perf_counter() - self.start, 2)
+            seconds = round(time.perf_counter() - self.begun, 2)
             self.end_phase(
                 "result", status="done", peak_memory_mb=peak_mb(), seconds=seconds, baseline=baseline or None
             )
@@ -190,7 +190,7 @@ def metrics_at_start(run: Run) -> dict[str, float]:
 
 
 @contextmanager
-def opened(decided: Decided, processes: Processes, start: float) -> Iterator[Journal]:
+def opened(decided: Decided, processes: Processes, begun: float) -> Iterator[Journal]:
     """Lock the folder of a run, for all ranks. An error of this run is recorded in its run.json."""
     out = Path(decided.start.out)
     overwrite = decided.request.overwrite
@@ -203,7 +203,7 @@ def opened(decided: Decided, processes: Processes, start: float) -> Iterator[Jou
         checkpoints = Checkpoints(out / "checkpoints", scratch_of(out, processes.rank))
         checkpoint = checkpoints.latest() if decided.start.state == "resumed" else None
         try:
-            yield Journal(decided, folder, record, checkpoints, checkpoint, start)
+            yield Journal(decided, folder, record, checkpoints, checkpoint, begun)
         except BaseException as error:
             try:
                 _record_end(folder, record, error)

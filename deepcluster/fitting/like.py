@@ -95,8 +95,8 @@ def continued(run: Run, former: Former, former_rows: Tensor) -> tuple[Run, str]:
     stays = is_known & (former_rows < former.run.rows.fitted)
     new = inherit.taught_again(numbered, past, {old: old for old in (*heir, *lost)}, stays)
     clusters, now = ({*one.cut.cluster_of.tolist()} for one in (former.run.model, new))
-    kinds = {"ended": clusters - now, "new": now - clusters, "made anew": {*lost} & now}
+    fates = {"ended": clusters - now, "new": now - clusters, "made anew": {*lost} & now}
     texts = [f"{len(heir)} of {plural(len(clusters), 'cluster')} of {former.path} continue, with their numbers"]
-    texts += [f"{kind}: {', '.join(map(str, sorted(numbers)))}" for kind, numbers in kinds.items() if numbers]
+    texts += [f"{fate}: {', '.join(map(str, sorted(numbers)))}" for fate, numbers in fates.items() if numbers]
     text = "; ".join([*texts, inherit.inherited_text(former.run.model, new)])
     return replace(run, model=new), text

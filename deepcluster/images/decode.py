@@ -229,8 +229,8 @@ def explain(error: Exception) -> Reason:
 
 def not_a_file(mode: int) -> Reason:
     """Return the kind of file that ``st_mode`` describes, as the reason not to open it."""
-    kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFLNK: "a symbolic link"}
-    return Reason(f"{kinds.get(stat.S_IFMT(mode), 'a device')}, not a file", NO_FILE)
+    types = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFLNK: "a symbolic link"}
+    return Reason(f"{types.get(stat.S_IFMT(mode), 'a device')}, not a file", NO_FILE)
 
 
 def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], T]) -> T:

@@ -30,8 +30,8 @@ def from_torchvision(name: str) -> Source:
     from torchvision import datasets
 
     general = ("VisionDataset", "DatasetFolder", "ImageFolder")
-    kinds = {title: getattr(datasets, title) for title in datasets.__all__ if title not in general}
-    classes = {title.lower(): title for title, kind in kinds.items() if inspect.isclass(kind)}
+    makers = {title: getattr(datasets, title) for title in datasets.__all__ if title not in general}
+    classes = {title.lower(): title for title, kind in makers.items() if inspect.isclass(kind)}
     title = classes.get(name.lower())
     if title is None:
         near = difflib.get_close_matches(name.lower(), classes, n=3, cutoff=0.5)
@@ -40,7 +40,7 @@ def from_torchvision(name: str) -> Source:
     cache = cache_folder(title)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        dataset = kinds[title](**_training_part(kinds[title], cache))
+        dataset = makers[title](**_training_part(makers[title], cache))
     except Exception as error:  # the classes raise many kinds
         raise DataError(
             f"torchvision:{title} cannot be downloaded into {cache}: {one_line(str(error))}. Check the connection and "

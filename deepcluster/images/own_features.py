@@ -176,17 +176,17 @@ def _columns(table: Path) -> tuple[str, str | None]:
         import pyarrow.types as of
     with reading("the table", table):
         schema = pq.read_schema(table)
-    kinds = {field.name: getattr(field.type, "storage_type", field.type) for field in schema}  # of an extension type
+    types = {field.name: getattr(field.type, "storage_type", field.type) for field in schema}  # of an extension type
     lists = [
         name
-        for name, kind in kinds.items()
+        for name, kind in types.items()
         if (of.is_list(kind) or of.is_large_list(kind) or of.is_fixed_size_list(kind))
         and (of.is_floating(kind.value_type) or of.is_integer(kind.value_type))
     ]
     known = [name for name in lists if name.lower() in EMBEDDING_COLUMNS] or lists
     if len(known) != 1:
         title = one_line(str(table))
-        there = ", ".join(map(one_line, lists or kinds)) or "none"
+        there = ", ".join(map(one_line, lists or types)) or "none"
         raise DataError(
             f"which column of {title} has the embeddings? Call it 'embedding'; there are: {there}"
             if lists
@@ -194,7 +194,7 @@ def _columns(table: Path) -> tuple[str, str | None]:
         )
     texts = {
         name.lower(): name
-        for name, kind in kinds.items()
+        for name, kind in types.items()
         if of.is_string(kind) or of.is_large_string(kind) or of.is_integer(kind) or of.is_dictionary(kind)
     }
     return known[0], next((texts[name] for name in ID_COLUMNS if name in texts), None)

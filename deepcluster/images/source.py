@@ -226,10 +226,10 @@ VIDEO, SIDECAR = "video", "sidecar"
 
 def counted(skipped: Iterable[tuple[str, Reason]]) -> str:
     """Count (path, reason) by kind, most frequent first: ``2 damaged, 1 video``."""
-    kinds = Counter(_kind(path.lower(), reason.kind) for path, reason in skipped)
+    reasons = Counter(_kind(path.lower(), reason.kind) for path, reason in skipped)
     nouns = (VIDEO, SIDECAR, OTHER)
     return ", ".join(
-        plural(times, kind) if kind in nouns else f"{times:,} {kind}" for kind, times in kinds.most_common()
+        plural(times, kind) if kind in nouns else f"{times:,} {kind}" for kind, times in reasons.most_common()
     )
 
 

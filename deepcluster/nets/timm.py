@@ -45,7 +45,7 @@ def timm_body(name: str, image_size: int, seed: int) -> tuple[nn.Module, dict[st
     # timm takes the class token of ViT, DINO, DINOv2 and MAE, attention pooling of SigLIP, and averages if the authors
     # do, without class token and registers. Of DINOv3 it averages too, but its authors take the class token.
     options |= {"global_pool": "token"} if timm_name.startswith("vit_") and "dinov3" in timm_name else {}
-    with lent_global(seed, "network"), checked_size(name, image_size, kinds=Exception):
+    with lent_global(seed, "network"), checked_size(name, image_size, errors=Exception):
         model = timm.create_model(timm_name, num_classes=0, **options)
     return model, cast(dict[str, Any], model.default_cfg)
 
@@ -121,11 +121,11 @@ def _words(synsets: str) -> list[str]:
 
 
 @contextmanager
-def checked_size(name: str, size: int, advice: str = "", kinds: Any = LAYER_ERRORS) -> Iterator[None]:
+def checked_size(name: str, size: int, advice: str = "", errors: Any = LAYER_ERRORS) -> Iterator[None]:
     """Raise UsageError if the network ``name`` fails inside, and not for lack of memory: the ``size`` does not fit."""
     try:
         yield
-    except kinds as error:
+    except errors as error:
         if isinstance(error, UsageError) or "memory" in str(error):
             raise
         problem = f"{name} cannot take images of {size} x {size} pixels ({first_line(error)})"

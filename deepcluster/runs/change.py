@@ -16,7 +16,7 @@ from deepcluster.images import Source
 from deepcluster.runs.result import Outcome
 from deepcluster.runs.run import Run, read_run
 from deepcluster.runs.views import refresh
-from deepcluster.runtime.compute import GROUPING_PHASE
+from deepcluster.runtime.compute import CUT_PHASE
 from deepcluster.runtime.console import Display, Several
 from deepcluster.storage import former, run_folder
 from deepcluster.storage.clusters_file import Made, encoded, read_clusters
@@ -102,7 +102,7 @@ def carry_out(
 
     ``takes_images``: As for ``read_run``. ``quick``: As for ``write_page``.
     """
-    display.progress(GROUPING_PHASE, 0, 0)
+    display.progress(CUT_PHASE, 0, 0)
     if dry_run:
         folder = run_folder.open_run(path)
         before = read_run(folder, takes_images=takes_images)

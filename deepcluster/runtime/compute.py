@@ -12,7 +12,7 @@ from deepcluster.runtime.devices import CPU, holds_rows
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 
-FEATURES_PHASE, CLUSTERING_PHASE, TRAINING_PHASE, GROUPING_PHASE = "features", "clustering", "training", "grouping"
+FEATURES_PHASE, CLUSTERING_PHASE, TRAINING_PHASE, CUT_PHASE = "features", "clustering", "training", "cut"
 MAX_PASS_BATCH = 256  # images in a batch of a pass, however many an optimizer step has
 Progress = Callable[[str, int, int], None]  # phase, images done, images in all
 

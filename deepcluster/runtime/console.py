@@ -26,7 +26,7 @@ PHASES = {
     "features": "comparing the images",
     "clustering": "making clusters to learn",
     "training": "learning from the images",
-    "grouping": "making the clusters",
+    "cut": "making the clusters",
     "map": "drawing the map",
     "report": "writing the report",
 }
