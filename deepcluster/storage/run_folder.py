@@ -35,11 +35,12 @@ class RunFolder:
     """The files of a run, to read."""
 
     path: Path
+    final: Path | None = None  # the place that a whole run, written beside it, takes at the end
 
     @property
     def place(self) -> Path:
         """The path of the run, for its page and for messages."""
-        return self.path
+        return self.final or self.path
 
     def file(self, name: str) -> Path:
         return self.path / name
@@ -157,33 +158,18 @@ class LockedFolder(RunFolder):
 
     @property
     def _scratch(self) -> Path | None:
-        return state.scratch_of(self.path)
-
-
-@dataclass(frozen=True)
-class StagedFolder(LockedFolder):
-    """A whole run that is written beside its place, which it takes at the end."""
-
-    final: Path
-
-    @property
-    def place(self) -> Path:
-        return self.final
-
-    @property
-    def _scratch(self) -> Path | None:
-        return None
+        return None if self.final else state.scratch_of(self.path)
 
 
 @contextmanager
-def staged(folder: LockedFolder) -> Iterator[StagedFolder]:
+def staged(folder: LockedFolder) -> Iterator[LockedFolder]:
     """Yield a folder for a whole run, which takes the place of ``folder`` at the end; an error drops it."""
     new = swap.new_place(folder.path)
     with changing(new):
         shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
         new.mkdir()
     try:
-        yield StagedFolder(new, folder.path)
+        yield LockedFolder(new, folder.path)
         if text := log.lines():
             (new / LOG).write_text(text, encoding="utf-8")
         put_in_place(new, folder.path, swap.old_place(folder.path))
