@@ -107,7 +107,7 @@ def taught_again(run: Run, past: Past, heir: Mapping[int, int], stays: Tensor | 
         if heir[number] not in present or (number in anew and words[row] != "drawn")
     }
     if pins:
-        cut = move_rows(cut, pins, rows.reduced, replace(model, cut=cut).placement(rows.reduced).cluster)
+        cut = move_rows(cut, pins, rows.reduced, rows.placed(replace(model, cut=cut)))
     named = {new: said.names[old] for old, new in heir.items()}
     annotations = Annotations(
         names=tuple(named.get(number, "") for number in range(max([len(model.names), *(new + 1 for new in named)]))),

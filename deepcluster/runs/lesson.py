@@ -200,12 +200,12 @@ def taught_model(run: Run, answers: Sequence[Answer]) -> tuple[Model, list[str]]
     taught, _ = _taught(run, teachers, new.names, sample)
     labels = followed(taught)
     cut = recentred(model.cut, taught.rows, torch.from_numpy(taught.labels), torch.from_numpy(labels))
-    clusters = replace(model, cut=cut).placement(rows.reduced).cluster
+    before = rows.placed(replace(model, cut=cut))
     if not np.array_equal(labels, taught.labels):
         pinned = [row for row, number in sample.items() if number != cluster[row]]
         without_pins = unpinned(replace(model, cut=cut), rows.reduced, pinned)
-        sample = {row: int(clusters[row]) for row in sample} | without_pins
-    cut = move_rows(cut, targets, rows.reduced, clusters)
+        sample = {row: int(before.cluster[row]) for row in sample} | without_pins
+    cut = move_rows(cut, targets, rows.reduced, before)
     words = model.placed | new.words
     said = tuple(
         Said(row, "drawn", sample[row]) if row in sample else Said(row, _teaching(words[row])) for row in answered
