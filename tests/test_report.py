@@ -505,6 +505,24 @@ def test_every_text_of_the_scripts_is_a_phrase():
     ] == []
 
 
+def test_each_file_of_the_script_says_what_it_takes_from_others():
+    """A name is declared in the file that is named, and used."""
+    files = {path.name: path.read_text() for path in TEMPLATES.glob("*.js")}
+    for name, text in files.items():
+        head = " ".join(re.findall(r"^//(?: takes:|  ) (.*)$", text, re.MULTILINE))
+        taken = [
+            (word, other) for words, other in re.findall(r"([^();]+) \((\w+\.js)\)", head) for word in words.split(",")
+        ]
+        assert taken or name == "report.js"
+        for word, other in taken:
+            word = re.escape(word.strip())
+            declared = rf"^(?:(?:const|let) (?:.*, )?|(?:async )?function ){word}(?![\w$])"
+            assert re.search(declared, files[other], re.MULTILINE), (name, word, other)
+            assert len(re.findall(rf"(?<![\w$])(?<![\w)\]]\.){word}(?![\w$])", text)) > 1, (name, word)
+    included = re.findall(r"^//[=+] (\w+\.js)$", files["report.js"], re.MULTILINE)
+    assert sorted([*included, "report.js"]) == sorted(files)
+
+
 def test_every_word_of_the_tables_can_be_a_hint():
     nouns = [str(label).split(",")[0] for label in ImageNetInfo().label_descriptions()]
     words = {word for noun in nouns for word in [noun, *above(noun)]}

@@ -30,7 +30,7 @@ from deepcluster.report.hints import chinese
 from deepcluster.report.pictures import Thumbnails, columns, on_sheet, sheet_step
 from deepcluster.report.sections import Values
 from deepcluster.runtime.tables import FORMULA
-from deepcluster.storage.content import Row, Tables
+from deepcluster.storage.content import Row, Table, Tables
 
 MAX_CLUSTERS = 100
 MAX_NAMES = 600_000  # characters of file names, above which fewer images are in the page
@@ -274,33 +274,34 @@ def _parts(parts: Parts | None) -> dict[str, Any] | None:
 def on_page(clusters: Sequence[Row]) -> tuple[list[int], int]:
     """Return the rows whose images are in the page, every n-th row with a picture on the sheet, and n."""
     rows = on_sheet(len(clusters))
-    every = max(1, -(-sum(len(clusters[i]["path"]) for i in rows) // MAX_NAMES))
+    every = max(1, -(-sum(map(len, Table.of(clusters).column("path")[rows])) // MAX_NAMES))
     return rows[::every], every
 
 
 def _images(data: RunData) -> Values:
     """Return columns of the images in the page, every ``step``-th row."""
     chosen, _ = on_page(data.result.usable)
-    rows = [data.result.usable[i] for i in chosen]
-    paths = [texts.inert(texts.bare(row["path"])).rpartition("/") for row in rows]
+    table = data.result.usable.at(chosen)
+    paths = [texts.inert(texts.bare(path)).rpartition("/") for path in table.column("path")]
     folders = {folder: i for i, folder in enumerate(dict.fromkeys(folder + slash for folder, slash, _ in paths))}
-    labels = {label: i for i, label in enumerate(sorted({row["label"] for row in rows}))}
+    labels = {label: i for i, label in enumerate(sorted({*table.column("label")}))}
     sizes = Counter(data.result.usable.column("label"))
     numbers = {row["cluster"]: i for i, row in enumerate((*data.result.summary, {"cluster": "-1"}))}
-    distances = np.array([texts.number(row["distance"]) or 0.0 for row in rows])
-    margins = np.array([texts.number(row["margin"]) or 0.0 for row in rows])
+    distances, margins = (
+        np.array([texts.number(cell) or 0.0 for cell in table.column(name)]) for name in ("distance", "margin")
+    )
     farthest = max(1e-9, float(distances.max()))
     return {
         "step": chosen[1] if len(chosen) > 1 else 1,
         "distance": _packed(distances / farthest),
         "farthest": farthest,
         "margin": _packed(margins),
-        "cluster": _shorts([numbers[row["cluster"]] for row in rows]),
-        "outlier": [i for i, row in enumerate(rows) if row["is_outlier"] == "1"],
+        "cluster": _shorts([numbers[cell] for cell in table.column("cluster")]),
+        "outlier": np.flatnonzero(table.column("is_outlier") == "1").tolist(),
         "folder": _shorts([min(SCALE, folders[folder + slash]) for folder, slash, _ in paths]),
         "folders": list(folders),
         "names": [name for _, _, name in paths],
-        "label": _shorts([min(SCALE, labels[row["label"]]) for row in rows]) if any(labels) else None,
+        "label": _shorts([min(SCALE, labels[label]) for label in table.column("label")]) if any(labels) else None,
         "labels": [texts.inert(label) for label in labels],
         "label_sizes": [sizes[label] for label in labels],  # of all images
         "alike": 0 if data.similar is None else data.similar.shape[1],

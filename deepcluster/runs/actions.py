@@ -119,7 +119,7 @@ def _questions(folder: run_folder.RunFolder, run: Run, request: Request) -> dict
         return {**asdict(one), **about}
 
     known = run.model.sample
-    chosen, drawn = (lesson.asked(run, taught.n, answers=taught.answers, drawn=drawn) for drawn in (False, True))
+    chosen, drawn = lesson.asked(run, taught.n, taught.answers)
     paths = {one.path for one in chosen}  # of images that are asked about anyway, and then teach
     return {"questions": [[*map(of_page, chosen)], [of_page(one) for one in drawn if one.path not in paths]]}
 

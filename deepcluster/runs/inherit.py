@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 
 from deepcluster.groups.cut import move_rows, recentred
-from deepcluster.groups.graph import graph_rows
-from deepcluster.groups.spread import nodes_of
 from deepcluster.model import WORDS, Annotations, Model, Said
 from deepcluster.runs.lesson import Answer, taught_model
 from deepcluster.runs.run import Run
@@ -91,8 +89,7 @@ def taught_again(run: Run, past: Past, heir: Mapping[int, int], stays: Tensor | 
     if stays is not None and words:
         back |= stays & (there >= 0)
     if back.any():
-        graph = rows.sample[graph_rows(rows.sample)]
-        nodes = torch.from_numpy(nodes_of(rows.reduced, graph))
+        graph, nodes = rows.graph[0], torch.from_numpy(rows.graph[1])
         inside = nodes >= 0
         before = torch.zeros(len(graph), dtype=torch.int64)
         before[nodes[inside]] = run.placement.cluster[inside]

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from deepcluster.build import cut_sample
 from deepcluster.errors import DiskError
 from deepcluster.groups.cut import Cut, Placement, placement_of
-from deepcluster.groups.graph import MAX_GRAPH_ROWS, Embeddings
+from deepcluster.groups.graph import MAX_GRAPH_ROWS, Embeddings, graph_rows
+from deepcluster.groups.spread import Labels, nodes_of
 from deepcluster.model import Model
 from deepcluster.recipe import Recipe, read_toml
 from deepcluster.records import Clustering
@@ -57,6 +58,12 @@ class Rows:
         self._known.append((model.cut, placement_of(self.reduced, model.cut, model.fine_centroids, last)))
         del self._known[:-KNOWN_CUTS]
         return self._known[-1][1]
+
+    @cached_property
+    def graph(self) -> tuple[Tensor, Labels]:
+        """The features in the neighbour graph, and the index among them of every image; -1: it is not there."""
+        graph = self.sample[graph_rows(self.sample)]
+        return graph, nodes_of(self.reduced, graph)
 
     @cached_property
     def paths(self) -> list[str]:
@@ -181,7 +188,9 @@ def place_rows(cut: Cut, rows: Rows, fine_centroids: Tensor) -> tuple[Cut, Place
     sizes = torch.bincount(placement.cluster[: rows.fitted], minlength=cut.count)
     number = torch.argsort(torch.argsort(sizes, descending=True, stable=True))
     numbered = replace(placement, cluster=number[placement.cluster])
-    return Cut(cut.centroids, number[cut.cluster_of]), numbered
+    cut = Cut(cut.centroids, number[cut.cluster_of])
+    rows._known.append((cut, numbered))
+    return cut, numbered
 
 
 # ---- their columns in tables ----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -27,6 +27,8 @@ from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 
+import scipy.sparse.linalg  # noqa: F401 (takes .4 s, which the first question would wait for)
+
 from deepcluster.errors import DataError, DeepClusterError, Stopped, UsageError
 from deepcluster.images import Source
 from deepcluster.report.page import SERVED, policy, render
@@ -34,7 +36,7 @@ from deepcluster.report.pictures import THUMBNAIL, Picture, pictures, pictures_o
 from deepcluster.runs.actions import CHANGES, QUESTIONS, Sort, default_name, places_for_folders, sort_images
 from deepcluster.runs.change import REDO, UNDO, commit
 from deepcluster.runs.images import images_at_hand
-from deepcluster.runs.page import Drawings, page_data, read_drawings, read_sheet, shown_of
+from deepcluster.runs.page import Drawings, Shown, page_data, read_drawings, read_sheet, shown_of
 from deepcluster.runs.result import Outcome, describe
 from deepcluster.runs.run import Run, read_run
 from deepcluster.runs.views import checked, refresh
@@ -145,22 +147,27 @@ class _Server(ThreadingTCPServer):
         self.host = f"127.0.0.1:{self.server_address[1]}"
         self.calls: Queue[tuple[Callable[[], Answer], Future[Answer]]] = Queue()
         self.known_images: _Images | None = None
-        self.known: tuple[str, Outcome] | None = None  # the version of the run, and its result
+        self.known: tuple[str, Outcome, Shown] | None = None  # the version of the run, and its result
         self.is_behind = False  # the views are older than the run
 
     def handle_error(self, *_: object) -> None:
         """Say nothing: a client has gone away."""
 
-    def outcome(self, folder: run_folder.RunFolder) -> Outcome:
+    def result(self, folder: run_folder.RunFolder) -> tuple[Outcome, Shown]:
         """Return the result of the run, which is read if another process has changed it."""
         if self.known is None or self.known[0] != version_of(folder):
             self.keep(folder, read_run(folder))
         assert self.known
-        return self.known[1]
+        return self.known[1:]
 
     def keep(self, folder: run_folder.RunFolder, run: Run, **_: Any) -> Outcome:
-        """Keep a run and its result for the next request."""
-        self.known = version_of(folder), (outcome := describe(run))
+        """Keep a run and its result for the next request. Names and marks change no place of an image."""
+        _, before, shown = self.known or ("", None, None)
+        if before and (before.run.placement is not run.placement or before.run.model.said != run.model.said):
+            before = shown = None
+        outcome = describe(run, before)
+        shown = replace(shown, model=run.model) if shown else shown_of(run)
+        self.known = version_of(folder), outcome, shown
         return outcome
 
     def images(self, folder: run_folder.RunFolder) -> _Images:
@@ -169,7 +176,7 @@ class _Server(ThreadingTCPServer):
         return self.known_images
 
     def page_text(self, folder: run_folder.RunFolder) -> str:
-        outcome = self.outcome(folder)
+        outcome, shown = self.result(folder)
         images = self.images(folder)
         version = images.version if images.source or images.sheet else ""
         row_of = {path: row for row, path in enumerate(images.paths)}
@@ -177,7 +184,7 @@ class _Server(ThreadingTCPServer):
             folder,
             images.source,
             outcome,
-            shown_of(outcome.run),
+            shown,
             images.drawings,
             lambda path, limit: f"thumb/{version}/{row_of[path]}" if version else "",
         )
@@ -190,7 +197,7 @@ class _Server(ThreadingTCPServer):
         """Make the views of the run, if it has changed: report.html gets its own pictures."""
         if self.is_behind:
             with suppress(DeepClusterError), run_folder.locked(self.run) as folder:  # or else it tries again
-                refresh(folder, self.outcome(folder).run, source=self.images(folder).source, page=True)
+                refresh(folder, self.result(folder)[0].run, source=self.images(folder).source, page=True)
                 self.is_behind = False
 
     def picture(self, kind: str, version: str, row: int) -> Answer:
@@ -234,7 +241,7 @@ class _Server(ThreadingTCPServer):
         """Return the run that the page of a request shows."""
         if request.get("version") != version_of(folder):
             raise Outdated
-        return self.outcome(folder).run
+        return self.result(folder)[0].run
 
 
 def _said(log_lines: str) -> str:

@@ -1,6 +1,6 @@
 /* ---- the list of clusters --------------------------------------------------------------------------------------------- */
-// takes: $, $$, onPage (report.js); t (language.js); base, cards, sizeOf, placeOf, nameOf, titleOf, hintsOf (clusters.js)
-//   openCluster (images.js); openOne (one.js)
+// takes: $$, onPage, $ (report.js); t (language.js); cards, placeOf, sizeOf, base, nameOf, titleOf, hintsOf (clusters.js); openCluster (images.js)
+//   openOne (one.js)
 
 let minded = null;  /* the number of the cluster that keys are for */
 

@@ -1,6 +1,6 @@
 /* ---- a change: one request, and one answer, which brings the page after it; on the page of a server ------------------- */
-// takes: $, $$, data, element, grouped, onPage, showPage (report.js); t, images, translate, translated, isTranslated (language.js)
-//   tabs (tabs.js); cards, present (clusters.js); minded (cards.js)
+// takes: $, data, $$, showPage, element, onPage, grouped (report.js); t, isTranslated, translate, translated, images (language.js)
+//   cards, present (clusters.js); minded (cards.js)
 
 document.documentElement.classList.add("served");
 

@@ -1,6 +1,6 @@
 /* ---- check: one list after another, the doubtful images first; a tap marks a wrong one, and a digit moves it ---------- */
-// takes: $, $$ (report.js); base, cards, sample, moved, library, isPresent, titleOf (clusters.js); minded, acts (cards.js); select (grid.js)
-//   listed, openImages, leaveImages (images.js); targets, nextTarget, tellTargets, ofKinds, seen (moves.js)
+// takes: $, $$ (report.js); sample, isPresent, base, moved, library, titleOf, cards (clusters.js); select (grid.js)
+//   openImages, listed, leaveImages (images.js); minded, acts (cards.js); targets, ofKinds, nextTarget, tellTargets, seen (moves.js)
 
 let checked = null;  /* the cluster whose list is checked */
 

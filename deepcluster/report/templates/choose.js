@@ -1,6 +1,6 @@
 /* ---- which cluster is meant, on the page of a server --------------------------------------------------------------------- */
-// takes: $, $$, element (report.js); t, images (language.js); plain (cards.js)
-//   base, firstFree, present, isPresent, clusterOf, faceOf, sizeOf, nameOf, titleOf, hintsOf, perhaps (clusters.js)
+// takes: $, element, $$ (report.js); t, images (language.js)
+//   firstFree, present, base, clusterOf, faceOf, titleOf, perhaps, sizeOf, nameOf, hintsOf, isPresent (clusters.js); plain (cards.js)
 
 const nextFree = () => Math.max(firstFree - 1, ...present()) + 1;
 

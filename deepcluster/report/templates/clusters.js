@@ -1,5 +1,5 @@
 /* ---- the clusters and the images of the page ------------------------------------------------------------------------- */
-// takes: $, $$, data, element, onPage (report.js); t (language.js); shorts, picture (pictures.js)
+// takes: onPage, data, $$, $, element (report.js); t (language.js); shorts, picture (pictures.js)
 
 /* The clusters and their cards by number, their sizes with the moves that a list has collected, the first number that no
    cluster ever had, and the images in the page: all, or every n-th of many, in columns. */

@@ -1,6 +1,6 @@
 /* ---- many clusters stand in groups of similar ones, by the merge tree: a view, which nothing keeps ------------------- */
-// takes: $, $$, data, element, onPage (report.js); t, images (language.js); cards, sizeOf, nameOf (clusters.js); nodesAt (numbers.js)
-//   arrange (cards.js)
+// takes: $, $$, element, onPage, data (report.js); images, t (language.js); cards, sizeOf, nameOf (clusters.js); arrange (cards.js)
+//   nodesAt (numbers.js)
 
 const MANY = 12;  /* clusters that a page shows at once; pictures of a closed group */
 

@@ -1,5 +1,5 @@
 /* ---- grids of pictures, and which images are selected ------------------------------------------------------------------ */
-// takes: $$, element (report.js); t (language.js); picture (pictures.js); factsOf, pathOf, library (clusters.js); openOne (one.js)
+// takes: $$, element (report.js); t (language.js); picture (pictures.js); factsOf, library, pathOf (clusters.js); openOne (one.js)
 
 /* The selected images, whichever grid shows them. */
 const ticked = new Set();

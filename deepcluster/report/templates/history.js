@@ -1,5 +1,5 @@
 /* ---- the list of changes, each of which can be taken back with those after it; on the page of a server -------------- */
-// takes: $, data, element (report.js); t (language.js); picture (pictures.js); change, wordsOf (change.js)
+// takes: data, $, element (report.js); t (language.js); picture (pictures.js); wordsOf, change (change.js)
 
 function openHistory() {
   const {done} = data.served, dialog = $("#history");

@@ -1,7 +1,7 @@
 /* ---- the dialog with all images of a cluster, or with those that were drawn around on the map ------------------------- */
-// takes: $, $$, data, grouped, onPage, whenMoved (report.js); t, images (language.js); copy, save (files.js); sheet, sheetReady (pictures.js)
-//   moved, clusterOf, factsOf, pathOf, library, nameOf, titleOf, sizeOf, cards, sample (clusters.js)
-//   makeGrid, tick, ticked, whenTicked, select, isSelecting (grid.js); mapped (map.js)
+// takes: data, $, grouped, whenMoved, $$ (report.js); images, t (language.js); copy, save (files.js); sheet, sheetReady (pictures.js)
+//   sample, library, moved, titleOf, sizeOf, cards, pathOf, clusterOf, nameOf, factsOf (clusters.js)
+//   makeGrid, tick, select, isSelecting, ticked, whenTicked (grid.js); mapped (map.js)
 
 const tileSide = () => data.served ? 104 : Math.max(56, Math.min(104, 2 * (sheet?.naturalWidth || 48 * data.columns) / data.columns));
 
@@ -71,7 +71,7 @@ document.addEventListener("click", async event => {
 });
 whenTicked.push(() => {
   for (const count of $$(".ticked-count")) count.textContent = ticked.size ? t("{0} selected", images(ticked.size)) : t("None selected");
-  for (const button of $$("[data-ticked=move], [data-ticked=none], [data-ticked=kind]")) button.disabled = !ticked.size;
+  for (const button of $$("[data-ticked=move], [data-ticked=none]")) button.disabled = !ticked.size;
 });
 
 function saveTable(list) {

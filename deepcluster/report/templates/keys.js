@@ -1,5 +1,5 @@
 /* ---- keys ------------------------------------------------------------------------------------------------------- */
-// takes: $, $$, data (report.js); tabs, show, toBar (tabs.js); step, minded, cards (cards.js); mapped (map.js)
+// takes: $, $$ (report.js); tabs, show, toBar (tabs.js); cards (clusters.js); minded, step (cards.js); mapped (map.js)
 
 /* Letters typed ahead, while the page was loaded, are no commands. */
 let isFresh = true;
@@ -10,10 +10,6 @@ document.addEventListener("keydown", event => {
   if (document.body.inert) return;
   const field = event.target.matches("input:not([type=radio], [type=range], [type=checkbox]), select, textarea");
   if (isFresh && event.key.length === 1 && !field) return event.preventDefault();
-  if (event.key === "z" && (event.ctrlKey || event.metaKey) && !field && data.served) {
-    event.preventDefault();
-    return takeBack();
-  }
   if (event.ctrlKey || event.metaKey || event.altKey || $("dialog[open]")) return;
   if (field) return;
   if (event.key >= "1" && event.key <= String(tabs.length)) {

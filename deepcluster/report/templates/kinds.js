@@ -1,5 +1,5 @@
 /* ---- the first part of teaching: the names of clusters without one, and images of another kind among them ------------- */
-// takes: $, $$, element (report.js); t, images (language.js); plain (cards.js); library, present, nameOf, sizeOf, hintsOf (clusters.js)
+// takes: $, element, $$ (report.js); t, images (language.js); present, nameOf, sizeOf, library, hintsOf (clusters.js); plain (cards.js)
 //   nameCluster (names.js); part, tickable, answered (teach.js); ask (questions.js); review (review.js)
 
 const MAX_FACES = 8, nameless = new Set();  /* clusters that she does not name */

@@ -1,5 +1,5 @@
 /* ---- the language of the browser: English, or one with a file of phrases ----------------------------------------- */
-// takes: $$, grouped, languages (report.js)
+// takes: languages, $$, grouped (report.js)
 
 const language = navigator.language.toLowerCase().split("-")[0];
 const phrases = new Map(Object.entries(languages[language] ?? {}));

@@ -1,5 +1,5 @@
 /* ---- many images: a list asks a server for those that the page does not hold ------------------------------------------ */
-// takes: known, factsOf, library, sample (clusters.js); data (report.js); EACH_TIME (grid.js); post (change.js)
+// takes: data (report.js); library, factsOf, known (clusters.js); EACH_TIME (grid.js); post (change.js)
 
 if (data.images?.step > 1) Object.assign(library, {
   async rows(number, order) {

@@ -1,7 +1,8 @@
 /* ---- the map ---------------------------------------------------------------------------------------------------- */
-// takes: $, $$, data, element, grouped, onPage, whenMoved (report.js); t, images (language.js); shorts, picture, sheet, sheetReady, onSheet (pictures.js)
-//   sample, moved, library, clusterOf, factsOf, placeIn, sorted, present, sizeOf, nameOf, callOf, shortOf, titleOf, perhaps, firstFree (clusters.js)
-//   makeGrid, tick (grid.js); openImages (images.js)
+// takes: $, whenMoved, element, $$, grouped, data, onPage (report.js); t, images (language.js)
+//   shorts, sheetReady, onSheet, sheet, picture (pictures.js)
+//   sample, clusterOf, firstFree, nameOf, factsOf, titleOf, callOf, sorted, placeIn, sizeOf, library, moved, present, shortOf, perhaps (clusters.js)
+//   tick, makeGrid (grid.js); openImages (images.js)
 
 const first = ["#4c78c8", "#e08a1e", "#3f9e63", "#c9473f", "#8d63c4", "#2aa3b5", "#d667a6", "#8a7a35", "#7f8c9b", "#b5651d"];
 const colourOf = i => first[i] ?? `hsl(${(i * 137.508) % 360} ${50 + 20 * (i % 3)}% ${44 + 7 * (i % 4)}%)`;

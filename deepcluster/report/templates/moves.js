@@ -1,7 +1,8 @@
 /* ---- moves of images, which an open list of images collects; on the page of a server -------------------------------------- */
-// takes: $, $$, element, whenMoved (report.js); t, images (language.js); one, leaf (one.js)
-//   moved, takeMoves, placedOf, clusterOf, library, present, isPresent, nameOf, callOf, titleOf, faceOf (clusters.js)
-//   grid, listed, leaveImages, withTicked (images.js); ticked, tick (grid.js); choose, nextFree (choose.js); edit (change.js); review, reviewList (review.js)
+// takes: $, whenMoved, $$, element (report.js); t, images (language.js)
+//   nameOf, moved, takeMoves, clusterOf, callOf, titleOf, faceOf, isPresent, present, library (clusters.js); tick, ticked (grid.js)
+//   listed, grid, leaveImages, withTicked (images.js); one, leaf (one.js); edit, undo (change.js); choose, nextFree (choose.js); answered (teach.js)
+//   reviewList, markRight (review.js)
 
 /* A kind has one digit: of several clusters of one name that of the first, which is the nearest. A new name is a kind, too. */
 const kindOf = choice => nameOf(choice) || choice;
@@ -65,6 +66,12 @@ leaveImages = async () => {
 $("#images").addEventListener("cancel", event => {
   event.preventDefault();
   leaveImages();
+});
+document.addEventListener("keydown", event => {
+  if (event.key !== "z" || !(event.ctrlKey || event.metaKey) || event.target.matches("input, select")) return;
+  event.preventDefault();
+  if (batch.length) takeMoveBack();
+  else if (!$("dialog[open]")) undo();
 });
 addEventListener("beforeunload", event => {
   if (moved.size || answered.size) event.preventDefault();

@@ -1,5 +1,5 @@
 /* ---- names and marks, on the page of a server --------------------------------------------------------------------------- */
-// takes: $, $$, element, onPage (report.js); t (language.js); base, cards, nameOf (clusters.js); plain, acts (cards.js); edit (change.js)
+// takes: onPage, element, $, $$ (report.js); t (language.js); cards, nameOf, base (clusters.js); plain, acts (cards.js); edit (change.js)
 
 const nameCluster = (number, name) => edit({names: {[number]: name}}, t(name ? "Cluster {0} is now {1}." : "Cluster {0} has no name now.", number, name));
 

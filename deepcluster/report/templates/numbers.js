@@ -1,6 +1,6 @@
 /* ---- the number of clusters ------------------------------------------------------------------------------------------------ */
-// takes: $, $$, data, element, grouped, onPage (report.js); t, translated (language.js); picture (pictures.js); regroup (regroup.js)
-//   base, sizeOf, faceOf, maySplit, callOf, shortOf, titleOf (clusters.js)
+// takes: $, element, grouped, $$, onPage, data (report.js); t, translated (language.js); picture (pictures.js)
+//   shortOf, titleOf, callOf, faceOf, maySplit, base, sizeOf (clusters.js); regroup (regroup.js)
 
 /* The nodes that are so many groups of a merge tree, with the pieces inside them: as groups/tree.py has them. */
 function nodesAt(pieces, merges, count) {

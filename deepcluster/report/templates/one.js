@@ -1,6 +1,6 @@
 /* ---- one image, as large as it goes: the picture of the page at once, the file itself where it can be opened ------------ */
-// takes: $, $$, data, element, whenMoved (report.js); t (language.js); picture (pictures.js)
-//   clusterOf, factsOf, pathOf, library, titleOf (clusters.js); ticked, tick, whenTicked (grid.js)
+// takes: data, $, element, whenMoved (report.js); t (language.js); picture (pictures.js); pathOf, library, factsOf, titleOf, clusterOf (clusters.js)
+//   ticked, tick, whenTicked (grid.js)
 
 let one = -1, among = [];  /* rows */
 

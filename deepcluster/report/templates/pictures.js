@@ -1,5 +1,5 @@
 /* ---- pictures: from a server by an address of each, in a file from one sheet of tiny ones ---------------------------- */
-// takes: $$, data, element, onPage (report.js)
+// takes: data, element, onPage, $$ (report.js)
 
 const shorts = text => new Uint16Array(Uint8Array.from(atob(text), char => char.charCodeAt(0)).buffer);
 

@@ -1,6 +1,6 @@
 /* ---- the second part of teaching: questions about single images ---------------------------------------------------------- */
-// takes: $, element (report.js); t (language.js); picture (pictures.js); nameOf, callOf, present, isPresent (clusters.js); urlOf (one.js)
-//   ofKinds (moves.js); teacher, EACH, answered, choices, inquire, part, offer (teach.js); review (review.js)
+// takes: $, element (report.js); t (language.js); picture (pictures.js); callOf, isPresent, present, nameOf (clusters.js); urlOf (one.js)
+//   ofKinds (moves.js); inquire, EACH, answered, part, choices, teacher, offer (teach.js); review (review.js)
 
 const skipped = new Set(), asked = [];
 let queue = [];

@@ -1,7 +1,7 @@
 /* ---- merges, splits, and another number of clusters, on the page of a server ----------------------------------------------- */
-// takes: $, $$, element, onPage (report.js); t, images (language.js); picture (pictures.js); choose (choose.js); edit, change (change.js)
-//   base, cards, firstFree, standing, sample, placeIn, inPage, present, maySplit, callOf (clusters.js)
-//   acts, arrange, mind (cards.js); nodesAt (numbers.js); show, toBar (tabs.js)
+// takes: $, element, onPage (report.js); t, images (language.js); show, toBar (tabs.js); picture (pictures.js)
+//   present, callOf, cards, firstFree, standing, base, inPage, sample, placeIn, maySplit (clusters.js); mind, arrange, acts (cards.js)
+//   edit, change (change.js); choose (choose.js); nodesAt (numbers.js)
 
 function openMerge(number) {
   const others = present().filter(other => other !== number);

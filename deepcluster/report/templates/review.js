@@ -1,8 +1,8 @@
 /* ---- the third part of teaching: what follows from the answers ------------------------------------------------------------ */
-// takes: $, $$, element, grouped (report.js); t, images, translated (language.js); change, lastMoved (change.js); choose, nextFree (choose.js)
-//   base, moved, library, placedOf, clusterOf, present, isPresent (clusters.js); tick, whenTicked, isSelecting (grid.js); openOne (one.js)
-//   ofKinds, seenNow, right, applied, forget (moves.js); teacher, EACH, answered, current, choices, inquire, part, offer, tickable (teach.js)
-//   askKinds (kinds.js); ask, asked, queue (questions.js)
+// takes: $, grouped, element, $$ (report.js); t, images, translated (language.js)
+//   library, moved, placedOf, clusterOf, base, isPresent, present (clusters.js); tick, isSelecting, whenTicked, ticked (grid.js); openOne (one.js)
+//   lastMoved, change (change.js); choose, nextFree (choose.js); ofKinds, forget, right, seenNow, applied (moves.js)
+//   current, teacher, part, choices, inquire, tickable, answered, offer (teach.js); askKinds (kinds.js); asked, queue (questions.js)
 
 let goals = new Map(), count = 0;  /* the clusters of shown images after the answers, and how many images move */
 

@@ -1,5 +1,5 @@
 /* ---- the tabs, which are the parts of the page -------------------------------------------------------------------- */
-// takes: $, $$ (report.js); cards, mind (cards.js)
+// takes: $$, $ (report.js); mind (cards.js)
 
 const tabs = $$(".tabs a");
 const panels = tabs.map(tab => $(tab.getAttribute("href")));

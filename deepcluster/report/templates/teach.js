@@ -1,7 +1,7 @@
 /* ---- teaching: a dialog of three parts (kinds.js, questions.js, review.js), on the page of a server ------------------------ */
-// takes: $, $$, element, data, onPage (report.js); t (language.js); picture (pictures.js); pathOf, nameOf, callOf, faceOf, sample (clusters.js)
-//   post (change.js); askKinds, nameKind, rightFaces (kinds.js); ask, give, queue, takeAnswerBack (questions.js); plain (cards.js)
-//   review, placeWrong, applyAnswers, chooseForWrong, closeReview, previewed (review.js); openOne (one.js); present (clusters.js)
+// takes: $, onPage, data, element (report.js); t (language.js); picture (pictures.js); sample, pathOf, nameOf, callOf, faceOf, present (clusters.js)
+//   openOne (one.js); plain (cards.js); post (change.js); askKinds, nameKind, rightFaces (kinds.js); give, takeAnswerBack, ask, queue (questions.js)
+//   review, chooseForWrong, applyAnswers, placeWrong, previewed, closeReview (review.js)
 
 /* Answers by row, as runs/lesson.py takes them: to questions, or from a list of images. */
 const teacher = $("#teach"), EACH = 10;
