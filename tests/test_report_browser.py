@@ -377,6 +377,34 @@ def test_all_images_of_a_cluster_are_one_click_away(run: Path, browser: Any) -> 
         assert not page.locator("#term-tip").is_visible()
 
 
+def test_a_list_of_the_server_has_all_images_although_the_page_has_a_sample(
+    copied: Path, browser: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = rows(copied / "clusters.csv")
+    monkeypatch.setattr("deepcluster.report.page.MAX_NAMES", sum(len(row["path"]) for row in table) // 3)
+    own = [row | {"path": row["path"].removeprefix("./")} for row in table if row["cluster"] == "0"]
+    sizes = Counter(row["cluster"] for row in table)
+    with opened(browser, serving(copied), originals=7) as page:
+        page.evaluate("document.querySelector('#images').style.width = '100vw'")
+        tiles = tiles_of(page, 0)
+        page.locator(f"#images-grid .tile-of[title='{own[0]['path']}']").wait_for()
+        assert sorted(tile.get_attribute("title") for tile in tiles.all()) == sorted(row["path"] for row in own)
+        assert not page.locator("#images-sample").is_visible()
+        page.locator("#images-order").select_option("far")
+        farthest = max(own, key=lambda row: float(row["distance"]))["path"]
+        page.locator(f"#images-grid .tile-of[title='{farthest}']").and_(tiles.first).wait_for()
+        page.locator("#images-grid [role=listbox]").focus()
+        page.keyboard.press("Enter")
+        page.locator("#one-title").get_by_text(farthest, exact=True).wait_for()
+        page.locator("#alike li").first.wait_for()
+        press(page, "Escape", "Escape")
+        page.get_by_role("tab", name="Map").click()
+        legend = page.locator("#legend button .quiet").all_inner_texts()
+        assert legend == [str(sizes[number]) for number in sorted(sizes)]
+        page.locator("#legend button").first.click()
+        page.locator("#selected").get_by_text(f"{sizes['0']} images selected").wait_for()
+
+
 def test_on_a_phone(run: Path, browser: Any) -> None:
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
     with opened(browser, run / "report.html", **phone) as page:

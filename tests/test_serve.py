@@ -104,6 +104,13 @@ def test_nothing_gets_in(run: Path):
         assert [answer(address, act, now, taught=taught)[0] for act in ("teach", "preview")] == [409, 409], taught
     for n in (0, -1, 1001, "3", 10**400):
         assert answer(address, "ask", now, taught={"n": n})[0] == 409
+    for words in (
+        *({"cluster": number, "order": "near"} for number in ("0", None, 0.5, [0])),
+        *({"cluster": 0, "order": order} for order in ("x", None, ["near"])),
+    ):
+        assert answer(address, "list", now, **words)[0] == 409, words
+    for rows_asked in ([-1], [10**9], ["0"], [None], "0", 0, {}, [0] * 201):
+        assert [answer(address, name, now, rows=rows_asked)[0] for name in ("facts", "alike")] == [409, 409], rows_asked
     assert answer(address, "recut", now, k=49)[0] == 409
     assert answer(address, "recut", now)[0] == 409
     with urlopen(address) as page:  # and no page may frame it
