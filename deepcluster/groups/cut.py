@@ -162,13 +162,12 @@ def placement_of(
     parts = []
     for rows in reduced.split(ROWS_AT_ONCE):
         distances = distances_of(rows).numpy()
-        nearest = distances.argmin(1)
-        distance = distances[range(len(rows)), nearest]
-        distances[cluster_of.numpy() == cluster_of[nearest].numpy()[:, None]] = np.inf
-        rival = distances.argmin(1)
-        other = distances[range(len(rows)), rival]
-        places = (torch.from_numpy(each) for each in (distance, nearest, other, rival))
-        parts.append((*places, fine(rows)))
+        first = distances.argmin(1)
+        near = distances[range(len(rows)), first]
+        distances[cluster_of.numpy() == cluster_of[first].numpy()[:, None]] = np.inf
+        second = distances.argmin(1)
+        far = distances[range(len(rows)), second]
+        parts.append((*map(torch.from_numpy, (near, first, far, second)), fine(rows)))
     distance, nearest, other, rival, fine_cluster = (torch.cat(columns) for columns in zip(*parts, strict=True))
     return _placement(cut, fine_cluster, distance, order[nearest], other, order[rival])
 

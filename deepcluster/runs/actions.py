@@ -127,9 +127,9 @@ def _questions(folder: run_folder.RunFolder, run: Run, request: Request) -> dict
 def _list(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str, Any]:
     """Return the rows of all images of a cluster, in an order of the page."""
     number = shaped(request.get("cluster"), int, "cluster")
-    order = request.get("order")
+    order: str = shaped(request.get("order"), str, "order")
     if order not in ORDERS:
-        raise UsageError(f"the order of a list is one of {', '.join(ORDERS)}, and not {str(order)[:80]!a}")
+        raise UsageError(f"the order of a list is one of {', '.join(ORDERS)}, and not {order[:80]!a}")
     rows = torch.nonzero(run.clusters == number).flatten()
     return {"rows": rows[ORDERS[order](run.placement, rows).argsort(stable=True)].tolist()}
 
@@ -186,7 +186,7 @@ def _preview(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[s
 def _doubtful(run: Run, change: Change, before: int, after: int) -> list[int]:
     """Return the rows of the most doubtful images that a change moves from one cluster to another."""
     rows = torch.nonzero((run.clusters == before) & (change.run.clusters == after)).flatten()
-    return rows[change.placement.margin[rows].argsort(stable=True)][:MAX_SHOWN].tolist()  # type: ignore[no-any-return]
+    return rows[change.placement.margin[rows].argsort(stable=True)][:MAX_SHOWN].tolist()
 
 
 CHANGES: Mapping[str, Callable[[Request], ChangeOf]] = {

@@ -162,7 +162,7 @@ class _Server(ThreadingTCPServer):
 
     def keep(self, folder: run_folder.RunFolder, run: Run, **_: Any) -> Outcome:
         """Keep a run and its result for the next request. Names and marks change no place of an image."""
-        _, before, shown = self.known or ("", None, None)
+        before, shown = self.known[1:] if self.known else (None, None)
         if before and (before.run.placement is not run.placement or before.run.model.said != run.model.said):
             before = shown = None
         outcome = describe(run, before)
