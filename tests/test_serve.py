@@ -317,6 +317,13 @@ def test_ctrl_c_is_the_usual_end(run: Path, monkeypatch: pytest.MonkeyPatch):
     assert not pages[0].parent.exists() and not left.exists()
     with pytest.raises(ConnectionError):
         ask(address)
-    monkeypatch.setattr("deepcluster.runs.page.render", lambda data: signal.raise_signal(signal.SIGINT) or "a page")
+    once = iter([signal.SIGINT])  # a second one ends the process
+
+    def ctrl_c(data: object) -> str:
+        for number in once:
+            signal.raise_signal(number)
+        return "a page"
+
+    monkeypatch.setattr("deepcluster.runs.page.render", ctrl_c)
     assert run_command(["report", str(run), "--serve"]) == 0  # before it serves
     assert "ERROR" not in (run / "log.txt").read_text()[before:]
