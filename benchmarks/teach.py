@@ -40,7 +40,8 @@ from deepcluster.runs.lesson import Answer, asked, lesson
 from deepcluster.runs.recut import cut_anew
 from deepcluster.runs.run import Rows, Run
 from deepcluster.runtime.console import Silent
-from deepcluster.storage.content import RunRecord
+from deepcluster.storage.content import FILES, IMAGES, Facts, RunRecord, Table
+from deepcluster.storage.images_table import Images
 
 ANSWERS = (2, 5, 10)  # for each cluster
 STEPS = range(1, 7)  # of the curve by names and by answers alone
@@ -68,9 +69,10 @@ def run_on(rows: Tensor, k: int, seed: int, embeddings: Embeddings) -> Run:
         store_size=1,
         batch_size=1,
     )
-    paths = [*map(str, range(len(rows)))]
-    images = Rows(paths, None, [], rows, rows, nothing[0], embeddings=embeddings)
-    return Run(RunRecord(images="rows", location="", seed=seed), model, images)
+    blank = dict.fromkeys(FILES[IMAGES].columns, "")
+    table = Table.of([{**blank, "path": str(row), "status": "ok"} for row in range(len(rows))])
+    images = Rows(Images(table), rows, rows, nothing[0], embeddings)
+    return Run(RunRecord(run="", images="rows", base="", seed=seed), Facts(), model, images)
 
 
 def named(run: Run, truth: list[str]) -> Run:
@@ -94,7 +96,7 @@ def taught(run: Run, truth: list[str], k: int, step: int) -> Iterator[dict[str, 
     before = right(run, truth)
     for count, after_answers in zip(ANSWERS, curve(run, truth, k, step, ANSWERS), strict=True):
         after = right(after_answers, truth)
-        rest = np.delete(np.arange(len(truth)), after_answers.model.answers)
+        rest = np.delete(np.arange(len(truth)), [*after_answers.model.placed])
         gain = int(after[rest].sum()) - int(before[rest].sum())
         figures = {"fixed": gain / max(1, int((~before[rest]).sum())), "worth": gain / len(truth)}
         yield {"answers": count, "right": float(before.mean()), **figures, "now": float(after.mean())}
@@ -104,7 +106,7 @@ def curve(run: Run, truth: list[str], k: int, step: int, counts: Iterable[int]) 
     """Yield the run after each number of answers for each of ``k`` clusters."""
     for count in counts:
         most = min(count * k, int(LARGEST * len(truth)))
-        while (left := most - len(run.model.answers)) > 0:
+        while (left := most - len(run.model.said)) > 0:
             paths = [one.path for one in asked(run, min(step or left, left))]
             run = lesson(run, [Answer(path, name=truth[int(path)]) for path in paths]).run
         yield run
@@ -114,7 +116,7 @@ def like(old: Run, seed: int) -> Run:
     """Return a new fit of the images of a run, ``--like`` it."""
     rows = old.rows.reduced
     new = run_on(rows, len(old.model.cut.cluster_of.unique()), seed, old.rows.embeddings)
-    return continued(new, new.placement, Former(Path("old"), old, {}, 1), torch.arange(len(rows)))[0]
+    return continued(new, Former(Path("old"), old, [], 1), torch.arange(len(rows)))[0]
 
 
 def holds(name: str, rows: Tensor, truth: list[str], k: int, step: int) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,6 @@ function unpacked(packed) {
   const cluster = [...shorts(packed.cluster)];
   return {
     ...packed, cluster, count: cluster.length, numbers: [...data.clusters.map(each => each.number), -1],  /* of rejected images */
-   
     far: shorts(packed.distance), margins: shorts(packed.margin), folder: shorts(packed.folder), outliers: new Set(packed.outlier),
     label: packed.label ? shorts(packed.label) : null,
     similar: packed.similar ? shorts(packed.similar) : null, part: packed.part ? shorts(packed.part) : [],
