@@ -9,7 +9,8 @@ set with those that are best on all others.
 
 --holds writes results/holds.json instead: the share of images under the right name after one to six answers for each
 cluster, by a person who names all clusters first and by one who only answers; and that share after five answers a
-cluster and then a new cut of another seed as by `fit --like`, or `recut` to a fifth more and fewer clusters.
+cluster and then a new cut of another seed as by `fit --like`, or `recut` to a fifth more, or to a cluster for each
+kind.
 """
 
 import argparse
@@ -37,7 +38,7 @@ from deepcluster.model import Model
 from deepcluster.nets.network import build, no_network
 from deepcluster.recipe import Recipe
 from deepcluster.runs.lesson import Answer, asked, lesson
-from deepcluster.runs.recut import cut_anew
+from deepcluster.runs.recut import cut_anew, kinds_kept
 from deepcluster.runs.run import Rows, Run
 from deepcluster.runtime.console import Silent
 from deepcluster.storage.content import FILES, IMAGES, Facts, RunRecord, Table
@@ -133,9 +134,10 @@ def holds(name: str, rows: Tensor, truth: list[str], k: int, step: int) -> Itera
         before = float(right(old, truth).mean())
         clusters = len(old.model.cut.cluster_of.unique())
         after = {"fit --like": right(like(old, seed + len(SEEDS)), truth).mean()}
-        for text, times in (("a fifth more", 1.2), ("a fifth fewer", 0.8)):
-            cut = cut_anew(old, round(times * clusters), Recipe(grouping="embedding"), Silent()).run
-            after[f"recut, {text} clusters"] = right(cut, truth).mean()
+        numbers = {"a fifth more clusters": round(1.2 * clusters), "a cluster for each kind": len(kinds_kept(old))}
+        for text, number in numbers.items():
+            cut = cut_anew(old, number, Recipe(grouping="embedding"), Silent()).run
+            after[f"recut, {text}"] = right(cut, truth).mean()
         for way, now in after.items():
             yield {"set": name, "seed": seed, "way": way, "before": before, "after": now, "change": now - before}
 

@@ -317,7 +317,8 @@ def test_ctrl_c_is_the_usual_end(run: Path, monkeypatch: pytest.MonkeyPatch):
     assert not pages[0].parent.exists() and not left.exists()
     with pytest.raises(ConnectionError):
         ask(address)
-    once = iter([signal.SIGINT])  # a second one ends the process
+    # A second one ends the process, and the servers of other tests hear of the first one, end and draw, too.
+    once = iter([signal.SIGINT])
 
     def ctrl_c(data: object) -> str:
         for number in once:
