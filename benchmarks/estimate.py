@@ -34,12 +34,12 @@ def estimates(run: Run, truth: list[str]) -> Iterator[dict[str, float]]:
     """Yield the figures after each number of answers."""
     run = named(run, truth)
     drawn = [one.path for one in asked(run, FIRST, drawn=True)]
-    run = lesson(run, [Answer(path, name=truth[int(path)], drawn=True) for path in drawn]).run
+    run = lesson(run, [Answer(path, name=truth[int(path)], by="drawn") for path in drawn]).run
     for count in range(0, ANSWERS[-1] + 1, STEP):
         if count:
             questions = [one.path for one in asked(run, STEP - STEP // 4)]
             drawn = [one.path for one in asked(run, STEP, drawn=True) if one.path not in questions][: STEP // 4]
-            answers = [Answer(path, name=truth[int(path)], drawn=path in drawn) for path in (*questions, *drawn)]
+            answers = [Answer(path, name=truth[int(path)], by="drawn" if path in drawn else "answer") for path in (*questions, *drawn)]
             run = lesson(run, answers).run
         if count in ANSWERS:
             now = float(right(run, truth).mean())

@@ -9,7 +9,8 @@ set with those that are best on all others.
 
 --holds writes results/holds.json instead: the share of images under the right name after one to six answers for each
 cluster, by a person who names all clusters first and by one who only answers; and that share after five answers a
-cluster and then a new cut of another seed as by `fit --like`, or `recut` to a fifth more and fewer clusters.
+cluster and then a new cut of another seed as by `fit --like`, or `recut` to a fifth more, or to a cluster for each
+kind.
 """
 
 import argparse
@@ -37,10 +38,11 @@ from deepcluster.model import Model
 from deepcluster.nets.network import build, no_network
 from deepcluster.recipe import Recipe
 from deepcluster.runs.lesson import Answer, asked, lesson
-from deepcluster.runs.recut import cut_anew
+from deepcluster.runs.recut import cut_anew, kinds_kept
 from deepcluster.runs.run import Rows, Run
 from deepcluster.runtime.console import Silent
-from deepcluster.storage.content import RunRecord
+from deepcluster.storage.content import FILES, IMAGES, Facts, RunRecord, Table
+from deepcluster.storage.images_table import Images
 
 ANSWERS = (2, 5, 10)  # for each cluster
 STEPS = range(1, 7)  # of the curve by names and by answers alone
@@ -68,9 +70,10 @@ def run_on(rows: Tensor, k: int, seed: int, embeddings: Embeddings) -> Run:
         store_size=1,
         batch_size=1,
     )
-    paths = [*map(str, range(len(rows)))]
-    images = Rows(paths, None, [], rows, rows, nothing[0], embeddings=embeddings)
-    return Run(RunRecord(images="rows", location="", seed=seed), model, images)
+    blank = dict.fromkeys(FILES[IMAGES].columns, "")
+    table = Table.of([{**blank, "path": str(row), "status": "ok"} for row in range(len(rows))])
+    images = Rows(Images(table), rows, rows, nothing[0], embeddings)
+    return Run(RunRecord(run="", images="rows", base="", seed=seed), Facts(), model, images)
 
 
 def named(run: Run, truth: list[str]) -> Run:
@@ -94,7 +97,7 @@ def taught(run: Run, truth: list[str], k: int, step: int) -> Iterator[dict[str, 
     before = right(run, truth)
     for count, after_answers in zip(ANSWERS, curve(run, truth, k, step, ANSWERS), strict=True):
         after = right(after_answers, truth)
-        rest = np.delete(np.arange(len(truth)), after_answers.model.answers)
+        rest = np.delete(np.arange(len(truth)), [*after_answers.model.placed])
         gain = int(after[rest].sum()) - int(before[rest].sum())
         figures = {"fixed": gain / max(1, int((~before[rest]).sum())), "worth": gain / len(truth)}
         yield {"answers": count, "right": float(before.mean()), **figures, "now": float(after.mean())}
@@ -104,7 +107,7 @@ def curve(run: Run, truth: list[str], k: int, step: int, counts: Iterable[int]) 
     """Yield the run after each number of answers for each of ``k`` clusters."""
     for count in counts:
         most = min(count * k, int(LARGEST * len(truth)))
-        while (left := most - len(run.model.answers)) > 0:
+        while (left := most - len(run.model.said)) > 0:
             paths = [one.path for one in asked(run, min(step or left, left))]
             run = lesson(run, [Answer(path, name=truth[int(path)]) for path in paths]).run
         yield run
@@ -114,7 +117,7 @@ def like(old: Run, seed: int) -> Run:
     """Return a new fit of the images of a run, ``--like`` it."""
     rows = old.rows.reduced
     new = run_on(rows, len(old.model.cut.cluster_of.unique()), seed, old.rows.embeddings)
-    return continued(new, new.placement, Former(Path("old"), old, {}, 1), torch.arange(len(rows)))[0]
+    return continued(new, Former(Path("old"), old, [], 1), torch.arange(len(rows)))[0]
 
 
 def holds(name: str, rows: Tensor, truth: list[str], k: int, step: int) -> Iterator[dict[str, Any]]:
@@ -131,9 +134,10 @@ def holds(name: str, rows: Tensor, truth: list[str], k: int, step: int) -> Itera
         before = float(right(old, truth).mean())
         clusters = len(old.model.cut.cluster_of.unique())
         after = {"fit --like": right(like(old, seed + len(SEEDS)), truth).mean()}
-        for text, times in (("a fifth more", 1.2), ("a fifth fewer", 0.8)):
-            cut = cut_anew(old, round(times * clusters), Recipe(grouping="embedding"), Silent()).run
-            after[f"recut, {text} clusters"] = right(cut, truth).mean()
+        numbers = {"a fifth more clusters": round(1.2 * clusters), "a cluster for each kind": len(kinds_kept(old))}
+        for text, number in numbers.items():
+            cut = cut_anew(old, number, Recipe(grouping="embedding"), Silent()).run
+            after[f"recut, {text}"] = right(cut, truth).mean()
         for way, now in after.items():
             yield {"set": name, "seed": seed, "way": way, "before": before, "after": now, "change": now - before}
 

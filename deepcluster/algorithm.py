@@ -23,6 +23,7 @@ from deepcluster.clustering.outliers import MAX_ROWS, Outliers, fit_outliers
 from deepcluster.clustering.whitening import Preparation
 from deepcluster.images.arrays import as_images
 from deepcluster.learning.features import device_of, features_of, fitted, reduced_by
+from deepcluster.learning.heads import Loss
 from deepcluster.learning.training import Learning, PseudoLabels, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import as_network
 from deepcluster.records import Clustering, Round, State
@@ -64,14 +65,7 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
     network = as_network(network, compute.size if compute else images.shape[-1])
     compute = compute or Compute.of(network, images, batch_size=min(learning.batch_size, MAX_PASS_BATCH))
     optimizer = body_optimizer(network, learning, state.optimizer)
-
-    def clustered(rows: Tensor, previous: Tensor | None, index: int) -> Clustered:
-        made = clustering(rows, numbers, previous, seed=seed, round=index)
-        labels_of(made, numbers, len(rows))
-        # How far do they repeat the previous ones? The loss may weigh them by it.
-        change = label_change(previous, rows, made, clustering)
-        return made, (change.nmi, change.changed, learning.loss.cluster_weight(change, seed, index))
-
+    compared = partial(_compared, clustering, numbers, learning.loss, seed)
     while (index := state.round) < rounds and state.settled < patience:
         # Step 2, features.
         features = features_of(network, images, compute, state.features, embedded=True, pairs=reduction.takes_pairs)
@@ -81,7 +75,7 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
         reduced = reduced_by(reduction, features)
 
         # Step 4, clustering, by the main rank: the cluster numbers are the pseudo-labels. Step 6 looks back.
-        make = partial(clustered, index=index)
+        make = partial(compared, index)
         clusterings, (nmi, changed, weight) = _by_main(make, reduced, state.previous, compute.partition)
         labels = torch.stack([one.labels for one in clusterings], 1)
 
@@ -101,6 +95,23 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
         chance = mean(math.log(each.occupied) for each in clusterings)
         lr = learning.lr_at(index + 0.5)
         yield Round(index, reduced, clusterings[0], loss, chance, nmi, changed, weight, lr, state)
+
+
+def _compared(
+    step: ClusteringStep,
+    numbers: Sequence[int],
+    loss: Loss,
+    seed: int,
+    index: int,
+    rows: Tensor,
+    previous: Tensor | None,
+) -> Clustered:
+    """Cluster the rows, and return the NMI to the previous labels, the share of changed images, and their weight."""
+    clusterings = step(rows, numbers, previous, seed=seed, round=index)
+    labels_of(clusterings, numbers, len(rows))
+    # How far do they repeat the previous ones? The loss may weigh them by it.
+    change = label_change(previous, rows, clusterings, step)
+    return clusterings, (change.nmi, change.changed, loss.cluster_weight(change, seed, index))
 
 
 def _by_main(

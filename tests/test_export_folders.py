@@ -26,6 +26,7 @@ from deepcluster.export.plan import (
     read_run_images,
 )
 from deepcluster.images.decode import Undecodable
+from deepcluster.storage.files import put_in_place
 from deepcluster.storage.run_folder import RunFolder, read_table
 from tests.commands import largest_file
 from tests.exports import hand_run, photos_run, pixels, state, tree, write_clusters, write_image
@@ -311,6 +312,21 @@ def test_a_tree_with_a_file_is_never_replaced(options, beach, tmp_path):
     for place in (out, tmp_path / "link"):
         with pytest.raises(DiskError, match=INVENTORY):
             folders(beach, place, overwrite=True)
+
+
+def test_a_file_that_comes_as_a_tree_is_replaced_is_not_removed(beach, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    folders(beach, out)
+
+    def at_the_last_moment(new, place, old):
+        (place / "001/mine").write_text("mine")
+        put_in_place(new, place, old)
+
+    monkeypatch.setattr("deepcluster.storage.files.put_in_place", at_the_last_moment)
+    with pytest.raises(DiskError, match="001/mine") as error:
+        folders(beach, out, overwrite=True)
+    (kept,) = tmp_path.glob(".deepcluster-*/001/mine")
+    assert kept.read_text() == "mine" and kept.parts[-3] in str(error.value)
 
 
 def test_the_best_of_nearly_identical_images_is_kept(tmp_path, prints):

@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -14,14 +13,12 @@ from deepcluster.build import compute_of, kmeans_of_result, network_of, reductio
 from deepcluster.errors import DataError, NonFiniteError
 from deepcluster.fitting.forecast import announce
 from deepcluster.fitting.journal import Journal, opened
-from deepcluster.fitting.like import continued, read_former
-from deepcluster.fitting.plan import check_weights_here, decide, decide_features
+from deepcluster.fitting.like import continued
+from deepcluster.fitting.plan import decide_for_all
 from deepcluster.fitting.read import exact_features, features_with_nouns, knows_nouns, read_images
-from deepcluster.fitting.values import Decided, ImagesRead, Request, Start
-from deepcluster.images import Images, find
-from deepcluster.images.given import true_labels
-from deepcluster.images.own_features import OwnFeatures, read_features
-from deepcluster.images.store import check_alike
+from deepcluster.fitting.values import Decided, ImagesRead, Request
+from deepcluster.images import Images
+from deepcluster.images.own_features import OwnFeatures
 from deepcluster.learning.training import average_weights, measure_statistics
 from deepcluster.model import Model
 from deepcluster.nets.network import Network, no_network
@@ -33,9 +30,8 @@ from deepcluster.runs.result import Outcome, choose_number, metrics, summary_tex
 from deepcluster.runs.run import Rows, Run, cut_rows, sample_of
 from deepcluster.runtime.compute import CUT_PHASE, MAX_PASS_BATCH, Stopwatch
 from deepcluster.runtime.console import Display, Several, Silent
-from deepcluster.runtime.devices import CPU, choose_device, environment, keep_freed_memory, working_on
+from deepcluster.runtime.devices import CPU, choose_device, keep_freed_memory, working_on
 from deepcluster.runtime.log import warn
-from deepcluster.runtime.plain_files import shaped
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import Facts, Row, RunRecord
@@ -69,27 +65,11 @@ def fit(
     display = Several(display) if processes.is_main else Silent()
     with working_on(device, deterministic=request.deterministic):
         keep_freed_memory()
-        features, source = read_features(images) if request.features else (None, find(images))
-        check_alike(source, processes)
-        start_of = decide if features is None else partial(decide_features, images, features.shape[1])
-        told = processes.broadcast_json(lambda: asdict(start_of(source, request, display)))
-        start: Start = shaped(told, Start, "start")
-        record = start.record
-        request = replace(request, n_clusters=record.n_clusters, seed=record.seed)
-        run = run_folder.RunFolder(Path(start.out))
-        if start.state == "finished":
+        decided = decide_for_all(images, request, device, display, processes)
+        run = run_folder.RunFolder(Path(decided.start.out))
+        if decided.start.state == "finished":
             display.say("Done", f"{run.path} is finished already")
             return run
-        check_weights_here(start.facts.published if start.facts else "")
-        labels = true_labels(record.labels, source) if record.labels else None
-        former = read_former(run_folder.open_run(Path(record.like))) if record.like and processes.is_main else None
-        record = replace(
-            record,
-            like_run=former.run.record.run if former else None,
-            device=str(device),
-            environment=environment(device, processes.world_size, deterministic=request.deterministic),
-        )
-        decided = Decided(request, start, source, features, labels, former, record, device)
 
         # Step 1, backbone.
         network = _backbone(decided, processes, display)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ import torch
 import deepcluster
 from deepcluster.auto import WHITENING, Facts, Plan
 from deepcluster.errors import DataError, ModelError, UsageError
-from deepcluster.fitting.values import Request, Start
-from deepcluster.images import Source
-from deepcluster.images.store import preview
+from deepcluster.fitting.like import read_former
+from deepcluster.fitting.values import Decided, Request, Start
+from deepcluster.images import Images, Source, find
+from deepcluster.images.given import true_labels
+from deepcluster.images.own_features import OwnFeatures, read_features
+from deepcluster.images.store import check_alike, preview
 from deepcluster.learning.training import network_precision
 from deepcluster.nets.hub import fetch, local_file
 from deepcluster.nets.names import NO_NETWORK, PUBLISHED
@@ -26,8 +30,10 @@ from deepcluster.nets.network import Network
 from deepcluster.presets import RecipeRequest, check_clusters, resolve
 from deepcluster.recipe import AUTO, DECLARED, Recipe, read_toml
 from deepcluster.runtime.console import Display
+from deepcluster.runtime.devices import environment
 from deepcluster.runtime.log import warn
 from deepcluster.runtime.plain_files import is_run, shaped
+from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import Checkpoint, rounds_done
 from deepcluster.storage.content import IMAGES, RunRecord
@@ -36,6 +42,31 @@ from deepcluster.texts import one_line, some
 
 DEFAULTS = {"n_clusters": None, "seed": 0, "labels": None, "like": None}  # of the values of a request in run.json
 FEATURES_OPTIONS = {name for name, option in DECLARED.items() if option.for_features}
+
+
+def decide_for_all(
+    images: Images | OwnFeatures, request: Request, device: torch.device, display: Display, processes: Processes
+) -> Decided:
+    """Return what is decided before any image is read, by the main rank for all. A collective."""
+    features, source = read_features(images) if request.features else (None, find(images))
+    check_alike(source, processes)
+    start_of = decide if features is None else partial(decide_features, images, features.shape[1])
+    told = processes.broadcast_json(lambda: asdict(start_of(source, request, display)))
+    start: Start = shaped(told, Start, "start")
+    record = start.record
+    request = replace(request, n_clusters=record.n_clusters, seed=record.seed)
+    if start.state == "finished":
+        return Decided(request, start, source, features, None, None, record, device)
+    check_weights_here(start.facts.published if start.facts else "")
+    labels = true_labels(record.labels, source) if record.labels else None
+    former = read_former(run_folder.open_run(Path(record.like))) if record.like and processes.is_main else None
+    record = replace(
+        record,
+        like_run=former.run.record.run if former else None,
+        device=str(device),
+        environment=environment(device, processes.world_size, deterministic=request.deterministic),
+    )
+    return Decided(request, start, source, features, labels, former, record, device)
 
 
 def decide(source: Source, request: Request, display: Display, *, dry: bool = False) -> Start:

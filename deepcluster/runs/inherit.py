@@ -19,9 +19,7 @@ class Past:
     """The decisions about images before they were cut anew."""
 
     said: Annotations  # about rows after it, with the numbers of clusters before it
-    cluster: (
-        Tensor  # of all images, before it (int64, N); -1: the former run did not have this image, or had rejected it
-    )
+    cluster: Tensor  # of all images, before it (int64, N); -1: the former run lacked this image, or rejected it
     placed: Mapping[int, int]  # rows that a person placed, and their clusters before it
 
 

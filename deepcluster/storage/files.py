@@ -81,6 +81,7 @@ def new_folder(out: Path, advice: str = ROOM, check: Callable[[Path], None] | No
         old = scratch_name(out) if out.exists() else None
         put_in_place(beside, out, old)
         if old:
+            check(old)  # a file that came at the last moment stays there
             shutil.rmtree(old, ignore_errors=True)
 
 
