@@ -39,7 +39,10 @@ def estimates(run: Run, truth: list[str]) -> Iterator[dict[str, float]]:
         if count:
             questions = [one.path for one in asked(run, STEP - STEP // 4)]
             drawn = [one.path for one in asked(run, STEP, drawn=True) if one.path not in questions][: STEP // 4]
-            answers = [Answer(path, name=truth[int(path)], by="drawn" if path in drawn else "answer") for path in (*questions, *drawn)]
+            answers = [
+                Answer(path, name=truth[int(path)], by="drawn" if path in drawn else "answer")
+                for path in (*questions, *drawn)
+            ]
             run = lesson(run, answers).run
         if count in ANSWERS:
             now = float(right(run, truth).mean())
