@@ -194,19 +194,38 @@ def test_moved_rows_are_where_they_should_be_and_the_others_stay() -> None:
     random = torch.Generator().manual_seed(1)
     rows = torch.nn.functional.normalize(torch.randn(400, 6, generator=random))
     groups = Cut(torch.randn(20, 6, generator=random), torch.arange(20) % 4)
-    placed = placement_of(rows, groups, rows[:1]).cluster
+    before = placement_of(rows, groups, rows[:1])
+    placed = before.cluster
     wanted = placed.clone()
     wanted[100:160] = torch.randint(6, (60,), generator=random)  # some of them in groups that are new
-    found = pinned(rows, groups, wanted)
-    assert torch.equal(placement_of(rows, found, rows[:1]).cluster, wanted)
+    found = pinned(rows, groups, wanted, before)
+    after = placement_of(rows, found, rows[:1])
+    assert torch.equal(after.cluster, wanted)
     # Moved again, and back.
-    again = pinned(rows, found, placed)
+    again = pinned(rows, found, placed, after)
     assert torch.equal(placement_of(rows, again, rows[:1]).cluster, placed)
-    assert torch.equal(pinned(rows, groups, placed).cluster_of, groups.cluster_of)  # nothing to do
+    assert torch.equal(pinned(rows, groups, placed, before).cluster_of, groups.cluster_of)  # nothing to do
     # An image that equals a moved one goes with it.
     rows = torch.tensor([[0.0, 1.0], [0.6, 0.8], [0.6, 0.8], [1.0, 0.0]])
-    equal = pinned(rows, Cut(rows[[0, 3]], torch.tensor([0, 1])), torch.tensor([0, 1, 0, 1]))
+    two = Cut(rows[[0, 3]], torch.tensor([0, 1]))
+    equal = pinned(rows, two, torch.tensor([0, 1, 0, 1]), placement_of(rows, two, rows[:1]))
     assert placement_of(rows, equal, rows[:1]).cluster.tolist() == [0, 1, 1, 1]
+
+
+def test_places_in_a_cut_follow_from_those_in_another_bit_for_bit() -> None:
+    random = torch.Generator().manual_seed(2)
+    rows = torch.nn.functional.normalize(torch.randn(300, 5, generator=random))
+    cut = Cut(torch.cat([rows[:20], rows[:2], torch.randn(18, 5, generator=random)]), torch.arange(40) % 6)
+    places = placement_of(rows, cut, rows[:3])
+    for kept, new in ((40, 0), (40, 1), (40, 7), (33, 0), (33, 20), (5, 2), (1, 0), (0, 3), (30, 10)):
+        stays = torch.randperm(len(cut.centroids), generator=random)[:kept]
+        added = rows[torch.randint(300, (new,), generator=random)]
+        numbers = torch.cat([cut.cluster_of[stays], torch.randint(8, (new,), generator=random)])
+        numbers = numbers.where(torch.tensor(kept != 33) | (numbers != 1), 2)  # two are merged
+        former, cut = cut, Cut(torch.cat([cut.centroids[stays], added]), numbers)
+        wanted, places = placement_of(rows, cut, rows[:3]), placement_of(rows, cut, rows[:3], (former, places))
+        for name, values in vars(places).items():
+            assert name == "rival" or torch.equal(values, vars(wanted)[name]), (name, kept, new)
 
 
 def test_every_edit_counts_in_the_digest() -> None:

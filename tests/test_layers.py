@@ -109,7 +109,6 @@ ALLOWED = {
     ("nets/timm.py", "importlib"): "finds the tables of nouns among timm's files, loads nothing",
     ("images/shards.py", "tarfile"): "reads the headers of shards; nothing is extracted, and no name is opened",
     ("runs/serve.py", "http"): "serves the report on the loopback interface, with --serve alone; asks nobody",
-    ("runs/serve.py", "socket"): "names the type of a connection of that server, opens none",
     ("report/page.py", "urllib"): "quotes a path for a link (urllib.parse), opens nothing",
     ("images/decode.py", "ctypes"): "tells libtiff not to print (TIFFSetErrorHandler)",
     ("images/decode.py", "importlib"): "tells if rawpy is installed (find_spec), loads nothing",

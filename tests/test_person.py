@@ -134,7 +134,7 @@ class Person:
 
     def teach(self) -> None:
         by = "drawn" if self.random.random() < 0.2 else "answer"
-        rows = [int(one.path) for one in asked(self.run, 4, drawn=by == "drawn")]
+        rows = [int(one.path) for one in asked(self.run, 4)[by == "drawn"]]
         rows += [row for row in self.some([*range(len(self.run.rows.paths))], 2) if row not in rows]
         answers = {row: Answer(row, name="abcde"[row % KINDS], by=by) for row in rows[1:]}
         answers |= {row: Answer(row, self.some(self.present())[0]) for row in rows[:1]}

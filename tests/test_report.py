@@ -19,7 +19,7 @@ from timm.data.imagenet_info import ImageNetInfo
 import deepcluster.report
 from deepcluster.groups.cut import Cut
 from deepcluster.groups.tree import Parts
-from deepcluster.images import Source, find
+from deepcluster.images import find
 from deepcluster.report import pictures as sheets
 from deepcluster.report.charts import training_charts
 from deepcluster.report.hints import above, hints, plain, weighted_nouns
@@ -27,14 +27,10 @@ from deepcluster.report.page import on_page, script_data
 from deepcluster.report.pictures import THUMBNAIL, pictures, sprite_sheet, thumbnail, tiny_pictures
 from deepcluster.report.sections import MAX_OUTLIERS, confusion, problems, representatives
 from deepcluster.runs import page as run_page
-from deepcluster.runs.change import carry_out
-from deepcluster.runs.lesson import Answer, lesson
 from deepcluster.runs.page import Shown, _near
 from deepcluster.runs.recut import recut
 from deepcluster.runs.views import report
-from deepcluster.runtime.console import Several
 from deepcluster.storage.content import Facts, Table
-from deepcluster.storage.run_folder import RunFolder
 from deepcluster.texts import figure, inert
 from tests.helpers.report import Page, drawn, page, picture, records, row, summary_of
 from tests.helpers.runs import record
@@ -71,7 +67,7 @@ def test_charts_of_the_page() -> None:
 )
 def test_a_full_page_stays_below_five_megabytes(monkeypatch, images, length, in_page, size):
     """The worst cases: every picture takes all the bytes that it may, with long names or with many."""
-    monkeypatch.setattr(sheets, "thumbnail", lambda image, side, limit: (bytes(limit), limit))
+    monkeypatch.setattr(sheets, "thumbnail", lambda image, side, limit: bytes(limit))
     more = {"is_outlier": "1"}
     rows = [row(f"{'n' * length}{i:05}", i % 100, str(i), label=str(i % 100), **more) for i in range(images)]
     count = len(on_page(rows)[0])
@@ -79,7 +75,7 @@ def test_a_full_page_stays_below_five_megabytes(monkeypatch, images, length, in_
     text, parsed = page(clusters=rows, **drawn(images) | {"sheet": bytes(sheets.MAX_SHEET_BYTES)} | beside)
     assert (len(parsed.all("img")), count) == (1200, in_page)
     of_script = json.loads(parsed.all("script", id="data")[0][1])["images"]
-    assert of_script["every"] == of_script["step"] == int(of_script["names"][1][-5:]) == -(-images // in_page)
+    assert of_script["step"] == int(of_script["names"][1][-5:]) == -(-images // in_page)
     assert size < len(text.encode()) <= 5_000_000
 
 
@@ -312,7 +308,7 @@ def test_thumbnail_is_the_central_square_and_pixels_alone(size: tuple[int, int])
     pixels[down : down + side, across : across + side] = (0, 255, 0)
     whole = Image.fromarray(pixels)
     whole.info |= {"icc_profile": b"canary", "exif": b"canary", "xmp": b"canary"}
-    made, _ = thumbnail(whole, 88, 10**6)
+    made = thumbnail(whole, 88, 10**6)
     image = Image.open(BytesIO(made))
     assert image.size == (side, side) and b"canary" not in made
     inside = np.asarray(image.convert("RGB"), int)[2:-2, 2:-2]
@@ -326,38 +322,8 @@ def test_pictures_are_read_no_larger_than_the_page_shows_them(tmp_path: Path) ->
     picture = pictures(find(tmp_path), 2 * THUMBNAIL)
     read = picture("a.jpg")
     assert read is not None and read.size == (640, 480) and picture("b.jpg") is None
-    shown, whole = (Image.open(BytesIO(thumbnail(one, 176, 10**6)[0])).convert("RGB") for one in (read, image))
+    shown, whole = (Image.open(BytesIO(thumbnail(one, 176, 10**6))).convert("RGB") for one in (read, image))
     assert shown.size == (176, 176) and np.abs(np.asarray(shown, int) - np.asarray(whole, int)).mean() < 2
-
-
-def test_an_image_is_decoded_for_the_page_once_until_its_file_changes(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images = Path(record(run)["base"])
-    decoded: set[str] = set()
-    read = Source.read
-    monkeypatch.setattr(Source, "read", lambda source, i, size: decoded.add(source.paths[i]) or read(source, i, size))
-
-    def decoded_for(page: bytes | None = None) -> set[str]:
-        decoded.clear()
-        report(run)
-        assert page in (None, (run / "report.html").read_bytes())
-        return {*decoded}
-
-    assert not decoded_for()
-    page, tiles = (run / "report.html").read_bytes(), {*run_page.read_tiles(RunFolder(run))}
-    os.utime(images / min(tiles))
-    assert (decoded_for(page), decoded_for(page)) == ({min(tiles)}, set())
-    for content in ("", "{}", '{"a": 1}'):
-        (run / "tiles.json").write_text(content)
-        assert decoded_for(page) == tiles
-    # Pictures that the page lacks are small ones until it is drawn again.
-    (run / "tiles.json").unlink()
-    decoded.clear()
-    carry_out(run, lambda _, before: lesson(before, [Answer(0, name="owl")]), Several(), quick=True)
-    text = (run / "report.html").read_text()
-    assert not decoded and "owl" in text and text.count("data:image/webp") > 10
-    assert decoded_for()
 
 
 def test_commands_and_links_of_a_page_are_relative(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,9 +343,7 @@ def test_pictures_of_noise_keep_to_their_limits(monkeypatch: Any) -> None:
     noise = torch.randint(256, (10, 3, 200, 200), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     image = Image.fromarray(noise[0].permute(1, 2, 0).numpy())
     for side, limit in ((32, 1500), (88, 1500), (176, 6000)):
-        data, most = thumbnail(image, side, limit)
-        assert len(data) <= limit <= most and thumbnail(image, side, most) == (data, most)
-        assert thumbnail(image, side, most + 1)[0] != data
+        assert len(thumbnail(image, side, limit)) <= limit < len(thumbnail(image, side, 10**6))
     monkeypatch.setattr(sheets, "MAX_SHEET_BYTES", 5000)
     assert len(sprite_sheet(tiny_pictures(noise[..., :40, :40], 0, len(noise)), len(noise))) <= 5000
 
@@ -415,7 +379,7 @@ def test_points_by_hand() -> None:
     # The wider side goes from 0 to 65535, the other one with the same scale.
     assert shorts(points["x"]) == [0, 65535, 32768] and shorts(points["y"]) == [0, 16384, 32768]
     assert images["farthest"] == 2 and shorts(images["distance"]) == [16384, 65535, 0]
-    assert images["outlier"] == [2] and images["every"] == images["step"] == 1
+    assert images["outlier"] == [2] and images["step"] == 1
     assert images["labels"] == ["", "cat"] and shorts(images["label"]) == [1, 0, 0]
     nothing = read([], summary=[], positions=positions[:0])
     assert nothing["points"] is None and nothing["images"] is None
@@ -471,10 +435,10 @@ def test_outliers_by_distance_and_duplicates_by_hand() -> None:
     pairs = [("0", "b", "0"), ("0", "a", "0.02"), ("1", "c", "0"), ("1", "gone", "0.1")]
     alike = [dict(zip(("group", "path", "distance"), cells, strict=True)) for cells in pairs]
     found = problems([], Table.of(rows), alike)
-    assert [(it["path"], it["tile"], it["cluster"]) for it in found["outliers"]] == [("c", 2, "6"), ("a", 0, "4")]
+    assert [(it["path"], it["row"], it["cluster"]) for it in found["outliers"]] == [("c", 2, "6"), ("a", 0, "4")]
     assert found["outliers"][0]["about"] == "distance 3" and found["count"] == 4
     assert (found["groups_count"], found["duplicates_count"]) == (2, 4)
-    groups = [[(it["path"], it["tile"], it["cluster"]) for it in group] for group, _ in found["duplicates"]]
+    groups = [[(it["path"], it["row"], it["cluster"]) for it in group] for group, _ in found["duplicates"]]
     assert groups == [[("b", 1, "5"), ("a", 0, "4")], [("c", 2, "6"), ("gone", -1, "")]]
     many = problems([], Table.of([row(str(i), is_outlier="1") for i in range(500)]), None)
     assert (len(many["outliers"]), many["outliers_count"]) == (MAX_OUTLIERS, 500) and many["duplicates"] is None
@@ -539,6 +503,24 @@ def test_every_text_of_the_scripts_is_a_phrase():
         for text in sentences
         if text not in PHRASES and not re.fullmatch(r"use strict|cluster made|quiet ends|[#.\[].*", text)
     ] == []
+
+
+def test_each_file_of_the_script_says_what_it_takes_from_others():
+    """A name is declared in the file that is named, and used."""
+    files = {path.name: path.read_text() for path in TEMPLATES.glob("*.js")}
+    for name, text in files.items():
+        head = " ".join(re.findall(r"^//(?: takes:|  ) (.*)$", text, re.MULTILINE))
+        taken = [
+            (word, other) for words, other in re.findall(r"([^();]+) \((\w+\.js)\)", head) for word in words.split(",")
+        ]
+        assert taken or name == "report.js"
+        for word, other in taken:
+            word = re.escape(word.strip())
+            declared = rf"^(?:(?:const|let) (?:.*, )?|(?:async )?function ){word}(?![\w$])"
+            assert re.search(declared, files[other], re.MULTILINE), (name, word, other)
+            assert len(re.findall(rf"(?<![\w$])(?<![\w)\]]\.){word}(?![\w$])", text)) > 1, (name, word)
+    included = re.findall(r"^//[=+] (\w+\.js)$", files["report.js"], re.MULTILINE)
+    assert sorted([*included, "report.js"]) == sorted(files)
 
 
 def test_every_word_of_the_tables_can_be_a_hint():

@@ -84,7 +84,7 @@ def dialogs(page: Any) -> Iterator[str]:
         page.locator(opener).click()
         yield opener
         page.keyboard.press("Escape")
-    card.locator("[data-image]").first.click()
+    card.locator("[data-row]").first.click()
     yield "one image"
     page.keyboard.press("Escape")
     card.locator(".all").click()

@@ -1,18 +1,17 @@
 """The served report, attacked without a browser: nothing gets in, and nothing is lost."""
 
-import errno
+import io
 import json
 import os
 import re
-import select
 import signal
-import socket
-import socketserver
-import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from threading import Thread
-from typing import Any, NoReturn
+from threading import Event, Thread, current_thread, main_thread
+from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import urlopen
 
@@ -21,15 +20,19 @@ from PIL import Image
 
 from deepcluster.cli import run_command
 from deepcluster.clustering.blocks import nearest
-from deepcluster.runs.change import Carried, carry_out
+from deepcluster.export import folders
+from deepcluster.images import Source
 from deepcluster.runs.edits import apply
-from deepcluster.runs.serve import MAX_CONNECTIONS
+from deepcluster.runs.serve import _Server, version_of
+from deepcluster.runs.views import made_current, report
 from deepcluster.storage import run_folder
+from deepcluster.storage.content import CLUSTERS
 from deepcluster.storage.edits_file import Edits
+from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.state import HIDDEN
 from deepcluster.texts import plural
 from tests.helpers.runs import contents, record, result, rows, small_fit
-from tests.helpers.serving import answer, ask, colour, serving, version
+from tests.helpers.serving import answer, ask, colour, pictures_of, serving, version
 
 ATTACKS = [  # path behind the token (or whole), body, method, headers, status
     *(("", None, "", {"Host": host}, 403) for host in (None, "evil.example", "127.0.0.1")),
@@ -101,6 +104,13 @@ def test_nothing_gets_in(run: Path):
         assert [answer(address, act, now, taught=taught)[0] for act in ("teach", "preview")] == [409, 409], taught
     for n in (0, -1, 1001, "3", 10**400):
         assert answer(address, "ask", now, taught={"n": n})[0] == 409
+    for words in (
+        *({"cluster": number, "order": "near"} for number in ("0", None, 0.5, [0])),
+        *({"cluster": 0, "order": order} for order in ("x", None, ["near"])),
+    ):
+        assert answer(address, "list", now, **words)[0] == 409, words
+    for rows_asked in ([-1], [10**9], ["0"], [None], "0", 0, {}, [0] * 201):
+        assert [answer(address, name, now, rows=rows_asked)[0] for name in ("facts", "alike")] == [409, 409], rows_asked
     assert answer(address, "recut", now, k=49)[0] == 409
     assert answer(address, "recut", now)[0] == 409
     with urlopen(address) as page:  # and no page may frame it
@@ -121,21 +131,24 @@ def test_a_tab_of_an_older_state_changes_nothing(run: Path, monkeypatch: pytest.
     before = contents(run)
     for action in ("apply", "undo", "export", "recut", "teach", "ask", "preview"):
         status, answered = answer(address, action, old, **({"k": 4} if action == "recut" else {}))
-        assert status == 409 and answered["outdated"]
+        assert status == 409 and "reload the page" in answered["error"]
     assert contents(run) == before and not run.with_name("run-sorted").exists()
     old, kept = version(address), result(run)  # of a page that would make a cluster 3 again
     assert answer(address, "apply", old, move=[[0, 3]])[0] == answer(address, "undo", version(address))[0] == 200
-    assert result(run) == kept and answer(address, "ask", old)[1]["outdated"]
+    assert result(run) == kept and "reload the page" in answer(address, "ask", old)[1]["error"]
 
-    def late(path: Path, *change: Any, **options: Any) -> Carried:
-        """Change the run as another process that has the lock first."""
+    @contextmanager
+    def late(path: Path) -> Iterator[run_folder.LockedFolder]:
+        """Lock the run after another process has changed it."""
+        monkeypatch.undo()
         apply(path, Edits(names={0: "theirs"}))
-        return carry_out(path, *change, **options)
+        with run_folder.locked(path) as folder:
+            yield folder
 
-    monkeypatch.setattr("deepcluster.runs.actions.carry_out", late)
+    monkeypatch.setattr("deepcluster.runs.serve.run_folder.locked", late)
     taught = {"answers": [{"path": 0, "name": "ours"}]}
     status, answered = answer(address, "teach", version(address), taught=taught)
-    assert status == 409 and answered["outdated"]
+    assert status == 409 and "reload the page" in answered["error"]
     assert {row["name"] for row in rows(run / "clusters.csv")} == {"theirs", ""}
 
 
@@ -143,9 +156,9 @@ def test_every_change_has_a_preview_and_a_step_back_can_be_made_again(run: Path)
     address = serving(run)
 
     def state() -> dict[str, Any]:
-        found = re.search(r'"served":(\{.*?\}),"', ask(address)[1])
+        found = re.search(r'id="data">(.*?)</script>', ask(address)[1])
         assert found
-        return json.loads(found[1])
+        return json.loads(found[1])["served"]
 
     changes: list[tuple[str, dict[str, Any]]] = [
         ("apply", {"edits": {"schema_version": 1, "merge": [[0, 1]], "names": {"0": "both"}}}),
@@ -163,9 +176,13 @@ def test_every_change_has_a_preview_and_a_step_back_can_be_made_again(run: Path)
         assert status == 200 and contents(run) == before
         status, text = ask(address, action, json.dumps({"version": now, **words}).encode())
         assert status == 200 and "said" in json.loads(text), text
+        with _Server(run, folders) as fresh:  # which reads the run
+            assert json.loads(text)["page"] == ask(address)[1] == fresh.page()[1].decode()
+        made_current(run)
         table = [row for row in rows(run / "clusters.csv") if row["status"] == "ok"]
-        assert [row["cluster"] for row in table] == [str(number) for number in seen["after"]]
-        assert {row["name"] for row in table} == {seen["names"][number] for number in seen["after"]}
+        sizes = {row["cluster"]: row["after"] for row in seen["sizes"] if row["after"]}
+        assert Counter(int(row["cluster"]) for row in table) == sizes
+        assert {row["name"] for row in table} == {seen["names"][number] for number in sizes}
         if action in ("apply", "teach", "recut"):
             said, _, moved, at = state()["done"][0]
             assert plural(seen["changed"], "image") + " moved" in (said, moved) and datetime.fromisoformat(at)
@@ -177,29 +194,38 @@ def test_every_change_has_a_preview_and_a_step_back_can_be_made_again(run: Path)
         assert answer(address, "preview", version(address), change=change)[0] == 409
 
 
-def test_an_answer_has_the_state_of_the_page_and_pictures_are_drawn_at_the_next_load(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """A name changes neither the clusters nor a picture; a change decodes nothing, because the page may stay open. Nor
-    does a change compare all images with all: only an update has other features."""
-    address = serving(run)
-    cut = result(run)["cut"]
-    now = version(address)  # loads the page
-    (run / "tiles.json").unlink()
+def test_a_change_writes_the_clusters_alone_until_the_server_rests(run: Path, monkeypatch: pytest.MonkeyPatch):
+    """The answer needs no picture, and no comparison of all images with all: only an update has other features."""
     compared: list[int] = []
+    decoded: list[str] = []
+    read = Source.read
+    monkeypatch.setattr(
+        Source, "read", lambda source, i, size: decoded.append(source.paths[i]) or read(source, i, size)
+    )
     monkeypatch.setattr("deepcluster.runs.page.nearest", lambda rows, k: compared.append(len(rows)) or nearest(rows, k))
-    status, named = answer(address, "apply", now, names={"1": "<owl>"})
-    state = named["state"]
-    assert status == 200 and [one["name"] for one in state["clusters"]] == ["", "<owl>", ""]
-    status, taught = answer(address, "teach", state["version"], taught={"answers": [{"path": 0, "name": "new"}]})
-    assert status == 200 and "new" in [one["name"] for one in taught["state"]["clusters"]]
-    assert taught["state"]["answers"] == 1 and taught["state"]["cut"] != state["cut"] == cut
-    assert compared == [3, 4]  # centres of the clusters
-    with run_folder.locked(run):  # as another process
-        assert ask(address)[0] == 200
-    assert not (run / "tiles.json").exists()
-    assert ask(address)[0] == 200
-    assert (run / "tiles.json").exists()
+    report(run)
+    with _Server(run, folders) as server:
+        before, decoded[:] = contents(run), []
+        now = {"version": version_of(RunFolder(run))}
+        edits = {"schema_version": 1, "names": {"1": "<owl>"}}
+        page = json.loads(server.act("apply", {**now, "edits": edits})[1])["page"]
+        after = contents(run)
+        assert {name for name in after if after[name] != before.get(name)} == {CLUSTERS, "former/000000.safetensors"}
+        assert "\\u003cowl" in page and 'src="thumb/' in page and not decoded
+        assert {*compared} == {3}  # centres of the clusters
+        with run_folder.locked(run):  # as another process
+            server.draw()
+        assert not run_folder.are_current(RunFolder(run))
+        server.draw()
+        assert run_folder.are_current(RunFolder(run)) and decoded and "owl" in (run / "report.html").read_text()
+        decoded.clear()
+        server.draw()
+        assert not decoded
+    rested = Event()
+    monkeypatch.setattr("deepcluster.runs.serve.REST_SECONDS", 0.0)
+    monkeypatch.setattr(_Server, "draw", lambda _: rested.set())
+    serving(run)
+    assert rested.wait(60)
 
 
 def test_images_belong_to_the_version_of_the_page(tmp_path: Path):
@@ -212,77 +238,22 @@ def test_images_belong_to_the_version_of_the_page(tmp_path: Path):
     options = [*small_fit("-k", "2", "--rounds", "0", "--pseudo-labels", "2"), "-o", str(run)]
     assert run_command(["fit", str(tmp_path / "red"), *options]) == 0
     address = serving(run)
-    old = version(address)
+    old = pictures_of(address)
     assert colour(address, old, 0) == "red"
     assert run_command(["fit", str(tmp_path / "blue"), *options, "--overwrite"]) == 0
     status, text = ask(address, f"image/{old}/0")
-    assert status == 409 and json.loads(text)["outdated"]
-    assert colour(address, version(address), 0) == "blue"
+    assert status == 409 and "reload" in json.loads(text)["error"]
+    assert colour(address, pictures_of(address), 0) == "blue"
     assert run_command(["update", str(run), str(tmp_path / "green")]) == 0
-    now = version(address)
+    now = pictures_of(address)
+    with urlopen(f"{address}thumb/{now}/11") as small:
+        assert small.headers["Cache-Control"].endswith("immutable")  # its address has a version
+        assert Image.open(io.BytesIO(small.read())).size == (24, 24)
+    with urlopen(f"{address}image/{now}/11") as large:
+        assert large.headers["Cache-Control"] == "no-store"
     assert [colour(address, now, row) for row in (11, 12, 23)] == ["blue", "green", "green"]
     status, text = ask(address, f"image/{now}/24")
-    assert status == 409 and not json.loads(text)["outdated"]
-
-
-def connected(address: str) -> socket.socket:
-    parts = urlsplit(address)
-    return socket.create_connection((parts.hostname, parts.port), timeout=60)
-
-
-def is_open(connection: socket.socket, seconds: float = 0.0) -> bool:
-    """Whether nothing comes from a server within so many seconds, not even the end."""
-    return not select.select([connection], [], [], seconds)[0]
-
-
-def test_connections_without_a_request_make_room(run: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("deepcluster.runs.serve.REQUEST_SECONDS", 600.0)  # none is closed because it is late
-    address, more = serving(run), 8
-    idle = [connected(address) for _ in range(MAX_CONNECTIONS + more)]
-    assert ask(address)[0] == 200
-    assert not any(is_open(connection, 60) for connection in idle[:more])
-    assert all(is_open(connection) for connection in idle[more + 1 :])
-    for connection in idle:
-        connection.close()
-
-
-def test_a_request_has_one_deadline_however_its_bytes_come(run: Path, monkeypatch: pytest.MonkeyPatch):
-    address = serving(run)
-    monkeypatch.setattr("deepcluster.runs.serve.REQUEST_SECONDS", 0.5)
-    parts = urlsplit(address)
-    head = f"POST {parts.path}undo HTTP/1.1\r\nHost: {parts.netloc}\r\nOrigin: http://{parts.netloc}\r\n"
-    head += "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
-    slow = [connected(address) for _ in range(2)]
-    slow[1].sendall(head.encode())
-    begin, late = time.monotonic(), set(slow)
-    while late and time.monotonic() - begin < 60:
-        for connection in [*late]:
-            try:
-                connection.sendall(b"G")
-            except ConnectionError:
-                late.discard(connection)
-        late = {connection for connection in late if is_open(connection, 0.05)}
-    assert not late
-    monkeypatch.undo()
-    assert ask(address)[0] == 200
-
-
-def test_it_waits_for_a_file_that_another_connection_needs(run: Path, monkeypatch: pytest.MonkeyPatch):
-    address, tries = serving(run), []
-
-    def none_left(server: object) -> NoReturn:
-        tries.append(server)
-        raise OSError(errno.EMFILE, "Too many open files")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(socketserver.TCPServer, "get_request", none_left)
-        begin = time.monotonic()
-        waiting = connected(address)
-        while len(tries) < 3 and time.monotonic() - begin < 60:
-            time.sleep(0.05)
-        assert 3 <= len(tries) <= 2 + 10 * (time.monotonic() - begin)  # it does not spin
-    assert ask(address)[0] == 200
-    waiting.close()
+    assert status == 409 and "not found" in json.loads(text)["error"]
 
 
 def test_ctrl_c_is_the_usual_end(run: Path, monkeypatch: pytest.MonkeyPatch):
@@ -296,7 +267,6 @@ def test_ctrl_c_is_the_usual_end(run: Path, monkeypatch: pytest.MonkeyPatch):
         def come() -> None:
             seen.append(ask(seen[0])[1])
             now = version(seen[0])
-            (run / "tiles.json").unlink()
             seen.append(answer(seen[0], "apply", now, names={"1": "owl"})[1]["said"] * pages[0].exists())
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -312,19 +282,13 @@ def test_ctrl_c_is_the_usual_end(run: Path, monkeypatch: pytest.MonkeyPatch):
     left.mkdir(parents=True)
     assert run_command(["report", str(run), "--serve", "--open"]) == 0
     address, page, said = seen
-    assert "1 name" in said and (run / "tiles.json").exists()
+    assert "1 name" in said and "owl" in (run / "report.html").read_text()
     assert address.startswith("http://127.0.0.1:") and "<!DOCTYPE html>" in page
     assert not pages[0].parent.exists() and not left.exists()
     with pytest.raises(ConnectionError):
         ask(address)
-    # A second one ends the process, and the servers of other tests hear of the first one, end and draw, too.
-    once = iter([signal.SIGINT])
-
-    def ctrl_c(data: object) -> str:
-        for number in once:
-            signal.raise_signal(number)
-        return "a page"
-
-    monkeypatch.setattr("deepcluster.runs.page.render", ctrl_c)
+    # Servers of earlier tests end in threads of their own, and draw their pages.
+    stop = lambda: current_thread() is main_thread() and signal.raise_signal(signal.SIGINT)  # noqa: E731
+    monkeypatch.setattr("deepcluster.runs.page.render", lambda data: stop() or "a page")
     assert run_command(["report", str(run), "--serve"]) == 0  # before it serves
     assert "ERROR" not in (run / "log.txt").read_text()[before:]

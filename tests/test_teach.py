@@ -284,7 +284,7 @@ def test_the_first_name_said_in_a_cluster_names_it(run):
     """The commonest one; others make clusters. None does if the number is an answer."""
     nameless, (zero, one, *_) = without_names(graph_of_first(run, COUNT))
     sizes = Counter(nameless.placement.cluster.tolist())
-    about = [int(question.path.rpartition("/")[2][:-4]) for question in asked(nameless, 5)]
+    about = [int(question.path.rpartition("/")[2][:-4]) for question in asked(nameless, 5)[0]]
     assert [int(nameless.placement.cluster[row]) for row in about] == [group for group, _ in sizes.most_common()]
     answers = [Answer(zero[0], name="x"), *(Answer(row, name="y") for row in zero[1:3]), Answer(one[0], name="x")]
     done = lesson(nameless, answers)
@@ -432,7 +432,7 @@ def test_drawn_images_are_judged_by_their_clusters_without_their_answers(run, in
 
 
 def shown(run: Run, count: int) -> list[tuple[str, str]]:
-    return [(one.path, one.name) for one in asked(run, count)]
+    return [(one.path, one.name) for one in asked(run, count)[0]]
 
 
 def test_drawn_images_change_nothing_for_the_others():
@@ -493,7 +493,7 @@ def test_the_estimate_is_near_the_truth_if_drawn_images_name_the_clusters():
     errors = []
     for seed in range(20):
         untaught = three_kinds(seed, 0.4, ("", "", ""))
-        drawn = [int(one.path) for one in asked(untaught, 24, drawn=True)]
+        drawn = [int(one.path) for one in asked(untaught, 24)[1]]
         taught = lesson(untaught, true_of_three(drawn, by="drawn")).run
         quality = estimated_quality(taught.model, taught.placement.cluster, 60)
         assert taught.model.names == ("a", "b", "c") and quality["drawn"] == 21

@@ -1,6 +1,6 @@
 """From final features to the clusters that the user sees, and the place of any image among them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
@@ -53,6 +53,8 @@ class Placement:
     distance: Tensor  #: to the nearest centroid
     margin: Tensor  #: 1 - distance / distance to the nearest other cluster, so 0 on the border and 1 on the centroid
     centroid: Tensor  #: int64, the nearest centroid of the clusters
+    other: Tensor  #: distance to the nearest other cluster, infinite if there is none
+    rival: Tensor  #: int64, its nearest centroid
 
 
 def cut_features(reduced: Tensor, k: int, *, seed: int = 0, embed: Embeddings | None = None) -> Cut:
@@ -145,22 +147,76 @@ def nearest_clusters(reduced: Tensor, cut: Cut) -> Tensor:
     return cut.cluster_of[assigner(cut.centroids)(reduced)]
 
 
-def placement_of(reduced: Tensor, cut: Cut, fine_centroids: Tensor) -> Placement:
-    """Assign N x d reduced features to their nearest centroids. A row has the same bits alone and among others."""
+def placement_of(
+    reduced: Tensor, cut: Cut, fine_centroids: Tensor, before: tuple[Cut, Placement] | None = None
+) -> Placement:
+    """Assign N x d reduced features to their nearest centroids. A row has the same bits alone and among others.
+
+    ``before``: Another cut, with the places of the same rows in it, which tell most of the places, bit for bit.
+    """
+    if before is not None:
+        return _placed_again(reduced, cut, *before)
     order = torch.argsort(cut.cluster_of, stable=True)
-    clusters, counts = torch.unique_consecutive(cut.cluster_of[order], return_counts=True)
-    begins = (counts.cumsum(0) - counts).numpy()
+    cluster_of = cut.cluster_of[order]
     distances_of, fine = distances_to(cut.centroids[order]), assigner(fine_centroids)
     parts = []
     for rows in reduced.split(ROWS_AT_ONCE):
         distances = distances_of(rows).numpy()
-        by_cluster = np.minimum.reduceat(distances, begins, axis=1)
-        padded = np.pad(by_cluster, ((0, 0), (0, 1)), constant_values=np.inf)  # there may be a single cluster
-        distance, other = torch.from_numpy(np.partition(padded, 1, axis=1)[:, :2]).T
-        margin = 1 - distance / other.clamp(min=torch.finfo(torch.float32).tiny)
-        nearest, centroid = (torch.from_numpy(matrix.argmin(1)) for matrix in (by_cluster, distances))
-        parts.append((clusters[nearest], fine(rows), distance, margin, order[centroid]))
-    return Placement(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+        first = distances.argmin(1)
+        near = distances[range(len(rows)), first]
+        distances[cluster_of.numpy() == cluster_of[first].numpy()[:, None]] = np.inf
+        second = distances.argmin(1)
+        far = distances[range(len(rows)), second]
+        parts.append((*map(torch.from_numpy, (near, first, far, second)), fine(rows)))
+    distance, nearest, other, rival, fine_cluster = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return _placement(cut, fine_cluster, distance, order[nearest], other, order[rival])
+
+
+def _placement(
+    cut: Cut, fine_cluster: Tensor, distance: Tensor, centroid: Tensor, other: Tensor, rival: Tensor
+) -> Placement:
+    margin = 1 - distance / other.clamp(min=torch.finfo(torch.float32).tiny)
+    return Placement(cut.cluster_of[centroid], fine_cluster, distance, margin, centroid, other, rival)
+
+
+def _placed_again(reduced: Tensor, cut: Cut, former: Cut, before: Placement) -> Placement:
+    """Do the work of :func:`placement_of` by the places in a ``former`` cut.
+
+    A row is compared with the new centroids alone, unless its nearest centroid, or that of another cluster, is gone.
+    """
+    number = {key: i for i, key in reversed([*enumerate(_keys(cut))])}
+    now = torch.tensor([number.get(key, -1) for key in _keys(former)])
+    new = torch.from_numpy(np.setdiff1d(np.arange(len(cut.centroids)), now.numpy()))
+    centroid, rival = now[before.centroid], now[before.rival].masked_fill(before.other.isinf(), 0)
+    distance, other = before.distance.clone(), before.other.clone()
+    gone = (centroid < 0) | (rival < 0)
+    place = torch.empty_like(cut.cluster_of)  # of equally near centroids the first one counts, in the order of clusters
+    place[torch.argsort(cut.cluster_of, stable=True)] = torch.arange(len(place))
+
+    def first(distances: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
+        least = distances.amin(1, keepdim=True)
+        at = place[among].masked_fill(distances > least, len(place)).argmin(1, keepdim=True)
+        return least.squeeze(1), among.gather(1, at).squeeze(1)
+
+    distances_of = distances_to(cut.centroids[new])
+    for rows in torch.nonzero(~gone).flatten().split(ROWS_AT_ONCE) if len(new) else ():
+        known = torch.stack([distance[rows], other[rows]], 1)
+        distances = torch.cat([known, distances_of(reduced[rows])], 1)
+        among = torch.cat([torch.stack([centroid[rows], rival[rows]], 1), new.expand(len(rows), -1)], 1)
+        distance[rows], centroid[rows] = first(distances, among)
+        own = cut.cluster_of[among] == cut.cluster_of[centroid[rows]].unsqueeze(1)
+        other[rows], rival[rows] = first(distances.masked_fill(own, torch.inf), among)
+    if gone.any():
+        again = placement_of(reduced[gone], cut, cut.centroids[:1])
+        distance[gone], centroid[gone], other[gone], rival[gone] = (
+            again.distance, again.centroid, again.other, again.rival,
+        )  # fmt: skip
+    return _placement(cut, before.fine_cluster, distance, centroid, other, rival)
+
+
+def _keys(cut: Cut) -> Iterator[tuple[bytes, int]]:
+    rows = (cut.centroids + 0.0).numpy()
+    return zip((row.tobytes() for row in rows), cut.cluster_of.tolist(), strict=True)
 
 
 def distances_to(centroids: Tensor) -> Callable[[Tensor], Tensor]:
@@ -179,30 +235,31 @@ def distances_to(centroids: Tensor) -> Callable[[Tensor], Tensor]:
     return distances
 
 
-def pinned(reduced: Tensor, cut: Cut, targets: Tensor) -> Cut:
+def pinned(reduced: Tensor, cut: Cut, targets: Tensor, before: Placement) -> Cut:
     """Add rows as centroids until each row falls into its cluster of ``targets`` (int64, N), maybe a new one.
 
     The centroid of a moved image may attract images that stay: they then become centroids of their own cluster. Only an
     image that equals an image of another cluster may end up elsewhere: no centroid can tell them apart.
+
+    ``before``: The places of the rows in the cut.
     """
     numbers = cut.cluster_of.clone()
-    distances_of = distances_to(cut.centroids)
-    for rows, goals in zip(reduced.split(ROWS_AT_ONCE), targets.split(ROWS_AT_ONCE), strict=True):
-        distance, nearest_centroid = distances_of(rows).min(1)
-        # A centroid that is an image itself, after an earlier move, goes with the image.
-        moved = (distance == 0) & (cut.cluster_of[nearest_centroid] != goals)
-        numbers[nearest_centroid[moved]] = goals[moved]
-    inside, outside = torch.full((2, len(reduced)), torch.inf)
-    centroids = [cut.centroids]
-    clusters_of = [numbers]
+    # A centroid that is an image itself, after an earlier move, goes with the image.
+    moved = (before.distance == 0) & (before.cluster != targets)
+    numbers[before.centroid[moved]] = targets[moved]
+    inside, outside = before.distance.clone(), before.other.clone()
+    renamed = numbers != cut.cluster_of
+    looked_at = torch.nonzero((before.cluster != targets) | renamed[before.centroid] | renamed[before.rival]).flatten()
+    inside[looked_at] = outside[looked_at] = torch.inf
+    centroids, clusters_of = [cut.centroids], [numbers]
     added = torch.zeros(len(reduced), dtype=torch.bool)
     while True:
-        for begin in range(0, len(reduced), ROWS_AT_ONCE):
-            part = slice(begin, begin + ROWS_AT_ONCE)
-            distances = distances_of(reduced[part])
-            same = clusters_of[-1] == targets[part].unsqueeze(1)
-            inside[part] = inside[part].minimum(distances.masked_fill(~same, torch.inf).amin(1))
-            outside[part] = outside[part].minimum(distances.masked_fill(same, torch.inf).amin(1))
+        distances_of = distances_to(centroids[-1])
+        for rows in looked_at.split(ROWS_AT_ONCE):
+            distances = distances_of(reduced[rows])
+            same = clusters_of[-1] == targets[rows].unsqueeze(1)
+            inside[rows] = inside[rows].minimum(distances.masked_fill(~same, torch.inf).amin(1))
+            outside[rows] = outside[rows].minimum(distances.masked_fill(same, torch.inf).amin(1))
         wrong = torch.nonzero((inside >= outside) & (outside > 0) & ~added).flatten()
         if not len(wrong):
             return Cut(torch.cat(centroids), torch.cat(clusters_of))
@@ -210,19 +267,21 @@ def pinned(reduced: Tensor, cut: Cut, targets: Tensor) -> Cut:
         added[chosen] = True
         centroids.append(reduced[chosen])
         clusters_of.append(targets[chosen])
-        distances_of = distances_to(reduced[chosen])
+        looked_at = torch.arange(len(reduced))
 
 
-def move_rows(cut: Cut, moves: Mapping[int, int], reduced: Tensor, before: Tensor) -> Cut:
+def move_rows(cut: Cut, moves: Mapping[int, int], reduced: Tensor, before: Placement) -> Cut:
     """Move rows to their clusters (``moves``), and return the cut; a cluster without rows is gone.
 
-    ``before``: The clusters of all rows (int64, N) before the moves.
+    ``before``: The places of all rows in the cut before the moves.
     """
     rows, goals = torch.tensor([*moves.items()], dtype=torch.int64).reshape(-1, 2).T
-    targets = before.scatter(0, rows, goals)
+    targets = before.cluster.scatter(0, rows, goals)
     stays = torch.isin(cut.cluster_of, targets)
-    cut = Cut(cut.centroids[stays], cut.cluster_of[stays])
+    left = Cut(cut.centroids[stays], cut.cluster_of[stays])
     if not stays.any():  # start from one row of every new cluster
         rows = torch.from_numpy(np.unique(targets.numpy(), return_index=True)[1])
-        cut = Cut(reduced[rows], targets[rows])
-    return pinned(reduced, cut, targets)
+        left = Cut(reduced[rows], targets[rows])
+    if not stays.all():
+        before = placement_of(reduced, left, left.centroids, (cut, before))
+    return pinned(reduced, left, targets, before)

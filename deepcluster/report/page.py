@@ -9,6 +9,7 @@ import base64
 import hashlib
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -26,10 +27,10 @@ from deepcluster.groups.tree import Parts, Tree
 from deepcluster.report import sections
 from deepcluster.report.charts import HEIGHT, WIDTH, training_charts
 from deepcluster.report.hints import chinese
-from deepcluster.report.pictures import Thumbnails, columns, on_sheet, tile
+from deepcluster.report.pictures import Thumbnails, columns, on_sheet, sheet_step
 from deepcluster.report.sections import Values
 from deepcluster.runtime.tables import FORMULA
-from deepcluster.storage.content import Row, Tables
+from deepcluster.storage.content import Row, Table, Tables
 
 MAX_CLUSTERS = 100
 MAX_NAMES = 600_000  # characters of file names, above which fewer images are in the page
@@ -78,12 +79,15 @@ class RunData:
     nouns: Sequence[Row] = ()  # hints for names come from these
 
 
-def render(data: RunData) -> str:
+def render(data: RunData, state: Mapping[str, Any] | None = None) -> str:
     """Return the report as text that encodes to UTF-8 whatever the names of the files.
 
     Of more than ``MAX_CLUSTERS`` clusters the largest are shown, in order of their numbers. The page stays below 5 MB:
     pictures lose quality instead.
+
+    ``state``: Of the run, for the script of a page that a server (``runs/serve.py``) answers with.
     """
+    sources = STATIC if state is None else SERVED
     in_page = len(on_page(data.result.usable)[0])
     pieces = len(data.tree.groups) if data.tree else 0
     charts = training_charts(data.history)
@@ -99,24 +103,12 @@ def render(data: RunData) -> str:
     # Style, script and the script's data are not escaped.
     page = {
         "style": _file("report.css"),
-        "script": _script(STATIC),
-        "policy": Markup(policy(STATIC)),
-        "data": Markup(script_data(data)),
+        "script": _script(sources),
+        "policy": Markup(policy(sources)),
+        "data": Markup(script_data(data, state)),
+        "served": state is not None,
     }
     return templates().get_template("report.html.j2").render(**parts, tabs=_tabs(parts), page=page)
-
-
-def served(page: str, state: Mapping[str, Any]) -> str:
-    """Return a page of ``render`` for a server (``runs/serve.py``), with the ``state`` of the run for its script."""
-    data = '<script type="application/json" id="data">{'
-    for old, new in (
-        (policy(STATIC), policy(SERVED)),
-        (_script(STATIC), _script(SERVED)),
-        ("<style>", '<link rel="icon" href="data:,"><style>'),  # else browsers ask for an icon
-        (data, f'{data}"served":{htmlsafe_json_dumps(state)},'),
-    ):
-        page = page.replace(old, new, 1)
-    return page
 
 
 @cache
@@ -148,10 +140,9 @@ def _file(name: str) -> Markup:
 
 @cache
 def _script(sources: str) -> Markup:
-    """Return the script of a page. Only the served page has the parts that edit, which ask a server."""
+    """Return the script of a page. Only the served page has the files of lines with a plus, which ask a server."""
     text = str(_file("report.js"))
-    if sources != SERVED:
-        text = re.sub(r"^//= (edits|regroup|moves|teach|served)\.js\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^//\+ ", "//= ", text, flags=re.MULTILINE) if sources == SERVED else text
     return Markup(re.sub(r"^//= (.+)$", lambda line: _file(line[1]), text, flags=re.MULTILINE))
 
 
@@ -198,9 +189,7 @@ def _clusters(data: RunData) -> Values:
     hidden = ranked[MAX_CLUSTERS:]
     candidates = data.result.facts.candidates
     return {
-        "sections": sections.sections(
-            shown, data.result.usable, data.thumbnails, on_page(data.result.usable)[0], data.nouns
-        ),
+        "sections": sections.sections(shown, data.result.usable, data.thumbnails, data.nouns),
         "count": len(data.result.summary),
         "hidden": len(hidden),
         "hidden_images": sum(int(row["size"]) for row in hidden),
@@ -242,14 +231,16 @@ def _tabs(parts: Mapping[str, Any]) -> list[tuple[str, str, int | None]]:
     return [(id, title, entries) for id, title, entries, present in tabs if present]
 
 
-def script_data(data: RunData) -> str:
+def script_data(data: RunData, state: Mapping[str, Any] | None = None) -> str:
     """Return the data of the page's script as one JSON text that may be put inside HTML."""
     rows = len(data.result.usable)
     chosen, every = on_page(data.result.usable)
     value = {
+        **({} if state is None else {"served": state}),
         "cut": data.result.facts.cut,
         "next": data.next_number,
         "columns": columns(len(on_sheet(rows))),
+        "apart": sheet_step(rows),
         "sheet": "data:image/webp;base64," + base64.b64encode(data.sheet).decode("ascii") if data.sheet else None,
         "originals": quote(data.originals, errors="surrogateescape") or None,
         "formulas": {guard: f"^{pattern.pattern}" for guard, pattern in FORMULA.items()},
@@ -260,8 +251,7 @@ def script_data(data: RunData) -> str:
         ],
         "images": _images(data) if chosen else None,
         "points": _points(data.positions[::every]) if data.positions is not None and chosen else None,
-        # The medoids by their places on the sheet, or -1.
-        "tree": data.tree and {**vars(data.tree), "medoids": [tile(row, rows) for row in data.tree.medoids]},
+        "tree": data.tree and vars(data.tree),
     }
     return htmlsafe_json_dumps(value, separators=(",", ":"), allow_nan=False)
 
@@ -284,34 +274,36 @@ def _parts(parts: Parts | None) -> dict[str, Any] | None:
 def on_page(clusters: Sequence[Row]) -> tuple[list[int], int]:
     """Return the rows whose images are in the page, every n-th row with a picture on the sheet, and n."""
     rows = on_sheet(len(clusters))
-    every = max(1, -(-sum(len(clusters[i]["path"]) for i in rows) // MAX_NAMES))
+    every = max(1, -(-sum(map(len, Table.of(clusters).column("path")[rows])) // MAX_NAMES))
     return rows[::every], every
 
 
 def _images(data: RunData) -> Values:
-    """Return columns of the images in the page, ``every`` pictures of the sheet, or ``step`` rows, apart."""
-    chosen, every = on_page(data.result.usable)
-    rows = [data.result.usable[i] for i in chosen]
-    paths = [texts.inert(texts.bare(row["path"])).rpartition("/") for row in rows]
+    """Return columns of the images in the page, every ``step``-th row."""
+    chosen, _ = on_page(data.result.usable)
+    table = data.result.usable.at(chosen)
+    paths = [texts.inert(texts.bare(path)).rpartition("/") for path in table.column("path")]
     folders = {folder: i for i, folder in enumerate(dict.fromkeys(folder + slash for folder, slash, _ in paths))}
-    labels = {label: i for i, label in enumerate(sorted({row["label"] for row in rows}))}
+    labels = {label: i for i, label in enumerate(sorted({*table.column("label")}))}
+    sizes = Counter(data.result.usable.column("label"))
     numbers = {row["cluster"]: i for i, row in enumerate((*data.result.summary, {"cluster": "-1"}))}
-    distances = np.array([texts.number(row["distance"]) or 0.0 for row in rows])
-    margins = np.array([texts.number(row["margin"]) or 0.0 for row in rows])
+    distances, margins = (
+        np.array([texts.number(cell) or 0.0 for cell in table.column(name)]) for name in ("distance", "margin")
+    )
     farthest = max(1e-9, float(distances.max()))
     return {
-        "every": every,
         "step": chosen[1] if len(chosen) > 1 else 1,
         "distance": _packed(distances / farthest),
         "farthest": farthest,
         "margin": _packed(margins),
-        "cluster": _shorts([numbers[row["cluster"]] for row in rows]),
-        "outlier": [i for i, row in enumerate(rows) if row["is_outlier"] == "1"],
+        "cluster": _shorts([numbers[cell] for cell in table.column("cluster")]),
+        "outlier": np.flatnonzero(table.column("is_outlier") == "1").tolist(),
         "folder": _shorts([min(SCALE, folders[folder + slash]) for folder, slash, _ in paths]),
         "folders": list(folders),
         "names": [name for _, _, name in paths],
-        "label": _shorts([min(SCALE, labels[row["label"]]) for row in rows]) if any(labels) else None,
+        "label": _shorts([min(SCALE, labels[label]) for label in table.column("label")]) if any(labels) else None,
         "labels": [texts.inert(label) for label in labels],
+        "label_sizes": [sizes[label] for label in labels],  # of all images
         "alike": 0 if data.similar is None else data.similar.shape[1],
         "similar": None if data.similar is None else _shorts(data.similar),
         "part": None if data.part is None else _shorts(data.part),

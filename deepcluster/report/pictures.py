@@ -7,9 +7,7 @@ import base64
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from io import BytesIO
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,52 +30,23 @@ QUALITIES = ((1.0, 75), (1.0, 40), (0.75, 20), (0.5, 10))  # scales and qualitie
 LOSSLESS_SIDE = 32  # smaller pictures are stored without loss: they cost little, and enlarging shows every flaw
 
 
-@dataclass(frozen=True)
-class Thumbnail:
-    """A thumbnail as base64 of a WebP, and the file that it is of."""
-
-    file: tuple[int, int]  # its bytes and its time
-    most: int  # greatest limit of bytes that gives the same
-    webp: str
-
-
-def thumbnails(
-    picture: Picture,
-    file: Callable[[str], tuple[int, int] | None] = lambda path: None,
-    known: Mapping[str, Thumbnail] = MappingProxyType({}),
-    kept: dict[str, Thumbnail] | None = None,
-) -> Thumbnails:
-    """Return a function from a path and a limit of bytes to the source of an img; empty without a picture.
-
-    ``file`` tells the bytes and the time of an image's file. If they are those of a ``known`` thumbnail, the image is
-    not decoded again. ``kept`` collects the thumbnails of files by path.
-    """
+def thumbnails(picture: Picture) -> Thumbnails:
+    """Return a function from a path and a limit of bytes to the source of an img; empty without a picture."""
 
     def source(path: str, limit: int) -> str:
-        state = file(path)
-        made = known.get(path)
-        if not made or made.file != state or not len(made.webp) * 3 // 4 <= limit <= made.most:
-            if (image := picture(path)) is None:
-                return ""
-            data, most = thumbnail(image, THUMBNAIL, limit)
-            made = Thumbnail(state or (0, 0), most, base64.b64encode(data).decode("ascii"))
-        if state and kept is not None:
-            kept[path] = made
-        return f"data:image/webp;base64,{made.webp}"
+        if (image := picture(path)) is None:
+            return ""
+        return "data:image/webp;base64," + base64.b64encode(thumbnail(image, THUMBNAIL, limit)).decode("ascii")
 
     return source
 
 
-def thumbnail(image: Image.Image, side: int, limit: int) -> tuple[bytes, int]:
-    """Return the central square as WebP of at most ``limit`` bytes (if possible), and the greatest limit that gives it.
-
-    It is made from the pixels and nothing else.
-    """
+def thumbnail(image: Image.Image, side: int, limit: int) -> bytes:
+    """Return the central square as WebP of at most ``limit`` bytes (if possible), from its pixels and nothing else."""
     side = min(side, *image.size)
     square = ImageOps.fit(image.convert("RGB"), (side, side))
     # A new image has no EXIF, comment or colour profile that an encoder could copy, whatever the version of Pillow.
     bare = Image.frombytes("RGB", square.size, square.tobytes())
-    most = PICTURE_CHARACTERS
     steps: list[tuple[float, dict[str, Any]]] = [(1.0, {"lossless": True})] if side <= LOSSLESS_SIDE else []
     # Method 4 takes twice the time for 3 % fewer bytes.
     steps += [(scale, {"quality": quality, "method": 2}) for scale, quality in QUALITIES]
@@ -86,8 +55,7 @@ def thumbnail(image: Image.Image, side: int, limit: int) -> tuple[bytes, int]:
         data = webp(bare.resize((smaller, smaller)), **options)
         if len(data) <= limit:
             break
-        most = min(most, len(data) - 1)
-    return data, most
+    return data
 
 
 def webp(image: Image.Image, **options: Any) -> bytes:
@@ -120,16 +88,16 @@ GREY_LEVEL = 128  # in place of an image that is not at hand
 
 def on_sheet(images: int) -> list[int]:
     """Return the rows of the images that have a picture on the sheet, in its order."""
-    return list(range(0, images, _step(images)))
+    return list(range(0, images, sheet_step(images)))
 
 
 def tile(row: int, images: int) -> int:
     """Return the position of an image's picture on the sheet; -1 if it has none."""
-    step = _step(images)
+    step = sheet_step(images)
     return row // step if row % step == 0 else -1
 
 
-def _step(images: int) -> int:
+def sheet_step(images: int) -> int:
     """Return the number of rows from one image on the sheet to the next."""
     return max(1, math.ceil(images / MAX_PICTURES))
 

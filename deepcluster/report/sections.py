@@ -13,7 +13,7 @@ import scipy  # the parts at first use: only labels need them
 
 from deepcluster.groups.tree import Tree
 from deepcluster.report.hints import hints, weighted_nouns
-from deepcluster.report.pictures import PICTURE_CHARACTERS, Thumbnails, tile
+from deepcluster.report.pictures import PICTURE_CHARACTERS, Thumbnails
 from deepcluster.storage.content import Row, Table
 from deepcluster.texts import MAX_NAME, figure, number, percent, short
 
@@ -76,16 +76,15 @@ def sections(
     shown: Sequence[Row],
     clusters: Table,
     thumbnails: Thumbnails,
-    in_page: Sequence[int] = (),
     nouns: Sequence[Row] = (),
 ) -> list[Values]:
     """Return the sections of the clusters; ``nearest`` is another cluster, also on the page if ``linked``.
 
-    ``shown`` are rows of the summary, ``clusters`` the usable rows of clusters.csv, ``in_page`` the numbers of those
-    whose images the script has; ``thumbnails`` and ``nouns`` are as in ``page.RunData``.
+    ``shown`` are rows of the summary, ``clusters`` the usable rows of clusters.csv; ``thumbnails`` and ``nouns`` are as
+    in ``page.RunData``.
     """
     noun_of = weighted_nouns(nouns)
-    number_in_page = {clusters[row]["path"]: i for i, row in enumerate(in_page)}
+    row_of = {path: row for row, path in enumerate(clusters.column("path"))}
     members = members_of(shown, clusters)
     chosen = [representatives(members[row["cluster"]], IMAGES_OF_CLUSTER, medoid=row["medoid_path"]) for row in shown]
     share = PICTURE_CHARACTERS * 3 // 4 // max(1, sum(map(len, chosen)))  # base64 writes 3 bytes as 4 characters
@@ -102,7 +101,7 @@ def sections(
             "junk": row.get("junk") == "1",
             "hints": hints(members[row["cluster"]], noun_of),
             "tiles": [
-                _tile(member, is_border, thumbnails, share) | {"image": number_in_page.get(member["path"])}
+                _tile(member, is_border, thumbnails, share) | {"row": row_of[member["path"]]}
                 for member, is_border in tiles
             ],
         }
@@ -153,8 +152,8 @@ def problems(skipped: Sequence[Row], clusters: Table, duplicates: Sequence[Row] 
     """
 
     def suspect(path: str, i: int | None, distance: str) -> Values:
-        slot, cluster = (-1, "") if i is None else (tile(i, len(clusters)), clusters[i]["cluster"])
-        return {"path": path, "tile": slot, "cluster": cluster, "about": f"distance {distance}"}
+        row, cluster = (-1, "") if i is None else (i, clusters[i]["cluster"])
+        return {"path": path, "row": row, "cluster": cluster, "about": f"distance {distance}"}
 
     far = np.flatnonzero(clusters.column("is_outlier") == "1")
     distances = np.array([number(cell) or 0.0 for cell in clusters.at(far).column("distance")])

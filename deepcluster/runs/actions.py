@@ -2,8 +2,8 @@
 
 All take a JSON object with the ``version`` of the page. ``apply`` takes ``edits`` (as in edits.json), ``undo`` and
 ``redo`` take ``steps`` (default 1), ``recut`` takes ``k``, ``teach`` and ``ask`` take ``taught``, ``export`` takes
-``sorting``. The server adds ``said``, the lines of a change, and its state. ``preview`` takes ``change``, the name of
-one of the changes.
+``sorting``, ``preview`` takes ``change``, the name of one of the changes, ``list`` takes ``cluster`` and ``order``,
+``facts`` and ``alike`` take ``rows``.
 """
 
 import os
@@ -15,12 +15,17 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
+from torch import Tensor
+
+from deepcluster.clustering.blocks import nearest
 from deepcluster.errors import UsageError
 from deepcluster.flags import Sorting
+from deepcluster.groups.cut import Placement
 from deepcluster.groups.tree import MAX_IN_TREE
 from deepcluster.model import WORDS
 from deepcluster.runs import lesson
-from deepcluster.runs.change import Carried, Change, ChangeOf, by_steps, carry_out, preview
+from deepcluster.runs.change import Carried, Change, ChangeOf, by_steps, preview
 from deepcluster.runs.edits import by_edits
 from deepcluster.runs.recut import by_number
 from deepcluster.runs.run import Run
@@ -33,6 +38,15 @@ from deepcluster.storage.former import MAX_STATES
 from deepcluster.texts import bare, inert
 
 FOLDER_NAME = re.compile(r"\w([\w .()-]{0,98}[\w)])?")
+MAX_ROWS = 200  # a page asks about at a time
+MAX_ALIKE = 8
+MAX_SHOWN = 48  # images of a move in a preview
+ORDERS: Mapping[str, Callable[[Placement, Tensor], Tensor]] = {
+    "near": lambda placement, rows: placement.distance[rows],
+    "far": lambda placement, rows: -placement.distance[rows],
+    "doubt": lambda placement, rows: placement.margin[rows],
+    "path": lambda placement, rows: rows,
+}
 StepsOfPage = Annotated[int, range(1, MAX_STATES + 1)]
 ClustersOfPage = Annotated[int, range(2, MAX_IN_TREE + 1)]  # more take minutes
 Sort = Callable[..., Sequence[Row]]  # ``export.folders``
@@ -70,9 +84,8 @@ def _by_answers(request: Request) -> ChangeOf:
     return lambda _, run: lesson.lesson(run, taught.answers)
 
 
-def _sort(run: Path, request: Request, sort: Sort) -> dict[str, Any]:
+def sort_images(folder: run_folder.RunFolder, request: Request, sort: Sort) -> dict[str, Any]:
     """Sort the images into folders; return their place and number, and the number of images left out."""
-    folder = run_folder.open_run(run)
     choices: dict[str, Any] = {"name": default_name(folder)}
     if "sorting" in request:
         choices = shaped(request["sorting"], dict[str, str], "sorting")
@@ -85,7 +98,7 @@ def _sort(run: Path, request: Request, sort: Sort) -> dict[str, Any]:
         raise UsageError(f"sorted images go beside the run or beside its images, and not {where[:80]!a}")
     if unknown := choices.keys() - {"mode", "outliers", "duplicates"}:
         raise UsageError(f"the page chooses no {min(unknown)[:80]!a}")
-    rows = sort(run, place / name, Sorting(**choices, overwrite=True), display=Several())
+    rows = sort(folder.path, place / name, Sorting(**choices, overwrite=True), display=Several())
     ways = Counter(row["how"].partition(" ")[0].rstrip(":") for row in rows)
     place_and_number = {"folder": str(place / name), "images": sum(bool(row["exported_path"]) for row in rows)}
     return {"sorted": place_and_number | ways}
@@ -106,28 +119,74 @@ def _questions(folder: run_folder.RunFolder, run: Run, request: Request) -> dict
         return {**asdict(one), **about}
 
     known = run.model.sample
-    chosen, drawn = (lesson.asked(run, taught.n, answers=taught.answers, drawn=drawn) for drawn in (False, True))
+    chosen, drawn = lesson.asked(run, taught.n, taught.answers)
     paths = {one.path for one in chosen}  # of images that are asked about anyway, and then teach
     return {"questions": [[*map(of_page, chosen)], [of_page(one) for one in drawn if one.path not in paths]]}
+
+
+def _list(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str, Any]:
+    """Return the rows of all images of a cluster, in an order of the page."""
+    number = shaped(request.get("cluster"), int, "cluster")
+    order: str = shaped(request.get("order"), str, "order")
+    if order not in ORDERS:
+        raise UsageError(f"the order of a list is one of {', '.join(ORDERS)}, and not {order[:80]!a}")
+    rows = torch.nonzero(run.clusters == number).flatten()
+    return {"rows": rows[ORDERS[order](run.placement, rows).argsort(stable=True)].tolist()}
+
+
+def _rows_of(run: Run, request: Request) -> list[int]:
+    rows: tuple[int, ...] = shaped(
+        request.get("rows"), tuple[Annotated[int, range(len(run.rows.reduced))], ...], "rows"
+    )
+    if len(rows) > MAX_ROWS:
+        raise UsageError(f"a page asks about {MAX_ROWS} rows at a time, and not about {len(rows):,}")
+    return [*rows]
+
+
+def _facts(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str, Any]:
+    """Return path, cluster, distance, outlier and label of images, for a list that shows them."""
+    rows = _rows_of(run, request)
+    table = run.rows.images.used.at(rows)
+    limit = run.model.outliers.limit
+    return {
+        "path": [inert(bare(path)) for path in table.column("path")],
+        "cluster": run.clusters[rows].tolist(),
+        "distance": run.placement.distance[rows].tolist(),
+        "outlier": (run.rows.residuals[rows] > limit).tolist(),
+        "label": [inert(label) for label in table.column("label")],
+    }
+
+
+def _alike(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str, Any]:
+    """Return the images most like some images, the most similar to any of them first."""
+    rows = _rows_of(run, request)
+    products, others = nearest(run.rows.reduced[rows], MAX_ALIKE + 1, run.rows.reduced)
+    ranked = others.flatten()[products.flatten().argsort(descending=True, stable=True)].tolist()
+    return {"rows": [row for row in dict.fromkeys(ranked) if row not in rows]}
 
 
 def _preview(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str, Any]:
     """Return what a change would do: ``change`` is its action, and the rest of the request is as for that action.
 
-    ``after``: The clusters of all images. ``names``: Of all clusters, by their numbers. ``said``: Lines by their
-    headings. The other keys are those of ``Carried.to_json``; ``moves`` are its ``changes`` as triples.
+    ``moves``: Cluster before, after, number of images, and rows of some, the most doubtful first. ``names``: Of all
+    clusters, by their numbers. ``said``: Lines by their headings. The other keys are those of ``Carried.to_json``.
     """
     action = request.get("change", "teach")
     if not isinstance(action, str) or action not in CHANGES:
         raise UsageError(f"a preview is of one of {', '.join(CHANGES)}, and not of {str(action)[:80]!a}")
     change = CHANGES[action](request)(folder, run)
     return Carried(run, change).to_json() | {
-        "moves": [[*pair, count] for pair, count in preview(run, change).items()],
-        "after": change.run.clusters.tolist(),
+        "moves": [[*pair, count, _doubtful(run, change, *pair)] for pair, count in preview(run, change).items()],
         "names": change.run.model.names,
         "said": change.said,
         "quality": change.said.get("Quality", ""),
     }
+
+
+def _doubtful(run: Run, change: Change, before: int, after: int) -> list[int]:
+    """Return the rows of the most doubtful images that a change moves from one cluster to another."""
+    rows = torch.nonzero((run.clusters == before) & (change.run.clusters == after)).flatten()
+    return rows[change.placement.margin[rows].argsort(stable=True)][:MAX_SHOWN].tolist()
 
 
 CHANGES: Mapping[str, Callable[[Request], ChangeOf]] = {
@@ -137,24 +196,10 @@ CHANGES: Mapping[str, Callable[[Request], ChangeOf]] = {
     "recut": lambda request: partial(by_number, shaped(request.get("k"), ClustersOfPage, "k"), Several()),
     "teach": _by_answers,
 }
-ACTIONS = (*CHANGES, "export")
 QUESTIONS: Mapping[str, Callable[[run_folder.RunFolder, Run, Request], dict[str, Any]]] = {
     "ask": _questions,
     "preview": _preview,
+    "list": _list,
+    "facts": _facts,
+    "alike": _alike,
 }
-
-
-def act(
-    run: Path, action: str, request: Request, sort: Sort, check: Callable[[run_folder.RunFolder], object]
-) -> dict[str, Any]:
-    """Do the work of an action. ``sort``: Sorts images into folders. ``check``: Raises if the page is too old."""
-    if action == "export":
-        return _sort(run, request, sort)
-    change_of = CHANGES[action](request)
-
-    def checked(folder: run_folder.RunFolder, before: Run) -> Change:
-        check(folder)  # under the lock, which another process had between the request and now
-        return change_of(folder, before)
-
-    carry_out(run, checked, Several(), quick=True)
-    return {}

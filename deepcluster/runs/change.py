@@ -96,11 +96,10 @@ def carry_out(
     dry_run: bool = False,
     source: Source | None = None,
     takes_images: bool = False,
-    quick: bool = False,
 ) -> Carried:
     """Change the run at ``path``, or with ``dry_run`` say what would change.
 
-    ``takes_images``: As for ``read_run``. ``quick``: As for ``write_page``.
+    ``source``: As for ``refresh``. ``takes_images``: As for ``read_run``.
     """
     display.progress(CUT_PHASE, 0, 0)
     if dry_run:
@@ -118,7 +117,7 @@ def carry_out(
     with run_folder.locked(path) as locked:
         before = read_run(locked, takes_images=takes_images)
         made = Carried(before, change_of(locked, before))
-        commit(locked, *made, display, source=source, quick=quick)
+        commit(locked, *made, display, partial(refresh, source=source))
     return made
 
 
@@ -127,15 +126,13 @@ def commit(
     run: Run,
     change: Change,
     display: Display,
-    *,
-    source: Source | None = None,
-    quick: bool = False,
+    show: Callable[..., Outcome] = refresh,
 ) -> None:
     """Write a change of ``run``: first its images, if it adds some, then its clusters, then the views. Then say it.
 
     The clusters are one file, which is replaced at once, so a kill leaves the state before or after the change.
 
-    ``source``, ``quick``: As for ``refresh``.
+    ``show``: Makes the views of the folder and the run after the change, or what the caller shows in their place.
     """
     after = change.run
     goes_back = change.state is not None and change.state < former.made_in(folder, CLUSTERS).number
@@ -152,7 +149,7 @@ def commit(
     if change.said and (change.done or change.state is not None):
         heading = REDO if goes_back else UNDO
         display.say(heading, command_of(folder, heading.lower()))
-    outcome = refresh(folder, after, source=source, quick=quick, progress=display.progress)
+    outcome = show(folder, after, progress=display.progress)
     if change.last:
         display.say("Done", change.last(outcome))
 

@@ -101,7 +101,7 @@ def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int], checked: Seq
     if edits.merge:
         cut = Cut(cut.centroids, target[cut.cluster_of])
     if moves:
-        cut = move_rows(cut, moves, reduced, replace(model, cut=cut).placement(reduced).cluster)
+        cut = move_rows(cut, moves, reduced, run.rows.placed(replace(model, cut=cut)))
     # The answers about a split cluster are about none of its parts, so the estimate begins anew.
     kept = (Said(one.row, WORDS[0]) if edits.split and one.by == "drawn" else one for one in model.said)
     words = {one.row: one for one in kept}

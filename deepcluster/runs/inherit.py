@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 
 from deepcluster.groups.cut import move_rows, recentred
-from deepcluster.groups.graph import graph_rows
-from deepcluster.groups.spread import nodes_of
 from deepcluster.model import WORDS, Annotations, Model, Said
 from deepcluster.runs.lesson import Answer, taught_model
 from deepcluster.runs.run import Run
@@ -89,8 +87,7 @@ def taught_again(run: Run, past: Past, heir: Mapping[int, int], stays: Tensor | 
     if stays is not None and words:
         back |= stays & (there >= 0)
     if back.any():
-        graph = rows.sample[graph_rows(rows.sample)]
-        nodes = torch.from_numpy(nodes_of(rows.reduced, graph))
+        graph, nodes = rows.graph[0], torch.from_numpy(rows.graph[1])
         inside = nodes >= 0
         before = torch.zeros(len(graph), dtype=torch.int64)
         before[nodes[inside]] = run.placement.cluster[inside]
@@ -105,7 +102,7 @@ def taught_again(run: Run, past: Past, heir: Mapping[int, int], stays: Tensor | 
         if heir[number] not in present or (number in anew and words[row] != "drawn")
     }
     if pins:
-        cut = move_rows(cut, pins, rows.reduced, replace(model, cut=cut).placement(rows.reduced).cluster)
+        cut = move_rows(cut, pins, rows.reduced, rows.placed(replace(model, cut=cut)))
     named = {new: said.names[old] for old, new in heir.items()}
     annotations = Annotations(
         names=tuple(named.get(number, "") for number in range(max([len(model.names), *(new + 1 for new in named)]))),

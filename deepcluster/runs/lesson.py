@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ import torch
 
 from deepcluster.errors import UsageError
 from deepcluster.groups.cut import move_rows, recentred
-from deepcluster.groups.graph import graph_rows
 from deepcluster.groups.spread import Labels, Taught, beliefs, followed, nodes_of, questions
 from deepcluster.model import WORDS, Model, Said
 from deepcluster.runs.change import Carried, Change, carry_out, decided, preview
@@ -57,11 +57,11 @@ class Question:
 
 def ask(run: Path, n: int = 20, *, drawn: bool = False) -> list[Question]:
     """Return up to ``n`` images of a run whose answers would teach most; ``drawn``: images drawn at random instead."""
-    return asked(read_run(run_folder.open_run(run)), n, drawn=drawn)
+    return asked(read_run(run_folder.open_run(run)), n)[drawn]
 
 
-def asked(run: Run, n: int, *, drawn: bool = False, answers: Sequence[Answer] = ()) -> list[Question]:
-    """Do the work of :func:`ask`; ``answers``: Some that have not been taught yet."""
+def asked(run: Run, n: int, answers: Sequence[Answer] = ()) -> tuple[list[Question], list[Question]]:
+    """Return both lists of :func:`ask`; ``answers``: Some that have not been taught yet."""
     model, rows = run.model, run.rows
     cluster = run.placement.cluster.tolist()
     new = _understood(run, answers)
@@ -70,26 +70,25 @@ def asked(run: Run, n: int, *, drawn: bool = False, answers: Sequence[Answer] = 
     answered = {row: cluster[row] for row in model.placed} | new.clusters
     teachers = {row: number for row, number in answered.items() if row not in sample}
     taught, nodes = _taught(run, teachers, names, sample)
-    seed = derive(run.record.seed, "questions", len(answered if drawn else teachers))
-    if drawn:
-        order = torch.randperm(len(cluster), generator=generator(seed, "drawn")).tolist()
-        chosen = [row for row in order if row not in answered and run.clusters[row] >= 0][:n]
-    else:
-        first = {int(node): row for row, node in reversed([*enumerate(nodes)])}
-        nameless = [number for number, _ in Counter(cluster).most_common() if not names[number]]
-        chosen = [first[node] for node in questions(taught, n, seed, nameless)]
+    seed, seed_of_drawn = (derive(run.record.seed, "questions", len(known)) for known in (teachers, answered))
+    first = {int(node): row for row, node in reversed([*enumerate(nodes)])}
+    nameless = [number for number, _ in Counter(cluster).most_common() if not names[number]]
+    chosen = [first[node] for node in questions(taught, n, seed, nameless)]
+    order = torch.randperm(len(cluster), generator=generator(seed_of_drawn, "drawn")).tolist()
+    drawn = list(islice((row for row in order if row not in answered and run.clusters[row] >= 0), n))
     believed = np.concatenate([beliefs(taught), np.zeros((1, len(names)))])  # -1 is not in the graph
-    likely = {row: np.argsort(-believed[nodes[row]], kind="stable")[:MAX_LIKELY] for row in chosen}
-    return [
-        Question(
+
+    def question(row: int, is_drawn: bool) -> Question:
+        likely = np.argsort(-believed[nodes[row]], kind="stable")[:MAX_LIKELY]
+        return Question(
             path=rows.paths[row],
             now=model.names[cluster[row]] or f"cluster {cluster[row]}",
             name=names[answered[row]] if row in answered else "",
-            likely=tuple(int(number) for number in likely[row] if believed[nodes[row], number]),
-            drawn=drawn,
+            likely=tuple(int(number) for number in likely if believed[nodes[row], number]),
+            drawn=is_drawn,
         )
-        for row in chosen
-    ]
+
+    return [question(row, False) for row in chosen], [question(row, True) for row in drawn]
 
 
 def _taught(
@@ -104,8 +103,7 @@ def _taught(
     of drawn images without their answers.
     """
     rows = run.rows
-    graph = rows.sample[graph_rows(rows.sample)]
-    nodes = nodes_of(rows.reduced, graph)
+    graph, nodes = rows.graph
     labels = np.zeros(len(graph), np.int64)
     labels[nodes[nodes >= 0]] = run.placement.cluster.numpy()[nodes >= 0]
     for row, number in _in_graph(sample, nodes).items():
@@ -200,12 +198,12 @@ def taught_model(run: Run, answers: Sequence[Answer]) -> tuple[Model, list[str]]
     taught, _ = _taught(run, teachers, new.names, sample)
     labels = followed(taught)
     cut = recentred(model.cut, taught.rows, torch.from_numpy(taught.labels), torch.from_numpy(labels))
-    clusters = replace(model, cut=cut).placement(rows.reduced).cluster
+    before = rows.placed(replace(model, cut=cut))
     if not np.array_equal(labels, taught.labels):
         pinned = [row for row, number in sample.items() if number != cluster[row]]
         without_pins = unpinned(replace(model, cut=cut), rows.reduced, pinned)
-        sample = {row: int(clusters[row]) for row in sample} | without_pins
-    cut = move_rows(cut, targets, rows.reduced, clusters)
+        sample = {row: int(before.cluster[row]) for row in sample} | without_pins
+    cut = move_rows(cut, targets, rows.reduced, before)
     words = model.placed | new.words
     said = tuple(
         Said(row, "drawn", sample[row]) if row in sample else Said(row, _teaching(words[row])) for row in answered

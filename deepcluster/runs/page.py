@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -32,7 +32,7 @@ from deepcluster.report.pictures import (
     MAX_SHEET_BYTES,
     THUMBNAIL,
     Picture,
-    Thumbnail,
+    Thumbnails,
     extended_sheet,
     images_of_sheet,
     on_sheet,
@@ -45,7 +45,7 @@ from deepcluster.runs.result import Outcome
 from deepcluster.runs.run import Run
 from deepcluster.runtime.compute import Progress
 from deepcluster.runtime.log import warn
-from deepcluster.runtime.plain_files import check_file, shaped
+from deepcluster.runtime.plain_files import check_file
 from deepcluster.seeding import derive
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import Row, Table
@@ -59,7 +59,6 @@ MAP = "map.npy"
 SIMILAR = "similar.npy"  # numbers as float32, which holds the 20,000 of a page
 TREE = "tree.json"
 SHEET = "thumbnails.webp"
-TILES = "tiles.json"
 NOUNS = "nouns.csv"
 TREE_VERSION = 1
 
@@ -95,60 +94,69 @@ def shown_of(run: Run) -> Shown:
 
 @pillow_limits()
 def write_page(
-    folder: run_folder.LockedFolder,
-    source: Source | None,
-    outcome: Outcome,
-    shown: Shown,
-    progress: Progress,
-    *,
-    quick: bool = False,
+    folder: run_folder.LockedFolder, source: Source | None, outcome: Outcome, shown: Shown, progress: Progress
 ) -> None:
-    """Write report.html, and map.npy and the sheet if they lack images.
-
-    ``source``: None if the images are not at hand. ``quick``: No image is decoded; pictures that the last page lacked
-    are small ones.
-    """
-    run = folder.place
-    record = outcome.record
-    used = outcome.usable
-    images = outcome.run.rows.images
-    sheet = _sheet(folder, source, used)
-    drawn, every = on_page(used)
+    """Write report.html, and map.npy and the sheet if they lack images. ``source``: None if no image is at hand."""
+    sheet = _sheet(folder, source, outcome.usable)
     away = list[str]()
     progress("map", 0, 0)
     positions = _positions(folder, outcome.run, shown)
     progress("report", 0, 0)
-    row_of = {path: i for i, path in enumerate(source.paths)} if source else {}
-    known = read_tiles(folder)
-    tiles: dict[str, Thumbnail] = {}
-    picture = _tiny(folder, outcome, sheet, away)
-    if not quick:
-        picture = pictures(source, THUMBNAIL, instead=picture)
-    alike = max(1, min(MAX_ALIKE, MAX_ALIKE_IN_ALL // max(1, len(drawn))))  # all are in the page
-    data = RunData(
+    drawings = Drawings(positions, _similar(folder, outcome.usable, shown), sides_of(source))
+    picture = pictures(source, THUMBNAIL, instead=_tiny(folder, outcome, sheet, away))
+    data = page_data(folder, source, outcome, shown, drawings, thumbnails(picture))
+    folder.write("report.html", render(replace(data, sheet=sheet)))
+    if away:
+        _warn_of(away, folder, outcome.record.base)
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """Parts of a page that depend on the images alone, and not on their clusters."""
+
+    positions: npt.NDArray[np.float32] | None  # of the images on the sheet (M x 2)
+    similar: npt.NDArray[np.int64] | None  # the images most like each image of the page, by their numbers there
+    sides: Callable[[str], tuple[int, int] | None]  # from a path to the width and height of the image's file
+
+
+def read_drawings(folder: run_folder.RunFolder, source: Source | None) -> Drawings:
+    """Read the drawings of the last page. The map and the similar images are missing if their files are."""
+    used = folder.read_images().used
+    positions = None
+    with suppress(DeepClusterError):
+        positions = read_map(folder, len(used))
+    return Drawings(positions, _read_similar(folder, used), sides_of(source))
+
+
+def page_data(
+    folder: run_folder.RunFolder,
+    source: Source | None,
+    outcome: Outcome,
+    shown: Shown,
+    drawings: Drawings,
+    thumbnails: Thumbnails,
+) -> RunData:
+    """Return the content of a page, without its sheet of tiny pictures."""
+    run = folder.place
+    _, every = on_page(outcome.usable)
+    return RunData(
         result=outcome,
         history=folder.read_rows("history.csv"),
-        skipped=skipped_table(images),
+        skipped=skipped_table(outcome.run.rows.images),
         duplicates=folder.read_rows("duplicates.csv") if folder.has("duplicates.csv") else None,
-        sides=partial(_sides, source, row_of),
-        thumbnails=thumbnails(picture, partial(_file, source, row_of), known, None if quick else tiles),
-        positions=positions,
+        sides=drawings.sides,
+        thumbnails=thumbnails,
+        positions=drawings.positions,
         next_number=len(shown.model.names),
         tree=shown.tree,
-        sheet=sheet,
         # In commands; absolute paths are reduced to the name, because pages get shared.
         name=run.resolve().name if run.is_absolute() or ".." in run.parts or not run.name else run.as_posix(),
-        similar=_similar(folder, shown.reduced[::every], alike) if len(used) else None,
+        similar=drawings.similar,
         near=_near(shown),
         **_parts(shown, every),
         nouns=read_nouns(folder),
-        originals=_originals(run, source, Path(record.base)),
+        originals=_originals(run, source, Path(outcome.record.base)),
     )
-    folder.write("report.html", render(data))
-    if tiles and tiles != known:
-        folder.write_json(TILES, {path: asdict(made) for path, made in tiles.items()})
-    if away and not quick:
-        _warn_of(away, folder, record.base)
 
 
 def _warn_of(away: Sequence[str], folder: run_folder.RunFolder, base: str) -> None:
@@ -178,18 +186,31 @@ def _tiny(folder: run_folder.RunFolder, tables: Outcome, sheet: bytes, away: lis
     return shown
 
 
-def _similar(folder: run_folder.LockedFolder, features: Tensor, count: int) -> npt.NDArray[Any]:
-    """Return the ``count`` images most like each image of the page; they are kept, because features never change.
+def _similar(folder: run_folder.LockedFolder, used: Table, shown: Shown) -> npt.NDArray[np.int64] | None:
+    """Return the images most like each image of the page; similar.npy keeps them, because features never change.
 
-    For 20,000 x 256 the search takes 3 s of each name.
+    For 20,000 x 256 the search takes 3 s.
     """
-    shape = (len(features), count)
-    with suppress(DeepClusterError, OSError, ValueError):
-        if folder.has(SIMILAR) and run_folder.rows_in(folder.file(SIMILAR)) == len(features):
-            return folder.read_array(SIMILAR, *shape).astype(np.int64)
-    similar = nearest(features, count)[1].numpy()
-    folder.write_blocks(SIMILAR, shape, [similar])
+    similar = _read_similar(folder, used)
+    if similar is None and len(used) > 1:
+        similar = nearest(shown.reduced[:: on_page(used)[1]], _alike_of(used))[1].numpy()
+        folder.write_blocks(SIMILAR, similar.shape, [similar])
     return similar
+
+
+def _read_similar(folder: run_folder.RunFolder, used: Table) -> npt.NDArray[np.int64] | None:
+    """Read the images most like each image of the page; None if similar.npy is missing, damaged, or of fewer images."""
+    rows = len(on_page(used)[0])
+    with suppress(DeepClusterError, OSError, ValueError):
+        if folder.has(SIMILAR) and run_folder.rows_in(folder.file(SIMILAR)) == rows:
+            return folder.read_array(SIMILAR, rows, _alike_of(used)).astype(np.int64)
+    return None
+
+
+def _alike_of(used: Table) -> int:
+    """Return the number of most similar images of each image of the page."""
+    rows = len(on_page(used)[0])
+    return min(MAX_ALIKE, max(1, MAX_ALIKE_IN_ALL // rows), rows - 1)
 
 
 def _near(shown: Shown) -> dict[int, list[int]]:
@@ -226,20 +247,18 @@ def _originals(run: Path, source: Source | None, base: Path) -> str:
     return Path(os.path.relpath(there, here)).as_posix() + "/"
 
 
-def _file(source: Source | None, index: Mapping[str, int], path: str) -> tuple[int, int] | None:
-    """Return the bytes and the time of the file that an image is in; None if it is not at hand."""
-    with suppress(OSError):
-        if source and path in index:
-            state = os.stat(source.origin(index[path]).source)  # noqa: PTH116
-            return state.st_size, state.st_mtime_ns
-    return None
+def sides_of(source: Source | None) -> Callable[[str], tuple[int, int] | None]:
+    """Return a function from a path to the width and height of an image's file; None if it is not at hand."""
+    row_of = {path: i for i, path in enumerate(source.paths)} if source else {}
 
+    @cache
+    def of_path(path: str) -> tuple[int, int] | None:
+        with suppress(Undecodable, OSError):
+            if source and path in row_of and (file := source.file(row_of[path])):
+                return sides(file)
+        return None
 
-def _sides(source: Source | None, index: Mapping[str, int], path: str) -> tuple[int, int] | None:
-    with suppress(Undecodable, OSError):
-        if source and path in index and (file := source.file(index[path])):
-            return sides(file)
-    return None
+    return of_path
 
 
 # ---- the drawings as files ------------------------------------------------------------------------------------------
@@ -298,13 +317,6 @@ def read_sheet(folder: run_folder.RunFolder) -> bytes:
         if data[:4] + data[8:12] != b"RIFFWEBP":
             raise ValueError("no WebP picture")
         return data
-
-
-def read_tiles(folder: run_folder.RunFolder) -> dict[str, Thumbnail]:
-    """Return the thumbnails of the last page, by the paths of their images; empty if the file is missing or damaged."""
-    with suppress(DeepClusterError, ValueError):
-        return shaped(folder.read_json(TILES), dict[str, Thumbnail], TILES)  # type: ignore[no-any-return]
-    return {}
 
 
 def noun_rows(network: Network, features: Tensor, paths: Sequence[str]) -> list[Row]:

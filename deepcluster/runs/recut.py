@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from deepcluster.clustering.kmeans import assigner, best_of
 from deepcluster.errors import UsageError
@@ -23,7 +22,7 @@ from deepcluster.runs import inherit, result
 from deepcluster.runs.change import Carried, Change, carry_out
 from deepcluster.runs.page import read_nouns
 from deepcluster.runs.quality import unpinned
-from deepcluster.runs.run import Run, cut_rows, recipe_of
+from deepcluster.runs.run import Rows, Run, cut_rows, recipe_of
 from deepcluster.runtime.console import Display, Several
 from deepcluster.seeding import derive
 from deepcluster.storage import run_folder
@@ -109,12 +108,13 @@ def _cut_into(run: Run, count: int, recipe: Recipe) -> Model:
     heir |= {old: given + i for i, old in enumerate(inherit.lost(past, heir))}
     nameless = replace(model, cut=cut, names=("",) * given, junk=(), said=())
     taught = inherit.taught_again(replace(run, model=nameless), past, heir)
-    return _with_kinds(taught, rows.reduced, past, heir)
+    return _with_kinds(taught, rows, past, heir)
 
 
-def _with_kinds(model: Model, reduced: Tensor, past: inherit.Past, heir: Mapping[int, int]) -> Model:
+def _with_kinds(model: Model, rows: Rows, past: inherit.Past, heir: Mapping[int, int]) -> Model:
     """Return the model with the kinds again whose images all followed the answers about others."""
-    cluster = model.placement(reduced).cluster
+    before, reduced = rows.placed(model), rows.reduced
+    cluster = before.cluster
     gone = {old: heir[old] for old in inherit.lost(past, {}) if not (cluster == heir[old]).any()}
     if not gone:
         return model
@@ -123,7 +123,7 @@ def _with_kinds(model: Model, reduced: Tensor, past: inherit.Past, heir: Mapping
     names = dict(enumerate(model.names)) | {new: past.said.names[old] for old, new in gone.items()}
     junk = {*model.junk} | {new for old, new in gone.items() if old in past.said.junk}
     again = replace(model, names=tuple(names.values()), junk=tuple(sorted(junk)))
-    return again.with_cut(move_rows(model.cut, back, reduced, cluster))
+    return again.with_cut(move_rows(model.cut, back, reduced, before))
 
 
 def _adjusted(run: Run, count: int) -> Model:
@@ -178,4 +178,5 @@ def _halved(run: Run, number: int) -> Cut | None:
     after[is_open] = torch.where(part == parts[images.argmin()], len(model.names), number)
     if not (after == number).any():
         return None
-    return pinned(reduced, recentred(model.cut, reduced[:fitted], before[:fitted], after[:fitted]), after)
+    cut = recentred(model.cut, reduced[:fitted], before[:fitted], after[:fitted])
+    return pinned(reduced, cut, after, run.rows.placed(replace(model, cut=cut)))

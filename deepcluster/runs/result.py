@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,8 +29,8 @@ class Outcome(Tables):
     run: Run
 
 
-def describe(run: Run) -> Outcome:
-    """Describe the clusters of a run, for its views."""
+def describe(run: Run, before: Outcome | None = None) -> Outcome:
+    """Describe the clusters of a run, for its views. ``before``: A result that differs in names and marks alone."""
     record, rows = run.record, run.rows
     measures: dict[str, Any] = {}
     if truth := rows.labels:
@@ -40,7 +41,7 @@ def describe(run: Run) -> Outcome:
     return Outcome(
         record=record,
         facts=run.facts,
-        clusters=clusters_table(run),
+        clusters=_named_anew(run, Table.of(before.clusters)) if before else clusters_table(run),
         summary=summary_rows(run),
         metrics=measures,
         quality=estimated_quality(run.model, run.clusters, rows.fitted),
@@ -62,6 +63,12 @@ def clusters_table(run: Run) -> Table:
     skipped = {"path": [*rows.images.skipped], "status": ["skipped"] * len(rest)}
     columns = FILES["clusters.csv"].columns
     return Table.of_columns({name: chain(used[name], skipped.get(name, rest)) for name in columns})
+
+
+def _named_anew(run: Run, table: Table) -> Table:
+    """Return the rows of clusters.csv with the names of the clusters of a run."""
+    names = np.array([*run.names, *[""] * len(run.rows.images.skipped)], object)
+    return Table({**table.columns, "name": names})
 
 
 def metrics(truth: Sequence[str], cluster: Tensor) -> dict[str, float]:

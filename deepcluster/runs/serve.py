@@ -2,9 +2,9 @@
 
 Only the loopback interface listens. It answers requests with the random token of its address, its own Host and, for a
 change, its own Origin. No request names a path: images have row numbers, and sorted images a folder's name in one of
-two places. Images and changes belong to one version of the page. Threads read and check requests; the calling thread
-alone touches the run, so a signal ends its work as it ends any command. Other users of the machine can connect, but
-without the token their connection is closed.
+two places. A request names the version of the run that its page shows; the server refuses any other. The answer to a
+change is the page after it. Threads read and check requests; the calling thread alone touches the run, so a signal ends
+its work as it ends any command.
 """
 
 import io
@@ -13,41 +13,48 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from queue import Empty, Queue
-from socket import SHUT_RDWR, socket
 from socketserver import ThreadingTCPServer
 from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 
+import scipy.sparse.linalg  # noqa: F401 (takes .4 s, which the first question would wait for)
+
 from deepcluster.errors import DataError, DeepClusterError, Stopped, UsageError
-from deepcluster.report.page import SERVED, cluster, policy, served
-from deepcluster.report.pictures import Picture, pictures, tile
-from deepcluster.runs.actions import ACTIONS, QUESTIONS, Sort, act, default_name, places_for_folders
-from deepcluster.runs.change import REDO, UNDO
+from deepcluster.images import Source
+from deepcluster.report.page import SERVED, policy, render
+from deepcluster.report.pictures import THUMBNAIL, Picture, pictures, pictures_on, thumbnail
+from deepcluster.runs.actions import CHANGES, QUESTIONS, Sort, default_name, places_for_folders, sort_images
+from deepcluster.runs.change import REDO, UNDO, commit
 from deepcluster.runs.images import images_at_hand
-from deepcluster.runs.run import read_run
-from deepcluster.runs.views import report
+from deepcluster.runs.page import Drawings, Shown, page_data, read_drawings, read_sheet, shown_of
+from deepcluster.runs.result import Outcome, describe
+from deepcluster.runs.run import Run, read_run
+from deepcluster.runs.views import checked, refresh
 from deepcluster.runtime import log, signals
+from deepcluster.runtime.console import Several
 from deepcluster.runtime.plain_files import MAX_JSON, parse_json, shaped
 from deepcluster.storage import former, run_folder
 from deepcluster.storage.clusters_file import Made
-from deepcluster.storage.content import RESULT
+from deepcluster.storage.content import IMAGES
 from deepcluster.storage.state import HIDDEN
 from deepcluster.texts import plural, quality_text
 
 IDLE_SECONDS = 3600.0
+REST_SECONDS = 10.0  # without a request, after which report.html and the other views are made
 IMAGE_SIDE = 1600  # px of an enlarged image
-MAX_CONNECTIONS = 32  # whose request has not been read and checked
-REQUEST_SECONDS = 10.0  # for a whole request, headers and body
+THUMBNAIL_BYTES = 8000
 REDIRECTING = "open-"  # begins the name of a folder for a page that leads to the server
+FOREVER = "private, max-age=31536000, immutable"  # a picture at an address with a version
 Answer = tuple[str, bytes]  # Content-Type and body
 
 
@@ -64,27 +71,20 @@ class Outdated(UsageError):
         super().__init__("the run has changed since this page was loaded: reload the page, and repeat the edit")
 
 
-def _page(folder: run_folder.RunFolder) -> tuple[str, dict[str, Any]]:
-    """Return the page and its state."""
-    return folder.file("report.html").read_text(encoding="utf-8"), _state(folder)
-
-
-def _state(folder: run_folder.RunFolder) -> dict[str, Any]:
-    """Return the state of the run for the script of its page, which needs no other page if the ``cut`` is its own.
+def _state(folder: run_folder.RunFolder, outcome: Outcome, pictures: str) -> dict[str, Any]:
+    """Return the state of the run for the script of its page.
 
     ``done``: The changes that ``undo`` takes back, the next first, as :func:`_line_of` returns them. ``undone``: The
     changes that ``redo`` makes again, likewise. After a new change the undone ones are among the done ones.
+    ``pictures``: Version of the images, in the addresses of their pictures; empty if there are none.
     """
-    result = folder.read_json(RESULT)
-    images = result["images_count"]
-    done, undone = ([_line_of(made, images) for made in way] for way in former.history(folder))
-    quality = result["quality"]
+    done, undone = ([_line_of(made) for made in way] for way in former.history(folder))
+    quality = outcome.quality
     return {
         "version": version_of(folder),
-        "cut": result["cut"],
-        "clusters": [cluster(row) for row in folder.read_rows("cluster_summary.csv")],
-        "answers": result["answers"],
-        "checked": result["checked"],
+        "pictures": pictures,
+        "answers": len(outcome.run.model.said),
+        "checked": len(checked(outcome.run)),
         "quality": quality_text(quality) if quality else "",
         "right": quality.get("share") if quality else None,
         "done": done,
@@ -95,10 +95,10 @@ def _state(folder: run_folder.RunFolder) -> dict[str, Any]:
     }
 
 
-def _line_of(made: Made, images: int) -> tuple[str, int, str, str]:
-    """Return a change for the page: words, the tile of an image of it, moved images if the words lack them, time."""
+def _line_of(made: Made) -> tuple[str, int, str, str]:
+    """Return a change for the page: words, the row of an image of it, moved images if the words lack them, time."""
     moved = f"{plural(made.moved, 'image')} moved" if made.moved else ""
-    return made.done, tile(made.row, images), moved if moved not in made.done else "", made.at
+    return made.done, made.row, moved if moved not in made.done else "", made.at
 
 
 def version_of(folder: run_folder.RunFolder) -> str:
@@ -106,16 +106,38 @@ def version_of(folder: run_folder.RunFolder) -> str:
     return f"{run_folder.version_of(folder)}-{former.given(folder)}"
 
 
-def _images(folder: run_folder.RunFolder) -> tuple[str, list[str], Picture]:
-    """Return the version, the paths of the usable images, and a function from a path to its image."""
+@dataclass(frozen=True)
+class _Images:
+    """The images of a run, and what a page shows of them whatever their clusters are."""
+
+    version: str
+    source: Source | None  # those at hand
+    paths: list[str]  # of all usable ones
+    large: Picture
+    small: Picture  # or else tiny, of the sheet
+    sheet: bytes
+    drawings: Drawings
+
+
+def _version_of_images(folder: run_folder.RunFolder) -> str:
+    return f"{folder.read_record().run}-{folder.file(IMAGES).stat().st_size}"
+
+
+def _images(folder: run_folder.RunFolder) -> _Images:
+    version = _version_of_images(folder)
     images = folder.read_images()
-    at_hand = images_at_hand(images, Path(folder.read_record().base))
-    return version_of(folder), [*images.used.column("path")], pictures(at_hand, IMAGE_SIDE)
+    source = images_at_hand(images, Path(folder.read_record().base))
+    paths = [*images.used.column("path")]
+    sheet = read_sheet(folder)
+    row_of = {path: row for row, path in enumerate(paths)} if sheet else {}
+    tiny = pictures_on(sheet, len(paths)) if sheet else lambda row: None
+    small = pictures(source, THUMBNAIL, lambda path: tiny(row_of[path]) if sheet else None)
+    drawings = read_drawings(folder, source)
+    return _Images(version, source, paths, pictures(source, IMAGE_SIDE), small, sheet, drawings)
 
 
 class _Server(ThreadingTCPServer):
     daemon_threads = True
-    request_queue_size = MAX_CONNECTIONS
 
     def __init__(self, run: Path, sort: Sort):
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -124,77 +146,102 @@ class _Server(ThreadingTCPServer):
         self.token = secrets.token_urlsafe(16)
         self.host = f"127.0.0.1:{self.server_address[1]}"
         self.calls: Queue[tuple[Callable[[], Answer], Future[Answer]]] = Queue()
-        self.unchecked: dict[socket, float] = {}  # connections and when they came, the oldest first
-        self.images: tuple[str, list[str], Picture] = "", [], lambda path: None
-        self.state: tuple[str, Any] = "", None  # version and run, with its graph, between questions
-        self.is_quick = False  # the page lacks pictures
-
-    def get_request(self) -> tuple[socket, Any]:
-        try:
-            connection, address = super().get_request()
-        except OSError:  # no file is left, and the connection stays in the queue: do not spin
-            time.sleep(0.1)
-            raise
-        self.unchecked[connection] = time.monotonic()
-        return connection, address
-
-    def service_actions(self) -> None:
-        """Close late connections, and the oldest of too many: idle ones cannot shut the owner out."""
-        connections = list(self.unchecked.items())
-        for i, (connection, came) in enumerate(connections):
-            if i < len(connections) - MAX_CONNECTIONS or time.monotonic() - came > REQUEST_SECONDS:
-                with suppress(OSError):  # already closed
-                    connection.shutdown(SHUT_RDWR)  # ends the thread that reads it
-
-    def shutdown_request(self, request: Any) -> None:
-        self.unchecked.pop(request, None)
-        super().shutdown_request(request)
+        self.known_images: _Images | None = None
+        self.known: tuple[str, Outcome, Shown] | None = None  # the version of the run, and its result
+        self.is_behind = False  # the views are older than the run
 
     def handle_error(self, *_: object) -> None:
         """Say nothing: a client has gone away."""
 
+    def result(self, folder: run_folder.RunFolder) -> tuple[Outcome, Shown]:
+        """Return the result of the run, which is read if another process has changed it."""
+        if self.known is None or self.known[0] != version_of(folder):
+            self.keep(folder, read_run(folder))
+        assert self.known
+        return self.known[1:]
+
+    def keep(self, folder: run_folder.RunFolder, run: Run, **_: Any) -> Outcome:
+        """Keep a run and its result for the next request. Names and marks change no place of an image."""
+        before, shown = self.known[1:] if self.known else (None, None)
+        if before and (before.run.placement is not run.placement or before.run.model.said != run.model.said):
+            before = shown = None
+        outcome = describe(run, before)
+        shown = replace(shown, model=run.model) if shown else shown_of(run)
+        self.known = version_of(folder), outcome, shown
+        return outcome
+
+    def images(self, folder: run_folder.RunFolder) -> _Images:
+        if self.known_images is None or self.known_images.version != _version_of_images(folder):
+            self.known_images = _images(folder)
+        return self.known_images
+
+    def page_text(self, folder: run_folder.RunFolder) -> str:
+        outcome, shown = self.result(folder)
+        images = self.images(folder)
+        version = images.version if images.source or images.sheet else ""
+        row_of = {path: row for row, path in enumerate(images.paths)}
+        data = page_data(
+            folder,
+            images.source,
+            outcome,
+            shown,
+            images.drawings,
+            lambda path, limit: f"thumb/{version}/{row_of[path]}" if version else "",
+        )
+        return render(data, _state(folder, outcome, version))
+
     def page(self) -> Answer:
-        self.draw()
-        return "text/html; charset=utf-8", served(*_page(run_folder.open_run(self.run))).encode()
+        return "text/html; charset=utf-8", self.page_text(run_folder.open_run(self.run)).encode()
 
     def draw(self) -> None:
-        """Draw the pictures that the page lacks, which has small ones in their places."""
-        if self.is_quick:
-            with suppress(DeepClusterError):  # another process has the lock: the next load tries again
-                report(self.run)
-                self.is_quick = False
+        """Make the views of the run, if it has changed: report.html gets its own pictures."""
+        if self.is_behind:
+            with suppress(DeepClusterError), run_folder.locked(self.run) as folder:  # or else it tries again
+                refresh(folder, self.result(folder)[0].run, source=self.images(folder).source, page=True)
+                self.is_behind = False
 
-    def image(self, version: str, row: int) -> Answer:
-        if self.images[0] != version_of(run_folder.open_run(self.run)):
-            self.images = _images(run_folder.open_run(self.run))
-        current, paths, picture = self.images
-        if version != current:
+    def picture(self, kind: str, version: str, row: int) -> Answer:
+        """Answer with the image, the thumbnail or the sheet of all tiny pictures of a version of the images."""
+        images = self.images(run_folder.open_run(self.run))
+        if version != images.version:
             raise Outdated
-        if row >= len(paths) or (image := picture(paths[row])) is None:
+        if kind == "sheet":
+            return "image/webp", images.sheet
+        path = images.paths[row] if row < len(images.paths) else ""
+        image = (images.small if kind == "thumb" else images.large)(path) if path else None
+        if image is None:
             raise DataError("this image was not found")
+        if kind == "thumb":
+            return "image/webp", thumbnail(image, THUMBNAIL, THUMBNAIL_BYTES)
         image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
         image.save(file := io.BytesIO(), "JPEG", quality=90)
         return "image/jpeg", file.getvalue()
 
-    def act(self, action: str, request: dict[str, Any]) -> Answer:
+    def act(self, action: str, request: Mapping[str, Any]) -> Answer:
         """Answer an action of the page: a change, or a question, which writes nothing."""
+        folder = run_folder.open_run(self.run)
+        with log.logged(f"the served report: {action}") if action not in QUESTIONS else nullcontext():
+            if action in CHANGES:
+                with run_folder.locked(self.run) as locked:
+                    run = self._checked(locked, request)
+                    change = CHANGES[action](request)(locked, run)
+                    commit(locked, run, change, Several(), self.keep)
+                    self.is_behind |= change.run is not run
+                answer: dict[str, Any] = {"page": self.page_text(folder)}
+            elif action in QUESTIONS:
+                answer = QUESTIONS[action](folder, self._checked(folder, request), request)
+            else:
+                self._checked(folder, request)
+                self.draw()  # the export reads the views
+                answer = sort_images(folder, request, self.sort)
+            said = _said(log.lines())
+        return "application/json", json.dumps({"said": said, **answer}).encode()
 
-        def check(folder: run_folder.RunFolder) -> str:
-            if request.get("version") != (version := version_of(folder)):
-                raise Outdated
-            return version
-
-        version = check(run_folder.open_run(self.run))
-        if action in QUESTIONS:
-            if self.state[0] != version:
-                self.state = version, read_run(run_folder.open_run(self.run))
-            answer = QUESTIONS[action](run_folder.RunFolder(self.run), self.state[1], request)
-        else:
-            with log.logged(f"the served report: {action}"):
-                self.is_quick |= action != "export"
-                answer = {**act(self.run, action, request, self.sort, check), "said": _said(log.lines())}
-                answer["state"] = _state(run_folder.open_run(self.run))
-        return "application/json", json.dumps(answer).encode()
+    def _checked(self, folder: run_folder.RunFolder, request: Mapping[str, Any]) -> Run:
+        """Return the run that the page of a request shows."""
+        if request.get("version") != version_of(folder):
+            raise Outdated
+        return self.result(folder)[0].run
 
 
 def _said(log_lines: str) -> str:
@@ -205,7 +252,7 @@ def _said(log_lines: str) -> str:
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    timeout = 30  # seconds to send an answer
+    timeout = 30  # seconds to read a request or send an answer
 
     def log_message(self, *_: object) -> None:
         """Say nothing of single requests."""
@@ -215,7 +262,6 @@ class _Handler(BaseHTTPRequestHandler):
         future = Future[Answer]()
         try:
             work = self._checked()
-            self.server.unchecked.pop(self.request, None)
             self.server.calls.put((work, future))
             kind, body = future.result()
         except Exception as error:
@@ -223,11 +269,13 @@ class _Handler(BaseHTTPRequestHandler):
             status = getattr(error, "status", HTTPStatus.CONFLICT)
             words = str(error) if known else f"{type(error).__name__}: {error}"
             kind = "application/json"
-            body = json.dumps({"error": words, "outdated": isinstance(error, Outdated)}).encode()
+            body = json.dumps({"error": words}).encode()
         self.send_response(status)
+        is_kept = status is HTTPStatus.OK and kind == "image/webp"
         headers = {"Content-Type": kind, "Content-Length": str(len(body))}
+        headers["Cache-Control"] = FOREVER if is_kept else "no-store"
         headers["Content-Security-Policy"] = f"{policy(SERVED)}; frame-ancestors 'none'"  # no meta element can say it
-        for name, value in {**headers, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}.items():
+        for name, value in {**headers, "X-Content-Type-Options": "nosniff"}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
@@ -245,14 +293,14 @@ class _Handler(BaseHTTPRequestHandler):
         token, _, path = self.path.removeprefix("/").partition("/")
         if not secrets.compare_digest(token.encode(), server.token.encode()):
             raise Refused("wrong token")
-        image = re.fullmatch(r"image/([\w-]*)/(\d+)", path, re.ASCII)
-        if reads and image:
-            return partial(server.image, image[1], int(image[2]))
+        picture = re.fullmatch(r"(image|thumb|sheet)/([\w-]*)/(\d+)", path, re.ASCII)
+        if reads and picture:
+            return partial(server.picture, picture[1], picture[2], int(picture[3]))
         if reads and not path:
             return server.page
         length = headers.get("Content-Length", "")
         kind = headers.get("Content-Type")
-        if reads or path not in (*ACTIONS, *QUESTIONS):
+        if reads or path not in (*CHANGES, *QUESTIONS, "export"):
             raise Refused("no such page or action")
         if kind != "application/json" or not length.isdecimal() or int(length) > MAX_JSON:
             raise Refused(f"an action takes application/json of at most {MAX_JSON:,} bytes")
@@ -273,14 +321,18 @@ def serve(run: Path, sort: Sort, show: Callable[[str], object], idle_seconds: fl
             last = time.monotonic()
             while time.monotonic() - last < idle_seconds:
                 signals.check()
-                with suppress(Empty):
+                try:
                     # Short waits: on Windows a signal cannot end a long one.
                     call, future = server.calls.get(timeout=min(1.0, idle_seconds))
-                    try:
-                        future.set_result(call())
-                    except Exception as error:
-                        future.set_exception(error)
-                    last = time.monotonic()
+                except Empty:
+                    if time.monotonic() - last >= REST_SECONDS:
+                        server.draw()
+                    continue
+                try:
+                    future.set_result(call())
+                except Exception as error:
+                    future.set_exception(error)
+                last = time.monotonic()
         finally:
             with signals.uninterrupted():  # Ctrl-C is the usual end; a second one ends the process at once
                 server.draw()

@@ -25,7 +25,6 @@ def refresh(
     *,
     source: Source | None = None,
     page: bool | None = None,
-    quick: bool = False,
     progress: Progress = ignore_progress,
 ) -> Outcome:
     """Make all views of a run anew; result.json, which names the state that they show, comes last.
@@ -35,7 +34,6 @@ def refresh(
         run: The run as its truths have it.
         source: The images for the pictures of the page; None: those that are at hand.
         page: With report and map; None: if the run has one of them.
-        quick: As for ``write_page``.
         progress: Of the page.
     """
     outcome = describe(run)
@@ -50,7 +48,7 @@ def refresh(
     write_tree(folder, shown.tree)
     if page or (page is None and (folder.has("report.html") or folder.has(MAP))):
         at_hand = source or images_at_hand(run.rows.images, Path(run.record.base))
-        write_page(folder, at_hand, outcome, shown, progress, quick=quick)
+        write_page(folder, at_hand, outcome, shown, progress)
     views = [name for name in FILES if FILES[name].view and name != RESULT and folder.has(name)]
     folder.write_json(RESULT, result_of(outcome) | {"shows": version_of(folder), "views": views})
     return outcome

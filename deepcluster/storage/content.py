@@ -96,7 +96,6 @@ FILES: Mapping[str, File] = {
     "similar.npy": File(spare=True),
     "skipped.csv": File(("path", "reason"), view=True),
     "thumbnails.webp": File(spare=True),
-    "tiles.json": File(spare=True),
     "tree.json": File(view=True),
 }
 

@@ -49,7 +49,14 @@ def ask(
 
 def version(address: str) -> str:
     """The version of the run that the page is of."""
-    found = re.search(r'"served":\{"version": "([0-9a-f]{64}-[0-9]+-[0-9]+)"', ask(address)[1])
+    found = re.search(r'"served":\{"version":"([0-9a-f]{64}-[0-9]+-[0-9]+)"', ask(address)[1])
+    assert found
+    return found[1]
+
+
+def pictures_of(address: str) -> str:
+    """The version of the images that the page is of."""
+    found = re.search(r'"pictures":"([0-9a-f]+-[0-9]+)"', ask(address)[1])
     assert found
     return found[1]
 
@@ -62,7 +69,7 @@ def answer(address: str, action: str, of: str, **words: object) -> tuple[int, di
 
 
 def colour(address: str, of: str, row: int) -> str:
-    """The strongest colour of an image that a page of the version ``of`` enlarges."""
+    """The strongest colour of an image that a page of the version ``of`` of the images enlarges."""
     with urlopen(f"{address}image/{of}/{row}") as answer:
         pixel = Image.open(io.BytesIO(answer.read())).getpixel((0, 0))
     return ("red", "green", "blue")[pixel.index(max(pixel))]

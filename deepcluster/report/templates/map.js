@@ -1,7 +1,20 @@
 /* ---- the map ---------------------------------------------------------------------------------------------------- */
+// takes: $, whenMoved, element, $$, grouped, data, onPage (report.js); t, images (language.js)
+//   shorts, sheetReady, onSheet, sheet, picture (pictures.js)
+//   sample, clusterOf, firstFree, nameOf, factsOf, titleOf, callOf, sorted, placeIn, sizeOf, library, moved, present, shortOf, perhaps (clusters.js)
+//   tick, makeGrid (grid.js); openImages (images.js)
+
+const first = ["#4c78c8", "#e08a1e", "#3f9e63", "#c9473f", "#8d63c4", "#2aa3b5", "#d667a6", "#8a7a35", "#7f8c9b", "#b5651d"];
+const colourOf = i => first[i] ?? `hsl(${(i * 137.508) % 360} ${50 + 20 * (i % 3)}% ${44 + 7 * (i % 4)}%)`;
+const ramp = [[68, 60, 140], [48, 108, 160], [36, 158, 140], [120, 196, 84], [240, 208, 52]];
+
+function between(share) {
+  const at = Math.min(ramp.length - 1.001, Math.max(0, share) * (ramp.length - 1)), i = Math.floor(at);
+  return `rgb(${ramp[i].map((value, c) => Math.round(value + (at - i) * (ramp[i + 1][c] - value))).join(" ")})`;
+}
 
 function map(points) {
-  const x = shorts(points.x), y = shorts(points.y), {far, label, numbers} = imageData;
+  const x = shorts(points.x), y = shorts(points.y), {label, step} = sample;
   const count = x.length;
   const highest = y.reduce((most, value) => Math.max(most, value), 1), widest = x.reduce((most, value) => Math.max(most, value), 1);
   const plane = $("#plane"), canvas = $("#points"), marks = $("#marks"), tip = $("#tip");
@@ -11,7 +24,8 @@ function map(points) {
 
   /* Distances by rank, so that a few far ones do not make all others look alike. */
   const ranks = new Float32Array(count);
-  [...far.keys()].sort((a, b) => far[a] - far[b]).forEach((i, rank) => { ranks[i] = rank / Math.max(1, count - 1); });
+  const rankAll = () => [...sample.far.keys()].sort((a, b) => sample.far[a] - sample.far[b]).forEach((i, rank) => { ranks[i] = rank / Math.max(1, count - 1); });
+  rankAll();
 
   const scale = () => Math.min((size[0] - 32) / widest, (size[1] - 32) / highest);
   const left = i => (x[i] - widest / 2) * scale() * zoom + size[0] / 2 + shift[0];
@@ -20,12 +34,12 @@ function map(points) {
 
   function category(i) {
     if (colour === "distance") return Math.floor(ranks[i] * 31.99);
-    return colour === "label" ? label[i] : clusterOf(i);
+    return colour === "label" ? label[i] : clusterOf(i * step);
   }
 
   /* A cluster that an edit made gets the next colour. */
-  const rank = number => { const at = numbers.indexOf(number); return at < 0 ? numbers.length + number - firstFree : at; };
-  const paintOf = kind => colour === "distance" ? between(kind / 31) : colour === "label" && !imageData.labels[kind] ? "#8886" : colour === "label" ? colourOf(kind) : colourOf(rank(kind));
+  const rank = number => { const at = sample.numbers.indexOf(number); return at < 0 ? sample.numbers.length + number - firstFree : at; };
+  const paintOf = kind => colour === "distance" ? between(kind / 31) : colour === "label" && !sample.labels[kind] ? "#8886" : colour === "label" ? colourOf(kind) : colourOf(rank(kind));
 
   /* The images by what a function says of them. */
   function imagesBy(key) {
@@ -78,18 +92,18 @@ function map(points) {
   });
 
   function drawPictures(pen) {
-    const own = sheet.naturalWidth / data.columns, side = Math.min(64, 22 + 6 * zoom), taken = new Set();
+    const side = Math.min(64, 22 + 6 * zoom), taken = new Set();
     for (let i = 0; i < count; i++) {
       const px = left(i), py = top(i);
       if (px < -side || py < -side || px > size[0] + side || py > size[1] + side) continue;
       const column = Math.floor(px / side), row = Math.floor(py / side);
       if (taken.has(`${column},${row}`)) continue;
       taken.add(`${column},${row}`);
-      const tile = tileOf(i), dx = px - side / 2 + 1, dy = py - side / 2 + 1;
+      const dx = px - side / 2 + 1, dy = py - side / 2 + 1;
       pen.globalAlpha = selected && !selected.has(i) ? 0.35 : 1;
       pen.fillStyle = paintOf(category(i));
       pen.fillRect(dx - 2, dy - 2, side + 2, side + 2);
-      pen.drawImage(sheet, (tile % data.columns) * own, Math.floor(tile / data.columns) * own, own, own, dx, dy, side - 2, side - 2);
+      pen.drawImage(...onSheet(i * step), dx, dy, side - 2, side - 2);
     }
     pen.globalAlpha = 1;
   }
@@ -114,12 +128,15 @@ function map(points) {
   }
 
   let places = null;
-  whenEdited.push(() => { places = null; });
+  whenMoved.push(() => {
+    places = null;
+    rankAll();
+  });
 
   function middles() {
     if (places) return places;
     const middle = (which, axis) => which.map(i => axis[i]).sort((a, b) => a - b)[which.length >> 1];
-    places = [...imagesBy(clusterOf)].sort((a, b) => b[1].length - a[1].length).map(([number, which]) => [number, [middle(which, x), middle(which, y)]]);
+    places = [...imagesBy(i => clusterOf(i * step))].sort((a, b) => b[1].length - a[1].length).map(([number, which]) => [number, [middle(which, x), middle(which, y)]]);
     return places;
   }
 
@@ -165,11 +182,11 @@ function map(points) {
     under = lasso || moving ? -1 : nearest(...at, 12);
     tip.hidden = under < 0;
     if (under >= 0) {
+      const row = under * step, {distance, outlier, label: own} = factsOf(row);
       tip.replaceChildren(
-        ...(sheet ? [picture(tileOf(under), 80)] : []),
-        element("div", {}, element("strong", {}, imageData.names[under]), element("br"), titleOf(clusterOf(under)), element("br"),
-          t("distance {0}", distanceOf(under).toFixed(3)) + (imageData.outliers.has(under) ? t(", ") + t("outlier") : ""),
-          ...(labelOf(under) ? [element("br"), t("label {0}", labelOf(under))] : [])));
+        ...(sheet ? [picture(row, 80)] : []),
+        element("div", {}, element("strong", {}, sample.names[under]), element("br"), titleOf(clusterOf(row)), element("br"),
+          t("distance {0}", distance.toFixed(3)) + (outlier ? t(", ") + t("outlier") : ""), ...(own ? [element("br"), t("label {0}", own)] : [])));
       tip.style.left = `${Math.min(at[0] + 14, Math.max(0, size[0] - tip.offsetWidth - 4))}px`;
       tip.style.top = `${at[1] + 14 + tip.offsetHeight > size[1] ? Math.max(0, at[1] - tip.offsetHeight - 10) : at[1] + 14}px`;
     }
@@ -256,12 +273,13 @@ function map(points) {
   $("#zoom-out").addEventListener("click", () => zoomAt(1 / 1.6));
   $("#zoom-all").addEventListener("click", () => zoomAt(0));
 
-  /* The images that were chosen on the map: an array, or null for none. They are listed beside it, and selected. */
+  /* The images that were chosen on the map: their places in the columns of the page, or null for none. Their rows are listed
+     beside it, and selected; those of a cluster are all, also the ones that the page does not hold. */
   let listed = [], grid = null;
 
-  function select(which, keep = null) {
+  function select(which, keep = null, rows = (which ?? []).map(i => i * step)) {
     selected = which ? new Set(which) : null;
-    listed = which ?? [];
+    listed = rows;
     for (const button of $$("#legend button")) button.setAttribute("aria-pressed", button === keep);
     $("#selection").hidden = !which;
     $("#hint").hidden = Boolean(which);
@@ -277,7 +295,7 @@ function map(points) {
   function tellSelected() {
     $("#selected").textContent = t("{0} selected", images(listed.length));
     const counts = new Map();
-    for (const i of listed) counts.set(clusterOf(i), (counts.get(clusterOf(i)) ?? 0) + 1);
+    for (const row of listed) counts.set(clusterOf(row), (counts.get(clusterOf(row)) ?? 0) + 1);
     const ordered = [...counts].sort((a, b) => b[1] - a[1]);
     $("#selected-clusters").textContent = ordered.slice(0, 6).map(([number, n]) => t("{0} in {1}", grouped(n), callOf(number))).join(t(", "))
       + (ordered.length > 6 ? t(", and in {0} more", ordered.length - 6) : "");
@@ -285,8 +303,14 @@ function map(points) {
   }
 
   $("#clear").addEventListener("click", () => select(null));
-  $("#enlarge-grid").addEventListener("click", () => openImages(() => [...listed], () => t("Selected on the map"), () => listed.length, () => {}, true));
-  whenEdited.push(tellSelected);
+  $("#enlarge-grid").addEventListener("click", () => openImages({
+    rows: async order => [...sorted(listed.filter(row => placeIn(row) >= 0), order), ...listed.filter(row => placeIn(row) < 0)], title: () => t("Selected on the map"), total: () => listed.length, keepTicked: true,
+  }));
+  /* The clusters of rows that the page does not hold are not known after a change. */
+  whenMoved.push(() => listed.every(row => clusterOf(row) !== undefined) ? tellSelected() : select(null));
+
+  const sizeOfKind = kind => colour === "label" ? sample.label_sizes[kind] : sizeOf(kind);
+  const allOf = async number => [...(await library.rows(number, "near")).filter(row => !moved.has(row)), ...[...moved.keys()].filter(row => moved.get(row) === number)];
 
   function legend() {
     const list = $("#legend");
@@ -296,13 +320,16 @@ function map(points) {
       bar.style.background = `linear-gradient(to right, ${[0, 0.25, 0.5, 0.75, 1].map(between).join(", ")})`;
       return list.replaceChildren(element("li", {}, bar, element("span", {className: "quiet ends"}, element("span", {}, t("nearest")), element("span", {}, t("farthest")))));
     }
-    list.replaceChildren(...[...imagesBy(category)].sort((a, b) => a[0] - b[0]).map(([kind, which]) => {
+    const kinds = imagesBy(category);
+    if (colour === "cluster") for (const number of present()) if (!kinds.has(number)) kinds.set(number, []);
+    list.replaceChildren(...[...kinds].sort((a, b) => a[0] - b[0]).map(([kind, which]) => {
       const swatch = element("span", {className: "swatch"});
       swatch.style.background = paintOf(kind);
-      const text = colour === "label" ? imageData.labels[kind] || t("no label") : shortOf(kind) + perhaps(kind);
+      const text = colour === "label" ? sample.labels[kind] || t("no label") : shortOf(kind) + perhaps(kind);
       const button = element("button", {type: "button", ariaPressed: "false"}, swatch, element("span", {className: "path"}, text),
-        element("span", {className: "quiet"}, grouped(which.length)));
-      button.addEventListener("click", () => button.getAttribute("aria-pressed") === "true" ? select(null) : select(which, button));
+        element("span", {className: "quiet"}, grouped(sizeOfKind(kind))));
+      button.addEventListener("click", async () => button.getAttribute("aria-pressed") === "true" ? select(null)
+        : select(which, button, colour === "cluster" && data.served ? await allOf(kind) : undefined));
       return element("li", {}, button);
     }));
   }
@@ -313,7 +340,7 @@ function map(points) {
     draw();
   });
   for (const radio of $$("[name=drag]")) radio.addEventListener("change", () => plane.classList.toggle("moves", radio.value === "move"));
-  whenEdited.push(legend, draw);
+  whenMoved.push(legend, () => size[0] && draw());
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   new ResizeObserver(() => {
     size = [plane.clientWidth, plane.clientHeight];
@@ -324,4 +351,6 @@ function map(points) {
   return {clear: () => select(null), list: () => listed};
 }
 
-const mapped = data.points && $("#map") ? map(data.points) : null;
+let mapped = null;
+
+onPage.push(() => { mapped ??= data.points && $("#map") ? map(data.points) : null; });

@@ -1,4 +1,8 @@
-/* ---- moves of images, which an open list of images collects --------------------------------------------------------- */
+/* ---- moves of images, which an open list of images collects; on the page of a server -------------------------------------- */
+// takes: $, whenMoved, $$, element (report.js); t, images (language.js)
+//   nameOf, moved, takeMoves, clusterOf, callOf, titleOf, faceOf, isPresent, present, library (clusters.js); tick, ticked (grid.js)
+//   listed, grid, leaveImages, withTicked (images.js); one, leaf (one.js); edit, undo (change.js); choose, nextFree (choose.js); answered (teach.js)
+//   reviewList, markRight (review.js)
 
 /* A kind has one digit: of several clusters of one name that of the first, which is the nearest. A new name is a kind, too. */
 const kindOf = choice => nameOf(choice) || choice;
@@ -8,30 +12,69 @@ const ofKinds = choices => choices.filter((choice, k) => choices.findIndex(other
 const targets = [];
 let nextTarget = 0;
 
-function moveTo(list, target) {
-  list = list.filter(i => where[i] !== target);
+/* What the open list has collected: moves, rows that are right, and rows that were seen and left. */
+const batch = [], right = new Set(), seen = new Set();
+const seenNow = () => [...seen].filter(row => !moved.has(row));
+
+function showMoves() {
+  takeMoves(batch);
+  $("#images-undo").hidden = !batch.length;
+  whenMoved.forEach(call => call());
+}
+
+async function moveTo(list, target) {
+  list = list.filter(row => clusterOf(row) !== target);
   if (!list.length) return;
-  const told = unsent.length && isWaiting();
-  $("#moved").textContent = told ? told.textContent : t("{0} moved to {1}. Applied when this list is closed.", images(list.length), callOf(target));
-  if (told) return;
   const same = targets.findIndex(number => kindOf(number) === kindOf(target));
   targets[same < 0 ? nextTarget : same] = target;
   if (same < 0) nextTarget = (nextTarget + 1) % 9;
-  past.push(list.map(i => [i, where[i]]));
-  list.forEach(i => put(i, target));
-  refresh();
+  batch.push([list, target]);
+  showMoves();
   tick([]);
-  settle();
+  $("#moved").textContent = t("{0} moved to {1}. Applied when this list is closed.", images(list.length), callOf(target));
+  if (!listed && !await applied()) takeMoveBack();
 }
 
-/* Apply what the list of images has collected when it is closed, or ask for what follows from it. */
-function settle() {
-  if (!document.body.inert && !gridSource && !followed() && movesNow().length + seenNow().length) edit({move: movesNow(), checked: seenNow()});
+function takeMoveBack() {
+  batch.pop();
+  showMoves();
+  $("#moved").textContent = t("Taken back.");
+  if (listed) grid.focus();
 }
 
-$("#images").addEventListener("close", () => {
-  settle();
+/* Apply what was collected, if that is anything, and return if it is done. */
+async function applied() {
+  if (moved.size || seen.size) {
+    if (!await edit({move: [...moved], checked: seenNow()})) return false;
+  }
+  forget();
+  return true;
+}
+
+function forget() {
+  batch.length = 0;
   right.clear();
+  seen.clear();
+  showMoves();
+}
+
+/* A list stays open until its moves are applied, or what follows from them. */
+leaveImages = async () => {
+  if (right.size || ($("#follow").checked && moved.size)) reviewList();
+  else if (await applied()) $("#images").close();
+};
+$("#images").addEventListener("cancel", event => {
+  event.preventDefault();
+  leaveImages();
+});
+document.addEventListener("keydown", event => {
+  if (event.key !== "z" || !(event.ctrlKey || event.metaKey) || event.target.matches("input, select")) return;
+  event.preventDefault();
+  if (batch.length) takeMoveBack();
+  else if (!$("dialog[open]")) undo();
+});
+addEventListener("beforeunload", event => {
+  if (moved.size || answered.size) event.preventDefault();
 });
 
 /* The digits and their clusters, beside each list of images. */
@@ -42,17 +85,15 @@ function tellTargets() {
     return button;
   }));
 }
-whenEdited.push(tellTargets);
+whenMoved.push(tellTargets);
 
 /* Move images to a cluster that is asked for. */
-function openMove(list, back = () => {}) {
+async function openMove(list, back = () => {}) {
   if (!list.length) return;
   const from = new Set(list.map(clusterOf));
   choose({
-    title: t("Move {0} to", images(list.length)), hint: imageData.step > 1
-      ? t("Only these images move: the page does not hold all. To change a whole cluster, merge or split it.")
-      : t("The other images of their clusters stay where they are."),
-    others: present().filter(number => !(from.size === 1 && from.has(number))), made: nextFree(), like: [...from][0], alike: list.flatMap(alikeOf),
+    title: t("Move {0} to", images(list.length)), hint: t("The other images of their clusters stay where they are."),
+    others: present().filter(number => !(from.size === 1 && from.has(number))), made: nextFree(), like: [...from][0], alike: await library.alike(list),
     done: target => moveTo(list, target),
     back,
   });
@@ -78,53 +119,14 @@ for (const dialog of [$("#images"), $("#one")]) {
 }
 
 Object.assign(withTicked, {
-  move: chosen => openMove(chosen, () => grid && gridSource && grid.focus()),
+  move: chosen => openMove(chosen, () => listed && grid.focus()),
   right: chosen => markRight(chosen.length ? chosen : grid.seen()),
 });
-$("#images-undo").addEventListener("click", () => {
-  takeBack();
-  $("#moved").textContent = t("Taken back.");
-  grid.focus();
-});
+$("#images-undo").addEventListener("click", takeMoveBack);
 $("#one-move").addEventListener("click", () => {
-  const moved = past.length;
+  const count = batch.length;
   openMove(ticked.has(one) ? [...ticked] : [one], () => {
-    if (past.length > moved && !document.body.inert) leaf(1);
+    if (batch.length > count) leaf(1);
     $("#one-close").focus();
   });
 });
-
-/* ---- check: one list after another, the doubtful images first; a tap marks a wrong one, and a digit moves it ---------- */
-
-/* The digits are of the clusters that were made since the page was drawn, and of those most like it. */
-function openCheck(number) {
-  if (!where) return;
-  checked = number;
-  const made = targets.filter(target => isPresent(target) && !base.has(target));
-  targets.splice(0, targets.length, ...ofKinds([number, ...made, ...base.get(number).near.filter(isPresent)]).slice(1, 10));
-  nextTarget = targets.length % 9;
-  tellTargets();
-  $("#images-order").value = "doubt";
-  select(true);
-  const own = () => imagesOf(number).filter(i => home[i] === number);  /* images that were moved here are right */
-  openImages(own, () => titleOf(number), () => own().length * imageData.step, () => cards.get(number)?.focus({preventScroll: true}));
-}
-
-/* The rows of lists that a person went through: they were seen and left. Moved ones are not among them. */
-const seen = new Set();
-const seenNow = () => [...seen].filter(i => where[i] === home[i]).map(i => i * imageData.step);
-
-function checkNext() {
-  for (const i of imagesOf(checked)) if (home[i] === checked) seen.add(i);
-  const shown = $$(".cluster").map(card => Number(card.dataset.number)), next = shown.slice(shown.indexOf(checked) + 1).find(isPresent);
-  if (next === undefined) $("#images").close();
-  else openCheck(next);
-}
-
-$("#check-next").addEventListener("click", checkNext);
-$("#images").addEventListener("keydown", event => {
-  if (event.key === "n" && checked !== null && !event.target.matches("select")) checkNext();
-});
-$("#images").addEventListener("close", () => { checked = null; });
-$("#check-open").addEventListener("click", () => openCheck(Number((minded ?? $(".cluster")).dataset.number)));
-acts.check = openCheck;

@@ -1,4 +1,6 @@
-/* ---- the number of groups --------------------------------------------------------------------------------------- */
+/* ---- the number of clusters ------------------------------------------------------------------------------------------------ */
+// takes: $, element, grouped, $$, onPage, data (report.js); t, translated (language.js); picture (pictures.js)
+//   shortOf, titleOf, callOf, faceOf, maySplit, base, sizeOf (clusters.js); regroup (regroup.js)
 
 /* The nodes that are so many groups of a merge tree, with the pieces inside them: as groups/tree.py has them. */
 function nodesAt(pieces, merges, count) {
@@ -47,7 +49,6 @@ function groups(tree) {
     $("#as-shown").textContent = t(split.length ? "Split as shown" : "Merge as shown");
     $("#as-shown").hidden = !told.length || k > slider.max || !split.every(number => maySplit(number) && countOf(number) <= base.get(number).parts.sizes.length);
     $("#as-shown").onclick = () => {
-      history.replaceState(null, "", "#clusters");
       regroup(relations.filter(each => each.kind === "merged").map(each => each.own), split.map(number => [number, countOf(number)]));
     };
     $("#recut-now").textContent = t("Make {0} clusters", grouped(k));
@@ -78,7 +79,6 @@ function groups(tree) {
     update(Number(target.value));
   });
   update();
-  whenEdited.push(() => update());
 }
 
-if (data.tree && $("#k")) groups(data.tree);
+onPage.push(() => data.tree && $("#k") && groups(data.tree));

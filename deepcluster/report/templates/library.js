@@ -1,0 +1,20 @@
+/* ---- many images: a list asks a server for those that the page does not hold ------------------------------------------ */
+// takes: data (report.js); library, factsOf, known (clusters.js); EACH_TIME (grid.js); post (change.js)
+
+if (data.images?.step > 1) Object.assign(library, {
+  async rows(number, order) {
+    const {rows} = await post("list", {cluster: number, order}) ?? {rows: []};
+    for (const row of rows) if (factsOf(row).cluster === undefined) known.set(row, {cluster: number});
+    return rows;
+  },
+  async facts(rows) {
+    const lacking = rows.filter(row => factsOf(row).path === undefined);
+    for (let begin = 0; begin < lacking.length; begin += EACH_TIME) {
+      const some = lacking.slice(begin, begin + EACH_TIME), facts = await post("facts", {rows: some});
+      if (!facts) return false;
+      some.forEach((row, k) => known.set(row, Object.fromEntries(Object.entries(facts).map(([name, values]) => [name, values[k]]))));
+    }
+    return lacking.length > 0;
+  },
+  alike: async rows => (await post("alike", {rows: rows.slice(0, EACH_TIME)}))?.rows ?? [],
+});
