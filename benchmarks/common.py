@@ -57,8 +57,8 @@ def labelled(images: str, size: int) -> tuple["Tensor", "Tensor", list[str]]:
     import torch
 
     from deepcluster.images import find
-    from deepcluster.images.given import true_labels
     from deepcluster.images.store import read_once
+    from deepcluster.images.true_labels import true_labels
 
     source = find(images)
     labels = true_labels("folders", source)

@@ -21,9 +21,9 @@ from teach import named, right, run_on
 
 from deepcluster.groups.graph import Embeddings
 from deepcluster.nets.network import build
-from deepcluster.runs.lesson import Answer, asked, lesson
 from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.run import Run
+from deepcluster.runs.teach import Answer, asked, lesson
 
 FIRST = 15
 STEP = 20

@@ -27,7 +27,7 @@ import torch._dynamo  # an optimizer imports it
 from common import save
 
 import deepcluster.fitting.fit  # noqa: F401
-from deepcluster.cli import run_command
+from deepcluster.commands.cli import run_command
 
 ROUNDS, SIZE = 4, 12
 OPTIONS = (

@@ -29,8 +29,6 @@ from common import labelled, paths_of, runs_of, save, spread
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.auto import Facts
-from deepcluster.build import network_of, reduction_of
 from deepcluster.clustering.agreement import nmi
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.groups.choose_k import plausible_numbers
@@ -40,8 +38,10 @@ from deepcluster.learning.features import CROP_SHARE, extract
 from deepcluster.nets.names import PUBLISHED
 from deepcluster.nets.network import Network
 from deepcluster.nets.timm import nouns
-from deepcluster.presets import read_request, resolve
-from deepcluster.recipe import Recipe
+from deepcluster.recipes.auto import Facts
+from deepcluster.recipes.build import network_of, reduction_of
+from deepcluster.recipes.options import Recipe
+from deepcluster.recipes.presets import read_request, resolve
 from deepcluster.runtime.compute import Compute
 from deepcluster.seeding import derive
 

@@ -36,10 +36,10 @@ from deepcluster.groups.cut import cut_features
 from deepcluster.groups.graph import Embeddings
 from deepcluster.model import Model
 from deepcluster.nets.network import build, no_network
-from deepcluster.recipe import Recipe
-from deepcluster.runs.lesson import Answer, asked, lesson
+from deepcluster.recipes.options import Recipe
 from deepcluster.runs.recut import cut_anew, kinds_kept
 from deepcluster.runs.run import Rows, Run
+from deepcluster.runs.teach import Answer, asked, lesson
 from deepcluster.runtime.console import Silent
 from deepcluster.storage.content import FILES, IMAGES, Facts, RunRecord, Table
 from deepcluster.storage.images_table import Images

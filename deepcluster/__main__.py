@@ -16,7 +16,7 @@ def main() -> None:
     try:
         with signals.stoppable():
             gc.set_threshold(10_000)  # 700 new objects would have Python look for cycles 500 times during the imports
-            from deepcluster import cli
+            from deepcluster.commands import cli
 
             code = cli.main()
             signals.ignore()

@@ -15,7 +15,6 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
-from deepcluster.build import Steps
 from deepcluster.clustering.blocks import nearest
 from deepcluster.clustering.kmeans import ClusteringStep
 from deepcluster.errors import DataError, UsageError
@@ -36,8 +35,9 @@ from deepcluster.learning.training import OptimizerOf
 from deepcluster.model import Prediction
 from deepcluster.nets.names import MODULE
 from deepcluster.opened_run import OpenedRun, device_name, is_count, read_n_clusters
-from deepcluster.presets import RecipeRequest, read_request
-from deepcluster.recipe import AUTO, DECLARED
+from deepcluster.recipes.build import Steps
+from deepcluster.recipes.options import AUTO, DECLARED
+from deepcluster.recipes.presets import RecipeRequest, read_request
 from deepcluster.runs import predict
 from deepcluster.runs.run import placement_columns
 from deepcluster.runtime.console import Display, Several

@@ -24,12 +24,11 @@ from deepcluster.errors import UsageError
 from deepcluster.images import Images, Source, find
 from deepcluster.model import Model, Prediction
 from deepcluster.report.pictures import THUMBNAIL, pictures, thumbnails
-from deepcluster.runs import edits as edits_of_run
-from deepcluster.runs import lesson, recut, views
+from deepcluster.runs import apply, recut, teach, views
 from deepcluster.runs.images import images_at_hand
-from deepcluster.runs.lesson import Answer, Question
 from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.run import read_run
+from deepcluster.runs.teach import Answer, Question
 from deepcluster.runtime.console import Display, Silent, Terminal, has_widgets
 from deepcluster.runtime.devices import choose_device
 from deepcluster.storage import model_files as models
@@ -90,7 +89,7 @@ class OpenedRun(_Base):
         self._check_run("apply", changes=True)
         wanted = python_edits(edits, self._cut or "")
         with self._display() as display:
-            edits_of_run.apply(self.run_, wanted, display)
+            apply.apply(self.run_, wanted, display)
         self._read_results()
         return self
 
@@ -108,7 +107,7 @@ class OpenedRun(_Base):
         self._check_run("ask")
         if not is_count(n):
             raise UsageError(f"n={n!r}: give a whole number of at least 1")
-        return lesson.ask(self.run_, n, drawn=drawn)
+        return teach.ask(self.run_, n, drawn=drawn)
 
     def teach(
         self, answers: Mapping[str | int, str | int] | Iterable[Any] | None = None,
@@ -137,7 +136,7 @@ class OpenedRun(_Base):
             _answer(image, given, "drawn" if row(image) in marked else "answer") for image, given in pairs.items()
         ]
         with self._display() as display:
-            lesson.teach(self.run_, wanted, display)
+            teach.teach(self.run_, wanted, display)
         self._read_results()
         return self
 

@@ -13,8 +13,8 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 import deepcluster
-from deepcluster.cli import app as command
-from deepcluster.cli import recipes
+from deepcluster.commands.cli import app as command
+from deepcluster.commands.cli import recipes
 
 project = "DeepCluster"
 author = "The DeepCluster authors"

@@ -93,7 +93,13 @@ def forkserver() -> ForkServerContext:
     """Return the context whose processes are forks of one that has imported everything, once for all tests."""
     context = multiprocessing.get_context("forkserver")
     # An optimizer imports the second: 1.7 s of a run's 2.8.
-    modules = ["torch", "torch._dynamo", "deepcluster.fitting.fit", "deepcluster.runs.evaluate", "deepcluster.cli"]
+    modules = [
+        "torch",
+        "torch._dynamo",
+        "deepcluster.fitting.fit",
+        "deepcluster.runs.evaluate",
+        "deepcluster.commands.cli",
+    ]
     context.set_forkserver_preload(modules)
     return context
 
@@ -101,7 +107,7 @@ def forkserver() -> ForkServerContext:
 def child(arguments: list[str], trap: Trap | None, errors: str) -> None:
     import torch
 
-    from deepcluster.cli import run_command
+    from deepcluster.commands.cli import run_command
     from deepcluster.errors import Stopped
     from deepcluster.runtime import signals
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from deepcluster.cli import run_command
+from deepcluster.commands.cli import run_command
 from tests.drawings import KINDS, draw
 from tests.helpers.hub import Hub, point_to, serving, tiny_file
 from tests.helpers.runs import small_fit

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from deepcluster.cli import app, run_command
+from deepcluster.commands.cli import app, run_command
 from deepcluster.learning import training
 from tests.drawings import KINDS, draw, drawings
 from tests.pages import ROOT, Block, blocks, commands, of_deepcluster, text_of, words_of

@@ -18,7 +18,7 @@ from deepcluster.fitting.fit import collapse
 from deepcluster.fitting.plan import Request
 from deepcluster.learning.training import measure_statistics
 from deepcluster.nets.network import as_network
-from deepcluster.presets import read_request
+from deepcluster.recipes.presets import read_request
 from deepcluster.records import Clustering
 from deepcluster.runtime.compute import Compute
 from tests.drawings import drawings

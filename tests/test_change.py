@@ -14,16 +14,16 @@ from random import Random
 import numpy as np
 import pytest
 
-from deepcluster.cli import run_command
+from deepcluster.commands.cli import run_command
 from deepcluster.errors import UsageError
 from deepcluster.model import WORDS
-from deepcluster.runs.added import update
+from deepcluster.runs.apply import apply, by_edits
 from deepcluster.runs.change import ChangeOf, by_steps, preview, redo, undo
-from deepcluster.runs.edits import apply, by_edits
-from deepcluster.runs.lesson import Answer, lesson, teach
 from deepcluster.runs.page import shown_of
 from deepcluster.runs.recut import by_number, recut
 from deepcluster.runs.run import read_run
+from deepcluster.runs.teach import Answer, lesson, teach
+from deepcluster.runs.update import update
 from deepcluster.runs.views import made_current
 from deepcluster.runtime.console import Silent
 from deepcluster.storage.content import CLUSTERS

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from deepcluster import build
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.groups.cut import as_clusters, cut_features
 from deepcluster.groups.graph import Embeddings
-from deepcluster.recipe import Recipe
+from deepcluster.recipes import build
+from deepcluster.recipes.options import Recipe
 from deepcluster.runs.recut import recut
 from deepcluster.seeding import derive
 from deepcluster.storage import model_files as models

@@ -23,13 +23,13 @@ import pytest
 import torch
 
 import deepcluster
-from deepcluster import session
-from deepcluster.cli import run_command
+from deepcluster.commands import session
+from deepcluster.commands.cli import run_command
 from deepcluster.errors import DeepClusterWarning
 from deepcluster.fitting.plan import Request, decide
-from deepcluster.flags import Output
 from deepcluster.images import find
-from deepcluster.presets import read_request
+from deepcluster.recipes.flags import Output
+from deepcluster.recipes.presets import read_request
 from deepcluster.runs.predict import placed_rows, predicted
 from deepcluster.runtime.console import Silent
 from tests.drawings import save_drawings
@@ -125,7 +125,7 @@ THEN = {  # answered when the images or the network are known
 WITH_JSON = ("fit ", "predict ", "update ", "recut ", "apply ", "evaluate ", "doctor ")  # or an error as JSON
 IN_ONE_PROCESS = """
 import contextlib, io, json, sys
-from deepcluster.cli import run_command
+from deepcluster.commands.cli import run_command
 reports = []
 for line in json.load(sys.stdin):
     with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(printed):
@@ -485,7 +485,8 @@ def test_more_skipped_files_than_allowed_change_nothing(verb, asked, ends, capsy
 
 
 def test_the_state_of_a_run_is_told_without_torch_or_the_error_that_it_meets(asked, prints):
-    code = "import sys; from deepcluster import cli; cli.main(); assert not {'torch', 'scipy.stats'} & {*sys.modules}"
+    unwanted = "{'torch', 'scipy.stats'} & {*sys.modules}"
+    code = f"import sys; from deepcluster.commands import cli; cli.main(); assert not {unwanted}"
     told = json.loads(subprocess.check_output([sys.executable, "-c", code, "doctor", "run", "--json"], text=True))
     assert told == asked("doctor run")
     for name, folder in (("run_bytes", "run"), ("model_bytes", "run/model")):

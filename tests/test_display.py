@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deepcluster import DeepCluster
-from deepcluster.cli import run_command
+from deepcluster.commands.cli import run_command
 from deepcluster.errors import DeepClusterWarning
 from deepcluster.runtime import Display, Silent
 from deepcluster.runtime.console import Terminal

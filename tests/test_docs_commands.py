@@ -15,8 +15,9 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 import deepcluster
-from deepcluster import cli, errors, export
-from deepcluster.presets import PRESETS
+from deepcluster import errors, export
+from deepcluster.commands import cli
+from deepcluster.recipes.presets import PRESETS
 from deepcluster.runtime.signals import EXIT_ON_SECOND_SIGINT
 from deepcluster.storage.content import COLUMNS, FILES, PREDICTIONS
 from tests import pages

@@ -18,8 +18,8 @@ from deepcluster.fitting.fit import fit
 from deepcluster.fitting.plan import Request
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.store import square
-from deepcluster.presets import read_request
-from deepcluster.runs.edits import Edits, apply
+from deepcluster.recipes.presets import read_request
+from deepcluster.runs.apply import Edits, apply
 from deepcluster.runs.predict import SIMILAR, row_of, similar
 from tests.drawings import drawings, save_drawings
 from tests.helpers.image_files import stored

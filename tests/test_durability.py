@@ -66,7 +66,7 @@ PHASES = {
     "clustering": ("SIGINT", "deepcluster.clustering.kmeans:KMeans.__call__", 2),
     "training": ("SIGTERM", "deepcluster.learning.training:Outputs", 5),
     "saving": ("SIGTERM", "deepcluster.storage.checkpoint:write_tensors", 3),
-    "result": ("SIGUSR1", "deepcluster.build:cut_features", 1),
+    "result": ("SIGUSR1", "deepcluster.recipes.build:cut_features", 1),
     "report": ("SIGTERM", "deepcluster.runs.page:render", 1),
 }
 

@@ -16,20 +16,20 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from deepcluster.cli import run_command
 from deepcluster.clustering.kmeans import kmeans
+from deepcluster.commands.cli import run_command
 from deepcluster.errors import UsageError
 from deepcluster.fitting.like import Former, continued
 from deepcluster.groups import graph
 from deepcluster.groups.cut import Cut, as_clusters, pinned, placement_of
 from deepcluster.groups.tree import parts_of, split_cluster
 from deepcluster.model import Model, Said
-from deepcluster.recipe import Recipe
-from deepcluster.runs.added import update
+from deepcluster.recipes.options import Recipe
+from deepcluster.runs.apply import apply, edited
 from deepcluster.runs.change import undo
-from deepcluster.runs.edits import apply, edited
 from deepcluster.runs.inherit import heirs, lost, past_of, taught_again
 from deepcluster.runs.recut import cut_anew, recut
+from deepcluster.runs.update import update
 from deepcluster.runtime.console import Silent
 from deepcluster.storage import model_files as models
 from deepcluster.storage.content import CLUSTERS

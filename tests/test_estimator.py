@@ -27,9 +27,9 @@ from torch.optim import AdamW
 from torch.utils.data import StackDataset
 
 from deepcluster import DeepCluster, load
-from deepcluster.cli import run_command
 from deepcluster.clustering import KMeans, as_clustering
 from deepcluster.clustering.agreement import label_change
+from deepcluster.commands.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, UsageError
 from deepcluster.learning import CrossEntropy
 from deepcluster.runtime import Silent

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from deepcluster.cli import run_command
+from deepcluster.commands.cli import run_command
 from deepcluster.errors import DataError
 from deepcluster.runs.evaluate import scores_with_chance
 from tests.helpers.runs import change_record, rows

@@ -34,8 +34,8 @@ from deepcluster.images.views import Augmentation, each_once, uniform_over_clust
 from deepcluster.learning.training import Learning, PseudoLabels, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import as_network, build
 from deepcluster.nets.weights import shapes_only
-from deepcluster.runs.lesson import read_answers
 from deepcluster.runs.run import placement_columns
+from deepcluster.runs.teach import read_answers
 from deepcluster.storage.run_folder import RunFolder
 from tests.drawings import KINDS, draw
 from tests.exports import photos_run, write_clusters, write_image

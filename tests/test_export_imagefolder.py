@@ -12,7 +12,7 @@ from deepcluster.errors import UsageError
 from deepcluster.export import folders, imagefolder
 from deepcluster.export.plan import INVENTORY, SUFFIXES, class_folders
 from deepcluster.export.split import PARTS, balanced, split
-from deepcluster.flags import read_shares
+from deepcluster.recipes.flags import read_shares
 from deepcluster.storage.model_config import read_summary
 from deepcluster.storage.run_folder import RunFolder
 from tests.exports import colour, hand_run, photos_run, state, tree, write_image

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deepcluster.cli import run_command
+from deepcluster.commands.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
 from deepcluster.fitting import fit as run
 from deepcluster.fitting import read as reading
@@ -25,7 +25,7 @@ from deepcluster.images.store import Store, read_once
 from deepcluster.images.views import Augmentation
 from deepcluster.learning.heads import CentroidHead, WithInstances
 from deepcluster.nets.network import build
-from deepcluster.presets import read_request
+from deepcluster.recipes.presets import read_request
 from tests.drawings import save_drawings
 from tests.helpers.image_files import CANARY, chunk, png, stored, talkative
 from tests.helpers.runs import SAME, model_digest, result, rows

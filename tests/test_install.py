@@ -37,7 +37,7 @@ import deepcluster
 for module in pkgutil.walk_packages(deepcluster.__path__, "deepcluster."):
     importlib.import_module(module.name)
 from pathlib import Path
-from deepcluster.cli import run_command
+from deepcluster.commands.cli import run_command
 from deepcluster.errors import DiskError
 from deepcluster.storage.run_folder import locked
 with locked(Path("locked"), make=True):

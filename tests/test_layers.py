@@ -15,16 +15,15 @@ LEVELS = (
     {"runtime"},
     {"clustering", "images", "nets"},
     {"groups", "learning"},
-    {"algorithm", "recipe", "model"},
-    {"build", "auto"},
-    {"storage", "presets"},
-    {"report", "flags"},
+    {"algorithm", "model"},
+    {"recipes"},
+    {"storage"},
+    {"report"},
     {"runs"},
     {"fitting"},
     {"export"},
-    {"session", "opened_run"},
+    {"opened_run"},
     {"commands", "estimator"},
-    {"cli"},
     {"__main__"},
 )
 LEVEL = {package: level for level, packages in enumerate(LEVELS) for package in packages}
@@ -101,7 +100,10 @@ SAFE_WITH = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False"}
 
 ALLOWED = {
     ("__init__.py", "importlib"): "imports the package's own modules when one of their names is first used",
-    ("session.py", "webbrowser"): "hands a page that was just written to the user's browser, with --open alone",
+    (
+        "commands/session.py",
+        "webbrowser",
+    ): "hands a page that was just written to the user's browser, with --open",
     ("runtime/devices.py", "ctypes"): "tells the C library to keep freed memory (mallopt)",
     ("runtime/machine.py", "importlib"): "asks for the versions of installed packages, loads nothing",
     ("nets/hub.py", "huggingface_hub"): "looks into the cache, and downloads weights that the user asked for",

@@ -24,7 +24,7 @@ from deepcluster.nets.network import IMAGENET_MEAN, IMAGENET_STD, Network, build
 from deepcluster.nets.small import WIDTH, Lite0
 from deepcluster.nets.timm import channels_last
 from deepcluster.nets.weights import load_body, read_weights, shapes_only
-from deepcluster.presets import read_request
+from deepcluster.recipes.presets import read_request
 from deepcluster.runtime.compute import Compute
 from deepcluster.seeding import generator, lent_global
 from deepcluster.storage import model_files as models

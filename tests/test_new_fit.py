@@ -23,7 +23,7 @@ from deepcluster.images import find
 from deepcluster.images.source import BESIDE, LINK, counted
 from deepcluster.learning import training
 from deepcluster.model import Said
-from deepcluster.runs.edits import apply
+from deepcluster.runs.apply import apply
 from deepcluster.runs.images import images_of
 from deepcluster.runs.recut import recut
 from deepcluster.runs.views import report

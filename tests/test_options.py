@@ -13,15 +13,16 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from deepcluster import DeepCluster, build, flags
-from deepcluster.cli import run_command
+from deepcluster import DeepCluster
 from deepcluster.clustering import KMeans
+from deepcluster.commands.cli import run_command
 from deepcluster.errors import UsageError
 from deepcluster.fitting.plan import FEATURES_OPTIONS
 from deepcluster.images.views import each_once
 from deepcluster.learning import CentroidHead, CrossEntropy, WithInstances
-from deepcluster.presets import RecipeRequest
-from deepcluster.recipe import DECLARED, Option, Recipe, read_options
+from deepcluster.recipes import build, flags
+from deepcluster.recipes.options import DECLARED, Option, Recipe, read_options
+from deepcluster.recipes.presets import RecipeRequest
 from deepcluster.runtime.partition import Partition
 from tests.pages import ROOT, text_of
 from tests.tiny import RECORD

@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from deepcluster.cli import run_command
+from deepcluster.commands.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
 from deepcluster.export import folders, onnx, parquet
 from deepcluster.fitting.fit import fit
 from deepcluster.fitting.plan import Request
 from deepcluster.images.own_features import read_features
-from deepcluster.runs.added import update
 from deepcluster.runs.images import images_at_hand
+from deepcluster.runs.update import update
 from deepcluster.runs.views import report
-from deepcluster.runtime import plain_files
+from deepcluster.runtime import bounded
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage.model_files import load
 from deepcluster.storage.run_folder import open_run
@@ -101,7 +101,7 @@ def test_numbers_too_small_to_be_compared(tmp_path):
     ],
 )
 def test_paths_that_do_not_fit(beside, text, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(plain_files, "LONGEST_LINE", 100)
+    monkeypatch.setattr(bounded, "LONGEST_LINE", 100)
     np.save(tmp_path / "f.npy", np.ones((1, 2)))
     (tmp_path / beside).write_text(text)
     with pytest.raises(DataError, match=message):

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from deepcluster.errors import UsageError
 from deepcluster.fitting.like import Former, continued
 from deepcluster.groups.cut import cut_features
-from deepcluster.recipe import Recipe
+from deepcluster.recipes.options import Recipe
+from deepcluster.runs.apply import edited
 from deepcluster.runs.change import Change
-from deepcluster.runs.edits import edited
-from deepcluster.runs.lesson import Answer, asked, lesson
 from deepcluster.runs.recut import cut_anew
 from deepcluster.runs.run import Run
+from deepcluster.runs.teach import Answer, asked, lesson
 from deepcluster.runtime.console import Silent
 from deepcluster.storage.clusters_file import Made, encoded, read_clusters
 from deepcluster.storage.edits_file import Edits

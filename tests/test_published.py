@@ -18,8 +18,7 @@ from sklearn.datasets import load_sample_images
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch.nn import functional as F
 
-from deepcluster.auto import Facts
-from deepcluster.cli import run_command
+from deepcluster.commands.cli import run_command
 from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, UsageError
 from deepcluster.fitting import forecast
 from deepcluster.fitting.plan import Request, check_weights_here, choose_weights, decide
@@ -30,7 +29,8 @@ from deepcluster.nets.names import DISTRIBUTION, PUBLISHED
 from deepcluster.nets.network import build
 from deepcluster.nets.small import LITE0_NAMES
 from deepcluster.nets.timm import in_layout_of, nouns
-from deepcluster.presets import read_request, resolve
+from deepcluster.recipes.auto import Facts
+from deepcluster.recipes.presets import read_request, resolve
 from deepcluster.runtime.console import Silent
 from deepcluster.storage.model_files import load
 from tests.drawings import save_drawings

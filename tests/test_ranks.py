@@ -30,10 +30,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from deepcluster import algorithm, session
+from deepcluster import algorithm
 from deepcluster.algorithm import conclude
-from deepcluster.cli import app, run_command
 from deepcluster.clustering.whitening import Reduction
+from deepcluster.commands import session
+from deepcluster.commands.cli import app, run_command
 from deepcluster.errors import DeepClusterError, DeepClusterWarning, Stopped, UsageError
 from deepcluster.fitting import fit as run
 from deepcluster.fitting.journal import shared_lock
@@ -44,7 +45,7 @@ from deepcluster.learning import features, training
 from deepcluster.learning.features import certainty_of
 from deepcluster.learning.heads import CentroidHead, WithInstances, new_linear_head
 from deepcluster.nets.network import Network
-from deepcluster.presets import read_request
+from deepcluster.recipes.presets import read_request
 from deepcluster.runtime import processes as joining
 from deepcluster.runtime.compute import Compute
 from deepcluster.runtime.partition import Partition

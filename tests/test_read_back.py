@@ -11,13 +11,13 @@ from deepcluster.errors import DiskError
 from deepcluster.export import folders
 from deepcluster.export.read_back import ReadBack, read_back
 from deepcluster.images import find, read_once
-from deepcluster.runs.added import update
+from deepcluster.runs.apply import apply
 from deepcluster.runs.change import undo
-from deepcluster.runs.edits import apply
 from deepcluster.runs.images import pixel_digests
-from deepcluster.runs.lesson import Answer
 from deepcluster.runs.recut import recut
 from deepcluster.runs.run import read_run
+from deepcluster.runs.teach import Answer
+from deepcluster.runs.update import update
 from deepcluster.storage.content import IMAGES
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.run_folder import open_run

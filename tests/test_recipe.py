@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepcluster.auto import Facts, Plan
 from deepcluster.errors import DataError, UsageError
 from deepcluster.fitting.plan import Start
-from deepcluster.presets import PRESETS, read_request, resolve
-from deepcluster.recipe import Recipe, to_toml
+from deepcluster.recipes.auto import Facts, Plan
+from deepcluster.recipes.options import Recipe, to_toml
+from deepcluster.recipes.presets import PRESETS, read_request, resolve
 
 RECIPES = Path(__file__).parent.parent / "examples/recipes"
 PHOTOS = Facts(count=50_000, short_side=32, grey=False, n_clusters=10)

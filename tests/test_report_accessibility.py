@@ -9,7 +9,7 @@ import html5lib
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
 
-from deepcluster.runs.edits import apply
+from deepcluster.runs.apply import apply
 from deepcluster.runs.recut import recut
 from deepcluster.runs.views import report
 from deepcluster.storage.edits_file import Edits

@@ -20,9 +20,9 @@ from PIL import Image
 from deepcluster.fitting import fit as runs
 from deepcluster.fitting.plan import Request
 from deepcluster.groups.tree import nodes_at
-from deepcluster.presets import read_request
+from deepcluster.recipes.presets import read_request
 from deepcluster.report import hints
-from deepcluster.runs.edits import apply
+from deepcluster.runs.apply import apply
 from deepcluster.runs.recut import recut
 from deepcluster.runs.run import read_run
 from deepcluster.runs.serve import redirecting

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deepcluster.cli import run_command
+from deepcluster.commands.cli import run_command
 from deepcluster.nets.network import build
 from tests.commands import command
 from tests.helpers.runs import assert_same_result, contents, record, small_fit

@@ -14,15 +14,15 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from deepcluster import build as assembly
 from deepcluster.algorithm import alternate
-from deepcluster.build import learning_rate
 from deepcluster.errors import NonFiniteError, OutOfMemoryError, UsageError
 from deepcluster.fitting import fit as run
 from deepcluster.fitting.forecast import PassForecast
 from deepcluster.fitting.plan import Request
-from deepcluster.presets import read_request
-from deepcluster.recipe import Recipe
+from deepcluster.recipes import build as assembly
+from deepcluster.recipes.build import learning_rate
+from deepcluster.recipes.options import Recipe
+from deepcluster.recipes.presets import read_request
 from deepcluster.runs.recut import recut
 from deepcluster.runtime import machine
 from deepcluster.runtime.machine import available, check_fits

@@ -18,11 +18,11 @@ from urllib.request import urlopen
 import pytest
 from PIL import Image
 
-from deepcluster.cli import run_command
 from deepcluster.clustering.blocks import nearest
+from deepcluster.commands.cli import run_command
 from deepcluster.export import folders
 from deepcluster.images import Source
-from deepcluster.runs.edits import apply
+from deepcluster.runs.apply import apply
 from deepcluster.runs.serve import _Server, version_of
 from deepcluster.runs.views import made_current, report
 from deepcluster.storage import run_folder

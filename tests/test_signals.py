@@ -202,7 +202,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 """
 
 
-@pytest.mark.parametrize("name", ["deepcluster.cli", "numpy"])
+@pytest.mark.parametrize("name", ["deepcluster.commands.cli", "numpy"])
 def test_while_it_is_imported(tmp_path, name):
     done = start("predict", tmp_path, tmp_path, before=WHILE_IMPORTING.format(name=name))
     assert (done.returncode, done.stdout) == (75, "")
@@ -210,7 +210,9 @@ def test_while_it_is_imported(tmp_path, name):
 
 
 def test_of_the_processes_of_torchrun_one_says_it():
-    before = "import os; os.environ.update(RANK='1', WORLD_SIZE='2')" + WHILE_IMPORTING.format(name="deepcluster.cli")
+    before = "import os; os.environ.update(RANK='1', WORLD_SIZE='2')" + WHILE_IMPORTING.format(
+        name="deepcluster.commands.cli"
+    )
     done = start("fit", "photos", before=before)
     assert (done.returncode, done.stderr, done.stdout) == (75, "", "")
 

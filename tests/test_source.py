@@ -40,11 +40,11 @@ from deepcluster.images import source as sources
 from deepcluster.images.arrays import picture
 from deepcluster.images.decode import SMALL_FILE, Undecodable, decode
 from deepcluster.images.files import from_table
-from deepcluster.images.given import true_labels
 from deepcluster.images.own_features import are_features, column_of_paths
 from deepcluster.images.source import counted, joined
 from deepcluster.images.store import preview, read_once
-from deepcluster.runtime import plain_files, tables
+from deepcluster.images.true_labels import true_labels
+from deepcluster.runtime import bounded, tables
 from tests.helpers.image_files import stored
 from tests.tiny import flipped
 
@@ -557,7 +557,7 @@ def test_the_labels_of_files_are_those_of_their_folder_however_they_are_named(tm
     ],
 )
 def test_a_wrong_table_of_labels_is_refused_with_its_place(photos, tmp_path, text, error, message, monkeypatch):
-    monkeypatch.setattr(plain_files, "LONGEST_LINE", 100)
+    monkeypatch.setattr(bounded, "LONGEST_LINE", 100)
     monkeypatch.setattr(tables, "MAX_TEXT", 200)
     file = tmp_path / "labels.csv"
     if text is not None:

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from deepcluster.cli import run_command
+from deepcluster.commands.cli import run_command
 from deepcluster.errors import DiskError, ModelError, Stopped, UsageError
 from deepcluster.records import State
-from deepcluster.runs.added import update
+from deepcluster.runs.apply import apply
 from deepcluster.runs.change import redo, undo
-from deepcluster.runs.edits import apply
-from deepcluster.runs.lesson import Answer, teach
 from deepcluster.runs.promote import promote
 from deepcluster.runs.recut import recut
 from deepcluster.runs.run import read_run
+from deepcluster.runs.teach import Answer, teach
+from deepcluster.runs.update import update
 from deepcluster.runtime.signals import stoppable
 from deepcluster.storage import former, run_folder
 from deepcluster.storage import state as states

@@ -35,9 +35,9 @@ from deepcluster.images.files import LIBRARIES
 from deepcluster.nets.names import MODULE, backbone_of
 from deepcluster.nets.network import build
 from deepcluster.nets.weights import read_weights
-from deepcluster.recipe import DECLARED
+from deepcluster.recipes.options import DECLARED
 from deepcluster.runtime import machine
-from deepcluster.runtime.plain_files import MAX_JSON
+from deepcluster.runtime.bounded import MAX_JSON
 from deepcluster.storage import files as whole_files
 from deepcluster.storage import model_files as models
 from deepcluster.storage.content import FILES

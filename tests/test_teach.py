@@ -22,22 +22,22 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from deepcluster import DeepCluster
-from deepcluster.cli import run_command
+from deepcluster.commands.cli import run_command
 from deepcluster.errors import UsageError
 from deepcluster.groups import spread
 from deepcluster.groups.cut import Cut, recentred
 from deepcluster.groups.graph import Embeddings, neighbour_ties
 from deepcluster.groups.spread import Taught, beliefs, followed, questions
 from deepcluster.model import Annotations, Said
-from deepcluster.recipe import Recipe
-from deepcluster.runs import lesson as teaching
+from deepcluster.recipes.options import Recipe
+from deepcluster.runs import teach as teaching
+from deepcluster.runs.apply import apply, moved_rows
 from deepcluster.runs.change import preview, undo
-from deepcluster.runs.edits import apply, moved_rows
-from deepcluster.runs.lesson import Answer, ask, asked, lesson, read_answers, teach
 from deepcluster.runs.promote import promote
 from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.recut import cut_anew, recut
 from deepcluster.runs.run import Run, read_run
+from deepcluster.runs.teach import Answer, ask, asked, lesson, read_answers, teach
 from deepcluster.runs.views import report
 from deepcluster.runtime.console import Silent
 from deepcluster.storage.content import CLUSTERS

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from deepcluster import DeepCluster, load
-from deepcluster.cli import run_command
+from deepcluster.commands.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
 from deepcluster.export import folders
 from deepcluster.export.read_back import read_back
@@ -26,20 +26,20 @@ from deepcluster.groups.cut import Cut
 from deepcluster.groups.graph import extended_layout
 from deepcluster.groups.tree import parts_of
 from deepcluster.images import Source, find
-from deepcluster.presets import read_request
+from deepcluster.recipes.presets import read_request
 from deepcluster.report import pictures
 from deepcluster.report.pictures import extended_sheet, on_sheet, pictures_on, sprite_sheet, tile, tiny_pictures
 from deepcluster.report.sections import IMAGES_OF_CLUSTER
-from deepcluster.runs.added import Update, update
+from deepcluster.runs.apply import apply
 from deepcluster.runs.change import undo
 from deepcluster.runs.condition import condition
-from deepcluster.runs.edits import apply
 from deepcluster.runs.images import images_at_hand, name_in_run
-from deepcluster.runs.lesson import ask
 from deepcluster.runs.page import shown_of
 from deepcluster.runs.predict import similar
 from deepcluster.runs.recut import recut
 from deepcluster.runs.run import Rows, place_rows, read_run
+from deepcluster.runs.teach import ask
+from deepcluster.runs.update import Update, update
 from deepcluster.runs.views import report
 from deepcluster.storage.content import Row
 from deepcluster.storage.edits_file import Edits

@@ -14,7 +14,7 @@ from deepcluster.groups.cut import Cut
 from deepcluster.model import Model
 from deepcluster.nets.network import build
 from deepcluster.records import Identity
-from deepcluster.runtime.plain_files import json_sha256, sha256
+from deepcluster.runtime.bounded import json_sha256, sha256
 from deepcluster.storage import clusters_file
 from deepcluster.storage import model_files as models
 from deepcluster.storage.run_folder import LockedFolder

@@ -9,16 +9,16 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from deepcluster import flags
-from deepcluster.auto import Facts
+from deepcluster.commands.session import check_run, explained
 from deepcluster.errors import UsageError
 from deepcluster.nets import hub
 from deepcluster.nets.names import PUBLISHED
-from deepcluster.presets import PRESETS, read_request, resolve
-from deepcluster.recipe import DECLARED, to_toml
+from deepcluster.recipes import flags
+from deepcluster.recipes.auto import Facts
+from deepcluster.recipes.options import DECLARED, to_toml
+from deepcluster.recipes.presets import PRESETS, read_request, resolve
 from deepcluster.runtime.console import Terminal, say
 from deepcluster.runtime.machine import versions
-from deepcluster.session import check_run, explained
 from deepcluster.texts import quality_text, short
 
 

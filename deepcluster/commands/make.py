@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, validators
 
-from deepcluster import flags
+from deepcluster.commands.session import check_run, checked_output, images_for, open_page, print_result, session, typed
 from deepcluster.errors import DiskError, UsageError
-from deepcluster.presets import check_clusters, check_weights, read_request
+from deepcluster.recipes import flags
+from deepcluster.recipes.presets import check_clusters, check_weights, read_request
 from deepcluster.runtime import signals
+from deepcluster.runtime.bounded import is_run
 from deepcluster.runtime.console import Terminal, say
 from deepcluster.runtime.machine import is_main_rank
-from deepcluster.runtime.plain_files import is_run
 from deepcluster.runtime.tables import UTF_8_MARK, write_csv
-from deepcluster.session import check_run, checked_output, images_for, open_page, print_result, session, typed
 from deepcluster.storage import files
 from deepcluster.storage.edits_file import read_edits
 from deepcluster.texts import one_line
@@ -70,9 +70,9 @@ def _fit_source(
 ) -> "Source | str":
     """Return the images, or the file of features, after all checks that need no torch."""
     from deepcluster.images.files import LIBRARIES, find
-    from deepcluster.images.given import check_labels_there
     from deepcluster.images.own_features import check_features_there
     from deepcluster.images.source import WHAT_TO_TYPE
+    from deepcluster.images.true_labels import check_labels_there
     from deepcluster.storage.run_folder import check_free
 
     try:
@@ -158,8 +158,8 @@ def apply(
     check_run(run_)
     wanted = None if undo or redo or edits is None else read_edits(edits)
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
+        from deepcluster.runs import apply as editing
         from deepcluster.runs import change
-        from deepcluster.runs import edits as editing
 
         if wanted is None:
             walk = change.redo if redo else change.undo
@@ -193,7 +193,7 @@ def ask(
     check_run(run_)
     target = None if out == "-" else checked_output(Path(out), run_, "", overwrite)
     with Terminal(quiet=True, to_stderr=True):
-        from deepcluster.runs import lesson as teaching
+        from deepcluster.runs import teach as teaching
 
         rows = [asdict(question) for question in teaching.ask(run_, n, drawn=drawn)]
         if as_json:
@@ -218,7 +218,7 @@ def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: fl
     """
     check_run(run_)
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
-        from deepcluster.runs import lesson as teaching
+        from deepcluster.runs import teach as teaching
         from deepcluster.storage.content import RESULT
         from deepcluster.storage.run_folder import open_run
 
@@ -261,7 +261,7 @@ def update(
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
         # Without a warning, because `update` refuses an unfinished run.
         source = images_for(run_, images, *more_images, may_be_empty=True)
-        from deepcluster.runs.added import update as update_run
+        from deepcluster.runs.update import update as update_run
         from deepcluster.runtime.devices import choose_device
 
         chosen = choose_device(device)

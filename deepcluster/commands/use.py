@@ -11,13 +11,13 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter, validators
 
-from deepcluster import flags
+from deepcluster.commands.session import check_run, checked_output, images_for, model_of
 from deepcluster.errors import DataError, UsageError
-from deepcluster.flags import refuse
+from deepcluster.recipes import flags
+from deepcluster.recipes.flags import refuse
 from deepcluster.runtime import signals
 from deepcluster.runtime.console import Terminal, say
 from deepcluster.runtime.tables import write_csv
-from deepcluster.session import check_run, checked_output, images_for, model_of
 from deepcluster.storage import files
 from deepcluster.texts import plural, short, some
 
@@ -160,7 +160,7 @@ def evaluate(
     """
     with Terminal(quiet, to_stderr=as_json) as terminal:
         from deepcluster.images.files import find
-        from deepcluster.images.given import check_labels_there
+        from deepcluster.images.true_labels import check_labels_there
 
         check_run(run_)
         if labels is not None:

@@ -26,9 +26,9 @@ from deepcluster.export.plan import (
 )
 from deepcluster.export.read_back import read_back
 from deepcluster.export.split import PARTS
-from deepcluster.flags import Sorting
 from deepcluster.images.decode import Undecodable, explain, pillow_limits
 from deepcluster.model import WORDS as SAID
+from deepcluster.recipes.flags import Sorting
 from deepcluster.runs.result import Outcome
 from deepcluster.runs.run import Run
 from deepcluster.runtime.console import Display, Silent

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deepcluster.errors import DataError
 from deepcluster.export.plan import plan, read_run_images
-from deepcluster.flags import Sorting
+from deepcluster.recipes.flags import Sorting
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.tables import write_csv
 from deepcluster.storage.files import check_no_file, new_file

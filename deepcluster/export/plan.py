@@ -13,10 +13,10 @@ import numpy as np
 from deepcluster.errors import DataError
 from deepcluster.export.split import PARTS, balanced
 from deepcluster.export.split import split as split_up
-from deepcluster.flags import Sorting, read_shares
 from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import SUFFIXES as IMAGE_SUFFIXES
 from deepcluster.images.decode import Undecodable, explain, pillow_limits, sides
+from deepcluster.recipes.flags import Sorting, read_shares
 from deepcluster.runs.images import images_at_hand
 from deepcluster.runs.result import Outcome, describe
 from deepcluster.runs.run import read_run

@@ -21,13 +21,13 @@ from deepcluster.export.plan import APART, INVENTORY, INVENTORY_COLUMNS, JUNK, O
 from deepcluster.images.files import from_files
 from deepcluster.images.source import is_hidden
 from deepcluster.images.store import read_once
+from deepcluster.runs.apply import edited
 from deepcluster.runs.change import Carried, Change, carry_out
-from deepcluster.runs.edits import edited
 from deepcluster.runs.images import pixel_digests
-from deepcluster.runs.lesson import Answer, lesson
 from deepcluster.runs.run import Run
+from deepcluster.runs.teach import Answer, lesson
+from deepcluster.runtime.bounded import MAX_TEXT, check_file
 from deepcluster.runtime.console import Display, Several, Silent
-from deepcluster.runtime.plain_files import MAX_TEXT, check_file
 from deepcluster.storage.edits_file import Edits, checked_name
 from deepcluster.storage.run_folder import read_table
 from deepcluster.texts import one_line, plural, some

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from deepcluster import algorithm
 from deepcluster.algorithm import Conclusion
-from deepcluster.build import compute_of, kmeans_of_result, network_of, reduction_of, rounds_of
 from deepcluster.errors import DataError, NonFiniteError
 from deepcluster.fitting.forecast import announce
 from deepcluster.fitting.journal import Journal, opened
@@ -22,6 +21,7 @@ from deepcluster.images.own_features import OwnFeatures
 from deepcluster.learning.training import average_weights, measure_statistics
 from deepcluster.model import Model
 from deepcluster.nets.network import Network, no_network
+from deepcluster.recipes.build import compute_of, kmeans_of_result, network_of, reduction_of, rounds_of
 from deepcluster.records import Identity, State
 from deepcluster.runs.change import cut_of
 from deepcluster.runs.inherit import kept_text

@@ -7,15 +7,15 @@ from dataclasses import asdict, replace
 
 import torch
 
-from deepcluster.auto import FEW_IMAGES, Plan
-from deepcluster.build import network_of
 from deepcluster.fitting.plan import decide, with_precision
 from deepcluster.fitting.values import Request, Start
 from deepcluster.images import Images, find
 from deepcluster.learning.features import crop_side
 from deepcluster.nets.network import Network
 from deepcluster.nets.timm import checked_size
-from deepcluster.recipe import AFTER_READING, AUTO, Recipe, to_toml
+from deepcluster.recipes.auto import FEW_IMAGES, Plan
+from deepcluster.recipes.build import network_of
+from deepcluster.recipes.options import AFTER_READING, AUTO, Recipe, to_toml
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.machine import check_fits

@@ -15,24 +15,24 @@ import numpy as np
 import torch
 
 import deepcluster
-from deepcluster.auto import WHITENING, Facts, Plan
 from deepcluster.errors import DataError, ModelError, UsageError
 from deepcluster.fitting.like import read_former
 from deepcluster.fitting.values import Decided, Request, Start
 from deepcluster.images import Images, Source, find
-from deepcluster.images.given import true_labels
 from deepcluster.images.own_features import OwnFeatures, read_features
 from deepcluster.images.store import check_alike, preview
+from deepcluster.images.true_labels import true_labels
 from deepcluster.learning.training import network_precision
 from deepcluster.nets.hub import fetch, local_file
 from deepcluster.nets.names import NO_NETWORK, PUBLISHED
 from deepcluster.nets.network import Network
-from deepcluster.presets import RecipeRequest, check_clusters, resolve
-from deepcluster.recipe import AUTO, DECLARED, Recipe, read_toml
+from deepcluster.recipes.auto import WHITENING, Facts, Plan
+from deepcluster.recipes.options import AUTO, DECLARED, Recipe, read_toml
+from deepcluster.recipes.presets import RecipeRequest, check_clusters, resolve
+from deepcluster.runtime.bounded import is_run, shaped
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import environment
 from deepcluster.runtime.log import warn
-from deepcluster.runtime.plain_files import is_run, shaped
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import Checkpoint, rounds_done

@@ -9,8 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deepcluster.auto import RECTIFIED, Plan
-from deepcluster.build import compute_of
 from deepcluster.fitting.forecast import PassForecast
 from deepcluster.fitting.like import former_rows
 from deepcluster.fitting.plan import FEATURES_OPTIONS, with_precision
@@ -21,8 +19,10 @@ from deepcluster.images.source import counted
 from deepcluster.images.store import Store
 from deepcluster.learning.features import certainty_of, extract
 from deepcluster.nets.network import Network
-from deepcluster.presets import check_clusters
-from deepcluster.recipe import AUTO, Recipe, to_toml
+from deepcluster.recipes.auto import RECTIFIED, Plan
+from deepcluster.recipes.build import compute_of
+from deepcluster.recipes.options import AUTO, Recipe, to_toml
+from deepcluster.recipes.presets import check_clusters
 from deepcluster.report.pictures import on_sheet, sprite_sheet, tiny_pictures
 from deepcluster.runs.images import duplicate_rows, pictures_of, pixel_digests, row_digests, with_picture
 from deepcluster.runs.page import SHEET

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepcluster.auto import Facts, Plan
-from deepcluster.build import Steps
 from deepcluster.fitting.like import Former
-from deepcluster.flags import FitFlags
 from deepcluster.images import Source
 from deepcluster.images.store import Store
-from deepcluster.presets import RecipeRequest, resolve
-from deepcluster.recipe import Recipe
+from deepcluster.recipes.auto import Facts, Plan
+from deepcluster.recipes.build import Steps
+from deepcluster.recipes.flags import FitFlags
+from deepcluster.recipes.options import Recipe
+from deepcluster.recipes.presets import RecipeRequest, resolve
 from deepcluster.runtime.tables import CsvRow
 from deepcluster.storage.content import RunRecord, Table
 from deepcluster.storage.images_table import Images, image_rows, skipped_rows

@@ -17,7 +17,7 @@ from PIL import Image
 from deepcluster.errors import DataError, DeepClusterError
 from deepcluster.images.decode import MAX_PIXELS, Undecodable, as_rgb, explain, upright
 from deepcluster.images.source import Encoded, Items, Numbered, Source, numbered, real
-from deepcluster.runtime.plain_files import check_file
+from deepcluster.runtime.bounded import check_file
 from deepcluster.texts import one_line
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from deepcluster.images import arrays, named, shards
 from deepcluster.images.arrays import is_tensor, reading, without_torch
 from deepcluster.images.decode import Reason, explain, not_a_file
 from deepcluster.images.source import BESIDE, LINK, WHAT_TO_TYPE, Encoded, Origin, Source, is_hidden
-from deepcluster.runtime.plain_files import MAX_TEXT, check_file, is_run
+from deepcluster.runtime.bounded import MAX_TEXT, check_file, is_run
 from deepcluster.runtime.tables import PATH_COLUMNS
 from deepcluster.texts import one_line
 

@@ -19,7 +19,7 @@ from typing import BinaryIO
 from deepcluster.errors import DataError
 from deepcluster.images.decode import OTHER, SMALL_FILE, SUFFIXES, Reason, explain
 from deepcluster.images.source import RAW_SUFFIXES, VIDEO_SUFFIXES, Encoded, Origin, Source, is_hidden
-from deepcluster.runtime.plain_files import check_file
+from deepcluster.runtime.bounded import check_file
 from deepcluster.texts import one_line
 
 _SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE)

@@ -13,8 +13,8 @@ from typing import Any
 
 from deepcluster.errors import DeepClusterError, DiskError, ModelError, UsageError, first_line
 from deepcluster.nets.names import DISTRIBUTION, EMBEDDED, PUBLISHED, TIMM, backbone_of, timm_config
+from deepcluster.runtime.bounded import sha256
 from deepcluster.runtime.log import warn
-from deepcluster.runtime.plain_files import sha256
 
 FILE = "model.safetensors"
 _SHA256 = re.compile("[0-9a-f]{64}")

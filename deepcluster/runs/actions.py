@@ -20,17 +20,17 @@ from torch import Tensor
 
 from deepcluster.clustering.blocks import nearest
 from deepcluster.errors import UsageError
-from deepcluster.flags import Sorting
 from deepcluster.groups.cut import Placement
 from deepcluster.groups.tree import MAX_IN_TREE
 from deepcluster.model import WORDS
-from deepcluster.runs import lesson
+from deepcluster.recipes.flags import Sorting
+from deepcluster.runs import teach
+from deepcluster.runs.apply import by_edits
 from deepcluster.runs.change import Carried, Change, ChangeOf, by_steps, preview
-from deepcluster.runs.edits import by_edits
 from deepcluster.runs.recut import by_number
 from deepcluster.runs.run import Run
+from deepcluster.runtime.bounded import shaped
 from deepcluster.runtime.console import Several
-from deepcluster.runtime.plain_files import shaped
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import Row
 from deepcluster.storage.edits_file import checked_name, edits_of
@@ -57,7 +57,7 @@ Request = Mapping[str, Any]
 class Teaching:
     """Answers of a person at the page, not applied yet."""
 
-    answers: tuple[lesson.Answer, ...] = ()  # about rows
+    answers: tuple[teach.Answer, ...] = ()  # about rows
     n: Annotated[int, range(1, 1001)] = 10  # questions that the page wants
 
 
@@ -81,7 +81,7 @@ def default_name(folder: run_folder.RunFolder) -> str:
 
 def _by_answers(request: Request) -> ChangeOf:
     taught = teaching_of(request)
-    return lambda _, run: lesson.lesson(run, taught.answers)
+    return lambda _, run: teach.lesson(run, taught.answers)
 
 
 def sort_images(folder: run_folder.RunFolder, request: Request, sort: Sort) -> dict[str, Any]:
@@ -113,13 +113,13 @@ def _questions(folder: run_folder.RunFolder, run: Run, request: Request) -> dict
     row_of = {path: row for row, path in enumerate(run.rows.paths)}
     cluster = run.placement.cluster.tolist()
 
-    def of_page(one: lesson.Question) -> dict[str, Any]:
+    def of_page(one: teach.Question) -> dict[str, Any]:
         row = row_of[one.path]
         about = {"row": row, "cluster": cluster[row], "path": inert(bare(one.path)), "known": row in known}
         return {**asdict(one), **about}
 
     known = run.model.sample
-    chosen, drawn = lesson.asked(run, taught.n, taught.answers)
+    chosen, drawn = teach.asked(run, taught.n, taught.answers)
     paths = {one.path for one in chosen}  # of images that are asked about anyway, and then teach
     return {"questions": [[*map(of_page, chosen)], [of_page(one) for one in drawn if one.path not in paths]]}
 

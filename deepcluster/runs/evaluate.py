@@ -8,7 +8,7 @@ import torch
 from deepcluster.clustering import agreement
 from deepcluster.errors import DataError, UsageError
 from deepcluster.images import Images, Source, find
-from deepcluster.images.given import true_labels
+from deepcluster.images.true_labels import true_labels
 from deepcluster.runs.images import images_at_hand
 from deepcluster.runs.predict import predict
 from deepcluster.runs.result import describe

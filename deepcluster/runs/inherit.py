@@ -9,8 +9,8 @@ from torch import Tensor
 
 from deepcluster.groups.cut import move_rows, recentred
 from deepcluster.model import WORDS, Annotations, Model, Said
-from deepcluster.runs.lesson import Answer, taught_model
 from deepcluster.runs.run import Run
+from deepcluster.runs.teach import Answer, taught_model
 from deepcluster.texts import plural
 
 

@@ -43,9 +43,9 @@ from deepcluster.report.pictures import (
 )
 from deepcluster.runs.result import Outcome
 from deepcluster.runs.run import Run
+from deepcluster.runtime.bounded import check_file
 from deepcluster.runtime.compute import Progress
 from deepcluster.runtime.log import warn
-from deepcluster.runtime.plain_files import check_file
 from deepcluster.seeding import derive
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import Row, Table

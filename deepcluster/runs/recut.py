@@ -15,8 +15,8 @@ from deepcluster.groups.cut import KMEANS_STARTS, Cut, move_rows, pinned, recent
 from deepcluster.groups.spread import nodes_of
 from deepcluster.images import Source
 from deepcluster.model import Model
-from deepcluster.presets import check_clusters
-from deepcluster.recipe import Recipe
+from deepcluster.recipes.options import Recipe
+from deepcluster.recipes.presets import check_clusters
 from deepcluster.records import Clustering
 from deepcluster.runs import inherit, result
 from deepcluster.runs.change import Carried, Change, carry_out

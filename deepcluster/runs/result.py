@@ -13,7 +13,7 @@ from deepcluster.clustering.agreement import NMI_AVERAGE, scores
 from deepcluster.clustering.kmeans import means
 from deepcluster.groups.choose_k import plausible_numbers
 from deepcluster.groups.tree import medoids_of
-from deepcluster.recipe import Recipe
+from deepcluster.recipes.options import Recipe
 from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.run import Rows, Run, placement_columns
 from deepcluster.runtime.console import Display

@@ -7,15 +7,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from deepcluster.build import cut_sample
 from deepcluster.errors import DiskError
 from deepcluster.groups.cut import Cut, Placement, placement_of
 from deepcluster.groups.graph import MAX_GRAPH_ROWS, Embeddings, graph_rows
 from deepcluster.groups.spread import Labels, nodes_of
 from deepcluster.model import Model
-from deepcluster.recipe import Recipe, read_toml
+from deepcluster.recipes.build import cut_sample
+from deepcluster.recipes.options import Recipe, read_toml
 from deepcluster.records import Clustering
-from deepcluster.runtime.plain_files import RUN
+from deepcluster.runtime.bounded import RUN
 from deepcluster.seeding import generator
 from deepcluster.storage import former, run_folder
 from deepcluster.storage import model_files as models

@@ -41,8 +41,8 @@ from deepcluster.runs.result import Outcome, describe
 from deepcluster.runs.run import Run, read_run
 from deepcluster.runs.views import checked, refresh
 from deepcluster.runtime import log, signals
+from deepcluster.runtime.bounded import MAX_JSON, parse_json, shaped
 from deepcluster.runtime.console import Several
-from deepcluster.runtime.plain_files import MAX_JSON, parse_json, shaped
 from deepcluster.storage import former, run_folder
 from deepcluster.storage.clusters_file import Made
 from deepcluster.storage.content import IMAGES

@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from deepcluster.runtime.plain_files import MAX_TEXT, check_file, lines_of
+from deepcluster.runtime.bounded import MAX_TEXT, check_file, lines_of
 
 CsvRow = Mapping[str, Any]
 

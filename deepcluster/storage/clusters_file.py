@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from deepcluster.runtime.plain_files import MAX_TENSORS, check_file, check_tensors, parse_json, shaped
+from deepcluster.runtime.bounded import MAX_TENSORS, check_file, check_tensors, parse_json, shaped
 from deepcluster.storage.content import Facts
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any, Self, overload
 import numpy as np
 import numpy.typing as npt
 
-from deepcluster.runtime.plain_files import RUN, shaped
+from deepcluster.runtime.bounded import RUN, shaped
 
 SCHEMA_VERSIONS = range(1, 2)  # of the runs that this version reads; it writes the last
 

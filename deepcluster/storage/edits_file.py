@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from deepcluster.errors import DiskError, UsageError
-from deepcluster.runtime.plain_files import json_sha256, read_json, shaped
+from deepcluster.runtime.bounded import json_sha256, read_json, shaped
 from deepcluster.texts import JOINERS
 
 SCHEMA_VERSION = 1

@@ -27,7 +27,7 @@ from deepcluster.nets.names import MODULE, NO_NETWORK
 from deepcluster.nets.network import Absent, Network, build, copy_of_module, no_network
 from deepcluster.nets.timm import channels_last
 from deepcluster.nets.weights import shapes_only
-from deepcluster.runtime.plain_files import check_tensors, is_run, json_sha256, read_tensors
+from deepcluster.runtime.bounded import check_tensors, is_run, json_sha256, read_tensors
 from deepcluster.storage import clusters_file
 from deepcluster.storage.clusters_file import Header, Made
 from deepcluster.storage.content import Facts

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from deepcluster.errors import DeepClusterError, DiskError, first_line, other_version
 from deepcluster.images.arrays import load_array
-from deepcluster.runtime import log, plain_files, signals, tables
-from deepcluster.runtime.plain_files import RUN as RUN
-from deepcluster.runtime.plain_files import check_file, is_run
+from deepcluster.runtime import bounded, log, signals, tables
+from deepcluster.runtime.bounded import RUN as RUN
+from deepcluster.runtime.bounded import check_file, is_run
 from deepcluster.runtime.tables import CsvRow
 from deepcluster.storage import state, swap
 from deepcluster.storage.clusters_file import digest_of
@@ -56,7 +56,7 @@ class RunFolder:
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON object."""
         with self._read(name) as path:
-            return plain_files.shaped(plain_files.read_json(path), dict, "it")  # type: ignore[no-any-return]
+            return bounded.shaped(bounded.read_json(path), dict, "it")  # type: ignore[no-any-return]
 
     def read_record(self) -> RunRecord:
         """Return the content of run.json."""
@@ -188,7 +188,7 @@ def read_table(path: Path, columns: Sequence[str]) -> Table:
     """Read a CSV file by columns. Raise ValueError if a cell or one of ``columns`` is missing."""
     # A spreadsheet puts a byte order mark in front.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(plain_files.lines_of(file), strict=True)
+        reader = csv.reader(bounded.lines_of(file), strict=True)
         names = next(reader, [])
         if missing := [column for column in columns if column not in names]:
             raise ValueError(f"it has no column {missing[0]}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deepcluster.errors import DiskError
 from deepcluster.runtime import signals
-from deepcluster.runtime.plain_files import is_run
+from deepcluster.runtime.bounded import is_run
 from deepcluster.storage.files import changing, sync_folder
 from deepcluster.storage.state import LOCK, SCRATCH, own_files
 

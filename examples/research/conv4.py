@@ -40,7 +40,7 @@ from deepcluster import DeepCluster, load
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.clustering.agreement import nmi
 from deepcluster.images import find, read_once
-from deepcluster.images.given import true_labels
+from deepcluster.images.true_labels import true_labels
 from deepcluster.learning.features import extract
 from deepcluster.nets.network import Network
 from deepcluster.records import Clustering

@@ -12,8 +12,8 @@ import torch
 from deepcluster.runs.predict import predict
 from deepcluster.runs.run import read_run
 from deepcluster.runs.views import made_current
+from deepcluster.runtime.bounded import is_run
 from deepcluster.runtime.console import Silent
-from deepcluster.runtime.plain_files import is_run
 from deepcluster.storage import model_files as models
 from deepcluster.storage.model_config import read_summary
 from deepcluster.storage.run_folder import RunFolder, are_current, open_run

@@ -3,7 +3,7 @@
 //   openOne (one.js); plain (cards.js); post (change.js); askKinds, nameKind, rightFaces (kinds.js); give, takeAnswerBack, ask, queue (questions.js)
 //   review, chooseForWrong, applyAnswers, placeWrong, previewed, closeReview (review.js)
 
-/* Answers by row, as runs/lesson.py takes them: to questions, or from a list of images. */
+/* Answers by row, as runs/teach.py takes them: to questions, or from a list of images. */
 const teacher = $("#teach"), EACH = 10;
 const answered = new Map();
 let choices = [], current = answered, cutOfAnswers = null;

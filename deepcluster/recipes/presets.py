@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from deepcluster.auto import (
+from deepcluster.errors import DataError, ModelError, UsageError
+from deepcluster.nets.names import MODULE, PAPER_NETWORKS, PUBLISHED, backbone_of, takes_one_size
+from deepcluster.recipes.auto import (
     WHITENING,
     Choices,
     Facts,
@@ -23,9 +25,7 @@ from deepcluster.auto import (
     image_size_for,
     margin_for,
 )
-from deepcluster.errors import DataError, ModelError, UsageError
-from deepcluster.nets.names import MODULE, PAPER_NETWORKS, PUBLISHED, backbone_of, takes_one_size
-from deepcluster.recipe import AUTO, Recipe, read_options, read_toml
+from deepcluster.recipes.options import AUTO, Recipe, read_options, read_toml
 from deepcluster.texts import plural
 
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import cyclopts
 
-from deepcluster import errors, flags
+from deepcluster import errors
 from deepcluster.errors import DeepClusterError, UsageError
 from deepcluster.nets.names import NO_NETWORK
+from deepcluster.recipes import flags
 from deepcluster.runtime import console
 from deepcluster.runtime.console import Terminal, complain, say
 from deepcluster.runtime.machine import is_main_rank, world_size

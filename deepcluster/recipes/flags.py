@@ -10,7 +10,7 @@ from cyclopts import Group, Parameter, Token, convert, validators
 
 from deepcluster.errors import UsageError
 from deepcluster.nets.names import MODULE
-from deepcluster.recipe import ANY, DECLARED
+from deepcluster.recipes.options import ANY, DECLARED
 from deepcluster.texts import number, short
 
 IMAGE_EXPORTS = ("folders", "imagefolder")  # the forms of `export` that hold images, and use all its flags

@@ -15,12 +15,12 @@ from deepcluster.errors import UsageError
 from deepcluster.groups.cut import move_rows, recentred
 from deepcluster.groups.spread import Labels, Taught, beliefs, followed, nodes_of, questions
 from deepcluster.model import WORDS, Model, Said
+from deepcluster.runs.apply import MAX_NEW, moved_rows
 from deepcluster.runs.change import Carried, Change, carry_out, decided, preview
-from deepcluster.runs.edits import MAX_NEW, moved_rows
 from deepcluster.runs.quality import estimated_quality, kinds_of, sampled, unpinned
 from deepcluster.runs.run import Run, read_run
+from deepcluster.runtime.bounded import json_sha256
 from deepcluster.runtime.console import Display, Several
-from deepcluster.runtime.plain_files import json_sha256
 from deepcluster.runtime.tables import PATH_COLUMNS, read_columns
 from deepcluster.seeding import derive, generator
 from deepcluster.storage import run_folder

@@ -15,12 +15,12 @@ from cyclopts import App, Group, Parameter
 import deepcluster
 from deepcluster.commands.machine import doctor, fetch, recipes
 from deepcluster.commands.make import apply, ask, fit, promote, recut, report, teach, update
+from deepcluster.commands.session import check_arguments, explained, report_error, typed
 from deepcluster.commands.use import embed, evaluate, export, predict, similar
 from deepcluster.errors import DeepClusterWarning, Stopped
 from deepcluster.runtime import console, log, signals
 from deepcluster.runtime.console import complain
 from deepcluster.runtime.machine import is_main_rank
-from deepcluster.session import check_arguments, explained, report_error, typed
 
 app = App(
     name="deepcluster",

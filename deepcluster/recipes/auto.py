@@ -7,7 +7,7 @@ from typing import Any
 
 from deepcluster.errors import UsageError
 from deepcluster.nets.names import EMBEDDED, MODULE, PAPER_NETWORKS, PUBLISHED
-from deepcluster.recipe import Recipe
+from deepcluster.recipes.options import Recipe
 from deepcluster.texts import plural
 
 IMAGES_PER_ROUND = 5000  # at least, if a network is trained from random weights

@@ -19,7 +19,7 @@ from typing import Any
 
 from deepcluster.errors import DiskError, UsageError
 from deepcluster.nets.names import MODULE, NETWORKS, PUBLISHED
-from deepcluster.runtime.plain_files import check_file
+from deepcluster.runtime.bounded import check_file
 
 AUTO = "auto"  # in place of a value: the recipe decides
 ANY = "NAME"  # at the end of a choice: any name

@@ -24,7 +24,7 @@ from deepcluster.learning.training import Learning, OptimizerOf, network_precisi
 from deepcluster.nets.names import MODULE
 from deepcluster.nets.network import Network, build, copy_of_module
 from deepcluster.nets.timm import channels_last
-from deepcluster.recipe import Recipe
+from deepcluster.recipes.options import Recipe
 from deepcluster.records import Clustering, Round, State
 from deepcluster.runtime.compute import MAX_PASS_BATCH, Compute, Progress, ignore_progress
 from deepcluster.runtime.partition import Partition
