@@ -14,7 +14,7 @@ from fuzz.harness import instrumented, main
 with instrumented(__name__):
     from deepcluster.errors import ModelError
     from deepcluster.storage import model_files as models
-    from tests.tiny import change_tensors, sign, tiny_model
+    from tests.helpers.tiny import change_tensors, sign, tiny_model
 
 
 @cache

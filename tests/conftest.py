@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from deepcluster.commands.cli import run_command
-from tests.drawings import KINDS, draw
+from tests.helpers.drawings import KINDS, draw
 from tests.helpers.hub import Hub, point_to, serving, tiny_file
+from tests.helpers.ranks import Ranks
 from tests.helpers.runs import small_fit
-from tests.ranks import Ranks
 
 # Whatever networks this machine has are not there for the tests, and nothing is fetched.
 os.environ["HF_HUB_CACHE"] = str(Path(tempfile.gettempdir()) / "deepcluster-tests-without-weights")

@@ -25,8 +25,8 @@ from deepcluster.nets.network import build
 from deepcluster.records import State
 from deepcluster.runtime.compute import Compute, Stopwatch
 from deepcluster.seeding import generator
-from tests.drawings import drawings
-from tests.loop import loop
+from tests.helpers.drawings import drawings
+from tests.helpers.loop import loop
 
 OPTIONS = {"clusters": 6, "batch_size": 16, "views": [Augmentation(crop=(0.5, 1))], "dims": 16, "lr": 0.05}
 

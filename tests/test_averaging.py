@@ -1,6 +1,6 @@
 """The network of a result: the mean of the weights before and after training, and a warning where these have collapsed.
 
-That a run goes on to the same bits after it was killed between two rounds is in test_resume.py.
+That a run goes on to the same bits after it was killed between two rounds is in fitting/test_resume.py.
 """
 
 import warnings
@@ -21,7 +21,7 @@ from deepcluster.nets.network import as_network
 from deepcluster.recipes.presets import read_request
 from deepcluster.records import Clustering
 from deepcluster.runtime.compute import Compute
-from tests.drawings import drawings
+from tests.helpers.drawings import drawings
 from tests.helpers.runs import OPTIONS
 
 

@@ -33,8 +33,8 @@ from deepcluster.commands.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, UsageError
 from deepcluster.learning import CrossEntropy
 from deepcluster.runtime import Silent
-from tests.drawings import drawings
 from tests.helpers import shared
+from tests.helpers.drawings import drawings
 from tests.helpers.runs import record, rows
 
 QUICK = {"n_clusters": 3, "rounds": 1, "epochs": 1, "image_size": 16}

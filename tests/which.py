@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from tests.pages import ROOT
-from tests.test_layers import imports, modules
+from tests.helpers.pages import ROOT
+from tests.whole.test_layers import imports, modules
 
 NEEDS = {path: imports(path.read_text()) for path in (ROOT / "tests").glob("test_*.py")}
 

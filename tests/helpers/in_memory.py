@@ -8,7 +8,7 @@ from deepcluster.model import Model
 from deepcluster.runs.run import Rows, Run
 from deepcluster.storage.content import FILES, IMAGES, Facts, RunRecord, Table
 from deepcluster.storage.images_table import REJECTED, Images
-from tests.tiny import RECORD
+from tests.helpers.tiny import RECORD
 
 
 def images_of(

@@ -1,0 +1,159 @@
+"""Keywords for exiftool, checked with exiftool itself on images that have other keywords."""
+
+import csv
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from deepcluster.errors import DataError, DiskError
+from deepcluster.export import keywords
+from deepcluster.storage import files
+from tests.helpers.exports import hand_run, photos_run
+
+TAGS = ("XMP-dc:Subject", "XMP-lr:HierarchicalSubject", "XMP-digiKam:TagsList")
+exiftool = pytest.mark.skipif(not shutil.which("exiftool"), reason="exiftool is missing")
+
+
+def call(*arguments: object) -> str:
+    done = subprocess.run(["exiftool", *map(str, arguments)], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def lists(folder: Path, kind: str = "") -> dict[str, tuple[list[str], ...]]:
+    """By file: the flat keywords, the nested ones of Lightroom and those of digiKam, and those of IPTC."""
+    names = (*TAGS, "IPTC:Keywords")
+    found = json.loads(
+        call("-j", "-r", "-G1", *(["-ext", kind] if kind else []), *(f"-{name}" for name in names), folder)
+    )
+    values = {Path(tags["SourceFile"]).name: [tags.get(name, []) for name in names] for tags in found}
+    return {file: tuple(v if isinstance(v, list) else [str(v)] for v in of_file) for file, of_file in values.items()}
+
+
+def shown(flat: list[str], nested: list[str], digikam: list[str], iptc: list[str]) -> list[set[str]]:
+    """The keywords in Immich, digiKam, darktable, Lightroom and Windows, by the lists that each of them reads first."""
+    nested = [keyword.replace("|", "/") for keyword in nested]
+    read = (digikam or nested or iptc, digikam or nested or flat or iptc, nested or flat, nested + flat, flat or iptc)
+    return [{*keywords} for keywords in read]
+
+
+def table(out: Path) -> dict[str, list[str]]:
+    with out.open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["SourceFile", *TAGS]
+    return {Path(path).name: cells for path, *cells in rows}
+
+
+ODD = ["Käfer", 'a, "b" | c/d', "=1+1", "-", "'x'"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A cluster of one image for each odd name, one of junk and one without a name, which has two."""
+    paths = ("a.png", "sea, ü/b 'c'.png", "d.png", "e.png", "[f].png", "junk.png", "-h.png", "i.png")
+    clusters = {path: min(number, 6) for number, path in enumerate(paths)}
+    return photos_run(tmp_path, clusters, names=dict(enumerate([*ODD, "junk"])), junk=[5])
+
+
+def test_the_images_of_clusters_with_a_name_have_a_row(run, tmp_path, prints, ends):
+    out = tmp_path / "new" / "k.csv"
+    said = " ".join(prints("export", run, "--to", "keywords", "-o", out).split())
+    assert list(table(out)) == ["a.png", "b 'c'.png", "d.png", "e.png", "[f].png"]
+    assert table(out)["b 'c'.png"] == ['a, "b" - c-d', 'deepcluster|a, "b" - c-d', 'deepcluster/a, "b" - c-d']
+    assert f"exiftool -@ {out.with_suffix('.args')}" in said and "-sidecars.args" in said and "3 images without" in said
+    prints("export", run, "--to", "keywords", "-o", tmp_path / "left.csv", "--outliers", "leave")
+    assert list(table(tmp_path / "left.csv")) == ["a.png", "d.png", "[f].png"]
+    assert "--mode" in ends(["export", run, "--to", "keywords", "-o", tmp_path / "x.csv", "--mode", "copy"], 2)
+    assert "k.csv" in ends(["export", run, "--to", "keywords", "-o", out], 5)
+    with pytest.raises(DataError, match="name a cluster"):
+        keywords(hand_run(tmp_path / "unnamed", str(tmp_path / "photos"), {"a.png": 0}), tmp_path / "x.csv")
+
+
+def test_a_failure_leaves_none_of_the_four_files(run, tmp_path, monkeypatch):
+    out, write_whole = tmp_path / "new" / "k.csv", files.write_whole
+
+    def full(path, *content, **how):
+        if path.name == "k-sidecars.args":
+            raise DiskError("no space left")
+        write_whole(path, *content, **how)
+
+    with monkeypatch.context() as patch, pytest.raises(DiskError):
+        patch.setattr(files, "write_whole", full)
+        keywords(run, out)
+    assert not [*out.parent.iterdir()]
+    keywords(run, out)
+    assert len([*out.parent.iterdir()]) == 4
+
+
+@exiftool
+def test_odd_names_arrive_in_every_list(run, tmp_path):
+    keywords(run, tmp_path / "k.csv")
+    others = {file: file.read_bytes() for file in (tmp_path / "photos").glob("[ij-]*")}
+    call("-@", tmp_path / "k.args", "-common_args", "-overwrite_original")
+    found = lists(tmp_path / "photos")
+    for name, cells in table(tmp_path / "k.csv").items():
+        assert found[name] == (*([cell] for cell in cells), []), name
+    assert len(others) == 3 and all(file.read_bytes() == content for file, content in others.items())
+
+
+OTHERS = {
+    "flat": [("flat", "Anna"), ("flat", "Bo, b")],
+    "nested": [("nested", "People|Anna")],
+    "digikam": [("digikam", "People/Anna"), ("flat", "Anna")],
+    "same": [("flat", "owl"), ("flat", "Anna")],
+    "same beside nested": [("flat", "owl"), ("flat", "Anna"), ("nested", "People|Anna")],
+    "same beside digikam": [("flat", "owl"), ("flat", "Anna"), ("digikam", "People/Anna")],
+    "below": [("nested", "Birds|owl"), ("flat", "owl"), ("flat", "Birds")],
+    "iptc": [("iptc", "Änna")],
+    "none": [],
+}
+WHERE = dict(zip(("flat", "nested", "digikam", "iptc"), (*TAGS, "IPTC:Keywords"), strict=True))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Iterator[Path]:
+    """An image for each of OTHERS with these keywords, and one of a cluster without a name."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, (name, has) in enumerate([*OTHERS.items(), ("unnamed", [("flat", "Anna")])]):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / f"{name}.jpg")
+        words = [f"-{WHERE[where]}={keyword}" for where, keyword in has]
+        caption = ["-codedcharacterset=utf8", "-IPTC:Caption-Abstract=on a leaf"] if name == "iptc" else []
+        if words:
+            call("-q", "-overwrite_original", *caption, *words, folder / f"{name}.jpg")
+    return folder
+
+
+@exiftool
+@pytest.mark.parametrize("kind", ["", "xmp"])
+def test_no_other_keyword_is_lost_or_hidden_and_twice_changes_nothing(kind, photos, tmp_path):
+    """After a correction the keyword of the earlier table goes. An image stays as it is beside its sidecar."""
+    if kind:
+        call("-o", photos / "none.jpg.xmp", "-XMP-dc:Subject=Old", "-XMP-xmp:Rating=4")
+    before, images = lists(photos, "jpg"), {file: file.read_bytes() for file in photos.glob("*.jpg")}
+    files: list[dict[str, bytes]] = []
+    for turn, (word, other) in enumerate((("owl", "dog"), ("owl", "dog"), ("dog", "owl"), ("owl", "dog"))):
+        clusters = {file.name: int(file.name == "unnamed.jpg") for file in images}
+        keywords(hand_run(tmp_path / f"{turn}", str(photos), clusters, names={0: word}), tmp_path / f"{turn}.csv")
+        call("-@", tmp_path / f"{turn}{'-sidecars' * bool(kind)}.args")
+        now = lists(photos, kind or "jpg")
+        for name in OTHERS:
+            programs = zip(shown(*before[f"{name}.jpg"]), shown(*now[f"{name}.jpg{'.xmp' * bool(kind)}"]), strict=True)
+            for was, has in programs:
+                lost = [one for one in was if not any(f"/{keyword}".endswith(f"/{one}") for keyword in has)]
+                assert not lost and has & {word, f"deepcluster/{word}"}, name
+                assert f"deepcluster/{other}" not in has and (other not in has or ("flat", "owl") in OTHERS[name]), name
+        files.append({name: (photos / name).read_bytes() for name in now})
+    assert files[0] == files[1] == files[3] != files[2]
+    if kind:
+        assert all(file.read_bytes() == content for file, content in images.items()) and len(now) == len(OTHERS)
+        assert call("-s3", "-Rating", "-XMP-dc:Subject", photos / "none.jpg.xmp").split() == ["4", "Old,", "owl"]
+        assert "on a leaf" in call("-XMP-dc:Description", photos / "iptc.jpg.xmp")
+    else:
+        kept = {file: file.with_name(f"{file.name}_original") for file in images}
+        assert {file.stem for file, former in kept.items() if not former.exists()} == {"unnamed"}
+        assert all(former.read_bytes() == images[file] for file, former in kept.items() if former.exists())

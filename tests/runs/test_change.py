@@ -1,0 +1,260 @@
+"""A change of a run is known whole before anything is written, and one function writes it."""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from itertools import count
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+
+from deepcluster.commands.cli import run_command
+from deepcluster.errors import UsageError
+from deepcluster.model import WORDS
+from deepcluster.runs.apply import apply, by_edits
+from deepcluster.runs.change import ChangeOf, by_steps, preview, redo, undo
+from deepcluster.runs.page import shown_of
+from deepcluster.runs.recut import by_number, recut
+from deepcluster.runs.run import read_run
+from deepcluster.runs.teach import Answer, lesson, teach
+from deepcluster.runs.update import update
+from deepcluster.runs.views import made_current
+from deepcluster.runtime.console import Silent
+from deepcluster.storage.content import CLUSTERS
+from deepcluster.storage.edits_file import Edits
+from deepcluster.storage.former import history
+from deepcluster.storage.run_folder import locked, open_run
+from tests.helpers.commands import in_a_child
+from tests.helpers.features import blobs
+from tests.helpers.runs import contents, rows
+
+MERGE = Edits(merge=((0, 2),), names={0: "both"})
+NAME = Edits(names={2: "two"})
+ANSWERS = [Answer(0, 2), Answer(20, name="new")]
+
+# The maker of a change, and the function that also writes it.
+CHANGES: dict[str, tuple[ChangeOf, Callable[[Path], object]]] = {
+    "merge": (partial(by_edits, MERGE), lambda run: apply(run, MERGE)),
+    "name": (partial(by_edits, NAME), lambda run: apply(run, NAME)),
+    "lesson": (lambda _, run: lesson(run, ANSWERS), lambda run: teach(run, ANSWERS)),
+    "recut": (partial(by_number, 2, Silent()), lambda run: recut(run, 2)),
+    "undo": (partial(by_steps, 2), lambda run: undo(run, steps=2)),
+    "redo": (partial(by_steps, 1, forward=True), redo),
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four clusters, after edits that can be undone."""
+    folder = tmp_path_factory.mktemp("change")
+    np.save(folder / "f.npy", blobs([15] * 4, 8).numpy())
+    (folder / "labels.csv").write_text("path,label\n" + "".join(f"{row},{row // 15}\n" for row in range(60)))
+    options = ["--features", "-o", f"{folder}/run", "-k", "4", "--labels", f"{folder}/labels.csv", "-q"]
+    assert run_command(["fit", f"{folder}/f.npy", *options]) == 0
+    apply(folder / "run", Edits(move=((3, 0), (18, 0), (33, 0), (48, 0)), names={1: "one"}))
+    recut(folder / "run", 3)
+    recut(folder / "run", 5)
+    undo(folder / "run")
+    return folder / "run"
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_preview_is_what_the_change_writes(made: Path, tmp_path: Path, name: str) -> None:
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    change_of, write = CHANGES[name]
+    files, before = contents(run), read_run(open_run(run))
+    change = change_of(open_run(run), before)
+    moves = preview(before, change)
+    assert contents(run) == files, "a change is a value"
+    write(run)
+    after = read_run(open_run(run))
+    pairs = [*zip(before.placement.cluster.tolist(), after.placement.cluster.tolist(), strict=True)]
+    assert moves == {pair: pairs.count(pair) for pair in {*pairs} if pair[0] != pair[1]}
+    assert bool(moves) == (name != "name")
+    assert vars(change.run.model)["said"] == after.model.said and change.run.model.names == after.model.names
+    # Edits of a page before a name are edits of the page after it.
+    assert (after.facts.cut == before.facts.cut) == (name == "name")
+    assert (after.facts.edits is None) == (name in ("recut", "undo", "redo"))
+    if change.done:
+        assert history(open_run(run))[0][0].done == change.done
+
+
+def whole(run: Path) -> dict[str, object]:
+    """All that a command could change in a run folder, the log and times too."""
+    paths = [path for path in sorted(run.rglob("*")) if path.name != "lock"]
+    return {str(path): (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in paths}
+
+
+LINES = {
+    "merge": "apply RUN edits.json",
+    "undo": "apply RUN --undo 2",
+    "redo": "apply RUN --redo",
+    "recut": "recut RUN -k 2",
+    "lesson": "teach RUN answers.csv",
+    "update": "update RUN more.npy",
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_dry_run_says_what_the_command_does_and_writes_nothing(
+    made: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made, "RUN")
+    Path("edits.json").write_text(json.dumps({"schema_version": 1, "merge": [[0, 2]], "names": {"0": "both"}}))
+    Path("answers.csv").write_text("path,name\n0,\n20,new\n40,new\n")
+    np.save("more.npy", blobs([0, 3], 8, seed=1).numpy())
+    before, sizes = whole(Path("RUN")), Counter(row["cluster"] for row in rows(Path("RUN/clusters.csv")))
+    assert run_command([*LINES[name].split(), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "nothing was written" in said and whole(Path("RUN")) == before
+    assert run_command([*LINES[name].split(), "--dry-run", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["dry_run"] and whole(Path("RUN")) == before
+    assert run_command(LINES[name].split()) == 0
+    after = rows(Path("RUN/cluster_summary.csv"))
+    assert told["clusters"] == len(after)
+    assert {str(row["cluster"]): row["before"] for row in told["sizes"] if row["before"]} == sizes
+    here = {str(row["cluster"]): (row["after"], row["name"]) for row in told["sizes"] if row["after"]}
+    assert here == {row["cluster"]: (int(row["size"]), row["name"]) for row in after if row["size"] != "0"}
+    assert (told["changed"] > 0) == bool(told["changes"]) == (name != "update")
+
+
+# ---- steps back and forward -----------------------------------------------------------------------------------------
+
+
+def state(run: Path) -> dict[str, object]:
+    """A run without its earlier and later states, the last of which is copied when it is left."""
+    return {name: content for name, content in contents(run).items() if not name.startswith("former/")}
+
+
+@pytest.fixture
+def undrawn(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The run without a page, which would be drawn anew after each change."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    for name in ("report.html", "map.npy"):
+        (run / name).unlink()
+    made_current(run)  # result.json lists the others
+    return run
+
+
+def a_change(run: Path, random: Random) -> str:
+    """Make a change at random that a person may make, and return its kind."""
+    model = read_run(open_run(run)).model
+    present = model.cut.cluster_of.unique().tolist()
+    one, other = random.choice(present), random.choice(present)
+    images = random.sample(range(60), 3)
+    free = len(model.names)
+    kind = random.choice(["name", "merge", "split", "move", "new", "junk", "teach", "named", "see", "recut", "update"])
+    edits = {
+        "name": {"names": {one: random.choice("abc")}},
+        "merge": {"merge": ((one, other),)},
+        "split": {"split": ((one, 2),)},
+        "move": {"move": tuple((row, one) for row in images)},
+        "new": {"move": tuple((row, free) for row in images), "names": {free: random.choice("abc")}},
+        "junk": {"junk": (one,)},
+        "see": {"checked": tuple(images)},
+    }
+    with suppress(UsageError):  # one cluster merged with itself, one part, nothing left to teach
+        if kind in edits:
+            apply(run, Edits(**edits[kind]))
+        elif kind == "teach":
+            teach(run, [Answer(row, one) for row in images])
+        elif kind == "named":
+            teach(run, [Answer(row, name=random.choice("abc"), by=random.choice(WORDS)) for row in images])
+        elif kind == "recut":
+            recut(run, random.choice([2, 3, 6]))
+        else:
+            new = blobs([1] * 4, 8, seed=random.randrange(1000)).numpy()
+            np.save(run.parent / "more.npy", new)
+            update(run, str(run.parent / "more.npy"))
+    return kind
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_undo_and_redo_are_the_identity_and_no_number_is_given_twice(undrawn: Path, seed: int) -> None:
+    random = Random(seed)
+    given = 0
+    for _ in range(6):
+        kind = a_change(undrawn, random)
+        after = state(undrawn)
+        assert len(read_run(open_run(undrawn)).model.names) >= given, "numbers that were given stay given"
+        given = len(read_run(open_run(undrawn)).model.names)
+        done = len(history(open_run(undrawn))[0])
+        for number in {min(2, done), done}:
+            undo(undrawn, steps=number)
+            assert len(read_run(open_run(undrawn)).model.names) == given
+            redo(undrawn)
+            if number > 1:
+                redo(undrawn, steps=number - 1)
+            assert state(undrawn) == after, (kind, number)
+        if random.random() < 0.3:
+            undo(undrawn, steps=random.randint(1, min(3, done)))
+
+
+def test_answers_that_move_no_image_leave_the_tree_of_their_centroids(undrawn: Path) -> None:
+    before = read_run(open_run(undrawn))
+    teach(undrawn, [Answer(row, int(before.placement.cluster[row])) for row in range(10)])
+    after = read_run(open_run(undrawn))
+    assert after.placement.cluster.equal(before.placement.cluster)
+    assert not after.model.cut.centroids.equal(before.model.cut.centroids)
+    assert [[*pair] for pair in shown_of(after).tree.merges] == open_run(undrawn).read_json("tree.json")["merges"]
+
+
+def test_an_update_counts_in_the_tree(undrawn: Path) -> None:
+    np.save(undrawn.parent / "more.npy", blobs([1] * 4, 8, seed=1).numpy())
+    update(undrawn, str(undrawn.parent / "more.npy"))
+    assert open_run(undrawn).read_json("tree.json")["sizes"][-1] == len(read_run(open_run(undrawn)).rows.paths) == 64
+
+
+def test_a_new_change_after_an_undo_loses_nothing_that_was_undone(undrawn: Path) -> None:
+    run = undrawn
+    undo(run, steps=None)
+    names = [f"name {number}" for number in range(3)]
+    for number, name in enumerate(names):
+        apply(run, Edits(names={number: name}))
+    undo(run, steps=2)
+    apply(run, Edits(names={0: "other"}))
+    back, forward = history(open_run(run))
+    assert not forward and [step.done for step in back][:5] == [
+        "1 name: other",
+        "2 changes taken back",
+        "1 name: name 2",
+        "1 name: name 1",
+        "1 name: name 0",
+    ]
+    undo(run, steps=2)
+    assert [*read_run(open_run(run)).model.names[:3]] == names
+
+
+@pytest.mark.parametrize("name", ["name", "undo", "redo"])
+def test_a_kill_at_a_change_of_the_disk_leaves_the_state_before_or_after(undrawn: Path, name: str) -> None:
+    """Its views are made again."""
+    write = CHANGES[name][1]
+    before = state(undrawn)
+    after = Path(shutil.copytree(undrawn, undrawn.with_name("after")))
+    write(after)
+    seen = []
+    for kill_at in count(1):
+        place = Path(shutil.copytree(undrawn, undrawn.with_name(str(kill_at))))
+        killed = in_a_child(partial(write, place), kill_at)
+        with locked(place):  # removes the unfinished file
+            pass
+        made_current(place)
+        seen.append(contents(place)[CLUSTERS] != before[CLUSTERS])
+        now = state(place)
+        if seen[-1] and name == "name":  # with a date
+            now = read_run(open_run(place)).model.names
+            assert now == read_run(open_run(after)).model.names
+        else:
+            assert now == (state(after) if seen[-1] else before)
+        if not killed:
+            break
+    assert seen == sorted(seen) and not seen[0] and seen[-1] and len(seen) > 5

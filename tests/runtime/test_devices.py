@@ -1,0 +1,265 @@
+"""Tensors lie on the network's device if they must: on a pretended second one (tests/helpers/second_device.py)."""
+
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from functools import partial
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import pytest
+import torch
+
+from deepcluster.algorithm import conclude
+from deepcluster.clustering import kmeans, whiten
+from deepcluster.clustering.agreement import nmi
+from deepcluster.clustering.whitening import Reduction
+from deepcluster.images.views import Augmentation, each_once, random_views
+from deepcluster.learning.features import extract
+from deepcluster.learning.heads import CentroidHead, WithInstances
+from deepcluster.learning.training import Learning, body_optimizer
+from deepcluster.nets.network import build
+from deepcluster.runtime import compute as compute_module
+from deepcluster.runtime import devices
+from deepcluster.runtime.compute import Compute
+from deepcluster.runtime.devices import exact_float32, holds_rows, in_order, made_ahead, one_thread, pool_of, working_on
+from deepcluster.seeding import derive, generator, lent_global
+from tests.helpers.drawings import drawings
+from tests.helpers.loop import learn, loop
+from tests.helpers.ranks import WAIT
+from tests.helpers.second_device import ELSEWHERE, second_device
+
+ROWS = torch.nn.functional.normalize(torch.randn(3000, 16, generator=generator(0, "rows")))
+ROWS[:1500] = ROWS[0]  # most k-means begin with empty clusters
+COLOURED = Augmentation(colour=0.4, grey=0.2)
+
+
+@pytest.mark.parametrize(
+    "cluster",
+    [
+        lambda x: kmeans(x, 50),
+        lambda x: kmeans(x, 50, empty="sample"),
+        lambda x: kmeans(x, 50, empty="faiss"),
+        lambda x: kmeans(x, 50, spherical=True),
+        lambda x: kmeans(x, 50, start=torch.arange(3000) % 50),
+        lambda x: kmeans(x, 50, start=ROWS[-50:]),
+    ],
+)
+def test_a_clustering_lies_where_its_rows_lie(cluster):
+    here = cluster(ROWS)
+    with second_device():
+        found = cluster(ROWS.to(ELSEWHERE))
+        assert {each.device.type for each in (found.labels, found.centroids, found.sizes)} == {"meta"}
+        assert nmi(found.labels.cpu(), here.labels) > 0.98
+        assert found.sizes.sum().item() == here.sizes.sum().item()
+
+
+def test_whitening_by_blocks_on_another_device_is_that_of_the_cpu():
+    here = whiten(ROWS, 8)
+    with second_device():
+        for x in (ROWS, ROWS.to(ELSEWHERE)):
+            there = whiten(x, 8, device=ELSEWHERE)
+            assert there.mean.device.type == "cpu"
+            reduced = there(x, ELSEWHERE)
+            assert reduced.device.type == "meta"
+            assert torch.allclose(reduced.cpu().abs(), here(ROWS).abs(), atol=1e-3)
+
+
+RECIPES = {
+    "v1": {"clusters": 5, "dims": 8},
+    "v2": {
+        "clusters": [4, 6], "reuse_features": True, "head": CentroidHead(0.1), "dims": None, "sample": each_once,
+        "views": (COLOURED, COLOURED, Augmentation(size=16)), "spherical": True, "loss": WithInstances(0.2),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("room", [True, False])
+def test_a_run_on_another_device(name, room, monkeypatch):
+    monkeypatch.setattr(compute_module, "holds_rows", lambda *_: room)
+    images, _ = drawings(10)
+    places = []
+    with second_device():
+        net = build("compact", image_size=24, projection=(16, 8) if name == "v2" else None)
+        net.to(ELSEWHERE)
+        where = Compute.of(net, images).device_for(16)
+        assert where.type == ("meta" if room else "cpu")
+        options = {"rounds": 2, "batch_size": 10, **RECIPES[name]}
+        for round in loop(net, images, **options):
+            places += [round.reduced, round.clustering.labels, round.clustering.centroids]
+            assert round.state.features is None or round.state.features.device == where
+            assert (round.state.features is not None) is (name == "v2")
+        result = conclude(
+            net, images, clusters=5, reduction=Reduction(8), compute=Compute.of(net, images, batch_size=10)
+        )
+        places += [result.reduced, result.reduction.projection, result.clustering.labels, result.clustering.centroids]
+    assert {each.device.type for each in places} == {"cpu"}  # what the run writes
+
+
+@pytest.mark.parametrize("side", [40, 41, 91])
+def test_views_on_another_device_are_those_of_the_cpu(side):
+    images = torch.randint(0, 256, (6, 3, side, side), generator=generator(0, "pixels"), dtype=torch.uint8)
+    here = random_views(images, 16, COLOURED, generator(0, "views"))
+    with second_device():
+        there = random_views(images.to(ELSEWHERE), 16, COLOURED, generator(0, "views"))
+        assert there.device.type == "meta" and torch.allclose(there.cpu(), here, atol=1e-6)
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_no_batch_waits_for_the_device(memory):
+    """No pass for features waits, and an epoch of eight steps as often as one of two: its loss is read once."""
+    images, kinds = drawings(8)
+
+    def waits(batch_size: int) -> int:
+        with second_device() as found:
+            net = build("compact", image_size=24).to(ELSEWHERE)
+            net.centroid_head(torch.randn(3, net.embedding_dim, generator=generator(0, "centroids")), 0.1)
+            kept = torch.zeros(24, net.embedding_dim).to(ELSEWHERE) if memory else None
+            optimizer = body_optimizer(net, Learning())
+            found.clear()
+            extract(net, images, Compute.of(net, images, batch_size=batch_size))
+            assert not found.total()
+            learn(
+                net, images, torch.tensor(kinds), optimizer, size=24, lr=0.1, epochs=1, batch_size=batch_size,
+                views=(COLOURED, COLOURED), cluster_weight=0.5, loss=WithInstances(0.2), memory=kept,
+            )  # fmt: skip
+        return found.total()
+
+    assert waits(3) == waits(12) <= 2
+
+
+def test_rows_go_to_a_device_that_has_room_and_float64(monkeypatch):
+    gpu = torch.device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=10e9))
+    assert holds_rows(gpu, 1_000_000, 1000)
+    assert not holds_rows(gpu, 1_000_000, 1001)
+    assert not holds_rows(torch.device("mps"), 10, 10)
+
+
+def test_each_process_of_several_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert devices.choose_device("cuda:1") == devices.choose_device("cuda") == torch.device("cuda:0")
+
+
+def test_a_quota_limits_the_cores(tmp_path, monkeypatch):
+    (tmp_path / "cpu.max").write_text("50000 100000\n")  # half a core
+    monkeypatch.setattr(devices, "control_groups", lambda controller: [tmp_path / "none", tmp_path])
+    assert devices.cores() == 1
+
+
+def test_settings_are_lent():
+    def settings():
+        return (
+            torch.get_deterministic_debug_mode(),
+            torch.backends.cudnn.deterministic,
+            torch.backends.cudnn.benchmark,
+            torch.backends.cudnn.conv.fp32_precision,
+            torch.backends.cuda.matmul.fp32_precision,
+            torch.utils.deterministic.fill_uninitialized_memory,
+            dict(os.environ),
+        )
+
+    before = settings()
+    with pytest.raises(KeyError), working_on(torch.device("mps"), deterministic=True), exact_float32():
+        assert settings()[:6] == (1, True, False, "ieee", "ieee", False)  # 1: warn only
+        raise KeyError
+    assert settings() == before
+    with working_on(torch.device("cpu"), deterministic=True):  # where all kernels are deterministic anyway
+        assert settings() == before
+    assert torch.backends.cudnn.allow_tf32  # the older name of the setting still answers
+
+
+def test_a_gpu_waits_for_a_batch_and_batches_do_not_run_away_from_it(monkeypatch):
+    making, using, begun = Mock(), Mock(), []
+    making.record_event.side_effect = range(8)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: making)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: using)
+    for task in made_ahead(lambda task: begun.append(task) or task, range(8), torch.device("cuda:0")):
+        assert using.wait_event.call_args.args == (task,) and len(begun) <= task + 3
+    assert begun == [*range(8)]
+    assert using.record_event().synchronize.call_count >= 3
+
+
+# ---- threads that work ahead -----------------------------------------------------------------------------------------
+
+
+def test_results_come_in_order_and_no_more_than_ahead_are_begun_and_not_taken():
+    begun = []
+
+    def work(task: int) -> int:
+        begun.append(task)
+        time.sleep(0.002 * (task % 3 == 0))
+        return task**2
+
+    with ThreadPoolExecutor(4) as pool:
+        for count, result in enumerate(in_order(pool, work, range(20), ahead=3)):
+            assert result == count**2 and len(begun) <= count + 3
+            time.sleep(0.002)
+    assert len(begun) == 20
+
+
+@pytest.mark.parametrize(("device", "ahead"), [("mps", True), ("cpu", False)])
+def test_the_next_is_made_while_this_one_is_used_on_a_gpu(device, ahead):
+    made = [threading.Event() for _ in range(5)]
+    results = made_ahead(lambda task: made[task].set() or task, range(5), torch.device(device))
+    assert next(results) == 0
+    assert made[1].wait(timeout=WAIT if ahead else 0.05) == ahead
+    assert list(results) == [1, 2, 3, 4]
+
+
+def test_the_last_of_several_threads_restores_their_numbers(monkeypatch, request):
+    def numbers() -> tuple[int, int]:
+        """Return torch's number of this thread and of a new one."""
+        with ThreadPoolExecutor(1) as pool:
+            return torch.get_num_threads(), pool.submit(torch.get_num_threads).result()
+
+    blas = Mock()  # of a library that is looked up again after each import
+    monkeypatch.setattr(devices, "_libraries", blas)
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(2)
+    restored = blas.return_value.limit.return_value.restore_original_limits
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        assert one.submit(numbers).result() == other.submit(numbers).result() == (2, 2)
+        for count, (first, last) in enumerate(((one, other), (other, one)), 1):
+            contexts = {pool: one_thread() for pool in (one, other)}
+            for pool, context in contexts.items():
+                pool.submit(context.__enter__).result()
+            with pytest.raises(KeyError), one_thread(), one_thread(), pool_of(3, single=True) as pool:
+                assert numbers() == (1, 1) and [*pool.map(lambda _: torch.get_num_threads(), range(6))] == [1] * 6
+                raise KeyError
+            first.submit(contexts[first].__exit__, None, None, None).result()
+            assert last.submit(torch.get_num_threads).result() == 1 and restored.call_count == count - 1
+            last.submit(contexts[last].__exit__, None, None, None).result()
+            assert numbers() == one.submit(numbers).result() == other.submit(numbers).result() == (2, 2)
+            assert restored.call_count == count
+
+
+# ---- seeds ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_seed_depends_on_every_argument_and_is_the_same_on_every_machine():
+    seeds = [derive(0, "a"), derive(1, "a"), derive(0, "b"), derive(0, "a", 0), derive(0, "a", 1), derive(0, "a", 1, 0)]
+    assert len(set(seeds)) == len(seeds)
+    # printf 0/head/3 | sha256sum: the first 63 bits. Results must not change with the version or the machine.
+    assert derive(0, "head", 3) == 6617858454930489592
+
+
+@pytest.mark.parametrize("error", [None, ValueError])
+def test_lent_global_gives_back_what_it_borrowed(error, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU that nobody named"))
+    before = torch.get_rng_state()
+    with suppress(ValueError), lent_global(0, "x"):
+        inside = torch.rand(3)
+        if error:
+            raise error
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(7)  # what happened outside does not matter
+    with lent_global(0, "x"):
+        assert torch.equal(torch.rand(3), inside)

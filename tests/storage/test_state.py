@@ -1,0 +1,384 @@
+"""One state of a run: kills, power cuts, failing calls and mixed copies leave the old state or the new one, whole."""
+
+import csv
+import errno
+import itertools
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deepcluster.commands.cli import run_command
+from deepcluster.errors import DiskError, ModelError, Stopped, UsageError
+from deepcluster.records import State
+from deepcluster.runs.apply import apply
+from deepcluster.runs.change import redo, undo
+from deepcluster.runs.promote import promote
+from deepcluster.runs.recut import recut
+from deepcluster.runs.run import read_run
+from deepcluster.runs.teach import Answer, teach
+from deepcluster.runs.update import update
+from deepcluster.runtime.signals import stoppable
+from deepcluster.storage import former, run_folder
+from deepcluster.storage import state as states
+from deepcluster.storage.checkpoint import Checkpoints
+from deepcluster.storage.content import FILES, LOG
+from deepcluster.storage.edits_file import Edits
+from tests.helpers import disk
+from tests.helpers.commands import CHANGES, before_call, killed_at_every_change
+from tests.helpers.features import blobs
+from tests.helpers.runs import change_record, contents, left_behind, state_of
+from tests.helpers.tiny import change_config, tiny_run
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs on four clusters, without pages; the first has a change to undo and one to make again."""
+    place = tmp_path_factory.mktemp("state") / "place"
+    place.mkdir()
+    np.save(place / "images.npy", blobs([15] * 4).numpy())
+    np.save(place / "more.npy", blobs([1] * 4, seed=1).numpy())
+    for name in ("run", "new"):
+        line = ["fit", f"{place}/images.npy", "--features", "-o", f"{place}/{name}", "-k", "4", "-q"]
+        assert run_command(line) == 0
+        for page in ("report.html", "map.npy", "thumbnails.webp", "tiles.json"):
+            (place / name / page).unlink(missing_ok=True)
+        apply(place / name, Edits(names={0: "a"}))
+    apply(place / "run", Edits(names={0: "b"}))
+    undo(place / "run")
+    (place / "run" / "mine.txt").write_text("mine")
+    return place
+
+
+TRUTHS = [name for name in FILES if not (FILES[name].view or FILES[name].spare or name == LOG)]
+
+
+def overwrite(place: Path) -> None:
+    """Replace a run, as a fit without rounds does it."""
+    with run_folder.locked(place / "run") as folder, run_folder.staged(folder) as staged:
+        for name in (name for name in states.own_files(place / "new") if name in TRUTHS):
+            staged.write(name, (place / "new" / name).read_bytes())
+
+
+# The changes of a place with two runs.
+WORK: dict[str, Callable[[Path], object]] = {
+    "name": lambda place: apply(place / "run", Edits(names={2: "c"})),
+    "undo": lambda place: undo(place / "run"),
+    "update": lambda place: update(place / "run", str(place / "more.npy")),
+    "overwrite": overwrite,
+    "promote": lambda place: promote(place / "new", place / "run", force=True),
+}
+
+
+def state(place: Path) -> tuple[object, ...]:
+    """The truths of the run in a place. A promotion that was killed is made again."""
+    run = place / "run"
+    if not run.exists() and [*place.glob("run-until-*")]:
+        WORK["promote"](place)
+    folder = run_folder.open_run(run)
+    whole = read_run(folder)
+    done = [made.done for made in former.history(folder)[0]]
+    return whole.record.run, whole.model.names, whole.model.said, whole.placement.cluster.tolist(), *done
+
+
+promoting = pytest.mark.filterwarnings("ignore:.*no fit --like")
+
+
+@pytest.fixture(params=WORK)
+def work(request: pytest.FixtureRequest) -> Callable[[Path], object]:
+    return WORK[request.param]
+
+
+@pytest.fixture
+def both(made: Path, work: Callable[[Path], object], tmp_path: Path, monkeypatch) -> tuple[object, object]:
+    """The states before and after a change, which draws no page."""
+    monkeypatch.setattr("deepcluster.runs.views.report", lambda run: None)
+    work(after := Path(shutil.copytree(made, tmp_path / "after")))
+    return state(Path(shutil.copytree(made, tmp_path / "before"))), state(after)
+
+
+@promoting
+def test_a_kill_at_any_change_of_the_disk_leaves_the_old_state_or_the_new_one(made, work, both, tmp_path):
+    """The same command completes it, and the next one makes the views again and tidies up."""
+    seen = []
+    (tmp_path / "kills").mkdir()
+    for place in killed_at_every_change(tmp_path / "kills", lambda to: Path(shutil.copytree(made, to)), work):
+        seen.append(both.index(state(place)))
+        if not seen[-1]:
+            work(place)
+        assert state(place) == both[1] and state_of(place / "run")
+        with run_folder.locked(place / "run"):
+            pass
+        assert not [*place.glob(".run.*")] and not left_behind(place / "run")
+        assert next(place.rglob("mine.txt")).read_text() == "mine"
+    assert seen == sorted(seen) and {*seen} == {0, 1} and len(seen) > 15, "one moment divides old from new"
+
+
+@promoting
+def test_a_power_cut_at_any_change_of_the_disk_leaves_the_old_state_or_the_new_one(made, work, both, tmp_path):
+    place = Path(shutil.copytree(made, tmp_path / "place"))
+    with pytest.MonkeyPatch.context() as patch:
+        work_of_disk = disk.Disk(place, patch)
+        work(place)
+    assert state(disk.write(work_of_disk.safe(), tmp_path / "safe")) == both[1], "what is done lasts"
+    trees = [*work_of_disk.trees]
+    seen = [both.index(state(disk.write(dict(tree), tmp_path / str(i)))) for i, tree in enumerate(trees)]
+    assert {*seen} == {0, 1} and len(seen) > 3
+
+
+NUMBERS = [errno.EIO, errno.ENOSPC, errno.EACCES]
+
+
+@promoting
+@pytest.mark.parametrize("numbers", [NUMBERS, *(pytest.param([number], marks=pytest.mark.slow) for number in NUMBERS)])
+def test_a_call_that_fails_leaves_the_old_state_or_the_new_one_and_names_a_file(made, work, both, tmp_path, numbers):
+    failed = [True]
+    for n in itertools.count(1):
+        if not failed:
+            break
+        failed.clear()
+        number = numbers[n % len(numbers)]
+
+        def fail(number: int = number) -> None:
+            failed.append(True)
+            raise OSError(number, os.strerror(number))
+
+        place, wrapped = Path(shutil.copytree(made, tmp_path / str(n))), before_call(n, fail)
+        done = True
+        with pytest.MonkeyPatch.context() as patch:
+            for name in (*CHANGES, "open"):
+                patch.setattr(os, name, wrapped(getattr(os, name)))
+            try:
+                work(place)
+            except DiskError as error:
+                done = False
+                assert str(place) in str(error) and os.strerror(number) in str(error), error
+        assert state(place) in (both[1:] if done else both), n
+        shutil.rmtree(place)
+    assert n > 20
+
+
+def test_a_copy_of_two_halves_is_one_of_the_two_or_refused_by_name(made, tmp_path):
+    """Every file that differs comes from either of two copies that went their own ways."""
+    one, other = (Path(shutil.copytree(made, tmp_path / name)) for name in ("one", "other"))
+    apply(one / "run", Edits(move=((3, 1),), names={2: "c"}))
+    teach(other / "run", [Answer(row, row // 15) for row in range(0, 60, 7)])
+    either = (state(one), state(other))
+    files = [contents(place / "run") for place in (one, other)]
+    names = sorted(name for name in {*files[0], *files[1]} if files[0].get(name) != files[1].get(name))
+    assert "model/clusters.safetensors" in names and "clusters.csv" in names
+    for i, chosen in enumerate(itertools.product((0, 1), repeat=len(names))):
+        place = Path(shutil.copytree(one, tmp_path / str(i)))
+        for name, which in zip(names, chosen, strict=True):
+            (place / "run" / name).unlink(missing_ok=True)
+            if name in files[which]:
+                (place / "run" / name).write_bytes(files[which][name])
+        try:
+            assert state(place) in either, dict(zip(names, chosen, strict=True))
+        except (DiskError, ModelError) as error:
+            assert any(name in str(error) for name in names)
+        shutil.rmtree(place)
+
+
+# ---- undo and redo ---------------------------------------------------------------------------------------------------
+
+# The steps of a history, and the state after each: the name of a cluster, and the number of clusters. A letter gives a
+# name, a digit cuts anew, u and r are undo and redo, U and R those of all; an error is a ! and changes nothing.
+HISTORIES = {
+    "undo and redo of all": ("x y z U R", "x4 y4 z4 -4 z4"),
+    "undo of redo": ("x u r u r", "x4 -4 x4 -4 x4"),
+    "redo without undo": ("x r u r r", "x4 !x4 -4 x4 !x4"),
+    "undo of nothing": ("u x u u", "!-4 x4 -4 !-4"),
+    "a change over a redo stack, then undo through it": ("x y z u u w u u u u u", "x4 y4 z4 y4 x4 w4 x4 z4 y4 x4 -4"),
+    "two adjacent redo stacks": (
+        "x y u w u u u z u u u u u u", "x4 y4 x4 w4 x4 y4 x4 z4 x4 w4 x4 y4 x4 -4"
+    ),
+    "redo after a change": ("x y u w r", "x4 y4 x4 w4 !w4"),
+    "redo after recut": ("x 2 u r u w r", "x4 x2 x4 x2 x4 w4 !w4"),
+    "a change to the same name keeps the redo stack": ("x y u x r", "x4 y4 x4 x4 y4"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+def test_histories_of_undo_and_redo(made, tmp_path, name):
+    run = Path(shutil.copytree(made, tmp_path / "place")) / "run"
+    undo(run, steps=None)
+    shutil.rmtree(run / "former")
+    steps: dict[str, Callable[[], object]] = {
+        "u": lambda: undo(run), "r": lambda: redo(run),
+        "U": lambda: undo(run, steps=None), "R": lambda: redo(run, steps=None),
+    }  # fmt: skip
+    seen = []
+    for step in HISTORIES[name][0].split():
+        mark = ""
+        try:
+            if step.isdigit():
+                recut(run, int(step))
+            else:
+                steps.get(step, lambda step=step: apply(run, Edits(names={0: step})))()
+        except UsageError:
+            mark = "!"
+        model = read_run(run_folder.open_run(run)).model
+        seen.append(f"{mark}{''.join(model.names) or '-'}{len(model.cut.cluster_of.unique())}")
+    assert seen == HISTORIES[name][1].split()
+
+
+# ---- views -----------------------------------------------------------------------------------------------------------
+
+
+def save_reversed(run: Path) -> None:
+    """Sort clusters.csv, and save it as a spreadsheet does: with a byte order mark, semicolons and numbers its way."""
+    with (run / "clusters.csv").open(newline="") as file:
+        header, *lines = csv.reader(file)
+    with (run / "clusters.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        rows = [[cell.removesuffix("000").replace(".", ",") for cell in line] for line in reversed(lines)]
+        csv.writer(file, delimiter=";").writerows([header, *rows])
+
+
+def delete_all(run: Path) -> None:
+    for name in FILES:
+        if FILES[name].view:
+            (run / name).unlink(missing_ok=True)
+
+
+COMMANDS = (
+    "export RUN --to folders -o OUT", "export RUN --to parquet -o OUT", "predict RUN PHOTOS",
+    "embed RUN PHOTOS -o features.npy", "evaluate RUN", "evaluate RUN --labels folders", "doctor RUN", "ask RUN -o OUT",
+    "apply RUN edits.json", "apply RUN --undo", "apply RUN --redo",
+    "teach RUN answers.csv", "update RUN PHOTOS", "recut RUN -k 2", "report RUN",
+    "fit PHOTOS --like RUN -o OUT -k 2 --rounds 0 --image-size 16 -q",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [save_reversed, delete_all])
+def test_every_command_works_whatever_became_of_the_views(run, photos, tmp_path, prints, monkeypatch, change):
+    monkeypatch.chdir(tmp_path)
+    Path("edits.json").write_text('{"schema_version": 1, "names": {"0": "a"}}')
+    Path("answers.csv").write_text("path,name\nbars/00.png,bars\n")
+    before = read_run(run_folder.open_run(run)).placement.cluster.tolist()
+    failed = []
+    for i, line in enumerate(COMMANDS):
+        change(run)
+        words = {"RUN": run, "PHOTOS": photos, "OUT": f"out{i}"}
+        failed += [line] * bool(run_command([str(words.get(word, word)) for word in line.split()]))
+        if line.startswith("export RUN --to folders"):
+            assert read_run(run_folder.open_run(run)).placement.cluster.tolist() == before
+    change(run)
+    prints("report", run)
+    assert failed == [] and state_of(run)
+
+
+# ---- checkpoints, signals, and what lies in the way ------------------------------------------------------------------
+
+
+def test_a_kill_at_any_change_of_the_disk_leaves_the_last_checkpoint_or_the_next(tmp_path):
+    def write(folder: Path, *rounds: int) -> Path:
+        folder.mkdir(exist_ok=True)
+        for number in rounds:
+            Checkpoints(folder).write(State(number), {"weight": torch.full((3,), number)}, {})
+        return folder
+
+    rounds = []
+    for folder in killed_at_every_change(tmp_path, lambda folder: write(folder, 1, 2), lambda folder: write(folder, 3)):
+        checkpoint = Checkpoints(folder).latest()  # without a warning: none is damaged
+        assert checkpoint and checkpoint.tensors["network.weight"].tolist() == [checkpoint.values["round"]] * 3
+        rounds.append(checkpoint.values["round"])
+    assert rounds[0] == 2 and rounds[-1] == 3 and rounds == sorted(rounds) and len(rounds) > 7
+
+
+@pytest.mark.parametrize("name", ["name", "overwrite"])
+def test_a_signal_at_any_change_of_the_disk_says_if_the_run_has_changed(made, tmp_path, name):
+    """A command that has changed nothing is to be repeated; an undo, typed again, would take back two steps."""
+    before, came, seen = state(Path(shutil.copytree(made, tmp_path / "before"))), [True], []
+
+    def stop() -> None:
+        came.append(True)
+        signal.raise_signal(signal.SIGTERM)
+
+    while came:
+        place, wrapped = Path(shutil.copytree(made, tmp_path / str(len(seen)))), before_call(len(seen) + 1, stop)
+        came.clear()
+        said = ""
+        with pytest.MonkeyPatch.context() as patch:
+            for call in CHANGES:
+                patch.setattr(os, call, wrapped(getattr(os, call)))
+            try:
+                with stoppable():
+                    WORK[name](place)
+            except Stopped as error:
+                said = str(error)
+        seen.append(state(place) != before)
+        assert not said or seen[-1] == ("has changed already" in said), (len(seen), said)
+        assert said or seen[-1]
+    assert seen == sorted(seen) and {*seen} == {False, True}
+
+
+def test_an_error_drops_the_run_that_would_replace_another(made, tmp_path):
+    place = Path(shutil.copytree(made, tmp_path / "place"))
+    before = contents(place)
+    with (
+        pytest.raises(ZeroDivisionError),
+        run_folder.locked(place / "run") as folder,
+        run_folder.staged(folder) as staged,
+    ):
+        staged.write("clusters.csv", f"{1 // 0}")
+    assert contents(place) == before and left_behind(place / "run") == []
+    assert (place / "run" / states.LOCK).read_text() == ""  # a run that is passed on names no machine
+
+
+@pytest.mark.parametrize("name", ["report.html", "model/config.json", "former", states.SCRATCH])
+def test_what_is_in_the_way_is_left_and_named(made, tmp_path, name):
+    run = Path(shutil.copytree(made / "run", tmp_path / "run"))
+    way = run / name
+    shutil.rmtree(way) if way.is_dir() else way.unlink(missing_ok=True)
+    (way.touch if name in ("former", states.SCRATCH) else way.mkdir)()
+    with pytest.raises(DiskError, match=name):
+        apply(run, Edits(names={2: "c"}))
+    assert way.exists()
+
+
+@pytest.mark.parametrize("name", [states.HIDDEN, states.SCRATCH, states.LOCK, "former", "model"])
+def test_no_link_is_followed(made, tmp_path, name):
+    run, elsewhere = Path(shutil.copytree(made / "run", tmp_path / "run")), tmp_path / "elsewhere"
+    shutil.copytree(made / "run" / "model", elsewhere / "rank-0")
+    for place in (run / states.HIDDEN, run / name):
+        shutil.rmtree(place, ignore_errors=True)
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).symlink_to(elsewhere / "rank-0/config.json" if name == states.LOCK else elsewhere)
+    before = contents(elsewhere)
+    with pytest.raises((DiskError, ModelError)):
+        apply(run, Edits(names={2: "c"}))
+    assert contents(elsewhere) == before
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema_version": 1}', '{"project": "my LLM"}'])
+def test_a_folder_with_a_run_json_is_not_yet_a_run_folder(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    (tmp_path / "metrics.json").write_text("mine")
+    with pytest.raises(DiskError):
+        run_folder.check_free(tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize(("version", "advice"), [(0, "use that version, or fit again"), (99, "update deepcluster")])
+def test_another_schema_is_named_with_a_way_out(tmp_path, photos, ends, version, advice):
+    run = tiny_run(tmp_path / "run")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints/000001.json").write_text(f'{{"schema_version": {version}, "sha256": ""}}')
+    with pytest.raises(ModelError) as error:
+        Checkpoints(run / "checkpoints").latest()
+    change_config(run / "model", schema_version=version)
+    said = [str(error.value), ends(["predict", run, photos], 4)]
+    change_record(run, schema_version=version)
+    said += [ends(command, 5) for command in (["report", run], ["fit", photos, "-o", run, "--overwrite"])]
+    for text in said:
+        assert f"schema_version {version}" in text and advice in text and "damaged" not in text, text

@@ -1,0 +1,82 @@
+"""The package where it is installed: on systems without POSIX, and so that type checkers find it."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.pages import ROOT
+
+# In a process of its own: what only POSIX has is hidden, once the packages of others are imported.
+ELSEWHERE = """
+import importlib, os, pkgutil, signal, sys, types
+import rich.console
+import scipy.spatial, scipy.stats, sklearn.cluster, sklearn.manifold, threadpoolctl, timm, torch._dynamo, torchvision
+class msvcrt(types.ModuleType):
+    LK_UNLCK, LK_NBLCK, held = 0, 2, []
+    def locking(self, descriptor, mode, count):
+        if mode == self.LK_UNLCK:
+            return self.held.remove(os.fstat(descriptor).st_ino)
+        if os.fstat(descriptor).st_ino in self.held:
+            raise PermissionError(13, "Permission denied")
+        self.held.append(os.fstat(descriptor).st_ino)
+sys.modules["msvcrt"] = msvcrt("msvcrt")
+for name in ("fcntl", "resource", "termios", "tty", "pty", "pwd", "grp", "posix", "syslog"):
+    sys.modules[name] = None
+for name in ("fork", "getuid", "geteuid", "getgid", "getpgid", "killpg", "sched_getaffinity", "sysconf", "mkfifo",
+             "O_NOFOLLOW", "O_DIRECTORY", "O_NONBLOCK", "chown", "statvfs", "register_at_fork", "sendfile", "pread"):
+    vars(os).pop(name, None)
+for name in ("SIGKILL", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM", "setitimer", "ITIMER_REAL", "pthread_sigmask"):
+    vars(signal).pop(name, None)
+threadpoolctl.sys = types.SimpleNamespace(**vars(sys))  # it looks for the libraries of the system that is there
+sys.platform = "win32"
+import deepcluster
+for module in pkgutil.walk_packages(deepcluster.__path__, "deepcluster."):
+    importlib.import_module(module.name)
+from pathlib import Path
+from deepcluster.commands.cli import run_command
+from deepcluster.errors import DiskError
+from deepcluster.storage.run_folder import locked
+with locked(Path("locked"), make=True):
+    try:
+        with locked(Path("locked"), make=True):
+            sys.exit("two have the lock")
+    except DiskError as error:
+        assert "locked" in str(error), error
+with locked(Path("locked"), make=True):
+    pass
+for line in ("fit images.npy -k 3 --rounds 0 --image-size 16 -o run --quiet", "predict run images.npy -o new.csv"):
+    assert run_command(line.split()) == 0, line
+"""
+
+
+def test_nothing_needs_posix(tmp_path):
+    import numpy as np
+
+    images = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "new.csv").read_text().splitlines()) == 31
+
+
+def build(hook: str, folder: Path) -> None:
+    pytest.importorskip("setuptools", "77")
+    code = f"from setuptools import build_meta; build_meta.{hook}('.')"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=folder)
+
+
+def test_an_editable_install_is_a_path_that_type_checkers_follow(tmp_path):
+    (tmp_path / "deepcluster" / "report").mkdir(parents=True)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("deepcluster/__init__.py", "deepcluster/report/__init__.py"):
+        (tmp_path / name).touch()
+    build("build_editable", tmp_path)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        installed = {Path(name).suffix: name for name in wheel.namelist() if ".dist-info/" not in name}
+        assert installed.keys() == {".pth"}
+        assert wheel.read(installed[".pth"]).decode().strip() == str(tmp_path)

@@ -1,0 +1,329 @@
+"""Names and texts from strangers, and surroundings that are nobody's bug: closed streams, odd folders, no room."""
+
+import codecs
+import contextlib
+import csv
+import errno
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock, Mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from deepcluster.errors import DataError, DiskError, UsageError
+from deepcluster.images import files as image_files
+from deepcluster.images import find
+from deepcluster.report.pictures import webp
+from deepcluster.runtime.tables import unguarded, write_csv
+from deepcluster.storage import run_folder, state
+from deepcluster.storage.content import COLUMNS, FILES
+from deepcluster.texts import retold
+from tests.helpers.exports import write_image
+from tests.helpers.runs import record, result, rows, small_fit
+from tests.helpers.tiny import RECORD
+
+NAMES = [
+    *(b"plain.png", b"two words.png", b" lead.png", b"trail.png ", b"  ", b"two  spaces.png", b"dot.", b"no suffix"),
+    *(b"quote'.png", b'quote".png', b'"whole".png', b"'=1.png", b"`tick`.png", b"$(touch x).png", b"back\\slash.png"),
+    *(b"new\nline.png", b"\nfirst.png", b"cr\r.png", b"\rfirst.png", b"crlf\r\n.png", b"tab\t.png", b"\tfirst.png"),
+    *(b"\x1b[31mred.png", b"\x1b]0;title\x07.png", b"bell\x07.png", b"back\x08\x08.png", b"del\x7f.png", b"\x01.png"),
+    *(b"#.png", b"?x=1.png", b"100%.png", b"%2e%2e.png", b"a&b.png", b"&lt;.png", b"<>.png", b"*.png", b"a;b,c.png"),
+    *(b"-rf.png", b"--overwrite", b"=1+1.png", b"+1.png", b"@SUM(A1).png", b"=cmd|' -C calc'!A0.png", b"~", b"CON"),
+    *(b"<img src=x onerror=alert(1)>.png", b"{{ 7 * 7 }}.png", b"a.JPG", b"b.jPeG", b"aux.txt", b"n" * 255),
+    *(b"latin-\xe9.png", b"\xff\xfe.png", b"half \xf0\x9f\x98.png", "n\u0303".encode() + b"\x80", b"\xc0\xaf.png"),
+    *("caf\xe9.png".encode(), "cafe\u0301.png".encode(), "\u202egnp.exe".encode(), "שלום.png".encode()),
+    *("\uff1d1+1.png".encode(), "\u2028.png".encode(), "👩\u200d🔬.png".encode(), "ﬁ\ufeff.png".encode()),
+]
+FOLDER = b"odd \x1b[31m\n \xe9 <b>"
+INVISIBLE = "".join(char for char in map(chr, range(0x30000)) if char.isspace() or unicodedata.category(char) == "Cf")
+DANGEROUS = re.compile(f"[{INVISIBLE}]*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 and more images with the names, and as many empty files in the folder ``bad``."""
+    assert len(set(NAMES)) == len(NAMES) >= 60 and max(map(len, NAMES)) == 255
+    folder = tmp_path_factory.mktemp("names") / os.fsdecode(FOLDER)
+    (folder / "bad").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for name in NAMES:
+        with (folder / os.fsdecode(name)).open("wb") as file:
+            Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8)).save(file, "PNG")
+        (folder / "bad" / os.fsdecode(name)).touch()
+    return folder
+
+
+def command(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", **variables}
+    return subprocess.run(
+        [sys.executable, "-m", "deepcluster", *arguments], capture_output=True, env=environment, cwd=folder
+    )
+
+
+def raw_rows(text: str) -> list[dict[str, str]]:
+    """As any program reads it that knows nothing of this one."""
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def printable(output: bytes) -> bool:
+    return all(char.isprintable() or char == "\n" for char in output.decode())
+
+
+@pytest.mark.parametrize("locale", ["C", pytest.param("C.UTF-8", marks=pytest.mark.slow)])
+def test_every_name_through_the_command(corpus: Path, tmp_path: Path, locale: str) -> None:
+    done = command("fit", str(corpus), *small_fit("-k", "4", "--rounds", "0")[:-1], LANG=locale, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert printable(done.stdout) and printable(done.stderr)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.isprintable() and run.name.isascii()
+
+    # CSV: exact for this program, and a path that opens the file for every other one; no cell is a formula.
+    good, bad = sorted(NAMES), sorted(b"bad/" + name for name in NAMES)
+    folder = run_folder.open_run(run)
+    table = folder.read_rows("clusters.csv")
+    assert [os.fsencode(row["path"]) for row in table] == good + bad
+    assert [os.fsencode(row["path"]) for row in folder.read_rows("skipped.csv")] == bad
+    seen = rows(run / "clusters.csv")
+    assert {(corpus / row["path"]).stat().st_ino for row in seen} == {
+        (corpus / os.fsdecode(name)).stat().st_ino for name in good + bad
+    }
+    assert not any(DANGEROUS.match(row["path"]) for row in seen)
+    medoids = {os.fsencode(row["medoid_path"]) for row in folder.read_rows("cluster_summary.csv")}
+    assert medoids <= set(NAMES)
+
+    # JSON.
+    record = json.loads((run / "run.json").read_text(encoding="ascii"))
+    assert (record["images"], record["base"]) == (os.fsdecode(FOLDER), str(corpus))
+    if locale != "C":
+        assert shlex.split(record["command"])[2] == str(corpus)
+
+    # predict: rows on standard output, the model and the others on standard error, a line each.
+    done = command("predict", str(run), str(corpus), LANG=locale, folder=tmp_path)
+    assert done.returncode == 0 and printable(done.stderr)
+    assert done.stderr.count(b"\n") - 1 == done.stderr.count(b"skipped bad/") == len(NAMES)
+    printed = raw_rows(done.stdout.decode(errors="surrogateescape"))
+    assert [unguarded(row)["path"] for row in printed] == [row["path"] for row in table if row["status"] == "ok"]
+    assert [row["cluster"] for row in printed] == [row["cluster"] for row in table if row["status"] == "ok"]
+
+
+@pytest.mark.parametrize(("name", "plain"), [("a\x1b\n\udce9b", "a___b"), ("日本" * 60, ("日本" * 60)[:66])])
+def test_a_run_folder_has_a_name_for_every_disk(name: str, plain: str) -> None:
+    assert run_folder.folder_name(name) == plain
+    assert len(f"{plain}-20260101-120000".encode()) < 255
+
+
+FORMULAS = [
+    *("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1+1", "\uff0b1", "\uff0d1", "\uff20x", "="),
+    *("=cmd|' /C calc'!A0", '=HYPERLINK("http://x.invalid","y")', "-2+3+cmd|' /C calc'!A0", "@", "--x", "=\n=", "+\r"),
+    *("=1,=2", '="a"', "'=1", "''=1", "./=1", "././-x", "'./=1", "./'=1"),
+    *(" =1", "\u200b=1", "\ufeff\u00ad\xa0-1", "' =1", "./\u2066@x", "\u206a \u00ad\u3000+1", "\x1f=1", "  \t"),
+]
+HARMLESS = ["a.png", "'tis.png", "''", "./a.png", "././a", "a=1", " a=1", " '=1", "", ".=", "..", "./", "'", "1-1"]
+HARMLESS += ["é", "/-x"]
+TEXT_COLUMNS = ("path", "medoid_path", "name", "reason", "label", "source", "member")
+
+
+names = st.binary(min_size=1, max_size=40).map(lambda raw: re.sub(b"[/\0]", b"=", raw)).map(os.fsdecode)
+texts = names | st.text(st.sampled_from("./'=-+@\t\r\n\uff1d,;\"a \u200b"), max_size=8)
+
+
+@pytest.mark.parametrize("column", (*TEXT_COLUMNS, "now"))
+@given(cells=st.lists(texts, max_size=10))
+@settings(derandomize=True, max_examples=40)
+def test_no_cell_of_text_is_a_formula_and_all_come_back(column: str, cells: list[str]) -> None:
+    file, cells = io.StringIO(newline=""), HARMLESS + FORMULAS + cells
+    write_csv(file, (column, "distance"), [{column: cell, "distance": -1.5} for cell in cells])
+    seen = raw_rows(file.getvalue().encode(errors="surrogateescape").decode(errors="surrogateescape"))
+    assert [unguarded(row)[column] for row in seen] == cells
+    assert not any(DANGEROUS.match(row[column]) for row in seen)
+    assert [row[column] for row in seen[: len(HARMLESS)]] == HARMLESS
+    assert {row["distance"] for row in seen} == {"-1.5"}  # a number stays a number
+
+
+def test_every_column_of_text_is_guarded() -> None:
+    """Who adds a column of text has to think of this."""
+    tables = ("cluster_summary.csv", "clusters.csv", "images.csv", "skipped.csv")
+    columns = {column for name in tables for column in FILES[name].columns}
+    numbers = {"status", "by", "size", "share", "junk", *(column.name for column in COLUMNS if column.kind is not str)}
+    assert columns - numbers - {"mean_distance", "nearest_cluster", "sha256", "added"} == set(TEXT_COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("'/home/eve/my photos'", "'.../my photos'"),
+        ("/home/eve/photos/", ".../"),
+        ("--out=/home/eve/run", "--out=.../run"),
+        ("-o/home/eve/run", "-o.../run"),
+        ("weights=/home/a=b/w.pt", "weights=.../w.pt"),
+        ("'/home/new\nline/x'", ".../x"),
+        ("https://host/x", "https://host/x"),
+    ],
+)
+def test_absolute_paths_of_a_command_lose_their_folders(word: str, shown: str) -> None:
+    assert retold(f"deepcluster fit {word} -k 3") == f"deepcluster fit {shown} -k 3"
+    assert retold("it isn't closed") == retold("") == ""
+
+
+def test_a_file_that_is_gone_before_it_was_looked_at_is_listed(tmp_path: Path, monkeypatch: Any) -> None:
+    entry, scan = Mock(), MagicMock()
+    entry.configure_mock(name="gone.png", **{"is_symlink.side_effect": FileNotFoundError(2, "gone")})
+    scan.return_value.__enter__.return_value = [entry]
+    monkeypatch.setattr(image_files.os, "scandir", scan)
+    with pytest.raises(DataError, match=r"gone\.png"):
+        find(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "setuid") or os.geteuid() != 0, reason="only root can become another user")
+def test_what_another_user_may_not_read_is_listed() -> None:
+    code = (
+        "import json, os, sys\nfrom PIL import Image\nfrom deepcluster.images import find\n"
+        "from deepcluster.images.store import read_once\nImage.init()\n"
+        "read_once(find(sys.argv[1]), 4)\n"  # imports everything: the other user may not read the environment
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "store = read_once(find(sys.argv[1]), 4)\nprint(json.dumps([len(store.usable), [*dict(store.skipped)]]))"
+    )
+    # Folders of pytest are for one user. In "listed" names can be read, and files cannot.
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("a.png", "b.png", "closed/c.png", "listed/d.png"):
+            write_image(Path(folder, name), 0)
+        for name, mode in {"": 0o755, "b.png": 0, "closed": 0, "listed": 0o644}.items():
+            Path(folder, name).chmod(mode)
+        done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [1, ["b.png", "closed", "listed/d.png"]]
+
+
+# ---- surroundings ----------------------------------------------------------------------------------------------------
+
+Ends = Callable[..., str]
+ONEDNN = "could not create a primitive"
+MMAP = "unable to mmap 1675492 bytes from file <model.safetensors>: Cannot allocate memory (12)"
+SEGMENT = "libtorch_cpu.so: failed to map segment from shared object"
+
+
+@pytest.mark.parametrize(
+    "text", ["DefaultCPUAllocator: can't allocate memory", "CUDA out of memory. Tried", ONEDNN, MMAP, SEGMENT]
+)
+def test_every_way_to_say_that_there_is_no_memory(text: str, monkeypatch: pytest.MonkeyPatch, ends: Ends) -> None:
+    monkeypatch.setattr("deepcluster.commands.make.check_run", Mock(side_effect=RuntimeError(text)))
+    ends(["report", "run"], 6)
+
+
+def test_a_decoder_for_which_there_is_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow goes on without the format, and KeyError: 'WEBP' would be all that is left."""
+
+    monkeypatch.delattr("PIL._webp", raising=False)
+    monkeypatch.setitem(sys.modules, "PIL._webp", None)  # an ImportError
+    monkeypatch.delitem(Image.SAVE, "WEBP", raising=False)
+    with pytest.raises(ImportError):
+        webp(Image.new("RGB", (8, 8)))
+
+
+@pytest.mark.parametrize("line", ["fit ", "predict run ", "fit photos -o ", "fit photos --labels="])
+def test_an_empty_argument_is_none(line: str, ends: Ends) -> None:
+    """A variable that is not set: the current folder was clustered, or the option was not there."""
+    assert f" {line.rstrip(' =').rpartition(' ')[2]} " in ends(line.split(" "), 2)
+    with pytest.raises(UsageError, match="IMAGES"):
+        find("")
+
+
+# A command whose output cannot be written, and its exit code: 5 if the disk is full, 0 if the reader has gone.
+@pytest.mark.parametrize(("line", "code"), [("doctor", 5), ("recut RUN -k 2 --json", 5), ("fit PHOTOS -o OUT", 0)])
+def test_a_result_that_cannot_be_printed(line: str, code: int, run, photos, tmp_path, ends, monkeypatch) -> None:
+    """The work is done; nothing is wrong with the run, and nobody is advised to replace it."""
+    values = {"RUN": run, "PHOTOS": photos, "OUT": tmp_path / "out"}
+    given = [values.get(word, word) for word in line.split()]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with contextlib.suppress(OSError), Path("/dev/full").open("w") as full, os.fdopen(writer, "w", 1) as pipe:
+        monkeypatch.setattr("sys.stdout", full if code else pipe)
+        said = ends([*given, *(small_fit("--rounds", "0")[:-1] if "fit" in line else [])], code)
+    assert said == "" if code == 0 else os.strerror(errno.ENOSPC) in said.splitlines()[-1]
+    if "fit" in line:
+        assert record(tmp_path / "out")["status"] == "done"
+    if "recut" in line:
+        assert result(run)["clusters"] == 2 and said.startswith("Done")  # to standard error
+
+
+def test_standard_input_that_is_closed_or_cannot_be_read(finished: Path, monkeypatch: Any, ends: Ends) -> None:
+    failing = Mock(
+        **{"isatty.return_value": False, "buffer.read.side_effect": OSError(errno.EIO, "Input/output error")}
+    )
+    for command in (["predict", finished, "-"], ["fit", "-"]):
+        for stdin in (None, failing):
+            monkeypatch.setattr("sys.stdin", stdin)
+            ends(command, 3)
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("recipes >&-", 5),
+        ("recipes 2>&- <&-", 0),
+        ("recipes nothing 2>&-", 2),
+        ("recipes 2>/dev/full >/dev/full", 5),
+        ("recipes | true", 0),
+        (r"fit 日.png --dry-run | grep -F '\u65e5.png'", 0),  # a terminal that lacks the letter
+    ],
+)
+def test_odd_streams_end_a_command_as_they_should(line: str, code: int, tmp_path: Path) -> None:
+    write_image(tmp_path / "日.png", 0)
+    program = f"set -o pipefail; {shlex.quote(sys.executable)} -m deepcluster {line}"
+    odd = {"COLUMNS": "0", "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, cwd=tmp_path, env=os.environ | odd)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr and "ignored" not in done.stderr
+
+
+def test_a_byte_order_mark_is_no_damage_and_a_current_folder_that_is_gone_no_error(
+    run, photos, tmp_path, monkeypatch, ends
+):
+    for name in ("clusters.csv", "run.json"):
+        (run / name).write_bytes(codecs.BOM_UTF8 + (run / name).read_bytes())
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    ends(["recut", run, "-k", "2", "-q"], 0)
+    ends(["fit", photos, "-o", tmp_path / "new", *small_fit()], 5)  # torch asks for it in the first round
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("command", ["report run", "recut run -k 2", "apply run edits.json"])
+def test_a_run_that_cannot_be_written_to(command: str, run: Path, monkeypatch, ends: Ends) -> None:
+    """A command without -o does not advise to give another one."""
+    monkeypatch.chdir(run.parent)
+    Path("edits.json").write_text('{"schema_version": 1}')
+    monkeypatch.setattr(state, "hold", Mock(side_effect=OSError(30, "Read-only file system", str(run))))
+    assert " -o" not in ends(command.split(), 5)
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "_lock", Mock(side_effect=OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))))
+    with pytest.raises(DiskError, match=os.strerror(errno.ENOLCK)), run_folder.locked(tmp_path, make=True):
+        pass
+
+
+@pytest.mark.parametrize("name", ["model", "checkpoints"])
+def test_a_file_where_a_folder_should_be(name: str, photos: Path, tmp_path: Path, ends: Ends) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps(RECORD | {"status": "stopped"}))
+    (run / name).write_text("mine")
+    assert name in ends(["fit", photos, "-o", run, "--resume", *small_fit()], 5)
+    assert (run / name).read_text() == "mine"
