@@ -23,7 +23,6 @@ from deepcluster.storage.content import COLUMNS, FILES, PREDICTIONS
 from tests.helpers import pages
 from tests.helpers.pages import PAGES, ROOT, blocks, prose, text_of
 from tests.helpers.sandbox import Sandbox, example_of, options, verbs
-from tests.which import files_that_test
 from tests.whole.test_layers import LEVEL, modules
 
 HISTORY = ("decisions.md", "LOG.md", "RECORDS.md")  # may name options that are gone, or other programs'
@@ -219,13 +218,6 @@ def test_every_package_is_in_the_list_of_packages():
     order = [LEVEL[name] for name in names if name in LEVEL]
     assert order == sorted(order)
     assert {module.split(".")[0] for module in modules()} <= {*names, "__main__"}
-
-
-def test_every_module_has_test_files():
-    rooms = {name: path for name, path in modules().items() if path.name != "__init__.py"}
-    tests = {name: [file.stem for file in files_that_test(path)] for name, path in rooms.items()}
-    assert [name for name, files in tests.items() if not files] == ["__main__"]
-    assert "test_evaluation" in tests["runs.evaluate"] and "test_groups" in tests["groups.cut"][:3]
 
 
 def test_every_form_of_export_has_a_page_and_tests():
