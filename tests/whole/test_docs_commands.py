@@ -26,7 +26,7 @@ from tests.helpers.pages import PAGES, ROOT, blocks, prose, text_of
 from tests.helpers.sandbox import Sandbox, example_of, options, verbs
 from tests.whole.test_layers import LEVEL, modules
 
-HISTORY = ("decisions.md", "LOG.md", "RECORDS.md")  # may name options that are gone, or other programs'
+HISTORY = ("decisions.md", "RECORDS.md", "2026-11.md", "2026-12.md")  # may name options that are gone, or other programs'
 
 
 def page_of(page: Path) -> object:
