@@ -60,10 +60,8 @@ def cached(cache: Path, folder: Path, network: Network, most: int) -> dict[str, 
         def seen(images: Tensor, side: int) -> Tensor:
             return extract(network, images, Compute.of(network, images, size=side, batch_size=64)).float()
 
-        middle = round(CROP_SHARE * SIDE)
-        torch.save(
-            {"labels": labels, "names": names, "whole": seen(images, SIDE), "middle": seen(images, middle)}, file
-        )
+        views = {"whole": seen(images, SIDE), "middle": seen(images, round(CROP_SHARE * SIDE))}
+        torch.save({"labels": labels, "names": names, **views}, file)
     return load(file)
 
 

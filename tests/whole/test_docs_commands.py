@@ -208,7 +208,7 @@ def test_the_exit_codes_in_the_pages_are_those_of_the_errors():
 
 
 def test_the_names_that_stay_exist():
-    names = {" ".join(name.split()) for name in re.findall(r"`([^`]+)`", text_of(ROOT / "docs/stability.md"))}
+    names = {" ".join(name.split()) for name in re.findall(r"`([^`]+)`", text_of(ROOT / "docs/reference/stability.md"))}
     commands = {name for name in names if name.split()[0] in verbs()}
     assert {name.split()[0] for name in commands} == verbs()
     for verb, *flags in map(str.split, commands):
