@@ -26,7 +26,12 @@ from tests.helpers.pages import PAGES, ROOT, blocks, prose, text_of
 from tests.helpers.sandbox import Sandbox, example_of, options, verbs
 from tests.whole.test_layers import LEVEL, modules
 
-HISTORY = ("decisions.md", "RECORDS.md", "2026-11.md", "2026-12.md")  # may name options that are gone, or other programs'
+HISTORY = (
+    "decisions.md",
+    "RECORDS.md",
+    "2026-11.md",
+    "2026-12.md",
+)  # may name options that are gone, or other programs'
 
 
 def page_of(page: Path) -> object:
@@ -122,7 +127,6 @@ SOURCED = r"<!-- table.*?<!-- end|[\d.,]+<!-- [^>]* -->|`[^`]*`|\]\([^)]*\)|(?:[
 ELSEWHERE = {
     "README.md": "1.2",
     "export.md": ".228 .229 4.0",
-    "protocols.md": ".01",
     "method.md": "0.9",
     "results.md": "1.5",
 }
