@@ -143,6 +143,13 @@ def test_figures_in_sentences_have_a_source(page: Path):
     assert {*figures} <= {*ELSEWHERE.get(page.name, "").split()}, "mark the source (benchmarks/README.md)"
 
 
+def test_no_paragraph_has_more_than_80_words():
+    for page in sorted((ROOT / "docs").glob("**/*.md")):
+        text = re.sub(r"<!--.*?-->|\]\([^)]*\)|^\|.*$", "", prose(page), flags=re.DOTALL | re.MULTILINE)
+        for paragraph in re.split(r"\n\s*\n|\n(?=\s*[-*] |\d\. )", text):
+            assert len(paragraph.split()) <= 80, f"{page.name}: {paragraph.strip()[:60]}"
+
+
 def test_every_help_ends_with_an_example_of_its_command():
     for verb in verbs():
         (found, *_) = pages.of_deepcluster(example_of(verb)) or [""]
