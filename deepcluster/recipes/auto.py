@@ -18,7 +18,7 @@ MANY_IMAGES = 10_000  # fewer take smaller batches, and fewer rounds and fine cl
 FEW_IMAGES = 400
 MAX_EPOCHS = 50  # in a round: a handful of images would get thousands of epochs of one optimizer step
 # px. A published network is the better start for images of 28 px (the smallest measured above 8 px) and more
-# (docs/decisions.md, "Pretrained networks").
+# (benchmarks/log).
 MIN_PUBLISHED_SIDE = 28
 PUBLISHED_SIZE = 224  # px, of the images that published networks are made for
 WHITENING = 0.25  # chosen by leaving one set out (benchmarks/log)
