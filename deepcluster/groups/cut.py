@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 KMEANS_STARTS = 10  # of k-means, in every embedding
-EMBEDDINGS = 4  # ten are no better on 18 sets (benchmarks/LOG.md); of more than 3,750 rows there are fewer
+EMBEDDINGS = 4  # ten are no better on 18 sets (benchmarks/log); of more than 3,750 rows there are fewer
 FOUND_AGAIN = 0.1  # share of all starts that come to nearly the same clusters,
 MIN_AGREEMENT = 0.8  # by the adjusted Rand index
 EMBEDDED_ROWS = 15_000  # of all embeddings together: with more rows there are fewer, for time, but one by each curve

@@ -29,9 +29,9 @@ NEIGHBOURS = 15
 DENSE = 2000  # up to so many rows all eigenvectors are as fast as a few, and never fail to converge
 TIES = 1e-3  # share of all ties that is spread over all pairs, so that a few isolated rows do not become a cluster
 
-DIMENSIONS = 10  # as people give UMAP; 3 to 10 differ by less than .01 NMI (benchmarks/LOG.md)
+DIMENSIONS = 10  # as people give UMAP; 3 to 10 differ by less than .01 NMI (benchmarks/log)
 # a and b: rows at a distance d have the similarity 1 / (1 + a d^2b). Clusters of photographs are better with the second
-# curve, UMAP's for a least distance of 0, but on six kinds of steel it splits one and merges two (docs/decisions.md).
+# curve, UMAP's for a least distance of 0, but on six kinds of steel it splits one and merges two (benchmarks/log).
 CURVES = ((1.0, 1.0), (1.93, 0.79))
 STEPS = 200
 OTHERS = 256  # rows of a step that all rows are pushed away from
