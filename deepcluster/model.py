@@ -56,7 +56,7 @@ class Annotations:
         return {said.row: said.by for said in self.said}
 
     @property
-    def sample(self) -> dict[int, int]:
+    def drawn(self) -> dict[int, int]:
         """The rows of drawn images, and their clusters without their answers."""
         return {said.row: said.cluster for said in self.said if said.by == "drawn"}
 

@@ -37,7 +37,7 @@ from deepcluster.storage.clusters_file import header_of
 from deepcluster.storage.content import CLUSTERS
 from deepcluster.storage.edits_file import checked_name, python_edits
 from deepcluster.storage.files import check_output, write_output
-from deepcluster.storage.state import own_files
+from deepcluster.storage.lock import own_files
 from deepcluster.texts import plural
 
 # In a notebook.

@@ -21,11 +21,11 @@ from deepcluster.export.plan import APART, INVENTORY, INVENTORY_COLUMNS, JUNK, O
 from deepcluster.images.files import from_files
 from deepcluster.images.source import is_hidden
 from deepcluster.images.store import read_once
-from deepcluster.runs.apply import edited
+from deepcluster.runs.apply import applied
 from deepcluster.runs.change import Carried, Change, carry_out
 from deepcluster.runs.images import pixel_digests
 from deepcluster.runs.run import Run
-from deepcluster.runs.teach import Answer, lesson
+from deepcluster.runs.teach import Answer, taught_by
 from deepcluster.runtime.bounded import MAX_TEXT, check_file
 from deepcluster.runtime.console import Display, Several, Silent
 from deepcluster.storage.edits_file import Edits, checked_name
@@ -44,7 +44,7 @@ class ReadBack:
 
 
 def teach_folder(run: Path, folder: Path, display: Display | None = None, *, dry_run: bool = False) -> Carried:
-    """Take over what a person did in a sorted folder, and let the other images of the run follow, as in ``lesson``.
+    """Take over what a person did in a sorted folder, and let the other images of the run follow, as in ``teach``.
 
     Raises UsageError if no image of the run is there, DataError if the inventory is damaged.
     """
@@ -52,16 +52,16 @@ def teach_folder(run: Path, folder: Path, display: Display | None = None, *, dry
 
     def change_of(_: object, before: Run) -> Change:
         back = read_back(folder, before, display)
-        renamed = edited(before, Edits(names=back.names)) if back.names else Change(before)
-        change = lesson(renamed.run, back.answers) if back.answers else renamed
-        said = {**renamed.said, **change.said} or {"Answers": f"nothing in {folder} was moved or renamed"}
+        renamed = applied(before, Edits(names=back.names)) if back.names else Change(before)
+        change = taught_by(renamed.run, back.answers) if back.answers else renamed
+        lines = {**renamed.lines, **change.lines} or {"Answers": f"nothing in {folder} was moved or renamed"}
         if back.new:
             command = shlex.join(["deepcluster", "update", str(run), str(folder)])
-            said["New"] = f"{plural(len(back.new), 'image')} not in the run: {_some(back.new)}. To add them: {command}"
+            lines["New"] = f"{plural(len(back.new), 'image')} not in the run: {_some(back.new)}. To add them: {command}"
         if back.others:
-            said["Left out"] = f"{plural(len(back.others), 'file')} of no cluster: {_some(back.others)}"
-        done = "; ".join(filter(None, dict.fromkeys((renamed.done, change.done))))
-        return replace(change, done=done, said=said)
+            lines["Left out"] = f"{plural(len(back.others), 'file')} of no cluster: {_some(back.others)}"
+        text = "; ".join(filter(None, dict.fromkeys((renamed.text, change.text))))
+        return replace(change, text=text, lines=lines)
 
     return carry_out(run, change_of, display, dry_run=dry_run)
 

@@ -67,7 +67,7 @@ def fit(
         keep_freed_memory()
         decided = decide_for_all(images, request, device, display, processes)
         run = run_folder.RunFolder(Path(decided.start.out))
-        if decided.start.state == "finished":
+        if decided.start.is_finished:
             display.say("Done", f"{run.path} is finished already")
             return run
 

@@ -29,8 +29,8 @@ from deepcluster.storage import model_files, run_folder
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, fitting, restored, rounds_done
 from deepcluster.storage.clusters_file import Made, encoded
 from deepcluster.storage.content import CLUSTERS, IMAGES, LOG, Row, RunRecord
+from deepcluster.storage.lock import checkpoint_files, own_files, scratch, scratch_of
 from deepcluster.storage.run_folder import LockedFolder
-from deepcluster.storage.state import checkpoint_files, own_files, scratch, scratch_of
 from deepcluster.texts import plural
 
 
@@ -75,7 +75,7 @@ class Journal:
             reasons=images.plan.reasons,
         )
         self.at_once = not images.recipe.rounds  # a run without rounds appears at its end
-        if self.folder and self.decided.start.state == "resumed":
+        if self.folder and self.decided.start.is_resumed:
             differences = check_same(self.folder, self.record, self.checkpoint, images.digests)
             self.record = replace(self.record, resumed=differences)
         if self.folder and not self.at_once:
@@ -201,7 +201,7 @@ def opened(decided: Decided, processes: Processes, begun: float) -> Iterator[Jou
         can_resume = not overwrite and decided.features is None
         signals.advise(partial(_advice, out, record, can_resume=can_resume))
         checkpoints = Checkpoints(out / "checkpoints", scratch_of(out, processes.rank))
-        checkpoint = checkpoints.latest() if decided.start.state == "resumed" else None
+        checkpoint = checkpoints.latest() if decided.start.is_resumed else None
         try:
             yield Journal(decided, folder, record, checkpoints, checkpoint, begun)
         except BaseException as error:

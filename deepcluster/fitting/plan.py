@@ -37,7 +37,7 @@ from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import Checkpoint, rounds_done
 from deepcluster.storage.content import IMAGES, RunRecord
-from deepcluster.storage.state import own_files
+from deepcluster.storage.lock import own_files
 from deepcluster.texts import one_line, some
 
 DEFAULTS = {"n_clusters": None, "seed": 0, "labels": None, "like": None}  # of the values of a request in run.json
@@ -55,7 +55,7 @@ def decide_for_all(
     start: Start = shaped(told, Start, "start")
     record = start.record
     request = replace(request, n_clusters=record.n_clusters, seed=record.seed)
-    if start.state == "finished":
+    if start.is_finished:
         return Decided(request, start, source, features, None, None, record, device)
     check_weights_here(start.facts.published if start.facts else "")
     labels = true_labels(record.labels, source) if record.labels else None
@@ -85,7 +85,7 @@ def decide(source: Source, request: Request, display: Display, *, dry: bool = Fa
     _get_weights(name, request, display, dry=dry)
     facts = replace(facts, published=name)
     plan = resolve(request.recipe, facts)
-    return Start(str(out), "new", plan, request.recipe, first_record(request, source, plan), facts)
+    return Start(str(out), plan, request.recipe, first_record(request, source, plan), facts)
 
 
 def first_record(request: Request, source: Source, plan: Plan) -> RunRecord:
@@ -120,7 +120,7 @@ def decide_features(data: Any, width: int, source: Source, request: Request, dis
     if not (source.items.of_files or source.paths[0].isdecimal()):
         display.say("Pictures", f"none: no path leads to a file; the first is {one_line(source.paths[0])}")
     plan = Plan(recipe, {"features": f"{width:,} numbers a row, which came from elsewhere"})
-    return Start(str(out), "new", plan, request.recipe, first_record(request, source, plan))
+    return Start(str(out), plan, request.recipe, first_record(request, source, plan))
 
 
 def _features_recipe(request: Request, source: Source) -> Recipe:
@@ -182,7 +182,7 @@ def _resumed(folder: run_folder.RunFolder, source: Source, request: Request) -> 
         check_like(record, now.like)
     kept = {name: getattr(record, name) for name in ("command", "requested", *DEFAULTS)}
     now = replace(now, **kept | {"like": now.like or record.like})
-    return Start(str(folder.path), "finished" if is_finished else "resumed", plan, requested, now)
+    return Start(str(folder.path), plan, requested, now, is_resumed=not is_finished, is_finished=is_finished)
 
 
 def _check_same_request(

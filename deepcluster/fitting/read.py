@@ -30,7 +30,7 @@ from deepcluster.runtime.console import Display
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.runtime.tables import CsvRow
-from deepcluster.storage.state import scratch_of
+from deepcluster.storage.lock import scratch_of
 from deepcluster.texts import plural
 
 
@@ -74,7 +74,7 @@ def _of_images(decided: Decided, network: Network, processes: Processes, display
         "recipe.toml": to_toml(plan.recipe),
         "duplicates.csv": [*duplicate_rows(alike, [source.paths[i] for i in store.usable])],
         SHEET: sprite_sheet(pictures, used) if processes.is_main else b"",
-        **({"history.csv": []} if start.state == "new" else {}),
+        **({} if start.is_resumed else {"history.csv": []}),
     }
     return ImagesRead(decided, store, plan, digests, beginning, known)
 

@@ -37,15 +37,15 @@ def apply(run: Path, edits: Edits, display: Display | None = None, *, dry_run: b
 def by_edits(edits: Edits, folder: run_folder.RunFolder, run: Run) -> Change:
     """Return the change of :func:`apply`."""
     if run.facts.edits == edits.digest:
-        return Change(run, said={"Edits": "the run has them already"})
+        return Change(run, lines={"Edits": "the run has them already"})
     if edits.cut and edits.cut != run.facts.cut:
         raise UsageError(
             f"these edits were made before the clusters of {folder.path} changed: make them for its present clusters"
         )
-    return edited(run, edits)
+    return applied(run, edits)
 
 
-def edited(run: Run, edits: Edits) -> Change:
+def applied(run: Run, edits: Edits) -> Change:
     """Return the change by these edits. Of merged clusters all but the first have no images from then on.
 
     Raises UsageError if a cluster or image does not exist or is merged or moved twice, or a cluster has too few parts.
@@ -58,12 +58,12 @@ def edited(run: Run, edits: Edits) -> Change:
     if stuck := len(moves) - moved:
         text += f"; {stuck:,} could not move, because they equal an image that stays"
     named = ", ".join(filter(None, edits.names.values()))
-    done = f"{text}: {named}" if named else text
+    in_full = f"{text}: {named}" if named else text
     # A moved image shows the edits, or else the typical image of a cluster in them.
     numbers = [*(number for number, _ in edits.split), *chain(*edits.merge), *edits.names, *reversed(edits.junk or ())]
     example = next(iter(moves), _typical(after, next(iter(numbers), 0)))
     changes = bool(edits.merge or edits.split or preview(run, after))
-    return decided(after, edits.digest, changes, done=done, example=example, said={"Edits": text})
+    return decided(after, edits.digest, changes, text=in_full, example=example, lines={"Edits": text})
 
 
 def _typical(run: Run, number: int) -> int:
@@ -101,7 +101,7 @@ def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int], checked: Seq
     if edits.merge:
         cut = Cut(cut.centroids, target[cut.cluster_of])
     if moves:
-        cut = move_rows(cut, moves, reduced, run.rows.placed(replace(model, cut=cut)))
+        cut = move_rows(cut, moves, reduced, run.rows.placement(replace(model, cut=cut)))
     # The answers about a split cluster are about none of its parts, so the estimate begins anew.
     kept = (Said(one.row, WORDS[0]) if edits.split and one.by == "drawn" else one for one in model.said)
     words = {one.row: one for one in kept}

@@ -33,10 +33,10 @@ class Change:
 
     run: Run
     clusters: Literal["same", "other"] = "same"  # other ones get another ``cut``, and edits of before do not fit them
-    done: str = ""  # the change in words, for the list of steps back
+    text: str = ""  # the change in words, for the list of changes to undo
     example: int = 0  # row of an image that shows it
     state: int | None = None  # number of the earlier or later state to which it goes
-    said: Mapping[str, str] = field(default_factory=dict)  # lines about it, by their headings
+    lines: Mapping[str, str] = field(default_factory=dict)  # about it, by their headings
     write: Callable[[run_folder.LockedFolder], object] = lambda folder: None  # writes the images that it adds
     last: Callable[[Outcome], str] | None = None  # gives the last line
 
@@ -106,7 +106,7 @@ def carry_out(
         folder = run_folder.open_run(path)
         before = read_run(folder, takes_images=takes_images)
         made = Carried(before, change_of(folder, before))
-        for heading, text in made.change.said.items():
+        for heading, text in made.change.lines.items():
             display.say(heading, text)
         for row in made.to_json()["sizes"]:
             name = f" ({one_line(row['name'])})" if row["name"] else ""
@@ -139,14 +139,14 @@ def commit(
     if after is not run:
         change.write(folder)
         if change.state is not None:
-            former.step(folder, change.state)
+            former.go_to(folder, change.state)
         elif after.model is not run.model or after.facts != run.facts:
             after = _written(folder, run, change)
-    for heading, text in change.said.items():
+    for heading, text in change.lines.items():
         display.say(heading, text)
     if after is run:
         return
-    if change.said and (change.done or change.state is not None):
+    if change.lines and (change.text or change.state is not None):
         heading = REDO if goes_back else UNDO
         display.say(heading, command_of(folder, heading.lower()))
     outcome = show(folder, after, progress=display.progress)
@@ -161,7 +161,7 @@ def _written(folder: run_folder.LockedFolder, run: Run, change: Change) -> Run:
         after = replace(after, facts=replace(after.facts, cut=cut_of(after)))
     moved = sum(preview(run, change).values())
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    made = Made(former.keep(folder), change.done, change.example, moved, at)
+    made = Made(former.keep(folder), change.text, change.example, moved, at)
     former.put(folder, encoded(after.model, after.facts, made))
     return after
 
@@ -173,28 +173,28 @@ def cut_of(run: Run) -> str:
     return digest.hexdigest()[:16]
 
 
-def command_of(folder: run_folder.RunFolder, step: str) -> str:
-    """Return the command for a step: undo or redo."""
-    return f"deepcluster apply {shlex.quote(str(folder.path))} --{step}"
+def command_of(folder: run_folder.RunFolder, verb: str) -> str:
+    """Return the command for undo or redo."""
+    return f"deepcluster apply {shlex.quote(str(folder.path))} --{verb}"
 
 
-# ---- steps back and forward -----------------------------------------------------------------------------------------
+# ---- undo and redo ---------------------------------------------------------------------------------------------------
 
 
-def undo(run: Path, display: Display | None = None, steps: int | None = 1, **options: Any) -> Carried:
-    """Take back the last ``steps`` (None: all) changes by :func:`apply`, :func:`recut` and ``teach``.
+def undo(run: Path, display: Display | None = None, changes: int | None = 1, **options: Any) -> Carried:
+    """Take back the last ``changes`` (None: all) by ``apply``, ``recut`` and ``teach``.
 
     UsageError if there are not so many. ``options``: Of :func:`carry_out`.
     """
-    return carry_out(run, partial(by_steps, steps), Several(display), **options)
+    return carry_out(run, partial(by_history, changes), Several(display), **options)
 
 
-def redo(run: Path, display: Display | None = None, steps: int | None = 1, **options: Any) -> Carried:
-    """Make the last ``steps`` (None: all) changes again that were taken back. As :func:`undo`."""
-    return carry_out(run, partial(by_steps, steps, forward=True), Several(display), **options)
+def redo(run: Path, display: Display | None = None, changes: int | None = 1, **options: Any) -> Carried:
+    """Make the last ``changes`` (None: all) again that were taken back. As :func:`undo`."""
+    return carry_out(run, partial(by_history, changes, forward=True), Several(display), **options)
 
 
-def by_steps(count: int | None, folder: run_folder.RunFolder, run: Run, *, forward: bool = False) -> Change:
+def by_history(count: int | None, folder: run_folder.RunFolder, run: Run, *, forward: bool = False) -> Change:
     """Return the change of :func:`undo`, or of :func:`redo`."""
     made = former.history(folder)[forward]
     what = ("undo", "redo")[forward]
@@ -204,14 +204,14 @@ def by_steps(count: int | None, folder: run_folder.RunFolder, run: Run, *, forwa
     count = len(made) if count is None else count
     if not 1 <= count <= len(made):
         few = f"{plural(len(made), 'change')} of {folder.path} can be {again}, and not {count}"
-        raise UsageError(f"{few}: {command_of(folder, what)} all takes every step")
-    state = former.after_steps(folder, count, forward=forward)
+        raise UsageError(f"{few}: {command_of(folder, what)} all takes every change")
+    state = former.number_after(folder, count, forward=forward)
     with folder.as_disk_errors(former.name_of(state)):
         stored = read_clusters(folder.file(former.name_of(state)), run.rows.reduced.shape[1])
     names = stored.annotations.names + ("",) * (len(run.model.names) - len(stored.annotations.names))
     model = replace(run.model, cut=stored.cut, **{**vars(stored.annotations), "names": names})
     clusters = plural(stored.header.clusters, "cluster")
-    said = {"Edits": f"{again}: {clusters}{', as before' * (not forward)}"}
-    if texts := "; ".join(filter(None, (one.done for one in made[:count]))):
-        said[("Undone", "Redone")[forward]] = texts
-    return Change(replace(run, model=model, facts=stored.header.facts), "other", state=state, said=said)
+    lines = {"Edits": f"{again}: {clusters}{', as before' * (not forward)}"}
+    if texts := "; ".join(filter(None, (one.text for one in made[:count]))):
+        lines[("Undone", "Redone")[forward]] = texts
+    return Change(replace(run, model=model, facts=stored.header.facts), "other", state=state, lines=lines)

@@ -34,7 +34,7 @@ def duplicate_rows(
     """Yield the rows of duplicates.csv for sets of (row, distance); ``first``: the number of the first set."""
     for number, members in enumerate(sets, first):
         for row, distance in members:
-            yield {"group": number, "path": paths[row], "distance": f"{distance:.4f}"}
+            yield {"set": number, "path": paths[row], "distance": f"{distance:.4f}"}
 
 
 # ---- their digests, by which a run recognises them -----------------------------------------------------------------

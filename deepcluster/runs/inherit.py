@@ -43,7 +43,7 @@ def past_of(run: Run, rows: Tensor, *, keeps_sample: bool) -> Past:
     )
     before = torch.where(rows < 0, -1, cluster[rows])
     placed = {row: int(before[row]) for row in later.placed}
-    for row, number in later.sample.items():  # it is judged without its answer
+    for row, number in later.drawn.items():  # it is judged without its answer
         before[row] = number
     return Past(later, before, placed)
 
@@ -102,7 +102,7 @@ def taught_again(run: Run, past: Past, heir: Mapping[int, int], stays: Tensor | 
         if heir[number] not in present or (number in anew and words[row] != "drawn")
     }
     if pins:
-        cut = move_rows(cut, pins, rows.reduced, rows.placed(replace(model, cut=cut)))
+        cut = move_rows(cut, pins, rows.reduced, rows.placement(replace(model, cut=cut)))
     named = {new: said.names[old] for old, new in heir.items()}
     annotations = Annotations(
         names=tuple(named.get(number, "") for number in range(max([len(model.names), *(new + 1 for new in named)]))),

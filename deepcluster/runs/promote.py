@@ -12,8 +12,8 @@ from deepcluster.storage import swap
 from deepcluster.storage.clusters_file import Header, header_of
 from deepcluster.storage.content import CLUSTERS
 from deepcluster.storage.files import put_in_place
+from deepcluster.storage.lock import own_files
 from deepcluster.storage.run_folder import RunFolder, locked, open_run
-from deepcluster.storage.state import own_files
 from deepcluster.texts import some
 
 

@@ -29,7 +29,7 @@ def estimated_quality(model: Annotations, clusters: Tensor, fitted: int) -> dict
     ``clusters``: Of all images (int64, N); -1: of none, which does not count. ``fitted``: Number of images of the fit,
     because later ones may be unlike them and are estimated apart.
     """
-    drawn = model.sample
+    drawn = model.drawn
     if len(drawn) < MIN_DRAWN:
         return {"drawn": len(drawn), "needed": MIN_DRAWN} if drawn else None
     have_names = [bool(model.names[number]) for number in {*clusters.tolist()}.difference(model.junk, [-1])]
@@ -79,7 +79,7 @@ def sampled(model: Model, reduced: Tensor, clusters: Tensor, words: Mapping[int,
 
     ``clusters``: Of all images (int64, N). ``words``: Of new answers, by rows.
     """
-    known = model.sample
+    known = model.drawn
     drawn = [row for row in {**known, **words} if words.get(row, "drawn") == "drawn"]
     sample = {row: known.get(row, int(clusters[row])) for row in drawn}
     placed = model.placed.keys() - known.keys()

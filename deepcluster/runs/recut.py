@@ -71,15 +71,15 @@ def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display,
     new = _adjusted(replace(run, model=_cut_into(run, count, recipe)), max(count, len(kept)))
     facts = Facts(cut_k=n_clusters, candidates=candidates or run.facts.candidates, is_recut=True)
     after = Run(run.record, facts, new, rows)
-    said = {}
+    lines = {}
     if run.facts.edits is not None or any((*run.model.names, run.model.junk, run.model.said)):
         anew = "; merges and splits of the old clusters are dropped" if run.facts.edits is not None else ""
-        said["Edits"] = f"{inherit.inherited_text(run.model, new)}{anew}"
+        lines["Edits"] = f"{inherit.inherited_text(run.model, new)}{anew}"
     return Change(
         after,
         "other",
         f"cut into {plural(len(new.cut.cluster_of.unique()), 'cluster')}",
-        said=said,
+        lines=lines,
         write=lambda folder: (
             folder.write_tensors(EMBEDDINGS, rows.embeddings.known) if len(rows.embeddings.known) > embedded else None
         ),
@@ -113,7 +113,7 @@ def _cut_into(run: Run, count: int, recipe: Recipe) -> Model:
 
 def _with_kinds(model: Model, rows: Rows, past: inherit.Past, heir: Mapping[int, int]) -> Model:
     """Return the model with the kinds again whose images all followed the answers about others."""
-    before, reduced = rows.placed(model), rows.reduced
+    before, reduced = rows.placement(model), rows.reduced
     cluster = before.cluster
     gone = {old: heir[old] for old in inherit.lost(past, {}) if not (cluster == heir[old]).any()}
     if not gone:
@@ -144,7 +144,7 @@ def _adjusted(run: Run, count: int) -> Model:
             break
         names = (*run.model.names, "") if missing > 0 else run.model.names
         model = replace(run.model, names=names).with_cut(cut)
-        drawn = [row for row, cluster in model.sample.items() if cluster == number]
+        drawn = [row for row, cluster in model.drawn.items() if cluster == number]
         judged = unpinned(model, run.rows.reduced, drawn)
         said = tuple(one._replace(cluster=judged.get(one.row, one.cluster)) for one in model.said)
         run = run.with_model(replace(model, said=said))
@@ -179,4 +179,4 @@ def _halved(run: Run, number: int) -> Cut | None:
     if not (after == number).any():
         return None
     cut = recentred(model.cut, reduced[:fitted], before[:fitted], after[:fitted])
-    return pinned(reduced, cut, after, run.rows.placed(replace(model, cut=cut)))
+    return pinned(reduced, cut, after, run.rows.placement(replace(model, cut=cut)))

@@ -69,14 +69,14 @@ def asked(run: Run, n: int, answers: Sequence[Answer] = ()) -> tuple[list[Questi
     sample = sampled(model, rows.reduced, run.placement.cluster, new.words)
     answered = {row: cluster[row] for row in model.placed} | new.clusters
     teachers = {row: number for row, number in answered.items() if row not in sample}
-    taught, nodes = _taught(run, teachers, names, sample)
+    graph, nodes = _graph_taught(run, teachers, names, sample)
     seed, seed_of_drawn = (derive(run.record.seed, "questions", len(known)) for known in (teachers, answered))
     first = {int(node): row for row, node in reversed([*enumerate(nodes)])}
     nameless = [number for number, _ in Counter(cluster).most_common() if not names[number]]
-    chosen = [first[node] for node in questions(taught, n, seed, nameless)]
+    chosen = [first[node] for node in questions(graph, n, seed, nameless)]
     order = torch.randperm(len(cluster), generator=generator(seed_of_drawn, "drawn")).tolist()
     drawn = list(islice((row for row in order if row not in answered and run.clusters[row] >= 0), n))
-    believed = np.concatenate([beliefs(taught), np.zeros((1, len(names)))])  # -1 is not in the graph
+    believed = np.concatenate([beliefs(graph), np.zeros((1, len(names)))])  # -1 is not in the graph
 
     def question(row: int, is_drawn: bool) -> Question:
         likely = np.argsort(-believed[nodes[row]], kind="stable")[:MAX_LIKELY]
@@ -91,7 +91,7 @@ def asked(run: Run, n: int, answers: Sequence[Answer] = ()) -> tuple[list[Questi
     return [question(row, False) for row in chosen], [question(row, True) for row in drawn]
 
 
-def _taught(
+def _graph_taught(
     run: Run,
     answers: Mapping[int, int],
     names: Sequence[str],
@@ -153,7 +153,7 @@ def read_answers(path: Path, display: Display | None = None) -> list[Answer]:
     return answers
 
 
-def lesson(run: Run, answers: Sequence[Answer]) -> Change:
+def taught_by(run: Run, answers: Sequence[Answer]) -> Change:
     """Let images follow these answers and all earlier ones. UsageError if there are none, or if one does not fit.
 
     Images drawn at random teach nothing (but the first that names a cluster), so they tell how good the clusters of all
@@ -165,20 +165,20 @@ def lesson(run: Run, answers: Sequence[Answer]) -> Change:
     said_of = sorted((row, int(cluster[row]), model.names[cluster[row]], by) for row, by in model.placed.items())
     digest = json_sha256(said_of)
     if digest == run.facts.edits:
-        return Change(run, said={"Answers": "the run has them already"})
-    done = plural(len(model.said), "answer")
+        return Change(run, lines={"Answers": "the run has them already"})
+    text = plural(len(model.said), "answer")
     changes = preview(run, after)
-    said = {"Answers": "; ".join([done, *remarks]), "Changed": changes_text(changes, model)}
+    lines = {"Answers": "; ".join([text, *remarks]), "Changed": changes_text(changes, model)}
     if quality := estimated_quality(model, after.clusters, run.rows.fitted):
-        said["Quality"] = quality_text(quality)
+        lines["Quality"] = quality_text(quality)
     if unnamed := [str(number) for number in cluster.unique().tolist() if not model.names[number]]:
         have = "has" if len(unnamed) == 1 else "have"
-        said["Names"] = f"{plural(len(unnamed), 'cluster')} {have} no name: {some(unnamed, 20)}"
-    return decided(after, digest, bool(changes), done=done, example=next(reversed(model.placed), 0), said=said)
+        lines["Names"] = f"{plural(len(unnamed), 'cluster')} {have} no name: {some(unnamed, 20)}"
+    return decided(after, digest, bool(changes), text=text, example=next(reversed(model.placed), 0), lines=lines)
 
 
 def taught_model(run: Run, answers: Sequence[Answer]) -> tuple[Model, list[str]]:
-    """Return the model of a :func:`lesson`, and remarks."""
+    """Return the model of a :func:`taught_by`, and remarks."""
     model, rows, placed = run.model, run.rows, run.placement
     cluster = placed.cluster.tolist()
     new = _understood(run, answers)
@@ -195,11 +195,11 @@ def taught_model(run: Run, answers: Sequence[Answer]) -> tuple[Model, list[str]]
     answered = {row: number for row, number in answered.items() if targets[row] == number}
     sample = sampled(model, rows.reduced, placed.cluster, new.words)
     teachers = {row: number for row, number in answered.items() if row not in sample}
-    taught, _ = _taught(run, teachers, new.names, sample)
-    labels = followed(taught)
-    cut = recentred(model.cut, taught.rows, torch.from_numpy(taught.labels), torch.from_numpy(labels))
-    before = rows.placed(replace(model, cut=cut))
-    if not np.array_equal(labels, taught.labels):
+    graph, _ = _graph_taught(run, teachers, new.names, sample)
+    labels = followed(graph)
+    cut = recentred(model.cut, graph.rows, torch.from_numpy(graph.labels), torch.from_numpy(labels))
+    before = rows.placement(replace(model, cut=cut))
+    if not np.array_equal(labels, graph.labels):
         pinned = [row for row, number in sample.items() if number != cluster[row]]
         without_pins = unpinned(replace(model, cut=cut), rows.reduced, pinned)
         sample = {row: int(before.cluster[row]) for row in sample} | without_pins
@@ -308,8 +308,8 @@ def _first_names(
 def teach(
     run: Path, answers: Sequence[Answer] = (), display: Display | None = None, *, dry_run: bool = False
 ) -> Carried:
-    """Keep the answers with a run, and let its other images follow, as in :func:`lesson`."""
-    return carry_out(run, lambda _, before: lesson(before, answers), Several(display), dry_run=dry_run)
+    """Keep the answers with a run, and let its other images follow, as in :func:`taught_by`."""
+    return carry_out(run, lambda _, before: taught_by(before, answers), Several(display), dry_run=dry_run)
 
 
 def changes_text(changes: Mapping[tuple[int, int], int], model: Model) -> str:

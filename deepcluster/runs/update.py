@@ -41,7 +41,7 @@ from deepcluster.runtime.devices import CPU
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import IMAGES, Row, Table
 from deepcluster.storage.images_table import REJECTED, Images, image_rows, origin_of, skipped_rows
-from deepcluster.storage.state import scratch_of
+from deepcluster.storage.lock import scratch_of
 
 
 @dataclass(frozen=True)
@@ -109,18 +109,18 @@ def update(
     display = Several(display)
     read: list[_New] = []
 
-    def change_of(folder: run_folder.RunFolder, state: Run) -> Change:
-        status = state.record.status
+    def change_of(folder: run_folder.RunFolder, before: Run) -> Change:
+        status = before.record.status
         if status != "done":
             raise UsageError(f"{run} is not finished (its status is {status}): go on with its fit and --resume")
-        state.model.network.to(device)
-        read.append(new := _read(folder, state, images, Path(scratch or scratch_of(run)), display))
+        before.model.network.to(device)
+        read.append(new := _read(folder, before, images, Path(scratch or scratch_of(run)), display))
         added = len(new.source.paths)
         if (new.tried or new.skipped) and not (new.known or added):
             raise nothing_readable(new.source.location, new.tried, new.failed)
         check_skipped(new.skipped, max_skipped)
         display.say("Images", _counts_text(new))
-        return _with_added(state, new, reject=reject)
+        return _updated(before, new, reject=reject)
 
     with TemporaryDirectory(prefix="deepcluster-") if dry_run else nullcontext("") as scratch:
         made = carry_out(run, change_of, display, dry_run=dry_run, takes_images=True)
@@ -234,10 +234,10 @@ def _free_names(source: Source, digests: Sequence[str], rows: Rows) -> tuple[str
     return tuple(f"{path} ({digest[:8]})" if path in present else path for path, digest in pairs)
 
 
-# ---- the next state of the run --------------------------------------------------------------------------------------
+# ---- the run with these images ---------------------------------------------------------------------------------------
 
 
-def _with_added(run: Run, new: _New, *, reject: bool) -> Change:
+def _updated(run: Run, new: _New, *, reject: bool) -> Change:
     """Return the change that adds the new images behind the others, and the files that cannot be used."""
     rows = run.rows
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -265,7 +265,7 @@ def _with_duplicates(folder: run_folder.LockedFolder, rows: Rows, new: _New, bas
     An image is compared with its nearest in feature space, because copies have nearly the same features.
     """
     table: list[Mapping[str, object]] = [*folder.read_rows("duplicates.csv")]
-    set_of = {str(row["path"]): int(str(row["group"])) for row in table}
+    set_of = {str(row["path"]): int(str(row["set"])) for row in table}
     free = 1 + max(set_of.values(), default=-1)
     most_alike = {rows.paths[row] for row in nearest(new.reduced, 1, rows.reduced)[1].flatten().tolist()}
     alike_rows = [row for row, path in enumerate(rows.paths) if path in most_alike]

@@ -21,7 +21,7 @@ from deepcluster.records import State
 from deepcluster.runtime.bounded import json_sha256, read_json, read_tensors, sha256
 from deepcluster.runtime.log import warn
 from deepcluster.storage.files import write_tensors, write_whole
-from deepcluster.storage.state import checkpoint_files, is_known
+from deepcluster.storage.lock import checkpoint_files, is_known
 
 SCHEMA_VERSIONS = range(4, 5)  # that this version reads; it writes the last
 MAX_CHECKPOINTS = 2

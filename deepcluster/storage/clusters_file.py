@@ -29,7 +29,7 @@ class Made:
     """The change that made a state."""
 
     number: int = 0  # of the state; 0: of the fit
-    done: str = ""  # the change in words
+    text: str = ""  # the change in words
     row: int = 0  # of an image that shows it
     moved: int = 0  # number of images that it moved
     at: str = ""  # time, UTC

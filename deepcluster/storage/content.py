@@ -71,7 +71,7 @@ FILES: Mapping[str, File] = {
         ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk"), view=True
     ),
     "clusters.csv": File(tuple(column.name for column in COLUMNS), view=True),
-    "duplicates.csv": File(("group", "path", "distance"), spare=True),
+    "duplicates.csv": File(("set", "path", "distance"), spare=True),
     "embeddings.safetensors": File(spare=True),  # neighbour graphs, for other numbers of clusters
     "features.npy": File(),
     "history.csv": File(
