@@ -53,8 +53,7 @@ def clusters_table(run: Run) -> Table:
     """Return the rows of clusters.csv."""
     rows, placed = run.rows, run.model.placed
     used: dict[str, Iterable[object]] = {
-        "path": rows.paths,
-        "status": ["ok"] * len(rows.paths),
+        **rows.images.used.columns,
         "by": [placed.get(row, "") for row in range(len(rows.paths))],
         "label": rows.labels or [""] * len(rows.paths),
         **placement_columns(run.model, run.placement, rows.residuals, stored=run.clusters),

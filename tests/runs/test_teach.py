@@ -404,11 +404,11 @@ def test_only_answers_about_images_drawn_at_random_tell_the_quality(run):
     assert result(run)["quality"]["low"] < right(run) <= result(run)["quality"]["high"]
     for change in (lambda: recut(run, 6), lambda: apply(run, Edits(merge=((0, 1),)))):
         change()
-        assert len(load(run).sample) in (0, len(taught.sample)) and state_of(run)  # a part would be no sample
+        assert len(load(run).drawn) in (0, len(taught.drawn)) and state_of(run)  # a part would be no sample
         undo(run)
-        assert load(run).sample == taught.sample
+        assert load(run).drawn == taught.drawn
     apply(run, Edits(split=((0, 2),)))
-    assert load(run).sample == {} and result(run)["quality"] is None
+    assert load(run).drawn == {} and result(run)["quality"] is None
 
 
 @pytest.mark.parametrize("inside", [COUNT, 150])
