@@ -162,8 +162,8 @@ def apply(
         from deepcluster.runs import change
 
         if wanted is None:
-            walk = change.redo if redo else change.undo
-            made = walk(run_, terminal, None if word == "all" else int(word or 1), dry_run=output.dry_run)
+            changes = None if word == "all" else int(word or 1)
+            made = change.undo(run_, terminal, changes, forward=redo, dry_run=output.dry_run)
         else:
             made = editing.apply(run_, wanted, terminal, dry_run=output.dry_run)
     print_result(run_, output, "apply", made.to_json())

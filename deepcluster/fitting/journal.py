@@ -29,7 +29,7 @@ from deepcluster.storage import model_files, run_folder
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, fitting, restored, rounds_done
 from deepcluster.storage.clusters_file import Made, encoded
 from deepcluster.storage.content import CLUSTERS, IMAGES, LOG, Row, RunRecord
-from deepcluster.storage.lock import checkpoint_files, own_files, scratch, scratch_of
+from deepcluster.storage.lock import own_files, scratch, scratch_of
 from deepcluster.storage.run_folder import LockedFolder
 from deepcluster.texts import plural
 
@@ -176,7 +176,7 @@ class Journal:
                 target, run, source=self.decided.source, page=self.decided.request.report, progress=progress
             )
             target.write_record(self.record)  # from here on the run is done, and needs no checkpoint
-            for name in () if self.decided.request.keep_checkpoints else checkpoint_files(target.path):
+            for name in () if self.decided.request.keep_checkpoints else own_files(target.path, "checkpoints/"):
                 target.remove(name)
         return outcome
 

@@ -4,6 +4,7 @@ import hashlib
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -102,22 +103,19 @@ def carry_out(
     ``source``: As for ``refresh``. ``takes_images``: As for ``read_run``.
     """
     display.progress(CUT_PHASE, 0, 0)
-    if dry_run:
-        folder = run_folder.open_run(path)
+    with nullcontext(run_folder.open_run(path)) if dry_run else run_folder.locked(path) as folder:
         before = read_run(folder, takes_images=takes_images)
         made = Carried(before, change_of(folder, before))
-        for heading, text in made.change.lines.items():
-            display.say(heading, text)
-        for row in made.to_json()["sizes"]:
-            name = f" ({one_line(row['name'])})" if row["name"] else ""
-            images = f"{plural(row['after'], 'image')}, before {row['before']:,}"
-            display.say("Cluster", f"{row['cluster']}{name}: {images}")
-        display.say("Dry run", "nothing was written")
-        return made
-    with run_folder.locked(path) as locked:
-        before = read_run(locked, takes_images=takes_images)
-        made = Carried(before, change_of(locked, before))
-        commit(locked, *made, display, partial(refresh, source=source))
+        if isinstance(folder, run_folder.LockedFolder):
+            commit(folder, *made, display, partial(refresh, source=source))
+            return made
+    for heading, text in made.change.lines.items():
+        display.say(heading, text)
+    for row in made.to_json()["sizes"]:
+        name = f" ({one_line(row['name'])})" if row["name"] else ""
+        images = f"{plural(row['after'], 'image')}, before {row['before']:,}"
+        display.say("Cluster", f"{row['cluster']}{name}: {images}")
+    display.say("Dry run", "nothing was written")
     return made
 
 
@@ -181,21 +179,23 @@ def command_of(folder: run_folder.RunFolder, verb: str) -> str:
 # ---- undo and redo ---------------------------------------------------------------------------------------------------
 
 
-def undo(run: Path, display: Display | None = None, changes: int | None = 1, **options: Any) -> Carried:
+def undo(
+    run: Path, display: Display | None = None, changes: int | None = 1, *, forward: bool = False, **options: Any
+) -> Carried:
     """Take back the last ``changes`` (None: all) by ``apply``, ``recut`` and ``teach``.
 
-    UsageError if there are not so many. ``options``: Of :func:`carry_out`.
+    ``forward``: Make the last changes again that were taken back. ``options``: Of :func:`carry_out`.
+
+    UsageError if there are not so many.
     """
-    return carry_out(run, partial(by_history, changes), Several(display), **options)
+    return carry_out(run, partial(by_history, changes, forward=forward), Several(display), **options)
 
 
-def redo(run: Path, display: Display | None = None, changes: int | None = 1, **options: Any) -> Carried:
-    """Make the last ``changes`` (None: all) again that were taken back. As :func:`undo`."""
-    return carry_out(run, partial(by_history, changes, forward=True), Several(display), **options)
+redo = partial(undo, forward=True)
 
 
 def by_history(count: int | None, folder: run_folder.RunFolder, run: Run, *, forward: bool = False) -> Change:
-    """Return the change of :func:`undo`, or of :func:`redo`."""
+    """Return the change of :func:`undo`."""
     made = former.history(folder)[forward]
     what = ("undo", "redo")[forward]
     again = ("taken back", "made again")[forward]
@@ -205,7 +205,8 @@ def by_history(count: int | None, folder: run_folder.RunFolder, run: Run, *, for
     if not 1 <= count <= len(made):
         few = f"{plural(len(made), 'change')} of {folder.path} can be {again}, and not {count}"
         raise UsageError(f"{few}: {command_of(folder, what)} all takes every change")
-    state = former.number_after(folder, count, forward=forward)
+    earlier = [number for number in former.numbers_of(folder) if number < made[0].number]
+    state = made[count - 1].number if forward else earlier[-count]
     with folder.as_disk_errors(former.name_of(state)):
         stored = read_clusters(folder.file(former.name_of(state)), run.rows.reduced.shape[1])
     names = stored.annotations.names + ("",) * (len(run.model.names) - len(stored.annotations.names))

@@ -21,7 +21,7 @@ from deepcluster.records import State
 from deepcluster.runtime.bounded import json_sha256, read_json, read_tensors, sha256
 from deepcluster.runtime.log import warn
 from deepcluster.storage.files import write_tensors, write_whole
-from deepcluster.storage.lock import checkpoint_files, is_known
+from deepcluster.storage.lock import is_known, own_files
 
 SCHEMA_VERSIONS = range(4, 5)  # that this version reads; it writes the last
 MAX_CHECKPOINTS = 2
@@ -150,7 +150,7 @@ class Checkpoints:
 
 def rounds_done(run: Path) -> int:
     """Return the number of rounds after which the last checkpoint of a run was written; 0 without one."""
-    return max((int(Path(name).stem) for name in checkpoint_files(run) if name.endswith(".json")), default=0)
+    return max((int(Path(name).stem) for name in own_files(run, "checkpoints/") if name.endswith(".json")), default=0)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from deepcluster.runtime.bounded import RUN, shaped
 
-SCHEMA_VERSIONS = range(1, 2)  # of the runs that this version reads; it writes the last
+SCHEMA_VERSIONS = range(1, 2)  # of the runs and models that this version reads; it writes the last
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from deepcluster.runtime import signals
 from deepcluster.storage.clusters_file import Header, Made, header_of, read_clusters, with_made
 from deepcluster.storage.content import CLUSTERS
-from deepcluster.storage.lock import former_files
+from deepcluster.storage.lock import own_files
 from deepcluster.storage.run_folder import LockedFolder, RunFolder
 from deepcluster.texts import plural
 
@@ -27,7 +27,7 @@ def name_of(number: int) -> str:
 
 def numbers_of(folder: RunFolder) -> list[int]:
     """Return the numbers of the states in former/, ascending."""
-    return sorted(int(Path(name).stem) for name in former_files(folder.path))
+    return sorted(int(Path(name).stem) for name in own_files(folder.path, "former/"))
 
 
 def history(folder: RunFolder) -> tuple[list[Made], list[Made]]:
@@ -36,17 +36,6 @@ def history(folder: RunFolder) -> tuple[list[Made], list[Made]]:
     numbers = numbers_of(folder)
     back = [now, *(made_in(folder, name_of(number)) for number in reversed(numbers) if number < now.number)]
     return back[:-1], [made_in(folder, name_of(number)) for number in numbers if number > now.number]
-
-
-def number_after(folder: RunFolder, count: int, *, forward: bool) -> int:
-    """Return the number of the state so many changes back, or ``forward``."""
-    now = made_in(folder, CLUSTERS).number
-    numbers = numbers_of(folder)
-    return (
-        [number for number in numbers if number > now][count - 1]
-        if forward
-        else [number for number in numbers if number < now][-count]
-    )
 
 
 def made_in(folder: RunFolder, name: str) -> Made:
