@@ -227,8 +227,8 @@ def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: fl
 
             made = teach_folder(run_, answers, terminal, dry_run=output.dry_run)
         else:
-            given = teaching.read_answers(answers, terminal) if answers else ()
-            made = teaching.teach(run_, given, terminal, dry_run=output.dry_run)
+            listed = teaching.read_answers(answers, terminal) if answers else ()
+            made = teaching.teach(run_, listed, terminal, dry_run=output.dry_run)
     preview = made.to_json()
     counts = {name: preview[name] for name in ("changed", "changes")} | {
         "quality": open_run(run_).read_json(RESULT)["quality"]

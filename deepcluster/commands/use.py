@@ -202,7 +202,7 @@ def export(
     takes = ("images", "outliers") if to == "keywords" else ()
     if not of_images:
         others = {name: value for name, value in vars(sorting).items() if name not in takes}
-        given = (name for name, value in others.items() if value != getattr(flags.Sorting, name))
+        refused = (name for name, value in others.items() if value != getattr(flags.Sorting, name))
         refuse(given, f"--to {to} writes no images")
     check_run(run_)
     if not sorting.dry_run and not sorting.overwrite:

@@ -51,8 +51,8 @@ def decide_for_all(
     features, source = read_features(images) if request.features else (None, find(images))
     check_alike(source, processes)
     start_of = decide if features is None else partial(decide_features, images, features.shape[1])
-    told = processes.broadcast_json(lambda: asdict(start_of(source, request, display)))
-    start: Start = shaped(told, Start, "start")
+    values = processes.broadcast_json(lambda: asdict(start_of(source, request, display)))
+    start: Start = shaped(values, Start, "start")
     record = start.record
     request = replace(request, n_clusters=record.n_clusters, seed=record.seed)
     if start.is_finished:
@@ -214,9 +214,9 @@ def _check_same_request(
 
 def check_like(record: RunRecord, like: str | None) -> None:
     """Raise UsageError if the run of ``--like`` is neither at ``like`` nor, without it, at its place of then."""
-    there = Path(like or record.like or "")
-    if (run := record.like_run) and (not is_run(there) or run_folder.open_run(there).read_record().run != run):
-        raise UsageError(f"this fit began --like run {run}, which is not in {there}: give its folder, --like RUN")
+    place = Path(like or record.like or "")
+    if (run := record.like_run) and (not is_run(place) or run_folder.open_run(place).read_record().run != run):
+        raise UsageError(f"this fit began --like run {run}, which is not in {place}: give its folder, --like RUN")
 
 
 def check_paths(folder: run_folder.RunFolder, source: Source) -> None:

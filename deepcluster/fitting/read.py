@@ -80,7 +80,7 @@ def _of_images(decided: Decided, network: Network, processes: Processes, display
 
 
 def _of_features(decided: Decided, features: Tensor, processes: Processes) -> ImagesRead:
-    """Return the images of features that the user computed, and their pictures if there are any."""
+    """Return the images of features that the user computed, and their pictures if any exist."""
     plan = decided.start.plan
     source = decided.source
     total = len(source.paths)
@@ -95,9 +95,9 @@ def _of_features(decided: Decided, features: Tensor, processes: Processes) -> Im
     }
     if pictures is not None:
         beginning[SHEET] = sprite_sheet(tiny_pictures(pictures, 0, total), total)
-        there = with_picture(pictures)
-        alike = near_duplicates(pictures[there])
-        beginning["duplicates.csv"] = [*duplicate_rows(alike, [source.paths[row] for row in there])]
+        pictured = with_picture(pictures)
+        alike = near_duplicates(pictures[pictured])
+        beginning["duplicates.csv"] = [*duplicate_rows(alike, [source.paths[row] for row in pictured])]
     return ImagesRead(decided, store, plan, digests, beginning, features[store.partition.local])
 
 

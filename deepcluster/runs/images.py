@@ -94,10 +94,10 @@ def _held(holder: str, rows: Sequence[Row]) -> Iterator[Source]:
     with suppress(DeepClusterError, OSError):
         source = find(holder)
         number = {source.origin(i).member: i for i in range(len(source.paths))}
-        there = [row for row in rows if row["member"] in number]
-        if there:
-            chosen = source.rows([number[row["member"]] for row in there])
-            yield replace(chosen, paths=tuple(row["path"] for row in there))
+        present = [row for row in rows if row["member"] in number]
+        if present:
+            chosen = source.rows([number[row["member"]] for row in present])
+            yield replace(chosen, paths=tuple(row["path"] for row in present))
 
 
 def images_of(run: Path) -> Source:

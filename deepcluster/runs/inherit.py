@@ -73,26 +73,26 @@ def lost(past: Past, heir: Mapping[int, int]) -> list[int]:
 
 
 def taught_again(run: Run, past: Past, heir: Mapping[int, int], stays: Tensor | None = None) -> Model:
-    """Return the model of a run that has been cut anew, after it was taught a person's earlier decisions again.
+    """Return the model of a run that was cut anew, after it was taught a person's earlier decisions again.
 
     ``heir``: The clusters in the place of former ones. One that the cut lacks is made anew of its images. ``stays``:
-    Other images (a mask) whose former clusters count, and not their new ones, if there are answers.
+    Other images (a mask) whose former clusters count, and not their new ones, if a person answered.
     """
     model, rows, said = run.model, run.rows, past.said
     cut = model.cut
     words = said.placed
-    anew = {old: new for old, new in heir.items() if new not in cut.cluster_of}
-    there = torch.tensor([heir.get(number, -1) for number in past.cluster.tolist()])
-    back = torch.isin(past.cluster, torch.tensor([*anew], dtype=torch.int64))
+    made_anew = {old: new for old, new in heir.items() if new not in cut.cluster_of}
+    heirs_of_rows = torch.tensor([heir.get(number, -1) for number in past.cluster.tolist()])
+    back = torch.isin(past.cluster, torch.tensor([*made_anew], dtype=torch.int64))
     if stays is not None and words:
-        back |= stays & (there >= 0)
+        back |= stays & (heirs_of_rows >= 0)
     if back.any():
         graph, nodes = rows.graph[0], torch.from_numpy(rows.graph[1])
         inside = nodes >= 0
         before = torch.zeros(len(graph), dtype=torch.int64)
         before[nodes[inside]] = run.placement.cluster[inside]
         after = before.clone()
-        after[nodes[inside & back]] = there[inside & back]
+        after[nodes[inside & back]] = heirs_of_rows[inside & back]
         cut = recentred(cut, graph, before, after)
     # Answers about kinds that go on are not here: the first ones may name a new cluster.
     present = {*cut.cluster_of.tolist()}

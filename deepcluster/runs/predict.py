@@ -131,8 +131,8 @@ def row_of(base: Path, paths: Sequence[str], image: str) -> int | None:
     """Return the row of the image that ``image`` names, as a file or by its path; None if it is no image of the run."""
     names = [image]
     if os.path.lexists(image):  # another file may have the name of one in the run
-        there = Path(os.path.abspath(image))  # noqa: PTH100 (without following links)
-        names = [str(there), name_in_run(there, base)]
+        file = Path(os.path.abspath(image))  # noqa: PTH100 (without following links)
+        names = [str(file), name_in_run(file, base)]
     return next((paths.index(name) for name in reversed(names) if name in paths), None)
 
 

@@ -44,13 +44,13 @@ def estimated_quality(model: Annotations, clusters: Tensor, fitted: int) -> dict
     count = int((clusters >= 0).sum())
     middle, below, above = float(count - int(is_open.sum())), 0.0, 0.0
     for part in (slice(fitted), slice(fitted, None)):
-        rest = int(is_open[part].sum())
+        unjudged = int(is_open[part].sum())
         sample = judged[part][judged[part].isfinite()]
         share = float((sample if len(sample) else judged).nanmean())
-        low, high = prediction(rest, len(sample), share)
-        middle += share * rest
-        below += (share * rest - low) ** 2
-        above += (share * rest - high) ** 2
+        low, high = prediction(unjudged, len(sample), share)
+        middle += share * unjudged
+        below += (share * unjudged - low) ** 2
+        above += (share * unjudged - high) ** 2
     bounds = {"share": middle, "low": middle - math.sqrt(below), "high": middle + math.sqrt(above)}
     shares = {name: round(value / count, 4) for name, value in bounds.items()}
     return {"drawn": len(rows), "right": int(judged.nansum())} | shares

@@ -73,8 +73,8 @@ def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display,
     after = Run(run.record, facts, new, rows)
     lines = {}
     if run.facts.edits is not None or any((*run.model.names, run.model.junk, run.model.said)):
-        anew = "; merges and splits of the old clusters are dropped" if run.facts.edits is not None else ""
-        lines["Edits"] = f"{inherit.inherited_text(run.model, new)}{anew}"
+        dropped = "; merges and splits of the old clusters are dropped" if run.facts.edits is not None else ""
+        lines["Edits"] = f"{inherit.inherited_text(run.model, new)}{dropped}"
     return Change(
         after,
         "other",
@@ -104,9 +104,11 @@ def _cut_into(run: Run, count: int, recipe: Recipe) -> Model:
     past = inherit.past_of(run, torch.arange(len(before.cluster)), keeps_sample=True)
     known = past.cluster >= 0
     heir = inherit.heirs(past.cluster[known], placement.cluster[known], mutual=True)
-    given = max(cut.count, len(model.names))  # the numbers of clusters that are made later go on behind all given ones
-    heir |= {old: given + i for i, old in enumerate(inherit.lost(past, heir))}
-    nameless = replace(model, cut=cut, names=("",) * given, junk=(), said=())
+    numbers = max(
+        cut.count, len(model.names)
+    )  # the numbers of clusters that are made later go on behind all given ones
+    heir |= {old: numbers + i for i, old in enumerate(inherit.lost(past, heir))}
+    nameless = replace(model, cut=cut, names=("",) * numbers, junk=(), said=())
     taught = inherit.taught_again(replace(run, model=nameless), past, heir)
     return _with_kinds(taught, rows, past, heir)
 
@@ -154,9 +156,9 @@ def _adjusted(run: Run, count: int) -> Model:
 def _without_one(model: Model, order: Sequence[int], kept: Collection[int]) -> tuple[int, Cut]:
     """Return the last cluster in ``order`` that can go, and the cut without it."""
     of = model.cut.cluster_of
-    if rest := [number for number in order if number not in kept]:
-        stays = of != rest[-1]
-        return rest[-1], Cut(model.cut.centroids[stays], of[stays])
+    if droppable := [number for number in order if number not in kept]:
+        stays = of != droppable[-1]
+        return droppable[-1], Cut(model.cut.centroids[stays], of[stays])
     # Answers have named a new cluster like their own one, so these two become one.
     first = {model.names[number]: number for number in reversed(order)}
     number = [number for number in order if model.names[number] and first[model.names[number]] != number][-1]

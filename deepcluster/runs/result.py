@@ -58,10 +58,10 @@ def clusters_table(run: Run) -> Table:
         "label": rows.labels or [""] * len(rows.paths),
         **placement_columns(run.model, run.placement, rows.residuals, stored=run.clusters),
     }
-    rest = [""] * len(rows.images.skipped)
-    skipped = {"path": [*rows.images.skipped], "status": ["skipped"] * len(rest)}
+    blank = [""] * len(rows.images.skipped)
+    skipped = {"path": [*rows.images.skipped], "status": ["skipped"] * len(blank)}
     columns = FILES["clusters.csv"].columns
-    return Table.of_columns({name: chain(used[name], skipped.get(name, rest)) for name in columns})
+    return Table.of_columns({name: chain(used[name], skipped.get(name, blank)) for name in columns})
 
 
 def _named_anew(run: Run, table: Table) -> Table:
@@ -86,11 +86,11 @@ def label_numbers(truth: Sequence[str], words: Sequence[str]) -> tuple[Tensor, T
 def summary_rows(run: Run) -> list[dict[str, str]]:
     """Return the rows of cluster_summary.csv, in which rejected images do not count."""
     model, rows, cut = run.model, run.rows, run.model.cut
-    there = torch.nonzero(run.clusters >= 0).flatten()
-    reduced, cluster = rows.reduced[there], run.clusters[there]
+    placed = torch.nonzero(run.clusters >= 0).flatten()
+    reduced, cluster = rows.reduced[placed], run.clusters[placed]
     sizes = torch.bincount(cluster, minlength=cut.count).tolist()
     zeros = torch.zeros(cut.count, dtype=torch.float64)  # bincount with weights returns integers for no rows at all
-    distances = zeros.index_add(0, cluster, run.placement.distance[there].double()).tolist()
+    distances = zeros.index_add(0, cluster, run.placement.distance[placed].double()).tolist()
     # Each is of all images of a cluster, which may have many centroids.
     cluster_means = means(reduced, cluster, cut.count)
     medoids = medoids_of(cluster_means, reduced, cluster).tolist()
@@ -105,7 +105,7 @@ def summary_rows(run: Run) -> list[dict[str, str]]:
             "share": f"{sizes[number] / len(reduced):.6f}",
             "mean_distance": f"{distances[number] / sizes[number]:.6f}" if sizes[number] else "",
             "nearest_cluster": str(between[number].argmin().item()) if len(present) > 1 else "",
-            "medoid_path": rows.paths[there[medoids[number]]] if sizes[number] else "",
+            "medoid_path": rows.paths[placed[medoids[number]]] if sizes[number] else "",
             "junk": str(int(number in model.junk)),
         }
         for number in present

@@ -148,8 +148,8 @@ def read_run(folder: run_folder.RunFolder, backbone: nn.Module | None = None, *,
         raise DiskError(
             f"{folder.path / CLUSTERS} has answers about images that {IMAGES} lacks: restore it from a copy"
         )
-    given = max(len(model.names), former.given(folder))  # a number is never given twice, whatever was taken back
-    model = replace(model, names=model.names + ("",) * (given - len(model.names)))
+    numbers = max(len(model.names), former.given(folder))  # a number is never given twice, whatever was taken back
+    model = replace(model, names=model.names + ("",) * (numbers - len(model.names)))
     reduced = torch.from_numpy(folder.read_array("features.npy", count, model.reduction.projection.shape[1]))
     rows = Rows(
         images=images,

@@ -238,15 +238,15 @@ def _understood(run: Run, answers: Sequence[Answer]) -> _Understood:
     new = range(free, max([free, *(number + 1 for number in numbers if number < free + len(answers))]))
     names = [*model.names, *("" for _ in new)]
     before = {one: names[one] or f"cluster {one}" for one in present}
-    given = dict(zip(moved_rows(Edits(move=tuple((one.path, 0) for one in answers)), paths), answers, strict=True))
-    first = _first_names(cluster, names, before, given)
+    answer_of = dict(zip(moved_rows(Edits(move=tuple((one.path, 0) for one in answers)), paths), answers, strict=True))
+    first = _first_names(cluster, names, before, answer_of)
     names = [first.get(one, name) for one, name in enumerate(names)]
     called = {one: names[one] or text for one, text in before.items()}
     largest = {name: one for one, name in called.items()} | {names[one]: one for one in present if names[one]}
     times = Counter(called.values())
     cluster_of: dict[int, int] = {}
     said: dict[str, None] = {}
-    for row, answer in given.items():
+    for row, answer in answer_of.items():
         name = answer.name
         current = cluster[row]
         number = current if answer.cluster is None else answer.cluster
@@ -267,10 +267,10 @@ def _understood(run: Run, answers: Sequence[Answer]) -> _Understood:
         if name and cluster_of[row] not in (current, number) and times[name] > 1:
             said[f"answers {name!a} mean cluster {cluster_of[row]}, the largest of {times[name]} with this name"] = None
     # The first of the answers that named a cluster decided its name, so it tells nothing about the name's quality.
-    others_first = sorted(given, key=lambda row: given[row].by == "drawn")
-    naming = {cluster[row]: row for row in reversed(others_first) if first.get(cluster[row]) == given[row].name}
-    words = {row: _teaching(one.by) if naming.get(cluster[row]) == row else one.by for row, one in given.items()}
-    if drawn := sum(given[row].by == "drawn" for row in naming.values()):
+    others_first = sorted(answer_of, key=lambda row: answer_of[row].by == "drawn")
+    naming = {cluster[row]: row for row in reversed(others_first) if first.get(cluster[row]) == answer_of[row].name}
+    words = {row: _teaching(one.by) if naming.get(cluster[row]) == row else one.by for row, one in answer_of.items()}
+    if drawn := sum(answer_of[row].by == "drawn" for row in naming.values()):
         said[f"{plural(drawn, 'answer')} about drawn images named a cluster each, and count as answers that teach"] = (
             None
         )
@@ -282,7 +282,7 @@ def _no_cluster(number: int) -> UsageError:
 
 
 def _first_names(
-    cluster: Sequence[int], names: Sequence[str], called: Mapping[int, str], given: Mapping[int, Answer]
+    cluster: Sequence[int], names: Sequence[str], called: Mapping[int, str], answer_of: Mapping[int, Answer]
 ) -> dict[int, str]:
     """Return the first names said of images of clusters without one.
 
@@ -292,7 +292,7 @@ def _first_names(
     number_of = {text: number for number, text in called.items() if not names[number]}
     by_number: set[int | None] = set()
     votes: Counter[tuple[int, str]] = Counter()
-    for row, one in given.items():
+    for row, one in answer_of.items():
         number = cluster[row]
         if not one.name or one.name in number_of:
             by_number.add(number_of.get(one.name, number if one.cluster is None else one.cluster))

@@ -271,13 +271,13 @@ def _with_duplicates(folder: run_folder.LockedFolder, rows: Rows, new: _New, bas
     alike_rows = [row for row, path in enumerate(rows.paths) if path in most_alike]
     old = images_at_hand(Images(rows.images.used.at(alike_rows)), base)
     paths: list[str] = []
-    there = [] if new.images is None else with_picture(new.images)
-    images = [] if new.images is None else [new.images[there]]
+    pictured = [] if new.images is None else with_picture(new.images)
+    images = [] if new.images is None else [new.images[pictured]]
     if old and old.paths and images:
         store = read_once(old, images[0].shape[-1], none_is_fine=True)
         paths, images = [old.paths[i] for i in store.usable], [store.images, *images]
     fresh = len(paths)
-    paths += [new.source.paths[row] for row in there]
+    paths += [new.source.paths[row] for row in pictured]
     for alike in near_duplicates(images):
         if any(row >= fresh for row, _ in alike):
             known = [set_of[paths[row]] for row, _ in alike if paths[row] in set_of]

@@ -103,7 +103,7 @@ class Checkpoints:
         """Return the weights of the network's body after so many rounds. ModelError if no whole checkpoint has them."""
         path = self.folder / f"{rounds:06d}.json"
         if not path.exists():
-            there = ", ".join(str(int(path.stem)) for path in sorted(self.folder.glob("[0-9]*.json"))) or "none"
+            kept = ", ".join(str(int(path.stem)) for path in sorted(self.folder.glob("[0-9]*.json"))) or "none"
             raise ModelError(f"there is no checkpoint of round {rounds} (kept: {there}): --overwrite starts anew")
         try:
             tensors = self._read(path).tensors

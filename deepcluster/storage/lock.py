@@ -122,8 +122,8 @@ def hold(folder: Path, name: str) -> Iterator[None]:
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            where = f"{folder} lies on a file system without locks ({error.strerror})"
-            raise DiskError(f"{where}: put it on a local disk") from None
+            problem = f"{folder} lies on a file system without locks ({error.strerror})"
+            raise DiskError(f"{problem}: put it on a local disk") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
         file.flush()
