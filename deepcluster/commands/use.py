@@ -203,7 +203,7 @@ def export(
     if not of_images:
         others = {name: value for name, value in vars(sorting).items() if name not in takes}
         refused = (name for name, value in others.items() if value != getattr(flags.Sorting, name))
-        refuse(given, f"--to {to} writes no images")
+        refuse(refused, f"--to {to} writes no images")
     check_run(run_)
     if not sorting.dry_run and not sorting.overwrite:
         (files.check_no_folder if of_images else files.check_no_file)(out)

@@ -99,7 +99,7 @@ def taught_again(run: Run, past: Past, heir: Mapping[int, int], stays: Tensor | 
     pins = {
         row: heir[number]
         for row, number in past.placed.items()
-        if heir[number] not in present or (number in anew and words[row] != "drawn")
+        if heir[number] not in present or (number in made_anew and words[row] != "drawn")
     }
     if pins:
         cut = move_rows(cut, pins, rows.reduced, rows.placement(replace(model, cut=cut)))

@@ -104,9 +104,7 @@ def _cut_into(run: Run, count: int, recipe: Recipe) -> Model:
     past = inherit.past_of(run, torch.arange(len(before.cluster)), keeps_sample=True)
     known = past.cluster >= 0
     heir = inherit.heirs(past.cluster[known], placement.cluster[known], mutual=True)
-    numbers = max(
-        cut.count, len(model.names)
-    )  # the numbers of clusters that are made later go on behind all given ones
+    numbers = max(cut.count, len(model.names))  # later clusters get numbers behind all given ones
     heir |= {old: numbers + i for i, old in enumerate(inherit.lost(past, heir))}
     nameless = replace(model, cut=cut, names=("",) * numbers, junk=(), said=())
     taught = inherit.taught_again(replace(run, model=nameless), past, heir)

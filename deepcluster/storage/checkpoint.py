@@ -104,7 +104,7 @@ class Checkpoints:
         path = self.folder / f"{rounds:06d}.json"
         if not path.exists():
             kept = ", ".join(str(int(path.stem)) for path in sorted(self.folder.glob("[0-9]*.json"))) or "none"
-            raise ModelError(f"there is no checkpoint of round {rounds} (kept: {there}): --overwrite starts anew")
+            raise ModelError(f"there is no checkpoint of round {rounds} (kept: {kept}): --overwrite starts anew")
         try:
             tensors = self._read(path).tensors
         except DAMAGE as error:
