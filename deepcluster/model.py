@@ -43,7 +43,7 @@ class Annotations:
     """A person's decisions about clusters.
 
     ``names`` has an entry for all L numbers that were ever given, so the next new cluster is number L.
-    A new value of these fields alone replaces all of them in a model: ``replace(model, **vars(annotations))``.
+    To change them in a model: ``replace(model, **vars(annotations))``.
     """
 
     names: tuple[str, ...]  # of the clusters (L); "": none

@@ -181,7 +181,7 @@ def ask(
 ) -> None:
     """List images for a person to name, for teach: path, present name, name (empty), likely clusters, drawn.
 
-    A name that stands there already is an earlier answer about an image drawn at random, which teaches from then on.
+    A drawn image that you have answered before has that name. If you keep the name, the answer teaches from now on.
 
     Args:
         n: Number of images.
@@ -211,7 +211,7 @@ def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: fl
     Args:
         answers: A CSV file of path and name (a new one makes a new cluster) or cluster, such as that of ask, filled in;
             or a sorted folder, such as that of export --to folders: images that you moved to other folders count, and
-            folders that you renamed; without it, the answers stored in the run count again after other changes.
+            folders that you renamed; without it, the answers of the run count again, if other changes followed them.
 
     Example:
         deepcluster teach runs/photos sorted/

@@ -1,4 +1,4 @@
-"""A fit reads as its steps: decide, read, alternate, conclude, write."""
+"""A fit, in the order of its execution: decide, read, alternate, conclude, write."""
 
 import time
 from collections.abc import Sequence

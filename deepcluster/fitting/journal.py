@@ -1,4 +1,4 @@
-"""A run on disk while it is fitted: locked, written step by step, with its end in run.json whatever happens."""
+"""A run on disk while it is fitted: locked and written part by part; run.json has its end, whatever happens."""
 
 import math
 import secrets
@@ -36,10 +36,7 @@ from deepcluster.texts import plural
 
 @dataclass
 class Journal:
-    """A run on disk, as it comes to be: its beginning, a row of history.csv and a checkpoint per round, its result.
-
-    The main rank alone writes.
-    """
+    """Writes a run: its beginning, a row of history.csv and a checkpoint per round, its result (main rank alone)."""
 
     decided: Decided
     folder: LockedFolder | None  # on the main rank

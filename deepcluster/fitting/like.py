@@ -1,4 +1,4 @@
-"""A fit like an earlier run, whose clusters it continues."""
+"""Continue the clusters of an earlier run in a new fit (``--like``)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Decide: the request for a run, and the decisions that the main rank makes before anything is read or written."""
+"""Decide everything about a run before an image is read or a file is written, on the main rank."""
 
 import os
 import secrets
@@ -195,8 +195,8 @@ def _check_same_request(
 ) -> None:
     """Raise UsageError unless each value of a request to resume is the default, or the one that the run began with.
 
-    ``now``: The record that the request would begin with. ``requested``: The recipe that the run began with.
-    ``rounds``: The numbers that may be given for it.
+    ``now``: The record of a new run by the request. ``requested``: The recipe that the run began with. ``rounds``: The
+    numbers of rounds that may be requested.
     """
     if request.steps.names != (record.steps or {}):
         began = ", ".join(record.steps or {}) or "no steps of your own"
@@ -213,7 +213,7 @@ def _check_same_request(
 
 
 def check_like(record: RunRecord, like: str | None) -> None:
-    """Raise UsageError if the run of ``--like`` is neither at ``like`` nor, without it, at its place of then."""
+    """Raise UsageError unless the run of ``--like`` is at ``like``, or (None) where it was when this run began."""
     place = Path(like or record.like or "")
     if (run := record.like_run) and (not is_run(place) or run_folder.open_run(place).read_record().run != run):
         raise UsageError(f"this fit began --like run {run}, which is not in {place}: give its folder, --like RUN")
@@ -245,10 +245,9 @@ def _differing(**differences: Sequence[str]) -> DataError:
 def check_same(
     folder: run_folder.RunFolder, record: RunRecord, checkpoint: Checkpoint | None, images: Mapping[str, str]
 ) -> list[str] | None:
-    """Compare a run that goes on with its beginning, and return the differences of machine, versions and threads.
+    """Compare a resumed run with its beginning, and return the differences of machine, versions and threads.
 
-    ``record``: Of the run now. ``checkpoint``: The run's last checkpoint, or None. ``images``: Digests of the images by
-    path.
+    ``checkpoint``: The last one. ``images``: Their digests by path.
 
     Raises DataError if the images have changed, ModelError if the checkpoint is of another run.
     """

@@ -1,4 +1,4 @@
-"""The images of a run, read once, the plan for them, and what the network says about them at the end."""
+"""Read the images of a run once, settle the plan for them, and pass them through the network."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -48,7 +48,7 @@ def read_images(decided: Decided, network: Network, processes: Processes, displa
 
 
 def _of_images(decided: Decided, network: Network, processes: Processes, display: Display) -> ImagesRead:
-    """Read images of pixels, and settle the plan for them."""
+    """Read the images as pixels."""
     start = decided.start
     source = decided.source
     progress = partial(display.progress, "reading")

@@ -1,4 +1,4 @@
-"""Values between the steps of a fit: its request, its start, all decisions, and the images as they were read."""
+"""Values between the parts of a fit: request, start, decisions, and the images as they were read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

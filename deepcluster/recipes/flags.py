@@ -144,8 +144,8 @@ class FitFlags:
         labels: Labels, for metrics only: folders (or the labels of the source), or a CSV of path,label.
         recipe: A name (see `deepcluster recipes`) or FILE.toml.
         overwrite: Replace the run at -o.
-        resume: Continue the run at -o from its last checkpoint; it needs no other option. With --rounds N, at
-            most the rounds done, end it with these.
+        resume: Continue the run at -o from its last checkpoint; it needs no other option. With --rounds N (at
+            most the rounds done) the run ends now, with its last round.
         keep_checkpoints: Keep the last two checkpoints of the finished run.
         seed: The same seed gives the same bits on a CPU (on a GPU with --deterministic).
         deterministic: On a GPU, use only kernels whose results repeat bit for bit; some are slower.

@@ -59,7 +59,6 @@ def applied(run: Run, edits: Edits) -> Change:
         text += f"; {stuck:,} could not move, because they equal an image that stays"
     named = ", ".join(filter(None, edits.names.values()))
     in_full = f"{text}: {named}" if named else text
-    # A moved image shows the edits, or else the typical image of a cluster in them.
     numbers = [*(number for number, _ in edits.split), *chain(*edits.merge), *edits.names, *reversed(edits.junk or ())]
     example = next(iter(moves), _typical(after, next(iter(numbers), 0)))
     changes = bool(edits.merge or edits.split or preview(run, after))
@@ -122,10 +121,7 @@ def replace_cluster(said: Said, number_of: Tensor) -> Said:
 
 
 def describe_edits(edits: Edits, before: Model, after: Model, moved: int) -> str:
-    """Describe the edits in words: ``3 names, 1 merge, 12 images moved``.
-
-    ``moved``: Number of images that were moved.
-    """
+    """Describe the edits in words: ``3 names, 1 merge, 12 images moved``."""
     was = dict(enumerate(before.names))
     named = sum(name != was.get(number, "") for number, name in edits.names.items())
     marks = len(set(before.junk) ^ set(after.junk))
@@ -137,7 +133,7 @@ def describe_edits(edits: Edits, before: Model, after: Model, moved: int) -> str
         *([f"{plural(len(edits.checked), 'image')} checked"] if edits.checked else []),
         *([f"{plural(marks, 'junk mark')} changed"] if marks else []),
     ]
-    return ", ".join(counts) or "nothing changed, because the run was like this already"
+    return ", ".join(counts) or "nothing changed, because the run has these edits already"
 
 
 def _split_up(cut: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor, free: int) -> Cut:

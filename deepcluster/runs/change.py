@@ -73,7 +73,7 @@ class Carried(NamedTuple):
 
 
 def decided(after: Run, digest: str, changes_clusters: bool, **described: Any) -> Change:
-    """Return the change by decisions of a person with this digest, which the model of ``after`` has."""
+    """Return the change by a person's decisions (of this digest), which the model of ``after`` has."""
     facts = replace(after.facts, edits=digest)
     if changes_clusters:
         facts = replace(facts, cut_k=len(after.model.cut.cluster_of.unique()))
@@ -126,11 +126,11 @@ def commit(
     display: Display,
     show: Callable[..., Outcome] = refresh,
 ) -> None:
-    """Write a change of ``run``: first its images, if it adds some, then its clusters, then the views. Then say it.
+    """Write a change of ``run``: first the images that it adds, then its clusters, then the views. Then say it.
 
     The clusters are one file, which is replaced at once, so a kill leaves the state before or after the change.
 
-    ``show``: Makes the views of the folder and the run after the change, or what the caller shows in their place.
+    ``show``: Makes the views, or what the caller shows in their place.
     """
     after = change.run
     goes_back = change.state is not None and change.state < former.made_in(folder, CLUSTERS).number

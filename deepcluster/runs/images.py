@@ -1,4 +1,4 @@
-"""The files of a run that are still at hand, and the digests by which it recognises its images."""
+"""Locate the images of a run again, and recognise them by digests."""
 
 import hashlib
 import os
@@ -37,9 +37,6 @@ def duplicate_rows(
             yield {"set": number, "path": paths[row], "distance": f"{distance:.4f}"}
 
 
-# ---- their digests, by which a run recognises them -----------------------------------------------------------------
-
-
 def pixel_digests(store: Store) -> list[str]:
     """Return the SHA-256 of the pixels of every stored image."""
     return row_digests(store.images.permute(0, 2, 3, 1))
@@ -50,16 +47,13 @@ def row_digests(rows: Tensor) -> list[str]:
     return [hashlib.sha256(row.tobytes()).hexdigest() for row in rows.numpy()]
 
 
-# ---- the images that are still at hand -----------------------------------------------------------------------------
-
-
 def images_at_hand(images: Images, base: Path, *, skipped: bool = False) -> Source | None:
-    """Return the usable images of a run that are still at hand, by their paths in the run; None if there are none.
+    """Return the usable images of a run that still exist, by their paths in the run; None if none does.
 
     Args:
         images: The content of images.csv.
         base: The folder from which relative places start: the run's own, or another one with the same files.
-        skipped: With the skipped files that exist, to try them again, but for those that were never opened.
+        skipped: Include skipped files that exist, to try them again, but not those that were never opened.
     """
     rows = [*images.used]
     if skipped:

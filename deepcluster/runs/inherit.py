@@ -1,4 +1,4 @@
-"""A person's decisions about the images of a run, which every other cut of them inherits."""
+"""Carry a person's decisions about images over to another cut of them."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,7 @@ class Past:
 
 
 def past_of(run: Run, rows: Tensor, *, keeps_sample: bool) -> Past:
-    """Return the decisions about a run. ``rows``: The rows in it of images after it (int64, N); -1: it has no such.
+    """Return the decisions about a run. ``rows``: The rows in it of N later images (int64); -1: it lacks the image.
 
     ``keeps_sample``: The sample of drawn images goes on; else their answers teach.
     """

@@ -56,9 +56,6 @@ def predict(
         raise nothing_readable(source.location, tried, reasons)
 
 
-# ---- predictions as rows and lines ----------------------------------------------------------------------------------
-
-
 def predicted(
     model: Model, images: Images, skipped: list[dict[str, str]], max_skipped: int | None = None, **options: Any
 ) -> Iterator[Prediction]:
@@ -99,7 +96,7 @@ SIMILAR = ("path", "cluster", "name", "similarity")
 
 @dataclass(frozen=True)
 class Similar:
-    """An image of a run, and its similarity to the image of the query: the cosine of their features."""
+    """An image of a run, and the cosine of its features and those of the query."""
 
     path: str
     cluster: int

@@ -56,8 +56,7 @@ def by_number(n_clusters: int | None, display: Display, folder: run_folder.RunFo
 def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display, nouns: Sequence[Row] = ()) -> Change:
     """Return the change of :func:`recut`; rows of nouns.csv help to guess a number.
 
-    Each kind that a person named or answered about keeps a cluster, and the rest is cut so that the sum is
-    ``n_clusters``. UsageError if there are more kinds than that.
+    Each kind that a person named or answered about keeps a cluster. UsageError if there are more than ``n_clusters``.
     """
     rows = run.rows
     embedded = len(rows.embeddings.known)

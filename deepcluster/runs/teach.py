@@ -34,7 +34,7 @@ MAX_LIKELY = 9  # clusters: a page has as many digit keys
 
 @dataclass(frozen=True)
 class Answer:
-    """A person's answer: the cluster of an image, by name or by number. The name wins; with neither, it is right."""
+    """A person's answer: the cluster of an image, by name or by number (the name wins); with neither it is right."""
 
     path: str | int  # or row
     cluster: int | None = None
@@ -99,8 +99,7 @@ def _graph_taught(
 ) -> tuple[Taught, Labels]:
     """Return the images in the graph, and the index among them of the run's images; -1: not in it.
 
-    ``answers``: Clusters by the answers that teach. ``names``: Of all clusters, the new ones too. ``sample``: Clusters
-    of drawn images without their answers.
+    ``answers``: That teach. ``names``: Of all clusters. ``sample``: Clusters of drawn images without their answers.
     """
     rows = run.rows
     graph, nodes = rows.graph

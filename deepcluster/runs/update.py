@@ -1,4 +1,4 @@
-"""More images for a run that has ended, assigned to its clusters without training."""
+"""Add images to a finished run, in its clusters, without training."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -223,7 +223,7 @@ def _read(folder: run_folder.RunFolder, run: Run, images: AnyImages, scratch: Pa
 
 
 def _free_names(source: Source, digests: Sequence[str], rows: Rows) -> tuple[str, ...]:
-    """Return names that the run does not have: numbers go on, and a path that it has gets the image's digest."""
+    """Return names that the run lacks: numbers continue, and a path that it has gets the image's digest."""
     taken = {*rows.paths, *rows.images.skipped}
     in_memory = bool(source.paths) and source.origin(0) == ("", source.paths[0])
     if in_memory and source.paths[0].isdecimal():
@@ -260,9 +260,9 @@ def _updated(run: Run, new: _New, *, reject: bool) -> Change:
 
 
 def _with_duplicates(folder: run_folder.LockedFolder, rows: Rows, new: _New, base: Path) -> list[Mapping[str, object]]:
-    """Return the rows of duplicates.csv with the new images, compared with one another and the run's most alike ones.
+    """Return the rows of duplicates.csv with the new images.
 
-    An image is compared with its nearest in feature space, because copies have nearly the same features.
+    They are compared with one another, and with their nearest in feature space: copies have nearly the same features.
     """
     table: list[Mapping[str, object]] = [*folder.read_rows("duplicates.csv")]
     set_of = {str(row["path"]): int(str(row["set"])) for row in table}
@@ -288,10 +288,7 @@ def _with_duplicates(folder: run_folder.LockedFolder, rows: Rows, new: _New, bas
 
 
 def _write(new: _New, rows: Rows, every: Rows, base: Path, folder: run_folder.LockedFolder) -> None:
-    """Write the images of an update: images.csv last, because a run has the images that it lists.
-
-    ``rows``, ``every``: The images before and after.
-    """
+    """Write the images of an update, ``rows`` before and ``every`` after; images.csv, which lists them, comes last."""
     if new.source.paths:
         write_features(folder, every)
         if folder.has("duplicates.csv") and new.images is not None:

@@ -1,4 +1,4 @@
-"""The content of a run: the list of its files, its facts as values, and tables with very many rows."""
+"""The content of a run: its files, its facts as values, and tables with very many rows."""
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -49,7 +49,7 @@ def _header(folder: RunFolder, name: str) -> Header:
 
 
 def given(folder: RunFolder) -> int:
-    """Return how many numbers of clusters were ever given: the newest state has all."""
+    """Return how many cluster numbers were ever used: the newest state has all."""
     names = [CLUSTERS, *(name_of(number) for number in numbers_of(folder)[-1:])]
     return max(len(_header(folder, name).names) for name in names)
 

@@ -260,7 +260,7 @@ def version_of(folder: RunFolder) -> str:
 
 
 def are_current(folder: RunFolder) -> bool:
-    """Return whether the views of a run show its present state. It takes a look, without the features."""
+    """Return whether the views of a run show its present state, by two small files."""
     if not folder.has(RESULT):
         return False
     with suppress(DeepClusterError):
