@@ -58,10 +58,7 @@ class Journal:
         self.lap = now
 
     def begin(self, images: ImagesRead) -> None:
-        """Write the files that depend on the images alone, unless they come with the result.
-
-        A run that goes on is compared with its beginning.
-        """
+        """Write the files that depend on the images alone, and compare a resumed run with its beginning."""
         self.images = images
         self.more = () if images.truth is None else ("nmi_labels",)  # columns of history.csv
         self.end_phase(
@@ -153,7 +150,10 @@ class Journal:
 
     def end(self, folder: LockedFolder, run: Run, nouns: Sequence[Row], progress: Progress) -> Outcome:
         """Write the result, on the main rank, and return it. ``nouns``: Of its images, if the network knows nouns."""
-        baseline = self.baseline or metrics_at_start(run)
+        baseline = self.baseline
+        if not baseline and run.rows.labels and not run.record.rounds:  # the result is the start
+            clusters = run.placement.cluster
+            baseline = {**metrics(run.rows.labels, clusters), "clusters": len(clusters.unique())}
         with run_folder.staged(folder) if self.at_once else nullcontext(folder) as target:
             if self.at_once:
                 self._write_beginning(target)
@@ -176,14 +176,6 @@ class Journal:
             for name in () if self.decided.request.keep_checkpoints else own_files(target.path, "checkpoints/"):
                 target.remove(name)
         return outcome
-
-
-def metrics_at_start(run: Run) -> dict[str, float]:
-    """Return the metrics of a run without rounds, whose result is its start."""
-    if run.record.rounds or not run.rows.labels:
-        return {}
-    clusters = run.placement.cluster
-    return {**metrics(run.rows.labels, clusters), "clusters": len(clusters.unique())}
 
 
 @contextmanager

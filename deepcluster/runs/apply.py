@@ -106,18 +106,13 @@ def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int], checked: Seq
     words = {one.row: one for one in kept}
     words |= {row: Said(row, "checked") for row in checked if row not in words}
     words = {row: one for row, one in words.items() if row not in moves} | {row: Said(row, WORDS[0]) for row in moves}
-    said = (replace_cluster(one, target) for one in words.values())
+    said = (one._replace(cluster=int(target[one.cluster])) if one.cluster >= 0 else one for one in words.values())
     return replace(
         model,
         names=tuple(edits.names.get(number, name) for number, name in enumerate(names)),
         junk=model.junk if edits.junk is None else edits.junk,
         said=tuple(said),
     ).with_cut(cut)
-
-
-def replace_cluster(said: Said, number_of: Tensor) -> Said:
-    """Return a person's word with the new number of the cluster that it names."""
-    return said._replace(cluster=int(number_of[said.cluster])) if said.cluster >= 0 else said
 
 
 def describe_edits(edits: Edits, before: Model, after: Model, moved: int) -> str:

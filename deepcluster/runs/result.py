@@ -32,6 +32,10 @@ class Outcome(Tables):
 def describe(run: Run, before: Outcome | None = None) -> Outcome:
     """Describe the clusters of a run, for its views. ``before``: A result that differs in names and marks alone."""
     record, rows = run.record, run.rows
+    clusters = clusters_table(run) if before is None else Table.of(before.clusters)
+    if before is not None:
+        names = np.array([*run.names, *[""] * len(rows.images.skipped)], object)
+        clusters = Table({**clusters.columns, "name": names})
     measures: dict[str, Any] = {}
     if truth := rows.labels:
         baseline = {f"baseline_{name}": value for name, value in (record.baseline or {}).items()}
@@ -41,7 +45,7 @@ def describe(run: Run, before: Outcome | None = None) -> Outcome:
     return Outcome(
         record=record,
         facts=run.facts,
-        clusters=_named_anew(run, Table.of(before.clusters)) if before else clusters_table(run),
+        clusters=clusters,
         summary=summary_rows(run),
         metrics=measures,
         quality=estimated_quality(run.model, run.clusters, rows.fitted),
@@ -62,12 +66,6 @@ def clusters_table(run: Run) -> Table:
     skipped = {"path": [*rows.images.skipped], "status": ["skipped"] * len(blank)}
     columns = FILES["clusters.csv"].columns
     return Table.of_columns({name: chain(used[name], skipped.get(name, blank)) for name in columns})
-
-
-def _named_anew(run: Run, table: Table) -> Table:
-    """Return the rows of clusters.csv with the names of the clusters of a run."""
-    names = np.array([*run.names, *[""] * len(run.rows.images.skipped)], object)
-    return Table({**table.columns, "name": names})
 
 
 def metrics(truth: Sequence[str], cluster: Tensor) -> dict[str, float]:
@@ -110,9 +108,6 @@ def summary_rows(run: Run) -> list[dict[str, str]]:
         }
         for number in present
     ]
-
-
-# ---- how many clusters -----------------------------------------------------------------------------------------------
 
 
 def choose_number(

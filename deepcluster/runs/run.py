@@ -172,9 +172,6 @@ def recipe_of(folder: run_folder.RunFolder) -> Recipe:
     return Recipe(**read_toml(folder.file("recipe.toml"))[1])
 
 
-# ---- their clusters --------------------------------------------------------------------------------------------------
-
-
 def cut_rows(rows: Rows, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe) -> tuple[Cut, Placement]:
     """Cut the rows into clusters by their sample, and place them."""
     return place_rows(cut_sample(rows.sample, fine, n_clusters, seed, recipe, rows.embeddings), rows, fine.centroids)
@@ -191,9 +188,6 @@ def place_rows(cut: Cut, rows: Rows, fine_centroids: Tensor) -> tuple[Cut, Place
     cut = Cut(cut.centroids, number[cut.cluster_of])
     rows._known.append((cut, numbered))
     return cut, numbered
-
-
-# ---- their columns in tables ----------------------------------------------------------------------------------------
 
 
 def placement_columns(

@@ -250,7 +250,7 @@ def _understood(run: Run, answers: Sequence[Answer]) -> _Understood:
         current = cluster[row]
         number = current if answer.cluster is None else answer.cluster
         if not name and number not in present and not (answer.may_be_new and number in new):
-            raise _no_cluster(number)
+            raise UsageError(f"there is no cluster {number}: see cluster_summary.csv; a new name makes a new cluster")
         if name and name == before[current] and before.get(number, name) != name:
             image = one_line(paths[row])
             raise UsageError(
@@ -274,10 +274,6 @@ def _understood(run: Run, answers: Sequence[Answer]) -> _Understood:
             None
         )
     return _Understood(cluster_of, names, words, [*said])
-
-
-def _no_cluster(number: int) -> UsageError:
-    return UsageError(f"there is no cluster {number}: see cluster_summary.csv; a new name makes a new cluster")
 
 
 def _first_names(

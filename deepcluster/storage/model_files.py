@@ -239,8 +239,6 @@ def _shapes(config: Config, body: Mapping[str, Tensor], feature_dim: int, backbo
     return shapes
 
 
-# ---- embeddings -----------------------------------------------------------------------------------------------------
-
 EMBEDDINGS = "embeddings.safetensors"
 
 

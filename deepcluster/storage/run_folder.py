@@ -23,7 +23,7 @@ from deepcluster.runtime.tables import CsvRow
 from deepcluster.storage import lock, swap
 from deepcluster.storage.clusters_file import digest_of
 from deepcluster.storage.content import CLUSTERS, FILES, IMAGES, LOG, RESULT, SCHEMA_VERSIONS, RunRecord, Table
-from deepcluster.storage.files import changing, made_folder, put_in_place, write_tensors, write_whole
+from deepcluster.storage.files import changing, put_in_place, sync_folder, write_tensors, write_whole
 from deepcluster.storage.images_table import Images
 
 if TYPE_CHECKING:
@@ -152,8 +152,9 @@ class LockedFolder(RunFolder):
     def _made(self, name: str) -> Path:
         """Return the path to write a file to, whose folder exists."""
         path = self.path_of(name)
-        with changing(path):
-            made_folder(path.parent)
+        with changing(path), suppress(FileExistsError):
+            path.parent.mkdir()
+            sync_folder(path.parent.parent)
         return path
 
     @property
