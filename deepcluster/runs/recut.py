@@ -119,8 +119,8 @@ def _with_kinds(model: Model, rows: Rows, past: inherit.Past, heir: Mapping[int,
         return model
     is_open = torch.from_numpy(nodes_of(reduced, reduced[[*model.placed]]) < 0)
     back = {row: gone[old] for row, old in enumerate(past.cluster.tolist()) if old in gone and is_open[row]}
-    names = dict(enumerate(model.names)) | {new: past.said.names[old] for old, new in gone.items()}
-    junk = {*model.junk} | {new for old, new in gone.items() if old in past.said.junk}
+    names = dict(enumerate(model.names)) | {new: past.annotations.names[old] for old, new in gone.items()}
+    junk = {*model.junk} | {new for old, new in gone.items() if old in past.annotations.junk}
     again = replace(model, names=tuple(names.values()), junk=tuple(sorted(junk)))
     return again.with_cut(move_rows(model.cut, back, reduced, before))
 

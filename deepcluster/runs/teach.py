@@ -244,7 +244,7 @@ def _understood(run: Run, answers: Sequence[Answer]) -> _Understood:
     largest = {name: one for one, name in called.items()} | {names[one]: one for one in present if names[one]}
     times = Counter(called.values())
     cluster_of: dict[int, int] = {}
-    said: dict[str, None] = {}
+    remarks: list[str] = []
     for row, answer in answer_of.items():
         name = answer.name
         current = cluster[row]
@@ -264,16 +264,18 @@ def _understood(run: Run, answers: Sequence[Answer]) -> _Understood:
         same_name = (one for one in (current, number) if called.get(one) == name)
         cluster_of[row] = next(same_name, largest[name]) if name else number
         if name and cluster_of[row] not in (current, number) and times[name] > 1:
-            said[f"answers {name!a} mean cluster {cluster_of[row]}, the largest of {times[name]} with this name"] = None
+            remarks[f"answers {name!a} mean cluster {cluster_of[row]}, the largest of {times[name]} with this name"] = (
+                None
+            )
     # The first of the answers that named a cluster decided its name, so it tells nothing about the name's quality.
     others_first = sorted(answer_of, key=lambda row: answer_of[row].by == "drawn")
     naming = {cluster[row]: row for row in reversed(others_first) if first.get(cluster[row]) == answer_of[row].name}
     words = {row: _teaching(one.by) if naming.get(cluster[row]) == row else one.by for row, one in answer_of.items()}
     if drawn := sum(answer_of[row].by == "drawn" for row in naming.values()):
-        said[f"{plural(drawn, 'answer')} about drawn images named a cluster each, and count as answers that teach"] = (
-            None
-        )
-    return _Understood(cluster_of, names, words, [*said])
+        remarks[
+            f"{plural(drawn, 'answer')} about drawn images named a cluster each, and count as answers that teach"
+        ] = None
+    return _Understood(cluster_of, names, words, [*dict.fromkeys(remarks)])
 
 
 def _first_names(

@@ -188,7 +188,7 @@ class Person:
 
 
 # Answers come twice as often.
-STEPS = ("name", "merge", "split", "move", "see", "junk", "teach", "teach", "recut", "update", "like")
+DEEDS = ("name", "merge", "split", "move", "see", "junk", "teach", "teach", "recut", "update", "like")
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -198,7 +198,7 @@ def test_what_a_person_says_holds(seed: int, tmp_path: Path) -> None:
     done: list[str] = []
     before: list[Person] = []
     for _ in range(12):
-        step = str(random.choice([*STEPS, "undo"]))
+        step = str(random.choice([*DEEDS, "undo"]))
         done.append(step)
         if step == "undo" and before:
             former = before.pop()
