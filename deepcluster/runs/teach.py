@@ -264,17 +264,14 @@ def _understood(run: Run, answers: Sequence[Answer]) -> _Understood:
         same_name = (one for one in (current, number) if called.get(one) == name)
         cluster_of[row] = next(same_name, largest[name]) if name else number
         if name and cluster_of[row] not in (current, number) and times[name] > 1:
-            remarks[f"answers {name!a} mean cluster {cluster_of[row]}, the largest of {times[name]} with this name"] = (
-                None
-            )
+            largest_of = f"the largest of {times[name]} with this name"
+            remarks.append(f"answers {name!a} mean cluster {cluster_of[row]}, {largest_of}")
     # The first of the answers that named a cluster decided its name, so it tells nothing about the name's quality.
     others_first = sorted(answer_of, key=lambda row: answer_of[row].by == "drawn")
     naming = {cluster[row]: row for row in reversed(others_first) if first.get(cluster[row]) == answer_of[row].name}
     words = {row: _teaching(one.by) if naming.get(cluster[row]) == row else one.by for row, one in answer_of.items()}
     if drawn := sum(answer_of[row].by == "drawn" for row in naming.values()):
-        remarks[
-            f"{plural(drawn, 'answer')} about drawn images named a cluster each, and count as answers that teach"
-        ] = None
+        remarks.append(f"{plural(drawn, 'answer')} about drawn images named a cluster each, and therefore teach")
     return _Understood(cluster_of, names, words, [*dict.fromkeys(remarks)])
 
 
