@@ -3,7 +3,6 @@
 import json
 import os
 from collections import Counter
-from dataclasses import asdict
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -134,7 +133,7 @@ def similar(
         from deepcluster.runs.predict import SIMILAR
         from deepcluster.runs.predict import similar as most_similar
 
-        rows = ({**asdict(hit), "similarity": f"{hit.similarity:.6f}"} for hit in most_similar(run_, image, n, device))
+        rows = most_similar(run_, image, n, device)
         files.write_table(target, partial(write_csv, columns=SIMILAR, rows=rows))
 
 

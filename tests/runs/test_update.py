@@ -109,7 +109,7 @@ def test_new_images_are_where_predict_puts_them_and_the_others_stay(run, more):
     page = (run / "report.html").read_text()
     report(run)
     assert "/more/0/" in page and (run / "report.html").read_text() == page
-    assert new[-1]["path"] not in [one.path for one in similar(run, str(more / "2" / "11.png"), 3)]
+    assert new[-1]["path"] not in [row["path"] for row in similar(run, str(more / "2" / "11.png"), 3)]
 
 
 def test_images_that_the_run_has_are_counted_and_not_read(run, photos, more, monkeypatch):
