@@ -36,7 +36,7 @@ from deepcluster.nets.network import build, no_network
 from deepcluster.recipes.options import Recipe
 from deepcluster.runs.recut import cut_anew, kinds_kept
 from deepcluster.runs.run import Rows, Run
-from deepcluster.runs.teach import Answer, asked, lesson
+from deepcluster.runs.teach import Answer, asked, taught_by
 from deepcluster.runtime.console import Silent
 from deepcluster.storage.content import FILES, IMAGES, Facts, RunRecord, Table
 from deepcluster.storage.images_table import Images
@@ -104,7 +104,7 @@ def curve(run: Run, truth: list[str], k: int, step: int, counts: Iterable[int]) 
         most = min(count * k, int(LARGEST * len(truth)))
         while (left := most - len(run.model.said)) > 0:
             paths = [one.path for one in asked(run, min(step, left))]
-            run = lesson(run, [Answer(path, name=truth[int(path)]) for path in paths]).run
+            run = taught_by(run, [Answer(path, name=truth[int(path)]) for path in paths]).run
         yield run
 
 

@@ -137,7 +137,7 @@ def finest_plausible(scores: Scores) -> int:
 
 
 def candidates(guess: float, most: int) -> list[int]:
-    """Return the guess, half, twice and four times as many clusters, as far as these are 2 to ``most``."""
+    """Return the guess, then half, twice and four times as many clusters, if these are 2 to ``most``."""
     number = min(max(2, round(guess)), most, MAX_CLUSTERS)
     return [number, *(k for k in (number // 2, 2 * number, 4 * number) if 2 <= k <= most)]
 

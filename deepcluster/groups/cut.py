@@ -260,10 +260,10 @@ def pinned(reduced: Tensor, cut: Cut, targets: Tensor, before: Placement) -> Cut
             same = clusters_of[-1] == targets[rows].unsqueeze(1)
             inside[rows] = inside[rows].minimum(distances.masked_fill(~same, torch.inf).amin(1))
             outside[rows] = outside[rows].minimum(distances.masked_fill(same, torch.inf).amin(1))
-        wrong = torch.nonzero((inside >= outside) & (outside > 0) & ~added).flatten()
-        if not len(wrong):
+        misplaced = torch.nonzero((inside >= outside) & (outside > 0) & ~added).flatten()
+        if not len(misplaced):
             return Cut(torch.cat(centroids), torch.cat(clusters_of))
-        chosen = wrong[:: max(1, len(wrong) // PINNED_AT_ONCE)]
+        chosen = misplaced[:: max(1, len(misplaced) // PINNED_AT_ONCE)]
         added[chosen] = True
         centroids.append(reduced[chosen])
         clusters_of.append(targets[chosen])

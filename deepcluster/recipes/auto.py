@@ -91,8 +91,8 @@ class Plan:
         work = "adapted" if recipe.weights else "trained"
         most = "1 round" if recipe.rounds == 1 else f"at most {recipe.rounds} rounds"
         rounds = f"{work} in {most}" if recipe.rounds else "used as it is"
-        groups = "as many clusters as the images suggest" if n_clusters is None else plural(n_clusters, "cluster")
-        return f"network {rounds} at {recipe.image_size} px, then {groups}"
+        clusters = "as many clusters as the images suggest" if n_clusters is None else plural(n_clusters, "cluster")
+        return f"network {rounds} at {recipe.image_size} px, then {clusters}"
 
 
 def auto(options: OptionValues, facts: Facts) -> Plan:
@@ -207,7 +207,7 @@ def _adapting(size: int, facts: Facts, backbone: str, options: OptionValues) -> 
             weight = max(MIN_WITHIN_IMAGE, 1 - sure)
             choices["within_image"] = (round(weight, 2), f"{known}: its features need less scaling")
     if rectified:
-        choices["root"] = (True, "no feature is negative, and roots of such features separate groups better")
+        choices["root"] = (True, "no feature is negative, and roots of such features separate clusters better")
     return choices
 
 
