@@ -143,12 +143,12 @@ def scores(
     linear = classifier.score(((asked - centre) / scale).numpy(), truth.numpy())
     reduction = whiten(known, 256, 0.5)
     rows, queries = reduction(known), reduction(asked)
-    groups = kmeans(rows, int(labels.max()) + 1, seed=derive(seed, "groups"), iterations=50).labels
+    clusters = kmeans(rows, int(labels.max()) + 1, seed=derive(seed, "groups"), iterations=50).labels
     return {
         "linear": float(linear),
         "knn": vote_accuracy(rows, labels, queries, truth),
-        "acc": agreement.scores(labels, groups)["acc"],
-        "nmi": agreement.nmi(labels, groups),
+        "acc": agreement.scores(labels, clusters)["acc"],
+        "nmi": agreement.nmi(labels, clusters),
     }
 
 

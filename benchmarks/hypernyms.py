@@ -4,7 +4,7 @@
     python benchmarks/hypernyms.py package/dict/data.noun
 
 timm has the synonyms of each noun, which are a synset of WordNet. Its number is of WordNet 3.0; if several synsets have
-the same words, the one meant has moved as far as its neighbours. Words that would be no name of a group are left out.
+the same words, the one meant has moved as far as its neighbours. Words that would be no name of a cluster are left out.
 """
 
 import json

@@ -176,10 +176,10 @@ def hinted(cache: Path, arguments: argparse.Namespace) -> None:
         reduced = plainly_reduced(network, content, kinds)
         counts[name] = {clear: Counter() for clear in CLEAR}
         for factor in (1, 2):
-            groups = cut_features(reduced, max(2, round(factor * kinds)))
-            placed = placement_of(reduced, groups, groups.centroids[:1])
-            for group in range(groups.count):
-                inside = torch.nonzero(placed.cluster == group).flatten()
+            cut = cut_features(reduced, max(2, round(factor * kinds)))
+            placed = placement_of(reduced, cut, cut.centroids[:1])
+            for number in range(cut.count):
+                inside = torch.nonzero(placed.cluster == number).flatten()
                 if len(inside) < hints.MIN_HINTED:
                     continue
                 typical = inside[placed.distance[inside].argsort(stable=True)[: len(inside) // 2]]

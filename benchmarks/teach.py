@@ -75,15 +75,15 @@ def named(run: Run, truth: list[str]) -> Run:
     """Name each cluster by the kind of most of its typical images."""
     rows, cluster = run.rows.reduced, run.placement.cluster
     names = [*run.model.names]
-    for group in cluster.unique().tolist():
-        members = torch.nonzero(cluster == group).flatten()
+    for number in cluster.unique().tolist():
+        members = torch.nonzero(cluster == number).flatten()
         order = (rows[members] - rows[members].mean(0)).norm(dim=1).argsort()[:TYPICAL]
-        names[group] = Counter(truth[row] for row in members[order]).most_common(1)[0][0]
+        names[number] = Counter(truth[row] for row in members[order]).most_common(1)[0][0]
     return replace(run, model=replace(run.model, names=tuple(names)))
 
 
 def right(run: Run, truth: list[str]) -> np.ndarray:
-    return np.array([run.model.names[group] for group in run.placement.cluster.tolist()]) == truth
+    return np.array([run.model.names[number] for number in run.placement.cluster.tolist()]) == truth
 
 
 def taught(run: Run, truth: list[str], k: int, step: int) -> Iterator[dict[str, float]]:

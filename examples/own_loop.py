@@ -34,8 +34,8 @@ def main(rounds: int) -> None:
             break
 
     result = conclude(network, images, clusters=50, reduction=reduction)
-    groups = cut_features(result.reduced, 10)
-    placement = placement_of(result.reduced, groups, result.clustering.centroids)
+    cut = cut_features(result.reduced, 10)
+    placement = placement_of(result.reduced, cut, result.clustering.centroids)
     agreement = scores(digits.target, placement.cluster)  # the first use of the labels
     print("  ".join(f"{name} {value:.3f}" for name, value in agreement.items()))
 

@@ -1,6 +1,6 @@
-"""From a folder of photographs to groups that you can look at, search and use: a model for your first script.
+"""From a folder of photographs to clusters that you can look at, search and use: a model for your first script.
 
-python examples/photographs.py photos/ [GROUPS] [ROUNDS]     makes runs/photographs-N
+python examples/photographs.py photos/ [CLUSTERS] [ROUNDS]     makes runs/photographs-N
 """
 
 import sys
@@ -11,9 +11,9 @@ import numpy as np
 from deepcluster import DeepCluster
 
 
-def main(photos: str, groups: int | None, rounds: int | None) -> None:
+def main(photos: str, clusters: int | None, rounds: int | None) -> None:
     # Starts from the pretrained network that comes with the install.
-    dc = DeepCluster(n_clusters=groups or "auto", rounds=rounds, random_state=0, verbose=1)
+    dc = DeepCluster(n_clusters=clusters or "auto", rounds=rounds, random_state=0, verbose=1)
     dc.fit(photos, run=unused("runs/photographs"))
     print(f"{len(dc.paths_)} photographs in {dc.n_clusters_} clusters, {len(dc.skipped_)} unusable files")
 
