@@ -15,22 +15,22 @@ from deepcluster.export.split import PARTS, balanced, split
 from deepcluster.recipes.flags import read_shares
 from deepcluster.storage.model_config import read_summary
 from deepcluster.storage.run_folder import RunFolder
-from tests.helpers.exports import colour, hand_run, photos_run, state, tree, write_image
+from tests.helpers.drawings import colour, write_image
 from tests.helpers.image_files import talkative
-from tests.helpers.runs import rows as read
-from tests.helpers.tiny import writable
+from tests.helpers.runs import originals, rows, tree
+from tests.helpers.tiny import hand_run, photos_run, writable
 
 
 def metadata(out):
-    return read(out / "train" / "metadata.csv")
+    return rows(out / "train" / "metadata.csv")
 
 
 def test_the_folder(tmp_path):
     clusters = {"a.png": 0, "sea/a.png": 0, "b.png": 1, "c.png": 1}
     run = photos_run(tmp_path, clusters, names={0: "=beach"}, junk=[1], labels={"a.png": "sand"}, by={"a.png": "drawn"})
-    before = state(tmp_path / "photos")
+    before = originals(tmp_path / "photos")
     imagefolder(run, tmp_path / "out")
-    assert state(tmp_path / "photos") == before
+    assert originals(tmp_path / "photos") == before
     assert tree(tmp_path / "out") == [
         "README.md", "inventory.csv", "train/001/b.png", "train/001/c.png", "train/beach/a-2.png", "train/beach/a.png",
         "train/metadata.csv",
@@ -136,8 +136,8 @@ def test_a_split_data_set(tmp_path, prints):
     assert {entry.name for entry in out.iterdir()} == {*PARTS, INVENTORY, "README.md"}
     for part, size in zip(PARTS, (18, 8, 10), strict=True):
         assert Counter(ImageFolder(out / part).targets) == {0: size // 2, 1: size // 2}
-        assert {row["file_name"] for row in read(out / part / "metadata.csv")} == {*tree(out / part)} - {"metadata.csv"}
-    exported = {row["path"]: row["exported_path"].partition("/")[0] for row in read(out / INVENTORY) if row["path"]}
+        assert {row["file_name"] for row in rows(out / part / "metadata.csv")} == {*tree(out / part)} - {"metadata.csv"}
+    exported = {row["path"]: row["exported_path"].partition("/")[0] for row in rows(out / INVENTORY) if row["path"]}
     assert sum(not part for part in exported.values()) == 4
     assert len({exported[path] for path in alike} - {""}) == 1
     folders(run, tmp_path / "sorted", split=[0.8, 0.1, 0.1])

@@ -13,7 +13,7 @@ from PIL import Image
 from deepcluster.errors import DataError, DiskError
 from deepcluster.export import keywords
 from deepcluster.storage import files
-from tests.helpers.exports import hand_run, photos_run
+from tests.helpers.tiny import hand_run, photos_run
 
 TAGS = ("XMP-dc:Subject", "XMP-lr:HierarchicalSubject", "XMP-digiKam:TagsList")
 exiftool = pytest.mark.skipif(not shutil.which("exiftool"), reason="exiftool is missing")

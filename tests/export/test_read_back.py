@@ -21,10 +21,9 @@ from deepcluster.runs.update import update
 from deepcluster.storage.content import IMAGES
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.run_folder import open_run
-from tests.helpers.drawings import save_drawings
-from tests.helpers.exports import photos_run, write_image
+from tests.helpers.drawings import save_drawings, write_image
 from tests.helpers.runs import change_record
-from tests.helpers.tiny import SIZE, writable
+from tests.helpers.tiny import SIZE, photos_run, writable
 
 FIT = ("-k", "5", "--rounds", "0", "--pseudo-labels", "12", "--labels", "folders")
 

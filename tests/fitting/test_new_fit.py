@@ -31,12 +31,11 @@ from deepcluster.storage import run_folder
 from deepcluster.storage.content import FILES
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.state import own_files
-from tests.helpers.exports import write_image
+from tests.helpers.drawings import write_image
 from tests.helpers.features import normal
-from tests.helpers.in_memory import run_of
 from tests.helpers.runs import SAME, change_record, contents, record, rows, small_fit, state_of
 from tests.helpers.sandbox import with_ctrl_c
-from tests.helpers.tiny import RECORD, tiny_model, writable
+from tests.helpers.tiny import RECORD, run_of, tiny_model, writable
 
 NAMES = ("bars", "blobs", "rings")
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,6 +93,20 @@ def contents(folder: Path) -> dict[str, bytes | Path]:
         if path.is_symlink() or path.is_file()
         if path.parts[-2:] != LOCK and path.name != "log.txt"
     }
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+
+
+def originals(folder: Path) -> list[tuple[object, ...]]:
+    """All that an export must leave as it is: names, inodes, times, rights, targets of links, content."""
+    entries: list[tuple[object, ...]] = []
+    for path in sorted([folder, *folder.rglob("*")], key=os.fsencode):
+        status = path.lstat()
+        content = path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        entries.append((os.fsencode(path), status.st_ino, status.st_mode, status.st_mtime_ns, content))
+    return entries
 
 
 def bystanders(run: Path, *, write: bool = False) -> dict[str, bytes]:

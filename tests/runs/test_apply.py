@@ -36,9 +36,8 @@ from deepcluster.storage.content import CLUSTERS
 from deepcluster.storage.edits_file import Edits, read_edits
 from deepcluster.storage.former import name_of
 from deepcluster.storage.model_files import EMBEDDINGS, load
-from tests.helpers.in_memory import run_of
 from tests.helpers.runs import SAME, contents, model_digest, result, rows
-from tests.helpers.tiny import change_tensors, tiny_model
+from tests.helpers.tiny import change_tensors, run_of, tiny_model
 
 # What a fit writes, and no change.
 TRUTHS = ("run.json", "recipe.toml", "images.csv", "features.npy", "residuals.npy", "model/config.json")

@@ -46,9 +46,8 @@ from deepcluster.storage.model_files import load
 from deepcluster.storage.run_folder import open_run
 from deepcluster.texts import quality_text
 from tests.helpers.features import normal
-from tests.helpers.in_memory import run_of
 from tests.helpers.runs import SAME, result, rows, state_of
-from tests.helpers.tiny import tiny_model
+from tests.helpers.tiny import run_of, tiny_model
 
 KINDS, COUNT = 6, 240
 RECIPE = Recipe(grouping="embedding")

@@ -45,10 +45,10 @@ from deepcluster.storage.content import Row
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.run_folder import open_run
 from tests.helpers.drawings import drawings, pack, save_drawings
-from tests.helpers.in_memory import images_of as table_of
 from tests.helpers.pages import ROOT, blocks
 from tests.helpers.runs import change_record, contents, predicted, record, result, rows, small_fit, state_of
 from tests.helpers.tiny import change_tensors
+from tests.helpers.tiny import images_of as table_of
 
 FIT = ("-k", "5", "--rounds", "0", "--pseudo-labels", "12", "--labels", "folders")
 

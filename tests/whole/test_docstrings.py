@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from torch.optim import SGD
 
 import deepcluster
-from tests.helpers.exports import photos_run
+from tests.helpers.tiny import photos_run
 
 PUBLIC: dict[str, Any] = {}
 for package in ("", *(f".{module.name}" for module in pkgutil.iter_modules(deepcluster.__path__) if module.ispkg)):

@@ -32,7 +32,7 @@ from deepcluster.runtime.tables import unguarded, write_csv
 from deepcluster.storage import run_folder, state
 from deepcluster.storage.content import COLUMNS, FILES
 from deepcluster.texts import retold
-from tests.helpers.exports import write_image
+from tests.helpers.drawings import write_image
 from tests.helpers.runs import record, result, rows, small_fit
 from tests.helpers.tiny import RECORD
 

@@ -27,8 +27,7 @@ from deepcluster.runs.teach import Answer, asked, lesson
 from deepcluster.runtime.console import Silent
 from deepcluster.storage.clusters_file import Made, encoded, read_clusters
 from deepcluster.storage.edits_file import Edits
-from tests.helpers.in_memory import run_of
-from tests.helpers.tiny import tiny_model
+from tests.helpers.tiny import run_of, tiny_model
 
 COUNT, KINDS, WIDTH = 60, 5, 6
 RECIPE = Recipe(grouping="kmeans")
