@@ -25,16 +25,13 @@ from tests.helpers.drawings import save_drawings, write_image
 from tests.helpers.runs import change_record
 from tests.helpers.tiny import SIZE, photos_run, writable
 
-FIT = ("-k", "5", "--rounds", "0", "--pseudo-labels", "12", "--labels", "folders")
-
 
 @pytest.fixture
-def run(fitted, photos, tmp_path: Path) -> Path:
+def run(five_clusters, photos, tmp_path: Path) -> Path:
     """A copy of a run with five clusters, two of them with names, and of its images."""
-    run = Path(shutil.copytree(fitted(*FIT), tmp_path / "run"))
-    change_record(run, base=str(shutil.copytree(photos, tmp_path / "photos")))
-    apply(run, Edits(names={0: "one/1", 3: "three"}))
-    return run
+    change_record(five_clusters, base=str(shutil.copytree(photos, tmp_path / "photos")))
+    apply(five_clusters, Edits(names={0: "one/1", 3: "three"}))
+    return five_clusters
 
 
 def kinds(run: Path) -> dict[str, str]:

@@ -43,6 +43,7 @@ SMALL = {
     "-k": "3", "--rounds": "1", "--image-size": "16", "--epochs": "1", "--batch-size": "16", "--pseudo-labels": "6",
     "--seed": "5", "--precision": "fp32",
 }  # fmt: skip
+FIVE_CLUSTERS = ("-k", "5", "--rounds", "0", "--pseudo-labels", "12", "--labels", "folders")
 OPTIONS = {"epochs": 1, "image_size": 16, "batch_size": 16, "pseudo_labels": 6, "precision": "fp32"}
 
 

@@ -46,17 +46,24 @@ from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.run_folder import open_run
 from tests.helpers.drawings import drawings, pack, save_drawings
 from tests.helpers.pages import ROOT, blocks
-from tests.helpers.runs import change_record, contents, predicted, record, result, rows, small_fit, state_of
+from tests.helpers.runs import (
+    FIVE_CLUSTERS,
+    change_record,
+    contents,
+    predicted,
+    record,
+    result,
+    rows,
+    small_fit,
+    state_of,
+)
 from tests.helpers.tiny import change_tensors
 from tests.helpers.tiny import images_of as table_of
 
-FIT = ("-k", "5", "--rounds", "0", "--pseudo-labels", "12", "--labels", "folders")
-
 
 @pytest.fixture
-def run(fitted, tmp_path: Path) -> Path:
-    """A copy of a run with five clusters; its images are elsewhere."""
-    return Path(shutil.copytree(fitted(*FIT), tmp_path / "run"))
+def run(five_clusters: Path) -> Path:
+    return five_clusters
 
 
 @pytest.fixture
@@ -125,7 +132,7 @@ def test_images_that_the_run_has_are_counted_and_not_read(run, photos, more, mon
     assert update(run, str(photos)).known == 48
 
 
-def test_a_second_update_and_a_grown_folder(fitted, photos, tmp_path, more):
+def test_a_second_update_and_a_grown_folder(photos, tmp_path, more):
     images = Path(shutil.copytree(photos, tmp_path / "photos"))
     run = tmp_path / "run"
     fit = ["fit", str(images), "-o", str(run), *small_fit("--labels", "folders")]
@@ -283,7 +290,7 @@ def test_the_images_of_a_fit_on_files_and_those_of_shards_and_arrays(run, more, 
 def test_a_run_of_several_folders_finds_its_images_from_everywhere(photos, tmp_path, monkeypatch, prints, ends):
     """By their paths in the folder that they share, so other files there are no images of the run."""
     run = tmp_path / "run"
-    several = [*small_fit(*FIT), "-o", str(run)]
+    several = [*small_fit(*FIVE_CLUSTERS), "-o", str(run)]
     images = Path(shutil.copytree(photos, tmp_path / "photos"))
     monkeypatch.chdir(images)
     prints("fit", "bars", "blob", *several)

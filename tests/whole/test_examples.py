@@ -226,8 +226,8 @@ def test_the_linear_protocol_by_layers(linear, output_of, photos, tmp_path):
     assert torch.equal(torch.stack(linear["ten_crops"](images, 2)), torch.stack([*five, *(x.flip(3) for x in five)]))
 
 
-def test_probes_tell_the_labels_of_test_images(output_of, fitted, photos):
-    run = str(fitted("--labels", "folders"))
+def test_probes_tell_the_labels_of_test_images(output_of, fit_once, photos):
+    run = str(fit_once("--labels", "folders"))
     for own in ([], ["--own", str(photos)]):
         lines = output_of("research/probes.py", run, str(photos), "--neighbours", "1", *own)
         assert [line.split()[0] for line in lines] == ["top1_k1", "top1_linear"]
