@@ -35,7 +35,7 @@ from deepcluster.learning import CrossEntropy
 from deepcluster.runtime import Silent
 from tests.helpers import shared
 from tests.helpers.drawings import drawings
-from tests.helpers.runs import record, rows
+from tests.helpers.runs import OPTIONS, record, rows
 
 QUICK = {"n_clusters": 3, "rounds": 1, "epochs": 1, "image_size": 16}
 UNTRAINED = QUICK | {"rounds": 0}  # half the time, for what does not depend on training
@@ -79,11 +79,9 @@ def as_files(folder: Path) -> list[Path]:
     return paths
 
 
-def test_the_result_is_that_of_the_command(photos, tmp_path):
-    run = tmp_path / "run"
-    options = "-k 3 --rounds 1 --epochs 1 --image-size 16 --seed 5 --quiet"
-    assert run_command(["fit", str(photos), *options.split(), "-o", str(run)]) == 0
-    by_recipe = {"rounds": None, "recipe": {"base": "auto", "rounds": 1}}
+def test_the_result_is_that_of_the_command(run, photos, tmp_path):
+    options = {name: value for name, value in OPTIONS.items() if name not in QUICK}
+    by_recipe = {"rounds": None, "recipe": {"base": "auto", "rounds": 1}, "options": options}
     ours = DeepCluster(**QUICK | by_recipe, random_state=5).fit(photos)
     table = pd.read_csv(run / "clusters.csv", keep_default_na=False)
     assert ours.paths_ == [*table["path"]] and ours.labels_.tolist() == [*table["cluster"]]
@@ -539,8 +537,6 @@ def test_a_run_resumes_to_the_same_bits_and_with_the_same_steps_only(tmp_path, p
     assert shared.files_of(stopped) == shared.files_of(tmp_path / "whole") and (stopped / "report.html").exists()
     clusters = [int(row["cluster"]) for row in rows(stopped / "clusters.csv")]
     assert resumed.predict(images).tolist() == clusters == whole.labels_.tolist()
-    for name in STEPS:  # without one of them the result is another
-        assert not np.array_equal(clone(ours).set_params(**{name: None}).fit(images).embedding_, whole.embedding_)
 
 
 def labels_become(change):

@@ -579,7 +579,7 @@ def test_a_table_answers_by_its_filled_rows_alone(run, tmp_path, prints, ends, m
 
 
 def test_fit_ignores_y_as_all_clusterers_do(made):
-    features, truth = np.load(made / "f.npy"), np.arange(COUNT) % KINDS
+    features, truth = np.load(made / "f.npy")[:40], np.arange(40) % KINDS
     dc = DeepCluster(n_clusters=KINDS)
     alone, embedding = dc.fit(features).labels_, dc.embedding_
     for labels in (dc.fit(features, truth).labels_, dc.fit_predict(features, "no labels")):

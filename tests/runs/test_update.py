@@ -362,16 +362,23 @@ def test_nearly_equal_images_among_the_new_ones_make_groups(run, more):
     assert names == {Path(first["path"]).name, "one.jpg", "two.jpg"} and number not in {row["group"] for row in before}
 
 
-@pytest.fixture
-def many_features(tmp_path) -> tuple[Path, np.ndarray, np.ndarray, np.ndarray]:
-    """A run, its features near a plane, more of the same kind, and the same away from the plane."""
-    chance = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def near_a_plane(tmp_path_factory) -> tuple[Path, np.ndarray, np.ndarray, np.ndarray]:
+    chance, folder = np.random.default_rng(0), tmp_path_factory.mktemp("plane")
     plane = chance.normal(size=(3, 40)) * 4
     given = (chance.normal(size=(280, 3)) @ plane + chance.normal(size=(280, 40))).astype(np.float32)
-    np.save(tmp_path / "near.npy", given[:200])
-    run = fit(tmp_path / "near.npy", Request(features=True, out=tmp_path / "near", n_clusters=3)).path
+    np.save(folder / "near.npy", given[:200])
+    fit(folder / "near.npy", Request(features=True, out=folder / "near", n_clusters=3))
     strange = given[200:] + np.float32(10) * chance.normal(size=40).astype(np.float32)
-    return run, given[:200], given[200:], strange
+    return folder, given[:200], given[200:], strange
+
+
+@pytest.fixture
+def many_features(near_a_plane, tmp_path) -> tuple[Path, np.ndarray, np.ndarray, np.ndarray]:
+    """A run, its features near a plane, more of the same kind, and the same away from the plane."""
+    folder, *features = near_a_plane
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "near", *features
 
 
 def test_rows_of_features_get_the_next_numbers_and_count_once(many_features, tmp_path):
