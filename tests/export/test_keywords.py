@@ -4,7 +4,6 @@ import csv
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -114,11 +113,10 @@ OTHERS = {
 WHERE = dict(zip(("flat", "nested", "digikam", "iptc"), (*TAGS, "IPTC:Keywords"), strict=True))
 
 
-@pytest.fixture
-def tagged(tmp_path: Path) -> Iterator[Path]:
+@pytest.fixture(scope="module")
+def with_keywords(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image for each of OTHERS with these keywords, and one of a cluster without a name."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("photos")
     for i, (name, has) in enumerate([*OTHERS.items(), ("unnamed", [("flat", "Anna")])]):
         Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / f"{name}.jpg")
         words = [f"-{WHERE[where]}={keyword}" for where, keyword in has]
@@ -126,6 +124,11 @@ def tagged(tmp_path: Path) -> Iterator[Path]:
         if words:
             call("-q", "-overwrite_original", *caption, *words, folder / f"{name}.jpg")
     return folder
+
+
+@pytest.fixture
+def tagged(with_keywords: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(with_keywords, tmp_path / "photos"))
 
 
 @exiftool

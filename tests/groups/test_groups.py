@@ -34,7 +34,6 @@ from deepcluster.groups.tree import Tree, merge_tree, nodes_at, ward
 from deepcluster.seeding import derive, generator
 from tests.helpers.features import blobs, normal
 
-
 MORE_SEEDS = [pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2)]
 
 

@@ -78,10 +78,10 @@ def few_digits(monkeypatch: pytest.MonkeyPatch) -> int:
     return count
 
 
-SLOW = [pytest.param(name, marks=slow) for name in ("change_a_step.py", "own_network.py")]
+SLOW = [pytest.param(name, marks=slow) for name in ("own_loop.py", "change_a_step.py", "own_network.py")]
 
 
-@pytest.mark.parametrize("name", ["from_scratch.py", "own_loop.py", *SLOW])
+@pytest.mark.parametrize("name", ["from_scratch.py", *SLOW])
 def test_an_example_of_rounds_tells_digits_apart(output_of, few_digits, name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # from_scratch.py draws on the screen without it
     has_run = name == "change_a_step.py"
@@ -354,6 +354,7 @@ def test_label_studio(output_of, tmp_path):
         output_of("label_studio.py", "tasks", str(run), "/proc", str(tmp_path / "x"))
 
 
+@slow
 def test_conv4(output_of, tmp_path):
     """Two kinds of images; a run that was stopped after an epoch ends like one that was not."""
     random = np.random.default_rng(7)
@@ -376,6 +377,9 @@ def test_conv4(output_of, tmp_path):
     assert one.read_bytes() == other.read_bytes()
     assert 0 < float(lines("run", "1", "--recipe", "classic", "--average", ".5")[-1].split()[-1]) <= 1
 
+
+def test_the_views_and_heads_of_conv4(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES / "research")
     page = runpy.run_path(str(EXAMPLES / "research/conv4.py"))
     # All 81 crops of the padded image, each also mirrored, and no other view.
     image = torch.arange(1, 193, dtype=torch.uint8).view(1, 3, 8, 8)
