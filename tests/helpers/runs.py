@@ -110,6 +110,13 @@ def originals(folder: Path) -> list[tuple[object, ...]]:
     return entries
 
 
+def without_page(run: Path) -> Path:
+    for name in ("report.html", "map.npy"):
+        (run / name).unlink()
+    made_current(run)  # result.json lists the others
+    return run
+
+
 def bystanders(run: Path, *, write: bool = False) -> dict[str, bytes]:
     for name in BYSTANDERS if write else ():
         (run / name).parent.mkdir(parents=True, exist_ok=True)

@@ -23,13 +23,12 @@ from deepcluster.runs.recut import by_number, recut
 from deepcluster.runs.run import read_run
 from deepcluster.runs.teach import Answer, lesson, teach
 from deepcluster.runs.update import update
-from deepcluster.runs.views import made_current
 from deepcluster.runtime.console import Silent
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.former import history
 from deepcluster.storage.run_folder import open_run
 from tests.helpers.features import blobs
-from tests.helpers.runs import contents, rows
+from tests.helpers.runs import contents, rows, without_page
 
 MERGE = Edits(merge=((0, 2),), names={0: "both"})
 NAME = Edits(names={2: "two"})
@@ -135,11 +134,7 @@ def state(run: Path) -> dict[str, object]:
 def undrawn(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The run without a page, which would be drawn anew after each change."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    run = Path(shutil.copytree(made, tmp_path / "run"))
-    for name in ("report.html", "map.npy"):
-        (run / name).unlink()
-    made_current(run)  # result.json lists the others
-    return run
+    return without_page(Path(shutil.copytree(made, tmp_path / "run")))
 
 
 def a_change(run: Path, random: Random) -> str:

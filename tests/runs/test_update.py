@@ -56,6 +56,7 @@ from tests.helpers.runs import (
     rows,
     small_fit,
     state_of,
+    without_page,
 )
 from tests.helpers.tiny import change_tensors
 from tests.helpers.tiny import images_of as table_of
@@ -63,7 +64,8 @@ from tests.helpers.tiny import images_of as table_of
 
 @pytest.fixture
 def run(five_clusters: Path) -> Path:
-    return five_clusters
+    """The run without a page, which would be drawn anew after each change."""
+    return without_page(five_clusters)
 
 
 @pytest.fixture
@@ -97,6 +99,7 @@ def features(run: Path) -> np.ndarray:
 
 
 def test_new_images_are_where_predict_puts_them_and_the_others_stay(run, more):
+    report(run)
     before, old, model, places = used(run), features(run), contents(run / "model"), np.load(run / "map.npy")
     predictions = predicted(run, str(more))
     placed = predictions.model.placement(predictions.reduced)
@@ -132,11 +135,8 @@ def test_images_that_the_run_has_are_counted_and_not_read(run, photos, more, mon
     assert update(run, str(photos)).known == 48
 
 
-def test_a_second_update_and_a_grown_folder(photos, tmp_path, more):
-    images = Path(shutil.copytree(photos, tmp_path / "photos"))
-    run = tmp_path / "run"
-    fit = ["fit", str(images), "-o", str(run), *small_fit("--labels", "folders")]
-    assert run_command(fit) == 0
+def test_a_second_update_and_a_grown_folder(run, images, more):
+    fit = ["fit", str(images), "-o", str(run), *small_fit(*FIVE_CLUSTERS)]
     baseline = record(run)["baseline"]
     shutil.copytree(more / "1", images / "new")
     assert update(run, str(images)) == Update(added=4, known=48, skipped=[])
@@ -183,6 +183,7 @@ def test_outliers_that_an_update_rejects_are_in_no_cluster_until_a_person_places
     run, images, more, tmp_path, prints
 ):
     """One fact in images.csv: tables, sizes, page, exports, recut, undo and a later fit follow from it."""
+    report(run)
     limit = predicted(run, str(more)).residuals.sort().values[7]
     change_tensors(run / "model", outliers__limit=limit)
     assert "4 of 12 fit into no cluster and stay without one" in prints("update", run, more, "--reject")
