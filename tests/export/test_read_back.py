@@ -22,7 +22,7 @@ from deepcluster.storage.content import IMAGES
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.run_folder import open_run
 from tests.helpers.drawings import save_drawings, write_image
-from tests.helpers.runs import change_record
+from tests.helpers.runs import change_record, without_page
 from tests.helpers.tiny import SIZE, photos_run, writable
 
 
@@ -31,7 +31,7 @@ def run(five_clusters, photos, tmp_path: Path) -> Path:
     """A copy of a run with five clusters, two of them with names, and of its images."""
     change_record(five_clusters, base=str(shutil.copytree(photos, tmp_path / "photos")))
     apply(five_clusters, Edits(names={0: "one/1", 3: "three"}))
-    return five_clusters
+    return without_page(five_clusters)
 
 
 def kinds(run: Path) -> dict[str, str]:

@@ -36,7 +36,7 @@ from deepcluster.storage.content import CLUSTERS
 from deepcluster.storage.edits_file import Edits, read_edits
 from deepcluster.storage.former import name_of
 from deepcluster.storage.model_files import EMBEDDINGS, load
-from tests.helpers.runs import SAME, contents, model_digest, result, rows
+from tests.helpers.runs import SAME, contents, model_digest, result, rows, without_page
 from tests.helpers.tiny import change_tensors, run_of, tiny_model
 
 # What a fit writes, and no change.
@@ -390,7 +390,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "features.npy", features.astype(np.float32))
     fit = ["fit", folder / "features.npy", "--features", "-o", folder / "run", "-k", "4", "--seed", "3", "-q"]
     assert run_command([str(word) for word in fit]) == 0
-    return folder / "run"
+    return without_page(folder / "run")
 
 
 @pytest.fixture

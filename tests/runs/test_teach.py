@@ -45,7 +45,7 @@ from deepcluster.storage.model_files import load
 from deepcluster.storage.run_folder import open_run
 from deepcluster.texts import quality_text
 from tests.helpers.features import normal
-from tests.helpers.runs import SAME, result, rows, state_of
+from tests.helpers.runs import SAME, result, rows, state_of, without_page
 from tests.helpers.tiny import run_of, tiny_model
 
 KINDS, COUNT = 6, 240
@@ -68,6 +68,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kinds: dict[int, list[str]] = {}
     for path, (cluster, _) in placed(folder / "run").items():
         kinds.setdefault(cluster, []).append(path.partition("/")[0])
+    without_page(folder / "run")
     apply(folder / "run", Edits(names={cluster: max(each, key=each.count) for cluster, each in kinds.items()}))
     return folder
 
