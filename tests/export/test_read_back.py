@@ -137,13 +137,8 @@ def by_hand(tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("old", "new", "answers", "names", "others"),
     [
-        (
-            "_outliers/000-sun/a.png",
-            "003/x.png",
-            [("sea/a.png", 3, "")],
-            {},
-            [],
-        ),  # of equal images the one that is gone
+        # Of equal images the one that is gone.
+        ("_outliers/000-sun/a.png", "003/x.png", [("sea/a.png", 3, "")], {}, []),
         ("000-sun/b.png", "003/b.png", [("b.png", 3, "")], {}, []),
         ("003/d.png", "000-sun/d.png", [("d.png", 0, "sun")], {}, []),
         ("003/d.png", "_junk/002/d.png", [("d.png", 2, "")], {}, []),

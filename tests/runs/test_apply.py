@@ -36,7 +36,7 @@ from deepcluster.storage.content import CLUSTERS
 from deepcluster.storage.edits_file import Edits, read_edits
 from deepcluster.storage.former import name_of
 from deepcluster.storage.model_files import EMBEDDINGS, load
-from tests.helpers.runs import SAME, contents, model_digest, result, rows, without_page
+from tests.helpers.runs import contents, model_digest, result, rows, same_files, without_page
 from tests.helpers.tiny import change_tensors, run_of, tiny_model
 
 # What a fit writes, and no change.
@@ -398,10 +398,6 @@ def run(many: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(many, tmp_path / "run"))
 
 
-def all_of(run: Path) -> dict[str, bytes]:
-    return {name: (run / name).read_bytes() for name in (*SAME, "tree.json", EMBEDDINGS)}
-
-
 def recut_without_embedding(run: Path, *numbers: int | None) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(graph, "embedded", lambda *_: pytest.fail("it is computed again"))
@@ -415,7 +411,7 @@ def test_another_number_is_one_k_means_and_the_same_as_without_the_file(run: Pat
     recut(without, 8)
     recut_without_embedding(without, 6)
     recut_without_embedding(run, 8, 6)
-    assert all_of(run) == all_of(without)
+    assert same_files(run, "tree.json", EMBEDDINGS) == same_files(without, "tree.json", EMBEDDINGS)
     recut(run, None)  # computes that of the candidates, because the fit asked for no guess
     assert result(run)["candidates"][0]["k"] == 8
     recut_without_embedding(run, None)

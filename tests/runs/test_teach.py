@@ -45,7 +45,7 @@ from deepcluster.storage.model_files import load
 from deepcluster.storage.run_folder import open_run
 from deepcluster.texts import quality_text
 from tests.helpers.features import normal
-from tests.helpers.runs import SAME, result, rows, state_of, without_page
+from tests.helpers.runs import result, rows, same_files, state_of, without_page
 from tests.helpers.tiny import run_of, tiny_model
 
 KINDS, COUNT = 6, 240
@@ -102,10 +102,6 @@ def graph_of_first(run: Path, count: int) -> Run:
     whole = read_run(open_run(run))
     rows = replace(whole.rows, sample=whole.rows.reduced[:count], embeddings=Embeddings())
     return replace(whole, rows=rows)
-
-
-def state(run: Path) -> dict[str, bytes]:
-    return {name: (run / name).read_bytes() for name in (*SAME, CLUSTERS)}
 
 
 # ---- how answers spread, and what is asked --------------------------------------------------------------------------
@@ -222,9 +218,11 @@ def test_a_run_is_taught_by_commands_and_predict_follows(made, run, tmp_path, pr
     assert f"{moved} images changed their cluster: " in out and "apply" in out and state_of(run)
     prints("predict", run, made / "f.npy", "-o", tmp_path / "placed.csv")
     assert {row["path"]: (int(row["cluster"]), row["name"]) for row in rows(tmp_path / "placed.csv")} == now
-    taught = state(run)
+    taught = same_files(run, CLUSTERS)
     again = json.loads(prints("teach", run, tmp_path / "answers.csv", "--json"))  # the run has them already
-    assert again == {"run": str(run), "changed": 0, "changes": [], "quality": None} and state(run) == taught
+    assert (
+        again == {"run": str(run), "changed": 0, "changes": [], "quality": None} and same_files(run, CLUSTERS) == taught
+    )
     prints("apply", run, "--undo")
     assert placed(run) == clusters and len(read_run(open_run(run)).model.names) == 6  # no other cluster gets the number
 
@@ -313,7 +311,7 @@ def test_the_page_numbers_its_new_clusters(run):
 
 
 def test_answers_that_cannot_be_used_are_named_and_change_nothing(run, tmp_path, ends, monkeypatch):
-    before = state(run)
+    before = same_files(run, CLUSTERS)
     for text, words in WRONG.items():
         (tmp_path / "answers.csv").write_text(text)
         assert words in ends(["teach", run, tmp_path / "answers.csv"], 2)
@@ -322,7 +320,7 @@ def test_answers_that_cannot_be_used_are_named_and_change_nothing(run, tmp_path,
         with pytest.raises(UsageError):
             teach(run, [Answer(1, name="a"), Answer(2, name="b")])
     assert "none.csv" in ends(["teach", run, "none.csv"], 2) and ends(["teach", run], 2)
-    assert state(run) == before
+    assert same_files(run, CLUSTERS) == before
 
 
 def test_junk_and_moves_stay_while_others_follow(run):
