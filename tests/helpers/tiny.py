@@ -25,8 +25,8 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage.clusters_file import Made, encoded
 from deepcluster.storage.content import CLUSTERS, FILES, IMAGES, Facts, RunRecord, Table
 from deepcluster.storage.images_table import REJECTED, Images
+from deepcluster.storage.lock import scratch_of
 from deepcluster.storage.run_folder import LockedFolder
-from deepcluster.storage.state import scratch_of
 from tests.helpers.drawings import write_image
 
 SIZE = 16
