@@ -31,8 +31,8 @@ from deepcluster.images.source import Numbered
 from deepcluster.images.store import read_once, square
 from deepcluster.texts import one_line
 from tests.helpers import image_files
-from tests.helpers.exports import hand_run
 from tests.helpers.image_files import BLUE, GREEN, RED, WHITE, png
+from tests.helpers.tiny import hand_run
 
 
 def stored(image: Image.Image, kind: str, **options: object) -> io.BytesIO:

@@ -34,11 +34,11 @@ from deepcluster.storage.content import CLUSTERS
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.run_folder import locked
 from deepcluster.texts import inert
+from tests.helpers.names import FORMULAS, HARMLESS
 from tests.helpers.report import page as page_of
 from tests.helpers.report import row
 from tests.helpers.runs import rows
 from tests.helpers.serving import serving
-from tests.whole.test_names_and_streams import FORMULAS, HARMLESS
 
 sync_api = pytest.importorskip("playwright.sync_api")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
