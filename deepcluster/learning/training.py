@@ -16,7 +16,8 @@ from torch.optim import SGD, Optimizer
 from torch.optim.swa_utils import update_bn
 
 from deepcluster.errors import ModelError, NonFiniteError, UsageError, first_line
-from deepcluster.images.views import Augmentation, fixed_view, random_views, uniform_over_clusters
+from deepcluster.images.views import Augmentation, fixed_view, random_views
+from deepcluster.learning.draws import uniform_over_clusters
 from deepcluster.learning.heads import IGNORED, CrossEntropy, Head, Loss, Outputs, new_linear_head, objective_of
 from deepcluster.nets.network import Network
 from deepcluster.runtime.compute import TRAINING_PHASE, Compute

@@ -16,7 +16,8 @@ from deepcluster.algorithm import conclude
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.clustering.agreement import nmi
 from deepcluster.clustering.whitening import Reduction
-from deepcluster.images.views import Augmentation, each_once, random_views
+from deepcluster.images.views import Augmentation, random_views
+from deepcluster.learning.draws import each_once
 from deepcluster.learning.features import extract
 from deepcluster.learning.heads import CentroidHead, WithInstances
 from deepcluster.learning.training import Learning, body_optimizer

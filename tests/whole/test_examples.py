@@ -30,7 +30,8 @@ from torchvision.transforms.functional import five_crop
 
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.export import onnx
-from deepcluster.images.views import Augmentation, each_once, uniform_over_clusters
+from deepcluster.images.views import Augmentation
+from deepcluster.learning.draws import each_once, uniform_over_clusters
 from deepcluster.learning.training import Learning, PseudoLabels, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import as_network, build
 from deepcluster.nets.weights import shapes_only
