@@ -22,10 +22,10 @@ from torch import Tensor
 from deepcluster.errors import DataError, DiskError
 from deepcluster.images.decode import Reason, explain, pillow_limits
 from deepcluster.images.source import Source, nothing_readable
-from deepcluster.runtime.devices import cores, in_order, pool_of
 from deepcluster.runtime.machine import available, local_world_size
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
+from deepcluster.runtime.threads import cores, in_order, pool_of
 
 Pixels = npt.NDArray[np.uint8]
 Value = TypeVar("Value")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.runtime.devices import moved
+from deepcluster.runtime.ahead import moved
 
 PART = 1 << 18  # pixels of stored images that become views at a time, on a CPU
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L") uses

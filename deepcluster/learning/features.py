@@ -13,8 +13,9 @@ from deepcluster.clustering.whitening import Reduction, Whitening, unit_rows
 from deepcluster.images.views import centre_crop, fixed_view
 from deepcluster.nets.fast_pass import features_pass, in_batches
 from deepcluster.nets.network import Network
+from deepcluster.runtime.ahead import made_ahead, moved
 from deepcluster.runtime.compute import FEATURES_PHASE, Compute, ignore_progress
-from deepcluster.runtime.devices import exact_float32, made_ahead, moved
+from deepcluster.runtime.devices import exact_float32
 from deepcluster.runtime.partition import Partition
 
 CROP_SHARE = 5 / 7  # of the side of an image: 160 of 224 px

@@ -20,8 +20,9 @@ from deepcluster.images.views import Augmentation, fixed_view, random_views
 from deepcluster.learning.draws import uniform_over_clusters
 from deepcluster.learning.heads import IGNORED, CrossEntropy, Head, Loss, Outputs, new_linear_head, objective_of
 from deepcluster.nets.network import Network
+from deepcluster.runtime.ahead import made_ahead, moved
 from deepcluster.runtime.compute import TRAINING_PHASE, Compute
-from deepcluster.runtime.devices import CPU, has_bf16, made_ahead, moved
+from deepcluster.runtime.devices import CPU, has_bf16
 from deepcluster.seeding import generator, lent_global
 
 # On a CPU a step takes at most so many pixels of views at a time, but at least so many images, because backward keeps

@@ -23,9 +23,11 @@ from deepcluster.learning.heads import CentroidHead, WithInstances
 from deepcluster.learning.training import Learning, body_optimizer
 from deepcluster.nets.network import build
 from deepcluster.runtime import compute as compute_module
-from deepcluster.runtime import devices
+from deepcluster.runtime import devices, threads
+from deepcluster.runtime.ahead import made_ahead
 from deepcluster.runtime.compute import Compute
-from deepcluster.runtime.devices import exact_float32, holds_rows, in_order, made_ahead, one_thread, pool_of, working_on
+from deepcluster.runtime.devices import exact_float32, holds_rows, working_on
+from deepcluster.runtime.threads import in_order, one_thread, pool_of
 from deepcluster.seeding import derive, generator, lent_global
 from tests.helpers.drawings import drawings
 from tests.helpers.loop import learn, loop
@@ -150,8 +152,8 @@ def test_each_process_of_several_has_a_gpu_of_its_own(monkeypatch):
 
 def test_a_quota_limits_the_cores(tmp_path, monkeypatch):
     (tmp_path / "cpu.max").write_text("50000 100000\n")  # half a core
-    monkeypatch.setattr(devices, "control_groups", lambda controller: [tmp_path / "none", tmp_path])
-    assert devices.cores() == 1
+    monkeypatch.setattr(threads, "control_groups", lambda controller: [tmp_path / "none", tmp_path])
+    assert threads.cores() == 1
 
 
 def test_settings_are_lent():
@@ -222,7 +224,7 @@ def test_the_last_of_several_threads_restores_their_numbers(monkeypatch, request
             return torch.get_num_threads(), pool.submit(torch.get_num_threads).result()
 
     blas = Mock()  # of a library that is looked up again after each import
-    monkeypatch.setattr(devices, "_libraries", blas)
+    monkeypatch.setattr(threads, "_libraries", blas)
     request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
     torch.set_num_threads(2)
     restored = blas.return_value.limit.return_value.restore_original_limits

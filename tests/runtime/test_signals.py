@@ -22,8 +22,8 @@ from deepcluster.errors import LostError, Stopped
 from deepcluster.images import find, store
 from deepcluster.images import shards as tars
 from deepcluster.nets.network import build
-from deepcluster.runtime.devices import in_order, pool_of
 from deepcluster.runtime.signals import advise, check, stoppable, uninterrupted
+from deepcluster.runtime.threads import in_order, pool_of
 from deepcluster.storage import files
 from deepcluster.storage import model_files as models
 from tests.helpers.commands import before_call
