@@ -15,7 +15,8 @@ from PIL import Image
 from deepcluster.errors import DataError, UsageError, needing
 from deepcluster.images.arrays import load_array, reading, without_torch
 from deepcluster.images.decode import Undecodable
-from deepcluster.images.files import absolute, from_table, listed
+from deepcluster.images.files import from_table
+from deepcluster.images.lists import absolute, listed
 from deepcluster.images.source import Numbered, Origin, Source, numbered
 from deepcluster.runtime.tables import PATH_COLUMNS, read_columns
 from deepcluster.texts import one_line, plural
