@@ -13,7 +13,8 @@ from typing import BinaryIO, NamedTuple, Protocol
 from PIL import Image
 
 from deepcluster.errors import DataError
-from deepcluster.images.decode import DAMAGED, OTHER, RAW, Reason, decode, reads_raw, sides
+from deepcluster.images.decode import DAMAGED, OTHER, RAW, Reason, decode, sides
+from deepcluster.images.raw import reads_raw
 from deepcluster.runtime.machine import check_fits
 from deepcluster.texts import one_line, plural
 
