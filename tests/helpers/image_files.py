@@ -2,12 +2,16 @@
 
 import io
 import struct
+import tarfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import PIL
 from PIL import Image, PngImagePlugin, TiffImagePlugin
+
+from deepcluster.images import Source
 
 LOSSLESS = {"WEBP": {"lossless": True, "exact": True}, "JPEG": {"quality": 100, "subsampling": 0}}
 
@@ -136,3 +140,33 @@ def talkative() -> dict[str, bytes]:
 # By kind: the picture of ``waves(64, 96)``, encoded by pillow-heif (our decoder cannot): plain, turned by a phone that
 # lay on its side, fully transparent.
 HEIC = {path.stem: path.read_bytes() for path in sorted((Path(__file__).parent / "heic").iterdir())}
+
+
+def save(file: Path, colour: tuple[int, int, int] = RED, size: tuple[int, int] = (4, 3), kind: str = "PNG") -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("wb") as stream:
+        Image.new("RGB", size, colour).save(stream, kind)
+    return file
+
+
+def colour(source: Source, i: int) -> object:
+    image = source.read(i)
+    assert image.mode == "RGB"
+    return image.getpixel((0, 0))
+
+
+Member = tuple[str | tarfile.TarInfo, bytes]
+
+
+def coloured_png(level: int = 0, side: int = 4, height: int = 5) -> bytes:
+    return stored(Image.new("RGB", (side, height), (level, 0, 255 - level)), "PNG")
+
+
+def save_tar(file: Path, members: Iterable[Member], form: int = tarfile.GNU_FORMAT) -> Path:
+    with tarfile.open(file, "w", format=form) as tar:
+        for what, content in members:
+            member = tarfile.TarInfo(what) if isinstance(what, str) else what
+            if member.type == tarfile.REGTYPE:
+                member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return file
