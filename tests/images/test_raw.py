@@ -2,7 +2,6 @@
 
 import io
 import re
-import struct
 
 import numpy as np
 import pytest
@@ -13,46 +12,10 @@ from deepcluster.images import decode as decoding
 from deepcluster.images import find, raw, source
 from deepcluster.images.decode import Undecodable, decode, sides
 from deepcluster.images.store import read_once
-from tests.helpers import image_files
 from tests.helpers.exports import hand_run
+from tests.helpers.image_files import PREVIEW, dng
 
 needs_rawpy = pytest.mark.skipif(not raw.reads_raw(), reason="needs rawpy, of the extra [raw]")
-SENSOR = 32  # px, each side
-PREVIEW = 2000 + 2 * SENSOR**2  # the preview's place in its file, at the end
-NUMBERS = {1: "B", 3: "H", 4: "L", 10: "l"}  # of numbers in a TIFF
-IDENTITY = [number for row in np.eye(3, dtype=int).tolist() for number in (row[0], 1, row[1], 1, row[2], 1)]
-
-
-def directory(at: int, tags: dict[int, tuple[int, list[int]]]) -> bytes:
-    """A directory of a TIFF that begins at ``at``, and its values behind it."""
-    entries, values = b"", b""
-    behind = at + 6 + 12 * len(tags)
-    for tag, (kind, numbers) in sorted(tags.items()):
-        data = struct.pack(f"<{len(numbers)}{NUMBERS[kind]}", *numbers)
-        count = len(numbers) // (2 if kind == 10 else 1)  # of rationals
-        cell = data.ljust(4, b"\0") if len(data) <= 4 else struct.pack("<L", behind + len(values))
-        values += data if len(data) > 4 else b""
-        entries += struct.pack("<HHL", tag, kind, count) + cell
-    return struct.pack("<H", len(tags)) + entries + bytes(4) + values
-
-
-def dng(preview: Image.Image, *, jpeg: bool = True, orientation: int = 1) -> bytes:
-    """A DNG with a small sensor and a preview, a JPEG or plain colours."""
-    data = image_files.stored(preview, "JPEG", quality=95) if jpeg else preview.tobytes()
-    sensor = bytes(2 * SENSOR * SENSOR)
-    about = {
-        254: (4, [1]), 256: (4, [preview.width]), 257: (4, [preview.height]), 258: (3, [8, 8, 8]),
-        259: (3, [7 if jpeg else 1]), 262: (3, [6 if jpeg else 2]), 271: (1, [*b"Made\0"]), 273: (4, [PREVIEW]),
-        274: (3, [orientation]), 277: (3, [3]), 278: (4, [preview.height]), 279: (4, [len(data)]), 330: (4, [1000]),
-        50706: (1, [1, 4, 0, 0]), 50721: (10, IDENTITY),
-    }  # fmt: skip
-    sensor_tags = {
-        254: (4, [0]), 256: (4, [SENSOR]), 257: (4, [SENSOR]), 258: (3, [16]), 259: (3, [1]), 262: (3, [32803]),
-        273: (4, [2000]), 277: (3, [1]), 278: (4, [SENSOR]), 279: (4, [len(sensor)]), 33421: (3, [2, 2]),
-        33422: (1, [0, 1, 1, 2]),
-    }  # fmt: skip
-    head = (b"II*\0" + struct.pack("<L", 8) + directory(8, about)).ljust(1000, b"\0")
-    return (head + directory(1000, sensor_tags)).ljust(2000, b"\0") + sensor + data
 
 
 @pytest.fixture

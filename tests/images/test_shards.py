@@ -98,7 +98,6 @@ def test_a_missing_shard_is_named(shards: Path):
 
 
 def test_files_beside_the_shards_and_shards_without_images_are_listed(tmp_path: Path):
-    save_tar(tmp_path / "0.tar", [("x.png", coloured_png(5))])
     save_tar(
         tmp_path / "0.tar",
         [("x.png", coloured_png(5)), ("b.NEF", b"II*"), ("c.mp4", b"film"), ("@eaDir/x.png", coloured_png())],

@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -16,31 +15,17 @@ import torch
 from PIL import Image
 
 from deepcluster.errors import DiskError
-from deepcluster.images import Source, find
+from deepcluster.images import find
 from deepcluster.images import source as sources
 from deepcluster.images import store as storing
 from deepcluster.images.decode import Undecodable, decode
-from deepcluster.images.source import Numbered
 from deepcluster.images.store import preview, read_once, square
-from tests.helpers.image_files import RED, coloured_png, save, save_tar
+from tests.helpers.image_files import RED, coloured_png, save, save_tar, source_of
 
 
 def image_of(i: int) -> Image.Image:
     """A picture that nothing else looks like."""
     return Image.fromarray(np.random.default_rng(i).integers(0, 256, (9 + i % 4, 8, 3), np.uint8))
-
-
-@dataclass(frozen=True)
-class Made(Numbered):
-    image: Callable[[int], Image.Image]
-
-    def read(self, i: int, size: int | None = None) -> Image.Image:
-        return self.image(i)
-
-
-def source_of(read: Callable[[int], Image.Image], count: int, skipped: tuple[tuple[str, str], ...] = ()) -> Source:
-    paths = tuple(f"{i:05}" for i in range(count))
-    return Source("test", "/place", paths, Made("/place", read), None, skipped)
 
 
 def failing_where(bad: dict[int, Exception]) -> Callable[[int], Image.Image]:

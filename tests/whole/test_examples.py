@@ -40,12 +40,11 @@ from deepcluster.runs.teach import read_answers
 from deepcluster.storage.run_folder import RunFolder
 from tests.helpers.drawings import KINDS, draw
 from tests.helpers.exports import photos_run, write_clusters, write_image
-from tests.helpers.image_files import HEIC, files_of_all_modes, stored
+from tests.helpers.image_files import HEIC, dng, files_of_all_modes, stored
 from tests.helpers.pages import ROOT
 from tests.helpers.ranks import WAIT
 from tests.helpers.runs import predicted
 from tests.helpers.tiny import tiny_run
-from tests.images.test_decode import dng
 
 EXAMPLES = ROOT / "examples"
 slow = pytest.mark.slow
