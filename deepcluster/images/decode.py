@@ -1,6 +1,6 @@
 """Decode the bytes of a file to upright RGB pixels. It is the only decoder, so that every step sees the same pixels."""
 
-import ctypes
+import ctypes  # noqa: TID251 (libtiff's printing)
 import errno
 import logging
 import os

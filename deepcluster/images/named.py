@@ -27,7 +27,7 @@ def from_sklearn(name: str) -> Source:
 
 def from_torchvision(name: str) -> Source:
     """Return the training split of a torchvision data set, downloaded once into the cache folder."""
-    from torchvision import datasets
+    from torchvision import datasets  # noqa: TID251 (torchvision:NAME)
 
     general = ("VisionDataset", "DatasetFolder", "ImageFolder")
     makers = {title: getattr(datasets, title) for title in datasets.__all__ if title not in general}

@@ -1,6 +1,6 @@
 """Devices, the floating-point precision, and the environment that a result depends on."""
 
-import ctypes
+import ctypes  # noqa: TID251 (mallopt)
 import os
 import platform
 from collections.abc import Iterator
