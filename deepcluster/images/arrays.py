@@ -190,7 +190,7 @@ def load_array(file: Path, mmap_mode: Literal["r"] | None = None) -> Any:
 def reading(what: str, file: Path) -> Iterator[None]:
     """Turn all errors of reading a file into DataError: numpy raises many kinds if it is damaged."""
     try:
-        check_file(file, sys.maxsize)
+        check_file(file)
         yield
     except (DeepClusterError, MemoryError):
         raise

@@ -11,7 +11,7 @@ from pathlib import Path
 from deepcluster.errors import DataError
 from deepcluster.images.arrays import reading
 from deepcluster.images.decode import explain
-from deepcluster.runtime.bounded import MAX_TEXT, check_file
+from deepcluster.runtime.bounded import check_file
 from deepcluster.runtime.tables import PATH_COLUMNS
 from deepcluster.texts import one_line
 
@@ -25,7 +25,6 @@ def listed(file: Path) -> list[tuple[str, Path]]:
     Relative paths start at its folder, or else at the current one.
     """
     with reading("the list", file):
-        check_file(file, MAX_TEXT)
         lines = _lines(file.read_bytes())
     cells = [cell.strip(" \"'") for cell in re.split("[,;\t]", lines[0])] if lines else []
     column = next((cell for cell in cells if cell.lower() in PATH_COLUMNS), "")
@@ -96,7 +95,7 @@ def sent() -> list[str]:
 def is_text(file: Path) -> bool:
     """Tell if the first 64 KiB are text in UTF-8 or (by the first bytes) UTF-16."""
     with suppress(OSError, ValueError):
-        check_file(file, sys.maxsize)
+        check_file(file)
         with file.open("rb") as stream:
             start = stream.read(1 << 16)
         encoding = "utf-16" if start.startswith(UTF_16) else "utf-8"

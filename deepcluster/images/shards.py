@@ -120,7 +120,7 @@ class _Members:
         self.labels: dict[str, str] = {}  # by key
         self.skipped: dict[str, Reason] = {}  # reasons by name; "" is the archive itself
         try:
-            check_file(file, sys.maxsize)
+            check_file(file)
             reason = Reason(self._read(file))
         except (OSError, ValueError) as error:
             reason = explain(error)

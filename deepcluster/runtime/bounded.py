@@ -1,28 +1,26 @@
-"""Files from strangers: plain files of bounded size, strict JSON of a known shape, digests that tell whose they are."""
+"""Bounded files, strict JSON of a known shape, tensors, and digests."""
 
 import codecs
 import hashlib
 import json
 import math
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from itertools import repeat
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, TextIO, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from deepcluster.runtime.machine import check_fits
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
-MAX_TEXT = 1 << 30  # bytes of a list of paths or of labels: about 10 million
-LONGEST_LINE = 1 << 20  # characters
 
-
-def check_file(path: Path, most: int) -> None:
+def check_file(path: Path, most: int = sys.maxsize) -> None:
     """Raise ValueError if ``path`` is a folder, a FIFO, a device, ..., is empty, or has more than ``most`` bytes."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait forever, and a device need not end
@@ -31,17 +29,6 @@ def check_file(path: Path, most: int) -> None:
         raise ValueError("empty file")
     if status.st_size > most:
         raise ValueError(f"{status.st_size:,} bytes, more than the {most:,} that are read")
-
-
-def lines_of(file: TextIO) -> Iterator[str]:
-    """Yield the lines of an open file. Raise ValueError at a line longer than ``LONGEST_LINE``."""
-    while line := file.readline(LONGEST_LINE + 1):
-        if len(line) > LONGEST_LINE:
-            raise ValueError(f"a line of more than {LONGEST_LINE:,} characters")
-        yield line
-
-
-# ---- JSON and digests -----------------------------------------------------------------------------------------------
 
 
 # Python's objects take up to 25 times as much memory as the JSON they come from.
