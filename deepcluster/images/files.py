@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from deepcluster.errors import DataError, UsageError
-from deepcluster.images import arrays, named, shards
+from deepcluster.images import arrays, data_sets, shards
 from deepcluster.images.arrays import is_tensor, without_torch
 from deepcluster.images.decode import Reason, explain, not_a_file
 from deepcluster.images.lists import LISTS, absolute, distinct, is_text, listed, located, sent
@@ -32,7 +32,7 @@ class Dataset(Protocol):
     def __getitem__(self, i: int, /) -> Any: ...
 
 
-LIBRARIES = {"sklearn": named.from_sklearn, "torchvision": named.from_torchvision}
+LIBRARIES = {"sklearn": data_sets.from_sklearn, "torchvision": data_sets.from_torchvision}
 
 # Everything that :func:`find` takes.
 Images = str | Path | npt.NDArray[Any] | Sequence[str | Path] | Dataset | Source
