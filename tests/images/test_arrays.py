@@ -87,11 +87,32 @@ def test_a_data_set_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (np.asarray(source.read(1, 8)) == digits[1][..., None]).all()
 
 
-def test_a_download_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [({"targets": [1, 0]}, ("b", "a")), ({"labels": [1, 0], "classes": None}, ("1", "0")),
+     ({"_labels": [0, 0]}, ("a", "a")), ({"targets": [[0, 1], [1, 0]]}, None), ({}, None)],
+)  # fmt: skip
+def test_the_labels_of_a_data_set_of_torchvision(values, labels, tmp_path, monkeypatch):
+    class Made(list):
+        classes = ("a", "b")
+
+        def __init__(self, root: str, download: bool) -> None:
+            super().__init__([Image.new("L", (4, 4))] * 2)
+            assert download and root == str(tmp_path / "SVHN")
+            vars(self).update(values)
+
+    monkeypatch.setenv("DEEPCLUSTER_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("torchvision.datasets.SVHN", Made)
+    assert find("torchvision:svhn").labels == labels
+
+
+def test_a_data_set_of_torchvision_that_cannot_be_had(tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPCLUSTER_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("torchvision.datasets.SVHN.__init__", Mock(side_effect=OSError("no\nroute")))
-    with pytest.raises(DataError, match=r"torchvision:SVHN .*no route"):
-        find("torchvision:svhn")
+    for name, words in (("svhn", r"torchvision:SVHN .*no route"), ("cifar1O", "torchvision:CIFAR10 is")):
+        with pytest.raises(DataError, match=words):
+            find(f"torchvision:{name}")
+    assert [path.name for path in tmp_path.iterdir()] == ["SVHN"]
 
 
 def test_images_of_an_array_may_have_as_many_pixels_as_those_of_files(tmp_path):
