@@ -17,7 +17,7 @@ from deepcluster.images.arrays import load_array, reading, without_torch
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.files import from_table
 from deepcluster.images.lists import absolute, listed
-from deepcluster.images.source import Numbered, Origin, Source, numbered
+from deepcluster.images.source import Numbered, Origin, Source, row_names
 from deepcluster.runtime.tables import PATH_COLUMNS, read_columns
 from deepcluster.texts import one_line, plural
 
@@ -265,7 +265,7 @@ def _images_of_rows(
     """
     name = Path(file).stem
     if paths is None:
-        return Source(name, "the array", numbered(count), _NoPictures(""))
+        return Source(name, "the array", row_names(count), _NoPictures(""))
     rows: dict[str, int] = {}
     for row, path in enumerate(paths):
         text = "" if path is None else str(path).removeprefix("file://").replace(os.sep, "/")  # Daft writes addresses

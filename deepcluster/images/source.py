@@ -167,13 +167,13 @@ def check_skipped(skipped: Sequence[Mapping[str, str]], most: int | None) -> Non
         )
 
 
-def numbered(count: int) -> tuple[str, ...]:
+def row_names(count: int) -> tuple[str, ...]:
     """Return paths for ``count`` images without names: numbers, which stay as they are when more images come."""
     check_fits(f"a list of {count:,} images", 64 * count, "pass fewer images")
     return tuple(map(str, range(count)))
 
 
-def real(location: str) -> str:
+def without_links(location: str) -> str:
     """Return the location, without links on the way if it is a path."""
     return os.path.realpath(location) if Path(location).is_absolute() else location
 
@@ -225,7 +225,7 @@ VIDEO_SUFFIXES = (".3gp", ".avi", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpe
 VIDEO, SIDECAR = "video", "sidecar"
 
 
-def counted(skipped: Iterable[tuple[str, Reason]]) -> str:
+def skipped_in_words(skipped: Iterable[tuple[str, Reason]]) -> str:
     """Count (path, reason) by kind, most frequent first: ``2 damaged, 1 video``."""
     reasons = Counter(_kind(path.lower(), reason.kind) for path, reason in skipped)
     nouns = (VIDEO, SIDECAR, OTHER)

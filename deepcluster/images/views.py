@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.runtime.ahead import moved
+from deepcluster.runtime.ahead import to_device
 
 PART = 1 << 18  # pixels of stored images that become views at a time, on a CPU
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L") uses
@@ -54,8 +54,8 @@ def random_views(images: Tensor, size: int, how: Augmentation, random: torch.Gen
     transforms = random_affine(count, how, random)
     # Computed on the CPU, so that nothing waits for a GPU.
     shrinking = torch.linalg.det(transforms[:, :, :2]).abs().sqrt() * (images.shape[-1] / size)
-    transforms = moved(transforms, device)
-    colours = moved(random_colours(count, how, random), device)
+    transforms = to_device(transforms, device)
+    colours = to_device(random_colours(count, how, random), device)
     views = torch.empty(count, size, size, 3, device=device).permute(0, 3, 1, 2)
     # In parts, so that intermediate results stay in the cache and reuse their memory: a fresh page costs the system
     # more than its pixels cost here. 128 images of 112 px took 34 ms at once, 8 ms in parts.

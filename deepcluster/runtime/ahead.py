@@ -10,14 +10,14 @@ from torch.utils._pytree import tree_leaves
 from deepcluster.runtime.threads import Task, Value, in_order, pool_of
 
 
-def moved(x: Tensor, device: torch.device) -> Tensor:
+def to_device(x: Tensor, device: torch.device) -> Tensor:
     """Return ``x`` on ``device``; to a GPU through pinned memory, without waiting for the copy."""
     if device.type == "cuda" and x.device.type == "cpu":
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
 
 
-def made_ahead(work: Callable[[Task], Value], tasks: Iterable[Task], device: torch.device) -> Iterator[Value]:
+def prefetched(work: Callable[[Task], Value], tasks: Iterable[Task], device: torch.device) -> Iterator[Value]:
     """Yield work(task) for all tasks in order, the next one made while this one is used on ``device``.
 
     In turn on the CPU: all its cores are at work already, and a thread beside them made an optimizer step 3 to 8 %

@@ -39,7 +39,7 @@ def test_without_the_extra_a_raw_file_is_named_and_not_taken_for_its_thumbnail(p
     kinds = {"a.NEF": decoding.RAW, "a.xmp": decoding.OTHER, "a.MOV": decoding.OTHER, "b": decoding.DAMAGED, "c": ""}
     skipped = [(path, decoding.Reason("some words: and more", kind)) for path, kind in kinds.items()]
     counts = r"1 RAW \(pip install rawpy,.*\), 1 sidecar, 1 video, 1 damaged, 1 some words"
-    assert re.fullmatch(counts, source.counted(skipped))
+    assert re.fullmatch(counts, source.skipped_in_words(skipped))
 
 
 @needs_rawpy

@@ -27,7 +27,7 @@ from deepcluster.errors import DataError
 from deepcluster.images import find
 from deepcluster.images import shards as tars
 from deepcluster.images.decode import SMALL_FILE, Undecodable
-from deepcluster.images.source import counted
+from deepcluster.images.source import skipped_in_words
 from deepcluster.images.store import preview, read_once
 from tests.helpers.image_files import Member, colour, coloured_png, save, save_tar, stored
 from tests.helpers.tiny import flipped
@@ -110,7 +110,7 @@ def test_files_beside_the_shards_and_shards_without_images_are_listed(tmp_path: 
     source = find(tmp_path)
     listed = ["0.tar/b.NEF", "0.tar/c.mp4", beside[0], "1.tar", "2.tar", *beside[1:]]
     assert source.paths == ("0.tar/x.png",) and [*dict(source.skipped)] == listed
-    assert re.search(r"3 beside the shards, 1 RAW .*, 1 video, ", counted(source.skipped))
+    assert re.search(r"3 beside the shards, 1 RAW .*, 1 video, ", skipped_in_words(source.skipped))
     for shard in ("1.tar", "2.tar"):
         with pytest.raises(DataError, match=shard):
             find(tmp_path / shard)

@@ -24,7 +24,7 @@ from deepcluster.learning.training import Learning, body_optimizer
 from deepcluster.nets.network import build
 from deepcluster.runtime import compute as compute_module
 from deepcluster.runtime import devices, threads
-from deepcluster.runtime.ahead import made_ahead
+from deepcluster.runtime.ahead import prefetched
 from deepcluster.runtime.compute import Compute
 from deepcluster.runtime.devices import exact_float32, holds_rows, working_on
 from deepcluster.runtime.threads import in_order, one_thread, pool_of
@@ -184,7 +184,7 @@ def test_a_gpu_waits_for_a_batch_and_batches_do_not_run_away_from_it(monkeypatch
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: making)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: using)
-    for task in made_ahead(lambda task: begun.append(task) or task, range(8), torch.device("cuda:0")):
+    for task in prefetched(lambda task: begun.append(task) or task, range(8), torch.device("cuda:0")):
         assert using.wait_event.call_args.args == (task,) and len(begun) <= task + 3
     assert begun == [*range(8)]
     assert using.record_event().synchronize.call_count >= 3
@@ -211,7 +211,7 @@ def test_results_come_in_order_and_no_more_than_ahead_are_begun_and_not_taken():
 @pytest.mark.parametrize(("device", "ahead"), [("mps", True), ("cpu", False)])
 def test_the_next_is_made_while_this_one_is_used_on_a_gpu(device, ahead):
     made = [threading.Event() for _ in range(5)]
-    results = made_ahead(lambda task: made[task].set() or task, range(5), torch.device(device))
+    results = prefetched(lambda task: made[task].set() or task, range(5), torch.device(device))
     assert next(results) == 0
     assert made[1].wait(timeout=WAIT if ahead else 0.05) == ahead
     assert list(results) == [1, 2, 3, 4]
