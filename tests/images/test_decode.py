@@ -254,6 +254,13 @@ def test_images_of_phones(file_of: Callable[..., bytes], monkeypatch: pytest.Mon
     assert reason(whole).count("6144") == 1
 
 
+def test_a_heic_file_is_neither_its_thumbnail_nor_decoded_by_many_threads() -> None:
+    import pi_heif
+
+    accepted_formats()
+    assert (pi_heif.options.THUMBNAILS, pi_heif.options.DECODE_THREADS) == (False, 1)
+
+
 def test_a_file_that_declares_fewer_pixels_than_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = heic("plain")
     declared = whole.index(b"ispe") + 8

@@ -110,6 +110,14 @@ def test_a_mapped_file_holds_the_same(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (content == outside.images.permute(0, 2, 3, 1).numpy()).all()
 
 
+@pytest.mark.parametrize(("free", "budget"), [(10e9, 3e9), (1e15, 4 << 30)])
+def test_images_take_three_tenths_of_the_memory_and_4_gib_at_most(
+    free, budget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storing, "available", lambda: free)
+    assert storing.store_budget() == budget
+
+
 def test_too_large_for_memory_and_nowhere_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = source_of(image_of, 40)
     monkeypatch.setattr("deepcluster.images.store.available", lambda: 0)

@@ -1,5 +1,7 @@
 """Labels of images: from a table by their paths, or from folders."""
 
+import unicodedata
+
 import pytest
 
 from deepcluster.errors import DataError, UsageError
@@ -24,7 +26,8 @@ def test_the_labels_of_a_table_go_by_paths(photos, tmp_path):
     [
         ("path;label\nä.png;Käfer\n", "utf-8-sig"), ("path\tlabel\nä.png\tKäfer\n", "utf-16"),
         ("path;label\nä.png;Käfer\n", "cp1252"), ("path,label\nä.png,\nä.png,Käfer\nä.png,\n", "utf-8"),
-        ("path,label\nHERE/ä.png,Käfer\n", "utf-8"),
+        ("path,label\nHERE/ä.png,Käfer\n", "utf-8"), ("path,label\nHERE\\ä.png,Käfer\n", "utf-8"),
+        (unicodedata.normalize("NFD", "path,label\nä.png,\n").replace(",\n", ",Käfer\n"), "utf-8"),
     ],
 )  # fmt: skip
 def test_a_table_of_labels_from_a_spreadsheet(tmp_path, text, encoding):

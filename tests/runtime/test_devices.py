@@ -145,9 +145,27 @@ def test_rows_go_to_a_device_that_has_room_and_float64(monkeypatch):
 def test_each_process_of_several_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert devices.choose_device("cuda:1") == devices.choose_device("cuda") == torch.device("cuda:0")
+    assert devices.choose_device("cuda:0") == devices.choose_device("cuda") == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize("mine", [None, ":16:8"])
+def test_cublas_has_a_fixed_workspace_for_as_long_as_a_run_works_on_a_gpu(mine, monkeypatch):
+    name = "CUBLAS_WORKSPACE_CONFIG"
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setenv(name, mine) if mine else monkeypatch.delenv(name, raising=False)
+    with working_on(torch.device("cuda:0")):
+        assert os.environ[name] == (mine or ":4096:8")
+    assert os.environ.get(name) == mine
+
+
+def test_the_c_library_keeps_freed_memory(monkeypatch):
+    mallopt = Mock()
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    devices.keep_freed_memory()
+    trim, mmap = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    assert {each.args for each in mallopt.call_args_list} == {(mmap, 1 << 30), (trim, 2**31 - 1)}
 
 
 def test_a_quota_limits_the_cores(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,17 @@ def test_the_message_says_what_to_do_wherever_the_signal_comes(place):
             come_at("in the way out of an error")
             with uninterrupted():
                 come_at("while the error is written down")
+
+
+@pytest.mark.parametrize("nohup", [True, False])
+def test_a_run_under_nohup_goes_on_when_its_terminal_is_closed(nohup, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+    try:
+        with nullcontext() if nohup else pytest.raises(Stopped, match="SIGHUP"), stoppable():
+            signal.raise_signal(signal.SIGHUP)
+            check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_in_another_thread_nothing_is_listened_to():
