@@ -30,6 +30,8 @@ SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif", ".avif"),
 }
+#: Formats of your own: functions that open a file as a Pillow image, by the suffix of the file in small letters.
+decoders: dict[str, Callable[[Path], Image.Image]] = {}
 MAX_PIXELS = 89_478_485  # decoded; Pillow's default
 # Smaller files are read at once: the 40 small reads of a JPEG header take a fifth of the time of a small image, and
 # may hand the interpreter to another thread. A film among the images is not read into memory.
@@ -103,8 +105,8 @@ def decode(file: Path | BinaryIO, *, size: int | None = None) -> Image.Image:
 
     Its ``info`` has nothing but ``short_side``, the shorter side in px before it was reduced to ``size``.
 
-    The bytes decide about the format (one of ``accepted_formats()``, or RAW), not the suffix. Of a RAW file the largest
-    preview is the image.
+    The bytes decide about the format (one of ``accepted_formats()``, or RAW), not the suffix, unless ``decoders`` has
+    the suffix of the file. Of a RAW file the largest preview is the image.
 
     | mode | becomes |
     |---|---|
@@ -220,30 +222,17 @@ def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], T]) -> T:
             raise Undecodable(not_a_file(kind))
         if stat.S_ISREG(kind) and not status.st_size:  # not opened, see check_file
             raise Undecodable("empty file", EMPTY)
-        if status.st_size > SMALL_FILE:
-            with file.open("rb") as stream:
+        if file.suffix.lower() not in decoders:
+            with file.open("rb") if status.st_size > SMALL_FILE else BytesIO(file.read_bytes()) as stream:
                 return _examine(stream, look)
-        file = BytesIO(file.read_bytes())
-    file.seek(0)
-    start = file.read(64)
-    if not start:
-        raise Undecodable("empty file", EMPTY)
     try:
-        if RAW_START.match(start):
-            return _of_preview(file, look)
-        with Image.open(file, formats=accepted_formats()) as image:
-            if not is_raw(image):
-                if not isinstance(image, JpegImageFile):  # which may be decoded smaller
-                    _check_size(image.width * image.height)
+        if isinstance(file, Path):
+            with decoders[file.suffix.lower()](file) as image:
+                _check_size(image.width * image.height)
                 return look(image)
-        return _of_preview(file, look)
+        return _by_content(file, look)
     except (MemoryError, Undecodable):
         raise
-    except UnidentifiedImageError:
-        if start.startswith(TIFF_START) and reads_raw():
-            return _of_preview(file, look)
-        formats = ", ".join(accepted_formats())
-        raise Undecodable(f"not an image in an accepted format ({formats})", OTHER) from None
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))
         _check_size(int(pixels[0]) if pixels else MAX_PIXELS + 1)
@@ -252,6 +241,26 @@ def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], T]) -> T:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk, not the image
         raise Undecodable(f"cannot be decoded: {explain(error)}", DAMAGED) from error
+
+
+def _by_content(file: BinaryIO, look: Callable[[Image.Image], T]) -> T:
+    file.seek(0)
+    start = file.read(64)
+    if not start:
+        raise Undecodable("empty file", EMPTY)
+    if RAW_START.match(start):
+        return _of_preview(file, look)
+    try:
+        with Image.open(file, formats=accepted_formats()) as image:
+            if not is_raw(image):
+                if not isinstance(image, JpegImageFile):  # which may be decoded smaller
+                    _check_size(image.width * image.height)
+                return look(image)
+    except UnidentifiedImageError:
+        if not (start.startswith(TIFF_START) and reads_raw()):
+            formats = ", ".join(accepted_formats())
+            raise Undecodable(f"not an image in an accepted format ({formats})", OTHER) from None
+    return _of_preview(file, look)
 
 
 def _of_preview(file: BinaryIO, look: Callable[[Image.Image], T]) -> T:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -17,8 +18,18 @@ import pytest
 from PIL import Image
 
 from deepcluster.images import decode as decoding
-from deepcluster.images.decode import FORMATS, Undecodable, accepted_formats, as_rgb, decode, pillow_limits, sides
-from deepcluster.images.store import square
+from deepcluster.images import find
+from deepcluster.images.decode import (
+    FORMATS,
+    Undecodable,
+    accepted_formats,
+    as_rgb,
+    decode,
+    decoders,
+    pillow_limits,
+    sides,
+)
+from deepcluster.images.store import read_once, square
 from deepcluster.texts import one_line
 from tests.helpers import image_files
 from tests.helpers.image_files import BLUE, GREEN, RED, WHITE, png
@@ -252,6 +263,33 @@ def test_images_of_phones(file_of: Callable[..., bytes], monkeypatch: pytest.Mon
         assert reason(whole[:part])
     monkeypatch.setattr(decoding, "MAX_PIXELS", 64 * 96 - 1)
     assert reason(whole).count("6144") == 1
+
+
+def test_a_format_of_ones_own_is_a_function_by_the_suffix_of_its_files(tmp_path: Path, monkeypatch: Any) -> None:
+    def read_text(file: Path) -> Image.Image:
+        rows = [[*map(int, line.split())] for line in file.read_text().splitlines()]
+        return Image.fromarray(np.array(rows, np.uint8))
+
+    (tmp_path / "a.GRID").write_text("0 9\n9 9\n9 9\n")
+    (tmp_path / "b.grid").write_text("no number")
+    with pytest.raises(Undecodable, match="not an image"):
+        decode(tmp_path / "a.GRID")
+    monkeypatch.setitem(decoders, ".grid", read_text)
+    assert pixels(decode(tmp_path / "a.GRID"))[:2] == [(0, 0, 0), (9, 9, 9)] and sides(tmp_path / "a.GRID") == (2, 3)
+    assert read_once(find(tmp_path), 2).skipped[0][1].startswith("cannot be decoded: invalid literal")
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 5)
+    with pytest.raises(Undecodable, match="too many pixels"):
+        decode(tmp_path / "a.GRID")
+
+
+def test_an_unusable_file_is_counted_by_its_kind_whatever_the_words() -> None:
+    whole = png(30_000, 30_000, zlib.compress(bytes(100_000)))
+    kinds = {b"": "empty", b"text": "other file", whole[:-20]: "too large", b"FUJIFILMCCD-RAW" + bytes(90): "RAW"}
+    kinds |= {stored(waves(), "PNG").getvalue()[:-1000]: "damaged"}
+    for content, kind in kinds.items():
+        with pytest.raises(Undecodable) as caught, pillow_limits():
+            decode(io.BytesIO(content))
+        assert caught.value.reason.kind == kind
 
 
 def test_a_heic_file_is_neither_its_thumbnail_nor_decoded_by_many_threads() -> None:
