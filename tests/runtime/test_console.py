@@ -114,18 +114,14 @@ def test_unwritten_text_is_kept_under_pythonunbuffered(monkeypatch, capfd):
     assert capfd.readouterr().out == "kept"
 
 
-@pytest.mark.parametrize("kind", ["a full disk", "a hard link", "a folder"])
-def test_a_log_that_cannot_be_written_costs_its_lines(kind, run, tmp_path):
-    (log := run / "log.txt").rename(mine := tmp_path / "mine.txt")
-    before = mine.read_bytes()
+@pytest.mark.parametrize("kind", ["a full disk", "a folder"])
+def test_a_log_that_cannot_be_written_costs_its_lines(kind, run):
+    (log := run / "log.txt").unlink()
     if kind == "a folder":
         log.mkdir()
-    elif kind == "a hard link":
-        log.hardlink_to(mine)
     else:
         log.touch()
         os.truncate(log, 1 << 26)
     code, said = command("recut", run, "-k", "2", "--quiet", trap=("FSIZE", "", 1 << 26))
     assert (code, str(log) in said) == ((5, True) if kind == "a folder" else (0, False))
     assert kind != "a full disk" or log.stat().st_size == 1 << 26
-    assert mine.read_bytes() == before
