@@ -85,12 +85,6 @@ def test_the_model_places_the_same_rows_in_the_same_groups(made, tmp_path):
         onnx(made / "run", tmp_path / "out")
 
 
-def test_numbers_too_small_to_be_compared(tmp_path):
-    np.save(tmp_path / "f.npy", np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32) * np.float32(1e-20))
-    with pytest.raises(DataError), np.errstate(all="ignore"):
-        fit(tmp_path / "f.npy", Request(features=True, out=tmp_path / "run", n_clusters=2))
-
-
 @pytest.mark.parametrize(
     ("beside", "text", "message"),
     [
