@@ -1,11 +1,7 @@
 """Tensors lie on the network's device if they must: on a pretended second one (tests/helpers/second_device.py)."""
 
 import os
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
-from functools import partial
+from contextlib import nullcontext
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -23,15 +19,12 @@ from deepcluster.learning.heads import CentroidHead, WithInstances
 from deepcluster.learning.training import Learning, body_optimizer
 from deepcluster.nets.network import build
 from deepcluster.runtime import compute as compute_module
-from deepcluster.runtime import devices, threads
-from deepcluster.runtime.ahead import prefetched
+from deepcluster.runtime import devices
 from deepcluster.runtime.compute import Compute
 from deepcluster.runtime.devices import exact_float32, holds_rows, working_on
-from deepcluster.runtime.threads import in_order, one_thread, pool_of
-from deepcluster.seeding import derive, generator, lent_global
+from deepcluster.seeding import generator
 from tests.helpers.drawings import drawings
 from tests.helpers.loop import learn, loop
-from tests.helpers.ranks import WAIT
 from tests.helpers.second_device import ELSEWHERE, second_device
 
 ROWS = torch.nn.functional.normalize(torch.randn(3000, 16, generator=generator(0, "rows")))
@@ -168,12 +161,6 @@ def test_the_c_library_keeps_freed_memory(monkeypatch):
     assert {each.args for each in mallopt.call_args_list} == {(mmap, 1 << 30), (trim, 2**31 - 1)}
 
 
-def test_a_quota_limits_the_cores(tmp_path, monkeypatch):
-    (tmp_path / "cpu.max").write_text("50000 100000\n")  # half a core
-    monkeypatch.setattr(threads, "control_groups", lambda controller: [tmp_path / "none", tmp_path])
-    assert threads.cores() == 1
-
-
 def test_settings_are_lent():
     def settings():
         return (
@@ -194,87 +181,3 @@ def test_settings_are_lent():
     with working_on(torch.device("cpu"), deterministic=True):  # where all kernels are deterministic anyway
         assert settings() == before
     assert torch.backends.cudnn.allow_tf32  # the older name of the setting still answers
-
-
-def test_a_gpu_waits_for_a_batch_and_batches_do_not_run_away_from_it(monkeypatch):
-    making, using, begun = Mock(), Mock(), []
-    making.record_event.side_effect = range(8)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: making)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: using)
-    for task in prefetched(lambda task: begun.append(task) or task, range(8), torch.device("cuda:0")):
-        assert using.wait_event.call_args.args == (task,) and len(begun) <= task + 3
-    assert begun == [*range(8)]
-    assert using.record_event().synchronize.call_count >= 3
-
-
-# ---- threads that work ahead -----------------------------------------------------------------------------------------
-
-
-def test_results_come_in_order_and_no_more_than_ahead_are_begun_and_not_taken():
-    begun = []
-
-    def work(task: int) -> int:
-        begun.append(task)
-        time.sleep(0.002 * (task % 3 == 0))
-        return task**2
-
-    with ThreadPoolExecutor(4) as pool:
-        for count, result in enumerate(in_order(pool, work, range(20), ahead=3)):
-            assert result == count**2 and len(begun) <= count + 3
-            time.sleep(0.002)
-    assert len(begun) == 20
-
-
-@pytest.mark.parametrize(("device", "ahead"), [("mps", True), ("cpu", False)])
-def test_the_next_is_made_while_this_one_is_used_on_a_gpu(device, ahead):
-    made = [threading.Event() for _ in range(5)]
-    results = prefetched(lambda task: made[task].set() or task, range(5), torch.device(device))
-    assert next(results) == 0
-    assert made[1].wait(timeout=WAIT if ahead else 0.05) == ahead
-    assert list(results) == [1, 2, 3, 4]
-
-
-def test_the_last_of_several_threads_restores_the_numbers_of_all(monkeypatch, request):
-    def number_of_a_new_thread() -> int:
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(torch.get_num_threads).result()
-
-    blas = Mock()
-    monkeypatch.setattr(threads, "_libraries", blas)
-    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
-    torch.set_num_threads(2)
-    restored = blas.return_value.limit.return_value.restore_original_limits
-    with ThreadPoolExecutor(1) as other:
-        outer = one_thread()
-        other.submit(outer.__enter__).result()
-        with pytest.raises(KeyError), one_thread(), pool_of(3, single=True) as pool:
-            assert {torch.get_num_threads(), *pool.map(lambda _: torch.get_num_threads(), range(6))} == {1}
-            raise KeyError
-        assert (torch.get_num_threads(), restored.call_count) == (2, 0)
-        other.submit(outer.__exit__, None, None, None).result()
-    assert (number_of_a_new_thread(), restored.call_count) == (2, 1)
-
-
-# ---- seeds ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_seed_depends_on_every_argument_and_is_the_same_on_every_machine():
-    seeds = [derive(0, "a"), derive(1, "a"), derive(0, "b"), derive(0, "a", 0), derive(0, "a", 1), derive(0, "a", 1, 0)]
-    assert len(set(seeds)) == len(seeds)
-    # printf 0/head/3 | sha256sum: the first 63 bits. Results must not change with the version or the machine.
-    assert derive(0, "head", 3) == 6617858454930489592
-
-
-@pytest.mark.parametrize("error", [None, ValueError])
-def test_lent_global_gives_back_what_it_borrowed(error, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU that nobody named"))
-    before = torch.get_rng_state()
-    with suppress(ValueError), lent_global(0, "x"):
-        inside = torch.rand(3)
-        if error:
-            raise error
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.rand(7)  # what happened outside does not matter
-    with lent_global(0, "x"):
-        assert torch.equal(torch.rand(3), inside)
