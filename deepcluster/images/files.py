@@ -17,7 +17,7 @@ from deepcluster.errors import DataError, UsageError
 from deepcluster.images import arrays, data_sets, shards
 from deepcluster.images.arrays import is_tensor, without_torch
 from deepcluster.images.decode import Reason, explain, not_a_file
-from deepcluster.images.lists import LISTS, absolute, distinct, is_text, listed, located, sent
+from deepcluster.images.lists import LISTS, absolute, distinct, is_text, located, read_list, standard_input
 from deepcluster.images.source import BESIDE, LINK, WHAT_TO_TYPE, Encoded, Origin, Source, is_hidden
 from deepcluster.runtime.bounded import is_run
 from deepcluster.texts import one_line
@@ -93,7 +93,7 @@ def _from_text(text: str) -> Source:
         raise UsageError(f"IMAGES is empty. {WHAT_TO_TYPE}")
     scheme, _, name = text.partition(":")
     if text == "-":
-        return from_files(distinct(sent()), "stdin", "standard input")
+        return from_files(distinct(standard_input()), "stdin", "standard input")
     if scheme in LIBRARIES:
         return LIBRARIES[scheme](name)
     path = absolute(os.path.expanduser(text))  # noqa: PTH111 (which leaves alone the ~ of nobody's home)
@@ -118,7 +118,7 @@ def _from_text(text: str) -> Source:
     if shards.is_shard(path.name):
         return shards.from_tars({path.name: path}, path.stem, str(path))
     if suffix == ".txt" or (suffix in LISTS and is_text(path)):
-        return from_files(listed(path), path.stem, str(path))
+        return from_files(read_list(path), path.stem, str(path))
     return from_files([(path.name, path)], path.stem, str(path))
 
 

@@ -19,7 +19,7 @@ LISTS = {".lst", "", ".csv", ".tsv"}  # suffixes of lists of paths, beside .txt;
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def listed(file: Path) -> list[tuple[str, Path]]:
+def read_list(file: Path) -> list[tuple[str, Path]]:
     """Return the paths in a text file, as written and absolute, each once. DataError if it is a table.
 
     Relative paths start at its folder, or else at the current one.
@@ -38,7 +38,7 @@ def listed(file: Path) -> list[tuple[str, Path]]:
 
 
 def distinct(lines: Iterable[str], folder: Path | None = None) -> list[tuple[str, Path]]:
-    """Return (path as written, its file), no file twice."""
+    """Return (path as written, its file), each file once."""
     files: dict[Path, str] = {}
     for line in lines:
         # File managers put quotes around a path, but a file may have them in its name.
@@ -68,7 +68,7 @@ def absolute(path: str | Path) -> Path:
 
 
 def _lines(content: bytes) -> list[str]:
-    """Return paths one a line (without blank lines and # comments), or separated by NUL as ``find -print0`` does."""
+    """Split a list into paths: by NUL (``find -print0``), or by lines, without blank ones and # comments."""
     content = content.removeprefix(codecs.BOM_UTF8)
     if content.startswith(UTF_16):  # PowerShell's redirection writes it
         try:
@@ -81,7 +81,8 @@ def _lines(content: bytes) -> list[str]:
     return [os.fsdecode(line) for line in lines if line.strip() and not line.startswith(b"#")]
 
 
-def sent() -> list[str]:
+def standard_input() -> list[str]:
+    """Return the paths that another program sends. DataError if it is closed or cannot be read."""
     if sys.stdin is None:
         raise DataError("IMAGES is -, but standard input is closed: send it the paths of images, one a line")
     # The bytes below the text, if there are any: a strict text stream fails on names that are not UTF-8.

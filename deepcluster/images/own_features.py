@@ -16,7 +16,7 @@ from deepcluster.errors import DataError, UsageError, needing
 from deepcluster.images.arrays import load_array, reading, without_torch
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.files import from_table
-from deepcluster.images.lists import absolute, listed
+from deepcluster.images.lists import absolute, read_list
 from deepcluster.images.source import Numbered, Origin, Source, row_names
 from deepcluster.runtime.tables import PATH_COLUMNS, read_columns
 from deepcluster.texts import one_line, plural
@@ -249,7 +249,7 @@ def _numbers(column: Any, title: str, width: int | None, first_row: int) -> npt.
 def _images_beside(file: Path, count: int) -> Source:
     """Return the images of the rows of an .npy file, by the list or the table of the same name."""
     beside = file.with_suffix(".txt")
-    paths = [path for path, _ in listed(beside)] if beside.is_file() else None
+    paths = [path for path, _ in read_list(beside)] if beside.is_file() else None
     if paths is None and (beside := file.with_suffix(".csv")).is_file():
         with reading("the paths", beside):
             paths = [row["path"] for _, row in read_columns(beside, {"path": PATH_COLUMNS})]

@@ -178,7 +178,7 @@ def without_links(location: str) -> str:
     return os.path.realpath(location) if Path(location).is_absolute() else location
 
 
-class _Several(Items):
+class _Joined(Items):
     def __init__(self, sources: Sequence[Source]):
         self.sources = sources
         self.ends = [*accumulate(len(source.paths) for source in sources)]
@@ -209,7 +209,7 @@ def joined(sources: Sequence[Source], name: str, location: str) -> Source:
     """Return the images of several sources, one source behind the other."""
     paths = tuple(path for source in sources for path in source.paths)
     labels = tuple(label for source in sources for label in source.labels or [""] * len(source.paths))
-    return Source(name, location, paths, _Several(sources), labels if any(labels) else None)
+    return Source(name, location, paths, _Joined(sources), labels if any(labels) else None)
 
 
 def is_hidden(name: str) -> bool:

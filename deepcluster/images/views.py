@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from deepcluster.runtime.ahead import to_device
 
-PART = 1 << 18  # pixels of stored images that become views at a time, on a CPU
+PIXELS_AT_ONCE = 1 << 18  # pixels of stored images that become views at a time, on a CPU
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L") uses
 
 
@@ -59,9 +59,9 @@ def random_views(images: Tensor, size: int, how: Augmentation, random: torch.Gen
     views = torch.empty(count, size, size, 3, device=device).permute(0, 3, 1, 2)
     # In parts, so that intermediate results stay in the cache and reuse their memory: a fresh page costs the system
     # more than its pixels cost here. 128 images of 112 px took 34 ms at once, 8 ms in parts.
-    some = max(1, PART // images.shape[-1] ** 2) if device.type == "cpu" else max(1, count)
-    for begin in range(0, count, some):
-        part = slice(begin, begin + some)
+    rows_at_once = max(1, PIXELS_AT_ONCE // images.shape[-1] ** 2) if device.type == "cpu" else max(1, count)
+    for begin in range(0, count, rows_at_once):
+        part = slice(begin, begin + rows_at_once)
         view = _sampled(images[part].float(), sampling_grid(transforms[part], size), shrinking[part])
         torch.div(view, 255, out=views[part])
         if how.colour > 0 or how.grey > 0:

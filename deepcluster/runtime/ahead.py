@@ -18,11 +18,11 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
 
 
 def prefetched(work: Callable[[Task], Value], tasks: Iterable[Task], device: torch.device) -> Iterator[Value]:
-    """Yield work(task) for all tasks in order, the next one made while this one is used on ``device``.
+    """Yield work(task) for all tasks in order, and compute the next value while ``device`` works on this one.
 
-    In turn on the CPU: all its cores are at work already, and a thread beside them made an optimizer step 3 to 8 %
-    slower (measured on 2 cores: 32 px and 112 px), while making a batch takes 1 to 3 % of it. On a GPU by Nvidia the
-    batches have a stream of their own, so that their copies do not wait for the step under way.
+    On the CPU they take turns: its cores are busy already. A thread beside them made an optimizer step 3 to 8 % slower
+    (2 cores, 32 px and 112 px), and making a batch takes 1 to 3 % of a step. On a GPU by Nvidia the batches have a
+    stream of their own, so that their copies do not wait for the step under way.
     """
     if device.type == "cpu":
         yield from map(work, tasks)
@@ -38,7 +38,7 @@ def _on_a_stream(work: Callable[[Task], Value], tasks: Iterable[Task], device: t
     used: deque[torch.cuda.Event] = deque()
 
     def make(task: Task) -> tuple[Value, torch.cuda.Event]:
-        # Nobody waits for the GPU while it works, so the tasks made must not run away from the tasks used.
+        # This thread does not wait for the GPU, so it must not run far ahead of it.
         while len(used) > 1:
             used.popleft().synchronize()
         with torch.cuda.stream(stream):

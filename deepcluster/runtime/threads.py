@@ -63,20 +63,20 @@ def pool_of(count: int, *, single: bool = False) -> Iterator[ThreadPoolExecutor]
 
 @lru_cache(1)  # because it takes some milliseconds
 def _libraries(_modules: int) -> ThreadpoolController:
-    """Return the libraries of threads, looked up again if a module was imported since, which may bring one."""
+    """Return the libraries of threads. An import since the last call may have loaded another one."""
     return ThreadpoolController()
 
 
 _lock = threading.Lock()
-_limits: list[Any] = []  # of BLAS, for each thread in one_thread: the first has the numbers before
+_limits: list[Any] = []  # limits of BLAS, one for each thread inside one_thread: the first restores the numbers
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Have torch in this thread, and numpy's BLAS in all threads, compute with one thread; as before again outside.
+    """Limit torch in this thread, and numpy's BLAS in the process, to one thread.
 
-    Several threads may be inside: the last one restores BLAS's numbers. A thread that computes for the first time
-    meanwhile keeps one.
+    Several threads may be inside; the last one restores BLAS. A new thread whose first torch operation falls inside
+    keeps one thread.
     """
     own = torch.get_num_threads()
     with _lock:

@@ -62,7 +62,7 @@ def test_distances_by_hand():
 
 def near(hashes: list[int], turn: int = 0) -> set[tuple[int, int]]:
     rows = torch.from_numpy(np.array(hashes, np.uint64).view(np.int64))
-    pairs = duplicates._near(rows, torch.zeros(len(rows)), turn)
+    pairs = duplicates._near_pairs(rows, torch.zeros(len(rows)), turn)
     return {(min(pair), max(pair)) for pair in torch.cat([*pairs]).tolist()}
 
 
@@ -76,7 +76,7 @@ def test_hashes_with_one_whole_block_of_16_bits_are_neighbours_in_one_of_the_ord
     """Among many others, and the highest bit of each other block is wrong."""
     hashes = np.random.default_rng(0).integers(0, 2**63, 3000, np.uint64).tolist()
     wrong = sum(1 << 16 * block + 15 for block in range(4) if block != whole)
-    found = set().union(*(near([hashes[0] ^ wrong, *hashes], turn) for turn in duplicates.TURNS))
+    found = set().union(*(near([hashes[0] ^ wrong, *hashes], turn) for turn in duplicates.ROTATIONS_BITS))
     assert (0, 1) in found
 
 

@@ -51,7 +51,7 @@ def test_the_central_square_by_hand() -> None:
 
 
 def test_rows_are_the_squares_of_the_usable_images_and_the_others_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storing, "_BLOCK", 4)  # gaps close over many blocks
+    monkeypatch.setattr(storing, "_BLOCK_ROWS", 4)  # gaps close over many blocks
     bad = {
         0: Undecodable("empty file"),
         4: PermissionError(errno.EACCES, "Permission denied", "/abs/00004"),
