@@ -89,7 +89,7 @@ def render(data: RunData, state: Mapping[str, Any] | None = None) -> str:
     """
     sources = STATIC if state is None else SERVED
     in_page = len(on_page(data.result.usable)[0])
-    pieces = len(data.tree.groups) if data.tree else 0
+    pieces = len(data.tree.clusters) if data.tree else 0
     charts = training_charts(data.history)
     parts: dict[str, Any] = {
         "run": _run(data),

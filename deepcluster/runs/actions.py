@@ -26,7 +26,7 @@ from deepcluster.model import WORDS
 from deepcluster.recipes.flags import Sorting
 from deepcluster.runs import teach
 from deepcluster.runs.apply import by_edits
-from deepcluster.runs.change import Carried, Change, ChangeOf, by_steps, preview
+from deepcluster.runs.change import Carried, Change, ChangeOf, by_history, preview
 from deepcluster.runs.recut import by_number
 from deepcluster.runs.run import Run
 from deepcluster.runtime.bounded import shaped
@@ -81,7 +81,7 @@ def default_name(folder: run_folder.RunFolder) -> str:
 
 def _by_answers(request: Request) -> ChangeOf:
     taught = teaching_of(request)
-    return lambda _, run: teach.lesson(run, taught.answers)
+    return lambda _, run: teach.taught_by(run, taught.answers)
 
 
 def sort_images(folder: run_folder.RunFolder, request: Request, sort: Sort) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _questions(folder: run_folder.RunFolder, run: Run, request: Request) -> dict
         about = {"row": row, "cluster": cluster[row], "path": inert(bare(one.path)), "known": row in known}
         return {**asdict(one), **about}
 
-    known = run.model.sample
+    known = run.model.drawn
     chosen, drawn = teach.asked(run, taught.n, taught.answers)
     paths = {one.path for one in chosen}  # of images that are asked about anyway, and then teach
     return {"questions": [[*map(of_page, chosen)], [of_page(one) for one in drawn if one.path not in paths]]}
@@ -178,8 +178,8 @@ def _preview(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[s
     return Carried(run, change).to_json() | {
         "moves": [[*pair, count, _doubtful(run, change, *pair)] for pair, count in preview(run, change).items()],
         "names": change.run.model.names,
-        "said": change.said,
-        "quality": change.said.get("Quality", ""),
+        "said": change.lines,
+        "quality": change.lines.get("Quality", ""),
     }
 
 
@@ -191,8 +191,8 @@ def _doubtful(run: Run, change: Change, before: int, after: int) -> list[int]:
 
 CHANGES: Mapping[str, Callable[[Request], ChangeOf]] = {
     "apply": lambda request: partial(by_edits, edits_of(request.get("edits"))),
-    "undo": lambda request: partial(by_steps, shaped(request.get("steps", 1), StepsOfPage, "steps")),
-    "redo": lambda request: partial(by_steps, shaped(request.get("steps", 1), StepsOfPage, "steps"), forward=True),
+    "undo": lambda request: partial(by_history, shaped(request.get("steps", 1), StepsOfPage, "steps")),
+    "redo": lambda request: partial(by_history, shaped(request.get("steps", 1), StepsOfPage, "steps"), forward=True),
     "recut": lambda request: partial(by_number, shaped(request.get("k"), ClustersOfPage, "k"), Several()),
     "teach": _by_answers,
 }

@@ -512,7 +512,7 @@ def test_sorting_asks_four_things_and_remembers_them(run: Path, copied: Path, br
     """No other server of this machine is sent the choices; the path and the number left out stay on the page."""
     first, second = rows(copied / "clusters.csv")[:2]
     lines = [f"0,{each['path']},0.01" for each in (first, second)]
-    (copied / "duplicates.csv").write_text("\n".join(["group,path,distance", *lines]))
+    (copied / "duplicates.csv").write_text("\n".join(["set,path,distance", *lines]))
     with opened(browser, serving(copied), originals=2, loads=2) as page:
         page.get_by_role("tab", name="Problems").click()
         with Image.open(run.parent / "photos" / first["path"]) as image:
@@ -750,8 +750,8 @@ def test_letters_typed_while_the_page_was_loaded_are_no_commands(copied: Path, b
 def test_more_than_twelve_clusters_are_gathered_by_the_merge_tree(copied: Path, browser: Any) -> None:
     recut(copied, 13)
     tree = json.loads((copied / "tree.json").read_text())
-    nodes = nodes_at(len(tree["groups"]), tree["merges"], 4).values()  # the root of 13
-    alike = [sorted({tree["groups"][piece] for piece in inside}) for inside in nodes]
+    nodes = nodes_at(len(tree["clusters"]), tree["merges"], 4).values()  # the root of 13
+    alike = [sorted({tree["clusters"][piece] for piece in inside}) for inside in nodes]
     with opened(browser, serving(copied), originals=1) as page:
         groups = page.locator("#cluster-list > .group")
         inside = [

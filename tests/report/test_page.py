@@ -182,7 +182,7 @@ def named(name: str) -> tuple[str, Page]:
         history=[{"round": name, "loss": "1", "chance_loss": name, name: name}],
         metrics={"acc": 0.5, name: 0.5, "nmi": 0.5, "nmi_average": name},
         skipped=[{"path": name, "reason": name}],
-        duplicates=[{"group": name, "path": name, "distance": name}],
+        duplicates=[{"set": name, "path": name, "distance": name}],
         picture=lambda path: None if path == name else picture(path),
         name=name,
         **drawn(3),
@@ -401,7 +401,7 @@ def test_clusters_tree_and_links_by_hand() -> None:
     other = {"number": 1, "name": "", "distance": None, "near": [], "junk": False, "parts": None}
     assert found["clusters"] == [first, first | other]
     assert found["tree"] == {
-        "groups": [0, 0, 1], "merges": [[0, 1], [3, 2]], "sizes": [1, 1, 2, 2, 4], "medoids": [0, 1, 2, 0, 2],
+        "clusters": [0, 0, 1], "merges": [[0, 1], [3, 2]], "sizes": [1, 1, 2, 2, 4], "medoids": [0, 1, 2, 0, 2],
     }  # fmt: skip
     assert (found["cut"], found["sheet"]) == ("c", None)
     assert found["images"]["alike"] == 2 and shorts(found["images"]["similar"]) == similar.flatten().tolist()
@@ -433,7 +433,7 @@ def test_confusion_by_hand() -> None:
 def test_outliers_by_distance_and_duplicates_by_hand() -> None:
     rows = [row("a", 4, "1", is_outlier="1"), row("b", 5), row("c", 6, "3", is_outlier="1")]
     pairs = [("0", "b", "0"), ("0", "a", "0.02"), ("1", "c", "0"), ("1", "gone", "0.1")]
-    alike = [dict(zip(("group", "path", "distance"), cells, strict=True)) for cells in pairs]
+    alike = [dict(zip(("set", "path", "distance"), cells, strict=True)) for cells in pairs]
     found = problems([], Table.of(rows), alike)
     assert [(it["path"], it["row"], it["cluster"]) for it in found["outliers"]] == [("c", 2, "6"), ("a", 0, "4")]
     assert found["outliers"][0]["about"] == "distance 3" and found["count"] == 4
@@ -463,7 +463,7 @@ def test_the_report_makes_map_and_tree_if_a_run_has_none(run: Path) -> None:
 def test_recut_draws_another_tree_and_keeps_the_map(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (run / "map.npy").read_bytes()
     recut(run, 2)
-    assert {*json.loads((run / "tree.json").read_text())["groups"]} == {0, 1}
+    assert {*json.loads((run / "tree.json").read_text())["clusters"]} == {0, 1}
     assert (run / "map.npy").read_bytes() == before
     monkeypatch.setattr(run_page, "MAX_IN_TREE", 1)
     recut(run, 3)  # of very many groups there is no tree, nor the old one

@@ -19,9 +19,9 @@ function groups(tree) {
   const slider = $("#k");
 
   function relation(inside) {
-    const own = [...new Set(inside.map(piece => tree.groups[piece]))].sort((a, b) => a - b);
+    const own = [...new Set(inside.map(piece => tree.clusters[piece]))].sort((a, b) => a - b);
     if (own.length > 1) return {kind: "merged", own, text: t("Clusters {0}", own.map(shortOf).join(" + "))};
-    const whole = inside.length === tree.groups.filter(group => group === own[0]).length;
+    const whole = inside.length === tree.clusters.filter(group => group === own[0]).length;
     return {kind: whole ? "same" : "split", own, text: whole ? titleOf(own[0]) : t("part of {0}", callOf(own[0]))};
   }
 
@@ -31,7 +31,7 @@ function groups(tree) {
   /* A number above those of the slider has no preview. */
   function update(k = Number(slider.value)) {
     if (document.activeElement !== $("#k-number")) $("#k-number").value = k;
-    const inside = nodesAt(tree.groups.length, tree.merges, Math.min(k, slider.max));
+    const inside = nodesAt(tree.clusters.length, tree.merges, Math.min(k, slider.max));
     const nodes = [...inside.keys()].sort((a, b) => tree.sizes[b] - tree.sizes[a] || a - b);
     const relations = nodes.map(node => relation(inside.get(node)));
     const merged = relations.filter(each => each.kind === "merged").map(each => listed(each.own));
@@ -52,13 +52,13 @@ function groups(tree) {
       regroup(relations.filter(each => each.kind === "merged").map(each => each.own), split.map(number => [number, countOf(number)]));
     };
     $("#recut-now").textContent = t("Make {0} clusters", grouped(k));
-    $("#recut-now").disabled = k === new Set(tree.groups).size;
+    $("#recut-now").disabled = k === new Set(tree.clusters).size;
   }
 
   /* The clusters that another number splits or joins, the largest first, by pictures. */
   for (const list of $$(".changes")) {
     const changed = new Map();  /* by the present clusters: the nodes of their parts */
-    for (const [node, inside] of nodesAt(tree.groups.length, tree.merges, Number(list.dataset.k))) {
+    for (const [node, inside] of nodesAt(tree.clusters.length, tree.merges, Number(list.dataset.k))) {
       const {kind, own} = relation(inside), key = own.join();
       if (kind !== "same") changed.set(key, {own, nodes: [...changed.get(key)?.nodes ?? [], ...(kind === "split" ? [node] : [])]});
     }
@@ -71,7 +71,7 @@ function groups(tree) {
     }), ...(sorted.length > MAX_CHANGES ? [element("li", {}, t("and {0} more", sorted.length - MAX_CHANGES))] : []));
   }
 
-  slider.value = new Set(tree.groups).size;
+  slider.value = new Set(tree.clusters).size;
   slider.addEventListener("input", () => update());
   $("#k-number").addEventListener("input", ({target}) => {
     if (!target.validity.valid || !target.value) return;
