@@ -108,7 +108,8 @@ def _fit_source(
 
 def _others(source: "Source") -> str:
     """Return the number of files that are no images, by their suffixes, as the end of a line; "" if there are none."""
-    from deepcluster.images.decode import SUFFIXES, reads_raw
+    from deepcluster.images.decode import SUFFIXES
+    from deepcluster.images.raw import reads_raw
     from deepcluster.images.source import RAW_SUFFIXES
 
     known = (*SUFFIXES, "", *(RAW_SUFFIXES if reads_raw() else ()))

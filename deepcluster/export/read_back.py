@@ -26,7 +26,7 @@ from deepcluster.runs.change import Carried, Change, carry_out
 from deepcluster.runs.images import pixel_digests
 from deepcluster.runs.run import Run
 from deepcluster.runs.teach import Answer, taught_by
-from deepcluster.runtime.bounded import MAX_TEXT, check_file
+from deepcluster.runtime.bounded import check_file
 from deepcluster.runtime.console import Display, Several, Silent
 from deepcluster.storage.edits_file import Edits, checked_name
 from deepcluster.storage.run_folder import read_table
@@ -139,7 +139,7 @@ def _inventory(folder: Path, paths: Sequence[str]) -> tuple[dict[int, str], dict
     if not file.exists():
         return {}, {}
     try:
-        check_file(file, MAX_TEXT)
+        check_file(file)
         rows = read_table(file, INVENTORY_COLUMNS)
         images = [(row, _above(row["exported_path"])) for row in rows if row["exported_path"] and row["path"] in row_of]
         meaning_of = {place: (int(row["cluster"]), row["name"]) for row, place in images}

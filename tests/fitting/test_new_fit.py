@@ -20,7 +20,7 @@ from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageEr
 from deepcluster.fitting.like import Former, continued, former_rows
 from deepcluster.groups.cut import Cut
 from deepcluster.images import find
-from deepcluster.images.source import BESIDE, LINK, counted
+from deepcluster.images.source import BESIDE, LINK, skipped_in_words
 from deepcluster.learning import training
 from deepcluster.model import Said
 from deepcluster.runs.apply import apply
@@ -274,7 +274,7 @@ def test_skipped_files_are_tried_again_while_they_exist(is_updated, tmp_path):
     source = images_of(of_images(tmp_path / "run", home, ["b.png"], added, skipped))
     assert source.paths == ("b.png", *added, "a.jpg", *(["../inbox/c.jpg"] if is_updated else []))
     assert {*source.skipped} == {*skipped.items()} - {(path, "damaged") for path in (*source.paths, "gone.jpg")}
-    assert counted(source.skipped) == "1 permission denied, 1 linked, 1 beside the shards, 1 damaged"
+    assert skipped_in_words(source.skipped) == "1 permission denied, 1 linked, 1 beside the shards, 1 damaged"
 
 
 # ---- promote --------------------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from deepcluster.clustering import KMeans
 from deepcluster.commands.cli import run_command
 from deepcluster.errors import UsageError
 from deepcluster.fitting.plan import FEATURES_OPTIONS
-from deepcluster.images.views import each_once
 from deepcluster.learning import CentroidHead, CrossEntropy, WithInstances
+from deepcluster.learning.draws import each_once
 from deepcluster.recipes import build, flags
 from deepcluster.recipes.options import DECLARED, Option, Recipe, read_options
 from deepcluster.recipes.presets import RecipeRequest

@@ -30,7 +30,8 @@ from torchvision.transforms.functional import five_crop
 
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.export import onnx
-from deepcluster.images.views import Augmentation, each_once, uniform_over_clusters
+from deepcluster.images.views import Augmentation
+from deepcluster.learning.draws import each_once, uniform_over_clusters
 from deepcluster.learning.training import Learning, PseudoLabels, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import as_network, build
 from deepcluster.nets.weights import shapes_only
@@ -38,12 +39,11 @@ from deepcluster.runs.run import placement_columns
 from deepcluster.runs.teach import read_answers
 from deepcluster.storage.run_folder import RunFolder
 from tests.helpers.drawings import KINDS, draw, write_image
-from tests.helpers.image_files import HEIC, files_of_all_modes, stored
+from tests.helpers.image_files import HEIC, dng, files_of_all_modes, stored
 from tests.helpers.pages import ROOT
 from tests.helpers.ranks import WAIT
 from tests.helpers.runs import predicted
 from tests.helpers.tiny import photos_run, tiny_run, write_clusters
-from tests.images.test_decode import dng
 
 EXAMPLES = ROOT / "examples"
 slow = pytest.mark.slow
