@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deepcluster.report.charts import training_charts
 from PIL import Image
 from timm.data.imagenet_info import ImageNetInfo
 
@@ -21,7 +22,6 @@ from deepcluster.groups.cut import Cut
 from deepcluster.groups.tree import Parts
 from deepcluster.images import find
 from deepcluster.report import pictures as sheets
-from deepcluster.report.charts import training_charts
 from deepcluster.report.hints import above, hints, plain, weighted_nouns
 from deepcluster.report.page import on_page, script_data
 from deepcluster.report.pictures import THUMBNAIL, pictures, sprite_sheet, thumbnail, tiny_pictures

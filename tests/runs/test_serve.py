@@ -21,6 +21,7 @@ from PIL import Image
 from deepcluster.clustering.blocks import nearest
 from deepcluster.commands.cli import run_command
 from deepcluster.export import folders
+from deepcluster.export.read_back import by_folder
 from deepcluster.images import Source
 from deepcluster.runs.apply import apply
 from deepcluster.runs.serve import _Server, version_of
@@ -176,7 +177,7 @@ def test_every_change_has_a_preview_and_a_step_back_can_be_made_again(run: Path)
         assert status == 200 and contents(run) == before
         status, text = ask(address, action, json.dumps({"version": now, **words}).encode())
         assert status == 200 and "said" in json.loads(text), text
-        with _Server(run, folders) as fresh:  # which reads the run
+        with _Server(run, folders, by_folder) as fresh:  # which reads the run
             assert json.loads(text)["page"] == ask(address)[1] == fresh.page()[1].decode()
         made_current(run)
         table = [row for row in rows(run / "clusters.csv") if row["status"] == "ok"]
@@ -204,7 +205,7 @@ def test_a_change_writes_the_clusters_alone_until_the_server_rests(run: Path, mo
     )
     monkeypatch.setattr("deepcluster.runs.page.nearest", lambda rows, k: compared.append(len(rows)) or nearest(rows, k))
     report(run)
-    with _Server(run, folders) as server:
+    with _Server(run, folders, by_folder) as server:
         before, decoded[:] = contents(run), []
         now = {"version": version_of(RunFolder(run))}
         edits = {"schema_version": 1, "names": {"1": "<owl>"}}

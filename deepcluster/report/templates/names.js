@@ -1,5 +1,5 @@
 /* ---- names and marks, on the page of a server --------------------------------------------------------------------------- */
-// takes: onPage, element, $, $$ (report.js); t (language.js); cards, nameOf, base (clusters.js); plain, acts (cards.js); edit (change.js)
+// takes: onPage, element, $, $$ (report.js); t (language.js); cards, nameOf, base (clusters.js); plain, acts (cards.js); edit (change.js); complete, namesOf (complete.js)
 
 const nameCluster = (number, name) => edit({names: {[number]: name}}, t(name ? "Cluster {0} is now {1}." : "Cluster {0} has no name now.", number, name));
 
@@ -17,6 +17,7 @@ onPage.push(() => {
       if (await keep() !== null) cards.get(number).focus({preventScroll: true});
     });
     field.addEventListener("change", keep);
+    complete(field, namesOf);
     $(".name", card).replaceWith(" ", field);
   }
   for (const hint of $$(".hints [data-chinese]")) {

@@ -1,22 +1,24 @@
 /* ---- the first part of teaching: the names of clusters without one, and images of another kind among them ------------- */
-// takes: $, element, $$ (report.js); t, images (language.js); present, nameOf, sizeOf, library, hintsOf (clusters.js); plain (cards.js)
-//   nameCluster (names.js); part, tickable, answered (teach.js); ask (questions.js); review (review.js)
+// takes: $, element, $$ (report.js); t, images (language.js); nameOf, sizeOf, library, hintsOf, base, isPresent, clusterOf, ofKinds, maySplit (clusters.js)
+//   plain (cards.js); nameCluster (names.js); openSplit (regroup.js); complete, namesOf (complete.js); part, tickable, answered, offer, teacher, goAsking, choices (teach.js)
+//   review (review.js); unnamed (path.js)
 
 const MAX_FACES = 8, nameless = new Set();  /* clusters that she does not name */
 
 /* Ask for the names of clusters without one, the largest first. */
-async function askKinds(after = ask) {
-  const unnamed = present().filter(number => !nameOf(number) && !nameless.has(number));
-  const [number] = unnamed.sort((a, b) => sizeOf(b) - sizeOf(a) || a - b), field = $("#teach-kind-name");
+async function askKinds(after = goAsking) {
+  const left = unnamed().filter(number => !nameless.has(number));
+  const [number] = left.sort((a, b) => sizeOf(b) - sizeOf(a) || a - b), field = $("#teach-kind-name");
   if (number === undefined) return after();
   part("kind", "");
-  $("#teach-count").textContent = t("{0} without a name", unnamed.length);
+  $("#teach-count").textContent = t("{0} without a name", left.length);
   /* From the most typical image to the least typical one, so that a mixture is seen. */
-  const own = await library.rows(number, "near"), count = Math.min(MAX_FACES, own.length);
+  const own = await library.rows([number], "near"), count = Math.min(MAX_FACES, own.length);
   const faces = Array.from({length: count}, (_, k) => own[Math.floor(k * own.length / count)]);
   await library.facts(faces);
   $("#teach-faces").replaceChildren(...faces.map(row => element("li", {}, tickable(row, 0))));
   $("#teach-hints").replaceChildren(...hintsOf(number).map(hint => element("button", {type: "button"}, hint)));
+  $("[data-teach=split]").hidden = !maySplit(number);
   field.dataset.number = number;
   askKind();
 }
@@ -29,38 +31,41 @@ function ofAnotherKind() {
   return ticked.length < inputs.length ? ticked : [];
 }
 
-const tellKind = () => { $("#teach-title").textContent = t(ofAnotherKind().length ? "What are the ticked images?" : "What is this cluster?"); };
-
-function askKind() {
-  tellKind();
-  $("#teach-kind-name").value = "";
-  $("#teach-kind-name").focus();
+/* Offer the names of the likely kinds: of the images most like the ticked ones, and of the clusters most like this one. */
+async function offerKinds() {
+  const number = Number($("#teach-kind-name").dataset.number), ticked = ofAnotherKind().map(input => Number(input.value));
+  $("#teach-title").textContent = t(ticked.length ? "What are the ticked images?" : "What is this cluster?");
+  const alike = ticked.length ? (await library.alike(ticked)).map(clusterOf) : [];
+  if (ticked.join() !== ofAnotherKind().map(input => input.value).join()) return;
+  offer($("#teach-kinds"), ofKinds([...alike, ...base.get(number).near].filter(each => isPresent(each) && nameOf(each))).slice(0, 9));
 }
 
-const answerFaces = (inputs, given) => inputs.map(({value}) => Number(value)).forEach(row => answered.set(row, {path: row, ...given}));
-
-/* The pictures that are not of another kind are right answers only if she says so: one may have been overlooked. */
-function rightFaces() {
-  const odd = ofAnotherKind(), faces = facesLeft().filter(input => !odd.includes(input)), field = $("#teach-kind-name");
-  answerFaces(faces, {cluster: Number(field.dataset.number)});
-  $("#teach-count").textContent = t("Right: {0}.", images(faces.length));
-  field.focus();
+function askKind() {
+  offerKinds();
+  $("#teach-kind-name").value = "";
+  $("#teach-kind-name").focus();
 }
 
 /* Take the name of a cluster, or of ticked images of another kind, which are answers. */
 async function nameKind(name) {
   const number = Number($("#teach-kind-name").dataset.number), ticked = name ? ofAnotherKind() : [];
   if (ticked.length) {
-    answerFaces(ticked, {name});
+    for (const {value} of ticked) answered.set(Number(value), {path: Number(value), name});
     for (const input of ticked) input.closest("li").hidden = true;
     return askKind();
   }
   if (!name) nameless.add(number);
   else if (!await nameCluster(number, name)) return;
-  askKinds(answered.size ? review : ask);
+  askKinds(answered.size ? review : goAsking);
 }
 
-$("#teach-faces").addEventListener("change", tellKind);
+function splitKind() {
+  teacher.close();
+  openSplit(Number($("#teach-kind-name").dataset.number));
+}
+
+complete($("#teach-kind-name"), () => namesOf(...choices));
+$("#teach-faces").addEventListener("change", offerKinds);
 $("#teach-faces").addEventListener("mousedown", event => event.preventDefault());  /* the field keeps the focus */
 $("#teach-kind-name").addEventListener("keydown", event => {
   if (event.key === "Enter" && !event.isComposing) nameKind(plain(event.target.value));
