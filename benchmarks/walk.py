@@ -4,10 +4,10 @@
 
 DATA has zip files of class folders. A seed draws 29 kinds of KINDS, 14 to 45 images of each, 651 in all, or (--kinds
 55) 650 images of the 55 kinds of WHOLE; all are enlarged to 1,600 px. A simulated person who knows the kinds fits them
-and walks the line of steps of the served report in chromium. She takes a finer number while most clusters in sight of
-its preview are mixed. She names the clusters; where several of the pictures that the page shows of one are of another
-kind, she ticks and names those. She checks kind after kind, row by row until a row has no wrong image, moves the wrong
-ones, and sorts into folders.
+and walks the line of steps of the served report in chromium. She doubles the number of clusters while that comes nearer
+to hers. She names the clusters; if several of the pictures that the page shows of one are of another kind, she ticks
+and names those, and if all others are right, she says so. She checks kind after kind, row by row until a row has no
+wrong image, moves the wrong ones, and sorts into folders.
 
 results/walk_29.json and walk_55.json get a row for each seed and step: `waited`, the seconds between an action and the
 moment the page is ready for the next one; `person`, her seconds by the model below; keys; clicks; and `right`, the
@@ -54,7 +54,7 @@ KINDS = {  # a person's names for the class folders
 }
 # Seconds of the model. A row is one of pictures, wherever it is shown.
 FIRST_SCREEN, ROW, LETTER, KEY, CLICK = 12, 1.2, 0.28, 0.35, 1.1
-MIXED = 0.5  # share of mixed clusters in sight of a preview, above which she takes a finer number
+SIGHT = 6  # rows of a preview of another number that are in sight
 SEVERAL = 2  # pictures of another kind that she ticks and names; fewer wait for the check
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
 IDLE = "() => !document.body.inert"
@@ -64,9 +64,6 @@ NAMING = """() => !document.querySelector("#teach").open || !document.querySelec
   && !document.querySelector("#teach-title").textContent.endsWith("…")
   || !document.querySelector("#teach-kind").hidden && document.querySelector("#teach-kind-name").value === ""
   && document.querySelector("#teach-faces img") && !document.body.inert"""
-# Rows of images in sight, of each cluster in a preview of another number.
-SIGHT = """() => [...document.querySelectorAll("#number-list li")].filter(item => item.getBoundingClientRect().bottom < innerHeight)
-  .map(item => [...item.querySelectorAll("img")].map(image => Number(image.src.split("/").at(-1))))"""
 
 
 def whole(data: Path, seed: int) -> list[tuple[str, bytes]]:
@@ -153,13 +150,13 @@ class Person:
 
     def write(self, text: str, field: str) -> None:
         """Type a name until the field has it, which completes names in use."""
-        for place, letter in enumerate(text):
+        for letter in text:
             self.press(letter, LETTER)
             value = self.page.locator(field).input_value()
             if value == text:
                 break
-            if value != text[: place + 1] and place + 1 == len(text):
-                self.press("Delete", LETTER)
+        if value != text:  # a longer name completes it
+            self.press("Delete", LETTER)
 
     def kinds(self, selector: str) -> list[str]:
         """Return the kinds of images, whose paths are their titles."""
@@ -169,7 +166,10 @@ class Person:
     def right(self) -> int:
         """Return the number of images whose cluster has the name of their kind."""
         run = read_run(open_run(self.run))
-        named = [(number, run.model.names[number], kind) for number, kind in zip(run.clusters.tolist(), self.truth)]
+        named = [
+            (number, run.model.names[number], kind)
+            for number, kind in zip(run.clusters.tolist(), self.truth, strict=True)
+        ]
         kinds: dict[str, Counter[str]] = {}
         for number, name, kind in named:
             kinds.setdefault(name or str(number), Counter())[kind] += 1
@@ -180,21 +180,21 @@ class Person:
 
 
 def choose_number(person: Person) -> None:
-    """Take a finer number while most clusters in sight of its preview are mixed."""
-    page = person.page
-    person.click(page.locator("#numbers button").last)
-    while True:
-        person.wait("() => document.querySelector('#number-list li')")
-        clusters = [{person.truth[row] for row in rows} for rows in page.evaluate(SIGHT)]
-        person.look(len(clusters) / 3.5)  # four images of each, in two rows of fourteen
-        finer = page.locator("#number-bar button").get_by_text("Finer")
-        if sum(len(kinds) > 1 for kinds in clusters) <= MIXED * len(clusters) or not finer.count():
-            break
+    """Double the number of clusters while that comes nearer to the number of kinds, by ratio."""
+    page, kinds = person.page, len({*person.truth})
+    finer = page.locator("#numbers button").last
+    number = page.locator(".cluster").count()
+    while (2 * number / kinds) * (number / kinds) < 1:
         person.click(finer)
-        page.wait_for_function("() => !document.querySelector('#number-list li')")
-    person.press("Enter")
-    page.locator("#number").wait_for(state="hidden")
-    person.wait()
+        page.wait_for_function("() => document.querySelector('#number-title').textContent.endsWith('…')")
+        person.wait("() => document.querySelector('#number-list li')")
+        person.look(SIGHT)
+        finer = page.locator("#number-bar button").last
+        number *= 2
+    if page.locator("#number").is_visible():
+        person.press("Enter")
+        page.locator("#number").wait_for(state="hidden")
+        person.wait()
 
 
 def name_clusters(person: Person) -> None:
@@ -214,7 +214,7 @@ def name_clusters(person: Person) -> None:
                 person.click(page.locator("#teach-faces label").nth(face))
             name_kind(person, kind)
             person.wait(NAMING)
-        name_kind(person, own)
+        name_kind(person, own, are_right=all(kind == own or count >= SEVERAL for kind, count in others))
         page.locator("#teach-count").get_by_text(before, exact=True).wait_for(state="hidden")
         person.wait(NAMING)
     if page.locator("#teach-review").is_visible():
@@ -225,14 +225,14 @@ def name_clusters(person: Person) -> None:
     person.wait()
 
 
-def name_kind(person: Person, kind: str) -> None:
-    """Name the ticked images, or the cluster."""
+def name_kind(person: Person, kind: str, *, are_right: bool = False) -> None:
+    """Name the ticked images, or the cluster, and say that its pictures are right."""
     hint = person.page.locator("#teach-hints button").get_by_text(kind, exact=True)
-    if hint.count():
+    if hint.count() and not are_right:
         person.click(hint)
     else:
         person.write(kind, "#teach-kind-name")
-        person.press("Enter", LETTER)
+        person.press("Shift+Enter" if are_right else "Enter", LETTER)
 
 
 def check(person: Person) -> None:
@@ -247,7 +247,7 @@ def check(person: Person) -> None:
         downs = [float(re.findall(r"[\d.]+", transform)[1]) for transform, _ in places]
         wrong: dict[str, list[str]] = {}
         for down in sorted({*downs}):
-            row = [(kind, title) for kind, at, (_, title) in zip(kinds, downs, places) if at == down]
+            row = [(kind, title) for kind, at, (_, title) in zip(kinds, downs, places, strict=True) if at == down]
             person.look(1)
             strangers = [(kind, title) for kind, title in row if kind != own]
             for kind, title in strangers:
@@ -271,14 +271,17 @@ def check(person: Person) -> None:
 def move_to(person: Person, kind: str) -> None:
     """Move the selected images to a kind: by its digit, or by its name, which may be new."""
     page = person.page
-    known = [title.rpartition(" · ")[2] for title in page.locator("#images .targets button").evaluate_all("all => all.map(one => one.title)")]
+    known = [
+        title.rpartition(" · ")[2]
+        for title in page.locator("#images .targets button").evaluate_all("all => all.map(one => one.title)")
+    ]
     if kind in known:
         person.press(str(known.index(kind) + 1))
         return
     person.click(page.locator("#images [data-ticked=move]"))
     for letter in kind:
         person.press(letter, LETTER)
-        if [one.rpartition(" · ")[2] for one in page.locator("#merge-list .meant span:nth-of-type(1)").all_inner_texts()] == [kind]:
+        if page.locator("#merge-filter").input_value() == kind:
             break
     person.press("Enter")
     page.wait_for_function("() => document.querySelector('#images-grid :focus')")

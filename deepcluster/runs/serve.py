@@ -60,6 +60,7 @@ from deepcluster.texts import plural, quality_text
 
 IDLE_SECONDS = 3600.0
 REST_SECONDS = 10.0  # without a request, after which report.html and the other views are made
+MAX_CHECKED = 5000  # images: some 450 rows of pictures; of more the page asks about single ones
 IMAGE_SIDE = 1600  # px of an enlarged image
 THUMBNAIL_BYTES = 8000
 REDIRECTING = "open-"  # begins the name of a folder for a page that leads to the server
@@ -95,6 +96,7 @@ def _state(folder: run_folder.RunFolder, outcome: Outcome, pictures: str) -> dic
         "answers": len(outcome.run.model.said),
         "checked": checked(outcome.run),
         "images": len(outcome.run.rows.paths),
+        "large": len(outcome.run.rows.paths) > MAX_CHECKED,
         "quality": quality_text(quality) if quality else "",
         "right": quality.get("share") if quality else None,
         "done": done,

@@ -1,11 +1,11 @@
 /* ---- check: one kind after another, the doubtful images first; a tap marks a wrong one, and a digit moves it ---------- */
-// takes: data, $, $$ (report.js); t (language.js); sample, isPresent, base, moved, library, titleOf, nameOf, cards, ofKinds, membersOf (clusters.js); select (grid.js)
+// takes: data, $ (report.js); t (language.js); sample, isPresent, base, moved, library, titleOf, nameOf, cards, ofKinds, membersOf, present (clusters.js); select (grid.js)
 //   openImages, listed, leaveImages (images.js); acts (cards.js); targets, nextTarget, tellTargets, seen (moves.js); unchecked (path.js)
 
 let checked = null;  /* the kind whose list is checked, by its first cluster */
-const left = new Set();  /* clusters whose lists were left for the next one, which is not applied yet */
+const passed = new Set();  /* clusters whose lists were left for the next one, which is not applied yet */
 
-const isChecked = number => left.has(number) || data.served.checked.includes(number);
+const isChecked = number => passed.has(number) || data.served.checked.includes(number);
 
 /* The digits are of the clusters that were made since the page was drawn, and of those most like it. */
 function openCheck(number = unchecked()[0] ?? ofKinds(present())[0]) {
@@ -27,8 +27,8 @@ function openCheck(number = unchecked()[0] ?? ofKinds(present())[0]) {
 
 function checkNext() {
   for (const row of listed.found) seen.add(row);
-  for (const number of membersOf(checked)) left.add(number);
-  left.add(checked);
+  for (const number of membersOf(checked)) passed.add(number);
+  passed.add(checked);
   if (unchecked().some(number => base.has(number))) openCheck(unchecked().find(number => base.has(number)));
   else leaveImages();
 }
@@ -39,6 +39,6 @@ $("#images").addEventListener("keydown", event => {
 });
 $("#images").addEventListener("close", () => {
   checked = null;
-  left.clear();
+  passed.clear();
 });
 acts.check = openCheck;

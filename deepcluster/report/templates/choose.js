@@ -1,7 +1,9 @@
 /* ---- which cluster is meant, on the page of a server --------------------------------------------------------------------- */
 // takes: $, element, $$ (report.js); t, images (language.js)
-//   firstFree, present, base, ofKinds, newNames, clusterOf, faceOf, titleOf, perhaps, sizeOf, nameOf, hintsOf, isPresent (clusters.js); plain (cards.js)
+//   firstFree, present, base, ofKinds, newNames, clusterOf, faceOf, titleOf, perhaps, sizeOf, nameOf, hintsOf, isPresent (clusters.js); plain (cards.js); complete (complete.js)
 
+let offeredNames = [];
+complete($("#merge-filter"), () => offeredNames);
 const nextFree = () => Math.max(firstFree - 1, ...present()) + 1;
 
 /* Ask for a cluster, by its picture, number, name or hint: first those of the images ``alike``, then those like a cluster.
@@ -14,6 +16,7 @@ function choose({title, hint, others, like, alike = [], made = null, done, back}
   const votes = number => alike.filter(row => clusterOf(row) === number).length;
   others = [...others].sort((a, b) => votes(b) - votes(a) || rank(a) - rank(b) || a - b);
   if (made !== null) others = ofKinds(others);
+  offeredNames = made === null ? [] : others.map(nameOf).filter(Boolean);
   const entry = (value, face, text, about) => element("li", {}, element("button", {type: "submit", value: String(value)}, face,
     element("span", {}, text), element("span", {className: "quiet"}, about)));
   list.replaceChildren(...(made === null ? [] : [entry(made, element("span", {className: "tile"}, "+"), t("A new cluster"), t("number {0}", made))]),

@@ -6,17 +6,18 @@ const namesOf = (...likely) => [...new Set([...likely, ...present()].map(nameOf)
 
 /* Let a field complete ``names``. What was completed is selected, so that the next letter replaces it, and Delete removes it. */
 function complete(field, names) {
+  let completed = "";
   field.addEventListener("input", event => {
-    const typed = field.value.toLowerCase(), all = names();
-    if (event.isComposing || event.inputType !== "insertText" || !typed || all.some(name => name.toLowerCase() === typed)) return;
-    const name = all.find(each => each.toLowerCase().startsWith(typed));
-    if (!name) return;
-    field.value = name;
-    field.setSelectionRange(typed.length, name.length);
+    const typed = field.value, all = names(), begins = name => name.toLowerCase().startsWith(typed.toLowerCase());
+    completed = event.inputType === "insertText" && !event.isComposing && typed && !all.includes(typed) && (all.find(name => name.startsWith(typed)) ?? all.find(begins)) || "";
+    if (!completed) return;
+    field.value += completed.slice(typed.length);
+    field.setSelectionRange(typed.length, completed.length);
   });
   field.addEventListener("keydown", event => {
-    if (event.key !== "Tab" || event.shiftKey || field.selectionStart === field.selectionEnd || field.selectionStart === 0) return;
-    event.preventDefault();
-    field.setSelectionRange(field.value.length, field.value.length);
+    if (!completed || !["Tab", "Enter"].includes(event.key) || event.isComposing) return;
+    field.value = completed;
+    completed = "";
+    if (event.key === "Tab") event.preventDefault();
   });
 }

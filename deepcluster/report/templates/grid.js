@@ -21,7 +21,8 @@ function select(on) {
 
 const EACH_TIME = 200;  /* images whose facts a list asks for at a time */
 
-/* A list of pictures of which only those in sight exist. Arrows walk, Space selects, Enter enlarges. */
+/* A list of pictures of which only those in sight exist: as large as takes no more rows than the smallest of the sides.
+   Arrows walk, Space selects, Enter enlarges. */
 function makeGrid(scroller, sides) {
   const inner = element("div", {className: "tiles", role: "listbox", ariaLabel: t("Images")});
   inner.setAttribute("aria-multiselectable", "true");
@@ -130,7 +131,8 @@ function makeGrid(scroller, sides) {
       at = keep ? places.get(next) ?? Math.max(0, rows.length - 1) : 0;
       from = at;
       list = rows;
-      side = sides.find(one => 2 * Math.floor(scroller.clientWidth / (one + gap)) >= rows.length) ?? sides.at(-1);
+      const rowsOf = one => Math.ceil(rows.length / Math.max(1, Math.floor(scroller.clientWidth / (one + gap))));
+      side = sides.find(one => rowsOf(one) <= rowsOf(sides.at(-1)));
       if (!keep) scroller.scrollTop = 0;
       drawAnew();
     },

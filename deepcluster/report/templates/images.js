@@ -3,8 +3,7 @@
 //   sample, library, moved, titleOf, sizeOf, cards, pathOf, clusterOf, nameOf, factsOf (clusters.js)
 //   makeGrid, tick, select, isSelecting, ticked, whenTicked (grid.js); mapped (map.js)
 
-/* The sides of tiles: the largest with which all images stand in two rows, else the smallest. */
-const tileSides = () => data.served ? [208, 160, 128, 104] : [Math.max(56, Math.min(104, 2 * (sheet?.naturalWidth || 48 * data.columns) / data.columns))];
+const tileSides = () => data.served ? [208, 160, 128, 102] : [Math.max(56, Math.min(104, 2 * (sheet?.naturalWidth || 48 * data.columns) / data.columns))];
 
 let grid = null, listed = null;  /* what the dialog shows; null if it is closed */
 

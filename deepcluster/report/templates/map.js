@@ -119,10 +119,10 @@ function map(points) {
 
   /* The kinds, and the image nearest to the middle of each, the largest first. */
   let places = null;
-  whenMoved.push(() => {
+  function placeKinds() {
     places = null;
     firsts = new Map(present().map(number => [number, membersOf(number)[0]]));
-  });
+  }
 
   function middles() {
     if (places) return places;
@@ -319,7 +319,8 @@ function map(points) {
   }
 
   for (const radio of $$("[name=drag]")) radio.addEventListener("change", () => plane.classList.toggle("moves", radio.value === "move"));
-  whenMoved.push(legend, () => size[0] && draw());
+  placeKinds();
+  whenMoved.push(placeKinds, legend, () => size[0] && draw());
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   new ResizeObserver(() => {
     size = [plane.clientWidth, plane.clientHeight];

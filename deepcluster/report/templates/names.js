@@ -11,13 +11,13 @@ onPage.push(() => {
       const name = plain(field.value);
       if (name !== nameOf(number)) return nameCluster(number, name);
     };
+    complete(field, namesOf);
     field.addEventListener("keydown", async event => {
       if (event.key === "Escape") field.value = nameOf(number);
       if (!["Enter", "Escape"].includes(event.key) || event.isComposing) return;
       if (await keep() !== null) cards.get(number).focus({preventScroll: true});
     });
     field.addEventListener("change", keep);
-    complete(field, namesOf);
     $(".name", card).replaceWith(" ", field);
   }
   for (const hint of $$(".hints [data-chinese]")) {

@@ -46,14 +46,16 @@ function askKind() {
   $("#teach-kind-name").focus();
 }
 
-/* Take the name of a cluster, or of ticked images of another kind, which are answers. */
-async function nameKind(name) {
+/* Take the name of a cluster, or of ticked images of another kind, which are answers. The pictures of the cluster itself are
+   answers only if she says that they are right: one may have been overlooked. */
+async function nameKind(name, areRight = false) {
   const number = Number($("#teach-kind-name").dataset.number), ticked = name ? ofAnotherKind() : [];
   if (ticked.length) {
     for (const {value} of ticked) answered.set(Number(value), {path: Number(value), name});
     for (const input of ticked) input.closest("li").hidden = true;
     return askKind();
   }
+  if (areRight) for (const {value} of facesLeft()) answered.set(Number(value), {path: Number(value), cluster: number});
   if (!name) nameless.add(number);
   else if (!await nameCluster(number, name)) return;
   askKinds(answered.size ? review : goAsking);
@@ -68,5 +70,5 @@ complete($("#teach-kind-name"), () => namesOf(...choices));
 $("#teach-faces").addEventListener("change", offerKinds);
 $("#teach-faces").addEventListener("mousedown", event => event.preventDefault());  /* the field keeps the focus */
 $("#teach-kind-name").addEventListener("keydown", event => {
-  if (event.key === "Enter" && !event.isComposing) nameKind(plain(event.target.value));
+  if (event.key === "Enter" && !event.isComposing) nameKind(plain(event.target.value), event.shiftKey);
 });

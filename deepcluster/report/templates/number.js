@@ -1,5 +1,5 @@
 /* ---- the number of clusters: coarser and finer, with what each makes, until she stops; on the page of a server -------------- */
-// takes: $, element, onPage, data, $$ (report.js); t, images (language.js); picture (pictures.js); present, nameOf (clusters.js); show, toBar (tabs.js)
+// takes: $, element, onPage (report.js); t, images (language.js); picture (pictures.js); present, nameOf (clusters.js); show, toBar (tabs.js)
 //   post, change (change.js)
 
 const MAX_NUMBER = 500;

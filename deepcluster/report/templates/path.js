@@ -1,19 +1,25 @@
 /* ---- the path from a number of clusters to sorted folders, with what is left to do; on the page of a server ---------------- */
-// takes: $, $$, onPage, data, grouped (report.js); t (language.js); present, nameOf, base, ofKinds, membersOf (clusters.js); openTeach, openNames (teach.js)
+// takes: $, $$, onPage, data, grouped (report.js); t (language.js); present, nameOf, base, ofKinds, membersOf, sample (clusters.js); openTeach, openNames (teach.js)
 //   isChecked, openCheck (check.js)
 
-/* A check looks at rows of pictures: of 5,000 images they are some 450, of which she looks at the first, the doubtful ones. */
-const MAX_CHECKED = 5000;
-const isLarge = () => data.served.images > MAX_CHECKED;
+const isLarge = () => data.served.large;
 
-const unnamed = () => present().filter(number => !nameOf(number) && !base.get(number).junk);
-const unchecked = () => ofKinds(present()).filter(number => !base.get(number).junk && !membersOf(number).every(isChecked));
+const isJunk = number => base.get(number)?.junk;
+const unnamed = () => present().filter(number => !nameOf(number) && !isJunk(number));
+/* The kinds that are not checked yet, those with the most doubtful images first: images that lie half as clearly in their
+   cluster as most do. */
+function unchecked() {
+  const typical = [...sample.margins].sort((a, b) => a - b)[sample.count >> 1] / 2, doubts = new Map();
+  sample.margins.forEach((margin, i) => margin < typical && doubts.set(sample.cluster[i], (doubts.get(sample.cluster[i]) ?? 0) + 1));
+  const doubtOf = number => membersOf(number).reduce((sum, each) => sum + (doubts.get(each) ?? 0), 0);
+  return ofKinds(present()).filter(number => !isJunk(number) && !membersOf(number).every(isChecked)).sort((a, b) => doubtOf(b) - doubtOf(a));
+}
 
 /* The way on from the names: a check of the clusters, or questions about single images if these are too many for that. */
 const goOn = () => isLarge() ? openTeach() : openCheck();
 
 onPage.push(() => {
-  const count = present().length, kinds = ofKinds(present()).length, {answers, done} = data.served;
+  const count = present().length, kinds = ofKinds(present()).filter(number => !isJunk(number)).length, {answers, done} = data.served;
   const left = {number: !done.length && unnamed().length === count, names: unnamed().length, check: isLarge() ? !answers : unchecked().length, sort: true};
   const about = {
     number: grouped(count), names: t("{0} of {1}", grouped(count - left.names), grouped(count)),

@@ -18,8 +18,7 @@ async function review() {
   await library.facts([...goals.keys()]);
   count = moves.reduce((sum, [, some]) => sum + some, 0);
   const called = number => names[number] || t("cluster {0}", number);
-  $("#teach-title").textContent = t("{0} would move", images(count));
-  $("#teach-count").textContent = moves.length > 1 ? t("into {0} kinds", moves.length) : "";
+  $("#teach-title").textContent = t("{0} would move", images(count)) + (moves.length > 1 ? ` · ${t("into {0} kinds", moves.length)}` : "");
   $("#teach-progress").textContent = translated([quality]).join("");
   $("#teach-moves").replaceChildren(...moves.map(([to, some, shown]) => {
     const faces = shown.map(row => tickable(row, 64));
