@@ -6,7 +6,7 @@ const phrases = new Map(Object.entries(languages[language] ?? {}));
 const isTranslated = phrases.size > 0;
 /* A phrase about several things serves for one, if a language (Chinese) has no other for it. */
 const phraseOf = key => phrases.get(key)
-  ?? phrases.get(key.replace(/(?<=\} (?:junk |unusable )?)(image|cluster|round|name|merge|answer|edit|mark|set|file)\b/g, "$1s"));
+  ?? phrases.get(key.replace(/(?<=\} (?:junk |unusable )?)(image|cluster|kind|round|name|merge|answer|edit|mark|set|file)\b/g, "$1s"));
 const t = (text, ...values) => (phraseOf(text) || text).replace(/\{(\d)\}/g, (_, i) => values[i]);
 
 /* Return the translated nodes of a text in nodes. Its numbers, and the elements, are {0}, {1}, ... of its phrase. */
