@@ -195,46 +195,6 @@ def test_pipeline(output_of):
     assert all(float(line.split()[i]) > 0.9 for line in lines for i in [line.split().index("accuracy") + 1])
 
 
-def test_retrieval(output_of, tmp_path):
-    """Three kinds of buildings, in the layout of Oxford; of each the last image is junk."""
-    random = np.random.default_rng(3)
-    for kind in KINDS:
-        for i in range(4):
-            Image.fromarray(draw(kind, random, 48)[: 48 - 12 * (i % 2)]).save(tmp_path / f"{kind}_{i}.jpg")
-        texts = {"query": "oxc1_KIND_0 4.5 0 40 40.5", "good": "KIND_0\nKIND_1", "ok": "KIND_2", "junk": "KIND_3"}
-        for name, text in texts.items():
-            (tmp_path / f"{kind}_1_{name}.txt").write_text(text.replace("KIND", kind))
-    (tmp_path / "damaged.jpg").write_bytes(b"no image")
-    arguments = [str(tiny_run(tmp_path / "run")), str(tmp_path), "--image-size", "48", "--dims", "4"]
-    skipped, last = output_of("research/retrieval.py", *arguments)
-    assert "damaged.jpg" in skipped
-    assert float(last.split()[-1]) > 0.5
-    names = runpy.run_path(str(EXAMPLES / "research/retrieval.py"))  # linear.py is imported already
-    # + - + with two positives: an area of .5 (1 + 1) / 2 and one of .5 (1/2 + 2/3) / 2; junk leaves no trace.
-    assert names["average_precision"]("ajxjb", {"a", "b"}, {"j"}) == pytest.approx(0.5 + 7 / 24)
-
-
-def test_voc07(output_of, tmp_path):
-    """30 images, each of one of three kinds, one image of each kind difficult."""
-    (tmp_path / "JPEGImages").mkdir()
-    (lists := tmp_path / "ImageSets/Main").mkdir(parents=True)
-    random = np.random.default_rng(5)
-    for number in range(30):
-        Image.fromarray(draw(KINDS[number % 3], random, 30)).save(tmp_path / "JPEGImages" / f"{number:06}.jpg")
-        for i, kind in enumerate(KINDS):
-            with (lists / f"{kind}_{'trainval' if number < 15 else 'test'}.txt").open("a") as file:
-                file.write(f"{number:06} {0 if number in (0, 1, 2) else 1 if number % 3 == i else -1:2}\n")
-    arguments = [str(tiny_run(tmp_path / "run")), str(tmp_path), "--lr", ".1", "--iterations", "60", "--crops", "2"]
-    _, *classes, last = output_of("research/voc07.py", *arguments)
-    assert [line.split(":")[0] for line in classes] == sorted(KINDS)
-    assert float(last.removeprefix("map: ")) > 0.5  # a third by chance
-    names = runpy.run_path(str(EXAMPLES / "research/voc07.py"))
-    scores = torch.tensor([[0.9, 0.5], [0.8, 0.5], [0.7, 0.1], [0.99, 0.2]])
-    truth = torch.tensor([[1, 1], [-1, -1], [1, -1], [0, -1]])
-    # + - + by score, without the difficult image at the top; a tie with an image without the class is lost.
-    assert names["average_precisions"](scores, truth) == [pytest.approx((1 + 2 / 3) / 2), pytest.approx(1 / 2)]
-
-
 # By layer: how many numbers are left after the average of the literature, or the channels and sides of the maps.
 @pytest.mark.parametrize(
     ("name", "size", "expected"),
