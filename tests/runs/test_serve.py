@@ -41,7 +41,7 @@ ATTACKS = [  # path behind the token (or whole), body, method, headers, status
     ("", None, "", {"Origin": "https://evil.example"}, 403),
     *(
         (act, b"{}", "", {"Origin": o}, 403)
-        for act in ("undo", "redo", "recut", "teach", "preview")
+        for act in ("undo", "redo", "recut", "teach", "preview", "read", "open")
         for o in ("https://evil.example", "null", None)
     ),
     *((act, b"{}", "", {"Content-Type": kind}, 403) for act in ("undo", "recut") for kind in ("text/plain", None)),
@@ -64,7 +64,9 @@ ATTACKS = [  # path behind the token (or whole), body, method, headers, status
 ]
 
 
-def test_nothing_gets_in(run: Path):
+def test_nothing_gets_in(run: Path, monkeypatch: pytest.MonkeyPatch):
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
     address, before, beside = serving(run), contents(run), sorted(run.parent.iterdir())
     for path, body, method, headers, status in ATTACKS:
         answered, text = ask(address, path, body, method=method, headers=headers)
@@ -84,8 +86,10 @@ def test_nothing_gets_in(run: Path):
         *({"name": name} for name in (run.name, "x/../y")),
         *({"name": Path(record(run)["base"]).name, "place": "images"}, [], "x", {}),
     ]:
-        status, text = ask(address, "export", json.dumps({"version": now, "sorting": sorting}).encode())
-        assert status == 409, (sorting, text)
+        for action in ("export", "read", "open"):
+            status, text = ask(address, action, json.dumps({"version": now, "sorting": sorting}).encode())
+            assert status == 409, (action, sorting, text)
+    assert not opened
     for k in (0, 1, -1, 501, 10**9, 10**400, "3", "auto", True, 3.0, None, [3], {}):
         status, error = answer(address, "recut", now, k=k)
         assert status == 409 and "2 to 500" in error["error"], k
@@ -106,8 +110,8 @@ def test_nothing_gets_in(run: Path):
     for n in (0, -1, 1001, "3", 10**400):
         assert answer(address, "ask", now, taught={"n": n})[0] == 409
     for words in (
-        *({"cluster": number, "order": "near"} for number in ("0", None, 0.5, [0])),
-        *({"cluster": 0, "order": order} for order in ("x", None, ["near"])),
+        *({"clusters": numbers, "order": "near"} for numbers in (0, "0", None, ["0"], [0.5], [None])),
+        *({"clusters": [0], "order": order} for order in ("x", None, ["near"])),
     ):
         assert answer(address, "list", now, **words)[0] == 409, words
     for rows_asked in ([-1], [10**9], ["0"], [None], "0", 0, {}, [0] * 201):
@@ -130,7 +134,7 @@ def test_a_tab_of_an_older_state_changes_nothing(run: Path, monkeypatch: pytest.
             assert status == 409 and str(os.getpid()) in answered["error"]
     assert answer(address, "apply", old, junk=[1])[0] == 200
     before = contents(run)
-    for action in ("apply", "undo", "export", "recut", "teach", "ask", "preview"):
+    for action in ("apply", "undo", "export", "recut", "teach", "ask", "preview", "read", "open"):
         status, answered = answer(address, action, old, **({"k": 4} if action == "recut" else {}))
         assert status == 409 and "reload the page" in answered["error"]
     assert contents(run) == before and not run.with_name("run-sorted").exists()

@@ -104,6 +104,7 @@ ALLOWED = {
         "commands/session.py",
         "webbrowser",
     ): "hands a page that was just written to the user's browser, with --open",
+    ("runs/actions.py", "webbrowser"): "opens a folder of sorted images in the file manager, by a button of the page",
     ("runtime/devices.py", "ctypes"): "tells the C library to keep freed memory (mallopt)",
     ("runtime/machine.py", "importlib"): "asks for the versions of installed packages, loads nothing",
     ("nets/hub.py", "huggingface_hub"): "looks into the cache, and downloads weights that the user asked for",
