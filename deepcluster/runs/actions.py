@@ -40,6 +40,7 @@ from deepcluster.storage.former import MAX_STATES
 from deepcluster.texts import bare, inert
 
 FOLDER_NAME = re.compile(r"\w([\w .()-]{0,98}[\w)])?")
+SORTED = "inventory.csv"  # of a folder of sorted images
 MAX_ROWS = 200  # a page asks about at a time
 MAX_ALIKE = 8
 MAX_SHOWN = 48  # images of a move in a preview
@@ -88,9 +89,9 @@ def _by_answers(request: Request) -> ChangeOf:
     return lambda _, run: teach.lesson(run, taught.answers)
 
 
-def _sorting(folder: run_folder.RunFolder, request: Request) -> tuple[Path, dict[str, str]]:
+def _sorting(folder: run_folder.RunFolder, request: Request) -> tuple[Path, dict[str, Any]]:
     """Return the folder of sorted images that a page means, and its other choices."""
-    choices: dict[str, str] = {"name": default_name(folder)}
+    choices: dict[str, Any] = {"name": default_name(folder)}
     if "sorting" in request:
         choices = shaped(request["sorting"], dict[str, str], "sorting")
         if not FOLDER_NAME.fullmatch(choices.get("name", "")):
@@ -107,8 +108,8 @@ def _sorting(folder: run_folder.RunFolder, request: Request) -> tuple[Path, dict
 
 def _sorted_folder(folder: run_folder.RunFolder, request: Request) -> Path:
     place, _ = _sorting(folder, request)
-    if not place.is_dir():
-        raise UsageError(f"{place} is no folder: sort into it first")
+    if not (place / SORTED).is_file():  # a folder of other images would answer for each of them
+        raise UsageError(f"{place} has no sorted images: sort into it first")
     return place
 
 
@@ -218,10 +219,10 @@ def _moves(run: Run, change: Change) -> list[tuple[int, int, list[int]]]:
     counts = Counter[int]()
     members: dict[int, list[int]] = {}
     kinds = kinds_of(change.run.model.names)
-    for (_, after), count in preview(run, change).items():
-        kind = int(kinds[after]) if after >= 0 else after
+    for (_, number), count in preview(run, change).items():
+        kind = int(kinds[number]) if number >= 0 else number
         counts[kind] += count
-        members.setdefault(kind, []).append(after)
+        members.setdefault(kind, []).append(number)
     after, margin = change.run.clusters, change.placement.margin
     moved = run.clusters != after
 

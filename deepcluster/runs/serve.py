@@ -43,7 +43,7 @@ from deepcluster.runs.actions import (
     read_folder,
     sort_images,
 )
-from deepcluster.runs.change import REDO, UNDO, commit
+from deepcluster.runs.change import REDO, UNDO, ChangeOf, commit
 from deepcluster.runs.images import images_at_hand
 from deepcluster.runs.page import Drawings, Shown, page_data, read_drawings, read_sheet, shown_of
 from deepcluster.runs.result import Outcome, describe
@@ -155,7 +155,10 @@ class _Server(ThreadingTCPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.run = run
         self.sort = sort
-        self.changes = {**CHANGES, "read": partial(read_folder, read=read)}
+        self.changes: dict[str, Callable[[Mapping[str, Any]], ChangeOf]] = {
+            **CHANGES,
+            "read": partial(read_folder, read=read),
+        }
         self.token = secrets.token_urlsafe(16)
         self.host = f"127.0.0.1:{self.server_address[1]}"
         self.calls: Queue[tuple[Callable[[], Answer], Future[Answer]]] = Queue()
