@@ -1,6 +1,6 @@
 """From the command to sorted folders: how long does a person wait, look and type until 95 % of her images are right?
 
-    python benchmarks/walk.py DATA [--kinds 29] [--seeds 21 22 23 24 25 26]
+    python benchmarks/walk.py DATA [--kinds 29] [--seeds 21 22 23]
 
 DATA has zip files of class folders. A seed draws 29 kinds of KINDS, 14 to 45 images of each, 651 in all, or (--kinds
 55) 650 images of the 55 kinds of WHOLE; all are enlarged to 1,600 px. A simulated person who knows the kinds fits them
@@ -344,7 +344,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--kinds", type=int, choices=(COUNT, 55), default=COUNT)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23, 24, 25, 26])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23])
     options = parser.parse_args()
     from playwright.sync_api import sync_playwright  # of the extra dev, which --help does not need
 
