@@ -100,6 +100,23 @@ def runs_of(name: str) -> list[dict[str, Any]]:
 
 def save(name: str, content: Mapping[str, Any]) -> None:
     """Write results/NAME.json: the figures with the machine they were measured on."""
-    text = json.dumps({"command": " ".join(["python", *sys.argv]), "machine": machine(), **content}, indent=2)
+    text = in_rows({"command": " ".join(["python", *sys.argv]), "machine": machine(), **content})
     # Drop the folders of this machine.
     (RESULTS / f"{name}.json").write_text(re.sub(r"(?<=[ \"])/[^ \"]*/", "", text) + "\n")
+
+
+def in_rows(value: Any, indent: str = "") -> str:
+    """Return JSON with each row, such as a run with its figures, on a line of its own."""
+    named, levels = isinstance(value, dict), depth(value)
+    parts = [*value.values()] if named else value
+    if indent and (levels <= named or (named and levels == 2 and not all(map(depth, parts)))):  # small objects inside
+        return json.dumps(value)
+    names = [f"{json.dumps(str(name))}: " for name in value] if named else [""] * len(value)
+    lines = [f"{indent} {name}{in_rows(part, indent + ' ')}" for name, part in zip(names, parts, strict=True)]
+    return "\n".join(["{" if named else "[", ",\n".join(lines), f"{indent}{'}' if named else ']'}"])
+
+
+def depth(value: Any) -> int:
+    """Return how many objects lie inside each other."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return isinstance(value, dict) + max(map(depth, parts), default=0)

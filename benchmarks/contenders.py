@@ -83,9 +83,7 @@ def best_coretype(script: str, function: str, **arguments: Any) -> str:
     """
     contenders = {core: Contender(function, {"OPENBLAS_CORETYPE": core} if core else {}) for core in CORES}
     results = race(script, contenders, 1, **arguments)
-    best = min(CORES, key=lambda core: results[core][0]["seconds"])
-    print(f"faiss is at its best with OPENBLAS_CORETYPE {best or 'unset'}")
-    return best
+    return min(CORES, key=lambda core: results[core][0]["seconds"])
 
 
 def serve(functions: Mapping[str, Task]) -> bool:

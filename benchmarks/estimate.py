@@ -23,7 +23,7 @@ from deepcluster.groups.graph import Embeddings
 from deepcluster.nets.network import build
 from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.run import Run
-from deepcluster.runs.teach import Answer, asked, lesson
+from deepcluster.runs.teach import Answer, asked, taught_by
 
 FIRST = 15
 STEP = 20
@@ -34,7 +34,7 @@ def estimates(run: Run, truth: list[str]) -> Iterator[dict[str, float]]:
     """Yield the figures after each number of answers."""
     run = named(run, truth)
     drawn = [one.path for one in asked(run, FIRST, drawn=True)]
-    run = lesson(run, [Answer(path, name=truth[int(path)], by="drawn") for path in drawn]).run
+    run = taught_by(run, [Answer(path, name=truth[int(path)], by="drawn") for path in drawn]).run
     for count in range(0, ANSWERS[-1] + 1, STEP):
         if count:
             questions = [one.path for one in asked(run, STEP - STEP // 4)]
@@ -43,7 +43,7 @@ def estimates(run: Run, truth: list[str]) -> Iterator[dict[str, float]]:
                 Answer(path, name=truth[int(path)], by="drawn" if path in drawn else "answer")
                 for path in (*questions, *drawn)
             ]
-            run = lesson(run, answers).run
+            run = taught_by(run, answers).run
         if count in ANSWERS:
             now = float(right(run, truth).mean())
             quality = estimated_quality(run.model, run.placement.cluster, run.rows.fitted)

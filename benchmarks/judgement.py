@@ -10,8 +10,7 @@ chosen without it.
 outliers: N images of each set are fitted and 300 kept aside; false alarms are the share of these that is flagged.
 Strangers are 60 images of each other set (not of one that is --alike, such as two sets of digits), or the images of
 every third class of the set, which is then fitted without them (hard, because they are of the same kind). `within`:
-strangers are 2 % of the images of the fit itself. `batches`: the share of batches of 20 added images that say by half
-of their images that a new fit is due.
+strangers are 2 % of the images of the fit itself.
 
 hints: the hints for names of clusters, and how often one is right; as many clusters as classes and twice as many. The
 right words of a class are in hint_words.json; "dog*" is a dog or any word below it in WordNet. Classes that the network
@@ -35,12 +34,11 @@ from torch import Tensor
 from deepcluster.clustering.outliers import Outliers, fit_outliers, limit_of
 from deepcluster.clustering.whitening import Preparation
 from deepcluster.groups.cut import cut_features, placement_of
-from deepcluster.groups.due import STRANGE_MEDIAN
 from deepcluster.nets.network import build
 from deepcluster.nets.timm import nouns
 from deepcluster.report import hints
 
-HELD_OUT, STRANGERS, BATCH = 300, 60, 20
+HELD_OUT, STRANGERS = 300, 60
 TAILS = (1.8, 2.0, 2.2, 2.4, 2.6, 2.8, 3.0, 3.5)
 MAX_FALSE_ALARMS = 0.0075  # a tail is the one that finds most among those with so many false alarms in the mean
 Features = dict[str, tuple[Tensor, Tensor]]
@@ -95,19 +93,6 @@ def scores(trial: Trial, tail: float) -> dict[str, float]:
     return {name: (rows > limit).double().mean().item() for name, rows in columns.items() if len(rows)}
 
 
-def batches(trial: Trial) -> dict[str, float]:
-    """Share of batches of new images, and of strangers, for which `update` says that a new fit is due."""
-    columns = {"own": trial.held_out, "strangers": trial.strangers}
-    return {
-        name: mean(
-            float((trial.fitted < batch.median()).double().mean() >= STRANGE_MEDIAN)
-            for batch in shuffled(rows, 0).split(BATCH)
-            if len(batch) == BATCH
-        )
-        for name, rows in columns.items()
-    }
-
-
 def averaged(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: mean(row[name] for row in rows) for name in rows[0]}
 
@@ -122,7 +107,7 @@ def chosen(trials: dict[str, list[Trial]], names: Sequence[str]) -> float:
 def summary(by_set: dict[str, dict[str, float]], *, each_set: bool = False) -> dict[str, Any]:
     """Return the mean and the worst of the sets, and the figures of each if asked for."""
     rows = list(by_set.values())
-    worst = {name: (max if name in ("false_alarms", "own") else min)(row[name] for row in rows) for name in rows[0]}
+    worst = {name: (max if name == "false_alarms" else min)(row[name] for row in rows) for name in rows[0]}
     shown = {"mean": averaged(rows), "worst": worst, **(by_set if each_set else {})}
     return {key: {name: round(value, 4) for name, value in row.items()} for key, row in shown.items()}
 
@@ -154,8 +139,6 @@ def outliers(cache: Path, arguments: argparse.Namespace) -> None:
             yield f"{count}, other sets, frozen", judged(easy[count], each_set=True)
             yield f"{count}, 2 % within, frozen", judged(trials(of_sets(0.02), count))
             yield f"{count}, other classes, frozen", judged(trials(of_classes, count))
-            by_set = {name: averaged([batches(trial) for trial in many]) for name, many in easy[count].items()}
-            yield f"{count}, batches, frozen", summary(by_set)
 
     print(results, flush=True)
     for name, table in reports():

@@ -8,9 +8,9 @@ made in parts; ``--methods`` without a name prints what is there. benchmarks/REA
 digits and folders.
 
 auto, classic, v1, v2: the recipes; v1 and v2 with the compact network at --size px and K = 10 k. untrained: the network
-of auto before its first round. pixels, pca: scikit-learn's k-means (10 starts) on the pixels (at most 32 px), or on
-their 50 principal components. dec, idec, dcn: ClustPy's (pip install clustpy), with their defaults; fewer epochs if
-100 + 150 do not fit into --minutes, and one seed. The recipes have no limit of time: give them --rounds N.
+of auto before its first round. pixels: scikit-learn's k-means (10 starts) on the pixels (at most 32 px). dec, idec,
+dcn: ClustPy's (pip install clustpy), with their defaults; fewer epochs if 100 + 150 do not fit into --minutes, and one
+seed. The recipes have no limit of time: give them --rounds N.
 
 --test adds the accuracy of 20 nearest neighbours on those images by the features.
 """
@@ -54,14 +54,11 @@ def scored(labels: Any, clusters: npt.NDArray[Any], begin: float) -> dict[str, f
 # ---- methods --------------------------------------------------------------------------------------------------------
 
 
-def on_pixels(options: argparse.Namespace, seed: int, *, components: int = 0) -> dict[str, float]:
+def on_pixels(options: argparse.Namespace, seed: int) -> dict[str, float]:
     from sklearn.cluster import KMeans
-    from sklearn.decomposition import PCA
 
     rows, labels = pixels(options.images)
     begin = time.perf_counter()
-    if components:
-        rows = PCA(components, random_state=seed).fit_transform(rows)
     return scored(labels, KMeans(options.k, n_init=10, random_state=seed).fit_predict(rows), begin)
 
 
@@ -133,7 +130,6 @@ def clustpy_process(name: str, images: str, k: str, seed: str, limit: str) -> No
 
 METHODS: dict[str, Run] = {
     "pixels": on_pixels,
-    "pca": partial(on_pixels, components=50),
     "untrained": partial(command, arguments=("--rounds", "0")),
     "v1": partial(command, arguments=("--recipe", "v1", "--set", "margin=1")),
     "v2": partial(command, arguments=("--recipe", "v2", "--set", "margin=1")),
@@ -142,7 +138,7 @@ METHODS: dict[str, Run] = {
     **{name: partial(clustpy, name=name) for name in ("dec", "idec", "dcn")},
 }
 COLUMNS = (*METRICS, "start_nmi", "knn", "seconds", "peak_memory_mb")
-FROM_SCRATCH = ["pixels", "pca", "untrained", "v1", "v2", "classic", "auto", "dec", "idec", "dcn"]
+FROM_SCRATCH = ["pixels", "untrained", "v1", "v2", "classic", "auto", "dec", "idec", "dcn"]
 
 
 # ---- the comparison -------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from common import fit, paths_of, save, spread
 
 V1 = ["--recipe", "v1", "--backbone", "compact", "--set", "sobel=false", "-k", "10", "-q"]
@@ -58,15 +57,7 @@ def images(arguments: argparse.Namespace) -> dict[str, Any]:
         medians = {phase: statistics.median(row[phase] for row in rounds) for phase in rounds[0]}
         rows.append({"images": count, "seconds": seconds, "peak_memory_mb": memory, **medians})
         print(rows[-1], flush=True)
-    return {"rows": rows, "off_the_line": off_the_line([r["images"] for r in rows], [r["seconds"] for r in rows])}
-
-
-def off_the_line(counts: Sequence[float], seconds: Sequence[float]) -> list[float]:
-    """Return the distance of each measurement from the least-squares line, as a share of it."""
-    slope, start = np.polyfit(counts, seconds, 1)
-    off = [round(float(time / (start + slope * count) - 1), 3) for count, time in zip(counts, seconds, strict=True)]
-    print(f"{start:.2f} s and {slope * 1e6:.1f} microseconds each; off that line: {off}")
-    return off
+    return {"rows": rows}
 
 
 def main() -> None:

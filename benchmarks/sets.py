@@ -1,19 +1,17 @@
-"""Frozen groups of many collections, by several reductions, beside UMAP and k-means of the same network's features.
+"""Clusters of many collections without training, beside UMAP and k-means of the same network's features.
 
-    python benchmarks/sets.py CACHE FOLDER [FOLDER ...] [--images 0 150] [--seeds 0 1 2] [--most 3000]
-                              [--variants | --numbers | --mixes 40]
+    python benchmarks/sets.py CACHE FOLDER [FOLDER ...] [--seeds 0 1 2] [--most 3000] [--numbers | --mixes 40]
 
-FOLDER has a folder a class and names the collection. CACHE keeps the features of each: whole images (224 px), their
-middles (160 px) and mirrored, by the installed network, so that a variant takes seconds. results/collections.json gets
-a row for each collection, number of images (0: all) and seed: NMI (geometric mean) of the groups of the plain command,
-of UMAP(10) and k-means (pip install umap-learn), the share of the 10 nearest neighbours of the same kind, and the NMI
-of the first seed with the images in another order and noise of 1e-6. --variants prints other weights of the class
-probabilities and of the scaling instead, and which of them leaving one collection out chooses. --numbers writes
-results/numbers.json: the number of clusters that -k auto takes, with the other candidates, for the collections (a
-sample of some 400 images of the larger ones), and for subsets of them: half the kinds and a third, three draws each;
-and by these parts and the seed the share that is right within a factor of 1.5, that with a right candidate, the root
-mean square error of log k, and the share whose guesses by all seeds are within a factor of 1.25; `alone` is the guess
-without nouns. --mixes N writes results/mixes.json instead: the same for N mixes of 3 to 9 kinds of all collections, N
+FOLDER has a folder a class and names the collection. CACHE keeps the features of each: whole images (224 px) and their
+middles (160 px), by the installed network. results/collections.json gets a row for each collection and seed: NMI
+(geometric mean) of the clusters of the plain command, and of UMAP(10) and k-means (pip install umap-learn), and the
+share of the 10 nearest neighbours of the same kind.
+
+--numbers writes results/numbers.json: the number of clusters that -k auto takes, with the other candidates, for the
+collections (a sample of some 400 images of the larger ones) and for subsets of them: half the kinds and a third, three
+draws each; and by these parts and the seed the share that is right within a factor of 1.5, that with a right candidate,
+the root mean square error of log k, and the share whose guesses by all seeds are within a factor of 1.25; `alone` is
+the guess without nouns. --mixes N writes results/mixes.json: the same for N mixes of 3 to 9 kinds of all collections, N
 of 10 to 32 and N of 33 to 60.
 """
 
@@ -49,18 +47,6 @@ LITE0 = PUBLISHED["photos-small"].backbone
 SIDE = 224
 NEIGHBOURS = 10
 FACTORS = {"guess": 1, "half": 0.5, "twice": 2, "four_times": 4}
-Gate = tuple[float, float, float, float]  # certainties of unknown and known kinds, scale of classes, least scaling
-GATES: dict[str, Gate | None] = {
-    "no scaling, no classes": None,
-    "scaling alone": (2, 3, 0, 1),
-    "classes always, .5": (-2, -1, 0.5, 1),
-    ".3 to .5, .7, .1": (0.3, 0.5, 0.7, 0.1),
-    ".3 to .5, .5, .1": (0.3, 0.5, 0.5, 0.1),
-    ".3 to .5, 1, .1": (0.3, 0.5, 1.0, 0.1),
-    ".3 to .5, .7, 1": (0.3, 0.5, 0.7, 1),
-    ".2 to .5, .7, .1": (0.2, 0.5, 0.7, 0.1),
-    ".3 to .4, .7, .1": (0.3, 0.4, 0.7, 0.1),
-}
 
 
 def cached(cache: Path, folder: Path, network: Network, most: int) -> dict[str, Any]:
@@ -74,10 +60,8 @@ def cached(cache: Path, folder: Path, network: Network, most: int) -> dict[str, 
         def seen(images: Tensor, side: int) -> Tensor:
             return extract(network, images, Compute.of(network, images, size=side, batch_size=64)).float()
 
-        middle = round(CROP_SHARE * SIDE)
-        views = {"whole": (images, SIDE), "middle": (images, middle), "mirror": (images.flip(3), SIDE)}
-        features = {view: seen(*arguments) for view, arguments in views.items()}
-        torch.save({"labels": labels, "names": names, **features}, file)
+        views = {"whole": seen(images, SIDE), "middle": seen(images, round(CROP_SHARE * SIDE))}
+        torch.save({"labels": labels, "names": names, **views}, file)
     return load(file)
 
 
@@ -132,14 +116,6 @@ def plain(count: int, k: int, sure: float) -> Recipe:
     return resolve(read_request({}), Facts(count, SIDE, False, k, "photos-small", sure)).recipe
 
 
-def gated(gate: Gate | None, k: int, count: int, sure: float) -> Recipe:
-    low, high, scale, least = gate or (2, 3, 0, 0)
-    share = min(1.0, max(0.0, (sure - low) / (high - low)))
-    weights = {"class_probabilities": scale * share, "within_image": max(least, 1 - share) if gate else 0}
-    options = {**weights, "whitening": 0}
-    return resolve(read_request(options), Facts(count, SIDE, False, k, "photos-small")).recipe
-
-
 def rows_of(name: str, content: dict[str, Any], network: Network, seeds: list[int]) -> Iterator[dict[str, Any]]:
     """Yield the rows of the results; UMAP's figure is taken from there, if it is known."""
     known = {(row["images"], row["seed"]): row["umap_nmi"] for row in runs_of("collections")}
@@ -147,9 +123,6 @@ def rows_of(name: str, content: dict[str, Any], network: Network, seeds: list[in
     count, k = len(labels), len(labels.unique())
     sure = certainty(network, content["whole"])
     rows = reduced(network, plain(count, k, sure), content)
-    random = torch.Generator().manual_seed(5)
-    order = torch.randperm(count, generator=random)
-    noisy = F.normalize(rows + 1e-6 * torch.randn(rows.shape, generator=random))[order]
     for seed in seeds:
         images = f"{name}, {count:,} of {k} kinds"
         umap = known.get((images, seed)) or round(nmi(labels, rival(content["whole"], k, seed)), 3)
@@ -161,9 +134,6 @@ def rows_of(name: str, content: dict[str, Any], network: Network, seeds: list[in
             "nmi": round(nmi(labels, nearest_clusters(rows, cut_features(rows, k, seed=seed))), 3),
             "umap_nmi": umap,
         }
-        if seed == seeds[0]:
-            other = nearest_clusters(noisy, cut_features(noisy, k, seed=seed))
-            row["nmi_of_other_order"] = round(nmi(labels[order], other), 3)
         yield row
 
 
@@ -255,10 +225,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cache", type=Path)
     parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--images", type=int, nargs="+", default=[0], help="0: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--most", type=int, default=3000)
-    parser.add_argument("--variants", action="store_true")
     parser.add_argument("--mixes", type=int, default=0)
     parser.add_argument("--numbers", action="store_true")
     arguments = parser.parse_args()
@@ -285,35 +253,15 @@ def main() -> None:
         save("numbers", {"runs": runs, "shares": figures})
         return
     found: list[dict[str, Any]] = []
-    scores: dict[str, dict[str, float]] = {gate: {} for gate in GATES}
     for folder in arguments.folders:
-        whole = cached(arguments.cache, folder, network, arguments.most)
-        for count in arguments.images:
-            content = some_of(whole, count)
-            labels, k = content["labels"], len(content["labels"].unique())
-            name = f"{folder.name}/{len(labels)}"
-            for gate, values in GATES.items() if arguments.variants else ():
-                rows = reduced(network, gated(values, k, len(labels), certainty(network, content["whole"])), content)
-                cuts = [cut_features(rows, k, seed=seed) for seed in arguments.seeds]
-                scores[gate][name] = mean(nmi(labels, nearest_clusters(rows, cut)) for cut in cuts)
-                print(f"{name} | {gate} | {scores[gate][name]:.3f}", flush=True)
-            if not arguments.variants:
-                new = [*rows_of(folder.name, content, network, arguments.seeds)]
-                found += new
-                figures = (f"{key} {spread([row[key] for row in new])}" for key in ("nmi", "umap_nmi"))
-                print(f"{name} | certainty {new[0]['certainty']} | {' | '.join(figures)}", flush=True)
-    if arguments.variants:
-        for gate, values in scores.items():
-            losses = [values[name] - scores["no scaling, no classes"][name] for name in values]
-            print(f"{gate}: mean {mean(values.values()):.4f}, worst over no scaling {min(losses):+.3f}")
-        for name in scores["scaling alone"]:
-            others = {gate: mean(v for other, v in values.items() if other != name) for gate, values in scores.items()}
-            best = max(others, key=lambda gate: others[gate])
-            print(f"left out {name}: {best}, {scores[best][name]:.3f}")
-    else:
-        over = [row["nmi"] - row["umap_nmi"] for row in found]
-        print(f"over UMAP and k-means: {mean(over):+.3f} in the mean")
-        save("collections", {"runs": found})
+        content = cached(arguments.cache, folder, network, arguments.most)
+        new = [*rows_of(folder.name, content, network, arguments.seeds)]
+        found += new
+        figures = (f"{key} {spread([row[key] for row in new])}" for key in ("nmi", "umap_nmi"))
+        print(f"{new[0]['images']} | certainty {new[0]['certainty']} | {' | '.join(figures)}", flush=True)
+    over = [row["nmi"] - row["umap_nmi"] for row in found]
+    print(f"over UMAP and k-means: {mean(over):+.3f} in the mean")
+    save("collections", {"runs": found})
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """Simulated persons teach a run: how many wrong images become right without being asked about.
 
-    python benchmarks/teach.py CACHE NAME [NAME ...] [--step 20] [--grid | --holds]
+    python benchmarks/teach.py CACHE NAME [NAME ...] [--step 20] [--holds]
 
 `sets.py` makes CACHE/NAME.pt. A person names each cluster by the kind of most of its typical images and answers by the
-true label, `--step` questions at a time (0: all at once). `fixed` is the share of the wrong images that become right
-although nobody was asked about them, `worth` the same as a share of all images. --grid tries other constants, too: each
-set with those that are best on all others.
+true label, `--step` questions at a time. `fixed` is the share of the wrong images that become right
+although nobody was asked about them, `worth` the same as a share of all images.
 
 --holds writes results/holds.json instead: the share of images under the right name after one to six answers for each
 cluster, by a person who names all clusters first and by one who only answers; and that share after five answers a
@@ -17,7 +16,6 @@ import argparse
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -31,7 +29,6 @@ from torch import Tensor
 from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.fitting.like import Former, continued
-from deepcluster.groups import spread
 from deepcluster.groups.cut import cut_features
 from deepcluster.groups.graph import Embeddings
 from deepcluster.model import Model
@@ -39,7 +36,7 @@ from deepcluster.nets.network import build, no_network
 from deepcluster.recipes.options import Recipe
 from deepcluster.runs.recut import cut_anew, kinds_kept
 from deepcluster.runs.run import Rows, Run
-from deepcluster.runs.teach import Answer, asked, lesson
+from deepcluster.runs.teach import Answer, asked, taught_by
 from deepcluster.runtime.console import Silent
 from deepcluster.storage.content import FILES, IMAGES, Facts, RunRecord, Table
 from deepcluster.storage.images_table import Images
@@ -50,8 +47,6 @@ FIVE = 5  # answers for each cluster before a new cut
 SEEDS = (0, 1)
 TYPICAL = 9  # images of a cluster by which a person names it
 LARGEST = 0.8  # share of the images that are asked about
-GRID = [*product((0.05, 0.07), (0.2, 0.4), (0.6, 0.8))]
-CONSTANTS = ("PRESENT", "FOLLOWER", "SHRINKAGE")
 
 
 def run_on(rows: Tensor, k: int, seed: int, embeddings: Embeddings) -> Run:
@@ -108,8 +103,8 @@ def curve(run: Run, truth: list[str], k: int, step: int, counts: Iterable[int]) 
     for count in counts:
         most = min(count * k, int(LARGEST * len(truth)))
         while (left := most - len(run.model.said)) > 0:
-            paths = [one.path for one in asked(run, min(step or left, left))]
-            run = lesson(run, [Answer(path, name=truth[int(path)]) for path in paths]).run
+            paths = [one.path for one in asked(run, min(step, left))]
+            run = taught_by(run, [Answer(path, name=truth[int(path)]) for path in paths]).run
         yield run
 
 
@@ -147,59 +142,25 @@ def main() -> None:
     parser.add_argument("cache", type=Path)
     parser.add_argument("names", nargs="+")
     parser.add_argument("--step", type=int, default=20)
-    parser.add_argument("--grid", action="store_true")
     parser.add_argument("--holds", action="store_true")
     arguments = parser.parse_args()
-    constants = [tuple(getattr(spread, name) for name in CONSTANTS), *(GRID if arguments.grid else [])]
     network = build(LITE0, image_size=SIDE, weights="timm")
-    fixed: dict[tuple[Any, str], float] = {}
-    sets: dict[str, list[dict[str, Any]]] = {}
-    held: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = []
     for name in arguments.names:
         data = load(arguments.cache / f"{name}.pt")
         truth = [str(label) for label in data["labels"].tolist()]
         k, embeddings = len({*truth}), Embeddings()
         rows = plainly_reduced(network, data, k)
         if arguments.holds:
-            for row in holds(name, rows, truth, k, arguments.step):
-                held.append(
-                    {key: one if isinstance(one, str | int) else round(float(one), 4) for key, one in row.items()}
-                )
-                print(held[-1], flush=True)
-            continue
-        runs = [run_on(rows, k, seed, embeddings) for seed in SEEDS]
-        for choice in constants:
-            for constant, value in zip(CONSTANTS, choice, strict=True):
-                setattr(spread, constant, value)
-            figures = [list(taught(run, truth, k, arguments.step)) for run in runs]
-            fixed[choice, name] = mean(one["fixed"] for seed in figures for one in seed)
-            if choice == constants[0]:
-                sets[name] = [
-                    {key: mean(one[key] for one in each) for key in each[0]} for each in zip(*figures, strict=True)
-                ]
-        for constant, value in zip(CONSTANTS, constants[0], strict=True):
-            setattr(spread, constant, value)
-        print(name, len(rows), k, *(f"{one['fixed']:+.2f} ({one['worth']:+.3f})" for one in sets[name]), flush=True)
-    if arguments.holds:
-        save("holds", {"step": arguments.step, "runs": held})
-        return
-    content: dict[str, Any] = {"step": arguments.step}
-    content["sets"] = [{"set": name, **figures} for name, of_set in sets.items() for figures in of_set]
-    for count in ANSWERS:
-        rows_of_count = [row for row in content["sets"] if row["answers"] == count]
-        figures = [mean(row["fixed"] for row in rows_of_count), min(row["worth"] for row in rows_of_count)]
-        content[f"mean of fixed and least worth, {count} answers"] = figures
-    if arguments.grid:
-        left_out = {}
-        for name in arguments.names:
-            others = {
-                choice: mean(fixed[choice, other] for other in arguments.names if other != name) for choice in GRID
-            }
-            left_out[name] = fixed[max(others, key=lambda choice: others[choice]), name]
-        content["grid"] = {str(choice): mean(fixed[choice, name] for name in arguments.names) for choice in GRID}
-        content["left_out"] = mean(left_out.values())
-    print({name: value for name, value in content.items() if name != "sets"})
-    save("teach" if arguments.step else "teach_at_once", content)
+            figures = [*holds(name, rows, truth, k, arguments.step)]
+        else:
+            of_seeds = (taught(run_on(rows, k, seed, embeddings), truth, k, arguments.step) for seed in SEEDS)
+            pairs = zip(*of_seeds, strict=True)
+            figures = [{"set": name, **{key: mean(one[key] for one in pair) for key in pair[0]}} for pair in pairs]
+        for row in figures:
+            runs.append({key: round(float(one), 4) if isinstance(one, float) else one for key, one in row.items()})
+            print(runs[-1], flush=True)
+    save("holds" if arguments.holds else "teach", {"step": arguments.step, "runs": runs})
 
 
 if __name__ == "__main__":

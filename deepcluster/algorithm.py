@@ -92,7 +92,7 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
         # Step 6, alternation.
         settled = state.settled + 1 if is_settled(nmi, tolerance) else 0
         state = State(index + 1, labels, settled, state.features, optimizer.state_dict())
-        chance = mean(math.log(each.occupied) for each in clusterings)
+        chance = mean(math.log(part.occupied) for part in clusterings)
         lr = learning.lr_at(index + 0.5)
         yield Round(index, reduced, clusterings[0], loss, chance, nmi, changed, weight, lr, state)
 

@@ -56,7 +56,7 @@ class DeepCluster(OpenedRun):
 
     ``X`` is a folder, a list of paths, images (an array or tensor of uint8, or of floats from 0 to 1: N x H x W,
     N x H x W x C or N x C x H x W), a list of PIL images, or a ``Dataset`` of torch or of Hugging Face; or it is
-    N x D numbers, the features of another model, which are grouped without a network (docs/python.md).
+    N x D numbers, the features of another model, which are clustered without a network (docs/python.md).
 
     Args:
         n_clusters: Number of clusters, or "auto".
@@ -328,9 +328,9 @@ class DeepCluster(OpenedRun):
         """
         paths = column_of_paths(X)
         if (rows := column_of_rows(X)) is not None:
-            ways = f"fit(X[{rows!r}]) groups these"
+            ways = f"fit(X[{rows!r}]) clusters these"
             if paths is not None:
-                ways = f"fit(X[{rows!r}], paths=X[{paths!r}]) groups these, and fit(X[[{paths!r}]]) the pictures"
+                ways = f"fit(X[{rows!r}], paths=X[{paths!r}]) clusters these, and fit(X[[{paths!r}]]) the pictures"
             raise DataError(f"column {rows!r} of X has rows of numbers in its cells: {ways}")
         is_features = are_features(X)
         if not reset and is_features != self._model.of_features and not isinstance(X, str | Path):

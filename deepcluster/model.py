@@ -43,7 +43,7 @@ class Annotations:
     """A person's decisions about clusters.
 
     ``names`` has an entry for all L numbers that were ever given, so the next new cluster is number L.
-    A new value of these fields alone replaces all of them in a model: ``replace(model, **vars(annotations))``.
+    To change them in a model: ``replace(model, **vars(annotations))``.
     """
 
     names: tuple[str, ...]  # of the clusters (L); "": none
@@ -56,7 +56,7 @@ class Annotations:
         return {said.row: said.by for said in self.said}
 
     @property
-    def sample(self) -> dict[int, int]:
+    def drawn(self) -> dict[int, int]:
         """The rows of drawn images, and their clusters without their answers."""
         return {said.row: said.cluster for said in self.said if said.by == "drawn"}
 

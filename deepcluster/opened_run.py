@@ -37,7 +37,7 @@ from deepcluster.storage.clusters_file import header_of
 from deepcluster.storage.content import CLUSTERS
 from deepcluster.storage.edits_file import checked_name, python_edits
 from deepcluster.storage.files import check_output, write_output
-from deepcluster.storage.state import own_files
+from deepcluster.storage.lock import own_files
 from deepcluster.texts import plural
 
 # In a notebook.
@@ -133,7 +133,7 @@ class OpenedRun(_Base):
 
         marked = {row(image) for image in drawn}
         wanted = [
-            _answer(image, given, "drawn" if row(image) in marked else "answer") for image, given in pairs.items()
+            _answer(image, value, "drawn" if row(image) in marked else "answer") for image, value in pairs.items()
         ]
         with self._display() as display:
             teach.teach(self.run_, wanted, display)
@@ -305,15 +305,15 @@ def _label(value: Any) -> str:
     return "" if str(value) in missing else checked_name(str(value))
 
 
-def _answer(image: str | int | Path, given: Any, by: str) -> Answer:
+def _answer(image: str | int | Path, value: Any, by: str) -> Answer:
     if not isinstance(image, str | int | np.integer | Path):
         raise UsageError(f"the answer about {image!r} is about no image: give its path or its row")
     image = image if isinstance(image, str) else str(image) if isinstance(image, Path) else int(image)
-    if isinstance(given, str):
-        return Answer(image, name=checked_name(given), by=by)
-    if is_count(given) or (given == 0 and given is not False):
-        return Answer(image, int(given), by=by)
-    raise UsageError(f"the answer {given!r} is no cluster: give its name, or its number")
+    if isinstance(value, str):
+        return Answer(image, name=checked_name(value), by=by)
+    if is_count(value) or (value == 0 and value is not False):
+        return Answer(image, int(value), by=by)
+    raise UsageError(f"the answer {value!r} is no cluster: give its name, or its number")
 
 
 def device_name(device: str | int | torch.device) -> str:

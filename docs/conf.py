@@ -22,7 +22,7 @@ project_copyright = author
 version = release = deepcluster.__version__
 
 root_doc = "docs/index"
-include_patterns = ["docs/**.md", "benchmarks/*.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+include_patterns = ["docs/**.md", "benchmarks/**.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 exclude_patterns = [".*", "docs/_build", "runs", "build", "deepcluster", "tests"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 napoleon_use_ivar = True

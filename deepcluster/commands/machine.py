@@ -52,9 +52,9 @@ def recipes(name: str | None = None, /, *, options: bool = False) -> None:
 
 
 def _print_options() -> None:
-    groups = groupby(DECLARED.items(), lambda item: item[1].group)
-    for i, (group, options) in enumerate(groups):
-        print("\n" * (i > 0) + group)
+    parts = groupby(DECLARED.items(), lambda item: item[1].heading)
+    for i, (heading, options) in enumerate(parts):
+        print("\n" * (i > 0) + heading)
         for name, option in options:
             default = json.dumps(round(option.default, 4) if isinstance(option.default, float) else option.default)
             print(f"  {name:20} {default:11} {option.values}\n      {option.help}")

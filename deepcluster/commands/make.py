@@ -162,8 +162,8 @@ def apply(
         from deepcluster.runs import change
 
         if wanted is None:
-            walk = change.redo if redo else change.undo
-            made = walk(run_, terminal, None if word == "all" else int(word or 1), dry_run=output.dry_run)
+            changes = None if word == "all" else int(word or 1)
+            made = change.undo(run_, terminal, changes, forward=redo, dry_run=output.dry_run)
         else:
             made = editing.apply(run_, wanted, terminal, dry_run=output.dry_run)
     print_result(run_, output, "apply", made.to_json())
@@ -181,7 +181,7 @@ def ask(
 ) -> None:
     """List images for a person to name, for teach: path, present name, name (empty), likely clusters, drawn.
 
-    A name that stands there already is an earlier answer about an image drawn at random, which teaches from then on.
+    A drawn image that you have answered before has that name. If you keep the name, the answer teaches from now on.
 
     Args:
         n: Number of images.
@@ -211,7 +211,7 @@ def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: fl
     Args:
         answers: A CSV file of path and name (a new one makes a new cluster) or cluster, such as that of ask, filled in;
             or a sorted folder, such as that of export --to folders: images that you moved to other folders count, and
-            folders that you renamed; without it, the answers stored in the run count again after other changes.
+            folders that you renamed; without it, the answers of the run count again, if other changes followed them.
 
     Example:
         deepcluster teach runs/photos sorted/
@@ -227,8 +227,8 @@ def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: fl
 
             made = teach_folder(run_, answers, terminal, dry_run=output.dry_run)
         else:
-            given = teaching.read_answers(answers, terminal) if answers else ()
-            made = teaching.teach(run_, given, terminal, dry_run=output.dry_run)
+            listed = teaching.read_answers(answers, terminal) if answers else ()
+            made = teaching.teach(run_, listed, terminal, dry_run=output.dry_run)
     preview = made.to_json()
     counts = {name: preview[name] for name in ("changed", "changes")} | {
         "quality": open_run(run_).read_json(RESULT)["quality"]

@@ -98,8 +98,8 @@ def checked_output(path: Path, run: Path, images: "Source | str", overwrite: boo
 
 
 def _files_read(run: Path, images: "Source | str") -> Iterator[Path]:
+    from deepcluster.storage.lock import own_files
     from deepcluster.storage.run_folder import open_run
-    from deepcluster.storage.state import own_files
 
     yield from (run / name for name in own_files(run))
     if isinstance(images, str):  # an image, perhaps by its path in the run, or features with their paths beside them

@@ -3,7 +3,6 @@
 import json
 import os
 from collections import Counter
-from dataclasses import asdict
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -134,7 +133,7 @@ def similar(
         from deepcluster.runs.predict import SIMILAR
         from deepcluster.runs.predict import similar as most_similar
 
-        rows = ({**asdict(hit), "similarity": f"{hit.similarity:.6f}"} for hit in most_similar(run_, image, n, device))
+        rows = most_similar(run_, image, n, device)
         files.write_table(target, partial(write_csv, columns=SIMILAR, rows=rows))
 
 
@@ -202,8 +201,8 @@ def export(
     takes = ("images", "outliers") if to == "keywords" else ()
     if not of_images:
         others = {name: value for name, value in vars(sorting).items() if name not in takes}
-        given = (name for name, value in others.items() if value != getattr(flags.Sorting, name))
-        refuse(given, f"--to {to} writes no images")
+        refused = (name for name, value in others.items() if value != getattr(flags.Sorting, name))
+        refuse(refused, f"--to {to} writes no images")
     check_run(run_)
     if not sorting.dry_run and not sorting.overwrite:
         (files.check_no_folder if of_images else files.check_no_file)(out)

@@ -1,7 +1,7 @@
 """A finished run in other forms: a tree of folders, a data set, tables, an ONNX graph.
 
-Each function takes a run folder and the path to make. Nothing may exist there, except an export of folders that
-``overwrite`` replaces. A failure leaves nothing new.
+Each function takes a run folder and the path to make, where nothing may exist but a tree of links that ``overwrite``
+replaces. A failure leaves nothing new.
 """
 
 from deepcluster.export.folders import folders, imagefolder

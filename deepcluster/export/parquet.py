@@ -13,7 +13,7 @@ from deepcluster.clustering.blocks import nearest
 from deepcluster.errors import needing
 from deepcluster.groups.graph import layout
 from deepcluster.report.pictures import on_sheet
-from deepcluster.runs import page as drawn
+from deepcluster.runs.page import read_map
 from deepcluster.runs.result import describe
 from deepcluster.runs.run import read_run
 from deepcluster.runtime.console import Display, Silent
@@ -72,7 +72,7 @@ def _read(folder: run_folder.RunFolder) -> tuple[Table, Any, Any]:
     features, map_positions = (np.full((len(rows), width), np.nan, np.float32) for width in (reduced.shape[1], 2))
     features[used] = reduced.numpy()
     on_map = on_sheet(len(used))
-    positions = drawn.read_map(folder, len(used))
+    positions = read_map(folder, len(used))
     if positions is None:
         positions = layout(reduced[on_map], derive(run.record.seed, "map"))
     map_positions[on_map] = positions

@@ -115,7 +115,7 @@ def read_run_images(run: Path, images: Images | None) -> RunImages:
             " now with --images IMAGES"
         )
     sets = folder.read_rows("duplicates.csv") if folder.has("duplicates.csv") else None
-    set_of = None if sets is None else {row["path"]: row["group"] for row in sets}
+    set_of = None if sets is None else {row["path"]: row["set"] for row in sets}
     junk = {*map(str, outcome.run.model.junk)}
     return RunImages(run, tuple(outcome.clusters), source, index, junk, set_of, outcome, base)
 

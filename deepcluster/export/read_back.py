@@ -21,11 +21,11 @@ from deepcluster.export.plan import APART, INVENTORY, INVENTORY_COLUMNS, JUNK, O
 from deepcluster.images.files import from_files
 from deepcluster.images.source import is_hidden
 from deepcluster.images.store import read_once
-from deepcluster.runs.apply import edited
+from deepcluster.runs.apply import applied
 from deepcluster.runs.change import Carried, Change, ChangeOf, carry_out
 from deepcluster.runs.images import pixel_digests
 from deepcluster.runs.run import Run
-from deepcluster.runs.teach import Answer, lesson
+from deepcluster.runs.teach import Answer, taught_by
 from deepcluster.runtime.bounded import MAX_TEXT, check_file
 from deepcluster.runtime.console import Display, Several, Silent
 from deepcluster.storage.edits_file import Edits, checked_name
@@ -44,7 +44,7 @@ class ReadBack:
 
 
 def teach_folder(run: Path, folder: Path, display: Display | None = None, *, dry_run: bool = False) -> Carried:
-    """Take over what a person did in a sorted folder, and let the other images of the run follow, as in ``lesson``.
+    """Take over what a person did in a sorted folder, and let the other images of the run follow, as in ``teach``.
 
     Raises UsageError if no image of the run is there, DataError if the inventory is damaged.
     """
@@ -57,16 +57,16 @@ def by_folder(folder: Path, display: Display = Silent()) -> ChangeOf:
 
     def change_of(opened: RunFolder, before: Run) -> Change:
         back = read_back(folder, before, display)
-        renamed = edited(before, Edits(names=back.names)) if back.names else Change(before)
-        change = lesson(renamed.run, back.answers) if back.answers else renamed
-        said = {**renamed.said, **change.said} or {"Answers": f"nothing in {folder} was moved or renamed"}
+        renamed = applied(before, Edits(names=back.names)) if back.names else Change(before)
+        change = taught_by(renamed.run, back.answers) if back.answers else renamed
+        lines = {**renamed.lines, **change.lines} or {"Answers": f"nothing in {folder} was moved or renamed"}
         if back.new:
             command = shlex.join(["deepcluster", "update", str(opened.place), str(folder)])
-            said["New"] = f"{plural(len(back.new), 'image')} not in the run: {_some(back.new)}. To add them: {command}"
+            lines["New"] = f"{plural(len(back.new), 'image')} not in the run: {_some(back.new)}. To add them: {command}"
         if back.others:
-            said["Left out"] = f"{plural(len(back.others), 'file')} of no cluster: {_some(back.others)}"
-        done = "; ".join(filter(None, dict.fromkeys((renamed.done, change.done))))
-        return replace(change, done=done, said=said)
+            lines["Left out"] = f"{plural(len(back.others), 'file')} of no cluster: {_some(back.others)}"
+        text = "; ".join(filter(None, dict.fromkeys((renamed.text, change.text))))
+        return replace(change, text=text, lines=lines)
 
     return change_of
 
@@ -77,22 +77,22 @@ def _some(places: Sequence[str]) -> str:
 
 def read_back(folder: Path, run: Run, display: Display = Silent()) -> ReadBack:
     """Return what a person did in a sorted folder."""
-    then, told = _inventory(folder, run.rows.paths)
+    exported_to, meaning_of = _inventory(folder, run.rows.paths)
     places, new, others = _located(folder, run, display)
     if not places:
         raise UsageError(f"{folder} has no image of the run: give a folder with sub-folders for its images")
     # A copy in another folder says more than the one that stayed.
-    now = {row: next((one for one in here if one != then.get(row)), here[0]) for row, here in places.items()}
+    lies_in = {row: next((one for one in here if one != exported_to.get(row)), here[0]) for row, here in places.items()}
     cluster, names = run.clusters.tolist(), [*run.model.names]
     rows = [{"cluster": str(number), "name": names[number]} for number in {*run.model.cut.cluster_of.tolist()}]
     cluster_of = {place: int(number) for number, place in kind_folders(rows).items()}
     members: defaultdict[str, list[int]] = defaultdict(list)
-    for row, place in then.items():
+    for row, place in exported_to.items():
         members[place].append(row)
     # A folder of the export means the kind of its name, or its cluster, or (merged, recut) that of most of its images.
     for place, images in members.items():
         sizes = Counter(cluster[row] for row in images)
-        then_number, name = told[place]
+        then_number, name = meaning_of[place]
         cluster_of[place] = then_number if then_number in sizes else sizes.most_common(1)[0][0]
         if name and name in names:
             cluster_of[place] = names.index(name)
@@ -105,22 +105,22 @@ def read_back(folder: Path, run: Run, display: Display = Silent()) -> ReadBack:
 
     renamed: dict[str, str] = {}
     for old, images in members.items():
-        ((place, count),) = Counter(now.get(row, "") for row in images).most_common(1)
+        ((place, count),) = Counter(lies_in.get(row, "") for row in images).most_common(1)
         is_new = place not in members and not (folder / old).is_dir() and 2 * count > len(images)
         if is_new and _is_kind(place) and cluster_of[old] >= 0 and (name := kind(place)[1]):
             renamed[old], cluster_of[place] = place, cluster_of[old]
             own = names[cluster_of[old]] or None
             names = [name if text == own or one == cluster_of[old] else text for one, text in enumerate(names)]
     answers = []
-    for row, place in now.items():
-        if place in (then.get(row), renamed.get(then.get(row, ""))):
+    for row, place in lies_in.items():
+        if place in (exported_to.get(row), renamed.get(exported_to.get(row, ""))):
             continue
         if not _is_kind(place):
-            others += [run.rows.paths[row]] if row in then else []  # others are loose files among folders
+            others += [run.rows.paths[row]] if row in exported_to else []  # others are loose files among folders
             continue
         number, name = kind(place)
         if cluster[row] < 0 or (names[cluster[row]] != name if name else cluster[row] != number):
-            answers.append(Answer(row, number, name, apart=bool(then)))
+            answers.append(Answer(row, number, name, apart=bool(exported_to)))
     changed = {number: name for number, name in enumerate(names) if name != run.model.names[number]}
     return ReadBack(answers, changed, new, others)
 
@@ -147,11 +147,11 @@ def _inventory(folder: Path, paths: Sequence[str]) -> tuple[dict[int, str], dict
         check_file(file, MAX_TEXT)
         rows = read_table(file, INVENTORY_COLUMNS)
         images = [(row, _above(row["exported_path"])) for row in rows if row["exported_path"] and row["path"] in row_of]
-        told = {place: (int(row["cluster"]), row["name"]) for row, place in images}
+        meaning_of = {place: (int(row["cluster"]), row["name"]) for row, place in images}
     except (OSError, ValueError, csv.Error) as error:
         way_out = "remove it, and every image counts that lies in the folder of another cluster"
         raise DataError(f"{file} is damaged ({first_line(error)[:200]}): {way_out}") from None
-    return {row_of[row["path"]]: place for row, place in images}, told
+    return {row_of[row["path"]]: place for row, place in images}, meaning_of
 
 
 def _located(folder: Path, run: Run, display: Display) -> tuple[Mapping[int, list[str]], list[str], list[str]]:
@@ -171,29 +171,29 @@ def _located(folder: Path, run: Run, display: Display) -> tuple[Mapping[int, lis
     row_of = {file_of(path): row for row, path in reversed([*enumerate(originals)]) if not images[row]["member"]}
     row_of.pop(None, None)
     places: defaultdict[int, list[str]] = defaultdict(list)
-    rest = list[str]()
+    unknown = list[str]()
     for parent, inside, files in os.walk(folder):
         inside[:] = [name for name in inside if not is_hidden(name)]
         for path in (Path(parent, name) for name in sorted(files) if name not in OF_EXPORTS and not is_hidden(name)):
             place = path.relative_to(folder).as_posix()
             row = row_of.get(file_of(path))
-            (rest if row is None else places[row]).append(place if row is None else _above(place))
-    if not rest or run.model.of_features:
-        return places, [], rest
+            (unknown if row is None else places[row]).append(place if row is None else _above(place))
+    if not unknown or run.model.of_features:
+        return places, [], unknown
     rows_of: defaultdict[str, list[int]] = defaultdict(list)
     for row, digest in enumerate(images.column("sha256")):
         rows_of[digest].append(row)
-    source = from_files([(place, folder / place) for place in rest], folder.name, str(folder))
+    source = from_files([(place, folder / place) for place in unknown], folder.name, str(folder))
     new = []
     with TemporaryDirectory(prefix="deepcluster-") as scratch:
         progress = partial(display.progress, "reading")
         store = read_once(source, run.model.store_size, folder=Path(scratch), none_is_fine=True, progress=progress)
         for i, digest in zip(store.usable, pixel_digests(store), strict=True):
             # Of equal images the one that is nowhere yet, and has this name.
-            name = PurePosixPath(rest[i]).name
+            name = PurePosixPath(unknown[i]).name
             rows = sorted(rows_of[digest], key=lambda row: (row in places, originals[row].name != name))
             if rows:
-                places[rows[0]].append(_above(rest[i]))
+                places[rows[0]].append(_above(unknown[i]))
             else:
-                new.append(rest[i])
+                new.append(unknown[i])
     return places, new, [path for path, _ in store.skipped]

@@ -1,4 +1,4 @@
-"""A fit reads as its steps: decide, read, alternate, conclude, write."""
+"""A fit, in the order of its execution: decide, read, alternate, conclude, write."""
 
 import time
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ def fit(
         keep_freed_memory()
         decided = decide_for_all(images, request, device, display, processes)
         run = run_folder.RunFolder(Path(decided.start.out))
-        if decided.start.state == "finished":
+        if decided.start.is_finished:
             display.say("Done", f"{run.path} is finished already")
             return run
 

@@ -1,4 +1,4 @@
-"""The lines before a run, and the time of a pass."""
+"""Show the plan of a run before it begins, and forecast the time of a pass."""
 
 import math
 import time
@@ -24,9 +24,6 @@ from deepcluster.texts import plural
 MEASURED_SECONDS = 10.0  # of a pass, after its first batch, which is slower
 LONG_SECONDS = 120.0  # a pass that takes less is not announced
 SMALLER_SIZE = 144  # px
-
-
-# ---- the lines before a run -----------------------------------------------------------------------------------------
 
 
 def announce(start: Start, request: Request, network: Network, images: int, display: Display) -> None:
@@ -82,9 +79,6 @@ def dry_run(images: Images, request: Request, display: Display) -> str:
         if request.verbose or (is_published and line.startswith("pseudo_labels")):  # fewer images have fewer
             display.say("Plan", line)
     return to_toml(plan.recipe, undecided)
-
-
-# ---- the time of a pass ---------------------------------------------------------------------------------------------
 
 
 class PassForecast:

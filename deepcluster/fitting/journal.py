@@ -1,4 +1,4 @@
-"""A run on disk while it is fitted: locked, written step by step, with its end in run.json whatever happens."""
+"""A run on disk while it is fitted: locked and written part by part; run.json has its end, whatever happens."""
 
 import math
 import secrets
@@ -29,17 +29,14 @@ from deepcluster.storage import model_files, run_folder
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, fitting, restored, rounds_done
 from deepcluster.storage.clusters_file import Made, encoded
 from deepcluster.storage.content import CLUSTERS, IMAGES, LOG, Row, RunRecord
+from deepcluster.storage.lock import own_files, scratch, scratch_of
 from deepcluster.storage.run_folder import LockedFolder
-from deepcluster.storage.state import checkpoint_files, own_files, scratch, scratch_of
 from deepcluster.texts import plural
 
 
 @dataclass
 class Journal:
-    """A run on disk, as it comes to be: its beginning, a row of history.csv and a checkpoint per round, its result.
-
-    The main rank alone writes.
-    """
+    """Writes a run: its beginning, a row of history.csv and a checkpoint per round, its result (main rank alone)."""
 
     decided: Decided
     folder: LockedFolder | None  # on the main rank
@@ -61,10 +58,7 @@ class Journal:
         self.lap = now
 
     def begin(self, images: ImagesRead) -> None:
-        """Write the files that depend on the images alone, unless they come with the result.
-
-        A run that goes on is compared with its beginning.
-        """
+        """Write the files that depend on the images alone, and compare a resumed run with its beginning."""
         self.images = images
         self.more = () if images.truth is None else ("nmi_labels",)  # columns of history.csv
         self.end_phase(
@@ -75,7 +69,7 @@ class Journal:
             reasons=images.plan.reasons,
         )
         self.at_once = not images.recipe.rounds  # a run without rounds appears at its end
-        if self.folder and self.decided.start.state == "resumed":
+        if self.folder and self.decided.start.is_resumed:
             differences = check_same(self.folder, self.record, self.checkpoint, images.digests)
             self.record = replace(self.record, resumed=differences)
         if self.folder and not self.at_once:
@@ -156,7 +150,10 @@ class Journal:
 
     def end(self, folder: LockedFolder, run: Run, nouns: Sequence[Row], progress: Progress) -> Outcome:
         """Write the result, on the main rank, and return it. ``nouns``: Of its images, if the network knows nouns."""
-        baseline = self.baseline or metrics_at_start(run)
+        baseline = self.baseline
+        if not baseline and run.rows.labels and not run.record.rounds:  # the result is the start
+            clusters = run.placement.cluster
+            baseline = {**metrics(run.rows.labels, clusters), "clusters": len(clusters.unique())}
         with run_folder.staged(folder) if self.at_once else nullcontext(folder) as target:
             if self.at_once:
                 self._write_beginning(target)
@@ -176,17 +173,9 @@ class Journal:
                 target, run, source=self.decided.source, page=self.decided.request.report, progress=progress
             )
             target.write_record(self.record)  # from here on the run is done, and needs no checkpoint
-            for name in () if self.decided.request.keep_checkpoints else checkpoint_files(target.path):
+            for name in () if self.decided.request.keep_checkpoints else own_files(target.path, "checkpoints/"):
                 target.remove(name)
         return outcome
-
-
-def metrics_at_start(run: Run) -> dict[str, float]:
-    """Return the metrics of a run without rounds, whose result is its start."""
-    if run.record.rounds or not run.rows.labels:
-        return {}
-    clusters = run.placement.cluster
-    return {**metrics(run.rows.labels, clusters), "clusters": len(clusters.unique())}
 
 
 @contextmanager
@@ -201,7 +190,7 @@ def opened(decided: Decided, processes: Processes, begun: float) -> Iterator[Jou
         can_resume = not overwrite and decided.features is None
         signals.advise(partial(_advice, out, record, can_resume=can_resume))
         checkpoints = Checkpoints(out / "checkpoints", scratch_of(out, processes.rank))
-        checkpoint = checkpoints.latest() if decided.start.state == "resumed" else None
+        checkpoint = checkpoints.latest() if decided.start.is_resumed else None
         try:
             yield Journal(decided, folder, record, checkpoints, checkpoint, begun)
         except BaseException as error:

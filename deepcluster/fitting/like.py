@@ -1,4 +1,4 @@
-"""A fit like an earlier run, whose clusters it continues."""
+"""Continue the clusters of an earlier run in a new fit (``--like``)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -83,15 +83,15 @@ def continued(run: Run, former: Former, former_rows: Tensor) -> tuple[Run, str]:
     model = run.model
     past = inherit.past_of(former.run, former_rows, keeps_sample=False)
     is_known = former_rows >= 0
-    there = past.cluster >= 0
-    heir = inherit.heirs(past.cluster[there], run.placement.cluster[there], mutual=False)
+    was_placed = past.cluster >= 0
+    heir = inherit.heirs(past.cluster[was_placed], run.placement.cluster[was_placed], mutual=False)
     lost = inherit.lost(past, heir)
     ancestor = {new: old for old, new in heir.items()}
     unused = count(len(former.run.model.names))
     number = [ancestor[new] if new in ancestor else next(unused) for new in range(model.cut.count)]
     cut = Cut(model.cut.centroids, torch.tensor(number)[model.cut.cluster_of])
-    given = max(len(former.run.model.names), max(number) + 1)
-    numbered = replace(run, model=replace(model, cut=cut, names=("",) * given))
+    numbers = max(len(former.run.model.names), max(number) + 1)
+    numbered = replace(run, model=replace(model, cut=cut, names=("",) * numbers))
     stays = is_known & (former_rows < former.run.rows.fitted)
     new = inherit.taught_again(numbered, past, {old: old for old in (*heir, *lost)}, stays)
     clusters, now = ({*one.cut.cluster_of.tolist()} for one in (former.run.model, new))

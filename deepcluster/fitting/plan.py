@@ -1,4 +1,4 @@
-"""Decide: the request for a run, and the decisions that the main rank makes before anything is read or written."""
+"""Decide everything about a run before an image is read or a file is written, on the main rank."""
 
 import os
 import secrets
@@ -37,7 +37,7 @@ from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import Checkpoint, rounds_done
 from deepcluster.storage.content import IMAGES, RunRecord
-from deepcluster.storage.state import own_files
+from deepcluster.storage.lock import own_files
 from deepcluster.texts import one_line, some
 
 DEFAULTS = {"n_clusters": None, "seed": 0, "labels": None, "like": None}  # of the values of a request in run.json
@@ -51,11 +51,11 @@ def decide_for_all(
     features, source = read_features(images) if request.features else (None, find(images))
     check_alike(source, processes)
     start_of = decide if features is None else partial(decide_features, images, features.shape[1])
-    told = processes.broadcast_json(lambda: asdict(start_of(source, request, display)))
-    start: Start = shaped(told, Start, "start")
+    values = processes.broadcast_json(lambda: asdict(start_of(source, request, display)))
+    start: Start = shaped(values, Start, "start")
     record = start.record
     request = replace(request, n_clusters=record.n_clusters, seed=record.seed)
-    if start.state == "finished":
+    if start.is_finished:
         return Decided(request, start, source, features, None, None, record, device)
     check_weights_here(start.facts.published if start.facts else "")
     labels = true_labels(record.labels, source) if record.labels else None
@@ -85,7 +85,7 @@ def decide(source: Source, request: Request, display: Display, *, dry: bool = Fa
     _get_weights(name, request, display, dry=dry)
     facts = replace(facts, published=name)
     plan = resolve(request.recipe, facts)
-    return Start(str(out), "new", plan, request.recipe, first_record(request, source, plan), facts)
+    return Start(str(out), plan, request.recipe, first_record(request, source, plan), facts)
 
 
 def first_record(request: Request, source: Source, plan: Plan) -> RunRecord:
@@ -120,7 +120,7 @@ def decide_features(data: Any, width: int, source: Source, request: Request, dis
     if not (source.items.of_files or source.paths[0].isdecimal()):
         display.say("Pictures", f"none: no path leads to a file; the first is {one_line(source.paths[0])}")
     plan = Plan(recipe, {"features": f"{width:,} numbers a row, which came from elsewhere"})
-    return Start(str(out), "new", plan, request.recipe, first_record(request, source, plan))
+    return Start(str(out), plan, request.recipe, first_record(request, source, plan))
 
 
 def _features_recipe(request: Request, source: Source) -> Recipe:
@@ -182,7 +182,7 @@ def _resumed(folder: run_folder.RunFolder, source: Source, request: Request) -> 
         check_like(record, now.like)
     kept = {name: getattr(record, name) for name in ("command", "requested", *DEFAULTS)}
     now = replace(now, **kept | {"like": now.like or record.like})
-    return Start(str(folder.path), "finished" if is_finished else "resumed", plan, requested, now)
+    return Start(str(folder.path), plan, requested, now, is_resumed=not is_finished, is_finished=is_finished)
 
 
 def _check_same_request(
@@ -195,8 +195,8 @@ def _check_same_request(
 ) -> None:
     """Raise UsageError unless each value of a request to resume is the default, or the one that the run began with.
 
-    ``now``: The record that the request would begin with. ``requested``: The recipe that the run began with.
-    ``rounds``: The numbers that may be given for it.
+    ``now``: The record of a new run by the request. ``requested``: The recipe that the run began with. ``rounds``: The
+    numbers of rounds that may be requested.
     """
     if request.steps.names != (record.steps or {}):
         began = ", ".join(record.steps or {}) or "no steps of your own"
@@ -213,10 +213,10 @@ def _check_same_request(
 
 
 def check_like(record: RunRecord, like: str | None) -> None:
-    """Raise UsageError if the run of ``--like`` is neither at ``like`` nor, without it, at its place of then."""
-    there = Path(like or record.like or "")
-    if (run := record.like_run) and (not is_run(there) or run_folder.open_run(there).read_record().run != run):
-        raise UsageError(f"this fit began --like run {run}, which is not in {there}: give its folder, --like RUN")
+    """Raise UsageError unless the run of ``--like`` is at ``like``, or (None) where it was when this run began."""
+    place = Path(like or record.like or "")
+    if (run := record.like_run) and (not is_run(place) or run_folder.open_run(place).read_record().run != run):
+        raise UsageError(f"this fit began --like run {run}, which is not in {place}: give its folder, --like RUN")
 
 
 def check_paths(folder: run_folder.RunFolder, source: Source) -> None:
@@ -245,10 +245,9 @@ def _differing(**differences: Sequence[str]) -> DataError:
 def check_same(
     folder: run_folder.RunFolder, record: RunRecord, checkpoint: Checkpoint | None, images: Mapping[str, str]
 ) -> list[str] | None:
-    """Compare a run that goes on with its beginning, and return the differences of machine, versions and threads.
+    """Compare a resumed run with its beginning, and return the differences of machine, versions and threads.
 
-    ``record``: Of the run now. ``checkpoint``: The run's last checkpoint, or None. ``images``: Digests of the images by
-    path.
+    ``checkpoint``: The last one. ``images``: Their digests by path.
 
     Raises DataError if the images have changed, ModelError if the checkpoint is of another run.
     """

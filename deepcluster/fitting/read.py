@@ -1,4 +1,4 @@
-"""The images of a run, read once, the plan for them, and what the network says about them at the end."""
+"""Read the images of a run once, settle the plan for them, and pass them through the network."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,7 +30,7 @@ from deepcluster.runtime.console import Display
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.runtime.tables import CsvRow
-from deepcluster.storage.state import scratch_of
+from deepcluster.storage.lock import scratch_of
 from deepcluster.texts import plural
 
 
@@ -48,7 +48,7 @@ def read_images(decided: Decided, network: Network, processes: Processes, displa
 
 
 def _of_images(decided: Decided, network: Network, processes: Processes, display: Display) -> ImagesRead:
-    """Read images of pixels, and settle the plan for them."""
+    """Read the images as pixels."""
     start = decided.start
     source = decided.source
     progress = partial(display.progress, "reading")
@@ -74,13 +74,13 @@ def _of_images(decided: Decided, network: Network, processes: Processes, display
         "recipe.toml": to_toml(plan.recipe),
         "duplicates.csv": [*duplicate_rows(alike, [source.paths[i] for i in store.usable])],
         SHEET: sprite_sheet(pictures, used) if processes.is_main else b"",
-        **({"history.csv": []} if start.state == "new" else {}),
+        **({} if start.is_resumed else {"history.csv": []}),
     }
     return ImagesRead(decided, store, plan, digests, beginning, known)
 
 
 def _of_features(decided: Decided, features: Tensor, processes: Processes) -> ImagesRead:
-    """Return the images of features that the user computed, and their pictures if there are any."""
+    """Return the images of features that the user computed, and their pictures if any exist."""
     plan = decided.start.plan
     source = decided.source
     total = len(source.paths)
@@ -95,9 +95,9 @@ def _of_features(decided: Decided, features: Tensor, processes: Processes) -> Im
     }
     if pictures is not None:
         beginning[SHEET] = sprite_sheet(tiny_pictures(pictures, 0, total), total)
-        there = with_picture(pictures)
-        alike = near_duplicates(pictures[there])
-        beginning["duplicates.csv"] = [*duplicate_rows(alike, [source.paths[row] for row in there])]
+        pictured = with_picture(pictures)
+        alike = near_duplicates(pictures[pictured])
+        beginning["duplicates.csv"] = [*duplicate_rows(alike, [source.paths[row] for row in pictured])]
     return ImagesRead(decided, store, plan, digests, beginning, features[store.partition.local])
 
 

@@ -1,4 +1,4 @@
-"""Values between the steps of a fit: its request, its start, all decisions, and the images as they were read."""
+"""Values between the parts of a fit: request, start, decisions, and the images as they were read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,11 +40,12 @@ class Start:
     """The start of a run, as the main rank decides it."""
 
     out: str  # the run folder
-    state: str  # new, resumed, or finished: nothing is left to do
     plan: Plan
     requested: RecipeRequest  # the recipe that the run began with
     record: RunRecord  # run.json at the start, without the machine
     facts: Facts | None = None  # about the images of a new run
+    is_resumed: bool = False
+    is_finished: bool = False  # nothing is left to do
 
     def plan_if(self, **facts: Any) -> Plan:
         """Return the plan if a new run had these ``facts`` about its images; a resumed one keeps its plan."""

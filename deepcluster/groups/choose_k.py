@@ -34,7 +34,7 @@ CLOSE = 0.8  # eigenvalue of the neighbour graph from which it counts as one of 
 SPECTRUM_ROWS = 400  # of a graph whose eigenvalues count: with more rows more of them are close to 1
 SPECTRA = 5  # samples of so many rows
 # With more nouns than so many there are more kinds than the graph shows, in proportion to this power of their number
-# (chosen on half of the collections and judged on the others: benchmarks/LOG.md).
+# (chosen on half of the collections and judged on the others: benchmarks/log).
 MANY_NOUNS = 40
 NOUN_POWER = 0.6
 Scores = npt.NDArray[np.float64]  # by the number of clusters
@@ -137,7 +137,7 @@ def finest_plausible(scores: Scores) -> int:
 
 
 def candidates(guess: float, most: int) -> list[int]:
-    """Return the guess, half, twice and four times as many clusters, as far as these are 2 to ``most``."""
+    """Return the guess, then half, twice and four times as many clusters, if these are 2 to ``most``."""
     number = min(max(2, round(guess)), most, MAX_CLUSTERS)
     return [number, *(k for k in (number // 2, 2 * number, 4 * number) if 2 <= k <= most)]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 KMEANS_STARTS = 10  # of k-means, in every embedding
-EMBEDDINGS = 4  # ten are no better on 18 sets (benchmarks/LOG.md); of more than 3,750 rows there are fewer
+EMBEDDINGS = 4  # ten are no better on 18 sets (benchmarks/log); of more than 3,750 rows there are fewer
 FOUND_AGAIN = 0.1  # share of all starts that come to nearly the same clusters,
 MIN_AGREEMENT = 0.8  # by the adjusted Rand index
 EMBEDDED_ROWS = 15_000  # of all embeddings together: with more rows there are fewer, for time, but one by each curve
@@ -260,10 +260,10 @@ def pinned(reduced: Tensor, cut: Cut, targets: Tensor, before: Placement) -> Cut
             same = clusters_of[-1] == targets[rows].unsqueeze(1)
             inside[rows] = inside[rows].minimum(distances.masked_fill(~same, torch.inf).amin(1))
             outside[rows] = outside[rows].minimum(distances.masked_fill(same, torch.inf).amin(1))
-        wrong = torch.nonzero((inside >= outside) & (outside > 0) & ~added).flatten()
-        if not len(wrong):
+        misplaced = torch.nonzero((inside >= outside) & (outside > 0) & ~added).flatten()
+        if not len(misplaced):
             return Cut(torch.cat(centroids), torch.cat(clusters_of))
-        chosen = wrong[:: max(1, len(wrong) // PINNED_AT_ONCE)]
+        chosen = misplaced[:: max(1, len(misplaced) // PINNED_AT_ONCE)]
         added[chosen] = True
         centroids.append(reduced[chosen])
         clusters_of.append(targets[chosen])

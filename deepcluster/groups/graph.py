@@ -29,15 +29,15 @@ NEIGHBOURS = 15
 DENSE = 2000  # up to so many rows all eigenvectors are as fast as a few, and never fail to converge
 TIES = 1e-3  # share of all ties that is spread over all pairs, so that a few isolated rows do not become a cluster
 
-DIMENSIONS = 10  # as people give UMAP; 3 to 10 differ by less than .01 NMI (benchmarks/LOG.md)
+DIMENSIONS = 10  # as people give UMAP; 3 to 10 differ by less than .01 NMI (benchmarks/log)
 # a and b: rows at a distance d have the similarity 1 / (1 + a d^2b). Clusters of photographs are better with the second
-# curve, UMAP's for a least distance of 0, but on six kinds of steel it splits one and merges two (docs/decisions.md).
+# curve, UMAP's for a least distance of 0, but on six kinds of steel it splits one and merges two (benchmarks/log).
 CURVES = ((1.0, 1.0), (1.93, 0.79))
-STEPS = 200
-OTHERS = 256  # rows of a step that all rows are pushed away from
+ITERATIONS = 200
+OTHERS = 256  # rows of an iteration that all rows are pushed away from
 PUSH = 10  # weight of all pushes relative to all pulls
 NO_DISTANCE = 1e-6  # the second curve pulls rows at a distance of 0 without a limit
-MAX_MOVE = 4.0  # of a row in a step, along an axis
+MAX_MOVE = 4.0  # of a row in an iteration, along an axis
 WIDTH = 10.0  # of the space at the start, in its widest direction, either way
 LANDMARKS = 10_000  # rows of the map whose positions are optimised, in 2 s
 BETWEEN = 5  # landmarks that determine the position of another row
@@ -151,7 +151,7 @@ def embedding(
     a, b = map(np.float32, curve)
     push = np.float32(PUSH / OTHERS * weights.sum() / size) * b / a
     ones = np.ones(size, np.float32)
-    for step in range(STEPS):
+    for iteration in range(ITERATIONS):
         squares = np.einsum("ij,ij->i", positions, positions)
         extended = np.column_stack([positions, squares, ones])  # products with it give sums and distances, too
         products = np.einsum("ij,ij->i", positions.take(rows, 0), positions.take(columns, 0))
@@ -166,7 +166,7 @@ def embedding(
         pushed = pushes @ extended[others]
         outward = pushed[:, -1:] * positions - pushed[:, :dims]
         move = inward.clip(-MAX_MOVE, MAX_MOVE) + outward.clip(-MAX_MOVE, MAX_MOVE)
-        positions = positions + np.float32(1 - step / STEPS) * move.clip(-MAX_MOVE, MAX_MOVE)
+        positions = positions + np.float32(1 - iteration / ITERATIONS) * move.clip(-MAX_MOVE, MAX_MOVE)
     centred: Points = positions - positions.mean(0)
     return centred
 

@@ -74,8 +74,8 @@ def beliefs(taught: Taught) -> Numbers:
     learns from the neighbours and reaches images without an answer nearby. A row that no label reaches by the
     neighbours has the second half alone, so its sum is .5; all others have sum 1.
     """
-    asked, given = np.array([*taught.answers.items()], np.int64).reshape(-1, 2).T
-    certain = np.eye(len(taught.kinds))[given]
+    asked, answers = np.array([*taught.answers.items()], np.int64).reshape(-1, 2).T
+    certain = np.eye(len(taught.kinds))[answers]
     scores = PRESENT * np.eye(len(taught.kinds))[taught.labels]
     scores[asked] = certain
     spread = label_spreading(taught.ties, scores).clip(0)
@@ -123,9 +123,9 @@ def questions(taught: Taught, count: int, seed: int = 0, unnamed: Sequence[int] 
     count -= len(first)
     if not count:
         return first
-    some = taught.rows[:: -(-len(taught.rows) // MAX_ROWS)]
+    part = taught.rows[:: -(-len(taught.rows) // MAX_ROWS)]
     number = max((len(taught.answers) + count) // 2, FINE * len({*taught.labels.tolist()}))
-    fine = best_of(STARTS, some, min(len(some), number), seed)
+    fine = best_of(STARTS, part, min(len(part), number), seed)
     labels = assigner(fine.centroids)(taught.rows)
     known = {*labels[[*taught.answers]].tolist()}
     distances = (taught.rows - fine.centroids[labels]).square().sum(1)

@@ -35,7 +35,7 @@ def medoids_of(cluster_means: Tensor, rows: Tensor, cluster_of: Tensor) -> Tenso
 class Tree:
     """P pieces of clusters and the order in which they merge; piece i is node i, and the last node holds all images."""
 
-    groups: tuple[int, ...]  # of the pieces (P); one of the cuts of the tree makes exactly these clusters
+    clusters: tuple[int, ...]  # of the pieces (P); one of the cuts of the tree makes exactly these clusters
     merges: tuple[Merge, ...]  # merges[j] joins two nodes into node P + j
     sizes: tuple[int, ...]  # numbers of images in the nodes (2P - 1)
     medoids: tuple[int, ...]  # rows of the images nearest to the means of the nodes (2P - 1)

@@ -1,6 +1,6 @@
 """The features of EfficientNet-Lite0 when it does not learn, faster on a CPU: normalisation folded into convolutions.
 
-benchmarks/LOG.md has the figures. The last bits differ from the plain pass, so a run must use the same pass throughout.
+benchmarks/log has the figures. The last bits differ from the plain pass, so a run must use the same pass throughout.
 """
 
 import copy

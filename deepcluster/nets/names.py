@@ -38,7 +38,7 @@ class Published:
         return f"{self.title}, {self.megabytes} MB, {self.licence}, {source}, {self.trained_on}"
 
 
-# By preference (docs/decisions.md, "Pretrained networks").
+# By preference (benchmarks/log, "Reasons of constants and details").
 PUBLISHED = {
     published.name: published
     for published in (

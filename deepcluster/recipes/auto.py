@@ -18,14 +18,14 @@ MANY_IMAGES = 10_000  # fewer take smaller batches, and fewer rounds and fine cl
 FEW_IMAGES = 400
 MAX_EPOCHS = 50  # in a round: a handful of images would get thousands of epochs of one optimizer step
 # px. A published network is the better start for images of 28 px (the smallest measured above 8 px) and more
-# (docs/decisions.md, "Pretrained networks").
+# (benchmarks/log).
 MIN_PUBLISHED_SIDE = 28
 PUBLISHED_SIZE = 224  # px, of the images that published networks are made for
-WHITENING = 0.25  # chosen by leaving one set out (benchmarks/LOG.md)
+WHITENING = 0.25  # chosen by leaving one set out (benchmarks/log)
 # Networks whose features are means of the output of a ReLU. Only EfficientNet-Lite was measured.
 RECTIFIED = "timm:tf_efficientnet_lite"
 # Certainty if the network does not know the kinds of a collection, and if it does; then the scale of the class
-# probabilities, and the least weight of the differences within images (benchmarks/LOG.md, Class probabilities).
+# probabilities, and the least weight of the differences within images (benchmarks/log, Class probabilities).
 CERTAINTIES = (0.3, 0.5)
 CLASSES_SCALE = 0.7
 MIN_WITHIN_IMAGE = 0.1
@@ -91,8 +91,8 @@ class Plan:
         work = "adapted" if recipe.weights else "trained"
         most = "1 round" if recipe.rounds == 1 else f"at most {recipe.rounds} rounds"
         rounds = f"{work} in {most}" if recipe.rounds else "used as it is"
-        groups = "as many clusters as the images suggest" if n_clusters is None else plural(n_clusters, "cluster")
-        return f"network {rounds} at {recipe.image_size} px, then {groups}"
+        clusters = "as many clusters as the images suggest" if n_clusters is None else plural(n_clusters, "cluster")
+        return f"network {rounds} at {recipe.image_size} px, then {clusters}"
 
 
 def auto(options: OptionValues, facts: Facts) -> Plan:
@@ -133,7 +133,7 @@ def _learning_pseudo_labels(facts: Facts) -> Choices:
     """Return the choices with which a network without weights learns its pseudo-labels without memorising them.
 
     5,000 images in the paper's batches are 20 optimizer steps, after which the loss of a new head is still that of
-    guessing; a round of the paper has 5,000 steps (benchmarks/LOG.md).
+    guessing; a round of the paper has 5,000 steps (benchmarks/log).
     """
     is_small = facts.count < MANY_IMAGES
     batch, fine = (32, 10) if is_small else (64, 100)
@@ -207,7 +207,7 @@ def _adapting(size: int, facts: Facts, backbone: str, options: OptionValues) -> 
             weight = max(MIN_WITHIN_IMAGE, 1 - sure)
             choices["within_image"] = (round(weight, 2), f"{known}: its features need less scaling")
     if rectified:
-        choices["root"] = (True, "no feature is negative, and roots of such features separate groups better")
+        choices["root"] = (True, "no feature is negative, and roots of such features separate clusters better")
     return choices
 
 
@@ -232,7 +232,7 @@ def _from_scratch(size: int, facts: Facts) -> Choices:
             projection_dim=128,
         ),
         "view_size": _view_size(size),
-        # Digits end at 1 - NMI = .08, MNIST's at .1, both with the learning rate near 0 (benchmarks/LOG.md).
+        # Digits end at 1 - NMI = .08, MNIST's at .1, both with the learning rate near 0 (benchmarks/log).
         "tolerance": (0.1, "features of random views differ by nearly as much even if nothing changes"),
     }
 

@@ -18,7 +18,7 @@ Mode = Literal["symlink", "hardlink", "copy"]
 Outliers = Literal["keep", "separate", "leave"]
 Duplicates = Literal["all", "first"]
 
-# The help lists the flags that most people need first, and these groups behind them.
+# The help lists the flags that most people need first, and these parts behind them.
 NETWORK = Group("Network and training", sort_key=2)
 MACHINE = Group("Machine", sort_key=3)
 MESSAGES = Group("Messages", sort_key=4)
@@ -144,8 +144,8 @@ class FitFlags:
         labels: Labels, for metrics only: folders (or the labels of the source), or a CSV of path,label.
         recipe: A name (see `deepcluster recipes`) or FILE.toml.
         overwrite: Replace the run at -o.
-        resume: Continue the run at -o from its last checkpoint; it needs no other option. With --rounds N, at
-            most the rounds done, end it with these.
+        resume: Continue the run at -o from its last checkpoint; it needs no other option. With --rounds N (at
+            most the rounds done) the run ends now, with its last round.
         keep_checkpoints: Keep the last two checkpoints of the finished run.
         seed: The same seed gives the same bits on a CPU (on a GPU with --deterministic).
         deterministic: On a GPU, use only kernels whose results repeat bit for bit; some are slower.
@@ -174,7 +174,7 @@ class FitFlags:
             raise UsageError("--resume continues the run at -o: give -o RUN, and no --overwrite")
         if self.features:
             for_rounds = {"dry_run": dry_run, "resume": self.resume, "keep_checkpoints": self.keep_checkpoints}
-            refuse(filter(for_rounds.get, for_rounds), "--features groups at once, without rounds")
+            refuse(filter(for_rounds.get, for_rounds), "--features clusters at once, without rounds")
 
 
 def _recipe_flags() -> dict[str, Any]:

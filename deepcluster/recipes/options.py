@@ -34,7 +34,7 @@ class Option:
 
     default: bool | int | float | str  # its type is the option's
     help: str
-    group: str = ""  # the heading it is listed under
+    heading: str = ""  # of the list of options that it is in
     low: float = 0
     high: float = MAX_NUMBER
     choices: tuple[str, ...] = ()  # the texts allowed; NAME at the end of one stands for any name; empty: any text
@@ -95,15 +95,15 @@ def option(default: bool | int | float | str, help: str, **declared: Any) -> Any
     return field(default=default, metadata={"option": Option(default, help, **declared)})
 
 
-_network = partial(option, group="Network")
-_images = partial(option, group="Images")
-_views = partial(option, group="Views that training sees")
-_alternation = partial(option, group="Alternation")
-_features = partial(option, group="Features and their reduction")
-_clustering = partial(option, group="Clustering")
-_head = partial(option, group="Classifier and loss")
-_learning = partial(option, group="Learning")
-_result = partial(option, group="Result")
+_network = partial(option, heading="Network")
+_images = partial(option, heading="Images")
+_views = partial(option, heading="Views that training sees")
+_alternation = partial(option, heading="Alternation")
+_features = partial(option, heading="Features and their reduction")
+_clustering = partial(option, heading="Clustering")
+_head = partial(option, heading="Classifier and loss")
+_learning = partial(option, heading="Learning")
+_result = partial(option, heading="Result")
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class RecipeRequest:
 
     def without(self, name: str) -> "RecipeRequest":
         """Return the request without an option."""
-        file_options, options = ({**given} for given in (self.file_options, self.options))
+        file_options, options = ({**values} for values in (self.file_options, self.options))
         file_options.pop(name, None)
         options.pop(name, None)
         return RecipeRequest(self.base, file_options, options)
@@ -69,17 +69,17 @@ def check_weights(options: OptionValues) -> None:
 def resolve(request: RecipeRequest, facts: Facts) -> Plan:
     """Resolve a recipe for these images. UsageError if the options do not fit together.
 
-    DataError if the ``pseudo_labels`` given exceed the number of images; a number from a preset or file is lowered.
+    DataError if the requested ``pseudo_labels`` exceed the number of images; a number from a preset or file is lowered.
     """
     named = request.all_options
     options = spelt_out(named)
     from_weights = _of_weights(options)
     options = {**from_weights, **options}
-    given = because("given", **options) | because(f"the network of {options.get('weights')}", **from_weights)
+    reasons = because("given", **options) | because(f"the network of {options.get('weights')}", **from_weights)
     if (backbone := named.get("backbone")) in PUBLISHED:
         of_network = {"backbone", "weights"} - ({"weights"} & named.keys())
-        given |= {name: (options[name], str(backbone)) for name in of_network}
-    plan = PRESETS[request.base](options, facts).changed(given)
+        reasons |= {name: (options[name], str(backbone)) for name in of_network}
+    plan = PRESETS[request.base](options, facts).changed(reasons)
     fine = plan.recipe.pseudo_labels
     if fine > facts.count:
         if "pseudo_labels" in request.options:

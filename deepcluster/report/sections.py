@@ -149,17 +149,17 @@ def problems(skipped: Sequence[Row], clusters: Table, duplicates: Sequence[Row] 
     farthest = far[np.lexsort((-distances, has_cluster))[:MAX_OUTLIERS]].tolist()
     wanted = {row["path"] for row in duplicates or []}
     rows = {path: i for i, path in enumerate(clusters.column("path")) if path in wanted} if wanted else {}
-    groups: dict[str, list[Values]] = {}
+    sets: dict[str, list[Values]] = {}
     for row in duplicates or []:
-        groups.setdefault(row["group"], []).append(suspect(row["path"], rows.get(row["path"]), row["distance"]))
-    shown = [(images[:MAX_IN_SET], len(images)) for images in [*groups.values()][:MAX_SETS]]
+        sets.setdefault(row["set"], []).append(suspect(row["path"], rows.get(row["path"]), row["distance"]))
+    shown = [(images[:MAX_IN_SET], len(images)) for images in [*sets.values()][:MAX_SETS]]
     return {
-        "count": len(skipped) + len(far) + len(groups),
+        "count": len(skipped) + len(far) + len(sets),
         "skipped": skipped[:MAX_SKIPPED],
         "skipped_count": len(skipped),
         "outliers": [suspect(clusters[i]["path"], i, figure(number(clusters[i]["distance"]))) for i in farthest],
         "outliers_count": len(far),
         "duplicates": None if duplicates is None else shown,
-        "groups_count": len(groups),
+        "groups_count": len(sets),
         "duplicates_count": len(duplicates or []),
     }

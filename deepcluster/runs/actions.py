@@ -27,7 +27,7 @@ from deepcluster.model import WORDS
 from deepcluster.recipes.flags import Sorting
 from deepcluster.runs import teach
 from deepcluster.runs.apply import by_edits
-from deepcluster.runs.change import Carried, Change, ChangeOf, by_steps, preview
+from deepcluster.runs.change import Carried, Change, ChangeOf, by_history, preview
 from deepcluster.runs.quality import kinds_of
 from deepcluster.runs.recut import by_number
 from deepcluster.runs.run import Run
@@ -86,7 +86,7 @@ def default_name(folder: run_folder.RunFolder) -> str:
 
 def _by_answers(request: Request) -> ChangeOf:
     taught = teaching_of(request)
-    return lambda _, run: teach.lesson(run, taught.answers)
+    return lambda _, run: teach.taught_by(run, taught.answers)
 
 
 def _sorting(folder: run_folder.RunFolder, request: Request) -> tuple[Path, dict[str, Any]]:
@@ -148,7 +148,7 @@ def _questions(folder: run_folder.RunFolder, run: Run, request: Request) -> dict
         about = {"row": row, "cluster": cluster[row], "path": inert(bare(one.path)), "known": row in known}
         return {**asdict(one), **about}
 
-    known = run.model.sample
+    known = run.model.drawn
     chosen, drawn = teach.asked(run, taught.n, taught.answers)
     paths = {one.path for one in chosen}  # of images that are asked about anyway, and then teach
     return {"questions": [[*map(of_page, chosen)], [of_page(one) for one in drawn if one.path not in paths]]}
@@ -210,7 +210,7 @@ def _preview(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[s
         "moves": _moves(run, change) if action != "recut" else [],
         "faces": _faces(change.run) if action == "recut" else [],
         "names": change.run.model.names,
-        "quality": change.said.get("Quality", ""),
+        "quality": change.lines.get("Quality", ""),
     }
 
 
@@ -249,8 +249,8 @@ def _faces(run: Run) -> list[tuple[int, int, list[int]]]:
 
 CHANGES: Mapping[str, Callable[[Request], ChangeOf]] = {
     "apply": lambda request: partial(by_edits, edits_of(request.get("edits"))),
-    "undo": lambda request: partial(by_steps, shaped(request.get("steps", 1), StepsOfPage, "steps")),
-    "redo": lambda request: partial(by_steps, shaped(request.get("steps", 1), StepsOfPage, "steps"), forward=True),
+    "undo": lambda request: partial(by_history, shaped(request.get("steps", 1), StepsOfPage, "steps")),
+    "redo": lambda request: partial(by_history, shaped(request.get("steps", 1), StepsOfPage, "steps"), forward=True),
     "recut": lambda request: partial(by_number, shaped(request.get("k"), ClustersOfPage, "k"), Several()),
     "teach": _by_answers,
 }

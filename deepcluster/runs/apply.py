@@ -37,15 +37,15 @@ def apply(run: Path, edits: Edits, display: Display | None = None, *, dry_run: b
 def by_edits(edits: Edits, folder: run_folder.RunFolder, run: Run) -> Change:
     """Return the change of :func:`apply`."""
     if run.facts.edits == edits.digest:
-        return Change(run, said={"Edits": "the run has them already"})
+        return Change(run, lines={"Edits": "the run has them already"})
     if edits.cut and edits.cut != run.facts.cut:
         raise UsageError(
             f"these edits were made before the clusters of {folder.path} changed: make them for its present clusters"
         )
-    return edited(run, edits)
+    return applied(run, edits)
 
 
-def edited(run: Run, edits: Edits) -> Change:
+def applied(run: Run, edits: Edits) -> Change:
     """Return the change by these edits. Of merged clusters all but the first have no images from then on.
 
     Raises UsageError if a cluster or image does not exist or is merged or moved twice, or a cluster has too few parts.
@@ -58,12 +58,11 @@ def edited(run: Run, edits: Edits) -> Change:
     if stuck := len(moves) - moved:
         text += f"; {stuck:,} could not move, because they equal an image that stays"
     named = ", ".join(filter(None, edits.names.values()))
-    done = f"{text}: {named}" if named else text
-    # A moved image shows the edits, or else the typical image of a cluster in them.
+    in_full = f"{text}: {named}" if named else text
     numbers = [*(number for number, _ in edits.split), *chain(*edits.merge), *edits.names, *reversed(edits.junk or ())]
     example = next(iter(moves), _typical(after, next(iter(numbers), 0)))
     changes = bool(edits.merge or edits.split or preview(run, after))
-    return decided(after, edits.digest, changes, done=done, example=example, said={"Edits": text})
+    return decided(after, edits.digest, changes, text=in_full, example=example, lines={"Edits": text})
 
 
 def _typical(run: Run, number: int) -> int:
@@ -101,13 +100,13 @@ def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int], checked: Seq
     if edits.merge:
         cut = Cut(cut.centroids, target[cut.cluster_of])
     if moves:
-        cut = move_rows(cut, moves, reduced, run.rows.placed(replace(model, cut=cut)))
+        cut = move_rows(cut, moves, reduced, run.rows.placement(replace(model, cut=cut)))
     # The answers about a split cluster are about none of its parts, so the estimate begins anew.
     kept = (Said(one.row, WORDS[0]) if edits.split and one.by == "drawn" else one for one in model.said)
     words = {one.row: one for one in kept}
     words |= {row: Said(row, "checked") for row in checked if row not in words}
     words = {row: one for row, one in words.items() if row not in moves} | {row: Said(row, WORDS[0]) for row in moves}
-    said = (replace_cluster(one, target) for one in words.values())
+    said = (one._replace(cluster=int(target[one.cluster])) if one.cluster >= 0 else one for one in words.values())
     return replace(
         model,
         names=tuple(edits.names.get(number, name) for number, name in enumerate(names)),
@@ -116,16 +115,8 @@ def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int], checked: Seq
     ).with_cut(cut)
 
 
-def replace_cluster(said: Said, number_of: Tensor) -> Said:
-    """Return a person's word with the new number of the cluster that it names."""
-    return said._replace(cluster=int(number_of[said.cluster])) if said.cluster >= 0 else said
-
-
 def describe_edits(edits: Edits, before: Model, after: Model, moved: int) -> str:
-    """Describe the edits in words: ``3 names, 1 merge, 12 images moved``.
-
-    ``moved``: Number of images that were moved.
-    """
+    """Describe the edits in words: ``3 names, 1 merge, 12 images moved``."""
     was = dict(enumerate(before.names))
     named = sum(name != was.get(number, "") for number, name in edits.names.items())
     marks = len(set(before.junk) ^ set(after.junk))
@@ -137,7 +128,7 @@ def describe_edits(edits: Edits, before: Model, after: Model, moved: int) -> str
         *([f"{plural(len(edits.checked), 'image')} checked"] if edits.checked else []),
         *([f"{plural(marks, 'junk mark')} changed"] if marks else []),
     ]
-    return ", ".join(counts) or "nothing changed, because the run was like this already"
+    return ", ".join(counts) or "nothing changed, because the run has these edits already"
 
 
 def _split_up(cut: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor, free: int) -> Cut:

@@ -4,6 +4,7 @@ import hashlib
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -33,10 +34,10 @@ class Change:
 
     run: Run
     clusters: Literal["same", "other"] = "same"  # other ones get another ``cut``, and edits of before do not fit them
-    done: str = ""  # the change in words, for the list of steps back
+    text: str = ""  # the change in words, for the list of changes to undo
     example: int = 0  # row of an image that shows it
     state: int | None = None  # number of the earlier or later state to which it goes
-    said: Mapping[str, str] = field(default_factory=dict)  # lines about it, by their headings
+    lines: Mapping[str, str] = field(default_factory=dict)  # about it, by their headings
     write: Callable[[run_folder.LockedFolder], object] = lambda folder: None  # writes the images that it adds
     last: Callable[[Outcome], str] | None = None  # gives the last line
 
@@ -72,7 +73,7 @@ class Carried(NamedTuple):
 
 
 def decided(after: Run, digest: str, changes_clusters: bool, **described: Any) -> Change:
-    """Return the change by decisions of a person with this digest, which the model of ``after`` has."""
+    """Return the change by a person's decisions (of this digest), which the model of ``after`` has."""
     facts = replace(after.facts, edits=digest)
     if changes_clusters:
         facts = replace(facts, cut_k=len(after.model.cut.cluster_of.unique()))
@@ -102,22 +103,19 @@ def carry_out(
     ``source``: As for ``refresh``. ``takes_images``: As for ``read_run``.
     """
     display.progress(CUT_PHASE, 0, 0)
-    if dry_run:
-        folder = run_folder.open_run(path)
+    with nullcontext(run_folder.open_run(path)) if dry_run else run_folder.locked(path) as folder:
         before = read_run(folder, takes_images=takes_images)
         made = Carried(before, change_of(folder, before))
-        for heading, text in made.change.said.items():
-            display.say(heading, text)
-        for row in made.to_json()["sizes"]:
-            name = f" ({one_line(row['name'])})" if row["name"] else ""
-            images = f"{plural(row['after'], 'image')}, before {row['before']:,}"
-            display.say("Cluster", f"{row['cluster']}{name}: {images}")
-        display.say("Dry run", "nothing was written")
-        return made
-    with run_folder.locked(path) as locked:
-        before = read_run(locked, takes_images=takes_images)
-        made = Carried(before, change_of(locked, before))
-        commit(locked, *made, display, partial(refresh, source=source))
+        if isinstance(folder, run_folder.LockedFolder):
+            commit(folder, *made, display, partial(refresh, source=source))
+            return made
+    for heading, text in made.change.lines.items():
+        display.say(heading, text)
+    for row in made.to_json()["sizes"]:
+        name = f" ({one_line(row['name'])})" if row["name"] else ""
+        images = f"{plural(row['after'], 'image')}, before {row['before']:,}"
+        display.say("Cluster", f"{row['cluster']}{name}: {images}")
+    display.say("Dry run", "nothing was written")
     return made
 
 
@@ -128,25 +126,25 @@ def commit(
     display: Display,
     show: Callable[..., Outcome] = refresh,
 ) -> None:
-    """Write a change of ``run``: first its images, if it adds some, then its clusters, then the views. Then say it.
+    """Write a change of ``run``: first the images that it adds, then its clusters, then the views. Then say it.
 
     The clusters are one file, which is replaced at once, so a kill leaves the state before or after the change.
 
-    ``show``: Makes the views of the folder and the run after the change, or what the caller shows in their place.
+    ``show``: Makes the views, or what the caller shows in their place.
     """
     after = change.run
     goes_back = change.state is not None and change.state < former.made_in(folder, CLUSTERS).number
     if after is not run:
         change.write(folder)
         if change.state is not None:
-            former.step(folder, change.state)
+            former.go_to(folder, change.state)
         elif after.model is not run.model or after.facts != run.facts:
             after = _written(folder, run, change)
-    for heading, text in change.said.items():
+    for heading, text in change.lines.items():
         display.say(heading, text)
     if after is run:
         return
-    if change.said and (change.done or change.state is not None):
+    if change.lines and (change.text or change.state is not None):
         heading = REDO if goes_back else UNDO
         display.say(heading, command_of(folder, heading.lower()))
     outcome = show(folder, after, progress=display.progress)
@@ -161,7 +159,7 @@ def _written(folder: run_folder.LockedFolder, run: Run, change: Change) -> Run:
         after = replace(after, facts=replace(after.facts, cut=cut_of(after)))
     moved = sum(preview(run, change).values())
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    made = Made(former.keep(folder), change.done, change.example, moved, at)
+    made = Made(former.keep(folder), change.text, change.example, moved, at)
     former.put(folder, encoded(after.model, after.facts, made))
     return after
 
@@ -173,29 +171,31 @@ def cut_of(run: Run) -> str:
     return digest.hexdigest()[:16]
 
 
-def command_of(folder: run_folder.RunFolder, step: str) -> str:
-    """Return the command for a step: undo or redo."""
-    return f"deepcluster apply {shlex.quote(str(folder.path))} --{step}"
+def command_of(folder: run_folder.RunFolder, verb: str) -> str:
+    """Return the command for undo or redo."""
+    return f"deepcluster apply {shlex.quote(str(folder.path))} --{verb}"
 
 
-# ---- steps back and forward -----------------------------------------------------------------------------------------
+# ---- undo and redo ---------------------------------------------------------------------------------------------------
 
 
-def undo(run: Path, display: Display | None = None, steps: int | None = 1, **options: Any) -> Carried:
-    """Take back the last ``steps`` (None: all) changes by :func:`apply`, :func:`recut` and ``teach``.
+def undo(
+    run: Path, display: Display | None = None, changes: int | None = 1, *, forward: bool = False, **options: Any
+) -> Carried:
+    """Take back the last ``changes`` (None: all) by ``apply``, ``recut`` and ``teach``.
 
-    UsageError if there are not so many. ``options``: Of :func:`carry_out`.
+    ``forward``: Make the last changes again that were taken back. ``options``: Of :func:`carry_out`.
+
+    UsageError if there are not so many.
     """
-    return carry_out(run, partial(by_steps, steps), Several(display), **options)
+    return carry_out(run, partial(by_history, changes, forward=forward), Several(display), **options)
 
 
-def redo(run: Path, display: Display | None = None, steps: int | None = 1, **options: Any) -> Carried:
-    """Make the last ``steps`` (None: all) changes again that were taken back. As :func:`undo`."""
-    return carry_out(run, partial(by_steps, steps, forward=True), Several(display), **options)
+redo = partial(undo, forward=True)
 
 
-def by_steps(count: int | None, folder: run_folder.RunFolder, run: Run, *, forward: bool = False) -> Change:
-    """Return the change of :func:`undo`, or of :func:`redo`."""
+def by_history(count: int | None, folder: run_folder.RunFolder, run: Run, *, forward: bool = False) -> Change:
+    """Return the change of :func:`undo`."""
     made = former.history(folder)[forward]
     what = ("undo", "redo")[forward]
     again = ("taken back", "made again")[forward]
@@ -204,14 +204,15 @@ def by_steps(count: int | None, folder: run_folder.RunFolder, run: Run, *, forwa
     count = len(made) if count is None else count
     if not 1 <= count <= len(made):
         few = f"{plural(len(made), 'change')} of {folder.path} can be {again}, and not {count}"
-        raise UsageError(f"{few}: {command_of(folder, what)} all takes every step")
-    state = former.after_steps(folder, count, forward=forward)
+        raise UsageError(f"{few}: {command_of(folder, what)} all takes every change")
+    earlier = [number for number in former.numbers_of(folder) if number < made[0].number]
+    state = made[count - 1].number if forward else earlier[-count]
     with folder.as_disk_errors(former.name_of(state)):
         stored = read_clusters(folder.file(former.name_of(state)), run.rows.reduced.shape[1])
     names = stored.annotations.names + ("",) * (len(run.model.names) - len(stored.annotations.names))
     model = replace(run.model, cut=stored.cut, **{**vars(stored.annotations), "names": names})
     clusters = plural(stored.header.clusters, "cluster")
-    said = {"Edits": f"{again}: {clusters}{', as before' * (not forward)}"}
-    if texts := "; ".join(filter(None, (one.done for one in made[:count]))):
-        said[("Undone", "Redone")[forward]] = texts
-    return Change(replace(run, model=model, facts=stored.header.facts), "other", state=state, said=said)
+    lines = {"Edits": f"{again}: {clusters}{', as before' * (not forward)}"}
+    if texts := "; ".join(filter(None, (one.text for one in made[:count]))):
+        lines[("Undone", "Redone")[forward]] = texts
+    return Change(replace(run, model=model, facts=stored.header.facts), "other", state=state, lines=lines)

@@ -1,4 +1,4 @@
-"""The state of a run for a monitor, which asks often: nothing here imports torch."""
+"""The condition of a run for a monitor, which asks often: nothing here imports torch."""
 
 import os
 from contextlib import suppress
@@ -14,10 +14,7 @@ DRIFT = ("residual_rank", "shift", "reason", "due")
 
 
 def condition(run: Path) -> dict[str, Any]:
-    """Return the state of a run for a monitor (docs/production.md). DiskError or ModelError if a file is damaged.
-
-    Counts and drift come from result.json, which is made again if it is older than the run.
-    """
+    """Return the condition of a run (docs/production.md). DiskError or ModelError if a file is damaged."""
     folder = open_run(run)
     model = read_summary(folder)
     record = folder.read_record()

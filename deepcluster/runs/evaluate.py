@@ -1,6 +1,6 @@
 """Score the clusters of a run by labels, which choose nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from deepcluster.storage.run_folder import RunFolder, open_run
 from deepcluster.texts import quality_text
 
 SHUFFLES = 5
+Scores = Callable[[Sequence[str], Sequence[int]], Mapping[str, float]]  # from labels and clusters to figures by name
 
 
 def evaluate(
@@ -29,6 +30,7 @@ def evaluate(
     images: Images | None = None,
     labels: str | None = None,
     *,
+    scores: Scores | None = None,
     device: str = "auto",
     display: Display = Silent(),
 ) -> dict[str, float]:
@@ -37,6 +39,7 @@ def evaluate(
     Args:
         images: The images to score. None: the run's own, in the clusters of clusters.csv.
         labels: ``folders``, or a CSV file of path and label. None: the labels of the fit.
+        scores: A function of your own in place of acc, NMI, AMI and ARI: its figures get a level of chance, too.
         device: As for ``fit``.
         display: For the progress and the skipped files.
 
@@ -44,7 +47,7 @@ def evaluate(
         DeepClusterError: The message says what to do.
     """
     if images is None:
-        return scores_with_chance(*_of_run(open_run(run), labels))
+        return scores_with_chance(*_of_run(open_run(run), labels), scores)
     source = find(images)
     truth = true_labels(_spec(open_run(run), labels), source)
     labelled = [row for row, label in enumerate(truth) if label]
@@ -57,19 +60,23 @@ def evaluate(
     if skipped := sum(len(part.skipped) for part in parts):
         display.say("Skipped", f"{skipped:,} files of {source.name} that cannot be used")
     clusters = torch.cat([model.placement(part.reduced).cluster for part in parts]).tolist()
-    return scores_with_chance(clusters, [label_of[path] for part in parts for path in part.paths])
+    return scores_with_chance(clusters, [label_of[path] for part in parts for path in part.paths], scores)
 
 
-def scores_with_chance(clusters: Sequence[int], labels: Sequence[str]) -> dict[str, float]:
+def scores_with_chance(
+    clusters: Sequence[int], labels: Sequence[str], scores: Scores | None = None
+) -> dict[str, float]:
     """Return ``acc``, ``nmi`` (geometric mean), ``ami`` and ``ari``, then their ``_chance``, by shuffled labels.
 
     Args:
         clusters: Clusters of the images.
         labels: Labels of the images; "" if it has none.
+        scores: As for :func:`evaluate`.
 
     Raises:
         DataError: No image has a label.
     """
+    scores = scores or agreement.scores
     labelled = [row for row, label in enumerate(labels) if label]
     if not labelled:
         raise DataError("no image that has a cluster has a label: check --labels")
@@ -78,10 +85,10 @@ def scores_with_chance(clusters: Sequence[int], labels: Sequence[str]) -> dict[s
     drawn = []
     for i in range(SHUFFLES):
         order = torch.randperm(len(truth), generator=generator(0, "chance", i)).tolist()
-        drawn.append(agreement.scores([truth[row] for row in order], assigned))
+        drawn.append(scores([truth[row] for row in order], assigned))
     counts = {"images": len(truth), "classes": len({*truth}), "clusters": len({*assigned})}
-    chance = {f"{name}_chance": sum(scores[name] for scores in drawn) / SHUFFLES for name in drawn[0]}
-    return counts | agreement.scores(truth, assigned) | chance
+    chance = {f"{name}_chance": sum(figures[name] for figures in drawn) / SHUFFLES for name in drawn[0]}
+    return {**counts, **scores(truth, assigned), **chance}
 
 
 def _of_run(folder: RunFolder, labels: str | None) -> tuple[list[int], list[str]]:

@@ -1,4 +1,4 @@
-"""The files of a run that are still at hand, and the digests by which it recognises its images."""
+"""Locate the images of a run again, and recognise them by digests."""
 
 import hashlib
 import os
@@ -34,10 +34,7 @@ def duplicate_rows(
     """Yield the rows of duplicates.csv for sets of (row, distance); ``first``: the number of the first set."""
     for number, members in enumerate(sets, first):
         for row, distance in members:
-            yield {"group": number, "path": paths[row], "distance": f"{distance:.4f}"}
-
-
-# ---- their digests, by which a run recognises them -----------------------------------------------------------------
+            yield {"set": number, "path": paths[row], "distance": f"{distance:.4f}"}
 
 
 def pixel_digests(store: Store) -> list[str]:
@@ -50,16 +47,13 @@ def row_digests(rows: Tensor) -> list[str]:
     return [hashlib.sha256(row.tobytes()).hexdigest() for row in rows.numpy()]
 
 
-# ---- the images that are still at hand -----------------------------------------------------------------------------
-
-
 def images_at_hand(images: Images, base: Path, *, skipped: bool = False) -> Source | None:
-    """Return the usable images of a run that are still at hand, by their paths in the run; None if there are none.
+    """Return the usable images of a run that still exist, by their paths in the run; None if none does.
 
     Args:
         images: The content of images.csv.
         base: The folder from which relative places start: the run's own, or another one with the same files.
-        skipped: With the skipped files that exist, to try them again, but for those that were never opened.
+        skipped: Include skipped files that exist, to try them again, but not those that were never opened.
     """
     rows = [*images.used]
     if skipped:
@@ -94,10 +88,10 @@ def _held(holder: str, rows: Sequence[Row]) -> Iterator[Source]:
     with suppress(DeepClusterError, OSError):
         source = find(holder)
         number = {source.origin(i).member: i for i in range(len(source.paths))}
-        there = [row for row in rows if row["member"] in number]
-        if there:
-            chosen = source.rows([number[row["member"]] for row in there])
-            yield replace(chosen, paths=tuple(row["path"] for row in there))
+        present = [row for row in rows if row["member"] in number]
+        if present:
+            chosen = source.rows([number[row["member"]] for row in present])
+            yield replace(chosen, paths=tuple(row["path"] for row in present))
 
 
 def images_of(run: Path) -> Source:

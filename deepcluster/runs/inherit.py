@@ -1,4 +1,4 @@
-"""A person's decisions about the images of a run, which every other cut of them inherits."""
+"""Carry a person's decisions about images over to another cut of them."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -18,32 +18,32 @@ from deepcluster.texts import plural
 class Past:
     """The decisions about images before they were cut anew."""
 
-    said: Annotations  # about rows after it, with the numbers of clusters before it
+    annotations: Annotations  # about rows after it, with the numbers of clusters before it
     cluster: Tensor  # of all images, before it (int64, N); -1: the former run lacked this image, or rejected it
     placed: Mapping[int, int]  # rows that a person placed, and their clusters before it
 
 
 def past_of(run: Run, rows: Tensor, *, keeps_sample: bool) -> Past:
-    """Return the decisions about a run. ``rows``: The rows in it of images after it (int64, N); -1: it has no such.
+    """Return the decisions about a run. ``rows``: The rows in it of N later images (int64); -1: it lacks the image.
 
     ``keeps_sample``: The sample of drawn images goes on; else their answers teach.
     """
-    said, cluster = run.model, run.clusters
+    model, cluster = run.model, run.clusters
     places: dict[int, list[int]] = {}
     for row, former in enumerate(rows.tolist()):
         places.setdefault(former, []).append(row)
     later = Annotations(
-        names=said.names,
-        junk=said.junk,
+        names=model.names,
+        junk=model.junk,
         said=tuple(
             one._replace(row=row) if keeps_sample or one.by != "drawn" else Said(row, WORDS[0])
-            for one in said.said
+            for one in model.said
             for row in places.get(one.row, ())
         ),
     )
     before = torch.where(rows < 0, -1, cluster[rows])
     placed = {row: int(before[row]) for row in later.placed}
-    for row, number in later.sample.items():  # it is judged without its answer
+    for row, number in later.drawn.items():  # it is judged without its answer
         before[row] = number
     return Past(later, before, placed)
 
@@ -66,54 +66,54 @@ def heirs(before: Tensor, after: Tensor, *, mutual: bool) -> dict[int, int]:
 
 def lost(past: Past, heir: Mapping[int, int]) -> list[int]:
     """Return the former clusters with a name, a mark or a decision about an image that nothing continues."""
-    named = {number for number, name in enumerate(past.said.names) if name} | {*past.said.junk}
+    named = {number for number, name in enumerate(past.annotations.names) if name} | {*past.annotations.junk}
     placed = {*past.placed.values()}
     left = {*past.cluster.tolist()} | placed
     return sorted(left.intersection(named | placed) - {*heir})
 
 
 def taught_again(run: Run, past: Past, heir: Mapping[int, int], stays: Tensor | None = None) -> Model:
-    """Return the model of a run that has been cut anew, after it was taught a person's earlier decisions again.
+    """Return the model of a run that was cut anew, after it was taught a person's earlier decisions again.
 
     ``heir``: The clusters in the place of former ones. One that the cut lacks is made anew of its images. ``stays``:
-    Other images (a mask) whose former clusters count, and not their new ones, if there are answers.
+    Other images (a mask) whose former clusters count, and not their new ones, if a person answered.
     """
-    model, rows, said = run.model, run.rows, past.said
+    model, rows, decisions = run.model, run.rows, past.annotations
     cut = model.cut
-    words = said.placed
-    anew = {old: new for old, new in heir.items() if new not in cut.cluster_of}
-    there = torch.tensor([heir.get(number, -1) for number in past.cluster.tolist()])
-    back = torch.isin(past.cluster, torch.tensor([*anew], dtype=torch.int64))
+    words = decisions.placed
+    made_anew = {old: new for old, new in heir.items() if new not in cut.cluster_of}
+    heirs_of_rows = torch.tensor([heir.get(number, -1) for number in past.cluster.tolist()])
+    back = torch.isin(past.cluster, torch.tensor([*made_anew], dtype=torch.int64))
     if stays is not None and words:
-        back |= stays & (there >= 0)
+        back |= stays & (heirs_of_rows >= 0)
     if back.any():
         graph, nodes = rows.graph[0], torch.from_numpy(rows.graph[1])
         inside = nodes >= 0
         before = torch.zeros(len(graph), dtype=torch.int64)
         before[nodes[inside]] = run.placement.cluster[inside]
         after = before.clone()
-        after[nodes[inside & back]] = there[inside & back]
+        after[nodes[inside & back]] = heirs_of_rows[inside & back]
         cut = recentred(cut, graph, before, after)
     # Answers about kinds that go on are not here: the first ones may name a new cluster.
     present = {*cut.cluster_of.tolist()}
     pins = {
         row: heir[number]
         for row, number in past.placed.items()
-        if heir[number] not in present or (number in anew and words[row] != "drawn")
+        if heir[number] not in present or (number in made_anew and words[row] != "drawn")
     }
     if pins:
-        cut = move_rows(cut, pins, rows.reduced, rows.placed(replace(model, cut=cut)))
-    named = {new: said.names[old] for old, new in heir.items()}
+        cut = move_rows(cut, pins, rows.reduced, rows.placement(replace(model, cut=cut)))
+    named = {new: decisions.names[old] for old, new in heir.items()}
     annotations = Annotations(
         names=tuple(named.get(number, "") for number in range(max([len(model.names), *(new + 1 for new in named)]))),
-        junk=tuple(sorted(heir[old] for old in said.junk if old in heir)),
+        junk=tuple(sorted(heir[old] for old in decisions.junk if old in heir)),
     )
     again = replace(model, **vars(annotations)).with_cut(cut)
     numbers_as_names = {f"cluster {number}" for number in again.cut.cluster_of.tolist() if not again.names[number]}
     answers = []
     for row, by in words.items():
         number = heir[past.placed[row]]
-        name = said.names[past.placed[row]]
+        name = decisions.names[past.placed[row]]
         if name in numbers_as_names:  # it would mean a cluster without a name
             name = ""
         answers.append(Answer(row, None if name else number, name, by))

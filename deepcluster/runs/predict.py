@@ -5,7 +5,6 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +55,6 @@ def predict(
         raise nothing_readable(source.location, tried, reasons)
 
 
-# ---- predictions as rows and lines ----------------------------------------------------------------------------------
-
-
 def predicted(
     model: Model, images: Images, skipped: list[dict[str, str]], max_skipped: int | None = None, **options: Any
 ) -> Iterator[Prediction]:
@@ -97,18 +93,8 @@ def write_lines(
 SIMILAR = ("path", "cluster", "name", "similarity")
 
 
-@dataclass(frozen=True)
-class Similar:
-    """An image of a run, and its similarity to the image of the query: the cosine of their features."""
-
-    path: str
-    cluster: int
-    name: str
-    similarity: float
-
-
-def similar(run: Path, image: str, n: int = 20, device: str = "auto") -> list[Similar]:
-    """Return the ``n`` images of a run that are most like ``image``, most similar first, without the image itself.
+def similar(run: Path, image: str, n: int = 20, device: str = "auto") -> list[Row]:
+    """Return rows of the ``n`` images of a run most like ``image`` (by the cosine of their features), without itself.
 
     It is a file, read by the network on ``device``, or a path in the run. Raises DataError if it cannot be read,
     UsageError if it is not one image.
@@ -122,17 +108,19 @@ def similar(run: Path, image: str, n: int = 20, device: str = "auto") -> list[Si
     score_of = {number: score for number, score in pairs if number != row}  # an image with the same bits may precede it
     chosen = [*score_of][:n]
     names = of_run.names
-    return [
-        Similar(rows.paths[number], int(of_run.clusters[number]), names[number], score_of[number]) for number in chosen
-    ]
+    cells = (
+        (rows.paths[number], str(int(of_run.clusters[number])), names[number], f"{score_of[number]:.6f}")
+        for number in chosen
+    )
+    return [dict(zip(SIMILAR, row, strict=True)) for row in cells]
 
 
 def row_of(base: Path, paths: Sequence[str], image: str) -> int | None:
     """Return the row of the image that ``image`` names, as a file or by its path; None if it is no image of the run."""
     names = [image]
     if os.path.lexists(image):  # another file may have the name of one in the run
-        there = Path(os.path.abspath(image))  # noqa: PTH100 (without following links)
-        names = [str(there), name_in_run(there, base)]
+        file = Path(os.path.abspath(image))  # noqa: PTH100 (without following links)
+        names = [str(file), name_in_run(file, base)]
     return next((paths.index(name) for name in reversed(names) if name in paths), None)
 
 

@@ -1,4 +1,4 @@
-"""A new run in the place of another one."""
+"""Put a new run in the place of another one."""
 
 import os
 import shutil
@@ -12,16 +12,15 @@ from deepcluster.storage import swap
 from deepcluster.storage.clusters_file import Header, header_of
 from deepcluster.storage.content import CLUSTERS
 from deepcluster.storage.files import put_in_place
+from deepcluster.storage.lock import own_files
 from deepcluster.storage.run_folder import RunFolder, locked, open_run
-from deepcluster.storage.state import own_files
 from deepcluster.texts import some
 
 
 def promote(new: Path, old: Path, display: Display | None = None, *, force: bool = False) -> None:
     """Put a finished run in the place of another one, which is kept in a folder beside it.
 
-    Both move as a whole, with all files in their folders. If a promotion was killed between the two renames, the same
-    call completes it.
+    Both folders move as a whole. The same call completes a promotion that was killed between the two renames.
 
     Raises UsageError if the new run is not finished, is the old one, or lacks a name of the old one's clusters (unless
     ``force``); DiskError or ModelError if one of its files is missing, damaged or a link.

@@ -29,7 +29,7 @@ def estimated_quality(model: Annotations, clusters: Tensor, fitted: int) -> dict
     ``clusters``: Of all images (int64, N); -1: of none, which does not count. ``fitted``: Number of images of the fit,
     because later ones may be unlike them and are estimated apart.
     """
-    drawn = model.sample
+    drawn = model.drawn
     if len(drawn) < MIN_DRAWN:
         return {"drawn": len(drawn), "needed": MIN_DRAWN} if drawn else None
     have_names = [bool(model.names[number]) for number in {*clusters.tolist()}.difference(model.junk, [-1])]
@@ -44,13 +44,13 @@ def estimated_quality(model: Annotations, clusters: Tensor, fitted: int) -> dict
     count = int((clusters >= 0).sum())
     middle, below, above = float(count - int(is_open.sum())), 0.0, 0.0
     for part in (slice(fitted), slice(fitted, None)):
-        rest = int(is_open[part].sum())
+        unjudged = int(is_open[part].sum())
         sample = judged[part][judged[part].isfinite()]
         share = float((sample if len(sample) else judged).nanmean())
-        low, high = prediction(rest, len(sample), share)
-        middle += share * rest
-        below += (share * rest - low) ** 2
-        above += (share * rest - high) ** 2
+        low, high = prediction(unjudged, len(sample), share)
+        middle += share * unjudged
+        below += (share * unjudged - low) ** 2
+        above += (share * unjudged - high) ** 2
     bounds = {"share": middle, "low": middle - math.sqrt(below), "high": middle + math.sqrt(above)}
     shares = {name: round(value / count, 4) for name, value in bounds.items()}
     return {"drawn": len(rows), "right": int(judged.nansum())} | shares
@@ -79,7 +79,7 @@ def sampled(model: Model, reduced: Tensor, clusters: Tensor, words: Mapping[int,
 
     ``clusters``: Of all images (int64, N). ``words``: Of new answers, by rows.
     """
-    known = model.sample
+    known = model.drawn
     drawn = [row for row in {**known, **words} if words.get(row, "drawn") == "drawn"]
     sample = {row: known.get(row, int(clusters[row])) for row in drawn}
     placed = model.placed.keys() - known.keys()

@@ -56,8 +56,7 @@ def by_number(n_clusters: int | None, display: Display, folder: run_folder.RunFo
 def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display, nouns: Sequence[Row] = ()) -> Change:
     """Return the change of :func:`recut`; rows of nouns.csv help to guess a number.
 
-    Each kind that a person named or answered about keeps a cluster, and the rest is cut so that the sum is
-    ``n_clusters``. UsageError if there are more kinds than that.
+    Each kind that a person named or answered about keeps a cluster. UsageError if there are more than ``n_clusters``.
     """
     rows = run.rows
     embedded = len(rows.embeddings.known)
@@ -71,15 +70,15 @@ def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display,
     new = _adjusted(replace(run, model=_cut_into(run, count, recipe)), max(count, len(kept)))
     facts = Facts(cut_k=n_clusters, candidates=candidates or run.facts.candidates, is_recut=True)
     after = Run(run.record, facts, new, rows)
-    said = {}
+    lines = {}
     if run.facts.edits is not None or any((*run.model.names, run.model.junk, run.model.said)):
-        anew = "; merges and splits of the old clusters are dropped" if run.facts.edits is not None else ""
-        said["Edits"] = f"{inherit.inherited_text(run.model, new)}{anew}"
+        dropped = "; merges and splits of the old clusters are dropped" if run.facts.edits is not None else ""
+        lines["Edits"] = f"{inherit.inherited_text(run.model, new)}{dropped}"
     return Change(
         after,
         "other",
         f"cut into {plural(len(new.cut.cluster_of.unique()), 'cluster')}",
-        said=said,
+        lines=lines,
         write=lambda folder: (
             folder.write_tensors(EMBEDDINGS, rows.embeddings.known) if len(rows.embeddings.known) > embedded else None
         ),
@@ -104,24 +103,24 @@ def _cut_into(run: Run, count: int, recipe: Recipe) -> Model:
     past = inherit.past_of(run, torch.arange(len(before.cluster)), keeps_sample=True)
     known = past.cluster >= 0
     heir = inherit.heirs(past.cluster[known], placement.cluster[known], mutual=True)
-    given = max(cut.count, len(model.names))  # the numbers of clusters that are made later go on behind all given ones
-    heir |= {old: given + i for i, old in enumerate(inherit.lost(past, heir))}
-    nameless = replace(model, cut=cut, names=("",) * given, junk=(), said=())
+    numbers = max(cut.count, len(model.names))  # later clusters get numbers behind all given ones
+    heir |= {old: numbers + i for i, old in enumerate(inherit.lost(past, heir))}
+    nameless = replace(model, cut=cut, names=("",) * numbers, junk=(), said=())
     taught = inherit.taught_again(replace(run, model=nameless), past, heir)
     return _with_kinds(taught, rows, past, heir)
 
 
 def _with_kinds(model: Model, rows: Rows, past: inherit.Past, heir: Mapping[int, int]) -> Model:
     """Return the model with the kinds again whose images all followed the answers about others."""
-    before, reduced = rows.placed(model), rows.reduced
+    before, reduced = rows.placement(model), rows.reduced
     cluster = before.cluster
     gone = {old: heir[old] for old in inherit.lost(past, {}) if not (cluster == heir[old]).any()}
     if not gone:
         return model
     is_open = torch.from_numpy(nodes_of(reduced, reduced[[*model.placed]]) < 0)
     back = {row: gone[old] for row, old in enumerate(past.cluster.tolist()) if old in gone and is_open[row]}
-    names = dict(enumerate(model.names)) | {new: past.said.names[old] for old, new in gone.items()}
-    junk = {*model.junk} | {new for old, new in gone.items() if old in past.said.junk}
+    names = dict(enumerate(model.names)) | {new: past.annotations.names[old] for old, new in gone.items()}
+    junk = {*model.junk} | {new for old, new in gone.items() if old in past.annotations.junk}
     again = replace(model, names=tuple(names.values()), junk=tuple(sorted(junk)))
     return again.with_cut(move_rows(model.cut, back, reduced, before))
 
@@ -144,7 +143,7 @@ def _adjusted(run: Run, count: int) -> Model:
             break
         names = (*run.model.names, "") if missing > 0 else run.model.names
         model = replace(run.model, names=names).with_cut(cut)
-        drawn = [row for row, cluster in model.sample.items() if cluster == number]
+        drawn = [row for row, cluster in model.drawn.items() if cluster == number]
         judged = unpinned(model, run.rows.reduced, drawn)
         said = tuple(one._replace(cluster=judged.get(one.row, one.cluster)) for one in model.said)
         run = run.with_model(replace(model, said=said))
@@ -154,9 +153,9 @@ def _adjusted(run: Run, count: int) -> Model:
 def _without_one(model: Model, order: Sequence[int], kept: Collection[int]) -> tuple[int, Cut]:
     """Return the last cluster in ``order`` that can go, and the cut without it."""
     of = model.cut.cluster_of
-    if rest := [number for number in order if number not in kept]:
-        stays = of != rest[-1]
-        return rest[-1], Cut(model.cut.centroids[stays], of[stays])
+    if droppable := [number for number in order if number not in kept]:
+        stays = of != droppable[-1]
+        return droppable[-1], Cut(model.cut.centroids[stays], of[stays])
     # Answers have named a new cluster like their own one, so these two become one.
     first = {model.names[number]: number for number in reversed(order)}
     number = [number for number in order if model.names[number] and first[model.names[number]] != number][-1]
@@ -179,4 +178,4 @@ def _halved(run: Run, number: int) -> Cut | None:
     if not (after == number).any():
         return None
     cut = recentred(model.cut, reduced[:fitted], before[:fitted], after[:fitted])
-    return pinned(reduced, cut, after, run.rows.placed(replace(model, cut=cut)))
+    return pinned(reduced, cut, after, run.rows.placement(replace(model, cut=cut)))

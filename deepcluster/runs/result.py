@@ -32,6 +32,10 @@ class Outcome(Tables):
 def describe(run: Run, before: Outcome | None = None) -> Outcome:
     """Describe the clusters of a run, for its views. ``before``: A result that differs in names and marks alone."""
     record, rows = run.record, run.rows
+    clusters = clusters_table(run) if before is None else Table.of(before.clusters)
+    if before is not None:
+        names = np.array([*run.names, *[""] * len(rows.images.skipped)], object)
+        clusters = Table({**clusters.columns, "name": names})
     measures: dict[str, Any] = {}
     if truth := rows.labels:
         baseline = {f"baseline_{name}": value for name, value in (record.baseline or {}).items()}
@@ -41,7 +45,7 @@ def describe(run: Run, before: Outcome | None = None) -> Outcome:
     return Outcome(
         record=record,
         facts=run.facts,
-        clusters=_named_anew(run, Table.of(before.clusters)) if before else clusters_table(run),
+        clusters=clusters,
         summary=summary_rows(run),
         metrics=measures,
         quality=estimated_quality(run.model, run.clusters, rows.fitted),
@@ -53,22 +57,15 @@ def clusters_table(run: Run) -> Table:
     """Return the rows of clusters.csv."""
     rows, placed = run.rows, run.model.placed
     used: dict[str, Iterable[object]] = {
-        "path": rows.paths,
-        "status": ["ok"] * len(rows.paths),
+        **rows.images.used.columns,
         "by": [placed.get(row, "") for row in range(len(rows.paths))],
         "label": rows.labels or [""] * len(rows.paths),
         **placement_columns(run.model, run.placement, rows.residuals, stored=run.clusters),
     }
-    rest = [""] * len(rows.images.skipped)
-    skipped = {"path": [*rows.images.skipped], "status": ["skipped"] * len(rest)}
+    blank = [""] * len(rows.images.skipped)
+    skipped = {"path": [*rows.images.skipped], "status": ["skipped"] * len(blank)}
     columns = FILES["clusters.csv"].columns
-    return Table.of_columns({name: chain(used[name], skipped.get(name, rest)) for name in columns})
-
-
-def _named_anew(run: Run, table: Table) -> Table:
-    """Return the rows of clusters.csv with the names of the clusters of a run."""
-    names = np.array([*run.names, *[""] * len(run.rows.images.skipped)], object)
-    return Table({**table.columns, "name": names})
+    return Table.of_columns({name: chain(used[name], skipped.get(name, blank)) for name in columns})
 
 
 def metrics(truth: Sequence[str], cluster: Tensor) -> dict[str, float]:
@@ -87,11 +84,11 @@ def label_numbers(truth: Sequence[str], words: Sequence[str]) -> tuple[Tensor, T
 def summary_rows(run: Run) -> list[dict[str, str]]:
     """Return the rows of cluster_summary.csv, in which rejected images do not count."""
     model, rows, cut = run.model, run.rows, run.model.cut
-    there = torch.nonzero(run.clusters >= 0).flatten()
-    reduced, cluster = rows.reduced[there], run.clusters[there]
+    placed = torch.nonzero(run.clusters >= 0).flatten()
+    reduced, cluster = rows.reduced[placed], run.clusters[placed]
     sizes = torch.bincount(cluster, minlength=cut.count).tolist()
     zeros = torch.zeros(cut.count, dtype=torch.float64)  # bincount with weights returns integers for no rows at all
-    distances = zeros.index_add(0, cluster, run.placement.distance[there].double()).tolist()
+    distances = zeros.index_add(0, cluster, run.placement.distance[placed].double()).tolist()
     # Each is of all images of a cluster, which may have many centroids.
     cluster_means = means(reduced, cluster, cut.count)
     medoids = medoids_of(cluster_means, reduced, cluster).tolist()
@@ -106,14 +103,11 @@ def summary_rows(run: Run) -> list[dict[str, str]]:
             "share": f"{sizes[number] / len(reduced):.6f}",
             "mean_distance": f"{distances[number] / sizes[number]:.6f}" if sizes[number] else "",
             "nearest_cluster": str(between[number].argmin().item()) if len(present) > 1 else "",
-            "medoid_path": rows.paths[there[medoids[number]]] if sizes[number] else "",
+            "medoid_path": rows.paths[placed[medoids[number]]] if sizes[number] else "",
             "junk": str(int(number in model.junk)),
         }
         for number in present
     ]
-
-
-# ---- how many clusters -----------------------------------------------------------------------------------------------
 
 
 def choose_number(

@@ -46,7 +46,7 @@ class Rows:
     embeddings: Embeddings = field(default_factory=Embeddings)  # of the sample
     _known: list[tuple[Cut, Placement]] = field(default_factory=list, init=False, repr=False, compare=False)
 
-    def placed(self, model: Model) -> Placement:
+    def placement(self, model: Model) -> Placement:
         """Return the places of the images in the cut of a model: those in a cut that differs little tell most of them.
 
         60,000 x 256 rows take 3.4 s among 2,500 centroids, and .2 s if one is new.
@@ -99,7 +99,7 @@ class Run:
     @cached_property
     def placement(self) -> Placement:
         """The places of all images."""
-        return self.rows.placed(self.model)
+        return self.rows.placement(self.model)
 
     def with_model(self, model: Model, facts: Facts | None = None) -> Self:
         """Return the run with another model."""
@@ -148,8 +148,8 @@ def read_run(folder: run_folder.RunFolder, backbone: nn.Module | None = None, *,
         raise DiskError(
             f"{folder.path / CLUSTERS} has answers about images that {IMAGES} lacks: restore it from a copy"
         )
-    given = max(len(model.names), former.given(folder))  # a number is never given twice, whatever was taken back
-    model = replace(model, names=model.names + ("",) * (given - len(model.names)))
+    numbers = max(len(model.names), former.given(folder))  # a number is never given twice, whatever was taken back
+    model = replace(model, names=model.names + ("",) * (numbers - len(model.names)))
     reduced = torch.from_numpy(folder.read_array("features.npy", count, model.reduction.projection.shape[1]))
     rows = Rows(
         images=images,
@@ -172,9 +172,6 @@ def recipe_of(folder: run_folder.RunFolder) -> Recipe:
     return Recipe(**read_toml(folder.file("recipe.toml"))[1])
 
 
-# ---- their clusters --------------------------------------------------------------------------------------------------
-
-
 def cut_rows(rows: Rows, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe) -> tuple[Cut, Placement]:
     """Cut the rows into clusters by their sample, and place them."""
     return place_rows(cut_sample(rows.sample, fine, n_clusters, seed, recipe, rows.embeddings), rows, fine.centroids)
@@ -191,9 +188,6 @@ def place_rows(cut: Cut, rows: Rows, fine_centroids: Tensor) -> tuple[Cut, Place
     cut = Cut(cut.centroids, number[cut.cluster_of])
     rows._known.append((cut, numbered))
     return cut, numbered
-
-
-# ---- their columns in tables ----------------------------------------------------------------------------------------
 
 
 def placement_columns(

@@ -55,7 +55,7 @@ from deepcluster.runtime.console import Several
 from deepcluster.storage import former, run_folder
 from deepcluster.storage.clusters_file import Made
 from deepcluster.storage.content import IMAGES
-from deepcluster.storage.state import HIDDEN
+from deepcluster.storage.lock import HIDDEN
 from deepcluster.texts import plural, quality_text
 
 IDLE_SECONDS = 3600.0
@@ -110,7 +110,7 @@ def _state(folder: run_folder.RunFolder, outcome: Outcome, pictures: str) -> dic
 def _line_of(made: Made) -> tuple[str, int, str, str]:
     """Return a change for the page: words, the row of an image of it, moved images if the words lack them, time."""
     moved = f"{plural(made.moved, 'image')} moved" if made.moved else ""
-    return made.done, made.row, moved if moved not in made.done else "", made.at
+    return made.text, made.row, moved if moved not in made.text else "", made.at
 
 
 def version_of(folder: run_folder.RunFolder) -> str:

@@ -34,7 +34,7 @@ MAX_LIKELY = 9  # clusters: a page has as many digit keys
 
 @dataclass(frozen=True)
 class Answer:
-    """A person's answer: the cluster of an image, by name or by number. The name wins; with neither, it is right."""
+    """A person's answer: the cluster of an image, by name or by number (the name wins); with neither it is right."""
 
     path: str | int  # or row
     cluster: int | None = None
@@ -69,14 +69,14 @@ def asked(run: Run, n: int, answers: Sequence[Answer] = ()) -> tuple[list[Questi
     sample = sampled(model, rows.reduced, run.placement.cluster, new.words)
     answered = {row: cluster[row] for row in model.placed} | new.clusters
     teachers = {row: number for row, number in answered.items() if row not in sample}
-    taught, nodes = _taught(run, teachers, names, sample)
+    graph, nodes = _graph_taught(run, teachers, names, sample)
     seed, seed_of_drawn = (derive(run.record.seed, "questions", len(known)) for known in (teachers, answered))
     first = {int(node): row for row, node in reversed([*enumerate(nodes)])}
     nameless = [number for number, _ in Counter(cluster).most_common() if not names[number]]
-    chosen = [first[node] for node in questions(taught, n, seed, nameless)]
+    chosen = [first[node] for node in questions(graph, n, seed, nameless)]
     order = torch.randperm(len(cluster), generator=generator(seed_of_drawn, "drawn")).tolist()
     drawn = list(islice((row for row in order if row not in answered and run.clusters[row] >= 0), n))
-    believed = np.concatenate([beliefs(taught), np.zeros((1, len(names)))])  # -1 is not in the graph
+    believed = np.concatenate([beliefs(graph), np.zeros((1, len(names)))])  # -1 is not in the graph
 
     def question(row: int, is_drawn: bool) -> Question:
         likely = np.argsort(-believed[nodes[row]], kind="stable")[:MAX_LIKELY]
@@ -91,7 +91,7 @@ def asked(run: Run, n: int, answers: Sequence[Answer] = ()) -> tuple[list[Questi
     return [question(row, False) for row in chosen], [question(row, True) for row in drawn]
 
 
-def _taught(
+def _graph_taught(
     run: Run,
     answers: Mapping[int, int],
     names: Sequence[str],
@@ -99,8 +99,7 @@ def _taught(
 ) -> tuple[Taught, Labels]:
     """Return the images in the graph, and the index among them of the run's images; -1: not in it.
 
-    ``answers``: Clusters by the answers that teach. ``names``: Of all clusters, the new ones too. ``sample``: Clusters
-    of drawn images without their answers.
+    ``answers``: That teach. ``names``: Of all clusters. ``sample``: Clusters of drawn images without their answers.
     """
     rows = run.rows
     graph, nodes = rows.graph
@@ -153,7 +152,7 @@ def read_answers(path: Path, display: Display | None = None) -> list[Answer]:
     return answers
 
 
-def lesson(run: Run, answers: Sequence[Answer]) -> Change:
+def taught_by(run: Run, answers: Sequence[Answer]) -> Change:
     """Let images follow these answers and all earlier ones. UsageError if there are none, or if one does not fit.
 
     Images drawn at random teach nothing (but the first that names a cluster), so they tell how good the clusters of all
@@ -165,20 +164,20 @@ def lesson(run: Run, answers: Sequence[Answer]) -> Change:
     said_of = sorted((row, int(cluster[row]), model.names[cluster[row]], by) for row, by in model.placed.items())
     digest = json_sha256(said_of)
     if digest == run.facts.edits:
-        return Change(run, said={"Answers": "the run has them already"})
-    done = plural(len(model.said), "answer")
+        return Change(run, lines={"Answers": "the run has them already"})
+    text = plural(len(model.said), "answer")
     changes = preview(run, after)
-    said = {"Answers": "; ".join([done, *remarks]), "Changed": changes_text(changes, model)}
+    lines = {"Answers": "; ".join([text, *remarks]), "Changed": changes_text(changes, model)}
     if quality := estimated_quality(model, after.clusters, run.rows.fitted):
-        said["Quality"] = quality_text(quality)
+        lines["Quality"] = quality_text(quality)
     if unnamed := [str(number) for number in cluster.unique().tolist() if not model.names[number]]:
         have = "has" if len(unnamed) == 1 else "have"
-        said["Names"] = f"{plural(len(unnamed), 'cluster')} {have} no name: {some(unnamed, 20)}"
-    return decided(after, digest, bool(changes), done=done, example=next(reversed(model.placed), 0), said=said)
+        lines["Names"] = f"{plural(len(unnamed), 'cluster')} {have} no name: {some(unnamed, 20)}"
+    return decided(after, digest, bool(changes), text=text, example=next(reversed(model.placed), 0), lines=lines)
 
 
 def taught_model(run: Run, answers: Sequence[Answer]) -> tuple[Model, list[str]]:
-    """Return the model of a :func:`lesson`, and remarks."""
+    """Return the model of a :func:`taught_by`, and remarks."""
     model, rows, placed = run.model, run.rows, run.placement
     cluster = placed.cluster.tolist()
     new = _understood(run, answers)
@@ -195,11 +194,11 @@ def taught_model(run: Run, answers: Sequence[Answer]) -> tuple[Model, list[str]]
     answered = {row: number for row, number in answered.items() if targets[row] == number}
     sample = sampled(model, rows.reduced, placed.cluster, new.words)
     teachers = {row: number for row, number in answered.items() if row not in sample}
-    taught, _ = _taught(run, teachers, new.names, sample)
-    labels = followed(taught)
-    cut = recentred(model.cut, taught.rows, torch.from_numpy(taught.labels), torch.from_numpy(labels))
-    before = rows.placed(replace(model, cut=cut))
-    if not np.array_equal(labels, taught.labels):
+    graph, _ = _graph_taught(run, teachers, new.names, sample)
+    labels = followed(graph)
+    cut = recentred(model.cut, graph.rows, torch.from_numpy(graph.labels), torch.from_numpy(labels))
+    before = rows.placement(replace(model, cut=cut))
+    if not np.array_equal(labels, graph.labels):
         pinned = [row for row, number in sample.items() if number != cluster[row]]
         without_pins = unpinned(replace(model, cut=cut), rows.reduced, pinned)
         sample = {row: int(before.cluster[row]) for row in sample} | without_pins
@@ -238,20 +237,20 @@ def _understood(run: Run, answers: Sequence[Answer]) -> _Understood:
     new = range(free, max([free, *(number + 1 for number in numbers if number < free + len(answers))]))
     names = [*model.names, *("" for _ in new)]
     before = {one: names[one] or f"cluster {one}" for one in present}
-    given = dict(zip(moved_rows(Edits(move=tuple((one.path, 0) for one in answers)), paths), answers, strict=True))
-    first = _first_names(cluster, names, before, given)
+    answer_of = dict(zip(moved_rows(Edits(move=tuple((one.path, 0) for one in answers)), paths), answers, strict=True))
+    first = _first_names(cluster, names, before, answer_of)
     names = [first.get(one, name) for one, name in enumerate(names)]
     called = {one: names[one] or text for one, text in before.items()}
     largest = {name: one for one, name in called.items()} | {names[one]: one for one in present if names[one]}
     times = Counter(called.values())
     cluster_of: dict[int, int] = {}
-    said: dict[str, None] = {}
-    for row, answer in given.items():
+    remarks: list[str] = []
+    for row, answer in answer_of.items():
         name = answer.name
         current = cluster[row]
         number = current if answer.cluster is None else answer.cluster
         if not name and number not in present and not (answer.may_be_new and number in new):
-            raise _no_cluster(number)
+            raise UsageError(f"there is no cluster {number}: see cluster_summary.csv; a new name makes a new cluster")
         if name and name == before[current] and before.get(number, name) != name:
             image = one_line(paths[row])
             raise UsageError(
@@ -265,24 +264,19 @@ def _understood(run: Run, answers: Sequence[Answer]) -> _Understood:
         same_name = (one for one in (current, number) if called.get(one) == name)
         cluster_of[row] = next(same_name, largest[name]) if name else number
         if name and cluster_of[row] not in (current, number) and times[name] > 1:
-            said[f"answers {name!a} mean cluster {cluster_of[row]}, the largest of {times[name]} with this name"] = None
+            largest_of = f"the largest of {times[name]} with this name"
+            remarks.append(f"answers {name!a} mean cluster {cluster_of[row]}, {largest_of}")
     # The first of the answers that named a cluster decided its name, so it tells nothing about the name's quality.
-    others_first = sorted(given, key=lambda row: given[row].by == "drawn")
-    naming = {cluster[row]: row for row in reversed(others_first) if first.get(cluster[row]) == given[row].name}
-    words = {row: _teaching(one.by) if naming.get(cluster[row]) == row else one.by for row, one in given.items()}
-    if drawn := sum(given[row].by == "drawn" for row in naming.values()):
-        said[f"{plural(drawn, 'answer')} about drawn images named a cluster each, and count as answers that teach"] = (
-            None
-        )
-    return _Understood(cluster_of, names, words, [*said])
-
-
-def _no_cluster(number: int) -> UsageError:
-    return UsageError(f"there is no cluster {number}: see cluster_summary.csv; a new name makes a new cluster")
+    others_first = sorted(answer_of, key=lambda row: answer_of[row].by == "drawn")
+    naming = {cluster[row]: row for row in reversed(others_first) if first.get(cluster[row]) == answer_of[row].name}
+    words = {row: _teaching(one.by) if naming.get(cluster[row]) == row else one.by for row, one in answer_of.items()}
+    if drawn := sum(answer_of[row].by == "drawn" for row in naming.values()):
+        remarks.append(f"{plural(drawn, 'answer')} about drawn images named a cluster each, and therefore teach")
+    return _Understood(cluster_of, names, words, [*dict.fromkeys(remarks)])
 
 
 def _first_names(
-    cluster: Sequence[int], names: Sequence[str], called: Mapping[int, str], given: Mapping[int, Answer]
+    cluster: Sequence[int], names: Sequence[str], called: Mapping[int, str], answer_of: Mapping[int, Answer]
 ) -> dict[int, str]:
     """Return the first names said of images of clusters without one.
 
@@ -292,7 +286,7 @@ def _first_names(
     number_of = {text: number for number, text in called.items() if not names[number]}
     by_number: set[int | None] = set()
     votes: Counter[tuple[int, str]] = Counter()
-    for row, one in given.items():
+    for row, one in answer_of.items():
         number = cluster[row]
         if not one.name or one.name in number_of:
             by_number.add(number_of.get(one.name, number if one.cluster is None else one.cluster))
@@ -308,8 +302,8 @@ def _first_names(
 def teach(
     run: Path, answers: Sequence[Answer] = (), display: Display | None = None, *, dry_run: bool = False
 ) -> Carried:
-    """Keep the answers with a run, and let its other images follow, as in :func:`lesson`."""
-    return carry_out(run, lambda _, before: lesson(before, answers), Several(display), dry_run=dry_run)
+    """Keep the answers with a run, and let its other images follow, as in :func:`taught_by`."""
+    return carry_out(run, lambda _, before: taught_by(before, answers), Several(display), dry_run=dry_run)
 
 
 def changes_text(changes: Mapping[tuple[int, int], int], model: Model) -> str:

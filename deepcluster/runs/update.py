@@ -1,4 +1,4 @@
-"""More images for a run that has ended, assigned to its clusters without training."""
+"""Add images to a finished run, in its clusters, without training."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ from deepcluster.runtime.devices import CPU
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import IMAGES, Row, Table
 from deepcluster.storage.images_table import REJECTED, Images, image_rows, origin_of, skipped_rows
-from deepcluster.storage.state import scratch_of
+from deepcluster.storage.lock import scratch_of
 
 
 @dataclass(frozen=True)
@@ -109,18 +109,18 @@ def update(
     display = Several(display)
     read: list[_New] = []
 
-    def change_of(folder: run_folder.RunFolder, state: Run) -> Change:
-        status = state.record.status
+    def change_of(folder: run_folder.RunFolder, before: Run) -> Change:
+        status = before.record.status
         if status != "done":
             raise UsageError(f"{run} is not finished (its status is {status}): go on with its fit and --resume")
-        state.model.network.to(device)
-        read.append(new := _read(folder, state, images, Path(scratch or scratch_of(run)), display))
+        before.model.network.to(device)
+        read.append(new := _read(folder, before, images, Path(scratch or scratch_of(run)), display))
         added = len(new.source.paths)
         if (new.tried or new.skipped) and not (new.known or added):
             raise nothing_readable(new.source.location, new.tried, new.failed)
         check_skipped(new.skipped, max_skipped)
         display.say("Images", _counts_text(new))
-        return _with_added(state, new, reject=reject)
+        return _updated(before, new, reject=reject)
 
     with TemporaryDirectory(prefix="deepcluster-") if dry_run else nullcontext("") as scratch:
         made = carry_out(run, change_of, display, dry_run=dry_run, takes_images=True)
@@ -223,7 +223,7 @@ def _read(folder: run_folder.RunFolder, run: Run, images: AnyImages, scratch: Pa
 
 
 def _free_names(source: Source, digests: Sequence[str], rows: Rows) -> tuple[str, ...]:
-    """Return names that the run does not have: numbers go on, and a path that it has gets the image's digest."""
+    """Return names that the run lacks: numbers continue, and a path that it has gets the image's digest."""
     taken = {*rows.paths, *rows.images.skipped}
     in_memory = bool(source.paths) and source.origin(0) == ("", source.paths[0])
     if in_memory and source.paths[0].isdecimal():
@@ -234,10 +234,10 @@ def _free_names(source: Source, digests: Sequence[str], rows: Rows) -> tuple[str
     return tuple(f"{path} ({digest[:8]})" if path in present else path for path, digest in pairs)
 
 
-# ---- the next state of the run --------------------------------------------------------------------------------------
+# ---- the run with these images ---------------------------------------------------------------------------------------
 
 
-def _with_added(run: Run, new: _New, *, reject: bool) -> Change:
+def _updated(run: Run, new: _New, *, reject: bool) -> Change:
     """Return the change that adds the new images behind the others, and the files that cannot be used."""
     rows = run.rows
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -260,24 +260,24 @@ def _with_added(run: Run, new: _New, *, reject: bool) -> Change:
 
 
 def _with_duplicates(folder: run_folder.LockedFolder, rows: Rows, new: _New, base: Path) -> list[Mapping[str, object]]:
-    """Return the rows of duplicates.csv with the new images, compared with one another and the run's most alike ones.
+    """Return the rows of duplicates.csv with the new images.
 
-    An image is compared with its nearest in feature space, because copies have nearly the same features.
+    They are compared with one another, and with their nearest in feature space: copies have nearly the same features.
     """
     table: list[Mapping[str, object]] = [*folder.read_rows("duplicates.csv")]
-    set_of = {str(row["path"]): int(str(row["group"])) for row in table}
+    set_of = {str(row["path"]): int(str(row["set"])) for row in table}
     free = 1 + max(set_of.values(), default=-1)
     most_alike = {rows.paths[row] for row in nearest(new.reduced, 1, rows.reduced)[1].flatten().tolist()}
     alike_rows = [row for row, path in enumerate(rows.paths) if path in most_alike]
     old = images_at_hand(Images(rows.images.used.at(alike_rows)), base)
     paths: list[str] = []
-    there = [] if new.images is None else with_picture(new.images)
-    images = [] if new.images is None else [new.images[there]]
+    pictured = [] if new.images is None else with_picture(new.images)
+    images = [] if new.images is None else [new.images[pictured]]
     if old and old.paths and images:
         store = read_once(old, images[0].shape[-1], none_is_fine=True)
         paths, images = [old.paths[i] for i in store.usable], [store.images, *images]
     fresh = len(paths)
-    paths += [new.source.paths[row] for row in there]
+    paths += [new.source.paths[row] for row in pictured]
     for alike in near_duplicates(images):
         if any(row >= fresh for row, _ in alike):
             known = [set_of[paths[row]] for row, _ in alike if paths[row] in set_of]
@@ -288,10 +288,7 @@ def _with_duplicates(folder: run_folder.LockedFolder, rows: Rows, new: _New, bas
 
 
 def _write(new: _New, rows: Rows, every: Rows, base: Path, folder: run_folder.LockedFolder) -> None:
-    """Write the images of an update: images.csv last, because a run has the images that it lists.
-
-    ``rows``, ``every``: The images before and after.
-    """
+    """Write the images of an update, ``rows`` before and ``every`` after; images.csv, which lists them, comes last."""
     if new.source.paths:
         write_features(folder, every)
         if folder.has("duplicates.csv") and new.images is not None:

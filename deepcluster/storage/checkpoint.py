@@ -21,7 +21,7 @@ from deepcluster.records import State
 from deepcluster.runtime.bounded import json_sha256, read_json, read_tensors, sha256
 from deepcluster.runtime.log import warn
 from deepcluster.storage.files import write_tensors, write_whole
-from deepcluster.storage.state import checkpoint_files, is_known
+from deepcluster.storage.lock import is_known, own_files
 
 SCHEMA_VERSIONS = range(4, 5)  # that this version reads; it writes the last
 MAX_CHECKPOINTS = 2
@@ -103,8 +103,8 @@ class Checkpoints:
         """Return the weights of the network's body after so many rounds. ModelError if no whole checkpoint has them."""
         path = self.folder / f"{rounds:06d}.json"
         if not path.exists():
-            there = ", ".join(str(int(path.stem)) for path in sorted(self.folder.glob("[0-9]*.json"))) or "none"
-            raise ModelError(f"there is no checkpoint of round {rounds} (kept: {there}): --overwrite starts anew")
+            kept = ", ".join(str(int(path.stem)) for path in sorted(self.folder.glob("[0-9]*.json"))) or "none"
+            raise ModelError(f"there is no checkpoint of round {rounds} (kept: {kept}): --overwrite starts anew")
         try:
             tensors = self._read(path).tensors
         except DAMAGE as error:
@@ -150,7 +150,7 @@ class Checkpoints:
 
 def rounds_done(run: Path) -> int:
     """Return the number of rounds after which the last checkpoint of a run was written; 0 without one."""
-    return max((int(Path(name).stem) for name in checkpoint_files(run) if name.endswith(".json")), default=0)
+    return max((int(Path(name).stem) for name in own_files(run, "checkpoints/") if name.endswith(".json")), default=0)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""clusters.safetensors: all that changes in a run, in one file, so that a change is one rename.
+"""clusters.safetensors, the one file of a run that changes: so a change is one rename.
 
 Its tensors are the cut (``centroids``, ``cluster_of``) and what a person ``said`` (a row each: image, word, cluster).
 The JSON text ``about`` in its header has the names, the marks, the facts about the clusters, and the change that made
@@ -29,7 +29,7 @@ class Made:
     """The change that made a state."""
 
     number: int = 0  # of the state; 0: of the fit
-    done: str = ""  # the change in words
+    text: str = ""  # the change in words
     row: int = 0  # of an image that shows it
     moved: int = 0  # number of images that it moved
     at: str = ""  # time, UTC

@@ -1,4 +1,4 @@
-"""The content of a run: the list of its files, its facts as values, and tables with very many rows."""
+"""The content of a run: its files, its facts as values, and tables with very many rows."""
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from deepcluster.runtime.bounded import RUN, shaped
 
-SCHEMA_VERSIONS = range(1, 2)  # of the runs that this version reads; it writes the last
+SCHEMA_VERSIONS = range(1, 2)  # of the runs and models that this version reads; it writes the last
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ FILES: Mapping[str, File] = {
         ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk"), view=True
     ),
     "clusters.csv": File(tuple(column.name for column in COLUMNS), view=True),
-    "duplicates.csv": File(("group", "path", "distance"), spare=True),
+    "duplicates.csv": File(("set", "path", "distance"), spare=True),
     "embeddings.safetensors": File(spare=True),  # neighbour graphs, for other numbers of clusters
     "features.npy": File(),
     "history.csv": File(

@@ -169,13 +169,6 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def made_folder(folder: Path) -> None:
-    """Make a folder that lasts, unless it exists."""
-    with suppress(FileExistsError):
-        folder.mkdir()
-        sync_folder(folder.parent)
-
-
 @contextmanager
 def changing(path: Path, advice: str = "") -> Iterator[None]:
     """Turn an error of the system in changing ``path`` into a DiskError, except that the reader of a pipe has gone."""

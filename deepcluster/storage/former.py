@@ -1,8 +1,8 @@
 """Undo and redo: the earlier and later states of a run's clusters, a file for each.
 
 ``former/000007.safetensors`` is ``model/clusters.safetensors`` as it was in state 7, byte for byte. The header of a
-state has its number and the change that made it, so the history is read without a tensor. A step back or forward puts
-a copy of another state in the place of the present one. A change after steps back makes the present state anew behind
+state has its number and the change that made it, so the history is read without a tensor. An undo or a redo puts
+a copy of another state in the place of the present one. A change after an undo makes the present state anew behind
 all others, and its own state after that: nothing that was taken back is lost.
 """
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from deepcluster.runtime import signals
 from deepcluster.storage.clusters_file import Header, Made, header_of, read_clusters, with_made
 from deepcluster.storage.content import CLUSTERS
+from deepcluster.storage.lock import own_files
 from deepcluster.storage.run_folder import LockedFolder, RunFolder
-from deepcluster.storage.state import former_files
 from deepcluster.texts import plural
 
 MAX_STATES = 100  # of more, and of more bytes, the first and the newest stay
@@ -27,7 +27,7 @@ def name_of(number: int) -> str:
 
 def numbers_of(folder: RunFolder) -> list[int]:
     """Return the numbers of the states in former/, ascending."""
-    return sorted(int(Path(name).stem) for name in former_files(folder.path))
+    return sorted(int(Path(name).stem) for name in own_files(folder.path, "former/"))
 
 
 def history(folder: RunFolder) -> tuple[list[Made], list[Made]]:
@@ -36,17 +36,6 @@ def history(folder: RunFolder) -> tuple[list[Made], list[Made]]:
     numbers = numbers_of(folder)
     back = [now, *(made_in(folder, name_of(number)) for number in reversed(numbers) if number < now.number)]
     return back[:-1], [made_in(folder, name_of(number)) for number in numbers if number > now.number]
-
-
-def after_steps(folder: RunFolder, count: int, *, forward: bool) -> int:
-    """Return the number of the state so many steps back, or ``forward``."""
-    now = made_in(folder, CLUSTERS).number
-    numbers = numbers_of(folder)
-    return (
-        [number for number in numbers if number > now][count - 1]
-        if forward
-        else [number for number in numbers if number < now][-count]
-    )
 
 
 def made_in(folder: RunFolder, name: str) -> Made:
@@ -60,7 +49,7 @@ def _header(folder: RunFolder, name: str) -> Header:
 
 
 def given(folder: RunFolder) -> int:
-    """Return how many numbers of clusters were ever given: the newest state has all."""
+    """Return how many cluster numbers were ever used: the newest state has all."""
     names = [CLUSTERS, *(name_of(number) for number in numbers_of(folder)[-1:])]
     return max(len(_header(folder, name).names) for name in names)
 
@@ -94,7 +83,7 @@ def _is_present(folder: RunFolder, name: str) -> bool:
     return one.annotations == other.annotations and replace(one.header, made=other.header.made) == other.header
 
 
-def step(folder: LockedFolder, number: int) -> None:
+def go_to(folder: LockedFolder, number: int) -> None:
     """Put another state in the place of the present one, which stays in former/."""
     _kept(folder)
     put(folder, folder.file(name_of(number)).read_bytes())

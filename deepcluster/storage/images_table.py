@@ -67,7 +67,7 @@ def _row(*cells: str) -> Row:
 
 
 def origin_of(row: Row, base: Path) -> Origin:
-    """Return the place of an image that its row has."""
+    """Return the place of an image by its row."""
     is_named = ":" in row["source"] and not Path(row["source"]).is_absolute()
     in_memory = row["member"] and not row["source"]
     place = row["source"] if is_named or in_memory else str(Path(os.path.realpath(base), row["source"] or row["path"]))
@@ -75,7 +75,7 @@ def origin_of(row: Row, base: Path) -> Origin:
 
 
 def placed(origin: Origin, path: str, base: Path) -> Origin:
-    """Return the place of an image as its row has it: without the base, and without a file name that ``path`` is."""
+    """Return the place of an image for its row: without the base, and without a file name that equals ``path``."""
     if not Path(origin.source).is_absolute():
         return origin
     here = os.path.realpath(base)

@@ -14,9 +14,9 @@ from deepcluster.nets.names import MODULE, NETWORKS, NO_NETWORK
 from deepcluster.records import Identity
 from deepcluster.runtime.bounded import MAX_TENSORS, check_file, json_sha256, read_json, sha256, shaped
 from deepcluster.storage.clusters_file import Header, header_of
+from deepcluster.storage.content import SCHEMA_VERSIONS
 from deepcluster.storage.run_folder import RunFolder
 
-SCHEMA_VERSIONS = range(1, 2)  # that this version reads; it writes the last
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 ABOUT = ("run", "date", "version", "config_sha256")  # keys that say where a model comes from

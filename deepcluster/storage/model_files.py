@@ -30,12 +30,11 @@ from deepcluster.nets.weights import shapes_only
 from deepcluster.runtime.bounded import check_tensors, is_run, json_sha256, read_tensors
 from deepcluster.storage import clusters_file
 from deepcluster.storage.clusters_file import Header, Made
-from deepcluster.storage.content import Facts
+from deepcluster.storage.content import SCHEMA_VERSIONS, Facts
 from deepcluster.storage.files import changing, write_tensors, write_whole
 from deepcluster.storage.model_config import (
     CLUSTERS,
     CONFIG,
-    SCHEMA_VERSIONS,
     WEIGHTS,
     Config,
     as_model_errors,
@@ -239,8 +238,6 @@ def _shapes(config: Config, body: Mapping[str, Tensor], feature_dim: int, backbo
         raise ValueError(f"a network with {beside / 1e6:,.0f} MB of constants at this image_size")
     return shapes
 
-
-# ---- embeddings -----------------------------------------------------------------------------------------------------
 
 EMBEDDINGS = "embeddings.safetensors"
 

@@ -20,10 +20,10 @@ from deepcluster.runtime import bounded, log, signals, tables
 from deepcluster.runtime.bounded import RUN as RUN
 from deepcluster.runtime.bounded import check_file, is_run
 from deepcluster.runtime.tables import CsvRow
-from deepcluster.storage import state, swap
+from deepcluster.storage import lock, swap
 from deepcluster.storage.clusters_file import digest_of
 from deepcluster.storage.content import CLUSTERS, FILES, IMAGES, LOG, RESULT, SCHEMA_VERSIONS, RunRecord, Table
-from deepcluster.storage.files import changing, made_folder, put_in_place, write_tensors, write_whole
+from deepcluster.storage.files import changing, put_in_place, sync_folder, write_tensors, write_whole
 from deepcluster.storage.images_table import Images
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class LockedFolder(RunFolder):
 
     def path_of(self, name: str) -> Path:
         """Return the path to write a file to. A name that is not in ``FILES`` is an error of ours."""
-        if not state.is_known(name):
+        if not lock.is_known(name):
             raise AssertionError(f"{name} is no file of a run: add it to FILES")
         return self.path / name
 
@@ -152,13 +152,14 @@ class LockedFolder(RunFolder):
     def _made(self, name: str) -> Path:
         """Return the path to write a file to, whose folder exists."""
         path = self.path_of(name)
-        with changing(path):
-            made_folder(path.parent)
+        with changing(path), suppress(FileExistsError):
+            path.parent.mkdir()
+            sync_folder(path.parent.parent)
         return path
 
     @property
     def _scratch(self) -> Path | None:
-        return None if self.final else state.scratch_of(self.path)
+        return None if self.final else lock.scratch_of(self.path)
 
 
 @contextmanager
@@ -211,10 +212,10 @@ def folder_name(name: str) -> str:
 
 @contextmanager
 def locked(path: Path, *, make: bool = False) -> Iterator[LockedFolder]:
-    """Yield the run at ``path``, or ``make`` a folder, for this process alone, and log into it; see state.locked."""
+    """Yield the run at ``path``, or ``make`` a folder, for this process alone, and log into it; see lock.locked."""
     if not make:
         open_run(path)
-    with state.locked(path, make=make), log.logged_in(path / LOG):
+    with lock.locked(path, make=make), log.logged_in(path / LOG):
         yield LockedFolder(path)
 
 
@@ -223,7 +224,7 @@ def check_free(path: Path, *, overwrite: bool = False, resume: bool = False) -> 
     swap.settle(path)
     if not os.path.lexists(path):
         return
-    if path.is_dir() and all(entry.name == state.HIDDEN for entry in path.iterdir()):
+    if path.is_dir() and all(entry.name == lock.HIDDEN for entry in path.iterdir()):
         return
     if not is_run(path):
         raise DiskError(f"{path} is not a run folder, so it is left alone (it has no {RUN} of a run): give another -o")
@@ -260,7 +261,7 @@ def version_of(folder: RunFolder) -> str:
 
 
 def are_current(folder: RunFolder) -> bool:
-    """Return whether the views of a run show its present state. It takes a look, without the features."""
+    """Return whether the views of a run show its present state, by two small files."""
     if not folder.has(RESULT):
         return False
     with suppress(DeepClusterError):

@@ -9,7 +9,7 @@ from deepcluster.errors import DiskError
 from deepcluster.runtime import signals
 from deepcluster.runtime.bounded import is_run
 from deepcluster.storage.files import changing, sync_folder
-from deepcluster.storage.state import LOCK, SCRATCH, own_files
+from deepcluster.storage.lock import LOCK, SCRATCH, own_files
 
 
 def new_place(run: Path) -> Path:

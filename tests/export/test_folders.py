@@ -341,7 +341,7 @@ def test_the_best_of_nearly_identical_images_is_kept(tmp_path, prints):
     with pytest.raises(DataError, match=r"duplicates\.csv"):
         folders(run, tmp_path / "out", duplicates="first")
     alike = ["gone.png", "small.png", "blurred.png", "sharp.png", "same.png"]
-    groups = [{"group": 0, "path": path, "distance": 0} for path in alike]
+    groups = [{"set": 0, "path": path, "distance": 0} for path in alike]
     writable(run).write_rows("duplicates.csv", groups)
     (tmp_path / "photos" / "gone.png").write_text("no image")
     with pytest.warns(DeepClusterWarning):
@@ -371,7 +371,7 @@ def test_a_jpeg_too_large_to_be_decoded_whole_may_be_the_best(tmp_path, monkeypa
     for name, size in (("large.jpg", (480, 320)), ("small.png", (60, 40))):
         Image.new("RGB", size).save(tmp_path / "photos" / name)
     run = hand_run(tmp_path / "run", str(tmp_path / "photos"), {"small.png": 0, "large.jpg": 0})
-    alike = [{"group": 0, "path": path, "distance": 0} for path in ("small.png", "large.jpg")]
+    alike = [{"set": 0, "path": path, "distance": 0} for path in ("small.png", "large.jpg")]
     writable(run).write_rows("duplicates.csv", alike)
     how = {row["path"]: row["how"] for row in folders(run, tmp_path / "out", duplicates="first")}
     assert how == {"small.png": "duplicate of large.jpg, which is larger", "large.jpg": "symlink"}

@@ -130,7 +130,7 @@ def test_a_split_data_set(tmp_path, prints):
     alike = ["00.png", "01.png", "02.png", "03.png"]
     with pytest.warns(match=r"duplicates\.csv"):
         imagefolder(run, tmp_path / "unknown", split=".8,.1,.1")
-    writable(run).write_rows("duplicates.csv", [{"group": 0, "path": path, "distance": 0} for path in alike])
+    writable(run).write_rows("duplicates.csv", [{"set": 0, "path": path, "distance": 0} for path in alike])
     out = tmp_path / "out"
     prints("export", run, "--to", "imagefolder", "-o", out, "--split", ".5,.2,.3", "-n", "36", "--seed", "3")
     assert {entry.name for entry in out.iterdir()} == {*PARTS, INVENTORY, "README.md"}

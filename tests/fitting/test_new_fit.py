@@ -30,7 +30,7 @@ from deepcluster.runs.views import report
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import FILES
 from deepcluster.storage.edits_file import Edits
-from deepcluster.storage.state import own_files
+from deepcluster.storage.lock import own_files
 from tests.helpers.exports import write_image
 from tests.helpers.features import normal
 from tests.helpers.in_memory import run_of
@@ -127,7 +127,7 @@ def test_what_a_person_said_is_made_anew_and_no_number_comes_twice():
     made, text = continued(new, former, torch.tensor([*range(10), -1, -1]))
     assert [*map(str, made.placement.cluster[:10].tolist())] == [*"0001122233"]
     assert made.model.names == ("a", "b", "c", "", "", "", "") and made.model.junk == (0,)
-    assert made.model.placed == {2: "answer", 3: "checked", 8: "answer", 5: "answer"} and not made.model.sample
+    assert made.model.placed == {2: "answer", 3: "checked", 8: "answer", 5: "answer"} and not made.model.drawn
     assert text.startswith("2 of 5 clusters of old continue") and "ended: 4; " in text
     kept = "made anew: 1, 3; 3 names kept; dropped, because their clusters did not survive: 'e'; 1 junk mark"
     assert text.endswith(f"{kept} dropped; 4 of 4 answers kept")

@@ -153,7 +153,7 @@ def test_the_same_as_scipy_with_weights_as_repetitions():
 
 def cuts(tree: Tree) -> list[list[int]]:
     """The node of each piece, for P, P - 1, ..., 1 groups."""
-    pieces = len(tree.groups)
+    pieces = len(tree.clusters)
     each = [nodes_at(pieces, tree.merges, count) for count in range(pieces, 0, -1)]
     return [[next(node for node in nodes if piece in nodes[node]) for piece in range(pieces)] for nodes in each]
 
@@ -165,7 +165,7 @@ def test_a_tree_by_hand(monkeypatch):
     tree = merge_tree(rows, Cut(torch.tensor([[10.0], [0], [2.5], [11], [1]]), torch.tensor([1, 0, 0, 1, 0])))
     # Pieces are numbered by the order of their centroids: 10, 0, 2.5, 11, 1.
     assert tree.medoids[:5] == (3, 0, 2, 4, 1)
-    assert tree.groups == (1, 0, 0, 1, 0)
+    assert tree.clusters == (1, 0, 0, 1, 0)
     # 0 and 1 cost 1/2; 10 and twice 11 cost 2/3; 0.5 and 2.5 cost 2 * 4 * 2/3; then both groups.
     assert [set(pair) for pair in tree.merges] == [{1, 4}, {0, 3}, {5, 2}, {6, 7}]
     assert tree.sizes == (1, 1, 1, 2, 1, 2, 3, 3, 6)
@@ -181,9 +181,9 @@ def test_added_rows_are_in_the_tree_and_do_not_change_it():
     before = merge_tree(rows, cut)
     for place, sizes in {0.0: (1, 91, 1, 2, 1), 2.5: (1, 1, 91, 2, 1), 1.2: (1, 1, 1, 2, 91)}.items():
         after = merge_tree(torch.cat([rows, torch.full((90, 1), place)]), cut, added=90)
-        assert (after.groups, after.merges, after.sizes[:5]) == (before.groups, before.merges, sizes)
+        assert (after.clusters, after.merges, after.sizes[:5]) == (before.clusters, before.merges, sizes)
     last = merge_tree(torch.cat([rows, torch.tensor([[31.0], [30], [31]])]), cut, added=3)
-    assert last.groups == (*before.groups, 3) and last.sizes[:6] == (*before.sizes[:5], 3)
+    assert last.clusters == (*before.clusters, 3) and last.sizes[:6] == (*before.sizes[:5], 3)
 
 
 def test_groups_that_are_not_nearest_still_make_a_cut():
@@ -199,28 +199,28 @@ def test_the_present_groups_are_a_cut_and_others_only_merge_or_split(k):
     rows = blobs([30, 40, 50, 60, 70], seed=k)
     groups = cut_features(rows, k)
     tree = merge_tree(rows, groups)
-    assert len(tree.groups) == (1 if k == 1 else min(30, len(groups.centroids)))
+    assert len(tree.clusters) == (1 if k == 1 else min(30, len(groups.centroids)))
     every = cuts(tree)
-    assert [len(set(nodes)) for nodes in every] == list(range(len(tree.groups), 0, -1))
+    assert [len(set(nodes)) for nodes in every] == list(range(len(tree.clusters), 0, -1))
     present = next(nodes for nodes in every if len(set(nodes)) == k)
-    assert len(set(zip(present, tree.groups, strict=True))) == k
+    assert len(set(zip(present, tree.clusters, strict=True))) == k
     for finer, coarser in pairwise(every):
         assert len(set(zip(finer, coarser, strict=True))) == len(set(finer))
-    assert tree.sizes[-1] == len(rows) and sum(tree.sizes[: len(tree.groups)]) == len(rows)
+    assert tree.sizes[-1] == len(rows) and sum(tree.sizes[: len(tree.clusters)]) == len(rows)
     cluster = placement_of(rows, groups, rows[:1]).cluster
-    for node, group in set(zip(present, tree.groups, strict=True)):
+    for node, group in set(zip(present, tree.clusters, strict=True)):
         assert tree.sizes[node] == (cluster == group).sum() and cluster[tree.medoids[node]] == group
 
 
 def test_a_centroid_without_rows_is_left_out_and_one_piece_is_a_tree():
     rows = torch.tensor([[0.0], [1.0]])
     tree = merge_tree(rows, Cut(torch.tensor([[0.0], [5.0], [1.0]]), torch.tensor([0, 2, 3])))  # numbers have gaps
-    assert tree.groups == (0, 3) and tree.sizes == (1, 1, 2)
+    assert tree.clusters == (0, 3) and tree.sizes == (1, 1, 2)
     rows = normal(600, 4)
-    assert len(merge_tree(rows, Cut(rows, torch.arange(600) % 120)).groups) == 120  # many groups are merged only
+    assert len(merge_tree(rows, Cut(rows, torch.arange(600) % 120)).clusters) == 120  # many groups are merged only
     one = Cut(torch.ones(1, 3), torch.tensor([0]))
     for images in (1, 20):
-        assert merge_tree(torch.ones(images, 3), one) == Tree(groups=(0,), merges=(), sizes=(images,), medoids=(0,))
+        assert merge_tree(torch.ones(images, 3), one) == Tree(clusters=(0,), merges=(), sizes=(images,), medoids=(0,))
 
 
 @pytest.mark.parametrize("count", [2, 8])

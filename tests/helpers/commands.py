@@ -15,7 +15,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-CHANGES = ("rename", "replace", "link", "unlink", "rmdir", "mkdir", "fsync")  # of os: what a process does to a disk
+DISK_CALLS = ("rename", "replace", "link", "unlink", "rmdir", "mkdir", "fsync")  # of os: what a process does to a disk
 Trap = tuple[str, str, int]
 
 
@@ -40,7 +40,7 @@ def in_a_child(work: Callable[[], object], kill_at: int) -> bool:
     pid = os.fork()
     if pid == 0:
         wrapped = before_call(kill_at, lambda: os.kill(os.getpid(), signal.SIGKILL))
-        for name in CHANGES:
+        for name in DISK_CALLS:
             setattr(os, name, wrapped(getattr(os, name)))
         try:
             work()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from deepcluster.storage.state import HIDDEN
+from deepcluster.storage.lock import HIDDEN
 
 MAX_PENDING = 5  # names that are not yet safe, of which every subset may survive; of more: prefixes, one, all but one
 Tree = dict[str, bytes | None]  # content by path; None: a folder

@@ -11,7 +11,7 @@ TRANSLATIONS = (TRANSLATED, ROOT / "docs/zh/photographs.md", ROOT / "docs/zh/que
 PAGES = [
     *(ROOT / name for name in ("README.md", TRANSLATED.name, "CONTRIBUTING.md", "SECURITY.md")),
     *(page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts),
-    *sorted((ROOT / "benchmarks").glob("*.md")),
+    *sorted((ROOT / "benchmarks").rglob("*.md")),
 ]
 FENCE = re.compile(r"^( *)```(\S+)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 

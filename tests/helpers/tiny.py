@@ -17,8 +17,8 @@ from deepcluster.records import Identity
 from deepcluster.runtime.bounded import json_sha256, sha256
 from deepcluster.storage import clusters_file
 from deepcluster.storage import model_files as models
+from deepcluster.storage.lock import scratch_of
 from deepcluster.storage.run_folder import LockedFolder
-from deepcluster.storage.state import scratch_of
 
 SIZE = 16
 WIDTH = 128  # of the features

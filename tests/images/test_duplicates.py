@@ -159,10 +159,14 @@ def test_an_equal_image_is_found_and_the_image_itself_is_not(tmp_path):
     np.save(tmp_path / "x.npy", x)
     run = fit(tmp_path / "x.npy", Request(features=True, out=tmp_path / "run", n_clusters=3)).path
     for row, other in (("2", "7"), ("7", "2")):
-        found = [each.path for each in similar(run, row, 39)]
+        found = [row["path"] for row in similar(run, row, 39)]
         assert found[0] == other and {*found} == {str(i) for i in range(40)} - {row}
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(UsageError):
         similar(run, str(tmp_path / "a.png"))
     apply(run, Edits("", {0: "zero", 1: "one", 2: "two"}, (), None))
-    assert {(row.cluster, row.name) for row in similar(run, "2", 39)} == {(0, "zero"), (1, "one"), (2, "two")}
+    assert {(int(row["cluster"]), row["name"]) for row in similar(run, "2", 39)} == {
+        (0, "zero"),
+        (1, "one"),
+        (2, "two"),
+    }

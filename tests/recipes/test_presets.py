@@ -208,7 +208,7 @@ def test_unusable_files_change_the_plan_but_no_size_that_was_read(tmp_path):
     facts = replace(LARGE, count=5051, published="photos-small", n_clusters=None)
     first, second = plan_of("auto", {}, facts).recipe, plan_of("auto", {}, replace(facts, count=50)).recipe
     assert first.pseudo_labels > 50 >= second.pseudo_labels
-    start = Start("run", "new", Plan(first, {}), request, None, facts)
+    start = Start("run", Plan(first, {}), request, None, facts)
     sure = {"class_probabilities": 0.7, "within_image": 0.1}  # by the certainty, which is known now
     assert start.plan_if(count=50, certainty=0.6).recipe == replace(second, **sure, lr=0.125)
     assert start.plan_if(certainty=1.0).recipe == replace(first, **sure, lr=0.125)

@@ -467,7 +467,7 @@ def test_sorting_asks_four_things_remembers_them_and_reads_the_folder_back(
     """No other server of this machine is sent the choices; the path and the number left out stay on the page."""
     first, second = rows(copied / "clusters.csv")[:2]
     lines = [f"0,{each['path']},0.01" for each in (first, second)]
-    (copied / "duplicates.csv").write_text("\n".join(["group,path,distance", *lines]))
+    (copied / "duplicates.csv").write_text("\n".join(["set,path,distance", *lines]))
     folders: list[str] = []
     monkeypatch.setattr("webbrowser.open", lambda folder: bool(folders.append(folder)) or len(folders) > 1)
     with opened(browser, serving(copied), originals=7, loads=2, refused=2) as page:

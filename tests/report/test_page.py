@@ -174,7 +174,7 @@ def named(name: str) -> tuple[str, Page]:
         history=[{"round": name, "loss": "1", "chance_loss": name, name: name}],
         metrics={"acc": 0.5, name: 0.5, "nmi": 0.5, "nmi_average": name},
         skipped=[{"path": name, "reason": name}],
-        duplicates=[{"group": name, "path": name, "distance": name}],
+        duplicates=[{"set": name, "path": name, "distance": name}],
         picture=lambda path: None if path == name else picture(path),
         name=name,
         **drawn(3),
@@ -381,7 +381,7 @@ def test_the_most_alike_clusters_come_first() -> None:
 def test_outliers_by_distance_and_duplicates_by_hand() -> None:
     rows = [row("a", 4, "1", is_outlier="1"), row("b", 5), row("c", 6, "3", is_outlier="1")]
     pairs = [("0", "b", "0"), ("0", "a", "0.02"), ("1", "c", "0"), ("1", "gone", "0.1")]
-    alike = [dict(zip(("group", "path", "distance"), cells, strict=True)) for cells in pairs]
+    alike = [dict(zip(("set", "path", "distance"), cells, strict=True)) for cells in pairs]
     found = problems([], Table.of(rows), alike)
     assert [(it["path"], it["row"], it["cluster"]) for it in found["outliers"]] == [("c", 2, "6"), ("a", 0, "4")]
     assert found["outliers"][0]["about"] == "distance 3" and found["count"] == 4
@@ -411,7 +411,7 @@ def test_the_report_makes_map_and_tree_if_a_run_has_none(run: Path) -> None:
 def test_recut_draws_another_tree_and_keeps_the_map(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (run / "map.npy").read_bytes()
     recut(run, 2)
-    assert {*json.loads((run / "tree.json").read_text())["groups"]} == {0, 1}
+    assert {*json.loads((run / "tree.json").read_text())["clusters"]} == {0, 1}
     assert (run / "map.npy").read_bytes() == before
     monkeypatch.setattr(run_page, "MAX_IN_TREE", 1)
     recut(run, 3)  # of very many groups there is no tree, nor the old one

@@ -25,7 +25,7 @@ from deepcluster.groups.cut import Cut, as_clusters, pinned, placement_of
 from deepcluster.groups.tree import parts_of, split_cluster
 from deepcluster.model import Model, Said
 from deepcluster.recipes.options import Recipe
-from deepcluster.runs.apply import apply, edited
+from deepcluster.runs.apply import applied, apply
 from deepcluster.runs.change import undo
 from deepcluster.runs.inherit import heirs, lost, past_of, taught_again
 from deepcluster.runs.recut import cut_anew, recut
@@ -60,7 +60,7 @@ def finished(fitted, tmp_path: Path) -> Path:
 def moving(model: Model, reduced: torch.Tensor | None = None, **changes: Any) -> Model:
     """``model`` with edits, of a run whose images are its centroids, or have these features."""
     reduced = model.cut.centroids if reduced is None else reduced
-    return edited(run_of(model, reduced, [f"{row}.png" for row in range(len(reduced))]), Edits(**changes)).run.model
+    return applied(run_of(model, reduced, [f"{row}.png" for row in range(len(reduced))]), Edits(**changes)).run.model
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ from deepcluster.commands.cli import run_command
 from deepcluster.errors import UsageError
 from deepcluster.model import WORDS
 from deepcluster.runs.apply import apply, by_edits
-from deepcluster.runs.change import ChangeOf, by_steps, preview, redo, undo
+from deepcluster.runs.change import ChangeOf, by_history, preview, redo, undo
 from deepcluster.runs.page import tree_of
 from deepcluster.runs.recut import by_number, recut
 from deepcluster.runs.run import read_run
-from deepcluster.runs.teach import Answer, lesson, teach
+from deepcluster.runs.teach import Answer, taught_by, teach
 from deepcluster.runs.update import update
 from deepcluster.runs.views import made_current
 from deepcluster.runtime.console import Silent
@@ -39,13 +39,13 @@ NAME = Edits(names={2: "two"})
 ANSWERS = [Answer(0, 2), Answer(20, name="new")]
 
 # The maker of a change, and the function that also writes it.
-CHANGES: dict[str, tuple[ChangeOf, Callable[[Path], object]]] = {
+CASES: dict[str, tuple[ChangeOf, Callable[[Path], object]]] = {
     "merge": (partial(by_edits, MERGE), lambda run: apply(run, MERGE)),
     "name": (partial(by_edits, NAME), lambda run: apply(run, NAME)),
-    "lesson": (lambda _, run: lesson(run, ANSWERS), lambda run: teach(run, ANSWERS)),
+    "teach": (lambda _, run: taught_by(run, ANSWERS), lambda run: teach(run, ANSWERS)),
     "recut": (partial(by_number, 2, Silent()), lambda run: recut(run, 2)),
-    "undo": (partial(by_steps, 2), lambda run: undo(run, steps=2)),
-    "redo": (partial(by_steps, 1, forward=True), redo),
+    "undo": (partial(by_history, 2), lambda run: undo(run, changes=2)),
+    "redo": (partial(by_history, 1, forward=True), redo),
 }
 
 
@@ -64,10 +64,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", CASES)
 def test_a_preview_is_what_the_change_writes(made: Path, tmp_path: Path, name: str) -> None:
     run = Path(shutil.copytree(made, tmp_path / "run"))
-    change_of, write = CHANGES[name]
+    change_of, write = CASES[name]
     files, before = contents(run), read_run(open_run(run))
     change = change_of(open_run(run), before)
     moves = preview(before, change)
@@ -81,8 +81,8 @@ def test_a_preview_is_what_the_change_writes(made: Path, tmp_path: Path, name: s
     # Edits of a page before a name are edits of the page after it.
     assert (after.facts.cut == before.facts.cut) == (name == "name")
     assert (after.facts.edits is None) == (name in ("recut", "undo", "redo"))
-    if change.done:
-        assert history(open_run(run))[0][0].done == change.done
+    if change.text:
+        assert history(open_run(run))[0][0].text == change.text
 
 
 def whole(run: Path) -> dict[str, object]:
@@ -96,7 +96,7 @@ LINES = {
     "undo": "apply RUN --undo 2",
     "redo": "apply RUN --redo",
     "recut": "recut RUN -k 2",
-    "lesson": "teach RUN answers.csv",
+    "teach": "teach RUN answers.csv",
     "update": "update RUN more.npy",
 }
 
@@ -189,14 +189,14 @@ def test_undo_and_redo_are_the_identity_and_no_number_is_given_twice(undrawn: Pa
         given = len(read_run(open_run(undrawn)).model.names)
         done = len(history(open_run(undrawn))[0])
         for number in {min(2, done), done}:
-            undo(undrawn, steps=number)
+            undo(undrawn, changes=number)
             assert len(read_run(open_run(undrawn)).model.names) == given
             redo(undrawn)
             if number > 1:
-                redo(undrawn, steps=number - 1)
+                redo(undrawn, changes=number - 1)
             assert state(undrawn) == after, (kind, number)
         if random.random() < 0.3:
-            undo(undrawn, steps=random.randint(1, min(3, done)))
+            undo(undrawn, changes=random.randint(1, min(3, done)))
 
 
 def test_answers_that_move_no_image_leave_the_tree_of_their_centroids(undrawn: Path) -> None:
@@ -216,28 +216,28 @@ def test_an_update_counts_in_the_tree(undrawn: Path) -> None:
 
 def test_a_new_change_after_an_undo_loses_nothing_that_was_undone(undrawn: Path) -> None:
     run = undrawn
-    undo(run, steps=None)
+    undo(run, changes=None)
     names = [f"name {number}" for number in range(3)]
     for number, name in enumerate(names):
         apply(run, Edits(names={number: name}))
-    undo(run, steps=2)
+    undo(run, changes=2)
     apply(run, Edits(names={0: "other"}))
     back, forward = history(open_run(run))
-    assert not forward and [step.done for step in back][:5] == [
+    assert not forward and [made.text for made in back][:5] == [
         "1 name: other",
         "2 changes taken back",
         "1 name: name 2",
         "1 name: name 1",
         "1 name: name 0",
     ]
-    undo(run, steps=2)
+    undo(run, changes=2)
     assert [*read_run(open_run(run)).model.names[:3]] == names
 
 
 @pytest.mark.parametrize("name", ["name", "undo", "redo"])
 def test_a_kill_at_a_change_of_the_disk_leaves_the_state_before_or_after(undrawn: Path, name: str) -> None:
     """Its views are made again."""
-    write = CHANGES[name][1]
+    write = CASES[name][1]
     before = state(undrawn)
     after = Path(shutil.copytree(undrawn, undrawn.with_name("after")))
     write(after)

@@ -32,6 +32,15 @@ def test_agreement_by_hand():
         scores_with_chance([0, 1], ["", ""])
 
 
+def test_a_score_of_your_own_gets_a_level_of_chance():
+    def right(labels, clusters):
+        return {"right": sum("ab"[cluster] == label for label, cluster in zip(labels, clusters, strict=True))}
+
+    figures = scores_with_chance([0, 1, 1, 1, 7], ["a", "a", "b", "b", ""], right)
+    assert [*figures] == ["images", "classes", "clusters", "right", "right_chance"]
+    assert figures["right"] == 3 and 1 <= figures["right_chance"] <= 3  # with a third b the a is wrong, too
+
+
 def test_the_chance_level_is_that_of_labels_in_another_order():
     labels = [str(i % 4) for i in range(400)]
     perfect = scores_with_chance([int(label) for label in labels], labels)

@@ -29,8 +29,8 @@ from deepcluster.runs.views import made_current, report
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import CLUSTERS
 from deepcluster.storage.edits_file import Edits
+from deepcluster.storage.lock import HIDDEN
 from deepcluster.storage.run_folder import RunFolder
-from deepcluster.storage.state import HIDDEN
 from deepcluster.texts import plural
 from tests.helpers.runs import contents, record, result, rows, small_fit
 from tests.helpers.serving import answer, ask, colour, pictures_of, serving, version

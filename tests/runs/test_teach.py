@@ -37,7 +37,7 @@ from deepcluster.runs.promote import promote
 from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.recut import cut_anew, recut
 from deepcluster.runs.run import Run, read_run
-from deepcluster.runs.teach import Answer, ask, asked, lesson, read_answers, teach
+from deepcluster.runs.teach import Answer, ask, asked, read_answers, taught_by, teach
 from deepcluster.runs.views import report
 from deepcluster.runtime.console import Silent
 from deepcluster.storage.content import CLUSTERS
@@ -287,30 +287,30 @@ def test_the_first_name_said_in_a_cluster_names_it(run):
     about = [int(question.path.rpartition("/")[2][:-4]) for question in asked(nameless, 5)[0]]
     assert [int(nameless.placement.cluster[row]) for row in about] == [group for group, _ in sizes.most_common()]
     answers = [Answer(zero[0], name="x"), *(Answer(row, name="y") for row in zero[1:3]), Answer(one[0], name="x")]
-    done = lesson(nameless, answers)
-    assert done.run.model.names == ("y", "x", "", "", "") and done.said["Names"] == "3 clusters have no name: 2, 3, 4"
+    done = taught_by(nameless, answers)
+    assert done.run.model.names == ("y", "x", "", "", "") and done.lines["Names"] == "3 clusters have no name: 2, 3, 4"
     assert done.placement.cluster[zero[:3]].tolist() == [1, 0, 0]
-    assert lesson(done.run, [Answer(one[1], name="z")]).run.model.names == ("y", "x", "", "", "", "z")
-    again = lesson(done.run, [Answer(about[-1], name="y")]).run.model.names
+    assert taught_by(done.run, [Answer(one[1], name="z")]).run.model.names == ("y", "x", "", "", "", "z")
+    again = taught_by(done.run, [Answer(about[-1], name="y")]).run.model.names
     assert again.count("y") == 2 and len(again) == 5  # a kind may have two clusters
-    contradicted = lesson(nameless, [Answer(zero[0], name="x"), Answer(zero[1], 0)]).run.model
+    contradicted = taught_by(nameless, [Answer(zero[0], name="x"), Answer(zero[1], 0)]).run.model
     assert contradicted.names == ("", "", "", "", "", "x")
-    drawn = lesson(nameless, [replace(answer, by="drawn") for answer in answers])
-    assert drawn.run.model.names == ("y", "x", "", "", "") and "2 answers about drawn images" in drawn.said["Answers"]
-    assert drawn.run.model.sample.keys() == {zero[0], zero[2]}  # the first with the name teaches
-    both = lesson(nameless, [answers[0], replace(answers[1], by="drawn"), *answers[2:]])
-    assert both.run.model.sample.keys() == {zero[1]}  # another answer has named the cluster
+    drawn = taught_by(nameless, [replace(answer, by="drawn") for answer in answers])
+    assert drawn.run.model.names == ("y", "x", "", "", "") and "2 answers about drawn images" in drawn.lines["Answers"]
+    assert drawn.run.model.drawn.keys() == {zero[0], zero[2]}  # the first with the name teaches
+    both = taught_by(nameless, [answers[0], replace(answers[1], by="drawn"), *answers[2:]])
+    assert both.run.model.drawn.keys() == {zero[1]}  # another answer has named the cluster
 
 
 def test_the_page_numbers_its_new_clusters(run):
     """A number that no cluster has is an answer of the page alone."""
     untaught = graph_of_first(run, COUNT)
     numbers = {7: 5, 8: 6}
-    taught = lesson(untaught, [Answer(row, number, may_be_new=True) for row, number in numbers.items()])
+    taught = taught_by(untaught, [Answer(row, number, may_be_new=True) for row, number in numbers.items()])
     assert {row: int(taught.placement.cluster[row]) for row in numbers} == numbers
     for wrong in ([Answer(7, 5)], [Answer(7, 6, may_be_new=True)]):  # the next new number is 5
         with pytest.raises(UsageError, match="no cluster"):
-            lesson(untaught, wrong)
+            taught_by(untaught, wrong)
 
 
 def test_answers_that_cannot_be_used_are_named_and_change_nothing(run, tmp_path, ends, monkeypatch):
@@ -380,7 +380,7 @@ def test_the_table_says_by_which_word_an_image_is_where_it_is(run, tmp_path, pri
     assert said_by() == more and state_of(run)
     recut(run, 7)
     assert said_by() == more
-    undo(run, steps=2)
+    undo(run, changes=2)
     assert said_by() == taught
 
 
@@ -404,11 +404,11 @@ def test_only_answers_about_images_drawn_at_random_tell_the_quality(run):
     assert result(run)["quality"]["low"] < right(run) <= result(run)["quality"]["high"]
     for change in (lambda: recut(run, 6), lambda: apply(run, Edits(merge=((0, 1),)))):
         change()
-        assert len(load(run).sample) in (0, len(taught.sample)) and state_of(run)  # a part would be no sample
+        assert len(load(run).drawn) in (0, len(taught.drawn)) and state_of(run)  # a part would be no sample
         undo(run)
-        assert load(run).sample == taught.sample
+        assert load(run).drawn == taught.drawn
     apply(run, Edits(split=((0, 2),)))
-    assert load(run).sample == {} and result(run)["quality"] is None
+    assert load(run).drawn == {} and result(run)["quality"] is None
 
 
 @pytest.mark.parametrize("inside", [COUNT, 150])
@@ -422,12 +422,12 @@ def test_drawn_images_are_judged_by_their_clusters_without_their_answers(run, in
     for portion in (5, 40):
         taught = untaught
         for begin in range(0, 40, portion):
-            taught = lesson(taught, true(drawn[begin : begin + portion], by="drawn")).run
-        assert taught.model.sample == {row: int(before[row]) for row in drawn}
+            taught = taught_by(taught, true(drawn[begin : begin + portion], by="drawn")).run
+        assert taught.model.drawn == {row: int(before[row]) for row in drawn}
         assert {*torch.nonzero(taught.placement.cluster != before).flatten().tolist()} <= {*drawn}
     third = next(kind(row) for row in range(KINDS) if kind(row) not in (names[before[wrong[0]]], kind(wrong[0])))
-    again = lesson(taught, [Answer(wrong[0], name=third, by="drawn"), *true(drawn[1:2])]).run
-    assert again.model.sample.keys() == {*drawn} - {drawn[1]}  # an answer without the mark teaches
+    again = taught_by(taught, [Answer(wrong[0], name=third, by="drawn"), *true(drawn[1:2])]).run
+    assert again.model.drawn.keys() == {*drawn} - {drawn[1]}  # an answer without the mark teaches
     assert names[again.placement.cluster[wrong[0]]] == third
 
 
@@ -445,21 +445,21 @@ def test_drawn_images_change_nothing_for_the_others():
         random = Random(seed)
         run = without = three_kinds(seed)
         for step in range(4):
-            sample = run.model.sample
+            sample = run.model.drawn
             free = [row for row in range(60) if row not in run.model.placed]
             new = random.sample([row for row in range(60) if row in sample or row in free], 4) if step else []
             drawn = random.sample([row for row in free if row not in new], 7)
-            run = lesson(run, [*true_of_three(new), *true_of_three(drawn, by="drawn")]).run
+            run = taught_by(run, [*true_of_three(new), *true_of_three(drawn, by="drawn")]).run
             if new:
-                without = lesson(without, true_of_three(new)).run
-            assert run.model.sample.keys() == (sample.keys() | {*drawn}) - {*new}
+                without = taught_by(without, true_of_three(new)).run
+            assert run.model.drawn.keys() == (sample.keys() | {*drawn}) - {*new}
             theirs = without.placement.cluster
             ours = run.placement.cluster.tolist()
-            unequal = sum(run.model.sample.get(row, ours[row]) != theirs[row] for row in range(60))
+            unequal = sum(run.model.drawn.get(row, ours[row]) != theirs[row] for row in range(60))
             total, different = total + 60, different + unequal
             assert unequal or [path for path, _ in shown(run, 40)] == [path for path, _ in shown(without, 40)]
         known = {path: name for path, name in shown(run, 60) if name}
-        assert known == {str(row): "abc"[row % 3] for row in run.model.sample}
+        assert known == {str(row): "abc"[row % 3] for row in run.model.drawn}
     assert different <= 0.02 * total
 
 
@@ -467,13 +467,13 @@ def test_drawn_images_neither_teach_nor_count_by_their_own_answers():
     """Fifteen of twenty images are said to be of another kind, which the five others do not hear."""
     untaught = three_kinds(0, 0.05)
     drawn, others = [*range(0, 45, 3)], [row for row in range(60) if row % 3 or row >= 45]
-    said_b = lesson(untaught, [Answer(row, name="b", by="drawn") for row in drawn]).run
-    taught = lesson(said_b, true_of_three([2])).run
+    said_b = taught_by(untaught, [Answer(row, name="b", by="drawn") for row in drawn]).run
+    taught = taught_by(said_b, true_of_three([2])).run
     for run in (said_b, taught):
         assert run.placement.cluster[others].tolist() == [row % 3 for row in others]
-        assert run.model.sample == dict.fromkeys(drawn, 0) and {*run.placement.cluster[drawn].tolist()} == {1}
-    changed = lesson(taught, [Answer(57, name="c")]).run  # b keeps its centroids, and those of the answers
-    assert 1 not in changed.model.sample.values() and len(changed.model.sample) == 15
+        assert run.model.drawn == dict.fromkeys(drawn, 0) and {*run.placement.cluster[drawn].tolist()} == {1}
+    changed = taught_by(taught, [Answer(57, name="c")]).run  # b keeps its centroids, and those of the answers
+    assert 1 not in changed.model.drawn.values() and len(changed.model.drawn) == 15
     assert estimated_quality(changed.model, changed.placement.cluster, 60)["right"] == 0
 
 
@@ -494,20 +494,20 @@ def test_the_estimate_is_near_the_truth_if_drawn_images_name_the_clusters():
     for seed in range(20):
         untaught = three_kinds(seed, 0.4, ("", "", ""))
         drawn = [int(one.path) for one in asked(untaught, 24)[1]]
-        taught = lesson(untaught, true_of_three(drawn, by="drawn")).run
+        taught = taught_by(untaught, true_of_three(drawn, by="drawn")).run
         quality = estimated_quality(taught.model, taught.placement.cluster, 60)
         assert taught.model.names == ("a", "b", "c") and quality["drawn"] == 21
         errors.append(quality["share"] - np.mean([name == "abc"[row % 3] for row, name in enumerate(taught.names)]))
     assert abs(np.mean(errors)) < 0.02 and np.std(errors) < 0.05
     in_two = [row for row in range(60) if untaught.placement.cluster[row]][:24]
-    some = lesson(untaught, true_of_three(in_two, by="drawn"))
-    assert some.said["Quality"] == "Right: not known until all clusters have names"
+    some = taught_by(untaught, true_of_three(in_two, by="drawn"))
+    assert some.lines["Quality"] == "Right: not known until all clusters have names"
     assert "share" in estimated_quality(replace(some.run.model, junk=(0,)), some.placement.cluster, 60)
 
 
 @pytest.mark.parametrize(("names", "count"), [(("cluster 1", "", ""), 3), (("", "cluster 0", ""), 2)])
 def test_a_name_like_that_of_a_nameless_cluster_keeps_its_answers_in_a_recut(names, count):
-    taught = lesson(three_kinds(0, 0.4, names), [Answer(row, names.index(max(names))) for row in range(9)]).run
+    taught = taught_by(three_kinds(0, 0.4, names), [Answer(row, names.index(max(names))) for row in range(9)]).run
     assert {*cut_anew(taught, count, RECIPE, Silent()).run.names[:9]} == {max(names)}
 
 
@@ -515,9 +515,9 @@ def test_a_lesson_after_many_answers_takes_no_quadratic_work():
     few, count = three_kinds(0), 40_000
     points = few.rows.reduced.repeat(-(-count // 60), 1)[:count]
     many, begin = run_of(few.model, points), time.process_time()
-    taught = lesson(many, [Answer(row, number) for row, number in enumerate(many.placement.cluster.tolist())]).run
+    taught = taught_by(many, [Answer(row, number) for row, number in enumerate(many.placement.cluster.tolist())]).run
     middle = time.process_time()
-    lesson(taught, [Answer(0, 0)])
+    taught_by(taught, [Answer(0, 0)])
     assert time.process_time() - middle < 3 * (middle - begin)  # with quadratic work ten times as long
 
 
@@ -525,21 +525,21 @@ def test_an_answer_about_an_image_outside_the_graph_moves_no_other(run):
     untaught = graph_of_first(run, 150)
     cluster = untaught.placement.cluster
     row = next(int(row) for row in torch.nonzero(cluster == 0).flatten() if row >= 150)
-    done = lesson(untaught, [Answer(row, 1)])
+    done = taught_by(untaught, [Answer(row, 1)])
     assert preview(untaught, done) == {(0, 1): 1} and done.placement.cluster[row] == 1
-    assert lesson(done.run, [Answer(row, 1, by="drawn")]).run.model.sample == {row: 0}  # marked later
+    assert taught_by(done.run, [Answer(row, 1, by="drawn")]).run.model.drawn == {row: 0}  # marked later
 
 
 def test_answers_about_equal_images_that_contradict_each_other(run):
     """The last one counts, and the other one teaches nobody."""
     untaught = graph_of_first(run, COUNT)
-    both = lesson(untaught, [Answer(0, 3, by="drawn"), Answer(6, 0)])
-    alone = lesson(untaught, [Answer(6, 0)])
+    both = taught_by(untaught, [Answer(0, 3, by="drawn"), Answer(6, 0)])
+    alone = taught_by(untaught, [Answer(6, 0)])
     assert both.run.model.said == (Said(6, "answer"),)
-    assert untaught.rows.paths[0] in both.said["Answers"]
+    assert untaught.rows.paths[0] in both.lines["Answers"]
     assert both.placement.cluster.equal(alone.placement.cluster) and both.placement.cluster[0] == 0
-    older = lesson(lesson(untaught, [Answer(0, 3, by="drawn")]).run, [Answer(6, 0, by="drawn")]).run.model
-    assert [*older.placed] == [*older.sample] == [6]
+    older = taught_by(taught_by(untaught, [Answer(0, 3, by="drawn")]).run, [Answer(6, 0, by="drawn")]).run.model
+    assert [*older.placed] == [*older.drawn] == [6]
 
 
 MARKS = {"1": 1, "1.0": 1, "TRUE": 1, "yes": 1, " x ": 1, "": 0, "0": 0, "0.0": 0, "False": 0, "no": 0}

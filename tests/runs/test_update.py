@@ -109,7 +109,7 @@ def test_new_images_are_where_predict_puts_them_and_the_others_stay(run, more):
     page = (run / "report.html").read_text()
     report(run)
     assert "/more/0/" in page and (run / "report.html").read_text() == page
-    assert new[-1]["path"] not in [one.path for one in similar(run, str(more / "2" / "11.png"), 3)]
+    assert new[-1]["path"] not in [row["path"] for row in similar(run, str(more / "2" / "11.png"), 3)]
 
 
 def test_images_that_the_run_has_are_counted_and_not_read(run, photos, more, monkeypatch):
@@ -207,7 +207,7 @@ def test_outliers_that_an_update_rejects_are_in_no_cluster_until_a_person_places
     assert placed(first) == ("1", "one", "answer") and placed(second) == ("3", "", "answer")
     recut(run, 6)
     assert placed(first)[1:] == ("one", "answer") and [placed(path)[0] for path in rejected[2:]] == ["-1", "-1"]
-    undo(run, steps=None)
+    undo(run, changes=None)
     assert [placed(path)[0] for path in rejected] == ["-1"] * 4
     assert DeepCluster.load(run).labels_.tolist().count(-1) == 4
 
@@ -340,8 +340,8 @@ def test_nearly_equal_images_among_the_new_ones_make_groups(run, more):
     update(run, str(more))
     table = rows(run / "duplicates.csv")
     assert table[: len(before)] == before
-    (number,) = {row["group"] for row in table[len(before) :]} - {row["group"] for row in before}
-    assert {Path(row["path"]).name for row in table if row["group"] == number} == {"00.png", "95.jpg", "80.jpg"}
+    (number,) = {row["set"] for row in table[len(before) :]} - {row["set"] for row in before}
+    assert {Path(row["path"]).name for row in table if row["set"] == number} == {"00.png", "95.jpg", "80.jpg"}
     # A copy of an image of the run joins it, and a later copy joins both.
     (first, *_) = rows(run / "clusters.csv")
     original = Image.open(Path(record(run)["base"]) / first["path"])
@@ -350,9 +350,9 @@ def test_nearly_equal_images_among_the_new_ones_make_groups(run, more):
         original.save(more / name / f"{name}.jpg", quality=quality)
         update(run, str(more / name))
     table = rows(run / "duplicates.csv")
-    (number,) = {row["group"] for row in table if row["path"] == first["path"]}
-    names = {Path(row["path"]).name for row in table if row["group"] == number}
-    assert names == {Path(first["path"]).name, "one.jpg", "two.jpg"} and number not in {row["group"] for row in before}
+    (number,) = {row["set"] for row in table if row["path"] == first["path"]}
+    names = {Path(row["path"]).name for row in table if row["set"] == number}
+    assert names == {Path(first["path"]).name, "one.jpg", "two.jpg"} and number not in {row["set"] for row in before}
 
 
 @pytest.fixture

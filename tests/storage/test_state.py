@@ -25,12 +25,12 @@ from deepcluster.runs.teach import Answer, teach
 from deepcluster.runs.update import update
 from deepcluster.runtime.signals import stoppable
 from deepcluster.storage import former, run_folder
-from deepcluster.storage import state as states
+from deepcluster.storage import lock as locks
 from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.content import FILES, LOG
 from deepcluster.storage.edits_file import Edits
 from tests.helpers import disk
-from tests.helpers.commands import CHANGES, before_call, killed_at_every_change
+from tests.helpers.commands import DISK_CALLS, before_call, killed_at_every_change
 from tests.helpers.features import blobs
 from tests.helpers.runs import change_record, contents, left_behind, state_of
 from tests.helpers.tiny import change_config, tiny_run
@@ -66,7 +66,7 @@ TRUTHS = [name for name in FILES if not (FILES[name].view or FILES[name].spare o
 def overwrite(place: Path) -> None:
     """Replace a run, as a fit without rounds does it."""
     with run_folder.locked(place / "run") as folder, run_folder.staged(folder) as staged:
-        for name in (name for name in states.own_files(place / "new") if name in TRUTHS):
+        for name in (name for name in locks.own_files(place / "new") if name in TRUTHS):
             staged.write(name, (place / "new" / name).read_bytes())
 
 
@@ -87,7 +87,7 @@ def state(place: Path) -> tuple[object, ...]:
         WORK["promote"](place)
     folder = run_folder.open_run(run)
     whole = read_run(folder)
-    done = [made.done for made in former.history(folder)[0]]
+    done = [made.text for made in former.history(folder)[0]]
     return whole.record.run, whole.model.names, whole.model.said, whole.placement.cluster.tolist(), *done
 
 
@@ -156,7 +156,7 @@ def test_a_call_that_fails_leaves_the_old_state_or_the_new_one_and_names_a_file(
         place, wrapped = Path(shutil.copytree(made, tmp_path / str(n))), before_call(n, fail)
         done = True
         with pytest.MonkeyPatch.context() as patch:
-            for name in (*CHANGES, "open"):
+            for name in (*DISK_CALLS, "open"):
                 patch.setattr(os, name, wrapped(getattr(os, name)))
             try:
                 work(place)
@@ -212,11 +212,11 @@ HISTORIES = {
 @pytest.mark.parametrize("name", HISTORIES)
 def test_histories_of_undo_and_redo(made, tmp_path, name):
     run = Path(shutil.copytree(made, tmp_path / "place")) / "run"
-    undo(run, steps=None)
+    undo(run, changes=None)
     shutil.rmtree(run / "former")
     steps: dict[str, Callable[[], object]] = {
         "u": lambda: undo(run), "r": lambda: redo(run),
-        "U": lambda: undo(run, steps=None), "R": lambda: redo(run, steps=None),
+        "U": lambda: undo(run, changes=None), "R": lambda: redo(run, changes=None),
     }  # fmt: skip
     seen = []
     for step in HISTORIES[name][0].split():
@@ -310,7 +310,7 @@ def test_a_signal_at_any_change_of_the_disk_says_if_the_run_has_changed(made, tm
         came.clear()
         said = ""
         with pytest.MonkeyPatch.context() as patch:
-            for call in CHANGES:
+            for call in DISK_CALLS:
                 patch.setattr(os, call, wrapped(getattr(os, call)))
             try:
                 with stoppable():
@@ -333,28 +333,28 @@ def test_an_error_drops_the_run_that_would_replace_another(made, tmp_path):
     ):
         staged.write("clusters.csv", f"{1 // 0}")
     assert contents(place) == before and left_behind(place / "run") == []
-    assert (place / "run" / states.LOCK).read_text() == ""  # a run that is passed on names no machine
+    assert (place / "run" / locks.LOCK).read_text() == ""  # a run that is passed on names no machine
 
 
-@pytest.mark.parametrize("name", ["report.html", "model/config.json", "former", states.SCRATCH])
+@pytest.mark.parametrize("name", ["report.html", "model/config.json", "former", locks.SCRATCH])
 def test_what_is_in_the_way_is_left_and_named(made, tmp_path, name):
     run = Path(shutil.copytree(made / "run", tmp_path / "run"))
     way = run / name
     shutil.rmtree(way) if way.is_dir() else way.unlink(missing_ok=True)
-    (way.touch if name in ("former", states.SCRATCH) else way.mkdir)()
+    (way.touch if name in ("former", locks.SCRATCH) else way.mkdir)()
     with pytest.raises(DiskError, match=name):
         apply(run, Edits(names={2: "c"}))
     assert way.exists()
 
 
-@pytest.mark.parametrize("name", [states.HIDDEN, states.SCRATCH, states.LOCK, "former", "model"])
+@pytest.mark.parametrize("name", [locks.HIDDEN, locks.SCRATCH, locks.LOCK, "former", "model"])
 def test_no_link_is_followed(made, tmp_path, name):
     run, elsewhere = Path(shutil.copytree(made / "run", tmp_path / "run")), tmp_path / "elsewhere"
     shutil.copytree(made / "run" / "model", elsewhere / "rank-0")
-    for place in (run / states.HIDDEN, run / name):
+    for place in (run / locks.HIDDEN, run / name):
         shutil.rmtree(place, ignore_errors=True)
     (run / name).parent.mkdir(exist_ok=True)
-    (run / name).symlink_to(elsewhere / "rank-0/config.json" if name == states.LOCK else elsewhere)
+    (run / name).symlink_to(elsewhere / "rank-0/config.json" if name == locks.LOCK else elsewhere)
     before = contents(elsewhere)
     with pytest.raises((DiskError, ModelError)):
         apply(run, Edits(names={2: "c"}))

@@ -6,6 +6,7 @@ the page does not set, and a Python block ``rounds=1``. A comment ``exit code N`
 """
 
 import importlib
+import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +26,12 @@ from tests.helpers.pages import PAGES, ROOT, blocks, prose, text_of
 from tests.helpers.sandbox import Sandbox, example_of, options, verbs
 from tests.whole.test_layers import LEVEL, modules
 
-HISTORY = ("decisions.md", "LOG.md", "RECORDS.md")  # may name options that are gone, or other programs'
+HISTORY = (
+    "decisions.md",
+    "RECORDS.md",
+    "2026-11.md",
+    "2026-12.md",
+)  # may name options that are gone, or other programs'
 
 
 def page_of(page: Path) -> object:
@@ -107,13 +113,20 @@ def test_tables_and_marked_numbers_are_those_measured_or_of_the_code(monkeypatch
             assert abs(value - float(number.replace(",", ""))) <= half, f"{page.name}: {source} is {value}"
 
 
+def test_results_have_a_row_on_each_line(monkeypatch: pytest.MonkeyPatch):
+    """A new measurement then changes the lines of its runs alone."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    in_rows = importlib.import_module("common").in_rows
+    for file in (ROOT / "benchmarks/results").glob("*.json"):
+        assert file.read_text() == in_rows(json.loads(file.read_text())) + "\n", f"{file.name}: by `save`"
+
+
 FIGURE = r"(?<![\w.,/])(?<!\w-)(?:\d[\d,]*\.\d+|\.\d+|\d[\d,]*(?= ?(?:%|(?:[MG]B|m?s|seconds?|minutes?)\b)))(?!\w|\.\d)"
 SOURCED = r"<!-- table.*?<!-- end|[\d.,]+<!-- [^>]* -->|`[^`]*`|\]\([^)]*\)|(?:[Ss]ection|arXiv|Python) \d\S*"
 # Figures of others, and of an install.
 ELSEWHERE = {
     "README.md": "1.2",
     "export.md": ".228 .229 4.0",
-    "protocols.md": ".01",
     "method.md": "0.9",
     "results.md": "1.5",
 }
@@ -128,6 +141,13 @@ def test_figures_in_sentences_have_a_source(page: Path):
     """A decimal, share, time or size is in a table of tables.py, or has a mark, so it cannot become stale."""
     figures = re.findall(FIGURE, re.sub(SOURCED, " ", prose(page), flags=re.DOTALL))
     assert {*figures} <= {*ELSEWHERE.get(page.name, "").split()}, "mark the source (benchmarks/README.md)"
+
+
+def test_no_paragraph_has_more_than_80_words():
+    for page in {*(ROOT / "docs").rglob("*.md")} - {ROOT / "docs/tutorials/teach.md"}:  # its list is to come
+        text = re.sub(r"<!--.*?-->|\]\([^)]*\)|^\|.*$", "", prose(page), flags=re.DOTALL | re.MULTILINE)
+        for paragraph in re.split(r"\n\s*\n|\n(?=\s*[-*] |\d\. )", text):
+            assert len(paragraph.split()) <= 80, f"{page.name}: {paragraph.strip()[:60]}"
 
 
 def test_every_help_ends_with_an_example_of_its_command():
@@ -199,7 +219,7 @@ def test_the_exit_codes_in_the_pages_are_those_of_the_errors():
 
 
 def test_the_names_that_stay_exist():
-    names = {" ".join(name.split()) for name in re.findall(r"`([^`]+)`", text_of(ROOT / "docs/stability.md"))}
+    names = {" ".join(name.split()) for name in re.findall(r"`([^`]+)`", text_of(ROOT / "docs/reference/stability.md"))}
     commands = {name for name in names if name.split()[0] in verbs()}
     assert {name.split()[0] for name in commands} == verbs()
     for verb, *flags in map(str.split, commands):

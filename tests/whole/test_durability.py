@@ -23,7 +23,7 @@ from deepcluster.records import State
 from deepcluster.runtime import log
 from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, restored
-from deepcluster.storage.state import LOCK
+from deepcluster.storage.lock import LOCK
 from tests.helpers.commands import command
 from tests.helpers.drawings import save_drawings
 from tests.helpers.runs import assert_same_result, change_record, contents, left_behind, record, result, rows, small_fit
@@ -181,7 +181,7 @@ def swap(one: Path, other: Path) -> None:
     other.write_bytes(second)
 
 
-CHANGES = {
+TAMPERINGS = {
     "": lambda folder: None,
     "added": lambda folder: shutil.copy(folder / "0/00.png", folder / "0/zz.png"),
     "removed": lambda folder: (folder / "0/00.png").unlink(),
@@ -214,7 +214,7 @@ def test_another_fit_is_refused_and_changes_nothing(
     pictures, copy_of, tmp_path, state, change, options, code, words, ends
 ):
     run, folder = copy_of(state), Path(shutil.copytree(pictures, tmp_path / pictures.name))
-    CHANGES[change](folder)
+    TAMPERINGS[change](folder)
     before = contents(run)
     said = ends(["fit", folder, "-o", run, *options, "--resume"], code)
     assert all(word in said for word in words.split()) and ("--overwrite" in said or code == 2)

@@ -29,7 +29,7 @@ from deepcluster.images import files as image_files
 from deepcluster.images import find
 from deepcluster.report.pictures import webp
 from deepcluster.runtime.tables import unguarded, write_csv
-from deepcluster.storage import run_folder, state
+from deepcluster.storage import lock, run_folder
 from deepcluster.storage.content import COLUMNS, FILES
 from deepcluster.texts import retold
 from tests.helpers.exports import write_image
@@ -309,12 +309,12 @@ def test_a_run_that_cannot_be_written_to(command: str, run: Path, monkeypatch, e
     """A command without -o does not advise to give another one."""
     monkeypatch.chdir(run.parent)
     Path("edits.json").write_text('{"schema_version": 1}')
-    monkeypatch.setattr(state, "hold", Mock(side_effect=OSError(30, "Read-only file system", str(run))))
+    monkeypatch.setattr(lock, "hold", Mock(side_effect=OSError(30, "Read-only file system", str(run))))
     assert " -o" not in ends(command.split(), 5)
 
 
 def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "_lock", Mock(side_effect=OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))))
+    monkeypatch.setattr(lock, "_lock", Mock(side_effect=OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))))
     with pytest.raises(DiskError, match=os.strerror(errno.ENOLCK)), run_folder.locked(tmp_path, make=True):
         pass
 

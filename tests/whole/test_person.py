@@ -19,11 +19,11 @@ from deepcluster.errors import UsageError
 from deepcluster.fitting.like import Former, continued
 from deepcluster.groups.cut import cut_features
 from deepcluster.recipes.options import Recipe
-from deepcluster.runs.apply import edited
+from deepcluster.runs.apply import applied
 from deepcluster.runs.change import Change
 from deepcluster.runs.recut import cut_anew
 from deepcluster.runs.run import Run
-from deepcluster.runs.teach import Answer, asked, lesson
+from deepcluster.runs.teach import Answer, asked, taught_by
 from deepcluster.runtime.console import Silent
 from deepcluster.storage.clusters_file import Made, encoded, read_clusters
 from deepcluster.storage.edits_file import Edits
@@ -92,7 +92,7 @@ class Person:
         (group,) = self.some(self.present())
         name = str(self.random.choice(["a", "b", "c", "d", "new", ""]))
         inside = [row for row, cluster in enumerate(self.clusters()) if cluster == group and row in self.placed]
-        self.take(edited(self.run, Edits(names={group: name})))
+        self.take(applied(self.run, Edits(names={group: name})))
         self.lets_go(inside)
         self.names |= {name} - {""}
 
@@ -100,20 +100,20 @@ class Person:
         if len(self.present()) > 3:
             pair = self.some(self.present(), 2)
             inside = [row for row in self.placed if self.clusters()[row] in pair]
-            self.take(edited(self.run, Edits(merge=(tuple(pair),))))
+            self.take(applied(self.run, Edits(merge=(tuple(pair),))))
             self.lets_go(inside)
 
     def split(self) -> None:
         (group,) = self.some(self.present())
         inside = [row for row in self.placed if self.clusters()[row] == group]
         with suppress(UsageError):  # of one centroid
-            self.take(edited(self.run, Edits(split=((group, 2),))))
+            self.take(applied(self.run, Edits(split=((group, 2),))))
         self.lets_go(inside)
 
     def move(self) -> None:
         rows = self.some([*range(len(self.run.rows.paths))], 2)
         (group,) = self.some([*self.present(), len(self.run.model.names)])
-        self.take(edited(self.run, Edits(move=tuple((row, group) for row in rows))))
+        self.take(applied(self.run, Edits(move=tuple((row, group) for row in rows))))
         assert [self.clusters()[row] for row in rows] == [group] * len(rows)
         assert {self.run.model.placed[row] for row in rows} == {"answer"}
         self.lets_go(rows)
@@ -124,13 +124,13 @@ class Person:
         (group,) = self.some(self.present())
         rows = self.some([row for row, cluster in enumerate(self.clusters()) if cluster == group], 4)
         before = self.run
-        self.take(edited(before, Edits(checked=tuple(rows))))
+        self.take(applied(before, Edits(checked=tuple(rows))))
         assert self.run.placement is before.placement
         assert {self.run.model.placed[row] for row in rows if row not in before.model.placed} <= {"checked"}
         self.lets_go(rows)
 
     def junk(self) -> None:
-        self.take(edited(self.run, Edits(junk=tuple(sorted(self.some(self.present(), 2))))))
+        self.take(applied(self.run, Edits(junk=tuple(sorted(self.some(self.present(), 2))))))
 
     def teach(self) -> None:
         by = "drawn" if self.random.random() < 0.2 else "answer"
@@ -138,7 +138,7 @@ class Person:
         rows += [row for row in self.some([*range(len(self.run.rows.paths))], 2) if row not in rows]
         answers = {row: Answer(row, name="abcde"[row % KINDS], by=by) for row in rows[1:]}
         answers |= {row: Answer(row, self.some(self.present())[0]) for row in rows[:1]}
-        self.take(lesson(self.run, [*answers.values()]))
+        self.take(taught_by(self.run, [*answers.values()]))
         self.say({row: one.name for row, one in answers.items() if one.name})
         self.lets_go([row for row, one in answers.items() if not one.name])
 
@@ -188,7 +188,7 @@ class Person:
 
 
 # Answers come twice as often.
-STEPS = ("name", "merge", "split", "move", "see", "junk", "teach", "teach", "recut", "update", "like")
+DEEDS = ("name", "merge", "split", "move", "see", "junk", "teach", "teach", "recut", "update", "like")
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -198,7 +198,7 @@ def test_what_a_person_says_holds(seed: int, tmp_path: Path) -> None:
     done: list[str] = []
     before: list[Person] = []
     for _ in range(12):
-        step = str(random.choice([*STEPS, "undo"]))
+        step = str(random.choice([*DEEDS, "undo"]))
         done.append(step)
         if step == "undo" and before:
             former = before.pop()

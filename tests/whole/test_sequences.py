@@ -31,11 +31,11 @@ LINES = [
     "export run --to folders --mode copy -o sorted --overwrite -q",
 ]
 # Where a command is killed: before the n-th call of a function that changes the disk; None: it is not.
-CHANGES = ["pathlib:Path.replace", "pathlib:Path.rename", "pathlib:Path.unlink", "os:fsync", "shutil:rmtree", "os:link"]
+CALLS = ["pathlib:Path.replace", "pathlib:Path.rename", "pathlib:Path.unlink", "os:fsync", "shutil:rmtree", "os:link"]
 KILLS = st.one_of(
     st.none(),
-    st.tuples(st.just("SIGKILL"), st.sampled_from(CHANGES), st.integers(1, 25)),
-    st.tuples(st.sampled_from(["SIGINT", "SIGTERM"]), st.sampled_from(CHANGES[::3]), st.integers(1, 25)),
+    st.tuples(st.just("SIGKILL"), st.sampled_from(CALLS), st.integers(1, 25)),
+    st.tuples(st.sampled_from(["SIGINT", "SIGTERM"]), st.sampled_from(CALLS[::3]), st.integers(1, 25)),
 )
 
 

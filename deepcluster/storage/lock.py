@@ -23,8 +23,7 @@ from deepcluster.storage.content import FILES
 from deepcluster.storage.files import changing
 
 FOLDERS = ("model", "checkpoints", "former")
-_CHECKPOINT = re.compile(r"checkpoints/\d{6}(\.json|(-\d{1,6})?\.safetensors)")
-_FORMER = re.compile(r"former/\d{6}\.safetensors")
+NUMBERED = re.compile(r"checkpoints/\d{6}(\.json|(-\d{1,6})?\.safetensors)|former/\d{6}\.safetensors")
 
 HIDDEN = ".deepcluster"
 LOCK = f"{HIDDEN}/lock"
@@ -57,24 +56,15 @@ class InUseError(DiskError):
 
 def is_known(name: str) -> bool:
     """Return whether a run writes a file of this name (relative to the run folder, with ``/``)."""
-    return name in FILES or any(pattern.fullmatch(name) for pattern in (_CHECKPOINT, _FORMER))
+    return name in FILES or NUMBERED.fullmatch(name) is not None
 
 
-def own_files(run: Path) -> list[str]:
-    """Return the names of the run's own files in a folder."""
+def own_files(run: Path, folder: str = "") -> list[str]:
+    """Return the names of the run's own files, or of those in one of its ``FOLDERS``."""
     folders = ["", *(f"{name}/" for name in FOLDERS if _kind(run / name) == stat.S_IFDIR)] if run.is_dir() else []
-    names = [folder + name for folder in folders for name in sorted(os.listdir(run / folder))]  # noqa: PTH208
-    return [name for name in names if is_known(name) and _kind(run / name) in (stat.S_IFREG, stat.S_IFLNK)]
-
-
-def checkpoint_files(run: Path) -> list[str]:
-    """Return the names of the checkpoints in a run folder."""
-    return [name for name in own_files(run) if _CHECKPOINT.fullmatch(name)]
-
-
-def former_files(run: Path) -> list[str]:
-    """Return the names of the earlier and later states of the clusters in a run folder."""
-    return [name for name in own_files(run) if _FORMER.fullmatch(name)]
+    names = [inside + name for inside in folders for name in sorted(os.listdir(run / inside))]  # noqa: PTH208
+    known = (name for name in names if is_known(name) and _kind(run / name) in (stat.S_IFREG, stat.S_IFLNK))
+    return [name for name in known if name.startswith(folder)]
 
 
 def _check_places(run: Path) -> None:
@@ -132,8 +122,8 @@ def hold(folder: Path, name: str) -> Iterator[None]:
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            where = f"{folder} lies on a file system without locks ({error.strerror})"
-            raise DiskError(f"{where}: put it on a local disk") from None
+            problem = f"{folder} lies on a file system without locks ({error.strerror})"
+            raise DiskError(f"{problem}: put it on a local disk") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
         file.flush()
