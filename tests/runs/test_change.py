@@ -18,7 +18,7 @@ from deepcluster.errors import UsageError
 from deepcluster.model import WORDS
 from deepcluster.runs.apply import apply, by_edits
 from deepcluster.runs.change import ChangeOf, by_history, preview, redo, undo
-from deepcluster.runs.page import shown_of
+from deepcluster.runs.page import tree_of
 from deepcluster.runs.recut import by_number, recut
 from deepcluster.runs.run import read_run
 from deepcluster.runs.teach import Answer, taught_by, teach
@@ -197,7 +197,7 @@ def test_answers_that_move_no_image_leave_the_tree_of_their_centroids(undrawn: P
     after = read_run(open_run(undrawn))
     assert after.placement.cluster.equal(before.placement.cluster)
     assert not after.model.cut.centroids.equal(before.model.cut.centroids)
-    assert [[*pair] for pair in shown_of(after).tree.merges] == open_run(undrawn).read_json("tree.json")["merges"]
+    assert [[*pair] for pair in tree_of(after).merges] == open_run(undrawn).read_json("tree.json")["merges"]
 
 
 def test_an_update_counts_in_the_tree(undrawn: Path) -> None:
