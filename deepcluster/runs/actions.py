@@ -8,7 +8,7 @@ and ``order``, ``facts`` and ``alike`` take ``rows``.
 
 import os
 import re
-import webbrowser
+import webbrowser  # noqa: TID251 (the button *Open folder*)
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace

@@ -33,7 +33,6 @@ from deepcluster.images.store import read_once, square
 from deepcluster.texts import one_line
 from tests.helpers import image_files
 from tests.helpers.image_files import BLUE, GREEN, RED, WHITE, png
-from tests.helpers.tiny import hand_run
 
 
 def stored(image: Image.Image, kind: str, **options: object) -> io.BytesIO:
