@@ -358,7 +358,7 @@ def test_view_of_an_image_does_not_depend_on_the_others(monkeypatch):
     assert torch.equal(first[:3], second[:3]) and first.is_contiguous(memory_format=torch.channels_last)
     same = random_views(images[:1].expand(16, -1, -1, -1), 24, how, random())
     assert len(torch.unique(same.flatten(1), dim=0)) == 16  # everyone has its own
-    monkeypatch.setattr(augment, "PART", 4 * images.shape[-1] ** 2)  # made in parts
+    monkeypatch.setattr(augment, "PIXELS_AT_ONCE", 4 * images.shape[-1] ** 2)  # made in parts
     again, other = random_views(images, 20, how, random()), random_views(images, 20, how, random(1))
     assert torch.equal(again, first) and not torch.equal(other, first)
 
