@@ -12,8 +12,8 @@ from deepcluster.images import decode as decoding
 from deepcluster.images import find, raw, source
 from deepcluster.images.decode import Undecodable, decode, sides
 from deepcluster.images.store import read_once
-from tests.helpers.tiny import hand_run
 from tests.helpers.image_files import PREVIEW, dng
+from tests.helpers.tiny import hand_run
 
 needs_rawpy = pytest.mark.skipif(not raw.reads_raw(), reason="needs rawpy, of the extra [raw]")
 
