@@ -1,6 +1,6 @@
 """A signal is heard at any place: in decoding, indexing, loading and writing, and before the imports.
 
-Signals inside whole commands: whole/test_durability.py (fit), whole/test_sequences.py (all commands).
+Signals inside whole commands: whole/test_kills.py (fit), whole/test_sequences.py (all commands).
 """
 
 import os
