@@ -124,6 +124,7 @@ def now(run: Path) -> list[dict[str, str]]:
 def rename(page: Any, name: str) -> None:
     """Type a name for the next cluster."""
     press(page, "j", "n")
+    page.locator(".title:focus").wait_for()
     page.keyboard.insert_text(name)
     page.keyboard.press("Enter")
 
@@ -451,12 +452,14 @@ def test_an_edit_is_one_request_and_what_was_typed_stays_if_it_is_refused(copied
 def test_when_the_server_is_gone_the_page_says_how_to_start_it(copied: Path, browser: Any) -> None:
     with opened(browser, serving(copied), originals=2, refused=1) as page:
         page.route("**/apply", lambda route: route.abort("connectionrefused"))
-        rename(page, NAME)
+        title = page.locator("#cluster-0 .title")
+        title.fill(NAME)
+        title.press("Enter")
         told = page.locator("#told")
         told.get_by_text("The server does not answer").wait_for()
         assert "deepcluster report run --serve --open" in told.inner_text()
         page.unroute("**/apply")  # it was asleep
-        page.keyboard.press("Enter")
+        title.press("Enter")
         told.get_by_text("Cluster 0 is now").wait_for()
         assert name_of(page, 0) == NAME
 
