@@ -462,7 +462,7 @@ def test_a_row_between_two_by_hand():
 @pytest.mark.parametrize("curve", graph.CURVES)
 def test_rows_move_along_the_gradient_of_their_similarity(monkeypatch, curve):
     """One step without pushes: two tied rows and one that stays, by torch's gradient of w log(1 / (1 + a d^2b))."""
-    monkeypatch.setattr(graph, "STEPS", 1)
+    monkeypatch.setattr(graph, "ITERATIONS", 1)
     monkeypatch.setattr(graph, "PUSH", 0)
     a, b = curve
     places = torch.tensor([[0.0, 0], [1.5, 0.5], [4, 4]], requires_grad=True)
